@@ -1,0 +1,39 @@
+.DEFAULT_GOAL := help
+.PHONY: help setup demo up test lint format lock clean
+ORDERS ?= 1000
+
+help: ## Show the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## Create .venv from the lock file and install RabbitMQ where it is missing
+	@scripts/setup
+
+demo: setup ## Run 1000 orders through the saga and check the books (ORDERS=n, ARGS='--seed 7')
+	@.venv/bin/saga demo --orders $(ORDERS) $(ARGS)
+
+up: setup ## Start everything on this machine until Ctrl-C (ARGS passes options)
+	@.venv/bin/saga up $(ARGS)
+
+test: ## Run the tests against a private RabbitMQ node (ARGS='-k name' selects)
+	@scripts/setup --own-broker
+	@.venv/bin/pytest $(ARGS)
+
+lint: ## Check style, types and the layers between packages
+	@scripts/setup --no-broker
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+
+format: ## Format the code and fix what can be fixed safely
+	@scripts/setup --no-broker
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+lock: ## Pin the dependencies anew (needs uv; ARGS='--upgrade' takes newer versions)
+	@scripts/lock $(ARGS)
+
+clean: ## Remove the environment, caches and what runs left behind
+	rm -rf .venv build dist *.egg-info data .runtime .pytest_cache .mypy_cache .ruff_cache \
+		.import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
