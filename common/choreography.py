@@ -1,0 +1,204 @@
+"""The choreography as data, read from the reactions' type signatures.
+
+A reaction is a pure function. Its first parameter's annotation says what is consumed; its return
+annotation, what may be published; nothing else declares a route:
+
+    def reserve(
+        event: OrderPlaced, reservation: Reservation, shelf: Mapping[str, StockItem]
+    ) -> StockReserved | StockRejected | None: ...
+
+Further parameters are the participant's states, given as they are at that moment, and `now`, the
+time. A state is looked up by the message's subject; a mapping of states holds those that
+`State.keys` names for the message. None or an empty tuple means: nothing happens.
+"""
+
+from __future__ import annotations
+
+import inspect
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from typing import Any, Self
+
+from common.message import Answer, Command, Event, Intent, Message
+
+
+class ChoreographyError(TypeError):
+    """A participant whose signatures do not make a choreography. Names the function."""
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Base of a participant's states: immutable, blank at first, the fold of its own events.
+
+    `key` is what the state is about; `sequence` counts the participant's events about it.
+    """
+
+    key: str
+    sequence: int = 0
+
+    @classmethod
+    def keys(cls, message: Message, own: State) -> Iterable[str]:
+        """The keys of the states of this kind that `message` concerns.
+
+        `own` is the state of the message's own subject, as a reaction would get it. By default
+        only that one is concerned.
+        """
+        return (message.subject,) if isinstance(own, cls) else ()
+
+    def evolve(self, message: Event | Intent, at: datetime) -> Self:
+        """The state after one of the participant's own events (or intents), which came about
+        at `at`. Never raises; a message that changes nothing returns self."""
+        return self
+
+
+@dataclass(frozen=True)
+class Reaction:
+    """One reaction, as its signature tells it."""
+
+    function: Callable[..., Any]
+    consumes: type[Event | Command | Answer]
+    returns: tuple[type[Event | Intent], ...]
+    parameters: tuple[tuple[str, type[State] | type[datetime], bool], ...]
+    """Name, type, and whether a mapping of them is asked for."""
+
+    @property
+    def name(self) -> str:
+        return self.function.__name__
+
+    @cached_property
+    def own(self) -> type[State]:
+        """The state that numbers what the reaction publishes: its first."""
+        for _, kind, many in self.parameters:
+            if issubclass(kind, State) and not many:
+                return kind
+        raise ChoreographyError(f"{self.name} takes no state to number its events by")
+
+    @property
+    def publishes(self) -> tuple[type[Event], ...]:
+        return tuple(kind for kind in self.returns if issubclass(kind, Event))
+
+    @property
+    def intends(self) -> tuple[type[Intent], ...]:
+        return tuple(kind for kind in self.returns if issubclass(kind, Intent))
+
+    @classmethod
+    def of(cls, function: Callable[..., Any]) -> Reaction:
+        """Read a reaction from its signature; `ChoreographyError` says what it lacks."""
+        where = f"{function.__module__}.{function.__qualname__}"
+        try:
+            hints = typing.get_type_hints(function)
+        except NameError as error:
+            raise ChoreographyError(f"{where}: {error}") from error
+        names = list(inspect.signature(function).parameters)
+        if "return" not in hints or not names or any(name not in hints for name in names):
+            raise ChoreographyError(f"{where}: annotate every parameter and the return type")
+        consumes = hints[names[0]]
+        if not (isinstance(consumes, type) and issubclass(consumes, Event | Command | Answer)):
+            raise ChoreographyError(
+                f"{where}: the first parameter must be an event, a command or an answer, "
+                f"not {consumes}"
+            )
+        returns = tuple(dict.fromkeys(_flatten(hints["return"])))
+        for kind in returns:
+            if not (isinstance(kind, type) and issubclass(kind, Event | Intent)):
+                raise ChoreographyError(f"{where}: may return events and intents, not {kind}")
+        parameters = tuple((name, *_state(where, name, hints[name])) for name in names[1:])
+        reaction = cls(function, consumes, returns, parameters)
+        _ = reaction.own
+        return reaction
+
+
+def _flatten(annotation: Any) -> Iterable[Any]:
+    """The message types in a return annotation: None, a type, a union, a tuple of those."""
+    origin = typing.get_origin(annotation)
+    if origin in (typing.Union, types.UnionType, tuple):
+        for part in typing.get_args(annotation):
+            if part is not Ellipsis:
+                yield from _flatten(part)
+    elif annotation is not types.NoneType:
+        yield annotation
+
+
+def _state(where: str, name: str, annotation: Any) -> tuple[Any, bool]:
+    if annotation is datetime:
+        return datetime, False
+    many = typing.get_origin(annotation) is Mapping
+    kind = typing.get_args(annotation)[1] if many else annotation
+    if isinstance(kind, type) and issubclass(kind, State):
+        return kind, many
+    raise ChoreographyError(
+        f"{where}: parameter {name} must be a State, a Mapping[str, State] or a datetime"
+    )
+
+
+class Participant:
+    """One service's part in the choreography: its name and its reactions."""
+
+    def __init__(self, name: str, *functions: Callable[..., Any]) -> None:
+        self.name = name
+        self.reactions = tuple(Reaction.of(function) for function in functions)
+        self.by_message: dict[type[Message], Reaction] = {}
+        for reaction in self.reactions:
+            if reaction.consumes in self.by_message:
+                raise ChoreographyError(
+                    f"{name}: both {self.by_message[reaction.consumes].name} and {reaction.name} "
+                    f"take {reaction.consumes.__name__}; a participant reacts once to a message"
+                )
+            self.by_message[reaction.consumes] = reaction
+
+    @cached_property
+    def states(self) -> tuple[type[State], ...]:
+        """Every kind of state the reactions take."""
+        return tuple(
+            dict.fromkeys(
+                kind
+                for reaction in self.reactions
+                for _, kind, _ in reaction.parameters
+                if issubclass(kind, State)
+            )
+        )
+
+    @cached_property
+    def consumes(self) -> tuple[type[Event], ...]:
+        """The events the participant reacts to."""
+        return tuple(r.consumes for r in self.reactions if issubclass(r.consumes, Event))
+
+    @cached_property
+    def publishes(self) -> tuple[type[Event], ...]:
+        """The events the participant may publish."""
+        return tuple(dict.fromkeys(kind for r in self.reactions for kind in r.publishes))
+
+    @cached_property
+    def intake(self) -> tuple[type[Command], ...]:
+        """The commands the participant takes over the broker."""
+        return tuple(
+            r.consumes
+            for r in self.reactions
+            if issubclass(r.consumes, Command) and r.consumes.intake
+        )
+
+
+class Choreography:
+    """All participants together."""
+
+    def __init__(self, participants: Iterable[Participant]) -> None:
+        self.participants = tuple(sorted(participants, key=lambda p: p.name))
+        names = [p.name for p in self.participants]
+        if duplicates := {name for name in names if names.count(name) > 1}:
+            raise ChoreographyError(f"two participants are called {', '.join(sorted(duplicates))}")
+
+    @cached_property
+    def events(self) -> tuple[type[Event], ...]:
+        """Every event anybody publishes or reacts to, by type."""
+        kinds = {kind for p in self.participants for kind in (*p.consumes, *p.publishes)}
+        return tuple(sorted(kinds, key=lambda kind: kind.type))
+
+    def reacting_to(self, event_type: str) -> tuple[Participant, ...]:
+        """The participants that consume events of this type."""
+        return tuple(
+            p for p in self.participants if any(kind.type == event_type for kind in p.consumes)
+        )

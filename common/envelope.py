@@ -1,0 +1,193 @@
+"""CloudEvents 1.0 in JSON structured mode: the one envelope around every event and command.
+
+https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/formats/json-format.md
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Annotated, Any, Generic, Literal, TypeVar
+from uuid import UUID, uuid5
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, PlainSerializer, ValidationError
+from pydantic_core import from_json
+
+from common.message import Command, Event, Message, Priority
+
+CONTENT_TYPE = "application/cloudevents+json"
+BODY_MAX_BYTES = 262_144
+
+_ID_NAMESPACE = UUID("6ba7b812-9dad-11d1-80b4-00c04fd430c8")
+TRACEPARENT_PATTERN = r"^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$"
+
+M = TypeVar("M", bound=Message, covariant=True)
+Text = Annotated[str, Field(min_length=1, max_length=255)]
+
+
+def _rfc3339(moment: datetime) -> str:
+    return moment.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+class Undecodable(ValueError):
+    """A body that is not a message this reader knows. `reason` is a short, bounded label."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+class Envelope(BaseModel, Generic[M]):
+    """One message with its identity, its cause and its place in its sender's sequence.
+
+    `sequence` numbers the events one participant published about one subject, from 1; commands
+    have none. `traceparent` is W3C Trace Context.
+    """
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
+
+    specversion: Literal["1.0"] = "1.0"
+    id: Text
+    source: Text
+    type: Text
+    subject: Text
+    time: Annotated[AwareDatetime, PlainSerializer(_rfc3339, when_used="json")]
+    datacontenttype: Literal["application/json"] = "application/json"
+    dataschema: Text
+    correlationid: Text
+    causationid: Text | None = None
+    priority: Priority = Priority.NORMAL
+    sequence: Annotated[int, Field(ge=1)] | None = None
+    traceparent: Annotated[str, Field(pattern=TRACEPARENT_PATTERN)] | None = None
+    data: M
+
+    def to_bytes(self) -> bytes:
+        """The JSON document that travels."""
+        return self.model_dump_json(exclude_none=True).encode()
+
+    @property
+    def routing_key(self) -> str:
+        """`<type>.<priority>`."""
+        return f"{self.type}.{self.priority}"
+
+
+def schema_uri(message: type[Event | Command]) -> str:
+    """The `dataschema` of a message type: names type and version."""
+    return f"urn:order-saga:{message.type}:{message.version}"
+
+
+def derived_id(cause: str, step: str) -> str:
+    """The id of what `step` publishes because of `cause`: the same each time it is done again."""
+    return str(uuid5(_ID_NAMESPACE, f"{cause}/{step}"))
+
+
+def source_of(participant: str) -> str:
+    """The CloudEvents `source` of a participant."""
+    return f"/services/{participant}"
+
+
+def trace_of(subject: str, span: str) -> str:
+    """A `traceparent` for a saga nobody is tracing yet: one trace id per subject."""
+    return f"00-{derived_id(subject, 'trace').replace('-', '')}-{derived_id(span, 'span')[-12:]:0>16}-01"
+
+
+def wrap(
+    message: Event | Command,
+    *,
+    id: str,
+    source: str,
+    time: datetime,
+    priority: Priority,
+    causation: str | None = None,
+    sequence: int | None = None,
+    traceparent: str | None = None,
+) -> Envelope[Any]:
+    """An envelope for `message`. The saga's correlation id is its subject's."""
+    return Envelope[Any].model_construct(
+        id=id,
+        source=source,
+        type=message.type,
+        subject=message.subject,
+        time=time,
+        dataschema=schema_uri(type(message)),
+        correlationid=message.subject,
+        causationid=causation,
+        priority=priority,
+        sequence=sequence,
+        traceparent=traceparent or trace_of(message.subject, id),
+        data=message,
+    )
+
+
+class Decoder:
+    """Reads bodies of the given message types, in any version ever published of them."""
+
+    def __init__(self, types: Iterable[type[Event | Command]]) -> None:
+        self._models: dict[str, type[Envelope[Any]]] = {}
+        known = {message.type for message in types}
+        for message in (*_all_below(Event), *_all_below(Command)):
+            if getattr(message, "type", None) in known:
+                self._models[schema_uri(message)] = Envelope[message]  # type: ignore[valid-type]  # built at run time
+        self._types = known
+
+    def decode(self, body: bytes) -> Envelope[Any]:
+        """The message in `body`, upcast to its newest version.
+
+        Raises `Undecodable`, which says what is wrong with it.
+        """
+        if len(body) > BODY_MAX_BYTES:
+            raise Undecodable(
+                "too_large", f"the body has {len(body)} bytes; the limit is {BODY_MAX_BYTES}"
+            )
+        try:
+            document = from_json(body)
+        except ValueError as error:
+            raise Undecodable("malformed", f"the body is not JSON: {error}") from error
+        if not isinstance(document, dict):
+            raise Undecodable("malformed", "the body is JSON, but not an object")
+        if document.get("specversion") != "1.0":
+            raise Undecodable("malformed", "the body is not a CloudEvents 1.0 document")
+        type_, schema = document.get("type"), document.get("dataschema")
+        if type_ not in self._types:
+            raise Undecodable("unknown_type", f"no reaction here takes messages of type {type_!r}")
+        model = self._models.get(schema) if isinstance(schema, str) else None
+        if model is None or model.model_fields["data"].annotation.type != type_:  # type: ignore[union-attr]  # a message class by construction
+            raise Undecodable(
+                "unknown_version",
+                f"dataschema {schema!r} is no known version of {type_}; upgrade this service, "
+                f"then replay the message",
+            )
+        try:
+            envelope = model.model_validate_json(body)
+        except ValidationError as error:
+            raise Undecodable("invalid", _explain(error)) from error
+        if envelope.subject != envelope.data.subject:
+            raise Undecodable(
+                "invalid",
+                f"subject {envelope.subject!r} does not match the data's {envelope.data.subject!r}",
+            )
+        return _newest(envelope)
+
+
+def _newest(envelope: Envelope[Any]) -> Envelope[Any]:
+    while (
+        isinstance(envelope.data, Event) and (upcast := envelope.data.upcast()) is not envelope.data
+    ):
+        envelope = envelope.model_copy(
+            update={"data": upcast, "dataschema": schema_uri(type(upcast))}
+        )
+    return envelope
+
+
+def _explain(error: ValidationError) -> str:
+    """Where and why, without the rejected values, which may be long or private."""
+    return "; ".join(
+        f"{'.'.join(map(str, problem['loc'])) or 'document'}: {problem['msg']}"
+        for problem in error.errors(include_url=False, include_input=False)[:5]
+    )
+
+
+def _all_below(base: Any) -> Iterable[Any]:
+    for child in base.__subclasses__():
+        yield child
+        yield from _all_below(child)

@@ -1,0 +1,228 @@
+"""The published language: every event of the saga, once, and the one command that travels.
+
+Money is integer cents, quantities are integers, times are UTC. The limits below bound what one
+message may hold; they are part of the contract.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, ClassVar, Literal, Self
+from uuid import UUID, uuid5
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
+
+from common.message import Command, Event, Priority
+
+_ORDERS = UUID("8a1c9a38-6a6e-5f0b-9d53-0f3c4d2f6b11")
+
+LINES_MAX = 100
+QUANTITY_MAX = 10_000
+STOCK_QUANTITY_MAX = 1_000_000_000
+UNIT_PRICE_MAX_CENTS = 100_000_000
+TIME_LIMIT_MAX_SECONDS = 7 * 24 * 3600
+
+Sku = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Customer = Annotated[str, Field(min_length=1, max_length=128)]
+Quantity = Annotated[int, Field(ge=1, le=QUANTITY_MAX)]
+UnitPriceCents = Annotated[int, Field(ge=1, le=UNIT_PRICE_MAX_CENTS)]
+AmountCents = Annotated[int, Field(ge=1, le=LINES_MAX * QUANTITY_MAX * UNIT_PRICE_MAX_CENTS)]
+Currency = Literal["CHF", "EUR", "GBP", "JPY", "SEK", "USD"]
+Lines = Annotated[tuple["OrderLine", ...], Field(min_length=1, max_length=LINES_MAX)]
+
+
+class RejectionReason(StrEnum):
+    """Why inventory holds nothing for an order."""
+
+    OUT_OF_STOCK = "out_of_stock"
+    UNKNOWN_SKU = "unknown_sku"
+    PRICE_MISMATCH = "price_mismatch"
+
+
+class DeclineReason(StrEnum):
+    """Why the payment provider took no money."""
+
+    INSUFFICIENT_FUNDS = "insufficient_funds"
+    CARD_DECLINED = "card_declined"
+
+
+class CancellationReason(StrEnum):
+    """Why an order ended without being confirmed."""
+
+    OUT_OF_STOCK = "out_of_stock"
+    UNKNOWN_SKU = "unknown_sku"
+    PRICE_MISMATCH = "price_mismatch"
+    PAYMENT_DECLINED = "payment_declined"
+    CUSTOMER_REQUEST = "customer_request"
+    DEADLINE_EXCEEDED = "deadline_exceeded"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
+
+
+class HeldLine(_Part):
+    """Units of one SKU held for an order."""
+
+    sku: Sku
+    quantity: Quantity
+
+
+class OrderLine(HeldLine):
+    """Units of one SKU a customer asks for, at the price they were shown."""
+
+    unit_price_cents: UnitPriceCents
+
+
+def order_id_of(idempotency_key: str) -> UUID:
+    """The id of the order placed under this key: the same however often it is placed."""
+    return uuid5(_ORDERS, idempotency_key)
+
+
+def total_of(lines: tuple[OrderLine, ...]) -> int:
+    """The sum of the lines, in cents."""
+    return sum(line.quantity * line.unit_price_cents for line in lines)
+
+
+class PlaceOrder(Command):
+    """Place this order. The envelope's id is the idempotency key."""
+
+    type: ClassVar[str] = "order.place"
+    intake: ClassVar[bool] = True
+
+    order_id: UUID
+    customer: Customer
+    currency: Currency
+    lines: Lines
+    priority: Priority = Priority.NORMAL
+    time_limit_seconds: int = Field(default=300, ge=1, le=TIME_LIMIT_MAX_SECONDS)
+
+    @property
+    def subject(self) -> str:
+        return str(self.order_id)
+
+
+class OrderEvent(Event):
+    """An event in the life of one order."""
+
+    order_id: UUID
+
+    @property
+    def subject(self) -> str:
+        return str(self.order_id)
+
+
+class OrderPlaced(OrderEvent):
+    """A customer wants these lines, at these prices, before the deadline."""
+
+    type: ClassVar[str] = "order.placed"
+
+    customer: Customer
+    currency: Currency
+    lines: Lines
+    total_cents: AmountCents
+    priority: Priority
+    deadline: AwareDatetime
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> Self:
+        if self.total_cents != total_of(self.lines):
+            raise ValueError(
+                f"total_cents is {self.total_cents}, but the lines add up to {total_of(self.lines)}"
+            )
+        return self
+
+
+class OrderConfirmed(OrderEvent):
+    """The order is paid and its stock is held. Terminal."""
+
+    type: ClassVar[str] = "order.confirmed"
+
+    customer: Customer
+    currency: Currency
+    total_cents: AmountCents
+
+
+class OrderCancelled(OrderEvent):
+    """The order will not happen. Terminal; the one trigger of every compensation."""
+
+    type: ClassVar[str] = "order.cancelled"
+
+    customer: Customer
+    reason: CancellationReason
+
+
+class StockReserved(OrderEvent):
+    """Every line is known, priced right and held. Carries what payment needs."""
+
+    type: ClassVar[str] = "stock.reserved"
+
+    customer: Customer
+    currency: Currency
+    total_cents: AmountCents
+    lines: Annotated[tuple[HeldLine, ...], Field(min_length=1, max_length=LINES_MAX)]
+
+
+class StockRejected(OrderEvent):
+    """Nothing is held for the order, because of this SKU."""
+
+    type: ClassVar[str] = "stock.rejected"
+
+    reason: RejectionReason
+    sku: Sku
+
+
+class StockReleased(OrderEvent):
+    """Nothing is held for the order any more; `lines` is what was, empty if nothing."""
+
+    type: ClassVar[str] = "stock.released"
+
+    lines: Annotated[tuple[HeldLine, ...], Field(max_length=LINES_MAX)]
+
+
+class PaymentCharged(OrderEvent):
+    """The customer paid, once. `reference` is the provider's."""
+
+    type: ClassVar[str] = "payment.charged"
+
+    currency: Currency
+    amount_cents: AmountCents
+    reference: str
+
+
+class PaymentDeclined(OrderEvent):
+    """The provider took no money and never will for this order."""
+
+    type: ClassVar[str] = "payment.declined"
+
+    reason: DeclineReason
+
+
+class PaymentRefunded(OrderEvent):
+    """What was charged has been given back in full."""
+
+    type: ClassVar[str] = "payment.refunded"
+
+    currency: Currency
+    amount_cents: AmountCents
+
+
+class PaymentVoided(OrderEvent):
+    """Nothing was charged for the order and nothing will be."""
+
+    type: ClassVar[str] = "payment.voided"
+
+
+class StockAdded(Event):
+    """Units were put on the shelf, and this is the SKU's price from now on."""
+
+    type: ClassVar[str] = "stock.added"
+
+    sku: Sku
+    quantity: Annotated[int, Field(ge=0, le=STOCK_QUANTITY_MAX)]
+    unit_price_cents: UnitPriceCents
+    currency: Currency
+
+    @property
+    def subject(self) -> str:
+        return self.sku

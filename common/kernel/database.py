@@ -1,0 +1,144 @@
+"""A service's database: short transactions, run one after the other."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, Engine
+
+T = TypeVar("T")
+
+BUSY_TIMEOUT_SECONDS = 10
+
+
+class DatabaseError(Exception):
+    """The database cannot be opened. The message names it and the way out."""
+
+
+class Database(Protocol):
+    """What the kernel needs of a database. Safe to call from many tasks at once."""
+
+    async def transaction(self, work: Callable[[Connection], T]) -> T:
+        """Run `work` in a transaction; committed durably when this returns, else rolled back."""
+        ...
+
+    async def read(self, query: Callable[[Connection], T]) -> T:
+        """Run `query` on committed data, without waiting for transactions."""
+        ...
+
+    def is_away(self, error: BaseException) -> bool:
+        """Whether `error` says that the database is out of reach or busy, not that the data is
+        wrong: then the same transaction may succeed later."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+def sqlite_engine(url: str) -> Engine:
+    """A SQLAlchemy engine for a SQLite file: WAL, synchronous=FULL, transactions that take the
+    write lock at once. Several processes may open the same file."""
+    engine = sa.create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_SECONDS})
+
+    @sa.event.listens_for(engine, "connect")
+    def configure(connection: Any, _: Any) -> None:
+        connection.isolation_level = None  # SQLAlchemy begins; the driver must not do it later.
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")
+
+    @sa.event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        connection.exec_driver_sql(
+            "BEGIN" if connection.get_execution_options().get("reads") else "BEGIN IMMEDIATE"
+        )
+
+    return engine
+
+
+class SqliteDatabase:
+    """One SQLite file, owned by one process, which a lock beside the file makes sure of.
+
+    Transactions run in a thread of their own, so that a commit's fsync does not stop the event
+    loop; reads run in another.
+    """
+
+    def __init__(self, url: str, metadata: sa.MetaData) -> None:
+        path = sa.engine.make_url(url).database
+        if not path or path == ":memory:":
+            raise DatabaseError(
+                f"DATABASE_URL {url!r} names no file; use sqlite:///path/to/file.db"
+            )
+        self._lock = _lock(Path(path))
+        self._engine = sqlite_engine(url)
+        try:
+            metadata.create_all(self._engine)
+        except sa.exc.DBAPIError as error:
+            os.close(self._lock)
+            raise DatabaseError(f"cannot open the database {path}: {error.orig}") from error
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="database-writer")
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="database-reader")
+
+    async def transaction(self, work: Callable[[Connection], T]) -> T:
+        def run() -> T:
+            with self._engine.begin() as connection:
+                return work(connection)
+
+        return await asyncio.get_running_loop().run_in_executor(self._writer, run)
+
+    async def read(self, query: Callable[[Connection], T]) -> T:
+        def run() -> T:
+            with self._engine.connect().execution_options(reads=True) as connection:
+                return query(connection)
+
+        return await asyncio.get_running_loop().run_in_executor(self._reader, run)
+
+    def is_away(self, error: BaseException) -> bool:
+        # Locked, disk full, I/O error, file gone; data errors are other classes.
+        return isinstance(error, sa.exc.OperationalError)
+
+    async def close(self) -> None:
+        self._writer.shutdown()
+        self._reader.shutdown()
+        self._engine.dispose()
+        os.close(self._lock)
+
+
+def open_database(url: str, metadata: sa.MetaData) -> Database:
+    """Open the database at `url` and create what it lacks. Raises `DatabaseError`."""
+    try:
+        backend = sa.engine.make_url(url).get_backend_name()
+    except sa.exc.ArgumentError as error:
+        raise DatabaseError(f"DATABASE_URL {url!r} is no database URL: {error}") from error
+    if backend != "sqlite":
+        raise DatabaseError(
+            f"DATABASE_URL names the database {backend!r}; this version stores in sqlite:///FILE"
+        )
+    return SqliteDatabase(url, metadata)
+
+
+def _lock(path: Path) -> int:
+    """Take the lock that says: this process owns the file. Held until closed or the process ends."""
+    lock_path = path.with_name(path.name + ".lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise DatabaseError(
+            f"cannot write in the data folder {path.parent}: {error.strerror}; "
+            f"make it writable, or name another in DATA_DIR or DATABASE_URL"
+        ) from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        raise DatabaseError(
+            f"the database {path} is in use by another process; stop that one first, "
+            f"or name another file in DATABASE_URL"
+        ) from error
+    return descriptor

@@ -1,0 +1,378 @@
+"""Group commit: the messages in flight share one transaction.
+
+A group takes what is waiting, urgent messages first. It checks the inbox with one statement, loads
+states with one statement per table, runs the pure reactions one after the other over them, and
+writes with one statement per table. A lone message does not wait for company.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import defaultdict, deque
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import uuid4
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from common import telemetry
+from common.choreography import Participant, State
+from common.envelope import Envelope, source_of, wrap
+from common.kernel.database import Database
+from common.kernel.outbox import Outbox, Outgoing
+from common.kernel.step import Decision, NoReaction, StateId, react, reaction_to
+from common.kernel.tables import Clock, Tables, VersionConflict, utc_now
+from common.message import Answer, Command, Intent, Message, Priority
+
+log = logging.getLogger(__name__)
+
+GROUP_MAX = 128
+"""Messages in one transaction."""
+NORMAL_SHARE = 10
+"""One message in so many is a normal one, however many urgent ones wait."""
+ASKING_MAX = 256
+"""Intents being asked at once."""
+FORGET_SECONDS = 0.2
+"""How long a confirmed outbox row may wait for a group to be removed with."""
+BACKOFF_MIN_SECONDS, BACKOFF_MAX_SECONDS = 0.1, 5.0
+
+Ask = Callable[[Any], Awaitable[Answer]]
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """Committed: `events` will be published, `own` is the new state of the message's subject.
+
+    No events: the message changed nothing.
+    """
+
+    events: tuple[Envelope[Any], ...]
+    own: State
+
+
+@dataclass(frozen=True, slots=True)
+class Duplicate:
+    """Done already, some time before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """Nothing of it was kept, because of `error`; trying again at once would fail again."""
+
+    error: Exception
+
+
+Outcome = Done | Duplicate | Failed
+
+
+@dataclass(slots=True, eq=False)
+class _Work:
+    """A message on its way through; `message` is the answer once an intent has been asked."""
+
+    envelope: Envelope[Any]
+    message: Message
+    resolved: asyncio.Future[Outcome]
+    taken_at: float = field(default_factory=time.monotonic)
+
+
+_Result = Decision | Duplicate | Failed
+
+
+class Kernel:
+    """Turns messages into committed decisions, each once.
+
+    Belongs to one event loop. `handle` may be called from many tasks; `run` by one.
+    """
+
+    def __init__(
+        self,
+        participant: Participant,
+        database: Database,
+        tables: Tables,
+        outbox: Outbox,
+        ask: Mapping[type[Intent], Ask] | None = None,
+        *,
+        on_commit: Callable[[Decision], None] | None = None,
+        clock: Clock = utc_now,
+        group_max: int = GROUP_MAX,
+    ) -> None:
+        self._participant = participant
+        self._database = database
+        self._tables = tables
+        self._outbox = outbox
+        self._ask = dict(ask or {})
+        self._on_commit = on_commit
+        self._clock = clock
+        self._group_max = group_max
+        self._metrics = telemetry.KernelMetrics(participant.name)
+        self._lanes: dict[Priority, deque[_Work]] = {p: deque() for p in Priority}
+        self._wake = asyncio.Event()
+        self._asking = asyncio.Semaphore(ASKING_MAX)
+        self._asks: set[asyncio.Task[None]] = set()
+        self._unresolved = 0
+
+    @property
+    def idle(self) -> bool:
+        """Whether no message is waiting, being decided or being asked about."""
+        return self._unresolved == 0
+
+    async def handle(self, envelope: Envelope[Any]) -> Outcome:
+        """Decide on a message and commit the decision.
+
+        Returns when it is durable, or known to have been before, or refused. Waits as long as the
+        database is away. When cancelled, the message may be committed or not.
+        """
+        work = _Work(envelope, envelope.data, asyncio.get_running_loop().create_future())
+        self._unresolved += 1
+        try:
+            self._lanes[envelope.priority].append(work)
+            self._wake.set()
+            outcome = await work.resolved
+        finally:
+            self._unresolved -= 1
+        self._metrics.handled(envelope.type, outcome, time.monotonic() - work.taken_at)
+        return outcome
+
+    async def give(
+        self,
+        command: Command,
+        *,
+        id: str | None = None,
+        priority: Priority = Priority.NORMAL,
+        traceparent: str | None = None,
+    ) -> Done | Duplicate:
+        """Carry out a command given in process; returns when that is durable.
+
+        It is carried out once per `id`. Raises what its reaction raises.
+        """
+        envelope = wrap(
+            command,
+            id=id or str(uuid4()),
+            source=source_of(self._participant.name),
+            time=self._clock(),
+            priority=priority,
+            traceparent=traceparent,
+        )
+        outcome = await self.handle(envelope)
+        if isinstance(outcome, Failed):
+            raise outcome.error
+        return outcome
+
+    async def run(self) -> None:
+        """Commit groups until cancelled; drain first, or the last group may be cut short."""
+        while True:
+            group = self._take()
+            if not group:
+                self._wake.clear()
+                if await self._woken():
+                    continue
+            confirmed = self._outbox.take_confirmed()
+            if group or confirmed:
+                try:
+                    await self._commit(group, confirmed)
+                except BaseException:
+                    self._outbox.give_back(confirmed)
+                    raise
+
+    async def _woken(self) -> bool:
+        """Wait for work; False when instead it is time to forget what was confirmed."""
+        try:
+            await asyncio.wait_for(
+                self._wake.wait(), FORGET_SECONDS if not self._outbox.idle else None
+            )
+        except TimeoutError:
+            return False
+        return True
+
+    def _take(self) -> list[_Work]:
+        """The next group: urgent first, yet a share of it normal; work nobody awaits is left."""
+        high, normal = self._lanes[Priority.HIGH], self._lanes[Priority.NORMAL]
+        for_normal = min(len(normal), -(-self._group_max // NORMAL_SHARE))
+        for_high = min(len(high), self._group_max - for_normal)
+        for_normal = min(len(normal), self._group_max - for_high)
+        taken = [high.popleft() for _ in range(for_high)]
+        taken += [normal.popleft() for _ in range(for_normal)]
+        return [work for work in taken if not work.resolved.done()]
+
+    async def _commit(self, group: Sequence[_Work], confirmed: Sequence[str]) -> None:
+        """Commit the group, however long the database is away; split it if its data is refused."""
+        backoff_seconds = BACKOFF_MIN_SECONDS
+        while True:
+            started = time.monotonic()
+            try:
+                results, outgoing = await self._database.transaction(
+                    lambda connection: self._decide(connection, group, confirmed)
+                )
+            except VersionConflict:
+                self._metrics.conflicts.inc()
+                await asyncio.sleep(0)
+            except Exception as error:
+                if self._database.is_away(error):
+                    log.warning(
+                        "the database is away, trying again in %.1f s: %s", backoff_seconds, error
+                    )
+                    self._metrics.paused_seconds.inc(backoff_seconds)
+                    await asyncio.sleep(backoff_seconds)
+                    backoff_seconds = min(backoff_seconds * 2, BACKOFF_MAX_SECONDS)
+                elif len(group) > 1:
+                    for number, work in enumerate(group):
+                        await self._commit([work], confirmed if number == 0 else ())
+                    return
+                elif group:
+                    self._resolve(group[0], Failed(error))
+                    self._outbox.give_back(confirmed)
+                    return
+                else:
+                    raise
+            else:
+                self._metrics.committed(len(group), time.monotonic() - started)
+                self._outbox.forgotten(confirmed)
+                if outgoing:
+                    self._outbox.publish(outgoing)
+                for work, result in zip(group, results, strict=True):
+                    self._go_on(work, result)
+                return
+
+    def _go_on(self, work: _Work, result: _Result) -> None:
+        if not isinstance(result, Decision):
+            self._resolve(work, result)
+            return
+        if self._on_commit is not None:
+            self._on_commit(result)
+        if result.intent is None:
+            self._resolve(work, Done(result.events, result.own))
+            return
+        task = asyncio.create_task(self._ask_outside(work, result.intent))
+        self._asks.add(task)
+        task.add_done_callback(self._asks.discard)
+
+    def _resolve(self, work: _Work, outcome: Outcome) -> None:
+        if not work.resolved.done():
+            work.resolved.set_result(outcome)
+
+    async def _ask_outside(self, work: _Work, intent: Intent) -> None:
+        """Ask, outside any transaction; the answer goes ahead of what waits."""
+        async with self._asking:
+            try:
+                work.message = await self._ask[type(intent)](intent)
+            except Exception as error:
+                self._resolve(work, Failed(error))
+                return
+        self._lanes[work.envelope.priority].appendleft(work)
+        self._wake.set()
+
+    # In the database's thread, from here on.
+
+    def _decide(
+        self, connection: Connection, group: Sequence[_Work], confirmed: Sequence[str]
+    ) -> tuple[list[_Result], list[Outgoing]]:
+        """One transaction's work; everything it reads and writes."""
+        if confirmed:
+            self._outbox.remove(connection, confirmed)
+        if not group:
+            return [], []
+        now = self._clock()
+        done = self._already_done(connection, group)
+        states = _States(connection, self._tables)
+        states.load(self._own_ids(group))
+        states.load(self._other_ids(group, states))
+        results: list[_Result] = []
+        finished: list[str] = []
+        outgoing: list[Outgoing] = []
+        for work in group:
+            if work.envelope.id in done:
+                results.append(Duplicate())
+                continue
+            try:
+                decision = react(self._participant, work.envelope, work.message, states.find, now)
+            except sa.exc.SQLAlchemyError:
+                raise
+            except Exception as error:
+                results.append(Failed(error))
+                continue
+            states.change(decision.changes)
+            outgoing += map(Outgoing.of, decision.events)
+            if decision.intent is None:
+                done.add(work.envelope.id)
+                finished.append(work.envelope.id)
+            results.append(decision)
+        if finished:
+            connection.execute(
+                self._tables.inbox.insert(), [{"message_id": id, "at": now} for id in finished]
+            )
+        states.save()
+        if outgoing:
+            self._outbox.store(connection, outgoing, int(now.timestamp() * 1_000_000))
+        return results, outgoing
+
+    def _already_done(self, connection: Connection, group: Sequence[_Work]) -> set[str]:
+        inbox = self._tables.inbox.c.message_id
+        ids = {work.envelope.id for work in group}
+        return set(connection.scalars(sa.select(inbox).where(inbox.in_(sorted(ids)))))
+
+    def _own_ids(self, group: Sequence[_Work]) -> set[StateId]:
+        ids: set[StateId] = set()
+        for work in group:
+            try:
+                ids.add((reaction_to(self._participant, work.message).own, work.message.subject))
+            except NoReaction:
+                continue  # `react` will say so for this message alone.
+        return ids
+
+    def _other_ids(self, group: Sequence[_Work], states: _States) -> set[StateId]:
+        ids: set[StateId] = set()
+        for work in group:
+            reaction = self._participant.by_message.get(type(work.message))
+            if reaction is None:
+                continue
+            own = states.find((reaction.own, work.message.subject))
+            for kind in self._participant.states:
+                if kind is not reaction.own:
+                    ids.update((kind, key) for key in kind.keys(work.message, own))
+        return ids
+
+
+class _States:
+    """The states a group has read and changed, all under one transaction."""
+
+    def __init__(self, connection: Connection, tables: Tables) -> None:
+        self._connection = connection
+        self._tables = tables
+        self._states: dict[StateId, State] = {}
+        self._versions: dict[StateId, int] = {}
+        self._changed: set[StateId] = set()
+
+    def load(self, ids: set[StateId]) -> None:
+        """Read states with one statement per table; what does not exist is blank."""
+        by_kind: defaultdict[type[State], list[str]] = defaultdict(list)
+        for kind, key in ids - self._states.keys():
+            by_kind[kind].append(key)
+        for kind, keys in by_kind.items():
+            found = self._tables.states[kind].load(self._connection, keys)
+            for key in keys:
+                state, version = found.get(key) or (kind(key), 0)
+                self._states[kind, key] = state
+                self._versions[kind, key] = version
+
+    def find(self, state_id: StateId) -> State:
+        """The state as the group has it by now."""
+        if state_id not in self._states:
+            self.load({state_id})
+        return self._states[state_id]
+
+    def change(self, changes: Mapping[StateId, State]) -> None:
+        self._states.update(changes)
+        self._changed.update(changes)
+
+    def save(self) -> None:
+        """Write what changed, in the order of the keys: then replicas cannot deadlock."""
+        for kind, table in self._tables.states.items():
+            changed = sorted(id for id in self._changed if id[0] is kind)
+            if changed:
+                table.save(
+                    self._connection, [(self._states[id], self._versions[id]) for id in changed]
+                )

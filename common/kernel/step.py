@@ -1,0 +1,126 @@
+"""One reaction to one message, with no I/O: what it decides and what becomes of the states."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any
+
+from common.choreography import Participant, Reaction, State
+from common.envelope import Envelope, derived_id, source_of, wrap
+from common.message import Event, Intent, Message
+
+StateId = tuple[type[State], str]
+Find = Callable[[StateId], State]
+
+
+class OutsideSignature(TypeError):
+    """A reaction returned what its signature does not allow, so nothing of it may be kept."""
+
+
+class NoReaction(LookupError):
+    """A message its receiver has no reaction for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What a reaction decided.
+
+    `events` are to be published, in this order. `intent` is to be asked once this is committed,
+    after which the reaction to its answer goes on where this one stopped. `changes` are the new
+    states, by kind and key; `own` is the new state of the message's subject.
+    """
+
+    events: tuple[Envelope[Any], ...]
+    intent: Intent | None
+    changes: Mapping[StateId, State]
+    own: State
+
+
+def reaction_to(participant: Participant, message: Message) -> Reaction:
+    """The participant's reaction to `message`; `NoReaction` if it has none."""
+    try:
+        return participant.by_message[type(message)]
+    except KeyError:
+        raise NoReaction(
+            f"{participant.name} has no reaction to {type(message).__name__}"
+        ) from None
+
+
+def react(
+    participant: Participant,
+    cause: Envelope[Any],
+    message: Message,
+    find: Find,
+    now: datetime,
+) -> Decision:
+    """Run the reaction to `message`, which is `cause`'s data or the answer to what it led to.
+
+    `find` gives a state as it is now, blank if there is none. Raises what the reaction raises,
+    `NoReaction` and `OutsideSignature`.
+    """
+    reaction = reaction_to(participant, message)
+    own_id: StateId = (reaction.own, message.subject)
+    own = find(own_id)
+    results = reaction.function(message, *_arguments(reaction, message, own, find, now))
+    events: list[Envelope[Any]] = []
+    intent: Intent | None = None
+    changes: dict[StateId, State] = {}
+
+    def current(state_id: StateId) -> State:
+        return changes.get(state_id) or find(state_id)
+
+    for result in _as_tuple(results):
+        if type(result) not in reaction.returns or result.subject != message.subject:
+            raise OutsideSignature(
+                f"{participant.name}.{reaction.name} returned {type(result).__name__} about "
+                f"{getattr(result, 'subject', None)!r} in reaction to {type(message).__name__} "
+                f"about {message.subject!r}; its signature allows "
+                f"{', '.join(kind.__name__ for kind in reaction.returns)} about the same subject"
+            )
+        own = current(own_id)
+        for kind in participant.states:
+            for key in (own.key,) if kind is reaction.own else kind.keys(result, own):
+                before = current((kind, key))
+                after = before.evolve(result, now)
+                if after is not before:
+                    changes[kind, key] = after
+        if isinstance(result, Event):
+            own = replace(current(own_id), sequence=own.sequence + 1)
+            changes[own_id] = own
+            events.append(
+                wrap(
+                    result,
+                    id=derived_id(cause.id, f"{participant.name}.{reaction.name}.{result.type}"),
+                    source=source_of(participant.name),
+                    time=now,
+                    priority=cause.priority,
+                    causation=cause.id,
+                    sequence=own.sequence,
+                    traceparent=cause.traceparent,
+                )
+            )
+        else:
+            intent = result
+    return Decision(tuple(events), intent, changes, current(own_id))
+
+
+def _arguments(
+    reaction: Reaction, message: Message, own: State, find: Find, now: datetime
+) -> list[Any]:
+    arguments: list[Any] = []
+    for _, kind, many in reaction.parameters:
+        if not issubclass(kind, State):
+            arguments.append(now)
+        elif many:
+            arguments.append({key: find((kind, key)) for key in kind.keys(message, own)})
+        else:
+            arguments.append(own if kind is reaction.own else find((kind, message.subject)))
+    return arguments
+
+
+def _as_tuple(results: Any) -> tuple[Any, ...]:
+    if results is None:
+        return ()
+    return results if isinstance(results, tuple) else (results,)

@@ -1,0 +1,171 @@
+"""The kernel's own tables, and how a participant's states are kept in its tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import fields
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from typing import Any, Generic, TypeVar
+
+import sqlalchemy as sa
+from pydantic import TypeAdapter
+from sqlalchemy.engine import Connection
+
+from common.choreography import State
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class VersionConflict(Exception):
+    """Somebody else wrote the state that was read; decide again on what it is now."""
+
+
+class Utc(sa.types.TypeDecorator[datetime]):
+    """An aware time, stored as integer microseconds since 1970, so that it sorts and indexes."""
+
+    impl = sa.BigInteger
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: sa.Dialect) -> int | None:
+        return None if value is None else (value - _EPOCH) // timedelta(microseconds=1)
+
+    def process_result_value(self, value: Any, dialect: sa.Dialect) -> datetime | None:
+        return None if value is None else _EPOCH + timedelta(microseconds=value)
+
+
+class Word(sa.types.TypeDecorator[StrEnum]):
+    """A member of a `StrEnum`, stored as its text."""
+
+    impl = sa.String(32)
+    cache_ok = True
+
+    def __init__(self, kind: type[StrEnum]) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def process_bind_param(self, value: StrEnum | None, dialect: sa.Dialect) -> str | None:
+        return None if value is None else str(value)
+
+    def process_result_value(self, value: Any, dialect: sa.Dialect) -> StrEnum | None:
+        return None if value is None else self.kind(value)
+
+
+class Json(sa.types.TypeDecorator[Any]):
+    """A value of any type pydantic can validate, stored as JSON text."""
+
+    impl = sa.Text
+    cache_ok = True
+
+    def __init__(self, kind: Any) -> None:
+        super().__init__()
+        self.kind = kind
+        self._adapter: TypeAdapter[Any] = TypeAdapter(kind)
+
+    def process_bind_param(self, value: Any, dialect: sa.Dialect) -> str:
+        return self._adapter.dump_json(value).decode()
+
+    def process_result_value(self, value: Any, dialect: sa.Dialect) -> Any:
+        return self._adapter.validate_json(value)
+
+
+S = TypeVar("S", bound=State)
+
+
+class StateTable(Generic[S]):
+    """Keeps one kind of state in a table with a column for each of the state's fields.
+
+    The table needs, besides: `version`, an integer. The column of the state's `key` may have a
+    name of its own, and is the primary key.
+    """
+
+    def __init__(self, kind: type[S], table: sa.Table) -> None:
+        (self._key,) = table.primary_key.columns
+        self.kind = kind
+        self.table = table
+        self._fields = tuple(field.name for field in fields(kind) if field.name != "key")
+        if missing := {"version", *self._fields} - set(table.columns.keys()):
+            raise TypeError(f"table {table.name} lacks columns for {kind.__name__}: {missing}")
+        self._select = sa.select(
+            self._key, table.c.version, *(table.c[name] for name in self._fields)
+        )
+        self._update = (
+            table.update()
+            .where(
+                self._key == sa.bindparam("old_key"),
+                table.c.version == sa.bindparam("old_version"),
+            )
+            .values({name: sa.bindparam(name) for name in ("version", *self._fields)})
+        )
+
+    def load(self, connection: Connection, keys: Iterable[str]) -> dict[str, tuple[S, int]]:
+        """The states under `keys` that exist, each with its version."""
+        query = self._select.where(self._key.in_(sorted(keys)))
+        return {
+            row[0]: (self.kind(row[0], **dict(zip(self._fields, row[2:], strict=True))), row[1])
+            for row in connection.execute(query)
+        }
+
+    def find(self, connection: Connection, key: str) -> S | None:
+        """The state under `key`, if it exists."""
+        found = self.load(connection, [key]).get(key)
+        return found[0] if found else None
+
+    def save(self, connection: Connection, states: Sequence[tuple[S, int]]) -> None:
+        """Write states, each with the version it was read in, 0 if it did not exist.
+
+        Raises `VersionConflict` when one of them is no longer what was read.
+        """
+        new = [self._row(state) | {self._key.name: state.key, "version": 1}
+               for state, version in states if version == 0]  # fmt: skip
+        changed = [
+            self._row(state)
+            | {"version": version + 1, "old_version": version, "old_key": state.key}
+            for state, version in states
+            if version > 0
+        ]
+        if new:
+            try:
+                connection.execute(self.table.insert(), new)
+            except sa.exc.IntegrityError as error:
+                if self.load(connection, (row[self._key.name] for row in new)):
+                    raise VersionConflict(self.table.name) from error
+                raise
+        if changed:
+            result = connection.execute(self._update, changed)
+            if result.rowcount != len(changed):
+                raise VersionConflict(self.table.name)
+
+    def _row(self, state: S) -> dict[str, Any]:
+        return {name: getattr(state, name) for name in self._fields}
+
+
+class Tables:
+    """All tables of one service: its states, and the kernel's inbox and outbox."""
+
+    def __init__(self, metadata: sa.MetaData, *states: StateTable[Any]) -> None:
+        self.metadata = metadata
+        self.states: dict[type[State], StateTable[Any]] = {table.kind: table for table in states}
+        self.inbox = sa.Table(
+            "inbox",
+            metadata,
+            sa.Column("message_id", sa.String(255), primary_key=True),
+            sa.Column("at", Utc, nullable=False),
+        )
+        self.outbox = sa.Table(
+            "outbox",
+            metadata,
+            sa.Column("event_id", sa.String(64), primary_key=True),
+            # Microseconds since 1970 at the commit, made unique in the process: publishing order.
+            sa.Column("position", sa.BigInteger, nullable=False, index=True),
+            sa.Column("routing_key", sa.String(255), nullable=False),
+            sa.Column("body", sa.LargeBinary, nullable=False),
+        )
+
+
+Clock = Callable[[], datetime]
+
+
+def utc_now() -> datetime:
+    """The wall clock, in UTC."""
+    return datetime.now(UTC)

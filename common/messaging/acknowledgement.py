@@ -1,0 +1,73 @@
+"""Acknowledging several deliveries at once, never one that is still being worked on."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable
+from typing import Protocol
+
+from aiormq.exceptions import AMQPError, ChannelInvalidStateError
+
+log = logging.getLogger(__name__)
+
+
+class AckChannel(Protocol):
+    """What is needed of an AMQP channel."""
+
+    def basic_ack(self, delivery_tag: int, multiple: bool = False) -> Awaitable[None]: ...
+
+
+class Acknowledger:
+    """Acknowledges the deliveries of one channel's only consumer.
+
+    Their tags count from 1 without gaps. `resolve` a tag when its message is committed, or its
+    copy in the dead-letter queue is confirmed. Everything resolved in one turn of the event loop
+    is acknowledged together: with `multiple` up to the highest tag below which all are resolved,
+    and one by one above that.
+    """
+
+    def __init__(self, channel: AckChannel) -> None:
+        self._channel = channel
+        self._floor = 0
+        self._above: set[int] = set()
+        self._acknowledged: set[int] = set()
+        self._scheduled = False
+        self._flushes: set[asyncio.Task[None]] = set()
+
+    def resolve(self, tag: int) -> None:
+        """The delivery may be acknowledged, soon."""
+        self._above.add(tag)
+        if not self._scheduled:
+            self._scheduled = True
+            asyncio.get_running_loop().call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._scheduled = False
+        floor = self._floor
+        while floor + 1 in self._above:
+            floor += 1
+            self._above.discard(floor)
+        acks: list[tuple[int, bool]] = []
+        new = {tag for tag in range(self._floor + 1, floor + 1) if tag not in self._acknowledged}
+        if len(new) == 1:
+            acks.append((new.pop(), False))
+        elif new:
+            # `multiple` also covers tags acknowledged one by one before, which the broker has
+            # forgotten; but the highest one must still be there.
+            acks.append((max(new), True))
+        acks += [(tag, False) for tag in sorted(self._above - self._acknowledged)]
+        self._acknowledged = {tag for tag in self._above if tag > floor}
+        self._floor = floor
+        if acks:
+            task = asyncio.create_task(self._send(acks))
+            self._flushes.add(task)
+            task.add_done_callback(self._flushes.discard)
+
+    async def _send(self, acks: list[tuple[int, bool]]) -> None:
+        try:
+            for tag, multiple in acks:
+                await self._channel.basic_ack(tag, multiple=multiple)
+        except (AMQPError, ChannelInvalidStateError, ConnectionError) as error:
+            # The broker delivers again what it saw no acknowledgement for; the inbox skips it.
+            log.info("acknowledgement lost with its channel: %s", error)

@@ -1,0 +1,173 @@
+"""What stands on the broker, derived from the choreography. Nothing else declares a route."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import aio_pika
+from aio_pika.abc import AbstractChannel
+
+from common.choreography import Choreography, Participant
+from common.message import Priority
+
+EVENTS_EXCHANGE = "saga.events"
+DEAD_EXCHANGE = "saga.dead"
+HISTORY_STREAM = "saga.history"
+
+HISTORY_MAX_AGE = "30D"
+HISTORY_MAX_BYTES = 10_000_000_000
+HISTORY_SEGMENT_BYTES = 100_000_000
+
+# -1 destroys messages on RabbitMQ 3.10 and unset means 20 on 4.x; this means "never" on both.
+DELIVERY_LIMIT = 1_000_000
+
+Arguments = Mapping[str, str | int]
+
+
+class TopologyError(Exception):
+    """The broker holds something else under one of our names. Names it and the way out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """A durable queue."""
+
+    name: str
+    arguments: Arguments
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """Messages published to `exchange` with a matching key go to `queue`."""
+
+    exchange: str
+    queue: str
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Topology:
+    """Durable topic exchanges, durable queues and the bindings between them."""
+
+    exchanges: Sequence[str] = field(default_factory=list)
+    queues: Sequence[Queue] = field(default_factory=list)
+    bindings: Sequence[Binding] = field(default_factory=list)
+
+
+def work_queue(participant: str, priority: Priority) -> str:
+    """The queue of a participant's events of one priority."""
+    return f"{participant}.{priority}"
+
+
+def intake_queue(participant: str, priority: Priority) -> str:
+    """The queue of the commands a participant takes over the broker."""
+    return f"{participant}.intake.{priority}"
+
+
+def dead_letter_queue(participant: str) -> str:
+    """Where a participant's dead letters rest."""
+    return f"{participant}.dlq"
+
+
+def queues_of(participant: Participant) -> dict[str, Priority]:
+    """The queues a participant reads, each with the priority of what is in it."""
+    queues = {work_queue(participant.name, priority): priority for priority in Priority}
+    if participant.intake:
+        queues |= {intake_queue(participant.name, priority): priority for priority in Priority}
+    return queues
+
+
+def topology_of(choreography: Choreography) -> Topology:
+    """Everything the choreography needs on the broker."""
+    stream = Queue(
+        HISTORY_STREAM,
+        {
+            "x-queue-type": "stream",
+            "x-max-age": HISTORY_MAX_AGE,
+            "x-max-length-bytes": HISTORY_MAX_BYTES,
+            "x-stream-max-segment-size-bytes": HISTORY_SEGMENT_BYTES,
+        },
+    )
+    quorum: Arguments = {"x-queue-type": "quorum", "x-delivery-limit": DELIVERY_LIMIT}
+    queues = [stream]
+    bindings = [Binding(EVENTS_EXCHANGE, HISTORY_STREAM, "#")]
+    for participant in choreography.participants:
+        name = participant.name
+        dead: Arguments = {
+            "x-dead-letter-exchange": DEAD_EXCHANGE,
+            "x-dead-letter-routing-key": name,
+        }
+        queues += [Queue(queue, {**quorum, **dead}) for queue in queues_of(participant)]
+        queues.append(Queue(dead_letter_queue(name), quorum))
+        bindings.append(Binding(DEAD_EXCHANGE, dead_letter_queue(name), name))
+        bindings += [
+            Binding(EVENTS_EXCHANGE, work_queue(name, priority), f"{event.type}.{priority}")
+            for event in participant.consumes
+            for priority in Priority
+        ]
+    return Topology([EVENTS_EXCHANGE, DEAD_EXCHANGE], queues, bindings)
+
+
+def definitions(topology: Topology, virtual_host: str = "/") -> str:
+    """The topology as a definitions file that RabbitMQ imports at its start."""
+    document = {
+        "generated_by": "saga topology export: edit the reactions, not this file",
+        "vhosts": [{"name": virtual_host}],
+        "exchanges": [
+            {
+                "name": name,
+                "vhost": virtual_host,
+                "type": "topic",
+                "durable": True,
+                "auto_delete": False,
+                "internal": False,
+                "arguments": {},
+            }
+            for name in topology.exchanges
+        ],
+        "queues": [
+            {
+                "name": queue.name,
+                "vhost": virtual_host,
+                "durable": True,
+                "auto_delete": False,
+                "arguments": dict(queue.arguments),
+            }
+            for queue in topology.queues
+        ],
+        "bindings": [
+            {
+                "source": binding.exchange,
+                "vhost": virtual_host,
+                "destination": binding.queue,
+                "destination_type": "queue",
+                "routing_key": binding.key,
+                "arguments": {},
+            }
+            for binding in topology.bindings
+        ],
+    }
+    return json.dumps(document, indent=2) + "\n"
+
+
+async def apply(topology: Topology, channel: AbstractChannel) -> None:
+    """Declare the topology on a broker; what is there already stays. Needs a user who may
+    configure. Raises `TopologyError` if a name is taken by something else."""
+    try:
+        for name in topology.exchanges:
+            await channel.declare_exchange(name, aio_pika.ExchangeType.TOPIC, durable=True)
+        queues = {
+            queue.name: await channel.declare_queue(
+                queue.name, durable=True, arguments=dict(queue.arguments)
+            )
+            for queue in topology.queues
+        }
+        for binding in topology.bindings:
+            await queues[binding.queue].bind(binding.exchange, binding.key)
+    except aio_pika.exceptions.ChannelPreconditionFailed as error:
+        raise TopologyError(
+            f"the broker holds something else under one of the saga's names: {error}; "
+            f"delete it there, or use another virtual host"
+        ) from error

@@ -1,0 +1,56 @@
+"""Settings, read from the environment; each has a name of its own and a limit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class SettingsError(Exception):
+    """A setting that cannot be used. Names the variable, and what it takes."""
+
+
+class Settings(BaseSettings):
+    """One service's settings."""
+
+    model_config = SettingsConfigDict(extra="ignore", frozen=True)
+
+    amqp_url: str = "amqp://guest:guest@127.0.0.1:5672/"
+    data_dir: Path = Path("data")
+    """The folder of the embedded databases, one file per service."""
+    database_url: str | None = None
+    """Where this service keeps its state; by default a SQLite file in `data_dir`."""
+    http_host: str = "127.0.0.1"
+    http_port: Annotated[int, Field(ge=0, le=65535)] = 0
+    """0 picks a free port, which the log names."""
+    log_level: Annotated[str, Field(pattern="(?i)^(debug|info|warning|error)$")] = "INFO"
+    broker_patience_seconds: Annotated[float, Field(ge=0, le=3600)] = 30.0
+    """How long a starting service waits for the broker."""
+    drain_seconds: Annotated[float, Field(gt=0, le=600)] = 15.0
+    """How long a stopping service may take to finish what it has begun."""
+    outbox_backlog_max: Annotated[int, Field(ge=1)] = 20_000
+    """Events waiting for the broker, beyond which new orders are turned away."""
+    body_max_bytes: Annotated[int, Field(ge=1024)] = 65_536
+    """The longest HTTP request body."""
+
+    def database_url_of(self, participant: str) -> str:
+        """The database URL of one service."""
+        return self.database_url or f"sqlite:///{self.data_dir.absolute() / participant}.db"
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def load(kind: type[S]) -> S:
+    """Settings from the environment. Raises `SettingsError`."""
+    try:
+        return kind()
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'_'.join(map(str, problem['loc'])).upper()}: {problem['msg']}"
+            for problem in error.errors(include_url=False)
+        )
+        raise SettingsError(f"cannot use the settings in the environment: {problems}") from error

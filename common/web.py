@@ -1,0 +1,135 @@
+"""The HTTP side every service has: health, metrics, problem details (RFC 9457), a body limit."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from http import HTTPStatus
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+log = logging.getLogger(__name__)
+
+PROBLEM = "application/problem+json"
+BUSY_RETRY_SECONDS = 5
+
+Checks = Callable[[], Awaitable[dict[str, str]]]
+
+
+class Problem(Exception):
+    """An answer that is not the wished-for one, as RFC 9457 problem details."""
+
+    def __init__(
+        self, status: int, detail: str, *, headers: dict[str, str] | None = None, **more: object
+    ) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.detail = detail
+        self.headers = headers
+        self.more = more
+
+    def response(self) -> JSONResponse:
+        """The problem as a response."""
+        content = {
+            "type": "about:blank",
+            "title": HTTPStatus(self.status).phrase,
+            "status": self.status,
+            "detail": self.detail,
+            **self.more,
+        }
+        return JSONResponse(
+            content, status_code=self.status, headers=self.headers, media_type=PROBLEM
+        )
+
+
+def create_app(title: str, *, body_max_bytes: int, not_ready: Checks) -> FastAPI:
+    """An application with what every service serves.
+
+    `not_ready` names each thing that is missing, with the reason; nothing means ready.
+    """
+    app = FastAPI(title=title, version="1", redoc_url=None)
+    app.add_middleware(_BodyLimit, max_bytes=body_max_bytes)
+
+    @app.get("/livez", tags=["operations"])
+    async def livez() -> dict[str, str]:
+        """The process runs."""
+        return {"status": "alive"}
+
+    @app.get("/readyz", tags=["operations"], response_model=None)
+    async def readyz() -> dict[str, str] | JSONResponse:
+        """Broker, database and consumers are there."""
+        missing = await not_ready()
+        if missing:
+            detail = "; ".join(f"{thing}: {why}" for thing, why in missing.items())
+            return Problem(503, detail, missing=missing).response()
+        return {"status": "ready"}
+
+    @app.get("/metrics", tags=["operations"])
+    async def metrics() -> Response:
+        """Prometheus metrics."""
+        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+
+    @app.exception_handler(Problem)
+    async def on_problem(_: Request, problem: Problem) -> JSONResponse:
+        return problem.response()
+
+    @app.exception_handler(HTTPException)
+    async def on_http(_: Request, error: HTTPException) -> JSONResponse:
+        headers = dict(error.headers) if error.headers else None
+        return Problem(error.status_code, str(error.detail), headers=headers).response()
+
+    @app.exception_handler(RequestValidationError)
+    async def on_invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        problems = [
+            {"where": ".".join(map(str, problem["loc"])), "why": problem["msg"]}
+            for problem in error.errors()
+        ]
+        detail = "; ".join(f"{problem['where']}: {problem['why']}" for problem in problems[:5])
+        return Problem(422, detail, errors=problems).response()
+
+    @app.exception_handler(Exception)
+    async def on_fault(request: Request, error: Exception) -> JSONResponse:
+        log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+        return Problem(500, "an internal error; the service's log tells more").response()
+
+    return app
+
+
+class _BodyLimit:
+    """Turns away requests whose body is longer than `max_bytes`, announced or not."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        too_long = Problem(413, f"the body may have at most {self._max_bytes} bytes").response()
+        announced = dict(scope["headers"]).get(b"content-length", b"0")
+        if announced.isdigit() and int(announced) > self._max_bytes:
+            await too_long(scope, receive, send)
+            return
+        # Read it whole before anybody else does: what is within the limit fits in memory.
+        messages: list[Message] = []
+        length = 0
+        while True:
+            message = await receive()
+            messages.append(message)
+            length += len(message.get("body", b""))
+            if length > self._max_bytes:
+                await too_long(scope, receive, send)
+                return
+            if message["type"] != "http.request" or not message.get("more_body", False):
+                break
+
+        async def replay() -> Message:
+            return messages.pop(0) if messages else await receive()
+
+        await self._app(scope, replay, send)

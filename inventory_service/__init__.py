@@ -1,0 +1,1 @@
+"""Keeps the shelf: checks prices, holds stock for orders, gives it back."""

@@ -1,0 +1,106 @@
+"""The inventory service: reserves what is ordered; stock is put on its shelf over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Self
+from uuid import uuid4
+
+from fastapi import APIRouter, Header
+from pydantic import BaseModel, ConfigDict, Field
+
+from common.envelope import derived_id
+from common.events import STOCK_QUANTITY_MAX, Currency, Sku, UnitPriceCents
+from common.service import Running, Service, main
+from common.settings import Settings
+from common.web import Problem
+from inventory_service.domain import PARTICIPANT, AddStock, StockItem
+from inventory_service.store import STOCK, TABLES
+
+DELIVERY_ITEMS_MAX = 500
+
+
+class NewStock(BaseModel):
+    """Units to put on the shelf, and the SKU's price from then on."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    sku: Sku
+    quantity: Annotated[int, Field(strict=True, ge=0, le=STOCK_QUANTITY_MAX)]
+    unit_price_cents: Annotated[UnitPriceCents, Field(strict=True)]
+    currency: Currency
+
+
+class StockDelivery(BaseModel):
+    """Several of them; each SKU once."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    items: Annotated[tuple[NewStock, ...], Field(min_length=1, max_length=DELIVERY_ITEMS_MAX)]
+
+
+class StockView(BaseModel):
+    """One SKU on the shelf."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    sku: str = Field(validation_alias="key")
+    unit_price_cents: int | None
+    currency: str
+    free: int
+    held: int
+
+    @classmethod
+    def of(cls, item: StockItem) -> Self:
+        return cls.model_validate(item)
+
+
+def routes(running: Running) -> APIRouter:
+    """`/stock`."""
+    router = APIRouter(tags=["stock"])
+
+    @router.post("/stock", status_code=202)
+    async def add(
+        delivery: StockDelivery,
+        idempotency_key: Annotated[str | None, Header(min_length=1, max_length=128)] = None,
+    ) -> list[StockView]:
+        """Put stock on the shelf. Sent again with the same `Idempotency-Key`, it is added once."""
+        if len({item.sku for item in delivery.items}) < len(delivery.items):
+            raise Problem(422, "a delivery may name each SKU once; add the quantities up")
+        key = idempotency_key or str(uuid4())
+        await asyncio.gather(
+            *(
+                running.kernel.give(
+                    AddStock(
+                        sku=item.sku,
+                        quantity=item.quantity,
+                        unit_price_cents=item.unit_price_cents,
+                        currency=item.currency,
+                    ),
+                    id=derived_id(key, f"{AddStock.type}/{item.sku}"),
+                )
+                for item in delivery.items
+            )
+        )
+        skus = [item.sku for item in delivery.items]
+        found = await running.database.read(lambda connection: STOCK.load(connection, skus))
+        return [StockView.of(found[sku][0]) for sku in skus]
+
+    @router.get("/stock/{sku}")
+    async def get(sku: str) -> StockView:
+        """One SKU on the shelf."""
+        item = await running.database.read(lambda connection: STOCK.find(connection, sku))
+        if item is None:
+            raise Problem(404, f"no stock of {sku!r} was ever added")
+        return StockView.of(item)
+
+    return router
+
+
+def build(_: Settings) -> Service:
+    """The inventory service."""
+    return Service(PARTICIPANT, TABLES, routes=routes)
+
+
+if __name__ == "__main__":
+    main(build, Settings)

@@ -1,0 +1,196 @@
+"""The order service: takes orders over HTTP and AMQP, and ends them when their time is up."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import datetime
+from typing import Annotated, Self
+from uuid import UUID, uuid4
+
+from fastapi import APIRouter, Header, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from common import telemetry
+from common.choreography import State
+from common.envelope import TRACEPARENT_PATTERN, derived_id
+from common.events import (
+    TIME_LIMIT_MAX_SECONDS,
+    CancellationReason,
+    Currency,
+    Customer,
+    Lines,
+    OrderCancelled,
+    OrderConfirmed,
+    OrderLine,
+    PlaceOrder,
+    order_id_of,
+)
+from common.kernel.groups import Done
+from common.kernel.step import Decision
+from common.kernel.tables import utc_now
+from common.message import Priority
+from common.service import Running, Service, main
+from common.settings import Settings
+from common.web import BUSY_RETRY_SECONDS, Problem
+from order_service.domain import PARTICIPANT, CancelOrder, ExpireOrder, Order, OrderStatus
+from order_service.store import ORDERS, TABLES, overdue
+
+EXPIRY_POLL_SECONDS = 0.5
+EXPIRY_BATCH_MAX = 500
+
+
+class NewOrder(BaseModel):
+    """An order to place."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    customer: Customer
+    currency: Currency
+    lines: Lines
+    priority: Priority = Priority.NORMAL
+    time_limit_seconds: Annotated[int, Field(strict=True, ge=1, le=TIME_LIMIT_MAX_SECONDS)] = 300
+
+
+class OrderView(BaseModel):
+    """An order as it stands. Times are UTC."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    order_id: UUID = Field(validation_alias="key")
+    status: OrderStatus
+    reason: CancellationReason | None
+    customer: str
+    currency: str
+    lines: tuple[OrderLine, ...]
+    total_cents: int
+    priority: Priority
+    deadline: datetime
+    placed_at: datetime | None
+    ended_at: datetime | None
+
+    @classmethod
+    def of(cls, order: State) -> Self:
+        return cls.model_validate(order)
+
+
+def routes(running: Running) -> APIRouter:
+    """`/orders`."""
+    router = APIRouter(tags=["orders"])
+
+    async def find(order_id: UUID) -> Order:
+        key = str(order_id)
+        order = await running.database.read(lambda connection: ORDERS.find(connection, key))
+        if order is None:
+            raise Problem(404, f"there is no order {order_id}")
+        return order
+
+    @router.post("/orders", status_code=202)
+    async def place(
+        new: NewOrder,
+        response: Response,
+        idempotency_key: Annotated[str | None, Header(min_length=1, max_length=128)] = None,
+        traceparent: Annotated[str | None, Header(pattern=TRACEPARENT_PATTERN)] = None,
+    ) -> OrderView:
+        """Place an order. Sent again with the same `Idempotency-Key`, it is placed once."""
+        if running.outbox.backlog > running.settings.outbox_backlog_max:
+            raise Problem(
+                503,
+                f"{running.outbox.backlog} events wait for the broker; try again later",
+                headers={"Retry-After": str(BUSY_RETRY_SECONDS)},
+            )
+        key = idempotency_key or str(uuid4())
+        order_id = order_id_of(key)
+        command = PlaceOrder(
+            order_id=order_id,
+            customer=new.customer,
+            currency=new.currency,
+            lines=new.lines,
+            priority=new.priority,
+            time_limit_seconds=new.time_limit_seconds,
+        )
+        outcome = await running.kernel.give(
+            command,
+            id=derived_id(key, command.type),
+            priority=new.priority,
+            traceparent=traceparent,
+        )
+        order = outcome.own if isinstance(outcome, Done) else await find(order_id)
+        view = OrderView.of(order)
+        if (view.customer, view.currency, view.lines, view.priority) != (
+            new.customer,
+            new.currency,
+            new.lines,
+            new.priority,
+        ):
+            raise Problem(
+                422,
+                f"the Idempotency-Key {key!r} was used before, for another order; "
+                f"use a new key for a new order",
+            )
+        response.headers["Location"] = f"/orders/{order_id}"
+        return view
+
+    @router.get("/orders/{order_id}")
+    async def get(order_id: UUID) -> OrderView:
+        """An order as it stands."""
+        return OrderView.of(await find(order_id))
+
+    @router.post("/orders/{order_id}/cancel", status_code=202)
+    async def cancel(order_id: UUID) -> OrderView:
+        """Cancel a pending order; 409 if it has ended already."""
+        order = await find(order_id)
+        outcome = await running.kernel.give(CancelOrder(order_id=order_id), priority=order.priority)
+        view = OrderView.of(await find(order_id))
+        if isinstance(outcome, Done) and not outcome.events:
+            raise Problem(
+                409, f"order {order_id} is {view.status} already", order_status=view.status
+            )
+        return view
+
+    return router
+
+
+async def expire_overdue(running: Running) -> None:
+    """Cancel the orders whose deadline passes, for ever."""
+    while True:
+        try:
+            orders = await running.database.read(
+                lambda connection: overdue(connection, utc_now(), EXPIRY_BATCH_MAX)
+            )
+        except Exception as error:
+            if not running.database.is_away(error):
+                raise
+            orders = []
+        await asyncio.gather(
+            *(
+                running.kernel.give(ExpireOrder(order_id=UUID(order_id)), priority=priority)
+                for order_id, priority in orders
+            )
+        )
+        if len(orders) < EXPIRY_BATCH_MAX:
+            await asyncio.sleep(EXPIRY_POLL_SECONDS)
+
+
+def observe_end(decision: Decision) -> None:
+    """Measure the order that has just ended, if one has."""
+    order = decision.own
+    for event in decision.events:
+        if (
+            isinstance(event.data, OrderConfirmed | OrderCancelled)
+            and isinstance(order, Order)
+            and order.placed_at is not None
+        ):
+            telemetry.saga_seconds.labels(order.reason or order.status, order.priority).observe(
+                (event.time - order.placed_at).total_seconds()
+            )
+
+
+def build(_: Settings) -> Service:
+    """The order service."""
+    return Service(
+        PARTICIPANT, TABLES, routes=routes, tasks=(expire_overdue,), on_commit=observe_end
+    )
+
+
+if __name__ == "__main__":
+    main(build, Settings)

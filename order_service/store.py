@@ -1,0 +1,50 @@
+"""Where orders are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from common.events import CancellationReason, OrderLine
+from common.kernel.tables import Json, StateTable, Tables, Utc, Word
+from common.message import Priority
+from order_service.domain import Order, OrderStatus
+
+_metadata = sa.MetaData()
+
+orders = sa.Table(
+    "orders",
+    _metadata,
+    sa.Column("order_id", sa.String(36), primary_key=True),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("sequence", sa.Integer, nullable=False),
+    sa.Column("status", Word(OrderStatus), nullable=False),
+    sa.Column("customer", sa.String(128), nullable=False),
+    sa.Column("currency", sa.String(3), nullable=False),
+    sa.Column("lines", Json(tuple[OrderLine, ...]), nullable=False),
+    sa.Column("total_cents", sa.BigInteger, nullable=False),
+    sa.Column("priority", Word(Priority), nullable=False),
+    sa.Column("deadline", Utc, nullable=False),
+    sa.Column("placed_at", Utc),
+    sa.Column("ended_at", Utc),
+    sa.Column("reason", Word(CancellationReason)),
+)
+_pending = orders.c.status == OrderStatus.PENDING
+sa.Index("pending_by_deadline", orders.c.deadline, sqlite_where=_pending, postgresql_where=_pending)
+
+ORDERS = StateTable(Order, orders)
+TABLES = Tables(_metadata, ORDERS)
+
+
+def overdue(connection: Connection, now: datetime, limit: int) -> Sequence[tuple[str, Priority]]:
+    """Pending orders whose deadline has passed, the oldest deadline first."""
+    query = (
+        sa.select(orders.c.order_id, orders.c.priority)
+        .where(_pending, orders.c.deadline <= now)
+        .order_by(orders.c.deadline)
+        .limit(limit)
+    )
+    return [(row.order_id, row.priority) for row in connection.execute(query)]

@@ -1,0 +1,1 @@
+"""Charges customers through a payment provider, once, and refunds what was cancelled."""

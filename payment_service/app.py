@@ -1,0 +1,102 @@
+"""The payment service: asks the provider, between two commits."""
+
+from __future__ import annotations
+
+from typing import Self
+from uuid import UUID
+
+from fastapi import APIRouter
+from pydantic import BaseModel, ConfigDict, Field
+
+from common.service import Running, Service, main
+from common.settings import Settings
+from common.web import Problem
+from payment_service.domain import (
+    PARTICIPANT,
+    Charge,
+    ChargeAnswered,
+    Payment,
+    PaymentStatus,
+    Refund,
+    RefundAnswered,
+    SettleCharge,
+)
+from payment_service.gateway import Decline, PaymentGateway, SandboxGateway
+from payment_service.store import PAYMENTS, TABLES
+
+
+class PaymentSettings(Settings):
+    """The payment service's settings."""
+
+    sandbox_url: str | None = None
+    """Where the sandbox provider keeps its ledger; by default a SQLite file in `data_dir`."""
+
+
+class PaymentView(BaseModel):
+    """The payment for one order."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    order_id: UUID = Field(validation_alias="key")
+    status: PaymentStatus
+    currency: str
+    amount_cents: int
+
+    @classmethod
+    def of(cls, payment: Payment) -> Self:
+        return cls.model_validate(payment)
+
+
+def routes(running: Running) -> APIRouter:
+    """`/payments`."""
+    router = APIRouter(tags=["payments"])
+
+    @router.get("/payments/{order_id}")
+    async def get(order_id: UUID) -> PaymentView:
+        """The payment for one order."""
+        key = str(order_id)
+        payment = await running.database.read(lambda connection: PAYMENTS.find(connection, key))
+        if payment is None:
+            raise Problem(404, f"there is no payment for order {order_id}")
+        return PaymentView.of(payment)
+
+    return router
+
+
+def build_with(gateway: PaymentGateway) -> Service:
+    """The payment service, with this provider."""
+
+    async def charge(intent: Charge) -> ChargeAnswered:
+        answer = await gateway.charge(
+            str(intent.order_id),
+            customer=intent.customer,
+            currency=intent.currency,
+            amount_cents=intent.amount_cents,
+        )
+        if isinstance(answer, Decline):
+            return ChargeAnswered(order_id=intent.order_id, declined=answer.reason, reference="")
+        return ChargeAnswered(order_id=intent.order_id, declined=None, reference=answer.reference)
+
+    async def refund(intent: Refund) -> RefundAnswered:
+        await gateway.refund(
+            str(intent.order_id), currency=intent.currency, amount_cents=intent.amount_cents
+        )
+        return RefundAnswered(order_id=intent.order_id)
+
+    return Service(
+        PARTICIPANT,
+        TABLES,
+        ask={Charge: charge, SettleCharge: charge, Refund: refund},
+        routes=routes,
+        close=gateway.close,
+    )
+
+
+def build(settings: PaymentSettings) -> Service:
+    """The payment service, with the sandbox as its provider."""
+    url = settings.sandbox_url or f"sqlite:///{settings.data_dir.absolute() / 'provider'}.db"
+    return build_with(SandboxGateway(url))
+
+
+if __name__ == "__main__":
+    main(build, PaymentSettings)

@@ -1,0 +1,205 @@
+"""A payment: asked for once, and given back if the order was cancelled.
+
+The provider is asked between two commits: first the intent, then the answer. What a crash leaves
+in between is asked again under the same key, and the provider gives the same answer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import datetime
+from enum import StrEnum
+from typing import ClassVar, Self
+from uuid import UUID
+
+from common.choreography import Participant, State
+from common.events import (
+    DeclineReason,
+    OrderCancelled,
+    PaymentCharged,
+    PaymentDeclined,
+    PaymentRefunded,
+    PaymentVoided,
+    StockReserved,
+)
+from common.message import Answer, Event, Intent
+
+
+class _OrderAnswer(Answer):
+    order_id: UUID
+
+    @property
+    def subject(self) -> str:
+        return str(self.order_id)
+
+
+class ChargeAnswered(_OrderAnswer):
+    """What the provider said to a charge: why it took no money, or, with None, that it did."""
+
+    declined: DeclineReason | None
+    reference: str
+
+
+class RefundAnswered(_OrderAnswer):
+    """The provider has given the money back."""
+
+
+class _OrderIntent(Intent):
+    order_id: UUID
+
+    @property
+    def subject(self) -> str:
+        return str(self.order_id)
+
+
+class Charge(_OrderIntent):
+    """Ask the provider for the money, under the order's idempotency key."""
+
+    answer: ClassVar[type[Answer]] = ChargeAnswered
+
+    customer: str
+    currency: str
+    amount_cents: int
+
+
+class SettleCharge(Charge):
+    """The same question once more, because the order was cancelled while it was being asked."""
+
+
+class Refund(_OrderIntent):
+    """Ask the provider to give the money back, under the order's idempotency key."""
+
+    answer: ClassVar[type[Answer]] = RefundAnswered
+
+    currency: str
+    amount_cents: int
+
+
+class PaymentStatus(StrEnum):
+    """Where a payment stands. In `charging`, `settling` and `refunding` the provider may have
+    acted without our knowing yet. `voided` is also the marker of a cancellation that came first."""
+
+    NONE = "none"
+    CHARGING = "charging"
+    SETTLING = "settling"
+    CHARGED = "charged"
+    DECLINED = "declined"
+    REFUNDING = "refunding"
+    REFUNDED = "refunded"
+    VOIDED = "voided"
+
+
+@dataclass(frozen=True, slots=True)
+class Payment(State):
+    """The payment for one order."""
+
+    status: PaymentStatus = PaymentStatus.NONE
+    customer: str = ""
+    currency: str = ""
+    amount_cents: int = 0
+
+    def evolve(self, message: Event | Intent, at: datetime) -> Self:
+        match message:
+            case SettleCharge():
+                return replace(self, status=PaymentStatus.SETTLING)
+            case Charge():
+                return replace(
+                    self,
+                    status=PaymentStatus.CHARGING,
+                    customer=message.customer,
+                    currency=message.currency,
+                    amount_cents=message.amount_cents,
+                )
+            case PaymentCharged():
+                return replace(
+                    self,
+                    status=PaymentStatus.CHARGED,
+                    currency=message.currency,
+                    amount_cents=message.amount_cents,
+                )
+            case PaymentDeclined():
+                return replace(self, status=PaymentStatus.DECLINED)
+            case Refund():
+                return replace(self, status=PaymentStatus.REFUNDING)
+            case PaymentRefunded():
+                return replace(self, status=PaymentStatus.REFUNDED)
+            case PaymentVoided():
+                return replace(self, status=PaymentStatus.VOIDED)
+            case _:
+                return self
+
+
+def charge(event: StockReserved, payment: Payment) -> Charge | None:
+    match payment.status:
+        case PaymentStatus.NONE | PaymentStatus.CHARGING:
+            return Charge(
+                order_id=event.order_id,
+                customer=event.customer,
+                currency=event.currency,
+                amount_cents=event.total_cents,
+            )
+        case _:  # Answered already; or cancelled, and the cancellation settles what was asked.
+            return None
+
+
+def record_charge(
+    answer: ChargeAnswered, payment: Payment
+) -> (
+    PaymentCharged | PaymentDeclined | PaymentVoided | tuple[PaymentCharged, Refund] | Refund | None
+):
+    match payment.status:
+        case PaymentStatus.CHARGING:
+            if answer.declined is None:
+                return _charged(answer, payment)
+            return PaymentDeclined(order_id=answer.order_id, reason=answer.declined)
+        case PaymentStatus.SETTLING:
+            if answer.declined is None:
+                return _charged(answer, payment), _refund(answer.order_id, payment)
+            return PaymentVoided(order_id=answer.order_id)
+        case PaymentStatus.REFUNDING:  # The cancellation's own question, answered twice.
+            return _refund(answer.order_id, payment)
+        case _:
+            return None
+
+
+def compensate(
+    event: OrderCancelled, payment: Payment
+) -> PaymentVoided | SettleCharge | Refund | None:
+    match payment.status:
+        case PaymentStatus.NONE:  # Overtook `stock.reserved`, which must now charge nothing.
+            return PaymentVoided(order_id=event.order_id)
+        case PaymentStatus.CHARGING | PaymentStatus.SETTLING:
+            return SettleCharge(
+                order_id=event.order_id,
+                customer=payment.customer,
+                currency=payment.currency,
+                amount_cents=payment.amount_cents,
+            )
+        case PaymentStatus.CHARGED | PaymentStatus.REFUNDING:
+            return _refund(event.order_id, payment)
+        case _:
+            return None
+
+
+def record_refund(answer: RefundAnswered, payment: Payment) -> PaymentRefunded | None:
+    if payment.status is not PaymentStatus.REFUNDING:
+        return None
+    return PaymentRefunded(
+        order_id=answer.order_id, currency=payment.currency, amount_cents=payment.amount_cents
+    )
+
+
+def _charged(answer: ChargeAnswered, payment: Payment) -> PaymentCharged:
+    return PaymentCharged(
+        order_id=answer.order_id,
+        currency=payment.currency,
+        amount_cents=payment.amount_cents,
+        reference=answer.reference,
+    )
+
+
+def _refund(order_id: UUID, payment: Payment) -> Refund:
+    return Refund(order_id=order_id, currency=payment.currency, amount_cents=payment.amount_cents)
+
+
+PARTICIPANT = Participant("payment", charge, record_charge, compensate, record_refund)

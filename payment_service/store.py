@@ -1,0 +1,25 @@
+"""Where payments are kept."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+from common.kernel.tables import StateTable, Tables, Word
+from payment_service.domain import Payment, PaymentStatus
+
+_metadata = sa.MetaData()
+
+payments = sa.Table(
+    "payments",
+    _metadata,
+    sa.Column("order_id", sa.String(36), primary_key=True),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("sequence", sa.Integer, nullable=False),
+    sa.Column("status", Word(PaymentStatus), nullable=False),
+    sa.Column("customer", sa.String(128), nullable=False),
+    sa.Column("currency", sa.String(3), nullable=False),
+    sa.Column("amount_cents", sa.BigInteger, nullable=False),
+)
+
+PAYMENTS = StateTable(Payment, payments)
+TABLES = Tables(_metadata, PAYMENTS)

@@ -1,0 +1,1 @@
+"""The operator's command `saga`, and what it is made of."""
