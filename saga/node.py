@@ -1,0 +1,528 @@
+"""A private RabbitMQ node: its own name, ports, cookie and data folder, on loopback only.
+
+`saga up`, `saga demo` and the tests run on such a node, so that they need no configured broker and
+disturb none. Several may run at once, and beside a broker that has the standard ports.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import itertools
+import os
+import random
+import re
+import secrets
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Final, Self
+
+STOP_SECONDS: Final = 20.0
+"""How long a graceful stop may take before the node is killed."""
+CTL_SECONDS: Final = 60.0
+"""How long one `rabbitmqctl` call may take."""
+PORT_ATTEMPTS: Final = 3
+"""First starts that may fail because somebody else took a port just after it was found free."""
+
+GIST_CHARACTERS: Final = 300
+"""How much of the server's own words goes into a message."""
+
+_POLL_SECONDS: Final = 0.05
+_PROBE_SECONDS: Final = 2.0
+_LOOPBACK: Final = "127.0.0.1"
+_PROGRAM_FOLDERS: Final = ("/usr/local/bin", "/usr/bin", "/bin", "/usr/local/sbin", "/usr/sbin")
+
+# The plugins known to listen, with the settings that keep each on loopback and on its own port.
+_PLUGIN_LISTENERS: Final[Mapping[str, str]] = {
+    "rabbitmq_management": "management.tcp",
+    "rabbitmq_prometheus": "prometheus.tcp",
+}
+
+_LOG_PREFIX: Final = re.compile(r"^\S+ \S+ \[\w+\] (<[\d.]+> )?")
+
+# Ends the whole process group when the pipe on its standard input closes: when the owner closes it,
+# or when the owner dies, by kill -9 too. (PR_SET_PDEATHSIG would do only for owners that start the
+# node from a thread that lives as long as they do.)
+_GUARD: Final = "read -r _; kill -9 0"
+
+
+class NodeError(Exception):
+    """A node that cannot be started or asked. The message is one line and says the way out."""
+
+
+def find_rabbitmq() -> Path:
+    """Return the folder of the installed RabbitMQ: `$RABBITMQ_HOME`, else the newest package.
+
+    The wrappers on PATH are no use here: run by root, they switch user and drop the environment.
+    Raises NodeError where there is none.
+    """
+    if home := os.environ.get("RABBITMQ_HOME"):
+        if not os.access(Path(home, "sbin", "rabbitmq-server"), os.X_OK):
+            raise NodeError(
+                f"RABBITMQ_HOME={home} has no sbin/rabbitmq-server: correct or unset it"
+            )
+        return Path(home)
+    found = [
+        server.parent.parent
+        for server in Path("/usr/lib/rabbitmq/lib").glob("rabbitmq_server-*/sbin/rabbitmq-server")
+        if os.access(server, os.X_OK)
+    ]
+    if not found:
+        raise NodeError(
+            "RabbitMQ is not installed: run `make setup`, or set AMQP_URL to a running broker"
+        )
+    return max(found, key=lambda folder: [int(n) for n in re.findall(r"\d+", folder.name)])
+
+
+class RabbitNode:
+    """One node with its data in `folder`, owned by this process and gone when it is.
+
+    The folder keeps its data between runs as long as the node's name stays the same; one node at a
+    time may use it. Not thread-safe, except that `ctl` may be called from any thread while the
+    node runs. All methods block: call them through `asyncio.to_thread` from a coroutine.
+    """
+
+    def __init__(
+        self, folder: Path, *, name: str | None = None, plugins: Sequence[str] = ()
+    ) -> None:
+        """Describe a node; nothing is touched or started yet.
+
+        `name` may be freely chosen, since every node has a name server of its own.
+        """
+        self.folder = folder.resolve()
+        self.name = f"{name or 'saga'}@localhost"
+        self.plugins = tuple(plugins)
+        self._ports: dict[str, int] = {}
+        self._environment: dict[str, str] = {}
+        self._vm: subprocess.Popen[bytes] | None = None
+        self._epmd: subprocess.Popen[bytes] | None = None
+        self._guard: subprocess.Popen[bytes] | None = None
+        self._guard_pipe: int | None = None
+        self._lock: IO[bytes] | None = None
+        self._console_path = self.folder / "console.log"
+        self._said_before: dict[Path, int] = {}  # how long the logs were before this start
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    # --- what others need to know ------------------------------------------------------------
+
+    @property
+    def amqp_url(self) -> str:
+        """Where clients connect, from the first start on; it stays the same over `kill`."""
+        return f"amqp://guest:guest@{_LOOPBACK}:{self.port('amqp')}/"
+
+    @property
+    def management_url(self) -> str:
+        """Where the HTTP API is; only with the plugin `rabbitmq_management`."""
+        return f"http://{_LOOPBACK}:{self.port('rabbitmq_management')}"
+
+    @property
+    def pid(self) -> int:
+        """The process id of the running Erlang VM. Raises NodeError when there is none."""
+        if self._vm is None:
+            raise NodeError(f"RabbitMQ node {self.name} is not running: start it first")
+        return self._vm.pid
+
+    @property
+    def running(self) -> bool:
+        """Whether the Erlang VM is there (it may still be starting, or hang)."""
+        return self._vm is not None and self._vm.poll() is None
+
+    @property
+    def log_path(self) -> Path:
+        """The server's log."""
+        return self.folder / "rabbit.log"
+
+    def port(self, listener: str) -> int:
+        """Return the port of `amqp`, `dist`, `epmd`, or of a plugin by its name."""
+        try:
+            return self._ports[listener]
+        except KeyError:
+            raise NodeError(
+                f"RabbitMQ node {self.name} has no listener {listener!r} yet: start it first, "
+                "with the plugin enabled"
+            ) from None
+
+    # --- life --------------------------------------------------------------------------------
+
+    def start(self, timeout_seconds: float = 60) -> None:
+        """Start the node and wait until clients can connect.
+
+        After `kill` or a crash the same node comes back: same data, same ports. Does nothing when
+        it is running. Raises NodeError, and leaves nothing running, when it cannot be started.
+        """
+        if self.running:
+            return
+        home = find_rabbitmq()
+        deadline = time.monotonic() + timeout_seconds
+        again = self._guard is not None  # killed or crashed: the ports are part of its identity
+        try:
+            self._take_folder()
+            for attempt in range(1, PORT_ATTEMPTS + 1):
+                if not again:
+                    self._ports = _free_ports(["amqp", "dist", "epmd", *self._listening_plugins()])
+                try:
+                    self._write_configuration(home)
+                    self._start_processes(home)
+                    self._wait_until_ready(deadline, timeout_seconds)
+                except _PortTaken as error:
+                    self._end_processes()
+                    if again or attempt == PORT_ATTEMPTS:
+                        raise NodeError(str(error)) from None
+                else:
+                    return
+        except OSError as error:
+            self.stop()
+            raise NodeError(
+                f"RabbitMQ node {self.name} cannot use the folder {self.folder}: "
+                f"{error.strerror or error}: name a folder that this user can write to"
+            ) from error
+        except BaseException:
+            self.stop()
+            raise
+
+    def kill(self) -> None:
+        """Kill the Erlang VM with SIGKILL, for fault tests. `start` brings the node back."""
+        if self._vm is not None:
+            self._vm.kill()
+            self._vm.wait()
+            self._vm = None
+
+    def settle(self) -> None:
+        """Make the queues that exist now safe from `kill`.
+
+        RabbitMQ registers a new quorum queue on disk up to a second late. Killed before that, it
+        brings the queue back empty and without a leader: every command on it hangs (3.10).
+        """
+        self.ctl("eval", "[dets:sync(Table) || Table <- dets:all()].")
+
+    def stop(self) -> None:
+        """Stop the node gracefully, or kill it after `STOP_SECONDS`; no process is left behind.
+
+        Does nothing when the node was never started.
+        """
+        if self._vm is not None:
+            self._vm.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._vm.wait(STOP_SECONDS)
+            self.kill()
+        self._end_processes()
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def ctl(self, *arguments: str) -> str:
+        """Run `rabbitmqctl` against this node and return what it printed.
+
+        Takes about a second of CPU. Raises NodeError with its last word when it fails.
+        """
+        command = arguments[0] if arguments else ""
+        try:
+            done = subprocess.run(
+                [find_rabbitmq() / "sbin" / "rabbitmqctl", "--quiet", *arguments],
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=CTL_SECONDS,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise NodeError(
+                f"rabbitmqctl {command}: no answer from {self.name} within {CTL_SECONDS:g} s: "
+                f"see {self.log_path}"
+            ) from None
+        if done.returncode:
+            words = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+            raise NodeError(
+                f"rabbitmqctl {command} on {self.name} failed: "
+                f"{words[0] if words else f'exit status {done.returncode}'}"
+            )
+        return done.stdout
+
+    # --- files -------------------------------------------------------------------------------
+
+    def _take_folder(self) -> None:
+        """Create the folder and claim it. Two nodes on the same data would destroy it."""
+        if self._lock is not None:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = (self.folder / "node.lock").open("ab")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            raise NodeError(
+                f"another RabbitMQ node uses the folder {self.folder}: stop it, or name another"
+            ) from None
+        self._lock = lock
+
+    def _listening_plugins(self) -> list[str]:
+        return [plugin for plugin in self.plugins if plugin in _PLUGIN_LISTENERS]
+
+    def _write_configuration(self, home: Path) -> None:
+        settings = [
+            # Replaces the default listener, which would take every interface.
+            f"listeners.tcp.default = {_LOOPBACK}:{self._ports['amqp']}",
+            "log.file.level = info",
+            # Absolute and small: a private node on a nearly full disk is still of use. The limit
+            # relative to memory (the default in some packages' templates) would block it.
+            "disk_free_limit.absolute = 50MB",
+            "vm_memory_high_watermark.relative = 0.4",
+            # The default write-ahead log of quorum queues grows to 512 MiB, in memory as well.
+            "raft.wal_max_size_bytes = 67108864",
+        ]
+        for plugin in self._listening_plugins():
+            prefix = _PLUGIN_LISTENERS[plugin]
+            settings += [f"{prefix}.ip = {_LOOPBACK}", f"{prefix}.port = {self._ports[plugin]}"]
+        (self.folder / "rabbitmq.conf").write_text("".join(f"{line}\n" for line in settings))
+        (self.folder / "enabled_plugins").write_text(f"[{','.join(self.plugins)}].\n")
+        (self.folder / "advanced.config").write_text("[].\n")
+
+        # One name is enough for a node on its own. Without this, Erlang asks the system through
+        # helper processes, which depend on the machine's name service and outlive a killed VM.
+        (self.folder / "inetrc").write_text(
+            '{lookup, [file]}.\n{hosts_file, ""}.\n{host, {127,0,0,1}, ["localhost"]}.\n'
+        )
+
+        cookie = self.folder / ".erlang.cookie"
+        if not cookie.exists():
+            # Whoever reads the cookie may run code in the node, so nobody else ever may.
+            descriptor = os.open(cookie, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o400)
+            with os.fdopen(descriptor, "w") as file:
+                file.write(secrets.token_hex(20))
+
+        on_loopback = "-kernel inet_dist_use_interface {127,0,0,1}"
+        # Made from nothing: a RABBITMQ_* or ERL_* variable of the caller's is about another node.
+        self._environment = {
+            "HOME": str(self.folder),
+            "LANG": "C.UTF-8",
+            "PATH": os.pathsep.join(_PROGRAM_FOLDERS),
+            # A name server of its own: it neither depends on the system's nor leaves one behind.
+            "ERL_EPMD_PORT": str(self._ports["epmd"]),
+            "ERL_EPMD_ADDRESS": _LOOPBACK,
+            "ERL_INETRC": str(self.folder / "inetrc"),
+            "RABBITMQ_ADVANCED_CONFIG_FILE": str(self.folder / "advanced.config"),
+            # The start script becomes the VM (no shell in between that would outlive a SIGKILL of
+            # the VM, and its process id is the VM's); -noinput is what the script then leaves out.
+            "RABBITMQ_ALLOW_INPUT": "1",
+            "RABBITMQ_CONFIG_FILE": str(self.folder / "rabbitmq.conf"),
+            "RABBITMQ_CONF_ENV_FILE": os.devnull,  # the system's settings are for its own node
+            "RABBITMQ_CTL_ERL_ARGS": on_loopback,
+            "RABBITMQ_DIST_PORT": str(self._ports["dist"]),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(self.folder / "enabled_plugins"),
+            "RABBITMQ_FEATURE_FLAGS_FILE": str(self.folder / "feature_flags"),
+            "RABBITMQ_GENERATED_CONFIG_DIR": str(self.folder / "generated"),
+            "RABBITMQ_LOGS": str(self.log_path),
+            "RABBITMQ_LOG_BASE": str(self.folder),
+            "RABBITMQ_MNESIA_BASE": str(self.folder),
+            "RABBITMQ_MNESIA_DIR": str(self.folder / "data"),
+            "RABBITMQ_NODENAME": self.name,
+            "RABBITMQ_PID_FILE": str(self.folder / "rabbit.pid"),
+            # The services share the cores with the node, so its schedulers are not pinned to them.
+            # (RabbitMQ has the schedulers' busy waiting off already.)
+            "RABBITMQ_SCHEDULER_BIND_TYPE": "u",
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": f"-noinput +B i {on_loopback}",
+        }
+
+    # --- processes ---------------------------------------------------------------------------
+
+    def _start_processes(self, home: Path) -> None:
+        if self._guard is None:
+            read_end, write_end = os.pipe()  # neither end is inherited unless handed on
+            try:
+                # Given the lock as well: a folder is free only when the group in it is dead.
+                self._guard = subprocess.Popen(
+                    ["/bin/sh", "-c", _GUARD],
+                    stdin=read_end,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    pass_fds=[] if self._lock is None else [self._lock.fileno()],
+                    process_group=0,
+                )
+            finally:
+                os.close(read_end)
+                self._guard_pipe = write_end
+        if self._epmd is None or self._epmd.poll() is not None:
+            self._epmd = self._spawn(
+                [self._program("epmd"), "-address", _LOOPBACK, "-port", str(self._ports["epmd"])]
+            )
+            # The VM would start a name server as a daemon if it found none.
+            self._wait_for_epmd(self._epmd)
+        self._said_before = {path: _size(path) for path in (self.log_path, self._console_path)}
+        self._vm = self._spawn([str(home / "sbin" / "rabbitmq-server")])
+
+    def _program(self, name: str) -> str:
+        found = shutil.which(name, path=self._environment["PATH"])
+        if found is None:
+            raise NodeError(f"{name} (Erlang) is not installed: run `make setup`, or set AMQP_URL")
+        return found
+
+    def _spawn(self, command: Sequence[str]) -> subprocess.Popen[bytes]:
+        assert self._guard is not None  # noqa: S101 - for the type checker; started just before
+        with self._console_path.open("ab") as console:
+            return subprocess.Popen(
+                command,
+                env=self._environment,
+                cwd=self.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=console,
+                stderr=console,
+                # Dies with the guard, and is out of reach of the terminal's Ctrl-C, so that its
+                # owner can stop the services first.
+                process_group=self._guard.pid,
+            )
+
+    def _wait_for_epmd(self, epmd: subprocess.Popen[bytes]) -> None:
+        deadline = time.monotonic() + _PROBE_SECONDS * 5
+        while not _accepts(self._ports["epmd"]):
+            if epmd.poll() is not None:
+                raise _PortTaken(
+                    f"RabbitMQ node {self.name}: epmd cannot listen on port {self._ports['epmd']}: "
+                    "start it again"
+                )
+            if time.monotonic() > deadline:
+                raise NodeError(f"RabbitMQ node {self.name}: epmd does not answer")
+            time.sleep(_POLL_SECONDS)
+
+    def _wait_until_ready(self, deadline: float, timeout_seconds: float) -> None:
+        assert self._vm is not None  # noqa: S101 - for the type checker; started just before
+        while True:
+            if self._vm.poll() is not None:
+                gist = self._gist()
+                self._vm = None
+                taken = "eaddrinuse" in gist or "in use" in gist
+                raise (_PortTaken if taken else NodeError)(
+                    f"RabbitMQ node {self.name} ended while starting: {gist} (log: {self.log_path})"
+                )
+            if _greets(self._ports["amqp"]) and all(
+                _accepts(self._ports[plugin]) for plugin in self._listening_plugins()
+            ):
+                return
+            if time.monotonic() > deadline:
+                gist = self._gist()
+                self.kill()
+                raise NodeError(
+                    f"RabbitMQ node {self.name} was not ready within {timeout_seconds:g} s: {gist} "
+                    f"(log: {self.log_path})"
+                )
+            time.sleep(_POLL_SECONDS)
+
+    def _end_processes(self) -> None:
+        """Let the guard end what is left of the node, and wait until it is gone."""
+        if self._guard_pipe is not None:
+            os.close(self._guard_pipe)
+            self._guard_pipe = None
+        if self._guard is not None:
+            self._guard.wait()
+            for process in (self._epmd, self._vm):
+                if process is not None:
+                    process.wait()
+        self._guard = self._epmd = self._vm = None
+
+    def _gist(self) -> str:
+        """Return, on one line, what the node said about its trouble since this start."""
+        for path, offset in self._said_before.items():
+            lines = [_LOG_PREFIX.sub("", line).strip() for line in _tail(path, offset)]
+            if "BOOT FAILED" in lines:
+                rest = lines[lines.index("BOOT FAILED") + 1 :]
+                block = itertools.takewhile(bool, itertools.dropwhile(_is_ruler, rest))
+                return " ".join(" ".join(block).split())[:GIST_CHARACTERS]
+        for path, offset in self._said_before.items():
+            for line in reversed(_tail(path, offset)):
+                text = _LOG_PREFIX.sub("", line).strip()
+                if text and ("[error]" in line or path == self._console_path):
+                    return " ".join(text.split())[:GIST_CHARACTERS]
+        return "it said nothing"
+
+
+class _PortTaken(NodeError):
+    """Somebody took a port between its choice and its use."""
+
+
+def _is_ruler(line: str) -> bool:
+    return set(line) <= {"="}
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _tail(path: Path, offset: int) -> list[str]:
+    """Return the lines after the offset, the last 64 KiB at most."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(offset, _size(path) - 64 * 1024))
+            return file.read().decode(errors="replace").splitlines()
+    except OSError:
+        return []
+
+
+def _free_ports(names: Sequence[str]) -> dict[str, int]:
+    """Choose a free loopback port for each name, below the range of outgoing connections.
+
+    A port inside that range could be taken by a client's own connection while the node is down; a
+    client that keeps trying to reconnect may even end up connected to itself.
+    """
+    ports: dict[str, int] = {}
+    for port in _candidates():
+        if len(ports) == len(names):
+            return ports
+        with socket.socket() as probe:
+            try:
+                probe.bind((_LOOPBACK, port))
+            except OSError:
+                continue
+        ports[names[len(ports)]] = port
+    raise NodeError("no free port on 127.0.0.1 between 10000 and 32767: end some listeners")
+
+
+def _candidates() -> Iterator[int]:
+    try:
+        text = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text()
+        top = int(text.split()[0])
+    except (OSError, ValueError, IndexError):
+        top = 32768
+    # Some machines give nearly everything to outgoing connections; then any port has to do.
+    ports = list(range(10_000, top if top > 11_000 else 32_768))
+    # Seeded by the system, so that two nodes started at once seldom try the same ports.
+    random.SystemRandom().shuffle(ports)
+    yield from ports
+
+
+def _accepts(port: int) -> bool:
+    """Whether something listens there."""
+    try:
+        socket.create_connection((_LOOPBACK, port), timeout=_PROBE_SECONDS).close()
+    except OSError:
+        return False
+    return True
+
+
+def _greets(port: int) -> bool:
+    """Whether an AMQP 0-9-1 server answers a client's first bytes with `connection.start`."""
+    try:
+        with socket.create_connection((_LOOPBACK, port), timeout=_PROBE_SECONDS) as connection:
+            connection.settimeout(_PROBE_SECONDS)
+            connection.sendall(b"AMQP\x00\x00\x09\x01")
+            return connection.recv(1) == b"\x01"
+    except OSError:
+        return False

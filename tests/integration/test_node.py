@@ -1,0 +1,159 @@
+"""The private RabbitMQ node: it starts, survives a kill, disturbs nobody and leaves nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import aio_pika
+import pytest
+
+from saga.node import NodeError, RabbitNode
+
+DEADLINE_SECONDS = 30.0
+
+
+def processes_of(folder: Path) -> list[str]:
+    """The command lines of living processes whose environment names the folder."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if os.fsencode(folder) + b"\0" in (process / "environ").read_bytes():
+                found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+        except OSError:
+            continue  # ended meanwhile, or somebody else's
+    return found
+
+
+def wait_until_gone(folder: Path) -> None:
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while left := processes_of(folder):
+        assert time.monotonic() < deadline, f"still there: {left}"
+        time.sleep(0.02)
+
+
+async def publish(url: str, queue_name: str, body: bytes) -> None:
+    """Declare a durable quorum queue and put a message into it, confirmed."""
+    async with await aio_pika.connect(url) as connection:
+        channel = await connection.channel(publisher_confirms=True)
+        await channel.declare_queue(queue_name, durable=True, arguments={"x-queue-type": "quorum"})
+        message = aio_pika.Message(body, delivery_mode=aio_pika.DeliveryMode.PERSISTENT)
+        await channel.default_exchange.publish(message, routing_key=queue_name)
+
+
+async def take(url: str, queue_name: str) -> bytes:
+    """Take one message; a queue that has just come back may need a moment."""
+    async with await aio_pika.connect(url) as connection:
+        channel = await connection.channel()
+        queue = await channel.get_queue(queue_name)
+        message = await queue.get(timeout=DEADLINE_SECONDS)
+        await message.ack()
+        return message.body
+
+
+async def test_each_test_has_a_virtual_host_of_its_own(
+    amqp_url: str, rabbit_node: RabbitNode
+) -> None:
+    await publish(amqp_url, "orders", b"mine")
+
+    assert amqp_url != rabbit_node.amqp_url
+    with pytest.raises(aio_pika.exceptions.ChannelNotFoundEntity):
+        await take(rabbit_node.amqp_url, "orders")
+    assert await take(amqp_url, "orders") == b"mine"
+
+
+async def test_a_killed_node_comes_back_with_its_data_at_the_same_address(
+    tmp_path: Path, rabbit_node: RabbitNode
+) -> None:
+    folder = tmp_path / "a folder with spaces"
+    node = RabbitNode(folder, name="mortal")
+    await asyncio.to_thread(node.start)  # while another broker, rabbit_node, is running
+    try:
+        address = node.amqp_url
+        assert address != rabbit_node.amqp_url
+        await publish(address, "orders", b"kept")
+        await asyncio.to_thread(node.settle)
+        first_pid = node.pid
+
+        node.kill()
+        with pytest.raises(OSError, match=r"."):
+            await aio_pika.connect(address)
+        await asyncio.to_thread(node.start)
+
+        assert node.pid != first_pid
+        assert node.amqp_url == address
+        assert await take(address, "orders") == b"kept"
+        assert "mortal@localhost" in node.ctl("eval", "node().")
+        with pytest.raises(NodeError, match="another RabbitMQ node uses the folder"):
+            RabbitNode(folder).start()
+    finally:
+        await asyncio.to_thread(node.stop)
+
+    wait_until_gone(folder)
+    assert rabbit_node.running
+
+
+def test_a_node_dies_with_its_owner(tmp_path: Path) -> None:
+    program = (
+        "import pathlib, sys, time; from saga.node import RabbitNode;"
+        "node = RabbitNode(pathlib.Path(sys.argv[1])); node.start();"
+        "print('ready', flush=True); time.sleep(600)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    ) as owner:
+        assert owner.stdout is not None
+        assert owner.stdout.readline() == "ready\n"
+        assert processes_of(tmp_path)
+
+        owner.send_signal(signal.SIGKILL)
+
+    wait_until_gone(tmp_path)
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+
+    with pytest.raises(NodeError, match=r"cannot use the folder .*/file/data: .*: name a folder"):
+        RabbitNode(tmp_path / "file" / "data").start()
+
+
+def test_a_missing_rabbitmq_is_named_with_the_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RABBITMQ_HOME", str(tmp_path))
+
+    with pytest.raises(NodeError, match=r"RABBITMQ_HOME=.* correct or unset it"):
+        RabbitNode(tmp_path / "data").start()
+
+
+def test_a_node_that_cannot_start_says_why_and_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "data").touch()  # where its data folder should be
+
+    with pytest.raises(NodeError, match=r"ended while starting: .*cannot_create_mnesia") as caught:
+        RabbitNode(tmp_path).start()
+
+    assert "\n" not in str(caught.value)
+    wait_until_gone(tmp_path)
+
+
+def test_a_node_that_is_not_ready_in_time_is_ended(tmp_path: Path) -> None:
+    with pytest.raises(NodeError, match=r"was not ready within 0\.1 s"):
+        RabbitNode(tmp_path).start(timeout_seconds=0.1)
+
+    wait_until_gone(tmp_path)
+
+
+def test_asking_a_node_that_was_never_started_is_refused(tmp_path: Path) -> None:
+    node = RabbitNode(tmp_path)
+
+    with pytest.raises(NodeError, match="start it first"):
+        _ = node.amqp_url
+    with pytest.raises(NodeError, match="start it first"):
+        _ = node.pid
+    node.stop()
