@@ -1,0 +1,447 @@
+"""The payment provider: what is asked of one, and a sandbox to stand in for one."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Protocol
+from uuid import uuid4
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy.engine import Connection, Engine
+
+from common.events import DeclineReason
+from common.kernel.database import BUSY_TIMEOUT_SECONDS, sqlite_engine
+
+GROUP_MAX = 256
+"""Questions answered in one transaction of the sandbox."""
+WAITING_MAX = 10_000
+"""Questions waiting for a transaction, beyond which the sandbox is unavailable."""
+ANSWER_DELAY_MAX_MS = 600_000
+AMOUNT_MAX_CENTS = 2**63 - 1
+
+
+class GatewayUnavailable(Exception):
+    """Nothing is known of what happened, if anything. Ask again under the same key."""
+
+
+class GatewayRefused(Exception):
+    """The question makes no sense and never will. It changed nothing."""
+
+
+class GatewayConfigurationError(ValueError):
+    """The sandbox's store cannot be used. The message names it and the way out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """The money was taken. `reference` is the provider's name for it."""
+
+    reference: str
+
+
+@dataclass(frozen=True, slots=True)
+class Decline:
+    """No money was taken, and none will be under this key."""
+
+    reason: DeclineReason
+
+
+class PaymentGateway(Protocol):
+    """A payment provider. Safe to call from many tasks of one event loop.
+
+    Each key is one charge, whatever the number of questions: asked again, it is answered as
+    before. A caller that is cancelled knows as little as one that got `GatewayUnavailable`.
+    """
+
+    async def charge(
+        self, key: str, *, customer: str, currency: str, amount_cents: int
+    ) -> Receipt | Decline:
+        """Take the money. Raises `GatewayUnavailable`, and `GatewayRefused` if the key is
+        known for another customer, currency or amount."""
+        ...
+
+    async def refund(self, key: str, *, currency: str, amount_cents: int) -> None:
+        """Give back what was charged under `key`: once, and at most what was charged.
+
+        Raises `GatewayUnavailable`, and `GatewayRefused` if nothing was charged under the key,
+        or another amount or currency has been.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Answer what has been asked, then let go of connections and threads."""
+        ...
+
+
+class Outcome(StrEnum):
+    """What became of a charge in the sandbox; other than `charged`, the reason for a decline."""
+
+    CHARGED = "charged"
+    INSUFFICIENT_FUNDS = DeclineReason.INSUFFICIENT_FUNDS.value
+    CARD_DECLINED = DeclineReason.CARD_DECLINED.value
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """A line of the sandbox's ledger. Times are Unix time in milliseconds.
+
+    `asked` counts the questions that reached the ledger, the first included.
+    """
+
+    key: str
+    customer: str
+    currency: str
+    amount_cents: int
+    outcome: Outcome
+    reference: str
+    charged_at_ms: int
+    asked: int = 0
+    refunded_cents: int = 0
+    refunded_at_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """How the sandbox treats a customer; one it has no account of can pay anything at once.
+
+    Charges lower `funds_cents` and refunds raise it; None is without end. The answer to a charge
+    is held back for `answer_delay_ms` after its effect is durable.
+    """
+
+    customer: str
+    funds_cents: int | None = None
+    card_blocked: bool = False
+    answer_delay_ms: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.answer_delay_ms <= ANSWER_DELAY_MAX_MS:
+            raise ValueError(f"answer_delay_ms is {self.answer_delay_ms}: not in 0 to 600000")
+
+
+class FaultMode(StrEnum):
+    """How the sandbox fails: before it does anything, or after all of it is done."""
+
+    NONE = "none"
+    UNAVAILABLE = "unavailable"
+    LOST_ANSWER = "lost_answer"
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A fault that hits `share` (0 to 1) of all questions, at random."""
+
+    mode: FaultMode = FaultMode.NONE
+    share: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share <= 1:
+            raise ValueError(f"share is {self.share}: not in 0 to 1")
+
+
+_metadata = sa.MetaData()
+_charges = sa.Table(
+    "charges",
+    _metadata,
+    sa.Column("key", sa.String, primary_key=True),
+    sa.Column("customer", sa.String, nullable=False),
+    sa.Column("currency", sa.String, nullable=False),
+    sa.Column("amount_cents", sa.BigInteger, nullable=False),
+    sa.Column("outcome", sa.String, nullable=False),
+    sa.Column("reference", sa.String, nullable=False),
+    sa.Column("charged_at_ms", sa.BigInteger, nullable=False),
+    sa.Column("asked", sa.Integer, nullable=False),
+    sa.Column("refunded_cents", sa.BigInteger, nullable=False),
+    sa.Column("refunded_at_ms", sa.BigInteger),
+)
+_accounts = sa.Table(
+    "accounts",
+    _metadata,
+    sa.Column("customer", sa.String, primary_key=True),
+    sa.Column("funds_cents", sa.BigInteger),
+    sa.Column("card_blocked", sa.Boolean, nullable=False),
+    sa.Column("answer_delay_ms", sa.Integer, nullable=False),
+)
+_faults = sa.Table(
+    "faults",
+    _metadata,
+    sa.Column("id", sa.Integer, primary_key=True),  # There is one row, number 1.
+    sa.Column("mode", sa.String, nullable=False),
+    sa.Column("share", sa.Float, nullable=False),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """A charge or, without a customer, a refund."""
+
+    key: str
+    customer: str | None
+    currency: str
+    amount_cents: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What to return or raise, and how long to hold it back."""
+
+    said: Receipt | Decline | GatewayRefused | GatewayUnavailable
+    delay_ms: int = 0
+
+
+class SandboxGateway:
+    """A provider for tests and demos, with a ledger of its own in a SQLite file.
+
+    Concurrent questions share a transaction, in a thread of its own. Any number of processes may
+    open the same file at the same time: one to serve, others to `set_accounts` and `set_fault`
+    while it does, and to read its `ledger`. Those three block while another
+    process writes, and raise SQLAlchemy's `OperationalError` if that takes `BUSY_TIMEOUT_SECONDS`.
+    """
+
+    def __init__(self, url: str, *, seed: int | None = None) -> None:
+        """Open the ledger at `url`, such as `sqlite:///data/provider.db`, and make what is missing.
+
+        `seed` is for which questions a fault of some share hits. Raises
+        `GatewayConfigurationError`.
+        """
+        path = _path_of(url)
+        self._engine = sqlite_engine(url)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _make_tables(self._engine)
+        except (OSError, sa.exc.DBAPIError) as error:
+            self._engine.dispose()
+            reason = error.orig if isinstance(error, sa.exc.DBAPIError) else error.strerror
+            raise GatewayConfigurationError(
+                f"cannot keep the payment sandbox's ledger in {path}: {reason}; "
+                f"make that a file that can be written, or choose another"
+            ) from error
+        self._random = random.Random(seed)
+        self._waiting: deque[tuple[_Question, asyncio.Future[_Answer]]] = deque()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="sandbox")
+        self._answering: asyncio.Task[None] | None = None
+        self._closed = False
+
+    async def charge(
+        self, key: str, *, customer: str, currency: str, amount_cents: int
+    ) -> Receipt | Decline:
+        """See `PaymentGateway`. The first question decides; the account may change afterwards."""
+        return await self._ask(_Question(key, customer, currency, amount_cents))
+
+    async def refund(self, key: str, *, currency: str, amount_cents: int) -> None:
+        """See `PaymentGateway`."""
+        await self._ask(_Question(key, None, currency, amount_cents))
+
+    async def close(self) -> None:
+        """See `PaymentGateway`. May be called again."""
+        self._closed = True
+        if self._answering is not None:
+            await self._answering
+        self._thread.shutdown()
+        self._engine.dispose()
+
+    def set_accounts(self, accounts: Iterable[Account]) -> None:
+        """Open these accounts, or replace them; all in one transaction."""
+        rows = [asdict(account) for account in accounts]
+        with self._engine.begin() as connection:
+            _put(connection, _accounts, rows)
+
+    def set_fault(self, fault: Fault) -> None:
+        """Replace the fault; it holds from the next transaction on."""
+        with self._engine.begin() as connection:
+            _put(connection, _faults, [{"id": 1, **asdict(fault)}])
+
+    def ledger(self) -> Sequence[Charge]:
+        """Every charge there is, declined ones too, in order of time."""
+        query = sa.select(_charges).order_by(_charges.c.charged_at_ms, _charges.c.key)
+        with self._engine.connect().execution_options(reads=True) as connection:
+            return [_charge_of(row) for row in connection.execute(query).mappings()]
+
+    async def _ask(self, question: _Question) -> Receipt | Decline:
+        if not 0 < question.amount_cents <= AMOUNT_MAX_CENTS:
+            raise GatewayRefused(f"amount_cents is {question.amount_cents}: not an amount")
+        if self._closed or len(self._waiting) >= WAITING_MAX:
+            raise GatewayUnavailable("the payment sandbox is closed or has too much to answer")
+        future: asyncio.Future[_Answer] = asyncio.get_running_loop().create_future()
+        self._waiting.append((question, future))
+        if self._answering is None or self._answering.done():
+            self._answering = asyncio.create_task(self._answer_waiting())
+        answer = await future
+        if answer.delay_ms:
+            await asyncio.sleep(answer.delay_ms / 1000)
+        if isinstance(answer.said, Exception):
+            raise answer.said
+        return answer.said
+
+    async def _answer_waiting(self) -> None:
+        """Answer in groups until nothing waits; what comes meanwhile is the next group."""
+        loop = asyncio.get_running_loop()
+        while self._waiting:
+            group = [self._waiting.popleft() for _ in range(min(GROUP_MAX, len(self._waiting)))]
+            questions = [question for question, _ in group]
+            answers = await loop.run_in_executor(self._thread, self._commit, questions)
+            for (_, future), answer in zip(group, answers, strict=True):
+                if not future.done():  # Its caller may have been cancelled.
+                    future.set_result(answer)
+
+    # In the sandbox's thread, from here on.
+
+    def _commit(self, questions: Sequence[_Question]) -> Sequence[_Answer]:
+        try:
+            with self._engine.begin() as connection:
+                books = _Books(connection, questions)
+                answers = [self._answer(books, question) for question in questions]
+                books.write(connection)
+        except Exception as error:  # Whatever it was, the callers must not wait for ever.
+            reason = f"the payment sandbox's ledger failed: {error!r}"
+            return [_Answer(GatewayUnavailable(reason)) for _ in questions]
+        return answers
+
+    def _answer(self, books: _Books, question: _Question) -> _Answer:
+        mode = books.fault.mode if self._random.random() < books.fault.share else FaultMode.NONE
+        if mode is FaultMode.UNAVAILABLE:
+            return _Answer(GatewayUnavailable("the payment sandbox is switched to unavailable"))
+        answer = books.refund(question) if question.customer is None else books.charge(question)
+        if mode is FaultMode.LOST_ANSWER:
+            lost = GatewayUnavailable("the payment sandbox is switched to lose its answers")
+            return replace(answer, said=lost)
+        return answer
+
+
+class _Books:
+    """What one group needs of the ledger: read at once, changed in memory, written at once."""
+
+    def __init__(self, connection: Connection, questions: Iterable[_Question]) -> None:
+        keys = {question.key for question in questions}
+        found = connection.execute(sa.select(_charges).where(_charges.c.key.in_(keys))).mappings()
+        self.charges = {row["key"]: _charge_of(row) for row in found}
+        customers = {question.customer for question in questions if question.customer is not None}
+        customers |= {charge.customer for charge in self.charges.values()}
+        held = connection.execute(
+            sa.select(_accounts).where(_accounts.c.customer.in_(customers))
+        ).mappings()
+        self.accounts = {row["customer"]: Account(**row) for row in held}
+        fault = connection.execute(sa.select(_faults.c.mode, _faults.c.share)).one_or_none()
+        self.fault = Fault(FaultMode(fault.mode), fault.share) if fault else Fault()
+        self._charges_read, self._accounts_read = dict(self.charges), dict(self.accounts)
+
+    def write(self, connection: Connection) -> None:
+        """Write what has changed."""
+        for table, now, before in (
+            (_charges, self.charges, self._charges_read),
+            (_accounts, self.accounts, self._accounts_read),
+        ):
+            changed = [asdict(item) for key, item in now.items() if item != before.get(key)]
+            _put(connection, table, changed)
+
+    def charge(self, question: _Question) -> _Answer:
+        """Decide, if this is the first question under its key; count it."""
+        customer = question.customer or ""
+        account = self.accounts.get(customer, Account(customer))
+        charge = self.charges.get(question.key)
+        if charge is None:
+            charge = self._decide(question, account)
+        elif (charge.customer, charge.currency, charge.amount_cents) != (
+            customer,
+            question.currency,
+            question.amount_cents,
+        ):
+            return _Answer(GatewayRefused(f"{question.key} is the key of a different charge"))
+        self.charges[question.key] = replace(charge, asked=charge.asked + 1)
+        if charge.outcome is Outcome.CHARGED:
+            return _Answer(Receipt(charge.reference), account.answer_delay_ms)
+        return _Answer(Decline(DeclineReason(charge.outcome)), account.answer_delay_ms)
+
+    def _decide(self, question: _Question, account: Account) -> Charge:
+        outcome = Outcome.CHARGED
+        if account.card_blocked:
+            outcome = Outcome.CARD_DECLINED
+        elif account.funds_cents is not None:
+            if account.funds_cents < question.amount_cents:
+                outcome = Outcome.INSUFFICIENT_FUNDS
+            else:
+                self._pay_in(account, -question.amount_cents)
+        return Charge(
+            key=question.key,
+            customer=account.customer,
+            currency=question.currency,
+            amount_cents=question.amount_cents,
+            outcome=outcome,
+            reference=f"sandbox-{uuid4()}" if outcome is Outcome.CHARGED else "",
+            charged_at_ms=time.time_ns() // 1_000_000,
+        )
+
+    def refund(self, question: _Question) -> _Answer:
+        """Give the money back, if that has not been done under this key."""
+        charge = self.charges.get(question.key)
+        if charge is None or charge.outcome is not Outcome.CHARGED:
+            return _Answer(GatewayRefused(f"nothing was charged under {question.key}"))
+        cents = min(question.amount_cents, charge.amount_cents)
+        if question.currency != charge.currency or charge.refunded_cents not in (0, cents):
+            return _Answer(GatewayRefused(f"{question.key} is the key of a different refund"))
+        if not charge.refunded_cents:
+            self.charges[question.key] = replace(
+                charge, refunded_cents=cents, refunded_at_ms=time.time_ns() // 1_000_000
+            )
+            if account := self.accounts.get(charge.customer):
+                self._pay_in(account, cents)
+        return _Answer(Receipt(charge.reference))
+
+    def _pay_in(self, account: Account, cents: int) -> None:
+        if account.funds_cents is not None:
+            self.accounts[account.customer] = replace(
+                account, funds_cents=account.funds_cents + cents
+            )
+
+
+def _put(connection: Connection, table: sa.Table, rows: Sequence[Mapping[str, object]]) -> None:
+    """Insert rows, or replace those that have the same primary key."""
+    if not rows:
+        return
+    statement = insert(table)
+    others = {c.name: statement.excluded[c.name] for c in table.c if not c.primary_key}
+    connection.execute(
+        statement.on_conflict_do_update(index_elements=list(table.primary_key), set_=others), rows
+    )
+
+
+def _charge_of(row: sa.RowMapping) -> Charge:
+    return Charge(**{**row, "outcome": Outcome(row["outcome"])})
+
+
+def _make_tables(engine: Engine) -> None:
+    """Make what is missing. Processes that make the same file at the same time get in each
+    other's way while they switch it to WAL, where SQLite does not heed the busy timeout."""
+    deadline = time.monotonic() + BUSY_TIMEOUT_SECONDS
+    while True:
+        try:
+            return _metadata.create_all(engine)
+        except sa.exc.OperationalError as error:
+            if "locked" not in str(error.orig) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+
+
+def _path_of(url: str) -> Path:
+    try:
+        parsed = sa.engine.make_url(url)
+    except sa.exc.ArgumentError:
+        parsed = None
+    if (
+        parsed is None
+        or parsed.drivername not in ("sqlite", "sqlite+pysqlite")
+        or parsed.database in (None, "", ":memory:")
+    ):
+        raise GatewayConfigurationError(
+            f"the payment sandbox cannot keep its ledger in {str(parsed or url)!r}; "
+            f"name a file, as in sqlite:///path/to/provider.db"
+        )
+    return Path(str(parsed.database))
