@@ -175,7 +175,7 @@ class RabbitNode:
             self._take_folder()
             for attempt in range(1, PORT_ATTEMPTS + 1):
                 if not again:
-                    self._ports = _free_ports(["amqp", "dist", "epmd", *self._listening_plugins()])
+                    self._ports = free_ports(["amqp", "dist", "epmd", *self._listening_plugins()])
                 try:
                     self._write_configuration(home)
                     self._start_processes(home)
@@ -476,7 +476,7 @@ def _tail(path: Path, offset: int) -> list[str]:
         return []
 
 
-def _free_ports(names: Sequence[str]) -> dict[str, int]:
+def free_ports(names: Sequence[str]) -> dict[str, int]:
     """Choose a free loopback port for each name, below the range of outgoing connections.
 
     A port inside that range could be taken by a client's own connection while the node is down; a

@@ -1,0 +1,92 @@
+"""The operator's command `saga`: one subcommand per habit.
+
+Modules that take long to import are imported by the commands that need them, so that `--help` and
+wrong usage are answered at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Final
+
+import typer
+
+from saga.commands import load, running, topology
+from saga.commands.output import problem
+
+FAILED: Final = 1
+USAGE_ERROR: Final = 2
+
+app = typer.Typer(
+    name="saga",
+    help="Run, load, watch and check a choreographed order saga over RabbitMQ.",
+    epilog="Exit status: 0 fine, 1 a problem was found or something failed, 2 wrong usage.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("up")(running.up)
+app.command("demo")(load.demo)
+app.command("publish")(load.publish)
+app.command("status")(running.status)
+app.command("reconcile")(running.reconcile)
+app.add_typer(topology.app, name="topology")
+
+
+def main() -> None:
+    """Run `saga`. What can be expected to fail ends in one line and exit status 1."""
+    try:
+        app()
+    except Exception as error:
+        line = _explanation(error)
+        if line is None:
+            raise
+        problem(line)
+        sys.exit(FAILED)
+
+
+def _explanation(error: Exception) -> str | None:
+    """The one line that explains a known error; None if it is none."""
+    import httpx
+    import sqlalchemy as sa
+
+    from common.choreography import ChoreographyError
+    from common.kernel.database import DatabaseError
+    from common.messaging.connection import BrokerError
+    from common.messaging.topology import TopologyError
+    from common.settings import SettingsError
+    from payment_service.gateway import GatewayConfigurationError
+    from saga.deployment import DeploymentError
+    from saga.node import NodeError
+    from saga.publish import PublishError
+    from saga.reconcile import ReconcileError
+    from saga.system import SystemFault
+
+    known = (
+        BrokerError,
+        ChoreographyError,
+        DatabaseError,
+        DeploymentError,
+        GatewayConfigurationError,
+        NodeError,
+        PublishError,
+        ReconcileError,
+        SettingsError,
+        SystemFault,
+        TopologyError,
+    )
+    if isinstance(error, known):
+        return " ".join(str(error).split())
+    if isinstance(error, httpx.HTTPError):
+        return f"a service cannot be asked: {str(error) or type(error).__name__}; does it run?"
+    if isinstance(error, sa.exc.DBAPIError):
+        return f"a database cannot be used: {error.orig}; does its system run?"
+    if isinstance(error, OSError):
+        return str(error)
+    return None
+
+
+if __name__ == "__main__":
+    main()

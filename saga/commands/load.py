@@ -1,0 +1,355 @@
+"""`saga publish`, `saga demo`: test orders, sent and seen through."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from saga.commands.output import (
+    DATA_DIR,
+    PROBLEM_FOUND,
+    AsJson,
+    DataDir,
+    err,
+    out,
+    print_json,
+    problem,
+    remark,
+    run,
+    stoppable,
+)
+from saga.commands.running import print_report
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+    from pathlib import Path
+
+    from saga.demo import Result
+    from saga.deployment import Deployment
+    from saga.orders import Plan, Shares
+    from saga.publish import Published
+    from saga.system import System
+
+ORDERS_MAX = 1_000_000
+RATE_MAX = 100_000.0
+CONCURRENCY_MAX = 1_000
+SEED_MAX = 2**63 - 1
+
+T = TypeVar("T")
+
+Orders = Annotated[int, typer.Option(min=1, max=ORDERS_MAX, help="How many orders.")]
+Seed = Annotated[
+    int, typer.Option(min=0, max=SEED_MAX, help="The same seed gives the same orders.")
+]
+Rate = Annotated[
+    float | None,
+    typer.Option(
+        min=0.01, max=RATE_MAX, help="Orders per second at most.", show_default="as fast as it goes"
+    ),
+]
+Direct = Annotated[
+    bool,
+    typer.Option(
+        "--direct", help="Place orders as AMQP commands on the intake queues instead of over HTTP."
+    ),
+]
+Concurrency = Annotated[
+    int, typer.Option(min=1, max=CONCURRENCY_MAX, help="Orders being placed at once.")
+]
+
+
+def _share(what: str) -> Any:
+    return typer.Option(
+        min=0.0, max=1.0, help=f"Share of the orders {what}.", rich_help_panel="Mix"
+    )
+
+
+High = Annotated[float, _share("with high priority")]
+OutOfStock = Annotated[float, _share("for something sold out")]
+Mispriced = Annotated[float, _share("at a wrong price or for an unknown SKU")]
+Declined = Annotated[float, _share("whose payment is declined")]
+Cancelled = Annotated[float, _share("that the customer cancels at once")]
+MalformedShare = Annotated[float, _share("to send malformed messages besides, as many")]
+
+
+def _shares(**given: float) -> Shares:
+    from saga.orders import PlanError, Shares
+
+    try:
+        return Shares(**given)
+    except PlanError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def publish(
+    orders: Orders = 100,
+    seed: Seed = 1,
+    rate: Rate = None,
+    direct: Direct = False,
+    concurrency: Concurrency = 64,
+    high: High = 0.10,
+    out_of_stock: OutOfStock = 0.05,
+    mispriced: Mispriced = 0.05,
+    declined: Declined = 0.05,
+    cancelled: Cancelled = 0.02,
+    malformed: MalformedShare = 0.01,
+    data_dir: DataDir = DATA_DIR,
+    as_json: AsJson = False,
+) -> None:
+    """Place test orders at a running system, with stock and customers to match.
+
+    On a fresh system the same seed gives the same orders, ids included; used again on the same
+    system, it gives the same orders under new ids. Says what has to come of them; does not wait.
+
+    Examples:
+
+    * `saga publish --orders 500 --seed 7`
+    * `saga publish --orders 10000 --rate 200 --direct`
+    * `saga publish --orders 50 --declined 0.5 --malformed 0`
+    """
+    shares = _shares(
+        high=high,
+        out_of_stock=out_of_stock,
+        mispriced=mispriced,
+        declined=declined,
+        cancelled=cancelled,
+        malformed=malformed,
+    )
+    from saga.deployment import Deployment
+    from saga.publish import next_plan
+    from saga.publish import publish as send
+
+    deployment = Deployment.load(data_dir)
+
+    async def work() -> tuple[Plan, Published]:
+        plan = await next_plan(deployment, orders, seed, shares)
+        with _progress(sending=orders + len(plan.malformed)) as advance:
+            return plan, await send(
+                deployment,
+                plan,
+                direct=direct,
+                rate=rate,
+                concurrency=concurrency,
+                progress=advance["sending"],
+            )
+
+    with stoppable():
+        plan, published = run(work())
+    document = _published_as_json(seed, plan, published)
+    if as_json:
+        print_json(document)
+        return
+    remark(
+        f"{published.orders} orders and {published.malformed} malformed messages sent in "
+        f"{published.seconds:.1f} s; `saga status` and `saga reconcile` tell what comes of them"
+    )
+    for outcome, count in document["expected"].items():
+        out().print(f"{outcome:>20} {count:>8}")
+
+
+def _published_as_json(seed: int, plan: Plan, published: Published) -> dict[str, Any]:
+    from collections import Counter
+
+    expected = Counter(
+        "confirmed" if reason is None else str(reason) for reason in published.expected.values()
+    )
+    return {
+        "seed": seed,
+        "prefix": plan.prefix,
+        "orders": published.orders,
+        "malformed": published.malformed,
+        "cancelled_too_late": published.too_late,
+        "expected": dict(sorted(expected.items())),
+        "order_ids": [str(order.order_id) for order in plan.orders],
+        "seconds": round(published.seconds, 3),
+    }
+
+
+def demo(
+    orders: Orders = 1000,
+    seed: Seed = 1,
+    rate: Rate = None,
+    direct: Direct = False,
+    concurrency: Concurrency = 64,
+    high: High = 0.10,
+    out_of_stock: OutOfStock = 0.05,
+    mispriced: Mispriced = 0.05,
+    declined: Declined = 0.05,
+    cancelled: Cancelled = 0.02,
+    malformed: MalformedShare = 0.01,
+    data_dir: DataDir = DATA_DIR,
+    as_json: AsJson = False,
+) -> None:
+    """Run a mixed load from end to end, and check every order's end and the books.
+
+    Uses the system that `saga up` runs on the data folder; where none runs, starts one in a fresh
+    folder below it, and ends it. With `AMQP_URL` set that one uses the broker there.
+
+    Exit status 0 only if every order ended as its seed predicts, every malformed message is a dead
+    letter, and the books are right.
+
+    Examples:
+
+    * `saga demo`
+    * `saga demo --orders 200 --seed 7 --json`
+    * `saga demo --orders 5000 --high 0.5 --direct`
+    """
+    shares = _shares(
+        high=high,
+        out_of_stock=out_of_stock,
+        mispriced=mispriced,
+        declined=declined,
+        cancelled=cancelled,
+        malformed=malformed,
+    )
+    from saga.demo import demo as see_through
+    from saga.discovery import choreography
+    from saga.publish import next_plan
+
+    async def load(deployment: Deployment) -> Result:
+        plan = await next_plan(deployment, orders, seed, shares)
+        with _progress(sending=orders + len(plan.malformed), ended=orders) as advance:
+            return await see_through(
+                deployment,
+                choreography(),
+                plan,
+                seed=seed,
+                direct=direct,
+                rate=rate,
+                concurrency=concurrency,
+                sent=advance["sending"],
+                ended=advance["ended"],
+            )
+
+    async def work() -> Result:
+        running = await _running(data_dir)
+        if running is not None:
+            remark(f"using the system that runs on {data_dir}")
+            return await load(running)
+        async with _fresh_system(data_dir) as system:
+            return await _watched(system, load(system.deployment))
+
+    with stoppable():
+        result = run(work())
+    if as_json:
+        print_json(result.to_json())
+    else:
+        _print_result(result)
+    if not result.ok:
+        problem("not everything went as predicted")
+        raise typer.Exit(PROBLEM_FOUND)
+
+
+async def _running(folder: Path) -> Deployment | None:
+    """The system that runs on `folder`, if one does that answers."""
+    from saga.deployment import Deployment, DeploymentError
+    from saga.status import READY, readiness
+
+    try:
+        deployment = Deployment.load(folder)
+    except DeploymentError:
+        return None
+    said = [await readiness(url) for url in deployment.http_urls.values()]
+    return deployment if all(word == READY for word in said) else None
+
+
+def _fresh_folder(parent: Path) -> Path:
+    import tempfile
+    from pathlib import Path
+
+    from saga.system import SystemFault
+
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix="demo-", dir=parent))
+    except OSError as error:
+        raise SystemFault(
+            f"cannot write in the data folder {parent}: {error.strerror}; "
+            f"make it writable, or name another with --data-dir or DATA_DIR"
+        ) from error
+
+
+@contextlib.asynccontextmanager
+async def _fresh_system(parent: Path) -> AsyncIterator[System]:
+    """A system in a new folder, which is removed again if all went well."""
+    from saga.system import System, remove_folder
+
+    folder = _fresh_folder(parent)
+    amqp_url = os.environ.get("AMQP_URL") or None
+    try:
+        async with System(folder, amqp_url=amqp_url, disposable=True, report=remark) as system:
+            yield system
+    except BaseException:
+        if any((folder / "logs").glob("*")):
+            remark(f"logs and databases are kept in {folder}")
+        else:
+            remove_folder(folder)
+        raise
+    remove_folder(folder)
+
+
+async def _watched(system: System, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`, while what ends by itself is brought back."""
+    working = asyncio.ensure_future(work)
+    watching = asyncio.ensure_future(system.watch())
+    try:
+        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            watching.result()  # raises: it ends in no other way
+        return await working
+    finally:
+        for task in (working, watching):
+            task.cancel()
+        await asyncio.gather(working, watching, return_exceptions=True)
+
+
+@contextlib.contextmanager
+def _progress(**totals: int) -> Iterator[dict[str, Callable[[int], None]]]:
+    """A bar on standard error for each total; what advances it is by the same name."""
+    from functools import partial
+
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = err()
+    with Progress(
+        TextColumn("{task.description:>8}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    ) as progress:
+        yield {
+            name: partial(progress.advance, progress.add_task(name, total=total))
+            for name, total in totals.items()
+        }
+
+
+def _print_result(result: Result) -> None:
+    from rich.table import Table
+
+    console = out()
+    document = result.to_json()
+    outcomes = Table("outcome", "orders", title=f"{document['orders']} orders, seed {result.seed}")
+    outcomes.columns[1].justify = "right"
+    outcomes.add_row("confirmed", f"{document['outcomes']['confirmed']}")
+    for reason, count in document["outcomes"]["cancelled"].items():
+        outcomes.add_row(f"cancelled: {reason}", f"{count}")
+    latencies = Table("priority", "p50 ms", "p99 ms", title="placed to ended")
+    for column in latencies.columns[1:]:
+        column.justify = "right"
+    for priority, latency in result.latency_ms().items():
+        latencies.add_row(priority, f"{latency['p50']:.1f}", f"{latency['p99']:.1f}")
+    console.print(outcomes)
+    console.print(latencies)
+    console.print(f"{result.orders_per_second:.0f} orders per second")
+    console.print(
+        f"dead letters: {result.dead_letters} of {result.dead_letters_expected} malformed messages"
+    )
+    print_report(result.report)
+    for line in result.unexpected:
+        console.print(f"[red]unexpected:[/] {line}")

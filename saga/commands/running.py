@@ -1,0 +1,197 @@
+"""`saga up`, `saga status`, `saga reconcile`: a system that runs."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from saga.commands.output import (
+    DATA_DIR,
+    PROBLEM_FOUND,
+    AsJson,
+    DataDir,
+    Stopped,
+    out,
+    print_json,
+    remark,
+    run,
+    stoppable,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from saga.deployment import Deployment
+    from saga.reconcile import Report
+    from saga.status import Status
+
+GRACE_MAX_SECONDS = 86_400.0
+
+
+def up(data_dir: DataDir = DATA_DIR, as_json: AsJson = False) -> None:
+    """Run everything on this machine until Ctrl-C.
+
+    Starts a private RabbitMQ node (or, with `AMQP_URL` set, uses that broker) and every service,
+    and brings back what ends by itself. Data stays in the data folder for the next start.
+
+    Examples:
+
+    * `saga up`
+    * `saga up --data-dir /var/tmp/shop`
+    * `AMQP_URL=amqp://user:password@broker:5672/saga saga up`
+    """
+    try:
+        run(_up(data_dir, _print_addresses_as_json if as_json else _print_addresses))
+    except Stopped as stopped:
+        remark(f"stopped by {stopped}")
+
+
+async def _up(folder: Path, show: Callable[[Path, Deployment], None]) -> None:
+    from saga.system import System
+
+    system = System(folder, amqp_url=os.environ.get("AMQP_URL"), report=remark)
+    async with system:
+        show(system.folder, system.deployment)
+        await system.watch()
+
+
+def _print_addresses(folder: Path, deployment: Deployment) -> None:
+    from rich.table import Table
+
+    from common.messaging.connection import printable
+
+    table = Table(title="The saga runs; Ctrl-C ends it", show_header=False)
+    for name, url in deployment.http_urls.items():
+        table.add_row(f"{name} service", f"{url}/docs")
+    table.add_row("RabbitMQ", printable(deployment.amqp_url))
+    table.add_row("data folder", str(folder))
+    out().print(table)
+
+
+def _print_addresses_as_json(folder: Path, deployment: Deployment) -> None:
+    from common.messaging.connection import printable
+
+    print_json(
+        {
+            "http_urls": deployment.http_urls,
+            "amqp_url": printable(deployment.amqp_url),
+            "data_dir": str(folder),
+        }
+    )
+
+
+def status(data_dir: DataDir = DATA_DIR, as_json: AsJson = False) -> None:
+    """Show queues, dead letters, outboxes and orders of a running system.
+
+    Exit status 1 when somebody should look: dead letters, overdue orders, a queue that nobody
+    reads, a service that is not ready.
+
+    Examples:
+
+    * `saga status`
+    * `saga status --json | jq .problems`
+    """
+    from saga import status as checks
+    from saga.deployment import Deployment
+    from saga.discovery import choreography
+
+    deployment = Deployment.load(data_dir)
+    with stoppable():
+        found = run(checks.status(deployment, choreography()))
+    if as_json:
+        print_json(found.to_json())
+    else:
+        _print_status(found)
+    if found.problems:
+        raise typer.Exit(PROBLEM_FOUND)
+
+
+def _print_status(found: Status) -> None:
+    from rich.table import Table
+
+    console = out()
+    services = Table("service", "state", "unpublished events", "dead letters")
+    for name, said in found.services.items():
+        services.add_row(
+            name, said, f"{found.outboxes.get(name, 0)}", f"{found.dead_letters.get(name, 0)}"
+        )
+    queues = Table("queue", "waiting", "consumers")
+    for name, queue in found.queues.items():
+        queues.add_row(name, f"{queue.messages}", f"{queue.consumers}")
+    console.print(services)
+    console.print(queues)
+    console.print(f"orders: {found.pending_orders} pending, {found.overdue_orders} overdue")
+    for line in found.problems:
+        console.print(f"[red]problem:[/] {line}")
+    if not found.problems:
+        console.print("nothing is wrong")
+
+
+def reconcile(
+    data_dir: DataDir = DATA_DIR,
+    grace: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            max=GRACE_MAX_SECONDS,
+            help="Judge only orders that have been still for so many seconds.",
+        ),
+    ] = 10.0,
+    as_json: AsJson = False,
+) -> None:
+    """Check the books: money, stock, orders and messages against each other.
+
+    Exit status 1 when something does not add up. Changes nothing.
+
+    Examples:
+
+    * `saga reconcile`
+    * `saga reconcile --grace 0 --json` (nothing is being ordered)
+    """
+    from saga import reconcile as books
+    from saga.deployment import Deployment
+
+    deployment = Deployment.load(data_dir)
+    with stoppable():
+        report = run(books.reconcile(deployment, grace_seconds=grace))
+    if as_json:
+        print_json(report_as_json(report))
+    else:
+        print_report(report)
+    if not report.ok:
+        raise typer.Exit(PROBLEM_FOUND)
+
+
+def report_as_json(report: Report) -> dict[str, Any]:
+    """A reconciliation as a JSON document."""
+    return {
+        "ok": report.ok,
+        "checked": dict(report.checked),
+        "violations": [
+            {"rule": v.rule, "subject": v.subject, "detail": v.detail} for v in report.violations
+        ],
+        "dead_letters": dict(report.dead_letters),
+    }
+
+
+def print_report(report: Report) -> None:
+    """A reconciliation as a table of violations, and what was checked."""
+    from rich.table import Table
+
+    console = out()
+    if report.violations:
+        table = Table("rule", "subject", "what is wrong")
+        for violation in report.violations:
+            table.add_row(violation.rule, violation.subject, violation.detail)
+        console.print(table)
+    checked = ", ".join(f"{count} {what}" for what, count in report.checked.items())
+    console.print(f"checked: {checked}")
+    if dead := sum(report.dead_letters.values()):
+        console.print(f"dead letters: {dead}")
+    if report.ok:
+        console.print("[green]the books are right[/]")
+    else:
+        console.print(f"[red]{len(report.violations)} violations[/]")

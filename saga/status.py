@@ -1,0 +1,192 @@
+"""How a running system is: queues, dead letters, outboxes, orders, and what is wrong with it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import aiormq
+import httpx
+import sqlalchemy as sa
+from aio_pika.abc import AbstractRobustConnection
+from sqlalchemy.engine import Connection
+
+from common.choreography import Choreography
+from common.kernel.database import DatabaseError, sqlite_engine
+from common.kernel.tables import Tables
+from common.messaging.connection import BrokerError, connect
+from common.messaging.topology import dead_letter_queue, queues_of
+from order_service.domain import OrderStatus
+from order_service.store import orders
+from saga.deployment import Deployment
+
+OVERDUE_GRACE_SECONDS: Final = 5.0
+"""How long past its deadline a pending order may be: the order service looks twice a second."""
+REQUEST_TIMEOUT_SECONDS: Final = 5.0
+BROKER_PATIENCE_SECONDS: Final = 0.0
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class QueueStatus:
+    """A queue: messages that wait in it, and who reads it. Delivered ones do not wait any more."""
+
+    messages: int
+    consumers: int
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """A system at one moment, read part by part while it runs."""
+
+    services: Mapping[str, str] = field(default_factory=dict)
+    """By participant: `ready`, or what it lacks."""
+    queues: Mapping[str, QueueStatus] = field(default_factory=dict)
+    """By name, the queues that participants read."""
+    dead_letters: Mapping[str, int] = field(default_factory=dict)
+    """By participant."""
+    outboxes: Mapping[str, int] = field(default_factory=dict)
+    """By participant, the events that are not known to be published."""
+    pending_orders: int = 0
+    overdue_orders: int = 0
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether nothing waits to be read or published. (A delivery may still be worked on.)"""
+        waiting = sum(queue.messages for queue in self.queues.values())
+        return not (waiting or sum(self.outboxes.values()) or self.pending_orders)
+
+    @property
+    def problems(self) -> list[str]:
+        """What somebody should look into, a line each."""
+        return [
+            *(
+                f"the {name} service: {said}"
+                for name, said in self.services.items()
+                if said != READY
+            ),
+            *(f"nobody reads {name}" for name, queue in self.queues.items() if not queue.consumers),
+            *(
+                f"{count} dead letters in {dead_letter_queue(name)}"
+                for name, count in self.dead_letters.items()
+                if count
+            ),
+            *([f"{self.overdue_orders} orders are overdue"] if self.overdue_orders else []),
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """The status as a JSON document."""
+        return {
+            "ok": not self.problems,
+            "problems": self.problems,
+            "services": dict(self.services),
+            "queues": {
+                name: {"messages": queue.messages, "consumers": queue.consumers}
+                for name, queue in self.queues.items()
+            },
+            "dead_letters": dict(self.dead_letters),
+            "outboxes": dict(self.outboxes),
+            "orders": {"pending": self.pending_orders, "overdue": self.overdue_orders},
+        }
+
+
+READY: Final = "ready"
+
+
+async def status(deployment: Deployment, graph: Choreography) -> Status:
+    """Read the status; changes nothing. Raises `BrokerError` or `DatabaseError`."""
+    services = {
+        name: await readiness(deployment.http_urls[name])
+        for name in deployment.http_urls
+        if any(participant.name == name for participant in graph.participants)
+    }
+    connection = await connect(
+        deployment.amqp_url, name="saga status", patience_seconds=BROKER_PATIENCE_SECONDS
+    )
+    async with connection:
+        queues = {
+            name: await _queue(connection, name)
+            for participant in graph.participants
+            for name in queues_of(participant)
+        }
+        dead = {
+            participant.name: (
+                await _queue(connection, dead_letter_queue(participant.name))
+            ).messages
+            for participant in graph.participants
+        }
+    outboxes = {
+        name: await asyncio.to_thread(read, url, _count_outbox)
+        for name, url in deployment.database_urls.items()
+    }
+    now = datetime.now(UTC)
+    pending, overdue = await asyncio.to_thread(
+        read, deployment.database_urls["order"], lambda c: _count_orders(c, now)
+    )
+    return Status(services, queues, dead, outboxes, pending, overdue)
+
+
+async def readiness(url: str) -> str:
+    """What the service at `url` says of itself: `ready`, or what it lacks."""
+    try:
+        async with httpx.AsyncClient(trust_env=False, timeout=REQUEST_TIMEOUT_SECONDS) as client:
+            response = await client.get(f"{url}/readyz")
+    except httpx.TransportError as error:
+        return f"no answer from {url}: {str(error) or type(error).__name__}"
+    if response.status_code == httpx.codes.OK:
+        return READY
+    try:
+        return str(response.json()["detail"])
+    except (ValueError, KeyError, TypeError):
+        return f"{response.status_code} from {url}/readyz"
+
+
+async def _queue(connection: AbstractRobustConnection, name: str) -> QueueStatus:
+    channel = await connection.channel()  # its own: a queue that is missing closes it
+    try:
+        found = (await channel.declare_queue(name, passive=True)).declaration_result
+    except aiormq.exceptions.ChannelClosed as error:
+        raise BrokerError(
+            f"cannot look at the queue {name}: {error}; apply the topology with "
+            f"`saga topology apply`"
+        ) from error
+    finally:
+        await channel.close()
+    return QueueStatus(found.message_count or 0, found.consumer_count or 0)
+
+
+def _count_outbox(connection: Connection) -> int:
+    # The kernel gives each service an outbox of this shape; the metadata is only for the query.
+    outbox = Tables(sa.MetaData()).outbox
+    return connection.scalar(sa.select(sa.func.count()).select_from(outbox)) or 0
+
+
+def _count_orders(connection: Connection, now: datetime) -> tuple[int, int]:
+    late = now - timedelta(seconds=OVERDUE_GRACE_SECONDS)
+    overdue = sa.func.coalesce(sa.func.sum(sa.case((orders.c.deadline < late, 1), else_=0)), 0)
+    query = sa.select(sa.func.count(), overdue).where(orders.c.status == OrderStatus.PENDING)
+    counts = connection.execute(query).one()
+    return counts[0], int(counts[1])
+
+
+def read(url: str, query: Callable[[Connection], T]) -> T:
+    """Run `query` on a service's database, which may be in use. Blocks; raises `DatabaseError`."""
+    parsed = sa.engine.make_url(url)
+    sqlite = parsed.get_backend_name() == "sqlite"
+    if sqlite and not Path(str(parsed.database)).is_file():
+        raise DatabaseError(f"there is no database {parsed.database}; is this the system's folder?")
+    engine = sqlite_engine(url) if sqlite else sa.create_engine(url)
+    try:
+        with engine.connect().execution_options(reads=True) as connection:
+            return query(connection)
+    except sa.exc.DBAPIError as error:
+        raise DatabaseError(
+            f"cannot read {parsed.render_as_string(hide_password=True)}: {error.orig}"
+        ) from error
+    finally:
+        engine.dispose()

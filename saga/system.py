@@ -1,0 +1,467 @@
+"""Everything on one machine: a broker, the topology on it, and each participant as a process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Final, NoReturn, Self
+
+import aiormq
+import httpx
+
+from common.choreography import Choreography
+from common.messaging.connection import BrokerError, connect, printable
+from common.messaging.topology import apply, queues_of, topology_of
+from common.settings import Settings, load
+from saga.deployment import FILE_NAME, Deployment
+from saga.discovery import choreography, participants
+from saga.node import RabbitNode, free_ports
+
+READY_SECONDS: Final = 60.0
+"""How long a starting service may take until it is ready."""
+KILL_GRACE_SECONDS: Final = 5.0
+"""What a stopping service gets on top of its own drain, before it is killed."""
+PORT_ATTEMPTS: Final = 3
+"""First starts that may fail because somebody else took a port just after it was found free."""
+RESTARTS_MAX: Final = 5
+"""How often `watch` brings one process back before it gives up."""
+BROKER_PATIENCE_SECONDS: Final = 10.0
+
+_POLL_SECONDS: Final = 0.05
+_LOOPBACK: Final = "127.0.0.1"
+_LOG_TAIL_BYTES: Final = 65_536
+_LAST_WORDS_CHARACTERS: Final = 400
+_PORT_IN_USE: Final = "cannot listen on"
+
+# About one service, so never handed on to several.
+_OURS: Final = ("AMQP_URL", "DATABASE_URL", "DATA_DIR", "HTTP_HOST", "HTTP_PORT", "SANDBOX_URL")
+
+# Kills its process group when the pipe on its standard input closes, so that the services end with
+# their owner however it ends. (See `saga.node` for why this is no job for PR_SET_PDEATHSIG.)
+_GUARD: Final = "read -r _; kill -9 0"
+
+
+class SystemFault(Exception):
+    """Something of the system cannot run. One line that names it and the way out."""
+
+
+@dataclass(slots=True)
+class _Process:
+    """One service: how it is started, and the process while there is one."""
+
+    package: str
+    log_path: Path
+    port: int = 0
+    popen: subprocess.Popen[bytes] | None = None
+    log_offset: int = 0
+    environment: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def running(self) -> bool:
+        return self.popen is not None and self.popen.poll() is None
+
+    @property
+    def url(self) -> str:
+        return f"http://{_LOOPBACK}:{self.port}"
+
+    def last_words(self) -> str:
+        """Why it ended, as far as its log since the last start tells; one line."""
+        try:
+            with self.log_path.open("rb") as log:
+                size = log.seek(0, os.SEEK_END)
+                log.seek(max(self.log_offset, size - _LOG_TAIL_BYTES))
+                lines = [line.strip() for line in log.read().decode(errors="replace").splitlines()]
+        except OSError:
+            lines = []
+        said = [line for line in lines if line]
+        errors = [line.removeprefix("error: ") for line in said if line.startswith("error: ")]
+        return (errors or said or ["it said nothing"])[-1][:_LAST_WORDS_CHARACTERS]
+
+
+class System:
+    """A whole system in one folder, owned by this process and gone when it is.
+
+    async with System(folder) as system:
+        system.deployment.http_urls["order"]
+        system.kill("order")
+        await system.start("order")
+
+    Services are named as their participants are. Belongs to one event loop and one task at a time,
+    but for `kill`, which may be called whenever that loop is not in `start` or `stop`.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        amqp_url: str | None = None,
+        disposable: bool = False,
+        environment: Mapping[str, str] | None = None,
+        report: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """Describe a system; nothing is touched or started yet.
+
+        With `amqp_url` it uses that broker and does no more there than declare the topology;
+        otherwise it has a private node. `disposable` data is not kept tidy for a next start, which
+        saves seconds at the stop. `environment` is added to the services' own. `report` is told, a
+        line at a time, what happens.
+        """
+        self.folder = folder.resolve()
+        self.node = None if amqp_url else RabbitNode(self.folder / "rabbitmq")
+        self._amqp_url = amqp_url
+        self._disposable = disposable
+        self._environment = dict(environment or {})
+        self._report = report
+        self._processes: dict[str, _Process] = {}
+        self._node_start: asyncio.Future[None] | None = None
+        self._guard: subprocess.Popen[bytes] | None = None
+        self._guard_pipe: int | None = None
+        self._deployment: Deployment | None = None
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self.start()
+        except BaseException:
+            await self.stop()
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.stop()
+
+    # --- what others need to know ------------------------------------------------------------
+
+    @property
+    def deployment(self) -> Deployment:
+        """The addresses. Raises `SystemFault` before the first start."""
+        if self._deployment is None:
+            raise SystemFault(f"the system in {self.folder} is not running: start it first")
+        return self._deployment
+
+    @property
+    def services(self) -> tuple[str, ...]:
+        """The names of the services, once the system was started."""
+        return tuple(self._processes)
+
+    def pid(self, service: str) -> int:
+        """The process id of a service; it may have ended. Raises `SystemFault`."""
+        popen = self._process(service).popen
+        if popen is None:
+            raise SystemFault(f"the {service} service was never started")
+        return popen.pid
+
+    def log_path(self, service: str) -> Path:
+        """A service's log; it is appended to at each start."""
+        return self._process(service).log_path
+
+    # --- life --------------------------------------------------------------------------------
+
+    async def start(self, *services: str) -> None:
+        """Start these services, or without a name everything; return when they are ready.
+
+        What runs already is left alone, and what comes back has its old ports and data. Raises
+        `SystemFault`, `NodeError`, `BrokerError` or `TopologyError`; call `stop` then.
+        """
+        if self._deployment is None:
+            await self._prepare()
+        wanted = services or self.services
+        starts = [
+            asyncio.ensure_future(self._start_service(name))
+            for name in wanted
+            if not self._process(name).running
+        ]
+        try:
+            await asyncio.gather(*starts)
+        finally:
+            for start in starts:  # the others', when one has failed
+                start.cancel()
+            await asyncio.gather(*starts, return_exceptions=True)
+        self._deployment = Deployment(
+            amqp_url=self._broker_url(),
+            http_urls={name: process.url for name, process in self._processes.items()},
+            database_urls={name: self._database_url(name) for name in self._processes},
+            sandbox_url=self._database_url("provider"),
+        )
+        self._deployment.save(self.folder)
+
+    def kill(self, service: str) -> None:
+        """Kill a service with SIGKILL; `start` brings it back."""
+        process = self._process(service)
+        if process.popen is not None:
+            process.popen.kill()
+            process.popen.wait()
+
+    async def stop(self) -> None:
+        """Let the services drain, kill those that do not end, stop the node; no process is left.
+
+        May be called again, and after a failed start.
+        """
+        try:
+            await self._stop_services()
+        finally:
+            try:
+                await self._stop_node()
+            finally:
+                self._dismiss_guard()
+                if self._deployment is not None:
+                    (self.folder / FILE_NAME).unlink(missing_ok=True)
+                    self._deployment = None
+
+    async def watch(self) -> NoReturn:
+        """Bring back what ends by itself, until cancelled.
+
+        Raises `SystemFault` when one process has ended more than `RESTARTS_MAX` times, or does not
+        come back.
+        """
+        restarts: Counter[str] = Counter()
+        while True:
+            if self.node is not None and not self.node.running:
+                self._count_restart(restarts, "the broker", f"log: {self.node.log_path}")
+                await self._start_node(self.node)
+            for name, process in self._processes.items():
+                if not process.running:
+                    self._count_restart(restarts, f"the {name} service", process.last_words())
+                    await self._start_service(name)
+            await asyncio.sleep(_POLL_SECONDS)
+
+    def _count_restart(self, restarts: Counter[str], name: str, last_words: str) -> None:
+        if restarts[name] == RESTARTS_MAX:
+            raise SystemFault(f"{name} has ended {RESTARTS_MAX + 1} times: {last_words}")
+        restarts[name] += 1
+        self._report(f"{name} has ended ({last_words}); starting it again")
+
+    # --- parts -------------------------------------------------------------------------------
+
+    def _process(self, service: str) -> _Process:
+        try:
+            return self._processes[service]
+        except KeyError:
+            known = ", ".join(self._processes) or "none yet: start the system first"
+            raise SystemFault(f"there is no service {service!r} here; there are {known}") from None
+
+    async def _prepare(self) -> None:
+        """Folder, guard, broker and topology: what the services need."""
+        logs = self.folder / "logs"
+        try:
+            logs.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise SystemFault(
+                f"cannot write in the data folder {self.folder}: {error.strerror}; "
+                f"make it writable, or name another with --data-dir or DATA_DIR"
+            ) from error
+        found = {participant.name: package for package, participant in participants().items()}
+        graph = choreography()
+        if self.node is None:
+            await apply_topology(self._broker_url(), graph)
+            await self._check_broker_is_unused(graph)
+        else:
+            self._report("starting a private RabbitMQ node")
+            await self._start_node(self.node)
+            await apply_topology(
+                self._broker_url(), graph, patience_seconds=BROKER_PATIENCE_SECONDS
+            )
+        ports = free_ports(list(found))
+        self._processes = {
+            name: _Process(package, logs / f"{package}.log", ports[name])
+            for name, package in found.items()
+        }
+        self._report(f"starting the services {', '.join(found)}")
+
+    def _broker_url(self) -> str:
+        if self.node is not None:
+            return self.node.amqp_url
+        assert self._amqp_url is not None  # noqa: S101 - there is a node, or there is a URL
+        return self._amqp_url
+
+    def _database_url(self, name: str) -> str:
+        return f"sqlite:///{self.folder / name}.db"
+
+    async def _start_node(self, node: RabbitNode) -> None:
+        # Shielded: a thread cannot be cancelled, and `stop` has to wait until it is through.
+        self._node_start = asyncio.ensure_future(asyncio.to_thread(node.start))
+        await asyncio.shield(self._node_start)
+
+    async def _check_broker_is_unused(self, graph: Choreography) -> None:
+        """Refuse a broker on which another system runs, or has left work behind.
+
+        Raises `SystemFault`. Two systems on one virtual host would take each other's messages.
+        """
+        url = self._broker_url()
+        known = any(self.folder.glob("*.db"))
+        connection = await connect(url, name="saga")
+        async with connection:
+            channel = await connection.channel()
+            for participant in graph.participants:
+                for name in queues_of(participant):
+                    found = (await channel.declare_queue(name, passive=True)).declaration_result
+                    if found.consumer_count:
+                        raise SystemFault(
+                            f"the queue {name} at {printable(url)} is being read already: another "
+                            f"system runs there; stop it, or name another virtual host in AMQP_URL"
+                        )
+                    if found.message_count and not known:
+                        raise SystemFault(
+                            f"the queue {name} at {printable(url)} holds {found.message_count} "
+                            f"messages of a system whose databases are not in {self.folder}; name "
+                            f"its data folder, or another virtual host in AMQP_URL"
+                        )
+
+    async def _start_service(self, name: str) -> None:
+        process = self._process(name)
+        first = not process.environment
+        for attempt in range(1, PORT_ATTEMPTS + 1):
+            self._spawn(name, process)
+            try:
+                await self._wait_until_ready(name, process)
+            except SystemFault:
+                taken = process.last_words().startswith(_PORT_IN_USE)
+                if not (first and taken) or attempt == PORT_ATTEMPTS:
+                    raise
+                process.port = free_ports([name])[name]
+            else:
+                return
+
+    def _spawn(self, name: str, process: _Process) -> None:
+        inherited = {key: value for key, value in os.environ.items() if key not in _OURS}
+        process.environment = inherited | {
+            **self._environment,
+            "AMQP_URL": self._broker_url(),
+            "DATA_DIR": str(self.folder),
+            "DATABASE_URL": self._database_url(name),
+            "HTTP_HOST": _LOOPBACK,
+            "HTTP_PORT": str(process.port),
+            "SANDBOX_URL": self._database_url("provider"),
+        }
+        guard = self._guard_pid()
+        with process.log_path.open("ab") as log:
+            process.log_offset = log.tell()
+            process.popen = subprocess.Popen(
+                [sys.executable, "-m", f"{process.package}.app"],
+                env=process.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                # Ends with the guard, and is out of reach of the terminal's Ctrl-C: it is for the
+                # owner to say when to drain.
+                process_group=guard,
+            )
+
+    def _guard_pid(self) -> int:
+        """The process whose group the services join."""
+        if self._guard is None:
+            read_end, self._guard_pipe = os.pipe()  # neither end is inherited unless handed on
+            try:
+                self._guard = subprocess.Popen(
+                    ["/bin/sh", "-c", _GUARD],
+                    env={},
+                    cwd="/",
+                    stdin=read_end,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    process_group=0,
+                )
+            finally:
+                os.close(read_end)
+        return self._guard.pid
+
+    async def _wait_until_ready(self, name: str, process: _Process) -> None:
+        deadline = time.monotonic() + READY_SECONDS
+        answer = "no answer yet"
+        async with httpx.AsyncClient(trust_env=False, timeout=READY_SECONDS) as client:
+            while True:
+                if not process.running:
+                    status = process.popen.returncode if process.popen else None
+                    raise SystemFault(
+                        f"the {name} service ended while starting (exit status {status}): "
+                        f"{process.last_words()} (log: {process.log_path})"
+                    )
+                with contextlib.suppress(httpx.TransportError):
+                    response = await client.get(f"{process.url}/readyz")
+                    if response.status_code == httpx.codes.OK:
+                        return
+                    answer = response.text
+                if time.monotonic() > deadline:
+                    raise SystemFault(
+                        f"the {name} service was not ready within {READY_SECONDS:g} s: "
+                        f"{answer[:_LAST_WORDS_CHARACTERS]} (log: {process.log_path})"
+                    )
+                await asyncio.sleep(_POLL_SECONDS)
+
+    async def _stop_services(self) -> None:
+        running = {name: p.popen for name, p in self._processes.items() if p.popen and p.running}
+        for popen in running.values():
+            popen.send_signal(signal.SIGTERM)
+        # A service waits so long for its consumers, and so long again for what they began.
+        patience_seconds = 2 * _drain_seconds(self._environment) + KILL_GRACE_SECONDS
+        deadline = time.monotonic() + patience_seconds
+        try:
+            while any(popen.poll() is None for popen in running.values()):
+                if time.monotonic() > deadline:
+                    break
+                await asyncio.sleep(_POLL_SECONDS)
+        finally:
+            for name, popen in running.items():
+                if popen.poll() is None:
+                    self._report(f"the {name} service did not end in time and is killed")
+                    popen.kill()
+                    popen.wait()
+
+    async def _stop_node(self) -> None:
+        if self.node is None:
+            return
+        if self._node_start is not None:
+            await asyncio.wait({self._node_start})
+            self._node_start.cancelled() or self._node_start.exception()  # seen by who started it
+        if self._disposable:
+            await asyncio.to_thread(self.node.kill)
+        await asyncio.to_thread(self.node.stop)
+
+    def _dismiss_guard(self) -> None:
+        if self._guard_pipe is not None:
+            os.close(self._guard_pipe)
+            self._guard_pipe = None
+        if self._guard is not None:
+            self._guard.wait()
+            self._guard = None
+
+
+def _drain_seconds(environment: Mapping[str, str]) -> float:
+    given = environment.get("DRAIN_SECONDS")
+    return float(given) if given else load(Settings).drain_seconds
+
+
+async def apply_topology(url: str, graph: Choreography, *, patience_seconds: float = 0.0) -> None:
+    """Declare on the broker at `url` what the choreography needs; what is there already stays.
+
+    Raises `BrokerError`, or `TopologyError` if a name is taken by something else.
+    """
+    connection = await connect(url, name="saga", patience_seconds=patience_seconds)
+    async with connection:
+        try:
+            await apply(topology_of(graph), await connection.channel())
+        except aiormq.exceptions.AMQPError as error:
+            raise BrokerError(
+                f"RabbitMQ at {printable(url)} refused to declare the topology: {error}; "
+                f"may the user in AMQP_URL configure exchanges and queues there?"
+            ) from error
+
+
+def remove_folder(folder: Path) -> None:
+    """Delete a disposable system's folder, after its stop."""
+    shutil.rmtree(folder, ignore_errors=True)
