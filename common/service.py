@@ -36,6 +36,7 @@ from common.web import create_app
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.02
+PROBE_SECONDS = 2.0
 FAILED = 1
 
 T = TypeVar("T")
@@ -201,9 +202,12 @@ async def _not_ready(
     database: Database, publisher: BrokerPublisher, consumer: Consumer
 ) -> dict[str, str]:
     missing: dict[str, str] = {}
-    if not publisher.ready:
-        missing["broker"] = "not connected"
-    elif not consumer.ready:
+    try:
+        async with asyncio.timeout(PROBE_SECONDS):
+            await publisher.open()
+    except (BrokerError, TimeoutError) as error:
+        missing["broker"] = str(error) or "no answer"
+    if not consumer.ready:
         missing["consumers"] = "not every queue is being read"
     try:
         await database.read(_select_one)

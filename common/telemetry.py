@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -131,5 +130,5 @@ def configure_logging(participant: str, level: str) -> None:
         force=True,
     )
     # aio-pika reports each lost connection on several loggers; ours say what follows from it.
-    for noisy in ("aio_pika", "aiormq", "httpx", "uvicorn.access"):
-        logging.getLogger(noisy).setLevel(os.environ.get("LIBRARY_LOG_LEVEL", "ERROR").upper())
+    for noisy in ("aio_pika", "aiormq", "httpx", "uvicorn.access", "uvicorn.error"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)

@@ -14,6 +14,7 @@ from uuid import UUID
 
 from common.choreography import Participant, State
 from common.events import (
+    Currency,
     DeclineReason,
     OrderCancelled,
     PaymentCharged,
@@ -58,7 +59,7 @@ class Charge(_OrderIntent):
     answer: ClassVar[type[Answer]] = ChargeAnswered
 
     customer: str
-    currency: str
+    currency: Currency
     amount_cents: int
 
 
@@ -71,7 +72,7 @@ class Refund(_OrderIntent):
 
     answer: ClassVar[type[Answer]] = RefundAnswered
 
-    currency: str
+    currency: Currency
     amount_cents: int
 
 
@@ -95,7 +96,7 @@ class Payment(State):
 
     status: PaymentStatus = PaymentStatus.NONE
     customer: str = ""
-    currency: str = ""
+    currency: Currency = "EUR"
     amount_cents: int = 0
 
     def evolve(self, message: Event | Intent, at: datetime) -> Self:

@@ -25,7 +25,7 @@ HELD_MAX = 10_000
 """Events kept in memory; those beyond wait in the table for the sweeper."""
 SWEEP_SECONDS = 30.0
 """How often the table is looked through although nothing says that it must be."""
-BACKOFF_MIN_SECONDS, BACKOFF_MAX_SECONDS = 0.1, 5.0
+BACKOFF_MIN_SECONDS, BACKOFF_MAX_SECONDS = 0.1, 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,6 @@ class Outbox:
         self._queue: deque[Outgoing] = deque()
         self._held: set[str] = set()
         self._confirmed: list[str] = []
-        self._publishing = 0
         self._swept = False
         self._position = 0
         self._wake = asyncio.Event()
@@ -77,15 +76,15 @@ class Outbox:
 
     @property
     def idle(self) -> bool:
-        """Whether everything is confirmed and forgotten."""
-        return not (self.backlog or self._confirmed or self._publishing)
+        """Whether everything is confirmed and its rows are removed."""
+        return not (self.backlog or self._held)
 
     async def open(self) -> None:
         """Count what an earlier process left behind; `run` will publish it."""
         count = sa.select(sa.func.count(), sa.func.max(self._table.c.position)).select_from(
             self._table
         )
-        self.backlog, last = await self._database.read(lambda c: c.execute(count).one()._tuple())
+        self.backlog, last = await self._database.read(lambda c: c.execute(count).one())
         self._position = last or 0
         self._swept = self.backlog == 0
         self._metrics.backlog.set(self.backlog)
@@ -135,10 +134,6 @@ class Outbox:
         """The removal has not committed; another transaction must do it."""
         self._confirmed.extend(event_ids)
 
-    @property
-    def has_confirmed(self) -> bool:
-        return bool(self._confirmed)
-
     async def run(self) -> None:
         """Publish until cancelled."""
         while True:
@@ -155,12 +150,8 @@ class Outbox:
 
     async def _publish_batch(self) -> None:
         batch = [self._queue.popleft() for _ in range(min(BATCH_MAX, len(self._queue)))]
-        self._publishing = len(batch)
-        try:
-            with self._metrics.publish_seconds.time():
-                errors = await self._publisher.publish_events(batch)
-        finally:
-            self._publishing = 0
+        with self._metrics.publish_seconds.time():
+            errors = await self._publisher.publish_events(batch)
         failed = [(row, error) for row, error in zip(batch, errors, strict=True) if error]
         self._confirmed += [
             row.event_id for row, error in zip(batch, errors, strict=True) if error is None

@@ -9,7 +9,7 @@ import time
 import aio_pika
 import aiormq
 import yarl
-from aio_pika.abc import AbstractRobustConnection
+from aio_pika.abc import AbstractConnection
 
 log = logging.getLogger(__name__)
 
@@ -35,8 +35,8 @@ def named(url: str, name: str) -> str:
 
 async def connect(
     url: str, *, name: str, patience_seconds: float = 0.0
-) -> AbstractRobustConnection:
-    """A connection that reconnects by itself once it stood.
+) -> AbstractConnection:
+    """A connection, which does not reconnect by itself.
 
     Tries for `patience_seconds` while the broker is out of reach. Raises `BrokerError`.
     """
@@ -44,12 +44,7 @@ async def connect(
     while True:
         try:
             return await asyncio.wait_for(
-                aio_pika.connect_robust(
-                    named(url, name),
-                    heartbeat=HEARTBEAT_SECONDS,
-                    reconnect_interval=RETRY_SECONDS,
-                    fail_fast=True,
-                ),
+                aio_pika.connect(named(url, name), heartbeat=HEARTBEAT_SECONDS),
                 CONNECT_TIMEOUT_SECONDS,
             )
         except (
@@ -63,6 +58,7 @@ async def connect(
         except (
             aiormq.exceptions.ConnectionNotAllowed,
             aiormq.exceptions.ConnectionClosed,
+            aiormq.exceptions.ProtocolSyntaxError,  # A closing frame where none was expected.
         ) as error:
             raise BrokerError(
                 f"RabbitMQ at {printable(url)} refused the connection: {error}; does the virtual "

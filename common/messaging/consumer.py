@@ -11,6 +11,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from aiormq.exceptions import AMQPError, ChannelNotFoundEntity
 from faststream import AckPolicy
 from faststream.rabbit import Channel, RabbitBroker, RabbitMessage, RabbitQueue
 
@@ -20,7 +21,7 @@ from common.envelope import Decoder, Undecodable
 from common.kernel.groups import Failed, Kernel
 from common.kernel.tables import Clock, utc_now
 from common.messaging.acknowledgement import Acknowledger
-from common.messaging.connection import HEARTBEAT_SECONDS, RETRY_SECONDS, named
+from common.messaging.connection import HEARTBEAT_SECONDS, RETRY_SECONDS, BrokerError, named
 from common.messaging.dead_letters import Death, Reason, dead_letter
 from common.messaging.publisher import BrokerPublisher
 from common.messaging.topology import DEAD_EXCHANGE, queues_of
@@ -85,8 +86,16 @@ class Consumer:
         )
 
     async def start(self) -> None:
-        """Connect and read. Raises what aio-pika raises, e.g. if a queue does not exist."""
-        await self.broker.start()
+        """Connect and read. Raises `BrokerError`, e.g. if a queue does not exist."""
+        try:
+            await self.broker.start()
+        except ChannelNotFoundEntity as error:
+            raise BrokerError(
+                f"the broker lacks a queue of {self._participant.name}: {error}; "
+                f"declare it with `saga topology apply`"
+            ) from error
+        except (AMQPError, OSError) as error:
+            raise BrokerError(f"cannot read from the broker: {error}") from error
 
     async def stop(self) -> None:
         """Take no more, wait for what was taken (bounded by `drain_seconds`), disconnect."""

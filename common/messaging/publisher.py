@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 import aio_pika
-from aio_pika.abc import AbstractChannel, AbstractExchange, AbstractRobustConnection
+from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractExchange
 from pydantic_core import from_json
 
 from common.envelope import CONTENT_TYPE
@@ -44,34 +44,40 @@ def message_of(body: bytes) -> aio_pika.Message:
 class BrokerPublisher:
     """Publishes over a connection of its own, so that consuming cannot hold it up.
 
+    Opens the connection when it is needed and not there. (aio-pika's robust connections restore
+    themselves, but a channel that is lost a second time while being restored stays closed.)
     Safe to call from many tasks; one message id must not be in flight twice.
     """
 
     def __init__(self, url: str, name: str) -> None:
         self._url = url
         self._name = name
-        self._connection: AbstractRobustConnection | None = None
+        self._opening = asyncio.Lock()
+        self._connection: AbstractConnection | None = None
         self._channel: AbstractChannel | None = None
-        self._exchanges: dict[str, AbstractExchange] = {}
 
-    async def open(self, patience_seconds: float) -> None:
-        """Connect, waiting so long for a broker out of reach. Raises `BrokerError`."""
-        self._connection = await connect(
-            self._url, name=self._name, patience_seconds=patience_seconds
-        )
-        self._channel = await self._connection.channel(
-            publisher_confirms=True, on_return_raises=True
-        )
+    async def open(self, patience_seconds: float = 0.0) -> AbstractChannel:
+        """The open channel; connects if need be, waiting so long for a broker out of reach.
+
+        Raises `BrokerError`.
+        """
+        async with self._opening:
+            # `is_closed` only says whether *we* closed it.
+            if self._connection is None or not self._connection.connected.is_set():
+                self._channel = None
+                self._connection = await connect(
+                    self._url, name=self._name, patience_seconds=patience_seconds
+                )
+            if self._channel is None or self._channel.is_closed:
+                self._channel = await self._connection.channel(
+                    publisher_confirms=True, on_return_raises=True
+                )
+            return self._channel
 
     async def close(self) -> None:
         """Disconnect; what is not confirmed by now is not known to be published."""
         if self._connection is not None:
             await self._connection.close()
-
-    @property
-    def ready(self) -> bool:
-        """Whether the broker is connected."""
-        return self._connection is not None and self._connection.connected.is_set()
 
     async def publish_events(self, events: Sequence[Outgoing]) -> list[Exception | None]:
         """See `common.kernel.outbox.Publisher`."""
@@ -99,14 +105,9 @@ class BrokerPublisher:
         await target.publish(message, key, timeout=CONFIRM_TIMEOUT_SECONDS)
 
     async def _exchange(self, name: str) -> AbstractExchange:
-        if self._channel is None:
-            raise ConnectionError("not connected to the broker yet")
-        if not name:
-            return self._channel.default_exchange
-        if name not in self._exchanges:
-            # Not declared, not even passively: a failing declaration closes the channel.
-            self._exchanges[name] = await self._channel.get_exchange(name, ensure=False)
-        return self._exchanges[name]
+        channel = await self.open()
+        # Not declared, not even passively: a failing declaration closes the channel.
+        return await channel.get_exchange(name, ensure=False) if name else channel.default_exchange
 
 
 def _error(result: object) -> Exception | None:

@@ -1,0 +1,29 @@
+"""A process that takes the toy's messages and never finishes the one about order 1."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import Any
+
+from common.envelope import Envelope
+from common.kernel.groups import Kernel, Outcome
+from tests.integration.test_messaging import running
+from tests.integration.toy import cancelled
+
+
+class Holding(Kernel):
+    async def handle(self, envelope: Envelope[Any]) -> Outcome:
+        if envelope.id == cancelled(1).id:
+            await asyncio.Event().wait()
+        return await super().handle(envelope)
+
+
+async def main(url: str, folder: Path) -> None:
+    async with running(url, folder, Holding):
+        await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(sys.argv[1], Path(sys.argv[2])))

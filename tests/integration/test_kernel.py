@@ -1,0 +1,241 @@
+"""Inbox, state and outbox in one transaction, shared by the messages in flight."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TypeVar
+from uuid import UUID
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from common.kernel.database import Database, DatabaseError, SqliteDatabase, open_database
+from common.kernel.groups import Done, Duplicate, Failed, Kernel
+from common.kernel.outbox import Outbox
+from common.kernel.tables import Tables
+from common.message import Priority
+from tests.integration.toy import (
+    PARTICIPANT,
+    TALLY_MAX,
+    Poison,
+    RecordingPublisher,
+    Tally,
+    cancelled,
+    make_tables,
+    open_toy,
+    rows,
+)
+from tests.polling import until
+
+T = TypeVar("T")
+
+
+class Toy:
+    """The kernel of the toy participant, running."""
+
+    def __init__(
+        self, database: Database, tables: Tables, publisher: RecordingPublisher, group_max: int
+    ) -> None:
+        self.database = database
+        self.tables = tables
+        self.publisher = publisher
+        self.outbox = Outbox("toy", database, tables, publisher)
+        self.kernel = Kernel(PARTICIPANT, database, tables, self.outbox, group_max=group_max)
+
+    async def inbox(self) -> set[str]:
+        found = await self.database.read(lambda c: rows(c, self.tables.inbox))
+        return {row[0] for row in found}
+
+    async def outbox_rows(self) -> int:
+        return len(await self.database.read(lambda c: rows(c, self.tables.outbox)))
+
+    async def tally(self, order: int) -> int:
+        key = str(UUID(int=order))
+        state = await self.database.read(lambda c: self.tables.states[Tally].find(c, key))
+        return state.count if state else 0
+
+
+@asynccontextmanager
+async def running(
+    folder: Path,
+    *,
+    group_max: int = 32,
+    publisher: RecordingPublisher | None = None,
+    wrap: Callable[[SqliteDatabase], Database] = lambda database: database,
+) -> AsyncIterator[Toy]:
+    tables = make_tables()
+    database = open_toy(folder, tables)
+    toy = Toy(wrap(database), tables, publisher or RecordingPublisher(), group_max)
+    await toy.outbox.open()
+    tasks = [asyncio.create_task(toy.kernel.run()), asyncio.create_task(toy.outbox.run())]
+    try:
+        yield toy
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await database.close()
+
+
+async def test_a_message_is_done_once_however_often_it_comes(tmp_path: Path) -> None:
+    async with running(tmp_path) as toy:
+        first = await toy.kernel.handle(cancelled(1))
+        again = await toy.kernel.handle(cancelled(1))
+        together = await asyncio.gather(*(toy.kernel.handle(cancelled(2)) for _ in range(10)))
+
+        assert isinstance(first, Done)
+        assert [event.type for event in first.events] == ["stock.released"]
+        assert again == Duplicate()
+        assert sorted(type(outcome).__name__ for outcome in together) == ["Done"] + ["Duplicate"] * 9
+        assert (await toy.tally(1), await toy.tally(2)) == (1, 1)
+        await until(lambda: len(toy.publisher.published) == 2)
+
+
+async def test_a_raising_reaction_fails_alone(tmp_path: Path) -> None:
+    """A group of 32 with one poison message: 31 done, that one's inbox row absent."""
+    async with running(tmp_path) as toy:
+        group = [
+            cancelled(order, customer="poison" if order == 7 else "c") for order in range(1, 33)
+        ]
+        outcomes = await asyncio.gather(*(toy.kernel.handle(envelope) for envelope in group))
+
+        failed = [o for o in outcomes if isinstance(o, Failed)]
+        assert len(failed) == 1
+        assert isinstance(failed[0].error, Poison)
+        assert sum(isinstance(o, Done) for o in outcomes) == 31
+        assert await toy.inbox() == {e.id for e in group} - {"event-7"}
+        assert await toy.tally(7) == 0
+
+
+async def test_data_the_database_refuses_fails_alone(tmp_path: Path) -> None:
+    """A constraint breaks the whole group's transaction; split up, only the culprit fails."""
+    async with running(tmp_path) as toy:
+        too_many = [cancelled(1, id=f"more-{number}") for number in range(TALLY_MAX + 1)]
+        others = [cancelled(order) for order in range(2, 20)]
+        outcomes = await asyncio.gather(
+            *(toy.kernel.handle(envelope) for envelope in (*too_many, *others))
+        )
+
+        failed = [o for o in outcomes if isinstance(o, Failed)]
+        assert len(failed) == 1
+        assert isinstance(failed[0].error, sa.exc.IntegrityError)
+        assert await toy.tally(1) == TALLY_MAX
+        assert len(await toy.inbox()) == TALLY_MAX + len(others)
+
+
+async def test_messages_waiting_share_a_transaction(tmp_path: Path) -> None:
+    commits = 0
+
+    class Counting(Broken):
+        async def transaction(self, work: Callable[[Connection], T]) -> T:
+            nonlocal commits
+            commits += 1
+            return await super().transaction(work)
+
+    async with running(tmp_path, wrap=Counting) as toy:
+        await asyncio.gather(*(toy.kernel.handle(cancelled(order)) for order in range(1, 65)))
+        assert commits == 2
+
+
+class Broken:
+    """A database that is away for the first few transactions."""
+
+    def __init__(self, database: SqliteDatabase, times: int = 0) -> None:
+        self._database = database
+        self.times = times
+
+    async def transaction(self, work: Callable[[Connection], T]) -> T:
+        if self.times > 0:
+            self.times -= 1
+            raise sa.exc.OperationalError("BEGIN", None, Exception("disk I/O error"))
+        return await self._database.transaction(work)
+
+    async def read(self, query: Callable[[Connection], T]) -> T:
+        return await self._database.read(query)
+
+    def is_away(self, error: BaseException) -> bool:
+        return self._database.is_away(error)
+
+    async def close(self) -> None:
+        await self._database.close()
+
+
+async def test_a_database_that_is_away_is_nobodys_poison(tmp_path: Path) -> None:
+    async with running(tmp_path, wrap=lambda database: Broken(database, times=2)) as toy:
+        outcomes = await asyncio.gather(
+            *(toy.kernel.handle(cancelled(order)) for order in range(1, 11))
+        )
+        assert all(isinstance(outcome, Done) for outcome in outcomes)
+
+
+async def test_an_idle_outbox_is_empty(tmp_path: Path) -> None:
+    async with running(tmp_path) as toy:
+        await toy.kernel.handle(cancelled(1))
+        await until(lambda: toy.outbox.idle)
+        assert await toy.outbox_rows() == 0
+        assert len(toy.publisher.published) == 1
+
+
+async def test_what_could_not_be_published_is_published_later(tmp_path: Path) -> None:
+    publisher = RecordingPublisher()
+    publisher.error = ConnectionError("the broker is away")
+    async with running(tmp_path, publisher=publisher) as toy:
+        await asyncio.gather(*(toy.kernel.handle(cancelled(order)) for order in range(1, 11)))
+        assert toy.outbox.backlog == 10
+        publisher.error = None
+        await until(lambda: toy.outbox.idle)
+        assert len(publisher.published) == len(set(publisher.published)) == 10
+
+
+async def test_a_restart_publishes_what_the_crash_left(tmp_path: Path) -> None:
+    dead = RecordingPublisher()
+    dead.error = ConnectionError("the broker is away")
+    async with running(tmp_path, publisher=dead) as toy:
+        await asyncio.gather(*(toy.kernel.handle(cancelled(order)) for order in range(1, 11)))
+    async with running(tmp_path) as toy:
+        await until(lambda: toy.outbox.idle)
+        assert len(toy.publisher.published) == 10
+        assert await toy.outbox_rows() == 0
+
+
+async def test_urgent_messages_go_first_and_normal_ones_keep_their_share(tmp_path: Path) -> None:
+    finished: list[Priority] = []
+
+    async with running(tmp_path, group_max=20) as toy:
+
+        async def handle(order: int, priority: Priority) -> None:
+            await toy.kernel.handle(cancelled(order, priority=priority))
+            finished.append(priority)
+
+        await asyncio.gather(
+            *(handle(order, Priority.NORMAL) for order in range(1, 101)),
+            *(handle(order, Priority.HIGH) for order in range(101, 201)),
+        )
+
+    first_hundred = finished[:100]
+    assert first_hundred.count(Priority.HIGH) == 90
+    assert first_hundred.count(Priority.NORMAL) == 10
+
+
+async def test_a_database_file_has_one_owner(tmp_path: Path) -> None:
+    async with running(tmp_path):
+        with pytest.raises(DatabaseError, match=r"toy\.db is in use by another process"):
+            open_toy(tmp_path, make_tables())
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("sqlite://", "names no file"),
+        ("not a url", "is no database URL"),
+        ("mysql://localhost/x", "this version stores in sqlite"),
+        ("sqlite:////dev/null/x/toy.db", "cannot write in the data folder /dev/null/x"),
+    ],
+)
+def test_a_database_that_cannot_be_used_is_named(url: str, said: str) -> None:
+    with pytest.raises(DatabaseError, match=said):
+        open_database(url, make_tables().metadata)

@@ -1,0 +1,301 @@
+"""Consuming, acknowledging, publishing and dead-lettering on a real broker."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import sqlite3
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aio_pika
+import pytest
+from aio_pika.abc import AbstractIncomingMessage, AbstractChannel
+
+from common.choreography import Choreography
+from common.envelope import BODY_MAX_BYTES, Envelope
+from common.kernel.groups import Kernel, Outcome
+from common.kernel.outbox import Outbox, Outgoing
+from common.messaging.connection import BrokerError, connect
+from common.messaging.consumer import Consumer
+from common.messaging.dead_letters import (
+    ATTEMPTS,
+    ERROR,
+    ERROR_TYPE,
+    ORIGIN_EXCHANGE,
+    ORIGIN_QUEUE,
+    ORIGIN_ROUTING_KEY,
+    REASON,
+)
+from common.messaging.publisher import BrokerPublisher, message_of
+from common.messaging.topology import (
+    EVENTS_EXCHANGE,
+    HISTORY_STREAM,
+    Queue,
+    Topology,
+    TopologyError,
+    apply,
+    topology_of,
+)
+from saga.node import RabbitNode
+from tests.integration.toy import PARTICIPANT, cancelled, make_tables, open_toy, rows
+from tests.polling import until
+
+
+class Broker:
+    """The test's own way to the broker."""
+
+    def __init__(self, channel: AbstractChannel) -> None:
+        self.channel = channel
+
+    async def publish(self, body: bytes, key: str, **properties: Any) -> None:
+        exchange = await self.channel.get_exchange(EVENTS_EXCHANGE, ensure=False)
+        await exchange.publish(aio_pika.Message(body, **properties), key)
+
+    async def publish_all(self, envelopes: list[Envelope[Any]]) -> None:
+        exchange = await self.channel.get_exchange(EVENTS_EXCHANGE, ensure=False)
+        await asyncio.gather(
+            *(exchange.publish(message_of(e.to_bytes()), e.routing_key) for e in envelopes)
+        )
+
+    async def depth(self, queue: str) -> int:
+        declared = await self.channel.declare_queue(queue, passive=True)
+        return declared.declaration_result.message_count or 0
+
+    async def dead_letter(self) -> AbstractIncomingMessage:
+        await until(lambda: self._has_dead_letter())
+        queue = await self.channel.get_queue("toy.dlq", ensure=False)
+        return await queue.get(no_ack=True)
+
+    async def _has_dead_letter(self) -> bool:
+        return await self.depth("toy.dlq") > 0
+
+
+@pytest.fixture
+async def broker(amqp_url: str) -> AsyncIterator[Broker]:
+    async with await connect(amqp_url, name="test") as connection:
+        channel = await connection.channel(on_return_raises=True)
+        await apply(topology_of(Choreography([PARTICIPANT])), channel)
+        yield Broker(channel)
+
+
+class Toy:
+    """The toy participant as a service would run it, in this process."""
+
+    def __init__(self, url: str, folder: Path, kernel: type[Kernel]) -> None:
+        self.tables = make_tables()
+        self.database = open_toy(folder, self.tables)
+        self.publisher = BrokerPublisher(url, "toy publisher")
+        self.outbox = Outbox("toy", self.database, self.tables, self.publisher)
+        self.kernel = kernel(PARTICIPANT, self.database, self.tables, self.outbox)
+        self.consumer = Consumer(PARTICIPANT, self.kernel, self.publisher, url, drain_seconds=5)
+
+    async def inbox(self) -> set[str]:
+        found = await self.database.read(lambda c: rows(c, self.tables.inbox))
+        return {row[0] for row in found}
+
+    async def done(self, count: int) -> bool:
+        return len(await self.inbox()) == count
+
+
+@asynccontextmanager
+async def running(url: str, folder: Path, kernel: type[Kernel] = Kernel) -> AsyncIterator[Toy]:
+    toy = Toy(url, folder, kernel)
+    await toy.outbox.open()
+    await toy.publisher.open(patience_seconds=5)
+    tasks = [asyncio.create_task(toy.kernel.run()), asyncio.create_task(toy.outbox.run())]
+    await toy.consumer.start()
+    try:
+        yield toy
+    finally:
+        await toy.consumer.stop()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await toy.publisher.close()
+        await toy.database.close()
+
+
+async def test_messages_are_done_acknowledged_and_answered(
+    broker: Broker, amqp_url: str, tmp_path: Path
+) -> None:
+    async with running(amqp_url, tmp_path) as toy:
+        await broker.publish_all([cancelled(order) for order in range(1, 501)])
+        await until(lambda: toy.done(500))
+        await until(lambda: toy.outbox.idle)
+    # Nothing is left, and nothing comes back now that the consumer is gone.
+    assert await broker.depth("toy.normal") == 0
+    assert await broker.depth("toy.dlq") == 0
+    await until(lambda: _holds(broker, HISTORY_STREAM, 1000))
+
+
+MALFORMED = {
+    "not JSON": (b"{", "malformed"),
+    "not an object": (b"[1, 2]", "malformed"),
+    "no CloudEvent": (b'{"type": "order.cancelled"}', "malformed"),
+    "a wrong type": (cancelled(1).to_bytes().replace(b'"customer_request"', b"7"), "invalid"),
+    "an unknown version": (cancelled(1).to_bytes().replace(b"cancelled:1", b"cancelled:9"), ""),
+    "too large a body": (b" " * (BODY_MAX_BYTES + 1), "too_large"),
+    "a 10 MB body": (b" " * 10_000_000, "too_large"),
+}
+
+
+@pytest.mark.parametrize("body", [body for body, _ in MALFORMED.values()], ids=MALFORMED.keys())
+async def test_a_malformed_message_is_dead_and_the_others_are_done(
+    body: bytes, broker: Broker, amqp_url: str, tmp_path: Path
+) -> None:
+    async with running(amqp_url, tmp_path) as toy:
+        await broker.publish(body, "order.cancelled.normal", message_id="bad", type="x")
+        await broker.publish_all([cancelled(order) for order in range(1, 33)])
+        await until(lambda: toy.done(32))
+        letter = await broker.dead_letter()
+
+    assert letter.body == body
+    assert letter.message_id == "bad"
+    assert letter.headers[REASON] == "undecodable"
+    assert letter.headers[ERROR_TYPE] == "Undecodable"
+    assert letter.headers[ERROR]
+    assert letter.headers[ORIGIN_QUEUE] == "toy.normal"
+    assert letter.headers[ORIGIN_EXCHANGE] == EVENTS_EXCHANGE
+    assert letter.headers[ORIGIN_ROUTING_KEY] == "order.cancelled.normal"
+    assert await broker.depth("toy.normal") == 0
+
+
+async def test_a_raising_reaction_is_dead_lettered_with_its_reason(
+    broker: Broker, amqp_url: str, tmp_path: Path
+) -> None:
+    async with running(amqp_url, tmp_path) as toy:
+        poison = cancelled(7, customer="poison")
+        await broker.publish_all([*(cancelled(order) for order in range(8, 39)), poison])
+        await until(lambda: toy.done(31))
+        letter = await broker.dead_letter()
+        assert poison.id not in await toy.inbox()
+
+    assert json.loads(letter.body)["id"] == letter.message_id == poison.id
+    assert letter.headers[REASON] == "failed"
+    assert letter.headers[ERROR_TYPE] == "Poison"
+    assert letter.headers[ERROR] == "a customer of that name cannot be served"
+    assert letter.headers[ATTEMPTS] == 1
+    assert letter.delivery_mode is aio_pika.DeliveryMode.PERSISTENT
+
+
+async def test_a_held_delivery_comes_back_after_a_kill_though_later_ones_were_acknowledged(
+    broker: Broker, amqp_url: str, tmp_path: Path
+) -> None:
+    held = cancelled(1)
+    await broker.publish_all([held, *(cancelled(order) for order in range(2, 101))])
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "tests.integration.holding", amqp_url, str(tmp_path)
+    )
+    await until(lambda: _rows_in(tmp_path) == 99)
+    await until(lambda: _holds(broker, "toy.normal", 0))
+    process.kill()
+    await process.wait()
+    await until(lambda: _holds(broker, "toy.normal", 1))
+
+    async with running(amqp_url, tmp_path) as toy:
+        await until(lambda: toy.done(100))
+    assert await broker.depth("toy.normal") == 0
+
+
+def _rows_in(folder: Path) -> int:
+    """Inbox rows in another process's database."""
+    if not (folder / "toy.db").exists():
+        return 0
+    with contextlib.closing(sqlite3.connect(folder / "toy.db")) as connection:
+        try:
+            return int(connection.execute("SELECT count(*) FROM inbox").fetchone()[0])
+        except sqlite3.OperationalError:  # The table is being made.
+            return 0
+
+
+async def _holds(broker: Broker, queue: str, count: int) -> bool:
+    return await broker.depth(queue) == count
+
+
+async def test_an_unroutable_event_is_an_error(broker: Broker, amqp_url: str) -> None:
+    publisher = BrokerPublisher(amqp_url, "test publisher")
+    await publisher.open(patience_seconds=0)
+    body = cancelled(1).to_bytes()
+    nowhere = await broker.channel.get_queue(HISTORY_STREAM, ensure=False)
+    await nowhere.unbind(EVENTS_EXCHANGE, "#")
+
+    routed, unroutable = await publisher.publish_events(
+        [Outgoing("1", "order.cancelled.high", body), Outgoing("2", "nobody.listens.high", body)]
+    )
+
+    assert routed is None
+    assert isinstance(unroutable, aio_pika.exceptions.PublishError)
+    await publisher.close()
+
+
+async def test_publishing_without_a_broker_says_so() -> None:
+    publisher = BrokerPublisher("amqp://127.0.0.1:1/", "test publisher")
+    (error,) = await publisher.publish_events([Outgoing("1", "a.b", b"{}")])
+    assert isinstance(error, BrokerError)
+
+
+async def test_a_consumer_without_its_queues_says_what_to_do(
+    amqp_url: str, tmp_path: Path
+) -> None:
+    with pytest.raises(BrokerError, match="saga topology apply"):
+        async with running(amqp_url, tmp_path):
+            pass
+
+
+async def test_a_name_taken_by_something_else_is_named(broker: Broker) -> None:
+    other = Topology(queues=[Queue("toy.normal", {"x-queue-type": "classic"})])
+    with pytest.raises(TopologyError, match=r"toy\.normal"):
+        await apply(other, broker.channel)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"password": "wrong"}, "refused the user or the password"),
+        ({"path": "/nowhere"}, "refused the connection"),
+        ({"port": 1}, "cannot reach RabbitMQ"),
+    ],
+)
+async def test_a_broker_that_cannot_be_used_is_named(
+    change: dict[str, Any], said: str, rabbit_node: RabbitNode
+) -> None:
+    import yarl
+
+    url = yarl.URL(rabbit_node.amqp_url)
+    for part, value in change.items():
+        url = getattr(url, f"with_{part}")(value)
+    with pytest.raises(BrokerError, match=said) as caught:
+        await connect(str(url), name="test")
+    assert "wrong" not in str(caught.value)
+
+
+async def test_a_killed_broker_is_waited_for_and_nothing_is_lost(tmp_path: Path) -> None:
+    node = RabbitNode(tmp_path / "node")
+    await asyncio.to_thread(node.start)
+    try:
+        async with await connect(node.amqp_url, name="test") as connection:
+            channel = await connection.channel()
+            await apply(topology_of(Choreography([PARTICIPANT])), channel)
+            await Broker(channel).publish_all([cancelled(order) for order in range(1, 2001)])
+        async with running(node.amqp_url, tmp_path) as toy:
+            await until(lambda: _some_done(toy))
+            await asyncio.to_thread(node.settle)
+            await asyncio.to_thread(node.kill)
+            await asyncio.to_thread(node.start)
+            await until(lambda: toy.done(2000))
+            await until(lambda: toy.outbox.idle)
+        async with await connect(node.amqp_url, name="test") as connection:
+            channel = await connection.channel()
+            assert await Broker(channel).depth("toy.dlq") == 0
+            assert await Broker(channel).depth("toy.normal") == 0
+    finally:
+        await asyncio.to_thread(node.stop)
+
+
+async def _some_done(toy: Toy) -> bool:
+    return len(await toy.inbox()) > 0

@@ -1,0 +1,101 @@
+"""A participant small enough to see through, whose reaction can be told to fail."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Self
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from common.choreography import Participant, State
+from common.envelope import Envelope, wrap
+from common.events import OrderCancelled, StockReleased
+from common.kernel.database import SqliteDatabase
+from common.kernel.outbox import Outgoing
+from common.kernel.tables import StateTable, Tables
+from common.message import Event, Intent, Priority
+
+NOW = datetime(2030, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Tally(State):
+    """How many events there were; the table allows at most `TALLY_MAX`."""
+
+    count: int = 0
+
+    def evolve(self, message: Event | Intent, at: datetime) -> Self:
+        return replace(self, count=self.count + 1)
+
+
+class Poison(Exception):
+    """What the reaction raises for the customer `poison`."""
+
+
+def tally(event: OrderCancelled, tally: Tally) -> StockReleased | None:
+    if event.customer == "poison":
+        raise Poison("a customer of that name cannot be served")
+    return StockReleased(order_id=event.order_id, lines=())
+
+
+PARTICIPANT = Participant("toy", tally)
+TALLY_MAX = 3
+
+
+def make_tables() -> Tables:
+    metadata = sa.MetaData()
+    table = sa.Table(
+        "tallies",
+        metadata,
+        sa.Column("key", sa.String(36), primary_key=True),
+        sa.Column("version", sa.Integer, nullable=False),
+        sa.Column("sequence", sa.Integer, nullable=False),
+        sa.Column(
+            "count", sa.Integer, sa.CheckConstraint(f"count <= {TALLY_MAX}"), nullable=False
+        ),
+    )
+    return Tables(metadata, StateTable(Tally, table))
+
+
+def open_toy(folder: Path, tables: Tables) -> SqliteDatabase:
+    return SqliteDatabase(f"sqlite:///{folder / 'toy.db'}", tables.metadata)
+
+
+def cancelled(
+    order: int, *, id: str | None = None, customer: str = "c", priority: Priority = Priority.NORMAL
+) -> Envelope[Any]:
+    """An `order.cancelled` the toy reacts to."""
+    event = OrderCancelled.model_validate_json(
+        f'{{"order_id": "{UUID(int=order)}", "customer": "{customer}",'
+        f' "reason": "customer_request"}}'
+    )
+    return wrap(
+        event,
+        id=id or f"event-{order}",
+        source="/services/order",
+        time=NOW,
+        priority=priority,
+        sequence=1,
+    )
+
+
+class RecordingPublisher:
+    """Confirms everything; pinned to the real publisher's contract by `test_messaging`."""
+
+    def __init__(self) -> None:
+        self.published: list[str] = []
+        self.error: Exception | None = None
+
+    async def publish_events(self, events: Sequence[Outgoing]) -> list[Exception | None]:
+        if self.error is None:
+            self.published += [event.event_id for event in events]
+        return [self.error] * len(events)
+
+
+def rows(connection: Connection, table: sa.Table) -> list[Any]:
+    return [tuple(row) for row in connection.execute(sa.select(table))]

@@ -1,0 +1,29 @@
+"""Waiting for something to become true, never for a guessed time."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+from collections.abc import Awaitable, Callable
+
+DEADLINE_SECONDS = 30.0
+_POLL_SECONDS = 0.02
+
+
+async def until(
+    condition: Callable[[], bool | Awaitable[bool]], *, seconds: float = DEADLINE_SECONDS
+) -> None:
+    """Return once `condition` holds; fail, showing it, when it still does not at the deadline."""
+    deadline = time.monotonic() + seconds
+    while True:
+        holds = condition()
+        if inspect.isawaitable(holds):
+            holds = await holds
+        if holds:
+            return
+        if time.monotonic() > deadline:
+            raise AssertionError(
+                f"still not so after {seconds} s: {inspect.getsource(condition).strip()}"
+            )
+        await asyncio.sleep(_POLL_SECONDS)

@@ -1,0 +1,100 @@
+"""One reaction to one message, with no I/O."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any, Self
+from uuid import UUID
+
+import pytest
+
+from common.choreography import Participant, State
+from common.envelope import Envelope, wrap
+from common.events import OrderCancelled, OrderConfirmed, PaymentVoided, StockReleased
+from common.kernel.step import NoReaction, OutsideSignature, StateId, react
+from common.message import Event, Intent, Priority
+
+NOW = datetime(2030, 1, 1, tzinfo=UTC)
+ORDER = UUID(int=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Tally(State):
+    seen: int = 0
+
+    def evolve(self, message: Event | Intent, at: datetime) -> Self:
+        return replace(self, seen=self.seen + 1)
+
+
+def twice(
+    event: OrderCancelled, tally: Tally
+) -> tuple[StockReleased, PaymentVoided] | StockReleased | None:
+    if event.customer == "nobody":
+        return None
+    if event.customer == "outside":
+        return OrderConfirmed(order_id=ORDER, customer="x", currency="EUR", total_cents=1)  # type: ignore[return-value]  # on purpose
+    if event.customer == "elsewhere":
+        return StockReleased(order_id=UUID(int=2), lines=())
+    return StockReleased(order_id=ORDER, lines=()), PaymentVoided(order_id=ORDER)
+
+
+PARTICIPANT = Participant("tally", twice)
+
+
+def cause(customer: str, id: str = "cause") -> Envelope[Any]:
+    return wrap(
+        OrderCancelled.model_validate_json(
+            f'{{"order_id": "{ORDER}", "customer": "{customer}", "reason": "customer_request"}}'
+        ),
+        id=id,
+        source="/services/order",
+        time=NOW,
+        priority=Priority.HIGH,
+    )
+
+
+def blank(state_id: StateId) -> State:
+    return state_id[0](state_id[1])
+
+
+def test_events_are_numbered_and_inherit_from_their_cause() -> None:
+    decision = react(PARTICIPANT, cause("a"), cause("a").data, blank, NOW)
+
+    released, voided = decision.events
+    assert (released.sequence, voided.sequence) == (1, 2)
+    assert released.causationid == voided.causationid == "cause"
+    assert released.priority is Priority.HIGH
+    assert released.correlationid == released.subject == str(ORDER)
+    assert released.traceparent == cause("a").traceparent
+    assert decision.own == Tally(str(ORDER), sequence=2, seen=2)
+    assert decision.changes == {(Tally, str(ORDER)): decision.own}
+
+
+def test_the_same_step_done_again_gives_the_same_ids() -> None:
+    first = react(PARTICIPANT, cause("a"), cause("a").data, blank, NOW)
+    again = react(PARTICIPANT, cause("a"), cause("a").data, blank, NOW)
+    other = react(PARTICIPANT, cause("a", "other"), cause("a").data, blank, NOW)
+
+    assert [e.id for e in first.events] == [e.id for e in again.events]
+    assert {e.id for e in first.events}.isdisjoint(e.id for e in other.events)
+    assert len({e.id for e in first.events}) == 2
+
+
+def test_no_event_no_change() -> None:
+    decision = react(PARTICIPANT, cause("nobody"), cause("nobody").data, blank, NOW)
+
+    assert decision.events == ()
+    assert decision.changes == {}
+
+
+@pytest.mark.parametrize("customer", ["outside", "elsewhere"])
+def test_an_event_outside_the_signature_or_about_something_else_is_refused(customer: str) -> None:
+    with pytest.raises(OutsideSignature, match=r"tally\.twice returned"):
+        react(PARTICIPANT, cause(customer), cause(customer).data, blank, NOW)
+
+
+def test_a_message_without_reaction_is_refused() -> None:
+    voided = PaymentVoided(order_id=ORDER)
+    with pytest.raises(NoReaction, match="tally has no reaction to PaymentVoided"):
+        react(PARTICIPANT, cause("a"), voided, blank, NOW)
