@@ -1,0 +1,279 @@
+"""Looking at what rests on the broker, and leaving it there."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+
+import aiormq
+from aio_pika.abc import AbstractConnection
+from aiormq.abc import AbstractChannel, DeliveredMessage
+from pamqp.commands import Basic
+from pydantic_core import from_json
+
+from common.messaging.dead_letters import REASON, Reason
+from common.messaging.topology import HISTORY_STREAM
+from saga.reconcile.facts import Backlog, Letter, ReconcileError
+from saga.reconcile.history import History, key_of
+
+PREFETCH = 2_000
+"""Deliveries on one channel at once; a quorum queue gives a consumer no more."""
+ACK_EVERY = 500
+QUIET_SECONDS = 0.1
+"""A pause after which what the broker had ready has arrived."""
+EMPTY_SECONDS = 1.0
+"""How long a stream may take to send its first message before it is taken to be empty."""
+STALL_SECONDS = 30.0
+"""How long the broker may send nothing of what it is known to have."""
+LETTERS_MAX = 200_000
+"""Messages looked at in one queue; each is kept from everybody else until all have been seen."""
+
+OFFSET = "x-stream-offset"
+
+
+async def read_history(connection: AbstractConnection, history: History) -> None:
+    """Take everything that is in the stream by now. Raises `ReconcileError`.
+
+    A stream says neither its length (its message count lags by seconds) nor where it ends. Its
+    last chunk does, and then everything from the first offset to that one is waited for.
+    """
+    last = await _last_offset(connection)
+    if last is None:
+        return
+    first: int | None = None
+
+    def take(message: DeliveredMessage) -> bool:
+        nonlocal first
+        offset = _offset(message)
+        if first is None:
+            first = history.first_offset = offset
+        if offset <= last:
+            properties = message.header.properties
+            history.take(
+                message.routing_key or "",
+                properties.message_id,
+                properties.timestamp,
+                message.body,
+            )
+        return offset >= last
+
+    async with _channel(connection, HISTORY_STREAM) as channel:
+        consumer = _StreamConsumer(channel, take)
+        await consumer.start("first")
+        while not await consumer.finished(STALL_SECONDS):
+            if consumer.quiet_seconds > STALL_SECONDS:
+                raise ReconcileError(
+                    f"the broker stopped sending {HISTORY_STREAM} before its offset {last}; "
+                    f"look at the broker's log, then try again"
+                )
+
+
+async def browse(connection: AbstractConnection, queue: str) -> list[Letter]:
+    """What rests in a quorum queue, in no order, given back when all of it has been seen.
+
+    Meanwhile nobody else gets these messages. Raises `ReconcileError` if there are too many.
+    """
+    return [_letter(message) for message in await _look_through(connection, queue)]
+
+
+async def backlog(connection: AbstractConnection, queues: Iterable[str]) -> Backlog:
+    """What waits in a participant's work queues. Where nobody reads, it is looked through."""
+    ready, read, waiting = 0, False, set[str]()
+    for queue in queues:
+        async with _channel(connection, queue) as channel:
+            declared = await channel.queue_declare(queue, passive=True)
+        ready += declared.message_count or 0
+        if declared.consumer_count:
+            read = True
+            continue
+        for message in await _look_through(connection, queue):
+            waiting.add(key_of(message.header.properties.message_id, message.body))
+            if event_id := _event_id(message.body):
+                waiting.add(event_id)
+    return Backlog(ready, read, waiting)
+
+
+async def _last_offset(connection: AbstractConnection) -> int | None:
+    """The newest offset of the stream; None if it is empty."""
+    last: int | None = None
+
+    def take(message: DeliveredMessage) -> bool:
+        nonlocal last
+        last = _offset(message)
+        return False
+
+    async with _channel(connection, HISTORY_STREAM) as channel:
+        consumer = _StreamConsumer(channel, take)
+        await consumer.start("last")
+        while consumer.quiet_seconds < (EMPTY_SECONDS if last is None else QUIET_SECONDS):
+            await consumer.finished(QUIET_SECONDS / 4)
+    return last
+
+
+class _StreamConsumer:
+    """Feeds a stream's messages to `take` until that returns True. One reading long."""
+
+    def __init__(self, channel: AbstractChannel, take: Callable[[DeliveredMessage], bool]) -> None:
+        self._channel = channel
+        self._take = take
+        self._unacknowledged = 0
+        self._finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._last_at = time.monotonic()
+
+    @property
+    def quiet_seconds(self) -> float:
+        """How long nothing has come."""
+        return time.monotonic() - self._last_at
+
+    async def start(self, offset: str) -> None:
+        """Read from an offset: `first`, or `last`, the beginning of the newest chunk."""
+        await self._channel.basic_qos(prefetch_count=PREFETCH)
+        await self._channel.basic_consume(
+            HISTORY_STREAM, self._on_message, arguments={OFFSET: offset}
+        )
+        self._last_at = time.monotonic()
+
+    async def finished(self, timeout_seconds: float) -> bool:
+        """Whether `take` has had enough, waiting so long for it. Raises what it raised, and
+        `ConnectionError` when the broker went away."""
+        closed = self._channel.closing
+        await asyncio.wait(
+            {self._finished, closed},
+            timeout=timeout_seconds,
+            return_when=asyncio.FIRST_COMPLETED,
+        )
+        if self._finished.done():
+            self._finished.result()
+            return True
+        if closed.done():
+            raise ConnectionError("the broker closed the channel")
+        return False
+
+    async def _on_message(self, message: DeliveredMessage) -> None:
+        if self._finished.done():
+            return
+        self._last_at = time.monotonic()
+        try:
+            enough = self._take(message)
+        except Exception as error:
+            self._finished.set_exception(error)
+            return
+        if enough:
+            self._finished.set_result(None)
+            return
+        self._unacknowledged += 1
+        if self._unacknowledged >= ACK_EVERY:
+            self._unacknowledged = 0
+            await self._channel.basic_ack(message.delivery_tag or 0, multiple=True)
+
+
+async def _look_through(connection: AbstractConnection, queue: str) -> list[DeliveredMessage]:
+    """Everything ready in a queue. `basic.get` is slow but says for certain when there is no more;
+    consuming is fast, and never has more than its prefetch. So they take turns."""
+    found: list[DeliveredMessage] = []
+    channels: list[AbstractChannel] = []
+    try:
+        while True:
+            channel = await _open(connection)
+            channels.append(channel)
+            try:
+                message = await channel.basic_get(queue)
+            except aiormq.exceptions.ChannelNotFoundEntity as error:
+                raise _not_there(queue) from error
+            if isinstance(message.delivery, Basic.GetEmpty):
+                return found
+            found.append(message)
+            await _consume_some(channel, queue, found)
+            if len(found) > LETTERS_MAX:
+                raise ReconcileError(
+                    f"more than {LETTERS_MAX} messages are in {queue}; "
+                    f"start what reads it, or replay or discard its dead letters"
+                )
+    finally:
+        for channel in channels:
+            if not channel.is_closed:
+                # All of the channel's, and before it closes: a lost channel is an attempt that
+                # counts on some versions, being given back is not.
+                await channel.basic_nack(0, multiple=True, requeue=True)
+                await channel.close()
+
+
+async def _consume_some(
+    channel: AbstractChannel, queue: str, found: list[DeliveredMessage]
+) -> None:
+    """Add what a consumer gets at once, at most its prefetch."""
+    started_with = len(found)
+    arrived = asyncio.Event()
+
+    async def take(message: DeliveredMessage) -> None:
+        found.append(message)
+        arrived.set()
+
+    await channel.basic_qos(prefetch_count=PREFETCH)
+    consuming = await channel.basic_consume(queue, take)
+    while len(found) - started_with < PREFETCH:
+        arrived.clear()
+        try:
+            await asyncio.wait_for(arrived.wait(), QUIET_SECONDS)
+        except TimeoutError:
+            break
+    if consuming.consumer_tag is not None:
+        await channel.basic_cancel(consuming.consumer_tag)
+    await asyncio.sleep(0)  # What arrived before the answer is taken now.
+
+
+@asynccontextmanager
+async def _channel(connection: AbstractConnection, queue: str) -> AsyncIterator[AbstractChannel]:
+    """A channel for work on one queue."""
+    channel = await _open(connection)
+    try:
+        yield channel
+    except aiormq.exceptions.ChannelNotFoundEntity as error:
+        raise _not_there(queue) from error
+    finally:
+        if not channel.is_closed:
+            await channel.close()
+
+
+async def _open(connection: AbstractConnection) -> AbstractChannel:
+    # Not one of aio-pika's robust channels: those start reading anew after a reconnect.
+    transport = connection.transport
+    if transport is None:
+        raise ConnectionError("not connected to the broker")
+    return await transport.connection.channel(publisher_confirms=False)
+
+
+def _not_there(queue: str) -> ReconcileError:
+    return ReconcileError(
+        f"the broker has no queue {queue} in this virtual host; "
+        f"is this the saga's broker, and has its topology been applied?"
+    )
+
+
+def _offset(message: DeliveredMessage) -> int:
+    offset = (message.header.properties.headers or {}).get(OFFSET)
+    if not isinstance(offset, int):
+        raise ReconcileError(
+            f"{HISTORY_STREAM} is no stream on this broker; delete it, and apply the topology"
+        )
+    return offset
+
+
+def _letter(message: DeliveredMessage) -> Letter:
+    properties = message.header.properties
+    reason = str((properties.headers or {}).get(REASON, "rejected"))
+    key = key_of(properties.message_id, message.body)
+    if reason != Reason.UNDECODABLE:
+        key = _event_id(message.body) or key
+    return Letter(key, properties.correlation_id, reason)
+
+
+def _event_id(body: bytes) -> str | None:
+    try:
+        document = from_json(body)
+    except ValueError:
+        return None
+    found = document.get("id") if isinstance(document, dict) else None
+    return found if isinstance(found, str) else None

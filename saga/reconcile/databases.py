@@ -1,0 +1,213 @@
+"""The services' own books, and the provider's: read as they are, while their owners go on."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from common.choreography import Participant
+from common.kernel.database import sqlite_engine
+from common.kernel.tables import Tables
+from inventory_service.domain import PARTICIPANT as INVENTORY
+from inventory_service.domain import ReservationStatus
+from inventory_service.store import reservations, stock
+from order_service.domain import PARTICIPANT as ORDER
+from order_service.store import orders
+from payment_service.domain import PARTICIPANT as PAYMENT
+from payment_service.gateway import Outcome, SandboxGateway
+from payment_service.store import payments
+from saga.deployment import Deployment
+from saga.reconcile.facts import (
+    OrderFact,
+    PaymentFact,
+    ProviderCharge,
+    ReconcileError,
+    StockFact,
+)
+from saga.reconcile.history import Owed
+
+ROWS_AT_ONCE = 10_000
+
+
+@dataclass(slots=True)
+class Books:
+    """What the databases say. Each database is read in one transaction."""
+
+    orders: dict[str, OrderFact] = field(default_factory=dict)
+    payments: dict[str, PaymentFact] = field(default_factory=dict)
+    reservations: int = 0
+    held_orders: set[str] = field(default_factory=set)
+    held_units: Counter[str] = field(default_factory=Counter)
+    stock: dict[str, StockFact] = field(default_factory=dict)
+    provider: list[ProviderCharge] = field(default_factory=list)
+    sequences: dict[str, dict[str, int]] = field(default_factory=dict)
+    outbox: list[bytes] = field(default_factory=list)
+
+
+def read_books(deployment: Deployment, participants: Mapping[str, Participant]) -> Books:
+    """Read every participant's database, but not the provider's ledger; blocks.
+
+    `participants` are by package. Raises `ReconcileError`.
+    """
+    books = Books()
+    # Whoever hears of an order later is read later, so that nobody seems ahead of its cause;
+    # what is left of such races is gone at the next reading.
+    ordered = sorted(participants.items(), key=lambda item: (item[1].name != ORDER.name, item[0]))
+    for package, participant in ordered:
+        tables = _tables(package)
+        with _connection(deployment, participant.name) as connection:
+            if read := _OWN_BOOKS.get(participant.name):
+                read(connection, books)
+            books.sequences[participant.name] = _sequences(connection, tables)
+            books.outbox += connection.scalars(sa.select(tables.outbox.c.body))
+    return books
+
+
+async def read_provider(url: str) -> list[ProviderCharge]:
+    """Read the provider's ledger. Raises `ReconcileError`."""
+    _must_exist(url, "the payment provider's ledger")
+    try:
+        gateway = await asyncio.to_thread(SandboxGateway, url)
+        try:
+            ledger = await asyncio.to_thread(gateway.ledger)
+        finally:
+            await gateway.close()
+    except (sa.exc.DBAPIError, ValueError) as error:
+        raise ReconcileError(f"cannot read the payment provider's ledger: {error}") from error
+    return [
+        ProviderCharge(
+            order_id=charge.key,
+            currency=charge.currency,
+            amount_cents=charge.amount_cents,
+            declined=charge.outcome is not Outcome.CHARGED,
+            refunded_cents=charge.refunded_cents,
+        )
+        for charge in ledger
+    ]
+
+
+def undone(
+    deployment: Deployment,
+    participants: Mapping[str, Participant],
+    owed: Mapping[str, Mapping[str, Owed]],
+) -> dict[str, dict[str, Owed]]:
+    """What each participant owes and has no inbox row for; blocks. Raises `ReconcileError`."""
+    left: dict[str, dict[str, Owed]] = {}
+    for package, participant in participants.items():
+        left[participant.name] = mine = dict(owed[participant.name])
+        inbox = _tables(package).inbox
+        with _connection(deployment, participant.name) as connection:
+            for row in _stream(connection, sa.select(inbox.c.message_id)):
+                mine.pop(row.message_id, None)
+    return left
+
+
+def _tables(package: str) -> Tables:
+    tables = importlib.import_module(f"{package}.store").TABLES
+    if not isinstance(tables, Tables):
+        raise ReconcileError(f"{package}.store.TABLES is no Tables; name the service's tables so")
+    return tables
+
+
+@contextmanager
+def _connection(deployment: Deployment, participant: str) -> Iterator[Connection]:
+    """A transaction that only reads; the database's owner is neither locked out nor waited for."""
+    url = deployment.database_urls.get(participant)
+    if url is None:
+        raise ReconcileError(f"the deployment names no database of {participant}; add its URL")
+    _must_exist(url, f"the database of {participant}")
+    engine = sqlite_engine(url)
+    try:
+        with engine.connect().execution_options(reads=True) as connection:
+            connection.exec_driver_sql("PRAGMA query_only = ON")
+            yield connection
+    except (sa.exc.DBAPIError, ValueError) as error:
+        reason = error.orig if isinstance(error, sa.exc.DBAPIError) else error
+        raise ReconcileError(f"cannot read the database of {participant}: {reason}") from error
+    finally:
+        engine.dispose()
+
+
+def _must_exist(url: str, what: str) -> None:
+    """SQLite would make an empty file of one that is not there."""
+    try:
+        parsed = sa.engine.make_url(url)
+    except sa.exc.ArgumentError as error:
+        raise ReconcileError(f"{what} has no usable URL: {error}") from error
+    if parsed.get_backend_name() != "sqlite" or not parsed.database:
+        raise ReconcileError(
+            f"{what} is at {parsed.render_as_string()}; only sqlite:///FILE can be reconciled"
+        )
+    if not Path(parsed.database).is_file():
+        raise ReconcileError(
+            f"{what} is not at {parsed.database}; start the service, or correct its URL"
+        )
+
+
+def _stream(connection: Connection, query: sa.Select[Any]) -> Iterable[Any]:
+    """The query's rows, a bounded number in memory."""
+    return connection.execute(query.execution_options(yield_per=ROWS_AT_ONCE))
+
+
+def _sequences(connection: Connection, tables: Tables) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for state in tables.states.values():
+        (key,) = state.table.primary_key.columns
+        found.update(
+            (row[0], row[1])
+            for row in _stream(connection, sa.select(key, state.table.c.sequence))
+            if row[1]
+        )
+    return found
+
+
+def _read_orders(connection: Connection, books: Books) -> None:
+    query = sa.select(
+        orders.c.order_id,
+        orders.c.status,
+        orders.c.currency,
+        orders.c.total_cents,
+        sa.func.coalesce(orders.c.ended_at, orders.c.placed_at, type_=orders.c.ended_at.type),
+    )
+    for row in _stream(connection, query):
+        books.orders[row[0]] = OrderFact(*row[1:])
+
+
+def _read_inventory(connection: Connection, books: Books) -> None:
+    held = reservations.c.status == ReservationStatus.HELD
+    lines = sa.select(reservations.c.order_id, reservations.c.lines).where(held)
+    for row in _stream(connection, lines):
+        books.held_orders.add(row.order_id)
+        for line in row.lines:
+            books.held_units[line.sku] += line.quantity
+    books.reservations = connection.scalars(
+        sa.select(sa.func.count()).select_from(reservations)
+    ).one()
+    shelf = sa.select(stock.c.sku, stock.c.free, stock.c.held, stock.c.sequence)
+    for row in _stream(connection, shelf):
+        books.stock[row[0]] = StockFact(*row[1:])
+
+
+def _read_payments(connection: Connection, books: Books) -> None:
+    query = sa.select(
+        payments.c.order_id, payments.c.status, payments.c.currency, payments.c.amount_cents
+    )
+    for row in _stream(connection, query):
+        books.payments[row[0]] = PaymentFact(*row[1:])
+
+
+_OWN_BOOKS: Mapping[str, Callable[[Connection, Books], None]] = {
+    ORDER.name: _read_orders,
+    INVENTORY.name: _read_inventory,
+    PAYMENT.name: _read_payments,
+}
+"""How each participant's own states are read; one without any here still has in- and outbox."""

@@ -1,0 +1,166 @@
+"""The event history, folded while it is read into what the rules need of it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from common.choreography import Choreography
+from common.envelope import Decoder, Envelope, Undecodable, source_of
+from common.events import (
+    OrderCancelled,
+    OrderConfirmed,
+    OrderEvent,
+    PaymentCharged,
+    PaymentRefunded,
+    StockAdded,
+)
+from common.messaging.topology import EVENTS_EXCHANGE, queues_of, topology_of
+
+SEQUENCE_MAX = 1_000_000
+"""Events of one participant about one subject that are looked through for gaps."""
+
+LONG_AGO = datetime.min.replace(tzinfo=UTC)
+
+
+def key_of(message_id: str | None, body: bytes) -> str:
+    """What a message is recognised by: its AMQP message id, or, having none, its body."""
+    return message_id or f"sha256:{hashlib.sha256(body).hexdigest()}"
+
+
+@dataclass(slots=True)
+class Owed:
+    """A message some participant has to deal with. `copies` counts how often it was published;
+    an undecodable one, which can only become a dead letter, has its routing key as `type`."""
+
+    type: str
+    subject: str | None
+    at: datetime
+    decodable: bool
+    copies: int = 1
+
+
+class History:
+    """Takes messages in any order, each as often as it comes, and counts each event once."""
+
+    def __init__(self, choreography: Choreography) -> None:
+        self._decoder = Decoder(choreography.events)
+        self._reactors = {
+            event.type: frozenset(p.name for p in choreography.reacting_to(event.type))
+            for event in choreography.events
+        }
+        self._participants = {source_of(p.name): p.name for p in choreography.participants}
+        owners = {queue: p.name for p in choreography.participants for queue in queues_of(p)}
+        bound: defaultdict[str, set[str]] = defaultdict(set)
+        for binding in topology_of(choreography).bindings:
+            if binding.exchange == EVENTS_EXCHANGE and binding.queue in owners:
+                bound[binding.key].add(owners[binding.queue])
+        self._bound = {key: frozenset(names) for key, names in bound.items()}
+
+        self.first_offset = 0
+        """The oldest offset the stream still has; above 0, retention has trimmed it."""
+        self.messages = 0
+        """Messages in the stream."""
+        self.undecodable = 0
+        self.owed: dict[str, dict[str, Owed]] = {p.name: {} for p in choreography.participants}
+        """By participant and key, what it has to deal with."""
+        self.last_event_at: dict[str, datetime] = {}
+        """By order."""
+        self.outcomes: dict[str, dict[str, str]] = {}
+        """By order, the ids and types of its terminal events."""
+        self.charges: defaultdict[str, dict[str, int]] = defaultdict(dict)
+        self.refunds: defaultdict[str, dict[str, int]] = defaultdict(dict)
+        """By order, the ids of such events and their cents."""
+        self.added: defaultdict[str, dict[int, int]] = defaultdict(dict)
+        """By SKU, the units each delivery put on the shelf, by its sequence."""
+        self._seen: dict[str, dict[str, int]] = {p.name: {} for p in choreography.participants}
+
+    @property
+    def trimmed(self) -> bool:
+        """Whether retention has removed the oldest events."""
+        return self.first_offset > 0
+
+    def take(
+        self, routing_key: str, message_id: str | None, sent_at: datetime | None, body: bytes
+    ) -> None:
+        """Take a message of the stream."""
+        self.messages += 1
+        bound = self._bound.get(routing_key, frozenset())
+        try:
+            envelope = self._decoder.decode(body)
+        except Undecodable:
+            self.undecodable += 1
+            self._owe(
+                bound, key_of(message_id, body), Owed(routing_key, None, sent_at or LONG_AGO, False)
+            )
+            return
+        reactors = self._reactors[envelope.type]
+        self._owe(reactors, envelope.id, _owed(envelope, decodable=True))
+        # A queue that gets what its participant has no reaction to: a dead letter, like any other
+        # message it cannot read.
+        self._owe(bound - reactors, key_of(message_id, body), _owed(envelope, decodable=False))
+        self._fold(envelope)
+
+    def take_unpublished(self, body: bytes) -> None:
+        """Take an event that waits in an outbox: it happened, and nobody owes a reaction yet."""
+        self._fold(self._decoder.decode(body))
+
+    def missing(self, participant: str, subject: str, sequence: int) -> Iterator[int]:
+        """Which of a participant's first `sequence` events about a subject are not known.
+
+        Where the history has been trimmed, those before the oldest known are taken for trimmed.
+        """
+        seen = self._seen.get(participant, {}).get(subject, 0)
+        if self.trimmed:
+            if not seen:
+                return
+            oldest = (seen & -seen).bit_length() - 1
+            seen |= (1 << oldest) - 1
+        absent = ((2 << min(sequence, SEQUENCE_MAX)) - 2) & ~seen
+        while absent:
+            lowest = absent & -absent
+            yield lowest.bit_length() - 1
+            absent ^= lowest
+
+    def complete(self, participant: str, subject: str) -> bool:
+        """Whether the history still has the beginning of what a participant said of a subject."""
+        return not self.trimmed or bool(self._seen.get(participant, {}).get(subject, 0) & 2)
+
+    def _owe(self, participants: frozenset[str], key: str, owed: Owed) -> None:
+        for name in participants:
+            known = self.owed[name].get(key)
+            if known is None:
+                self.owed[name][key] = Owed(owed.type, owed.subject, owed.at, owed.decodable)
+            else:
+                known.copies += 1
+
+    def _fold(self, envelope: Envelope[Any]) -> None:
+        subject, event = envelope.subject, envelope.data
+        participant = self._participants.get(envelope.source)
+        if participant is not None and 1 <= (envelope.sequence or 0) <= SEQUENCE_MAX:
+            # Bit n says that event n is known.
+            seen = self._seen[participant]
+            seen[subject] = seen.get(subject, 0) | 1 << (envelope.sequence or 0)
+        if isinstance(event, OrderEvent):
+            last = self.last_event_at.get(subject)
+            if last is None or last < envelope.time:
+                self.last_event_at[subject] = envelope.time
+        match event:
+            case OrderConfirmed() | OrderCancelled():
+                self.outcomes.setdefault(subject, {})[envelope.id] = envelope.type
+            case PaymentCharged():
+                self.charges[subject][envelope.id] = event.amount_cents
+            case PaymentRefunded():
+                self.refunds[subject][envelope.id] = event.amount_cents
+            case StockAdded() if envelope.sequence is not None:
+                self.added[subject][envelope.sequence] = event.quantity
+            case _:
+                pass
+
+
+def _owed(envelope: Envelope[Any], *, decodable: bool) -> Owed:
+    return Owed(envelope.type, envelope.subject, envelope.time, decodable)

@@ -1,0 +1,592 @@
+"""What `saga reconcile` calls a violation: each rule finds its broken example and no clean one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+import pytest
+
+from common.envelope import source_of, wrap
+from common.events import (
+    CancellationReason,
+    DeclineReason,
+    HeldLine,
+    OrderCancelled,
+    OrderConfirmed,
+    OrderLine,
+    OrderPlaced,
+    PaymentCharged,
+    PaymentDeclined,
+    PaymentRefunded,
+    StockAdded,
+    StockReserved,
+)
+from common.message import Event, Priority
+from order_service.domain import OrderStatus
+from payment_service.domain import PaymentStatus
+from saga.discovery import choreography
+from saga.reconcile.facts import (
+    Backlog,
+    Facts,
+    Letter,
+    OrderFact,
+    PaymentFact,
+    ProviderCharge,
+    StockFact,
+)
+from saga.reconcile.history import History, Owed, key_of
+from saga.reconcile.rules import RULES, judge, orders_at_rest, undecided
+
+NOW = datetime(2030, 1, 1, 12, tzinfo=UTC)
+AT = NOW - timedelta(hours=1)
+GRACE_SECONDS = 5.0
+CHOREOGRAPHY = choreography()
+
+CONFIRMED = "00000000-0000-0000-0000-00000000000a"
+DECLINED = "00000000-0000-0000-0000-00000000000b"
+REFUNDED = "00000000-0000-0000-0000-00000000000c"
+STRANGER = "00000000-0000-0000-0000-00000000000d"
+LINES = (OrderLine(sku="tea", quantity=2, unit_price_cents=250),)
+HELD = (HeldLine(sku="tea", quantity=2),)
+
+
+class Clean:
+    """Three orders at their ends; a test breaks one thing and asks for the facts again."""
+
+    def __init__(self) -> None:
+        self.history = History(CHOREOGRAPHY)
+        self.orders = {
+            CONFIRMED: OrderFact(OrderStatus.CONFIRMED, "EUR", 500, AT),
+            DECLINED: OrderFact(OrderStatus.CANCELLED, "EUR", 500, AT),
+            REFUNDED: OrderFact(OrderStatus.CANCELLED, "EUR", 500, AT),
+        }
+        self.payments = {
+            CONFIRMED: PaymentFact(PaymentStatus.CHARGED, "EUR", 500),
+            DECLINED: PaymentFact(PaymentStatus.DECLINED, "EUR", 500),
+            REFUNDED: PaymentFact(PaymentStatus.REFUNDED, "EUR", 500),
+        }
+        self.provider = [
+            ProviderCharge(CONFIRMED, "EUR", 500),
+            ProviderCharge(DECLINED, "EUR", 500, declined=True),
+            ProviderCharge(REFUNDED, "EUR", 500, refunded_cents=500),
+        ]
+        self.held_orders = {CONFIRMED}
+        self.held_units = {"tea": 2}
+        self.stock = {"tea": StockFact(free=8, held=2, sequence=1)}
+        self.sequences = {
+            "order": dict.fromkeys(self.orders, 2),
+            "inventory": dict.fromkeys(self.orders, 1) | {"tea": 1},
+            "payment": {CONFIRMED: 1, DECLINED: 1, REFUNDED: 2},
+        }
+        self.undone: dict[str, dict[str, Owed]] = {}
+        self.letters: dict[str, list[Letter]] = {}
+        self.backlogs: dict[str, Backlog] = {}
+
+        self.publish("inventory", 1, added(10))
+        for order_id in self.orders:
+            self.publish("order", 1, placed(order_id))
+            self.publish("inventory", 1, reserved(order_id))
+        for order_id in (CONFIRMED, REFUNDED):
+            self.publish("payment", 1, charged(order_id))
+        self.publish("order", 2, confirmed(CONFIRMED))
+        self.publish(
+            "payment",
+            1,
+            PaymentDeclined(order_id=UUID(DECLINED), reason=DeclineReason.CARD_DECLINED),
+        )
+        for order_id in (DECLINED, REFUNDED):
+            self.publish("order", 2, cancelled(order_id))
+        self.publish("payment", 2, refunded(REFUNDED))
+
+    def publish(
+        self,
+        participant: str,
+        sequence: int,
+        event: Event,
+        *,
+        id: str | None = None,
+        at: datetime = AT,
+    ) -> None:
+        envelope = wrap(
+            event,
+            id=id or f"{participant}-{sequence}-{event.subject}",
+            source=source_of(participant),
+            time=at,
+            priority=Priority.NORMAL,
+            sequence=sequence,
+        )
+        self.history.take(envelope.routing_key, envelope.id, at, envelope.to_bytes())
+
+    def facts(self) -> Facts:
+        return Facts(
+            started_at=NOW,
+            grace_seconds=GRACE_SECONDS,
+            history=self.history,
+            orders=self.orders,
+            payments=self.payments,
+            held_orders=self.held_orders,
+            held_units=self.held_units,
+            stock=self.stock,
+            provider=self.provider,
+            sequences=self.sequences,
+            undone=self.undone,
+            letters=self.letters,
+            backlogs=self.backlogs,
+        )
+
+    def found(self) -> dict[str, set[str]]:
+        """The subjects found, by rule."""
+        found: dict[str, set[str]] = {}
+        for violation in judge(self.facts()):
+            found.setdefault(violation.rule, set()).add(violation.subject)
+        return found
+
+    def owe(
+        self, participant: str, key: str, *, subject: str = CONFIRMED, at: datetime = AT
+    ) -> None:
+        owed = Owed("order.placed", subject, at, decodable=True)
+        self.undone.setdefault(participant, {})[key] = owed
+
+
+def placed(order_id: str) -> OrderPlaced:
+    return OrderPlaced(
+        order_id=UUID(order_id),
+        customer="ada",
+        currency="EUR",
+        lines=LINES,
+        total_cents=500,
+        priority=Priority.NORMAL,
+        deadline=NOW,
+    )
+
+
+def reserved(order_id: str) -> StockReserved:
+    return StockReserved(
+        order_id=UUID(order_id), customer="ada", currency="EUR", total_cents=500, lines=HELD
+    )
+
+
+def charged(order_id: str) -> PaymentCharged:
+    return PaymentCharged(order_id=UUID(order_id), currency="EUR", amount_cents=500, reference="r")
+
+
+def declined(order_id: str) -> PaymentDeclined:
+    return PaymentDeclined(order_id=UUID(order_id), reason=DeclineReason.CARD_DECLINED)
+
+
+def refunded(order_id: str) -> PaymentRefunded:
+    return PaymentRefunded(order_id=UUID(order_id), currency="EUR", amount_cents=500)
+
+
+def confirmed(order_id: str) -> OrderConfirmed:
+    return OrderConfirmed(order_id=UUID(order_id), customer="ada", currency="EUR", total_cents=500)
+
+
+def cancelled(order_id: str) -> OrderCancelled:
+    return OrderCancelled(
+        order_id=UUID(order_id), customer="ada", reason=CancellationReason.CUSTOMER_REQUEST
+    )
+
+
+def added(quantity: int) -> StockAdded:
+    return StockAdded(sku="tea", quantity=quantity, unit_price_cents=250, currency="EUR")
+
+
+def letter(key: str, subject: str | None = None) -> Letter:
+    return Letter(key, subject, "failed")
+
+
+# --- each rule's broken example ----------------------------------------------------------------
+
+
+def taken_twice(world: Clean) -> None:
+    world.provider.append(world.provider[0])
+
+
+def charged_by_two_events(world: Clean) -> None:
+    world.publish("payment", 1, charged(CONFIRMED), id="another")
+
+
+def refunded_by_two_events(world: Clean) -> None:
+    world.publish("payment", 2, refunded(REFUNDED), id="another")
+
+
+def gave_back_too_much(world: Clean) -> None:
+    world.provider[2] = replace(world.provider[2], refunded_cents=501)
+
+
+def gave_back_what_it_declined(world: Clean) -> None:
+    world.provider[1] = replace(world.provider[1], refunded_cents=1)
+
+
+def less_than_nothing(world: Clean) -> None:
+    world.stock["tea"] = StockFact(free=-1, held=11, sequence=1)
+
+
+def units_vanished(world: Clean) -> None:
+    world.stock["tea"] = StockFact(free=7, held=2, sequence=1)
+
+
+def units_from_nowhere(world: Clean) -> None:
+    world.stock["coffee"] = StockFact(free=1, held=0, sequence=0)
+
+
+def held_for_nobody(world: Clean) -> None:
+    world.stock["tea"] = StockFact(free=7, held=3, sequence=1)
+
+
+def held_of_nothing(world: Clean) -> None:
+    world.held_units["coffee"] = 1
+
+
+def confirmed_without_payment(world: Clean) -> None:
+    del world.payments[CONFIRMED]
+
+
+def confirmed_and_refunded(world: Clean) -> None:
+    world.payments[CONFIRMED] = replace(world.payments[CONFIRMED], status=PaymentStatus.REFUNDED)
+
+
+def confirmed_and_refunded_by_the_provider(world: Clean) -> None:
+    world.provider[0] = replace(world.provider[0], refunded_cents=500)
+
+
+def confirmed_and_released(world: Clean) -> None:
+    world.held_orders.clear()
+
+
+def ended_twice(world: Clean) -> None:
+    world.publish("order", 3, cancelled(CONFIRMED))
+
+
+def ended_otherwise(world: Clean) -> None:
+    world.orders[DECLINED] = replace(world.orders[DECLINED], status=OrderStatus.CONFIRMED)
+
+
+def ended_by_hand(world: Clean) -> None:
+    world.orders[STRANGER] = OrderFact(OrderStatus.CANCELLED, "EUR", 500, AT)
+
+
+def ended_only_in_the_history(world: Clean) -> None:
+    world.orders[DECLINED] = replace(world.orders[DECLINED], status=OrderStatus.PENDING)
+
+
+def events_about_a_stranger(world: Clean) -> None:
+    world.publish("inventory", 1, reserved(STRANGER))
+
+
+def payment_for_a_stranger(world: Clean) -> None:
+    world.payments[STRANGER] = PaymentFact(PaymentStatus.VOIDED, "", 0)
+
+
+def stock_for_a_stranger(world: Clean) -> None:
+    world.held_orders.add(STRANGER)
+
+
+def charge_nobody_asked_for(world: Clean) -> None:
+    world.provider.append(ProviderCharge(STRANGER, "EUR", 500))
+
+
+def charge_the_provider_lacks(world: Clean) -> None:
+    del world.provider[0]
+
+
+def declined_only_by_us(world: Clean) -> None:
+    world.provider[1] = replace(world.provider[1], declined=False)
+
+
+def refunded_only_by_us(world: Clean) -> None:
+    world.provider[2] = replace(world.provider[2], refunded_cents=0)
+
+
+def refunded_in_part(world: Clean) -> None:
+    world.provider[2] = replace(world.provider[2], refunded_cents=499)
+
+
+def other_amount_at_the_provider(world: Clean) -> None:
+    world.provider[0] = replace(world.provider[0], amount_cents=501)
+
+
+def other_currency_at_the_provider(world: Clean) -> None:
+    world.provider[0] = replace(world.provider[0], currency="SEK")
+
+
+def other_amount_than_the_order(world: Clean) -> None:
+    world.orders[CONFIRMED] = replace(world.orders[CONFIRMED], total_cents=501)
+
+
+def still_pending(world: Clean) -> None:
+    world.orders[STRANGER] = OrderFact(OrderStatus.PENDING, "EUR", 500, AT)
+
+
+def cancelled_but_charged(world: Clean) -> None:
+    world.payments[REFUNDED] = replace(world.payments[REFUNDED], status=PaymentStatus.CHARGED)
+
+
+def cancelled_but_charged_by_the_provider(world: Clean) -> None:
+    world.provider[1] = replace(world.provider[1], declined=False)
+
+
+def cancelled_but_held(world: Clean) -> None:
+    world.held_orders.add(DECLINED)
+
+
+def left_charging(world: Clean) -> None:
+    world.payments[DECLINED] = replace(world.payments[DECLINED], status=PaymentStatus.CHARGING)
+
+
+def left_settling(world: Clean) -> None:
+    world.payments[DECLINED] = replace(world.payments[DECLINED], status=PaymentStatus.SETTLING)
+
+
+def left_refunding(world: Clean) -> None:
+    world.payments[REFUNDED] = replace(world.payments[REFUNDED], status=PaymentStatus.REFUNDING)
+
+
+def said_but_not_published(world: Clean) -> None:
+    world.sequences["payment"][DECLINED] = 2
+
+
+def never_done(world: Clean) -> None:
+    world.owe("payment", "e1")
+
+
+def never_buried(world: Clean) -> None:
+    world.undone["payment"] = {"bad": Owed("order.cancelled.normal", None, AT, decodable=False)}
+
+
+def buried_twice(world: Clean) -> None:
+    world.letters["payment"] = [letter("e1"), letter("e1")]
+
+
+BROKEN: Mapping[Callable[[Clean], None], tuple[str, str]] = {
+    taken_twice: ("charged_twice", CONFIRMED),
+    charged_by_two_events: ("charged_twice", CONFIRMED),
+    refunded_by_two_events: ("refunded_twice", REFUNDED),
+    gave_back_too_much: ("refund_exceeds_charge", REFUNDED),
+    gave_back_what_it_declined: ("refund_exceeds_charge", DECLINED),
+    less_than_nothing: ("stock_negative", "tea"),
+    units_vanished: ("stock_not_conserved", "tea"),
+    units_from_nowhere: ("stock_not_conserved", "coffee"),
+    held_for_nobody: ("held_mismatch", "tea"),
+    held_of_nothing: ("held_mismatch", "coffee"),
+    confirmed_without_payment: ("confirmed_unpaid", CONFIRMED),
+    confirmed_and_refunded: ("confirmed_unpaid", CONFIRMED),
+    confirmed_and_refunded_by_the_provider: ("confirmed_unpaid", CONFIRMED),
+    confirmed_and_released: ("confirmed_not_held", CONFIRMED),
+    ended_twice: ("outcome_changed", CONFIRMED),
+    ended_otherwise: ("outcome_differs", DECLINED),
+    ended_by_hand: ("outcome_differs", STRANGER),
+    ended_only_in_the_history: ("outcome_differs", DECLINED),
+    events_about_a_stranger: ("order_missing", STRANGER),
+    payment_for_a_stranger: ("order_missing", STRANGER),
+    stock_for_a_stranger: ("order_missing", STRANGER),
+    charge_nobody_asked_for: ("books_differ", STRANGER),
+    charge_the_provider_lacks: ("books_differ", CONFIRMED),
+    declined_only_by_us: ("books_differ", DECLINED),
+    refunded_only_by_us: ("books_differ", REFUNDED),
+    refunded_in_part: ("books_differ", REFUNDED),
+    other_amount_at_the_provider: ("books_differ", CONFIRMED),
+    other_currency_at_the_provider: ("books_differ", CONFIRMED),
+    other_amount_than_the_order: ("books_differ", CONFIRMED),
+    still_pending: ("not_terminal", STRANGER),
+    cancelled_but_charged: ("charged_not_confirmed", REFUNDED),
+    cancelled_but_charged_by_the_provider: ("charged_not_confirmed", DECLINED),
+    cancelled_but_held: ("held_not_confirmed", DECLINED),
+    left_charging: ("payment_unsettled", DECLINED),
+    left_settling: ("payment_unsettled", DECLINED),
+    left_refunding: ("payment_unsettled", REFUNDED),
+    said_but_not_published: ("unpublished", DECLINED),
+    never_done: ("lost", "payment/e1"),
+    never_buried: ("lost", "payment/bad"),
+    buried_twice: ("dead_lettered_twice", "payment/e1"),
+}
+
+
+def test_orders_at_their_ends_break_no_rule() -> None:
+    assert judge(Clean().facts()) == []
+
+
+@pytest.mark.parametrize("damage", BROKEN, ids=lambda damage: damage.__name__)
+def test_damage_is_found(damage: Callable[[Clean], None]) -> None:
+    world = Clean()
+    damage(world)
+    rule, subject = BROKEN[damage]
+    assert subject in world.found().get(rule, set())
+
+
+def test_each_rule_has_a_broken_example() -> None:
+    assert {rule for rule, _ in BROKEN.values()} == RULES.keys()
+
+
+# --- what is not a violation -------------------------------------------------------------------
+
+
+def test_the_same_event_published_again_is_one_event() -> None:
+    world = Clean()
+    world.publish("payment", 1, charged(CONFIRMED))
+    world.publish("payment", 2, refunded(REFUNDED))
+    world.publish("order", 2, confirmed(CONFIRMED))
+    world.publish("inventory", 1, added(10))
+    assert world.found() == {}
+
+
+def test_a_delivery_younger_than_the_shelf_that_was_read_does_not_count_yet() -> None:
+    world = Clean()
+    world.publish("inventory", 2, added(5))
+    assert world.found() == {}
+
+
+def test_an_order_that_moved_within_the_grace_may_be_anywhere() -> None:
+    world = Clean()
+    world.orders[STRANGER] = OrderFact(OrderStatus.PENDING, "EUR", 500, AT)
+    world.payments[STRANGER] = PaymentFact(PaymentStatus.CHARGING, "EUR", 500)
+    world.held_orders.add(STRANGER)
+    assert world.found().keys() == {"not_terminal", "held_not_confirmed", "payment_unsettled"}
+    world.publish("inventory", 1, reserved(STRANGER), at=NOW - timedelta(seconds=GRACE_SECONDS - 1))
+    assert STRANGER not in orders_at_rest(world.facts())
+    assert world.found() == {}
+
+
+def test_an_order_that_ended_after_its_row_was_read_does_not_differ() -> None:
+    world = Clean()
+    world.orders[STRANGER] = OrderFact(OrderStatus.PENDING, "EUR", 500, AT)
+    world.publish("order", 1, placed(STRANGER))
+    world.publish("order", 2, cancelled(STRANGER), at=NOW)
+    assert world.found() == {}
+
+
+@pytest.mark.parametrize("status", [PaymentStatus.CHARGING, PaymentStatus.SETTLING])
+@pytest.mark.parametrize("answer", ["none", "charged", "declined"])
+def test_while_the_provider_is_asked_it_may_have_answered_or_not(
+    status: PaymentStatus, answer: str
+) -> None:
+    world = Clean()
+    world.payments[STRANGER] = PaymentFact(status, "EUR", 500)
+    if answer != "none":
+        world.provider.append(ProviderCharge(STRANGER, "EUR", 500, declined=answer == "declined"))
+    assert "books_differ" not in world.found()
+
+
+def test_a_cancellation_that_came_first_leaves_a_payment_the_provider_never_heard_of() -> None:
+    world = Clean()
+    world.payments[DECLINED] = PaymentFact(PaymentStatus.VOIDED, "", 0)
+    del world.provider[1]
+    assert world.found() == {}
+
+
+def test_a_dead_letter_is_not_lost() -> None:
+    world = Clean()
+    world.owe("payment", "e1")
+    world.letters["payment"] = [letter("e1")]
+    assert world.found() == {}
+
+
+def test_a_dead_letter_explains_the_order_that_waits_for_it() -> None:
+    world = Clean()
+    world.orders[STRANGER] = OrderFact(OrderStatus.PENDING, "EUR", 500, AT)
+    world.owe("inventory", "e1", subject=STRANGER)
+    world.letters["inventory"] = [letter("e1", STRANGER)]
+    (violation,) = judge(world.facts())
+    assert violation.rule == "not_terminal"
+    assert violation.detail == "it is pending; waiting on dead letter e1 of inventory (failed)"
+
+
+def test_the_debtor_of_an_order_is_named() -> None:
+    world = Clean()
+    world.orders[STRANGER] = OrderFact(OrderStatus.PENDING, "EUR", 500, AT)
+    world.owe("inventory", "e1", subject=STRANGER)
+    world.backlogs["inventory"] = Backlog(ready=1, waiting={"e1"})
+    (violation,) = judge(world.facts())
+    assert violation.detail == "it is pending; inventory has not dealt with order.placed e1"
+
+
+def test_what_waits_in_a_queue_that_nobody_reads_is_not_lost() -> None:
+    world = Clean()
+    world.owe("payment", "e1")
+    world.owe("payment", "e2")
+    world.backlogs["payment"] = Backlog(ready=1, waiting={"e1"})
+    assert world.found() == {"lost": {"payment/e2"}}
+    assert undecided(world.facts()) == 0
+
+
+def test_what_a_consumer_at_work_may_hold_is_undecided() -> None:
+    world = Clean()
+    world.owe("payment", "e1")
+    world.owe("payment", "e2", at=NOW)
+    world.backlogs["payment"] = Backlog(ready=1, read=True)
+    assert world.found() == {}
+    assert undecided(world.facts()) == 2
+
+
+def test_an_old_event_that_an_idle_consumer_has_not_done_is_lost() -> None:
+    world = Clean()
+    world.owe("payment", "e1")
+    world.owe("payment", "e2", at=NOW)
+    world.backlogs["payment"] = Backlog(ready=0, read=True)
+    assert world.found() == {"lost": {"payment/e1"}}
+    assert undecided(world.facts()) == 1
+
+
+def test_what_was_sent_twice_may_be_dead_twice() -> None:
+    world = Clean()
+    for _ in range(2):
+        world.history.take("order.cancelled.normal", "bad", AT, b"{")
+    world.letters["payment"] = [letter("bad"), letter("bad")]
+    assert world.found() == {}
+    world.letters["payment"].append(letter("bad"))
+    assert world.found() == {"dead_lettered_twice": {"payment/bad"}}
+
+
+# --- the history -------------------------------------------------------------------------------
+
+
+def test_an_event_is_owed_by_each_participant_that_reacts_to_it() -> None:
+    world = Clean()
+    id = f"order-2-{REFUNDED}"
+    debtors = {name for name, owed in world.history.owed.items() if id in owed}
+    assert {"inventory", "payment"} <= debtors
+    assert "order" not in debtors
+
+
+def test_a_malformed_message_is_owed_wherever_its_routing_key_leads() -> None:
+    history = History(CHOREOGRAPHY)
+    history.take("stock.reserved.high", "bad", AT, b"{")
+    history.take("nobody.cares.high", "worse", AT, b"{")
+    assert {name: set(owed) for name, owed in history.owed.items() if owed} == {"payment": {"bad"}}
+    assert history.undecodable == 2
+
+
+def test_an_event_under_a_foreign_routing_key_is_owed_by_both() -> None:
+    history = History(CHOREOGRAPHY)
+    envelope = wrap(reserved(CONFIRMED), id="e1", source="/x", time=AT, priority=Priority.NORMAL)
+    history.take("order.placed.normal", "e1", AT, envelope.to_bytes())
+    assert history.owed["payment"]["e1"].decodable
+    assert not history.owed["inventory"]["e1"].decodable
+
+
+def test_messages_without_an_id_are_told_apart_by_their_bodies() -> None:
+    assert key_of(None, b"{") == key_of("", b"{") != key_of(None, b"[")
+    assert key_of("id", b"{") == "id"
+
+
+def test_of_a_trimmed_history_only_the_gaps_after_its_head_are_missed() -> None:
+    history = History(CHOREOGRAPHY)
+    world = Clean()
+    world.history = history
+    world.publish("payment", 3, charged(CONFIRMED))
+    assert list(history.missing("payment", CONFIRMED, 5)) == [1, 2, 4, 5]
+    assert list(history.missing("payment", DECLINED, 2)) == [1, 2]
+    history.first_offset = 1
+    assert list(history.missing("payment", CONFIRMED, 5)) == [4, 5]
+    assert list(history.missing("payment", DECLINED, 2)) == []
+
+
+def test_a_trimmed_history_does_not_say_what_was_put_on_the_shelf() -> None:
+    world = Clean()
+    world.history = History(CHOREOGRAPHY)
+    world.history.first_offset = 1
+    assert world.found() == {}
