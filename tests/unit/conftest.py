@@ -1,0 +1,9 @@
+"""How properties are tested."""
+
+from __future__ import annotations
+
+from hypothesis import settings
+
+# A busy machine is not a failure; a failure prints what reproduces it.
+settings.register_profile("unit", deadline=None, print_blob=True)
+settings.load_profile("unit")

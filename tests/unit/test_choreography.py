@@ -1,0 +1,384 @@
+"""Signatures are the routes: what is read from them, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, ClassVar, Optional, Union
+from uuid import UUID
+
+import pytest
+
+import inventory_service.domain
+import order_service.domain
+import payment_service.domain
+from common.choreography import (
+    Choreography,
+    ChoreographyError,
+    Participant,
+    Reaction,
+    State,
+)
+from common.events import (
+    OrderCancelled,
+    OrderPlaced,
+    PaymentCharged,
+    PaymentDeclined,
+    PaymentVoided,
+    PlaceOrder,
+    StockRejected,
+    StockReleased,
+    StockReserved,
+)
+from common.message import Answer, Command, Intent, Message
+from tests.unit.given import NOW
+
+ORDER = UUID(int=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Parcel(State):
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Shelf(State):
+    pass
+
+
+class Answered(Answer):
+    pass
+
+
+class Ask(Intent):
+    answer: ClassVar[type[Answer]] = Answered
+
+
+class Tidy(Command):
+    type: ClassVar[str] = "shelf.tidy"
+
+
+def plain(event: OrderPlaced, parcel: Parcel) -> StockReserved:
+    raise NotImplementedError
+
+
+def perhaps(event: OrderPlaced, parcel: Parcel) -> StockReserved | StockRejected | None:
+    raise NotImplementedError
+
+
+def in_the_old_way(
+    event: OrderPlaced,
+    parcel: Parcel,
+) -> Optional[Union[StockReserved, StockRejected]]:  # noqa: UP007, UP045 - people write it so
+    raise NotImplementedError
+
+
+def several(
+    event: OrderPlaced, parcel: Parcel
+) -> tuple[StockReserved | StockRejected, PaymentVoided] | StockReserved | None:
+    raise NotImplementedError
+
+
+def any_number(event: OrderPlaced, parcel: Parcel) -> tuple[StockReserved | StockRejected, ...]:
+    raise NotImplementedError
+
+
+def silent(event: OrderPlaced, parcel: Parcel) -> None:
+    raise NotImplementedError
+
+
+def asking(event: OrderPlaced, parcel: Parcel) -> Ask | PaymentVoided | None:
+    raise NotImplementedError
+
+
+def answered(answer: Answered, parcel: Parcel) -> tuple[PaymentCharged, Ask] | PaymentDeclined:
+    raise NotImplementedError
+
+
+def tidy(command: Tidy, shelf: Shelf) -> StockReleased:
+    raise NotImplementedError
+
+
+def intake(command: PlaceOrder, parcel: Parcel) -> OrderPlaced | None:
+    raise NotImplementedError
+
+
+def with_everything(
+    event: OrderCancelled, now: datetime, shelf: Mapping[str, Shelf], parcel: Parcel, one: Shelf
+) -> StockReleased:
+    raise NotImplementedError
+
+
+def same_again(event: OrderPlaced, parcel: Parcel) -> PaymentVoided:
+    raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+    ("function", "returns"),
+    [
+        (plain, [StockReserved]),
+        (perhaps, [StockReserved, StockRejected]),
+        (in_the_old_way, [StockReserved, StockRejected]),
+        (several, [StockReserved, StockRejected, PaymentVoided]),
+        (any_number, [StockReserved, StockRejected]),
+        (silent, []),
+        (asking, [Ask, PaymentVoided]),
+        (answered, [PaymentCharged, Ask, PaymentDeclined]),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_what_may_be_returned_is_read_through_unions_and_tuples(
+    function: Callable[..., Any], returns: list[type[Message]]
+) -> None:
+    assert list(Reaction.of(function).returns) == returns
+
+
+@pytest.mark.parametrize(
+    ("function", "consumes"),
+    [(plain, OrderPlaced), (answered, Answered), (tidy, Tidy), (intake, PlaceOrder)],
+    ids=lambda value: value.__name__,
+)
+def test_the_first_parameter_is_what_is_consumed(
+    function: Callable[..., Any], consumes: type[Message]
+) -> None:
+    assert Reaction.of(function).consumes is consumes
+
+
+def test_events_are_published_and_intents_are_not() -> None:
+    reaction = Reaction.of(answered)
+
+    assert reaction.publishes == (PaymentCharged, PaymentDeclined)
+    assert reaction.intends == (Ask,)
+
+
+def test_further_parameters_are_states_mappings_of_states_and_the_time() -> None:
+    reaction = Reaction.of(with_everything)
+
+    assert reaction.parameters == (
+        ("now", datetime, False),
+        ("shelf", Shelf, True),
+        ("parcel", Parcel, False),
+        ("one", Shelf, False),
+    )
+
+
+def test_events_are_numbered_by_the_first_state_that_comes_alone() -> None:
+    assert Reaction.of(with_everything).own is Parcel
+
+
+def test_a_reaction_has_its_functions_name() -> None:
+    assert Reaction.of(plain).name == "plain"
+
+
+def nothing_annotated(event, parcel):  # type: ignore[no-untyped-def]  # that is the mistake
+    raise NotImplementedError
+
+
+def one_not_annotated(event: OrderPlaced, parcel) -> None:  # type: ignore[no-untyped-def]  # so too
+    raise NotImplementedError
+
+
+def no_return_type(event: OrderPlaced, parcel: Parcel):  # type: ignore[no-untyped-def]  # so too
+    raise NotImplementedError
+
+
+def nothing_taken() -> StockReserved:
+    raise NotImplementedError
+
+
+def state_first(parcel: Parcel, event: OrderPlaced) -> StockReserved:
+    raise NotImplementedError
+
+
+def takes_an_intent(intent: Ask, parcel: Parcel) -> StockReserved:
+    raise NotImplementedError
+
+
+def takes_either(event: OrderPlaced | OrderCancelled, parcel: Parcel) -> StockReserved:
+    raise NotImplementedError
+
+
+def returns_text(event: OrderPlaced, parcel: Parcel) -> StockReserved | str:
+    raise NotImplementedError
+
+
+def returns_a_command(event: OrderPlaced, parcel: Parcel) -> PlaceOrder:
+    raise NotImplementedError
+
+
+def returns_a_list(event: OrderPlaced, parcel: Parcel) -> list[StockReserved]:
+    raise NotImplementedError
+
+
+def returns_any(event: OrderPlaced, parcel: Parcel) -> Any:
+    raise NotImplementedError
+
+
+def wants_a_number(event: OrderPlaced, parcel: Parcel, limit: int) -> StockReserved:
+    raise NotImplementedError
+
+
+def wants_numbers(event: OrderPlaced, parcel: Parcel, limits: Mapping[str, int]) -> StockReserved:
+    raise NotImplementedError
+
+
+def wants_a_dict(event: OrderPlaced, parcel: Parcel, shelf: dict[str, Shelf]) -> StockReserved:
+    raise NotImplementedError
+
+
+def stateless(event: OrderPlaced, now: datetime) -> StockReserved:
+    raise NotImplementedError
+
+
+def only_many_states(event: OrderPlaced, shelf: Mapping[str, Shelf]) -> StockReserved:
+    raise NotImplementedError
+
+
+def names_nothing_known(event: OrderPlaced, parcel: Parcel) -> StockReserved:
+    raise NotImplementedError
+
+
+names_nothing_known.__annotations__["return"] = "StockLost"
+
+
+@pytest.mark.parametrize(
+    ("function", "way_out"),
+    [
+        (nothing_annotated, "annotate every parameter and the return type"),
+        (one_not_annotated, "annotate every parameter and the return type"),
+        (no_return_type, "annotate every parameter and the return type"),
+        (nothing_taken, "annotate every parameter and the return type"),
+        (state_first, "first parameter must be an event, a command or an answer, not .*Parcel"),
+        (takes_an_intent, "first parameter must be an event, a command or an answer, not .*Ask"),
+        (
+            takes_either,
+            "first parameter must be an event, a command or an answer, not .*OrderPlaced",
+        ),
+        (returns_text, "may return events and intents, not .*str"),
+        (returns_a_command, "may return events and intents, not .*PlaceOrder"),
+        (returns_a_list, "may return events and intents, not list"),
+        (returns_any, "may return events and intents, not typing.Any"),
+        (wants_a_number, r"parameter limit must be a State, a Mapping\[str, State\] or a datetime"),
+        (wants_numbers, "parameter limits must be a State"),
+        (wants_a_dict, r"parameter shelf must be a State, a Mapping\[str, State\]"),
+        (stateless, "no state to number its events by"),
+        (only_many_states, "no state to number its events by"),
+        (names_nothing_known, "name 'StockLost' is not defined"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_signature_that_is_no_route_is_refused_by_name_and_with_the_way_out(
+    function: Callable[..., Any], way_out: str
+) -> None:
+    with pytest.raises(ChoreographyError, match=way_out) as refused:
+        Participant("parcel", function)
+    assert function.__name__ in str(refused.value)
+
+
+def test_a_participant_reacts_once_to_a_message() -> None:
+    with pytest.raises(ChoreographyError, match="parcel: both plain and same_again take OrderPla"):
+        Participant("parcel", plain, tidy, same_again)
+
+
+def test_two_participants_need_two_names() -> None:
+    with pytest.raises(ChoreographyError, match="two participants are called parcel"):
+        Choreography([Participant("parcel", plain), Participant("parcel", tidy)])
+
+
+def test_a_participant_knows_what_it_takes_gives_and_keeps() -> None:
+    participant = Participant("parcel", asking, answered, tidy, intake, with_everything)
+
+    assert participant.consumes == (OrderPlaced, OrderCancelled)
+    assert participant.publishes == (
+        PaymentVoided,
+        PaymentCharged,
+        PaymentDeclined,
+        StockReleased,
+        OrderPlaced,
+    )
+    assert participant.states == (Parcel, Shelf)
+    assert participant.by_message[Answered].function is answered
+
+
+def test_only_commands_meant_for_it_come_over_the_broker() -> None:
+    assert Participant("parcel", tidy, intake).intake == (PlaceOrder,)
+
+
+def test_a_choreography_knows_every_event_by_name_and_who_reacts_to_it() -> None:
+    parcel, hall = Participant("parcel", perhaps), Participant("hall", asking, tidy)
+    choreography = Choreography([parcel, hall])
+
+    assert choreography.participants == (hall, parcel)
+    assert choreography.events == (
+        OrderPlaced,
+        PaymentVoided,
+        StockRejected,
+        StockReleased,
+        StockReserved,
+    )
+    assert choreography.reacting_to("order.placed") == (hall, parcel)
+    assert choreography.reacting_to("stock.reserved") == ()
+
+
+def test_a_state_concerns_only_the_subject_it_is_about() -> None:
+    event = PaymentVoided(order_id=ORDER)
+    own = Parcel(str(ORDER))
+
+    assert tuple(Parcel.keys(event, own)) == (str(ORDER),)
+    assert tuple(Shelf.keys(event, own)) == ()
+
+
+def test_a_state_does_not_change_by_what_it_does_not_know() -> None:
+    parcel = Parcel(str(ORDER))
+
+    assert parcel.evolve(PaymentVoided(order_id=ORDER), NOW) is parcel
+
+
+SAGA = Choreography(
+    [
+        order_service.domain.PARTICIPANT,
+        inventory_service.domain.PARTICIPANT,
+        payment_service.domain.PARTICIPANT,
+    ]
+)
+
+
+@pytest.mark.parametrize(
+    ("event", "reacting"),
+    [
+        ("order.placed", ["inventory"]),
+        ("stock.reserved", ["payment"]),
+        ("stock.rejected", ["order"]),
+        ("payment.charged", ["order"]),
+        ("payment.declined", ["order"]),
+        ("order.confirmed", []),
+        ("order.cancelled", ["inventory", "payment"]),
+        ("stock.released", []),
+        ("payment.refunded", []),
+        ("payment.voided", []),
+        ("stock.added", []),
+    ],
+)
+def test_the_sagas_routes(event: str, reacting: list[str]) -> None:
+    assert event in {kind.type for kind in SAGA.events}
+    assert [participant.name for participant in SAGA.reacting_to(event)] == reacting
+
+
+def test_everything_reacted_to_is_published_by_somebody() -> None:
+    published = {kind for participant in SAGA.participants for kind in participant.publishes}
+    consumed = {kind for participant in SAGA.participants for kind in participant.consumes}
+
+    assert consumed <= published
+    assert set(SAGA.events) == published
+
+
+def test_every_event_is_published_by_one_participant() -> None:
+    for event in SAGA.events:
+        assert len([p for p in SAGA.participants if event in p.publishes]) == 1
+
+
+def test_orders_may_be_placed_over_the_broker() -> None:
+    intakes = {p.name: p.intake for p in SAGA.participants if p.intake}
+
+    assert intakes == {"order": (PlaceOrder,)}

@@ -1,0 +1,447 @@
+"""The envelope: what is written is read again, by us and by others, and nothing else is."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import json
+import re
+from datetime import datetime, timedelta, timezone
+from typing import Any, ClassVar
+from uuid import UUID
+
+import pytest
+from cloudevents.core.bindings.rabbitmq import (
+    RabbitMQMessage,
+    from_rabbitmq_event,
+    to_structured_event,
+)
+from cloudevents.core.v1.event import CloudEvent
+from hypothesis import given as for_all
+from hypothesis import strategies as st
+
+import common.events
+from common.envelope import (
+    BODY_MAX_BYTES,
+    CONTENT_TYPE,
+    TRACEPARENT_PATTERN,
+    Decoder,
+    Envelope,
+    Undecodable,
+    derived_id,
+    schema_uri,
+    source_of,
+    trace_of,
+    wrap,
+)
+from common.events import OrderCancelled, OrderLine, OrderPlaced, PaymentVoided, PlaceOrder
+from common.message import Command, Event, Priority
+from tests.unit.given import NOW
+from tests.unit.strategies import EVENTS, events, moments, place_orders
+
+ORDER = UUID("0b9f8f0e-5d3c-4c59-9a53-0d5b5d2f7a11")
+DECODER = Decoder([*EVENTS, PlaceOrder])
+
+PLACED = OrderPlaced(
+    order_id=ORDER,
+    customer="ada",
+    currency="EUR",
+    lines=(OrderLine(sku="pen", quantity=2, unit_price_cents=150),),
+    total_cents=300,
+    priority=Priority.HIGH,
+    deadline=NOW,
+)
+
+
+def wrapped(message: Event | Command, **others: Any) -> Envelope[Any]:
+    return wrap(
+        message,
+        **{
+            "id": "id-1",
+            "source": source_of("order"),
+            "time": NOW,
+            "priority": Priority.HIGH,
+            **others,
+        },
+    )
+
+
+def body_with(*, without: str = "", data: dict[str, Any] | None = None, **fields: Any) -> bytes:
+    """A good body with something changed."""
+    document: dict[str, Any] = json.loads(wrapped(PLACED).to_bytes())
+    document["data"].update(data or {})
+    document.update(fields)
+    document.pop(without, None)
+    return json.dumps(document).encode()
+
+
+def line(**fields: Any) -> dict[str, Any]:
+    """Data whose one line has something changed."""
+    return {"lines": [{"sku": "pen", "quantity": 2, "unit_price_cents": 150, **fields}]}
+
+
+envelopes = st.builds(
+    wrapped,
+    events | place_orders,
+    id=st.text(min_size=1, max_size=255),
+    time=moments,
+    priority=st.sampled_from(Priority),
+    causation=st.none() | st.text(min_size=1, max_size=255),
+    sequence=st.none() | st.integers(1, 2**53),
+)
+
+
+def test_there_is_a_strategy_for_every_event() -> None:
+    language = {
+        kind
+        for _, kind in inspect.getmembers(common.events, inspect.isclass)
+        if issubclass(kind, Event) and hasattr(kind, "type")
+    }
+
+    assert set(EVENTS) == language
+
+
+def test_no_two_events_have_the_same_name() -> None:
+    assert len({kind.type for kind in EVENTS}) == len(EVENTS)
+
+
+@pytest.mark.parametrize("kind", EVENTS, ids=lambda kind: kind.type)
+@for_all(data=st.data())
+def test_every_event_is_read_as_it_was_written(kind: type[Event], data: st.DataObject) -> None:
+    envelope = wrapped(data.draw(EVENTS[kind]))
+
+    assert DECODER.decode(envelope.to_bytes()) == envelope
+
+
+@for_all(envelope=envelopes)
+def test_every_envelope_is_read_as_it_was_written(envelope: Envelope[Any]) -> None:
+    assert DECODER.decode(envelope.to_bytes()) == envelope
+
+
+def test_a_command_that_leaves_out_what_has_a_default_is_read() -> None:
+    command = PlaceOrder(order_id=ORDER, customer="ada", currency="EUR", lines=PLACED.lines)
+    document = json.loads(wrapped(command).to_bytes())
+    for field in ("priority", "time_limit_seconds"):
+        del document["data"][field]
+
+    assert DECODER.decode(json.dumps(document).encode()).data == command
+
+
+def test_the_envelope_says_what_it_is_about_and_why() -> None:
+    envelope = wrapped(PLACED, causation="id-0", sequence=7)
+
+    document = json.loads(envelope.to_bytes())
+    del document["data"]
+    assert document == {
+        "specversion": "1.0",
+        "id": "id-1",
+        "source": "/services/order",
+        "type": "order.placed",
+        "subject": str(ORDER),
+        "time": "2030-01-01T00:00:00.000000Z",
+        "datacontenttype": "application/json",
+        "dataschema": "urn:order-saga:order.placed:1",
+        "correlationid": str(ORDER),
+        "causationid": "id-0",
+        "priority": "high",
+        "sequence": 7,
+        "traceparent": trace_of(str(ORDER), "id-1"),
+    }
+    assert envelope.routing_key == "order.placed.high"
+
+
+def test_what_is_not_known_is_left_out() -> None:
+    document = json.loads(wrapped(PaymentVoided(order_id=ORDER)).to_bytes())
+
+    assert "causationid" not in document
+    assert "sequence" not in document
+
+
+def test_times_travel_in_utc() -> None:
+    summer = timezone(timedelta(hours=2))
+    envelope = wrapped(PLACED, time=datetime(2030, 6, 1, 12, 30, tzinfo=summer))
+
+    assert json.loads(envelope.to_bytes())["time"] == "2030-06-01T10:30:00.000000Z"
+
+
+@for_all(envelope=envelopes)
+def test_the_official_sdk_reads_what_we_write(envelope: Envelope[Any]) -> None:
+    body = envelope.to_bytes()
+
+    theirs = from_rabbitmq_event(RabbitMQMessage({}, CONTENT_TYPE, body))
+
+    attributes = theirs.get_attributes()
+    assert theirs.get_time() == envelope.time
+    written = json.loads(body)
+    assert theirs.get_data() == written.pop("data")
+    assert {**attributes, "time": None} == {**written, "time": None}
+
+
+@for_all(envelope=envelopes)
+def test_we_read_what_the_official_sdk_writes(envelope: Envelope[Any]) -> None:
+    attributes = json.loads(envelope.to_bytes())
+    data = attributes.pop("data")
+    theirs = to_structured_event(CloudEvent({**attributes, "time": envelope.time}, data))
+
+    assert theirs.content_type == CONTENT_TYPE
+    assert DECODER.decode(theirs.body) == envelope
+
+
+UNDECODABLE: dict[str, tuple[bytes, str, str]] = {
+    "nothing": (b"", "malformed", "not JSON"),
+    "not UTF-8": (b'{"id": "\xff"}', "malformed", "not JSON"),
+    "cut short": (wrapped(PLACED).to_bytes()[:-1], "malformed", "not JSON"),
+    "a lone surrogate": (body_with(id="\ud800"), "malformed", "not JSON"),
+    "too deep": (b"[" * 10_000, "malformed", "not JSON"),
+    "a list": (b"[]", "malformed", "not an object"),
+    "a string": (b'"order.placed"', "malformed", "not an object"),
+    "null": (b"null", "malformed", "not an object"),
+    "an object, but no CloudEvent": (b"{}", "malformed", "not a CloudEvents 1.0"),
+    "a CloudEvent of the future": (body_with(specversion="2.0"), "malformed", "CloudEvents 1.0"),
+    "too large": (body_with(more="x" * BODY_MAX_BYTES), "too_large", str(BODY_MAX_BYTES)),
+    "unknown type": (body_with(type="order.lost"), "unknown_type", "'order.lost'"),
+    "no type": (body_with(without="type"), "unknown_type", "None"),
+    "a list for a type": (body_with(type=["order.placed"]), "unknown_type", "order.placed"),
+    "an object for a type": (body_with(type={"order": "placed"}), "unknown_type", "order"),
+    "newer version": (
+        body_with(dataschema="urn:order-saga:order.placed:99"),
+        "unknown_version",
+        "order.placed:99.*upgrade",
+    ),
+    "no version": (body_with(without="dataschema"), "unknown_version", "None"),
+    "a list for a version": (body_with(dataschema=[1]), "unknown_version", r"\[1\]"),
+    "another type's version": (
+        body_with(dataschema=schema_uri(OrderCancelled)),
+        "unknown_version",
+        "order.cancelled:1",
+    ),
+    "no data": (body_with(without="data"), "invalid", "data: Field required"),
+    "data that is no object": (
+        json.dumps({**json.loads(body_with()), "data": [1]}).encode(),
+        "invalid",
+        "data: Input should be an object",
+    ),
+    "no id": (body_with(without="id"), "invalid", "id: Field required"),
+    "an empty id": (body_with(id=""), "invalid", "id: "),
+    "a long id": (body_with(id="x" * 256), "invalid", "id: "),
+    "a number for an id": (body_with(id=5), "invalid", "id: "),
+    "a time without a zone": (body_with(time="2030-01-01T00:00:00"), "invalid", "time: "),
+    "a number for a time": (body_with(time=1893456000), "invalid", "time: "),
+    "unknown priority": (body_with(priority="urgent"), "invalid", "priority: "),
+    "sequence 0": (body_with(sequence=0), "invalid", "sequence: "),
+    "a bad traceparent": (body_with(traceparent="00-0-0-0"), "invalid", "traceparent: "),
+    "binary data": (body_with(datacontenttype="image/png"), "invalid", "datacontenttype: "),
+    "null for a name": (
+        body_with(data={"customer": None}),
+        "invalid",
+        "data.customer: Input should be a valid string",
+    ),
+    "quantity as text": (body_with(data=line(quantity="3")), "invalid", "data.lines.0.quantity: "),
+    "quantity as a fraction": (body_with(data=line(quantity=2.5)), "invalid", "quantity: "),
+    "quantity as a float": (body_with(data=line(quantity=2.0)), "invalid", "quantity: "),
+    "quantity as a truth": (body_with(data=line(quantity=True)), "invalid", "quantity: "),
+    "negative quantity": (body_with(data=line(quantity=-2)), "invalid", "greater than or equal"),
+    "no quantity": (body_with(data=line(quantity=0)), "invalid", "greater than or equal"),
+    "huge quantity": (body_with(data=line(quantity=10_001)), "invalid", "less than or equal"),
+    "endless quantity": (body_with(data=line(quantity=float("inf"))), "invalid", "quantity: "),
+    "negative price": (body_with(data=line(unit_price_cents=-1)), "invalid", "unit_price_cents: "),
+    "bad SKU": (body_with(data=line(sku="../pen")), "invalid", "data.lines.0.sku: "),
+    "SKU with a line break": (body_with(data=line(sku="pen\n")), "invalid", "data.lines.0.sku: "),
+    "no lines": (body_with(data={"lines": []}), "invalid", "data.lines: "),
+    "too many lines": (
+        body_with(data={"lines": line()["lines"] * 101}),
+        "invalid",
+        "data.lines: .*at most 100",
+    ),
+    "unknown currency": (body_with(data={"currency": "XXX"}), "invalid", "data.currency: "),
+    "empty customer": (body_with(data={"customer": ""}), "invalid", "data.customer: "),
+    "a wrong total": (
+        body_with(data={"total_cents": 299}),
+        "invalid",
+        "total_cents is 299, but the lines add up to 300",
+    ),
+    "a deadline without a zone": (
+        body_with(data={"deadline": "2030-01-01T00:00:00"}),
+        "invalid",
+        "data.deadline: ",
+    ),
+    "an order id that is none": (body_with(data={"order_id": "17"}), "invalid", "data.order_id: "),
+    "another order's subject": (
+        body_with(subject=str(UUID(int=1))),
+        "invalid",
+        f"subject .* does not match the data's '{ORDER}'",
+    ),
+}
+
+
+@pytest.mark.parametrize(("body", "reason", "detail"), UNDECODABLE.values(), ids=UNDECODABLE.keys())
+def test_anything_else_is_undecodable_for_a_stated_reason(
+    body: bytes, reason: str, detail: str
+) -> None:
+    with pytest.raises(Undecodable, match=detail) as error:
+        DECODER.decode(body)
+    assert error.value.reason == reason
+
+
+@for_all(body=st.binary(max_size=200))
+def test_no_body_makes_the_decoder_fail_in_another_way(body: bytes) -> None:
+    with pytest.raises(Undecodable):
+        DECODER.decode(body)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=5,
+)
+
+
+@for_all(
+    field=st.sampled_from([*json.loads(wrapped(PLACED, sequence=1).to_bytes()), "causationid"]),
+    value=json_values,
+)
+def test_no_field_makes_the_decoder_fail_in_another_way(field: str, value: object) -> None:
+    document = {**json.loads(wrapped(PLACED).to_bytes()), field: value}
+    with contextlib.suppress(Undecodable):
+        DECODER.decode(json.dumps(document).encode())
+
+
+def test_a_rejected_value_is_not_repeated() -> None:
+    with pytest.raises(Undecodable) as error:
+        DECODER.decode(body_with(data={"customer": "very private " * 20}))
+    assert "private" not in str(error.value)
+
+
+def test_the_largest_body_is_read_and_one_byte_more_is_not() -> None:
+    room = BODY_MAX_BYTES - len(body_with(more=""))
+
+    assert DECODER.decode(body_with(more="x" * room)).data == PLACED
+    with pytest.raises(Undecodable, match="limit"):
+        DECODER.decode(body_with(more="x" * (room + 1)))
+
+
+def test_a_type_nobody_here_reacts_to_is_unknown_here() -> None:
+    with pytest.raises(Undecodable) as error:
+        Decoder([OrderCancelled]).decode(wrapped(PLACED).to_bytes())
+    assert error.value.reason == "unknown_type"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        body_with(tenant="blue", knativearrivaltime="2030-01-01T00:00:00Z"),
+        body_with(data={"gift_wrap": True, **line(colour="green")}),
+    ],
+    ids=["in the envelope", "in the data"],
+)
+def test_fields_a_newer_writer_learned_are_ignored(body: bytes) -> None:
+    assert DECODER.decode(body) == wrapped(PLACED)
+
+
+class ParcelSent(Event):
+    """The newest version."""
+
+    type: ClassVar[str] = "parcel.sent"
+    version: ClassVar[int] = 3
+
+    parcel: str
+    weight_grams: int
+    fragile: bool
+
+    @property
+    def subject(self) -> str:
+        return self.parcel
+
+
+class ParcelSentV2(Event):
+    type: ClassVar[str] = "parcel.sent"
+    version: ClassVar[int] = 2
+
+    parcel: str
+    weight_grams: int
+
+    @property
+    def subject(self) -> str:
+        return self.parcel
+
+    def upcast(self) -> Event:
+        return ParcelSent(parcel=self.parcel, weight_grams=self.weight_grams, fragile=False)
+
+
+class ParcelSentV1(Event):
+    type: ClassVar[str] = "parcel.sent"
+    version: ClassVar[int] = 1
+
+    parcel: str
+    weight_kilograms: int
+
+    @property
+    def subject(self) -> str:
+        return self.parcel
+
+    def upcast(self) -> Event:
+        return ParcelSentV2(parcel=self.parcel, weight_grams=self.weight_kilograms * 1_000)
+
+
+NEWEST = ParcelSent(parcel="p-1", weight_grams=2_000, fragile=False)
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        ParcelSentV1(parcel="p-1", weight_kilograms=2),
+        ParcelSentV2(parcel="p-1", weight_grams=2_000),
+        NEWEST,
+    ],
+    ids=lambda event: f"version {event.version}",
+)
+def test_an_event_of_any_version_is_read_as_the_newest(written: Event) -> None:
+    envelope = wrapped(written, causation="id-0", sequence=4)
+
+    read = Decoder([ParcelSent]).decode(envelope.to_bytes())
+
+    assert read.data == NEWEST
+    assert read.dataschema == "urn:order-saga:parcel.sent:3"
+    assert read.model_copy(update={"data": written, "dataschema": envelope.dataschema}) == envelope
+
+
+def test_an_upcast_event_can_be_written_again() -> None:
+    old = wrapped(ParcelSentV1(parcel="p-1", weight_kilograms=2))
+    decoder = Decoder([ParcelSent])
+
+    read = decoder.decode(old.to_bytes())
+
+    assert decoder.decode(read.to_bytes()) == read
+
+
+def test_a_step_done_again_gives_the_same_id_on_any_machine() -> None:
+    assert derived_id("cause", "step") == "447b4667-84b6-52bd-a2d3-4e2f1de357c1"
+
+
+@for_all(cause=st.text(), step=st.text())
+def test_ids_differ_by_cause_and_step(cause: str, step: str) -> None:
+    ids = {derived_id(cause, step), derived_id(cause + "x", step), derived_id(cause, step + "x")}
+
+    assert len(ids) == 3
+    assert all(UUID(id_).version == 5 for id_ in ids)
+
+
+def test_all_messages_about_one_subject_share_a_trace_and_each_is_a_span() -> None:
+    first, second = trace_of("order-1", "id-1"), trace_of("order-1", "id-2")
+
+    assert first.split("-")[1] == second.split("-")[1]
+    assert first.split("-")[2] != second.split("-")[2]
+    assert first.split("-")[1] != trace_of("order-2", "id-1").split("-")[1]
+
+
+@for_all(subject=st.text(), span=st.text())
+def test_a_trace_is_a_valid_w3c_traceparent(subject: str, span: str) -> None:
+    assert re.fullmatch(TRACEPARENT_PATTERN, trace_of(subject, span))
+
+
+def test_a_given_trace_is_kept() -> None:
+    traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+    assert DECODER.decode(wrapped(PLACED, traceparent=traceparent).to_bytes()).traceparent == (
+        traceparent
+    )
