@@ -9,7 +9,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 
 from common.service import Running, Service, main
-from common.settings import Settings
+from common.settings import Settings, SettingsError
 from common.web import Problem
 from payment_service.domain import (
     PARTICIPANT,
@@ -21,7 +21,12 @@ from payment_service.domain import (
     RefundAnswered,
     SettleCharge,
 )
-from payment_service.gateway import Decline, PaymentGateway, SandboxGateway
+from payment_service.gateway import (
+    Decline,
+    GatewayConfigurationError,
+    PaymentGateway,
+    SandboxGateway,
+)
 from payment_service.store import PAYMENTS, TABLES
 
 
@@ -93,9 +98,13 @@ def build_with(gateway: PaymentGateway) -> Service:
 
 
 def build(settings: PaymentSettings) -> Service:
-    """The payment service, with the sandbox as its provider."""
+    """The payment service, with the sandbox as its provider. Raises `SettingsError`."""
     url = settings.sandbox_url or f"sqlite:///{settings.data_dir.absolute() / 'provider'}.db"
-    return build_with(SandboxGateway(url))
+    try:
+        gateway = SandboxGateway(url)
+    except GatewayConfigurationError as error:
+        raise SettingsError(str(error)) from error
+    return build_with(gateway)
 
 
 if __name__ == "__main__":
