@@ -24,6 +24,7 @@ from common.messaging.publisher import BrokerPublisher, message_of
 from common.messaging.topology import EVENTS_EXCHANGE, intake_queue
 from payment_service.gateway import Account, SandboxGateway
 from saga.deployment import Deployment
+from saga.http import client
 from saga.orders import (
     RUN_MAX,
     TIME_LIMIT_SECONDS,
@@ -37,7 +38,7 @@ from saga.orders import (
     prefix_of,
 )
 
-CONCURRENCY: Final = 64
+CONCURRENCY: Final = 32
 """Requests on their way at once."""
 PATIENCE_SECONDS: Final = 120.0
 """How long one message is tried again while its receiver is away or busy."""
@@ -82,12 +83,12 @@ async def next_plan(
     used before. Two who ask at the same time get the same.
     """
     shares = shares or Shares()
-    async with _client(deployment, "order", 1) as client:
+    async with _client(deployment, "order") as orders_client:
         for run in range(1, RUN_MAX + 1):
             # The first order stands for all of the run.
             first = key_of(prefix_of(orders, seed, shares, run), 0)
             path = f"/orders/{order_id_of(first)}"
-            response = await _insist(partial(client.get, path), path)
+            response = await _insist(partial(orders_client.get, path), path)
             if response.status_code == HTTPStatus.NOT_FOUND:
                 return plan(orders, seed, shares, run=run)
     raise PublishError(f"seed {seed} was used {RUN_MAX} times on this system; take another")
@@ -116,9 +117,8 @@ async def publish(
     await publisher.open(BROKER_PATIENCE_SECONDS)
     started = time.monotonic()
     try:
-        async with _client(deployment, "order", concurrency) as client:
-            sender = _Sender(client, publisher, published, direct=direct, progress=progress)
-            await sender.send(_mixed(plan), rate, concurrency)
+        sender = _Sender(deployment, publisher, published, direct=direct, progress=progress)
+        await sender.send(_mixed(plan), rate, concurrency)
     finally:
         await publisher.close()
     published.seconds = time.monotonic() - started
@@ -135,14 +135,14 @@ class _Sender:
 
     def __init__(
         self,
-        client: httpx.AsyncClient,
+        deployment: Deployment,
         publisher: BrokerPublisher,
         published: Published,
         *,
         direct: bool,
         progress: Progress,
     ) -> None:
-        self._client = client
+        self._deployment = deployment
         self._publisher = publisher
         self._published = published
         self._direct = direct
@@ -155,11 +155,12 @@ class _Sender:
         numbered = iter(enumerate(messages))  # shared: each sender takes the next
 
         async def sender() -> None:
-            for number, message in numbered:
-                if rate is not None:
-                    await asyncio.sleep(max(0.0, started + number / rate - time.monotonic()))
-                await self._send(message)
-                self._progress(1)
+            async with _client(self._deployment, "order") as client:
+                for number, message in numbered:
+                    if rate is not None:
+                        await asyncio.sleep(max(0.0, started + number / rate - time.monotonic()))
+                    await self._send(message, client)
+                    self._progress(1)
 
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -168,7 +169,7 @@ class _Sender:
         except ExceptionGroup as failures:
             raise failures.exceptions[0] from None  # Each says the same of another message.
 
-    async def _send(self, message: PlannedOrder | Malformed) -> None:
+    async def _send(self, message: PlannedOrder | Malformed, client: httpx.AsyncClient) -> None:
         if isinstance(message, Malformed):
             body = aio_pika.Message(
                 message.body,
@@ -183,14 +184,14 @@ class _Sender:
         if self._direct:
             await self._command(message)
         else:
-            await self._place(message)
+            await self._place(message, client)
         self._published.orders += 1
         if message.cancels:
-            await self._cancel(message)
+            await self._cancel(message, client)
 
-    async def _place(self, order: PlannedOrder) -> None:
+    async def _place(self, order: PlannedOrder, client: httpx.AsyncClient) -> None:
         response = await _insist(
-            lambda: self._client.post(
+            lambda: client.post(
                 "/orders",
                 json=order.request(TIME_LIMIT_SECONDS),
                 headers={"Idempotency-Key": order.key},
@@ -211,11 +212,11 @@ class _Sender:
         message = message_of(envelope.to_bytes())
         await self._publish(message, "", intake_queue("order", Priority(order.priority)))
 
-    async def _cancel(self, order: PlannedOrder) -> None:
+    async def _cancel(self, order: PlannedOrder, client: httpx.AsyncClient) -> None:
         path = f"/orders/{order.order_id}/cancel"
         # A command on its way through the intake queue is an order the service does not know yet.
         again = (HTTPStatus.NOT_FOUND,) if self._direct else ()
-        response = await _insist(lambda: self._client.post(path), path, again=again)
+        response = await _insist(lambda: client.post(path), path, again=again)
         match response.status_code:
             case HTTPStatus.ACCEPTED:
                 return
@@ -266,13 +267,13 @@ def _open_accounts(url: str, accounts: Sequence[Account]) -> None:
 
 async def _deliver(deployment: Deployment, plan: Plan) -> None:
     """Put the plan's stock on the shelf, once per plan."""
-    async with _client(deployment, "inventory", 1) as client:
+    async with _client(deployment, "inventory") as inventory:
         for first in range(0, len(plan.stock), DELIVERY_ITEMS_MAX):
             items = plan.stock[first : first + DELIVERY_ITEMS_MAX]
             what = f"the stock of {plan.prefix}"
             response = await _insist(
                 partial(
-                    client.post,
+                    inventory.post,
                     "/stock",
                     json={"items": [_item(need) for need in items]},
                     headers={"Idempotency-Key": f"{plan.prefix}-stock-{first}"},
@@ -292,13 +293,8 @@ def _item(need: StockNeed) -> dict[str, Any]:
     }
 
 
-def _client(deployment: Deployment, service: str, concurrency: int) -> httpx.AsyncClient:
-    return httpx.AsyncClient(
-        base_url=deployment.http_urls[service],
-        timeout=REQUEST_TIMEOUT_SECONDS,
-        limits=httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency),
-        trust_env=False,
-    )
+def _client(deployment: Deployment, service: str) -> httpx.AsyncClient:
+    return client(deployment.http_urls[service], REQUEST_TIMEOUT_SECONDS)
 
 
 async def _insist(
@@ -307,22 +303,27 @@ async def _insist(
     *,
     again: Sequence[HTTPStatus] = (),
 ) -> httpx.Response:
-    """The answer to an idempotent request, sent again while the service is away or busy."""
+    """The answer to an idempotent request, sent again while the service is away or busy.
+
+    With an answer in `again` it is only a moment too early.
+    """
     deadline = time.monotonic() + PATIENCE_SECONDS
     backoff_seconds = BACKOFF_MIN_SECONDS
     while True:
         try:
             response = await request()
         except httpx.TransportError as error:
-            trouble = f"{type(error).__name__}: {error}"
+            trouble, early = f"{type(error).__name__}: {error}", False
         else:
-            if response.status_code not in (*_AWAY, *again):
+            early = response.status_code in again
+            if not (early or response.status_code in _AWAY):
                 return response
             trouble = response.text
         if time.monotonic() > deadline:
             raise PublishError(f"no answer about {what} for {PATIENCE_SECONDS:g} s: {trouble}")
         await asyncio.sleep(backoff_seconds)
-        backoff_seconds = min(backoff_seconds * 2, BACKOFF_MAX_SECONDS)
+        if not early:
+            backoff_seconds = min(backoff_seconds * 2, BACKOFF_MAX_SECONDS)
 
 
 def _refusal(who: str, what: str, response: httpx.Response) -> str:

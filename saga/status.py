@@ -12,7 +12,7 @@ from typing import Any, Final, TypeVar
 import aiormq
 import httpx
 import sqlalchemy as sa
-from aio_pika.abc import AbstractRobustConnection
+from aio_pika.abc import AbstractConnection
 from sqlalchemy.engine import Connection
 
 from common.choreography import Choreography
@@ -23,6 +23,7 @@ from common.messaging.topology import dead_letter_queue, queues_of
 from order_service.domain import OrderStatus
 from order_service.store import orders
 from saga.deployment import Deployment
+from saga.http import client
 
 OVERDUE_GRACE_SECONDS: Final = 5.0
 """How long past its deadline a pending order may be: the order service looks twice a second."""
@@ -134,8 +135,8 @@ async def status(deployment: Deployment, graph: Choreography) -> Status:
 async def readiness(url: str) -> str:
     """What the service at `url` says of itself: `ready`, or what it lacks."""
     try:
-        async with httpx.AsyncClient(trust_env=False, timeout=REQUEST_TIMEOUT_SECONDS) as client:
-            response = await client.get(f"{url}/readyz")
+        async with client(url, REQUEST_TIMEOUT_SECONDS) as service:
+            response = await service.get("/readyz")
     except httpx.TransportError as error:
         return f"no answer from {url}: {str(error) or type(error).__name__}"
     if response.status_code == httpx.codes.OK:
@@ -146,7 +147,7 @@ async def readiness(url: str) -> str:
         return f"{response.status_code} from {url}/readyz"
 
 
-async def _queue(connection: AbstractRobustConnection, name: str) -> QueueStatus:
+async def _queue(connection: AbstractConnection, name: str) -> QueueStatus:
     channel = await connection.channel()  # its own: a queue that is missing closes it
     try:
         found = (await channel.declare_queue(name, passive=True)).declaration_result

@@ -19,13 +19,15 @@ from typing import Final, NoReturn, Self
 
 import aiormq
 import httpx
+import yarl
 
 from common.choreography import Choreography
 from common.messaging.connection import BrokerError, connect, printable
-from common.messaging.topology import apply, queues_of, topology_of
+from common.messaging.topology import HISTORY_STREAM, apply, queues_of, topology_of
 from common.settings import Settings, load
 from saga.deployment import FILE_NAME, Deployment
 from saga.discovery import choreography, participants
+from saga.http import client
 from saga.node import RabbitNode, free_ports
 
 READY_SECONDS: Final = 60.0
@@ -42,6 +44,9 @@ _POLL_SECONDS: Final = 0.05
 _LOOPBACK: Final = "127.0.0.1"
 _LOG_TAIL_BYTES: Final = 65_536
 _LAST_WORDS_CHARACTERS: Final = 400
+_BROKER_FILE: Final = "broker"
+"""Says which broker's events the databases beside it go with."""
+_PRIVATE: Final = "private"
 _PORT_IN_USE: Final = "cannot listen on"
 
 # About one service, so never handed on to several.
@@ -267,6 +272,7 @@ class System:
             ) from error
         found = {participant.name: package for package, participant in participants().items()}
         graph = choreography()
+        self._check_folder_is_of_this_broker()
         if self.node is None:
             await apply_topology(self._broker_url(), graph)
             await self._check_broker_is_unused(graph)
@@ -276,6 +282,7 @@ class System:
             await apply_topology(
                 self._broker_url(), graph, patience_seconds=BROKER_PATIENCE_SECONDS
             )
+        (self.folder / _BROKER_FILE).write_text(self._broker_identity() + "\n")
         ports = free_ports(list(found))
         self._processes = {
             name: _Process(package, logs / f"{package}.log", ports[name])
@@ -297,30 +304,56 @@ class System:
         self._node_start = asyncio.ensure_future(asyncio.to_thread(node.start))
         await asyncio.shield(self._node_start)
 
-    async def _check_broker_is_unused(self, graph: Choreography) -> None:
-        """Refuse a broker on which another system runs, or has left work behind.
+    def _broker_identity(self) -> str:
+        """The broker, whoever logs in there; a private one is wherever its folder is."""
+        if self._amqp_url is None:
+            return _PRIVATE
+        try:
+            url = yarl.URL(self._amqp_url)
+        except ValueError:
+            return self._amqp_url  # connecting will say what is wrong with it
+        return f"{url.host}:{url.port}{url.raw_path}"
 
-        Raises `SystemFault`. Two systems on one virtual host would take each other's messages.
+    def _check_folder_is_of_this_broker(self) -> None:
+        """Databases and the events on a broker are about the same orders, or nothing adds up."""
+        try:
+            other = (self.folder / _BROKER_FILE).read_text().strip()
+        except FileNotFoundError:
+            return
+        if other != self._broker_identity():
+            raise SystemFault(
+                f"the data folder {self.folder} belongs to another broker ({other}); name another "
+                f"folder with --data-dir or DATA_DIR, or that broker in AMQP_URL"
+                if other != _PRIVATE
+                else f"the data folder {self.folder} belongs to its own private broker; name "
+                f"another folder with --data-dir or DATA_DIR, or unset AMQP_URL"
+            )
+
+    async def _check_broker_is_unused(self, graph: Choreography) -> None:
+        """Refuse a broker on which another system runs, or that has another one's events.
+
+        Raises `SystemFault`. Two systems on one virtual host would take each other's messages, and
+        events without the databases that they led to do not add up.
         """
         url = self._broker_url()
-        known = any(self.folder.glob("*.db"))
+        known = (self.folder / _BROKER_FILE).exists()
         connection = await connect(url, name="saga")
         async with connection:
             channel = await connection.channel()
-            for participant in graph.participants:
-                for name in queues_of(participant):
-                    found = (await channel.declare_queue(name, passive=True)).declaration_result
-                    if found.consumer_count:
-                        raise SystemFault(
-                            f"the queue {name} at {printable(url)} is being read already: another "
-                            f"system runs there; stop it, or name another virtual host in AMQP_URL"
-                        )
-                    if found.message_count and not known:
-                        raise SystemFault(
-                            f"the queue {name} at {printable(url)} holds {found.message_count} "
-                            f"messages of a system whose databases are not in {self.folder}; name "
-                            f"its data folder, or another virtual host in AMQP_URL"
-                        )
+            read = [name for p in graph.participants for name in queues_of(p)]
+            for name in (*read, HISTORY_STREAM):
+                found = (await channel.declare_queue(name, passive=True)).declaration_result
+                if found.consumer_count and name in read:
+                    raise SystemFault(
+                        f"the queue {name} at {printable(url)} is being read already: another "
+                        f"system runs there; stop it, or name another virtual host in AMQP_URL"
+                    )
+                if found.message_count and not known:
+                    raise SystemFault(
+                        f"the queue {name} at {printable(url)} holds messages of a system whose "
+                        f"databases are not in {self.folder}; name its data folder with --data-dir "
+                        f"or DATA_DIR, or another virtual host in AMQP_URL"
+                    )
 
     async def _start_service(self, name: str) -> None:
         process = self._process(name)
@@ -383,7 +416,7 @@ class System:
     async def _wait_until_ready(self, name: str, process: _Process) -> None:
         deadline = time.monotonic() + READY_SECONDS
         answer = "no answer yet"
-        async with httpx.AsyncClient(trust_env=False, timeout=READY_SECONDS) as client:
+        async with client(process.url, READY_SECONDS) as service:
             while True:
                 if not process.running:
                     status = process.popen.returncode if process.popen else None
@@ -392,7 +425,7 @@ class System:
                         f"{process.last_words()} (log: {process.log_path})"
                     )
                 with contextlib.suppress(httpx.TransportError):
-                    response = await client.get(f"{process.url}/readyz")
+                    response = await service.get("/readyz")
                     if response.status_code == httpx.codes.OK:
                         return
                     answer = response.text

@@ -90,7 +90,7 @@ def publish(
     seed: Seed = 1,
     rate: Rate = None,
     direct: Direct = False,
-    concurrency: Concurrency = 64,
+    concurrency: Concurrency = 32,
     high: High = 0.10,
     out_of_stock: OutOfStock = 0.05,
     mispriced: Mispriced = 0.05,
@@ -174,7 +174,7 @@ def demo(
     seed: Seed = 1,
     rate: Rate = None,
     direct: Direct = False,
-    concurrency: Concurrency = 64,
+    concurrency: Concurrency = 32,
     high: High = 0.10,
     out_of_stock: OutOfStock = 0.05,
     mispriced: Mispriced = 0.05,
@@ -187,7 +187,8 @@ def demo(
     """Run a mixed load from end to end, and check every order's end and the books.
 
     Uses the system that `saga up` runs on the data folder; where none runs, starts one in a fresh
-    folder below it, and ends it. With `AMQP_URL` set that one uses the broker there.
+    folder below it, and ends it. With `AMQP_URL` set that one uses the broker there, and the data
+    folder itself: the databases go with the events on the broker, from one run to the next.
 
     Exit status 0 only if every order ended as its seed predicts, every malformed message is a dead
     letter, and the books are right.
@@ -230,7 +231,7 @@ def demo(
         if running is not None:
             remark(f"using the system that runs on {data_dir}")
             return await load(running)
-        async with _fresh_system(data_dir) as system:
+        async with _own_system(data_dir) as system:
             return await _watched(system, load(system.deployment))
 
     with stoppable():
@@ -274,20 +275,21 @@ def _fresh_folder(parent: Path) -> Path:
 
 
 @contextlib.asynccontextmanager
-async def _fresh_system(parent: Path) -> AsyncIterator[System]:
-    """A system in a new folder, which is removed again if all went well."""
+async def _own_system(parent: Path) -> AsyncIterator[System]:
+    """A system for this run; with a broker of its own also in a folder of its own, which is removed
+    if all went well."""
     from saga.system import System, remove_folder
 
+    if amqp_url := os.environ.get("AMQP_URL"):
+        async with System(parent, amqp_url=amqp_url, report=remark) as system:
+            yield system
+        return
     folder = _fresh_folder(parent)
-    amqp_url = os.environ.get("AMQP_URL") or None
     try:
-        async with System(folder, amqp_url=amqp_url, disposable=True, report=remark) as system:
+        async with System(folder, disposable=True, report=remark) as system:
             yield system
     except BaseException:
-        if any((folder / "logs").glob("*")):
-            remark(f"logs and databases are kept in {folder}")
-        else:
-            remove_folder(folder)
+        remark(f"logs and databases are kept in {folder}")
         raise
     remove_folder(folder)
 
