@@ -1,0 +1,422 @@
+"""The command `saga`, and the services' own processes, as somebody at a terminal meets them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+import yarl
+
+from saga.deployment import FILE_NAME
+from tests.polling import until
+
+SAGA = (sys.executable, "-m", "saga.cli")
+RUN_SECONDS = 100.0
+
+pytestmark = pytest.mark.timeout(240)
+
+
+def saga(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run `saga` to its end; AMQP_URL and DATA_DIR are only what the test gives."""
+    return subprocess.run(
+        [*SAGA, *arguments],
+        env=_environment(environment),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=RUN_SECONDS,
+        check=False,
+    )
+
+
+@contextlib.contextmanager
+def background(*arguments: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
+    """A `saga` that runs beside the test, which has to end it; killed if the test fails."""
+    with subprocess.Popen(
+        [*SAGA, *arguments],
+        env=_environment(environment),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            yield process
+        except BaseException:
+            process.kill()
+            raise
+
+
+def service(package: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a service that cannot start."""
+    return subprocess.run(
+        [sys.executable, "-m", f"{package}.app"],
+        env=_environment({"BROKER_PATIENCE_SECONDS": "0"} | environment),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=RUN_SECONDS,
+        check=False,
+    )
+
+
+def _environment(more: Mapping[str, str]) -> dict[str, str]:
+    mine = {key: value for key, value in os.environ.items() if key not in ("AMQP_URL", "DATA_DIR")}
+    return {**mine, **more}
+
+
+def processes_of(folder: Path) -> list[str]:
+    """The command lines of processes that have to do with `folder`, this one's children or not."""
+    found = []
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit() and int(process.name) != os.getpid():
+            try:
+                command = (process / "cmdline").read_bytes()
+                environment = (process / "environ").read_bytes()
+            except OSError:  # ended meanwhile
+                continue
+            if str(folder).encode() in command + environment:
+                found.append(command.replace(b"\0", b" ").decode(errors="replace"))
+    return found
+
+
+def assert_one_line(done: subprocess.CompletedProcess[str], *words: str) -> None:
+    """It failed with one error line that says all these words."""
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+
+    assert done.returncode == 1, done.stderr
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    assert len(errors) == 1, done.stderr
+    assert done.stderr.splitlines()[-1] == errors[0]
+    for word in words:
+        assert word in errors[0]
+
+
+@pytest.fixture
+def taken_port() -> Iterator[int]:
+    """A loopback port that somebody else listens on, without ever answering."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        yield listener.getsockname()[1]
+
+
+@pytest.fixture
+def closed_port() -> int:
+    """A loopback port that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+@pytest.fixture
+def no_folder(tmp_path: Path) -> Path:
+    """A folder that nobody can make, root neither."""
+    (tmp_path / "file").touch()
+    return tmp_path / "file" / "data"
+
+
+# --- saga demo ------------------------------------------------------------------------------------
+
+
+def test_a_demo_ends_as_its_seed_predicts_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    done = saga("demo", "--orders", "60", "--seed", "7", "--json", "--data-dir", str(tmp_path))
+
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["orders"] == 60
+    assert result["unexpected"] == []
+    assert result["reconcile"]["ok"] is True
+    assert result["reconcile"]["violations"] == []
+    cancelled = result["outcomes"]["cancelled"]
+    assert result["outcomes"]["confirmed"] + sum(cancelled.values()) == 60
+    assert cancelled["out_of_stock"] == 3
+    assert cancelled["price_mismatch"] + cancelled["unknown_sku"] == 3
+    assert cancelled["payment_declined"] == 3
+    assert cancelled["customer_request"] + result["cancelled_too_late"] == 1
+    assert cancelled["deadline_exceeded"] == 0
+    assert result["dead_letters"] == result["malformed"] == 1
+    for priority in ("high", "normal"):
+        latency = result["latency_ms"][priority]
+        assert 0 < latency["p50"] <= latency["p99"]
+    assert result["orders_per_second"] > 0
+    assert processes_of(tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_demo_that_is_interrupted_leaves_no_process_behind(tmp_path: Path) -> None:
+    with background("demo", "--orders", "5000", DATA_DIR=str(tmp_path)) as demo:
+        await until(lambda: any(tmp_path.glob(f"demo-*/{FILE_NAME}")))
+        demo.send_signal(signal.SIGINT)
+        _, said = demo.communicate(timeout=RUN_SECONDS)
+
+    assert demo.returncode == 128 + signal.SIGINT
+    assert "Traceback" not in said
+    assert processes_of(tmp_path) == []
+
+
+async def test_a_killed_demo_takes_its_processes_with_it(tmp_path: Path) -> None:
+    with background("demo", "--orders", "5000", DATA_DIR=str(tmp_path)) as demo:
+        await until(lambda: any(tmp_path.glob(f"demo-*/{FILE_NAME}")))
+        demo.kill()
+
+    await until(lambda: processes_of(tmp_path) == [])
+
+
+async def test_a_demo_heals_a_service_that_is_killed_under_load(tmp_path: Path) -> None:
+    load = ("--orders", "400", "--rate", "150", "--seed", "2", "--json")
+    with background("demo", *load, DATA_DIR=str(tmp_path)) as demo:
+        await until(lambda: any(tmp_path.glob(f"demo-*/{FILE_NAME}")))
+        os.kill(_pid_of(tmp_path, "inventory_service.app"), signal.SIGKILL)
+        printed, said = demo.communicate(timeout=RUN_SECONDS)
+
+    result = json.loads(printed)
+    assert demo.returncode == 0, said
+    assert "the inventory service has ended" in said
+    assert result["unexpected"] == []
+    assert result["reconcile"]["ok"] is True
+    assert processes_of(tmp_path) == []
+
+
+def _pid_of(folder: Path, module: str) -> int:
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit():
+            try:
+                command = (process / "cmdline").read_bytes().split(b"\0")
+                environment = (process / "environ").read_bytes()
+            except OSError:
+                continue
+            if module.encode() in command and str(folder).encode() in environment:
+                return int(process.name)
+    raise AssertionError(f"no process runs {module} on {folder}")
+
+
+# --- saga up, and the commands beside it ----------------------------------------------------------
+
+
+async def test_a_running_system_is_loaded_watched_and_checked_from_beside(tmp_path: Path) -> None:
+    here = {"DATA_DIR": str(tmp_path)}
+    with background("up", **here) as up:
+        await until(lambda: (tmp_path / FILE_NAME).exists())
+
+        calm = saga("status", "--json", **here)
+        assert calm.returncode == 0, calm.stdout
+        assert json.loads(calm.stdout)["problems"] == []
+
+        # Twice the same seed: on one system these are different orders.
+        load = ("--orders", "40", "--seed", "7", "--json")
+        first = saga("publish", *load, "--malformed", "0", **here)
+        second = saga("publish", *load, "--malformed", "0", "--direct", **here)
+        for sent in (first, second):
+            assert sent.returncode == 0, sent.stderr
+        ids = [set(json.loads(sent.stdout)["order_ids"]) for sent in (first, second)]
+        assert len(ids[0] | ids[1]) == 80
+
+        def ended() -> bool:
+            return bool(
+                json.loads(saga("status", "--json", **here).stdout)["orders"]["pending"] == 0
+            )
+
+        await until(ended)
+        books = saga("reconcile", "--grace", "0", "--json", **here)
+        assert books.returncode == 0, books.stdout
+        assert json.loads(books.stdout)["checked"]["orders"] == 80
+        assert "the books are right" in saga("reconcile", **here).stdout
+
+        seen_through = saga("demo", *load, **here)
+        assert seen_through.returncode == 0, seen_through.stderr
+        assert "using the system that runs" in seen_through.stderr
+        assert json.loads(seen_through.stdout)["orders"] == 40
+
+        spoiled = saga("publish", "--orders", "1", "--malformed", "1", "--json", **here)
+        assert spoiled.returncode == 0, spoiled.stderr
+        await until(lambda: saga("status", **here).returncode == 1)
+        wrong = json.loads(saga("status", "--json", **here).stdout)
+        assert [p for p in wrong["problems"] if "1 dead letters in inventory.dlq" in p]
+
+        up.send_signal(signal.SIGTERM)
+        printed, said = up.communicate(timeout=RUN_SECONDS)
+
+    assert up.returncode == 0, said
+    assert "/docs" in printed
+    assert "guest:guest" not in printed
+    assert processes_of(tmp_path) == []
+    assert not (tmp_path / FILE_NAME).exists()
+    assert_one_line(saga("status", **here), "saga up", "--data-dir")
+
+
+def test_a_demo_can_use_a_broker_that_is_not_its_own_again_and_again(
+    tmp_path: Path, amqp_url: str
+) -> None:
+    here = {"AMQP_URL": amqp_url, "DATA_DIR": str(tmp_path / "here")}
+    for _ in range(2):
+        done = saga("demo", "--orders", "20", "--malformed", "0.1", "--json", **here)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert json.loads(done.stdout)["dead_letters"] == 2
+    assert processes_of(tmp_path) == []
+
+    elsewhere = saga("demo", AMQP_URL=amqp_url, DATA_DIR=str(tmp_path / "elsewhere"))
+    assert_one_line(elsewhere, "databases are not in", "--data-dir")
+    private = saga("up", DATA_DIR=str(tmp_path / "here"))
+    assert_one_line(private, "belongs to another broker")
+
+
+def test_the_topology_is_exported_as_it_is_in_the_repository(tmp_path: Path) -> None:
+    exported = tmp_path / "definitions.json"
+
+    assert saga("topology", "export", str(exported)).returncode == 0
+    assert saga("topology", "export").stdout == exported.read_text()
+
+
+def test_the_topology_is_applied_as_often_as_one_likes(amqp_url: str) -> None:
+    for _ in range(2):
+        done = saga("topology", "apply", "--json", AMQP_URL=amqp_url)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["queues"] > 0
+
+
+# --- wrong usage ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("demo", "--orders", "0"),
+        ("demo", "--orders", "many"),
+        ("demo", "--seed", "seven"),
+        ("demo", "--seed", "-1"),
+        ("demo", "--declined", "1.5"),
+        ("demo", "--declined", "0.6", "--cancelled", "0.6"),
+        ("publish", "--rate", "0"),
+        ("publish", "--concurrency", "0"),
+        ("reconcile", "--grace", "-1"),
+        ("topology", "apply"),
+        ("dance",),
+        ("status", "--colour"),
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_is_told_from_failure(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    done = saga(*arguments, DATA_DIR=str(tmp_path))
+
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["up", "demo", "publish", "status", "reconcile", "topology export", "topology apply"],
+)
+def test_every_command_explains_itself_with_an_example(command: str) -> None:
+    done = saga(*command.split(), "--help", COLUMNS="200", TERM="dumb", NO_COLOR="1")
+
+    assert done.returncode == 0
+    assert re.search(r"Examples?:", done.stdout)
+    assert f"saga {command}" in done.stdout
+    assert "--json" in done.stdout
+
+
+# --- what a machine can have wrong with it --------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["up", "demo", "topology apply"])
+def test_a_broker_that_is_not_there_is_one_line(
+    command: str, tmp_path: Path, closed_port: int
+) -> None:
+    url = f"amqp://guest:secret@127.0.0.1:{closed_port}/"
+    done = saga(*command.split(), AMQP_URL=url, DATA_DIR=str(tmp_path))
+
+    assert_one_line(done, f"127.0.0.1:{closed_port}", "AMQP_URL")
+    assert "secret" not in done.stderr
+    assert processes_of(tmp_path) == []
+
+
+def test_a_wrong_broker_password_is_one_line(tmp_path: Path, amqp_url: str) -> None:
+    url = str(yarl.URL(amqp_url).with_password("wrong"))
+
+    assert_one_line(saga("up", AMQP_URL=url, DATA_DIR=str(tmp_path)), "password", "AMQP_URL")
+
+
+def test_an_address_that_is_none_is_one_line(tmp_path: Path) -> None:
+    done = saga("up", AMQP_URL="http://127.0.0.1/", DATA_DIR=str(tmp_path))
+
+    assert_one_line(done, "AMQP_URL")
+
+
+@pytest.mark.parametrize("command", ["up", "demo"])
+def test_a_folder_that_cannot_be_written_is_one_line(command: str, no_folder: Path) -> None:
+    assert_one_line(saga(command, "--data-dir", str(no_folder)), str(no_folder), "--data-dir")
+
+
+async def test_two_systems_cannot_share_a_folder(tmp_path: Path) -> None:
+    with background("up", DATA_DIR=str(tmp_path)) as up:
+        await until(lambda: (tmp_path / FILE_NAME).exists())
+        assert_one_line(saga("up", DATA_DIR=str(tmp_path)), str(tmp_path))
+        assert (tmp_path / FILE_NAME).exists()
+        up.terminate()
+        up.communicate(timeout=RUN_SECONDS)
+
+
+SERVICES = ("inventory_service", "order_service", "payment_service")
+
+
+@pytest.mark.parametrize("package", SERVICES)
+def test_a_service_without_a_broker_says_so_in_one_line(
+    package: str, tmp_path: Path, closed_port: int
+) -> None:
+    url = f"amqp://guest:secret@127.0.0.1:{closed_port}/"
+    done = service(package, AMQP_URL=url, DATA_DIR=str(tmp_path))
+
+    assert_one_line(done, f"127.0.0.1:{closed_port}", "AMQP_URL")
+    assert "secret" not in done.stderr
+
+
+@pytest.mark.parametrize("package", SERVICES)
+def test_a_service_with_a_wrong_password_says_so_in_one_line(
+    package: str, tmp_path: Path, amqp_url: str
+) -> None:
+    url = str(yarl.URL(amqp_url).with_password("wrong"))
+
+    assert_one_line(service(package, AMQP_URL=url, DATA_DIR=str(tmp_path)), "password", "AMQP_URL")
+
+
+@pytest.mark.parametrize("package", SERVICES)
+def test_a_service_whose_port_is_in_use_says_so_in_one_line(
+    package: str, tmp_path: Path, taken_port: int
+) -> None:
+    done = service(package, HTTP_PORT=str(taken_port), DATA_DIR=str(tmp_path))
+
+    assert_one_line(done, f"127.0.0.1:{taken_port}", "HTTP_PORT")
+
+
+@pytest.mark.parametrize("package", SERVICES)
+def test_a_service_whose_folder_cannot_be_written_says_so_in_one_line(
+    package: str, no_folder: Path, closed_port: int
+) -> None:
+    done = service(package, AMQP_URL=f"amqp://127.0.0.1:{closed_port}/", DATA_DIR=str(no_folder))
+
+    assert_one_line(done, str(no_folder))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("HTTP_PORT", "web"), ("LOG_LEVEL", "chatty"), ("DRAIN_SECONDS", "-1")]
+)
+def test_a_setting_that_makes_no_sense_is_named_in_one_line(
+    name: str, value: str, tmp_path: Path
+) -> None:
+    done = service("order_service", **{name: value, "DATA_DIR": str(tmp_path)})
+
+    assert_one_line(done, name)
