@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
@@ -23,8 +24,10 @@ PREFETCH = 2_000
 ACK_EVERY = 500
 QUIET_SECONDS = 0.1
 """A pause after which what the broker had ready has arrived."""
-EMPTY_SECONDS = 1.0
-"""How long a stream may take to send its first message before it is taken to be empty."""
+END_SECONDS = 1.0
+"""How long a stream's end is looked for; one that sends nothing in this time is empty."""
+FILLING_SECONDS = 5.0
+"""How long a queue that is being filled is looked through beyond what was in it at first."""
 STALL_SECONDS = 30.0
 """How long the broker may send nothing of what it is known to have."""
 LETTERS_MAX = 200_000
@@ -73,7 +76,8 @@ async def read_history(connection: AbstractConnection, history: History) -> None
 async def browse(connection: AbstractConnection, queue: str) -> list[Letter]:
     """What rests in a quorum queue, in no order, given back when all of it has been seen.
 
-    Meanwhile nobody else gets these messages. Raises `ReconcileError` if there are too many.
+    Meanwhile nobody else gets these messages, and afterwards they are in another order: RabbitMQ
+    keeps none among more than 32 messages given back, one by one or together. Raises `ReconcileError` if there are too many.
     """
     return [_letter(message) for message in await _look_through(connection, queue)]
 
@@ -107,7 +111,11 @@ async def _last_offset(connection: AbstractConnection) -> int | None:
     async with _channel(connection, HISTORY_STREAM) as channel:
         consumer = _StreamConsumer(channel, take)
         await consumer.start("last")
-        while consumer.quiet_seconds < (EMPTY_SECONDS if last is None else QUIET_SECONDS):
+        # Where events keep coming there is no quiet; any end that is not older than this will do.
+        deadline = time.monotonic() + END_SECONDS
+        while time.monotonic() < deadline and (
+            last is None or consumer.quiet_seconds < QUIET_SECONDS
+        ):
             await consumer.finished(QUIET_SECONDS / 4)
     return last
 
@@ -166,23 +174,28 @@ class _StreamConsumer:
         self._unacknowledged += 1
         if self._unacknowledged >= ACK_EVERY:
             self._unacknowledged = 0
-            await self._channel.basic_ack(message.delivery_tag or 0, multiple=True)
+            with contextlib.suppress(aiormq.exceptions.ChannelInvalidStateError):  # Closed already.
+                await self._channel.basic_ack(message.delivery_tag or 0, multiple=True)
 
 
 async def _look_through(connection: AbstractConnection, queue: str) -> list[DeliveredMessage]:
     """Everything ready in a queue. `basic.get` is slow but says for certain when there is no more;
     consuming is fast, and never has more than its prefetch. So they take turns."""
+    async with _channel(connection, queue) as channel:
+        ready = (await channel.queue_declare(queue, passive=True)).message_count or 0
+    started_at = time.monotonic()
     found: list[DeliveredMessage] = []
     channels: list[AbstractChannel] = []
     try:
         while True:
             channel = await _open(connection)
             channels.append(channel)
-            try:
-                message = await channel.basic_get(queue)
-            except aiormq.exceptions.ChannelNotFoundEntity as error:
-                raise _not_there(queue) from error
+            message = await channel.basic_get(queue)
             if isinstance(message.delivery, Basic.GetEmpty):
+                return found
+            # A queue that somebody fills may never be empty; what was there must have been seen.
+            # (The count alone is not to be trusted: it may lag behind.)
+            if len(found) >= ready and time.monotonic() - started_at > FILLING_SECONDS:
                 return found
             found.append(message)
             await _consume_some(channel, queue, found)
@@ -194,8 +207,8 @@ async def _look_through(connection: AbstractConnection, queue: str) -> list[Deli
     finally:
         for channel in channels:
             if not channel.is_closed:
-                # All of the channel's, and before it closes: a lost channel is an attempt that
-                # counts on some versions, being given back is not.
+                # All of the channel's, before it closes: on some versions a lost channel counts as
+                # a failed delivery, and this does not.
                 await channel.basic_nack(0, multiple=True, requeue=True)
                 await channel.close()
 

@@ -479,6 +479,24 @@ async def test_a_trimmed_history_is_said_to_be_and_checked_as_far_as_it_goes(
     assert await stage.broken_rules() == {("lost", f"order/{event.id}")}
 
 
+async def test_a_system_that_never_rests_does_not_hold_it_up(
+    stage: Stage, orders: dict[str, str]
+) -> None:
+    event = event_about(stage, orders["confirmed"], "payment.charged")
+
+    async def keep_publishing() -> None:
+        while True:
+            await stage.publish(event)
+
+    publishing = asyncio.create_task(keep_publishing())
+    try:
+        report = await asyncio.wait_for(stage.reconcile(), 30)
+    finally:
+        publishing.cancel()
+    assert report.ok
+    assert report.checked["events"] > len(stage.play.events)
+
+
 async def test_what_cannot_be_read_is_named(stage: Stage) -> None:
     with pytest.raises(ReconcileError, match=r"database of \w+ is not at .*\.db"):
         await stage.reconcile()
