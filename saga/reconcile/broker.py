@@ -77,7 +77,9 @@ async def browse(connection: AbstractConnection, queue: str) -> list[Letter]:
     """What rests in a quorum queue, in no order, given back when all of it has been seen.
 
     Meanwhile nobody else gets these messages, and afterwards they are in another order: RabbitMQ
-    keeps none among more than 32 messages given back, one by one or together. Raises `ReconcileError` if there are too many.
+    keeps none among more than 32 messages given back, one by one or together.
+
+    Raises `ReconcileError` if there are too many.
     """
     return [_letter(message) for message in await _look_through(connection, queue)]
 
