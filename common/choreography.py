@@ -75,7 +75,10 @@ class Reaction:
         for _, kind, many in self.parameters:
             if issubclass(kind, State) and not many:
                 return kind
-        raise ChoreographyError(f"{self.name} takes no state to number its events by")
+        raise ChoreographyError(
+            f"{_where(self.function)}: take the state of the message's subject as a parameter; "
+            f"events are numbered by it"
+        )
 
     @property
     def publishes(self) -> tuple[type[Event], ...]:
@@ -88,11 +91,13 @@ class Reaction:
     @classmethod
     def of(cls, function: Callable[..., Any]) -> Reaction:
         """Read a reaction from its signature; `ChoreographyError` says what it lacks."""
-        where = f"{function.__module__}.{function.__qualname__}"
+        where = _where(function)
         try:
             hints = typing.get_type_hints(function)
         except NameError as error:
-            raise ChoreographyError(f"{where}: {error}") from error
+            raise ChoreographyError(
+                f"{where}: {error}; import it in that module, outside `if TYPE_CHECKING`"
+            ) from error
         names = list(inspect.signature(function).parameters)
         if "return" not in hints or not names or any(name not in hints for name in names):
             raise ChoreographyError(f"{where}: annotate every parameter and the return type")
@@ -106,10 +111,19 @@ class Reaction:
         for kind in returns:
             if not (isinstance(kind, type) and issubclass(kind, Event | Intent)):
                 raise ChoreographyError(f"{where}: may return events and intents, not {kind}")
+        for kind in (consumes, *returns):
+            if issubclass(kind, Event | Command) and not hasattr(kind, "type"):
+                raise ChoreographyError(
+                    f"{where}: {kind.__name__} has no `type`; name one that has"
+                )
         parameters = tuple((name, *_state(where, name, hints[name])) for name in names[1:])
         reaction = cls(function, consumes, returns, parameters)
         _ = reaction.own
         return reaction
+
+
+def _where(function: Callable[..., Any]) -> str:
+    return f"{function.__module__}.{function.__qualname__}"
 
 
 def _flatten(annotation: Any) -> Iterable[Any]:

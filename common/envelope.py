@@ -5,12 +5,22 @@ https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/formats/json-format.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Annotated, Any, Generic, Literal, TypeVar
 from uuid import UUID, uuid5
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, PlainSerializer, ValidationError
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    SerializeAsAny,
+    ValidationError,
+)
 from pydantic_core import from_json
 
 from common.message import Command, Event, Message, Priority
@@ -19,7 +29,7 @@ CONTENT_TYPE = "application/cloudevents+json"
 BODY_MAX_BYTES = 262_144
 
 _ID_NAMESPACE = UUID("6ba7b812-9dad-11d1-80b4-00c04fd430c8")
-TRACEPARENT_PATTERN = r"^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$"
+_TRACEPARENT = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 M = TypeVar("M", bound=Message, covariant=True)
 Text = Annotated[str, Field(min_length=1, max_length=255)]
@@ -27,6 +37,11 @@ Text = Annotated[str, Field(min_length=1, max_length=255)]
 
 def _rfc3339(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def w3c_trace(value: Any) -> str | None:
+    """A `traceparent` if it is one; W3C Trace Context says to go on without it otherwise."""
+    return value if isinstance(value, str) and _TRACEPARENT.fullmatch(value) else None
 
 
 class Undecodable(ValueError):
@@ -58,8 +73,8 @@ class Envelope(BaseModel, Generic[M]):
     causationid: Text | None = None
     priority: Priority = Priority.NORMAL
     sequence: Annotated[int, Field(ge=1)] | None = None
-    traceparent: Annotated[str, Field(pattern=TRACEPARENT_PATTERN)] | None = None
-    data: M
+    traceparent: Annotated[str | None, BeforeValidator(w3c_trace)] = None
+    data: SerializeAsAny[M]  # An upcast payload is of another class than the model's.
 
     def to_bytes(self) -> bytes:
         """The JSON document that travels."""
@@ -88,7 +103,9 @@ def source_of(participant: str) -> str:
 
 def trace_of(subject: str, span: str) -> str:
     """A `traceparent` for a saga nobody is tracing yet: one trace id per subject."""
-    return f"00-{derived_id(subject, 'trace').replace('-', '')}-{derived_id(span, 'span')[-12:]:0>16}-01"
+    trace = derived_id(subject, "trace").replace("-", "")
+    parent = derived_id(span, "span").replace("-", "")[:16]
+    return f"00-{trace}-{parent}-01"
 
 
 def wrap(
@@ -148,7 +165,7 @@ class Decoder:
         if document.get("specversion") != "1.0":
             raise Undecodable("malformed", "the body is not a CloudEvents 1.0 document")
         type_, schema = document.get("type"), document.get("dataschema")
-        if type_ not in self._types:
+        if not isinstance(type_, str) or type_ not in self._types:
             raise Undecodable("unknown_type", f"no reaction here takes messages of type {type_!r}")
         model = self._models.get(schema) if isinstance(schema, str) else None
         if model is None or model.model_fields["data"].annotation.type != type_:  # type: ignore[union-attr]  # a message class by construction

@@ -23,7 +23,9 @@ UNIT_PRICE_MAX_CENTS = 100_000_000
 TIME_LIMIT_MAX_SECONDS = 7 * 24 * 3600
 
 Sku = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-Customer = Annotated[str, Field(min_length=1, max_length=128)]
+# Printable: no database has to store control characters.
+Customer = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{1,128}$")]
+Reference = Annotated[str, Field(max_length=255)]
 Quantity = Annotated[int, Field(ge=1, le=QUANTITY_MAX)]
 UnitPriceCents = Annotated[int, Field(ge=1, le=UNIT_PRICE_MAX_CENTS)]
 AmountCents = Annotated[int, Field(ge=1, le=LINES_MAX * QUANTITY_MAX * UNIT_PRICE_MAX_CENTS)]
@@ -187,7 +189,7 @@ class PaymentCharged(OrderEvent):
 
     currency: Currency
     amount_cents: AmountCents
-    reference: str
+    reference: Reference
 
 
 class PaymentDeclined(OrderEvent):

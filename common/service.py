@@ -37,7 +37,6 @@ log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.02
 PROBE_SECONDS = 2.0
-FAILED = 1
 
 T = TypeVar("T")
 S = TypeVar("S", bound=Settings)
@@ -85,8 +84,7 @@ def main(build: Callable[[S], Service], kind: type[S]) -> None:
         telemetry.configure_logging(service.participant.name, settings.log_level)
         uvloop.run(run(service, settings))
     except (SettingsError, DatabaseError, BrokerError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(FAILED)
+        sys.exit(f"error: {error}")
 
 
 async def run(service: Service, settings: Settings) -> None:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from common import telemetry
 from common.choreography import State
-from common.envelope import TRACEPARENT_PATTERN, derived_id
+from common.envelope import derived_id, w3c_trace
 from common.events import (
     TIME_LIMIT_MAX_SECONDS,
     CancellationReason,
@@ -89,7 +89,7 @@ def routes(running: Running) -> APIRouter:
         new: NewOrder,
         response: Response,
         idempotency_key: Annotated[str | None, Header(min_length=1, max_length=128)] = None,
-        traceparent: Annotated[str | None, Header(pattern=TRACEPARENT_PATTERN)] = None,
+        traceparent: Annotated[str | None, Header()] = None,
     ) -> OrderView:
         """Place an order. Sent again with the same `Idempotency-Key`, it is placed once."""
         if running.outbox.backlog > running.settings.outbox_backlog_max:
@@ -112,7 +112,7 @@ def routes(running: Running) -> APIRouter:
             command,
             id=derived_id(key, command.type),
             priority=new.priority,
-            traceparent=traceparent,
+            traceparent=w3c_trace(traceparent),
         )
         order = outcome.own if isinstance(outcome, Done) else await find(order_id)
         view = OrderView.of(order)

@@ -1,1 +1,1 @@
-"""Effectively-once: inbox, state and outbox in one transaction, shared by the messages in flight."""
+"""Effectively-once: inbox, state and outbox in one transaction, for the messages in flight."""

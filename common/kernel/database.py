@@ -112,18 +112,20 @@ class SqliteDatabase:
 def open_database(url: str, metadata: sa.MetaData) -> Database:
     """Open the database at `url` and create what it lacks. Raises `DatabaseError`."""
     try:
-        backend = sa.engine.make_url(url).get_backend_name()
+        driver = sa.engine.make_url(url).drivername
     except sa.exc.ArgumentError as error:
-        raise DatabaseError(f"DATABASE_URL {url!r} is no database URL: {error}") from error
-    if backend != "sqlite":
         raise DatabaseError(
-            f"DATABASE_URL names the database {backend!r}; this version stores in sqlite:///FILE"
+            "DATABASE_URL is no database URL; write sqlite:///path/to/file.db"
+        ) from error
+    if driver != "sqlite":
+        raise DatabaseError(
+            f"DATABASE_URL names the driver {driver!r}; this version stores in sqlite:///FILE"
         )
     return SqliteDatabase(url, metadata)
 
 
 def _lock(path: Path) -> int:
-    """Take the lock that says: this process owns the file. Held until closed or the process ends."""
+    """Take the lock that says whose file it is; held until closed, or until the process ends."""
     lock_path = path.with_name(path.name + ".lock")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

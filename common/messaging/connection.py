@@ -33,9 +33,7 @@ def named(url: str, name: str) -> str:
     return str(yarl.URL(url).update_query(name=name))
 
 
-async def connect(
-    url: str, *, name: str, patience_seconds: float = 0.0
-) -> AbstractConnection:
+async def connect(url: str, *, name: str, patience_seconds: float = 0.0) -> AbstractConnection:
     """A connection, which does not reconnect by itself.
 
     Tries for `patience_seconds` while the broker is out of reach. Raises `BrokerError`.

@@ -124,8 +124,9 @@ class Consumer:
         """Have the message decided on; why it is dead, if it is."""
         try:
             envelope = self._decoder.decode(body)
-        except Undecodable as error:
-            telemetry.dead_lettered(self._participant.name, error.reason)
+        except Exception as error:  # What the decoder did not foresee is undecodable too.
+            reason = error.reason if isinstance(error, Undecodable) else Reason.UNDECODABLE
+            telemetry.dead_lettered(self._participant.name, reason)
             return Death(Reason.UNDECODABLE, error, queue, self._clock())
         outcome = await self._kernel.handle(envelope)
         if isinstance(outcome, Failed):

@@ -157,9 +157,7 @@ async def apply(topology: Topology, channel: AbstractChannel) -> None:
     configure. Raises `TopologyError` if a name is taken by something else."""
     try:
         for name in topology.exchanges:
-            await channel.declare_exchange(
-                name, aio_pika.ExchangeType.TOPIC, durable=True
-            )
+            await channel.declare_exchange(name, aio_pika.ExchangeType.TOPIC, durable=True)
         queues = {
             queue.name: await channel.declare_queue(
                 queue.name, durable=True, arguments=dict(queue.arguments)

@@ -90,7 +90,9 @@ async def test_a_message_is_done_once_however_often_it_comes(tmp_path: Path) -> 
         assert isinstance(first, Done)
         assert [event.type for event in first.events] == ["stock.released"]
         assert again == Duplicate()
-        assert sorted(type(outcome).__name__ for outcome in together) == ["Done"] + ["Duplicate"] * 9
+        assert (
+            sorted(type(outcome).__name__ for outcome in together) == ["Done"] + ["Duplicate"] * 9
+        )
         assert (await toy.tally(1), await toy.tally(2)) == (1, 1)
         await until(lambda: len(toy.publisher.published) == 2)
 
@@ -233,6 +235,7 @@ async def test_a_database_file_has_one_owner(tmp_path: Path) -> None:
         ("sqlite://", "names no file"),
         ("not a url", "is no database URL"),
         ("mysql://localhost/x", "this version stores in sqlite"),
+        ("sqlite+aiosqlite:///x.db", "this version stores in sqlite"),
         ("sqlite:////dev/null/x/toy.db", "cannot write in the data folder /dev/null/x"),
     ],
 )

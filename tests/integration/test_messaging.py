@@ -14,11 +14,11 @@ from typing import Any
 
 import aio_pika
 import pytest
-from aio_pika.abc import AbstractIncomingMessage, AbstractChannel
+from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 
 from common.choreography import Choreography
 from common.envelope import BODY_MAX_BYTES, Envelope
-from common.kernel.groups import Kernel, Outcome
+from common.kernel.groups import Kernel
 from common.kernel.outbox import Outbox, Outgoing
 from common.messaging.connection import BrokerError, connect
 from common.messaging.consumer import Consumer
@@ -239,9 +239,7 @@ async def test_publishing_without_a_broker_says_so() -> None:
     assert isinstance(error, BrokerError)
 
 
-async def test_a_consumer_without_its_queues_says_what_to_do(
-    amqp_url: str, tmp_path: Path
-) -> None:
+async def test_a_consumer_without_its_queues_says_what_to_do(amqp_url: str, tmp_path: Path) -> None:
     with pytest.raises(BrokerError, match="saga topology apply"):
         async with running(amqp_url, tmp_path):
             pass

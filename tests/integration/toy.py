@@ -55,9 +55,7 @@ def make_tables() -> Tables:
         sa.Column("key", sa.String(36), primary_key=True),
         sa.Column("version", sa.Integer, nullable=False),
         sa.Column("sequence", sa.Integer, nullable=False),
-        sa.Column(
-            "count", sa.Integer, sa.CheckConstraint(f"count <= {TALLY_MAX}"), nullable=False
-        ),
+        sa.Column("count", sa.Integer, sa.CheckConstraint(f"count <= {TALLY_MAX}"), nullable=False),
     )
     return Tables(metadata, StateTable(Tally, table))
 
