@@ -226,7 +226,7 @@ async def _wait_for_rest(deployment: Deployment, graph: Choreography, dead_lette
     which the deadline is for."""
     deadline = time.monotonic() + REST_SECONDS
     while True:
-        found = await status(deployment, graph)
+        found = await status(deployment, graph, patience_seconds=REST_SECONDS)
         if found.at_rest and _dead_letters(found) >= dead_letters:
             return found
         if time.monotonic() > deadline:

@@ -20,6 +20,7 @@ from common.choreography import Choreography
 from common.envelope import CONTENT_TYPE, source_of, wrap
 from common.events import CancellationReason, order_id_of
 from common.message import Priority
+from common.messaging.connection import BrokerError
 from common.messaging.publisher import BrokerPublisher, message_of
 from common.messaging.topology import EVENTS_EXCHANGE, intake_queue
 from payment_service.gateway import Account, SandboxGateway
@@ -238,7 +239,12 @@ class _Sender:
                 raise PublishError(
                     f"no queue on the broker takes {key!r}: {error}; is the topology applied?"
                 ) from error
-            except (aiormq.exceptions.AMQPError, ConnectionError, TimeoutError) as error:
+            except (
+                BrokerError,  # it connects anew when it has to
+                aiormq.exceptions.AMQPError,
+                ConnectionError,
+                TimeoutError,
+            ) as error:
                 if time.monotonic() > deadline:
                     raise PublishError(
                         f"the broker confirmed nothing for {PATIENCE_SECONDS:g} s: {error}"

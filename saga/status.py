@@ -28,7 +28,6 @@ from saga.http import client
 OVERDUE_GRACE_SECONDS: Final = 5.0
 """How long past its deadline a pending order may be: the order service looks twice a second."""
 REQUEST_TIMEOUT_SECONDS: Final = 5.0
-BROKER_PATIENCE_SECONDS: Final = 0.0
 
 T = TypeVar("T")
 
@@ -99,15 +98,21 @@ class Status:
 READY: Final = "ready"
 
 
-async def status(deployment: Deployment, graph: Choreography) -> Status:
-    """Read the status; changes nothing. Raises `BrokerError` or `DatabaseError`."""
+async def status(
+    deployment: Deployment, graph: Choreography, *, patience_seconds: float = 0.0
+) -> Status:
+    """Read the status; changes nothing.
+
+    Waits up to `patience_seconds` for a broker out of reach. Raises `BrokerError` or
+    `DatabaseError`.
+    """
     services = {
         name: await readiness(deployment.http_urls[name])
         for name in deployment.http_urls
         if any(participant.name == name for participant in graph.participants)
     }
     connection = await connect(
-        deployment.amqp_url, name="saga status", patience_seconds=BROKER_PATIENCE_SECONDS
+        deployment.amqp_url, name="saga status", patience_seconds=patience_seconds
     )
     async with connection:
         queues = {

@@ -81,7 +81,10 @@ class _Process:
         return f"http://{_LOOPBACK}:{self.port}"
 
     def last_words(self) -> str:
-        """Why it ended, as far as its log since the last start tells; one line."""
+        """Why it ended: the signal that killed it, or what its log since its start says last."""
+        status = self.popen.poll() if self.popen is not None else None
+        if status is not None and status < 0:
+            return f"killed by {signal.Signals(-status).name}"
         try:
             with self.log_path.open("rb") as log:
                 size = log.seek(0, os.SEEK_END)
@@ -419,10 +422,9 @@ class System:
         async with client(process.url, READY_SECONDS) as service:
             while True:
                 if not process.running:
-                    status = process.popen.returncode if process.popen else None
                     raise SystemFault(
-                        f"the {name} service ended while starting (exit status {status}): "
-                        f"{process.last_words()} (log: {process.log_path})"
+                        f"the {name} service ended while starting: {process.last_words()} "
+                        f"(log: {process.log_path})"
                     )
                 with contextlib.suppress(httpx.TransportError):
                     response = await service.get("/readyz")

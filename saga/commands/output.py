@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import signal
 import sys
 from collections.abc import Coroutine, Iterator
@@ -79,6 +80,9 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     """
     import uvloop
 
+    # They report lost connections with tracebacks; what follows from it is said by us.
+    for noisy in ("aio_pika", "aiormq"):
+        logging.getLogger(noisy).setLevel(logging.CRITICAL)
     stopped: list[int] = []
 
     async def main() -> T:
