@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -17,6 +18,20 @@ log = logging.getLogger(__name__)
 
 PROBLEM = "application/problem+json"
 BUSY_RETRY_SECONDS = 5
+ERRORS_MAX = 20
+"""What is wrong with a request, beyond which no more is listed."""
+
+_SCHEMA = {
+    "title": "Problem",
+    "type": "object",
+    "required": ["type", "title", "status", "detail"],
+    "properties": {
+        "type": {"type": "string", "format": "uri-reference"},
+        "title": {"type": "string"},
+        "status": {"type": "integer"},
+        "detail": {"type": "string"},
+    },
+}
 
 Checks = Callable[[], Awaitable[dict[str, str]]]
 
@@ -47,6 +62,17 @@ class Problem(Exception):
         )
 
 
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """How a route declares in its OpenAPI document the problems it may answer with."""
+    return {
+        status: {
+            "description": HTTPStatus(status).phrase,
+            "content": {PROBLEM: {"schema": _SCHEMA}},
+        }
+        for status in statuses
+    }
+
+
 def create_app(title: str, *, body_max_bytes: int, not_ready: Checks) -> FastAPI:
     """An application with what every service serves.
 
@@ -60,7 +86,7 @@ def create_app(title: str, *, body_max_bytes: int, not_ready: Checks) -> FastAPI
         """The process runs."""
         return {"status": "alive"}
 
-    @app.get("/readyz", tags=["operations"], response_model=None)
+    @app.get("/readyz", tags=["operations"], response_model=None, responses=problems(503))
     async def readyz() -> dict[str, str] | JSONResponse:
         """Broker, database and consumers are there."""
         missing = await not_ready()
@@ -85,12 +111,12 @@ def create_app(title: str, *, body_max_bytes: int, not_ready: Checks) -> FastAPI
 
     @app.exception_handler(RequestValidationError)
     async def on_invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        problems = [
-            {"where": ".".join(map(str, problem["loc"])), "why": problem["msg"]}
-            for problem in error.errors()
+        errors = [
+            {"where": ".".join(map(str, found["loc"])), "why": _why(found)}
+            for found in error.errors()[:ERRORS_MAX]
         ]
-        detail = "; ".join(f"{problem['where']}: {problem['why']}" for problem in problems[:5])
-        return Problem(422, detail, errors=problems).response()
+        detail = "; ".join(f"{found['where']}: {found['why']}" for found in errors[:5])
+        return Problem(422, detail, errors=errors).response()
 
     @app.exception_handler(Exception)
     async def on_fault(request: Request, error: Exception) -> JSONResponse:
@@ -98,6 +124,12 @@ def create_app(title: str, *, body_max_bytes: int, not_ready: Checks) -> FastAPI
         return Problem(500, "an internal error; the service's log tells more").response()
 
     return app
+
+
+def _why(error: dict[str, Any]) -> str:
+    if error["type"] == "json_invalid":
+        return f"{error['msg']}: {error['ctx']['error']}"
+    return str(error["msg"])
 
 
 class _BodyLimit:

@@ -22,8 +22,8 @@ from order_service.store import orders as orders_table
 from saga.deployment import Deployment
 from saga.orders import Plan
 from saga.publish import CONCURRENCY, Published, dead_letters_of, publish
-from saga.reconcile import Report, reconcile
-from saga.status import Status, read, status
+from saga.reconcile import Report, dead_letters, reconcile
+from saga.status import read, status
 
 ENDS_SECONDS: Final = 300.0
 """How long no order may end, once all are sent, before the wait is given up."""
@@ -156,7 +156,7 @@ async def demo(
     `ENDS_SECONDS` of the last that did is part of the result, not an error. Raises what `publish`,
     `status` and `reconcile` raise.
     """
-    before = await status(deployment, graph)
+    before = await dead_letters(deployment, graph)
     sending = asyncio.ensure_future(
         publish(deployment, plan, direct=direct, rate=rate, concurrency=concurrency, progress=sent)
     )
@@ -167,14 +167,15 @@ async def demo(
         sending.cancel()
         await asyncio.gather(sending, return_exceptions=True)
     dead_letters_expected = dead_letters_of(plan, graph)
-    after = await _wait_for_rest(deployment, graph, _dead_letters(before) + dead_letters_expected)
+    await _wait_for_rest(deployment, graph, len(before) + dead_letters_expected)
     report = await _reconcile(deployment)
+    after = await dead_letters(deployment, graph)
     return Result(
         seed,
         plan,
         published,
         ends,
-        _dead_letters(after) - _dead_letters(before),
+        len(after - before),
         dead_letters_expected,
         report,
     )
@@ -221,16 +222,16 @@ def _ends(connection: Connection, order_ids: Sequence[str]) -> dict[str, End]:
     return found
 
 
-async def _wait_for_rest(deployment: Deployment, graph: Choreography, dead_letters: int) -> Status:
+async def _wait_for_rest(deployment: Deployment, graph: Choreography, letters: int) -> None:
     """Wait until nothing is on its way any more; on a system with other load it may never be so,
     which the deadline is for."""
     deadline = time.monotonic() + REST_SECONDS
     while True:
         found = await status(deployment, graph, patience_seconds=REST_SECONDS)
-        if found.at_rest and _dead_letters(found) >= dead_letters:
-            return found
+        if found.at_rest and sum(found.dead_letters.values()) >= letters:
+            return
         if time.monotonic() > deadline:
-            return found
+            return
         await asyncio.sleep(_POLL_SECONDS)
 
 
@@ -242,10 +243,6 @@ async def _reconcile(deployment: Deployment) -> Report:
         if report.ok or time.monotonic() > deadline:
             return report
         await asyncio.sleep(_POLL_SECONDS)
-
-
-def _dead_letters(found: Status) -> int:
-    return sum(found.dead_letters.values())
 
 
 def _word(reason: CancellationReason | None) -> str:

@@ -23,7 +23,12 @@ async def until(
         if holds:
             return
         if time.monotonic() > deadline:
-            raise AssertionError(
-                f"still not so after {seconds} s: {inspect.getsource(condition).strip()}"
-            )
+            raise AssertionError(f"still not so after {seconds} s: {_said(condition)}")
         await asyncio.sleep(_POLL_SECONDS)
+
+
+def _said(condition: Callable[[], object]) -> str:
+    try:
+        return inspect.getsource(condition).strip()
+    except TypeError:  # No function with a source: a partial, say.
+        return repr(condition)

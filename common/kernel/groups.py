@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +23,7 @@ from common import telemetry
 from common.choreography import Participant, State
 from common.envelope import Envelope, source_of, wrap
 from common.kernel.database import Database
+from common.kernel.lanes import Lanes
 from common.kernel.outbox import Outbox, Outgoing
 from common.kernel.step import Decision, NoReaction, StateId, react, reaction_to
 from common.kernel.tables import Clock, Tables, VersionConflict, utc_now
@@ -32,8 +33,6 @@ log = logging.getLogger(__name__)
 
 GROUP_MAX = 128
 """Messages in one transaction."""
-NORMAL_SHARE = 10
-"""One message in so many is a normal one, however many urgent ones wait."""
 ASKING_MAX = 256
 """Intents being asked at once."""
 FORGET_SECONDS = 0.2
@@ -109,7 +108,7 @@ class Kernel:
         self._clock = clock
         self._group_max = group_max
         self._metrics = telemetry.KernelMetrics(participant.name)
-        self._lanes: dict[Priority, deque[_Work]] = {p: deque() for p in Priority}
+        self._lanes: Lanes[_Work] = Lanes()
         self._wake = asyncio.Event()
         self._asking = asyncio.Semaphore(ASKING_MAX)
         self._asks: set[asyncio.Task[None]] = set()
@@ -129,7 +128,7 @@ class Kernel:
         work = _Work(envelope, envelope.data, asyncio.get_running_loop().create_future())
         self._unresolved += 1
         try:
-            self._lanes[envelope.priority].append(work)
+            self._lanes.append(work, envelope.priority)
             self._wake.set()
             outcome = await work.resolved
         finally:
@@ -189,13 +188,8 @@ class Kernel:
         return True
 
     def _take(self) -> list[_Work]:
-        """The next group: urgent first, yet a share of it normal; work nobody awaits is left."""
-        high, normal = self._lanes[Priority.HIGH], self._lanes[Priority.NORMAL]
-        for_normal = min(len(normal), -(-self._group_max // NORMAL_SHARE))
-        for_high = min(len(high), self._group_max - for_normal)
-        for_normal = min(len(normal), self._group_max - for_high)
-        taken = [high.popleft() for _ in range(for_high)]
-        taken += [normal.popleft() for _ in range(for_normal)]
+        """The next group; work nobody awaits any more is left out."""
+        taken = self._lanes.take(self._group_max)
         return [work for work in taken if not work.resolved.done()]
 
     async def _commit(self, group: Sequence[_Work], confirmed: Sequence[str]) -> None:
@@ -262,7 +256,7 @@ class Kernel:
             except Exception as error:
                 self._resolve(work, Failed(error))
                 return
-        self._lanes[work.envelope.priority].appendleft(work)
+        self._lanes.put_first(work, work.envelope.priority)
         self._wake.set()
 
     # In the database's thread, from here on.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -15,11 +14,13 @@ from sqlalchemy.engine import Connection
 from common import telemetry
 from common.envelope import Envelope
 from common.kernel.database import Database
+from common.kernel.lanes import Lanes
 from common.kernel.tables import Tables
+from common.message import Priority
 
 log = logging.getLogger(__name__)
 
-BATCH_MAX = 256
+BATCH_MAX = 128
 """Events whose confirms are awaited together."""
 HELD_MAX = 10_000
 """Events kept in memory; those beyond wait in the table for the sweeper."""
@@ -64,7 +65,7 @@ class Outbox:
         self._database = database
         self._table = tables.outbox
         self._publisher = publisher
-        self._queue: deque[Outgoing] = deque()
+        self._queue: Lanes[Outgoing] = Lanes()
         self._held: set[str] = set()
         self._confirmed: list[str] = []
         self._swept = False
@@ -113,9 +114,13 @@ class Outbox:
             self._swept = False
         else:
             self._held.update(row.event_id for row in rows)
-            self._queue.extend(rows)
+            self._enqueue(rows)
         self._metrics.backlog.set(self.backlog)
         self._wake.set()
+
+    def _enqueue(self, rows: Sequence[Outgoing]) -> None:
+        for row in rows:
+            self._queue.append(row, Priority(row.routing_key.rpartition(".")[2]))
 
     def take_confirmed(self) -> list[str]:
         """Ids the caller must now remove in its transaction, then `forgotten` or `give_back`."""
@@ -149,7 +154,7 @@ class Outbox:
                 self._swept = False
 
     async def _publish_batch(self) -> None:
-        batch = [self._queue.popleft() for _ in range(min(BATCH_MAX, len(self._queue)))]
+        batch = self._queue.take(BATCH_MAX)
         with self._metrics.publish_seconds.time():
             errors = await self._publisher.publish_events(batch)
         failed = [(row, error) for row, error in zip(batch, errors, strict=True) if error]
@@ -194,7 +199,7 @@ class Outbox:
             return
         found = [Outgoing(*row) for row in rows if row.event_id not in self._held]
         self._held.update(row.event_id for row in found)
-        self._queue.extend(found)
+        self._enqueue(found)
         self._swept = not found
         if found:
             self._metrics.swept.inc(len(found))

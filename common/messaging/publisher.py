@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
 import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractExchange
+from aiormq.exceptions import AMQPError
+from pamqp.commands import Basic
 from pydantic_core import from_json
 
 from common.envelope import CONTENT_TYPE
@@ -64,6 +67,7 @@ class BrokerPublisher:
         async with self._opening:
             # `is_closed` only says whether *we* closed it.
             if self._connection is None or not self._connection.connected.is_set():
+                await self.close()
                 self._channel = None
                 self._connection = await connect(
                     self._url, name=self._name, patience_seconds=patience_seconds
@@ -77,7 +81,8 @@ class BrokerPublisher:
     async def close(self) -> None:
         """Disconnect; what is not confirmed by now is not known to be published."""
         if self._connection is not None:
-            await self._connection.close()
+            with contextlib.suppress(AMQPError, ConnectionError):
+                await self._connection.close()
 
     async def publish_events(self, events: Sequence[Outgoing]) -> list[Exception | None]:
         """See `common.kernel.outbox.Publisher`."""
@@ -117,4 +122,6 @@ def _error(result: object) -> Exception | None:
         return result
     if isinstance(result, BaseException):
         raise result
+    if not isinstance(result, Basic.Ack):
+        return ConnectionError(f"the broker answered {result!r} where a confirm was due")
     return None

@@ -93,8 +93,26 @@ async def reconcile(
         ok=not found,
         checked=_checked(facts, books),
         violations=tuple(found.values()),
-        dead_letters={name: len(letters) for name, letters in facts.letters.items()},
+        dead_letters={
+            name: len({letter.key for letter in letters}) for name, letters in facts.letters.items()
+        },
     )
+
+
+async def dead_letters(deployment: Deployment, choreography: Choreography) -> set[tuple[str, str]]:
+    """The dead letters there are, each by its participant and key; copies count once.
+
+    Raises `ReconcileError` and `BrokerError`.
+    """
+    connection = await connect(deployment.amqp_url, name="saga dead letters")
+    try:
+        return {
+            (participant.name, letter.key)
+            for participant in choreography.participants
+            for letter in await broker.browse(connection, dead_letter_queue(participant.name))
+        }
+    finally:
+        await connection.close()
 
 
 def _identity(violation: Violation) -> tuple[str, str]:
@@ -169,6 +187,10 @@ def _checked(facts: Facts, books: Books) -> dict[str, int]:
         "events_undecodable": history.undecodable,
         "events_unpublished": facts.unpublished,
         "events_undecided": undecided(facts),
+        "dead_letter_copies": sum(
+            len(letters) - len({letter.key for letter in letters})
+            for letters in facts.letters.values()
+        ),
         "history_first_offset": history.first_offset,
         "skus_trimmed": sum(not history.complete(INVENTORY.name, sku) for sku in facts.stock),
     }

@@ -384,15 +384,6 @@ def lost(facts: Facts) -> Iterator[tuple[str, str]]:
             yield f"{participant}/{key}", f"{what} of {participant}"
 
 
-def dead_lettered_twice(facts: Facts) -> Iterator[tuple[str, str]]:
-    """A message is dead at most once per participant; one sent twice, at most twice."""
-    for participant, letters in facts.letters.items():
-        for key, count in Counter(letter.key for letter in letters).items():
-            owed = facts.history.owed.get(participant, {}).get(key)
-            if count > (owed.copies if owed else 1):
-                yield f"{participant}/{key}", f"{count} dead letters of {participant} are this one"
-
-
 def _on_its_way(facts: Facts, participant: str, key: str, owed: Owed) -> bool:
     """Whether an undone message may be in a work queue, or in the hands of its consumer.
 
@@ -441,7 +432,6 @@ RULES: Mapping[str, Rule] = {
         payment_unsettled,
         unpublished,
         lost,
-        dead_lettered_twice,
     )
 }
 """Every rule by its name, which is the `rule` of the violations it finds."""

@@ -191,11 +191,12 @@ async def test_a_held_delivery_comes_back_after_a_kill_though_later_ones_were_ac
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "tests.integration.holding", amqp_url, str(tmp_path)
     )
-    await until(lambda: _rows_in(tmp_path) == 99)
-    await until(lambda: _holds(broker, "toy.normal", 0))
-    process.kill()
-    await process.wait()
-    await until(lambda: _holds(broker, "toy.normal", 1))
+    try:
+        await until(lambda: _rows_in(tmp_path) == 99)
+        await until(lambda: _holds(broker, "toy.normal", 0))
+    finally:
+        process.kill()
+        await process.wait()
 
     async with running(amqp_url, tmp_path) as toy:
         await until(lambda: toy.done(100))

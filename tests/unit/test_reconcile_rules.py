@@ -358,10 +358,6 @@ def never_buried(world: Clean) -> None:
     world.undone["payment"] = {"bad": Owed("order.cancelled.normal", None, AT, decodable=False)}
 
 
-def buried_twice(world: Clean) -> None:
-    world.letters["payment"] = [letter("e1"), letter("e1")]
-
-
 BROKEN: Mapping[Callable[[Clean], None], tuple[str, str]] = {
     taken_twice: ("charged_twice", CONFIRMED),
     charged_by_two_events: ("charged_twice", CONFIRMED),
@@ -402,7 +398,6 @@ BROKEN: Mapping[Callable[[Clean], None], tuple[str, str]] = {
     said_but_not_published: ("unpublished", DECLINED),
     never_done: ("lost", "payment/e1"),
     never_buried: ("lost", "payment/bad"),
-    buried_twice: ("dead_lettered_twice", "payment/e1"),
 }
 
 
@@ -529,16 +524,6 @@ def test_an_old_event_that_an_idle_consumer_has_not_done_is_lost() -> None:
     world.backlogs["payment"] = Backlog(ready=0, read=True)
     assert world.found() == {"lost": {"payment/e1"}}
     assert undecided(world.facts()) == 1
-
-
-def test_what_was_sent_twice_may_be_dead_twice() -> None:
-    world = Clean()
-    for _ in range(2):
-        world.history.take("order.cancelled.normal", "bad", AT, b"{")
-    world.letters["payment"] = [letter("bad"), letter("bad")]
-    assert world.found() == {}
-    world.letters["payment"].append(letter("bad"))
-    assert world.found() == {"dead_lettered_twice": {"payment/bad"}}
 
 
 # --- the history -------------------------------------------------------------------------------

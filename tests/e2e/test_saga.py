@@ -1,0 +1,190 @@
+"""The whole system under load, killed and repeated: what is promised to its users."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.choreography import Choreography
+from common.messaging.connection import connect
+from common.messaging.publisher import message_of
+from common.messaging.topology import EVENTS_EXCHANGE
+from saga.demo import Result, demo
+from saga.deployment import Deployment
+from saga.discovery import choreography
+from saga.orders import Plan, Shares, plan
+from saga.publish import publish
+from saga.reconcile import reconcile
+from saga.reconcile.broker import read_history
+from saga.reconcile.history import History
+from saga.status import status
+from saga.system import System
+from tests.polling import until
+
+SEED = 20301
+NOTHING_BUT_CONFIRMED = {
+    "out_of_stock": 0.0,
+    "mispriced": 0.0,
+    "declined": 0.0,
+    "cancelled": 0.0,
+    "malformed": 0.0,
+}
+
+
+def as_predicted(result: Result) -> None:
+    """Every order ended as its seed says, none for want of time, and the books are right."""
+    assert result.unexpected == [], f"seed {result.seed}"
+    assert result.report.violations == (), f"seed {result.seed}"
+    assert result.to_json()["outcomes"]["cancelled"]["deadline_exceeded"] == 0
+
+
+@pytest.mark.parametrize("victim", ["order", "inventory", "payment"])
+async def test_a_service_killed_in_the_middle_of_a_load_changes_no_outcome(
+    victim: str, tmp_path: Path
+) -> None:
+    ended = 0
+
+    def count(orders: int) -> None:
+        nonlocal ended
+        ended += orders
+
+    def reached(orders: int) -> bool:
+        return ended >= orders or load.done()
+
+    async with System(tmp_path, disposable=True) as system:
+        load = asyncio.create_task(
+            demo(system.deployment, choreography(), plan(400, SEED), seed=SEED, ended=count)
+        )
+        for share in (100, 200):
+            await until(functools.partial(reached, share))
+            system.kill(victim)
+            await system.start(victim)
+        as_predicted(await load)
+
+
+class Recorder(History):
+    """Keeps the decodable events of the stream as they were published."""
+
+    def __init__(self, graph: Choreography) -> None:
+        super().__init__(graph)
+        self.events: list[tuple[str, bytes]] = []
+
+    def take(self, routing_key: str, message_id: str | None, at: Any, body: bytes) -> None:
+        undecodable = self.undecodable
+        super().take(routing_key, message_id, at, body)
+        if self.undecodable == undecodable:
+            self.events.append((routing_key, body))
+
+
+async def test_with_all_inboxes_emptied_and_every_event_delivered_again_nothing_changes(
+    tmp_path: Path,
+) -> None:
+    graph = choreography()
+    async with System(tmp_path, disposable=True) as system:
+        as_predicted(await demo(system.deployment, graph, plan(200, SEED), seed=SEED))
+        for service in system.services:
+            system.kill(service)
+        before = books(system.deployment)
+        for service in system.services:
+            assert empty_inbox(system.deployment, service) > 0
+        await deliver_again(system.deployment, graph)
+        await system.start()
+        await until(lambda: rests(system.deployment, graph))
+
+        assert books(system.deployment) == before
+        assert (await reconcile(system.deployment)).violations == ()
+
+
+def books(deployment: Deployment) -> dict[str, list[Any]]:
+    """Every row of every table but the inboxes, the provider's ledger included."""
+    found: dict[str, list[Any]] = {}
+    for url in (*deployment.database_urls.values(), deployment.sandbox_url):
+        with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as connection:
+            tables = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+            for (table,) in tables.fetchall():
+                if table != "inbox":
+                    rows = connection.execute(f'SELECT * FROM "{table}"')  # noqa: S608
+                    found[f"{url}/{table}"] = sorted(rows.fetchall(), key=repr)
+    return found
+
+
+def empty_inbox(deployment: Deployment, service: str) -> int:
+    path = deployment.database_urls[service].removeprefix("sqlite:///")
+    with closing(sqlite3.connect(path)) as connection, connection:
+        return connection.execute("DELETE FROM inbox").rowcount
+
+
+async def deliver_again(deployment: Deployment, graph: Choreography) -> None:
+    recorder = Recorder(graph)
+    async with await connect(deployment.amqp_url, name="test") as connection:
+        await read_history(connection, recorder)
+        channel = await connection.channel(on_return_raises=True)
+        exchange = await channel.get_exchange(EVENTS_EXCHANGE, ensure=False)
+        await asyncio.gather(
+            *(exchange.publish(message_of(body), key) for key, body in recorder.events)
+        )
+
+
+async def rests(deployment: Deployment, graph: Choreography) -> bool:
+    return (await status(deployment, graph)).at_rest
+
+
+async def waiting(system: System, load: Plan, *more: Plan) -> None:
+    """Have a load wait in the order service's intake queues, the service being down."""
+    system.kill("order")
+    for part in (load, *more):
+        await publish(system.deployment, part, direct=True)
+
+
+def ends(deployment: Deployment) -> dict[str, int]:
+    """By priority, how many orders have ended; also `urgent_first` once an urgent one has."""
+    path = deployment.database_urls["order"].removeprefix("sqlite:///")
+    with closing(sqlite3.connect(path)) as connection:
+        rows = connection.execute(
+            "SELECT priority, count(*) FROM orders WHERE ended_at IS NOT NULL GROUP BY priority"
+        )
+        return {"high": 0, "normal": 0} | dict(rows.fetchall())
+
+
+async def test_an_urgent_order_placed_last_overtakes_95_percent_of_5000_waiting_ones(
+    tmp_path: Path,
+) -> None:
+    async with System(tmp_path, disposable=True) as system:
+        await waiting(
+            system,
+            plan(5_000, SEED, Shares(high=0.0, **NOTHING_BUT_CONFIRMED)),
+            plan(1, SEED + 1, Shares(high=1.0, **NOTHING_BUT_CONFIRMED)),
+        )
+        await system.start("order")
+        await until(lambda: ends(system.deployment)["high"] == 1)
+        path = system.deployment.database_urls["order"].removeprefix("sqlite:///")
+        with closing(sqlite3.connect(path)) as connection:
+            (before,) = connection.execute(
+                "SELECT count(*) FROM orders WHERE priority = 'normal' AND ended_at <= "
+                "(SELECT ended_at FROM orders WHERE priority = 'high')"
+            ).fetchone()
+        assert before <= 250
+
+
+async def test_normal_orders_keep_a_tenth_under_saturating_urgent_load(tmp_path: Path) -> None:
+    async with System(tmp_path, disposable=True) as system:
+        await waiting(
+            system,
+            plan(3_000, SEED, Shares(high=1.0, **NOTHING_BUT_CONFIRMED)),
+            plan(1_000, SEED + 1, Shares(high=0.0, **NOTHING_BUT_CONFIRMED)),
+        )
+        await system.start("order")
+        await until(lambda: sum(ends(system.deployment).values()) >= 2_000)
+        path = system.deployment.database_urls["order"].removeprefix("sqlite:///")
+        with closing(sqlite3.connect(path)) as connection:
+            first = connection.execute(
+                "SELECT priority FROM orders WHERE ended_at > 0 ORDER BY ended_at LIMIT 2000"
+            ).fetchall()
+        normal = sum(priority == "normal" for (priority,) in first)
+        assert 200 <= normal < 1_000, "normal orders get a tenth, urgent ones go first"

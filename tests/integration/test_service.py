@@ -1,0 +1,358 @@
+"""A service as a process: how it stops, where it listens, and how it says that it cannot start.
+
+What `tests/e2e/test_cli.py` checks of all services is not repeated here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import httpx
+import pytest
+import yarl
+
+from common.envelope import wrap
+from common.events import HeldLine, StockReserved
+from common.kernel.tables import utc_now
+from common.message import Priority
+from common.messaging.connection import connect
+from common.messaging.publisher import message_of
+from common.messaging.topology import EVENTS_EXCHANGE
+from payment_service.gateway import Account, SandboxGateway
+from saga.discovery import choreography
+from saga.http import client
+from saga.system import apply_topology
+from tests.polling import until
+
+RUN_SECONDS = 60.0
+IN_FLIGHT = 20
+ORDER = {
+    "customer": "c",
+    "currency": "EUR",
+    "lines": [{"sku": "A", "quantity": 1, "unit_price_cents": 100}],
+}
+
+_SERVING = re.compile(r"serving on (http://\S+:\d+)")
+
+
+class ServiceProcess:
+    """One service's process, with its state in `folder`; it ends with the context."""
+
+    def __init__(self, package: str, folder: Path, **environment: str) -> None:
+        self._command = (sys.executable, "-m", f"{package}.app")
+        self._environment = os.environ | {"DATA_DIR": str(folder)} | environment
+        self._log = folder / f"{package}.log"
+
+    def __enter__(self) -> ServiceProcess:
+        with self._log.open("wb") as log:
+            self.popen = subprocess.Popen(
+                self._command,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.popen.kill()
+        self.popen.wait()
+
+    @property
+    def said(self) -> str:
+        return self._log.read_text()
+
+    @property
+    def address(self) -> yarl.URL:
+        """Where its log says that it serves."""
+        found = _SERVING.search(self.said)
+        assert found is not None, self.said
+        return yarl.URL(found[1])
+
+    async def says(self, words: str) -> None:
+        await until(lambda: words in self.said or self.popen.poll() is not None)
+        assert words in self.said
+
+    async def exit_status(self) -> int:
+        await until(lambda: self.popen.poll() is not None)
+        return self.popen.wait()
+
+    @contextlib.asynccontextmanager
+    async def http(self) -> AsyncIterator[httpx.AsyncClient]:
+        async with client(str(self.address), RUN_SECONDS) as service:
+            yield service
+
+
+@pytest.fixture
+def closed_port() -> int:
+    """A loopback port that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+@pytest.fixture
+async def broker_url(amqp_url: str) -> str:
+    """A virtual host with the topology on it."""
+    await apply_topology(amqp_url, choreography())
+    return amqp_url
+
+
+async def depth(url: str, queue: str) -> int:
+    """How many messages wait in a queue."""
+    async with await connect(url, name="test") as connection:
+        channel = await connection.channel()
+        declared = await channel.declare_queue(queue, passive=True)
+        return declared.declaration_result.message_count or 0
+
+
+def rows(folder: Path, participant: str, query: str) -> list[Any]:
+    """What a service's database holds."""
+    with contextlib.closing(sqlite3.connect(folder / f"{participant}.db")) as connection:
+        return connection.execute(query).fetchall()
+
+
+# --- stopping -------------------------------------------------------------------------------------
+
+
+async def test_a_stopped_service_first_finishes_what_it_has_begun(
+    tmp_path: Path, broker_url: str
+) -> None:
+    provider = SandboxGateway(f"sqlite:///{tmp_path / 'provider.db'}")
+    provider.set_accounts([Account("slow", answer_delay_ms=1000)])
+    with ServiceProcess("payment_service", tmp_path, AMQP_URL=broker_url) as payment:
+        await payment.says("ready")
+        await reserve_stock(broker_url, "slow", IN_FLIGHT)
+        await until(lambda: len(provider.ledger()) == IN_FLIGHT)
+        answered_before = rows(tmp_path, "payment", "SELECT * FROM outbox")
+        payment.popen.send_signal(signal.SIGTERM)
+
+        assert await payment.exit_status() == 0
+        assert "Traceback" not in payment.said
+    await provider.close()
+
+    assert answered_before == []
+    statuses = rows(tmp_path, "payment", "SELECT status, count(*) FROM payments GROUP BY 1")
+    assert statuses == [("charged", IN_FLIGHT)]
+    assert rows(tmp_path, "payment", "SELECT * FROM outbox") == []
+    assert await depth(broker_url, "payment.normal") == 0
+    assert await depth(broker_url, "order.normal") == IN_FLIGHT
+
+
+async def reserve_stock(url: str, customer: str, orders: int) -> None:
+    """Publish the `stock.reserved` of so many orders."""
+    async with await connect(url, name="test") as connection:
+        channel = await connection.channel(publisher_confirms=True)
+        exchange = await channel.get_exchange(EVENTS_EXCHANGE, ensure=False)
+        for number in range(orders):
+            event = StockReserved(
+                order_id=UUID(int=number),
+                customer=customer,
+                currency="EUR",
+                total_cents=100,
+                lines=(HeldLine(sku="A", quantity=1),),
+            )
+            envelope = wrap(
+                event,
+                id=f"reserved-{number}",
+                source="/services/inventory",
+                time=utc_now(),
+                priority=Priority.NORMAL,
+                sequence=1,
+            )
+            await exchange.publish(message_of(envelope.to_bytes()), envelope.routing_key)
+
+
+async def test_an_order_that_was_accepted_while_stopping_is_placed_and_published(
+    tmp_path: Path, broker_url: str
+) -> None:
+    with ServiceProcess("order_service", tmp_path, AMQP_URL=broker_url) as order:
+        await order.says("ready")
+        accepted: list[str] = []
+
+        async def place_until_it_ends() -> None:
+            with contextlib.suppress(httpx.TransportError):
+                async with order.http() as http:
+                    while True:
+                        answer = await http.post("/orders", json=ORDER)
+                        assert answer.status_code == 202, answer.text
+                        accepted.append(answer.json()["order_id"])
+
+        customers = asyncio.gather(*(place_until_it_ends() for _ in range(8)))
+        await until(lambda: len(accepted) >= 40)
+        order.popen.send_signal(signal.SIGTERM)
+        await customers
+
+        assert await order.exit_status() == 0
+        assert "Traceback" not in order.said
+
+    placed = {order_id for (order_id,) in rows(tmp_path, "order", "SELECT order_id FROM orders")}
+    assert set(accepted) <= placed
+    assert rows(tmp_path, "order", "SELECT * FROM outbox") == []
+    assert await depth(broker_url, "inventory.normal") == len(placed)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+async def test_a_service_that_still_waits_for_the_broker_lives_and_can_be_stopped(
+    number: signal.Signals, tmp_path: Path, closed_port: int
+) -> None:
+    url = f"amqp://guest:secret@127.0.0.1:{closed_port}/"
+    with ServiceProcess("order_service", tmp_path, AMQP_URL=url) as order:
+        await order.says("waiting for RabbitMQ")
+        async with order.http() as http:
+            alive, ready = await http.get("/livez"), await http.get("/readyz")
+        order.popen.send_signal(number)
+
+        assert await order.exit_status() == 0
+        assert "Traceback" not in order.said
+        assert "secret" not in order.said + ready.text
+
+    assert alive.status_code == 200
+    assert ready.status_code == 503
+    assert set(ready.json()["missing"]) == {"broker", "consumers"}
+
+
+# --- listening ------------------------------------------------------------------------------------
+
+
+async def test_a_service_is_served_on_loopback_unless_told_otherwise(
+    tmp_path: Path, broker_url: str
+) -> None:
+    # A listener on every interface would answer at 127.0.0.2 as well.
+    for host, answers in ((None, False), ("0.0.0.0", True)):
+        environment = {"HTTP_HOST": host} if host else {}
+        with ServiceProcess("order_service", tmp_path, AMQP_URL=broker_url, **environment) as order:
+            await order.says("ready")
+            elsewhere = order.address.with_host("127.0.0.2")
+            if answers:
+                async with client(str(elsewhere), RUN_SECONDS) as http:
+                    assert (await http.get("/livez")).status_code == 200
+            else:
+                assert order.address.host == "127.0.0.1"
+                async with client(str(elsewhere), RUN_SECONDS) as http:
+                    with pytest.raises(httpx.ConnectError):
+                        await http.get("/livez")
+
+
+# --- what a machine can have wrong with it --------------------------------------------------------
+
+
+def assert_refuses(package: str, folder: Path, *words: str, **environment: str) -> None:
+    """It ends with status 1 and one last line that says all these words."""
+    done = subprocess.run(
+        [sys.executable, "-m", f"{package}.app"],
+        env=os.environ | {"BROKER_PATIENCE_SECONDS": "0", "DATA_DIR": str(folder)} | environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=RUN_SECONDS,
+        check=False,
+    )
+
+    assert done.returncode == 1, done.stderr
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: ")
+    assert done.stderr.count("error: ") == 1, done.stderr
+    for word in words:
+        assert word in last
+    assert "secret" not in done.stderr
+
+
+def test_a_virtual_host_that_does_not_exist_is_one_line(tmp_path: Path, amqp_url: str) -> None:
+    url = str(yarl.URL(amqp_url).with_path("/nowhere"))
+
+    assert_refuses("order_service", tmp_path, "virtual host", "nowhere", "AMQP_URL", AMQP_URL=url)
+
+
+def test_a_broker_without_our_queues_is_one_line(tmp_path: Path, amqp_url: str) -> None:
+    assert_refuses("order_service", tmp_path, "order", "`saga topology apply`", AMQP_URL=amqp_url)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "nonsense",
+        "http://guest:secret@127.0.0.1/",
+        "amqp://guest:secret@no-such-host.invalid/",
+        "amqps://guest:secret@127.0.0.1:1/",
+        "",
+    ],
+)
+def test_a_broker_address_that_is_none_is_one_line(url: str, tmp_path: Path) -> None:
+    assert_refuses("order_service", tmp_path, "AMQP_URL", AMQP_URL=url)
+
+
+async def test_a_database_that_another_process_uses_is_one_line(
+    tmp_path: Path, broker_url: str
+) -> None:
+    with ServiceProcess("order_service", tmp_path, AMQP_URL=broker_url) as order:
+        await order.says("ready")
+
+        await asyncio.to_thread(
+            assert_refuses,
+            "order_service",
+            tmp_path,
+            "order.db",
+            "in use by another process",
+            "DATABASE_URL",
+            AMQP_URL=broker_url,
+        )
+
+        async with order.http() as http:
+            assert (await http.get("/readyz")).status_code == 200
+
+
+def test_a_file_that_is_no_database_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "order.db").write_text("a letter to my aunt " * 100)
+
+    assert_refuses("order_service", tmp_path, str(tmp_path / "order.db"), "not a database")
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["nonsense", "sqlite://", "sqlite:///:memory:", "mysql://guest:secret@127.0.0.1/orders"],
+)
+def test_a_database_address_that_cannot_be_used_is_one_line(url: str, tmp_path: Path) -> None:
+    assert_refuses("order_service", tmp_path, "DATABASE_URL", DATABASE_URL=url)
+
+
+@pytest.mark.parametrize(
+    "url", ["nonsense", "sqlite://", "postgresql://guest:secret@127.0.0.1/ledger"]
+)
+def test_a_sandbox_address_that_cannot_be_used_is_one_line(url: str, tmp_path: Path) -> None:
+    assert_refuses("payment_service", tmp_path, "SANDBOX_URL", SANDBOX_URL=url)
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "no-such-host.invalid", "1:2"])
+def test_an_address_that_is_not_this_machine_s_is_one_line(host: str, tmp_path: Path) -> None:
+    assert_refuses("order_service", tmp_path, "HTTP_HOST", HTTP_HOST=host)
+
+
+def test_all_settings_that_make_no_sense_are_named_together(tmp_path: Path) -> None:
+    assert_refuses(
+        "payment_service",
+        tmp_path,
+        "HTTP_PORT",
+        "LOG_LEVEL",
+        "BODY_MAX_BYTES",
+        "OUTBOX_BACKLOG_MAX",
+        HTTP_PORT="99999",
+        LOG_LEVEL="loud",
+        BODY_MAX_BYTES="1",
+        OUTBOX_BACKLOG_MAX="-1",
+    )
