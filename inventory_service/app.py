@@ -13,7 +13,7 @@ from common.envelope import derived_id
 from common.events import STOCK_QUANTITY_MAX, Currency, Sku, UnitPriceCents
 from common.service import Running, Service, main
 from common.settings import Settings
-from common.web import Problem
+from common.web import Problem, problems
 from inventory_service.domain import PARTICIPANT, AddStock, StockItem
 from inventory_service.store import STOCK, TABLES
 
@@ -36,7 +36,7 @@ class StockDelivery(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    items: Annotated[tuple[NewStock, ...], Field(min_length=1, max_length=DELIVERY_ITEMS_MAX)]
+    items: Annotated[list[NewStock], Field(min_length=1, max_length=DELIVERY_ITEMS_MAX)]
 
 
 class StockView(BaseModel):
@@ -59,7 +59,7 @@ def routes(running: Running) -> APIRouter:
     """`/stock`."""
     router = APIRouter(tags=["stock"])
 
-    @router.post("/stock", status_code=202)
+    @router.post("/stock", status_code=202, responses=problems(413, 422))
     async def add(
         delivery: StockDelivery,
         idempotency_key: Annotated[str | None, Header(min_length=1, max_length=128)] = None,
@@ -86,7 +86,7 @@ def routes(running: Running) -> APIRouter:
         found = await running.database.read(lambda connection: STOCK.load(connection, skus))
         return [StockView.of(found[sku][0]) for sku in skus]
 
-    @router.get("/stock/{sku}")
+    @router.get("/stock/{sku}", responses=problems(404, 422))
     async def get(sku: str) -> StockView:
         """One SKU on the shelf."""
         item = await running.database.read(lambda connection: STOCK.find(connection, sku))

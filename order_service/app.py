@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Annotated, Self
 from uuid import UUID, uuid4
 
@@ -14,11 +14,11 @@ from common import telemetry
 from common.choreography import State
 from common.envelope import derived_id, w3c_trace
 from common.events import (
+    LINES_MAX,
     TIME_LIMIT_MAX_SECONDS,
     CancellationReason,
     Currency,
     Customer,
-    Lines,
     OrderCancelled,
     OrderConfirmed,
     OrderLine,
@@ -31,12 +31,18 @@ from common.kernel.tables import utc_now
 from common.message import Priority
 from common.service import Running, Service, main
 from common.settings import Settings
-from common.web import BUSY_RETRY_SECONDS, Problem
+from common.web import BUSY_RETRY_SECONDS, Problem, problems
 from order_service.domain import PARTICIPANT, CancelOrder, ExpireOrder, Order, OrderStatus
 from order_service.store import ORDERS, TABLES, overdue
 
 EXPIRY_POLL_SECONDS = 0.5
 EXPIRY_BATCH_MAX = 500
+
+
+class NewLine(OrderLine):
+    """Units of one SKU, at the price the customer was shown."""
+
+    model_config = ConfigDict(extra="forbid")
 
 
 class NewOrder(BaseModel):
@@ -46,9 +52,19 @@ class NewOrder(BaseModel):
 
     customer: Customer
     currency: Currency
-    lines: Lines
+    lines: Annotated[list[NewLine], Field(min_length=1, max_length=LINES_MAX)]
     priority: Priority = Priority.NORMAL
     time_limit_seconds: Annotated[int, Field(strict=True, ge=1, le=TIME_LIMIT_MAX_SECONDS)] = 300
+
+    def command(self, order_id: UUID) -> PlaceOrder:
+        return PlaceOrder(
+            order_id=order_id,
+            customer=self.customer,
+            currency=self.currency,
+            lines=tuple(OrderLine(**dict(line)) for line in self.lines),
+            priority=self.priority,
+            time_limit_seconds=self.time_limit_seconds,
+        )
 
 
 class OrderView(BaseModel):
@@ -72,6 +88,22 @@ class OrderView(BaseModel):
     def of(cls, order: State) -> Self:
         return cls.model_validate(order)
 
+    def was_placed_by(self, command: PlaceOrder) -> bool:
+        """Whether that is the command which led to this order, and not another under its id."""
+        return self.placed_at is not None and (
+            self.customer,
+            self.currency,
+            self.lines,
+            self.priority,
+            self.deadline,
+        ) == (
+            command.customer,
+            command.currency,
+            command.lines,
+            command.priority,
+            self.placed_at + timedelta(seconds=command.time_limit_seconds),
+        )
+
 
 def routes(running: Running) -> APIRouter:
     """`/orders`."""
@@ -84,7 +116,7 @@ def routes(running: Running) -> APIRouter:
             raise Problem(404, f"there is no order {order_id}")
         return order
 
-    @router.post("/orders", status_code=202)
+    @router.post("/orders", status_code=202, responses=problems(413, 422, 503))
     async def place(
         new: NewOrder,
         response: Response,
@@ -100,14 +132,7 @@ def routes(running: Running) -> APIRouter:
             )
         key = idempotency_key or str(uuid4())
         order_id = order_id_of(key)
-        command = PlaceOrder(
-            order_id=order_id,
-            customer=new.customer,
-            currency=new.currency,
-            lines=new.lines,
-            priority=new.priority,
-            time_limit_seconds=new.time_limit_seconds,
-        )
+        command = new.command(order_id)
         outcome = await running.kernel.give(
             command,
             id=derived_id(key, command.type),
@@ -116,12 +141,7 @@ def routes(running: Running) -> APIRouter:
         )
         order = outcome.own if isinstance(outcome, Done) else await find(order_id)
         view = OrderView.of(order)
-        if (view.customer, view.currency, view.lines, view.priority) != (
-            new.customer,
-            new.currency,
-            new.lines,
-            new.priority,
-        ):
+        if not view.was_placed_by(command):
             raise Problem(
                 422,
                 f"the Idempotency-Key {key!r} was used before, for another order; "
@@ -130,12 +150,14 @@ def routes(running: Running) -> APIRouter:
         response.headers["Location"] = f"/orders/{order_id}"
         return view
 
-    @router.get("/orders/{order_id}")
+    @router.get("/orders/{order_id}", responses=problems(404, 422))
     async def get(order_id: UUID) -> OrderView:
         """An order as it stands."""
         return OrderView.of(await find(order_id))
 
-    @router.post("/orders/{order_id}/cancel", status_code=202)
+    @router.post(
+        "/orders/{order_id}/cancel", status_code=202, responses=problems(404, 409, 413, 422)
+    )
     async def cancel(order_id: UUID) -> OrderView:
         """Cancel a pending order; 409 if it has ended already."""
         order = await find(order_id)

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from common.service import Running, Service, main
 from common.settings import Settings, SettingsError
-from common.web import Problem
+from common.web import Problem, problems
 from payment_service.domain import (
     PARTICIPANT,
     Charge,
@@ -56,7 +56,7 @@ def routes(running: Running) -> APIRouter:
     """`/payments`."""
     router = APIRouter(tags=["payments"])
 
-    @router.get("/payments/{order_id}")
+    @router.get("/payments/{order_id}", responses=problems(404, 422))
     async def get(order_id: UUID) -> PaymentView:
         """The payment for one order."""
         key = str(order_id)
@@ -103,7 +103,8 @@ def build(settings: PaymentSettings) -> Service:
     try:
         gateway = SandboxGateway(url)
     except GatewayConfigurationError as error:
-        raise SettingsError(str(error)) from error
+        setting = "SANDBOX_URL" if settings.sandbox_url else "DATA_DIR"
+        raise SettingsError(f"{setting}: {error}") from error
     return build_with(gateway)
 
 
