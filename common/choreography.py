@@ -24,6 +24,7 @@ from functools import cached_property
 from typing import Any, Self
 
 from common.message import Answer, Command, Event, Intent, Message
+from common.retry import Retry
 
 
 class ChoreographyError(TypeError):
@@ -150,10 +151,25 @@ def _state(where: str, name: str, annotation: Any) -> tuple[Any, bool]:
 
 
 class Participant:
-    """One service's part in the choreography: its name and its reactions."""
+    """One service's part in the choreography: its name and its reactions.
 
-    def __init__(self, name: str, *functions: Callable[..., Any]) -> None:
+    `retry` is the policy for what fails; `retries` holds those of single reactions, by function.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *functions: Callable[..., Any],
+        retry: Retry | None = None,
+        retries: Mapping[Callable[..., Any], Retry] | None = None,
+    ) -> None:
         self.name = name
+        self._retry = retry or Retry()
+        self._retries = dict(retries or {})
+        if strangers := [f for f in self._retries if f not in functions]:
+            raise ChoreographyError(
+                f"{name}: {_where(strangers[0])} has a retry policy, but is no reaction of it"
+            )
         self.reactions = tuple(Reaction.of(function) for function in functions)
         self.by_message: dict[type[Message], Reaction] = {}
         for reaction in self.reactions:
@@ -163,6 +179,11 @@ class Participant:
                     f"take {reaction.consumes.__name__}; a participant reacts once to a message"
                 )
             self.by_message[reaction.consumes] = reaction
+
+    def retry_of(self, message: type[Message] | None) -> Retry:
+        """The policy for messages of this type; without one, the participant's own."""
+        reaction = self.by_message.get(message) if message is not None else None
+        return self._retries.get(reaction.function, self._retry) if reaction else self._retry
 
     @cached_property
     def states(self) -> tuple[type[State], ...]:

@@ -32,6 +32,11 @@ _dead_lettered = Counter(
     "Messages sent to the dead-letter queue, by reason.",
     ("participant", "reason"),
 )
+_retried = Counter(
+    "saga_messages_retried_total",
+    "Messages that failed and wait for their next try.",
+    ("participant",),
+)
 _published = Counter(
     "saga_events_published_total",
     "Events the broker confirmed.",
@@ -120,6 +125,11 @@ class OutboxMetrics:
 def dead_lettered(participant: str, reason: str) -> None:
     """Count one dead letter; `reason` comes from a fixed set."""
     _dead_lettered.labels(participant, reason).inc()
+
+
+def retried(participant: str) -> None:
+    """Count one message that will be tried again."""
+    _retried.labels(participant).inc()
 
 
 def configure_logging(participant: str, level: str) -> None:

@@ -24,6 +24,7 @@ from common.events import (
     StockReserved,
 )
 from common.message import Answer, Event, Intent
+from common.retry import Retry
 
 
 class _OrderAnswer(Answer):
@@ -203,4 +204,13 @@ def _refund(order_id: UUID, payment: Payment) -> Refund:
     return Refund(order_id=order_id, currency=payment.currency, amount_cents=payment.amount_cents)
 
 
-PARTICIPANT = Participant("payment", charge, record_charge, compensate, record_refund)
+PARTICIPANT = Participant(
+    "payment",
+    charge,
+    record_charge,
+    compensate,
+    record_refund,
+    # A charge may fail: the customer tries again, or a person does. A refund is owed.
+    retry=Retry(max_calls=6, delay=0.5, backoff=3.0, max_delay=60.0),
+    retries={compensate: Retry(max_calls=12, delay=0.5, backoff=3.0, max_delay=300.0)},
+)

@@ -20,6 +20,7 @@ from sqlalchemy.engine import Connection, Engine
 
 from common.events import DeclineReason
 from common.kernel.database import BUSY_TIMEOUT_SECONDS, sqlite_engine
+from common.retry import TransientError
 
 GROUP_MAX = 256
 """Questions answered in one transaction of the sandbox."""
@@ -29,7 +30,7 @@ ANSWER_DELAY_MAX_MS = 600_000
 AMOUNT_MAX_CENTS = 2**63 - 1
 
 
-class GatewayUnavailable(Exception):
+class GatewayUnavailable(TransientError):
     """Nothing is known of what happened, if anything. Ask again under the same key."""
 
 

@@ -22,9 +22,10 @@ from common.kernel.groups import Failed, Kernel
 from common.kernel.tables import Clock, utc_now
 from common.messaging.acknowledgement import Acknowledger
 from common.messaging.connection import HEARTBEAT_SECONDS, RETRY_SECONDS, BrokerError, named
-from common.messaging.dead_letters import Death, Reason, dead_letter
+from common.messaging.dead_letters import Failure, Reason, attempts_of, set_aside
 from common.messaging.publisher import BrokerPublisher
-from common.messaging.topology import DEAD_EXCHANGE, queues_of
+from common.messaging.topology import DEAD_EXCHANGE, queues_of, wait_queue
+from common.retry import TransientError
 
 log = logging.getLogger(__name__)
 
@@ -112,47 +113,55 @@ class Consumer:
                 channel = raw.channel
                 acknowledger = Acknowledger(raw.channel)
             mine = acknowledger
-            death = await self._death_of(message.body, queue)
-            if death is not None:
-                await self._set_aside(message, death)
+            await self._take(message, queue)
             if raw.delivery_tag is not None:
                 mine.resolve(raw.delivery_tag)
 
         return handle
 
-    async def _death_of(self, body: bytes, queue: str) -> Death | None:
-        """Have the message decided on; why it is dead, if it is."""
+    async def _take(self, message: RabbitMessage, queue: str) -> None:
+        """Have the message decided on; returns when that, or its copy elsewhere, is durable."""
         try:
-            envelope = self._decoder.decode(body)
+            envelope = self._decoder.decode(message.body)
         except Exception as error:  # What the decoder did not foresee is undecodable too.
-            reason = error.reason if isinstance(error, Undecodable) else Reason.UNDECODABLE
-            telemetry.dead_lettered(self._participant.name, reason)
-            return Death(Reason.UNDECODABLE, error, queue, self._clock())
+            await self._set_aside(message, Failure(Reason.UNDECODABLE, error, queue, self._clock()))
+            return
         outcome = await self._kernel.handle(envelope)
-        if isinstance(outcome, Failed):
-            telemetry.dead_lettered(self._participant.name, Reason.FAILED)
-            return Death(Reason.FAILED, outcome.error, queue, self._clock())
-        return None
+        if not isinstance(outcome, Failed):
+            return
+        failure = Failure(Reason.FAILED, outcome.error, queue, self._clock())
+        retry = self._participant.retry_of(type(envelope.data))
+        wait_ms = retry.wait_ms(attempts_of(message.raw_message) + 1, outcome.error)
+        await self._set_aside(message, failure, wait_ms)
 
-    async def _set_aside(self, message: RabbitMessage, death: Death) -> None:
-        """Publish the dead letter, however long the broker takes to confirm it."""
-        log.error(
-            "dead-lettered %s %s from %s: %s: %s",
-            message.raw_message.type,
-            message.message_id,
-            death.queue,
-            type(death.error).__name__,
-            death.error,
-            exc_info=death.error if death.reason is Reason.FAILED else None,
-        )
-        letter = dead_letter(message.raw_message, death)
+    async def _set_aside(
+        self, message: RabbitMessage, failure: Failure, wait_ms: int | None = None
+    ) -> None:
+        """Publish the copy that waits, or is dead, however long the broker takes to confirm it."""
+        name = self._participant.name
+        error = failure.error
+        what = f"{message.raw_message.type} {message.message_id} from {failure.queue}"
+        if wait_ms is None:
+            exchange, key = DEAD_EXCHANGE, name
+            reason = error.reason if isinstance(error, Undecodable) else failure.reason
+            telemetry.dead_lettered(name, reason)
+            unforeseen = None if isinstance(error, Undecodable | TransientError) else error
+            log.error("dead: %s: %s: %s", what, type(error).__name__, error, exc_info=unforeseen)
+        else:
+            exchange, key = wait_queue(wait_ms), failure.queue
+            telemetry.retried(name)
+            log.warning("again in %d ms: %s: %s: %s", wait_ms, what, type(error).__name__, error)
+        copy = set_aside(message.raw_message, failure)
         backoff_seconds = BACKOFF_MIN_SECONDS
         while True:
             try:
-                await self._publisher.publish(letter, DEAD_EXCHANGE, self._participant.name)
-            except Exception as error:
+                await self._publisher.publish(copy, exchange, key)
+            except Exception as refusal:
                 log.warning(
-                    "dead letter not confirmed, trying again in %.1f s: %s", backoff_seconds, error
+                    "%s: copy not confirmed, trying again in %.1f s: %s",
+                    what,
+                    backoff_seconds,
+                    refusal,
                 )
                 await asyncio.sleep(backoff_seconds)
                 backoff_seconds = min(backoff_seconds * 2, BACKOFF_MAX_SECONDS)

@@ -1,10 +1,16 @@
-"""Setting a message aside, with everything needed to understand it and to try it again."""
+"""Setting a message aside: to wait for its next try, or for a person as a dead letter.
+
+Either way it is a copy with everything needed to understand it and to try it again.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
+from importlib.metadata import version
 
 import aio_pika
 from aio_pika.abc import AbstractIncomingMessage, HeadersType
@@ -15,6 +21,8 @@ REASON = "x-saga-reason"
 ERROR_TYPE = "x-saga-error-type"
 ERROR = "x-saga-error"
 ATTEMPTS = "x-saga-attempts"
+FINGERPRINT = "x-saga-fingerprint"
+SERVICE_VERSION = "x-saga-service-version"
 FIRST_FAILED_AT = "x-saga-first-failed-at"
 LAST_FAILED_AT = "x-saga-last-failed-at"
 ORIGIN_QUEUE = "x-saga-origin-queue"
@@ -29,9 +37,15 @@ class Reason(StrEnum):
     FAILED = "failed"
 
 
+# The broker's own notes on dead-lettering. Published again, RabbitMQ 3 would count on from them.
+_BROKERS_HEADERS = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-count")
+
+_VARIABLE = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|0x[0-9a-f]+|\d+", re.IGNORECASE)
+
+
 @dataclass(frozen=True, slots=True)
-class Death:
-    """What killed a message in `queue`."""
+class Failure:
+    """What became of one try of a message from `queue`."""
 
     reason: Reason
     error: Exception
@@ -39,21 +53,39 @@ class Death:
     at: datetime
 
 
-def dead_letter(message: AbstractIncomingMessage, death: Death) -> aio_pika.Message:
-    """The copy of `message` for the dead-letter exchange: same body, same properties, and headers
-    that say what happened. Times are ISO 8601 in UTC."""
-    at = death.at.astimezone(UTC).isoformat()
-    headers: HeadersType = dict(message.headers or {})
+def fingerprint(reason: Reason, error: Exception) -> str:
+    """The same for failures that are alike but for ids and numbers: 12 hexadecimal digits."""
+    alike = _VARIABLE.sub("*", f"{reason}/{type(error).__name__}/{error}")
+    return hashlib.sha256(alike.encode()).hexdigest()[:12]
+
+
+def attempts_of(message: AbstractIncomingMessage) -> int:
+    """How often the message has failed before; what is no number counts as never."""
+    attempts = (message.headers or {}).get(ATTEMPTS, 0)
+    return attempts if isinstance(attempts, int) else 0
+
+
+def set_aside(message: AbstractIncomingMessage, failure: Failure) -> aio_pika.Message:
+    """The copy of `message` to publish: same body, same properties, and headers that say what
+    happened, all times ISO 8601 in UTC. Where the message first came from is kept over retries."""
+    at = failure.at.astimezone(UTC).isoformat()
+    headers: HeadersType = {
+        name: value
+        for name, value in (message.headers or {}).items()
+        if not name.startswith(_BROKERS_HEADERS)
+    }
+    headers.setdefault(FIRST_FAILED_AT, at)
+    headers.setdefault(ORIGIN_EXCHANGE, message.exchange or "")
+    headers.setdefault(ORIGIN_ROUTING_KEY, message.routing_key or "")
     headers |= {
-        REASON: str(death.reason),
-        ERROR_TYPE: type(death.error).__name__,
-        ERROR: str(death.error)[:ERROR_MAX_CHARACTERS],
-        ATTEMPTS: _attempts(headers) + 1,
-        FIRST_FAILED_AT: headers.get(FIRST_FAILED_AT, at),
+        REASON: str(failure.reason),
+        ERROR_TYPE: type(failure.error).__name__,
+        ERROR: str(failure.error)[:ERROR_MAX_CHARACTERS],
+        FINGERPRINT: fingerprint(failure.reason, failure.error),
+        ATTEMPTS: attempts_of(message) + 1,
         LAST_FAILED_AT: at,
-        ORIGIN_QUEUE: death.queue,
-        ORIGIN_EXCHANGE: message.exchange or "",
-        ORIGIN_ROUTING_KEY: message.routing_key or "",
+        ORIGIN_QUEUE: failure.queue,
+        SERVICE_VERSION: version("order-saga"),
     }
     return aio_pika.Message(
         message.body,
@@ -67,8 +99,3 @@ def dead_letter(message: AbstractIncomingMessage, death: Death) -> aio_pika.Mess
         type=message.type,
         app_id=message.app_id,
     )
-
-
-def _attempts(headers: HeadersType) -> int:
-    attempts = headers.get(ATTEMPTS, 0)
-    return attempts if isinstance(attempts, int) else 0

@@ -11,6 +11,7 @@ from aio_pika.abc import AbstractChannel
 
 from common.choreography import Choreography, Participant
 from common.message import Priority
+from common.retry import RUNGS_MS
 
 EVENTS_EXCHANGE = "saga.events"
 DEAD_EXCHANGE = "saga.dead"
@@ -71,6 +72,12 @@ def dead_letter_queue(participant: str) -> str:
     return f"{participant}.dlq"
 
 
+def wait_queue(wait_ms: int) -> str:
+    """The exchange, and the queue bound to it, where messages wait so long. Published there with
+    a queue's name as routing key, a message returns to that queue."""
+    return f"saga.retry.{wait_ms}"
+
+
 def queues_of(participant: Participant) -> dict[str, Priority]:
     """The queues a participant reads, each with the priority of what is in it."""
     queues = {work_queue(participant.name, priority): priority for priority in Priority}
@@ -107,7 +114,13 @@ def topology_of(choreography: Choreography) -> Topology:
             for event in participant.consumes
             for priority in Priority
         ]
-    return Topology([EVENTS_EXCHANGE, DEAD_EXCHANGE], queues, bindings)
+    for rung in RUNGS_MS:
+        # What expires goes back, by the default exchange, to the queue its routing key names.
+        arguments: Arguments = {"x-message-ttl": rung, "x-dead-letter-exchange": ""}
+        queues.append(Queue(wait_queue(rung), {**quorum, **arguments}))
+        bindings.append(Binding(wait_queue(rung), wait_queue(rung), "#"))
+    exchanges = [EVENTS_EXCHANGE, DEAD_EXCHANGE, *map(wait_queue, RUNGS_MS)]
+    return Topology(exchanges, queues, bindings)
 
 
 def definitions(topology: Topology, virtual_host: str = "/") -> str:

@@ -20,12 +20,16 @@ from common.choreography import Choreography
 from common.envelope import BODY_MAX_BYTES, Envelope
 from common.kernel.groups import Kernel
 from common.kernel.outbox import Outbox, Outgoing
+from common.message import Priority
 from common.messaging.connection import BrokerError, connect
 from common.messaging.consumer import Consumer
 from common.messaging.dead_letters import (
     ATTEMPTS,
     ERROR,
     ERROR_TYPE,
+    FINGERPRINT,
+    FIRST_FAILED_AT,
+    LAST_FAILED_AT,
     ORIGIN_EXCHANGE,
     ORIGIN_QUEUE,
     ORIGIN_ROUTING_KEY,
@@ -42,6 +46,7 @@ from common.messaging.topology import (
     topology_of,
 )
 from saga.node import RabbitNode
+from tests.integration import toy as toy_module
 from tests.integration.toy import PARTICIPANT, cancelled, make_tables, open_toy, rows
 from tests.polling import until
 
@@ -181,6 +186,45 @@ async def test_a_raising_reaction_is_dead_lettered_with_its_reason(
     assert letter.headers[ERROR] == "a customer of that name cannot be served"
     assert letter.headers[ATTEMPTS] == 1
     assert letter.delivery_mode is aio_pika.DeliveryMode.PERSISTENT
+
+
+async def test_a_transient_error_is_tried_again_through_ten_waits(
+    broker: Broker, amqp_url: str, tmp_path: Path
+) -> None:
+    """Nine waits and a tenth call that succeeds, urgent as before, in its own queue only."""
+    flaky = cancelled(50, customer="flaky", priority=Priority.HIGH)
+    toy_module.flaky_calls.clear()
+    async with running(amqp_url, tmp_path) as toy:
+        await broker.publish_all([flaky])
+        await until(lambda: toy.done(1))
+        await until(lambda: toy.outbox.idle)
+    assert toy_module.flaky_calls == [flaky.subject] * 10
+    assert await broker.depth("toy.dlq") == 0
+    assert await broker.depth("toy.high") == 0
+
+
+async def test_a_message_that_always_fails_is_dead_after_max_calls(
+    broker: Broker, amqp_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(toy_module, "flaky_until_call", 1_000)
+    toy_module.flaky_calls.clear()
+    flaky = [cancelled(order, customer="flaky") for order in (60, 61)]
+    # Two replicas, as far as the broker knows: attempts travel with the message.
+    async with running(amqp_url, tmp_path / "a"), running(amqp_url, tmp_path / "b"):
+        await broker.publish_all(flaky)
+        letters = [await broker.dead_letter(), await broker.dead_letter()]
+    assert len(toy_module.flaky_calls) == 20
+    for letter in letters:
+        assert letter.headers[ATTEMPTS] == 10
+        assert letter.headers[ERROR_TYPE] == "Unavailable"
+        assert letter.headers[ORIGIN_QUEUE] == "toy.normal"
+        assert letter.headers[ORIGIN_EXCHANGE] == EVENTS_EXCHANGE
+        assert letter.headers[ORIGIN_ROUTING_KEY] == "order.cancelled.normal"
+        assert str(letter.headers[FIRST_FAILED_AT]) < str(letter.headers[LAST_FAILED_AT])
+        assert not any(name.startswith("x-death") for name in letter.headers)
+    first, second = letters
+    assert first.headers[ERROR] != second.headers[ERROR]
+    assert first.headers[FINGERPRINT] == second.headers[FINGERPRINT]
 
 
 async def test_a_held_delivery_comes_back_after_a_kill_though_later_ones_were_acknowledged(

@@ -19,6 +19,7 @@ from common.kernel.database import SqliteDatabase
 from common.kernel.outbox import Outgoing
 from common.kernel.tables import StateTable, Tables
 from common.message import Event, Intent, Priority
+from common.retry import Retry, TransientError
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 
@@ -37,13 +38,28 @@ class Poison(Exception):
     """What the reaction raises for the customer `poison`."""
 
 
+class Unavailable(TransientError):
+    """What the reaction raises for the customer `flaky` while it is in `flaky_until_call`."""
+
+
+flaky_calls: list[str] = []
+"""The ids of the orders of `flaky` customers, one for each call."""
+flaky_until_call = 10
+
+
 def tally(event: OrderCancelled, tally: Tally) -> StockReleased | None:
+    if event.customer == "flaky":
+        flaky_calls.append(event.subject)
+        if flaky_calls.count(event.subject) < flaky_until_call:
+            raise Unavailable(f"no answer for order {event.order_id}")
     if event.customer == "poison":
         raise Poison("a customer of that name cannot be served")
     return StockReleased(order_id=event.order_id, lines=())
 
 
-PARTICIPANT = Participant("toy", tally)
+PARTICIPANT = Participant(
+    "toy", tally, retry=Retry(max_calls=10, delay=0.1, backoff=1.0, max_delay=0.1)
+)
 TALLY_MAX = 3
 
 

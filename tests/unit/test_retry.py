@@ -1,0 +1,95 @@
+"""When a failed message is tried again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.choreography import ChoreographyError, Participant
+from common.messaging.dead_letters import Reason, fingerprint
+from common.retry import RUNGS_MS, Retry, TransientError
+from order_service.domain import confirm, place
+
+
+def waits(retry: Retry) -> list[int | None]:
+    return [retry.wait_ms(calls, TransientError()) for calls in range(1, retry.max_calls + 1)]
+
+
+def test_the_wait_grows_to_its_limit_and_then_the_message_is_dead() -> None:
+    retry = Retry(max_calls=6, delay=0.5, backoff=3.0, max_delay=15.0)
+    assert waits(retry) == [500, 5_000, 5_000, 15_000, 15_000, None]
+
+
+def test_the_default_is_three_calls_five_seconds_apart_and_more() -> None:
+    assert waits(Retry()) == [5_000, 15_000, None]
+
+
+def test_a_permanent_error_is_never_tried_again() -> None:
+    assert Retry(max_calls=5).wait_ms(1, ValueError("no such thing")) is None
+
+
+def test_what_is_transient_is_the_policys_to_say() -> None:
+    assert Retry(transient=(KeyError,)).wait_ms(1, KeyError("later")) == 5_000
+
+
+@given(
+    calls=st.integers(1, 100),
+    delay=st.floats(0.001, 3600),
+    backoff=st.floats(1, 1e6),
+    max_delay=st.floats(0.001, 3600),
+)
+def test_every_wait_is_a_rung_and_never_shorter_than_asked(
+    calls: int, delay: float, backoff: float, max_delay: float
+) -> None:
+    retry = Retry(101 - 1, delay, backoff, max(delay, max_delay))
+    wait = retry.wait_ms(calls, TransientError())
+    if calls == 100:
+        assert wait is None
+    else:
+        assert wait in RUNGS_MS
+        assert wait >= delay * 1_000
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"max_calls": 0},
+        {"max_calls": 101},
+        {"delay": 0},
+        {"delay": 3601},
+        {"backoff": 0.5},
+        {"max_delay": 1},
+        {"max_delay": 4000},
+    ],
+    ids=str,
+)
+def test_values_that_make_no_policy_are_refused_by_name(values: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"^{next(iter(values))} is "):
+        Retry(**values)
+
+
+def test_a_reaction_may_have_a_policy_of_its_own() -> None:
+    own, others = Retry(max_calls=9), Retry(max_calls=2)
+    participant = Participant("order", place, confirm, retry=others, retries={confirm: own})
+    confirmed, placed = (reaction.consumes for reaction in participant.reactions[::-1])
+    assert participant.retry_of(confirmed) is own
+    assert participant.retry_of(placed) is others
+
+
+def test_a_policy_for_no_reaction_is_refused() -> None:
+    with pytest.raises(ChoreographyError, match="confirm has a retry policy, but is no reaction"):
+        Participant("order", place, retries={confirm: Retry()})
+
+
+def test_errors_alike_but_for_ids_and_numbers_share_a_fingerprint() -> None:
+    def of(error: Exception) -> str:
+        return fingerprint(Reason.FAILED, error)
+
+    one = of(KeyError("order 0b9f8f0e-5d3c-4c59-9a53-0d5b5d2f7a11 took 17 ms"))
+    other = of(KeyError("order 3c1dca0e-1111-4c59-9a53-0d5b5d2f7a12 took 4 ms"))
+    assert one == other
+    assert one != of(KeyError("customer 17"))
+    assert one != of(ValueError("order 0b9f8f0e-5d3c-4c59-9a53-0d5b5d2f7a11 took 17 ms"))
