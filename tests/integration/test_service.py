@@ -132,7 +132,7 @@ async def test_a_stopped_service_first_finishes_what_it_has_begun(
     tmp_path: Path, broker_url: str
 ) -> None:
     provider = SandboxGateway(f"sqlite:///{tmp_path / 'provider.db'}")
-    provider.set_accounts([Account("slow", answer_delay_ms=1000)])
+    provider.set_accounts([Account("slow", answer_delay_ms=2000)])
     with ServiceProcess("payment_service", tmp_path, AMQP_URL=broker_url) as payment:
         await payment.says("ready")
         await reserve_stock(broker_url, "slow", IN_FLIGHT)
