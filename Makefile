@@ -1,22 +1,29 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test lint format lock clean
+.PHONY: help setup demo up test faults lint format lock clean
 ORDERS ?= 1000
+ROUNDS ?= 10
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup: ## Create .venv from the lock file and install RabbitMQ where it is missing
+setup: ## Create .venv from the lock file, install RabbitMQ and PostgreSQL where they are missing
 	@scripts/setup
 
-demo: setup ## Run 1000 orders through the saga and check the books (ORDERS=n, ARGS='--seed 7')
+demo: ## Run 1000 orders through the saga and check the books (ORDERS=n, ARGS='--seed 7')
+	@scripts/setup --embedded
 	@.venv/bin/saga demo --orders $(ORDERS) $(ARGS)
 
-up: setup ## Start everything on this machine until Ctrl-C (ARGS passes options)
+up: ## Start everything on this machine until Ctrl-C (ARGS passes options)
+	@scripts/setup --embedded
 	@.venv/bin/saga up $(ARGS)
 
-test: ## Run the tests against a private RabbitMQ node (ARGS='-k name' selects)
+test: ## Run the tests against private RabbitMQ and PostgreSQL servers (ARGS='-k name' selects)
 	@scripts/setup --own-broker
 	@.venv/bin/pytest $(ARGS)
+
+faults: ## Kill services and broker at every seam and at random (ROUNDS=n, ARGS='-k name' selects)
+	@scripts/setup --own-broker
+	@ROUNDS=$(ROUNDS) .venv/bin/pytest -m "long or not long" --timeout 0 tests/faults $(ARGS)
 
 lint: ## Check style, types and the layers between packages
 	@scripts/setup --no-broker

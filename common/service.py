@@ -17,7 +17,6 @@ import sqlalchemy as sa
 import uvicorn
 import uvloop
 from fastapi import APIRouter
-from sqlalchemy.engine import Connection
 
 from common import telemetry
 from common.choreography import Participant
@@ -126,7 +125,7 @@ async def run(service: Service, settings: Settings) -> None:
         app = create_app(
             f"{name} service",
             body_max_bytes=settings.body_max_bytes,
-            not_ready=lambda: _not_ready(database, publisher, consumer),
+            not_ready=lambda: _not_ready(running, consumer),
         )
         if service.routes is not None:
             app.include_router(service.routes(running))
@@ -168,6 +167,7 @@ def _listen(settings: Settings) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((settings.http_host, settings.http_port))
+        listener.listen()  # Now, or a second service could still bind the same port.
     except OSError as error:
         listener.close()
         raise OSError(
@@ -196,26 +196,23 @@ async def _start(publisher: BrokerPublisher, consumer: Consumer, settings: Setti
     await consumer.start()
 
 
-async def _not_ready(
-    database: Database, publisher: BrokerPublisher, consumer: Consumer
-) -> dict[str, str]:
+async def _not_ready(running: Running, consumer: Consumer) -> dict[str, str]:
+    """What is missing, and why."""
     missing: dict[str, str] = {}
     try:
         async with asyncio.timeout(PROBE_SECONDS):
-            await publisher.open()
-    except (BrokerError, TimeoutError) as error:
-        missing["broker"] = str(error) or "no answer"
-    if not consumer.ready:
-        missing["consumers"] = "not every queue is being read"
-    try:
-        await database.read(_select_one)
+            if unread := await consumer.unread():
+                missing["consumers"] = f"nobody reads {', '.join(unread)}"
     except Exception as error:
-        missing["database"] = str(error)
+        missing["broker"] = str(error) or "no answer"
+    # From a table: a bare SELECT 1 would not touch the file.
+    query = sa.select(running.tables.inbox.c.message_id).limit(1)
+    try:
+        async with asyncio.timeout(PROBE_SECONDS):
+            await running.database.read(lambda connection: connection.execute(query).first())
+    except Exception as error:
+        missing["database"] = str(error) or "no answer"
     return missing
-
-
-def _select_one(connection: Connection) -> None:
-    connection.execute(sa.select(1))
 
 
 async def _drain(

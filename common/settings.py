@@ -16,7 +16,7 @@ class SettingsError(Exception):
 class Settings(BaseSettings):
     """One service's settings."""
 
-    model_config = SettingsConfigDict(extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(extra="ignore", frozen=True, env_ignore_empty=True)
 
     amqp_url: str = "amqp://guest:guest@127.0.0.1:5672/"
     data_dir: Path = Path("data")

@@ -102,5 +102,10 @@ def build(_: Settings) -> Service:
     return Service(PARTICIPANT, TABLES, routes=routes)
 
 
-if __name__ == "__main__":
+def serve() -> None:
+    """Run the service with its settings from the environment."""
     main(build, Settings)
+
+
+if __name__ == "__main__":
+    serve()

@@ -214,5 +214,10 @@ def build(_: Settings) -> Service:
     )
 
 
-if __name__ == "__main__":
+def serve() -> None:
+    """Run the service with its settings from the environment."""
     main(build, Settings)
+
+
+if __name__ == "__main__":
+    serve()

@@ -108,5 +108,10 @@ def build(settings: PaymentSettings) -> Service:
     return build_with(gateway)
 
 
-if __name__ == "__main__":
+def serve() -> None:
+    """Run the service with its settings from the environment."""
     main(build, PaymentSettings)
+
+
+if __name__ == "__main__":
+    serve()

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -131,6 +131,8 @@ class System:
         self._disposable = disposable
         self._environment = dict(environment or {})
         self._report = report
+        self.programs: dict[str, Sequence[str]] = {}
+        """By service, what Python is to run from the next start on instead of its own module."""
         self._processes: dict[str, _Process] = {}
         self._node_start: asyncio.Future[None] | None = None
         self._guard: subprocess.Popen[bytes] | None = None
@@ -173,6 +175,10 @@ class System:
         if popen is None:
             raise SystemFault(f"the {service} service was never started")
         return popen.pid
+
+    def alive(self, service: str) -> bool:
+        """Whether the service's process runs; it may not be ready yet."""
+        return self._process(service).running
 
     def log_path(self, service: str) -> Path:
         """A service's log; it is appended to at each start."""
@@ -388,7 +394,7 @@ class System:
         with process.log_path.open("ab") as log:
             process.log_offset = log.tell()
             process.popen = subprocess.Popen(
-                [sys.executable, "-m", f"{process.package}.app"],
+                [sys.executable, *self.programs.get(name, ("-m", f"{process.package}.app"))],
                 env=process.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -76,15 +76,15 @@ class Consumer:
         for subscriber, name in zip(self._subscribers, queues_of(participant), strict=True):
             subscriber(self._handler(name))
 
-    @property
-    def ready(self) -> bool:
-        """Whether every queue is being read."""
-        return all(
-            subscriber.running
-            and subscriber._queue_obj is not None  # FastStream tells no other way
-            and not subscriber._queue_obj.channel.is_closed
-            for subscriber in self._subscribers
-        )
+    async def unread(self) -> list[str]:
+        """The queues nobody reads, or that are gone. Raises what aio-pika raises.
+
+        Asks the broker: a consumer that it cancelled looks well from here.
+        """
+        queues = list(queues_of(self._participant))
+        if not all(subscriber.running for subscriber in self._subscribers):
+            return queues
+        return [queue for queue in queues if not await self._publisher.consumers_of(queue)]
 
     async def start(self) -> None:
         """Connect and read. Raises `BrokerError`, e.g. if a queue does not exist."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractExchange
-from aiormq.exceptions import AMQPError
+from aiormq.exceptions import AMQPError, ChannelNotFoundEntity
 from pamqp.commands import Basic
 from pydantic_core import from_json
 
@@ -83,6 +83,17 @@ class BrokerPublisher:
         if self._connection is not None:
             with contextlib.suppress(AMQPError, ConnectionError):
                 await self._connection.close()
+
+    async def consumers_of(self, queue: str) -> int:
+        """How many consumers a queue has; 0 if there is no such queue."""
+        await self.open()
+        assert self._connection is not None  # noqa: S101 - it has just been opened
+        async with self._connection.channel() as channel:  # A refusal closes it.
+            try:
+                declared = await channel.declare_queue(queue, passive=True)
+            except ChannelNotFoundEntity:
+                return 0
+            return declared.declaration_result.consumer_count or 0
 
     async def publish_events(self, events: Sequence[Outgoing]) -> list[Exception | None]:
         """See `common.kernel.outbox.Publisher`."""
