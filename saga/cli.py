@@ -11,7 +11,7 @@ from typing import Final
 
 import typer
 
-from saga.commands import load, running, topology
+from saga.commands import dlq, load, running, topology
 from saga.commands.output import problem
 
 FAILED: Final = 1
@@ -33,6 +33,7 @@ app.command("publish")(load.publish)
 app.command("status")(running.status)
 app.command("reconcile")(running.reconcile)
 app.add_typer(topology.app, name="topology")
+app.add_typer(dlq.app, name="dlq")
 
 
 def main() -> None:
@@ -59,6 +60,7 @@ def _explanation(error: Exception) -> str | None:
     from common.settings import SettingsError
     from payment_service.gateway import GatewayConfigurationError
     from saga.deployment import DeploymentError
+    from saga.dlq import DlqError
     from saga.node import NodeError
     from saga.publish import PublishError
     from saga.reconcile import ReconcileError
@@ -69,6 +71,7 @@ def _explanation(error: Exception) -> str | None:
         ChoreographyError,
         DatabaseError,
         DeploymentError,
+        DlqError,
         GatewayConfigurationError,
         NodeError,
         PublishError,

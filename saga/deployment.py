@@ -9,6 +9,7 @@ from typing import Self
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 FILE_NAME = "saga.json"
+DEAD_LETTERS_FILE_NAME = "dead_letters.db"
 
 
 class DeploymentError(Exception):
@@ -24,6 +25,8 @@ class Deployment(BaseModel):
     http_urls: dict[str, str]
     database_urls: dict[str, str]
     sandbox_url: str
+    dead_letters_url: str | None = None
+    """The operator's store of dead letters; by default a file beside the one this is read from."""
 
     def save(self, folder: Path) -> None:
         """Write it down for other commands; the file holds the broker's password."""
@@ -36,7 +39,7 @@ class Deployment(BaseModel):
         """What `saga up` wrote down in `folder`. Raises `DeploymentError`."""
         path = folder / FILE_NAME
         try:
-            return cls.model_validate_json(path.read_text())
+            found = cls.model_validate_json(path.read_text())
         except FileNotFoundError:
             raise DeploymentError(
                 f"no running system is known in {folder}: start one with `saga up`, "
@@ -44,8 +47,16 @@ class Deployment(BaseModel):
             ) from None
         except (OSError, ValidationError) as error:
             raise DeploymentError(f"cannot read {path}: {error}") from error
+        if found.dead_letters_url is not None:
+            return found
+        return found.model_copy(update={"dead_letters_url": dead_letters_url_in(folder)})
 
     @classmethod
     def default_folder(cls) -> Path:
         """`DATA_DIR`, or `data` in the current folder."""
         return Path(os.environ.get("DATA_DIR", "data"))
+
+
+def dead_letters_url_in(folder: Path) -> str:
+    """Where the operator's store of a system in `folder` is."""
+    return f"sqlite:///{folder.resolve() / DEAD_LETTERS_FILE_NAME}"

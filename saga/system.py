@@ -25,7 +25,7 @@ from common.choreography import Choreography
 from common.messaging.connection import BrokerError, connect, printable
 from common.messaging.topology import HISTORY_STREAM, apply, queues_of, topology_of
 from common.settings import Settings, load
-from saga.deployment import FILE_NAME, Deployment
+from saga.deployment import FILE_NAME, Deployment, dead_letters_url_in
 from saga.discovery import choreography, participants
 from saga.http import client
 from saga.node import RabbitNode, free_ports
@@ -211,6 +211,7 @@ class System:
             http_urls={name: process.url for name, process in self._processes.items()},
             database_urls={name: self._database_url(name) for name in self._processes},
             sandbox_url=self._database_url("provider"),
+            dead_letters_url=dead_letters_url_in(self.folder),
         )
         self._deployment.save(self.folder)
 

@@ -14,10 +14,10 @@ from saga.commands.output import (
     PROBLEM_FOUND,
     AsJson,
     DataDir,
-    err,
     out,
     print_json,
     problem,
+    progress_bars,
     remark,
     run,
     stoppable,
@@ -25,7 +25,7 @@ from saga.commands.output import (
 from saga.commands.running import print_report
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+    from collections.abc import AsyncIterator, Coroutine
     from pathlib import Path
 
     from saga.demo import Result
@@ -127,7 +127,7 @@ def publish(
 
     async def work() -> tuple[Plan, Published]:
         plan = await next_plan(deployment, orders, seed, shares)
-        with _progress(sending=orders + len(plan.malformed)) as advance:
+        with progress_bars(sending=orders + len(plan.malformed)) as advance:
             return plan, await send(
                 deployment,
                 plan,
@@ -213,7 +213,7 @@ def demo(
 
     async def load(deployment: Deployment) -> Result:
         plan = await next_plan(deployment, orders, seed, shares)
-        with _progress(sending=orders + len(plan.malformed), ended=orders) as advance:
+        with progress_bars(sending=orders + len(plan.malformed), ended=orders) as advance:
             return await see_through(
                 deployment,
                 choreography(),
@@ -307,28 +307,6 @@ async def _watched(system: System, work: Coroutine[Any, Any, T]) -> T:
         for task in (working, watching):
             task.cancel()
         await asyncio.gather(working, watching, return_exceptions=True)
-
-
-@contextlib.contextmanager
-def _progress(**totals: int) -> Iterator[dict[str, Callable[[int], None]]]:
-    """A bar on standard error for each total; what advances it is by the same name."""
-    from functools import partial
-
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    console = err()
-    with Progress(
-        TextColumn("{task.description:>8}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    ) as progress:
-        yield {
-            name: partial(progress.advance, progress.add_task(name, total=total))
-            for name, total in totals.items()
-        }
 
 
 def _print_result(result: Result) -> None:

@@ -8,7 +8,7 @@ import json
 import logging
 import signal
 import sys
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
@@ -114,3 +114,25 @@ def stoppable() -> Iterator[None]:
     except Stopped as stopped:
         remark(f"stopped by {stopped}")
         raise typer.Exit(stopped.status) from None
+
+
+@contextlib.contextmanager
+def progress_bars(**totals: int) -> Iterator[dict[str, Callable[[int], None]]]:
+    """A bar on standard error for each total; what advances it is by the same name."""
+    from functools import partial
+
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = err()
+    with Progress(
+        TextColumn("{task.description:>8}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    ) as progress:
+        yield {
+            name: partial(progress.advance, progress.add_task(name, total=total))
+            for name, total in totals.items()
+        }

@@ -1,0 +1,14 @@
+"""`saga dlq`: dead letters, moved into a store of their own, where a person deals with them.
+
+`letters` says what a dead letter is, `store` keeps them, `collect` moves them there from the
+queues, `examine` tells what a replay would do, `replay` and `edit` send them again, and `desk` is
+where a command finds all of it.
+"""
+
+
+class DlqError(Exception):
+    """Dead letters cannot be worked on as things are. Names what is in the way, and the way out."""
+
+
+class InputError(ValueError):
+    """What was asked for makes no sense: names the argument and what it takes. Nothing changed."""

@@ -1,0 +1,92 @@
+"""Moving dead letters from their queues into the store: committed first, then acknowledged."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import Final
+
+import aiormq
+from aio_pika.abc import AbstractConnection
+from aiormq.abc import AbstractChannel, DeliveredMessage
+from pamqp.commands import Basic
+
+from common.kernel.tables import utc_now
+from common.messaging.topology import dead_letter_queue
+from saga.dlq import DlqError
+from saga.dlq.letters import copy_of
+from saga.dlq.store import Store
+
+PREFETCH: Final = 1_000
+"""Messages committed together; a quorum queue gives a consumer no more than 2,000."""
+QUIET_SECONDS: Final = 0.1
+"""A pause after which what the broker had ready has arrived."""
+
+
+async def collect(connection: AbstractConnection, store: Store, participants: Iterable[str]) -> int:
+    """Move what is dead by now; returns how many copies were new to the store.
+
+    Killed at any moment it loses nothing: what was committed and not acknowledged comes again, and
+    is known then. Raises `DlqError`, and what aiormq raises when the broker goes away.
+    """
+    collected = 0
+    for participant in participants:
+        while (count := await _move_some(connection, store, participant)) is not None:
+            collected += count
+    return collected
+
+
+async def _move_some(connection: AbstractConnection, store: Store, participant: str) -> int | None:
+    """Move at most about `PREFETCH` messages; None if the queue was empty."""
+    queue = dead_letter_queue(participant)
+    if connection.transport is None:
+        raise ConnectionError("not connected to the broker")
+    # Its own channel: what it is left with when it closes goes back to the queue.
+    channel = await connection.transport.connection.channel(publisher_confirms=False)
+    try:
+        found = await _next(channel, queue)
+        if not found:
+            return None
+        now = utc_now()
+        kept = [copy_of(message, participant, now) for message in found]
+        collected = await asyncio.to_thread(store.take, kept, now)
+        for message in found:
+            await channel.basic_ack(message.delivery_tag or 0, wait=False)
+        return collected
+    except aiormq.exceptions.ChannelNotFoundEntity as error:
+        raise DlqError(
+            f"the broker has no queue {queue} in this virtual host; declare it with "
+            f"`saga topology apply`"
+        ) from error
+    finally:
+        if not channel.is_closed:
+            await channel.close()
+
+
+async def _next(channel: AbstractChannel, queue: str) -> list[DeliveredMessage]:
+    """What is ready, at most about `PREFETCH`; nothing only if the queue is empty for certain.
+
+    `basic.get` says so but is slow, and consuming is fast but never says so: each where it is good.
+    """
+    first = await channel.basic_get(queue)
+    if isinstance(first.delivery, Basic.GetEmpty):
+        return []
+    found = [first]
+    arrived = asyncio.Event()
+
+    async def take(message: DeliveredMessage) -> None:
+        found.append(message)
+        arrived.set()
+
+    await channel.basic_qos(prefetch_count=PREFETCH)
+    consuming = await channel.basic_consume(queue, take)
+    while len(found) <= PREFETCH:
+        arrived.clear()
+        try:
+            await asyncio.wait_for(arrived.wait(), QUIET_SECONDS)
+        except TimeoutError:
+            break
+    if consuming.consumer_tag is not None:
+        await channel.basic_cancel(consuming.consumer_tag)
+    await asyncio.sleep(0)  # What arrived before the answer is taken now.
+    return list(found)

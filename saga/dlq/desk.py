@@ -1,0 +1,113 @@
+"""Where dead letters are worked on: a system's store, its broker and its books, opened together."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import aiormq
+from aio_pika.abc import AbstractConnection
+
+from common.choreography import Choreography
+from common.messaging.connection import BrokerError, connect, printable
+from common.messaging.topology import dead_letter_queue, queues_of
+from saga.deployment import Deployment
+from saga.dlq import InputError
+from saga.dlq.collect import collect
+from saga.dlq.examine import REPLAYS_MAX, Examiner
+from saga.dlq.letters import State
+from saga.dlq.store import Selection, Store
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """What every command on dead letters needs."""
+
+    deployment: Deployment
+    graph: Choreography
+    store: Store
+    connection: AbstractConnection
+
+    @property
+    def participants(self) -> tuple[str, ...]:
+        return tuple(participant.name for participant in self.graph.participants)
+
+    def examiner(self, replays_max: int = REPLAYS_MAX) -> Examiner:
+        return Examiner(self.deployment, self.graph, replays_max=replays_max)
+
+    async def collect(self) -> int:
+        """Move what is dead by now into the store, and find out what became of what was sent.
+
+        Returns how many copies were new.
+        """
+        collected = await collect(self.connection, self.store, self.participants)
+        if collected:
+            self.store.note("collect", "", {}, {"copies": collected})
+        out = self.store.find(Selection(), [State.SENT], contents=False)
+        if out and (done := await self.examiner().done(out)):
+            self.store.settle_done(done)
+        return collected
+
+    async def check(self, selection: Selection) -> None:
+        """Raise `InputError` for a selection that names what does not exist."""
+        queues = {q for p in self.graph.participants for q in queues_of(p)}
+        queues |= {dead_letter_queue(name) for name in self.participants}
+        if selection.queue is not None and selection.queue not in queues:
+            raise InputError(
+                f"there is no queue {selection.queue!r}; there are {', '.join(sorted(queues))}"
+            )
+        if selection.service is not None and selection.service not in self.participants:
+            raise InputError(
+                f"there is no service {selection.service!r}; there are "
+                f"{', '.join(self.participants)}"
+            )
+        types = {event.type for event in self.graph.events}
+        types |= {command.type for p in self.graph.participants for command in p.intake}
+        if (
+            selection.type is not None
+            and selection.type not in types
+            and not self.store.find(Selection(type=selection.type), contents=False)
+        ):
+            raise InputError(
+                f"there is no event or command of type {selection.type!r}; there are "
+                f"{', '.join(sorted(types))}"
+            )
+        if (
+            selection.order is not None
+            and not self.store.knows_order(selection.order)
+            and not await self.examiner().knows_order(selection.order)
+        ):
+            raise InputError(f"there is no order {selection.order!r}")
+        unknown = set(selection.numbers) - self.store.numbers_known(selection.numbers)
+        if unknown:
+            raise InputError(
+                f"there is no dead letter {min(unknown)}; `saga dlq list --by letter` names "
+                f"those known"
+            )
+
+
+@asynccontextmanager
+async def open_desk(deployment: Deployment, graph: Choreography) -> AsyncIterator[Desk]:
+    """Open the desk, with everything that is dead by now on it.
+
+    Raises `DlqError` and `BrokerError`.
+    """
+    if deployment.dead_letters_url is None:
+        raise InputError("the deployment names no store of dead letters: dead_letters_url")
+    connection = await connect(deployment.amqp_url, name="saga dlq")
+    try:
+        store = Store(deployment.dead_letters_url)
+        try:
+            desk = Desk(deployment, graph, store, connection)
+            await desk.collect()
+            yield desk
+        finally:
+            store.close()
+    except (aiormq.exceptions.AMQPError, ConnectionError) as error:
+        raise BrokerError(
+            f"RabbitMQ at {printable(deployment.amqp_url)} failed: {error}; "
+            f"try again once it is well"
+        ) from error
+    finally:
+        await connection.close()

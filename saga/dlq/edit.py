@@ -1,0 +1,201 @@
+"""A letter corrected by hand: a copy under a new id goes to the origin queue, in its place."""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import aio_pika
+from pydantic_core import from_json
+
+from common.envelope import Undecodable, derived_id
+from common.message import Event
+from common.messaging.publisher import BrokerPublisher, message_of
+from common.messaging.topology import HISTORY_STREAM, queues_of
+from saga.dlq import InputError
+from saga.dlq.desk import Desk
+from saga.dlq.examine import decoder_of
+from saga.dlq.letters import Letter, State, document_of
+
+EDITOR_SOURCE: Final = "/operators/dlq"
+"""The `source` of corrected copies: nobody's own words about what it did."""
+ADDRESSEE: Final = "addressee"
+"""The CloudEvents attribute that names the one participant a corrected copy is for."""
+
+_ENVELOPE: Final = (
+    "specversion",
+    "id",
+    "source",
+    "type",
+    "subject",
+    "time",
+    "datacontenttype",
+    "dataschema",
+    "correlationid",
+    "causationid",
+    "priority",
+    "sequence",
+    "traceparent",
+    "data",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Edited:
+    """What was sent in place of a letter."""
+
+    letter: int
+    copy_id: str
+    queue: str
+    diff: str
+    recorded: bool
+    """Whether it is in the history: events are, commands are not."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "letter": self.letter,
+            "copy": self.copy_id,
+            "queue": self.queue,
+            "diff": self.diff,
+            "recorded": self.recorded,
+        }
+
+
+def text_of(body: bytes) -> str:
+    """A body as a person edits it."""
+    document = document_of(body)
+    if document is None:
+        return body.decode(errors="replace")
+    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+
+
+def with_values(text: str, settings: Sequence[str]) -> str:
+    """The text with `path=value` settings made, such as `data.lines.0.quantity=2`.
+
+    A path that begins with no attribute of the envelope is one within its `data`. A value is JSON,
+    or text if it is not that. Raises `InputError`.
+    """
+    document = document_of(text.encode())
+    if document is None:
+        raise InputError("the payload is no JSON object: --set finds nothing in it; use --file")
+    for setting in settings:
+        path, equals, value = setting.partition("=")
+        steps = path.split(".")
+        if not equals or not all(steps):
+            raise InputError(f"--set takes path=value, such as data.total_cents=995: {setting!r}")
+        if steps[0] not in _ENVELOPE:
+            steps.insert(0, "data")
+        _set(document, steps, _value(value), setting)
+    return text_of(json.dumps(document).encode())
+
+
+async def edit(
+    desk: Desk, number: int, change: Callable[[str], str | None], *, why: str = ""
+) -> Edited | None:
+    """Have a dead letter's payload changed, and send the copy; None if `change` changed nothing.
+
+    `change` gets the payload as text and returns it corrected. The copy has an id of its own, which
+    follows from what is in it, and the original as its causation. It goes to the history and to the
+    origin queue. Raises `InputError`, and nothing has changed then.
+    """
+    letter = desk.store.get(number)
+    if letter.state is not State.DEAD:
+        raise InputError(f"letter {number} is {letter.state}; only a dead one can be edited")
+    participant = next(p for p in desk.graph.participants if p.name == letter.participant)
+    if letter.queue not in queues_of(participant):
+        raise InputError(
+            f"letter {number} is from {letter.queue}, which is no queue of {participant.name}"
+        )
+    before = text_of(letter.body)
+    after = await asyncio.to_thread(change, before)  # A person takes longer than a heartbeat.
+    if after is None or after == before:
+        return None
+    body, copy_id = _copy(letter, after)
+    try:
+        envelope = decoder_of(participant).decode(body)
+    except Undecodable as error:
+        raise InputError(
+            f"{participant.name} cannot take the edited letter {number}: {error}"
+        ) from error
+    diff = _diff(before, after)
+    message = message_of(body)
+    recorded = isinstance(envelope.data, Event)
+    publisher = BrokerPublisher(desk.deployment.amqp_url, "saga dlq edit")
+    try:
+        await publisher.open()
+        desk.store.begin_edit(number, copy_id, diff, body, why)
+        if recorded:
+            await publisher.publish(message, "", HISTORY_STREAM)
+        await publisher.publish(_again(message), "", letter.queue)
+    finally:
+        await publisher.close()
+    desk.store.end_edit(number, copy_id, why)
+    return Edited(number, copy_id, letter.queue, diff, recorded)
+
+
+def _again(message: aio_pika.Message) -> aio_pika.Message:
+    """The same message as another object: publishing notes things on the one it is given."""
+    return message_of(message.body)
+
+
+def _copy(letter: Letter, text: str) -> tuple[bytes, str]:
+    """The corrected copy and its id."""
+    try:
+        document = from_json(text)
+    except ValueError as error:
+        raise InputError(f"the edited letter {letter.number} is not JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise InputError(f"the edited letter {letter.number} is JSON, but not an object")
+    content = json.dumps(document, sort_keys=True).encode()
+    copy_id = derived_id(letter.key, f"edit/{hashlib.sha256(content).hexdigest()}")
+    document |= {
+        "id": copy_id,
+        "causationid": letter.key,
+        "source": EDITOR_SOURCE,
+        ADDRESSEE: letter.participant,
+    }
+    # It is no event of the sender's own sequence.
+    document.pop("sequence", None)
+    return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode(), copy_id
+
+
+def _diff(before: str, after: str) -> str:
+    lines = difflib.unified_diff(
+        before.splitlines(), after.splitlines(), "original", "edited", lineterm="", n=1
+    )
+    return "\n".join(lines)
+
+
+def _value(text: str) -> Any:
+    try:
+        return from_json(text)
+    except ValueError:
+        return text
+
+
+def _set(document: dict[str, Any], steps: Sequence[str], value: Any, setting: str) -> None:
+    target: Any = document
+    for depth, step in enumerate(steps):
+        last = depth == len(steps) - 1
+        if isinstance(target, list):
+            if not step.isdecimal() or int(step) >= len(target):
+                raise InputError(
+                    f"--set {setting!r}: {'.'.join(steps[:depth])} has {len(target)} elements, "
+                    f"none of them {step!r}"
+                )
+            key: Any = int(step)
+        elif isinstance(target, dict):
+            key = step
+            if not last and step not in target:
+                raise InputError(f"--set {setting!r}: there is no {'.'.join(steps[: depth + 1])}")
+        else:
+            raise InputError(f"--set {setting!r}: {'.'.join(steps[:depth])} has nothing within it")
+        if last:
+            target[key] = value
+        else:
+            target = target[key]

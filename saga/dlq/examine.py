@@ -1,0 +1,182 @@
+"""What a replay would do, told from the letter, the services' inboxes and the orders."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from common.choreography import Choreography, Participant
+from common.envelope import Decoder, Undecodable, schema_uri
+from common.kernel.tables import Tables
+from common.messaging.topology import queues_of
+from order_service.domain import OrderStatus
+from order_service.store import orders
+from saga.deployment import Deployment
+from saga.dlq.letters import Letter, document_of
+from saga.status import read
+
+REPLAYS_MAX: Final = 3
+"""How often a letter is sent again before somebody has to insist."""
+_AT_ONCE: Final = 500
+_TERMINAL: Final = (OrderStatus.CONFIRMED, OrderStatus.CANCELLED)
+
+
+class Expectation(StrEnum):
+    """What a replay would lead to: the message being handled, or why not."""
+
+    HANDLED = "handled"
+    ALREADY_DONE = "already done"
+    UNDECODABLE = "cannot be decoded"
+    CAPPED = "replayed too often"
+    NO_QUEUE = "no such queue"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a replay of one letter would do.
+
+    `upcast_from` is the version of the payload if that is not the newest. `order_status` is what
+    the order service says of its order, if it knows it. With `already_done` the inbox would skip
+    the message, so it need not be sent.
+    """
+
+    expectation: Expectation
+    detail: str
+    decodes: bool
+    upcast_from: int | None
+    order_status: str | None
+    order_terminal: bool
+    already_done: bool
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Examiner:
+    """Examines letters of one system."""
+
+    def __init__(
+        self, deployment: Deployment, graph: Choreography, *, replays_max: int = REPLAYS_MAX
+    ) -> None:
+        self._deployment = deployment
+        self._replays_max = replays_max
+        self._participants = {p.name: p for p in graph.participants}
+        self._decoders = {p.name: decoder_of(p) for p in graph.participants}
+
+    async def examine(
+        self, letters: Sequence[Letter], *, force: bool = False
+    ) -> dict[int, Verdict]:
+        """A verdict on each letter, by its number. With `force` none was replayed too often."""
+        done = await self.done(letters)
+        statuses = await asyncio.to_thread(
+            self._order_statuses, {letter.subject for letter in letters if letter.subject}
+        )
+        return {
+            letter.number: self._verdict(
+                letter, letter.number in done, statuses.get(letter.subject or ""), force
+            )
+            for letter in letters
+        }
+
+    async def done(self, letters: Iterable[Letter]) -> set[int]:
+        """The numbers of the letters whose message its participant has dealt with."""
+        by_participant: defaultdict[str, dict[str, int]] = defaultdict(dict)
+        for letter in letters:
+            by_participant[letter.participant][letter.inbox_id] = letter.number
+        found: set[int] = set()
+        for participant, numbers in by_participant.items():
+            url = self._deployment.database_urls.get(participant)
+            if url is not None:
+                ids = await asyncio.to_thread(read, url, lambda c, ids=numbers: _in_inbox(c, ids))
+                found.update(numbers[id] for id in ids)
+        return found
+
+    async def knows_order(self, order: str) -> bool:
+        """Whether the order service has such an order."""
+        return bool(await asyncio.to_thread(self._order_statuses, {order}))
+
+    def _order_statuses(self, subjects: Collection[str]) -> Mapping[str, OrderStatus]:
+        url = self._deployment.database_urls.get("order")
+        return read(url, lambda c: _statuses(c, subjects)) if url and subjects else {}
+
+    def _verdict(
+        self, letter: Letter, done: bool, status: OrderStatus | None, force: bool
+    ) -> Verdict:
+        decodes, upcast_from, problem = self._decode(letter)
+        participant = self._participants.get(letter.participant)
+        expectation, detail = Expectation.HANDLED, ""
+        if status in _TERMINAL:
+            detail = f"the order is {status} already: only what that leaves to do will be done"
+        if done:
+            expectation = Expectation.ALREADY_DONE
+            detail = f"the inbox of {letter.participant} has it"
+        elif participant is None or letter.queue not in queues_of(participant):
+            expectation = Expectation.NO_QUEUE
+            detail = f"{letter.queue} is no queue of {letter.participant}"
+        elif letter.replays >= self._replays_max and not force:
+            expectation = Expectation.CAPPED
+            detail = f"replayed {letter.replays} times; --force sends it once more"
+        elif not decodes:
+            expectation, detail = Expectation.UNDECODABLE, problem
+        return Verdict(
+            expectation,
+            detail,
+            decodes,
+            upcast_from,
+            None if status is None else str(status),
+            status in _TERMINAL,
+            done,
+        )
+
+    def _decode(self, letter: Letter) -> tuple[bool, int | None, str]:
+        decoder = self._decoders.get(letter.participant)
+        if decoder is None:
+            return False, None, f"there is no participant {letter.participant}"
+        try:
+            envelope = decoder.decode(letter.body)
+        except Undecodable as error:
+            return False, None, str(error)
+        except Exception as error:  # What a decoder did not foresee is undecodable too.
+            return False, None, f"{type(error).__name__}: {error}"
+        schema = (document_of(letter.body) or {}).get("dataschema")
+        if schema == schema_uri(type(envelope.data)):
+            return True, None, ""
+        return True, int(str(schema).rpartition(":")[2]), ""
+
+
+def decoder_of(participant: Participant) -> Decoder:
+    """The decoder that the participant's own consumer has."""
+    return Decoder((*participant.consumes, *participant.intake))
+
+
+def _in_inbox(connection: Connection, ids: Collection[str]) -> set[str]:
+    # The kernel gives each service an inbox of this shape; the metadata is only for the query.
+    column = Tables(sa.MetaData()).inbox.c.message_id
+    wanted = list(ids)
+    return {
+        id
+        for start in range(0, len(wanted), _AT_ONCE)
+        for id in connection.scalars(
+            sa.select(column).where(column.in_(wanted[start : start + _AT_ONCE]))
+        )
+    }
+
+
+def _statuses(connection: Connection, ids: Collection[str]) -> dict[str, OrderStatus]:
+    wanted = list(ids)
+    return {
+        row.order_id: row.status
+        for start in range(0, len(wanted), _AT_ONCE)
+        for row in connection.execute(
+            sa.select(orders.c.order_id, orders.c.status).where(
+                orders.c.order_id.in_(wanted[start : start + _AT_ONCE])
+            )
+        )
+    }

@@ -1,0 +1,277 @@
+"""A dead letter: what the queue held, what is kept of it, and the message that goes out again."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any, Final
+
+import aio_pika
+from aiormq.abc import DeliveredMessage
+from pydantic_core import from_json
+
+from common.message import Priority
+from common.messaging import dead_letters as headers_of
+from common.messaging.topology import work_queue
+
+REPLAYS: Final = "x-saga-replays"
+"""How often a message was sent again from the store."""
+
+_OURS: Final = "x-saga-"
+_BROKERS: Final = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-count")
+# What would make the broker send a copy elsewhere.
+_ROUTING: Final = ("CC", "BCC")
+_BYTES, _TIME = "$bytes", "$time"
+
+
+class State(StrEnum):
+    """Where a letter stands. `sent` is out and not yet heard of; `done` is known to be done."""
+
+    DEAD = "dead"
+    SENDING = "sending"
+    SENT = "sent"
+    DONE = "done"
+    DISCARDED = "discarded"
+    REPLACED = "replaced"
+
+
+HERE: Final = (State.DEAD, State.SENDING)
+"""The states of letters whose message is nowhere else."""
+SETTLED: Final = (State.DISCARDED, State.REPLACED)
+"""The states of letters that a person has settled."""
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """One message taken from a dead-letter queue.
+
+    `key` names the message wherever it is. `died` tells the copies of one message apart: it is the
+    dead-letter time as the message carries it, empty if it carries none.
+    """
+
+    participant: str
+    key: str
+    died: str
+    event_id: str | None
+    type: str
+    subject: str | None
+    queue: str
+    reason: str
+    error_type: str
+    error: str
+    fingerprint: str
+    attempts: int
+    replays: int
+    first_failed_at: datetime
+    last_failed_at: datetime
+    properties: dict[str, Any]
+    headers: dict[str, Any]
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """One message that died at one participant, however many copies of it there are.
+
+    `replays` counts how often it was sent again. Body, headers and properties are those of the
+    newest copy, and are read only where they are needed.
+    """
+
+    number: int
+    participant: str
+    key: str
+    state: State
+    event_id: str | None
+    type: str
+    subject: str | None
+    queue: str
+    reason: str
+    error_type: str
+    error: str
+    fingerprint: str
+    attempts: int
+    replays: int
+    copies: int
+    first_failed_at: datetime
+    last_failed_at: datetime
+    note: str
+    properties: Mapping[str, Any]
+    headers: Mapping[str, Any]
+    body: bytes
+
+    @property
+    def inbox_id(self) -> str:
+        """What its participant's inbox knows the message by."""
+        return self.event_id or self.key
+
+
+def key_of(message_id: str | None, body: bytes) -> str:
+    """What a message is recognised by: its AMQP message id, or, having none, its body."""
+    return message_id or f"sha256:{hashlib.sha256(body).hexdigest()}"
+
+
+def document_of(body: bytes) -> dict[str, Any] | None:
+    """The JSON object in a body, if it is one."""
+    try:
+        document = from_json(body)
+    except ValueError:
+        return None
+    return document if isinstance(document, dict) else None
+
+
+def event_id_of(body: bytes) -> str | None:
+    """The id in the envelope, if there is any."""
+    found = (document_of(body) or {}).get("id")
+    return found if isinstance(found, str) and found else None
+
+
+def copy_of(message: DeliveredMessage, participant: str, now: datetime) -> Copy:
+    """What a message from the participant's dead-letter queue is.
+
+    One that the broker itself has set aside carries the broker's notes only; what nobody noted is
+    taken to have died `now`.
+    """
+    properties = message.header.properties
+    headers: dict[str, Any] = dict(properties.headers or {})
+    body = message.body
+    death = _first(headers.get("x-death"))
+    reason = _text(headers.get(headers_of.REASON)) or _text(death.get("reason")) or "unknown"
+    died = _text(headers.get(headers_of.LAST_FAILED_AT)) or _stamp(death.get("time"))
+    last = _time(died) or now
+    document = document_of(body) or {}
+    event_id = event_id_of(body)
+    key = key_of(properties.message_id, body)
+    if reason != headers_of.Reason.UNDECODABLE:
+        key = event_id or key
+    queue = _text(headers.get(headers_of.ORIGIN_QUEUE)) or _text(death.get("queue"))
+    return Copy(
+        participant=participant,
+        key=key,
+        died=died,
+        event_id=event_id,
+        type=_text(document.get("type")) or _text(properties.message_type) or "unknown",
+        subject=_text(document.get("subject")) or _text(properties.correlation_id) or None,
+        queue=queue or work_queue(participant, _priority(document, headers)),
+        reason=reason,
+        error_type=_text(headers.get(headers_of.ERROR_TYPE)),
+        error=_text(headers.get(headers_of.ERROR)),
+        fingerprint=_text(headers.get(headers_of.FINGERPRINT)) or f"broker:{reason}",
+        attempts=_count(headers.get(headers_of.ATTEMPTS)),
+        replays=_count(headers.get(REPLAYS)),
+        first_failed_at=_time(_text(headers.get(headers_of.FIRST_FAILED_AT))) or last,
+        last_failed_at=last,
+        properties={
+            "message_id": properties.message_id,
+            "correlation_id": properties.correlation_id,
+            "type": properties.message_type,
+            "app_id": properties.app_id,
+            "content_type": properties.content_type,
+            "content_encoding": properties.content_encoding,
+            "timestamp": properties.timestamp,
+            "priority": properties.priority,
+        },
+        headers=headers,
+        body=body,
+    )
+
+
+def message_of(letter: Letter, replays: int) -> aio_pika.Message:
+    """The message as it was first, to be sent again: nothing is left of its failures but how often
+    it was replayed, so its attempts begin anew."""
+    properties = letter.properties
+    kept = {
+        name: value
+        for name, value in letter.headers.items()
+        if not name.startswith((_OURS, *_BROKERS)) and name not in _ROUTING
+    }
+    return aio_pika.Message(
+        letter.body,
+        headers={**kept, REPLAYS: replays},
+        delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
+        message_id=properties.get("message_id"),
+        correlation_id=properties.get("correlation_id"),
+        type=properties.get("type"),
+        app_id=properties.get("app_id"),
+        content_type=properties.get("content_type"),
+        content_encoding=properties.get("content_encoding"),
+        timestamp=properties.get("timestamp"),
+        priority=properties.get("priority"),
+    )
+
+
+def to_json(value: Mapping[str, Any]) -> str:
+    """Headers or properties as text; what AMQP has and JSON has not is marked."""
+    return json.dumps(value, default=_marked)
+
+
+def from_text(text: str) -> dict[str, Any]:
+    """What `to_json` made text of."""
+    found: dict[str, Any] = json.loads(text, object_hook=_unmarked)
+    return found
+
+
+def printable_body(body: bytes) -> dict[str, Any]:
+    """A body for a JSON document: as JSON if it is that, as text if it is that, else in Base64."""
+    document = document_of(body)
+    if document is not None:
+        return {"payload": document}
+    try:
+        return {"payload_text": body.decode()}
+    except UnicodeDecodeError:
+        return {"payload_base64": base64.b64encode(body).decode()}
+
+
+def _marked(value: Any) -> Any:
+    if isinstance(value, bytes | bytearray):
+        return {_BYTES: base64.b64encode(value).decode()}
+    if isinstance(value, datetime):
+        return {_TIME: value.isoformat()}
+    return str(value)  # A decimal, which no client of ours sends.
+
+
+def _unmarked(found: dict[str, Any]) -> Any:
+    if found.keys() == {_BYTES}:
+        return bytearray(base64.b64decode(found[_BYTES]))  # What pamqp sends as bytes.
+    if found.keys() == {_TIME}:
+        return datetime.fromisoformat(found[_TIME])
+    return found
+
+
+def _first(deaths: Any) -> dict[str, Any]:
+    """The broker's newest note on a dead-lettering."""
+    death = deaths[0] if isinstance(deaths, list) and deaths else None
+    return death if isinstance(death, dict) else {}
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    return value if isinstance(value, str) else ""
+
+
+def _count(value: Any) -> int:
+    return value if isinstance(value, int) and value >= 0 else 0
+
+
+def _stamp(value: Any) -> str:
+    return value.astimezone(UTC).isoformat() if isinstance(value, datetime) else ""
+
+
+def _time(text: str) -> datetime | None:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def _priority(document: Mapping[str, Any], headers: Mapping[str, Any]) -> Priority:
+    key = _text(headers.get(headers_of.ORIGIN_ROUTING_KEY))
+    said = document.get("priority")
+    high = said == Priority.HIGH or key.endswith(f".{Priority.HIGH}")
+    return Priority.HIGH if high else Priority.NORMAL

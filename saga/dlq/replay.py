@@ -1,0 +1,446 @@
+"""Sending letters again: a frozen selection, a few at first, no faster than asked, and no further
+than they succeed.
+
+A letter succeeds when its message's inbox row is there, and fails when the message is dead again.
+It goes to its origin queue only, under its own id, so that sending it twice has the effect of
+sending it once: that is what makes a replay that was killed safe to go on with.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import aiormq
+
+from common.messaging.connection import BrokerError, printable
+from common.messaging.publisher import BrokerPublisher
+from saga.dlq import DlqError, InputError
+from saga.dlq.collect import collect
+from saga.dlq.desk import Desk
+from saga.dlq.examine import REPLAYS_MAX, Expectation, Verdict
+from saga.dlq.letters import HERE, Letter, State, message_of
+from saga.dlq.store import ItemState, Run, Selection
+
+RAMP: Final = (1, 5, 25, 125)
+"""How many are sent at first, each step once the one before has succeeded; then all the others."""
+RATE_MAX: Final = 100_000.0
+FAILING_MAX: Final = 0.2
+TIMEOUT_SECONDS: Final = 60.0
+"""How long it may take to hear of a message: longer than all its tries together."""
+TIMEOUT_MAX_SECONDS: Final = 86_400.0
+UNHEARD_MAX: Final = 1_000
+"""Messages sent and not yet heard of, beyond which sending waits."""
+RECENT: Final = 100
+"""The messages heard of last, whose share of failures counts."""
+TOGETHER_MAX: Final = 100
+"""Messages whose confirms are awaited together."""
+BURST_SECONDS: Final = 0.25
+"""How much of a second's rate may be sent at once."""
+JUDGE_EVERY_SECONDS, JUDGE_EVERY_AT_FIRST_SECONDS = 0.1, 0.02
+_PAUSE_SECONDS: Final = 0.01
+
+_OUT: Final = (ItemState.SENDING, ItemState.SENT)
+_FAILED: Final = (ItemState.FAILED, ItemState.UNANSWERED, ItemState.REFUSED)
+
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How to replay. `rate` is in messages per second, None for as fast as it goes; `max_failing`
+    is the share of the messages heard of lately that may have failed. Raises `InputError`."""
+
+    rate: float | None = None
+    max_failing: float = FAILING_MAX
+    max_replays: int = REPLAYS_MAX
+    timeout_seconds: float = TIMEOUT_SECONDS
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        if self.rate is not None and not 0 < self.rate <= RATE_MAX:
+            raise InputError(
+                f"the rate is {self.rate:g}; it takes messages per second, more than 0 and at most "
+                f"{RATE_MAX:g}"
+            )
+        if not 0 <= self.max_failing <= 1:
+            raise InputError(f"max-failing is {self.max_failing:g}; it takes a share from 0 to 1")
+        if self.max_replays < 1:
+            raise InputError(f"max-replays is {self.max_replays}; it takes 1 or more")
+        if not 0 < self.timeout_seconds <= TIMEOUT_MAX_SECONDS:
+            raise InputError(
+                f"the timeout is {self.timeout_seconds:g}; it takes seconds, more than 0 and at "
+                f"most {TIMEOUT_MAX_SECONDS:g}"
+            )
+
+
+@dataclass(slots=True)
+class Result:
+    """What came of a replay. `counts` has every letter of the frozen selection once."""
+
+    run: int
+    counts: Mapping[ItemState, int]
+    letters: Sequence[tuple[int, ItemState, str]]
+    stopped: str | None
+    resumed: bool
+    seconds: float
+    sent: int
+    """Messages sent in this command; less than all when it went on with a replay."""
+    sending_seconds: float
+
+    @property
+    def ok(self) -> bool:
+        """Whether every letter of the selection is done."""
+        return self.stopped is None and set(self.counts) <= {ItemState.DONE}
+
+    @property
+    def rate(self) -> float | None:
+        """Messages per second, from the first sent to the last."""
+        return (self.sent - 1) / self.sending_seconds if self.sent > 1 else None
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "ok": self.ok,
+            "run": self.run,
+            "resumed": self.resumed,
+            "stopped": self.stopped,
+            "selected": sum(self.counts.values()),
+            **{str(state): self.counts.get(state, 0) for state in ItemState},
+            "sent_now": self.sent,
+            "seconds": round(self.seconds, 3),
+            "rate": None if self.rate is None else round(self.rate, 1),
+            "not_done": [
+                {"letter": number, "state": str(state), "detail": detail}
+                for number, state, detail in self.letters
+                if state is not ItemState.DONE
+            ],
+        }
+
+
+async def dry_run(
+    desk: Desk, selection: Selection, settings: Settings
+) -> list[tuple[Letter, Verdict]]:
+    """What a replay would do with each letter of the selection, in its order. Sends nothing."""
+    letters = desk.store.find(selection, HERE)
+    examiner = desk.examiner(settings.max_replays)
+    verdicts = await examiner.examine(letters, force=settings.force)
+    return [(letter, verdicts[letter.number]) for letter in letters]
+
+
+async def replay(
+    desk: Desk,
+    selection: Selection | None,
+    settings: Settings,
+    *,
+    why: str = "",
+    begun: Callable[[Run, int], None] = lambda _, __: None,
+    progress: Progress = lambda _: None,
+) -> Result:
+    """Replay the letters selected, or go on with the replay of them that never ended.
+
+    With None as the selection, go on with whichever never ended. `begun` is told the run and how
+    many letters are open; `progress`, how many more are heard of. Raises `DlqError`, `InputError`,
+    and `BrokerError` if the broker goes away: then the same call goes on.
+    """
+    with _alone(desk.store.path):
+        run, resumed = _run(desk, selection, settings, why)
+        replaying = _Replaying(desk, run, settings, progress)
+        begun(run, len(desk.store.open_items(run)))
+        publisher = BrokerPublisher(desk.deployment.amqp_url, "saga dlq replay")
+        started = time.monotonic()
+        try:
+            await publisher.open()
+            stopped = await replaying.work(publisher)
+        finally:
+            await publisher.close()
+        seconds = time.monotonic() - started
+        counts = desk.store.count_items(run)
+        result = Result(
+            run.number,
+            counts,
+            desk.store.items_of(run),
+            stopped,
+            resumed,
+            seconds,
+            replaying.sent,
+            replaying.sending_seconds,
+        )
+        summary = {name: value for name, value in result.to_json().items() if name != "not_done"}
+        desk.store.end_run(run, stopped or "finished", summary, why)
+    return result
+
+
+def _run(desk: Desk, selection: Selection | None, settings: Settings, why: str) -> tuple[Run, bool]:
+    """The run to work on: the one that never ended, or a new one."""
+    unfinished = desk.store.unfinished_run()
+    if unfinished is None:
+        if selection is None:
+            raise InputError("no replay waits to be resumed: each one begun has ended")
+        letters = desk.store.find(selection, HERE, contents=False)
+        numbers = [letter.number for letter in letters]
+        return desk.store.begin_run(selection, numbers, asdict(settings), why), False
+    if selection is not None and selection.to_json() != unfinished.selection:
+        raise DlqError(
+            f"replay {unfinished.number} of {unfinished.selection or 'all letters'} was begun and "
+            f"never ended; go on with it by `saga dlq replay --resume` first"
+        )
+    return unfinished, True
+
+
+@contextmanager
+def _alone(store: Path) -> Iterator[None]:
+    """One replay at a time: two would count each other's successes and failures."""
+    descriptor = os.open(store.with_name(store.name + ".lock"), os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise DlqError(
+                f"another replay is at work on {store}; wait for it, or stop it first"
+            ) from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@dataclass(slots=True)
+class _Pace:
+    """So many a second, and no more than a little at once after a pause."""
+
+    rate: float | None
+    _tokens: float = 1.0
+    _at: float = field(default_factory=time.monotonic)
+
+    def allows(self, wanted: int) -> int:
+        """How many of those wanted may go now."""
+        if self.rate is None:
+            return wanted
+        now = time.monotonic()
+        most = max(1.0, self.rate * BURST_SECONDS)
+        self._tokens = min(most, self._tokens + (now - self._at) * self.rate)
+        self._at = now
+        return min(wanted, int(self._tokens))
+
+    def spend(self, count: int) -> None:
+        self._tokens -= count
+
+
+class _Replaying:
+    """One command's work on a run."""
+
+    def __init__(self, desk: Desk, run: Run, settings: Settings, progress: Progress) -> None:
+        self._desk = desk
+        self._store = desk.store
+        self._run = run
+        self._settings = settings
+        self._progress = progress
+        self._examiner = desk.examiner(settings.max_replays)
+        self._waiting: deque[int] = deque()
+        self._unheard: dict[int, tuple[Letter, float]] = {}
+        self._recent: deque[bool] = deque(maxlen=RECENT)
+        self._pace = _Pace(settings.rate)
+        self._participants: set[str] = set()
+        self.sent = 0
+        self._first_at = self._last_at = 0.0
+
+    @property
+    def sending_seconds(self) -> float:
+        return max(self._last_at - self._first_at, 1e-9)
+
+    async def work(self, publisher: BrokerPublisher) -> str | None:
+        """Send and listen until every letter is heard of; returns why it stopped before, if so."""
+        await self._take_up()
+        ramp = iter(RAMP)
+        step: int | None = next(ramp)
+        left = step  # of this step of the ramp
+        judged_at = 0.0
+        while self._waiting or self._unheard:
+            room = UNHEARD_MAX - len(self._unheard) if step is None else (left or 0)
+            count = self._pace.allows(min(room, TOGETHER_MAX, len(self._waiting)))
+            if count > 0:
+                sent = await self._send(publisher, count)
+                if left is not None:
+                    left -= sent
+            every = JUDGE_EVERY_SECONDS if step is None else JUDGE_EVERY_AT_FIRST_SECONDS
+            if time.monotonic() - judged_at > every:
+                await self._judge()
+                judged_at = time.monotonic()
+            step_ended = step is not None and not left and not self._unheard
+            if (step is None or step_ended) and (why := self._too_many_fail()):
+                return why
+            if step_ended:
+                step = next(ramp, None)
+                left = step
+            elif count <= 0:
+                await asyncio.sleep(_PAUSE_SECONDS)
+        return self._too_many_fail()
+
+    async def _take_up(self) -> None:
+        """Where the run stands. Of what was being sent nobody knows whether it went: it is sent
+        again, unless it is done, or dead again, which it was not without having been sent."""
+        items = dict(self._store.open_items(self._run))
+        now = time.monotonic()
+        for letter in self._letters([n for n, state in items.items() if state in _OUT]):
+            if letter.state is State.DEAD:
+                del items[letter.number]
+                self._hear([letter.number], ItemState.FAILED, "it is dead again")
+            elif items[letter.number] is ItemState.SENT:
+                del items[letter.number]
+                self._unheard[letter.number] = letter, now
+                self._participants.add(letter.participant)
+        self._waiting.extend(items)
+
+    def _letters(self, numbers: Collection[int]) -> list[Letter]:
+        if not numbers:
+            return []
+        found = {
+            letter.number: letter for letter in self._store.find(Selection(numbers=tuple(numbers)))
+        }
+        return [found[number] for number in numbers if number in found]
+
+    async def _send(self, publisher: BrokerPublisher, count: int) -> int:
+        """Send the next letters that may be sent; returns how many were."""
+        numbers = [self._waiting.popleft() for _ in range(count)]
+        letters = await asyncio.to_thread(self._letters, numbers)
+        verdicts = await self._examiner.examine(letters, force=self._settings.force)
+        going: list[Letter] = []
+        for letter in letters:
+            verdict = verdicts[letter.number]
+            skipped = self._skipped(letter, verdict)
+            if skipped is None:
+                going.append(letter)
+            else:
+                self._hear([letter.number], *skipped, counts=False)
+        # One that is sending already was counted before it was first sent.
+        replays = {letter.number: letter.replays + (letter.state is State.DEAD) for letter in going}
+        may_go = await asyncio.to_thread(self._store.mark_sending, self._run, replays)
+        self._hear(
+            [letter.number for letter in going if letter.number not in may_go],
+            ItemState.SKIPPED,
+            "somebody else has dealt with it",
+            counts=False,
+        )
+        going = [letter for letter in going if letter.number in may_go]
+        self._pace.spend(len(going))
+        for part in _distinct(going):
+            await self._publish(publisher, part, replays)
+        return len(going)
+
+    def _skipped(self, letter: Letter, verdict: Verdict) -> tuple[ItemState, str] | None:
+        """What becomes of a letter that is not sent; None if it is."""
+        if letter.state not in HERE:
+            return ItemState.SKIPPED, f"it is {letter.state}"
+        resumed = letter.state is State.SENDING
+        match verdict.expectation:
+            case Expectation.HANDLED:
+                return None
+            case Expectation.ALREADY_DONE:
+                return ItemState.DONE, verdict.detail
+            case Expectation.CAPPED if resumed:
+                return None
+            case Expectation.UNDECODABLE if self._settings.force:
+                return None
+            case _:
+                return ItemState.SKIPPED, f"{verdict.expectation}: {verdict.detail}"
+
+    async def _publish(
+        self, publisher: BrokerPublisher, letters: Sequence[Letter], replays: Mapping[int, int]
+    ) -> None:
+        results = await asyncio.gather(
+            *(
+                publisher.publish(message_of(letter, replays[letter.number]), "", letter.queue)
+                for letter in letters
+            ),
+            return_exceptions=True,
+        )
+        now = time.monotonic()
+        if not self.sent:
+            self._first_at = now
+        confirmed: list[int] = []
+        away: BaseException | None = None
+        for letter, result in zip(letters, results, strict=True):
+            if result is None:
+                confirmed.append(letter.number)
+                self._unheard[letter.number] = letter, now
+                self._participants.add(letter.participant)
+            elif isinstance(result, aiormq.exceptions.PublishError):
+                self._hear([letter.number], ItemState.REFUSED, f"not routed: {result}")
+            else:
+                away = result
+        self.sent += len(confirmed)
+        self._last_at = now
+        await asyncio.to_thread(self._store.mark_sent, self._run, confirmed)
+        if away is not None:
+            raise BrokerError(
+                f"RabbitMQ at {printable(self._desk.deployment.amqp_url)} went away: "
+                f"{str(away) or type(away).__name__}; once it is well, `saga dlq replay --resume` "
+                f"goes on"
+            ) from away
+
+    async def _judge(self) -> None:
+        """Find out what became of what was sent."""
+        if not self._unheard:
+            return
+        await collect(self._desk.connection, self._store, sorted(self._participants))
+        letters = [letter for letter, _ in self._unheard.values()]
+        # In this order: what is done never dies again.
+        states = await asyncio.to_thread(self._store.states_of, list(self._unheard))
+        done = await self._examiner.done(letters)
+        self._hear(sorted(done), ItemState.DONE)
+        dead = [n for n in self._unheard if states.get(n) is State.DEAD]
+        self._hear(dead, ItemState.FAILED, "it is dead again")
+        settled = [n for n in self._unheard if states.get(n) in (State.DISCARDED, State.REPLACED)]
+        self._hear(settled, ItemState.SKIPPED, "somebody has settled it", counts=False)
+        late = time.monotonic() - self._settings.timeout_seconds
+        self._hear(
+            [number for number, (_, at) in self._unheard.items() if at < late],
+            ItemState.UNANSWERED,
+            f"neither done nor dead again after {self._settings.timeout_seconds:g} s",
+        )
+
+    def _hear(
+        self, numbers: Collection[int], state: ItemState, detail: str = "", *, counts: bool = True
+    ) -> None:
+        if not numbers:
+            return
+        self._store.mark_items(self._run, numbers, state, detail)
+        for number in numbers:
+            self._unheard.pop(number, None)
+            if counts:
+                self._recent.append(state in _FAILED)
+        self._progress(len(numbers))
+
+    def _too_many_fail(self) -> str | None:
+        if not self._recent:
+            return None
+        failing, heard = sum(self._recent), len(self._recent)
+        if failing / heard <= self._settings.max_failing:
+            return None
+        return (
+            f"{failing} of the last {heard} messages failed again, more than "
+            f"{self._settings.max_failing:.0%}"
+        )
+
+
+def _distinct(letters: Sequence[Letter]) -> Iterator[list[Letter]]:
+    """The letters in parts without two of one message id, which must not be in flight at once."""
+    left = list(letters)
+    while left:
+        part: dict[str, Letter] = {}
+        rest: list[Letter] = []
+        for letter in left:
+            id = letter.properties.get("message_id") or letter.key
+            if id in part:
+                rest.append(letter)
+            else:
+                part[id] = letter
+        yield list(part.values())
+        left = rest

@@ -1,0 +1,524 @@
+"""Dead letters on a real broker: collected, listed, replayed, edited, discarded."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import aio_pika
+import pytest
+import sqlalchemy as sa
+from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
+
+import order_service.store
+from common.choreography import Choreography, Participant
+from common.envelope import Envelope
+from common.events import OrderCancelled, StockReleased
+from common.kernel.database import sqlite_engine
+from common.kernel.groups import Kernel
+from common.kernel.outbox import Outbox
+from common.kernel.tables import utc_now
+from common.message import Priority
+from common.messaging.connection import connect
+from common.messaging.consumer import Consumer
+from common.messaging.dead_letters import LAST_FAILED_AT
+from common.messaging.publisher import BrokerPublisher, message_of
+from common.messaging.topology import (
+    DEAD_EXCHANGE,
+    EVENTS_EXCHANGE,
+    HISTORY_STREAM,
+    apply,
+    topology_of,
+)
+from order_service.domain import Order, OrderStatus
+from saga.deployment import Deployment, dead_letters_url_in
+from saga.dlq import DlqError, InputError
+from saga.dlq.collect import collect
+from saga.dlq.desk import Desk, open_desk
+from saga.dlq.edit import edit, with_values
+from saga.dlq.examine import Expectation
+from saga.dlq.letters import REPLAYS, State
+from saga.dlq.replay import Result, Settings, dry_run, replay
+from saga.dlq.store import ItemState, Selection, Store
+from tests.integration.toy import NOW, Tally, cancelled, make_tables, open_toy, rows
+from tests.polling import until
+
+broken = True
+"""Whether the reaction fails for the customer `ill`."""
+
+
+class Ill(Exception):
+    """What the reaction raises while it is broken."""
+
+
+class Killed(Exception):
+    """Stands for a process that ends in the middle."""
+
+
+def tally(event: OrderCancelled, tally: Tally) -> StockReleased | None:
+    if event.customer == "never" or (event.customer == "ill" and broken):
+        raise Ill(f"order {event.order_id} cannot be served")
+    return StockReleased(order_id=event.order_id, lines=())
+
+
+TOY = Participant("toy", tally)
+GRAPH = Choreography([TOY])
+EVERYTHING = Selection()
+QUICK = Settings(timeout_seconds=10.0)
+
+
+@dataclass
+class Bench:
+    """A broker with the toy's topology, and the addresses an operator has."""
+
+    deployment: Deployment
+    channel: AbstractChannel
+    folder: Path
+
+    async def publish(self, envelopes: Iterable[Envelope[Any]]) -> None:
+        exchange = await self.channel.get_exchange(EVENTS_EXCHANGE, ensure=False)
+        await asyncio.gather(
+            *(exchange.publish(message_of(e.to_bytes()), e.routing_key) for e in envelopes)
+        )
+
+    async def bury(self, message: aio_pika.Message) -> None:
+        exchange = await self.channel.get_exchange(DEAD_EXCHANGE, ensure=False)
+        await exchange.publish(message, "toy")
+
+    async def depth(self, queue: str) -> int:
+        declared = await self.channel.declare_queue(queue, passive=True)
+        return declared.declaration_result.message_count or 0
+
+    async def holds(self, queue: str, count: int) -> bool:
+        return await self.depth(queue) == count
+
+    async def take(self, queue: str) -> AbstractIncomingMessage:
+        await until(lambda: self._any(queue))
+        found = await self.channel.get_queue(queue, ensure=False)
+        return await found.get(no_ack=True)
+
+    async def _any(self, queue: str) -> bool:
+        return await self.depth(queue) > 0
+
+    def desk(self) -> contextlib.AbstractAsyncContextManager[Desk]:
+        return open_desk(self.deployment, GRAPH)
+
+    async def letters(self, count: int, customer: str = "ill") -> None:
+        """Have so many dead letters in the toy's queue."""
+        before = await self.depth("toy.dlq")
+        async with running(self):
+            await self.publish(cancelled(n, customer=customer) for n in range(1, count + 1))
+            await until(lambda: self.holds("toy.dlq", before + count))
+
+    def place(self, order: int, status: OrderStatus) -> None:
+        """Have the order service know an order."""
+        engine = sqlite_engine(self.deployment.database_urls["order"])
+        order_service.store.TABLES.metadata.create_all(engine)
+        state = Order(str(UUID(int=order)), status=status, placed_at=NOW, deadline=NOW)
+        with engine.begin() as connection:
+            order_service.store.ORDERS.save(connection, [(state, 0)])
+        engine.dispose()
+
+
+@pytest.fixture
+async def bench(amqp_url: str, tmp_path: Path) -> AsyncIterator[Bench]:
+    global broken
+    broken = True
+    deployment = Deployment(
+        amqp_url=amqp_url,
+        http_urls={},
+        database_urls={
+            "toy": f"sqlite:///{tmp_path / 'toy.db'}",
+            "order": f"sqlite:///{tmp_path / 'order.db'}",
+        },
+        sandbox_url="",
+        dead_letters_url=dead_letters_url_in(tmp_path),
+    )
+    await open_toy(tmp_path, make_tables()).close()
+    async with await connect(amqp_url, name="test") as connection:
+        channel = await connection.channel(on_return_raises=True)
+        await apply(topology_of(GRAPH), channel)
+        made = Bench(deployment, channel, tmp_path)
+        made.place(999_999, OrderStatus.PENDING)
+        yield made
+
+
+class Toy:
+    def __init__(self, bench: Bench) -> None:
+        url = bench.deployment.amqp_url
+        self.tables = make_tables()
+        self.database = open_toy(bench.folder, self.tables)
+        self.publisher = BrokerPublisher(url, "toy publisher")
+        self.outbox = Outbox("toy", self.database, self.tables, self.publisher)
+        self.kernel = Kernel(TOY, self.database, self.tables, self.outbox)
+        self.consumer = Consumer(TOY, self.kernel, self.publisher, url, drain_seconds=5)
+
+    async def counts(self) -> dict[str, int]:
+        """How often each order was counted."""
+        states = self.tables.states[Tally].table
+        found = await self.database.read(
+            lambda c: [tuple(r) for r in c.execute(sa.select(states.c.key, states.c.count))]
+        )
+        return dict(found)
+
+
+@asynccontextmanager
+async def running(bench: Bench) -> AsyncIterator[Toy]:
+    toy = Toy(bench)
+    await toy.outbox.open()
+    await toy.publisher.open(patience_seconds=5)
+    tasks = [asyncio.create_task(toy.kernel.run()), asyncio.create_task(toy.outbox.run())]
+    await toy.consumer.start()
+    try:
+        yield toy
+    finally:
+        await toy.consumer.stop()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await toy.publisher.close()
+        await toy.database.close()
+
+
+def heal() -> None:
+    global broken
+    broken = False
+
+
+def states(desk: Desk) -> list[State]:
+    return [letter.state for letter in desk.store.find(EVERYTHING)]
+
+
+# --- collecting -----------------------------------------------------------------------------------
+
+
+async def test_collecting_empties_the_queue_into_the_store(bench: Bench) -> None:
+    await bench.letters(3)
+    async with bench.desk() as desk:
+        letters = desk.store.find(EVERYTHING)
+        assert [letter.state for letter in letters] == [State.DEAD] * 3
+        assert {letter.key for letter in letters} == {cancelled(n).id for n in (1, 2, 3)}
+        assert {letter.queue for letter in letters} == {"toy.normal"}
+        assert {letter.error_type for letter in letters} == {"Ill"}
+        assert len({letter.fingerprint for letter in letters}) == 1
+    assert await bench.holds("toy.dlq", 0)
+
+
+async def test_killed_between_insert_and_ack_there_is_still_one_letter(bench: Bench) -> None:
+    await bench.letters(2)
+    store = Store(str(bench.deployment.dead_letters_url))
+
+    def insert_and_die(found: Any, now: Any) -> int:
+        Store.take(store, found, now)
+        raise Killed
+
+    store.take = insert_and_die  # type: ignore[method-assign]  # the kill
+    async with await connect(bench.deployment.amqp_url, name="killed") as connection:
+        with pytest.raises(Killed):
+            await collect(connection, store, ["toy"])
+    store.close()
+    await until(lambda: bench.holds("toy.dlq", 2))
+
+    async with bench.desk() as desk:
+        letters = desk.store.find(EVERYTHING)
+        assert [(letter.state, letter.copies) for letter in letters] == [(State.DEAD, 1)] * 2
+
+
+async def test_copies_of_one_message_are_one_letter(bench: Bench) -> None:
+    for minute in (1, 2):
+        message = message_of(cancelled(1).to_bytes())
+        message.headers[LAST_FAILED_AT] = (NOW + timedelta(minutes=minute)).isoformat()
+        await bench.bury(message)
+    async with bench.desk() as desk:
+        (letter,) = desk.store.find(EVERYTHING)
+        assert letter.copies == 2
+        assert letter.last_failed_at == NOW + timedelta(minutes=2)
+
+
+async def test_a_message_that_is_nothing_at_all_is_a_letter(bench: Bench) -> None:
+    await bench.bury(
+        aio_pika.Message(b"\xff\x00", headers={"x": [bytearray(b"\x01"), {"y": None}]})
+    )
+    async with bench.desk() as desk:
+        (letter,) = desk.store.find(EVERYTHING)
+        assert letter.body == b"\xff\x00"
+        (_, verdict), *_ = await dry_run(desk, EVERYTHING, QUICK)
+        assert verdict.expectation is Expectation.UNDECODABLE
+
+
+# --- what a replay would do -----------------------------------------------------------------------
+
+
+async def test_a_dry_run_says_what_would_become_of_each_letter(bench: Bench) -> None:
+    bench.place(2, OrderStatus.CANCELLED)
+    bench.place(1, OrderStatus.PENDING)
+    await bench.letters(3)
+    heal()
+    async with running(bench) as toy:  # Order 3's message comes again, and is done.
+        await bench.publish([cancelled(3, customer="ill")])
+        await until(lambda: _done(toy, 3))
+    await bench.bury(aio_pika.Message(b"{", message_id="torn"))
+
+    async with bench.desk() as desk:
+        found = await dry_run(desk, EVERYTHING, QUICK)
+        verdicts = {letter.key: verdict for letter, verdict in found}
+        assert await bench.depth("toy.normal") == 0
+
+    first, second, third = (verdicts[cancelled(n).id] for n in (1, 2, 3))
+    assert (first.expectation, first.decodes) == (Expectation.HANDLED, True)
+    assert (first.order_status, first.order_terminal) == ("pending", False)
+    assert (second.order_status, second.order_terminal) == ("cancelled", True)
+    assert third.expectation is Expectation.ALREADY_DONE
+    assert verdicts["torn"].expectation is Expectation.UNDECODABLE
+
+
+async def _done(toy: Toy, order: int) -> bool:
+    return str(UUID(int=order)) in await toy.counts()
+
+
+# --- replaying ------------------------------------------------------------------------------------
+
+
+async def test_a_replay_gets_letters_done_and_says_so(bench: Bench) -> None:
+    await bench.letters(40)
+    heal()
+    async with running(bench) as toy, bench.desk() as desk:
+        result = await replay(desk, EVERYTHING, QUICK, why="healed")
+        assert result.ok
+        assert result.counts == {ItemState.DONE: 40}
+        assert set((await toy.counts()).values()) == {1}
+        assert set(states(desk)) == {State.DONE}
+        actions = desk.store.actions(10)
+        assert [a.action for a in actions] == ["replay", "replay", "collect"]
+        assert {a.reason for a in actions[:2]} == {"healed"}
+        assert actions[0].result["done"] == 40
+        assert "@" in actions[0].who
+
+
+async def test_a_replayed_message_is_as_it_was_first(bench: Bench) -> None:
+    envelope = cancelled(7, customer="ill", priority=Priority.HIGH)
+    async with running(bench):
+        await bench.publish([envelope])
+        await until(lambda: bench.holds("toy.dlq", 1))
+    async with bench.desk() as desk:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(replay(desk, EVERYTHING, QUICK), 1.0)
+    message = await bench.take("toy.high")
+    first = message_of(envelope.to_bytes())
+
+    headers = {k: v for k, v in message.headers.items() if k != "x-delivery-count"}  # the broker's
+    assert headers == {REPLAYS: 1}
+    assert message.body == first.body
+    for name in ("message_id", "correlation_id", "type", "app_id", "timestamp", "content_type"):
+        assert getattr(message, name) == getattr(first, name)
+    assert message.delivery_mode == aio_pika.DeliveryMode.PERSISTENT
+
+
+async def test_what_fails_again_stops_the_replay_and_stays_dead(bench: Bench) -> None:
+    await bench.letters(10)
+    async with running(bench), bench.desk() as desk:
+        result = await replay(desk, EVERYTHING, QUICK)
+        assert not result.ok
+        assert result.stopped is not None
+        assert "1 of the last 1" in result.stopped
+        assert result.counts == {ItemState.FAILED: 1, ItemState.WAITING: 9}
+        letters = desk.store.find(EVERYTHING)
+        assert {letter.state for letter in letters} == {State.DEAD}
+        assert [letter.replays for letter in letters] == [1] + [0] * 9
+        assert letters[0].attempts == 1
+
+
+async def test_a_replay_loop_ends_at_its_cap(bench: Bench) -> None:
+    await bench.letters(1, customer="never")
+    async with running(bench), bench.desk() as desk:
+        for _ in range(3):
+            result = await replay(desk, EVERYTHING, Settings(timeout_seconds=10, max_failing=1.0))
+            assert result.counts == {ItemState.FAILED: 1}
+        result = await replay(desk, EVERYTHING, QUICK)
+        assert result.counts == {ItemState.SKIPPED: 1}
+        assert result.sent == 0
+        forced = Settings(timeout_seconds=10, max_failing=1.0, force=True)
+        assert (await replay(desk, EVERYTHING, forced)).counts == {ItemState.FAILED: 1}
+        (letter,) = desk.store.find(EVERYTHING)
+        assert letter.replays == 4
+
+
+async def test_a_selection_is_frozen_at_the_start(bench: Bench) -> None:
+    await bench.letters(2)
+    heal()
+    async with bench.desk() as desk:
+        task = asyncio.create_task(replay(desk, EVERYTHING, QUICK))
+        await until(lambda: bench.holds("toy.normal", 1))
+        await bench.bury(message_of(cancelled(3).to_bytes()))
+        async with running(bench):
+            result = await task
+        assert result.counts == {ItemState.DONE: 2}
+        await desk.collect()
+        assert states(desk).count(State.DEAD) == 1
+
+
+async def test_what_nobody_answers_is_said_to_be_unanswered(bench: Bench) -> None:
+    await bench.letters(2)
+    async with bench.desk() as desk:
+        result = await replay(desk, EVERYTHING, Settings(timeout_seconds=0.3))
+        assert result.counts == {ItemState.UNANSWERED: 1, ItemState.WAITING: 1}
+        assert State.SENT in states(desk)
+    heal()
+    async with running(bench) as toy:
+        await until(lambda: _done(toy, 1))
+    async with bench.desk() as desk:  # Whoever looks next finds out.
+        assert states(desk).count(State.DONE) == 1
+
+
+async def test_two_replays_do_not_run_at_once(bench: Bench) -> None:
+    await bench.letters(1)
+    async with bench.desk() as desk:
+        task = asyncio.create_task(replay(desk, EVERYTHING, QUICK))
+        await until(lambda: bench.holds("toy.normal", 1))
+        with pytest.raises(DlqError, match="another replay"):
+            await replay(desk, EVERYTHING, QUICK)
+        heal()
+        async with running(bench):
+            assert (await task).ok
+
+
+async def test_killed_half_way_a_replay_goes_on_and_each_message_has_its_effect_once(
+    bench: Bench,
+) -> None:
+    await bench.letters(200)
+    heal()
+    script = (
+        "import asyncio, sys; from tests.integration.test_dlq import replay_at;"
+        "asyncio.run(replay_at(sys.argv[1]))"
+    )
+    environment = os.environ | {"PYTHONPATH": os.getcwd()}
+    async with running(bench) as toy:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", script, bench.deployment.model_dump_json(), env=environment
+        )
+        async with bench.desk() as desk:
+            await until(lambda: _out(desk, 60))
+            process.send_signal(signal.SIGKILL)
+            await process.wait()
+            run = desk.store.unfinished_run()
+            assert run is not None
+            assert len(desk.store.open_items(run)) > 0
+
+            with pytest.raises(DlqError, match="--resume"):
+                await replay(desk, Selection(type="order.cancelled"), QUICK)
+            result = await replay(desk, EVERYTHING, QUICK)
+            assert result.resumed
+            assert result.run == run.number
+            assert result.counts == {ItemState.DONE: 200}
+            assert {letter.replays for letter in desk.store.find(EVERYTHING)} == {1}
+        counts = await toy.counts()
+    assert len(counts) == 200
+    assert set(counts.values()) == {1}
+
+
+def _out(desk: Desk, count: int) -> bool:
+    return sum(state is not State.DEAD for state in states(desk)) >= count
+
+
+async def replay_at(deployment: str) -> Result:
+    """What the killed process runs."""
+    async with open_desk(Deployment.model_validate_json(deployment), GRAPH) as desk:
+        return await replay(desk, EVERYTHING, Settings(rate=100.0))
+
+
+# --- editing and discarding -----------------------------------------------------------------------
+
+
+async def test_an_edited_copy_takes_the_letters_place(bench: Bench) -> None:
+    await bench.letters(1, customer="never")
+    async with running(bench) as toy, bench.desk() as desk:
+        (letter,) = desk.store.find(EVERYTHING)
+        edited = await edit(
+            desk, letter.number, lambda text: with_values(text, ["customer=somebody"]), why="typo"
+        )
+        assert edited is not None
+        assert '+    "customer": "somebody"' in edited.diff
+        await until(lambda: _done(toy, 1))
+        ids = {row[0] for row in await toy.database.read(lambda c: rows(c, toy.tables.inbox))}
+        assert ids == {edited.copy_id}
+        assert states(desk) == [State.REPLACED]
+        assert edited.recorded
+        assert desk.store.edits_of(letter.number)[0]["diff"] == edited.diff
+    copy = await _newest_of(bench, HISTORY_STREAM, edited.copy_id)
+    assert copy["causationid"] == letter.key
+    assert copy["data"]["customer"] == "somebody"
+
+
+async def _newest_of(bench: Bench, stream: str, message_id: str) -> dict[str, Any]:
+    found: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+    async def take(message: AbstractIncomingMessage) -> None:
+        await message.ack()
+        if message.message_id == message_id and not found.done():
+            found.set_result(message.body)
+
+    channel = bench.channel
+    await channel.set_qos(prefetch_count=100)
+    queue = await channel.get_queue(stream, ensure=False)
+    await queue.consume(take, arguments={"x-stream-offset": "first"})
+    document: dict[str, Any] = json.loads(await asyncio.wait_for(found, 10))
+    return document
+
+
+async def test_an_edit_that_breaks_the_schema_changes_nothing(bench: Bench) -> None:
+    await bench.letters(1)
+    async with bench.desk() as desk:
+        (letter,) = desk.store.find(EVERYTHING)
+        for setting in ("reason=boredom", "subject=somebody", "data.order_id=7", "type=order.lost"):
+            with pytest.raises(InputError, match="cannot take"):
+                await edit(desk, letter.number, partial(_with, setting))
+        for text in ("{", "[]"):
+            with pytest.raises(InputError, match="JSON"):
+                await edit(desk, letter.number, partial(_instead, text))
+        assert states(desk) == [State.DEAD]
+        assert desk.store.edits_of(letter.number) == []
+        assert [action.action for action in desk.store.actions(10)] == ["collect"]
+    assert await bench.holds("toy.normal", 0)
+
+
+def _with(setting: str, text: str) -> str:
+    return with_values(text, [setting])
+
+
+def _instead(text: str, _: str) -> str:
+    return text
+
+
+async def test_what_is_discarded_is_not_replayed_and_can_be_restored(bench: Bench) -> None:
+    await bench.letters(2)
+    heal()
+    async with running(bench), bench.desk() as desk:
+        one = Selection(numbers=(desk.store.find(EVERYTHING)[0].number,))
+        assert desk.store.discard(one, "a test") == list(one.numbers)
+        assert (await replay(desk, EVERYTHING, QUICK)).counts == {ItemState.DONE: 1}
+        assert desk.store.get(one.numbers[0]).note == "a test"
+        assert desk.store.restore(one, "") == list(one.numbers)
+        assert (await replay(desk, EVERYTHING, QUICK)).counts == {ItemState.DONE: 1}
+
+
+async def test_the_audit_record_is_only_appended_to(bench: Bench) -> None:
+    async with bench.desk() as desk:
+        desk.store.note("test", "because", {}, {})
+        engine = sqlite_engine(f"sqlite:///{desk.store.path}")
+        for statement in ("DELETE FROM audit", "UPDATE audit SET who = 'nobody'"):
+            with pytest.raises(sa.exc.DBAPIError, match="appended"), engine.begin() as connection:
+                connection.execute(sa.text(statement))
+        engine.dispose()
+        assert desk.store.actions(1)[0].at <= utc_now()
