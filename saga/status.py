@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -19,10 +20,12 @@ from common.choreography import Choreography
 from common.kernel.database import DatabaseError, sqlite_engine
 from common.kernel.tables import Tables
 from common.messaging.connection import BrokerError, connect
-from common.messaging.topology import dead_letter_queue, queues_of
+from common.messaging.topology import dead_letter_queue, queues_of, wait_queue
+from common.retry import RUNGS_MS
 from order_service.domain import OrderStatus
 from order_service.store import orders
 from saga.deployment import Deployment
+from saga.dlq.store import look
 from saga.http import client
 
 OVERDUE_GRACE_SECONDS: Final = 5.0
@@ -48,8 +51,12 @@ class Status:
     """By participant: `ready`, or what it lacks."""
     queues: Mapping[str, QueueStatus] = field(default_factory=dict)
     """By name, the queues that participants read."""
+    waits: Mapping[str, int] = field(default_factory=dict)
+    """By wait queue, the messages that are to be tried again; without empty ones."""
     dead_letters: Mapping[str, int] = field(default_factory=dict)
-    """By participant."""
+    """By participant, in its queue and in the operator's store."""
+    stored_dead_letters: Mapping[str, int] = field(default_factory=dict)
+    """By participant, those of them in the store; without participants that have none."""
     outboxes: Mapping[str, int] = field(default_factory=dict)
     """By participant, the events that are not known to be published."""
     pending_orders: int = 0
@@ -59,6 +66,7 @@ class Status:
     def at_rest(self) -> bool:
         """Whether nothing waits to be read or published. (A delivery may still be worked on.)"""
         waiting = sum(queue.messages for queue in self.queues.values())
+        waiting += sum(self.waits.values())
         return not (waiting or sum(self.outboxes.values()) or self.pending_orders)
 
     @property
@@ -73,8 +81,12 @@ class Status:
             *(f"nobody reads {name}" for name, queue in self.queues.items() if not queue.consumers),
             *(
                 f"{count} dead letters in {dead_letter_queue(name)}"
-                for name, count in self.dead_letters.items()
-                if count
+                for name, letters in self.dead_letters.items()
+                if (count := letters - self.stored_dead_letters.get(name, 0))
+            ),
+            *(
+                f"{count} dead letters of {name} in the store; see `saga dlq list`"
+                for name, count in self.stored_dead_letters.items()
             ),
             *([f"{self.overdue_orders} orders are overdue"] if self.overdue_orders else []),
         ]
@@ -89,7 +101,9 @@ class Status:
                 name: {"messages": queue.messages, "consumers": queue.consumers}
                 for name, queue in self.queues.items()
             },
+            "waits": dict(self.waits),
             "dead_letters": dict(self.dead_letters),
+            "stored_dead_letters": dict(self.stored_dead_letters),
             "outboxes": dict(self.outboxes),
             "orders": {"pending": self.pending_orders, "overdue": self.overdue_orders},
         }
@@ -120,12 +134,18 @@ async def status(
             for participant in graph.participants
             for name in queues_of(participant)
         }
+        waits = {
+            wait_queue(rung): (await _queue(connection, wait_queue(rung))).messages
+            for rung in RUNGS_MS
+        }
         dead = {
             participant.name: (
                 await _queue(connection, dead_letter_queue(participant.name))
             ).messages
             for participant in graph.participants
         }
+    here, _ = await asyncio.to_thread(look, deployment.dead_letters_url)
+    stored = Counter(kept.participant for kept in here)
     outboxes = {
         name: await asyncio.to_thread(read, url, _count_outbox)
         for name, url in deployment.database_urls.items()
@@ -134,7 +154,16 @@ async def status(
     pending, overdue = await asyncio.to_thread(
         read, deployment.database_urls["order"], lambda c: _count_orders(c, now)
     )
-    return Status(services, queues, dead, outboxes, pending, overdue)
+    return Status(
+        services=services,
+        queues=queues,
+        waits={name: count for name, count in waits.items() if count},
+        dead_letters={name: count + stored[name] for name, count in dead.items()},
+        stored_dead_letters=dict(stored),
+        outboxes=outboxes,
+        pending_orders=pending,
+        overdue_orders=overdue,
+    )
 
 
 async def readiness(url: str) -> str:

@@ -121,6 +121,8 @@ def _print_status(found: Status) -> None:
     queues = Table("queue", "waiting", "consumers")
     for name, queue in found.queues.items():
         queues.add_row(name, f"{queue.messages}", f"{queue.consumers}")
+    for name, waiting in found.waits.items():
+        queues.add_row(name, f"{waiting}", "")
     console.print(services)
     console.print(queues)
     console.print(f"orders: {found.pending_orders} pending, {found.overdue_orders} overdue")

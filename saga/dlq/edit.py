@@ -20,12 +20,7 @@ from common.messaging.topology import HISTORY_STREAM, queues_of
 from saga.dlq import InputError
 from saga.dlq.desk import Desk
 from saga.dlq.examine import decoder_of
-from saga.dlq.letters import Letter, State, document_of
-
-EDITOR_SOURCE: Final = "/operators/dlq"
-"""The `source` of corrected copies: nobody's own words about what it did."""
-ADDRESSEE: Final = "addressee"
-"""The CloudEvents attribute that names the one participant a corrected copy is for."""
+from saga.dlq.letters import ADDRESSEE, EDITOR_SOURCE, Letter, State, document_of
 
 _ENVELOPE: Final = (
     "specversion",

@@ -21,6 +21,10 @@ from common.messaging.topology import work_queue
 
 REPLAYS: Final = "x-saga-replays"
 """How often a message was sent again from the store."""
+EDITOR_SOURCE: Final = "/operators/dlq"
+"""The CloudEvents `source` of corrected copies: nobody's own words about what it did."""
+ADDRESSEE: Final = "addressee"
+"""The CloudEvents attribute that names the one participant a corrected copy is for."""
 
 _OURS: Final = "x-saga-"
 _BROKERS: Final = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-count")

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import aiormq
+from aio_pika.abc import AbstractConnection
 
 from common.choreography import Choreography, Participant
 from common.envelope import Undecodable
@@ -22,9 +23,10 @@ from common.messaging.topology import dead_letter_queue, queues_of
 from inventory_service.domain import PARTICIPANT as INVENTORY
 from saga import discovery
 from saga.deployment import Deployment
+from saga.dlq import DlqError, store
 from saga.reconcile import broker, databases
 from saga.reconcile.databases import Books
-from saga.reconcile.facts import Facts, ReconcileError
+from saga.reconcile.facts import Facts, Letter, ReconcileError
 from saga.reconcile.history import History
 from saga.reconcile.rules import RULES, Violation, judge, orders_at_rest, undecided
 
@@ -46,6 +48,8 @@ class Report:
       `events_unpublished`: events still in an outbox;
     - `events_undecided`: messages not done that a consumer at work may still hold; 0 on a system
       at rest;
+    - `messages_waiting`: messages that wait to be tried again; `settled_by_hand`: dead letters that
+      a person discarded, or replaced by a corrected copy;
     - `history_first_offset`: above 0, retention has removed so many events, and conservation was
       checked for the others only;
     - `skus_trimmed`: SKUs whose deliveries are no longer all in the history, so that what was put
@@ -106,13 +110,24 @@ async def dead_letters(deployment: Deployment, choreography: Choreography) -> se
     """
     connection = await connect(deployment.amqp_url, name="saga dead letters")
     try:
-        return {
-            (participant.name, letter.key)
-            for participant in choreography.participants
-            for letter in await broker.browse(connection, dead_letter_queue(participant.name))
-        }
+        letters = await _dead(connection, deployment, choreography)
     finally:
         await connection.close()
+    return {(name, letter.key) for name, found in letters.items() for letter in found}
+
+
+async def _dead(
+    connection: AbstractConnection, deployment: Deployment, choreography: Choreography
+) -> dict[str, list[Letter]]:
+    """What is dead, by participant: in the queues first, then in the store they are moved to."""
+    letters = {
+        participant.name: await broker.browse(connection, dead_letter_queue(participant.name))
+        for participant in choreography.participants
+    }
+    here, _ = await asyncio.to_thread(store.look, deployment.dead_letters_url)
+    for kept in here:
+        letters.setdefault(kept.participant, []).append(Letter(kept.key, kept.subject, kept.reason))
+    return letters
 
 
 def _identity(violation: Violation) -> tuple[str, str]:
@@ -136,10 +151,10 @@ async def _gather(
             history.take_unpublished(body)
         await broker.read_history(connection, history)
         undone = await asyncio.to_thread(databases.undone, deployment, participants, history.owed)
-        letters = {
-            p.name: await broker.browse(connection, dead_letter_queue(p.name))
-            for p in choreography.participants
-        }
+        letters = await _dead(connection, deployment, choreography)
+        _, by_person = await asyncio.to_thread(store.look, deployment.dead_letters_url)
+        owners = {queue: p.name for p in choreography.participants for queue in queues_of(p)}
+        waiting = await broker.waiting(connection, owners)
         backlogs = {
             p.name: await broker.backlog(connection, queues_of(p))
             for p in choreography.participants
@@ -149,12 +164,17 @@ async def _gather(
             f"RabbitMQ at {printable(deployment.amqp_url)} failed while it was read: {error}; "
             f"try again once it is well"
         ) from error
+    except DlqError as error:
+        raise ReconcileError(str(error)) from error
     except Undecodable as error:
         raise ReconcileError(
             f"an outbox holds what is no event of this version: {error}"
         ) from error
     finally:
         await connection.close()
+    settled = {name: set(keys) for name, keys in history.replaced.items()}
+    for kept in by_person:
+        settled.setdefault(kept.participant, set()).add(kept.key)
     facts = Facts(
         started_at=started_at,
         grace_seconds=grace_seconds,
@@ -168,6 +188,8 @@ async def _gather(
         sequences=books.sequences,
         undone=undone,
         letters=letters,
+        waiting=waiting,
+        settled=settled,
         backlogs=backlogs,
         unpublished=len(books.outbox),
     )
@@ -191,6 +213,8 @@ def _checked(facts: Facts, books: Books) -> dict[str, int]:
             len(letters) - len({letter.key for letter in letters})
             for letters in facts.letters.values()
         ),
+        "messages_waiting": sum(map(len, facts.waiting.values())),
+        "settled_by_hand": sum(map(len, facts.settled.values())),
         "history_first_offset": history.first_offset,
         "skus_trimmed": sum(not history.complete(INVENTORY.name, sku) for sku in facts.stock),
     }

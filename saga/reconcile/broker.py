@@ -5,19 +5,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 
 import aiormq
 from aio_pika.abc import AbstractConnection
 from aiormq.abc import AbstractChannel, DeliveredMessage
 from pamqp.commands import Basic
-from pydantic_core import from_json
 
 from common.messaging.dead_letters import REASON, Reason
-from common.messaging.topology import HISTORY_STREAM
+from common.messaging.topology import HISTORY_STREAM, wait_queue
+from common.retry import RUNGS_MS
+from saga.dlq.letters import event_id_of, key_of
 from saga.reconcile.facts import Backlog, Letter, ReconcileError
-from saga.reconcile.history import History, key_of
+from saga.reconcile.history import History
 
 PREFETCH = 2_000
 """Deliveries on one channel at once; a quorum queue gives a consumer no more."""
@@ -84,6 +86,21 @@ async def browse(connection: AbstractConnection, queue: str) -> list[Letter]:
     return [_letter(message) for message in await _look_through(connection, queue)]
 
 
+async def waiting(
+    connection: AbstractConnection, owners: Mapping[str, str]
+) -> dict[str, list[Letter]]:
+    """What waits to be tried again, by participant; `owners` says whose each queue is.
+
+    A message in a wait queue has the name of the queue it returns to as its routing key.
+    """
+    found: defaultdict[str, list[Letter]] = defaultdict(list)
+    for rung in RUNGS_MS:
+        for message in await _look_through(connection, wait_queue(rung)):
+            if owner := owners.get(message.routing_key or ""):
+                found[owner].append(_letter(message))
+    return found
+
+
 async def backlog(connection: AbstractConnection, queues: Iterable[str]) -> Backlog:
     """What waits in a participant's work queues. Where nobody reads, it is looked through."""
     ready, read, waiting = 0, False, set[str]()
@@ -96,7 +113,7 @@ async def backlog(connection: AbstractConnection, queues: Iterable[str]) -> Back
             continue
         for message in await _look_through(connection, queue):
             waiting.add(key_of(message.header.properties.message_id, message.body))
-            if event_id := _event_id(message.body):
+            if event_id := event_id_of(message.body):
                 waiting.add(event_id)
     return Backlog(ready, read, waiting)
 
@@ -281,14 +298,5 @@ def _letter(message: DeliveredMessage) -> Letter:
     reason = str((properties.headers or {}).get(REASON, "rejected"))
     key = key_of(properties.message_id, message.body)
     if reason != Reason.UNDECODABLE:
-        key = _event_id(message.body) or key
+        key = event_id_of(message.body) or key
     return Letter(key, properties.correlation_id, reason)
-
-
-def _event_id(body: bytes) -> str | None:
-    try:
-        document = from_json(body)
-    except ValueError:
-        return None
-    found = document.get("id") if isinstance(document, dict) else None
-    return found if isinstance(found, str) else None

@@ -83,7 +83,8 @@ class Facts:
 
     Read in an order that makes most comparisons free of races: orders, payments, stock, provider
     and outboxes first, then the history, which by then holds all that these had published; then
-    what has been done of it, then what is dead.
+    what has been done of it, then what is dead, what waits, and what is in the work queues: each
+    before the place that a message goes to from there.
     """
 
     started_at: datetime
@@ -101,6 +102,11 @@ class Facts:
     undone: Mapping[str, Mapping[str, Owed]] = field(default_factory=dict)
     """By key, the messages each participant should have dealt with and has no inbox row for."""
     letters: Mapping[str, Sequence[Letter]] = field(default_factory=dict)
+    """What is dead, in a queue or in the operator's store."""
+    waiting: Mapping[str, Sequence[Letter]] = field(default_factory=dict)
+    """What waits on the broker to be tried again."""
+    settled: Mapping[str, Set[str]] = field(default_factory=dict)
+    """The keys of messages that a person has discarded, or replaced by a corrected copy."""
     backlogs: Mapping[str, Backlog] = field(default_factory=dict)
     unpublished: int = 0
     """Rows in the outboxes."""

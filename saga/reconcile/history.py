@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,16 +19,13 @@ from common.events import (
     StockAdded,
 )
 from common.messaging.topology import EVENTS_EXCHANGE, queues_of, topology_of
+from saga.dlq.letters import ADDRESSEE, EDITOR_SOURCE, document_of
+from saga.dlq.letters import key_of as key_of
 
 SEQUENCE_MAX = 1_000_000
 """Events of one participant about one subject that are looked through for gaps."""
 
 LONG_AGO = datetime.min.replace(tzinfo=UTC)
-
-
-def key_of(message_id: str | None, body: bytes) -> str:
-    """What a message is recognised by: its AMQP message id, or, having none, its body."""
-    return message_id or f"sha256:{hashlib.sha256(body).hexdigest()}"
 
 
 @dataclass(slots=True)
@@ -68,6 +64,8 @@ class History:
         self.undecodable = 0
         self.owed: dict[str, dict[str, Owed]] = {p.name: {} for p in choreography.participants}
         """By participant and key, what it has to deal with."""
+        self.replaced: defaultdict[str, set[str]] = defaultdict(set)
+        """By participant, the keys of messages a person has replaced by corrected copies."""
         self.last_event_at: dict[str, datetime] = {}
         """By order."""
         self.outcomes: dict[str, dict[str, str]] = {}
@@ -98,12 +96,24 @@ class History:
                 bound, key_of(message_id, body), Owed(routing_key, None, sent_at or LONG_AGO, False)
             )
             return
+        if envelope.source == EDITOR_SOURCE:
+            self._take_corrected(envelope, body)
+            return
         reactors = self._reactors[envelope.type]
         self._owe(reactors, envelope.id, _owed(envelope, decodable=True))
         # A queue that gets what its participant has no reaction to: a dead letter, like any other
         # message it cannot read.
         self._owe(bound - reactors, key_of(message_id, body), _owed(envelope, decodable=False))
         self._fold(envelope)
+
+    def _take_corrected(self, envelope: Envelope[Any], body: bytes) -> None:
+        """Take a copy of a dead letter that a person corrected: it went to one participant only,
+        and is no fact of its own."""
+        addressee = (document_of(body) or {}).get(ADDRESSEE)
+        if addressee in self.owed:
+            self._owe(frozenset({addressee}), envelope.id, _owed(envelope, decodable=True))
+            if envelope.causationid is not None:
+                self.replaced[addressee].add(envelope.causationid)
 
     def take_unpublished(self, body: bytes) -> None:
         """Take an event that waits in an outbox: it happened, and nobody owes a reaction yet."""

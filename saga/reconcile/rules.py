@@ -8,7 +8,7 @@ says that no message is lost, and none is dead more often than it was sent.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -17,7 +17,7 @@ from inventory_service.domain import PARTICIPANT as INVENTORY
 from order_service.domain import PARTICIPANT as ORDER
 from order_service.domain import OrderStatus
 from payment_service.domain import PaymentStatus
-from saga.reconcile.facts import Facts, Letter, PaymentFact, ProviderCharge
+from saga.reconcile.facts import Facts, PaymentFact, ProviderCharge
 from saga.reconcile.history import Owed
 
 _TERMINAL = {
@@ -54,13 +54,16 @@ def judge(facts: Facts) -> list[Violation]:
 
 
 def orders_at_rest(facts: Facts) -> set[str]:
-    """Orders for which neither the row nor any event is newer than the grace."""
+    """Orders for which neither the row nor any event is newer than the grace, and no message waits
+    to be tried again."""
     still_since = facts.started_at - timedelta(seconds=facts.grace_seconds)
     last_event_at = facts.history.last_event_at
+    retried = {letter.subject for letters in facts.waiting.values() for letter in letters}
     return {
         order_id
         for order_id in facts.orders.keys() | last_event_at.keys()
-        if (order_id not in last_event_at or last_event_at[order_id] <= still_since)
+        if order_id not in retried
+        and (order_id not in last_event_at or last_event_at[order_id] <= still_since)
         and (
             order_id not in facts.orders
             or (changed_at := facts.orders[order_id].changed_at) is None
@@ -75,9 +78,9 @@ def undecided(facts: Facts) -> int:
     for participant, undone in facts.undone.items():
         backlog = facts.backlogs.get(participant)
         if backlog is not None and backlog.read:
-            dead = _keys(facts.letters.get(participant, ()))
+            known = _accounted_for(facts, participant)
             count += sum(
-                key not in dead and _on_its_way(facts, participant, key, owed)
+                key not in known and _on_its_way(facts, participant, key, owed)
                 for key, owed in undone.items()
             )
     return count
@@ -371,11 +374,12 @@ def unpublished(facts: Facts) -> Iterator[tuple[str, str]]:
 
 
 def lost(facts: Facts) -> Iterator[tuple[str, str]]:
-    """Every message is done by each participant it concerns, or in one of its queues."""
+    """Every message is done by each participant it concerns, or settled by a person, or in one of
+    its queues, waiting to be tried again, or dead."""
     for participant, undone in facts.undone.items():
-        dead = _keys(facts.letters.get(participant, ()))
+        known = _accounted_for(facts, participant)
         for key, owed in undone.items():
-            if key in dead or _on_its_way(facts, participant, key, owed):
+            if key in known or _on_its_way(facts, participant, key, owed):
                 continue
             if owed.decodable:
                 what = f"{owed.type} about {owed.subject} is neither done nor in a queue"
@@ -399,8 +403,10 @@ def _on_its_way(facts: Facts, participant: str, key: str, owed: Owed) -> bool:
     return backlog.ready > 0 or owed.at > still_since
 
 
-def _keys(letters: Iterable[Letter]) -> set[str]:
-    return {letter.key for letter in letters}
+def _accounted_for(facts: Facts, participant: str) -> Set[str]:
+    """The keys of a participant's messages that are dead, waiting, or settled by a person."""
+    letters = (*facts.letters.get(participant, ()), *facts.waiting.get(participant, ()))
+    return {letter.key for letter in letters} | facts.settled.get(participant, frozenset())
 
 
 def _taken(facts: Facts) -> Mapping[str, ProviderCharge]:
