@@ -205,6 +205,7 @@ async def _not_ready(running: Running, consumer: Consumer) -> dict[str, str]:
                 missing["consumers"] = f"nobody reads {', '.join(unread)}"
     except Exception as error:
         missing["broker"] = str(error) or "no answer"
+        missing["consumers"] = "the broker is away"
     # From a table: a bare SELECT 1 would not touch the file.
     query = sa.select(running.tables.inbox.c.message_id).limit(1)
     try:

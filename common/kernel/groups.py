@@ -75,6 +75,7 @@ class _Work:
     envelope: Envelope[Any]
     message: Message
     resolved: asyncio.Future[Outcome]
+    lanes: Lanes[_Work]
     taken_at: float = field(default_factory=time.monotonic)
 
 
@@ -109,6 +110,8 @@ class Kernel:
         self._group_max = group_max
         self._metrics = telemetry.KernelMetrics(participant.name)
         self._lanes: Lanes[_Work] = Lanes()
+        self._local: Lanes[_Work] = Lanes()
+        outbox.on_confirmed = self._wake_up
         self._wake = asyncio.Event()
         self._asking = asyncio.Semaphore(ASKING_MAX)
         self._asks: set[asyncio.Task[None]] = set()
@@ -119,16 +122,18 @@ class Kernel:
         """Whether no message is waiting, being decided or being asked about."""
         return self._unresolved == 0
 
-    async def handle(self, envelope: Envelope[Any]) -> Outcome:
+    async def handle(self, envelope: Envelope[Any], *, local: bool = False) -> Outcome:
         """Decide on a message and commit the decision.
 
         Returns when it is durable, or known to have been before, or refused. Waits as long as the
-        database is away. When cancelled, the message may be committed or not.
+        database is away; a message from the broker, which is not `local`, also as long as the
+        outbox is busy. When cancelled, the message may be committed or not.
         """
-        work = _Work(envelope, envelope.data, asyncio.get_running_loop().create_future())
+        lanes = self._local if local else self._lanes
+        work = _Work(envelope, envelope.data, asyncio.get_running_loop().create_future(), lanes)
         self._unresolved += 1
         try:
-            self._lanes.append(work, envelope.priority)
+            lanes.append(work, envelope.priority)
             self._wake.set()
             outcome = await work.resolved
         finally:
@@ -156,7 +161,7 @@ class Kernel:
             priority=priority,
             traceparent=traceparent,
         )
-        outcome = await self.handle(envelope)
+        outcome = await self.handle(envelope, local=True)
         if isinstance(outcome, Failed):
             raise outcome.error
         return outcome
@@ -177,19 +182,25 @@ class Kernel:
                     self._outbox.give_back(confirmed)
                     raise
 
+    def _wake_up(self) -> None:
+        self._wake.set()
+
     async def _woken(self) -> bool:
         """Wait for work; False when instead it is time to forget what was confirmed."""
         try:
-            await asyncio.wait_for(
-                self._wake.wait(), FORGET_SECONDS if not self._outbox.idle else None
-            )
+            # Not `wait_for`: on Python 3.11 it can swallow a cancellation.
+            async with asyncio.timeout(None if self._outbox.idle else FORGET_SECONDS):
+                await self._wake.wait()
         except TimeoutError:
             return False
         return True
 
     def _take(self) -> list[_Work]:
         """The next group; work nobody awaits any more is left out."""
-        taken = self._lanes.take(self._group_max)
+        from_broker = 0 if self._outbox.busy else min(len(self._lanes), self._group_max // 2)
+        taken = self._local.take(self._group_max - from_broker)
+        if not self._outbox.busy:
+            taken += self._lanes.take(self._group_max - len(taken))
         return [work for work in taken if not work.resolved.done()]
 
     async def _commit(self, group: Sequence[_Work], confirmed: Sequence[str]) -> None:
@@ -256,7 +267,7 @@ class Kernel:
             except Exception as error:
                 self._resolve(work, Failed(error))
                 return
-        self._lanes.put_first(work, work.envelope.priority)
+        work.lanes.put_first(work, work.envelope.priority)
         self._wake.set()
 
     # In the database's thread, from here on.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -24,6 +24,7 @@ BATCH_MAX = 128
 """Events whose confirms are awaited together."""
 HELD_MAX = 10_000
 """Events kept in memory; those beyond wait in the table for the sweeper."""
+BACKLOG_BUSY = 512
 SWEEP_SECONDS = 30.0
 """How often the table is looked through although nothing says that it must be."""
 BACKOFF_MIN_SECONDS, BACKOFF_MAX_SECONDS = 0.1, 1.0
@@ -71,6 +72,8 @@ class Outbox:
         self._swept = False
         self._position = 0
         self._wake = asyncio.Event()
+        self.on_confirmed: Callable[[], None] = lambda: None
+        """Called whenever the backlog has become less."""
         self._backoff_seconds = BACKOFF_MIN_SECONDS
         self.backlog = 0
         """Events committed and not yet confirmed."""
@@ -79,6 +82,11 @@ class Outbox:
     def idle(self) -> bool:
         """Whether everything is confirmed and its rows are removed."""
         return not (self.backlog or self._held)
+
+    @property
+    def busy(self) -> bool:
+        """Whether the broker does not keep up: what is taken from it must not pile up here."""
+        return self.backlog > BACKLOG_BUSY
 
     async def open(self) -> None:
         """Count what an earlier process left behind; `run` will publish it."""
@@ -149,7 +157,8 @@ class Outbox:
                 continue
             self._wake.clear()
             try:
-                await asyncio.wait_for(self._wake.wait(), SWEEP_SECONDS)
+                async with asyncio.timeout(SWEEP_SECONDS):
+                    await self._wake.wait()
             except TimeoutError:
                 self._swept = False
 
@@ -162,6 +171,7 @@ class Outbox:
             row.event_id for row, error in zip(batch, errors, strict=True) if error is None
         ]
         self.backlog -= len(batch) - len(failed)
+        self.on_confirmed()
         self._metrics.published(batch, errors)
         self._metrics.backlog.set(self.backlog)
         if not failed:

@@ -82,9 +82,9 @@ class Consumer:
         Asks the broker: a consumer that it cancelled looks well from here.
         """
         queues = list(queues_of(self._participant))
-        if not all(subscriber.running for subscriber in self._subscribers):
-            return queues
-        return [queue for queue in queues if not await self._publisher.consumers_of(queue)]
+        unread = [queue for queue in queues if not await self._publisher.consumers_of(queue)]
+        # Somebody else's consumers, another replica's for instance, are not ours.
+        return unread if all(subscriber.running for subscriber in self._subscribers) else queues
 
     async def start(self) -> None:
         """Connect and read. Raises `BrokerError`, e.g. if a queue does not exist."""

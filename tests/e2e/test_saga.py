@@ -180,11 +180,12 @@ async def test_normal_orders_keep_a_tenth_under_saturating_urgent_load(tmp_path:
             plan(1_000, SEED + 1, Shares(high=0.0, **NOTHING_BUT_CONFIRMED)),
         )
         await system.start("order")
-        await until(lambda: sum(ends(system.deployment).values()) >= 2_000)
+        await until(lambda: sum(ends(system.deployment).values()) >= 2_500)
         path = system.deployment.database_urls["order"].removeprefix("sqlite:///")
         with closing(sqlite3.connect(path)) as connection:
-            first = connection.execute(
-                "SELECT priority FROM orders WHERE ended_at > 0 ORDER BY ended_at LIMIT 2000"
+            ended = connection.execute(
+                "SELECT priority FROM orders WHERE ended_at > 0 ORDER BY ended_at LIMIT 2500"
             ).fetchall()
-        normal = sum(priority == "normal" for (priority,) in first)
-        assert 200 <= normal < 1_000, "normal orders get a tenth, urgent ones go first"
+        # The first ones ended before any normal order can have come through all services.
+        normal = sum(priority == "normal" for (priority,) in ended[750:])
+        assert 175 <= normal <= 875, "normal orders get a tenth, urgent ones go first"
