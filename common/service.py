@@ -102,7 +102,7 @@ async def run(service: Service, settings: Settings) -> None:
         listener = stack.enter_context(_listen(settings))
         database = open_database(settings.database_url_of(name), service.tables.metadata)
         stack.push_async_callback(database.close)
-        publisher = BrokerPublisher(settings.amqp_url, f"{name} publisher")
+        publisher = BrokerPublisher(settings.broker_url, f"{name} publisher")
         stack.push_async_callback(publisher.close)
         outbox = Outbox(name, database, service.tables, publisher)
         await outbox.open()
@@ -118,7 +118,7 @@ async def run(service: Service, settings: Settings) -> None:
             service.participant,
             kernel,
             publisher,
-            settings.amqp_url,
+            settings.broker_url,
             drain_seconds=settings.drain_seconds,
         )
         running = Running(settings, database, service.tables, kernel, outbox)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, TypeVar
 
+import yarl
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -13,10 +14,45 @@ class SettingsError(Exception):
     """A setting that cannot be used. Names the variable, and what it takes."""
 
 
-class Settings(BaseSettings):
-    """One service's settings."""
+class TlsSettings(BaseSettings):
+    """What TLS with the broker takes beside an `amqps://` URL."""
 
     model_config = SettingsConfigDict(extra="ignore", frozen=True, env_ignore_empty=True)
+
+    amqp_ca_file: Path | None = None
+    """The certificates (PEM) to trust; by default the system's."""
+    amqp_cert_file: Path | None = None
+    """Our own certificate (PEM), where the broker asks for one."""
+    amqp_key_file: Path | None = None
+    """Its key, unless that is in the same file."""
+
+    def applied_to(self, amqp_url: str) -> str:
+        """The URL with the files in its query, where aio-pika looks for them; what is there
+        already stays. Raises `SettingsError` where they would have no effect."""
+        files = {
+            "cafile": self.amqp_ca_file,
+            "certfile": self.amqp_cert_file,
+            "keyfile": self.amqp_key_file,
+        }
+        named = {name: str(file.absolute()) for name, file in files.items() if file is not None}
+        if not named:
+            return amqp_url
+        if self.amqp_key_file is not None and self.amqp_cert_file is None:
+            raise SettingsError("AMQP_KEY_FILE names a key of no certificate: set AMQP_CERT_FILE")
+        if not amqp_url.startswith("amqps:"):
+            raise SettingsError(
+                "AMQP_CA_FILE, AMQP_CERT_FILE and AMQP_KEY_FILE are for TLS, which AMQP_URL does "
+                "not ask for: write amqps:// there, or unset them"
+            )
+        try:
+            url = yarl.URL(amqp_url)
+        except ValueError:
+            return amqp_url  # connecting will say what is wrong with it
+        return str(url.update_query(named | dict(url.query)))
+
+
+class Settings(TlsSettings):
+    """One service's settings."""
 
     amqp_url: str = "amqp://guest:guest@127.0.0.1:5672/"
     data_dir: Path = Path("data")
@@ -36,12 +72,17 @@ class Settings(BaseSettings):
     body_max_bytes: Annotated[int, Field(ge=1024)] = 65_536
     """The longest HTTP request body."""
 
+    @property
+    def broker_url(self) -> str:
+        """The broker's URL, with what TLS takes. Raises `SettingsError`."""
+        return self.applied_to(self.amqp_url)
+
     def database_url_of(self, participant: str) -> str:
         """The database URL of one service."""
         return self.database_url or f"sqlite:///{self.data_dir.absolute() / participant}.db"
 
 
-S = TypeVar("S", bound=Settings)
+S = TypeVar("S", bound=BaseSettings)
 
 
 def load(kind: type[S]) -> S:

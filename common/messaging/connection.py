@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
+import ssl
 import time
 
 import aio_pika
@@ -17,14 +19,25 @@ HEARTBEAT_SECONDS = 10
 CONNECT_TIMEOUT_SECONDS = 10.0
 RETRY_SECONDS = 0.5
 
+_CREDENTIALS = re.compile("^.*@")
+# OpenSSL's words and numbers.
+_NO_TLS_THERE = "WRONG_VERSION_NUMBER"
+_NO_CERTIFICATE = "ALERT_CERTIFICATE_REQUIRED"
+_OTHER_NAME = (62, 64)  # X509_V_ERR_HOSTNAME_MISMATCH, X509_V_ERR_IP_ADDRESS_MISMATCH
+
 
 class BrokerError(Exception):
     """The broker cannot be used. The message names it and the way out."""
 
 
 def printable(url: str) -> str:
-    """An AMQP URL without its password."""
-    parsed = yarl.URL(url)
+    """A URL without its password, also where it is no valid one."""
+    try:
+        parsed = yarl.URL(url)
+        if not parsed.host:
+            raise ValueError
+    except ValueError:
+        return _CREDENTIALS.sub("***@", url)
     return str(parsed.with_password("***") if parsed.password else parsed)
 
 
@@ -36,13 +49,17 @@ def named(url: str, name: str) -> str:
 async def connect(url: str, *, name: str, patience_seconds: float = 0.0) -> AbstractConnection:
     """A connection, which does not reconnect by itself.
 
-    Tries for `patience_seconds` while the broker is out of reach. Raises `BrokerError`.
+    `amqps://` speaks TLS; `cafile`, `certfile` and `keyfile` in the URL's query name the files for
+    it. Tries for `patience_seconds` while the broker is out of reach. Raises `BrokerError`.
     """
+    context = _tls_context(url)
     deadline = time.monotonic() + patience_seconds
     while True:
         try:
             return await asyncio.wait_for(
-                aio_pika.connect(named(url, name), heartbeat=HEARTBEAT_SECONDS),
+                aio_pika.connect(
+                    named(url, name), ssl_context=context, heartbeat=HEARTBEAT_SECONDS
+                ),
                 CONNECT_TIMEOUT_SECONDS,
             )
         except (
@@ -63,6 +80,7 @@ async def connect(url: str, *, name: str, patience_seconds: float = 0.0) -> Abst
                 f"host in AMQP_URL exist, and may the user access it?"
             ) from error
         except (OSError, TimeoutError, aiormq.exceptions.AMQPError) as error:
+            _check_tls(url, error)
             if time.monotonic() >= deadline:
                 raise BrokerError(
                     f"cannot reach RabbitMQ at {printable(url)}: {str(error) or 'no answer'}; "
@@ -71,7 +89,61 @@ async def connect(url: str, *, name: str, patience_seconds: float = 0.0) -> Abst
             log.info("waiting for RabbitMQ at %s: %s", printable(url), error)
             await asyncio.sleep(RETRY_SECONDS)
         except ValueError as error:
+            # The error may quote what it could not read, and a password is easily that.
             raise BrokerError(
-                f"AMQP_URL {printable(url)!r} is no AMQP URL: {error}; "
-                f"write amqp://user:password@host:port/vhost"
+                f"AMQP_URL {printable(url)!r} is no AMQP URL; "
+                f"write amqp://user:password@host:port/vhost, with special characters as %XX"
             ) from error
+
+
+def _tls_context(url: str) -> ssl.SSLContext | None:
+    """What TLS takes that the URL asks for; None if it asks for none. Raises `BrokerError`."""
+    try:
+        parsed = yarl.URL(url)
+    except ValueError:
+        return None  # connecting will say so
+    if parsed.scheme != "amqps":
+        return None
+    ca, cert, key = (parsed.query.get(name) for name in ("cafile", "certfile", "keyfile"))
+    try:
+        context = ssl.create_default_context(cafile=ca)
+    except OSError as error:
+        raise BrokerError(
+            f"cannot use {ca} as the certificates to trust: {error.strerror or error}; "
+            f"name a PEM file in AMQP_CA_FILE"
+        ) from error
+    if cert is not None:
+        try:
+            context.load_cert_chain(cert, key, password="")  # Never ask the terminal for one.
+        except OSError as error:
+            raise BrokerError(
+                f"cannot use {cert} and its key {key or cert} as our certificate: "
+                f"{error.strerror or error}; name PEM files in AMQP_CERT_FILE and AMQP_KEY_FILE"
+            ) from error
+    return context
+
+
+def _check_tls(url: str, error: BaseException) -> None:
+    """Raise `BrokerError` for what waiting does not mend: no TLS there, or nobody we trust."""
+    cause = error.__cause__
+    said = " ".join(map(str, error.args))
+    where = f"RabbitMQ at {printable(url)}"
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        mend = (
+            "write the host in AMQP_URL as the certificate has it"
+            if cause.verify_code in _OTHER_NAME
+            else "name the certificate of its authority in AMQP_CA_FILE"
+        )
+        raise BrokerError(
+            f"{where} shows a certificate that is not trusted: "
+            f"{cause.verify_message.rstrip('.')}; {mend}"
+        ) from error
+    if _NO_CERTIFICATE in said:
+        raise BrokerError(
+            f"{where} asks for a certificate of ours; name it in AMQP_CERT_FILE"
+        ) from error
+    if _NO_TLS_THERE in said:
+        raise BrokerError(
+            f"{where} does not speak TLS on that port; "
+            f"name its TLS port, or write amqp:// in AMQP_URL"
+        ) from error
