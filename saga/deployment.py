@@ -12,6 +12,9 @@ FILE_NAME = "saga.json"
 DEAD_LETTERS_FILE_NAME = "dead_letters.db"
 
 
+_OWNER_ONLY = 0o600
+
+
 class DeploymentError(Exception):
     """No running system is known. Says how to name one."""
 
@@ -22,17 +25,22 @@ class Deployment(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     amqp_url: str
+    """As the operator's user, where the broker has one."""
+    amqp_urls: dict[str, str] = {}
+    """By user of the broker, where each has a password of his own."""
     http_urls: dict[str, str]
     database_urls: dict[str, str]
     sandbox_url: str
     dead_letters_url: str | None = None
     """The operator's store of dead letters; by default a file beside the one this is read from."""
 
+    def amqp_url_of(self, user: str) -> str:
+        """Where to connect as this user of the broker, or as the one user there is."""
+        return self.amqp_urls.get(user, self.amqp_url)
+
     def save(self, folder: Path) -> None:
-        """Write it down for other commands; the file holds the broker's password."""
-        path = folder / FILE_NAME
-        path.touch(mode=0o600)
-        path.write_text(self.model_dump_json(indent=2) + "\n")
+        """Write it down for other commands; the file holds the broker's passwords."""
+        write_secret(folder / FILE_NAME, self.model_dump_json(indent=2) + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -60,3 +68,11 @@ class Deployment(BaseModel):
 def dead_letters_url_in(folder: Path) -> str:
     """Where the operator's store of a system in `folder` is."""
     return f"sqlite:///{folder.resolve() / DEAD_LETTERS_FILE_NAME}"
+
+
+def write_secret(path: Path, text: str) -> None:
+    """Write a file that nobody else may read, at no time. Raises `OSError`."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, _OWNER_ONLY)
+    with os.fdopen(descriptor, "w") as file:
+        os.fchmod(descriptor, _OWNER_ONLY)  # It may have been there, readable.
+        file.write(text)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import itertools
+import json
 import os
 import random
 import re
@@ -21,6 +22,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Final, Self
+
+import yarl
 
 STOP_SECONDS: Final = 20.0
 """How long a graceful stop may take before the node is killed."""
@@ -49,6 +52,9 @@ _LOG_PREFIX: Final = re.compile(r"^\S+ \S+ \[\w+\] (<[\d.]+> )?")
 # or when the owner dies, by kill -9 too. (PR_SET_PDEATHSIG would do only for owners that start the
 # node from a thread that lives as long as they do.)
 _GUARD: Final = "read -r _; kill -9 0"
+
+_ENVIRONMENT_FILE: Final = "environment.json"
+"""How other processes' `rabbitmqctl` reaches the node; it also takes the cookie beside it."""
 
 
 class NodeError(Exception):
@@ -88,15 +94,22 @@ class RabbitNode:
     """
 
     def __init__(
-        self, folder: Path, *, name: str | None = None, plugins: Sequence[str] = ()
+        self,
+        folder: Path,
+        *,
+        name: str | None = None,
+        plugins: Sequence[str] = (),
+        settings: Mapping[str, str] | None = None,
     ) -> None:
         """Describe a node; nothing is touched or started yet.
 
-        `name` may be freely chosen, since every node has a name server of its own.
+        `name` may be freely chosen, since every node has a name server of its own. `settings` are
+        further lines of its `rabbitmq.conf`.
         """
         self.folder = folder.resolve()
         self.name = f"{name or 'saga'}@localhost"
         self.plugins = tuple(plugins)
+        self._settings = dict(settings or {})
         self._ports: dict[str, int] = {}
         self._environment: dict[str, str] = {}
         self._vm: subprocess.Popen[bytes] | None = None
@@ -123,8 +136,19 @@ class RabbitNode:
 
     @property
     def amqp_url(self) -> str:
-        """Where clients connect, from the first start on; it stays the same over `kill`."""
-        return f"amqp://guest:guest@{_LOOPBACK}:{self.port('amqp')}/"
+        """Where clients connect, from the first start on; it stays the same over `kill`.
+
+        As the user RabbitMQ makes itself. With definitions imported at the start there is no such
+        user, see `amqp_url_as`.
+        """
+        return self.amqp_url_as("guest", "guest")
+
+    def amqp_url_as(self, user: str, password: str) -> str:
+        """Where clients connect as this user."""
+        url = yarl.URL.build(
+            scheme="amqp", user=user, password=password, host=_LOOPBACK, port=self.port("amqp")
+        )
+        return f"{url}/"
 
     @property
     def management_url(self) -> str:
@@ -229,9 +253,12 @@ class RabbitNode:
     def ctl(self, *arguments: str) -> str:
         """Run `rabbitmqctl` against this node and return what it printed.
 
-        Takes about a second of CPU. Raises NodeError with its last word when it fails.
+        Also reaches a node in this folder that another process started. Takes about a second of
+        CPU. Raises NodeError with its last word when it fails.
         """
         command = arguments[0] if arguments else ""
+        if not self._environment:
+            self._environment = self._environment_of_other_process()
         try:
             done = subprocess.run(
                 [find_rabbitmq() / "sbin" / "rabbitmqctl", "--quiet", *arguments],
@@ -256,6 +283,15 @@ class RabbitNode:
         return done.stdout
 
     # --- files -------------------------------------------------------------------------------
+
+    def _environment_of_other_process(self) -> dict[str, str]:
+        try:
+            found: dict[str, str] = json.loads((self.folder / _ENVIRONMENT_FILE).read_text())
+        except (OSError, ValueError) as error:
+            raise NodeError(
+                f"no RabbitMQ node runs in {self.folder}: start it first, or name its folder"
+            ) from error
+        return found
 
     def _take_folder(self) -> None:
         """Create the folder and claim it. Two nodes on the same data would destroy it."""
@@ -287,6 +323,7 @@ class RabbitNode:
             # The default write-ahead log of quorum queues grows to 512 MiB, in memory as well.
             "raft.wal_max_size_bytes = 67108864",
         ]
+        settings += [f"{name} = {value}" for name, value in self._settings.items()]
         for plugin in self._listening_plugins():
             prefix = _PLUGIN_LISTENERS[plugin]
             settings += [f"{prefix}.ip = {_LOOPBACK}", f"{prefix}.port = {self._ports[plugin]}"]
@@ -339,6 +376,7 @@ class RabbitNode:
             "RABBITMQ_SCHEDULER_BIND_TYPE": "u",
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": f"-noinput +B i {on_loopback}",
         }
+        (self.folder / _ENVIRONMENT_FILE).write_text(json.dumps(self._environment, indent=2))
 
     # --- processes ---------------------------------------------------------------------------
 

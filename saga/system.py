@@ -17,18 +17,20 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, NoReturn, Self
 
-import aiormq
 import httpx
 import yarl
 
 from common.choreography import Choreography
-from common.messaging.connection import BrokerError, connect, printable
-from common.messaging.topology import HISTORY_STREAM, apply, queues_of, topology_of
-from common.settings import Settings, load
+from common.messaging.connection import connect, printable
+from common.messaging.permissions import OPERATOR, users_of
+from common.messaging.topology import HISTORY_STREAM, queues_of
+from common.settings import Settings, TlsSettings, load
+from saga.broker import NODE_FOLDER, USERS_FILE, apply_topology, write_users
 from saga.deployment import FILE_NAME, Deployment, dead_letters_url_in
 from saga.discovery import choreography, participants
 from saga.http import client
 from saga.node import RabbitNode, free_ports
+from saga.passwords import new_passwords
 
 READY_SECONDS: Final = 60.0
 """How long a starting service may take until it is ready."""
@@ -50,7 +52,17 @@ _PRIVATE: Final = "private"
 _PORT_IN_USE: Final = "cannot listen on"
 
 # About one service, so never handed on to several.
-_OURS: Final = ("AMQP_URL", "DATABASE_URL", "DATA_DIR", "HTTP_HOST", "HTTP_PORT", "SANDBOX_URL")
+_OURS: Final = (
+    "AMQP_CA_FILE",
+    "AMQP_CERT_FILE",
+    "AMQP_KEY_FILE",
+    "AMQP_URL",
+    "DATABASE_URL",
+    "DATA_DIR",
+    "HTTP_HOST",
+    "HTTP_PORT",
+    "SANDBOX_URL",
+)
 
 # Kills its process group when the pipe on its standard input closes, so that the services end with
 # their owner however it ends. (See `saga.node` for why this is no job for PR_SET_PDEATHSIG.)
@@ -120,14 +132,16 @@ class System:
     ) -> None:
         """Describe a system; nothing is touched or started yet.
 
-        With `amqp_url` it uses that broker and does no more there than declare the topology;
-        otherwise it has a private node. `disposable` data is not kept tidy for a next start, which
-        saves seconds at the stop. `environment` is added to the services' own. `report` is told, a
-        line at a time, what happens.
+        With `amqp_url` it uses that broker, as that user for all, and does no more there than
+        declare the topology; otherwise it has a private node, and on it a user for each service.
+        `disposable` data is not kept tidy for a next start, which saves seconds at the stop.
+        `environment` is added to the services' own. `report` is told, a line at a time, what
+        happens.
         """
         self.folder = folder.resolve()
-        self.node = None if amqp_url else RabbitNode(self.folder / "rabbitmq")
-        self._amqp_url = amqp_url
+        self.node = None if amqp_url else _private_node(self.folder)
+        self._amqp_url = load(TlsSettings).applied_to(amqp_url) if amqp_url else None
+        self._passwords: dict[str, str] = {}
         self._disposable = disposable
         self._environment = dict(environment or {})
         self._report = report
@@ -208,6 +222,7 @@ class System:
             await asyncio.gather(*starts, return_exceptions=True)
         self._deployment = Deployment(
             amqp_url=self._broker_url(),
+            amqp_urls={user: self._broker_url(user) for user in self._passwords},
             http_urls={name: process.url for name, process in self._processes.items()},
             database_urls={name: self._database_url(name) for name in self._processes},
             sandbox_url=self._database_url("provider"),
@@ -288,6 +303,9 @@ class System:
             await self._check_broker_is_unused(graph)
         else:
             self._report("starting a private RabbitMQ node")
+            # New ones each time; the node takes them from the file whenever it starts.
+            self._passwords = new_passwords(user.name for user in users_of(graph))
+            write_users(self.folder, graph, self._passwords)
             await self._start_node(self.node)
             await apply_topology(
                 self._broker_url(), graph, patience_seconds=BROKER_PATIENCE_SECONDS
@@ -300,9 +318,9 @@ class System:
         }
         self._report(f"starting the services {', '.join(found)}")
 
-    def _broker_url(self) -> str:
+    def _broker_url(self, user: str = OPERATOR) -> str:
         if self.node is not None:
-            return self.node.amqp_url
+            return self.node.amqp_url_as(user, self._passwords[user])
         assert self._amqp_url is not None  # noqa: S101 - there is a node, or there is a URL
         return self._amqp_url
 
@@ -384,7 +402,7 @@ class System:
         inherited = {key: value for key, value in os.environ.items() if key not in _OURS}
         process.environment = inherited | {
             **self._environment,
-            "AMQP_URL": self._broker_url(),
+            "AMQP_URL": self._broker_url(name),
             "DATA_DIR": str(self.folder),
             "DATABASE_URL": self._database_url(name),
             "HTTP_HOST": _LOOPBACK,
@@ -483,25 +501,20 @@ class System:
             self._guard = None
 
 
+def _private_node(folder: Path) -> RabbitNode:
+    users = folder / NODE_FOLDER / USERS_FILE
+    return RabbitNode(
+        folder / NODE_FOLDER,
+        settings={
+            "definitions.import_backend": "local_filesystem",
+            "definitions.local.path": str(users),
+        },
+    )
+
+
 def _drain_seconds(environment: Mapping[str, str]) -> float:
     given = environment.get("DRAIN_SECONDS")
     return float(given) if given else load(Settings).drain_seconds
-
-
-async def apply_topology(url: str, graph: Choreography, *, patience_seconds: float = 0.0) -> None:
-    """Declare on the broker at `url` what the choreography needs; what is there already stays.
-
-    Raises `BrokerError`, or `TopologyError` if a name is taken by something else.
-    """
-    connection = await connect(url, name="saga", patience_seconds=patience_seconds)
-    async with connection:
-        try:
-            await apply(topology_of(graph), await connection.channel())
-        except aiormq.exceptions.AMQPError as error:
-            raise BrokerError(
-                f"RabbitMQ at {printable(url)} refused to declare the topology: {error}; "
-                f"may the user in AMQP_URL configure exchanges and queues there?"
-            ) from error
 
 
 def remove_folder(folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -121,48 +120,6 @@ def topology_of(choreography: Choreography) -> Topology:
         bindings.append(Binding(wait_queue(rung), wait_queue(rung), "#"))
     exchanges = [EVENTS_EXCHANGE, DEAD_EXCHANGE, *map(wait_queue, RUNGS_MS)]
     return Topology(exchanges, queues, bindings)
-
-
-def definitions(topology: Topology, virtual_host: str = "/") -> str:
-    """The topology as a definitions file that RabbitMQ imports at its start."""
-    document = {
-        "generated_by": "saga topology export: edit the reactions, not this file",
-        "vhosts": [{"name": virtual_host}],
-        "exchanges": [
-            {
-                "name": name,
-                "vhost": virtual_host,
-                "type": "topic",
-                "durable": True,
-                "auto_delete": False,
-                "internal": False,
-                "arguments": {},
-            }
-            for name in topology.exchanges
-        ],
-        "queues": [
-            {
-                "name": queue.name,
-                "vhost": virtual_host,
-                "durable": True,
-                "auto_delete": False,
-                "arguments": dict(queue.arguments),
-            }
-            for queue in topology.queues
-        ],
-        "bindings": [
-            {
-                "source": binding.exchange,
-                "vhost": virtual_host,
-                "destination": binding.queue,
-                "destination_type": "queue",
-                "routing_key": binding.key,
-                "arguments": {},
-            }
-            for binding in topology.bindings
-        ],
-    }
-    return json.dumps(document, indent=2) + "\n"
 
 
 async def apply(topology: Topology, channel: AbstractChannel) -> None:

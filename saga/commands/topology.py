@@ -1,20 +1,64 @@
-"""`saga topology`: what stands on the broker."""
+"""`saga topology`: what stands on the broker, and who may do what there."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from saga.commands.output import AsJson, print_json, remark, run, stoppable
+from saga.commands.output import (
+    DATA_DIR,
+    PROBLEM_FOUND,
+    AsJson,
+    DataDir,
+    out,
+    print_json,
+    remark,
+    run,
+    stoppable,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from common.messaging.permissions import User
+    from saga.deployment import Deployment
+    from saga.drift import Difference
 
 app = typer.Typer(
-    help="Exchanges, queues and bindings, as the participants' signatures ask for them.",
+    help="Exchanges, queues, bindings and users, as the participants' signatures ask for them.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
 )
+
+AmqpUrl = Annotated[
+    str | None,
+    typer.Option(
+        envvar="AMQP_URL",
+        show_default=False,
+        help="The broker, as a user who may configure: amqp://user:password@host:port/vhost; "
+        "without it, the private one of the data folder.",
+    ),
+]
+ManagementUrl = Annotated[
+    str | None,
+    typer.Option(
+        envvar="MANAGEMENT_URL",
+        show_default=False,
+        help="The same broker's management API, as an administrator: "
+        "http://user:password@host:15672; for users and permissions.",
+    ),
+]
+PasswordsFrom = Annotated[
+    str | None,
+    typer.Option(
+        show_default=False,
+        help="The users' passwords: a file of lines SAGA_PASSWORD_ORDER=..., one for each user, or "
+        "`env` for variables of these names.",
+    ),
+]
 
 
 @app.command()
@@ -22,21 +66,37 @@ def export(
     file: Annotated[
         Path | None, typer.Argument(help="Where to write; standard output if left out.")
     ] = None,
+    passwords_from: PasswordsFrom = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write the topology as a definitions file that RabbitMQ imports at its start.
+    """Write the topology, users and permissions as definitions that RabbitMQ imports at its start.
 
-    Example: `saga topology export rabbitmq/definitions.json`
+    Passwords go into it as salted hashes. Without them nobody in the file can log in, and where a
+    user exists already, importing it takes his password.
+
+    Examples:
+
+    * `saga topology export rabbitmq/definitions.json`
+    * `saga topology export --passwords-from .env definitions.json`
     """
-    from common.messaging.topology import definitions, topology_of
+    from common.messaging.definitions import definitions, text
+    from common.messaging.permissions import users_of
+    from common.messaging.topology import topology_of
+    from saga.deployment import write_secret
     from saga.discovery import choreography
 
-    topology = topology_of(choreography())
-    text = definitions(topology)
+    graph = choreography()
+    topology, users = topology_of(graph), users_of(graph)
+    document = text(
+        definitions(topology, users, passwords=_passwords(passwords_from, users) or None)
+    )
     if file is None:
-        sys.stdout.write(text)  # is JSON in any case
+        sys.stdout.write(document)  # is JSON in any case
         return
-    file.write_text(text)
+    if passwords_from is None:
+        file.write_text(document)
+    else:
+        write_secret(file, document)
     if as_json:
         print_json(
             {
@@ -44,48 +104,154 @@ def export(
                 "exchanges": len(topology.exchanges),
                 "queues": len(topology.queues),
                 "bindings": len(topology.bindings),
-            }
-        )
-    else:
-        remark(f"{file}: {len(topology.queues)} queues, {len(topology.bindings)} bindings")
-
-
-@app.command()
-def apply(
-    amqp_url: Annotated[
-        str,
-        typer.Option(
-            envvar="AMQP_URL",
-            show_default=False,
-            help="The broker, as a user who may configure: amqp://user:password@host:port/vhost",
-        ),
-    ],
-    as_json: AsJson = False,
-) -> None:
-    """Declare the topology on a broker. What is there already stays as it is.
-
-    Example: `AMQP_URL=amqp://admin:secret@broker:5672/saga saga topology apply`
-    """
-    from common.messaging.connection import printable
-    from common.messaging.topology import topology_of
-    from saga.discovery import choreography
-    from saga.system import apply_topology
-
-    graph = choreography()
-    with stoppable():
-        run(apply_topology(amqp_url, graph))
-    topology = topology_of(graph)
-    if as_json:
-        print_json(
-            {
-                "broker": printable(amqp_url),
-                "exchanges": len(topology.exchanges),
-                "queues": len(topology.queues),
-                "bindings": len(topology.bindings),
+                "users": len(users),
             }
         )
     else:
         remark(
-            f"{printable(amqp_url)} has {len(topology.queues)} queues and "
-            f"{len(topology.bindings)} bindings of the saga"
+            f"{file}: {len(topology.queues)} queues, {len(topology.bindings)} bindings, "
+            f"{len(users)} users"
         )
+
+
+@app.command()
+def apply(
+    amqp_url: AmqpUrl = None,
+    management_url: ManagementUrl = None,
+    passwords_from: PasswordsFrom = None,
+    data_dir: DataDir = DATA_DIR,
+    as_json: AsJson = False,
+) -> None:
+    """Declare the topology on a broker; what is there already stays as it is.
+
+    With the management API's address also the users and their permissions, which are set to what
+    they should be. A user keeps the password he has unless one is given here.
+
+    Examples:
+
+    * `AMQP_URL=amqp://admin:secret@broker:5672/saga saga topology apply`
+    * `saga topology apply --management-url http://admin:secret@broker:15672 --passwords-from .env`
+    """
+    from common.messaging.connection import printable
+    from common.messaging.permissions import users_of
+    from common.messaging.topology import topology_of
+    from saga.broker import apply_topology, put_users
+    from saga.discovery import choreography
+
+    graph = choreography()
+    users = users_of(graph)
+    if passwords_from is not None and management_url is None:
+        raise typer.BadParameter(
+            "users are created through the management API; name it with --management-url",
+            param_hint="--passwords-from",
+        )
+    passwords = _passwords(passwords_from, users)
+    private = None if amqp_url else _private(data_dir)
+    url = private.amqp_url if private else _with_tls(amqp_url or "")
+    with stoppable():
+        run(apply_topology(url, graph))
+        put = run(put_users(users, url, management_url, passwords, data_dir if private else None))
+    topology = topology_of(graph)
+    if as_json:
+        print_json(
+            {
+                "broker": printable(url),
+                "exchanges": len(topology.exchanges),
+                "queues": len(topology.queues),
+                "bindings": len(topology.bindings),
+                "users": len(users) if put else 0,
+            }
+        )
+    else:
+        remark(
+            f"{printable(url)} has {len(topology.queues)} queues and {len(topology.bindings)} "
+            f"bindings of the saga" + (f", and its {len(users)} users" if put else "")
+        )
+
+
+@app.command()
+def diff(
+    amqp_url: AmqpUrl = None,
+    management_url: ManagementUrl = None,
+    data_dir: DataDir = DATA_DIR,
+    as_json: AsJson = False,
+) -> None:
+    """Compare a broker with what the participants' signatures ask for. Changes nothing.
+
+    The private broker of the data folder, or another through its management API. Where that is out
+    of reach (only `AMQP_URL` is given), AMQP tells of queues and exchanges, not of bindings and
+    users. Exit status 1 when something differs.
+
+    Examples:
+
+    * `saga topology diff`
+    * `saga topology diff --management-url http://admin:secret@broker:15672 --json`
+    """
+    from saga.broker import drift
+    from saga.discovery import choreography
+
+    url = _with_tls(amqp_url) if amqp_url else None
+    if url is None and management_url is None:
+        _private(data_dir)
+    with stoppable():
+        found = run(drift(choreography(), url, management_url, data_dir))
+    if as_json:
+        print_json(
+            {
+                "ok": not found.differences,
+                "broker": found.broker,
+                "not_compared": list(found.not_compared),
+                "differences": [
+                    {"kind": d.kind, "name": d.name, "expected": d.expected, "found": d.found}
+                    for d in found.differences
+                ],
+            }
+        )
+    else:
+        _print_differences(found.differences)
+        if found.not_compared:
+            remark(f"not compared: {', '.join(found.not_compared)}; name the management API")
+    if found.differences:
+        raise typer.Exit(PROBLEM_FOUND)
+
+
+def _print_differences(differences: Sequence[Difference]) -> None:
+    from rich.table import Table
+
+    if not differences:
+        out().print("the broker is as it should be")
+        return
+    table = Table("what", "name", "expected", "found")
+    for difference in differences:
+        table.add_row(difference.kind, difference.name, difference.expected, difference.found)
+    out().print(table)
+
+
+def _passwords(source: str | None, users: Sequence[User]) -> dict[str, str]:
+    from saga.passwords import PasswordError, read_passwords
+
+    if source is None:
+        return {}
+    try:
+        return read_passwords(source, [user.name for user in users])
+    except PasswordError as error:
+        raise typer.BadParameter(str(error), param_hint="--passwords-from") from error
+
+
+def _with_tls(amqp_url: str) -> str:
+    from common.settings import TlsSettings, load
+
+    return load(TlsSettings).applied_to(amqp_url)
+
+
+def _private(data_dir: Path) -> Deployment:
+    """The system of this folder, whose broker is meant where none is named."""
+    from saga.deployment import Deployment, DeploymentError
+
+    try:
+        return Deployment.load(data_dir)
+    except DeploymentError as error:
+        raise typer.BadParameter(
+            f"name a broker, or the data folder of a running system ({error})",
+            param_hint="AMQP_URL",
+        ) from error

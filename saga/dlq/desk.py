@@ -11,6 +11,7 @@ from aio_pika.abc import AbstractConnection
 
 from common.choreography import Choreography
 from common.messaging.connection import BrokerError, connect, printable
+from common.messaging.permissions import REPLAY
 from common.messaging.topology import dead_letter_queue, queues_of
 from saga.deployment import Deployment
 from saga.dlq import InputError
@@ -95,7 +96,7 @@ async def open_desk(deployment: Deployment, graph: Choreography) -> AsyncIterato
     """
     if deployment.dead_letters_url is None:
         raise InputError("the deployment names no store of dead letters: dead_letters_url")
-    connection = await connect(deployment.amqp_url, name="saga dlq")
+    connection = await connect(deployment.amqp_url_of(REPLAY), name="saga dlq")
     try:
         store = Store(deployment.dead_letters_url)
         try:

@@ -15,6 +15,7 @@ from pydantic_core import from_json
 
 from common.envelope import Undecodable, derived_id
 from common.message import Event
+from common.messaging.permissions import REPLAY
 from common.messaging.publisher import BrokerPublisher, message_of
 from common.messaging.topology import HISTORY_STREAM, queues_of
 from saga.dlq import InputError
@@ -120,7 +121,7 @@ async def edit(
     diff = _diff(before, after)
     message = message_of(body)
     recorded = isinstance(envelope.data, Event)
-    publisher = BrokerPublisher(desk.deployment.amqp_url, "saga dlq edit")
+    publisher = BrokerPublisher(desk.deployment.amqp_url_of(REPLAY), "saga dlq edit")
     try:
         await publisher.open()
         desk.store.begin_edit(number, copy_id, diff, body, why)

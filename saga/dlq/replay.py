@@ -22,6 +22,7 @@ from typing import Any, Final
 import aiormq
 
 from common.messaging.connection import BrokerError, printable
+from common.messaging.permissions import REPLAY
 from common.messaging.publisher import BrokerPublisher
 from saga.dlq import DlqError, InputError
 from saga.dlq.collect import collect
@@ -154,7 +155,7 @@ async def replay(
         run, resumed = _run(desk, selection, settings, why)
         replaying = _Replaying(desk, run, settings, progress)
         begun(run, len(desk.store.open_items(run)))
-        publisher = BrokerPublisher(desk.deployment.amqp_url, "saga dlq replay")
+        publisher = BrokerPublisher(desk.deployment.amqp_url_of(REPLAY), "saga dlq replay")
         started = time.monotonic()
         try:
             await publisher.open()
@@ -380,7 +381,7 @@ class _Replaying:
         await asyncio.to_thread(self._store.mark_sent, self._run, confirmed)
         if away is not None:
             raise BrokerError(
-                f"RabbitMQ at {printable(self._desk.deployment.amqp_url)} went away: "
+                f"RabbitMQ at {printable(self._desk.deployment.amqp_url_of(REPLAY))} went away: "
                 f"{str(away) or type(away).__name__}; once it is well, `saga dlq replay --resume` "
                 f"goes on"
             ) from away

@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import socket
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -17,6 +18,7 @@ import pytest
 import yarl
 
 from saga.deployment import FILE_NAME
+from saga.node import RabbitNode
 from tests.polling import until
 
 SAGA = (sys.executable, "-m", "saga.cli")
@@ -286,6 +288,44 @@ def test_the_topology_is_applied_as_often_as_one_likes(amqp_url: str) -> None:
         assert json.loads(done.stdout)["queues"] > 0
 
 
+def test_definitions_with_passwords_are_for_their_owner_alone(tmp_path: Path) -> None:
+    exported, passwords = tmp_path / "definitions.json", tmp_path / "passwords"
+    users = ("INVENTORY", "ORDER", "PAYMENT", "OPERATOR", "REPLAY")
+    lines = [f"SAGA_PASSWORD_{user}=secret of {user}\n" for user in users]
+    passwords.write_text("".join(lines))
+
+    done = saga("topology", "export", "--passwords-from", str(passwords), str(exported))
+
+    assert done.returncode == 0, done.stderr
+    assert stat.S_IMODE(exported.stat().st_mode) == 0o600
+    assert "secret" not in exported.read_text() + done.stderr
+    assert all(user["password_hash"] for user in json.loads(exported.read_text())["users"])
+
+    passwords.write_text("".join(lines[1:]))
+    done = saga("topology", "export", "--passwords-from", str(passwords), str(exported))
+    assert done.returncode == 2
+    assert "SAGA_PASSWORD_INVENTORY" in done.stderr
+
+
+async def test_a_private_broker_is_compared_and_mended_by_its_data_folder(tmp_path: Path) -> None:
+    here = {"DATA_DIR": str(tmp_path)}
+    with background("up", **here) as up:
+        await until(lambda: (tmp_path / FILE_NAME).exists())
+        assert saga("topology", "diff", **here).stdout == "the broker is as it should be\n"
+        node = RabbitNode(tmp_path / "rabbitmq")
+        node.ctl("set_permissions", "payment", ".*", ".*", ".*")
+
+        done = saga("topology", "diff", "--json", **here)
+        assert done.returncode == 1
+        told = json.loads(done.stdout)["differences"]
+        assert {(d["kind"], d["name"]) for d in told} == {("permission", "payment")}
+
+        assert saga("topology", "apply", **here).returncode == 0
+        assert saga("topology", "diff", **here).returncode == 0
+        up.terminate()
+        up.communicate(timeout=RUN_SECONDS)
+
+
 # --- wrong usage ----------------------------------------------------------------------------------
 
 
@@ -302,6 +342,8 @@ def test_the_topology_is_applied_as_often_as_one_likes(amqp_url: str) -> None:
         ("publish", "--concurrency", "0"),
         ("reconcile", "--grace", "-1"),
         ("topology", "apply"),
+        ("topology", "diff"),
+        ("topology", "export", "--passwords-from", "nowhere"),
         ("dance",),
         ("status", "--colour"),
     ],
@@ -318,7 +360,16 @@ def test_wrong_usage_is_told_from_failure(arguments: tuple[str, ...], tmp_path: 
 
 @pytest.mark.parametrize(
     "command",
-    ["up", "demo", "publish", "status", "reconcile", "topology export", "topology apply"],
+    [
+        "up",
+        "demo",
+        "publish",
+        "status",
+        "reconcile",
+        "topology export",
+        "topology apply",
+        "topology diff",
+    ],
 )
 def test_every_command_explains_itself_with_an_example(command: str) -> None:
     done = saga(*command.split(), "--help", COLUMNS="200", TERM="dumb", NO_COLOR="1")
@@ -332,7 +383,7 @@ def test_every_command_explains_itself_with_an_example(command: str) -> None:
 # --- what a machine can have wrong with it --------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", ["up", "demo", "topology apply"])
+@pytest.mark.parametrize("command", ["up", "demo", "topology apply", "topology diff"])
 def test_a_broker_that_is_not_there_is_one_line(
     command: str, tmp_path: Path, closed_port: int
 ) -> None:

@@ -25,10 +25,11 @@ from common.messaging.publisher import message_of
 from common.messaging.topology import EVENTS_EXCHANGE
 from common.settings import Settings
 from common.web import ERRORS_MAX, PROBLEM
+from saga.broker import apply_topology
 from saga.discovery import choreography
 from saga.http import client
 from saga.node import RabbitNode
-from saga.system import System, apply_topology
+from saga.system import System
 from tests.polling import until
 
 TIMEOUT_SECONDS = 30.0

@@ -31,9 +31,9 @@ from common.messaging.connection import connect
 from common.messaging.publisher import message_of
 from common.messaging.topology import EVENTS_EXCHANGE
 from payment_service.gateway import Account, SandboxGateway
+from saga.broker import apply_topology
 from saga.discovery import choreography
 from saga.http import client
-from saga.system import apply_topology
 from tests.polling import until
 
 RUN_SECONDS = 60.0

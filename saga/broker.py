@@ -1,0 +1,178 @@
+"""Putting the choreography's topology and users on a broker, and telling how they differ there."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import aiormq
+import yarl
+from aio_pika.abc import AbstractChannel, AbstractConnection
+
+from common.choreography import Choreography
+from common.messaging.connection import BrokerError, connect, printable
+from common.messaging.definitions import Definitions, definitions, text
+from common.messaging.permissions import User, users_of
+from common.messaging.topology import Topology, apply, topology_of
+from saga.deployment import Deployment, write_secret
+from saga.drift import MISSING, Difference, differences
+from saga.management import Management
+from saga.node import RabbitNode
+
+NODE_FOLDER: Final = "rabbitmq"
+"""Where in a system's folder its private node is."""
+USERS_FILE: Final = "users.json"
+"""Where in that folder are its users, with hashes of their passwords."""
+_AS_DESIGNED: Final = "as the choreography has it"
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """How the broker differs from the choreography, and what could not be compared."""
+
+    broker: str
+    differences: Sequence[Difference]
+    not_compared: Sequence[str] = ()
+
+
+async def apply_topology(url: str, graph: Choreography, *, patience_seconds: float = 0.0) -> None:
+    """Declare on the broker at `url` what the choreography needs; what is there already stays.
+
+    Raises `BrokerError`, or `TopologyError` if a name is taken by something else.
+    """
+    connection = await connect(url, name="saga", patience_seconds=patience_seconds)
+    async with connection:
+        try:
+            await apply(topology_of(graph), await connection.channel())
+        except aiormq.exceptions.AMQPError as error:
+            raise BrokerError(
+                f"RabbitMQ at {printable(url)} refused to declare the topology: {error}; "
+                f"may the user in AMQP_URL configure exchanges and queues there?"
+            ) from error
+
+
+def write_users(folder: Path, graph: Choreography, passwords: Mapping[str, str]) -> Path:
+    """Write the users of a system's private node where it can import them; returns the file."""
+    node_folder = folder / NODE_FOLDER
+    node_folder.mkdir(parents=True, exist_ok=True)
+    file = node_folder / USERS_FILE
+    write_secret(file, text(definitions(Topology(), users_of(graph), passwords=passwords)))
+    return file
+
+
+async def put_users(
+    users: Sequence[User],
+    url: str,
+    management_url: str | None,
+    passwords: Mapping[str, str],
+    folder: Path | None,
+) -> bool:
+    """Give the users their permissions: through the management API, or on the private node of the
+    system in `folder`; false where neither is given. Raises `BrokerError` or `NodeError`."""
+    if management_url is not None:
+        async with Management(management_url) as management:
+            await management.put_users(users, passwords, virtual_host_of(url))
+        return True
+    if folder is None:
+        return False
+    deployment = Deployment.load(folder)
+    if not deployment.amqp_urls:
+        return False
+    known = {user: yarl.URL(url).password or "" for user, url in deployment.amqp_urls.items()}
+    file = folder / NODE_FOLDER / USERS_FILE
+    write_secret(file, text(definitions(Topology(), users, passwords=known)))
+    node = RabbitNode(folder / NODE_FOLDER)
+    await asyncio.to_thread(node.ctl, "import_definitions", str(file.absolute()))
+    return True
+
+
+async def drift(
+    graph: Choreography, url: str | None, management_url: str | None, folder: Path
+) -> Drift:
+    """Compare a broker with the choreography: through the management API where its address is
+    given, else as far as AMQP tells where `url` is given, else the private node of `folder`.
+
+    Changes nothing. Raises `BrokerError` or `NodeError`.
+    """
+    virtual_host = virtual_host_of(url) if url else "/"
+    expected = definitions(topology_of(graph), users_of(graph), virtual_host=virtual_host)
+    if management_url is not None:
+        async with Management(management_url) as management:
+            found = await management.export(virtual_host)
+        broker = printable(management_url)
+    elif url is not None:
+        found_here = await _over_amqp(url, expected)
+        return Drift(printable(url), found_here, ("bindings", "users", "permissions"))
+    else:
+        node = RabbitNode(folder / NODE_FOLDER)
+        found = json.loads(await asyncio.to_thread(node.ctl, "export_definitions", "-"))
+        broker = str(node.folder)
+    seen = "users" in found
+    return Drift(
+        broker,
+        differences(expected, found, virtual_host=virtual_host, users=seen),
+        () if seen else ("users", "permissions"),
+    )
+
+
+def virtual_host_of(url: str) -> str:
+    """The virtual host an AMQP URL names."""
+    try:
+        return yarl.URL(url).path.removeprefix("/") or "/"
+    except ValueError:
+        return "/"  # connecting will say what is wrong with it
+
+
+async def _over_amqp(url: str, expected: Definitions) -> list[Difference]:
+    """Declaring what is there with the arguments it should have changes nothing, or is refused."""
+    connection = await connect(url, name="saga topology")
+    found: list[Difference] = []
+    async with connection:
+        for exchange in expected["exchanges"]:
+            name = exchange["name"]
+            found += await _declared(connection, "exchange", name, _declare_exchange(name))
+        for queue in expected["queues"]:
+            declare = _declare_queue(queue["name"], queue["arguments"])
+            found += await _declared(connection, "queue", queue["name"], declare)
+    return found
+
+
+_Declare = Callable[[AbstractChannel, bool], Awaitable[Any]]
+
+
+def _declare_exchange(name: str) -> _Declare:
+    return lambda channel, passive: channel.declare_exchange(
+        name, "topic", durable=True, passive=passive
+    )
+
+
+def _declare_queue(name: str, arguments: Mapping[str, Any]) -> _Declare:
+    return lambda channel, passive: channel.declare_queue(
+        name, durable=True, arguments=dict(arguments), passive=passive
+    )
+
+
+async def _declared(
+    connection: AbstractConnection, kind: str, name: str, declare: _Declare
+) -> list[Difference]:
+    channel = await connection.channel()  # its own: a refusal closes it
+    try:
+        await declare(channel, True)
+        await declare(channel, False)
+    except aiormq.exceptions.ChannelNotFoundEntity:
+        return [Difference(kind, name, _AS_DESIGNED, MISSING)]
+    except aiormq.exceptions.ChannelPreconditionFailed as error:
+        return [Difference(kind, name, _AS_DESIGNED, str(error))]
+    except aiormq.exceptions.AMQPError as error:
+        raise BrokerError(
+            f"cannot compare the {kind} {name}: {error}; "
+            f"name a user in AMQP_URL who may configure it"
+        ) from error
+    finally:
+        if not channel.is_closed:
+            await channel.close()
+    return []
