@@ -210,7 +210,9 @@ PARTICIPANT = Participant(
     record_charge,
     compensate,
     record_refund,
-    # A charge may fail: the customer tries again, or a person does. A refund is owed.
-    retry=Retry(max_calls=6, delay=0.5, backoff=3.0, max_delay=60.0),
-    retries={compensate: Retry(max_calls=12, delay=0.5, backoff=3.0, max_delay=300.0)},
+    # A charge is tried for some 7 s, the time a customer waits at a till. A provider that is away
+    # for longer may be so for hours, through which trying on would only keep the order from the
+    # person who can replay it. A refund is owed: it is tried for a quarter of an hour.
+    retry=Retry(max_calls=4, delay=0.5, backoff=2.0, max_delay=5.0),
+    retries={compensate: Retry(max_calls=12, delay=0.5, backoff=2.0, max_delay=300.0)},
 )

@@ -1,13 +1,18 @@
-"""A load from end to end: send it, wait until every order has ended, and check every end."""
+"""A load from end to end: send it, wait until every order has ended, and check every end.
+
+On the way the payment provider may go down: charges are tried again, and become dead letters. Once
+it is back, these are replayed, and their orders have to end as if nothing had happened.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Final
 from uuid import UUID
 
@@ -19,7 +24,13 @@ from common.events import CancellationReason
 from common.message import Priority
 from order_service.domain import OrderStatus
 from order_service.store import orders as orders_table
+from payment_service.domain import PARTICIPANT as PAYMENT
+from payment_service.gateway import Fault, FaultMode, SandboxGateway
 from saga.deployment import Deployment
+from saga.dlq.desk import Desk, open_desk
+from saga.dlq.letters import HERE, Letter
+from saga.dlq.replay import Settings, replay
+from saga.dlq.store import Selection
 from saga.orders import Plan
 from saga.publish import CONCURRENCY, Published, dead_letters_of, publish
 from saga.reconcile import Report, dead_letters, reconcile
@@ -29,10 +40,19 @@ ENDS_SECONDS: Final = 300.0
 """How long no order may end, once all are sent, before the wait is given up."""
 REST_SECONDS: Final = 30.0
 """How long compensations and dead letters may take after the last order has ended."""
+OUTAGE_AFTER: Final = 0.5
+"""The share of the orders that are sent before the provider goes down."""
+OUTAGE_DEAD_SHARE: Final = 0.1
+"""It comes back once the charges of so many of the orders are dead letters."""
+OUTAGE_SECONDS: Final = 30.0
+"""It comes back after this time in any case, if a single one is."""
+OUTAGE_MAX_SECONDS: Final = 60.0
+"""It comes back after this time in any case."""
 LISTED_MAX: Final = 100
 """Surprises and violations that are listed one by one."""
 
 _POLL_SECONDS: Final = 0.1
+_OUTAGE_POLL_SECONDS: Final = 0.5
 _LOOKED_AT_MAX: Final = 5_000
 _IN_ONE_QUERY_MAX: Final = 500
 _CONFIRMED: Final = "confirmed"
@@ -67,6 +87,10 @@ class Result:
     """Those that were not there before."""
     dead_letters_expected: int
     report: Report
+    replayed: frozenset[str] | None = None
+    """The orders whose dead letters were replayed; None if the provider stayed up."""
+    outage: tuple[datetime, datetime] | None = None
+    """From when to when the provider was down."""
 
     @property
     def unexpected(self) -> list[str]:
@@ -79,11 +103,23 @@ class Result:
                 lines.append(f"order {order_id}: expected {_word(reason)}, found {found}")
         if len(lines) > LISTED_MAX:
             lines[LISTED_MAX:] = [f"and {len(lines) - LISTED_MAX} more orders"]
+        if self.replayed is not None and not self.healed:
+            lines.append(
+                "the provider was down, but no order was confirmed by replaying its letter"
+            )
         if self.dead_letters != self.dead_letters_expected:
             lines.append(
                 f"dead letters: expected {self.dead_letters_expected}, found {self.dead_letters}"
             )
         return lines
+
+    @property
+    def healed(self) -> int:
+        """Orders that were confirmed because their dead letters were replayed."""
+        return sum(
+            (end := self.ends.get(UUID(order))) is not None and end.outcome == _CONFIRMED
+            for order in self.replayed or ()
+        )
 
     @property
     def ok(self) -> bool:
@@ -92,17 +128,20 @@ class Result:
 
     @property
     def orders_per_second(self) -> float:
-        """Orders from the first one placed to the last one ended."""
-        if not self.ends:
+        """Orders from the first one placed to the last one ended, before any outage."""
+        ends = self._undisturbed(after=False)
+        if not ends:
             return 0.0
-        first = min(end.placed_at for end in self.ends.values())
-        last = max(end.ended_at for end in self.ends.values())
-        return len(self.ends) / max((last - first).total_seconds(), 0.001)
+        first = min(end.placed_at for end in ends)
+        last = max(end.ended_at for end in ends)
+        return len(ends) / max((last - first).total_seconds(), 0.001)
 
     def latency_ms(self) -> dict[str, dict[str, float]]:
-        """By priority, the time from placed to ended: median and 99th percentile."""
+        """By priority, the time from placed to ended: median and 99th percentile, of the orders
+        that no outage held up."""
+        ends = self._undisturbed()
         by_priority = {
-            priority: sorted(e.latency_ms for e in self.ends.values() if e.priority is priority)
+            priority: sorted(end.latency_ms for end in ends if end.priority is priority)
             for priority in Priority
         }
         return {
@@ -110,6 +149,21 @@ class Result:
             for priority, values in by_priority.items()
             if values
         }
+
+    @property
+    def held_up(self) -> int:
+        """Orders that were on their way while the provider was down."""
+        return len(self.ends) - len(self._undisturbed()) if self.outage else 0
+
+    def _undisturbed(self, *, after: bool = True) -> list[End]:
+        """The ends of orders that no outage held up; of a load that it held up as a whole, all."""
+        ends = list(self.ends.values())
+        if self.outage is None:
+            return ends
+        down, up = self.outage
+        return [
+            end for end in ends if end.ended_at <= down or (after and end.placed_at >= up)
+        ] or ends
 
     def to_json(self) -> dict[str, Any]:
         """The result as a JSON document."""
@@ -123,6 +177,8 @@ class Result:
             "outcomes": {"confirmed": confirmed, "cancelled": cancelled},
             "malformed": self.published.malformed,
             "dead_letters": self.dead_letters,
+            "healed": self.healed,
+            "held_up": self.held_up,
             "cancelled_too_late": self.published.too_late,
             "latency_ms": self.latency_ms(),
             "orders_per_second": round(self.orders_per_second, 1),
@@ -147,25 +203,48 @@ async def demo(
     direct: bool = False,
     rate: float | None = None,
     concurrency: int = CONCURRENCY,
+    outage: bool = False,
+    tell: Callable[[str], None] = lambda _: None,
     sent: Progress = lambda _: None,
     ended: Progress = lambda _: None,
 ) -> Result:
     """Send the plan to a running system and see it through.
 
-    `sent` and `ended` are told of each message sent and each order ended. What does not end within
-    `ENDS_SECONDS` of the last that did is part of the result, not an error. Raises what `publish`,
-    `status` and `reconcile` raise.
+    With `outage` the payment provider goes down on the way, and the dead letters this leads to are
+    replayed once it is back; a plan of which no order is to be confirmed is run without. `tell` is
+    told, a line at a time, what happens; `sent` and `ended` of each message sent and each order
+    ended. What does not end within `ENDS_SECONDS` of the last that did is part of the result, not
+    an error. Raises what `publish`, `status`, `reconcile` and `replay` raise.
     """
     before = await dead_letters(deployment, graph)
-    sending = asyncio.ensure_future(
-        publish(deployment, plan, direct=direct, rate=rate, concurrency=concurrency, progress=sent)
+    story = _Outage(deployment, graph, plan, concurrency, before, tell)
+    outage = outage and any(order.reason is None for order in plan.orders)
+
+    def count(messages: int) -> None:
+        sent(messages)
+        if outage:
+            story.sent(messages)
+
+    sending: asyncio.Future[Published] = asyncio.ensure_future(
+        publish(deployment, plan, direct=direct, rate=rate, concurrency=concurrency, progress=count)
     )
+    ending = asyncio.ensure_future(_wait_for_ends(deployment, plan, sending, ended))
+    healing = asyncio.ensure_future(story.play(sending, ending) if outage else _nothing())
     try:
-        ends = await _wait_for_ends(deployment, plan, sending, ended)
+        if outage:
+            story.sent(0)
+        both: set[asyncio.Future[Any]] = {ending, healing}
+        await asyncio.wait(both, return_when=asyncio.FIRST_EXCEPTION)
+        if healing.done():
+            healing.result()  # raises what ended it too early
+        ends = await ending
         published = await sending
+        await healing
     finally:
-        sending.cancel()
-        await asyncio.gather(sending, return_exceptions=True)
+        for task in (sending, ending, healing):
+            task.cancel()
+        await asyncio.gather(sending, ending, healing, return_exceptions=True)
+        story.heal()
     dead_letters_expected = dead_letters_of(plan, graph)
     await _wait_for_rest(deployment, graph, len(before) + dead_letters_expected)
     report = await _reconcile(deployment)
@@ -178,7 +257,126 @@ async def demo(
         len(after - before),
         dead_letters_expected,
         report,
+        frozenset(story.replayed) if outage else None,
+        (story.down_at, story.up_at) if story.down_at and story.up_at else None,
     )
+
+
+async def _nothing() -> None:
+    """In place of an outage."""
+
+
+class _Outage:
+    """The provider goes down in the middle of the load, and what that leaves behind is replayed."""
+
+    def __init__(
+        self,
+        deployment: Deployment,
+        graph: Choreography,
+        plan: Plan,
+        concurrency: int,
+        before: Set[tuple[str, str]],
+        tell: Callable[[str], None],
+    ) -> None:
+        self._deployment = deployment
+        self._graph = graph
+        self._orders = {str(order.order_id) for order in plan.orders}
+        self._confirmed = {str(o.order_id) for o in plan.orders if o.reason is None}
+        self._before = before
+        self._tell = tell
+        # Of a small load everything would be on its way before the provider is down.
+        enough = len(plan.orders) * (1 - OUTAGE_AFTER) > 2 * concurrency
+        self._until_down = len(plan.orders) * OUTAGE_AFTER if enough else 0.0
+        self._down = asyncio.Event()
+        self.down_at: datetime | None = None
+        self.up_at: datetime | None = None
+        self.replayed: set[str] = set()
+
+    def sent(self, messages: int) -> None:
+        """So many more messages were sent. What is sent after this returns meets the outage."""
+        self._until_down -= messages
+        if self._until_down <= 0 and not self._down.is_set():
+            self.down_at = datetime.now(UTC)
+            self._set(FaultMode.UNAVAILABLE)
+            self._down.set()
+            self._tell("the payment provider goes down")
+
+    def heal(self) -> None:
+        """Bring the provider back, if it is down."""
+        if self.down_at is not None and self.up_at is None:
+            self._set(FaultMode.NONE)
+            self.up_at = datetime.now(UTC)
+
+    async def play(
+        self, sending: asyncio.Future[Published], ending: asyncio.Future[dict[UUID, End]]
+    ) -> None:
+        """Wait for the outage, end it, and replay what it left until every order has ended."""
+        down = asyncio.ensure_future(self._down.wait())
+        either: set[asyncio.Future[Any]] = {ending, down}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        down.cancel()
+        if not self._down.is_set():
+            return
+        async with open_desk(self._deployment, self._graph) as desk:
+            await self._let_collect(desk)
+            self.heal()
+            self._tell("the provider is back; replaying the dead letters")
+            ended = False
+            while not ended:
+                ended = ending.done()  # and then once more, for what died last
+                await desk.collect()
+                if letters := self._letters(desk):
+                    await self._replay(desk, letters)
+                await asyncio.wait({ending}, timeout=_OUTAGE_POLL_SECONDS)
+
+    async def _let_collect(self, desk: Desk) -> None:
+        """Return once enough charges are dead letters, or after the longest outage there may be."""
+        enough = max(1.0, len(self._orders) * OUTAGE_DEAD_SHARE)
+        started = time.monotonic()
+        told = 0
+        while True:
+            await desk.collect()
+            dead = self._letters(desk)
+            waits = (await status(self._deployment, self._graph)).waits
+            if (waiting := sum(waits.values())) and not told:
+                told = waiting
+                self._tell(f"{waiting} messages wait to be tried again")
+            down_seconds = time.monotonic() - started
+            saved = any(letter.subject in self._confirmed for letter in dead)
+            if saved and (len(dead) >= enough or down_seconds > OUTAGE_SECONDS):
+                self._tell(f"{len(dead)} charges are dead letters, {waiting} wait for another try")
+                return
+            if down_seconds > OUTAGE_MAX_SECONDS:
+                return
+            await asyncio.sleep(_OUTAGE_POLL_SECONDS)
+
+    async def _replay(self, desk: Desk, letters: Sequence[Letter]) -> None:
+        selection = Selection(numbers=tuple(letter.number for letter in letters))
+        result = await replay(desk, selection, Settings(), why="the demo's provider is back")
+        self.replayed.update(letter.subject for letter in letters if letter.subject)
+        self._tell(f"replay {result.run}: {len(letters)} letters, {result.sent} sent")
+
+    def _letters(self, desk: Desk) -> list[Letter]:
+        """What the outage has left of the plan's orders."""
+        return [
+            letter
+            for letter in desk.store.find(Selection(service=PAYMENT.name), HERE, contents=False)
+            if letter.subject in self._orders
+            and (letter.participant, letter.key) not in self._before
+        ]
+
+    def _set(self, mode: FaultMode) -> None:
+        # Nothing may be sent meanwhile, so the event loop has to wait.
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(_switch, self._deployment.sandbox_url, mode).result()
+
+
+def _switch(url: str, mode: FaultMode) -> None:
+    gateway = SandboxGateway(url)
+    try:
+        gateway.set_fault(Fault(mode))
+    finally:
+        asyncio.run(gateway.close())
 
 
 async def _wait_for_ends(

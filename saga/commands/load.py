@@ -181,6 +181,9 @@ def demo(
     declined: Declined = 0.05,
     cancelled: Cancelled = 0.02,
     malformed: MalformedShare = 0.01,
+    outage: Annotated[
+        bool, typer.Option(help="Take the payment provider down on the way, and replay what died.")
+    ] = True,
     data_dir: DataDir = DATA_DIR,
     as_json: AsJson = False,
 ) -> None:
@@ -190,8 +193,11 @@ def demo(
     folder below it, and ends it. With `AMQP_URL` set that one uses the broker there, and the data
     folder itself: the databases go with the events on the broker, from one run to the next.
 
-    Exit status 0 only if every order ended as its seed predicts, every malformed message is a dead
-    letter, and the books are right.
+    In the middle the payment provider goes down: its charges are tried again, and become dead
+    letters. It comes back, and these are replayed.
+
+    Exit status 0 only if every order ended as its seed predicts, some of them by being replayed,
+    every malformed message is a dead letter, and the books are right.
 
     Examples:
 
@@ -222,6 +228,8 @@ def demo(
                 direct=direct,
                 rate=rate,
                 concurrency=concurrency,
+                outage=outage,
+                tell=remark,
                 sent=advance["sending"],
                 ended=advance["ended"],
             )
@@ -330,6 +338,11 @@ def _print_result(result: Result) -> None:
     console.print(
         f"dead letters: {result.dead_letters} of {result.dead_letters_expected} malformed messages"
     )
+    if result.replayed is not None:
+        console.print(
+            f"the provider's outage held up {result.held_up} orders, which the times above leave "
+            f"out; {result.healed} were confirmed by replaying their dead letters"
+        )
     print_report(result.report)
     for line in result.unexpected:
         console.print(f"[red]unexpected:[/] {line}")
