@@ -14,10 +14,10 @@ from tests.integration.toy import cancelled
 
 
 class Holding(Kernel):
-    async def handle(self, envelope: Envelope[Any]) -> Outcome:
+    async def handle(self, envelope: Envelope[Any], *, local: bool = False) -> Outcome:
         if envelope.id == cancelled(1).id:
             await asyncio.Event().wait()
-        return await super().handle(envelope)
+        return await super().handle(envelope, local=local)
 
 
 async def main(url: str, folder: Path) -> None:
