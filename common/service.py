@@ -100,12 +100,28 @@ async def run(service: Service, settings: Settings) -> None:
         if service.close is not None:
             stack.push_async_callback(service.close)
         listener = stack.enter_context(_listen(settings))
-        database = open_database(settings.database_url_of(name), service.tables.metadata)
+        opening = asyncio.ensure_future(
+            open_database(
+                settings.database_url_of(name),
+                service.tables,
+                name=name,
+                patience_seconds=settings.database_patience_seconds,
+            )
+        )
+        stopped = asyncio.ensure_future(stop.wait())
+        await asyncio.wait({opening, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        if not opening.done():
+            opening.cancel()
+            await asyncio.wait({opening})
+            return
+        database = opening.result()
         stack.push_async_callback(database.close)
         publisher = BrokerPublisher(settings.broker_url, f"{name} publisher")
         stack.push_async_callback(publisher.close)
         outbox = Outbox(name, database, service.tables, publisher)
         await outbox.open()
+        stack.push_async_callback(outbox.close)
         kernel = Kernel(
             service.participant,
             database,

@@ -59,6 +59,8 @@ class Settings(TlsSettings):
     """The folder of the embedded databases, one file per service."""
     database_url: str | None = None
     """Where this service keeps its state; by default a SQLite file in `data_dir`."""
+    database_patience_seconds: Annotated[float, Field(ge=0, le=3600)] = 30.0
+    """How long a starting service waits for a database server."""
     http_host: str = "127.0.0.1"
     http_port: Annotated[int, Field(ge=0, le=65535)] = 0
     """0 picks a free port, which the log names."""

@@ -62,6 +62,7 @@ def _explanation(error: Exception) -> str | None:
     from saga.deployment import DeploymentError
     from saga.dlq import DlqError
     from saga.node import NodeError
+    from saga.postgres import PostgresError
     from saga.publish import PublishError
     from saga.reconcile import ReconcileError
     from saga.system import SystemFault
@@ -74,6 +75,7 @@ def _explanation(error: Exception) -> str | None:
         DlqError,
         GatewayConfigurationError,
         NodeError,
+        PostgresError,
         PublishError,
         ReconcileError,
         SettingsError,

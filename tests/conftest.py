@@ -1,14 +1,18 @@
-"""Fixtures that every kind of test may use: a private broker per run, a virtual host per test."""
+"""Fixtures that every kind of test may use: a private broker per run, a virtual host per test; a
+private PostgreSQL cluster per run, a database per test."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from pathlib import Path
 from uuid import uuid4
 
 import httpx
 import pytest
 
 from saga.node import RabbitNode
+from saga.postgres import PostgresCluster
 
 
 @pytest.fixture(scope="session")
@@ -39,3 +43,29 @@ def amqp_url(rabbit_node: RabbitNode, broker_admin: httpx.Client) -> Iterator[st
     broker_admin.put(f"/api/permissions/{vhost}/guest", json=everything).raise_for_status()
     yield rabbit_node.amqp_url + vhost
     broker_admin.delete(f"/api/vhosts/{vhost}").raise_for_status()
+
+
+@pytest.fixture(scope="session")
+def postgres_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresCluster]:
+    """A server for the whole run, which waits for the disk only with `TEST_FSYNC=on`. Tests that
+    kill or stop a server start one of their own."""
+    durable = os.environ.get("TEST_FSYNC") == "on"
+    with PostgresCluster(tmp_path_factory.mktemp("postgresql"), durable=durable) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def postgres_url(postgres_cluster: PostgresCluster) -> Iterator[str]:
+    """An empty database on PostgreSQL that is the test's alone."""
+    name = f"test_{uuid4().hex[:12]}"
+    yield postgres_cluster.create_database(name)
+    postgres_cluster.drop_database(name)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty database that is the test's alone, on either kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'toy.db'}"
+    url: str = request.getfixturevalue("postgres_url")
+    return url

@@ -13,9 +13,13 @@ from typing import Any, Protocol, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
+from common.kernel.migrations import MigrationError, prepare
+from common.kernel.tables import Tables
+
 T = TypeVar("T")
 
 BUSY_TIMEOUT_SECONDS = 10
+POSTGRESQL_SCHEMES = ("postgresql", "postgres", "postgresql+asyncpg")
 
 
 class DatabaseError(Exception):
@@ -25,12 +29,17 @@ class DatabaseError(Exception):
 class Database(Protocol):
     """What the kernel needs of a database. Safe to call from many tasks at once."""
 
+    @property
+    def shared(self) -> bool:
+        """Whether several processes may be using it, replicas of one service."""
+        ...
+
     async def transaction(self, work: Callable[[Connection], T]) -> T:
         """Run `work` in a transaction; committed durably when this returns, else rolled back."""
         ...
 
     async def read(self, query: Callable[[Connection], T]) -> T:
-        """Run `query` on committed data, without waiting for transactions."""
+        """Run `query` on committed data as of one moment, without waiting for transactions."""
         ...
 
     def is_away(self, error: BaseException) -> bool:
@@ -68,7 +77,13 @@ class SqliteDatabase:
     loop; reads run in another.
     """
 
-    def __init__(self, url: str, metadata: sa.MetaData) -> None:
+    shared = False
+
+    def __init__(self, url: str, tables: Tables) -> None:
+        """Open the file, or create it, and bring its tables up to date. Blocks.
+
+        Raises `DatabaseError`.
+        """
         path = sa.engine.make_url(url).database
         if not path or path == ":memory:":
             raise DatabaseError(
@@ -77,10 +92,12 @@ class SqliteDatabase:
         self._lock = _lock(Path(path))
         self._engine = sqlite_engine(url)
         try:
-            metadata.create_all(self._engine)
-        except sa.exc.DBAPIError as error:
+            with self._engine.begin() as connection:
+                prepare(connection, tables)
+        except (sa.exc.DBAPIError, MigrationError) as error:
             os.close(self._lock)
-            raise DatabaseError(f"cannot open the database {path}: {error.orig}") from error
+            reason = error.orig if isinstance(error, sa.exc.DBAPIError) else error
+            raise DatabaseError(f"cannot open the database {path}: {reason}") from error
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="database-writer")
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="database-reader")
 
@@ -109,19 +126,65 @@ class SqliteDatabase:
         os.close(self._lock)
 
 
-def open_database(url: str, metadata: sa.MetaData) -> Database:
-    """Open the database at `url` and create what it lacks. Raises `DatabaseError`."""
+async def open_database(
+    url: str, tables: Tables, *, name: str = "saga", patience_seconds: float = 0.0
+) -> Database:
+    """Open the database at `url` and bring its tables up to date.
+
+    A server that is out of reach is waited for up to `patience_seconds`; it shows `name` for our
+    connections. Raises `DatabaseError`.
+    """
+    if _is_postgresql(url):
+        from common.kernel.postgresql import PostgresDatabase
+
+        return await PostgresDatabase.open(
+            url, tables, name=name, patience_seconds=patience_seconds
+        )
+    return SqliteDatabase(url, tables)
+
+
+def read_database(url: str, query: Callable[[Connection], T]) -> T:
+    """Run `query` on a database that others use, as of one moment, and close it again.
+
+    Blocks, and may not be called where an event loop runs: that is for `asyncio.to_thread`. Rows
+    must be taken within `query`. Raises `DatabaseError`.
+    """
+    if _is_postgresql(url):
+        from common.kernel.postgresql import read_once
+
+        return asyncio.run(read_once(url, query))
+    path = sa.engine.make_url(url).database
+    if not path or not Path(path).is_file():  # SQLite would make an empty one
+        raise DatabaseError(f"there is no database {path}; start its service, or correct its URL")
+    engine = sqlite_engine(url)
+    try:
+        with engine.connect().execution_options(reads=True) as connection:
+            connection.exec_driver_sql("PRAGMA query_only = ON")
+            return query(connection)
+    except sa.exc.DBAPIError as error:
+        raise DatabaseError(f"cannot read the database {path}: {error.orig}") from error
+    finally:
+        engine.dispose()
+
+
+def _is_postgresql(url: str) -> bool:
+    """Whether that is the URL of a PostgreSQL database, not of a SQLite file."""
+    scheme = url.partition("://")[0]
+    if scheme in POSTGRESQL_SCHEMES:
+        return True
     try:
         driver = sa.engine.make_url(url).drivername
     except sa.exc.ArgumentError as error:
         raise DatabaseError(
-            "DATABASE_URL is no database URL; write sqlite:///path/to/file.db"
+            "DATABASE_URL is no database URL; write sqlite:///path/to/file.db "
+            "or postgresql://user:password@host/database"
         ) from error
     if driver != "sqlite":
         raise DatabaseError(
-            f"DATABASE_URL names the driver {driver!r}; this version stores in sqlite:///FILE"
+            f"DATABASE_URL names the driver {driver!r}; this version stores in sqlite:///FILE "
+            f"or postgresql://HOST/DATABASE"
         )
-    return SqliteDatabase(url, metadata)
+    return False
 
 
 def _lock(path: Path) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -38,6 +39,9 @@ ASKING_MAX = 256
 FORGET_SECONDS = 0.2
 """How long a confirmed outbox row may wait for a group to be removed with."""
 BACKOFF_MIN_SECONDS, BACKOFF_MAX_SECONDS = 0.1, 5.0
+CONFLICT_BACKOFF_MIN_SECONDS, CONFLICT_BACKOFF_MAX_SECONDS = 0.002, 0.5
+"""The longest that a group waits, a random part of it, after its first and after its last conflicts
+with another replica."""
 
 Ask = Callable[[Any], Awaitable[Answer]]
 
@@ -206,19 +210,29 @@ class Kernel:
     async def _commit(self, group: Sequence[_Work], confirmed: Sequence[str]) -> None:
         """Commit the group, however long the database is away; split it if its data is refused."""
         backoff_seconds = BACKOFF_MIN_SECONDS
+        conflict_backoff_seconds = CONFLICT_BACKOFF_MIN_SECONDS
         while True:
             started = time.monotonic()
             try:
                 results, outgoing = await self._database.transaction(
                     lambda connection: self._decide(connection, group, confirmed)
                 )
-            except VersionConflict:
+            except VersionConflict as conflict:
                 self._metrics.conflicts.inc()
-                await asyncio.sleep(0)
+                if conflict_backoff_seconds == CONFLICT_BACKOFF_MAX_SECONDS:
+                    log.warning("another replica keeps writing the same rows of %s", conflict)
+                # A random part of it, or two replicas would meet again and again.
+                await asyncio.sleep(random.uniform(0, conflict_backoff_seconds))
+                conflict_backoff_seconds = min(
+                    conflict_backoff_seconds * 2, CONFLICT_BACKOFF_MAX_SECONDS
+                )
             except Exception as error:
                 if self._database.is_away(error):
+                    self._outbox.look_again()
                     log.warning(
-                        "the database is away, trying again in %.1f s: %s", backoff_seconds, error
+                        "the database is away or busy, trying again in %.1f s: %s",
+                        backoff_seconds,
+                        error,
                     )
                     self._metrics.paused_seconds.inc(backoff_seconds)
                     await asyncio.sleep(backoff_seconds)
@@ -270,7 +284,7 @@ class Kernel:
         work.lanes.put_first(work, work.envelope.priority)
         self._wake.set()
 
-    # In the database's thread, from here on.
+    # In the database's thread or greenlet, from here on: no `await`.
 
     def _decide(
         self, connection: Connection, group: Sequence[_Work], confirmed: Sequence[str]
@@ -281,7 +295,7 @@ class Kernel:
         if not group:
             return [], []
         now = self._clock()
-        done = self._already_done(connection, group)
+        done = self._tables.already_done(connection, {work.envelope.id for work in group})
         states = _States(connection, self._tables)
         states.load(self._own_ids(group))
         states.load(self._other_ids(group, states))
@@ -297,6 +311,8 @@ class Kernel:
             except sa.exc.SQLAlchemyError:
                 raise
             except Exception as error:
+                if self._database.is_away(error):  # a state could not be loaded
+                    raise
                 results.append(Failed(error))
                 continue
             states.change(decision.changes)
@@ -305,19 +321,11 @@ class Kernel:
                 done.add(work.envelope.id)
                 finished.append(work.envelope.id)
             results.append(decision)
-        if finished:
-            connection.execute(
-                self._tables.inbox.insert(), [{"message_id": id, "at": now} for id in finished]
-            )
+        self._tables.mark_done(connection, finished, now)
         states.save()
         if outgoing:
             self._outbox.store(connection, outgoing, int(now.timestamp() * 1_000_000))
         return results, outgoing
-
-    def _already_done(self, connection: Connection, group: Sequence[_Work]) -> set[str]:
-        inbox = self._tables.inbox.c.message_id
-        ids = {work.envelope.id for work in group}
-        return set(connection.scalars(sa.select(inbox).where(inbox.in_(sorted(ids)))))
 
     def _own_ids(self, group: Sequence[_Work]) -> set[StateId]:
         ids: set[StateId] = set()
@@ -356,8 +364,10 @@ class _States:
         by_kind: defaultdict[type[State], list[str]] = defaultdict(list)
         for kind, key in ids - self._states.keys():
             by_kind[kind].append(key)
-        for kind, keys in by_kind.items():
-            found = self._tables.states[kind].load(self._connection, keys)
+        for kind, table in self._tables.states.items():  # in one order, so as not to deadlock
+            if not (keys := by_kind[kind]):
+                continue
+            found = table.load(self._connection, keys, lock=True)
             for key in keys:
                 state, version = found.get(key) or (kind(key), 0)
                 self._states[kind, key] = state

@@ -1,12 +1,20 @@
-"""Publishing what was committed: from memory at once, from the table after a crash."""
+"""Publishing what was committed: from memory at once, from the table after a crash.
+
+Each process that shares a database is a *replica*: it publishes the rows it has written itself. It
+holds a lease, renewed again and again, and the rows of one whose lease has run out are taken over
+by the others. So a crash delays events by the length of a lease, and a replica that lives but is
+slow keeps its rows. Where one process owns the database, it takes everything over at its start.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
+from uuid import uuid4
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -15,6 +23,7 @@ from common import telemetry
 from common.envelope import Envelope
 from common.kernel.database import Database
 from common.kernel.lanes import Lanes
+from common.kernel.statements import Writes, any_of, clock_microseconds
 from common.kernel.tables import Tables
 from common.message import Priority
 
@@ -25,9 +34,21 @@ BATCH_MAX = 128
 HELD_MAX = 10_000
 """Events kept in memory; those beyond wait in the table for the sweeper."""
 BACKLOG_BUSY = 512
+"""Unconfirmed events beyond which no more messages are taken from the broker."""
 SWEEP_SECONDS = 30.0
 """How often the table is looked through although nothing says that it must be."""
 BACKOFF_MIN_SECONDS, BACKOFF_MAX_SECONDS = 0.1, 1.0
+LEASE_SECONDS = 10.0
+"""How long after its last sign of life a replica's rows are left alone."""
+RENEWALS_PER_LEASE = 4
+TAKE_OVER_MAX = 1_000
+"""Rows of ended replicas taken over by one statement."""
+
+T = TypeVar("T")
+
+
+class EventExists(Exception):
+    """A decision gave an event an id that another event waiting in the outbox has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,17 +78,31 @@ class Outbox:
 
     The kernel writes the rows in its own transaction (`store`) and hands the events over after the
     commit (`publish`). Confirmed rows are removed in the kernel's next transaction (`remove`).
+    Belongs to one event loop; `run` may be called by one task.
     """
 
     def __init__(
-        self, participant: str, database: Database, tables: Tables, publisher: Publisher
+        self,
+        participant: str,
+        database: Database,
+        tables: Tables,
+        publisher: Publisher,
+        *,
+        lease_seconds: float = LEASE_SECONDS,
     ) -> None:
+        self.owner = uuid4().hex
+        """This replica, until its process ends."""
         self._metrics = telemetry.OutboxMetrics(participant)
         self._database = database
         self._table = tables.outbox
+        self._leases = tables.leases
+        self._writes = Writes(tables.outbox)
         self._publisher = publisher
+        self._lease_seconds = lease_seconds
         self._queue: Lanes[Outgoing] = Lanes()
         self._held: set[str] = set()
+        """Ids of rows in the queue, being published, or confirmed and not yet removed."""
+        self._sending: set[str] = set()
         self._confirmed: list[str] = []
         self._swept = False
         self._position = 0
@@ -75,8 +110,12 @@ class Outbox:
         self.on_confirmed: Callable[[], None] = lambda: None
         """Called whenever the backlog has become less."""
         self._backoff_seconds = BACKOFF_MIN_SECONDS
-        self.backlog = 0
-        """Events committed and not yet confirmed."""
+        self._only_in_table = 0
+
+    @property
+    def backlog(self) -> int:
+        """Events of this replica that are committed and not yet confirmed, as far as it knows."""
+        return len(self._queue) + len(self._sending) + self._only_in_table
 
     @property
     def idle(self) -> bool:
@@ -89,24 +128,32 @@ class Outbox:
         return self.backlog > BACKLOG_BUSY
 
     async def open(self) -> None:
-        """Count what an earlier process left behind; `run` will publish it."""
-        count = sa.select(sa.func.count(), sa.func.max(self._table.c.position)).select_from(
-            self._table
-        )
-        self.backlog, last = await self._database.read(lambda c: c.execute(count).one())
-        self._position = last or 0
+        """Take a lease, and take over the rows nobody has one for; `run` will publish them."""
+        self._position = await self._database.read(self._last_position)
+        self._only_in_table = await self._database.transaction(self._enter)
         self._swept = self.backlog == 0
         self._metrics.backlog.set(self.backlog)
 
+    async def close(self) -> None:
+        """Give the lease up, so that others need not wait for its end. `run` must have ended."""
+        release = self._leases.delete().where(self._leases.c.owner == self.owner)
+        try:
+            await self._database.transaction(lambda connection: connection.execute(release))
+        except Exception as error:
+            if not self._database.is_away(error):
+                raise
+            log.warning("cannot give the lease up, it will run out: %s", error)
+
     def store(self, connection: Connection, rows: Sequence[Outgoing], at_microseconds: int) -> None:
-        """Insert rows in the caller's transaction, in their order."""
+        """Insert rows in the caller's transaction, in their order. Raises `EventExists`."""
         position = max(self._position, at_microseconds)
         self._position = position + len(rows)
-        connection.execute(
-            self._table.insert(),
+        written = self._writes.insert(
+            connection,
             [
                 {
                     "event_id": row.event_id,
+                    "owner": self.owner,
                     "position": position + offset,
                     "routing_key": row.routing_key,
                     "body": row.body,
@@ -114,16 +161,23 @@ class Outbox:
                 for offset, row in enumerate(rows, start=1)
             ],
         )
+        if written != len(rows):
+            raise EventExists(f"one of {', '.join(row.event_id for row in rows)}")
 
     def publish(self, rows: Sequence[Outgoing]) -> None:
         """Take over rows whose transaction has just committed."""
-        self.backlog += len(rows)
         if len(self._held) + len(rows) > HELD_MAX:
+            self._only_in_table += len(rows)
             self._swept = False
         else:
             self._held.update(row.event_id for row in rows)
             self._enqueue(rows)
         self._metrics.backlog.set(self.backlog)
+        self._wake.set()
+
+    def look_again(self) -> None:
+        """A transaction has ended with an error that leaves open whether it was committed."""
+        self._swept = False
         self._wake.set()
 
     def _enqueue(self, rows: Sequence[Outgoing]) -> None:
@@ -137,7 +191,8 @@ class Outbox:
 
     def remove(self, connection: Connection, event_ids: Sequence[str]) -> None:
         """Delete rows in the caller's transaction."""
-        connection.execute(self._table.delete().where(self._table.c.event_id.in_(event_ids)))
+        found = any_of(connection, self._table.c.event_id, event_ids)
+        connection.execute(self._table.delete().where(found))
 
     def forgotten(self, event_ids: Sequence[str]) -> None:
         """The removal has committed."""
@@ -148,7 +203,20 @@ class Outbox:
         self._confirmed.extend(event_ids)
 
     async def run(self) -> None:
-        """Publish until cancelled."""
+        """Publish, and keep the lease, until cancelled."""
+        tasks = [asyncio.ensure_future(self._publish_all())]
+        if self._database.shared:
+            tasks.append(asyncio.ensure_future(self._keep_lease()))
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:  # Neither ends but with an error.
+                task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _publish_all(self) -> None:
         while True:
             if not self._queue and not self._swept:
                 await self._sweep()
@@ -164,13 +232,15 @@ class Outbox:
 
     async def _publish_batch(self) -> None:
         batch = self._queue.take(BATCH_MAX)
+        self._sending = {row.event_id for row in batch}
         with self._metrics.publish_seconds.time():
             errors = await self._publisher.publish_events(batch)
+        self._sending = set()
         failed = [(row, error) for row, error in zip(batch, errors, strict=True) if error]
         self._confirmed += [
             row.event_id for row, error in zip(batch, errors, strict=True) if error is None
         ]
-        self.backlog -= len(batch) - len(failed)
+        self._only_in_table += len(failed)
         self.on_confirmed()
         self._metrics.published(batch, errors)
         self._metrics.backlog.set(self.backlog)
@@ -193,23 +263,146 @@ class Outbox:
         self._backoff_seconds = min(self._backoff_seconds * 2, BACKOFF_MAX_SECONDS)
 
     async def _sweep(self) -> None:
-        """Fetch rows nobody holds, oldest first."""
+        """Fetch our rows that are not in memory, oldest first."""
         query = (
             sa.select(self._table.c.event_id, self._table.c.routing_key, self._table.c.body)
+            .where(self._table.c.owner == self.owner)
             .order_by(self._table.c.position)
             .limit(len(self._held) + BATCH_MAX)
         )
-        try:
-            rows = await self._database.read(lambda c: c.execute(query).all())
-        except Exception as error:
-            if not self._database.is_away(error):
-                raise
-            log.warning("cannot read the outbox, trying again: %s", error)
-            await asyncio.sleep(self._backoff_seconds)
-            return
+        expected = self._only_in_table
+        self._swept = True  # Before reading: what is committed meanwhile may be missed.
+        rows = await self._patiently(
+            lambda: self._database.read(lambda c: c.execute(query).all()), "read the outbox"
+        )
         found = [Outgoing(*row) for row in rows if row.event_id not in self._held]
         self._held.update(row.event_id for row in found)
         self._enqueue(found)
-        self._swept = not found
+        self._only_in_table -= min(len(found), expected) if found else expected
         if found:
+            self._swept = False
             self._metrics.swept.inc(len(found))
+
+    # --- leases ------------------------------------------------------------------------------
+
+    async def _keep_lease(self) -> None:
+        """Renew the lease and take over from replicas that have not renewed theirs."""
+        steadily_since = time.monotonic()
+        while True:
+            await asyncio.sleep(self._lease_seconds / RENEWALS_PER_LEASE)
+            began = time.monotonic()
+            kept = await self._patiently(
+                lambda: self._database.transaction(self._renew), "renew the outbox's lease"
+            )
+            if not kept:
+                await self._recover_from_lapse()
+            if not kept or time.monotonic() - began > self._lease_seconds / RENEWALS_PER_LEASE:
+                # The database was away or we were stopped, and so may have been the others: they
+                # get the time to renew theirs.
+                steadily_since = time.monotonic()
+            if time.monotonic() - steadily_since < self._lease_seconds:
+                continue
+            taken = await self._patiently(
+                lambda: self._database.transaction(lambda c: self._take_over(c, lapsed=True)),
+                "look after the outbox",
+            )
+            if taken:
+                log.warning("publishing %d events that an ended replica has left", taken)
+                self._only_in_table += taken
+                self._metrics.backlog.set(self.backlog)
+                self._swept = False
+                self._wake.set()
+
+    async def _recover_from_lapse(self) -> None:
+        """Others may have taken our rows over: what we still have in the queue is theirs then."""
+        mine = sa.select(self._table.c.event_id).where(self._table.c.owner == self.owner)
+
+        def take_lease(connection: Connection) -> set[str]:
+            self._take_lease(connection)
+            return set(connection.scalars(mine))
+
+        ours = await self._patiently(
+            lambda: self._database.transaction(take_lease), "take a new lease"
+        )
+        queued = self._queue.take(len(self._queue))
+        kept = [row for row in queued if row.event_id in ours]
+        self._enqueue(kept)
+        self._only_in_table = len(ours - self._held)
+        self._held.difference_update(row.event_id for row in queued if row.event_id not in ours)
+        self._metrics.backlog.set(self.backlog)
+        self._swept = False
+        self._wake.set()
+        log.warning(
+            "the lease on the outbox had run out; %d of %d events are another replica's now",
+            len(queued) - len(kept),
+            len(queued),
+        )
+
+    def _last_position(self, connection: Connection) -> int:
+        return connection.scalar(sa.select(sa.func.max(self._table.c.position))) or 0
+
+    def _enter(self, connection: Connection) -> int:
+        """Take a lease and the rows nobody has one for; return how many."""
+        self._take_lease(connection)
+        rows = 0
+        while taken := self._take_over(connection, lapsed=False):
+            rows += taken
+        return rows
+
+    def _take_lease(self, connection: Connection) -> None:
+        leases = self._leases
+        if not self._database.shared:  # Whoever had one before has ended.
+            connection.execute(leases.delete())
+        connection.execute(leases.delete().where(leases.c.owner == self.owner))
+        connection.execute(leases.insert().values(owner=self.owner, until=self._until(connection)))
+
+    def _renew(self, connection: Connection) -> bool:
+        """Whether the lease was still ours to renew."""
+        leases = self._leases
+        now = clock_microseconds(connection)
+        renewal = (
+            leases.update()
+            .where(leases.c.owner == self.owner, leases.c.until > now)
+            .values(until=self._until(connection))
+        )
+        return connection.execute(renewal).rowcount == 1
+
+    def _until(self, connection: Connection) -> sa.ColumnElement[int]:
+        return clock_microseconds(connection) + int(self._lease_seconds * 1_000_000)
+
+    def _take_over(self, connection: Connection, *, lapsed: bool) -> int:
+        """Make rows whose owner has no lease ours, up to `TAKE_OVER_MAX`; return how many.
+
+        With `lapsed`, a lease that has run out is none.
+        """
+        table, leases = self._table, self._leases
+        now = clock_microseconds(connection)
+        living = sa.select(leases.c.owner)
+        orphans = (
+            sa.select(table.c.event_id)
+            .where(table.c.owner.not_in(living.where(leases.c.until > now) if lapsed else living))
+            .order_by(table.c.position)
+            .limit(TAKE_OVER_MAX)
+            .with_for_update(skip_locked=True)  # what another replica is taking over is its own
+        )
+        taken = connection.scalars(orphans).all()
+        if taken:
+            found = any_of(connection, table.c.event_id, taken)
+            connection.execute(table.update().where(found).values(owner=self.owner))
+        elif lapsed:
+            ended = leases.c.until <= now, leases.c.owner.not_in(sa.select(table.c.owner))
+            connection.execute(leases.delete().where(*ended))
+        return len(taken)
+
+    async def _patiently(self, attempt: Callable[[], Awaitable[T]], what: str) -> T:
+        """Try until the database is there."""
+        backoff_seconds = BACKOFF_MIN_SECONDS
+        while True:
+            try:
+                return await attempt()
+            except Exception as error:
+                if not self._database.is_away(error):
+                    raise
+                log.warning("cannot %s, trying again: %s", what, error)
+            await asyncio.sleep(backoff_seconds)
+            backoff_seconds = min(backoff_seconds * 2, BACKOFF_MAX_SECONDS)

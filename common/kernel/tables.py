@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import sqlalchemy as sa
@@ -13,6 +14,7 @@ from pydantic import TypeAdapter
 from sqlalchemy.engine import Connection
 
 from common.choreography import State
+from common.kernel.statements import OLD_VERSION, Writes, any_of
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -89,18 +91,20 @@ class StateTable(Generic[S]):
         self._select = sa.select(
             self._key, table.c.version, *(table.c[name] for name in self._fields)
         )
-        self._update = (
-            table.update()
-            .where(
-                self._key == sa.bindparam("old_key"),
-                table.c.version == sa.bindparam("old_version"),
-            )
-            .values({name: sa.bindparam(name) for name in ("version", *self._fields)})
-        )
+        self._writes = Writes(table, (self._key.name, "version", *self._fields))
 
-    def load(self, connection: Connection, keys: Iterable[str]) -> dict[str, tuple[S, int]]:
-        """The states under `keys` that exist, each with its version."""
-        query = self._select.where(self._key.in_(sorted(keys)))
+    def load(
+        self, connection: Connection, keys: Iterable[str], *, lock: bool = False
+    ) -> dict[str, tuple[S, int]]:
+        """The states under `keys` that exist, each with its version.
+
+        With `lock`, other replicas that want to write one of them wait until this transaction ends.
+        That saves them a conflict where many messages are about one state; it is the versions that
+        keep states right, since what does not exist cannot be locked.
+        """
+        query = self._select.where(any_of(connection, self._key, sorted(keys)))
+        if lock:  # In the order of the keys, so that replicas cannot deadlock.
+            query = query.order_by(self._key).with_for_update(key_share=True)
         return {
             row[0]: (self.kind(row[0], **dict(zip(self._fields, row[2:], strict=True))), row[1])
             for row in connection.execute(query)
@@ -116,35 +120,34 @@ class StateTable(Generic[S]):
 
         Raises `VersionConflict` when one of them is no longer what was read.
         """
-        new = [self._row(state) | {self._key.name: state.key, "version": 1}
-               for state, version in states if version == 0]  # fmt: skip
+        new = [self._row(state, 1) for state, version in states if version == 0]
         changed = [
-            self._row(state)
-            | {"version": version + 1, "old_version": version, "old_key": state.key}
+            self._row(state, version + 1) | {OLD_VERSION: version}
             for state, version in states
             if version > 0
         ]
-        if new:
-            try:
-                connection.execute(self.table.insert(), new)
-            except sa.exc.IntegrityError as error:
-                if self.load(connection, (row[self._key.name] for row in new)):
-                    raise VersionConflict(self.table.name) from error
-                raise
-        if changed:
-            result = connection.execute(self._update, changed)
-            if result.rowcount != len(changed):
-                raise VersionConflict(self.table.name)
+        if new and self._writes.insert(connection, new) != len(new):
+            raise VersionConflict(self.table.name)
+        if changed and self._writes.update(connection, changed) != len(changed):
+            raise VersionConflict(self.table.name)
 
-    def _row(self, state: S) -> dict[str, Any]:
-        return {name: getattr(state, name) for name in self._fields}
+    def _row(self, state: S, version: int) -> dict[str, Any]:
+        row = {name: getattr(state, name) for name in self._fields}
+        return row | {self._key.name: state.key, "version": version}
 
 
 class Tables:
-    """All tables of one service: its states, and the kernel's inbox and outbox."""
+    """All tables of one service: its states, and the kernel's inbox and outbox.
 
-    def __init__(self, metadata: sa.MetaData, *states: StateTable[Any]) -> None:
+    `migrations` is the folder of the scripts that make them; without one, the tables are created
+    as they are described here, which suits databases that do not outlive the program's version.
+    """
+
+    def __init__(
+        self, metadata: sa.MetaData, *states: StateTable[Any], migrations: Path | None = None
+    ) -> None:
         self.metadata = metadata
+        self.migrations = migrations
         self.states: dict[type[State], StateTable[Any]] = {table.kind: table for table in states}
         self.inbox = sa.Table(
             "inbox",
@@ -156,11 +159,34 @@ class Tables:
             "outbox",
             metadata,
             sa.Column("event_id", sa.String(64), primary_key=True),
+            # Which replica publishes it, as long as that one has a lease.
+            sa.Column("owner", sa.String(32), nullable=False),
             # Microseconds since 1970 at the commit, made unique in the process: publishing order.
-            sa.Column("position", sa.BigInteger, nullable=False, index=True),
+            sa.Column("position", sa.BigInteger, nullable=False),
             sa.Column("routing_key", sa.String(255), nullable=False),
             sa.Column("body", sa.LargeBinary, nullable=False),
+            sa.Index("outbox_by_owner", "owner", "position"),
         )
+        self.leases = sa.Table(
+            "outbox_leases",
+            metadata,
+            sa.Column("owner", sa.String(32), primary_key=True),
+            # By the database's clock, which all replicas share.
+            sa.Column("until", Utc, nullable=False),
+        )
+        self._inbox_writes = Writes(self.inbox)
+
+    def already_done(self, connection: Connection, message_ids: Collection[str]) -> set[str]:
+        """Those of the messages that have an inbox row."""
+        column = self.inbox.c.message_id
+        query = sa.select(column).where(any_of(connection, column, sorted(message_ids)))
+        return set(connection.scalars(query))
+
+    def mark_done(self, connection: Connection, message_ids: Iterable[str], at: datetime) -> None:
+        """Insert inbox rows; `VersionConflict` if another replica has done one of the messages."""
+        rows = [{"message_id": message_id, "at": at} for message_id in sorted(message_ids)]
+        if rows and self._inbox_writes.insert(connection, rows) != len(rows):
+            raise VersionConflict(self.inbox.name)
 
 
 Clock = Callable[[], datetime]

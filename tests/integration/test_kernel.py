@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TypeVar
 from uuid import UUID
 
+import asyncpg
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from common.kernel.database import Database, DatabaseError, SqliteDatabase, open_database
+from common.kernel.database import Database, DatabaseError, open_database
 from common.kernel.groups import Done, Duplicate, Failed, Kernel
 from common.kernel.outbox import Outbox
 from common.kernel.tables import Tables
@@ -26,12 +27,13 @@ from tests.integration.toy import (
     Tally,
     cancelled,
     make_tables,
-    open_toy,
     rows,
 )
 from tests.polling import until
 
 T = TypeVar("T")
+
+LEASE_SECONDS = 0.6
 
 
 class Toy:
@@ -43,7 +45,7 @@ class Toy:
         self.database = database
         self.tables = tables
         self.publisher = publisher
-        self.outbox = Outbox("toy", database, tables, publisher)
+        self.outbox = Outbox("toy", database, tables, publisher, lease_seconds=LEASE_SECONDS)
         self.kernel = Kernel(PARTICIPANT, database, tables, self.outbox, group_max=group_max)
 
     async def inbox(self) -> set[str]:
@@ -61,14 +63,14 @@ class Toy:
 
 @asynccontextmanager
 async def running(
-    folder: Path,
+    url: str,
     *,
     group_max: int = 32,
     publisher: RecordingPublisher | None = None,
-    wrap: Callable[[SqliteDatabase], Database] = lambda database: database,
+    wrap: Callable[[Database], Database] = lambda database: database,
 ) -> AsyncIterator[Toy]:
     tables = make_tables()
-    database = open_toy(folder, tables)
+    database = await open_database(url, tables)
     toy = Toy(wrap(database), tables, publisher or RecordingPublisher(), group_max)
     await toy.outbox.open()
     tasks = [asyncio.create_task(toy.kernel.run()), asyncio.create_task(toy.outbox.run())]
@@ -81,8 +83,8 @@ async def running(
         await database.close()
 
 
-async def test_a_message_is_done_once_however_often_it_comes(tmp_path: Path) -> None:
-    async with running(tmp_path) as toy:
+async def test_a_message_is_done_once_however_often_it_comes(database_url: str) -> None:
+    async with running(database_url) as toy:
         first = await toy.kernel.handle(cancelled(1))
         again = await toy.kernel.handle(cancelled(1))
         together = await asyncio.gather(*(toy.kernel.handle(cancelled(2)) for _ in range(10)))
@@ -97,9 +99,9 @@ async def test_a_message_is_done_once_however_often_it_comes(tmp_path: Path) -> 
         await until(lambda: len(toy.publisher.published) == 2)
 
 
-async def test_a_raising_reaction_fails_alone(tmp_path: Path) -> None:
+async def test_a_raising_reaction_fails_alone(database_url: str) -> None:
     """A group of 32 with one poison message: 31 done, that one's inbox row absent."""
-    async with running(tmp_path) as toy:
+    async with running(database_url) as toy:
         group = [
             cancelled(order, customer="poison" if order == 7 else "c") for order in range(1, 33)
         ]
@@ -113,9 +115,9 @@ async def test_a_raising_reaction_fails_alone(tmp_path: Path) -> None:
         assert await toy.tally(7) == 0
 
 
-async def test_data_the_database_refuses_fails_alone(tmp_path: Path) -> None:
+async def test_data_the_database_refuses_fails_alone(database_url: str) -> None:
     """A constraint breaks the whole group's transaction; split up, only the culprit fails."""
-    async with running(tmp_path) as toy:
+    async with running(database_url) as toy:
         too_many = [cancelled(1, id=f"more-{number}") for number in range(TALLY_MAX + 1)]
         others = [cancelled(order) for order in range(2, 20)]
         outcomes = await asyncio.gather(
@@ -129,31 +131,23 @@ async def test_data_the_database_refuses_fails_alone(tmp_path: Path) -> None:
         assert len(await toy.inbox()) == TALLY_MAX + len(others)
 
 
-async def test_messages_waiting_share_a_transaction(tmp_path: Path) -> None:
-    commits = 0
-
-    class Counting(Broken):
-        async def transaction(self, work: Callable[[Connection], T]) -> T:
-            nonlocal commits
-            commits += 1
-            return await super().transaction(work)
-
-    async with running(tmp_path, wrap=Counting) as toy:
-        await asyncio.gather(*(toy.kernel.handle(cancelled(order)) for order in range(1, 65)))
-        assert commits == 2
-
-
 class Broken:
-    """A database that is away for the first few transactions."""
+    """A database that is away for a few transactions."""
 
-    def __init__(self, database: SqliteDatabase, times: int = 0) -> None:
+    def __init__(self, database: Database) -> None:
         self._database = database
-        self.times = times
+        self.shared = database.shared
+        self.times = 0
+        self.begun = 0
 
     async def transaction(self, work: Callable[[Connection], T]) -> T:
+        self.begun += 1
         if self.times > 0:
             self.times -= 1
-            raise sa.exc.OperationalError("BEGIN", None, Exception("disk I/O error"))
+            error: Exception = Exception("disk I/O error")
+            if self.shared:
+                error = asyncpg.CannotConnectNowError("the database system is starting up")
+            raise sa.exc.OperationalError("BEGIN", None, error)
         return await self._database.transaction(work)
 
     async def read(self, query: Callable[[Connection], T]) -> T:
@@ -166,26 +160,38 @@ class Broken:
         await self._database.close()
 
 
-async def test_a_database_that_is_away_is_nobodys_poison(tmp_path: Path) -> None:
-    async with running(tmp_path, wrap=lambda database: Broken(database, times=2)) as toy:
+async def test_messages_waiting_share_a_transaction(database_url: str) -> None:
+    async with running(database_url, wrap=Broken) as toy:
+        database = toy.database
+        assert isinstance(database, Broken)
+        before = database.begun
+        await asyncio.gather(*(toy.kernel.handle(cancelled(order)) for order in range(1, 65)))
+        assert database.begun - before == 2
+
+
+async def test_a_database_that_is_away_is_nobodys_poison(database_url: str) -> None:
+    async with running(database_url, wrap=Broken) as toy:
+        database = toy.database
+        assert isinstance(database, Broken)
+        database.times = 2
         outcomes = await asyncio.gather(
             *(toy.kernel.handle(cancelled(order)) for order in range(1, 11))
         )
         assert all(isinstance(outcome, Done) for outcome in outcomes)
 
 
-async def test_an_idle_outbox_is_empty(tmp_path: Path) -> None:
-    async with running(tmp_path) as toy:
+async def test_an_idle_outbox_is_empty(database_url: str) -> None:
+    async with running(database_url) as toy:
         await toy.kernel.handle(cancelled(1))
         await until(lambda: toy.outbox.idle)
         assert await toy.outbox_rows() == 0
         assert len(toy.publisher.published) == 1
 
 
-async def test_what_could_not_be_published_is_published_later(tmp_path: Path) -> None:
+async def test_what_could_not_be_published_is_published_later(database_url: str) -> None:
     publisher = RecordingPublisher()
     publisher.error = ConnectionError("the broker is away")
-    async with running(tmp_path, publisher=publisher) as toy:
+    async with running(database_url, publisher=publisher) as toy:
         await asyncio.gather(*(toy.kernel.handle(cancelled(order)) for order in range(1, 11)))
         assert toy.outbox.backlog == 10
         publisher.error = None
@@ -193,21 +199,22 @@ async def test_what_could_not_be_published_is_published_later(tmp_path: Path) ->
         assert len(publisher.published) == len(set(publisher.published)) == 10
 
 
-async def test_a_restart_publishes_what_the_crash_left(tmp_path: Path) -> None:
+async def test_a_restart_publishes_what_the_crash_left(database_url: str) -> None:
     dead = RecordingPublisher()
     dead.error = ConnectionError("the broker is away")
-    async with running(tmp_path, publisher=dead) as toy:
+    async with running(database_url, publisher=dead) as toy:
         await asyncio.gather(*(toy.kernel.handle(cancelled(order)) for order in range(1, 11)))
-    async with running(tmp_path) as toy:
+    async with running(database_url) as toy:
+        await until(lambda: len(toy.publisher.published) == 10)
         await until(lambda: toy.outbox.idle)
         assert len(toy.publisher.published) == 10
         assert await toy.outbox_rows() == 0
 
 
-async def test_urgent_messages_go_first_and_normal_ones_keep_their_share(tmp_path: Path) -> None:
+async def test_urgent_messages_go_first_and_normal_ones_keep_their_share(database_url: str) -> None:
     finished: list[Priority] = []
 
-    async with running(tmp_path, group_max=16) as toy:
+    async with running(database_url, group_max=16) as toy:
 
         async def handle(order: int, priority: Priority) -> None:
             await toy.kernel.handle(cancelled(order, priority=priority))
@@ -224,9 +231,10 @@ async def test_urgent_messages_go_first_and_normal_ones_keep_their_share(tmp_pat
 
 
 async def test_a_database_file_has_one_owner(tmp_path: Path) -> None:
-    async with running(tmp_path):
+    url = f"sqlite:///{tmp_path / 'toy.db'}"
+    async with running(url):
         with pytest.raises(DatabaseError, match=r"toy\.db is in use by another process"):
-            open_toy(tmp_path, make_tables())
+            await open_database(url, make_tables())
 
 
 @pytest.mark.parametrize(
@@ -241,4 +249,4 @@ async def test_a_database_file_has_one_owner(tmp_path: Path) -> None:
 )
 def test_a_database_that_cannot_be_used_is_named(url: str, said: str) -> None:
     with pytest.raises(DatabaseError, match=said):
-        open_database(url, make_tables().metadata)
+        asyncio.run(open_database(url, make_tables()))

@@ -363,7 +363,7 @@ async def test_an_event_in_the_outbox_is_on_its_way(stage: Stage, orders: dict[s
     )
     stage.execute(
         "payment",
-        "INSERT INTO outbox VALUES ('next', 1, 'payment.charged.normal', :body)",
+        "INSERT INTO outbox VALUES ('next', 'a replica', 1, 'payment.charged.normal', :body)",
         body=event.model_copy(update={"sequence": 2}).to_bytes(),
     )
     report = await stage.reconcile()

@@ -77,7 +77,7 @@ def make_tables() -> Tables:
 
 
 def open_toy(folder: Path, tables: Tables) -> SqliteDatabase:
-    return SqliteDatabase(f"sqlite:///{folder / 'toy.db'}", tables.metadata)
+    return SqliteDatabase(f"sqlite:///{folder / 'toy.db'}", tables)
 
 
 def cancelled(
