@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import sqlalchemy as sa
 
 from common.events import HeldLine
@@ -33,4 +35,4 @@ stock = sa.Table(
 
 RESERVATIONS = StateTable(Reservation, reservations)
 STOCK = StateTable(StockItem, stock)
-TABLES = Tables(_metadata, RESERVATIONS, STOCK)
+TABLES = Tables(_metadata, RESERVATIONS, STOCK, migrations=Path(__file__).with_name("migrations"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
+from pathlib import Path
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -36,7 +37,7 @@ _pending = orders.c.status == OrderStatus.PENDING
 sa.Index("pending_by_deadline", orders.c.deadline, sqlite_where=_pending, postgresql_where=_pending)
 
 ORDERS = StateTable(Order, orders)
-TABLES = Tables(_metadata, ORDERS)
+TABLES = Tables(_metadata, ORDERS, migrations=Path(__file__).with_name("migrations"))
 
 
 def overdue(connection: Connection, now: datetime, limit: int) -> Sequence[tuple[str, Priority]]:

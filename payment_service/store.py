@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import sqlalchemy as sa
 
 from common.kernel.tables import StateTable, Tables, Word
@@ -22,4 +24,4 @@ payments = sa.Table(
 )
 
 PAYMENTS = StateTable(Payment, payments)
-TABLES = Tables(_metadata, PAYMENTS)
+TABLES = Tables(_metadata, PAYMENTS, migrations=Path(__file__).with_name("migrations"))

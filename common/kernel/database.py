@@ -94,8 +94,10 @@ class SqliteDatabase:
         try:
             with self._engine.begin() as connection:
                 prepare(connection, tables)
-        except (sa.exc.DBAPIError, MigrationError) as error:
+        except BaseException as error:
             os.close(self._lock)
+            if not isinstance(error, sa.exc.DBAPIError | MigrationError):
+                raise
             reason = error.orig if isinstance(error, sa.exc.DBAPIError) else error
             raise DatabaseError(f"cannot open the database {path}: {reason}") from error
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="database-writer")

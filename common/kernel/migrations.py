@@ -7,10 +7,13 @@ it needs, as replicas of both versions run while a new one is rolled out.
 
 from __future__ import annotations
 
-from typing import Any
+import re
+import textwrap
+from pathlib import Path
+from typing import Any, Literal
 
 import sqlalchemy as sa
-from alembic.autogenerate import compare_metadata
+from alembic.autogenerate import compare_metadata, produce_migrations, render_python_code
 from alembic.config import Config
 from alembic.runtime.environment import EnvironmentContext
 from alembic.runtime.migration import MigrationContext
@@ -33,7 +36,7 @@ def prepare(connection: Connection, tables: Tables) -> None:
     if tables.migrations is None:
         tables.metadata.create_all(connection)
         return
-    script = ScriptDirectory(str(tables.migrations), version_locations=[str(tables.migrations)])
+    script = _scripts(tables.migrations)
     known = {revision.revision for revision in script.walk_revisions()}
     found = MigrationContext.configure(connection).get_current_heads()
     if unknown := set(found) - known:
@@ -60,7 +63,57 @@ def prepare(connection: Connection, tables: Tables) -> None:
 
 def differences(connection: Connection, tables: Tables) -> list[Any]:
     """What the database has otherwise than `tables` describes it; empty when it is up to date."""
-    context = MigrationContext.configure(
-        connection, opts={"compare_type": True, "compare_server_default": True}
-    )
+    context = MigrationContext.configure(connection, opts={"compare_type": True})
     return list(compare_metadata(context, tables.metadata))
+
+
+def write_script(tables: Tables, message: str) -> Path | None:
+    """Write the next script: what leads from the last one to `tables`, to be read and corrected;
+    Alembic overlooks check constraints, for one.
+
+    Returns where it is, or None if there is nothing to do. Raises `MigrationError`.
+    """
+    if tables.migrations is None:
+        raise MigrationError("these tables have no folder for migrations")
+    script = _scripts(tables.migrations)
+    last = script.get_current_head()
+    engine = sa.create_engine("sqlite://")
+    with engine.begin() as connection:
+        prepare(connection, tables)
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        operations = produce_migrations(context, tables.metadata).upgrade_ops
+    if operations is None or operations.is_empty():
+        return None
+    number = f"{int(last or 0) + 1:04}"
+    code = render_python_code(operations, render_item=_render_item).splitlines()
+    own = "\n".join(line for line in code if not line.lstrip().startswith("#"))
+    body = textwrap.indent(own, "    ").strip()
+    slug = re.sub(r"\W+", "_", message.lower()).strip("_")
+    path = tables.migrations / f"v{number}_{slug}.py"
+    path.write_text(_TEMPLATE.format(message=message, number=number, last=last, body=body))
+    return path
+
+
+def _scripts(folder: Path) -> ScriptDirectory:
+    return ScriptDirectory(str(folder), version_locations=[str(folder)])
+
+
+def _render_item(kind: str, item: Any, _: Any) -> str | Literal[False]:
+    """Write a column's type as what it is in the database: a script outlives our classes."""
+    if kind == "type" and isinstance(item, sa.types.TypeDecorator):
+        return f"sa.{item.impl_instance!r}"
+    return False
+
+
+_TEMPLATE = '''"""{message}."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "{number}"
+down_revision = {last!r}
+
+
+def upgrade() -> None:
+    {body}
+'''

@@ -1,0 +1,195 @@
+"""Tables are made by migration scripts, which lead to what the services' stores describe."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from common.kernel.database import DatabaseError, open_database
+from common.kernel.migrations import MigrationError, differences, write_script
+from common.kernel.tables import Tables
+from saga.discovery import participants
+
+FIRST = """
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0001"
+down_revision = None
+
+
+def upgrade() -> None:
+    op.create_table("inbox", sa.Column("message_id", sa.String(255), primary_key=True),
+                    sa.Column("at", sa.BigInteger, nullable=False))
+    op.create_table("outbox", sa.Column("event_id", sa.String(64), primary_key=True),
+                    sa.Column("owner", sa.String(32), nullable=False),
+                    sa.Column("position", sa.BigInteger, nullable=False),
+                    sa.Column("routing_key", sa.String(255), nullable=False),
+                    sa.Column("body", sa.LargeBinary, nullable=False))
+    op.create_index("outbox_by_owner", "outbox", ["owner", "position"])
+    op.create_table("outbox_leases", sa.Column("owner", sa.String(32), primary_key=True),
+                    sa.Column("until", sa.BigInteger, nullable=False))
+    op.execute("INSERT INTO inbox VALUES ('m', 1)")
+"""
+SECOND = """
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0002"
+down_revision = "0001"
+
+
+def upgrade() -> None:
+    op.add_column("inbox", sa.Column("note", sa.String(9), nullable=False, server_default="old"))
+"""
+BROKEN = SECOND + '    op.execute("SELECT nonsense")'
+
+
+def tables_of(package: str) -> Tables:
+    tables = importlib.import_module(f"{package}.store").TABLES
+    assert isinstance(tables, Tables)
+    return tables
+
+
+def described(connection: Connection) -> dict[str, Any]:
+    """All that a database says of its tables, but for the migrations' own."""
+    inspector = sa.inspect(connection)
+    return {
+        name: (
+            [
+                (column["name"], str(column["type"]), column["nullable"])
+                for column in inspector.get_columns(name)
+            ],
+            inspector.get_pk_constraint(name)["constrained_columns"],
+            sorted(str(check["sqltext"]) for check in inspector.get_check_constraints(name)),
+            sorted(
+                (
+                    str(index["name"]),
+                    tuple(index["column_names"]),
+                    bool(index["unique"]),
+                    sorted(f"{k}={v}" for k, v in index.get("dialect_options", {}).items()),
+                )
+                for index in inspector.get_indexes(name)
+            ),
+        )
+        for name in inspector.get_table_names()
+        if name != "alembic_version"
+    }
+
+
+@pytest.mark.parametrize("package", participants())
+async def test_the_scripts_lead_to_what_the_store_describes(
+    package: str, database_url: str
+) -> None:
+    tables = tables_of(package)
+
+    def rebuilt(connection: Connection) -> dict[str, Any]:
+        tables.metadata.drop_all(connection)
+        tables.metadata.create_all(connection)
+        return described(connection)
+
+    database = await open_database(database_url, tables)
+    try:
+        assert await database.read(lambda c: differences(c, tables)) == []
+        # Alembic overlooks some things, check constraints for instance.
+        by_scripts = await database.read(described)
+        assert by_scripts == await database.transaction(rebuilt)
+    finally:
+        await database.close()
+    assert write_script(tables, "nothing") is None
+
+
+@pytest.fixture
+def tables(tmp_path: Path) -> Tables:
+    """Tables that are made by the scripts `tell` writes."""
+    folder = tmp_path / "migrations"
+    folder.mkdir()
+    tables = Tables(sa.MetaData(), migrations=folder)
+    tell(tables, v0001_first=FIRST)
+    return tables
+
+
+def tell(tables: Tables, **scripts: str) -> None:
+    assert tables.migrations is not None
+    for name, text in scripts.items():
+        (tables.migrations / f"{name}.py").write_text(text)
+
+
+async def inbox(url: str, tables: Tables) -> list[tuple[Any, ...]]:
+    """The inbox of a database that is opened, and so migrated, for it."""
+    database = await open_database(url, tables)
+    try:
+        return await database.read(
+            lambda c: [tuple(row) for row in c.exec_driver_sql("SELECT * FROM inbox")]
+        )
+    finally:
+        await database.close()
+
+
+async def test_a_newer_version_changes_the_tables_and_keeps_what_is_in_them(
+    database_url: str, tables: Tables
+) -> None:
+    assert await inbox(database_url, tables) == [("m", 1)]
+    tell(tables, v0002_second=SECOND)
+    assert await inbox(database_url, tables) == [("m", 1, "old")]
+    assert await inbox(database_url, tables) == [("m", 1, "old")]
+
+
+async def test_replicas_that_start_together_migrate_once(postgres_url: str, tables: Tables) -> None:
+    tell(tables, v0002_second=SECOND)
+
+    found = await asyncio.gather(*(inbox(postgres_url, tables) for _ in range(5)))
+
+    assert found == [[("m", 1, "old")]] * 5
+
+
+async def test_a_migration_that_fails_leaves_everything_as_it_was(
+    database_url: str, tables: Tables
+) -> None:
+    await inbox(database_url, tables)
+    tell(tables, v0002_second=BROKEN)
+    with pytest.raises(DatabaseError, match="nonsense"):
+        await inbox(database_url, tables)
+    tell(tables, v0002_second=SECOND)
+
+    assert await inbox(database_url, tables) == [("m", 1, "old")]
+
+
+async def test_tables_of_a_newer_version_are_refused(database_url: str, tables: Tables) -> None:
+    tell(tables, v0002_second=SECOND)
+    await inbox(database_url, tables)
+    assert tables.migrations is not None
+    (tables.migrations / "v0002_second.py").unlink()
+
+    with pytest.raises(DatabaseError, match=r"tables are of a newer version \(0002\)"):
+        await inbox(database_url, tables)
+
+
+async def test_tables_without_a_history_are_refused(database_url: str, tables: Tables) -> None:
+    unmanaged = Tables(sa.MetaData())
+    await (await open_database(database_url, unmanaged)).close()
+
+    with pytest.raises(DatabaseError, match="before the first release"):
+        await inbox(database_url, tables)
+
+
+def test_the_next_script_is_written_from_the_difference(tables: Tables) -> None:
+    sa.Table("more", tables.metadata, sa.Column("id", sa.Integer, primary_key=True))
+
+    path = write_script(tables, "There is more")
+
+    assert path is not None
+    assert path.name == "v0002_there_is_more.py"
+    assert "down_revision = '0001'" in path.read_text()
+    assert write_script(tables, "nothing") is None
+
+
+def test_tables_without_a_folder_have_no_scripts() -> None:
+    with pytest.raises(MigrationError, match="no folder for migrations"):
+        write_script(Tables(sa.MetaData()), "x")
