@@ -11,7 +11,6 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from aio_pika.abc import AbstractIncomingMessage
 from aiormq.exceptions import AMQPError, ChannelNotFoundEntity
 from faststream import AckPolicy
 from faststream.rabbit import Channel, RabbitBroker, RabbitMessage, RabbitQueue
@@ -124,7 +123,8 @@ class Consumer:
         """Have the message decided on; returns when that, or its copy elsewhere, is durable."""
         try:
             envelope = self._decoder.decode(message.body)
-            check_sender(message.raw_message, envelope, queue)
+            raw = message.raw_message
+            check_sender(raw.exchange or "", raw.routing_key or "", envelope, queue)
         except Exception as error:  # What the decoder did not foresee is undecodable too.
             await self._set_aside(message, Failure(Reason.UNDECODABLE, error, queue, self._clock()))
             return
@@ -171,20 +171,20 @@ class Consumer:
                 return
 
 
-def check_sender(message: AbstractIncomingMessage, envelope: Envelope[Any], queue: str) -> None:
+def check_sender(exchange: str, key: str, envelope: Envelope[Any], queue: str) -> None:
     """Raise `Undecodable` for what the broker did not let in as what it says it is.
 
-    Whoever published it had to have the right to its routing key. So an event has to be what that
-    key says, or a service could pass another's event off under a key of its own; and what comes by
-    the default exchange has to have this queue's name as its key. (Up to 3.x, RabbitMQ also routes
-    by the headers CC and BCC, and asks nobody's permission for that.)
+    Whoever published a message had to have the right to its routing key. So an event has to be what
+    that key says, or a service could pass another's event off under a key of its own; and what
+    comes by the default exchange has to have this queue's name as its key. (Up to 3.x, RabbitMQ
+    also routes by the headers CC and BCC, and asks nobody's permission for that.)
     """
-    key = envelope.routing_key if message.exchange else queue
-    if message.routing_key != key:
+    right = envelope.routing_key if exchange else queue
+    if key != right:
         raise Undecodable(
             "misrouted",
-            f"{envelope.type} came into {queue} with the routing key {message.routing_key!r}, "
-            f"not {key!r}: its sender may have no right to it",
+            f"{envelope.type} came into {queue} with the routing key {key!r}, not {right!r}: "
+            f"its sender may have no right to it",
         )
 
 

@@ -13,8 +13,10 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from common.choreography import Choreography, Participant
-from common.envelope import Decoder, Undecodable, schema_uri
+from common.envelope import Decoder, Envelope, Undecodable, schema_uri
 from common.kernel.tables import Tables
+from common.messaging.consumer import check_sender
+from common.messaging.dead_letters import ORIGIN_EXCHANGE, ORIGIN_ROUTING_KEY
 from common.messaging.topology import queues_of
 from order_service.domain import OrderStatus
 from order_service.store import orders
@@ -141,6 +143,7 @@ class Examiner:
             return False, None, f"there is no participant {letter.participant}"
         try:
             envelope = decoder.decode(letter.body)
+            _check_sender(letter, envelope)
         except Undecodable as error:
             return False, None, str(error)
         except Exception as error:  # What a decoder did not foresee is undecodable too.
@@ -149,6 +152,14 @@ class Examiner:
         if schema == schema_uri(type(envelope.data)):
             return True, None, ""
         return True, int(str(schema).rpartition(":")[2]), ""
+
+
+def _check_sender(letter: Letter, envelope: Envelope[Any]) -> None:
+    """Refuse what its participant has refused for where it came from: a replay comes by another
+    way, and would be taken."""
+    exchange, key = (letter.headers.get(name) for name in (ORIGIN_EXCHANGE, ORIGIN_ROUTING_KEY))
+    if isinstance(exchange, str) and isinstance(key, str):
+        check_sender(exchange, key, envelope, letter.queue)
 
 
 def decoder_of(participant: Participant) -> Decoder:

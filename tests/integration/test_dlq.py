@@ -261,6 +261,20 @@ async def test_a_message_that_is_nothing_at_all_is_a_letter(bench: Bench) -> Non
 # --- what a replay would do -----------------------------------------------------------------------
 
 
+async def test_what_came_under_a_key_that_is_not_its_own_is_not_replayed(bench: Bench) -> None:
+    lie = cancelled(1, customer="well")
+    async with running(bench):
+        exchange = await bench.channel.get_exchange(EVENTS_EXCHANGE, ensure=False)
+        await exchange.publish(message_of(lie.to_bytes()), "order.cancelled.high")
+        await until(lambda: bench.holds("toy.dlq", 1))
+
+    async with bench.desk() as desk:
+        ((_, verdict),) = await dry_run(desk, EVERYTHING, QUICK)
+
+    assert verdict.expectation is Expectation.UNDECODABLE
+    assert "no right to it" in verdict.detail
+
+
 async def test_a_dry_run_says_what_would_become_of_each_letter(bench: Bench) -> None:
     bench.place(2, OrderStatus.CANCELLED)
     bench.place(1, OrderStatus.PENDING)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import stat
 from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
@@ -51,6 +52,7 @@ from tests.integration.test_service import ServiceProcess, rows
 from tests.integration.toy import PARTICIPANT, cancelled
 from tests.polling import until
 
+RABBITMQ = Path(__file__).parents[2] / "rabbitmq"
 OTHERS = ("inventory.high", "inventory.normal", "order.high", "order.intake.normal")
 FIRST_WAIT = wait_queue(RUNGS_MS[0])
 
@@ -362,6 +364,13 @@ async def test_the_replay_user_takes_dead_letters_and_puts_them_back(
     assert await messages(operator, "payment.dlq") == 0
 
 
+def deployed_settings() -> dict[str, str]:
+    """The settings in the repository's `rabbitmq.conf`."""
+    lines = (RABBITMQ / "rabbitmq.conf").read_text().splitlines()
+    settings = (line.partition(" = ") for line in lines if line and not line.startswith("#"))
+    return {name: value for name, _, value in settings}
+
+
 async def test_a_blank_node_takes_the_exported_file_at_its_start(tmp_path: Path) -> None:
     graph = choreography()
     passwords = new_passwords(user.name for user in users_of(graph))
@@ -369,10 +378,8 @@ async def test_a_blank_node_takes_the_exported_file_at_its_start(tmp_path: Path)
     file.write_text(text(definitions(topology_of(graph), users_of(graph), passwords=passwords)))
     node = RabbitNode(
         tmp_path / "node",
-        settings={
-            "definitions.import_backend": "local_filesystem",
-            "definitions.local.path": str(file),
-        },
+        plugins=re.findall(r"\w+", (RABBITMQ / "enabled_plugins").read_text()),
+        settings=deployed_settings() | {"definitions.local.path": str(file)},
     )
     await asyncio.to_thread(node.start)
     try:
@@ -399,6 +406,7 @@ async def test_each_service_is_a_user_of_its_own_and_no_password_is_ever_logged(
         assert system.node is not None
         listed = await asyncio.to_thread(system.node.ctl, "list_connections", "user")
         found = await drift(choreography(), None, None, tmp_path)
+        await asyncio.to_thread(system.node.settle)
         system.node.kill()  # What is lost, or not there, is logged with most detail.
         system.kill("payment")
         back = asyncio.ensure_future(system.start("payment"))
