@@ -7,7 +7,7 @@ wrong usage are answered at once.
 from __future__ import annotations
 
 import sys
-from typing import Final
+from typing import Any, Final, NoReturn
 
 import typer
 
@@ -37,15 +37,32 @@ app.add_typer(dlq.app, name="dlq")
 
 
 def main() -> None:
-    """Run `saga`. What can be expected to fail ends in one line and exit status 1."""
+    """Run `saga`. What can be expected to fail ends in one line and exit status 1, wrong usage in
+    one line and exit status 2."""
     try:
-        app()
+        status = app(standalone_mode=False)
+    except typer.Abort:
+        sys.exit(FAILED)
     except Exception as error:
+        if isinstance(error, typer.BadParameter.__bases__[0]):  # every kind of wrong usage
+            _refuse(error)
         line = _explanation(error)
         if line is None:
             raise
         problem(line)
         sys.exit(FAILED)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _refuse(error: Any) -> NoReturn:
+    """Say in one line what is wrong with the usage; without any arguments, show the help."""
+    line = " ".join(error.format_message().split())
+    if type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
+    else:
+        where = f" (see `{error.ctx.command_path} --help`)" if error.ctx is not None else ""
+        problem(f"{line}{where}")
+    sys.exit(USAGE_ERROR)
 
 
 def _explanation(error: Exception) -> str | None:

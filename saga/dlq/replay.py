@@ -46,6 +46,9 @@ TOGETHER_MAX: Final = 100
 """Messages whose confirms are awaited together."""
 BURST_SECONDS: Final = 0.25
 """How much of a second's rate may be sent at once."""
+CATCH_UP: Final = 1.08
+"""How much faster than its rate a replay goes that fell behind it, while it waited for the first
+few messages for instance."""
 JUDGE_EVERY_SECONDS, JUDGE_EVERY_AT_FIRST_SECONDS = 0.1, 0.02
 _PAUSE_SECONDS: Final = 0.01
 
@@ -218,6 +221,8 @@ class _Pace:
 
     rate: float | None
     _tokens: float = 1.0
+    _spent: int = 0
+    _started: float = field(default_factory=time.monotonic)
     _at: float = field(default_factory=time.monotonic)
 
     def allows(self, wanted: int) -> int:
@@ -226,12 +231,15 @@ class _Pace:
             return wanted
         now = time.monotonic()
         most = max(1.0, self.rate * BURST_SECONDS)
-        self._tokens = min(most, self._tokens + (now - self._at) * self.rate)
+        behind = self._spent < (now - self._started) * self.rate
+        pace = self.rate * (CATCH_UP if behind else 1.0)
+        self._tokens = min(most, self._tokens + (now - self._at) * pace)
         self._at = now
         return min(wanted, int(self._tokens))
 
     def spend(self, count: int) -> None:
         self._tokens -= count
+        self._spent += count
 
 
 class _Replaying:
@@ -249,6 +257,8 @@ class _Replaying:
         self._recent: deque[bool] = deque(maxlen=RECENT)
         self._pace = _Pace(settings.rate)
         self._participants: set[str] = set()
+        self._judging: asyncio.Task[None] | None = None
+        self._judged_at = 0.0
         self.sent = 0
         self._first_at = self._last_at = 0.0
 
@@ -259,10 +269,17 @@ class _Replaying:
     async def work(self, publisher: BrokerPublisher) -> str | None:
         """Send and listen until every letter is heard of; returns why it stopped before, if so."""
         await self._take_up()
+        try:
+            return await self._work(publisher)
+        finally:
+            if self._judging is not None:
+                self._judging.cancel()
+                await asyncio.gather(self._judging, return_exceptions=True)
+
+    async def _work(self, publisher: BrokerPublisher) -> str | None:
         ramp = iter(RAMP)
         step: int | None = next(ramp)
         left = step  # of this step of the ramp
-        judged_at = 0.0
         while self._waiting or self._unheard:
             room = UNHEARD_MAX - len(self._unheard) if step is None else (left or 0)
             count = self._pace.allows(min(room, TOGETHER_MAX, len(self._waiting)))
@@ -270,10 +287,9 @@ class _Replaying:
                 sent = await self._send(publisher, count)
                 if left is not None:
                     left -= sent
-            every = JUDGE_EVERY_SECONDS if step is None else JUDGE_EVERY_AT_FIRST_SECONDS
-            if time.monotonic() - judged_at > every:
-                await self._judge()
-                judged_at = time.monotonic()
+            self._judge_if_due(
+                JUDGE_EVERY_SECONDS if step is None else JUDGE_EVERY_AT_FIRST_SECONDS
+            )
             step_ended = step is not None and not left and not self._unheard
             if (step is None or step_ended) and (why := self._too_many_fail()):
                 return why
@@ -385,6 +401,16 @@ class _Replaying:
                 f"{str(away) or type(away).__name__}; once it is well, `saga dlq replay --resume` "
                 f"goes on"
             ) from away
+
+    def _judge_if_due(self, every_seconds: float) -> None:
+        """Begin to find out what became of what was sent, beside the sending."""
+        if self._judging is not None:
+            if not self._judging.done():
+                return
+            self._judging.result()
+        if time.monotonic() - self._judged_at > every_seconds:
+            self._judged_at = time.monotonic()
+            self._judging = asyncio.create_task(self._judge())
 
     async def _judge(self) -> None:
         """Find out what became of what was sent."""

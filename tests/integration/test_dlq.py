@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -33,7 +34,14 @@ from common.kernel.tables import utc_now
 from common.message import Priority
 from common.messaging.connection import connect
 from common.messaging.consumer import Consumer
-from common.messaging.dead_letters import LAST_FAILED_AT
+from common.messaging.dead_letters import (
+    ERROR_TYPE,
+    FINGERPRINT,
+    FIRST_FAILED_AT,
+    LAST_FAILED_AT,
+    ORIGIN_QUEUE,
+    REASON,
+)
 from common.messaging.publisher import BrokerPublisher, message_of
 from common.messaging.topology import (
     DEAD_EXCHANGE,
@@ -536,3 +544,65 @@ async def test_the_audit_record_is_only_appended_to(bench: Bench) -> None:
                 connection.execute(sa.text(statement))
         engine.dispose()
         assert desk.store.actions(1)[0].at <= utc_now()
+
+
+# --- figures --------------------------------------------------------------------------------------
+
+MANY = 10_000
+
+
+async def _bury_many(bench: Bench, count: int) -> None:
+    exchange = await bench.channel.get_exchange(DEAD_EXCHANGE, ensure=False)
+    for start in range(1, count + 1, 1_000):
+        numbers = range(start, min(start + 1_000, count + 1))
+        await asyncio.gather(*(exchange.publish(_dead(number), "toy") for number in numbers))
+
+
+def _dead(number: int) -> aio_pika.Message:
+    """A dead letter as the toy would have left it."""
+    message = message_of(cancelled(number).to_bytes())
+    at = (NOW + timedelta(seconds=number)).isoformat()
+    message.headers |= {
+        LAST_FAILED_AT: at,
+        FIRST_FAILED_AT: at,
+        REASON: "failed",
+        ERROR_TYPE: "Ill",
+        FINGERPRINT: f"{number % 7}",
+        ORIGIN_QUEUE: "toy.normal",
+    }
+    return message
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+async def test_10000_letters_are_collected_and_grouped_in_seconds(bench: Bench) -> None:
+    await _bury_many(bench, MANY)
+    started = time.monotonic()
+    async with bench.desk() as desk:
+        collected = time.monotonic() - started
+        assert len(desk.store.find(EVERYTHING)) == MANY
+    started = time.monotonic()
+    async with bench.desk() as desk:
+        groups = {letter.fingerprint for letter in desk.store.find(EVERYTHING, contents=False)}
+        listed = time.monotonic() - started
+    print(f"collected in {collected:.1f} s, listed in {listed:.1f} s")  # noqa: T201  # a figure
+    assert len(groups) == 7
+    assert collected < 15
+    assert listed < 5
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(("count", "rate"), [(MANY, 500.0), (100, 20.0)])
+async def test_a_replay_keeps_within_a_tenth_of_its_rate(
+    bench: Bench, count: int, rate: float
+) -> None:
+    await _bury_many(bench, count)
+    async with running(bench) as toy, bench.desk() as desk:
+        result = await replay(desk, EVERYTHING, Settings(rate=rate, timeout_seconds=30))
+        assert result.ok
+        assert len(await toy.counts()) == count
+    assert result.rate is not None
+    print(f"asked for {rate:g}/s, sent {result.rate:.1f}/s")  # noqa: T201  # a figure
+    assert 0.9 * rate <= result.rate <= 1.1 * rate
+    assert result.seconds <= count / rate * 1.1 + 1
