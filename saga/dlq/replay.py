@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -220,16 +220,20 @@ class _Pace:
     """So many a second, and no more than a little at once after a pause."""
 
     rate: float | None
+    clock: Callable[[], float] = time.monotonic
     _tokens: float = 1.0
     _spent: int = 0
-    _started: float = field(default_factory=time.monotonic)
-    _at: float = field(default_factory=time.monotonic)
+    _started: float = 0.0
+    _at: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._started = self._at = self.clock()
 
     def allows(self, wanted: int) -> int:
         """How many of those wanted may go now."""
         if self.rate is None:
             return wanted
-        now = time.monotonic()
+        now = self.clock()
         most = max(1.0, self.rate * BURST_SECONDS)
         behind = self._spent < (now - self._started) * self.rate
         pace = self.rate * (CATCH_UP if behind else 1.0)

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -57,9 +57,9 @@ from saga.dlq.collect import collect
 from saga.dlq.desk import Desk, open_desk
 from saga.dlq.edit import edit, with_values
 from saga.dlq.examine import Expectation
-from saga.dlq.letters import REPLAYS, State
+from saga.dlq.letters import REPLAYS, Copy, State
 from saga.dlq.replay import Result, Settings, dry_run, replay
-from saga.dlq.store import ItemState, Selection, Store
+from saga.dlq.store import ItemState, Run, Selection, Store
 from tests.integration.toy import NOW, Tally, cancelled, make_tables, open_toy, rows
 from tests.polling import until
 
@@ -606,3 +606,102 @@ async def test_a_replay_keeps_within_a_tenth_of_its_rate(
     print(f"asked for {rate:g}/s, sent {result.rate:.1f}/s")  # noqa: T201  # a figure
     assert 0.9 * rate <= result.rate <= 1.1 * rate
     assert result.seconds <= count / rate * 1.1 + 1
+
+
+# --- a letter's states ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    opened = Store(dead_letters_url_in(tmp_path))
+    yield opened
+    opened.close()
+
+
+def _copy(died: int, replays: int = 0, key: str = "event-1") -> Copy:
+    at = NOW + timedelta(seconds=died)
+    return Copy(
+        participant="toy",
+        key=key,
+        died=at.isoformat(),
+        event_id=key,
+        type="order.cancelled",
+        subject="order-1",
+        queue="toy.normal",
+        reason="failed",
+        error_type="Ill",
+        error=f"error {died}",
+        fingerprint="f",
+        attempts=1,
+        replays=replays,
+        first_failed_at=at,
+        last_failed_at=at,
+        properties={},
+        headers={},
+        body=f"{died}".encode(),
+    )
+
+
+def _sent(store: Store, replays: int = 1) -> Run:
+    run = store.begin_run(EVERYTHING, [1], {}, "")
+    assert store.mark_sending(run, {1: replays}) == {1}
+    store.mark_sent(run, [1])
+    assert store.get(1).state is State.SENT
+    return run
+
+
+def test_the_same_copy_is_taken_once(store: Store) -> None:
+    assert store.take([_copy(1), _copy(1)], NOW) == 1
+    assert store.take([_copy(1)], NOW) == 0
+    assert store.get(1).copies == 1
+
+
+def test_a_copy_that_was_replayed_as_often_has_failed_again(store: Store) -> None:
+    store.take([_copy(1)], NOW)
+    _sent(store)
+    store.take([_copy(2, replays=1)], NOW)
+    letter = store.get(1)
+    assert (letter.state, letter.error, letter.body) == (State.DEAD, "error 2", b"2")
+    assert letter.first_failed_at < letter.last_failed_at
+
+
+def test_a_copy_from_before_the_replay_says_nothing_of_it(store: Store) -> None:
+    store.take([_copy(1)], NOW)
+    _sent(store)
+    store.take([_copy(2)], NOW)
+    letter = store.get(1)
+    assert (letter.state, letter.copies, letter.error) == (State.SENT, 2, "error 1")
+
+
+def test_a_copy_that_comes_back_before_it_is_known_to_be_sent_is_dead(store: Store) -> None:
+    store.take([_copy(1)], NOW)
+    run = store.begin_run(EVERYTHING, [1], {}, "")
+    store.mark_sending(run, {1: 1})
+    store.take([_copy(2, replays=1)], NOW)
+    store.mark_sent(run, [1])
+    assert store.get(1).state is State.DEAD
+
+
+@pytest.mark.parametrize("settle", ["discard", "edit"])
+def test_what_a_person_has_settled_stays_settled(store: Store, settle: str) -> None:
+    store.take([_copy(1)], NOW)
+    if settle == "discard":
+        store.discard(Selection(numbers=(1,)), "a test")
+    else:
+        store.begin_edit(1, "copy", "", b"", "")
+        store.end_edit(1, "copy", "")
+    before = store.get(1).state
+    store.take([_copy(2)], NOW)
+    assert store.get(1).state is before
+    assert store.mark_sending(store.begin_run(EVERYTHING, [1], {}, ""), {1: 1}) == set()
+
+
+def test_letters_are_in_order_of_their_first_failure(store: Store) -> None:
+    store.take([_copy(3, key="c"), _copy(1, key="a"), _copy(2, key="b")], NOW)
+    assert [letter.key for letter in store.find(EVERYTHING)] == ["a", "b", "c"]
+
+
+def test_a_store_that_cannot_be_written_is_one_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DlqError, match="cannot keep dead letters"):
+        Store(f"sqlite:///{tmp_path / 'file' / 'store.db'}")

@@ -1,0 +1,233 @@
+"""What a dead letter is, what goes out again, and how a replay is paced."""
+
+from __future__ import annotations
+
+import json
+import math
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from aiormq.abc import DeliveredMessage
+from pamqp.commands import Basic
+from pamqp.header import ContentHeader
+
+from saga.dlq import InputError
+from saga.dlq.edit import text_of, with_values
+from saga.dlq.letters import (
+    REPLAYS,
+    Copy,
+    Letter,
+    State,
+    copy_of,
+    from_text,
+    key_of,
+    message_of,
+    printable_body,
+    to_json,
+)
+from saga.dlq.replay import CATCH_UP, Settings, _Pace
+
+NOW = datetime(2030, 1, 1, tzinfo=UTC)
+DIED = "2029-12-31T23:59:00+00:00"
+
+
+class Channel:
+    """Stands where a delivery names its channel."""
+
+
+def delivered(
+    body: bytes = b'{"id": "event-1", "type": "order.placed", "subject": "order-1"}',
+    message_id: str | None = "event-1",
+    headers: dict[str, Any] | None = None,
+    **ours: Any,
+) -> DeliveredMessage:
+    properties = Basic.Properties(
+        headers={name.replace("_", "-"): value for name, value in ours.items()} | (headers or {}),
+        message_id=message_id,
+        timestamp=NOW,
+        message_type="order.placed",
+    )
+    return DeliveredMessage(
+        Basic.GetOk(delivery_tag=1),
+        ContentHeader(0, len(body), properties),
+        body,
+        Channel(),  # type: ignore[arg-type]  # nobody looks at it
+    )
+
+
+def letter_of(copy: Copy, **values: Any) -> Letter:
+    fields = {
+        name: getattr(copy, name)
+        for name in Letter.__dataclass_fields__
+        if name in Copy.__dataclass_fields__
+    }
+    return Letter(**fields | {"number": 1, "state": State.DEAD, "copies": 1, "note": ""} | values)
+
+
+def test_a_copy_tells_what_its_service_noted() -> None:
+    copy = copy_of(
+        delivered(
+            x_saga_reason="failed",
+            x_saga_error_type="Away",
+            x_saga_error="no answer",
+            x_saga_fingerprint="abc",
+            x_saga_attempts=4,
+            x_saga_replays=2,
+            x_saga_origin_queue="payment.high",
+            x_saga_first_failed_at="2029-12-31T23:58:00+00:00",
+            x_saga_last_failed_at=DIED,
+        ),
+        "payment",
+        NOW,
+    )
+    assert (copy.key, copy.event_id, copy.subject) == ("event-1", "event-1", "order-1")
+    assert (copy.queue, copy.fingerprint, copy.attempts) == ("payment.high", "abc", 4)
+    assert (copy.died, copy.replays) == (DIED, 2)
+    assert copy.first_failed_at < copy.last_failed_at < NOW
+
+
+def test_a_copy_tells_what_the_broker_noted() -> None:
+    death = {"reason": "delivery_limit", "queue": "payment.high", "time": NOW}
+    copy = copy_of(delivered(headers={"x-death": [death]}), "payment", NOW)
+    assert (copy.reason, copy.queue, copy.last_failed_at) == (
+        "delivery_limit",
+        "payment.high",
+        NOW,
+    )
+    assert copy.died == NOW.isoformat()
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"x-death": "yesterday"},
+        {"x-death": [1]},
+        {"x-saga-attempts": "many", "x-saga-last-failed-at": "yesterday"},
+        {"x-saga-reason": 7, "x-saga-replays": -1},
+    ],
+)
+def test_whatever_the_headers_say_a_copy_is_made(headers: dict[str, Any]) -> None:
+    copy = copy_of(delivered(b"\xff", headers=headers), "payment", NOW)
+    assert (copy.queue, copy.attempts, copy.replays) == ("payment.normal", 0, 0)
+    assert copy.last_failed_at == NOW
+
+
+def test_an_undecodable_message_is_known_by_its_message_id_not_by_what_it_says() -> None:
+    assert copy_of(delivered(message_id="m", x_saga_reason="undecodable"), "p", NOW).key == "m"
+    assert copy_of(delivered(message_id="m", x_saga_reason="failed"), "p", NOW).key == "event-1"
+    assert key_of(None, b"{").startswith("sha256:")
+
+
+def test_nothing_is_left_of_a_messages_failures_but_how_often_it_was_replayed() -> None:
+    copy = copy_of(
+        delivered(
+            traceparent="00-trace",
+            x_saga_attempts=4,
+            x_saga_error="no answer",
+            x_saga_last_failed_at=DIED,
+            CC=["elsewhere"],
+            headers={"x-death": [], "x-first-death-queue": "q", "x-delivery-count": 3},
+        ),
+        "payment",
+        NOW,
+    )
+    message = message_of(letter_of(copy), replays=2)
+    assert message.headers == {"traceparent": "00-trace", REPLAYS: 2}
+    assert (message.message_id, message.type, message.timestamp) == ("event-1", "order.placed", NOW)
+    assert message.expiration is None
+
+
+def test_headers_survive_being_kept_as_text() -> None:
+    headers = {"a": [1, None, {"b": bytearray(b"\xff")}], "at": NOW, "t": "text", "f": 1.5}
+    assert from_text(to_json(headers)) == headers
+
+
+def test_a_body_is_printed_as_what_it_is() -> None:
+    assert printable_body(b'{"a": 1}') == {"payload": {"a": 1}}
+    assert printable_body(b"[1") == {"payload_text": "[1"}
+    assert printable_body(b"\xff") == {"payload_base64": "/w=="}
+
+
+# --- editing --------------------------------------------------------------------------------------
+
+DOCUMENT = text_of(b'{"type": "t", "data": {"lines": [{"quantity": 1}], "note": "n"}}')
+
+
+@pytest.mark.parametrize(
+    ("setting", "path", "value"),
+    [
+        ("data.lines.0.quantity=2", ("data", "lines", 0, "quantity"), 2),
+        ("lines.0.quantity=2", ("data", "lines", 0, "quantity"), 2),
+        ("note=a=b", ("data", "note"), "a=b"),
+        ('note="7"', ("data", "note"), "7"),
+        ("type=order.placed", ("type",), "order.placed"),
+        ("new=null", ("data", "new"), None),
+    ],
+)
+def test_a_value_is_set_where_its_path_leads(
+    setting: str, path: tuple[str | int, ...], value: object
+) -> None:
+    found = json.loads(with_values(DOCUMENT, [setting]))
+    for step in path:
+        found = found[step]
+    assert found == value
+
+
+@pytest.mark.parametrize(
+    "setting", ["note", "=1", "a..b=1", "lines.1.quantity=2", "lines.x=1", "note.x=1", "a.b=1"]
+)
+def test_a_path_that_leads_nowhere_is_named(setting: str) -> None:
+    with pytest.raises(InputError, match="--set"):
+        with_values(DOCUMENT, [setting])
+
+
+# --- pacing ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rate", [1.0, 20.0, 500.0])
+def test_a_pace_is_kept_however_often_it_is_asked(rate: float) -> None:
+    now = 100.0
+    pace = _Pace(rate, lambda: now)
+    sent = 0
+    for _ in range(2_000):
+        now += 0.03
+        count = pace.allows(100)
+        pace.spend(count)
+        sent += count
+    assert math.isclose(sent, 60 * rate, rel_tol=0.02, abs_tol=2)
+
+
+def test_after_a_pause_a_pace_catches_up_only_a_little_faster() -> None:
+    now = 100.0
+    pace = _Pace(100.0, lambda: now)
+    now += 10.0
+    first = pace.allows(1_000)
+    pace.spend(first)
+    assert first == 25
+    sent = 0
+    for _ in range(100):
+        now += 0.01
+        count = pace.allows(1_000)
+        pace.spend(count)
+        sent += count
+    assert 100 <= sent <= 100 * CATCH_UP + 1
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"rate": 0.0},
+        {"rate": -1.0},
+        {"rate": math.nan},
+        {"rate": math.inf},
+        {"max_failing": 1.1},
+        {"max_failing": math.nan},
+        {"max_replays": 0},
+        {"timeout_seconds": 0.0},
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(values: dict[str, Any]) -> None:
+    with pytest.raises(InputError):
+        Settings(**values)
