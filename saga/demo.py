@@ -41,7 +41,9 @@ ENDS_SECONDS: Final = 300.0
 REST_SECONDS: Final = 30.0
 """How long compensations and dead letters may take after the last order has ended."""
 OUTAGE_AFTER: Final = 0.5
-"""The share of the orders that are sent before the provider goes down."""
+"""The share of the orders that end before the provider goes down."""
+OUTAGE_MID_LOAD_MIN: Final = 500
+"""Smaller loads, which may be over in an instant, begin with the provider down."""
 OUTAGE_DEAD_SHARE: Final = 0.1
 """It comes back once the charges of so many of the orders are dead letters."""
 OUTAGE_SECONDS: Final = 30.0
@@ -153,7 +155,10 @@ class Result:
     @property
     def held_up(self) -> int:
         """Orders that were on their way while the provider was down."""
-        return len(self.ends) - len(self._undisturbed()) if self.outage else 0
+        if self.outage is None:
+            return 0
+        down, up = self.outage
+        return sum(end.ended_at > down and end.placed_at < up for end in self.ends.values())
 
     def _undisturbed(self, *, after: bool = True) -> list[End]:
         """The ends of orders that no outage held up; of a load that it held up as a whole, all."""
@@ -217,22 +222,22 @@ async def demo(
     an error. Raises what `publish`, `status`, `reconcile` and `replay` raise.
     """
     before = await dead_letters(deployment, graph)
-    story = _Outage(deployment, graph, plan, concurrency, before, tell)
+    story = _Outage(deployment, graph, plan, before, tell)
     outage = outage and any(order.reason is None for order in plan.orders)
 
-    def count(messages: int) -> None:
-        sent(messages)
+    def count(orders: int) -> None:
+        ended(orders)
         if outage:
-            story.sent(messages)
+            story.ended(orders)
 
+    if outage:
+        story.ended(0)
     sending: asyncio.Future[Published] = asyncio.ensure_future(
-        publish(deployment, plan, direct=direct, rate=rate, concurrency=concurrency, progress=count)
+        publish(deployment, plan, direct=direct, rate=rate, concurrency=concurrency, progress=sent)
     )
-    ending = asyncio.ensure_future(_wait_for_ends(deployment, plan, sending, ended))
+    ending = asyncio.ensure_future(_wait_for_ends(deployment, plan, sending, count))
     healing = asyncio.ensure_future(story.play(sending, ending) if outage else _nothing())
     try:
-        if outage:
-            story.sent(0)
         both: set[asyncio.Future[Any]] = {ending, healing}
         await asyncio.wait(both, return_when=asyncio.FIRST_EXCEPTION)
         if healing.done():
@@ -274,7 +279,6 @@ class _Outage:
         deployment: Deployment,
         graph: Choreography,
         plan: Plan,
-        concurrency: int,
         before: Set[tuple[str, str]],
         tell: Callable[[str], None],
     ) -> None:
@@ -284,17 +288,16 @@ class _Outage:
         self._confirmed = {str(o.order_id) for o in plan.orders if o.reason is None}
         self._before = before
         self._tell = tell
-        # Of a small load everything would be on its way before the provider is down.
-        enough = len(plan.orders) * (1 - OUTAGE_AFTER) > 2 * concurrency
-        self._until_down = len(plan.orders) * OUTAGE_AFTER if enough else 0.0
+        small = len(plan.orders) < OUTAGE_MID_LOAD_MIN
+        self._until_down = 0.0 if small else len(plan.orders) * OUTAGE_AFTER
         self._down = asyncio.Event()
         self.down_at: datetime | None = None
         self.up_at: datetime | None = None
         self.replayed: set[str] = set()
 
-    def sent(self, messages: int) -> None:
-        """So many more messages were sent. What is sent after this returns meets the outage."""
-        self._until_down -= messages
+    def ended(self, orders: int) -> None:
+        """So many more orders have ended. Whoever is charged after this meets the outage."""
+        self._until_down -= orders
         if self._until_down <= 0 and not self._down.is_set():
             self.down_at = datetime.now(UTC)
             self._set(FaultMode.UNAVAILABLE)

@@ -158,7 +158,10 @@ def copy_of(message: DeliveredMessage, participant: str, now: datetime) -> Copy:
         key=key,
         died=died,
         event_id=event_id,
-        type=_text(document.get("type")) or _text(properties.message_type) or "unknown",
+        type=_text(document.get("type"))
+        or _text(properties.message_type)
+        or _text(headers.get(headers_of.ORIGIN_ROUTING_KEY)).rpartition(".")[0]
+        or "unknown",
         subject=_text(document.get("subject")) or _text(properties.correlation_id) or None,
         queue=queue or work_queue(participant, _priority(document, headers)),
         reason=reason,
