@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test faults lint format lock clean
+.PHONY: help setup demo up test verify faults lint format lock clean
 ORDERS ?= 1000
 ROUNDS ?= 10
 
@@ -20,6 +20,10 @@ up: ## Start everything on this machine until Ctrl-C (ARGS passes options)
 test: ## Run the tests against private RabbitMQ and PostgreSQL servers (ARGS='-k name' selects)
 	@scripts/setup --own-broker
 	@.venv/bin/pytest $(ARGS)
+
+verify: ## Run every test, the long ones included
+	@scripts/setup --own-broker
+	@.venv/bin/pytest -m "long or not long" --timeout 0 $(ARGS)
 
 faults: ## Kill services and broker at every seam and at random (ROUNDS=n, ARGS='-k name' selects)
 	@scripts/setup --own-broker

@@ -176,6 +176,7 @@ async def test_a_killed_demo_takes_its_processes_with_it(tmp_path: Path) -> None
     await until(lambda: processes_of(tmp_path) == [])
 
 
+@pytest.mark.long
 async def test_a_demo_heals_a_service_that_is_killed_under_load(tmp_path: Path) -> None:
     load = ("--orders", "400", "--rate", "150", "--seed", "2", "--json")
     with background("demo", *load, DATA_DIR=str(tmp_path)) as demo:
@@ -207,6 +208,7 @@ def _pid_of(folder: Path, module: str) -> int:
 # --- saga up, and the commands beside it ----------------------------------------------------------
 
 
+@pytest.mark.long
 async def test_a_running_system_is_loaded_watched_and_checked_from_beside(tmp_path: Path) -> None:
     here = {"DATA_DIR": str(tmp_path)}
     with background("up", **here) as up:
@@ -258,6 +260,7 @@ async def test_a_running_system_is_loaded_watched_and_checked_from_beside(tmp_pa
     assert_one_line(saga("status", **here), "saga up", "--data-dir")
 
 
+@pytest.mark.long
 def test_a_demo_can_use_a_broker_that_is_not_its_own_again_and_again(
     tmp_path: Path, amqp_url: str
 ) -> None:
@@ -307,6 +310,7 @@ def test_definitions_with_passwords_are_for_their_owner_alone(tmp_path: Path) ->
     assert "SAGA_PASSWORD_INVENTORY" in done.stderr
 
 
+@pytest.mark.long
 async def test_a_private_broker_is_compared_and_mended_by_its_data_folder(tmp_path: Path) -> None:
     here = {"DATA_DIR": str(tmp_path)}
     with background("up", **here) as up:

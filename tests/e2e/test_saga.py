@@ -44,7 +44,14 @@ def as_predicted(result: Result) -> None:
     assert result.to_json()["outcomes"]["cancelled"]["deadline_exceeded"] == 0
 
 
-@pytest.mark.parametrize("victim", ["order", "inventory", "payment"])
+@pytest.mark.parametrize(
+    "victim",
+    [
+        "payment",
+        pytest.param("order", marks=pytest.mark.long),
+        pytest.param("inventory", marks=pytest.mark.long),
+    ],
+)
 async def test_a_service_killed_in_the_middle_of_a_load_changes_no_outcome(
     victim: str, tmp_path: Path
 ) -> None:
@@ -176,6 +183,7 @@ async def test_an_urgent_order_placed_last_overtakes_95_percent_of_5000_waiting_
         assert before <= 250
 
 
+@pytest.mark.long
 async def test_normal_orders_keep_a_tenth_under_saturating_urgent_load(tmp_path: Path) -> None:
     async with System(tmp_path, disposable=True) as system:
         await waiting(

@@ -39,7 +39,7 @@ def test_every_point_has_a_seam() -> None:
 
 
 # What `make test` holds; `make faults` goes through all of them.
-SHORT = {"between-commit-and-publish", "between-call-and-commit", "between-setting-aside-and-ack"}
+SHORT = {"between-call-and-commit"}
 
 
 @pytest.mark.parametrize(

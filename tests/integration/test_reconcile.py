@@ -483,6 +483,7 @@ async def test_a_trimmed_history_is_said_to_be_and_checked_as_far_as_it_goes(
     assert await stage.broken_rules() == {("lost", f"order/{event.id}")}
 
 
+@pytest.mark.long
 async def test_a_system_that_never_rests_does_not_hold_it_up(
     stage: Stage, orders: dict[str, str]
 ) -> None:
