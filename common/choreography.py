@@ -15,6 +15,7 @@ time. A state is looked up by the message's subject; a mapping of states holds t
 from __future__ import annotations
 
 import inspect
+import itertools
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -25,6 +26,8 @@ from typing import Any, Self
 
 from common.message import Answer, Command, Event, Intent, Message
 from common.retry import Retry
+
+_Shape = tuple[type[Event | Intent], ...]
 
 
 class ChoreographyError(TypeError):
@@ -65,6 +68,10 @@ class Reaction:
     returns: tuple[type[Event | Intent], ...]
     parameters: tuple[tuple[str, type[State] | type[datetime], bool], ...]
     """Name, type, and whether a mapping of them is asked for."""
+    shapes: frozenset[_Shape]
+    """What may be returned together, in which order; the empty one is nothing."""
+    repeats: frozenset[type[Event | Intent]]
+    """What may be returned together in any choice and order, as by `tuple[A | B, ...]`."""
 
     @property
     def name(self) -> str:
@@ -88,6 +95,17 @@ class Reaction:
     @property
     def intends(self) -> tuple[type[Intent], ...]:
         return tuple(kind for kind in self.returns if issubclass(kind, Intent))
+
+    @property
+    def may_do_nothing(self) -> bool:
+        """Whether the signature leaves it open to decide on nothing."""
+        return () in self.shapes or bool(self.repeats)
+
+    def allows(self, kinds: _Shape) -> bool:
+        """Whether results of these types, in this order, are within the signature."""
+        return kinds in self.shapes or (
+            self.repeats.issuperset(kinds) and _conflict(kinds) is None and bool(self.repeats)
+        )
 
     @classmethod
     def of(cls, function: Callable[..., Any]) -> Reaction:
@@ -117,8 +135,12 @@ class Reaction:
                 raise ChoreographyError(
                     f"{where}: {kind.__name__} has no `type`; name one that has"
                 )
+        shapes, repeats = _shapes(hints["return"])
+        for shape in shapes:
+            if conflict := _conflict(shape):
+                raise ChoreographyError(f"{where}: {conflict}")
         parameters = tuple((name, *_state(where, name, hints[name])) for name in names[1:])
-        reaction = cls(function, consumes, returns, parameters)
+        reaction = cls(function, consumes, returns, parameters, shapes, repeats)
         _ = reaction.own
         return reaction
 
@@ -128,14 +150,53 @@ def _where(function: Callable[..., Any]) -> str:
 
 
 def _flatten(annotation: Any) -> Iterable[Any]:
-    """The message types in a return annotation: None, a type, a union, a tuple of those."""
-    origin = typing.get_origin(annotation)
-    if origin in (typing.Union, types.UnionType, tuple):
-        for part in typing.get_args(annotation):
-            if part is not Ellipsis:
-                yield from _flatten(part)
-    elif annotation is not types.NoneType:
-        yield annotation
+    """The message types in a return annotation: None, types, tuples and unions of them."""
+    for choice in _choices(annotation):
+        if typing.get_origin(choice) is tuple:
+            for place in typing.get_args(choice):
+                yield from (kind for kind in _choices(place) if kind is not Ellipsis)
+        elif choice is not types.NoneType:
+            yield choice
+
+
+def _shapes(annotation: Any) -> tuple[frozenset[_Shape], frozenset[Any]]:
+    """What may be returned together, and what in any number."""
+    shapes: set[_Shape] = set()
+    repeats: set[Any] = set()
+    for choice in _choices(annotation):
+        places = [_choices(place) for place in typing.get_args(choice)]
+        if choice is types.NoneType:
+            shapes.add(())
+        elif typing.get_origin(choice) is not tuple:
+            shapes.add((choice,))
+        elif places and places[-1] == (Ellipsis,):
+            repeats.update(places[0])
+        else:
+            shapes.update(itertools.product(*places))
+    return frozenset(shapes), frozenset(repeats)
+
+
+def _choices(annotation: Any) -> tuple[Any, ...]:
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return typing.get_args(annotation)
+    return (annotation,)
+
+
+def _conflict(kinds: _Shape) -> str | None:
+    """Why these cannot come from one call."""
+    intents = [kind for kind in kinds if issubclass(kind, Intent)]
+    if len(intents) > 1:
+        return f"a reaction asks one thing at a time, not {' and '.join(_names(intents))}"
+    if twice := {kind for kind in kinds if kinds.count(kind) > 1}:
+        return (
+            f"a reaction returns {', '.join(_names(twice))} once at most, "
+            f"since an event's id is derived from its cause and its type"
+        )
+    return None
+
+
+def _names(kinds: Iterable[type[Message]]) -> list[str]:
+    return sorted(kind.__name__ for kind in kinds)
 
 
 def _state(where: str, name: str, annotation: Any) -> tuple[Any, bool]:

@@ -12,7 +12,7 @@ from uuid import UUID, uuid5
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
-from common.message import Command, Event, Priority
+from common.message import Command, Event, EventTypes, Priority, Role
 
 _ORDERS = UUID("8a1c9a38-6a6e-5f0b-9d53-0f3c4d2f6b11")
 
@@ -136,9 +136,11 @@ class OrderPlaced(OrderEvent):
 
 
 class OrderConfirmed(OrderEvent):
-    """The order is paid and its stock is held. Terminal."""
+    """The order is paid and its stock is held."""
 
     type: ClassVar[str] = "order.confirmed"
+    role: ClassVar[Role] = Role.COMPLETION
+    final: ClassVar[bool] = True
 
     customer: Customer
     currency: Currency
@@ -146,9 +148,10 @@ class OrderConfirmed(OrderEvent):
 
 
 class OrderCancelled(OrderEvent):
-    """The order will not happen. Terminal; the one trigger of every compensation."""
+    """The order will not happen; the one trigger of every compensation."""
 
     type: ClassVar[str] = "order.cancelled"
+    role: ClassVar[Role] = Role.CANCELLATION
 
     customer: Customer
     reason: CancellationReason
@@ -158,6 +161,7 @@ class StockReserved(OrderEvent):
     """Every line is known, priced right and held. Carries what payment needs."""
 
     type: ClassVar[str] = "stock.reserved"
+    role: ClassVar[Role] = Role.EFFECT
 
     customer: Customer
     currency: Currency
@@ -169,6 +173,7 @@ class StockRejected(OrderEvent):
     """Nothing is held for the order, because of this SKU."""
 
     type: ClassVar[str] = "stock.rejected"
+    role: ClassVar[Role] = Role.FAILURE
 
     reason: RejectionReason
     sku: Sku
@@ -178,6 +183,9 @@ class StockReleased(OrderEvent):
     """Nothing is held for the order any more; `lines` is what was, empty if nothing."""
 
     type: ClassVar[str] = "stock.released"
+    role: ClassVar[Role] = Role.COMPENSATION
+    undoes: ClassVar[EventTypes] = (StockReserved,)
+    final: ClassVar[bool] = True
 
     lines: Annotated[tuple[HeldLine, ...], Field(max_length=LINES_MAX)]
 
@@ -186,6 +194,7 @@ class PaymentCharged(OrderEvent):
     """The customer paid, once. `reference` is the provider's."""
 
     type: ClassVar[str] = "payment.charged"
+    role: ClassVar[Role] = Role.EFFECT
 
     currency: Currency
     amount_cents: AmountCents
@@ -196,6 +205,7 @@ class PaymentDeclined(OrderEvent):
     """The provider took no money and never will for this order."""
 
     type: ClassVar[str] = "payment.declined"
+    role: ClassVar[Role] = Role.FAILURE
 
     reason: DeclineReason
 
@@ -204,6 +214,9 @@ class PaymentRefunded(OrderEvent):
     """What was charged has been given back in full."""
 
     type: ClassVar[str] = "payment.refunded"
+    role: ClassVar[Role] = Role.COMPENSATION
+    undoes: ClassVar[EventTypes] = (PaymentCharged,)
+    final: ClassVar[bool] = True
 
     currency: Currency
     amount_cents: AmountCents
@@ -213,12 +226,15 @@ class PaymentVoided(OrderEvent):
     """Nothing was charged for the order and nothing will be."""
 
     type: ClassVar[str] = "payment.voided"
+    role: ClassVar[Role] = Role.COMPENSATION
+    final: ClassVar[bool] = True
 
 
 class StockAdded(Event):
     """Units were put on the shelf, and this is the SKU's price from now on."""
 
     type: ClassVar[str] = "stock.added"
+    final: ClassVar[bool] = True
 
     sku: Sku
     quantity: Annotated[int, Field(ge=0, le=STOCK_QUANTITY_MAX)]

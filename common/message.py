@@ -20,6 +20,29 @@ class Priority(StrEnum):
     NORMAL = "normal"
 
 
+class Role(StrEnum):
+    """What an event means for the saga it belongs to. The map shows it, and `saga check` asks what
+    has to follow from it."""
+
+    STEP = "step"
+    """The saga goes on, and nothing has to be undone for it."""
+    EFFECT = "effect"
+    """Its publisher did something that it has to undo if the saga is cancelled."""
+    FAILURE = "failure"
+    """Its publisher said no, so the saga has to be cancelled."""
+    COMPENSATION = "compensation"
+    """Its publisher undid its part, or saw to it that there will be nothing to undo."""
+    COMPLETION = "completion"
+    """The saga ended well. Terminal."""
+    CANCELLATION = "cancellation"
+    """The saga ended, and every effect it had has to be undone. Terminal."""
+
+    @property
+    def terminal(self) -> bool:
+        """Whether the saga ends with it."""
+        return self in (Role.COMPLETION, Role.CANCELLATION)
+
+
 class Message(BaseModel):
     """Base of everything a reaction takes or gives: immutable, strictly typed.
 
@@ -34,11 +57,21 @@ class Message(BaseModel):
         raise TypeError(f"{type(self).__name__} names no subject")
 
 
+EventTypes = tuple[type["Event"], ...]
+
+
 class Event(Message):
-    """A fact, in the past tense. `type` is its name on the wire and the head of its routing key."""
+    """A fact, in the past tense. `type` is its name on the wire and the head of its routing key.
+
+    `undoes` names the effects that do not stand any more after it. What is `final` needs nobody to
+    react to it.
+    """
 
     type: ClassVar[str]
     version: ClassVar[int] = 1
+    role: ClassVar[Role] = Role.STEP
+    undoes: ClassVar[EventTypes] = ()
+    final: ClassVar[bool] = False
 
     def upcast(self) -> Event:
         """This event as the next newer version of its type; the newest returns itself."""

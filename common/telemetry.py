@@ -32,6 +32,11 @@ _dead_lettered = Counter(
     "Messages sent to the dead-letter queue, by reason.",
     ("participant", "reason"),
 )
+_refused = Counter(
+    "saga_reactions_refused_total",
+    "Decisions of which nothing was kept, because the reaction's signature does not allow them.",
+    ("participant", "reaction", "reason"),
+)
 _retried = Counter(
     "saga_messages_retried_total",
     "Messages that failed and wait for their next try.",
@@ -98,6 +103,9 @@ class KernelMetrics:
         if size:
             self._group_size.observe(size)
             self._commit_seconds.observe(seconds)
+
+    def refused(self, reaction: str, reason: str) -> None:
+        _refused.labels(self._participant, reaction, reason).inc()
 
     def handled(self, type_: str, outcome: Outcome, seconds: float) -> None:
         _consumed.labels(self._participant, type_, type(outcome).__name__.lower()).inc()

@@ -26,7 +26,7 @@ from common.envelope import Envelope, source_of, wrap
 from common.kernel.database import Database
 from common.kernel.lanes import Lanes
 from common.kernel.outbox import Outbox, Outgoing
-from common.kernel.step import Decision, NoReaction, StateId, react, reaction_to
+from common.kernel.step import Decision, NoReaction, OutsideSignature, StateId, react, reaction_to
 from common.kernel.tables import Clock, Tables, VersionConflict, utc_now
 from common.message import Answer, Command, Intent, Message, Priority
 
@@ -258,6 +258,9 @@ class Kernel:
 
     def _go_on(self, work: _Work, result: _Result) -> None:
         if not isinstance(result, Decision):
+            if isinstance(result, Failed) and isinstance(result.error, OutsideSignature):
+                reaction = reaction_to(self._participant, work.message)
+                self._metrics.refused(reaction.name, result.error.reason)
             self._resolve(work, result)
             return
         if self._on_commit is not None:

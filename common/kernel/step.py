@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -16,7 +16,15 @@ Find = Callable[[StateId], State]
 
 
 class OutsideSignature(TypeError):
-    """A reaction returned what its signature does not allow, so nothing of it may be kept."""
+    """A reaction returned what its signature does not allow, so nothing of it may be kept.
+
+    `reason` is a short, bounded label: `not_its_participants` (an event that no reaction of the
+    participant may publish), `not_in_signature`, or `another_subject`.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
 
 
 class NoReaction(LookupError):
@@ -63,7 +71,8 @@ def react(
     reaction = reaction_to(participant, message)
     own_id: StateId = (reaction.own, message.subject)
     own = find(own_id)
-    results = reaction.function(message, *_arguments(reaction, message, own, find, now))
+    results = _as_tuple(reaction.function(message, *_arguments(reaction, message, own, find, now)))
+    _check(participant, reaction, message, results)
     events: list[Envelope[Any]] = []
     intent: Intent | None = None
     changes: dict[StateId, State] = {}
@@ -71,14 +80,7 @@ def react(
     def current(state_id: StateId) -> State:
         return changes.get(state_id) or find(state_id)
 
-    for result in _as_tuple(results):
-        if type(result) not in reaction.returns or result.subject != message.subject:
-            raise OutsideSignature(
-                f"{participant.name}.{reaction.name} returned {type(result).__name__} about "
-                f"{getattr(result, 'subject', None)!r} in reaction to {type(message).__name__} "
-                f"about {message.subject!r}; its signature allows "
-                f"{', '.join(kind.__name__ for kind in reaction.returns)} about the same subject"
-            )
+    for result in results:
         own = current(own_id)
         for kind in participant.states:
             for key in (own.key,) if kind is reaction.own else kind.keys(result, own):
@@ -104,6 +106,34 @@ def react(
         else:
             intent = result
     return Decision(tuple(events), intent, changes, current(own_id))
+
+
+def _check(
+    participant: Participant, reaction: Reaction, message: Message, results: tuple[Any, ...]
+) -> None:
+    """Raise `OutsideSignature` for results that the reaction's signature does not allow."""
+    kinds = tuple(map(type, results))
+    if reaction.allows(kinds) and all(result.subject == message.subject for result in results):
+        return
+    said = (
+        f"{participant.name}.{reaction.name} returned {_list(kinds)} in reaction to "
+        f"{type(message).__name__} about {message.subject!r}"
+    )
+    if strange := [k for k in kinds if issubclass(k, Event) and k not in participant.publishes]:
+        raise OutsideSignature(
+            "not_its_participants",
+            f"{said}; no reaction of {participant.name} may publish {_list(strange)}",
+        )
+    if not reaction.allows(kinds):
+        raise OutsideSignature("not_in_signature", f"{said}; its signature does not allow that")
+    raise OutsideSignature(
+        "another_subject",
+        f"{said}, but about {' and '.join(repr(result.subject) for result in results)}",
+    )
+
+
+def _list(kinds: Iterable[type]) -> str:
+    return " and ".join(kind.__name__ for kind in kinds) or "nothing"
 
 
 def _arguments(

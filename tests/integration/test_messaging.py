@@ -15,6 +15,7 @@ from typing import Any
 import aio_pika
 import pytest
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
+from prometheus_client import REGISTRY
 
 from common.choreography import Choreography
 from common.envelope import BODY_MAX_BYTES, Envelope
@@ -47,7 +48,7 @@ from common.messaging.topology import (
 )
 from saga.node import RabbitNode
 from tests.integration import toy as toy_module
-from tests.integration.toy import PARTICIPANT, cancelled, make_tables, open_toy, rows
+from tests.integration.toy import PARTICIPANT, Tally, cancelled, make_tables, open_toy, rows
 from tests.polling import until
 
 
@@ -186,6 +187,37 @@ async def test_a_raising_reaction_is_dead_lettered_with_its_reason(
     assert letter.headers[ERROR] == "a customer of that name cannot be served"
     assert letter.headers[ATTEMPTS] == 1
     assert letter.delivery_mode is aio_pika.DeliveryMode.PERSISTENT
+
+
+@pytest.mark.parametrize(
+    ("customer", "reason"),
+    [
+        ("thief", "not_its_participants"),
+        ("spendthrift", "not_in_signature"),
+        ("gossip", "another_subject"),
+    ],
+)
+async def test_a_decision_outside_the_signature_is_refused_counted_and_dead_lettered(
+    customer: str, reason: str, broker: Broker, amqp_url: str, tmp_path: Path
+) -> None:
+    labels = {"participant": "toy", "reaction": "tally", "reason": reason}
+    before = REGISTRY.get_sample_value("saga_reactions_refused_total", labels) or 0
+    refused = cancelled(1, customer=customer)
+    async with running(amqp_url, tmp_path) as toy:
+        await broker.publish_all([refused, *(cancelled(order) for order in range(2, 9))])
+        await until(lambda: toy.done(7))
+        letter = await broker.dead_letter()
+        assert refused.id not in await toy.inbox()
+        tallies = await toy.database.read(lambda c: rows(c, toy.tables.states[Tally].table))
+        await until(lambda: toy.outbox.idle)
+
+    assert json.loads(letter.body)["id"] == refused.id
+    assert letter.headers[REASON] == "failed"
+    assert letter.headers[ERROR_TYPE] == "OutsideSignature"
+    assert "toy.tally returned" in str(letter.headers[ERROR])
+    assert letter.headers[ATTEMPTS] == 1
+    assert len(tallies) == 7
+    assert REGISTRY.get_sample_value("saga_reactions_refused_total", labels) == before + 1
 
 
 async def test_a_transient_error_is_tried_again_through_ten_waits(

@@ -55,6 +55,10 @@ class Ask(Intent):
     answer: ClassVar[type[Answer]] = Answered
 
 
+class AskAgain(Ask):
+    pass
+
+
 class Tidy(Command):
     type: ClassVar[str] = "shelf.tidy"
 
@@ -132,6 +136,37 @@ def test_what_may_be_returned_is_read_through_unions_and_tuples(
     function: Callable[..., Any], returns: list[type[Message]]
 ) -> None:
     assert list(Reaction.of(function).returns) == returns
+
+
+@pytest.mark.parametrize(
+    ("function", "allowed", "refused"),
+    [
+        (plain, [(StockReserved,)], [(), (StockRejected,), (StockReserved, StockReserved)]),
+        (perhaps, [(), (StockReserved,), (StockRejected,)], [(StockReserved, StockRejected)]),
+        (
+            several,
+            [(), (StockReserved,), (StockReserved, PaymentVoided), (StockRejected, PaymentVoided)],
+            [(StockRejected,), (PaymentVoided,), (PaymentVoided, StockReserved)],
+        ),
+        (
+            any_number,
+            [(), (StockRejected,), (StockRejected, StockReserved)],
+            [(PaymentVoided,), (StockReserved, PaymentVoided), (StockReserved, StockReserved)],
+        ),
+        (silent, [()], [(StockReserved,)]),
+        (answered, [(PaymentCharged, Ask), (PaymentDeclined,)], [(), (Ask,), (PaymentCharged,)]),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_signature_allows_what_it_says_together_and_in_that_order(
+    function: Callable[..., Any],
+    allowed: list[tuple[type[Any], ...]],
+    refused: list[tuple[type[Any], ...]],
+) -> None:
+    reaction = Reaction.of(function)
+
+    assert [kinds for kinds in allowed + refused if reaction.allows(kinds)] == allowed
+    assert reaction.may_do_nothing == (() in allowed)
 
 
 @pytest.mark.parametrize(
@@ -242,6 +277,18 @@ def names_nothing_known(event: OrderPlaced, parcel: Parcel) -> StockReserved:
 names_nothing_known.__annotations__["return"] = "StockLost"
 
 
+def asks_two_things(event: OrderPlaced, parcel: Parcel) -> tuple[Ask, AskAgain]:
+    raise NotImplementedError
+
+
+def says_it_twice(event: OrderPlaced, parcel: Parcel) -> tuple[StockReserved, StockReserved]:
+    raise NotImplementedError
+
+
+def nothing_within(event: OrderPlaced, parcel: Parcel) -> tuple[StockReserved | None, Ask]:
+    raise NotImplementedError
+
+
 @pytest.mark.parametrize(
     ("function", "way_out"),
     [
@@ -265,6 +312,9 @@ names_nothing_known.__annotations__["return"] = "StockLost"
         (stateless, "take the state of the message's subject"),
         (only_many_states, "take the state of the message's subject"),
         (names_nothing_known, "name 'StockLost' is not defined"),
+        (asks_two_things, "asks one thing at a time, not Ask and AskAgain"),
+        (says_it_twice, "returns StockReserved once at most"),
+        (nothing_within, "may return events and intents, not .*NoneType"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )

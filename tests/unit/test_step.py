@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Self
@@ -32,11 +33,17 @@ def twice(
 ) -> tuple[StockReleased, PaymentVoided] | StockReleased | None:
     if event.customer == "nobody":
         return None
-    if event.customer == "outside":
-        return OrderConfirmed(order_id=ORDER, customer="x", currency="EUR", total_cents=1)  # type: ignore[return-value]  # on purpose
-    if event.customer == "elsewhere":
-        return StockReleased(order_id=UUID(int=2), lines=())
-    return StockReleased(order_id=ORDER, lines=()), PaymentVoided(order_id=ORDER)
+    released, voided = StockReleased(order_id=ORDER, lines=()), PaymentVoided(order_id=ORDER)
+    wrong: dict[str, Any] = {  # what the type checker would refuse
+        "outside": OrderConfirmed(order_id=ORDER, customer="x", currency="EUR", total_cents=1),
+        "alone": voided,
+        "other order": (voided, released),
+        "a list": [released, voided],
+        "elsewhere": StockReleased(order_id=UUID(int=2), lines=()),
+    }
+    if event.customer in wrong:
+        return wrong[event.customer]  # type: ignore[no-any-return]  # on purpose
+    return released, voided
 
 
 PARTICIPANT = Participant("tally", twice)
@@ -88,10 +95,32 @@ def test_no_event_no_change() -> None:
     assert decision.changes == {}
 
 
-@pytest.mark.parametrize("customer", ["outside", "elsewhere"])
-def test_an_event_outside_the_signature_or_about_something_else_is_refused(customer: str) -> None:
-    with pytest.raises(OutsideSignature, match=r"tally\.twice returned"):
+REFUSED = {
+    "outside": ("not_its_participants", "no reaction of tally may publish OrderConfirmed"),
+    "alone": ("not_in_signature", "returned PaymentVoided .* does not allow that"),
+    "other order": ("not_in_signature", "returned PaymentVoided and StockReleased"),
+    "a list": ("not_in_signature", "returned list"),
+    "elsewhere": ("another_subject", f"about '{ORDER}', but about '{UUID(int=2)}'"),
+}
+
+
+@pytest.mark.parametrize("customer", REFUSED)
+def test_what_a_signature_does_not_allow_is_refused(customer: str) -> None:
+    reason, said = REFUSED[customer]
+    with pytest.raises(OutsideSignature, match=r"tally\.twice returned") as refused:
         react(PARTICIPANT, cause(customer), cause(customer).data, blank, NOW)
+
+    assert refused.value.reason == reason
+    assert re.search(said, str(refused.value))
+
+
+def always(event: OrderCancelled, tally: Tally) -> StockReleased:
+    return None  # type: ignore[return-value]  # on purpose
+
+
+def test_nothing_is_refused_where_the_signature_promises_something() -> None:
+    with pytest.raises(OutsideSignature, match="returned nothing"):
+        react(Participant("tally", always), cause("a"), cause("a").data, blank, NOW)
 
 
 def test_a_message_without_reaction_is_refused() -> None:
