@@ -24,7 +24,7 @@ from common.kernel.database import Database, DatabaseError, open_database
 from common.kernel.groups import Ask, Kernel
 from common.kernel.outbox import Outbox
 from common.kernel.step import Decision
-from common.kernel.tables import Tables
+from common.kernel.tables import Clock, Tables, utc_now
 from common.message import Intent
 from common.messaging.connection import BrokerError
 from common.messaging.consumer import Consumer
@@ -50,6 +50,7 @@ class Running:
     tables: Tables
     kernel: Kernel
     outbox: Outbox
+    clock: Clock = utc_now
 
 
 @dataclass(frozen=True)

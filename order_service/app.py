@@ -27,7 +27,6 @@ from common.events import (
 )
 from common.kernel.groups import Done
 from common.kernel.step import Decision
-from common.kernel.tables import utc_now
 from common.message import Priority
 from common.service import Running, Service, main
 from common.settings import Settings
@@ -177,7 +176,7 @@ async def expire_overdue(running: Running) -> None:
     while True:
         try:
             orders = await running.database.read(
-                lambda connection: overdue(connection, utc_now(), EXPIRY_BATCH_MAX)
+                lambda connection: overdue(connection, running.clock(), EXPIRY_BATCH_MAX)
             )
         except Exception as error:
             if not running.database.is_away(error):

@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -102,6 +102,8 @@ class Kernel:
         *,
         on_commit: Callable[[Decision], None] | None = None,
         clock: Clock = utc_now,
+        new_id: Callable[[], UUID] = uuid4,
+        jitter: Callable[[float, float], float] = random.uniform,
         group_max: int = GROUP_MAX,
     ) -> None:
         self._participant = participant
@@ -111,6 +113,8 @@ class Kernel:
         self._ask = dict(ask or {})
         self._on_commit = on_commit
         self._clock = clock
+        self._new_id = new_id
+        self._jitter = jitter
         self._group_max = group_max
         self._metrics = telemetry.KernelMetrics(participant.name)
         self._lanes: Lanes[_Work] = Lanes()
@@ -159,7 +163,7 @@ class Kernel:
         """
         envelope = wrap(
             command,
-            id=id or str(uuid4()),
+            id=id or str(self._new_id()),
             source=source_of(self._participant.name),
             time=self._clock(),
             priority=priority,
@@ -222,7 +226,7 @@ class Kernel:
                 if conflict_backoff_seconds == CONFLICT_BACKOFF_MAX_SECONDS:
                     log.warning("another replica keeps writing the same rows of %s", conflict)
                 # A random part of it, or two replicas would meet again and again.
-                await asyncio.sleep(random.uniform(0, conflict_backoff_seconds))
+                await asyncio.sleep(self._jitter(0, conflict_backoff_seconds))
                 conflict_backoff_seconds = min(
                     conflict_backoff_seconds * 2, CONFLICT_BACKOFF_MAX_SECONDS
                 )

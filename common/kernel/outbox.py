@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -24,7 +23,7 @@ from common.envelope import Envelope
 from common.kernel.database import Database
 from common.kernel.lanes import Lanes
 from common.kernel.statements import Writes, any_of, clock_microseconds
-from common.kernel.tables import Tables
+from common.kernel.tables import Clock, Tables, utc_now
 from common.message import Priority
 
 log = logging.getLogger(__name__)
@@ -89,8 +88,10 @@ class Outbox:
         publisher: Publisher,
         *,
         lease_seconds: float = LEASE_SECONDS,
+        clock: Clock = utc_now,
+        new_id: Callable[[], UUID] = uuid4,
     ) -> None:
-        self.owner = uuid4().hex
+        self.owner = new_id().hex
         """This replica, until its process ends."""
         self._metrics = telemetry.OutboxMetrics(participant)
         self._database = database
@@ -99,6 +100,7 @@ class Outbox:
         self._writes = Writes(tables.outbox)
         self._publisher = publisher
         self._lease_seconds = lease_seconds
+        self._clock = clock
         self._queue: Lanes[Outgoing] = Lanes()
         self._held: set[str] = set()
         """Ids of rows in the queue, being published, or confirmed and not yet removed."""
@@ -287,20 +289,21 @@ class Outbox:
 
     async def _keep_lease(self) -> None:
         """Renew the lease and take over from replicas that have not renewed theirs."""
-        steadily_since = time.monotonic()
+        monotonic = asyncio.get_running_loop().time
+        steadily_since = monotonic()
         while True:
             await asyncio.sleep(self._lease_seconds / RENEWALS_PER_LEASE)
-            began = time.monotonic()
+            began = monotonic()
             kept = await self._patiently(
                 lambda: self._database.transaction(self._renew), "renew the outbox's lease"
             )
             if not kept:
                 await self._recover_from_lapse()
-            if not kept or time.monotonic() - began > self._lease_seconds / RENEWALS_PER_LEASE:
+            if not kept or monotonic() - began > self._lease_seconds / RENEWALS_PER_LEASE:
                 # The database was away or we were stopped, and so may have been the others: they
                 # get the time to renew theirs.
-                steadily_since = time.monotonic()
-            if time.monotonic() - steadily_since < self._lease_seconds:
+                steadily_since = monotonic()
+            if monotonic() - steadily_since < self._lease_seconds:
                 continue
             taken = await self._patiently(
                 lambda: self._database.transaction(lambda c: self._take_over(c, lapsed=True)),
@@ -359,7 +362,7 @@ class Outbox:
     def _renew(self, connection: Connection) -> bool:
         """Whether the lease was still ours to renew."""
         leases = self._leases
-        now = clock_microseconds(connection)
+        now = clock_microseconds(connection, self._clock())
         renewal = (
             leases.update()
             .where(leases.c.owner == self.owner, leases.c.until > now)
@@ -368,7 +371,8 @@ class Outbox:
         return connection.execute(renewal).rowcount == 1
 
     def _until(self, connection: Connection) -> sa.ColumnElement[int]:
-        return clock_microseconds(connection) + int(self._lease_seconds * 1_000_000)
+        now = clock_microseconds(connection, self._clock())
+        return now + int(self._lease_seconds * 1_000_000)
 
     def _take_over(self, connection: Connection, *, lapsed: bool) -> int:
         """Make rows whose owner has no lease ours, up to `TAKE_OVER_MAX`; return how many.
@@ -376,7 +380,7 @@ class Outbox:
         With `lapsed`, a lease that has run out is none.
         """
         table, leases = self._table, self._leases
-        now = clock_microseconds(connection)
+        now = clock_microseconds(connection, self._clock())
         living = sa.select(leases.c.owner)
         orphans = (
             sa.select(table.c.event_id)

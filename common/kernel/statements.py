@@ -7,8 +7,8 @@ driver's "many executions" of a statement would not give.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from datetime import datetime
 from functools import cached_property
 from typing import Any
 
@@ -43,12 +43,12 @@ def any_of(
     return column.in_(keys)
 
 
-def clock_microseconds(connection: Connection) -> sa.ColumnElement[int]:
-    """The database's clock, in microseconds since 1970."""
+def clock_microseconds(connection: Connection, now: datetime) -> sa.ColumnElement[int]:
+    """The database's clock, in microseconds since 1970. SQLite has none but ours: `now`."""
     if on_postgresql(connection):
         seconds = sa.extract("epoch", sa.func.clock_timestamp())
         return sa.cast(seconds * 1_000_000, sa.BigInteger)
-    return sa.literal(time.time_ns() // 1_000, sa.BigInteger)
+    return sa.literal(int(now.timestamp() * 1_000_000), sa.BigInteger)
 
 
 class Writes:

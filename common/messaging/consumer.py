@@ -34,9 +34,11 @@ PREFETCH = 300
 commits."""
 BACKOFF_MIN_SECONDS, BACKOFF_MAX_SECONDS = 0.1, 5.0
 
+Handler = Callable[[RabbitMessage], Awaitable[None]]
+
 
 class Consumer:
-    """Feeds one participant's kernel from its queues."""
+    """Feeds one participant's kernel from its queues, through FastStream."""
 
     def __init__(
         self,
@@ -50,10 +52,7 @@ class Consumer:
         clock: Clock = utc_now,
     ) -> None:
         self._participant = participant
-        self._kernel = kernel
         self._publisher = publisher
-        self._clock = clock
-        self._decoder = Decoder((*participant.consumes, *participant.intake))
         self.broker = RabbitBroker(
             named(url, f"{participant.name} consumer"),
             fail_fast=True,
@@ -73,8 +72,9 @@ class Consumer:
             )
             for name in queues_of(participant)
         ]
+        deliveries = Deliveries(participant, kernel, publisher, clock)
         for subscriber, name in zip(self._subscribers, queues_of(participant), strict=True):
-            subscriber(self._handler(name))
+            subscriber(deliveries.handler(name))
 
     async def unread(self) -> list[str]:
         """The queues nobody reads, or that are gone. Raises what aio-pika raises.
@@ -102,7 +102,26 @@ class Consumer:
         """Take no more, wait for what was taken (bounded by `drain_seconds`), disconnect."""
         await self.broker.stop()
 
-    def _handler(self, queue: str) -> Callable[[RabbitMessage], Awaitable[None]]:
+
+class Deliveries:
+    """What becomes of a participant's messages, whoever brings them: they are decided on, or set
+    aside, and then acknowledged."""
+
+    def __init__(
+        self,
+        participant: Participant,
+        kernel: Kernel,
+        publisher: BrokerPublisher,
+        clock: Clock = utc_now,
+    ) -> None:
+        self._participant = participant
+        self._kernel = kernel
+        self._publisher = publisher
+        self._clock = clock
+        self._decoder = Decoder((*participant.consumes, *participant.intake))
+
+    def handler(self, queue: str) -> Handler:
+        """What takes the messages of one queue; each queue needs one of its own."""
         acknowledger: Acknowledger | None = None
         channel: Any = None
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractExchange
@@ -21,6 +21,16 @@ from common.messaging.topology import EVENTS_EXCHANGE
 
 CONFIRM_TIMEOUT_SECONDS = 30.0
 """How long a confirm may take; a broker in alarm sends none."""
+
+T = TypeVar("T")
+
+
+class Connect(Protocol):
+    """Opens a connection, as `common.messaging.connection.connect` does."""
+
+    def __call__(
+        self, url: str, *, name: str, patience_seconds: float
+    ) -> Awaitable[AbstractConnection]: ...
 
 
 def properties_of(document: dict[str, Any]) -> dict[str, Any]:
@@ -52,9 +62,10 @@ class BrokerPublisher:
     Safe to call from many tasks; one message id must not be in flight twice.
     """
 
-    def __init__(self, url: str, name: str) -> None:
+    def __init__(self, url: str, name: str, *, connect: Connect = connect) -> None:
         self._url = url
         self._name = name
+        self._connect = connect
         self._opening = asyncio.Lock()
         self._connection: AbstractConnection | None = None
         self._channel: AbstractChannel | None = None
@@ -69,12 +80,12 @@ class BrokerPublisher:
             if self._connection is None or not self._connection.connected.is_set():
                 await self.close()
                 self._channel = None
-                self._connection = await connect(
+                self._connection = await self._connect(
                     self._url, name=self._name, patience_seconds=patience_seconds
                 )
             if self._channel is None or self._channel.is_closed:
-                self._channel = await self._connection.channel(
-                    publisher_confirms=True, on_return_raises=True
+                self._channel = await _unless_lost(
+                    self._connection.channel(publisher_confirms=True, on_return_raises=True)
                 )
             return self._channel
 
@@ -118,7 +129,7 @@ class BrokerPublisher:
         Raises what aio-pika raises: unroutable, refused, timed out, not connected.
         """
         target = await self._exchange(exchange)
-        await target.publish(message, key, timeout=CONFIRM_TIMEOUT_SECONDS)
+        await _unless_lost(target.publish(message, key, timeout=CONFIRM_TIMEOUT_SECONDS))
 
     async def _exchange(self, name: str) -> AbstractExchange:
         channel = await self.open()
@@ -126,9 +137,24 @@ class BrokerPublisher:
         return await channel.get_exchange(name, ensure=False) if name else channel.default_exchange
 
 
+async def _unless_lost(operation: Awaitable[T]) -> T:
+    """What the operation returns. Of a connection that the broker has not answered on for long,
+    aiormq cancels what waits for it, and that must not look as if it was us who were cancelled."""
+    (result,) = await asyncio.gather(operation, return_exceptions=True)
+    if isinstance(result, asyncio.CancelledError):
+        raise _lost()
+    if isinstance(result, BaseException):
+        raise result
+    return result
+
+
+def _lost() -> ConnectionError:
+    return ConnectionError("the connection was lost before the broker's answer")
+
+
 def _error(result: object) -> Exception | None:
-    if isinstance(result, asyncio.CancelledError):  # The channel closed under it.
-        return ConnectionError("the connection was lost before the confirm")
+    if isinstance(result, asyncio.CancelledError):  # See `_unless_lost`.
+        return _lost()
     if isinstance(result, Exception):
         return result
     if isinstance(result, BaseException):

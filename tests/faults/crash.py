@@ -21,7 +21,7 @@ from sqlalchemy.engine import Connection
 from common.kernel.groups import Kernel
 from common.kernel.outbox import Outbox, Outgoing
 from common.messaging.acknowledgement import Acknowledger
-from common.messaging.consumer import Consumer
+from common.messaging.consumer import Deliveries
 from common.messaging.publisher import BrokerPublisher
 from payment_service.gateway import SandboxGateway
 
@@ -100,7 +100,7 @@ POINTS: dict[str, Callable[[Fuse], None]] = {
     "between-call-and-commit": lambda fuse: after(SandboxGateway, "charge", fuse),
     "between-refund-intent-and-call": lambda fuse: before(SandboxGateway, "refund", fuse),
     "between-refund-and-commit": lambda fuse: after(SandboxGateway, "refund", fuse),
-    "between-setting-aside-and-ack": lambda fuse: after(Consumer, "_set_aside", fuse),
+    "between-setting-aside-and-ack": lambda fuse: after(Deliveries, "_set_aside", fuse),
 }
 
 
