@@ -16,7 +16,7 @@ from sqlalchemy.engine import Connection
 
 from common.kernel.database import Database, DatabaseError, open_database
 from common.kernel.groups import Done, Duplicate, Failed, Kernel
-from common.kernel.outbox import Outbox
+from common.kernel.outbox import LEASE_SECONDS, Outbox
 from common.kernel.tables import Tables
 from common.message import Priority
 from tests.integration.toy import (
@@ -33,19 +33,22 @@ from tests.polling import until
 
 T = TypeVar("T")
 
-LEASE_SECONDS = 0.6
-
 
 class Toy:
     """The kernel of the toy participant, running."""
 
     def __init__(
-        self, database: Database, tables: Tables, publisher: RecordingPublisher, group_max: int
+        self,
+        database: Database,
+        tables: Tables,
+        publisher: RecordingPublisher,
+        group_max: int,
+        lease_seconds: float,
     ) -> None:
         self.database = database
         self.tables = tables
         self.publisher = publisher
-        self.outbox = Outbox("toy", database, tables, publisher, lease_seconds=LEASE_SECONDS)
+        self.outbox = Outbox("toy", database, tables, publisher, lease_seconds=lease_seconds)
         self.kernel = Kernel(PARTICIPANT, database, tables, self.outbox, group_max=group_max)
 
     async def inbox(self) -> set[str]:
@@ -67,11 +70,13 @@ async def running(
     *,
     group_max: int = 32,
     publisher: RecordingPublisher | None = None,
+    lease_seconds: float = LEASE_SECONDS,
     wrap: Callable[[Database], Database] = lambda database: database,
 ) -> AsyncIterator[Toy]:
     tables = make_tables()
     database = await open_database(url, tables)
-    toy = Toy(wrap(database), tables, publisher or RecordingPublisher(), group_max)
+    publisher = publisher or RecordingPublisher()
+    toy = Toy(wrap(database), tables, publisher, group_max, lease_seconds)
     await toy.outbox.open()
     tasks = [asyncio.create_task(toy.kernel.run()), asyncio.create_task(toy.outbox.run())]
     try:
@@ -202,9 +207,9 @@ async def test_what_could_not_be_published_is_published_later(database_url: str)
 async def test_a_restart_publishes_what_the_crash_left(database_url: str) -> None:
     dead = RecordingPublisher()
     dead.error = ConnectionError("the broker is away")
-    async with running(database_url, publisher=dead) as toy:
+    async with running(database_url, publisher=dead, lease_seconds=0.6) as toy:
         await asyncio.gather(*(toy.kernel.handle(cancelled(order)) for order in range(1, 11)))
-    async with running(database_url) as toy:
+    async with running(database_url, lease_seconds=0.6) as toy:
         await until(lambda: len(toy.publisher.published) == 10)
         await until(lambda: toy.outbox.idle)
         assert len(toy.publisher.published) == 10

@@ -250,9 +250,15 @@ async def test_payment_has_no_other_virtual_host(users: Users) -> None:
 
 @pytest.mark.parametrize("header", ["CC", "BCC"])
 async def test_what_payment_slips_into_anothers_queue_is_dead_and_changes_nothing(
-    header: str, tmp_path: Path, users: Users, operator: AbstractChannel
+    header: str,
+    tmp_path: Path,
+    users: Users,
+    operator: AbstractChannel,
+    broker_admin: httpx.Client,
 ) -> None:
     """RabbitMQ 3 routes by these headers too, and checks no permission for that; 4 refuses."""
+    version = broker_admin.get("/api/overview").json()["rabbitmq_version"]
+    slipped_in = 2 if version.startswith("3.") else 0
     cancelled_ = cancelled(1)
     aside = aio_pika.Message(cancelled_.to_bytes(), headers={header: ["inventory.normal"]})
     forged = aio_pika.Message(
@@ -267,8 +273,7 @@ async def test_what_payment_slips_into_anothers_queue_is_dead_and_changes_nothin
             target = await channel.get_exchange(exchange, ensure=False)
             with contextlib.suppress(aiormq.exceptions.ChannelAccessRefused):
                 await target.publish(message, key, timeout=10)
-    await until(lambda: _is_empty(operator, FIRST_WAIT))
-    slipped_in = await messages(operator, "inventory.normal")
+    await until(lambda: _holds(operator, "inventory.normal", slipped_in))
     with ServiceProcess("inventory_service", tmp_path, AMQP_URL=users["inventory"]) as inventory:
         await inventory.says("ready")
         await until(lambda: _holds(operator, "inventory.dlq", slipped_in))
@@ -319,10 +324,6 @@ async def test_payment_does_its_own_work_from_end_to_end(tmp_path: Path, users: 
 
 async def _holds(channel: AbstractChannel, queue: str, count: int = 1) -> bool:
     return await messages(channel, queue) == count
-
-
-async def _is_empty(channel: AbstractChannel, queue: str) -> bool:
-    return await _holds(channel, queue, 0)
 
 
 async def test_a_restricted_participant_waits_and_dead_letters(
