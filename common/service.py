@@ -18,7 +18,7 @@ import uvicorn
 import uvloop
 from fastapi import APIRouter
 
-from common import telemetry
+from common import metrics, telemetry
 from common.choreography import Participant
 from common.kernel.database import Database, DatabaseError, open_database
 from common.kernel.groups import Ask, Kernel
@@ -65,6 +65,8 @@ class Service:
     tasks: tuple[Callable[[Running], Awaitable[None]], ...] = ()
     """What runs besides, until cancelled."""
     on_commit: Callable[[Decision], None] | None = None
+    figures: metrics.Figures | None = None
+    """Gauges of its own that are read from its database."""
     close: Callable[[], Awaitable[None]] | None = None
 
 
@@ -138,11 +140,14 @@ async def run(service: Service, settings: Settings) -> None:
             settings.broker_url,
             drain_seconds=settings.drain_seconds,
         )
+        metrics.tell_build(name)
+        figures = metrics.DatabaseMetrics(name, service.tables, service.figures)
         running = Running(settings, database, service.tables, kernel, outbox)
         app = create_app(
             f"{name} service",
             body_max_bytes=settings.body_max_bytes,
             not_ready=lambda: _not_ready(running, consumer),
+            before_scrape=lambda: _read_figures(database, figures),
         )
         if service.routes is not None:
             app.include_router(service.routes(running))
@@ -156,6 +161,7 @@ async def run(service: Service, settings: Settings) -> None:
                 server.serve([listener]),
                 kernel.run(),
                 outbox.run(),
+                metrics.watch_event_loop(name),
                 *(task(running) for task in service.tasks),
             )
         ]
@@ -231,6 +237,15 @@ async def _not_ready(running: Running, consumer: Consumer) -> dict[str, str]:
     except Exception as error:
         missing["database"] = str(error) or "no answer"
     return missing
+
+
+async def _read_figures(database: Database, figures: metrics.DatabaseMetrics) -> None:
+    try:
+        async with asyncio.timeout(PROBE_SECONDS):
+            await database.read(figures.read)
+    except Exception as error:
+        log.debug("the database's figures cannot be read: %s", error)
+        figures.away()
 
 
 async def _drain(

@@ -10,9 +10,10 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from common.metrics import exposition
 
 log = logging.getLogger(__name__)
 
@@ -73,10 +74,17 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     }
 
 
-def create_app(title: str, *, body_max_bytes: int, not_ready: Checks) -> FastAPI:
+def create_app(
+    title: str,
+    *,
+    body_max_bytes: int,
+    not_ready: Checks,
+    before_scrape: Callable[[], Awaitable[None]],
+) -> FastAPI:
     """An application with what every service serves.
 
     `not_ready` names each thing that is missing, with the reason; nothing means ready.
+    `before_scrape` brings up to date what is measured only when somebody asks.
     """
     app = FastAPI(title=title, version="1", redoc_url=None)
     app.add_middleware(_BodyLimit, max_bytes=body_max_bytes)
@@ -96,9 +104,11 @@ def create_app(title: str, *, body_max_bytes: int, not_ready: Checks) -> FastAPI
         return {"status": "ready"}
 
     @app.get("/metrics", tags=["operations"])
-    async def metrics() -> Response:
-        """Prometheus metrics."""
-        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+    async def scrape(request: Request) -> Response:
+        """Prometheus metrics, as text or in OpenMetrics, which has exemplars."""
+        await before_scrape()
+        content, media_type = exposition(request.headers.get("accept", ""))
+        return Response(content, headers={"Content-Type": media_type})
 
     @app.exception_handler(Problem)
     async def on_problem(_: Request, problem: Problem) -> JSONResponse:

@@ -10,7 +10,9 @@ from fastapi import APIRouter, Header
 from pydantic import BaseModel, ConfigDict, Field
 
 from common.envelope import derived_id
-from common.events import STOCK_QUANTITY_MAX, Currency, Sku, UnitPriceCents
+from common.events import STOCK_QUANTITY_MAX, Currency, Sku, StockReleased, UnitPriceCents
+from common.kernel.step import Decision
+from common.metrics import CompensationMetrics
 from common.service import Running, Service, main
 from common.settings import Settings
 from common.web import Problem, problems
@@ -18,6 +20,8 @@ from inventory_service.domain import PARTICIPANT, AddStock, StockItem
 from inventory_service.store import STOCK, TABLES
 
 DELIVERY_ITEMS_MAX = 500
+
+_compensated = CompensationMetrics(PARTICIPANT.name, "released", "nothing")
 
 
 class NewStock(BaseModel):
@@ -97,9 +101,16 @@ def routes(running: Running) -> APIRouter:
     return router
 
 
+def observe(decision: Decision) -> None:
+    """Count what was released."""
+    for event in decision.events:
+        if isinstance(event.data, StockReleased):
+            _compensated("released" if event.data.lines else "nothing", event)
+
+
 def build(_: Settings) -> Service:
     """The inventory service."""
-    return Service(PARTICIPANT, TABLES, routes=routes)
+    return Service(PARTICIPANT, TABLES, routes=routes, on_commit=observe)
 
 
 def serve() -> None:

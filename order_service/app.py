@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Annotated, Self
 from uuid import UUID, uuid4
 
 from fastapi import APIRouter, Header, Response
+from prometheus_client import Gauge
 from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy.engine import Connection
 
-from common import telemetry
 from common.choreography import State
 from common.envelope import derived_id, w3c_trace
 from common.events import (
@@ -22,20 +24,28 @@ from common.events import (
     OrderCancelled,
     OrderConfirmed,
     OrderLine,
+    OrderPlaced,
     PlaceOrder,
     order_id_of,
 )
 from common.kernel.groups import Done
 from common.kernel.step import Decision
 from common.message import Priority
+from common.metrics import OrderMetrics, orders_overdue, orders_pending, orders_turned_away
 from common.service import Running, Service, main
 from common.settings import Settings
 from common.web import BUSY_RETRY_SECONDS, Problem, problems
 from order_service.domain import PARTICIPANT, CancelOrder, ExpireOrder, Order, OrderStatus
-from order_service.store import ORDERS, TABLES, overdue
+from order_service.store import ORDERS, TABLES, count_pending, overdue
 
 EXPIRY_POLL_SECONDS = 0.5
 EXPIRY_BATCH_MAX = 500
+OVERDUE_GRACE_SECONDS = 5.0
+"""How long past its deadline an order may be pending until it counts as overdue."""
+
+_metrics = OrderMetrics(
+    OrderStatus.CONFIRMED, OrderStatus.CANCELLED, [str(reason) for reason in CancellationReason]
+)
 
 
 class NewLine(OrderLine):
@@ -124,6 +134,7 @@ def routes(running: Running) -> APIRouter:
     ) -> OrderView:
         """Place an order. Sent again with the same `Idempotency-Key`, it is placed once."""
         if running.outbox.backlog > running.settings.outbox_backlog_max:
+            orders_turned_away.inc()
             raise Problem(
                 503,
                 f"{running.outbox.backlog} events wait for the broker; try again later",
@@ -192,24 +203,41 @@ async def expire_overdue(running: Running) -> None:
             await asyncio.sleep(EXPIRY_POLL_SECONDS)
 
 
-def observe_end(decision: Decision) -> None:
-    """Measure the order that has just ended, if one has."""
+def observe(decision: Decision) -> None:
+    """Count the order that has just been placed, or has ended."""
     order = decision.own
     for event in decision.events:
-        if (
-            isinstance(event.data, OrderConfirmed | OrderCancelled)
-            and isinstance(order, Order)
-            and order.placed_at is not None
-        ):
-            telemetry.saga_seconds.labels(order.reason or order.status, order.priority).observe(
-                (event.time - order.placed_at).total_seconds()
-            )
+        if isinstance(event.data, OrderPlaced):
+            _metrics.started(event.priority)
+        elif isinstance(event.data, OrderConfirmed | OrderCancelled):
+            assert isinstance(order, Order)  # noqa: S101 - only its reactions publish these
+            if order.placed_at is not None:
+                _metrics.ended(
+                    order.status,
+                    order.reason or "",
+                    order.priority,
+                    in_time=event.time <= order.deadline,
+                    seconds=(event.time - order.placed_at).total_seconds(),
+                    traceparent=event.traceparent,
+                )
+
+
+def figures(connection: Connection) -> Mapping[Gauge, float]:
+    """How many orders have not ended, and how many of them are overdue."""
+    late = utc_now() - timedelta(seconds=OVERDUE_GRACE_SECONDS)
+    pending, overdue = count_pending(connection, late)
+    return {orders_pending: pending, orders_overdue: overdue}
 
 
 def build(_: Settings) -> Service:
     """The order service."""
     return Service(
-        PARTICIPANT, TABLES, routes=routes, tasks=(expire_overdue,), on_commit=observe_end
+        PARTICIPANT,
+        TABLES,
+        routes=routes,
+        tasks=(expire_overdue,),
+        on_commit=observe,
+        figures=figures,
     )
 
 

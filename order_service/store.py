@@ -49,3 +49,11 @@ def overdue(connection: Connection, now: datetime, limit: int) -> Sequence[tuple
         .limit(limit)
     )
     return [(row.order_id, row.priority) for row in connection.execute(query)]
+
+
+def count_pending(connection: Connection, late: datetime) -> tuple[int, int]:
+    """Pending orders, and those of them whose deadline was before `late`."""
+    overdue = sa.func.coalesce(sa.func.sum(sa.case((orders.c.deadline < late, 1), else_=0)), 0)
+    query = sa.select(sa.func.count(), overdue).where(_pending)
+    counts = connection.execute(query).one()
+    return counts[0], int(counts[1])

@@ -8,6 +8,9 @@ from uuid import UUID
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 
+from common.events import PaymentRefunded, PaymentVoided
+from common.kernel.step import Decision
+from common.metrics import CompensationMetrics
 from common.service import Running, Service, main
 from common.settings import Settings, SettingsError
 from common.web import Problem, problems
@@ -28,6 +31,8 @@ from payment_service.gateway import (
     SandboxGateway,
 )
 from payment_service.store import PAYMENTS, TABLES
+
+_compensated = CompensationMetrics(PARTICIPANT.name, "refunded", "nothing")
 
 
 class PaymentSettings(Settings):
@@ -68,6 +73,15 @@ def routes(running: Running) -> APIRouter:
     return router
 
 
+def observe(decision: Decision) -> None:
+    """Count what was refunded."""
+    for event in decision.events:
+        if isinstance(event.data, PaymentRefunded):
+            _compensated("refunded", event)
+        elif isinstance(event.data, PaymentVoided):
+            _compensated("nothing", event)
+
+
 def build_with(gateway: PaymentGateway) -> Service:
     """The payment service, with this provider."""
 
@@ -93,6 +107,7 @@ def build_with(gateway: PaymentGateway) -> Service:
         TABLES,
         ask={Charge: charge, SettleCharge: charge, Refund: refund},
         routes=routes,
+        on_commit=observe,
         close=gateway.close,
     )
 

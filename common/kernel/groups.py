@@ -20,7 +20,6 @@ from uuid import UUID, uuid4
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from common import telemetry
 from common.choreography import Participant, State
 from common.envelope import Envelope, source_of, wrap
 from common.kernel.database import Database
@@ -29,6 +28,7 @@ from common.kernel.outbox import Outbox, Outgoing
 from common.kernel.step import Decision, NoReaction, OutsideSignature, StateId, react, reaction_to
 from common.kernel.tables import Clock, Tables, VersionConflict, utc_now
 from common.message import Answer, Command, Intent, Message, Priority
+from common.metrics import KernelMetrics
 
 log = logging.getLogger(__name__)
 
@@ -116,7 +116,8 @@ class Kernel:
         self._new_id = new_id
         self._jitter = jitter
         self._group_max = group_max
-        self._metrics = telemetry.KernelMetrics(participant.name)
+        self._metrics = KernelMetrics(participant)
+        self._metrics.watch(lambda: self._unresolved)
         self._lanes: Lanes[_Work] = Lanes()
         self._local: Lanes[_Work] = Lanes()
         outbox.on_confirmed = self._wake_up
@@ -146,7 +147,7 @@ class Kernel:
             outcome = await work.resolved
         finally:
             self._unresolved -= 1
-        self._metrics.handled(envelope.type, outcome, time.monotonic() - work.taken_at)
+        self._metrics.handled(envelope, outcome, time.monotonic() - work.taken_at)
         return outcome
 
     async def give(
@@ -283,11 +284,14 @@ class Kernel:
     async def _ask_outside(self, work: _Work, intent: Intent) -> None:
         """Ask, outside any transaction; the answer goes ahead of what waits."""
         async with self._asking:
+            began = time.monotonic()
             try:
                 work.message = await self._ask[type(intent)](intent)
             except Exception as error:
+                self._metrics.asked(intent, "failed", time.monotonic() - began)
                 self._resolve(work, Failed(error))
                 return
+            self._metrics.asked(intent, "answered", time.monotonic() - began)
         work.lanes.put_first(work, work.envelope.priority)
         self._wake.set()
 
@@ -313,6 +317,7 @@ class Kernel:
             if work.envelope.id in done:
                 results.append(Duplicate())
                 continue
+            began = time.perf_counter()
             try:
                 decision = react(self._participant, work.envelope, work.message, states.find, now)
             except sa.exc.SQLAlchemyError:
@@ -322,6 +327,7 @@ class Kernel:
                     raise
                 results.append(Failed(error))
                 continue
+            self._metrics.reacted(work.message, time.perf_counter() - began)
             states.change(decision.changes)
             outgoing += map(Outgoing.of, decision.events)
             if decision.intent is None:

@@ -18,13 +18,13 @@ from uuid import UUID, uuid4
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from common import telemetry
 from common.envelope import Envelope
 from common.kernel.database import Database
 from common.kernel.lanes import Lanes
 from common.kernel.statements import Writes, any_of, clock_microseconds
 from common.kernel.tables import Clock, Tables, utc_now
 from common.message import Priority
+from common.metrics import OutboxMetrics
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +93,8 @@ class Outbox:
     ) -> None:
         self.owner = new_id().hex
         """This replica, until its process ends."""
-        self._metrics = telemetry.OutboxMetrics(participant)
+        self._metrics = OutboxMetrics(participant)
+        self._metrics.watch(lambda: self.backlog)
         self._database = database
         self._table = tables.outbox
         self._leases = tables.leases
@@ -134,7 +135,6 @@ class Outbox:
         self._position = await self._database.read(self._last_position)
         self._only_in_table = await self._database.transaction(self._enter)
         self._swept = self.backlog == 0
-        self._metrics.backlog.set(self.backlog)
 
     async def close(self) -> None:
         """Give the lease up, so that others need not wait for its end. `run` must have ended."""
@@ -174,7 +174,6 @@ class Outbox:
         else:
             self._held.update(row.event_id for row in rows)
             self._enqueue(rows)
-        self._metrics.backlog.set(self.backlog)
         self._wake.set()
 
     def look_again(self) -> None:
@@ -245,7 +244,6 @@ class Outbox:
         self._only_in_table += len(failed)
         self.on_confirmed()
         self._metrics.published(batch, errors)
-        self._metrics.backlog.set(self.backlog)
         if not failed:
             self._backoff_seconds = BACKOFF_MIN_SECONDS
             return
@@ -261,6 +259,7 @@ class Outbox:
         # They are in the table: let the sweeper find them, behind what can be published now.
         self._held.difference_update(row.event_id for row, _ in failed)
         self._swept = False
+        self._metrics.paused_seconds.inc(self._backoff_seconds)
         await asyncio.sleep(self._backoff_seconds)
         self._backoff_seconds = min(self._backoff_seconds * 2, BACKOFF_MAX_SECONDS)
 
@@ -312,7 +311,6 @@ class Outbox:
             if taken:
                 log.warning("publishing %d events that an ended replica has left", taken)
                 self._only_in_table += taken
-                self._metrics.backlog.set(self.backlog)
                 self._swept = False
                 self._wake.set()
 
@@ -332,7 +330,6 @@ class Outbox:
         self._enqueue(kept)
         self._only_in_table = len(ours - self._held)
         self._held.difference_update(row.event_id for row in queued if row.event_id not in ours)
-        self._metrics.backlog.set(self.backlog)
         self._swept = False
         self._wake.set()
         log.warning(

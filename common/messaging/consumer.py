@@ -15,16 +15,22 @@ from aiormq.exceptions import AMQPError, ChannelNotFoundEntity
 from faststream import AckPolicy
 from faststream.rabbit import Channel, RabbitBroker, RabbitMessage, RabbitQueue
 
-from common import telemetry
 from common.choreography import Participant
 from common.envelope import Decoder, Envelope, Undecodable
 from common.kernel.groups import Failed, Kernel
 from common.kernel.tables import Clock, utc_now
 from common.messaging.acknowledgement import Acknowledger
 from common.messaging.connection import HEARTBEAT_SECONDS, RETRY_SECONDS, BrokerError, named
-from common.messaging.dead_letters import Failure, Reason, attempts_of, set_aside
+from common.messaging.dead_letters import (
+    REPLAYS,
+    Failure,
+    Reason,
+    attempts_of,
+    set_aside,
+)
 from common.messaging.publisher import BrokerPublisher
 from common.messaging.topology import DEAD_EXCHANGE, queues_of, wait_queue
+from common.metrics import ConsumerMetrics
 from common.retry import TransientError
 
 log = logging.getLogger(__name__)
@@ -118,6 +124,7 @@ class Deliveries:
         self._kernel = kernel
         self._publisher = publisher
         self._clock = clock
+        self._metrics = ConsumerMetrics(participant)
         self._decoder = Decoder((*participant.consumes, *participant.intake))
 
     def handler(self, queue: str) -> Handler:
@@ -140,11 +147,16 @@ class Deliveries:
 
     async def _take(self, message: RabbitMessage, queue: str) -> None:
         """Have the message decided on; returns when that, or its copy elsewhere, is durable."""
+        raw = message.raw_message
+        if (
+            REPLAYS in (raw.headers or {}) and attempts_of(raw) == 0
+        ):  # not tried since it was replayed
+            self._metrics.replayed(raw.type)
         try:
             envelope = self._decoder.decode(message.body)
-            raw = message.raw_message
             check_sender(raw.exchange or "", raw.routing_key or "", envelope, queue)
         except Exception as error:  # What the decoder did not foresee is undecodable too.
+            self._metrics.undecodable(raw.type)
             await self._set_aside(message, Failure(Reason.UNDECODABLE, error, queue, self._clock()))
             return
         outcome = await self._kernel.handle(envelope)
@@ -152,25 +164,30 @@ class Deliveries:
             return
         failure = Failure(Reason.FAILED, outcome.error, queue, self._clock())
         retry = self._participant.retry_of(type(envelope.data))
-        wait_ms = retry.wait_ms(attempts_of(message.raw_message) + 1, outcome.error)
-        await self._set_aside(message, failure, wait_ms)
+        wait_ms = retry.wait_ms(attempts_of(raw) + 1, outcome.error)
+        await self._set_aside(message, failure, wait_ms, envelope.traceparent)
 
     async def _set_aside(
-        self, message: RabbitMessage, failure: Failure, wait_ms: int | None = None
+        self,
+        message: RabbitMessage,
+        failure: Failure,
+        wait_ms: int | None = None,
+        traceparent: str | None = None,
     ) -> None:
         """Publish the copy that waits, or is dead, however long the broker takes to confirm it."""
         name = self._participant.name
         error = failure.error
-        what = f"{message.raw_message.type} {message.message_id} from {failure.queue}"
+        type_ = message.raw_message.type
+        what = f"{type_} {message.message_id} from {failure.queue}"
         if wait_ms is None:
             exchange, key = DEAD_EXCHANGE, name
             reason = error.reason if isinstance(error, Undecodable) else failure.reason
-            telemetry.dead_lettered(name, reason)
+            self._metrics.dead_lettered(type_, reason, traceparent)
             unforeseen = None if isinstance(error, Undecodable | TransientError) else error
             log.error("dead: %s: %s: %s", what, type(error).__name__, error, exc_info=unforeseen)
         else:
             exchange, key = wait_queue(wait_ms), failure.queue
-            telemetry.retried(name)
+            self._metrics.retried(type_)
             log.warning("again in %d ms: %s: %s: %s", wait_ms, what, type(error).__name__, error)
         copy = set_aside(message.raw_message, failure)
         backoff_seconds = BACKOFF_MIN_SECONDS
@@ -184,6 +201,7 @@ class Deliveries:
                     backoff_seconds,
                     refusal,
                 )
+                self._metrics.paused(backoff_seconds)
                 await asyncio.sleep(backoff_seconds)
                 backoff_seconds = min(backoff_seconds * 2, BACKOFF_MAX_SECONDS)
             else:

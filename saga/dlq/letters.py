@@ -19,8 +19,7 @@ from common.message import Priority
 from common.messaging import dead_letters as headers_of
 from common.messaging.topology import work_queue
 
-REPLAYS: Final = "x-saga-replays"
-"""How often a message was sent again from the store."""
+REPLAYS: Final = headers_of.REPLAYS
 EDITOR_SOURCE: Final = "/operators/dlq"
 """The CloudEvents `source` of corrected copies: nobody's own words about what it did."""
 ADDRESSEE: Final = "addressee"

@@ -675,7 +675,7 @@ async def test_metrics_tell_what_became_of_orders_and_messages(whole: System) ->
         for type_ in ("order.placed", "order.confirmed", "order.cancelled"):
             assert await figure(orders, "saga_events_published_total", **mine, type=type_) > 0
         for histogram in (
-            "saga_group_size",
+            "saga_group_messages",
             "saga_commit_seconds",
             "saga_publish_seconds",
             "saga_message_seconds",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from uuid import UUID
 import asyncpg
 import pytest
 import sqlalchemy as sa
+from prometheus_client import REGISTRY
 from sqlalchemy.engine import Connection
 
 from common.kernel.database import Database, DatabaseError, open_database
@@ -19,6 +21,7 @@ from common.kernel.groups import Done, Duplicate, Failed, Kernel
 from common.kernel.outbox import LEASE_SECONDS, Outbox
 from common.kernel.tables import Tables
 from common.message import Priority
+from common.metrics import DatabaseMetrics
 from tests.integration.toy import (
     PARTICIPANT,
     TALLY_MAX,
@@ -32,6 +35,9 @@ from tests.integration.toy import (
 from tests.polling import until
 
 T = TypeVar("T")
+
+RUN_SECONDS = 120.0
+"""Longer than any test here takes."""
 
 
 class Toy:
@@ -255,3 +261,32 @@ async def test_a_database_file_has_one_owner(tmp_path: Path) -> None:
 def test_a_database_that_cannot_be_used_is_named(url: str, said: str) -> None:
     with pytest.raises(DatabaseError, match=said):
         asyncio.run(open_database(url, make_tables()))
+
+
+async def test_the_oldest_outbox_row_of_any_replica_has_an_age_and_an_away_database_none(
+    database_url: str,
+) -> None:
+    publisher = RecordingPublisher()
+    publisher.error = ConnectionError("the broker is away")
+    async with running(database_url, publisher=publisher) as toy:
+        figures = DatabaseMetrics("toy", toy.tables)
+        await toy.kernel.handle(cancelled(1))
+
+        await toy.database.read(figures.read)
+        assert figure("saga_outbox_rows") == 1
+        assert figure("saga_inbox_rows") == 1
+        assert 0 < (age := figure("saga_outbox_oldest_seconds")) < RUN_SECONDS
+        await toy.database.read(figures.read)
+        assert figure("saga_outbox_oldest_seconds") > age
+        assert figure("saga_outbox_backlog") == 1
+        assert figure("saga_database_up") == 1
+
+        figures.away()
+        assert math.isnan(figure("saga_outbox_oldest_seconds"))
+        assert figure("saga_database_up") == 0
+
+
+def figure(name: str) -> float:
+    found = REGISTRY.get_sample_value(name, {"participant": "toy"})
+    assert found is not None, name
+    return found
