@@ -21,6 +21,7 @@ from sqlalchemy.engine import Connection
 
 from common.choreography import Choreography
 from common.events import CancellationReason
+from common.kernel.database import read_database
 from common.message import Priority
 from order_service.domain import OrderStatus
 from order_service.store import orders as orders_table
@@ -34,7 +35,7 @@ from saga.dlq.store import Selection
 from saga.orders import Plan
 from saga.publish import CONCURRENCY, Published, dead_letters_of, publish
 from saga.reconcile import Report, dead_letters, reconcile
-from saga.status import read, status
+from saga.status import status
 
 ENDS_SECONDS: Final = 300.0
 """How long no order may end, once all are sent, before the wait is given up."""
@@ -392,7 +393,7 @@ async def _wait_for_ends(
     deadline = time.monotonic() + ENDS_SECONDS
     while open_ids:
         ids = list(open_ids)[:_LOOKED_AT_MAX]
-        found = await asyncio.to_thread(read, url, lambda c, ids=ids: _ends(c, ids))
+        found = await asyncio.to_thread(read_database, url, lambda c, ids=ids: _ends(c, ids))
         for order_id, end in found.items():
             del open_ids[order_id]
             ends[UUID(order_id)] = end

@@ -28,7 +28,8 @@ class Deployment(BaseModel):
     """As the operator's user, where the broker has one."""
     amqp_urls: dict[str, str] = {}
     """By user of the broker, where each has a password of his own."""
-    http_urls: dict[str, str]
+    http_urls: dict[str, tuple[str, ...]]
+    """Of each replica."""
     database_urls: dict[str, str]
     sandbox_url: str
     dead_letters_url: str | None = None

@@ -300,7 +300,7 @@ def _item(need: StockNeed) -> dict[str, Any]:
 
 
 def _client(deployment: Deployment, service: str) -> httpx.AsyncClient:
-    return client(deployment.http_urls[service], REQUEST_TIMEOUT_SECONDS)
+    return client(deployment.http_urls[service][0], REQUEST_TIMEOUT_SECONDS)
 
 
 async def _insist(

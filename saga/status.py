@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import aiormq
 import httpx
@@ -17,7 +16,7 @@ from aio_pika.abc import AbstractConnection
 from sqlalchemy.engine import Connection
 
 from common.choreography import Choreography
-from common.kernel.database import DatabaseError, sqlite_engine
+from common.kernel.database import read_database
 from common.kernel.tables import Tables
 from common.messaging.connection import BrokerError, connect
 from common.messaging.topology import dead_letter_queue, queues_of, wait_queue
@@ -31,8 +30,6 @@ from saga.http import client
 OVERDUE_GRACE_SECONDS: Final = 5.0
 """How long past its deadline a pending order may be: the order service looks twice a second."""
 REQUEST_TIMEOUT_SECONDS: Final = 5.0
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,10 +117,9 @@ async def status(
     Waits up to `patience_seconds` for a broker out of reach. Raises `BrokerError` or
     `DatabaseError`.
     """
+    names = {participant.name for participant in graph.participants}
     services = {
-        name: await readiness(deployment.http_urls[name])
-        for name in deployment.http_urls
-        if any(participant.name == name for participant in graph.participants)
+        name: await readiness(urls) for name, urls in deployment.http_urls.items() if name in names
     }
     connection = await connect(
         deployment.amqp_url, name="saga status", patience_seconds=patience_seconds
@@ -147,12 +143,12 @@ async def status(
     here, _ = await asyncio.to_thread(look, deployment.dead_letters_url)
     stored = Counter(kept.participant for kept in here)
     outboxes = {
-        name: await asyncio.to_thread(read, url, _count_outbox)
+        name: await asyncio.to_thread(read_database, url, _count_outbox)
         for name, url in deployment.database_urls.items()
     }
     now = datetime.now(UTC)
     pending, overdue = await asyncio.to_thread(
-        read, deployment.database_urls["order"], lambda c: _count_orders(c, now)
+        read_database, deployment.database_urls["order"], lambda c: _count_orders(c, now)
     )
     return Status(
         services=services,
@@ -166,8 +162,15 @@ async def status(
     )
 
 
-async def readiness(url: str) -> str:
-    """What the service at `url` says of itself: `ready`, or what it lacks."""
+async def readiness(urls: Iterable[str]) -> str:
+    """What the replicas of a service say of themselves: `ready`, or what the first one lacks."""
+    for url in urls:
+        if (said := await _readiness(url)) != READY:
+            return said
+    return READY
+
+
+async def _readiness(url: str) -> str:
     try:
         async with client(url, REQUEST_TIMEOUT_SECONDS) as service:
             response = await service.get("/readyz")
@@ -207,21 +210,3 @@ def _count_orders(connection: Connection, now: datetime) -> tuple[int, int]:
     query = sa.select(sa.func.count(), overdue).where(orders.c.status == OrderStatus.PENDING)
     counts = connection.execute(query).one()
     return counts[0], int(counts[1])
-
-
-def read(url: str, query: Callable[[Connection], T]) -> T:
-    """Run `query` on a service's database, which may be in use. Blocks; raises `DatabaseError`."""
-    parsed = sa.engine.make_url(url)
-    sqlite = parsed.get_backend_name() == "sqlite"
-    if sqlite and not Path(str(parsed.database)).is_file():
-        raise DatabaseError(f"there is no database {parsed.database}; is this the system's folder?")
-    engine = sqlite_engine(url) if sqlite else sa.create_engine(url)
-    try:
-        with engine.connect().execution_options(reads=True) as connection:
-            return query(connection)
-    except sa.exc.DBAPIError as error:
-        raise DatabaseError(
-            f"cannot read {parsed.render_as_string(hide_password=True)}: {error.orig}"
-        ) from error
-    finally:
-        engine.dispose()

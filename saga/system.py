@@ -11,11 +11,12 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Final, NoReturn, Self
+from typing import Final, Literal, NoReturn, Self
 
 import httpx
 import yarl
@@ -31,6 +32,11 @@ from saga.discovery import choreography, participants
 from saga.http import client
 from saga.node import RabbitNode, free_ports
 from saga.passwords import new_passwords
+from saga.postgres import PostgresCluster
+
+Database = Literal["sqlite", "postgresql"]
+"""Where the services keep their states: in a file each, which allows of one replica, or in a
+database each on a private server, which replicas share."""
 
 READY_SECONDS: Final = 60.0
 """How long a starting service may take until it is ready."""
@@ -48,6 +54,7 @@ _LOG_TAIL_BYTES: Final = 65_536
 _LAST_WORDS_CHARACTERS: Final = 400
 _BROKER_FILE: Final = "broker"
 """Says which broker's events the databases beside it go with."""
+_CLUSTER_FOLDER: Final = "postgresql"
 _PRIVATE: Final = "private"
 _PORT_IN_USE: Final = "cannot listen on"
 
@@ -75,9 +82,10 @@ class SystemFault(Exception):
 
 @dataclass(slots=True)
 class _Process:
-    """One service: how it is started, and the process while there is one."""
+    """A replica of a service: how it is started, and the process while there is one."""
 
     package: str
+    participant: str
     log_path: Path
     port: int = 0
     popen: subprocess.Popen[bytes] | None = None
@@ -113,12 +121,13 @@ class System:
     """A whole system in one folder, owned by this process and gone when it is.
 
     async with System(folder) as system:
-        system.deployment.http_urls["order"]
+        system.deployment.http_urls["order"][0]
         system.kill("order")
         await system.start("order")
 
-    Services are named as their participants are. Belongs to one event loop and one task at a time,
-    but for `kill`, which may be called whenever that loop is not in `start` or `stop`.
+    Services are named as their participants are, and their further replicas `order-2`, `order-3`
+    and so on. Belongs to one event loop and one task at a time, but for `kill`, which may be called
+    whenever that loop is not in `start` or `stop`.
     """
 
     def __init__(
@@ -126,6 +135,8 @@ class System:
         folder: Path,
         *,
         amqp_url: str | None = None,
+        database: Database = "sqlite",
+        replicas: int = 1,
         disposable: bool = False,
         environment: Mapping[str, str] | None = None,
         report: Callable[[str], None] = lambda _: None,
@@ -134,11 +145,21 @@ class System:
 
         With `amqp_url` it uses that broker, as that user for all, and does no more there than
         declare the topology; otherwise it has a private node, and on it a user for each service.
+        There are so many `replicas` of each service; SQLite allows of one (`SystemFault`).
         `disposable` data is not kept tidy for a next start, which saves seconds at the stop.
         `environment` is added to the services' own. `report` is told, a line at a time, what
         happens.
         """
+        if replicas > 1 and database == "sqlite":
+            raise SystemFault(
+                f"{replicas} replicas cannot share a SQLite file: choose the database postgresql"
+            )
         self.folder = folder.resolve()
+        self._replicas = replicas
+        self.cluster = (
+            PostgresCluster(self.folder / _CLUSTER_FOLDER) if database == "postgresql" else None
+        )
+        """The PostgreSQL server; blocks, and is for others only to kill and to start again."""
         self.node = None if amqp_url else _private_node(self.folder)
         self._amqp_url = load(TlsSettings).applied_to(amqp_url) if amqp_url else None
         self._passwords: dict[str, str] = {}
@@ -148,7 +169,8 @@ class System:
         self.programs: dict[str, Sequence[str]] = {}
         """By service, what Python is to run from the next start on instead of its own module."""
         self._processes: dict[str, _Process] = {}
-        self._node_start: asyncio.Future[None] | None = None
+        self._start: asyncio.Future[object] | None = None
+        """Of a server, the last one."""
         self._guard: subprocess.Popen[bytes] | None = None
         self._guard_pipe: int | None = None
         self._deployment: Deployment | None = None
@@ -180,8 +202,13 @@ class System:
 
     @property
     def services(self) -> tuple[str, ...]:
-        """The names of the services, once the system was started."""
+        """The names of the services and their further replicas, once the system was started."""
         return tuple(self._processes)
+
+    @property
+    def _participants(self) -> dict[str, None]:
+        """The names of the participants, in order."""
+        return dict.fromkeys(process.participant for process in self._processes.values())
 
     def pid(self, service: str) -> int:
         """The process id of a service; it may have ended. Raises `SystemFault`."""
@@ -223,9 +250,12 @@ class System:
         self._deployment = Deployment(
             amqp_url=self._broker_url(),
             amqp_urls={user: self._broker_url(user) for user in self._passwords},
-            http_urls={name: process.url for name, process in self._processes.items()},
-            database_urls={name: self._database_url(name) for name in self._processes},
-            sandbox_url=self._database_url("provider"),
+            http_urls={
+                name: tuple(p.url for p in self._processes.values() if p.participant == name)
+                for name in self._participants
+            },
+            database_urls={name: self._database_url(name) for name in self._participants},
+            sandbox_url=self._sqlite_url("provider"),
             dead_letters_url=dead_letters_url_in(self.folder),
         )
         self._deployment.save(self.folder)
@@ -238,7 +268,8 @@ class System:
             process.popen.wait()
 
     async def stop(self) -> None:
-        """Let the services drain, kill those that do not end, stop the node; no process is left.
+        """Let the services drain, kill those that do not end, stop the broker and PostgreSQL; no
+        process is left.
 
         May be called again, and after a failed start.
         """
@@ -246,7 +277,7 @@ class System:
             await self._stop_services()
         finally:
             try:
-                await self._stop_node()
+                await self._stop_servers()
             finally:
                 self._dismiss_guard()
                 if self._deployment is not None:
@@ -263,7 +294,10 @@ class System:
         while True:
             if self.node is not None and not self.node.running:
                 self._count_restart(restarts, "the broker", f"log: {self.node.log_path}")
-                await self._start_node(self.node)
+                await self._in_thread(self.node.start)
+            if self.cluster is not None and not self.cluster.running:
+                self._count_restart(restarts, "PostgreSQL", f"log: {self.cluster.log_path}")
+                await self._in_thread(self.cluster.start)
             for name, process in self._processes.items():
                 if not process.running:
                     self._count_restart(restarts, f"the {name} service", process.last_words())
@@ -298,6 +332,7 @@ class System:
         found = {participant.name: package for package, participant in participants().items()}
         graph = choreography()
         self._check_folder_is_of_this_broker()
+        self._check_folder_is_of_this_database(found)
         if self.node is None:
             await apply_topology(self._broker_url(), graph)
             await self._check_broker_is_unused(graph)
@@ -306,17 +341,27 @@ class System:
             # New ones each time; the node takes them from the file whenever it starts.
             self._passwords = new_passwords(user.name for user in users_of(graph))
             write_users(self.folder, graph, self._passwords)
-            await self._start_node(self.node)
+            await self._in_thread(self.node.start)
             await apply_topology(
                 self._broker_url(), graph, patience_seconds=BROKER_PATIENCE_SECONDS
             )
         (self.folder / _BROKER_FILE).write_text(self._broker_identity() + "\n")
-        ports = free_ports(list(found))
+        if self.cluster is not None:
+            self._report("starting a private PostgreSQL server")
+            await self._in_thread(self.cluster.start)
+            for name in found:
+                await self._in_thread(partial(self.cluster.create_database, name))
+        replicas = [
+            (name if number == 1 else f"{name}-{number}", name)
+            for name in found
+            for number in range(1, self._replicas + 1)
+        ]
+        ports = free_ports([replica for replica, _ in replicas])
         self._processes = {
-            name: _Process(package, logs / f"{package}.log", ports[name])
-            for name, package in found.items()
+            replica: _Process(found[name], name, logs / f"{replica}.log", ports[replica])
+            for replica, name in replicas
         }
-        self._report(f"starting the services {', '.join(found)}")
+        self._report(f"starting the services {', '.join(self._processes)}")
 
     def _broker_url(self, user: str = OPERATOR) -> str:
         if self.node is not None:
@@ -324,13 +369,18 @@ class System:
         assert self._amqp_url is not None  # noqa: S101 - there is a node, or there is a URL
         return self._amqp_url
 
-    def _database_url(self, name: str) -> str:
+    def _database_url(self, participant: str) -> str:
+        if self.cluster is not None:
+            return self.cluster.url(participant)
+        return self._sqlite_url(participant)
+
+    def _sqlite_url(self, name: str) -> str:
         return f"sqlite:///{self.folder / name}.db"
 
-    async def _start_node(self, node: RabbitNode) -> None:
+    async def _in_thread(self, start: Callable[[], object]) -> None:
         # Shielded: a thread cannot be cancelled, and `stop` has to wait until it is through.
-        self._node_start = asyncio.ensure_future(asyncio.to_thread(node.start))
-        await asyncio.shield(self._node_start)
+        self._start = asyncio.ensure_future(asyncio.to_thread(start))
+        await asyncio.shield(self._start)
 
     def _broker_identity(self) -> str:
         """The broker, whoever logs in there; a private one is wherever its folder is."""
@@ -355,6 +405,20 @@ class System:
                 if other != _PRIVATE
                 else f"the data folder {self.folder} belongs to its own private broker; name "
                 f"another folder with --data-dir or DATA_DIR, or unset AMQP_URL"
+            )
+
+    def _check_folder_is_of_this_database(self, participants: Iterable[str]) -> None:
+        """States that are elsewhere would look like none at all."""
+        if self.cluster is None:
+            strange = self.folder / _CLUSTER_FOLDER
+            other = "postgresql" if strange.exists() else None
+        else:
+            files = [self.folder / f"{name}.db" for name in participants]
+            other = "sqlite" if any(file.exists() for file in files) else None
+        if other is not None:
+            raise SystemFault(
+                f"the data folder {self.folder} has its orders in {other}: choose that database, "
+                f"or name another folder with --data-dir or DATA_DIR"
             )
 
     async def _check_broker_is_unused(self, graph: Choreography) -> None:
@@ -402,12 +466,12 @@ class System:
         inherited = {key: value for key, value in os.environ.items() if key not in _OURS}
         process.environment = inherited | {
             **self._environment,
-            "AMQP_URL": self._broker_url(name),
+            "AMQP_URL": self._broker_url(process.participant),
             "DATA_DIR": str(self.folder),
-            "DATABASE_URL": self._database_url(name),
+            "DATABASE_URL": self._database_url(process.participant),
             "HTTP_HOST": _LOOPBACK,
             "HTTP_PORT": str(process.port),
-            "SANDBOX_URL": self._database_url("provider"),
+            "SANDBOX_URL": self._sqlite_url("provider"),
         }
         guard = self._guard_pid()
         with process.log_path.open("ab") as log:
@@ -482,15 +546,15 @@ class System:
                     popen.kill()
                     popen.wait()
 
-    async def _stop_node(self) -> None:
-        if self.node is None:
-            return
-        if self._node_start is not None:
-            await asyncio.wait({self._node_start})
-            self._node_start.cancelled() or self._node_start.exception()  # seen by who started it
-        if self._disposable:
-            await asyncio.to_thread(self.node.kill)
-        await asyncio.to_thread(self.node.stop)
+    async def _stop_servers(self) -> None:
+        if self._start is not None:
+            await asyncio.wait({self._start})
+            self._start.cancelled() or self._start.exception()  # seen by who started it
+        for server in (self.node, self.cluster):
+            if server is not None:
+                if self._disposable:
+                    await asyncio.to_thread(server.kill)
+                await asyncio.to_thread(server.stop)
 
     def _dismiss_guard(self) -> None:
         if self._guard_pipe is not None:

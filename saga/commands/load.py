@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
@@ -14,6 +15,9 @@ from saga.commands.output import (
     PROBLEM_FOUND,
     AsJson,
     DataDir,
+    OwnDatabase,
+    Replicas,
+    one_replica_per_file,
     out,
     print_json,
     problem,
@@ -32,7 +36,7 @@ if TYPE_CHECKING:
     from saga.deployment import Deployment
     from saga.orders import Plan, Shares
     from saga.publish import Published
-    from saga.system import System
+    from saga.system import Database, System
 
 ORDERS_MAX = 1_000_000
 RATE_MAX = 100_000.0
@@ -184,6 +188,8 @@ def demo(
     outage: Annotated[
         bool, typer.Option(help="Take the payment provider down on the way, and replay what died.")
     ] = True,
+    database: OwnDatabase = "sqlite",
+    replicas: Replicas = 1,
     data_dir: DataDir = DATA_DIR,
     as_json: AsJson = False,
 ) -> None:
@@ -204,7 +210,9 @@ def demo(
     * `saga demo`
     * `saga demo --orders 200 --seed 7 --json`
     * `saga demo --orders 5000 --high 0.5 --direct`
+    * `saga demo --database postgresql --replicas 2`
     """
+    one_replica_per_file(database, replicas)
     shares = _shares(
         high=high,
         out_of_stock=out_of_stock,
@@ -239,7 +247,7 @@ def demo(
         if running is not None:
             remark(f"using the system that runs on {data_dir}")
             return await load(running)
-        async with _own_system(data_dir) as system:
+        async with _own_system(data_dir, database, replicas) as system:
             return await _watched(system, load(system.deployment))
 
     with stoppable():
@@ -262,7 +270,7 @@ async def _running(folder: Path) -> Deployment | None:
         deployment = Deployment.load(folder)
     except DeploymentError:
         return None
-    said = [await readiness(url) for url in deployment.http_urls.values()]
+    said = [await readiness(urls) for urls in deployment.http_urls.values()]
     return deployment if all(word == READY for word in said) else None
 
 
@@ -283,18 +291,19 @@ def _fresh_folder(parent: Path) -> Path:
 
 
 @contextlib.asynccontextmanager
-async def _own_system(parent: Path) -> AsyncIterator[System]:
+async def _own_system(parent: Path, database: Database, replicas: int) -> AsyncIterator[System]:
     """A system for this run; with a broker of its own also in a folder of its own, which is removed
     if all went well."""
     from saga.system import System, remove_folder
 
+    system_in = partial(System, database=database, replicas=replicas, report=remark)
     if amqp_url := os.environ.get("AMQP_URL"):
-        async with System(parent, amqp_url=amqp_url, report=remark) as system:
+        async with system_in(parent, amqp_url=amqp_url) as system:
             yield system
         return
     folder = _fresh_folder(parent)
     try:
-        async with System(folder, disposable=True, report=remark) as system:
+        async with system_in(folder, disposable=True) as system:
             yield system
     except BaseException:
         remark(f"logs and databases are kept in {folder}")

@@ -10,7 +10,7 @@ import signal
 import sys
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar
 
 import typer
 
@@ -32,6 +32,22 @@ DataDir = Annotated[
     ),
 ]
 DATA_DIR: Final = Path("data")
+OwnDatabase = Annotated[
+    Literal["sqlite", "postgresql"],
+    typer.Option("--database", help="Keep states in SQLite files, or in a private PostgreSQL."),
+]
+Replicas = Annotated[
+    int,
+    typer.Option(min=1, max=8, help="Processes per service; more than one need PostgreSQL."),
+]
+
+
+def one_replica_per_file(database: str, replicas: int) -> None:
+    """Refuse several replicas of what only one process may open."""
+    if replicas > 1 and database == "sqlite":
+        raise typer.BadParameter(
+            f"{replicas} replicas cannot share a SQLite file; add --database postgresql"
+        )
 
 
 def out() -> Console:

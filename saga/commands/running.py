@@ -12,7 +12,10 @@ from saga.commands.output import (
     PROBLEM_FOUND,
     AsJson,
     DataDir,
+    OwnDatabase,
+    Replicas,
     Stopped,
+    one_replica_per_file,
     out,
     print_json,
     remark,
@@ -27,11 +30,17 @@ if TYPE_CHECKING:
     from saga.deployment import Deployment
     from saga.reconcile import Report
     from saga.status import Status
+    from saga.system import Database
 
 GRACE_MAX_SECONDS = 86_400.0
 
 
-def up(data_dir: DataDir = DATA_DIR, as_json: AsJson = False) -> None:
+def up(
+    data_dir: DataDir = DATA_DIR,
+    database: OwnDatabase = "sqlite",
+    replicas: Replicas = 1,
+    as_json: AsJson = False,
+) -> None:
     """Run everything on this machine until Ctrl-C.
 
     Starts a private RabbitMQ node (or, with `AMQP_URL` set, uses that broker) and every service,
@@ -41,18 +50,29 @@ def up(data_dir: DataDir = DATA_DIR, as_json: AsJson = False) -> None:
 
     * `saga up`
     * `saga up --data-dir /var/tmp/shop`
+    * `saga up --database postgresql --replicas 2`
     * `AMQP_URL=amqp://user:password@broker:5672/saga saga up`
     """
+    one_replica_per_file(database, replicas)
+    show = _print_addresses_as_json if as_json else _print_addresses
     try:
-        run(_up(data_dir, _print_addresses_as_json if as_json else _print_addresses))
+        run(_up(data_dir, database, replicas, show))
     except Stopped as stopped:
         remark(f"stopped by {stopped}")
 
 
-async def _up(folder: Path, show: Callable[[Path, Deployment], None]) -> None:
+async def _up(
+    folder: Path, database: Database, replicas: int, show: Callable[[Path, Deployment], None]
+) -> None:
     from saga.system import System
 
-    system = System(folder, amqp_url=os.environ.get("AMQP_URL"), report=remark)
+    system = System(
+        folder,
+        amqp_url=os.environ.get("AMQP_URL"),
+        database=database,
+        replicas=replicas,
+        report=remark,
+    )
     async with system:
         show(system.folder, system.deployment)
         await system.watch()
@@ -64,8 +84,9 @@ def _print_addresses(folder: Path, deployment: Deployment) -> None:
     from common.messaging.connection import printable
 
     table = Table(title="The saga runs; Ctrl-C ends it", show_header=False)
-    for name, url in deployment.http_urls.items():
-        table.add_row(f"{name} service", f"{url}/docs")
+    for name, urls in deployment.http_urls.items():
+        for url in urls:
+            table.add_row(f"{name} service", f"{url}/docs")
     table.add_row("RabbitMQ", printable(deployment.amqp_url))
     table.add_row("data folder", str(folder))
     out().print(table)

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
+from functools import partial
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -14,6 +15,7 @@ from sqlalchemy.engine import Connection
 
 from common.choreography import Choreography, Participant
 from common.envelope import Decoder, Envelope, Undecodable, schema_uri
+from common.kernel.database import read_database
 from common.kernel.tables import Tables
 from common.messaging.consumer import check_sender
 from common.messaging.dead_letters import ORIGIN_EXCHANGE, ORIGIN_ROUTING_KEY
@@ -22,7 +24,6 @@ from order_service.domain import OrderStatus
 from order_service.store import orders
 from saga.deployment import Deployment
 from saga.dlq.letters import Letter, document_of
-from saga.status import read
 
 REPLAYS_MAX: Final = 3
 """How often a letter is sent again before somebody has to insist."""
@@ -96,7 +97,7 @@ class Examiner:
         for participant, numbers in by_participant.items():
             url = self._deployment.database_urls.get(participant)
             if url is not None:
-                ids = await asyncio.to_thread(read, url, lambda c, ids=numbers: _in_inbox(c, ids))
+                ids = await asyncio.to_thread(read_database, url, partial(_in_inbox, numbers))
                 found.update(numbers[id] for id in ids)
         return found
 
@@ -106,7 +107,7 @@ class Examiner:
 
     def _order_statuses(self, subjects: Collection[str]) -> Mapping[str, OrderStatus]:
         url = self._deployment.database_urls.get("order")
-        return read(url, lambda c: _statuses(c, subjects)) if url and subjects else {}
+        return read_database(url, lambda c: _statuses(c, subjects)) if url and subjects else {}
 
     def _verdict(
         self, letter: Letter, done: bool, status: OrderStatus | None, force: bool
@@ -167,7 +168,7 @@ def decoder_of(participant: Participant) -> Decoder:
     return Decoder((*participant.consumes, *participant.intake))
 
 
-def _in_inbox(connection: Connection, ids: Collection[str]) -> set[str]:
+def _in_inbox(ids: Collection[str], connection: Connection) -> set[str]:
     # The kernel gives each service an inbox of this shape; the metadata is only for the query.
     column = Tables(sa.MetaData()).inbox.c.message_id
     wanted = list(ids)

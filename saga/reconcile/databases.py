@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import importlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from common.choreography import Participant
-from common.kernel.database import sqlite_engine
+from common.kernel.database import DatabaseError, read_database
 from common.kernel.tables import Tables
 from inventory_service.domain import PARTICIPANT as INVENTORY
 from inventory_service.domain import ReservationStatus
@@ -63,18 +63,21 @@ def read_books(deployment: Deployment, participants: Mapping[str, Participant]) 
     # what is left of such races is gone at the next reading.
     ordered = sorted(participants.items(), key=lambda item: (item[1].name != ORDER.name, item[0]))
     for package, participant in ordered:
-        tables = _tables(package)
-        with _connection(deployment, participant.name) as connection:
-            if read := _OWN_BOOKS.get(participant.name):
-                read(connection, books)
-            books.sequences[participant.name] = _sequences(connection, tables)
-            books.outbox += connection.scalars(sa.select(tables.outbox.c.body))
+        read = partial(_read_book, participant.name, _tables(package), books)
+        _read(deployment, participant.name, read)
     return books
+
+
+def _read_book(name: str, tables: Tables, books: Books, connection: Connection) -> None:
+    if read := _OWN_BOOKS.get(name):
+        read(connection, books)
+    books.sequences[name] = _sequences(connection, tables)
+    books.outbox += connection.scalars(sa.select(tables.outbox.c.body))
 
 
 async def read_provider(url: str) -> list[ProviderCharge]:
     """Read the provider's ledger. Raises `ReconcileError`."""
-    _must_exist(url, "the payment provider's ledger")
+    await asyncio.to_thread(_must_exist, url)
     try:
         gateway = await asyncio.to_thread(SandboxGateway, url)
         try:
@@ -104,11 +107,13 @@ def undone(
     left: dict[str, dict[str, Owed]] = {}
     for package, participant in participants.items():
         left[participant.name] = mine = dict(owed[participant.name])
-        inbox = _tables(package).inbox
-        with _connection(deployment, participant.name) as connection:
-            for row in _stream(connection, sa.select(inbox.c.message_id)):
-                mine.pop(row.message_id, None)
+        _read(deployment, participant.name, partial(_strike_out, mine, _tables(package).inbox))
     return left
+
+
+def _strike_out(owed: dict[str, Owed], inbox: sa.Table, connection: Connection) -> None:
+    for row in _stream(connection, sa.select(inbox.c.message_id)):
+        owed.pop(row.message_id, None)
 
 
 def _tables(package: str) -> Tables:
@@ -118,38 +123,24 @@ def _tables(package: str) -> Tables:
     return tables
 
 
-@contextmanager
-def _connection(deployment: Deployment, participant: str) -> Iterator[Connection]:
-    """A transaction that only reads; the database's owner is neither locked out nor waited for."""
+def _read(deployment: Deployment, participant: str, query: Callable[[Connection], None]) -> None:
+    """Run `query` as of one moment; the database's owner is neither locked out nor waited for."""
     url = deployment.database_urls.get(participant)
     if url is None:
         raise ReconcileError(f"the deployment names no database of {participant}; add its URL")
-    _must_exist(url, f"the database of {participant}")
-    engine = sqlite_engine(url)
     try:
-        with engine.connect().execution_options(reads=True) as connection:
-            connection.exec_driver_sql("PRAGMA query_only = ON")
-            yield connection
-    except (sa.exc.DBAPIError, ValueError) as error:
+        read_database(url, query)
+    except (DatabaseError, sa.exc.DBAPIError, ValueError) as error:
         reason = error.orig if isinstance(error, sa.exc.DBAPIError) else error
         raise ReconcileError(f"cannot read the database of {participant}: {reason}") from error
-    finally:
-        engine.dispose()
 
 
-def _must_exist(url: str, what: str) -> None:
-    """SQLite would make an empty file of one that is not there."""
-    try:
-        parsed = sa.engine.make_url(url)
-    except sa.exc.ArgumentError as error:
-        raise ReconcileError(f"{what} has no usable URL: {error}") from error
-    if parsed.get_backend_name() != "sqlite" or not parsed.database:
+def _must_exist(sandbox_url: str) -> None:
+    """The sandbox would make an empty ledger of one that is not there."""
+    path = sa.engine.make_url(sandbox_url).database
+    if not path or not Path(path).is_file():
         raise ReconcileError(
-            f"{what} is at {parsed.render_as_string()}; only sqlite:///FILE can be reconciled"
-        )
-    if not Path(parsed.database).is_file():
-        raise ReconcileError(
-            f"{what} is not at {parsed.database}; start the service, or correct its URL"
+            f"the payment provider's ledger is not at {path}; start the service, or correct its URL"
         )
 
 

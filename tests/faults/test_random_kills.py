@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import itertools
 import json
 import os
 import random
@@ -69,7 +70,7 @@ async def duplicates(system: System) -> int:
     """Messages skipped by the inboxes since the services were last started."""
     found = 0.0
     async with httpx.AsyncClient(trust_env=False) as client:
-        for url in system.deployment.http_urls.values():
+        for url in itertools.chain(*system.deployment.http_urls.values()):
             metrics = (await client.get(f"{url}/metrics")).text
             for line in metrics.splitlines():
                 if line.startswith("saga_messages_consumed_total") and '"duplicate"' in line:

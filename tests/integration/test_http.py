@@ -106,7 +106,7 @@ async def orders(alone: System) -> AsyncIterator[httpx.AsyncClient]:
 
 
 def http(system: System, service: str) -> httpx.AsyncClient:
-    return client(system.deployment.http_urls[service], TIMEOUT_SECONDS)
+    return client(system.deployment.http_urls[service][0], TIMEOUT_SECONDS)
 
 
 def key() -> str:
