@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Final
 from uuid import UUID
 
@@ -21,7 +22,7 @@ from sqlalchemy.engine import Connection
 
 from common.choreography import Choreography
 from common.events import CancellationReason
-from common.kernel.database import read_database
+from common.kernel.database import DatabaseError, read_database
 from common.message import Priority
 from order_service.domain import OrderStatus
 from order_service.store import orders as orders_table
@@ -393,7 +394,12 @@ async def _wait_for_ends(
     deadline = time.monotonic() + ENDS_SECONDS
     while open_ids:
         ids = list(open_ids)[:_LOOKED_AT_MAX]
-        found = await asyncio.to_thread(read_database, url, lambda c, ids=ids: _ends(c, ids))
+        try:
+            found = await asyncio.to_thread(read_database, url, partial(_ends, ids))
+        except DatabaseError:  # It may be back soon.
+            if time.monotonic() > deadline:
+                raise
+            found = {}
         for order_id, end in found.items():
             del open_ids[order_id]
             ends[UUID(order_id)] = end
@@ -408,7 +414,7 @@ async def _wait_for_ends(
     return ends
 
 
-def _ends(connection: Connection, order_ids: Sequence[str]) -> dict[str, End]:
+def _ends(order_ids: Sequence[str], connection: Connection) -> dict[str, End]:
     table = orders_table.c
     found: dict[str, End] = {}
     for first in range(0, len(order_ids), _IN_ONE_QUERY_MAX):

@@ -155,8 +155,8 @@ class _Sender:
         started = time.monotonic()
         numbered = iter(enumerate(messages))  # shared: each sender takes the next
 
-        async def sender() -> None:
-            async with _client(self._deployment, "order") as client:
+        async def sender(replica: int) -> None:
+            async with _client(self._deployment, "order", replica) as client:
                 for number, message in numbered:
                     if rate is not None:
                         await asyncio.sleep(max(0.0, started + number / rate - time.monotonic()))
@@ -165,8 +165,8 @@ class _Sender:
 
         try:
             async with asyncio.TaskGroup() as tasks:
-                for _ in range(min(concurrency, len(messages))):
-                    tasks.create_task(sender())
+                for replica in range(min(concurrency, len(messages))):
+                    tasks.create_task(sender(replica))
         except ExceptionGroup as failures:
             raise failures.exceptions[0] from None  # Each says the same of another message.
 
@@ -299,8 +299,10 @@ def _item(need: StockNeed) -> dict[str, Any]:
     }
 
 
-def _client(deployment: Deployment, service: str) -> httpx.AsyncClient:
-    return client(deployment.http_urls[service][0], REQUEST_TIMEOUT_SECONDS)
+def _client(deployment: Deployment, service: str, replica: int = 0) -> httpx.AsyncClient:
+    """A client of one replica; they take turns as the numbers go up."""
+    urls = deployment.http_urls[service]
+    return client(urls[replica % len(urls)], REQUEST_TIMEOUT_SECONDS)
 
 
 async def _insist(

@@ -341,6 +341,8 @@ async def test_a_private_broker_is_compared_and_mended_by_its_data_folder(tmp_pa
         ("demo", "--seed", "seven"),
         ("demo", "--seed", "-1"),
         ("demo", "--declined", "1.5"),
+        ("demo", "--database", "oracle"),
+        ("demo", "--replicas", "2"),
         ("demo", "--declined", "0.6", "--cancelled", "0.6"),
         ("publish", "--rate", "0"),
         ("publish", "--concurrency", "0"),

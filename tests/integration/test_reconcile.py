@@ -503,7 +503,7 @@ async def test_a_system_that_never_rests_does_not_hold_it_up(
 
 
 async def test_what_cannot_be_read_is_named(stage: Stage) -> None:
-    with pytest.raises(ReconcileError, match=r"database of \w+ is not at .*\.db"):
+    with pytest.raises(ReconcileError, match=r"the database of \w+: there is no database .*\.db"):
         await stage.reconcile()
     await stage.show()
     await stage.channel.queue_delete(HISTORY_STREAM)
