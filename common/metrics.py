@@ -15,6 +15,7 @@ import math
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,13 +25,13 @@ from prometheus_client.exposition import choose_encoder
 from sqlalchemy.engine import Connection
 
 from common.choreography import Participant
+from common.kernel.tables import Clock, Tables, utc_now
 from common.message import Command, Event, Intent, Message, Priority
 
 if TYPE_CHECKING:
     from common.envelope import Envelope
     from common.kernel.groups import Outcome
     from common.kernel.outbox import Outgoing
-    from common.kernel.tables import Tables
 
 UNKNOWN: Final = "unknown"
 """The `type` of a message that is none of those its receiver knows."""
@@ -366,8 +367,8 @@ class OrderMetrics:
         self._seconds[outcome, reason, priority].observe(seconds, exemplar)
 
 
-Figures = Callable[[Connection], Mapping[Gauge, float]]
-"""Reads gauges from a service's database."""
+Figures = Callable[[Connection, datetime], Mapping[Gauge, float]]
+"""Reads gauges from a service's database, as they are now."""
 
 
 class DatabaseMetrics:
@@ -376,13 +377,21 @@ class DatabaseMetrics:
     When it cannot be read they are no number, so that nobody takes an old figure for a new one.
     """
 
-    def __init__(self, participant: str, tables: Tables, more: Figures | None = None) -> None:
+    def __init__(
+        self,
+        participant: str,
+        tables: Tables,
+        more: Figures | None = None,
+        *,
+        clock: Clock = utc_now,
+    ) -> None:
         self._up = _database_up.labels(participant)
         self._rows = _outbox_rows.labels(participant)
         self._oldest = _outbox_oldest_seconds.labels(participant)
         self._inbox = _inbox_rows.labels(participant)
         self._tables = tables
         self._more = more
+        self._clock = clock
         self._gauges: set[Gauge] = set()
         self._inbox_count = 0
         self._counted_at = -math.inf
@@ -396,8 +405,9 @@ class DatabaseMetrics:
             count = sa.select(sa.func.count()).select_from(inbox)
             self._inbox_count = connection.scalar(count) or 0
             self._counted_at = time.monotonic()
+        now = self._clock()
         # A position is the microsecond of the commit, but for what keeps positions apart.
-        age_seconds = 0.0 if oldest is None else max(0.0, time.time() - oldest / 1_000_000)
+        age_seconds = 0.0 if oldest is None else max(0.0, now.timestamp() - oldest / 1_000_000)
         figures: dict[Gauge, float] = {
             self._up: 1,
             self._rows: rows,
@@ -405,7 +415,7 @@ class DatabaseMetrics:
             self._inbox: self._inbox_count,
         }
         if self._more is not None:
-            figures |= self._more(connection)
+            figures |= self._more(connection, now)
         for gauge, value in figures.items():
             gauge.set(value)
         self._gauges.update(figures)

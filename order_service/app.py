@@ -222,9 +222,9 @@ def observe(decision: Decision) -> None:
                 )
 
 
-def figures(connection: Connection) -> Mapping[Gauge, float]:
+def figures(connection: Connection, now: datetime) -> Mapping[Gauge, float]:
     """How many orders have not ended, and how many of them are overdue."""
-    late = utc_now() - timedelta(seconds=OVERDUE_GRACE_SECONDS)
+    late = now - timedelta(seconds=OVERDUE_GRACE_SECONDS)
     pending, overdue = count_pending(connection, late)
     return {orders_pending: pending, orders_overdue: overdue}
 
