@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
 from common.kernel.migrations import MigrationError, prepare
-from common.kernel.tables import Tables
+from common.kernel.tables import Schema
 
 T = TypeVar("T")
 
@@ -79,7 +79,7 @@ class SqliteDatabase:
 
     shared = False
 
-    def __init__(self, url: str, tables: Tables) -> None:
+    def __init__(self, url: str, schema: Schema) -> None:
         """Open the file, or create it, and bring its tables up to date. Blocks.
 
         Raises `DatabaseError`.
@@ -93,7 +93,7 @@ class SqliteDatabase:
         self._engine = sqlite_engine(url)
         try:
             with self._engine.begin() as connection:
-                prepare(connection, tables)
+                prepare(connection, schema)
         except BaseException as error:
             os.close(self._lock)
             if not isinstance(error, sa.exc.DBAPIError | MigrationError):
@@ -129,7 +129,7 @@ class SqliteDatabase:
 
 
 async def open_database(
-    url: str, tables: Tables, *, name: str = "saga", patience_seconds: float = 0.0
+    url: str, schema: Schema, *, name: str = "saga", patience_seconds: float = 0.0
 ) -> Database:
     """Open the database at `url` and bring its tables up to date.
 
@@ -140,9 +140,9 @@ async def open_database(
         from common.kernel.postgresql import PostgresDatabase
 
         return await PostgresDatabase.open(
-            url, tables, name=name, patience_seconds=patience_seconds
+            url, schema, name=name, patience_seconds=patience_seconds
         )
-    return SqliteDatabase(url, tables)
+    return SqliteDatabase(url, schema)
 
 
 def read_database(url: str, query: Callable[[Connection], T]) -> T:

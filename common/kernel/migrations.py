@@ -21,29 +21,30 @@ from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy.engine import Connection
 
-from common.kernel.tables import Tables
+from common.kernel.tables import Schema
 
 
 class MigrationError(Exception):
     """The tables cannot be brought up to date. The message says why, and the way out."""
 
 
-def prepare(connection: Connection, tables: Tables) -> None:
+def prepare(connection: Connection, schema: Schema) -> None:
     """Create or change the tables in the connection's transaction, if they are not up to date.
 
     Raises `MigrationError`.
     """
-    if tables.migrations is None:
-        tables.metadata.create_all(connection)
+    if schema.migrations is None:
+        schema.metadata.create_all(connection)
         return
-    script = _scripts(tables.migrations)
+    script = _scripts(schema.migrations)
     known = {revision.revision for revision in script.walk_revisions()}
     found = MigrationContext.configure(connection).get_current_heads()
     if unknown := set(found) - known:
         raise MigrationError(
             f"its tables are of a newer version ({', '.join(sorted(unknown))}); run that version"
         )
-    if not found and sa.inspect(connection).has_table(tables.inbox.name):
+    there = set(sa.inspect(connection).get_table_names())
+    if not found and there & schema.metadata.tables.keys():
         raise MigrationError(
             "its tables were made by a version before the first release and cannot be migrated; "
             "remove it, or name another"
@@ -52,7 +53,7 @@ def prepare(connection: Connection, tables: Tables) -> None:
         Config(), script, fn=lambda revision, _: script._upgrade_revs("head", revision)
     ) as environment:
         environment.configure(
-            connection=connection, target_metadata=tables.metadata, transactional_ddl=True
+            connection=connection, target_metadata=schema.metadata, transactional_ddl=True
         )
         try:
             with environment.begin_transaction():
@@ -61,27 +62,27 @@ def prepare(connection: Connection, tables: Tables) -> None:
             raise MigrationError(str(error)) from error
 
 
-def differences(connection: Connection, tables: Tables) -> list[Any]:
-    """What the database has otherwise than `tables` describes it; empty when it is up to date."""
+def differences(connection: Connection, schema: Schema) -> list[Any]:
+    """What the database has otherwise than `schema` describes it; empty when it is up to date."""
     context = MigrationContext.configure(connection, opts={"compare_type": True})
-    return list(compare_metadata(context, tables.metadata))
+    return list(compare_metadata(context, schema.metadata))
 
 
-def write_script(tables: Tables, message: str) -> Path | None:
-    """Write the next script: what leads from the last one to `tables`, to be read and corrected;
+def write_script(schema: Schema, message: str) -> Path | None:
+    """Write the next script: what leads from the last one to `schema`, to be read and corrected;
     Alembic overlooks check constraints, for one.
 
     Returns where it is, or None if there is nothing to do. Raises `MigrationError`.
     """
-    if tables.migrations is None:
+    if schema.migrations is None:
         raise MigrationError("these tables have no folder for migrations")
-    script = _scripts(tables.migrations)
+    script = _scripts(schema.migrations)
     last = script.get_current_head()
     engine = sa.create_engine("sqlite://")
     with engine.begin() as connection:
-        prepare(connection, tables)
+        prepare(connection, schema)
         context = MigrationContext.configure(connection, opts={"compare_type": True})
-        operations = produce_migrations(context, tables.metadata).upgrade_ops
+        operations = produce_migrations(context, schema.metadata).upgrade_ops
     if operations is None or operations.is_empty():
         return None
     number = f"{int(last or 0) + 1:04}"
@@ -89,7 +90,7 @@ def write_script(tables: Tables, message: str) -> Path | None:
     own = "\n".join(line for line in code if not line.lstrip().startswith("#"))
     body = textwrap.indent(own, "    ").strip()
     slug = re.sub(r"\W+", "_", message.lower()).strip("_")
-    path = tables.migrations / f"v{number}_{slug}.py"
+    path = schema.migrations / f"v{number}_{slug}.py"
     path.write_text(_TEMPLATE.format(message=message, number=number, last=last, body=body))
     return path
 

@@ -18,7 +18,7 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool, Pool
 
 from common.kernel.database import DatabaseError
 from common.kernel.migrations import MigrationError, prepare
-from common.kernel.tables import Tables
+from common.kernel.tables import Schema
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ class PostgresDatabase:
 
     @classmethod
     async def open(
-        cls, url: str, tables: Tables, *, name: str = "saga", patience_seconds: float = 0.0
+        cls, url: str, schema: Schema, *, name: str = "saga", patience_seconds: float = 0.0
     ) -> Self:
         """Connect, and bring the tables up to date. Several replicas may do so at once.
 
@@ -89,7 +89,7 @@ class PostgresDatabase:
         `DatabaseError`.
         """
         target = _Target(url, name)
-        await _prepare(target, tables, patience_seconds)
+        await _prepare(target, schema, patience_seconds)
         return cls(
             target.engine(
                 AsyncAdaptedQueuePool,
@@ -160,7 +160,7 @@ async def read_once(url: str, query: Callable[[Connection], T]) -> T:
         await engine.dispose()
 
 
-async def _prepare(target: _Target, tables: Tables, patience_seconds: float) -> None:
+async def _prepare(target: _Target, schema: Schema, patience_seconds: float) -> None:
     deadline = time.monotonic() + patience_seconds
     waiting = False
 
@@ -168,7 +168,7 @@ async def _prepare(target: _Target, tables: Tables, patience_seconds: float) -> 
         # Changing large tables takes its time, and so does waiting for whoever does it.
         connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATING)))
-        prepare(connection, tables)
+        prepare(connection, schema)
 
     engine = target.engine(NullPool)
     try:

@@ -136,18 +136,25 @@ class StateTable(Generic[S]):
         return row | {self._key.name: state.key, "version": version}
 
 
-class Tables:
-    """All tables of one service: its states, and the kernel's inbox and outbox.
+class Schema:
+    """All tables of one database.
 
     `migrations` is the folder of the scripts that make them; without one, the tables are created
     as they are described here, which suits databases that do not outlive the program's version.
     """
 
+    def __init__(self, metadata: sa.MetaData, *, migrations: Path | None = None) -> None:
+        self.metadata = metadata
+        self.migrations = migrations
+
+
+class Tables(Schema):
+    """All tables of one participant: its states, and the kernel's inbox and outbox."""
+
     def __init__(
         self, metadata: sa.MetaData, *states: StateTable[Any], migrations: Path | None = None
     ) -> None:
-        self.metadata = metadata
-        self.migrations = migrations
+        super().__init__(metadata, migrations=migrations)
         self.states: dict[type[State], StateTable[Any]] = {table.kind: table for table in states}
         self.inbox = sa.Table(
             "inbox",

@@ -1,0 +1,172 @@
+"""The life of a service's process: settings, database, HTTP, tasks, and a drain at the end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import uvicorn
+import uvloop
+from fastapi import FastAPI
+
+from common import metrics, telemetry
+from common.kernel.database import Database, DatabaseError, open_database
+from common.kernel.tables import Schema
+from common.messaging.connection import BrokerError
+from common.settings import Settings, SettingsError, load
+
+log = logging.getLogger(__name__)
+
+S = TypeVar("S", bound=Settings)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a process runs once its database is open."""
+
+    app: FastAPI
+    tasks: Sequence[Awaitable[None]]
+    """What must not end before it is cancelled."""
+    start: Callable[[], Awaitable[None]]
+    """Connects to the broker and takes up the work. Raises `BrokerError`."""
+    stop: Callable[[], Awaitable[None]]
+    """Takes no more work; may be called again, and without a start."""
+    finish: Callable[[float], Awaitable[None]]
+    """Finishes what was begun, until the time of `time.monotonic` that it is given."""
+
+
+@dataclass(frozen=True)
+class Process:
+    """What distinguishes one process from another."""
+
+    name: str
+    schema: Schema
+    assemble: Callable[[Database, contextlib.AsyncExitStack], Awaitable[Parts]]
+    """Makes the parts; what is to be closed in the end goes on the stack."""
+    close: Callable[[], Awaitable[None]] | None = None
+    """Closes what was opened before; called last, however the process ends."""
+
+
+class _Server(uvicorn.Server):
+    """Leaves signals to us: stopping HTTP is only one step of the drain."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def main(build: Callable[[S], Process], kind: type[S]) -> None:
+    """Run the process `build` makes; exit 0 after a stop signal, 1 with one line on an error."""
+    try:
+        settings = load(kind)
+        process = build(settings)
+        telemetry.configure_logging(process.name, settings.log_level)
+        uvloop.run(run(process, settings))
+    except (SettingsError, DatabaseError, BrokerError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+async def run(process: Process, settings: Settings) -> None:
+    """Run a process until SIGTERM or SIGINT, then drain.
+
+    Raises `DatabaseError`, `BrokerError`, or `OSError` for a port that is in use.
+    """
+    name = process.name
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with contextlib.AsyncExitStack() as stack:
+        if process.close is not None:
+            stack.push_async_callback(process.close)
+        listener = stack.enter_context(_listen(settings))
+        opening = asyncio.ensure_future(
+            open_database(
+                settings.database_url_of(name),
+                process.schema,
+                name=name,
+                patience_seconds=settings.database_patience_seconds,
+            )
+        )
+        stopped = asyncio.ensure_future(stop.wait())
+        await asyncio.wait({opening, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        if not opening.done():
+            opening.cancel()
+            await asyncio.wait({opening})
+            return
+        database = opening.result()
+        stack.push_async_callback(database.close)
+        parts = await process.assemble(database, stack)
+        metrics.tell_build(name)
+        server = _Server(
+            uvicorn.Config(parts.app, log_config=None, lifespan="off", timeout_graceful_shutdown=5)
+        )
+        crashed: asyncio.Future[Any] = loop.create_future()
+        tasks = [
+            _supervised(coroutine, crashed)
+            for coroutine in (
+                server.serve([listener]),
+                metrics.watch_event_loop(name),
+                *parts.tasks,
+            )
+        ]
+        log.info("serving on http://%s:%d", *listener.getsockname()[:2])
+        stopping: asyncio.Future[Any] = asyncio.ensure_future(stop.wait())
+        started: asyncio.Future[Any] = asyncio.ensure_future(parts.start())
+        try:
+            await asyncio.wait({started, stopping, crashed}, return_when=asyncio.FIRST_COMPLETED)
+            if started.done():
+                started.result()
+                log.info("ready")
+                await asyncio.wait({stopping, crashed}, return_when=asyncio.FIRST_COMPLETED)
+            if crashed.done():
+                crashed.result()
+            log.info("draining")
+            deadline = time.monotonic() + settings.drain_seconds
+            server.should_exit = True
+            await parts.stop()
+            await asyncio.wait({tasks[0]}, timeout=max(0.0, deadline - time.monotonic()))
+            await parts.finish(deadline)
+        finally:
+            for task in (started, stopping, *tasks):
+                task.cancel()
+            await asyncio.gather(started, stopping, *tasks, return_exceptions=True)
+            await parts.stop()
+
+
+def _listen(settings: Settings) -> socket.socket:
+    listener = socket.socket(socket.AF_INET6 if ":" in settings.http_host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((settings.http_host, settings.http_port))
+        listener.listen()  # Now, or a second service could still bind the same port.
+    except OSError as error:
+        listener.close()
+        raise OSError(
+            f"cannot listen on {settings.http_host}:{settings.http_port}: {error.strerror}; "
+            f"stop what uses it, or choose another HTTP_HOST or HTTP_PORT"
+        ) from error
+    return listener
+
+
+def _supervised(coroutine: Awaitable[None], crashed: asyncio.Future[Any]) -> asyncio.Task[None]:
+    """Run a task that must not end; if it does with an error, the service ends with that."""
+
+    async def supervise() -> None:
+        try:
+            await coroutine
+        except Exception as error:
+            log.critical("the service cannot go on", exc_info=error)
+            if not crashed.done():
+                crashed.set_exception(error)
+
+    return asyncio.create_task(supervise())
