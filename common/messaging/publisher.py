@@ -11,13 +11,13 @@ from typing import Any, Protocol, TypeVar
 import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractExchange
 from aiormq.exceptions import AMQPError, ChannelNotFoundEntity
-from pamqp.commands import Basic
+from pamqp.commands import Basic, Queue
 from pydantic_core import from_json
 
 from common.envelope import CONTENT_TYPE
 from common.kernel.outbox import Outgoing
-from common.messaging.connection import connect
-from common.messaging.topology import EVENTS_EXCHANGE
+from common.messaging.connection import BrokerError, connect
+from common.messaging.topology import EVENTS_EXCHANGE, HISTORY_STREAM
 
 CONFIRM_TIMEOUT_SECONDS = 30.0
 """How long a confirm may take; a broker in alarm sends none."""
@@ -69,6 +69,8 @@ class BrokerPublisher:
         self._opening = asyncio.Lock()
         self._connection: AbstractConnection | None = None
         self._channel: AbstractChannel | None = None
+        self._recorded: AbstractChannel | None = None
+        """The channel known to reach the history as well."""
 
     async def open(self, patience_seconds: float = 0.0) -> AbstractChannel:
         """The open channel; connects if need be, waiting so long for a broker out of reach.
@@ -98,18 +100,14 @@ class BrokerPublisher:
     async def consumers_of(self, queue: str) -> int:
         """How many consumers a queue has; 0 if there is no such queue."""
         await self.open()
-        assert self._connection is not None  # noqa: S101 - it has just been opened
-        async with self._connection.channel() as channel:  # A refusal closes it.
-            try:
-                declared = await channel.declare_queue(queue, passive=True)
-            except ChannelNotFoundEntity:
-                return 0
-            return declared.declaration_result.consumer_count or 0
+        found = await self._look_at(queue)
+        return found.consumer_count or 0 if found is not None else 0
 
     async def publish_events(self, events: Sequence[Outgoing]) -> list[Exception | None]:
         """See `common.kernel.outbox.Publisher`."""
         try:
             exchange = await self._exchange(EVENTS_EXCHANGE)
+            await _unless_lost(self._check_history())
         except Exception as error:
             return [error] * len(events)
         results = await asyncio.gather(
@@ -130,6 +128,34 @@ class BrokerPublisher:
         """
         target = await self._exchange(exchange)
         await _unless_lost(target.publish(message, key, timeout=CONFIRM_TIMEOUT_SECONDS))
+
+    async def _check_history(self) -> None:
+        """Raise `BrokerError` where the broker has no history, or does not have it again yet.
+
+        A node that starts lets clients in before its streams are back. What is published then, it
+        confirms, although only the work queues have got it (RabbitMQ 3.10).
+        """
+        channel = self._channel
+        if self._recorded is channel:
+            return
+        if await self._look_at(HISTORY_STREAM) is None:
+            raise BrokerError(
+                f"the broker lacks the stream {HISTORY_STREAM}: wait until it has started, or "
+                f"declare it with `saga topology apply`"
+            )
+        self._recorded = channel
+
+    async def _look_at(self, queue: str) -> Queue.DeclareOk | None:
+        """What the broker says of a queue, over the open connection; None if there is none."""
+        assert self._connection is not None  # noqa: S101 - it has just been opened
+        channel = await self._connection.channel()  # its own: a refusal closes it
+        try:
+            declared = await channel.declare_queue(queue, passive=True)
+        except ChannelNotFoundEntity:
+            return None
+        finally:
+            await channel.close()
+        return declared.declaration_result
 
     async def _exchange(self, name: str) -> AbstractExchange:
         channel = await self.open()

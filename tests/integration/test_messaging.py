@@ -309,6 +309,23 @@ async def test_an_unroutable_event_is_an_error(broker: Broker, amqp_url: str) ->
     await publisher.close()
 
 
+async def test_an_event_is_not_published_while_the_broker_has_no_history(
+    broker: Broker, amqp_url: str
+) -> None:
+    publisher = BrokerPublisher(amqp_url, "test publisher")
+    event = Outgoing("1", "order.cancelled.normal", cancelled(1).to_bytes())
+    await broker.channel.queue_delete(HISTORY_STREAM)
+
+    (error,) = await publisher.publish_events([event])
+    assert isinstance(error, BrokerError)
+    assert HISTORY_STREAM in str(error)
+    assert await broker.depth("toy.normal") == 0
+
+    await apply(topology_of(Choreography([PARTICIPANT])), broker.channel)
+    assert await publisher.publish_events([event]) == [None]
+    await publisher.close()
+
+
 async def test_publishing_without_a_broker_says_so() -> None:
     publisher = BrokerPublisher("amqp://127.0.0.1:1/", "test publisher")
     (error,) = await publisher.publish_events([Outgoing("1", "a.b", b"{}")])

@@ -76,7 +76,8 @@ def with_files(secured: Secured, **changed: str | None) -> str:
 
 
 async def test_a_service_works_over_tls(tmp_path: Path, secured: Secured) -> None:
-    await apply_topology(with_files(secured), choreography())
+    # A node is ready with its plain listener; the one for TLS may follow.
+    await apply_topology(with_files(secured), choreography(), patience_seconds=30)
     environment = {"AMQP_URL": secured.url, **secured.files}
     with ServiceProcess("payment_service", tmp_path, **environment) as payment:
         await payment.says("ready")

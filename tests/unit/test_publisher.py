@@ -26,6 +26,13 @@ class Connection:
             raise asyncio.CancelledError  # As aiormq ends what waits when heartbeats are missing.
         return self
 
+    async def declare_queue(self, name: str, *, passive: bool) -> Connection:
+        return self
+
+    @property
+    def declaration_result(self) -> Connection:
+        return self
+
     async def get_exchange(self, name: str, *, ensure: bool) -> Connection:
         return self
 
