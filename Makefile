@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test verify faults lint format lock clean
+.PHONY: help setup demo up test verify faults lint format generate lock clean
 ORDERS ?= 1000
 ROUNDS ?= 10
 # A worker for each core, each with servers of its own. Each takes tests in their order and, once it
@@ -43,6 +43,10 @@ format: ## Format the code and fix what can be fixed safely
 	@scripts/setup --no-broker
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
+
+generate: ## Write the files that follow from the reactions' signatures: definitions, contracts, map, pages
+	@scripts/setup --no-broker
+	@.venv/bin/saga generate
 
 lock: ## Pin the dependencies anew (needs uv; ARGS='--upgrade' takes newer versions)
 	@scripts/lock $(ARGS)

@@ -289,9 +289,10 @@ class Choreography:
 
     @cached_property
     def events(self) -> tuple[type[Event], ...]:
-        """Every event anybody publishes or reacts to, by type."""
+        """Every event anybody publishes or reacts to, by type; of several versions the newest."""
         kinds = {kind for p in self.participants for kind in (*p.consumes, *p.publishes)}
-        return tuple(sorted(kinds, key=lambda kind: kind.type))
+        newest = {kind.type: kind for kind in sorted(kinds, key=lambda kind: kind.version)}
+        return tuple(newest[type_] for type_ in sorted(newest))
 
     def reacting_to(self, event_type: str) -> tuple[Participant, ...]:
         """The participants that consume events of this type."""

@@ -23,7 +23,7 @@ from pydantic import (
 )
 from pydantic_core import from_json
 
-from common.message import Command, Event, Message, Priority
+from common.message import Command, Event, Message, Priority, all_below
 
 CONTENT_TYPE = "application/cloudevents+json"
 BODY_MAX_BYTES = 262_144
@@ -142,7 +142,8 @@ class Decoder:
     def __init__(self, types: Iterable[type[Event | Command]]) -> None:
         self._models: dict[str, type[Envelope[Any]]] = {}
         known = {message.type for message in types}
-        for message in (*_all_below(Event), *_all_below(Command)):
+        messages: list[type[Event | Command]] = [*all_below(Event), *all_below(Command)]
+        for message in messages:
             if getattr(message, "type", None) in known:
                 self._models[schema_uri(message)] = Envelope[message]  # type: ignore[valid-type]  # built at run time
         self._types = known
@@ -202,9 +203,3 @@ def _explain(error: ValidationError) -> str:
         f"{'.'.join(map(str, problem['loc'])) or 'document'}: {problem['msg']}"
         for problem in error.errors(include_url=False, include_input=False)[:5]
     )
-
-
-def _all_below(base: Any) -> Iterable[Any]:
-    for child in base.__subclasses__():
-        yield child
-        yield from _all_below(child)

@@ -7,8 +7,9 @@ and answers never leave their participant.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from enum import StrEnum
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -98,3 +99,13 @@ class Intent(Message):
     """A question to the outside, committed before it is asked; `answer` is what it is met with."""
 
     answer: ClassVar[type[Answer]]
+
+
+M = TypeVar("M", bound=Message)
+
+
+def all_below(base: type[M]) -> Iterator[type[M]]:
+    """Every class derived from `base` that there is by now."""
+    for child in base.__subclasses__():
+        yield child
+        yield from all_below(child)

@@ -50,6 +50,14 @@ class Retry:
         None if the message is dead."""
         if calls >= self.max_calls or not isinstance(error, self.transient):
             return None
+        return self._rung_ms(calls)
+
+    @property
+    def waits_ms(self) -> tuple[int, ...]:
+        """How long is waited after each call but the last, in milliseconds."""
+        return tuple(self._rung_ms(calls) for calls in range(1, self.max_calls))
+
+    def _rung_ms(self, calls: int) -> int:
         # Grown step by step: a large exponent must not overflow before the cap applies.
         seconds = self.delay
         for _ in range(calls - 1):

@@ -11,7 +11,7 @@ from typing import Any, Final, NoReturn
 
 import typer
 
-from saga.commands import dlq, load, running, topology
+from saga.commands import dlq, graph, load, running, topology
 from saga.commands.output import problem
 
 FAILED: Final = 1
@@ -32,6 +32,8 @@ app.command("demo")(load.demo)
 app.command("publish")(load.publish)
 app.command("status")(running.status)
 app.command("reconcile")(running.reconcile)
+app.command("map")(graph.show_map)
+app.command("generate")(graph.generate)
 app.add_typer(topology.app, name="topology")
 app.add_typer(dlq.app, name="dlq")
 

@@ -3,24 +3,72 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from common.choreography import Choreography, Participant, State
 from common.events import PaymentRefunded, StockAdded, StockReleased
 from common.message import Event
-from common.messaging.definitions import Definitions, definitions, text
+from common.messaging.definitions import Definitions, definitions
 from common.messaging.permissions import users_of
 from common.messaging.topology import topology_of
 from saga.discovery import choreography, participants
+from saga.generate import GenerateError, generated, refresh, stale
 
-DEFINITIONS = Path(__file__).parents[2] / "rabbitmq" / "definitions.json"
+ROOT = Path(__file__).parents[2]
+DEFINITIONS = ROOT / "rabbitmq" / "definitions.json"
 
 
-def test_the_definitions_file_is_what_the_reactions_ask_for() -> None:
-    assert DEFINITIONS.read_text() == text(_definitions(choreography())), (
-        "run `saga topology export rabbitmq/definitions.json`"
-    )
+def test_no_generated_file_is_stale() -> None:
+    names = [file.relative_to(ROOT).as_posix() for file in stale(ROOT, choreography())]
+
+    assert not names, f"stale: {', '.join(names)}; run `make generate`"
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A folder with every generated file as it should be."""
+    shutil.copy(ROOT / "README.md", tmp_path)
+    refresh(tmp_path, choreography())
+    return tmp_path
+
+
+def test_a_file_that_was_edited_is_stale_until_it_is_written_anew(project: Path) -> None:
+    files = [file.relative_to(project) for file in generated(project, choreography())]
+    assert Path("contracts/order.placed/v1.json") in files
+    assert Path("docs/services/payment.md") in files
+
+    for file in files:
+        edited = project / file
+        # What is outside its marks is the README's own.
+        text = edited.read_text().replace("flowchart TB", "flowchart LR")
+        edited.write_text(text if file.name == "README.md" else text + " ")
+    (project / files[-1]).unlink()
+
+    assert stale(project, choreography()) == [project / file for file in files]
+    assert refresh(project, choreography()) == [project / file for file in files]
+    assert stale(project, choreography()) == []
+
+
+def test_a_file_that_nothing_asks_for_any_more_is_removed(project: Path) -> None:
+    left_over = project / "docs" / "services" / "shipping.md"
+    left_over.write_text("# shipping\n")
+    kept = project / "contracts" / "released" / "order.placed" / "v1.json"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("{}")
+
+    assert refresh(project, choreography()) == [left_over]
+    assert not left_over.exists()
+    assert kept.exists()
+
+
+def test_a_folder_without_the_readmes_marks_is_not_the_projects(tmp_path: Path) -> None:
+    with pytest.raises(GenerateError, match="does not have the marks of the map"):
+        refresh(tmp_path, choreography())
+    assert list(tmp_path.iterdir()) == []
 
 
 class _Refunds(State):

@@ -1,0 +1,1 @@
+"""The choreography as a graph, and what is drawn and written from it."""

@@ -1,0 +1,1 @@
+"""The schemas of what travels, as files: made from the event classes, released, and compared."""

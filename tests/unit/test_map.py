@@ -1,0 +1,227 @@
+"""The map: what belongs to which path, and that each way of drawing it shows everything."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import ClassVar
+from xml.etree import ElementTree
+
+import pytest
+from typer.testing import CliRunner
+
+from common.choreography import Choreography, Participant, State
+from common.events import OrderCancelled, OrderConfirmed, PaymentDeclined
+from common.message import Event, Role
+from common.retry import Retry
+from saga.cli import app
+from saga.discovery import choreography
+from saga.graph.flow import Flow, Node, Path, Step, label, retry_said
+from saga.graph.listing import listing
+from saga.graph.mermaid import mermaid
+from saga.graph.svg import svg
+
+FLOW = Flow(choreography())
+
+
+def node(name: str) -> Node:
+    """By its label; a command or an event before the reaction of the same name."""
+    return next(node for node in FLOW.nodes if label(node) == name)
+
+
+def step(name: str) -> Step:
+    return next(step for step in FLOW.steps if step.name == name)
+
+
+@pytest.mark.parametrize(
+    ("path", "names"),
+    [
+        (
+            Path.HAPPY,
+            "order.placed stock.reserved payment.charged order.confirmed stock.added "
+            "order.place stock.add Charge",
+        ),
+        (
+            Path.FAILURE,
+            "stock.rejected payment.declined order.cancelled order.cancel order.expire",
+        ),
+        (
+            Path.COMPENSATION,
+            "stock.released payment.refunded payment.voided Refund SettleCharge",
+        ),
+    ],
+)
+def test_a_message_belongs_to_the_path_that_its_role_or_its_origin_says(
+    path: Path, names: str
+) -> None:
+    assert {label(n) for n in FLOW.nodes if not isinstance(n, Step) and FLOW.path(n) is path} == {
+        *names.split()
+    }
+
+
+@pytest.mark.parametrize(
+    ("path", "names"),
+    [
+        (
+            Path.HAPPY,
+            "order.place inventory.reserve payment.charge payment.record_charge order.confirm "
+            "inventory.shelve",
+        ),
+        (Path.FAILURE, "order.give_up order.give_up_unpaid order.cancel order.expire"),
+        (Path.COMPENSATION, "inventory.release payment.compensate payment.record_refund"),
+    ],
+)
+def test_a_reaction_goes_with_what_it_takes_and_one_that_undoes_is_a_compensation(
+    path: Path, names: str
+) -> None:
+    assert {s.name for s in FLOW.steps if FLOW.path(s) is path} == {*names.split()}
+
+
+@dataclass(frozen=True, slots=True)
+class Letter(State):
+    pass
+
+
+def regret(event: OrderCancelled, letter: Letter) -> None: ...
+
+
+def congratulate(event: OrderConfirmed, letter: Letter) -> None: ...
+
+
+def test_a_reaction_to_a_cancellation_that_undoes_nothing_is_no_compensation() -> None:
+    flow = Flow(Choreography([Participant("mail", regret, congratulate)]))
+
+    assert [flow.path(s) for s in flow.steps] == [Path.FAILURE, Path.HAPPY]
+
+
+def test_the_ways_into_and_out_of_a_cancellation_are_told_apart() -> None:
+    cancelled, release = node("order.cancelled"), step("inventory.release")
+
+    assert FLOW.edge_path(step("order.give_up"), cancelled) is Path.FAILURE
+    assert FLOW.edge_path(cancelled, release) is Path.COMPENSATION
+    assert FLOW.edge_path(node("SettleCharge"), step("payment.record_charge")) is Path.COMPENSATION
+    assert FLOW.edge_path(step("payment.record_charge"), node("payment.charged")) is Path.HAPPY
+
+
+def test_a_question_leads_to_the_reaction_to_its_answer() -> None:
+    assert FLOW.following[node("Charge")] == [step("payment.record_charge")]
+    assert node("payment.refunded") in FLOW.reachable([node("SettleCharge")])
+    assert node("stock.added") not in FLOW.reachable([node("order.place")])
+
+
+class ParcelLost(Event):
+    """The second version."""
+
+    type: ClassVar[str] = "parcel.lost"
+    version: ClassVar[int] = 2
+    role: ClassVar[Role] = Role.COMPENSATION
+
+
+class ParcelLostV1(Event):
+    type: ClassVar[str] = "parcel.lost"
+
+
+def lose(event: PaymentDeclined, letter: Letter) -> ParcelLostV1: ...  # type: ignore[empty-body]
+
+
+def search(event: ParcelLost, letter: Letter) -> None: ...
+
+
+def test_versions_of_an_event_are_one_node() -> None:
+    graph = Choreography([Participant("post", lose), Participant("search", search)])
+    flow = Flow(graph)
+
+    assert graph.events == (ParcelLost, PaymentDeclined)
+    assert [s.name for s in flow.publishers(ParcelLost)] == ["post.lose"]
+    assert flow.preceding[ParcelLost] == [flow.steps[0]]
+    assert [s.name for s in flow.takers(ParcelLost)] == ["search.search"]
+
+
+def test_every_drawing_shows_every_message_reaction_and_policy() -> None:
+    drawn = mermaid(FLOW), svg(FLOW)
+    for text in drawn:
+        for n in FLOW.nodes:
+            assert (n.reaction.name if isinstance(n, Step) else label(n)) in text
+        assert retry_said(step("payment.compensate").retry or Retry()) in text
+    said = listing(FLOW)
+    assert {event["type"] for event in said["events"]} == {e.type for e in FLOW.choreography.events}
+    assert len(said["edges"]) == len(FLOW.edges)
+
+
+def test_mermaid_draws_each_edge_in_the_way_of_its_path() -> None:
+    text = mermaid(FLOW)
+    ids = dict(re.findall(r'^  (n\d+)\W+"(?:<b>|■ )?([\w.]+)', text, re.MULTILINE))
+    arrows = [(ids[a], ids[b]) for a, b in re.findall(r"^  (n\d+) --> (n\d+)$", text, re.MULTILINE)]
+    drawn = {
+        path: {arrows[int(number)] for number in numbers.split(",")}
+        for numbers, path in zip(
+            re.findall(r"linkStyle ([\d,]+)", text),
+            ("happy", "failure", "compensation"),
+            strict=True,
+        )
+    }
+
+    for edge in FLOW.edges:
+        assert tuple(map(label, edge)) in drawn[FLOW.edge_path(*edge)]
+    assert sum(map(len, drawn.values())) == len(FLOW.edges)
+    assert re.search(r"class n\d+,n\d+ ends$", text, re.MULTILINE)
+
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def test_the_picture_is_well_formed_needs_nothing_from_elsewhere_and_marks_the_ends() -> None:
+    text = svg(FLOW)
+    picture = ElementTree.fromstring(text)  # noqa: S314 - our own
+
+    ends = [
+        group.findtext(f"{SVG}text")
+        for group in picture.iter(f"{SVG}g")
+        if any("end" in (r.get("class") or "").split() for r in group.iter(f"{SVG}rect"))
+    ]
+    assert sorted(filter(None, ends)) == ["order.cancelled", "order.confirmed"]
+    assert "url(" not in text
+    assert "href" not in text
+    assert "<script" not in text
+
+
+def test_a_choreography_of_nothing_can_be_drawn() -> None:
+    flow = Flow(Choreography([]))
+
+    assert mermaid(flow) == "flowchart TB\n"
+    assert ElementTree.fromstring(svg(flow)) is not None  # noqa: S314 - our own
+
+
+@pytest.mark.parametrize(
+    ("retry", "said"),
+    [
+        (Retry(max_calls=1), "1 call"),
+        (Retry(max_calls=2, delay=5), "2 calls, 5 s"),
+        (Retry(max_calls=4, delay=0.5, max_delay=5), "4 calls, 0.5–5 s"),
+        (Retry(max_calls=12, delay=0.5, max_delay=300), "12 calls, 0.5 s – 5 min"),
+        (Retry(max_calls=3, delay=3_600, max_delay=3_600), "3 calls, 1 h"),
+    ],
+)
+def test_a_retry_policy_is_said_with_the_waits_there_are_on_the_broker(
+    retry: Retry, said: str
+) -> None:
+    assert retry_said(retry) == said
+
+
+def test_a_reaction_whose_message_comes_from_within_has_no_policy() -> None:
+    assert step("order.cancel").retry is None
+    assert step("payment.record_charge").retry is None
+    assert step("order.place").retry is not None
+
+
+def test_saga_map_prints_each_format() -> None:
+    def shown(*options: str) -> str:
+        result = CliRunner().invoke(app, ["map", *options])
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    assert "payment.compensate" in shown()
+    assert shown("--format", "mermaid") == mermaid(FLOW)
+    assert shown("--format", "svg") == svg(FLOW)
+    assert json.loads(shown("--json")) == json.loads(shown("--format", "json")) == listing(FLOW)
