@@ -1,18 +1,31 @@
-"""`saga map` and `saga generate`: what the participants' signatures tell."""
+"""`saga map`, `saga check` and `saga generate`: what the participants' signatures tell."""
 
 from __future__ import annotations
 
+import json
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from saga.commands.output import PROBLEM_FOUND, AsJson, out, print_json, remark
+from saga.commands.output import (
+    DATA_DIR,
+    PROBLEM_FOUND,
+    AsJson,
+    DataDir,
+    out,
+    print_json,
+    remark,
+)
+from saga.commands.topology import AmqpUrl, ManagementUrl, compare
 
 if TYPE_CHECKING:
     from saga.graph.flow import Flow, Node
+
+
+DEFINITIONS: Final = Path("rabbitmq/definitions.json")
 
 
 class Format(StrEnum):
@@ -53,6 +66,77 @@ def show_map(
             print_json(listing(flow))
         case Format.TEXT:
             _print_map(flow)
+
+
+def check(
+    broker: Annotated[
+        bool, typer.Option("--broker", help="Compare with a live broker, too.")
+    ] = False,
+    definitions: Annotated[
+        Path,
+        typer.Option(help="What the broker is to hold, as `saga topology export` writes it."),
+    ] = DEFINITIONS,
+    amqp_url: AmqpUrl = None,
+    management_url: ManagementUrl = None,
+    data_dir: DataDir = DATA_DIR,
+    as_json: AsJson = False,
+) -> None:
+    """Look for what is wrong with the choreography, from the signatures alone. Changes nothing.
+
+    An event that nobody publishes or reacts to, a reaction that nothing reaches, a failure that
+    cancels nothing, an effect that is not undone, a cycle without a guard, a version without an
+    upcaster, an event that the broker's user may not publish. With `--broker` also what a live
+    broker holds differently, as `saga topology diff` tells it. Exit status 1 if anything is found.
+
+    Examples:
+
+    * `saga check`
+    * `saga check --broker --management-url http://admin:secret@broker:15672`
+    """
+    from saga.discovery import choreography
+    from saga.graph.check import DRIFT, RULES, drifted
+    from saga.graph.check import check as find
+
+    graph = choreography()
+    findings = find(graph, _definitions(definitions))
+    found = compare(graph, amqp_url, management_url, data_dir) if broker else None
+    findings += drifted(graph, found.differences) if found else []
+    rules = [*RULES, *([DRIFT] if found else [])]
+    if as_json:
+        print_json(
+            {
+                "ok": not findings,
+                "rules": rules,
+                "broker": found and found.broker,
+                "not_compared": list(found.not_compared) if found else [],
+                "findings": [finding.to_json() for finding in findings],
+            }
+        )
+    else:
+        for finding in findings:
+            out().print(str(finding), markup=False)
+        reactions = sum(len(participant.reactions) for participant in graph.participants)
+        remark(
+            f"{len(rules)} rules, {len(graph.participants)} participants, {reactions} reactions, "
+            f"{len(graph.events)} events: {len(findings) or 'nothing'} found"
+        )
+        if found and found.not_compared:
+            remark(f"not compared: {', '.join(found.not_compared)}; name the management API")
+    if findings:
+        raise typer.Exit(PROBLEM_FOUND)
+
+
+def _definitions(file: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter(
+            f"{file} cannot be read: {error}; name the file, or run this in the project's folder",
+            param_hint="--definitions",
+        ) from error
+    if not isinstance(document, dict):
+        raise typer.BadParameter(f"{file} is JSON, but no object", param_hint="--definitions")
+    return document
 
 
 def generate(

@@ -23,7 +23,9 @@ from saga.commands.output import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from common.choreography import Choreography
     from common.messaging.permissions import User
+    from saga.broker import Drift
     from saga.deployment import Deployment
     from saga.drift import Difference
 
@@ -187,14 +189,9 @@ def diff(
     * `saga topology diff`
     * `saga topology diff --management-url http://admin:secret@broker:15672 --json`
     """
-    from saga.broker import drift
     from saga.discovery import choreography
 
-    url = _with_tls(amqp_url) if amqp_url else None
-    if url is None and management_url is None:
-        _private(data_dir)
-    with stoppable():
-        found = run(drift(choreography(), url, management_url, data_dir))
+    found = compare(choreography(), amqp_url, management_url, data_dir)
     if as_json:
         print_json(
             {
@@ -213,6 +210,19 @@ def diff(
             remark(f"not compared: {', '.join(found.not_compared)}; name the management API")
     if found.differences:
         raise typer.Exit(PROBLEM_FOUND)
+
+
+def compare(
+    graph: Choreography, amqp_url: str | None, management_url: str | None, data_dir: Path
+) -> Drift:
+    """How the broker that the options name differs from the choreography."""
+    from saga.broker import drift
+
+    url = _with_tls(amqp_url) if amqp_url else None
+    if url is None and management_url is None:
+        _private(data_dir)
+    with stoppable():
+        return run(drift(graph, url, management_url, data_dir))
 
 
 def _print_differences(differences: Sequence[Difference]) -> None:

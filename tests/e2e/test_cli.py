@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import yarl
 
+from common.messaging.connection import connect
 from saga.deployment import FILE_NAME
 from saga.node import RabbitNode
 from tests.polling import until
@@ -330,6 +331,23 @@ async def test_a_private_broker_is_compared_and_mended_by_its_data_folder(tmp_pa
         up.communicate(timeout=RUN_SECONDS)
 
 
+async def test_a_broker_that_has_drifted_is_found_at_the_reaction_that_misses_something(
+    amqp_url: str,
+) -> None:
+    assert saga("topology", "apply", AMQP_URL=amqp_url).returncode == 0
+    assert saga("check", "--broker", AMQP_URL=amqp_url).returncode == 0
+    async with await connect(amqp_url, name="test") as connection:
+        await (await connection.channel()).queue_delete("inventory.high")
+
+    done = saga("check", "--broker", "--json", AMQP_URL=amqp_url)
+
+    assert done.returncode == 1
+    (finding,) = json.loads(done.stdout)["findings"]
+    assert (finding["rule"], finding["function"]) == ("drift", "reserve")
+    assert finding["file"] == "inventory_service/domain.py"
+    assert "inventory.high" in finding["message"]
+
+
 # --- wrong usage ----------------------------------------------------------------------------------
 
 
@@ -350,6 +368,10 @@ async def test_a_private_broker_is_compared_and_mended_by_its_data_folder(tmp_pa
         ("topology", "apply"),
         ("topology", "diff"),
         ("topology", "export", "--passwords-from", "nowhere"),
+        ("map", "--format", "poem"),
+        ("check", "--broker"),
+        ("check", "--definitions", "nowhere"),
+        ("generate", "--root", "nowhere"),
         ("dance",),
         ("status", "--colour"),
     ],
@@ -372,6 +394,9 @@ def test_wrong_usage_is_told_from_failure(arguments: tuple[str, ...], tmp_path: 
         "publish",
         "status",
         "reconcile",
+        "map",
+        "check",
+        "generate",
         "topology export",
         "topology apply",
         "topology diff",

@@ -1,0 +1,322 @@
+"""What can be told to be wrong with a choreography from its signatures alone.
+
+That each order ends right over every interleaving is another matter: `saga verify` explores that.
+This finds at once what no interleaving could mend.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from common.choreography import Choreography, State
+from common.message import Command, Event, Priority, Role
+from common.messaging.definitions import Definitions
+from common.messaging.topology import EVENTS_EXCHANGE
+from saga.drift import Difference
+from saga.graph.flow import Flow, Node, Source, Step, label
+from saga.schemas.export import versions_of
+
+RULES: Final = {
+    "unpublished": "Every event that is reacted to is published by somebody.",
+    "unconsumed": "Every published event is reacted to by somebody, or marked `final`.",
+    "unreached": "Every reaction can be reached from a command.",
+    "failure": "Every failure leads to a cancellation.",
+    "effect": "After every cancellation, whoever had an effect comes to undo it.",
+    "undoes": "What is undone is an effect, and what undoes is a compensation.",
+    "cycle": (
+        "Every cycle has a guard: a reaction that may decide on nothing, and whose state evolves, "
+        "so that it can tell the second time from the first."
+    ),
+    "version": (
+        "Every older version of an event has a class with an upcaster, and every reaction takes "
+        "the newest."
+    ),
+    "permission": "Every participant's user on the broker may publish what its reactions may.",
+}
+"""What is asked of every choreography, by the rule's name."""
+DRIFT: Final = "drift"
+"""The rule that takes a live broker: it holds what the signatures ask for, and nothing else."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What breaks a rule, and where: `name` is the function's or the class's."""
+
+    rule: str
+    source: Source | None
+    name: str
+    message: str
+
+    def __str__(self) -> str:
+        where = f"{self.source} {self.name}" if self.source else self.name
+        return f"{where}: {self.message} [{self.rule}]"
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "rule": self.rule,
+            "file": self.source.file if self.source else None,
+            "line": self.source.line if self.source else None,
+            "function": self.name,
+            "message": self.message,
+        }
+
+
+def check(choreography: Choreography, broker: Definitions) -> list[Finding]:
+    """Everything that breaks one of the `RULES`, by place in the code.
+
+    `broker` is what a broker is to hold; the permissions in it are what `permission` looks at.
+    """
+    flow = Flow(choreography)
+    findings = [
+        *_unpublished(flow),
+        *_unconsumed(flow),
+        *_unreached(flow),
+        *_failures(flow),
+        *_effects(flow),
+        *_undoes(flow),
+        *_cycles(flow),
+        *_versions(flow),
+        *_permissions(flow, broker),
+    ]
+    return sorted(findings, key=_place)
+
+
+def drifted(choreography: Choreography, differences: Iterable[Difference]) -> list[Finding]:
+    """A live broker's differences, each at the reaction it concerns first, where there is one."""
+    flow = Flow(choreography)
+    return [
+        Finding(
+            DRIFT,
+            step.source if step else None,
+            step.reaction.name if step else "broker",
+            f"{difference.kind} {difference.name}: expected {difference.expected}, "
+            f"found {difference.found}; see `saga topology diff`",
+        )
+        for difference in differences
+        for step in [_concerned(flow, difference.name)]
+    ]
+
+
+def _place(finding: Finding) -> tuple[str, int, str]:
+    source = finding.source
+    return (source.file, source.line, finding.rule) if source else ("", 0, finding.rule)
+
+
+def _at(rule: str, step: Step, message: str) -> Finding:
+    return Finding(rule, step.source, step.reaction.name, message)
+
+
+def _unpublished(flow: Flow) -> Iterator[Finding]:
+    for event in flow.choreography.events:
+        if not flow.publishers(event):
+            for step in flow.takers(event):
+                yield _at("unpublished", step, f"reacts to {event.type}, which nobody publishes")
+
+
+def _unconsumed(flow: Flow) -> Iterator[Finding]:
+    for event in flow.choreography.events:
+        if not (event.final or flow.takers(event)):
+            for step in flow.publishers(event):
+                yield _at(
+                    "unconsumed",
+                    step,
+                    f"publishes {event.type}, which nobody reacts to; "
+                    f"mark it `final` if nobody needs to",
+                )
+
+
+def _unreached(flow: Flow) -> Iterator[Finding]:
+    reached = flow.reachable(flow.commands)
+    for participant in flow.choreography.participants:
+        steps = [step for step in flow.steps if step.participant is participant]
+        if not any(step in reached for step in steps):
+            for step in steps[:1]:
+                yield _at(
+                    "unreached", step, f"nothing that {participant.name} reacts to ever happens"
+                )
+            continue
+        for step in steps:
+            if step not in reached:
+                yield _at(
+                    "unreached",
+                    step,
+                    f"{step.reaction.consumes.__name__} never comes: no command leads to it",
+                )
+
+
+def _failures(flow: Flow) -> Iterator[Finding]:
+    for event in flow.choreography.events:
+        if event.role is Role.FAILURE and not _cancellations(flow.reachable([event])):
+            for step in flow.publishers(event):
+                yield _at(
+                    "failure",
+                    step,
+                    f"{event.type} is a failure, but leads to no cancellation: what was done "
+                    f"before it stays done",
+                )
+
+
+def _effects(flow: Flow) -> Iterator[Finding]:
+    # Both belong to one saga if one command can lead to both.
+    sagas = [flow.reachable([command]) for command in flow.commands]
+    for effect in flow.choreography.events:
+        if effect.role is not Role.EFFECT:
+            continue
+        for cancellation in _cancellations(flow.choreography.events):
+            if not any(effect in saga and cancellation in saga for saga in sagas):
+                continue
+            after = flow.reachable([cancellation])
+            undone_by = {
+                step.participant
+                for step in flow.steps
+                if step in after
+                and any(_is_among(effect, kind.undoes) for kind in step.reaction.publishes)
+            }
+            for step in flow.publishers(effect):
+                if step.participant not in undone_by:
+                    yield _at(
+                        "effect",
+                        step,
+                        f"{effect.type} is an effect, but {cancellation.type} does not lead "
+                        f"{step.participant.name} to publish anything that undoes it",
+                    )
+
+
+def _undoes(flow: Flow) -> Iterator[Finding]:
+    for event in flow.choreography.events:
+        source = Source.of(event)
+        for undone in event.undoes:
+            if undone.role is not Role.EFFECT:
+                message = f"undoes {undone.type}, whose role is {undone.role}, not effect"
+                yield Finding("undoes", source, event.__name__, message)
+        if event.undoes and event.role is not Role.COMPENSATION:
+            message = f"undoes something, but its role is {event.role}, not compensation"
+            yield Finding("undoes", source, event.__name__, message)
+
+
+def is_guard(step: Step) -> bool:
+    """Whether a reaction can bring a cycle to a stop: it may decide on nothing, and has a state
+    that evolves to tell it when."""
+    return step.reaction.may_do_nothing and step.reaction.own.evolve is not State.evolve
+
+
+def _cycles(flow: Flow) -> Iterator[Finding]:
+    following = {
+        node: [after for after in heads if not (isinstance(after, Step) and is_guard(after))]
+        for node, heads in flow.following.items()
+        if not (isinstance(node, Step) and is_guard(node))
+    }
+    told: set[Node] = set()
+    for step in flow.steps:
+        cycle = _way_back(step, following)
+        if cycle and told.isdisjoint(cycle):
+            told.update(cycle)
+            yield _at(
+                "cycle",
+                step,
+                f"goes round for ever: {' → '.join(map(label, cycle))} → {label(step)}; let one of "
+                f"these reactions decide on nothing where its state says that it is done",
+            )
+
+
+def _way_back(start: Node, following: Mapping[Node, Sequence[Node]]) -> list[Node]:
+    """The shortest way from a node to itself; empty if there is none."""
+    before: dict[Node, Node] = {}
+    waiting = [start]
+    for node in waiting:  # grows
+        for after in following.get(node, ()):
+            if after == start:
+                way = [node]
+                while way[-1] != start:
+                    way.append(before[way[-1]])
+                return way[::-1]
+            if after not in before:
+                before[after] = node
+                waiting.append(after)
+    return []
+
+
+def _versions(flow: Flow) -> Iterator[Finding]:
+    for event in flow.choreography.events:
+        versions = versions_of(event)
+        newest = max(versions)
+        for number in range(1, newest):
+            old = versions.get(number)
+            if old is None:
+                yield Finding(
+                    "version",
+                    Source.of(versions[newest]),
+                    versions[newest].__name__,
+                    f"version {number} of {event.type} has no class, so what was published of it "
+                    f"cannot be read any more",
+                )
+            elif issubclass(old, Event) and old.upcast is Event.upcast:
+                message = (
+                    f"version {number} of {event.type} has no upcaster; {newest} is the newest"
+                )
+                yield Finding("version", Source.of(old), old.__name__, message)
+        for step in flow.takers(event):
+            taken = step.reaction.consumes
+            if issubclass(taken, Event) and taken.version != newest:
+                yield _at(
+                    "version",
+                    step,
+                    f"takes version {taken.version} of {event.type}, but is never given it: "
+                    f"events are upcast to version {newest} when they are read",
+                )
+
+
+def _permissions(flow: Flow, broker: Definitions) -> Iterator[Finding]:
+    for step in flow.steps:
+        user = step.participant.name
+        for kind in step.reaction.publishes:
+            keys = [f"{kind.type}.{priority}" for priority in Priority]
+            if not all(_permitted(broker, user, key) for key in keys):
+                yield _at(
+                    "permission",
+                    step,
+                    f"may publish {kind.type}, but the broker does not let the user {user}: "
+                    f"run `make generate`, then `saga topology apply`",
+                )
+
+
+def _permitted(broker: Definitions, user: str, key: str) -> bool:
+    """Whether a user may publish to the events' exchange under a routing key, as RabbitMQ decides:
+    a permission is a regular expression that may match anywhere, and a topic permission that is not
+    there forbids nothing."""
+    writes = [p["write"] for p in broker.get("permissions", ()) if p["user"] == user]
+    topics = [
+        p["write"]
+        for p in broker.get("topic_permissions", ())
+        if p["user"] == user and p["exchange"] == EVENTS_EXCHANGE
+    ]
+    return any(re.search(write, EVENTS_EXCHANGE) for write in writes) and (
+        not topics or any(re.search(topic, key) for topic in topics)
+    )
+
+
+def _concerned(flow: Flow, name: str) -> Step | None:
+    """The reaction that something on the broker is there for: to the event that a binding names, or
+    the first of the participant whose queue or user it is."""
+    words = re.split(r"[ .]", name)
+    for step in flow.steps:
+        taken = step.reaction.consumes
+        queue_of = step.participant.name in words
+        if queue_of and issubclass(taken, Event | Command) and taken.type in name:
+            return step
+    return next((step for step in flow.steps if step.participant.name in words), None)
+
+
+def _cancellations(nodes: Iterable[Node]) -> list[type[Event]]:
+    return [
+        node
+        for node in nodes
+        if not isinstance(node, Step) and issubclass(node, Event) and node.role is Role.CANCELLATION
+    ]
+
+
+def _is_among(event: type[Event], kinds: Iterable[type[Event]]) -> bool:
+    return any(kind.type == event.type for kind in kinds)

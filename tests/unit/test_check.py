@@ -1,0 +1,410 @@
+"""Every rule finds what breaks it, names the function, and finds nothing in what is sound."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import pytest
+from typer.testing import CliRunner
+
+import saga.discovery
+from common.choreography import Choreography, Participant, State
+from common.events import OrderPlaced
+from common.message import Answer, Command, Event, EventTypes, Intent, Role
+from common.messaging.definitions import Definitions, definitions
+from common.messaging.permissions import users_of
+from common.messaging.topology import topology_of
+from saga.cli import app
+from saga.discovery import choreography
+from saga.drift import MISSING, Difference
+from saga.graph.check import RULES, Finding, check, drifted
+from saga.graph.flow import Source
+
+Functions = list[Callable[..., Any]]
+
+
+class Book(Command):
+    type: ClassVar[str] = "trip.book"
+
+
+class CallOff(Command):
+    type: ClassVar[str] = "trip.call_off"
+
+
+class TripBooked(Event):
+    type: ClassVar[str] = "trip.booked"
+
+
+class TripEnded(Event):
+    type: ClassVar[str] = "trip.ended"
+    role: ClassVar[Role] = Role.COMPLETION
+    final: ClassVar[bool] = True
+
+
+class TripCancelled(Event):
+    type: ClassVar[str] = "trip.cancelled"
+    role: ClassVar[Role] = Role.CANCELLATION
+
+
+class SeatHeld(Event):
+    type: ClassVar[str] = "seat.held"
+    role: ClassVar[Role] = Role.EFFECT
+
+
+class SeatRefused(Event):
+    type: ClassVar[str] = "seat.refused"
+    role: ClassVar[Role] = Role.FAILURE
+
+
+class SeatFreed(Event):
+    type: ClassVar[str] = "seat.freed"
+    role: ClassVar[Role] = Role.COMPENSATION
+    undoes: ClassVar[EventTypes] = (SeatHeld,)
+    final: ClassVar[bool] = True
+
+
+@dataclass(frozen=True, slots=True)
+class Trip(State):
+    booked: bool = False
+
+    def evolve(self, message: Event | Intent, at: datetime) -> Self:
+        return replace(self, booked=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Seat(Trip):
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Forgetful(State):
+    pass
+
+
+# mypy: disable-error-code="empty-body"
+# Only their signatures are looked at.
+def book(command: Book, trip: Trip) -> TripBooked | None: ...
+def call_off(command: CallOff, trip: Trip) -> TripCancelled | None: ...
+def give_up(event: SeatRefused, trip: Trip) -> TripCancelled | None: ...
+def end(event: SeatHeld, trip: Trip) -> TripEnded | None: ...
+def hold(event: TripBooked, seat: Seat) -> SeatHeld | SeatRefused | None: ...
+def free(event: TripCancelled, seat: Seat) -> SeatFreed | None: ...
+
+
+TRIP: Functions = [book, call_off, give_up, end]
+SEAT: Functions = [hold, free]
+
+
+def found(*participants: tuple[str, Functions]) -> list[Finding]:
+    graph = Choreography(Participant(name, *functions) for name, functions in participants)
+    return check(graph, asked_for(graph))
+
+
+def asked_for(graph: Choreography) -> Definitions:
+    return definitions(topology_of(graph), users_of(graph))
+
+
+def test_a_sound_choreography_has_no_findings() -> None:
+    assert found(("trip", TRIP), ("seat", SEAT)) == []
+
+
+def test_the_orders_choreography_has_no_findings() -> None:
+    assert check(choreography(), asked_for(choreography())) == []
+
+
+# What breaks a rule each, and where it has to be found.
+
+
+class TripDelayed(Event):
+    type: ClassVar[str] = "trip.delayed"
+
+
+def apologize(event: TripDelayed, trip: Trip) -> TripEnded | None: ...
+
+
+class SeatCleaned(Event):
+    type: ClassVar[str] = "seat.cleaned"
+
+
+def clean(event: TripBooked, seat: Seat) -> SeatCleaned | None: ...
+
+
+def praise(event: SeatCleaned, forgetful: Forgetful) -> None: ...
+
+
+class Asked(Answer):
+    pass
+
+
+class Ask(Intent):
+    answer: ClassVar[type[Answer]] = Asked
+
+
+def hear(answer: Asked, seat: Seat) -> None: ...
+
+
+def give_up_silently(event: SeatRefused, trip: Trip) -> None: ...
+
+
+def free_nothing(event: TripCancelled, seat: Seat) -> None: ...
+
+
+class SeatLost(Event):
+    type: ClassVar[str] = "seat.lost"
+    role: ClassVar[Role] = Role.CANCELLATION
+    final: ClassVar[bool] = True
+
+
+class Lose(Command):
+    type: ClassVar[str] = "seat.lose"
+
+
+def lose_alone(command: Lose, seat: Seat) -> SeatLost | None: ...
+
+
+def lose(event: TripEnded, seat: Seat) -> SeatLost | None: ...
+
+
+class SeatCheered(Event):
+    type: ClassVar[str] = "seat.cheered"
+    undoes: ClassVar[EventTypes] = (TripBooked,)
+    final: ClassVar[bool] = True
+
+
+def cheer(event: TripEnded, seat: Seat) -> SeatCheered | None: ...
+
+
+class Ping(Event):
+    type: ClassVar[str] = "ping"
+
+
+class Pong(Event):
+    type: ClassVar[str] = "pong"
+
+
+def serve(command: Book, trip: Trip) -> Ping: ...
+
+
+def hit(event: Ping, trip: Trip) -> Pong: ...
+
+
+def hit_back(event: Pong, trip: Trip) -> Ping: ...
+
+
+def hit_or_stop(event: Pong, seat: Seat) -> Ping | None: ...
+
+
+def hit_forgetfully(event: Pong, forgetful: Forgetful) -> Ping | None: ...
+
+
+class SeatMoved(Event):
+    type: ClassVar[str] = "seat.moved"
+    version: ClassVar[int] = 3
+    final: ClassVar[bool] = True
+
+
+class SeatMovedV2(Event):
+    type: ClassVar[str] = "seat.moved"
+    version: ClassVar[int] = 2
+
+
+def move(event: TripEnded, seat: Seat) -> SeatMoved | None: ...
+
+
+def follow(event: SeatMovedV2, trip: Trip) -> None: ...
+
+
+@dataclass(frozen=True)
+class Broken:
+    participants: list[tuple[str, Functions]]
+    rule: str
+    at: Callable[..., Any] | type
+    said: str
+
+
+BROKEN = {
+    "an event that nobody publishes": Broken(
+        [("trip", [*TRIP, apologize]), ("seat", SEAT)],
+        "unpublished",
+        apologize,
+        "reacts to trip.delayed, which nobody publishes",
+    ),
+    "an event that nobody reacts to": Broken(
+        [("trip", TRIP), ("seat", SEAT), ("cleaning", [clean])],
+        "unconsumed",
+        clean,
+        "publishes seat.cleaned, which nobody reacts to; mark it `final`",
+    ),
+    "a participant that nothing reaches": Broken(
+        [("trip", TRIP), ("seat", SEAT), ("fan", [praise])],
+        "unreached",
+        praise,
+        "nothing that fan reacts to ever happens",
+    ),
+    "a reaction to the answer to no question": Broken(
+        [("trip", TRIP), ("seat", [*SEAT, hear])],
+        "unreached",
+        hear,
+        "Asked never comes",
+    ),
+    "a failure that cancels nothing": Broken(
+        [("trip", [book, call_off, give_up_silently, end]), ("seat", SEAT)],
+        "failure",
+        hold,
+        "seat.refused is a failure, but leads to no cancellation",
+    ),
+    "an effect that a cancellation does not undo": Broken(
+        [("trip", TRIP), ("seat", [hold, free_nothing])],
+        "effect",
+        hold,
+        "seat.held is an effect, but trip.cancelled does not lead seat to publish anything",
+    ),
+    "an effect that only somebody else undoes": Broken(
+        [("trip", TRIP), ("seat", [hold]), ("usher", [free])],
+        "effect",
+        hold,
+        "does not lead seat to",
+    ),
+    "an effect that one of two cancellations does not undo": Broken(
+        [("trip", TRIP), ("seat", [*SEAT, lose])],
+        "effect",
+        hold,
+        "seat.lost does not lead seat to",
+    ),
+    "an undoing of what is no effect": Broken(
+        [("trip", TRIP), ("seat", [*SEAT, cheer])],
+        "undoes",
+        SeatCheered,
+        "undoes trip.booked, whose role is step",
+    ),
+    "a cycle that nobody can leave": Broken(
+        [("trip", [serve, hit]), ("seat", [hit_back])],
+        "cycle",
+        hit_back,
+        "goes round for ever: seat.hit_back → ping → trip.hit → pong → seat.hit_back",
+    ),
+    "a cycle whose way out has no memory": Broken(
+        [("trip", [serve, hit]), ("seat", [hit_forgetfully])],
+        "cycle",
+        hit_forgetfully,
+        "let one of these reactions decide on nothing where its state says that it is done",
+    ),
+    "a version without an upcaster": Broken(
+        [("trip", TRIP), ("seat", [*SEAT, move])],
+        "version",
+        SeatMovedV2,
+        "version 2 of seat.moved has no upcaster; 3 is the newest",
+    ),
+    "a version without a class": Broken(
+        [("trip", TRIP), ("seat", [*SEAT, move])],
+        "version",
+        SeatMoved,
+        "version 1 of seat.moved has no class",
+    ),
+    "a reaction to a version that is upcast": Broken(
+        [("trip", [*TRIP, follow]), ("seat", [*SEAT, move])],
+        "version",
+        follow,
+        "takes version 2 of seat.moved, but is never given it",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_what_breaks_a_rule_is_found_where_it_is(name: str) -> None:
+    broken = BROKEN[name]
+    findings = [f for f in found(*broken.participants) if f.rule == broken.rule]
+
+    matching = [f for f in findings if f.name == broken.at.__name__ and broken.said in f.message]
+    assert len(matching) == 1, [*map(str, findings)]
+    _, line = inspect.getsourcelines(broken.at)
+    source = matching[0].source
+    assert source == Source.of(broken.at)
+    assert source is not None
+    assert source.line == line
+    assert Path(source.file).name == "test_check.py"
+
+
+def test_there_is_a_broken_example_for_every_rule() -> None:
+    assert {broken.rule for broken in BROKEN.values()} | {"permission"} == set(RULES)
+
+
+def test_a_cycle_that_a_remembering_reaction_can_leave_is_sound() -> None:
+    assert found(("trip", [serve, hit]), ("seat", [hit_or_stop])) == []
+
+
+def test_a_cancellation_of_another_saga_needs_to_undo_nothing() -> None:
+    assert found(("trip", TRIP), ("seat", SEAT), ("lost", [lose_alone])) == []
+
+
+@pytest.mark.parametrize("section", ["permissions", "topic_permissions"])
+def test_a_reaction_that_may_publish_what_its_user_may_not_is_found(section: str) -> None:
+    graph = Choreography([Participant("trip", *TRIP), Participant("seat", *SEAT)])
+    document = asked_for(graph)
+    for permission in document[section]:
+        if permission["user"] == "seat":
+            permission["write"] = permission["write"].replace(r"seat\.freed\.high|", "")
+            permission["write"] = permission["write"].replace(r"saga\.events|", "")
+
+    findings = check(graph, document)
+
+    at = {"permissions": {"hold", "free"}, "topic_permissions": {"free"}}[section]
+    assert {finding.rule for finding in findings} == {"permission"}
+    assert {finding.name for finding in findings} == at
+    assert all("the broker does not let the user seat" in f.message for f in findings)
+
+
+def test_what_a_live_broker_holds_differently_is_told_at_the_reaction_it_concerns() -> None:
+    differences = [
+        Difference("binding", "saga.events order.placed.high inventory.high", "there", MISSING),
+        Difference("queue", "payment.dlq", "there", MISSING),
+        Difference("queue", "saga.retry.500", "there", MISSING),
+    ]
+
+    bound, dead, waiting = drifted(choreography(), differences)
+
+    assert (bound.name, dead.name, waiting.name) == ("reserve", "charge", "broker")
+    assert str(bound.source).startswith("inventory_service/domain.py:")
+    assert "expected there, found -" in bound.message
+
+
+def test_saga_check_says_where_and_ends_with_1_when_something_is_found(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def said(*options: str) -> tuple[int, str]:
+        result = CliRunner().invoke(app, ["check", "--definitions", str(file), *options])
+        return result.exit_code, result.stdout
+
+    file = tmp_path / "definitions.json"
+    file.write_text(json.dumps(asked_for(choreography())))
+    assert said() == (0, "")
+
+    broken = {"a_service": Participant("seat", *SEAT), "b_service": Participant("mail", greet)}
+    monkeypatch.setattr(saga.discovery, "participants", lambda: broken)
+    status, text = said()
+    assert status == 1
+    line = next(line for line in text.splitlines() if "greet" in line and "unpublished" in line)
+    assert line.startswith(f"{Source.of(greet)} greet: reacts to order.placed, which nobody")
+
+    status, text = said("--json")
+    document = json.loads(text)
+    assert status == 1
+    assert not document["ok"]
+    assert {"rule", "file", "line", "function", "message"} == document["findings"][0].keys()
+
+
+def greet(event: OrderPlaced, trip: Trip) -> None: ...
+
+
+def test_a_definitions_file_that_is_none_is_wrong_usage(tmp_path: Path) -> None:
+    file = tmp_path / "definitions.json"
+    file.write_text("[]")
+    for wrong in (file, tmp_path / "missing.json"):
+        result = CliRunner().invoke(app, ["check", "--definitions", str(wrong)])
+        assert result.exit_code == 2
