@@ -11,7 +11,7 @@ from typing import Any, Final, NoReturn
 
 import typer
 
-from saga.commands import dlq, graph, load, running, topology
+from saga.commands import dlq, graph, load, running, topology, verify
 from saga.commands.output import problem
 
 FAILED: Final = 1
@@ -35,6 +35,7 @@ app.command("reconcile")(running.reconcile)
 app.command("map")(graph.show_map)
 app.command("check")(graph.check)
 app.command("generate")(graph.generate)
+app.command("verify")(verify.verify)
 app.add_typer(topology.app, name="topology")
 app.add_typer(dlq.app, name="dlq")
 
@@ -86,6 +87,7 @@ def _explanation(error: Exception) -> str | None:
     from saga.publish import PublishError
     from saga.reconcile import ReconcileError
     from saga.system import SystemFault
+    from saga.verify.model import VerifyError
 
     known = (
         BrokerError,
@@ -101,6 +103,7 @@ def _explanation(error: Exception) -> str | None:
         SettingsError,
         SystemFault,
         TopologyError,
+        VerifyError,
     )
     if isinstance(error, known):
         return " ".join(str(error).split())

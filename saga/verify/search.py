@@ -1,0 +1,238 @@
+"""Every state of a model, breadth first, so that the first violation has a shortest schedule."""
+
+from __future__ import annotations
+
+import time
+from array import array
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from saga.verify.facts import FIELD, Action
+from saga.verify.machine import Broken, Machine
+from saga.verify.model import VerifyError, Violation
+
+STATES_MAX = 5_000_000
+"""States of one model that are kept in memory."""
+STATE_BYTES = 200
+"""What one takes there, roughly, with its transitions."""
+PROGRESS_SECONDS = 1.0
+
+Progress = Callable[[int, int], None]
+"""Told the depth and the number of states, every second or so."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A violation and a shortest way to it.
+
+    `states` begins with the one of `start`. `broken` is the step that broke a rule by itself, in
+    the last of them.
+    """
+
+    violation: Violation
+    start: str
+    states: Sequence[int]
+    broken: Action | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Exploration:
+    """What was seen: every state there is, unless something was `found`.
+
+    `transitions` lead to another state; `repetitions` back to the same, as most of the deliveries
+    that come twice.
+    """
+
+    states: int
+    states_at_rest: int
+    transitions: int
+    repetitions: int
+    depth: int
+    seconds: float
+    found: Found | None
+
+
+def explore(
+    machine: Machine, *, states_max: int = STATES_MAX, progress: Progress | None = None
+) -> Exploration:
+    """Visit every state, or stop at the first violation.
+
+    Raises `VerifyError`, for instance if there are more than `states_max`.
+    """
+    started = time.monotonic()
+    search = _Search(machine, states_max, progress)
+    found = search.run() or search.stuck()
+    return Exploration(
+        states=len(search.states),
+        states_at_rest=sum(search.at_rest),
+        transitions=len(search.targets),
+        repetitions=search.repetitions,
+        depth=search.depth,
+        seconds=time.monotonic() - started,
+        found=found,
+    )
+
+
+def moved(machine: Machine, before: int, after: int) -> Violation | None:
+    """The violation, if anything to be seen changed in a step from a state at rest."""
+    if not machine.at_rest(before) or not (after ^ before) & machine.visible:
+        return None
+    return Violation(
+        "moved_at_rest",
+        machine.model.name,
+        "whatever was sent had been done, and then something changed nevertheless",
+    )
+
+
+def never_at_rest(
+    machine: Machine, state: int, *, states_max: int = STATES_MAX
+) -> Violation | None:
+    """The violation, if no state at rest can be reached from this one. Raises `VerifyError` if
+    that takes more than `states_max` states to say."""
+    seen, waiting = {state}, [state]
+    for waiting_state in waiting:
+        if machine.at_rest(waiting_state):
+            return None
+        for action in machine.actions(waiting_state):
+            for outcome in machine.outcomes(action, waiting_state):
+                after = waiting_state & action.keep | outcome.bits
+                if after not in seen:
+                    seen.add(after)
+                    waiting.append(after)
+        if len(seen) > states_max:
+            raise _too_many(machine, states_max)
+    return _never_at_rest(machine)
+
+
+def _never_at_rest(machine: Machine) -> Violation:
+    return Violation(
+        "never_at_rest",
+        machine.model.name,
+        "whatever happens from here on, something that was sent is never done",
+    )
+
+
+def _too_many(machine: Machine, states_max: int) -> VerifyError:
+    return VerifyError(
+        f"{machine.model.name}: more than {states_max} states; allow more with --max-states (some "
+        f"{STATE_BYTES} bytes each), or look for a reaction that says something new each time"
+    )
+
+
+class _Search:
+    def __init__(self, machine: Machine, states_max: int, progress: Progress | None) -> None:
+        self._machine = machine
+        self._states_max = states_max
+        self._progress = progress
+        self._starts: dict[int, str] = {}
+        self._numbers: dict[int, int] = {}
+        self._judged: tuple[set[int], set[int]] = set(), set()
+        """What rules have seen, in motion and at rest."""
+        # By the number of a state, which is its place in the breadth-first order:
+        self.states: list[int] = []
+        self.at_rest = bytearray()
+        self._parents = array("I")
+        self._offsets = array("I")
+        """Where its successors begin in `targets`."""
+        self.targets = array("I")
+        self.repetitions = 0
+        self.depth = 0
+
+    def run(self) -> Found | None:
+        """Visit all states; the first violation ends it."""
+        for name, state in self._machine.starts.items():
+            if state not in self._numbers:
+                self._starts[self._add(state, 0)] = name
+                if found := self._judge(state):
+                    return found
+        told_at = time.monotonic()
+        level_end = len(self.states)
+        number = 0
+        while number < len(self.states):
+            if number == level_end:
+                self.depth += 1
+                level_end = len(self.states)
+            if found := self._expand(number):
+                return found
+            number += 1
+            if self._progress and number % 1024 == 0 and time.monotonic() > told_at:
+                told_at = time.monotonic() + PROGRESS_SECONDS
+                self._progress(self.depth, len(self.states))
+        self._offsets.append(len(self.targets))
+        return None
+
+    def _expand(self, number: int) -> Found | None:
+        """Take every step from a state."""
+        machine, numbers, targets = self._machine, self._numbers, self.targets
+        state, at_rest = self.states[number], self.at_rest[number]
+        self._offsets.append(len(targets))
+        for action in machine.actions(state):
+            value = state >> action.shift & FIELD
+            outcomes = action.outcomes.get(value)
+            if outcomes is None:
+                try:
+                    outcomes = machine.outcomes(action, state)
+                except Broken as broken:
+                    return self._found(broken.violation, number, action)
+            for outcome in outcomes:
+                after = state & action.keep | outcome.bits
+                if after == state:
+                    self.repetitions += 1
+                    continue
+                known = numbers.get(after)
+                if known is None:
+                    known = self._add(after, number)
+                    if found := self._judge(after):
+                        return found
+                targets.append(known)
+                if at_rest and (violation := moved(machine, state, after)):
+                    found = self._found(violation, number)
+                    return replace(found, states=[*found.states, after])
+        return None
+
+    def _add(self, state: int, parent: int) -> int:
+        number = self._numbers[state] = len(self.states)
+        if number >= self._states_max:
+            raise _too_many(self._machine, self._states_max)
+        self.states.append(state)
+        self.at_rest.append(self._machine.at_rest(state))
+        self._parents.append(parent)
+        return number
+
+    def _judge(self, state: int) -> Found | None:
+        number = self._numbers[state]
+        judged = self._judged[self.at_rest[number]]
+        visible = state & self._machine.visible
+        if visible in judged:
+            return None
+        judged.add(visible)
+        violation = self._machine.judge(state)
+        return self._found(violation, number) if violation else None
+
+    def stuck(self) -> Found | None:
+        """The first state from which no state at rest can be reached.
+
+        A state can if one of its successors can. Successors mostly come later in the breadth-first
+        order, so that going backwards through it a few times settles all of them.
+        """
+        can = bytearray(self.at_rest)
+        changed = True
+        while changed:
+            changed = False
+            for number in range(len(can) - 1, -1, -1):
+                if not can[number] and any(
+                    can[target]
+                    for target in self.targets[self._offsets[number] : self._offsets[number + 1]]
+                ):
+                    can[number] = changed = True
+        number = can.find(0)
+        if number < 0:
+            return None
+        return self._found(_never_at_rest(self._machine), number)
+
+    def _found(self, violation: Violation, number: int, broken: Action | None = None) -> Found:
+        states = [self.states[number]]
+        while number not in self._starts:
+            number = self._parents[number]
+            states.append(self.states[number])
+        return Found(violation, self._starts[number], states[::-1], broken)

@@ -1,0 +1,270 @@
+"""The order saga cannot go wrong, and `saga verify` would notice if it could."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Self
+
+import pytest
+from typer.testing import CliRunner
+
+from common.choreography import Participant, State
+from common.events import CancellationReason, OrderConfirmed, PaymentVoided
+from common.message import Event, Intent
+from inventory_service.domain import Reservation, ReservationStatus
+from order_service.domain import Order, OrderStatus
+from payment_service.domain import Payment, PaymentStatus
+from saga.cli import app
+from saga.commands.verify import print_reports, reports_as_json
+from saga.verify import (
+    Model,
+    Schedule,
+    VerifyError,
+    View,
+    Violation,
+    as_test,
+    diagram,
+    replay,
+    verify,
+)
+from saga.verify.order_saga import one_order, two_orders
+from tests.unit.twins import (
+    TWINS,
+    Twin,
+    a_charge_is_forgotten_after_a_crash,
+    a_refund_is_forgotten,
+    stock_has_no_marker_for_an_overtaking_cancellation,
+)
+
+ROOT = Path(__file__).parents[2]
+
+
+def schedule_of(model: Model) -> Schedule:
+    schedule = verify(model).schedule
+    assert schedule is not None
+    return schedule
+
+
+def steps_of(schedule: Schedule) -> list[str]:
+    return [step.text for step in schedule.steps]
+
+
+def test_one_order_cannot_end_wrong_whatever_happens() -> None:
+    report = verify(one_order())
+
+    assert report.schedule is None
+    assert report.exploration.repetitions > report.exploration.transitions > 0
+
+
+@pytest.mark.long
+def test_two_orders_for_the_last_unit_cannot_end_wrong_whatever_happens() -> None:
+    report = verify(two_orders())
+
+    assert report.schedule is None
+    assert report.exploration.states > 100_000
+
+
+def test_one_order_goes_every_way_an_order_can_go() -> None:
+    model = one_order()
+    seen: set[object] = set()
+
+    def look(view: View, at_rest: bool) -> Iterable[Violation]:
+        seen.update(order.status for order in view.states(Order))
+        seen.update(order.reason for order in view.states(Order))
+        seen.update(reservation.status for reservation in view.states(Reservation))
+        seen.update(payment.status for payment in view.states(Payment))
+        seen.update(event.type for event in view.events)
+        return ()
+
+    assert verify(replace(model, judge=look)).ok
+    blank = {OrderStatus.UNKNOWN, ReservationStatus.NONE, PaymentStatus.NONE}
+    statuses = {*OrderStatus, *CancellationReason, *ReservationStatus, *PaymentStatus} - blank
+    assert seen - {None} == statuses | {event.type for event in model.choreography.events}
+
+
+@pytest.mark.parametrize("twin", TWINS, ids=lambda twin: twin.name)
+def test_a_mistake_is_found_by_a_shortest_schedule(twin: Twin) -> None:
+    schedule = schedule_of(twin.model())
+
+    assert (schedule.violation.rule, len(schedule.steps)) == (twin.rule, twin.steps)
+
+
+@pytest.mark.parametrize("twin", TWINS, ids=lambda twin: twin.name)
+def test_a_schedule_taken_again_breaks_the_same_rule(twin: Twin) -> None:
+    schedule = schedule_of(twin.model())
+
+    assert replay(twin.model(), schedule.start, *steps_of(schedule)) == schedule.violation
+
+
+def test_a_schedule_breaks_nothing_once_the_mistake_is_mended() -> None:
+    schedule = schedule_of(a_refund_is_forgotten())
+
+    assert replay(one_order(), schedule.start, *steps_of(schedule)) is None
+
+
+def test_a_schedule_is_taken_as_far_as_it_is_possible() -> None:
+    schedule = schedule_of(a_refund_is_forgotten())
+    steps = ["order takes an order for tea", *steps_of(schedule)]
+
+    assert replay(a_refund_is_forgotten(), schedule.start, *steps) is None
+
+
+def test_a_schedule_begins_where_the_model_does() -> None:
+    with pytest.raises(
+        VerifyError, match=r"does not begin with 'tea', but with .*'all is in stock'"
+    ):
+        replay(one_order(), "tea")
+
+
+def test_a_schedule_is_drawn_with_who_takes_what_from_whom() -> None:
+    drawn = diagram(schedule_of(stock_has_no_marker_for_an_overtaking_cancellation()))
+
+    assert (
+        drawn
+        == """\
+one order: all is in stock
+
+       world       order     inventory    payment
+  1      ├──────────▶│           │           │        order.place A
+         │           │           │           │          order: publishes order.placed A
+  2      ├──────────▶│           │           │        the customer cancels A
+         │           │           │           │          order: publishes order.cancelled A
+  3      │           ├──────────▶│           │        order.cancelled A
+         │           │           │           │          inventory: nothing new
+  4      │           ├──────────▶│           │        order.placed A  (late)
+         │           │           │           │          inventory: publishes stock.reserved A
+  5      │           ├──────────────────────▶│        order.cancelled A
+         │           │           │           │          payment: publishes payment.voided A
+  6      │           │           ├──────────▶│        stock.reserved A
+         │           │           │           │          payment: nothing new
+
+broken: held_not_confirmed: A: it is cancelled, but its stock is held
+late: overtaken by what was published after it: reordered, or dead and then replayed"""
+    )
+
+
+def test_a_schedule_tells_what_came_again_and_what_was_never_answered() -> None:
+    drawn = diagram(schedule_of(a_charge_is_forgotten_after_a_crash()))
+
+    assert "stock.reserved A  (again)" in drawn
+    assert "open: Charge A: whoever asked has died, or is slow to go on" in drawn
+
+
+def test_a_pasted_test_fails_as_long_as_the_mistake_is_there(tmp_path: Path) -> None:
+    schedule = schedule_of(a_refund_is_forgotten())
+    pasted = tmp_path / "test_pasted.py"
+    pasted.write_text(as_test(schedule))
+
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(pasted)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 1, run.stdout
+    assert "test_charged_not_confirmed" in run.stdout
+    assert schedule.violation.detail in run.stdout
+
+
+def test_a_pasted_test_passes_once_the_mistake_is_mended() -> None:
+    schedule = replace(schedule_of(a_refund_is_forgotten()), model=one_order())
+    names: dict[str, Callable[[], None]] = {}
+    exec(as_test(schedule), names)  # noqa: S102 - our own text
+
+    names["test_charged_not_confirmed"]()
+
+
+@dataclass(frozen=True, slots=True)
+class Advice(State):
+    given: int = 0
+
+    def evolve(self, message: Event | Intent, at: object) -> Self:
+        return replace(self, given=self.given + 1)
+
+
+def advise(event: OrderConfirmed, advice: Advice) -> PaymentVoided | None:
+    return None if advice.given else PaymentVoided(order_id=event.order_id)
+
+
+def advise_again(event: OrderConfirmed, advice: Advice) -> PaymentVoided:
+    return PaymentVoided(order_id=event.order_id)
+
+
+def test_a_participant_that_joins_is_checked_too() -> None:
+    assert verify(one_order(Participant("recommendation", advise))).ok
+    schedule = schedule_of(one_order(Participant("recommendation", advise_again)))
+
+    assert schedule.violation.rule == "said_twice"
+    assert schedule.steps[-1].receiver == "recommendation"
+
+
+def test_whoever_nobody_listens_to_is_left_out_of_two_orders() -> None:
+    choreography = two_orders(Participant("recommendation", advise)).choreography
+
+    assert [p.name for p in choreography.participants] == ["inventory", "order", "payment"]
+
+
+def test_too_many_states_are_an_error_that_says_what_to_do() -> None:
+    with pytest.raises(VerifyError, match=r"one order: more than 500 states; .*--max-states"):
+        verify(one_order(), states_max=500)
+
+
+def test_progress_is_told() -> None:
+    told: list[tuple[int, int]] = []
+    with pytest.raises(VerifyError):
+        verify(
+            two_orders(),
+            states_max=5_000,
+            progress=lambda depth, states: told.append((depth, states)),
+        )
+
+    assert told == sorted(told)
+    assert told
+
+
+def test_the_command_prints_what_it_has_seen() -> None:
+    result = CliRunner().invoke(app, ["verify", "--orders", "1"])
+
+    assert result.exit_code == 0
+    assert "one order" in result.output
+    assert "nothing is broken" in result.output
+
+
+def test_the_command_prints_json() -> None:
+    result = CliRunner().invoke(app, ["verify", "--orders", "1", "--json"])
+
+    document = json.loads(result.output)
+    assert document["ok"] is True
+    (model,) = document["models"]
+    assert model["violation"] is None
+    assert all(model[count] > 0 for count in ("states", "states_at_rest", "transitions", "depth"))
+
+
+def test_a_violation_is_reported_with_its_schedule_and_its_test(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    report = verify(a_refund_is_forgotten())
+    assert report.schedule is not None
+
+    document = reports_as_json([report])
+    assert document["ok"] is False
+    violation = document["models"][0]["violation"]
+    assert (violation["rule"], violation["subject"]) == ("charged_not_confirmed", "A")
+    assert violation["steps"] == steps_of(report.schedule)
+    print_reports([report])
+    printed = capsys.readouterr().out
+    assert diagram(report.schedule) in printed
+    assert as_test(report.schedule) in printed
+
+
+@pytest.mark.parametrize("orders", ["0", "3", "some"])
+def test_a_number_of_orders_there_is_no_model_of_is_wrong_usage(orders: str) -> None:
+    result = CliRunner().invoke(app, ["verify", "--orders", orders])
+
+    assert result.exit_code == 2
