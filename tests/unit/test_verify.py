@@ -39,6 +39,7 @@ from tests.unit.twins import (
     a_charge_is_forgotten_after_a_crash,
     a_refund_is_forgotten,
     stock_has_no_marker_for_an_overtaking_cancellation,
+    stock_is_released_twice,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -92,6 +93,12 @@ def test_a_mistake_is_found_by_a_shortest_schedule(twin: Twin) -> None:
     schedule = schedule_of(twin.model())
 
     assert (schedule.violation.rule, len(schedule.steps)) == (twin.rule, twin.steps)
+
+
+def test_two_events_under_one_id_are_found_without_a_rule_of_the_saga() -> None:
+    model = replace(stock_is_released_twice(), judge=lambda view, at_rest: ())
+
+    assert schedule_of(model).violation.rule == "id_reused"
 
 
 @pytest.mark.parametrize("twin", TWINS, ids=lambda twin: twin.name)

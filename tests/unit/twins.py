@@ -438,20 +438,6 @@ def a_declined_charge_is_asked_for_until_it_is_paid() -> Participant:
     return swapped(payment.PARTICIPANT, record_charge)
 
 
-@twin("said_twice", 5)
-def a_charge_is_told_twice_in_one_breath() -> Participant:
-    def record_charge(
-        answer: ChargeAnswered, state: Payment
-    ) -> tuple[PaymentCharged, PaymentCharged] | None:
-        if state.status is not PaymentStatus.CHARGING or answer.declined:
-            return None
-        charged = payment.record_charge(answer, state)
-        assert isinstance(charged, PaymentCharged)
-        return charged, charged
-
-    return swapped(payment.PARTICIPANT, record_charge)
-
-
 @dataclass(frozen=True, slots=True)
 class ForgetfulPayment(Payment):
     """Begins to count anew with every event."""
