@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from hashlib import sha256
 from typing import Annotated, Any, Generic, Literal, TypeVar
 from uuid import UUID, uuid5
 
@@ -56,7 +57,7 @@ class Envelope(BaseModel, Generic[M]):
     """One message with its identity, its cause and its place in its sender's sequence.
 
     `sequence` numbers the events one participant published about one subject, from 1; commands
-    have none. `traceparent` is W3C Trace Context.
+    have none. `traceparent` is W3C Trace Context: where in the subject's one trace it was made.
     """
 
     model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
@@ -101,11 +102,16 @@ def source_of(participant: str) -> str:
     return f"/services/{participant}"
 
 
+def trace_id_of(subject: str) -> str:
+    """The id of the one trace of a saga, in hexadecimal digits. All of them look random, which
+    sampling by trace id relies on."""
+    return sha256(f"trace/{subject}".encode()).hexdigest()[:32]
+
+
 def trace_of(subject: str, span: str) -> str:
-    """A `traceparent` for a saga nobody is tracing yet: one trace id per subject."""
-    trace = derived_id(subject, "trace").replace("-", "")
-    parent = derived_id(span, "span").replace("-", "")[:16]
-    return f"00-{trace}-{parent}-01"
+    """A `traceparent` where nobody records spans: within the trace of the subject."""
+    parent = sha256(f"span/{span}".encode()).hexdigest()[:16]
+    return f"00-{trace_id_of(subject)}-{parent}-01"
 
 
 def wrap(

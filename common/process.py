@@ -17,7 +17,7 @@ import uvicorn
 import uvloop
 from fastapi import FastAPI
 
-from common import metrics, telemetry
+from common import metrics, telemetry, tracing
 from common.kernel.database import Database, DatabaseError, open_database
 from common.kernel.tables import Schema
 from common.messaging.connection import BrokerError
@@ -69,9 +69,12 @@ def main(build: Callable[[S], Process], kind: type[S]) -> None:
         settings = load(kind)
         process = build(settings)
         telemetry.configure_logging(process.name, settings.log_level)
+        tracing.start(process.name)
         uvloop.run(run(process, settings))
     except (SettingsError, DatabaseError, BrokerError, OSError) as error:
         sys.exit(f"error: {error}")
+    finally:
+        tracing.stop()
 
 
 async def run(process: Process, settings: Settings) -> None:

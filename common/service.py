@@ -65,10 +65,10 @@ class Service:
 
 def main(build: Callable[[S], Service], kind: type[S]) -> None:
     """Run the service `build` makes; exit 0 after a stop signal, 1 with one line on an error."""
-    process.main(lambda settings: _process(build(settings), settings), kind)
+    process.main(lambda settings: process_of(build(settings), settings), kind)
 
 
-def _process(service: Service, settings: Settings) -> process.Process:
+def process_of(service: Service, settings: Settings) -> process.Process:
     name = service.participant.name
 
     async def assemble(database: Database, stack: contextlib.AsyncExitStack) -> process.Parts:

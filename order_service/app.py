@@ -13,8 +13,9 @@ from prometheus_client import Gauge
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.engine import Connection
 
+from common import tracing
 from common.choreography import State
-from common.envelope import derived_id, w3c_trace
+from common.envelope import derived_id
 from common.events import (
     LINES_MAX,
     TIME_LIMIT_MAX_SECONDS,
@@ -133,30 +134,28 @@ def routes(running: Running) -> APIRouter:
         traceparent: Annotated[str | None, Header()] = None,
     ) -> OrderView:
         """Place an order. Sent again with the same `Idempotency-Key`, it is placed once."""
-        if running.outbox.backlog > running.settings.outbox_backlog_max:
-            orders_turned_away.inc()
-            raise Problem(
-                503,
-                f"{running.outbox.backlog} events wait for the broker; try again later",
-                headers={"Retry-After": str(BUSY_RETRY_SECONDS)},
-            )
         key = idempotency_key or str(uuid4())
         order_id = order_id_of(key)
         command = new.command(order_id)
-        outcome = await running.kernel.give(
-            command,
-            id=derived_id(key, command.type),
-            priority=new.priority,
-            traceparent=w3c_trace(traceparent),
-        )
-        order = outcome.own if isinstance(outcome, Done) else await find(order_id)
-        view = OrderView.of(order)
-        if not view.was_placed_by(command):
-            raise Problem(
-                422,
-                f"the Idempotency-Key {key!r} was used before, for another order; "
-                f"use a new key for a new order",
+        with tracing.request("POST /orders", str(order_id), traceparent, status=202):
+            if running.outbox.backlog > running.settings.outbox_backlog_max:
+                orders_turned_away.inc()
+                raise Problem(
+                    503,
+                    f"{running.outbox.backlog} events wait for the broker; try again later",
+                    headers={"Retry-After": str(BUSY_RETRY_SECONDS)},
+                )
+            outcome = await running.kernel.give(
+                command, id=derived_id(key, command.type), priority=new.priority
             )
+            order = outcome.own if isinstance(outcome, Done) else await find(order_id)
+            view = OrderView.of(order)
+            if not view.was_placed_by(command):
+                raise Problem(
+                    422,
+                    f"the Idempotency-Key {key!r} was used before, for another order; "
+                    f"use a new key for a new order",
+                )
         response.headers["Location"] = f"/orders/{order_id}"
         return view
 
@@ -168,16 +167,20 @@ def routes(running: Running) -> APIRouter:
     @router.post(
         "/orders/{order_id}/cancel", status_code=202, responses=problems(404, 409, 413, 422)
     )
-    async def cancel(order_id: UUID) -> OrderView:
+    async def cancel(
+        order_id: UUID, traceparent: Annotated[str | None, Header()] = None
+    ) -> OrderView:
         """Cancel a pending order; 409 if it has ended already."""
-        order = await find(order_id)
-        outcome = await running.kernel.give(CancelOrder(order_id=order_id), priority=order.priority)
-        view = OrderView.of(await find(order_id))
-        if isinstance(outcome, Done) and not outcome.events:
-            raise Problem(
-                409, f"order {order_id} is {view.status} already", order_status=view.status
-            )
-        return view
+        route = "POST /orders/{order_id}/cancel"
+        with tracing.request(route, str(order_id), traceparent, status=202):
+            command, order = CancelOrder(order_id=order_id), await find(order_id)
+            outcome = await running.kernel.give(command, priority=order.priority)
+            view = OrderView.of(await find(order_id))
+            if isinstance(outcome, Done) and not outcome.events:
+                raise Problem(
+                    409, f"order {order_id} is {view.status} already", order_status=view.status
+                )
+            return view
 
     return router
 

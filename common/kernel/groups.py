@@ -14,12 +14,13 @@ import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from common import tracing
 from common.choreography import Participant, State
 from common.envelope import Envelope, source_of, wrap
 from common.kernel.database import Database
@@ -29,6 +30,10 @@ from common.kernel.step import Decision, NoReaction, OutsideSignature, StateId, 
 from common.kernel.tables import Clock, Tables, VersionConflict, utc_now
 from common.message import Answer, Command, Intent, Message, Priority
 from common.metrics import KernelMetrics
+
+if TYPE_CHECKING:
+    from opentelemetry.context import Context
+    from opentelemetry.trace import Span
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +86,10 @@ class _Work:
     resolved: asyncio.Future[Outcome]
     lanes: Lanes[_Work]
     taken_at: float = field(default_factory=time.monotonic)
+    context: Context | None = None
+    """Where its spans belong, if they are recorded."""
+    span: Span | None = None
+    """Its last reaction's."""
 
 
 _Result = Decision | Duplicate | Failed
@@ -140,6 +149,8 @@ class Kernel:
         """
         lanes = self._local if local else self._lanes
         work = _Work(envelope, envelope.data, asyncio.get_running_loop().create_future(), lanes)
+        if tracing.active is not None:
+            work.context = tracing.active.here()
         self._unresolved += 1
         try:
             lanes.append(work, envelope.priority)
@@ -156,7 +167,6 @@ class Kernel:
         *,
         id: str | None = None,
         priority: Priority = Priority.NORMAL,
-        traceparent: str | None = None,
     ) -> Done | Duplicate:
         """Carry out a command given in process; returns when that is durable.
 
@@ -168,7 +178,6 @@ class Kernel:
             source=source_of(self._participant.name),
             time=self._clock(),
             priority=priority,
-            traceparent=traceparent,
         )
         outcome = await self.handle(envelope, local=True)
         if isinstance(outcome, Failed):
@@ -247,7 +256,7 @@ class Kernel:
                         await self._commit([work], confirmed if number == 0 else ())
                     return
                 elif group:
-                    self._resolve(group[0], Failed(error))
+                    self._go_on(group[0], Failed(error))
                     self._outbox.give_back(confirmed)
                     return
                 else:
@@ -262,6 +271,9 @@ class Kernel:
                 return
 
     def _go_on(self, work: _Work, result: _Result) -> None:
+        if tracing.active is not None and work.span is not None:
+            error = result.error if isinstance(result, Failed) else None
+            tracing.active.end(work.span, error)
         if not isinstance(result, Decision):
             if isinstance(result, Failed) and isinstance(result.error, OutsideSignature):
                 reaction = reaction_to(self._participant, work.message)
@@ -286,7 +298,8 @@ class Kernel:
         async with self._asking:
             began = time.monotonic()
             try:
-                work.message = await self._ask[type(intent)](intent)
+                with tracing.asking(type(intent).__name__, work.span):
+                    work.message = await self._ask[type(intent)](intent)
             except Exception as error:
                 self._metrics.asked(intent, "failed", time.monotonic() - began)
                 self._resolve(work, Failed(error))
@@ -314,12 +327,16 @@ class Kernel:
         finished: list[str] = []
         outgoing: list[Outgoing] = []
         for work in group:
+            work.span = None  # one that was begun before was rolled back, and is not told of
             if work.envelope.id in done:
                 results.append(Duplicate())
                 continue
+            traceparent = self._begin_span(work) if tracing.active is not None else None
             began = time.perf_counter()
             try:
-                decision = react(self._participant, work.envelope, work.message, states.find, now)
+                decision = react(
+                    self._participant, work.envelope, work.message, states.find, now, traceparent
+                )
             except sa.exc.SQLAlchemyError:
                 raise
             except Exception as error:
@@ -339,6 +356,16 @@ class Kernel:
         if outgoing:
             self._outbox.store(connection, outgoing, int(now.timestamp() * 1_000_000))
         return results, outgoing
+
+    def _begin_span(self, work: _Work) -> str | None:
+        """Begin the reaction's span; return what its events are to carry."""
+        reaction = self._participant.by_message.get(type(work.message))
+        if reaction is None or work.context is None or tracing.active is None:
+            return None
+        work.span = tracing.active.reaction(
+            self._participant.name, reaction.name, work.envelope, work.context
+        )
+        return tracing.active.traceparent_of(work.span)
 
     def _own_ids(self, group: Sequence[_Work]) -> set[StateId]:
         ids: set[StateId] = set()

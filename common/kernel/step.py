@@ -62,12 +62,16 @@ def react(
     message: Message,
     find: Find,
     now: datetime,
+    traceparent: str | None = None,
 ) -> Decision:
     """Run the reaction to `message`, which is `cause`'s data or the answer to what it led to.
 
-    `find` gives a state as it is now, blank if there is none. Raises what the reaction raises,
-    `NoReaction` and `OutsideSignature`.
+    `find` gives a state as it is now, blank if there is none; `traceparent` is for the events, by
+    default that of the event that caused them. (A command's may be of its sender's own trace.)
+    Raises what the reaction raises, `NoReaction` and `OutsideSignature`.
     """
+    if traceparent is None and isinstance(cause.data, Event):
+        traceparent = cause.traceparent
     reaction = reaction_to(participant, message)
     own_id: StateId = (reaction.own, message.subject)
     own = find(own_id)
@@ -100,7 +104,7 @@ def react(
                     priority=cause.priority,
                     causation=cause.id,
                     sequence=own.sequence,
-                    traceparent=cause.traceparent,
+                    traceparent=traceparent,
                 )
             )
         else:

@@ -15,6 +15,7 @@ from aiormq.exceptions import AMQPError, ChannelNotFoundEntity
 from faststream import AckPolicy
 from faststream.rabbit import Channel, RabbitBroker, RabbitMessage, RabbitQueue
 
+from common import tracing
 from common.choreography import Participant
 from common.envelope import Decoder, Envelope, Undecodable
 from common.kernel.groups import Failed, Kernel
@@ -157,15 +158,18 @@ class Deliveries:
             check_sender(raw.exchange or "", raw.routing_key or "", envelope, queue)
         except Exception as error:  # What the decoder did not foresee is undecodable too.
             self._metrics.undecodable(raw.type)
-            await self._set_aside(message, Failure(Reason.UNDECODABLE, error, queue, self._clock()))
+            with tracing.process(queue, raw, raw.correlation_id or ""):
+                failure = Failure(Reason.UNDECODABLE, error, queue, self._clock())
+                await self._set_aside(message, failure)
             return
-        outcome = await self._kernel.handle(envelope)
-        if not isinstance(outcome, Failed):
-            return
-        failure = Failure(Reason.FAILED, outcome.error, queue, self._clock())
-        retry = self._participant.retry_of(type(envelope.data))
-        wait_ms = retry.wait_ms(attempts_of(raw) + 1, outcome.error)
-        await self._set_aside(message, failure, wait_ms, envelope.traceparent)
+        with tracing.process(queue, raw, envelope.subject, envelope.traceparent, attempts_of(raw)):
+            outcome = await self._kernel.handle(envelope)
+            if not isinstance(outcome, Failed):
+                return
+            failure = Failure(Reason.FAILED, outcome.error, queue, self._clock())
+            retry = self._participant.retry_of(type(envelope.data))
+            wait_ms = retry.wait_ms(attempts_of(raw) + 1, outcome.error)
+            await self._set_aside(message, failure, wait_ms, envelope.traceparent)
 
     async def _set_aside(
         self,
@@ -177,6 +181,8 @@ class Deliveries:
         """Publish the copy that waits, or is dead, however long the broker takes to confirm it."""
         name = self._participant.name
         error = failure.error
+        if tracing.active is not None:
+            tracing.active.fail(error)
         type_ = message.raw_message.type
         what = f"{type_} {message.message_id} from {failure.queue}"
         if wait_ms is None:

@@ -14,6 +14,7 @@ from aiormq.exceptions import AMQPError, ChannelNotFoundEntity
 from pamqp.commands import Basic, Queue
 from pydantic_core import from_json
 
+from common import tracing
 from common.envelope import CONTENT_TYPE
 from common.kernel.outbox import Outgoing
 from common.messaging.connection import BrokerError, connect
@@ -110,13 +111,9 @@ class BrokerPublisher:
             await _unless_lost(self._check_history())
         except Exception as error:
             return [error] * len(events)
+        publish = _publish if tracing.active is None else _publish_traced
         results = await asyncio.gather(
-            *(
-                exchange.publish(
-                    message_of(event.body), event.routing_key, timeout=CONFIRM_TIMEOUT_SECONDS
-                )
-                for event in events
-            ),
+            *(publish(exchange, message_of(event.body), event.routing_key) for event in events),
             return_exceptions=True,
         )
         return [_error(result) for result in results]
@@ -127,7 +124,8 @@ class BrokerPublisher:
         Raises what aio-pika raises: unroutable, refused, timed out, not connected.
         """
         target = await self._exchange(exchange)
-        await _unless_lost(target.publish(message, key, timeout=CONFIRM_TIMEOUT_SECONDS))
+        publish = _publish if tracing.active is None else _publish_traced
+        await _unless_lost(publish(target, message, key))
 
     async def _check_history(self) -> None:
         """Raise `BrokerError` where the broker has no history, or does not have it again yet.
@@ -161,6 +159,15 @@ class BrokerPublisher:
         channel = await self.open()
         # Not declared, not even passively: a failing declaration closes the channel.
         return await channel.get_exchange(name, ensure=False) if name else channel.default_exchange
+
+
+def _publish(exchange: AbstractExchange, message: aio_pika.Message, key: str) -> Awaitable[Any]:
+    return exchange.publish(message, key, timeout=CONFIRM_TIMEOUT_SECONDS)
+
+
+async def _publish_traced(exchange: AbstractExchange, message: aio_pika.Message, key: str) -> Any:
+    with tracing.send(exchange.name, key, message):
+        return await _publish(exchange, message, key)
 
 
 async def _unless_lost(operation: Awaitable[T]) -> T:

@@ -96,6 +96,8 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     """
     import uvloop
 
+    from common import tracing
+
     # They report lost connections with tracebacks; what follows from it is said by us.
     for noisy in ("aio_pika", "aiormq"):
         logging.getLogger(noisy).setLevel(logging.CRITICAL)
@@ -114,12 +116,15 @@ def run(work: Coroutine[Any, Any, T]) -> T:
             loop.add_signal_handler(number, stop, number)
         return await task
 
+    tracing.start("saga")
     try:
         return uvloop.run(main())
     except asyncio.CancelledError:
         if stopped:
             raise Stopped(stopped[0]) from None
         raise
+    finally:
+        tracing.stop()
 
 
 @contextlib.contextmanager

@@ -1,0 +1,88 @@
+"""What tracing costs: microseconds of CPU per message, off and on.
+
+    .venv/bin/python bench/tracing_cost.py
+
+Of a message that is taken from a queue, reacted to with a question and an answer, and leads to one
+event: everything that a service does for traces on its way. On, the spans are made and thrown away;
+handing them over comes on top. Exit status 1 if it costs more than the limit while it is off.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+from uuid import uuid4
+
+import aio_pika
+from opentelemetry.sdk.trace import SpanProcessor
+
+from common import tracing
+from common.envelope import wrap
+from common.events import PaymentCharged
+from common.kernel.tables import utc_now
+from common.message import Priority
+from common.messaging.publisher import message_of
+
+OFF_LIMIT_MICROSECONDS = 3.0
+"""Under one percent of what a message takes otherwise."""
+MESSAGES = 20_000
+ROUNDS = 5
+
+
+class _Incoming(aio_pika.Message):
+    """What is asked of a delivery."""
+
+    exchange = "saga.events"
+    routing_key = "payment.charged.high"
+
+
+def one_message() -> Callable[[], None]:
+    """Does once what a message costs."""
+    event = PaymentCharged(order_id=uuid4(), currency="EUR", amount_cents=100, reference="")
+    envelope = wrap(event, id="1", source="/", time=utc_now(), priority=Priority.HIGH)
+    outgoing = message_of(envelope.to_bytes())
+    incoming: Any = _Incoming(outgoing.body, message_id="1", correlation_id=envelope.subject)
+
+    def count() -> None:
+        with tracing.process("order.high", incoming, envelope.subject, envelope.traceparent):
+            span = None
+            context = None if tracing.active is None else tracing.active.here()
+            for _ in range(2):
+                if tracing.active is not None and context is not None:
+                    span = tracing.active.reaction("order", "confirm", envelope, context)
+                    tracing.active.traceparent_of(span)
+                    tracing.active.end(span)
+            with tracing.asking("Charge", span):
+                pass
+        with tracing.send("saga.events", envelope.routing_key, outgoing):
+            pass
+
+    return count
+
+
+def cost() -> float:
+    count = one_message()
+    rounds: list[float] = []
+    for _ in range(ROUNDS):
+        started = time.process_time()
+        for _ in range(MESSAGES):
+            count()
+        rounds.append((time.process_time() - started) / MESSAGES * 1e6)
+    return min(rounds)
+
+
+def main() -> None:
+    off = cost()
+    tracing.active = tracing.Tracing("bench", SpanProcessor())
+    on = cost()
+    print(
+        f"microseconds of CPU per message: {off:.1f} off (limit {OFF_LIMIT_MICROSECONDS:g}), "
+        f"{on:.0f} on"
+    )
+    sys.exit(off > OFF_LIMIT_MICROSECONDS)
+
+
+if __name__ == "__main__":
+    main()
