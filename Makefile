@@ -9,7 +9,7 @@ PARALLEL = --numprocesses auto --maxprocesses 4 --dist worksteal
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup: ## Create .venv from the lock file, install RabbitMQ and PostgreSQL where they are missing
+setup: ## Create .venv from the lock file, install RabbitMQ, PostgreSQL and Prometheus
 	@scripts/setup
 
 demo: ## Run 1000 orders through the saga and check the books (ORDERS=n, ARGS='--seed 7')
@@ -44,9 +44,10 @@ format: ## Format the code and fix what can be fixed safely
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
 
-generate: ## Write the files that follow from the reactions' signatures: definitions, contracts, map, pages
+generate: ## Write the files that follow from code: definitions, contracts, map, pages, dashboards
 	@scripts/setup --no-broker
 	@.venv/bin/saga generate
+	@.venv/bin/python -m monitoring.dashboards
 
 lock: ## Pin the dependencies anew (needs uv; ARGS='--upgrade' takes newer versions)
 	@scripts/lock $(ARGS)

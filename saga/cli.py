@@ -11,7 +11,7 @@ from typing import Any, Final, NoReturn
 
 import typer
 
-from saga.commands import dlq, graph, load, running, topology, verify
+from saga.commands import dlq, exporting, graph, load, running, topology, verify
 from saga.commands.output import problem
 
 FAILED: Final = 1
@@ -36,6 +36,7 @@ app.command("map")(graph.show_map)
 app.command("check")(graph.check)
 app.command("generate")(graph.generate)
 app.command("verify")(verify.verify)
+app.command("exporter")(exporting.exporter)
 app.add_typer(topology.app, name="topology")
 app.add_typer(dlq.app, name="dlq")
 
@@ -83,6 +84,7 @@ def _explanation(error: Exception) -> str | None:
     from saga.deployment import DeploymentError
     from saga.dlq import DlqError
     from saga.node import NodeError
+    from saga.observe import ObserveError
     from saga.postgres import PostgresError
     from saga.publish import PublishError
     from saga.reconcile import ReconcileError
@@ -97,6 +99,7 @@ def _explanation(error: Exception) -> str | None:
         DlqError,
         GatewayConfigurationError,
         NodeError,
+        ObserveError,
         PostgresError,
         PublishError,
         ReconcileError,

@@ -29,6 +29,7 @@ from common.settings import Settings, TlsSettings, load
 from saga.broker import NODE_FOLDER, USERS_FILE, apply_topology, write_users
 from saga.deployment import FILE_NAME, Deployment, dead_letters_url_in
 from saga.discovery import choreography, participants
+from saga.guard import Guard
 from saga.http import client
 from saga.node import RabbitNode, free_ports
 from saga.passwords import new_passwords
@@ -70,10 +71,6 @@ _OURS: Final = (
     "HTTP_PORT",
     "SANDBOX_URL",
 )
-
-# Kills its process group when the pipe on its standard input closes, so that the services end with
-# their owner however it ends. (See `saga.node` for why this is no job for PR_SET_PDEATHSIG.)
-_GUARD: Final = "read -r _; kill -9 0"
 
 
 class SystemFault(Exception):
@@ -139,6 +136,7 @@ class System:
         replicas: int = 1,
         disposable: bool = False,
         environment: Mapping[str, str] | None = None,
+        broker_plugins: Sequence[str] = (),
         report: Callable[[str], None] = lambda _: None,
     ) -> None:
         """Describe a system; nothing is touched or started yet.
@@ -147,8 +145,8 @@ class System:
         declare the topology; otherwise it has a private node, and on it a user for each service.
         There are so many `replicas` of each service; SQLite allows of one (`SystemFault`).
         `disposable` data is not kept tidy for a next start, which saves seconds at the stop.
-        `environment` is added to the services' own. `report` is told, a line at a time, what
-        happens.
+        `environment` is added to the services' own. A private node has these `broker_plugins`.
+        `report` is told, a line at a time, what happens.
         """
         if replicas > 1 and database == "sqlite":
             raise SystemFault(
@@ -160,7 +158,7 @@ class System:
             PostgresCluster(self.folder / _CLUSTER_FOLDER) if database == "postgresql" else None
         )
         """The PostgreSQL server; blocks, and is for others only to kill and to start again."""
-        self.node = None if amqp_url else _private_node(self.folder)
+        self.node = None if amqp_url else _private_node(self.folder, broker_plugins)
         self._amqp_url = load(TlsSettings).applied_to(amqp_url) if amqp_url else None
         self._passwords: dict[str, str] = {}
         self._disposable = disposable
@@ -171,8 +169,7 @@ class System:
         self._processes: dict[str, _Process] = {}
         self._start: asyncio.Future[object] | None = None
         """Of a server, the last one."""
-        self._guard: subprocess.Popen[bytes] | None = None
-        self._guard_pipe: int | None = None
+        self._guard = Guard()
         self._deployment: Deployment | None = None
 
     async def __aenter__(self) -> Self:
@@ -279,7 +276,7 @@ class System:
             try:
                 await self._stop_servers()
             finally:
-                self._dismiss_guard()
+                self._guard.dismiss()
                 if self._deployment is not None:
                     (self.folder / FILE_NAME).unlink(missing_ok=True)
                     self._deployment = None
@@ -473,7 +470,6 @@ class System:
             "HTTP_PORT": str(process.port),
             "SANDBOX_URL": self._sqlite_url("provider"),
         }
-        guard = self._guard_pid()
         with process.log_path.open("ab") as log:
             process.log_offset = log.tell()
             process.popen = subprocess.Popen(
@@ -484,26 +480,8 @@ class System:
                 stderr=log,
                 # Ends with the guard, and is out of reach of the terminal's Ctrl-C: it is for the
                 # owner to say when to drain.
-                process_group=guard,
+                process_group=self._guard.pid,
             )
-
-    def _guard_pid(self) -> int:
-        """The process whose group the services join."""
-        if self._guard is None:
-            read_end, self._guard_pipe = os.pipe()  # neither end is inherited unless handed on
-            try:
-                self._guard = subprocess.Popen(
-                    ["/bin/sh", "-c", _GUARD],
-                    env={},
-                    cwd="/",
-                    stdin=read_end,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
-                    process_group=0,
-                )
-            finally:
-                os.close(read_end)
-        return self._guard.pid
 
     async def _wait_until_ready(self, name: str, process: _Process) -> None:
         deadline = time.monotonic() + READY_SECONDS
@@ -556,19 +534,12 @@ class System:
                     await asyncio.to_thread(server.kill)
                 await asyncio.to_thread(server.stop)
 
-    def _dismiss_guard(self) -> None:
-        if self._guard_pipe is not None:
-            os.close(self._guard_pipe)
-            self._guard_pipe = None
-        if self._guard is not None:
-            self._guard.wait()
-            self._guard = None
 
-
-def _private_node(folder: Path) -> RabbitNode:
+def _private_node(folder: Path, plugins: Sequence[str]) -> RabbitNode:
     users = folder / NODE_FOLDER / USERS_FILE
     return RabbitNode(
         folder / NODE_FOLDER,
+        plugins=plugins,
         settings={
             "definitions.import_backend": "local_filesystem",
             "definitions.local.path": str(users),

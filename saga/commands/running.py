@@ -24,13 +24,15 @@ from saga.commands.output import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from saga.deployment import Deployment
     from saga.reconcile import Report
     from saga.status import Status
     from saga.system import Database
+
+    Show = Callable[[Path, Deployment, Mapping[str, str]], None]
 
 GRACE_MAX_SECONDS = 86_400.0
 
@@ -39,31 +41,37 @@ def up(
     data_dir: DataDir = DATA_DIR,
     database: OwnDatabase = "sqlite",
     replicas: Replicas = 1,
+    observe: Annotated[
+        bool, typer.Option("--observe", help="Run Prometheus as well, where it is installed.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Run everything on this machine until Ctrl-C.
 
     Starts a private RabbitMQ node (or, with `AMQP_URL` set, uses that broker) and every service,
     and brings back what ends by itself. Data stays in the data folder for the next start.
+    With `--observe`, Prometheus collects metrics of all that, with the alerts of `monitoring/`.
 
     Examples:
 
     * `saga up`
     * `saga up --data-dir /var/tmp/shop`
     * `saga up --database postgresql --replicas 2`
+    * `saga up --observe`
     * `AMQP_URL=amqp://user:password@broker:5672/saga saga up`
     """
     one_replica_per_file(database, replicas)
     show = _print_addresses_as_json if as_json else _print_addresses
     try:
-        run(_up(data_dir, database, replicas, show))
+        run(_up(data_dir, database, replicas, observe, show))
     except Stopped as stopped:
         remark(f"stopped by {stopped}")
 
 
-async def _up(
-    folder: Path, database: Database, replicas: int, show: Callable[[Path, Deployment], None]
-) -> None:
+async def _up(folder: Path, database: Database, replicas: int, observe: bool, show: Show) -> None:
+    import asyncio
+
+    from saga.observe import BROKER_PLUGIN, Observatory
     from saga.system import System
 
     system = System(
@@ -71,14 +79,19 @@ async def _up(
         amqp_url=os.environ.get("AMQP_URL"),
         database=database,
         replicas=replicas,
+        broker_plugins=[BROKER_PLUGIN] if observe else [],
         report=remark,
     )
     async with system:
-        show(system.folder, system.deployment)
-        await system.watch()
+        if not observe:
+            show(system.folder, system.deployment, {})
+            await system.watch()
+        async with Observatory(system, report=remark) as observatory:
+            show(system.folder, system.deployment, observatory.urls)
+            await asyncio.gather(system.watch(), observatory.watch())
 
 
-def _print_addresses(folder: Path, deployment: Deployment) -> None:
+def _print_addresses(folder: Path, deployment: Deployment, more: Mapping[str, str]) -> None:
     from rich.table import Table
 
     from common.messaging.connection import printable
@@ -88,17 +101,20 @@ def _print_addresses(folder: Path, deployment: Deployment) -> None:
         for url in urls:
             table.add_row(f"{name} service", f"{url}/docs")
     table.add_row("RabbitMQ", printable(deployment.amqp_url))
+    for name, url in more.items():
+        table.add_row(name, url)
     table.add_row("data folder", str(folder))
     out().print(table)
 
 
-def _print_addresses_as_json(folder: Path, deployment: Deployment) -> None:
+def _print_addresses_as_json(folder: Path, deployment: Deployment, more: Mapping[str, str]) -> None:
     from common.messaging.connection import printable
 
     print_json(
         {
             "http_urls": deployment.http_urls,
             "amqp_url": printable(deployment.amqp_url),
+            **{f"{name}_url": url for name, url in more.items()},
             "data_dir": str(folder),
         }
     )

@@ -1,0 +1,1 @@
+"""What watches a running system: rules for Prometheus, dashboards for Grafana."""

@@ -1,0 +1,33 @@
+"""Write each dashboard to `monitoring/grafana/dashboards`; a test keeps the files in step."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+
+from monitoring.dashboards import broker, dead_letters, overview, participants
+
+FOLDER: Final = Path(__file__).parents[1] / "grafana" / "dashboards"
+
+
+def dashboards() -> Mapping[str, str]:
+    """Each dashboard's JSON, by its file's name."""
+    built = [module.dashboard() for module in (overview, participants, broker, dead_letters)]
+    return {
+        f"{dashboard.uid}.json": json.dumps(dashboard, cls=JSONEncoder, indent=2) + "\n"
+        for dashboard in built
+    }
+
+
+def main() -> None:
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    for name, text in dashboards().items():
+        (FOLDER / name).write_text(text)
+
+
+if __name__ == "__main__":
+    main()

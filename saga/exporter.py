@@ -1,0 +1,151 @@
+"""`saga exporter`: what no service knows, for Prometheus: the store of dead letters, and the books.
+
+One per system is enough. It only reads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from typing import Final, Self
+from wsgiref.simple_server import WSGIServer
+
+from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from common.kernel.database import DatabaseError
+from common.kernel.tables import utc_now
+from common.messaging.connection import BrokerError
+from saga import reconcile as books
+from saga.deployment import Deployment
+from saga.discovery import choreography
+from saga.dlq import DlqError
+from saga.dlq.figures import figures
+from saga.dlq.store import ItemState
+
+log = logging.getLogger(__name__)
+
+RECONCILE_SECONDS: Final = 300.0
+"""From one reconciliation's end to the next one's start. Each reads the whole history."""
+GRACE_SECONDS: Final = 10.0
+
+
+class Exporter(Collector):
+    """Serves the figures while it is entered; `run` reconciles for ever."""
+
+    def __init__(self, deployment: Deployment, *, host: str, port: int) -> None:
+        self._deployment = deployment
+        self._address = host, port
+        self._participants = [p.name for p in choreography().participants]
+        self._violations: Counter[str] = Counter()
+        self._reconciled_at: float | None = None
+        self._took_seconds = 0.0
+        self._failures = 0
+        self._server: WSGIServer | None = None
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> Self:
+        """Raises `OSError` for an address that cannot be listened on."""
+        registry = CollectorRegistry()
+        registry.register(self)
+        host, port = self._address
+        try:
+            self._server, self._thread = start_http_server(port, host, registry)
+        except OSError as error:
+            raise OSError(
+                f"cannot listen on {host}:{port}: {error.strerror}; stop what uses it, or choose "
+                f"another --port"
+            ) from error
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._server is not None and self._thread is not None:
+            self._server.shutdown()
+            self._server.server_close()
+            self._thread.join()
+
+    @property
+    def url(self) -> str:
+        """Where Prometheus is to look."""
+        assert self._server is not None  # noqa: S101 - entered
+        return f"http://{self._address[0]}:{self._server.server_port}/metrics"
+
+    async def run(self, seconds: float = RECONCILE_SECONDS) -> None:
+        """Reconcile again and again; what cannot be read now is tried again next time."""
+        while True:
+            started = time.monotonic()
+            try:
+                report = await books.reconcile(self._deployment, grace_seconds=GRACE_SECONDS)
+            except (BrokerError, DatabaseError, books.ReconcileError) as error:
+                self._failures += 1
+                log.warning("the books cannot be read: %s", error)
+            else:
+                self._violations = Counter(found.rule for found in report.violations)
+                self._took_seconds = time.monotonic() - started
+                self._reconciled_at = time.time()
+            await asyncio.sleep(seconds)
+
+    def collect(self) -> Iterator[Metric]:
+        """See `prometheus_client.registry.Collector`; called in a thread of the server."""
+        try:
+            yield from self._dead_letters()
+        except DlqError as error:
+            log.warning("%s", error)
+        yield from self._books()
+
+    def _dead_letters(self) -> Iterator[Metric]:
+        found = figures(self._deployment.dead_letters_url)
+        stored = GaugeMetricFamily(
+            "saga_dead_letters",
+            "Dead letters in the operator's store, by kind of failure.",
+            labels=("participant", "reason", "fingerprint"),
+        )
+        for kind, count in found.here.items():
+            stored.add_metric(kind, count)
+        oldest = GaugeMetricFamily(
+            "saga_dead_letters_oldest_seconds",
+            "Since the first failure of the oldest dead letter in the store; 0 if there is none.",
+            labels=("participant",),
+        )
+        now = utc_now()
+        for name in {*self._participants, *found.oldest}:
+            age_seconds = (now - found.oldest.get(name, now)).total_seconds()
+            oldest.add_metric((name,), age_seconds)
+        replayed = GaugeMetricFamily(
+            "saga_dead_letters_replayed",
+            "Dead letters taken into replays, by what became of them.",
+            labels=("outcome",),
+        )
+        for outcome in ItemState:
+            replayed.add_metric((outcome,), found.replayed.get(outcome, 0))
+        yield from (stored, oldest, replayed)
+
+    def _books(self) -> Iterator[Metric]:
+        yield CounterMetricFamily(
+            "saga_reconcile_failures",
+            "Reconciliations that could not read everything.",
+            self._failures,
+        )
+        if self._reconciled_at is None:
+            return
+        violations = GaugeMetricFamily(
+            "saga_reconcile_violations",
+            "What the last reconciliation found wrong, by the rule that is broken.",
+            labels=("rule",),
+        )
+        for rule in books.RULES:
+            violations.add_metric((rule,), self._violations[rule])
+        yield violations
+        yield GaugeMetricFamily(
+            "saga_reconcile_timestamp_seconds",
+            "When the last reconciliation ended that could read everything.",
+            self._reconciled_at,
+        )
+        yield GaugeMetricFamily(
+            "saga_reconcile_seconds", "How long that one took.", self._took_seconds
+        )
