@@ -43,8 +43,8 @@ class Database(Protocol):
         ...
 
     def is_away(self, error: BaseException) -> bool:
-        """Whether `error` says that the database is out of reach or busy, not that the data is
-        wrong: then the same transaction may succeed later."""
+        """Whether `error` is of the database or the way there, not of the data: then the same
+        transaction may succeed later."""
         ...
 
     async def close(self) -> None: ...
@@ -118,8 +118,10 @@ class SqliteDatabase:
         return await asyncio.get_running_loop().run_in_executor(self._reader, run)
 
     def is_away(self, error: BaseException) -> bool:
-        # Locked, disk full, I/O error, file gone; data errors are other classes.
-        return isinstance(error, sa.exc.OperationalError)
+        # Locked, disk full, I/O error, file gone; and, of no class of its own, a file that is
+        # damaged. What is wrong with the data has other classes.
+        out_of_order = (sa.exc.OperationalError, sa.exc.InternalError, MemoryError)
+        return isinstance(error, out_of_order) or type(error) is sa.exc.DatabaseError
 
     async def close(self) -> None:
         self._writer.shutdown()

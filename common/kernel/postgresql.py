@@ -34,26 +34,18 @@ IDLE_IN_TRANSACTION_SECONDS: Final = 10.0
 RETRY_SECONDS: Final = 0.2
 """Between two attempts to reach a server, when opening."""
 
-# What PostgreSQL calls by these classes or codes (its manual, appendix A) is no matter of the data.
-_AWAY_CLASSES: Final = (
-    "08",  # connection exception
-    "53",  # insufficient resources: connections, disk, memory
-    "58",  # system error: input or output
+# By their SQLSTATE (appendix A of PostgreSQL's manual), or the beginning of it.
+_OF_THE_DATA: Final = (
+    "22",  # data exception
+    "23",  # integrity constraint violation
+    "44",  # violation of a view's check option
+    "54",  # program limit exceeded: a key too long for its index, say
+    "P0",  # raised by a trigger
 )
-_AWAY_CODES: Final = frozenset(
-    {
-        "25006",  # read_only_sql_transaction: connected to what is no longer the primary
-        "25P03",  # idle_in_transaction_session_timeout
-        "40001",  # serialization_failure
-        "40003",  # statement_completion_unknown
-        "40P01",  # deadlock_detected
-        "55P03",  # lock_not_available
-        "57014",  # query_canceled: a statement's time ran out
-        "57P01",  # admin_shutdown
-        "57P02",  # crash_shutdown
-        "57P03",  # cannot_connect_now: starting up, shutting down, or recovering
-        "57P05",  # idle_session_timeout
-    }
+_TO_BE_MENDED: Final = (
+    "28",  # invalid authorization
+    "3D",  # no such database
+    "42",  # missing tables, missing rights
 )
 _MIGRATING: Final = 4_919_017
 """The advisory lock that one process holds while it changes the tables."""
@@ -125,21 +117,30 @@ class PostgresDatabase:
 
 
 def is_away(error: BaseException) -> bool:
-    """Whether `error` says that the server is out of reach or too busy, or that transactions got
-    in each other's way."""
+    """Whether `error` is of the server, the way there, or of transactions that got in each other's
+    way: all that is not of the data. (A password that was changed is no message's fault either.)"""
     for found in _chain(error):
         if isinstance(found, OSError | TimeoutError | sa.exc.TimeoutError):
             return True
         if isinstance(found, sa.exc.DBAPIError) and found.connection_invalidated:
             return True
-        if isinstance(found, asyncpg.InvalidCachedStatementError):
-            return True  # The tables have changed since; the next attempt asks anew.
+        if isinstance(found, asyncpg.InternalClientError):
+            return True
         if isinstance(found, asyncpg.InterfaceError) and not isinstance(found, ValueError):
             return True  # Of the client: this connection cannot be used any more.
-        state = getattr(found, "sqlstate", None)
-        if isinstance(state, str) and (state in _AWAY_CODES or state.startswith(_AWAY_CLASSES)):
-            return True
+        if state := _sqlstate(found):
+            return not state.startswith(_OF_THE_DATA)
     return False
+
+
+def _waits_for_a_person(error: BaseException) -> bool:
+    """Whether it will not go by itself."""
+    return any(_sqlstate(found).startswith(_TO_BE_MENDED) for found in _chain(error))
+
+
+def _sqlstate(error: BaseException) -> str:
+    state = getattr(error, "sqlstate", None)
+    return state if isinstance(state, str) else ""
 
 
 async def read_once(url: str, query: Callable[[Connection], T]) -> T:
@@ -182,7 +183,8 @@ async def _prepare(target: _Target, schema: Schema, patience_seconds: float) -> 
                 explanation = target.explain(error)
                 if explanation is None:
                     raise
-                if not is_away(error) or time.monotonic() > deadline:
+                patient = is_away(error) and not _waits_for_a_person(error)
+                if not patient or time.monotonic() > deadline:
                     raise DatabaseError(explanation) from error
                 if not waiting:
                     log.warning("waiting for the database: %s", explanation)

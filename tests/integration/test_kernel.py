@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 from uuid import UUID
 
 import asyncpg
@@ -16,12 +16,11 @@ import sqlalchemy as sa
 from prometheus_client import REGISTRY
 from sqlalchemy.engine import Connection
 
-from common.kernel.database import Database, DatabaseError, open_database
-from common.kernel.groups import Done, Duplicate, Failed, Kernel
-from common.kernel.outbox import LEASE_SECONDS, Outbox
-from common.kernel.tables import Tables
+from common.kernel.database import DatabaseError, open_database
+from common.kernel.groups import Done, Duplicate, Failed
 from common.message import Priority
 from common.metrics import DatabaseMetrics
+from tests.integration.kernels import Replica, Through, replica
 from tests.integration.toy import (
     PARTICIPANT,
     TALLY_MAX,
@@ -30,7 +29,6 @@ from tests.integration.toy import (
     Tally,
     cancelled,
     make_tables,
-    rows,
 )
 from tests.polling import until
 
@@ -40,58 +38,18 @@ RUN_SECONDS = 120.0
 """Longer than any test here takes."""
 
 
-class Toy:
-    """The kernel of the toy participant, running."""
-
-    def __init__(
-        self,
-        database: Database,
-        tables: Tables,
-        publisher: RecordingPublisher,
-        group_max: int,
-        lease_seconds: float,
-    ) -> None:
-        self.database = database
-        self.tables = tables
-        self.publisher = publisher
-        self.outbox = Outbox("toy", database, tables, publisher, lease_seconds=lease_seconds)
-        self.kernel = Kernel(PARTICIPANT, database, tables, self.outbox, group_max=group_max)
-
-    async def inbox(self) -> set[str]:
-        found = await self.database.read(lambda c: rows(c, self.tables.inbox))
-        return {row[0] for row in found}
-
-    async def outbox_rows(self) -> int:
-        return len(await self.database.read(lambda c: rows(c, self.tables.outbox)))
-
-    async def tally(self, order: int) -> int:
-        key = str(UUID(int=order))
-        state = await self.database.read(lambda c: self.tables.states[Tally].find(c, key))
-        return state.count if state else 0
-
-
-@asynccontextmanager
-async def running(
+def running(
     url: str,
     *,
     group_max: int = 32,
-    publisher: RecordingPublisher | None = None,
-    lease_seconds: float = LEASE_SECONDS,
-    wrap: Callable[[Database], Database] = lambda database: database,
-) -> AsyncIterator[Toy]:
-    tables = make_tables()
-    database = await open_database(url, tables)
-    publisher = publisher or RecordingPublisher()
-    toy = Toy(wrap(database), tables, publisher, group_max, lease_seconds)
-    await toy.outbox.open()
-    tasks = [asyncio.create_task(toy.kernel.run()), asyncio.create_task(toy.outbox.run())]
-    try:
-        yield toy
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await database.close()
+    **options: Any,  # of `replica`
+) -> AbstractAsyncContextManager[Replica]:
+    return replica(url, PARTICIPANT, make_tables(), group_max=group_max, **options)
+
+
+async def tally_of(toy: Replica, order: int) -> int:
+    state = await toy.find(Tally, UUID(int=order))
+    return state.count if state else 0
 
 
 async def test_a_message_is_done_once_however_often_it_comes(database_url: str) -> None:
@@ -106,7 +64,7 @@ async def test_a_message_is_done_once_however_often_it_comes(database_url: str) 
         assert (
             sorted(type(outcome).__name__ for outcome in together) == ["Done"] + ["Duplicate"] * 9
         )
-        assert (await toy.tally(1), await toy.tally(2)) == (1, 1)
+        assert (await tally_of(toy, 1), await tally_of(toy, 2)) == (1, 1)
         await until(lambda: len(toy.publisher.published) == 2)
 
 
@@ -123,7 +81,7 @@ async def test_a_raising_reaction_fails_alone(database_url: str) -> None:
         assert isinstance(failed[0].error, Poison)
         assert sum(isinstance(o, Done) for o in outcomes) == 31
         assert await toy.inbox() == {e.id for e in group} - {"event-7"}
-        assert await toy.tally(7) == 0
+        assert await tally_of(toy, 7) == 0
 
 
 async def test_data_the_database_refuses_fails_alone(database_url: str) -> None:
@@ -138,18 +96,15 @@ async def test_data_the_database_refuses_fails_alone(database_url: str) -> None:
         failed = [o for o in outcomes if isinstance(o, Failed)]
         assert len(failed) == 1
         assert isinstance(failed[0].error, sa.exc.IntegrityError)
-        assert await toy.tally(1) == TALLY_MAX
+        assert await tally_of(toy, 1) == TALLY_MAX
         assert len(await toy.inbox()) == TALLY_MAX + len(others)
 
 
-class Broken:
+class Broken(Through):
     """A database that is away for a few transactions."""
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
-        self.shared = database.shared
-        self.times = 0
-        self.begun = 0
+    times = 0
+    begun = 0
 
     async def transaction(self, work: Callable[[Connection], T]) -> T:
         self.begun += 1
@@ -159,20 +114,11 @@ class Broken:
             if self.shared:
                 error = asyncpg.CannotConnectNowError("the database system is starting up")
             raise sa.exc.OperationalError("BEGIN", None, error)
-        return await self._database.transaction(work)
-
-    async def read(self, query: Callable[[Connection], T]) -> T:
-        return await self._database.read(query)
-
-    def is_away(self, error: BaseException) -> bool:
-        return self._database.is_away(error)
-
-    async def close(self) -> None:
-        await self._database.close()
+        return await super().transaction(work)
 
 
 async def test_messages_waiting_share_a_transaction(database_url: str) -> None:
-    async with running(database_url, wrap=Broken) as toy:
+    async with running(database_url, through=Broken) as toy:
         database = toy.database
         assert isinstance(database, Broken)
         before = database.begun
@@ -181,7 +127,7 @@ async def test_messages_waiting_share_a_transaction(database_url: str) -> None:
 
 
 async def test_a_database_that_is_away_is_nobodys_poison(database_url: str) -> None:
-    async with running(database_url, wrap=Broken) as toy:
+    async with running(database_url, through=Broken) as toy:
         database = toy.database
         assert isinstance(database, Broken)
         database.times = 2

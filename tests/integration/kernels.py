@@ -1,0 +1,92 @@
+"""Kernels without a broker: what they commit goes to a publisher that keeps it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+from sqlalchemy.engine import Connection
+
+from common.choreography import Participant, State
+from common.kernel.database import Database, open_database
+from common.kernel.groups import GROUP_MAX, Ask, Kernel
+from common.kernel.outbox import LEASE_SECONDS, Outbox
+from common.kernel.tables import Tables
+from common.message import Intent
+from tests.integration.toy import RecordingPublisher, rows
+
+S = TypeVar("S", bound=State)
+T = TypeVar("T")
+
+
+class Through:
+    """A database as it is: what stands between a kernel and its database begins with this."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self.shared = database.shared
+
+    async def transaction(self, work: Callable[[Connection], T]) -> T:
+        return await self._database.transaction(work)
+
+    async def read(self, query: Callable[[Connection], T]) -> T:
+        return await self._database.read(query)
+
+    def is_away(self, error: BaseException) -> bool:
+        return self._database.is_away(error)
+
+    async def close(self) -> None:
+        await self._database.close()
+
+
+@dataclass(frozen=True)
+class Replica:
+    """A kernel, running."""
+
+    database: Database
+    tables: Tables
+    publisher: RecordingPublisher
+    outbox: Outbox
+    kernel: Kernel
+
+    async def inbox(self) -> set[str]:
+        found = await self.database.read(lambda c: rows(c, self.tables.inbox))
+        return {row[0] for row in found}
+
+    async def outbox_rows(self) -> int:
+        return len(await self.database.read(lambda c: rows(c, self.tables.outbox)))
+
+    async def find(self, kind: type[S], key: object) -> S | None:
+        table = self.tables.states[kind]
+        return await self.database.read(lambda c: table.find(c, str(key)))
+
+
+@asynccontextmanager
+async def replica(
+    url: str,
+    participant: Participant,
+    tables: Tables,
+    ask: Mapping[type[Intent], Ask] | None = None,
+    *,
+    publisher: RecordingPublisher | None = None,
+    through: Callable[[Database], Database] = Through,
+    group_max: int = GROUP_MAX,
+    lease_seconds: float = LEASE_SECONDS,
+) -> AsyncIterator[Replica]:
+    """A kernel of the participant's; in the end it is cut short as by a kill."""
+    database = through(await open_database(url, tables))
+    publisher = publisher or RecordingPublisher()
+    outbox = Outbox(participant.name, database, tables, publisher, lease_seconds=lease_seconds)
+    await outbox.open()
+    kernel = Kernel(participant, database, tables, outbox, ask, group_max=group_max)
+    tasks = [asyncio.create_task(kernel.run()), asyncio.create_task(outbox.run())]
+    try:
+        yield Replica(database, tables, publisher, outbox, kernel)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await database.close()
