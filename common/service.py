@@ -84,6 +84,7 @@ def process_of(service: Service, settings: Settings) -> process.Process:
             outbox,
             service.ask,
             on_commit=service.on_commit,
+            group_max=settings.group_max,
         )
         consumer = Consumer(
             service.participant,

@@ -69,6 +69,8 @@ class Settings(TlsSettings):
     """How long a starting service waits for the broker."""
     drain_seconds: Annotated[float, Field(gt=0, le=600)] = 15.0
     """How long a stopping service may take to finish what it has begun."""
+    group_max: Annotated[int, Field(ge=1, le=1_024)] = 128
+    """Messages in one transaction."""
     outbox_backlog_max: Annotated[int, Field(ge=1)] = 20_000
     """Events waiting for the broker, beyond which new orders are turned away."""
     body_max_bytes: Annotated[int, Field(ge=1024)] = 65_536

@@ -113,7 +113,7 @@ async def publish(
     """
     published = Published(expected={order.order_id: order.reason for order in plan.orders})
     await asyncio.to_thread(_open_accounts, deployment.sandbox_url, plan.accounts)
-    await _deliver(deployment, plan)
+    await deliver(deployment, plan)
     publisher = BrokerPublisher(deployment.amqp_url, "saga publish")
     await publisher.open(BROKER_PATIENCE_SECONDS)
     started = time.monotonic()
@@ -271,7 +271,7 @@ def _open_accounts(url: str, accounts: Sequence[Account]) -> None:
         asyncio.run(gateway.close())
 
 
-async def _deliver(deployment: Deployment, plan: Plan) -> None:
+async def deliver(deployment: Deployment, plan: Plan) -> None:
     """Put the plan's stock on the shelf, once per plan."""
     async with _client(deployment, "inventory") as inventory:
         for first in range(0, len(plan.stock), DELIVERY_ITEMS_MAX):

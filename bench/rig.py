@@ -1,0 +1,164 @@
+"""Running one variant of the services on a broker, and reading what a load costs it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import sys
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+from uuid import uuid4
+
+from bench.load import SHARES
+from saga.node import RabbitNode
+from saga.orders import plan
+from saga.publish import deliver
+from saga.system import Database, System
+
+SERVICES: Final = ("order", "inventory", "payment")
+_TICKS_PER_SECOND: Final = os.sysconf("SC_CLK_TCK")
+_PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One way to do the same work."""
+
+    name: str
+    database: Database = "sqlite"
+    programs: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def ours(self) -> bool:
+        """Whether it is the product, which needs stock on its shelf."""
+        return self.programs.keys() == {"payment"}
+
+
+def _all(module: str) -> dict[str, Sequence[str]]:
+    return {name: ("-m", module, name) for name in SERVICES}
+
+
+_OURS: Final = {"payment": ("-m", "bench.payment")}
+BARE: Final = Variant("bare", programs=_all("bench.bare"))
+LIMIT: Final = Variant("limit", programs=_all("bench.limit"))
+SQLITE: Final = Variant("sqlite", programs=_OURS)
+POSTGRESQL: Final = Variant("postgresql", database="postgresql", programs=_OURS)
+PER_MESSAGE: Final = Variant("per-message", programs=_OURS, environment={"GROUP_MAX": "1"})
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What one load on one variant did. Seconds of CPU are per order."""
+
+    orders_per_second: float
+    p50_ms: float
+    p99_ms: float
+    services_cpu_ms: float
+    broker_cpu_ms: float
+    database_cpu_ms: float
+    peak_mb: float
+    """The most memory that one of the services ever had."""
+
+
+class Bench:
+    """One variant's services, on a virtual host and in a folder of their own."""
+
+    def __init__(self, system: System, node: RabbitNode, variant: Variant, seed: int) -> None:
+        self.system = system
+        self._node = node
+        self._variant = variant
+        self._seed = seed
+
+    async def load(self, orders: int, rate: float = 0.0) -> Measured:
+        """Place so many orders, `rate` a second or all at once, and wait for their ends."""
+        self._seed += 1
+        deployment = self.system.deployment
+        if self._variant.ours:
+            await deliver(deployment, plan(orders, self._seed, SHARES))
+        before = self._cpu_seconds()
+        result = self.system.folder / "load.json"
+        arguments = (deployment.amqp_url, str(self._seed), str(orders), str(rate), str(result))
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "bench.load", *arguments
+        )
+        if await process.wait():
+            raise RuntimeError(f"{self._variant.name}: the load ended with {process.returncode}")
+        after = self._cpu_seconds()
+        found = json.loads(result.read_text())
+        ends, latencies = found["ends"], found["latencies"]
+        services, broker, database = (
+            (b - a) * 1_000 / orders for a, b in zip(before, after, strict=True)
+        )
+        # The first ones find idle services, and caches that are cold.
+        skipped = orders // 5
+        return Measured(
+            orders_per_second=(orders - skipped) / (ends[-1] - ends[skipped - 1]) if skipped else 0,
+            p50_ms=_percentile(latencies, 50) * 1_000,
+            p99_ms=_percentile(latencies, 99) * 1_000,
+            services_cpu_ms=services,
+            broker_cpu_ms=broker,
+            database_cpu_ms=database,
+            peak_mb=max(_peak_bytes(pid) for pid in self._service_pids()) / 1e6,
+        )
+
+    def _service_pids(self) -> list[int]:
+        return [self.system.pid(name) for name in self.system.services]
+
+    def _cpu_seconds(self) -> tuple[float, float, float]:
+        """Of services, broker and database."""
+        cluster = self.system.cluster
+        return (
+            sum(map(_cpu_seconds, self._service_pids())),
+            _cpu_seconds(self._node.pid),
+            sum(map(_cpu_seconds, _tree(cluster.pid))) if cluster is not None else 0.0,
+        )
+
+
+@contextlib.asynccontextmanager
+async def started(
+    variant: Variant, node: RabbitNode, folder: Path, *, seed: int, **environment: str
+) -> AsyncIterator[Bench]:
+    """The variant's services, ready; gone afterwards, with what they left on the broker."""
+    vhost = f"bench-{uuid4().hex[:8]}"
+    await asyncio.to_thread(node.ctl, "add_vhost", vhost)
+    await asyncio.to_thread(node.ctl, "set_permissions", "-p", vhost, "guest", ".*", ".*", ".*")
+    system = System(
+        folder / vhost,
+        amqp_url=node.amqp_url + vhost,
+        database=variant.database,
+        disposable=True,
+        environment={**variant.environment, **environment, "LOG_LEVEL": "WARNING"},
+    )
+    system.programs.update(variant.programs)
+    try:
+        async with system:
+            yield Bench(system, node, variant, seed)
+    finally:
+        await asyncio.to_thread(node.ctl, "delete_vhost", vhost)
+
+
+def _cpu_seconds(pid: int) -> float:
+    """User and system time that the process has used, and its ended children."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, fields[11:15])) / _TICKS_PER_SECOND
+
+
+def _peak_bytes(pid: int) -> int:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1_024
+    return 0
+
+
+def _tree(pid: int) -> Iterable[int]:
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [pid, *map(int, children)]
+
+
+def _percentile(values: Sequence[float], percent: int) -> float:
+    return values[max(-(-len(values) * percent // 100), 1) - 1]
