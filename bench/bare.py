@@ -23,6 +23,7 @@ from faststream.rabbit import Channel, RabbitBroker, RabbitExchange, RabbitMessa
 from bench.health import serve_until_stopped
 from common.envelope import CONTENT_TYPE, Decoder, Envelope, source_of, wrap
 from common.events import (
+    Currency,
     HeldLine,
     OrderConfirmed,
     OrderPlaced,
@@ -39,7 +40,7 @@ GATEWAY_SECONDS: Final = float(os.environ.get("BENCH_GATEWAY_MS", "0")) / 1_000
 
 Handler: TypeAlias = Callable[[Any, Priority], Awaitable[Event]]
 
-_customers: dict[UUID, tuple[str, str, int]] = {}
+_customers: dict[UUID, tuple[str, Currency, int]] = {}
 """Of the orders that are on their way."""
 
 

@@ -94,10 +94,8 @@ class Bench:
         services, broker, database = (
             (b - a) * 1_000 / orders for a, b in zip(before, after, strict=True)
         )
-        # The first ones find idle services, and caches that are cold.
-        skipped = orders // 5
         return Measured(
-            orders_per_second=(orders - skipped) / (ends[-1] - ends[skipped - 1]) if skipped else 0,
+            orders_per_second=orders / ends[-1],
             p50_ms=_percentile(latencies, 50) * 1_000,
             p99_ms=_percentile(latencies, 99) * 1_000,
             services_cpu_ms=services,

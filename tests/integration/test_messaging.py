@@ -296,12 +296,15 @@ async def _holds(broker: Broker, queue: str, count: int) -> bool:
 async def test_an_unroutable_event_is_an_error(broker: Broker, amqp_url: str) -> None:
     publisher = BrokerPublisher(amqp_url, "test publisher")
     await publisher.open(patience_seconds=0)
-    body = cancelled(1).to_bytes()
+    first, second = cancelled(1), cancelled(2)
     nowhere = await broker.channel.get_queue(HISTORY_STREAM, ensure=False)
     await nowhere.unbind(EVENTS_EXCHANGE, "#")
 
     routed, unroutable = await publisher.publish_events(
-        [Outgoing("1", "order.cancelled.high", body), Outgoing("2", "nobody.listens.high", body)]
+        [
+            Outgoing(first.id, "order.cancelled.high", first.to_bytes()),
+            Outgoing(second.id, "nobody.listens.high", second.to_bytes()),
+        ]
     )
 
     assert routed is None
@@ -313,7 +316,8 @@ async def test_an_event_is_not_published_while_the_broker_has_no_history(
     broker: Broker, amqp_url: str
 ) -> None:
     publisher = BrokerPublisher(amqp_url, "test publisher")
-    event = Outgoing("1", "order.cancelled.normal", cancelled(1).to_bytes())
+    envelope = cancelled(1)
+    event = Outgoing(envelope.id, "order.cancelled.normal", envelope.to_bytes())
     await broker.channel.queue_delete(HISTORY_STREAM)
 
     (error,) = await publisher.publish_events([event])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import aio_pika
@@ -47,7 +48,10 @@ def publisher(request: pytest.FixtureRequest) -> BrokerPublisher:
     async def connect(url: str, *, name: str, patience_seconds: float) -> Any:
         return Connection(lost_when_opening=request.param != "while publishing")
 
-    return BrokerPublisher("amqp://broker/", "test", connect=connect)
+    async def publish_all(_: Any, __: str, postings: Sequence[Any], ___: float) -> list[object]:
+        return [asyncio.CancelledError() for _ in postings]
+
+    return BrokerPublisher("amqp://broker/", "test", connect=connect, publish_all=publish_all)
 
 
 async def test_a_connection_given_up_is_an_error_and_no_cancellation(
