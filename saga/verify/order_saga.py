@@ -193,7 +193,7 @@ Ledger = tuple[Charge, ...]
 """The provider's charges, in the order of their keys."""
 
 
-class _Provider:
+class Provider:
     """A `PaymentGateway` for one question: answers as the sandbox does, and decides on a new
     charge as it is told. A test compares the two."""
 
@@ -249,7 +249,7 @@ class _Asking:
     def __call__(self, ledger: Ledger, intent: Intent) -> Iterator[Reply]:
         replies = set()
         for decision in (Outcome.CHARGED, Outcome.CARD_DECLINED):
-            provider = _Provider(ledger, decision)
+            provider = Provider(ledger, decision)
             ask = self._asks(provider).get(type(intent))
             if ask is None:
                 raise VerifyError(
