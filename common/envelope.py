@@ -194,13 +194,9 @@ class Decoder:
 
 
 def _newest(envelope: Envelope[Any]) -> Envelope[Any]:
-    while (
-        isinstance(envelope.data, Event) and (upcast := envelope.data.upcast()) is not envelope.data
-    ):
-        envelope = envelope.model_copy(
-            update={"data": upcast, "dataschema": schema_uri(type(upcast))}
-        )
-    return envelope
+    if not isinstance(envelope.data, Event) or (newest := envelope.data.newest()) is envelope.data:
+        return envelope
+    return envelope.model_copy(update={"data": newest, "dataschema": schema_uri(type(newest))})
 
 
 def _explain(error: ValidationError) -> str:

@@ -78,6 +78,13 @@ class Event(Message):
         """This event as the next newer version of its type; the newest returns itself."""
         return self
 
+    def newest(self) -> Event:
+        """This event as the newest version of its type."""
+        event = self
+        while (newer := event.upcast()) is not event:
+            event = newer
+        return event
+
 
 class Command(Message):
     """A request to one participant, in the imperative.

@@ -11,7 +11,16 @@ from typing import Any, Final, NoReturn
 
 import typer
 
-from saga.commands import dlq, exporting, graph, load, running, topology, verify
+from saga.commands import (
+    dlq,
+    exporting,
+    graph,
+    load,
+    running,
+    schemas,
+    topology,
+    verify,
+)
 from saga.commands.output import problem
 
 FAILED: Final = 1
@@ -38,6 +47,7 @@ app.command("generate")(graph.generate)
 app.command("verify")(verify.verify)
 app.command("exporter")(exporting.exporter)
 app.add_typer(topology.app, name="topology")
+app.add_typer(schemas.app, name="schemas")
 app.add_typer(dlq.app, name="dlq")
 
 
@@ -88,6 +98,7 @@ def _explanation(error: Exception) -> str | None:
     from saga.postgres import PostgresError
     from saga.publish import PublishError
     from saga.reconcile import ReconcileError
+    from saga.schemas.registry import RegistryError
     from saga.system import SystemFault
     from saga.verify.model import VerifyError
 
@@ -103,6 +114,7 @@ def _explanation(error: Exception) -> str | None:
         PostgresError,
         PublishError,
         ReconcileError,
+        RegistryError,
         SettingsError,
         SystemFault,
         TopologyError,

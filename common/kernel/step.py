@@ -86,10 +86,12 @@ def react(
 
     for result in results:
         own = current(own_id)
+        # States know events as they are read: in their newest version, whichever is published.
+        fact = result.newest() if isinstance(result, Event) else result
         for kind in participant.states:
-            for key in (own.key,) if kind is reaction.own else kind.keys(result, own):
+            for key in (own.key,) if kind is reaction.own else kind.keys(fact, own):
                 before = current((kind, key))
-                after = before.evolve(result, now)
+                after = before.evolve(fact, now)
                 if after is not before:
                     changes[kind, key] = after
         if isinstance(result, Event):
