@@ -1,0 +1,280 @@
+"""Two replicas of a service on one database, made to meet where no row exists yet.
+
+What one has in hand is held just before its commit, until the other waits for it: by then that one
+has read that there is nothing, so it has to decide again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+from uuid import UUID
+
+import asyncpg
+import pytest
+from prometheus_client import REGISTRY
+from sqlalchemy.engine import Connection
+from sqlalchemy.util import await_only
+
+import inventory_service.store
+from common.choreography import Participant
+from common.envelope import Envelope, wrap
+from common.events import (
+    CancellationReason,
+    HeldLine,
+    OrderCancelled,
+    OrderLine,
+    OrderPlaced,
+    StockReserved,
+)
+from common.kernel.database import Database
+from common.kernel.groups import Ask, Done, Duplicate, Outcome
+from common.kernel.tables import Tables
+from common.message import Event, Intent, Priority
+from inventory_service.domain import PARTICIPANT as INVENTORY
+from inventory_service.domain import AddStock, Reservation, StockItem
+from payment_service.app import build_with
+from payment_service.domain import Payment
+from payment_service.gateway import Account, SandboxGateway
+from tests.integration.kernels import Replica, Through, replica
+from tests.integration.toy import (
+    NOW,
+    PARTICIPANT,
+    RecordingPublisher,
+    Tally,
+    cancelled,
+    make_tables,
+)
+from tests.polling import until
+
+T = TypeVar("T")
+
+ORDER = UUID(int=1)
+LINES = (HeldLine(sku="tea", quantity=2),)
+PRICE_CENTS = 250
+LEASE_SECONDS = 0.4
+LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def event(data: Event) -> Envelope[Any]:
+    return wrap(
+        data,
+        id=f"{data.type} of {data.subject}",
+        source="/services/test",
+        time=NOW,
+        priority=Priority.NORMAL,
+        sequence=1,
+    )
+
+
+PLACED = event(
+    OrderPlaced(
+        order_id=ORDER,
+        customer="rich",
+        currency="EUR",
+        lines=(OrderLine(sku="tea", quantity=2, unit_price_cents=PRICE_CENTS),),
+        total_cents=2 * PRICE_CENTS,
+        priority=Priority.NORMAL,
+        deadline=NOW + timedelta(minutes=5),
+    )
+)
+RESERVED = event(
+    StockReserved(
+        order_id=ORDER,
+        customer="rich",
+        currency="EUR",
+        total_cents=2 * PRICE_CENTS,
+        lines=LINES,
+    )
+)
+CANCELLED = event(
+    OrderCancelled(order_id=ORDER, customer="rich", reason=CancellationReason.CUSTOMER_REQUEST)
+)
+
+
+class Slow(Through):
+    """Commits only once somebody else waits for what it has written."""
+
+    def __init__(self, database: Database, url: str) -> None:
+        super().__init__(database)
+        self._url = url
+        self.holding = asyncio.Event()
+        self._armed = False
+
+    async def transaction(self, work: Callable[[Connection], T]) -> T:
+        def held(connection: Connection) -> T:
+            result = work(connection)
+            if self._armed:
+                self._armed = False
+                await_only(self._meet())
+            return result
+
+        return await super().transaction(held)
+
+    async def _meet(self) -> None:
+        self.holding.set()
+        observer = await asyncpg.connect(self._url)
+        try:
+            await until(lambda: _somebody_waits(observer))
+        finally:
+            await observer.close()
+
+    def arm(self) -> None:
+        """Hold the next commit."""
+        self._armed = True
+
+
+async def _somebody_waits(observer: asyncpg.Connection) -> bool:
+    return bool(
+        await observer.fetchval(
+            "SELECT count(*) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        )
+    )
+
+
+@asynccontextmanager
+async def pair(
+    url: str,
+    participant: Participant,
+    tables: Tables,
+    ask: Mapping[type[Intent], Ask] | None = None,
+) -> AsyncIterator[tuple[Replica, Replica]]:
+    """Two replicas; the first is slow."""
+    async with (
+        replica(url, participant, tables, ask, through=lambda it: Slow(it, url)) as slow,
+        replica(url, participant, tables, ask) as other,
+    ):
+        yield slow, other
+
+
+async def meet(
+    pair: tuple[Replica, Replica], first: Envelope[Any], second: Envelope[Any]
+) -> tuple[Outcome, Outcome]:
+    """Have the second message decided on by the other replica before the first one's commit."""
+    slow, other = pair
+    before = conflicts()
+    assert isinstance(slow.database, Slow)
+    slow.database.arm()
+    handling = asyncio.create_task(slow.kernel.handle(first))
+    await slow.database.holding.wait()
+    outcomes = await asyncio.gather(handling, other.kernel.handle(second))
+    assert conflicts() > before, "nobody had to decide again"
+    return outcomes
+
+
+def conflicts() -> float:
+    """How often a replica had to decide again, up to now."""
+    found = [
+        sample.value
+        for metric in REGISTRY.collect()
+        for sample in metric.samples
+        if sample.name == "saga_commit_conflicts_total"
+    ]
+    return sum(found)
+
+
+def published(pair: tuple[Replica, Replica]) -> set[str]:
+    return {id for it in pair for id in it.publisher.published}
+
+
+@pytest.mark.parametrize(("first", "second"), [(PLACED, CANCELLED), (CANCELLED, PLACED)])
+async def test_an_order_and_its_cancellation_at_two_replicas_of_inventory_hold_no_stock(
+    first: Envelope[Any], second: Envelope[Any], postgres_url: str
+) -> None:
+    async with pair(postgres_url, INVENTORY, inventory_service.store.TABLES) as both:
+        await both[0].kernel.give(
+            AddStock(sku="tea", quantity=10, unit_price_cents=PRICE_CENTS, currency="EUR")
+        )
+        outcomes = await meet(both, first, second)
+
+        assert [isinstance(outcome, Done) for outcome in outcomes] == [True, True]
+        reservation = await both[0].find(Reservation, ORDER)
+        shelf = await both[0].find(StockItem, "tea")
+        assert reservation is not None
+        assert reservation.status == "released"
+        assert shelf is not None
+        assert (shelf.free, shelf.held) == (10, 0)
+        assert reservation.sequence == (2 if first is PLACED else 1)
+
+
+@pytest.mark.parametrize(("first", "second"), [(RESERVED, CANCELLED), (CANCELLED, RESERVED)])
+async def test_reserved_stock_and_the_cancellation_at_two_replicas_of_payment_take_no_money(
+    first: Envelope[Any], second: Envelope[Any], postgres_url: str, tmp_path: Path
+) -> None:
+    provider = SandboxGateway(f"sqlite:///{tmp_path / 'provider.db'}")
+    provider.set_accounts([Account("rich")])
+    service = build_with(provider)
+    async with pair(postgres_url, service.participant, service.tables, service.ask) as both:
+        outcomes = await meet(both, first, second)
+
+        assert [isinstance(outcome, Done) for outcome in outcomes] == [True, True]
+        payment = await both[0].find(Payment, ORDER)
+        assert payment is not None
+        charges = [(charge.amount_cents, charge.refunded_cents) for charge in provider.ledger()]
+        if first is RESERVED:
+            assert payment.status == "refunded"
+            assert charges == [(2 * PRICE_CENTS, 2 * PRICE_CENTS)]
+        else:
+            assert payment.status == "voided"
+            assert charges == []
+    await provider.close()
+
+
+async def test_a_message_delivered_to_two_replicas_at_once_is_done_once(postgres_url: str) -> None:
+    async with pair(postgres_url, PARTICIPANT, make_tables()) as both:
+        outcomes = await meet(both, cancelled(1), cancelled(1))
+
+        assert [type(outcome) for outcome in outcomes] == [Done, Duplicate]
+        tally = await both[0].find(Tally, ORDER)
+        assert tally is not None
+        assert tally.count == 1
+        await until(lambda: len(published(both)) == 1)
+
+
+# --- leases on the outbox -------------------------------------------------------------------------
+
+
+def away() -> RecordingPublisher:
+    publisher = RecordingPublisher()
+    publisher.error = ConnectionError("the broker is away")
+    return publisher
+
+
+async def test_what_a_killed_replica_has_not_published_another_publishes(
+    postgres_url: str,
+) -> None:
+    tables = make_tables()
+    async with replica(postgres_url, PARTICIPANT, tables, lease_seconds=LEASE_SECONDS) as left:
+        async with replica(
+            postgres_url, PARTICIPANT, tables, publisher=away(), lease_seconds=LEASE_SECONDS
+        ) as killed:
+            await asyncio.gather(*(killed.kernel.handle(cancelled(order)) for order in range(1, 6)))
+        assert left.publisher.published == []
+        await until(lambda: len(left.publisher.published) == 5)
+        await until(lambda: left.outbox.idle)
+        assert await left.outbox_rows() == 0
+
+
+async def test_a_replica_whose_lease_ran_out_leaves_what_it_had_to_the_others(
+    postgres_url: str,
+) -> None:
+    tables = make_tables()
+    async with (
+        replica(postgres_url, PARTICIPANT, tables, publisher=away()) as slow,
+        replica(postgres_url, PARTICIPANT, tables, lease_seconds=LEASE_SECONDS) as other,
+    ):
+        await asyncio.gather(*(slow.kernel.handle(cancelled(order)) for order in range(1, 6)))
+        over = tables.leases.update().where(tables.leases.c.owner == slow.outbox.owner)
+        await slow.database.transaction(lambda c: c.execute(over.values(until=LONG_AGO)))
+        await until(lambda: len(other.publisher.published) == 5)
+        taken = set(other.publisher.published)
+        slow.publisher.error = None
+        await slow.kernel.handle(cancelled(6))
+        await until(lambda: len(slow.publisher.published) == 1)
+
+        assert not taken & set(slow.publisher.published)
