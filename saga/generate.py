@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -9,6 +10,7 @@ from common.choreography import Choreography
 from common.messaging.definitions import definitions, text
 from common.messaging.permissions import users_of
 from common.messaging.topology import topology_of
+from saga.discovery import packages
 from saga.graph.asyncapi import asyncapi
 from saga.graph.canvas import canvas
 from saga.graph.flow import Flow
@@ -17,8 +19,15 @@ from saga.graph.svg import svg
 from saga.schemas.export import schema_files, text_of
 
 README: Final = "README.md"
-MAP_BEGINS: Final = "<!-- The map, by `make generate`: edit the reactions, not this. -->\n"
-MAP_ENDS: Final = "<!-- End of the map. -->\n"
+MAP_MARKS: Final = (
+    "<!-- The map, by `make generate`: edit the reactions, not this. -->\n",
+    "<!-- End of the map. -->\n",
+)
+PYPROJECT: Final = "pyproject.toml"
+IMPORTS_MARKS: Final = (
+    "# Which packages there are, by `make generate`: import-linter takes no patterns for them.\n",
+    "# End of what `make generate` writes.\n",
+)
 GENERATED: Final = ("contracts/*/v*.json", "docs/services/*.md")
 """Where all files are generated; one that nothing asks for any more is removed."""
 
@@ -39,7 +48,8 @@ def generated(root: Path, choreography: Choreography) -> dict[Path, str]:
         ),
         "contracts/asyncapi.json": text_of(asyncapi(flow)),
         "docs/map.svg": svg(flow),
-        README: _with_map(root / README, flow),
+        README: _between(root / README, MAP_MARKS, f"\n```mermaid\n{mermaid(flow)}```\n\n"),
+        PYPROJECT: _between(root / PYPROJECT, IMPORTS_MARKS, _import_contracts()),
     }
     for name, schema in schema_files(choreography).items():
         files[f"contracts/{name}"] = schema
@@ -74,14 +84,41 @@ def refresh(root: Path, choreography: Choreography) -> list[Path]:
     return changed
 
 
-def _with_map(readme: Path, flow: Flow) -> str:
-    """The README with the map as it is now, between its marks."""
+def _between(file: Path, marks: tuple[str, str], content: str) -> str:
+    """The text of a file, with something else between two marks in it."""
+    begins, ends = marks
     try:
-        before, rest = readme.read_text(encoding="utf-8").split(MAP_BEGINS)
-        _, after = rest.split(MAP_ENDS)
+        before, rest = file.read_text(encoding="utf-8").split(begins)
+        _, after = rest.split(ends)
     except (OSError, ValueError) as error:
         raise GenerateError(
-            f"{readme} does not have the marks of the map once each "
-            f"({MAP_BEGINS.strip()} and {MAP_ENDS.strip()}); name the project's folder"
+            f"{file} does not have the lines {begins.strip()!r} and {ends.strip()!r} once each; "
+            f"put them there, or name the project's folder"
         ) from error
-    return f"{before}{MAP_BEGINS}\n```mermaid\n{mermaid(flow)}```\n\n{MAP_ENDS}{after}"
+    return f"{before}{begins}{content}{ends}{after}"
+
+
+def _import_contracts() -> str:
+    """What the import linter has to know of the services, as TOML."""
+    services = packages()
+    return f"""\
+[tool.importlinter]
+root_packages = {_toml(["common", "saga", *services])}
+include_external_packages = true
+
+[[tool.importlinter.contracts]]
+name = "Services know each other only by their events"
+type = "independence"
+modules = {_toml(services)}
+
+[[tool.importlinter.contracts]]
+name = "common knows no service and no tool"
+type = "forbidden"
+source_modules = ["common"]
+forbidden_modules = {_toml(["saga", *services])}
+"""
+
+
+def _toml(words: Sequence[str]) -> str:
+    lines = "".join(f'    "{word}",\n' for word in words)
+    return f"[\n{lines}]"

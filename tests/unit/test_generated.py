@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,8 @@ def test_no_generated_file_is_stale() -> None:
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     """A folder with every generated file as it should be."""
-    shutil.copy(ROOT / "README.md", tmp_path)
+    for name in ("README.md", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
     refresh(tmp_path, choreography())
     return tmp_path
 
@@ -43,9 +45,10 @@ def test_a_file_that_was_edited_is_stale_until_it_is_written_anew(project: Path)
 
     for file in files:
         edited = project / file
-        # What is outside its marks is the README's own.
         text = edited.read_text().replace("flowchart TB", "flowchart LR")
-        edited.write_text(text if file.name == "README.md" else text + " ")
+        text = text.replace('"order_service",', '"orders_service",')
+        # What is outside the marks is the file's own.
+        edited.write_text(text if file.name in ("README.md", "pyproject.toml") else text + " ")
     (project / files[-1]).unlink()
 
     assert stale(project, choreography()) == [project / file for file in files]
@@ -66,9 +69,18 @@ def test_a_file_that_nothing_asks_for_any_more_is_removed(project: Path) -> None
 
 
 def test_a_folder_without_the_readmes_marks_is_not_the_projects(tmp_path: Path) -> None:
-    with pytest.raises(GenerateError, match="does not have the marks of the map"):
+    with pytest.raises(GenerateError, match=r"README\.md does not have the lines"):
         refresh(tmp_path, choreography())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_import_contracts_name_every_service() -> None:
+    linter = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    independent, apart, _ = linter["contracts"]
+
+    assert set(linter["root_packages"]) == {"common", "saga", *participants()}
+    assert set(independent["modules"]) == {*participants()}
+    assert set(apart["forbidden_modules"]) == {"saga", *participants()}
 
 
 class _Refunds(State):

@@ -1,0 +1,173 @@
+"""A participant more: a package beside the others, and not a line changed in what is there."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from saga.discovery import choreography
+from saga.graph.flow import Flow
+from saga.graph.listing import listing
+
+ROOT = Path(__file__).parents[2]
+
+DOMAIN = '''\
+"""What a customer may like, after what they bought."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import ClassVar, Self
+
+from common.choreography import Participant, State
+from common.events import OrderConfirmed, OrderEvent
+from common.message import Event, Intent
+from common.retry import Retry
+
+
+class RecommendationMade(OrderEvent):
+    """The customer was told what goes with their order."""
+
+    type: ClassVar[str] = "recommendation.made"
+    final: ClassVar[bool] = True
+
+    sku: str
+
+
+@dataclass(frozen=True, slots=True)
+class Recommendation(State):
+    """What was recommended after one order."""
+
+    sku: str = ""
+
+    def evolve(self, message: Event | Intent, at: datetime) -> Self:
+        match message:
+            case RecommendationMade():
+                return replace(self, sku=message.sku)
+            case _:
+                return self
+
+
+def recommend(event: OrderConfirmed, recommendation: Recommendation) -> RecommendationMade | None:
+    if recommendation.sku:
+        return None
+    return RecommendationMade(order_id=event.order_id, sku="mug")
+
+
+PARTICIPANT = Participant("recommendation", recommend, retry=Retry(max_calls=7))
+'''
+
+
+class Project:
+    """The project's generated files, in a folder with a service more."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        package = folder / "recommendation_service"
+        package.mkdir()
+        (package / "__init__.py").write_text("")
+        (package / "domain.py").write_text(DOMAIN)
+        for name in ("README.md", "pyproject.toml"):
+            shutil.copy(ROOT / name, folder)
+
+    def saga(self, *arguments: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "saga.cli", *arguments],
+            cwd=self.folder,
+            env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{self.folder}"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def json(self, name: str) -> Any:
+        return json.loads((self.folder / name).read_text())
+
+    def text(self, name: str) -> str:
+        return (self.folder / name).read_text()
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    project = Project(tmp_path_factory.mktemp("project"))
+    project.saga("generate")
+    return project
+
+
+def test_the_map_shows_it_and_nothing_else_is_different(project: Project) -> None:
+    now = json.loads(project.saga("map", "--json"))
+    before = json.loads(json.dumps(listing(Flow(choreography()))))
+
+    added = [edge for edge in now["edges"] if edge not in before["edges"]]
+    assert [(edge["from"], edge["to"], edge["path"]) for edge in added] == [
+        ("event:order.confirmed", "reaction:recommendation.recommend", "happy"),
+        ("reaction:recommendation.recommend", "event:recommendation.made", "happy"),
+    ]
+    (reaction,) = next(p for p in now["participants"] if p["name"] == "recommendation")["reactions"]
+    assert reaction["retry"]["max_calls"] == 7
+    assert [edge for edge in now["edges"] if edge not in added] == before["edges"]
+    for drawing in ("README.md", "docs/map.svg"):
+        assert "recommendation.made" in project.text(drawing)
+        assert "7 calls" in project.text(drawing)
+
+
+def test_its_queues_are_bound_to_what_it_reacts_to(project: Project) -> None:
+    definitions = project.json("rabbitmq/definitions.json")
+
+    bound = {
+        (binding["source"], binding["routing_key"], binding["destination"])
+        for binding in definitions["bindings"]
+        if binding["destination"].startswith("recommendation.")
+    }
+    assert bound == {
+        ("saga.events", "order.confirmed.high", "recommendation.high"),
+        ("saga.events", "order.confirmed.normal", "recommendation.normal"),
+        ("saga.dead", "recommendation", "recommendation.dlq"),
+    }
+
+
+def test_its_user_may_publish_its_own_event_and_no_other(project: Project) -> None:
+    definitions = project.json("rabbitmq/definitions.json")
+
+    (events,) = (
+        permission["write"]
+        for permission in definitions["topic_permissions"]
+        if (permission["user"], permission["exchange"]) == ("recommendation", "saga.events")
+    )
+    assert events == r"^(recommendation\.made\.high|recommendation\.made\.normal)$"
+    project.saga("check")
+
+
+def test_the_asyncapi_document_and_a_schema_have_its_event_and_its_policy(project: Project) -> None:
+    operations = project.json("contracts/asyncapi.json")["operations"]
+
+    assert operations["recommendation.recommend"]["x-retry"]["max_calls"] == 7
+    assert operations["recommendation.publish.recommendation.made"]["action"] == "send"
+    schema = project.json("contracts/recommendation.made/v1.json")
+    assert schema["$id"] == "urn:order-saga:recommendation.made:1"
+    assert schema["required"] == ["order_id", "sku"]
+
+
+def test_it_has_a_page_and_is_on_that_of_whom_it_reacts_to(project: Project) -> None:
+    page = project.text("docs/services/recommendation.md")
+
+    assert "What a customer may like" in page
+    assert "| `order.confirmed` | `recommend` | `recommendation.made` or nothing | 7 calls" in page
+    assert "`recommendation.high`, `recommendation.normal`" in page
+    assert "`recommendation.recommend`" in project.text("docs/services/order.md")
+
+
+def test_the_import_contracts_hold_for_it(project: Project) -> None:
+    contracts = project.text("pyproject.toml").partition("[tool.importlinter]")[2]
+
+    assert contracts.count('"recommendation_service"') == 3
