@@ -22,9 +22,9 @@ class Acknowledger:
     """Acknowledges the deliveries of one channel's only consumer.
 
     Their tags count from 1 without gaps. `resolve` a tag when its message is committed, or its
-    copy in the dead-letter queue is confirmed. Everything resolved in one turn of the event loop
-    is acknowledged together: with `multiple` up to the highest tag below which all are resolved,
-    and one by one above that.
+    copy in the dead-letter queue is confirmed. Everything resolved in one turn of the event loop,
+    or while earlier acknowledgements are being sent, is acknowledged together: with `multiple` up
+    to the highest tag below which all are resolved, and one by one above that.
     """
 
     def __init__(self, channel: AckChannel) -> None:
@@ -32,18 +32,32 @@ class Acknowledger:
         self._floor = 0
         self._above: set[int] = set()
         self._acknowledged: set[int] = set()
-        self._scheduled = False
-        self._flushes: set[asyncio.Task[None]] = set()
+        self._sending: asyncio.Task[None] | None = None
 
     def resolve(self, tag: int) -> None:
         """The delivery may be acknowledged, soon."""
         self._above.add(tag)
-        if not self._scheduled:
-            self._scheduled = True
-            asyncio.get_running_loop().call_soon(self._flush)
+        if self._sending is None:
+            self._sending = asyncio.create_task(self._send())
 
-    def _flush(self) -> None:
-        self._scheduled = False
+    async def _send(self) -> None:
+        """Acknowledge until nothing is left to.
+
+        There is one such task at a time: an acknowledgement overtaken by one with `multiple` is for
+        a tag that the broker has forgotten, and that closes the channel.
+        """
+        try:
+            while acks := self._due():
+                for tag, multiple in acks:
+                    await self._channel.basic_ack(tag, multiple=multiple)
+        except (AMQPError, ChannelInvalidStateError, ConnectionError) as error:
+            # The broker delivers again what it saw no acknowledgement for; the inbox skips it.
+            log.info("acknowledgement lost with its channel: %s", error)
+        finally:
+            self._sending = None
+
+    def _due(self) -> list[tuple[int, bool]]:
+        """What to acknowledge now: tags, each with whether all below it are meant too."""
         floor = self._floor
         while floor + 1 in self._above:
             floor += 1
@@ -59,15 +73,4 @@ class Acknowledger:
         acks += [(tag, False) for tag in sorted(self._above - self._acknowledged)]
         self._acknowledged = {tag for tag in self._above if tag > floor}
         self._floor = floor
-        if acks:
-            task = asyncio.create_task(self._send(acks))
-            self._flushes.add(task)
-            task.add_done_callback(self._flushes.discard)
-
-    async def _send(self, acks: list[tuple[int, bool]]) -> None:
-        try:
-            for tag, multiple in acks:
-                await self._channel.basic_ack(tag, multiple=multiple)
-        except (AMQPError, ChannelInvalidStateError, ConnectionError) as error:
-            # The broker delivers again what it saw no acknowledgement for; the inbox skips it.
-            log.info("acknowledgement lost with its channel: %s", error)
+        return acks
