@@ -137,7 +137,7 @@ class BrokerPublisher:
     async def consumers_of(self, queue: str) -> int:
         """How many consumers a queue has; 0 if there is no such queue."""
         await self.open()
-        found = await self._look_at(queue)
+        found = await _unless_lost(self._look_at(queue))
         return found.consumer_count or 0 if found is not None else 0
 
     async def publish_events(self, events: Sequence[Outgoing]) -> list[Exception | None]:
@@ -226,10 +226,13 @@ async def _publish_traced(exchange: AbstractExchange, message: aio_pika.Message,
 
 async def _unless_lost(operation: Awaitable[T]) -> T:
     """What the operation returns. Of a connection that the broker has not answered on for long,
-    aiormq cancels what waits for it, and that must not look as if it was us who were cancelled."""
+    aiormq cancels what waits for it, and that must not look as if it was us who were cancelled.
+    What is begun on a connection or channel that has just closed, it refuses as a RuntimeError."""
     (result,) = await asyncio.gather(operation, return_exceptions=True)
     if isinstance(result, asyncio.CancelledError):
         raise _lost()
+    if isinstance(result, RuntimeError):
+        raise _lost() from result
     if isinstance(result, BaseException):
         raise result
     return result

@@ -16,15 +16,15 @@ from common.messaging.publisher import BrokerPublisher
 class Connection:
     """A connection, a channel and an exchange in one: it is given up while an answer is awaited."""
 
-    def __init__(self, *, lost_when_opening: bool) -> None:
+    def __init__(self, *, when_opening: BaseException | None) -> None:
         self.connected = asyncio.Event()
         self.connected.set()
         self.is_closed = False
-        self._lost_when_opening = lost_when_opening
+        self._when_opening = when_opening
 
     async def channel(self, **_: Any) -> Connection:
-        if self._lost_when_opening:
-            raise asyncio.CancelledError  # As aiormq ends what waits when heartbeats are missing.
+        if self._when_opening is not None:
+            raise self._when_opening
         return self
 
     async def declare_queue(self, name: str, *, passive: bool) -> Connection:
@@ -43,10 +43,18 @@ class Connection:
     async def close(self) -> None: ...
 
 
-@pytest.fixture(params=["while publishing", "while opening the channel"])
+# What aiormq says: it ends what waits when heartbeats are missing, and refuses a closed connection.
+WHEN_OPENING: dict[str, BaseException | None] = {
+    "while publishing": None,
+    "while opening the channel": asyncio.CancelledError(),
+    "before opening the channel": RuntimeError("closed"),
+}
+
+
+@pytest.fixture(params=WHEN_OPENING)
 def publisher(request: pytest.FixtureRequest) -> BrokerPublisher:
     async def connect(url: str, *, name: str, patience_seconds: float) -> Any:
-        return Connection(lost_when_opening=request.param != "while publishing")
+        return Connection(when_opening=WHEN_OPENING[request.param])
 
     async def publish_all(_: Any, __: str, postings: Sequence[Any], ___: float) -> list[object]:
         return [asyncio.CancelledError() for _ in postings]
@@ -75,7 +83,7 @@ async def test_a_caller_that_is_cancelled_stays_cancelled() -> None:
             await asyncio.Event().wait()
 
     async def connect(url: str, *, name: str, patience_seconds: float) -> Any:
-        return Stuck(lost_when_opening=False)
+        return Stuck(when_opening=None)
 
     stuck = BrokerPublisher("amqp://broker/", "test", connect=connect)
     task = asyncio.create_task(stuck.publish(aio_pika.Message(b""), "saga.dead", "toy"))
