@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test verify faults lint format generate lock clean
+.PHONY: help setup demo up test verify faults rabbitmq4 lint format generate lock clean
 ORDERS ?= 1000
 ROUNDS ?= 10
 # A worker for each core, each with servers of its own. Each takes tests in their order and, once it
@@ -7,7 +7,7 @@ ROUNDS ?= 10
 PARALLEL = --numprocesses auto --maxprocesses 4 --dist worksteal
 
 help: ## Show the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## Create .venv from the lock file, install RabbitMQ, PostgreSQL and Prometheus
 	@scripts/setup
@@ -28,9 +28,12 @@ verify: ## Run every test, the long ones included
 	@scripts/setup --own-broker
 	@.venv/bin/pytest -m "long or not long" --timeout 0 $(ARGS)
 
-faults: ## Kill services and broker at every seam and at random (ROUNDS=n, ARGS='-k name' selects)
+faults: ## Strike a system under load with every kind of fault (ROUNDS=n SEED=n DATABASE=postgresql)
 	@scripts/setup --own-broker
 	@ROUNDS=$(ROUNDS) .venv/bin/pytest -m "long or not long" --timeout 0 tests/faults $(ARGS)
+
+rabbitmq4: ## Unpack RabbitMQ 4 into .rabbitmq4, for tests on that as well (root, Debian)
+	@scripts/rabbitmq4
 
 lint: ## Check style, types and the layers between packages
 	@scripts/setup --no-broker

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import random
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -131,10 +132,15 @@ def empty_inbox(deployment: Deployment, service: str) -> int:
         return connection.execute("DELETE FROM inbox").rowcount
 
 
-async def deliver_again(deployment: Deployment, graph: Choreography) -> None:
+async def deliver_again(
+    deployment: Deployment, graph: Choreography, dice: random.Random | None = None
+) -> None:
+    """Publish every event of the history again, in its order or, with dice, in any."""
     recorder = Recorder(graph)
     async with await connect(deployment.amqp_url, name="test") as connection:
         await read_history(connection, recorder)
+        if dice is not None:
+            dice.shuffle(recorder.events)
         channel = await connection.channel(on_return_raises=True)
         exchange = await channel.get_exchange(EVENTS_EXCHANGE, ensure=False)
         await asyncio.gather(

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 
 import pytest
 
-from saga.demo import demo
-from saga.discovery import choreography
-from saga.orders import Shares, plan
-from saga.system import System
-from tests.e2e.test_saga import as_predicted
+from saga.orders import Shares
+from saga.system import Database
 from tests.faults.crash import POINTS
-from tests.polling import until
+from tests.faults.kinds import SEAMS, run_until_it_dies
+from tests.faults.load import chosen_databases, under_load
 
 SEED = 90210
 ORDERS = 240
 # More cancellations and malformed messages than usual, so that their seams are met often.
 SHARES = Shares(cancelled=0.1, malformed=0.05)
+DIES_SECONDS = 60.0
 
-SEAMS = [
+KILLS = [
     ("order", "before-commit", 6),
     ("inventory", "between-commit-and-ack", 60),
     ("payment", "between-commit-and-publish", 6),
@@ -35,34 +33,32 @@ SEAMS = [
 
 
 def test_every_point_has_a_seam() -> None:
-    assert {point for _, point, _ in SEAMS} == set(POINTS)
+    assert {point for _, point, _ in KILLS} == set(POINTS) == set(SEAMS)
 
 
 # What `make test` holds; `make faults` goes through all of them.
-SHORT = {"between-call-and-commit"}
+SHORT = {("between-call-and-commit", "sqlite")}
 
 
 @pytest.mark.parametrize(
-    ("service", "point", "times"),
+    ("service", "point", "times", "database"),
     [
-        pytest.param(*seam, id=seam[1], marks=[] if seam[1] in SHORT else [pytest.mark.long])
-        for seam in SEAMS
+        pytest.param(
+            *kill,
+            database,
+            id=f"{kill[1]}-{database}",
+            marks=[] if (kill[1], database) in SHORT else [pytest.mark.long],
+        )
+        for database in chosen_databases()
+        for kill in KILLS
     ],
 )
 async def test_a_service_killed_at_a_seam_loses_and_doubles_nothing(
-    service: str, point: str, times: int, tmp_path: Path
+    service: str, point: str, times: int, database: Database, tmp_path: Path
 ) -> None:
-    async with System(tmp_path, disposable=True) as system:
-        system.kill(service)
-        system.programs[service] = (
-            "-m", "tests.faults.crash", f"{service}_service", point, str(times)
-        )  # fmt: skip
-        await system.start(service)
-        load = asyncio.create_task(
-            demo(system.deployment, choreography(), plan(ORDERS, SEED, SHARES), seed=SEED)
+    async with under_load(tmp_path, ORDERS, SEED, database=database, shares=SHARES) as load:
+        program = load.program(
+            service, "tests.faults.crash", f"{service}_service", point, str(times)
         )
-        await until(lambda: load.done() or not system.alive(service))
-        assert not system.alive(service), "the load ended before the point was reached"
-        del system.programs[service]
-        await system.start(service)
-        as_predicted(await load)
+        died = await run_until_it_dies(load, service, program, DIES_SECONDS)
+        assert died, "the load ended before the point was reached"

@@ -1,0 +1,228 @@
+"""A seeded load on a system of its own whose services reach their servers through proxies."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import math
+import os
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import httpx
+import yarl
+from prometheus_client.parser import text_string_to_metric_families
+
+from saga.demo import Result, demo
+from saga.discovery import choreography, participants
+from saga.http import client
+from saga.node import RabbitNode
+from saga.orders import Shares, plan
+from saga.postgres import PostgresCluster
+from saga.system import Database, System
+from tests.e2e.test_saga import as_predicted
+from tests.faults.proxy import Proxy
+from tests.polling import until
+
+DATABASES: Final[tuple[Database, ...]] = ("sqlite", "postgresql")
+REPLICAS: Final[Mapping[Database, int]] = {"sqlite": 1, "postgresql": 2}
+AT_ONCE: Final = 16
+"""Requests on their way at once."""
+REACHED_SECONDS: Final = 60.0
+METRICS_SECONDS: Final = 5.0
+
+COUNTED: Final = {
+    "saga_messages_consumed_total": "messages skipped as done already",
+    "saga_messages_retried_total": "calls tried again",
+    "saga_outbox_swept_total": "events published by the sweeper",
+    "saga_commit_conflicts_total": "conflicts between replicas",
+}
+"""What the services count that says what a fault led to."""
+
+
+@dataclass
+class Load:
+    """A load that runs, and what it runs on."""
+
+    system: System
+    brokers: dict[str, Proxy] = field(default_factory=dict)
+    """By service, its way to the broker."""
+    databases: dict[str, Proxy] = field(default_factory=dict)
+    """By service, its way to the database, where that is on a server."""
+    gates: list[Proxy] = field(default_factory=list)
+    """The customers' ways to the order service, which are silent while orders are held back."""
+    sent: int = 0
+    """Orders placed, and malformed messages sent."""
+    ended: int = 0
+    """Orders that have ended."""
+    result: Result | None = None
+    """What came of it, once it is over."""
+    _allowed: float = math.inf
+    _task: asyncio.Task[Result] | None = None
+    _counted: dict[tuple[int, str], float] = field(default_factory=dict)
+    """By process and metric."""
+
+    @property
+    def node(self) -> RabbitNode:
+        assert self.system.node is not None
+        return self.system.node
+
+    @property
+    def cluster(self) -> PostgresCluster:
+        assert self.system.cluster is not None
+        return self.system.cluster
+
+    @property
+    def over(self) -> bool:
+        return self._task is not None and self._task.done()
+
+    def allow(self, orders: float) -> None:
+        """Hold further orders back once so many are sent, and a few more that are being sent."""
+        self._allowed = orders
+        self._open_or_shut()
+
+    def _count_sent(self, messages: int) -> None:
+        self.sent += messages
+        self._open_or_shut()
+
+    def _count_ended(self, orders: int) -> None:
+        self.ended += orders
+
+    def _open_or_shut(self) -> None:
+        for gate in self.gates:
+            if self.sent < self._allowed:
+                gate.heal()
+            else:
+                gate.silence()
+
+    async def reached(self, orders: int) -> None:
+        """Return once so many orders have ended, or the load is over."""
+        await until(lambda: self.ended >= orders or self.over, seconds=REACHED_SECONDS)
+
+    def replicas_of(self, participant: str) -> list[str]:
+        return [name for name in self.system.services if name.split("-")[0] == participant]
+
+    def program(self, service: str, *module: str) -> tuple[str, ...]:
+        """What Python runs for a service: this module or its own, behind the service's proxies."""
+        ports = [f"AMQP_URL={self.brokers[service].port}"]
+        if service in self.databases:
+            ports.append(f"DATABASE_URL={self.databases[service].port}")
+        own = f"{service.split('-')[0]}_service.app"
+        return ("-m", "tests.faults.via", *ports, *(module or (own,)))
+
+    async def count(self) -> None:
+        """Read what the services have counted; what one that is killed counted afterwards is
+        never known."""
+        urls = itertools.chain(*self.system.deployment.http_urls.values())
+        for service, url in zip(self.system.services, urls, strict=True):
+            try:
+                async with client(url, METRICS_SECONDS) as http:
+                    text = (await http.get("/metrics")).text
+            except httpx.TransportError:
+                continue
+            pid = self.system.pid(service)
+            for family in text_string_to_metric_families(text):
+                for sample in family.samples:
+                    if sample.name in COUNTED and sample.labels.get("outcome") in (
+                        None,
+                        "duplicate",
+                    ):
+                        key = pid, f"{sample.name}{sorted(sample.labels.items())}"
+                        self._counted[key] = sample.value
+
+    @property
+    def counts(self) -> Counter[str]:
+        """What the services have counted, all together, in the words of the report."""
+        found: Counter[str] = Counter()
+        for (_, metric), value in self._counted.items():
+            found[COUNTED[metric.partition("[")[0]]] += int(value)
+        return found
+
+
+@asynccontextmanager
+async def under_load(
+    folder: Path,
+    orders: int,
+    seed: int,
+    *,
+    database: Database = "sqlite",
+    shares: Shares | None = None,
+    rate: float | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> AsyncIterator[Load]:
+    """Run a load, let the body do what it will to it, and see it through: in the end every order
+    has to have ended as its seed says, and the books have to be right.
+
+    A body that interrupts connections of ours, the test's, or takes long, keeps orders back with
+    `Load.allow`: once all have ended, they are used to judge the outcome.
+    """
+    system = System(
+        folder,
+        database=database,
+        replicas=REPLICAS[database],
+        disposable=True,
+        environment=environment,
+    )
+    load = Load(system)
+    async with AsyncExitStack() as stack:
+        for service in _services(REPLICAS[database]):
+            way = Proxy(lambda: load.node.port("amqp"))
+            load.brokers[service] = await stack.enter_async_context(way)
+            if system.cluster is not None:
+                way = Proxy(lambda: load.cluster.port)
+                load.databases[service] = await stack.enter_async_context(way)
+            system.programs[service] = load.program(service)
+        await stack.enter_async_context(system)
+        await asyncio.to_thread(load.node.settle)
+        for url in system.deployment.http_urls["order"]:
+            port = yarl.URL(url).port
+            assert port is not None
+            load.gates.append(await stack.enter_async_context(Proxy(partial(int, port))))
+        gates = tuple(f"http://127.0.0.1:{gate.port}" for gate in load.gates)
+        deployment = system.deployment.model_copy(
+            update={"http_urls": {**system.deployment.http_urls, "order": gates}}
+        )
+        load._task = asyncio.create_task(
+            demo(
+                deployment,
+                choreography(),
+                plan(orders, seed, shares),
+                seed=seed,
+                rate=rate,
+                concurrency=AT_ONCE,
+                sent=load._count_sent,
+                ended=load._count_ended,
+            )
+        )
+        try:
+            yield load
+            load.allow(math.inf)
+            load.result = await load._task
+            await load.count()
+        finally:
+            load._task.cancel()
+            await asyncio.wait({load._task})
+    as_predicted(load.result)
+
+
+def _services(replicas: int) -> list[str]:
+    """The names that a system gives its services."""
+    return [
+        participant.name if number == 1 else f"{participant.name}-{number}"
+        for participant in participants().values()
+        for number in range(1, replicas + 1)
+    ]
+
+
+def chosen_databases() -> tuple[Database, ...]:
+    """What `DATABASE` in the environment names, or all."""
+    given = os.environ.get("DATABASE")
+    chosen = tuple(name for name in DATABASES if given in (None, "", name))
+    if not chosen:
+        raise ValueError(f"DATABASE is {given!r}: it takes {' or '.join(DATABASES)}")
+    return chosen
