@@ -10,6 +10,7 @@ import sys
 from typing import Any, Final, NoReturn
 
 import typer
+from pydantic import ValidationError
 
 from saga.commands import (
     dlq,
@@ -71,12 +72,15 @@ def main() -> None:
 
 def _refuse(error: Any) -> NoReturn:
     """Say in one line what is wrong with the usage; without any arguments, show the help."""
-    line = " ".join(error.format_message().split())
     if type(error).__name__ == "NoArgsIsHelpError":
         error.show()
-    else:
-        where = f" (see `{error.ctx.command_path} --help`)" if error.ctx is not None else ""
-        problem(f"{line}{where}")
+        sys.exit(USAGE_ERROR)
+    line = " ".join(error.format_message().split()).replace("Value error, ", "").rstrip(".")
+    if isinstance(error.__cause__, ValidationError):  # whose message leaves the value out
+        value = repr(error.__cause__.errors(include_url=False)[0]["input"])
+        line += "" if value in line else f", not {value}"
+    where = f" (see `{error.ctx.command_path} --help`)" if error.ctx is not None else ""
+    problem(f"{line}{where}")
     sys.exit(USAGE_ERROR)
 
 

@@ -212,7 +212,7 @@ def _pid_of(folder: Path, module: str) -> int:
 @pytest.mark.long
 async def test_a_running_system_is_loaded_watched_and_checked_from_beside(tmp_path: Path) -> None:
     here = {"DATA_DIR": str(tmp_path)}
-    with background("up", "--observe", **here) as up:
+    with background("up", **here) as up:
         await until(lambda: (tmp_path / FILE_NAME).exists())
 
         calm = saga("status", "--json", **here)
@@ -250,13 +250,11 @@ async def test_a_running_system_is_loaded_watched_and_checked_from_beside(tmp_pa
         wrong = json.loads(saga("status", "--json", **here).stdout)
         assert [p for p in wrong["problems"] if "1 dead letters in inventory.dlq" in p]
 
-        assert any("bin/prometheus" in process for process in processes_of(tmp_path))
         up.send_signal(signal.SIGTERM)
         printed, said = up.communicate(timeout=RUN_SECONDS)
 
     assert up.returncode == 0, said
     assert "/docs" in printed
-    assert "prometheus" in printed
     assert "guest:guest" not in printed
     assert processes_of(tmp_path) == []
     assert not (tmp_path / FILE_NAME).exists()
@@ -353,39 +351,42 @@ async def test_a_broker_that_has_drifted_is_found_at_the_reaction_that_misses_so
 # --- wrong usage ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ("demo", "--orders", "0"),
-        ("demo", "--orders", "many"),
-        ("demo", "--seed", "seven"),
-        ("demo", "--seed", "-1"),
-        ("demo", "--declined", "1.5"),
-        ("demo", "--database", "oracle"),
-        ("demo", "--replicas", "2"),
-        ("demo", "--declined", "0.6", "--cancelled", "0.6"),
-        ("publish", "--rate", "0"),
-        ("publish", "--concurrency", "0"),
-        ("reconcile", "--grace", "-1"),
-        ("topology", "apply"),
-        ("topology", "diff"),
-        ("topology", "export", "--passwords-from", "nowhere"),
-        ("map", "--format", "poem"),
-        ("check", "--broker"),
-        ("check", "--definitions", "nowhere"),
-        ("generate", "--root", "nowhere"),
-        ("schemas", "check", "nowhere"),
-        ("dance",),
-        ("status", "--colour"),
-    ],
-    ids=" ".join,
-)
-def test_wrong_usage_is_told_from_failure(arguments: tuple[str, ...], tmp_path: Path) -> None:
+WRONG_USAGE = {
+    ("demo", "--orders", "0"): "--orders.*'0'",
+    ("demo", "--orders", "many"): "--orders.*'many'",
+    ("demo", "--seed", "seven"): "--seed.*'seven'",
+    ("demo", "--seed", "-1"): "--seed.*'-1'",
+    ("demo", "--declined", "1.5"): "--declined.*'1.5'",
+    ("demo", "--database", "oracle"): "--database.*'oracle'",
+    ("demo", "--replicas", "2"): "2 replicas",
+    ("demo", "--declined", "0.6", "--cancelled", "0.6"): "declined and cancelled are 1.3",
+    ("publish", "--rate", "0"): "--rate.*'0'",
+    ("publish", "--concurrency", "0"): "--concurrency.*'0'",
+    ("reconcile", "--grace", "-1"): "--grace.*'-1'",
+    ("topology", "apply"): "AMQP_URL",
+    ("topology", "diff"): "AMQP_URL",
+    ("topology", "export", "--passwords-from", "nowhere"): "--passwords-from.*nowhere",
+    ("map", "--format", "poem"): "--format.*'poem'",
+    ("check", "--broker"): "AMQP_URL",
+    ("check", "--definitions", "nowhere"): "--definitions.*nowhere",
+    ("generate", "--root", "nowhere"): "--root.*nowhere",
+    ("dlq", "list", "--by", "poem"): "--by.*'poem'",
+    ("dlq", "export", "--state", "lost"): "--state.*'lost'",
+    ("dlq", "discard", "1"): "--reason",
+    ("dlq", "replay", "--rate", "fast"): "--rate.*'fast'",
+    ("dance",): "'dance'",
+    ("status", "--colour"): "--colour",
+}
+
+
+@pytest.mark.parametrize("arguments", WRONG_USAGE, ids=" ".join)
+def test_wrong_usage_is_one_line_that_names_it(arguments: tuple[str, ...], tmp_path: Path) -> None:
     done = saga(*arguments, DATA_DIR=str(tmp_path))
 
     assert done.returncode == 2, done.stderr
     assert done.stdout == ""
-    assert "Traceback" not in done.stderr
+    (line,) = done.stderr.splitlines()
+    assert re.match(f"error: .*{WRONG_USAGE[arguments]}", line), line
     assert list(tmp_path.iterdir()) == []
 
 
@@ -400,9 +401,6 @@ def test_wrong_usage_is_told_from_failure(arguments: tuple[str, ...], tmp_path: 
         "map",
         "check",
         "generate",
-        "schemas export",
-        "schemas check",
-        "schemas release",
         "topology export",
         "topology apply",
         "topology diff",
