@@ -17,6 +17,7 @@ from common import metrics, process
 from common.choreography import Participant
 from common.kernel.database import Database
 from common.kernel.groups import Ask, Kernel
+from common.kernel.inbox import keep_forgetting
 from common.kernel.outbox import Outbox
 from common.kernel.step import Decision
 from common.kernel.tables import Clock, Tables, utc_now
@@ -110,7 +111,12 @@ def process_of(service: Service, settings: Settings) -> process.Process:
 
         return process.Parts(
             app,
-            tasks=(kernel.run(), outbox.run(), *(task(running) for task in service.tasks)),
+            tasks=(
+                kernel.run(),
+                outbox.run(),
+                keep_forgetting(database, service.tables, settings.inbox_days),
+                *(task(running) for task in service.tasks),
+            ),
             start=start,
             stop=consumer.stop,
             finish=lambda deadline: _finish(kernel, outbox, deadline),

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Final, TypeVar
 
 import yarl
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from common.telemetry import LogFormat
+INBOX_DAYS: Final = 90.0
 
 
 class SettingsError(Exception):
@@ -67,14 +67,14 @@ class Settings(TlsSettings):
     http_port: Annotated[int, Field(ge=0, le=65535)] = 0
     """0 picks a free port, which the log names."""
     log_level: Annotated[str, Field(pattern="(?i)^(debug|info|warning|error)$")] = "INFO"
-    log_format: Annotated[LogFormat, BeforeValidator(str.lower)] = LogFormat.AUTO
-    """JSON, or text; by default text at a terminal only."""
     broker_patience_seconds: Annotated[float, Field(ge=0, le=3600)] = 30.0
     """How long a starting service waits for the broker."""
     drain_seconds: Annotated[float, Field(gt=0, le=600)] = 15.0
     """How long a stopping service may take to finish what it has begun."""
     group_max: Annotated[int, Field(ge=1, le=1_024)] = 128
     """Messages in one transaction."""
+    inbox_days: Annotated[float, Field(gt=30, le=3650)] = INBOX_DAYS
+    """How long a service knows which messages it has done: longer than the history is kept."""
     outbox_backlog_max: Annotated[int, Field(ge=1)] = 20_000
     """Events waiting for the broker, beyond which new orders are turned away."""
     body_max_bytes: Annotated[int, Field(ge=1024)] = 65_536

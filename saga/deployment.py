@@ -8,6 +8,8 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from common.settings import INBOX_DAYS
+
 FILE_NAME = "saga.json"
 DEAD_LETTERS_FILE_NAME = "dead_letters.db"
 
@@ -32,6 +34,8 @@ class Deployment(BaseModel):
     """Of each replica."""
     database_urls: dict[str, str]
     sandbox_url: str
+    inbox_days: float = INBOX_DAYS
+    """The services' setting: what is older than that they may have done and forgotten."""
     dead_letters_url: str | None = None
     """The operator's store of dead letters; by default a file beside the one this is read from."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import shutil
 import signal
@@ -110,7 +109,7 @@ class _Process:
                 lines = [line.strip() for line in log.read().decode(errors="replace").splitlines()]
         except OSError:
             lines = []
-        said = [_message(line) for line in lines if line]
+        said = [line for line in lines if line]
         errors = [line.removeprefix("error: ") for line in said if line.startswith("error: ")]
         return (errors or said or ["it said nothing"])[-1][:_LAST_WORDS_CHARACTERS]
 
@@ -254,6 +253,7 @@ class System:
             },
             database_urls={name: self._database_url(name) for name in self._participants},
             sandbox_url=self._sqlite_url("provider"),
+            inbox_days=float(self._environment.get("INBOX_DAYS") or load(Settings).inbox_days),
             dead_letters_url=dead_letters_url_in(self.folder),
         )
         self._deployment.save(self.folder)
@@ -534,15 +534,6 @@ class System:
                 if self._disposable:
                     await asyncio.to_thread(server.kill)
                 await asyncio.to_thread(server.stop)
-
-
-def _message(line: str) -> str:
-    """What a line of a service's log says, if it is JSON; else the line."""
-    try:
-        record = json.loads(line)
-    except ValueError:
-        return line
-    return str(record["message"]) if isinstance(record, dict) and "message" in record else line
 
 
 def _private_node(folder: Path, plugins: Sequence[str]) -> RabbitNode:

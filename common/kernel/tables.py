@@ -161,6 +161,7 @@ class Tables(Schema):
             metadata,
             sa.Column("message_id", sa.String(255), primary_key=True),
             sa.Column("at", Utc, nullable=False),
+            sa.Index("inbox_by_age", "at"),
         )
         self.outbox = sa.Table(
             "outbox",

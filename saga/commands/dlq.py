@@ -390,6 +390,45 @@ def restore(
 
 
 @app.command()
+def purge(
+    older_than: Annotated[
+        str, typer.Option(help="Of those last dead so long ago or longer, such as 180d.")
+    ],
+    why: Annotated[str, typer.Option("--reason", help="Why; for the audit record.")],
+    data_dir: DataDir = DATA_DIR,
+    as_json: AsJson = False,
+) -> None:
+    """Delete old letters that nothing is owed of: sent, done, discarded or replaced.
+
+    Nothing else ever deletes a letter, and nothing brings these back. No age below the services'
+    INBOX_DAYS is taken: up to then, `saga reconcile` may have to know what became of a message.
+
+    Example: `saga dlq purge --older-than 180d --reason "kept for half a year"`
+    """
+    from saga.dlq import InputError
+
+    with _answering():
+        seconds = _seconds("older-than", older_than) or 0.0
+        if not why.strip():
+            raise InputError("--reason is empty; say why the letters can be deleted")
+
+    async def work(desk: Desk) -> list[int]:
+        days = desk.deployment.inbox_days
+        if seconds < days * _UNIT_SECONDS["d"]:
+            raise InputError(
+                f"--older-than is {older_than!r}; it takes {days:g}d or more, the services' "
+                f"INBOX_DAYS"
+            )
+        return desk.store.purge(seconds, why)
+
+    numbers = _at_desk(data_dir, work)
+    if as_json:
+        print_json({"purged": numbers})
+    else:
+        remark(f"{len(numbers)} letters purged")
+
+
+@app.command()
 def export(
     file: Annotated[
         Path | None, typer.Argument(help="Where to write; standard output if left out.")
@@ -421,7 +460,7 @@ def export(
         if file is None:
             sys.stdout.write(lines)  # is JSON in any case
         else:
-            file.write_text(lines)
+            _write(file, lines)
         result = {"letters": len(letters), "file": None if file is None else str(file)}
         desk.store.note("export", "", selection.to_json(), result)
         return letters
@@ -693,6 +732,15 @@ def _contents(file: Path) -> str:
         return file.read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read {file}: {error}") from error
+
+
+def _write(file: Path, text: str) -> None:
+    from saga.dlq import InputError
+
+    try:
+        file.write_text(text)
+    except OSError as error:
+        raise InputError(f"cannot write {file}: {error.strerror}; name another file") from error
 
 
 def _in_editor(text: str) -> str | None:

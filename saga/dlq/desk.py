@@ -80,6 +80,13 @@ class Desk:
             and not await self.examiner().knows_order(selection.order)
         ):
             raise InputError(f"there is no order {selection.order!r}")
+        if selection.fingerprint is not None and not self.store.find(
+            Selection(fingerprint=selection.fingerprint), contents=False
+        ):
+            raise InputError(
+                f"no letter has the fingerprint {selection.fingerprint!r}; `saga dlq list` names "
+                f"those there are"
+            )
         unknown = set(selection.numbers) - self.store.numbers_known(selection.numbers)
         if unknown:
             raise InputError(

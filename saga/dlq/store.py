@@ -358,6 +358,30 @@ class Store:
             _append(connection, action, reason, selection.to_json(), {"letters": turned})
         return turned
 
+    def purge(self, older_than_seconds: float, reason: str) -> list[int]:
+        """Delete letters that nothing is owed of, last failed longer ago than that, with all that
+        is known of them; returns their numbers. Those of a replay that never ended stay."""
+        open_run = sa.select(runs.c.number).where(runs.c.ended_at.is_(None))
+        replaying = sa.select(items.c.letter).where(items.c.run.in_(open_run))
+        old = (
+            letters.c.state.in_((State.SENT, State.DONE, *SETTLED)),
+            letters.c.last_failed_at <= utc_now() - timedelta(seconds=older_than_seconds),
+            letters.c.number.not_in(replaying),
+        )
+        with self._engine.begin() as connection:
+            numbers = sorted(connection.scalars(sa.select(letters.c.number).where(*old)))
+            for part in _chunks(numbers):
+                for column in (copies.c.letter, items.c.letter, edits.c.letter, letters.c.number):
+                    connection.execute(column.table.delete().where(column.in_(part)))
+            _append(
+                connection,
+                "purge",
+                reason,
+                {"older_than": older_than_seconds},
+                {"letters": numbers},
+            )
+        return numbers
+
     # --- editing -----------------------------------------------------------------------------
 
     def begin_edit(self, number: int, copy_id: str, diff: str, body: bytes, reason: str) -> None:

@@ -7,6 +7,7 @@ import importlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from sqlalchemy.engine import Connection
 
 from common.choreography import Participant
 from common.kernel.database import DatabaseError, read_database
-from common.kernel.tables import Tables
+from common.kernel.tables import Tables, utc_now
 from inventory_service.domain import PARTICIPANT as INVENTORY
 from inventory_service.domain import ReservationStatus
 from inventory_service.store import reservations, stock
@@ -33,7 +34,7 @@ from saga.reconcile.facts import (
     ReconcileError,
     StockFact,
 )
-from saga.reconcile.history import Owed
+from saga.reconcile.history import LONG_AGO, Owed
 
 ROWS_AT_ONCE = 10_000
 
@@ -103,10 +104,18 @@ def undone(
     participants: Mapping[str, Participant],
     owed: Mapping[str, Mapping[str, Owed]],
 ) -> dict[str, dict[str, Owed]]:
-    """What each participant owes and has no inbox row for; blocks. Raises `ReconcileError`."""
+    """What each participant owes and has no inbox row for; blocks. Raises `ReconcileError`.
+
+    What is so old that it may have done and forgotten it, nobody can tell: that is left out.
+    """
+    forgotten = utc_now() - timedelta(days=deployment.inbox_days)
     left: dict[str, dict[str, Owed]] = {}
     for package, participant in participants.items():
-        left[participant.name] = mine = dict(owed[participant.name])
+        left[participant.name] = mine = {
+            key: message
+            for key, message in owed[participant.name].items()
+            if not LONG_AGO < message.at < forgotten
+        }
         _read(deployment, participant.name, partial(_strike_out, mine, _tables(package).inbox))
     return left
 

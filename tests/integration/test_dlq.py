@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -699,6 +699,44 @@ def test_what_a_person_has_settled_stays_settled(store: Store, settle: str) -> N
 def test_letters_are_in_order_of_their_first_failure(store: Store) -> None:
     store.take([_copy(3, key="c"), _copy(1, key="a"), _copy(2, key="b")], NOW)
     assert [letter.key for letter in store.find(EVERYTHING)] == ["a", "b", "c"]
+
+
+def test_only_old_letters_that_nothing_is_owed_of_are_purged(store: Store) -> None:
+    long_ago = utc_now() - timedelta(days=100)
+    keys = ("dead", "sent", "done", "discarded", "replaced", "in a replay", "young")
+    found = [
+        replace(_copy(1, key=key), last_failed_at=long_ago, first_failed_at=long_ago)
+        for key in keys
+    ]
+    found[-1] = replace(found[-1], last_failed_at=utc_now() - timedelta(days=80))
+    store.take(found, NOW)
+    number = {letter.key: letter.number for letter in store.find(EVERYTHING)}
+
+    def send(*keys: str) -> Run:
+        run = store.begin_run(EVERYTHING, [number[key] for key in keys], {}, "")
+        store.mark_sending(run, {number[key]: 1 for key in keys})
+        store.mark_sent(run, [number[key] for key in keys])
+        return run
+
+    run = send("sent", "done")
+    store.settle_done([number["done"]])
+    store.end_run(run, "finished", {}, "")
+    send("in a replay")
+    store.discard(Selection(numbers=(number["discarded"], number["young"])), "a test")
+    store.begin_edit(number["replaced"], "copy", "", b"", "")
+    store.end_edit(number["replaced"], "copy", "")
+
+    purged = store.purge(90 * 86_400, "old enough")
+
+    assert {key for key in keys if number[key] in purged} == {
+        *("sent", "done", "discarded", "replaced")
+    }
+    assert {letter.key for letter in store.find(EVERYTHING)} == {"dead", "in a replay", "young"}
+    assert store.edits_of(number["replaced"]) == []
+    assert store.items_of(run) == []
+    action, *_ = store.actions(1)
+    assert (action.action, action.reason) == ("purge", "old enough")
+    assert action.result == {"letters": purged}
 
 
 def test_a_store_that_cannot_be_written_is_one_error(tmp_path: Path) -> None:

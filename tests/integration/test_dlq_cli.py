@@ -218,8 +218,12 @@ BAD_INPUT = {
     ("list", "--newer-than", "soon"): "soon",
     ("show", "99"): "99",
     ("show", "no-such-id"): "no-such-id",
+    ("export", "--type", "order.lost"): "order.lost",
+    ("export", "/no/such/folder/letters.jsonl"): "/no/such/folder/letters.jsonl",
     ("replay", "--rate", "0"): "rate is 0",
     ("replay", "--rate", "nan"): "rate is nan",
+    ("replay", "--rate", "-1"): "rate is -1",
+    ("replay", "--rate", "inf"): "rate is inf",
     ("replay", "--max-failing", "2"): "max-failing is 2",
     ("replay", "--max-replays", "0"): "max-replays is 0",
     ("replay", "--timeout", "0"): "timeout is 0",
@@ -227,7 +231,9 @@ BAD_INPUT = {
     ("replay", "--queue", "payment.lost"): "payment.lost",
     ("replay", "--resume"): "no replay",
     ("replay", "1", "--resume"): "--resume",
+    ("edit", "99", "--set", "total_cents=1"): "99",
     ("edit", "1", "--set", "total_cents=many"): "data.total_cents",
+    ("edit", "1", "--set", "total_cents=-1"): "data.total_cents",
     ("edit", "1", "--set", "lines.3.quantity=1"): "'3'",
     ("edit", "1", "--set", "total_cents"): "path=value",
     ("edit", "1", "--set", "a=1", "--file", "x"): "--file",
@@ -236,6 +242,11 @@ BAD_INPUT = {
     ("discard", "1", "--reason", " "): "--reason",
     ("discard", "99", "--reason", "so"): "99",
     ("restore",): "name the letters",
+    ("restore", "99"): "99",
+    ("list", "--fingerprint", "cafecafecafe"): "cafecafecafe",
+    ("purge", "--older-than", "7d", "--reason", "so"): "'7d'",
+    ("purge", "--older-than", "long", "--reason", "so"): "'long'",
+    ("purge", "--older-than", "200d", "--reason", " "): "--reason",
     ("audit", "--limit", "0"): "limit is 0",
 }
 
@@ -261,6 +272,14 @@ def test_an_export_has_a_letter_a_line(letter: Stage, tmp_path: Path) -> None:
     file = tmp_path / "letters.jsonl"
     assert letter.saga("export", str(file)).exit_code == 0
     assert file.read_text().splitlines() == lines
+
+
+def test_a_young_letter_is_not_purged(letter: Stage) -> None:
+    letter.saga("discard", "1", "--reason", "a test")
+    done = letter.saga("purge", "--older-than", "90d", "--reason", "spring", "--json")
+    assert (done.exit_code, json.loads(done.stdout)) == (0, {"purged": []})
+    newest = json.loads(letter.saga("audit", "--json").stdout)["actions"][0]
+    assert (newest["action"], newest["selection"]) == ("purge", {"older_than": 90 * 86_400})
 
 
 def test_an_editor_that_changes_nothing_sends_nothing(letter: Stage) -> None:

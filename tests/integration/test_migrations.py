@@ -27,6 +27,7 @@ down_revision = None
 def upgrade() -> None:
     op.create_table("inbox", sa.Column("message_id", sa.String(255), primary_key=True),
                     sa.Column("at", sa.BigInteger, nullable=False))
+    op.create_index("inbox_by_age", "inbox", ["at"])
     op.create_table("outbox", sa.Column("event_id", sa.String(64), primary_key=True),
                     sa.Column("owner", sa.String(32), nullable=False),
                     sa.Column("position", sa.BigInteger, nullable=False),

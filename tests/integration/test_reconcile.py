@@ -323,6 +323,23 @@ async def test_an_event_nobody_has_done_is_found(stage: Stage, orders: dict[str,
     assert await stage.broken_rules() == {("lost", f"order/{event.id}")}
 
 
+@pytest.mark.parametrize(("days", "lost"), [(89, 1), (91, 0)])
+async def test_what_may_be_done_and_forgotten_is_not_lost(
+    days: int, lost: int, stage: Stage
+) -> None:
+    stage.play.at = utc_now() - timedelta(days=days)
+    stage.play.give(
+        "inventory", AddStock(sku="tea", quantity=9, unit_price_cents=250, currency="EUR")
+    )
+    order_id = stage.play.place()
+    stage.play.deliver()
+    await stage.show()
+    placed = event_about(stage, order_id, "order.placed").id
+    stage.execute("inventory", "DELETE FROM inbox WHERE message_id = :id", id=placed)
+
+    assert len(await stage.broken_rules()) == lost
+
+
 async def test_an_event_that_came_from_nowhere_is_found(
     stage: Stage, orders: dict[str, str]
 ) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 
 # A busy machine is not a failure; a failure prints what reproduces it.
-settings.register_profile(
-    "unit", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
-)
+settings.register_profile("unit", deadline=None, print_blob=True)
 settings.load_profile("unit")
