@@ -360,6 +360,12 @@ def test_a_reaction_that_may_publish_what_its_user_may_not_is_found(section: str
     assert all("the broker does not let the user seat" in f.message for f in findings)
 
 
+def test_a_user_without_topic_permissions_may_publish_anything_as_rabbitmq_has_it() -> None:
+    graph = Choreography([Participant("trip", *TRIP), Participant("seat", *SEAT)])
+
+    assert check(graph, {**asked_for(graph), "topic_permissions": []}) == []
+
+
 def test_what_a_live_broker_holds_differently_is_told_at_the_reaction_it_concerns() -> None:
     differences = [
         Difference("binding", "saga.events order.placed.high inventory.high", "there", MISSING),

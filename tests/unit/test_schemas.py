@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 import saga.discovery
 from common.choreography import Choreography, Participant, State
 from common.envelope import Decoder, schema_uri, wrap
-from common.events import OrderCancelled, PlaceOrder
+from common.events import OrderCancelled
 from common.kernel.step import react
 from common.message import Command, Event, Intent, Priority
 from saga.cli import app
@@ -278,20 +278,39 @@ def test_an_example_that_is_none_of_its_version_is_told(folder: Path) -> None:
     assert "v1-spoiled.json cannot be read: data.weight_kilograms" in spoilt
 
 
-def test_a_command_may_come_from_elsewhere_with_its_defaults_left_out(tmp_path: Path) -> None:
-    shutil.copytree(CONTRACTS, tmp_path, dirs_exist_ok=True)
-    file = tmp_path / "released" / PlaceOrder.type / "v1.json"
-    schema = json.loads(file.read_text())
-    del schema["properties"]["priority"]
-    schema["properties"]["lines"]["maxItems"] = 200
-    file.write_text(json.dumps(schema))
+class OrderCrate(SendCrate):
+    type: ClassVar[str] = "crate.order"
+    intake: ClassVar[bool] = True
+    weight_grams: int
 
-    (refused,) = problems(tmp_path, GRAPH)
 
-    assert str(refused) == (
-        "order.place v1: what the last release published is refused: "
-        "lines: maxItems is 200, where 100 is read"
-    )
+def order(command: OrderCrate, crate: Crate) -> None:
+    raise NotImplementedError
+
+
+def test_what_others_may_have_left_out_of_a_command_cannot_be_required_of_them(
+    tmp_path: Path,
+) -> None:
+    command = OrderCrate(crate="c", weight_grams=1)
+    envelope = wrap(command, id="1", source="/shop", time=NOW, priority=Priority.NORMAL)
+    for folder, text in (
+        ("examples", envelope.to_bytes().decode()),
+        ("released", json.dumps(with_a_default(schema_of(OrderCrate)))),
+    ):
+        file = tmp_path / folder / "crate.order" / "v1.json"
+        file.parent.mkdir(parents=True)
+        file.write_text(text)
+
+    assert said(tmp_path, order) == [
+        "crate.order v1: what the last release published is refused: "
+        "weight_grams: may be left out, where it is required"
+    ]
+
+
+def with_a_default(schema: dict[str, Any]) -> dict[str, Any]:
+    schema["properties"]["weight_grams"]["default"] = 1
+    schema["required"].remove("weight_grams")
+    return schema
 
 
 def test_a_value_that_is_new_to_a_reader_is_refused(tmp_path: Path) -> None:
