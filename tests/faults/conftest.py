@@ -26,9 +26,9 @@ def rabbitmqs() -> list[tuple[str, Path]]:
 
 
 @pytest.fixture
-def rabbitmq(seed: int, rabbitmqs: list[tuple[str, Path]], monkeypatch: pytest.MonkeyPatch) -> str:
-    """The version the test's nodes will have: by the seed, one after the other."""
-    version, home = rabbitmqs[seed % len(rabbitmqs)]
+def rabbitmq(turn: int, rabbitmqs: list[tuple[str, Path]], monkeypatch: pytest.MonkeyPatch) -> str:
+    """The version the test's nodes will have: by turns."""
+    version, home = rabbitmqs[turn % len(rabbitmqs)]
     monkeypatch.setenv("RABBITMQ_HOME", str(home))
     return version
 

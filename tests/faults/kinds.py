@@ -64,17 +64,19 @@ SEAMS: Final[Mapping[str, tuple[str, ...]]] = {
 
 
 async def service_killed(load: Load, dice: Random) -> None:
-    victim = dice.choice(load.system.services)
-    load.system.kill(victim)
-    await load.system.start(victim)
+    victim = dice.choice(load.stage.system.services)
+    load.stage.system.kill(victim)
+    await load.stage.system.start(victim)
 
 
 async def service_killed_at_a_seam(load: Load, dice: Random) -> None:
     point = dice.choice(sorted(SEAMS))
     participant = dice.choice(SEAMS[point])
-    victim = dice.choice(load.replicas_of(participant))
+    victim = dice.choice(load.stage.replicas_of(participant))
     package = f"{participant}_service"
-    program = load.program(victim, "tests.faults.crash", package, point, str(dice.randint(1, 10)))
+    program = load.stage.program(
+        victim, "tests.faults.crash", package, point, str(dice.randint(1, 10))
+    )
     await run_until_it_dies(load, victim, program, SEAM_SECONDS)
 
 
@@ -82,22 +84,22 @@ async def run_until_it_dies(
     load: Load, victim: str, program: tuple[str, ...], seconds: float
 ) -> bool:
     """Run a service as a program that kills itself; whether it did. Then it is back as it was."""
-    load.system.kill(victim)
-    load.system.programs[victim] = program
+    load.stage.system.kill(victim)
+    load.stage.system.programs[victim] = program
     with contextlib.suppress(SystemFault):  # It may die before it is ready.
-        await load.system.start(victim)
+        await load.stage.system.start(victim)
     with contextlib.suppress(AssertionError):
-        await until(lambda: load.over or not load.system.alive(victim), seconds=seconds)
-    died = not load.system.alive(victim)
-    load.system.kill(victim)
-    load.system.programs[victim] = load.program(victim)
-    await load.system.start(victim)
+        await until(lambda: load.over or not load.stage.system.alive(victim), seconds=seconds)
+    died = not load.stage.system.alive(victim)
+    load.stage.system.kill(victim)
+    load.stage.system.programs[victim] = load.stage.program(victim)
+    await load.stage.system.start(victim)
     return died
 
 
 async def service_frozen(load: Load, dice: Random) -> None:
     """It comes to again without its connections, and its messages are on their way again."""
-    pid = load.system.pid(dice.choice(load.system.services))
+    pid = load.stage.system.pid(dice.choice(load.stage.system.services))
     os.kill(pid, signal.SIGSTOP)
     try:
         await connections_closed_by_the_broker(load, dice)
@@ -109,18 +111,18 @@ async def service_frozen(load: Load, dice: Random) -> None:
 
 
 async def broker_killed(load: Load, dice: Random) -> None:
-    load.node.kill()
-    await asyncio.to_thread(load.node.start)
+    load.stage.node.kill()
+    await asyncio.to_thread(load.stage.node.start)
 
 
 async def connections_closed_by_the_broker(load: Load, dice: Random) -> None:
-    await asyncio.to_thread(load.node.ctl, "close_all_connections", "a fault test")
+    await asyncio.to_thread(load.stage.node.ctl, "close_all_connections", "a fault test")
 
 
 async def memory_alarm(load: Load, dice: Random) -> None:
     """Publishing stops until the alarm is over."""
-    await asyncio.to_thread(load.node.ctl, "set_vm_memory_high_watermark", "0")
-    await asyncio.to_thread(load.node.ctl, "set_vm_memory_high_watermark", "0.4")
+    await asyncio.to_thread(load.stage.node.ctl, "set_vm_memory_high_watermark", "0")
+    await asyncio.to_thread(load.stage.node.ctl, "set_vm_memory_high_watermark", "0.4")
 
 
 # --- the network -------------------------------------------------------------------------------
@@ -132,13 +134,13 @@ def _some(ways: Mapping[str, Proxy], dice: Random) -> list[Proxy]:
 
 
 async def network_cut(load: Load, dice: Random) -> None:
-    for way in _some(load.brokers, dice):
+    for way in _some(load.stage.brokers, dice):
         way.cut()
 
 
 async def network_silent(load: Load, dice: Random) -> None:
     """Nothing arrives, nobody is told, and then it all does."""
-    ways = _some(load.brokers, dice)
+    ways = _some(load.stage.brokers, dice)
     for way in ways:
         way.silence()
     await asyncio.sleep(SILENT_SECONDS)
@@ -148,7 +150,7 @@ async def network_silent(load: Load, dice: Random) -> None:
 
 async def network_half_open(load: Load, dice: Random) -> None:
     """The broker gives a service up, and its messages to others, before the service knows."""
-    ways = _some(load.brokers, dice)
+    ways = _some(load.stage.brokers, dice)
     for way in ways:
         way.strand()
     await asyncio.sleep(SILENT_SECONDS)
@@ -158,7 +160,7 @@ async def network_half_open(load: Load, dice: Random) -> None:
 
 async def network_slow(load: Load, dice: Random) -> None:
     """And so it stays, until something else heals it."""
-    for way in _some(load.brokers, dice):
+    for way in _some(load.stage.brokers, dice):
         way.slow(SLOW_SECONDS)
 
 
@@ -168,11 +170,11 @@ async def network_slow(load: Load, dice: Random) -> None:
 async def events_repeated(load: Load, dice: Random) -> None:
     """Every event there was, delivered again in any order."""
     await until(lambda: _history_is_back(load))  # The broker may just have been killed.
-    await deliver_again(load.system.deployment, choreography(), dice)
+    await deliver_again(load.stage.system.deployment, choreography(), dice)
 
 
 async def _history_is_back(load: Load) -> bool:
-    url = load.system.deployment.amqp_url
+    url = load.stage.system.deployment.amqp_url
     async with await connect(url, name="test", patience_seconds=10) as connection:
         channel = await connection.channel()
         try:
@@ -185,10 +187,10 @@ async def _history_is_back(load: Load) -> bool:
 async def deliveries_reordered(load: Load, dice: Random) -> None:
     """What waits for a service, it gets in another order, and some of it twice."""
     participant = dice.choice(list(participants().values()))
-    victims = load.replicas_of(participant.name)
+    victims = load.stage.replicas_of(participant.name)
     for victim in victims:
-        load.system.kill(victim)
-    url = load.system.deployment.amqp_url
+        load.stage.system.kill(victim)
+    url = load.stage.system.deployment.amqp_url
     async with await connect(url, name="test", patience_seconds=10) as connection:
         channel = await connection.channel(on_return_raises=True)
 
@@ -212,7 +214,7 @@ async def deliveries_reordered(load: Load, dice: Random) -> None:
                 await channel.default_exchange.publish(_copy(message), name)
             for message in taken:
                 await message.ack()
-    await load.system.start(*victims)
+    await load.stage.system.start(*victims)
 
 
 def _copy(message: AbstractIncomingMessage) -> aio_pika.Message:
@@ -231,7 +233,7 @@ def _copy(message: AbstractIncomingMessage) -> aio_pika.Message:
 
 async def provider_loses_answers(load: Load, dice: Random) -> None:
     """The payment provider does what it is asked, and says nothing of it."""
-    url = load.system.deployment.sandbox_url
+    url = load.stage.system.deployment.sandbox_url
     await asyncio.to_thread(_set_fault, url, FaultMode.LOST_ANSWER)
     await asyncio.sleep(LOST_ANSWERS_SECONDS)
     await asyncio.to_thread(_set_fault, url, FaultMode.NONE)
@@ -250,8 +252,8 @@ def _set_fault(url: str, mode: FaultMode) -> None:
 
 async def database_locked(load: Load, dice: Random) -> None:
     """Another process writes to a service's file and takes its time."""
-    service = dice.choice(load.system.services)
-    path = load.system.deployment.database_urls[service].removeprefix("sqlite:///")
+    service = dice.choice(load.stage.system.services)
+    path = load.stage.system.deployment.database_urls[service].removeprefix("sqlite:///")
     writer = sqlite3.connect(path, timeout=10, isolation_level=None, check_same_thread=False)
     with closing(writer):
         await asyncio.to_thread(writer.execute, "BEGIN IMMEDIATE")
@@ -261,7 +263,7 @@ async def database_locked(load: Load, dice: Random) -> None:
 async def disk_full(load: Load, dice: Random, seconds: float = AWAY_SECONDS) -> None:
     """A service can write no further in its files. (Not payment: its process also is the provider,
     and what ails that uses up attempts.)"""
-    pid = load.system.pid(dice.choice(["order", "inventory"]))
+    pid = load.stage.system.pid(dice.choice(["order", "inventory"]))
     before = resource.prlimit(pid, resource.RLIMIT_FSIZE)
     resource.prlimit(pid, resource.RLIMIT_FSIZE, (1, before[1]))
     try:
@@ -271,22 +273,22 @@ async def disk_full(load: Load, dice: Random, seconds: float = AWAY_SECONDS) -> 
 
 
 async def database_killed(load: Load, dice: Random) -> None:
-    await asyncio.to_thread(load.cluster.kill)
-    await asyncio.to_thread(load.cluster.start)
+    await asyncio.to_thread(load.stage.cluster.kill)
+    await asyncio.to_thread(load.stage.cluster.start)
 
 
 async def database_restarted(load: Load, dice: Random) -> None:
-    await asyncio.to_thread(load.cluster.restart)
+    await asyncio.to_thread(load.stage.cluster.restart)
 
 
 async def database_cut_off(load: Load, dice: Random) -> None:
-    for way in _some(load.databases, dice):
+    for way in _some(load.stage.databases, dice):
         way.cut()
 
 
 async def database_half_open(load: Load, dice: Random) -> None:
     """The server gives a service's transactions up before the service knows."""
-    ways = _some(load.databases, dice)
+    ways = _some(load.stage.databases, dice)
     for way in ways:
         way.strand()
     await asyncio.sleep(SILENT_SECONDS)
@@ -297,7 +299,7 @@ async def database_half_open(load: Load, dice: Random) -> None:
 async def tables_locked(load: Load, dice: Random) -> None:
     """Somebody holds all of a service's inbox and outbox."""
     participant = dice.choice(list(participants().values()))
-    connection = await asyncpg.connect(load.system.deployment.database_urls[participant.name])
+    connection = await asyncpg.connect(load.stage.system.deployment.database_urls[participant.name])
     try:
         async with connection.transaction():
             await connection.execute("LOCK TABLE inbox, outbox")

@@ -7,7 +7,7 @@ import itertools
 import math
 import os
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -30,6 +30,7 @@ from tests.faults.proxy import Proxy
 from tests.polling import until
 
 DATABASES: Final[tuple[Database, ...]] = ("sqlite", "postgresql")
+DUPLICATE: Final = "duplicate"
 REPLICAS: Final[Mapping[Database, int]] = {"sqlite": 1, "postgresql": 2}
 AT_ONCE: Final = 16
 """Requests on their way at once."""
@@ -46,8 +47,8 @@ COUNTED: Final = {
 
 
 @dataclass
-class Load:
-    """A load that runs, and what it runs on."""
+class Stage:
+    """A system, and the network it runs on: a proxy on each way. It bears one load at a time."""
 
     system: System
     brokers: dict[str, Proxy] = field(default_factory=dict)
@@ -56,14 +57,6 @@ class Load:
     """By service, its way to the database, where that is on a server."""
     gates: list[Proxy] = field(default_factory=list)
     """The customers' ways to the order service, which are silent while orders are held back."""
-    sent: int = 0
-    """Orders placed, and malformed messages sent."""
-    ended: int = 0
-    """Orders that have ended."""
-    result: Result | None = None
-    """What came of it, once it is over."""
-    _allowed: float = math.inf
-    _task: asyncio.Task[Result] | None = None
     _counted: dict[tuple[int, str], float] = field(default_factory=dict)
     """By process and metric."""
 
@@ -76,6 +69,85 @@ class Load:
     def cluster(self) -> PostgresCluster:
         assert self.system.cluster is not None
         return self.system.cluster
+
+    def replicas_of(self, participant: str) -> list[str]:
+        return [name for name in self.system.services if name.split("-")[0] == participant]
+
+    def program(self, service: str, *module: str) -> tuple[str, ...]:
+        """What Python runs for a service: this module or its own, behind the service's proxies."""
+        ports = [f"AMQP_URL={self.brokers[service].port}"]
+        if service in self.databases:
+            ports.append(f"DATABASE_URL={self.databases[service].port}")
+        own = f"{service.split('-')[0]}_service.app"
+        return ("-m", "tests.faults.via", *ports, *(module or (own,)))
+
+    def heal(self) -> None:
+        """Make an end of whatever ails the network."""
+        for way in (*self.brokers.values(), *self.databases.values()):
+            way.heal()
+
+    async def count(self) -> None:
+        """Read what the services have counted; what one that is killed counted afterwards is
+        never known."""
+        urls = itertools.chain(*self.system.deployment.http_urls.values())
+        for service, url in zip(self.system.services, urls, strict=True):
+            try:
+                async with client(url, METRICS_SECONDS) as http:
+                    text = (await http.get("/metrics")).text
+            except httpx.TransportError:
+                continue
+            pid = self.system.pid(service)
+            for family in text_string_to_metric_families(text):
+                for sample in family.samples:
+                    outcome = sample.labels.get("outcome", DUPLICATE)
+                    if sample.name in COUNTED and outcome == DUPLICATE:
+                        metric = f"{sample.name}{sorted(sample.labels.items())}"
+                        self._counted[pid, metric] = sample.value
+
+    @property
+    def counts(self) -> Counter[str]:
+        """What the services have counted, all together, in the words of the report."""
+        found: Counter[str] = Counter()
+        for (_, metric), value in self._counted.items():
+            found[COUNTED[metric.partition("[")[0]]] += int(value)
+        return found
+
+
+@asynccontextmanager
+async def on_stage(folder: Path, database: Database) -> AsyncIterator[Stage]:
+    """A new system, with as many replicas as `REPLICAS` says."""
+    system = System(folder, database=database, replicas=REPLICAS[database], disposable=True)
+    stage = Stage(system)
+    async with AsyncExitStack() as stack:
+
+        async def way_to(port: Callable[[], int]) -> Proxy:
+            return await stack.enter_async_context(Proxy(port))
+
+        for service in _services(REPLICAS[database]):
+            stage.brokers[service] = await way_to(lambda: stage.node.port("amqp"))
+            if system.cluster is not None:
+                stage.databases[service] = await way_to(lambda: stage.cluster.port)
+            system.programs[service] = stage.program(service)
+        await stack.enter_async_context(system)
+        await asyncio.to_thread(stage.node.settle)
+        for url in system.deployment.http_urls["order"]:
+            stage.gates.append(await way_to(partial(int, yarl.URL(url).port or 0)))
+        yield stage
+
+
+@dataclass
+class Load:
+    """A load on its way."""
+
+    stage: Stage
+    sent: int = 0
+    """Orders placed, and malformed messages sent."""
+    ended: int = 0
+    """Orders that have ended."""
+    result: Result | None = None
+    """What came of it, once it is over."""
+    _allowed: float = math.inf
+    _task: asyncio.Task[Result] | None = None
 
     @property
     def over(self) -> bool:
@@ -94,7 +166,7 @@ class Load:
         self.ended += orders
 
     def _open_or_shut(self) -> None:
-        for gate in self.gates:
+        for gate in self.stage.gates:
             if self.sent < self._allowed:
                 gate.heal()
             else:
@@ -104,56 +176,15 @@ class Load:
         """Return once so many orders have ended, or the load is over."""
         await until(lambda: self.ended >= orders or self.over, seconds=REACHED_SECONDS)
 
-    def replicas_of(self, participant: str) -> list[str]:
-        return [name for name in self.system.services if name.split("-")[0] == participant]
-
-    def program(self, service: str, *module: str) -> tuple[str, ...]:
-        """What Python runs for a service: this module or its own, behind the service's proxies."""
-        ports = [f"AMQP_URL={self.brokers[service].port}"]
-        if service in self.databases:
-            ports.append(f"DATABASE_URL={self.databases[service].port}")
-        own = f"{service.split('-')[0]}_service.app"
-        return ("-m", "tests.faults.via", *ports, *(module or (own,)))
-
-    async def count(self) -> None:
-        """Read what the services have counted; what one that is killed counted afterwards is
-        never known."""
-        urls = itertools.chain(*self.system.deployment.http_urls.values())
-        for service, url in zip(self.system.services, urls, strict=True):
-            try:
-                async with client(url, METRICS_SECONDS) as http:
-                    text = (await http.get("/metrics")).text
-            except httpx.TransportError:
-                continue
-            pid = self.system.pid(service)
-            for family in text_string_to_metric_families(text):
-                for sample in family.samples:
-                    if sample.name in COUNTED and sample.labels.get("outcome") in (
-                        None,
-                        "duplicate",
-                    ):
-                        key = pid, f"{sample.name}{sorted(sample.labels.items())}"
-                        self._counted[key] = sample.value
-
-    @property
-    def counts(self) -> Counter[str]:
-        """What the services have counted, all together, in the words of the report."""
-        found: Counter[str] = Counter()
-        for (_, metric), value in self._counted.items():
-            found[COUNTED[metric.partition("[")[0]]] += int(value)
-        return found
-
 
 @asynccontextmanager
 async def under_load(
-    folder: Path,
+    stage: Stage,
     orders: int,
     seed: int,
     *,
-    database: Database = "sqlite",
     shares: Shares | None = None,
     rate: float | None = None,
-    environment: Mapping[str, str] | None = None,
 ) -> AsyncIterator[Load]:
     """Run a load, let the body do what it will to it, and see it through: in the end every order
     has to have ended as its seed says, and the books have to be right.
@@ -161,52 +192,29 @@ async def under_load(
     A body that interrupts connections of ours, the test's, or takes long, keeps orders back with
     `Load.allow`: once all have ended, they are used to judge the outcome.
     """
-    system = System(
-        folder,
-        database=database,
-        replicas=REPLICAS[database],
-        disposable=True,
-        environment=environment,
+    load = Load(stage)
+    deployment = stage.system.deployment
+    gates = tuple(f"http://127.0.0.1:{gate.port}" for gate in stage.gates)
+    load._task = asyncio.create_task(
+        demo(
+            deployment.model_copy(update={"http_urls": {**deployment.http_urls, "order": gates}}),
+            choreography(),
+            plan(orders, seed, shares),
+            seed=seed,
+            rate=rate,
+            concurrency=AT_ONCE,
+            sent=load._count_sent,
+            ended=load._count_ended,
+        )
     )
-    load = Load(system)
-    async with AsyncExitStack() as stack:
-        for service in _services(REPLICAS[database]):
-            way = Proxy(lambda: load.node.port("amqp"))
-            load.brokers[service] = await stack.enter_async_context(way)
-            if system.cluster is not None:
-                way = Proxy(lambda: load.cluster.port)
-                load.databases[service] = await stack.enter_async_context(way)
-            system.programs[service] = load.program(service)
-        await stack.enter_async_context(system)
-        await asyncio.to_thread(load.node.settle)
-        for url in system.deployment.http_urls["order"]:
-            port = yarl.URL(url).port
-            assert port is not None
-            load.gates.append(await stack.enter_async_context(Proxy(partial(int, port))))
-        gates = tuple(f"http://127.0.0.1:{gate.port}" for gate in load.gates)
-        deployment = system.deployment.model_copy(
-            update={"http_urls": {**system.deployment.http_urls, "order": gates}}
-        )
-        load._task = asyncio.create_task(
-            demo(
-                deployment,
-                choreography(),
-                plan(orders, seed, shares),
-                seed=seed,
-                rate=rate,
-                concurrency=AT_ONCE,
-                sent=load._count_sent,
-                ended=load._count_ended,
-            )
-        )
-        try:
-            yield load
-            load.allow(math.inf)
-            load.result = await load._task
-            await load.count()
-        finally:
-            load._task.cancel()
-            await asyncio.wait({load._task})
+    try:
+        yield load
+        load.allow(math.inf)
+        load.result = await load._task
+        await stage.count()
+    finally:
+        load._task.cancel()
+        await asyncio.wait({load._task})
     as_predicted(load.result)
 
 

@@ -10,7 +10,7 @@ from saga.orders import Shares
 from saga.system import Database
 from tests.faults.crash import POINTS
 from tests.faults.kinds import SEAMS, run_until_it_dies
-from tests.faults.load import chosen_databases, under_load
+from tests.faults.load import chosen_databases, on_stage, under_load
 
 SEED = 90210
 ORDERS = 240
@@ -56,8 +56,11 @@ SHORT = {("between-call-and-commit", "sqlite")}
 async def test_a_service_killed_at_a_seam_loses_and_doubles_nothing(
     service: str, point: str, times: int, database: Database, tmp_path: Path
 ) -> None:
-    async with under_load(tmp_path, ORDERS, SEED, database=database, shares=SHARES) as load:
-        program = load.program(
+    async with (
+        on_stage(tmp_path, database) as stage,
+        under_load(stage, ORDERS, SEED, shares=SHARES) as load,
+    ):
+        program = stage.program(
             service, "tests.faults.crash", f"{service}_service", point, str(times)
         )
         died = await run_until_it_dies(load, service, program, DIES_SECONDS)

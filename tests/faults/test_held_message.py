@@ -27,11 +27,11 @@ def hold(url: str, folder: Path) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("seed", [0, 1], ids=["on the system's RabbitMQ", "on RabbitMQ 4"])
+@pytest.mark.parametrize("turn", [0, 1], ids=["on the system's RabbitMQ", "on RabbitMQ 4"])
 async def test_a_consumer_killed_thirty_times_on_one_message_loses_nothing(
-    seed: int, rabbitmq: str, rabbitmqs: list[tuple[str, Path]], tmp_path: Path
+    turn: int, rabbitmq: str, rabbitmqs: list[tuple[str, Path]], tmp_path: Path
 ) -> None:
-    if seed >= len(rabbitmqs):
+    if turn >= len(rabbitmqs):
         pytest.skip("make rabbitmq4 unpacks it")
     # Each process of it is a copy of one that has imported everything: that takes no second.
     processes = multiprocessing.get_context("forkserver")

@@ -14,7 +14,7 @@ import pytest
 
 from saga.system import Database
 from tests.faults.kinds import disk_full
-from tests.faults.load import Load, chosen_databases, under_load
+from tests.faults.load import Load, chosen_databases, on_stage, under_load
 
 SEED = 606
 PER_SECOND = 60
@@ -28,17 +28,17 @@ Outage = Callable[[Load, float], Awaitable[None]]
 
 
 async def broker_away(load: Load, seconds: float) -> None:
-    load.node.kill()
+    load.stage.node.kill()
     await asyncio.sleep(seconds)
-    await asyncio.to_thread(load.node.start)
+    await asyncio.to_thread(load.stage.node.start)
 
 
 async def network_away(load: Load, seconds: float) -> None:
     """Connections hang until they are given up for want of heartbeats."""
-    for way in load.brokers.values():
+    for way in load.stage.brokers.values():
         way.silence()
     await asyncio.sleep(seconds)
-    for way in load.brokers.values():
+    for way in load.stage.brokers.values():
         way.cut()
         way.heal()
 
@@ -46,7 +46,7 @@ async def network_away(load: Load, seconds: float) -> None:
 async def files_locked(load: Load, seconds: float) -> None:
     """Another process writes to each service's database, for longer than they wait for it."""
     with ExitStack() as stack:
-        for url in load.system.deployment.database_urls.values():
+        for url in load.stage.system.deployment.database_urls.values():
             path = url.removeprefix("sqlite:///")
             writer = stack.enter_context(
                 closing(sqlite3.connect(path, 10, isolation_level=None, check_same_thread=False))
@@ -60,9 +60,9 @@ async def disks_full(load: Load, seconds: float) -> None:
 
 
 async def server_away(load: Load, seconds: float) -> None:
-    await asyncio.to_thread(load.cluster.kill)
+    await asyncio.to_thread(load.stage.cluster.kill)
     await asyncio.sleep(seconds)
-    await asyncio.to_thread(load.cluster.start)
+    await asyncio.to_thread(load.stage.cluster.start)
 
 
 OUTAGES: dict[Database, tuple[Outage, ...]] = {
@@ -93,8 +93,11 @@ async def test_an_outage_uses_up_no_attempts_and_everything_completes(
     database: Database, outage: Outage, seconds: float, tmp_path: Path
 ) -> None:
     orders = BEFORE + int((seconds + AROUND_SECONDS) * PER_SECOND)
-    async with under_load(tmp_path, orders, SEED, database=database, rate=PER_SECOND) as load:
+    async with (
+        on_stage(tmp_path, database) as stage,
+        under_load(stage, orders, SEED, rate=PER_SECOND) as load,
+    ):
         await load.reached(BEFORE)
         await outage(load, seconds)
     # That nothing is dead but what is malformed is part of what every load is held to.
-    assert load.counts["calls tried again"] == 0
+    assert stage.counts["calls tried again"] == 0
