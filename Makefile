@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test verify faults rabbitmq4 lint format generate lock clean
+.PHONY: help setup demo up test verify faults rabbitmq4 bench lint format generate lock clean
 ORDERS ?= 1000
 ROUNDS ?= 10
 # A worker for each core, each with servers of its own. Each takes tests in their order and, once it
@@ -34,6 +34,10 @@ faults: ## Strike a system under load with every kind of fault (ROUNDS=n SEED=n 
 
 rabbitmq4: ## Unpack RabbitMQ 4 into .rabbitmq4, for tests on that as well (root, Debian)
 	@scripts/rabbitmq4
+
+bench: ## Compare with the same flow without a database (ARGS='--rounds 3 --orders 2000 --json')
+	@scripts/setup --own-broker
+	@.venv/bin/python -m bench $(ARGS)
 
 lint: ## Check style, types and the layers between packages
 	@scripts/setup --no-broker

@@ -1,0 +1,93 @@
+"""`make bench`: the product beside the same flow without a database, and what it promises.
+
+.venv/bin/python -m bench --rounds 5 --orders 3000 --json
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from bench.compare import VARIANTS, Comparison, Spread, Target, compare, targets
+from saga.node import RabbitNode
+
+ROUNDS_MAX = 100
+ORDERS_MIN, ORDERS_MAX = 100, 1_000_000
+
+
+def main(
+    rounds: Annotated[int, typer.Option(min=1, max=ROUNDS_MAX, help="Rounds.")] = 5,
+    orders: Annotated[
+        int, typer.Option(min=ORDERS_MIN, max=ORDERS_MAX, help="Orders per variant and round.")
+    ] = 3_000,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Compare the variants. Exit status 1 if a target is missed."""
+    with tempfile.TemporaryDirectory() as folder, RabbitNode(Path(folder) / "node") as node:
+        found = asyncio.run(
+            compare(node, Path(folder), rounds=rounds, orders=orders, report=_report)
+        )
+    promised = targets(found)
+    if as_json:
+        document = found.to_json() | {
+            "targets": [asdict(target) | {"met": target.met} for target in promised]
+        }
+        print(json.dumps(document, indent=2))
+    else:
+        _print(found, promised)
+    if not all(target.met for target in promised):
+        sys.exit(1)
+
+
+def _report(line: str) -> None:
+    print(f"bench: {line}", file=sys.stderr, flush=True)
+
+
+def _print(found: Comparison, promised: list[Target]) -> None:
+    console = Console(soft_wrap=True)
+    table = Table(
+        "variant", "orders/s", "services CPU", "broker CPU", "database CPU", "peak MB",
+        "p50/p99 ms at half rate", "lone p50 ms", title="medians (least to most); CPU: ms per order",
+    )  # fmt: skip
+    for variant in VARIANTS:
+        half, lone = found.half.get(variant.name), found.lone.get(variant.name)
+        table.add_row(
+            variant.name,
+            _figure(found.spread(variant, lambda m: m.orders_per_second), 0),
+            _figure(found.spread(variant, lambda m: m.services_cpu_ms), 2),
+            _figure(found.spread(variant, lambda m: m.broker_cpu_ms), 2),
+            _figure(found.spread(variant, lambda m: m.database_cpu_ms), 2),
+            f"{found.spread(variant, lambda m: m.peak_mb).most:.0f}",
+            f"{Spread.of([m.p50_ms for m in half]).median:.0f} / "
+            f"{Spread.of([m.p99_ms for m in half]).median:.0f}" if half else "",
+            f"{Spread.of([m.p50_ms for m in lone]).median:.0f}" if lone else "",
+        )  # fmt: skip
+    console.print(table)
+    table = Table("target", "promised", "stretch", "measured", "met")
+    for target in promised:
+        sign = ">=" if target.at_least else "<="
+        table.add_row(
+            target.name,
+            f"{sign} {target.limit:g} {target.unit}",
+            "" if target.stretch is None else f"{sign} {target.stretch:g}",
+            _figure(target.measured, 2),
+            "yes" if target.met else "[red]no[/]",
+        )
+    console.print(table)
+
+
+def _figure(spread: Spread, digits: int) -> str:
+    return f"{spread.median:.{digits}f} ({spread.least:.{digits}f} to {spread.most:.{digits}f})"
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,141 @@
+"""The same load on every variant in turn, round after round; what counts are ratios within a round.
+
+A machine that is busy with something else slows a whole round, or one variant of it; medians over
+rounds even out both.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from bench.rig import BARE, LIMIT, PER_MESSAGE, POSTGRESQL, SQLITE, Measured, Variant, started
+from saga.node import RabbitNode
+
+VARIANTS: Final = (BARE, PER_MESSAGE, SQLITE, POSTGRESQL, LIMIT)
+WARM_UP_ORDERS: Final = 300
+LONE_ORDERS: Final = 60
+LONE_PER_SECOND: Final = 5.0
+"""So slow that each order finds the system idle."""
+HALF_RATE_SECONDS: Final = 10.0
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """A figure over the rounds."""
+
+    median: float
+    least: float
+    most: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        return cls(statistics.median(values), min(values), max(values))
+
+
+@dataclass(slots=True)
+class Comparison:
+    """By variant's name, what each round measured; of the opponent and of us also at half of the
+    rate that both can keep, and with one order at a time."""
+
+    saturated: dict[str, list[Measured]] = field(default_factory=dict)
+    half: dict[str, list[Measured]] = field(default_factory=dict)
+    lone: dict[str, list[Measured]] = field(default_factory=dict)
+
+    def spread(self, variant: Variant, figure: Callable[[Measured], float]) -> Spread:
+        """A figure of a variant under the full load."""
+        return Spread.of([figure(measured) for measured in self.saturated[variant.name]])
+
+    def ratio(
+        self,
+        variant: Variant,
+        to: Variant,
+        figure: Callable[[Measured], float],
+        kind: str = "saturated",
+    ) -> Spread:
+        """A figure of one variant to that of another, round by round."""
+        runs: Mapping[str, list[Measured]] = getattr(self, kind)
+        pairs = zip(runs[variant.name], runs[to.name], strict=True)
+        return Spread.of([figure(one) / figure(other) for one, other in pairs])
+
+    def to_json(self) -> dict[str, Any]:
+        """All that was measured."""
+        return asdict(self)
+
+
+async def compare(
+    node: RabbitNode, folder: Path, *, rounds: int, orders: int, report: Report
+) -> Comparison:
+    """Measure every variant in every round."""
+    found = Comparison()
+    for number in range(1, rounds + 1):
+        for variant in VARIANTS:
+            report(f"round {number} of {rounds}: {variant.name}")
+            async with started(variant, node, folder, seed=number) as bench:
+                await bench.load(WARM_UP_ORDERS)
+                # What does one thing after the other is given less of it.
+                measured = await bench.load(orders // 4 if variant is PER_MESSAGE else orders)
+                found.saturated.setdefault(variant.name, []).append(measured)
+                if variant in (BARE, SQLITE, POSTGRESQL):
+                    rate = _half_rate(found, number)
+                    measured = await bench.load(int(rate * HALF_RATE_SECONDS), rate)
+                    found.half.setdefault(variant.name, []).append(measured)
+                    measured = await bench.load(LONE_ORDERS, LONE_PER_SECOND)
+                    found.lone.setdefault(variant.name, []).append(measured)
+    return found
+
+
+def _half_rate(found: Comparison, number: int) -> float:
+    """Half of what the opponent, which is first, has kept in this round."""
+    return found.saturated[BARE.name][number - 1].orders_per_second / 2
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A promise, and what was measured."""
+
+    name: str
+    limit: float
+    at_least: bool
+    measured: Spread
+    stretch: float | None = None
+    unit: str = ""
+
+    @property
+    def met(self) -> bool:
+        value = self.measured.median
+        return value >= self.limit if self.at_least else value <= self.limit
+
+
+def targets(found: Comparison) -> list[Target]:
+    """What we promise, beside what came out."""
+
+    def rate(measured: Measured) -> float:
+        return measured.orders_per_second
+
+    def cpu(measured: Measured) -> float:
+        return measured.services_cpu_ms
+
+    def half(variant: Variant) -> list[Target]:
+        ratio = found.ratio(variant, BARE, lambda m: m.p50_ms, "half")
+        p99 = Spread.of([measured.p99_ms for measured in found.half[variant.name]])
+        return [
+            Target(f"{variant.name}: p50 at half rate / bare", 1.5, False, ratio),
+            Target(f"{variant.name}: p99 at half rate", 250.0, False, p99, unit="ms"),
+        ]
+
+    lone = Spread.of([measured.p50_ms for measured in found.lone[SQLITE.name]])
+    return [
+        Target("sqlite: orders/s / bare", 1.0, True, found.ratio(SQLITE, BARE, rate), 1.2),
+        Target("postgresql: orders/s / bare", 0.8, True, found.ratio(POSTGRESQL, BARE, rate), 1.0),
+        Target("sqlite: orders/s / per-message", 3.0, True, found.ratio(SQLITE, PER_MESSAGE, rate)),
+        Target("sqlite: CPU of services / bare", 0.9, False, found.ratio(SQLITE, BARE, cpu), 0.7),
+        *half(SQLITE),
+        *half(POSTGRESQL),
+        Target("sqlite: p50 of a lone order", 30.0, False, lone, unit="ms"),
+    ]
