@@ -56,7 +56,7 @@ def _print(found: Comparison, promised: list[Target]) -> None:
     console = Console(soft_wrap=True)
     table = Table(
         "variant", "orders/s", "services CPU", "broker CPU", "database CPU", "peak MB",
-        "p50/p99 ms at half rate", "lone p50 ms", title="medians (least to most); CPU: ms per order",
+        "p50/p99 ms at half rate", "lone p50 ms", title="medians (least to most); CPU in ms an order",
     )  # fmt: skip
     for variant in VARIANTS:
         half, lone = found.half.get(variant.name), found.lone.get(variant.name)
