@@ -1,6 +1,7 @@
 """`make bench`: the product beside the same flow without a database, and what it promises.
 
-.venv/bin/python -m bench --rounds 5 --orders 3000 --json
+.venv/bin/python -m bench compare --rounds 5 --orders 3000 --json
+.venv/bin/python -m bench grow one-sku gateway
 """
 
 from __future__ import annotations
@@ -18,18 +19,32 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.compare import VARIANTS, Comparison, Spread, Target, compare, targets
+from bench.growth import SCENARIOS, Finding
 from saga.node import RabbitNode
 
 ROUNDS_MAX = 100
 ORDERS_MIN, ORDERS_MAX = 100, 1_000_000
 
 
-def main(
+app = typer.Typer(add_completion=False, no_args_is_help=False, pretty_exceptions_enable=False)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+@app.callback(invoke_without_command=True)
+def by_default(context: typer.Context) -> None:
+    """The product beside the same flow without a database, and what it promises."""
+    if context.invoked_subcommand is None:
+        against()
+
+
+@app.command("compare")
+def against(
     rounds: Annotated[int, typer.Option(min=1, max=ROUNDS_MAX, help="Rounds.")] = 5,
     orders: Annotated[
         int, typer.Option(min=ORDERS_MIN, max=ORDERS_MAX, help="Orders per variant and round.")
     ] = 3_000,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Compare the variants. Exit status 1 if a target is missed."""
     with tempfile.TemporaryDirectory() as folder, RabbitNode(Path(folder) / "node") as node:
@@ -48,6 +63,38 @@ def main(
         sys.exit(1)
 
 
+@app.command()
+def grow(
+    scenario: Annotated[
+        list[str] | None, typer.Argument(help=f"Of {', '.join(SCENARIOS)}; by default all.")
+    ] = None,
+    orders: Annotated[
+        int, typer.Option(min=ORDERS_MIN, max=ORDERS_MAX, help="Orders per measurement.")
+    ] = 5_000,
+    as_json: AsJson = False,
+) -> None:
+    """How throughput and memory hold up as things grow. Exit status 1 if a target is missed."""
+    names = scenario or list(SCENARIOS)
+    if strangers := [name for name in names if name not in SCENARIOS]:
+        raise typer.BadParameter(f"there is no scenario {strangers[0]!r}")
+    found: list[Finding] = []
+    with tempfile.TemporaryDirectory() as folder, RabbitNode(Path(folder) / "node") as node:
+        for name in names:
+            _report(name)
+            found += asyncio.run(SCENARIOS[name](node, Path(folder), orders, _report))
+    if as_json:
+        print(json.dumps([asdict(one) | {"met": one.met} for one in found], indent=2))
+    else:
+        table = Table("figure", "promised", "measured", "met", "how")
+        for one in found:
+            sign = ">=" if one.at_least else "<="
+            met = "yes" if one.met else "[red]no[/]"
+            table.add_row(one.name, f"{sign} {one.limit:g}", f"{one.measured:.2f}", met, one.detail)
+        Console(soft_wrap=True).print(table)
+    if not all(one.met for one in found):
+        sys.exit(1)
+
+
 def _report(line: str) -> None:
     print(f"bench: {line}", file=sys.stderr, flush=True)
 
@@ -56,7 +103,7 @@ def _print(found: Comparison, promised: list[Target]) -> None:
     console = Console(soft_wrap=True)
     table = Table(
         "variant", "orders/s", "services CPU", "broker CPU", "database CPU", "peak MB",
-        "p50/p99 ms at half rate", "lone p50 ms", title="medians (least to most); CPU in ms an order",
+        "p50/p99 ms at half rate", "lone p50 ms", title="medians (least to most), CPU in ms",
     )  # fmt: skip
     for variant in VARIANTS:
         half, lone = found.half.get(variant.name), found.lone.get(variant.name)
@@ -90,4 +137,4 @@ def _figure(spread: Spread, digits: int) -> str:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app()

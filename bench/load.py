@@ -1,6 +1,6 @@
 """The load, in a process of its own: places orders on the intake queues, sees them end.
 
-    python -m bench.load AMQP_URL PLAN_SEED ORDERS RATE FILE    # RATE 0: all at once
+    python -m bench.load AMQP_URL FILE '{"orders": 3000, "seed": 1, "rate": 0, "one_sku": false}'
 
 Writes one JSON object to the file: when each order ended, in seconds since the first was placed,
 and each order's latency, from the moment at which it was due to be placed.
@@ -12,6 +12,7 @@ import asyncio
 import json
 import sys
 import time
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -23,11 +24,11 @@ from pamqp.commands import Basic
 from pydantic_core import from_json
 
 from common.envelope import source_of, wrap
-from common.events import OrderCancelled, OrderConfirmed
+from common.events import OrderCancelled, OrderConfirmed, OrderLine
 from common.message import Priority
 from common.messaging.publisher import properties_of
 from common.messaging.topology import EVENTS_EXCHANGE, intake_queue
-from saga.orders import Shares, plan
+from saga.orders import Plan, Shares, plan
 
 URGENT: Final = 0.1
 SHARES: Final = Shares(
@@ -40,10 +41,31 @@ PATIENCE_SECONDS: Final = 30.0
 """How long no order may end before the run is given up."""
 
 
-async def run(url: str, seed: int, orders: int, rate: float) -> dict[str, object]:
+@dataclass(frozen=True, slots=True)
+class Load:
+    """So many orders: `rate` a second, or with 0 all at once; `one_sku` for all of them, or not."""
+
+    orders: int
+    seed: int
+    rate: float = 0.0
+    one_sku: bool = False
+
+    def plan(self) -> Plan:
+        """The orders, and the stock they need."""
+        made = plan(self.orders, self.seed, SHARES)
+        if not self.one_sku:
+            return made
+        need = replace(made.stock[0], quantity=self.orders)
+        line = OrderLine(sku=need.sku, quantity=1, unit_price_cents=need.unit_price_cents)
+        orders = [replace(o, lines=(line,), currency=need.currency) for o in made.orders]
+        return replace(made, orders=tuple(orders), stock=(need,))
+
+
+async def run(url: str, load: Load) -> dict[str, object]:
     """Place the orders, and wait until each has ended."""
+    orders, rate = load.orders, load.rate
     bodies = []
-    for order in plan(orders, seed, SHARES).orders:
+    for order in load.plan().orders:
         envelope = wrap(
             order.command(), id=order.key, source=source_of("bench"), time=datetime.now(UTC),
             priority=order.priority,
@@ -112,6 +134,5 @@ async def run(url: str, seed: int, orders: int, rate: float) -> dict[str, object
 
 
 if __name__ == "__main__":
-    _, url, seed, orders, rate, result = sys.argv
-    found = uvloop.run(run(url, int(seed), int(orders), float(rate)))
-    Path(result).write_text(json.dumps(found))
+    _, url, result, load = sys.argv
+    Path(result).write_text(json.dumps(uvloop.run(run(url, Load(**json.loads(load))))))

@@ -8,14 +8,14 @@ import json
 import os
 import sys
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final
 from uuid import uuid4
 
-from bench.load import SHARES
+from bench.load import Load
+from common.messaging.connection import connect
 from saga.node import RabbitNode
-from saga.orders import plan
 from saga.publish import deliver
 from saga.system import Database, System
 
@@ -74,22 +74,12 @@ class Bench:
         self._variant = variant
         self._seed = seed
 
-    async def load(self, orders: int, rate: float = 0.0) -> Measured:
+    async def load(self, orders: int, rate: float = 0.0, *, one_sku: bool = False) -> Measured:
         """Place so many orders, `rate` a second or all at once, and wait for their ends."""
-        self._seed += 1
-        deployment = self.system.deployment
-        if self._variant.ours:
-            await deliver(deployment, plan(orders, self._seed, SHARES))
+        load = await self.prepare(orders, rate, one_sku=one_sku)
         before = self._cpu_seconds()
-        result = self.system.folder / "load.json"
-        arguments = (deployment.amqp_url, str(self._seed), str(orders), str(rate), str(result))
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "bench.load", *arguments
-        )
-        if await process.wait():
-            raise RuntimeError(f"{self._variant.name}: the load ended with {process.returncode}")
+        found = await self.send(load)
         after = self._cpu_seconds()
-        found = json.loads(result.read_text())
         ends, latencies = found["ends"], found["latencies"]
         services, broker, database = (
             (b - a) * 1_000 / orders for a, b in zip(before, after, strict=True)
@@ -101,8 +91,40 @@ class Bench:
             services_cpu_ms=services,
             broker_cpu_ms=broker,
             database_cpu_ms=database,
-            peak_mb=max(_peak_bytes(pid) for pid in self._service_pids()) / 1e6,
+            peak_mb=self.peak_mb(),
         )
+
+    async def prepare(self, orders: int, rate: float = 0.0, *, one_sku: bool = False) -> Load:
+        """A load that is new here, and its stock on the shelf."""
+        self._seed += 1
+        load = Load(orders, self._seed, rate, one_sku)
+        if self._variant.ours:
+            await deliver(self.system.deployment, load.plan())
+        return load
+
+    async def send(self, load: Load) -> dict[str, list[float]]:
+        """Send it, and wait until every order has ended: what `bench.load` tells."""
+        result = self.system.folder / "load.json"
+        url, arguments = self.system.deployment.amqp_url, json.dumps(asdict(load))
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "bench.load", url, str(result), arguments
+        )
+        if await process.wait():
+            raise RuntimeError(f"{self._variant.name}: the load ended with {process.returncode}")
+        found: dict[str, list[float]] = json.loads(result.read_text())
+        return found
+
+    async def waiting(self, *queues: str) -> int:
+        """The messages that wait in these queues."""
+        connection = await connect(self.system.deployment.amqp_url, name="bench")
+        async with connection:
+            channel = await connection.channel()
+            found = [await channel.declare_queue(name, passive=True) for name in queues]
+        return sum(queue.declaration_result.message_count or 0 for queue in found)
+
+    def peak_mb(self) -> float:
+        """The most memory that one of the services has had since its start."""
+        return max(_peak_bytes(pid) for pid in self._service_pids()) / 1e6
 
     def _service_pids(self) -> list[int]:
         return [self.system.pid(name) for name in self.system.services]
