@@ -196,9 +196,8 @@ def _within(ends: list[float], start: float, seconds: float) -> int:
     return bisect.bisect_left(ends, start + seconds) - bisect.bisect_left(ends, start)
 
 
-SCENARIOS: Final[
-    dict[str, Callable[[RabbitNode, Path, int, Report], Coroutine[Any, Any, list[Finding]]]]
-] = {
+Scenario: TypeAlias = Callable[[RabbitNode, Path, int, Report], Coroutine[Any, Any, list[Finding]]]
+SCENARIOS: Final[dict[str, Scenario]] = {
     "stored": stored,
     "backlog": backlog,
     "gateway": slow_gateway,
