@@ -7,7 +7,6 @@ import contextlib
 import logging
 import signal
 import socket
-import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -65,14 +64,16 @@ class _Server(uvicorn.Server):
 
 def main(build: Callable[[S], Process], kind: type[S]) -> None:
     """Run the process `build` makes; exit 0 after a stop signal, 1 with one line on an error."""
+    name = "order-saga"
     try:
         settings = load(kind)
         process = build(settings)
-        telemetry.configure_logging(process.name, settings.log_level)
-        tracing.start(process.name)
+        name = process.name
+        telemetry.configure_logging(name, settings.log_level, settings.log_format)
+        tracing.start(name)
         uvloop.run(run(process, settings))
     except (SettingsError, DatabaseError, BrokerError, OSError) as error:
-        sys.exit(f"error: {error}")
+        telemetry.give_up(name, error)
     finally:
         tracing.stop()
 

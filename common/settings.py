@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Annotated, Final, TypeVar
 
 import yarl
-from pydantic import Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from common.telemetry import LogFormat
 
 INBOX_DAYS: Final = 90.0
 
@@ -67,6 +69,8 @@ class Settings(TlsSettings):
     http_port: Annotated[int, Field(ge=0, le=65535)] = 0
     """0 picks a free port, which the log names."""
     log_level: Annotated[str, Field(pattern="(?i)^(debug|info|warning|error)$")] = "INFO"
+    log_format: Annotated[LogFormat, BeforeValidator(str.lower)] = LogFormat.AUTO
+    """JSON, or text; by default text at a terminal only."""
     broker_patience_seconds: Annotated[float, Field(ge=0, le=3600)] = 30.0
     """How long a starting service waits for the broker."""
     drain_seconds: Annotated[float, Field(gt=0, le=600)] = 15.0

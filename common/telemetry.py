@@ -1,17 +1,137 @@
-"""Logs on standard error."""
+"""Logs on standard error: JSON for programs, a line of text for people at a terminal.
+
+A record says which message it is about (order, event, trace) where it is logged while one is being
+worked on. Nothing is prepared for that until somebody logs.
+"""
 
 from __future__ import annotations
 
+import json
 import logging
+import os
+import re
+import sys
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from enum import StrEnum
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+if TYPE_CHECKING:
+    from common.envelope import Envelope
+
+log = logging.getLogger(__name__)
+
+ABOUT: Final[ContextVar[Envelope[Any] | None]] = ContextVar("about", default=None)
+"""The message that the current task works on."""
+STACK_MAX_CHARACTERS: Final = 8_000
+"""The end of a traceback says most, so that is what is kept of a longer one."""
+
+# What printed URLs never have; a library's own words may.
+_PASSWORD: Final = re.compile(r"(?<=://)([^/@\s:\"]*):[^/@\s\"]+(?=@)")
 
 
-def configure_logging(participant: str, level: str) -> None:
-    """Log to standard error, one line each."""
-    logging.basicConfig(
-        level=level.upper(),
-        format=f"%(asctime)s {participant} %(levelname)s %(name)s: %(message)s",
-        force=True,
-    )
+class LogFormat(StrEnum):
+    """How a record is written."""
+
+    AUTO = "auto"
+    """As text at a terminal, else as JSON."""
+    JSON = "json"
+    TEXT = "text"
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line."""
+
+    def __init__(self, service: str) -> None:
+        super().__init__()
+        self._service = service
+
+    def format(self, record: logging.LogRecord) -> str:
+        document: dict[str, Any] = {
+            "time": _utc(record),
+            "level": record.levelname.lower(),
+            "service": self._service,
+            "logger": record.name,
+            "message": record.getMessage(),
+            **_about(record),
+        }
+        if record.exc_info and (error := record.exc_info[1]) is not None:
+            document["error"] = {
+                "type": type(error).__name__,
+                "message": str(error),
+                "stack": self.formatException(record.exc_info)[-STACK_MAX_CHARACTERS:],
+            }
+        return _without_passwords(json.dumps(document, ensure_ascii=False))
+
+
+class TextFormatter(logging.Formatter):
+    """A line to read, with a traceback below it where there is one."""
+
+    def __init__(self, service: str) -> None:
+        super().__init__(f"%(asctime)s {service} %(levelname)s %(name)s: %(message)s%(about)s")
+
+    def format(self, record: logging.LogRecord) -> str:
+        about = " ".join(f"{name}={value}" for name, value in _about(record).items())
+        record.about = f" [{about}]" if about else ""
+        return _without_passwords(super().format(record))
+
+
+def configure_logging(service: str, level: str, format: LogFormat) -> None:
+    """Log to standard error from now on, warnings and what ends the process included."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter((TextFormatter if _for_people(format) else JsonFormatter)(service))
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    logging.captureWarnings(True)
     # aio-pika reports each lost connection on several loggers; ours say what follows from it.
     for noisy in ("aio_pika", "aiormq", "httpx", "uvicorn.access", "uvicorn.error"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
+    sys.excepthook = _unforeseen
+
+
+def give_up(service: str, error: Exception) -> NoReturn:
+    """End the process with status 1, and one line that says why. Needs no logging configured: the
+    settings may be what is wrong."""
+    asked = os.environ.get("LOG_FORMAT", "").lower()
+    format = LogFormat(asked) if asked in tuple(LogFormat) else LogFormat.AUTO
+    if _for_people(format):
+        sys.exit(f"error: {error}")
+    configure_logging(service, "INFO", LogFormat.JSON)
+    log.critical("%s", error)
+    sys.exit(1)
+
+
+def _for_people(format: LogFormat) -> bool:
+    return format is LogFormat.TEXT or (format is LogFormat.AUTO and sys.stderr.isatty())
+
+
+def _about(record: logging.LogRecord) -> dict[str, str]:
+    """The message that the record is about: what was said with it, or else the task's."""
+    envelope = ABOUT.get()
+    found: dict[str, str | None] = {}
+    if envelope is not None:
+        named = "order" if hasattr(envelope.data, "order_id") else "subject"
+        trace = envelope.traceparent
+        found = {
+            named: envelope.subject,
+            "event": envelope.id,
+            "trace": trace.split("-")[1] if trace else None,
+        }
+    for name in ("order", "event", "trace"):
+        found[name] = getattr(record, name, None) or found.get(name)
+    return {name: value for name, value in found.items() if value}
+
+
+def _utc(record: logging.LogRecord) -> str:
+    moment = datetime.fromtimestamp(record.created, UTC)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _without_passwords(line: str) -> str:
+    return _PASSWORD.sub(r"\1:***", line) if "://" in line else line
+
+
+def _unforeseen(
+    kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+) -> None:
+    log.critical("the process ends with an error nobody foresaw", exc_info=(kind, error, traceback))

@@ -37,12 +37,10 @@ from common.service import Running, Service, main
 from common.settings import Settings
 from common.web import BUSY_RETRY_SECONDS, Problem, problems
 from order_service.domain import PARTICIPANT, CancelOrder, ExpireOrder, Order, OrderStatus
-from order_service.store import ORDERS, TABLES, count_pending, overdue
+from order_service.store import ORDERS, OVERDUE_GRACE_SECONDS, TABLES, count_pending, overdue
 
 EXPIRY_POLL_SECONDS = 0.5
 EXPIRY_BATCH_MAX = 500
-OVERDUE_GRACE_SECONDS = 5.0
-"""How long past its deadline an order may be pending until it counts as overdue."""
 
 _metrics = OrderMetrics(
     OrderStatus.CONFIRMED, OrderStatus.CANCELLED, [str(reason) for reason in CancellationReason]

@@ -6,7 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any, Final
 
 import aiormq
@@ -17,18 +17,15 @@ from sqlalchemy.engine import Connection
 
 from common.choreography import Choreography
 from common.kernel.database import read_database
-from common.kernel.tables import Tables
+from common.kernel.tables import Tables, utc_now
 from common.messaging.connection import BrokerError, connect
 from common.messaging.topology import dead_letter_queue, queues_of, wait_queue
 from common.retry import RUNGS_MS
-from order_service.domain import OrderStatus
-from order_service.store import orders
+from order_service.store import OVERDUE_GRACE_SECONDS, count_pending
 from saga.deployment import Deployment
 from saga.dlq.store import look
 from saga.http import client
 
-OVERDUE_GRACE_SECONDS: Final = 5.0
-"""How long past its deadline a pending order may be: the order service looks twice a second."""
 REQUEST_TIMEOUT_SECONDS: Final = 5.0
 
 
@@ -146,9 +143,9 @@ async def status(
         name: await asyncio.to_thread(read_database, url, _count_outbox)
         for name, url in deployment.database_urls.items()
     }
-    now = datetime.now(UTC)
+    late = utc_now() - timedelta(seconds=OVERDUE_GRACE_SECONDS)
     pending, overdue = await asyncio.to_thread(
-        read_database, deployment.database_urls["order"], lambda c: _count_orders(c, now)
+        read_database, deployment.database_urls["order"], lambda c: count_pending(c, late)
     )
     return Status(
         services=services,
@@ -202,11 +199,3 @@ def _count_outbox(connection: Connection) -> int:
     # The kernel gives each service an outbox of this shape; the metadata is only for the query.
     outbox = Tables(sa.MetaData()).outbox
     return connection.scalar(sa.select(sa.func.count()).select_from(outbox)) or 0
-
-
-def _count_orders(connection: Connection, now: datetime) -> tuple[int, int]:
-    late = now - timedelta(seconds=OVERDUE_GRACE_SECONDS)
-    overdue = sa.func.coalesce(sa.func.sum(sa.case((orders.c.deadline < late, 1), else_=0)), 0)
-    query = sa.select(sa.func.count(), overdue).where(orders.c.status == OrderStatus.PENDING)
-    counts = connection.execute(query).one()
-    return counts[0], int(counts[1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -109,7 +110,7 @@ class _Process:
                 lines = [line.strip() for line in log.read().decode(errors="replace").splitlines()]
         except OSError:
             lines = []
-        said = [line for line in lines if line]
+        said = [_message(line) for line in lines if line]
         errors = [line.removeprefix("error: ") for line in said if line.startswith("error: ")]
         return (errors or said or ["it said nothing"])[-1][:_LAST_WORDS_CHARACTERS]
 
@@ -534,6 +535,15 @@ class System:
                 if self._disposable:
                     await asyncio.to_thread(server.kill)
                 await asyncio.to_thread(server.stop)
+
+
+def _message(line: str) -> str:
+    """What a line of a service's log says, if it is JSON; else the line."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return line
+    return str(record["message"]) if isinstance(record, dict) and "message" in record else line
 
 
 def _private_node(folder: Path, plugins: Sequence[str]) -> RabbitNode:

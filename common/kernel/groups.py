@@ -30,6 +30,7 @@ from common.kernel.step import Decision, NoReaction, OutsideSignature, StateId, 
 from common.kernel.tables import Clock, Tables, VersionConflict, utc_now
 from common.message import Answer, Command, Intent, Message, Priority
 from common.metrics import KernelMetrics
+from common.telemetry import ABOUT
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
@@ -149,6 +150,7 @@ class Kernel:
         """
         lanes = self._local if local else self._lanes
         work = _Work(envelope, envelope.data, asyncio.get_running_loop().create_future(), lanes)
+        ABOUT.set(envelope)
         if tracing.active is not None:
             work.context = tracing.active.here()
         self._unresolved += 1
@@ -295,6 +297,7 @@ class Kernel:
 
     async def _ask_outside(self, work: _Work, intent: Intent) -> None:
         """Ask, outside any transaction; the answer goes ahead of what waits."""
+        ABOUT.set(work.envelope)
         async with self._asking:
             began = time.monotonic()
             try:

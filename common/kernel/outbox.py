@@ -255,6 +255,7 @@ class Outbox:
             self._backoff_seconds,
             row.routing_key,
             error,
+            extra={"event": row.event_id},
         )
         # They are in the table: let the sweeper find them, behind what can be published now.
         self._held.difference_update(row.event_id for row, _ in failed)

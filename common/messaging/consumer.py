@@ -188,16 +188,32 @@ class Deliveries:
             tracing.active.fail(error)
         type_ = message.type
         what = f"{type_} {message.message_id} from {failure.queue}"
+        # What could not be decoded may still say this.
+        about = {"order": message.correlation_id, "event": message.message_id}
         if wait_ms is None:
             exchange, key = DEAD_EXCHANGE, name
             reason = error.reason if isinstance(error, Undecodable) else failure.reason
             self._metrics.dead_lettered(type_, reason, traceparent)
             unforeseen = None if isinstance(error, Undecodable | TransientError) else error
-            log.error("dead: %s: %s: %s", what, type(error).__name__, error, exc_info=unforeseen)
+            log.error(
+                "dead: %s: %s: %s",
+                what,
+                type(error).__name__,
+                error,
+                exc_info=unforeseen,
+                extra=about,
+            )
         else:
             exchange, key = wait_queue(wait_ms), failure.queue
             self._metrics.retried(type_)
-            log.warning("again in %d ms: %s: %s: %s", wait_ms, what, type(error).__name__, error)
+            log.warning(
+                "again in %d ms: %s: %s: %s",
+                wait_ms,
+                what,
+                type(error).__name__,
+                error,
+                extra=about,
+            )
         copy = set_aside(message, failure)
         backoff_seconds = BACKOFF_MIN_SECONDS
         while True:
@@ -209,6 +225,7 @@ class Deliveries:
                     what,
                     backoff_seconds,
                     refusal,
+                    extra=about,
                 )
                 self._metrics.paused(backoff_seconds)
                 await asyncio.sleep(backoff_seconds)

@@ -180,7 +180,7 @@ def _pill(
     yield f'<text x="{left + width / 2 + (8 if terminal else 0):g}" y="{y:g}">{escape(said)}</text>'
 
 
-_LEGEND_WIDTH: Final = 700.0
+_LEGEND_WIDTH: Final = 780.0
 
 
 def _legend(top: float) -> Iterator[str]:
@@ -192,14 +192,15 @@ def _legend(top: float) -> Iterator[str]:
         yield f'<path class="edge {path}" d="M{x} {y:g}h34"/>'
         yield f'<path class="tip {path}" d="M{x + 42} {y:g}l-8 -4.5v9z"/>'
         yield f'<text class="left" x="{x + 50}" y="{y:g}">{said}</text>'
-    yield f'<text class="left small" x="546" y="{y:g}">calls of a failing message,</text>'
+    yield f'<text class="left small" x="546" y="{y:g}">small: how often what fails is tried,</text>'
     y += 24
-    yield f'<text class="left small" x="546" y="{y - 11:g}">waits between them</text>'
+    yield f'<text class="left small" x="546" y="{y - 11:g}">and the waits between</text>'
     yield f'<rect class="command" x="6" y="{y - 8:g}" width="42" height="16" rx="4"/>'
     yield f'<text x="27" y="{y:g}">▸</text>'
     yield f'<text class="left" x="56" y="{y:g}">asked for</text>'
     yield f'<path class="intent happy" d="M194 {y - 8:g}h26l8 8l-8 8h-26l-8 -8z"/>'
     yield f'<text x="207" y="{y:g}">?</text>'
     yield f'<text class="left" x="236" y="{y:g}">asks outside</text>'
-    yield from _pill(366, y, 42, Path.HAPPY, "", terminal=True)
+    yield f'<rect class="event happy end" x="366" y="{y - 8:g}" width="42" height="16" rx="8"/>'
+    yield f'<rect class="dot happy" x="382.5" y="{y - 4.5:g}" width="9" height="9"/>'
     yield f'<text class="left" x="416" y="{y:g}">end of the saga</text>'

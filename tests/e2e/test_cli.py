@@ -212,7 +212,7 @@ def _pid_of(folder: Path, module: str) -> int:
 @pytest.mark.long
 async def test_a_running_system_is_loaded_watched_and_checked_from_beside(tmp_path: Path) -> None:
     here = {"DATA_DIR": str(tmp_path)}
-    with background("up", **here) as up:
+    with background("up", "--observe", **here) as up:
         await until(lambda: (tmp_path / FILE_NAME).exists())
 
         calm = saga("status", "--json", **here)
@@ -250,11 +250,13 @@ async def test_a_running_system_is_loaded_watched_and_checked_from_beside(tmp_pa
         wrong = json.loads(saga("status", "--json", **here).stdout)
         assert [p for p in wrong["problems"] if "1 dead letters in inventory.dlq" in p]
 
+        assert any("bin/prometheus" in process for process in processes_of(tmp_path))
         up.send_signal(signal.SIGTERM)
         printed, said = up.communicate(timeout=RUN_SECONDS)
 
     assert up.returncode == 0, said
     assert "/docs" in printed
+    assert "prometheus" in printed
     assert "guest:guest" not in printed
     assert processes_of(tmp_path) == []
     assert not (tmp_path / FILE_NAME).exists()
@@ -370,6 +372,7 @@ WRONG_USAGE = {
     ("check", "--broker"): "AMQP_URL",
     ("check", "--definitions", "nowhere"): "--definitions.*nowhere",
     ("generate", "--root", "nowhere"): "--root.*nowhere",
+    ("schemas", "check", "nowhere"): "nowhere",
     ("dlq", "list", "--by", "poem"): "--by.*'poem'",
     ("dlq", "export", "--state", "lost"): "--state.*'lost'",
     ("dlq", "discard", "1"): "--reason",
@@ -401,6 +404,9 @@ def test_wrong_usage_is_one_line_that_names_it(arguments: tuple[str, ...], tmp_p
         "map",
         "check",
         "generate",
+        "schemas export",
+        "schemas check",
+        "schemas release",
         "topology export",
         "topology apply",
         "topology diff",

@@ -33,12 +33,12 @@ from saga.system import System
 from tests.polling import until
 
 SEED = 20305
-ORDERS = 250
+ORDERS = 150
 SCRAPE_SECONDS = 1.0
 RECONCILE_SECONDS = 2.0
 RUN_SECONDS = 100.0
 RUNBOOKS = Path(__file__).parents[2] / "docs" / "runbooks"
-TYPICAL = "DeadLettersPresent"
+TYPICAL = "MessagesUnroutable"
 """The runbook whose commands are run by default; those of all take a minute."""
 
 ONLY_IN_A_FAULT = {

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import re
 import signal
@@ -265,12 +266,24 @@ def assert_refuses(package: str, folder: Path, *words: str, **environment: str) 
     assert done.returncode == 1, done.stderr
     assert done.stdout == ""
     assert "Traceback" not in done.stderr
-    last = done.stderr.splitlines()[-1]
-    assert last.startswith("error: ")
-    assert done.stderr.count("error: ") == 1, done.stderr
+    *_, last = map(json.loads, done.stderr.splitlines())
+    assert last["level"] == "critical"
+    assert done.stderr.count('"critical"') == 1, done.stderr
     for word in words:
-        assert word in last
+        assert word in last["message"]
     assert "secret" not in done.stderr
+
+
+def test_where_text_is_asked_for_the_line_begins_with_error(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "order_service.app"],
+        env=os.environ | {"LOG_FORMAT": "TEXT", "HTTP_PORT": "many", "DATA_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.stderr.startswith("error: cannot use the settings in the environment: HTTP_PORT:")
 
 
 def test_a_virtual_host_that_does_not_exist_is_one_line(tmp_path: Path, amqp_url: str) -> None:
