@@ -32,6 +32,12 @@ ORIGIN_EXCHANGE = "x-saga-origin-exchange"
 ORIGIN_ROUTING_KEY = "x-saga-origin-routing-key"
 
 
+EDITOR_SOURCE = "/operators/dlq"
+"""The CloudEvents `source` of corrected copies: nobody's own words about what it did."""
+ADDRESSEE = "addressee"
+"""The CloudEvents attribute that names the one participant a corrected copy is for."""
+
+
 class Reason(StrEnum):
     """Why a message is dead."""
 
@@ -53,6 +59,11 @@ class Failure:
     error: Exception
     queue: str
     at: datetime
+
+
+def key_of(message_id: str | None, body: bytes) -> str:
+    """What a message is recognised by: its AMQP message id, or, having none, its body."""
+    return message_id or f"sha256:{hashlib.sha256(body).hexdigest()}"
 
 
 def fingerprint(reason: Reason, error: Exception) -> str:

@@ -15,13 +15,14 @@ from pydantic_core import from_json
 
 from common.envelope import Undecodable, derived_id
 from common.message import Event
+from common.messaging.dead_letters import ADDRESSEE, EDITOR_SOURCE
 from common.messaging.permissions import REPLAY
 from common.messaging.publisher import BrokerPublisher, message_of
 from common.messaging.topology import HISTORY_STREAM, queues_of
 from saga.dlq import InputError
 from saga.dlq.desk import Desk
 from saga.dlq.examine import decoder_of
-from saga.dlq.letters import ADDRESSEE, EDITOR_SOURCE, Letter, State, document_of
+from saga.dlq.letters import Letter, State, document_of
 
 _ENVELOPE: Final = (
     "specversion",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,13 +16,10 @@ from pydantic_core import from_json
 
 from common.message import Priority
 from common.messaging import dead_letters as headers_of
+from common.messaging.dead_letters import key_of
 from common.messaging.topology import work_queue
 
 REPLAYS: Final = headers_of.REPLAYS
-EDITOR_SOURCE: Final = "/operators/dlq"
-"""The CloudEvents `source` of corrected copies: nobody's own words about what it did."""
-ADDRESSEE: Final = "addressee"
-"""The CloudEvents attribute that names the one participant a corrected copy is for."""
 
 _OURS: Final = "x-saga-"
 _BROKERS: Final = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-count")
@@ -111,11 +107,6 @@ class Letter:
     def inbox_id(self) -> str:
         """What its participant's inbox knows the message by."""
         return self.event_id or self.key
-
-
-def key_of(message_id: str | None, body: bytes) -> str:
-    """What a message is recognised by: its AMQP message id, or, having none, its body."""
-    return message_id or f"sha256:{hashlib.sha256(body).hexdigest()}"
 
 
 def document_of(body: bytes) -> dict[str, Any] | None:

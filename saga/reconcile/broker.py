@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 
 import aiormq
@@ -14,20 +13,24 @@ from aio_pika.abc import AbstractConnection
 from aiormq.abc import AbstractChannel, DeliveredMessage
 from pamqp.commands import Basic
 
-from common.messaging.dead_letters import REASON, Reason
+from common.messaging.dead_letters import REASON, Reason, key_of
+from common.messaging.stream import (
+    FIRST,
+    StreamError,
+    StreamReader,
+    last_offset,
+    reading,
+)
 from common.messaging.topology import HISTORY_STREAM, wait_queue
 from common.retry import RUNGS_MS
-from saga.dlq.letters import event_id_of, key_of
+from saga.dlq.letters import event_id_of
 from saga.reconcile.facts import Backlog, Letter, ReconcileError
 from saga.reconcile.history import History
 
 PREFETCH = 2_000
 """Deliveries on one channel at once; a quorum queue gives a consumer no more."""
-ACK_EVERY = 500
 QUIET_SECONDS = 0.1
 """A pause after which what the broker had ready has arrived."""
-END_SECONDS = 1.0
-"""How long a stream's end is looked for; one that sends nothing in this time is empty."""
 FILLING_SECONDS = 5.0
 """How long a queue that is being filled is looked through beyond what was in it at first."""
 STALL_SECONDS = 30.0
@@ -35,44 +38,32 @@ STALL_SECONDS = 30.0
 LETTERS_MAX = 200_000
 """Messages looked at in one queue; each is kept from everybody else until all have been seen."""
 
-OFFSET = "x-stream-offset"
-
 
 async def read_history(connection: AbstractConnection, history: History) -> None:
-    """Take everything that is in the stream by now. Raises `ReconcileError`.
+    """Take everything that is in the stream by now. Raises `ReconcileError`."""
+    try:
+        last = await last_offset(connection)
+        if last is not None:
+            async with reading(connection, FIRST) as reader:
+                await _read_until(last, reader, history)
+    except StreamError as error:
+        raise ReconcileError(str(error)) from error
 
-    A stream says neither its length (its message count lags by seconds) nor where it ends. Its
-    last chunk does, and then everything from the first offset to that one is waited for.
-    """
-    last = await _last_offset(connection)
-    if last is None:
-        return
+
+async def _read_until(last: int, reader: StreamReader, history: History) -> None:
     first: int | None = None
-
-    def take(message: DeliveredMessage) -> bool:
-        nonlocal first
-        offset = _offset(message)
+    while records := await reader.take(PREFETCH, STALL_SECONDS):
         if first is None:
-            first = history.first_offset = offset
-        if offset <= last:
-            properties = message.header.properties
-            history.take(
-                message.routing_key or "",
-                properties.message_id,
-                properties.timestamp,
-                message.body,
-            )
-        return offset >= last
-
-    async with _channel(connection, HISTORY_STREAM) as channel:
-        consumer = _StreamConsumer(channel, take)
-        await consumer.start("first")
-        while not await consumer.finished(STALL_SECONDS):
-            if consumer.quiet_seconds > STALL_SECONDS:
-                raise ReconcileError(
-                    f"the broker stopped sending {HISTORY_STREAM} before its offset {last}; "
-                    f"look at the broker's log, then try again"
-                )
+            first = history.first_offset = records[0].offset
+        for record in records:
+            if record.offset <= last:
+                history.take(record.routing_key, record.message_id, record.sent_at, record.body)
+        if records[-1].offset >= last:
+            return
+    raise ReconcileError(
+        f"the broker stopped sending {HISTORY_STREAM} before its offset {last}; "
+        f"look at the broker's log, then try again"
+    )
 
 
 async def browse(connection: AbstractConnection, queue: str) -> list[Letter]:
@@ -116,85 +107,6 @@ async def backlog(connection: AbstractConnection, queues: Iterable[str]) -> Back
             if event_id := event_id_of(message.body):
                 waiting.add(event_id)
     return Backlog(ready, read, waiting)
-
-
-async def _last_offset(connection: AbstractConnection) -> int | None:
-    """The newest offset of the stream; None if it is empty."""
-    last: int | None = None
-
-    def take(message: DeliveredMessage) -> bool:
-        nonlocal last
-        last = _offset(message)
-        return False
-
-    async with _channel(connection, HISTORY_STREAM) as channel:
-        consumer = _StreamConsumer(channel, take)
-        await consumer.start("last")
-        # Where events keep coming there is no quiet; any end that is not older than this will do.
-        deadline = time.monotonic() + END_SECONDS
-        while time.monotonic() < deadline and (
-            last is None or consumer.quiet_seconds < QUIET_SECONDS
-        ):
-            await consumer.finished(QUIET_SECONDS / 4)
-    return last
-
-
-class _StreamConsumer:
-    """Feeds a stream's messages to `take` until that returns True. One reading long."""
-
-    def __init__(self, channel: AbstractChannel, take: Callable[[DeliveredMessage], bool]) -> None:
-        self._channel = channel
-        self._take = take
-        self._unacknowledged = 0
-        self._finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._last_at = time.monotonic()
-
-    @property
-    def quiet_seconds(self) -> float:
-        """How long nothing has come."""
-        return time.monotonic() - self._last_at
-
-    async def start(self, offset: str) -> None:
-        """Read from an offset: `first`, or `last`, the beginning of the newest chunk."""
-        await self._channel.basic_qos(prefetch_count=PREFETCH)
-        await self._channel.basic_consume(
-            HISTORY_STREAM, self._on_message, arguments={OFFSET: offset}
-        )
-        self._last_at = time.monotonic()
-
-    async def finished(self, timeout_seconds: float) -> bool:
-        """Whether `take` has had enough, waiting so long for it. Raises what it raised, and
-        `ConnectionError` when the broker went away."""
-        closed = self._channel.closing
-        await asyncio.wait(
-            {self._finished, closed},
-            timeout=timeout_seconds,
-            return_when=asyncio.FIRST_COMPLETED,
-        )
-        if self._finished.done():
-            self._finished.result()
-            return True
-        if closed.done():
-            raise ConnectionError("the broker closed the channel")
-        return False
-
-    async def _on_message(self, message: DeliveredMessage) -> None:
-        if self._finished.done():
-            return
-        self._last_at = time.monotonic()
-        try:
-            enough = self._take(message)
-        except Exception as error:
-            self._finished.set_exception(error)
-            return
-        if enough:
-            self._finished.set_result(None)
-            return
-        self._unacknowledged += 1
-        if self._unacknowledged >= ACK_EVERY:
-            self._unacknowledged = 0
-            with contextlib.suppress(aiormq.exceptions.ChannelInvalidStateError):  # Closed already.
-                await self._channel.basic_ack(message.delivery_tag or 0, multiple=True)
 
 
 async def _look_through(connection: AbstractConnection, queue: str) -> list[DeliveredMessage]:
@@ -282,15 +194,6 @@ def _not_there(queue: str) -> ReconcileError:
         f"the broker has no queue {queue} in this virtual host; "
         f"is this the saga's broker, and has its topology been applied?"
     )
-
-
-def _offset(message: DeliveredMessage) -> int:
-    offset = (message.header.properties.headers or {}).get(OFFSET)
-    if not isinstance(offset, int):
-        raise ReconcileError(
-            f"{HISTORY_STREAM} is no stream on this broker; delete it, and apply the topology"
-        )
-    return offset
 
 
 def _letter(message: DeliveredMessage) -> Letter:

@@ -18,9 +18,9 @@ from common.events import (
     PaymentRefunded,
     StockAdded,
 )
+from common.messaging.dead_letters import ADDRESSEE, EDITOR_SOURCE, key_of
 from common.messaging.topology import EVENTS_EXCHANGE, queues_of, topology_of
-from saga.dlq.letters import ADDRESSEE, EDITOR_SOURCE, document_of
-from saga.dlq.letters import key_of as key_of
+from saga.dlq.letters import document_of
 
 SEQUENCE_MAX = 1_000_000
 """Events of one participant about one subject that are looked through for gaps."""

@@ -524,5 +524,5 @@ async def test_what_cannot_be_read_is_named(stage: Stage) -> None:
         await stage.reconcile()
     await stage.show()
     await stage.channel.queue_delete(HISTORY_STREAM)
-    with pytest.raises(ReconcileError, match=r"no queue saga\.history"):
+    with pytest.raises(ReconcileError, match=r"no stream saga\.history"):
         await stage.reconcile()

@@ -12,6 +12,7 @@ from aiormq.abc import DeliveredMessage
 from pamqp.commands import Basic
 from pamqp.header import ContentHeader
 
+from common.messaging.dead_letters import key_of
 from saga.dlq import InputError
 from saga.dlq.edit import text_of, with_values
 from saga.dlq.letters import (
@@ -21,7 +22,6 @@ from saga.dlq.letters import (
     State,
     copy_of,
     from_text,
-    key_of,
     message_of,
     printable_body,
     to_json,

@@ -25,6 +25,7 @@ from common.events import (
     StockReserved,
 )
 from common.message import Event, Priority
+from common.messaging.dead_letters import key_of
 from order_service.domain import OrderStatus
 from payment_service.domain import PaymentStatus
 from saga.discovery import choreography
@@ -37,7 +38,7 @@ from saga.reconcile.facts import (
     ProviderCharge,
     StockFact,
 )
-from saga.reconcile.history import History, Owed, key_of
+from saga.reconcile.history import History, Owed
 from saga.reconcile.rules import RULES, judge, orders_at_rest, undecided
 
 NOW = datetime(2030, 1, 1, 12, tzinfo=UTC)

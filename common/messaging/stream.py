@@ -1,0 +1,164 @@
+"""Reading the history stream, over AMQP 0.9.1, which keeps no place for its readers.
+
+What RabbitMQ 3.10 and 4.0 do (measured): an offset that retention has removed starts the reading at
+the oldest there is, and one beyond the end delivers nothing, not even what is published next, until
+the stream has grown to it. A stream says neither its length (its message count lags by seconds) nor
+where it ends; its last chunk does. The broker itself uses an offset wherever a segment begins, so
+offsets go up but not always by one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+import aiormq
+from aio_pika.abc import AbstractConnection
+from aiormq.abc import AbstractChannel, DeliveredMessage
+
+from common.messaging.dead_letters import key_of
+from common.messaging.topology import HISTORY_STREAM
+
+FIRST: Final = "first"
+"""Where the oldest event is that retention has left."""
+LAST: Final = "last"
+"""Where the newest chunk of events begins."""
+PREFETCH: Final = 2_000
+"""Messages on their way at once; a quorum queue would give a consumer no more either."""
+QUIET_SECONDS: Final = 0.1
+"""A pause after which what the broker had ready has arrived."""
+END_SECONDS: Final = 1.0
+"""How long a stream's end is looked for; one that sends nothing in this time is empty."""
+
+_OFFSET: Final = "x-stream-offset"
+
+
+class StreamError(Exception):
+    """The stream cannot be read. Names it and the way out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One message of the stream. `exchange` and `routing_key` are what it was published with."""
+
+    offset: int
+    exchange: str
+    routing_key: str
+    message_id: str | None
+    sent_at: datetime | None
+    body: bytes
+
+    @property
+    def key(self) -> str:
+        """What the message is recognised by, wherever it is."""
+        return key_of(self.message_id, self.body)
+
+
+class StreamReader:
+    """One reading of the stream, in its order. See `reading`."""
+
+    def __init__(self, channel: AbstractChannel) -> None:
+        self._channel = channel
+        self._arrived: deque[DeliveredMessage] = deque()
+        self._something = asyncio.Event()
+        self._lost = ""
+
+    async def start(self, at: int | str) -> None:
+        """Read from an offset on, or from `FIRST` or `LAST`."""
+        self._channel.closing.add_done_callback(lambda _: self._lose("the channel was closed"))
+        self._channel.on_consumer_cancel_callbacks.add(lambda _: self._lose("the stream is gone"))
+        await self._channel.basic_qos(prefetch_count=PREFETCH)
+        await self._channel.basic_consume(HISTORY_STREAM, self._take_in, arguments={_OFFSET: at})
+
+    async def take(self, most: int, wait_seconds: float | None = None) -> list[Record]:
+        """The next records, at most so many: at least one, or none when so much time has passed.
+
+        Raises `ConnectionError` once the broker has gone away and everything it sent was taken, and
+        `StreamError`.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(wait_seconds):
+                while not self._arrived and not self._lost:
+                    self._something.clear()
+                    await self._something.wait()
+        if not self._arrived and self._lost:
+            raise ConnectionError(f"the broker stopped sending {HISTORY_STREAM}: {self._lost}")
+        messages = [self._arrived.popleft() for _ in range(min(most, len(self._arrived)))]
+        if messages:
+            # What is acknowledged makes room for more; the stream keeps it all the same.
+            with suppress(
+                aiormq.exceptions.AMQPError,
+                aiormq.exceptions.ChannelInvalidStateError,
+                ConnectionError,
+            ):
+                await self._channel.basic_ack(messages[-1].delivery_tag or 0, multiple=True)
+        return [_record(message) for message in messages]
+
+    async def _take_in(self, message: DeliveredMessage) -> None:
+        self._arrived.append(message)
+        self._something.set()
+
+    def _lose(self, why: str) -> None:
+        self._lost = self._lost or why
+        self._something.set()
+
+
+@asynccontextmanager
+async def reading(connection: AbstractConnection, at: int | str) -> AsyncIterator[StreamReader]:
+    """A reading of the stream on a channel of its own, from `at` on: an offset, `FIRST`, `LAST`.
+
+    Raises `StreamError` if there is no such stream, and what aiormq raises.
+    """
+    # Not one of aio-pika's robust channels: those start reading anew after a reconnect.
+    if connection.transport is None:
+        raise ConnectionError("not connected to the broker")
+    channel = await connection.transport.connection.channel(publisher_confirms=False)
+    try:
+        reader = StreamReader(channel)
+        await reader.start(at)
+        yield reader
+    except aiormq.exceptions.ChannelNotFoundEntity as error:
+        raise StreamError(
+            f"the broker has no stream {HISTORY_STREAM} in this virtual host, or its node is "
+            f"down; is this the saga's broker, and has its topology been applied?"
+        ) from error
+    finally:
+        if not channel.is_closed:
+            await channel.close()
+
+
+async def last_offset(connection: AbstractConnection) -> int | None:
+    """The newest offset of the stream; None if it is empty. Raises what `reading` raises."""
+    last: int | None = None
+    async with reading(connection, LAST) as reader:
+        # Where events keep coming there is no quiet; any end that is not older than this will do.
+        deadline = time.monotonic() + END_SECONDS
+        while (left := deadline - time.monotonic()) > 0:
+            records = await reader.take(PREFETCH, QUIET_SECONDS if last is not None else left)
+            if not records:
+                break
+            last = records[-1].offset
+    return last
+
+
+def _record(message: DeliveredMessage) -> Record:
+    properties = message.header.properties
+    offset = (properties.headers or {}).get(_OFFSET)
+    if not isinstance(offset, int):
+        raise StreamError(
+            f"{HISTORY_STREAM} is no stream on this broker; delete it, and apply the topology"
+        )
+    return Record(
+        offset=offset,
+        exchange=message.exchange or "",
+        routing_key=message.routing_key or "",
+        message_id=properties.message_id,
+        sent_at=properties.timestamp,
+        body=message.body,
+    )
