@@ -53,11 +53,17 @@ class Undecodable(ValueError):
         self.reason = reason
 
 
-class Envelope(BaseModel, Generic[M]):
-    """One message with its identity, its cause and its place in its sender's sequence.
+_Time = Annotated[AwareDatetime, PlainSerializer(_rfc3339, when_used="json")]
+
+
+class Attributes(BaseModel):
+    """What an envelope says of its message: its identity, its cause, its place in its sender's
+    sequence.
 
     `sequence` numbers the events one participant published about one subject, from 1; commands
     have none. `traceparent` is W3C Trace Context: where in the subject's one trace it was made.
+    `takenat` is when the participant had the causing message in its hands, so from there to `time`
+    is its own work; `attempt` says which try of that message it was, where it was not the first.
     """
 
     model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
@@ -67,7 +73,7 @@ class Envelope(BaseModel, Generic[M]):
     source: Text
     type: Text
     subject: Text
-    time: Annotated[AwareDatetime, PlainSerializer(_rfc3339, when_used="json")]
+    time: _Time
     datacontenttype: Literal["application/json"] = "application/json"
     dataschema: Text
     correlationid: Text
@@ -75,16 +81,33 @@ class Envelope(BaseModel, Generic[M]):
     priority: Priority = Priority.NORMAL
     sequence: Annotated[int, Field(ge=1)] | None = None
     traceparent: Annotated[str | None, BeforeValidator(w3c_trace)] = None
-    data: SerializeAsAny[M]  # An upcast payload is of another class than the model's.
-
-    def to_bytes(self) -> bytes:
-        """The JSON document that travels."""
-        return self.model_dump_json(exclude_none=True).encode()
+    takenat: _Time | None = None
+    attempt: Annotated[int, Field(ge=2)] | None = None
 
     @property
     def routing_key(self) -> str:
         """`<type>.<priority>`."""
         return f"{self.type}.{self.priority}"
+
+    @classmethod
+    def of(cls, body: bytes) -> Attributes:
+        """The attributes in a body, whatever its data are. Raises `Undecodable`."""
+        if len(body) > BODY_MAX_BYTES:
+            raise _too_large(body)
+        try:
+            return Attributes.model_validate_json(body)
+        except ValidationError as error:
+            raise Undecodable("malformed", _explain(error)) from error
+
+
+class Envelope(Attributes, Generic[M]):
+    """One message in its envelope."""
+
+    data: SerializeAsAny[M]  # An upcast payload is of another class than the model's.
+
+    def to_bytes(self) -> bytes:
+        """The JSON document that travels."""
+        return self.model_dump_json(exclude_none=True).encode()
 
 
 def schema_uri(message: type[Event | Command]) -> str:
@@ -124,6 +147,8 @@ def wrap(
     causation: str | None = None,
     sequence: int | None = None,
     traceparent: str | None = None,
+    taken_at: datetime | None = None,
+    attempt: int = 1,
 ) -> Envelope[Any]:
     """An envelope for `message`. The saga's correlation id is its subject's."""
     return Envelope[Any].model_construct(
@@ -138,6 +163,8 @@ def wrap(
         priority=priority,
         sequence=sequence,
         traceparent=traceparent or trace_of(message.subject, id),
+        takenat=taken_at,
+        attempt=attempt if attempt > 1 else None,
         data=message,
     )
 
@@ -160,9 +187,7 @@ class Decoder:
         Raises `Undecodable`, which says what is wrong with it.
         """
         if len(body) > BODY_MAX_BYTES:
-            raise Undecodable(
-                "too_large", f"the body has {len(body)} bytes; the limit is {BODY_MAX_BYTES}"
-            )
+            raise _too_large(body)
         try:
             document = from_json(body)
         except ValueError as error:
@@ -191,6 +216,12 @@ class Decoder:
                 f"subject {envelope.subject!r} does not match the data's {envelope.data.subject!r}",
             )
         return _newest(envelope)
+
+
+def _too_large(body: bytes) -> Undecodable:
+    return Undecodable(
+        "too_large", f"the body has {len(body)} bytes; the limit is {BODY_MAX_BYTES}"
+    )
 
 
 def _newest(envelope: Envelope[Any]) -> Envelope[Any]:

@@ -14,6 +14,7 @@ import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
@@ -86,7 +87,9 @@ class _Work:
     message: Message
     resolved: asyncio.Future[Outcome]
     lanes: Lanes[_Work]
-    taken_at: float = field(default_factory=time.monotonic)
+    taken_at: datetime
+    attempt: int
+    began: float = field(default_factory=time.monotonic)
     context: Context | None = None
     """Where its spans belong, if they are recorded."""
     span: Span | None = None
@@ -141,15 +144,18 @@ class Kernel:
         """Whether no message is waiting, being decided or being asked about."""
         return self._unresolved == 0
 
-    async def handle(self, envelope: Envelope[Any], *, local: bool = False) -> Outcome:
-        """Decide on a message and commit the decision.
+    async def handle(
+        self, envelope: Envelope[Any], *, local: bool = False, attempt: int = 1
+    ) -> Outcome:
+        """Decide on a message and commit the decision; `attempt` counts the tries of it.
 
         Returns when it is durable, or known to have been before, or refused. Waits as long as the
         database is away; a message from the broker, which is not `local`, also as long as the
         outbox is busy. When cancelled, the message may be committed or not.
         """
         lanes = self._local if local else self._lanes
-        work = _Work(envelope, envelope.data, asyncio.get_running_loop().create_future(), lanes)
+        resolved: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        work = _Work(envelope, envelope.data, resolved, lanes, self._clock(), attempt)
         ABOUT.set(envelope)
         if tracing.active is not None:
             work.context = tracing.active.here()
@@ -160,7 +166,7 @@ class Kernel:
             outcome = await work.resolved
         finally:
             self._unresolved -= 1
-        self._metrics.handled(envelope, outcome, time.monotonic() - work.taken_at)
+        self._metrics.handled(envelope, outcome, time.monotonic() - work.began)
         return outcome
 
     async def give(
@@ -338,7 +344,14 @@ class Kernel:
             began = time.perf_counter()
             try:
                 decision = react(
-                    self._participant, work.envelope, work.message, states.find, now, traceparent
+                    self._participant,
+                    work.envelope,
+                    work.message,
+                    states.find,
+                    now,
+                    traceparent,
+                    taken_at=work.taken_at,
+                    attempt=work.attempt,
                 )
             except sa.exc.SQLAlchemyError:
                 raise

@@ -63,12 +63,16 @@ def react(
     find: Find,
     now: datetime,
     traceparent: str | None = None,
+    *,
+    taken_at: datetime | None = None,
+    attempt: int = 1,
 ) -> Decision:
     """Run the reaction to `message`, which is `cause`'s data or the answer to what it led to.
 
     `find` gives a state as it is now, blank if there is none; `traceparent` is for the events, by
-    default that of the event that caused them. (A command's may be of its sender's own trace.)
-    Raises what the reaction raises, `NoReaction` and `OutsideSignature`.
+    default that of the event that caused them. (A command's may be of its sender's own trace.) The
+    events say when `cause` was taken and at which try, if that is given. Raises what the reaction
+    raises, `NoReaction` and `OutsideSignature`.
     """
     if traceparent is None and isinstance(cause.data, Event):
         traceparent = cause.traceparent
@@ -107,6 +111,8 @@ def react(
                     causation=cause.id,
                     sequence=own.sequence,
                     traceparent=traceparent,
+                    taken_at=taken_at,
+                    attempt=attempt,
                 )
             )
         else:

@@ -163,15 +163,14 @@ class Deliveries:
                 failure = Failure(Reason.UNDECODABLE, error, queue, self._clock())
                 await self._set_aside(message, failure)
             return
-        with tracing.process(
-            queue, message, envelope.subject, envelope.traceparent, attempts_of(message)
-        ):
-            outcome = await self._kernel.handle(envelope)
+        attempts = attempts_of(message)
+        with tracing.process(queue, message, envelope.subject, envelope.traceparent, attempts):
+            outcome = await self._kernel.handle(envelope, attempt=attempts + 1)
             if not isinstance(outcome, Failed):
                 return
             failure = Failure(Reason.FAILED, outcome.error, queue, self._clock())
             retry = self._participant.retry_of(type(envelope.data))
-            wait_ms = retry.wait_ms(attempts_of(message) + 1, outcome.error)
+            wait_ms = retry.wait_ms(attempts + 1, outcome.error)
             await self._set_aside(message, failure, wait_ms, envelope.traceparent)
 
     async def _set_aside(

@@ -14,10 +14,12 @@ from tests.integration.toy import cancelled
 
 
 class Holding(Kernel):
-    async def handle(self, envelope: Envelope[Any], *, local: bool = False) -> Outcome:
+    async def handle(
+        self, envelope: Envelope[Any], *, local: bool = False, attempt: int = 1
+    ) -> Outcome:
         if envelope.id == cancelled(1).id:
             await asyncio.Event().wait()
-        return await super().handle(envelope, local=local)
+        return await super().handle(envelope, local=local, attempt=attempt)
 
 
 async def main(url: str, folder: Path) -> None:

@@ -23,6 +23,7 @@ import common.events
 from common.envelope import (
     BODY_MAX_BYTES,
     CONTENT_TYPE,
+    Attributes,
     Decoder,
     Envelope,
     Undecodable,
@@ -87,6 +88,8 @@ envelopes = st.builds(
     priority=st.sampled_from(Priority),
     causation=st.none() | st.text(min_size=1, max_size=255),
     sequence=st.none() | st.integers(1, 2**53),
+    taken_at=st.none() | moments,
+    attempt=st.integers(1, 100),
 )
 
 
@@ -302,6 +305,20 @@ def test_no_field_makes_the_decoder_fail_in_another_way(field: str, value: objec
     document = {**json.loads(wrapped(PLACED).to_bytes()), field: value}
     with contextlib.suppress(Undecodable):
         DECODER.decode(json.dumps(document).encode())
+
+
+def test_the_attributes_are_read_whatever_the_data_are() -> None:
+    attributes = Attributes.of(body_with(type="parcel.lost", dataschema="x", data={"a": 1}))
+
+    assert (attributes.type, attributes.subject) == ("parcel.lost", str(ORDER))
+    assert attributes.routing_key == "parcel.lost.high"
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"{}", b"\xff", body_with(without="source")])
+def test_attributes_that_are_none_are_undecodable(body: bytes) -> None:
+    with pytest.raises(Undecodable) as error:
+        Attributes.of(body)
+    assert error.value.reason == "malformed"
 
 
 def test_a_rejected_value_is_not_repeated() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Self
 from uuid import UUID
 
@@ -86,6 +86,15 @@ def test_the_same_step_done_again_gives_the_same_ids() -> None:
     assert [e.id for e in first.events] == [e.id for e in again.events]
     assert {e.id for e in first.events}.isdisjoint(e.id for e in other.events)
     assert len({e.id for e in first.events}) == 2
+
+
+def test_events_say_when_their_cause_was_taken_and_at_which_try() -> None:
+    taken = NOW - timedelta(seconds=2)
+    first = react(PARTICIPANT, cause("a"), cause("a").data, blank, NOW, taken_at=taken)
+    third = react(PARTICIPANT, cause("a"), cause("a").data, blank, NOW, taken_at=taken, attempt=3)
+
+    assert [(e.takenat, e.attempt) for e in first.events] == [(taken, None)] * 2
+    assert [(e.takenat, e.attempt) for e in third.events] == [(taken, 3)] * 2
 
 
 def test_no_event_no_change() -> None:
