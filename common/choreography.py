@@ -278,14 +278,30 @@ class Participant:
         )
 
 
-class Choreography:
-    """All participants together."""
+@dataclass(frozen=True, slots=True)
+class Observer:
+    """A service that follows the history: it may read every event, reacts to none of them and
+    publishes nothing, so that it is no part of any saga."""
 
-    def __init__(self, participants: Iterable[Participant]) -> None:
+    name: str
+
+
+class Choreography:
+    """All participants together, and who observes them."""
+
+    def __init__(
+        self, participants: Iterable[Participant], observers: Iterable[Observer] = ()
+    ) -> None:
         self.participants = tuple(sorted(participants, key=lambda p: p.name))
-        names = [p.name for p in self.participants]
+        self.observers = tuple(sorted(observers, key=lambda o: o.name))
+        names = [service.name for service in self.services]
         if duplicates := {name for name in names if names.count(name) > 1}:
-            raise ChoreographyError(f"two participants are called {', '.join(sorted(duplicates))}")
+            raise ChoreographyError(f"two services are called {', '.join(sorted(duplicates))}")
+
+    @property
+    def services(self) -> tuple[Participant | Observer, ...]:
+        """Participants and observers."""
+        return (*self.participants, *self.observers)
 
     @cached_property
     def events(self) -> tuple[type[Event], ...]:

@@ -36,7 +36,8 @@ M = TypeVar("M", bound=Message, covariant=True)
 Text = Annotated[str, Field(min_length=1, max_length=255)]
 
 
-def _rfc3339(moment: datetime) -> str:
+def rfc3339(moment: datetime) -> str:
+    """A time as it is written on the wire: UTC, to the microsecond."""
     return moment.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
@@ -53,7 +54,7 @@ class Undecodable(ValueError):
         self.reason = reason
 
 
-_Time = Annotated[AwareDatetime, PlainSerializer(_rfc3339, when_used="json")]
+_Time = Annotated[AwareDatetime, PlainSerializer(rfc3339, when_used="json")]
 
 
 class Attributes(BaseModel):

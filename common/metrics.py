@@ -187,6 +187,23 @@ orders_turned_away = Counter(
 orders_pending = Gauge("saga_orders_pending", "Orders that have not ended.")
 orders_overdue = Gauge("saga_orders_overdue", "Orders that have not ended by their deadline.")
 
+# --- the history ------------------------------------------------------------------------------
+
+_recorded = Counter(
+    "saga_history_messages_total",
+    "Messages of the history stream, by what they were: new, known (published again), stray.",
+    ("participant", "outcome"),
+)
+_record_delay_seconds = Histogram(
+    "saga_history_delay_seconds",
+    "From an event to its being kept in the history; the newest one of each transaction.",
+    ("participant",),
+    buckets=_ORDER,
+)
+_record_offset = Gauge(
+    "saga_history_offset", "Offset of the stream's last message that was kept.", ("participant",)
+)
+
 Exemplar = dict[str, str] | None
 
 
@@ -365,6 +382,28 @@ class OrderMetrics:
         exemplar = exemplar_of(traceparent)
         self._ended[outcome, reason, priority, in_time].inc(exemplar=exemplar)
         self._seconds[outcome, reason, priority].observe(seconds, exemplar)
+
+
+class FollowerMetrics:
+    """How one observer of the history keeps up with it."""
+
+    def __init__(self, name: str) -> None:
+        self._outcomes = {
+            outcome: _recorded.labels(name, outcome) for outcome in ("new", "known", "stray")
+        }
+        self._delay_seconds = _record_delay_seconds.labels(name)
+        self._offset = _record_offset.labels(name)
+        self._paused_seconds = _paused_seconds.labels(name, "broker")
+
+    def kept(self, counts: Mapping[str, int], offset: int, delay_seconds: float | None) -> None:
+        for outcome, count in counts.items():
+            self._outcomes[outcome].inc(count)
+        self._offset.set(offset)
+        if delay_seconds is not None:
+            self._delay_seconds.observe(max(0.0, delay_seconds))
+
+    def paused(self, seconds: float) -> None:
+        self._paused_seconds.inc(seconds)
 
 
 Figures = Callable[[Connection, datetime], Mapping[Gauge, float]]

@@ -42,7 +42,7 @@ class Status:
     """A system at one moment, read part by part while it runs."""
 
     services: Mapping[str, str] = field(default_factory=dict)
-    """By participant: `ready`, or what it lacks."""
+    """By service: `ready`, or what it lacks."""
     queues: Mapping[str, QueueStatus] = field(default_factory=dict)
     """By name, the queues that participants read."""
     waits: Mapping[str, int] = field(default_factory=dict)
@@ -114,7 +114,7 @@ async def status(
     Waits up to `patience_seconds` for a broker out of reach. Raises `BrokerError` or
     `DatabaseError`.
     """
-    names = {participant.name for participant in graph.participants}
+    names = {service.name for service in graph.services}
     services = {
         name: await readiness(urls) for name, urls in deployment.http_urls.items() if name in names
     }
@@ -140,8 +140,10 @@ async def status(
     here, _ = await asyncio.to_thread(look, deployment.dead_letters_url)
     stored = Counter(kept.participant for kept in here)
     outboxes = {
-        name: await asyncio.to_thread(read_database, url, _count_outbox)
-        for name, url in deployment.database_urls.items()
+        participant.name: await asyncio.to_thread(
+            read_database, deployment.database_urls[participant.name], _count_outbox
+        )
+        for participant in graph.participants
     }
     late = utc_now() - timedelta(seconds=OVERDUE_GRACE_SECONDS)
     pending, overdue = await asyncio.to_thread(

@@ -29,7 +29,7 @@ from common.messaging.topology import HISTORY_STREAM, queues_of
 from common.settings import Settings, TlsSettings, load
 from saga.broker import NODE_FOLDER, USERS_FILE, apply_topology, write_users
 from saga.deployment import FILE_NAME, Deployment, dead_letters_url_in
-from saga.discovery import choreography, participants
+from saga.discovery import choreography, services
 from saga.guard import Guard
 from saga.http import client
 from saga.node import RabbitNode, free_ports
@@ -328,8 +328,9 @@ class System:
                 f"cannot write in the data folder {self.folder}: {error.strerror}; "
                 f"make it writable, or name another with --data-dir or DATA_DIR"
             ) from error
-        found = {participant.name: package for package, participant in participants().items()}
+        found = {service.name: package for package, service in services().items()}
         graph = choreography()
+        observers = {observer.name for observer in graph.observers}
         self._check_folder_is_of_this_broker()
         self._check_folder_is_of_this_database(found)
         if self.node is None:
@@ -353,7 +354,8 @@ class System:
         replicas = [
             (name if number == 1 else f"{name}-{number}", name)
             for name in found
-            for number in range(1, self._replicas + 1)
+            # One observer is enough: the others would only read the same.
+            for number in range(1, (1 if name in observers else self._replicas) + 1)
         ]
         ports = free_ports([replica for replica, _ in replicas])
         self._processes = {

@@ -61,9 +61,12 @@ class User:
 
 
 def users_of(choreography: Choreography) -> tuple[User, ...]:
-    """Every user the choreography needs: one per participant, and the operators' two."""
+    """Every user the choreography needs: one per service, and the operators' two."""
     services = (_service(participant) for participant in choreography.participants)
-    return (*services, _operator(choreography), _replay(choreography))
+    observers = (
+        User(observer.name, read=only([HISTORY_STREAM])) for observer in choreography.observers
+    )
+    return (*services, *observers, _operator(choreography), _replay(choreography))
 
 
 def only(names: Iterable[str]) -> str:

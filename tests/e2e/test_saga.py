@@ -99,8 +99,8 @@ async def test_with_all_inboxes_emptied_and_every_event_delivered_again_nothing_
         for service in system.services:
             system.kill(service)
         before = books(system.deployment)
-        for service in system.services:
-            assert empty_inbox(system.deployment, service) > 0
+        for participant in graph.participants:
+            assert empty_inbox(system.deployment, participant.name) > 0
         await deliver_again(system.deployment, graph)
         await system.start()
         await until(lambda: rests(system.deployment, graph))
@@ -114,9 +114,10 @@ _NOT_BOOKS = {"inbox", "outbox_leases"}
 
 
 def books(deployment: Deployment) -> dict[str, list[Any]]:
-    """Every row of every table of states, the provider's ledger included."""
+    """Every row of every participant's tables of states, the provider's ledger included."""
     found: dict[str, list[Any]] = {}
-    for url in (*deployment.database_urls.values(), deployment.sandbox_url):
+    urls = [deployment.database_urls[p.name] for p in choreography().participants]
+    for url in (*urls, deployment.sandbox_url):
         with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as connection:
             tables = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
             for (table,) in tables.fetchall():

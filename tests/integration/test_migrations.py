@@ -13,8 +13,8 @@ from sqlalchemy.engine import Connection
 
 from common.kernel.database import DatabaseError, open_database
 from common.kernel.migrations import MigrationError, differences, write_script
-from common.kernel.tables import Tables
-from saga.discovery import participants
+from common.kernel.tables import Schema, Tables
+from saga.discovery import services
 
 FIRST = """
 import sqlalchemy as sa
@@ -52,9 +52,9 @@ def upgrade() -> None:
 BROKEN = SECOND + '    op.execute("SELECT nonsense")'
 
 
-def tables_of(package: str) -> Tables:
+def tables_of(package: str) -> Schema:
     tables = importlib.import_module(f"{package}.store").TABLES
-    assert isinstance(tables, Tables)
+    assert isinstance(tables, Schema)
     return tables
 
 
@@ -84,7 +84,7 @@ def described(connection: Connection) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("package", participants())
+@pytest.mark.parametrize("package", services())
 async def test_the_scripts_lead_to_what_the_store_describes(
     package: str, database_url: str
 ) -> None:

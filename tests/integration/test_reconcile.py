@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import asdict, astuple, dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -24,13 +23,10 @@ from aio_pika.abc import AbstractRobustChannel
 import inventory_service.store
 import order_service.store
 import payment_service.store
-from common.choreography import Participant, State
-from common.envelope import Envelope, wrap
-from common.events import DeclineReason, OrderLine, PlaceOrder
+from common.envelope import Envelope
 from common.kernel.database import sqlite_engine
-from common.kernel.step import StateId, react
 from common.kernel.tables import Tables, utc_now
-from common.message import Command, Priority
+from common.message import Priority
 from common.messaging import dead_letters
 from common.messaging.publisher import message_of
 from common.messaging.topology import (
@@ -46,84 +42,17 @@ from common.messaging.topology import (
 )
 from inventory_service.domain import AddStock
 from order_service.domain import CancelOrder
-from payment_service.domain import Charge, ChargeAnswered, Refund, RefundAnswered
 from payment_service.gateway import Account, SandboxGateway
 from saga.deployment import Deployment
 from saga.discovery import choreography
 from saga.reconcile import ReconcileError, Report, reconcile
+from tests.play import BROKE, Play
 
 TABLES: dict[str, Tables] = {
     "order": order_service.store.TABLES,
     "inventory": inventory_service.store.TABLES,
     "payment": payment_service.store.TABLES,
 }
-BROKE = "broke"
-"""The customer whose card is declined."""
-PRICE_CENTS = 250
-
-
-@dataclass
-class Play:
-    """The saga in memory: every event delivered once, in order, an hour ago."""
-
-    at: datetime = field(default_factory=lambda: utc_now() - timedelta(hours=1))
-    states: dict[str, dict[StateId, State]] = field(default_factory=dict)
-    inboxes: dict[str, set[str]] = field(default_factory=dict)
-    events: list[Envelope[Any]] = field(default_factory=list)
-    charges: list[Charge] = field(default_factory=list)
-    refunds: list[Refund] = field(default_factory=list)
-    _waiting: deque[Envelope[Any]] = field(default_factory=deque)
-
-    def __post_init__(self) -> None:
-        self._choreography = choreography()
-        self._participants = {p.name: p for p in self._choreography.participants}
-        for name in self._participants:
-            self.states[name], self.inboxes[name] = {}, set()
-
-    def give(self, participant: str, command: Command) -> None:
-        cause = wrap(
-            command, id=str(uuid4()), source="/test", time=self.at, priority=Priority.NORMAL
-        )
-        self._react(self._participants[participant], cause)
-
-    def place(self, customer: str = "ada", sku: str = "tea", quantity: int = 2) -> str:
-        order_id = uuid4()
-        line = OrderLine(sku=sku, quantity=quantity, unit_price_cents=PRICE_CENTS)
-        self.give(
-            "order",
-            PlaceOrder(order_id=order_id, customer=customer, currency="EUR", lines=(line,)),
-        )
-        return str(order_id)
-
-    def deliver(self) -> None:
-        """Until nothing is on its way."""
-        while self._waiting:
-            event = self._waiting.popleft()
-            for participant in self._choreography.reacting_to(event.type):
-                self._react(participant, event)
-
-    def _react(self, participant: Participant, cause: Envelope[Any]) -> None:
-        states = self.states[participant.name]
-        message = cause.data
-        while message is not None:
-            decision = react(
-                participant, cause, message, lambda at: states.get(at) or at[0](at[1]), self.at
-            )
-            states.update(decision.changes)
-            self.events += decision.events
-            self._waiting.extend(decision.events)
-            message = self._answer(decision.intent)
-        self.inboxes[participant.name].add(cause.id)
-
-    def _answer(self, intent: Any) -> Any:
-        if isinstance(intent, Charge):
-            self.charges.append(intent)
-            declined = DeclineReason.CARD_DECLINED if intent.customer == BROKE else None
-            return ChargeAnswered(order_id=intent.order_id, declined=declined, reference="r")
-        if isinstance(intent, Refund):
-            self.refunds.append(intent)
-            return RefundAnswered(order_id=intent.order_id)
-        return None
 
 
 @dataclass

@@ -332,7 +332,7 @@ def test_a_participant_reacts_once_to_a_message() -> None:
 
 
 def test_two_participants_need_two_names() -> None:
-    with pytest.raises(ChoreographyError, match="two participants are called parcel"):
+    with pytest.raises(ChoreographyError, match="two services are called parcel"):
         Choreography([Participant("parcel", plain), Participant("parcel", tidy)])
 
 

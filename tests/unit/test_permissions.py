@@ -112,3 +112,11 @@ def test_a_password_is_exported_as_a_salted_hash_only() -> None:
     assert "secret" not in str(first)
     assert all(user["password_hash"] for user in first["users"])
     assert first["users"] != second["users"]
+
+
+def test_an_observer_reads_the_history_and_does_nothing_else() -> None:
+    history = USERS["history"]
+
+    assert allowed(history.read, NAMES) == {"saga.history"}
+    assert allowed(history.configure, NAMES) | allowed(history.write, NAMES) <= {""}
+    assert history.topics == ()

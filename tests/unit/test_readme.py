@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 
 from common.settings import Settings
 from saga.cli import app
-from saga.discovery import participants
+from saga.discovery import services
 from tests.faults.crash import POINTS
 
 ROOT = Path(__file__).parents[2]
@@ -35,7 +35,7 @@ def blocks(language: str, text: str) -> list[str]:
 def settings() -> dict[str, object]:
     """The default of every setting of every service, by its variable."""
     defaults: dict[str, object] = {}
-    for package in participants():
+    for package in services():
         for kind in vars(importlib.import_module(f"{package}.app")).values():
             if isinstance(kind, type) and issubclass(kind, Settings):
                 for name, field in kind.model_fields.items():

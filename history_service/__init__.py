@@ -1,0 +1,1 @@
+"""The history service: keeps every event, and answers questions about orders."""

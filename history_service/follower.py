@@ -1,0 +1,241 @@
+"""Following the history stream: every message into the database once, with its place in the stream.
+
+A place is the offset of the last message that was kept, and what that message is recognised by.
+Reading goes on *at* that message, not after it. So what follows tells by itself how the stream is
+now: the same message, and nothing was missed; a later one, and retention has taken what was
+between; another one or none at all, and this is not the stream that was read, which is then read
+from its beginning. What is known already is not kept twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Sequence
+from typing import Final
+
+import aiormq
+from aio_pika.abc import AbstractConnection
+
+from common.kernel.database import Database
+from common.kernel.tables import Clock, VersionConflict, utc_now
+from common.messaging.connection import RETRY_SECONDS, BrokerError, connect
+from common.messaging.stream import (
+    FIRST,
+    Record,
+    StreamError,
+    StreamReader,
+    last_offset,
+    reading,
+)
+from common.messaging.topology import HISTORY_STREAM
+from common.metrics import FollowerMetrics
+from history_service import store
+from history_service.domain import OBSERVER
+from history_service.queries import place as read_place
+from history_service.store import Place
+
+log = logging.getLogger(__name__)
+
+BATCH_MAX: Final = 1_000
+"""Messages in one transaction."""
+LINGER_SECONDS: Final = 0.05
+"""How long company is waited for after a transaction of a few messages: reading the history may
+be so late, and the machine's time is worth more to the services."""
+OFFSETS_UNUSED_MAX: Final = 10
+"""The broker uses some offsets itself; where more than these are missing in one place, retention
+has overtaken the reading."""
+BACKOFF_MIN_SECONDS, BACKOFF_MAX_SECONDS = 0.1, 5.0
+LOOK_SECONDS: Final = 3.0
+"""How long the message at the place may take to come, before the stream's end is looked for."""
+STOP_POLL_SECONDS: Final = 0.2
+
+_NAME: Final = f"{OBSERVER.name} follower"
+
+
+Gap = tuple[int, int]
+"""The first and the last of some offsets."""
+
+
+class AnotherStream(Exception):
+    """The stream does not hold what was read from it before."""
+
+
+class Follower:
+    """Keeps the history in step with the stream. Belongs to one event loop.
+
+    Two of them on one database do no harm: one finds that the other has moved the place, and goes
+    on from there.
+    """
+
+    def __init__(self, url: str, database: Database, *, clock: Clock = utc_now) -> None:
+        self._url = url
+        self._database = database
+        self._clock = clock
+        self._metrics = FollowerMetrics(OBSERVER.name)
+        self._trouble = "not connected yet"
+        self._started = asyncio.Event()
+        self._stopping = asyncio.Event()
+        self._ended = asyncio.Event()
+        self._backoff_seconds = BACKOFF_MIN_SECONDS
+
+    @property
+    def trouble(self) -> str:
+        """Why the stream is not being read; empty if it is."""
+        return self._trouble
+
+    async def start(self, patience_seconds: float) -> None:
+        """Find the stream, and let `run` begin. Raises `BrokerError` if it is not there."""
+        deadline = time.monotonic() + patience_seconds
+        connection = await connect(self._url, name=_NAME, patience_seconds=patience_seconds)
+        async with connection:
+            while True:
+                try:
+                    async with reading(connection, FIRST):
+                        break
+                except (StreamError, aiormq.exceptions.AMQPError) as error:
+                    # A node that has just started lets clients in before its streams are there.
+                    if time.monotonic() > deadline:
+                        raise BrokerError(f"cannot follow the history: {error}") from error
+                await asyncio.sleep(RETRY_SECONDS)
+        self._started.set()
+
+    async def stop(self) -> None:
+        """Commit what is being committed, and read no more."""
+        self._stopping.set()
+        self._started.set()
+
+    async def finish(self, deadline: float) -> None:
+        """Wait until `run` has ended, at most until that time of `time.monotonic`."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(deadline - time.monotonic()):
+                await self._ended.wait()
+
+    async def run(self) -> None:
+        """Follow the stream until `stop`, however often broker or database go away."""
+        await self._started.wait()
+        while not self._stopping.is_set():
+            try:
+                await self._follow()
+            except AnotherStream as error:
+                log.warning("%s; it is read from its beginning", error)
+                await self._database.transaction(store.forget_place)
+            except VersionConflict:
+                await self._pause("another process follows the stream into this database")
+            except Exception as error:
+                if not self._may_pass(error):
+                    raise
+                await self._pause(str(error) or type(error).__name__)
+        self._ended.set()
+
+    async def _pause(self, why: str) -> None:
+        self._trouble = why
+        log.warning("not following, trying again in %.1f s: %s", self._backoff_seconds, why)
+        self._metrics.paused(self._backoff_seconds)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._backoff_seconds):
+                await self._stopping.wait()
+        self._backoff_seconds = min(self._backoff_seconds * 2, BACKOFF_MAX_SECONDS)
+
+    def _may_pass(self, error: Exception) -> bool:
+        away = (
+            BrokerError,
+            StreamError,
+            ConnectionError,
+            aiormq.exceptions.AMQPError,
+            aiormq.exceptions.ChannelInvalidStateError,
+        )
+        return isinstance(error, away) or self._database.is_away(error)
+
+    async def _follow(self) -> None:
+        place = await self._database.read(read_place)
+        connection = await connect(self._url, name=_NAME)
+        async with (
+            connection,
+            reading(connection, FIRST if place is None else place.offset) as reader,
+        ):
+            records = [] if place is None else await self._resume(connection, reader, place)
+            adjoins = place is not None and bool(records) and records[0].offset == place.offset
+            if adjoins:
+                records = records[1:]
+            self._trouble = ""
+            while not self._stopping.is_set():
+                if records:
+                    gaps = missing(records, place, adjoins=adjoins)
+                    place = await self._keep(records, place, gaps)
+                    for first, last in gaps:
+                        log.error(
+                            "offsets %d to %d were removed before they were read", first, last
+                        )
+                    adjoins = True
+                    self._backoff_seconds = BACKOFF_MIN_SECONDS
+                    if len(records) < BATCH_MAX // 2:
+                        await asyncio.sleep(LINGER_SECONDS)
+                records = await reader.take(BATCH_MAX, STOP_POLL_SECONDS)
+
+    async def _resume(
+        self, connection: AbstractConnection, reader: StreamReader, place: Place
+    ) -> list[Record]:
+        """The first records from `place` on. Raises `AnotherStream`."""
+        while not (records := await reader.take(BATCH_MAX, LOOK_SECONDS)):
+            last = await last_offset(connection)
+            if last is None or last < place.offset:
+                raise AnotherStream(
+                    f"{HISTORY_STREAM} ends at offset {last}, but was read up to {place.offset}: "
+                    f"it has lost its end, or was made anew"
+                )
+        if records[0].offset == place.offset and store.key(records[0]) != place.key:
+            raise AnotherStream(
+                f"at offset {place.offset} of {HISTORY_STREAM} is another message than was read "
+                f"there: it was made anew"
+            )
+        return records
+
+    async def _keep(
+        self, records: Sequence[Record], place: Place | None, gaps: Sequence[Gap]
+    ) -> Place:
+        """Commit the records; what the database refuses is kept as a stray, by itself."""
+        now = self._clock()
+        try:
+            tally = await self._database.transaction(
+                lambda connection: store.follow(connection, records, now, place, gaps)
+            )
+        except VersionConflict:
+            raise
+        except Exception as error:
+            if self._database.is_away(error):
+                raise
+            if len(records) > 1:
+                middle = len(records) // 2
+                place = await self._keep(records[:middle], place, gaps)
+                return await self._keep(records[middle:], place, ())
+            log.error("message at offset %d refused", records[0].offset, exc_info=error)
+            why = str(error)
+            tally = await self._database.transaction(
+                lambda c: store.follow(c, records, now, place, gaps, refusal=why)
+            )
+        last = records[-1]
+        self._metrics.kept(
+            {"new": tally.new, "known": tally.known, "stray": tally.stray},
+            last.offset,
+            (now - tally.newest_at).total_seconds() if tally.newest_at else None,
+        )
+        return Place(last.offset, store.key(last))
+
+
+def missing(records: Sequence[Record], place: Place | None, *, adjoins: bool) -> list[Gap]:
+    """What retention has taken after `place`, before or between the records.
+
+    Where reading goes on from the place itself, it `adjoins`, and only more offsets than the broker
+    uses itself are a gap.
+    """
+    gaps: list[Gap] = []
+    before = -1 if place is None else place.offset
+    unused = OFFSETS_UNUSED_MAX if adjoins else 0
+    for record in records:
+        if record.offset - before - 1 > unused:
+            gaps.append((before + 1, record.offset - 1))
+        before, unused = record.offset, OFFSETS_UNUSED_MAX
+    return gaps

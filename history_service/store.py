@@ -1,0 +1,370 @@
+"""Where events are kept, and the views of orders that are folded from them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+
+import sqlalchemy as sa
+from pydantic_core import from_json
+from sqlalchemy.engine import Connection
+
+from common.envelope import Attributes, Decoder, Envelope, Undecodable
+from common.events import CancellationReason, OrderEvent, known_events
+from common.kernel.statements import Writes, any_of
+from common.kernel.tables import Schema, StateTable, Utc, VersionConflict, Word
+from common.message import Priority
+from common.messaging.dead_letters import EDITOR_SOURCE, key_of
+from common.messaging.stream import Record
+from common.messaging.topology import EVENTS_EXCHANGE, HISTORY_STREAM
+from history_service.domain import OrderView, Payment, Status, Stock
+
+_metadata = sa.MetaData()
+
+events = sa.Table(
+    "events",
+    _metadata,
+    sa.Column("event_id", sa.String(255), primary_key=True),
+    # The order in which they were recorded here, from 1.
+    sa.Column("position", sa.BigInteger, nullable=False),
+    sa.Column("stream_offset", sa.BigInteger),
+    sa.Column("recorded_at", Utc, nullable=False),
+    sa.Column("type", sa.String(255), nullable=False),
+    sa.Column("source", sa.String(255), nullable=False),
+    sa.Column("subject", sa.String(255), nullable=False),
+    sa.Column("sequence", sa.BigInteger),
+    sa.Column("time", Utc, nullable=False),
+    sa.Column("causation", sa.String(255)),
+    sa.Column("body", sa.LargeBinary, nullable=False),
+    sa.Index("events_by_position", "position", unique=True),
+    sa.Index("events_by_subject", "subject", "source", "sequence"),
+)
+strays = sa.Table(
+    "strays",
+    _metadata,
+    sa.Column("key", sa.String(255), primary_key=True),
+    sa.Column("stream_offset", sa.BigInteger),
+    sa.Column("recorded_at", Utc, nullable=False),
+    sa.Column("routing_key", sa.String(255), nullable=False),
+    sa.Column("reason", sa.String(32), nullable=False),
+    sa.Column("detail", sa.Text, nullable=False),
+    sa.Column("body", sa.LargeBinary, nullable=False),
+)
+"""What came by the stream and is no event: nothing is thrown away."""
+gaps = sa.Table(
+    "gaps",
+    _metadata,
+    sa.Column("first", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("last", sa.BigInteger, nullable=False),
+    sa.Column("noticed_at", Utc, nullable=False),
+)
+"""Offsets that retention had removed from the stream before they were read."""
+places = sa.Table(
+    "places",
+    _metadata,
+    sa.Column("stream", sa.String(64), primary_key=True),
+    sa.Column("offset", sa.BigInteger, nullable=False),
+    sa.Column("key", sa.String(255), nullable=False),
+)
+"""The last message of the stream that was read, and what it is recognised by."""
+order_views = sa.Table(
+    "order_views",
+    _metadata,
+    sa.Column("order_id", sa.String(36), primary_key=True),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("sequence", sa.Integer, nullable=False),
+    sa.Column("status", Word(Status), nullable=False),
+    sa.Column("reason", Word(CancellationReason)),
+    sa.Column("customer", sa.String(128), nullable=False),
+    sa.Column("currency", sa.String(3), nullable=False),
+    sa.Column("total_cents", sa.BigInteger, nullable=False),
+    sa.Column("charged_cents", sa.BigInteger, nullable=False),
+    sa.Column("refunded_cents", sa.BigInteger, nullable=False),
+    sa.Column("priority", Word(Priority), nullable=False),
+    sa.Column("stock", Word(Stock), nullable=False),
+    sa.Column("payment", Word(Payment), nullable=False),
+    sa.Column("deadline", Utc),
+    sa.Column("placed_at", Utc),
+    sa.Column("stock_at", Utc),
+    sa.Column("payment_at", Utc),
+    sa.Column("ended_at", Utc),
+    sa.Column("first_event_at", Utc, nullable=False),
+    sa.Column("last_event_at", Utc, nullable=False),
+    sa.Index("orders_by_time", "first_event_at", "order_id"),
+    sa.Index("orders_by_status", "status", "first_event_at", "order_id"),
+    sa.Index("orders_by_reason", "reason", "first_event_at", "order_id"),
+    sa.Index("orders_by_customer", "customer", "first_event_at", "order_id"),
+    sa.Index("orders_by_end", "ended_at"),
+    sa.Index("orders_by_start", "placed_at"),
+)
+
+ORDERS: Final = StateTable(OrderView, order_views)
+TABLES: Final = Schema(_metadata, migrations=Path(__file__).with_name("migrations"))
+
+SEQUENCE_MAX: Final = 2**53
+"""The highest number of an event that is believed."""
+
+_EVENTS: Final = Writes(events)
+_STRAYS: Final = Writes(strays)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """How far the stream was read: the last message's offset, and what it is recognised by."""
+
+    offset: int
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """An event, on its way into the history or out of it."""
+
+    attributes: Attributes
+    body: bytes
+    stream_offset: int | None = None
+    position: int = 0
+    recorded_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Stray:
+    """A message of the stream that is no event; `reason` is a short, bounded label."""
+
+    key: str
+    routing_key: str
+    reason: str
+    detail: str
+    body: bytes
+    stream_offset: int | None = None
+    recorded_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """What became of some messages: new events, events that were known already, new strays; and
+    the time of the newest one of the new events."""
+
+    new: int = 0
+    known: int = 0
+    stray: int = 0
+    newest_at: datetime | None = None
+
+
+def judge(record: Record) -> Fact | Stray:
+    """What a message of the stream is. The broker let it in by its routing key, so that has to say
+    what the message says of itself; a corrected copy comes from an operator, straight."""
+    try:
+        attributes = Attributes.of(record.body)
+        _check_storable(attributes)
+        by_operator = (EDITOR_SOURCE, "", HISTORY_STREAM)
+        if record.exchange == EVENTS_EXCHANGE:
+            right = record.routing_key == attributes.routing_key
+        else:
+            right = (attributes.source, record.exchange, record.routing_key) == by_operator
+        if not right:
+            raise Undecodable(
+                "misrouted",
+                f"{attributes.type} came with the routing key {record.routing_key!r}, "
+                f"not {attributes.routing_key!r}",
+            )
+    except Undecodable as error:
+        return _stray(record, error.reason, str(error))
+    return Fact(attributes, record.body, record.offset)
+
+
+def key(record: Record) -> str:
+    """What a message of the stream is recognised by here."""
+    return _storable(record.key)
+
+
+def _refused(record: Record, why: str) -> Stray:
+    return _stray(record, "refused", why)
+
+
+def _stray(record: Record, reason: str, detail: str) -> Stray:
+    return Stray(
+        key(record),
+        _storable(record.routing_key),
+        reason,
+        _storable(detail),
+        record.body,
+        record.offset,
+    )
+
+
+def _check_storable(attributes: Attributes) -> None:
+    named = (attributes.id, attributes.type, attributes.source, attributes.subject)
+    if any("\0" in text for text in (*named, attributes.causationid or "")):
+        raise Undecodable("malformed", "an attribute holds a character that cannot be stored")
+    if (attributes.sequence or 0) > SEQUENCE_MAX:
+        raise Undecodable("malformed", f"sequence: {attributes.sequence} is too high")
+
+
+def _storable(text: str) -> str:
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}")
+
+
+# --- writing, in the caller's transaction -----------------------------------------------------
+
+
+def follow(
+    connection: Connection,
+    records: Sequence[Record],
+    now: datetime,
+    before: Place | None,
+    gaps_found: Iterable[tuple[int, int]] = (),
+    *,
+    refusal: str | None = None,
+) -> Tally:
+    """Keep what the stream held next after the place `before`, and note the new place.
+
+    With a `refusal`, the records are kept as strays for that reason. Raises `VersionConflict` if
+    somebody else has moved the place.
+    """
+    found = map(judge, records) if refusal is None else (_refused(r, refusal) for r in records)
+    tally = append(connection, list(found), now)
+    for first, last in gaps_found:
+        Writes(gaps).insert(connection, [{"first": first, "last": last, "noticed_at": now}])
+    values = {"offset": records[-1].offset, "key": key(records[-1])}
+    if before is None:
+        moved = Writes(places).insert(connection, [{"stream": HISTORY_STREAM, **values}])
+    else:
+        moved = connection.execute(
+            places.update()
+            .where(places.c.stream == HISTORY_STREAM, places.c.offset == before.offset)
+            .values(values)
+        ).rowcount
+    if moved != 1:
+        raise VersionConflict(places.name)
+    return tally
+
+
+def forget_place(connection: Connection) -> None:
+    """Have the stream read from its oldest event; what is known will not be kept twice."""
+    connection.execute(places.delete())
+
+
+def append(connection: Connection, found: Sequence[Fact | Stray], now: datetime) -> Tally:
+    """Keep what is new, and bring the views up to date."""
+    facts: dict[str, Fact] = {}
+    new_strays: dict[str, Stray] = {}
+    known = 0
+    bodies = _bodies(connection, {f.attributes.id for f in found if isinstance(f, Fact)})
+    for item in found:
+        if isinstance(item, Stray):
+            new_strays.setdefault(item.key, item)
+            continue
+        id = item.attributes.id
+        body = facts[id].body if id in facts else bodies.get(id)
+        if body is None:
+            facts[id] = item
+        elif _same(body, item.body):
+            known += 1
+        else:
+            stray = _conflicting(item)
+            new_strays.setdefault(stray.key, stray)
+    position = connection.scalar(sa.select(sa.func.max(events.c.position))) or 0
+    rows = [
+        _row(fact, position + number, now) for number, fact in enumerate(facts.values(), start=1)
+    ]
+    if rows and _EVENTS.insert(connection, rows) != len(rows):
+        raise VersionConflict(events.name)
+    stray_count = _insert_strays(connection, new_strays.values(), now) if new_strays else 0
+    project(connection, facts.values())
+    newest_at = max((fact.attributes.time for fact in facts.values()), default=None)
+    return Tally(len(rows), known, stray_count, newest_at)
+
+
+def project(connection: Connection, facts: Iterable[Fact]) -> None:
+    """Fold events into the views of their orders."""
+    by_order: defaultdict[str, list[Envelope[Any]]] = defaultdict(list)
+    for fact in facts:
+        envelope = decoded(fact)
+        if envelope is not None and isinstance(envelope.data, OrderEvent):
+            by_order[envelope.subject].append(envelope)
+    if not by_order:
+        return
+    found = ORDERS.load(connection, by_order)
+    changed: list[tuple[OrderView, int]] = []
+    for order_id, envelopes in sorted(by_order.items()):
+        view, version = found.get(order_id) or (OrderView(order_id), 0)
+        for envelope in envelopes:
+            view = view.evolve(envelope.data, envelope.time)
+        changed.append((view, version))
+    ORDERS.save(connection, changed)
+
+
+_DECODER: Final = Decoder(known_events())
+
+
+def decoded(fact: Fact) -> Envelope[Any] | None:
+    """The event as a fact of its publisher; None for what this version cannot read, and for a copy
+    that an operator corrected, which went to one participant only."""
+    if fact.attributes.source == EDITOR_SOURCE:
+        return None
+    try:
+        return _DECODER.decode(fact.body)
+    except Undecodable:
+        return None
+
+
+def _bodies(connection: Connection, ids: set[str]) -> Mapping[str, bytes]:
+    if not ids:
+        return {}
+    query = sa.select(events.c.event_id, events.c.body)
+    rows = connection.execute(query.where(any_of(connection, events.c.event_id, sorted(ids))))
+    return {row.event_id: row.body for row in rows}
+
+
+def _same(body: bytes, other: bytes) -> bool:
+    """Whether it is the same event, published again; formatting does not matter."""
+    return body == other or from_json(body) == from_json(other)
+
+
+def _conflicting(fact: Fact) -> Stray:
+    return Stray(
+        key_of(None, fact.body),
+        fact.attributes.routing_key,
+        "conflicting",
+        f"another event has the id {fact.attributes.id}",
+        fact.body,
+        fact.stream_offset,
+    )
+
+
+def _row(fact: Fact, position: int, now: datetime) -> dict[str, Any]:
+    attributes = fact.attributes
+    return {
+        "event_id": attributes.id,
+        "position": position,
+        "stream_offset": fact.stream_offset,
+        "recorded_at": now,
+        "type": attributes.type,
+        "source": attributes.source,
+        "subject": attributes.subject,
+        "sequence": attributes.sequence,
+        "time": attributes.time,
+        "causation": attributes.causationid,
+        "body": fact.body,
+    }
+
+
+def _insert_strays(connection: Connection, new: Iterable[Stray], now: datetime) -> int:
+    rows = [
+        {
+            "key": stray.key,
+            "stream_offset": stray.stream_offset,
+            "recorded_at": now,
+            "routing_key": stray.routing_key,
+            "reason": stray.reason,
+            "detail": stray.detail,
+            "body": stray.body,
+        }
+        for stray in new
+    ]
+    return _STRAYS.insert(connection, rows)

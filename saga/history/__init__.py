@@ -1,0 +1,12 @@
+"""`saga trace`, `saga stuck`, `saga show`, `saga history`: what the kept events tell.
+
+`archive` reads what the history service keeps.
+"""
+
+
+class HistoryError(Exception):
+    """The history cannot answer. Names what is in the way, and the way out."""
+
+
+class InputError(ValueError):
+    """What was asked for makes no sense: names the argument and what it takes. Nothing changed."""

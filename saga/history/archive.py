@@ -1,0 +1,69 @@
+"""Reading what the history service keeps, beside the service."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Final, TypeVar
+
+import aiormq
+from sqlalchemy.engine import Connection
+
+from common.kernel.database import read_database
+from common.messaging.connection import BrokerError, connect, printable
+from common.messaging.stream import StreamError, last_offset
+from history_service import queries
+from history_service.domain import OBSERVER
+from saga.deployment import Deployment
+from saga.history import HistoryError
+
+POLL_SECONDS: Final = 0.05
+
+T = TypeVar("T")
+
+
+class Archive:
+    """The events that one system's history service keeps. Its methods may be called beside it."""
+
+    def __init__(self, deployment: Deployment) -> None:
+        """Raises `HistoryError` if the system has no history."""
+        url = deployment.database_urls.get(OBSERVER.name)
+        if url is None:
+            raise HistoryError(
+                "this system has no history service; start it anew with this version of `saga up`"
+            )
+        self.url = url
+        self._deployment = deployment
+
+    async def read(self, query: Callable[[Connection], T]) -> T:
+        """Run `query` on what is kept, as of one moment. Raises `DatabaseError`."""
+        return await asyncio.to_thread(read_database, self.url, query)
+
+    async def behind(self) -> int:
+        """How many messages of the stream are not kept yet, counted by offsets; 0 if none is.
+
+        Raises `HistoryError` and `BrokerError`.
+        """
+        connection = await connect(self._deployment.amqp_url, name="saga history")
+        try:
+            last = await last_offset(connection)
+        except StreamError as error:
+            raise HistoryError(str(error)) from error
+        except (aiormq.exceptions.AMQPError, ConnectionError) as error:
+            raise BrokerError(
+                f"RabbitMQ at {printable(self._deployment.amqp_url)} failed: {error}"
+            ) from error
+        finally:
+            await connection.close()
+        place = await self.read(queries.place)
+        return max(0, (-1 if last is None else last) - (-1 if place is None else place.offset))
+
+    async def caught_up(self, patience_seconds: float) -> bool:
+        """Whether everything that was published by now is kept, waiting so long for it."""
+        deadline = time.monotonic() + patience_seconds
+        while await self.behind():
+            if time.monotonic() > deadline:
+                return False
+            await asyncio.sleep(POLL_SECONDS)
+        return True

@@ -1,0 +1,454 @@
+"""The history: every event of the stream is kept once, and found again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+from uuid import UUID
+
+import aio_pika
+import pytest
+import sqlalchemy as sa
+from aio_pika.abc import AbstractChannel
+from sqlalchemy.engine import Connection
+
+from common.envelope import Envelope, wrap
+from common.events import PaymentVoided
+from common.kernel.database import Database, open_database
+from common.kernel.tables import utc_now
+from common.message import Priority
+from common.messaging.connection import BrokerError, connect
+from common.messaging.dead_letters import EDITOR_SOURCE
+from common.messaging.publisher import message_of
+from common.messaging.stream import FIRST, Record, reading
+from common.messaging.topology import (
+    EVENTS_EXCHANGE,
+    HISTORY_STREAM,
+    Queue,
+    Topology,
+    apply,
+    topology_of,
+)
+from history_service import queries, store
+from history_service.follower import Follower, missing
+from history_service.store import TABLES, Place
+from inventory_service.domain import AddStock
+from saga.discovery import choreography
+from tests.play import Play
+from tests.polling import until
+
+T = TypeVar("T")
+
+
+@dataclass
+class Stream:
+    """The history stream on a broker, and whoever publishes to it."""
+
+    url: str
+    channel: AbstractChannel
+
+    async def publish(self, *events: Envelope[Any]) -> None:
+        exchange = await self.channel.get_exchange(EVENTS_EXCHANGE, ensure=False)
+        await asyncio.gather(
+            *(exchange.publish(message_of(event.to_bytes()), event.routing_key) for event in events)
+        )
+
+    async def publish_as(self, body: bytes, key: str, message_id: str, exchange: str) -> None:
+        target = (
+            await self.channel.get_exchange(exchange, ensure=False)
+            if exchange
+            else self.channel.default_exchange
+        )
+        await target.publish(aio_pika.Message(body, message_id=message_id), key)
+
+    async def make_anew(self, **arguments: int) -> None:
+        """Put an empty stream in place of the one there is."""
+        await self.channel.queue_delete(HISTORY_STREAM)
+        await apply(_with_stream(**arguments), self.channel)
+
+
+def _with_stream(**arguments: int) -> Topology:
+    topology = topology_of(choreography())
+    more = {f"x-{name.replace('_', '-')}": value for name, value in arguments.items()}
+    queues = [
+        Queue(queue.name, {**queue.arguments, **more}) if queue.name == HISTORY_STREAM else queue
+        for queue in topology.queues
+    ]
+    return replace(topology, queues=queues)
+
+
+@pytest.fixture
+async def stream(amqp_url: str) -> AsyncIterator[Stream]:
+    connection = await aio_pika.connect(amqp_url)
+    async with connection:
+        channel = await connection.channel()
+        await apply(topology_of(choreography()), channel)
+        yield Stream(amqp_url, channel)
+
+
+class History:
+    """What was kept."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+
+    async def ids(self) -> list[str]:
+        """The ids of the events, in the order in which they were kept."""
+        query = sa.select(store.events.c.event_id).order_by(store.events.c.position)
+        return list(await self.database.read(lambda c: c.scalars(query).all()))
+
+    async def strays(self) -> dict[str, str]:
+        """The reasons of what is no event, by key."""
+        query = sa.select(store.strays.c.key, store.strays.c.reason)
+        return {
+            row.key: row.reason
+            for row in await self.database.read(lambda c: c.execute(query).all())
+        }
+
+    async def gaps(self) -> list[tuple[int, int]]:
+        return await self.database.read(queries.known_gaps)
+
+    async def place(self) -> Place | None:
+        return await self.database.read(queries.place)
+
+    async def has(self, *events: Envelope[Any]) -> None:
+        """Wait until these are there."""
+        ids = {event.id for event in events}
+        await until(lambda: self._holds(ids))
+
+    async def _holds(self, ids: set[str]) -> bool:
+        return ids <= set(await self.ids())
+
+
+@pytest.fixture
+async def history(database_url: str) -> AsyncIterator[History]:
+    database = await open_database(database_url, TABLES)
+    yield History(database)
+    await database.close()
+
+
+@pytest.fixture
+async def sqlite_history(tmp_path: Path) -> AsyncIterator[History]:
+    """Where it makes no difference which database it is."""
+    database = await open_database(f"sqlite:///{tmp_path / 'history.db'}", TABLES)
+    yield History(database)
+    await database.close()
+
+
+@asynccontextmanager
+async def following(stream: Stream, database: Database) -> AsyncIterator[Follower]:
+    """A follower at work; it ends as abruptly as its process would."""
+    follower = Follower(stream.url, database)
+    task = asyncio.create_task(follower.run())
+    await follower.start(patience_seconds=10)
+    try:
+        yield follower
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+def played(orders: int = 3) -> Play:
+    play = Play(tick=timedelta(milliseconds=3))
+    play.give("inventory", AddStock(sku="tea", quantity=999, unit_price_cents=250, currency="EUR"))
+    for _ in range(orders):
+        play.place()
+    play.deliver()
+    return play
+
+
+# --- following --------------------------------------------------------------------------------
+
+
+async def test_every_event_is_kept_once_with_its_whole_envelope(
+    stream: Stream, history: History
+) -> None:
+    play = played()
+    async with following(stream, history.database):
+        await stream.publish(*play.events)
+        await stream.publish(*play.events[:5])  # Again, as after a crash of their publisher.
+        last = play.events[-1].model_copy(update={"id": "last"})
+        await stream.publish(last)
+        await history.has(last)
+
+    assert await history.ids() == [event.id for event in (*play.events, last)]
+    facts = await history.database.read(
+        lambda c: queries.facts_about(c, [event.subject for event in play.events])
+    )
+    assert [fact.body for fact in facts] == [e.to_bytes() for e in (*play.events, last)]
+    assert (await history.strays(), await history.gaps()) == ({}, [])
+
+
+async def test_what_came_while_nobody_followed_is_there_afterwards_and_nothing_twice(
+    stream: Stream, history: History
+) -> None:
+    play = played(40)
+    parts = [play.events[:20], play.events[20:21], play.events[21:90], play.events[90:]]
+    for part in parts:
+        await stream.publish(*part)
+        async with following(stream, history.database):
+            await history.has(*part)
+
+    assert await history.ids() == [event.id for event in play.events]
+    assert await history.gaps() == []
+
+
+async def test_a_fresh_database_begins_at_the_first_event(
+    stream: Stream, sqlite_history: History, tmp_path: Path
+) -> None:
+    play = played(300)
+    await stream.publish(*play.events)
+    async with following(stream, sqlite_history.database):
+        await sqlite_history.has(*play.events)
+
+    assert await sqlite_history.ids() == [event.id for event in play.events]
+
+
+async def test_an_empty_stream_is_waited_for(stream: Stream, sqlite_history: History) -> None:
+    play = played(1)
+    async with following(stream, sqlite_history.database) as follower:
+        await until(lambda: not follower.trouble)
+        await stream.publish(*play.events)
+        await sqlite_history.has(*play.events)
+    assert await sqlite_history.gaps() == []
+
+
+async def test_the_end_of_a_segment_is_no_gap(stream: Stream, sqlite_history: History) -> None:
+    """The broker uses an offset itself wherever a segment begins."""
+    await stream.make_anew(stream_max_segment_size_bytes=20_000)
+    play = played(60)
+    for start in range(0, len(play.events), 40):
+        part = play.events[start : start + 40]
+        await stream.publish(*part)
+        async with following(stream, sqlite_history.database):
+            await sqlite_history.has(*part)
+
+    place = await sqlite_history.place()
+    assert place is not None
+    assert place.offset > len(play.events)  # there were several segments
+    assert await sqlite_history.gaps() == []
+
+
+async def fill_until_trimmed(stream: Stream) -> list[Envelope[Any]]:
+    """Publish until retention has taken the first events; returns all of them."""
+    published: list[Envelope[Any]] = []
+    while not published or await first_offset(stream) == 0:
+        events = played(20).events
+        for start in range(0, len(events), 10):  # Retention works on whole chunks.
+            await stream.publish(*events[start : start + 10])
+        published += events
+    return published
+
+
+async def first_offset(stream: Stream) -> int:
+    connection = await connect(stream.url, name="test")
+    async with connection, reading(connection, FIRST) as reader:
+        return (await reader.take(1, 5))[0].offset
+
+
+async def test_a_trimmed_head_is_a_gap_that_is_noted(
+    stream: Stream, sqlite_history: History
+) -> None:
+    await stream.make_anew(max_length_bytes=60_000, stream_max_segment_size_bytes=20_000)
+    published = await fill_until_trimmed(stream)
+    async with following(stream, sqlite_history.database):
+        await sqlite_history.has(published[-1])
+
+    kept = await sqlite_history.ids()
+    assert kept == [event.id for event in published][-len(kept) :]
+    assert 0 < len(kept) < len(published)
+    ((first, last),) = await sqlite_history.gaps()
+    assert (first, last) == (0, await first_offset(stream) - 1)
+
+
+async def test_what_retention_took_while_nobody_followed_is_noted_too(
+    stream: Stream, sqlite_history: History
+) -> None:
+    await stream.make_anew(max_length_bytes=60_000, stream_max_segment_size_bytes=20_000)
+    known = played(1).events
+    await stream.publish(*known)
+    async with following(stream, sqlite_history.database):
+        await sqlite_history.has(*known)
+    published = await fill_until_trimmed(stream)
+    async with following(stream, sqlite_history.database):
+        await sqlite_history.has(published[-1])
+
+    ((first, last),) = await sqlite_history.gaps()
+    assert first == len(known)
+    assert last == await first_offset(stream) - 1
+    assert await sqlite_history.ids() != [event.id for event in (*known, *published)]
+
+
+@pytest.mark.parametrize("fewer", [True, False], ids=["shorter", "longer"])
+async def test_a_stream_made_anew_is_read_from_its_beginning(
+    fewer: bool, stream: Stream, sqlite_history: History
+) -> None:
+    before, after = played(5).events, played(1 if fewer else 9).events
+    await stream.publish(*before)
+    async with following(stream, sqlite_history.database):
+        await sqlite_history.has(*before)
+    await stream.make_anew()
+    await stream.publish(before[0], *after)
+    async with following(stream, sqlite_history.database):
+        await sqlite_history.has(*after)
+
+    assert await sqlite_history.ids() == [event.id for event in (*before, *after)]
+
+
+async def test_a_stream_that_vanishes_is_waited_for(
+    stream: Stream, sqlite_history: History
+) -> None:
+    play = played(2)
+    async with following(stream, sqlite_history.database) as follower:
+        await stream.publish(play.events[0])
+        await sqlite_history.has(play.events[0])
+        await stream.channel.queue_delete(HISTORY_STREAM)
+        await until(lambda: bool(follower.trouble))
+        await apply(topology_of(choreography()), stream.channel)
+        await stream.publish(*play.events)
+        await sqlite_history.has(*play.events)
+
+
+async def test_without_the_stream_it_does_not_start(amqp_url: str, tmp_path: Path) -> None:
+    database = await open_database(f"sqlite:///{tmp_path / 'history.db'}", TABLES)
+    with pytest.raises(BrokerError, match=r"no stream saga\.history"):
+        await Follower(amqp_url, database).start(patience_seconds=0)
+    await database.close()
+
+
+async def test_two_followers_of_one_database_keep_each_event_once(
+    stream: Stream, postgres_url: str
+) -> None:
+    play = played(50)
+    one, other = [await open_database(postgres_url, TABLES) for _ in range(2)]
+    async with following(stream, one), following(stream, other):
+        for start in range(0, len(play.events), 20):
+            await stream.publish(*play.events[start : start + 20])
+        await History(one).has(*play.events)
+
+    assert sorted(await History(one).ids()) == sorted(event.id for event in play.events)
+    await one.close()
+    await other.close()
+
+
+class Ailing:
+    """A database that fails transactions, as long as `error` says so."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self.shared = database.shared
+        self.error: Callable[[], Exception | None] = lambda: None
+        self.read = database.read
+        self.is_away = database.is_away
+        self.close = database.close
+
+    async def transaction(self, work: Callable[[Connection], T]) -> T:
+        if error := self.error():
+            raise error
+        return await self._database.transaction(work)
+
+
+async def test_a_database_that_is_away_is_waited_for(
+    stream: Stream, sqlite_history: History
+) -> None:
+    play = played(1)
+    ailing = Ailing(sqlite_history.database)
+    failures = iter([sa.exc.OperationalError("", {}, Exception("disk full"))] * 2)
+    ailing.error = lambda: next(failures, None)
+    async with following(stream, ailing):
+        await stream.publish(*play.events)
+        await sqlite_history.has(*play.events)
+
+    assert next(failures, None) is None
+    assert await sqlite_history.ids() == [event.id for event in play.events]
+
+
+async def test_what_the_database_refuses_is_set_aside_alone(
+    stream: Stream, sqlite_history: History
+) -> None:
+    play = played(3)
+    culprit = play.events[7]
+    await sqlite_history.database.transaction(
+        lambda c: c.exec_driver_sql(
+            f"CREATE TRIGGER refuse BEFORE INSERT ON events WHEN NEW.event_id = '{culprit.id}' "
+            f"BEGIN SELECT RAISE(ABORT, 'not this one'); END"
+        )
+    )
+    await stream.publish(*play.events)
+    async with following(stream, sqlite_history.database):
+        await sqlite_history.has(play.events[-1])
+
+    kept = [event.id for event in play.events if event is not culprit]
+    assert await sqlite_history.ids() == kept
+    assert await sqlite_history.strays() == {culprit.id: "refused"}
+
+
+async def test_what_is_no_event_is_kept_apart_with_its_reason(
+    stream: Stream, history: History
+) -> None:
+    order = UUID(int=1)
+    event = wrap(
+        PaymentVoided(order_id=order),
+        id="e",
+        source="/services/payment",
+        time=utc_now(),
+        priority=Priority.NORMAL,
+    )
+    forged = event.model_copy(update={"id": "forged"}).to_bytes()
+    nul = event.to_bytes().replace(b'"id":"e"', b'"id":"\\u0000"')
+    other = event.model_copy(update={"subject": str(UUID(int=2))}).to_bytes()
+    copy = event.model_copy(update={"id": "copy", "source": EDITOR_SOURCE})
+    async with following(stream, history.database):
+        await stream.publish(event)
+        await stream.publish_as(b"{", "payment.voided.normal", "torn", EVENTS_EXCHANGE)
+        await stream.publish_as(forged, "order.placed.high", "forged", EVENTS_EXCHANGE)
+        await stream.publish_as(forged, HISTORY_STREAM, "straight", "")
+        await stream.publish_as(nul, "payment.voided.normal", "nul", EVENTS_EXCHANGE)
+        await stream.publish_as(other, "payment.voided.normal", "e", EVENTS_EXCHANGE)
+        await stream.publish_as(copy.to_bytes(), HISTORY_STREAM, "copy", "")
+        await history.has(event, copy)
+
+    assert await history.ids() == ["e", "copy"]
+    strays = await history.strays()
+    conflicting = [key for key, reason in strays.items() if reason == "conflicting"]
+    assert len(conflicting) == 1
+    del strays[conflicting[0]]
+    assert strays == {
+        "torn": "malformed",
+        "forged": "misrouted",
+        "straight": "misrouted",
+        "nul": "malformed",
+    }
+
+
+@pytest.mark.parametrize("table", ["events", "strays"])
+@pytest.mark.parametrize("change", ["UPDATE {} SET reason = 'x'", "DELETE FROM {}"])
+async def test_what_was_kept_cannot_be_changed(
+    change: str, table: str, stream: Stream, history: History
+) -> None:
+    play = played(1)
+    async with following(stream, history.database):
+        await stream.publish_as(b"{", "payment.voided.normal", "torn", EVENTS_EXCHANGE)
+        await stream.publish(*play.events)
+        await history.has(*play.events)
+    statement = change.format(table).replace("reason", "type" if table == "events" else "reason")
+    with pytest.raises(sa.exc.DBAPIError, match="only appended to"):
+        await history.database.transaction(lambda c: c.exec_driver_sql(statement))
+
+
+def test_the_gaps_between_offsets() -> None:
+    def records(*offsets: int) -> list[Record]:
+        return [Record(offset, "", "", "id", None, b"") for offset in offsets]
+
+    assert missing(records(0, 1, 3), None, adjoins=False) == []
+    assert missing(records(5, 6), None, adjoins=False) == [(0, 4)]
+    assert missing(records(12, 13), Place(10, ""), adjoins=True) == []
+    assert missing(records(12, 13), Place(10, ""), adjoins=False) == [(11, 11)]
+    assert missing(records(11, 500), Place(10, ""), adjoins=True) == [(12, 499)]

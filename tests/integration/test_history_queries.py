@@ -1,0 +1,265 @@
+"""Questions to the history service: orders, timelines, the past, and figures by the hour."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+import httpx
+import pytest
+
+from common.envelope import rfc3339
+from common.kernel.database import Database, open_database
+from common.web import create_app
+from history_service import queries, store
+from history_service.app import routes
+from history_service.store import TABLES
+from inventory_service.domain import AddStock
+from order_service.domain import CancelOrder
+from tests.play import BROKE, Play
+
+FIVE_PAST_TEN = datetime(2030, 1, 1, 10, 5, tzinfo=UTC)
+
+
+@pytest.fixture
+async def history(database_url: str) -> AsyncIterator[Database]:
+    database = await open_database(database_url, TABLES)
+    yield database
+    await database.close()
+
+
+@dataclass
+class Asked:
+    """The service's HTTP side, over a history that holds what was played."""
+
+    play: Play
+    http: httpx.AsyncClient
+    orders: dict[str, str]
+
+    async def get(self, path: str, **parameters: Any) -> Any:
+        response = await self.http.get(path, params=parameters)
+        assert response.status_code == 200, response.text
+        return response.json()
+
+    async def refused(self, expected: int, path: str, **parameters: Any) -> str:
+        response = await self.http.get(path, params=parameters)
+        assert response.status_code == expected, response.text
+        assert response.headers["content-type"] == "application/problem+json"
+        return str(response.json()["detail"])
+
+
+@pytest.fixture
+async def asked(history: Database) -> AsyncIterator[Asked]:
+    """Five orders a quarter of an hour apart, by what became of them."""
+    play = Play(at=FIVE_PAST_TEN, tick=timedelta(milliseconds=10))
+    play.give("inventory", AddStock(sku="tea", quantity=9, unit_price_cents=250, currency="EUR"))
+    orders: dict[str, str] = {}
+
+    def place(name: str, **how: Any) -> None:
+        play.at += timedelta(minutes=15)
+        orders[name] = play.place(**how)
+
+    place("confirmed")
+    play.deliver()
+    place("declined", customer=BROKE)
+    play.deliver()
+    place("rejected", quantity=1_000)
+    play.deliver()
+    place("cancelled", customer="grace")
+    play.give("order", CancelOrder(order_id=UUID(orders["cancelled"])))
+    play.deliver()
+    play.provider_down = True
+    place("pending")
+    play.deliver()
+    facts = [store.Fact(e, e.to_bytes()) for e in play.events]
+    await history.transaction(lambda c: store.append(c, facts, play.at))
+    async with asking(history, play) as http:
+        yield Asked(play, http, orders)
+
+
+@asynccontextmanager
+async def asking(database: Database, play: Play) -> AsyncIterator[httpx.AsyncClient]:
+    async def nothing() -> Any:
+        return {}
+
+    app = create_app("test", body_max_bytes=1_024, not_ready=nothing, before_scrape=nothing)
+    app.include_router(routes(database, clock=lambda: play.at + timedelta(minutes=1)))
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+        yield http
+
+
+async def test_an_order_is_found_with_all_that_is_known_of_it(asked: Asked) -> None:
+    found = await asked.get(f"/orders/{asked.orders['declined']}")
+
+    assert (
+        found.items()
+        >= {
+            "order_id": asked.orders["declined"],
+            "status": "cancelled",
+            "reason": "payment_declined",
+            "customer": BROKE,
+            "currency": "EUR",
+            "total_cents": 500,
+            "charged_cents": 0,
+            "priority": "normal",
+            "stock": "released",
+            "payment": "declined",
+            "settled": True,
+            "events": 5,
+        }.items()
+    )
+    assert found["duration_ms"] > 0
+
+
+FILTERS: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "none": ({}, ["pending", "cancelled", "rejected", "declined", "confirmed"]),
+    "status": ({"status": "cancelled"}, ["cancelled", "rejected", "declined"]),
+    "reason": ({"reason": "out_of_stock"}, ["rejected"]),
+    "customer": ({"customer": BROKE}, ["declined"]),
+    "customer and status": ({"customer": "ada", "status": "pending"}, ["pending"]),
+    "priority": ({"priority": "high"}, []),
+    "currency": ({"currency": "USD"}, []),
+    "least amount": ({"total_cents_min": 501}, ["rejected"]),
+    "most amount": (
+        {"total_cents_max": 500, "status": "cancelled"},
+        ["cancelled", "declined"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("parameters", "names"), FILTERS.values(), ids=FILTERS.keys())
+async def test_orders_are_found_by_what_they_have_the_latest_first(
+    parameters: dict[str, Any], names: list[str], asked: Asked
+) -> None:
+    page = await asked.get("/orders", **parameters)
+
+    assert [found["order_id"] for found in page["orders"]] == [asked.orders[n] for n in names]
+    assert page["next"] is None
+
+
+async def test_orders_are_found_by_their_time(asked: Asked) -> None:
+    times = {name: asked.play.about(order)[0].time for name, order in asked.orders.items()}
+    page = await asked.get(
+        "/orders", since=rfc3339(times["declined"]), until=rfc3339(times["cancelled"])
+    )
+
+    names = ["rejected", "declined"]
+    assert [found["order_id"] for found in page["orders"]] == [asked.orders[n] for n in names]
+
+
+async def test_pages_follow_each_other_without_overlap_or_hole(asked: Asked) -> None:
+    whole = (await asked.get("/orders"))["orders"]
+    pages: list[Any] = []
+    after: dict[str, str] = {}
+    while True:
+        page = await asked.get("/orders", limit=2, **after)
+        pages.append(page["orders"])
+        if page["next"] is None:
+            break
+        after = {"after": page["next"]}
+
+    assert [len(page) for page in pages] == [2, 2, 1]
+    assert [order for page in pages for order in page] == whole
+
+
+async def test_a_timeline_has_every_event_after_its_cause_and_what_each_hop_took(
+    asked: Asked,
+) -> None:
+    timeline = await asked.get(f"/orders/{asked.orders['confirmed']}/timeline")
+    steps = timeline["steps"]
+
+    assert [step["type"] for step in steps] == [
+        "order.placed",
+        "stock.reserved",
+        "payment.charged",
+        "order.confirmed",
+    ]
+    assert [step["causation_id"] for step in steps[1:]] == [step["id"] for step in steps[:-1]]
+    assert (steps[0]["waited_ms"], steps[0]["worked_ms"]) == (None, 10.0)
+    # A tick to come, a tick to decide; to be charged takes an answer, and one more.
+    assert [(s["waited_ms"], s["worked_ms"]) for s in steps[1:]] == [
+        (10.0, 10.0),
+        (10.0, 20.0),
+        (10.0, 10.0),
+    ]
+    assert steps[2]["data"]["amount_cents"] == 500
+
+
+async def test_an_order_is_shown_as_it_was(asked: Asked) -> None:
+    events = asked.play.about(asked.orders["confirmed"])
+    path = f"/orders/{asked.orders['confirmed']}"
+    told = [(await asked.get(path, at=rfc3339(event.time))) for event in events]
+
+    assert [(view["status"], view["stock"], view["payment"]) for view in told] == [
+        ("pending", "none", "none"),
+        ("pending", "held", "none"),
+        ("pending", "held", "charged"),
+        ("confirmed", "held", "charged"),
+    ]
+
+
+async def test_the_hours_tell_outcomes_revenue_and_latencies(asked: Asked) -> None:
+    stats = await asked.get("/stats")
+    ten, eleven = stats["hours"]
+    took = {
+        name: (await asked.get(f"/orders/{order}"))["duration_ms"]
+        for name, order in asked.orders.items()
+    }
+    slowest = max(took["confirmed"], took["declined"], took["rejected"])
+
+    assert (ten["start"], eleven["start"]) == ("2030-01-01T10:00:00Z", "2030-01-01T11:00:00Z")
+    assert (ten["placed"], ten["confirmed"]) == (3, 1)
+    assert ten["cancelled"] == {"out_of_stock": 1, "payment_declined": 1}
+    assert ten["revenue_cents"] == {"EUR": 500}
+    assert ten["latency_ms"].keys() == {"50", "95", "99"}
+    assert ten["latency_ms"]["99"] == slowest
+    assert (eleven["placed"], eleven["confirmed"]) == (2, 0)
+    assert eleven["cancelled"] == {"customer_request": 1}
+    assert eleven["latency_ms"] == dict.fromkeys(("50", "95", "99"), took["cancelled"])
+
+
+async def test_percentiles_are_those_of_the_hours_orders(history: Database) -> None:
+    play = Play(at=FIVE_PAST_TEN, tick=timedelta(milliseconds=1))
+    for number in range(1, 101):
+        play.at = play.at.replace(second=0, microsecond=0) + timedelta(seconds=20)
+        order = play.place()
+        play.waiting.clear()
+        play.at += timedelta(milliseconds=number)
+        play.give("order", CancelOrder(order_id=UUID(order)))
+        play.waiting.clear()
+    facts = [store.Fact(e, e.to_bytes()) for e in play.events]
+    await history.transaction(lambda c: store.append(c, facts, play.at))
+    (hour,) = await history.read(
+        lambda c: queries.hours(c, play.at - timedelta(hours=1), play.at + timedelta(seconds=1))
+    )
+
+    assert hour.cancelled == {"customer_request": 100}
+    # Each took its number of milliseconds, and the ticks to take and to decide.
+    assert hour.latency_ms == {50: 52.0, 95: 97.0, 99: 101.0}
+
+
+async def test_bad_questions_are_refused_with_a_reason(asked: Asked) -> None:
+    order = asked.orders["confirmed"]
+    unknown = uuid4()
+
+    assert f"nothing is known of an order {unknown}" in await asked.refused(
+        404, f"/orders/{unknown}"
+    )
+    await asked.refused(404, f"/orders/{unknown}/timeline")
+    early = await asked.refused(404, f"/orders/{order}", at="2020-01-01T00:00:00Z")
+    assert "had no event by 2020-01-01T00:00:00.000000Z; its first was at" in early
+    assert "timezone" in await asked.refused(422, f"/orders/{order}", at="2020-01-01T00:00:00")
+    assert "UUID" in await asked.refused(422, "/orders/17")
+    assert "no `next`" in await asked.refused(422, "/orders", after="17")
+    assert "colour" in await asked.refused(422, "/orders", colour="red")
+    assert "limit" in await asked.refused(422, "/orders", limit=501)
+    assert "status" in await asked.refused(422, "/orders", status="lost")
+    assert "since has to be before until" in await asked.refused(
+        422, "/stats", since="2030-01-02T00:00:00Z", until="2030-01-01T00:00:00Z"
+    )
+    assert "31 days" in await asked.refused(422, "/stats", since="2020-01-01T00:00:00Z")
