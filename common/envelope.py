@@ -58,14 +58,7 @@ _Time = Annotated[AwareDatetime, PlainSerializer(rfc3339, when_used="json")]
 
 
 class Attributes(BaseModel):
-    """What an envelope says of its message: its identity, its cause, its place in its sender's
-    sequence.
-
-    `sequence` numbers the events one participant published about one subject, from 1; commands
-    have none. `traceparent` is W3C Trace Context: where in the subject's one trace it was made.
-    `takenat` is when the participant had the causing message in its hands, so from there to `time`
-    is its own work; `attempt` says which try of that message it was, where it was not the first.
-    """
+    """What an envelope says of its message; see `Envelope`."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
 
@@ -102,7 +95,13 @@ class Attributes(BaseModel):
 
 
 class Envelope(Attributes, Generic[M]):
-    """One message in its envelope."""
+    """One message with its identity, its cause and its place in its sender's sequence.
+
+    `sequence` numbers the events one participant published about one subject, from 1; commands
+    have none. `traceparent` is W3C Trace Context: where in the subject's one trace it was made.
+    `takenat` is when the participant had the causing message in its hands, so from there to `time`
+    is its own work; `attempt` says which try of that message it was, where it was not the first.
+    """
 
     data: SerializeAsAny[M]  # An upcast payload is of another class than the model's.
 

@@ -101,12 +101,14 @@ class Gate:
 class _Gated(Kernel):
     gate: Gate
 
-    async def handle(self, envelope: Envelope[Any], *, local: bool = False) -> Outcome:
+    async def handle(
+        self, envelope: Envelope[Any], *, local: bool = False, attempt: int = 1
+    ) -> Outcome:
         try:
             await self.gate.pass_through(envelope.type)
         except Broken as error:
             return Failed(error)
-        return await super().handle(envelope, local=local)
+        return await super().handle(envelope, local=local, attempt=attempt)
 
 
 class Provider(SandboxGateway):

@@ -98,11 +98,11 @@ def test_every_runbook_is_of_an_alert() -> None:
     assert {path.stem for path in RUNBOOKS.glob("*.md")} == {*ALERTS, "README"}
 
 
-def test_every_participant_is_scraped() -> None:
+def test_every_service_is_scraped() -> None:
     jobs = {job["job_name"]: job for job in load(MONITORING / "prometheus.yml")["scrape_configs"]}
     (services,) = jobs["saga"]["dns_sd_configs"]
 
-    assert set(services["names"]) == {p.name for p in choreography().participants}
+    assert set(services["names"]) == {service.name for service in choreography().services}
 
 
 def test_the_configuration_on_this_machine_differs_only_in_addresses_and_intervals() -> None:
