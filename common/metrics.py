@@ -280,6 +280,7 @@ class ConsumerMetrics:
         self._types = frozenset(types_of(participant))
         for type_ in self._types:
             _retried.labels(self._name, type_)
+            _dead_lettered.labels(self._name, type_, "failed")
             _replayed.labels(self._name, type_)
         self._paused_seconds = _paused_seconds.labels(self._name, "broker")
 

@@ -114,7 +114,7 @@ class Exporter(Collector):
         )
         now = utc_now()
         for name in {*self._participants, *found.oldest}:
-            age_seconds = (now - found.oldest.get(name, now)).total_seconds()
+            age_seconds = max(0.0, (now - found.oldest.get(name, now)).total_seconds())
             oldest.add_metric((name,), age_seconds)
         replayed = GaugeMetricFamily(
             "saga_dead_letters_replayed",

@@ -150,9 +150,8 @@ class Deliveries:
 
     async def _take(self, message: IncomingMessage, queue: str) -> None:
         """Have the message decided on; returns when that, or its copy elsewhere, is durable."""
-        if (
-            REPLAYS in (message.headers or {}) and attempts_of(message) == 0
-        ):  # not tried since it was replayed
+        replayed = REPLAYS in (message.headers or {})
+        if replayed and attempts_of(message) == 0:  # And not tried since.
             self._metrics.replayed(message.type)
         try:
             envelope = self._decoder.decode(message.body)

@@ -664,8 +664,8 @@ async def test_metrics_tell_what_became_of_orders_and_messages(whole: System) ->
         await send_payment_of_nobody(whole.deployment.amqp_url)
 
         async def failure_is_counted() -> bool:
-            text = (await orders.get("/metrics")).text
-            return 'saga_messages_dead_lettered_total{participant="order"' in text
+            name = "saga_messages_dead_lettered_total"
+            return await figure(orders, name, participant="order", reason="failed") > 0
 
         await until(failure_is_counted)
 
