@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test verify faults rabbitmq4 bench lint format generate lock clean
+.PHONY: help setup demo up test verify mutants faults rabbitmq4 bench lint format generate lock clean
 ORDERS ?= 1000
 ROUNDS ?= 10
 # A worker for each core, each with servers of its own. Each takes tests in their order and, once it
@@ -27,6 +27,10 @@ test: ## Run the tests against private RabbitMQ and PostgreSQL servers (ARGS='-k
 verify: ## Run every test, the long ones included
 	@scripts/setup --own-broker
 	@.venv/bin/pytest -m "long or not long" --timeout 0 $(ARGS)
+
+mutants: ## Change the domains, one thing at a time, and see whether a test notices
+	@scripts/setup --no-broker
+	@scripts/mutants
 
 faults: ## Strike a system under load with every kind of fault (ROUNDS=n SEED=n DATABASE=postgresql)
 	@scripts/setup --own-broker
@@ -61,5 +65,5 @@ lock: ## Pin the dependencies anew (needs uv; ARGS='--upgrade' takes newer versi
 
 clean: ## Remove the environment, caches and what runs left behind
 	rm -rf .venv build dist *.egg-info data .runtime .pytest_cache .mypy_cache .ruff_cache \
-		.import_linter_cache .hypothesis
+		.import_linter_cache .hypothesis mutants
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -15,11 +15,14 @@ from uuid import UUID
 from common.choreography import Choreography, Participant
 from common.events import (
     CancellationReason,
+    Currency,
     DeclineReason,
     HeldLine,
     OrderEvent,
     OrderLine,
     PlaceOrder,
+    RejectionReason,
+    StockAdded,
     StockRejected,
 )
 from common.kernel.groups import Ask
@@ -54,30 +57,33 @@ AT_REST = AFTER + timedelta(days=1)
 Line = tuple[str, int, int]
 """SKU, quantity, unit price in cents."""
 
-MUGS: Line = ("mug", 2, 1250)
-PENS: Line = ("pen", 1, 150)
+MUG: Line = ("mug", 1, 1250)
+PEN: Line = ("pen", 1, 150)
+CURRENCY: Currency = "CHF"
+"""One that is nobody's default."""
 
 Asks = Callable[[PaymentGateway], Mapping[type[Intent], Ask]]
 
 
 def one_order(*participants: Participant, asks: Asks | None = None, source: str = "") -> Model:
-    """One order of two lines, whatever is in stock.
+    """One order of three lines, two of them for mugs, whatever is in stock.
 
     `participants` stand in for those of the same name, and `asks` for how payment asks the
     provider; `source` is the function that makes this model, if it is not this one.
     """
+    two_mugs = ("mug", 2, 1250)
     return _model(
         "one order",
         source or f"{__name__}.{one_order.__name__}",
         _participants(participants),
         asks,
         starts={
-            "all is in stock": (MUGS, PENS),
-            "a pen is missing": (MUGS, ("pen", 0, 150)),
-            "pens are unknown": (MUGS,),
-            "pens have another price": (MUGS, ("pen", 1, 160)),
+            "all is in stock": (two_mugs, PEN),
+            "a mug is missing": (MUG, PEN),
+            "pens are unknown": (two_mugs,),
+            "pens have another price": (two_mugs, ("pen", 1, 160)),
         },
-        orders={"A": (MUGS, PENS)},
+        orders={"A": (MUG, MUG, PEN)},
     )
 
 
@@ -88,8 +94,8 @@ def two_orders(*participants: Participant, asks: Asks | None = None, source: str
         source or f"{__name__}.{two_orders.__name__}",
         _influential(_participants(participants)),
         asks,
-        starts={"one mug is left": (("mug", 1, 1250), PENS)},
-        orders={"A": (("mug", 1, 1250),), "B": (("mug", 1, 1250), PENS)},
+        starts={"one mug is left": (MUG, PEN)},
+        orders={"A": (MUG,), "B": (MUG, PEN)},
     )
 
 
@@ -129,7 +135,7 @@ def _model(
             start: [
                 (
                     INVENTORY.name,
-                    AddStock(sku=sku, quantity=quantity, unit_price_cents=cents, currency="EUR"),
+                    AddStock(sku=sku, quantity=quantity, unit_price_cents=cents, currency=CURRENCY),
                 )
                 for sku, quantity, cents in shelf
             ]
@@ -157,7 +163,7 @@ def _place(label: str, order_id: UUID, lines: Iterable[Line]) -> PlaceOrder:
     return PlaceOrder(
         order_id=order_id,
         customer=f"customer {label}",
-        currency="EUR",
+        currency=CURRENCY,
         lines=tuple(
             OrderLine(sku=sku, quantity=quantity, unit_price_cents=cents)
             for sku, quantity, cents in lines
@@ -371,6 +377,26 @@ def held_differs(view: View) -> Iterator[tuple[str, str]]:
                 yield reservation.key, f"{held} is held, {ordered} was ordered"
 
 
+def rejected_untrue(view: View) -> Iterator[tuple[str, str]]:
+    """Inventory rejects an order only for what was, or was not, put on the shelf."""
+    shelf = {e.data.sku: e.data for e in view.events if isinstance(e.data, StockAdded)}
+    wanted = sum((_units(order.lines) for order in view.states(Order)), Counter[str]())
+    for event in view.events:
+        if not isinstance(event.data, StockRejected):
+            continue
+        reason, sku = event.data.reason, event.data.sku
+        lines = [line for line in view.state(Order, event.subject).lines if line.sku == sku]
+        put = shelf.get(sku)
+        true = {
+            RejectionReason.UNKNOWN_SKU: put is None,
+            RejectionReason.PRICE_MISMATCH: put is not None
+            and any(line.unit_price_cents != put.unit_price_cents for line in lines),
+            RejectionReason.OUT_OF_STOCK: put is not None and put.quantity < wanted[sku],
+        }
+        if not true[reason]:
+            yield event.subject, f"{sku} was rejected as {reason}, and on the shelf was put {put!r}"
+
+
 def reason_untrue(view: View) -> Iterator[tuple[str, str]]:
     """An order is cancelled for what really happened."""
     rejected = {
@@ -379,11 +405,15 @@ def reason_untrue(view: View) -> Iterator[tuple[str, str]]:
         if isinstance(event.data, StockRejected)
     }
     for order in view.states(Order):
+        if order.status is not OrderStatus.CANCELLED:
+            continue
         match order.reason:
-            case None | CancellationReason.CUSTOMER_REQUEST:
+            case None:
+                yield order.key, "it was cancelled for no reason"
+            case CancellationReason.CUSTOMER_REQUEST:
                 pass
             case CancellationReason.DEADLINE_EXCEEDED:
-                if order.ended_at is None or order.ended_at < order.deadline:
+                if order.ended_at != AFTER:
                     yield order.key, "it was cancelled for its deadline, before that had passed"
             case CancellationReason.PAYMENT_DECLINED:
                 status = view.state(Payment, order.key).status
@@ -411,5 +441,5 @@ def not_undone(view: View) -> Iterator[tuple[str, str]]:
             yield order.key, f"it is cancelled, and the payment is {payment}"
 
 
-ALWAYS = (said_twice, held_differs, reason_untrue)
+ALWAYS = (said_twice, held_differs, rejected_untrue, reason_untrue)
 AT_REST_ONLY = (not_undone,)

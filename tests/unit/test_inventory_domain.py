@@ -262,6 +262,18 @@ def test_a_cancellation_concerns_no_other_order() -> None:
     assert world.state(Reservation, ORDER).status is ReservationStatus.HELD
 
 
+def test_a_cancellation_concerns_the_skus_that_are_held_for_the_order() -> None:
+    reservation = given(PARTICIPANT, PENS, INK, reserved(ORDERED)).state(Reservation, ORDER)
+
+    assert set(StockItem.keys(cancelled(), reservation)) == {"pen", "ink"}
+
+
+def test_a_delivery_concerns_its_sku() -> None:
+    command = AddStock(sku="pen", quantity=10, unit_price_cents=150, currency="EUR")
+
+    assert tuple(StockItem.keys(command, StockItem("pen"))) == ("pen",)
+
+
 skus = st.sampled_from(["pen", "ink", "lamp"])
 lines = st.lists(st.tuples(skus, st.integers(1, 4), st.integers(1, 2)), min_size=1, max_size=3)
 order_ids = st.integers(0, 3).map(lambda n: UUID(int=n))

@@ -156,6 +156,13 @@ def test_an_ended_order_keeps_when_and_why() -> None:
     assert order.terminal
 
 
+def test_a_confirmed_order_keeps_when() -> None:
+    order = given(PARTICIPANT, placed).fold(confirmed, at=DEADLINE).state(Order, ORDER)
+
+    assert (order.status, order.reason, order.ended_at) == (OrderStatus.CONFIRMED, None, DEADLINE)
+    assert order.terminal
+
+
 @pytest.mark.parametrize("message", ENDINGS, ids=lambda m: type(m).__name__)
 @pytest.mark.parametrize(
     "ending",

@@ -92,6 +92,24 @@ def test_a_payment_stands_where_its_own_messages_put_it(status: PaymentStatus) -
         assert (payment.customer, payment.currency, payment.amount_cents) == ("ada", "EUR", 500)
 
 
+def test_a_payment_is_over_what_was_asked_for() -> None:
+    in_francs = charge.model_copy(update={"currency": "CHF"})
+    payment = given(PARTICIPANT, in_francs).state(Payment, ORDER)
+
+    assert (payment.currency, payment.amount_cents) == ("CHF", 500)
+
+
+def test_a_payment_folded_of_its_events_alone_is_over_what_was_charged() -> None:
+    in_francs = charged.model_copy(update={"currency": "CHF", "amount_cents": 700})
+    payment = given(PARTICIPANT, in_francs).state(Payment, ORDER)
+
+    assert (payment.status, payment.currency, payment.amount_cents) == (
+        PaymentStatus.CHARGED,
+        "CHF",
+        700,
+    )
+
+
 def test_reserved_stock_is_to_be_paid_for() -> None:
     assert after(PaymentStatus.NONE).when(reserved) == (charge,)
 

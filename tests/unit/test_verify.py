@@ -38,6 +38,7 @@ from tests.unit.twins import (
     Twin,
     a_charge_is_forgotten_after_a_crash,
     a_refund_is_forgotten,
+    a_released_order_is_rejected_as_well,
     stock_has_no_marker_for_an_overtaking_cancellation,
     stock_is_released_twice,
 )
@@ -95,10 +96,20 @@ def test_a_mistake_is_found_by_a_shortest_schedule(twin: Twin) -> None:
     assert (schedule.violation.rule, len(schedule.steps)) == (twin.rule, twin.steps)
 
 
-def test_two_events_under_one_id_are_found_without_a_rule_of_the_saga() -> None:
-    model = replace(stock_is_released_twice(), judge=lambda view, at_rest: ())
+@pytest.mark.parametrize(
+    ("twin", "rule"),
+    [
+        (stock_is_released_twice, "id_reused"),
+        (a_released_order_is_rejected_as_well, "moved_at_rest"),
+    ],
+    ids=["id_reused", "moved_at_rest"],
+)
+def test_some_mistakes_are_found_without_a_rule_of_the_saga(
+    twin: Callable[[], Model], rule: str
+) -> None:
+    schedule = schedule_of(replace(twin(), judge=lambda view, at_rest: ()))
 
-    assert schedule_of(model).violation.rule == "id_reused"
+    assert schedule.violation.rule == rule
 
 
 @pytest.mark.parametrize("twin", TWINS, ids=lambda twin: twin.name)
