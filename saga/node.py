@@ -53,6 +53,9 @@ _LOG_PREFIX: Final = re.compile(r"^\S+ \S+ \[\w+\] (<[\d.]+> )?")
 # node from a thread that lives as long as they do.)
 _GUARD: Final = "read -r _; kill -9 0"
 
+_COOKIE_FILE: Final = ".erlang.cookie"
+_JOINED_FILE: Final = "joined"
+"""Says that the node is one of a cluster."""
 _ENVIRONMENT_FILE: Final = "environment.json"
 """How other processes' `rabbitmqctl` reaches the node; it also takes the cookie beside it."""
 
@@ -100,13 +103,17 @@ class RabbitNode:
         name: str | None = None,
         plugins: Sequence[str] = (),
         settings: Mapping[str, str] | None = None,
+        peer: RabbitNode | None = None,
     ) -> None:
         """Describe a node; nothing is touched or started yet.
 
         `name` may be freely chosen, since every node has a name server of its own. `settings` are
-        further lines of its `rabbitmq.conf`.
+        further lines of its `rabbitmq.conf`. With a `peer` it is a node of that one's cluster,
+        under another name: it uses the peer's name server, joins at its first start, for which the
+        peer must be running, and is to be stopped before the peer.
         """
         self.folder = folder.resolve()
+        self._peer = peer
         self.name = f"{name or 'saga'}@localhost"
         self.plugins = tuple(plugins)
         self._settings = dict(settings or {})
@@ -172,6 +179,11 @@ class RabbitNode:
         """The server's log."""
         return self.folder / "rabbit.log"
 
+    @property
+    def cookie(self) -> str:
+        """What nodes of one cluster share, once there is a node. A secret."""
+        return (self.folder / _COOKIE_FILE).read_text()
+
     def port(self, listener: str) -> int:
         """Return the port of `amqp`, `dist`, `epmd`, or of a plugin by its name."""
         try:
@@ -200,6 +212,8 @@ class RabbitNode:
             for attempt in range(1, PORT_ATTEMPTS + 1):
                 if not again:
                     self._ports = free_ports(["amqp", "dist", "epmd", *self._listening_plugins()])
+                if self._peer is not None:
+                    self._ports["epmd"] = self._peer.port("epmd")
                 try:
                     self._write_configuration(home)
                     self._start_processes(home)
@@ -209,6 +223,7 @@ class RabbitNode:
                     if again or attempt == PORT_ATTEMPTS:
                         raise NodeError(str(error)) from None
                 else:
+                    self._join()
                     return
         except OSError as error:
             self.stop()
@@ -219,6 +234,16 @@ class RabbitNode:
         except BaseException:
             self.stop()
             raise
+
+    def _join(self) -> None:
+        """Become a node of the peer's cluster, once; what the node holds is dropped then."""
+        joined = self.folder / _JOINED_FILE
+        if self._peer is None or joined.exists():
+            return
+        self.ctl("stop_app")
+        self.ctl("join_cluster", self._peer.name)
+        self.ctl("start_app")
+        joined.touch()
 
     def kill(self) -> None:
         """Kill the Erlang VM with SIGKILL, for fault tests. `start` brings the node back."""
@@ -235,16 +260,21 @@ class RabbitNode:
         """
         self.ctl("eval", "[dets:sync(Table) || Table <- dets:all()].")
 
-    def stop(self) -> None:
-        """Stop the node gracefully, or kill it after `STOP_SECONDS`; no process is left behind.
-
-        Does nothing when the node was never started.
-        """
+    def shut_down(self) -> None:
+        """Stop the Erlang VM gracefully, or kill it after `STOP_SECONDS`. `start` brings the node
+        back as it was."""
         if self._vm is not None:
             self._vm.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._vm.wait(STOP_SECONDS)
             self.kill()
+
+    def stop(self) -> None:
+        """Stop the node gracefully, or kill it after `STOP_SECONDS`; no process is left behind.
+
+        Does nothing when the node was never started.
+        """
+        self.shut_down()
         self._end_processes()
         if self._lock is not None:
             self._lock.close()
@@ -337,12 +367,12 @@ class RabbitNode:
             '{lookup, [file]}.\n{hosts_file, ""}.\n{host, {127,0,0,1}, ["localhost"]}.\n'
         )
 
-        cookie = self.folder / ".erlang.cookie"
+        cookie = self.folder / _COOKIE_FILE
         if not cookie.exists():
             # Whoever reads the cookie may run code in the node, so nobody else ever may.
             descriptor = os.open(cookie, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o400)
             with os.fdopen(descriptor, "w") as file:
-                file.write(secrets.token_hex(20))
+                file.write(self._peer.cookie if self._peer else secrets.token_hex(20))
 
         on_loopback = "-kernel inet_dist_use_interface {127,0,0,1}"
         # Made from nothing: a RABBITMQ_* or ERL_* variable of the caller's is about another node.
@@ -396,7 +426,7 @@ class RabbitNode:
             finally:
                 os.close(read_end)
                 self._guard_pipe = write_end
-        if self._epmd is None or self._epmd.poll() is not None:
+        if self._peer is None and (self._epmd is None or self._epmd.poll() is not None):
             self._epmd = self._spawn(
                 [self._program("epmd"), "-address", _LOOPBACK, "-port", str(self._ports["epmd"])]
             )

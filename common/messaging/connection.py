@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import random
 import re
 import ssl
 import time
@@ -19,6 +21,7 @@ HEARTBEAT_SECONDS = 10
 CONNECT_TIMEOUT_SECONDS = 10.0
 RETRY_SECONDS = 0.5
 
+_ALSO = "also"
 _CREDENTIALS = re.compile("^.*@")
 # OpenSSL's words and numbers.
 _NO_TLS_THERE = "WRONG_VERSION_NUMBER"
@@ -46,54 +49,92 @@ def named(url: str, name: str) -> str:
     return str(yarl.URL(url).update_query(name=name))
 
 
+def addresses_of(url: str) -> list[str]:
+    """A URL for each node of the cluster that the broker is: the URL's own, and those that its
+    query names, as `?also=rabbit-2:5672,rabbit-3`. Raises ValueError for what is no URL."""
+    parsed = yarl.URL(url)
+    own = parsed.without_query_params(_ALSO)
+    addresses = [own]
+    for node in filter(None, parsed.query.get(_ALSO, "").split(",")):
+        other = yarl.URL(f"//{node}")
+        if not other.host:
+            raise ValueError(f"{node!r} names no host")
+        addresses.append(own.with_host(other.host).with_port(other.explicit_port))
+    return [str(address) for address in addresses]
+
+
+class OutOfReach(BrokerError):
+    """Nobody answers there by now."""
+
+
 async def connect(url: str, *, name: str, patience_seconds: float = 0.0) -> AbstractConnection:
     """A connection, which does not reconnect by itself.
 
     `amqps://` speaks TLS; `cafile`, `certfile` and `keyfile` in the URL's query name the files for
-    it. Tries for `patience_seconds` while the broker is out of reach. Raises `BrokerError`.
+    it. Of a cluster (see `addresses_of`), any node will do. Tries for `patience_seconds` while the
+    broker is out of reach. Raises `BrokerError`.
     """
-    context = _tls_context(url)
+    try:
+        addresses = addresses_of(url)
+    except ValueError as error:
+        raise _no_url(url) from error
     deadline = time.monotonic() + patience_seconds
     while True:
+        random.shuffle(addresses)  # so that connections spread over the nodes
+        *others, last = addresses
+        for address in others:
+            with contextlib.suppress(BrokerError):  # A node that starts or stops says many things.
+                return await _connect_to(address, name)
         try:
-            return await asyncio.wait_for(
-                aio_pika.connect(
-                    named(url, name), ssl_context=context, heartbeat=HEARTBEAT_SECONDS
-                ),
-                CONNECT_TIMEOUT_SECONDS,
-            )
-        except (
-            aiormq.exceptions.AuthenticationError,
-            aiormq.exceptions.ProbableAuthenticationError,
-        ) as error:
-            raise BrokerError(
-                f"RabbitMQ at {printable(url)} refused the user or the password; "
-                f"correct them in AMQP_URL"
-            ) from error
-        except (
-            aiormq.exceptions.ConnectionNotAllowed,
-            aiormq.exceptions.ConnectionClosed,
-            aiormq.exceptions.ProtocolSyntaxError,  # A closing frame where none was expected.
-        ) as error:
-            raise BrokerError(
-                f"RabbitMQ at {printable(url)} refused the connection: {error}; does the virtual "
-                f"host in AMQP_URL exist, and may the user access it?"
-            ) from error
-        except (OSError, TimeoutError, aiormq.exceptions.AMQPError) as error:
-            _check_tls(url, error)
+            return await _connect_to(last, name)
+        except OutOfReach as error:
             if time.monotonic() >= deadline:
-                raise BrokerError(
-                    f"cannot reach RabbitMQ at {printable(url)}: {str(error) or 'no answer'}; "
-                    f"start it, or name another broker in AMQP_URL"
-                ) from error
-            log.info("waiting for RabbitMQ at %s: %s", printable(url), error)
+                raise
+            log.info("waiting for RabbitMQ at %s: %s", printable(last), error.__cause__)
             await asyncio.sleep(RETRY_SECONDS)
-        except ValueError as error:
-            # The error may quote what it could not read, and a password is easily that.
-            raise BrokerError(
-                f"AMQP_URL {printable(url)!r} is no AMQP URL; "
-                f"write amqp://user:password@host:port/vhost, with special characters as %XX"
-            ) from error
+
+
+async def _connect_to(url: str, name: str) -> AbstractConnection:
+    """A connection to one node. Raises `BrokerError`."""
+    context = _tls_context(url)
+    try:
+        async with asyncio.timeout(CONNECT_TIMEOUT_SECONDS):
+            return await aio_pika.connect(
+                named(url, name), ssl_context=context, heartbeat=HEARTBEAT_SECONDS
+            )
+    except (
+        aiormq.exceptions.AuthenticationError,
+        aiormq.exceptions.ProbableAuthenticationError,
+    ) as error:
+        raise BrokerError(
+            f"RabbitMQ at {printable(url)} refused the user or the password; "
+            f"correct them in AMQP_URL"
+        ) from error
+    except (
+        aiormq.exceptions.ConnectionNotAllowed,
+        aiormq.exceptions.ConnectionClosed,
+        aiormq.exceptions.ProtocolSyntaxError,  # A closing frame where none was expected.
+    ) as error:
+        raise BrokerError(
+            f"RabbitMQ at {printable(url)} refused the connection: {error}; does the virtual "
+            f"host in AMQP_URL exist, and may the user access it?"
+        ) from error
+    except (OSError, TimeoutError, aiormq.exceptions.AMQPError) as error:
+        _check_tls(url, error)
+        raise OutOfReach(
+            f"cannot reach RabbitMQ at {printable(url)}: {str(error) or 'no answer'}; "
+            f"start it, or name another broker in AMQP_URL"
+        ) from error
+    except ValueError as error:
+        raise _no_url(url) from error
+
+
+def _no_url(url: str) -> BrokerError:
+    # The error may quote what it could not read, and a password is easily that.
+    return BrokerError(
+        f"AMQP_URL {printable(url)!r} is no AMQP URL; "
+        f"write amqp://user:password@host:port/vhost, with special characters as %XX"
+    )
 
 
 def _tls_context(url: str) -> ssl.SSLContext | None:

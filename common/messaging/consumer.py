@@ -7,11 +7,15 @@ commit of what it led to, or the broker's confirm for its copy in the dead-lette
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Awaitable, Callable
+import random
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from aio_pika import IncomingMessage
+import yarl
+from aio_pika import IncomingMessage, RobustConnection
+from aio_pika.exceptions import CONNECTION_EXCEPTIONS
 from aiormq.exceptions import AMQPError, ChannelNotFoundEntity
 from faststream import AckPolicy
 from faststream.rabbit import Channel, RabbitBroker, RabbitQueue
@@ -23,7 +27,13 @@ from common.envelope import Decoder, Envelope, Undecodable
 from common.kernel.groups import Failed, Kernel
 from common.kernel.tables import Clock, utc_now
 from common.messaging.acknowledgement import Acknowledger
-from common.messaging.connection import HEARTBEAT_SECONDS, RETRY_SECONDS, BrokerError, named
+from common.messaging.connection import (
+    HEARTBEAT_SECONDS,
+    RETRY_SECONDS,
+    BrokerError,
+    addresses_of,
+    named,
+)
 from common.messaging.dead_letters import (
     REPLAYS,
     Failure,
@@ -62,7 +72,7 @@ class Consumer:
     ) -> None:
         self._participant = participant
         self._publisher = publisher
-        self.broker = RabbitBroker(
+        self.broker = _Broker(
             named(url, f"{participant.name} consumer"),
             fail_fast=True,
             reconnect_interval=RETRY_SECONDS,
@@ -111,6 +121,33 @@ class Consumer:
     async def stop(self) -> None:
         """Take no more, wait for what was taken (bounded by `drain_seconds`), disconnect."""
         await self.broker.stop()
+
+
+class _Broker(RabbitBroker):
+    """Connects to any node of a cluster, and when that one is lost, to any of them again."""
+
+    async def _connect(self) -> RobustConnection:
+        nodes = [yarl.URL(address) for address in addresses_of(self._connection_kwargs["url"])]
+        random.shuffle(nodes)
+        *others, last = nodes
+        for node in others:
+            with contextlib.suppress(*CONNECTION_EXCEPTIONS):
+                return await self._connect_to(node, nodes)
+        return await self._connect_to(last, nodes)
+
+    async def _connect_to(self, node: yarl.URL, nodes: Sequence[yarl.URL]) -> RobustConnection:
+        self._connection_kwargs["url"] = str(node)
+        connection = await super()._connect()
+        if len(nodes) > 1:
+            connection.close_callbacks.add(lambda *_: self._roam(connection, nodes))
+        return connection
+
+    def _roam(self, connection: RobustConnection, nodes: Sequence[yarl.URL]) -> None:
+        """Until the connection is there again, let it try one node after the other."""
+        if connection.connected.is_set() or connection.is_closed:
+            return
+        connection.url = random.choice(nodes)  # In turn, a node might be met only when it is down.
+        asyncio.get_running_loop().call_later(RETRY_SECONDS, self._roam, connection, nodes)
 
 
 class Deliveries:

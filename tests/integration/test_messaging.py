@@ -8,12 +8,13 @@ import json
 import sqlite3
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import aio_pika
 import pytest
+import yarl
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 from prometheus_client import REGISTRY
 
@@ -47,6 +48,7 @@ from common.messaging.topology import (
     topology_of,
 )
 from saga.node import RabbitNode
+from tests.faults.proxy import Proxy
 from tests.integration import toy as toy_module
 from tests.integration.toy import PARTICIPANT, Tally, cancelled, make_tables, open_toy, rows
 from tests.polling import until
@@ -291,6 +293,29 @@ def _rows_in(folder: Path) -> int:
 
 async def _holds(broker: Broker, queue: str, count: int) -> bool:
     return await broker.depth(queue) == count
+
+
+async def test_a_service_whose_node_is_lost_goes_on_with_another_one(
+    broker: Broker, amqp_url: str, tmp_path: Path
+) -> None:
+    port = yarl.URL(amqp_url).port
+    assert port is not None
+    async with AsyncExitStack() as nodes:
+        one, other = [Proxy(lambda: port) for _ in range(2)]
+        for node in (one, other):
+            await nodes.enter_async_context(node)
+        cluster = f"127.0.0.1:{one.port},127.0.0.1:{other.port}"
+        url = yarl.URL(amqp_url).with_port(1).update_query(also=cluster)  # nobody is at the first
+        async with running(str(url), tmp_path) as toy:
+            lost, left = sorted((one, other), key=lambda node: -node.connections)
+            assert lost.connections
+            await lost.__aexit__(None, None, None)
+            nodes.pop_all().push_async_exit(left)
+
+            await until(lambda: left.connections == 2)  # to read, and to publish
+            await broker.publish_all([cancelled(1)])
+            await until(lambda: toy.done(1))
+            await until(lambda: toy.outbox.idle)
 
 
 async def test_an_unroutable_event_is_an_error(broker: Broker, amqp_url: str) -> None:
