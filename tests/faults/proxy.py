@@ -49,6 +49,10 @@ class Proxy:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Reset every connection, and refuse new ones from now on. May be called again."""
         assert self._server is not None
         self._server.close()
         self.cut()
