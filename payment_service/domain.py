@@ -93,7 +93,11 @@ class PaymentStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Payment(State):
-    """The payment for one order."""
+    """The payment for one order.
+
+    What was only needed to ask the provider is forgotten with its answer. So a payment that is in
+    the middle of no question is what its events tell, and can be told from them again.
+    """
 
     status: PaymentStatus = PaymentStatus.NONE
     customer: str = ""
@@ -116,19 +120,23 @@ class Payment(State):
                 return replace(
                     self,
                     status=PaymentStatus.CHARGED,
+                    customer="",
                     currency=message.currency,
                     amount_cents=message.amount_cents,
                 )
             case PaymentDeclined():
-                return replace(self, status=PaymentStatus.DECLINED)
+                return self._nothing_taken(PaymentStatus.DECLINED)
             case Refund():
                 return replace(self, status=PaymentStatus.REFUNDING)
             case PaymentRefunded():
                 return replace(self, status=PaymentStatus.REFUNDED)
             case PaymentVoided():
-                return replace(self, status=PaymentStatus.VOIDED)
+                return self._nothing_taken(PaymentStatus.VOIDED)
             case _:
                 return self
+
+    def _nothing_taken(self, status: PaymentStatus) -> Self:
+        return type(self)(self.key, self.sequence, status)
 
 
 def charge(event: StockReserved, payment: Payment) -> Charge | None:

@@ -90,14 +90,7 @@ def react(
 
     for result in results:
         own = current(own_id)
-        # States know events as they are read: in their newest version, whichever is published.
-        fact = result.newest() if isinstance(result, Event) else result
-        for kind in participant.states:
-            for key in (own.key,) if kind is reaction.own else kind.keys(fact, own):
-                before = current((kind, key))
-                after = before.evolve(fact, now)
-                if after is not before:
-                    changes[kind, key] = after
+        changes.update(evolved(participant, reaction.own, result, current, now))
         if isinstance(result, Event):
             own = replace(current(own_id), sequence=own.sequence + 1)
             changes[own_id] = own
@@ -118,6 +111,28 @@ def react(
         else:
             intent = result
     return Decision(tuple(events), intent, changes, current(own_id))
+
+
+def evolved(
+    participant: Participant,
+    own_kind: type[State],
+    message: Event | Intent,
+    find: Find,
+    at: datetime,
+) -> dict[StateId, State]:
+    """What becomes of the participant's states by a message of its own that came about at `at`,
+    and is numbered by the state of this kind; without what stays as it is."""
+    own = find((own_kind, message.subject))
+    # States know events as they are read: in their newest version, whichever is published.
+    fact = message.newest() if isinstance(message, Event) else message
+    changes: dict[StateId, State] = {}
+    for kind in participant.states:
+        for key in (own.key,) if kind is own_kind else kind.keys(fact, own):
+            before = changes.get((kind, key)) or find((kind, key))
+            after = before.evolve(fact, at)
+            if after is not before:
+                changes[kind, key] = after
+    return changes
 
 
 def _check(

@@ -25,7 +25,7 @@ _TERMINAL = {
     OrderStatus.CANCELLED: OrderCancelled.type,
 }
 _UNSETTLED = (PaymentStatus.CHARGING, PaymentStatus.SETTLING, PaymentStatus.REFUNDING)
-_WITHOUT_AMOUNT = (PaymentStatus.NONE, PaymentStatus.VOIDED)
+_WITHOUT_AMOUNT = (PaymentStatus.NONE, PaymentStatus.DECLINED, PaymentStatus.VOIDED)
 
 
 @dataclass(frozen=True, slots=True)
