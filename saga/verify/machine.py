@@ -108,11 +108,13 @@ class Machine:
         return (self._facts[bit] for bit in _set_bits(state >> self._base))
 
     def _view(self, state: int) -> View:
-        held: dict[StateId, State] = {}
-        for number, known in enumerate(self._known):
-            held |= known.values[state >> number * FIELD_BITS & FIELD]
         return View(
-            held,
+            {
+                participant.name: known.values[state >> number * FIELD_BITS & FIELD]
+                for number, (participant, known) in enumerate(
+                    zip(self.participants, self._known, strict=True)
+                )
+            },
             [
                 fact.envelope
                 for fact in self.facts(state)
@@ -157,11 +159,11 @@ class Machine:
 
     def _give(self, action: Action, stimulus: Stimulus, value: int) -> Iterator[Outcome]:
         """A participant carries out a command. That leaves no fact: it may be given again."""
-        command, knowledge = stimulus.command, self._known[action.whose].values[value]
-        if not stimulus.when(View(knowledge)):
+        command, knowledge = stimulus.command, self._known[action.whose].values
+        if not stimulus.when(View({stimulus.participant: knowledge[value]})):
             return
         # Given again after something was said about its subject, it is another command.
-        said = sum(s.sequence for s in knowledge.values() if s.key == command.subject)
+        said = sum(s.sequence for s in knowledge[value].values() if s.key == command.subject)
         cause = self._command(f"{stimulus.name}/{said}", command, stimulus.at)
         decision, after = self._react(action, cause, command, value)
         if decision.intent is not None:
@@ -170,7 +172,7 @@ class Machine:
                 f"nobody would take up again after a crash; let a message lead to it"
             )
         for violation in stimulus.then(
-            View(self._known[action.whose].values[after >> action.shift])
+            View({stimulus.participant: knowledge[after >> action.shift]})
         ):
             raise Broken(violation)
         yield Outcome(after | self._publish(decision))

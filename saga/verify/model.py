@@ -36,8 +36,8 @@ class Violation:
 class View:
     """One state of the whole system, for rules to look at."""
 
-    held: Mapping[StateId, State]
-    """What the participants know, blank states left out."""
+    known: Mapping[str, Mapping[StateId, State]]
+    """What each participant knows, by its name; blank states are left out."""
     events: Sequence[Envelope[Any]] = ()
     """Everything that was ever published."""
     outside: Any = None
@@ -45,7 +45,12 @@ class View:
 
     def states(self, kind: type[S]) -> Iterator[S]:
         """The states of one kind, or derived from it."""
-        return (state for state in self.held.values() if isinstance(state, kind))
+        return (
+            state
+            for known in self.known.values()
+            for state in known.values()
+            if isinstance(state, kind)
+        )
 
     def state(self, kind: type[S], key: str) -> S:
         """One of them, blank if there is none."""

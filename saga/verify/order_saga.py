@@ -337,13 +337,8 @@ def _facts(choreography: Choreography, view: View, at_rest: bool) -> Facts:
             for charge in ledger
         ],
         sequences={
-            participant.name: {
-                state.key: state.sequence
-                for kind in participant.states
-                for state in view.states(kind)
-                if state.sequence
-            }
-            for participant in choreography.participants
+            participant: {state.key: state.sequence for state in known.values() if state.sequence}
+            for participant, known in view.known.items()
         },
     )
 

@@ -72,7 +72,7 @@ def known_to(model: Model) -> set[Visible]:
     known: set[Visible] = set()
 
     def look(view: View, at_rest: bool) -> Iterable[Violation]:
-        known.add(visible(view.held.values(), view.outside, view.events))
+        known.add(visible(view.states(State), view.outside, view.events))
         return ()
 
     assert verify(replace(model, judge=look)).ok

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
@@ -279,6 +280,39 @@ def test_a_violation_is_reported_with_its_schedule_and_its_test(
     printed = capsys.readouterr().out
     assert diagram(report.schedule) in printed
     assert as_test(report.schedule) in printed
+
+
+JOINING = """
+from common.choreography import Participant, State
+from common.events import OrderConfirmed, PaymentVoided
+
+def advise(event: OrderConfirmed, advice: State) -> PaymentVoided:
+    return PaymentVoided(order_id=event.order_id)
+
+PARTICIPANT = Participant("recommendation", advise)
+"""
+
+
+def test_the_command_ends_with_status_1_when_a_service_joins_that_has_a_mistake(
+    tmp_path: Path,
+) -> None:
+    package = tmp_path / "recommendation_service"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "domain.py").write_text(JOINING)
+
+    run = subprocess.run(
+        [sys.executable, "-m", "saga.cli", "verify", "--orders", "1"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert run.returncode == 1, run.stderr
+    assert "broken: said_twice: A: payment.voided was published 2 times" in run.stdout
+    assert "def test_said_twice() -> None:" in run.stdout
 
 
 @pytest.mark.parametrize("orders", ["0", "3", "some"])
