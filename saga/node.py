@@ -7,7 +7,6 @@ disturb none. Several may run at once, and beside a broker that has the standard
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import itertools
 import json
 import os
@@ -21,9 +20,11 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Final, Self
+from typing import Final, Self
 
 import yarl
+
+from saga.guard import Guard
 
 STOP_SECONDS: Final = 20.0
 """How long a graceful stop may take before the node is killed."""
@@ -47,11 +48,6 @@ _PLUGIN_LISTENERS: Final[Mapping[str, str]] = {
 }
 
 _LOG_PREFIX: Final = re.compile(r"^\S+ \S+ \[\w+\] (<[\d.]+> )?")
-
-# Ends the whole process group when the pipe on its standard input closes: when the owner closes it,
-# or when the owner dies, by kill -9 too. (PR_SET_PDEATHSIG would do only for owners that start the
-# node from a thread that lives as long as they do.)
-_GUARD: Final = "read -r _; kill -9 0"
 
 _COOKIE_FILE: Final = ".erlang.cookie"
 _JOINED_FILE: Final = "joined"
@@ -121,9 +117,7 @@ class RabbitNode:
         self._environment: dict[str, str] = {}
         self._vm: subprocess.Popen[bytes] | None = None
         self._epmd: subprocess.Popen[bytes] | None = None
-        self._guard: subprocess.Popen[bytes] | None = None
-        self._guard_pipe: int | None = None
-        self._lock: IO[bytes] | None = None
+        self._guard = Guard(self.folder / "node.lock")
         self._console_path = self.folder / "console.log"
         self._said_before: dict[Path, int] = {}  # how long the logs were before this start
 
@@ -206,7 +200,7 @@ class RabbitNode:
             return
         home = find_rabbitmq()
         deadline = time.monotonic() + timeout_seconds
-        again = self._guard is not None  # killed or crashed: the ports are part of its identity
+        again = self._guard.leads  # killed or crashed: the ports are part of its identity
         try:
             self._take_folder()
             for attempt in range(1, PORT_ATTEMPTS + 1):
@@ -276,9 +270,7 @@ class RabbitNode:
         """
         self.shut_down()
         self._end_processes()
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        self._guard.dismiss()
 
     def ctl(self, *arguments: str) -> str:
         """Run `rabbitmqctl` against this node and return what it printed.
@@ -324,19 +316,13 @@ class RabbitNode:
         return found
 
     def _take_folder(self) -> None:
-        """Create the folder and claim it. Two nodes on the same data would destroy it."""
-        if self._lock is not None:
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        lock = (self.folder / "node.lock").open("ab")
+        """Claim the folder. Two nodes on the same data would destroy it."""
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._guard.claim()
         except BlockingIOError:
-            lock.close()
             raise NodeError(
                 f"another RabbitMQ node uses the folder {self.folder}: stop it, or name another"
             ) from None
-        self._lock = lock
 
     def _listening_plugins(self) -> list[str]:
         return [plugin for plugin in self.plugins if plugin in _PLUGIN_LISTENERS]
@@ -411,21 +397,6 @@ class RabbitNode:
     # --- processes ---------------------------------------------------------------------------
 
     def _start_processes(self, home: Path) -> None:
-        if self._guard is None:
-            read_end, write_end = os.pipe()  # neither end is inherited unless handed on
-            try:
-                # Given the lock as well: a folder is free only when the group in it is dead.
-                self._guard = subprocess.Popen(
-                    ["/bin/sh", "-c", _GUARD],
-                    stdin=read_end,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
-                    pass_fds=[] if self._lock is None else [self._lock.fileno()],
-                    process_group=0,
-                )
-            finally:
-                os.close(read_end)
-                self._guard_pipe = write_end
         if self._peer is None and (self._epmd is None or self._epmd.poll() is not None):
             self._epmd = self._spawn(
                 [self._program("epmd"), "-address", _LOOPBACK, "-port", str(self._ports["epmd"])]
@@ -442,7 +413,6 @@ class RabbitNode:
         return found
 
     def _spawn(self, command: Sequence[str]) -> subprocess.Popen[bytes]:
-        assert self._guard is not None  # noqa: S101 - for the type checker; started just before
         with self._console_path.open("ab") as console:
             return subprocess.Popen(
                 command,
@@ -493,15 +463,11 @@ class RabbitNode:
 
     def _end_processes(self) -> None:
         """Let the guard end what is left of the node, and wait until it is gone."""
-        if self._guard_pipe is not None:
-            os.close(self._guard_pipe)
-            self._guard_pipe = None
-        if self._guard is not None:
-            self._guard.wait()
-            for process in (self._epmd, self._vm):
-                if process is not None:
-                    process.wait()
-        self._guard = self._epmd = self._vm = None
+        self._guard.end_group()
+        for process in (self._epmd, self._vm):
+            if process is not None:
+                process.wait()
+        self._epmd = self._vm = None
 
     def _gist(self) -> str:
         """Return, on one line, what the node said about its trouble since this start."""

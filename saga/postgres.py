@@ -7,7 +7,6 @@ configured server and disturb none.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import pwd
 import re
@@ -19,8 +18,9 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Final, Self
+from typing import Final, Self
 
+from saga.guard import Guard
 from saga.node import free_ports
 
 STOP_SECONDS: Final = 20.0
@@ -39,10 +39,6 @@ _NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,62}")
 
 # PostgreSQL refuses to be run by root.
 _UNPRIVILEGED_USERS: Final = ("postgres", "nobody")
-
-# Kills its process group when the pipe on its standard input closes, so that the server ends with
-# its owner however it ends. (See `saga.node` for why this is no job for PR_SET_PDEATHSIG.)
-_GUARD: Final = "read -r _; kill -9 0"
 
 
 class PostgresError(Exception):
@@ -91,9 +87,7 @@ class PostgresCluster:
         self._password = ""
         self._said_before = 0
         self._postmaster: subprocess.Popen[bytes] | None = None
-        self._guard: subprocess.Popen[bytes] | None = None
-        self._guard_pipe: int | None = None
-        self._lock: IO[bytes] | None = None
+        self._guard = Guard(self.folder / "cluster.lock")
 
     def __enter__(self) -> Self:
         self.start()
@@ -194,15 +188,7 @@ class PostgresCluster:
         if self._durable:
             self._shut_down()
         self.kill()
-        if self._guard_pipe is not None:
-            os.close(self._guard_pipe)
-            self._guard_pipe = None
-        if self._guard is not None:
-            self._guard.wait()
-            self._guard = None
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        self._guard.dismiss()
 
     # --- databases ---------------------------------------------------------------------------
 
@@ -231,19 +217,12 @@ class PostgresCluster:
     # --- parts -------------------------------------------------------------------------------
 
     def _take_folder(self) -> None:
-        """Create the folder and claim it."""
-        if self._lock is not None:
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        lock = (self.folder / "cluster.lock").open("ab")
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._guard.claim()
         except BlockingIOError:
-            lock.close()
             raise PostgresError(
                 f"another PostgreSQL server uses the folder {self.folder}: stop it, or name another"
             ) from None
-        self._lock = lock
 
     def _make_cluster(self) -> None:
         shutil.rmtree(self._data, ignore_errors=True)  # left by a start that was cut short
@@ -295,7 +274,7 @@ class PostgresCluster:
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
-                    process_group=self._guard_pid(),
+                    process_group=self._guard.pid,
                 )
             while self.running:
                 if _answers(self.port):
@@ -337,24 +316,6 @@ class PostgresCluster:
             user = _unprivileged()
             for path in paths:
                 os.chown(path, user.pw_uid, user.pw_gid)
-
-    def _guard_pid(self) -> int:
-        """The process whose group the server joins."""
-        if self._guard is None:
-            read_end, self._guard_pipe = os.pipe()  # neither end is inherited unless handed on
-            try:
-                # Given the lock as well: a folder is free only when the group in it is dead.
-                self._guard = subprocess.Popen(
-                    ["/bin/sh", "-c", _GUARD],
-                    stdin=read_end,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
-                    pass_fds=[] if self._lock is None else [self._lock.fileno()],
-                    process_group=0,
-                )
-            finally:
-                os.close(read_end)
-        return self._guard.pid
 
     def _call(self, command: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
         program = next(Path(word).name for word in command if "/bin/" in word)
