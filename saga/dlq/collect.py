@@ -8,19 +8,16 @@ from typing import Final
 
 import aiormq
 from aio_pika.abc import AbstractConnection
-from aiormq.abc import AbstractChannel, DeliveredMessage
-from pamqp.commands import Basic
 
 from common.kernel.tables import utc_now
 from common.messaging.topology import dead_letter_queue
 from saga.dlq import DlqError
 from saga.dlq.letters import copy_of
 from saga.dlq.store import Store
+from saga.ready import take_ready
 
 PREFETCH: Final = 1_000
 """Messages committed together; a quorum queue gives a consumer no more than 2,000."""
-QUIET_SECONDS: Final = 0.1
-"""A pause after which what the broker had ready has arrived."""
 
 
 async def collect(connection: AbstractConnection, store: Store, participants: Iterable[str]) -> int:
@@ -44,7 +41,7 @@ async def _move_some(connection: AbstractConnection, store: Store, participant: 
     # Its own channel: what it is left with when it closes goes back to the queue.
     channel = await connection.transport.connection.channel(publisher_confirms=False)
     try:
-        found = await _next(channel, queue)
+        found = await take_ready(channel, queue, PREFETCH)
         if not found:
             return None
         now = utc_now()
@@ -61,32 +58,3 @@ async def _move_some(connection: AbstractConnection, store: Store, participant: 
     finally:
         if not channel.is_closed:
             await channel.close()
-
-
-async def _next(channel: AbstractChannel, queue: str) -> list[DeliveredMessage]:
-    """What is ready, at most about `PREFETCH`; nothing only if the queue is empty for certain.
-
-    `basic.get` says so but is slow, and consuming is fast but never says so: each where it is good.
-    """
-    first = await channel.basic_get(queue)
-    if isinstance(first.delivery, Basic.GetEmpty):
-        return []
-    found = [first]
-    arrived = asyncio.Event()
-
-    async def take(message: DeliveredMessage) -> None:
-        found.append(message)
-        arrived.set()
-
-    await channel.basic_qos(prefetch_count=PREFETCH)
-    consuming = await channel.basic_consume(queue, take)
-    while len(found) <= PREFETCH:
-        arrived.clear()
-        try:
-            await asyncio.wait_for(arrived.wait(), QUIET_SECONDS)
-        except TimeoutError:
-            break
-    if consuming.consumer_tag is not None:
-        await channel.basic_cancel(consuming.consumer_tag)
-    await asyncio.sleep(0)  # What arrived before the answer is taken now.
-    return list(found)

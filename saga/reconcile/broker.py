@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable, Mapping
@@ -11,7 +10,6 @@ from contextlib import asynccontextmanager
 import aiormq
 from aio_pika.abc import AbstractConnection
 from aiormq.abc import AbstractChannel, DeliveredMessage
-from pamqp.commands import Basic
 
 from common.messaging.dead_letters import REASON, Reason, key_of
 from common.messaging.stream import (
@@ -24,13 +22,12 @@ from common.messaging.stream import (
 from common.messaging.topology import HISTORY_STREAM, wait_queue
 from common.retry import RUNGS_MS
 from saga.dlq.letters import event_id_of
+from saga.ready import take_ready
 from saga.reconcile.facts import Backlog, Letter, ReconcileError
 from saga.reconcile.history import History
 
 PREFETCH = 2_000
 """Deliveries on one channel at once; a quorum queue gives a consumer no more."""
-QUIET_SECONDS = 0.1
-"""A pause after which what the broker had ready has arrived."""
 FILLING_SECONDS = 5.0
 """How long a queue that is being filled is looked through beyond what was in it at first."""
 STALL_SECONDS = 30.0
@@ -110,8 +107,7 @@ async def backlog(connection: AbstractConnection, queues: Iterable[str]) -> Back
 
 
 async def _look_through(connection: AbstractConnection, queue: str) -> list[DeliveredMessage]:
-    """Everything ready in a queue. `basic.get` is slow but says for certain when there is no more;
-    consuming is fast, and never has more than its prefetch. So they take turns."""
+    """Everything ready in a queue."""
     async with _channel(connection, queue) as channel:
         ready = (await channel.queue_declare(queue, passive=True)).message_count or 0
     started_at = time.monotonic()
@@ -121,15 +117,13 @@ async def _look_through(connection: AbstractConnection, queue: str) -> list[Deli
         while True:
             channel = await _open(connection)
             channels.append(channel)
-            message = await channel.basic_get(queue)
-            if isinstance(message.delivery, Basic.GetEmpty):
-                return found
+            part = await take_ready(channel, queue, PREFETCH)
+            found += part
             # A queue that somebody fills may never be empty; what was there must have been seen.
             # (The count alone is not to be trusted: it may lag behind.)
-            if len(found) >= ready and time.monotonic() - started_at > FILLING_SECONDS:
+            overlong = time.monotonic() - started_at > FILLING_SECONDS
+            if not part or (len(found) >= ready and overlong):
                 return found
-            found.append(message)
-            await _consume_some(channel, queue, found)
             if len(found) > LETTERS_MAX:
                 raise ReconcileError(
                     f"more than {LETTERS_MAX} messages are in {queue}; "
@@ -142,30 +136,6 @@ async def _look_through(connection: AbstractConnection, queue: str) -> list[Deli
                 # a failed delivery, and this does not.
                 await channel.basic_nack(0, multiple=True, requeue=True)
                 await channel.close()
-
-
-async def _consume_some(
-    channel: AbstractChannel, queue: str, found: list[DeliveredMessage]
-) -> None:
-    """Add what a consumer gets at once, at most its prefetch."""
-    started_with = len(found)
-    arrived = asyncio.Event()
-
-    async def take(message: DeliveredMessage) -> None:
-        found.append(message)
-        arrived.set()
-
-    await channel.basic_qos(prefetch_count=PREFETCH)
-    consuming = await channel.basic_consume(queue, take)
-    while len(found) - started_with < PREFETCH:
-        arrived.clear()
-        try:
-            await asyncio.wait_for(arrived.wait(), QUIET_SECONDS)
-        except TimeoutError:
-            break
-    if consuming.consumer_tag is not None:
-        await channel.basic_cancel(consuming.consumer_tag)
-    await asyncio.sleep(0)  # What arrived before the answer is taken now.
 
 
 @asynccontextmanager
