@@ -284,6 +284,20 @@ async def test_the_latency_of_orders_has_exemplars_with_trace_ids(watched: Syste
     assert all(re.fullmatch("[0-9a-f]{32}", trace) for trace in traces)
 
 
+async def test_without_prometheus_one_is_told_how_to_get_it(
+    watched: System, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    said: list[str] = []
+    async with Observatory(watched, report=said.append) as observatory:
+        async with client(observatory.exporter_url, RUN_SECONDS) as exporter:
+            assert "saga_dead_letters" in (await exporter.get("")).text
+        assert observatory.urls == {"exporter": observatory.exporter_url}
+
+    assert len(said) == 1
+    assert "apt-get install prometheus" in said[0]
+
+
 # --- runbooks -------------------------------------------------------------------------------------
 
 
