@@ -37,6 +37,7 @@ from saga.verify.order_saga import one_order, two_orders
 from tests.unit.twins import (
     TWINS,
     Twin,
+    a_charge_for_a_cancelled_order_is_taken_for_impossible,
     a_charge_is_forgotten_after_a_crash,
     a_refund_is_forgotten,
     a_released_order_is_rejected_as_well,
@@ -131,6 +132,13 @@ def test_a_schedule_is_taken_as_far_as_it_is_possible() -> None:
     steps = ["order takes an order for tea", *steps_of(schedule)]
 
     assert replay(a_refund_is_forgotten(), schedule.start, *steps) is None
+
+
+def test_a_schedule_that_ends_long_before_the_mistake_breaks_nothing() -> None:
+    twin = a_charge_for_a_cancelled_order_is_taken_for_impossible
+    schedule = schedule_of(twin())
+
+    assert replay(twin(), schedule.start, *steps_of(schedule)[:3]) is None
 
 
 def test_a_schedule_begins_where_the_model_does() -> None:
