@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
+from sqlalchemy.engine import Connection
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from common.kernel.database import Database
 from common.metrics import exposition
 
 log = logging.getLogger(__name__)
@@ -34,6 +36,7 @@ _SCHEMA = {
     },
 }
 
+T = TypeVar("T")
 Checks = Callable[[], Awaitable[dict[str, str]]]
 
 
@@ -61,6 +64,21 @@ class Problem(Exception):
         return JSONResponse(
             content, status_code=self.status, headers=self.headers, media_type=PROBLEM
         )
+
+
+async def answer_from(database: Database, query: Callable[[Connection], T]) -> T:
+    """What a request asks of a database. Raises `Problem` while that is away."""
+    try:
+        return await database.read(query)
+    except Exception as error:
+        if not database.is_away(error):
+            raise
+        log.warning("the database is away, a request is turned away: %s", error)
+        raise Problem(
+            503,
+            "the database is away; try again later",
+            headers={"Retry-After": str(BUSY_RETRY_SECONDS)},
+        ) from error
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:

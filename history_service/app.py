@@ -21,7 +21,7 @@ from common.kernel.database import Database
 from common.kernel.tables import Clock, utc_now
 from common.message import Priority
 from common.settings import Settings
-from common.web import Problem, create_app, problems
+from common.web import Problem, answer_from, create_app, problems
 from history_service import queries
 from history_service.domain import OBSERVER, OrderView, Payment, Status, Stock
 from history_service.follower import Follower
@@ -175,17 +175,20 @@ def routes(database: Database, clock: Clock = utc_now) -> APIRouter:
 
     async def facts_of(order_id: UUID) -> list[Fact]:
         key = str(order_id)
-        facts = await database.read(lambda connection: queries.facts_about(connection, [key]))
+        facts = await answer_from(
+            database, lambda connection: queries.facts_about(connection, [key])
+        )
         if not facts:
             raise Problem(404, f"nothing is known of an order {order_id}")
         return facts
 
-    @router.get("/orders", responses=problems(422))
+    @router.get("/orders", responses=problems(422, 503))
     async def search(wanted: Annotated[Wanted, Query()]) -> OrderPage:
         """Orders, the latest first. `since` and `until` are about their first event."""
         seen = None if wanted.after is None else _read_cursor(wanted.after)
-        found = await database.read(
-            lambda connection: queries.search(connection, wanted.search, wanted.limit, seen)
+        found = await answer_from(
+            database,
+            lambda connection: queries.search(connection, wanted.search, wanted.limit, seen),
         )
         more = len(found) == wanted.limit
         return OrderPage(
@@ -193,7 +196,7 @@ def routes(database: Database, clock: Clock = utc_now) -> APIRouter:
             next=_cursor(found[-1]) if more else None,
         )
 
-    @router.get("/orders/{order_id}", responses=problems(404, 422))
+    @router.get("/orders/{order_id}", responses=problems(404, 422, 503))
     async def get(order_id: UUID, at: AwareDatetime | None = None) -> OrderSummary:
         """An order as it stands, or as it stood `at` some time."""
         facts = await facts_of(order_id)
@@ -202,13 +205,13 @@ def routes(database: Database, clock: Clock = utc_now) -> APIRouter:
             raise Problem(404, queries.nothing_yet(str(order_id), facts, at))
         return OrderSummary.of(view)
 
-    @router.get("/orders/{order_id}/timeline", responses=problems(404, 422))
+    @router.get("/orders/{order_id}/timeline", responses=problems(404, 422, 503))
     async def timeline(order_id: UUID) -> Timeline:
         """Every event of an order, each after its cause, with the time that each hop took."""
         steps = steps_of(await facts_of(order_id))
         return Timeline(order_id=order_id, steps=[TimelineStep.of(step) for step in steps])
 
-    @router.get("/stats", responses=problems(422))
+    @router.get("/stats", responses=problems(422, 503))
     async def stats(
         since: AwareDatetime | None = None, until: AwareDatetime | None = None
     ) -> Stats:
@@ -217,7 +220,9 @@ def routes(database: Database, clock: Clock = utc_now) -> APIRouter:
         begin = since or end - STATS_DEFAULT
         if not timedelta(0) < end - begin <= STATS_MAX:
             raise Problem(422, f"since has to be before until, by at most {STATS_MAX.days} days")
-        found = await database.read(lambda connection: queries.hours(connection, begin, end))
+        found = await answer_from(
+            database, lambda connection: queries.hours(connection, begin, end)
+        )
         return Stats(
             since=begin, until=end, hours=[HourView.model_validate(hour) for hour in found]
         )

@@ -15,7 +15,7 @@ from common.kernel.step import Decision
 from common.metrics import CompensationMetrics
 from common.service import Running, Service, main
 from common.settings import Settings
-from common.web import Problem, problems
+from common.web import Problem, answer_from, problems
 from inventory_service.domain import PARTICIPANT, AddStock, StockItem
 from inventory_service.store import STOCK, TABLES
 
@@ -63,7 +63,7 @@ def routes(running: Running) -> APIRouter:
     """`/stock`."""
     router = APIRouter(tags=["stock"])
 
-    @router.post("/stock", status_code=202, responses=problems(413, 422))
+    @router.post("/stock", status_code=202, responses=problems(413, 422, 503))
     async def add(
         delivery: StockDelivery,
         idempotency_key: Annotated[str | None, Header(min_length=1, max_length=128)] = None,
@@ -87,13 +87,13 @@ def routes(running: Running) -> APIRouter:
             )
         )
         skus = [item.sku for item in delivery.items]
-        found = await running.database.read(lambda connection: STOCK.load(connection, skus))
+        found = await answer_from(running.database, lambda connection: STOCK.load(connection, skus))
         return [StockView.of(found[sku][0]) for sku in skus]
 
-    @router.get("/stock/{sku}", responses=problems(404, 422))
+    @router.get("/stock/{sku}", responses=problems(404, 422, 503))
     async def get(sku: str) -> StockView:
         """One SKU on the shelf."""
-        item = await running.database.read(lambda connection: STOCK.find(connection, sku))
+        item = await answer_from(running.database, lambda connection: STOCK.find(connection, sku))
         if item is None:
             raise Problem(404, f"no stock of {sku!r} was ever added")
         return StockView.of(item)

@@ -35,7 +35,7 @@ from common.message import Priority
 from common.metrics import OrderMetrics, orders_overdue, orders_pending, orders_turned_away
 from common.service import Running, Service, main
 from common.settings import Settings
-from common.web import BUSY_RETRY_SECONDS, Problem, problems
+from common.web import BUSY_RETRY_SECONDS, Problem, answer_from, problems
 from order_service.domain import PARTICIPANT, CancelOrder, ExpireOrder, Order, OrderStatus
 from order_service.store import ORDERS, OVERDUE_GRACE_SECONDS, TABLES, count_pending, overdue
 
@@ -119,7 +119,7 @@ def routes(running: Running) -> APIRouter:
 
     async def find(order_id: UUID) -> Order:
         key = str(order_id)
-        order = await running.database.read(lambda connection: ORDERS.find(connection, key))
+        order = await answer_from(running.database, lambda connection: ORDERS.find(connection, key))
         if order is None:
             raise Problem(404, f"there is no order {order_id}")
         return order
@@ -157,13 +157,13 @@ def routes(running: Running) -> APIRouter:
         response.headers["Location"] = f"/orders/{order_id}"
         return view
 
-    @router.get("/orders/{order_id}", responses=problems(404, 422))
+    @router.get("/orders/{order_id}", responses=problems(404, 422, 503))
     async def get(order_id: UUID) -> OrderView:
         """An order as it stands."""
         return OrderView.of(await find(order_id))
 
     @router.post(
-        "/orders/{order_id}/cancel", status_code=202, responses=problems(404, 409, 413, 422)
+        "/orders/{order_id}/cancel", status_code=202, responses=problems(404, 409, 413, 422, 503)
     )
     async def cancel(
         order_id: UUID, traceparent: Annotated[str | None, Header()] = None

@@ -13,7 +13,7 @@ from common.kernel.step import Decision
 from common.metrics import CompensationMetrics
 from common.service import Running, Service, main
 from common.settings import Settings, SettingsError
-from common.web import Problem, problems
+from common.web import Problem, answer_from, problems
 from payment_service.domain import (
     PARTICIPANT,
     Charge,
@@ -61,11 +61,13 @@ def routes(running: Running) -> APIRouter:
     """`/payments`."""
     router = APIRouter(tags=["payments"])
 
-    @router.get("/payments/{order_id}", responses=problems(404, 422))
+    @router.get("/payments/{order_id}", responses=problems(404, 422, 503))
     async def get(order_id: UUID) -> PaymentView:
         """The payment for one order."""
         key = str(order_id)
-        payment = await running.database.read(lambda connection: PAYMENTS.find(connection, key))
+        payment = await answer_from(
+            running.database, lambda connection: PAYMENTS.find(connection, key)
+        )
         if payment is None:
             raise Problem(404, f"there is no payment for order {order_id}")
         return PaymentView.of(payment)

@@ -18,7 +18,7 @@ import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import httpx
 import pytest
@@ -35,6 +35,7 @@ from payment_service.gateway import Account, SandboxGateway
 from saga.broker import apply_topology
 from saga.discovery import choreography
 from saga.http import client
+from tests.faults.proxy import Proxy
 from tests.polling import until
 
 RUN_SECONDS = 60.0
@@ -246,6 +247,35 @@ async def test_a_service_is_served_on_loopback_unless_told_otherwise(
                 async with client(str(elsewhere), RUN_SECONDS) as http:
                     with pytest.raises(httpx.ConnectError):
                         await http.get("/livez")
+
+
+async def test_a_request_while_the_database_is_away_is_told_to_come_back(
+    tmp_path: Path, broker_url: str, postgres_url: str, closed_port: int
+) -> None:
+    there = yarl.URL(postgres_url)
+    ports = [closed_port, there.port or 0]
+    async with Proxy(lambda: ports[-1]) as way:
+        environment = {"AMQP_URL": broker_url, "DATABASE_URL": str(there.with_port(way.port))}
+        with ServiceProcess("order_service", tmp_path, **environment) as order:
+            await order.says("ready")
+            async with order.http() as http:
+
+                async def is_answered(status: int) -> bool:
+                    answer = await http.get(f"/orders/{uuid4()}")
+                    return answer.status_code == status
+
+                assert await is_answered(404)
+
+                there_again = ports.pop()
+                way.cut()
+                answer = await http.get(f"/orders/{uuid4()}")
+                assert answer.status_code == 503
+                assert "database is away" in answer.json()["detail"]
+                assert int(answer.headers["Retry-After"]) > 0
+
+                ports.append(there_again)
+                await until(lambda: is_answered(404))
+            assert "Traceback" not in order.said
 
 
 # --- what a machine can have wrong with it --------------------------------------------------------
