@@ -37,8 +37,8 @@ from saga.verify.order_saga import one_order, two_orders
 from tests.unit.twins import (
     TWINS,
     Twin,
-    a_charge_for_a_cancelled_order_is_taken_for_impossible,
     a_charge_is_forgotten_after_a_crash,
+    a_question_on_its_way_is_taken_for_paid,
     a_refund_is_forgotten,
     a_released_order_is_rejected_as_well,
     stock_has_no_marker_for_an_overtaking_cancellation,
@@ -135,7 +135,7 @@ def test_a_schedule_is_taken_as_far_as_it_is_possible() -> None:
 
 
 def test_a_schedule_that_ends_long_before_the_mistake_breaks_nothing() -> None:
-    twin = a_charge_for_a_cancelled_order_is_taken_for_impossible
+    twin = a_question_on_its_way_is_taken_for_paid
     schedule = schedule_of(twin())
 
     assert replay(twin(), schedule.start, *steps_of(schedule)[:3]) is None
