@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from http import HTTPStatus
 from typing import Any, TypeVar
 
@@ -66,10 +67,11 @@ class Problem(Exception):
         )
 
 
-async def answer_from(database: Database, query: Callable[[Connection], T]) -> T:
-    """What a request asks of a database. Raises `Problem` while that is away."""
+@contextmanager
+def unless_away(database: Database) -> Iterator[None]:
+    """Turns a request away, with `Problem`, that meets a database which is away."""
     try:
-        return await database.read(query)
+        yield
     except Exception as error:
         if not database.is_away(error):
             raise
@@ -79,6 +81,12 @@ async def answer_from(database: Database, query: Callable[[Connection], T]) -> T
             "the database is away; try again later",
             headers={"Retry-After": str(BUSY_RETRY_SECONDS)},
         ) from error
+
+
+async def answer_from(database: Database, query: Callable[[Connection], T]) -> T:
+    """What a request asks of a database. Raises `Problem` while that is away."""
+    with unless_away(database):
+        return await database.read(query)
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:

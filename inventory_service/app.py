@@ -8,14 +8,16 @@ from uuid import uuid4
 
 from fastapi import APIRouter, Header
 from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy.engine import Connection
 
 from common.envelope import derived_id
 from common.events import STOCK_QUANTITY_MAX, Currency, Sku, StockReleased, UnitPriceCents
 from common.kernel.step import Decision
+from common.kernel.tables import VersionConflict
 from common.metrics import CompensationMetrics
 from common.service import Running, Service, main
 from common.settings import Settings
-from common.web import Problem, answer_from, problems
+from common.web import Problem, answer_from, problems, unless_away
 from inventory_service.domain import PARTICIPANT, AddStock, StockItem
 from inventory_service.store import STOCK, TABLES
 
@@ -63,6 +65,24 @@ def routes(running: Running) -> APIRouter:
     """`/stock`."""
     router = APIRouter(tags=["stock"])
 
+    async def is_new_or_the_same(key: str, delivery: StockDelivery) -> bool:
+        """Whether a key was not used yet, or for this same delivery; remembered as messages are."""
+        of_key = derived_id(key, "delivery")
+        of_both = derived_id(of_key, delivery.model_dump_json())
+
+        def remember(connection: Connection) -> bool:
+            known = running.tables.already_done(connection, {of_key, of_both})
+            if not known:
+                running.tables.mark_done(connection, [of_key, of_both], running.clock())
+            return not known or of_both in known
+
+        while True:
+            try:
+                with unless_away(running.database):
+                    return await running.database.transaction(remember)
+            except VersionConflict:
+                continue  # Another replica remembers the same key: by now it is known.
+
     @router.post("/stock", status_code=202, responses=problems(413, 422, 503))
     async def add(
         delivery: StockDelivery,
@@ -71,6 +91,12 @@ def routes(running: Running) -> APIRouter:
         """Put stock on the shelf. Sent again with the same `Idempotency-Key`, it is added once."""
         if len({item.sku for item in delivery.items}) < len(delivery.items):
             raise Problem(422, "a delivery may name each SKU once; add the quantities up")
+        if idempotency_key and not await is_new_or_the_same(idempotency_key, delivery):
+            raise Problem(
+                422,
+                f"the Idempotency-Key {idempotency_key!r} was used before, for another delivery; "
+                f"use a new key for a new delivery",
+            )
         key = idempotency_key or str(uuid4())
         await asyncio.gather(
             *(

@@ -117,9 +117,12 @@ def routes(running: Running) -> APIRouter:
     """`/orders`."""
     router = APIRouter(tags=["orders"])
 
-    async def find(order_id: UUID) -> Order:
+    async def known(order_id: UUID) -> Order | None:
         key = str(order_id)
-        order = await answer_from(running.database, lambda connection: ORDERS.find(connection, key))
+        return await answer_from(running.database, lambda connection: ORDERS.find(connection, key))
+
+    async def find(order_id: UUID) -> Order:
+        order = await known(order_id)
         if order is None:
             raise Problem(404, f"there is no order {order_id}")
         return order
@@ -136,7 +139,9 @@ def routes(running: Running) -> APIRouter:
         order_id = order_id_of(key)
         command = new.command(order_id)
         with tracing.request("POST /orders", str(order_id), traceparent, status=202):
-            if running.outbox.backlog > running.settings.outbox_backlog_max:
+            too_many = running.outbox.backlog > running.settings.outbox_backlog_max
+            # One that was placed before is told so again: that adds nothing to what waits.
+            if too_many and not (idempotency_key and await known(order_id)):
                 orders_turned_away.inc()
                 raise Problem(
                     503,

@@ -418,12 +418,21 @@ async def test_orders_are_turned_away_while_too_many_events_wait_for_the_broker(
         await system.start("order")
         async with http(system, "order") as orders:
             await delete_exchange(amqp_url)
-            accepted = [await orders.post("/orders", json=ORDER) for _ in range(2)]
-            refused = await orders.post("/orders", json=ORDER)
+            keys = [{"Idempotency-Key": key()} for _ in range(3)]
+            accepted = [
+                await orders.post("/orders", json=ORDER, headers=header) for header in keys[:2]
+            ]
+            refused = [
+                await orders.post("/orders", json=ORDER, headers=headers)
+                for headers in ({}, keys[2])
+            ]
+            again = await orders.post("/orders", json=ORDER, headers=keys[0])
 
             assert [answer.status_code for answer in accepted] == [202, 202]
-            assert_problem(refused, 503, "2 events wait")
-            assert int(refused.headers["Retry-After"]) > 0
+            for answer in refused:
+                assert_problem(answer, 503, "2 events wait")
+                assert int(answer.headers["Retry-After"]) > 0
+            assert (again.status_code, again.json()) == (202, accepted[0].json())
             failures = await figure(orders, "saga_event_publish_failures_total")
             assert failures > 0
 
@@ -473,6 +482,20 @@ async def test_stock_sent_twice_under_one_key_is_added_once(inventory: httpx.Asy
         assert answer.status_code == 202
         assert [(item["sku"], item["free"]) for item in answer.json()] == [(s, 7) for s in skus]
     assert (await inventory.get(f"/stock/{skus[0]}")).json()["free"] == 7
+
+
+async def test_a_key_used_before_for_another_delivery_is_refused(
+    inventory: httpx.AsyncClient,
+) -> None:
+    headers = {"Idempotency-Key": key()}
+    sku = key()
+    first, other = ({"items": [STOCK | {"sku": sku, "quantity": n}]} for n in (7, 8))
+    accepted = await inventory.post("/stock", json=first, headers=headers)
+    refused = await inventory.post("/stock", json=other, headers=headers)
+
+    assert accepted.status_code == 202
+    assert_problem(refused, 422, headers["Idempotency-Key"], "another delivery")
+    assert (await inventory.get(f"/stock/{sku}")).json()["free"] == 7
 
 
 async def test_stock_without_a_key_adds_up(inventory: httpx.AsyncClient) -> None:
