@@ -4,7 +4,9 @@ private PostgreSQL cluster per run, a database per test."""
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from uuid import uuid4
 
@@ -34,15 +36,29 @@ def broker_admin(rabbit_node: RabbitNode) -> Iterator[httpx.Client]:
         yield client
 
 
+@pytest.fixture(scope="session")
+def virtual_host(
+    rabbit_node: RabbitNode, broker_admin: httpx.Client
+) -> Callable[[], AbstractContextManager[str]]:
+    """Makes empty virtual hosts, for as long as one likes: each a context, of where to connect."""
+
+    @contextmanager
+    def make() -> Iterator[str]:
+        name = f"test-{uuid4().hex[:12]}"
+        everything = {"configure": ".*", "write": ".*", "read": ".*"}
+        broker_admin.put(f"/api/vhosts/{name}").raise_for_status()
+        broker_admin.put(f"/api/permissions/{name}/guest", json=everything).raise_for_status()
+        yield rabbit_node.amqp_url + name
+        broker_admin.delete(f"/api/vhosts/{name}").raise_for_status()
+
+    return make
+
+
 @pytest.fixture
-def amqp_url(rabbit_node: RabbitNode, broker_admin: httpx.Client) -> Iterator[str]:
+def amqp_url(virtual_host: Callable[[], AbstractContextManager[str]]) -> Iterator[str]:
     """Where to connect for an empty virtual host that is the test's alone."""
-    vhost = f"test-{uuid4().hex[:12]}"
-    everything = {"configure": ".*", "write": ".*", "read": ".*"}
-    broker_admin.put(f"/api/vhosts/{vhost}").raise_for_status()
-    broker_admin.put(f"/api/permissions/{vhost}/guest", json=everything).raise_for_status()
-    yield rabbit_node.amqp_url + vhost
-    broker_admin.delete(f"/api/vhosts/{vhost}").raise_for_status()
+    with virtual_host() as url:
+        yield url
 
 
 @pytest.fixture(scope="session")
@@ -69,3 +85,12 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         return f"sqlite:///{tmp_path / 'toy.db'}"
     url: str = request.getfixturevalue("postgres_url")
     return url
+
+
+@pytest.fixture
+def closed_port() -> int:
+    """A loopback port that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port

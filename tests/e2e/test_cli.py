@@ -21,6 +21,7 @@ from common.messaging.connection import connect
 from saga.deployment import FILE_NAME
 from saga.node import RabbitNode
 from tests.polling import until
+from tests.processes import processes_of
 
 SAGA = (sys.executable, "-m", "saga.cli")
 RUN_SECONDS = 100.0
@@ -77,21 +78,6 @@ def _environment(more: Mapping[str, str]) -> dict[str, str]:
     return {**mine, **more}
 
 
-def processes_of(folder: Path) -> list[str]:
-    """The command lines of processes that have to do with `folder`, this one's children or not."""
-    found = []
-    for process in Path("/proc").iterdir():
-        if process.name.isdigit() and int(process.name) != os.getpid():
-            try:
-                command = (process / "cmdline").read_bytes()
-                environment = (process / "environ").read_bytes()
-            except OSError:  # ended meanwhile
-                continue
-            if str(folder).encode() in command + environment:
-                found.append(command.replace(b"\0", b" ").decode(errors="replace"))
-    return found
-
-
 def assert_one_line(done: subprocess.CompletedProcess[str], *words: str) -> None:
     """It failed with one error line that says all these words."""
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
@@ -112,15 +98,6 @@ def taken_port() -> Iterator[int]:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         yield listener.getsockname()[1]
-
-
-@pytest.fixture
-def closed_port() -> int:
-    """A loopback port that nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 @pytest.fixture

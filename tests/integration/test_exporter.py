@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -103,15 +102,6 @@ def deployment(url: str, port: int) -> Deployment:
         sandbox_url=url,
         dead_letters_url=url,
     )
-
-
-@pytest.fixture
-def closed_port() -> int:
-    """A loopback port that nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 async def test_books_that_cannot_be_read_are_counted_and_are_not_told_to_be_right(

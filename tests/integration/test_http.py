@@ -28,7 +28,6 @@ from common.web import ERRORS_MAX, PROBLEM
 from saga.broker import apply_topology
 from saga.discovery import choreography
 from saga.http import client
-from saga.node import RabbitNode
 from saga.system import System
 from tests.polling import until
 
@@ -56,34 +55,22 @@ def running(system: System, *services: str) -> Iterator[System]:
             runner.run(system.stop())
 
 
-@contextlib.contextmanager
-def virtual_host(node: RabbitNode, admin: httpx.Client) -> Iterator[str]:
-    """As the fixture `amqp_url`, for as many tests as one likes."""
-    name = f"test-{uuid4().hex[:12]}"
-    everything = {"configure": ".*", "write": ".*", "read": ".*"}
-    admin.put(f"/api/vhosts/{name}").raise_for_status()
-    admin.put(f"/api/permissions/{name}/guest", json=everything).raise_for_status()
-    yield node.amqp_url + name
-    admin.delete(f"/api/vhosts/{name}").raise_for_status()
+VirtualHost = Callable[[], contextlib.AbstractContextManager[str]]
 
 
 @pytest.fixture(scope="module")
-def alone(
-    tmp_path_factory: pytest.TempPathFactory, rabbit_node: RabbitNode, broker_admin: httpx.Client
-) -> Iterator[System]:
+def alone(tmp_path_factory: pytest.TempPathFactory, virtual_host: VirtualHost) -> Iterator[System]:
     """The order service on its own: nobody reacts to its events, so orders stay pending."""
-    with virtual_host(rabbit_node, broker_admin) as url:
+    with virtual_host() as url:
         system = System(tmp_path_factory.mktemp("alone"), amqp_url=url)
         with running(system, "order"):
             yield system
 
 
 @pytest.fixture(scope="module")
-def whole(
-    tmp_path_factory: pytest.TempPathFactory, rabbit_node: RabbitNode, broker_admin: httpx.Client
-) -> Iterator[System]:
+def whole(tmp_path_factory: pytest.TempPathFactory, virtual_host: VirtualHost) -> Iterator[System]:
     """All services."""
-    with virtual_host(rabbit_node, broker_admin) as url:
+    with virtual_host() as url:
         system = System(tmp_path_factory.mktemp("whole"), amqp_url=url)
         with running(system):
             yield system

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import subprocess
 import sys
@@ -14,20 +13,9 @@ import aio_pika
 import pytest
 
 from saga.node import NodeError, RabbitNode
+from tests.processes import processes_of
 
 DEADLINE_SECONDS = 30.0
-
-
-def processes_of(folder: Path) -> list[str]:
-    """The command lines of living processes whose environment names the folder."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if os.fsencode(folder) + b"\0" in (process / "environ").read_bytes():
-                found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
-        except OSError:
-            continue  # ended meanwhile, or somebody else's
-    return found
 
 
 def wait_until_gone(folder: Path) -> None:

@@ -11,7 +11,6 @@ import json
 import os
 import re
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -95,15 +94,6 @@ class ServiceProcess:
     async def http(self) -> AsyncIterator[httpx.AsyncClient]:
         async with client(str(self.address), RUN_SECONDS) as service:
             yield service
-
-
-@pytest.fixture
-def closed_port() -> int:
-    """A loopback port that nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 @pytest.fixture
