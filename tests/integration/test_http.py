@@ -556,11 +556,11 @@ async def test_a_payment_that_was_never_asked_for_is_not_found(whole: System) ->
     ("service", "path", "method", "statuses"),
     [
         ("order", "/orders", "post", {"202", "413", "422", "503"}),
-        ("order", "/orders/{order_id}", "get", {"200", "404", "422"}),
-        ("order", "/orders/{order_id}/cancel", "post", {"202", "404", "409", "413", "422"}),
-        ("inventory", "/stock", "post", {"202", "413", "422"}),
-        ("inventory", "/stock/{sku}", "get", {"200", "404", "422"}),
-        ("payment", "/payments/{order_id}", "get", {"200", "404", "422"}),
+        ("order", "/orders/{order_id}", "get", {"200", "404", "422", "503"}),
+        ("order", "/orders/{order_id}/cancel", "post", {"202", "404", "409", "413", "422", "503"}),
+        ("inventory", "/stock", "post", {"202", "413", "422", "503"}),
+        ("inventory", "/stock/{sku}", "get", {"200", "404", "422", "503"}),
+        ("payment", "/payments/{order_id}", "get", {"200", "404", "422", "503"}),
         ("order", "/readyz", "get", {"200", "503"}),
     ],
 )
