@@ -115,6 +115,15 @@ def test_every_file_that_is_named_exists(document: Path) -> None:
             assert (ROOT / target).exists(), target
 
 
+def test_decisions_are_numbered_without_gaps() -> None:
+    decisions = sorted((ROOT / "docs" / "decisions").glob("*.md"))
+    titles = [decision.read_text().partition(".")[0] for decision in decisions]
+    assert titles == [f"# {number}" for number in range(1, len(decisions) + 1)]
+    assert [decision.name[:4] for decision in decisions] == [
+        f"{number:04}" for number in range(1, len(decisions) + 1)
+    ]
+
+
 def test_every_seam_of_the_guarantees_is_one_the_fault_tests_know() -> None:
     table = section("What is guaranteed").split("\n\n")[1]
     assert set(re.findall(r"`([a-z]+(?:-[a-z]+)+)`", table)) == set(POINTS)
