@@ -11,7 +11,7 @@ import os
 import resource
 import signal
 import sqlite3
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import closing
 from random import Random
 from typing import Final
@@ -133,6 +133,14 @@ def _some(ways: Mapping[str, Proxy], dice: Random) -> list[Proxy]:
     return dice.choice([list(ways.values()), [ways[dice.choice(sorted(ways))]]])
 
 
+async def _for_a_while(ways: Sequence[Proxy], ail: Callable[[Proxy], None]) -> None:
+    for way in ways:
+        ail(way)
+    await asyncio.sleep(SILENT_SECONDS)
+    for way in ways:
+        way.heal()
+
+
 async def network_cut(load: Load, dice: Random) -> None:
     for way in _some(load.stage.brokers, dice):
         way.cut()
@@ -140,22 +148,12 @@ async def network_cut(load: Load, dice: Random) -> None:
 
 async def network_silent(load: Load, dice: Random) -> None:
     """Nothing arrives, nobody is told, and then it all does."""
-    ways = _some(load.stage.brokers, dice)
-    for way in ways:
-        way.silence()
-    await asyncio.sleep(SILENT_SECONDS)
-    for way in ways:
-        way.heal()
+    await _for_a_while(_some(load.stage.brokers, dice), Proxy.silence)
 
 
 async def network_half_open(load: Load, dice: Random) -> None:
     """The broker gives a service up, and its messages to others, before the service knows."""
-    ways = _some(load.stage.brokers, dice)
-    for way in ways:
-        way.strand()
-    await asyncio.sleep(SILENT_SECONDS)
-    for way in ways:
-        way.heal()
+    await _for_a_while(_some(load.stage.brokers, dice), Proxy.strand)
 
 
 async def network_slow(load: Load, dice: Random) -> None:
@@ -288,12 +286,7 @@ async def database_cut_off(load: Load, dice: Random) -> None:
 
 async def database_half_open(load: Load, dice: Random) -> None:
     """The server gives a service's transactions up before the service knows."""
-    ways = _some(load.stage.databases, dice)
-    for way in ways:
-        way.strand()
-    await asyncio.sleep(SILENT_SECONDS)
-    for way in ways:
-        way.heal()
+    await _for_a_while(_some(load.stage.databases, dice), Proxy.strand)
 
 
 async def tables_locked(load: Load, dice: Random) -> None:

@@ -19,7 +19,7 @@ import yarl
 from prometheus_client.parser import text_string_to_metric_families
 
 from saga.demo import Result, demo
-from saga.discovery import choreography, participants
+from saga.discovery import choreography, observers, participants
 from saga.http import client
 from saga.node import RabbitNode
 from saga.orders import Shares, plan
@@ -220,11 +220,10 @@ async def under_load(
 
 def _services(replicas: int) -> list[str]:
     """The names that a system gives its services."""
-    return [
-        participant.name if number == 1 else f"{participant.name}-{number}"
-        for participant in participants().values()
-        for number in range(1, replicas + 1)
-    ]
+    numbers = range(2, replicas + 1)
+    taking_part = [participant.name for participant in participants().values()]
+    watching = [observer.name for observer in observers().values()]
+    return [*taking_part, *watching, *(f"{name}-{n}" for name in taking_part for n in numbers)]
 
 
 def chosen_databases() -> tuple[Database, ...]:
