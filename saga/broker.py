@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ import yarl
 from aio_pika.abc import AbstractChannel, AbstractConnection
 
 from common.choreography import Choreography
-from common.messaging.connection import BrokerError, connect, printable
+from common.messaging.connection import RETRY_SECONDS, BrokerError, connect, printable
 from common.messaging.definitions import Definitions, definitions, text
 from common.messaging.permissions import User, users_of
 from common.messaging.topology import Topology, apply, topology_of
@@ -42,17 +43,24 @@ class Drift:
 async def apply_topology(url: str, graph: Choreography, *, patience_seconds: float = 0.0) -> None:
     """Declare on the broker at `url` what the choreography needs; what is there already stays.
 
-    Raises `BrokerError`, or `TopologyError` if a name is taken by something else.
+    A broker that is out of reach, or has just started and does not have all of its queues back
+    yet, is waited for up to `patience_seconds`. Raises `BrokerError`, or `TopologyError` if a name
+    is taken by something else.
     """
+    deadline = time.monotonic() + patience_seconds
     connection = await connect(url, name="saga", patience_seconds=patience_seconds)
     async with connection:
-        try:
-            await apply(topology_of(graph), await connection.channel())
-        except aiormq.exceptions.AMQPError as error:
-            raise BrokerError(
-                f"RabbitMQ at {printable(url)} refused to declare the topology: {error}; "
-                f"may the user in AMQP_URL configure exchanges and queues there?"
-            ) from error
+        while True:
+            try:
+                return await apply(topology_of(graph), await connection.channel())
+            except aiormq.exceptions.AMQPError as error:
+                coming_back = isinstance(error, aiormq.exceptions.ChannelNotFoundEntity)
+                if not coming_back or time.monotonic() > deadline:
+                    raise BrokerError(
+                        f"RabbitMQ at {printable(url)} refused to declare the topology: {error}; "
+                        f"may the user in AMQP_URL configure exchanges and queues there?"
+                    ) from error
+            await asyncio.sleep(RETRY_SECONDS)
 
 
 def write_users(folder: Path, graph: Choreography, passwords: Mapping[str, str]) -> Path:

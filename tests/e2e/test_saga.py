@@ -76,6 +76,14 @@ async def test_a_service_killed_in_the_middle_of_a_load_changes_no_outcome(
         as_predicted(await load)
 
 
+@pytest.mark.long
+async def test_a_system_that_was_stopped_goes_on_where_it_was(tmp_path: Path) -> None:
+    for seed in (SEED, SEED + 1):
+        async with System(tmp_path) as system:
+            load = plan(50, seed)
+            as_predicted(await demo(system.deployment, choreography(), load, seed=seed))
+
+
 class Recorder(History):
     """Keeps the decodable events of the stream as they were published."""
 
