@@ -16,6 +16,7 @@ from saga.commands import (
     dlq,
     exporting,
     graph,
+    history,
     load,
     running,
     schemas,
@@ -42,6 +43,9 @@ app.command("demo")(load.demo)
 app.command("publish")(load.publish)
 app.command("status")(running.status)
 app.command("reconcile")(running.reconcile)
+app.command("trace")(history.trace)
+app.command("stuck")(history.stuck)
+app.command("show")(history.show)
 app.command("map")(graph.show_map)
 app.command("check")(graph.check)
 app.command("generate")(graph.generate)
@@ -97,6 +101,7 @@ def _explanation(error: Exception) -> str | None:
     from payment_service.gateway import GatewayConfigurationError
     from saga.deployment import DeploymentError
     from saga.dlq import DlqError
+    from saga.history import HistoryError
     from saga.node import NodeError
     from saga.observe import ObserveError
     from saga.postgres import PostgresError
@@ -113,6 +118,7 @@ def _explanation(error: Exception) -> str | None:
         DeploymentError,
         DlqError,
         GatewayConfigurationError,
+        HistoryError,
         NodeError,
         ObserveError,
         PostgresError,

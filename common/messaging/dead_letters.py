@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from importlib.metadata import version
+from typing import Any
 
 import aio_pika
 from aio_pika.abc import AbstractIncomingMessage, HeadersType
@@ -74,7 +76,12 @@ def fingerprint(reason: Reason, error: Exception) -> str:
 
 def attempts_of(message: AbstractIncomingMessage) -> int:
     """How often the message has failed before; what is no number counts as never."""
-    attempts = (message.headers or {}).get(ATTEMPTS, 0)
+    return attempts_in(message.headers)
+
+
+def attempts_in(headers: Mapping[str, Any] | None) -> int:
+    """The same, from a message's headers."""
+    attempts = (headers or {}).get(ATTEMPTS, 0)
     return attempts if isinstance(attempts, int) else 0
 
 

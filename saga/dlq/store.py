@@ -495,6 +495,17 @@ class Store:
             )
             return [(row.letter, row.state, row.detail) for row in connection.execute(query)]
 
+    def replays_of(self, number: int) -> list[tuple[int, datetime, ItemState]]:
+        """The replays that a letter was part of: number, start, and what became of it there."""
+        with self._reading() as connection:
+            query = (
+                sa.select(runs.c.number, runs.c.started_at, items.c.state)
+                .join(runs, runs.c.number == items.c.run)
+                .where(items.c.letter == number)
+                .order_by(runs.c.number)
+            )
+            return [(row.number, row.started_at, row.state) for row in connection.execute(query)]
+
     def mark_sending(self, run: Run, replays: Mapping[int, int]) -> set[int]:
         """Before letters are sent: which of them, and that they will have been replayed so often.
 

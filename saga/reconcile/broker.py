@@ -71,7 +71,7 @@ async def browse(connection: AbstractConnection, queue: str) -> list[Letter]:
 
     Raises `ReconcileError` if there are too many.
     """
-    return [_letter(message) for message in await _look_through(connection, queue)]
+    return [_letter(message) for message in await look_through(connection, queue)]
 
 
 async def waiting(
@@ -83,7 +83,7 @@ async def waiting(
     """
     found: defaultdict[str, list[Letter]] = defaultdict(list)
     for rung in RUNGS_MS:
-        for message in await _look_through(connection, wait_queue(rung)):
+        for message in await look_through(connection, wait_queue(rung)):
             if owner := owners.get(message.routing_key or ""):
                 found[owner].append(_letter(message))
     return found
@@ -99,15 +99,16 @@ async def backlog(connection: AbstractConnection, queues: Iterable[str]) -> Back
         if declared.consumer_count:
             read = True
             continue
-        for message in await _look_through(connection, queue):
+        for message in await look_through(connection, queue):
             waiting.add(key_of(message.header.properties.message_id, message.body))
             if event_id := event_id_of(message.body):
                 waiting.add(event_id)
     return Backlog(ready, read, waiting)
 
 
-async def _look_through(connection: AbstractConnection, queue: str) -> list[DeliveredMessage]:
-    """Everything ready in a queue."""
+async def look_through(connection: AbstractConnection, queue: str) -> list[DeliveredMessage]:
+    """Everything ready in a queue, given back when all of it has been seen. Raises `ReconcileError`
+    if that is too much."""
     async with _channel(connection, queue) as channel:
         ready = (await channel.queue_declare(queue, passive=True)).message_count or 0
     started_at = time.monotonic()

@@ -1,0 +1,83 @@
+"""The dead letters of orders, with their lives: each death, each replay, and how they ended."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from common.messaging.dead_letters import ATTEMPTS, ERROR, ERROR_TYPE
+from saga.dlq.letters import Letter
+from saga.dlq.store import ItemState, Selection, Store, path_of
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    """One time that a message became a dead letter, after so many tries."""
+
+    at: datetime
+    error: str
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Life:
+    """A letter in the operator's store. `replays` are number, start, and what became of it."""
+
+    letter: Letter
+    deaths: Sequence[Death]
+    replays: Sequence[tuple[int, datetime, ItemState]]
+
+
+def lives_of(url: str | None, order_id: str) -> list[Life]:
+    """The letters about one order; blocks. Raises `DlqError`."""
+    with _opened(url) as store:
+        if store is None:
+            return []
+        return [
+            Life(letter, _deaths(store, letter), store.replays_of(letter.number))
+            for letter in store.find(Selection(order=order_id), contents=False)
+        ]
+
+
+def letters_in(url: str | None) -> list[Letter]:
+    """Every letter of the store; blocks. Raises `DlqError`."""
+    with _opened(url) as store:
+        return store.find(Selection(), contents=False) if store is not None else []
+
+
+@contextmanager
+def _opened(url: str | None) -> Iterator[Store | None]:
+    """The store, if there is one; opening makes none."""
+    if url is None or not path_of(url).is_file():
+        yield None
+        return
+    store = Store(url)
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+def _deaths(store: Store, letter: Letter) -> list[Death]:
+    deaths = []
+    for died, headers in store.copies_of(letter.number):
+        attempts = headers.get(ATTEMPTS)
+        deaths.append(
+            Death(
+                at=_time(died) or letter.last_failed_at,
+                error=f"{headers.get(ERROR_TYPE) or letter.error_type}: "
+                f"{headers.get(ERROR) or letter.error}",
+                attempts=attempts if isinstance(attempts, int) else letter.attempts,
+            )
+        )
+    return deaths
+
+
+def _time(text: str) -> datetime | None:
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return found if found.tzinfo is not None else found.replace(tzinfo=UTC)

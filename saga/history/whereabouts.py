@@ -1,0 +1,125 @@
+"""Where a message is that somebody owes an answer to: in a queue, waiting, dead, or nowhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import aiormq
+
+from common.choreography import Choreography
+from common.kernel.tables import utc_now
+from common.messaging.connection import BrokerError, connect, printable
+from common.messaging.dead_letters import attempts_in
+from common.messaging.topology import dead_letter_queue, queues_of, wait_queue
+from common.retry import RUNGS_MS
+from saga.deployment import Deployment
+from saga.dlq.letters import HERE, SETTLED, Copy, Letter, copy_of, event_id_of
+from saga.history import HistoryError
+from saga.reconcile import broker
+from saga.reconcile.facts import ReconcileError
+
+
+class Place(StrEnum):
+    """What kind of place it is."""
+
+    DEAD = "dead"
+    WAITING = "waiting"
+    QUEUED = "queued"
+    IN_HAND = "in_hand"
+    SETTLED = "settled"
+    NOWHERE = "nowhere"
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """Where a message is; `detail` says what it is there."""
+
+    place: Place
+    detail: str
+
+
+@dataclass
+class Whereabouts:
+    """What one look at the broker and at the store of dead letters has found."""
+
+    found: dict[tuple[str, str], Where] = field(default_factory=dict)
+    """By participant and event."""
+    ready: dict[str, int] = field(default_factory=dict)
+    """By participant whose queues are read, how many messages wait in them."""
+    dead: list[Copy] = field(default_factory=list)
+    """What is in the dead-letter queues."""
+
+    def of(self, participant: str, event_id: str) -> Where:
+        """Where an event is that this participant has not dealt with."""
+        if where := self.found.get((participant, event_id)):
+            return where
+        if (ready := self.ready.get(participant)) is not None:
+            return Where(
+                Place.IN_HAND,
+                f"in the hands of {participant}, or among {ready} messages in its queues",
+            )
+        return Where(
+            Place.NOWHERE,
+            f"in no queue of {participant} and not dead: see `saga reconcile`",
+        )
+
+
+async def look(
+    deployment: Deployment, graph: Choreography, letters: Iterable[Letter]
+) -> Whereabouts:
+    """Look through the queues. Changes nothing, but what waits is in another order afterwards.
+
+    Raises `BrokerError` and `HistoryError`.
+    """
+    seen = Whereabouts()
+    connection = await connect(deployment.amqp_url, name="saga trace")
+    try:
+        # Each place before the one that a message goes to from there.
+        for rung in RUNGS_MS:
+            for message in await broker.look_through(connection, wait_queue(rung)):
+                owner = (message.routing_key or "").partition(".")[0]
+                tries = attempts_in(message.header.properties.headers) + 1
+                _put(seen, owner, message.body, Place.WAITING, f"waiting for try {tries}")
+        for participant in graph.participants:
+            name = participant.name
+            backlog = await broker.backlog(connection, queues_of(participant))
+            for key in backlog.waiting:
+                queued = Where(Place.QUEUED, f"waiting in the queues of {name}, which nobody reads")
+                seen.found.setdefault((name, key), queued)
+            if backlog.read:
+                seen.ready[name] = backlog.ready
+        for participant in graph.participants:
+            name = participant.name
+            for message in await broker.look_through(connection, dead_letter_queue(name)):
+                copy = copy_of(message, name, utc_now())
+                seen.dead.append(copy)
+                said = f"a dead letter in {dead_letter_queue(name)}: {_error(copy)}"
+                _put(seen, name, message.body, Place.DEAD, said)
+    except ReconcileError as error:
+        raise HistoryError(str(error)) from error
+    except (aiormq.exceptions.AMQPError, ConnectionError) as error:
+        raise BrokerError(
+            f"RabbitMQ at {printable(deployment.amqp_url)} failed while it was read: {error}"
+        ) from error
+    finally:
+        await connection.close()
+    for letter in letters:
+        if letter.state in HERE:
+            where = Where(Place.DEAD, f"dead letter {letter.number}: {_error(letter)}")
+        elif letter.state in SETTLED:
+            where = Where(Place.SETTLED, f"dead letter {letter.number}, {letter.state} by a person")
+        else:
+            continue
+        seen.found[letter.participant, letter.inbox_id] = where
+    return seen
+
+
+def _put(seen: Whereabouts, participant: str, body: bytes, place: Place, detail: str) -> None:
+    if event_id := event_id_of(body):
+        seen.found[participant, event_id] = Where(place, detail)
+
+
+def _error(letter: Copy | Letter) -> str:
+    return f"{letter.error_type or letter.reason}: {letter.error}".rstrip(": ")

@@ -1,0 +1,295 @@
+"""Asking about orders: a broker holds what waits, a store what is dead, and a file the past."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import aio_pika
+import pytest
+from aio_pika.abc import AbstractChannel
+
+from common.kernel.database import open_database
+from common.kernel.tables import utc_now
+from common.messaging.publisher import message_of
+from common.messaging.topology import (
+    DEAD_EXCHANGE,
+    apply,
+    topology_of,
+    wait_queue,
+)
+from history_service import store
+from history_service.domain import OrderView, Status
+from history_service.store import TABLES
+from inventory_service.domain import AddStock, Reservation, ReservationStatus
+from order_service.domain import CancelOrder, Order, OrderStatus
+from payment_service.domain import Payment, PaymentStatus
+from saga.deployment import Deployment
+from saga.discovery import choreography
+from saga.dlq.desk import open_desk
+from saga.dlq.store import Selection
+from saga.history import HistoryError, InputError
+from saga.history.sequence import Kind
+from saga.history.trace import Trace, past, stuck, trace
+from saga.history.whereabouts import Place
+from tests.play import Delivery, Play
+
+GRAPH = choreography()
+
+
+@dataclass
+class Scene:
+    """A history that holds what was played, and a broker for what is on its way."""
+
+    deployment: Deployment
+    channel: AbstractChannel
+    play: Play
+
+    async def record(self) -> None:
+        """Have the history keep what was played; what is known already is not kept twice."""
+        database = await open_database(self.deployment.database_urls["history"], TABLES)
+        facts = [store.Fact(event, event.to_bytes()) for event in self.play.events]
+        await database.transaction(lambda c: store.append(c, facts, self.play.at))
+        await database.close()
+
+    async def put(self, delivery: Delivery, exchange: str, key: str, **headers: str | int) -> None:
+        message = message_of(delivery.event.to_bytes())
+        message.headers.update(
+            {f"x-saga-{name.replace('_', '-')}": value for name, value in headers.items()}
+        )
+        target = (
+            await self.channel.get_exchange(exchange, ensure=False)
+            if exchange
+            else self.channel.default_exchange
+        )
+        await target.publish(message, key)
+
+    async def trace(self, order: str) -> Trace:
+        return await trace(self.deployment, GRAPH, order)
+
+    async def where(self, order: str) -> tuple[Place, str]:
+        found = await self.trace(order)
+        (debt,) = found.debts
+        assert found.whereabouts is not None
+        assert debt.event is not None
+        where = found.whereabouts.of(debt.participant, debt.event.id)
+        assert found.diagram.rows[-1].kind is Kind.OWED
+        assert where.detail in found.diagram.rows[-1].note
+        return where.place, where.detail
+
+
+@pytest.fixture
+async def scene(amqp_url: str, tmp_path: Path) -> AsyncIterator[Scene]:
+    deployment = Deployment(
+        amqp_url=amqp_url,
+        http_urls={},
+        database_urls={"history": f"sqlite:///{tmp_path / 'history.db'}"},
+        sandbox_url="",
+        dead_letters_url=f"sqlite:///{tmp_path / 'dead_letters.db'}",
+    )
+    connection = await aio_pika.connect(amqp_url)
+    play = Play(at=utc_now(), tick=timedelta(milliseconds=5))
+    play.give("inventory", AddStock(sku="tea", quantity=99, unit_price_cents=250, currency="EUR"))
+    async with connection:
+        channel = await connection.channel()
+        await apply(topology_of(GRAPH), channel)
+        yield Scene(deployment, channel, play)
+
+
+async def unpaid(scene: Scene) -> tuple[str, Delivery]:
+    """An order whose charge failed, and what payment had in its hands then."""
+    scene.play.provider_down = True
+    order = scene.play.place()
+    scene.play.deliver()
+    await scene.record()
+    return order, scene.play.failed.pop()
+
+
+# --- where the event is that somebody owes an answer to ------------------------------------------
+
+
+async def test_an_event_that_waits_for_its_next_try_is_found(scene: Scene) -> None:
+    order, delivery = await unpaid(scene)
+    await scene.put(delivery, wait_queue(3_600_000), "payment.normal", attempts=2)
+
+    assert await scene.where(order) == (Place.WAITING, "waiting for try 3")
+
+
+async def test_an_event_in_a_queue_that_nobody_reads_is_found(scene: Scene) -> None:
+    order, delivery = await unpaid(scene)
+    await scene.put(delivery, "", "payment.normal")
+
+    place, detail = await scene.where(order)
+    assert place is Place.QUEUED
+    assert detail == "waiting in the queues of payment, which nobody reads"
+
+
+async def test_an_event_whose_queues_are_read_is_in_hand(scene: Scene) -> None:
+    order, _ = await unpaid(scene)
+    queue = await scene.channel.get_queue("payment.normal", ensure=False)
+
+    async def read(_: object) -> None: ...
+
+    await queue.consume(read)
+
+    place, detail = await scene.where(order)
+    assert place is Place.IN_HAND
+    assert "in the hands of payment" in detail
+
+
+async def test_a_dead_event_is_found_in_its_queue_and_then_in_the_store(scene: Scene) -> None:
+    order, delivery = await unpaid(scene)
+    died = (scene.play.at + timedelta(seconds=7)).isoformat()
+    failed: dict[str, str | int] = {"reason": "failed", "error_type": "Away", "error": "no answer"}
+    await scene.put(delivery, DEAD_EXCHANGE, "payment", last_failed_at=died, attempts=4, **failed)
+
+    place, detail = await scene.where(order)
+    assert (place, detail) == (Place.DEAD, "a dead letter in payment.dlq: Away: no answer")
+    dead = (await scene.trace(order)).diagram.rows[2]
+    assert (dead.kind, dead.label) == (
+        Kind.DEAD,
+        "stock.reserved is dead letter after 4 tries",
+    )
+
+    async with open_desk(scene.deployment, GRAPH) as desk:
+        place, detail = await scene.where(order)
+        assert (place, detail) == (Place.DEAD, "dead letter 1: Away: no answer")
+        desk.store.discard(Selection(numbers=(1,)), "the customer has called")
+    place, detail = await scene.where(order)
+    assert (place, detail) == (Place.SETTLED, "dead letter 1, discarded by a person")
+    rows = (await scene.trace(order)).diagram.rows
+    assert [(row.kind, row.label) for row in rows[2:4]] == [
+        (Kind.DEAD, "stock.reserved is dead letter 1 after 4 tries"),
+        (Kind.SETTLED, "dead letter 1 discarded"),
+    ]
+
+
+async def test_an_event_that_is_nowhere_is_said_to_be(scene: Scene) -> None:
+    order, _ = await unpaid(scene)
+
+    place, detail = await scene.where(order)
+    assert place is Place.NOWHERE
+    assert "saga reconcile" in detail
+
+
+async def test_asking_leaves_everything_where_it_is(scene: Scene) -> None:
+    order, delivery = await unpaid(scene)
+    await scene.put(delivery, wait_queue(3_600_000), "payment.normal", attempts=2)
+    first = await scene.where(order)
+
+    assert await scene.where(order) == first
+
+
+# --- stuck ---------------------------------------------------------------------------------------
+
+
+async def test_stuck_lists_who_owes_what_for_too_long_and_nobody_else(scene: Scene) -> None:
+    play = scene.play
+    play.place()
+    play.deliver()  # confirmed
+    rejected = play.place(quantity=1_000)
+    play.deliver()
+    cancelled = play.place()
+    play.down = {"order"}
+    play.deliver()
+    play.give("order", CancelOrder(order_id=UUID(cancelled)))
+    play.down = {"inventory"}
+    play.deliver()
+    play.waiting.clear()  # inventory never heard of the cancellation
+    play.down = set()
+    order, delivery = await unpaid(scene)
+    await scene.put(delivery, wait_queue(3_600_000), "payment.normal", attempts=2)
+
+    found, seen = await stuck(scene.deployment, GRAPH, now=play.at + timedelta(seconds=5))
+    assert found == []
+
+    later = play.at + timedelta(hours=1)
+    found, seen = await stuck(scene.deployment, GRAPH, now=later)
+    owed = [(one.story.order_id, [d.participant for d in one.debts]) for one in found]
+    assert rejected not in dict(owed)
+    assert owed == [(cancelled, ["inventory"]), (order, ["payment", "order"])]
+    (debt, end) = found[1].debts
+    assert debt.event is not None
+    assert seen.of("payment", debt.event.id).place is Place.WAITING
+    assert (end.event, end.answers) == (None, ("order.cancelled",))
+
+
+# --- the past ------------------------------------------------------------------------------------
+
+
+async def test_an_order_and_its_participants_are_shown_as_they_were(scene: Scene) -> None:
+    order = scene.play.place()
+    scene.play.deliver()
+    await scene.record()
+    placed, reserved, charged, confirmed = scene.play.about(order)
+
+    async def told(**when: object) -> tuple[object, ...]:
+        found = await past(scene.deployment, GRAPH, order, **when)  # type: ignore[arg-type]  # at or before
+        assert isinstance(found.view, OrderView)
+        kinds = {type(state): state for states in found.states.values() for state in states}
+        return found.view.status, *(
+            getattr(kinds.get(kind), "status", None) for kind in (Order, Reservation, Payment)
+        )
+
+    pending, held, paid = OrderStatus.PENDING, ReservationStatus.HELD, PaymentStatus.CHARGED
+    assert await told(at=placed.time) == (Status.PENDING, pending, None, None)
+    assert await told(at=reserved.time) == (Status.PENDING, pending, held, None)
+    assert await told(before=confirmed.id) == (Status.PENDING, pending, held, paid)
+    assert await told(before=charged.id) == (Status.PENDING, pending, held, None)
+    assert await told(before=placed.id) == (Status.UNKNOWN, None, None, None)
+    assert await told() == (Status.CONFIRMED, OrderStatus.CONFIRMED, held, paid)
+
+
+async def test_before_an_event_means_without_what_it_led_to_whatever_the_clocks_say(
+    scene: Scene,
+) -> None:
+    order = scene.play.place()
+    scene.play.deliver()
+    slow = timedelta(hours=1)
+    scene.play.events = [
+        event.model_copy(update={"time": event.time - slow}) if "order" in event.source else event
+        for event in scene.play.events
+    ]
+    await scene.record()
+    _, reserved, charged, confirmed = scene.play.about(order)
+
+    assert (await past(scene.deployment, GRAPH, order, before=reserved.id)).events == 1
+    assert (await past(scene.deployment, GRAPH, order, before=charged.id)).events == 2
+    assert (await past(scene.deployment, GRAPH, order, before=confirmed.id)).events == 3
+
+
+# --- bad questions -------------------------------------------------------------------------------
+
+
+async def test_bad_questions_are_refused_with_a_reason(scene: Scene) -> None:
+    order = scene.play.place()
+    await scene.record()
+    unknown = str(uuid4())
+    with pytest.raises(InputError, match=f"nobody knows an order {unknown}$"):
+        await scene.trace(unknown)
+    early = scene.play.events[0].time - timedelta(days=1)
+    with pytest.raises(InputError, match="had no event by"):
+        await past(scene.deployment, GRAPH, order, at=early)
+    with pytest.raises(InputError, match="--before nothing: no such event about order"):
+        await past(scene.deployment, GRAPH, order, before="nothing")
+    without = scene.deployment.model_copy(update={"database_urls": {}})
+    with pytest.raises(HistoryError, match="no history service"):
+        await trace(without, GRAPH, order)
+
+
+async def test_where_the_head_was_trimmed_an_unknown_order_may_have_been_there(
+    scene: Scene,
+) -> None:
+    await scene.record()
+    database = await open_database(scene.deployment.database_urls["history"], TABLES)
+    gap = store.gaps.insert().values(first=0, last=4_711, noticed_at=scene.play.at)
+    await database.transaction(lambda c: c.execute(gap))
+    await database.close()
+    with pytest.raises(InputError, match="the history lacks the stream's offsets 0 to 4711"):
+        await scene.trace(str(uuid4()))
+    order = scene.play.place()
+    await scene.record()
+    assert (await scene.trace(order)).gaps == [(0, 4_711)]
