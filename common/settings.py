@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Final, TypeVar
 
@@ -12,6 +13,10 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from common.telemetry import LogFormat
 
 INBOX_DAYS: Final = 90.0
+
+
+SECRETS_DIR = "SECRETS_DIR"
+"""Names the folder of the settings that are no environment's business."""
 
 
 class SettingsError(Exception):
@@ -98,9 +103,15 @@ S = TypeVar("S", bound=BaseSettings)
 
 
 def load(kind: type[S]) -> S:
-    """Settings from the environment. Raises `SettingsError`."""
+    """Settings from the environment, and from files in the folder that `SECRETS_DIR` names, each
+    named as its setting (`amqp_url`); the environment counts more. Raises `SettingsError`."""
+    secrets = os.environ.get(SECRETS_DIR) or None
+    if secrets is not None and not Path(secrets).is_dir():
+        raise SettingsError(
+            f"{SECRETS_DIR} names {secrets}, which is no folder: mount it, or unset it"
+        )
     try:
-        return kind()
+        return kind(_secrets_dir=secrets)
     except ValidationError as error:
         problems = "; ".join(
             f"{'_'.join(map(str, problem['loc'])).upper()}: {problem['msg']}"

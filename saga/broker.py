@@ -88,8 +88,8 @@ async def put_users(
     if folder is None:
         return False
     deployment = Deployment.load(folder)
-    if not deployment.amqp_urls:
-        return False
+    if not deployment.amqp_urls or not (folder / NODE_FOLDER).is_dir():
+        return False  # that is no private node
     known = {user: yarl.URL(url).password or "" for user, url in deployment.amqp_urls.items()}
     file = folder / NODE_FOLDER / USERS_FILE
     write_secret(file, text(definitions(Topology(), users, passwords=known)))

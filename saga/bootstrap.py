@@ -1,0 +1,167 @@
+"""The secrets of a deployment in containers, made once: who logs in where, and with what.
+
+    python -m saga.bootstrap /secrets --broker rabbitmq --database-host postgres
+
+Every container gets a folder of its own below the given one, as a volume that no other container
+has. What is there already stays, so that this may run at each start.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import yarl
+
+from common.choreography import Choreography
+from common.messaging.definitions import definitions, password_hash, text
+from common.messaging.permissions import OPERATOR, users_of
+from common.messaging.topology import Topology
+from saga.deployment import FILE_NAME, Deployment
+from saga.discovery import choreography
+from saga.passwords import PASSWORD_BYTES, new_passwords
+
+ADMINISTRATOR: Final = "admin"
+"""Of the broker: for its management pages."""
+OPERATORS_FOLDER: Final = "operator"
+HTTP_PORT: Final = 8000
+PROVIDER_URL: Final = "sqlite:////data/provider.db"
+DEAD_LETTERS_URL: Final = "sqlite:////data/dead_letters.db"
+
+# A volume is all that keeps these from others; who reads them in a container is the image's matter.
+_READABLE: Final = 0o444
+_OWNER_ONLY: Final = 0o400
+
+
+def bootstrap(
+    folder: Path,
+    graph: Choreography,
+    *,
+    brokers: Sequence[str],
+    database_host: str,
+    replicas: int = 1,
+    cookies: Sequence[Path] = (),
+) -> None:
+    """Make what is missing in `folder`, and a cookie for the nodes of a cluster.
+
+    `brokers` and `database_host` are host names, as the containers see them; the second and
+    further replicas of a service are at `<service>-2` and so on.
+    """
+    marker = folder / OPERATORS_FOLDER / FILE_NAME
+    names = [service.name for service in graph.services]
+    users = users_of(graph)
+    if marker.exists():
+        known = Deployment.model_validate_json(marker.read_text())
+        passwords = {user: yarl.URL(url).password or "" for user, url in known.amqp_urls.items()}
+        roles = {name: yarl.URL(url).password or "" for name, url in known.database_urls.items()}
+    else:
+        passwords, roles = {}, {}
+    passwords = new_passwords(user.name for user in users) | passwords
+    roles = new_passwords(names) | roles
+    administrator = _kept(folder / OPERATORS_FOLDER / "rabbitmq-admin-password")
+
+    amqp_urls = {user: _amqp_url(user, password, brokers) for user, password in passwords.items()}
+    database_urls = {
+        name: f"postgresql://{name}:{password}@{database_host}/{name}"
+        for name, password in roles.items()
+    }
+    for name in names:
+        _write(folder / name / "amqp_url", amqp_urls[name])
+        _write(folder / name / "database_url", database_urls[name])
+        _write(folder / "postgres" / "roles" / name, roles[name])
+    _kept(folder / "postgres" / "superuser")
+    _kept(folder / "grafana" / "admin-password")
+    document = definitions(Topology(), users, passwords=passwords)
+    _add_administrator(document, administrator)
+    _write(folder / "rabbitmq" / "definitions.json", text(document))
+    cookie = _kept(folder / OPERATORS_FOLDER / "erlang-cookie")
+    for node in cookies:
+        _write(node / ".erlang.cookie", cookie, _OWNER_ONLY)
+    deployment = Deployment(
+        amqp_url=amqp_urls[OPERATOR],
+        amqp_urls=amqp_urls,
+        http_urls=_http_urls(graph, replicas),
+        database_urls=database_urls,
+        sandbox_url=PROVIDER_URL,
+        dead_letters_url=DEAD_LETTERS_URL,
+    )
+    _write(marker, deployment.model_dump_json(indent=2) + "\n")  # last: it says that all is there
+
+
+def _amqp_url(user: str, password: str, brokers: Sequence[str]) -> str:
+    first, *others = brokers
+    url = yarl.URL.build(scheme="amqp", user=user, password=password, host=first, path="/")
+    return str(url.update_query(also=",".join(others)) if others else url)
+
+
+def _http_urls(graph: Choreography, replicas: int) -> dict[str, tuple[str, ...]]:
+    def urls(name: str, count: int) -> tuple[str, ...]:
+        further = [f"{name}-{number}" for number in range(2, count + 1)]
+        return tuple(f"http://{host}:{HTTP_PORT}" for host in (name, *further))
+
+    observers = {service.name: urls(service.name, 1) for service in graph.observers}
+    return {p.name: urls(p.name, replicas) for p in graph.participants} | observers
+
+
+def _add_administrator(document: dict[str, Any], password: str) -> None:
+    everything = {"configure": ".*", "write": ".*", "read": ".*"}
+    document["users"].append(
+        {
+            "name": ADMINISTRATOR,
+            "tags": ["administrator"],
+            "password_hash": password_hash(password),
+            "hashing_algorithm": "rabbit_password_hashing_sha256",
+        }
+    )
+    document["permissions"].append({"user": ADMINISTRATOR, "vhost": "/", **everything})
+
+
+def _kept(file: Path) -> str:
+    """The secret in a file, which is made if it is not there."""
+    if not file.exists():
+        _write(file, secrets.token_urlsafe(PASSWORD_BYTES))
+    return file.read_text()
+
+
+def _write(file: Path, content: str, mode: int = _READABLE) -> None:
+    """Write a file in one go: whoever finds it finds all of it."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    new = file.with_name(f"{file.name}.new")
+    new.unlink(missing_ok=True)
+    with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w") as stream:
+        os.fchmod(stream.fileno(), mode)
+        stream.write(content)
+    new.rename(file)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("folder", type=Path, help="has a folder for each container")
+    parser.add_argument("--broker", action="append", required=True, metavar="HOST")
+    parser.add_argument("--database-host", required=True, metavar="HOST")
+    parser.add_argument("--replicas", type=int, default=1, help="of each service")
+    parser.add_argument(
+        "--cookie",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FOLDER",
+        help="a RabbitMQ node's home, for the cookie of a cluster",
+    )
+    arguments = parser.parse_args()
+    bootstrap(
+        arguments.folder,
+        choreography(),
+        brokers=arguments.broker,
+        database_host=arguments.database_host,
+        replicas=arguments.replicas,
+        cookies=arguments.cookie,
+    )
+
+
+if __name__ == "__main__":
+    main()

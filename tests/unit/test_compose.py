@@ -1,0 +1,229 @@
+"""The compose files are what the specification takes, and what they say about containers holds."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from common.settings import Settings
+from saga import bootstrap
+from saga.discovery import choreography, services
+
+ROOT = Path(__file__).parents[2]
+SCHEMA = json.loads((ROOT / "tests/data/compose/compose-spec.json").read_text())
+SINGLE, ADDED = (
+    yaml.safe_load((ROOT / name).read_text()) for name in ("compose.yaml", "compose.cluster.yaml")
+)
+
+Document = dict[str, Any]
+PINNED = re.compile(r"[a-z0-9./-]+:v?\d+\.\d+(\.\d+)?[a-z0-9.-]*")
+ONLY_ONCE = ("command", "entrypoint", "test")
+"""What a second file replaces; other lists are added to."""
+
+
+def merged(one: Any, other: Any, key: str = "") -> Any:
+    """As compose reads two files: https://github.com/compose-spec/compose-spec/13-merge.md"""
+    if isinstance(one, dict) and isinstance(other, dict):
+        common = {name: merged(one[name], other[name], name) for name in one.keys() & other.keys()}
+        return one | other | common
+    if isinstance(one, list) and isinstance(other, list) and key not in ONLY_ONCE:
+        return one + other
+    return other
+
+
+CLUSTER = merged(SINGLE, ADDED)
+BOTH = pytest.mark.parametrize("document", [SINGLE, CLUSTER], ids=["single", "cluster"])
+OURS = "localhost/order-saga"
+
+
+def ours(document: Document) -> dict[str, Document]:
+    found: dict[str, Document] = document["services"]
+    return {name: service for name, service in found.items() if service["image"].startswith(OURS)}
+
+
+def reacting(document: Document) -> dict[str, Document]:
+    """The containers of services, replicas included."""
+    return {name: s for name, s in ours(document).items() if "_service.app" in str(s["command"])}
+
+
+def mounts(service: Document) -> Iterator[tuple[str, str, str]]:
+    """Source, target and options of every mount."""
+    for mount in service.get("volumes", []):
+        source, target, *options = mount.split(":")
+        yield source, target, ",".join(options)
+
+
+@pytest.mark.parametrize("document", [SINGLE, ADDED, CLUSTER], ids=["single", "added", "cluster"])
+def test_a_compose_file_is_what_the_specification_takes(document: Document) -> None:
+    jsonschema.Draft7Validator(SCHEMA).validate(document)
+
+
+@BOTH
+def test_every_service_has_a_container_and_no_other_does(document: Document) -> None:
+    commands = {" ".join(service["command"]) for service in reacting(document).values()}
+
+    assert commands == {f"python3 -m {package}.app" for package in services()}
+
+
+def test_the_cluster_has_three_nodes_and_two_replicas_of_each_participant() -> None:
+    nodes = [s for s in CLUSTER["services"].values() if "/rabbitmq:" in s["image"]]
+    assert len({node["hostname"] for node in nodes}) == 3
+    for participant in choreography().participants:
+        command = ["python3", "-m", f"{participant.name}_service.app"]
+        replicas = [s for s in reacting(CLUSTER).values() if s["command"] == command]
+        assert len(replicas) == 2
+
+
+def test_a_replica_is_as_the_first_one_but_for_its_port_and_its_name() -> None:
+    apart = ("ports", "networks")
+    for name, service in reacting(CLUSTER).items():
+        first = CLUSTER["services"][name.removesuffix("-2")]
+        assert service | dict.fromkeys(apart) == first | dict.fromkeys(apart)
+
+
+@BOTH
+def test_ports_are_published_on_loopback_only_and_each_once(document: Document) -> None:
+    ports = [port for service in document["services"].values() for port in service.get("ports", [])]
+
+    assert ports
+    assert all(port.startswith("127.0.0.1:") for port in ports)
+    assert len({port.split(":")[1] for port in ports}) == len(ports)
+
+
+@BOTH
+def test_every_image_is_pinned(document: Document) -> None:
+    for service in document["services"].values():
+        assert PINNED.fullmatch(service["image"]), service["image"]
+    (base,) = re.findall(r"^ARG BASE=(.*)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    assert PINNED.fullmatch(base)
+
+
+@BOTH
+def test_every_file_that_is_mounted_exists_and_every_volume_is_declared(
+    document: Document,
+) -> None:
+    for service in document["services"].values():
+        for source, _, options in mounts(service):
+            if source.startswith("."):
+                assert (ROOT / source).exists(), source
+                assert "ro" in options.split(",")
+            else:
+                assert source in document["volumes"]
+    used = {source for s in document["services"].values() for source, _, _ in mounts(s)} - {
+        source for source in document["volumes"] if source.startswith(".")
+    }
+    assert document["volumes"].keys() <= used
+
+
+@BOTH
+def test_no_secret_is_in_an_environment(document: Document) -> None:
+    for service in document["services"].values():
+        for name, value in service.get("environment", {}).items():
+            secret = re.search(r"PASSWORD|SECRET|TOKEN|COOKIE|_URL", name)
+            assert secret is None or str(value).startswith("/"), name
+            assert "@" not in str(value)
+
+
+@BOTH
+def test_secrets_are_mounted_by_their_container_alone_and_read_only(document: Document) -> None:
+    holders: dict[str, set[str]] = {}
+    for name, service in document["services"].items():
+        for source, target, options in mounts(service):
+            if source.endswith("-secrets") and name != "init":
+                assert (target, options) == ("/run/secrets", "ro")
+                holders.setdefault(source, set()).add(str(service["image"]))
+                if source not in ("operator-secrets", "rabbitmq-secrets"):
+                    assert name.removesuffix("-2") == source.removesuffix("-secrets")
+    assert all(len(images) == 1 for images in holders.values())
+
+
+@BOTH
+def test_our_containers_can_do_nothing_but_their_work(document: Document) -> None:
+    for name, service in ours(document).items():
+        assert service["read_only"] is True, name
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert service.get("user") == ("0:0" if name == "init" else None)
+    assert re.findall(r"^USER (.*)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE) == [
+        "10001:10001"
+    ]
+
+
+@BOTH
+def test_a_service_is_given_longer_to_stop_than_it_takes_to_drain(document: Document) -> None:
+    drain_seconds = Settings.model_fields["drain_seconds"].default
+    for service in reacting(document).values():
+        # It waits so long for its consumers, and so long again for what they began.
+        assert float(service["stop_grace_period"].removesuffix("s")) > 2 * drain_seconds
+
+
+@BOTH
+def test_everything_that_goes_on_is_watched(document: Document) -> None:
+    without = {
+        name
+        for name, service in document["services"].items()
+        if service["restart"] == "unless-stopped" and "healthcheck" not in service
+    }
+
+    assert without == {"exporter", "tempo"}  # which nobody waits for
+
+
+@BOTH
+def test_nothing_starts_before_what_it_depends_on(document: Document) -> None:
+    conditions = {"service_healthy": "healthcheck", "service_completed_successfully": "command"}
+    for service in document["services"].values():
+        for name, how in service.get("depends_on", {}).items():
+            assert conditions[how["condition"]] in document["services"][name]
+
+
+@BOTH
+def test_secrets_are_made_for_the_hosts_that_there_are(
+    document: Document, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hosts = {
+        alias
+        for name, service in document["services"].items()
+        for alias in (name, *service.get("networks", {}).get("default", {}).get("aliases", []))
+    }
+    command = shlex.join(document["services"]["init"]["command"])
+    command = command.replace("/secrets", str(tmp_path)).replace("/nodes", str(tmp_path / "nodes"))
+    _, _, module, *arguments = shlex.split(command)
+    assert module == bootstrap.__name__
+    monkeypatch.setattr("sys.argv", [module, *arguments])
+    bootstrap.main()
+
+    found = [file.read_text() for file in tmp_path.rglob("*_url")]
+    named = set(itertools.chain(*map(partial(re.findall, r"@([\w-]+)|also=([\w,-]+)"), found)))
+    for host, more in named:
+        assert {host, *more.split(",")} - {""} <= hosts
+    folders = {file.relative_to(tmp_path).parts[0] for file in tmp_path.rglob("*")} - {"nodes"}
+    volumes = {target for _, target, _ in mounts(document["services"]["init"])}
+    assert {f"/secrets/{folder}" for folder in folders} == {v for v in volumes if "secrets" in v}
+
+
+@BOTH
+def test_prometheus_scrapes_hosts_that_there_are(document: Document) -> None:
+    scraped = yaml.safe_load((ROOT / "monitoring/prometheus.yml").read_text())["scrape_configs"]
+    names = {name for job in scraped for c in job["dns_sd_configs"] for name in c["names"]}
+
+    assert names <= document["services"].keys()
+
+
+def test_a_node_of_the_cluster_is_named_as_the_others_look_for_it() -> None:
+    conf = (ROOT / "deploy/rabbitmq-cluster.conf").read_text()
+    nodes = re.findall(r"^cluster_formation\.classic_config\.nodes\.\d = rabbit@(.*)$", conf, re.M)
+
+    hosts = [s for s in CLUSTER["services"].values() if "/rabbitmq:" in s["image"]]
+    assert sorted(nodes) == sorted(host["hostname"] for host in hosts)
+    for host in hosts:
+        assert host["hostname"] in host["networks"]["default"]["aliases"]
