@@ -48,8 +48,8 @@ def bootstrap(
 ) -> None:
     """Make what is missing in `folder`, and a cookie for the nodes of a cluster.
 
-    `brokers` and `database_host` are host names, as the containers see them; the second and
-    further replicas of a service are at `<service>-2` and so on.
+    `brokers` and `database_host` are hosts, with ports if need be, as the containers see them; the
+    second and further replicas of a service are at `<service>-2` and so on.
     """
     marker = folder / OPERATORS_FOLDER / FILE_NAME
     names = [service.name for service in graph.services]
@@ -94,7 +94,7 @@ def bootstrap(
 
 def _amqp_url(user: str, password: str, brokers: Sequence[str]) -> str:
     first, *others = brokers
-    url = yarl.URL.build(scheme="amqp", user=user, password=password, host=first, path="/")
+    url = yarl.URL(f"amqp://{first}/").with_user(user).with_password(password)
     return str(url.update_query(also=",".join(others)) if others else url)
 
 
