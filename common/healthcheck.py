@@ -1,6 +1,8 @@
 """Whether the service in this container is ready: exit status 0 if it is.
 
-python -m common.healthcheck
+python -m common.healthcheck [PATH]
+
+Asks `/readyz`, or another path, on loopback and the port in `HTTP_PORT`.
 """
 
 from __future__ import annotations
@@ -12,17 +14,17 @@ import sys
 TIMEOUT_SECONDS = 4.0
 
 
-def ready(port: int) -> bool:
-    """Whether `/readyz` on loopback says so."""
+def ready(port: int, path: str) -> bool:
+    """Whether that answers, and with success."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT_SECONDS)
     try:
-        connection.request("GET", "/readyz")
+        connection.request("GET", path)
         return connection.getresponse().status == http.client.OK
-    except OSError:
+    except (OSError, http.client.HTTPException):
         return False
     finally:
         connection.close()
 
 
 if __name__ == "__main__":
-    sys.exit(not ready(int(os.environ["HTTP_PORT"])))
+    sys.exit(not ready(int(os.environ["HTTP_PORT"]), *(sys.argv[1:] or ["/readyz"])))

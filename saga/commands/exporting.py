@@ -35,8 +35,12 @@ def exporter(
     from saga.deployment import Deployment
 
     deployment = Deployment.load(data_dir)
+    from common.settings import Settings, load
+    from common.telemetry import configure_logging
     from saga.exporter import Exporter
 
+    settings = load(Settings)
+    configure_logging("exporter", settings.log_level, settings.log_format)
     with Exporter(deployment, host=host, port=port) as serving:
         remark(f"serving on {serving.url}")
         try:
