@@ -151,6 +151,7 @@ async def started(
         folder / vhost,
         amqp_url=node.amqp_url + vhost,
         database=variant.database,
+        only=SERVICES,
         disposable=True,
         environment={**variant.environment, **environment, "LOG_LEVEL": "WARNING"},
     )

@@ -27,6 +27,7 @@ Sku = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 # Printable: no database has to store control characters.
 Customer = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{1,128}$")]
 Reference = Annotated[str, Field(max_length=255)]
+Detail = Annotated[str, Field(max_length=255)]
 Quantity = Annotated[int, Field(ge=1, le=QUANTITY_MAX)]
 UnitPriceCents = Annotated[int, Field(ge=1, le=UNIT_PRICE_MAX_CENTS)]
 AmountCents = Annotated[int, Field(ge=1, le=LINES_MAX * QUANTITY_MAX * UNIT_PRICE_MAX_CENTS)]
@@ -228,6 +229,55 @@ class PaymentVoided(OrderEvent):
 
     type: ClassVar[str] = "payment.voided"
     role: ClassVar[Role] = Role.COMPENSATION
+    final: ClassVar[bool] = True
+
+
+class LetterKind(StrEnum):
+    """What a mail to a customer tells."""
+
+    CONFIRMED = "confirmed"
+    CANCELLED = "cancelled"
+
+
+class Letter(_Part):
+    """What a mail to a customer says; the words, and the address, are notification's."""
+
+    kind: LetterKind
+    customer: Customer
+    currency: Currency | None = None
+    total_cents: AmountCents | None = None
+    reason: CancellationReason | None = None
+
+
+class NotificationBegun(OrderEvent):
+    """The customer is to be mailed how the order ended, and may have been from here on."""
+
+    type: ClassVar[str] = "notification.begun"
+    final: ClassVar[bool] = True
+
+    letter: Letter
+
+
+class NotificationSent(OrderEvent):
+    """The mail was accepted for delivery."""
+
+    type: ClassVar[str] = "notification.sent"
+    final: ClassVar[bool] = True
+
+
+class NotificationUnconfirmed(OrderEvent):
+    """Nobody knows whether the mail was accepted; it is for a person to decide what to do."""
+
+    type: ClassVar[str] = "notification.unconfirmed"
+    final: ClassVar[bool] = True
+
+    detail: Detail
+
+
+class NotificationDismissed(OrderEvent):
+    """A person decided that an unconfirmed mail is not sent again."""
+
+    type: ClassVar[str] = "notification.dismissed"
     final: ClassVar[bool] = True
 
 

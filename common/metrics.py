@@ -187,6 +187,12 @@ orders_turned_away = Counter(
 orders_pending = Gauge("saga_orders_pending", "Orders that have not ended.")
 orders_overdue = Gauge("saga_orders_overdue", "Orders that have not ended by their deadline.")
 
+# --- notifications ----------------------------------------------------------------------------
+
+notifications_unknown = Gauge(
+    "saga_notifications_unknown", "Mails of which nobody knows whether they were sent."
+)
+
 # --- the history ------------------------------------------------------------------------------
 
 _recorded = Counter(

@@ -22,7 +22,7 @@ from common.kernel.outbox import Outbox
 from common.kernel.step import Decision
 from common.kernel.tables import Clock, Tables, utc_now
 from common.message import Intent
-from common.messaging.consumer import Consumer
+from common.messaging.consumer import PREFETCH, Consumer
 from common.messaging.publisher import BrokerPublisher
 from common.settings import Settings
 from common.web import create_app
@@ -62,6 +62,8 @@ class Service:
     figures: metrics.Figures | None = None
     """Gauges of its own that are read from its database."""
     close: Callable[[], Awaitable[None]] | None = None
+    prefetch: int = PREFETCH
+    """Messages of one queue that may be in the works at once."""
 
 
 def main(build: Callable[[S], Service], kind: type[S]) -> None:
@@ -93,6 +95,7 @@ def process_of(service: Service, settings: Settings) -> process.Process:
             publisher,
             settings.broker_url,
             drain_seconds=settings.drain_seconds,
+            prefetch=service.prefetch,
         )
         figures = metrics.DatabaseMetrics(name, service.tables, service.figures)
         running = Running(settings, database, service.tables, kernel, outbox)

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -135,6 +135,7 @@ class System:
         amqp_url: str | None = None,
         database: Database = "sqlite",
         replicas: int = 1,
+        only: Collection[str] | None = None,
         disposable: bool = False,
         environment: Mapping[str, str] | None = None,
         broker_plugins: Sequence[str] = (),
@@ -144,7 +145,8 @@ class System:
 
         With `amqp_url` it uses that broker, as that user for all, and does no more there than
         declare the topology; otherwise it has a private node, and on it a user for each service.
-        There are so many `replicas` of each service; SQLite allows of one (`SystemFault`).
+        Of the services there are, `only` these are started, or all; the others' messages wait for
+        them. There are so many `replicas` of each service; SQLite allows of one (`SystemFault`).
         `disposable` data is not kept tidy for a next start, which saves seconds at the stop.
         `environment` is added to the services' own. A private node has these `broker_plugins`.
         `report` is told, a line at a time, what happens.
@@ -155,6 +157,7 @@ class System:
             )
         self.folder = folder.resolve()
         self._replicas = replicas
+        self._only = only
         self.cluster = (
             PostgresCluster(self.folder / _CLUSTER_FOLDER) if database == "postgresql" else None
         )
@@ -328,7 +331,11 @@ class System:
                 f"cannot write in the data folder {self.folder}: {error.strerror}; "
                 f"make it writable, or name another with --data-dir or DATA_DIR"
             ) from error
-        found = {service.name: package for package, service in services().items()}
+        found = {
+            service.name: package
+            for package, service in services().items()
+            if self._only is None or service.name in self._only
+        }
         graph = choreography()
         observers = {observer.name for observer in graph.observers}
         self._check_folder_is_of_this_broker()

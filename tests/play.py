@@ -14,6 +14,7 @@ from common.events import DeclineReason, OrderLine, PlaceOrder
 from common.kernel.step import StateId, react
 from common.kernel.tables import utc_now
 from common.message import Command, Priority
+from notification_service.domain import Result, Send, SendAnswered
 from payment_service.domain import Charge, ChargeAnswered, Refund, RefundAnswered
 from saga.discovery import choreography
 
@@ -115,7 +116,7 @@ class Play:
                 for event in decision.events
                 for reader in self._choreography.reacting_to(event.type)
             )
-            if decision.intent is not None and self.provider_down:
+            if isinstance(decision.intent, Charge | Refund) and self.provider_down:
                 self.failed.append(Delivery(participant.name, cause, attempt + 1))
                 return
             message = self._answer(decision.intent)
@@ -129,4 +130,6 @@ class Play:
         if isinstance(intent, Refund):
             self.refunds.append(intent)
             return RefundAnswered(order_id=intent.order_id)
+        if isinstance(intent, Send):
+            return SendAnswered(order_id=intent.order_id, result=Result.ACCEPTED)
         return None

@@ -88,7 +88,7 @@ def write_script(schema: Schema, message: str) -> Path | None:
     number = f"{int(last or 0) + 1:04}"
     code = render_python_code(operations, render_item=_render_item).splitlines()
     own = "\n".join(line for line in code if not line.lstrip().startswith("#"))
-    body = textwrap.indent(own, "    ").strip()
+    body = textwrap.indent(textwrap.dedent(own), "    ").strip()
     slug = re.sub(r"\W+", "_", message.lower()).strip("_")
     path = schema.migrations / f"v{number}_{slug}.py"
     path.write_text(_TEMPLATE.format(message=message, number=number, last=last, body=body))

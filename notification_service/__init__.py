@@ -1,0 +1,1 @@
+"""Mails customers how their orders ended, and never twice by itself."""

@@ -1,0 +1,213 @@
+"""The notification service: mails customers, and shows to a person what it cannot decide."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from email.message import EmailMessage
+from pathlib import Path
+from typing import Annotated, Self
+from uuid import UUID
+
+from fastapi import APIRouter, Query
+from prometheus_client import Gauge
+from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy.engine import Connection
+
+from common.events import Letter
+from common.kernel.groups import Done
+from common.message import Answer
+from common.metrics import notifications_unknown
+from common.service import Running, Service, main
+from common.settings import Settings, SettingsError
+from common.web import Problem, problems
+from notification_service.domain import (
+    PARTICIPANT,
+    DismissNotification,
+    Notification,
+    NotificationStatus,
+    PutOff,
+    Resend,
+    ResendNotification,
+    Result,
+    Send,
+    SendAnswered,
+)
+from notification_service.mail import (
+    CONNECTIONS_MAX,
+    FolderMailer,
+    Mailer,
+    MailError,
+    MailRefused,
+    MailRejected,
+    MailUnconfirmed,
+    SmtpMailer,
+    Writer,
+    address_book,
+)
+from notification_service.store import NOTIFICATIONS, TABLES, count_unknown, oldest
+
+LISTED_MAX = 500
+DETAIL_MAX = 255
+
+
+class MailSettings(Settings):
+    """The notification service's settings."""
+
+    smtp_url: str | None = None
+    """The mail server; without one, mails are files in `mail_dir`."""
+    smtp_timeout_seconds: Annotated[float, Field(gt=0, le=600)] = 30.0
+    """How long the mail server may take to answer, each time."""
+    mail_dir: Path | None = None
+    """The folder for mails that go to no server; by default `mail` in `data_dir`."""
+    mail_from: str = "orders@shop.example"
+    mail_to: str = "{customer}@customers.example"
+    """The address of a customer who goes by a name."""
+
+
+class NotificationView(BaseModel):
+    """The mail about one order's end. Times are UTC."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    order_id: UUID = Field(validation_alias="key")
+    status: NotificationStatus
+    letter: Letter | None
+    begun_at: datetime | None
+    detail: str
+
+    @classmethod
+    def of(cls, notification: Notification) -> Self:
+        return cls.model_validate(notification)
+
+
+def routes(running: Running) -> APIRouter:
+    """`/notifications`."""
+    router = APIRouter(tags=["notifications"])
+
+    async def find(order_id: UUID) -> Notification:
+        key = str(order_id)
+        found = await running.database.read(lambda connection: NOTIFICATIONS.find(connection, key))
+        if found is None:
+            raise Problem(404, f"there is no notification about order {order_id}")
+        return found
+
+    async def find_unknown(order_id: UUID) -> None:
+        status = (await find(order_id)).status
+        if status is not NotificationStatus.UNKNOWN:
+            raise Problem(
+                409,
+                f"the notification about order {order_id} is {status}; only one that is unknown "
+                f"is for a person to decide",
+                notification_status=status,
+            )
+
+    @router.get("/notifications", responses=problems(422))
+    async def list_(
+        status: NotificationStatus = NotificationStatus.UNKNOWN,
+        limit: Annotated[int, Query(ge=1, le=LISTED_MAX)] = 100,
+    ) -> list[NotificationView]:
+        """The oldest mails that stand there; `unknown` is what a person has to decide on."""
+        found = await running.database.read(lambda connection: oldest(connection, status, limit))
+        return [NotificationView.of(notification) for notification in found]
+
+    @router.get("/notifications/{order_id}", responses=problems(404, 422))
+    async def get(order_id: UUID) -> NotificationView:
+        """The mail about one order's end."""
+        return NotificationView.of(await find(order_id))
+
+    @router.post("/notifications/{order_id}/resend", responses=problems(404, 409, 422, 502))
+    async def resend(order_id: UUID) -> NotificationView:
+        """Send an unknown one, even if that makes two; 502 if it is unknown as before."""
+        await find_unknown(order_id)
+        try:
+            outcome = await running.kernel.give(ResendNotification(order_id=order_id))
+        except (MailRefused, MailRejected, MailUnconfirmed) as error:
+            raise Problem(502, f"{error}; the notification is unknown as before") from error
+        if isinstance(outcome, Done) and not outcome.events:
+            await find_unknown(order_id)  # Somebody else was faster.
+        return NotificationView.of(await find(order_id))
+
+    @router.post("/notifications/{order_id}/dismiss", responses=problems(404, 409, 422))
+    async def dismiss(order_id: UUID) -> NotificationView:
+        """Leave an unknown one as it is."""
+        await find_unknown(order_id)
+        await running.kernel.give(DismissNotification(order_id=order_id))
+        return NotificationView.of(await find(order_id))
+
+    return router
+
+
+def figures(connection: Connection, _: datetime) -> Mapping[Gauge, float]:
+    """How many mails wait for a person."""
+    return {notifications_unknown: count_unknown(connection)}
+
+
+def build_with(writer: Writer, mailer: Mailer) -> Service:
+    """The notification service, with this way to send."""
+
+    def write(intent: Send | Resend) -> EmailMessage:
+        try:
+            return writer.write(intent.order_id, intent.letter)
+        except ValueError as error:
+            raise MailRejected(f"no mail can be written: {error}") from error
+
+    async def send(intent: Send) -> Answer:
+        result, detail = Result.ACCEPTED, ""
+        try:
+            await mailer.send(write(intent))
+        except MailRefused as error:
+            result, detail = Result.REFUSED, str(error)
+        except MailRejected as error:
+            result, detail = Result.REJECTED, str(error)
+        except MailUnconfirmed as error:
+            result, detail = Result.UNKNOWN, str(error)
+        return SendAnswered(order_id=intent.order_id, result=result, detail=detail[:DETAIL_MAX])
+
+    async def resend(intent: Resend) -> Answer:
+        await mailer.send(write(intent))
+        return SendAnswered(order_id=intent.order_id, result=Result.ACCEPTED)
+
+    async def put_off(intent: PutOff) -> Answer:
+        if intent.result is Result.REJECTED:
+            raise MailRejected(intent.detail)
+        raise MailRefused(intent.detail)
+
+    return Service(
+        PARTICIPANT,
+        TABLES,
+        ask={Send: send, Resend: resend, PutOff: put_off},
+        routes=routes,
+        figures=figures,
+        # What is taken and not yet sent when the service is killed is for a person: no more of it
+        # than can be sent at once.
+        prefetch=CONNECTIONS_MAX,
+    )
+
+
+def build(settings: MailSettings) -> Service:
+    """The notification service. Raises `SettingsError`."""
+    variable = "MAIL_TO"
+    try:
+        addresses = address_book(settings.mail_to)
+        variable = "MAIL_FROM"
+        writer = Writer(settings.mail_from, addresses)
+        mailer: Mailer
+        if settings.smtp_url is not None:
+            variable = "SMTP_URL"
+            mailer = SmtpMailer(settings.smtp_url, settings.smtp_timeout_seconds)
+        else:
+            variable = "MAIL_DIR" if settings.mail_dir else "DATA_DIR"
+            mailer = FolderMailer(settings.mail_dir or settings.data_dir / "mail")
+    except MailError as error:
+        raise SettingsError(f"{variable}: {error}") from error
+    return build_with(writer, mailer)
+
+
+def serve() -> None:
+    """Run the service with its settings from the environment."""
+    main(build, MailSettings)
+
+
+if __name__ == "__main__":
+    serve()

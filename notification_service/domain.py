@@ -1,0 +1,221 @@
+"""A mail to the customer when the order has ended: begun, then sent, or left to a person.
+
+A mail cannot be taken back, and a mail server keeps no idempotency keys. So what was being sent
+when the service crashed, or when the connection broke over the text, is not sent again by itself:
+it is `unknown`, until a person has it sent again, or dismisses it. What the server refused is sent
+when the event is tried again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import datetime
+from enum import StrEnum
+from typing import ClassVar, Self
+from uuid import UUID
+
+from common.choreography import Participant, State
+from common.events import (
+    Detail,
+    Letter,
+    LetterKind,
+    NotificationBegun,
+    NotificationDismissed,
+    NotificationSent,
+    NotificationUnconfirmed,
+    OrderCancelled,
+    OrderConfirmed,
+)
+from common.message import Answer, Command, Event, Intent
+from common.retry import Retry
+
+CUT_SHORT = "whoever was sending it did not come to the end"
+
+
+class Result(StrEnum):
+    """What became of a mail that was handed over."""
+
+    ACCEPTED = "accepted"
+    REFUSED = "refused"
+    """It was not accepted now, and may be later."""
+    REJECTED = "rejected"
+    """It was not accepted, and never will be as it is."""
+    UNKNOWN = "unknown"
+
+
+class SendAnswered(Answer):
+    """What the mail server said, or that it said nothing; `detail` tells why."""
+
+    order_id: UUID
+    result: Result
+    detail: Detail = ""
+
+    @property
+    def subject(self) -> str:
+        return str(self.order_id)
+
+
+class _OrderIntent(Intent):
+    answer: ClassVar[type[Answer]] = SendAnswered
+
+    order_id: UUID
+
+    @property
+    def subject(self) -> str:
+        return str(self.order_id)
+
+
+class Send(_OrderIntent):
+    """Hand the mail over, for the first time or after a refusal."""
+
+    letter: Letter
+
+
+class Resend(_OrderIntent):
+    """Hand over again, because a person said so, what may have been sent already."""
+
+    letter: Letter
+
+
+class PutOff(_OrderIntent):
+    """Note that nothing was sent, and fail: trying the event again is what sends it. One that was
+    `rejected` is dead at once."""
+
+    result: Result
+    detail: Detail
+
+
+class _OrderCommand(Command):
+    order_id: UUID
+
+    @property
+    def subject(self) -> str:
+        return str(self.order_id)
+
+
+class ResendNotification(_OrderCommand):
+    """Send an unconfirmed mail, even if that makes two."""
+
+    type: ClassVar[str] = "notification.resend"
+
+
+class DismissNotification(_OrderCommand):
+    """Leave an unconfirmed mail as it is."""
+
+    type: ClassVar[str] = "notification.dismiss"
+
+
+class NotificationStatus(StrEnum):
+    """Where a mail stands. In `sending` it may have gone out without our knowing yet; `waiting` was
+    refused, and the event waits for its next try or is dead."""
+
+    NONE = "none"
+    SENDING = "sending"
+    WAITING = "waiting"
+    SENT = "sent"
+    UNKNOWN = "unknown"
+    DISMISSED = "dismissed"
+
+
+@dataclass(frozen=True, slots=True)
+class Notification(State):
+    """The mail about one order's end. It is `sending` by its first event, not only by the intent:
+    whoever knows nothing but the events must not send it again either."""
+
+    status: NotificationStatus = NotificationStatus.NONE
+    letter: Letter | None = None
+    begun_at: datetime | None = None
+    detail: str = ""
+    """Why nobody knows whether it was sent."""
+
+    def evolve(self, message: Event | Intent, at: datetime) -> Self:
+        match message:
+            case NotificationBegun():
+                return replace(
+                    self, status=NotificationStatus.SENDING, letter=message.letter, begun_at=at
+                )
+            case Send():
+                return replace(self, status=NotificationStatus.SENDING)
+            case PutOff():
+                return replace(self, status=NotificationStatus.WAITING)
+            case NotificationSent():
+                return replace(self, status=NotificationStatus.SENT, detail="")
+            case NotificationUnconfirmed():
+                return replace(self, status=NotificationStatus.UNKNOWN, detail=message.detail)
+            case NotificationDismissed():
+                return replace(self, status=NotificationStatus.DISMISSED)
+            case _:  # `Resend` too: what is unknown stays so until the server has answered.
+                return self
+
+
+_Begun = tuple[NotificationBegun, Send] | Send | NotificationUnconfirmed | None
+
+
+def tell_confirmed(event: OrderConfirmed, notification: Notification) -> _Begun:
+    letter = Letter(
+        kind=LetterKind.CONFIRMED,
+        customer=event.customer,
+        currency=event.currency,
+        total_cents=event.total_cents,
+    )
+    return _send(event.order_id, letter, notification)
+
+
+def tell_cancelled(event: OrderCancelled, notification: Notification) -> _Begun:
+    letter = Letter(kind=LetterKind.CANCELLED, customer=event.customer, reason=event.reason)
+    return _send(event.order_id, letter, notification)
+
+
+def record(
+    answer: SendAnswered, notification: Notification
+) -> NotificationSent | PutOff | NotificationUnconfirmed | None:
+    match notification.status, answer.result:
+        case NotificationStatus.SENT | NotificationStatus.DISMISSED, _:
+            return None
+        case _, Result.ACCEPTED:  # If it was unknown, it no longer is.
+            return NotificationSent(order_id=answer.order_id)
+        case NotificationStatus.SENDING, Result.UNKNOWN:
+            return NotificationUnconfirmed(order_id=answer.order_id, detail=answer.detail)
+        case NotificationStatus.SENDING, _:
+            return PutOff(order_id=answer.order_id, result=answer.result, detail=answer.detail)
+        case _:
+            return None
+
+
+def resend(command: ResendNotification, notification: Notification) -> Resend | None:
+    if notification.status is not NotificationStatus.UNKNOWN or notification.letter is None:
+        return None
+    return Resend(order_id=command.order_id, letter=notification.letter)
+
+
+def dismiss(
+    command: DismissNotification, notification: Notification
+) -> NotificationDismissed | None:
+    if notification.status is not NotificationStatus.UNKNOWN:
+        return None
+    return NotificationDismissed(order_id=command.order_id)
+
+
+def _send(order_id: UUID, letter: Letter, notification: Notification) -> _Begun:
+    match notification.status:
+        case NotificationStatus.NONE:
+            begun = NotificationBegun(order_id=order_id, letter=letter)
+            return begun, Send(order_id=order_id, letter=letter)
+        case NotificationStatus.WAITING:
+            return Send(order_id=order_id, letter=letter)
+        case NotificationStatus.SENDING:
+            return NotificationUnconfirmed(order_id=order_id, detail=CUT_SHORT)
+        case _:
+            return None
+
+
+PARTICIPANT = Participant(
+    "notification",
+    tell_confirmed,
+    tell_cancelled,
+    record,
+    resend,
+    dismiss,
+    # Nobody waits at a till: a mail server may be away for a long weekend, some four days.
+    retry=Retry(max_calls=100, delay=5.0, backoff=2.0, max_delay=3600.0),
+)

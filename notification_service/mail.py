@@ -1,0 +1,233 @@
+"""Mails: what they say, whom they go to, and how they are handed over."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+from collections.abc import Callable
+from email import policy
+from email.message import EmailMessage
+from pathlib import Path
+from string import Template
+from typing import Protocol
+from urllib.parse import quote, unquote
+from uuid import UUID
+
+import aiosmtplib
+import yarl
+
+from common.events import CancellationReason, Letter, LetterKind
+from common.retry import TransientError
+
+CONNECTIONS_MAX = 16
+"""Connections to the mail server at once."""
+TEMPLATES = Path(__file__).with_name("templates")
+PLACEHOLDERS = {"customer", "order_id", "total", "reason"}
+
+_REASONS = {
+    CancellationReason.OUT_OF_STOCK: "something you ordered is out of stock",
+    CancellationReason.UNKNOWN_SKU: "we do not have something you ordered",
+    CancellationReason.PRICE_MISMATCH: "a price has changed meanwhile",
+    CancellationReason.PAYMENT_DECLINED: "the payment was declined",
+    CancellationReason.CUSTOMER_REQUEST: "you asked us to",
+    CancellationReason.DEADLINE_EXCEEDED: "we could not complete it in time",
+}
+_ADDRESS = re.compile(r"[\w.!#$%&'*+/=?^`{|}~-]+@[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*", re.ASCII)
+_PERMANENT = range(500, 600)
+
+
+class MailError(ValueError):
+    """A template or a setting that no mail can be made or sent with. Names it and the way out."""
+
+
+class MailRefused(TransientError):
+    """The mail was not accepted, for a reason that may pass."""
+
+
+class MailRejected(Exception):
+    """The mail was not accepted, and never will be as it is."""
+
+
+class MailUnconfirmed(Exception):
+    """The mail was handed over, or nearly, and nobody knows whether it was accepted."""
+
+
+AddressBook = Callable[[str], str]
+"""Tells a customer's address."""
+
+
+def address_book(pattern: str) -> AddressBook:
+    """An address book with no entries: who goes by an address has that one, and who goes by a name
+    has `pattern` with the name, percent-encoded, for `{customer}`. Raises `MailError`."""
+    if pattern.count("{customer}") > 1 or not _ADDRESS.fullmatch(
+        pattern.replace("{customer}", "customer")
+    ):
+        raise MailError(f"{pattern!r} makes no address; write it as {{customer}}@example.com")
+
+    def look_up(customer: str) -> str:
+        if _ADDRESS.fullmatch(customer):
+            return customer
+        return pattern.replace("{customer}", quote(customer, safe=""))
+
+    return look_up
+
+
+class Writer:
+    """Writes mails after the templates in a folder: `<kind>.txt`, whose first line is the subject.
+
+    Raises `MailError` for what is missing there, or has a placeholder that nobody fills.
+    """
+
+    def __init__(self, sender: str, addresses: AddressBook, templates: Path = TEMPLATES) -> None:
+        if not _ADDRESS.fullmatch(sender):
+            raise MailError(f"{sender!r} is no address; write it as orders@example.com")
+        self._sender = sender
+        self._addresses = addresses
+        self._templates = {kind: _template(templates / f"{kind}.txt") for kind in LetterKind}
+
+    def write(self, order_id: UUID, letter: Letter) -> EmailMessage:
+        """The mail. Its Message-ID follows from the event: an order ends once."""
+        words = {
+            "customer": letter.customer,
+            "order_id": str(order_id),
+            "total": _amount(letter.total_cents, letter.currency),
+            "reason": _REASONS[letter.reason] if letter.reason is not None else "",
+        }
+        subject, _, text = self._templates[letter.kind].substitute(words).partition("\n")
+        mail = EmailMessage(policy.SMTP)
+        mail["From"] = self._sender
+        mail["To"] = self._addresses(letter.customer)
+        mail["Subject"] = subject
+        domain = self._sender.rpartition("@")[2]
+        mail["Message-ID"] = f"<order.{letter.kind}.{order_id}@{domain}>"
+        mail["Auto-Submitted"] = "auto-generated"  # RFC 3834: no automatic answers, please
+        mail.set_content(text.strip() + "\n")
+        return mail
+
+
+def _template(path: Path) -> Template:
+    try:
+        template = Template(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise MailError(f"cannot read the template {path}: {error}") from error
+    if not template.is_valid() or (strange := {*template.get_identifiers()} - PLACEHOLDERS):
+        wrong = ", ".join(f"${name}" for name in sorted(strange)) if template.is_valid() else "a $"
+        known = ", ".join(f"${name}" for name in sorted(PLACEHOLDERS))
+        raise MailError(f"the template {path} has {wrong}; known are {known}, and $$ for a $")
+    return template
+
+
+def _amount(cents: int | None, currency: str | None) -> str:
+    whole, part = divmod(cents or 0, 100)
+    return f"{whole}.{part:02} {currency or ''}".strip()
+
+
+class Mailer(Protocol):
+    """Hands mails over. Safe to call from many tasks of one event loop."""
+
+    async def send(self, mail: EmailMessage) -> None:
+        """Return once the mail is accepted. Raises `MailRefused` and `MailRejected`, both of
+        which say that it was not, and `MailUnconfirmed`, which says that nobody knows."""
+        ...
+
+
+class FolderMailer:
+    """Puts mails into a folder, a file each, named after its Message-ID; for development."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises `MailError`."""
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise MailError(
+                f"cannot make the folder {folder}: {error.strerror}; name another"
+            ) from error
+        self._folder = folder
+
+    async def send(self, mail: EmailMessage) -> None:
+        """See `Mailer`. A mail is there whole, or not at all."""
+        try:
+            await asyncio.to_thread(self._write, mail)
+        except OSError as error:
+            raise MailRefused(f"cannot write to {self._folder}: {error.strerror}") from error
+
+    def _write(self, mail: EmailMessage) -> None:
+        name = str(mail["Message-ID"]).strip("<>").rpartition("@")[0]
+        part = self._folder / f".{name}.part"
+        part.write_bytes(mail.as_bytes())
+        os.replace(part, self._folder / f"{name}.eml")
+
+
+class SmtpMailer:
+    """Hands mails to a mail server, over a connection each."""
+
+    def __init__(self, url: str, timeout_seconds: float) -> None:
+        """`url` is `smtp://host:25`, `smtp+starttls://user:password@host:587` or
+        `smtps://user:password@host:465`. Raises `MailError`."""
+        try:
+            parsed = yarl.URL(url)
+        except ValueError:
+            parsed = yarl.URL()
+        ports = {"smtp": 25, "smtp+starttls": 587, "smtps": 465}
+        if parsed.scheme not in ports or not parsed.host:
+            raise MailError(
+                "names no mail server; write it as smtp://host:25, "
+                "smtp+starttls://user:password@host:587 or smtps://user:password@host:465"
+            )
+        if parsed.scheme == "smtp" and parsed.user:
+            raise MailError(
+                "would send a password that everybody on the way can read; "
+                "write smtp+starttls:// or smtps://"
+            )
+        self._host, self._port = parsed.host, parsed.port or ports[parsed.scheme]
+        self._scheme = parsed.scheme
+        self._user = unquote(parsed.raw_user or "") or None
+        self._password = unquote(parsed.raw_password or "") or None
+        self._timeout_seconds = timeout_seconds
+        self._connections = asyncio.Semaphore(CONNECTIONS_MAX)
+
+    async def send(self, mail: EmailMessage) -> None:
+        """See `Mailer`."""
+        async with self._connections:
+            server = aiosmtplib.SMTP(
+                hostname=self._host,
+                port=self._port,
+                username=self._user,
+                password=self._password,
+                use_tls=self._scheme == "smtps",
+                start_tls=self._scheme == "smtp+starttls",
+                timeout=self._timeout_seconds,
+            )
+            try:
+                await self._hand_over(server, mail)
+            finally:
+                server.close()
+
+    async def _hand_over(self, server: aiosmtplib.SMTP, mail: EmailMessage) -> None:
+        where = f"the mail server {self._host}:{self._port}"
+        try:
+            await server.connect()
+            await server.mail(str(mail["From"]))
+            await server.rcpt(str(mail["To"]))
+        except aiosmtplib.SMTPRecipientRefused as error:
+            raise _refusal(f"{where} refused the recipient", error) from error
+        except (aiosmtplib.SMTPException, OSError) as error:
+            raise MailRefused(f"{where} took no mail: {_said(error)}") from error
+        try:
+            await server.data(mail.as_bytes())
+        except aiosmtplib.SMTPDataError as error:  # It has answered, and that answer is no.
+            raise _refusal(f"{where} refused the mail", error) from error
+        except (aiosmtplib.SMTPException, OSError) as error:
+            raise MailUnconfirmed(f"{where} was lost before it answered: {_said(error)}") from error
+
+
+def _refusal(what: str, error: aiosmtplib.SMTPResponseException) -> Exception:
+    kind = MailRejected if error.code in _PERMANENT else MailRefused
+    return kind(f"{what}: {_said(error)}")
+
+
+def _said(error: Exception) -> str:
+    if isinstance(error, aiosmtplib.SMTPResponseException):
+        return f"{error.code} {error.message}"
+    return str(error) or type(error).__name__
