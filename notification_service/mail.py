@@ -24,6 +24,8 @@ CONNECTIONS_MAX = 16
 """Connections to the mail server at once."""
 TEMPLATES = Path(__file__).with_name("templates")
 PLACEHOLDERS = {"customer", "order_id", "total", "reason"}
+LINE_MAX = 900
+"""Characters of a line of a mail; RFC 5322 allows of 998. A Message-ID must not be folded."""
 
 _REASONS = {
     CancellationReason.OUT_OF_STOCK: "something you ordered is out of stock",
@@ -60,9 +62,8 @@ AddressBook = Callable[[str], str]
 def address_book(pattern: str) -> AddressBook:
     """An address book with no entries: who goes by an address has that one, and who goes by a name
     has `pattern` with the name, percent-encoded, for `{customer}`. Raises `MailError`."""
-    if pattern.count("{customer}") > 1 or not _ADDRESS.fullmatch(
-        pattern.replace("{customer}", "customer")
-    ):
+    tried = pattern.replace("{customer}", "customer", 1)
+    if {"{", "}"} & {*tried} or not _ADDRESS.fullmatch(tried):
         raise MailError(f"{pattern!r} makes no address; write it as {{customer}}@example.com")
 
     def look_up(customer: str) -> str:
@@ -95,7 +96,7 @@ class Writer:
             "reason": _REASONS[letter.reason] if letter.reason is not None else "",
         }
         subject, _, text = self._templates[letter.kind].substitute(words).partition("\n")
-        mail = EmailMessage(policy.SMTP)
+        mail = EmailMessage(policy.SMTP.clone(max_line_length=LINE_MAX))
         mail["From"] = self._sender
         mail["To"] = self._addresses(letter.customer)
         mail["Subject"] = subject

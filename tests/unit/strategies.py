@@ -19,6 +19,12 @@ from common.events import (
     Currency,
     DeclineReason,
     HeldLine,
+    Letter,
+    LetterKind,
+    NotificationBegun,
+    NotificationDismissed,
+    NotificationSent,
+    NotificationUnconfirmed,
     OrderCancelled,
     OrderConfirmed,
     OrderLine,
@@ -37,7 +43,7 @@ from common.events import (
 )
 from common.message import Event, Priority
 
-E = TypeVar("E", CancellationReason, DeclineReason, Priority, RejectionReason)
+E = TypeVar("E", CancellationReason, DeclineReason, LetterKind, Priority, RejectionReason)
 
 _first = string.ascii_letters + string.digits
 
@@ -67,6 +73,15 @@ order_lines: SearchStrategy[tuple[OrderLine, ...]] = st.lists(
     min_size=1,
     max_size=5,
 ).map(tuple)
+
+letters = st.builds(
+    Letter,
+    kind=any_of(LetterKind),
+    customer=customers,
+    currency=st.none() | currencies,
+    total_cents=st.none() | amounts,
+    reason=st.none() | any_of(CancellationReason),
+)
 
 place_orders = st.builds(
     PlaceOrder,
@@ -139,6 +154,12 @@ EVENTS: dict[type[Event], SearchStrategy[Event]] = {
         PaymentRefunded, order_id=order_ids, currency=currencies, amount_cents=amounts
     ),
     PaymentVoided: st.builds(PaymentVoided, order_id=order_ids),
+    NotificationBegun: st.builds(NotificationBegun, order_id=order_ids, letter=letters),
+    NotificationSent: st.builds(NotificationSent, order_id=order_ids),
+    NotificationUnconfirmed: st.builds(
+        NotificationUnconfirmed, order_id=order_ids, detail=st.text(max_size=80)
+    ),
+    NotificationDismissed: st.builds(NotificationDismissed, order_id=order_ids),
 }
 """Every event there is; a test makes sure of that."""
 

@@ -40,7 +40,9 @@ def step(name: str) -> Step:
         (
             Path.HAPPY,
             "order.placed stock.reserved payment.charged order.confirmed stock.added "
-            "order.place stock.add Charge",
+            "order.place stock.add Charge notification.begun notification.sent "
+            "notification.unconfirmed notification.dismissed notification.resend "
+            "notification.dismiss Resend PutOff Send",
         ),
         (
             Path.FAILURE,
@@ -66,9 +68,14 @@ def test_a_message_belongs_to_the_path_that_its_role_or_its_origin_says(
         (
             Path.HAPPY,
             "order.place inventory.reserve payment.charge payment.record_charge order.confirm "
-            "inventory.shelve",
+            "inventory.shelve notification.tell_confirmed notification.record "
+            "notification.resend notification.dismiss",
         ),
-        (Path.FAILURE, "order.give_up order.give_up_unpaid order.cancel order.expire"),
+        (
+            Path.FAILURE,
+            "order.give_up order.give_up_unpaid order.cancel order.expire "
+            "notification.tell_cancelled",
+        ),
         (Path.COMPENSATION, "inventory.release payment.compensate payment.record_refund"),
     ],
 )

@@ -1,0 +1,452 @@
+"""Mails over SMTP: accepted, refused, lost on the way, cut short, and decided on by a person."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from email import message_from_bytes
+from email.message import EmailMessage
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import httpx
+import pytest
+from aiosmtpd.smtp import SMTP, Envelope, Session
+
+from common.envelope import wrap
+from common.events import CancellationReason, Letter, LetterKind, OrderCancelled, OrderConfirmed
+from common.kernel.groups import Done, Failed, Outcome
+from common.kernel.tables import utc_now
+from common.message import Event, Priority
+from common.service import Running
+from common.settings import SettingsError
+from common.web import create_app
+from notification_service.app import MailSettings, build, build_with, routes
+from notification_service.domain import Notification, NotificationStatus
+from notification_service.mail import (
+    FolderMailer,
+    Mailer,
+    MailError,
+    MailRefused,
+    MailRejected,
+    MailUnconfirmed,
+    SmtpMailer,
+    Writer,
+    address_book,
+)
+from notification_service.store import TABLES
+from tests.integration.kernels import Replica, replica
+from tests.polling import until
+
+ORDER = UUID(int=1)
+LETTER = Letter(kind=LetterKind.CONFIRMED, customer="ada", currency="EUR", total_cents=123456)
+WRITER = Writer("orders@shop.example", address_book("{customer}@customers.example"))
+TIMEOUT_SECONDS = 20.0
+
+
+@dataclass
+class Server:
+    """A mail server that does as it is told; `accepted` is what it has answered for, or would have.
+
+    At `data`, None hangs up before the answer, and `silent` never answers.
+    """
+
+    rcpt: str = "250 OK"
+    data: str | None = "250 OK"
+    silent: bool = False
+    accepted: list[bytes] = field(default_factory=list)
+    port: int = 0
+
+    async def handle_RCPT(  # noqa: N802 - aiosmtpd's
+        self, server: SMTP, session: Session, envelope: Envelope, address: str, options: list[str]
+    ) -> str:
+        if self.rcpt.startswith("250"):
+            envelope.rcpt_tos.append(address)
+        return self.rcpt
+
+    async def handle_DATA(  # noqa: N802 - aiosmtpd's
+        self, server: SMTP, session: Session, envelope: Envelope
+    ) -> str:
+        if self.data is None or self.silent or self.data.startswith("250"):
+            assert isinstance(envelope.content, bytes)
+            self.accepted.append(envelope.content)
+        if self.silent:
+            await asyncio.sleep(TIMEOUT_SECONDS)
+        if self.data is None:
+            assert isinstance(server.transport, asyncio.Transport)
+            server.transport.abort()
+        return self.data or "250 too late"
+
+    @property
+    def mails(self) -> list[Any]:
+        return [message_from_bytes(mail) for mail in self.accepted]
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[Server]:
+    handler = Server()
+    loop = asyncio.get_running_loop()
+    listener = await loop.create_server(
+        lambda: SMTP(handler, enable_SMTPUTF8=False, loop=loop), "127.0.0.1", 0
+    )
+    handler.port = listener.sockets[0].getsockname()[1]
+    yield handler
+    listener.close()
+
+
+def mailer(server: Server, timeout_seconds: float = TIMEOUT_SECONDS) -> SmtpMailer:
+    return SmtpMailer(f"smtp://127.0.0.1:{server.port}", timeout_seconds)
+
+
+def mail() -> EmailMessage:
+    return WRITER.write(ORDER, LETTER)
+
+
+# --- handing over ---------------------------------------------------------------------------------
+
+
+async def test_an_accepted_mail_says_who_paid_how_much_for_what(server: Server) -> None:
+    await mailer(server).send(mail())
+
+    (got,) = server.mails
+    assert got["From"] == "orders@shop.example"
+    assert got["To"] == "ada@customers.example"
+    assert got["Subject"] == "Your order is confirmed"
+    assert got["Message-ID"] == f"<order.confirmed.{ORDER}@shop.example>"
+    assert got["Auto-Submitted"] == "auto-generated"
+    text = got.get_payload()
+    assert f"your order {ORDER} is confirmed and paid: 1234.56 EUR" in " ".join(text.split())
+
+
+async def test_a_mail_that_is_refused_for_now_may_be_sent_later(server: Server) -> None:
+    server.rcpt = "451 greylisted"
+    with pytest.raises(MailRefused, match="refused the recipient: 451 greylisted"):
+        await mailer(server).send(mail())
+
+    server.rcpt, server.data = "250 OK", "452 no space"
+    with pytest.raises(MailRefused, match="refused the mail: 452 no space"):
+        await mailer(server).send(mail())
+
+
+async def test_a_mail_that_is_refused_for_good_is_rejected(server: Server) -> None:
+    server.rcpt = "550 nobody here"
+    with pytest.raises(MailRejected, match="refused the recipient: 550 nobody here"):
+        await mailer(server).send(mail())
+
+    server.rcpt, server.data = "250 OK", "554 spam"
+    with pytest.raises(MailRejected, match="refused the mail: 554 spam"):
+        await mailer(server).send(mail())
+
+
+async def test_a_server_that_is_away_has_refused_the_mail() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # Nobody listens there, and nobody else can.
+        away = SmtpMailer(f"smtp://127.0.0.1:{taken.getsockname()[1]}", TIMEOUT_SECONDS)
+        with pytest.raises(MailRefused, match="took no mail"):
+            await away.send(mail())
+
+
+async def test_a_connection_that_is_lost_after_the_text_leaves_it_unconfirmed(
+    server: Server,
+) -> None:
+    server.data = None
+
+    with pytest.raises(MailUnconfirmed, match="was lost before it answered"):
+        await mailer(server).send(mail())
+
+
+async def test_a_server_that_does_not_answer_in_time_leaves_it_unconfirmed(
+    server: Server,
+) -> None:
+    server.silent = True
+
+    with pytest.raises(MailUnconfirmed, match="was lost before it answered"):
+        await mailer(server, timeout_seconds=0.5).send(mail())
+
+
+async def test_a_mail_without_a_server_is_a_file_that_is_there_whole(tmp_path: Path) -> None:
+    await FolderMailer(tmp_path / "mail").send(mail())
+
+    (file,) = (tmp_path / "mail").iterdir()
+    assert file.name == f"order.confirmed.{ORDER}.eml"
+    assert message_from_bytes(file.read_bytes())["To"] == "ada@customers.example"
+
+
+# --- writing --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reason", CancellationReason)
+def test_a_cancellation_tells_its_reason_in_words(reason: CancellationReason) -> None:
+    letter = Letter(kind=LetterKind.CANCELLED, customer="ada", reason=reason)
+
+    text = WRITER.write(ORDER, letter).get_content()
+    assert f"your order {ORDER} was cancelled: " in text
+    assert reason not in text
+    assert "$" not in text
+
+
+@pytest.mark.parametrize(
+    ("customer", "address"),
+    [
+        ("ada", "ada@customers.example"),
+        ("ada@home.example", "ada@home.example"),
+        ("Ada Lovelace", "Ada%20Lovelace@customers.example"),
+        ("zoë <x@y.example>", "zo%C3%AB%20%3Cx%40y.example%3E@customers.example"),
+    ],
+)
+def test_a_customer_has_an_address(customer: str, address: str) -> None:
+    assert address_book("{customer}@customers.example")(customer) == address
+
+
+def test_a_template_with_a_placeholder_nobody_fills_is_refused_at_the_start(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "confirmed.txt").write_text("Hello\n\n$customr")
+    with pytest.raises(MailError, match=r"confirmed\.txt has \$customr; known are \$customer, "):
+        Writer("a@b.example", address_book("{customer}@b.example"), tmp_path)
+
+    (tmp_path / "confirmed.txt").write_text("Hello\n\n$customer")
+    with pytest.raises(MailError, match=r"cannot read the template .*cancelled\.txt"):
+        Writer("a@b.example", address_book("{customer}@b.example"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"smtp_url": "mail.example:25"}, "SMTP_URL: names no mail server; write it as smtp://"),
+        ({"smtp_url": "smtp://me:secret@mail.example"}, "SMTP_URL: would send a password"),
+        ({"mail_from": "nobody"}, "MAIL_FROM: 'nobody' is no address"),
+        ({"mail_to": "{name}@x.example"}, "MAIL_TO: '{name}@x.example' makes no address"),
+        ({"mail_dir": Path("/proc/no")}, "MAIL_DIR: cannot make the folder /proc/no"),
+    ],
+)
+async def test_a_setting_that_cannot_be_used_is_named(wrong: dict[str, Any], said: str) -> None:
+    with pytest.raises(SettingsError) as error:
+        build(MailSettings(**wrong))
+    assert said in str(error.value)
+    assert "secret" not in str(error.value)
+
+
+# --- a service ------------------------------------------------------------------------------------
+
+
+def service(database_url: str, mailer: Mailer) -> Any:
+    built = build_with(WRITER, mailer)
+    return replica(database_url, built.participant, TABLES, built.ask)
+
+
+def confirmed(order: int = 1) -> OrderConfirmed:
+    return OrderConfirmed(order_id=UUID(int=order), customer="ada", currency="EUR", total_cents=500)
+
+
+async def deliver(kernel: Replica, event: Event) -> Outcome:
+    """As the consumer does; the same event has the same id each time."""
+    return await kernel.kernel.handle(
+        wrap(
+            event,
+            id=f"{event.type} {event.subject}",
+            source="/services/order",
+            time=utc_now(),
+            priority=Priority.NORMAL,
+            sequence=2,
+        )
+    )
+
+
+async def status(kernel: Replica, order: int = 1) -> NotificationStatus:
+    found = await kernel.find(Notification, UUID(int=order))
+    assert found is not None
+    return found.status
+
+
+async def forget_what_was_done(kernel: Replica) -> None:
+    inbox = kernel.tables.inbox
+    await kernel.database.transaction(lambda connection: connection.execute(inbox.delete()))
+
+
+async def test_with_all_inboxes_emptied_no_mail_is_sent_twice(
+    database_url: str, server: Server
+) -> None:
+    happened = [
+        confirmed(1),
+        OrderCancelled(
+            order_id=UUID(int=2), customer="bob", reason=CancellationReason.OUT_OF_STOCK
+        ),
+        confirmed(3),
+    ]
+    async with service(database_url, mailer(server)) as notification:
+        await asyncio.gather(*(deliver(notification, event) for event in happened))
+        for _ in range(2):
+            await forget_what_was_done(notification)
+            await asyncio.gather(*(deliver(notification, event) for event in happened))
+
+    assert len(server.accepted) == 3
+    assert len({got["Message-ID"] for got in server.mails}) == 3
+
+
+async def test_a_refused_mail_is_sent_when_its_event_is_tried_again(
+    database_url: str, server: Server
+) -> None:
+    server.rcpt = "451 greylisted"
+    async with service(database_url, mailer(server)) as notification:
+        for _ in range(2):
+            outcome = await deliver(notification, confirmed())
+            assert isinstance(outcome, Failed)
+            assert isinstance(outcome.error, MailRefused), "what the consumer tries again"
+            assert await status(notification) is NotificationStatus.WAITING
+            assert await notification.inbox() == set()
+        server.rcpt = "250 OK"
+        outcome = await deliver(notification, confirmed())
+
+        assert isinstance(outcome, Done)
+        assert await status(notification) is NotificationStatus.SENT
+    assert len(server.accepted) == 1
+
+
+async def test_a_rejected_mail_is_a_dead_letter_and_sent_when_that_is_replayed(
+    database_url: str, server: Server
+) -> None:
+    server.rcpt = "550 nobody here"
+    async with service(database_url, mailer(server)) as notification:
+        outcome = await deliver(notification, confirmed())
+        assert isinstance(outcome, Failed)
+        assert isinstance(outcome.error, MailRejected), "what the consumer does not try again"
+        server.rcpt = "250 OK"
+        await deliver(notification, confirmed())
+
+        assert await status(notification) is NotificationStatus.SENT
+
+
+async def test_a_mail_lost_after_its_text_is_shown_and_not_sent_again_by_itself(
+    database_url: str, server: Server
+) -> None:
+    server.data = None
+    async with service(database_url, mailer(server)) as notification:
+        await deliver(notification, confirmed())
+        server.data = "250 OK"
+        await forget_what_was_done(notification)
+        await deliver(notification, confirmed())
+
+        assert await status(notification) is NotificationStatus.UNKNOWN
+        async with http(notification, mailer(server)) as person:
+            (shown,) = (await person.get("/notifications")).json()
+    assert shown["order_id"] == str(ORDER)
+    assert "was lost before it answered" in shown["detail"]
+    assert len(server.accepted) == 1
+
+
+async def test_a_crash_while_sending_is_shown_and_does_not_send_again(
+    database_url: str, server: Server
+) -> None:
+    server.silent = True
+    async with service(database_url, mailer(server)) as dying:
+        sending = asyncio.create_task(deliver(dying, confirmed()))
+        await until(lambda: len(server.accepted) == 1)
+        assert await status(dying) is NotificationStatus.SENDING
+        assert await dying.inbox() == set()
+    sending.cancel()
+    await asyncio.gather(sending, return_exceptions=True)
+    server.silent = False
+
+    async with service(database_url, mailer(server)) as notification:
+        await deliver(notification, confirmed())
+        assert await status(notification) is NotificationStatus.UNKNOWN
+        async with http(notification, mailer(server)) as person:
+            (shown,) = (await person.get("/notifications?status=unknown")).json()
+    assert shown["letter"]["customer"] == "ada"
+    assert len(server.accepted) == 1
+
+
+# --- a person -------------------------------------------------------------------------------------
+
+
+def http(notification: Replica, mailer: Mailer) -> httpx.AsyncClient:
+    """The service's own routes, over this kernel."""
+
+    async def nothing() -> None: ...
+
+    async def ready() -> dict[str, str]:
+        return {}
+
+    app = create_app("test", body_max_bytes=1024, not_ready=ready, before_scrape=nothing)
+    running = Running(
+        MailSettings(),
+        notification.database,
+        notification.tables,
+        notification.kernel,
+        notification.outbox,
+    )
+    app.include_router(routes(running))
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test")
+
+
+@pytest.fixture
+async def undecided(
+    database_url: str, server: Server
+) -> AsyncIterator[tuple[Replica, httpx.AsyncClient]]:
+    """A service with one mail of which nobody knows whether it was sent."""
+    server.data = None
+    async with service(database_url, mailer(server)) as notification:
+        await deliver(notification, confirmed())
+        server.data = "250 OK"
+        async with http(notification, mailer(server)) as person:
+            yield notification, person
+
+
+async def test_a_person_has_an_unknown_mail_sent_again_under_the_same_message_id(
+    undecided: tuple[Replica, httpx.AsyncClient], server: Server
+) -> None:
+    _, person = undecided
+
+    answer = await person.post(f"/notifications/{ORDER}/resend")
+
+    assert (answer.status_code, answer.json()["status"]) == (200, "sent")
+    assert [got["Message-ID"] for got in server.mails] == [mail()["Message-ID"]] * 2
+    assert (await person.get("/notifications")).json() == []
+    again = await person.post(f"/notifications/{ORDER}/resend")
+    assert again.status_code == 409
+    assert "is sent; only one that is unknown" in again.json()["detail"]
+    assert len(server.accepted) == 2
+
+
+async def test_a_person_dismisses_an_unknown_mail(
+    undecided: tuple[Replica, httpx.AsyncClient], server: Server
+) -> None:
+    _, person = undecided
+
+    answer = await person.post(f"/notifications/{ORDER}/dismiss")
+
+    assert (answer.status_code, answer.json()["status"]) == (200, "dismissed")
+    assert (await person.post(f"/notifications/{ORDER}/resend")).status_code == 409
+    assert len(server.accepted) == 1
+
+
+@pytest.mark.parametrize(("rcpt", "data"), [("451 later", "250 OK"), ("250 OK", None)])
+async def test_a_mail_that_a_person_had_sent_again_in_vain_is_unknown_as_before(
+    undecided: tuple[Replica, httpx.AsyncClient], server: Server, rcpt: str, data: str | None
+) -> None:
+    notification, person = undecided
+    server.rcpt, server.data = rcpt, data
+
+    answer = await person.post(f"/notifications/{ORDER}/resend")
+
+    assert answer.status_code == 502
+    assert "unknown as before" in answer.json()["detail"]
+    assert await status(notification) is NotificationStatus.UNKNOWN
+
+
+async def test_an_order_without_a_notification_is_not_found(
+    undecided: tuple[Replica, httpx.AsyncClient],
+) -> None:
+    _, person = undecided
+
+    for answer in [
+        await person.get(f"/notifications/{UUID(int=9)}"),
+        await person.post(f"/notifications/{UUID(int=9)}/resend"),
+        await person.post(f"/notifications/{UUID(int=9)}/dismiss"),
+    ]:
+        assert answer.status_code == 404
+        assert "there is no notification about order" in answer.json()["detail"]

@@ -1,0 +1,231 @@
+"""A mail about an order's end: begun, sent, and never again by itself once it may have gone out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from uuid import UUID
+
+import pytest
+from hypothesis import given as for_all
+from hypothesis import strategies as st
+
+from common.envelope import wrap
+from common.events import (
+    CancellationReason,
+    Letter,
+    LetterKind,
+    NotificationBegun,
+    NotificationDismissed,
+    NotificationSent,
+    NotificationUnconfirmed,
+    OrderCancelled,
+    OrderConfirmed,
+)
+from common.kernel.fold import Fold
+from common.message import Event, Intent, Priority
+from notification_service.domain import (
+    CUT_SHORT,
+    PARTICIPANT,
+    DismissNotification,
+    Notification,
+    NotificationStatus,
+    PutOff,
+    Resend,
+    ResendNotification,
+    Result,
+    Send,
+    SendAnswered,
+)
+from tests.unit.given import NOW, Given, given
+from tests.unit.strategies import events, moments
+
+ORDER = UUID(int=1)
+LETTER = Letter(kind=LetterKind.CONFIRMED, customer="ada", currency="EUR", total_cents=500)
+
+confirmed = OrderConfirmed(order_id=ORDER, customer="ada", currency="EUR", total_cents=500)
+cancelled = OrderCancelled(
+    order_id=ORDER, customer="ada", reason=CancellationReason.PAYMENT_DECLINED
+)
+begun = NotificationBegun(order_id=ORDER, letter=LETTER)
+send = Send(order_id=ORDER, letter=LETTER)
+resend = Resend(order_id=ORDER, letter=LETTER)
+accepted = SendAnswered(order_id=ORDER, result=Result.ACCEPTED)
+refused = SendAnswered(order_id=ORDER, result=Result.REFUSED, detail="451 later")
+rejected = SendAnswered(order_id=ORDER, result=Result.REJECTED, detail="550 who?")
+lost = SendAnswered(order_id=ORDER, result=Result.UNKNOWN, detail="connection lost")
+sent = NotificationSent(order_id=ORDER)
+unconfirmed = NotificationUnconfirmed(order_id=ORDER, detail=lost.detail)
+put_off = PutOff(order_id=ORDER, result=Result.REFUSED, detail=refused.detail)
+dismissed = NotificationDismissed(order_id=ORDER)
+please_resend = ResendNotification(order_id=ORDER)
+please_dismiss = DismissNotification(order_id=ORDER)
+
+HISTORY: dict[NotificationStatus, Sequence[Event | Intent]] = {
+    NotificationStatus.NONE: (),
+    NotificationStatus.SENDING: (begun, send),
+    NotificationStatus.WAITING: (begun, send, put_off),
+    NotificationStatus.SENT: (begun, send, sent),
+    NotificationStatus.UNKNOWN: (begun, send, unconfirmed),
+    NotificationStatus.DISMISSED: (begun, send, unconfirmed, dismissed),
+}
+
+
+def at(status: NotificationStatus) -> Given:
+    world = given(PARTICIPANT, *HISTORY[status])
+    assert world.state(Notification, ORDER).status is status
+    return world
+
+
+def status_of(world: Given) -> NotificationStatus:
+    return world.state(Notification, ORDER).status
+
+
+# --- by itself ------------------------------------------------------------------------------------
+
+
+def test_a_confirmed_order_is_told_with_what_was_paid() -> None:
+    assert given(PARTICIPANT).when(confirmed) == (begun, send)
+
+
+def test_a_cancelled_order_is_told_with_the_reason() -> None:
+    letter = Letter(
+        kind=LetterKind.CANCELLED, customer="ada", reason=CancellationReason.PAYMENT_DECLINED
+    )
+
+    assert given(PARTICIPANT).when(cancelled) == (
+        NotificationBegun(order_id=ORDER, letter=letter),
+        Send(order_id=ORDER, letter=letter),
+    )
+
+
+def test_an_accepted_mail_is_sent() -> None:
+    assert at(NotificationStatus.SENDING).when(accepted) == (sent,)
+
+
+@pytest.mark.parametrize("answer", [refused, rejected], ids=["refused", "rejected"])
+def test_a_mail_that_was_not_accepted_is_put_off_and_sent_when_the_event_is_tried_again(
+    answer: SendAnswered,
+) -> None:
+    world = at(NotificationStatus.SENDING)
+
+    assert world.live(answer) == (
+        PutOff(order_id=ORDER, result=answer.result, detail=answer.detail),
+    )
+    assert world.live(confirmed) == (send,)
+    assert status_of(world) is NotificationStatus.SENDING
+
+
+def test_a_mail_with_no_answer_is_left_to_a_person() -> None:
+    world = at(NotificationStatus.SENDING)
+
+    assert world.live(lost) == (unconfirmed,)
+    assert world.state(Notification, ORDER).detail == lost.detail
+
+
+def test_a_mail_that_was_cut_short_is_left_to_a_person() -> None:
+    assert at(NotificationStatus.SENDING).when(confirmed) == (
+        NotificationUnconfirmed(order_id=ORDER, detail=CUT_SHORT),
+    )
+
+
+def test_whoever_knows_only_the_events_does_not_send_it_again_either() -> None:
+    fold = Fold(PARTICIPANT)
+    fold.take(wrap(begun, id="1", source=fold.source, time=NOW, priority=Priority.NORMAL))
+
+    (state,) = fold.states.values()
+    assert isinstance(state, Notification)
+    assert state.status is NotificationStatus.SENDING
+
+
+def test_an_unknown_mail_that_turns_out_to_be_accepted_is_sent() -> None:
+    assert at(NotificationStatus.UNKNOWN).when(accepted) == (sent,)
+
+
+@pytest.mark.parametrize(
+    "status",
+    [NotificationStatus.SENT, NotificationStatus.UNKNOWN, NotificationStatus.DISMISSED],
+)
+@pytest.mark.parametrize("event", [confirmed, cancelled], ids=["confirmed", "cancelled"])
+def test_an_event_that_comes_again_sends_nothing(
+    status: NotificationStatus, event: OrderConfirmed | OrderCancelled
+) -> None:
+    assert at(status).when(event) == ()
+
+
+@pytest.mark.parametrize("status", [NotificationStatus.SENT, NotificationStatus.DISMISSED])
+@pytest.mark.parametrize("answer", [accepted, refused, lost], ids=["accepted", "refused", "lost"])
+def test_an_answer_to_what_is_settled_changes_nothing(
+    status: NotificationStatus, answer: SendAnswered
+) -> None:
+    assert at(status).when(answer) == ()
+
+
+@pytest.mark.parametrize("answer", [refused, rejected, lost], ids=["refused", "rejected", "lost"])
+def test_what_is_unknown_stays_so_unless_it_is_accepted(answer: SendAnswered) -> None:
+    assert at(NotificationStatus.UNKNOWN).when(answer) == ()
+
+
+EVENT, CRASH = "event", "crash"
+
+
+@for_all(
+    happenings=st.lists(
+        st.one_of(st.sampled_from([EVENT, CRASH]), st.sampled_from([*Result])), max_size=20
+    )
+)
+def test_by_itself_it_sends_again_only_what_was_not_accepted(happenings: Sequence[str]) -> None:
+    world = given(PARTICIPANT)
+    out: list[str | None] = []
+    """What became of each mail that was handed over; None is open, or never came back."""
+    asking = False
+    for happening in happenings:
+        if happening == CRASH:
+            asking = False
+        elif happening == EVENT:
+            for result in world.live(confirmed):
+                if isinstance(result, Send):
+                    assert all(end in (Result.REFUSED, Result.REJECTED) for end in out)
+                    out.append(None)
+                    asking = True
+        elif asking:
+            asking = False
+            out[-1] = happening
+            world.live(SendAnswered(order_id=ORDER, result=Result(happening)))
+    if Result.ACCEPTED in out:
+        assert status_of(world) is NotificationStatus.SENT
+
+
+# --- by a person ----------------------------------------------------------------------------------
+
+
+def test_a_person_may_have_an_unknown_mail_sent_again() -> None:
+    world = at(NotificationStatus.UNKNOWN)
+
+    assert world.live(please_resend) == (resend,)
+    assert status_of(world) is NotificationStatus.UNKNOWN, "a crash now must still show it"
+    assert world.live(accepted) == (sent,)
+
+
+def test_a_person_may_leave_an_unknown_mail_as_it_is() -> None:
+    assert at(NotificationStatus.UNKNOWN).live(please_dismiss) == (dismissed,)
+
+
+@pytest.mark.parametrize(
+    "status", sorted({*NotificationStatus} - {NotificationStatus.UNKNOWN}, key=str)
+)
+@pytest.mark.parametrize("command", [please_resend, please_dismiss], ids=["resend", "dismiss"])
+def test_only_what_is_unknown_is_for_a_person(
+    status: NotificationStatus, command: ResendNotification | DismissNotification
+) -> None:
+    assert at(status).when(command) == ()
+
+
+# --- evolve ---------------------------------------------------------------------------------------
+
+
+@for_all(status=st.sampled_from([*NotificationStatus]), event=events, now=moments)
+def test_a_notification_takes_any_event_without_raising(
+    status: NotificationStatus, event: Event, now: datetime
+) -> None:
+    assert isinstance(at(status).state(Notification, ORDER).evolve(event, now), Notification)
