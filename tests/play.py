@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
-from common.choreography import Participant, State
+from common.choreography import Choreography, Participant, State
 from common.envelope import Envelope, wrap
 from common.events import DeclineReason, OrderLine, PlaceOrder
 from common.kernel.step import StateId, react
@@ -21,6 +21,10 @@ from saga.discovery import choreography
 BROKE = "broke"
 """The customer whose card is declined."""
 PRICE_CENTS = 250
+SAGA = Choreography(
+    p for p in choreography().participants if p.name in ("order", "inventory", "payment")
+)
+"""Those who decide what becomes of an order, without whoever only listens."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +53,10 @@ class Play:
     failed: list[Delivery] = field(default_factory=list)
     """What failed because of the provider; `retry` has it tried again."""
     waiting: deque[Delivery] = field(default_factory=deque)
+    graph: Choreography = field(default_factory=choreography)
 
     def __post_init__(self) -> None:
-        self._choreography = choreography()
-        self._participants = {p.name: p for p in self._choreography.participants}
+        self._participants = {p.name: p for p in self.graph.participants}
         for name in self._participants:
             self.states[name], self.inboxes[name] = {}, set()
 
@@ -114,7 +118,7 @@ class Play:
             self.waiting.extend(
                 Delivery(reader.name, event)
                 for event in decision.events
-                for reader in self._choreography.reacting_to(event.type)
+                for reader in self.graph.reacting_to(event.type)
             )
             if isinstance(decision.intent, Charge | Refund) and self.provider_down:
                 self.failed.append(Delivery(participant.name, cause, attempt + 1))

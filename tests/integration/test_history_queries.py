@@ -20,7 +20,7 @@ from history_service.app import routes
 from history_service.store import TABLES
 from inventory_service.domain import AddStock
 from order_service.domain import CancelOrder
-from tests.play import BROKE, Play
+from tests.play import BROKE, SAGA, Play
 
 FIVE_PAST_TEN = datetime(2030, 1, 1, 10, 5, tzinfo=UTC)
 
@@ -55,7 +55,7 @@ class Asked:
 @pytest.fixture
 async def asked(history: Database) -> AsyncIterator[Asked]:
     """Five orders a quarter of an hour apart, by what became of them."""
-    play = Play(at=FIVE_PAST_TEN, tick=timedelta(milliseconds=10))
+    play = Play(at=FIVE_PAST_TEN, tick=timedelta(milliseconds=10), graph=SAGA)
     play.give("inventory", AddStock(sku="tea", quantity=9, unit_price_cents=250, currency="EUR"))
     orders: dict[str, str] = {}
 

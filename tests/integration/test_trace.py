@@ -28,16 +28,15 @@ from inventory_service.domain import AddStock, Reservation, ReservationStatus
 from order_service.domain import CancelOrder, Order, OrderStatus
 from payment_service.domain import Payment, PaymentStatus
 from saga.deployment import Deployment
-from saga.discovery import choreography
 from saga.dlq.desk import open_desk
 from saga.dlq.store import Selection
 from saga.history import HistoryError, InputError
 from saga.history.sequence import Kind
 from saga.history.trace import Trace, past, stuck, trace
 from saga.history.whereabouts import Place
-from tests.play import Delivery, Play
+from tests.play import SAGA, Delivery, Play
 
-GRAPH = choreography()
+GRAPH = SAGA
 
 
 @dataclass
@@ -91,7 +90,7 @@ async def scene(amqp_url: str, tmp_path: Path) -> AsyncIterator[Scene]:
         dead_letters_url=f"sqlite:///{tmp_path / 'dead_letters.db'}",
     )
     connection = await aio_pika.connect(amqp_url)
-    play = Play(at=utc_now(), tick=timedelta(milliseconds=5))
+    play = Play(at=utc_now(), tick=timedelta(milliseconds=5), graph=GRAPH)
     play.give("inventory", AddStock(sku="tea", quantity=99, unit_price_cents=250, currency="EUR"))
     async with connection:
         channel = await connection.channel()

@@ -17,7 +17,6 @@ from history_service.store import Fact
 from history_service.timeline import steps_of
 from inventory_service.domain import AddStock
 from order_service.domain import CancelOrder, ExpireOrder
-from saga.discovery import choreography
 from saga.dlq.letters import Letter, State
 from saga.dlq.store import ItemState
 from saga.history.debts import LATE_SECONDS, OVERDUE_SECONDS, Debt, debts_of
@@ -26,15 +25,15 @@ from saga.history.letters import Death, Life
 from saga.history.sequence import Diagram, Kind, duration, sequence_of
 from saga.history.story import Story, tell
 from saga.history.whereabouts import Place, Where, Whereabouts
-from tests.play import BROKE, Play
+from tests.play import BROKE, SAGA, Play
 from tests.unit.given import NOW
 
-GRAPH = choreography()
+GRAPH = SAGA
 TICK = timedelta(milliseconds=5)
 
 
 def play() -> Play:
-    played = Play(at=NOW, tick=TICK)
+    played = Play(at=NOW, tick=TICK, graph=GRAPH)
     played.give("inventory", AddStock(sku="tea", quantity=9, unit_price_cents=250, currency="EUR"))
     return played
 
