@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib
 import re
 import shlex
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -111,7 +109,7 @@ def test_every_file_that_is_named_exists(document: Path) -> None:
     for target in re.findall(r"\]\(([^)#:]+)\)", text):
         assert (document.parent / target).exists(), target
     for target in re.findall(r"`((?:common|saga|\w+_service|rabbitmq|tests|docs)/[\w./-]+)`", text):
-        if not target.startswith("shipping_service/"):
+        if "shipping" not in target:
             assert (ROOT / target).exists(), target
 
 
@@ -127,28 +125,3 @@ def test_decisions_are_numbered_without_gaps() -> None:
 def test_every_seam_of_the_guarantees_is_one_the_fault_tests_know() -> None:
     table = section("What is guaranteed").split("\n\n")[1]
     assert set(re.findall(r"`([a-z]+(?:-[a-z]+)+)`", table)) == set(POINTS)
-
-
-def test_the_example_domain_works_as_it_stands() -> None:
-    event, domain = blocks("python", section("Put in your own domain"))
-    # A process of its own: a new event would be known to the other tests too.
-    program = f"""
-import common.events
-from common.choreography import Choreography
-from common.messaging.topology import topology_of
-from saga.discovery import participants
-exec({event!r}, vars(common.events))
-exec({domain!r})
-graph = Choreography([*participants().values(), PARTICIPANT])
-keys = [b.key for b in topology_of(graph).bindings if b.queue.startswith("shipping.")]
-print(*keys, *(event.type for event in PARTICIPANT.publishes))
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.stdout.split() == [
-        "shipping",
-        "order.confirmed.high",
-        "order.confirmed.normal",
-        "shipment.requested",
-    ], done.stderr

@@ -1,0 +1,133 @@
+"""What docs/add-a-service.md says to do, done in a copy of the project."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DOCUMENT = ROOT / "docs" / "add-a-service.md"
+COPIED = ("*_service", "common", "saga", "contracts", "docs", "rabbitmq", "scripts", "tests")
+FILES = ("README.md", "pyproject.toml")
+
+_BLOCK = re.compile(
+    r"(?:(?P<how>Add to|Write) `(?P<path>[^`]+)`:\n\n)?^```(?P<language>\w+)\n(?P<text>.*?)^```",
+    re.MULTILINE | re.DOTALL,
+)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A code block: of a file that is to be written or added to, or commands to be typed."""
+
+    how: str | None
+    path: str | None
+    language: str
+    text: str
+
+    @property
+    def commands(self) -> list[str]:
+        return re.findall(r"^\$ (.*)$", self.text, re.MULTILINE)
+
+
+BLOCKS = [Block(**found.groupdict()) for found in _BLOCK.finditer(DOCUMENT.read_text())]
+
+
+class Project:
+    """A copy of the project, with its own packages and this environment's programs."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for pattern in COPIED:
+            for source in ROOT.glob(pattern):
+                skipped = shutil.ignore_patterns("__pycache__")
+                shutil.copytree(source, folder / source.name, ignore=skipped)
+        for name in FILES:
+            shutil.copy(ROOT / name, folder)
+        (folder / ".venv").symlink_to(sys.prefix)
+
+    def follow(self, block: Block, *, but: str = "\0") -> None:
+        """Do what a block says, but for commands with this in them."""
+        if block.path is None:
+            for command in block.commands:
+                if but not in command:
+                    self.type(command)
+            return
+        path = self.folder / block.path
+        if block.how == "Write":
+            assert not path.exists(), f"{block.path} is there already"
+            path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as file:
+            file.write(("\n\n" if block.how == "Add to" else "") + block.text)
+
+    def type(self, command: str) -> str:
+        done = subprocess.run(
+            ["bash", "-c", command],
+            cwd=self.folder,
+            env={**os.environ, "PYTHONPATH": str(self.folder), "PYTHONDONTWRITEBYTECODE": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    project = Project(tmp_path_factory.mktemp("add-a-service"))
+    for block in BLOCKS:
+        project.follow(block, but="saga demo")
+    return project
+
+
+def test_every_block_is_a_file_or_commands() -> None:
+    for block in BLOCKS:
+        assert (block.path is None) == (block.language == "console"), block
+        assert block.path is not None or block.commands, block
+
+
+@pytest.mark.timeout(300)
+def test_the_service_has_its_queues_its_permissions_and_its_place_on_the_map(
+    project: Project,
+) -> None:
+    definitions = json.loads((project.folder / "rabbitmq" / "definitions.json").read_text())
+    bound = {b["routing_key"] for b in definitions["bindings"] if "shipping." in b["destination"]}
+    assert {"order.confirmed.high", "order.confirmed.normal"} <= bound
+    assert "shipping" in {user["name"] for user in definitions["users"]}
+    assert "shipment.requested" in (project.folder / "README.md").read_text()
+    assert (project.folder / "docs" / "services" / "shipping.md").exists()
+    project.type(".venv/bin/saga generate --check")
+
+
+def test_nothing_that_was_there_is_different_but_what_the_document_or_a_generator_wrote(
+    project: Project,
+) -> None:
+    changed = {
+        path.relative_to(ROOT).as_posix()
+        for pattern in ("*_service", "common", "saga")
+        for source in ROOT.glob(pattern)
+        for path in source.rglob("*.py")
+        if path.read_text() != (project.folder / path.relative_to(ROOT)).read_text()
+    }
+    assert changed == {"common/events.py"}
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+def test_the_service_takes_part_in_the_demo(project: Project, tmp_path: Path) -> None:
+    (command,) = (c for block in BLOCKS for c in block.commands if "saga demo" in c)
+    data = tmp_path / "data"
+
+    said = project.type(re.sub(r"--data-dir \S+", f"--data-dir {data}", command))
+
+    assert "ready" in (data / "logs" / "shipping.log").read_text()
+    assert "the books are right" in said
