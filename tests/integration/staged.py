@@ -18,6 +18,7 @@ from uuid import UUID, uuid4
 from aio_pika.abc import AbstractChannel
 
 import inventory_service.app
+import notification_service.app
 import order_service.app
 import payment_service.app
 from common.envelope import Envelope
@@ -35,6 +36,7 @@ from common.service import Running, Service
 from common.settings import Settings
 from inventory_service.domain import AddStock
 from inventory_service.store import RESERVATIONS, STOCK
+from notification_service.app import MailSettings
 from order_service.domain import CancelOrder
 from order_service.store import ORDERS
 from payment_service.gateway import Account, Decline, Receipt, SandboxGateway
@@ -229,12 +231,13 @@ class Stage:
             order_service.app.build(Settings()),
             inventory_service.app.build(Settings()),
             payment_service.app.build_with(self.provider),
+            notification_service.app.build(MailSettings(mail_dir=folder / "mail")),
         )
-        self.order, self.inventory, self.payment = (
+        self.members = tuple(
             Member(service, database_urls[service.participant.name], amqp_url, self.clock)
             for service in services
         )
-        self.members = (self.order, self.inventory, self.payment)
+        self.order, self.inventory, self.payment, _ = self.members
 
     async def place(self, customer: str = RICH) -> UUID:
         """An order for one unit."""

@@ -21,6 +21,7 @@ import sqlalchemy as sa
 from aio_pika.abc import AbstractRobustChannel
 
 import inventory_service.store
+import notification_service.store
 import order_service.store
 import payment_service.store
 from common.envelope import Envelope
@@ -51,6 +52,7 @@ from tests.play import BROKE, Play
 TABLES: dict[str, Tables] = {
     "order": order_service.store.TABLES,
     "inventory": inventory_service.store.TABLES,
+    "notification": notification_service.store.TABLES,
     "payment": payment_service.store.TABLES,
 }
 
@@ -362,6 +364,7 @@ async def test_a_malformed_message_is_dead_wherever_it_went(
     await stage.publish_malformed("bad")
     await stage.purge()
     await stage.bury("inventory", aio_pika.Message(b"{", message_id="bad"), "undecodable")
+    await stage.bury("notification", aio_pika.Message(b"{", message_id="bad"), "undecodable")
     assert await stage.broken_rules() == {("lost", "payment/bad")}
     await stage.bury("payment", aio_pika.Message(b"{", message_id="bad"), "undecodable")
     assert await stage.broken_rules() == set()
