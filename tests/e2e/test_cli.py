@@ -66,7 +66,7 @@ def service(package: str, **environment: str) -> subprocess.CompletedProcess[str
     """Run a service that cannot start."""
     return subprocess.run(
         [sys.executable, "-m", f"{package}.app"],
-        env=_environment({"BROKER_PATIENCE_SECONDS": "0"} | environment),
+        env=_environment({"BROKER_PATIENCE_SECONDS": "0", "LOG_FORMAT": "text"} | environment),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
