@@ -203,7 +203,7 @@ async def test_orders_at_their_ends_reconcile(stage: Stage, orders: dict[str, st
     assert report.checked["orders"] == report.checked["orders_at_rest"] == 4
     assert report.checked["events"] == len(stage.play.events)
     assert report.checked["events_undecided"] == report.checked["history_first_offset"] == 0
-    assert report.dead_letters == {"inventory": 0, "order": 0, "payment": 0}
+    assert report.dead_letters == {"inventory": 0, "notification": 0, "order": 0, "payment": 0}
 
 
 async def test_a_report_is_plain_json(stage: Stage, orders: dict[str, str]) -> None:
