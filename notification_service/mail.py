@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable
 from email import policy
+from email.headerregistry import HeaderRegistry
 from email.message import EmailMessage
 from pathlib import Path
 from string import Template
@@ -37,6 +38,10 @@ _REASONS = {
 }
 _ADDRESS = re.compile(r"[\w.!#$%&'*+/=?^`{|}~-]+@[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*", re.ASCII)
 _PERMANENT = range(500, 600)
+# We know what our headers say: not parsing each of them saves most of a mail's CPU.
+_POLICY = policy.SMTP.clone(
+    cte_type="7bit", max_line_length=LINE_MAX, header_factory=HeaderRegistry(use_default_map=False)
+)
 
 
 class MailError(ValueError):
@@ -96,7 +101,7 @@ class Writer:
             "reason": _REASONS[letter.reason] if letter.reason is not None else "",
         }
         subject, _, text = self._templates[letter.kind].substitute(words).partition("\n")
-        mail = EmailMessage(policy.SMTP.clone(max_line_length=LINE_MAX))
+        mail = EmailMessage(_POLICY)
         mail["From"] = self._sender
         mail["To"] = self._addresses(letter.customer)
         mail["Subject"] = subject

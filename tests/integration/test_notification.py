@@ -121,6 +121,15 @@ async def test_an_accepted_mail_says_who_paid_how_much_for_what(server: Server) 
     assert f"your order {ORDER} is confirmed and paid: 1234.56 EUR" in " ".join(text.split())
 
 
+async def test_a_mail_has_only_ascii_on_the_way_whatever_it_says(server: Server) -> None:
+    letter = LETTER.model_copy(update={"customer": "Zoë"})
+    await mailer(server).send(WRITER.write(ORDER, letter))
+
+    assert server.accepted[0].isascii()
+    (got,) = server.mails
+    assert "Dear Zoë," in got.get_payload(decode=True).decode()
+
+
 async def test_a_mail_that_is_refused_for_now_may_be_sent_later(server: Server) -> None:
     server.rcpt = "451 greylisted"
     with pytest.raises(MailRefused, match="refused the recipient: 451 greylisted"):
