@@ -178,6 +178,7 @@ def ends(deployment: Deployment) -> dict[str, int]:
         return {"high": 0, "normal": 0} | dict(rows.fetchall())
 
 
+@pytest.mark.long
 async def test_an_urgent_order_placed_last_overtakes_95_percent_of_5000_waiting_ones(
     tmp_path: Path,
 ) -> None:
