@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import inspect
 import json
 import math
 import os
@@ -80,34 +82,93 @@ def _filter(help: str) -> Any:
     return typer.Option(help=help, rich_help_panel="Which letters", show_default=False)
 
 
-Ids = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[ID]...", help="Letters, by their number or message id."),
-]
 Id = Annotated[str, typer.Argument(metavar="ID", help="The letter's number or message id.")]
-QueueOption = Annotated[str | None, _filter("From this queue, such as payment.normal.")]
-ServiceOption = Annotated[str | None, _filter("Of this service.")]
-TypeOption = Annotated[str | None, _filter("Of this event or command type.")]
-ErrorOption = Annotated[str | None, _filter("Whose error says this, in any case.")]
-FingerprintOption = Annotated[str | None, _filter("With this error fingerprint.")]
-OrderOption = Annotated[str | None, _filter("About this order.")]
-OlderOption = Annotated[str | None, _filter("Dead for longer: seconds, or 15m, 2h, 7d.")]
-NewerOption = Annotated[str | None, _filter("Dead for less: seconds, or 15m, 2h, 7d.")]
 Why = Annotated[str, typer.Option("--reason", help="Why; for the audit record.")]
 
 
+class _Filters:
+    """The selection as it was asked for, with what needs no system to check it checked."""
+
+    def __init__(
+        self,
+        ids: Annotated[
+            list[str] | None,
+            typer.Argument(metavar="[ID]...", help="Letters, by their number or message id."),
+        ] = None,
+        queue: Annotated[str | None, _filter("From this queue, such as payment.normal.")] = None,
+        service: Annotated[str | None, _filter("Of this service.")] = None,
+        type: Annotated[str | None, _filter("Of this event or command type.")] = None,
+        error: Annotated[str | None, _filter("Whose error says this, in any case.")] = None,
+        fingerprint: Annotated[str | None, _filter("With this error fingerprint.")] = None,
+        order: Annotated[str | None, _filter("About this order.")] = None,
+        older_than: Annotated[
+            str | None, _filter("Dead for longer: seconds, or 15m, 2h, 7d.")
+        ] = None,
+        newer_than: Annotated[
+            str | None, _filter("Dead for less: seconds, or 15m, 2h, 7d.")
+        ] = None,
+    ) -> None:
+        with _answering():
+            from saga.dlq.store import Selection
+
+            self._ids = list(ids or ())
+            self._filters = Selection(
+                queue=queue,
+                service=service,
+                type=type,
+                error=error,
+                fingerprint=fingerprint,
+                order=order,
+                older_than=_seconds("older-than", older_than),
+                newer_than=_seconds("newer-than", newer_than),
+            )
+
+    @property
+    def given(self) -> bool:
+        return bool(self._ids) or not self._filters.everything
+
+    async def selection(self, desk: Desk) -> Selection:
+        """The selection; raises `InputError` if it names what does not exist."""
+        from dataclasses import replace
+
+        numbers = sorted({number for id in self._ids for number in _numbers(desk, id)})
+        selection = replace(self._filters, numbers=tuple(numbers))
+        await desk.check(selection)
+        return selection
+
+
+def _selecting(*, by_id: bool) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives a command the options of `_Filters`, and what they were to it as its first argument."""
+    options = dict(inspect.signature(_Filters, eval_str=True).parameters)
+    if not by_id:
+        del options["ids"]
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        _, *others = inspect.signature(function, eval_str=True).parameters.values()
+
+        @functools.wraps(function)
+        def command(**given: Any) -> None:
+            filters = _Filters(**{name: given.pop(name) for name in options})
+            function(filters, **given)
+
+        # What Typer looks at.
+        parameters = [
+            parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+            for parameter in (*options.values(), *others)
+        ]
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # it may be set
+        command.__annotations__ = {p.name: p.annotation for p in parameters}
+        return command
+
+    return decorate
+
+
 @app.command("list")
+@_selecting(by_id=False)
 def list_(
+    filters: _Filters,
     by: Annotated[By, typer.Option(help="What to group by.")] = By.FINGERPRINT,
     state: Annotated[Which, typer.Option(help="Letters in this state.")] = Which.DEAD,
-    queue: QueueOption = None,
-    service: ServiceOption = None,
-    type: TypeOption = None,
-    error: ErrorOption = None,
-    fingerprint: FingerprintOption = None,
-    order: OrderOption = None,
-    older_than: OlderOption = None,
-    newer_than: NewerOption = None,
     data_dir: DataDir = DATA_DIR,
     as_json: AsJson = False,
 ) -> None:
@@ -121,9 +182,6 @@ def list_(
     * `saga dlq list --by letter --queue payment.normal --older-than 1h`
     * `saga dlq list --by type --json | jq .groups`
     """
-    filters = _Filters(
-        None, queue, service, type, error, fingerprint, order, older_than, newer_than
-    )
 
     async def work(desk: Desk) -> list[Letter]:
         selection = await filters.selection(desk)
@@ -178,16 +236,9 @@ def show(id: Id, data_dir: DataDir = DATA_DIR, as_json: AsJson = False) -> None:
 
 
 @app.command()
+@_selecting(by_id=True)
 def replay(
-    ids: Ids = None,
-    queue: QueueOption = None,
-    service: ServiceOption = None,
-    type: TypeOption = None,
-    error: ErrorOption = None,
-    fingerprint: FingerprintOption = None,
-    order: OrderOption = None,
-    older_than: OlderOption = None,
-    newer_than: NewerOption = None,
+    filters: _Filters,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what would become of each letter.")
     ] = False,
@@ -242,9 +293,6 @@ def replay(
             max_replays=max_replays,
             timeout_seconds=timeout,
             force=force,
-        )
-        filters = _Filters(
-            ids, queue, service, type, error, fingerprint, order, older_than, newer_than
         )
         if resume and filters.given:
             raise InputError("--resume takes no selection: the replay to go on with has its own")
@@ -341,17 +389,10 @@ def edit(
 
 
 @app.command()
+@_selecting(by_id=True)
 def discard(
+    filters: _Filters,
     why: Annotated[str, typer.Option("--reason", help="Why; it stays with the letter.")],
-    ids: Ids = None,
-    queue: QueueOption = None,
-    service: ServiceOption = None,
-    type: TypeOption = None,
-    error: ErrorOption = None,
-    fingerprint: FingerprintOption = None,
-    order: OrderOption = None,
-    older_than: OlderOption = None,
-    newer_than: NewerOption = None,
     data_dir: DataDir = DATA_DIR,
     as_json: AsJson = False,
 ) -> None:
@@ -362,21 +403,13 @@ def discard(
     * `saga dlq discard 17 --reason "a test message"`
     * `saga dlq discard --fingerprint 3f2a9c1b77de --reason "replaced by hand"`
     """
-    filters = _Filters(ids, queue, service, type, error, fingerprint, order, older_than, newer_than)
     _turn(filters, why, data_dir, as_json, discarding=True)
 
 
 @app.command()
+@_selecting(by_id=True)
 def restore(
-    ids: Ids = None,
-    queue: QueueOption = None,
-    service: ServiceOption = None,
-    type: TypeOption = None,
-    error: ErrorOption = None,
-    fingerprint: FingerprintOption = None,
-    order: OrderOption = None,
-    older_than: OlderOption = None,
-    newer_than: NewerOption = None,
+    filters: _Filters,
     why: Why = "",
     data_dir: DataDir = DATA_DIR,
     as_json: AsJson = False,
@@ -385,7 +418,6 @@ def restore(
 
     Example: `saga dlq restore 17 --reason "it was needed after all"`
     """
-    filters = _Filters(ids, queue, service, type, error, fingerprint, order, older_than, newer_than)
     _turn(filters, why, data_dir, as_json, discarding=False)
 
 
@@ -429,19 +461,13 @@ def purge(
 
 
 @app.command()
+@_selecting(by_id=False)
 def export(
+    filters: _Filters,
     file: Annotated[
         Path | None, typer.Argument(help="Where to write; standard output if left out.")
     ] = None,
     state: Annotated[Which, typer.Option(help="Letters in this state.")] = Which.DEAD,
-    queue: QueueOption = None,
-    service: ServiceOption = None,
-    type: TypeOption = None,
-    error: ErrorOption = None,
-    fingerprint: FingerprintOption = None,
-    order: OrderOption = None,
-    older_than: OlderOption = None,
-    newer_than: NewerOption = None,
     data_dir: DataDir = DATA_DIR,
     as_json: AsJson = False,
 ) -> None:
@@ -449,9 +475,6 @@ def export(
 
     Example: `saga dlq export letters.jsonl --type stock.reserved`
     """
-    filters = _Filters(
-        None, queue, service, type, error, fingerprint, order, older_than, newer_than
-    )
 
     async def work(desk: Desk) -> list[Letter]:
         selection = await filters.selection(desk)
@@ -529,50 +552,6 @@ def audit(
 
 
 # --- what they share ------------------------------------------------------------------------------
-
-
-class _Filters:
-    """The selection as it was asked for, with what needs no system to check it checked."""
-
-    def __init__(
-        self,
-        ids: Sequence[str] | None,
-        queue: str | None,
-        service: str | None,
-        type: str | None,
-        error: str | None,
-        fingerprint: str | None,
-        order: str | None,
-        older_than: str | None,
-        newer_than: str | None,
-    ) -> None:
-        with _answering():
-            from saga.dlq.store import Selection
-
-            self._ids = list(ids or ())
-            self._filters = Selection(
-                queue=queue,
-                service=service,
-                type=type,
-                error=error,
-                fingerprint=fingerprint,
-                order=order,
-                older_than=_seconds("older-than", older_than),
-                newer_than=_seconds("newer-than", newer_than),
-            )
-
-    @property
-    def given(self) -> bool:
-        return bool(self._ids) or not self._filters.everything
-
-    async def selection(self, desk: Desk) -> Selection:
-        """The selection; raises `InputError` if it names what does not exist."""
-        from dataclasses import replace
-
-        numbers = sorted({number for id in self._ids for number in _numbers(desk, id)})
-        selection = replace(self._filters, numbers=tuple(numbers))
-        await desk.check(selection)
-        return selection
 
 
 def _at_desk(data_dir: Path, work: Callable[[Desk], Awaitable[T]]) -> T:
