@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
 import sys
 from collections.abc import AsyncIterator
@@ -13,9 +14,6 @@ from uuid import UUID
 import pytest
 from typer.testing import CliRunner
 
-import inventory_service.store
-import order_service.store
-import payment_service.store
 from common.envelope import wrap
 from common.events import HeldLine, OrderCancelled, StockReserved
 from common.kernel.database import sqlite_engine
@@ -35,16 +33,15 @@ from common.messaging.topology import (
 from payment_service.gateway import SandboxGateway
 from saga.cli import app
 from saga.deployment import Deployment
-from saga.discovery import choreography
+from saga.discovery import choreography, participants
 from saga.dlq.store import look
 from saga.reconcile import reconcile
 from saga.status import status
 from tests.polling import until
 
 TABLES = {
-    "order": order_service.store.TABLES,
-    "inventory": inventory_service.store.TABLES,
-    "payment": payment_service.store.TABLES,
+    participant.name: importlib.import_module(f"{package}.store").TABLES
+    for package, participant in participants().items()
 }
 ORDER = UUID(int=7)
 
