@@ -423,7 +423,7 @@ async def test_orders_are_turned_away_while_too_many_events_wait_for_the_broker(
             failures = await figure(orders, "saga_event_publish_failures_total")
             assert failures > 0
 
-            await apply_topology(amqp_url, choreography())
+            await restore_exchange(amqp_url)
 
             async def accepted_again() -> bool:
                 return (await orders.post("/orders", json=ORDER)).status_code == 202
@@ -441,6 +441,16 @@ async def delete_exchange(url: str) -> None:
     async with await connect(url, name="test") as connection:
         channel = await connection.channel()
         await channel.exchange_delete(EVENTS_EXCHANGE)
+
+
+async def restore_exchange(url: str) -> None:
+    """Events can be published again, and at any moment: so what the test reads is bound first."""
+    async with await connect(url, name="test") as connection:
+        channel = await connection.channel()
+        exchange = await channel.declare_exchange(EVENTS_EXCHANGE, "topic", durable=True)
+        queue = await channel.get_queue("inventory.normal", ensure=False)
+        await queue.bind(exchange, "order.placed.normal")
+    await apply_topology(url, choreography())
 
 
 def all_published(service: httpx.AsyncClient) -> Callable[[], Awaitable[bool]]:
