@@ -160,7 +160,7 @@ def judge(record: Record) -> Fact | Stray:
     what the message says of itself; a corrected copy comes from an operator, straight."""
     try:
         attributes = Attributes.of(record.body)
-        _check_storable(attributes)
+        check_storable(attributes)
         by_operator = (EDITOR_SOURCE, "", HISTORY_STREAM)
         if record.exchange == EVENTS_EXCHANGE:
             right = record.routing_key == attributes.routing_key
@@ -197,7 +197,7 @@ def _stray(record: Record, reason: str, detail: str) -> Stray:
     )
 
 
-def _check_storable(attributes: Attributes) -> None:
+def check_storable(attributes: Attributes) -> None:
     named = (attributes.id, attributes.type, attributes.source, attributes.subject)
     if any("\0" in text for text in (*named, attributes.causationid or "")):
         raise Undecodable("malformed", "an attribute holds a character that cannot be stored")

@@ -54,6 +54,7 @@ app.command("exporter")(exporting.exporter)
 app.add_typer(topology.app, name="topology")
 app.add_typer(schemas.app, name="schemas")
 app.add_typer(dlq.app, name="dlq")
+app.add_typer(history.app, name="history")
 
 
 def main() -> None:

@@ -86,6 +86,13 @@ class Play:
         self.waiting.extend(again)
         self.deliver()
 
+    def retry_only(self, order_id: str) -> None:
+        """Have what failed about one order tried again."""
+        others = [delivery for delivery in self.failed if delivery.event.subject != order_id]
+        self.failed = [d for d in self.failed if d.event.subject == order_id]
+        self.retry()
+        self.failed += others
+
     def about(self, order_id: str) -> list[Envelope[Any]]:
         """The events of one order."""
         return [event for event in self.events if event.subject == order_id]

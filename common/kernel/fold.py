@@ -13,6 +13,11 @@ from common.kernel.step import StateId, evolved
 from common.message import Event, Intent
 
 
+def is_shared(kind: type[State]) -> bool:
+    """Whether a state of this kind may change by events about other subjects than its own."""
+    return kind.keys.__func__ is not State.keys.__func__  # type: ignore[attr-defined]  # of a class method
+
+
 class Fold:
     """Folds what one participant published, with the `evolve` functions that it runs.
 
@@ -40,9 +45,10 @@ class Fold:
         """The state that numbers the participant's events of this type, about this subject."""
         return self.find((self._by_type[type_], subject))
 
-    def publishes(self, type_: str) -> bool:
-        """Whether events of this type are the participant's."""
-        return type_ in self._by_type
+    def kind_of(self, type_: str) -> type[State] | None:
+        """The kind of state that numbers the participant's events of this type; None if it
+        publishes none such."""
+        return self._by_type.get(type_)
 
     def take(self, event: Envelope[Any]) -> None:
         """Fold one of the participant's own events. Raises KeyError for a type that is not."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -192,7 +192,11 @@ class Tables(Schema):
 
     def mark_done(self, connection: Connection, message_ids: Iterable[str], at: datetime) -> None:
         """Insert inbox rows; `VersionConflict` if another replica has done one of the messages."""
-        rows = [{"message_id": message_id, "at": at} for message_id in sorted(message_ids)]
+        self.mark_each_done(connection, dict.fromkeys(message_ids, at))
+
+    def mark_each_done(self, connection: Connection, done: Mapping[str, datetime]) -> None:
+        """The same, where each message has a time of its own."""
+        rows = [{"message_id": message_id, "at": at} for message_id, at in sorted(done.items())]
         if rows and self._inbox_writes.insert(connection, rows) != len(rows):
             raise VersionConflict(self.inbox.name)
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from dataclasses import asdict
 from datetime import datetime
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 from uuid import UUID
 
@@ -17,17 +20,20 @@ from saga.commands.output import (
     DataDir,
     out,
     print_json,
+    progress_bars,
     remark,
     run,
     stoppable,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Callable, Coroutine, Iterator, Sequence
     from typing import Any, TypeVar
 
     from history_service.domain import OrderView
+    from saga.history.rebuild import Rebuilt
     from saga.history.trace import Past, Stuck, Trace
+    from saga.history.verify import Verified
     from saga.history.whereabouts import Whereabouts
 
     T = TypeVar("T")
@@ -241,11 +247,7 @@ def _print_trace(found: Trace) -> None:
         console.print("nobody owes anything" if settled else "nobody owes an event by now")
     for hole in found.story.holes:
         remark(f"{hole}")
-    for first_offset, last_offset in found.gaps:
-        remark(
-            f"the history lacks offsets {first_offset} to {last_offset}, removed from the stream "
-            f"before they were read"
-        )
+    _tell_gaps(found.gaps)
 
 
 def _print_stuck(found: list[Stuck], whereabouts: Whereabouts, now: datetime) -> None:
@@ -292,3 +294,292 @@ def _print_past(found: Past) -> None:
     silent = [name for name, states in found.states.items() if not states]
     if silent:
         out().print(f"{', '.join(silent)}: nothing about it yet")
+
+
+# --- saga history -----------------------------------------------------------------------------
+
+app = typer.Typer(
+    help="The kept events as a whole: rebuild from them, verify by them, carry them elsewhere.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+)
+
+Holes = Annotated[
+    bool,
+    typer.Option("--despite-holes", help="Go on although events are missing from the history."),
+]
+
+
+@app.command()
+def rebuild(
+    service: Annotated[
+        str, typer.Argument(help="The service, or `history` for its views of orders.")
+    ],
+    into: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATABASE_URL",
+            help="An empty database: sqlite:///file.db or postgresql://host/database.",
+            show_default=False,
+        ),
+    ] = None,
+    despite_holes: Holes = False,
+    redeliver: Annotated[
+        bool,
+        typer.Option(
+            "--redeliver", help="Put events back into its queues that nothing says it answered."
+        ),
+    ] = False,
+    data_dir: DataDir = DATA_DIR,
+    as_json: AsJson = False,
+) -> None:
+    """Make a service's database again from what it published. Stop the service first.
+
+    States are folded by its own code; the inbox is what led to its events, so that what waits or is
+    dead is still done. Charges that the provider knows and no event tells of are settled once the
+    service starts. Nothing is charged, mailed or published. Exit status 1 if events are left that
+    were answered in the lost database only.
+
+    Examples:
+
+    * `saga history rebuild payment --into sqlite:///data/payment.db`
+    * `saga history rebuild inventory --into postgresql://saga:secret@db/inventory --redeliver`
+    * `saga history rebuild history` (folds the views of orders anew, in place)
+    """
+    from history_service.domain import OBSERVER
+    from saga.discovery import choreography
+    from saga.history import pages
+    from saga.history import rebuild as work
+    from saga.history.sources import Sources
+
+    sources = Sources.of(data_dir)
+    total = pages.count(sources.history_url)
+    if service == OBSERVER.name:
+        with progress_bars(events=total) as bars:
+            orders = _asked(work.rebuild_views(into or sources.history_url, bars["events"]))
+        if as_json:
+            print_json({"ok": True, "orders": orders})
+        else:
+            remark(f"{orders} orders folded anew from {total} events")
+        return
+    if into is None:
+        raise typer.BadParameter("name the new database", param_hint="--into")
+    if redeliver and sources.deployment is None:
+        raise typer.BadParameter("the system does not run", param_hint="--redeliver")
+
+    async def make(progress: Callable[[int], None]) -> tuple[work.Rebuilt, int]:
+        graph = choreography()
+        waiting = await work.on_their_way(sources, graph)
+        rebuilt = await work.rebuild(
+            sources,
+            graph,
+            service,
+            into,
+            waiting=waiting,
+            despite_holes=despite_holes,
+            progress=progress,
+        )
+        sent = 0
+        if redeliver and sources.deployment is not None:
+            sent = await work.redeliver(sources.deployment, rebuilt, sources.history_url)
+        return rebuilt, sent
+
+    with progress_bars(events=total) as bars:
+        rebuilt, sent = _asked(make(bars["events"]))
+    left = [] if sent else rebuilt.lost
+    if as_json:
+        print_json(_rebuilt_as_json(rebuilt, sent, ok=not (left or rebuilt.contradictions)))
+    else:
+        _print_rebuilt(rebuilt, sent)
+    if left or rebuilt.contradictions:
+        raise typer.Exit(PROBLEM_FOUND)
+
+
+@app.command()
+def verify(data_dir: DataDir = DATA_DIR, as_json: AsJson = False) -> None:
+    """Compare every service's database with what its events tell, row by row. Changes nothing.
+
+    The system may be at work, or be stopped. Exit status 1 if anything differs, or an event is
+    missing from the history.
+
+    Examples:
+
+    * `saga history verify`
+    * `saga history verify --json | jq '.differences[]'`
+    """
+    from saga.discovery import choreography
+    from saga.history.sources import Sources
+    from saga.history.verify import verify as compare
+
+    found = _asked(compare(Sources.of(data_dir), choreography()))
+    if as_json:
+        print_json(
+            {
+                "ok": found.ok,
+                "rows": found.rows,
+                "open_questions": found.open_questions,
+                "trimmed_offsets": [list(gap) for gap in found.gaps],
+                "differences": [asdict(difference) for difference in found.differences],
+            }
+        )
+    else:
+        _print_verified(found)
+    if not found.ok:
+        raise typer.Exit(PROBLEM_FOUND)
+
+
+@app.command()
+def export(
+    file: Annotated[Path, typer.Argument(help="Where to: NAME.jsonl.gz, .jsonl.zst or .jsonl.")],
+    data_dir: DataDir = DATA_DIR,
+    as_json: AsJson = False,
+) -> None:
+    """Write the whole history to a file, a JSON document a line, compressed as its name says.
+
+    Examples:
+
+    * `saga history export 2030-01.jsonl.gz`
+    """
+    from saga.history import pages
+    from saga.history.sources import Sources
+    from saga.history.transfer import export as write
+
+    sources = Sources.of(data_dir)
+    with progress_bars(events=pages.count(sources.history_url)) as bars, _input():
+        written = write(sources.history_url, file, bars["events"])
+    if as_json:
+        print_json(
+            {
+                "ok": True,
+                "file": str(file),
+                "events": written.events,
+                "strays": written.strays,
+                "trimmed_offsets": [list(gap) for gap in written.gaps],
+            }
+        )
+        return
+    remark(f"{file}: {written.events} events, {written.strays} messages that are none")
+    _tell_gaps(written.gaps)
+
+
+@app.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(help="What `saga history export` wrote.")],
+    into: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATABASE_URL",
+            help="Another history's database; by default the one of the data folder.",
+            show_default=False,
+        ),
+    ] = None,
+    data_dir: DataDir = DATA_DIR,
+    as_json: AsJson = False,
+) -> None:
+    """Take a file's events into a history: all of them, or none if a line is wrong. Stop the
+    history service first. What is known already is not kept twice.
+
+    Examples:
+
+    * `saga history import 2030-01.jsonl.gz`
+    * `saga history import 2030-01.jsonl.gz --into sqlite:///archive.db`
+    """
+    from saga.history.sources import Sources
+    from saga.history.transfer import take_in
+
+    url = into or Sources.of(data_dir).history_url
+    with progress_bars(events=None) as bars:
+        taken = _asked(take_in(url, file, bars["events"]))
+    if as_json:
+        print_json({"ok": True, **asdict(taken)})
+        return
+    remark(
+        f"{taken.new} new events, {taken.known} known already, "
+        f"{taken.strays} messages that are none"
+    )
+    for first, last in taken.closed:
+        remark(f"the gap from offset {first} to {last} is closed")
+
+
+@contextlib.contextmanager
+def _input() -> Iterator[None]:
+    """What makes no sense is wrong usage."""
+    from saga.history import InputError
+
+    try:
+        yield
+    except InputError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def _rebuilt_as_json(rebuilt: Rebuilt, sent: int, *, ok: bool) -> dict[str, Any]:
+    return {
+        "ok": ok,
+        "participant": rebuilt.participant,
+        "events": rebuilt.events,
+        "rows": rebuilt.states,
+        "inbox": rebuilt.inbox,
+        "asked_outside": rebuilt.asked,
+        "looked_at_broker": rebuilt.looked_at_broker,
+        "unanswered": [asdict(event) for event in rebuilt.unanswered],
+        "redelivered": sent,
+        "holes": [str(hole) for hole in rebuilt.holes],
+        "contradictions": rebuilt.contradictions,
+    }
+
+
+def _print_rebuilt(rebuilt: Rebuilt, sent: int) -> None:
+    from saga.history.rebuild import LISTED_MAX
+
+    rows = ", ".join(f"{count} {table}" for table, count in rebuilt.states.items()) or "no rows"
+    out().print(
+        f"{rebuilt.participant}: {rows} from {rebuilt.events} events; {rebuilt.inbox} messages done"
+    )
+    if rebuilt.asked:
+        out().print(f"{rebuilt.asked} questions to the outside are open, and will be settled")
+    if not rebuilt.looked_at_broker:
+        remark("the system does not run, so nobody could say what waits on its broker")
+    waiting = len(rebuilt.unanswered) - len(rebuilt.lost)
+    if waiting:
+        out().print(f"{waiting} events are on their way to it")
+    for hole in rebuilt.holes[:LISTED_MAX]:
+        remark(str(hole))
+    for line in rebuilt.contradictions[:LISTED_MAX]:
+        remark(line)
+    if sent:
+        out().print(f"{sent} events were put back into its queues")
+        return
+    for event in rebuilt.lost[:LISTED_MAX]:
+        remark(f"{event.type} {event.event_id} about {event.subject} was not answered")
+    if rebuilt.lost:
+        remark(
+            f"{len(rebuilt.lost)} events are neither answered nor on their way; while the system "
+            f"runs, --redeliver puts them back"
+        )
+
+
+def _print_verified(found: Verified) -> None:
+    from rich.table import Table
+
+    if found.differences:
+        table = Table("service", "table", "key", "column", "in the database", "by the events")
+        for one in found.differences:
+            table.add_row(one.participant, one.table, one.key, one.column, one.live, one.history)
+        out().print(table)
+    rows = ", ".join(f"{count} of {name}" for name, count in found.rows.items())
+    out().print(f"compared rows: {rows}")
+    if found.open_questions:
+        out().print(f"{found.open_questions} are in the middle of a question to the outside")
+    _tell_gaps(found.gaps)
+    if found.ok:
+        out().print("[green]the databases are what the events tell[/]")
+    else:
+        out().print(f"[red]{len(found.differences)} differences[/]")
+
+
+def _tell_gaps(gaps: Sequence[tuple[int, int]]) -> None:
+    for first, last in gaps:
+        remark(
+            f"the history lacks offsets {first} to {last}, removed from the stream before they "
+            f"were read"
+        )

@@ -138,8 +138,9 @@ def stoppable() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def progress_bars(**totals: int) -> Iterator[dict[str, Callable[[int], None]]]:
-    """A bar on standard error for each total; what advances it is by the same name."""
+def progress_bars(**totals: int | None) -> Iterator[dict[str, Callable[[int], None]]]:
+    """A bar on standard error for each total, which may be unknown; what advances it is by the same
+    name."""
     from functools import partial
 
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn

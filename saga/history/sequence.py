@@ -89,7 +89,7 @@ def sequence_of(
     began = timed[0][0] if timed else now
     rows = [replace(row, after=at - began) for at, row in timed]
     rows += (
-        Row(Kind.NOTE, hole.participant, f"{hole.detail} is missing", timedelta(0))
+        Row(Kind.NOTE, hole.publishers[0], f"{hole.detail} is missing", timedelta(0))
         for hole in story.holes
     )
     rows += (_owed(debt, whereabouts, now, began) for debt in debts)

@@ -6,14 +6,14 @@ Pure: nothing here reads a database or asks a broker.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from common.choreography import Choreography, Participant, Reaction
 from common.envelope import Envelope, derived_id, source_of
 from common.kernel.fold import Fold
-from common.message import Answer, Command, Event
+from common.message import Answer, Command, Event, Message
 from history_service.domain import OrderView, view_of
 from history_service.store import Fact, decoded
 from history_service.timeline import Step, steps_of
@@ -21,9 +21,12 @@ from history_service.timeline import Step, steps_of
 
 @dataclass(frozen=True, slots=True)
 class Hole:
-    """An event that must have been, and is not in the history."""
+    """An event that must have been, and is not in the history.
 
-    participant: str
+    `publishers` are those who may have published it: one, unless nothing tells.
+    """
+
+    publishers: tuple[str, ...]
     subject: str
     detail: str
 
@@ -64,20 +67,20 @@ def tell(graph: Choreography, order_id: str, facts: Sequence[Fact]) -> Story:
 def fold_of(participant: Participant, events: Iterable[Envelope[Any]]) -> Fold:
     """A participant's states after those of these events that it published."""
     fold = Fold(participant)
-    own = [e for e in events if e.source == fold.source and fold.publishes(e.type)]
+    own = [e for e in events if e.source == fold.source and fold.kind_of(e.type)]
     for event in sorted(own, key=lambda event: event.sequence or 0):
         fold.take(event)
     return fold
 
 
-def holes_of(graph: Choreography, events: Iterable[Envelope[Any]]) -> Iterator[Hole]:
-    """What is missing among events about one or more subjects: numbers that their publishers did
-    not leave out, and causes that must have been events."""
-    known = {event.id for event in events}
+def holes_of(graph: Choreography, events: Collection[Envelope[Any]]) -> Iterator[Hole]:
+    """What is missing among events about some subjects: numbers that their publishers did not leave
+    out, and causes that must have been events."""
+    known = {event.id: event for event in events}
     for participant in graph.participants:
         name, source = participant.name, source_of(participant.name)
         numbers: defaultdict[str, set[int]] = defaultdict(set)
-        missing: dict[str, tuple[str, str]] = {}
+        causes: dict[str, tuple[str, frozenset[str]]] = {}
         for event in events:
             if event.source != source:
                 continue
@@ -86,13 +89,30 @@ def holes_of(graph: Choreography, events: Iterable[Envelope[Any]]) -> Iterator[H
             cause = event.causationid
             if cause is not None and cause not in known:
                 reaction = reaction_behind(participant, event)
-                if reaction is not None and (taken := _event_taken(participant, reaction)):
-                    missing[cause] = (event.subject, f"{taken} {cause}, to which {name} reacted,")
+                if reaction is not None and (types := _events_taken(participant, reaction)):
+                    causes[cause] = (event.subject, types)
         for subject, seen in numbers.items():
             for number in sorted(set(range(1, max(seen))) - seen):
-                yield Hole(name, subject, f"event {number} of {name}")
-        for subject, what in missing.values():
-            yield Hole(name, subject, what)
+                yield Hole((name,), subject, f"event {number} of {name}")
+        for cause, (subject, types) in causes.items():
+            publishers, type_ = _missing(graph, cause, types, events)
+            yield Hole(publishers, subject, f"{type_} {cause}, to which {name} reacted,")
+
+
+def _missing(
+    graph: Choreography, id: str, types: frozenset[str], events: Iterable[Envelope[Any]]
+) -> tuple[tuple[str, ...], str]:
+    """Who published a missing event of one of these types, and its type, which its id may tell."""
+    for participant in graph.participants:
+        for reaction in participant.reactions:
+            for kind in reaction.publishes:
+                step = f"{participant.name}.{reaction.name}.{kind.type}"
+                if any(derived_id(event.id, step) == id for event in events):
+                    return (participant.name,), kind.type
+    publishers = [
+        p.name for p in graph.participants if any(kind.type in types for kind in p.publishes)
+    ]
+    return tuple(publishers), " or ".join(sorted(types))
 
 
 def reaction_behind(participant: Participant, event: Envelope[Any]) -> Reaction | None:
@@ -104,20 +124,19 @@ def reaction_behind(participant: Participant, event: Envelope[Any]) -> Reaction 
     return None
 
 
-def _event_taken(participant: Participant, reaction: Reaction) -> str | None:
-    """The type of the event that must have caused what a reaction decided on, if it was one.
+def _events_taken(participant: Participant, reaction: Reaction) -> frozenset[str]:
+    """The types of the events of which one must have caused what a reaction decided on; none where
+    it may have been a command.
 
     The cause of what follows from an answer is the message that led to the question.
     """
-    consumed = reaction.consumes
-    if issubclass(consumed, Answer):
-        askers = [
+    taken: set[type[Message]] = {reaction.consumes}
+    if issubclass(reaction.consumes, Answer):
+        taken = {
             other.consumes
             for other in participant.reactions
-            if any(intent.answer is consumed for intent in other.intends)
-        ]
-        asking = {kind for kind in askers if not issubclass(kind, Answer)}
-        if any(issubclass(kind, Command) for kind in asking):
-            return None
-        return " or ".join(sorted(kind.type for kind in asking if issubclass(kind, Event)))
-    return consumed.type if issubclass(consumed, Event) else None
+            if any(intent.answer is reaction.consumes for intent in other.intends)
+        }
+    if any(issubclass(kind, Command) for kind in taken):
+        return frozenset()
+    return frozenset(kind.type for kind in taken if issubclass(kind, Event))

@@ -303,8 +303,8 @@ def test_a_cause_that_is_missing_is_a_hole() -> None:
     reserved, charged = played.about(order)[1:3]
 
     assert without(played, order, "stock.reserved") == [
-        f"order.cancelled or stock.reserved {reserved.id}, to which payment reacted, "
-        f"about {order} is not in the history"
+        f"stock.reserved {reserved.id}, to which payment reacted, about {order} "
+        f"is not in the history"
     ]
     assert charged.causationid == reserved.id
     assert without(played, order, "order.confirmed") == []

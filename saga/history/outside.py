@@ -1,0 +1,112 @@
+"""What participants asked the outside, as far as the outside remembers: it is in no event.
+
+Only looked up, never asked: nothing is charged or paid back by it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol, get_args
+from uuid import UUID
+
+import sqlalchemy as sa
+
+from common.choreography import State
+from common.events import Currency
+from common.message import Intent
+from payment_service.domain import PARTICIPANT as PAYMENT
+from payment_service.domain import Charge, Payment, PaymentStatus, Refund
+from payment_service.gateway import Charge as Charged
+from payment_service.gateway import Outcome, SandboxGateway
+from saga.history import HistoryError
+
+
+class Outside(Protocol):
+    """What one participant's outside knows."""
+
+    def asked(self, state: State) -> Intent | None:
+        """The question that was asked about a state's subject and that no event of the participant
+        tells of; None if there is none."""
+        ...
+
+    def contradiction(self, state: State) -> str | None:
+        """What the outside did that cannot be, by what the participant said."""
+        ...
+
+    @property
+    def keys(self) -> frozenset[str]:
+        """The subjects that anything was ever asked about."""
+        ...
+
+
+class Nobody:
+    """The outside of a participant that asks nobody."""
+
+    keys: frozenset[str] = frozenset()
+
+    def asked(self, state: State) -> Intent | None:
+        return None
+
+    def contradiction(self, state: State) -> str | None:
+        return None
+
+
+class Provider:
+    """The payment provider's ledger."""
+
+    def __init__(self, ledger: Mapping[str, Charged]) -> None:
+        self._ledger = ledger
+        self.keys = frozenset(ledger)
+
+    def asked(self, state: State) -> Intent | None:
+        charged = self._ledger.get(state.key)
+        if charged is None or not isinstance(state, Payment):
+            return None
+        currency = next(c for c in get_args(Currency) if c == charged.currency)
+        match state.status:
+            case PaymentStatus.NONE:
+                return Charge(
+                    order_id=UUID(state.key),
+                    customer=charged.customer,
+                    currency=currency,
+                    amount_cents=charged.amount_cents,
+                )
+            case PaymentStatus.CHARGED if charged.refunded_cents:
+                return Refund(
+                    order_id=UUID(state.key),
+                    currency=currency,
+                    amount_cents=charged.refunded_cents,
+                )
+            case _:
+                return None
+
+    def contradiction(self, state: State) -> str | None:
+        charged = self._ledger.get(state.key)
+        took = charged is not None and charged.outcome is Outcome.CHARGED
+        if isinstance(state, Payment) and took and charged is not None:
+            kept = charged.amount_cents - charged.refunded_cents
+            if state.status in (PaymentStatus.VOIDED, PaymentStatus.DECLINED) and kept:
+                return f"payment says {state.status}, but the provider took {kept} cents"
+        return None
+
+
+def outside_of(participant: str, sandbox_url: str) -> Outside:
+    """The outside of a participant; blocks. Raises `HistoryError` if it cannot be read."""
+    if participant != PAYMENT.name:
+        return Nobody()
+    path = sa.engine.make_url(sandbox_url).database
+    if not path or not Path(path).is_file():  # The sandbox would make an empty one.
+        raise HistoryError(
+            f"the payment provider's ledger is not at {path}: name it with --sandbox"
+        )
+    try:
+        gateway = SandboxGateway(sandbox_url)
+        try:
+            ledger = gateway.ledger()
+        finally:
+            asyncio.run(gateway.close())
+    except (sa.exc.DBAPIError, ValueError) as error:
+        raise HistoryError(f"cannot read the payment provider's ledger: {error}") from error
+    return Provider({charge.key: charge for charge in ledger})

@@ -1,0 +1,116 @@
+"""Reading a whole history a page at a time, the next one while the last one is worked on."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Final, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from common.kernel.database import read_database
+from common.kernel.statements import any_of
+from history_service import queries
+from history_service.store import Fact, events
+
+SUBJECTS_AT_ONCE: Final = 500
+EVENTS_AT_ONCE: Final = 2_000
+
+T = TypeVar("T")
+
+
+def count(url: str) -> int:
+    """How many events there are. Raises `DatabaseError`."""
+    query = sa.select(sa.func.count()).select_from(events)
+    return _read(url, lambda connection: connection.scalar(query) or 0)
+
+
+def last_position(url: str) -> int:
+    """The position of the newest event; 0 if there is none."""
+    query = sa.select(sa.func.max(events.c.position))
+    return _read(url, lambda connection: connection.scalar(query) or 0)
+
+
+def by_subject(url: str, up_to: int) -> Iterator[dict[str, list[Fact]]]:
+    """The events up to a position, subject by subject, some subjects at a time."""
+
+    def page(after: str | None, connection: Connection) -> dict[str, list[Fact]]:
+        column = events.c.subject
+        query = sa.select(column).distinct().order_by(column).limit(SUBJECTS_AT_ONCE)
+        if after is not None:
+            query = query.where(column > after)
+        subjects = list(connection.scalars(query))
+        found: dict[str, list[Fact]] = {subject: [] for subject in subjects}
+        for fact in queries.facts_about(connection, subjects) if subjects else ():
+            if fact.position <= up_to:
+                found[fact.attributes.subject].append(fact)
+        return found
+
+    return _pages(url, page, lambda found: list(found)[-1])
+
+
+def by_position(url: str, up_to: int) -> Iterator[list[Fact]]:
+    """The events up to a position, in the order in which they were recorded."""
+
+    def page(after: int | None, connection: Connection) -> list[Fact]:
+        column = events.c.position
+        query = queries.FACTS.where(column > (after or 0), column <= up_to)
+        rows = connection.execute(query.order_by(column).limit(EVENTS_AT_ONCE))
+        return [queries.fact_of(row) for row in rows]
+
+    return _pages(url, page, lambda found: found[-1].position)
+
+
+def about(url: str, subjects: Collection[str]) -> dict[str, list[Fact]]:
+    """The events about some subjects, by subject."""
+    found: defaultdict[str, list[Fact]] = defaultdict(list)
+    for fact in _read(url, lambda c: queries.facts_about(c, subjects)):
+        found[fact.attributes.subject].append(fact)
+    return found
+
+
+def subjects_of(url: str, source: str) -> Iterator[list[str]]:
+    """What a participant has published events about, some subjects at a time."""
+
+    def page(after: str | None, connection: Connection) -> list[str]:
+        column = events.c.subject
+        query = sa.select(column).where(events.c.source == source).distinct().order_by(column)
+        if after is not None:
+            query = query.where(column > after)
+        return list(connection.scalars(query.limit(EVENTS_AT_ONCE)))
+
+    return _pages(url, page, lambda found: found[-1])
+
+
+def with_ids(url: str, ids: Sequence[str]) -> list[Fact]:
+    """The events with these ids."""
+
+    def read(connection: Connection) -> list[Fact]:
+        wanted = any_of(connection, events.c.event_id, ids)
+        return [queries.fact_of(row) for row in connection.execute(queries.FACTS.where(wanted))]
+
+    return _read(url, read)
+
+
+K = TypeVar("K")
+P = TypeVar("P", bound=Collection[object])
+
+
+def _read(url: str, query: Callable[[Connection], T]) -> T:
+    # In a thread of its own: whoever asks may be in an event loop's greenlet, and reading from
+    # PostgreSQL needs a loop.
+    with ThreadPoolExecutor(1, thread_name_prefix="history-reader") as reader:
+        return reader.submit(read_database, url, query).result()
+
+
+def _pages(
+    url: str, page: Callable[[K | None, Connection], P], last: Callable[[P], K]
+) -> Iterator[P]:
+    with ThreadPoolExecutor(1, thread_name_prefix="history-reader") as reader:
+        ahead = reader.submit(read_database, url, partial(page, None))
+        while found := ahead.result():
+            ahead = reader.submit(read_database, url, partial(page, last(found)))
+            yield found

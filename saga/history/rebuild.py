@@ -1,0 +1,373 @@
+"""A service's database, made again from what it said: its states, and the inbox that follows.
+
+Side effects are fenced: nothing is asked of the outside, published or mailed. Own events are
+folded; reactions are only run to see whether they would decide on anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from common.choreography import Choreography, Participant, State
+from common.envelope import Envelope, Undecodable
+from common.events import OrderEvent
+from common.kernel.database import DatabaseError, open_database, read_database
+from common.kernel.fold import Fold, is_shared
+from common.kernel.step import StateId, react
+from common.kernel.tables import Tables, VersionConflict, utc_now
+from common.messaging.dead_letters import ADDRESSEE, EDITOR_SOURCE
+from common.messaging.permissions import REPLAY
+from common.messaging.publisher import BrokerPublisher, message_of
+from common.messaging.topology import work_queue
+from history_service import queries
+from history_service.domain import OrderView, view_of
+from history_service.store import ORDERS, TABLES, Fact, decoded, order_views
+from saga.deployment import Deployment
+from saga.dlq.examine import decoder_of
+from saga.dlq.letters import document_of
+from saga.history import HistoryError, InputError, pages
+from saga.history.archive import Archive
+from saga.history.letters import letters_in
+from saga.history.outside import Outside, outside_of
+from saga.history.sources import Sources, participant_named, tables_of
+from saga.history.story import Hole, holes_of
+from saga.history.whereabouts import look
+
+LISTED_MAX: Final = 20
+"""Holes and unanswered events that are listed one by one."""
+AT_ONCE: Final = 500
+CATCH_UP_SECONDS: Final = 10.0
+"""How long a history that is behind may take to come to the stream's end."""
+
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Unanswered:
+    """An event that the participant would decide something on, and that nothing tells it did."""
+
+    event_id: str
+    type: str
+    subject: str
+    waits: bool
+    """Whether it is on its way: in a queue, waiting for its next try, or dead."""
+
+
+@dataclass
+class Rebuilt:
+    """What was written, and what is to be known of it."""
+
+    participant: str
+    events: int = 0
+    """Own events that were folded."""
+    states: dict[str, int] = field(default_factory=dict)
+    """By table, the rows written."""
+    inbox: int = 0
+    asked: int = 0
+    """Questions that the outside knows and no event tells of: their states are restored, so that
+    the service settles them."""
+    unanswered: list[Unanswered] = field(default_factory=list)
+    holes: list[Hole] = field(default_factory=list)
+    contradictions: list[str] = field(default_factory=list)
+    looked_at_broker: bool = False
+
+    @property
+    def lost(self) -> list[Unanswered]:
+        """The unanswered events that are nowhere on their way."""
+        return [event for event in self.unanswered if not event.waits]
+
+
+async def rebuild(
+    sources: Sources,
+    graph: Choreography,
+    name: str,
+    into: str,
+    *,
+    waiting: Collection[tuple[str, str]] | None = None,
+    despite_holes: bool = False,
+    progress: Progress = lambda _: None,
+) -> Rebuilt:
+    """Write the participant's database anew, in one transaction, at `into`, which has to be empty.
+
+    `waiting` are the events on their way, by participant and id; None if that is not known.
+    `progress` is told of each event read. Raises `InputError` for a participant that is none, a
+    database that is not empty or in use, or a history with holes (unless `despite_holes`);
+    `HistoryError` and `DatabaseError`.
+    """
+    participant = participant_named(graph, name)
+    tables = tables_of(name)
+    if not despite_holes:
+        await asyncio.to_thread(_check_head, sources.history_url)
+    outside = await asyncio.to_thread(outside_of, name, sources.sandbox_url)
+    up_to = await asyncio.to_thread(pages.last_position, sources.history_url)
+    try:
+        database = await open_database(into, tables, name="saga history")
+    except DatabaseError as error:
+        raise InputError(f"--into: {error}") from error
+    try:
+        work = _Work(participant, graph, tables, outside, waiting, progress)
+        await database.transaction(
+            lambda connection: work.run(connection, sources.history_url, up_to, despite_holes)
+        )
+    finally:
+        await database.close()
+    return work.rebuilt
+
+
+def _check_head(url: str) -> None:
+    gaps = read_database(url, queries.known_gaps)
+    if gaps:
+        lacking = ", ".join(f"{first} to {last}" for first, last in gaps)
+        raise InputError(
+            f"the history lacks the stream's offsets {lacking}, removed before they were read; "
+            f"import them from another history, or go on without them with --despite-holes"
+        )
+
+
+class _Work:
+    """One rebuild, in one transaction of the new database."""
+
+    def __init__(
+        self,
+        participant: Participant,
+        graph: Choreography,
+        tables: Tables,
+        outside: Outside,
+        waiting: Collection[tuple[str, str]] | None,
+        progress: Progress,
+    ) -> None:
+        self._participant = participant
+        self._graph = graph
+        self._tables = tables
+        self._outside = outside
+        self._waiting = frozenset(waiting or ())
+        self._progress = progress
+        self._fold = Fold(participant)
+        self._unanswered: list[str] = []
+        self._heard: set[str] = set()
+        self._now = utc_now()
+        self.rebuilt = Rebuilt(participant.name, looked_at_broker=waiting is not None)
+
+    def run(self, connection: Connection, url: str, up_to: int, despite_holes: bool) -> None:
+        self._check_empty(connection)
+        for page in pages.by_subject(url, up_to):
+            self._take(connection, page)
+            self._progress(sum(map(len, page.values())))
+        rest = set(self._outside.keys) - self._heard
+        self._restore(sorted(rest))
+        self._write(connection, list(self._fold.states))
+        for start in range(0, len(self._unanswered), AT_ONCE):
+            ids = self._unanswered[start : start + AT_ONCE]
+            self._judge(connection, pages.with_ids(url, ids))
+        if self.rebuilt.holes and not despite_holes:
+            holes = self.rebuilt.holes
+            raise InputError(
+                f"the history lacks events of {self._participant.name}, so its states cannot be "
+                f"told: {holes[0]}"
+                + (f", and {len(holes) - 1} more" if len(holes) > 1 else "")
+                + "; --despite-holes goes on without them"
+            )
+
+    def _check_empty(self, connection: Connection) -> None:
+        there = set(sa.inspect(connection).get_table_names())
+        for table in (*self._state_tables(), self._tables.inbox, self._tables.outbox):
+            if table.name not in there:
+                raise InputError(
+                    f"--into: that is another service's database, without {table.name}; name an "
+                    f"empty one"
+                )
+            if connection.execute(sa.select(sa.literal(1)).select_from(table).limit(1)).first():
+                raise InputError(
+                    f"--into: the database has rows in {table.name}; name an empty one"
+                )
+
+    def _state_tables(self) -> list[sa.Table]:
+        return [table.table for table in self._tables.states.values()]
+
+    def _take(self, connection: Connection, page: Mapping[str, Sequence[Fact]]) -> None:
+        """Fold some subjects, and write the states that only they are about."""
+        inbox: dict[str, datetime] = {}
+        for facts in page.values():
+            known = [envelope for fact in facts if (envelope := decoded(fact)) is not None]
+            own = [e for e in known if e.source == self._fold.source]
+            own = [e for e in own if self._fold.kind_of(e.type)]
+            own.sort(key=lambda event: event.sequence or 0)
+            for event in own:
+                self._fold.take(event)
+                if event.causationid is not None:
+                    inbox.setdefault(event.causationid, event.time)
+            self.rebuilt.events += len(own)
+            self.rebuilt.holes += (
+                hole
+                for hole in holes_of(self._graph, known)
+                if self._participant.name in hole.publishers
+            )
+            self._unanswered += (
+                fact.attributes.id for fact in facts if self._is_for_it(fact, inbox)
+            )
+        self._mark_done(connection, inbox)
+        asked = [subject for subject in page if subject in self._outside.keys]
+        self._heard.update(asked)
+        self._restore(asked)
+        mine = set(page)
+        self._write(
+            connection,
+            [id for id in self._fold.states if id[1] in mine and not is_shared(id[0])],
+        )
+
+    def _is_for_it(self, fact: Fact, answered: Mapping[str, datetime]) -> bool:
+        """Whether the participant reacts to an event, and nothing tells that it did."""
+        attributes = fact.attributes
+        if attributes.id in answered:
+            return False
+        if attributes.source == EDITOR_SOURCE:
+            return (document_of(fact.body) or {}).get(ADDRESSEE) == self._participant.name
+        return self._participant in self._graph.reacting_to(attributes.type)
+
+    def _restore(self, subjects: Iterable[str]) -> None:
+        """Put states where the outside was asked and no event tells so into the middle of that
+        question again: what comes next will ask it again, under the same key, and settle it."""
+        for kind in dict.fromkeys(reaction.own for reaction in self._participant.reactions):
+            for subject in subjects:
+                state = self._fold.find((kind, subject))
+                if said := self._outside.contradiction(state):
+                    self.rebuilt.contradictions.append(f"{subject}: {said}")
+                if (intent := self._outside.asked(state)) is not None:
+                    self._fold.ask(intent, self._now)
+                    self.rebuilt.asked += 1
+
+    def _write(self, connection: Connection, ids: Iterable[StateId]) -> None:
+        """Write states and forget them here."""
+        by_kind: defaultdict[type[State], list[State]] = defaultdict(list)
+        for id in ids:
+            by_kind[id[0]].append(self._fold.states.pop(id))
+        for kind, states in by_kind.items():
+            table = self._tables.states[kind]
+            for start in range(0, len(states), AT_ONCE):
+                part = sorted(states[start : start + AT_ONCE], key=lambda state: state.key)
+                table.save(connection, [(state, 0) for state in part])
+            name = table.table.name
+            self.rebuilt.states[name] = self.rebuilt.states.get(name, 0) + len(states)
+
+    def _mark_done(self, connection: Connection, done: Mapping[str, datetime]) -> None:
+        self._tables.mark_each_done(connection, done)
+        self.rebuilt.inbox += len(done)
+
+    def _judge(self, connection: Connection, facts: Sequence[Fact]) -> None:
+        """Mark those of the events done that nothing is to be decided on, unless they are on their
+        way: then their time will come."""
+        done: dict[str, datetime] = {}
+        for fact in facts:
+            attributes = fact.attributes
+            waits = (self._participant.name, attributes.id) in self._waiting
+            envelope = _readable(fact, self._participant)
+            if envelope is None or self._would_decide(connection, envelope):
+                found = Unanswered(attributes.id, attributes.type, attributes.subject, waits)
+                if envelope is not None:
+                    self.rebuilt.unanswered.append(found)
+            elif not waits:
+                done[attributes.id] = attributes.time
+        self._mark_done(connection, done)
+
+    def _would_decide(self, connection: Connection, event: Envelope[Any]) -> bool:
+        def find(id: StateId) -> State:
+            return self._tables.states[id[0]].find(connection, id[1]) or id[0](id[1])
+
+        try:
+            decision = react(self._participant, event, event.data, find, self._now)
+        except Exception:
+            return True  # to a dead letter
+        return bool(decision.events or decision.intent)
+
+
+def _readable(fact: Fact, participant: Participant) -> Envelope[Any] | None:
+    """An event as the participant would read it, a corrected copy too; None if it could not."""
+    try:
+        return decoder_of(participant).decode(fact.body)
+    except Undecodable:
+        return None
+
+
+async def on_their_way(sources: Sources, graph: Choreography) -> frozenset[tuple[str, str]] | None:
+    """The events in queues, waiting for a next try, or dead, by participant and id; None where the
+    system does not run. The history has to have caught up.
+
+    Raises `HistoryError` and `BrokerError`.
+    """
+    deployment = sources.deployment
+    if deployment is None:
+        return None
+    archive = Archive(deployment)
+    if not await archive.caught_up(CATCH_UP_SECONDS):
+        raise HistoryError(
+            f"the history is {await archive.behind()} messages behind the stream; "
+            f"start its service, and wait"
+        )
+    letters = await asyncio.to_thread(letters_in, deployment.dead_letters_url)
+    return frozenset((await look(deployment, graph, letters)).found)
+
+
+async def redeliver(deployment: Deployment, rebuilt: Rebuilt, history_url: str) -> int:
+    """Put what was answered in the lost database only back into its participant's queues; returns
+    how many events. Deciding on them again gives the same events under the same ids.
+
+    Raises `BrokerError`.
+    """
+    ids = [event.event_id for event in rebuilt.lost]
+    publisher = BrokerPublisher(deployment.amqp_url_of(REPLAY), "saga history redeliver")
+    try:
+        await publisher.open()
+        for start in range(0, len(ids), AT_ONCE):
+            part = ids[start : start + AT_ONCE]
+            for fact in await asyncio.to_thread(pages.with_ids, history_url, part):
+                queue = work_queue(rebuilt.participant, fact.attributes.priority)
+                await publisher.publish(message_of(fact.body), "", queue)
+    finally:
+        await publisher.close()
+    return len(ids)
+
+
+async def rebuild_views(url: str, progress: Progress = lambda _: None) -> int:
+    """Fold the views of all orders anew, in one transaction; returns how many there are.
+
+    The history's service has to be stopped. Raises `InputError` and `HistoryError`.
+    """
+    try:
+        database = await open_database(url, TABLES, name="saga history")
+    except DatabaseError as error:
+        raise InputError(str(error)) from error
+    try:
+        return await database.transaction(lambda connection: _refold(connection, url, progress))
+    except VersionConflict as error:
+        raise HistoryError(
+            "somebody else writes into this history; stop its service first"
+        ) from error
+    finally:
+        await database.close()
+
+
+def _refold(connection: Connection, url: str, progress: Progress) -> int:
+    connection.execute(order_views.delete())
+    orders = 0
+    for page in pages.by_subject(url, pages.last_position(url)):
+        views: list[tuple[OrderView, int]] = []
+        for subject, facts in page.items():
+            told = [
+                (envelope.data, envelope.time)
+                for fact in facts
+                if (envelope := decoded(fact)) is not None and isinstance(envelope.data, OrderEvent)
+            ]
+            if told:
+                views.append((view_of(subject, told), 0))
+            progress(len(facts))
+        ORDERS.save(connection, views)
+        orders += len(views)
+    return orders

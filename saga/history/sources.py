@@ -1,0 +1,76 @@
+"""Where a system's books are, whether it runs or only its folder is left."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from common.choreography import Choreography, Participant
+from common.kernel.tables import Tables
+from history_service.domain import OBSERVER
+from saga.deployment import Deployment, DeploymentError
+from saga.discovery import services
+from saga.history import HistoryError, InputError
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """The databases; `deployment` is None where the system does not run, and nobody can be asked
+    what waits on its broker."""
+
+    history_url: str
+    database_urls: dict[str, str]
+    sandbox_url: str
+    deployment: Deployment | None
+
+    @classmethod
+    def of(cls, folder: Path) -> Self:
+        """Those of the system that runs in `folder`, or that ran there on SQLite. Raises
+        `DeploymentError`."""
+        try:
+            deployment = Deployment.load(folder)
+        except DeploymentError:
+            names = [service.name for service in services().values()]
+            urls = {name: f"sqlite:///{folder.resolve() / name}.db" for name in names}
+            if not (folder / f"{OBSERVER.name}.db").is_file():
+                raise
+            return cls(urls[OBSERVER.name], urls, f"sqlite:///{folder.resolve()}/provider.db", None)
+        return cls.of_deployment(deployment)
+
+    @classmethod
+    def of_deployment(cls, deployment: Deployment) -> Self:
+        """Those of a running system. Raises `HistoryError` if it has no history."""
+        url = deployment.database_urls.get(OBSERVER.name)
+        if url is None:
+            raise HistoryError(
+                "this system has no history service; start it anew with this version of `saga up`"
+            )
+        return cls(url, deployment.database_urls, deployment.sandbox_url, deployment)
+
+    def database_url(self, participant: str) -> str:
+        """The database of one participant. Raises `HistoryError`."""
+        url = self.database_urls.get(participant)
+        if url is None:
+            raise HistoryError(f"the deployment names no database of {participant}")
+        return url
+
+
+def participant_named(graph: Choreography, name: str) -> Participant:
+    """A participant of that name. Raises `InputError`."""
+    for participant in graph.participants:
+        if participant.name == name:
+            return participant
+    names = ", ".join(participant.name for participant in graph.participants)
+    raise InputError(f"there is no participant {name!r}; there are {names}")
+
+
+def tables_of(name: str) -> Tables:
+    """The tables of one participant."""
+    for package, service in services().items():
+        if service.name == name:
+            tables = importlib.import_module(f"{package}.store").TABLES
+            if isinstance(tables, Tables):
+                return tables
+    raise HistoryError(f"the service {name} names no tables: its store defines no TABLES")

@@ -1,0 +1,263 @@
+"""`saga history verify`: whether each participant's database is what its events tell.
+
+A database is read as of one moment, with its outbox; of the events, those are folded that its rows
+had counted by then. So a system may be at work meanwhile. Where something seems wrong, the history
+is given time to catch up, and everything is read again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, fields
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from common.choreography import Choreography, Participant, State
+from common.envelope import Attributes, Envelope
+from common.kernel.database import read_database
+from common.kernel.fold import Fold, is_shared
+from common.kernel.step import StateId, react
+from common.kernel.tables import StateTable, Tables, utc_now
+from history_service import queries
+from history_service.store import Fact, decoded
+from saga.history import pages
+from saga.history.archive import Archive
+from saga.history.sources import Sources, tables_of
+
+KEYS_AT_ONCE: Final = 500
+SETTLE_SECONDS: Final = 5.0
+"""How long what seems wrong may take to come right on a system at work."""
+PAUSE_SECONDS: Final = 0.5
+CATCH_UP_SECONDS: Final = 5.0
+"""How long the history may take to come to where the databases are."""
+
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Something that a participant's database and its events say differently.
+
+    `column` is empty where a whole row, or an event, is missing.
+    """
+
+    participant: str
+    table: str
+    key: str
+    column: str
+    live: str
+    history: str
+
+    @property
+    def identity(self) -> tuple[str, ...]:
+        return self.participant, self.table, self.key, self.column
+
+
+@dataclass
+class Verified:
+    """What was compared, and what differs."""
+
+    rows: dict[str, int] = field(default_factory=dict)
+    """By participant, the rows compared."""
+    open_questions: int = 0
+    """Rows in the middle of a question to the outside, which no event tells of yet."""
+    differences: list[Difference] = field(default_factory=list)
+    gaps: list[tuple[int, int]] = field(default_factory=list)
+    """Offsets of the stream that were removed before they were read."""
+
+    @property
+    def ok(self) -> bool:
+        return not self.differences
+
+
+async def verify(
+    sources: Sources,
+    graph: Choreography,
+    *,
+    settle_seconds: float = SETTLE_SECONDS,
+    progress: Progress = lambda _: None,
+) -> Verified:
+    """Compare every participant's states with the fold of its events. Changes nothing.
+
+    `progress` is told of each row compared, again when everything is read again. Raises
+    `HistoryError`, `DatabaseError` and `BrokerError`.
+    """
+    deadline = time.monotonic() + settle_seconds
+    found = await asyncio.to_thread(_compare, sources, graph, progress)
+    again = True
+    while found.differences and (again or time.monotonic() < deadline):
+        again = False
+        await asyncio.sleep(min(PAUSE_SECONDS, settle_seconds))
+        before = {difference.identity for difference in found.differences}
+        found = await asyncio.to_thread(_compare, sources, graph, progress)
+        found.differences = [one for one in found.differences if one.identity in before]
+    return found
+
+
+def _compare(sources: Sources, graph: Choreography, progress: Progress) -> Verified:
+    found = Verified(gaps=read_database(sources.history_url, queries.known_gaps))
+    for participant in graph.participants:
+        one = _Comparison(participant, graph, sources, found, progress)
+        read_database(sources.database_url(participant.name), one.run)
+    return found
+
+
+class _Comparison:
+    """One participant's database beside its events; in one transaction of the former."""
+
+    def __init__(
+        self,
+        participant: Participant,
+        graph: Choreography,
+        sources: Sources,
+        found: Verified,
+        progress: Progress,
+    ) -> None:
+        self._participant = participant
+        self._graph = graph
+        self._sources = sources
+        self._history_url = sources.history_url
+        self._found = found
+        self._progress = progress
+        self._tables: Tables = tables_of(participant.name)
+        self._fold = Fold(participant)
+        self._unpublished: defaultdict[str, list[Envelope[Any]]] = defaultdict(list)
+        self._known: set[StateId] = set()
+
+    def run(self, connection: Connection) -> None:
+        for body in connection.scalars(sa.select(self._tables.outbox.c.body)):
+            event = decoded(Fact(Attributes.of(body), body))
+            if event is not None:
+                self._unpublished[event.subject].append(event)
+        self._let_the_history_catch_up()
+        own = {reaction.own for reaction in self._participant.reactions}
+        shared = [kind for kind in self._tables.states if is_shared(kind)]
+        for kind, table in self._tables.states.items():
+            if kind in own:
+                for states in _rows(connection, table):
+                    self._take(connection, kind, states)
+        for kind in shared:
+            for states in _rows(connection, self._tables.states[kind]):
+                for key, state in states.items():
+                    self._judge(kind, state, self._fold.find((kind, key)))
+        self._look_for_rows_that_are_missing()
+
+    def _let_the_history_catch_up(self) -> None:
+        """What the rows tell of is in the stream by now, or in the outbox."""
+        if self._sources.deployment is None:
+            return
+        archive = Archive(self._sources.deployment)
+        with ThreadPoolExecutor(1) as thread:  # This one may be in an event loop's greenlet.
+            thread.submit(lambda: asyncio.run(archive.caught_up(CATCH_UP_SECONDS))).result()
+
+    def _take(self, connection: Connection, kind: type[State], states: Mapping[str, State]) -> None:
+        """Fold the events that these rows count, and compare what comes of it."""
+        facts = pages.about(self._history_url, list(states))
+        for key, live in states.items():
+            self._known.add((kind, key))
+            known = [e for fact in facts.get(key, ()) if (e := decoded(fact)) is not None]
+            known += self._unpublished.get(key, ())
+            by_number = {
+                event.sequence: event
+                for event in known
+                if event.source == self._fold.source
+                and event.sequence is not None
+                and self._fold.kind_of(event.type) is kind
+            }
+            missing = [n for n in range(1, live.sequence + 1) if n not in by_number]
+            for number in missing:
+                self._differ(kind, key, "", f"counts event {number}", "is without it")
+            for number in sorted(n for n in by_number if n <= live.sequence):
+                self._fold.take(by_number[number])
+            if is_shared(kind) or missing:
+                continue
+            told = self._fold.find((kind, key))
+            if told != live and self._is_asking(connection, kind, live, told, known):
+                self._found.open_questions += 1
+            else:
+                self._judge(kind, live, told)
+            self._fold.states.pop((kind, key), None)
+        count = len(states)
+        self._found.rows[self._participant.name] = (
+            self._found.rows.get(self._participant.name, 0) + count
+        )
+        self._progress(count)
+
+    def _judge(self, kind: type[State], live: State, told: State) -> None:
+        for column in fields(live):
+            ours, theirs = getattr(live, column.name), getattr(told, column.name)
+            if ours != theirs:
+                self._differ(kind, live.key, column.name, str(ours), str(theirs))
+
+    def _differ(self, kind: type[State], key: str, column: str, live: str, history: str) -> None:
+        table = self._tables.states[kind].table.name
+        self._found.differences.append(
+            Difference(self._participant.name, table, key, column, live, history)
+        )
+
+    def _is_asking(
+        self,
+        connection: Connection,
+        kind: type[State],
+        live: State,
+        told: State,
+        events: Sequence[Envelope[Any]],
+    ) -> bool:
+        """Whether a row is what becomes of the state by questions alone that the participant may
+        have asked because of events which it has not done yet: no event tells of a question."""
+        taken = [
+            event for event in events if self._participant in self._graph.reacting_to(event.type)
+        ]
+        done = self._tables.already_done(connection, {event.id for event in taken})
+        undone = [event for event in taken if event.id not in done]
+        reached = [told]
+        for state in reached:  # grows
+            for event in undone:
+                after = self._asked(kind, state, event)
+                if after is not None and after not in reached:
+                    reached.append(after)
+        return live in reached
+
+    def _asked(self, kind: type[State], state: State, event: Envelope[Any]) -> State | None:
+        """The state after the question that an event leads to, if it leads to one."""
+
+        def find(id: StateId) -> State:
+            return state if id == (kind, state.key) else id[0](id[1])
+
+        try:
+            decision = react(self._participant, event, event.data, find, utc_now())
+        except Exception:
+            return None
+        return decision.changes.get((kind, state.key)) if decision.intent else None
+
+    def _look_for_rows_that_are_missing(self) -> None:
+        """States that events tell of and no row is there for."""
+        known = {key for _, key in self._known}
+        for page in pages.subjects_of(self._history_url, self._fold.source):
+            missing = [subject for subject in page if subject not in known]
+            facts = pages.about(self._history_url, missing) if missing else {}
+            for subject in missing:
+                events = [e for fact in facts[subject] if (e := decoded(fact)) is not None]
+                own = [e for e in events if e.source == self._fold.source]
+                for kind in {kind for e in own if (kind := self._fold.kind_of(e.type))}:
+                    self._differ(kind, subject, "", "has no row", "has events about it")
+
+
+def _rows(connection: Connection, table: StateTable[Any]) -> Iterator[dict[str, State]]:
+    """All states of one kind, some at a time."""
+    (key,) = table.table.primary_key.columns
+    after: str | None = None
+    while True:
+        query = sa.select(key).order_by(key).limit(KEYS_AT_ONCE)
+        keys = list(connection.scalars(query if after is None else query.where(key > after)))
+        if not keys:
+            return
+        found = table.load(connection, keys)
+        yield {key: found[key][0] for key in keys}
+        after = keys[-1]

@@ -1,0 +1,125 @@
+"""What the services would have in their databases after what was played in memory."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+import inventory_service.store
+import order_service.store
+import payment_service.store
+from common.kernel.database import open_database, read_database
+from common.kernel.tables import Tables
+from history_service import store
+from payment_service.gateway import Account, SandboxGateway
+from saga.deployment import Deployment
+from saga.history.sources import Sources
+from tests.play import BROKE, Play
+
+TABLES: dict[str, Tables] = {
+    "order": order_service.store.TABLES,
+    "inventory": inventory_service.store.TABLES,
+    "payment": payment_service.store.TABLES,
+}
+
+
+Rows = dict[str, set[tuple[Any, ...]]]
+"""By table, its rows."""
+
+
+@dataclass
+class Books:
+    """Databases in a folder: the participants', the provider's, and the history's."""
+
+    folder: Path
+    play: Play
+
+    def url(self, name: str) -> str:
+        return f"sqlite:///{self.folder / name}.db"
+
+    @property
+    def sources(self) -> Sources:
+        """As a system leaves them that does not run."""
+        urls = {name: self.url(name) for name in (*TABLES, "history")}
+        return Sources(urls["history"], urls, self.url("provider"), None)
+
+    def deployment(self, amqp_url: str) -> Deployment:
+        """As of a system that runs, without services."""
+        return Deployment(
+            amqp_url=amqp_url,
+            http_urls={},
+            database_urls=self.sources.database_urls,
+            sandbox_url=self.url("provider"),
+            dead_letters_url=self.url("dead_letters"),
+        )
+
+    async def write(self) -> None:
+        """Put what was played where the services would have put it."""
+        for name in TABLES:
+            await self.write_live(name, self.url(name))
+        await self.write_provider()
+        await self.record()
+
+    async def write_live(self, name: str, url: str) -> None:
+        tables = TABLES[name]
+
+        def fill(connection: Connection) -> None:
+            for kind, table in tables.states.items():
+                states = [s for id, s in self.play.states[name].items() if id[0] is kind]
+                table.save(connection, [(state, 0) for state in states])
+            tables.mark_done(connection, self.play.inboxes[name], self.play.at)
+
+        database = await open_database(url, tables)
+        await database.transaction(fill)
+        await database.close()
+
+    async def write_provider(self) -> None:
+        """Ask the provider what was asked in the play."""
+        gateway = SandboxGateway(self.url("provider"))
+        gateway.set_accounts([Account(BROKE, card_blocked=True)])
+        for charge in self.play.charges:
+            await gateway.charge(
+                str(charge.order_id),
+                customer=charge.customer,
+                currency=charge.currency,
+                amount_cents=charge.amount_cents,
+            )
+        for refund in self.play.refunds:
+            await gateway.refund(
+                str(refund.order_id), currency=refund.currency, amount_cents=refund.amount_cents
+            )
+        await gateway.close()
+
+    async def record(self, *, without: tuple[str, ...] = ()) -> None:
+        """Have the history keep the events that were played, but for these."""
+        facts = [
+            store.Fact(event, event.to_bytes())
+            for event in self.play.events
+            if event.id not in without
+        ]
+        database = await open_database(self.url("history"), store.TABLES)
+        await database.transaction(lambda c: store.append(c, facts, self.play.at))
+        await database.close()
+
+
+async def rows_of(name: str, url: str) -> Rows:
+    """Every row of a participant's tables of states, without the versions that tell replicas of
+    each other's writing; and of its inbox, without the times."""
+
+    def read(connection: Connection) -> Rows:
+        found: Rows = {}
+        for state in TABLES[name].states.values():
+            columns = [c for c in state.table.columns if c.name != "version"]
+            found[state.table.name] = {
+                tuple(row) for row in connection.execute(sa.select(*columns))
+            }
+        inbox = TABLES[name].inbox.c.message_id
+        found["inbox"] = {tuple(row) for row in connection.execute(sa.select(inbox))}
+        return found
+
+    return await asyncio.to_thread(read_database, url, read)
