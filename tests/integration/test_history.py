@@ -200,6 +200,7 @@ async def test_what_came_while_nobody_followed_is_there_afterwards_and_nothing_t
     assert await history.gaps() == []
 
 
+@pytest.mark.long
 async def test_a_fresh_database_begins_at_the_first_event(
     stream: Stream, sqlite_history: History, tmp_path: Path
 ) -> None:
@@ -268,6 +269,7 @@ async def test_a_trimmed_head_is_a_gap_that_is_noted(
     assert (first, last) == (0, await first_offset(stream) - 1)
 
 
+@pytest.mark.long
 async def test_what_retention_took_while_nobody_followed_is_noted_too(
     stream: Stream, sqlite_history: History
 ) -> None:
@@ -286,7 +288,9 @@ async def test_what_retention_took_while_nobody_followed_is_noted_too(
     assert await sqlite_history.ids() != [event.id for event in (*known, *published)]
 
 
-@pytest.mark.parametrize("fewer", [True, False], ids=["shorter", "longer"])
+@pytest.mark.parametrize(
+    "fewer", [True, pytest.param(False, marks=pytest.mark.long)], ids=["shorter", "longer"]
+)
 async def test_a_stream_made_anew_is_read_from_its_beginning(
     fewer: bool, stream: Stream, sqlite_history: History
 ) -> None:
@@ -302,6 +306,7 @@ async def test_a_stream_made_anew_is_read_from_its_beginning(
     assert await sqlite_history.ids() == [event.id for event in (*before, *after)]
 
 
+@pytest.mark.long
 async def test_a_stream_that_vanishes_is_waited_for(
     stream: Stream, sqlite_history: History
 ) -> None:
@@ -323,6 +328,7 @@ async def test_without_the_stream_it_does_not_start(amqp_url: str, tmp_path: Pat
     await database.close()
 
 
+@pytest.mark.long
 async def test_two_followers_of_one_database_keep_each_event_once(
     stream: Stream, postgres_url: str
 ) -> None:
@@ -428,19 +434,22 @@ async def test_what_is_no_event_is_kept_apart_with_its_reason(
     }
 
 
-@pytest.mark.parametrize("table", ["events", "strays"])
-@pytest.mark.parametrize("change", ["UPDATE {} SET reason = 'x'", "DELETE FROM {}"])
-async def test_what_was_kept_cannot_be_changed(
-    change: str, table: str, stream: Stream, history: History
-) -> None:
+async def test_what_was_kept_cannot_be_changed(stream: Stream, history: History) -> None:
     play = played(1)
     async with following(stream, history.database):
         await stream.publish_as(b"{", "payment.voided.normal", "torn", EVENTS_EXCHANGE)
         await stream.publish(*play.events)
         await history.has(*play.events)
-    statement = change.format(table).replace("reason", "type" if table == "events" else "reason")
-    with pytest.raises(sa.exc.DBAPIError, match="only appended to"):
-        await history.database.transaction(lambda c: c.exec_driver_sql(statement))
+    for statement in (
+        "UPDATE events SET type = 'x'",
+        "DELETE FROM events",
+        "UPDATE strays SET reason = 'x'",
+        "DELETE FROM strays",
+    ):
+        with pytest.raises(sa.exc.DBAPIError, match="only appended to"):
+            await history.database.transaction(
+                lambda c, statement=statement: c.exec_driver_sql(statement)  # type: ignore[misc]
+            )
 
 
 def test_the_gaps_between_offsets() -> None:

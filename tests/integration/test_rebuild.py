@@ -39,11 +39,11 @@ GRAPH = choreography()
 SEED = 40_107
 
 
-def mixed(seed: int = SEED, orders: int = 40) -> Play:
+def mixed(seed: int = SEED, orders: int = 24) -> Play:
     """Orders of all kinds, some cancelled, early or late, while messages overtake each other."""
     dice = random.Random(seed)
     play = Play(tick=timedelta(milliseconds=3))
-    for sku, quantity in (("tea", 60), ("mug", 2)):
+    for sku, quantity in (("tea", 30), ("mug", 2)):
         play.give(
             "inventory", AddStock(sku=sku, quantity=quantity, unit_price_cents=250, currency="EUR")
         )
