@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 import inventory_service.store
+import notification_service.store
 import order_service.store
 import payment_service.store
 from common.kernel.database import open_database, read_database
@@ -25,6 +26,7 @@ TABLES: dict[str, Tables] = {
     "order": order_service.store.TABLES,
     "inventory": inventory_service.store.TABLES,
     "payment": payment_service.store.TABLES,
+    "notification": notification_service.store.TABLES,
 }
 
 

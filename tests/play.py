@@ -13,7 +13,7 @@ from common.envelope import Envelope, wrap
 from common.events import DeclineReason, OrderLine, PlaceOrder
 from common.kernel.step import StateId, react
 from common.kernel.tables import utc_now
-from common.message import Command, Priority
+from common.message import Command, Intent, Priority
 from notification_service.domain import Result, Send, SendAnswered
 from payment_service.domain import Charge, ChargeAnswered, Refund, RefundAnswered
 from saga.discovery import choreography
@@ -50,6 +50,7 @@ class Play:
     down: set[str] = field(default_factory=set)
     """Participants that read nothing."""
     provider_down: bool = False
+    refunds_down: bool = False
     failed: list[Delivery] = field(default_factory=list)
     """What failed because of the provider; `retry` has it tried again."""
     waiting: deque[Delivery] = field(default_factory=deque)
@@ -127,11 +128,16 @@ class Play:
                 for event in decision.events
                 for reader in self.graph.reacting_to(event.type)
             )
-            if isinstance(decision.intent, Charge | Refund) and self.provider_down:
+            if self._fails(decision.intent):
                 self.failed.append(Delivery(participant.name, cause, attempt + 1))
                 return
             message = self._answer(decision.intent)
         self.inboxes[participant.name].add(cause.id)
+
+    def _fails(self, intent: Intent | None) -> bool:
+        if isinstance(intent, Refund) and self.refunds_down:
+            return True
+        return isinstance(intent, Charge | Refund) and self.provider_down
 
     def _answer(self, intent: Any) -> Any:
         if isinstance(intent, Charge):

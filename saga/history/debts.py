@@ -53,13 +53,12 @@ def debts_of(graph: Choreography, story: Story, now: datetime) -> list[Debt]:
 
 
 def _unanswered(graph: Choreography, story: Story, now: datetime) -> Iterator[Debt]:
-    answered = {(event.source, event.causationid) for event in story.events.values()}
+    begun = {(event.source, event.causationid) for event in story.events.values()}
     for event in story.events.values():
         for participant in graph.reacting_to(event.type):
-            if (source_of(participant.name), event.id) in answered:
-                continue
-            answers = answers_to(participant, event, story.folds[participant.name], now)
-            if answers is not None:
+            has_begun = (source_of(participant.name), event.id) in begun
+            fold = story.folds[participant.name]
+            if answers := answers_to(participant, event, fold, now, has_begun=has_begun):
                 retry = participant.retry_of(type(event.data))
                 tries = timedelta(milliseconds=sum(retry.waits_ms))
                 by = event.time + tries + timedelta(seconds=LATE_SECONDS)
@@ -79,22 +78,31 @@ def _overdue(graph: Choreography, story: Story, now: datetime) -> Iterator[Debt]
 
 
 def answers_to(
-    participant: Participant, event: Envelope[Any], fold: Fold, now: datetime
-) -> tuple[str, ...] | None:
-    """The types of the events that a participant's reaction to an event may come to publish; None
+    participant: Participant,
+    event: Envelope[Any],
+    fold: Fold,
+    now: datetime,
+    *,
+    has_begun: bool = False,
+) -> tuple[str, ...]:
+    """The types of the events that a participant's reaction to an event may come to publish; none
     if it would decide on nothing. One that raises leads to a dead letter, and that is not nothing.
+
+    Of one that `has_begun` to answer, only what is left to ask the outside.
     """
     reaction = participant.by_message[type(event.data)]
     try:
         decision = react(participant, event, event.data, fold.find, now)
     except Exception as error:
         log.debug("%s would fail on %s: %s", participant.name, event.id, error)
+        if has_begun:
+            return ()
         publishers = [reaction, *(participant.by_message[i.answer] for i in reaction.intends)]
     else:
         if decision.intent is not None:
             publishers = [participant.by_message[type(decision.intent).answer]]
-        elif decision.events:
+        elif decision.events and not has_begun:
             publishers = [reaction]
         else:
-            return None
+            return ()
     return tuple(dict.fromkeys(kind.type for one in publishers for kind in one.publishes))

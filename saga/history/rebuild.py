@@ -23,6 +23,7 @@ from common.kernel.database import DatabaseError, open_database, read_database
 from common.kernel.fold import Fold, is_shared
 from common.kernel.step import StateId, react
 from common.kernel.tables import Tables, VersionConflict, utc_now
+from common.message import Event
 from common.messaging.dead_letters import ADDRESSEE, EDITOR_SOURCE
 from common.messaging.permissions import REPLAY
 from common.messaging.publisher import BrokerPublisher, message_of
@@ -151,7 +152,8 @@ class _Work:
         self._waiting = frozenset(waiting or ())
         self._progress = progress
         self._fold = Fold(participant)
-        self._unanswered: list[str] = []
+        self._doubtful: dict[str, datetime | None] = {}
+        """Events of which it has to be seen whether they are done, with the time of an answer."""
         self._heard: set[str] = set()
         self._now = utc_now()
         self.rebuilt = Rebuilt(participant.name, looked_at_broker=waiting is not None)
@@ -164,9 +166,9 @@ class _Work:
         rest = set(self._outside.keys) - self._heard
         self._restore(sorted(rest))
         self._write(connection, list(self._fold.states))
-        for start in range(0, len(self._unanswered), AT_ONCE):
-            ids = self._unanswered[start : start + AT_ONCE]
-            self._judge(connection, pages.with_ids(url, ids))
+        doubtful = list(self._doubtful)
+        for start in range(0, len(doubtful), AT_ONCE):
+            self._judge(connection, pages.with_ids(url, doubtful[start : start + AT_ONCE]))
         if self.rebuilt.holes and not despite_holes:
             holes = self.rebuilt.holes
             raise InputError(
@@ -210,9 +212,10 @@ class _Work:
                 for hole in holes_of(self._graph, known)
                 if self._participant.name in hole.publishers
             )
-            self._unanswered += (
-                fact.attributes.id for fact in facts if self._is_for_it(fact, inbox)
-            )
+            for fact in facts:
+                id = fact.attributes.id
+                if self._is_for_it(fact) and (id not in inbox or self._asks_about(fact)):
+                    self._doubtful[id] = inbox.pop(id, None)
         self._mark_done(connection, inbox)
         asked = [subject for subject in page if subject in self._outside.keys]
         self._heard.update(asked)
@@ -223,14 +226,21 @@ class _Work:
             [id for id in self._fold.states if id[1] in mine and not is_shared(id[0])],
         )
 
-    def _is_for_it(self, fact: Fact, answered: Mapping[str, datetime]) -> bool:
-        """Whether the participant reacts to an event, and nothing tells that it did."""
+    def _is_for_it(self, fact: Fact) -> bool:
+        """Whether the participant reacts to an event."""
         attributes = fact.attributes
-        if attributes.id in answered:
-            return False
         if attributes.source == EDITOR_SOURCE:
             return (document_of(fact.body) or {}).get(ADDRESSEE) == self._participant.name
         return self._participant in self._graph.reacting_to(attributes.type)
+
+    def _asks_about(self, fact: Fact) -> bool:
+        """Whether the participant may ask the outside because of an event. Then it is not done by
+        what was published first because of it, but only with the answer to its last question."""
+        return any(
+            reaction.intends
+            for kind, reaction in self._participant.by_message.items()
+            if issubclass(kind, Event) and kind.type == fact.attributes.type
+        )
 
     def _restore(self, subjects: Iterable[str]) -> None:
         """Put states where the outside was asked and no event tells so into the middle of that
@@ -262,19 +272,22 @@ class _Work:
         self.rebuilt.inbox += len(done)
 
     def _judge(self, connection: Connection, facts: Sequence[Fact]) -> None:
-        """Mark those of the events done that nothing is to be decided on, unless they are on their
-        way: then their time will come."""
+        """Mark those of the events done that nothing is left to be decided on. What led to nothing
+        yet and is on its way is left alone: its time will come."""
         done: dict[str, datetime] = {}
         for fact in facts:
             attributes = fact.attributes
             waits = (self._participant.name, attributes.id) in self._waiting
+            answered_at = self._doubtful[attributes.id]
             envelope = _readable(fact, self._participant)
-            if envelope is None or self._would_decide(connection, envelope):
-                found = Unanswered(attributes.id, attributes.type, attributes.subject, waits)
-                if envelope is not None:
-                    self.rebuilt.unanswered.append(found)
-            elif not waits:
-                done[attributes.id] = attributes.time
+            if envelope is None:
+                continue  # It can only become a dead letter.
+            if self._would_decide(connection, envelope):
+                self.rebuilt.unanswered.append(
+                    Unanswered(attributes.id, attributes.type, attributes.subject, waits)
+                )
+            elif answered_at is not None or not waits:
+                done[attributes.id] = answered_at or attributes.time
         self._mark_done(connection, done)
 
     def _would_decide(self, connection: Connection, event: Envelope[Any]) -> bool:

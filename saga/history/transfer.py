@@ -249,7 +249,10 @@ def _stray_of(document: dict[str, Any]) -> Stray:
     text = {name: said[name] for name in ("key", "routing_key", "reason", "detail")}
     if not all(isinstance(value, str) for value in text.values()):
         raise ValueError("a stray's key, routing_key, reason and detail are text")
-    body = base64.b64decode(said["body"], validate=True)
+    try:
+        body = base64.b64decode(said["body"], validate=True)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"a stray's body is no base64: {error}") from error
     return Stray(**text, body=body, stream_offset=_offset(document))
 
 

@@ -24,6 +24,7 @@ from common.kernel.database import read_database
 from common.kernel.fold import Fold, is_shared
 from common.kernel.step import StateId, react
 from common.kernel.tables import StateTable, Tables, utc_now
+from common.message import Answer
 from history_service import queries
 from history_service.store import Fact, decoded
 from saga.history import pages
@@ -129,6 +130,12 @@ class _Comparison:
         self._fold = Fold(participant)
         self._unpublished: defaultdict[str, list[Envelope[Any]]] = defaultdict(list)
         self._known: set[StateId] = set()
+        reactions = participant.reactions
+        after_answers = {i for r in reactions if issubclass(r.consumes, Answer) for i in r.intends}
+        after_others = {
+            i for r in reactions if not issubclass(r.consumes, Answer) for i in r.intends
+        }
+        self._asks_on_answers = bool(after_answers - after_others)
 
     def run(self, connection: Connection) -> None:
         for body in connection.scalars(sa.select(self._tables.outbox.c.body)):
@@ -216,6 +223,8 @@ class _Comparison:
         ]
         done = self._tables.already_done(connection, {event.id for event in taken})
         undone = [event for event in taken if event.id not in done]
+        if undone and self._asks_on_answers:
+            return True  # What it became by an answer that was no event cannot be told.
         reached = [told]
         for state in reached:  # grows
             for event in undone:

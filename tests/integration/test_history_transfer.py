@@ -171,7 +171,7 @@ SPOILED: dict[str, tuple[Callable[[list[Document]], object], str]] = {
     "a wrong offset": (lambda d: d[3].update(offset="3"), "line 4: offset: '3' is none"),
     "an unstorable id": (lambda d: d[3]["event"].update(id="\0"), "line 4: an attribute holds"),
     "a stray without a reason": (lambda d: d[-2]["stray"].pop("reason"), "'reason' is missing"),
-    "a stray's body": (lambda d: d[-2]["stray"].update(body="?"), "line 2"),
+    "a stray's body": (lambda d: d[-2]["stray"].update(body="?"), "body is no base64"),
     "an event too few": (lambda d: d.pop(4), "but there were"),
     "no end": (lambda d: d.pop(), "has no end: it was cut off"),
     "more after the end": (lambda d: d.append(d[3]), "something follows the end"),

@@ -168,6 +168,44 @@ async def test_charges_that_the_provider_knows_are_settled_before_the_service_st
     assert isinstance(compensate(cancelled, payment), SettleCharge)
 
 
+async def test_an_event_that_was_answered_in_part_is_not_done(books: Books, tmp_path: Path) -> None:
+    """Settled by its cancellation, charged, and to be paid back when the database was lost."""
+    play = books.play
+    play.provider_down = True
+    order = play.place()
+    play.deliver()
+    play.provider_down, play.refunds_down = False, True
+    play.give("order", CancelOrder(order_id=UUID(order)))
+    play.deliver()
+    cancelled, charged = (
+        next(e for e in play.about(order) if e.type == type_)
+        for type_ in ("order.cancelled", "payment.charged")
+    )
+    assert charged.causationid == cancelled.id
+    await books.write()
+    into = f"sqlite:///{tmp_path / 'new.db'}"
+    made = await rebuild(books.sources, GRAPH, "payment", into, waiting=())
+
+    assert [event.event_id for event in made.lost] == [cancelled.id]
+    live, new = await rows_of("payment", books.url("payment")), await rows_of("payment", into)
+    assert (cancelled.id,) not in live["inbox"] | new["inbox"]
+
+
+async def test_a_mail_that_was_begun_is_not_sent_again_and_its_event_not_done(
+    books: Books, tmp_path: Path
+) -> None:
+    books.play.events = [e for e in books.play.events if e.type != "notification.sent"]
+    await books.record()
+    into = f"sqlite:///{tmp_path / 'new.db'}"
+    made = await rebuild(books.sources, GRAPH, "notification", into, waiting=())
+
+    begun = {e.causationid for e in books.play.events if e.type == "notification.begun"}
+    assert {event.event_id for event in made.lost} == begun
+    rows = await rows_of("notification", into)
+    assert rows["inbox"] == set()
+    assert len(rows["notifications"]) == len(begun)
+
+
 async def test_an_event_answered_in_the_lost_database_only_is_named(
     books: Books, tmp_path: Path
 ) -> None:
@@ -372,7 +410,7 @@ async def test_a_row_too_few_and_an_event_too_few_are_named(books: Books) -> Non
 async def test_an_event_that_still_waits_in_the_outbox_counts(books: Books) -> None:
     order = books.play.place()
     books.play.deliver()
-    confirmed = books.play.about(order)[-1]
+    confirmed = next(e for e in books.play.about(order) if e.type == "order.confirmed")
     await books.write()
     (books.folder / "history.db").unlink()
     await books.record(without=(confirmed.id,))

@@ -228,6 +228,19 @@ def test_after_a_cancellation_compensations_are_owed_by_those_who_did_something(
     ]
 
 
+def test_whoever_has_answered_in_part_owes_the_rest() -> None:
+    played = play()
+    played.provider_down = True
+    order = played.place()
+    played.deliver()
+    played.provider_down, played.refunds_down = False, True
+    played.give("order", CancelOrder(order_id=UUID(order)))
+    played.deliver()
+    assert "payment.charged" in {event.type for event in played.about(order)}
+
+    assert said(owed(played, order)) == [("payment", "order.cancelled", ("payment.refunded",))]
+
+
 def test_whoever_overtook_owes_nothing_more_to_what_comes_late() -> None:
     played = play()
     played.down = {"inventory"}
