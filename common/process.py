@@ -21,6 +21,7 @@ from common.kernel.database import Database, DatabaseError, open_database
 from common.kernel.tables import Schema
 from common.messaging.connection import BrokerError
 from common.settings import Settings, SettingsError, load
+from common.tasks import cancel_all
 
 log = logging.getLogger(__name__)
 
@@ -141,9 +142,7 @@ async def run(process: Process, settings: Settings) -> None:
             await asyncio.wait({tasks[0]}, timeout=max(0.0, deadline - time.monotonic()))
             await parts.finish(deadline)
         finally:
-            for task in (started, stopping, *tasks):
-                task.cancel()
-            await asyncio.gather(started, stopping, *tasks, return_exceptions=True)
+            await cancel_all(started, stopping, *tasks)
             await parts.stop()
 
 

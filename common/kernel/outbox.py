@@ -25,6 +25,7 @@ from common.kernel.statements import Writes, any_of, clock_microseconds
 from common.kernel.tables import Clock, Tables, utc_now
 from common.message import Priority
 from common.metrics import OutboxMetrics
+from common.tasks import cancel_all
 
 log = logging.getLogger(__name__)
 
@@ -213,9 +214,7 @@ class Outbox:
             for task in done:  # Neither ends but with an error.
                 task.result()
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await cancel_all(*tasks)
 
     async def _publish_all(self) -> None:
         while True:

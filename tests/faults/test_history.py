@@ -14,6 +14,7 @@ from common.kernel.outbox import Outgoing
 from common.messaging.connection import connect
 from common.messaging.publisher import BrokerPublisher
 from common.messaging.topology import apply, topology_of
+from common.tasks import cancel_all
 from saga.node import RabbitNode
 from saga.reconcile.broker import read_history
 from tests.e2e.test_saga import Recorder
@@ -60,9 +61,7 @@ async def test_a_broker_killed_under_its_publishers_has_in_its_history_what_it_c
         before = len(confirmed)
         await asyncio.to_thread(node.start)
         await until(lambda: len(confirmed) >= before + EVENTS)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancel_all(*tasks)
         for publisher in publishers:
             await publisher.close()
 

@@ -16,6 +16,7 @@ from common.kernel.groups import GROUP_MAX, Ask, Kernel
 from common.kernel.outbox import LEASE_SECONDS, Outbox
 from common.kernel.tables import Tables
 from common.message import Intent
+from common.tasks import cancel_all
 from tests.integration.toy import RecordingPublisher, rows
 
 S = TypeVar("S", bound=State)
@@ -86,7 +87,5 @@ async def replica(
     try:
         yield Replica(database, tables, publisher, outbox, kernel)
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancel_all(*tasks)
         await database.close()

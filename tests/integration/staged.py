@@ -34,6 +34,7 @@ from common.messaging.topology import dead_letter_queue, queues_of, wait_queue
 from common.retry import RUNGS_MS
 from common.service import Running, Service
 from common.settings import Settings
+from common.tasks import cancel_all
 from inventory_service.domain import AddStock
 from inventory_service.store import RESERVATIONS, STOCK
 from notification_service.app import MailSettings
@@ -186,9 +187,7 @@ class Member:
 
     async def stop(self) -> None:
         """End it where it stands: what it has in hand is delivered again."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await cancel_all(*self._tasks)
         await self._consumer.stop()
         await self._publisher.close()
         await self.database.close()

@@ -50,6 +50,7 @@ from common.messaging.topology import (
     apply,
     topology_of,
 )
+from common.tasks import cancel_all
 from order_service.domain import Order, OrderStatus
 from saga.deployment import Deployment, dead_letters_url_in
 from saga.dlq import DlqError, InputError
@@ -193,9 +194,7 @@ async def running(bench: Bench) -> AsyncIterator[Toy]:
         yield toy
     finally:
         await toy.consumer.stop()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancel_all(*tasks)
         await toy.publisher.close()
         await toy.database.close()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -35,6 +34,7 @@ from common.messaging.topology import (
     apply,
     topology_of,
 )
+from common.tasks import cancel_all
 from history_service import queries, store
 from history_service.follower import Follower, missing
 from history_service.store import TABLES, Place
@@ -150,9 +150,7 @@ async def following(stream: Stream, database: Database) -> AsyncIterator[Followe
     try:
         yield follower
     finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
+        await cancel_all(task)
 
 
 def played(orders: int = 3) -> Play:

@@ -14,6 +14,7 @@ from sqlalchemy.engine import Connection
 from common.kernel import inbox
 from common.kernel.inbox import FORGET_MAX, forget, keep_forgetting
 from common.kernel.tables import utc_now
+from common.tasks import cancel_all
 from tests.integration.kernels import Replica, Through, replica
 from tests.integration.toy import PARTICIPANT, make_tables
 from tests.polling import until
@@ -76,8 +77,7 @@ async def test_it_goes_on_until_all_is_forgotten_and_looks_again_later(
         await until(lambda: is_empty(toy))
         await remember(toy, 1, utc_now() - OLD - timedelta(days=1))
         await until(lambda: is_empty(toy))
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        await cancel_all(task)
 
 
 async def is_empty(toy: Replica) -> bool:

@@ -47,6 +47,7 @@ from common.messaging.topology import (
     apply,
     topology_of,
 )
+from common.tasks import cancel_all
 from saga.node import RabbitNode
 from tests.faults.proxy import Proxy
 from tests.integration import toy as toy_module
@@ -121,9 +122,7 @@ async def running(url: str, folder: Path, kernel: type[Kernel] = Kernel) -> Asyn
         yield toy
     finally:
         await toy.consumer.stop()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancel_all(*tasks)
         await toy.publisher.close()
         await toy.database.close()
 

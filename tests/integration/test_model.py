@@ -29,6 +29,7 @@ from common.kernel.groups import Kernel
 from common.kernel.outbox import Outbox, Outgoing
 from common.kernel.tables import Tables
 from common.message import Command, Priority
+from common.tasks import cancel_all
 from order_service.domain import CancelOrder, ExpireOrder
 from payment_service.app import build_with
 from payment_service.gateway import (
@@ -151,9 +152,7 @@ class Process:
 
     async def kill(self) -> None:
         """Leave everything as it is; what the database is just at, it still does, or not."""
-        for task in (*self._running, *self.handling):
-            task.cancel()
-        await asyncio.gather(*self._running, *self.handling, return_exceptions=True)
+        await cancel_all(*self._running, *self.handling)
 
 
 class System:

@@ -38,6 +38,7 @@ from common.messaging.topology import apply, topology_of
 from common.process import Parts
 from common.service import Service, process_of
 from common.settings import Settings
+from common.tasks import cancel_all
 from payment_service.app import build_with
 from payment_service.gateway import Decline, GatewayUnavailable, Receipt, SandboxGateway
 from saga.deployment import Deployment
@@ -177,9 +178,7 @@ async def running(service: Service, settings: Settings) -> AsyncIterator[Parts]:
             yield parts
         finally:
             await parts.stop()
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await cancel_all(*tasks)
 
 
 async def test_an_order_is_one_trace_from_its_request_to_its_end(stage: Stage) -> None:
