@@ -302,4 +302,34 @@ def dashboard() -> Dashboard:
                 nothing="unknown",
             ),
         ],
+        History=[
+            graph(
+                "Behind",
+                "s",
+                "From an event to its being kept in the history, by percentile. "
+                "Runbook: docs/runbooks/HistoryBehind.md.",
+                *(
+                    Query(
+                        f"histogram_quantile({quantile}, "
+                        f"sum by (le) (rate(saga_history_delay_seconds_bucket[$__rate_interval])))",
+                        name,
+                    )
+                    for quantile, name in ((0.5, "half of them"), (0.99, "99 of 100"))
+                ),
+                limits=Limits(warning=5, bad=60),
+                nothing="no traffic",
+            ),
+            graph(
+                "Kept",
+                "mps",
+                "Messages of the stream: new events, those known already, and what was no event. "
+                "`saga history verify` compares what is kept with the services' databases.",
+                Query(
+                    "sum by (outcome) (rate(saga_history_messages_total[$__rate_interval]))",
+                    "{{outcome}}",
+                ),
+                nothing="no traffic",
+                stacked=True,
+            ),
+        ],
     ).build()

@@ -552,9 +552,13 @@ def _print_rebuilt(rebuilt: Rebuilt, sent: int) -> None:
     for event in rebuilt.lost[:LISTED_MAX]:
         remark(f"{event.type} {event.event_id} about {event.subject} was not answered")
     if rebuilt.lost:
+        count = len(rebuilt.lost)
         remark(
-            f"{len(rebuilt.lost)} events are neither answered nor on their way; while the system "
-            f"runs, --redeliver puts them back"
+            f"{count} events are neither answered nor on their way; a rebuild with --redeliver "
+            f"puts them back into its queues"
+            if rebuilt.looked_at_broker
+            else f"{count} events are not answered; whether they are on their way is known while "
+            f"the system runs, without this service"
         )
 
 

@@ -99,7 +99,8 @@ def outside_of(participant: str, sandbox_url: str) -> Outside:
     path = sa.engine.make_url(sandbox_url).database
     if not path or not Path(path).is_file():  # The sandbox would make an empty one.
         raise HistoryError(
-            f"the payment provider's ledger is not at {path}: name it with --sandbox"
+            f"the payment provider's ledger is not at {path}: put it there, since no event tells "
+            f"what was asked and not answered yet"
         )
     try:
         gateway = SandboxGateway(sandbox_url)

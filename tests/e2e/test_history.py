@@ -305,6 +305,7 @@ async def test_verify_finds_a_row_corrupted_by_hand_and_nothing_else(system: Sys
     )
 
 
+@pytest.mark.long
 @in_one_loop
 async def test_databases_that_are_gone_are_made_again_and_the_system_goes_on(
     system: System,

@@ -23,7 +23,7 @@ from order_service.domain import CancelOrder
 from payment_service.domain import Payment, PaymentStatus, SettleCharge, compensate
 from payment_service.gateway import SandboxGateway
 from saga.discovery import choreography
-from saga.history import InputError
+from saga.history import HistoryError, InputError
 from saga.history.rebuild import (
     on_their_way,
     rebuild,
@@ -278,6 +278,14 @@ async def test_a_database_that_is_not_empty_or_in_use_is_refused(
         await rebuild(books.sources, GRAPH, "shop", database_url)
     with pytest.raises(InputError, match="--into: DATABASE_URL is no database URL"):
         await rebuild(books.sources, GRAPH, "order", "nonsense")
+
+
+async def test_without_the_provider_s_ledger_payments_are_not_made_up(
+    books: Books, tmp_path: Path
+) -> None:
+    await books.record()
+    with pytest.raises(HistoryError, match=r"ledger is not at .*provider\.db: put it there"):
+        await rebuild(books.sources, GRAPH, "payment", f"sqlite:///{tmp_path / 'new.db'}")
 
 
 async def test_a_rebuild_publishes_nothing_and_what_was_lost_can_be_redelivered(
