@@ -20,6 +20,11 @@ _RESET: Final = struct.pack("ii", 1, 0)
 """SO_LINGER on, for no time: closing sends a reset, as a cut connection does sooner or later."""
 
 
+Tap = Callable[[object, bytes], None]
+"""Is shown what comes from one end of a connection, whatever is done to it then; the same end is
+the same object."""
+
+
 class Proxy:
     """Forwards what connects to `port` on loopback to `target()`'s port there.
 
@@ -29,8 +34,9 @@ class Proxy:
     `heal`; `cut` and `strand` are over at once for new ones.
     """
 
-    def __init__(self, target: Callable[[], int]) -> None:
+    def __init__(self, target: Callable[[], int], tap: Tap | None = None) -> None:
         self._target = target
+        self._tap = tap
         self._delay_seconds = 0.0
         self._flowing = asyncio.Event()
         self._flowing.set()
@@ -125,6 +131,8 @@ class Proxy:
                 data = await reader.read(SLOW_CHUNK_BYTES if slow else CHUNK_BYTES)
                 if not data:
                     break
+                if self._tap is not None:
+                    self._tap(reader, data)
                 if self._delay_seconds:
                     await asyncio.sleep(self._delay_seconds)
                 await self._flowing.wait()
