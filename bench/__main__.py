@@ -2,6 +2,7 @@
 
 .venv/bin/python -m bench compare --rounds 5 --orders 3000 --json
 .venv/bin/python -m bench grow one-sku gateway
+.venv/bin/python -m bench curve --picture bench/curve.svg
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.compare import VARIANTS, Comparison, Spread, Target, compare, targets
+from bench.curve import RATES, curve, draw
 from bench.growth import SCENARIOS, Finding
 from saga.node import RabbitNode
 
 ROUNDS_MAX = 100
 ORDERS_MIN, ORDERS_MAX = 100, 1_000_000
+PICTURES = (".svg", ".png", ".pdf")
 
 
 app = typer.Typer(add_completion=False, no_args_is_help=False, pretty_exceptions_enable=False)
@@ -93,6 +96,40 @@ def grow(
         Console(soft_wrap=True).print(table)
     if not all(one.met for one in found):
         sys.exit(1)
+
+
+@app.command("curve")
+def against_offered_load(
+    rounds: Annotated[int, typer.Option(min=1, max=ROUNDS_MAX, help="Rounds.")] = 3,
+    rate: Annotated[
+        list[int] | None, typer.Option(min=1, help="Orders a second; may be given several times.")
+    ] = None,
+    picture: Annotated[
+        Path, typer.Option(dir_okay=False, help="Where to draw it: .svg, .png or .pdf.")
+    ] = Path("bench/curve.svg"),
+    as_json: AsJson = False,
+) -> None:
+    """Throughput and latency against the load that is offered."""
+    if picture.suffix not in PICTURES:
+        raise typer.BadParameter(f"{picture} does not end in {', '.join(PICTURES)}")
+    with tempfile.TemporaryDirectory() as folder, RabbitNode(Path(folder) / "node") as node:
+        points = asyncio.run(
+            curve(node, Path(folder), rounds=rounds, rates=sorted(rate or RATES), report=_report)
+        )
+    draw(points, picture)
+    if as_json:
+        print(json.dumps([asdict(point) for point in points], indent=2))
+        return
+    table = Table("variant", "orders/s offered", "ended", "p50 ms", "p99 ms")
+    for point in points:
+        table.add_row(
+            point.variant,
+            f"{point.offered_per_second:.0f}",
+            f"{point.kept_per_second:.0f}",
+            f"{point.p50_ms:.0f}",
+            f"{point.p99_ms:.0f}",
+        )
+    Console(soft_wrap=True).print(table)
 
 
 def _report(line: str) -> None:

@@ -20,6 +20,7 @@ from saga.publish import deliver
 from saga.system import Database, System
 
 SERVICES: Final = ("order", "inventory", "payment")
+_BROKER, _DATABASE = "broker", "database"
 _TICKS_PER_SECOND: Final = os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 
@@ -53,16 +54,21 @@ PER_MESSAGE: Final = Variant("per-message", programs=_OURS, environment={"GROUP_
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What one load on one variant did. Seconds of CPU are per order."""
+    """What one load on one variant did. Times of CPU are per order."""
 
     orders_per_second: float
     p50_ms: float
     p99_ms: float
-    services_cpu_ms: float
+    cpu_ms: Mapping[str, float]
+    """Of each service."""
     broker_cpu_ms: float
     database_cpu_ms: float
     peak_mb: float
     """The most memory that one of the services ever had."""
+
+    @property
+    def services_cpu_ms(self) -> float:
+        return sum(self.cpu_ms.values())
 
 
 class Bench:
@@ -81,16 +87,14 @@ class Bench:
         found = await self.send(load)
         after = self._cpu_seconds()
         ends, latencies = found["ends"], found["latencies"]
-        services, broker, database = (
-            (b - a) * 1_000 / orders for a, b in zip(before, after, strict=True)
-        )
+        spent = {name: (after[name] - before[name]) * 1_000 / orders for name in after}
         return Measured(
             orders_per_second=orders / ends[-1],
             p50_ms=_percentile(latencies, 50) * 1_000,
             p99_ms=_percentile(latencies, 99) * 1_000,
-            services_cpu_ms=services,
-            broker_cpu_ms=broker,
-            database_cpu_ms=database,
+            broker_cpu_ms=spent.pop(_BROKER),
+            database_cpu_ms=spent.pop(_DATABASE),
+            cpu_ms=spent,
             peak_mb=self.peak_mb(),
         )
 
@@ -124,19 +128,17 @@ class Bench:
 
     def peak_mb(self) -> float:
         """The most memory that one of the services has had since its start."""
-        return max(_peak_bytes(pid) for pid in self._service_pids()) / 1e6
+        return max(_peak_bytes(self.system.pid(name)) for name in self.system.services) / 1e6
 
-    def _service_pids(self) -> list[int]:
-        return [self.system.pid(name) for name in self.system.services]
-
-    def _cpu_seconds(self) -> tuple[float, float, float]:
-        """Of services, broker and database."""
+    def _cpu_seconds(self) -> dict[str, float]:
+        """Of each service, of the broker and of the database."""
         cluster = self.system.cluster
-        return (
-            sum(map(_cpu_seconds, self._service_pids())),
-            _cpu_seconds(self._node.pid),
-            sum(map(_cpu_seconds, _tree(cluster.pid))) if cluster is not None else 0.0,
-        )
+        servers = {
+            _BROKER: _cpu_seconds(self._node.pid),
+            _DATABASE: sum(map(_cpu_seconds, _tree(cluster.pid))) if cluster is not None else 0.0,
+        }
+        services = {name: _cpu_seconds(self.system.pid(name)) for name in self.system.services}
+        return services | servers
 
 
 @contextlib.asynccontextmanager
