@@ -19,7 +19,7 @@ import yarl
 
 from common.messaging.connection import connect
 from saga.deployment import FILE_NAME
-from saga.discovery import choreography
+from saga.discovery import choreography, services
 from saga.node import RabbitNode
 from tests.polling import until
 from tests.processes import processes_of
@@ -440,10 +440,7 @@ async def test_two_systems_cannot_share_a_folder(tmp_path: Path) -> None:
         up.communicate(timeout=RUN_SECONDS)
 
 
-SERVICES = ("inventory_service", "order_service", "payment_service")
-
-
-@pytest.mark.parametrize("package", SERVICES)
+@pytest.mark.parametrize("package", services())
 def test_a_service_without_a_broker_says_so_in_one_line(
     package: str, tmp_path: Path, closed_port: int
 ) -> None:
@@ -454,25 +451,26 @@ def test_a_service_without_a_broker_says_so_in_one_line(
     assert "secret" not in done.stderr
 
 
-@pytest.mark.parametrize("package", SERVICES)
-def test_a_service_with_a_wrong_password_says_so_in_one_line(
-    package: str, tmp_path: Path, amqp_url: str
-) -> None:
+# All services begin in the same way; one stands for them.
+
+
+def test_a_service_with_a_wrong_password_says_so_in_one_line(tmp_path: Path, amqp_url: str) -> None:
     url = str(yarl.URL(amqp_url).with_password("wrong"))
+    done = service("order_service", AMQP_URL=url, DATA_DIR=str(tmp_path))
 
-    assert_one_line(service(package, AMQP_URL=url, DATA_DIR=str(tmp_path)), "password", "AMQP_URL")
+    assert_one_line(done, "password", "AMQP_URL")
 
 
-@pytest.mark.parametrize("package", SERVICES)
 def test_a_service_whose_port_is_in_use_says_so_in_one_line(
-    package: str, tmp_path: Path, taken_port: int
+    tmp_path: Path, taken_port: int
 ) -> None:
-    done = service(package, HTTP_PORT=str(taken_port), DATA_DIR=str(tmp_path))
+    done = service("order_service", HTTP_PORT=str(taken_port), DATA_DIR=str(tmp_path))
 
     assert_one_line(done, f"127.0.0.1:{taken_port}", "HTTP_PORT")
 
 
-@pytest.mark.parametrize("package", SERVICES)
+# The payment service keeps its sandbox in that folder too.
+@pytest.mark.parametrize("package", ["order_service", "payment_service"])
 def test_a_service_whose_folder_cannot_be_written_says_so_in_one_line(
     package: str, no_folder: Path, closed_port: int
 ) -> None:

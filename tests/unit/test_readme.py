@@ -91,9 +91,10 @@ def test_every_make_target_that_is_named_exists(document: Path) -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_every_saga_command_that_is_named_exists_with_its_options(document: Path) -> None:
+    saga = typer.main.get_command(app)
     for command in commands(document.read_text()):
         words = words_after("saga", command)
-        found = typer.main.get_command(app)
+        found = saga
         while words and isinstance(found, TyperGroup):
             assert words[0] in found.commands, command
             found, words = found.commands[words[0]], words[1:]
