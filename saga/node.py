@@ -190,6 +190,21 @@ class RabbitNode:
 
     # --- life --------------------------------------------------------------------------------
 
+    def claim(self) -> None:
+        """Take the folder, as `start` does: two nodes on the same data would destroy it. For who
+        writes into it first; `stop` gives it up.
+
+        Raises NodeError when another has it, or when it cannot be written to.
+        """
+        try:
+            self._guard.claim()
+        except BlockingIOError:
+            raise NodeError(
+                f"another RabbitMQ node uses the folder {self.folder}: stop it, or name another"
+            ) from None
+        except OSError as error:
+            raise self._unusable(error) from error
+
     def start(self, timeout_seconds: float = 60) -> None:
         """Start the node and wait until clients can connect.
 
@@ -202,7 +217,7 @@ class RabbitNode:
         deadline = time.monotonic() + timeout_seconds
         again = self._guard.leads  # killed or crashed: the ports are part of its identity
         try:
-            self._take_folder()
+            self.claim()
             for attempt in range(1, PORT_ATTEMPTS + 1):
                 if not again:
                     self._ports = free_ports(["amqp", "dist", "epmd", *self._listening_plugins()])
@@ -221,10 +236,7 @@ class RabbitNode:
                     return
         except OSError as error:
             self.stop()
-            raise NodeError(
-                f"RabbitMQ node {self.name} cannot use the folder {self.folder}: "
-                f"{error.strerror or error}: name a folder that this user can write to"
-            ) from error
+            raise self._unusable(error) from error
         except BaseException:
             self.stop()
             raise
@@ -315,14 +327,11 @@ class RabbitNode:
             ) from error
         return found
 
-    def _take_folder(self) -> None:
-        """Claim the folder. Two nodes on the same data would destroy it."""
-        try:
-            self._guard.claim()
-        except BlockingIOError:
-            raise NodeError(
-                f"another RabbitMQ node uses the folder {self.folder}: stop it, or name another"
-            ) from None
+    def _unusable(self, error: OSError) -> NodeError:
+        return NodeError(
+            f"RabbitMQ node {self.name} cannot use the folder {self.folder}: "
+            f"{error.strerror or error}: name a folder that this user can write to"
+        )
 
     def _listening_plugins(self) -> list[str]:
         return [plugin for plugin in self.plugins if plugin in _PLUGIN_LISTENERS]

@@ -196,8 +196,10 @@ class PostgresCluster:
         """Create an empty database, unless there is one of that name; return its URL."""
         if not _NAME.fullmatch(name):
             raise PostgresError(f"{name!r} is no name for a database: write it like order_service")
+        # The quickest way, which writes little of it to the log.
+        how = [] if self._durable else ["--template=template0", "--strategy=file_copy"]
         try:
-            self._program("createdb", name)
+            self._program("createdb", *how, name)
         except PostgresError as error:
             if "already exists" not in str(error):
                 raise

@@ -345,6 +345,7 @@ class System:
             await self._check_broker_is_unused(graph)
         else:
             self._report("starting a private RabbitMQ node")
+            self.node.claim()
             # New ones each time; the node takes them from the file whenever it starts.
             self._passwords = new_passwords(user.name for user in users_of(graph))
             write_users(self.folder, graph, self._passwords)

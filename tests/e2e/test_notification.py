@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import asyncio
+
+import pytest
 
 from saga.demo import demo
 from saga.discovery import choreography
-from saga.orders import plan
+from saga.publish import next_plan
 from saga.reconcile import reconcile
 from saga.system import System
 from tests.e2e.test_saga import as_predicted
@@ -16,17 +18,33 @@ SEED = 50607
 ORDERS = 60
 
 
+@pytest.mark.asyncio(loop_scope="session")
 async def test_a_subscriber_that_is_down_delays_nobody_and_tells_everybody_afterwards(
-    tmp_path: Path,
+    system: System,
 ) -> None:
-    mails = tmp_path / "mail"
-    async with System(tmp_path, disposable=True) as system:
-        system.kill("notification")
-        result = await demo(system.deployment, choreography(), plan(ORDERS, SEED), seed=SEED)
-        as_predicted(result)
-        assert list(mails.glob("*.eml")) == []
+    ended = 0
 
-        await system.start("notification")
-        await until(lambda: len(list(mails.glob("*.eml"))) == ORDERS)
-        report = await reconcile(system.deployment, grace_seconds=0.0)
+    def count(orders: int) -> None:
+        nonlocal ended
+        ended += orders
+
+    load = await next_plan(system.deployment, ORDERS, SEED)
+    orders = {str(order.order_id) for order in load.orders}
+    system.kill("notification")
+    running = asyncio.create_task(
+        demo(system.deployment, choreography(), load, seed=SEED, ended=count)
+    )
+    await until(lambda: ended == ORDERS or running.done())
+    assert not orders & told(system)
+
+    await system.start("notification")
+    as_predicted(await running)
+    await until(lambda: orders <= told(system))
+    report = await reconcile(system.deployment, grace_seconds=0.0)
     assert report.violations == ()
+
+
+def told(system: System) -> set[str]:
+    """The orders whose customers have a mail."""
+    mails = (system.folder / "mail").glob("*.eml")
+    return {mail.stem.rpartition(".")[2] for mail in mails}

@@ -20,7 +20,7 @@ from saga.demo import Result, demo
 from saga.deployment import Deployment
 from saga.discovery import choreography
 from saga.orders import Plan, Shares, plan
-from saga.publish import publish
+from saga.publish import next_plan, publish
 from saga.reconcile import reconcile
 from saga.reconcile.broker import read_history
 from saga.reconcile.history import History
@@ -37,6 +37,8 @@ NOTHING_BUT_CONFIRMED = {
     "malformed": 0.0,
 }
 
+in_one_loop = pytest.mark.asyncio(loop_scope="session")
+
 
 def as_predicted(result: Result) -> None:
     """Every order ended as its seed says, none for want of time, and the books are right."""
@@ -45,6 +47,7 @@ def as_predicted(result: Result) -> None:
     assert result.to_json()["outcomes"]["cancelled"]["deadline_exceeded"] == 0
 
 
+@in_one_loop
 @pytest.mark.parametrize(
     "victim",
     [
@@ -54,26 +57,26 @@ def as_predicted(result: Result) -> None:
     ],
 )
 async def test_a_service_killed_in_the_middle_of_a_load_changes_no_outcome(
-    victim: str, tmp_path: Path
+    victim: str, system: System
 ) -> None:
     ended = 0
+    load = await next_plan(system.deployment, 200, SEED)
 
     def count(orders: int) -> None:
         nonlocal ended
         ended += orders
 
     def reached(orders: int) -> bool:
-        return ended >= orders or load.done()
+        return ended >= orders or running.done()
 
-    async with System(tmp_path, disposable=True) as system:
-        load = asyncio.create_task(
-            demo(system.deployment, choreography(), plan(400, SEED), seed=SEED, ended=count)
-        )
-        for share in (100, 200):
-            await until(functools.partial(reached, share))
-            system.kill(victim)
-            await system.start(victim)
-        as_predicted(await load)
+    running = asyncio.create_task(
+        demo(system.deployment, choreography(), load, seed=SEED, ended=count)
+    )
+    for share in (50, 100):
+        await until(functools.partial(reached, share))
+        system.kill(victim)
+        await system.start(victim)
+    as_predicted(await running)
 
 
 @pytest.mark.long
@@ -98,23 +101,24 @@ class Recorder(History):
             self.events.append((routing_key, body))
 
 
+@in_one_loop
 async def test_with_all_inboxes_emptied_and_every_event_delivered_again_nothing_changes(
-    tmp_path: Path,
+    system: System,
 ) -> None:
     graph = choreography()
-    async with System(tmp_path, disposable=True) as system:
-        as_predicted(await demo(system.deployment, graph, plan(200, SEED), seed=SEED))
-        for service in system.services:
-            system.kill(service)
-        before = books(system.deployment)
-        for participant in graph.participants:
-            assert empty_inbox(system.deployment, participant.name) > 0
-        await deliver_again(system.deployment, graph)
-        await system.start()
-        await until(lambda: rests(system.deployment, graph))
+    load = await next_plan(system.deployment, 100, SEED)
+    as_predicted(await demo(system.deployment, graph, load, seed=SEED))
+    for service in system.services:
+        system.kill(service)
+    before = books(system.deployment)
+    for participant in graph.participants:
+        assert empty_inbox(system.deployment, participant.name) > 0
+    await deliver_again(system.deployment, graph)
+    await system.start()
+    await until(lambda: rests(system.deployment, graph))
 
-        assert books(system.deployment) == before
-        assert (await reconcile(system.deployment)).violations == ()
+    assert books(system.deployment) == before
+    assert (await reconcile(system.deployment)).violations == ()
 
 
 # What a restart changes: who did what when, not what there is.

@@ -10,7 +10,7 @@ from saga.orders import Shares
 from saga.system import Database
 from tests.faults.crash import POINTS
 from tests.faults.kinds import SEAMS, run_until_it_dies
-from tests.faults.load import chosen_databases, on_stage, under_load
+from tests.faults.load import Stage, chosen_databases, on_stage, under_load
 
 SEED = 90210
 ORDERS = 240
@@ -36,32 +36,28 @@ def test_every_point_has_a_seam() -> None:
     assert {point for _, point, _ in KILLS} == set(POINTS) == set(SEAMS)
 
 
-# What `make test` holds; `make faults` goes through all of them.
-SHORT = {("between-call-and-commit", "sqlite")}
-
-
-@pytest.mark.parametrize(
-    ("service", "point", "times", "database"),
-    [
-        pytest.param(
-            *kill,
-            database,
-            id=f"{kill[1]}-{database}",
-            marks=[] if (kill[1], database) in SHORT else [pytest.mark.long],
-        )
-        for database in chosen_databases()
-        for kill in KILLS
-    ],
-)
-async def test_a_service_killed_at_a_seam_loses_and_doubles_nothing(
-    service: str, point: str, times: int, database: Database, tmp_path: Path
-) -> None:
-    async with (
-        on_stage(tmp_path, database) as stage,
-        under_load(stage, ORDERS, SEED, shares=SHARES) as load,
-    ):
+async def kill_at(stage: Stage, service: str, point: str, times: int) -> None:
+    async with under_load(stage, ORDERS, SEED, shares=SHARES) as load:
         program = stage.program(
             service, "tests.faults.crash", f"{service}_service", point, str(times)
         )
         died = await run_until_it_dies(load, service, program, DIES_SECONDS)
         assert died, "the load ended before the point was reached"
+
+
+# What `make test` holds; `make faults` goes through all of them.
+
+
+@pytest.mark.asyncio(loop_scope="session")
+async def test_a_service_killed_after_it_was_paid_loses_and_doubles_nothing(stage: Stage) -> None:
+    await kill_at(stage, "payment", "between-call-and-commit", 40)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("database", chosen_databases())
+@pytest.mark.parametrize(("service", "point", "times"), KILLS, ids=[point for _, point, _ in KILLS])
+async def test_a_service_killed_at_a_seam_loses_and_doubles_nothing(
+    service: str, point: str, times: int, database: Database, tmp_path: Path
+) -> None:
+    async with on_stage(tmp_path, database) as stage:
+        await kill_at(stage, service, point, times)

@@ -33,8 +33,6 @@ IN_FLIGHT = 30
 """Orders that are on their way when a fault strikes, or more."""
 STRIKES = 3
 """Faults in one round."""
-SHORT: Database = "sqlite"
-"""Where `make test` goes through one round."""
 # More cancellations and malformed messages than usual: refunds and dead letters meet faults, too.
 SHARES = Shares(cancelled=0.05, malformed=0.02)
 
@@ -48,6 +46,7 @@ def batches() -> list[range]:
     return [range(first, min(first + ROUNDS_ON_ONE_SYSTEM, SEED + ROUNDS)) for first in firsts]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("turn", "seeds"),
     [
@@ -55,13 +54,7 @@ def batches() -> list[range]:
         for turn, seeds in enumerate(batches())
     ],
 )
-@pytest.mark.parametrize(
-    "database",
-    [
-        pytest.param(database, marks=[] if database == SHORT else [pytest.mark.long])
-        for database in chosen_databases()
-    ],
-)
+@pytest.mark.parametrize("database", chosen_databases())
 async def test_faults_of_all_kinds_change_no_outcome(
     database: Database, turn: int, seeds: Sequence[int], rabbitmq: str, tmp_path: Path
 ) -> None:
