@@ -122,6 +122,11 @@ FILTERS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "reason": ({"reason": "out_of_stock"}, ["rejected"]),
     "customer": ({"customer": BROKE}, ["declined"]),
     "customer and status": ({"customer": "ada", "status": "pending"}, ["pending"]),
+    "all of them": (
+        {"customer": BROKE, "status": "cancelled", "reason": "payment_declined"},
+        ["declined"],
+    ),
+    "what excludes each other": ({"status": "confirmed", "reason": "out_of_stock"}, []),
     "priority": ({"priority": "high"}, []),
     "currency": ({"currency": "USD"}, []),
     "least amount": ({"total_cents_min": 501}, ["rejected"]),
