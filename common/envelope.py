@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from functools import cache
 from hashlib import sha256
 from typing import Annotated, Any, Generic, Literal, TypeVar
 from uuid import UUID, uuid5
@@ -110,6 +111,9 @@ class Envelope(Attributes, Generic[M]):
         return self.model_dump_json(exclude_none=True).encode()
 
 
+_AnyEnvelope = Envelope[Any]  # Kept: pydantic makes it anew where nobody does.
+
+
 def schema_uri(message: type[Event | Command]) -> str:
     """The `dataschema` of a message type: names type and version."""
     return f"urn:order-saga:{message.type}:{message.version}"
@@ -151,7 +155,7 @@ def wrap(
     attempt: int = 1,
 ) -> Envelope[Any]:
     """An envelope for `message`. The saga's correlation id is its subject's."""
-    return Envelope[Any].model_construct(
+    return _AnyEnvelope.model_construct(
         id=id,
         source=source,
         type=message.type,
@@ -169,6 +173,12 @@ def wrap(
     )
 
 
+@cache
+def _model_of(message: type[Event | Command]) -> type[Envelope[Any]]:
+    """Pydantic takes milliseconds to make one, and keeps none that nobody uses."""
+    return Envelope[message]  # type: ignore[valid-type]  # built at run time
+
+
 class Decoder:
     """Reads bodies of the given message types, in any version ever published of them."""
 
@@ -178,7 +188,7 @@ class Decoder:
         messages: list[type[Event | Command]] = [*all_below(Event), *all_below(Command)]
         for message in messages:
             if getattr(message, "type", None) in known:
-                self._models[schema_uri(message)] = Envelope[message]  # type: ignore[valid-type]  # built at run time
+                self._models[schema_uri(message)] = _model_of(message)
         self._types = known
 
     def decode(self, body: bytes) -> Envelope[Any]:

@@ -188,7 +188,7 @@ def routes(running: Running) -> APIRouter:
     return router
 
 
-async def expire_overdue(running: Running) -> None:
+async def expire_overdue(running: Running, poll_seconds: float = EXPIRY_POLL_SECONDS) -> None:
     """Cancel the orders whose deadline passes, for ever."""
     while True:
         try:
@@ -206,7 +206,7 @@ async def expire_overdue(running: Running) -> None:
             )
         )
         if len(orders) < EXPIRY_BATCH_MAX:
-            await asyncio.sleep(EXPIRY_POLL_SECONDS)
+            await asyncio.sleep(poll_seconds)
 
 
 def observe(decision: Decision) -> None:

@@ -177,7 +177,7 @@ def copy_of(message: DeliveredMessage, participant: str, now: datetime) -> Copy:
     )
 
 
-def message_of(letter: Letter, replays: int) -> aio_pika.Message:
+def message_of(letter: Letter | Copy, replays: int) -> aio_pika.Message:
     """The message as it was first, to be sent again: nothing is left of its failures but how often
     it was replayed, so its attempts begin anew."""
     properties = letter.properties

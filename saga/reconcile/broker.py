@@ -71,7 +71,7 @@ async def browse(connection: AbstractConnection, queue: str) -> list[Letter]:
 
     Raises `ReconcileError` if there are too many.
     """
-    return [_letter(message) for message in await look_through(connection, queue)]
+    return [letter_of(message) for message in await look_through(connection, queue)]
 
 
 async def waiting(
@@ -85,7 +85,7 @@ async def waiting(
     for rung in RUNGS_MS:
         for message in await look_through(connection, wait_queue(rung)):
             if owner := owners.get(message.routing_key or ""):
-                found[owner].append(_letter(message))
+                found[owner].append(letter_of(message))
     return found
 
 
@@ -167,7 +167,8 @@ def _not_there(queue: str) -> ReconcileError:
     )
 
 
-def _letter(message: DeliveredMessage) -> Letter:
+def letter_of(message: DeliveredMessage) -> Letter:
+    """What rests in a queue of messages that failed."""
     properties = message.header.properties
     reason = str((properties.headers or {}).get(REASON, "rejected"))
     key = key_of(properties.message_id, message.body)

@@ -64,12 +64,13 @@ def read_books(deployment: Deployment, participants: Mapping[str, Participant]) 
     # what is left of such races is gone at the next reading.
     ordered = sorted(participants.items(), key=lambda item: (item[1].name != ORDER.name, item[0]))
     for package, participant in ordered:
-        read = partial(_read_book, participant.name, _tables(package), books)
+        read = partial(read_book, participant.name, _tables(package), books)
         _read(deployment, participant.name, read)
     return books
 
 
-def _read_book(name: str, tables: Tables, books: Books, connection: Connection) -> None:
+def read_book(name: str, tables: Tables, books: Books, connection: Connection) -> None:
+    """Add one participant's database to the books."""
     if read := _OWN_BOOKS.get(name):
         read(connection, books)
     books.sequences[name] = _sequences(connection, tables)
@@ -116,11 +117,12 @@ def undone(
             for key, message in owed[participant.name].items()
             if not LONG_AGO < message.at < forgotten
         }
-        _read(deployment, participant.name, partial(_strike_out, mine, _tables(package).inbox))
+        _read(deployment, participant.name, partial(strike_out, mine, _tables(package).inbox))
     return left
 
 
-def _strike_out(owed: dict[str, Owed], inbox: sa.Table, connection: Connection) -> None:
+def strike_out(owed: dict[str, Owed], inbox: sa.Table, connection: Connection) -> None:
+    """Leave of what a participant owes what it has no inbox row for."""
     for row in _stream(connection, sa.select(inbox.c.message_id)):
         owed.pop(row.message_id, None)
 

@@ -1,0 +1,77 @@
+"""All services together in one process, over a simulated clock, broker and database."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from saga.reconcile.rules import Violation
+from saga.simulation.server import Parts
+from saga.simulation.verdict import violations
+from saga.simulation.world import Scene, World
+
+__all__ = ["Parts", "Run", "Simulation", "Violation"]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One seed's run. Two runs of a seed have the same `digest`."""
+
+    seed: int
+    digest: str
+    violations: tuple[Violation, ...]
+    trace: tuple[str, ...]
+    simulated_seconds: float
+    steps: int
+
+
+class Simulation:
+    """Runs seeds, one after the other; databases are made once for all of them."""
+
+    def __init__(self, parts: Parts | None = None) -> None:
+        self._parts = parts or Parts()
+        self._scene = Scene()
+        gc.freeze()  # What is there by now need not be looked through after each run.
+
+    def run(self, seed: int) -> Run:
+        """Run a seed. Blocks, for some tens of milliseconds."""
+        with _silence(), _no_garbage_collection():
+            world = World(seed, self._scene, self._parts)
+            world.run()
+            gc.collect()  # An error that nobody has looked at is told when its future goes.
+        return Run(
+            seed,
+            world.trace.digest(),
+            tuple(violations(world)),
+            tuple(world.trace.lines),
+            world.loop.time(),
+            world.loop.steps,
+        )
+
+    def close(self) -> None:
+        self._scene.close()
+
+
+@contextlib.contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """When Python collects garbage depends on more than the seed."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Without what the services log: a run is full of faults, and its trace tells of them."""
+    log = logging.getLogger("common")
+    level = log.level
+    log.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        log.setLevel(level)

@@ -1,0 +1,162 @@
+"""One service's database: SQLite in memory, for the kernel's own statements.
+
+A transaction runs at one moment, while nothing else does, and is durable or gone when it ends. It
+takes time until then, and until its caller knows, and may fail in every way there is. (Replicas
+therefore never meet within a transaction; that they do is told to them, as a conflict.)
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from common.kernel.tables import Tables, VersionConflict
+from saga.simulation.loop import SimulatedLoop, settle
+from saga.simulation.trace import Trace
+from saga.simulation.weather import Weather
+
+SLOW_SECONDS = 8.0
+"""What a slow transaction may take."""
+_COMMITTED = "committed_events"
+
+T = TypeVar("T")
+
+
+class Store:
+    """What a service has committed; outlives its processes.
+
+    It is made once and emptied for each run, as making its tables takes longer than a run.
+    """
+
+    def __init__(self, tables: Tables) -> None:
+        self._engine = sa.create_engine("sqlite://", isolation_level="AUTOCOMMIT")
+        # One connection for all, whose transactions we begin and end: a fifth faster.
+        self._connection = self._engine.connect()
+        raw: Any = self._connection.connection.driver_connection
+        self._raw = raw
+        tables.metadata.create_all(self._connection)
+        # What was ever committed to be published, by a witness that no code of ours can miss.
+        raw.execute(f"CREATE TABLE {_COMMITTED} (event_id PRIMARY KEY, body)")
+        raw.execute(
+            f"CREATE TRIGGER witness AFTER INSERT ON {tables.outbox.name} BEGIN INSERT OR "  # noqa: S608 - names of our own
+            f"REPLACE INTO {_COMMITTED} VALUES (new.event_id, new.body); END"
+        )
+        self._count_outbox = f"SELECT count(*) FROM {tables.outbox.name}"  # noqa: S608 - ours
+        self._names = [*(table.name for table in tables.metadata.sorted_tables), _COMMITTED]
+
+    def empty(self) -> None:
+        """Forget everything."""
+        for name in self._names:
+            self._raw.execute(f"DELETE FROM {name}")  # noqa: S608 - names of our own tables
+
+    def has_committed(self, event_id: str, body: bytes) -> bool:
+        """Whether an event has ever been committed to be published, with this body."""
+        found = self._raw.execute(
+            f"SELECT body FROM {_COMMITTED} WHERE event_id = ?",  # noqa: S608 - ours
+            (event_id,),
+        ).fetchone()
+        return found is not None and found[0] == body
+
+    def unpublished(self) -> int:
+        """How many rows are in the outbox."""
+        count: int = self._raw.execute(self._count_outbox).fetchone()[0]
+        return count
+
+    def run(self, work: Callable[[Connection], T], *, keep: bool = True) -> T:
+        """Run a transaction at once; without `keep`, roll it back at its end."""
+        self._raw.execute("BEGIN")
+        try:
+            result = work(self._connection)
+        except BaseException:
+            self._raw.execute("ROLLBACK")
+            raise
+        self._raw.execute("COMMIT" if keep else "ROLLBACK")
+        return result
+
+    def close(self) -> None:
+        self._connection.close()
+        self._engine.dispose()
+
+
+class SimulatedDatabase:
+    """A process's way to its service's store. See `common.kernel.database.Database`."""
+
+    def __init__(
+        self,
+        store: Store,
+        name: str,
+        loop: SimulatedLoop,
+        weather: Weather,
+        trace: Trace,
+        *,
+        shared: bool,
+    ) -> None:
+        self.shared = shared
+        self._store = store
+        self._name = name
+        self._loop = loop
+        self._weather = weather
+        self._trace = trace
+        self._waiting: deque[tuple[Callable[[Connection], Any], asyncio.Future[Any]]] = deque()
+
+    async def transaction(self, work: Callable[[Connection], T]) -> T:
+        """Run `work` once those before it have ended; it does, even if the caller is cancelled."""
+        done: asyncio.Future[T] = self._loop.create_future()
+        self._waiting.append((work, done))
+        self._loop.call_later(self._duration(), self._next_transaction)
+        return await done
+
+    async def read(self, query: Callable[[Connection], T]) -> T:
+        await asyncio.sleep(self._weather.latency())
+        if self._weather.happens(self._weather.rates.database_away):
+            raise _away("simulated: cannot be read")
+        result = self._store.run(query)
+        await asyncio.sleep(self._weather.latency())
+        return result
+
+    def is_away(self, error: BaseException) -> bool:
+        return isinstance(error, sa.exc.OperationalError)
+
+    async def close(self) -> None:
+        """Nothing to close: the store goes on."""
+
+    def _duration(self) -> float:
+        if self._weather.happens(self._weather.rates.slow_database):
+            return self._weather.seconds(SLOW_SECONDS)
+        return self._weather.latency()
+
+    def _next_transaction(self) -> None:
+        work, done = self._waiting.popleft()
+        try:
+            result = self._commit(work)
+        except Exception as error:
+            result = error
+        self._loop.call_later(self._weather.latency(), settle, done, result)
+
+    def _commit(self, work: Callable[[Connection], T]) -> T:
+        weather, rates = self._weather, self._weather.rates
+        if weather.happens(rates.database_away):
+            if weather.happens(0.5):
+                self._store.run(work, keep=False)
+            self._trace.note(self._name, "transaction failed")
+            raise _away("simulated: rolled back")
+        if weather.happens(rates.conflict):
+            self._trace.note(self._name, "transaction met another replica's")
+            raise VersionConflict("simulated")
+        if weather.happens(rates.data_refused):
+            self._trace.note(self._name, "transaction's data refused")
+            raise sa.exc.IntegrityError("simulated", None, Exception("refused"))
+        result = self._store.run(work)
+        if weather.happens(rates.commit_unknown):
+            self._trace.note(self._name, "committed, which is not known")
+            raise _away("simulated: committed or not")
+        return result
+
+
+def _away(text: str) -> sa.exc.OperationalError:
+    return sa.exc.OperationalError(text, None, Exception("simulated"))

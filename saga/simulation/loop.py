@@ -1,0 +1,227 @@
+"""An event loop with a clock of its own, on which whole processes live, freeze and die.
+
+Nothing here waits: when nothing can run, the clock goes to the next timer. Which of the callbacks
+that could run does so next is drawn by lot, so code must not rest on their order, although asyncio
+keeps it. All that happens is a function of the seed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import random
+from collections.abc import Callable, Coroutine
+from contextvars import Context, ContextVar, copy_context
+from dataclasses import dataclass, field
+from typing import Any, TypeVarTuple, Unpack
+
+STEP_SECONDS = 0.00002
+"""What running one callback takes of the simulated time: so timers also end while there is work."""
+
+CLOSE_MAX = 10
+"""How often a killed task may wait while it cleans up."""
+
+Ts = TypeVarTuple("Ts")
+
+
+@dataclass(eq=False, slots=True)
+class Process:
+    """What dies together. Its tasks, timers and callbacks are those that were begun in `context`,
+    or by one of them."""
+
+    name: str
+    alive: bool = True
+    frozen_until: float = 0.0
+    context: Context = field(init=False)
+    tasks: list[asyncio.Task[Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.context = copy_context()
+        self.context.run(_process.set, self)
+
+
+_process: ContextVar[Process] = ContextVar("process")
+
+
+def current_process() -> Process:
+    """The process whose code is running."""
+    return _process.get()
+
+
+class _Handle(asyncio.TimerHandle):
+    """A callback, which is due at a time. (asyncio's own classes do not tell their context.)"""
+
+    __slots__ = ("process",)
+
+    def __init__(
+        self,
+        when: float,
+        callback: Callable[..., object],
+        args: tuple[Any, ...],
+        loop: SimulatedLoop,
+        context: Context | None,
+    ) -> None:
+        if context is None:
+            context = copy_context()
+        super().__init__(when, callback, args, loop, context)
+        self.process = context[_process]
+
+
+class SimulatedLoop(asyncio.BaseEventLoop):
+    """Runs callbacks until it is told to stop. Everything on it has to be in a `Process`."""
+
+    def __init__(self, chance: random.Random) -> None:
+        super().__init__()
+        self._random = chance.random
+        self._now = 0.0
+        self._ready_handles: list[_Handle] = []
+        self._timers: list[tuple[float, int, _Handle]] = []
+        self._timer_count = 0
+        self._stopped = False
+        self.steps = 0
+        self.before_step: Callable[[Process], None] = lambda _: None
+        """Called with the process whose callback is to run next; may kill it."""
+        self.on_error: Callable[[str, BaseException | None], None] = lambda _, __: None
+        """Called with what no task or callback has dealt with."""
+
+    def run(self, until: float) -> None:
+        """Run until the time `until`, or until stopped, or until nothing is left to do."""
+        asyncio._set_running_loop(self)
+        self._stopped = False
+        try:
+            while not self._stopped and self._next(until):
+                pass
+        finally:
+            asyncio._set_running_loop(None)
+
+    def stop(self) -> None:
+        self._stopped = True
+
+    def spawn(self, process: Process, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Begin a task in a process."""
+        return process.context.run(self.create_task, coroutine)
+
+    def kill(self, process: Process) -> None:
+        """End a process at once: none of its code runs any more, not even to clean up."""
+        for task in process.tasks:
+            if task.done() and not task.cancelled():
+                task.exception()  # Whoever was about to look at it is gone.
+        self.end(process)
+
+    def end(self, process: Process) -> None:
+        """End a process with the run: an error that nobody has looked at is still told."""
+        process.alive = False
+        for task in process.tasks:
+            if not task.done():
+                # Or Python would run their `finally` blocks whenever it collects the garbage.
+                task._log_destroy_pending = False  # type: ignore[attr-defined]  # asyncio's own, and the only way
+                process.context.run(_close, task)
+        process.tasks.clear()
+
+    def freeze(self, process: Process, seconds: float) -> None:
+        """Let a process make no progress for some time."""
+        process.frozen_until = max(process.frozen_until, self._now + seconds)
+
+    def _next(self, until: float) -> bool:
+        """Run one callback, or go to the next timer; whether there was anything to do."""
+        ready, timers = self._ready_handles, self._timers
+        while timers and timers[0][0] <= self._now:
+            ready.append(heapq.heappop(timers)[2])
+        if not ready:
+            while timers and timers[0][2].cancelled():
+                heapq.heappop(timers)
+            if not timers or timers[0][0] > until:
+                self._now = max(self._now, until)
+                return False
+            self._now = timers[0][0]
+            return True
+        if self._now > until:
+            return False
+        index = int(self._random() * len(ready))
+        handle, ready[index] = ready[index], ready[-1]
+        ready.pop()
+        process = handle.process
+        if handle.cancelled() or not process.alive:
+            return True
+        if process.frozen_until > self._now:
+            self._add_timer(process.frozen_until, handle)
+            return True
+        self.before_step(process)
+        if process.alive:
+            self.steps += 1
+            self._now += STEP_SECONDS
+            handle._run()
+        return True
+
+    def _add_timer(self, when: float, handle: _Handle) -> None:
+        self._timer_count += 1
+        heapq.heappush(self._timers, (when, self._timer_count, handle))
+
+    # What asyncio asks of a loop.
+
+    def time(self) -> float:
+        return self._now
+
+    def call_soon(
+        self,
+        callback: Callable[[Unpack[Ts]], object],
+        *args: *Ts,
+        context: Context | None = None,
+    ) -> _Handle:
+        handle = _Handle(self._now, callback, args, self, context)
+        self._ready_handles.append(handle)
+        return handle
+
+    def call_later(
+        self,
+        delay: float,
+        callback: Callable[[Unpack[Ts]], object],
+        *args: *Ts,
+        context: Context | None = None,
+    ) -> _Handle:
+        return self.call_at(self._now + delay, callback, *args, context=context)
+
+    def call_at(
+        self,
+        when: float,
+        callback: Callable[[Unpack[Ts]], object],
+        *args: *Ts,
+        context: Context | None = None,
+    ) -> _Handle:
+        handle = _Handle(when, callback, args, self, context)
+        self._add_timer(when, handle)
+        return handle
+
+    def create_task(self, coro: Any, **options: Any) -> asyncio.Task[Any]:
+        task: asyncio.Task[Any] = super().create_task(coro, **options)
+        _process.get().tasks.append(task)
+        return task
+
+    def call_exception_handler(self, context: dict[str, Any]) -> None:
+        self.on_error(context["message"], context.get("exception"))
+
+    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
+        """asyncio counts them to know when to tidy up."""
+
+
+def settle(future: asyncio.Future[Any], result: Any) -> None:
+    """Have a future end with a result, or with an error, if somebody still waits for it."""
+    if future.done():
+        return
+    if isinstance(result, BaseException):
+        future.set_exception(result)
+        future.exception()  # Whoever waits may be killed before getting to know.
+    else:
+        future.set_result(result)
+
+
+def _close(task: asyncio.Task[Any]) -> None:
+    """Have a task's coroutine end where it is."""
+    coroutine = task.get_coro()
+    for _ in range(CLOSE_MAX):
+        try:
+            if coroutine is not None:
+                coroutine.close()
+        except RuntimeError:  # It waits for something while it cleans up.
+            continue
+        return

@@ -1,0 +1,159 @@
+"""One replica of one service: put together as `common.service` does, on simulated ground."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Any
+from uuid import UUID
+
+from common.kernel.groups import Kernel
+from common.kernel.outbox import Outbox
+from common.messaging.consumer import Deliveries
+from common.messaging.publisher import BrokerPublisher
+from common.messaging.topology import queues_of
+from common.service import Running, Service
+from common.settings import Settings
+from saga.simulation.broker import EPOCH
+from saga.simulation.database import SimulatedDatabase, Store
+from saga.simulation.loop import Process
+from saga.simulation.network import Network, publish_all, read
+
+BROKER_PATIENCE_SECONDS = 5.0
+"""How long a starting service waits for the broker, before it ends and is started again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The classes under test. Tests put broken ones in their place."""
+
+    kernel: type[Kernel] = Kernel
+    outbox: type[Outbox] = Outbox
+    deliveries: type[Deliveries] = Deliveries
+    publisher: type[BrokerPublisher] = BrokerPublisher
+
+
+class Server:
+    """A replica, from its start to its end; then `start` starts it anew."""
+
+    def __init__(
+        self,
+        name: str,
+        service: Service,
+        store: Store,
+        network: Network,
+        *,
+        parts: Parts,
+        shared: bool,
+        prefetch: int,
+        group_max: int,
+        lease_seconds: float,
+        skew_seconds: float,
+        new_id: Callable[[], UUID],
+        jitter: Callable[[float, float], float],
+        on_end: Callable[[Server, Exception], None],
+    ) -> None:
+        self.name = name
+        self.service = service
+        self.kernel: Kernel | None = None
+        """There once the service takes orders."""
+        self.process = Process(name, alive=False)
+        self._store = store
+        self._network = network
+        self._parts = parts
+        self._shared = shared
+        self._prefetch = prefetch
+        self._group_max = group_max
+        self._lease_seconds = lease_seconds
+        self._skew = timedelta(seconds=skew_seconds)
+        self._new_id = new_id
+        self._jitter = jitter
+        self._on_end = on_end
+
+    def start(self) -> None:
+        """Start a process."""
+        self._network.trace.note(self.name, "starts")
+        self.process = Process(self.name)
+        self._supervise(self._serve)
+
+    def kill(self) -> None:
+        """End the process at once, as SIGKILL does."""
+        self.kernel = None
+        self._network.loop.kill(self.process)
+        self._network.ended(self.process)
+
+    def clock(self) -> datetime:
+        return EPOCH + timedelta(seconds=self._network.loop.time()) + self._skew
+
+    async def _serve(self) -> None:
+        name, tables = self.service.participant.name, self.service.tables
+        network = self._network
+        database = SimulatedDatabase(
+            self._store,
+            self.name,
+            network.loop,
+            network.weather,
+            network.trace,
+            shared=self._shared,
+        )
+        publisher = self._parts.publisher(
+            "", "publisher", connect=network.connect, publish_all=publish_all
+        )
+        outbox = self._parts.outbox(
+            name,
+            database,
+            tables,
+            publisher,
+            lease_seconds=self._lease_seconds,
+            clock=self.clock,
+            new_id=self._new_id,
+        )
+        await outbox.open()
+        kernel = self._parts.kernel(
+            self.service.participant,
+            database,
+            tables,
+            outbox,
+            self.service.ask,
+            clock=self.clock,
+            new_id=self._new_id,
+            jitter=self._jitter,
+            group_max=self._group_max,
+        )
+        settings = Settings.model_construct()
+        running = Running(settings, database, tables, kernel, outbox, self.clock)
+        for work in (kernel.run, outbox.run, *self._tasks(running)):
+            self._supervise(work)
+        self.kernel = kernel
+        await publisher.open(BROKER_PATIENCE_SECONDS)
+        deliveries = self._parts.deliveries(self.service.participant, kernel, publisher, self.clock)
+        handlers = {
+            queue: deliveries.handler(queue) for queue in queues_of(self.service.participant)
+        }
+        await read(network, "consumer", handlers, self._prefetch)
+
+    def _tasks(self, running: Running) -> list[Callable[[], Awaitable[None]]]:
+        return [partial(task, running) for task in self.service.tasks]
+
+    def _supervise(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Run what must not end; if it does, the process ends with it."""
+
+        async def supervised() -> None:
+            await work()
+
+        process = self.process
+        task = self._network.loop.spawn(process, supervised())
+        task.add_done_callback(
+            lambda done: self._ended(process, done), context=self._network.world.context
+        )
+
+    def _ended(self, process: Process, task: asyncio.Task[Any]) -> None:
+        if process.alive:
+            if task.cancelled():
+                error: BaseException | None = RuntimeError("a task that nobody cancelled")
+            else:
+                error = task.exception()
+            self._on_end(self, error if isinstance(error, Exception) else RuntimeError("no error"))

@@ -1,0 +1,123 @@
+"""Whether a run ended as it must: the rules of `saga reconcile`, and what was known beforehand."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from datetime import timedelta
+from functools import partial
+
+import sqlalchemy as sa
+
+from common.events import CancellationReason
+from common.messaging.topology import HISTORY_STREAM, dead_letter_queue, queues_of, wait_queue
+from common.retry import RUNGS_MS
+from order_service.domain import OrderStatus
+from order_service.store import orders
+from saga.dlq.letters import event_id_of, key_of
+from saga.reconcile.broker import letter_of
+from saga.reconcile.databases import Books, read_book, strike_out
+from saga.reconcile.facts import Backlog, Facts
+from saga.reconcile.history import History
+from saga.reconcile.rules import Violation, judge
+from saga.simulation.broker import EPOCH
+from saga.simulation.world import World, delivered
+
+
+def violations(world: World) -> list[Violation]:
+    """Everything that is wrong with a run that has ended."""
+    return [
+        *(Violation(trouble.kind, "", trouble.detail) for trouble in world.troubles),
+        *_unrest(world),
+        *judge(_facts(world)),
+        *_wrong_endings(world),
+    ]
+
+
+def _unrest(world: World) -> Iterator[Violation]:
+    """What still goes on, or is stuck."""
+    if not world.at_rest:
+        loads = {queue: world.broker.load_of(queue) for queue in world.queues()}
+        left = ", ".join(f"{load} in {queue}" for queue, load in loads.items() if load)
+        yield Violation("never_at_rest", "", f"messages left: {left or 'none'}")
+
+
+def _wrong_endings(world: World) -> Iterator[Violation]:
+    """Orders that are not known, or did not end as they had to."""
+    query = sa.select(orders.c.order_id, orders.c.status, orders.c.reason)
+    found = {
+        row.order_id: row for row in world.stores["order"].run(lambda c: c.execute(query).all())
+    }
+    for order in world.plan.orders:
+        row = found.get(order.command.subject)
+        if row is None:
+            yield Violation("order_lost", order.key, "it was placed, and is not known")
+            continue
+        ending = row.reason or row.status
+        endings = sorted(reason or OrderStatus.CONFIRMED for reason in order.endings)
+        if ending not in endings:
+            yield Violation(
+                "wrong_ending", order.key, f"it is {ending}; it had to be {' or '.join(endings)}"
+            )
+        elif row.order_id in world.cancelled and ending != CancellationReason.CUSTOMER_REQUEST:
+            yield Violation(
+                "wrong_ending", order.key, f"it is {ending}, but its customer had cancelled it"
+            )
+
+
+def _facts(world: World) -> Facts:
+    history = History(world.choreography)
+    for message in world.broker.messages_in(HISTORY_STREAM):
+        properties = message.properties
+        history.take(message.routing_key, properties.message_id, properties.timestamp, message.body)
+    books = Books()
+    undone = {}
+    tables_by_name = {s.service.participant.name: s.service.tables for s in world.servers}
+    for name, tables in tables_by_name.items():
+        undone[name] = dict(history.owed[name])
+        store = world.stores[name]
+        store.run(partial(read_book, name, tables, books))
+        store.run(partial(strike_out, undone[name], tables.inbox))
+    for body in books.outbox:
+        history.take_unpublished(body)
+    owners = {queue: p.name for p in world.choreography.participants for queue in queues_of(p)}
+    waiting = defaultdict(list)
+    for rung in RUNGS_MS:
+        for message in world.broker.messages_in(wait_queue(rung)):
+            waiting[owners[message.routing_key]].append(letter_of(delivered(message)))
+    return Facts(
+        started_at=EPOCH + timedelta(days=365),
+        grace_seconds=0.0,
+        history=history,
+        orders=books.orders,
+        payments=books.payments,
+        held_orders=books.held_orders,
+        held_units=books.held_units,
+        stock=books.stock,
+        provider=world.provider.ledger(),
+        sequences=books.sequences,
+        undone=undone,
+        letters={
+            name: [
+                letter_of(delivered(message))
+                for message in world.broker.messages_in(dead_letter_queue(name))
+            ]
+            for name in undone
+        },
+        waiting=waiting,
+        backlogs={
+            p.name: Backlog(
+                waiting={
+                    key
+                    for queue in queues_of(p)
+                    for message in world.broker.messages_in(queue)
+                    for key in (
+                        key_of(message.properties.message_id, message.body),
+                        event_id_of(message.body) or "",
+                    )
+                }
+            )
+            for p in world.choreography.participants
+        },
+        unpublished=len(books.outbox),
+    )

@@ -1,0 +1,127 @@
+"""What goes wrong in one run, how often, and until when: drawn from the seed.
+
+Each kind of fault is there in about half of the runs, so that the others also meet without it.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, fields
+
+FAIR_SHARE = 0.05
+"""Runs in which nothing goes wrong."""
+KIND_SHARE = 0.5
+"""Runs, of the others, that have a kind of fault."""
+STORM_SECONDS = (2.0, 10.0, 60.0)
+"""How long it may last; less if everything comes to rest before."""
+
+
+@dataclass(slots=True)
+class Rates:
+    """How likely each fault is, whenever it could come."""
+
+    crash: float = 0.0
+    """A process is killed before it runs a callback."""
+    crash_at_frame: float = 0.0
+    """A process is killed when it has just sent a frame."""
+    freeze: float = 0.0
+    """A process makes no progress for a while, from a callback on."""
+    reset: float = 0.0
+    """A connection is lost with a frame, and either side soon knows."""
+    stuck: float = 0.0
+    """A connection passes nothing on any more, from a frame on; either side takes long to know."""
+    partition: float = 0.0
+    """All of a process's connections are stuck at a frame, and for a while it gets no new ones."""
+    broker_restart: float = 0.0
+    """The broker is away for a while, from a frame on."""
+    slow_frame: float = 0.0
+    """A frame, and with it all behind it, takes seconds instead of milliseconds."""
+    refused_publish: float = 0.0
+    """The broker confirms negatively; the message may be in the queues all the same."""
+    duplicate: float = 0.0
+    """A message is twice in a queue."""
+    reorder: float = 0.0
+    """A message overtakes others in its queue."""
+    database_away: float = 0.0
+    """A transaction fails before it begins, or is rolled back at its end."""
+    commit_unknown: float = 0.0
+    """A transaction is committed, and its caller gets an error."""
+    conflict: float = 0.0
+    """A transaction is rolled back, as if another replica had written what it read."""
+    data_refused: float = 0.0
+    """A transaction's data is refused, and rolled back."""
+    slow_database: float = 0.0
+    """A transaction takes seconds."""
+    provider_away: float = 0.0
+    """The payment provider does nothing and says so."""
+    lost_answer: float = 0.0
+    """The payment provider does what it is asked, and its answer is lost."""
+    slow_provider: float = 0.0
+    """The payment provider takes seconds for its answer."""
+
+
+_WORST: dict[str, float] = {
+    # Once in so many callbacks, frames, transactions or questions.
+    "crash": 1 / 20,
+    "crash_at_frame": 1 / 4,
+    "freeze": 1 / 100,
+    "reset": 1 / 10,
+    "stuck": 1 / 12,
+    "partition": 1 / 30,
+    "broker_restart": 1 / 40,
+    "slow_frame": 1 / 6,
+    "refused_publish": 1 / 3,
+    "duplicate": 1 / 2,
+    "reorder": 1 / 2,
+    "database_away": 1 / 3,
+    "commit_unknown": 1 / 3,
+    "conflict": 1 / 3,
+    "data_refused": 1 / 10,
+    "slow_database": 1 / 8,
+    "provider_away": 0.8,
+    "lost_answer": 0.6,
+    "slow_provider": 2 / 3,
+}
+
+
+class Weather:
+    """Says when a fault happens, as long as the storm lasts."""
+
+    def __init__(self, chance: random.Random) -> None:
+        self._chance = chance
+        self.rates = _rates(chance)
+        self.storm_seconds = chance.choice(STORM_SECONDS)
+        self.calm = True
+        """Whether nothing goes wrong, as before the storm and after it."""
+
+    def happens(self, rate: float) -> bool:
+        """Whether a fault of this rate happens now."""
+        return rate > 0 and not self.calm and self._chance.random() < rate
+
+    def seconds(self, most: float) -> float:
+        """How long something takes that may take up to `most`: a short time is as likely as a
+        long one."""
+        return most * self._chance.random() ** 3
+
+    def latency(self) -> float:
+        """What a frame, a transaction or a question takes."""
+        if self._chance.random() < 0.5:
+            return 0.0
+        return self._chance.random() * 0.004
+
+    def steps_until(self, rate: float) -> float:
+        """In how many steps a fault of this rate comes."""
+        if rate <= 0:
+            return float("inf")
+        return 1 + self._chance.expovariate(rate)
+
+
+def _rates(chance: random.Random) -> Rates:
+    rates = Rates()
+    if chance.random() < FAIR_SHARE:
+        return rates
+    for kind in fields(Rates):
+        if chance.random() < KIND_SHARE:
+            # Down to a tenth of the worst, small ones as likely as large ones.
+            setattr(rates, kind.name, _WORST[kind.name] * 10 ** -chance.random())
+    return rates

@@ -1,0 +1,163 @@
+"""The simulation finds nothing wrong with the kernel, and finds what is wrong with broken ones."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import aio_pika
+import pytest
+from sqlalchemy.engine import Connection
+
+from common.kernel.groups import Kernel
+from common.kernel.outbox import Outbox, Outgoing
+from common.kernel.step import Decision
+from common.messaging.consumer import Deliveries, Handler
+from common.messaging.dead_letters import Failure
+from common.messaging.publisher import CONFIRM_TIMEOUT_SECONDS, BrokerPublisher
+from saga.simulation import Parts, Simulation
+
+CATCH_MAX = 300
+"""Seeds within which a broken kernel must be caught."""
+
+
+class AcknowledgesFirst(Deliveries):
+    """Acknowledges before the commit."""
+
+    def handler(self, queue: str) -> Handler:
+        async def handle(message: aio_pika.IncomingMessage) -> None:
+            await message.channel.basic_ack(message.delivery_tag or 0)
+            await self._take(message, queue)
+
+        return handle
+
+
+class AcknowledgesAllBelow(Deliveries):
+    """Acknowledges, with a delivery that is done, those before it that are not."""
+
+    def handler(self, queue: str) -> Handler:
+        highest = 0
+        channel: Any = None
+
+        async def handle(message: aio_pika.IncomingMessage) -> None:
+            nonlocal highest, channel
+            await self._take(message, queue)
+            tag = message.delivery_tag or 0
+            if message.channel is not channel:
+                highest, channel = 0, message.channel
+            if tag > highest:
+                highest = tag
+                await message.channel.basic_ack(tag, multiple=True)
+
+        return handle
+
+
+class SetsAsideUnconfirmed(Deliveries):
+    """Acknowledges before the copy that waits, or is dead, is confirmed."""
+
+    async def _set_aside(
+        self,
+        message: aio_pika.IncomingMessage,
+        failure: Failure,
+        wait_ms: int | None = None,
+        traceparent: str | None = None,
+    ) -> None:
+        copying = super()._set_aside(message, failure, wait_ms, traceparent)
+        self._copying = asyncio.create_task(copying)
+
+
+class PublishesFirst(Kernel):
+    """Publishes before the commit."""
+
+    def _decide(self, connection: Connection, group: Any, confirmed: Sequence[str]) -> Any:
+        results, outgoing = super()._decide(connection, group, confirmed)
+        self._outbox.publish(outgoing)
+        return results, []
+
+
+class KeepsInboxRows(Kernel):
+    """Keeps the inbox row of a message whose question to the provider then fails."""
+
+    def _decide(self, connection: Connection, group: Any, confirmed: Sequence[str]) -> Any:
+        results, outgoing = super()._decide(connection, group, confirmed)
+        asking = [
+            work.envelope.id
+            for work, result in zip(group, results, strict=True)
+            if isinstance(result, Decision) and result.intent is not None
+        ]
+        self._tables.mark_done(connection, asking, self._clock())
+        return results, outgoing
+
+
+class TakesAnyAnswerForAConfirm(BrokerPublisher):
+    """Takes an event for published whatever becomes of it."""
+
+    async def publish_events(self, events: Sequence[Outgoing]) -> list[Exception | None]:
+        await super().publish_events(events)
+        return [None] * len(events)
+
+
+class ForgetsUnconfirmed(Outbox):
+    """Removes the rows of events that are not confirmed yet."""
+
+    def publish(self, rows: Sequence[Outgoing]) -> None:
+        super().publish(rows)
+        self.give_back([row.event_id for row in rows])
+
+
+class LooksForNothingLeft(Outbox):
+    """Publishes nothing that a crash has left."""
+
+    def _enter(self, connection: Connection) -> int:
+        self._take_lease(connection)
+        return 0
+
+    def _take_over(self, connection: Connection, *, lapsed: bool) -> int:
+        return 0
+
+
+class PublishesEachOnce(Outbox):
+    """Never tries again what the broker did not confirm."""
+
+    async def _sweep(self) -> None:
+        self._swept = True
+
+
+class TakesLossForCancellation(BrokerPublisher):
+    """Lets through aiormq's cancelling of what waits on a connection it gives up."""
+
+    async def publish(self, message: aio_pika.Message, exchange: str, key: str) -> None:
+        target = await self._exchange(exchange)
+        await target.publish(message, key, timeout=CONFIRM_TIMEOUT_SECONDS)
+
+
+BROKEN = [
+    Parts(deliveries=AcknowledgesFirst),
+    Parts(deliveries=AcknowledgesAllBelow),
+    Parts(deliveries=SetsAsideUnconfirmed),
+    Parts(kernel=PublishesFirst),
+    Parts(kernel=KeepsInboxRows),
+    Parts(publisher=TakesAnyAnswerForAConfirm),
+    Parts(outbox=ForgetsUnconfirmed),
+    Parts(outbox=LooksForNothingLeft),
+    Parts(outbox=PublishesEachOnce),
+    Parts(publisher=TakesLossForCancellation),
+]
+
+
+def name_of(parts: Parts) -> str:
+    whole = Parts()
+    (broken,) = {parts.kernel, parts.outbox, parts.deliveries, parts.publisher} - {
+        whole.kernel,
+        whole.outbox,
+        whole.deliveries,
+        whole.publisher,
+    }
+    return broken.__name__
+
+
+@pytest.mark.parametrize("parts", BROKEN, ids=name_of)
+def test_a_broken_kernel_is_caught(parts: Parts) -> None:
+    simulation = Simulation(parts)
+    assert any(simulation.run(seed).violations for seed in range(CATCH_MAX))
