@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from saga.commands import simulating
 from saga.commands.output import PROBLEM_FOUND, AsJson, err, out, print_json
 
 if TYPE_CHECKING:
     from saga.verify import Model, Report
 
 ORDERS_MAX: Final = 2
+JOBS_MAX: Final = 256
 
 
 def verify(
@@ -34,6 +36,21 @@ def verify(
             "five million.",
         ),
     ] = None,
+    simulate: Annotated[
+        bool,
+        typer.Option(
+            "--simulate",
+            help="Instead of the models, run all services with their real kernel on a simulated "
+            "clock, broker and database, with faults of every kind; a seed decides on everything.",
+        ),
+    ] = False,
+    seeds: Annotated[
+        int, typer.Option(min=1, help="With --simulate: how many runs.")
+    ] = simulating.SEEDS,
+    seed: Annotated[int, typer.Option(min=0, help="With --simulate: the first run's seed.")] = 0,
+    jobs: Annotated[
+        int, typer.Option(min=1, max=JOBS_MAX, help="With --simulate: processes to run them in.")
+    ] = 1,
     as_json: AsJson = False,
 ) -> None:
     """Try everything that can happen to an order, and say whether any of it ends wrong.
@@ -49,7 +66,15 @@ def verify(
 
     * `saga verify`
     * `saga verify --orders 1 --json`
+    * `saga verify --simulate --seeds 1000`
+    * `saga verify --simulate --seed 33 --seeds 1`
     """
+    if simulate:
+        if orders is not None or max_states is not None:
+            raise typer.BadParameter("--orders and --max-states are about the models: leave them")
+        if not simulating.simulate(seeds, seed, jobs, as_json=as_json):
+            raise typer.Exit(PROBLEM_FOUND)
+        return
     from saga.verify import STATES_MAX
     from saga.verify.order_saga import one_order, two_orders
 

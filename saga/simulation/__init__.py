@@ -5,15 +5,24 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
+import multiprocessing
 from collections.abc import Iterator
-from dataclasses import dataclass
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
 
 from saga.reconcile.rules import Violation
 from saga.simulation.server import Parts
 from saga.simulation.verdict import violations
 from saga.simulation.world import Scene, World
 
-__all__ = ["Parts", "Run", "Simulation", "Violation"]
+__all__ = ["Parts", "Run", "Simulation", "Violation", "run_seeds"]
+
+SEEDS_AT_ONCE = 20
+"""Seeds that a process is given at a time."""
+
+_here: Simulation | None = None
+"""A process of a pool has one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +35,36 @@ class Run:
     trace: tuple[str, ...]
     simulated_seconds: float
     steps: int
+
+
+def run_seeds(first: int, count: int, *, jobs: int = 1) -> Iterator[Run]:
+    """Run so many seeds from the first on, in so many processes; the runs come in their order,
+    with a trace where something is wrong."""
+    seeds = range(first, first + count)
+    if jobs == 1:
+        with contextlib.closing(Simulation()) as simulation:
+            yield from map(partial(_run, simulation), seeds)
+        return
+    pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=_begin)
+    try:
+        yield from pool.map(_run_here, seeds, chunksize=SEEDS_AT_ONCE)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _run(simulation: Simulation, seed: int) -> Run:
+    run = simulation.run(seed)
+    return run if run.violations else replace(run, trace=())
+
+
+def _begin() -> None:
+    global _here
+    _here = Simulation()
+
+
+def _run_here(seed: int) -> Run:
+    assert _here is not None  # noqa: S101 - the pool begins with that
+    return _run(_here, seed)
 
 
 class Simulation:

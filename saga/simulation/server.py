@@ -65,7 +65,7 @@ class Server:
         self._network = network
         self._parts = parts
         self._shared = shared
-        self._prefetch = prefetch
+        self._prefetch = min(prefetch, service.prefetch)
         self._group_max = group_max
         self._lease_seconds = lease_seconds
         self._skew = timedelta(seconds=skew_seconds)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from datetime import timedelta
 from functools import partial
@@ -12,6 +12,8 @@ import sqlalchemy as sa
 from common.events import CancellationReason
 from common.messaging.topology import HISTORY_STREAM, dead_letter_queue, queues_of, wait_queue
 from common.retry import RUNGS_MS
+from notification_service.domain import NotificationStatus
+from notification_service.store import notifications
 from order_service.domain import OrderStatus
 from order_service.store import orders
 from saga.dlq.letters import event_id_of, key_of
@@ -31,6 +33,7 @@ def violations(world: World) -> list[Violation]:
         *_unrest(world),
         *judge(_facts(world)),
         *_wrong_endings(world),
+        *_wrong_mails(world),
     ]
 
 
@@ -63,6 +66,25 @@ def _wrong_endings(world: World) -> Iterator[Violation]:
             yield Violation(
                 "wrong_ending", order.key, f"it is {ending}, but its customer had cancelled it"
             )
+
+
+def _wrong_mails(world: World) -> Iterator[Violation]:
+    """Orders whose customers got no mail, or more than one, other than by somebody's leave."""
+    query = sa.select(notifications.c.order_id, notifications.c.status)
+    stored = world.stores["notification"].run(lambda c: c.execute(query).all())
+    statuses = {row.order_id: row.status for row in stored}
+    mails: Counter[str] = Counter()
+    for message_id, count in world.mailer.taken.items():
+        mails[message_id.partition("@")[0].rpartition(".")[2]] += count
+    for order in world.plan.orders:
+        order_id = order.command.subject
+        status, count = statuses.get(order_id), mails[order_id]
+        if count > 1:
+            yield Violation("mailed_twice", order.key, f"{count} mails were taken")
+        elif status is None or status in (NotificationStatus.NONE, NotificationStatus.WAITING):
+            yield Violation("not_mailed", order.key, f"its notification is {status or 'not begun'}")
+        elif status is NotificationStatus.SENT and not count:
+            yield Violation("not_mailed", order.key, "it counts as sent, and no mail was taken")
 
 
 def _facts(world: World) -> Facts:

@@ -58,6 +58,12 @@ class Rates:
     """The payment provider does what it is asked, and its answer is lost."""
     slow_provider: float = 0.0
     """The payment provider takes seconds for its answer."""
+    mail_refused: float = 0.0
+    """The mail server takes nothing, and says so."""
+    mail_unconfirmed: float = 0.0
+    """The mail server takes a mail, or does not, and does not answer."""
+    slow_mail: float = 0.0
+    """The mail server takes seconds for its answer."""
 
 
 _WORST: dict[str, float] = {
@@ -81,6 +87,9 @@ _WORST: dict[str, float] = {
     "provider_away": 0.8,
     "lost_answer": 0.6,
     "slow_provider": 2 / 3,
+    "mail_refused": 1 / 2,
+    "mail_unconfirmed": 1 / 4,
+    "slow_mail": 1 / 3,
 }
 
 

@@ -35,6 +35,8 @@ from common.messaging.topology import (
 from common.retry import RUNGS_MS
 from common.service import Service
 from common.settings import Settings
+from notification_service import app as notification_app
+from notification_service.mail import Mailer, Writer, address_book
 from order_service.app import expire_overdue
 from order_service.domain import CancelOrder, OrderStatus, UnknownOrder
 from order_service.store import orders
@@ -44,6 +46,7 @@ from saga.dlq import letters
 from saga.simulation.broker import EPOCH, Message
 from saga.simulation.database import Store
 from saga.simulation.loop import Process, SimulatedLoop, settle
+from saga.simulation.mailer import SimulatedMailer
 from saga.simulation.network import Network, UnrulyBroker
 from saga.simulation.provider import SimulatedProvider
 from saga.simulation.server import Parts, Server
@@ -93,11 +96,14 @@ class Scene:
             for package, participant in self.participants.items()
         }
         """By participant."""
+        self._writer = Writer("orders@shop.example", address_book("{customer}@shop.example"))
 
-    def service(self, package: str, provider: SimulatedProvider) -> Service:
-        """The service of a package, with this provider if it needs one."""
+    def service(self, package: str, provider: SimulatedProvider, mailer: Mailer) -> Service:
+        """The service of a package; where it asks the outside, that is simulated."""
         if package == payment_app.__package__:
             return payment_app.build_with(provider)
+        if package == notification_app.__package__:
+            return notification_app.build_with(self._writer, mailer)
         service: Service = self.apps[package].build(Settings.model_construct())
         # Looking less often for what is overdue saves a tenth of a run.
         patiently = partial(expire_overdue, poll_seconds=EXPIRY_POLL_SECONDS)
@@ -130,6 +136,7 @@ class World:
         self.provider = SimulatedProvider(
             self.loop, self.weather, self.trace, self.process, self.plan.declines
         )
+        self.mailer = SimulatedMailer(self.loop, self.weather, self.trace, self.process)
         self.troubles: list[Trouble] = []
         self.cancelled: set[str] = set()
         """Orders whose customers were told that they are cancelled."""
@@ -178,7 +185,7 @@ class World:
                 skew = self._chance.uniform(-1, 1) * SKEW_MAX_SECONDS if skewed else 0.0
                 servers[name] = Server(
                     name,
-                    scene.service(package, self.provider),
+                    scene.service(package, self.provider, self.mailer),
                     self.stores[participant.name],
                     self.network,
                     parts=parts,
