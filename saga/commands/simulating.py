@@ -43,7 +43,7 @@ def simulate(seeds: int, first: int, jobs: int, *, as_json: bool) -> bool:
     if as_json:
         print_json(_as_json(summary))
     else:
-        _print(summary)
+        show(summary)
     return not summary.broken
 
 
@@ -100,7 +100,9 @@ def _as_json(summary: Summary) -> dict[str, Any]:
     }
 
 
-def _print(summary: Summary) -> None:
+def show(summary: Summary) -> None:
+    """Print what came of the seeds: of those that broke something the end of the trace, what was
+    found, and the command that repeats it."""
     console = out()
     for run in summary.broken[:SHOWN_MAX]:
         console.print(f"\nseed {run.seed}, the end of what happened:\n", markup=False)

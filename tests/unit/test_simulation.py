@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,10 +20,87 @@ from common.kernel.step import Decision
 from common.messaging.consumer import Deliveries, Handler
 from common.messaging.dead_letters import Failure
 from common.messaging.publisher import CONFIRM_TIMEOUT_SECONDS, BrokerPublisher
-from saga.simulation import Parts, Simulation
+from saga.commands.simulating import Summary, show
+from saga.simulation import Parts, Run, Simulation, run_seeds
 
+SEEDS = 200
 CATCH_MAX = 300
 """Seeds within which a broken kernel must be caught."""
+
+FAULTS = (
+    "is killed",
+    "is killed, having sent something",
+    "freezes for",
+    "loses its",
+    "is stuck",
+    "is cut off",
+    "is restarted",
+    " refused",
+    "refused and not kept",
+    "doubles",
+    "holds up",
+    "transaction failed",
+    "committed, which is not known",
+    "transaction met another replica's",
+    "transaction's data refused",
+    "replays",
+    "to saga.retry.",
+    "to saga.dead",
+)
+"""What the traces of some runs must tell of: without it there is nothing to be robust against."""
+
+
+@pytest.fixture(scope="module")
+def runs() -> list[Run]:
+    simulation = Simulation()
+    found = [simulation.run(seed) for seed in range(SEEDS)]
+    simulation.close()
+    return found
+
+
+def test_nothing_goes_wrong_whatever_does(runs: list[Run]) -> None:
+    broken = {run.seed: run.violations for run in runs if run.violations}
+    assert not broken, "see `saga verify --simulate --seeds 1 --seed <the first of these>`"
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_every_kind_of_fault_happens(runs: list[Run], fault: str) -> None:
+    assert any(fault in line for run in runs for line in run.trace)
+
+
+def test_a_seed_decides_on_everything(runs: list[Run]) -> None:
+    simulation = Simulation()
+    again = [simulation.run(run.seed) for run in runs[20:30]]
+    assert [run.digest for run in again] == [run.digest for run in runs[20:30]]
+    assert [run.steps for run in again] == [run.steps for run in runs[20:30]]
+    assert len({run.digest for run in runs}) == SEEDS
+
+
+def test_not_even_the_seed_of_pythons_hashes_makes_a_difference() -> None:
+    command = [sys.executable, "-m", "saga.cli", "verify", "--simulate", "--seeds", "8", "--json"]
+    documents = [
+        json.loads(
+            subprocess.run(
+                command,
+                env=os.environ | {"PYTHONHASHSEED": hash_seed},
+                capture_output=True,
+                check=True,
+                text=True,
+            ).stdout
+        )
+        for hash_seed in ("1", "2")
+    ]
+    assert documents[0]["ok"]
+    assert documents[0]["digest"] == documents[1]["digest"]
+
+
+@pytest.mark.long
+def test_nothing_goes_wrong_in_ten_thousand_runs() -> None:
+    broken = [run for run in run_seeds(0, 10_000, jobs=os.cpu_count() or 1) if run.violations]
+    assert not broken, f"see `saga verify --simulate --seeds 1 --seed {broken[0].seed}`"
+
+
+# --- broken kernels ------------------------------------------------------------------------------
 
 
 class AcknowledgesFirst(Deliveries):
@@ -147,17 +228,27 @@ BROKEN = [
 
 
 def name_of(parts: Parts) -> str:
-    whole = Parts()
-    (broken,) = {parts.kernel, parts.outbox, parts.deliveries, parts.publisher} - {
-        whole.kernel,
-        whole.outbox,
-        whole.deliveries,
-        whole.publisher,
-    }
-    return broken.__name__
+    return next(
+        kind.__name__
+        for kind in (parts.kernel, parts.outbox, parts.deliveries, parts.publisher)
+        if kind.__module__ == __name__
+    )
 
 
 @pytest.mark.parametrize("parts", BROKEN, ids=name_of)
 def test_a_broken_kernel_is_caught(parts: Parts) -> None:
     simulation = Simulation(parts)
     assert any(simulation.run(seed).violations for seed in range(CATCH_MAX))
+
+
+def test_what_is_wrong_is_shown_with_the_way_to_see_it_again(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    simulation = Simulation(Parts(kernel=PublishesFirst))
+    run = next(run for run in map(simulation.run, range(CATCH_MAX)) if run.violations)
+    show(Summary(0, run.seed + 1, "", run.steps, run.simulated_seconds, 1.0, [run]))
+    shown = capsys.readouterr().out
+    assert run.trace[-1] in shown
+    assert "published_uncommitted" in shown
+    assert f"once more: saga verify --simulate --seed {run.seed} --seeds 1" in shown
+    assert f"broken by 1 seeds: {run.seed}" in shown

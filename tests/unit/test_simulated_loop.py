@@ -1,0 +1,121 @@
+"""The simulated event loop: its clock, its order, and what becomes of processes on it."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Coroutine
+from typing import Any
+
+from saga.simulation.loop import Process, SimulatedLoop, current_process
+
+LONG_SECONDS = 1_000.0
+
+
+def run(work: Coroutine[Any, Any, Any], *, seed: int = 1) -> SimulatedLoop:
+    """Run a process's task until nothing is left to do."""
+    loop = SimulatedLoop(random.Random(seed))
+    process = Process("p")
+    loop.spawn(process, work)
+    loop.run(LONG_SECONDS)
+    loop.end(process)
+    loop.close()
+    return loop
+
+
+def test_waiting_takes_simulated_time_only() -> None:
+    async def wait() -> None:
+        await asyncio.sleep(900)
+        ends.append(asyncio.get_running_loop().time())
+
+    ends: list[float] = []
+    run(wait())
+    assert 900 <= ends[0] < 900.01
+
+
+def test_a_timeout_ends_what_takes_too_long() -> None:
+    async def wait() -> None:
+        try:
+            async with asyncio.timeout(5):
+                await asyncio.Event().wait()
+        except TimeoutError:
+            ends.append(asyncio.get_running_loop().time())
+
+    ends: list[float] = []
+    run(wait())
+    assert 5 <= ends[0] < 5.01
+
+
+def test_the_order_of_what_is_ready_is_the_seeds() -> None:
+    def order(seed: int) -> list[int]:
+        async def note(number: int) -> None:
+            order.append(number)
+
+        async def begin() -> None:
+            await asyncio.gather(*map(note, range(10)))
+
+        order: list[int] = []
+        run(begin(), seed=seed)
+        return order
+
+    assert order(1) == order(1)
+    assert len({tuple(order(seed)) for seed in range(20)}) == 20
+
+
+def test_a_killed_process_does_nothing_more_and_others_go_on() -> None:
+    loop = SimulatedLoop(random.Random(1))
+    killed, other = Process("killed"), Process("other")
+    done: list[str] = []
+
+    async def work() -> None:
+        name = current_process().name
+        try:
+            await asyncio.sleep(1)
+            done.append(f"{name} begins")
+            await asyncio.gather(asyncio.sleep(10), asyncio.sleep(20))
+            done.append(f"{name} ends")
+        finally:
+            await asyncio.sleep(0)
+            done.append(f"{name} has tidied up")
+
+    for process in (killed, other):
+        loop.spawn(process, work())
+    loop.call_later(5, loop.kill, killed, context=other.context)
+    loop.run(LONG_SECONDS)
+    loop.end(other)
+    loop.close()
+    assert "killed begins" in done
+    assert "killed ends" not in done
+    assert "killed has tidied up" not in done
+    assert done[-2:] == ["other ends", "other has tidied up"]
+
+
+def test_a_frozen_process_goes_on_later() -> None:
+    async def work() -> None:
+        loop.freeze(current_process(), 30)
+        await asyncio.sleep(1)
+        times.append(loop.time())
+
+    loop = SimulatedLoop(random.Random(1))
+    process = Process("p")
+    times: list[float] = []
+    loop.spawn(process, work())
+    loop.run(LONG_SECONDS)
+    loop.end(process)
+    loop.close()
+    assert 30 <= times[0] < 30.01
+
+
+def test_an_error_that_nobody_looks_at_is_told() -> None:
+    async def fail() -> None:
+        raise ValueError("nobody's")
+
+    loop = SimulatedLoop(random.Random(1))
+    told: list[BaseException | None] = []
+    loop.on_error = lambda _, error: told.append(error)
+    process = Process("p")
+    loop.spawn(process, fail())
+    loop.run(LONG_SECONDS)
+    loop.end(process)
+    loop.close()
+    assert [str(error) for error in told] == ["nobody's"]
