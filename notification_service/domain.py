@@ -176,7 +176,12 @@ def record(
             return NotificationSent(order_id=answer.order_id)
         case NotificationStatus.SENDING, Result.UNKNOWN:
             return NotificationUnconfirmed(order_id=answer.order_id, detail=answer.detail)
-        case NotificationStatus.SENDING, _:
+        case (
+            NotificationStatus.SENDING | NotificationStatus.WAITING,
+            Result.REFUSED | Result.REJECTED,
+        ):
+            # Even if it waits already: the database may have committed that and gone before saying
+            # so. Without it the event would be done, and nobody left to send the mail.
             return PutOff(order_id=answer.order_id, result=answer.result, detail=answer.detail)
         case _:
             return None

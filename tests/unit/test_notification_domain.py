@@ -116,6 +116,18 @@ def test_a_mail_that_was_not_accepted_is_put_off_and_sent_when_the_event_is_trie
     assert status_of(world) is NotificationStatus.SENDING
 
 
+@pytest.mark.parametrize("answer", [refused, rejected], ids=["refused", "rejected"])
+def test_putting_off_is_decided_anew_when_nobody_knows_whether_that_was_committed(
+    answer: SendAnswered,
+) -> None:
+    world = at(NotificationStatus.WAITING)
+
+    assert world.live(answer) == (
+        PutOff(order_id=ORDER, result=answer.result, detail=answer.detail),
+    )
+    assert status_of(world) is NotificationStatus.WAITING
+
+
 def test_a_mail_with_no_answer_is_left_to_a_person() -> None:
     world = at(NotificationStatus.SENDING)
 
