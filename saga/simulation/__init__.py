@@ -13,6 +13,7 @@ from functools import partial
 
 from saga.reconcile.rules import Violation
 from saga.simulation.server import Parts
+from saga.simulation.trace import digest_of
 from saga.simulation.verdict import violations
 from saga.simulation.world import Scene, World
 
@@ -73,34 +74,36 @@ class Simulation:
     def __init__(self, parts: Parts | None = None) -> None:
         self._parts = parts or Parts()
         self._scene = Scene()
-        gc.freeze()  # What is there by now need not be looked through after each run.
 
     def run(self, seed: int) -> Run:
         """Run a seed. Blocks, for some tens of milliseconds."""
-        with _silence(), _no_garbage_collection():
-            world = World(seed, self._scene, self._parts)
-            world.run()
-            gc.collect()  # An error that nobody has looked at is told when its future goes.
-        return Run(
-            seed,
-            world.trace.digest(),
-            tuple(violations(world)),
-            tuple(world.trace.lines),
-            world.loop.time(),
-            world.loop.steps,
-        )
+        with _silence(), _garbage_collected_at_the_end():
+            lines, found, simulated_seconds, steps = self._play(seed)
+        # By now every error has been told that nobody had looked at.
+        return Run(seed, digest_of(lines), tuple(found), tuple(lines), simulated_seconds, steps)
+
+    def _play(self, seed: int) -> tuple[list[str], list[Violation], float, int]:
+        """The trace, what is wrong, and how long it took; nothing else is left of the world."""
+        world = World(seed, self._scene, self._parts)
+        world.run()
+        world.troubles.extend(violations(world))
+        return world.trace.lines, world.troubles, world.loop.time(), world.loop.steps
 
     def close(self) -> None:
         self._scene.close()
 
 
 @contextlib.contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """When Python collects garbage depends on more than the seed."""
+def _garbage_collected_at_the_end() -> Iterator[None]:
+    """When Python collects garbage by itself depends on more than the seed. What was there before
+    is not looked through: that would take longer than a run."""
     gc.disable()
+    gc.freeze()
     try:
         yield
     finally:
+        gc.collect()
+        gc.unfreeze()
         gc.enable()
 
 

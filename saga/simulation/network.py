@@ -112,6 +112,8 @@ class Network:
         """Called with a process that is to be killed before it does anything more."""
         self.on_publish: Callable[[Process, Message], None] = lambda _, __: None
         """Called with what arrives at the broker, and from whom."""
+        self.on_deliver: Callable[[Process, Message], None] = lambda _, __: None
+        """Called with what a process gets."""
         self._connections: dict[Connection, None] = {}
         self._away_until: dict[Process | None, float] = {}
         """Until when a process cannot connect; None is for all of them."""
@@ -334,6 +336,7 @@ class Channel:
             f"gets {describe(delivery.message)} from {queue}, tag {delivery.tag}"
             f"{', again' if delivery.redelivered else ''}",
         )
+        network.on_deliver(self.connection.process, delivery.message)
         task = network.loop.create_task(handler(incoming(delivery, self)))
         self._handling[task] = None
         task.add_done_callback(self._handled)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections.abc import Sequence
 
 
 class Trace:
@@ -16,6 +17,7 @@ class Trace:
     def note(self, who: str, what: str) -> None:
         self.lines.append(f"{self._loop.time():12.6f}  {who:<12} {what}")
 
-    def digest(self) -> str:
-        """The same for the same trace only."""
-        return hashlib.blake2b("\n".join(self.lines).encode(), digest_size=16).hexdigest()
+
+def digest_of(lines: Sequence[str]) -> str:
+    """The same for the same lines only."""
+    return hashlib.blake2b("\n".join(lines).encode(), digest_size=16).hexdigest()

@@ -10,13 +10,14 @@ from functools import partial
 import sqlalchemy as sa
 
 from common.events import CancellationReason
+from common.messaging.dead_letters import key_of
 from common.messaging.topology import HISTORY_STREAM, dead_letter_queue, queues_of, wait_queue
 from common.retry import RUNGS_MS
 from notification_service.domain import NotificationStatus
 from notification_service.store import notifications
 from order_service.domain import OrderStatus
 from order_service.store import orders
-from saga.dlq.letters import event_id_of, key_of
+from saga.dlq.letters import event_id_of
 from saga.reconcile.broker import letter_of
 from saga.reconcile.databases import Books, read_book, strike_out
 from saga.reconcile.facts import Backlog, Facts
@@ -25,11 +26,14 @@ from saga.reconcile.rules import Violation, judge
 from saga.simulation.broker import EPOCH
 from saga.simulation.world import World, delivered
 
+LATE_MAX_SECONDS = 40.0
+"""How long after its deadline, or after the storm if that is later, an order may end: by then its
+service may still be frozen, or wait for its database."""
+
 
 def violations(world: World) -> list[Violation]:
-    """Everything that is wrong with a run that has ended."""
+    """Everything that is wrong with how a run has ended."""
     return [
-        *(Violation(trouble.kind, "", trouble.detail) for trouble in world.troubles),
         *_unrest(world),
         *judge(_facts(world)),
         *_wrong_endings(world),
@@ -47,7 +51,10 @@ def _unrest(world: World) -> Iterator[Violation]:
 
 def _wrong_endings(world: World) -> Iterator[Violation]:
     """Orders that are not known, or did not end as they had to."""
-    query = sa.select(orders.c.order_id, orders.c.status, orders.c.reason)
+    query = sa.select(
+        orders.c.order_id, orders.c.status, orders.c.reason, orders.c.deadline, orders.c.ended_at
+    )
+    calm_at = EPOCH + timedelta(seconds=world.weather.storm_seconds)
     found = {
         row.order_id: row for row in world.stores["order"].run(lambda c: c.execute(query).all())
     }
@@ -66,6 +73,14 @@ def _wrong_endings(world: World) -> Iterator[Violation]:
             yield Violation(
                 "wrong_ending", order.key, f"it is {ending}, but its customer had cancelled it"
             )
+        if row.ended_at is not None:
+            late_seconds = (row.ended_at - max(row.deadline, calm_at)).total_seconds()
+            if late_seconds > LATE_MAX_SECONDS:
+                yield Violation(
+                    "deadline_ignored",
+                    order.key,
+                    f"it ended {late_seconds:.0f} s after its deadline, or after the storm",
+                )
 
 
 def _wrong_mails(world: World) -> Iterator[Violation]:

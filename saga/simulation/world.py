@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import importlib
 import random
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Collection, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -22,7 +23,7 @@ from common.envelope import derived_id, source_of, wrap
 from common.events import OrderCancelled
 from common.kernel.groups import Done, Duplicate
 from common.message import Command, Priority
-from common.messaging.dead_letters import Reason
+from common.messaging.dead_letters import ERROR_TYPE, Reason, attempts_in
 from common.messaging.publisher import message_of
 from common.messaging.topology import (
     EVENTS_EXCHANGE,
@@ -43,11 +44,12 @@ from order_service.store import orders
 from payment_service import app as payment_app
 from saga import discovery
 from saga.dlq import letters
+from saga.reconcile.rules import Violation
 from saga.simulation.broker import EPOCH, Message
 from saga.simulation.database import Store
 from saga.simulation.loop import Process, SimulatedLoop, settle
 from saga.simulation.mailer import SimulatedMailer
-from saga.simulation.network import Network, UnrulyBroker
+from saga.simulation.network import Network, UnrulyBroker, describe
 from saga.simulation.provider import SimulatedProvider
 from saga.simulation.server import Parts, Server
 from saga.simulation.trace import Trace
@@ -62,6 +64,9 @@ SKEW_MAX_SECONDS = 2.0
 REPLY_TIMEOUT_SECONDS = 5.0
 """How long a customer waits for the answer to a request before trying again."""
 EXPIRY_POLL_SECONDS = 5.0
+OUTAGE_SHARE = 0.1
+"""Runs in which a service that orders need is away for `OUTAGE_SECONDS`."""
+OUTAGE_SECONDS = 120.0
 OPERATOR_SECONDS = 4.0
 """How often the operator looks for dead letters."""
 REST_SECONDS = 1.0
@@ -69,16 +74,12 @@ REST_SECONDS = 1.0
 PATIENCE_SECONDS = 1_000.0
 """How long after the storm everything must have come to rest: the longest wait for another try is
 300 s."""
+INFRASTRUCTURE_ERRORS = ("OperationalError", "VersionConflict", "ConnectionError", "TimeoutError")
+"""What is nobody's fault and must not use up a message's tries."""
+STEPS_MAX = 30_000
+"""Steps after which a run is given up: one that goes well takes up to 10,000."""
 TROUBLES_MAX = 20
 """Troubles after which a run is given up."""
-
-
-@dataclass(frozen=True, slots=True)
-class Trouble:
-    """Something that must not happen, seen while it happened."""
-
-    kind: str
-    detail: str
 
 
 class Scene:
@@ -137,7 +138,8 @@ class World:
             self.loop, self.weather, self.trace, self.process, self.plan.declines
         )
         self.mailer = SimulatedMailer(self.loop, self.weather, self.trace, self.process)
-        self.troubles: list[Trouble] = []
+        self.troubles: list[Violation] = []
+        """What must not happen, and did."""
         self.cancelled: set[str] = set()
         """Orders whose customers were told that they are cancelled."""
         self.at_rest = False
@@ -148,10 +150,13 @@ class World:
         self._until_crash = self.weather.steps_until(self.weather.rates.crash)
         self._until_freeze = self.weather.steps_until(self.weather.rates.freeze)
         self._doomed: set[Process] = set()
+        self._tries: defaultdict[tuple[Process, bytes], set[int]] = defaultdict(set)
+        """How often the messages that a process has got had failed before, by their bodies."""
         self.network.on_crash = self._doom
         self.loop.before_step = self._before_step
         self.loop.on_error = self._on_error
         self.network.on_publish = self._on_publish
+        self.network.on_deliver = self._on_deliver
 
     @property
     def servers(self) -> Collection[Server]:
@@ -225,10 +230,20 @@ class World:
             self._doomed.add(process)
 
     def _crash(self, server: Server, how: str) -> None:
+        seconds = 0.0 if self.weather.calm else self.weather.seconds(RESTART_MAX_SECONDS)
+        self._kill(server, how, seconds)
+
+    def _take_away(self, participant: str) -> None:
+        for server in self._replicas(participant):
+            self._kill(server, "is killed, and away for minutes", OUTAGE_SECONDS)
+
+    def _kill(self, server: Server, how: str, away_seconds: float) -> None:
         self.trace.note(server.name, how)
         server.kill()
-        seconds = 0.0 if self.weather.calm else self.weather.seconds(RESTART_MAX_SECONDS)
-        self.loop.call_later(seconds, server.start, context=self.process.context)
+        self.loop.call_later(away_seconds, server.start, context=self.process.context)
+
+    def _replicas(self, participant: str) -> list[Server]:
+        return [s for s in self.servers if s.service.participant.name == participant]
 
     def _on_end(self, server: Server, error: Exception) -> None:
         self._crash(server, f"ends: {type(error).__name__}: {error}")
@@ -238,22 +253,44 @@ class World:
     def _on_error(self, message: str, error: BaseException | None) -> None:
         self.trouble("unhandled", f"{message}: {error!r}" if error else message)
 
+    def _on_deliver(self, process: Process, message: Message) -> None:
+        self._tries[process, message.body].add(attempts_in(message.properties.headers))
+
     def _on_publish(self, process: Process, message: Message) -> None:
-        """An event arrives at the broker: it must have been committed before."""
-        server = self._servers.get(process.name)
-        if message.exchange == EVENTS_EXCHANGE and server is not None:
-            store = self.stores[server.service.participant.name]
-            event_id = message.properties.message_id or ""
-            if not store.has_committed(event_id, message.body):
-                self.trouble(
-                    "published_uncommitted",
-                    f"{message.routing_key} {event_id} of {process.name} was published, "
-                    f"and never committed so",
-                )
+        """A message of a service arrives at the broker."""
+        if message.exchange == EVENTS_EXCHANGE:
+            self._check_event(self._servers[process.name], message)
+        else:
+            self._check_copy(process, message)
+
+    def _check_event(self, server: Server, message: Message) -> None:
+        """An event must have been committed before it is published."""
+        event_id = message.properties.message_id or ""
+        if not self.stores[server.service.participant.name].has_committed(event_id, message.body):
+            self.trouble(
+                "published_uncommitted",
+                f"{message.routing_key} {event_id} of {server.name} was published, "
+                f"and never committed so",
+            )
+
+    def _check_copy(self, process: Process, message: Message) -> None:
+        """What is set aside must be a copy of what was delivered, with one try more, and not for
+        something that no message can help."""
+        headers = message.properties.headers or {}
+        tries = attempts_in(headers)
+        if tries - 1 not in self._tries[process, message.body]:
+            self.trouble(
+                "tries_not_counted", f"{describe(message)} was set aside after try {tries}"
+            )
+        if headers.get(ERROR_TYPE) in INFRASTRUCTURE_ERRORS:
+            self.trouble(
+                "infrastructure_blamed",
+                f"{describe(message)} was set aside for {headers[ERROR_TYPE]!r}",
+            )
 
     def trouble(self, kind: str, detail: str) -> None:
         self.trace.note("TROUBLE", f"{kind}: {detail}")
-        self.troubles.append(Trouble(kind, detail))
+        self.troubles.append(Violation(kind, "", detail))
         if len(self.troubles) == TROUBLES_MAX:
             self.loop.stop()
 
@@ -273,6 +310,8 @@ class World:
             await self._ask("inventory", item, derived_id("stock", item.sku), Priority.NORMAL)
         self.trace.note("world", "the storm begins")
         self.weather.calm = False
+        if self._chance.random() < OUTAGE_SHARE:
+            self._take_away(self._chance.choice(("inventory", "payment")))
         for order in self.plan.orders:
             self._begin(partial(self._order, order))
         for key, body in self.plan.malformed:
@@ -286,9 +325,9 @@ class World:
         self.network.calm()
 
     def _look(self) -> None:
-        """End the run once it is at rest."""
+        """End the run once it is at rest, or goes round in circles."""
         self.at_rest = self._rests()
-        if self.at_rest:
+        if self.at_rest or self.loop.steps > STEPS_MAX:
             self.loop.stop()
         else:
             self.loop.call_later(REST_SECONDS, self._look)
@@ -345,11 +384,7 @@ class World:
     ) -> Done | Duplicate:
         """Have a command carried out over HTTP, asked again until there is an answer."""
         while True:
-            servers = [
-                server
-                for server in self._servers.values()
-                if server.service.participant.name == participant and server.kernel is not None
-            ]
+            servers = [s for s in self._replicas(participant) if s.kernel is not None]
             if servers:
                 answer: asyncio.Future[Any] = self.loop.create_future()
                 server = self._chance.choice(servers)

@@ -49,14 +49,14 @@ def test_a_timeout_ends_what_takes_too_long() -> None:
 def test_the_order_of_what_is_ready_is_the_seeds() -> None:
     def order(seed: int) -> list[int]:
         async def note(number: int) -> None:
-            order.append(number)
+            noted.append(number)
 
         async def begin() -> None:
             await asyncio.gather(*map(note, range(10)))
 
-        order: list[int] = []
+        noted: list[int] = []
         run(begin(), seed=seed)
-        return order
+        return noted
 
     assert order(1) == order(1)
     assert len({tuple(order(seed)) for seed in range(20)}) == 20

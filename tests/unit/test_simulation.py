@@ -8,18 +8,21 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from copy import copy
 from typing import Any
 
 import aio_pika
 import pytest
 from sqlalchemy.engine import Connection
 
-from common.kernel.groups import Kernel
+from common.kernel.groups import Done, Duplicate, Kernel
 from common.kernel.outbox import Outbox, Outgoing
 from common.kernel.step import Decision
+from common.message import Command
 from common.messaging.consumer import Deliveries, Handler
-from common.messaging.dead_letters import Failure
+from common.messaging.dead_letters import ATTEMPTS, Failure
 from common.messaging.publisher import CONFIRM_TIMEOUT_SECONDS, BrokerPublisher
+from order_service.domain import ExpireOrder
 from saga.commands.simulating import Summary, show
 from saga.simulation import Parts, Run, Simulation, run_seeds
 
@@ -30,6 +33,7 @@ CATCH_MAX = 300
 FAULTS = (
     "is killed",
     "is killed, having sent something",
+    "away for minutes",
     "freezes for",
     "loses its",
     "is stuck",
@@ -148,6 +152,20 @@ class SetsAsideUnconfirmed(Deliveries):
         self._copying = asyncio.create_task(copying)
 
 
+class ForgetsTries(Deliveries):
+    """Sets a message aside as if it had failed for the first time."""
+
+    async def _set_aside(
+        self,
+        message: aio_pika.IncomingMessage,
+        failure: Failure,
+        wait_ms: int | None = None,
+        traceparent: str | None = None,
+    ) -> None:
+        message.headers.pop(ATTEMPTS, None)
+        await super()._set_aside(message, failure, wait_ms, traceparent)
+
+
 class PublishesFirst(Kernel):
     """Publishes before the commit."""
 
@@ -169,6 +187,58 @@ class KeepsInboxRows(Kernel):
         ]
         self._tables.mark_done(connection, asking, self._clock())
         return results, outgoing
+
+
+class LooksIntoNoInbox(Kernel):
+    """Decides on a message as if it had never come before."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._tables = copy(self._tables)
+        self._tables.already_done = lambda *_: set()  # type: ignore[method-assign]  # that is it
+
+
+class KeepsNoInbox(LooksIntoNoInbox):
+    """Does not note which messages it has decided on either."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._tables.mark_done = lambda *_: None  # type: ignore[method-assign]  # that is it
+
+
+class ForgetsTheOthers(Kernel):
+    """Of a group whose data was refused, tries only the first message again."""
+
+    _whole: Sequence[Any] = ()
+
+    async def _commit(self, group: Any, confirmed: Sequence[str]) -> None:
+        if self._whole:
+            if group[0] is self._whole[0]:
+                await super()._commit(group, confirmed)
+            return
+        self._whole = group
+        try:
+            await super()._commit(group, confirmed)
+        finally:
+            self._whole = ()
+
+
+class BlamesTheMessage(Kernel):
+    """Takes a database that is away for a message that cannot be handled."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._database = copy(self._database)
+        self._database.is_away = lambda error: False  # type: ignore[method-assign]  # that is it
+
+
+class CallsOffDeadlines(Kernel):
+    """Cancels no order whose deadline has passed."""
+
+    async def give(self, command: Command, **options: Any) -> Done | Duplicate:
+        if isinstance(command, ExpireOrder):
+            return Duplicate()
+        return await super().give(command, **options)
 
 
 class TakesAnyAnswerForAConfirm(BrokerPublisher):
@@ -217,8 +287,14 @@ BROKEN = [
     Parts(deliveries=AcknowledgesFirst),
     Parts(deliveries=AcknowledgesAllBelow),
     Parts(deliveries=SetsAsideUnconfirmed),
+    Parts(deliveries=ForgetsTries),
     Parts(kernel=PublishesFirst),
     Parts(kernel=KeepsInboxRows),
+    Parts(kernel=LooksIntoNoInbox),
+    Parts(kernel=KeepsNoInbox),
+    Parts(kernel=ForgetsTheOthers),
+    Parts(kernel=BlamesTheMessage),
+    Parts(kernel=CallsOffDeadlines),
     Parts(publisher=TakesAnyAnswerForAConfirm),
     Parts(outbox=ForgetsUnconfirmed),
     Parts(outbox=LooksForNothingLeft),
