@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 SEEDS: Final = 200
 TRACE_MAX: Final = 40
-"""The last lines of a run that are shown."""
+"""The last lines that are shown of a broken run, one of many; of a run by itself all are."""
 SHOWN_MAX: Final = 3
 """Runs that are shown with their traces."""
 
@@ -92,7 +92,7 @@ def _as_json(summary: Summary) -> dict[str, Any]:
             {
                 "seed": run.seed,
                 "violations": [asdict(violation) for violation in run.violations],
-                "trace": run.trace[-TRACE_MAX:],
+                "trace": run.trace,
                 "again": _again(run),
             }
             for run in summary.broken
@@ -105,14 +105,16 @@ def show(summary: Summary) -> None:
     found, and the command that repeats it."""
     console = out()
     for run in summary.broken[:SHOWN_MAX]:
-        console.print(f"\nseed {run.seed}, the end of what happened:\n", markup=False)
-        for line in run.trace[-TRACE_MAX:]:
+        lines = run.trace if summary.seeds == 1 else run.trace[-TRACE_MAX:]
+        what = "what happened" if len(lines) == len(run.trace) else "the end of what happened"
+        console.print(f"\nseed {run.seed}, {what}:\n", markup=False)
+        for line in lines:
             console.print(line, markup=False)
         console.print()
         for violation in run.violations:
             about = f" {violation.subject}" if violation.subject else ""
             console.print(f"{violation.rule}{about}: {violation.detail}", markup=False)
-        console.print(f"once more: {_again(run)}", markup=False)
+        console.print(f"all of it, once more: {_again(run)}", markup=False)
     console.print(
         f"{summary.seeds:,} seeds from {summary.first} on, {summary.steps:,} steps, "
         f"{summary.simulated_seconds:,.0f} simulated s in {summary.seconds:.1f} s: "

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from saga.verify import Model, Report
 
 ORDERS_MAX: Final = 2
+SEEDS_MAX: Final = 1_000_000
 JOBS_MAX: Final = 256
 
 
@@ -45,12 +46,23 @@ def verify(
         ),
     ] = False,
     seeds: Annotated[
-        int, typer.Option(min=1, help="With --simulate: how many runs.")
-    ] = simulating.SEEDS,
-    seed: Annotated[int, typer.Option(min=0, help="With --simulate: the first run's seed.")] = 0,
+        int | None,
+        typer.Option(
+            min=1,
+            max=SEEDS_MAX,
+            help=f"With --simulate: how many runs; {simulating.SEEDS} by default.",
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, help="With --simulate: the first run's seed; 0 by default."),
+    ] = None,
     jobs: Annotated[
-        int, typer.Option(min=1, max=JOBS_MAX, help="With --simulate: processes to run them in.")
-    ] = 1,
+        int | None,
+        typer.Option(
+            min=1, max=JOBS_MAX, help="With --simulate: processes to run them in; 1 by default."
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Try everything that can happen to an order, and say whether any of it ends wrong.
@@ -71,10 +83,16 @@ def verify(
     """
     if simulate:
         if orders is not None or max_states is not None:
-            raise typer.BadParameter("--orders and --max-states are about the models: leave them")
-        if not simulating.simulate(seeds, seed, jobs, as_json=as_json):
+            raise typer.BadParameter(
+                "--orders and --max-states are about the models; leave them out, or --simulate"
+            )
+        if not simulating.simulate(
+            seeds or simulating.SEEDS, seed or 0, jobs or 1, as_json=as_json
+        ):
             raise typer.Exit(PROBLEM_FOUND)
         return
+    if seeds is not None or seed is not None or jobs is not None:
+        raise typer.BadParameter("--seeds, --seed and --jobs are about runs: add --simulate")
     from saga.verify import STATES_MAX
     from saga.verify.order_saga import one_order, two_orders
 

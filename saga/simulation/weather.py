@@ -82,7 +82,7 @@ _WORST: dict[str, float] = {
     "database_away": 1 / 3,
     "commit_unknown": 1 / 3,
     "conflict": 1 / 3,
-    "data_refused": 1 / 10,
+    "data_refused": 1 / 3,
     "slow_database": 1 / 8,
     "provider_away": 0.8,
     "lost_answer": 0.6,
