@@ -18,59 +18,55 @@ TRACE_MAX: Final = 40
 """The last lines that are shown of a broken run, one of many; of a run by itself all are."""
 SHOWN_MAX: Final = 3
 """Runs that are shown with their traces."""
+LISTED_MAX: Final = 20
+"""Broken runs whose seeds are listed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What came of the seeds from `first` on. The same code gives the same `digest`."""
+    """What came of runs that took so many seconds. The same code gives the same `digest`."""
 
-    first: int
-    seeds: int
-    digest: str
-    steps: int
-    simulated_seconds: float
+    runs: Sequence[Run]
     seconds: float
-    broken: Sequence[Run]
+
+    @property
+    def digest(self) -> str:
+        digests = "".join(run.digest for run in self.runs)
+        return hashlib.blake2b(digests.encode(), digest_size=16).hexdigest()
+
+    @property
+    def steps(self) -> int:
+        return sum(run.steps for run in self.runs)
+
+    @property
+    def simulated_seconds(self) -> int:
+        return round(sum(run.simulated_seconds for run in self.runs))
 
     @property
     def seeds_per_minute(self) -> int:
-        return round(self.seeds / self.seconds * 60)
+        return round(len(self.runs) / self.seconds * 60)
+
+    @property
+    def broken(self) -> list[Run]:
+        return [run for run in self.runs if run.violations]
 
 
 def simulate(seeds: int, first: int, jobs: int, *, as_json: bool) -> bool:
     """Run seeds and print what came of them; whether nothing was wrong."""
-    summary = _run(seeds, first, jobs)
-    if as_json:
-        print_json(_as_json(summary))
-    else:
-        show(summary)
-    return not summary.broken
-
-
-def _run(seeds: int, first: int, jobs: int) -> Summary:
     from saga.simulation import run_seeds
 
     began = time.monotonic()
-    digest = hashlib.blake2b(digest_size=16)
-    broken: list[Run] = []
-    steps, simulated_seconds = 0, 0.0
+    runs: list[Run] = []
     with progress_bars(seeds=seeds) as advance:
         for run in run_seeds(first, seeds, jobs=jobs):
-            digest.update(run.digest.encode())
-            steps += run.steps
-            simulated_seconds += run.simulated_seconds
-            if run.violations:
-                broken.append(run)
+            runs.append(run)
             advance["seeds"](1)
-    return Summary(
-        first,
-        seeds,
-        digest.hexdigest(),
-        steps,
-        simulated_seconds,
-        time.monotonic() - began,
-        broken,
-    )
+    summary = Summary(runs, time.monotonic() - began)
+    if as_json:
+        print_json(summary_as_json(summary))
+    else:
+        show(summary)
+    return not summary.broken
 
 
 def _again(run: Run) -> str:
@@ -78,14 +74,15 @@ def _again(run: Run) -> str:
     return f"saga verify --simulate --seed {run.seed} --seeds 1"
 
 
-def _as_json(summary: Summary) -> dict[str, Any]:
+def summary_as_json(summary: Summary) -> dict[str, Any]:
+    """What came of the runs as a JSON document."""
     return {
         "ok": not summary.broken,
-        "first_seed": summary.first,
-        "seeds": summary.seeds,
+        "first_seed": summary.runs[0].seed,
+        "seeds": len(summary.runs),
         "digest": summary.digest,
         "steps": summary.steps,
-        "simulated_seconds": round(summary.simulated_seconds),
+        "simulated_seconds": summary.simulated_seconds,
         "seconds": round(summary.seconds, 3),
         "seeds_per_minute": summary.seeds_per_minute,
         "broken": [
@@ -101,28 +98,26 @@ def _as_json(summary: Summary) -> dict[str, Any]:
 
 
 def show(summary: Summary) -> None:
-    """Print what came of the seeds: of those that broke something the end of the trace, what was
-    found, and the command that repeats it."""
+    """Print what came of the runs: of the first broken ones the end of the trace, what was found,
+    and the command that repeats it."""
     console = out()
-    for run in summary.broken[:SHOWN_MAX]:
-        lines = run.trace if summary.seeds == 1 else run.trace[-TRACE_MAX:]
-        what = "what happened" if len(lines) == len(run.trace) else "the end of what happened"
-        console.print(f"\nseed {run.seed}, {what}:\n", markup=False)
-        for line in lines:
-            console.print(line, markup=False)
-        console.print()
+    seeds, broken = len(summary.runs), summary.broken
+    for run in broken[:SHOWN_MAX]:
+        lines = run.trace if seeds == 1 else run.trace[-TRACE_MAX:]
+        title = "what happened" if len(lines) == len(run.trace) else "the end of what happened"
+        console.print("", f"seed {run.seed}, {title}:", "", *lines, "", sep="\n", markup=False)
         for violation in run.violations:
             about = f" {violation.subject}" if violation.subject else ""
-            console.print(f"{violation.rule}{about}: {violation.detail}", markup=False)
+            console.print(f"broken: {violation.rule}{about}: {violation.detail}", markup=False)
         console.print(f"all of it, once more: {_again(run)}", markup=False)
     console.print(
-        f"{summary.seeds:,} seeds from {summary.first} on, {summary.steps:,} steps, "
-        f"{summary.simulated_seconds:,.0f} simulated s in {summary.seconds:.1f} s: "
+        f"{seeds:,} seeds from {summary.runs[0].seed} on, {summary.steps:,} steps, "
+        f"{summary.simulated_seconds:,} simulated s in {summary.seconds:.1f} s: "
         f"{summary.seeds_per_minute:,} seeds a minute; all traces together: {summary.digest}"
     )
-    if summary.broken:
-        listed = ", ".join(str(run.seed) for run in summary.broken[:20])
-        more = " ..." if len(summary.broken) > 20 else ""
-        console.print(f"[red]broken by {len(summary.broken)} seeds: {listed}{more}[/]")
+    if broken:
+        listed = ", ".join(str(run.seed) for run in broken[:LISTED_MAX])
+        more = " ..." if len(broken) > LISTED_MAX else ""
+        console.print(f"[red]{len(broken)} of them are broken: {listed}{more}[/]")
     else:
         console.print("[green]nothing is broken[/]")

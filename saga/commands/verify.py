@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from saga.verify import Model, Report
 
 ORDERS_MAX: Final = 2
-SEEDS_MAX: Final = 1_000_000
+SEEDS_MAX: Final = 100_000
 JOBS_MAX: Final = 256
 
 
