@@ -11,17 +11,17 @@ from saga.system import System
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def _system(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[System]:
+async def shared_system(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[System]:
     async with System(tmp_path_factory.mktemp("system"), disposable=True) as system:
         yield system
 
 
 @pytest_asyncio.fixture(loop_scope="session")
-async def system(_system: System) -> System:
+async def system(shared_system: System) -> System:
     """A system whose services all run, and which has had orders before. It has to be left with its
     books right; what is needed only by the next tests, services that run, it is given here.
 
     Tests that start or stop parts of it run in the loop of the session.
     """
-    await _system.start()
-    return _system
+    await shared_system.start()
+    return shared_system

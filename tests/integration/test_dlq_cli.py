@@ -167,28 +167,28 @@ def test_list_groups_and_names_an_example(letter: Stage) -> None:
     assert "abcabcabcabc" in done.stdout
 
 
-@pytest.mark.parametrize(
-    ("filters", "found"),
-    [
-        (("--queue", "payment.normal"), 1),
-        (("--queue", "payment.dlq"), 1),
-        (("--queue", "payment.high"), 0),
-        (("--service", "order"), 0),
-        (("--type", "stock.reserved"), 1),
-        (("--type", "order.placed"), 0),
-        (("--error", "NO ANSWER"), 1),
-        (("--error", "100%"), 0),
-        (("--order", str(ORDER)), 1),
-        (("--older-than", "1h"), 0),
-        (("--newer-than", "1h"), 1),
-        (("--fingerprint", "abcabcabcabc"), 1),
-        (("--state", "discarded"), 0),
-    ],
-)
-def test_list_filters(letter: Stage, filters: tuple[str, ...], found: int) -> None:
-    done = letter.saga("list", "--by", "letter", "--json", *filters)
-    assert json.loads(done.stdout)["letters"] == found
-    assert done.exit_code == (1 if found else 0)
+FILTERS = {
+    ("--queue", "payment.normal"): 1,
+    ("--queue", "payment.dlq"): 1,
+    ("--queue", "payment.high"): 0,
+    ("--service", "order"): 0,
+    ("--type", "stock.reserved"): 1,
+    ("--type", "order.placed"): 0,
+    ("--error", "NO ANSWER"): 1,
+    ("--error", "100%"): 0,
+    ("--order", str(ORDER)): 1,
+    ("--older-than", "1h"): 0,
+    ("--newer-than", "1h"): 1,
+    ("--fingerprint", "abcabcabcabc"): 1,
+    ("--state", "discarded"): 0,
+}
+
+
+def test_list_filters(letter: Stage) -> None:
+    for filters, found in FILTERS.items():
+        done = letter.saga("list", "--by", "letter", "--json", *filters)
+        assert (json.loads(done.stdout)["letters"], filters) == (found, filters)
+        assert done.exit_code == (1 if found else 0)
 
 
 def test_show_tells_everything_and_what_a_replay_would_do(letter: Stage) -> None:

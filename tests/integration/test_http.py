@@ -7,12 +7,14 @@ import contextlib
 import json
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import httpx
 import pytest
+import yarl
 from fastapi.openapi.models import OpenAPI
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -29,6 +31,7 @@ from saga.broker import apply_topology
 from saga.discovery import choreography
 from saga.http import client
 from saga.system import System
+from tests.faults.proxy import Proxy
 from tests.polling import until
 
 TIMEOUT_SECONDS = 30.0
@@ -74,16 +77,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory, virtual_host: VirtualHost) -
         system = System(tmp_path_factory.mktemp("whole"), amqp_url=url)
         with running(system):
             yield system
-
-
-@pytest.fixture(scope="module")
-def mortal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
-    """The order service with a broker of its own, which a test may kill and has to start again."""
-    system = System(tmp_path_factory.mktemp("mortal"), disposable=True)
-    with running(system, "order"):
-        assert system.node is not None
-        system.node.settle()
-        yield system
 
 
 @pytest.fixture
@@ -605,15 +598,32 @@ async def test_a_running_service_is_alive_and_ready(service: str, whole: System)
         assert (await served.get("/readyz")).json() == {"status": "ready"}
 
 
-@contextlib.asynccontextmanager
-async def broker_gone(system: System) -> AsyncIterator[None]:
-    """The system's broker is killed, and comes back afterwards."""
-    assert system.node is not None
-    system.node.kill()
-    try:
+@dataclass
+class Remote:
+    """The order service on its own, and its way to the broker."""
+
+    system: System
+    way: Proxy
+    ports: list[int]
+    """The last one is where the way leads to."""
+
+    @contextlib.contextmanager
+    def broker_gone(self, nowhere: int) -> Iterator[None]:
+        """For the service, the broker is not there, and then comes back."""
+        self.ports.append(nowhere)
+        self.way.cut()
         yield
-    finally:
-        await asyncio.to_thread(system.node.start)
+        self.ports.pop()
+
+
+@pytest.fixture
+async def remote(tmp_path: Path, amqp_url: str) -> AsyncIterator[Remote]:
+    url = yarl.URL(amqp_url)
+    ports = [url.port or 0]
+    async with Proxy(lambda: ports[-1]) as way:
+        system = System(tmp_path, amqp_url=str(url.with_port(way.port)), only=["order"])
+        async with system:
+            yield Remote(system, way, ports)
 
 
 def ready(service: httpx.AsyncClient, status: int) -> Callable[[], Awaitable[bool]]:
@@ -623,11 +633,11 @@ def ready(service: httpx.AsyncClient, status: int) -> Callable[[], Awaitable[boo
     return says_so
 
 
-async def test_a_service_is_not_ready_while_its_broker_is_gone(mortal: System) -> None:
-    async with http(mortal, "order") as orders:
-        await until(ready(orders, 200))
-
-        async with broker_gone(mortal):
+async def test_a_service_is_not_ready_while_its_broker_is_gone(
+    remote: Remote, closed_port: int
+) -> None:
+    async with http(remote.system, "order") as orders:
+        with remote.broker_gone(closed_port):
             await until(ready(orders, 503))
             problem = assert_problem(await orders.get("/readyz"), 503, "broker", "AMQP_URL")
             assert problem["missing"].keys() == {"broker", "consumers"}
@@ -638,17 +648,16 @@ async def test_a_service_is_not_ready_while_its_broker_is_gone(mortal: System) -
 
 
 async def test_orders_placed_while_the_broker_is_gone_are_published_when_it_is_back(
-    mortal: System,
+    remote: Remote, closed_port: int
 ) -> None:
-    async with http(mortal, "order") as orders:
-        await until(ready(orders, 200))
-
-        async with broker_gone(mortal):
+    async with http(remote.system, "order") as orders:
+        with remote.broker_gone(closed_port):
+            await until(ready(orders, 503))
             accepted = [await orders.post("/orders", json=ORDER) for _ in range(3)]
             assert {answer.status_code for answer in accepted} == {202}
 
         await until(all_published(orders))
-        published = await events_about_orders(mortal, orders)
+        published = await events_about_orders(remote.system, orders)
         assert [published[answer.json()["order_id"]] > 0 for answer in accepted] == 3 * [True]
 
 

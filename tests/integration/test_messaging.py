@@ -392,6 +392,8 @@ async def test_a_broker_that_cannot_be_used_is_named(
     assert "wrong" not in str(caught.value)
 
 
+# In `make test`, a whole system goes through an outage of the broker instead.
+@pytest.mark.long
 async def test_a_killed_broker_is_waited_for_and_nothing_is_lost(tmp_path: Path) -> None:
     node = RabbitNode(tmp_path / "node")
     await asyncio.to_thread(node.start)
