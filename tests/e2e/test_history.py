@@ -159,7 +159,7 @@ async def test_the_trace_of_an_order_that_died_and_was_replayed_is_what_happened
     assert done.returncode == 0, done.stderr
     head, lanes, *rows, end = done.stdout.splitlines()
     assert head.startswith(f"order {order} confirmed after ")
-    assert lanes.split() == ["order", "inventory", "payment"]
+    assert lanes.split() == ["order", "inventory", "payment", "notification"]
     assert end == "nobody owes anything"
     marks = [
         "●─ order.placed ",
@@ -167,7 +167,9 @@ async def test_the_trace_of_an_order_that_died_and_was_replayed_is_what_happened
         "✗ stock.reserved is dead letter ",
         "↻ stock.reserved replayed (replay ",
         " payment.charged ─●",
-        "■ order.confirmed",
+        "■─ order.confirmed ",
+        "● notification.begun",
+        "● notification.sent",
     ]
     assert len(rows) == len(marks)
     assert [mark in row for mark, row in zip(marks, rows, strict=True)] == [True] * len(marks)
