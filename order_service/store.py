@@ -38,6 +38,12 @@ orders = sa.Table(
     sa.Column("reason", Word(CancellationReason)),
 )
 _pending = orders.c.status == OrderStatus.PENDING
+_overdue = (
+    sa.select(orders.c.order_id, orders.c.priority)
+    .where(_pending, orders.c.deadline <= sa.bindparam("now"))
+    .order_by(orders.c.deadline)
+    .limit(sa.bindparam("limit"))
+)
 sa.Index("pending_by_deadline", orders.c.deadline, sqlite_where=_pending, postgresql_where=_pending)
 
 ORDERS = StateTable(Order, orders)
@@ -46,13 +52,8 @@ TABLES = Tables(_metadata, ORDERS, migrations=Path(__file__).with_name("migratio
 
 def overdue(connection: Connection, now: datetime, limit: int) -> Sequence[tuple[str, Priority]]:
     """Pending orders whose deadline has passed, the oldest deadline first."""
-    query = (
-        sa.select(orders.c.order_id, orders.c.priority)
-        .where(_pending, orders.c.deadline <= now)
-        .order_by(orders.c.deadline)
-        .limit(limit)
-    )
-    return [(row.order_id, row.priority) for row in connection.execute(query)]
+    found = connection.execute(_overdue, {"now": now, "limit": limit})
+    return [(row.order_id, row.priority) for row in found]
 
 
 def count_pending(connection: Connection, late: datetime) -> tuple[int, int]:

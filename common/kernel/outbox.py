@@ -12,6 +12,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol, TypeVar
 from uuid import UUID, uuid4
 
@@ -21,7 +22,7 @@ from sqlalchemy.engine import Connection
 from common.envelope import Envelope
 from common.kernel.database import Database
 from common.kernel.lanes import Lanes
-from common.kernel.statements import Writes, any_of, clock_microseconds
+from common.kernel.statements import ByKeys, Writes, clock_microseconds
 from common.kernel.tables import Clock, Tables, utc_now
 from common.message import Priority
 from common.metrics import OutboxMetrics
@@ -100,6 +101,14 @@ class Outbox:
         self._table = tables.outbox
         self._leases = tables.leases
         self._writes = Writes(tables.outbox)
+        self._remove = ByKeys(tables.outbox.c.event_id, tables.outbox.delete().where)
+        self._find_ours = (
+            sa.select(self._table.c.event_id, self._table.c.routing_key, self._table.c.body)
+            .where(self._table.c.owner == self.owner)
+            .order_by(self._table.c.position)
+            .limit(sa.bindparam("limit"))
+        )
+        self._leasing: _Leasing | None = None
         self._publisher = publisher
         self._lease_seconds = lease_seconds
         self._clock = clock
@@ -193,8 +202,7 @@ class Outbox:
 
     def remove(self, connection: Connection, event_ids: Sequence[str]) -> None:
         """Delete rows in the caller's transaction."""
-        found = any_of(connection, self._table.c.event_id, event_ids)
-        connection.execute(self._table.delete().where(found))
+        self._remove.execute(connection, event_ids)
 
     def forgotten(self, event_ids: Sequence[str]) -> None:
         """The removal has committed."""
@@ -265,16 +273,12 @@ class Outbox:
 
     async def _sweep(self) -> None:
         """Fetch our rows that are not in memory, oldest first."""
-        query = (
-            sa.select(self._table.c.event_id, self._table.c.routing_key, self._table.c.body)
-            .where(self._table.c.owner == self.owner)
-            .order_by(self._table.c.position)
-            .limit(len(self._held) + BATCH_MAX)
-        )
+        limit = {"limit": len(self._held) + BATCH_MAX}
         expected = self._only_in_table
         self._swept = True  # Before reading: what is committed meanwhile may be missed.
         rows = await self._patiently(
-            lambda: self._database.read(lambda c: c.execute(query).all()), "read the outbox"
+            lambda: self._database.read(lambda c: c.execute(self._find_ours, limit).all()),
+            "read the outbox",
         )
         found = [Outgoing(*row) for row in rows if row.event_id not in self._held]
         self._held.update(row.event_id for row in found)
@@ -341,6 +345,14 @@ class Outbox:
     def _last_position(self, connection: Connection) -> int:
         return connection.scalar(sa.select(sa.func.max(self._table.c.position))) or 0
 
+    def _statements(self, connection: Connection) -> _Leasing:
+        if self._leasing is None:
+            now = clock_microseconds(connection, self._clock)
+            self._leasing = _Leasing(
+                self._table, self._leases, self.owner, now, self._lease_seconds
+            )
+        return self._leasing
+
     def _enter(self, connection: Connection) -> int:
         """Take a lease and the rows nobody has one for; return how many."""
         self._take_lease(connection)
@@ -350,49 +362,27 @@ class Outbox:
         return rows
 
     def _take_lease(self, connection: Connection) -> None:
-        leases = self._leases
-        if not self._database.shared:  # Whoever had one before has ended.
-            connection.execute(leases.delete())
-        connection.execute(leases.delete().where(leases.c.owner == self.owner))
-        connection.execute(leases.insert().values(owner=self.owner, until=self._until(connection)))
+        # Where nobody shares the database, whoever had one before has ended.
+        mine = (self._leases.c.owner == self.owner,) if self._database.shared else ()
+        connection.execute(self._leases.delete().where(*mine))
+        connection.execute(self._statements(connection).take)
 
     def _renew(self, connection: Connection) -> bool:
         """Whether the lease was still ours to renew."""
-        leases = self._leases
-        now = clock_microseconds(connection, self._clock())
-        renewal = (
-            leases.update()
-            .where(leases.c.owner == self.owner, leases.c.until > now)
-            .values(until=self._until(connection))
-        )
-        return connection.execute(renewal).rowcount == 1
-
-    def _until(self, connection: Connection) -> sa.ColumnElement[int]:
-        now = clock_microseconds(connection, self._clock())
-        return now + int(self._lease_seconds * 1_000_000)
+        return connection.execute(self._statements(connection).renew).rowcount == 1
 
     def _take_over(self, connection: Connection, *, lapsed: bool) -> int:
         """Make rows whose owner has no lease ours, up to `TAKE_OVER_MAX`; return how many.
 
         With `lapsed`, a lease that has run out is none.
         """
-        table, leases = self._table, self._leases
-        now = clock_microseconds(connection, self._clock())
-        living = sa.select(leases.c.owner)
-        orphans = (
-            sa.select(table.c.event_id)
-            .where(table.c.owner.not_in(living.where(leases.c.until > now) if lapsed else living))
-            .order_by(table.c.position)
-            .limit(TAKE_OVER_MAX)
-            .with_for_update(skip_locked=True)  # what another replica is taking over is its own
-        )
+        statements = self._statements(connection)
+        orphans = statements.orphans_of_lapsed if lapsed else statements.orphans
         taken = connection.scalars(orphans).all()
         if taken:
-            found = any_of(connection, table.c.event_id, taken)
-            connection.execute(table.update().where(found).values(owner=self.owner))
+            statements.adopt.execute(connection, taken)
         elif lapsed:
-            ended = leases.c.until <= now, leases.c.owner.not_in(sa.select(table.c.owner))
-            connection.execute(leases.delete().where(*ended))
+            connection.execute(statements.forget_ended)
         return len(taken)
 
     async def _patiently(self, attempt: Callable[[], Awaitable[T]], what: str) -> T:
@@ -407,3 +397,63 @@ class Outbox:
                 log.warning("cannot %s, trying again: %s", what, error)
             await asyncio.sleep(backoff_seconds)
             backoff_seconds = min(backoff_seconds * 2, BACKOFF_MAX_SECONDS)
+
+
+class _Leasing:
+    """A replica's statements about leases, built once; `now` is the database's clock."""
+
+    def __init__(
+        self,
+        outbox: sa.Table,
+        leases: sa.Table,
+        owner: str,
+        now: sa.ColumnElement[int],
+        lease_seconds: float,
+    ) -> None:
+        self._outbox = outbox
+        self._leases = leases
+        self._owner = owner
+        self._now = now
+        self._until = now + int(lease_seconds * 1_000_000)
+
+    @cached_property
+    def take(self) -> sa.Executable:
+        return self._leases.insert().values(owner=self._owner, until=self._until)
+
+    @cached_property
+    def renew(self) -> sa.Executable:
+        """Only where the lease is still ours."""
+        mine = self._leases.c.owner == self._owner, self._leases.c.until > self._now
+        return self._leases.update().where(*mine).values(until=self._until)
+
+    @cached_property
+    def orphans(self) -> sa.Executable:
+        """Rows whose owner has no lease."""
+        return self._not_of(sa.select(self._leases.c.owner))
+
+    @cached_property
+    def orphans_of_lapsed(self) -> sa.Executable:
+        """Rows whose owner has no lease, or one that has run out."""
+        return self._not_of(sa.select(self._leases.c.owner).where(self._leases.c.until > self._now))
+
+    @cached_property
+    def adopt(self) -> ByKeys:
+        ours = self._outbox.update().values(owner=self._owner)
+        return ByKeys(self._outbox.c.event_id, ours.where)
+
+    @cached_property
+    def forget_ended(self) -> sa.Executable:
+        """Leases that have run out, of owners who have left no rows."""
+        owners = sa.select(self._outbox.c.owner)
+        return self._leases.delete().where(
+            self._leases.c.until <= self._now, self._leases.c.owner.not_in(owners)
+        )
+
+    def _not_of(self, owners: sa.Select[Any]) -> sa.Executable:
+        return (
+            sa.select(self._outbox.c.event_id)
+            .where(self._outbox.c.owner.not_in(owners))
+            .order_by(self._outbox.c.position)
+            .limit(TAKE_OVER_MAX)
+            .with_for_update(skip_locked=True)  # what another replica is taking over is its own
+        )

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 from sqlalchemy.engine import Connection
 
 from common.choreography import State
-from common.kernel.statements import OLD_VERSION, Writes, any_of
+from common.kernel.statements import OLD_VERSION, ByKeys, Writes
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -88,9 +88,11 @@ class StateTable(Generic[S]):
         self._fields = tuple(field.name for field in fields(kind) if field.name != "key")
         if missing := {"version", *self._fields} - set(table.columns.keys()):
             raise TypeError(f"table {table.name} lacks columns for {kind.__name__}: {missing}")
-        self._select = sa.select(
-            self._key, table.c.version, *(table.c[name] for name in self._fields)
-        )
+        select = sa.select(self._key, table.c.version, *(table.c[name] for name in self._fields))
+        self._find = ByKeys(self._key, select.where)
+        # In the order of the keys, so that replicas cannot deadlock.
+        locked = select.order_by(self._key).with_for_update(key_share=True)
+        self._find_and_lock = ByKeys(self._key, locked.where)
         self._writes = Writes(table, (self._key.name, "version", *self._fields))
 
     def load(
@@ -102,12 +104,10 @@ class StateTable(Generic[S]):
         That saves them a conflict where many messages are about one state; it is the versions that
         keep states right, since what does not exist cannot be locked.
         """
-        query = self._select.where(any_of(connection, self._key, sorted(keys)))
-        if lock:  # In the order of the keys, so that replicas cannot deadlock.
-            query = query.order_by(self._key).with_for_update(key_share=True)
+        find = self._find_and_lock if lock else self._find
         return {
             row[0]: (self.kind(row[0], **dict(zip(self._fields, row[2:], strict=True))), row[1])
-            for row in connection.execute(query)
+            for row in find.execute(connection, sorted(keys))
         }
 
     def find(self, connection: Connection, key: str) -> S | None:
@@ -183,12 +183,12 @@ class Tables(Schema):
             sa.Column("until", Utc, nullable=False),
         )
         self._inbox_writes = Writes(self.inbox)
+        message_id = self.inbox.c.message_id
+        self._find_done = ByKeys(message_id, sa.select(message_id).where)
 
     def already_done(self, connection: Connection, message_ids: Collection[str]) -> set[str]:
         """Those of the messages that have an inbox row."""
-        column = self.inbox.c.message_id
-        query = sa.select(column).where(any_of(connection, column, sorted(message_ids)))
-        return set(connection.scalars(query))
+        return set(self._find_done.execute(connection, sorted(message_ids)).scalars())
 
     def mark_done(self, connection: Connection, message_ids: Iterable[str], at: datetime) -> None:
         """Insert inbox rows; `VersionConflict` if another replica has done one of the messages."""
