@@ -198,7 +198,10 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         return task
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
-        self.on_error(context["message"], context.get("exception"))
+        error = context.get("exception")
+        # Whoever waited for what was cancelled may be killed before getting to know.
+        if not isinstance(error, asyncio.CancelledError):
+            self.on_error(context["message"], error)
 
     def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
         """asyncio counts them to know when to tidy up."""

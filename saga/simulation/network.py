@@ -35,18 +35,37 @@ LATE_SECONDS = 15.0
 """How much later than the first a second copy may come, or than it was sent a message."""
 AWAY_MAX_SECONDS = 15.0
 """How long the broker, or the way to it, may be away."""
+STREAMS_LATE_SECONDS = 5.0
+"""How much later than the broker its streams may be back."""
 
 
 class UnrulyBroker(Broker):
     """A broker that also lets messages come twice, and overtake each other. RabbitMQ does so only
-    with what was published twice, rejected, or lost with a channel; nothing may rest on that."""
+    with what was published twice, rejected, or lost with a channel; nothing may rest on that.
+
+    When it starts, it lets clients in before its streams are back, as RabbitMQ 3.10 does: what is
+    published then, and confirmed, the history does not get.
+    """
 
     def __init__(self, loop: SimulatedLoop, weather: Weather, trace: Trace) -> None:
         super().__init__(loop)
         self._weather = weather
         self._trace = trace
+        self._streams_from = 0.0
+
+    def starts(self, at: float) -> None:
+        """It has ended, and lets clients in again at that time."""
+        self._streams_from = at + self._weather.seconds(STREAMS_LATE_SECONDS)
+
+    def has(self, queue: str) -> bool:
+        """Whether a queue is there by now."""
+        is_stream = self._queues[queue].arguments.get("x-queue-type") == "stream"
+        return not is_stream or self._loop.time() >= self._streams_from
 
     def _put(self, queue: Queue, message: Message) -> None:
+        if not self.has(queue.name):
+            self._trace.note("broker", f"{describe(message)} is not in {queue.name}")
+            return
         weather, rates = self._weather, self._weather.rates
         if "x-dead-letter-exchange" in queue.arguments:  # Neither dead letters nor the history.
             if weather.happens(rates.duplicate):
@@ -100,7 +119,12 @@ class Network:
     """All connections there are."""
 
     def __init__(
-        self, loop: SimulatedLoop, broker: Broker, weather: Weather, trace: Trace, world: Process
+        self,
+        loop: SimulatedLoop,
+        broker: UnrulyBroker,
+        weather: Weather,
+        trace: Trace,
+        world: Process,
     ) -> None:
         self.loop = loop
         self.broker = broker
@@ -151,6 +175,7 @@ class Network:
         if weather.happens(rates.broker_restart):
             self.trace.note("broker", "is restarted")
             self._away(None)
+            self.broker.starts(self._away_until[None])
             for other in list(self._connections):
                 other.reset()
 
@@ -305,9 +330,17 @@ class Channel:
         return await self.ask(self._look_at, name)
 
     def _look_at(self, name: str, answer: asyncio.Future[Any]) -> None:
-        consumers = self.connection.network.broker.consumers_of(name)
-        found = SimpleNamespace(consumer_count=consumers)
+        broker = self.connection.network.broker
+        if not broker.has(name):
+            self._refuse(aiormq.exceptions.ChannelNotFoundEntity(f"no queue '{name}'"))
+            return
+        found = SimpleNamespace(consumer_count=broker.consumers_of(name))
         self.connection.down.send(settle, answer, SimpleNamespace(declaration_result=found))
+
+    def _refuse(self, error: Exception) -> None:
+        """The broker closes the channel."""
+        self.server.close()
+        self.connection.down.send(self.lose, error)
 
     async def close(self) -> None:
         self.is_closed = True
@@ -359,7 +392,7 @@ class Channel:
             self.server.ack(tag, multiple=multiple)
         except ChannelClosed as error:
             network.loop.on_error(f"{self.connection.process.name} acknowledged wrongly", error)
-            self.connection.down.send(self.lose, aiormq.exceptions.ChannelPreconditionFailed())
+            self._refuse(aiormq.exceptions.ChannelPreconditionFailed())
         else:
             network.trace.note(
                 "broker", f"ack {tag}{' and below' if multiple else ''} of {self.connection.name}"
@@ -392,8 +425,7 @@ class Channel:
                     published.properties,
                 )
             except ChannelClosed as error:
-                self.server.close()
-                down.send(self.lose, aiormq.exceptions.ChannelNotFoundEntity(error.text))
+                self._refuse(aiormq.exceptions.ChannelNotFoundEntity(error.text))
                 return
         if refused:
             down.send(settle, answer, aiormq.exceptions.DeliveryError(None, Basic.Nack()))

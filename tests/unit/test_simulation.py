@@ -33,7 +33,7 @@ from saga.simulation import Parts, Run, Simulation, run_seeds
 SEEDS = 200
 PORTION = 25
 """Seeds of one test, so that several processes share them."""
-SOON, LATER = 10, 300
+SOON, LATER = 30, 300
 """Seeds within which a broken kernel must be caught."""
 
 FAULTS = (
@@ -45,6 +45,7 @@ FAULTS = (
     "is stuck",
     "is cut off",
     "is restarted",
+    "is not in saga.history",
     " refused",
     "refused and not kept",
     "doubles",
@@ -246,6 +247,13 @@ class TakesAnyAnswerForAConfirm(BrokerPublisher):
         return [None] * len(events)
 
 
+class TrustsInTheHistory(BrokerPublisher):
+    """Publishes without looking whether the broker has its streams back."""
+
+    async def _check_history(self) -> None:
+        pass
+
+
 class ForgetsUnconfirmed(Outbox):
     """Removes the rows of events that are not confirmed yet."""
 
@@ -287,6 +295,7 @@ BROKEN = [
     Parts(kernel=KeepsNoInbox),
     Parts(kernel=BlamesTheMessage),
     Parts(publisher=TakesAnyAnswerForAConfirm),
+    Parts(publisher=TrustsInTheHistory),
     Parts(outbox=ForgetsUnconfirmed),
     Parts(outbox=LooksForNothingLeft),
     Parts(outbox=PublishesEachOnce),
@@ -311,8 +320,8 @@ def name_of(parts: Parts) -> str:
 
 
 def caught(parts: Parts, seeds: int) -> bool:
-    simulation = Simulation(parts)
-    return any(simulation.run(seed).violations for seed in range(seeds))
+    with closing(Simulation(parts)) as simulation:
+        return any(simulation.run(seed).violations for seed in range(seeds))
 
 
 @pytest.mark.parametrize("parts", BROKEN, ids=name_of)
