@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Literal, NoReturn, Self
+from typing import IO, Final, Literal, NoReturn, Protocol, Self
 
 import httpx
 import yarl
@@ -78,6 +78,40 @@ class SystemFault(Exception):
     """Something of the system cannot run. One line that names it and the way out."""
 
 
+class Started(Protocol):
+    """What a system needs of a process that it has started, as `subprocess.Popen` does it."""
+
+    @property
+    def pid(self) -> int: ...
+
+    def poll(self) -> int | None: ...
+
+    def send_signal(self, number: int, /) -> None: ...
+
+    def kill(self) -> None: ...
+
+    def wait(self) -> int: ...
+
+
+Spawn = Callable[[Sequence[str], Mapping[str, str], IO[bytes], int], Started]
+"""Starts Python, with these arguments and this environment, in a process group; what it prints goes
+into the file."""
+
+
+def start_python(
+    arguments: Sequence[str], environment: Mapping[str, str], log: IO[bytes], group: int
+) -> Started:
+    """A `Spawn` of the interpreter that runs us."""
+    return subprocess.Popen(
+        [sys.executable, *arguments],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        process_group=group,
+    )
+
+
 @dataclass(slots=True)
 class _Process:
     """A replica of a service: how it is started, and the process while there is one."""
@@ -86,7 +120,7 @@ class _Process:
     participant: str
     log_path: Path
     port: int = 0
-    popen: subprocess.Popen[bytes] | None = None
+    popen: Started | None = None
     log_offset: int = 0
     environment: dict[str, str] = field(default_factory=dict)
 
@@ -139,6 +173,7 @@ class System:
         disposable: bool = False,
         environment: Mapping[str, str] | None = None,
         broker_plugins: Sequence[str] = (),
+        spawn: Spawn = start_python,
         report: Callable[[str], None] = lambda _: None,
     ) -> None:
         """Describe a system; nothing is touched or started yet.
@@ -149,7 +184,7 @@ class System:
         them. There are so many `replicas` of each service; SQLite allows of one (`SystemFault`).
         `disposable` data is not kept tidy for a next start, which saves seconds at the stop.
         `environment` is added to the services' own. A private node has these `broker_plugins`.
-        `report` is told, a line at a time, what happens.
+        `spawn` starts each service. `report` is told, a line at a time, what happens.
         """
         if replicas > 1 and database == "sqlite":
             raise SystemFault(
@@ -167,6 +202,7 @@ class System:
         self._passwords: dict[str, str] = {}
         self._disposable = disposable
         self._environment = dict(environment or {})
+        self._spawn_process = spawn
         self._report = report
         self.programs: dict[str, Sequence[str]] = {}
         """By service, what Python is to run from the next start on instead of its own module."""
@@ -484,15 +520,13 @@ class System:
         }
         with process.log_path.open("ab") as log:
             process.log_offset = log.tell()
-            process.popen = subprocess.Popen(
-                [sys.executable, *self.programs.get(name, ("-m", f"{process.package}.app"))],
-                env=process.environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                # Ends with the guard, and is out of reach of the terminal's Ctrl-C: it is for the
-                # owner to say when to drain.
-                process_group=self._guard.pid,
+            # Ends with the guard, and is out of reach of the terminal's Ctrl-C: it is for the
+            # owner to say when to drain.
+            process.popen = self._spawn_process(
+                self.programs.get(name, ("-m", f"{process.package}.app")),
+                process.environment,
+                log,
+                self._guard.pid,
             )
 
     async def _wait_until_ready(self, name: str, process: _Process) -> None:

@@ -8,11 +8,12 @@ import pytest
 import pytest_asyncio
 
 from saga.system import System
+from tests.forked import spawn
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def shared_system(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[System]:
-    async with System(tmp_path_factory.mktemp("system"), disposable=True) as system:
+    async with System(tmp_path_factory.mktemp("system"), disposable=True, spawn=spawn) as system:
         yield system
 
 

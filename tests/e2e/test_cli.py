@@ -24,6 +24,7 @@ from saga.deployment import FILE_NAME
 from saga.discovery import choreography, services
 from saga.node import RabbitNode
 from saga.system import System
+from tests import forked
 from tests.command import saga
 from tests.polling import until
 from tests.processes import processes_of
@@ -67,15 +68,10 @@ def background(*arguments: str, **environment: str) -> Iterator[subprocess.Popen
 
 def service(package: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a service that cannot start."""
-    return subprocess.run(
-        [sys.executable, "-m", f"{package}.app"],
-        env=_environment({"BROKER_PATIENCE_SECONDS": "0", "LOG_FORMAT": "text"} | environment),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=RUN_SECONDS,
-        check=False,
-    )
+    return forked.run(f"{package}.app", _environment(_AT_A_TERMINAL | environment))
+
+
+_AT_A_TERMINAL = {"BROKER_PATIENCE_SECONDS": "0", "LOG_FORMAT": "text"}
 
 
 def _environment(more: Mapping[str, str]) -> dict[str, str]:
@@ -470,7 +466,14 @@ def test_a_service_without_a_broker_says_so_in_one_line(
     package: str, tmp_path: Path, closed_port: int
 ) -> None:
     url = f"amqp://guest:secret@127.0.0.1:{closed_port}/"
-    done = service(package, AMQP_URL=url, DATA_DIR=str(tmp_path))
+    done = subprocess.run(
+        [sys.executable, "-m", f"{package}.app"],
+        env=_environment(_AT_A_TERMINAL | {"AMQP_URL": url, "DATA_DIR": str(tmp_path)}),
+        capture_output=True,
+        text=True,
+        timeout=RUN_SECONDS,
+        check=False,
+    )
 
     assert_one_line(done, f"127.0.0.1:{closed_port}", "AMQP_URL")
     assert "secret" not in done.stderr

@@ -30,6 +30,7 @@ from saga.node import find_rabbitmq
 from saga.observe import BROKER_PLUGIN, MONITORING, Observatory
 from saga.orders import Shares, plan
 from saga.system import System
+from tests.forked import spawn
 from tests.polling import until
 
 SEED = 20305
@@ -58,7 +59,9 @@ pytestmark = [
 async def watched(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[System]:
     """A system that has taken a mixed load, in which the payment provider was down for a while."""
     folder = tmp_path_factory.mktemp("observe")
-    async with System(folder, disposable=True, broker_plugins=[BROKER_PLUGIN]) as system:
+    async with System(
+        folder, disposable=True, broker_plugins=[BROKER_PLUGIN], spawn=spawn
+    ) as system:
         watching = Observatory(
             system, scrape_seconds=SCRAPE_SECONDS, reconcile_seconds=RECONCILE_SECONDS
         )

@@ -13,9 +13,10 @@ from saga.orders import plan
 from saga.status import READY, status
 from saga.system import System, SystemFault
 from tests.e2e.test_saga import as_predicted
+from tests.forked import spawn
 from tests.polling import until
 
-ORDERS = 240
+ORDERS = 120
 
 
 async def test_replicas_share_the_work_and_one_killed_loses_nothing(tmp_path: Path) -> None:
@@ -25,7 +26,9 @@ async def test_replicas_share_the_work_and_one_killed_loses_nothing(tmp_path: Pa
         nonlocal ended
         ended += orders
 
-    async with System(tmp_path, database="postgresql", replicas=2, disposable=True) as system:
+    async with System(
+        tmp_path, database="postgresql", replicas=2, disposable=True, spawn=spawn
+    ) as system:
         load = asyncio.create_task(
             demo(system.deployment, choreography(), plan(ORDERS, 7), seed=7, ended=count)
         )

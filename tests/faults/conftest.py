@@ -14,6 +14,7 @@ import pytest_asyncio
 from saga.node import find_rabbitmq
 from saga.status import READY, readiness
 from tests.faults.load import Stage, on_stage
+from tests.forked import spawn
 from tests.polling import until
 
 UNPACKED: Final = Path(".rabbitmq4")
@@ -40,7 +41,7 @@ def rabbitmq(turn: int, rabbitmqs: list[tuple[str, Path]], monkeypatch: pytest.M
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def _stage(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stage]:
-    async with on_stage(tmp_path_factory.mktemp("stage"), "sqlite") as stage:
+    async with on_stage(tmp_path_factory.mktemp("stage"), "sqlite", spawn) as stage:
         yield stage
 
 

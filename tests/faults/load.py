@@ -24,7 +24,7 @@ from saga.http import client
 from saga.node import RabbitNode
 from saga.orders import Shares, plan
 from saga.postgres import PostgresCluster
-from saga.system import Database, System
+from saga.system import Database, Spawn, System, start_python
 from tests.e2e.test_saga import as_predicted
 from tests.faults.proxy import Proxy
 from tests.polling import until
@@ -114,9 +114,13 @@ class Stage:
 
 
 @asynccontextmanager
-async def on_stage(folder: Path, database: Database) -> AsyncIterator[Stage]:
+async def on_stage(
+    folder: Path, database: Database, spawn: Spawn = start_python
+) -> AsyncIterator[Stage]:
     """A new system, with as many replicas as `REPLICAS` says."""
-    system = System(folder, database=database, replicas=REPLICAS[database], disposable=True)
+    system = System(
+        folder, database=database, replicas=REPLICAS[database], disposable=True, spawn=spawn
+    )
     stage = Stage(system)
     async with AsyncExitStack() as stack:
 

@@ -35,7 +35,7 @@ async def test_a_consumer_killed_thirty_times_on_one_message_loses_nothing(
         pytest.skip("make rabbitmq4 unpacks it")
     # Each process of it is a copy of one that has imported everything: that takes no second.
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["tests.integration.holding"])
+    processes.set_forkserver_preload(["tests.integration.holding"])  # unless one runs already
     node = RabbitNode(tmp_path / "node")
     await asyncio.to_thread(node.start)
     try:

@@ -5,6 +5,7 @@ python -m tests.faults.via AMQP_URL=20001 DATABASE_URL=20002 payment_service.app
 
 from __future__ import annotations
 
+import importlib
 import os
 import runpy
 import sys
@@ -16,8 +17,11 @@ def main(arguments: list[str]) -> None:
     while "=" in arguments[0]:
         variable, _, port = arguments.pop(0).partition("=")
         os.environ[variable] = str(yarl.URL(os.environ[variable]).with_port(int(port)))
-    sys.argv[1:] = arguments[1:]
-    runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
+    module, *sys.argv[1:] = arguments
+    if module.endswith(".app"):
+        importlib.import_module(module).serve()
+    else:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":

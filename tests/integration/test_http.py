@@ -32,6 +32,7 @@ from saga.discovery import choreography
 from saga.http import client
 from saga.system import System
 from tests.faults.proxy import Proxy
+from tests.forked import spawn
 from tests.polling import until
 
 TIMEOUT_SECONDS = 30.0
@@ -65,7 +66,7 @@ VirtualHost = Callable[[], contextlib.AbstractContextManager[str]]
 def alone(tmp_path_factory: pytest.TempPathFactory, virtual_host: VirtualHost) -> Iterator[System]:
     """The order service on its own: nobody reacts to its events, so orders stay pending."""
     with virtual_host() as url:
-        system = System(tmp_path_factory.mktemp("alone"), amqp_url=url)
+        system = System(tmp_path_factory.mktemp("alone"), amqp_url=url, spawn=spawn)
         with running(system, "order"):
             yield system
 
@@ -74,7 +75,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory, virtual_host: VirtualHost) -
 def whole(tmp_path_factory: pytest.TempPathFactory, virtual_host: VirtualHost) -> Iterator[System]:
     """All services."""
     with virtual_host() as url:
-        system = System(tmp_path_factory.mktemp("whole"), amqp_url=url)
+        system = System(tmp_path_factory.mktemp("whole"), amqp_url=url, spawn=spawn)
         with running(system):
             yield system
 
@@ -393,7 +394,9 @@ async def test_the_body_limit_is_exact(over: int, status: int, orders: httpx.Asy
 async def test_orders_are_turned_away_while_too_many_events_wait_for_the_broker(
     tmp_path: Path, amqp_url: str
 ) -> None:
-    system = System(tmp_path, amqp_url=amqp_url, environment={"OUTBOX_BACKLOG_MAX": "1"})
+    system = System(
+        tmp_path, amqp_url=amqp_url, environment={"OUTBOX_BACKLOG_MAX": "1"}, spawn=spawn
+    )
     try:
         await system.start("order")
         async with http(system, "order") as orders:
@@ -621,7 +624,9 @@ async def remote(tmp_path: Path, amqp_url: str) -> AsyncIterator[Remote]:
     url = yarl.URL(amqp_url)
     ports = [url.port or 0]
     async with Proxy(lambda: ports[-1]) as way:
-        system = System(tmp_path, amqp_url=str(url.with_port(way.port)), only=["order"])
+        system = System(
+            tmp_path, amqp_url=str(url.with_port(way.port)), only=["order"], spawn=spawn
+        )
         async with system:
             yield Remote(system, way, ports)
 

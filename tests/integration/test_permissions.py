@@ -47,6 +47,7 @@ from saga.management import Management
 from saga.node import RabbitNode
 from saga.passwords import new_passwords
 from saga.system import System
+from tests.forked import spawn
 from tests.integration import toy as toy_module
 from tests.integration.test_messaging import running
 from tests.integration.test_service import ServiceProcess, rows
@@ -427,7 +428,7 @@ async def test_a_blank_node_takes_the_exported_file_at_its_start(tmp_path: Path)
 async def test_each_service_is_a_user_of_its_own_and_no_password_is_ever_logged(
     tmp_path: Path,
 ) -> None:
-    system = System(tmp_path, disposable=True, environment={"LOG_LEVEL": "DEBUG"})
+    system = System(tmp_path, disposable=True, environment={"LOG_LEVEL": "DEBUG"}, spawn=spawn)
     async with system:
         assert system.node is not None
         listed = await asyncio.to_thread(system.node.ctl, "list_connections", "user")

@@ -12,8 +12,6 @@ import os
 import re
 import signal
 import sqlite3
-import subprocess
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -35,6 +33,7 @@ from saga.broker import apply_topology
 from saga.discovery import choreography
 from saga.http import client
 from tests.faults.proxy import Proxy
+from tests.forked import Forked, run
 from tests.polling import until
 
 RUN_SECONDS = 60.0
@@ -52,19 +51,13 @@ class ServiceProcess:
     """One service's process, with its state in `folder`; it ends with the context."""
 
     def __init__(self, package: str, folder: Path, **environment: str) -> None:
-        self._command = (sys.executable, "-m", f"{package}.app")
+        self._module = f"{package}.app"
         self._environment = os.environ | {"DATA_DIR": str(folder)} | environment
         self._log = folder / f"{package}.log"
 
     def __enter__(self) -> ServiceProcess:
-        with self._log.open("wb") as log:
-            self.popen = subprocess.Popen(
-                self._command,
-                env=self._environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )
+        self._log.write_bytes(b"")
+        self.popen = Forked([self._module], self._environment, self._log, self._log)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -273,15 +266,8 @@ async def test_a_request_while_the_database_is_away_is_told_to_come_back(
 
 def assert_refuses(package: str, folder: Path, *words: str, **environment: str) -> None:
     """It ends with status 1 and one last line that says all these words."""
-    done = subprocess.run(
-        [sys.executable, "-m", f"{package}.app"],
-        env=os.environ | {"BROKER_PATIENCE_SECONDS": "0", "DATA_DIR": str(folder)} | environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=RUN_SECONDS,
-        check=False,
-    )
+    mine = {"BROKER_PATIENCE_SECONDS": "0", "DATA_DIR": str(folder)}
+    done = run(f"{package}.app", os.environ | mine | environment)
 
     assert done.returncode == 1, done.stderr
     assert done.stdout == ""
@@ -295,13 +281,8 @@ def assert_refuses(package: str, folder: Path, *words: str, **environment: str) 
 
 
 def test_where_text_is_asked_for_the_line_begins_with_error(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "order_service.app"],
-        env=os.environ | {"LOG_FORMAT": "TEXT", "HTTP_PORT": "many", "DATA_DIR": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    mine = {"LOG_FORMAT": "TEXT", "HTTP_PORT": "many", "DATA_DIR": str(tmp_path)}
+    done = run("order_service.app", os.environ | mine)
 
     assert done.stderr.startswith("error: cannot use the settings in the environment: HTTP_PORT:")
 
