@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -154,6 +155,7 @@ class _Work:
         self._fold = Fold(participant)
         self._doubtful: dict[str, datetime | None] = {}
         """Events of which it has to be seen whether they are done, with the time of an answer."""
+        self._shares = any(map(is_shared, tables.states))
         self._heard: set[str] = set()
         self._now = utc_now()
         self.rebuilt = Rebuilt(participant.name, looked_at_broker=waiting is not None)
@@ -168,7 +170,8 @@ class _Work:
         self._write(connection, list(self._fold.states))
         doubtful = list(self._doubtful)
         for start in range(0, len(doubtful), AT_ONCE):
-            self._judge(connection, pages.with_ids(url, doubtful[start : start + AT_ONCE]))
+            facts = pages.with_ids(url, doubtful[start : start + AT_ONCE])
+            self._judge(connection, facts, partial(self._written, connection))
         if self.rebuilt.holes and not despite_holes:
             holes = self.rebuilt.holes
             raise InputError(
@@ -197,6 +200,7 @@ class _Work:
     def _take(self, connection: Connection, page: Mapping[str, Sequence[Fact]]) -> None:
         """Fold some subjects, and write the states that only they are about."""
         inbox: dict[str, datetime] = {}
+        doubtful: list[Fact] = []
         for facts in page.values():
             known = [envelope for fact in facts if (envelope := decoded(fact)) is not None]
             own = [e for e in known if e.source == self._fold.source]
@@ -216,10 +220,13 @@ class _Work:
                 id = fact.attributes.id
                 if self._is_for_it(fact) and (id not in inbox or self._asks_about(fact)):
                     self._doubtful[id] = inbox.pop(id, None)
+                    doubtful.append(fact)
         self._mark_done(connection, inbox)
         asked = [subject for subject in page if subject in self._outside.keys]
         self._heard.update(asked)
         self._restore(asked)
+        if not self._shares:  # Otherwise what is decided may depend on subjects still to come.
+            self._judge(connection, doubtful, self._fold.find)
         mine = set(page)
         self._write(
             connection,
@@ -271,18 +278,20 @@ class _Work:
         self._tables.mark_each_done(connection, done)
         self.rebuilt.inbox += len(done)
 
-    def _judge(self, connection: Connection, facts: Sequence[Fact]) -> None:
+    def _judge(
+        self, connection: Connection, facts: Sequence[Fact], find: Callable[[StateId], State]
+    ) -> None:
         """Mark those of the events done that nothing is left to be decided on. What led to nothing
         yet and is on its way is left alone: its time will come."""
         done: dict[str, datetime] = {}
         for fact in facts:
             attributes = fact.attributes
             waits = (self._participant.name, attributes.id) in self._waiting
-            answered_at = self._doubtful[attributes.id]
+            answered_at = self._doubtful.pop(attributes.id)
             envelope = _readable(fact, self._participant)
             if envelope is None:
                 continue  # It can only become a dead letter.
-            if self._would_decide(connection, envelope):
+            if self._would_decide(envelope, find):
                 self.rebuilt.unanswered.append(
                     Unanswered(attributes.id, attributes.type, attributes.subject, waits)
                 )
@@ -290,15 +299,15 @@ class _Work:
                 done[attributes.id] = answered_at or attributes.time
         self._mark_done(connection, done)
 
-    def _would_decide(self, connection: Connection, event: Envelope[Any]) -> bool:
-        def find(id: StateId) -> State:
-            return self._tables.states[id[0]].find(connection, id[1]) or id[0](id[1])
-
+    def _would_decide(self, event: Envelope[Any], find: Callable[[StateId], State]) -> bool:
         try:
             decision = react(self._participant, event, event.data, find, self._now)
         except Exception:
             return True  # to a dead letter
         return bool(decision.events or decision.intent)
+
+    def _written(self, connection: Connection, id: StateId) -> State:
+        return self._tables.states[id[0]].find(connection, id[1]) or id[0](id[1])
 
 
 def _readable(fact: Fact, participant: Participant) -> Envelope[Any] | None:
