@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
@@ -10,12 +9,10 @@ from typing import TypeVar
 from common.events import DeclineReason
 from payment_service.gateway import Decline, GatewayRefused, GatewayUnavailable, Receipt
 from saga.reconcile.facts import ProviderCharge
-from saga.simulation.loop import Process, SimulatedLoop, current_process, settle
+from saga.simulation.loop import Process, SimulatedLoop
+from saga.simulation.outside import Outside
 from saga.simulation.trace import Trace
 from saga.simulation.weather import Weather
-
-SLOW_SECONDS = 20.0
-"""What a slow answer may take."""
 
 T = TypeVar("T")
 
@@ -29,7 +26,7 @@ class _Charge:
     refunded_cents: int = 0
 
 
-class SimulatedProvider:
+class SimulatedProvider(Outside):
     """See `payment_service.gateway.PaymentGateway`. Declines the customers it is told to."""
 
     def __init__(
@@ -40,20 +37,17 @@ class SimulatedProvider:
         world: Process,
         declines: Mapping[str, DeclineReason],
     ) -> None:
-        self._loop = loop
-        self._weather = weather
-        self._trace = trace
-        self._world = world
+        super().__init__(loop, weather, trace, world)
         self._declines = declines
         self._charges: dict[str, _Charge] = {}
 
     async def charge(
         self, key: str, *, customer: str, currency: str, amount_cents: int
     ) -> Receipt | Decline:
-        return await self._ask(lambda: self._charge(key, customer, currency, amount_cents))
+        return await self._answered(lambda: self._charge(key, customer, currency, amount_cents))
 
     async def refund(self, key: str, *, currency: str, amount_cents: int) -> None:
-        await self._ask(lambda: self._refund(key, currency, amount_cents))
+        await self._answered(lambda: self._refund(key, currency, amount_cents))
 
     async def close(self) -> None:
         """Nothing to close: the provider goes on."""
@@ -71,34 +65,19 @@ class SimulatedProvider:
             for key, charge in self._charges.items()
         ]
 
-    async def _ask(self, question: Callable[[], T]) -> T:
-        """The question goes there and is answered, whether or not the asker still lives."""
-        answer: asyncio.Future[T] = self._loop.create_future()
-        self._loop.call_later(
-            self._weather.latency(),
-            self._take,
-            question,
-            answer,
-            current_process(),
-            context=self._world.context,
-        )
-        return await answer
+    async def _answered(self, question: Callable[[], T]) -> T:
+        """The answer, if neither the question nor the answer is lost."""
+        rates = self._weather.rates
 
-    def _take(self, question: Callable[[], T], answer: asyncio.Future[T], asker: Process) -> None:
-        weather, rates = self._weather, self._weather.rates
-        result: T | Exception
-        if weather.happens(rates.provider_away):
-            result = GatewayUnavailable("simulated: away")
-        else:
-            try:
-                result = question()
-            except GatewayRefused as error:
-                result = error
-            if weather.happens(rates.lost_answer):
-                result = GatewayUnavailable("simulated: the answer is lost")
-        slow = weather.happens(rates.slow_provider)
-        seconds = weather.seconds(SLOW_SECONDS) if slow else weather.latency()
-        self._loop.call_later(seconds, settle, answer, result, context=asker.context)
+        def answer() -> T:
+            if self._weather.happens(rates.provider_away):
+                raise GatewayUnavailable("simulated: away")
+            result = question()
+            if self._weather.happens(rates.lost_answer):
+                raise GatewayUnavailable("simulated: the answer is lost")
+            return result
+
+        return await self._ask(answer, rates.slow_provider)
 
     def _charge(
         self, key: str, customer: str, currency: str, amount_cents: int

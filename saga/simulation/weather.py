@@ -18,79 +18,55 @@ STORM_SECONDS = (2.0, 10.0, 60.0)
 
 @dataclass(slots=True)
 class Rates:
-    """How likely each fault is, whenever it could come."""
+    """How likely each fault is whenever it could come: in a callback, frame, transaction or
+    question. By default, as likely as it may get."""
 
-    crash: float = 0.0
+    crash: float = 1 / 20
     """A process is killed before it runs a callback."""
-    crash_at_frame: float = 0.0
+    crash_at_frame: float = 1 / 4
     """A process is killed when it has just sent a frame."""
-    freeze: float = 0.0
+    freeze: float = 1 / 100
     """A process makes no progress for a while, from a callback on."""
-    reset: float = 0.0
+    reset: float = 1 / 10
     """A connection is lost with a frame, and either side soon knows."""
-    stuck: float = 0.0
+    stuck: float = 1 / 12
     """A connection passes nothing on any more, from a frame on; either side takes long to know."""
-    partition: float = 0.0
+    partition: float = 1 / 30
     """All of a process's connections are stuck at a frame, and for a while it gets no new ones."""
-    broker_restart: float = 0.0
+    broker_restart: float = 1 / 40
     """The broker is away for a while, from a frame on."""
-    slow_frame: float = 0.0
+    slow_frame: float = 1 / 6
     """A frame, and with it all behind it, takes seconds instead of milliseconds."""
-    refused_publish: float = 0.0
+    refused_publish: float = 1 / 3
     """The broker confirms negatively; the message may be in the queues all the same."""
-    duplicate: float = 0.0
+    duplicate: float = 1 / 2
     """A message is twice in a queue."""
-    reorder: float = 0.0
+    reorder: float = 1 / 2
     """A message overtakes others in its queue."""
-    database_away: float = 0.0
+    database_away: float = 1 / 3
     """A transaction fails before it begins, or is rolled back at its end."""
-    commit_unknown: float = 0.0
+    commit_unknown: float = 1 / 3
     """A transaction is committed, and its caller gets an error."""
-    conflict: float = 0.0
+    conflict: float = 1 / 3
     """A transaction is rolled back, as if another replica had written what it read."""
-    data_refused: float = 0.0
+    data_refused: float = 1 / 3
     """A transaction's data is refused, and rolled back."""
-    slow_database: float = 0.0
+    slow_database: float = 1 / 8
     """A transaction takes seconds."""
-    provider_away: float = 0.0
+    provider_away: float = 0.8
     """The payment provider does nothing and says so."""
-    lost_answer: float = 0.0
+    lost_answer: float = 0.6
     """The payment provider does what it is asked, and its answer is lost."""
-    slow_provider: float = 0.0
+    slow_provider: float = 2 / 3
     """The payment provider takes seconds for its answer."""
-    mail_refused: float = 0.0
+    mail_refused: float = 1 / 2
     """The mail server takes nothing, and says so."""
-    mail_unconfirmed: float = 0.0
+    mail_rejected: float = 1 / 6
+    """The mail server takes nothing, and says that it never will."""
+    mail_unconfirmed: float = 1 / 4
     """The mail server takes a mail, or does not, and does not answer."""
-    slow_mail: float = 0.0
+    slow_mail: float = 1 / 3
     """The mail server takes seconds for its answer."""
-
-
-_WORST: dict[str, float] = {
-    # Once in so many callbacks, frames, transactions or questions.
-    "crash": 1 / 20,
-    "crash_at_frame": 1 / 4,
-    "freeze": 1 / 100,
-    "reset": 1 / 10,
-    "stuck": 1 / 12,
-    "partition": 1 / 30,
-    "broker_restart": 1 / 40,
-    "slow_frame": 1 / 6,
-    "refused_publish": 1 / 3,
-    "duplicate": 1 / 2,
-    "reorder": 1 / 2,
-    "database_away": 1 / 3,
-    "commit_unknown": 1 / 3,
-    "conflict": 1 / 3,
-    "data_refused": 1 / 3,
-    "slow_database": 1 / 8,
-    "provider_away": 0.8,
-    "lost_answer": 0.6,
-    "slow_provider": 2 / 3,
-    "mail_refused": 1 / 2,
-    "mail_unconfirmed": 1 / 4,
-    "slow_mail": 1 / 3,
-}
 
 
 class Weather:
@@ -127,10 +103,10 @@ class Weather:
 
 def _rates(chance: random.Random) -> Rates:
     rates = Rates()
-    if chance.random() < FAIR_SHARE:
-        return rates
+    fair = chance.random() < FAIR_SHARE
     for kind in fields(Rates):
-        if chance.random() < KIND_SHARE:
-            # Down to a tenth of the worst, small ones as likely as large ones.
-            setattr(rates, kind.name, _WORST[kind.name] * 10 ** -chance.random())
+        # Down to a tenth of the worst, small ones as likely as large ones.
+        worst: float = getattr(rates, kind.name)
+        there = not fair and chance.random() < KIND_SHARE
+        setattr(rates, kind.name, worst * 10 ** -chance.random() if there else 0.0)
     return rates
