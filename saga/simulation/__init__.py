@@ -6,6 +6,7 @@ import contextlib
 import gc
 import logging
 import multiprocessing
+import signal
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from saga.simulation.world import Scene, World
 
 __all__ = ["Parts", "Run", "Simulation", "Violation", "run_seeds"]
 
-SEEDS_AT_ONCE = 20
+SEEDS_AT_ONCE = 5
 """Seeds that a process is given at a time."""
 
 _here: Simulation | None = None
@@ -60,6 +61,7 @@ def _run(simulation: Simulation, seed: int) -> Run:
 
 def _begin() -> None:
     global _here
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that began this one.
     _here = Simulation()
 
 

@@ -168,10 +168,12 @@ class World:
         for server in self._servers.values():
             server.start()
         self.loop.spawn(self.process, self._live())
-        self.loop.run(self.weather.storm_seconds + PATIENCE_SECONDS)
-        for process in (self.process, *(server.process for server in self._servers.values())):
-            self.loop.end(process)
-        self.loop.close()
+        try:
+            self.loop.run(self.weather.storm_seconds + PATIENCE_SECONDS)
+        finally:
+            for process in (self.process, *(server.process for server in self.servers)):
+                self.loop.end(process)
+            self.loop.close()
 
     # --- services ----------------------------------------------------------------------------
 
