@@ -13,10 +13,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from saga.reconcile.rules import Violation
+from saga.simulation.scene import Scene
 from saga.simulation.server import Parts
 from saga.simulation.trace import digest_of
 from saga.simulation.verdict import violations
-from saga.simulation.world import Scene, World
+from saga.simulation.world import World
 
 __all__ = ["Parts", "Run", "Simulation", "Violation", "run_seeds"]
 

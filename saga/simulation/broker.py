@@ -246,11 +246,6 @@ class Channel:
         self._consumers: dict[int, _Consumer] = {}
         self._unsettled: dict[int, tuple[Queue, _Copy, _Consumer | None]] = {}
 
-    @property
-    def unsettled(self) -> int:
-        """How many deliveries are neither acknowledged nor rejected."""
-        return len(self._unsettled)
-
     def consume(self, queue: str, deliver: OnDelivery, *, prefetch: int = 0) -> int:
         """Have messages delivered, at most `prefetch` unsettled ones at a time; return what to
         `cancel` it by."""

@@ -21,69 +21,19 @@ from pamqp.header import ContentHeader
 from common.messaging.connection import RETRY_SECONDS, BrokerError
 from common.messaging.consumer import Handler
 from common.messaging.pipeline import Posting
-from saga.simulation.broker import Broker, ChannelClosed, Delivery, Message, Queue
 from saga.simulation.broker import Channel as BrokerChannel
+from saga.simulation.broker import ChannelClosed, Delivery, Message
 from saga.simulation.loop import Process, SimulatedLoop, current_process, settle
 from saga.simulation.trace import Trace
+from saga.simulation.unruly import UnrulyBroker, describe
 from saga.simulation.weather import Weather
 
 SLOW_SECONDS = 45.0
 """What a slow frame may take: longer than a publisher waits for its confirm."""
 NOTICE_MAX_SECONDS = 33.0
 """How long it may take either side to know that a connection is stuck: three heartbeats."""
-LATE_SECONDS = 15.0
-"""How much later than the first a second copy may come, or than it was sent a message."""
 AWAY_MAX_SECONDS = 15.0
 """How long the broker, or the way to it, may be away."""
-STREAMS_LATE_SECONDS = 5.0
-"""How much later than the broker its streams may be back."""
-
-
-class UnrulyBroker(Broker):
-    """A broker that also lets messages come twice, and overtake each other. RabbitMQ does so only
-    with what was published twice, rejected, or lost with a channel; nothing may rest on that.
-
-    When it starts, it lets clients in before its streams are back, as RabbitMQ 3.10 does: what is
-    published then, and confirmed, the history does not get.
-    """
-
-    def __init__(self, loop: SimulatedLoop, weather: Weather, trace: Trace) -> None:
-        super().__init__(loop)
-        self._weather = weather
-        self._trace = trace
-        self._streams_from = 0.0
-
-    def starts(self, at: float) -> None:
-        """It has ended, and lets clients in again at that time."""
-        self._streams_from = at + self._weather.seconds(STREAMS_LATE_SECONDS)
-
-    def has(self, queue: str) -> bool:
-        """Whether a queue is there by now."""
-        is_stream = self._queues[queue].arguments.get("x-queue-type") == "stream"
-        return not is_stream or self._loop.time() >= self._streams_from
-
-    def _put(self, queue: Queue, message: Message) -> None:
-        if not self.has(queue.name):
-            self._trace.note("broker", f"{describe(message)} is not in {queue.name}")
-            return
-        weather, rates = self._weather, self._weather.rates
-        if "x-dead-letter-exchange" in queue.arguments:  # Neither dead letters nor the history.
-            if weather.happens(rates.duplicate):
-                self._put_late(queue, message, "doubles")
-            if weather.happens(rates.reorder):
-                self._put_late(queue, message, "holds up")
-                return
-        super()._put(queue, message)
-
-    def _put_late(self, queue: Queue, message: Message, what: str) -> None:
-        self._trace.note("broker", f"{what} {describe(message)} in {queue.name}")
-        queue.unsettled += 1
-
-        def arrive() -> None:
-            queue.unsettled -= 1
-            super(UnrulyBroker, self)._put(queue, message)
-
-        self._loop.call_later(self._weather.seconds(LATE_SECONDS), arrive)
 
 
 class _Line:
@@ -507,7 +457,11 @@ def incoming(delivery: Delivery, channel: Any) -> aio_pika.IncomingMessage:
     )
 
 
-def describe(message: Message) -> str:
-    """A message for the trace."""
-    properties = message.properties
-    return f"{properties.message_type} {(properties.message_id or '')[:8]}"
+def delivered(message: Message) -> DeliveredMessage:
+    """A message as whoever fetches it gets it."""
+    return DeliveredMessage(
+        delivery=Basic.GetOk(1, False, message.exchange, message.routing_key),
+        header=ContentHeader(properties=message.properties, body_size=len(message.body)),
+        body=message.body,
+        channel=None,  # type: ignore[arg-type]  # nothing is asked of it
+    )

@@ -24,7 +24,8 @@ from saga.reconcile.facts import Backlog, Facts
 from saga.reconcile.history import History
 from saga.reconcile.rules import Violation, judge
 from saga.simulation.broker import EPOCH
-from saga.simulation.world import World, delivered
+from saga.simulation.network import delivered
+from saga.simulation.world import World
 
 LATE_MAX_SECONDS = 40.0
 """How long after its deadline, or after the storm if that is later, an order may end: by then its
@@ -69,7 +70,9 @@ def _wrong_endings(world: World) -> Iterator[Violation]:
             yield Violation(
                 "wrong_ending", order.key, f"it is {ending}; it had to be {' or '.join(endings)}"
             )
-        elif row.order_id in world.cancelled and ending != CancellationReason.CUSTOMER_REQUEST:
+        elif (
+            row.order_id in world.people.cancelled and ending != CancellationReason.CUSTOMER_REQUEST
+        ):
             yield Violation(
                 "wrong_ending", order.key, f"it is {ending}, but its customer had cancelled it"
             )

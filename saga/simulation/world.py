@@ -1,74 +1,43 @@
-"""One run: the services, their customers and an operator, in whatever weather the seed brings."""
+"""One run: the services and the people who use them, in whatever weather the seed brings."""
 
 from __future__ import annotations
 
 import asyncio
-import importlib
 import random
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Collection, Iterator
-from dataclasses import replace
+from collections.abc import Collection, Iterator
 from datetime import timedelta
-from functools import partial
-from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
-from aiormq.abc import DeliveredMessage
-from pamqp.commands import Basic
-from pamqp.header import ContentHeader
 
-from common.choreography import Choreography
-from common.envelope import derived_id, source_of, wrap
-from common.events import OrderCancelled
-from common.kernel.groups import Done, Duplicate
-from common.message import Command, Priority
-from common.messaging.dead_letters import ERROR_TYPE, Reason, attempts_in
-from common.messaging.publisher import message_of
-from common.messaging.topology import (
-    EVENTS_EXCHANGE,
-    dead_letter_queue,
-    intake_queue,
-    queues_of,
-    topology_of,
-    wait_queue,
-)
+from common.messaging.dead_letters import ERROR_TYPE, attempts_in
+from common.messaging.topology import EVENTS_EXCHANGE, queues_of, wait_queue
 from common.retry import RUNGS_MS
-from common.service import Service
-from common.settings import Settings
-from notification_service import app as notification_app
-from notification_service.mail import Mailer, Writer, address_book
-from order_service.app import expire_overdue
-from order_service.domain import CancelOrder, OrderStatus, UnknownOrder
+from order_service.domain import OrderStatus
 from order_service.store import orders
-from payment_service import app as payment_app
-from saga import discovery
-from saga.dlq import letters
 from saga.reconcile.rules import Violation
 from saga.simulation.broker import EPOCH, Message
-from saga.simulation.database import Store
-from saga.simulation.loop import Process, SimulatedLoop, settle
+from saga.simulation.loop import Process, SimulatedLoop
 from saga.simulation.mailer import SimulatedMailer
-from saga.simulation.network import Network, UnrulyBroker, describe
+from saga.simulation.network import Network
+from saga.simulation.people import People
 from saga.simulation.provider import SimulatedProvider
+from saga.simulation.scene import Scene
 from saga.simulation.server import Parts, Server
 from saga.simulation.trace import Trace
+from saga.simulation.unruly import UnrulyBroker, describe
 from saga.simulation.weather import Weather
-from saga.simulation.workload import NEVER_SECONDS, Plan, PlannedOrder, plan
+from saga.simulation.workload import NEVER_SECONDS, Plan, plan
 
 RESTART_MAX_SECONDS = 5.0
 STARTING_SHARE = 0.1
 """How likely a process is killed while it starts, compared to when it has."""
 FREEZE_MAX_SECONDS = 20.0
 SKEW_MAX_SECONDS = 2.0
-REPLY_TIMEOUT_SECONDS = 5.0
-"""How long a customer waits for the answer to a request before trying again."""
-EXPIRY_POLL_SECONDS = 5.0
 OUTAGE_SHARE = 0.1
 """Runs in which a service that orders need is away for `OUTAGE_SECONDS`."""
 OUTAGE_SECONDS = 120.0
-OPERATOR_SECONDS = 4.0
-"""How often the operator looks for dead letters."""
 REST_SECONDS = 1.0
 """How often is looked whether everything has come to rest."""
 PATIENCE_SECONDS = 1_000.0
@@ -80,40 +49,6 @@ STEPS_MAX = 30_000
 """Steps after which a run is given up: one that goes well takes up to 10,000."""
 TROUBLES_MAX = 20
 """Troubles after which a run is given up."""
-
-
-class Scene:
-    """What all runs share: made once, as that takes longer than a run."""
-
-    def __init__(self) -> None:
-        self.participants = discovery.participants()
-        self.choreography = Choreography(self.participants.values())
-        self.topology = topology_of(self.choreography)
-        self.apps = {
-            package: importlib.import_module(f"{package}.app") for package in self.participants
-        }
-        self.stores = {
-            participant.name: Store(importlib.import_module(f"{package}.store").TABLES)
-            for package, participant in self.participants.items()
-        }
-        """By participant."""
-        self._writer = Writer("orders@shop.example", address_book("{customer}@shop.example"))
-
-    def service(self, package: str, provider: SimulatedProvider, mailer: Mailer) -> Service:
-        """The service of a package; where it asks the outside, that is simulated."""
-        if package == payment_app.__package__:
-            return payment_app.build_with(provider)
-        if package == notification_app.__package__:
-            return notification_app.build_with(self._writer, mailer)
-        service: Service = self.apps[package].build(Settings.model_construct())
-        # Looking less often for what is overdue saves a tenth of a run.
-        patiently = partial(expire_overdue, poll_seconds=EXPIRY_POLL_SECONDS)
-        tasks = (patiently if task is expire_overdue else task for task in service.tasks)
-        return replace(service, tasks=tuple(tasks))
-
-    def close(self) -> None:
-        for store in self.stores.values():
-            store.close()
 
 
 class World:
@@ -140,12 +75,9 @@ class World:
         self.mailer = SimulatedMailer(self.loop, self.weather, self.trace, self.process)
         self.troubles: list[Violation] = []
         """What must not happen, and did."""
-        self.cancelled: set[str] = set()
-        """Orders whose customers were told that they are cancelled."""
+        self.people = People(self, self.plan, chance)
         self.at_rest = False
         self._chance = chance
-        self._busy = 0
-        """Customers that still want something."""
         self._servers = self._build(scene, parts)
         self._until_crash = self.weather.steps_until(self.weather.rates.crash)
         self._until_freeze = self.weather.steps_until(self.weather.rates.freeze)
@@ -236,7 +168,7 @@ class World:
         self._kill(server, how, seconds)
 
     def _take_away(self, participant: str) -> None:
-        for server in self._replicas(participant):
+        for server in self.replicas(participant):
             self._kill(server, "is killed, and away for minutes", OUTAGE_SECONDS)
 
     def _kill(self, server: Server, how: str, away_seconds: float) -> None:
@@ -244,7 +176,8 @@ class World:
         server.kill()
         self.loop.call_later(away_seconds, server.start, context=self.process.context)
 
-    def _replicas(self, participant: str) -> list[Server]:
+    def replicas(self, participant: str) -> list[Server]:
+        """The replicas of one service."""
         return [s for s in self.servers if s.service.participant.name == participant]
 
     def _on_end(self, server: Server, error: Exception) -> None:
@@ -298,28 +231,19 @@ class World:
 
     def queues(self) -> Iterator[str]:
         """The queues that are empty at rest."""
-        yield from self._work_queues()
-        yield from map(wait_queue, RUNGS_MS)
-
-    def _work_queues(self) -> Iterator[str]:
         for participant in self.choreography.participants:
             yield from queues_of(participant)
+        yield from map(wait_queue, RUNGS_MS)
 
-    # --- customers and the operator ------------------------------------------------------------
+    # --- its course --------------------------------------------------------------------------
 
     async def _live(self) -> None:
-        for item in self.plan.stock:
-            await self._ask("inventory", item, derived_id("stock", item.sku), Priority.NORMAL)
+        await self.people.put_stock_up()
         self.trace.note("world", "the storm begins")
         self.weather.calm = False
         if self._chance.random() < OUTAGE_SHARE:
             self._take_away(self._chance.choice(("inventory", "payment")))
-        for order in self.plan.orders:
-            self._begin(partial(self._order, order))
-        for key, body in self.plan.malformed:
-            self._publish(EVENTS_EXCHANGE, key, body, Basic.Properties(message_id="malformed"))
-        self._begin(self._operate)
-        self._busy -= 1  # The operator is never done.
+        self.people.begin()
         self._look()
         await asyncio.sleep(self.weather.storm_seconds)
         self.trace.note("world", "the storm is over")
@@ -334,131 +258,14 @@ class World:
         else:
             self.loop.call_later(REST_SECONDS, self._look)
 
-    def _begin(self, work: Callable[[], Awaitable[None]]) -> None:
-        async def begun() -> None:
-            await work()
-            self._busy -= 1
-
-        self._busy += 1
-        self.loop.spawn(self.process, begun())
-
-    async def _order(self, order: PlannedOrder) -> None:
-        """A customer places an order, and perhaps cancels it."""
-        await asyncio.sleep(order.at_seconds)
-        self.trace.note("customer", f"places {order.key}, {order.command.order_id}")
-        if order.over_broker:
-            self._command(order)
-        else:
-            command_id = derived_id(order.key, order.command.type)
-            await self._ask("order", order.command, command_id, order.command.priority)
-        if order.cancelled_after_seconds is None:
-            return
-        await asyncio.sleep(order.cancelled_after_seconds)
-        cancel = CancelOrder(order_id=order.command.order_id)
-        outcome = await self._ask("order", cancel, None, order.command.priority)
-        if isinstance(outcome, Done) and any(
-            isinstance(event.data, OrderCancelled) for event in outcome.events
-        ):
-            self.trace.note("customer", f"has cancelled {order.key}")
-            self.cancelled.add(order.command.subject)
-
-    def _command(self, order: PlannedOrder) -> None:
-        """Place an order over the broker, twice if the confirm is lost."""
-        envelope = wrap(
-            order.command,
-            id=order.key,
-            source=source_of("customer"),
-            time=EPOCH + timedelta(seconds=self.loop.time()),
-            priority=order.command.priority,
-        )
-        body = envelope.to_bytes()
-        for _ in range(2 if self.weather.happens(self.weather.rates.reset) else 1):
-            self._publish(
-                "", intake_queue("order", envelope.priority), body, message_of(body).properties
-            )
-
-    def _publish(self, exchange: str, key: str, body: bytes, properties: Basic.Properties) -> None:
-        self.trace.note("broker", f"{key} from outside")
-        self.broker.publish(exchange, key, body, properties)
-
-    async def _ask(
-        self, participant: str, command: Command, id: str | None, priority: Priority
-    ) -> Done | Duplicate:
-        """Have a command carried out over HTTP, asked again until there is an answer."""
-        while True:
-            servers = [s for s in self._replicas(participant) if s.kernel is not None]
-            if servers:
-                answer: asyncio.Future[Any] = self.loop.create_future()
-                server = self._chance.choice(servers)
-                self.loop.spawn(server.process, self._serve(server, command, id, priority, answer))
-                try:
-                    async with asyncio.timeout(REPLY_TIMEOUT_SECONDS):
-                        outcome = await answer
-                except TimeoutError:
-                    outcome = None
-                if isinstance(outcome, Done | Duplicate):
-                    return outcome
-            await asyncio.sleep(self.weather.seconds(1.0))
-
-    async def _serve(
-        self,
-        server: Server,
-        command: Command,
-        id: str | None,
-        priority: Priority,
-        answer: asyncio.Future[Any],
-    ) -> None:
-        """A request's way through a service."""
-        assert server.kernel is not None  # noqa: S101 - it was asked for that
-        try:
-            outcome: Any = await server.kernel.give(command, id=id, priority=priority)
-        except (sa.exc.IntegrityError, UnknownOrder):
-            outcome = None
-        self.loop.call_later(
-            self.weather.latency(), settle, answer, outcome, context=self.process.context
-        )
-
-    async def _operate(self) -> None:
-        """Replay dead letters, over and over; leave those that nobody can read."""
-        while True:
-            await asyncio.sleep(OPERATOR_SECONDS)
-            for participant in self.choreography.participants:
-                self._replay(participant.name)
-
-    def _replay(self, participant: str) -> None:
-        channel = self.broker.channel()
-        while (delivery := channel.get(dead_letter_queue(participant))) is not None:
-            message = delivery.message
-            copy = letters.copy_of(delivered(message), participant, EPOCH)
-            if copy.reason != Reason.FAILED:
-                continue
-            self.trace.note("operator", f"replays {copy.type} {copy.key[:8]} to {copy.queue}")
-            again = letters.message_of(copy, copy.replays + 1)
-            self.broker.publish("", copy.queue, again.body, again.properties)
-            if self.weather.happens(0.1):
-                self.trace.note("operator", "is killed before the acknowledgement")
-                break
-            channel.ack(delivery.tag)
-        channel.close()
-
-    # --- the end -------------------------------------------------------------------------------
-
     def _rests(self) -> bool:
         """Whether nothing will happen any more."""
         return (
-            not self._busy
+            not self.people.busy
             and not any(map(self.broker.load_of, self.queues()))
             and all(server.kernel and server.kernel.idle for server in self._servers.values())
             and not any(store.unpublished() for store in self.stores.values())
-            and not self._replayable()
             and not self._pending()
-        )
-
-    def _replayable(self) -> bool:
-        return any(
-            letters.copy_of(delivered(message), participant.name, EPOCH).reason == Reason.FAILED
-            for participant in self.choreography.participants
-            for message in self.broker.messages_in(dead_letter_queue(participant.name))
         )
 
     def _pending(self) -> bool:
@@ -476,13 +283,3 @@ class World:
 def _stream(seed: int, name: str) -> random.Random:
     """Random numbers of their own for each purpose."""
     return random.Random(f"{seed}/{name}")
-
-
-def delivered(message: Message) -> DeliveredMessage:
-    """A message as whoever fetches it gets it."""
-    return DeliveredMessage(
-        delivery=Basic.GetOk(1, False, message.exchange, message.routing_key),
-        header=ContentHeader(properties=message.properties, body_size=len(message.body)),
-        body=message.body,
-        channel=None,  # type: ignore[arg-type]  # nothing is asked of it
-    )
