@@ -1,8 +1,8 @@
-"""Services as processes that are forked from one that has imported them: a start takes a tenth of a
-second of CPU, not a whole one.
+"""Services and `saga` as processes that are forked from one that has imported them: a start takes a
+tenth of a second of CPU, not a whole one.
 
-Whatever a test wants to know of a service's process can be seen there, but for how Python gets to
-its `serve`. The commands `saga demo` and `saga up`, and the long tests, start `python -m`.
+Whatever a test wants to know of a process can be seen there, but for how Python gets to its `main`.
+The commands `saga demo` and `saga up`, and the long tests, start services with `python -m`.
 """
 
 from __future__ import annotations
@@ -22,14 +22,17 @@ from typing import IO, Final
 from saga.discovery import packages
 
 RUN_SECONDS: Final = 100.0
-"""How long a service may take to find that it cannot start."""
+"""How long a process may take that is run to its end."""
+
+SAGA: Final = "saga.cli"
+_IMPORTED: Final = (SAGA, "saga.demo", "saga.dlq.desk", "saga.history.trace", "saga.reconcile")
 
 _PROCESSES = multiprocessing.get_context("forkserver")
-_PROCESSES.set_forkserver_preload([f"{package}.app" for package in packages()])
+_PROCESSES.set_forkserver_preload([*(f"{package}.app" for package in packages()), *_IMPORTED])
 
 
 class Forked:
-    """A service's process, used as `subprocess.Popen` is."""
+    """A process, used as `subprocess.Popen` is."""
 
     def __init__(
         self,
@@ -79,16 +82,18 @@ def spawn(
     return Forked(module, environment, path, path, group)
 
 
-def run(module: str, environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
-    """Run a service that cannot start, to its end."""
+def run(
+    *arguments: str, environment: Mapping[str, str] = os.environ
+) -> subprocess.CompletedProcess[str]:
+    """Run what `python -m` would with these arguments, to its end."""
     with TemporaryDirectory() as folder:
         out, err = Path(folder, "out"), Path(folder, "err")
-        process = Forked([module], environment, out, err)
+        process = Forked(arguments, environment, out, err)
         try:
             status = process.wait(RUN_SECONDS)
         finally:
             process.kill()
-        return subprocess.CompletedProcess(module, status, out.read_text(), err.read_text())
+        return subprocess.CompletedProcess(arguments, status, out.read_text(), err.read_text())
 
 
 def _run(
@@ -104,5 +109,7 @@ def _run(
     module, *sys.argv[1:] = arguments
     if module.endswith(".app"):
         importlib.import_module(module).serve()  # It is imported already.
+    elif module == SAGA:
+        importlib.import_module(module).main()
     else:
         runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -68,7 +68,7 @@ def background(*arguments: str, **environment: str) -> Iterator[subprocess.Popen
 
 def service(package: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a service that cannot start."""
-    return forked.run(f"{package}.app", _environment(_AT_A_TERMINAL | environment))
+    return forked.run(f"{package}.app", environment=_environment(_AT_A_TERMINAL | environment))
 
 
 _AT_A_TERMINAL = {"BROKER_PATIENCE_SECONDS": "0", "LOG_FORMAT": "text"}
@@ -466,14 +466,7 @@ def test_a_service_without_a_broker_says_so_in_one_line(
     package: str, tmp_path: Path, closed_port: int
 ) -> None:
     url = f"amqp://guest:secret@127.0.0.1:{closed_port}/"
-    done = subprocess.run(
-        [sys.executable, "-m", f"{package}.app"],
-        env=_environment(_AT_A_TERMINAL | {"AMQP_URL": url, "DATA_DIR": str(tmp_path)}),
-        capture_output=True,
-        text=True,
-        timeout=RUN_SECONDS,
-        check=False,
-    )
+    done = service(package, AMQP_URL=url, DATA_DIR=str(tmp_path))
 
     assert_one_line(done, f"127.0.0.1:{closed_port}", "AMQP_URL")
     assert "secret" not in done.stderr
@@ -516,3 +509,16 @@ def test_a_setting_that_makes_no_sense_is_named_in_one_line(
     done = service("order_service", **{name: value, "DATA_DIR": str(tmp_path)})
 
     assert_one_line(done, name)
+
+
+def test_python_runs_a_service_by_its_module_s_name(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "order_service.app"],
+        env=_environment(_AT_A_TERMINAL | {"HTTP_PORT": "web", "DATA_DIR": str(tmp_path)}),
+        capture_output=True,
+        text=True,
+        timeout=RUN_SECONDS,
+        check=False,
+    )
+
+    assert_one_line(done, "HTTP_PORT")

@@ -39,6 +39,7 @@ from saga.publish import next_plan, publish
 from saga.reconcile import reconcile
 from saga.status import status
 from saga.system import System
+from tests import forked
 from tests.books import rows_of
 from tests.e2e.test_saga import NOTHING_BUT_CONFIRMED, as_predicted
 from tests.polling import until
@@ -66,15 +67,8 @@ async def system(shared_system: System) -> System:
 
 async def saga(system: System, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run `saga` on the system."""
-    return await asyncio.to_thread(
-        subprocess.run,
-        [sys.executable, "-m", "saga.cli", *arguments, "--data-dir", str(system.folder)],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    command = (forked.SAGA, *arguments, "--data-dir", str(system.folder))
+    return await asyncio.to_thread(forked.run, *command)
 
 
 async def published(deployment: Deployment) -> list[str]:

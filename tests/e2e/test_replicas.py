@@ -35,8 +35,8 @@ async def test_replicas_share_the_work_and_one_killed_loses_nothing(tmp_path: Pa
         await until(lambda: ended >= ORDERS // 4 or load.done())
         system.kill("payment-2")  # and stays away: what it had in hand is done by the other
         system.kill("inventory")
-        await system.start("inventory")
         assert not load.done()
+        await system.start("inventory")
         as_predicted(await load)
         found = await status(system.deployment, choreography())
         assert found.services["inventory"] == READY

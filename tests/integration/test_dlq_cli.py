@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import importlib
 import json
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -37,6 +36,7 @@ from saga.discovery import choreography, participants
 from saga.dlq.store import look
 from saga.reconcile import reconcile
 from saga.status import status
+from tests import forked
 from tests.polling import until
 
 TABLES = {
@@ -105,13 +105,8 @@ class Stage:
 
     async def saga_process(self, *arguments: str) -> str:
         """What a process of its own prints; an event loop that runs has no room for another."""
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "saga.cli", "dlq", *arguments),
-            *("--data-dir", str(self.folder)),
-            stdout=asyncio.subprocess.PIPE,
-        )
-        said, _ = await process.communicate()
-        return said.decode()
+        command = (forked.SAGA, "dlq", *arguments, "--data-dir", str(self.folder))
+        return (await asyncio.to_thread(forked.run, *command)).stdout
 
 
 def dead(queue: str) -> dict[str, Any]:

@@ -267,7 +267,7 @@ async def test_a_request_while_the_database_is_away_is_told_to_come_back(
 def assert_refuses(package: str, folder: Path, *words: str, **environment: str) -> None:
     """It ends with status 1 and one last line that says all these words."""
     mine = {"BROKER_PATIENCE_SECONDS": "0", "DATA_DIR": str(folder)}
-    done = run(f"{package}.app", os.environ | mine | environment)
+    done = run(f"{package}.app", environment=os.environ | mine | environment)
 
     assert done.returncode == 1, done.stderr
     assert done.stdout == ""
@@ -282,7 +282,7 @@ def assert_refuses(package: str, folder: Path, *words: str, **environment: str) 
 
 def test_where_text_is_asked_for_the_line_begins_with_error(tmp_path: Path) -> None:
     mine = {"LOG_FORMAT": "TEXT", "HTTP_PORT": "many", "DATA_DIR": str(tmp_path)}
-    done = run("order_service.app", os.environ | mine)
+    done = run("order_service.app", environment=os.environ | mine)
 
     assert done.stderr.startswith("error: cannot use the settings in the environment: HTTP_PORT:")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import shutil
@@ -25,6 +26,7 @@ RUNBOOKS = ROOT / "docs" / "runbooks"
 WIDTH_MAX = 24
 
 
+@functools.cache
 def load(path: Path) -> Any:
     return yaml.safe_load(path.read_text())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -54,6 +55,12 @@ def schedule_of(model: Model) -> Schedule:
     return schedule
 
 
+@functools.cache
+def schedule_to(twin: Twin) -> Schedule:
+    """Where a mistake leads to. It is not looked for again."""
+    return schedule_of(twin.model())
+
+
 def steps_of(schedule: Schedule) -> list[str]:
     return [step.text for step in schedule.steps]
 
@@ -93,7 +100,7 @@ def test_one_order_goes_every_way_an_order_can_go() -> None:
 
 @pytest.mark.parametrize("twin", TWINS, ids=lambda twin: twin.name)
 def test_a_mistake_is_found_by_a_shortest_schedule(twin: Twin) -> None:
-    schedule = schedule_of(twin.model())
+    schedule = schedule_to(twin)
 
     assert (schedule.violation.rule, len(schedule.steps)) == (twin.rule, twin.steps)
 
@@ -116,7 +123,7 @@ def test_some_mistakes_are_found_without_a_rule_of_the_saga(
 
 @pytest.mark.parametrize("twin", TWINS, ids=lambda twin: twin.name)
 def test_a_schedule_taken_again_breaks_the_same_rule(twin: Twin) -> None:
-    schedule = schedule_of(twin.model())
+    schedule = schedule_to(twin)
 
     assert replay(twin.model(), schedule.start, *steps_of(schedule)) == schedule.violation
 
