@@ -411,7 +411,9 @@ def verify(data_dir: DataDir = DATA_DIR, as_json: AsJson = False) -> None:
     from saga.history.sources import Sources
     from saga.history.verify import verify as compare
 
-    found = _asked(compare(Sources.of(data_dir), choreography()))
+    with progress_bars(rows=None) as bars:
+        compared = compare(Sources.of(data_dir), choreography(), progress=bars["rows"])
+        found = _asked(compared)
     if as_json:
         print_json(
             {
