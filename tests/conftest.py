@@ -31,7 +31,7 @@ def rabbit_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitNode
 def broker_admin(rabbit_node: RabbitNode) -> Iterator[httpx.Client]:
     """The node's HTTP API: milliseconds per call, where `rabbitmqctl` takes half a second."""
     with httpx.Client(
-        base_url=rabbit_node.management_url, auth=("guest", "guest"), timeout=30, trust_env=False
+        base_url=rabbit_node.management_url, auth=("guest", "guest"), timeout=60, trust_env=False
     ) as client:
         yield client
 

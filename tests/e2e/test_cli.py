@@ -32,8 +32,6 @@ from tests.processes import processes_of
 SAGA = (sys.executable, "-m", "saga.cli")
 RUN_SECONDS = 100.0
 
-pytestmark = pytest.mark.timeout(240)
-
 
 def process(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run `saga` to its end; AMQP_URL and DATA_DIR are only what the test gives."""

@@ -47,7 +47,6 @@ from tests.polling import until
 SEED = 40_104
 ORDERS = 60
 
-pytestmark = pytest.mark.timeout(300)
 in_one_loop = pytest.mark.asyncio(loop_scope="session")
 
 

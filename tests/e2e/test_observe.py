@@ -49,10 +49,7 @@ ONLY_IN_A_FAULT = {
 """Metrics without any series until what they count has happened; nothing here makes it happen."""
 COMPARISONS = (">", "<", ">=", "<=", "==", "!=")
 
-pytestmark = [
-    pytest.mark.timeout(240),
-    pytest.mark.asyncio(loop_scope="module"),
-]
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -137,7 +134,7 @@ def rules() -> Iterator[dict[str, Any]]:
 
 def with_variables(expression: str) -> str:
     """As Grafana would send it, for all participants and a range that the load fits in."""
-    for name, value in (("__rate_interval", "2m"), ("__range", "10m"), ("participant", ".*")):
+    for name, value in (("__rate_interval", "5m"), ("__range", "10m"), ("participant", ".*")):
         expression = re.sub(rf"\${name}\b", value, expression)
     assert "$" not in expression, expression
     return expression
@@ -272,7 +269,7 @@ async def test_the_rules_are_tested_with_series_as_they_are_scraped(watched: Sys
 
 async def test_the_latency_of_orders_has_exemplars_with_trace_ids(watched: System) -> None:
     now = time.time()
-    span = {"start": now - RUN_SECONDS, "end": now}
+    span = {"start": now - 3_600, "end": now}
     async with prometheus(watched) as api:
         response = await api.get(
             "/api/v1/query_exemplars", params={"query": "saga_order_seconds_bucket", **span}

@@ -35,7 +35,7 @@ from tests.faults.proxy import Proxy
 from tests.forked import spawn
 from tests.polling import until
 
-TIMEOUT_SECONDS = 30.0
+TIMEOUT_SECONDS = 60.0
 BODY_MAX_BYTES = Settings.model_fields["body_max_bytes"].default
 HUGE_BYTES = 10_000_000
 JSON = {"Content-Type": "application/json"}

@@ -15,7 +15,7 @@ import pytest
 from saga.node import NodeError, RabbitNode
 from tests.processes import processes_of
 
-DEADLINE_SECONDS = 30.0
+DEADLINE_SECONDS = 60.0
 
 
 def wait_until_gone(folder: Path) -> None:

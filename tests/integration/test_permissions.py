@@ -132,7 +132,7 @@ def publishing(
             if exchange
             else channel.default_exchange
         )
-        await target.publish(aio_pika.Message(body, headers=headers), key, timeout=10)
+        await target.publish(aio_pika.Message(body, headers=headers), key, timeout=60)
 
     return publish
 
@@ -298,7 +298,7 @@ async def test_what_payment_slips_into_anothers_queue_is_dead_and_changes_nothin
             channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
             target = await channel.get_exchange(exchange, ensure=False)
             with contextlib.suppress(aiormq.exceptions.ChannelAccessRefused):
-                await target.publish(message, key, timeout=10)
+                await target.publish(message, key, timeout=60)
     await until(lambda: _holds(operator, "inventory.normal", slipped_in))
     with ServiceProcess("inventory_service", tmp_path, AMQP_URL=users["inventory"]) as inventory:
         await inventory.says("ready")

@@ -65,7 +65,7 @@ def never_charged(by: str) -> End:
 async def replay_all(stage: Stage) -> None:
     """Replay every dead letter; each has to be done."""
     async with open_desk(stage.deployment, stage.graph) as desk:
-        result = await replay(desk, Selection(), Settings(timeout_seconds=20.0))
+        result = await replay(desk, Selection(), Settings(timeout_seconds=60.0))
         assert set(result.counts) == {ItemState.DONE}, result.letters
 
 

@@ -56,7 +56,8 @@ T = TypeVar("T")
 ORDER = UUID(int=1)
 LINES = (HeldLine(sku="tea", quantity=2),)
 PRICE_CENTS = 250
-LEASE_SECONDS = 0.4
+LEASE_SECONDS = 2.0
+"""So long that what is asked about before it is over is asked in time."""
 LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
 
 

@@ -36,7 +36,7 @@ from tests.faults.proxy import Proxy
 from tests.forked import Forked, run
 from tests.polling import until
 
-RUN_SECONDS = 60.0
+RUN_SECONDS = 100.0
 IN_FLIGHT = 20
 ORDER = {
     "customer": "c",

@@ -77,7 +77,7 @@ def with_files(secured: Secured, **changed: str | None) -> str:
 
 async def test_a_service_works_over_tls(tmp_path: Path, secured: Secured) -> None:
     # A node is ready with its plain listener; the one for TLS may follow.
-    await apply_topology(with_files(secured), choreography(), patience_seconds=30)
+    await apply_topology(with_files(secured), choreography(), patience_seconds=60)
     environment = {"AMQP_URL": secured.url, **secured.files}
     with ServiceProcess("payment_service", tmp_path, **environment) as payment:
         await payment.says("ready")
@@ -118,7 +118,7 @@ async def test_a_broker_that_wants_our_certificate_says_so(secured: Secured) -> 
 
     with pytest.raises(BrokerError, match="certificate of ours; name it in AMQP_CERT_FILE"):
         # The broker's reset may get here before the reason that it gave; the next try hears it.
-        await connect(url, name="test", patience_seconds=30)
+        await connect(url, name="test", patience_seconds=60)
 
 
 async def test_a_port_without_tls_is_named(secured: Secured) -> None:

@@ -95,7 +95,6 @@ def test_every_block_is_a_file_or_commands() -> None:
         assert block.path is not None or block.commands, block
 
 
-@pytest.mark.timeout(300)
 def test_the_service_has_its_queues_its_permissions_and_its_place_on_the_map(
     project: Project,
 ) -> None:
@@ -122,7 +121,6 @@ def test_nothing_that_was_there_is_different_but_what_the_document_or_a_generato
 
 
 @pytest.mark.long
-@pytest.mark.timeout(300)
 def test_the_service_takes_part_in_the_demo(project: Project, tmp_path: Path) -> None:
     (command,) = (c for block in BLOCKS for c in block.commands if "saga demo" in c)
     data = tmp_path / "data"
