@@ -14,8 +14,9 @@ from tests.faults.load import Stage, chosen_databases, on_stage, under_load
 
 SEED = 90210
 ORDERS = 240
-# More cancellations and malformed messages than usual, so that their seams are met often.
-SHARES = Shares(cancelled=0.1, malformed=0.05)
+# More cancellations and malformed messages than usual, so that their seams are met often, also by
+# one replica of two on a busy machine, where most cancellations come before the charge.
+SHARES = Shares(cancelled=0.25, malformed=0.08)
 DIES_SECONDS = 60.0
 
 KILLS = [
@@ -26,9 +27,9 @@ KILLS = [
     ("order", "between-publish-and-forget", 6),
     ("payment", "between-intent-and-call", 40),
     ("payment", "between-call-and-commit", 40),
-    ("payment", "between-refund-intent-and-call", 5),
-    ("payment", "between-refund-and-commit", 5),
-    ("inventory", "between-setting-aside-and-ack", 2),
+    ("payment", "between-refund-intent-and-call", 2),
+    ("payment", "between-refund-and-commit", 2),
+    ("inventory", "between-setting-aside-and-ack", 1),
 ]
 
 
