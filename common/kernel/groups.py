@@ -222,12 +222,16 @@ class Kernel:
         return True
 
     def _take(self) -> list[_Work]:
-        """The next group; work nobody awaits any more is left out."""
-        from_broker = 0 if self._outbox.busy else min(len(self._lanes), self._group_max // 2)
-        taken = self._local.take(self._group_max - from_broker)
-        if not self._outbox.busy:
-            taken += self._lanes.take(self._group_max - len(taken))
-        return [work for work in taken if not work.resolved.done()]
+        """The next group, empty if there is nothing to do now. Work nobody awaits any more is left
+        out, and there may be more of that than a group takes."""
+        while True:
+            from_broker = 0 if self._outbox.busy else min(len(self._lanes), self._group_max // 2)
+            taken = self._local.take(self._group_max - from_broker)
+            if not self._outbox.busy:
+                taken += self._lanes.take(self._group_max - len(taken))
+            group = [work for work in taken if not work.resolved.done()]
+            if group or not taken:
+                return group
 
     async def _commit(self, group: Sequence[_Work], confirmed: Sequence[str]) -> None:
         """Commit the group, however long the database is away; split it if its data is refused."""

@@ -104,8 +104,11 @@ class SimulatedLoop(asyncio.BaseEventLoop):
     def kill(self, process: Process) -> None:
         """End a process at once: none of its code runs any more, not even to clean up."""
         for task in process.tasks:
-            if task.done() and not task.cancelled():
-                task.exception()  # Whoever was about to look at it is gone.
+            # Whoever was about to look at what came of it, or of what it waits for, is gone.
+            waited_for = task._fut_waiter  # type: ignore[attr-defined]  # asyncio's own
+            for ended in (task, waited_for):
+                if ended is not None and ended.done() and not ended.cancelled():
+                    ended.exception()
         self.end(process)
 
     def end(self, process: Process) -> None:

@@ -137,6 +137,20 @@ async def test_a_database_that_is_away_is_nobodys_poison(database_url: str) -> N
         assert all(isinstance(outcome, Done) for outcome in outcomes)
 
 
+async def test_what_comes_behind_many_that_nobody_awaits_any_more_is_done(
+    database_url: str,
+) -> None:
+    async with running(database_url, group_max=2) as toy:
+        await toy.kernel.handle(cancelled(1))
+        # As when a connection is lost while many deliveries wait: all of them come again.
+        lost = [asyncio.create_task(toy.kernel.handle(cancelled(order))) for order in range(2, 7)]
+        await asyncio.sleep(0)
+        for task in lost:
+            task.cancel()
+        assert isinstance(await toy.kernel.handle(cancelled(7)), Done)
+        await asyncio.gather(*lost, return_exceptions=True)
+
+
 async def test_an_idle_outbox_is_empty(database_url: str) -> None:
     async with running(database_url) as toy:
         await toy.kernel.handle(cancelled(1))
