@@ -45,7 +45,6 @@ FAULTS = (
     "is stuck",
     "is cut off",
     "is restarted",
-    "is not in saga.history",
     " refused",
     "refused and not kept",
     "doubles",
