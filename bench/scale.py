@@ -38,11 +38,11 @@ STEPS: Final = ("order", "inventory", "payment", "payment", "order")
 class Costs:
     """Milliseconds of CPU per order, as `make bench` measures them on one machine."""
 
-    order: float = 0.50
+    order: float = 0.56
     inventory: float = 0.35
-    payment: float = 0.42
-    broker: float = 0.32
-    database: float = 0.30
+    payment: float = 0.36
+    broker: float = 0.36
+    database: float = 0.38
     replication: float = 2.0
     """How much more a broker of three nodes takes than one node: each message is written thrice."""
 
