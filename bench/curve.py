@@ -10,7 +10,7 @@ from typing import Final
 
 from matplotlib.figure import Figure
 
-from bench.rig import BARE, POSTGRESQL, SQLITE, Variant, started
+from bench.rig import BARE, POSTGRESQL, SQLITE, started
 from saga.node import RabbitNode
 
 VARIANTS: Final = (BARE, SQLITE, POSTGRESQL)
@@ -37,7 +37,7 @@ async def curve(
     node: RabbitNode, folder: Path, *, rounds: int, rates: Sequence[int], report: Report
 ) -> list[Point]:
     """Offer every rate to every variant in every round."""
-    runs: dict[tuple[Variant, int], list[Point]] = {}
+    runs: dict[tuple[str, int], list[Point]] = {}
     for number in range(1, rounds + 1):
         for variant in VARIANTS:
             report(f"round {number} of {rounds}: {variant.name}")
@@ -48,7 +48,7 @@ async def curve(
                     point = Point(
                         variant.name, rate, found.orders_per_second, found.p50_ms, found.p99_ms
                     )
-                    runs.setdefault((variant, rate), []).append(point)
+                    runs.setdefault((variant.name, rate), []).append(point)
     return [_median(points) for points in runs.values()]
 
 
