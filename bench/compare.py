@@ -12,7 +12,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from bench.rig import BARE, LIMIT, PER_MESSAGE, POSTGRESQL, SQLITE, Measured, Variant, started
+from bench.rig import (
+    BARE,
+    LIMIT,
+    PER_MESSAGE,
+    POSTGRESQL,
+    SQLITE,
+    Measured,
+    Report,
+    Variant,
+    started,
+)
 from saga.node import RabbitNode
 
 VARIANTS: Final = (BARE, PER_MESSAGE, SQLITE, POSTGRESQL, LIMIT)
@@ -21,8 +31,6 @@ LONE_ORDERS: Final = 60
 LONE_PER_SECOND: Final = 5.0
 """So slow that each order finds the system idle."""
 HALF_RATE_SECONDS: Final = 10.0
-
-Report = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,16 +10,14 @@ from typing import Final
 
 from matplotlib.figure import Figure
 
-from bench.rig import BARE, POSTGRESQL, SQLITE, started
+from bench.compare import WARM_UP_ORDERS
+from bench.rig import BARE, POSTGRESQL, SQLITE, Report, started
 from saga.node import RabbitNode
 
 VARIANTS: Final = (BARE, SQLITE, POSTGRESQL)
 RATES: Final = (100, 200, 300, 400, 500, 600, 800, 1_000)
 SECONDS: Final = 8.0
 """How long each rate is offered."""
-WARM_UP_ORDERS: Final = 300
-
-Report = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from typing import Any, Final, TypeAlias
 import sqlalchemy as sa
 
 from bench.load import SHARES
-from bench.rig import SERVICES, SQLITE, Bench, started
+from bench.rig import SERVICES, SQLITE, Bench, Report, started
 from common.kernel.database import read_database
 from common.kernel.tables import utc_now
 from order_service.store import orders as orders_table
@@ -23,8 +23,6 @@ from saga.deployment import Deployment
 from saga.node import RabbitNode
 from saga.orders import Plan, plan
 from saga.publish import publish
-
-Report = Callable[[str], None]
 
 WARM_UP_ORDERS: Final = 1_000
 BACKLOG_ORDERS: Final = 200_000

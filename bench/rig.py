@@ -7,7 +7,7 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final
@@ -19,6 +19,8 @@ from saga.node import RabbitNode
 from saga.publish import deliver
 from saga.system import Database, System
 
+Report = Callable[[str], None]
+"""Is told, a line at a time, what is being measured."""
 SERVICES: Final = ("order", "inventory", "payment")
 _BROKER, _DATABASE = "broker", "database"
 _TICKS_PER_SECOND: Final = os.sysconf("SC_CLK_TCK")
