@@ -24,6 +24,7 @@ from common.choreography import Choreography
 from common.events import CancellationReason
 from common.kernel.database import DatabaseError, read_database
 from common.message import Priority
+from common.tasks import cancel_all
 from order_service.domain import OrderStatus
 from order_service.store import orders as orders_table
 from payment_service.domain import PARTICIPANT as PAYMENT
@@ -248,9 +249,7 @@ async def demo(
         published = await sending
         await healing
     finally:
-        for task in (sending, ending, healing):
-            task.cancel()
-        await asyncio.gather(sending, ending, healing, return_exceptions=True)
+        await cancel_all(sending, ending, healing)
         story.heal()
     dead_letters_expected = dead_letters_of(plan, graph)
     await _wait_for_rest(deployment, graph, len(before) + dead_letters_expected)

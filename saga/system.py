@@ -27,6 +27,7 @@ from common.messaging.connection import connect, printable
 from common.messaging.permissions import OPERATOR, users_of
 from common.messaging.topology import HISTORY_STREAM, queues_of
 from common.settings import Settings, TlsSettings, load
+from common.tasks import cancel_all
 from saga.broker import NODE_FOLDER, USERS_FILE, apply_topology, write_users
 from saga.deployment import FILE_NAME, Deployment, dead_letters_url_in
 from saga.discovery import choreography, services
@@ -281,9 +282,7 @@ class System:
         try:
             await asyncio.gather(*starts)
         finally:
-            for start in starts:  # the others', when one has failed
-                start.cancel()
-            await asyncio.gather(*starts, return_exceptions=True)
+            await cancel_all(*starts)  # the others, when one has failed
         self._deployment = Deployment(
             amqp_url=self._broker_url(),
             amqp_urls={user: self._broker_url(user) for user in self._passwords},

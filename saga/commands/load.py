@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from common.tasks import cancel_all
 from saga.commands.output import (
     DATA_DIR,
     PROBLEM_FOUND,
@@ -321,9 +322,7 @@ async def _watched(system: System, work: Coroutine[Any, Any, T]) -> T:
             watching.result()  # raises: it ends in no other way
         return await working
     finally:
-        for task in (working, watching):
-            task.cancel()
-        await asyncio.gather(working, watching, return_exceptions=True)
+        await cancel_all(working, watching)
 
 
 def _print_result(result: Result) -> None:

@@ -24,6 +24,7 @@ import aiormq
 from common.messaging.connection import BrokerError, printable
 from common.messaging.permissions import REPLAY
 from common.messaging.publisher import BrokerPublisher
+from common.tasks import cancel_all
 from saga.dlq import DlqError, InputError
 from saga.dlq.collect import collect
 from saga.dlq.desk import Desk
@@ -277,8 +278,7 @@ class _Replaying:
             return await self._work(publisher)
         finally:
             if self._judging is not None:
-                self._judging.cancel()
-                await asyncio.gather(self._judging, return_exceptions=True)
+                await cancel_all(self._judging)
 
     async def _work(self, publisher: BrokerPublisher) -> str | None:
         ramp = iter(RAMP)

@@ -23,6 +23,7 @@ from common.kernel.tables import utc_now
 from common.message import Event, Priority
 from common.service import Running
 from common.settings import SettingsError
+from common.tasks import cancel_all
 from common.web import create_app
 from notification_service.app import MailSettings, build, build_with, routes
 from notification_service.domain import Notification, NotificationStatus
@@ -356,8 +357,7 @@ async def test_a_crash_while_sending_is_shown_and_does_not_send_again(
         await until(lambda: len(server.accepted) == 1)
         assert await status(dying) is NotificationStatus.SENDING
         assert await dying.inbox() == set()
-    sending.cancel()
-    await asyncio.gather(sending, return_exceptions=True)
+    await cancel_all(sending)
     server.silent = False
 
     async with service(database_url, mailer(server)) as notification:
