@@ -150,3 +150,24 @@ class Play:
         if isinstance(intent, Send):
             return SendAnswered(order_id=intent.order_id, result=Result.ACCEPTED)
         return None
+
+
+# Orders from placed to ended; each returns the order's id.
+
+
+def confirmed(played: Play) -> str:
+    order = played.place()
+    played.deliver()
+    return order
+
+
+def declined(played: Play) -> str:
+    order = played.place(customer=BROKE)
+    played.deliver()
+    return order
+
+
+def out_of_stock(played: Play) -> str:
+    order = played.place(quantity=1_000)
+    played.deliver()
+    return order

@@ -16,7 +16,7 @@ from common.message import Event, Priority
 from history_service.domain import OrderView, Payment, Status, Stock, view_of
 from inventory_service.domain import AddStock
 from order_service.domain import CancelOrder
-from tests.play import BROKE, Play
+from tests.play import Play, confirmed, declined, out_of_stock
 from tests.unit.given import NOW
 from tests.unit.strategies import events, moments
 
@@ -27,24 +27,6 @@ def play() -> Play:
     played = Play(at=NOW, tick=TICK)
     played.give("inventory", AddStock(sku="tea", quantity=9, unit_price_cents=250, currency="EUR"))
     return played
-
-
-def confirmed(played: Play) -> str:
-    order = played.place()
-    played.deliver()
-    return order
-
-
-def declined(played: Play) -> str:
-    order = played.place(customer=BROKE)
-    played.deliver()
-    return order
-
-
-def rejected(played: Play) -> str:
-    order = played.place(quantity=1_000)
-    played.deliver()
-    return order
 
 
 def overtaken(played: Play) -> str:
@@ -74,7 +56,7 @@ def refunded(played: Play) -> str:
 LIVES: dict[Callable[[Play], str], tuple[Status, Stock, Payment]] = {
     confirmed: (Status.CONFIRMED, Stock.HELD, Payment.CHARGED),
     declined: (Status.CANCELLED, Stock.RELEASED, Payment.DECLINED),
-    rejected: (Status.CANCELLED, Stock.REJECTED, Payment.VOIDED),
+    out_of_stock: (Status.CANCELLED, Stock.REJECTED, Payment.VOIDED),
     overtaken: (Status.CANCELLED, Stock.RELEASED, Payment.VOIDED),
     refunded: (Status.CANCELLED, Stock.RELEASED, Payment.REFUNDED),
 }

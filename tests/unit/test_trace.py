@@ -25,7 +25,7 @@ from saga.history.letters import Death, Life
 from saga.history.sequence import Diagram, Kind, duration, sequence_of
 from saga.history.story import Story, tell
 from saga.history.whereabouts import Place, Where, Whereabouts
-from tests.play import BROKE, SAGA, Play
+from tests.play import SAGA, Play, confirmed, declined, out_of_stock
 from tests.unit.given import NOW
 
 GRAPH = SAGA
@@ -51,24 +51,6 @@ def diagram_of(played: Play, order: str, now: datetime | None = None) -> Diagram
 
 def told(diagram: Diagram) -> list[tuple[str, str, tuple[str, ...]]]:
     return [(row.participant, row.label, row.to) for row in diagram.rows]
-
-
-def confirmed(played: Play) -> str:
-    order = played.place()
-    played.deliver()
-    return order
-
-
-def declined(played: Play) -> str:
-    order = played.place(customer=BROKE)
-    played.deliver()
-    return order
-
-
-def out_of_stock(played: Play) -> str:
-    order = played.place(quantity=1_000)
-    played.deliver()
-    return order
 
 
 def unknown_sku(played: Play) -> str:
