@@ -15,7 +15,8 @@ from sqlalchemy.engine import Connection
 
 from common.envelope import Attributes, Decoder, Envelope, Undecodable
 from common.events import CancellationReason, OrderEvent, known_events
-from common.kernel.statements import Writes, any_of
+from common.kernel.rows import Rows, writing
+from common.kernel.statements import any_of
 from common.kernel.tables import Schema, StateTable, Utc, VersionConflict, Word
 from common.message import Priority
 from common.messaging.dead_letters import EDITOR_SOURCE, key_of
@@ -111,8 +112,8 @@ TABLES: Final = Schema(_metadata, migrations=Path(__file__).with_name("migration
 SEQUENCE_MAX: Final = 2**53
 """The highest number of an event that is believed."""
 
-_EVENTS: Final = Writes(events)
-_STRAYS: Final = Writes(strays)
+_EVENTS: Final = Rows(events)
+_STRAYS: Final = Rows(strays)
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,10 +233,10 @@ def follow(
     found = map(judge, records) if refusal is None else (_refused(r, refusal) for r in records)
     tally = append(connection, list(found), now)
     for first, last in gaps_found:
-        Writes(gaps).insert(connection, [{"first": first, "last": last, "noticed_at": now}])
+        Rows(gaps).insert(connection, [{"first": first, "last": last, "noticed_at": now}])
     values = {"offset": records[-1].offset, "key": key(records[-1])}
     if before is None:
-        moved = Writes(places).insert(connection, [{"stream": HISTORY_STREAM, **values}])
+        moved = Rows(places).insert(connection, [{"stream": HISTORY_STREAM, **values}])
     else:
         moved = connection.execute(
             places.update()
@@ -299,7 +300,8 @@ def project(connection: Connection, facts: Iterable[Fact]) -> None:
         for envelope in envelopes:
             view = view.evolve(envelope.data, envelope.time)
         changed.append((view, version))
-    ORDERS.save(connection, changed)
+    with writing(connection) as writes:
+        ORDERS.save(writes, changed)
 
 
 _DECODER: Final = Decoder(known_events())

@@ -12,6 +12,7 @@ from sqlalchemy.engine import Connection
 
 from common.envelope import derived_id
 from common.events import STOCK_QUANTITY_MAX, Currency, Sku, StockReleased, UnitPriceCents
+from common.kernel.rows import writing
 from common.kernel.step import Decision
 from common.kernel.tables import VersionConflict
 from common.metrics import CompensationMetrics
@@ -73,7 +74,8 @@ def routes(running: Running) -> APIRouter:
         def remember(connection: Connection) -> bool:
             known = running.tables.already_done(connection, {of_key, of_both})
             if not known:
-                running.tables.mark_done(connection, [of_key, of_both], running.clock())
+                with writing(connection) as writes:
+                    running.tables.mark_done(writes, [of_key, of_both], running.clock())
             return not known or of_both in known
 
         while True:

@@ -15,6 +15,7 @@ import notification_service.store
 import order_service.store
 import payment_service.store
 from common.kernel.database import open_database, read_database
+from common.kernel.rows import writing
 from common.kernel.tables import Tables
 from history_service import store
 from payment_service.gateway import Account, SandboxGateway
@@ -71,10 +72,11 @@ class Books:
         tables = TABLES[name]
 
         def fill(connection: Connection) -> None:
-            for kind, table in tables.states.items():
-                states = [s for id, s in self.play.states[name].items() if id[0] is kind]
-                table.save(connection, [(state, 0) for state in states])
-            tables.mark_done(connection, self.play.inboxes[name], self.play.at)
+            with writing(connection) as writes:
+                for kind, table in tables.states.items():
+                    states = [s for id, s in self.play.states[name].items() if id[0] is kind]
+                    table.save(writes, [(state, 0) for state in states])
+                tables.mark_done(writes, self.play.inboxes[name], self.play.at)
 
         database = await open_database(url, tables)
         await database.transaction(fill)

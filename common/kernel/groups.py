@@ -27,6 +27,7 @@ from common.envelope import Envelope, source_of, wrap
 from common.kernel.database import Database
 from common.kernel.lanes import Lanes
 from common.kernel.outbox import Outbox, Outgoing
+from common.kernel.rows import WriteSet
 from common.kernel.step import Decision, NoReaction, OutsideSignature, StateId, react, reaction_to
 from common.kernel.tables import Clock, Tables, VersionConflict, utc_now
 from common.message import Answer, Command, Intent, Message, Priority
@@ -327,9 +328,10 @@ class Kernel:
         self, connection: Connection, group: Sequence[_Work], confirmed: Sequence[str]
     ) -> tuple[list[_Result], list[Outgoing]]:
         """One transaction's work; everything it reads and writes."""
-        if confirmed:
-            self._outbox.remove(connection, confirmed)
+        writes = WriteSet()
+        self._outbox.remove(writes, confirmed)
         if not group:
+            writes.execute(connection)
             return [], []
         now = self._clock()
         done = self._tables.already_done(connection, {work.envelope.id for work in group})
@@ -371,10 +373,11 @@ class Kernel:
                 done.add(work.envelope.id)
                 finished.append(work.envelope.id)
             results.append(decision)
-        self._tables.mark_done(connection, finished, now)
-        states.save()
+        self._tables.mark_done(writes, finished, now)
+        states.save(writes)
         if outgoing:
-            self._outbox.store(connection, outgoing, int(now.timestamp() * 1_000_000))
+            self._outbox.store(writes, outgoing, int(now.timestamp() * 1_000_000))
+        writes.execute(connection)
         return results, outgoing
 
     def _begin_span(self, work: _Work) -> str | None:
@@ -443,11 +446,8 @@ class _States:
         self._states.update(changes)
         self._changed.update(changes)
 
-    def save(self) -> None:
-        """Write what changed, in the order of the keys: then replicas cannot deadlock."""
+    def save(self, writes: WriteSet) -> None:
+        """Have written what changed."""
         for kind, table in self._tables.states.items():
             changed = sorted(id for id in self._changed if id[0] is kind)
-            if changed:
-                table.save(
-                    self._connection, [(self._states[id], self._versions[id]) for id in changed]
-                )
+            table.save(writes, [(self._states[id], self._versions[id]) for id in changed])

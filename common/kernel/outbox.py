@@ -22,7 +22,8 @@ from sqlalchemy.engine import Connection
 from common.envelope import Envelope
 from common.kernel.database import Database
 from common.kernel.lanes import Lanes
-from common.kernel.statements import ByKeys, Writes, clock_microseconds
+from common.kernel.rows import Rows, WriteSet
+from common.kernel.statements import any_of, clock_microseconds
 from common.kernel.tables import Clock, Tables, utc_now
 from common.message import Priority
 from common.metrics import OutboxMetrics
@@ -100,8 +101,7 @@ class Outbox:
         self._database = database
         self._table = tables.outbox
         self._leases = tables.leases
-        self._writes = Writes(tables.outbox)
-        self._remove = ByKeys(tables.outbox.c.event_id, tables.outbox.delete().where)
+        self._rows = Rows(tables.outbox)
         self._find_ours = (
             sa.select(self._table.c.event_id, self._table.c.routing_key, self._table.c.body)
             .where(self._table.c.owner == self.owner)
@@ -156,12 +156,13 @@ class Outbox:
                 raise
             log.warning("cannot give the lease up, it will run out: %s", error)
 
-    def store(self, connection: Connection, rows: Sequence[Outgoing], at_microseconds: int) -> None:
-        """Insert rows in the caller's transaction, in their order. Raises `EventExists`."""
+    def store(self, writes: WriteSet, rows: Sequence[Outgoing], at_microseconds: int) -> None:
+        """Have rows inserted; they will be published in their order. `EventExists` is what is
+        raised if one of them is there already."""
         position = max(self._position, at_microseconds)
         self._position = position + len(rows)
-        written = self._writes.insert(
-            connection,
+        writes.insert(
+            self._rows,
             [
                 {
                     "event_id": row.event_id,
@@ -172,9 +173,8 @@ class Outbox:
                 }
                 for offset, row in enumerate(rows, start=1)
             ],
+            EventExists(f"one of {', '.join(row.event_id for row in rows)}"),
         )
-        if written != len(rows):
-            raise EventExists(f"one of {', '.join(row.event_id for row in rows)}")
 
     def publish(self, rows: Sequence[Outgoing]) -> None:
         """Take over rows whose transaction has just committed."""
@@ -195,14 +195,17 @@ class Outbox:
         for row in rows:
             self._queue.append(row, Priority(row.routing_key.rpartition(".")[2]))
 
-    def take_confirmed(self) -> list[str]:
-        """Ids the caller must now remove in its transaction, then `forgotten` or `give_back`."""
+    def take_confirmed(self, least: int = 1) -> list[str]:
+        """Ids the caller must now `remove`, then `forgotten` or `give_back`; none if there are
+        fewer than `least`."""
+        if len(self._confirmed) < least:
+            return []
         confirmed, self._confirmed = self._confirmed, []
         return confirmed
 
-    def remove(self, connection: Connection, event_ids: Sequence[str]) -> None:
-        """Delete rows in the caller's transaction."""
-        self._remove.execute(connection, event_ids)
+    def remove(self, writes: WriteSet, event_ids: Sequence[str]) -> None:
+        """Have rows deleted."""
+        writes.remove(self._rows, event_ids)
 
     def forgotten(self, event_ids: Sequence[str]) -> None:
         """The removal has committed."""
@@ -380,7 +383,11 @@ class Outbox:
         orphans = statements.orphans_of_lapsed if lapsed else statements.orphans
         taken = connection.scalars(orphans).all()
         if taken:
-            statements.adopt.execute(connection, taken)
+            connection.execute(
+                self._table.update()
+                .where(any_of(connection, self._table.c.event_id, taken))
+                .values(owner=self.owner)
+            )
         elif lapsed:
             connection.execute(statements.forget_ended)
         return len(taken)
@@ -435,11 +442,6 @@ class _Leasing:
     def orphans_of_lapsed(self) -> sa.Executable:
         """Rows whose owner has no lease, or one that has run out."""
         return self._not_of(sa.select(self._leases.c.owner).where(self._leases.c.until > self._now))
-
-    @cached_property
-    def adopt(self) -> ByKeys:
-        ours = self._outbox.update().values(owner=self._owner)
-        return ByKeys(self._outbox.c.event_id, ours.where)
 
     @cached_property
     def forget_ended(self) -> sa.Executable:

@@ -6,14 +6,15 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from typing import Any, Final, Self, TypeVar
 from urllib.parse import urlsplit
 
 import asyncpg
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool, Pool
 
 from common.kernel.database import DatabaseError
@@ -50,6 +51,10 @@ _TO_BE_MENDED: Final = (
 _MIGRATING: Final = 4_919_017
 """The advisory lock that one process holds while it changes the tables."""
 
+_OURS: Final = "AUTOCOMMIT"
+"""SQLAlchemy begins no transactions and ends none, as we do."""
+_READING: Final = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
+
 T = TypeVar("T")
 
 
@@ -65,9 +70,6 @@ class PostgresDatabase:
     def __init__(self, engine: AsyncEngine) -> None:
         """Use `open`."""
         self._engine = engine
-        self._reads = engine.execution_options(
-            isolation_level="REPEATABLE READ", postgresql_readonly=True
-        )
         self._writing = asyncio.Lock()
         self._reading = asyncio.Semaphore(READS_AT_ONCE)
 
@@ -88,11 +90,12 @@ class PostgresDatabase:
                 answer_seconds=ANSWER_SECONDS,
                 pool_size=READS_AT_ONCE + 1,
                 max_overflow=0,
+                isolation_level=_OURS,
             )
         )
 
     async def transaction(self, work: Callable[[Connection], T]) -> T:
-        async with self._writing, self._engine.begin() as connection:
+        async with self._writing, _begun(self._engine, "BEGIN") as connection:
             return await connection.run_sync(work)
 
     async def read(self, query: Callable[[Connection], T]) -> T:
@@ -106,7 +109,7 @@ class PostgresDatabase:
                 return await self._read(query)
 
     async def _read(self, query: Callable[[Connection], T]) -> T:
-        async with self._reads.connect() as connection:
+        async with _begun(self._engine, _READING) as connection:
             return await connection.run_sync(query)
 
     def is_away(self, error: BaseException) -> bool:
@@ -114,6 +117,30 @@ class PostgresDatabase:
 
     async def close(self) -> None:
         await self._engine.dispose()
+
+
+@asynccontextmanager
+async def _begun(engine: AsyncEngine, begin: str) -> AsyncIterator[AsyncConnection]:
+    """A connection in a transaction, begun by that statement; committed at the end, or rolled back.
+
+    Not SQLAlchemy's: what we execute on the driver's connection would not be in that.
+    """
+    async with engine.connect() as connection:
+        raw: Any = (await connection.get_raw_connection()).driver_connection
+        try:
+            await raw.execute(begin)
+            yield connection
+            if (ended := await raw.execute("COMMIT")) != "COMMIT":
+                raise RuntimeError(f"where a transaction was to be committed, it ended: {ended}")
+        except Exception:
+            try:
+                await raw.execute("ROLLBACK")
+            except Exception:
+                await connection.invalidate()
+            raise
+        except BaseException:  # Cancelled in the middle of an answer.
+            await connection.invalidate()
+            raise
 
 
 def is_away(error: BaseException) -> bool:
@@ -146,11 +173,9 @@ def _sqlstate(error: BaseException) -> str:
 async def read_once(url: str, query: Callable[[Connection], T]) -> T:
     """Connect, run `query` as of one moment, and close. Raises `DatabaseError`."""
     target = _Target(url, "saga")
-    engine = target.engine(NullPool).execution_options(
-        isolation_level="REPEATABLE READ", postgresql_readonly=True
-    )
+    engine = target.engine(NullPool, isolation_level=_OURS)
     try:
-        async with engine.connect() as connection:
+        async with _begun(engine, _READING) as connection:
             return await connection.run_sync(query)
     except Exception as error:
         explanation = target.explain(error)

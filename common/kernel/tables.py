@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 from sqlalchemy.engine import Connection
 
 from common.choreography import State
-from common.kernel.statements import OLD_VERSION, ByKeys, Writes
+from common.kernel.rows import OLD_VERSION, Rows, WriteSet
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -88,12 +88,7 @@ class StateTable(Generic[S]):
         self._fields = tuple(field.name for field in fields(kind) if field.name != "key")
         if missing := {"version", *self._fields} - set(table.columns.keys()):
             raise TypeError(f"table {table.name} lacks columns for {kind.__name__}: {missing}")
-        select = sa.select(self._key, table.c.version, *(table.c[name] for name in self._fields))
-        self._find = ByKeys(self._key, select.where)
-        # In the order of the keys, so that replicas cannot deadlock.
-        locked = select.order_by(self._key).with_for_update(key_share=True)
-        self._find_and_lock = ByKeys(self._key, locked.where)
-        self._writes = Writes(table, (self._key.name, "version", *self._fields))
+        self._rows = Rows(table, (self._key.name, "version", *self._fields))
 
     def load(
         self, connection: Connection, keys: Iterable[str], *, lock: bool = False
@@ -104,10 +99,10 @@ class StateTable(Generic[S]):
         That saves them a conflict where many messages are about one state; it is the versions that
         keep states right, since what does not exist cannot be locked.
         """
-        find = self._find_and_lock if lock else self._find
+        rows = self._rows.find(connection, sorted(keys), lock=lock)
         return {
-            row[0]: (self.kind(row[0], **dict(zip(self._fields, row[2:], strict=True))), row[1])
-            for row in find.execute(connection, sorted(keys))
+            key: (self.kind(key, **dict(zip(self._fields, values, strict=True))), version)
+            for key, version, *values in rows
         }
 
     def find(self, connection: Connection, key: str) -> S | None:
@@ -115,10 +110,10 @@ class StateTable(Generic[S]):
         found = self.load(connection, [key]).get(key)
         return found[0] if found else None
 
-    def save(self, connection: Connection, states: Sequence[tuple[S, int]]) -> None:
+    def save(self, writes: WriteSet, states: Sequence[tuple[S, int]]) -> None:
         """Write states, each with the version it was read in, 0 if it did not exist.
 
-        Raises `VersionConflict` when one of them is no longer what was read.
+        `VersionConflict` is what is raised when one of them is no longer what was read.
         """
         new = [self._row(state, 1) for state, version in states if version == 0]
         changed = [
@@ -126,10 +121,8 @@ class StateTable(Generic[S]):
             for state, version in states
             if version > 0
         ]
-        if new and self._writes.insert(connection, new) != len(new):
-            raise VersionConflict(self.table.name)
-        if changed and self._writes.update(connection, changed) != len(changed):
-            raise VersionConflict(self.table.name)
+        writes.insert(self._rows, new, VersionConflict(self.table.name))
+        writes.update(self._rows, changed, VersionConflict(self.table.name))
 
     def _row(self, state: S, version: int) -> dict[str, Any]:
         row = {name: getattr(state, name) for name in self._fields}
@@ -182,23 +175,20 @@ class Tables(Schema):
             # By the database's clock, which all replicas share.
             sa.Column("until", Utc, nullable=False),
         )
-        self._inbox_writes = Writes(self.inbox)
-        message_id = self.inbox.c.message_id
-        self._find_done = ByKeys(message_id, sa.select(message_id).where)
+        self._inbox_rows = Rows(self.inbox)
 
     def already_done(self, connection: Connection, message_ids: Collection[str]) -> set[str]:
         """Those of the messages that have an inbox row."""
-        return set(self._find_done.execute(connection, sorted(message_ids)).scalars())
+        return {id for id, _ in self._inbox_rows.find(connection, sorted(message_ids))}
 
-    def mark_done(self, connection: Connection, message_ids: Iterable[str], at: datetime) -> None:
-        """Insert inbox rows; `VersionConflict` if another replica has done one of the messages."""
-        self.mark_each_done(connection, dict.fromkeys(message_ids, at))
+    def mark_done(self, writes: WriteSet, message_ids: Iterable[str], at: datetime) -> None:
+        """Insert inbox rows; `VersionConflict` if one of the messages has been done meanwhile."""
+        self.mark_each_done(writes, dict.fromkeys(message_ids, at))
 
-    def mark_each_done(self, connection: Connection, done: Mapping[str, datetime]) -> None:
+    def mark_each_done(self, writes: WriteSet, done: Mapping[str, datetime]) -> None:
         """The same, where each message has a time of its own."""
         rows = [{"message_id": message_id, "at": at} for message_id, at in sorted(done.items())]
-        if rows and self._inbox_writes.insert(connection, rows) != len(rows):
-            raise VersionConflict(self.inbox.name)
+        writes.insert(self._inbox_rows, rows, VersionConflict(self.inbox.name))
 
 
 Clock = Callable[[], datetime]

@@ -22,6 +22,7 @@ from common.envelope import Envelope, Undecodable
 from common.events import OrderEvent
 from common.kernel.database import DatabaseError, open_database, read_database
 from common.kernel.fold import Fold, is_shared
+from common.kernel.rows import writing
 from common.kernel.step import StateId, react
 from common.kernel.tables import Tables, VersionConflict, utc_now
 from common.message import Event
@@ -270,12 +271,14 @@ class _Work:
             table = self._tables.states[kind]
             for start in range(0, len(states), AT_ONCE):
                 part = sorted(states[start : start + AT_ONCE], key=lambda state: state.key)
-                table.save(connection, [(state, 0) for state in part])
+                with writing(connection) as writes:
+                    table.save(writes, [(state, 0) for state in part])
             name = table.table.name
             self.rebuilt.states[name] = self.rebuilt.states.get(name, 0) + len(states)
 
     def _mark_done(self, connection: Connection, done: Mapping[str, datetime]) -> None:
-        self._tables.mark_each_done(connection, done)
+        with writing(connection) as writes:
+            self._tables.mark_each_done(writes, done)
         self.rebuilt.inbox += len(done)
 
     def _judge(
@@ -390,6 +393,7 @@ def _refold(connection: Connection, url: str, progress: Progress) -> int:
             if told:
                 views.append((view_of(subject, told), 0))
             progress(len(facts))
-        ORDERS.save(connection, views)
+        with writing(connection) as writes:
+            ORDERS.save(writes, views)
         orders += len(views)
     return orders

@@ -30,6 +30,7 @@ from common.events import OrderCancelled, StockReleased
 from common.kernel.database import sqlite_engine
 from common.kernel.groups import Kernel
 from common.kernel.outbox import Outbox
+from common.kernel.rows import writing
 from common.kernel.tables import utc_now
 from common.message import Priority
 from common.messaging.connection import connect
@@ -136,8 +137,8 @@ class Bench:
         engine = sqlite_engine(self.deployment.database_urls["order"])
         order_service.store.TABLES.metadata.create_all(engine)
         state = Order(str(UUID(int=order)), status=status, placed_at=NOW, deadline=NOW)
-        with engine.begin() as connection:
-            order_service.store.ORDERS.save(connection, [(state, 0)])
+        with engine.begin() as connection, writing(connection) as writes:
+            order_service.store.ORDERS.save(writes, [(state, 0)])
         engine.dispose()
 
 

@@ -26,6 +26,7 @@ import order_service.store
 import payment_service.store
 from common.envelope import Envelope
 from common.kernel.database import sqlite_engine
+from common.kernel.rows import writing
 from common.kernel.tables import Tables, utc_now
 from common.message import Priority
 from common.messaging import dead_letters
@@ -93,13 +94,11 @@ class Stage:
     def _write(self, name: str, tables: Tables) -> None:
         engine = sqlite_engine(self.deployment.database_urls[name])
         tables.metadata.create_all(engine)
-        with engine.begin() as connection:
+        with engine.begin() as connection, writing(connection) as writes:
             for kind, table in tables.states.items():
                 states = [(s, 0) for id, s in self.play.states[name].items() if id[0] is kind]
-                table.save(connection, states)
-            if ids := self.play.inboxes[name]:
-                rows = [{"message_id": id, "at": self.play.at} for id in ids]
-                connection.execute(tables.inbox.insert(), rows)
+                table.save(writes, states)
+            tables.mark_done(writes, self.play.inboxes[name], self.play.at)
         engine.dispose()
 
     async def publish(self, *events: Envelope[Any]) -> None:

@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 
 from common.kernel.groups import Done, Duplicate, Kernel
 from common.kernel.outbox import Outbox, Outgoing
+from common.kernel.rows import writing
 from common.kernel.step import Decision
 from common.message import Command
 from common.messaging.consumer import Deliveries, Handler
@@ -182,7 +183,8 @@ class KeepsInboxRows(Kernel):
             for work, result in zip(group, results, strict=True)
             if isinstance(result, Decision) and result.intent is not None
         ]
-        self._tables.mark_done(connection, asking, self._clock())
+        with writing(connection) as writes:
+            self._tables.mark_done(writes, asking, self._clock())
         return results, outgoing
 
 
