@@ -106,7 +106,8 @@ _commit_seconds = Histogram(
 )
 _conflicts = Counter(
     "saga_commit_conflicts_total",
-    "Groups decided again because another replica had written a state they had read.",
+    "Groups of several replicas decided again: what they had read was written meanwhile, or a "
+    "message was done before.",
     ("participant",),
 )
 _paused_seconds = Counter(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -34,8 +36,13 @@ class Database(Protocol):
         """Whether several processes may be using it, replicas of one service."""
         ...
 
-    async def transaction(self, work: Callable[[Connection], T]) -> T:
-        """Run `work` in a transaction; committed durably when this returns, else rolled back."""
+    async def transaction(self, work: Callable[[Connection], T], *, brief: bool = False) -> T:
+        """Run `work` in a transaction; committed durably when this returns, else rolled back.
+
+        `brief` promises that `work` takes a few milliseconds at most, and writes by its last
+        statement only. Then it may run on the event loop, and what it has read may have been
+        changed by another replica when it writes.
+        """
         ...
 
     async def read(self, query: Callable[[Connection], T]) -> T:
@@ -50,10 +57,12 @@ class Database(Protocol):
     async def close(self) -> None: ...
 
 
-def sqlite_engine(url: str) -> Engine:
+def sqlite_engine(url: str, *, busy_timeout_seconds: int = BUSY_TIMEOUT_SECONDS) -> Engine:
     """A SQLAlchemy engine for a SQLite file: WAL, synchronous=FULL, transactions that take the
-    write lock at once. Several processes may open the same file."""
-    engine = sa.create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_SECONDS})
+    write lock at once, and wait so long for it. Several processes may open the same file; a
+    connection may go from thread to thread."""
+    options = {"timeout": busy_timeout_seconds, "check_same_thread": False}
+    engine = sa.create_engine(url, connect_args=options)
 
     @sa.event.listens_for(engine, "connect")
     def configure(connection: Any, _: Any) -> None:
@@ -73,8 +82,9 @@ def sqlite_engine(url: str) -> Engine:
 class SqliteDatabase:
     """One SQLite file, owned by one process, which a lock beside the file makes sure of.
 
-    Transactions run in a thread of their own, so that a commit's fsync does not stop the event
-    loop; reads run in another.
+    Transactions run in a thread of their own, reads in another. Of a brief transaction, only the
+    commit does, so that its fsync does not stop the event loop: the rest would take turns with the
+    loop at every statement, which took twice as long.
     """
 
     shared = False
@@ -91,6 +101,8 @@ class SqliteDatabase:
             )
         self._lock = _lock(Path(path))
         self._engine = sqlite_engine(url)
+        self._impatient = sqlite_engine(url, busy_timeout_seconds=0)
+        self._writing = asyncio.Lock()
         try:
             with self._engine.begin() as connection:
                 prepare(connection, schema)
@@ -103,12 +115,34 @@ class SqliteDatabase:
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="database-writer")
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="database-reader")
 
-    async def transaction(self, work: Callable[[Connection], T]) -> T:
-        def run() -> T:
-            with self._engine.begin() as connection:
-                return work(connection)
+    async def transaction(self, work: Callable[[Connection], T], *, brief: bool = False) -> T:
+        async with self._writing:
+            if not brief:
+                return await self._in_writer(partial(self._transact, work))
+            with self._impatient.connect() as connection:
+                try:
+                    transaction = connection.begin()
+                except sa.exc.OperationalError:  # Another process is writing.
+                    return await self._in_writer(partial(self._transact, work))
+                with transaction:
+                    result = work(connection)
+                    await self._in_writer(transaction.commit)
+                return result
 
-        return await asyncio.get_running_loop().run_in_executor(self._writer, run)
+    def _transact(self, work: Callable[[Connection], T]) -> T:
+        with self._engine.begin() as connection:
+            return work(connection)
+
+    async def _in_writer(self, function: Callable[[], T]) -> T:
+        """Call a function in the thread for writing. It has ended when this does."""
+        call = asyncio.get_running_loop().run_in_executor(self._writer, function)
+        try:
+            return await asyncio.shield(call)
+        except asyncio.CancelledError:
+            while not call.done():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.wait({call})
+            raise
 
     async def read(self, query: Callable[[Connection], T]) -> T:
         def run() -> T:
@@ -127,6 +161,7 @@ class SqliteDatabase:
         self._writer.shutdown()
         self._reader.shutdown()
         self._engine.dispose()
+        self._impatient.dispose()
         os.close(self._lock)
 
 

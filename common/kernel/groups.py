@@ -1,8 +1,9 @@
 """Group commit: the messages in flight share one transaction.
 
-A group takes what is waiting, urgent messages first. It checks the inbox with one statement, loads
-states with one statement per table, runs the pure reactions one after the other over them, and
-writes with one statement per table. A lone message does not wait for company.
+A group takes what is waiting, urgent messages first. It loads states with one statement per table,
+runs the pure reactions one after the other over them, and writes at once. It does so in the hope
+that no message was done before and that nobody else writes the same states; where that is wrong,
+nothing is written, and it looks more closely. A lone message does not wait for company.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ import logging
 import random
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
@@ -25,6 +27,7 @@ from common import tracing
 from common.choreography import Participant, State
 from common.envelope import Envelope, source_of, wrap
 from common.kernel.database import Database
+from common.kernel.fold import is_shared
 from common.kernel.lanes import Lanes
 from common.kernel.outbox import Outbox, Outgoing
 from common.kernel.rows import WriteSet
@@ -42,10 +45,17 @@ log = logging.getLogger(__name__)
 
 GROUP_MAX = 128
 """Messages in one transaction."""
+TURNS = 4
+"""Of the event loop, before a group is taken: what the broker has sent at once takes about so many
+to get here."""
+CAREFUL_GROUPS = 32
+"""For so many groups after a conflict we look before we write."""
 ASKING_MAX = 256
 """Intents being asked at once."""
 FORGET_SECONDS = 0.2
-"""How long a confirmed outbox row may wait for a group to be removed with."""
+"""How often confirmed outbox rows are removed, with a group if there is one."""
+FORGET_AT_ONCE = 128
+"""Confirmed rows that are removed without waiting for that time to come."""
 BACKOFF_MIN_SECONDS, BACKOFF_MAX_SECONDS = 0.1, 5.0
 CONFLICT_BACKOFF_MIN_SECONDS, CONFLICT_BACKOFF_MAX_SECONDS = 0.002, 0.5
 """The longest that a group waits, a random part of it, after its first and after its last conflicts
@@ -130,6 +140,10 @@ class Kernel:
         self._new_id = new_id
         self._jitter = jitter
         self._group_max = group_max
+        # At states that subjects share, replicas meet all the time.
+        self._locks = database.shared and any(map(is_shared, participant.states))
+        self._careful = 0
+        """Groups that are still to be decided on with care."""
         self._metrics = KernelMetrics(participant)
         self._metrics.watch(lambda: self._unresolved)
         self._lanes: Lanes[_Work] = Lanes()
@@ -195,13 +209,20 @@ class Kernel:
 
     async def run(self) -> None:
         """Commit groups until cancelled; drain first, or the last group may be cut short."""
+        now = asyncio.get_running_loop().time
+        forgot_at = now()
         while True:
+            for _ in range(TURNS):
+                await asyncio.sleep(0)
             group = self._take()
             if not group:
                 self._wake.clear()
                 if await self._woken():
                     continue
-            confirmed = self._outbox.take_confirmed()
+            due = now() - forgot_at >= FORGET_SECONDS
+            confirmed = self._outbox.take_confirmed(1 if due else FORGET_AT_ONCE)
+            if confirmed:
+                forgot_at = now()
             if group or confirmed:
                 try:
                     await self._commit(group, confirmed)
@@ -240,12 +261,18 @@ class Kernel:
         conflict_backoff_seconds = CONFLICT_BACKOFF_MIN_SECONDS
         while True:
             started = time.monotonic()
+            careful = self._careful > 0
             try:
                 results, outgoing = await self._database.transaction(
-                    lambda connection: self._decide(connection, group, confirmed)
+                    partial(self._decide, group, confirmed, careful=careful),
+                    brief=not (careful or self._locks),
                 )
             except VersionConflict as conflict:
-                self._metrics.conflicts.inc()
+                if self._database.shared:  # else it can only be a message that was done before
+                    self._metrics.conflicts.inc()
+                if not careful:
+                    self._careful = CAREFUL_GROUPS
+                    continue
                 if conflict_backoff_seconds == CONFLICT_BACKOFF_MAX_SECONDS:
                     log.warning("another replica keeps writing the same rows of %s", conflict)
                 # A random part of it, or two replicas would meet again and again.
@@ -264,6 +291,8 @@ class Kernel:
                     self._metrics.paused_seconds.inc(backoff_seconds)
                     await asyncio.sleep(backoff_seconds)
                     backoff_seconds = min(backoff_seconds * 2, BACKOFF_MAX_SECONDS)
+                elif group and not careful:
+                    self._careful = CAREFUL_GROUPS  # What was done before may be what is refused.
                 elif len(group) > 1:
                     for number, work in enumerate(group):
                         await self._commit([work], confirmed if number == 0 else ())
@@ -276,6 +305,8 @@ class Kernel:
                     raise
             else:
                 self._metrics.committed(len(group), time.monotonic() - started)
+                if careful:
+                    self._careful -= 1
                 self._outbox.forgotten(confirmed)
                 if outgoing:
                     self._outbox.publish(outgoing)
@@ -325,17 +356,28 @@ class Kernel:
     # In the database's thread or greenlet, from here on: no `await`.
 
     def _decide(
-        self, connection: Connection, group: Sequence[_Work], confirmed: Sequence[str]
+        self,
+        group: Sequence[_Work],
+        confirmed: Sequence[str],
+        connection: Connection,
+        *,
+        careful: bool,
     ) -> tuple[list[_Result], list[Outgoing]]:
-        """One transaction's work; everything it reads and writes."""
+        """One transaction's work; everything it reads, and then writes at once.
+
+        Unless `careful`, it hopes that no message was done before, which its inbox row would tell
+        when it is written, and that nobody else writes the same states, which their versions would.
+        Raises `VersionConflict` where that was wrong.
+        """
         writes = WriteSet()
         self._outbox.remove(writes, confirmed)
         if not group:
             writes.execute(connection)
             return [], []
         now = self._clock()
-        done = self._tables.already_done(connection, {work.envelope.id for work in group})
-        states = _States(connection, self._tables)
+        done = self._done(connection, group) if careful else set()
+        doubtful: list[_Work] = []
+        states = _States(connection, self._tables, lock=careful or self._locks)
         states.load(self._own_ids(group))
         states.load(self._other_ids(group, states))
         results: list[_Result] = []
@@ -365,6 +407,7 @@ class Kernel:
                 if self._database.is_away(error):  # a state could not be loaded
                     raise
                 results.append(Failed(error))
+                doubtful.append(work)
                 continue
             self._metrics.reacted(work.message, time.perf_counter() - began)
             states.change(decision.changes)
@@ -372,13 +415,21 @@ class Kernel:
             if decision.intent is None:
                 done.add(work.envelope.id)
                 finished.append(work.envelope.id)
+            else:
+                doubtful.append(work)
             results.append(decision)
+        # No inbox row is written of these, so it has to be looked for.
+        if doubtful and not careful and self._done(connection, doubtful):
+            raise VersionConflict(self._tables.inbox.name)
         self._tables.mark_done(writes, finished, now)
         states.save(writes)
         if outgoing:
             self._outbox.store(writes, outgoing, int(now.timestamp() * 1_000_000))
         writes.execute(connection)
         return results, outgoing
+
+    def _done(self, connection: Connection, group: Iterable[_Work]) -> set[str]:
+        return self._tables.already_done(connection, {work.envelope.id for work in group})
 
     def _begin_span(self, work: _Work) -> str | None:
         """Begin the reaction's span; return what its events are to carry."""
@@ -415,9 +466,10 @@ class Kernel:
 class _States:
     """The states a group has read and changed, all under one transaction."""
 
-    def __init__(self, connection: Connection, tables: Tables) -> None:
+    def __init__(self, connection: Connection, tables: Tables, *, lock: bool) -> None:
         self._connection = connection
         self._tables = tables
+        self._lock = lock
         self._states: dict[StateId, State] = {}
         self._versions: dict[StateId, int] = {}
         self._changed: set[StateId] = set()
@@ -430,7 +482,7 @@ class _States:
         for kind, table in self._tables.states.items():  # in one order, so as not to deadlock
             if not (keys := by_kind[kind]):
                 continue
-            found = table.load(self._connection, keys, lock=True)
+            found = table.load(self._connection, keys, lock=self._lock)
             for key in keys:
                 state, version = found.get(key) or (kind(key), 0)
                 self._states[kind, key] = state

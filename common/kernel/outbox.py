@@ -32,7 +32,9 @@ from common.tasks import cancel_all
 log = logging.getLogger(__name__)
 
 BATCH_MAX = 128
-"""Events whose confirms are awaited together."""
+"""Events that are published together."""
+BATCHES_MAX = 4
+"""Batches whose confirms are awaited at once, so that what is committed meanwhile need not wait."""
 HELD_MAX = 10_000
 """Events kept in memory; those beyond wait in the table for the sweeper."""
 BACKLOG_BUSY = 512
@@ -116,12 +118,16 @@ class Outbox:
         self._held: set[str] = set()
         """Ids of rows in the queue, being published, or confirmed and not yet removed."""
         self._sending: set[str] = set()
+        self._batches: set[asyncio.Task[None]] = set()
+        self._may_publish = False
+        """Not before `run`, nor for a while after the broker took something not."""
+        self._failure: BaseException | None = None
         self._confirmed: list[str] = []
         self._swept = False
         self._position = 0
         self._wake = asyncio.Event()
         self.on_confirmed: Callable[[], None] = lambda: None
-        """Called whenever the backlog has become less."""
+        """Called whenever the backlog has become less, and rows may be removed."""
         self._backoff_seconds = BACKOFF_MIN_SECONDS
         self._only_in_table = 0
 
@@ -181,10 +187,11 @@ class Outbox:
         if len(self._held) + len(rows) > HELD_MAX:
             self._only_in_table += len(rows)
             self._swept = False
+            self._wake.set()
         else:
             self._held.update(row.event_id for row in rows)
             self._enqueue(rows)
-        self._wake.set()
+            self._publish_waiting()
 
     def look_again(self) -> None:
         """A transaction has ended with an error that leaves open whether it was committed."""
@@ -228,25 +235,45 @@ class Outbox:
             await cancel_all(*tasks)
 
     async def _publish_all(self) -> None:
-        while True:
-            if not self._queue and not self._swept:
-                await self._sweep()
-            if self._queue:
-                await self._publish_batch()
-                continue
-            self._wake.clear()
-            try:
-                async with asyncio.timeout(SWEEP_SECONDS):
-                    await self._wake.wait()
-            except TimeoutError:
-                self._swept = False
+        self._may_publish = True
+        try:
+            while True:
+                self._wake.clear()
+                if self._failure is not None:
+                    raise self._failure
+                if not self._queue and not self._swept:
+                    await self._sweep()
+                self._publish_waiting()
+                try:
+                    async with asyncio.timeout(SWEEP_SECONDS):
+                        await self._wake.wait()
+                except TimeoutError:
+                    self._swept = False
+        finally:
+            self._may_publish = False
+            await cancel_all(*self._batches)
 
-    async def _publish_batch(self) -> None:
-        batch = self._queue.take(BATCH_MAX)
-        self._sending = {row.event_id for row in batch}
+    def _publish_waiting(self) -> None:
+        """Begin to publish what waits, as far as it may."""
+        while self._queue and self._may_publish and len(self._batches) < BATCHES_MAX:
+            batch = self._queue.take(BATCH_MAX)
+            self._sending.update(row.event_id for row in batch)
+            publishing = asyncio.create_task(self._publish_batch(batch))
+            self._batches.add(publishing)
+            publishing.add_done_callback(self._ended)
+
+    def _ended(self, publishing: asyncio.Task[None]) -> None:
+        self._batches.discard(publishing)
+        if not publishing.cancelled():
+            self._failure = self._failure or publishing.exception()
+        if self._failure is not None or not (self._queue or self._swept):
+            self._wake.set()
+        self._publish_waiting()
+
+    async def _publish_batch(self, batch: Sequence[Outgoing]) -> None:
         with self._metrics.publish_seconds.time():
             errors = await self._publisher.publish_events(batch)
-        self._sending = set()
+        self._sending.difference_update(row.event_id for row in batch)
         failed = [(row, error) for row, error in zip(batch, errors, strict=True) if error]
         self._confirmed += [
             row.event_id for row, error in zip(batch, errors, strict=True) if error is None
@@ -254,8 +281,19 @@ class Outbox:
         self._only_in_table += len(failed)
         self.on_confirmed()
         self._metrics.published(batch, errors)
-        if not failed:
+        if failed:
+            # They are in the table: let the sweeper find them, behind what can be published now.
+            self._held.difference_update(row.event_id for row, _ in failed)
+            self._swept = False
+            await self._pause(batch, failed)
+        else:
             self._backoff_seconds = BACKOFF_MIN_SECONDS
+
+    async def _pause(
+        self, batch: Sequence[Outgoing], failed: Sequence[tuple[Outgoing, Exception]]
+    ) -> None:
+        """Publish nothing for a while; of several batches that fail, the first has it said."""
+        if not self._may_publish:
             return
         row, error = failed[0]
         log.warning(
@@ -267,11 +305,10 @@ class Outbox:
             error,
             extra={"event": row.event_id},
         )
-        # They are in the table: let the sweeper find them, behind what can be published now.
-        self._held.difference_update(row.event_id for row, _ in failed)
-        self._swept = False
         self._metrics.paused_seconds.inc(self._backoff_seconds)
+        self._may_publish = False
         await asyncio.sleep(self._backoff_seconds)
+        self._may_publish = True
         self._backoff_seconds = min(self._backoff_seconds * 2, BACKOFF_MAX_SECONDS)
 
     async def _sweep(self) -> None:

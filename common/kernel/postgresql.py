@@ -94,8 +94,9 @@ class PostgresDatabase:
             )
         )
 
-    async def transaction(self, work: Callable[[Connection], T]) -> T:
-        async with self._writing, _begun(self._engine, "BEGIN") as connection:
+    async def transaction(self, work: Callable[[Connection], T], *, brief: bool = False) -> T:
+        begin = None if brief else "BEGIN"
+        async with self._writing, _begun(self._engine, begin) as connection:
             return await connection.run_sync(work)
 
     async def read(self, query: Callable[[Connection], T]) -> T:
@@ -120,20 +121,23 @@ class PostgresDatabase:
 
 
 @asynccontextmanager
-async def _begun(engine: AsyncEngine, begin: str) -> AsyncIterator[AsyncConnection]:
+async def _begun(engine: AsyncEngine, begin: str | None) -> AsyncIterator[AsyncConnection]:
     """A connection in a transaction, begun by that statement; committed at the end, or rolled back.
+    Without one, each statement is a transaction of its own.
 
     Not SQLAlchemy's: what we execute on the driver's connection would not be in that.
     """
     async with engine.connect() as connection:
         raw: Any = (await connection.get_raw_connection()).driver_connection
         try:
-            await raw.execute(begin)
+            if begin is not None:
+                await raw.execute(begin)
             yield connection
-            if (ended := await raw.execute("COMMIT")) != "COMMIT":
+            if begin is not None and (ended := await raw.execute("COMMIT")) != "COMMIT":
                 raise RuntimeError(f"where a transaction was to be committed, it ended: {ended}")
         except Exception:
             try:
+                # Also where none was begun: whether the connection still works is to be known.
                 await raw.execute("ROLLBACK")
             except Exception:
                 await connection.invalidate()

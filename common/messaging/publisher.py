@@ -144,7 +144,8 @@ class BrokerPublisher:
         """See `common.kernel.outbox.Publisher`."""
         try:
             channel = await self.open()
-            await _unless_lost(self._check_history())
+            if self._recorded is not channel:
+                await _unless_lost(self._check_history())
             if tracing.active is None:
                 answers = await _unless_lost(
                     self._publish_all(
@@ -188,8 +189,6 @@ class BrokerPublisher:
         confirms, although only the work queues have got it (RabbitMQ 3.10).
         """
         channel = self._channel
-        if self._recorded is channel:
-            return
         if await self._look_at(HISTORY_STREAM) is None:
             raise BrokerError(
                 f"the broker lacks the stream {HISTORY_STREAM}: wait until it has started, or "
@@ -228,14 +227,15 @@ async def _unless_lost(operation: Awaitable[T]) -> T:
     """What the operation returns. Of a connection that the broker has not answered on for long,
     aiormq cancels what waits for it, and that must not look as if it was us who were cancelled.
     What is begun on a connection or channel that has just closed, it refuses as a RuntimeError."""
-    (result,) = await asyncio.gather(operation, return_exceptions=True)
-    if isinstance(result, asyncio.CancelledError):
-        raise _lost()
-    if isinstance(result, RuntimeError):
-        raise _lost() from result
-    if isinstance(result, BaseException):
-        raise result
-    return result
+    try:
+        return await operation
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        raise _lost() from None
+    except RuntimeError as error:
+        raise _lost() from error
 
 
 def _lost() -> ConnectionError:

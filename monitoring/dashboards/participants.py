@@ -270,7 +270,8 @@ def dashboard() -> Dashboard:
             graph(
                 "Conflicts",
                 "ops",
-                "Groups decided again because another replica had written the same state.",
+                "Groups decided again because another replica had written the same state, or done "
+                "the same message.",
                 Query(_rate("saga_commit_conflicts_total", "participant"), "{{participant}}"),
                 limits=Limits(warning=1, bad=10),
             ),

@@ -104,7 +104,7 @@ class SimulatedDatabase:
         self._trace = trace
         self._waiting: deque[tuple[Callable[[Connection], Any], asyncio.Future[Any]]] = deque()
 
-    async def transaction(self, work: Callable[[Connection], T]) -> T:
+    async def transaction(self, work: Callable[[Connection], T], *, brief: bool = False) -> T:
         """Run `work` once those before it have ended; it does, even if the caller is cancelled."""
         done: asyncio.Future[T] = self._loop.create_future()
         self._waiting.append((work, done))

@@ -18,8 +18,9 @@ from typing import Any
 
 from sqlalchemy.engine import Connection
 
-from common.kernel.groups import Kernel
 from common.kernel.outbox import Outbox, Outgoing
+from common.kernel.rows import WriteSet
+from common.kernel.statements import on_postgresql
 from common.messaging.acknowledgement import Acknowledger
 from common.messaging.consumer import Deliveries
 from common.messaging.publisher import BrokerPublisher
@@ -64,16 +65,18 @@ def after(owner: Any, name: str, fuse: Fuse) -> None:
 
 
 def before_commit(fuse: Fuse) -> None:
-    decide = Kernel._decide
+    execute = WriteSet.execute
 
-    @functools.wraps(decide)
-    def wrapped(self: Kernel, connection: Connection, group: Sequence[Any], confirmed: Any) -> Any:
-        result = decide(self, connection, group, confirmed)
-        if group:
-            fuse.reached()  # Everything is written, nothing is committed.
-        return result
+    @functools.wraps(execute)
+    def wrapped(self: WriteSet, connection: Connection) -> None:
+        if on_postgresql(connection):  # What writes may be what commits.
+            fuse.reached()
+            execute(self, connection)
+        else:
+            execute(self, connection)
+            fuse.reached()
 
-    Kernel._decide = wrapped  # type: ignore[method-assign]  # that is the point
+    WriteSet.execute = wrapped  # type: ignore[method-assign]  # that is the point
 
 
 def half_published(fuse: Fuse) -> None:

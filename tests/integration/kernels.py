@@ -30,8 +30,8 @@ class Through:
         self._database = database
         self.shared = database.shared
 
-    async def transaction(self, work: Callable[[Connection], T]) -> T:
-        return await self._database.transaction(work)
+    async def transaction(self, work: Callable[[Connection], T], *, brief: bool = False) -> T:
+        return await self._database.transaction(work, brief=brief)
 
     async def read(self, query: Callable[[Connection], T]) -> T:
         return await self._database.read(query)

@@ -44,9 +44,9 @@ class Watched(Through):
         super().__init__(database)
         self.errors: list[Exception] = []
 
-    async def transaction(self, work: Callable[[Connection], T]) -> T:
+    async def transaction(self, work: Callable[[Connection], T], *, brief: bool = False) -> T:
         try:
-            return await super().transaction(work)
+            return await super().transaction(work, brief=brief)
         except Exception as error:
             self.errors.append(error)
             raise
@@ -300,7 +300,7 @@ async def read_only(scene: Scene) -> AsyncIterator[str]:
 class Repeatable(Watched):
     """Transactions see what there was when they began, and nothing of what came since."""
 
-    async def transaction(self, work: Callable[[Connection], T]) -> T:
+    async def transaction(self, work: Callable[[Connection], T], *, brief: bool = False) -> T:
         def repeatable(connection: Connection) -> T:
             connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
             return work(connection)

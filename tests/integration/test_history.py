@@ -353,10 +353,10 @@ class Ailing:
         self.is_away = database.is_away
         self.close = database.close
 
-    async def transaction(self, work: Callable[[Connection], T]) -> T:
+    async def transaction(self, work: Callable[[Connection], T], *, brief: bool = False) -> T:
         if error := self.error():
             raise error
-        return await self._database.transaction(work)
+        return await self._database.transaction(work, brief=brief)
 
 
 async def test_a_database_that_is_away_is_waited_for(

@@ -30,7 +30,7 @@ class Counting(Through):
 
     statements: int = 0
 
-    async def transaction(self, work: Callable[[Connection], T]) -> T:
+    async def transaction(self, work: Callable[[Connection], T], *, brief: bool = False) -> T:
         return await super().transaction(lambda connection: work(self._watched(connection)))
 
     async def read(self, query: Callable[[Connection], T]) -> T:

@@ -22,10 +22,13 @@ from common.message import Priority
 from common.metrics import DatabaseMetrics
 from tests.integration.kernels import Replica, Through, replica
 from tests.integration.toy import (
+    INQUIRER,
     PARTICIPANT,
     TALLY_MAX,
     Poison,
+    Question,
     RecordingPublisher,
+    Reply,
     Tally,
     cancelled,
     make_tables,
@@ -68,6 +71,45 @@ async def test_a_message_is_done_once_however_often_it_comes(database_url: str) 
         await until(lambda: len(toy.publisher.published) == 2)
 
 
+async def test_what_was_done_before_cannot_fail_any_more_nor_fail_others(database_url: str) -> None:
+    """It is decided on in the hope that it is new, and its reaction raises."""
+    async with running(database_url) as toy:
+        await toy.kernel.handle(cancelled(1))
+        outcomes = await asyncio.gather(
+            toy.kernel.handle(cancelled(1, customer="poison")),
+            toy.kernel.handle(cancelled(2, customer="poison")),
+            toy.kernel.handle(cancelled(3)),
+        )
+
+        assert [type(outcome) for outcome in outcomes] == [Duplicate, Failed, Done]
+
+
+async def test_what_was_done_before_is_not_refused_by_the_database(database_url: str) -> None:
+    """Done once more, it would break a constraint."""
+    async with running(database_url) as toy:
+        done = [cancelled(1, id=f"{number}") for number in range(TALLY_MAX)]
+        for envelope in done:
+            assert isinstance(await toy.kernel.handle(envelope), Done)
+
+        assert await toy.kernel.handle(done[0]) == Duplicate()
+
+
+async def test_what_was_done_before_asks_nobody_again(database_url: str) -> None:
+    """Its reaction does not look whether it has asked already."""
+    asked: list[Question] = []
+
+    async def ask(question: Question) -> Reply:
+        asked.append(question)
+        return Reply(order_id=question.order_id)
+
+    tables = make_tables()
+    async with replica(database_url, INQUIRER, tables, {Question: ask}) as inquirer:
+        outcomes = [await inquirer.kernel.handle(cancelled(1)) for _ in range(2)]
+
+    assert [type(outcome) for outcome in outcomes] == [Done, Duplicate]
+    assert len(asked) == 1
+
+
 async def test_a_raising_reaction_fails_alone(database_url: str) -> None:
     """A group of 32 with one poison message: 31 done, that one's inbox row absent."""
     async with running(database_url) as toy:
@@ -106,7 +148,7 @@ class Broken(Through):
     times = 0
     begun = 0
 
-    async def transaction(self, work: Callable[[Connection], T]) -> T:
+    async def transaction(self, work: Callable[[Connection], T], *, brief: bool = False) -> T:
         self.begun += 1
         if self.times > 0:
             self.times -= 1
@@ -114,7 +156,7 @@ class Broken(Through):
             if self.shared:
                 error = asyncpg.CannotConnectNowError("the database system is starting up")
             raise sa.exc.OperationalError("BEGIN", None, error)
-        return await super().transaction(work)
+        return await super().transaction(work, brief=brief)
 
 
 async def test_messages_waiting_share_a_transaction(database_url: str) -> None:

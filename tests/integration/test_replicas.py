@@ -33,6 +33,7 @@ from common.events import (
 )
 from common.kernel.database import Database
 from common.kernel.groups import Ask, Done, Duplicate, Outcome
+from common.kernel.rows import WriteSet
 from common.kernel.tables import Tables
 from common.message import Event, Intent, Priority
 from inventory_service.domain import PARTICIPANT as INVENTORY
@@ -106,7 +107,7 @@ class Slow(Through):
         self.holding = asyncio.Event()
         self._armed = False
 
-    async def transaction(self, work: Callable[[Connection], T]) -> T:
+    async def transaction(self, work: Callable[[Connection], T], *, brief: bool = False) -> T:
         def held(connection: Connection) -> T:
             result = work(connection)
             if self._armed:
@@ -114,7 +115,7 @@ class Slow(Through):
                 await_only(self._meet())
             return result
 
-        return await super().transaction(held)
+        return await super().transaction(held)  # All of it, so that something is held.
 
     async def _meet(self) -> None:
         self.holding.set()
@@ -223,6 +224,35 @@ async def test_reserved_stock_and_the_cancellation_at_two_replicas_of_payment_ta
         else:
             assert payment.status == "voided"
             assert charges == []
+    await provider.close()
+
+
+async def test_what_another_replica_writes_after_it_was_read_is_decided_on_again(
+    postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Payment reads without a lock, in no transaction."""
+    provider = SandboxGateway(f"sqlite:///{tmp_path / 'provider.db'}")
+    provider.set_accounts([Account("rich")])
+    service = build_with(provider)
+    arguments = (postgres_url, service.participant, service.tables, service.ask)
+    async with replica(*arguments) as slow, replica(*arguments) as other:
+        execute, late = WriteSet.execute, [True]
+
+        def execute_late(writes: WriteSet, connection: Connection) -> None:
+            if late:
+                late.clear()
+                await_only(other.kernel.handle(CANCELLED))
+            execute(writes, connection)
+
+        monkeypatch.setattr(WriteSet, "execute", execute_late)
+        before = conflicts()
+        assert isinstance(await slow.kernel.handle(RESERVED), Done)
+
+        assert conflicts() == before + 1
+        payment = await slow.find(Payment, ORDER)
+        assert payment is not None
+        assert payment.status == "voided"
+        assert list(provider.ledger()) == []
     await provider.close()
 
 

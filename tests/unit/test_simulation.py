@@ -167,8 +167,10 @@ class ForgetsTries(Deliveries):
 class PublishesFirst(Kernel):
     """Publishes before the commit."""
 
-    def _decide(self, connection: Connection, group: Any, confirmed: Sequence[str]) -> Any:
-        results, outgoing = super()._decide(connection, group, confirmed)
+    def _decide(
+        self, group: Any, confirmed: Sequence[str], connection: Connection, *, careful: bool
+    ) -> Any:
+        results, outgoing = super()._decide(group, confirmed, connection, careful=careful)
         self._outbox.publish(outgoing)
         return results, []
 
@@ -176,8 +178,10 @@ class PublishesFirst(Kernel):
 class KeepsInboxRows(Kernel):
     """Keeps the inbox row of a message whose question to the provider then fails."""
 
-    def _decide(self, connection: Connection, group: Any, confirmed: Sequence[str]) -> Any:
-        results, outgoing = super()._decide(connection, group, confirmed)
+    def _decide(
+        self, group: Any, confirmed: Sequence[str], connection: Connection, *, careful: bool
+    ) -> Any:
+        results, outgoing = super()._decide(group, confirmed, connection, careful=careful)
         asking = [
             work.envelope.id
             for work, result in zip(group, results, strict=True)
