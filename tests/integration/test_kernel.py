@@ -18,6 +18,7 @@ from sqlalchemy.engine import Connection
 
 from common.kernel.database import DatabaseError, open_database
 from common.kernel.groups import Done, Duplicate, Failed
+from common.kernel.rows import WriteSet
 from common.message import Priority
 from common.metrics import DatabaseMetrics
 from tests.integration.kernels import Replica, Through, replica
@@ -84,8 +85,18 @@ async def test_what_was_done_before_cannot_fail_any_more_nor_fail_others(databas
         assert [type(outcome) for outcome in outcomes] == [Duplicate, Failed, Done]
 
 
-async def test_what_was_done_before_is_not_refused_by_the_database(database_url: str) -> None:
-    """Done once more, it would break a constraint."""
+async def test_what_was_done_before_is_not_refused_by_the_database(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Done once more, it would break a constraint. A database may find that before it finds that
+    there is an inbox row: PostgreSQL promises no order."""
+    execute = WriteSet.execute
+
+    def execute_backwards(writes: WriteSet, connection: Connection) -> None:
+        writes._writes.reverse()
+        execute(writes, connection)
+
+    monkeypatch.setattr(WriteSet, "execute", execute_backwards)
     async with running(database_url) as toy:
         done = [cancelled(1, id=f"{number}") for number in range(TALLY_MAX)]
         for envelope in done:
