@@ -114,6 +114,8 @@ SEQUENCE_MAX: Final = 2**53
 
 _EVENTS: Final = Rows(events)
 _STRAYS: Final = Rows(strays)
+_GAPS: Final = Rows(gaps)
+_PLACES: Final = Rows(places)
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,10 +235,10 @@ def follow(
     found = map(judge, records) if refusal is None else (_refused(r, refusal) for r in records)
     tally = append(connection, list(found), now)
     for first, last in gaps_found:
-        Rows(gaps).insert(connection, [{"first": first, "last": last, "noticed_at": now}])
+        _GAPS.insert(connection, [{"first": first, "last": last, "noticed_at": now}])
     values = {"offset": records[-1].offset, "key": key(records[-1])}
     if before is None:
-        moved = Rows(places).insert(connection, [{"stream": HISTORY_STREAM, **values}])
+        moved = _PLACES.insert(connection, [{"stream": HISTORY_STREAM, **values}])
     else:
         moved = connection.execute(
             places.update()

@@ -124,9 +124,13 @@ class SqliteDatabase:
                     transaction = connection.begin()
                 except sa.exc.OperationalError:  # Another process is writing.
                     return await self._in_writer(partial(self._transact, work))
-                with transaction:
-                    result = work(connection)
-                    await self._in_writer(transaction.commit)
+                try:
+                    with transaction:
+                        result = work(connection)
+                        await self._in_writer(transaction.commit)
+                except BaseException:
+                    connection.connection.rollback()  # SQLAlchemy leaves out a failed commit's
+                    raise
                 return result
 
     def _transact(self, work: Callable[[Connection], T]) -> T:
@@ -146,7 +150,8 @@ class SqliteDatabase:
 
     async def read(self, query: Callable[[Connection], T]) -> T:
         def run() -> T:
-            with self._engine.connect().execution_options(reads=True) as connection:
+            connection = self._engine.connect().execution_options(reads=True)
+            with connection, connection.begin():
                 return query(connection)
 
         return await asyncio.get_running_loop().run_in_executor(self._reader, run)
@@ -197,7 +202,8 @@ def read_database(url: str, query: Callable[[Connection], T]) -> T:
         raise DatabaseError(f"there is no database {path}; start its service, or correct its URL")
     engine = sqlite_engine(url)
     try:
-        with engine.connect().execution_options(reads=True) as connection:
+        connection = engine.connect().execution_options(reads=True)
+        with connection, connection.begin():
             connection.exec_driver_sql("PRAGMA query_only = ON")
             return query(connection)
     except sa.exc.DBAPIError as error:

@@ -140,8 +140,10 @@ class Kernel:
         self._new_id = new_id
         self._jitter = jitter
         self._group_max = group_max
-        # At states that subjects share, replicas meet all the time.
-        self._locks = database.shared and any(map(is_shared, participant.states))
+        # At states that subjects share, replicas meet all the time; and where there are several, a
+        # decision may rest on one that it does not write, so that no version tells.
+        several = len(participant.states) > 1
+        self._locks = database.shared and (several or any(map(is_shared, participant.states)))
         self._careful = 0
         """Groups that are still to be decided on with care."""
         self._metrics = KernelMetrics(participant)
@@ -217,7 +219,7 @@ class Kernel:
             group = self._take()
             if not group:
                 self._wake.clear()
-                if await self._woken():
+                if await self._woken() and self._outbox.removable < FORGET_AT_ONCE:
                     continue
             due = now() - forgot_at >= FORGET_SECONDS
             confirmed = self._outbox.take_confirmed(1 if due else FORGET_AT_ONCE)
@@ -283,6 +285,7 @@ class Kernel:
             except Exception as error:
                 if self._database.is_away(error):
                     self._outbox.look_again()
+                    self._careful = CAREFUL_GROUPS  # It may have been committed.
                     log.warning(
                         "the database is away or busy, trying again in %.1f s: %s",
                         backoff_seconds,
@@ -305,7 +308,7 @@ class Kernel:
                     raise
             else:
                 self._metrics.committed(len(group), time.monotonic() - started)
-                if careful:
+                if careful and group:
                     self._careful -= 1
                 self._outbox.forgotten(confirmed)
                 if outgoing:
@@ -419,7 +422,7 @@ class Kernel:
                 doubtful.append(work)
             results.append(decision)
         # No inbox row is written of these, so it has to be looked for.
-        if doubtful and not careful and self._done(connection, doubtful):
+        if doubtful and self._done(connection, doubtful):
             raise VersionConflict(self._tables.inbox.name)
         self._tables.mark_done(writes, finished, now)
         states.save(writes)

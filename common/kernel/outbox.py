@@ -137,6 +137,11 @@ class Outbox:
         return len(self._queue) + len(self._sending) + self._only_in_table
 
     @property
+    def removable(self) -> int:
+        """Rows whose events are confirmed."""
+        return len(self._confirmed)
+
+    @property
     def idle(self) -> bool:
         """Whether everything is confirmed and its rows are removed."""
         return not (self.backlog or self._held)
@@ -264,8 +269,9 @@ class Outbox:
 
     def _ended(self, publishing: asyncio.Task[None]) -> None:
         self._batches.discard(publishing)
-        if not publishing.cancelled():
-            self._failure = self._failure or publishing.exception()
+        # Cancelled, but for the end of `run`, it was by nobody who may: its events would be lost.
+        lost = RuntimeError("publishing was cancelled") if publishing.cancelled() else None
+        self._failure = self._failure or lost or publishing.exception()
         if self._failure is not None or not (self._queue or self._swept):
             self._wake.set()
         self._publish_waiting()
@@ -315,12 +321,14 @@ class Outbox:
         """Fetch our rows that are not in memory, oldest first."""
         limit = {"limit": len(self._held) + BATCH_MAX}
         expected = self._only_in_table
+        held = set(self._held)  # What is forgotten while we read was held before.
         self._swept = True  # Before reading: what is committed meanwhile may be missed.
         rows = await self._patiently(
             lambda: self._database.read(lambda c: c.execute(self._find_ours, limit).all()),
             "read the outbox",
         )
-        found = [Outgoing(*row) for row in rows if row.event_id not in self._held]
+        held |= self._held
+        found = [Outgoing(*row) for row in rows if row.event_id not in held]
         self._held.update(row.event_id for row in found)
         self._enqueue(found)
         self._only_in_table -= min(len(found), expected) if found else expected

@@ -135,10 +135,12 @@ async def _begun(engine: AsyncEngine, begin: str | None) -> AsyncIterator[AsyncC
             yield connection
             if begin is not None and (ended := await raw.execute("COMMIT")) != "COMMIT":
                 raise RuntimeError(f"where a transaction was to be committed, it ended: {ended}")
-        except Exception:
+        except Exception as error:
             try:
-                # Also where none was begun: whether the connection still works is to be known.
-                await raw.execute("ROLLBACK")
+                if begin is not None:
+                    await raw.execute("ROLLBACK")
+                elif is_away(error):
+                    await connection.invalidate()
             except Exception:
                 await connection.invalidate()
             raise

@@ -8,7 +8,6 @@ PostgreSQL the rows go as one array for each column.
 
 from __future__ import annotations
 
-import json
 import re
 import sqlite3
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -34,8 +33,10 @@ _ARRAYS: Final[Mapping[type[sa.types.TypeEngine[Any]], str]] = {
 }
 _INTEGRITY: Final = "23"
 """How the codes of PostgreSQL's errors begin where a constraint does not allow a row."""
-_CONFLICT: Final = re.compile(r'"conflict (\d+)"')
-"""In the error that a write set has PostgreSQL raise."""
+_CONFLICT: Final = re.compile(r"conflict (\d+)")
+_NO_NUMBER: Final = "22P02"
+"""What a write set has PostgreSQL complain of, and the code of the complaint. The quotation marks
+around it depend on the server's language."""
 
 Row: TypeAlias = Mapping[str, Any]
 _Process: TypeAlias = Callable[[Any], Any]
@@ -65,8 +66,14 @@ class Rows:
         if on_postgresql(connection):
             text = self.postgresql.find_and_lock if lock else self.postgresql.find
             return self.postgresql.read(_ask_postgresql(connection, text, [list(keys)]))
-        found = _ask_sqlite(connection, self.sqlite.find, [json.dumps(list(keys))])
-        return self.sqlite.read(found)
+        if not keys:
+            return []
+        # Some keys are asked for twice, so that there are few texts to prepare.
+        places = 1 << (len(keys) - 1).bit_length()
+        some = [*keys]
+        some += some[-1:] * (places - len(some))
+        text = f"{self.sqlite.find} ({', '.join('?' * places)})"
+        return self.sqlite.read(_ask_sqlite(connection, text, some))
 
     def insert(self, connection: Connection, rows: Sequence[Row]) -> int:
         """Insert rows in their order, but none whose key there is already; return how many.
@@ -81,9 +88,9 @@ class Rows:
 
 
 class WriteSet:
-    """Writes to several tables that are made together, or not at all.
+    """Writes to several tables that are made together, or not at all, in no promised order.
 
-    Each table's rows are another's than those that are removed; their order is not kept.
+    No row may be in it twice.
     """
 
     def __init__(self) -> None:
@@ -116,6 +123,8 @@ class WriteSet:
         if on_postgresql(connection):
             self._execute_at_once(connection)
             return
+        if not _driver(connection).in_transaction:
+            raise RuntimeError("several writes to SQLite need a transaction around them")
         for write in self._writes:
             values = write.rows.sqlite.values(write.kind, write.values)
             written = _write_sqlite(connection, write.rows.sqlite.texts[write.kind], values)
@@ -131,11 +140,12 @@ class WriteSet:
         try:
             _ask_postgresql(connection, text, arguments)
         except sa.exc.StatementError as error:
-            found = _CONFLICT.search(str(error.orig))
-            conflict = self._writes[int(found[1])].conflict if found is not None else None
-            if conflict is None:
-                raise
-            raise conflict from error
+            if getattr(error.orig, "sqlstate", None) == _NO_NUMBER:
+                found = _CONFLICT.search(str(error.orig))
+                conflict = self._writes[int(found[1])].conflict if found is not None else None
+                if conflict is not None:
+                    raise conflict from error
+            raise
 
 
 @contextmanager
@@ -202,9 +212,7 @@ class _OnSqlite(_Columns):
         super().__init__(dialect, key, columns)
         names, places = ", ".join(self.names), ", ".join("?" for _ in self.names)
         changes = ", ".join(f"{name} = ?" for name in self.names if name != self.key)
-        self.find = (
-            f"SELECT {names} FROM {self.table} WHERE {self.key} IN (SELECT value FROM json_each(?))"
-        )
+        self.find = f"SELECT {names} FROM {self.table} WHERE {self.key} IN"
         self.texts: dict[_Kind, str] = {
             "insert": (
                 f"INSERT INTO {self.table} ({names}) VALUES ({places}) "

@@ -143,7 +143,7 @@ class BrokerPublisher:
     async def publish_events(self, events: Sequence[Outgoing]) -> list[Exception | None]:
         """See `common.kernel.outbox.Publisher`."""
         try:
-            channel = await self.open()
+            channel = await _unless_lost(self.open())
             if self._recorded is not channel:
                 await _unless_lost(self._check_history())
             if tracing.active is None:

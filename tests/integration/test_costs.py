@@ -85,6 +85,7 @@ class Counted:
     def __init__(self, driver: sqlite3.Connection, told: Transaction) -> None:
         self._driver = driver
         self._told = told
+        self.in_transaction = driver.in_transaction
 
     def execute(self, statement: str, values: Sequence[object]) -> sqlite3.Cursor:
         self._told.append(_name(statement))

@@ -18,6 +18,7 @@ from sqlalchemy.engine import Connection
 
 from common.kernel.database import DatabaseError, open_database
 from common.kernel.groups import Done, Duplicate, Failed
+from common.kernel.outbox import Outbox, Outgoing
 from common.kernel.rows import WriteSet
 from common.message import Priority
 from common.metrics import DatabaseMetrics
@@ -121,6 +122,16 @@ async def test_what_was_done_before_asks_nobody_again(database_url: str) -> None
     assert len(asked) == 1
 
 
+@pytest.mark.parametrize("id", ["\0", "a\0b", "'", "ä", "[]"])
+async def test_a_message_is_known_again_whatever_its_id(id: str, database_url: str) -> None:
+    """PostgreSQL keeps no text with a zero character: it fails there, each time."""
+    async with running(database_url) as toy:
+        outcomes = [await toy.kernel.handle(cancelled(1, id=id)) for _ in range(2)]
+
+    kept = not (database_url.startswith("postgresql") and "\0" in id)
+    assert [type(it) for it in outcomes] == ([Done, Duplicate] if kept else [Failed, Failed])
+
+
 async def test_a_raising_reaction_fails_alone(database_url: str) -> None:
     """A group of 32 with one poison message: 31 done, that one's inbox row absent."""
     async with running(database_url) as toy:
@@ -210,6 +221,43 @@ async def test_an_idle_outbox_is_empty(database_url: str) -> None:
         await until(lambda: toy.outbox.idle)
         assert await toy.outbox_rows() == 0
         assert len(toy.publisher.published) == 1
+
+
+async def test_a_backlog_is_forgotten_while_it_is_published(tmp_path: Path) -> None:
+    count, publisher = 6_000, RecordingPublisher()
+    publisher.delay_seconds = 0.005
+    url, tables = f"sqlite:///{tmp_path / 'toy.db'}", make_tables()
+    left = [
+        {"event_id": f"{n}", "owner": "", "position": n, "routing_key": "a.b.high", "body": b"{}"}
+        for n in range(count)
+    ]
+    database = await open_database(url, tables)
+    await database.transaction(lambda c: c.execute(tables.outbox.insert(), left).close())
+    await database.close()
+    held: list[int] = []
+    async with replica(url, PARTICIPANT, tables, publisher=publisher) as toy:
+        while not toy.outbox.idle:
+            await asyncio.sleep(0)
+            if count // 2 < len(publisher.published) < count:
+                held.append(len(toy.outbox._held))
+
+    assert len(publisher.published) == count
+    assert max(held) < count // 2
+
+
+async def test_a_publisher_that_is_cancelled_by_others_ends_the_outbox(tmp_path: Path) -> None:
+    """As a process that ends, and is started again, it publishes what is left."""
+    publisher = RecordingPublisher()
+    publisher.cancelled = True
+    toy_database = await open_database(f"sqlite:///{tmp_path / 'toy.db'}", make_tables())
+    outbox = Outbox("toy", toy_database, make_tables(), publisher)
+    await outbox.open()
+    running_outbox = asyncio.create_task(outbox.run())
+    await asyncio.sleep(0)
+    outbox.publish([Outgoing("1", "a.b.high", b"{}")])
+    with pytest.raises(RuntimeError, match="cancelled"):
+        await running_outbox
+    await toy_database.close()
 
 
 async def test_what_could_not_be_published_is_published_later(database_url: str) -> None:

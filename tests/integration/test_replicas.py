@@ -9,32 +9,38 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 from uuid import UUID
 
 import asyncpg
 import pytest
+import sqlalchemy as sa
 from prometheus_client import REGISTRY
 from sqlalchemy.engine import Connection
 from sqlalchemy.util import await_only
 
 import inventory_service.store
-from common.choreography import Participant
+from common.choreography import Participant, State
 from common.envelope import Envelope, wrap
 from common.events import (
     CancellationReason,
+    DeclineReason,
     HeldLine,
     OrderCancelled,
     OrderLine,
     OrderPlaced,
+    PaymentDeclined,
+    PaymentVoided,
+    StockReleased,
     StockReserved,
 )
 from common.kernel.database import Database
 from common.kernel.groups import Ask, Done, Duplicate, Outcome
 from common.kernel.rows import WriteSet
-from common.kernel.tables import Tables
+from common.kernel.tables import StateTable, Tables
 from common.message import Event, Intent, Priority
 from inventory_service.domain import PARTICIPANT as INVENTORY
 from inventory_service.domain import AddStock, Reservation, StockItem
@@ -254,6 +260,81 @@ async def test_what_another_replica_writes_after_it_was_read_is_decided_on_again
         assert payment.status == "voided"
         assert list(provider.ledger()) == []
     await provider.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Day(State):
+    """Who is on call by day."""
+
+    on_call: int = 1
+
+    def evolve(self, message: Event | Intent, at: datetime) -> Self:
+        return replace(self, on_call=0) if isinstance(message, StockReleased) else self
+
+
+@dataclass(frozen=True, slots=True)
+class Night(State):
+    """Who is on call by night."""
+
+    on_call: int = 1
+
+    def evolve(self, message: Event | Intent, at: datetime) -> Self:
+        return replace(self, on_call=0) if isinstance(message, PaymentVoided) else self
+
+
+def leave_by_day(event: OrderCancelled, day: Day, night: Night) -> StockReleased | None:
+    return StockReleased(order_id=event.order_id, lines=()) if night.on_call else None
+
+
+def leave_by_night(event: PaymentDeclined, night: Night, day: Day) -> PaymentVoided | None:
+    return PaymentVoided(order_id=event.order_id) if day.on_call else None
+
+
+async def test_of_two_who_leave_only_if_the_other_stays_one_stays(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each decision reads what the other one writes, and writes something else."""
+    metadata = sa.MetaData()
+    for name in ("days", "nights"):
+        columns = [sa.Column(column, sa.Integer) for column in ("version", "sequence", "on_call")]
+        sa.Table(name, metadata, sa.Column("key", sa.String(36), primary_key=True), *columns)
+    tables = Tables(
+        metadata,
+        StateTable(Day, metadata.tables["days"]),
+        StateTable(Night, metadata.tables["nights"]),
+    )
+    hospital = Participant("hospital", leave_by_day, leave_by_night)
+    declined = PaymentDeclined(order_id=ORDER, reason=DeclineReason.INSUFFICIENT_FUNDS)
+    async with (
+        replica(postgres_url, hospital, tables) as slow,
+        replica(postgres_url, hospital, tables) as other,
+    ):
+        fill = [{"key": str(ORDER), "version": 1, "sequence": 0, "on_call": 1}]
+
+        def insert(connection: Connection) -> None:
+            for table in metadata.tables.values():
+                if "on_call" in table.columns:
+                    connection.execute(table.insert(), fill)
+
+        await slow.database.transaction(insert)
+        execute, late = WriteSet.execute, [True]
+        meanwhile: list[asyncio.Task[Outcome]] = []
+
+        def execute_late(writes: WriteSet, connection: Connection) -> None:
+            if late:
+                late.clear()
+                meanwhile.append(asyncio.create_task(other.kernel.handle(event(declined))))
+                await_only(asyncio.wait(meanwhile, timeout=0.5))
+            execute(writes, connection)
+
+        monkeypatch.setattr(WriteSet, "execute", execute_late)
+        await slow.kernel.handle(CANCELLED)
+        await meanwhile[0]
+
+        by_day, by_night = await slow.find(Day, ORDER), await slow.find(Night, ORDER)
+        assert by_day is not None
+        assert by_night is not None
+        assert by_day.on_call + by_night.on_call == 1
 
 
 async def test_a_message_delivered_to_two_replicas_at_once_is_done_once(postgres_url: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -144,8 +145,13 @@ class RecordingPublisher:
     def __init__(self) -> None:
         self.published: list[str] = []
         self.error: Exception | None = None
+        self.delay_seconds = 0.0
+        self.cancelled = False
 
     async def publish_events(self, events: Sequence[Outgoing]) -> list[Exception | None]:
+        if self.cancelled:
+            raise asyncio.CancelledError
+        await asyncio.sleep(self.delay_seconds)
         if self.error is None:
             self.published += [event.event_id for event in events]
         return [self.error] * len(events)

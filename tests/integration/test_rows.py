@@ -1,0 +1,183 @@
+"""Rows below SQLAlchemy: what databases say of them, and what becomes of the connection."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import asyncpg
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from common.kernel import rows
+from common.kernel.database import Database, SqliteDatabase, open_database, sqlite_engine
+from common.kernel.rows import OLD_VERSION, Rows, WriteSet, writing
+from common.kernel.tables import Schema, VersionConflict
+
+CONFLICT = VersionConflict("order")
+
+_metadata = sa.MetaData()
+ODD = Rows(
+    sa.Table(
+        "order",
+        _metadata,
+        sa.Column("Key", sa.String(8), sa.CheckConstraint("\"Key\" <> 'banned'"), primary_key=True),
+        sa.Column("version", sa.Integer, nullable=False),
+        sa.Column("group", sa.String(20)),
+        sa.Column("rows", sa.LargeBinary),
+    )
+)
+"""A table whose names have to be quoted."""
+SCHEMA = Schema(_metadata)
+
+
+@pytest.fixture
+async def database(database_url: str) -> AsyncIterator[Database]:
+    database = await open_database(database_url, SCHEMA)
+    yield database
+    await database.close()
+
+
+def row(key: str, version: int = 1, group: str | None = None) -> dict[str, object]:
+    return {"Key": key, "version": version, "group": group, "rows": None}
+
+
+async def test_rows_are_kept_as_they_were_given_and_changed_where_the_version_is_right(
+    database: Database,
+) -> None:
+    def insert(connection: Connection) -> None:
+        with writing(connection) as writes:
+            writes.insert(ODD, [row("a"), row("b"), row("c", group="g")], CONFLICT)
+
+    def change(connection: Connection) -> None:
+        with writing(connection) as writes:
+            writes.update(ODD, [row("c", 2) | {OLD_VERSION: 1, "rows": b"\0"}], CONFLICT)
+            writes.remove(ODD, ["b", "nobody"])
+
+    await database.transaction(insert)
+    await database.transaction(change)
+
+    found = await database.read(lambda connection: ODD.find(connection, ["c", "b", "a"]))
+    assert sorted(found) == [["a", 1, None, None], ["c", 2, None, b"\0"]]
+
+
+@pytest.mark.parametrize("brief", [True, False])
+async def test_of_a_write_set_with_a_conflict_nothing_is_kept(
+    database: Database, brief: bool
+) -> None:
+    def insert(connection: Connection) -> None:
+        with writing(connection) as writes:
+            writes.insert(ODD, [row("a")], CONFLICT)
+
+    def change(connection: Connection) -> None:
+        with writing(connection) as writes:
+            writes.insert(ODD, [row("b")], CONFLICT)
+            writes.update(ODD, [row("a", 9) | {OLD_VERSION: 8}], CONFLICT)
+
+    await database.transaction(insert)
+    with pytest.raises(VersionConflict):
+        await database.transaction(change, brief=brief)
+
+    found = await database.read(lambda connection: ODD.find(connection, ["a", "b"]))
+    assert found == [["a", 1, None, None]]
+
+
+async def test_data_that_looks_like_a_conflict_is_refused_as_data(database: Database) -> None:
+    def insert(connection: Connection) -> None:
+        with writing(connection) as writes:
+            writes.insert(ODD, [row("banned", group='"conflict 0"')], CONFLICT)
+
+    with pytest.raises(sa.exc.IntegrityError):
+        await database.transaction(insert, brief=True)
+
+
+def test_a_conflict_is_known_in_whatever_language_the_server_speaks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said = asyncpg.InvalidTextRepresentationError(
+        "ungültige Eingabesyntax für Typ integer: »conflict 1«"
+    )
+
+    def refuse(*_: object) -> None:
+        raise sa.exc.StatementError("", "", None, said)
+
+    monkeypatch.setattr(rows, "on_postgresql", lambda _: True)
+    monkeypatch.setattr(rows, "_ask_postgresql", refuse)
+    writes = WriteSet()
+    writes.insert(ODD, [row("a")], VersionConflict("first"))
+    writes.update(ODD, [row("b") | {OLD_VERSION: 1}], VersionConflict("second"))
+
+    with pytest.raises(VersionConflict, match="second"):
+        writes.execute(None)  # type: ignore[arg-type]  # nothing is asked of it
+
+
+def test_several_writes_to_sqlite_need_a_transaction(tmp_path: Path) -> None:
+    engine = sqlite_engine(f"sqlite:///{tmp_path / 'odd.db'}")
+    _metadata.create_all(engine)
+    writes = WriteSet()
+    writes.insert(ODD, [row("a")], CONFLICT)
+    with engine.connect() as connection, pytest.raises(RuntimeError, match="need a transaction"):
+        writes.execute(connection)
+    engine.dispose()
+
+
+async def test_a_commit_that_sqlite_refuses_leaves_no_transaction_behind(tmp_path: Path) -> None:
+    metadata = sa.MetaData()
+    sa.Table("parents", metadata, sa.Column("key", sa.String, primary_key=True))
+    parent = sa.ForeignKey("parents.key", deferrable=True, initially="DEFERRED")
+    table = sa.Table(
+        "children",
+        metadata,
+        sa.Column("key", sa.String, primary_key=True),
+        sa.Column("parent", sa.String, parent),
+    )
+    url = f"sqlite:///{tmp_path / 'family.db'}"
+    database = SqliteDatabase(url, Schema(metadata))
+
+    def adopt(connection: Connection) -> None:
+        connection.exec_driver_sql("PRAGMA defer_foreign_keys = ON")
+        with writing(connection) as writes:
+            writes.insert(Rows(table), [{"key": "a", "parent": "nobody"}], CONFLICT)
+
+    @sa.event.listens_for(sa.Engine, "connect")
+    def check_keys(connection: object, _: object) -> None:
+        connection.execute("PRAGMA foreign_keys = ON")  # type: ignore[attr-defined]  # a driver's
+
+    try:
+        with pytest.raises(sa.exc.IntegrityError):
+            await database.transaction(adopt, brief=True)
+    finally:
+        sa.event.remove(sa.Engine, "connect", check_keys)
+
+    other = sqlite_engine(url, busy_timeout_seconds=0)
+    with other.begin():  # Nobody has the lock.
+        pass
+    other.dispose()
+    await database.close()
+
+
+async def test_where_another_process_writes_a_brief_transaction_waits_beside_the_loop(
+    tmp_path: Path,
+) -> None:
+    url = f"sqlite:///{tmp_path / 'odd.db'}"
+    database = SqliteDatabase(url, SCHEMA)
+    other = sqlite_engine(url)
+
+    def insert(connection: Connection) -> None:
+        with writing(connection) as writes:
+            writes.insert(ODD, [row("a")], CONFLICT)
+
+    connection = other.connect()
+    writing_elsewhere = connection.begin()
+    ours = asyncio.create_task(database.transaction(insert, brief=True))
+    for _ in range(20):  # The loop goes on meanwhile.
+        await asyncio.sleep(0.005)
+    assert not ours.done()
+    writing_elsewhere.rollback()
+    await ours
+    assert await database.read(lambda c: len(ODD.find(c, ["a"]))) == 1
+    connection.close()
+    other.dispose()
+    await database.close()
