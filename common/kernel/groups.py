@@ -356,7 +356,7 @@ class Kernel:
         work.lanes.put_first(work, work.envelope.priority)
         self._wake.set()
 
-    # In the database's thread or greenlet, from here on: no `await`.
+    # On the event loop, in the database's thread or in its greenlet, from here on: no `await`.
 
     def _decide(
         self,

@@ -2,8 +2,8 @@
 
 Every group of messages executes these statements. Through SQLAlchemy they took half of a small
 group's time, and on PostgreSQL a round trip each; what a group writes is now one statement there.
-A statement's text is the same for any number of rows, so that the driver prepares it once: on
-PostgreSQL the rows go as one array for each column.
+A statement has the same text for any number of rows, or one of few, so that the driver need not
+prepare it each time: on PostgreSQL the rows go as one array for each column.
 """
 
 from __future__ import annotations
@@ -50,7 +50,6 @@ class Rows:
         """A row that is read or written has these columns, by default all of the table's."""
         (key,) = table.primary_key.columns
         used = [table.c[name] for name in columns or table.columns.keys()]
-        self.name = table.name
         self.key = key.name
         self.sqlite = _OnSqlite(sqlite.dialect(), key, used)
         self.postgresql = _OnPostgresql(postgresql.dialect(), key, used)  # type: ignore[no-untyped-call]

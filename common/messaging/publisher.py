@@ -115,18 +115,21 @@ class BrokerPublisher:
         Raises `BrokerError`.
         """
         async with self._opening:
-            # `is_closed` only says whether *we* closed it.
-            if self._connection is None or not self._connection.connected.is_set():
-                await self.close()
-                self._channel = None
-                self._connection = await self._connect(
-                    self._url, name=self._name, patience_seconds=patience_seconds
-                )
-            if self._channel is None or self._channel.is_closed:
-                self._channel = await _unless_lost(
-                    self._connection.channel(publisher_confirms=True, on_return_raises=True)
-                )
-            return self._channel
+            return await _unless_lost(self._open(patience_seconds))
+
+    async def _open(self, patience_seconds: float) -> AbstractChannel:
+        # `is_closed` only says whether *we* closed it.
+        if self._connection is None or not self._connection.connected.is_set():
+            await self.close()
+            self._channel = None
+            self._connection = await self._connect(
+                self._url, name=self._name, patience_seconds=patience_seconds
+            )
+        if self._channel is None or self._channel.is_closed:
+            self._channel = await self._connection.channel(
+                publisher_confirms=True, on_return_raises=True
+            )
+        return self._channel
 
     async def close(self) -> None:
         """Disconnect; what is not confirmed by now is not known to be published."""
@@ -143,7 +146,7 @@ class BrokerPublisher:
     async def publish_events(self, events: Sequence[Outgoing]) -> list[Exception | None]:
         """See `common.kernel.outbox.Publisher`."""
         try:
-            channel = await _unless_lost(self.open())
+            channel = await self.open()
             if self._recorded is not channel:
                 await _unless_lost(self._check_history())
             if tracing.active is None:

@@ -22,15 +22,14 @@ from common.kernel.outbox import Outbox, Outgoing
 from common.kernel.rows import WriteSet
 from common.message import Priority
 from common.metrics import DatabaseMetrics
+from payment_service.domain import Refund, RefundAnswered
 from tests.integration.kernels import Replica, Through, replica
 from tests.integration.toy import (
     INQUIRER,
     PARTICIPANT,
     TALLY_MAX,
     Poison,
-    Question,
     RecordingPublisher,
-    Reply,
     Tally,
     cancelled,
     make_tables,
@@ -108,14 +107,14 @@ async def test_what_was_done_before_is_not_refused_by_the_database(
 
 async def test_what_was_done_before_asks_nobody_again(database_url: str) -> None:
     """Its reaction does not look whether it has asked already."""
-    asked: list[Question] = []
+    asked: list[Refund] = []
 
-    async def ask(question: Question) -> Reply:
+    async def ask(question: Refund) -> RefundAnswered:
         asked.append(question)
-        return Reply(order_id=question.order_id)
+        return RefundAnswered(order_id=question.order_id)
 
     tables = make_tables()
-    async with replica(database_url, INQUIRER, tables, {Question: ask}) as inquirer:
+    async with replica(database_url, INQUIRER, tables, {Refund: ask}) as inquirer:
         outcomes = [await inquirer.kernel.handle(cancelled(1)) for _ in range(2)]
 
     assert [type(outcome) for outcome in outcomes] == [Done, Duplicate]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -19,8 +19,9 @@ from common.events import OrderCancelled, PaymentVoided, StockReleased
 from common.kernel.database import SqliteDatabase
 from common.kernel.outbox import Outgoing
 from common.kernel.tables import StateTable, Tables
-from common.message import Answer, Event, Intent, Priority
+from common.message import Event, Intent, Priority
 from common.retry import Retry, TransientError
+from payment_service.domain import Refund, RefundAnswered
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 
@@ -72,36 +73,16 @@ PARTICIPANT = Participant(
 TALLY_MAX = 3
 
 
-class Reply(Answer):
-    """What the inquirer is told."""
-
-    order_id: UUID
-
-    @property
-    def subject(self) -> str:
-        return str(self.order_id)
+def inquire(event: OrderCancelled, tally: Tally) -> Refund:
+    return Refund(order_id=event.order_id, currency="EUR", amount_cents=1)
 
 
-class Question(Intent):
-    """What the inquirer asks, whenever it hears of a cancellation."""
-
-    answer: ClassVar[type[Answer]] = Reply
-    order_id: UUID
-
-    @property
-    def subject(self) -> str:
-        return str(self.order_id)
-
-
-def inquire(event: OrderCancelled, tally: Tally) -> Question:
-    return Question(order_id=event.order_id)
-
-
-def hear(reply: Reply, tally: Tally) -> StockReleased:
-    return StockReleased(order_id=reply.order_id, lines=())
+def hear(answer: RefundAnswered, tally: Tally) -> StockReleased:
+    return StockReleased(order_id=answer.order_id, lines=())
 
 
 INQUIRER = Participant("inquirer", inquire, hear)
+"""Asks whenever it hears of a cancellation."""
 
 
 def make_tables() -> Tables:
