@@ -6,6 +6,7 @@ rounds even out both.
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -18,6 +19,7 @@ from bench.rig import (
     PER_MESSAGE,
     POSTGRESQL,
     SQLITE,
+    Bench,
     Measured,
     Report,
     Variant,
@@ -79,28 +81,44 @@ class Comparison:
 async def compare(
     node: RabbitNode, folder: Path, *, rounds: int, orders: int, report: Report
 ) -> Comparison:
-    """Measure every variant in every round."""
+    """Measure every variant in every round.
+
+    All run all the time, those that are not measured with nothing to do; so what is compared was
+    measured within seconds of each other.
+    """
     found = Comparison()
-    for number in range(1, rounds + 1):
+    async with contextlib.AsyncExitStack() as running:
+        benches: dict[str, Bench] = {}
         for variant in VARIANTS:
-            report(f"round {number} of {rounds}: {variant.name}")
-            async with started(variant, node, folder, seed=number) as bench:
-                await bench.load(WARM_UP_ORDERS)
+            report(f"starting {variant.name}")
+            bench = await running.enter_async_context(started(variant, node, folder, seed=1))
+            await bench.load(WARM_UP_ORDERS)
+            benches[variant.name] = bench
+        for number in range(1, rounds + 1):
+            report(f"round {number} of {rounds}")
+            # There and back, so that who comes first has no advantage.
+            in_turn = VARIANTS if number % 2 else VARIANTS[::-1]
+            for variant in in_turn:
                 # What does one thing after the other is given less of it.
-                measured = await bench.load(orders // 4 if variant is PER_MESSAGE else orders)
-                found.saturated.setdefault(variant.name, []).append(measured)
-                if variant in (BARE, SQLITE, POSTGRESQL):
-                    rate = _half_rate(found, number)
-                    measured = await bench.load(int(rate * HALF_RATE_SECONDS), rate)
-                    found.half.setdefault(variant.name, []).append(measured)
-                    measured = await bench.load(LONE_ORDERS, LONE_PER_SECOND)
-                    found.lone.setdefault(variant.name, []).append(measured)
+                count = orders // 4 if variant is PER_MESSAGE else orders
+                await _measure(benches, variant, count, 0.0, found.saturated)
+            with_latency = [v for v in in_turn if v in (BARE, SQLITE, POSTGRESQL)]
+            rate = found.saturated[BARE.name][-1].orders_per_second / 2
+            for variant in with_latency:
+                await _measure(benches, variant, int(rate * HALF_RATE_SECONDS), rate, found.half)
+            for variant in with_latency:
+                await _measure(benches, variant, LONE_ORDERS, LONE_PER_SECOND, found.lone)
     return found
 
 
-def _half_rate(found: Comparison, number: int) -> float:
-    """Half of what the opponent, which is first, has kept in this round."""
-    return found.saturated[BARE.name][number - 1].orders_per_second / 2
+async def _measure(
+    benches: Mapping[str, Bench],
+    variant: Variant,
+    orders: int,
+    rate: float,
+    into: dict[str, list[Measured]],
+) -> None:
+    into.setdefault(variant.name, []).append(await benches[variant.name].load(orders, rate))
 
 
 @dataclass(frozen=True, slots=True)
