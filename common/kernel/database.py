@@ -6,11 +6,13 @@ import asyncio
 import contextlib
 import fcntl
 import os
+import sqlite3
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
@@ -21,6 +23,10 @@ from common.kernel.tables import Schema
 T = TypeVar("T")
 
 BUSY_TIMEOUT_SECONDS = 10
+QUICK_SECONDS = 0.002
+"""A commit that takes no longer may keep the event loop waiting."""
+COMMITS_ASIDE = 256
+"""How many commits are left to a thread, after one that took longer."""
 POSTGRESQL_SCHEMES = ("postgresql", "postgres", "postgresql+asyncpg")
 
 
@@ -39,9 +45,9 @@ class Database(Protocol):
     async def transaction(self, work: Callable[[Connection], T], *, brief: bool = False) -> T:
         """Run `work` in a transaction; committed durably when this returns, else rolled back.
 
-        `brief` promises that `work` takes a few milliseconds at most, and writes by its last
-        statement only. Then it may run on the event loop, and what it has read may have been
-        changed by another replica when it writes.
+        `brief` promises that `work` takes a few milliseconds at most, executes nothing but what
+        `common.kernel.rows` does, and writes by its last statement only. Then it may run on the
+        event loop, and what it has read may have been changed by another replica when it writes.
         """
         ...
 
@@ -57,11 +63,11 @@ class Database(Protocol):
     async def close(self) -> None: ...
 
 
-def sqlite_engine(url: str, *, busy_timeout_seconds: int = BUSY_TIMEOUT_SECONDS) -> Engine:
+def sqlite_engine(url: str) -> Engine:
     """A SQLAlchemy engine for a SQLite file: WAL, synchronous=FULL, transactions that take the
-    write lock at once, and wait so long for it. Several processes may open the same file; a
+    write lock at once, and wait for it if need be. Several processes may open the same file; a
     connection may go from thread to thread."""
-    options = {"timeout": busy_timeout_seconds, "check_same_thread": False}
+    options = {"timeout": BUSY_TIMEOUT_SECONDS, "check_same_thread": False}
     engine = sa.create_engine(url, connect_args=options)
 
     @sa.event.listens_for(engine, "connect")
@@ -82,9 +88,9 @@ def sqlite_engine(url: str, *, busy_timeout_seconds: int = BUSY_TIMEOUT_SECONDS)
 class SqliteDatabase:
     """One SQLite file, owned by one process, which a lock beside the file makes sure of.
 
-    Transactions run in a thread of their own, reads in another. Of a brief transaction, only the
-    commit does, so that its fsync does not stop the event loop: the rest would take turns with the
-    loop at every statement, which took twice as long.
+    Transactions run in a thread of their own, reads in another. A brief transaction runs on the
+    event loop, as it would take turns with the loop at every statement, which took twice as long.
+    So does its commit where the disk is quick: to wait for the thread takes longer than an fsync.
     """
 
     shared = False
@@ -101,11 +107,15 @@ class SqliteDatabase:
             )
         self._lock = _lock(Path(path))
         self._engine = sqlite_engine(url)
-        self._impatient = sqlite_engine(url, busy_timeout_seconds=0)
         self._writing = asyncio.Lock()
+        self._commits_aside = 0
+        """How many more commits are left to the thread."""
         try:
             with self._engine.begin() as connection:
                 prepare(connection, schema)
+            self._brief = self._engine.connect()
+            self._driver = cast(sqlite3.Connection, self._brief.connection.dbapi_connection)
+            self._driver.execute("PRAGMA busy_timeout = 0")  # The event loop does not wait.
         except BaseException as error:
             os.close(self._lock)
             if not isinstance(error, sa.exc.DBAPIError | MigrationError):
@@ -119,19 +129,27 @@ class SqliteDatabase:
         async with self._writing:
             if not brief:
                 return await self._in_writer(partial(self._transact, work))
-            with self._impatient.connect() as connection:
-                try:
-                    transaction = connection.begin()
-                except sa.exc.OperationalError:  # Another process is writing.
-                    return await self._in_writer(partial(self._transact, work))
-                try:
-                    with transaction:
-                        result = work(connection)
-                        await self._in_writer(transaction.commit)
-                except BaseException:
-                    connection.connection.rollback()  # SQLAlchemy leaves out a failed commit's
-                    raise
-                return result
+            try:
+                self._driver.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError:  # Another process is writing.
+                return await self._in_writer(partial(self._transact, work))
+            try:
+                result = work(self._brief)
+                await self._commit()
+            except BaseException:
+                self._driver.rollback()
+                raise
+            return result
+
+    async def _commit(self) -> None:
+        if self._commits_aside:
+            self._commits_aside -= 1
+            await self._in_writer(self._driver.commit)
+            return
+        began = time.monotonic()
+        self._driver.commit()
+        if time.monotonic() - began > QUICK_SECONDS:
+            self._commits_aside = COMMITS_ASIDE
 
     def _transact(self, work: Callable[[Connection], T]) -> T:
         with self._engine.begin() as connection:
@@ -159,14 +177,15 @@ class SqliteDatabase:
     def is_away(self, error: BaseException) -> bool:
         # Locked, disk full, I/O error, file gone; and, of no class of its own, a file that is
         # damaged. What is wrong with the data has other classes.
-        out_of_order = (sa.exc.OperationalError, sa.exc.InternalError, MemoryError)
-        return isinstance(error, out_of_order) or type(error) is sa.exc.DatabaseError
+        found = error.orig if isinstance(error, sa.exc.DBAPIError) else error
+        out_of_order = sqlite3.OperationalError, sqlite3.InternalError, MemoryError
+        return isinstance(found, out_of_order) or type(found) is sqlite3.DatabaseError
 
     async def close(self) -> None:
         self._writer.shutdown()
         self._reader.shutdown()
+        self._brief.close()
         self._engine.dispose()
-        self._impatient.dispose()
         os.close(self._lock)
 
 

@@ -111,20 +111,21 @@ def committed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Transaction]]:
         below: Any = connection.connection.dbapi_connection
         return Counted(below, begun[below])
 
-    def commit(connection: Connection) -> None:
-        statements = begun.pop(connection.connection.dbapi_connection, [])
-        if any(not statement.startswith("SELECT") for statement in statements):
-            found.append(statements)
+    def end(below: sqlite3.Connection, statement: str) -> None:
+        if statement == "ROLLBACK":
+            begun.pop(below, None)
+        elif statement == "COMMIT":
+            statements = begun.pop(below, [])
+            if any(not statement.startswith("SELECT") for statement in statements):
+                found.append(statements)
 
-    def roll_back(connection: Connection) -> None:
-        begun.pop(connection.connection.dbapi_connection, None)
+    def watch(below: sqlite3.Connection, _: object) -> None:
+        below.set_trace_callback(partial(end, below))
 
     monkeypatch.setattr(rows, "_driver", driver)
-    sa.event.listen(sa.Engine, "commit", commit)
-    sa.event.listen(sa.Engine, "rollback", roll_back)
+    sa.event.listen(sa.Engine, "connect", watch)
     yield found
-    sa.event.remove(sa.Engine, "commit", commit)
-    sa.event.remove(sa.Engine, "rollback", roll_back)
+    sa.event.remove(sa.Engine, "connect", watch)
 
 
 @pytest.fixture
@@ -178,7 +179,7 @@ async def test_each_event_is_published_once_and_each_delivery_acknowledged_at_mo
 
 
 async def test_a_lone_order_takes_these_statements(
-    stage: Stage, committed: list[Transaction]
+    committed: list[Transaction], stage: Stage
 ) -> None:
     await confirm(stage, 1)
     committed.clear()
@@ -204,7 +205,7 @@ def without_cleaning(transaction: Transaction) -> list[str]:
 
 
 async def test_more_orders_take_no_more_statements_in_a_group(
-    stage: Stage, committed: list[Transaction]
+    committed: list[Transaction], stage: Stage
 ) -> None:
     await confirm(stage, ORDERS)
 

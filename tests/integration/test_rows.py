@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -134,10 +135,8 @@ async def test_a_commit_that_sqlite_refuses_leaves_no_transaction_behind(tmp_pat
         sa.Column("parent", sa.String, parent),
     )
     url = f"sqlite:///{tmp_path / 'family.db'}"
-    database = SqliteDatabase(url, Schema(metadata))
 
     def adopt(connection: Connection) -> None:
-        connection.exec_driver_sql("PRAGMA defer_foreign_keys = ON")
         with writing(connection) as writes:
             writes.insert(Rows(table), [{"key": "a", "parent": "nobody"}], CONFLICT)
 
@@ -146,12 +145,13 @@ async def test_a_commit_that_sqlite_refuses_leaves_no_transaction_behind(tmp_pat
         connection.execute("PRAGMA foreign_keys = ON")  # type: ignore[attr-defined]  # a driver's
 
     try:
-        with pytest.raises(sa.exc.IntegrityError):
-            await database.transaction(adopt, brief=True)
+        database = SqliteDatabase(url, Schema(metadata))
     finally:
         sa.event.remove(sa.Engine, "connect", check_keys)
+    with pytest.raises(sqlite3.IntegrityError):
+        await database.transaction(adopt, brief=True)
 
-    other = sqlite_engine(url, busy_timeout_seconds=0)
+    other = sqlite_engine(url)
     with other.begin():  # Nobody has the lock.
         pass
     other.dispose()
