@@ -71,6 +71,7 @@ class PostgresDatabase:
         """Use `open`."""
         self._engine = engine
         self._writing = asyncio.Lock()
+        self._kept: AsyncConnection | None = None
         self._reading = asyncio.Semaphore(READS_AT_ONCE)
 
     @classmethod
@@ -95,9 +96,30 @@ class PostgresDatabase:
         )
 
     async def transaction(self, work: Callable[[Connection], T], *, brief: bool = False) -> T:
-        begin = None if brief else "BEGIN"
-        async with self._writing, _begun(self._engine, begin) as connection:
-            return await connection.run_sync(work)
+        async with self._writing:
+            if brief:
+                return await self._brief(work)
+            await self._let_go()
+            async with _begun(self._engine, "BEGIN") as connection:
+                return await connection.run_sync(work)
+
+    async def _brief(self, work: Callable[[Connection], T]) -> T:
+        """Each statement is a transaction of its own. The connection is kept, as to get one takes
+        longer than a statement does."""
+        if self._kept is None:
+            self._kept = await self._engine.connect()
+        try:
+            return await self._kept.run_sync(work)
+        except BaseException as error:
+            if not isinstance(error, Exception) or is_away(error):  # cancelled in mid-answer
+                await self._kept.invalidate()
+            await self._let_go()
+            raise
+
+    async def _let_go(self) -> None:
+        kept, self._kept = self._kept, None
+        if kept is not None:
+            await kept.close()
 
     async def read(self, query: Callable[[Connection], T]) -> T:
         async with self._reading:
@@ -117,30 +139,26 @@ class PostgresDatabase:
         return is_away(error)
 
     async def close(self) -> None:
+        await self._let_go()
         await self._engine.dispose()
 
 
 @asynccontextmanager
-async def _begun(engine: AsyncEngine, begin: str | None) -> AsyncIterator[AsyncConnection]:
+async def _begun(engine: AsyncEngine, begin: str) -> AsyncIterator[AsyncConnection]:
     """A connection in a transaction, begun by that statement; committed at the end, or rolled back.
-    Without one, each statement is a transaction of its own.
 
     Not SQLAlchemy's: what we execute on the driver's connection would not be in that.
     """
     async with engine.connect() as connection:
         raw: Any = (await connection.get_raw_connection()).driver_connection
         try:
-            if begin is not None:
-                await raw.execute(begin)
+            await raw.execute(begin)
             yield connection
-            if begin is not None and (ended := await raw.execute("COMMIT")) != "COMMIT":
+            if (ended := await raw.execute("COMMIT")) != "COMMIT":
                 raise RuntimeError(f"where a transaction was to be committed, it ended: {ended}")
-        except Exception as error:
+        except Exception:
             try:
-                if begin is not None:
-                    await raw.execute("ROLLBACK")
-                elif is_away(error):
-                    await connection.invalidate()
+                await raw.execute("ROLLBACK")
             except Exception:
                 await connection.invalidate()
             raise
