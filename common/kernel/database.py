@@ -25,8 +25,10 @@ T = TypeVar("T")
 BUSY_TIMEOUT_SECONDS = 10
 QUICK_SECONDS = 0.002
 """A commit that takes no longer may keep the event loop waiting."""
-COMMITS_ASIDE = 256
-"""How many commits are left to a thread, after one that took longer."""
+SLOW_COMMITS_MAX = 8
+"""So many more slow commits than quick ones tell a slow disk from a busy processor."""
+COMMITS_ASIDE = 512
+"""How many commits are left to the thread then, before the disk is tried again."""
 POSTGRESQL_SCHEMES = ("postgresql", "postgres", "postgresql+asyncpg")
 
 
@@ -108,8 +110,10 @@ class SqliteDatabase:
         self._lock = _lock(Path(path))
         self._engine = sqlite_engine(url)
         self._writing = asyncio.Lock()
+        self._slow_commits = 0
+        """How many more were slow than were quick."""
         self._commits_aside = 0
-        """How many more commits are left to the thread."""
+        """How many more are left to the thread."""
         try:
             with self._engine.begin() as connection:
                 prepare(connection, schema)
@@ -148,7 +152,10 @@ class SqliteDatabase:
             return
         began = time.monotonic()
         self._driver.commit()
-        if time.monotonic() - began > QUICK_SECONDS:
+        slow = time.monotonic() - began > QUICK_SECONDS
+        self._slow_commits = max(0, self._slow_commits + (1 if slow else -1))
+        if self._slow_commits == SLOW_COMMITS_MAX:
+            self._slow_commits = 0
             self._commits_aside = COMMITS_ASIDE
 
     def _transact(self, work: Callable[[Connection], T]) -> T:
