@@ -150,8 +150,10 @@ class Kernel:
         self._metrics.watch(lambda: self._unresolved)
         self._lanes: Lanes[_Work] = Lanes()
         self._local: Lanes[_Work] = Lanes()
-        outbox.on_confirmed = self._wake_up
+        outbox.on_confirmed = self._look_at_outbox
         self._wake = asyncio.Event()
+        self._resting = False
+        """Whether nothing but the wake-up ends the wait."""
         self._asking = asyncio.Semaphore(ASKING_MAX)
         self._asks: set[asyncio.Task[None]] = set()
         self._unresolved = 0
@@ -232,14 +234,17 @@ class Kernel:
                     self._outbox.give_back(confirmed)
                     raise
 
-    def _wake_up(self) -> None:
-        self._wake.set()
+    def _look_at_outbox(self) -> None:
+        """Go on if what was confirmed lets us; else it is soon enough when it is time to forget."""
+        if self._resting or self._lanes or self._outbox.removable >= FORGET_AT_ONCE:
+            self._wake.set()
 
     async def _woken(self) -> bool:
         """Wait for work; False when instead it is time to forget what was confirmed."""
+        self._resting = self._outbox.idle
         try:
             # Not `wait_for`: on Python 3.11 it can swallow a cancellation.
-            async with asyncio.timeout(None if self._outbox.idle else FORGET_SECONDS):
+            async with asyncio.timeout(None if self._resting else FORGET_SECONDS):
                 await self._wake.wait()
         except TimeoutError:
             return False

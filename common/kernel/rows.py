@@ -220,10 +220,23 @@ class _OnSqlite(_Columns):
             "update": f"UPDATE {self.table} SET {changes} WHERE {self.key} = ? AND version = ?",
             "remove": f"DELETE FROM {self.table} WHERE {self.key} = ?",
         }
+        self._processed: dict[_Kind, list[tuple[int, _Process]]] = {
+            kind: [
+                (place, process)
+                for place, name in enumerate(given)
+                if (process := self._in[name]) is not None
+            ]
+            for kind, given in self.given.items()
+        }
 
-    def values(self, kind: _Kind, rows: Sequence[Row]) -> list[tuple[Any, ...]]:
+    def values(self, kind: _Kind, rows: Sequence[Row]) -> list[list[Any]]:
         """For each row the statement's parameters."""
-        return [*zip(*(self.column(name, rows) for name in self.given[kind]), strict=True)]
+        given = self.given[kind]
+        values = [[row[name] for name in given] for row in rows]
+        for place, process in self._processed[kind]:
+            for row in values:
+                row[place] = process(row[place])
+        return values
 
 
 class _OnPostgresql(_Columns):

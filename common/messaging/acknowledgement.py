@@ -15,7 +15,9 @@ log = logging.getLogger(__name__)
 class AckChannel(Protocol):
     """What is needed of an AMQP channel."""
 
-    def basic_ack(self, delivery_tag: int, multiple: bool = False) -> Awaitable[None]: ...
+    def basic_ack(
+        self, delivery_tag: int, multiple: bool = False, wait: bool = True
+    ) -> Awaitable[None]: ...
 
 
 class Acknowledger:
@@ -49,7 +51,7 @@ class Acknowledger:
         try:
             while acks := self._due():
                 for tag, multiple in acks:
-                    await self._channel.basic_ack(tag, multiple=multiple)
+                    await self._channel.basic_ack(tag, multiple=multiple, wait=False)
         except (AMQPError, ChannelInvalidStateError, ConnectionError) as error:
             # The broker delivers again what it saw no acknowledgement for; the inbox skips it.
             log.info("acknowledgement lost with its channel: %s", error)

@@ -329,7 +329,7 @@ class Channel:
         if not task.cancelled() and (error := task.exception()) is not None:
             self.connection.network.loop.on_error("a delivery's handler failed", error)
 
-    async def basic_ack(self, delivery_tag: int, multiple: bool = False) -> None:
+    async def basic_ack(self, delivery_tag: int, multiple: bool = False, wait: bool = True) -> None:
         if self.is_closed:
             raise aiormq.exceptions.ChannelInvalidStateError("the channel is closed")
         self.connection.up.send(self._acknowledge, delivery_tag, multiple)

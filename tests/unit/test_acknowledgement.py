@@ -19,7 +19,7 @@ class Broker:
         """Whether the client goes on after what it has sent."""
         self.drained.set()
 
-    async def basic_ack(self, delivery_tag: int, multiple: bool = False) -> None:
+    async def basic_ack(self, delivery_tag: int, multiple: bool = False, wait: bool = True) -> None:
         if delivery_tag not in self.unacknowledged:
             self.closed_because = f"unknown delivery tag {delivery_tag}"
         self.acks.append((delivery_tag, multiple))
