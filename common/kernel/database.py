@@ -12,7 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, Final, Protocol, TypeVar, cast
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
@@ -30,6 +30,17 @@ SLOW_COMMITS_MAX = 8
 COMMITS_ASIDE = 512
 """How many commits are left to the thread then, before the disk is tried again."""
 POSTGRESQL_SCHEMES = ("postgresql", "postgres", "postgresql+asyncpg")
+
+
+# SQLAlchemy's, and the driver's own from a brief transaction's commit.
+_OUT_OF_ORDER: Final = (
+    sa.exc.OperationalError,
+    sa.exc.InternalError,
+    sqlite3.OperationalError,
+    sqlite3.InternalError,
+    MemoryError,
+)
+_OF_NO_CLASS: Final = (sa.exc.DatabaseError, sqlite3.DatabaseError)
 
 
 class DatabaseError(Exception):
@@ -184,9 +195,7 @@ class SqliteDatabase:
     def is_away(self, error: BaseException) -> bool:
         # Locked, disk full, I/O error, file gone; and, of no class of its own, a file that is
         # damaged. What is wrong with the data has other classes.
-        found = error.orig if isinstance(error, sa.exc.DBAPIError) else error
-        out_of_order = sqlite3.OperationalError, sqlite3.InternalError, MemoryError
-        return isinstance(found, out_of_order) or type(found) is sqlite3.DatabaseError
+        return isinstance(error, _OUT_OF_ORDER) or type(error) in _OF_NO_CLASS
 
     async def close(self) -> None:
         self._writer.shutdown()

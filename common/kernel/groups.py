@@ -235,8 +235,8 @@ class Kernel:
                     raise
 
     def _look_at_outbox(self) -> None:
-        """Go on if what was confirmed lets us; else it is soon enough when it is time to forget."""
-        if self._resting or self._lanes or self._outbox.removable >= FORGET_AT_ONCE:
+        """What was confirmed is forgotten in its time, unless it is much, or nobody looks then."""
+        if self._resting or self._outbox.removable >= FORGET_AT_ONCE:
             self._wake.set()
 
     async def _woken(self) -> bool:

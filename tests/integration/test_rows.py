@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from common.kernel import database as database_module
 from common.kernel import rows
 from common.kernel.database import Database, SqliteDatabase, open_database, sqlite_engine
 from common.kernel.rows import OLD_VERSION, Rows, WriteSet, writing
@@ -181,3 +183,36 @@ async def test_where_another_process_writes_a_brief_transaction_waits_beside_the
     connection.close()
     other.dispose()
     await database.close()
+
+
+async def test_where_the_disk_is_slow_commits_leave_the_event_loop_for_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database_module, "SLOW_COMMITS_MAX", 2)
+    monkeypatch.setattr(database_module, "COMMITS_ASIDE", 3)
+    threads: list[int] = []
+
+    def tell(statement: str) -> None:
+        if statement == "COMMIT":
+            threads.append(threading.get_ident())
+
+    def watch(driver: sqlite3.Connection, _: object) -> None:
+        driver.set_trace_callback(tell)
+
+    async def commit(times: int) -> list[bool]:
+        """Whether they were made on the event loop."""
+        threads.clear()
+        for _ in range(times):
+            await opened.transaction(lambda _: None, brief=True)
+        return [thread == threading.get_ident() for thread in threads]
+
+    sa.event.listen(sa.Engine, "connect", watch)
+    try:
+        opened = SqliteDatabase(f"sqlite:///{tmp_path / 'odd.db'}", SCHEMA)
+    finally:
+        sa.event.remove(sa.Engine, "connect", watch)
+    monkeypatch.setattr(database_module, "QUICK_SECONDS", 60)
+    assert await commit(3) == [True, True, True]
+    monkeypatch.setattr(database_module, "QUICK_SECONDS", 0)
+    assert await commit(6) == [True, True, False, False, False, True]
+    await opened.close()
