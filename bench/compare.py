@@ -32,7 +32,8 @@ WARM_UP_ORDERS: Final = 300
 LONE_ORDERS: Final = 60
 LONE_PER_SECOND: Final = 5.0
 """So slow that each order finds the system idle."""
-HALF_RATE_SECONDS: Final = 10.0
+HALF_RATE_SECONDS: Final = 4.0
+"""Of each of three slices in a round, as latencies differ more than rates from moment to moment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +101,13 @@ async def compare(
             in_turn = VARIANTS if number % 2 else VARIANTS[::-1]
             for variant in in_turn:
                 # What does one thing after the other is given less of it.
-                count = orders // 4 if variant is PER_MESSAGE else orders
+                count = orders // 2 if variant is PER_MESSAGE else orders
                 await _measure(benches, variant, count, 0.0, found.saturated)
             with_latency = [v for v in in_turn if v in (BARE, SQLITE, POSTGRESQL)]
             rate = found.saturated[BARE.name][-1].orders_per_second / 2
-            for variant in with_latency:
-                await _measure(benches, variant, int(rate * HALF_RATE_SECONDS), rate, found.half)
+            count = int(rate * HALF_RATE_SECONDS)
+            for variant in (*with_latency, *with_latency[::-1], *with_latency):
+                await _measure(benches, variant, count, rate, found.half)
             for variant in with_latency:
                 await _measure(benches, variant, LONE_ORDERS, LONE_PER_SECOND, found.lone)
     return found

@@ -55,7 +55,7 @@ async def serve(name: str) -> None:
                 ),
             )
             assert message.delivery_tag is not None
-            await channel.basic_ack(message.delivery_tag)
+            await channel.basic_ack(message.delivery_tag, wait=False)
 
         await channel.basic_consume(queue, take)
 

@@ -25,6 +25,8 @@ T = TypeVar("T")
 BUSY_TIMEOUT_SECONDS = 10
 QUICK_SECONDS = 0.002
 """A commit that takes no longer may keep the event loop waiting."""
+STALL_SECONDS = 0.1
+"""Nor may a commit take so long but once: heartbeats and health checks wait as well."""
 SLOW_COMMITS_MAX = 8
 """So many more slow commits than quick ones tell a slow disk from a busy processor."""
 COMMITS_ASIDE = 512
@@ -85,7 +87,7 @@ def sqlite_engine(url: str) -> Engine:
 
     @sa.event.listens_for(engine, "connect")
     def configure(connection: Any, _: Any) -> None:
-        connection.isolation_level = None  # SQLAlchemy begins; the driver must not do it later.
+        connection.isolation_level = None  # We begin; the driver must not do it later.
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
 
@@ -163,9 +165,9 @@ class SqliteDatabase:
             return
         began = time.monotonic()
         self._driver.commit()
-        slow = time.monotonic() - began > QUICK_SECONDS
-        self._slow_commits = max(0, self._slow_commits + (1 if slow else -1))
-        if self._slow_commits == SLOW_COMMITS_MAX:
+        took = time.monotonic() - began
+        self._slow_commits = max(0, self._slow_commits + (1 if took > QUICK_SECONDS else -1))
+        if took > STALL_SECONDS or self._slow_commits == SLOW_COMMITS_MAX:
             self._slow_commits = 0
             self._commits_aside = COMMITS_ASIDE
 

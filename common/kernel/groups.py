@@ -219,11 +219,12 @@ class Kernel:
             for _ in range(TURNS):
                 await asyncio.sleep(0)
             group = self._take()
+            due = now() - forgot_at >= FORGET_SECONDS
             if not group:
                 self._wake.clear()
-                if await self._woken() and self._outbox.removable < FORGET_AT_ONCE:
+                due = not await self._woken()
+                if not due and self._outbox.removable < FORGET_AT_ONCE:
                     continue
-            due = now() - forgot_at >= FORGET_SECONDS
             confirmed = self._outbox.take_confirmed(1 if due else FORGET_AT_ONCE)
             if confirmed:
                 forgot_at = now()
@@ -235,8 +236,9 @@ class Kernel:
                     raise
 
     def _look_at_outbox(self) -> None:
-        """What was confirmed is forgotten in its time, unless it is much, or nobody looks then."""
-        if self._resting or self._outbox.removable >= FORGET_AT_ONCE:
+        """What was confirmed is forgotten in its time, unless nobody looks then, it is much, or
+        messages wait for the outbox to be less busy."""
+        if self._resting or self._lanes or self._outbox.removable >= FORGET_AT_ONCE:
             self._wake.set()
 
     async def _woken(self) -> bool:

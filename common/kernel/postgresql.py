@@ -108,12 +108,14 @@ class PostgresDatabase:
         longer than a statement does."""
         if self._kept is None:
             self._kept = await self._engine.connect()
+        kept = self._kept
         try:
-            return await self._kept.run_sync(work)
+            return await kept.run_sync(work)
         except BaseException as error:
+            self._kept = None
             if not isinstance(error, Exception) or is_away(error):  # cancelled in mid-answer
-                await self._kept.invalidate()
-            await self._let_go()
+                await kept.invalidate()
+            await kept.close()
             raise
 
     async def _let_go(self) -> None:

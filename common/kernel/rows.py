@@ -197,12 +197,6 @@ class _Columns:
             for row in rows
         ]
 
-    def column(self, name: str, rows: Sequence[Row]) -> list[Any]:
-        """The rows' values of a column, as they are stored."""
-        process = self._in[name]
-        values = [row[name] for row in rows]
-        return values if process is None else [*map(process, values)]
-
 
 class _OnSqlite(_Columns):
     def __init__(
@@ -274,7 +268,13 @@ class _OnPostgresql(_Columns):
 
     def arrays(self, kind: _Kind, rows: Sequence[Row]) -> list[list[Any]]:
         """The statement's parameters."""
-        return [self.column(name, rows) for name in self.given[kind]]
+        return [self._column(name, rows) for name in self.given[kind]]
+
+    def _column(self, name: str, rows: Sequence[Row]) -> list[Any]:
+        """The rows' values of a column, as they are stored."""
+        process = self._in[name]
+        values = [row[name] for row in rows]
+        return values if process is None else [*map(process, values)]
 
 
 def _array_of(column: sa.Column[Any]) -> str:

@@ -279,7 +279,7 @@ def dashboard() -> Dashboard:
                 "Event loop lag, 99 of 100",
                 "s",
                 "How much later than asked the event loop wakes up. It grows when the CPU does not "
-                "suffice.",
+                "suffice, or when the disk of a SQLite file stalls.",
                 Query(_quantile("saga_event_loop_lag_seconds", "participant"), "{{participant}}"),
                 limits=Limits(warning=0.1, bad=0.5),
                 nothing="unknown",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import sqlite3
 import threading
 from collections.abc import AsyncIterator
@@ -215,4 +216,27 @@ async def test_where_the_disk_is_slow_commits_leave_the_event_loop_for_a_while(
     assert await commit(3) == [True, True, True]
     monkeypatch.setattr(database_module, "QUICK_SECONDS", 0)
     assert await commit(6) == [True, True, False, False, False, True]
+    monkeypatch.setattr(database_module, "QUICK_SECONDS", 60)
+    monkeypatch.setattr(database_module, "STALL_SECONDS", 0)
+    assert await commit(5) == [True, False, False, False, True]
+    await opened.close()
+
+
+async def test_a_commit_that_the_disk_has_no_room_for_is_tried_again(tmp_path: Path) -> None:
+    opened = SqliteDatabase(f"sqlite:///{tmp_path / 'odd.db'}", SCHEMA)
+
+    def insert(connection: Connection) -> None:
+        with writing(connection) as writes:
+            writes.insert(ODD, [row("a") | {"rows": bytes(500_000)}], CONFLICT)
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(Exception, match=r"disk|full") as refused:
+            await opened.transaction(insert, brief=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    assert opened.is_away(refused.value)
+    await opened.transaction(insert, brief=True)
     await opened.close()
