@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -28,12 +28,16 @@ from bench.rig import (
 from saga.node import RabbitNode
 
 VARIANTS: Final = (BARE, PER_MESSAGE, SQLITE, POSTGRESQL, LIMIT)
+WITH_LATENCY: Final = (BARE, SQLITE, POSTGRESQL)
 WARM_UP_ORDERS: Final = 300
-LONE_ORDERS: Final = 60
+SLICES: Final = 3
+"""A round's measurements are split, and the variants' slices take turns: the machine is another one
+from moment to moment."""
+LONE_ORDERS: Final = 40
 LONE_PER_SECOND: Final = 5.0
 """So slow that each order finds the system idle."""
 HALF_RATE_SECONDS: Final = 4.0
-"""Of each of three slices in a round, as latencies differ more than rates from moment to moment."""
+"""How long a slice at that rate is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,20 +101,21 @@ async def compare(
             benches[variant.name] = bench
         for number in range(1, rounds + 1):
             report(f"round {number} of {rounds}")
-            # There and back, so that who comes first has no advantage.
-            in_turn = VARIANTS if number % 2 else VARIANTS[::-1]
-            for variant in in_turn:
-                # What does one thing after the other is given less of it.
-                count = orders // 2 if variant is PER_MESSAGE else orders
-                await _measure(benches, variant, count, 0.0, found.saturated)
-            with_latency = [v for v in in_turn if v in (BARE, SQLITE, POSTGRESQL)]
-            rate = found.saturated[BARE.name][-1].orders_per_second / 2
-            count = int(rate * HALF_RATE_SECONDS)
-            for variant in (*with_latency, *with_latency[::-1], *with_latency):
-                await _measure(benches, variant, count, rate, found.half)
-            for variant in with_latency:
+            for variant in _in_turn(VARIANTS):
+                await _measure(benches, variant, orders // SLICES, 0.0, found.saturated)
+            kept = [measured.orders_per_second for measured in found.saturated[BARE.name]]
+            rate = statistics.median(kept[-SLICES:]) / 2
+            for variant in _in_turn(WITH_LATENCY):
+                await _measure(benches, variant, int(rate * HALF_RATE_SECONDS), rate, found.half)
+            for variant in WITH_LATENCY:
                 await _measure(benches, variant, LONE_ORDERS, LONE_PER_SECOND, found.lone)
     return found
+
+
+def _in_turn(variants: Sequence[Variant]) -> Iterator[Variant]:
+    """Each variant so many times, there and back, so that who comes first has no advantage."""
+    for number in range(SLICES):
+        yield from variants[:: -1 if number % 2 else 1]
 
 
 async def _measure(
