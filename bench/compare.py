@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -30,14 +30,10 @@ from saga.node import RabbitNode
 VARIANTS: Final = (BARE, PER_MESSAGE, SQLITE, POSTGRESQL, LIMIT)
 WITH_LATENCY: Final = (BARE, SQLITE, POSTGRESQL)
 WARM_UP_ORDERS: Final = 300
-SLICES: Final = 3
-"""A round's measurements are split, and the variants' slices take turns: the machine is another one
-from moment to moment."""
 LONE_ORDERS: Final = 40
 LONE_PER_SECOND: Final = 5.0
 """So slow that each order finds the system idle."""
-HALF_RATE_SECONDS: Final = 4.0
-"""How long a slice at that rate is."""
+HALF_RATE_SECONDS: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +82,7 @@ class Comparison:
 async def compare(
     node: RabbitNode, folder: Path, *, rounds: int, orders: int, report: Report
 ) -> Comparison:
-    """Measure every variant in every round.
+    """Measure every variant twice in every round.
 
     All run all the time, those that are not measured with nothing to do; so what is compared was
     measured within seconds of each other.
@@ -101,21 +97,18 @@ async def compare(
             benches[variant.name] = bench
         for number in range(1, rounds + 1):
             report(f"round {number} of {rounds}")
-            for variant in _in_turn(VARIANTS):
-                await _measure(benches, variant, orders // SLICES, 0.0, found.saturated)
-            kept = [measured.orders_per_second for measured in found.saturated[BARE.name]]
-            rate = statistics.median(kept[-SLICES:]) / 2
-            for variant in _in_turn(WITH_LATENCY):
+            # There and back, so that who comes first has no advantage.
+            for variant in VARIANTS + VARIANTS[::-1]:
+                # What does one thing after the other is given less of it.
+                count = orders // 3 if variant is PER_MESSAGE else orders
+                await _measure(benches, variant, count, 0.0, found.saturated)
+            there, back = found.saturated[BARE.name][-2:]
+            rate = (there.orders_per_second + back.orders_per_second) / 4
+            for variant in WITH_LATENCY + WITH_LATENCY[::-1]:
                 await _measure(benches, variant, int(rate * HALF_RATE_SECONDS), rate, found.half)
             for variant in WITH_LATENCY:
                 await _measure(benches, variant, LONE_ORDERS, LONE_PER_SECOND, found.lone)
     return found
-
-
-def _in_turn(variants: Sequence[Variant]) -> Iterator[Variant]:
-    """Each variant so many times, there and back, so that who comes first has no advantage."""
-    for number in range(SLICES):
-        yield from variants[:: -1 if number % 2 else 1]
 
 
 async def _measure(
