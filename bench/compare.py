@@ -38,7 +38,7 @@ HALF_RATE_SECONDS: Final = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """A figure over the rounds."""
+    """A figure over all slices."""
 
     median: float
     least: float
@@ -51,8 +51,8 @@ class Spread:
 
 @dataclass(slots=True)
 class Comparison:
-    """By variant's name, what each round measured; of the opponent and of us also at half of the
-    rate that both can keep, and with one order at a time."""
+    """By variant's name, what its slices measured, two a round; of the opponent and of us also
+    at half of the rate that both can keep, and, once a round, with one order at a time."""
 
     saturated: dict[str, list[Measured]] = field(default_factory=dict)
     half: dict[str, list[Measured]] = field(default_factory=dict)
@@ -69,7 +69,7 @@ class Comparison:
         figure: Callable[[Measured], float],
         kind: str = "saturated",
     ) -> Spread:
-        """A figure of one variant to that of another, round by round."""
+        """A figure of one variant to that of another, slice by slice."""
         runs: Mapping[str, list[Measured]] = getattr(self, kind)
         pairs = zip(runs[variant.name], runs[to.name], strict=True)
         return Spread.of([figure(one) / figure(other) for one, other in pairs])

@@ -12,12 +12,13 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Protocol, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
 from common.kernel.migrations import MigrationError, prepare
+from common.kernel.rows import as_sqlalchemy
 from common.kernel.tables import Schema
 
 T = TypeVar("T")
@@ -32,17 +33,6 @@ SLOW_COMMITS_MAX = 8
 COMMITS_ASIDE = 512
 """How many commits are left to the thread then, before the disk is tried again."""
 POSTGRESQL_SCHEMES = ("postgresql", "postgres", "postgresql+asyncpg")
-
-
-# SQLAlchemy's, and the driver's own from a brief transaction's commit.
-_OUT_OF_ORDER: Final = (
-    sa.exc.OperationalError,
-    sa.exc.InternalError,
-    sqlite3.OperationalError,
-    sqlite3.InternalError,
-    MemoryError,
-)
-_OF_NO_CLASS: Final = (sa.exc.DatabaseError, sqlite3.DatabaseError)
 
 
 class DatabaseError(Exception):
@@ -148,11 +138,14 @@ class SqliteDatabase:
                 return await self._in_writer(partial(self._transact, work))
             try:
                 self._driver.execute("BEGIN IMMEDIATE")
-            except sqlite3.OperationalError:  # Another process is writing.
+            except sqlite3.Error:  # Another process is writing, or the thread is told what it is.
                 return await self._in_writer(partial(self._transact, work))
             try:
                 result = work(self._brief)
                 await self._commit()
+            except sqlite3.Error as error:
+                self._driver.rollback()
+                raise as_sqlalchemy(error, "COMMIT", self._brief) from error
             except BaseException:
                 self._driver.rollback()
                 raise
@@ -197,7 +190,8 @@ class SqliteDatabase:
     def is_away(self, error: BaseException) -> bool:
         # Locked, disk full, I/O error, file gone; and, of no class of its own, a file that is
         # damaged. What is wrong with the data has other classes.
-        return isinstance(error, _OUT_OF_ORDER) or type(error) in _OF_NO_CLASS
+        out_of_order = (sa.exc.OperationalError, sa.exc.InternalError, MemoryError)
+        return isinstance(error, out_of_order) or type(error) is sa.exc.DatabaseError
 
     async def close(self) -> None:
         self._writer.shutdown()

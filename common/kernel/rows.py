@@ -316,21 +316,21 @@ def _ask_sqlite(connection: Connection, text: str, arguments: Sequence[Any]) -> 
     try:
         return _driver(connection).execute(text, arguments).fetchall()  # type: ignore[no-any-return]
     except sqlite3.Error as error:
-        raise _wrapped(error, text, connection) from error
+        raise as_sqlalchemy(error, text, connection) from error
 
 
 def _write_sqlite(connection: Connection, text: str, values: Sequence[Sequence[Any]]) -> int:
     try:
         return _driver(connection).executemany(text, values).rowcount  # type: ignore[no-any-return]
     except sqlite3.Error as error:
-        raise _wrapped(error, text, connection) from error
+        raise as_sqlalchemy(error, text, connection) from error
 
 
 def _ask_postgresql(connection: Connection, text: str, arguments: Sequence[Any]) -> list[Any]:
     try:
         found: list[Any] = _driver(connection).run_async(lambda raw: raw.fetch(text, *arguments))
     except Exception as error:
-        raise _wrapped(error, text, connection) from error
+        raise as_sqlalchemy(error, text, connection) from error
     return found
 
 
@@ -339,8 +339,8 @@ def _driver(connection: Connection) -> Any:
     return connection.connection.dbapi_connection
 
 
-def _wrapped(error: Exception, text: str, connection: Connection) -> Exception:
-    """The error as SQLAlchemy would have raised it."""
+def as_sqlalchemy(error: Exception, text: str, connection: Connection) -> Exception:
+    """A driver's error as SQLAlchemy would have raised it."""
     if str(getattr(error, "sqlstate", "")).startswith(_INTEGRITY):
         return sa.exc.IntegrityError(text, None, error)
     return sa.exc.DBAPIError.instance(text, None, error, sqlite3.Error, dialect=connection.dialect)

@@ -6,7 +6,7 @@ import asyncio
 import resource
 import sqlite3
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 
 import asyncpg
@@ -48,19 +48,25 @@ def row(key: str, version: int = 1, group: str | None = None) -> dict[str, objec
     return {"Key": key, "version": version, "group": group, "rows": None}
 
 
+def inserting(*values: Mapping[str, object], into: Rows = ODD) -> Callable[[Connection], None]:
+    """What inserts these rows in a transaction."""
+
+    def insert(connection: Connection) -> None:
+        with writing(connection) as writes:
+            writes.insert(into, values, CONFLICT)
+
+    return insert
+
+
 async def test_rows_are_kept_as_they_were_given_and_changed_where_the_version_is_right(
     database: Database,
 ) -> None:
-    def insert(connection: Connection) -> None:
-        with writing(connection) as writes:
-            writes.insert(ODD, [row("a"), row("b"), row("c", group="g")], CONFLICT)
-
     def change(connection: Connection) -> None:
         with writing(connection) as writes:
             writes.update(ODD, [row("c", 2) | {OLD_VERSION: 1, "rows": b"\0"}], CONFLICT)
             writes.remove(ODD, ["b", "nobody"])
 
-    await database.transaction(insert)
+    await database.transaction(inserting(row("a"), row("b"), row("c", group="g")))
     await database.transaction(change)
 
     found = await database.read(lambda connection: ODD.find(connection, ["c", "b", "a"]))
@@ -71,16 +77,12 @@ async def test_rows_are_kept_as_they_were_given_and_changed_where_the_version_is
 async def test_of_a_write_set_with_a_conflict_nothing_is_kept(
     database: Database, brief: bool
 ) -> None:
-    def insert(connection: Connection) -> None:
-        with writing(connection) as writes:
-            writes.insert(ODD, [row("a")], CONFLICT)
-
     def change(connection: Connection) -> None:
         with writing(connection) as writes:
             writes.insert(ODD, [row("b")], CONFLICT)
             writes.update(ODD, [row("a", 9) | {OLD_VERSION: 8}], CONFLICT)
 
-    await database.transaction(insert)
+    await database.transaction(inserting(row("a")))
     with pytest.raises(VersionConflict):
         await database.transaction(change, brief=brief)
 
@@ -89,12 +91,9 @@ async def test_of_a_write_set_with_a_conflict_nothing_is_kept(
 
 
 async def test_data_that_looks_like_a_conflict_is_refused_as_data(database: Database) -> None:
-    def insert(connection: Connection) -> None:
-        with writing(connection) as writes:
-            writes.insert(ODD, [row("banned", group='"conflict 0"')], CONFLICT)
-
+    banned = row("banned", group='"conflict 0"')
     with pytest.raises(sa.exc.IntegrityError):
-        await database.transaction(insert, brief=True)
+        await database.transaction(inserting(banned), brief=True)
 
 
 def test_a_conflict_is_known_in_whatever_language_the_server_speaks(
@@ -139,10 +138,6 @@ async def test_a_commit_that_sqlite_refuses_leaves_no_transaction_behind(tmp_pat
     )
     url = f"sqlite:///{tmp_path / 'family.db'}"
 
-    def adopt(connection: Connection) -> None:
-        with writing(connection) as writes:
-            writes.insert(Rows(table), [{"key": "a", "parent": "nobody"}], CONFLICT)
-
     @sa.event.listens_for(sa.Engine, "connect")
     def check_keys(connection: object, _: object) -> None:
         connection.execute("PRAGMA foreign_keys = ON")  # type: ignore[attr-defined]  # a driver's
@@ -151,8 +146,9 @@ async def test_a_commit_that_sqlite_refuses_leaves_no_transaction_behind(tmp_pat
         database = SqliteDatabase(url, Schema(metadata))
     finally:
         sa.event.remove(sa.Engine, "connect", check_keys)
-    with pytest.raises(sqlite3.IntegrityError):
-        await database.transaction(adopt, brief=True)
+    orphan = inserting({"key": "a", "parent": "nobody"}, into=Rows(table))
+    with pytest.raises(sa.exc.IntegrityError):
+        await database.transaction(orphan, brief=True)
 
     other = sqlite_engine(url)
     with other.begin():  # Nobody has the lock.
@@ -168,13 +164,9 @@ async def test_where_another_process_writes_a_brief_transaction_waits_beside_the
     database = SqliteDatabase(url, SCHEMA)
     other = sqlite_engine(url)
 
-    def insert(connection: Connection) -> None:
-        with writing(connection) as writes:
-            writes.insert(ODD, [row("a")], CONFLICT)
-
     connection = other.connect()
     writing_elsewhere = connection.begin()
-    ours = asyncio.create_task(database.transaction(insert, brief=True))
+    ours = asyncio.create_task(database.transaction(inserting(row("a")), brief=True))
     for _ in range(20):  # The loop goes on meanwhile.
         await asyncio.sleep(0.005)
     assert not ours.done()
@@ -225,10 +217,7 @@ async def test_where_the_disk_is_slow_commits_leave_the_event_loop_for_a_while(
 async def test_a_commit_that_the_disk_has_no_room_for_is_tried_again(tmp_path: Path) -> None:
     opened = SqliteDatabase(f"sqlite:///{tmp_path / 'odd.db'}", SCHEMA)
 
-    def insert(connection: Connection) -> None:
-        with writing(connection) as writes:
-            writes.insert(ODD, [row("a") | {"rows": bytes(500_000)}], CONFLICT)
-
+    insert = inserting(row("a") | {"rows": bytes(500_000)})
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
