@@ -140,10 +140,10 @@ class Kernel:
         self._new_id = new_id
         self._jitter = jitter
         self._group_max = group_max
-        # At states that subjects share, replicas meet all the time; and where there are several, a
-        # decision may rest on one that it does not write, so that no version tells.
+        # Where there are several states, a decision may rest on one that it does not write, so that
+        # no version tells; and where subjects share one, replicas may lock each other out.
         several = len(participant.states) > 1
-        self._locks = database.shared and (several or any(map(is_shared, participant.states)))
+        self._checks = database.shared and (several or any(map(is_shared, participant.states)))
         self._careful = 0
         """Groups that are still to be decided on with care."""
         self._metrics = KernelMetrics(participant)
@@ -274,7 +274,7 @@ class Kernel:
             try:
                 results, outgoing = await self._database.transaction(
                     partial(self._decide, group, confirmed, careful=careful),
-                    brief=not (careful or self._locks),
+                    brief=not careful,
                 )
             except VersionConflict as conflict:
                 if self._database.shared:  # else it can only be a message that was done before
@@ -387,7 +387,7 @@ class Kernel:
         now = self._clock()
         done = self._done(connection, group) if careful else set()
         doubtful: list[_Work] = []
-        states = _States(connection, self._tables, lock=careful or self._locks)
+        states = _States(connection, self._tables, lock=careful)
         states.load(self._own_ids(group))
         states.load(self._other_ids(group, states))
         results: list[_Result] = []
@@ -431,6 +431,8 @@ class Kernel:
         # No inbox row is written of these, so it has to be looked for.
         if doubtful and self._done(connection, doubtful):
             raise VersionConflict(self._tables.inbox.name)
+        if self._checks and not careful:
+            states.check(writes)
         self._tables.mark_done(writes, finished, now)
         states.save(writes)
         if outgoing:
@@ -507,6 +509,12 @@ class _States:
     def change(self, changes: Mapping[StateId, State]) -> None:
         self._states.update(changes)
         self._changed.update(changes)
+
+    def check(self, writes: WriteSet) -> None:
+        """Have made sure that everything is still what was read, where that existed."""
+        for kind, table in self._tables.states.items():  # in one order, see above
+            read = {id[1]: version for id, version in self._versions.items() if id[0] is kind}
+            table.check(writes, {key: version for key, version in read.items() if version})
 
     def save(self, writes: WriteSet) -> None:
         """Have written what changed."""

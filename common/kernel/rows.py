@@ -40,7 +40,7 @@ around it depend on the server's language."""
 
 Row: TypeAlias = Mapping[str, Any]
 _Process: TypeAlias = Callable[[Any], Any]
-_Kind: TypeAlias = Literal["remove", "insert", "update"]
+_Kind: TypeAlias = Literal["check", "remove", "insert", "update"]
 
 
 class Rows:
@@ -95,6 +95,13 @@ class WriteSet:
     def __init__(self) -> None:
         self._writes: list[_Write] = []
 
+    def check(self, of: Rows, versions: Mapping[str, int], conflict: Exception) -> None:
+        """Where several processes may write: lock these rows, in the order of their keys and before
+        what is written next. `conflict` is raised if one of them has another version by now."""
+        if versions:
+            rows = [{of.key: key, OLD_VERSION: versions[key]} for key in sorted(versions)]
+            self._writes.append(_Write("check", of, rows, conflict))
+
     def insert(self, into: Rows, rows: Sequence[Row], conflict: Exception) -> None:
         """Insert rows. `conflict` is raised if one of their keys is there already."""
         if rows:
@@ -125,6 +132,8 @@ class WriteSet:
         if not _driver(connection).in_transaction:
             raise RuntimeError("several writes to SQLite need a transaction around them")
         for write in self._writes:
+            if write.kind == "check":
+                continue  # Whoever is in a transaction is the only one who writes.
             values = write.rows.sqlite.values(write.kind, write.values)
             written = _write_sqlite(connection, write.rows.sqlite.texts[write.kind], values)
             if write.conflict is not None and written != len(values):
@@ -183,6 +192,7 @@ class _Columns:
         self.given: dict[_Kind, list[str]] = {
             "insert": [column.name for column in columns],
             "update": [*changed, key.name, OLD_VERSION],
+            "check": [key.name, OLD_VERSION],
             "remove": [key.name],
         }
         """What a row has for each kind of write, in the order of the statement's parameters."""
@@ -259,12 +269,17 @@ class _OnPostgresql(_Columns):
             )
         if kind == "remove":
             return f"DELETE FROM {self.table} WHERE {self.key} = ANY({arrays})"
-        changes = ", ".join(f"{name} = rows.{name}" for name in self.names if name != self.key)
-        return (
-            f"UPDATE {self.table} SET {changes} FROM {rows} "
-            f"WHERE {self.table}.{self.key} = rows.{self.key} "
-            f"AND {self.table}.version = rows.{OLD_VERSION} RETURNING 1"
+        ours = (
+            f"{self.table}.{self.key} = rows.{self.key} "
+            f"AND {self.table}.version = rows.{OLD_VERSION}"
         )
+        if kind == "check":
+            return (
+                f"SELECT 1 FROM {self.table} JOIN {rows} ON {ours} "
+                f"ORDER BY {self.table}.{self.key} FOR NO KEY UPDATE OF {self.table}"
+            )
+        changes = ", ".join(f"{name} = rows.{name}" for name in self.names if name != self.key)
+        return f"UPDATE {self.table} SET {changes} FROM {rows} WHERE {ours} RETURNING 1"
 
     def arrays(self, kind: _Kind, rows: Sequence[Row]) -> list[list[Any]]:
         """The statement's parameters."""

@@ -110,6 +110,11 @@ class StateTable(Generic[S]):
         found = self.load(connection, [key]).get(key)
         return found[0] if found else None
 
+    def check(self, writes: WriteSet, versions: Mapping[str, int]) -> None:
+        """Have made sure that the states under these keys are still in these versions, which are
+        above 0; `VersionConflict` is what is raised otherwise."""
+        writes.check(self._rows, versions, VersionConflict(self.table.name))
+
     def save(self, writes: WriteSet, states: Sequence[tuple[S, int]]) -> None:
         """Write states, each with the version it was read in, 0 if it did not exist.
 

@@ -11,7 +11,8 @@ import re
 import sqlite3
 import struct
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -23,11 +24,14 @@ import sqlalchemy as sa
 import yarl
 from sqlalchemy.engine import AdaptedConnection, Connection
 
+from common.choreography import Participant
 from common.envelope import Envelope, source_of, wrap
-from common.events import OrderLine, PlaceOrder
+from common.events import OrderLine, OrderPlaced, PlaceOrder
 from common.kernel import rows
-from common.kernel.tables import utc_now
-from common.message import Priority
+from common.kernel.tables import Tables, utc_now
+from common.message import Command, Event, Priority
+from inventory_service.domain import PARTICIPANT as INVENTORY
+from inventory_service.store import TABLES as INVENTORY_TABLES
 from notification_service.domain import NotificationStatus
 from notification_service.store import NOTIFICATIONS
 from order_service.domain import PARTICIPANT as ORDER
@@ -214,10 +218,50 @@ async def test_more_orders_take_no_more_statements_in_a_group(
         assert max(Counter(transaction).values()) == 1, transaction
 
 
-async def test_on_postgresql_a_group_takes_one_round_trip_to_read_and_one_to_write(
+TEA: Final = (OrderLine(sku="tea", quantity=1, unit_price_cents=100),)
+
+
+def sent(message: Command | Event) -> Envelope[Any]:
+    return wrap(
+        message,
+        id=f"{message.type} {message.subject}",
+        source=source_of("test"),
+        time=utc_now(),
+        priority=Priority.NORMAL,
+    )
+
+
+def to_place(number: int) -> Envelope[Any]:
+    order_id = UUID(int=number)
+    return sent(PlaceOrder(order_id=order_id, customer="c", currency="EUR", lines=TEA))
+
+
+def placed(number: int) -> Envelope[Any]:
+    order = OrderPlaced(
+        order_id=UUID(int=number),
+        customer="c",
+        currency="EUR",
+        lines=TEA,
+        total_cents=100,
+        priority=Priority.NORMAL,
+        deadline=utc_now() + timedelta(minutes=5),
+    )
+    return sent(order)
+
+
+@pytest.mark.parametrize(
+    ("participant", "tables", "message", "reads"),
+    [(ORDER, ORDER_TABLES, to_place, 1), (INVENTORY, INVENTORY_TABLES, placed, 2)],
+    ids=["order", "inventory"],
+)
+async def test_on_postgresql_a_group_takes_a_round_trip_per_table_read_and_one_to_write(
     postgres_url: str,
+    participant: Participant,
+    tables: Tables,
+    message: Callable[[int], Envelope[Any]],
+    reads: int,
 ) -> None:
-    """Without states that subjects share, it begins no transaction, and takes no lock."""
+    """It begins no transaction, and takes no lock before it writes."""
     asked: list[str] = []
 
     def log(query: asyncpg.connection.LoggedQuery) -> None:
@@ -228,24 +272,14 @@ async def test_on_postgresql_a_group_takes_one_round_trip_to_read_and_one_to_wri
 
     sa.event.listen(sa.Pool, "connect", listen)
     try:
-        async with replica(postgres_url, ORDER, ORDER_TABLES, lease_seconds=600) as order:
-            await order.kernel.handle(placed(0))
-            await until(lambda: order.outbox.idle)
+        async with replica(postgres_url, participant, tables, lease_seconds=600) as service:
+            await service.kernel.handle(message(0))
+            await until(lambda: service.outbox.idle)
             asked.clear()
-            await asyncio.gather(*(order.kernel.handle(placed(number)) for number in range(1, 10)))
+            handled = [service.kernel.handle(message(number)) for number in range(1, 10)]
+            await asyncio.gather(*handled)
             taken = asked.copy()
     finally:
         sa.event.remove(sa.Pool, "connect", listen)
 
-    assert taken == ["SELECT", "WITH"]
-
-
-def placed(number: int) -> Envelope[PlaceOrder]:
-    line = OrderLine(sku="tea", quantity=1, unit_price_cents=100)
-    return wrap(
-        PlaceOrder(order_id=UUID(int=number), customer="c", currency="EUR", lines=(line,)),
-        id=f"place {number}",
-        source=source_of("test"),
-        time=utc_now(),
-        priority=Priority.NORMAL,
-    )
+    assert taken == [*["SELECT"] * reads, "WITH"]

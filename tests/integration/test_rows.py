@@ -90,6 +90,24 @@ async def test_of_a_write_set_with_a_conflict_nothing_is_kept(
     assert found == [["a", 1, None, None]]
 
 
+async def test_what_somebody_else_has_changed_meanwhile_is_a_conflict_even_if_only_read(
+    postgres_url: str,
+) -> None:
+    database = await open_database(postgres_url, SCHEMA)
+
+    def write(connection: Connection) -> None:
+        with writing(connection) as writes:
+            writes.check(ODD, {"a": 1, "b": 1}, CONFLICT)
+            writes.insert(ODD, [row("c")], VersionConflict("another"))
+
+    await database.transaction(inserting(row("a"), row("b", 2)))
+    with pytest.raises(VersionConflict, match="order"):
+        await database.transaction(write, brief=True)
+
+    assert await database.read(lambda connection: ODD.find(connection, ["c"])) == []
+    await database.close()
+
+
 async def test_data_that_looks_like_a_conflict_is_refused_as_data(database: Database) -> None:
     banned = row("banned", group='"conflict 0"')
     with pytest.raises(sa.exc.IntegrityError):
