@@ -41,7 +41,7 @@ rabbitmq4: ## Unpack RabbitMQ 4 into .rabbitmq4, for tests on that as well (root
 
 bench: ## Compare with the same flow without a database (ARGS='--rounds 3 --orders 2000 --json')
 	@scripts/setup --own-broker
-	@.venv/bin/python -m bench $(ARGS)
+	@.venv/bin/python -m bench compare $(ARGS)
 
 lint: ## Check style, types and the layers between packages
 	@scripts/setup --no-broker

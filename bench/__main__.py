@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import sys
 import tempfile
 from dataclasses import asdict
@@ -37,6 +38,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 @app.callback(invoke_without_command=True)
 def by_default(context: typer.Context) -> None:
     """The product beside the same flow without a database, and what it promises."""
+    # It reports lost connections with tracebacks, and a scenario kills the broker.
+    logging.getLogger("aiormq").setLevel(logging.CRITICAL)
     if context.invoked_subcommand is None:
         against()
 
