@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -79,6 +79,21 @@ class Comparison:
         return asdict(self)
 
 
+@contextlib.asynccontextmanager
+async def all_started(
+    variants: Iterable[Variant], node: RabbitNode, folder: Path, report: Report
+) -> AsyncIterator[dict[str, Bench]]:
+    """The variants by their names, all of them up and warm."""
+    async with contextlib.AsyncExitStack() as running:
+        benches: dict[str, Bench] = {}
+        for variant in variants:
+            report(f"starting {variant.name}")
+            bench = await running.enter_async_context(started(variant, node, folder, seed=1))
+            await bench.load(WARM_UP_ORDERS)
+            benches[variant.name] = bench
+        yield benches
+
+
 async def compare(
     node: RabbitNode, folder: Path, *, rounds: int, orders: int, report: Report
 ) -> Comparison:
@@ -88,13 +103,7 @@ async def compare(
     measured within seconds of each other.
     """
     found = Comparison()
-    async with contextlib.AsyncExitStack() as running:
-        benches: dict[str, Bench] = {}
-        for variant in VARIANTS:
-            report(f"starting {variant.name}")
-            bench = await running.enter_async_context(started(variant, node, folder, seed=1))
-            await bench.load(WARM_UP_ORDERS)
-            benches[variant.name] = bench
+    async with all_started(VARIANTS, node, folder, report) as benches:
         for number in range(1, rounds + 1):
             report(f"round {number} of {rounds}")
             # There and back, so that who comes first has no advantage.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,13 +11,13 @@ from typing import Final
 
 from matplotlib.figure import Figure
 
-from bench.compare import WARM_UP_ORDERS
-from bench.rig import BARE, POSTGRESQL, SQLITE, Report, started
+from bench.compare import all_started
+from bench.rig import BARE, POSTGRESQL, SQLITE, Report
 from saga.node import RabbitNode
 
 VARIANTS: Final = (BARE, SQLITE, POSTGRESQL)
 RATES: Final = (100, 200, 300, 400, 500, 600, 800, 1_000)
-SECONDS: Final = 8.0
+SECONDS: Final = 5.0
 """How long each rate is offered."""
 
 
@@ -34,19 +35,18 @@ class Point:
 async def curve(
     node: RabbitNode, folder: Path, *, rounds: int, rates: Sequence[int], report: Report
 ) -> list[Point]:
-    """Offer every rate to every variant in every round."""
+    """Offer every rate to every variant in every round, to one after the other."""
     runs: dict[tuple[str, int], list[Point]] = {}
-    for number in range(1, rounds + 1):
-        for variant in VARIANTS:
-            report(f"round {number} of {rounds}: {variant.name}")
-            async with started(variant, node, folder, seed=number) as bench:
-                await bench.load(WARM_UP_ORDERS)
-                for rate in rates:
-                    found = await bench.load(int(rate * SECONDS), rate)
-                    point = Point(
-                        variant.name, rate, found.orders_per_second, found.p50_ms, found.p99_ms
-                    )
-                    runs.setdefault((variant.name, rate), []).append(point)
+    async with all_started(VARIANTS, node, folder, report) as benches:
+        for number, rate in itertools.product(range(1, rounds + 1), rates):
+            report(f"round {number} of {rounds}: {rate} a second")
+            # Each is the first in every other round.
+            for variant in VARIANTS if number % 2 else VARIANTS[::-1]:
+                found = await benches[variant.name].load(int(rate * SECONDS), rate)
+                point = Point(
+                    variant.name, rate, found.orders_per_second, found.p50_ms, found.p99_ms
+                )
+                runs.setdefault((variant.name, rate), []).append(point)
     return [_median(points) for points in runs.values()]
 
 
