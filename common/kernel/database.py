@@ -138,18 +138,22 @@ class SqliteDatabase:
                 return await self._in_writer(partial(self._transact, work))
             try:
                 self._driver.execute("BEGIN IMMEDIATE")
-            except sqlite3.Error:  # Another process is writing, or the thread is told what it is.
+            except sqlite3.Error:  # Another process is writing; else the thread meets it as well.
                 return await self._in_writer(partial(self._transact, work))
             try:
-                result = work(self._brief)
-                await self._commit()
+                return await self._finish(work)
             except sqlite3.Error as error:
-                self._driver.rollback()
-                raise as_sqlalchemy(error, "COMMIT", self._brief) from error
-            except BaseException:
-                self._driver.rollback()
-                raise
-            return result
+                raise as_sqlalchemy(error, "COMMIT or ROLLBACK", self._brief) from error
+
+    async def _finish(self, work: Callable[[Connection], T]) -> T:
+        """The transaction that has begun on the driver's connection."""
+        try:
+            result = work(self._brief)
+            await self._commit()
+        except BaseException:
+            self._driver.rollback()
+            raise
+        return result
 
     async def _commit(self) -> None:
         if self._commits_aside:

@@ -110,6 +110,11 @@ class _Work:
 _Result = Decision | Duplicate | Failed
 
 
+class _RestsOnBlank(Exception):
+    """A decision has read a state that does not exist, and does not write it: nothing can be
+    checked of that when the decision is written."""
+
+
 class Kernel:
     """Turns messages into committed decisions, each once.
 
@@ -141,7 +146,7 @@ class Kernel:
         self._jitter = jitter
         self._group_max = group_max
         # Where there are several states, a decision may rest on one that it does not write, so that
-        # no version tells; and where subjects share one, replicas may lock each other out.
+        # no version tells; and where subjects share one, replicas may deadlock.
         several = len(participant.states) > 1
         self._checks = database.shared and (several or any(map(is_shared, participant.states)))
         self._careful = 0
@@ -276,6 +281,8 @@ class Kernel:
                     partial(self._decide, group, confirmed, careful=careful),
                     brief=not careful,
                 )
+            except _RestsOnBlank:
+                self._careful = 1  # No other replica has to do with it, so it is for this group.
             except VersionConflict as conflict:
                 if self._database.shared:  # else it can only be a message that was done before
                     self._metrics.conflicts.inc()
@@ -377,7 +384,7 @@ class Kernel:
 
         Unless `careful`, it hopes that no message was done before, which its inbox row would tell
         when it is written, and that nobody else writes the same states, which their versions would.
-        Raises `VersionConflict` where that was wrong.
+        Raises `VersionConflict` where that was wrong, `_RestsOnBlank` where it cannot be known.
         """
         writes = WriteSet()
         self._outbox.remove(writes, confirmed)
@@ -387,8 +394,13 @@ class Kernel:
         now = self._clock()
         done = self._done(connection, group) if careful else set()
         doubtful: list[_Work] = []
+        ids = self._own_ids(group)
         states = _States(connection, self._tables, lock=careful)
-        states.load(self._own_ids(group))
+        if careful and self._checks:  # Which states it takes must be known before one is locked.
+            seen = _States(connection, self._tables, lock=False)
+            seen.load(ids)
+            ids |= self._other_ids(group, seen)
+        states.load(ids)
         states.load(self._other_ids(group, states))
         results: list[_Result] = []
         finished: list[str] = []
@@ -487,7 +499,10 @@ class _States:
         self._changed: set[StateId] = set()
 
     def load(self, ids: set[StateId]) -> None:
-        """Read states with one statement per table; what does not exist is blank."""
+        """Read states with one statement per table; what does not exist is blank.
+
+        With `lock`, replicas cannot deadlock over what is read by one call.
+        """
         by_kind: defaultdict[type[State], list[str]] = defaultdict(list)
         for kind, key in ids - self._states.keys():
             by_kind[kind].append(key)
@@ -511,10 +526,13 @@ class _States:
         self._changed.update(changes)
 
     def check(self, writes: WriteSet) -> None:
-        """Have made sure that everything is still what was read, where that existed."""
-        for kind, table in self._tables.states.items():  # in one order, see above
-            read = {id[1]: version for id, version in self._versions.items() if id[0] is kind}
-            table.check(writes, {key: version for key, version in read.items() if version})
+        """Have made sure that everything is still what was read. Raises `_RestsOnBlank`."""
+        for kind, table in self._tables.states.items():  # in one order, so as not to deadlock
+            read = {key: version for (of, key), version in self._versions.items() if of is kind}
+            existing = {key: version for key, version in read.items() if version}
+            if any((kind, key) not in self._changed for key in read.keys() - existing.keys()):
+                raise _RestsOnBlank
+            table.check(writes, existing)
 
     def save(self, writes: WriteSet) -> None:
         """Have written what changed."""

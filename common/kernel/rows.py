@@ -89,7 +89,7 @@ class Rows:
 class WriteSet:
     """Writes to several tables that are made together, or not at all, in no promised order.
 
-    No row may be in it twice.
+    No row may be written twice. What is checked comes before what is written.
     """
 
     def __init__(self) -> None:
@@ -99,7 +99,7 @@ class WriteSet:
         """Where several processes may write: lock these rows, in the order of their keys and before
         what is written next. `conflict` is raised if one of them has another version by now."""
         if versions:
-            rows = [{of.key: key, OLD_VERSION: versions[key]} for key in sorted(versions)]
+            rows = [{of.key: key, OLD_VERSION: versions[key]} for key in versions]
             self._writes.append(_Write("check", of, rows, conflict))
 
     def insert(self, into: Rows, rows: Sequence[Row], conflict: Exception) -> None:
@@ -133,7 +133,8 @@ class WriteSet:
             raise RuntimeError("several writes to SQLite need a transaction around them")
         for write in self._writes:
             if write.kind == "check":
-                continue  # Whoever is in a transaction is the only one who writes.
+                continue  # Whoever is in a transaction is the only one who writes. (Several
+                # replicas on SQLite there are in the simulation.)
             values = write.rows.sqlite.values(write.kind, write.values)
             written = _write_sqlite(connection, write.rows.sqlite.texts[write.kind], values)
             if write.conflict is not None and written != len(values):
@@ -307,7 +308,11 @@ def _array_of(column: sa.Column[Any]) -> str:
 @lru_cache(maxsize=256)
 def _all_of(writes: tuple[tuple[_Kind, _OnPostgresql], ...]) -> str:
     """One statement that makes all writes. Where one of them should not have left out a row, it
-    fails, by reading as a number what is none, and PostgreSQL undoes all of it."""
+    fails, by reading as a number what is none, and PostgreSQL undoes all of it.
+
+    PostgreSQL runs them as they are counted, so in their order, and what is not counted at the end.
+    That is not promised, and nothing but how seldom replicas conflict rests on it.
+    """
     parts: list[str] = []
     first = 1
     for kind, columns in writes:

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
+import asyncpg
 from sqlalchemy.engine import Connection
 
 from common.choreography import Participant, State
@@ -18,9 +19,28 @@ from common.kernel.tables import Tables
 from common.message import Intent
 from common.tasks import cancel_all
 from tests.integration.toy import RecordingPublisher, rows
+from tests.polling import until
 
 S = TypeVar("S", bound=State)
 T = TypeVar("T")
+
+
+async def until_somebody_waits(url: str) -> None:
+    """Wait until somebody waits for a lock in this database, on a PostgreSQL server."""
+    # A connection of its own: within a transaction one sees who waited at its beginning.
+    observer = await asyncpg.connect(url)
+    waiting = (
+        "SELECT count(*) FROM pg_stat_activity "
+        "WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )
+
+    async def somebody_waits() -> bool:
+        return bool(await observer.fetchval(waiting))
+
+    try:
+        await until(somebody_waits)
+    finally:
+        await observer.close()
 
 
 class Through:

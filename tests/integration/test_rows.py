@@ -19,6 +19,7 @@ from common.kernel import rows
 from common.kernel.database import Database, SqliteDatabase, open_database, sqlite_engine
 from common.kernel.rows import OLD_VERSION, Rows, WriteSet, writing
 from common.kernel.tables import Schema, VersionConflict
+from tests.integration.kernels import until_somebody_waits
 
 CONFLICT = VersionConflict("order")
 
@@ -108,6 +109,29 @@ async def test_what_somebody_else_has_changed_meanwhile_is_a_conflict_even_if_on
     await database.close()
 
 
+async def test_what_is_checked_is_locked_in_the_order_of_keys_and_waited_for(
+    postgres_url: str,
+) -> None:
+    database = await open_database(postgres_url, SCHEMA)
+    other = await asyncpg.connect(postgres_url)
+
+    def check(connection: Connection) -> None:
+        with writing(connection) as writes:
+            writes.check(ODD, {"b": 1, "a": 1}, CONFLICT)
+
+    await database.transaction(inserting(row("a"), row("b")))
+    async with other.transaction():
+        await other.execute("""UPDATE "order" SET version = 2 WHERE "Key" = 'a'""")
+        checking = asyncio.create_task(database.transaction(check, brief=True))
+        await until_somebody_waits(postgres_url)
+        await other.execute("""SELECT 1 FROM "order" WHERE "Key" = 'b' FOR UPDATE NOWAIT""")
+    with pytest.raises(VersionConflict):
+        await checking
+
+    await other.close()
+    await database.close()
+
+
 async def test_data_that_looks_like_a_conflict_is_refused_as_data(database: Database) -> None:
     banned = row("banned", group='"conflict 0"')
     with pytest.raises(sa.exc.IntegrityError):
@@ -173,6 +197,59 @@ async def test_a_commit_that_sqlite_refuses_leaves_no_transaction_behind(tmp_pat
         pass
     other.dispose()
     await database.close()
+
+
+class Broken:
+    """A driver's connection that fails at what is said here."""
+
+    def __init__(self, driver: sqlite3.Connection, *, at: str) -> None:
+        self._driver = driver
+        self._at = at
+
+    def execute(self, statement: str) -> object:
+        self._fail_at("BEGIN")
+        return self._driver.execute(statement)
+
+    def commit(self) -> None:
+        self._fail_at("COMMIT")
+        self._driver.commit()
+
+    def rollback(self) -> None:
+        self._driver.rollback()
+        self._fail_at("ROLLBACK")
+
+    def _fail_at(self, what: str) -> None:
+        if what == self._at:
+            raise sqlite3.OperationalError(f"disk I/O error at {what}")
+
+
+@pytest.mark.parametrize("at", ["COMMIT", "ROLLBACK"])
+async def test_a_transaction_that_sqlite_cannot_end_is_tried_again(at: str, tmp_path: Path) -> None:
+    opened = SqliteDatabase(f"sqlite:///{tmp_path / 'odd.db'}", SCHEMA)
+    driver = opened._driver  # a disk cannot be made to fail here
+    opened._driver = Broken(driver, at=at)  # type: ignore[assignment]
+
+    def change(connection: Connection) -> None:
+        if at == "ROLLBACK":
+            raise CONFLICT
+
+    with pytest.raises(sa.exc.DBAPIError, match=at) as failed:
+        await opened.transaction(change, brief=True)
+
+    assert opened.is_away(failed.value)
+    opened._driver = driver
+    await opened.transaction(inserting(row("a")), brief=True)
+    await opened.close()
+
+
+async def test_a_transaction_that_cannot_begin_on_the_event_loop_is_left_to_the_thread(
+    tmp_path: Path,
+) -> None:
+    opened = SqliteDatabase(f"sqlite:///{tmp_path / 'odd.db'}", SCHEMA)
+    opened._driver = Broken(opened._driver, at="BEGIN")  # type: ignore[assignment]
+    await opened.transaction(inserting(row("a")), brief=True)
+    assert await opened.read(lambda connection: len(ODD.find(connection, ["a"]))) == 1
+    await opened.close()
 
 
 async def test_where_another_process_writes_a_brief_transaction_waits_beside_the_loop(
