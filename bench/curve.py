@@ -11,11 +11,10 @@ from typing import Final
 
 from matplotlib.figure import Figure
 
-from bench.compare import all_started
-from bench.rig import BARE, POSTGRESQL, SQLITE, Report
+from bench.compare import WITH_LATENCY, all_started
+from bench.rig import Report
 from saga.node import RabbitNode
 
-VARIANTS: Final = (BARE, SQLITE, POSTGRESQL)
 RATES: Final = (100, 200, 300, 400, 500, 600, 800, 1_000)
 SECONDS: Final = 5.0
 """How long each rate is offered."""
@@ -37,11 +36,11 @@ async def curve(
 ) -> list[Point]:
     """Offer every rate to every variant in every round, to one after the other."""
     runs: dict[tuple[str, int], list[Point]] = {}
-    async with all_started(VARIANTS, node, folder, report) as benches:
+    async with all_started(WITH_LATENCY, node, folder, report) as benches:
         for number, rate in itertools.product(range(1, rounds + 1), rates):
             report(f"round {number} of {rounds}: {rate} a second")
             # Each is the first in every other round.
-            for variant in VARIANTS if number % 2 else VARIANTS[::-1]:
+            for variant in WITH_LATENCY if number % 2 else WITH_LATENCY[::-1]:
                 found = await benches[variant.name].load(int(rate * SECONDS), rate)
                 point = Point(
                     variant.name, rate, found.orders_per_second, found.p50_ms, found.p99_ms
@@ -67,7 +66,7 @@ def draw(points: Sequence[Point], path: Path) -> None:
     """A picture of them; the path's ending says of which kind."""
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     throughput, latency = figure.subplots(1, 2)
-    for number, variant in enumerate(VARIANTS):
+    for number, variant in enumerate(WITH_LATENCY):
         mine = [point for point in points if point.variant == variant.name]
         offered = [point.offered_per_second for point in mine]
         colour = f"C{number}"

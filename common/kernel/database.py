@@ -134,16 +134,21 @@ class SqliteDatabase:
 
     async def transaction(self, work: Callable[[Connection], T], *, brief: bool = False) -> T:
         async with self._writing:
-            if not brief:
-                return await self._in_writer(partial(self._transact, work))
-            try:
-                self._driver.execute("BEGIN IMMEDIATE")
-            except sqlite3.Error:  # Another process is writing; else the thread meets it as well.
+            if not (brief and self._begin()):
                 return await self._in_writer(partial(self._transact, work))
             try:
                 return await self._finish(work)
             except sqlite3.Error as error:
                 raise as_sqlalchemy(error, "COMMIT or ROLLBACK", self._brief) from error
+
+    def _begin(self) -> bool:
+        """Whether a transaction could begin on the event loop: not if another process is writing.
+        Anything else that is wrong, the thread meets as well."""
+        try:
+            self._driver.execute("BEGIN IMMEDIATE")
+        except sqlite3.Error:
+            return False
+        return True
 
     async def _finish(self, work: Callable[[Connection], T]) -> T:
         """The transaction that has begun on the driver's connection."""

@@ -99,7 +99,7 @@ class WriteSet:
         """Where several processes may write: lock these rows, in the order of their keys and before
         what is written next. `conflict` is raised if one of them has another version by now."""
         if versions:
-            rows = [{of.key: key, OLD_VERSION: versions[key]} for key in versions]
+            rows = [{of.key: key, OLD_VERSION: version} for key, version in versions.items()]
             self._writes.append(_Write("check", of, rows, conflict))
 
     def insert(self, into: Rows, rows: Sequence[Row], conflict: Exception) -> None:
@@ -132,9 +132,10 @@ class WriteSet:
         if not _driver(connection).in_transaction:
             raise RuntimeError("several writes to SQLite need a transaction around them")
         for write in self._writes:
+            # Whoever is in a transaction is the only one who writes. (Several replicas on SQLite
+            # there are in the simulation.)
             if write.kind == "check":
-                continue  # Whoever is in a transaction is the only one who writes. (Several
-                # replicas on SQLite there are in the simulation.)
+                continue
             values = write.rows.sqlite.values(write.kind, write.values)
             written = _write_sqlite(connection, write.rows.sqlite.texts[write.kind], values)
             if write.conflict is not None and written != len(values):

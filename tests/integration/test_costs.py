@@ -220,8 +220,6 @@ async def test_more_orders_take_no_more_statements_in_a_group(
 
 
 TEA: Final = (OrderLine(sku="tea", quantity=1, unit_price_cents=100),)
-
-
 TEA_IN_STOCK: Final = AddStock(sku="tea", quantity=20, unit_price_cents=100, currency="EUR")
 
 
