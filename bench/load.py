@@ -21,12 +21,10 @@ import aiormq
 import uvloop
 from aiormq.abc import DeliveredMessage
 from pamqp.commands import Basic
-from pydantic_core import from_json
 
-from common.envelope import source_of, wrap
+from common.envelope import CONTENT_TYPE, source_of, wrap
 from common.events import OrderCancelled, OrderConfirmed, OrderLine
 from common.message import Priority
-from common.messaging.publisher import properties_of
 from common.messaging.topology import EVENTS_EXCHANGE, intake_queue
 from saga.orders import Plan, Shares, plan
 
@@ -71,12 +69,11 @@ async def run(url: str, load: Load) -> dict[str, object]:
             priority=order.priority,
         )  # fmt: skip
         body = envelope.to_bytes()
-        document = properties_of(from_json(body))
         properties = Basic.Properties(
-            message_id=document["message_id"],
-            message_type=document["type"],
-            correlation_id=document["correlation_id"],
-            content_type=document["content_type"],
+            message_id=envelope.id,
+            message_type=envelope.type,
+            correlation_id=envelope.correlationid,
+            content_type=CONTENT_TYPE,
             delivery_mode=2,
         )
         bodies.append((body, properties, intake_queue("order", Priority(order.priority))))

@@ -12,10 +12,8 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
 from uuid import uuid4
 
-import aio_pika
 from opentelemetry.sdk.trace import SpanProcessor
 
 from common import tracing
@@ -23,7 +21,9 @@ from common.envelope import wrap
 from common.events import PaymentCharged
 from common.kernel.tables import utc_now
 from common.message import Priority
-from common.messaging.publisher import message_of
+from common.messaging.frames import Delivery
+from common.messaging.publisher import posting_of
+from common.messaging.topology import EVENTS_EXCHANGE
 
 OFF_LIMIT_MICROSECONDS = 3.0
 """Under one percent of what a message takes otherwise."""
@@ -31,19 +31,14 @@ MESSAGES = 20_000
 ROUNDS = 5
 
 
-class _Incoming(aio_pika.Message):
-    """What is asked of a delivery."""
-
-    exchange = "saga.events"
-    routing_key = "payment.charged.high"
-
-
 def one_message() -> Callable[[], None]:
     """Does once what a message costs."""
     event = PaymentCharged(order_id=uuid4(), currency="EUR", amount_cents=100, reference="")
     envelope = wrap(event, id="1", source="/", time=utc_now(), priority=Priority.HIGH)
-    outgoing = message_of(envelope.to_bytes())
-    incoming: Any = _Incoming(outgoing.body, message_id="1", correlation_id=envelope.subject)
+    outgoing = posting_of(envelope.to_bytes(), envelope.routing_key)
+    incoming = Delivery(
+        1, False, EVENTS_EXCHANGE, envelope.routing_key, outgoing.properties, outgoing.body
+    )
 
     def count() -> None:
         with tracing.process("order.high", incoming, envelope.subject, envelope.traceparent):
@@ -56,7 +51,7 @@ def one_message() -> Callable[[], None]:
                     tracing.active.end(span)
             with tracing.asking("Charge", span):
                 pass
-        with tracing.send("saga.events", envelope.routing_key, outgoing):
+        with tracing.send(EVENTS_EXCHANGE, outgoing):
             pass
 
     return count

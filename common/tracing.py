@@ -28,9 +28,9 @@ from uuid import uuid4
 from pydantic_core import from_json
 
 from common.envelope import Envelope, trace_id_of, w3c_trace
+from common.messaging.frames import Delivery, Posting, Properties, properties_in
 
 if TYPE_CHECKING:
-    from aio_pika.abc import AbstractIncomingMessage, AbstractMessage
     from opentelemetry.context import Context
     from opentelemetry.sdk.trace import SpanProcessor
     from opentelemetry.trace import Link, Span, SpanKind
@@ -148,17 +148,17 @@ class Tracing:
     def process(
         self,
         queue: str,
-        message: AbstractIncomingMessage,
+        delivery: Delivery,
         subject: str,
         creator: str | None,
         attempts: int,
     ) -> Iterator[None]:
         """A delivery that has failed so often before, from its decoding to its being settled.
         `creator` is the context in which the message was created."""
-        exchange, key = message.exchange, message.routing_key or ""
+        exchange, key = delivery.exchange, delivery.routing_key
         destination = f"{exchange}:{key}:{queue}" if exchange else queue
         attributes = {
-            **_messaging("process", destination, key, message),
+            **_messaging("process", destination, key, delivery.body, delivery.properties),
             "messaging.operation.type": "process",
             "saga.attempts": attempts,
         }
@@ -172,12 +172,14 @@ class Tracing:
             yield
 
     @contextmanager
-    def send(self, exchange: str, key: str, message: AbstractMessage) -> Iterator[None]:
+    def send(self, exchange: str, posting: Posting) -> Iterator[None]:
         """Publishing a message, up to the broker's confirm."""
-        creator = _creator_of(message.body)
+        creator, key = _creator_of(posting.body), posting.routing_key
         destination = f"{exchange}:{key}" if exchange else key
         attributes = {
-            **_messaging("publish", destination, key, message),
+            **_messaging(
+                "publish", destination, key, posting.body, properties_in(posting.properties)
+            ),
             "messaging.operation.type": "send",
         }
         links = self._links(creator)
@@ -284,7 +286,7 @@ def request(
 
 def process(
     queue: str,
-    message: AbstractIncomingMessage,
+    delivery: Delivery,
     subject: str,
     creator: str | None = None,
     attempts: int = 0,
@@ -292,7 +294,7 @@ def process(
     """See `Tracing.process`; does nothing where tracing is off."""
     if active is None:
         return _NOTHING
-    return active.process(queue, message, subject, creator, attempts)
+    return active.process(queue, delivery, subject, creator, attempts)
 
 
 def asking(question: str, reaction: Span | None) -> AbstractContextManager[None]:
@@ -302,9 +304,9 @@ def asking(question: str, reaction: Span | None) -> AbstractContextManager[None]
     return active.asking(question, reaction)
 
 
-def send(exchange: str, key: str, message: AbstractMessage) -> AbstractContextManager[None]:
+def send(exchange: str, posting: Posting) -> AbstractContextManager[None]:
     """See `Tracing.send`; does nothing where tracing is off."""
-    return _NOTHING if active is None else active.send(exchange, key, message)
+    return _NOTHING if active is None else active.send(exchange, posting)
 
 
 def _about(envelope: Envelope[Any]) -> Attributes:
@@ -320,17 +322,19 @@ def _creator_of(body: bytes) -> str | None:
     return w3c_trace(document.get("traceparent")) if isinstance(document, dict) else None
 
 
-def _messaging(operation: str, destination: str, key: str, message: AbstractMessage) -> Attributes:
+def _messaging(
+    operation: str, destination: str, key: str, body: bytes, properties: Properties
+) -> Attributes:
     attributes: dict[str, str | int] = {
         "messaging.system": "rabbitmq",
         "messaging.operation.name": operation,
         "messaging.destination.name": destination,
-        "messaging.message.body.size": len(message.body),
+        "messaging.message.body.size": len(body),
     }
     if key:
         attributes["messaging.rabbitmq.destination.routing_key"] = key
-    if message.message_id:
-        attributes["messaging.message.id"] = str(message.message_id)
-    if message.correlation_id:
-        attributes["messaging.message.conversation_id"] = str(message.correlation_id)
+    if properties.message_id:
+        attributes["messaging.message.id"] = properties.message_id
+    if properties.correlation_id:
+        attributes["messaging.message.conversation_id"] = properties.correlation_id
     return attributes

@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from typing import Final
 
 import aiormq
-from aio_pika.abc import AbstractConnection
 
 from common.kernel.database import Database
 from common.kernel.tables import Clock, VersionConflict, utc_now
@@ -31,6 +30,7 @@ from common.messaging.stream import (
     reading,
 )
 from common.messaging.topology import HISTORY_STREAM
+from common.messaging.wire import Connection
 from common.metrics import FollowerMetrics
 from history_service import store
 from history_service.domain import OBSERVER
@@ -176,7 +176,7 @@ class Follower:
                 records = await reader.take(BATCH_MAX, STOP_POLL_SECONDS)
 
     async def _resume(
-        self, connection: AbstractConnection, reader: StreamReader, place: Place
+        self, connection: Connection, reader: StreamReader, place: Place
     ) -> list[Record]:
         """The first records from `place` on. Raises `AnotherStream`."""
         while not (records := await reader.take(BATCH_MAX, LOOK_SECONDS)):

@@ -12,7 +12,6 @@ from http import HTTPStatus
 from typing import Any, Final
 from uuid import UUID
 
-import aio_pika
 import aiormq
 import httpx
 
@@ -20,9 +19,12 @@ from common.choreography import Choreography
 from common.envelope import CONTENT_TYPE, source_of, wrap
 from common.events import CancellationReason, order_id_of
 from common.message import Priority
+from common.messaging import frames
 from common.messaging.connection import BrokerError
-from common.messaging.publisher import BrokerPublisher, message_of
+from common.messaging.frames import Posting
+from common.messaging.publisher import BrokerPublisher, posting_of
 from common.messaging.topology import EVENTS_EXCHANGE, intake_queue
+from common.messaging.wire import Unroutable
 from payment_service.gateway import Account, SandboxGateway
 from saga.deployment import Deployment
 from saga.http import client
@@ -172,14 +174,13 @@ class _Sender:
 
     async def _send(self, message: PlannedOrder | Malformed, client: httpx.AsyncClient) -> None:
         if isinstance(message, Malformed):
-            body = aio_pika.Message(
-                message.body,
-                message_id=message.id,
-                content_type=CONTENT_TYPE,
-                delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
-                timestamp=datetime.now(UTC),
-            )
-            await self._publish(body, EVENTS_EXCHANGE, message.routing_key)
+            properties = {
+                "message_id": frames.short(message.id),
+                "content_type": frames.short(CONTENT_TYPE),
+                "timestamp": int(time.time()).to_bytes(8),
+            }
+            posting = Posting(message.routing_key, frames.join(properties), message.body)
+            await self._publish(EVENTS_EXCHANGE, posting)
             self._published.malformed += 1
             return
         if self._direct:
@@ -210,8 +211,8 @@ class _Sender:
             time=datetime.now(UTC),
             priority=order.priority,
         )
-        message = message_of(envelope.to_bytes())
-        await self._publish(message, "", intake_queue("order", Priority(order.priority)))
+        queue = intake_queue("order", Priority(order.priority))
+        await self._publish("", posting_of(envelope.to_bytes(), queue))
 
     async def _cancel(self, order: PlannedOrder, client: httpx.AsyncClient) -> None:
         path = f"/orders/{order.order_id}/cancel"
@@ -229,16 +230,14 @@ class _Sender:
             case _:
                 raise PublishError(_refusal("the order service", path, response))
 
-    async def _publish(self, message: aio_pika.Message, exchange: str, key: str) -> None:
+    async def _publish(self, exchange: str, posting: Posting) -> None:
         deadline = time.monotonic() + PATIENCE_SECONDS
         backoff_seconds = BACKOFF_MIN_SECONDS
         while True:
             try:
-                await self._publisher.publish(message, exchange, key)
-            except aiormq.exceptions.PublishError as error:
-                raise PublishError(
-                    f"no queue on the broker takes {key!r}: {error}; is the topology applied?"
-                ) from error
+                await self._publisher.publish(exchange, posting)
+            except Unroutable as error:
+                raise PublishError(f"{error}; is the topology applied?") from error
             except (
                 BrokerError,  # it connects anew when it has to
                 aiormq.exceptions.AMQPError,

@@ -5,32 +5,31 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
-from aiormq.abc import AbstractChannel, DeliveredMessage
-from pamqp.commands import Basic
+from common.messaging.frames import Delivery
+from common.messaging.wire import Channel
 
 QUIET_SECONDS: Final = 0.1
 """A pause after which what the broker had ready has arrived."""
 
 
-async def take_ready(channel: AbstractChannel, queue: str, most: int) -> list[DeliveredMessage]:
+async def take_ready(channel: Channel, queue: str, most: int) -> list[Delivery]:
     """About `most` messages, at most, not acknowledged; nothing only if the queue is empty for
     certain. The channel is for this one queue; what is not acknowledged when it closes goes back.
 
-    `basic.get` says that a queue is empty but is slow, and consuming is fast but never says so:
-    each where it is good.
+    Raises `ChannelLost`, for instance if there is no such queue. (`basic.get` says that a queue is
+    empty but is slow, and consuming is fast but never says so: each where it is good.)
     """
-    first = await channel.basic_get(queue)
-    if isinstance(first.delivery, Basic.GetEmpty):
+    first = await channel.get(queue)
+    if first is None:
         return []
     found = [first]
     arrived = asyncio.Event()
 
-    async def take(message: DeliveredMessage) -> None:
-        found.append(message)
+    def take(_: Channel, delivery: Delivery) -> None:
+        found.append(delivery)
         arrived.set()
 
-    await channel.basic_qos(prefetch_count=most)
-    consuming = await channel.basic_consume(queue, take)
+    consuming = await channel.consume(queue, take, prefetch=most)
     while len(found) <= most:
         arrived.clear()
         try:
@@ -38,7 +37,5 @@ async def take_ready(channel: AbstractChannel, queue: str, most: int) -> list[De
                 await arrived.wait()
         except TimeoutError:
             break
-    if consuming.consumer_tag is not None:
-        await channel.basic_cancel(consuming.consumer_tag)
-    await asyncio.sleep(0)  # What arrived before the answer is taken now.
-    return list(found)
+    await channel.cancel(consuming)
+    return found

@@ -4,29 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable
 from typing import Protocol
 
-from aiormq.exceptions import AMQPError, ChannelInvalidStateError
+from common.messaging.wire import ChannelLost
 
 log = logging.getLogger(__name__)
 
 
 class AckChannel(Protocol):
-    """What is needed of an AMQP channel."""
+    """What is needed of a channel."""
 
-    def basic_ack(
-        self, delivery_tag: int, multiple: bool = False, wait: bool = True
-    ) -> Awaitable[None]: ...
+    def ack(self, tag: int, *, multiple: bool = False) -> None:
+        """Raises `ChannelLost`."""
 
 
 class Acknowledger:
     """Acknowledges the deliveries of one channel's only consumer.
 
     Their tags count from 1 without gaps. `resolve` a tag when its message is committed, or its
-    copy in the dead-letter queue is confirmed. Everything resolved in one turn of the event loop,
-    or while earlier acknowledgements are being sent, is acknowledged together: with `multiple` up
-    to the highest tag below which all are resolved, and one by one above that.
+    copy in the dead-letter queue is confirmed. Everything resolved in one turn of the event loop is
+    acknowledged together: with `multiple` up to the highest tag below which all are resolved, and
+    one by one above that.
     """
 
     def __init__(self, channel: AckChannel) -> None:
@@ -34,29 +32,23 @@ class Acknowledger:
         self._floor = 0
         self._above: set[int] = set()
         self._acknowledged: set[int] = set()
-        self._sending: asyncio.Task[None] | None = None
+        self._due_soon = False
 
     def resolve(self, tag: int) -> None:
         """The delivery may be acknowledged, soon."""
         self._above.add(tag)
-        if self._sending is None:
-            self._sending = asyncio.create_task(self._send())
+        if not self._due_soon:
+            self._due_soon = True
+            asyncio.get_running_loop().call_soon(self._send)
 
-    async def _send(self) -> None:
-        """Acknowledge until nothing is left to.
-
-        There is one such task at a time: an acknowledgement overtaken by one with `multiple` is for
-        a tag that the broker has forgotten, and that closes the channel.
-        """
+    def _send(self) -> None:
+        self._due_soon = False
         try:
-            while acks := self._due():
-                for tag, multiple in acks:
-                    await self._channel.basic_ack(tag, multiple=multiple, wait=False)
-        except (AMQPError, ChannelInvalidStateError, ConnectionError) as error:
+            for tag, multiple in self._due():
+                self._channel.ack(tag, multiple=multiple)
+        except ChannelLost as error:
             # The broker delivers again what it saw no acknowledgement for; the inbox skips it.
             log.info("acknowledgement lost with its channel: %s", error)
-        finally:
-            self._sending = None
 
     def _due(self) -> list[tuple[int, bool]]:
         """What to acknowledge now: tags, each with whether all below it are meant too."""

@@ -13,7 +13,8 @@ import time
 import aio_pika
 import aiormq
 import yarl
-from aio_pika.abc import AbstractConnection
+
+from common.messaging.wire import Connection
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ class OutOfReach(BrokerError):
     """Nobody answers there by now."""
 
 
-async def connect(url: str, *, name: str, patience_seconds: float = 0.0) -> AbstractConnection:
+async def connect(url: str, *, name: str, patience_seconds: float = 0.0) -> Connection:
     """A connection, which does not reconnect by itself.
 
     `amqps://` speaks TLS; `cafile`, `certfile` and `keyfile` in the URL's query name the files for
@@ -94,13 +95,16 @@ async def connect(url: str, *, name: str, patience_seconds: float = 0.0) -> Abst
             await asyncio.sleep(RETRY_SECONDS)
 
 
-async def _connect_to(url: str, name: str) -> AbstractConnection:
+async def _connect_to(url: str, name: str) -> Connection:
     """A connection to one node. Raises `BrokerError`."""
     context = _tls_context(url)
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT_SECONDS):
             return await aio_pika.connect(
-                named(url, name), ssl_context=context, heartbeat=HEARTBEAT_SECONDS
+                named(url, name),
+                ssl_context=context,
+                heartbeat=HEARTBEAT_SECONDS,
+                connection_class=Connection,
             )
     except (
         aiormq.exceptions.AuthenticationError,

@@ -10,23 +10,24 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, Protocol
 
 import yarl
 from aio_pika import IncomingMessage, RobustConnection
 from aio_pika.exceptions import CONNECTION_EXCEPTIONS
 from aiormq.exceptions import AMQPError, ChannelNotFoundEntity
 from faststream import AckPolicy
-from faststream.rabbit import Channel, RabbitBroker, RabbitQueue
-from faststream.rabbit.subscriber import RabbitSubscriber
+from faststream.rabbit import Channel as ChannelSettings
+from faststream.rabbit import RabbitBroker, RabbitQueue
 
 from common import tracing
 from common.choreography import Participant
 from common.envelope import Decoder, Envelope, Undecodable
 from common.kernel.groups import Failed, Kernel
 from common.kernel.tables import Clock, utc_now
-from common.messaging.acknowledgement import Acknowledger
+from common.messaging.acknowledgement import AckChannel, Acknowledger
 from common.messaging.connection import (
     HEARTBEAT_SECONDS,
     RETRY_SECONDS,
@@ -38,11 +39,14 @@ from common.messaging.dead_letters import (
     REPLAYS,
     Failure,
     Reason,
-    attempts_of,
+    attempts_in,
+    ours_in,
     set_aside,
 )
+from common.messaging.frames import Delivery, Posting
 from common.messaging.publisher import BrokerPublisher
 from common.messaging.topology import DEAD_EXCHANGE, queues_of, wait_queue
+from common.messaging.wire import ReconnectingConnection, Taker
 from common.metrics import ConsumerMetrics
 from common.retry import TransientError
 
@@ -52,8 +56,6 @@ PREFETCH = 300
 """Deliveries a queue may have unacknowledged: enough for the next group to be full while one
 commits."""
 BACKOFF_MIN_SECONDS, BACKOFF_MAX_SECONDS = 0.1, 5.0
-
-Handler = Callable[[IncomingMessage], Awaitable[None]]
 
 
 class Consumer:
@@ -72,29 +74,28 @@ class Consumer:
     ) -> None:
         self._participant = participant
         self._publisher = publisher
+        self._drain_seconds = drain_seconds
+        self._deliveries = Deliveries(participant, kernel, publisher, clock)
         self.broker = _Broker(
             named(url, f"{participant.name} consumer"),
+            takers={queue: self._deliveries.taker(queue) for queue in queues_of(participant)},
             fail_fast=True,
             reconnect_interval=RETRY_SECONDS,
             client_properties={"heartbeat": HEARTBEAT_SECONDS},
-            graceful_timeout=drain_seconds,
             apply_types=False,
             logger=None,
         )
         self._subscribers = [
             self.broker.subscriber(
                 RabbitQueue(name, declare=False),
-                channel=Channel(prefetch_count=prefetch),
+                channel=ChannelSettings(prefetch_count=prefetch),
                 ack_policy=AckPolicy.MANUAL,
                 no_reply=True,
             )
             for name in queues_of(participant)
         ]
-        deliveries = Deliveries(participant, kernel, publisher, clock)
-        for subscriber, name in zip(self._subscribers, queues_of(participant), strict=True):
-            handler = deliveries.handler(name)
-            subscriber(handler)
-            _bypass_pipeline(subscriber, handler)
+        for subscriber in self._subscribers:
+            subscriber(_never)
 
     async def unread(self) -> list[str]:
         """The queues nobody reads, or that are gone. Raises what aio-pika raises.
@@ -120,11 +121,22 @@ class Consumer:
 
     async def stop(self) -> None:
         """Take no more, wait for what was taken (bounded by `drain_seconds`), disconnect."""
+        await self._deliveries.finish(self._drain_seconds)
         await self.broker.stop()
 
 
+async def _never(message: IncomingMessage) -> None:
+    """What FastStream would call with deliveries, were they not handed over before it."""
+    raise AssertionError(f"FastStream got {message}")
+
+
 class _Broker(RabbitBroker):
-    """Connects to any node of a cluster, and when that one is lost, to any of them again."""
+    """Connects over a wire, to any node of a cluster, and to any of them again when that one is
+    lost."""
+
+    def __init__(self, url: str, *, takers: Mapping[str, Taker], **settings: Any) -> None:
+        super().__init__(url, **settings)
+        self._connection_kwargs["connection_class"] = partial(ReconnectingConnection, takers=takers)
 
     async def _connect(self) -> RobustConnection:
         nodes = [yarl.URL(address) for address in addresses_of(self._connection_kwargs["url"])]
@@ -150,6 +162,12 @@ class _Broker(RabbitBroker):
         asyncio.get_running_loop().call_later(RETRY_SECONDS, self._roam, connection, nodes)
 
 
+class HandledChannel(AckChannel, Protocol):
+    """The channel that a delivery came on."""
+
+    on_lost: list[Callable[[], None]]
+
+
 class Deliveries:
     """What becomes of a participant's messages, whoever brings them: they are decided on, or set
     aside, and then acknowledged."""
@@ -167,51 +185,74 @@ class Deliveries:
         self._clock = clock
         self._metrics = ConsumerMetrics(participant)
         self._decoder = Decoder((*participant.consumes, *participant.intake))
+        self._handling: dict[asyncio.Task[None], HandledChannel] = {}
+        self._stopping = False
 
-    def handler(self, queue: str) -> Handler:
-        """What takes the messages of one queue; each queue needs one of its own."""
+    def taker(self, queue: str) -> Taker:
+        """What takes the deliveries of one queue, which has one consumer at a time."""
         acknowledger: Acknowledger | None = None
-        channel: Any = None
+        channel: HandledChannel | None = None
 
-        async def handle(message: IncomingMessage) -> None:
+        def take(on: HandledChannel, delivery: Delivery) -> None:
             nonlocal acknowledger, channel
-            if acknowledger is None or message.channel is not channel:  # Tags start anew with it.
-                channel = message.channel
-                acknowledger = Acknowledger(message.channel)
-            mine = acknowledger
-            await self._take(message, queue)
-            if message.delivery_tag is not None:
-                mine.resolve(message.delivery_tag)
+            if self._stopping:
+                return  # It goes back with its channel.
+            if acknowledger is None or on is not channel:  # Tags start anew with it.
+                channel, acknowledger = on, Acknowledger(on)
+                on.on_lost.append(partial(self._give_up, on))
+            task = asyncio.create_task(self._handle(delivery, queue, acknowledger))
+            self._handling[task] = on
+            task.add_done_callback(self._handling.pop)
 
-        return handle
+        return take
 
-    async def _take(self, message: IncomingMessage, queue: str) -> None:
-        """Have the message decided on; returns when that, or its copy elsewhere, is durable."""
-        replayed = REPLAYS in (message.headers or {})
-        if replayed and attempts_of(message) == 0:  # And not tried since.
-            self._metrics.replayed(message.type)
+    async def finish(self, seconds: float) -> None:
+        """Take no more, and wait for what was taken, at most so long."""
+        self._stopping = True
+        if self._handling:
+            await asyncio.wait(list(self._handling), timeout=seconds)
+
+    def _give_up(self, channel: HandledChannel) -> None:
+        """What came on a channel that is lost will come again."""
+        for task, on in list(self._handling.items()):
+            if on is channel:
+                task.cancel()
+
+    async def _handle(self, delivery: Delivery, queue: str, acknowledger: Acknowledger) -> None:
         try:
-            envelope = self._decoder.decode(message.body)
-            check_sender(message.exchange or "", message.routing_key or "", envelope, queue)
+            await self._take(delivery, queue)
+        except Exception:
+            log.exception("a delivery of %s was not handled", queue)
+        else:
+            acknowledger.resolve(delivery.tag)
+
+    async def _take(self, delivery: Delivery, queue: str) -> None:
+        """Have the message decided on; returns when that, or its copy elsewhere, is durable."""
+        ours = ours_in(delivery)
+        attempts = attempts_in(ours)
+        if REPLAYS in ours and attempts == 0:  # And not tried since.
+            self._metrics.replayed(delivery.properties.type)
+        try:
+            envelope = self._decoder.decode(delivery.body)
+            check_sender(delivery.exchange, delivery.routing_key, envelope, queue)
         except Exception as error:  # What the decoder did not foresee is undecodable too.
-            self._metrics.undecodable(message.type)
-            with tracing.process(queue, message, message.correlation_id or ""):
+            self._metrics.undecodable(delivery.properties.type)
+            with tracing.process(queue, delivery, delivery.properties.correlation_id or ""):
                 failure = Failure(Reason.UNDECODABLE, error, queue, self._clock())
-                await self._set_aside(message, failure)
+                await self._set_aside(delivery, failure)
             return
-        attempts = attempts_of(message)
-        with tracing.process(queue, message, envelope.subject, envelope.traceparent, attempts):
+        with tracing.process(queue, delivery, envelope.subject, envelope.traceparent, attempts):
             outcome = await self._kernel.handle(envelope, attempt=attempts + 1)
             if not isinstance(outcome, Failed):
                 return
             failure = Failure(Reason.FAILED, outcome.error, queue, self._clock())
             retry = self._participant.retry_of(type(envelope.data))
             wait_ms = retry.wait_ms(attempts + 1, outcome.error)
-            await self._set_aside(message, failure, wait_ms, envelope.traceparent)
+            await self._set_aside(delivery, failure, wait_ms, envelope.traceparent)
 
     async def _set_aside(
         self,
-        message: IncomingMessage,
+        delivery: Delivery,
         failure: Failure,
         wait_ms: int | None = None,
         traceparent: str | None = None,
@@ -221,10 +262,11 @@ class Deliveries:
         error = failure.error
         if tracing.active is not None:
             tracing.active.fail(error)
-        type_ = message.type
-        what = f"{type_} {message.message_id} from {failure.queue}"
+        properties = delivery.properties
+        type_ = properties.type
+        what = f"{type_} {properties.message_id} from {failure.queue}"
         # What could not be decoded may still say this.
-        about = {"order": message.correlation_id, "event": message.message_id}
+        about = {"order": properties.correlation_id, "event": properties.message_id}
         if wait_ms is None:
             exchange, key = DEAD_EXCHANGE, name
             reason = error.reason if isinstance(error, Undecodable) else failure.reason
@@ -249,11 +291,12 @@ class Deliveries:
                 error,
                 extra=about,
             )
-        copy = set_aside(message, failure)
         backoff_seconds = BACKOFF_MIN_SECONDS
         while True:
             try:
-                await self._publisher.publish(copy, exchange, key)
+                channel = await self._publisher.open()
+                copy = set_aside(delivery, failure, frame_max=channel.frame_max)
+                await self._publisher.publish(exchange, Posting(key, copy, delivery.body))
             except Exception as refusal:
                 log.warning(
                     "%s: copy not confirmed, trying again in %.1f s: %s",
@@ -284,20 +327,3 @@ def check_sender(exchange: str, key: str, envelope: Envelope[Any], queue: str) -
             f"{envelope.type} came into {queue} with the routing key {key!r}, not {right!r}: "
             f"its sender may have no right to it",
         )
-
-
-def _bypass_pipeline(subscriber: RabbitSubscriber, handler: Handler) -> None:
-    """Hand deliveries to the handler as they come in.
-
-    FastStream's contexts, middlewares and parsing, none of which we use, took a sixth of a
-    service's CPU time. It goes on to connect, to read, to wait for what is in hand, and to stop.
-    """
-
-    async def process_message(message: IncomingMessage) -> None:
-        with subscriber.lock:  # what its `stop` waits for
-            try:
-                await handler(message)
-            except Exception:
-                log.exception("a delivery of %s was not handled", message.type)
-
-    subscriber.process_message = process_message  # type: ignore[method-assign,assignment]  # see above

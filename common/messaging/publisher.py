@@ -6,19 +6,18 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Sequence
 from datetime import datetime
-from typing import Any, Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
 
-import aio_pika
-from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractExchange
 from aiormq.exceptions import AMQPError, ChannelNotFoundEntity
-from pamqp.commands import Basic, Queue
+from pamqp.commands import Queue
 from pydantic_core import from_json
 
 from common import tracing
 from common.envelope import CONTENT_TYPE
 from common.kernel.outbox import Outgoing
+from common.messaging import frames
 from common.messaging.connection import BrokerError, connect
-from common.messaging.pipeline import Posting, publish_all
+from common.messaging.frames import Posting
 from common.messaging.topology import EVENTS_EXCHANGE, HISTORY_STREAM
 
 CONFIRM_TIMEOUT_SECONDS = 30.0
@@ -27,60 +26,72 @@ CONFIRM_TIMEOUT_SECONDS = 30.0
 T = TypeVar("T")
 
 
+class PublishChannel(Protocol):
+    """What is needed of a channel, see `common.messaging.wire.Channel`."""
+
+    lost: str
+
+    @property
+    def frame_max(self) -> int: ...
+
+    async def publish(
+        self, exchange: str, postings: Sequence[Posting], timeout_seconds: float
+    ) -> list[Exception | None]: ...
+
+    async def look_at(self, queue: str) -> Queue.DeclareOk: ...
+
+    async def close(self) -> None: ...
+
+
+class PublishConnection(Protocol):
+    """What is needed of a connection, see `common.messaging.wire.Connection`."""
+
+    @property
+    def connected(self) -> asyncio.Event: ...
+
+    async def open_channel(self, *, confirms: bool = False) -> PublishChannel: ...
+
+    async def close(self) -> None: ...
+
+
 class Connect(Protocol):
     """Opens a connection, as `common.messaging.connection.connect` does."""
 
     def __call__(
         self, url: str, *, name: str, patience_seconds: float
-    ) -> Awaitable[AbstractConnection]: ...
+    ) -> Awaitable[PublishConnection]: ...
 
 
-class PublishAll(Protocol):
-    """Publishes on a channel of that connection, as `common.messaging.pipeline.publish_all`."""
-
-    def __call__(
-        self,
-        channel: AbstractChannel,
-        exchange: str,
-        postings: Sequence[Posting],
-        timeout_seconds: float,
-        /,
-    ) -> Awaitable[list[object]]: ...
+_CONTENT_TYPE: Final = frames.short(CONTENT_TYPE)
+_PERSISTENT: Final = b"\x02"
 
 
-def properties_of(document: dict[str, Any]) -> dict[str, Any]:
-    """The AMQP properties that mirror an envelope, so that broker tools show them."""
-    return {
-        "message_id": document["id"],
-        "type": document["type"],
-        "correlation_id": document["correlationid"],
-        "app_id": document["source"],
-        "timestamp": datetime.fromisoformat(document["time"]),
-        "content_type": CONTENT_TYPE,
-    }
-
-
-def _posting(event: Outgoing) -> Posting:
-    properties = properties_of(from_json(event.body))
-    return Posting(
-        event.event_id,
-        event.routing_key,
-        Basic.Properties(
-            message_type=properties.pop("type"),
-            delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
-            **properties,
-        ),
-        event.body,
+def properties_of(*, id: str, type: str, subject: str, source: str, time: datetime) -> bytes:
+    """The property list that mirrors an envelope, as far as it fits, for broker tools to show."""
+    return frames.join(
+        {
+            "content_type": _CONTENT_TYPE,
+            "delivery_mode": _PERSISTENT,
+            "correlation_id": frames.short(subject, cut=True),
+            "message_id": frames.short(id, cut=True),
+            "timestamp": int(time.timestamp()).to_bytes(8),
+            "type": frames.short(type, cut=True),
+            "app_id": frames.short(source, cut=True),
+        }
     )
 
 
-def message_of(body: bytes) -> aio_pika.Message:
-    """The AMQP message that carries an envelope in its JSON form."""
-    return aio_pika.Message(
-        body,
-        delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
-        **properties_of(from_json(body)),
+def posting_of(body: bytes, routing_key: str) -> Posting:
+    """The message that carries an envelope in its JSON form."""
+    document = from_json(body)
+    properties = properties_of(
+        id=document["id"],
+        type=document["type"],
+        subject=document["correlationid"],
+        source=document["source"],
+        time=datetime.fromisoformat(document["time"]),
     )
+    return Posting(routing_key, properties, body)
 
 
 class BrokerPublisher:
@@ -91,33 +102,27 @@ class BrokerPublisher:
     Safe to call from many tasks; one message id must not be in flight twice.
     """
 
-    def __init__(
-        self,
-        url: str,
-        name: str,
-        *,
-        connect: Connect = connect,
-        publish_all: PublishAll = publish_all,
-    ) -> None:
+    def __init__(self, url: str, name: str, *, connect: Connect = connect) -> None:
         self._url = url
         self._name = name
         self._connect = connect
-        self._publish_all = publish_all
         self._opening = asyncio.Lock()
-        self._connection: AbstractConnection | None = None
-        self._channel: AbstractChannel | None = None
-        self._recorded: AbstractChannel | None = None
+        self._connection: PublishConnection | None = None
+        self._channel: PublishChannel | None = None
+        self._recorded: PublishChannel | None = None
         """The channel known to reach the history as well."""
 
-    async def open(self, patience_seconds: float = 0.0) -> AbstractChannel:
+    async def open(self, patience_seconds: float = 0.0) -> PublishChannel:
         """The open channel; connects if need be, waiting so long for a broker out of reach.
 
         Raises `BrokerError`.
         """
+        if self._channel is not None and not self._channel.lost:
+            return self._channel
         async with self._opening:
             return await _unless_lost(self._open(patience_seconds))
 
-    async def _open(self, patience_seconds: float) -> AbstractChannel:
+    async def _open(self, patience_seconds: float) -> PublishChannel:
         # `is_closed` only says whether *we* closed it.
         if self._connection is None or not self._connection.connected.is_set():
             await self.close()
@@ -125,10 +130,8 @@ class BrokerPublisher:
             self._connection = await self._connect(
                 self._url, name=self._name, patience_seconds=patience_seconds
             )
-        if self._channel is None or self._channel.is_closed:
-            self._channel = await self._connection.channel(
-                publisher_confirms=True, on_return_raises=True
-            )
+        if self._channel is None or self._channel.lost:
+            self._channel = await self._connection.open_channel(confirms=True)
         return self._channel
 
     async def close(self) -> None:
@@ -141,7 +144,7 @@ class BrokerPublisher:
         """How many consumers a queue has; 0 if there is no such queue."""
         await self.open()
         found = await _unless_lost(self._look_at(queue))
-        return found.consumer_count or 0 if found is not None else 0
+        return (found.consumer_count or 0) if found is not None else 0
 
     async def publish_events(self, events: Sequence[Outgoing]) -> list[Exception | None]:
         """See `common.kernel.outbox.Publisher`."""
@@ -149,41 +152,35 @@ class BrokerPublisher:
             channel = await self.open()
             if self._recorded is not channel:
                 await _unless_lost(self._check_history())
-            if tracing.active is None:
-                answers = await _unless_lost(
-                    self._publish_all(
-                        channel,
-                        EVENTS_EXCHANGE,
-                        [_posting(event) for event in events],
-                        CONFIRM_TIMEOUT_SECONDS,
-                    )
-                )
-            else:
-                answers = await self._publish_each(events)
+            postings = [posting_of(event.body, event.routing_key) for event in events]
+            if tracing.active is not None:
+                return await self._publish_each(channel, postings)
+            return await channel.publish(EVENTS_EXCHANGE, postings, CONFIRM_TIMEOUT_SECONDS)
         except Exception as error:
             return [error] * len(events)
-        return [_error(answer) for answer in answers]
 
-    async def _publish_each(self, events: Sequence[Outgoing]) -> list[object]:
+    async def _publish_each(
+        self, channel: PublishChannel, postings: Sequence[Posting]
+    ) -> list[Exception | None]:
         """With a span for each, which takes more than publishing it does."""
-        exchange = await self._exchange(EVENTS_EXCHANGE)
-        answers: list[object] = await asyncio.gather(
-            *(
-                _publish_traced(exchange, message_of(event.body), event.routing_key)
-                for event in events
-            ),
+        answers: list[Exception | None] = []
+        for answer in await asyncio.gather(
+            *(_publish_traced(channel, EVENTS_EXCHANGE, posting) for posting in postings),
             return_exceptions=True,
-        )
+        ):
+            if isinstance(answer, BaseException) and not isinstance(answer, Exception):
+                raise answer
+            answers.append(answer)
         return answers
 
-    async def publish(self, message: aio_pika.Message, exchange: str, key: str) -> None:
-        """Publish one message; returns once the broker confirmed it.
+    async def publish(self, exchange: str, posting: Posting) -> None:
+        """Publish one message; returns once the broker has confirmed it.
 
-        Raises what aio-pika raises: unroutable, refused, timed out, not connected.
+        Raises `Unroutable`, `NotTaken`, `ConnectionError`, `TimeoutError`, `BrokerError`; and
+        ValueError for a message that does not fit into frames, where trying again is no use.
         """
-        target = await self._exchange(exchange)
         publish = _publish if tracing.active is None else _publish_traced
-        await _unless_lost(publish(target, message, key))
+        await publish(await self.open(), exchange, posting)
 
     async def _check_history(self) -> None:
         """Raise `BrokerError` where the broker has no history, or does not have it again yet.
@@ -202,28 +199,24 @@ class BrokerPublisher:
     async def _look_at(self, queue: str) -> Queue.DeclareOk | None:
         """What the broker says of a queue, over the open connection; None if there is none."""
         assert self._connection is not None  # noqa: S101 - it has just been opened
-        channel = await self._connection.channel()  # its own: a refusal closes it
+        channel = await self._connection.open_channel()  # its own: a refusal closes it
         try:
-            declared = await channel.declare_queue(queue, passive=True)
+            return await channel.look_at(queue)
         except ChannelNotFoundEntity:
             return None
         finally:
             await channel.close()
-        return declared.declaration_result
-
-    async def _exchange(self, name: str) -> AbstractExchange:
-        channel = await self.open()
-        # Not declared, not even passively: a failing declaration closes the channel.
-        return await channel.get_exchange(name, ensure=False) if name else channel.default_exchange
 
 
-def _publish(exchange: AbstractExchange, message: aio_pika.Message, key: str) -> Awaitable[Any]:
-    return exchange.publish(message, key, timeout=CONFIRM_TIMEOUT_SECONDS)
+async def _publish(channel: PublishChannel, exchange: str, posting: Posting) -> None:
+    (error,) = await channel.publish(exchange, [posting], CONFIRM_TIMEOUT_SECONDS)
+    if error is not None:
+        raise error
 
 
-async def _publish_traced(exchange: AbstractExchange, message: aio_pika.Message, key: str) -> Any:
-    with tracing.send(exchange.name, key, message):
-        return await _publish(exchange, message, key)
+async def _publish_traced(channel: PublishChannel, exchange: str, posting: Posting) -> None:
+    with tracing.send(exchange, posting):
+        await _publish(channel, exchange, posting)
 
 
 async def _unless_lost(operation: Awaitable[T]) -> T:
@@ -243,15 +236,3 @@ async def _unless_lost(operation: Awaitable[T]) -> T:
 
 def _lost() -> ConnectionError:
     return ConnectionError("the connection was lost before the broker's answer")
-
-
-def _error(result: object) -> Exception | None:
-    if isinstance(result, asyncio.CancelledError):  # See `_unless_lost`.
-        return _lost()
-    if isinstance(result, Exception):
-        return result
-    if isinstance(result, BaseException):
-        raise result
-    if not isinstance(result, Basic.Ack):
-        return ConnectionError(f"the broker answered {result!r} where a confirm was due")
-    return None

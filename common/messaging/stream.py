@@ -19,11 +19,11 @@ from datetime import datetime
 from typing import Final
 
 import aiormq
-from aio_pika.abc import AbstractConnection
-from aiormq.abc import AbstractChannel, DeliveredMessage
 
 from common.messaging.dead_letters import key_of
+from common.messaging.frames import Delivery
 from common.messaging.topology import HISTORY_STREAM
+from common.messaging.wire import Channel, ChannelLost, Connection
 
 FIRST: Final = "first"
 """Where the oldest event is that retention has left."""
@@ -63,18 +63,19 @@ class Record:
 class StreamReader:
     """One reading of the stream, in its order. See `reading`."""
 
-    def __init__(self, channel: AbstractChannel) -> None:
+    def __init__(self, channel: Channel) -> None:
         self._channel = channel
-        self._arrived: deque[DeliveredMessage] = deque()
+        self._arrived: deque[Delivery] = deque()
         self._something = asyncio.Event()
         self._lost = ""
 
     async def start(self, at: int | str) -> None:
         """Read from an offset on, or from `FIRST` or `LAST`."""
-        self._channel.closing.add_done_callback(lambda _: self._lose("the channel was closed"))
-        self._channel.on_consumer_cancel_callbacks.add(lambda _: self._lose("the stream is gone"))
-        await self._channel.basic_qos(prefetch_count=PREFETCH)
-        await self._channel.basic_consume(HISTORY_STREAM, self._take_in, arguments={_OFFSET: at})
+        self._channel.on_lost.append(lambda: self._lose(self._channel.lost))
+        self._channel.on_cancelled.append(lambda: self._lose("the stream is gone"))
+        await self._channel.consume(
+            HISTORY_STREAM, self._take_in, prefetch=PREFETCH, arguments={_OFFSET: at}
+        )
 
     async def take(self, most: int, wait_seconds: float | None = None) -> list[Record]:
         """The next records, at most so many: at least one, or none when so much time has passed.
@@ -89,19 +90,15 @@ class StreamReader:
                     await self._something.wait()
         if not self._arrived and self._lost:
             raise ConnectionError(f"the broker stopped sending {HISTORY_STREAM}: {self._lost}")
-        messages = [self._arrived.popleft() for _ in range(min(most, len(self._arrived)))]
-        if messages:
+        deliveries = [self._arrived.popleft() for _ in range(min(most, len(self._arrived)))]
+        if deliveries:
             # What is acknowledged makes room for more; the stream keeps it all the same.
-            with suppress(
-                aiormq.exceptions.AMQPError,
-                aiormq.exceptions.ChannelInvalidStateError,
-                ConnectionError,
-            ):
-                await self._channel.basic_ack(messages[-1].delivery_tag or 0, multiple=True)
-        return [_record(message) for message in messages]
+            with suppress(ChannelLost):
+                self._channel.ack(deliveries[-1].tag, multiple=True)
+        return [_record(delivery) for delivery in deliveries]
 
-    async def _take_in(self, message: DeliveredMessage) -> None:
-        self._arrived.append(message)
+    def _take_in(self, _: Channel, delivery: Delivery) -> None:
+        self._arrived.append(delivery)
         self._something.set()
 
     def _lose(self, why: str) -> None:
@@ -110,15 +107,12 @@ class StreamReader:
 
 
 @asynccontextmanager
-async def reading(connection: AbstractConnection, at: int | str) -> AsyncIterator[StreamReader]:
+async def reading(connection: Connection, at: int | str) -> AsyncIterator[StreamReader]:
     """A reading of the stream on a channel of its own, from `at` on: an offset, `FIRST`, `LAST`.
 
     Raises `StreamError` if there is no such stream, and what aiormq raises.
     """
-    # Not one of aio-pika's robust channels: those start reading anew after a reconnect.
-    if connection.transport is None:
-        raise ConnectionError("not connected to the broker")
-    channel = await connection.transport.connection.channel(publisher_confirms=False)
+    channel = await connection.open_channel()
     try:
         reader = StreamReader(channel)
         await reader.start(at)
@@ -129,11 +123,10 @@ async def reading(connection: AbstractConnection, at: int | str) -> AsyncIterato
             f"down; is this the saga's broker, and has its topology been applied?"
         ) from error
     finally:
-        if not channel.is_closed:
-            await channel.close()
+        await channel.close()
 
 
-async def last_offset(connection: AbstractConnection) -> int | None:
+async def last_offset(connection: Connection) -> int | None:
     """The newest offset of the stream; None if it is empty. Raises what `reading` raises."""
     last: int | None = None
     async with reading(connection, LAST) as reader:
@@ -147,18 +140,17 @@ async def last_offset(connection: AbstractConnection) -> int | None:
     return last
 
 
-def _record(message: DeliveredMessage) -> Record:
-    properties = message.header.properties
-    offset = (properties.headers or {}).get(_OFFSET)
+def _record(delivery: Delivery) -> Record:
+    offset = delivery.headers.get(_OFFSET)
     if not isinstance(offset, int):
         raise StreamError(
             f"{HISTORY_STREAM} is no stream on this broker; delete it, and apply the topology"
         )
     return Record(
         offset=offset,
-        exchange=message.exchange or "",
-        routing_key=message.routing_key or "",
-        message_id=properties.message_id,
-        sent_at=properties.timestamp,
-        body=message.body,
+        exchange=delivery.exchange,
+        routing_key=delivery.routing_key,
+        message_id=delivery.properties.message_id,
+        sent_at=delivery.properties.timestamp,
+        body=delivery.body,
     )

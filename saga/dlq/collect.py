@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from typing import Final
 
 import aiormq
-from aio_pika.abc import AbstractConnection
 
 from common.kernel.tables import utc_now
 from common.messaging.topology import dead_letter_queue
+from common.messaging.wire import Connection
 from saga.dlq import DlqError
 from saga.dlq.letters import copy_of
 from saga.dlq.store import Store
@@ -20,7 +20,7 @@ PREFETCH: Final = 1_000
 """Messages committed together; a quorum queue gives a consumer no more than 2,000."""
 
 
-async def collect(connection: AbstractConnection, store: Store, participants: Iterable[str]) -> int:
+async def collect(connection: Connection, store: Store, participants: Iterable[str]) -> int:
     """Move what is dead by now; returns how many copies were new to the store.
 
     Killed at any moment it loses nothing: what was committed and not acknowledged comes again, and
@@ -33,13 +33,11 @@ async def collect(connection: AbstractConnection, store: Store, participants: It
     return collected
 
 
-async def _move_some(connection: AbstractConnection, store: Store, participant: str) -> int | None:
+async def _move_some(connection: Connection, store: Store, participant: str) -> int | None:
     """Move at most about `PREFETCH` messages; None if the queue was empty."""
     queue = dead_letter_queue(participant)
-    if connection.transport is None:
-        raise ConnectionError("not connected to the broker")
     # Its own channel: what it is left with when it closes goes back to the queue.
-    channel = await connection.transport.connection.channel(publisher_confirms=False)
+    channel = await connection.open_channel()
     try:
         found = await take_ready(channel, queue, PREFETCH)
         if not found:
@@ -48,7 +46,7 @@ async def _move_some(connection: AbstractConnection, store: Store, participant: 
         kept = [copy_of(message, participant, now) for message in found]
         collected = await asyncio.to_thread(store.take, kept, now)
         for message in found:
-            await channel.basic_ack(message.delivery_tag or 0, wait=False)
+            channel.ack(message.tag)
         return collected
     except aiormq.exceptions.ChannelNotFoundEntity as error:
         raise DlqError(
@@ -56,5 +54,4 @@ async def _move_some(connection: AbstractConnection, store: Store, participant: 
             f"`saga topology apply`"
         ) from error
     finally:
-        if not channel.is_closed:
-            await channel.close()
+        await channel.close()

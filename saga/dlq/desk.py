@@ -7,12 +7,12 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import aiormq
-from aio_pika.abc import AbstractConnection
 
 from common.choreography import Choreography
 from common.messaging.connection import BrokerError, connect, printable
 from common.messaging.permissions import REPLAY
 from common.messaging.topology import dead_letter_queue, queues_of
+from common.messaging.wire import Connection
 from saga.deployment import Deployment
 from saga.dlq import InputError
 from saga.dlq.collect import collect
@@ -28,7 +28,7 @@ class Desk:
     deployment: Deployment
     graph: Choreography
     store: Store
-    connection: AbstractConnection
+    connection: Connection
 
     @property
     def participants(self) -> tuple[str, ...]:

@@ -10,14 +10,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-import aio_pika
 from pydantic_core import from_json
 
 from common.envelope import Undecodable, derived_id
 from common.message import Event
 from common.messaging.dead_letters import ADDRESSEE, EDITOR_SOURCE
 from common.messaging.permissions import REPLAY
-from common.messaging.publisher import BrokerPublisher, message_of
+from common.messaging.publisher import BrokerPublisher, posting_of
 from common.messaging.topology import HISTORY_STREAM, queues_of
 from saga.dlq import InputError
 from saga.dlq.desk import Desk
@@ -120,24 +119,18 @@ async def edit(
             f"{participant.name} cannot take the edited letter {number}: {error}"
         ) from error
     diff = _diff(before, after)
-    message = message_of(body)
     recorded = isinstance(envelope.data, Event)
     publisher = BrokerPublisher(desk.deployment.amqp_url_of(REPLAY), "saga dlq edit")
     try:
         await publisher.open()
         desk.store.begin_edit(number, copy_id, diff, body, why)
         if recorded:
-            await publisher.publish(message, "", HISTORY_STREAM)
-        await publisher.publish(_again(message), "", letter.queue)
+            await publisher.publish("", posting_of(body, HISTORY_STREAM))
+        await publisher.publish("", posting_of(body, letter.queue))
     finally:
         await publisher.close()
     desk.store.end_edit(number, copy_id, why)
     return Edited(number, copy_id, letter.queue, diff, recorded)
-
-
-def _again(message: aio_pika.Message) -> aio_pika.Message:
-    """The same message as another object: publishing notes things on the one it is given."""
-    return message_of(message.body)
 
 
 def _copy(letter: Letter, text: str) -> tuple[bytes, str]:

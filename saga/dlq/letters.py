@@ -10,21 +10,20 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Final
 
-import aio_pika
-from aiormq.abc import DeliveredMessage
+from pamqp import encode
 from pydantic_core import from_json
 
 from common.message import Priority
 from common.messaging import dead_letters as headers_of
-from common.messaging.dead_letters import key_of
+from common.messaging import frames
+from common.messaging.dead_letters import attempts_in, key_of, ours_in, time_in
+from common.messaging.frames import Delivery, Posting
 from common.messaging.topology import work_queue
 
 REPLAYS: Final = headers_of.REPLAYS
 
-_OURS: Final = "x-saga-"
-_BROKERS: Final = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-count")
-# What would make the broker send a copy elsewhere.
-_ROUTING: Final = ("CC", "BCC")
+REPLAYS_MAX: Final = 1_000_000
+"""Of a message that says it was sent again more often, nothing is believed."""
 _BYTES, _TIME = "$bytes", "$time"
 
 
@@ -70,6 +69,7 @@ class Copy:
     last_failed_at: datetime
     properties: dict[str, Any]
     headers: dict[str, Any]
+    raw: bytes
     body: bytes
 
 
@@ -78,7 +78,7 @@ class Letter:
     """One message that died at one participant, however many copies of it there are.
 
     `replays` counts how often it was sent again. Body, headers and properties are those of the
-    newest copy, and are read only where they are needed.
+    newest copy, and are read only where they are needed; `raw` is its property list, as it came.
     """
 
     number: int
@@ -101,6 +101,7 @@ class Letter:
     note: str
     properties: Mapping[str, Any]
     headers: Mapping[str, Any]
+    raw: bytes
     body: bytes
 
     @property
@@ -124,48 +125,49 @@ def event_id_of(body: bytes) -> str | None:
     return found if isinstance(found, str) and found else None
 
 
-def copy_of(message: DeliveredMessage, participant: str, now: datetime) -> Copy:
+def copy_of(message: Delivery, participant: str, now: datetime) -> Copy:
     """What a message from the participant's dead-letter queue is.
 
     One that the broker itself has set aside carries the broker's notes only; what nobody noted is
     taken to have died `now`.
     """
-    properties = message.header.properties
-    headers: dict[str, Any] = dict(properties.headers or {})
-    body = message.body
+    properties, body = message.properties, message.body
+    headers = dict(message.headers)
+    ours = ours_in(message)
     death = _first(headers.get("x-death"))
-    reason = _text(headers.get(headers_of.REASON)) or _text(death.get("reason")) or "unknown"
-    died = _text(headers.get(headers_of.LAST_FAILED_AT)) or _stamp(death.get("time"))
-    last = _time(died) or now
+    reason = _text(ours.get(headers_of.REASON)) or _text(death.get("reason")) or "unknown"
+    last = time_in(ours, headers_of.LAST_FAILED_AT) or _moment(death.get("time"))
+    died = "" if last is None else last.isoformat()
+    last = last or now
     document = document_of(body) or {}
     event_id = event_id_of(body)
     key = key_of(properties.message_id, body)
     if reason != headers_of.Reason.UNDECODABLE:
         key = event_id or key
-    queue = _text(headers.get(headers_of.ORIGIN_QUEUE)) or _text(death.get("queue"))
+    queue = _text(ours.get(headers_of.ORIGIN_QUEUE)) or _text(death.get("queue"))
     return Copy(
         participant=participant,
         key=key,
         died=died,
         event_id=event_id,
         type=_text(document.get("type"))
-        or _text(properties.message_type)
-        or _text(headers.get(headers_of.ORIGIN_ROUTING_KEY)).rpartition(".")[0]
+        or _text(properties.type)
+        or _text(ours.get(headers_of.ORIGIN_ROUTING_KEY)).rpartition(".")[0]
         or "unknown",
         subject=_text(document.get("subject")) or _text(properties.correlation_id) or None,
-        queue=queue or work_queue(participant, _priority(document, headers)),
+        queue=queue or work_queue(participant, _priority(document, ours)),
         reason=reason,
-        error_type=_text(headers.get(headers_of.ERROR_TYPE)),
-        error=_text(headers.get(headers_of.ERROR)),
-        fingerprint=_text(headers.get(headers_of.FINGERPRINT)) or f"broker:{reason}",
-        attempts=_count(headers.get(headers_of.ATTEMPTS)),
-        replays=_count(headers.get(REPLAYS)),
-        first_failed_at=_time(_text(headers.get(headers_of.FIRST_FAILED_AT))) or last,
+        error_type=_text(ours.get(headers_of.ERROR_TYPE)),
+        error=_text(ours.get(headers_of.ERROR)),
+        fingerprint=_text(ours.get(headers_of.FINGERPRINT)) or f"broker:{reason}",
+        attempts=attempts_in(ours),
+        replays=replays_in(ours),
+        first_failed_at=time_in(ours, headers_of.FIRST_FAILED_AT) or last,
         last_failed_at=last,
         properties={
             "message_id": properties.message_id,
             "correlation_id": properties.correlation_id,
-            "type": properties.message_type,
+            "type": properties.type,
             "app_id": properties.app_id,
             "content_type": properties.content_type,
             "content_encoding": properties.content_encoding,
@@ -173,32 +175,32 @@ def copy_of(message: DeliveredMessage, participant: str, now: datetime) -> Copy:
             "priority": properties.priority,
         },
         headers=headers,
+        raw=message.raw,
         body=body,
     )
 
 
-def message_of(letter: Letter | Copy, replays: int) -> aio_pika.Message:
-    """The message as it was first, to be sent again: nothing is left of its failures but how often
-    it was replayed, so its attempts begin anew."""
-    properties = letter.properties
-    kept = {
-        name: value
-        for name, value in letter.headers.items()
-        if not name.startswith((_OURS, *_BROKERS)) and name not in _ROUTING
+def posting_of(letter: Letter | Copy, replays: int) -> Posting:
+    """The message as it was first, to be sent again to the queue it came from: nothing is left of
+    its failures but how often it was replayed, so its attempts begin anew."""
+    again = headers_of.replayed(letter.raw, min(replays, REPLAYS_MAX))
+    return Posting(letter.queue, again, letter.body)
+
+
+def raw_of(properties: Mapping[str, Any], headers: Mapping[str, Any]) -> bytes:
+    """The property list of a letter that was kept without it."""
+    values = {
+        name: frames.short(value, cut=True)
+        for name, value in properties.items()
+        if isinstance(value, str)
     }
-    return aio_pika.Message(
-        letter.body,
-        headers={**kept, REPLAYS: replays},
-        delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
-        message_id=properties.get("message_id"),
-        correlation_id=properties.get("correlation_id"),
-        type=properties.get("type"),
-        app_id=properties.get("app_id"),
-        content_type=properties.get("content_type"),
-        content_encoding=properties.get("content_encoding"),
-        timestamp=properties.get("timestamp"),
-        priority=properties.get("priority"),
-    )
+    if isinstance(moment := properties.get("timestamp"), datetime):
+        values["timestamp"] = int(moment.timestamp()).to_bytes(8)
+    if isinstance(priority := properties.get("priority"), int):
+        values["priority"] = priority.to_bytes(1)
+    values["delivery_mode"] = b"\x02"
+    values["headers"] = encode.field_table(dict(headers))
+    return frames.join(values)
 
 
 def to_json(value: Mapping[str, Any]) -> str:
@@ -251,24 +253,18 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else ""
 
 
-def _count(value: Any) -> int:
-    return value if isinstance(value, int) and value >= 0 else 0
+def replays_in(ours: Mapping[str, Any]) -> int:
+    """How often the operator's store has sent a message again, as it says itself."""
+    replays = ours.get(REPLAYS, 0)
+    return replays if type(replays) is int and 0 <= replays <= REPLAYS_MAX else 0
 
 
-def _stamp(value: Any) -> str:
-    return value.astimezone(UTC).isoformat() if isinstance(value, datetime) else ""
+def _moment(value: Any) -> datetime | None:
+    return value.astimezone(UTC) if isinstance(value, datetime) else None
 
 
-def _time(text: str) -> datetime | None:
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        return None
-    return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
-
-
-def _priority(document: Mapping[str, Any], headers: Mapping[str, Any]) -> Priority:
-    key = _text(headers.get(headers_of.ORIGIN_ROUTING_KEY))
+def _priority(document: Mapping[str, Any], ours: Mapping[str, Any]) -> Priority:
+    key = _text(ours.get(headers_of.ORIGIN_ROUTING_KEY))
     said = document.get("priority")
     high = said == Priority.HIGH or key.endswith(f".{Priority.HIGH}")
     return Priority.HIGH if high else Priority.NORMAL

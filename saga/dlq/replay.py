@@ -19,17 +19,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import aiormq
-
 from common.messaging.connection import BrokerError, printable
 from common.messaging.permissions import REPLAY
 from common.messaging.publisher import BrokerPublisher
+from common.messaging.wire import Unroutable
 from common.tasks import cancel_all
 from saga.dlq import DlqError, InputError
 from saga.dlq.collect import collect
 from saga.dlq.desk import Desk
 from saga.dlq.examine import REPLAYS_MAX, Expectation, Verdict
-from saga.dlq.letters import HERE, Letter, State, message_of
+from saga.dlq.letters import HERE, Letter, State, posting_of
 from saga.dlq.store import ItemState, Run, Selection
 
 RAMP: Final = (1, 5, 25, 125)
@@ -351,8 +350,7 @@ class _Replaying:
         )
         going = [letter for letter in going if letter.number in may_go]
         self._pace.spend(len(going))
-        for part in _distinct(going):
-            await self._publish(publisher, part, replays)
+        await self._publish(publisher, going, replays)
         return len(going)
 
     def _skipped(self, letter: Letter, verdict: Verdict) -> tuple[ItemState, str] | None:
@@ -377,7 +375,7 @@ class _Replaying:
     ) -> None:
         results = await asyncio.gather(
             *(
-                publisher.publish(message_of(letter, replays[letter.number]), "", letter.queue)
+                publisher.publish("", posting_of(letter, replays[letter.number]))
                 for letter in letters
             ),
             return_exceptions=True,
@@ -392,7 +390,7 @@ class _Replaying:
                 confirmed.append(letter.number)
                 self._unheard[letter.number] = letter, now
                 self._participants.add(letter.participant)
-            elif isinstance(result, aiormq.exceptions.PublishError):
+            elif isinstance(result, Unroutable):
                 self._hear([letter.number], ItemState.REFUSED, f"not routed: {result}")
             else:
                 away = result
@@ -459,19 +457,3 @@ class _Replaying:
             f"{failing} of the last {heard} messages failed again, more than "
             f"{self._settings.max_failing:.0%}"
         )
-
-
-def _distinct(letters: Sequence[Letter]) -> Iterator[list[Letter]]:
-    """The letters in parts without two of one message id, which must not be in flight at once."""
-    left = list(letters)
-    while left:
-        part: dict[str, Letter] = {}
-        rest: list[Letter] = []
-        for letter in left:
-            id = letter.properties.get("message_id") or letter.key
-            if id in part:
-                rest.append(letter)
-            else:
-                part[id] = letter
-        yield list(part.values())
-        left = rest

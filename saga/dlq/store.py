@@ -26,7 +26,7 @@ from sqlalchemy.engine import Connection
 from common.kernel.database import BUSY_TIMEOUT_SECONDS, sqlite_engine
 from common.kernel.tables import Utc, Word, utc_now
 from saga.dlq import DlqError, InputError
-from saga.dlq.letters import HERE, SETTLED, Copy, Letter, State, from_text, to_json
+from saga.dlq.letters import HERE, SETTLED, Copy, Letter, State, from_text, raw_of, to_json
 
 AT_ONCE: Final = 500
 """Values in one IN (...); SQLite takes a limited number."""
@@ -143,6 +143,7 @@ copies = sa.Table(
     sa.Column("died", sa.String(64), nullable=False),
     sa.Column("headers", sa.Text, nullable=False),
     sa.Column("properties", sa.Text, nullable=False),
+    sa.Column("raw", sa.LargeBinary),  # Not of copies from before it was kept.
     sa.Column("body", sa.LargeBinary, nullable=False),
     sa.Column("collected_at", Utc, nullable=False),
     sa.UniqueConstraint("letter", "died"),
@@ -679,6 +680,7 @@ def _take(connection: Connection, found: Sequence[Copy], now: datetime) -> int:
                 "died": died,
                 "headers": to_json(copy.headers),
                 "properties": to_json(copy.properties),
+                "raw": copy.raw,
                 "body": copy.body,
                 "collected_at": now,
             }
@@ -797,7 +799,7 @@ def _query(
     if contents:
         joined = letters.join(copies, copies.c.id == c.copy)
         query = sa.select(
-            *_of_letter, copies.c.headers, copies.c.properties, copies.c.body
+            *_of_letter, copies.c.headers, copies.c.properties, copies.c.raw, copies.c.body
         ).select_from(joined)
     if selection.numbers:
         query = query.where(c.number.in_(selection.numbers))
@@ -829,11 +831,12 @@ def _letter(row: sa.Row[Any], contents: bool) -> Letter:
     values = row._mapping
     plain = {column.name: values[column.name] for column in _of_letter}
     if not contents:
-        return Letter(**plain, properties={}, headers={}, body=b"")
+        return Letter(**plain, properties={}, headers={}, raw=b"", body=b"")
     return Letter(
         **plain,
-        properties=from_text(row.properties),
-        headers=from_text(row.headers),
+        properties=(properties := from_text(row.properties)),
+        headers=(headers := from_text(row.headers)),
+        raw=row.raw if row.raw is not None else raw_of(properties, headers),
         body=row.body,
     )
 
@@ -890,15 +893,28 @@ def _chunks(values: Iterable[Any]) -> Iterator[list[Any]]:
         yield everything[start : start + AT_ONCE]
 
 
+_AT_THE_SAME_TIME: Final = ("locked", "already exists", "duplicate column")
+
+
+def _add_raw(engine: sa.Engine) -> None:
+    """Have a column that files from before lack."""
+    if all(
+        column["name"] != copies.c.raw.name for column in sa.inspect(engine).get_columns("copies")
+    ):
+        with engine.begin() as connection:
+            connection.exec_driver_sql("ALTER TABLE copies ADD COLUMN raw BLOB")
+
+
 def _make_tables(engine: sa.Engine) -> None:
     """Make what is missing. Commands that make the same file at the same time get in each other's
     way while they switch it to WAL, where SQLite does not heed the busy timeout."""
     deadline = time.monotonic() + BUSY_TIMEOUT_SECONDS
     while True:
         try:
-            return _metadata.create_all(engine)
+            _metadata.create_all(engine)
+            return _add_raw(engine)
         except sa.exc.OperationalError as error:
-            if "locked" not in str(error.orig) and "already exists" not in str(error.orig):
+            if not any(word in str(error.orig) for word in _AT_THE_SAME_TIME):
                 raise
             if time.monotonic() > deadline:
                 raise

@@ -28,7 +28,7 @@ from common.kernel.tables import Tables, VersionConflict, utc_now
 from common.message import Event
 from common.messaging.dead_letters import ADDRESSEE, EDITOR_SOURCE
 from common.messaging.permissions import REPLAY
-from common.messaging.publisher import BrokerPublisher, message_of
+from common.messaging.publisher import BrokerPublisher, posting_of
 from common.messaging.topology import work_queue
 from history_service import queries
 from history_service.domain import OrderView, view_of
@@ -354,7 +354,7 @@ async def redeliver(deployment: Deployment, rebuilt: Rebuilt, history_url: str) 
             part = ids[start : start + AT_ONCE]
             for fact in await asyncio.to_thread(pages.with_ids, history_url, part):
                 queue = work_queue(rebuilt.participant, fact.attributes.priority)
-                await publisher.publish(message_of(fact.body), "", queue)
+                await publisher.publish("", posting_of(fact.body, queue))
     finally:
         await publisher.close()
     return len(ids)

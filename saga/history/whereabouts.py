@@ -11,7 +11,7 @@ import aiormq
 from common.choreography import Choreography
 from common.kernel.tables import utc_now
 from common.messaging.connection import BrokerError, connect, printable
-from common.messaging.dead_letters import attempts_in
+from common.messaging.dead_letters import attempts_in, ours_in
 from common.messaging.topology import dead_letter_queue, queues_of, wait_queue
 from common.retry import RUNGS_MS
 from saga.deployment import Deployment
@@ -79,8 +79,8 @@ async def look(
         # Each place before the one that a message goes to from there.
         for rung in RUNGS_MS:
             for message in await broker.look_through(connection, wait_queue(rung)):
-                owner = (message.routing_key or "").partition(".")[0]
-                tries = attempts_in(message.header.properties.headers) + 1
+                owner = message.routing_key.partition(".")[0]
+                tries = attempts_in(ours_in(message)) + 1
                 _put(seen, owner, message.body, Place.WAITING, f"waiting for try {tries}")
         for participant in graph.participants:
             name = participant.name

@@ -13,13 +13,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import aiormq
-from aio_pika.abc import AbstractConnection
 
 from common.choreography import Choreography, Participant
 from common.envelope import Undecodable
 from common.kernel.tables import utc_now
 from common.messaging.connection import BrokerError, connect, printable
 from common.messaging.topology import dead_letter_queue, queues_of
+from common.messaging.wire import Connection
 from inventory_service.domain import PARTICIPANT as INVENTORY
 from saga import discovery
 from saga.deployment import Deployment
@@ -117,7 +117,7 @@ async def dead_letters(deployment: Deployment, choreography: Choreography) -> se
 
 
 async def _dead(
-    connection: AbstractConnection, deployment: Deployment, choreography: Choreography
+    connection: Connection, deployment: Deployment, choreography: Choreography
 ) -> dict[str, list[Letter]]:
     """What is dead, by participant: in the queues first, then in the store they are moved to."""
     letters = {

@@ -8,10 +8,9 @@ from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 
 import aiormq
-from aio_pika.abc import AbstractConnection
-from aiormq.abc import AbstractChannel, DeliveredMessage
 
-from common.messaging.dead_letters import REASON, Reason, key_of
+from common.messaging.dead_letters import REASON, Reason, key_of, ours_in
+from common.messaging.frames import Delivery
 from common.messaging.stream import (
     FIRST,
     StreamError,
@@ -20,6 +19,7 @@ from common.messaging.stream import (
     reading,
 )
 from common.messaging.topology import HISTORY_STREAM, wait_queue
+from common.messaging.wire import Channel, Connection
 from common.retry import RUNGS_MS
 from saga.dlq.letters import event_id_of
 from saga.ready import take_ready
@@ -36,7 +36,7 @@ LETTERS_MAX = 200_000
 """Messages looked at in one queue; each is kept from everybody else until all have been seen."""
 
 
-async def read_history(connection: AbstractConnection, history: History) -> None:
+async def read_history(connection: Connection, history: History) -> None:
     """Take everything that is in the stream by now. Raises `ReconcileError`."""
     try:
         last = await last_offset(connection)
@@ -63,7 +63,7 @@ async def _read_until(last: int, reader: StreamReader, history: History) -> None
     )
 
 
-async def browse(connection: AbstractConnection, queue: str) -> list[Letter]:
+async def browse(connection: Connection, queue: str) -> list[Letter]:
     """What rests in a quorum queue, in no order, given back when all of it has been seen.
 
     Meanwhile nobody else gets these messages, and afterwards they are in another order: RabbitMQ
@@ -74,9 +74,7 @@ async def browse(connection: AbstractConnection, queue: str) -> list[Letter]:
     return [letter_of(message) for message in await look_through(connection, queue)]
 
 
-async def waiting(
-    connection: AbstractConnection, owners: Mapping[str, str]
-) -> dict[str, list[Letter]]:
+async def waiting(connection: Connection, owners: Mapping[str, str]) -> dict[str, list[Letter]]:
     """What waits to be tried again, by participant; `owners` says whose each queue is.
 
     A message in a wait queue has the name of the queue it returns to as its routing key.
@@ -84,39 +82,39 @@ async def waiting(
     found: defaultdict[str, list[Letter]] = defaultdict(list)
     for rung in RUNGS_MS:
         for message in await look_through(connection, wait_queue(rung)):
-            if owner := owners.get(message.routing_key or ""):
+            if owner := owners.get(message.routing_key):
                 found[owner].append(letter_of(message))
     return found
 
 
-async def backlog(connection: AbstractConnection, queues: Iterable[str]) -> Backlog:
+async def backlog(connection: Connection, queues: Iterable[str]) -> Backlog:
     """What waits in a participant's work queues. Where nobody reads, it is looked through."""
     ready, read, waiting = 0, False, set[str]()
     for queue in queues:
         async with _channel(connection, queue) as channel:
-            declared = await channel.queue_declare(queue, passive=True)
+            declared = await channel.look_at(queue)
         ready += declared.message_count or 0
         if declared.consumer_count:
             read = True
             continue
         for message in await look_through(connection, queue):
-            waiting.add(key_of(message.header.properties.message_id, message.body))
+            waiting.add(key_of(message.properties.message_id, message.body))
             if event_id := event_id_of(message.body):
                 waiting.add(event_id)
     return Backlog(ready, read, waiting)
 
 
-async def look_through(connection: AbstractConnection, queue: str) -> list[DeliveredMessage]:
+async def look_through(connection: Connection, queue: str) -> list[Delivery]:
     """Everything ready in a queue, given back when all of it has been seen. Raises `ReconcileError`
     if that is too much."""
     async with _channel(connection, queue) as channel:
-        ready = (await channel.queue_declare(queue, passive=True)).message_count or 0
+        ready = (await channel.look_at(queue)).message_count or 0
     started_at = time.monotonic()
-    found: list[DeliveredMessage] = []
-    channels: list[AbstractChannel] = []
+    found: list[Delivery] = []
+    channels: list[Channel] = []
     try:
         while True:
-            channel = await _open(connection)
+            channel = await connection.open_channel()
             channels.append(channel)
             part = await take_ready(channel, queue, PREFETCH)
             found += part
@@ -132,32 +130,23 @@ async def look_through(connection: AbstractConnection, queue: str) -> list[Deliv
                 )
     finally:
         for channel in channels:
-            if not channel.is_closed:
+            if not channel.lost:
                 # All of the channel's, before it closes: on some versions a lost channel counts as
                 # a failed delivery, and this does not.
-                await channel.basic_nack(0, multiple=True, requeue=True)
+                channel.nack(0, multiple=True)
                 await channel.close()
 
 
 @asynccontextmanager
-async def _channel(connection: AbstractConnection, queue: str) -> AsyncIterator[AbstractChannel]:
+async def _channel(connection: Connection, queue: str) -> AsyncIterator[Channel]:
     """A channel for work on one queue."""
-    channel = await _open(connection)
+    channel = await connection.open_channel()
     try:
         yield channel
     except aiormq.exceptions.ChannelNotFoundEntity as error:
         raise _not_there(queue) from error
     finally:
-        if not channel.is_closed:
-            await channel.close()
-
-
-async def _open(connection: AbstractConnection) -> AbstractChannel:
-    # Not one of aio-pika's robust channels: those start reading anew after a reconnect.
-    transport = connection.transport
-    if transport is None:
-        raise ConnectionError("not connected to the broker")
-    return await transport.connection.channel(publisher_confirms=False)
+        await channel.close()
 
 
 def _not_there(queue: str) -> ReconcileError:
@@ -167,10 +156,10 @@ def _not_there(queue: str) -> ReconcileError:
     )
 
 
-def letter_of(message: DeliveredMessage) -> Letter:
+def letter_of(message: Delivery) -> Letter:
     """What rests in a queue of messages that failed."""
-    properties = message.header.properties
-    reason = str((properties.headers or {}).get(REASON, "rejected"))
+    properties = message.properties
+    reason = str(ours_in(message).get(REASON, "rejected"))
     key = key_of(properties.message_id, message.body)
     if reason != Reason.UNDECODABLE:
         key = event_id_of(message.body) or key

@@ -11,13 +11,14 @@ import asyncio
 import bisect
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from copy import copy as copied
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from pamqp.commands import Basic
+from pamqp import encode
 
+from common.messaging import frames
+from common.messaging.frames import Field, Properties
 from common.messaging.topology import Topology
 
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
@@ -39,12 +40,16 @@ class ChannelClosed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """What was published: where to, and what."""
+    """What was published: where to, and what. `raw` is the property list."""
 
     exchange: str
     routing_key: str
-    properties: Basic.Properties
+    raw: bytes
     body: bytes
+
+    @property
+    def properties(self) -> Properties:
+        return frames.properties_in(self.raw)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,9 +143,7 @@ class Broker:
         """Open a channel."""
         return Channel(self)
 
-    def publish(
-        self, exchange: str, routing_key: str, body: bytes, properties: Basic.Properties
-    ) -> bool:
+    def publish(self, exchange: str, routing_key: str, body: bytes, raw: bytes) -> bool:
         """Put a message into every queue its key leads to; whether there is any.
 
         Raises `ChannelClosed` if there is no such exchange.
@@ -148,7 +151,7 @@ class Broker:
         if exchange and exchange not in self._bindings:
             raise ChannelClosed(NOT_FOUND, f"no exchange '{exchange}'")
         queues = self._queues_for(exchange, routing_key)
-        message = Message(exchange, routing_key, properties, body)
+        message = Message(exchange, routing_key, raw, body)
         for queue in queues:
             self._put(queue, message)
         return bool(queues)
@@ -229,11 +232,9 @@ class Broker:
         if exchange is None or (exchange and str(exchange) not in self._bindings):
             return
         key = str(queue.arguments.get("x-dead-letter-routing-key", message.routing_key))
-        properties = copied(message.properties)
         now = EPOCH + timedelta(seconds=int(self._loop.time()))
-        properties.headers = _with_death(message, queue.name, reason, now)
-        properties.expiration = None
-        self.publish(str(exchange), key, message.body, properties)
+        raw = _with_death(message, queue.name, reason, now)
+        self.publish(str(exchange), key, message.body, raw)
 
 
 class Channel:
@@ -344,9 +345,13 @@ def _matches(pattern: Sequence[str], words: Sequence[str]) -> bool:
     return bool(words) and head in ("*", words[0]) and _matches(rest, words[1:])
 
 
-def _with_death(message: Message, queue: str, reason: str, now: datetime) -> dict[str, Any]:
-    """The message's headers with the broker's note on this dead-lettering ahead of earlier ones."""
-    headers: dict[str, Any] = dict(message.properties.headers or {})
+def _with_death(message: Message, queue: str, reason: str, now: datetime) -> bytes:
+    """The property list with the broker's note on this dead-lettering ahead of earlier ones, and
+    without a time to live."""
+    values, _ = frames.split(message.raw)
+    values.pop("expiration", None)
+    fields, _ = frames.fields_in(values.get("headers", b""))
+    headers = message.properties.headers or {}
     deaths = [dict(death) for death in headers.get("x-death", ())]
     same = [d for d in deaths if (d["queue"], d["reason"]) == (queue, reason)]
     death: dict[str, Any] = same[0] if same else {"count": 0, "reason": reason, "queue": queue}
@@ -356,8 +361,17 @@ def _with_death(message: Message, queue: str, reason: str, now: datetime) -> dic
         "exchange": message.exchange,
         "routing-keys": [message.routing_key],
     }
-    headers["x-death"] = [death, *(d for d in deaths if d is not death)]
-    headers.setdefault("x-first-death-exchange", message.exchange)
-    headers.setdefault("x-first-death-queue", queue)
-    headers.setdefault("x-first-death-reason", reason)
-    return headers
+    noted: list[Any] = [death, *(d for d in deaths if d is not death)]
+    first = {"exchange": message.exchange, "queue": queue, "reason": reason}
+    values["headers"] = frames.table_of(
+        [
+            Field(b"x-death", encode.encode_table_value(noted)),
+            *(field for field in fields if field.name != b"x-death"),
+            *(
+                frames.field(f"x-first-death-{name}", value)
+                for name, value in first.items()
+                if f"x-first-death-{name}" not in headers
+            ),
+        ]
+    )
+    return frames.join(values)

@@ -1,7 +1,7 @@
 """Connections between processes and the broker, and all that can go wrong with them.
 
-To a process they look like aio-pika's and aiormq's, as far as the saga uses those. Frames of one
-connection arrive in the order they were sent, as long as it lasts.
+To a process they look like those of `common.messaging.wire`. Frames of one connection arrive in the
+order they were sent, as long as it lasts.
 """
 
 from __future__ import annotations
@@ -12,15 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
-import aio_pika
 import aiormq
-from aiormq.abc import DeliveredMessage
-from pamqp.commands import Basic
-from pamqp.header import ContentHeader
 
 from common.messaging.connection import RETRY_SECONDS, BrokerError
-from common.messaging.consumer import Handler
-from common.messaging.pipeline import Posting
+from common.messaging.frames import FRAME_MAX_BYTES, Posting
+from common.messaging.frames import Delivery as Delivered
+from common.messaging.wire import ChannelLost, NotTaken, Unroutable
 from saga.simulation.broker import Channel as BrokerChannel
 from saga.simulation.broker import ChannelClosed, Delivery, Message
 from saga.simulation.loop import Process, SimulatedLoop, current_process, settle
@@ -28,6 +25,8 @@ from saga.simulation.trace import Trace
 from saga.simulation.unruly import UnrulyBroker, describe
 from saga.simulation.weather import Weather
 
+Taker = Callable[[Any, Delivered], None]
+"""See `common.messaging.wire.Taker`."""
 SLOW_SECONDS = 45.0
 """What a slow frame may take: longer than a publisher waits for its confirm."""
 NOTICE_MAX_SECONDS = 33.0
@@ -165,8 +164,8 @@ class Connection:
 
     # The process's side.
 
-    async def channel(self, **_: bool) -> Channel:
-        """Open a channel, with confirms."""
+    async def open_channel(self, *, confirms: bool = False) -> Channel:
+        """Open a channel."""
         channel = Channel(self)
         self.channels.append(channel)
         await channel.ask(self._open, channel)
@@ -175,7 +174,7 @@ class Connection:
     async def close(self) -> None:
         """Disconnect."""
         if not self.lost.is_set():
-            self._lose(aiormq.exceptions.ConnectionClosed(200, "closed by us"))
+            self._lose(ChannelLost("closed by us"))
             self.end()
 
     def _lose(self, error: BaseException) -> None:
@@ -217,7 +216,7 @@ class Connection:
             return
         self.network.trace.note("network", f"{self.process.name} loses its {self.name}")
         self.end()
-        error = aiormq.exceptions.ConnectionClosed(320, "CONNECTION_FORCED")
+        error = ChannelLost("the connection was reset")
         self._later(self.network.weather.latency(), self.process, self._lose, error)
 
     def stick(self) -> None:
@@ -228,8 +227,7 @@ class Connection:
         self._cut()
         for receiver, notice in (
             (self.network.world, self._disconnect),
-            # What waits is cancelled by aiormq when heartbeats are missing.
-            (self.process, lambda: self._lose(asyncio.CancelledError())),
+            (self.process, lambda: self._lose(ChannelLost("no heartbeat came"))),
         ):
             self._later(self.network.weather.seconds(NOTICE_MAX_SECONDS), receiver, notice)
 
@@ -247,37 +245,39 @@ class Channel:
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
-        self.default_exchange = Exchange(self, "")
-        self.is_closed = False
+        self.lost = ""
+        self.on_lost: list[Callable[[], None]] = []
         self.server: BrokerChannel
         self._answers: list[asyncio.Future[Any]] = []
         """What was asked of the broker."""
-        self._handling: dict[asyncio.Task[None], None] = {}
+
+    @property
+    def frame_max(self) -> int:
+        return FRAME_MAX_BYTES
 
     def ask(self, receive: Callable[..., None], *arguments: Any) -> asyncio.Future[Any]:
         """Send a frame to the broker's side; return what its answer will be."""
-        if self.is_closed or self.connection.lost.is_set():
-            raise aiormq.exceptions.ChannelInvalidStateError("the channel is closed")
+        if self.lost:
+            raise ChannelLost(self.lost)
         answer: asyncio.Future[Any] = self.connection.network.loop.create_future()
         self._answers.append(answer)
         self.connection.up.send(receive, *arguments, answer)
         return answer
 
     def lose(self, error: BaseException) -> None:
-        """The channel is no more: what waits for an answer gets an error, and what is being handled
-        is cancelled."""
-        self.is_closed = True
+        """The channel is no more: what waits for an answer gets an error."""
+        if self.lost:
+            return
+        self.lost = str(error) or "the connection was stuck"
         for answer in self._answers:
             settle(answer, error)
-        for task in self._handling:
-            task.cancel()
+        callbacks, self.on_lost = self.on_lost, []
+        for callback in callbacks:
+            callback()
 
-    async def get_exchange(self, name: str, *, ensure: bool) -> Exchange:
-        return Exchange(self, name)
-
-    async def declare_queue(self, name: str, *, passive: bool) -> Any:
+    async def look_at(self, queue: str) -> Any:
         """Say how many consumers a queue has."""
-        return await self.ask(self._look_at, name)
+        return await self.ask(self._look_at, queue)
 
     def _look_at(self, name: str, answer: asyncio.Future[Any]) -> None:
         broker = self.connection.network.broker
@@ -285,7 +285,7 @@ class Channel:
             self._refuse(aiormq.exceptions.ChannelNotFoundEntity(f"no queue '{name}'"))
             return
         found = SimpleNamespace(consumer_count=broker.consumers_of(name))
-        self.connection.down.send(settle, answer, SimpleNamespace(declaration_result=found))
+        self.connection.down.send(settle, answer, found)
 
     def _refuse(self, error: Exception) -> None:
         """The broker closes the channel."""
@@ -293,16 +293,17 @@ class Channel:
         self.connection.down.send(self.lose, error)
 
     async def close(self) -> None:
-        self.is_closed = True
-        self.connection.up.send(self.server.close)
+        if not self.lost:
+            self.lose(ChannelLost("closed by us"))
+            self.connection.up.send(self.server.close)
 
     # Consuming.
 
-    async def consume(self, queue: str, handler: Handler, prefetch: int) -> None:
-        """Have a queue's messages handled, each in a task."""
+    async def consume(self, queue: str, taker: Taker, prefetch: int) -> None:
+        """Have a queue's messages handed over."""
 
         def deliver(delivery: Delivery) -> None:
-            self.connection.down.send(self._deliver, handler, queue, delivery)
+            self.connection.down.send(self._deliver, taker, queue, delivery)
 
         def start(answer: asyncio.Future[None]) -> None:
             self.connection.down.send(settle, answer, None)
@@ -310,8 +311,8 @@ class Channel:
 
         await self.ask(start)
 
-    def _deliver(self, handler: Handler, queue: str, delivery: Delivery) -> None:
-        if self.is_closed:
+    def _deliver(self, taker: Taker, queue: str, delivery: Delivery) -> None:
+        if self.lost:
             return
         network = self.connection.network
         network.trace.note(
@@ -320,19 +321,15 @@ class Channel:
             f"{', again' if delivery.redelivered else ''}",
         )
         network.on_deliver(self.connection.process, delivery.message)
-        task = network.loop.create_task(handler(incoming(delivery, self)))
-        self._handling[task] = None
-        task.add_done_callback(self._handled)
+        try:
+            taker(self, _incoming(delivery))
+        except Exception as error:
+            network.loop.on_error("a delivery's taker failed", error)
 
-    def _handled(self, task: asyncio.Task[None]) -> None:
-        del self._handling[task]
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self.connection.network.loop.on_error("a delivery's handler failed", error)
-
-    async def basic_ack(self, delivery_tag: int, multiple: bool = False, wait: bool = True) -> None:
-        if self.is_closed:
-            raise aiormq.exceptions.ChannelInvalidStateError("the channel is closed")
-        self.connection.up.send(self._acknowledge, delivery_tag, multiple)
+    def ack(self, tag: int, *, multiple: bool = False) -> None:
+        if self.lost:
+            raise ChannelLost(self.lost)
+        self.connection.up.send(self._acknowledge, tag, multiple)
 
     def _acknowledge(self, tag: int, multiple: bool) -> None:
         network = self.connection.network
@@ -350,7 +347,21 @@ class Channel:
 
     # Publishing.
 
-    def publish(self, published: Message, answer: asyncio.Future[Any]) -> None:
+    async def publish(
+        self, exchange: str, postings: Sequence[Posting], timeout_seconds: float
+    ) -> list[Exception | None]:
+        """See `common.messaging.wire.Channel.publish`."""
+        answers = [
+            self.ask(
+                self._publish,
+                Message(exchange, posting.routing_key, posting.properties, posting.body),
+            )
+            for posting in postings
+        ]
+        await asyncio.wait(answers, timeout=timeout_seconds)
+        return [_error(answer) for answer in answers]
+
+    def _publish(self, published: Message, answer: asyncio.Future[Any]) -> None:
         """What the broker does with what was published to it."""
         network, down = self.connection.network, self.connection.down
         weather = network.weather
@@ -372,96 +383,55 @@ class Channel:
                     published.exchange,
                     published.routing_key,
                     published.body,
-                    published.properties,
+                    published.raw,
                 )
             except ChannelClosed as error:
-                self._refuse(aiormq.exceptions.ChannelNotFoundEntity(error.text))
+                self._refuse(ChannelLost(error.text))
                 return
         if refused:
-            down.send(settle, answer, aiormq.exceptions.DeliveryError(None, Basic.Nack()))
+            down.send(settle, answer, NotTaken("refused"))
         elif not routed:
             network.loop.on_error(f"{published.routing_key} is unroutable", None)
-            down.send(settle, answer, aiormq.exceptions.DeliveryError(None, Basic.Return()))
+            down.send(settle, answer, Unroutable(published.routing_key))
         else:
-            down.send(settle, answer, Basic.Ack())
+            down.send(settle, answer, None)
 
 
-class Exchange:
-    """An exchange as a process has it."""
-
-    def __init__(self, channel: Channel, name: str) -> None:
-        self._channel = channel
-        self._name = name
-
-    async def publish(
-        self, message: aio_pika.Message, routing_key: str, *, timeout: float | None = None
-    ) -> Any:
-        """Publish, and wait for the confirm."""
-        async with asyncio.timeout(timeout):
-            published = Message(self._name, routing_key, message.properties, message.body)
-            return await self._channel.ask(self._channel.publish, published)
-
-
-async def publish_all(
-    channel: Any, exchange: str, postings: Sequence[Posting], timeout_seconds: float
-) -> list[object]:
-    """See `common.messaging.pipeline.publish_all`."""
-    answers = [
-        channel.ask(
-            channel.publish,
-            Message(exchange, posting.routing_key, posting.properties, posting.body),
-        )
-        for posting in postings
-    ]
-    await asyncio.wait(answers, timeout=timeout_seconds)
-    return [
-        answer.exception() or answer.result()
-        if answer.done()
-        else TimeoutError("no confirm in time")
-        for answer in answers
-    ]
-
-
-async def read(network: Network, name: str, handlers: Mapping[str, Handler], prefetch: int) -> None:
+async def read(network: Network, name: str, takers: Mapping[str, Taker], prefetch: int) -> None:
     """Have queues read, for ever: what FastStream and aio-pika's robust connection do."""
     while True:
         try:
             connection = await network.connect("", name=name, patience_seconds=0)
-            for queue, handler in handlers.items():
-                channel = await connection.channel()
-                await channel.consume(queue, handler, prefetch)
-        except (BrokerError, aiormq.exceptions.AMQPError, asyncio.CancelledError):
-            # Nobody cancels this task; see `Connection.stick`.
+            for queue, taker in takers.items():
+                channel = await connection.open_channel()
+                await channel.consume(queue, taker, prefetch)
+        except (BrokerError, ConnectionError, aiormq.exceptions.AMQPError):
             await asyncio.sleep(RETRY_SECONDS)
             continue
         await connection.lost.wait()
         await asyncio.sleep(RETRY_SECONDS)
 
 
-def incoming(delivery: Delivery, channel: Any) -> aio_pika.IncomingMessage:
-    """A delivery as a consumer gets it."""
-    message = delivery.message
-    return aio_pika.IncomingMessage(
-        DeliveredMessage(
-            delivery=Basic.Deliver(
-                consumer_tag="consumer",
-                delivery_tag=delivery.tag,
-                redelivered=delivery.redelivered,
-                exchange=message.exchange,
-                routing_key=message.routing_key,
-            ),
-            header=ContentHeader(properties=message.properties, body_size=len(message.body)),
-            body=message.body,
-            channel=channel,
-        )
-    )
-
-
-def delivered(message: Message) -> DeliveredMessage:
+def delivered(message: Message) -> Delivered:
     """A message as whoever fetches it gets it."""
-    return DeliveredMessage(
-        delivery=Basic.GetOk(1, False, message.exchange, message.routing_key),
-        header=ContentHeader(properties=message.properties, body_size=len(message.body)),
-        body=message.body,
-        channel=None,  # type: ignore[arg-type]  # nothing is asked of it
+    return Delivered(1, False, message.exchange, message.routing_key, message.raw, message.body)
+
+
+def _incoming(delivery: Delivery) -> Delivered:
+    message = delivery.message
+    return Delivered(
+        delivery.tag,
+        delivery.redelivered,
+        message.exchange,
+        message.routing_key,
+        message.raw,
+        message.body,
     )
+
+
+def _error(answer: asyncio.Future[None]) -> Exception | None:
+    if not answer.done():
+        return TimeoutError("no confirm in time")
+    error = answer.exception()
+    assert error is None or isinstance(error, Exception)  # noqa: S101 - nobody cancels it
+    return error

@@ -10,14 +10,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
-from pamqp.commands import Basic
 
 from common.envelope import derived_id, source_of, wrap
 from common.events import OrderCancelled
 from common.kernel.groups import Done, Duplicate
 from common.message import Command, Priority
+from common.messaging import frames
 from common.messaging.dead_letters import Reason
-from common.messaging.publisher import message_of
+from common.messaging.publisher import posting_of
 from common.messaging.topology import EVENTS_EXCHANGE, dead_letter_queue, intake_queue
 from order_service.domain import CancelOrder, UnknownOrder
 from saga.dlq import letters
@@ -61,7 +61,9 @@ class People:
         for order in self._plan.orders:
             self._begin(partial(self._order, order))
         for key, body in self._plan.malformed:
-            self._publish(EVENTS_EXCHANGE, key, body, Basic.Properties(message_id="malformed"))
+            self._publish(
+                EVENTS_EXCHANGE, key, body, frames.join({"message_id": frames.short("malformed")})
+            )
         self._world.loop.spawn(self._world.process, self._operate())
 
     def _begin(self, work: Callable[[], Awaitable[None]]) -> None:
@@ -103,11 +105,10 @@ class People:
         )
         body = envelope.to_bytes()
         for _ in range(2 if self._world.weather.happens(self._world.weather.rates.reset) else 1):
-            self._publish(
-                "", intake_queue("order", envelope.priority), body, message_of(body).properties
-            )
+            posting = posting_of(body, intake_queue("order", envelope.priority))
+            self._publish("", posting.routing_key, body, posting.properties)
 
-    def _publish(self, exchange: str, key: str, body: bytes, properties: Basic.Properties) -> None:
+    def _publish(self, exchange: str, key: str, body: bytes, properties: bytes) -> None:
         self._world.trace.note("broker", f"{key} from outside")
         self._world.broker.publish(exchange, key, body, properties)
 
@@ -171,7 +172,7 @@ class People:
             self._world.trace.note(
                 "operator", f"replays {copy.type} {copy.key[:8]} to {copy.queue}"
             )
-            again = letters.message_of(copy, copy.replays + 1)
+            again = letters.posting_of(copy, copy.replays + 1)
             self._world.broker.publish("", copy.queue, again.body, again.properties)
             if self._world.weather.happens(0.1):
                 self._world.trace.note("operator", "is killed before the acknowledgement")

@@ -20,7 +20,7 @@ from common.settings import Settings
 from saga.simulation.broker import EPOCH
 from saga.simulation.database import SimulatedDatabase, Store
 from saga.simulation.loop import Process
-from saga.simulation.network import Network, publish_all, read
+from saga.simulation.network import Network, read
 
 BROKER_PATIENCE_SECONDS = 5.0
 """How long a starting service waits for the broker, before it ends and is started again."""
@@ -99,9 +99,7 @@ class Server:
             network.trace,
             shared=self._shared,
         )
-        publisher = self._parts.publisher(
-            "", "publisher", connect=network.connect, publish_all=publish_all
-        )
+        publisher = self._parts.publisher("", "publisher", connect=network.connect)
         outbox = self._parts.outbox(
             name,
             database,
@@ -131,10 +129,8 @@ class Server:
         self.kernel = kernel
         await publisher.open(BROKER_PATIENCE_SECONDS)
         deliveries = self._parts.deliveries(self.service.participant, kernel, publisher, self.clock)
-        handlers = {
-            queue: deliveries.handler(queue) for queue in queues_of(self.service.participant)
-        }
-        await read(network, "consumer", handlers, self._prefetch)
+        takers = {queue: deliveries.taker(queue) for queue in queues_of(self.service.participant)}
+        await read(network, "consumer", takers, self._prefetch)
 
     def _tasks(self, running: Running) -> list[Callable[[], Awaitable[None]]]:
         return [partial(task, running) for task in self.service.tasks]

@@ -63,4 +63,4 @@ class UnrulyBroker(Broker):
 def describe(message: Message) -> str:
     """A message for the trace."""
     properties = message.properties
-    return f"{properties.message_type} {(properties.message_id or '')[:8]}"
+    return f"{properties.type} {(properties.message_id or '')[:8]}"

@@ -189,7 +189,7 @@ class World:
         self.trouble("unhandled", f"{message}: {error!r}" if error else message)
 
     def _on_deliver(self, process: Process, message: Message) -> None:
-        self._tries[process, message.body].add(attempts_in(message.properties.headers))
+        self._tries[process, message.body].add(attempts_in(message.properties.headers or {}))
 
     def _on_publish(self, process: Process, message: Message) -> None:
         """A message of a service arrives at the broker."""

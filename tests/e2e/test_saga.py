@@ -14,7 +14,6 @@ import pytest
 
 from common.choreography import Choreography
 from common.messaging.connection import connect
-from common.messaging.publisher import message_of
 from common.messaging.topology import EVENTS_EXCHANGE
 from saga.demo import Result, demo
 from saga.deployment import Deployment
@@ -26,6 +25,7 @@ from saga.reconcile.broker import read_history
 from saga.reconcile.history import History
 from saga.status import status
 from saga.system import System
+from tests.messages import message_of
 from tests.polling import until
 
 SEED = 20301

@@ -13,6 +13,7 @@ import pytest
 from aiormq.abc import AbstractChannel, AbstractConnection, DeliveredMessage
 from pamqp.commands import Basic
 
+from common.messaging import frames
 from common.messaging.topology import DELIVERY_LIMIT, Arguments, Binding, Queue, Topology
 from saga.simulation.broker import (
     NOT_FOUND,
@@ -157,7 +158,10 @@ class Simulated:
         expiration = None if expiration_ms is None else str(expiration_ms)
         try:
             return self._broker.publish(
-                exchange, key, body, Basic.Properties(expiration=expiration)
+                exchange,
+                key,
+                body,
+                frames.join({} if expiration is None else {"expiration": frames.short(expiration)}),
             )
         except ChannelClosed as error:
             raise (NoExchange if error.code == NOT_FOUND else error) from error

@@ -43,7 +43,8 @@ from common.messaging.dead_letters import (
     ORIGIN_QUEUE,
     REASON,
 )
-from common.messaging.publisher import BrokerPublisher, message_of
+from common.messaging.frames import NO_PROPERTIES
+from common.messaging.publisher import BrokerPublisher
 from common.messaging.topology import (
     DEAD_EXCHANGE,
     EVENTS_EXCHANGE,
@@ -63,6 +64,7 @@ from saga.dlq.letters import REPLAYS, Copy, State
 from saga.dlq.replay import Result, Settings, dry_run, replay
 from saga.dlq.store import ItemState, Run, Selection, Store
 from tests.integration.toy import NOW, Tally, cancelled, make_tables, open_toy, rows
+from tests.messages import message_of
 from tests.polling import until
 
 broken = True
@@ -637,6 +639,7 @@ def _copy(died: int, replays: int = 0, key: str = "event-1") -> Copy:
         last_failed_at=at,
         properties={},
         headers={},
+        raw=NO_PROPERTIES,
         body=f"{died}".encode(),
     )
 

@@ -20,7 +20,6 @@ from common.kernel.tables import utc_now
 from common.message import Priority
 from common.messaging import dead_letters as headers_of
 from common.messaging.connection import connect
-from common.messaging.publisher import message_of
 from common.messaging.topology import (
     DEAD_EXCHANGE,
     EVENTS_EXCHANGE,
@@ -37,6 +36,7 @@ from saga.dlq.store import look
 from saga.reconcile import reconcile
 from saga.status import status
 from tests import forked
+from tests.messages import message_of
 from tests.polling import until
 
 TABLES = {

@@ -11,6 +11,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from common.messaging.frames import NO_PROPERTIES
 from saga.deployment import Deployment
 from saga.dlq.figures import FINGERPRINTS_MAX, OTHER, figures
 from saga.dlq.letters import Copy
@@ -42,6 +43,7 @@ def copy(number: int, *, fingerprint: str, participant: str = "payment") -> Copy
         last_failed_at=died,
         properties={},
         headers={},
+        raw=NO_PROPERTIES,
         body=b"{}",
     )
 

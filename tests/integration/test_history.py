@@ -24,7 +24,6 @@ from common.kernel.tables import utc_now
 from common.message import Priority
 from common.messaging.connection import BrokerError, connect
 from common.messaging.dead_letters import EDITOR_SOURCE
-from common.messaging.publisher import message_of
 from common.messaging.stream import FIRST, Record, reading
 from common.messaging.topology import (
     EVENTS_EXCHANGE,
@@ -40,6 +39,7 @@ from history_service.follower import Follower, missing
 from history_service.store import TABLES, Place
 from inventory_service.domain import AddStock
 from saga.discovery import choreography
+from tests.messages import message_of
 from tests.play import Play
 from tests.polling import until
 

@@ -23,7 +23,6 @@ from common.events import LINES_MAX, PaymentCharged
 from common.kernel.tables import utc_now
 from common.message import Priority
 from common.messaging.connection import connect
-from common.messaging.publisher import message_of
 from common.messaging.topology import EVENTS_EXCHANGE
 from common.settings import Settings
 from common.web import ERRORS_MAX, PROBLEM
@@ -33,6 +32,7 @@ from saga.http import client
 from saga.system import System
 from tests.faults.proxy import Proxy
 from tests.forked import spawn
+from tests.messages import message_of
 from tests.polling import until
 
 TIMEOUT_SECONDS = 60.0

@@ -37,7 +37,7 @@ from common.messaging.dead_letters import (
     ORIGIN_ROUTING_KEY,
     REASON,
 )
-from common.messaging.publisher import BrokerPublisher, message_of
+from common.messaging.publisher import BrokerPublisher
 from common.messaging.topology import (
     EVENTS_EXCHANGE,
     HISTORY_STREAM,
@@ -47,11 +47,13 @@ from common.messaging.topology import (
     apply,
     topology_of,
 )
+from common.messaging.wire import Unroutable
 from common.tasks import cancel_all
 from saga.node import RabbitNode
 from tests.faults.proxy import Proxy
 from tests.integration import toy as toy_module
 from tests.integration.toy import PARTICIPANT, Tally, cancelled, make_tables, open_toy, rows
+from tests.messages import message_of
 from tests.polling import until
 
 
@@ -331,7 +333,7 @@ async def test_an_unroutable_event_is_an_error(broker: Broker, amqp_url: str) ->
     )
 
     assert routed is None
-    assert isinstance(unroutable, aio_pika.exceptions.PublishError)
+    assert isinstance(unroutable, Unroutable)
     await publisher.close()
 
 

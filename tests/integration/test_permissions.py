@@ -30,7 +30,6 @@ from common.message import Priority
 from common.messaging.connection import connect
 from common.messaging.definitions import definitions, text
 from common.messaging.permissions import OPERATOR, REPLAY, users_of
-from common.messaging.publisher import message_of
 from common.messaging.topology import (
     DEAD_EXCHANGE,
     EVENTS_EXCHANGE,
@@ -52,6 +51,7 @@ from tests.integration import toy as toy_module
 from tests.integration.test_messaging import running
 from tests.integration.test_service import ServiceProcess, rows
 from tests.integration.toy import PARTICIPANT, cancelled
+from tests.messages import message_of
 from tests.polling import until
 
 RABBITMQ = Path(__file__).parents[2] / "rabbitmq"

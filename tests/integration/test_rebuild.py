@@ -14,7 +14,6 @@ import sqlalchemy as sa
 from common.kernel.database import open_database, sqlite_engine
 from common.kernel.outbox import Outgoing
 from common.messaging.connection import connect
-from common.messaging.publisher import message_of
 from common.messaging.stream import last_offset
 from common.messaging.topology import apply, topology_of, wait_queue
 from history_service import store
@@ -33,6 +32,7 @@ from saga.history.rebuild import (
 from saga.history.sources import Sources
 from saga.history.verify import Verified, verify
 from tests.books import TABLES, Books, rows_of
+from tests.messages import message_of
 from tests.play import BROKE, Play
 
 GRAPH = choreography()

@@ -30,7 +30,6 @@ from common.kernel.rows import writing
 from common.kernel.tables import Tables, utc_now
 from common.message import Priority
 from common.messaging import dead_letters
-from common.messaging.publisher import message_of
 from common.messaging.topology import (
     DEAD_EXCHANGE,
     EVENTS_EXCHANGE,
@@ -48,6 +47,7 @@ from payment_service.gateway import Account, SandboxGateway
 from saga.deployment import Deployment
 from saga.discovery import choreography
 from saga.reconcile import ReconcileError, Report, reconcile
+from tests.messages import message_of
 from tests.play import BROKE, Play
 
 TABLES: dict[str, Tables] = {

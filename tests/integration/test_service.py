@@ -26,7 +26,6 @@ from common.events import HeldLine, StockReserved
 from common.kernel.tables import utc_now
 from common.message import Priority
 from common.messaging.connection import connect
-from common.messaging.publisher import message_of
 from common.messaging.topology import EVENTS_EXCHANGE
 from payment_service.gateway import Account, SandboxGateway
 from saga.broker import apply_topology
@@ -34,6 +33,7 @@ from saga.discovery import choreography
 from saga.http import client
 from tests.faults.proxy import Proxy
 from tests.forked import Forked, run
+from tests.messages import message_of
 from tests.polling import until
 
 RUN_SECONDS = 100.0

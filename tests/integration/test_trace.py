@@ -14,7 +14,6 @@ from aio_pika.abc import AbstractChannel
 
 from common.kernel.database import open_database
 from common.kernel.tables import utc_now
-from common.messaging.publisher import message_of
 from common.messaging.topology import (
     DEAD_EXCHANGE,
     apply,
@@ -34,6 +33,7 @@ from saga.history import HistoryError, InputError
 from saga.history.sequence import Kind
 from saga.history.trace import Trace, past, stuck, trace
 from saga.history.whereabouts import Place
+from tests.messages import message_of
 from tests.play import SAGA, Delivery, Play
 
 GRAPH = SAGA

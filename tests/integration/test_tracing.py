@@ -33,7 +33,7 @@ from common.kernel.database import open_database
 from common.kernel.tables import utc_now
 from common.message import Priority
 from common.messaging.connection import connect
-from common.messaging.publisher import BrokerPublisher, message_of
+from common.messaging.publisher import BrokerPublisher, posting_of
 from common.messaging.topology import apply, topology_of
 from common.process import Parts
 from common.service import Service, process_of
@@ -307,7 +307,7 @@ async def test_an_order_placed_over_the_broker_is_in_its_own_trace_whatever_its_
     )
     publisher = BrokerPublisher(stage.deployment.amqp_url, "test")
     queue = "order.intake.normal"
-    await publisher.publish(message_of(envelope.to_bytes()), "", queue)
+    await publisher.publish("", posting_of(envelope.to_bytes(), queue))
     await publisher.close()
     order = str(order_id)
     await until(lambda: "order.confirm" in stage.names(order))

@@ -6,6 +6,7 @@ import asyncio
 import random
 
 from common.messaging.acknowledgement import Acknowledger
+from common.messaging.wire import ChannelLost
 
 
 class Broker:
@@ -15,19 +16,15 @@ class Broker:
         self.unacknowledged = set(range(1, deliveries + 1))
         self.acks: list[tuple[int, bool]] = []
         self.closed_because: str | None = None
-        self.drained = asyncio.Event()
-        """Whether the client goes on after what it has sent."""
-        self.drained.set()
 
-    async def basic_ack(self, delivery_tag: int, multiple: bool = False, wait: bool = True) -> None:
-        if delivery_tag not in self.unacknowledged:
-            self.closed_because = f"unknown delivery tag {delivery_tag}"
-        self.acks.append((delivery_tag, multiple))
+    def ack(self, tag: int, *, multiple: bool = False) -> None:
+        if tag not in self.unacknowledged:
+            self.closed_because = f"unknown delivery tag {tag}"
+        self.acks.append((tag, multiple))
         if multiple:
-            self.unacknowledged = {tag for tag in self.unacknowledged if tag > delivery_tag}
+            self.unacknowledged = {held for held in self.unacknowledged if held > tag}
         else:
-            self.unacknowledged.discard(delivery_tag)
-        await self.drained.wait()
+            self.unacknowledged.discard(tag)
 
 
 async def settle() -> None:
@@ -77,18 +74,13 @@ async def test_any_order_of_resolving_acknowledges_exactly_the_resolved() -> Non
             assert broker.closed_because is None, f"seed {seed}"
 
 
-async def test_an_acknowledgement_does_not_overtake_one_that_is_still_being_sent() -> None:
-    broker = Broker(6)
-    broker.drained.clear()
-    acknowledger = Acknowledger(broker)
-    for tag in (1, 2, 4, 5):
-        acknowledger.resolve(tag)
+async def test_an_acknowledgement_lost_with_its_channel_harms_nobody() -> None:
+    class Lost(Broker):
+        def ack(self, tag: int, *, multiple: bool = False) -> None:
+            raise ChannelLost("reset")
+
+    acknowledger = Acknowledger(Lost(2))
+    acknowledger.resolve(1)
     await settle()
-    # What is settled up to the 6th includes the 4th and the 5th, which are still to be sent.
-    for tag in (3, 6):
-        acknowledger.resolve(tag)
+    acknowledger.resolve(2)
     await settle()
-    broker.drained.set()
-    await settle()
-    assert broker.unacknowledged == set()
-    assert broker.closed_because is None

@@ -8,11 +8,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from aiormq.abc import DeliveredMessage
-from pamqp.commands import Basic
-from pamqp.header import ContentHeader
+from pamqp import encode
 
-from common.messaging.dead_letters import key_of
+from common.messaging import frames
+from common.messaging.dead_letters import KEPT, key_of
+from common.messaging.frames import Delivery
+from common.messaging.topology import DEAD_EXCHANGE
 from saga.dlq import InputError
 from saga.dlq.edit import text_of, with_values
 from saga.dlq.letters import (
@@ -22,7 +23,7 @@ from saga.dlq.letters import (
     State,
     copy_of,
     from_text,
-    message_of,
+    posting_of,
     printable_body,
     to_json,
 )
@@ -32,28 +33,21 @@ NOW = datetime(2030, 1, 1, tzinfo=UTC)
 DIED = "2029-12-31T23:59:00+00:00"
 
 
-class Channel:
-    """Stands where a delivery names its channel."""
-
-
 def delivered(
     body: bytes = b'{"id": "event-1", "type": "order.placed", "subject": "order-1"}',
     message_id: str | None = "event-1",
     headers: dict[str, Any] | None = None,
     **ours: Any,
-) -> DeliveredMessage:
-    properties = Basic.Properties(
-        headers={name.replace("_", "-"): value for name, value in ours.items()} | (headers or {}),
-        message_id=message_id,
-        timestamp=NOW,
-        message_type="order.placed",
-    )
-    return DeliveredMessage(
-        Basic.GetOk(delivery_tag=1),
-        ContentHeader(0, len(body), properties),
-        body,
-        Channel(),  # type: ignore[arg-type]  # nobody looks at it
-    )
+) -> Delivery:
+    table = {name.replace("_", "-"): value for name, value in ours.items()} | (headers or {})
+    properties = {
+        "headers": encode.field_table(table),
+        "timestamp": int(NOW.timestamp()).to_bytes(8),
+        "type": frames.short("order.placed"),
+    }
+    if message_id is not None:
+        properties["message_id"] = frames.short(message_id)
+    return Delivery(1, False, DEAD_EXCHANGE, "payment", frames.join(properties), body)
 
 
 def letter_of(copy: Copy, **values: Any) -> Letter:
@@ -133,8 +127,13 @@ def test_nothing_is_left_of_a_messages_failures_but_how_often_it_was_replayed() 
         "payment",
         NOW,
     )
-    message = message_of(letter_of(copy), replays=2)
-    assert message.headers == {"traceparent": "00-trace", REPLAYS: 2}
+    posting = posting_of(letter_of(copy), replays=2)
+    message = frames.properties_in(posting.properties)
+    assert message.headers is not None
+    assert set(message.headers) == {"traceparent", REPLAYS, KEPT}
+    assert message.headers["traceparent"] == "00-trace"
+    assert message.headers[REPLAYS] == 2
+    assert frames.properties_in(message.headers[KEPT]).headers == {"CC": ["elsewhere"]}
     assert (message.message_id, message.type, message.timestamp) == ("event-1", "order.placed", NOW)
     assert message.expiration is None
 

@@ -6,39 +6,37 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-import aio_pika
 import pytest
 
 from common.kernel.outbox import Outgoing
+from common.messaging.frames import FRAME_MAX_BYTES, NO_PROPERTIES, Posting
 from common.messaging.publisher import BrokerPublisher
+from common.messaging.wire import ChannelLost
+
+POSTING = Posting("toy.normal", NO_PROPERTIES, b"")
 
 
 class Connection:
-    """A connection, a channel and an exchange in one: it is given up while an answer is awaited."""
+    """A connection and a channel in one: it is given up while an answer is awaited."""
+
+    lost = ""
+    frame_max = FRAME_MAX_BYTES
 
     def __init__(self, *, when_opening: BaseException | None) -> None:
         self.connected = asyncio.Event()
         self.connected.set()
-        self.is_closed = False
         self._when_opening = when_opening
 
-    async def channel(self, **_: Any) -> Connection:
+    async def open_channel(self, *, confirms: bool = False) -> Connection:
         if self._when_opening is not None:
             raise self._when_opening
         return self
 
-    async def declare_queue(self, name: str, *, passive: bool) -> Connection:
+    async def look_at(self, queue: str) -> Connection:
         return self
 
-    @property
-    def declaration_result(self) -> Connection:
-        return self
-
-    async def get_exchange(self, name: str, *, ensure: bool) -> Connection:
-        return self
-
-    async def publish(self, *_: Any, timeout: float) -> None:
-        raise asyncio.CancelledError
+    async def publish(self, _: str, postings: Sequence[Posting], __: float) -> list[Any]:
+        return [ChannelLost("lost before the answer")] * len(postings)
 
     async def close(self) -> None: ...
 
@@ -56,17 +54,14 @@ def publisher(request: pytest.FixtureRequest) -> BrokerPublisher:
     async def connect(url: str, *, name: str, patience_seconds: float) -> Any:
         return Connection(when_opening=WHEN_OPENING[request.param])
 
-    async def publish_all(_: Any, __: str, postings: Sequence[Any], ___: float) -> list[object]:
-        return [asyncio.CancelledError() for _ in postings]
-
-    return BrokerPublisher("amqp://broker/", "test", connect=connect, publish_all=publish_all)
+    return BrokerPublisher("amqp://broker/", "test", connect=connect)
 
 
 async def test_a_connection_given_up_is_an_error_and_no_cancellation(
     publisher: BrokerPublisher,
 ) -> None:
     with pytest.raises(ConnectionError, match="lost before"):
-        await publisher.publish(aio_pika.Message(b""), "saga.retry.500", "toy.normal")
+        await publisher.publish("saga.retry.500", POSTING)
 
 
 async def test_a_connection_given_up_fails_the_events_and_not_the_outbox(
@@ -79,14 +74,15 @@ async def test_a_connection_given_up_fails_the_events_and_not_the_outbox(
 
 async def test_a_caller_that_is_cancelled_stays_cancelled() -> None:
     class Stuck(Connection):
-        async def publish(self, *_: Any, timeout: float) -> None:
+        async def publish(self, *_: Any) -> list[Any]:
             await asyncio.Event().wait()
+            return []
 
     async def connect(url: str, *, name: str, patience_seconds: float) -> Any:
         return Stuck(when_opening=None)
 
     stuck = BrokerPublisher("amqp://broker/", "test", connect=connect)
-    task = asyncio.create_task(stuck.publish(aio_pika.Message(b""), "saga.dead", "toy"))
+    task = asyncio.create_task(stuck.publish("saga.dead", POSTING))
     await asyncio.sleep(0.01)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):

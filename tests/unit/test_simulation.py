@@ -13,7 +13,6 @@ from copy import copy
 from dataclasses import replace
 from typing import Any
 
-import aio_pika
 import pytest
 from sqlalchemy.engine import Connection
 from typer.testing import CliRunner
@@ -23,9 +22,12 @@ from common.kernel.outbox import Outbox, Outgoing
 from common.kernel.rows import writing
 from common.kernel.step import Decision
 from common.message import Command
-from common.messaging.consumer import Deliveries, Handler
+from common.messaging import frames
+from common.messaging.acknowledgement import Acknowledger
+from common.messaging.consumer import Deliveries
 from common.messaging.dead_letters import ATTEMPTS, Failure
-from common.messaging.publisher import CONFIRM_TIMEOUT_SECONDS, BrokerPublisher
+from common.messaging.frames import Delivery
+from common.messaging.publisher import BrokerPublisher
 from order_service.domain import ExpireOrder
 from saga.cli import app
 from saga.commands.simulating import Summary, show, summary_as_json
@@ -108,32 +110,19 @@ def test_neither_the_process_nor_the_seed_of_its_hashes_makes_a_difference() -> 
 class AcknowledgesFirst(Deliveries):
     """Acknowledges before the commit."""
 
-    def handler(self, queue: str) -> Handler:
-        async def handle(message: aio_pika.IncomingMessage) -> None:
-            await message.channel.basic_ack(message.delivery_tag or 0)
-            await self._take(message, queue)
-
-        return handle
+    async def _handle(self, delivery: Delivery, queue: str, acknowledger: Acknowledger) -> None:
+        acknowledger.resolve(delivery.tag)
+        await self._take(delivery, queue)
 
 
 class AcknowledgesAllBelow(Deliveries):
     """Acknowledges, with a delivery that is done, those before it that are not."""
 
-    def handler(self, queue: str) -> Handler:
-        highest = 0
-        channel: Any = None
-
-        async def handle(message: aio_pika.IncomingMessage) -> None:
-            nonlocal highest, channel
-            await self._take(message, queue)
-            tag = message.delivery_tag or 0
-            if message.channel is not channel:
-                highest, channel = 0, message.channel
-            if tag > highest:
-                highest = tag
-                await message.channel.basic_ack(tag, multiple=True)
-
-        return handle
+    async def _handle(self, delivery: Delivery, queue: str, acknowledger: Acknowledger) -> None:
+        await self._take(delivery, queue)
+        for tag in range(acknowledger._floor + 1, delivery.tag + 1):
+            if tag not in acknowledger._above:
+                acknowledger.resolve(tag)
 
 
 class SetsAsideUnconfirmed(Deliveries):
@@ -141,12 +130,12 @@ class SetsAsideUnconfirmed(Deliveries):
 
     async def _set_aside(
         self,
-        message: aio_pika.IncomingMessage,
+        delivery: Delivery,
         failure: Failure,
         wait_ms: int | None = None,
         traceparent: str | None = None,
     ) -> None:
-        copying = super()._set_aside(message, failure, wait_ms, traceparent)
+        copying = super()._set_aside(delivery, failure, wait_ms, traceparent)
         self._copying = asyncio.create_task(copying)
 
 
@@ -155,13 +144,17 @@ class ForgetsTries(Deliveries):
 
     async def _set_aside(
         self,
-        message: aio_pika.IncomingMessage,
+        delivery: Delivery,
         failure: Failure,
         wait_ms: int | None = None,
         traceparent: str | None = None,
     ) -> None:
-        message.headers.pop(ATTEMPTS, None)
-        await super()._set_aside(message, failure, wait_ms, traceparent)
+        values, _ = frames.split(delivery.raw)
+        fields, _ = frames.fields_in(values.pop("headers", b""))
+        kept = [field for field in fields if field.name != ATTEMPTS.encode()]
+        delivery.raw = frames.join({**values, "headers": frames.table_of(kept)})
+        delivery._properties = None
+        await super()._set_aside(delivery, failure, wait_ms, traceparent)
 
 
 class PublishesFirst(Kernel):
@@ -285,14 +278,6 @@ class PublishesEachOnce(Outbox):
         self._swept = True
 
 
-class TakesLossForCancellation(BrokerPublisher):
-    """Lets through aiormq's cancelling of what waits on a connection it gives up."""
-
-    async def publish(self, message: aio_pika.Message, exchange: str, key: str) -> None:
-        target = await self._exchange(exchange)
-        await target.publish(message, key, timeout=CONFIRM_TIMEOUT_SECONDS)
-
-
 BROKEN = [
     Parts(deliveries=AcknowledgesFirst),
     Parts(kernel=PublishesFirst),
@@ -312,7 +297,6 @@ RARELY_BROKEN = [
     Parts(kernel=LooksIntoNoInbox),
     Parts(kernel=ForgetsTheOthers),
     Parts(kernel=CallsOffDeadlines),
-    Parts(publisher=TakesLossForCancellation),
 ]
 
 

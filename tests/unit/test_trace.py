@@ -13,6 +13,7 @@ import pytest
 
 from common.envelope import Attributes, Envelope
 from common.messaging.dead_letters import ADDRESSEE, EDITOR_SOURCE
+from common.messaging.frames import NO_PROPERTIES
 from history_service.store import Fact
 from history_service.timeline import steps_of
 from inventory_service.domain import AddStock
@@ -361,6 +362,7 @@ def letter_life() -> Callable[[str, Envelope[Any]], Life]:
             note="",
             properties={},
             headers={},
+            raw=NO_PROPERTIES,
             body=b"",
         )
         replayed = died + timedelta(seconds=5)
