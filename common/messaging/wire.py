@@ -17,7 +17,7 @@ import itertools
 import logging
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import aio_pika
 import pamqp.frame
@@ -392,8 +392,7 @@ class Wire(asyncio.StreamReaderProtocol):
     # --- from the broker -----------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - TCP's and TLS's are
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's are of no such class
         super().connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
