@@ -35,6 +35,10 @@ if TYPE_CHECKING:
 
 UNKNOWN: Final = "unknown"
 """The `type` of a message that is none of those its receiver knows."""
+EXEMPLAR_SECONDS: Final = 0.1
+"""How often a message lends its trace to its metric; checking one takes longer than counting."""
+SLOW_SECONDS: Final = 0.25
+"""A message that takes longer always does."""
 LAG_SAMPLE_SECONDS: Final = 0.25
 INBOX_COUNT_SECONDS: Final = 60.0
 """How old a count of the inbox may be: it is long, and counting reads all of it."""
@@ -244,6 +248,7 @@ class KernelMetrics:
         self._group_messages = _group_messages.labels(name)
         self._commit_seconds = _commit_seconds.labels(name)
         self._in_flight = _in_flight.labels(name)
+        self._exemplar_from = 0.0
         self.conflicts = _conflicts.labels(name)
         self.paused_seconds = _paused_seconds.labels(name, "database")
 
@@ -269,7 +274,15 @@ class KernelMetrics:
     def handled(self, envelope: Envelope[Any], outcome: Outcome, seconds: float) -> None:
         type_ = envelope.type if envelope.type in self._seconds else self._add(UNKNOWN)
         self._outcomes[type_, type(outcome).__name__].inc()
-        self._seconds[type_].observe(seconds, exemplar_of(envelope.traceparent))
+        self._seconds[type_].observe(seconds, self._exemplar(envelope, seconds))
+
+    def _exemplar(self, envelope: Envelope[Any], seconds: float) -> Exemplar:
+        """Of many messages, one is enough; of slow ones, each."""
+        now = time.monotonic()
+        if seconds < SLOW_SECONDS and now < self._exemplar_from:
+            return None
+        self._exemplar_from = now + EXEMPLAR_SECONDS
+        return exemplar_of(envelope.traceparent)
 
     def _add(self, type_: str) -> str:
         for outcome in _OUTCOMES:

@@ -45,9 +45,8 @@ log = logging.getLogger(__name__)
 
 GROUP_MAX = 128
 """Messages in one transaction."""
-TURNS = 4
-"""Of the event loop, before a group is taken: what the broker has sent at once takes about so many
-to get here."""
+TURNS = 1
+"""Of the event loop, before a group is taken: what is about to arrive joins it."""
 CAREFUL_GROUPS = 32
 """For so many groups after a conflict we look before we write."""
 ASKING_MAX = 256
@@ -91,13 +90,14 @@ Outcome = Done | Duplicate | Failed
 
 
 @dataclass(slots=True, eq=False)
-class _Work:
+class Work:
     """A message on its way through; `message` is the answer once an intent has been asked."""
 
     envelope: Envelope[Any]
     message: Message
-    resolved: asyncio.Future[Outcome]
-    lanes: Lanes[_Work]
+    then: Callable[[Outcome], None] | None
+    """Who wants to know how it ended; None if nobody does any more."""
+    lanes: Lanes[Work]
     taken_at: datetime
     attempt: int
     began: float = field(default_factory=time.monotonic)
@@ -153,8 +153,8 @@ class Kernel:
         """Groups that are still to be decided on with care."""
         self._metrics = KernelMetrics(participant)
         self._metrics.watch(lambda: self._unresolved)
-        self._lanes: Lanes[_Work] = Lanes()
-        self._local: Lanes[_Work] = Lanes()
+        self._lanes: Lanes[Work] = Lanes()
+        self._local: Lanes[Work] = Lanes()
         outbox.on_confirmed = self._look_at_outbox
         self._wake = asyncio.Event()
         self._resting = False
@@ -177,21 +177,38 @@ class Kernel:
         database is away; a message from the broker, which is not `local`, also as long as the
         outbox is busy. When cancelled, the message may be committed or not.
         """
-        lanes = self._local if local else self._lanes
         resolved: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        work = _Work(envelope, envelope.data, resolved, lanes, self._clock(), attempt)
         ABOUT.set(envelope)
+        work = self.take(envelope, partial(_set, resolved), local=local, attempt=attempt)
+        try:
+            return await resolved
+        finally:
+            self.abandon(work)
+
+    def take(
+        self,
+        envelope: Envelope[Any],
+        then: Callable[[Outcome], None],
+        *,
+        local: bool = False,
+        attempt: int = 1,
+    ) -> Work:
+        """The same without waiting: `then` is called with the outcome, from the event loop, unless
+        the work is abandoned before."""
+        lanes = self._local if local else self._lanes
+        work = Work(envelope, envelope.data, then, lanes, self._clock(), attempt)
         if tracing.active is not None:
             work.context = tracing.active.here()
         self._unresolved += 1
-        try:
-            lanes.append(work, envelope.priority)
-            self._wake.set()
-            outcome = await work.resolved
-        finally:
+        lanes.append(work, envelope.priority)
+        self._wake.set()
+        return work
+
+    def abandon(self, work: Work) -> None:
+        """Nobody waits for it any more: it is not begun, if it has not begun yet."""
+        if work.then is not None:
+            work.then = None
             self._unresolved -= 1
-        self._metrics.handled(envelope, outcome, time.monotonic() - work.began)
-        return outcome
 
     async def give(
         self,
@@ -257,7 +274,7 @@ class Kernel:
             return False
         return True
 
-    def _take(self) -> list[_Work]:
+    def _take(self) -> list[Work]:
         """The next group, empty if there is nothing to do now. Work nobody awaits any more is left
         out, and there may be more of that than a group takes."""
         while True:
@@ -265,11 +282,11 @@ class Kernel:
             taken = self._local.take(self._group_max - from_broker)
             if not self._outbox.busy:
                 taken += self._lanes.take(self._group_max - len(taken))
-            group = [work for work in taken if not work.resolved.done()]
+            group = [work for work in taken if work.then is not None]
             if group or not taken:
                 return group
 
-    async def _commit(self, group: Sequence[_Work], confirmed: Sequence[str]) -> None:
+    async def _commit(self, group: Sequence[Work], confirmed: Sequence[str]) -> None:
         """Commit the group, however long the database is away; split it if its data is refused."""
         backoff_seconds = BACKOFF_MIN_SECONDS
         conflict_backoff_seconds = CONFLICT_BACKOFF_MIN_SECONDS
@@ -331,7 +348,7 @@ class Kernel:
                     self._go_on(work, result)
                 return
 
-    def _go_on(self, work: _Work, result: _Result) -> None:
+    def _go_on(self, work: Work, result: _Result) -> None:
         if tracing.active is not None and work.span is not None:
             error = result.error if isinstance(result, Failed) else None
             tracing.active.end(work.span, error)
@@ -350,11 +367,13 @@ class Kernel:
         self._asks.add(task)
         task.add_done_callback(self._asks.discard)
 
-    def _resolve(self, work: _Work, outcome: Outcome) -> None:
-        if not work.resolved.done():
-            work.resolved.set_result(outcome)
+    def _resolve(self, work: Work, outcome: Outcome) -> None:
+        if (then := work.then) is not None:
+            self.abandon(work)
+            self._metrics.handled(work.envelope, outcome, time.monotonic() - work.began)
+            then(outcome)
 
-    async def _ask_outside(self, work: _Work, intent: Intent) -> None:
+    async def _ask_outside(self, work: Work, intent: Intent) -> None:
         """Ask, outside any transaction; the answer goes ahead of what waits."""
         ABOUT.set(work.envelope)
         async with self._asking:
@@ -374,7 +393,7 @@ class Kernel:
 
     def _decide(
         self,
-        group: Sequence[_Work],
+        group: Sequence[Work],
         confirmed: Sequence[str],
         connection: Connection,
         *,
@@ -393,7 +412,7 @@ class Kernel:
             return [], []
         now = self._clock()
         done = self._done(connection, group) if careful else set()
-        doubtful: list[_Work] = []
+        doubtful: list[Work] = []
         ids = self._own_ids(group)
         states = _States(connection, self._tables, lock=careful)
         if careful and self._checks:  # Which states it takes must be known before one is locked.
@@ -452,10 +471,10 @@ class Kernel:
         writes.execute(connection)
         return results, outgoing
 
-    def _done(self, connection: Connection, group: Iterable[_Work]) -> set[str]:
+    def _done(self, connection: Connection, group: Iterable[Work]) -> set[str]:
         return self._tables.already_done(connection, {work.envelope.id for work in group})
 
-    def _begin_span(self, work: _Work) -> str | None:
+    def _begin_span(self, work: Work) -> str | None:
         """Begin the reaction's span; return what its events are to carry."""
         reaction = self._participant.by_message.get(type(work.message))
         if reaction is None or work.context is None or tracing.active is None:
@@ -465,7 +484,7 @@ class Kernel:
         )
         return tracing.active.traceparent_of(work.span)
 
-    def _own_ids(self, group: Sequence[_Work]) -> set[StateId]:
+    def _own_ids(self, group: Sequence[Work]) -> set[StateId]:
         ids: set[StateId] = set()
         for work in group:
             try:
@@ -474,7 +493,7 @@ class Kernel:
                 continue  # `react` will say so for this message alone.
         return ids
 
-    def _other_ids(self, group: Sequence[_Work], states: _States) -> set[StateId]:
+    def _other_ids(self, group: Sequence[Work], states: _States) -> set[StateId]:
         ids: set[StateId] = set()
         for work in group:
             reaction = self._participant.by_message.get(type(work.message))
@@ -485,6 +504,11 @@ class Kernel:
                 if kind is not reaction.own:
                     ids.update((kind, key) for key in kind.keys(work.message, own))
         return ids
+
+
+def _set(resolved: asyncio.Future[Outcome], outcome: Outcome) -> None:
+    if not resolved.done():
+        resolved.set_result(outcome)
 
 
 class _States:

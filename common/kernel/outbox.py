@@ -19,7 +19,7 @@ from uuid import UUID, uuid4
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from common.envelope import Envelope
+from common.envelope import Attributes, Envelope
 from common.kernel.database import Database
 from common.kernel.lanes import Lanes
 from common.kernel.rows import Rows, WriteSet
@@ -57,15 +57,17 @@ class EventExists(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
-    """One committed event on its way to the broker."""
+    """One committed event on its way to the broker; `envelope` is what is in `body`, unless the
+    row was read from the table."""
 
     event_id: str
     routing_key: str
     body: bytes
+    envelope: Attributes | None = None
 
     @classmethod
     def of(cls, envelope: Envelope[Any]) -> Outgoing:
-        return cls(envelope.id, envelope.routing_key, envelope.to_bytes())
+        return cls(envelope.id, envelope.routing_key, envelope.to_bytes(), envelope)
 
 
 class Publisher(Protocol):

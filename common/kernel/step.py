@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -77,10 +77,11 @@ def react(
     if traceparent is None and isinstance(cause.data, Event):
         traceparent = cause.traceparent
     reaction = reaction_to(participant, message)
-    own_id: StateId = (reaction.own, message.subject)
+    subject = message.subject
+    own_id: StateId = (reaction.own, subject)
     own = find(own_id)
     results = _as_tuple(reaction.function(message, *_arguments(reaction, message, own, find, now)))
-    _check(participant, reaction, message, results)
+    _check(participant, reaction, message, subject, results)
     events: list[Envelope[Any]] = []
     intent: Intent | None = None
     changes: dict[StateId, State] = {}
@@ -92,7 +93,7 @@ def react(
         own = current(own_id)
         changes.update(evolved(participant, reaction.own, result, current, now))
         if isinstance(result, Event):
-            own = replace(current(own_id), sequence=own.sequence + 1)
+            own = current(own_id).numbered(own.sequence + 1)
             changes[own_id] = own
             events.append(
                 wrap(
@@ -136,15 +137,19 @@ def evolved(
 
 
 def _check(
-    participant: Participant, reaction: Reaction, message: Message, results: tuple[Any, ...]
+    participant: Participant,
+    reaction: Reaction,
+    message: Message,
+    subject: str,
+    results: tuple[Any, ...],
 ) -> None:
     """Raise `OutsideSignature` for results that the reaction's signature does not allow."""
     kinds = tuple(map(type, results))
-    if reaction.allows(kinds) and all(result.subject == message.subject for result in results):
+    if reaction.allows(kinds) and all(result.subject == subject for result in results):
         return
     said = (
         f"{participant.name}.{reaction.name} returned {_list(kinds)} in reaction to "
-        f"{type(message).__name__} about {message.subject!r}"
+        f"{type(message).__name__} about {subject!r}"
     )
     if strange := [k for k in kinds if issubclass(k, Event) and k not in participant.publishes]:
         raise OutsideSignature(

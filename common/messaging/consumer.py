@@ -10,7 +10,8 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -25,7 +26,7 @@ from faststream.rabbit import RabbitBroker, RabbitQueue
 from common import tracing
 from common.choreography import Participant
 from common.envelope import Decoder, Envelope, Undecodable
-from common.kernel.groups import Failed, Kernel
+from common.kernel.groups import Failed, Kernel, Outcome, Work
 from common.kernel.tables import Clock, utc_now
 from common.messaging.acknowledgement import AckChannel, Acknowledger
 from common.messaging.connection import (
@@ -56,6 +57,7 @@ PREFETCH = 300
 """Deliveries a queue may have unacknowledged: enough for the next group to be full while one
 commits."""
 BACKOFF_MIN_SECONDS, BACKOFF_MAX_SECONDS = 0.1, 5.0
+POLL_SECONDS = 0.02
 
 
 class Consumer:
@@ -162,10 +164,27 @@ class _Broker(RabbitBroker):
         asyncio.get_running_loop().call_later(RETRY_SECONDS, self._roam, connection, nodes)
 
 
-class HandledChannel(AckChannel, Protocol):
+class DeliveryChannel(AckChannel, Protocol):
     """The channel that a delivery came on."""
 
     on_lost: list[Callable[[], None]]
+
+
+class _Intake:
+    """What came of one queue on one channel, and is not settled yet."""
+
+    def __init__(self, queue: str, channel: DeliveryChannel) -> None:
+        self.queue = queue
+        self.channel = channel
+        self.acknowledger = Acknowledger(channel)  # Tags start anew with each channel.
+        self.deciding: dict[int, Work] = {}
+        """By tag."""
+        self.tasks: set[asyncio.Task[None]] = set()
+        """What sets messages aside."""
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.deciding or self.tasks)
 
 
 class Deliveries:
@@ -185,70 +204,116 @@ class Deliveries:
         self._clock = clock
         self._metrics = ConsumerMetrics(participant)
         self._decoder = Decoder((*participant.consumes, *participant.intake))
-        self._handling: dict[asyncio.Task[None], HandledChannel] = {}
+        self._intakes: dict[str, _Intake] = {}
+        """By queue: each has one consumer at a time."""
         self._stopping = False
 
-    def taker(self, queue: str) -> Taker:
-        """What takes the deliveries of one queue, which has one consumer at a time."""
-        acknowledger: Acknowledger | None = None
-        channel: HandledChannel | None = None
+    def taker(self, queue: str) -> Callable[[DeliveryChannel, Delivery], None]:
+        """What takes the deliveries of one queue."""
 
-        def take(on: HandledChannel, delivery: Delivery) -> None:
-            nonlocal acknowledger, channel
+        def take(channel: DeliveryChannel, delivery: Delivery) -> None:
             if self._stopping:
                 return  # It goes back with its channel.
-            if acknowledger is None or on is not channel:  # Tags start anew with it.
-                channel, acknowledger = on, Acknowledger(on)
-                on.on_lost.append(partial(self._give_up, on))
-            task = asyncio.create_task(self._handle(delivery, queue, acknowledger))
-            self._handling[task] = on
-            task.add_done_callback(self._handling.pop)
+            intake = self._intakes.get(queue)
+            if intake is None or intake.channel is not channel:
+                intake = self._intakes[queue] = _Intake(queue, channel)
+                channel.on_lost.append(partial(self._give_up, intake))
+            self._take(intake, delivery)
 
         return take
 
     async def finish(self, seconds: float) -> None:
         """Take no more, and wait for what was taken, at most so long."""
         self._stopping = True
-        if self._handling:
-            await asyncio.wait(list(self._handling), timeout=seconds)
+        deadline = time.monotonic() + seconds
+        while any(intake.busy for intake in self._intakes.values()):
+            if time.monotonic() > deadline:
+                return
+            await asyncio.sleep(POLL_SECONDS)
 
-    def _give_up(self, channel: HandledChannel) -> None:
-        """What came on a channel that is lost will come again."""
-        for task, on in list(self._handling.items()):
-            if on is channel:
-                task.cancel()
+    def _give_up(self, intake: _Intake) -> None:
+        """Its channel is lost: what came on it will come again."""
+        for work in intake.deciding.values():
+            self._kernel.abandon(work)
+        intake.deciding.clear()
+        for task in intake.tasks:
+            task.cancel()
 
-    async def _handle(self, delivery: Delivery, queue: str, acknowledger: Acknowledger) -> None:
-        try:
-            await self._take(delivery, queue)
-        except Exception:
-            log.exception("a delivery of %s was not handled", queue)
-        else:
-            acknowledger.resolve(delivery.tag)
+    def _settle(self, intake: _Intake, delivery: Delivery) -> None:
+        """What the delivery led to is durable."""
+        intake.acknowledger.resolve(delivery.tag)
 
-    async def _take(self, delivery: Delivery, queue: str) -> None:
-        """Have the message decided on; returns when that, or its copy elsewhere, is durable."""
+    def _take(self, intake: _Intake, delivery: Delivery) -> None:
+        """Have the message decided on, or set aside."""
         ours = ours_in(delivery)
         attempts = attempts_in(ours)
         if REPLAYS in ours and attempts == 0:  # And not tried since.
             self._metrics.replayed(delivery.properties.type)
         try:
             envelope = self._decoder.decode(delivery.body)
-            check_sender(delivery.exchange, delivery.routing_key, envelope, queue)
+            check_sender(delivery.exchange, delivery.routing_key, envelope, intake.queue)
         except Exception as error:  # What the decoder did not foresee is undecodable too.
             self._metrics.undecodable(delivery.properties.type)
-            with tracing.process(queue, delivery, delivery.properties.correlation_id or ""):
-                failure = Failure(Reason.UNDECODABLE, error, queue, self._clock())
-                await self._set_aside(delivery, failure)
+            failure = Failure(Reason.UNDECODABLE, error, intake.queue, self._clock())
+            self._begin(intake, delivery, self._bury(delivery, failure))
             return
-        with tracing.process(queue, delivery, envelope.subject, envelope.traceparent, attempts):
+        if tracing.active is not None:
+            self._begin(intake, delivery, self._decide_traced(delivery, intake, envelope, attempts))
+            return
+
+        def then(outcome: Outcome) -> None:
+            del intake.deciding[delivery.tag]
+            if isinstance(outcome, Failed):
+                self._begin(
+                    intake, delivery, self._fail(delivery, intake, envelope, attempts, outcome)
+                )
+            else:
+                self._settle(intake, delivery)
+
+        intake.deciding[delivery.tag] = self._kernel.take(envelope, then, attempt=attempts + 1)
+
+    def _begin(self, intake: _Intake, delivery: Delivery, work: Coroutine[Any, Any, None]) -> None:
+        """Do what takes a while, and settle the delivery when it is done."""
+
+        async def settled() -> None:
+            try:
+                await work
+            except Exception:
+                log.exception("a delivery of %s was not handled", intake.queue)
+            else:
+                self._settle(intake, delivery)
+
+        task = asyncio.create_task(settled())
+        intake.tasks.add(task)
+        task.add_done_callback(intake.tasks.discard)
+
+    async def _decide_traced(
+        self, delivery: Delivery, intake: _Intake, envelope: Envelope[Any], attempts: int
+    ) -> None:
+        with tracing.process(
+            intake.queue, delivery, envelope.subject, envelope.traceparent, attempts
+        ):
             outcome = await self._kernel.handle(envelope, attempt=attempts + 1)
-            if not isinstance(outcome, Failed):
-                return
-            failure = Failure(Reason.FAILED, outcome.error, queue, self._clock())
-            retry = self._participant.retry_of(type(envelope.data))
-            wait_ms = retry.wait_ms(attempts + 1, outcome.error)
-            await self._set_aside(delivery, failure, wait_ms, envelope.traceparent)
+            if isinstance(outcome, Failed):
+                await self._fail(delivery, intake, envelope, attempts, outcome)
+
+    async def _bury(self, delivery: Delivery, failure: Failure) -> None:
+        about = delivery.properties.correlation_id or ""
+        with tracing.process(failure.queue, delivery, about):
+            await self._set_aside(delivery, failure)
+
+    async def _fail(
+        self,
+        delivery: Delivery,
+        intake: _Intake,
+        envelope: Envelope[Any],
+        attempts: int,
+        outcome: Failed,
+    ) -> None:
+        failure = Failure(Reason.FAILED, outcome.error, intake.queue, self._clock())
+        retry = self._participant.retry_of(type(envelope.data))
+        wait_ms = retry.wait_ms(attempts + 1, outcome.error)
+        await self._set_aside(delivery, failure, wait_ms, envelope.traceparent)
 
     async def _set_aside(
         self,

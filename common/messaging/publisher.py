@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Sequence
 from datetime import datetime
-from typing import Final, Protocol, TypeVar
+from functools import lru_cache, partial
+from typing import Protocol, TypeVar
 
 from aiormq.exceptions import AMQPError, ChannelNotFoundEntity
 from pamqp.commands import Queue
@@ -62,22 +63,29 @@ class Connect(Protocol):
     ) -> Awaitable[PublishConnection]: ...
 
 
-_CONTENT_TYPE: Final = frames.short(CONTENT_TYPE)
-_PERSISTENT: Final = b"\x02"
+_TYPICAL = frames.join(
+    {
+        "content_type": frames.short(CONTENT_TYPE),
+        "delivery_mode": b"\x02",  # persistent
+        **dict.fromkeys(("correlation_id", "message_id", "timestamp", "type", "app_id"), b""),
+    }
+)
+"""The flags, and what is the same for all that we publish."""
+_short = lru_cache(1_024)(partial(frames.short, cut=True))
+"""Of types and sources, of which there are few."""
 
 
 def properties_of(*, id: str, type: str, subject: str, source: str, time: datetime) -> bytes:
     """The property list that mirrors an envelope, as far as it fits, for broker tools to show."""
-    return frames.join(
-        {
-            "content_type": _CONTENT_TYPE,
-            "delivery_mode": _PERSISTENT,
-            "correlation_id": frames.short(subject, cut=True),
-            "message_id": frames.short(id, cut=True),
-            "timestamp": int(time.timestamp()).to_bytes(8),
-            "type": frames.short(type, cut=True),
-            "app_id": frames.short(source, cut=True),
-        }
+    return b"".join(
+        (
+            _TYPICAL,
+            frames.short(subject, cut=True),
+            frames.short(id, cut=True),
+            int(time.timestamp()).to_bytes(8),
+            _short(type),
+            _short(source),
+        )
     )
 
 
@@ -92,6 +100,20 @@ def posting_of(body: bytes, routing_key: str) -> Posting:
         time=datetime.fromisoformat(document["time"]),
     )
     return Posting(routing_key, properties, body)
+
+
+def _posting(event: Outgoing) -> Posting:
+    about = event.envelope
+    if about is None:
+        return posting_of(event.body, event.routing_key)
+    properties = properties_of(
+        id=about.id,
+        type=about.type,
+        subject=about.correlationid,
+        source=about.source,
+        time=about.time,
+    )
+    return Posting(event.routing_key, properties, event.body)
 
 
 class BrokerPublisher:
@@ -152,7 +174,7 @@ class BrokerPublisher:
             channel = await self.open()
             if self._recorded is not channel:
                 await _unless_lost(self._check_history())
-            postings = [posting_of(event.body, event.routing_key) for event in events]
+            postings = [_posting(event) for event in events]
             if tracing.active is not None:
                 return await self._publish_each(channel, postings)
             return await channel.publish(EVENTS_EXCHANGE, postings, CONFIRM_TIMEOUT_SECONDS)

@@ -23,8 +23,7 @@ from common.kernel.rows import writing
 from common.kernel.step import Decision
 from common.message import Command
 from common.messaging import frames
-from common.messaging.acknowledgement import Acknowledger
-from common.messaging.consumer import Deliveries
+from common.messaging.consumer import Deliveries, _Intake
 from common.messaging.dead_letters import ATTEMPTS, Failure
 from common.messaging.frames import Delivery
 from common.messaging.publisher import BrokerPublisher
@@ -110,19 +109,22 @@ def test_neither_the_process_nor_the_seed_of_its_hashes_makes_a_difference() -> 
 class AcknowledgesFirst(Deliveries):
     """Acknowledges before the commit."""
 
-    async def _handle(self, delivery: Delivery, queue: str, acknowledger: Acknowledger) -> None:
-        acknowledger.resolve(delivery.tag)
-        await self._take(delivery, queue)
+    def _take(self, intake: _Intake, delivery: Delivery) -> None:
+        super()._settle(intake, delivery)
+        super()._take(intake, delivery)
+
+    def _settle(self, intake: _Intake, delivery: Delivery) -> None:
+        pass
 
 
 class AcknowledgesAllBelow(Deliveries):
     """Acknowledges, with a delivery that is done, those before it that are not."""
 
-    async def _handle(self, delivery: Delivery, queue: str, acknowledger: Acknowledger) -> None:
-        await self._take(delivery, queue)
-        for tag in range(acknowledger._floor + 1, delivery.tag + 1):
-            if tag not in acknowledger._above:
-                acknowledger.resolve(tag)
+    def _settle(self, intake: _Intake, delivery: Delivery) -> None:
+        below = intake.acknowledger
+        for tag in range(below._floor + 1, delivery.tag + 1):
+            if tag not in below._above:
+                below.resolve(tag)
 
 
 class SetsAsideUnconfirmed(Deliveries):
