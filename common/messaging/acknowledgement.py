@@ -17,6 +17,9 @@ class AckChannel(Protocol):
     def ack(self, tag: int, *, multiple: bool = False) -> None:
         """Raises `ChannelLost`."""
 
+    def nack(self, tag: int, *, multiple: bool = False, requeue: bool = True) -> None:
+        """Raises `ChannelLost`."""
+
 
 class Acknowledger:
     """Acknowledges the deliveries of one channel's only consumer.
@@ -40,6 +43,15 @@ class Acknowledger:
         if not self._due_soon:
             self._due_soon = True
             asyncio.get_running_loop().call_soon(self._send)
+
+    def reject(self, tag: int) -> None:
+        """Leave the delivery to the broker, which makes it a dead letter as it is."""
+        self._above.add(tag)
+        self._acknowledged.add(tag)
+        try:
+            self._channel.nack(tag, requeue=False)
+        except ChannelLost as error:
+            log.info("rejection lost with its channel: %s", error)
 
     def _send(self) -> None:
         self._due_soon = False

@@ -47,7 +47,7 @@ from common.messaging.dead_letters import (
 from common.messaging.frames import Delivery, Posting
 from common.messaging.publisher import BrokerPublisher
 from common.messaging.topology import DEAD_EXCHANGE, queues_of, wait_queue
-from common.messaging.wire import ReconnectingConnection, Taker
+from common.messaging.wire import ChannelLost, ReconnectingConnection, Taker
 from common.metrics import ConsumerMetrics
 from common.retry import TransientError
 
@@ -58,6 +58,10 @@ PREFETCH = 300
 commits."""
 BACKOFF_MIN_SECONDS, BACKOFF_MAX_SECONDS = 0.1, 5.0
 POLL_SECONDS = 0.02
+BLAMED_CODES = frozenset({406, 501, 502, 503, 505})
+"""With these, the broker closes a channel or a connection because of what it was sent."""
+BLAMED_MAX = 3
+"""So often they may end the publishing of one copy, which shares its connection with others."""
 
 
 class Consumer:
@@ -162,6 +166,10 @@ class _Broker(RabbitBroker):
             return
         connection.url = random.choice(nodes)  # In turn, a node might be met only when it is down.
         asyncio.get_running_loop().call_later(RETRY_SECONDS, self._roam, connection, nodes)
+
+
+class _NoCopy(Exception):
+    """A message cannot be set aside, however often that is tried."""
 
 
 class DeliveryChannel(AckChannel, Protocol):
@@ -278,6 +286,9 @@ class Deliveries:
         async def settled() -> None:
             try:
                 await work
+            except _NoCopy as error:
+                log.error("%s; it is left to the broker as it came", error)
+                intake.acknowledger.reject(delivery.tag)
             except Exception:
                 log.exception("a delivery of %s was not handled", intake.queue)
             else:
@@ -357,12 +368,18 @@ class Deliveries:
                 extra=about,
             )
         backoff_seconds = BACKOFF_MIN_SECONDS
+        blamed = 0
         while True:
             try:
                 channel = await self._publisher.open()
                 copy = set_aside(delivery, failure, frame_max=channel.frame_max)
                 await self._publisher.publish(exchange, Posting(key, copy, delivery.body))
+            except ValueError as error:
+                raise _NoCopy(f"no copy of {what} can be made: {error}") from error
             except Exception as refusal:
+                blamed += isinstance(refusal, ChannelLost) and refusal.code in BLAMED_CODES
+                if blamed == BLAMED_MAX:
+                    raise _NoCopy(f"the broker takes no copy of {what}: {refusal}") from refusal
                 log.warning(
                     "%s: copy not confirmed, trying again in %.1f s: %s",
                     what,

@@ -46,10 +46,10 @@ def _method(class_id: int, method_id: int) -> int:
 
 
 TUNE_OK: Final = _method(10, 31)
+CONNECTION_CLOSE: Final = _method(10, 50)
 CHANNEL_OPEN: Final = _method(20, 10)
 CHANNEL_CLOSE: Final = _method(20, 40)
 CHANNEL_CLOSE_OK: Final = _method(20, 41)
-CONFIRM_SELECT: Final = _method(85, 10)
 CONSUME: Final = _method(60, 20)
 PUBLISH: Final = _method(60, 40)
 RETURN: Final = _method(60, 50)

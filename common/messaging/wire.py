@@ -41,7 +41,15 @@ Taker = Callable[["Channel", Delivery], None]
 
 
 class ChannelLost(ConnectionError):
-    """The channel or its connection is gone. What was under way may be done or not."""
+    """The channel or its connection is gone. What was under way may be done or not.
+
+    `code` is what the broker has closed it with, 0 where it has not said anything: see
+    https://www.rabbitmq.com/docs/channels#error-handling
+    """
+
+    def __init__(self, why: str, code: int = 0) -> None:
+        super().__init__(why)
+        self.code = code
 
 
 class Unroutable(Exception):
@@ -64,6 +72,7 @@ class Channel:
         """The client's channel of this number, where `Connection.open_channel` has opened it."""
         self.lost = ""
         """Why it is no more, once it is closed."""
+        self._code = 0
         self.on_lost: list[Callable[[], None]] = []
         """Called once, when it is closed, whoever closes it."""
         self.on_cancelled: list[Callable[[], None]] = []
@@ -230,19 +239,19 @@ class Channel:
 
     def _write(self, payload: bytes) -> None:
         if self.lost:
-            raise ChannelLost(self.lost)
+            raise ChannelLost(self.lost, self._code)
         self._wire.write(payload)
 
-    def lose(self, why: str) -> None:
+    def lose(self, why: str, code: int) -> None:
         """The channel is closed: what waits for an answer gets an error."""
         if self.lost:
             return
-        self.lost = why
+        self.lost, self._code = why, code
         self._takers.clear()
         if self._getting is not None and not self._getting.done():
-            self._getting.set_exception(ChannelLost(why))
+            self._getting.set_exception(ChannelLost(why, code))
         for batch in self._batches:
-            batch.give_up(ChannelLost(why))
+            batch.give_up(ChannelLost(why, code))
         self._batches.clear()
         callbacks, self.on_lost = self.on_lost, []
         for callback in callbacks:
@@ -345,6 +354,8 @@ class Wire(asyncio.StreamReaderProtocol):
         self._writable.set()
         self._beat_at = 0.0
         self._lost = ""
+        self._closed = 0, ""
+        """What the broker has said when it closed the connection."""
 
     @property
     def frame_max(self) -> int:
@@ -409,9 +420,11 @@ class Wire(asyncio.StreamReaderProtocol):
             super().data_received(frames.HEARTBEAT_FRAME)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._lost = f"the connection was lost: {exc or 'closed'}"
+        code, text = self._closed
+        said = f"the broker closed it: {code} {text}" if code else exc or "closed"
+        self._lost = f"the connection was lost: {said}"
         for number in list(self._channels):
-            self._lose_channel(number, self._lost)
+            self._lose_channel(number, self._lost, code)
         self._writable.set()
         super().connection_lost(exc)
 
@@ -444,13 +457,15 @@ class Wire(asyncio.StreamReaderProtocol):
         for number, method, arguments in frames.methods_in(frame):
             if method == frames.CHANNEL_CLOSE:
                 code, text = frames.closed(arguments)
-                self._lose_channel(number, f"the broker closed the channel: {code} {text}")
+                self._lose_channel(number, f"the broker closed the channel: {code} {text}", code)
+            elif method == frames.CONNECTION_CLOSE:
+                self._closed = frames.closed(arguments)
         super().data_received(frame)
 
-    def _lose_channel(self, number: int, why: str) -> None:
+    def _lose_channel(self, number: int, why: str, code: int = 0) -> None:
         self._parser.forget(number)
         if (channel := self._channels.pop(number, None)) is not None:
-            channel.lose(why)
+            channel.lose(why, code)
 
 
 class _Writer(asyncio.StreamWriter):

@@ -331,6 +331,15 @@ class Channel:
             raise ChannelLost(self.lost)
         self.connection.up.send(self._acknowledge, tag, multiple)
 
+    def nack(self, tag: int, *, multiple: bool = False, requeue: bool = True) -> None:
+        if self.lost:
+            raise ChannelLost(self.lost)
+        self.connection.up.send(self._give_back, tag, multiple, requeue)
+
+    def _give_back(self, tag: int, multiple: bool, requeue: bool) -> None:
+        if not self.server.is_closed:
+            self.server.nack(tag, multiple=multiple, requeue=requeue)
+
     def _acknowledge(self, tag: int, multiple: bool) -> None:
         network = self.connection.network
         if self.server.is_closed:

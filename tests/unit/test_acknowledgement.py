@@ -15,7 +15,13 @@ class Broker:
     def __init__(self, deliveries: int) -> None:
         self.unacknowledged = set(range(1, deliveries + 1))
         self.acks: list[tuple[int, bool]] = []
+        self.rejected: list[int] = []
         self.closed_because: str | None = None
+
+    def nack(self, tag: int, *, multiple: bool = False, requeue: bool = True) -> None:
+        assert not (multiple or requeue)
+        self.unacknowledged.discard(tag)
+        self.rejected.append(tag)
 
     def ack(self, tag: int, *, multiple: bool = False) -> None:
         if tag not in self.unacknowledged:
@@ -55,6 +61,18 @@ async def test_a_delivery_still_held_is_never_acknowledged_with_later_ones() -> 
     await settle()
     assert broker.unacknowledged == set()
     assert broker.acks[-1] == (3, False)
+    assert broker.closed_because is None
+
+
+async def test_what_is_rejected_goes_by_itself_and_holds_nothing_up() -> None:
+    broker = Broker(4)
+    acknowledger = Acknowledger(broker)
+    for tag in (1, 2, 4):
+        acknowledger.resolve(tag)
+    acknowledger.reject(3)
+    await settle()
+    assert broker.unacknowledged == set()
+    assert broker.rejected == [3]
     assert broker.closed_because is None
 
 
