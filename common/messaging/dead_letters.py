@@ -5,6 +5,7 @@ Either way it is a copy with everything needed to understand it and to try it ag
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 from collections.abc import Mapping
@@ -85,6 +86,11 @@ def attempts_in(headers: Mapping[str, Any] | None) -> int:
     return attempts if isinstance(attempts, int) else 0
 
 
+@functools.cache  # It reads the installed packages' metadata.
+def _version() -> str:
+    return version("order-saga")
+
+
 def set_aside(message: AbstractIncomingMessage, failure: Failure) -> aio_pika.Message:
     """The copy of `message` to publish: same body, same properties, and headers that say what
     happened, all times ISO 8601 in UTC. Where the message first came from is kept over retries."""
@@ -105,7 +111,7 @@ def set_aside(message: AbstractIncomingMessage, failure: Failure) -> aio_pika.Me
         ATTEMPTS: attempts_of(message) + 1,
         LAST_FAILED_AT: at,
         ORIGIN_QUEUE: failure.queue,
-        SERVICE_VERSION: version("order-saga"),
+        SERVICE_VERSION: _version(),
     }
     return aio_pika.Message(
         message.body,
