@@ -11,10 +11,12 @@ share (rows, ages, pending orders) say the same at each of them: take the maximu
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final
@@ -22,6 +24,9 @@ from typing import TYPE_CHECKING, Any, Final
 import sqlalchemy as sa
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram, Info
 from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 from sqlalchemy.engine import Connection
 
 from common.choreography import Participant
@@ -40,6 +45,8 @@ EXEMPLAR_SECONDS: Final = 0.1
 SLOW_SECONDS: Final = 0.25
 """A message that takes longer always does."""
 LAG_SAMPLE_SECONDS: Final = 0.25
+GENERATIONS: Final = 3
+"""Of objects, as Python's garbage collector tells them apart."""
 INBOX_COUNT_SECONDS: Final = 60.0
 """How old a count of the inbox may be: it is long, and counting reads all of it."""
 URGENT_OBJECTIVE_SECONDS: Final = 5
@@ -498,6 +505,49 @@ def tell_build(participant: str) -> None:
     _build.labels(participant).info(
         {"version": version("order-saga"), "python": platform.python_version()}
     )
+
+
+class GarbageMetrics(Collector):
+    """How long the garbage collector pauses the process, until closed. A process has one of these.
+
+    Not a `Histogram`: a collection can begin while this thread holds a histogram's lock, and the
+    callback would wait for that lock for ever.
+    """
+
+    def __init__(self, participant: str) -> None:
+        self._participant = participant
+        self._began = 0.0
+        self._seconds = [0.0] * GENERATIONS
+        self._counts = [[0] * (len(_FAST) + 1) for _ in range(GENERATIONS)]
+        """By generation: how many pauses ended in each bucket."""
+        REGISTRY.register(self)
+
+    def close(self) -> None:
+        REGISTRY.unregister(self)
+
+    def collecting(self, phase: str, info: Mapping[str, int]) -> None:
+        """For `gc.callbacks`."""
+        if phase == "start":
+            self._began = time.perf_counter()
+            return
+        seconds = time.perf_counter() - self._began
+        generation = info["generation"]
+        self._seconds[generation] += seconds
+        self._counts[generation][bisect_left(_FAST, seconds)] += 1
+
+    def collect(self) -> Iterator[Metric]:
+        """For the registry."""
+        pauses = HistogramMetricFamily(
+            "saga_gc_pause_seconds",
+            "How long each garbage collection paused the process, by generation.",
+            labels=("participant", "generation"),
+        )
+        edges = [*map(floatToGoString, (*_FAST, math.inf))]
+        for generation, counts in enumerate(self._counts):
+            buckets = list(zip(edges, itertools.accumulate(counts), strict=True))
+            labels = (self._participant, str(generation))
+            pauses.add_metric(labels, buckets, self._seconds[generation])
+        yield pauses
 
 
 async def watch_event_loop(participant: str) -> None:

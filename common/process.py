@@ -17,6 +17,7 @@ import uvloop
 from fastapi import FastAPI
 
 from common import metrics, telemetry, tracing
+from common.garbage import collected_seldom
 from common.kernel.database import Database, DatabaseError, open_database
 from common.kernel.tables import Schema
 from common.messaging.connection import BrokerError
@@ -112,6 +113,7 @@ async def run(process: Process, settings: Settings) -> None:
         stack.push_async_callback(database.close)
         parts = await process.assemble(database, stack)
         metrics.tell_build(name)
+        stack.enter_context(collected_seldom(name))
         server = _Server(
             uvicorn.Config(parts.app, log_config=None, lifespan="off", timeout_graceful_shutdown=5)
         )

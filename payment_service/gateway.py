@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import random
 import time
 from collections import deque
@@ -15,7 +16,7 @@ from typing import Protocol
 from uuid import uuid4
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy.dialects.sqlite import Insert, insert
 from sqlalchemy.engine import Connection, Engine
 
 from common.events import DeclineReason
@@ -178,6 +179,12 @@ _faults = sa.Table(
     sa.Column("mode", sa.String, nullable=False),
     sa.Column("share", sa.Float, nullable=False),
 )
+# Made once: a statement is full of reference cycles, which only the garbage collector frees.
+_FIND_CHARGES = sa.select(_charges).where(_charges.c.key.in_(sa.bindparam("keys", expanding=True)))
+_FIND_ACCOUNTS = sa.select(_accounts).where(
+    _accounts.c.customer.in_(sa.bindparam("customers", expanding=True))
+)
+_FIND_FAULT = sa.select(_faults.c.mode, _faults.c.share)
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,15 +329,13 @@ class _Books:
 
     def __init__(self, connection: Connection, questions: Iterable[_Question]) -> None:
         keys = {question.key for question in questions}
-        found = connection.execute(sa.select(_charges).where(_charges.c.key.in_(keys))).mappings()
+        found = connection.execute(_FIND_CHARGES, {"keys": list(keys)}).mappings()
         self.charges = {row["key"]: _charge_of(row) for row in found}
         customers = {question.customer for question in questions if question.customer is not None}
         customers |= {charge.customer for charge in self.charges.values()}
-        held = connection.execute(
-            sa.select(_accounts).where(_accounts.c.customer.in_(customers))
-        ).mappings()
+        held = connection.execute(_FIND_ACCOUNTS, {"customers": list(customers)}).mappings()
         self.accounts = {row["customer"]: Account(**row) for row in held}
-        fault = connection.execute(sa.select(_faults.c.mode, _faults.c.share)).one_or_none()
+        fault = connection.execute(_FIND_FAULT).one_or_none()
         self.fault = Fault(FaultMode(fault.mode), fault.share) if fault else Fault()
         self._charges_read, self._accounts_read = dict(self.charges), dict(self.accounts)
 
@@ -405,13 +410,15 @@ class _Books:
 
 def _put(connection: Connection, table: sa.Table, rows: Sequence[Mapping[str, object]]) -> None:
     """Insert rows, or replace those that have the same primary key."""
-    if not rows:
-        return
+    if rows:
+        connection.execute(_upsert(table), rows)
+
+
+@functools.cache
+def _upsert(table: sa.Table) -> Insert:
     statement = insert(table)
     others = {c.name: statement.excluded[c.name] for c in table.c if not c.primary_key}
-    connection.execute(
-        statement.on_conflict_do_update(index_elements=list(table.primary_key), set_=others), rows
-    )
+    return statement.on_conflict_do_update(index_elements=list(table.primary_key), set_=others)
 
 
 def _charge_of(row: sa.RowMapping) -> Charge:

@@ -28,7 +28,9 @@ SAGA: Final = "saga.cli"
 _IMPORTED: Final = (SAGA, "saga.demo", "saga.dlq.desk", "saga.history.trace", "saga.reconcile")
 
 _PROCESSES = multiprocessing.get_context("forkserver")
-_PROCESSES.set_forkserver_preload([*(f"{package}.app" for package in packages()), *_IMPORTED])
+_PROCESSES.set_forkserver_preload(
+    [*(f"{package}.app" for package in packages()), *_IMPORTED, "tests.frozen"]
+)
 
 
 class Forked:

@@ -391,6 +391,8 @@ class Deliveries:
                 await asyncio.sleep(backoff_seconds)
                 backoff_seconds = min(backoff_seconds * 2, BACKOFF_MAX_SECONDS)
             else:
+                # Its frames hold the message's whole group, and that holds the error: a cycle.
+                error.with_traceback(None)
                 return
 
 

@@ -5,6 +5,7 @@ Either way it is a copy with everything needed to understand it and to try it ag
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
@@ -135,6 +136,12 @@ def time_in(ours: Mapping[str, Any], name: str) -> datetime | None:
     return moment if moment is not None and YEAR_MIN <= moment.year < YEAR_BEYOND else None
 
 
+@functools.cache
+def _version() -> str:
+    """Looked up once: it is read from files."""
+    return version("order-saga")
+
+
 def set_aside(
     delivery: Delivery, failure: Failure, *, frame_max: int = frames.FRAME_MAX_BYTES
 ) -> bytes:
@@ -168,7 +175,7 @@ def set_aside(
         ATTEMPTS: attempts_in(said) + 1,
         LAST_FAILED_AT: at,
         ORIGIN_QUEUE: failure.queue,
-        SERVICE_VERSION: version("order-saga"),
+        SERVICE_VERSION: _version(),
     }
     values, _ = frames.split(delivery.raw)
     fields, rest = frames.fields_in(values.pop("headers", b""))

@@ -285,6 +285,24 @@ def dashboard() -> Dashboard:
                 nothing="unknown",
             ),
             graph(
+                "Garbage collection, 99 of 100",
+                "s",
+                "How long a collection pauses the process. Collections are rare, even under load; "
+                "if they are not, something makes reference cycles.",
+                Query(_quantile("saga_gc_pause_seconds", "participant"), "{{participant}}"),
+                limits=Limits(warning=0.1, bad=0.5),
+            ),
+            graph(
+                "Time in garbage collection",
+                "percentunit",
+                "Share of the time that collections take, by generation, youngest first.",
+                Query(
+                    _rate("saga_gc_pause_seconds_sum", "participant", "generation"),
+                    "{{participant}}: {{generation}}",
+                ),
+                limits=Limits(warning=0.01, bad=0.05),
+            ),
+            graph(
                 "CPU",
                 "percentunit",
                 "Cores used, by replica.",

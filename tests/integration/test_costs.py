@@ -7,6 +7,8 @@ from the databases' drivers. Whoever makes one of them dearer finds it here.
 from __future__ import annotations
 
 import asyncio
+import gc
+import logging
 import re
 import sqlite3
 import struct
@@ -22,14 +24,17 @@ import asyncpg
 import pytest
 import sqlalchemy as sa
 import yarl
+from prometheus_client import REGISTRY
 from sqlalchemy.engine import AdaptedConnection, Connection
 
 from common.choreography import Participant
 from common.envelope import Envelope, source_of, wrap
 from common.events import OrderLine, OrderPlaced, PlaceOrder
+from common.garbage import collected_seldom
 from common.kernel import rows
 from common.kernel.tables import Tables, utc_now
 from common.message import Command, Event, Priority
+from common.messaging.consumer import PREFETCH
 from inventory_service.domain import PARTICIPANT as INVENTORY
 from inventory_service.domain import AddStock
 from inventory_service.store import TABLES as INVENTORY_TABLES
@@ -37,12 +42,15 @@ from notification_service.domain import NotificationStatus
 from notification_service.store import NOTIFICATIONS
 from order_service.domain import PARTICIPANT as ORDER
 from order_service.store import TABLES as ORDER_TABLES
+from payment_service.gateway import Fault, FaultMode
 from tests.faults.proxy import Proxy
 from tests.integration.kernels import replica
 from tests.integration.staged import Stage, staged
 from tests.polling import until
 
 ORDERS: Final = 9
+IN_HAND: Final = 2 * PREFETCH
+"""Messages at once: what both queues may have delivered."""
 BYTES_MAX: Final = 9_900
 """Of an order, both ways, headers and trace context included; a twentieth more than it takes."""
 _METHOD_FRAME: Final = 1
@@ -217,6 +225,68 @@ async def test_more_orders_take_no_more_statements_in_a_group(
     assert committed
     for transaction in committed:
         assert max(Counter(transaction).values()) == 1, transaction
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    """Nobody collects garbage but the test."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("no_collector")
+async def test_orders_leave_nothing_for_the_garbage_collector(stage: Stage, tmp_path: Path) -> None:
+    def mails() -> int:  # A query would leave something.
+        return len([*(tmp_path / "mail").glob("*.eml")])
+
+    await confirm(stage, 1)
+    gc.collect()
+    await asyncio.gather(*(stage.place() for _ in range(ORDERS)))
+    await until(lambda: mails() == 1 + ORDERS)
+    await until(lambda: all(m.kernel.idle and m.outbox.idle for m in stage.members))
+
+    assert gc.collect() == 0
+
+
+@pytest.mark.usefixtures("no_collector")
+async def test_failures_leave_nothing_for_the_garbage_collector(
+    stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A traceback holds frames, and they hold all that led to the error."""
+    caplog.set_level(logging.CRITICAL, "common")  # What is logged here is kept, errors included.
+
+    def failed() -> float:
+        labels = {"participant": "payment", "type": "stock.reserved"}
+        return REGISTRY.get_sample_value("saga_messages_retried_total", labels) or 0.0
+
+    stage.provider.set_fault(Fault(FaultMode.UNAVAILABLE))
+    before = failed()
+    await stage.place()
+    await until(lambda: failed() > before)
+    gc.collect()
+    before = failed()
+    await asyncio.gather(*(stage.place() for _ in range(ORDERS)))
+    await until(lambda: failed() >= before + 2 * ORDERS)
+
+    assert gc.collect() == 0
+
+
+async def test_messages_in_hand_do_not_call_the_garbage_collector(tmp_path: Path) -> None:
+    """As Python sets it, it would come seventy times and more."""
+    url = f"sqlite:///{tmp_path / 'order.db'}"
+    async with replica(url, ORDER, ORDER_TABLES) as service:
+        with collected_seldom(ORDER.name):
+            before = collections()
+            for wave in range(0, 10 * IN_HAND, IN_HAND):
+                messages = map(to_place, range(wave, wave + IN_HAND))
+                await asyncio.gather(*map(service.kernel.handle, messages))
+
+            assert collections() == before
+
+
+def collections() -> int:
+    return sum(generation["collections"] for generation in gc.get_stats())
 
 
 TEA: Final = (OrderLine(sku="tea", quantity=1, unit_price_cents=100),)

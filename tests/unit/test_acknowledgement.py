@@ -19,7 +19,8 @@ class Broker:
         self.closed_because: str | None = None
 
     def nack(self, tag: int, *, multiple: bool = False, requeue: bool = True) -> None:
-        assert not (multiple or requeue)
+        assert not multiple
+        assert not requeue
         self.unacknowledged.discard(tag)
         self.rejected.append(tag)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 from collections.abc import Callable
 from typing import Any
@@ -10,13 +11,17 @@ import pytest
 from prometheus_client import REGISTRY
 from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
+from prometheus_client.values import MutexValue
 
 from bench.metrics_cost import last_message
 from common.choreography import Participant
+from common.garbage import YOUNG_OBJECTS, collected_seldom
 from common.metrics import (
+    GENERATIONS,
     UNKNOWN,
     URGENT_OBJECTIVE_SECONDS,
     ConsumerMetrics,
+    GarbageMetrics,
     KernelMetrics,
     exposition,
     types_of,
@@ -123,6 +128,65 @@ def test_a_message_takes_ten_increments_and_looks_no_label_up(
 
     assert looked_up == []
     assert 0 < len(increments) <= 10
+
+
+def pauses(generation: int) -> float:
+    labels = {"participant": "toy", "generation": str(generation)}
+    return REGISTRY.get_sample_value("saga_gc_pause_seconds_count", labels) or 0.0
+
+
+def test_each_pause_of_the_garbage_collector_is_counted_until_the_end() -> None:
+    callbacks, threshold = list(gc.callbacks), gc.get_threshold()
+
+    with collected_seldom("toy"):
+        gc.disable()  # None but these.
+        try:
+            before = [pauses(generation) for generation in range(GENERATIONS)]
+            for generation in (0, 0, 2):
+                gc.collect(generation)
+            after = [pauses(generation) for generation in range(GENERATIONS)]
+        finally:
+            gc.enable()
+        assert gc.get_threshold() == (YOUNG_OBJECTS, *threshold[1:])
+        assert gc.get_freeze_count() > 0
+
+    assert [a - b for a, b in zip(after, before, strict=True)] == [2, 0, 1]
+    assert samples("saga_gc_pause_seconds_count") == []
+    assert (list(gc.callbacks), gc.get_threshold()) == (callbacks, threshold)
+    assert gc.get_freeze_count() == 0
+
+
+def test_garbage_may_be_collected_while_metrics_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The metrics library holds locks then; a callback that takes one would wait for ever."""
+
+    def get(value: MutexValue) -> float:
+        with value._lock:
+            gc.collect(0)
+            found: float = value._value
+            return found
+
+    monkeypatch.setattr(MutexValue, "get", get)
+    with collected_seldom("toy"):
+        exposition(OPEN_METRICS)
+
+        assert pauses(0) > 0
+
+
+def test_a_pause_is_counted_without_a_container_for_it() -> None:
+    """What the collector's callback made would be the collector's work."""
+    metrics = GarbageMetrics("toy")
+    try:
+        info = {"generation": 0, "collected": 0, "uncollectable": 0}
+        metrics.collecting("start", info)
+        metrics.collecting("stop", info)
+        gc.collect()
+        before = len(gc.get_objects())
+        for _ in range(100):
+            metrics.collecting("start", info)
+            metrics.collecting("stop", info)
+        assert len(gc.get_objects()) == before
+    finally:
+        metrics.close()
 
 
 def counted(kind: str, method: str, calls: list[Any]) -> Callable[..., None]:
