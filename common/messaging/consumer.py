@@ -374,8 +374,8 @@ class Deliveries:
                 channel = await self._publisher.open()
                 copy = set_aside(delivery, failure, frame_max=channel.frame_max)
                 await self._publisher.publish(exchange, Posting(key, copy, delivery.body))
-            except ValueError as error:
-                raise _NoCopy(f"no copy of {what} can be made: {error}") from error
+            except ValueError as misfit:
+                raise _NoCopy(f"no copy of {what} can be made: {misfit}") from misfit
             except Exception as refusal:
                 blamed += isinstance(refusal, ChannelLost) and refusal.code in BLAMED_CODES
                 if blamed == BLAMED_MAX:
