@@ -372,10 +372,10 @@ class Deliveries:
         while True:
             try:
                 channel = await self._publisher.open()
-                copy = set_aside(delivery, failure, frame_max=channel.frame_max)
+                copy = self._copy(what, delivery, failure, channel.frame_max)
                 await self._publisher.publish(exchange, Posting(key, copy, delivery.body))
-            except ValueError as misfit:
-                raise _NoCopy(f"no copy of {what} can be made: {misfit}") from misfit
+            except _NoCopy:
+                raise
             except Exception as refusal:
                 blamed += isinstance(refusal, ChannelLost) and refusal.code in BLAMED_CODES
                 if blamed == BLAMED_MAX:
@@ -394,6 +394,13 @@ class Deliveries:
                 # Its frames hold the message's whole group, and that holds the error: a cycle.
                 error.with_traceback(None)
                 return
+
+    @staticmethod
+    def _copy(what: str, delivery: Delivery, failure: Failure, frame_max: int) -> bytes:
+        try:
+            return set_aside(delivery, failure, frame_max=frame_max)
+        except Exception as error:
+            raise _NoCopy(f"no copy of {what} can be made: {error}") from error
 
 
 def check_sender(exchange: str, key: str, envelope: Envelope[Any], queue: str) -> None:
