@@ -11,7 +11,7 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -263,29 +263,35 @@ class Deliveries:
         except Exception as error:  # What the decoder did not foresee is undecodable too.
             self._metrics.undecodable(delivery.properties.type)
             failure = Failure(Reason.UNDECODABLE, error, intake.queue, self._clock())
-            self._begin(intake, delivery, self._bury(delivery, failure))
+            self._begin(intake, delivery, partial(self._bury, delivery, failure))
             return
         if tracing.active is not None:
-            self._begin(intake, delivery, self._decide_traced(delivery, intake, envelope, attempts))
+            self._begin(
+                intake, delivery, partial(self._decide_traced, delivery, intake, envelope, attempts)
+            )
             return
 
         def then(outcome: Outcome) -> None:
             del intake.deciding[delivery.tag]
             if isinstance(outcome, Failed):
                 self._begin(
-                    intake, delivery, self._fail(delivery, intake, envelope, attempts, outcome)
+                    intake,
+                    delivery,
+                    partial(self._fail, delivery, intake, envelope, attempts, outcome),
                 )
             else:
                 self._settle(intake, delivery)
 
         intake.deciding[delivery.tag] = self._kernel.take(envelope, then, attempt=attempts + 1)
 
-    def _begin(self, intake: _Intake, delivery: Delivery, work: Coroutine[Any, Any, None]) -> None:
+    def _begin(
+        self, intake: _Intake, delivery: Delivery, work: Callable[[], Awaitable[None]]
+    ) -> None:
         """Do what takes a while, and settle the delivery when it is done."""
 
         async def settled() -> None:
             try:
-                await work
+                await work()
             except _NoCopy as error:
                 log.error("%s; it is left to the broker as it came", error)
                 intake.acknowledger.reject(delivery.tag)

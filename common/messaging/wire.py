@@ -346,15 +346,15 @@ class Wire(asyncio.StreamReaderProtocol):
         """Where the client gets its frames from."""
         super().__init__(self.reader, loop=loop)
         self._takers = takers
-        self._loop = loop
+        self._now = loop.time
         self._parser = frames.Parser(self)
         self._channels: dict[int, Channel] = {}
-        self._transport: asyncio.Transport
+        self._socket: asyncio.Transport
         self._writable = asyncio.Event()
         self._writable.set()
         self._beat_at = 0.0
         self._lost = ""
-        self._closed = 0, ""
+        self._close_reason = 0, ""
         """What the broker has said when it closed the connection."""
 
     @property
@@ -373,7 +373,7 @@ class Wire(asyncio.StreamReaderProtocol):
 
     def write(self, payload: bytes) -> None:
         """Send whole frames."""
-        self._transport.write(payload)
+        self._socket.write(payload)
 
     @property
     def is_writable(self) -> bool:
@@ -403,7 +403,7 @@ class Wire(asyncio.StreamReaderProtocol):
     # --- from the broker -----------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's are of no such class
+        self._socket = cast(asyncio.Transport, transport)  # uvloop's are of no such class
         super().connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
@@ -412,15 +412,15 @@ class Wire(asyncio.StreamReaderProtocol):
         except frames.FrameError as error:
             log.error("what the broker sends cannot be read: %s", error)
             self.reader.set_exception(InvalidFrameError(str(error)))
-            self._transport.abort()
+            self._socket.abort()
             return
         # While a connection is being opened, the client expects nothing of the kind.
-        if self._channels and (now := self._loop.time()) > self._beat_at:
+        if self._channels and (now := self._now()) > self._beat_at:
             self._beat_at = now + _BEAT_SECONDS
             super().data_received(frames.HEARTBEAT_FRAME)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        code, text = self._closed
+        code, text = self._close_reason
         said = f"the broker closed it: {code} {text}" if code else exc or "closed"
         self._lost = f"the connection was lost: {said}"
         for number in list(self._channels):
@@ -459,7 +459,7 @@ class Wire(asyncio.StreamReaderProtocol):
                 code, text = frames.closed(arguments)
                 self._lose_channel(number, f"the broker closed the channel: {code} {text}", code)
             elif method == frames.CONNECTION_CLOSE:
-                self._closed = frames.closed(arguments)
+                self._close_reason = frames.closed(arguments)
         super().data_received(frame)
 
     def _lose_channel(self, number: int, why: str, code: int = 0) -> None:
