@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from common.envelope import Envelope
-from common.kernel.groups import Kernel, Outcome
+from common.kernel.groups import Kernel, Outcome, Work
 from tests.integration.test_messaging import running
 from tests.integration.toy import cancelled
 
 
 class Holding(Kernel):
-    async def handle(
-        self, envelope: Envelope[Any], *, local: bool = False, attempt: int = 1
-    ) -> Outcome:
+    def take(
+        self,
+        envelope: Envelope[Any],
+        then: Callable[[Outcome], None],
+        *,
+        local: bool = False,
+        attempt: int = 1,
+    ) -> Work:
         if envelope.id == cancelled(1).id:
-            await asyncio.Event().wait()
-        return await super().handle(envelope, local=local, attempt=attempt)
+            return Work(envelope, envelope.data, then, self._lanes, self._clock(), attempt)
+        return super().take(envelope, then, local=local, attempt=attempt)
 
 
 async def main(url: str, folder: Path) -> None:
