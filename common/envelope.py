@@ -194,7 +194,7 @@ def _made(**values: Any) -> Envelope[Any]:
     envelope = _AnyEnvelope.__new__(_AnyEnvelope)
     for slot, value in (
         ("__dict__", {**_DEFAULTS, **values}),
-        ("__pydantic_fields_set__", _NAMES),
+        ("__pydantic_fields_set__", set(_NAMES)),
         ("__pydantic_extra__", None),
         ("__pydantic_private__", None),
     ):

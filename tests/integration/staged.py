@@ -8,9 +8,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -24,7 +25,7 @@ import payment_service.app
 from common.envelope import Envelope
 from common.events import OrderLine, PlaceOrder
 from common.kernel.database import open_database
-from common.kernel.groups import Done, Failed, Kernel, Outcome
+from common.kernel.groups import Done, Failed, Kernel, Outcome, Work
 from common.kernel.outbox import Outbox
 from common.kernel.tables import utc_now
 from common.messaging.connection import connect
@@ -91,6 +92,9 @@ class Gate:
         for type in types:
             self._held.pop(type).set()
 
+    def is_open(self, type: str) -> bool:
+        return type not in self.broken_for and type not in self._held
+
     async def pass_through(self, type: str) -> None:
         """Raises `Broken`."""
         if type in self.broken_for:
@@ -104,14 +108,40 @@ class Gate:
 class _Gated(Kernel):
     gate: Gate
 
-    async def handle(
-        self, envelope: Envelope[Any], *, local: bool = False, attempt: int = 1
-    ) -> Outcome:
-        try:
-            await self.gate.pass_through(envelope.type)
-        except Broken as error:
-            return Failed(error)
-        return await super().handle(envelope, local=local, attempt=attempt)
+    def take(
+        self,
+        envelope: Envelope[Any],
+        then: Callable[[Outcome], None],
+        *,
+        local: bool = False,
+        attempt: int = 1,
+    ) -> Work:
+        if self.gate.is_open(envelope.type):
+            return super().take(envelope, then, local=local, attempt=attempt)
+        # Stands for the work until the gate lets it through.
+        waiting = Work(envelope, envelope.data, then, self._lanes, self._clock(), attempt)
+        self._unresolved += 1
+
+        def pass_on(outcome: Outcome) -> None:
+            if waiting.then is not None:
+                self.abandon(waiting)
+                then(outcome)
+
+        async def wait() -> None:
+            try:
+                await self.gate.pass_through(envelope.type)
+            except Broken as error:
+                pass_on(Failed(error))
+            else:
+                super(_Gated, self).take(envelope, pass_on, local=local, attempt=attempt)
+
+        self._waiting.add(task := asyncio.create_task(wait()))
+        task.add_done_callback(self._waiting.discard)
+        return waiting
+
+    @cached_property
+    def _waiting(self) -> set[asyncio.Task[None]]:
+        return set()
 
 
 class Provider(SandboxGateway):
