@@ -19,9 +19,10 @@ from common.kernel.rows import Rows, writing
 from common.kernel.statements import any_of
 from common.kernel.tables import Schema, StateTable, Utc, VersionConflict, Word
 from common.message import Priority
-from common.messaging.dead_letters import EDITOR_SOURCE, key_of
+from common.messaging.dead_letters import key_of
 from common.messaging.stream import Record
 from common.messaging.topology import EVENTS_EXCHANGE, HISTORY_STREAM
+from common.messaging.trust import EDITOR_SOURCE, MISROUTED, check_source
 from history_service.domain import OrderView, Payment, Status, Stock
 
 _metadata = sa.MetaData()
@@ -109,9 +110,7 @@ order_views = sa.Table(
 ORDERS: Final = StateTable(OrderView, order_views)
 TABLES: Final = Schema(_metadata, migrations=Path(__file__).with_name("migrations"))
 
-SEQUENCE_MAX: Final = 2**53
-"""The highest number of an event that is believed."""
-
+_PUBLISHERS: Final = {kind.type: kind.publisher for kind in known_events()}
 _EVENTS: Final = Rows(events)
 _STRAYS: Final = Rows(strays)
 _GAPS: Final = Rows(gaps)
@@ -166,15 +165,15 @@ def judge(record: Record) -> Fact | Stray:
     what the message says of itself; a corrected copy comes from an operator, straight."""
     try:
         attributes = Attributes.of(record.body)
-        check_storable(attributes)
         by_operator = (EDITOR_SOURCE, "", HISTORY_STREAM)
         if record.exchange == EVENTS_EXCHANGE:
             right = record.routing_key == attributes.routing_key
+            check_source(attributes.type, _PUBLISHERS.get(attributes.type), attributes.source)
         else:
             right = (attributes.source, record.exchange, record.routing_key) == by_operator
         if not right:
             raise Undecodable(
-                "misrouted",
+                MISROUTED,
                 f"{attributes.type} came with the routing key {record.routing_key!r}, "
                 f"not {attributes.routing_key!r}",
             )
@@ -201,14 +200,6 @@ def _stray(record: Record, reason: str, detail: str) -> Stray:
         record.body,
         record.offset,
     )
-
-
-def check_storable(attributes: Attributes) -> None:
-    named = (attributes.id, attributes.type, attributes.source, attributes.subject)
-    if any("\0" in text for text in (*named, attributes.causationid or "")):
-        raise Undecodable("malformed", "an attribute holds a character that cannot be stored")
-    if (attributes.sequence or 0) > SEQUENCE_MAX:
-        raise Undecodable("malformed", f"sequence: {attributes.sequence} is too high")
 
 
 def _storable(text: str) -> str:

@@ -23,8 +23,8 @@ from faststream.rabbit.subscriber import RabbitSubscriber
 
 from common import tracing
 from common.choreography import Participant
-from common.envelope import Decoder, Envelope, Undecodable
-from common.kernel.groups import Failed, Kernel
+from common.envelope import Decoder, Undecodable, digest_of
+from common.kernel.groups import Conflicting, Failed, Kernel
 from common.kernel.tables import Clock, utc_now
 from common.messaging.acknowledgement import Acknowledger
 from common.messaging.connection import (
@@ -38,11 +38,13 @@ from common.messaging.dead_letters import (
     REPLAYS,
     Failure,
     Reason,
-    attempts_of,
+    attempts_in,
+    headers_of,
     set_aside,
 )
 from common.messaging.publisher import BrokerPublisher
 from common.messaging.topology import DEAD_EXCHANGE, queues_of, wait_queue
+from common.messaging.trust import check_sender
 from common.metrics import ConsumerMetrics
 from common.retry import TransientError
 
@@ -187,8 +189,9 @@ class Deliveries:
 
     async def _take(self, message: IncomingMessage, queue: str) -> None:
         """Have the message decided on; returns when that, or its copy elsewhere, is durable."""
-        replayed = REPLAYS in (message.headers or {})
-        if replayed and attempts_of(message) == 0:  # And not tried since.
+        headers = headers_of(message, queue)
+        attempts = attempts_in(headers)
+        if REPLAYS in headers and attempts == 0:  # And not tried since.
             self._metrics.replayed(message.type)
         try:
             envelope = self._decoder.decode(message.body)
@@ -199,14 +202,16 @@ class Deliveries:
                 failure = Failure(Reason.UNDECODABLE, error, queue, self._clock())
                 await self._set_aside(message, failure)
             return
-        attempts = attempts_of(message)
         with tracing.process(queue, message, envelope.subject, envelope.traceparent, attempts):
-            outcome = await self._kernel.handle(envelope, attempt=attempts + 1)
+            digest = digest_of(envelope, message.body)
+            outcome = await self._kernel.handle(envelope, attempt=attempts + 1, digest=digest)
             if not isinstance(outcome, Failed):
                 return
-            failure = Failure(Reason.FAILED, outcome.error, queue, self._clock())
+            conflicts = isinstance(outcome.error, Conflicting)
+            reason = Reason.CONFLICTING if conflicts else Reason.FAILED
+            failure = Failure(reason, outcome.error, queue, self._clock())
             retry = self._participant.retry_of(type(envelope.data))
-            wait_ms = retry.wait_ms(attempts + 1, outcome.error)
+            wait_ms = None if conflicts else retry.wait_ms(attempts + 1, outcome.error)
             await self._set_aside(message, failure, wait_ms, envelope.traceparent)
 
     async def _set_aside(
@@ -229,7 +234,8 @@ class Deliveries:
             exchange, key = DEAD_EXCHANGE, name
             reason = error.reason if isinstance(error, Undecodable) else failure.reason
             self._metrics.dead_lettered(type_, reason, traceparent)
-            unforeseen = None if isinstance(error, Undecodable | TransientError) else error
+            foreseen = isinstance(error, Undecodable | TransientError | Conflicting)
+            unforeseen = None if foreseen else error
             log.error(
                 "dead: %s: %s: %s",
                 what,
@@ -267,23 +273,6 @@ class Deliveries:
                 backoff_seconds = min(backoff_seconds * 2, BACKOFF_MAX_SECONDS)
             else:
                 return
-
-
-def check_sender(exchange: str, key: str, envelope: Envelope[Any], queue: str) -> None:
-    """Raise `Undecodable` for what the broker did not let in as what it says it is.
-
-    Whoever published a message had to have the right to its routing key. So an event has to be what
-    that key says, or a service could pass another's event off under a key of its own; and what
-    comes by the default exchange has to have this queue's name as its key. (Up to 3.x, RabbitMQ
-    also routes by the headers CC and BCC, and asks nobody's permission for that.)
-    """
-    right = envelope.routing_key if exchange else queue
-    if key != right:
-        raise Undecodable(
-            "misrouted",
-            f"{envelope.type} came into {queue} with the routing key {key!r}, not {right!r}: "
-            f"its sender may have no right to it",
-        )
 
 
 def _bypass_pipeline(subscriber: RabbitSubscriber, handler: Handler) -> None:

@@ -17,6 +17,9 @@ from typing import Any
 import aio_pika
 from aio_pika.abc import AbstractIncomingMessage, HeadersType
 
+from common.limits import ATTEMPT_MAX
+from common.messaging.trust import believed_headers
+
 ERROR_MAX_CHARACTERS = 1_000
 
 REASON = "x-saga-reason"
@@ -33,9 +36,6 @@ ORIGIN_QUEUE = "x-saga-origin-queue"
 ORIGIN_EXCHANGE = "x-saga-origin-exchange"
 ORIGIN_ROUTING_KEY = "x-saga-origin-routing-key"
 
-
-EDITOR_SOURCE = "/operators/dlq"
-"""The CloudEvents `source` of corrected copies: nobody's own words about what it did."""
 ADDRESSEE = "addressee"
 """The CloudEvents attribute that names the one participant a corrected copy is for."""
 
@@ -45,6 +45,8 @@ class Reason(StrEnum):
 
     UNDECODABLE = "undecodable"
     FAILED = "failed"
+    CONFLICTING = "conflicting"
+    """Another message was done under its source and id."""
 
 
 # The broker's own notes on dead-lettering. Published again, RabbitMQ 3 would count on from them.
@@ -74,15 +76,19 @@ def fingerprint(reason: Reason, error: Exception) -> str:
     return hashlib.sha256(alike.encode()).hexdigest()[:12]
 
 
-def attempts_of(message: AbstractIncomingMessage) -> int:
-    """How often the message has failed before; what is no number counts as never."""
-    return attempts_in(message.headers)
+def headers_of(message: AbstractIncomingMessage, queue: str) -> dict[str, Any]:
+    """The headers to be believed of a message from `queue`."""
+    return believed_headers(
+        message.exchange or "", message.routing_key or "", message.headers, queue
+    )
 
 
 def attempts_in(headers: Mapping[str, Any] | None) -> int:
-    """The same, from a message's headers."""
+    """How often a message with these headers has failed before; what is no number of failures
+    counts as none."""
     attempts = (headers or {}).get(ATTEMPTS, 0)
-    return attempts if isinstance(attempts, int) else 0
+    usable = isinstance(attempts, int) and 0 <= attempts < ATTEMPT_MAX
+    return attempts if usable else 0
 
 
 def set_aside(message: AbstractIncomingMessage, failure: Failure) -> aio_pika.Message:
@@ -91,7 +97,7 @@ def set_aside(message: AbstractIncomingMessage, failure: Failure) -> aio_pika.Me
     at = failure.at.astimezone(UTC).isoformat()
     headers: HeadersType = {
         name: value
-        for name, value in (message.headers or {}).items()
+        for name, value in headers_of(message, failure.queue).items()
         if not name.startswith(_BROKERS_HEADERS)
     }
     headers.setdefault(FIRST_FAILED_AT, at)
@@ -102,7 +108,7 @@ def set_aside(message: AbstractIncomingMessage, failure: Failure) -> aio_pika.Me
         ERROR_TYPE: type(failure.error).__name__,
         ERROR: str(failure.error)[:ERROR_MAX_CHARACTERS],
         FINGERPRINT: fingerprint(failure.reason, failure.error),
-        ATTEMPTS: attempts_of(message) + 1,
+        ATTEMPTS: attempts_in(headers) + 1,
         LAST_FAILED_AT: at,
         ORIGIN_QUEUE: failure.queue,
         SERVICE_VERSION: version("order-saga"),

@@ -6,7 +6,7 @@ import base64
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final
 
@@ -14,14 +14,16 @@ import aio_pika
 from aiormq.abc import DeliveredMessage
 from pydantic_core import from_json
 
+from common.envelope import MessageKey
+from common.limits import moment_of
 from common.message import Priority
 from common.messaging import dead_letters as headers_of
 from common.messaging.dead_letters import key_of
 from common.messaging.topology import work_queue
+from common.messaging.trust import OURS
 
 REPLAYS: Final = headers_of.REPLAYS
 
-_OURS: Final = "x-saga-"
 _BROKERS: Final = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-count")
 # What would make the broker send a copy elsewhere.
 _ROUTING: Final = ("CC", "BCC")
@@ -104,8 +106,8 @@ class Letter:
     body: bytes
 
     @property
-    def inbox_id(self) -> str:
-        """What its participant's inbox knows the message by."""
+    def message_id(self) -> str:
+        """The id of the message, or what it is recognised by without one."""
         return self.event_id or self.key
 
 
@@ -116,6 +118,15 @@ def document_of(body: bytes) -> dict[str, Any] | None:
     except ValueError:
         return None
     return document if isinstance(document, dict) else None
+
+
+def message_key_of(body: bytes) -> MessageKey | None:
+    """The source and the id in the envelope, if there are both."""
+    document = document_of(body) or {}
+    source, id = document.get("source"), document.get("id")
+    if isinstance(source, str) and isinstance(id, str) and source and id:
+        return MessageKey(source, id)
+    return None
 
 
 def event_id_of(body: bytes) -> str | None:
@@ -134,13 +145,18 @@ def copy_of(message: DeliveredMessage, participant: str, now: datetime) -> Copy:
     headers: dict[str, Any] = dict(properties.headers or {})
     body = message.body
     death = _first(headers.get("x-death"))
+    if death.get("exchange"):
+        # The broker itself has set it aside, as it first came: nothing of ours was set yet.
+        headers = {name: value for name, value in headers.items() if not name.startswith(OURS)}
     reason = _text(headers.get(headers_of.REASON)) or _text(death.get("reason")) or "unknown"
     died = _text(headers.get(headers_of.LAST_FAILED_AT)) or _stamp(death.get("time"))
-    last = _time(died) or now
+    last = moment_of(died) or now
     document = document_of(body) or {}
     event_id = event_id_of(body)
     key = key_of(properties.message_id, body)
-    if reason != headers_of.Reason.UNDECODABLE:
+    if reason == headers_of.Reason.CONFLICTING:
+        key = key_of(None, body)  # The message that it conflicts with has its id.
+    elif reason != headers_of.Reason.UNDECODABLE:
         key = event_id or key
     queue = _text(headers.get(headers_of.ORIGIN_QUEUE)) or _text(death.get("queue"))
     return Copy(
@@ -160,7 +176,7 @@ def copy_of(message: DeliveredMessage, participant: str, now: datetime) -> Copy:
         fingerprint=_text(headers.get(headers_of.FINGERPRINT)) or f"broker:{reason}",
         attempts=_count(headers.get(headers_of.ATTEMPTS)),
         replays=_count(headers.get(REPLAYS)),
-        first_failed_at=_time(_text(headers.get(headers_of.FIRST_FAILED_AT))) or last,
+        first_failed_at=moment_of(_text(headers.get(headers_of.FIRST_FAILED_AT))) or last,
         last_failed_at=last,
         properties={
             "message_id": properties.message_id,
@@ -184,7 +200,7 @@ def message_of(letter: Letter | Copy, replays: int) -> aio_pika.Message:
     kept = {
         name: value
         for name, value in letter.headers.items()
-        if not name.startswith((_OURS, *_BROKERS)) and name not in _ROUTING
+        if not name.startswith((OURS, *_BROKERS)) and name not in _ROUTING
     }
     return aio_pika.Message(
         letter.body,
@@ -256,15 +272,8 @@ def _count(value: Any) -> int:
 
 
 def _stamp(value: Any) -> str:
-    return value.astimezone(UTC).isoformat() if isinstance(value, datetime) else ""
-
-
-def _time(text: str) -> datetime | None:
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        return None
-    return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+    moment = moment_of(value.isoformat()) if isinstance(value, datetime) else None
+    return moment.isoformat() if moment is not None else ""
 
 
 def _priority(document: Mapping[str, Any], headers: Mapping[str, Any]) -> Priority:

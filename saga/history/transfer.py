@@ -21,9 +21,10 @@ import sqlalchemy as sa
 from pydantic_core import from_json
 from sqlalchemy.engine import Connection
 
-from common.envelope import BODY_MAX_BYTES, Attributes, Undecodable, rfc3339
+from common.envelope import Attributes, Undecodable, rfc3339
 from common.kernel.database import DatabaseError, open_database, read_database
 from common.kernel.tables import VersionConflict, utc_now
+from common.limits import BODY_MAX_BYTES
 from history_service import queries, store
 from history_service.store import TABLES, Fact, Stray, Tally, strays
 from saga.history import HistoryError, InputError, pages
@@ -240,7 +241,6 @@ def _why(error: Exception) -> str:
 def _fact_of(document: dict[str, Any]) -> Fact:
     body = _compact(document["event"])
     attributes = Attributes.of(body)
-    store.check_storable(attributes)
     return Fact(attributes, body, _offset(document))
 
 

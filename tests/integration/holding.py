@@ -14,12 +14,10 @@ from tests.integration.toy import cancelled
 
 
 class Holding(Kernel):
-    async def handle(
-        self, envelope: Envelope[Any], *, local: bool = False, attempt: int = 1
-    ) -> Outcome:
+    async def handle(self, envelope: Envelope[Any], **options: Any) -> Outcome:
         if envelope.id == cancelled(1).id:
             await asyncio.Event().wait()
-        return await super().handle(envelope, local=local, attempt=attempt)
+        return await super().handle(envelope, **options)
 
 
 async def main(url: str, folder: Path) -> None:

@@ -104,14 +104,12 @@ class Gate:
 class _Gated(Kernel):
     gate: Gate
 
-    async def handle(
-        self, envelope: Envelope[Any], *, local: bool = False, attempt: int = 1
-    ) -> Outcome:
+    async def handle(self, envelope: Envelope[Any], **options: Any) -> Outcome:
         try:
             await self.gate.pass_through(envelope.type)
         except Broken as error:
             return Failed(error)
-        return await super().handle(envelope, local=local, attempt=attempt)
+        return await super().handle(envelope, **options)
 
 
 class Provider(SandboxGateway):

@@ -62,7 +62,7 @@ from saga.dlq.examine import Expectation
 from saga.dlq.letters import REPLAYS, Copy, State
 from saga.dlq.replay import Result, Settings, dry_run, replay
 from saga.dlq.store import ItemState, Run, Selection, Store
-from tests.integration.toy import NOW, Tally, cancelled, make_tables, open_toy, rows
+from tests.integration.toy import NOW, Tally, cancelled, id_in_inbox, make_tables, open_toy, rows
 from tests.polling import until
 
 broken = True
@@ -474,7 +474,10 @@ async def test_an_edited_copy_takes_the_letters_place(bench: Bench) -> None:
         assert edited is not None
         assert '+    "customer": "somebody"' in edited.diff
         await until(lambda: _done(toy, 1))
-        ids = {row[0] for row in await toy.database.read(lambda c: rows(c, toy.tables.inbox))}
+        ids = {
+            id_in_inbox(row[0])
+            for row in await toy.database.read(lambda c: rows(c, toy.tables.inbox))
+        }
         assert ids == {edited.copy_id}
         assert states(desk) == [State.REPLACED]
         assert edited.recorded

@@ -23,7 +23,6 @@ from common.kernel.database import Database, open_database
 from common.kernel.tables import utc_now
 from common.message import Priority
 from common.messaging.connection import BrokerError, connect
-from common.messaging.dead_letters import EDITOR_SOURCE
 from common.messaging.publisher import message_of
 from common.messaging.stream import FIRST, Record, reading
 from common.messaging.topology import (
@@ -34,6 +33,7 @@ from common.messaging.topology import (
     apply,
     topology_of,
 )
+from common.messaging.trust import EDITOR_SOURCE
 from common.tasks import cancel_all
 from history_service import queries, store
 from history_service.follower import Follower, missing

@@ -19,9 +19,10 @@ from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 from prometheus_client import REGISTRY
 
 from common.choreography import Choreography
-from common.envelope import BODY_MAX_BYTES, Envelope
+from common.envelope import Envelope
 from common.kernel.groups import Kernel
 from common.kernel.outbox import Outbox, Outgoing
+from common.limits import BODY_MAX_BYTES
 from common.message import Priority
 from common.messaging.connection import BrokerError, connect
 from common.messaging.consumer import Consumer
@@ -51,7 +52,15 @@ from common.tasks import cancel_all
 from saga.node import RabbitNode
 from tests.faults.proxy import Proxy
 from tests.integration import toy as toy_module
-from tests.integration.toy import PARTICIPANT, Tally, cancelled, make_tables, open_toy, rows
+from tests.integration.toy import (
+    PARTICIPANT,
+    Tally,
+    cancelled,
+    id_in_inbox,
+    make_tables,
+    open_toy,
+    rows,
+)
 from tests.polling import until
 
 
@@ -105,7 +114,7 @@ class Toy:
 
     async def inbox(self) -> set[str]:
         found = await self.database.read(lambda c: rows(c, self.tables.inbox))
-        return {row[0] for row in found}
+        return {id_in_inbox(row[0]) for row in found}
 
     async def done(self, count: int) -> bool:
         return len(await self.inbox()) == count

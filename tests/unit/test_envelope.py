@@ -21,7 +21,6 @@ from hypothesis import strategies as st
 
 import common.events
 from common.envelope import (
-    BODY_MAX_BYTES,
     CONTENT_TYPE,
     Attributes,
     Decoder,
@@ -35,6 +34,7 @@ from common.envelope import (
     wrap,
 )
 from common.events import OrderCancelled, OrderLine, OrderPlaced, PaymentVoided, PlaceOrder
+from common.limits import BODY_MAX_BYTES, SEQUENCE_MAX
 from common.message import Command, Event, Priority
 from tests.unit.given import NOW
 from tests.unit.strategies import EVENTS, events, moments, place_orders
@@ -87,7 +87,7 @@ envelopes = st.builds(
     time=moments,
     priority=st.sampled_from(Priority),
     causation=st.none() | st.text(min_size=1, max_size=255),
-    sequence=st.none() | st.integers(1, 2**53),
+    sequence=st.none() | st.integers(1, SEQUENCE_MAX),
     taken_at=st.none() | moments,
     attempt=st.integers(1, 100),
 )

@@ -548,7 +548,13 @@ def test_a_malformed_message_is_owed_wherever_its_routing_key_leads() -> None:
 
 def test_an_event_under_a_foreign_routing_key_is_owed_by_both() -> None:
     history = History(CHOREOGRAPHY)
-    envelope = wrap(reserved(CONFIRMED), id="e1", source="/x", time=AT, priority=Priority.NORMAL)
+    envelope = wrap(
+        reserved(CONFIRMED),
+        id="e1",
+        source="/services/inventory",
+        time=AT,
+        priority=Priority.NORMAL,
+    )
     history.take("order.placed.normal", "e1", AT, envelope.to_bytes())
     assert history.owed["payment"]["e1"].decodable
     assert not history.owed["inventory"]["e1"].decodable
