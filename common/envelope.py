@@ -220,12 +220,14 @@ class Decoder:
             raise Undecodable("malformed", "the body is not a CloudEvents 1.0 document")
         type_, schema = document.get("type"), document.get("dataschema")
         if not isinstance(type_, str) or type_ not in self._types:
-            raise Undecodable("unknown_type", f"no reaction here takes messages of type {type_!r}")
+            raise Undecodable(
+                "unknown_type", f"no reaction here takes messages of type {type_!r:.200}"
+            )
         model = self._models.get(schema) if isinstance(schema, str) else None
         if model is None or model.model_fields["data"].annotation.type != type_:  # type: ignore[union-attr]  # a message class by construction
             raise Undecodable(
                 "unknown_version",
-                f"dataschema {schema!r} is no known version of {type_}; upgrade this service, "
+                f"dataschema {schema!r:.200} is no known version of {type_}; upgrade this service, "
                 f"then replay the message",
             )
         try:

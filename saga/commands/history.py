@@ -13,7 +13,6 @@ from uuid import UUID
 
 import typer
 
-from common.limits import TIME_END, TIME_MIN, moment_of
 from saga.commands.output import (
     DATA_DIR,
     PROBLEM_FOUND,
@@ -189,6 +188,8 @@ def _asked(question: Coroutine[Any, Any, T]) -> T:
 def _moment(text: str | None) -> datetime | None:
     if text is None:
         return None
+    from common.limits import TIME_END, TIME_MIN, moment_of
+
     try:
         given = datetime.fromisoformat(text)
     except ValueError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import string
-from datetime import UTC, datetime
+from datetime import UTC, timedelta
 from typing import TypeVar, get_args
 
 from hypothesis import strategies as st
@@ -41,7 +41,7 @@ from common.events import (
     StockReserved,
     total_of,
 )
-from common.limits import TIME_MIN
+from common.limits import TIME_END, TIME_MIN
 from common.message import Event, Priority
 
 E = TypeVar("E", CancellationReason, DeclineReason, LetterKind, Priority, RejectionReason)
@@ -58,7 +58,9 @@ prices = st.integers(1, UNIT_PRICE_MAX_CENTS)
 amounts = st.integers(1, LINES_MAX * QUANTITY_MAX * UNIT_PRICE_MAX_CENTS)
 quantities = st.integers(1, QUANTITY_MAX)
 moments = st.datetimes(
-    TIME_MIN.replace(tzinfo=None), datetime.max.replace(year=2199), timezones=st.just(UTC)
+    TIME_MIN.replace(tzinfo=None),
+    (TIME_END - timedelta(seconds=1)).replace(tzinfo=None),
+    timezones=st.just(UTC),
 )
 
 
