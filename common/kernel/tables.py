@@ -200,7 +200,7 @@ class Tables(Schema):
         return {
             message: found[key]
             for message in messages
-            for key in inbox_keys(message)
+            for key in reversed(inbox_keys(message))  # its own row counts more
             if key in found
         }
 

@@ -30,7 +30,7 @@ from common.messaging.trust import check_sender
 from order_service.domain import OrderStatus
 from order_service.store import orders
 from saga.deployment import Deployment
-from saga.dlq.letters import Letter, document_of, message_key_of
+from saga.dlq.letters import Letter, document_of, message_key_of, way_before_death
 
 REPLAYS_MAX: Final = 3
 """How often a letter is sent again before somebody has to insist."""
@@ -184,6 +184,8 @@ def _check_sender(letter: Letter, envelope: Envelope[Any]) -> None:
     """Refuse what its participant has refused for where it came from: a replay comes by another
     way, and would be taken."""
     exchange, key = (letter.headers.get(name) for name in (ORIGIN_EXCHANGE, ORIGIN_ROUTING_KEY))
+    if exchange is None and key is None:
+        exchange, key = way_before_death(letter.headers)
     if isinstance(exchange, str) and isinstance(key, str):
         check_sender(exchange, key, envelope, letter.queue)
 

@@ -15,7 +15,7 @@ from aiormq.abc import DeliveredMessage
 from pydantic_core import from_json
 
 from common.envelope import MessageKey
-from common.limits import moment_of
+from common.limits import ATTEMPT_MAX, TEXT_MAX_BYTES, moment_of
 from common.message import Priority
 from common.messaging import dead_letters as headers_of
 from common.messaging.dead_letters import key_of
@@ -123,16 +123,13 @@ def document_of(body: bytes) -> dict[str, Any] | None:
 def message_key_of(body: bytes) -> MessageKey | None:
     """The source and the id in the envelope, if there are both."""
     document = document_of(body) or {}
-    source, id = document.get("source"), document.get("id")
-    if isinstance(source, str) and isinstance(id, str) and source and id:
-        return MessageKey(source, id)
-    return None
+    source, id = _attribute(document, "source"), _attribute(document, "id")
+    return MessageKey(source, id) if source and id else None
 
 
 def event_id_of(body: bytes) -> str | None:
     """The id in the envelope, if there is any."""
-    found = (document_of(body) or {}).get("id")
-    return found if isinstance(found, str) and found else None
+    return _attribute(document_of(body) or {}, "id")
 
 
 def copy_of(message: DeliveredMessage, participant: str, now: datetime) -> Copy:
@@ -164,11 +161,11 @@ def copy_of(message: DeliveredMessage, participant: str, now: datetime) -> Copy:
         key=key,
         died=died,
         event_id=event_id,
-        type=_text(document.get("type"))
+        type=_attribute(document, "type")
         or _text(properties.message_type)
         or _text(headers.get(headers_of.ORIGIN_ROUTING_KEY)).rpartition(".")[0]
         or "unknown",
-        subject=_text(document.get("subject")) or _text(properties.correlation_id) or None,
+        subject=_attribute(document, "subject") or _text(properties.correlation_id) or None,
         queue=queue or work_queue(participant, _priority(document, headers)),
         reason=reason,
         error_type=_text(headers.get(headers_of.ERROR_TYPE)),
@@ -215,6 +212,14 @@ def message_of(letter: Letter | Copy, replays: int) -> aio_pika.Message:
         timestamp=properties.get("timestamp"),
         priority=properties.get("priority"),
     )
+
+
+def way_before_death(headers: Mapping[str, Any]) -> tuple[Any, Any]:
+    """The exchange and the routing key by which a message had come that the broker itself has set
+    aside; None and None for any other."""
+    death = _first(headers.get("x-death"))
+    keys = death.get("routing-keys")
+    return death.get("exchange"), keys[0] if isinstance(keys, list) and keys else None
 
 
 def to_json(value: Mapping[str, Any]) -> str:
@@ -267,8 +272,16 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else ""
 
 
+def _attribute(document: Mapping[str, Any], name: str) -> str | None:
+    """A text in an envelope, unless it is longer than any that is taken."""
+    value = document.get(name)
+    if isinstance(value, str) and 0 < len(value) <= TEXT_MAX_BYTES:
+        return value
+    return None
+
+
 def _count(value: Any) -> int:
-    return value if isinstance(value, int) and value >= 0 else 0
+    return value if isinstance(value, int) and 0 <= value <= ATTEMPT_MAX else 0
 
 
 def _stamp(value: Any) -> str:

@@ -148,10 +148,10 @@ class History:
     def _owe(self, participants: frozenset[str], key: str, owed: Owed) -> None:
         for name in participants:
             known = self.owed[name].get(key)
-            if known is None:
-                self.owed[name][key] = replace(owed)
-            else:
-                known.copies += 1
+            copies = 1 if known is None else known.copies + 1
+            # Whatever came under the id before: it is the event that has to be done.
+            kept = owed if known is None or owed.decodable else known
+            self.owed[name][key] = replace(kept, copies=copies)
 
     def _fold(self, envelope: Envelope[Any]) -> None:
         subject, event = envelope.subject, envelope.data

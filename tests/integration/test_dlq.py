@@ -255,6 +255,27 @@ async def test_copies_of_one_message_are_one_letter(bench: Bench) -> None:
         assert letter.last_failed_at == NOW + timedelta(minutes=2)
 
 
+async def test_a_message_under_the_id_of_another_one_is_a_letter_of_its_own_and_not_done(
+    bench: Bench,
+) -> None:
+    heal()
+    other = cancelled(2, id=cancelled(1).id)
+    async with running(bench) as toy:
+        await bench.publish([cancelled(1)])
+        await until(lambda: _done(toy, 1))
+        await bench.publish([other, cancelled(1)])
+        await until(lambda: bench.holds("toy.dlq", 1))
+
+    async with bench.desk() as desk:
+        (letter,) = desk.store.find(EVERYTHING)
+        (verdict,) = (await desk.examiner().examine([letter])).values()
+
+    assert letter.reason == "conflicting"
+    assert letter.key != cancelled(1).id == letter.event_id
+    assert letter.body == other.to_bytes()
+    assert not verdict.already_done
+
+
 async def test_a_message_that_is_nothing_at_all_is_a_letter(bench: Bench) -> None:
     await bench.bury(
         aio_pika.Message(b"\xff\x00", headers={"x": [bytearray(b"\x01"), {"y": None}]})
