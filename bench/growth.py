@@ -123,7 +123,9 @@ def _copy_rows(path: str, times: int) -> None:
             for _ in range(times - 1):
                 connection.execute(
                     f"INSERT INTO {table} ({key}, {others}) "  # noqa: S608 - names of ours
-                    f"SELECT new_key(), {others} FROM {table} WHERE rowid <= ?",
+                    # After an id in the inbox comes its source.
+                    f"SELECT new_key() || substr({key}, 37), {others} "
+                    f"FROM {table} WHERE rowid <= ?",
                     (last,),
                 )
         connection.commit()

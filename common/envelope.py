@@ -9,32 +9,28 @@ import re
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from functools import cache
-from hashlib import sha1, sha256
-from typing import Annotated, Any, Final, Generic, Literal, TypeVar
+from hashlib import blake2b, sha1, sha256
+from typing import Annotated, Any, Final, Generic, Literal, NamedTuple, TypeVar
 from uuid import UUID
 
 from pydantic import (
-    AwareDatetime,
     BaseModel,
     BeforeValidator,
     ConfigDict,
-    Field,
     PlainSerializer,
     SerializeAsAny,
     ValidationError,
 )
-from pydantic_core import from_json
 
+from common.limits import BODY_MAX_BYTES, Attempt, Moment, SequenceNumber, Text, json_of
 from common.message import Command, Event, Message, Priority, all_below
 
 CONTENT_TYPE = "application/cloudevents+json"
-BODY_MAX_BYTES = 262_144
 
 _ID_NAMESPACE = UUID("6ba7b812-9dad-11d1-80b4-00c04fd430c8")
 _TRACEPARENT = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 M = TypeVar("M", bound=Message, covariant=True)
-Text = Annotated[str, Field(min_length=1, max_length=255)]
 
 
 def rfc3339(moment: datetime) -> str:
@@ -47,6 +43,13 @@ def w3c_trace(value: Any) -> str | None:
     return value if isinstance(value, str) and _TRACEPARENT.fullmatch(value) else None
 
 
+class MessageKey(NamedTuple):
+    """What tells a message from all others. By CloudEvents, an id is unique within its source."""
+
+    source: str
+    id: str
+
+
 class Undecodable(ValueError):
     """A body that is not a message this reader knows. `reason` is a short, bounded label."""
 
@@ -55,7 +58,7 @@ class Undecodable(ValueError):
         self.reason = reason
 
 
-_Time = Annotated[AwareDatetime, PlainSerializer(rfc3339, when_used="json")]
+_Time = Annotated[Moment, PlainSerializer(rfc3339, when_used="json")]
 
 
 class Attributes(BaseModel):
@@ -74,10 +77,15 @@ class Attributes(BaseModel):
     correlationid: Text
     causationid: Text | None = None
     priority: Priority = Priority.NORMAL
-    sequence: Annotated[int, Field(ge=1)] | None = None
+    sequence: SequenceNumber | None = None
     traceparent: Annotated[str | None, BeforeValidator(w3c_trace)] = None
     takenat: _Time | None = None
-    attempt: Annotated[int, Field(ge=2)] | None = None
+    attempt: Attempt | None = None
+
+    @property
+    def key(self) -> MessageKey:
+        """What tells the message from all others."""
+        return MessageKey(self.source, self.id)
 
     @property
     def routing_key(self) -> str:
@@ -87,8 +95,7 @@ class Attributes(BaseModel):
     @classmethod
     def of(cls, body: bytes) -> Attributes:
         """The attributes in a body, whatever its data are. Raises `Undecodable`."""
-        if len(body) > BODY_MAX_BYTES:
-            raise _too_large(body)
+        _document_in(body)
         try:
             return Attributes.model_validate_json(body)
         except ValidationError as error:
@@ -128,6 +135,18 @@ def derived_id(cause: str, step: str) -> str:
     id[8] = id[8] & 0x3F | 0x80
     text = id.hex()
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
+def digest_of(envelope: Envelope[Any], body: bytes) -> bytes:
+    """16 bytes that are equal for repetitions of a message, and for nothing else with its key.
+
+    An event is repeated byte for byte: its publisher, a retry and a replay each send the body that
+    there is. A command's sender may wrap it again, at another time, so what counts is its content,
+    without what has its default: a field that a later version adds makes no other command of it.
+    """
+    if isinstance(envelope.data, Command):
+        body = f"{envelope.type} {envelope.data.model_dump_json(exclude_defaults=True)}".encode()
+    return blake2b(body, digest_size=16).digest()
 
 
 def source_of(participant: str) -> str:
@@ -225,24 +244,19 @@ class Decoder:
 
         Raises `Undecodable`, which says what is wrong with it.
         """
-        if len(body) > BODY_MAX_BYTES:
-            raise _too_large(body)
-        try:
-            document = from_json(body)
-        except ValueError as error:
-            raise Undecodable("malformed", f"the body is not JSON: {error}") from error
-        if not isinstance(document, dict):
-            raise Undecodable("malformed", "the body is JSON, but not an object")
+        document = _document_in(body)
         if document.get("specversion") != "1.0":
             raise Undecodable("malformed", "the body is not a CloudEvents 1.0 document")
         type_, schema = document.get("type"), document.get("dataschema")
         if not isinstance(type_, str) or type_ not in self._types:
-            raise Undecodable("unknown_type", f"no reaction here takes messages of type {type_!r}")
+            raise Undecodable(
+                "unknown_type", f"no reaction here takes messages of type {type_!r:.200}"
+            )
         model = self._models.get(schema) if isinstance(schema, str) else None
         if model is None or model.model_fields["data"].annotation.type != type_:  # type: ignore[union-attr]  # a message class by construction
             raise Undecodable(
                 "unknown_version",
-                f"dataschema {schema!r} is no known version of {type_}; upgrade this service, "
+                f"dataschema {schema!r:.200} is no known version of {type_}; upgrade this service, "
                 f"then replay the message",
             )
         try:
@@ -257,10 +271,18 @@ class Decoder:
         return _newest(envelope)
 
 
-def _too_large(body: bytes) -> Undecodable:
-    return Undecodable(
-        "too_large", f"the body has {len(body)} bytes; the limit is {BODY_MAX_BYTES}"
-    )
+def _document_in(body: bytes) -> dict[str, Any]:
+    if len(body) > BODY_MAX_BYTES:
+        raise Undecodable(
+            "too_large", f"the body has {len(body)} bytes; the limit is {BODY_MAX_BYTES}"
+        )
+    try:
+        document = json_of(body)
+    except ValueError as error:
+        raise Undecodable("malformed", f"the body is not JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise Undecodable("malformed", "the body is JSON, but not an object")
+    return document
 
 
 def _newest(envelope: Envelope[Any]) -> Envelope[Any]:

@@ -11,8 +11,9 @@ from enum import StrEnum
 from typing import Annotated, ClassVar, Literal, Self
 from uuid import UUID, uuid5
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from common.limits import Moment
 from common.message import Command, Event, EventTypes, Priority, Role
 
 _ORDERS = UUID("8a1c9a38-6a6e-5f0b-9d53-0f3c4d2f6b11")
@@ -120,13 +121,14 @@ class OrderPlaced(OrderEvent):
     """A customer wants these lines, at these prices, before the deadline."""
 
     type: ClassVar[str] = "order.placed"
+    publisher: ClassVar[str] = "order"
 
     customer: Customer
     currency: Currency
     lines: Lines
     total_cents: AmountCents
     priority: Priority
-    deadline: AwareDatetime
+    deadline: Moment
 
     @model_validator(mode="after")
     def _adds_up(self) -> Self:
@@ -141,6 +143,7 @@ class OrderConfirmed(OrderEvent):
     """The order is paid and its stock is held."""
 
     type: ClassVar[str] = "order.confirmed"
+    publisher: ClassVar[str] = "order"
     role: ClassVar[Role] = Role.COMPLETION
     final: ClassVar[bool] = True
 
@@ -153,6 +156,7 @@ class OrderCancelled(OrderEvent):
     """The order will not happen; the one trigger of every compensation."""
 
     type: ClassVar[str] = "order.cancelled"
+    publisher: ClassVar[str] = "order"
     role: ClassVar[Role] = Role.CANCELLATION
 
     customer: Customer
@@ -163,6 +167,7 @@ class StockReserved(OrderEvent):
     """Every line is known, priced right and held. Carries what payment needs."""
 
     type: ClassVar[str] = "stock.reserved"
+    publisher: ClassVar[str] = "inventory"
     role: ClassVar[Role] = Role.EFFECT
 
     customer: Customer
@@ -175,6 +180,7 @@ class StockRejected(OrderEvent):
     """Nothing is held for the order, because of this SKU."""
 
     type: ClassVar[str] = "stock.rejected"
+    publisher: ClassVar[str] = "inventory"
     role: ClassVar[Role] = Role.FAILURE
 
     reason: RejectionReason
@@ -185,6 +191,7 @@ class StockReleased(OrderEvent):
     """Nothing is held for the order any more; `lines` is what was, empty if nothing."""
 
     type: ClassVar[str] = "stock.released"
+    publisher: ClassVar[str] = "inventory"
     role: ClassVar[Role] = Role.COMPENSATION
     undoes: ClassVar[EventTypes] = (StockReserved,)
     final: ClassVar[bool] = True
@@ -196,6 +203,7 @@ class PaymentCharged(OrderEvent):
     """The customer paid, once. `reference` is the provider's."""
 
     type: ClassVar[str] = "payment.charged"
+    publisher: ClassVar[str] = "payment"
     role: ClassVar[Role] = Role.EFFECT
 
     currency: Currency
@@ -207,6 +215,7 @@ class PaymentDeclined(OrderEvent):
     """The provider took no money and never will for this order."""
 
     type: ClassVar[str] = "payment.declined"
+    publisher: ClassVar[str] = "payment"
     role: ClassVar[Role] = Role.FAILURE
 
     reason: DeclineReason
@@ -216,6 +225,7 @@ class PaymentRefunded(OrderEvent):
     """What was charged has been given back in full."""
 
     type: ClassVar[str] = "payment.refunded"
+    publisher: ClassVar[str] = "payment"
     role: ClassVar[Role] = Role.COMPENSATION
     undoes: ClassVar[EventTypes] = (PaymentCharged,)
     final: ClassVar[bool] = True
@@ -228,6 +238,7 @@ class PaymentVoided(OrderEvent):
     """Nothing was charged for the order and nothing will be."""
 
     type: ClassVar[str] = "payment.voided"
+    publisher: ClassVar[str] = "payment"
     role: ClassVar[Role] = Role.COMPENSATION
     final: ClassVar[bool] = True
 
@@ -253,6 +264,7 @@ class NotificationBegun(OrderEvent):
     """The customer is to be mailed how the order ended, and may have been from here on."""
 
     type: ClassVar[str] = "notification.begun"
+    publisher: ClassVar[str] = "notification"
     final: ClassVar[bool] = True
 
     letter: Letter
@@ -262,6 +274,7 @@ class NotificationSent(OrderEvent):
     """The mail was accepted for delivery."""
 
     type: ClassVar[str] = "notification.sent"
+    publisher: ClassVar[str] = "notification"
     final: ClassVar[bool] = True
 
 
@@ -269,6 +282,7 @@ class NotificationUnconfirmed(OrderEvent):
     """Nobody knows whether the mail was accepted; it is for a person to decide what to do."""
 
     type: ClassVar[str] = "notification.unconfirmed"
+    publisher: ClassVar[str] = "notification"
     final: ClassVar[bool] = True
 
     detail: Detail
@@ -278,6 +292,7 @@ class NotificationDismissed(OrderEvent):
     """A person decided that an unconfirmed mail is not sent again."""
 
     type: ClassVar[str] = "notification.dismissed"
+    publisher: ClassVar[str] = "notification"
     final: ClassVar[bool] = True
 
 
@@ -285,6 +300,7 @@ class StockAdded(Event):
     """Units were put on the shelf, and this is the SKU's price from now on."""
 
     type: ClassVar[str] = "stock.added"
+    publisher: ClassVar[str] = "inventory"
     final: ClassVar[bool] = True
 
     sku: Sku

@@ -64,12 +64,14 @@ EventTypes = tuple[type["Event"], ...]
 class Event(Message):
     """A fact, in the past tense. `type` is its name on the wire and the head of its routing key.
 
-    `undoes` names the effects that do not stand any more after it. What is `final` needs nobody to
-    react to it.
+    `publisher` is the participant whose events of this type its readers believe; None leaves that
+    to the broker's permissions alone. `undoes` names the effects that do not stand any more after
+    it. What is `final` needs nobody to react to it.
     """
 
     type: ClassVar[str]
     version: ClassVar[int] = 1
+    publisher: ClassVar[str | None] = None
     role: ClassVar[Role] = Role.STEP
     undoes: ClassVar[EventTypes] = ()
     final: ClassVar[bool] = False

@@ -24,6 +24,8 @@ PROBLEM = "application/problem+json"
 BUSY_RETRY_SECONDS = 5
 ERRORS_MAX = 20
 """What is wrong with a request, beyond which no more is listed."""
+TOLD_MAX_CHARACTERS = 200
+"""Of what a client has sent, in an answer that refuses it."""
 
 _SCHEMA = {
     "title": "Problem",
@@ -148,7 +150,7 @@ def create_app(
     @app.exception_handler(RequestValidationError)
     async def on_invalid(_: Request, error: RequestValidationError) -> JSONResponse:
         errors = [
-            {"where": ".".join(map(str, found["loc"])), "why": _why(found)}
+            {"where": _short(".".join(map(str, found["loc"]))), "why": _short(_why(found))}
             for found in error.errors()[:ERRORS_MAX]
         ]
         detail = "; ".join(f"{found['where']}: {found['why']}" for found in errors[:5])
@@ -160,6 +162,12 @@ def create_app(
         return Problem(500, "an internal error; the service's log tells more").response()
 
     return app
+
+
+def _short(text: str) -> str:
+    """A text that may be the client's own, so that it can be told back."""
+    cut = text if len(text) <= TOLD_MAX_CHARACTERS else f"{text[:TOLD_MAX_CHARACTERS]}…"
+    return cut.encode(errors="replace").decode()
 
 
 def _why(error: dict[str, Any]) -> str:

@@ -12,13 +12,14 @@ from uuid import UUID
 
 import sqlalchemy as sa
 from fastapi import APIRouter, Query
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import from_json
 
 from common import process
 from common.events import CancellationReason, Currency, Customer
 from common.kernel.database import Database
 from common.kernel.tables import Clock, utc_now
+from common.limits import INTEGER_MAX, TEXT_MAX_BYTES, Moment, moment_of
 from common.message import Priority
 from common.settings import Settings
 from common.web import Problem, answer_from, create_app, problems
@@ -157,12 +158,12 @@ class Wanted(BaseModel):
     reason: CancellationReason | None = None
     priority: Priority | None = None
     currency: Currency | None = None
-    total_cents_min: Annotated[int, Field(ge=0)] | None = None
-    total_cents_max: Annotated[int, Field(ge=0)] | None = None
-    since: AwareDatetime | None = None
-    until: AwareDatetime | None = None
+    total_cents_min: Annotated[int, Field(ge=0, le=INTEGER_MAX)] | None = None
+    total_cents_max: Annotated[int, Field(ge=0, le=INTEGER_MAX)] | None = None
+    since: Moment | None = None
+    until: Moment | None = None
     limit: Annotated[int, Field(ge=1, le=PAGE_MAX)] = PAGE_DEFAULT
-    after: str | None = None
+    after: Annotated[str, Field(max_length=TEXT_MAX_BYTES)] | None = None
 
     @property
     def search(self) -> queries.Search:
@@ -197,7 +198,7 @@ def routes(database: Database, clock: Clock = utc_now) -> APIRouter:
         )
 
     @router.get("/orders/{order_id}", responses=problems(404, 422, 503))
-    async def get(order_id: UUID, at: AwareDatetime | None = None) -> OrderSummary:
+    async def get(order_id: UUID, at: Moment | None = None) -> OrderSummary:
         """An order as it stands, or as it stood `at` some time."""
         facts = await facts_of(order_id)
         view = queries.view_at(str(order_id), facts, at)
@@ -212,9 +213,7 @@ def routes(database: Database, clock: Clock = utc_now) -> APIRouter:
         return Timeline(order_id=order_id, steps=[TimelineStep.of(step) for step in steps])
 
     @router.get("/stats", responses=problems(422, 503))
-    async def stats(
-        since: AwareDatetime | None = None, until: AwareDatetime | None = None
-    ) -> Stats:
+    async def stats(since: Moment | None = None, until: Moment | None = None) -> Stats:
         """Outcomes, reasons, revenue and latencies by the hour; of the last day by default."""
         end = until or clock()
         begin = since or end - STATS_DEFAULT
@@ -242,9 +241,8 @@ def _cursor(view: OrderView) -> str:
 def _read_cursor(text: str) -> tuple[datetime, str]:
     try:
         time, order_id = base64.urlsafe_b64decode(text).decode().split(" ")
-        seen = datetime.fromisoformat(time), str(UUID(order_id))
-        if seen[0].tzinfo is not None:
-            return seen
+        if (moment := moment_of(time)) is not None:
+            return moment, str(UUID(order_id))
     except (ValueError, binascii.Error):
         pass
     raise Problem(422, f"after: {text!r} is no `next` of an earlier page")

@@ -15,6 +15,7 @@ from common.envelope import Attributes, rfc3339
 from common.events import CancellationReason
 from common.kernel.statements import any_of
 from common.kernel.tables import Utc
+from common.limits import SEQUENCE_MAX, TIME_END, TIME_MIN
 from common.message import Priority
 from history_service.domain import OrderView, Status, view_of
 from history_service.store import (
@@ -88,6 +89,11 @@ def facts_about(connection: Connection, subjects: Collection[str]) -> list[Fact]
 
 FACTS: Final = sa.select(
     events.c.position, events.c.stream_offset, events.c.recorded_at, events.c.body
+).where(
+    # An older version kept these, too; nobody can reckon with them.
+    events.c.time >= TIME_MIN,
+    events.c.time < TIME_END,
+    sa.or_(events.c.sequence.is_(None), events.c.sequence <= SEQUENCE_MAX),
 )
 """What `fact_of` takes."""
 

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import sqlalchemy as sa
 from pydantic_core import from_json
 from sqlalchemy.engine import Connection
 
-from common.envelope import Attributes, Decoder, Envelope, Undecodable
+from common.envelope import Attributes, Decoder, Envelope, MessageKey, Undecodable
 from common.events import CancellationReason, OrderEvent, known_events
 from common.kernel.rows import Rows, writing
 from common.kernel.statements import any_of
-from common.kernel.tables import Schema, StateTable, Utc, VersionConflict, Word
+from common.kernel.tables import Schema, StateTable, Utc, VersionConflict, Word, inbox_key
 from common.message import Priority
-from common.messaging.dead_letters import EDITOR_SOURCE, key_of
+from common.messaging.dead_letters import key_of
 from common.messaging.stream import Record
 from common.messaging.topology import EVENTS_EXCHANGE, HISTORY_STREAM
+from common.messaging.trust import EDITOR_SOURCE, MISROUTED, check_source
 from history_service.domain import OrderView, Payment, Status, Stock
 
 _metadata = sa.MetaData()
@@ -29,6 +30,7 @@ _metadata = sa.MetaData()
 events = sa.Table(
     "events",
     _metadata,
+    # Where an event of another source has the same id, and came first, the inbox's key stands here.
     sa.Column("event_id", sa.String(255), primary_key=True),
     # The order in which they were recorded here, from 1.
     sa.Column("position", sa.BigInteger, nullable=False),
@@ -109,9 +111,7 @@ order_views = sa.Table(
 ORDERS: Final = StateTable(OrderView, order_views)
 TABLES: Final = Schema(_metadata, migrations=Path(__file__).with_name("migrations"))
 
-SEQUENCE_MAX: Final = 2**53
-"""The highest number of an event that is believed."""
-
+_PUBLISHERS: Final = {kind.type: kind.publisher for kind in known_events()}
 _EVENTS: Final = Rows(events)
 _STRAYS: Final = Rows(strays)
 _GAPS: Final = Rows(gaps)
@@ -166,15 +166,15 @@ def judge(record: Record) -> Fact | Stray:
     what the message says of itself; a corrected copy comes from an operator, straight."""
     try:
         attributes = Attributes.of(record.body)
-        check_storable(attributes)
         by_operator = (EDITOR_SOURCE, "", HISTORY_STREAM)
         if record.exchange == EVENTS_EXCHANGE:
             right = record.routing_key == attributes.routing_key
+            check_source(attributes.type, _PUBLISHERS.get(attributes.type), attributes.source)
         else:
             right = (attributes.source, record.exchange, record.routing_key) == by_operator
         if not right:
             raise Undecodable(
-                "misrouted",
+                MISROUTED,
                 f"{attributes.type} came with the routing key {record.routing_key!r}, "
                 f"not {attributes.routing_key!r}",
             )
@@ -201,14 +201,6 @@ def _stray(record: Record, reason: str, detail: str) -> Stray:
         record.body,
         record.offset,
     )
-
-
-def check_storable(attributes: Attributes) -> None:
-    named = (attributes.id, attributes.type, attributes.source, attributes.subject)
-    if any("\0" in text for text in (*named, attributes.causationid or "")):
-        raise Undecodable("malformed", "an attribute holds a character that cannot be stored")
-    if (attributes.sequence or 0) > SEQUENCE_MAX:
-        raise Undecodable("malformed", f"sequence: {attributes.sequence} is too high")
 
 
 def _storable(text: str) -> str:
@@ -260,23 +252,26 @@ def append(connection: Connection, found: Sequence[Fact | Stray], now: datetime)
     facts: dict[str, Fact] = {}
     new_strays: dict[str, Stray] = {}
     known = 0
-    bodies = _bodies(connection, {f.attributes.id for f in found if isinstance(f, Fact)})
+    kept = _kept(connection, [f.attributes.key for f in found if isinstance(f, Fact)])
     for item in found:
         if isinstance(item, Stray):
             new_strays.setdefault(item.key, item)
             continue
-        id = item.attributes.id
-        body = facts[id].body if id in facts else bodies.get(id)
-        if body is None:
+        source, id = item.attributes.key
+        if id in kept and kept[id].source != source:
+            id = inbox_key(item.attributes.key)
+        if id not in kept:
+            kept[id] = _Kept(source, item.body)
             facts[id] = item
-        elif _same(body, item.body):
+        elif _same(kept[id].body, item.body):
             known += 1
         else:
             stray = _conflicting(item)
             new_strays.setdefault(stray.key, stray)
     position = connection.scalar(sa.select(sa.func.max(events.c.position))) or 0
     rows = [
-        _row(fact, position + number, now) for number, fact in enumerate(facts.values(), start=1)
+        _row(id, fact, position + number, now)
+        for number, (id, fact) in enumerate(facts.items(), start=1)
     ]
     if rows and _EVENTS.insert(connection, rows) != len(rows):
         raise VersionConflict(events.name)
@@ -320,12 +315,19 @@ def decoded(fact: Fact) -> Envelope[Any] | None:
         return None
 
 
-def _bodies(connection: Connection, ids: set[str]) -> Mapping[str, bytes]:
+class _Kept(NamedTuple):
+    source: str
+    body: bytes
+
+
+def _kept(connection: Connection, messages: Iterable[MessageKey]) -> dict[str, _Kept]:
+    """What is kept under the ids of these messages, or under what stands for them."""
+    ids = {id for message in messages for id in (message.id, inbox_key(message))}
     if not ids:
         return {}
-    query = sa.select(events.c.event_id, events.c.body)
+    query = sa.select(events.c.event_id, events.c.source, events.c.body)
     rows = connection.execute(query.where(any_of(connection, events.c.event_id, sorted(ids))))
-    return {row.event_id: row.body for row in rows}
+    return {row.event_id: _Kept(row.source, row.body) for row in rows}
 
 
 def _same(body: bytes, other: bytes) -> bool:
@@ -344,10 +346,10 @@ def _conflicting(fact: Fact) -> Stray:
     )
 
 
-def _row(fact: Fact, position: int, now: datetime) -> dict[str, Any]:
+def _row(id: str, fact: Fact, position: int, now: datetime) -> dict[str, Any]:
     attributes = fact.attributes
     return {
-        "event_id": attributes.id,
+        "event_id": id,
         "position": position,
         "stream_offset": fact.stream_offset,
         "recorded_at": now,

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Header
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.engine import Connection
 
-from common.envelope import derived_id
+from common.envelope import MessageKey, derived_id, source_of
 from common.events import STOCK_QUANTITY_MAX, Currency, Sku, StockReleased, UnitPriceCents
 from common.kernel.rows import writing
 from common.kernel.step import Decision
@@ -68,14 +68,16 @@ def routes(running: Running) -> APIRouter:
 
     async def is_new_or_the_same(key: str, delivery: StockDelivery) -> bool:
         """Whether a key was not used yet, or for this same delivery; remembered as messages are."""
-        of_key = derived_id(key, "delivery")
-        of_both = derived_id(of_key, delivery.model_dump_json())
+        source, delivery_id = source_of(PARTICIPANT.name), derived_id(key, "delivery")
+        of_key = MessageKey(source, delivery_id)
+        of_both = MessageKey(source, derived_id(delivery_id, delivery.model_dump_json()))
 
         def remember(connection: Connection) -> bool:
             known = running.tables.already_done(connection, {of_key, of_both})
             if not known:
                 with writing(connection) as writes:
-                    running.tables.mark_done(writes, [of_key, of_both], running.clock())
+                    noted = dict.fromkeys((of_key, of_both))
+                    running.tables.mark_done(writes, noted, running.clock())
             return not known or of_both in known
 
         while True:
@@ -119,7 +121,7 @@ def routes(running: Running) -> APIRouter:
         return [StockView.of(found[sku][0]) for sku in skus]
 
     @router.get("/stock/{sku}", responses=problems(404, 422, 503))
-    async def get(sku: str) -> StockView:
+    async def get(sku: Sku) -> StockView:
         """One SKU on the shelf."""
         item = await answer_from(running.database, lambda connection: STOCK.find(connection, sku))
         if item is None:

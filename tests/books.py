@@ -76,7 +76,7 @@ class Books:
                 for kind, table in tables.states.items():
                     states = [s for id, s in self.play.states[name].items() if id[0] is kind]
                     table.save(writes, [(state, 0) for state in states])
-                tables.mark_done(writes, self.play.inboxes[name], self.play.at)
+                tables.mark_done(writes, dict.fromkeys(self.play.inboxes[name]), self.play.at)
 
         database = await open_database(url, tables)
         await database.transaction(fill)
@@ -113,7 +113,7 @@ class Books:
 
 async def rows_of(name: str, url: str) -> Rows:
     """Every row of a participant's tables of states, without the versions that tell replicas of
-    each other's writing; and of its inbox, without the times."""
+    each other's writing; and the ids in its inbox."""
 
     def read(connection: Connection) -> Rows:
         found: Rows = {}
@@ -123,7 +123,8 @@ async def rows_of(name: str, url: str) -> Rows:
                 tuple(row) for row in connection.execute(sa.select(*columns))
             }
         inbox = TABLES[name].inbox.c.message_id
-        found["inbox"] = {tuple(row) for row in connection.execute(sa.select(inbox))}
+        # A rebuilt one does not know the sources of commands.
+        found["inbox"] = {(key.partition("\t")[0],) for key in connection.scalars(sa.select(inbox))}
         return found
 
     return await asyncio.to_thread(read_database, url, read)

@@ -9,7 +9,7 @@ from typing import Any
 from uuid import uuid4
 
 from common.choreography import Choreography, Participant, State
-from common.envelope import Envelope, wrap
+from common.envelope import Envelope, MessageKey, wrap
 from common.events import DeclineReason, OrderLine, PlaceOrder
 from common.kernel.step import StateId, react
 from common.kernel.tables import utc_now
@@ -43,7 +43,7 @@ class Play:
     at: datetime = field(default_factory=lambda: utc_now() - timedelta(hours=1))
     tick: timedelta = timedelta(0)
     states: dict[str, dict[StateId, State]] = field(default_factory=dict)
-    inboxes: dict[str, set[str]] = field(default_factory=dict)
+    inboxes: dict[str, set[MessageKey]] = field(default_factory=dict)
     events: list[Envelope[Any]] = field(default_factory=list)
     charges: list[Charge] = field(default_factory=list)
     refunds: list[Refund] = field(default_factory=list)
@@ -132,7 +132,7 @@ class Play:
                 self.failed.append(Delivery(participant.name, cause, attempt + 1))
                 return
             message = self._answer(decision.intent)
-        self.inboxes[participant.name].add(cause.id)
+        self.inboxes[participant.name].add(cause.key)
 
     def _fails(self, intent: Intent | None) -> bool:
         if isinstance(intent, Refund) and self.refunds_down:

@@ -25,7 +25,7 @@ from sqlalchemy.engine import Connection
 
 from common import tracing
 from common.choreography import Participant, State
-from common.envelope import Envelope, source_of, wrap
+from common.envelope import Envelope, MessageKey, source_of, wrap
 from common.kernel.database import Database
 from common.kernel.fold import is_shared
 from common.kernel.lanes import Lanes
@@ -79,6 +79,10 @@ class Duplicate:
     """Done already, some time before."""
 
 
+class Conflicting(Exception):
+    """A message has the source and the id of another one that was done, and is not the same."""
+
+
 @dataclass(frozen=True, slots=True)
 class Failed:
     """Nothing of it was kept, because of `error`; trying again at once would fail again."""
@@ -100,6 +104,8 @@ class Work:
     lanes: Lanes[Work]
     taken_at: datetime
     attempt: int
+    digest: bytes | None = None
+    """See `common.envelope.digest_of`; None if it is not to be compared."""
     began: float = field(default_factory=time.monotonic)
     context: Context | None = None
     """Where its spans belong, if they are recorded."""
@@ -169,9 +175,17 @@ class Kernel:
         return self._unresolved == 0
 
     async def handle(
-        self, envelope: Envelope[Any], *, local: bool = False, attempt: int = 1
+        self,
+        envelope: Envelope[Any],
+        *,
+        local: bool = False,
+        attempt: int = 1,
+        digest: bytes | None = None,
     ) -> Outcome:
         """Decide on a message and commit the decision; `attempt` counts the tries of it.
+
+        A message whose source and id were done before is a `Duplicate`; `Failed` with `Conflicting`
+        where its `digest` and that of what was done are both known, and differ.
 
         Returns when it is durable, or known to have been before, or refused. Waits as long as the
         database is away; a message from the broker, which is not `local`, also as long as the
@@ -179,7 +193,9 @@ class Kernel:
         """
         resolved: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         ABOUT.set(envelope)
-        work = self.take(envelope, partial(_set, resolved), local=local, attempt=attempt)
+        work = self.take(
+            envelope, partial(_set, resolved), local=local, attempt=attempt, digest=digest
+        )
         try:
             return await resolved
         finally:
@@ -192,11 +208,12 @@ class Kernel:
         *,
         local: bool = False,
         attempt: int = 1,
+        digest: bytes | None = None,
     ) -> Work:
         """The same without waiting: `then` is called with the outcome, from the event loop, unless
         the work is abandoned before."""
         lanes = self._local if local else self._lanes
-        work = Work(envelope, envelope.data, then, lanes, self._clock(), attempt)
+        work = Work(envelope, envelope.data, then, lanes, self._clock(), attempt, digest)
         if tracing.active is not None:
             work.context = tracing.active.here()
         self._unresolved += 1
@@ -411,7 +428,7 @@ class Kernel:
             writes.execute(connection)
             return [], []
         now = self._clock()
-        done = self._done(connection, group) if careful else set()
+        done = self._done(connection, group) if careful else {}
         doubtful: list[Work] = []
         ids = self._own_ids(group)
         states = _States(connection, self._tables, lock=careful)
@@ -422,12 +439,13 @@ class Kernel:
         states.load(ids)
         states.load(self._other_ids(group, states))
         results: list[_Result] = []
-        finished: list[str] = []
+        finished: dict[MessageKey, bytes | None] = {}
         outgoing: list[Outgoing] = []
         for work in group:
             work.span = None  # one that was begun before was rolled back, and is not told of
-            if work.envelope.id in done:
-                results.append(Duplicate())
+            key = work.envelope.key
+            if key in done:
+                results.append(_repeated(work, done[key]))
                 continue
             traceparent = self._begin_span(work) if tracing.active is not None else None
             began = time.perf_counter()
@@ -454,8 +472,7 @@ class Kernel:
             states.change(decision.changes)
             outgoing += map(Outgoing.of, decision.events)
             if decision.intent is None:
-                done.add(work.envelope.id)
-                finished.append(work.envelope.id)
+                done[key] = finished[key] = work.digest
             else:
                 doubtful.append(work)
             results.append(decision)
@@ -471,8 +488,10 @@ class Kernel:
         writes.execute(connection)
         return results, outgoing
 
-    def _done(self, connection: Connection, group: Iterable[Work]) -> set[str]:
-        return self._tables.already_done(connection, {work.envelope.id for work in group})
+    def _done(
+        self, connection: Connection, group: Iterable[Work]
+    ) -> dict[MessageKey, bytes | None]:
+        return self._tables.already_done(connection, {work.envelope.key for work in group})
 
     def _begin_span(self, work: Work) -> str | None:
         """Begin the reaction's span; return what its events are to carry."""
@@ -509,6 +528,14 @@ class Kernel:
 def _set(resolved: asyncio.Future[Outcome], outcome: Outcome) -> None:
     if not resolved.done():
         resolved.set_result(outcome)
+
+
+def _repeated(work: Work, digest: bytes | None) -> Duplicate | Failed:
+    """What becomes of a message whose source and id were done with a content of this digest."""
+    if digest is None or work.digest is None or digest == work.digest:
+        return Duplicate()
+    source, id = work.envelope.key
+    return Failed(Conflicting(f"another message from {source!r} was done under the id {id!r}"))
 
 
 class _States:

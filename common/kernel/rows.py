@@ -24,6 +24,8 @@ from common.kernel.statements import on_postgresql
 
 OLD_VERSION: Final = "old_version"
 """In a row that is to be updated: the version that it must still have."""
+FORMER_KEY: Final = "former_key"
+"""In a row that is to be inserted: another key, under which there must be no row either."""
 
 _ARRAYS: Final[Mapping[type[sa.types.TypeEngine[Any]], str]] = {
     # The widest of each family: what does not fit a column is refused, not cut off by a cast.
@@ -46,13 +48,23 @@ _Kind: TypeAlias = Literal["check", "remove", "insert", "update"]
 class Rows:
     """The rows of one table whose primary key is one column."""
 
-    def __init__(self, table: sa.Table, columns: Iterable[str] | None = None) -> None:
-        """A row that is read or written has these columns, by default all of the table's."""
+    def __init__(
+        self,
+        table: sa.Table,
+        columns: Iterable[str] | None = None,
+        *,
+        former_keys: bool = False,
+    ) -> None:
+        """A row that is read or written has these columns, by default all of the table's.
+
+        With `former_keys`, a row that is inserted has a `FORMER_KEY` as well.
+        """
         (key,) = table.primary_key.columns
         used = [table.c[name] for name in columns or table.columns.keys()]
         self.key = key.name
-        self.sqlite = _OnSqlite(sqlite.dialect(), key, used)
-        self.postgresql = _OnPostgresql(postgresql.dialect(), key, used)  # type: ignore[no-untyped-call]
+        self.sqlite = _OnSqlite(sqlite.dialect(), key, used, former_keys)
+        postgresql_dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
+        self.postgresql = _OnPostgresql(postgresql_dialect, key, used, former_keys)
 
     def find(
         self, connection: Connection, keys: Collection[str], *, lock: bool = False
@@ -178,21 +190,26 @@ class _Columns:
     """A table's columns as one kind of database names and stores them."""
 
     def __init__(
-        self, dialect: sa.Dialect, key: sa.Column[Any], columns: Sequence[sa.Column[Any]]
+        self,
+        dialect: sa.Dialect,
+        key: sa.Column[Any],
+        columns: Sequence[sa.Column[Any]],
+        former_keys: bool,
     ) -> None:
         self.quote = dialect.identifier_preparer.quote
         self.table = self.quote(key.table.name)
         self.key = self.quote(key.name)
         self.names = [self.quote(column.name) for column in columns]
         changed = [column.name for column in columns if column is not key]
-        self._in: dict[str, _Process | None] = {OLD_VERSION: None}
+        self.former_keys = former_keys
+        self._in: dict[str, _Process | None] = {OLD_VERSION: None, FORMER_KEY: None}
         self._out: list[_Process | None] = []
         for column in columns:
             kind = column.type.dialect_impl(dialect)
             self._in[column.name] = kind.bind_processor(dialect)
             self._out.append(kind.result_processor(dialect, None))
         self.given: dict[_Kind, list[str]] = {
-            "insert": [column.name for column in columns],
+            "insert": [*(column.name for column in columns), *[FORMER_KEY] * former_keys],
             "update": [*changed, key.name, OLD_VERSION],
             "check": [key.name, OLD_VERSION],
             "remove": [key.name],
@@ -212,16 +229,23 @@ class _Columns:
 
 class _OnSqlite(_Columns):
     def __init__(
-        self, dialect: sa.Dialect, key: sa.Column[Any], columns: Sequence[sa.Column[Any]]
+        self,
+        dialect: sa.Dialect,
+        key: sa.Column[Any],
+        columns: Sequence[sa.Column[Any]],
+        former_keys: bool,
     ) -> None:
-        super().__init__(dialect, key, columns)
+        super().__init__(dialect, key, columns, former_keys)
         names, places = ", ".join(self.names), ", ".join("?" for _ in self.names)
         changes = ", ".join(f"{name} = ?" for name in self.names if name != self.key)
         self.find = f"SELECT {names} FROM {self.table} WHERE {self.key} IN"
+        values = f"VALUES ({places})"
+        if former_keys:
+            former = f"SELECT 1 FROM {self.table} WHERE {self.key} = ?"
+            values = f"SELECT {places} WHERE NOT EXISTS ({former})"
         self.texts: dict[_Kind, str] = {
             "insert": (
-                f"INSERT INTO {self.table} ({names}) VALUES ({places}) "
-                f"ON CONFLICT ({self.key}) DO NOTHING"
+                f"INSERT INTO {self.table} ({names}) {values} ON CONFLICT ({self.key}) DO NOTHING"
             ),
             "update": f"UPDATE {self.table} SET {changes} WHERE {self.key} = ? AND version = ?",
             "remove": f"DELETE FROM {self.table} WHERE {self.key} = ?",
@@ -247,14 +271,19 @@ class _OnSqlite(_Columns):
 
 class _OnPostgresql(_Columns):
     def __init__(
-        self, dialect: sa.Dialect, key: sa.Column[Any], columns: Sequence[sa.Column[Any]]
+        self,
+        dialect: sa.Dialect,
+        key: sa.Column[Any],
+        columns: Sequence[sa.Column[Any]],
+        former_keys: bool,
     ) -> None:
-        super().__init__(dialect, key, columns)
+        super().__init__(dialect, key, columns, former_keys)
         names = ", ".join(self.names)
         self.find = f"SELECT {names} FROM {self.table} WHERE {self.key} = ANY($1::text[])"
         self.find_and_lock = f"{self.find} ORDER BY {self.key} FOR NO KEY UPDATE"
         self._kinds = {column.name: _array_of(column) for column in columns}
         self._kinds[OLD_VERSION] = _ARRAYS[sa.Integer]
+        self._kinds[FORMER_KEY] = _ARRAYS[sa.String]
 
     def text(self, kind: _Kind, first: int) -> str:
         """The statement, with numbers from `first` on for its parameters."""
@@ -265,8 +294,13 @@ class _OnPostgresql(_Columns):
         names = ", ".join(map(self.quote, given))
         rows = f"unnest({arrays}) AS rows({names})"
         if kind == "insert":
+            unless = ""
+            if self.former_keys:
+                names = ", ".join(self.names)
+                former = f"SELECT 1 FROM {self.table} WHERE {self.key} = rows.{FORMER_KEY}"
+                unless = f"WHERE NOT EXISTS ({former}) "
             return (
-                f"INSERT INTO {self.table} ({names}) SELECT {names} FROM {rows} "
+                f"INSERT INTO {self.table} ({names}) SELECT {names} FROM {rows} {unless}"
                 f"ON CONFLICT ({self.key}) DO NOTHING RETURNING 1"
             )
         if kind == "remove":

@@ -82,6 +82,7 @@ def react(
     own = find(own_id)
     results = _as_tuple(reaction.function(message, *_arguments(reaction, message, own, find, now)))
     _check(participant, reaction, message, subject, results)
+    cause_id = _id_among_causes(cause)
     events: list[Envelope[Any]] = []
     intent: Intent | None = None
     changes: dict[StateId, State] = {}
@@ -98,7 +99,7 @@ def react(
             events.append(
                 wrap(
                     result,
-                    id=derived_id(cause.id, f"{participant.name}.{reaction.name}.{result.type}"),
+                    id=derived_id(cause_id, f"{participant.name}.{reaction.name}.{result.type}"),
                     source=source_of(participant.name),
                     time=now,
                     priority=cause.priority,
@@ -112,6 +113,14 @@ def react(
         else:
             intent = result
     return Decision(tuple(events), intent, changes, current(own_id))
+
+
+def _id_among_causes(cause: Envelope[Any]) -> str:
+    """What tells the cause from all others that the same reaction may have. An event's id is enough
+    where its type has one publisher; commands may come from many sources, each with its own ids."""
+    if isinstance(cause.data, Event) and cause.data.publisher is not None:
+        return cause.id
+    return f"{cause.id}\t{cause.source}"
 
 
 def evolved(

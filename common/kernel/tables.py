@@ -6,17 +6,22 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from hashlib import sha256
+from operator import itemgetter
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 import sqlalchemy as sa
 from pydantic import TypeAdapter
 from sqlalchemy.engine import Connection
 
 from common.choreography import State
-from common.kernel.rows import OLD_VERSION, Rows, WriteSet
+from common.envelope import MessageKey
+from common.kernel.rows import FORMER_KEY, OLD_VERSION, Rows, WriteSet
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_INBOX_KEY_MAX = 255
+"""Characters."""
 
 
 class VersionConflict(Exception):
@@ -157,8 +162,12 @@ class Tables(Schema):
         self.inbox = sa.Table(
             "inbox",
             metadata,
-            sa.Column("message_id", sa.String(255), primary_key=True),
+            # See `inbox_key`.
+            sa.Column("message_id", sa.String(_INBOX_KEY_MAX), primary_key=True),
             sa.Column("at", Utc, nullable=False),
+            # Of what was done; unknown for what was done before there was this column, and for
+            # what did not come from the broker.
+            sa.Column("digest", sa.LargeBinary),
             sa.Index("inbox_by_age", "at"),
         )
         self.outbox = sa.Table(
@@ -180,20 +189,61 @@ class Tables(Schema):
             # By the database's clock, which all replicas share.
             sa.Column("until", Utc, nullable=False),
         )
-        self._inbox_rows = Rows(self.inbox)
+        self._inbox_rows = Rows(self.inbox, former_keys=True)
 
-    def already_done(self, connection: Connection, message_ids: Collection[str]) -> set[str]:
-        """Those of the messages that have an inbox row."""
-        return {id for id, _ in self._inbox_rows.find(connection, sorted(message_ids))}
+    def already_done(
+        self, connection: Connection, messages: Collection[MessageKey]
+    ) -> dict[MessageKey, bytes | None]:
+        """Those of the messages that have an inbox row, with the digest of what was done."""
+        keys = {key for message in messages for key in inbox_keys(message)}
+        found = {key: digest for key, _, digest in self._inbox_rows.find(connection, sorted(keys))}
+        return {
+            message: found[key]
+            for message in messages
+            for key in reversed(inbox_keys(message))  # its own row counts more
+            if key in found
+        }
 
-    def mark_done(self, writes: WriteSet, message_ids: Iterable[str], at: datetime) -> None:
-        """Insert inbox rows; `VersionConflict` if one of the messages has been done meanwhile."""
-        self.mark_each_done(writes, dict.fromkeys(message_ids, at))
+    def mark_done(
+        self, writes: WriteSet, messages: Mapping[MessageKey, bytes | None], at: datetime
+    ) -> None:
+        """Insert inbox rows for messages, given with their digests; `VersionConflict` if one of
+        them has been done meanwhile."""
+        self._mark_done(writes, [(key, at, digest) for key, digest in messages.items()])
 
-    def mark_each_done(self, writes: WriteSet, done: Mapping[str, datetime]) -> None:
-        """The same, where each message has a time of its own."""
-        rows = [{"message_id": message_id, "at": at} for message_id, at in sorted(done.items())]
+    def mark_each_done(self, writes: WriteSet, done: Mapping[MessageKey, datetime]) -> None:
+        """The same, where each message has a time of its own, and digests are not known."""
+        self._mark_done(writes, [(key, at, None) for key, at in done.items()])
+
+    def _mark_done(
+        self, writes: WriteSet, done: Iterable[tuple[MessageKey, datetime, bytes | None]]
+    ) -> None:
+        rows = []
+        for message, at, digest in done:
+            key, old_key = inbox_keys(message)
+            rows.append({"message_id": key, "at": at, "digest": digest, FORMER_KEY: old_key})
+        rows.sort(key=itemgetter("message_id"))  # so that replicas do not deadlock
         writes.insert(self._inbox_rows, rows, VersionConflict(self.inbox.name))
+
+
+ANY_SOURCE: Final = ""
+"""Stands for a source that is not known: whatever has the id then counts as done."""
+
+
+def inbox_key(message: MessageKey) -> str:
+    """What the inbox knows a message by: its id, a tab, which neither may hold, and its source."""
+    if message.source == ANY_SOURCE:
+        return message.id
+    key = f"{message.id}\t{message.source}"
+    if len(key) > _INBOX_KEY_MAX:
+        key = f"sha256:{sha256(key.encode()).hexdigest()}"
+    return key
+
+
+def inbox_keys(message: MessageKey) -> tuple[str, str]:
+    """The keys of the rows that say a message was done: its own; and the id alone, which is the key
+    of older rows (those of before there were digests), and counts for every source."""
+    return inbox_key(message), message.id
 
 
 Clock = Callable[[], datetime]

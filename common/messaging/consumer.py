@@ -25,8 +25,8 @@ from faststream.rabbit import RabbitBroker, RabbitQueue
 
 from common import tracing
 from common.choreography import Participant
-from common.envelope import Decoder, Envelope, Undecodable
-from common.kernel.groups import Failed, Kernel, Outcome, Work
+from common.envelope import Decoder, Envelope, Undecodable, digest_of
+from common.kernel.groups import Conflicting, Failed, Kernel, Outcome, Work
 from common.kernel.tables import Clock, utc_now
 from common.messaging.acknowledgement import AckChannel, Acknowledger
 from common.messaging.connection import (
@@ -47,6 +47,7 @@ from common.messaging.dead_letters import (
 from common.messaging.frames import Delivery, Posting
 from common.messaging.publisher import BrokerPublisher
 from common.messaging.topology import DEAD_EXCHANGE, queues_of, wait_queue
+from common.messaging.trust import check_sender
 from common.messaging.wire import ChannelLost, ReconnectingConnection, Taker
 from common.metrics import ConsumerMetrics
 from common.retry import TransientError
@@ -253,7 +254,7 @@ class Deliveries:
 
     def _take(self, intake: _Intake, delivery: Delivery) -> None:
         """Have the message decided on, or set aside."""
-        ours = ours_in(delivery)
+        ours = ours_in(delivery, intake.queue)
         attempts = attempts_in(ours)
         if REPLAYS in ours and attempts == 0:  # And not tried since.
             self._metrics.replayed(delivery.properties.type)
@@ -271,6 +272,8 @@ class Deliveries:
             )
             return
 
+        digest = digest_of(envelope, delivery.body)
+
         def then(outcome: Outcome) -> None:
             del intake.deciding[delivery.tag]
             if isinstance(outcome, Failed):
@@ -282,7 +285,9 @@ class Deliveries:
             else:
                 self._settle(intake, delivery)
 
-        intake.deciding[delivery.tag] = self._kernel.take(envelope, then, attempt=attempts + 1)
+        intake.deciding[delivery.tag] = self._kernel.take(
+            envelope, then, attempt=attempts + 1, digest=digest
+        )
 
     def _begin(
         self, intake: _Intake, delivery: Delivery, work: Callable[[], Awaitable[None]]
@@ -310,7 +315,8 @@ class Deliveries:
         with tracing.process(
             intake.queue, delivery, envelope.subject, envelope.traceparent, attempts
         ):
-            outcome = await self._kernel.handle(envelope, attempt=attempts + 1)
+            digest = digest_of(envelope, delivery.body)
+            outcome = await self._kernel.handle(envelope, attempt=attempts + 1, digest=digest)
             if isinstance(outcome, Failed):
                 await self._fail(delivery, intake, envelope, attempts, outcome)
 
@@ -327,9 +333,11 @@ class Deliveries:
         attempts: int,
         outcome: Failed,
     ) -> None:
-        failure = Failure(Reason.FAILED, outcome.error, intake.queue, self._clock())
+        conflicts = isinstance(outcome.error, Conflicting)
+        reason = Reason.CONFLICTING if conflicts else Reason.FAILED
+        failure = Failure(reason, outcome.error, intake.queue, self._clock())
         retry = self._participant.retry_of(type(envelope.data))
-        wait_ms = retry.wait_ms(attempts + 1, outcome.error)
+        wait_ms = None if conflicts else retry.wait_ms(attempts + 1, outcome.error)
         await self._set_aside(delivery, failure, wait_ms, envelope.traceparent)
 
     async def _set_aside(
@@ -353,7 +361,8 @@ class Deliveries:
             exchange, key = DEAD_EXCHANGE, name
             reason = error.reason if isinstance(error, Undecodable) else failure.reason
             self._metrics.dead_lettered(type_, reason, traceparent)
-            unforeseen = None if isinstance(error, Undecodable | TransientError) else error
+            foreseen = isinstance(error, Undecodable | TransientError | Conflicting)
+            unforeseen = None if foreseen else error
             log.error(
                 "dead: %s: %s: %s",
                 what,
@@ -407,20 +416,3 @@ class Deliveries:
             return set_aside(delivery, failure, frame_max=frame_max)
         except Exception as error:
             raise _NoCopy(f"no copy of {what} can be made: {error}") from error
-
-
-def check_sender(exchange: str, key: str, envelope: Envelope[Any], queue: str) -> None:
-    """Raise `Undecodable` for what the broker did not let in as what it says it is.
-
-    Whoever published a message had to have the right to its routing key. So an event has to be what
-    that key says, or a service could pass another's event off under a key of its own; and what
-    comes by the default exchange has to have this queue's name as its key. (Up to 3.x, RabbitMQ
-    also routes by the headers CC and BCC, and asks nobody's permission for that.)
-    """
-    right = envelope.routing_key if exchange else queue
-    if key != right:
-        raise Undecodable(
-            "misrouted",
-            f"{envelope.type} came into {queue} with the routing key {key!r}, not {right!r}: "
-            f"its sender may have no right to it",
-        )

@@ -15,6 +15,7 @@ from enum import StrEnum
 from importlib.metadata import version
 from typing import Any, Final
 
+from common.limits import ATTEMPT_MAX, moment_of
 from common.messaging import frames
 from common.messaging.frames import Delivery, Field
 from common.messaging.topology import EVENTS_EXCHANGE
@@ -46,8 +47,6 @@ OURS: Final = frozenset(
 )  # fmt: skip
 _OURS: Final = frozenset(name.encode() for name in OURS)
 
-EDITOR_SOURCE = "/operators/dlq"
-"""The CloudEvents `source` of corrected copies: nobody's own words about what it did."""
 ADDRESSEE = "addressee"
 """The CloudEvents attribute that names the one participant a corrected copy is for."""
 
@@ -57,6 +56,8 @@ class Reason(StrEnum):
 
     UNDECODABLE = "undecodable"
     FAILED = "failed"
+    CONFLICTING = "conflicting"
+    """Another message was done under its source and id."""
 
 
 _BROKERS: Final = (b"x-death", b"x-first-death-", b"x-last-death-", b"x-delivery-count")
@@ -66,8 +67,6 @@ _ROUTING: Final = (b"CC", b"BCC")
 """Headers that send a copy elsewhere, whoever may write there."""
 _BINDING: Final = ("expiration", "user_id")
 """Properties that make the broker drop a copy, or refuse it."""
-ATTEMPTS_MAX: Final = 1_000_000
-YEAR_MIN, YEAR_BEYOND = 1970, 2200
 LEFT_OUT_MAX_BYTES: Final = 4 * ERROR_MAX_CHARACTERS + 100
 """What naming the headers that were left out takes at most."""
 
@@ -95,15 +94,16 @@ def fingerprint(reason: Reason, error: Exception) -> str:
     return hashlib.sha256(alike.encode(errors="backslashreplace")).hexdigest()[:12]
 
 
-def is_believed(delivery: Delivery) -> bool:
+def is_believed(delivery: Delivery, queue: str | None = None) -> bool:
     """Whether headers of ours on a message are ours: whether only we can have sent it that way.
 
-    A work queue gets by the default exchange what has waited, what was replayed, and what an
-    operator sent; events come by their own exchange, from whoever may publish them. A copy among
-    those that wait or are dead is its service's own, unless the broker has moved it there.
+    A work queue gets by the default exchange, under its own name, what has waited, what was
+    replayed, and what an operator sent; events come by their own exchange, from whoever may publish
+    them. A copy among those that wait or are dead is its service's own, unless the broker has moved
+    it there.
     """
     if not delivery.exchange:
-        return True
+        return queue in (None, delivery.routing_key)
     if delivery.exchange == EVENTS_EXCHANGE:
         return False
     deaths = delivery.headers.get("x-death")
@@ -113,9 +113,10 @@ def is_believed(delivery: Delivery) -> bool:
     return isinstance(last, dict) and last.get("exchange") == ""
 
 
-def ours_in(delivery: Delivery) -> Mapping[str, Any]:
-    """The headers of ours that a message carries, where they are ours."""
-    if not frames.has_headers(delivery.raw) or not is_believed(delivery):
+def ours_in(delivery: Delivery, queue: str | None = None) -> Mapping[str, Any]:
+    """The headers of ours that a message carries, where they are ours. `queue` is the work queue
+    that it came from, if it came from one."""
+    if not frames.has_headers(delivery.raw) or not is_believed(delivery, queue):
         return {}
     return {name: value for name, value in delivery.headers.items() if name in OURS}
 
@@ -123,17 +124,13 @@ def ours_in(delivery: Delivery) -> Mapping[str, Any]:
 def attempts_in(ours: Mapping[str, Any]) -> int:
     """How often a message has failed before; what is no such number counts as never."""
     attempts = ours.get(ATTEMPTS, 0)
-    return attempts if type(attempts) is int and 0 <= attempts <= ATTEMPTS_MAX else 0
+    return attempts if type(attempts) is int and 0 <= attempts < ATTEMPT_MAX else 0
 
 
 def time_in(ours: Mapping[str, Any], name: str) -> datetime | None:
-    """The time in a header of ours, between 1970 and 2200; None if there is none."""
+    """The time in a header of ours; None if there is none within the limits."""
     value = ours.get(name)
-    try:
-        moment = datetime.fromisoformat(value).astimezone(UTC) if isinstance(value, str) else None
-    except (ValueError, OverflowError):
-        return None
-    return moment if moment is not None and YEAR_MIN <= moment.year < YEAR_BEYOND else None
+    return moment_of(value) if isinstance(value, str) else None
 
 
 @functools.cache
@@ -154,7 +151,7 @@ def set_aside(
     foreign headers are left out, the largest first, and `LEFT_OUT` names them. Where the message
     first came from is kept over retries.
     """
-    said = ours_in(delivery)
+    said = ours_in(delivery, failure.queue)
     returned = ATTEMPTS in said
     at = failure.at.astimezone(UTC).isoformat()
     ours: dict[str, str | int | bytes] = {

@@ -188,13 +188,16 @@ def _asked(question: Coroutine[Any, Any, T]) -> T:
 def _moment(text: str | None) -> datetime | None:
     if text is None:
         return None
+    from common.limits import TIME_END, TIME_MIN, moment_of
+
     try:
-        moment = datetime.fromisoformat(text)
+        given = datetime.fromisoformat(text)
     except ValueError:
-        moment = None
-    if moment is None or moment.tzinfo is None:
+        given = None
+    if given is None or given.tzinfo is None or (moment := moment_of(text)) is None:
         raise typer.BadParameter(
-            f"{text!r} is no time with an offset; write it like 2030-01-31T12:00:00Z",
+            f"{text!r} is no time with an offset from {TIME_MIN.year} to {TIME_END.year - 1}; "
+            f"write it like 2030-01-31T12:00:00Z",
             param_hint="--at",
         )
     return moment

@@ -18,7 +18,7 @@ from saga.dlq import InputError
 from saga.dlq.collect import collect
 from saga.dlq.examine import REPLAYS_MAX, Examiner
 from saga.dlq.letters import State
-from saga.dlq.store import Selection, Store
+from saga.dlq.store import AT_ONCE, Selection, Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,11 @@ class Desk:
         if collected:
             self.store.note("collect", "", {}, {"copies": collected})
         out = self.store.find(Selection(), [State.SENT], contents=False)
-        if out and (done := await self.examiner().done(out)):
+        done: set[int] = set()
+        for start in range(0, len(out), AT_ONCE):
+            numbers = tuple(letter.number for letter in out[start : start + AT_ONCE])
+            done |= await self.examiner().done(self.store.find(Selection(numbers=numbers)))
+        if done:
             self.store.settle_done(done)
         return collected
 

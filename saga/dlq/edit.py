@@ -14,10 +14,11 @@ from pydantic_core import from_json
 
 from common.envelope import Undecodable, derived_id
 from common.message import Event
-from common.messaging.dead_letters import ADDRESSEE, EDITOR_SOURCE
+from common.messaging.dead_letters import ADDRESSEE
 from common.messaging.permissions import REPLAY
 from common.messaging.publisher import BrokerPublisher, posting_of
 from common.messaging.topology import HISTORY_STREAM, queues_of
+from common.messaging.trust import EDITOR_SOURCE
 from saga.dlq import InputError
 from saga.dlq.desk import Desk
 from saga.dlq.examine import decoder_of

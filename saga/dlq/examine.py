@@ -14,16 +14,23 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from common.choreography import Choreography, Participant
-from common.envelope import Decoder, Envelope, Undecodable, schema_uri
+from common.envelope import (
+    Decoder,
+    Envelope,
+    MessageKey,
+    Undecodable,
+    digest_of,
+    schema_uri,
+)
 from common.kernel.database import read_database
 from common.kernel.tables import Tables
-from common.messaging.consumer import check_sender
 from common.messaging.dead_letters import ORIGIN_EXCHANGE, ORIGIN_ROUTING_KEY
 from common.messaging.topology import queues_of
+from common.messaging.trust import check_sender
 from order_service.domain import OrderStatus
 from order_service.store import orders
 from saga.deployment import Deployment
-from saga.dlq.letters import Letter, document_of
+from saga.dlq.letters import Letter, document_of, message_key_of, way_before_death
 
 REPLAYS_MAX: Final = 3
 """How often a letter is sent again before somebody has to insist."""
@@ -89,17 +96,35 @@ class Examiner:
         }
 
     async def done(self, letters: Iterable[Letter]) -> set[int]:
-        """The numbers of the letters whose message its participant has dealt with."""
-        by_participant: defaultdict[str, dict[str, int]] = defaultdict(dict)
+        """The numbers of the letters whose message its participant has dealt with. The letters
+        have to have their contents."""
+        by_participant: defaultdict[str, dict[int, MessageKey]] = defaultdict(dict)
+        digests: dict[int, bytes] = {}
         for letter in letters:
-            by_participant[letter.participant][letter.inbox_id] = letter.number
+            if (key := message_key_of(letter.body)) is not None:
+                by_participant[letter.participant][letter.number] = key
+                digests[letter.number] = self._digest(letter)
         found: set[int] = set()
-        for participant, numbers in by_participant.items():
+        for participant, keys in by_participant.items():
             url = self._deployment.database_urls.get(participant)
-            if url is not None:
-                ids = await asyncio.to_thread(read_database, url, partial(_in_inbox, numbers))
-                found.update(numbers[id] for id in ids)
+            if url is None:
+                continue
+            wanted = set(keys.values())
+            done = await asyncio.to_thread(read_database, url, partial(_in_inbox, wanted))
+            found.update(
+                number
+                for number, key in keys.items()
+                if key in done and done[key] in (None, digests[number])
+            )
         return found
+
+    def _digest(self, letter: Letter) -> bytes:
+        """What the inbox has of the message if it was done; nothing that was done has none."""
+        decoder = self._decoders.get(letter.participant)
+        try:
+            return digest_of(decoder.decode(letter.body), letter.body) if decoder else b""
+        except Exception:  # What cannot be decoded was not done.
+            return b""
 
     async def knows_order(self, order: str) -> bool:
         """Whether the order service has such an order."""
@@ -159,6 +184,8 @@ def _check_sender(letter: Letter, envelope: Envelope[Any]) -> None:
     """Refuse what its participant has refused for where it came from: a replay comes by another
     way, and would be taken."""
     exchange, key = (letter.headers.get(name) for name in (ORIGIN_EXCHANGE, ORIGIN_ROUTING_KEY))
+    if exchange is None and key is None:
+        exchange, key = way_before_death(letter.headers)
     if isinstance(exchange, str) and isinstance(key, str):
         check_sender(exchange, key, envelope, letter.queue)
 
@@ -168,17 +195,16 @@ def decoder_of(participant: Participant) -> Decoder:
     return Decoder((*participant.consumes, *participant.intake))
 
 
-def _in_inbox(ids: Collection[str], connection: Connection) -> set[str]:
+def _in_inbox(
+    messages: Collection[MessageKey], connection: Connection
+) -> dict[MessageKey, bytes | None]:
     # The kernel gives each service an inbox of this shape; the metadata is only for the query.
-    column = Tables(sa.MetaData()).inbox.c.message_id
-    wanted = list(ids)
-    return {
-        id
-        for start in range(0, len(wanted), _AT_ONCE)
-        for id in connection.scalars(
-            sa.select(column).where(column.in_(wanted[start : start + _AT_ONCE]))
-        )
-    }
+    tables = Tables(sa.MetaData())
+    wanted = list(messages)
+    found: dict[MessageKey, bytes | None] = {}
+    for start in range(0, len(wanted), _AT_ONCE):
+        found |= tables.already_done(connection, wanted[start : start + _AT_ONCE])
+    return found
 
 
 def _statuses(connection: Connection, ids: Collection[str]) -> dict[str, OrderStatus]:

@@ -6,13 +6,15 @@ import base64
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final
 
 from pamqp import encode
 from pydantic_core import from_json
 
+from common.envelope import MessageKey
+from common.limits import ATTEMPT_MAX, TEXT_MAX_BYTES, moment_of
 from common.message import Priority
 from common.messaging import dead_letters as headers_of
 from common.messaging import frames
@@ -22,8 +24,6 @@ from common.messaging.topology import work_queue
 
 REPLAYS: Final = headers_of.REPLAYS
 
-REPLAYS_MAX: Final = 1_000_000
-"""Of a message that says it was sent again more often, nothing is believed."""
 _BYTES, _TIME = "$bytes", "$time"
 
 
@@ -105,8 +105,8 @@ class Letter:
     body: bytes
 
     @property
-    def inbox_id(self) -> str:
-        """What its participant's inbox knows the message by."""
+    def message_id(self) -> str:
+        """The id of the message, or what it is recognised by without one."""
         return self.event_id or self.key
 
 
@@ -119,10 +119,16 @@ def document_of(body: bytes) -> dict[str, Any] | None:
     return document if isinstance(document, dict) else None
 
 
+def message_key_of(body: bytes) -> MessageKey | None:
+    """The source and the id in the envelope, if there are both."""
+    document = document_of(body) or {}
+    source, id = _attribute(document, "source"), _attribute(document, "id")
+    return MessageKey(source, id) if source and id else None
+
+
 def event_id_of(body: bytes) -> str | None:
     """The id in the envelope, if there is any."""
-    found = (document_of(body) or {}).get("id")
-    return found if isinstance(found, str) and found else None
+    return _attribute(document_of(body) or {}, "id")
 
 
 def copy_of(message: Delivery, participant: str, now: datetime) -> Copy:
@@ -142,7 +148,9 @@ def copy_of(message: Delivery, participant: str, now: datetime) -> Copy:
     document = document_of(body) or {}
     event_id = event_id_of(body)
     key = key_of(properties.message_id, body)
-    if reason != headers_of.Reason.UNDECODABLE:
+    if reason == headers_of.Reason.CONFLICTING:
+        key = key_of(None, body)  # The message that it conflicts with has its id.
+    elif reason != headers_of.Reason.UNDECODABLE:
         key = event_id or key
     queue = _text(ours.get(headers_of.ORIGIN_QUEUE)) or _text(death.get("queue"))
     return Copy(
@@ -150,11 +158,11 @@ def copy_of(message: Delivery, participant: str, now: datetime) -> Copy:
         key=key,
         died=died,
         event_id=event_id,
-        type=_text(document.get("type"))
+        type=_attribute(document, "type")
         or _text(properties.type)
         or _text(ours.get(headers_of.ORIGIN_ROUTING_KEY)).rpartition(".")[0]
         or "unknown",
-        subject=_text(document.get("subject")) or _text(properties.correlation_id) or None,
+        subject=_attribute(document, "subject") or _text(properties.correlation_id) or None,
         queue=queue or work_queue(participant, _priority(document, ours)),
         reason=reason,
         error_type=_text(ours.get(headers_of.ERROR_TYPE)),
@@ -183,7 +191,7 @@ def copy_of(message: Delivery, participant: str, now: datetime) -> Copy:
 def posting_of(letter: Letter | Copy, replays: int) -> Posting:
     """The message as it was first, to be sent again to the queue it came from: nothing is left of
     its failures but how often it was replayed, so its attempts begin anew."""
-    again = headers_of.replayed(letter.raw, min(replays, REPLAYS_MAX))
+    again = headers_of.replayed(letter.raw, min(replays, ATTEMPT_MAX))
     return Posting(letter.queue, again, letter.body)
 
 
@@ -201,6 +209,14 @@ def raw_of(properties: Mapping[str, Any], headers: Mapping[str, Any]) -> bytes:
     values["delivery_mode"] = b"\x02"
     values["headers"] = encode.field_table(dict(headers))
     return frames.join(values)
+
+
+def way_before_death(headers: Mapping[str, Any]) -> tuple[Any, Any]:
+    """The exchange and the routing key by which a message had come that the broker itself has set
+    aside; None and None for any other."""
+    death = _first(headers.get("x-death"))
+    keys = death.get("routing-keys")
+    return death.get("exchange"), keys[0] if isinstance(keys, list) and keys else None
 
 
 def to_json(value: Mapping[str, Any]) -> str:
@@ -253,14 +269,22 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else ""
 
 
+def _attribute(document: Mapping[str, Any], name: str) -> str | None:
+    """A text in an envelope, unless it is longer than any that is taken."""
+    value = document.get(name)
+    if isinstance(value, str) and 0 < len(value) <= TEXT_MAX_BYTES:
+        return value
+    return None
+
+
 def replays_in(ours: Mapping[str, Any]) -> int:
     """How often the operator's store has sent a message again, as it says itself."""
     replays = ours.get(REPLAYS, 0)
-    return replays if type(replays) is int and 0 <= replays <= REPLAYS_MAX else 0
+    return replays if type(replays) is int and 0 <= replays <= ATTEMPT_MAX else 0
 
 
 def _moment(value: Any) -> datetime | None:
-    return value.astimezone(UTC) if isinstance(value, datetime) else None
+    return moment_of(value.isoformat()) if isinstance(value, datetime) else None
 
 
 def _priority(document: Mapping[str, Any], ours: Mapping[str, Any]) -> Priority:

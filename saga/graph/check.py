@@ -21,6 +21,7 @@ from saga.schemas.export import versions_of
 
 RULES: Final = {
     "unpublished": "Every event that is reacted to is published by somebody.",
+    "publisher": "Every published event names the participant that publishes it, the only one.",
     "unconsumed": "Every published event is reacted to by somebody, or marked `final`.",
     "unreached": "Every reaction can be reached from a command.",
     "failure": "Every failure leads to a cancellation.",
@@ -72,6 +73,7 @@ def check(choreography: Choreography, broker: Definitions) -> list[Finding]:
     flow = Flow(choreography)
     findings = [
         *_unpublished(flow),
+        *_publishers(flow),
         *_unconsumed(flow),
         *_unreached(flow),
         *_failures(flow),
@@ -114,6 +116,25 @@ def _unpublished(flow: Flow) -> Iterator[Finding]:
         if not flow.publishers(event):
             for step in flow.takers(event):
                 yield _at("unpublished", step, f"reacts to {event.type}, which nobody publishes")
+
+
+def _publishers(flow: Flow) -> Iterator[Finding]:
+    for event in flow.choreography.events:
+        for step in flow.publishers(event):
+            if event.publisher is None:
+                yield _at(
+                    "publisher",
+                    step,
+                    f"publishes {event.type}, which names no `publisher`: its readers would "
+                    f"believe every source; let it be {step.participant.name!r}",
+                )
+            elif event.publisher != step.participant.name:
+                yield _at(
+                    "publisher",
+                    step,
+                    f"publishes {event.type}, whose `publisher` is {event.publisher!r}: its "
+                    f"readers would refuse it",
+                )
 
 
 def _unconsumed(flow: Flow) -> Iterator[Finding]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 
+from common.limits import moment_of
 from common.messaging.dead_letters import ATTEMPTS, ERROR, ERROR_TYPE
 from saga.dlq.letters import Letter
 from saga.dlq.store import ItemState, Selection, Store, path_of
@@ -66,18 +67,10 @@ def _deaths(store: Store, letter: Letter) -> list[Death]:
         attempts = headers.get(ATTEMPTS)
         deaths.append(
             Death(
-                at=_time(died) or letter.last_failed_at,
+                at=moment_of(died) or letter.last_failed_at,
                 error=f"{headers.get(ERROR_TYPE) or letter.error_type}: "
                 f"{headers.get(ERROR) or letter.error}",
                 attempts=attempts if isinstance(attempts, int) else letter.attempts,
             )
         )
     return deaths
-
-
-def _time(text: str) -> datetime | None:
-    try:
-        found = datetime.fromisoformat(text)
-    except ValueError:
-        return None
-    return found if found.tzinfo is not None else found.replace(tzinfo=UTC)

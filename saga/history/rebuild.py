@@ -18,18 +18,19 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from common.choreography import Choreography, Participant, State
-from common.envelope import Envelope, Undecodable
+from common.envelope import Envelope, MessageKey, Undecodable
 from common.events import OrderEvent
 from common.kernel.database import DatabaseError, open_database, read_database
 from common.kernel.fold import Fold, is_shared
 from common.kernel.rows import writing
 from common.kernel.step import StateId, react
-from common.kernel.tables import Tables, VersionConflict, utc_now
+from common.kernel.tables import ANY_SOURCE, Tables, VersionConflict, utc_now
 from common.message import Event
-from common.messaging.dead_letters import ADDRESSEE, EDITOR_SOURCE
+from common.messaging.dead_letters import ADDRESSEE
 from common.messaging.permissions import REPLAY
 from common.messaging.publisher import BrokerPublisher, posting_of
 from common.messaging.topology import work_queue
+from common.messaging.trust import EDITOR_SOURCE
 from history_service import queries
 from history_service.domain import OrderView, view_of
 from history_service.store import ORDERS, TABLES, Fact, decoded, order_views
@@ -200,17 +201,20 @@ class _Work:
 
     def _take(self, connection: Connection, page: Mapping[str, Sequence[Fact]]) -> None:
         """Fold some subjects, and write the states that only they are about."""
-        inbox: dict[str, datetime] = {}
+        inbox: dict[MessageKey, datetime] = {}
         doubtful: list[Fact] = []
         for facts in page.values():
             known = [envelope for fact in facts if (envelope := decoded(fact)) is not None]
+            keys = {fact.attributes.id: fact.attributes.key for fact in facts}
             own = [e for e in known if e.source == self._fold.source]
             own = [e for e in own if self._fold.kind_of(e.type)]
             own.sort(key=lambda event: event.sequence or 0)
             for event in own:
                 self._fold.take(event)
                 if event.causationid is not None:
-                    inbox.setdefault(event.causationid, event.time)
+                    # A command's sender is in no event.
+                    command = MessageKey(ANY_SOURCE, event.causationid)
+                    inbox.setdefault(keys.get(event.causationid, command), event.time)
             self.rebuilt.events += len(own)
             self.rebuilt.holes += (
                 hole
@@ -218,9 +222,9 @@ class _Work:
                 if self._participant.name in hole.publishers
             )
             for fact in facts:
-                id = fact.attributes.id
-                if self._is_for_it(fact) and (id not in inbox or self._asks_about(fact)):
-                    self._doubtful[id] = inbox.pop(id, None)
+                id, key = fact.attributes.id, fact.attributes.key
+                if self._is_for_it(fact) and (key not in inbox or self._asks_about(fact)):
+                    self._doubtful[id] = inbox.pop(key, None)
                     doubtful.append(fact)
         self._mark_done(connection, inbox)
         asked = [subject for subject in page if subject in self._outside.keys]
@@ -276,7 +280,7 @@ class _Work:
             name = table.table.name
             self.rebuilt.states[name] = self.rebuilt.states.get(name, 0) + len(states)
 
-    def _mark_done(self, connection: Connection, done: Mapping[str, datetime]) -> None:
+    def _mark_done(self, connection: Connection, done: Mapping[MessageKey, datetime]) -> None:
         with writing(connection) as writes:
             self._tables.mark_each_done(writes, done)
         self.rebuilt.inbox += len(done)
@@ -286,7 +290,7 @@ class _Work:
     ) -> None:
         """Mark those of the events done that nothing is left to be decided on. What led to nothing
         yet and is on its way is left alone: its time will come."""
-        done: dict[str, datetime] = {}
+        done: dict[MessageKey, datetime] = {}
         for fact in facts:
             attributes = fact.attributes
             waits = (self._participant.name, attributes.id) in self._waiting
@@ -299,7 +303,7 @@ class _Work:
                     Unanswered(attributes.id, attributes.type, attributes.subject, waits)
                 )
             elif answered_at is not None or not waits:
-                done[attributes.id] = answered_at or attributes.time
+                done[attributes.key] = answered_at or attributes.time
         self._mark_done(connection, done)
 
     def _would_decide(self, event: Envelope[Any], find: Callable[[StateId], State]) -> bool:

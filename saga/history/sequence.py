@@ -10,7 +10,8 @@ from typing import Final
 
 from common.choreography import Choreography
 from common.envelope import source_of
-from common.messaging.dead_letters import ADDRESSEE, EDITOR_SOURCE
+from common.messaging.dead_letters import ADDRESSEE
+from common.messaging.trust import EDITOR_SOURCE
 from history_service.timeline import Step
 from saga.dlq.letters import SETTLED, Copy, document_of
 from saga.graph.flow import Flow, Path

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from common.choreography import Choreography, Participant, Reaction
 from common.envelope import Envelope, derived_id, source_of
@@ -17,6 +17,9 @@ from common.message import Answer, Command, Event, Message
 from history_service.domain import OrderView, view_of
 from history_service.store import Fact, decoded
 from history_service.timeline import Step, steps_of
+
+HOLES_MAX: Final = 100
+"""Missing numbers in a row that are told one by one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +95,27 @@ def holes_of(graph: Choreography, events: Collection[Envelope[Any]]) -> Iterator
                 if reaction is not None and (types := _events_taken(participant, reaction)):
                     causes[cause] = (event.subject, types)
         for subject, seen in numbers.items():
-            for number in sorted(set(range(1, max(seen))) - seen):
-                yield Hole((name,), subject, f"event {number} of {name}")
+            for missing in missing_numbers(sorted(seen), max(seen)):
+                yield Hole((name,), subject, f"{missing} of {name}")
         for cause, (subject, types) in causes.items():
             publishers, type_ = _missing(graph, cause, types, events)
             yield Hole(publishers, subject, f"{type_} {cause}, to which {name} reacted,")
+
+
+def missing_numbers(seen: Sequence[int], last: int) -> Iterator[str]:
+    """Which events from 1 to `last` are not among the numbers seen, given in order: `event 2`, or
+    `events 102 to 999` where there are very many in a row. (A single event may claim any number.)
+    """
+    before = 0
+    for number in (*seen, last + 1):
+        first = before + 1
+        told = min(number, first + HOLES_MAX)
+        yield from (f"event {missing}" for missing in range(first, told))
+        if told < number - 1:
+            yield f"events {told} to {number - 1}"
+        elif told < number:
+            yield f"event {told}"
+        before = number
 
 
 def _missing(

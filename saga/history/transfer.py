@@ -21,9 +21,10 @@ import sqlalchemy as sa
 from pydantic_core import from_json
 from sqlalchemy.engine import Connection
 
-from common.envelope import BODY_MAX_BYTES, Attributes, Undecodable, rfc3339
+from common.envelope import Attributes, Undecodable, rfc3339
 from common.kernel.database import DatabaseError, open_database, read_database
 from common.kernel.tables import VersionConflict, utc_now
+from common.limits import BODY_MAX_BYTES, TEXT_MAX_BYTES
 from history_service import queries, store
 from history_service.store import TABLES, Fact, Stray, Tally, strays
 from saga.history import HistoryError, InputError, pages
@@ -33,6 +34,13 @@ VERSION: Final = 1
 LINES_AT_ONCE: Final = 1_000
 LINE_MAX_BYTES: Final = 2 * BODY_MAX_BYTES
 """A stray body is longer in base64, and has something beside it."""
+
+_STRAY_MAX_CHARACTERS: Final = {
+    "key": TEXT_MAX_BYTES,
+    "routing_key": TEXT_MAX_BYTES,
+    "reason": 32,
+    "detail": LINE_MAX_BYTES,
+}
 
 Progress = Callable[[int], None]
 
@@ -240,7 +248,6 @@ def _why(error: Exception) -> str:
 def _fact_of(document: dict[str, Any]) -> Fact:
     body = _compact(document["event"])
     attributes = Attributes.of(body)
-    store.check_storable(attributes)
     return Fact(attributes, body, _offset(document))
 
 
@@ -249,6 +256,9 @@ def _stray_of(document: dict[str, Any]) -> Stray:
     text = {name: said[name] for name in ("key", "routing_key", "reason", "detail")}
     if not all(isinstance(value, str) for value in text.values()):
         raise ValueError("a stray's key, routing_key, reason and detail are text")
+    for name, length in _STRAY_MAX_CHARACTERS.items():
+        if len(text[name]) > length or "\0" in text[name]:
+            raise ValueError(f"a stray's {name} has at most {length} characters, none of them NUL")
     try:
         body = base64.b64decode(said["body"], validate=True)
     except (ValueError, TypeError) as error:

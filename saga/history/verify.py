@@ -30,6 +30,7 @@ from history_service.store import Fact, decoded
 from saga.history import pages
 from saga.history.archive import Archive
 from saga.history.sources import Sources, tables_of
+from saga.history.story import missing_numbers
 
 KEYS_AT_ONCE: Final = 500
 SETTLE_SECONDS: Final = 5.0
@@ -177,10 +178,11 @@ class _Comparison:
                 and event.sequence is not None
                 and self._fold.kind_of(event.type) is kind
             }
-            missing = [n for n in range(1, live.sequence + 1) if n not in by_number]
-            for number in missing:
-                self._differ(kind, key, "", f"counts event {number}", "is without it")
-            for number in sorted(n for n in by_number if n <= live.sequence):
+            told_numbers = sorted(n for n in by_number if n <= live.sequence)
+            missing = list(missing_numbers(told_numbers, live.sequence))
+            for numbers in missing:
+                self._differ(kind, key, "", f"counts {numbers}", "is without it")
+            for number in told_numbers:
                 self._fold.take(by_number[number])
             if is_shared(kind) or missing:
                 continue
@@ -221,8 +223,8 @@ class _Comparison:
         taken = [
             event for event in events if self._participant in self._graph.reacting_to(event.type)
         ]
-        done = self._tables.already_done(connection, {event.id for event in taken})
-        undone = [event for event in taken if event.id not in done]
+        done = self._tables.already_done(connection, {event.key for event in taken})
+        undone = [event for event in taken if event.key not in done]
         if undone and self._asks_on_answers:
             return True  # What it became by an answer that was no event cannot be told.
         reached = [told]

@@ -11,7 +11,7 @@ import aiormq
 from common.choreography import Choreography
 from common.kernel.tables import utc_now
 from common.messaging.connection import BrokerError, connect, printable
-from common.messaging.dead_letters import attempts_in, ours_in
+from common.messaging.dead_letters import Reason, attempts_in, ours_in
 from common.messaging.topology import dead_letter_queue, queues_of, wait_queue
 from common.retry import RUNGS_MS
 from saga.deployment import Deployment
@@ -96,7 +96,8 @@ async def look(
                 copy = copy_of(message, name, utc_now())
                 seen.dead.append(copy)
                 said = f"a dead letter in {dead_letter_queue(name)}: {_error(copy)}"
-                _put(seen, name, message.body, Place.DEAD, said)
+                if copy.reason != Reason.CONFLICTING:
+                    _put(seen, name, message.body, Place.DEAD, said)
     except ReconcileError as error:
         raise HistoryError(str(error)) from error
     except (aiormq.exceptions.AMQPError, ConnectionError) as error:
@@ -112,7 +113,8 @@ async def look(
             where = Where(Place.SETTLED, f"dead letter {letter.number}, {letter.state} by a person")
         else:
             continue
-        seen.found[letter.participant, letter.inbox_id] = where
+        if letter.reason != Reason.CONFLICTING:  # That one only has an event's id.
+            seen.found[letter.participant, letter.message_id] = where
     return seen
 
 

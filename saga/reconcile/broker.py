@@ -161,6 +161,8 @@ def letter_of(message: Delivery) -> Letter:
     properties = message.properties
     reason = str(ours_in(message).get(REASON, "rejected"))
     key = key_of(properties.message_id, message.body)
-    if reason != Reason.UNDECODABLE:
+    if reason == Reason.CONFLICTING:
+        key = key_of(None, message.body)  # What it conflicts with has its id.
+    elif reason != Reason.UNDECODABLE:
         key = event_id_of(message.body) or key
     return Letter(key, properties.correlation_id, reason)

@@ -16,8 +16,9 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from common.choreography import Participant
+from common.envelope import MessageKey
 from common.kernel.database import DatabaseError, read_database
-from common.kernel.tables import Tables, utc_now
+from common.kernel.tables import Tables, inbox_keys, utc_now
 from inventory_service.domain import PARTICIPANT as INVENTORY
 from inventory_service.domain import ReservationStatus
 from inventory_service.store import reservations, stock
@@ -123,8 +124,15 @@ def undone(
 
 def strike_out(owed: dict[str, Owed], inbox: sa.Table, connection: Connection) -> None:
     """Leave of what a participant owes what it has no inbox row for."""
+    by_row: dict[str, str] = {
+        row: key
+        for key, message in owed.items()
+        if message.source is not None
+        for row in inbox_keys(MessageKey(message.source, key))
+    }
     for row in _stream(connection, sa.select(inbox.c.message_id)):
-        owed.pop(row.message_id, None)
+        if (key := by_row.get(row.message_id)) is not None:
+            owed.pop(key, None)
 
 
 def _tables(package: str) -> Tables:

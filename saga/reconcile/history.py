@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,11 +18,12 @@ from common.events import (
     PaymentRefunded,
     StockAdded,
 )
-from common.messaging.dead_letters import ADDRESSEE, EDITOR_SOURCE, key_of
+from common.messaging.dead_letters import ADDRESSEE, key_of
 from common.messaging.topology import EVENTS_EXCHANGE, queues_of, topology_of
+from common.messaging.trust import EDITOR_SOURCE, check_source
 from saga.dlq.letters import document_of
 
-SEQUENCE_MAX = 1_000_000
+LOOKED_THROUGH_MAX = 1_000_000
 """Events of one participant about one subject that are looked through for gaps."""
 
 LONG_AGO = datetime.min.replace(tzinfo=UTC)
@@ -38,6 +39,8 @@ class Owed:
     at: datetime
     decodable: bool
     copies: int = 1
+    source: str | None = None
+    """Of the event; None for what nobody can have done."""
 
 
 class History:
@@ -90,6 +93,8 @@ class History:
         bound = self._bound.get(routing_key, frozenset())
         try:
             envelope = self._decoder.decode(body)
+            if envelope.source != EDITOR_SOURCE:
+                check_source(envelope.type, envelope.data.publisher, envelope.source)
         except Undecodable:
             self.undecodable += 1
             self._owe(
@@ -130,7 +135,7 @@ class History:
                 return
             oldest = (seen & -seen).bit_length() - 1
             seen |= (1 << oldest) - 1
-        absent = ((2 << min(sequence, SEQUENCE_MAX)) - 2) & ~seen
+        absent = ((2 << min(sequence, LOOKED_THROUGH_MAX)) - 2) & ~seen
         while absent:
             lowest = absent & -absent
             yield lowest.bit_length() - 1
@@ -143,15 +148,15 @@ class History:
     def _owe(self, participants: frozenset[str], key: str, owed: Owed) -> None:
         for name in participants:
             known = self.owed[name].get(key)
-            if known is None:
-                self.owed[name][key] = Owed(owed.type, owed.subject, owed.at, owed.decodable)
-            else:
-                known.copies += 1
+            copies = 1 if known is None else known.copies + 1
+            # Whatever came under the id before: it is the event that has to be done.
+            kept = owed if known is None or owed.decodable else known
+            self.owed[name][key] = replace(kept, copies=copies)
 
     def _fold(self, envelope: Envelope[Any]) -> None:
         subject, event = envelope.subject, envelope.data
         participant = self._participants.get(envelope.source)
-        if participant is not None and 1 <= (envelope.sequence or 0) <= SEQUENCE_MAX:
+        if participant is not None and 1 <= (envelope.sequence or 0) <= LOOKED_THROUGH_MAX:
             # Bit n says that event n is known.
             seen = self._seen[participant]
             seen[subject] = seen.get(subject, 0) | 1 << (envelope.sequence or 0)
@@ -173,4 +178,5 @@ class History:
 
 
 def _owed(envelope: Envelope[Any], *, decodable: bool) -> Owed:
-    return Owed(envelope.type, envelope.subject, envelope.time, decodable)
+    source = envelope.source if decodable else None
+    return Owed(envelope.type, envelope.subject, envelope.time, decodable, source=source)

@@ -16,16 +16,11 @@ from tests.integration.toy import cancelled
 
 class Holding(Kernel):
     def take(
-        self,
-        envelope: Envelope[Any],
-        then: Callable[[Outcome], None],
-        *,
-        local: bool = False,
-        attempt: int = 1,
+        self, envelope: Envelope[Any], then: Callable[[Outcome], None], **options: Any
     ) -> Work:
         if envelope.id == cancelled(1).id:
-            return Work(envelope, envelope.data, then, self._lanes, self._clock(), attempt)
-        return super().take(envelope, then, local=local, attempt=attempt)
+            return Work(envelope, envelope.data, then, self._lanes, self._clock(), 1)
+        return super().take(envelope, then, **options)
 
 
 async def main(url: str, folder: Path) -> None:

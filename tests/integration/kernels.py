@@ -18,7 +18,7 @@ from common.kernel.outbox import LEASE_SECONDS, Outbox
 from common.kernel.tables import Tables
 from common.message import Intent
 from common.tasks import cancel_all
-from tests.integration.toy import RecordingPublisher, rows
+from tests.integration.toy import RecordingPublisher, id_in_inbox, rows
 from tests.polling import until
 
 S = TypeVar("S", bound=State)
@@ -75,7 +75,7 @@ class Replica:
 
     async def inbox(self) -> set[str]:
         found = await self.database.read(lambda c: rows(c, self.tables.inbox))
-        return {row[0] for row in found}
+        return {id_in_inbox(row[0]) for row in found}
 
     async def outbox_rows(self) -> int:
         return len(await self.database.read(lambda c: rows(c, self.tables.outbox)))

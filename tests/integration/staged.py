@@ -109,17 +109,12 @@ class _Gated(Kernel):
     gate: Gate
 
     def take(
-        self,
-        envelope: Envelope[Any],
-        then: Callable[[Outcome], None],
-        *,
-        local: bool = False,
-        attempt: int = 1,
+        self, envelope: Envelope[Any], then: Callable[[Outcome], None], **options: Any
     ) -> Work:
         if self.gate.is_open(envelope.type):
-            return super().take(envelope, then, local=local, attempt=attempt)
+            return super().take(envelope, then, **options)
         # Stands for the work until the gate lets it through.
-        waiting = Work(envelope, envelope.data, then, self._lanes, self._clock(), attempt)
+        waiting = Work(envelope, envelope.data, then, self._lanes, self._clock(), 1)
         self._unresolved += 1
 
         def pass_on(outcome: Outcome) -> None:
@@ -133,7 +128,7 @@ class _Gated(Kernel):
             except Broken as error:
                 pass_on(Failed(error))
             else:
-                super(_Gated, self).take(envelope, pass_on, local=local, attempt=attempt)
+                super(_Gated, self).take(envelope, pass_on, **options)
 
         self._waiting.add(task := asyncio.create_task(wait()))
         task.add_done_callback(self._waiting.discard)

@@ -63,7 +63,7 @@ from saga.dlq.examine import Expectation
 from saga.dlq.letters import REPLAYS, Copy, State
 from saga.dlq.replay import Result, Settings, dry_run, replay
 from saga.dlq.store import ItemState, Run, Selection, Store
-from tests.integration.toy import NOW, Tally, cancelled, make_tables, open_toy, rows
+from tests.integration.toy import NOW, Tally, cancelled, id_in_inbox, make_tables, open_toy, rows
 from tests.messages import message_of
 from tests.polling import until
 
@@ -255,6 +255,27 @@ async def test_copies_of_one_message_are_one_letter(bench: Bench) -> None:
         (letter,) = desk.store.find(EVERYTHING)
         assert letter.copies == 2
         assert letter.last_failed_at == NOW + timedelta(minutes=2)
+
+
+async def test_a_message_under_the_id_of_another_one_is_a_letter_of_its_own_and_not_done(
+    bench: Bench,
+) -> None:
+    heal()
+    other = cancelled(2, id=cancelled(1).id)
+    async with running(bench) as toy:
+        await bench.publish([cancelled(1)])
+        await until(lambda: _done(toy, 1))
+        await bench.publish([other, cancelled(1)])
+        await until(lambda: bench.holds("toy.dlq", 1))
+
+    async with bench.desk() as desk:
+        (letter,) = desk.store.find(EVERYTHING)
+        (verdict,) = (await desk.examiner().examine([letter])).values()
+
+    assert letter.reason == "conflicting"
+    assert letter.key != cancelled(1).id == letter.event_id
+    assert letter.body == other.to_bytes()
+    assert not verdict.already_done
 
 
 async def test_a_message_that_is_nothing_at_all_is_a_letter(bench: Bench) -> None:
@@ -476,7 +497,10 @@ async def test_an_edited_copy_takes_the_letters_place(bench: Bench) -> None:
         assert edited is not None
         assert '+    "customer": "somebody"' in edited.diff
         await until(lambda: _done(toy, 1))
-        ids = {row[0] for row in await toy.database.read(lambda c: rows(c, toy.tables.inbox))}
+        ids = {
+            id_in_inbox(row[0])
+            for row in await toy.database.read(lambda c: rows(c, toy.tables.inbox))
+        }
         assert ids == {edited.copy_id}
         assert states(desk) == [State.REPLACED]
         assert edited.recorded

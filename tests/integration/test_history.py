@@ -23,7 +23,6 @@ from common.kernel.database import Database, open_database
 from common.kernel.tables import utc_now
 from common.message import Priority
 from common.messaging.connection import BrokerError, connect
-from common.messaging.dead_letters import EDITOR_SOURCE
 from common.messaging.stream import FIRST, Record, reading
 from common.messaging.topology import (
     EVENTS_EXCHANGE,
@@ -33,6 +32,7 @@ from common.messaging.topology import (
     apply,
     topology_of,
 )
+from common.messaging.trust import EDITOR_SOURCE
 from common.tasks import cancel_all
 from history_service import queries, store
 from history_service.follower import Follower, missing
@@ -408,6 +408,8 @@ async def test_what_is_no_event_is_kept_apart_with_its_reason(
     forged = event.model_copy(update={"id": "forged"}).to_bytes()
     nul = event.to_bytes().replace(b'"id":"e"', b'"id":"\\u0000"')
     other = event.model_copy(update={"subject": str(UUID(int=2))}).to_bytes()
+    late = event.to_bytes().replace(b'"time":"20', b'"time":"99')
+    foreign = event.model_copy(update={"id": "foreign", "source": "/services/order"}).to_bytes()
     copy = event.model_copy(update={"id": "copy", "source": EDITOR_SOURCE})
     async with following(stream, history.database):
         await stream.publish(event)
@@ -416,6 +418,8 @@ async def test_what_is_no_event_is_kept_apart_with_its_reason(
         await stream.publish_as(forged, HISTORY_STREAM, "straight", "")
         await stream.publish_as(nul, "payment.voided.normal", "nul", EVENTS_EXCHANGE)
         await stream.publish_as(other, "payment.voided.normal", "e", EVENTS_EXCHANGE)
+        await stream.publish_as(late, "payment.voided.normal", "late", EVENTS_EXCHANGE)
+        await stream.publish_as(foreign, "payment.voided.normal", "foreign", EVENTS_EXCHANGE)
         await stream.publish_as(copy.to_bytes(), HISTORY_STREAM, "copy", "")
         await history.has(event, copy)
 
@@ -429,7 +433,24 @@ async def test_what_is_no_event_is_kept_apart_with_its_reason(
         "forged": "misrouted",
         "straight": "misrouted",
         "nul": "malformed",
+        "late": "malformed",
+        "foreign": "misrouted",
     }
+
+
+async def test_an_id_that_another_source_used_before_is_kept_as_well(
+    stream: Stream, history: History
+) -> None:
+    play = played(1)
+    real = play.events[-1]
+    theirs = next(event for event in play.events if event.source != real.source)
+    squatter = theirs.model_copy(update={"id": real.id})
+    async with following(stream, history.database):
+        await stream.publish(squatter, real, real, theirs)
+        await history.has(theirs)
+
+    assert await history.ids() == [real.id, f"{real.id}\t{real.source}", theirs.id]
+    assert await history.strays() == {}
 
 
 async def test_what_was_kept_cannot_be_changed(stream: Stream, history: History) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -259,6 +260,16 @@ async def test_bad_questions_are_refused_with_a_reason(asked: Asked) -> None:
     early = await asked.refused(404, f"/orders/{order}", at="2020-01-01T00:00:00Z")
     assert "had no event by 2020-01-01T00:00:00.000000Z; its first was at" in early
     assert "timezone" in await asked.refused(422, f"/orders/{order}", at="2020-01-01T00:00:00")
+    for beyond in ("9999-12-31T23:59:59-14:00", "0001-01-01T00:00:00+14:00"):
+        assert "at: Input should be" in await asked.refused(422, f"/orders/{order}", at=beyond)
+        assert "since: Input should" in await asked.refused(422, "/orders", since=beyond)
+        assert "until: Input should" in await asked.refused(422, "/stats", until=beyond)
+        cursor = base64.urlsafe_b64encode(f"{beyond} {order}".encode()).decode()
+        assert "no `next`" in await asked.refused(422, "/orders", after=cursor)
+    assert "after: String should" in await asked.refused(422, "/orders", after="x" * 256)
+    for name in ("total_cents_min", "total_cents_max"):
+        assert f"{name}: Input should" in await asked.refused(422, "/orders", **{name: 2**63})
+    assert "customer" in await asked.refused(422, "/orders", customer="x" * 2_000)
     assert "UUID" in await asked.refused(422, "/orders/17")
     assert "no `next`" in await asked.refused(422, "/orders", after="17")
     assert "colour" in await asked.refused(422, "/orders", colour="red")

@@ -313,6 +313,10 @@ async def test_a_field_that_makes_no_sense_is_named(
         (b"null", 422, "body"),
         (b'{"\\ud800": 1}', 422, "body"),
         (b"[" * 60_000, 400, "body"),
+        (b'{"lines": ' * 5_000 + b"1" + b"}" * 5_000, 400, "body"),
+        (b'{"' + b"x" * 60_000 + b'": 1}', 422, "body.xxx"),
+        (b'{"customer": NaN}', 422, "customer"),
+        (b'{"time_limit_seconds": 1e999}', 422, "time_limit_seconds"),
         (b"9" * 60_000, 400, "body"),
     ],
     ids=lambda value: repr(value[:20]) if isinstance(value, bytes) else None,
@@ -532,6 +536,11 @@ async def test_a_sku_that_never_was_on_the_shelf_is_not_found(
     inventory: httpx.AsyncClient,
 ) -> None:
     assert_problem(await inventory.get("/stock/nothing"), 404, "nothing")
+
+
+@pytest.mark.parametrize("sku", ["x" * 65, "x" * 20_000, "%00", "%F0%9F%98%80", "a%20b"])
+async def test_a_sku_that_is_none_is_a_problem(sku: str, inventory: httpx.AsyncClient) -> None:
+    assert_problem(await inventory.get(f"/stock/{sku}"), 422, "path.sku")
 
 
 async def test_a_payment_can_be_looked_up(whole: System, inventory: httpx.AsyncClient) -> None:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 from uuid import UUID
 
 import asyncpg
@@ -16,16 +16,20 @@ import sqlalchemy as sa
 from prometheus_client import REGISTRY
 from sqlalchemy.engine import Connection
 
+from common.choreography import Participant
+from common.envelope import Envelope, wrap
+from common.events import StockReleased
 from common.kernel.database import DatabaseError, open_database
-from common.kernel.groups import Done, Duplicate, Failed
+from common.kernel.groups import Conflicting, Done, Duplicate, Failed, Outcome
 from common.kernel.outbox import Outbox, Outgoing
 from common.kernel.rows import WriteSet
-from common.message import Priority
+from common.message import Command, Priority
 from common.metrics import DatabaseMetrics
 from payment_service.domain import Refund, RefundAnswered
 from tests.integration.kernels import Replica, Through, replica
 from tests.integration.toy import (
     INQUIRER,
+    NOW,
     PARTICIPANT,
     TALLY_MAX,
     Poison,
@@ -70,6 +74,104 @@ async def test_a_message_is_done_once_however_often_it_comes(database_url: str) 
         )
         assert (await tally_of(toy, 1), await tally_of(toy, 2)) == (1, 1)
         await until(lambda: len(toy.publisher.published) == 2)
+
+
+async def test_an_id_of_another_source_is_another_message(database_url: str) -> None:
+    own = [envelope(Count(order_id=UUID(int=order)), f"/{order}") for order in (1, 2)]
+    async with replica(database_url, COUNTER, make_tables()) as counter:
+        outcomes = [await counter.kernel.handle(command) for command in own]
+        again = [await counter.kernel.handle(command) for command in own]
+        await until(lambda: len(set(counter.publisher.published)) == 2)
+
+        assert [type(outcome) for outcome in outcomes] == [Done, Done]
+        assert again == [Duplicate(), Duplicate()]
+        assert (await tally_of(counter, 1), await tally_of(counter, 2)) == (1, 1)
+
+
+class Count(Command):
+    type: ClassVar[str] = "count"
+
+    order_id: UUID
+
+    @property
+    def subject(self) -> str:
+        return str(self.order_id)
+
+
+def count(command: Count, tally: Tally) -> StockReleased:
+    return StockReleased(order_id=command.order_id, lines=())
+
+
+COUNTER = Participant("counter", count)
+
+
+def envelope(command: Count, source: str, id: str = "one") -> Envelope[Any]:
+    return wrap(command, id=id, source=source, time=NOW, priority=Priority.NORMAL)
+
+
+@pytest.mark.parametrize("again", ["together", "later", "with care"])
+async def test_another_message_under_the_same_source_and_id_is_no_duplicate(
+    again: str, database_url: str
+) -> None:
+    other = cancelled(2, id=cancelled(1).id)
+    async with running(database_url) as toy:
+
+        async def handle(envelope: Envelope[Any], digest: bytes | None) -> Outcome:
+            return await toy.kernel.handle(envelope, digest=digest)
+
+        if again == "together":
+            outcomes = list(
+                await asyncio.gather(handle(cancelled(1), b"one"), handle(other, b"two"))
+            )
+        else:
+            outcomes = [await handle(cancelled(1), b"one")]
+            if again == "with care":
+                assert await handle(cancelled(1), b"one") == Duplicate()
+            outcomes.append(await handle(other, b"two"))
+
+        assert isinstance(outcomes[0], Done)
+        assert isinstance(outcomes[1], Failed)
+        assert isinstance(outcomes[1].error, Conflicting)
+        assert await handle(cancelled(1), b"one") == Duplicate()
+        assert await handle(cancelled(1), None) == Duplicate()
+        assert (await tally_of(toy, 1), await tally_of(toy, 2)) == (1, 0)
+
+
+async def test_what_was_done_without_a_digest_is_compared_with_nothing(database_url: str) -> None:
+    async with running(database_url) as toy:
+        await toy.kernel.handle(cancelled(1))
+
+        assert await toy.kernel.handle(cancelled(1), digest=b"one") == Duplicate()
+
+
+@pytest.mark.parametrize("length", [100, 255])
+async def test_a_message_is_known_again_however_long_its_id_and_source(
+    length: int, database_url: str
+) -> None:
+    sources = [f"{'s' * (length - 1)}{last}" for last in "aab"]
+    async with replica(database_url, COUNTER, make_tables()) as counter:
+        outcomes = [
+            await counter.kernel.handle(
+                envelope(Count(order_id=UUID(int=1)), source, id="i" * length)
+            )
+            for source in sources
+        ]
+
+    assert [type(outcome) for outcome in outcomes] == [Done, Duplicate, Done]
+
+
+async def test_a_row_of_before_there_were_sources_counts_for_every_source(
+    database_url: str,
+) -> None:
+    async with running(database_url) as toy:
+        old = sa.insert(toy.tables.inbox).values(message_id=cancelled(1).id, at=NOW)
+        await toy.database.transaction(lambda connection: connection.execute(old).close())
+        outcomes = await asyncio.gather(
+            *(toy.kernel.handle(cancelled(order), digest=b"x") for order in (1, 2))
+        )
+
+        assert [type(outcome) for outcome in outcomes] == [Duplicate, Done]
+        assert await toy.kernel.handle(cancelled(1)) == Duplicate()
 
 
 async def test_what_was_done_before_cannot_fail_any_more_nor_fail_others(database_url: str) -> None:

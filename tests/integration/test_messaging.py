@@ -19,9 +19,10 @@ from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 from prometheus_client import REGISTRY
 
 from common.choreography import Choreography
-from common.envelope import BODY_MAX_BYTES, Envelope
+from common.envelope import Envelope
 from common.kernel.groups import Kernel
 from common.kernel.outbox import Outbox, Outgoing
+from common.limits import BODY_MAX_BYTES
 from common.message import Priority
 from common.messaging.connection import BrokerError, connect
 from common.messaging.consumer import Consumer
@@ -52,7 +53,15 @@ from common.tasks import cancel_all
 from saga.node import RabbitNode
 from tests.faults.proxy import Proxy
 from tests.integration import toy as toy_module
-from tests.integration.toy import PARTICIPANT, Tally, cancelled, make_tables, open_toy, rows
+from tests.integration.toy import (
+    PARTICIPANT,
+    Tally,
+    cancelled,
+    id_in_inbox,
+    make_tables,
+    open_toy,
+    rows,
+)
 from tests.messages import message_of
 from tests.polling import until
 
@@ -107,7 +116,7 @@ class Toy:
 
     async def inbox(self) -> set[str]:
         found = await self.database.read(lambda c: rows(c, self.tables.inbox))
-        return {row[0] for row in found}
+        return {id_in_inbox(row[0]) for row in found}
 
     async def done(self, count: int) -> bool:
         return len(await self.inbox()) == count
@@ -172,6 +181,60 @@ async def test_a_malformed_message_is_dead_and_the_others_are_done(
     assert letter.headers[ORIGIN_EXCHANGE] == EVENTS_EXCHANGE
     assert letter.headers[ORIGIN_ROUTING_KEY] == "order.cancelled.normal"
     assert await broker.depth("toy.normal") == 0
+
+
+async def test_an_event_that_says_another_source_is_dead_and_the_real_one_is_done(
+    broker: Broker, amqp_url: str, tmp_path: Path
+) -> None:
+    """Whoever may publish anything at all cannot use up the id of another's coming event."""
+    real = cancelled(1)
+    forged = real.model_copy(update={"source": "/services/payment"})
+    async with running(amqp_url, tmp_path) as toy:
+        await broker.publish_all([forged])
+        letter = await broker.dead_letter()
+        await broker.publish_all([real])
+        await until(lambda: toy.done(1))
+
+    assert letter.body == forged.to_bytes()
+    assert letter.headers[REASON] == "undecodable"
+    assert "'/services/payment'" in str(letter.headers[ERROR])
+
+
+async def test_another_event_under_the_id_of_one_that_was_done_is_dead(
+    broker: Broker, amqp_url: str, tmp_path: Path
+) -> None:
+    labels = {"participant": "toy", "type": "order.cancelled", "reason": "conflicting"}
+    before = REGISTRY.get_sample_value("saga_messages_dead_lettered_total", labels) or 0
+    other = cancelled(2, id=cancelled(1).id)
+    async with running(amqp_url, tmp_path) as toy:
+        await broker.publish_all([cancelled(1)])
+        await until(lambda: toy.done(1))
+        await broker.publish_all([cancelled(1), other, cancelled(1)])
+        letter = await broker.dead_letter()
+        tallies = await toy.database.read(lambda c: rows(c, toy.tables.states[Tally].table))
+
+    assert letter.body == other.to_bytes()
+    assert letter.headers[REASON] == "conflicting"
+    assert letter.headers[ERROR_TYPE] == "Conflicting"
+    assert letter.headers[ATTEMPTS] == 1
+    assert len(tallies) == 1
+    assert REGISTRY.get_sample_value("saga_messages_dead_lettered_total", labels) == before + 1
+    assert await broker.depth("toy.dlq") == 0
+
+
+async def test_headers_of_ours_count_for_nothing_on_a_message_that_others_sent(
+    broker: Broker, amqp_url: str, tmp_path: Path
+) -> None:
+    forged = {ATTEMPTS: 99, ORIGIN_EXCHANGE: "", ORIGIN_ROUTING_KEY: "toy.normal", "mine": "kept"}
+    poison = cancelled(1, customer="poison")
+    async with running(amqp_url, tmp_path):
+        await broker.publish(poison.to_bytes(), poison.routing_key, headers=forged)
+        letter = await broker.dead_letter()
+
+    assert letter.headers[ATTEMPTS] == 1
+    assert letter.headers[ORIGIN_EXCHANGE] == EVENTS_EXCHANGE
+    assert letter.headers[ORIGIN_ROUTING_KEY] == poison.routing_key
+    assert letter.headers["mine"] == "kept"
 
 
 async def test_a_raising_reaction_is_dead_lettered_with_its_reason(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,11 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from common.envelope import MessageKey
 from common.kernel.database import DatabaseError, open_database
 from common.kernel.migrations import MigrationError, differences, write_script
-from common.kernel.tables import Schema, Tables
+from common.kernel.rows import writing
+from common.kernel.tables import Schema, Tables, VersionConflict, utc_now
 from saga.discovery import services
 
 FIRST = """
@@ -26,7 +30,8 @@ down_revision = None
 
 def upgrade() -> None:
     op.create_table("inbox", sa.Column("message_id", sa.String(255), primary_key=True),
-                    sa.Column("at", sa.BigInteger, nullable=False))
+                    sa.Column("at", sa.BigInteger, nullable=False),
+                    sa.Column("digest", sa.LargeBinary))
     op.create_index("inbox_by_age", "inbox", ["at"])
     op.create_table("outbox", sa.Column("event_id", sa.String(64), primary_key=True),
                     sa.Column("owner", sa.String(32), nullable=False),
@@ -36,7 +41,7 @@ def upgrade() -> None:
     op.create_index("outbox_by_owner", "outbox", ["owner", "position"])
     op.create_table("outbox_leases", sa.Column("owner", sa.String(32), primary_key=True),
                     sa.Column("until", sa.BigInteger, nullable=False))
-    op.execute("INSERT INTO inbox VALUES ('m', 1)")
+    op.execute("INSERT INTO inbox VALUES ('m', 1, NULL)")
 """
 SECOND = """
 import sqlalchemy as sa
@@ -106,6 +111,66 @@ async def test_the_scripts_lead_to_what_the_store_describes(
     assert write_script(tables, "nothing") is None
 
 
+OLD_HEADS = {"order": "0002", "inventory": "0002", "payment": "0002", "notification": "0001"}
+"""The last script by participant of before the inbox had digests."""
+
+
+@pytest.mark.parametrize("name", OLD_HEADS)
+async def test_what_an_older_version_has_done_counts_after_the_upgrade(
+    name: str, database_url: str, tmp_path: Path
+) -> None:
+    """And what a replica of the older version writes meanwhile, by its own statement."""
+    new = tables_of(f"{name}_service")
+    assert isinstance(new, Tables)
+    assert new.migrations is not None
+    folder = tmp_path / "migrations"
+    folder.mkdir()
+    for script in new.migrations.glob("v*.py"):
+        if script.name[1:5] <= OLD_HEADS[name]:
+            shutil.copy(script, folder)
+    old = Schema(new.metadata, migrations=folder)
+    event = MessageKey("/services/order", "4d8911d5-c885-5189-ad07-9e2e87fea8ee")
+    command = MessageKey("https://shop.example", "a customer's key")
+    meanwhile = MessageKey("/services/inventory", "0f6a1e0c-6a57-5c0a-9d0e-3f3a5a9d8b11")
+    unknown = MessageKey("/services/order", "new")
+
+    async def as_older(schema: Schema, *messages: MessageKey) -> None:
+        insert = (
+            "INSERT INTO inbox (message_id, at) VALUES ('{}', 1) "
+            "ON CONFLICT (message_id) DO NOTHING"
+        )
+
+        def write(connection: Connection) -> None:
+            for message in messages:
+                text = insert.format(message.id.replace("'", "''"))
+                connection.exec_driver_sql(text)
+
+        database = await open_database(database_url, schema)
+        await database.transaction(write)
+        await database.close()
+
+    await as_older(old, event, command)
+    await as_older(new, meanwhile)
+    database = await open_database(database_url, new)
+    try:
+        everything = {event, command, meanwhile, unknown}
+        done = await database.transaction(lambda c: new.already_done(c, everything))
+        assert done == {event: None, command: None, meanwhile: None}
+        for message in (event, command, meanwhile):
+            with pytest.raises(VersionConflict):
+                await database.transaction(partial(mark_done, new, message))
+        await database.transaction(partial(mark_done, new, unknown))
+        done = await database.transaction(lambda c: new.already_done(c, everything))
+        assert done[unknown] == b"digest"
+    finally:
+        await database.close()
+
+
+def mark_done(tables: Tables, message: MessageKey, connection: Connection) -> None:
+    with writing(connection) as writes:
+        tables.mark_done(writes, {message: b"digest"}, utc_now())
+
+
 @pytest.fixture
 def tables(tmp_path: Path) -> Tables:
     """Tables that are made by the scripts `tell` writes."""
@@ -136,10 +201,10 @@ async def inbox(url: str, tables: Tables) -> list[tuple[Any, ...]]:
 async def test_a_newer_version_changes_the_tables_and_keeps_what_is_in_them(
     database_url: str, tables: Tables
 ) -> None:
-    assert await inbox(database_url, tables) == [("m", 1)]
+    assert await inbox(database_url, tables) == [("m", 1, None)]
     tell(tables, v0002_second=SECOND)
-    assert await inbox(database_url, tables) == [("m", 1, "old")]
-    assert await inbox(database_url, tables) == [("m", 1, "old")]
+    assert await inbox(database_url, tables) == [("m", 1, None, "old")]
+    assert await inbox(database_url, tables) == [("m", 1, None, "old")]
 
 
 async def test_replicas_that_start_together_migrate_once(postgres_url: str, tables: Tables) -> None:
@@ -147,7 +212,7 @@ async def test_replicas_that_start_together_migrate_once(postgres_url: str, tabl
 
     found = await asyncio.gather(*(inbox(postgres_url, tables) for _ in range(5)))
 
-    assert found == [[("m", 1, "old")]] * 5
+    assert found == [[("m", 1, None, "old")]] * 5
 
 
 async def test_a_migration_that_fails_leaves_everything_as_it_was(
@@ -159,7 +224,7 @@ async def test_a_migration_that_fails_leaves_everything_as_it_was(
         await inbox(database_url, tables)
     tell(tables, v0002_second=SECOND)
 
-    assert await inbox(database_url, tables) == [("m", 1, "old")]
+    assert await inbox(database_url, tables) == [("m", 1, None, "old")]
 
 
 async def test_tables_of_a_newer_version_are_refused(database_url: str, tables: Tables) -> None:

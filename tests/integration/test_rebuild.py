@@ -60,7 +60,7 @@ def mixed(seed: int = SEED, orders: int = 24) -> Play:
     play.deliver()
     # The customer's commands that came too late led to nothing, and are in no event.
     causes = {event.causationid for event in play.events} | {event.id for event in play.events}
-    play.inboxes["order"] &= causes
+    play.inboxes["order"] = {key for key in play.inboxes["order"] if key.id in causes}
     return play
 
 

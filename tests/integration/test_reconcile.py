@@ -98,7 +98,7 @@ class Stage:
             for kind, table in tables.states.items():
                 states = [(s, 0) for id, s in self.play.states[name].items() if id[0] is kind]
                 table.save(writes, states)
-            tables.mark_done(writes, self.play.inboxes[name], self.play.at)
+            tables.mark_done(writes, dict.fromkeys(self.play.inboxes[name]), self.play.at)
         engine.dispose()
 
     async def publish(self, *events: Envelope[Any]) -> None:
@@ -249,7 +249,7 @@ async def test_an_order_that_never_ended_is_found(stage: Stage, orders: dict[str
 
 async def test_an_event_nobody_has_done_is_found(stage: Stage, orders: dict[str, str]) -> None:
     event = event_about(stage, orders["confirmed"], "payment.charged")
-    stage.execute("order", "DELETE FROM inbox WHERE message_id = :id", id=event.id)
+    stage.execute("order", "DELETE FROM inbox WHERE message_id LIKE :id || '%'", id=event.id)
     assert await stage.broken_rules() == {("lost", f"order/{event.id}")}
 
 
@@ -265,7 +265,7 @@ async def test_what_may_be_done_and_forgotten_is_not_lost(
     stage.play.deliver()
     await stage.show()
     placed = event_about(stage, order_id, "order.placed").id
-    stage.execute("inventory", "DELETE FROM inbox WHERE message_id = :id", id=placed)
+    stage.execute("inventory", "DELETE FROM inbox WHERE message_id LIKE :id || '%'", id=placed)
 
     assert len(await stage.broken_rules()) == lost
 
@@ -322,7 +322,7 @@ async def test_an_event_in_a_queue_nobody_reads_is_not_lost(
     stage: Stage, orders: dict[str, str]
 ) -> None:
     event = event_about(stage, orders["confirmed"], "payment.charged")
-    stage.execute("order", "DELETE FROM inbox WHERE message_id = :id", id=event.id)
+    stage.execute("order", "DELETE FROM inbox WHERE message_id LIKE :id || '%'", id=event.id)
     await stage.channel.default_exchange.publish(
         message_of(event.to_bytes()), work_queue("order", Priority.NORMAL)
     )
@@ -333,7 +333,7 @@ async def test_a_dead_letter_is_not_lost_and_explains_its_order(
     stage: Stage, orders: dict[str, str]
 ) -> None:
     event = event_about(stage, orders["out_of_stock"], "stock.rejected")
-    stage.execute("order", "DELETE FROM inbox WHERE message_id = :id", id=event.id)
+    stage.execute("order", "DELETE FROM inbox WHERE message_id LIKE :id || '%'", id=event.id)
     stage.execute(
         "order", "UPDATE orders SET status = 'pending' WHERE order_id = :id", id=event.subject
     )
@@ -348,7 +348,7 @@ async def test_a_dead_letter_is_not_lost_and_explains_its_order(
 async def test_copies_of_a_dead_letter_count_as_one(stage: Stage, orders: dict[str, str]) -> None:
     """A service killed between the confirm of a dead letter and its ack leaves two."""
     event = event_about(stage, orders["confirmed"], "stock.reserved")
-    stage.execute("payment", "DELETE FROM inbox WHERE message_id = :id", id=event.id)
+    stage.execute("payment", "DELETE FROM inbox WHERE message_id LIKE :id || '%'", id=event.id)
     for _ in range(2):
         await stage.bury("payment", message_of(event.to_bytes()), "failed")
     report = await stage.reconcile()
@@ -427,7 +427,7 @@ async def test_a_trimmed_history_is_said_to_be_and_checked_as_far_as_it_goes(
     assert report.checked["skus_trimmed"] == 1
     # What is left of the history is still checked.
     event = next(event for event in reversed(play.events) if event.type == "stock.rejected")
-    stage.execute("order", "DELETE FROM inbox WHERE message_id = :id", id=event.id)
+    stage.execute("order", "DELETE FROM inbox WHERE message_id LIKE :id || '%'", id=event.id)
     assert await stage.broken_rules() == {("lost", f"order/{event.id}")}
 
 

@@ -263,7 +263,7 @@ async def test_a_delivery_is_linked_to_what_published_it_and_so_is_its_publishin
         "messaging.destination.name": "saga.events:order.placed.normal:inventory.normal",
         "messaging.rabbitmq.destination.routing_key": "order.placed.normal",
         "messaging.message.id": derived_id(
-            derived_id("linked", "order.place"), "order.place.order.placed"
+            f"{derived_id('linked', 'order.place')}\t/services/order", "order.place.order.placed"
         ),
         "messaging.message.conversation_id": order,
         "saga.attempts": 0,

@@ -138,5 +138,10 @@ class RecordingPublisher:
         return [self.error] * len(events)
 
 
+def id_in_inbox(key: str) -> str:
+    """The id of the message that an inbox row is about."""
+    return key.partition("\t")[0]
+
+
 def rows(connection: Connection, table: sa.Table) -> list[Any]:
     return [tuple(row) for row in connection.execute(sa.select(table))]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import string
-from datetime import UTC
+from datetime import UTC, timedelta
 from typing import TypeVar, get_args
 
 from hypothesis import strategies as st
@@ -41,6 +41,7 @@ from common.events import (
     StockReserved,
     total_of,
 )
+from common.limits import TIME_END, TIME_MIN
 from common.message import Event, Priority
 
 E = TypeVar("E", CancellationReason, DeclineReason, LetterKind, Priority, RejectionReason)
@@ -56,7 +57,11 @@ currencies: SearchStrategy[Currency] = st.sampled_from(get_args(Currency))
 prices = st.integers(1, UNIT_PRICE_MAX_CENTS)
 amounts = st.integers(1, LINES_MAX * QUANTITY_MAX * UNIT_PRICE_MAX_CENTS)
 quantities = st.integers(1, QUANTITY_MAX)
-moments = st.datetimes(timezones=st.just(UTC))
+moments = st.datetimes(
+    TIME_MIN.replace(tzinfo=None),
+    (TIME_END - timedelta(seconds=1)).replace(tzinfo=None),
+    timezones=st.just(UTC),
+)
 
 
 def any_of(kind: type[E]) -> SearchStrategy[E]:

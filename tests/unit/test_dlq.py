@@ -92,6 +92,33 @@ def test_a_copy_tells_what_the_broker_noted() -> None:
     assert copy.died == NOW.isoformat()
 
 
+def test_of_what_the_broker_set_aside_only_a_retrys_headers_of_ours_are_believed() -> None:
+    death = {"reason": "delivery_limit", "queue": "payment.high", "time": NOW}
+    for exchange, attempts in (("saga.events", 0), ("", 4)):
+        headers = {"x-death": [death | {"exchange": exchange}]}
+        copy = copy_of(delivered(headers=headers, x_saga_attempts=4), "payment", NOW)
+        assert copy.attempts == attempts
+
+
+def test_a_message_under_the_id_of_another_one_is_known_by_its_body() -> None:
+    message = delivered(message_id="m", x_saga_reason="conflicting")
+    assert copy_of(message, "p", NOW).key == key_of(None, message.body)
+
+
+@pytest.mark.parametrize("time", ["9999-12-31T23:59:59-14:00", "0001-01-01T00:00:00+14:00"])
+def test_a_time_that_cannot_be_reckoned_with_counts_as_none(time: str) -> None:
+    copy = copy_of(
+        delivered(x_saga_first_failed_at=time, x_saga_last_failed_at=time), "payment", NOW
+    )
+    assert copy.first_failed_at == copy.last_failed_at == NOW
+
+
+def test_what_is_longer_than_any_name_is_none() -> None:
+    body = f'{{"id": "{"i" * 200_000}", "type": "{"t" * 200_000}", "subject": "s"}}'.encode()
+    copy = copy_of(delivered(body), "payment", NOW)
+    assert (copy.event_id, copy.type, copy.subject) == (None, "order.placed", "s")
+
+
 @pytest.mark.parametrize(
     "headers",
     [

@@ -37,6 +37,7 @@ class RecommendationMade(OrderEvent):
     """The customer was told what goes with their order."""
 
     type: ClassVar[str] = "recommendation.made"
+    publisher: ClassVar[str] = "recommendation"
     final: ClassVar[bool] = True
 
     sku: str

@@ -548,10 +548,29 @@ def test_a_malformed_message_is_owed_wherever_its_routing_key_leads() -> None:
 
 def test_an_event_under_a_foreign_routing_key_is_owed_by_both() -> None:
     history = History(CHOREOGRAPHY)
-    envelope = wrap(reserved(CONFIRMED), id="e1", source="/x", time=AT, priority=Priority.NORMAL)
+    envelope = wrap(
+        reserved(CONFIRMED),
+        id="e1",
+        source="/services/inventory",
+        time=AT,
+        priority=Priority.NORMAL,
+    )
     history.take("order.placed.normal", "e1", AT, envelope.to_bytes())
     assert history.owed["payment"]["e1"].decodable
     assert not history.owed["inventory"]["e1"].decodable
+
+
+def test_an_event_that_says_another_source_is_owed_as_a_dead_letter_unless_the_real_one_comes() -> (
+    None
+):
+    history = History(CHOREOGRAPHY)
+    for source, decodable in (("/services/order", False), ("/services/inventory", True)):
+        event = wrap(reserved(CONFIRMED), id="e1", source=source, time=AT, priority=Priority.NORMAL)
+        history.take("stock.reserved.normal", "e1", AT, event.to_bytes())
+        assert history.owed["payment"]["e1"].decodable == decodable
+
+    assert history.undecodable == 1
+    assert history.owed["payment"]["e1"].copies == 2
 
 
 def test_messages_without_an_id_are_told_apart_by_their_bodies() -> None:

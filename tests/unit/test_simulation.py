@@ -177,11 +177,11 @@ class KeepsInboxRows(Kernel):
         self, group: Any, confirmed: Sequence[str], connection: Connection, *, careful: bool
     ) -> Any:
         results, outgoing = super()._decide(group, confirmed, connection, careful=careful)
-        asking = [
-            work.envelope.id
+        asking = {
+            work.envelope.key: work.digest
             for work, result in zip(group, results, strict=True)
             if isinstance(result, Decision) and result.intent is not None
-        ]
+        }
         with writing(connection) as writes:
             self._tables.mark_done(writes, asking, self._clock())
         return results, outgoing
@@ -193,7 +193,7 @@ class LooksIntoNoInbox(Kernel):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._tables = copy(self._tables)
-        self._tables.already_done = lambda *_: set()  # type: ignore[method-assign]  # that is it
+        self._tables.already_done = lambda *_: {}  # type: ignore[method-assign]  # that is it
 
 
 class KeepsNoInbox(LooksIntoNoInbox):

@@ -12,8 +12,9 @@ from xml.etree import ElementTree
 import pytest
 
 from common.envelope import Attributes, Envelope
-from common.messaging.dead_letters import ADDRESSEE, EDITOR_SOURCE
+from common.messaging.dead_letters import ADDRESSEE
 from common.messaging.frames import NO_PROPERTIES
+from common.messaging.trust import EDITOR_SOURCE
 from history_service.store import Fact
 from history_service.timeline import steps_of
 from inventory_service.domain import AddStock

@@ -1,0 +1,124 @@
+"""Whom a participant believes about a message, and which of its headers."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+from uuid import UUID
+
+import pytest
+from pamqp import encode
+
+from common.envelope import Envelope, Undecodable, wrap
+from common.events import CancellationReason, OrderCancelled, OrderLine, PlaceOrder
+from common.message import Event, Priority
+from common.messaging import frames
+from common.messaging.dead_letters import ATTEMPTS, REPLAYS, attempts_in, ours_in
+from common.messaging.frames import Delivery
+from common.messaging.topology import DEAD_EXCHANGE, EVENTS_EXCHANGE
+from common.messaging.trust import EDITOR_SOURCE, check_sender
+from tests.integration.toy import NOW
+
+QUEUE = "toy.normal"
+KEY = "order.cancelled.normal"
+
+
+class Rumour(Event):
+    type: ClassVar[str] = "rumour.heard"
+
+    @property
+    def subject(self) -> str:
+        return "somebody"
+
+
+def cancelled(source: str = "/services/order") -> Envelope[Any]:
+    event = OrderCancelled(
+        order_id=UUID(int=1), customer="ada", reason=CancellationReason.CUSTOMER_REQUEST
+    )
+    return wrap(event, id="1", source=source, time=NOW, priority=Priority.NORMAL)
+
+
+def refused(exchange: str, key: str, envelope: Envelope[Any], queue: str = QUEUE) -> bool:
+    try:
+        check_sender(exchange, key, envelope, queue)
+    except Undecodable as error:
+        return error.reason == "misrouted"
+    return False
+
+
+def test_an_event_is_believed_from_its_publisher_under_its_own_routing_key() -> None:
+    assert not refused(EVENTS_EXCHANGE, KEY, cancelled())
+    assert refused(EVENTS_EXCHANGE, "payment.charged.normal", cancelled())
+
+
+def test_a_retry_or_a_replay_is_believed_under_its_queues_name() -> None:
+    assert not refused("", QUEUE, cancelled())
+    assert refused("", "other.normal", cancelled())
+
+
+@pytest.mark.parametrize("source", ["/services/payment", "/services/order/", "/", EDITOR_SOURCE])
+def test_an_event_is_refused_that_says_another_source_than_its_publisher(source: str) -> None:
+    assert refused(EVENTS_EXCHANGE, KEY, cancelled(source))
+
+
+def test_a_retry_is_refused_that_says_another_source_than_its_publisher() -> None:
+    assert refused("", QUEUE, cancelled("/services/payment"))
+
+
+def test_a_corrected_copy_is_believed_by_the_default_exchange_only() -> None:
+    assert not refused("", QUEUE, cancelled(EDITOR_SOURCE))
+
+
+def test_a_command_may_come_from_anybody_who_may_write_the_queue() -> None:
+    line = OrderLine(sku="tea", quantity=1, unit_price_cents=250)
+    place = PlaceOrder(order_id=UUID(int=1), customer="ada", currency="EUR", lines=(line,))
+    source = "https://shop.example"
+    command = wrap(place, id="1", source=source, time=NOW, priority=Priority.NORMAL)
+
+    assert not refused("", "order.intake.normal", command, "order.intake.normal")
+
+
+def test_an_event_of_no_known_publisher_is_believed_for_its_routing_key() -> None:
+    rumour = wrap(Rumour(), id="1", source="/anybody", time=NOW, priority=Priority.NORMAL)
+
+    assert not refused(EVENTS_EXCHANGE, "rumour.heard.normal", rumour)
+
+
+def delivered(exchange: str, key: str, *headers: frames.Field) -> Delivery:
+    raw = frames.join({"headers": frames.table_of(headers)} if headers else {})
+    return Delivery(1, False, exchange, key, raw)
+
+
+HEADERS = (frames.field(ATTEMPTS, 9), frames.field(REPLAYS, 1), frames.field("traceparent", "00-"))
+
+
+def test_headers_of_ours_count_on_what_comes_back_by_the_default_exchange() -> None:
+    assert ours_in(delivered("", QUEUE, *HEADERS), QUEUE) == {ATTEMPTS: 9, REPLAYS: 1}
+
+
+@pytest.mark.parametrize(("exchange", "key"), [(EVENTS_EXCHANGE, KEY), ("", "other.normal")])
+def test_headers_of_ours_count_on_nothing_else(exchange: str, key: str) -> None:
+    assert ours_in(delivered(exchange, key, *HEADERS), QUEUE) == {}
+
+
+def test_a_message_without_headers_has_none_of_ours() -> None:
+    assert ours_in(delivered(EVENTS_EXCHANGE, KEY), QUEUE) == {}
+    assert ours_in(delivered("", QUEUE), QUEUE) == {}
+
+
+@pytest.mark.parametrize("exchange", ["saga.retry.500", DEAD_EXCHANGE])
+def test_a_copy_that_waits_or_is_dead_is_its_services_own(exchange: str) -> None:
+    assert ours_in(delivered(exchange, QUEUE, *HEADERS)) == {ATTEMPTS: 9, REPLAYS: 1}
+
+
+@pytest.mark.parametrize(("came_by", "believed"), [(EVENTS_EXCHANGE, False), ("", True)])
+def test_what_the_broker_has_set_aside_is_believed_as_it_was_before(
+    came_by: str, believed: bool
+) -> None:
+    table: Any = [{"exchange": came_by, "queue": QUEUE, "reason": "delivery_limit"}]
+    death = frames.Field(b"x-death", encode.encode_table_value(table))
+    assert bool(ours_in(delivered(DEAD_EXCHANGE, "toy", death, *HEADERS))) is believed
+
+
+@pytest.mark.parametrize("value", [-1, 2**63 - 1, "many", True, b"9"])
+def test_what_is_no_number_of_failures_counts_as_none(value: Any) -> None:
+    assert attempts_in({ATTEMPTS: value}) == 0
