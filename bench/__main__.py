@@ -1,6 +1,7 @@
 """`make bench`: the product beside the same flow without a database, and what it promises.
 
 .venv/bin/python -m bench compare --rounds 5 --orders 3000 --json
+.venv/bin/python -m bench compare --against HEAD~3
 .venv/bin/python -m bench grow one-sku gateway
 .venv/bin/python -m bench curve --picture bench/curve.svg
 """
@@ -20,9 +21,19 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from bench.compare import VARIANTS, Comparison, Spread, Target, compare, targets
+from bench.compare import (
+    Comparison,
+    Ratio,
+    Spread,
+    Target,
+    compare,
+    ratios,
+    targets,
+)
 from bench.curve import RATES, curve, draw
+from bench.export import Export, ExportError, commit_here, export, same_packages
 from bench.growth import SCENARIOS, Finding
+from bench.machine import Machine
 from saga.node import RabbitNode
 
 ROUNDS_MAX = 100
@@ -32,6 +43,13 @@ PICTURES = (".svg", ".png", ".pdf")
 
 app = typer.Typer(add_completion=False, no_args_is_help=False, pretty_exceptions_enable=False)
 
+Against = Annotated[
+    str | None,
+    typer.Option(
+        metavar="REV",
+        help="A commit of this repository: the product as of then takes its turns too.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
@@ -41,30 +59,46 @@ def by_default(context: typer.Context) -> None:
     # It reports lost connections with tracebacks, and a scenario kills the broker.
     logging.getLogger("aiormq").setLevel(logging.CRITICAL)
     if context.invoked_subcommand is None:
-        against()
+        compare_variants()
 
 
 @app.command("compare")
-def against(
+def compare_variants(
     rounds: Annotated[int, typer.Option(min=1, max=ROUNDS_MAX, help="Rounds.")] = 5,
     orders: Annotated[
         int, typer.Option(min=ORDERS_MIN, max=ORDERS_MAX, help="Orders per variant and round.")
     ] = 3_000,
+    against: Against = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare the variants. Exit status 1 if a target is missed."""
-    with tempfile.TemporaryDirectory() as folder, RabbitNode(Path(folder) / "node") as node:
-        found = asyncio.run(
-            compare(node, Path(folder), rounds=rounds, orders=orders, report=_report)
-        )
-    promised = targets(found)
+    with tempfile.TemporaryDirectory() as folder:
+        other = _exported(against, Path(folder))
+        origin = _origin(other, rounds, orders)
+        with RabbitNode(Path(folder) / "node") as node:
+            found = asyncio.run(
+                compare(
+                    node,
+                    Path(folder),
+                    rounds=rounds,
+                    orders=orders,
+                    report=_report,
+                    against=other,
+                )
+            )
+    promised, others = targets(found), ratios(found, other)
     if as_json:
-        document = found.to_json() | {
-            "targets": [asdict(target) | {"met": target.met} for target in promised]
+        document = {
+            **origin,
+            "pace_wall_ms": asdict(found.pace(lambda pace: pace.wall_ms)),
+            "pace_cpu_ms": asdict(found.pace(lambda pace: pace.cpu_ms)),
+            **found.to_json(),
+            "targets": [asdict(target) | {"met": target.met} for target in promised],
+            "ratios": [asdict(ratio) for ratio in others],
         }
         print(json.dumps(document, indent=2))
     else:
-        _print(found, promised)
+        _print(found, promised, others)
     if not all(target.met for target in promised):
         sys.exit(1)
 
@@ -135,24 +169,50 @@ def against_offered_load(
     Console(soft_wrap=True).print(table)
 
 
+def _exported(revision: str | None, folder: Path) -> Export | None:
+    """The commit that `--against` names, exported."""
+    if revision is None:
+        return None
+    try:
+        exported = export(revision, folder / "before")
+    except ExportError as error:
+        raise typer.BadParameter(str(error), param_hint="--against") from None
+    if not same_packages(exported):
+        _report(f"{revision} was locked to other packages; it runs with today's")
+    return exported
+
+
+def _origin(against: Export | None, rounds: int, orders: int) -> dict[str, object]:
+    """Where figures come from: machine, commits, and how much was measured."""
+    return {
+        "machine": asdict(Machine.here()),
+        "commit": commit_here(),
+        "against": None if against is None else against.commit,
+        "rounds": rounds,
+        "orders": orders,
+    }
+
+
 def _report(line: str) -> None:
     print(f"bench: {line}", file=sys.stderr, flush=True)
 
 
-def _print(found: Comparison, promised: list[Target]) -> None:
+def _print(found: Comparison, promised: list[Target], others: list[Ratio]) -> None:
     console = Console(soft_wrap=True)
     table = Table(
-        "variant", "orders/s", "services CPU", "broker CPU", "database CPU", "peak MB",
-        "p50/p99 ms at half rate", "lone p50 ms", title="medians (least to most), CPU in ms",
+        "variant", "orders/s", "services CPU", "broker CPU", "database CPU", "switches", "peak MB",
+        "p50/p99 ms at half rate", "lone p50 ms",
+        title="medians (least to most); CPU in ms per order, switches per order",
     )  # fmt: skip
-    for variant in VARIANTS:
-        half, lone = found.half.get(variant.name), found.lone.get(variant.name)
+    for variant in found.saturated:
+        half, lone = found.half.get(variant), found.lone.get(variant)
         table.add_row(
-            variant.name,
+            variant,
             _figure(found.spread(variant, lambda m: m.orders_per_second), 0),
             _figure(found.spread(variant, lambda m: m.services_cpu_ms), 2),
             _figure(found.spread(variant, lambda m: m.broker_cpu_ms), 2),
             _figure(found.spread(variant, lambda m: m.database_cpu_ms), 2),
+            _figure(found.spread(variant, lambda m: m.services_switches), 1),
             f"{found.spread(variant, lambda m: m.peak_mb).most:.0f}",
             f"{Spread.of([m.p50_ms for m in half]).median:.0f} / "
             f"{Spread.of([m.p99_ms for m in half]).median:.0f}" if half else "",
@@ -170,6 +230,17 @@ def _print(found: Comparison, promised: list[Target]) -> None:
             "yes" if target.met else "[red]no[/]",
         )
     console.print(table)
+    table = Table("ratio", "measured")
+    for ratio in others:
+        table.add_row(ratio.name, _figure(ratio.measured, 2))
+    console.print(table)
+    machine = Machine.here()
+    build = "" if machine.optimised else ", built without profile-guided optimisation"
+    console.print(
+        f"{machine.python}{build}; {machine.cores} cores of {machine.cpu}\n"
+        f"the machine's pace: {_figure(found.pace(lambda pace: pace.wall_ms), 0)} ms, "
+        f"of that CPU: {_figure(found.pace(lambda pace: pace.cpu_ms), 0)} ms"
+    )
 
 
 def _figure(spread: Spread, digits: int) -> str:
