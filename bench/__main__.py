@@ -2,6 +2,7 @@
 
 .venv/bin/python -m bench compare --rounds 5 --orders 3000 --json
 .venv/bin/python -m bench compare --against HEAD~3
+.venv/bin/python -m bench counts --rounds 1
 .venv/bin/python -m bench grow one-sku gateway
 .venv/bin/python -m bench curve --picture bench/curve.svg
 """
@@ -15,7 +16,7 @@ import sys
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final, NoReturn
 
 import typer
 from rich.console import Console
@@ -29,16 +30,21 @@ from bench.compare import (
     compare,
     ratios,
     targets,
+    with_before,
 )
+from bench.counts import ALL, Counted, CountsError, Tool, choose, count, total
 from bench.curve import RATES, curve, draw
 from bench.export import Export, ExportError, commit_here, export, same_packages
 from bench.growth import SCENARIOS, Finding
 from bench.machine import Machine
+from bench.rig import BARE, SQLITE
 from saga.node import RabbitNode
 
 ROUNDS_MAX = 100
 ORDERS_MIN, ORDERS_MAX = 100, 1_000_000
 PICTURES = (".svg", ".png", ".pdf")
+NAMES_SHOWN: Final = 5
+"""System calls in a row of the table; JSON has all."""
 
 
 app = typer.Typer(add_completion=False, no_args_is_help=False, pretty_exceptions_enable=False)
@@ -101,6 +107,48 @@ def compare_variants(
         _print(found, promised, others)
     if not all(target.met for target in promised):
         sys.exit(1)
+
+
+@app.command("counts")
+def counted_per_order(
+    rounds: Annotated[int, typer.Option(min=1, max=ROUNDS_MAX, help="Rounds.")] = 3,
+    orders: Annotated[
+        int, typer.Option(min=ORDERS_MIN, max=ORDERS_MAX, help="Orders at full load.")
+    ] = 3_000,
+    tool: Annotated[
+        Tool | None,
+        typer.Option("--with", help="What counts system calls; by default perf, if it can."),
+    ] = None,
+    against: Against = None,
+    as_json: AsJson = False,
+) -> None:
+    """Count system calls, turns of the event loop and sleeps per order, beside the opponent's."""
+    try:
+        chosen = choose(tool)
+    except CountsError as error:
+        _fail(str(error))
+    with tempfile.TemporaryDirectory() as folder:
+        other = _exported(against, Path(folder))
+        origin = _origin(other, rounds, orders)
+        variants = with_before((BARE, SQLITE), other)
+        with RabbitNode(Path(folder) / "node") as node:
+            found = asyncio.run(
+                count(
+                    variants,
+                    node,
+                    Path(folder),
+                    rounds=rounds,
+                    orders=orders,
+                    tool=chosen,
+                    report=_report,
+                )
+            )
+    if as_json:
+        rows = [asdict(one) | {"epoll_waits": one.epoll_waits} for one in found]
+        document = {**origin, "with": chosen, "counts": rows}
+        print(json.dumps(document, indent=2))
+    else:
+        _print_counts(found, chosen)
 
 
 @app.command()
@@ -193,6 +241,11 @@ def _origin(against: Export | None, rounds: int, orders: int) -> dict[str, objec
     }
 
 
+def _fail(reason: str) -> NoReturn:
+    print(f"bench: {reason}", file=sys.stderr)
+    sys.exit(1)
+
+
 def _report(line: str) -> None:
     print(f"bench: {line}", file=sys.stderr, flush=True)
 
@@ -241,6 +294,35 @@ def _print(found: Comparison, promised: list[Target], others: list[Ratio]) -> No
         f"the machine's pace: {_figure(found.pace(lambda pace: pace.wall_ms), 0)} ms, "
         f"of that CPU: {_figure(found.pace(lambda pace: pace.cpu_ms), 0)} ms"
     )
+
+
+def _print_counts(found: list[Counted], tool: Tool) -> None:
+    table = Table(
+        "load", "variant", "service", "orders/s", "sleeps", "orders/s counted", "system calls",
+        "epoll waits", "most of them", title=f"per order; system calls counted with {tool}",
+    )  # fmt: skip
+    for one in (row for group in _by_load(found) for row in (*group, total(group))):
+        named = sorted(((n, name) for name, n in one.calls.items() if name != ALL), reverse=True)
+        table.add_row(
+            one.kind,
+            one.variant,
+            one.service,
+            f"{one.orders_per_second:.0f}",
+            f"{one.switches:.1f}",
+            f"{one.orders_per_second_counted:.0f}",
+            f"{one.calls.get(ALL, 0.0):.1f}",
+            f"{one.epoll_waits:.1f}",
+            ", ".join(f"{name} {number:.1f}" for number, name in named[:NAMES_SHOWN]),
+        )
+    Console(soft_wrap=True).print(table)
+
+
+def _by_load(found: list[Counted]) -> list[list[Counted]]:
+    """The rows of one variant under one load, together."""
+    groups: dict[tuple[str, str], list[Counted]] = {}
+    for one in found:
+        groups.setdefault((one.kind, one.variant), []).append(one)
+    return list(groups.values())
 
 
 def _figure(spread: Spread, digits: int) -> str:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import pytest
+
 from bench.compare import Comparison, Spread, ratios, targets, with_before
+from bench.counts import ALL, Counted, CountsError, choose, read_perf, read_strace, total
 from bench.export import Export
 from bench.machine import Pace, cpu_model
 from bench.rig import BARE, LIMIT, PER_MESSAGE, POSTGRESQL, SQLITE, Measured, before
@@ -104,3 +107,53 @@ def test_the_machines_pace_is_that_before_and_after_every_slice() -> None:
 def test_a_processor_without_a_name_is_known_by_its_architecture() -> None:
     assert cpu_model(["processor\t: 0", "model name\t: A Fine CPU: 2", ""]) == "A Fine CPU: 2"
     assert cpu_model(["processor\t: 0"]) != ""
+
+
+PERF = """\
+# started on Thu Nov 26 00:25:46 2026
+
+1176,,raw_syscalls:sys_enter,32671592,100.00,,
+6,,syscalls:sys_enter_epoll_pwait,32671592,100.00,,
+0,,syscalls:sys_enter_read,32671592,100.00,,
+<not counted>,,syscalls:sys_enter_write,0,100.00,,
+"""
+
+STRACE = """\
+% time     seconds  usecs/call     calls    errors syscall
+------ ----------- ----------- --------- --------- ----------------
+ 97.41    0.042603          73       578           epoll_wait
+  2.59    0.001132           8       141        24 futex
+------ ----------- ----------- --------- --------- ----------------
+100.00    0.043735          60       719        24 total
+"""
+
+
+def test_what_perf_writes_is_read() -> None:
+    assert read_perf(PERF) == {ALL: 1176, "epoll_pwait": 6}
+    assert read_perf("") == {}
+
+
+def test_what_strace_writes_is_read() -> None:
+    assert read_strace(STRACE) == {ALL: 719, "epoll_wait": 578, "futex": 141}
+    assert read_strace("") == {ALL: 0}
+
+
+def test_turns_of_the_event_loop_are_counted_whatever_the_call_is_named() -> None:
+    counted = Counted(
+        "bare", "full", "order", 500.0, 1.0, 0.3, 480.0,
+        {ALL: 9.0, "epoll_wait": 1.0, "epoll_pwait": 2.5},
+    )  # fmt: skip
+
+    assert counted.epoll_waits == 3.5
+    assert total([counted, counted]).epoll_waits == 7.0
+
+
+def test_without_a_tool_the_way_to_get_one_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    with pytest.raises(CountsError, match=r"strace is missing .*apt-get install strace"):
+        choose()
+    with pytest.raises(CountsError, match="perf is missing"):
+        choose("perf")
