@@ -2,6 +2,8 @@
 .PHONY: help setup demo up test verify mutants faults rabbitmq4 bench lint format generate lock clean
 ORDERS ?= 1000
 ROUNDS ?= 10
+# The virtual environment; scripts/setup makes it with PYTHON, if that is set.
+VENV ?= .venv
 # A worker for each core, each with servers of its own. Each takes tests in their order and, once it
 # has none left, from another one's end: so a module's fixtures are seldom made twice.
 PARALLEL = --numprocesses auto --maxprocesses 4 --dist worksteal
@@ -14,19 +16,19 @@ setup: ## Create .venv from the lock file, install RabbitMQ, PostgreSQL and Prom
 
 demo: ## Run 1000 orders through the saga and check the books (ORDERS=n, ARGS='--seed 7')
 	@scripts/setup --embedded
-	@.venv/bin/saga demo --orders $(ORDERS) $(ARGS)
+	@$(VENV)/bin/saga demo --orders $(ORDERS) $(ARGS)
 
 up: ## Start everything on this machine until Ctrl-C (ARGS passes options)
 	@scripts/setup --embedded
-	@.venv/bin/saga up $(ARGS)
+	@$(VENV)/bin/saga up $(ARGS)
 
 test: ## Run the tests against private RabbitMQ and PostgreSQL servers (ARGS='-k name' selects)
 	@scripts/setup --own-broker
-	@.venv/bin/pytest $(PARALLEL) $(ARGS)
+	@$(VENV)/bin/pytest $(PARALLEL) $(ARGS)
 
 verify: ## Run every test, the long ones included
 	@scripts/setup --own-broker
-	@.venv/bin/pytest -m "long or not long" --timeout 0 $(ARGS)
+	@$(VENV)/bin/pytest -m "long or not long" --timeout 0 $(ARGS)
 
 mutants: ## Change the domains, one thing at a time, and see whether a test notices
 	@scripts/setup --no-broker
@@ -34,36 +36,36 @@ mutants: ## Change the domains, one thing at a time, and see whether a test noti
 
 faults: ## Strike a system under load with every kind of fault (ROUNDS=n SEED=n DATABASE=postgresql)
 	@scripts/setup --own-broker
-	@ROUNDS=$(ROUNDS) .venv/bin/pytest -m "long or not long" --timeout 0 tests/faults $(ARGS)
+	@ROUNDS=$(ROUNDS) $(VENV)/bin/pytest -m "long or not long" --timeout 0 tests/faults $(ARGS)
 
 rabbitmq4: ## Unpack RabbitMQ 4 into .rabbitmq4, for tests on that as well (root, Debian)
 	@scripts/rabbitmq4
 
 bench: ## Compare with the same flow without a database (ARGS='--rounds 3 --orders 2000 --json')
 	@scripts/setup --own-broker
-	@.venv/bin/python -m bench compare $(ARGS)
+	@$(VENV)/bin/python -m bench compare $(ARGS)
 
 lint: ## Check style, types and the layers between packages
 	@scripts/setup --no-broker
-	.venv/bin/ruff check .
-	.venv/bin/ruff format --check .
-	.venv/bin/mypy
-	.venv/bin/lint-imports
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
 
 format: ## Format the code and fix what can be fixed safely
 	@scripts/setup --no-broker
-	.venv/bin/ruff check --fix .
-	.venv/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
 
 generate: ## Write the files that follow from code: definitions, contracts, map, pages, dashboards
 	@scripts/setup --no-broker
-	@.venv/bin/saga generate
-	@.venv/bin/python -m monitoring.dashboards
+	@$(VENV)/bin/saga generate
+	@$(VENV)/bin/python -m monitoring.dashboards
 
 lock: ## Pin the dependencies anew (needs uv; ARGS='--upgrade' takes newer versions)
 	@scripts/lock $(ARGS)
 
 clean: ## Remove the environment, caches and what runs left behind
-	rm -rf .venv build dist *.egg-info data .runtime .pytest_cache .mypy_cache .ruff_cache \
+	rm -rf .venv* build dist *.egg-info data .runtime .pytest_cache .mypy_cache .ruff_cache \
 		.import_linter_cache .hypothesis mutants
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

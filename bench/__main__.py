@@ -1,6 +1,8 @@
 """`make bench`: the product beside the same flow without a database, and what it promises.
 
 .venv/bin/python -m bench compare --rounds 5 --orders 3000 --json
+.venv/bin/python -m bench compare --against HEAD~3
+.venv/bin/python -m bench counts --rounds 1
 .venv/bin/python -m bench grow one-sku gateway
 .venv/bin/python -m bench curve --picture bench/curve.svg
 """
@@ -14,24 +16,46 @@ import sys
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final, NoReturn
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from bench.compare import VARIANTS, Comparison, Spread, Target, compare, targets
+from bench.compare import (
+    Comparison,
+    Ratio,
+    Spread,
+    Target,
+    compare,
+    ratios,
+    targets,
+    with_before,
+)
+from bench.counts import ALL, Counted, CountsError, Tool, choose, count, total
 from bench.curve import RATES, curve, draw
+from bench.export import Export, ExportError, commit_here, export, same_packages
 from bench.growth import SCENARIOS, Finding
+from bench.machine import Machine
+from bench.rig import BARE, SQLITE
 from saga.node import RabbitNode
 
 ROUNDS_MAX = 100
 ORDERS_MIN, ORDERS_MAX = 100, 1_000_000
 PICTURES = (".svg", ".png", ".pdf")
+NAMES_SHOWN: Final = 5
+"""System calls in a row of the table; JSON has all."""
 
 
 app = typer.Typer(add_completion=False, no_args_is_help=False, pretty_exceptions_enable=False)
 
+Against = Annotated[
+    str | None,
+    typer.Option(
+        metavar="REV",
+        help="A commit of this repository: the product as of then takes its turns too.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
@@ -41,32 +65,90 @@ def by_default(context: typer.Context) -> None:
     # It reports lost connections with tracebacks, and a scenario kills the broker.
     logging.getLogger("aiormq").setLevel(logging.CRITICAL)
     if context.invoked_subcommand is None:
-        against()
+        compare_variants()
 
 
 @app.command("compare")
-def against(
+def compare_variants(
     rounds: Annotated[int, typer.Option(min=1, max=ROUNDS_MAX, help="Rounds.")] = 5,
     orders: Annotated[
         int, typer.Option(min=ORDERS_MIN, max=ORDERS_MAX, help="Orders per variant and round.")
     ] = 3_000,
+    against: Against = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare the variants. Exit status 1 if a target is missed."""
-    with tempfile.TemporaryDirectory() as folder, RabbitNode(Path(folder) / "node") as node:
-        found = asyncio.run(
-            compare(node, Path(folder), rounds=rounds, orders=orders, report=_report)
-        )
-    promised = targets(found)
+    with tempfile.TemporaryDirectory() as folder:
+        other = _exported(against, Path(folder))
+        origin = _origin(other, rounds, orders)
+        with RabbitNode(Path(folder) / "node") as node:
+            found = asyncio.run(
+                compare(
+                    node,
+                    Path(folder),
+                    rounds=rounds,
+                    orders=orders,
+                    report=_report,
+                    against=other,
+                )
+            )
+    promised, others = targets(found), ratios(found, other)
     if as_json:
-        document = found.to_json() | {
-            "targets": [asdict(target) | {"met": target.met} for target in promised]
+        document = {
+            **origin,
+            "pace_wall_ms": asdict(found.pace(lambda pace: pace.wall_ms)),
+            "pace_cpu_ms": asdict(found.pace(lambda pace: pace.cpu_ms)),
+            **found.to_json(),
+            "targets": [asdict(target) | {"met": target.met} for target in promised],
+            "ratios": [asdict(ratio) for ratio in others],
         }
         print(json.dumps(document, indent=2))
     else:
-        _print(found, promised)
+        _print(found, promised, others)
     if not all(target.met for target in promised):
         sys.exit(1)
+
+
+@app.command("counts")
+def counted_per_order(
+    rounds: Annotated[int, typer.Option(min=1, max=ROUNDS_MAX, help="Rounds.")] = 3,
+    orders: Annotated[
+        int, typer.Option(min=ORDERS_MIN, max=ORDERS_MAX, help="Orders at full load.")
+    ] = 3_000,
+    tool: Annotated[
+        Tool | None,
+        typer.Option("--with", help="What counts system calls; by default perf, if it can."),
+    ] = None,
+    against: Against = None,
+    as_json: AsJson = False,
+) -> None:
+    """Count system calls, turns of the event loop and sleeps per order, beside the opponent's."""
+    try:
+        chosen = choose(tool)
+    except CountsError as error:
+        _fail(str(error))
+    with tempfile.TemporaryDirectory() as folder:
+        other = _exported(against, Path(folder))
+        origin = _origin(other, rounds, orders)
+        variants = with_before((BARE, SQLITE), other)
+        with RabbitNode(Path(folder) / "node") as node:
+            found = asyncio.run(
+                count(
+                    variants,
+                    node,
+                    Path(folder),
+                    rounds=rounds,
+                    orders=orders,
+                    tool=chosen,
+                    report=_report,
+                )
+            )
+    if as_json:
+        rows = [asdict(one) | {"epoll_waits": one.epoll_waits} for one in found]
+        document = {**origin, "with": chosen, "counts": rows}
+        print(json.dumps(document, indent=2))
+    else:
+        _print_counts(found, chosen)
 
 
 @app.command()
@@ -135,24 +217,55 @@ def against_offered_load(
     Console(soft_wrap=True).print(table)
 
 
+def _exported(revision: str | None, folder: Path) -> Export | None:
+    """The commit that `--against` names, exported."""
+    if revision is None:
+        return None
+    try:
+        exported = export(revision, folder / "before")
+    except ExportError as error:
+        raise typer.BadParameter(str(error), param_hint="--against") from None
+    if not same_packages(exported):
+        _report(f"{revision} was locked to other packages; it runs with today's")
+    return exported
+
+
+def _origin(against: Export | None, rounds: int, orders: int) -> dict[str, object]:
+    """Where figures come from: machine, commits, and how much was measured."""
+    return {
+        "machine": asdict(Machine.here()),
+        "commit": commit_here(),
+        "against": None if against is None else against.commit,
+        "rounds": rounds,
+        "orders": orders,
+    }
+
+
+def _fail(reason: str) -> NoReturn:
+    print(f"bench: {reason}", file=sys.stderr)
+    sys.exit(1)
+
+
 def _report(line: str) -> None:
     print(f"bench: {line}", file=sys.stderr, flush=True)
 
 
-def _print(found: Comparison, promised: list[Target]) -> None:
+def _print(found: Comparison, promised: list[Target], others: list[Ratio]) -> None:
     console = Console(soft_wrap=True)
     table = Table(
-        "variant", "orders/s", "services CPU", "broker CPU", "database CPU", "peak MB",
-        "p50/p99 ms at half rate", "lone p50 ms", title="medians (least to most), CPU in ms",
+        "variant", "orders/s", "services CPU", "broker CPU", "database CPU", "switches", "peak MB",
+        "p50/p99 ms at half rate", "lone p50 ms",
+        title="medians (least to most); CPU in ms per order, switches per order",
     )  # fmt: skip
-    for variant in VARIANTS:
-        half, lone = found.half.get(variant.name), found.lone.get(variant.name)
+    for variant in found.saturated:
+        half, lone = found.half.get(variant), found.lone.get(variant)
         table.add_row(
-            variant.name,
+            variant,
             _figure(found.spread(variant, lambda m: m.orders_per_second), 0),
             _figure(found.spread(variant, lambda m: m.services_cpu_ms), 2),
             _figure(found.spread(variant, lambda m: m.broker_cpu_ms), 2),
             _figure(found.spread(variant, lambda m: m.database_cpu_ms), 2),
+            _figure(found.spread(variant, lambda m: m.services_switches), 1),
             f"{found.spread(variant, lambda m: m.peak_mb).most:.0f}",
             f"{Spread.of([m.p50_ms for m in half]).median:.0f} / "
             f"{Spread.of([m.p99_ms for m in half]).median:.0f}" if half else "",
@@ -170,6 +283,46 @@ def _print(found: Comparison, promised: list[Target]) -> None:
             "yes" if target.met else "[red]no[/]",
         )
     console.print(table)
+    table = Table("ratio", "measured")
+    for ratio in others:
+        table.add_row(ratio.name, _figure(ratio.measured, 2))
+    console.print(table)
+    machine = Machine.here()
+    build = "" if machine.optimised else ", built without profile-guided optimisation"
+    console.print(
+        f"{machine.python}{build}; {machine.cores} cores of {machine.cpu}\n"
+        f"the machine's pace: {_figure(found.pace(lambda pace: pace.wall_ms), 0)} ms, "
+        f"of that CPU: {_figure(found.pace(lambda pace: pace.cpu_ms), 0)} ms"
+    )
+
+
+def _print_counts(found: list[Counted], tool: Tool) -> None:
+    table = Table(
+        "load", "variant", "service", "orders/s", "sleeps", "orders/s counted", "system calls",
+        "epoll waits", "most of them", title=f"per order; system calls counted with {tool}",
+    )  # fmt: skip
+    for one in (row for group in _by_load(found) for row in (*group, total(group))):
+        named = sorted(((n, name) for name, n in one.calls.items() if name != ALL), reverse=True)
+        table.add_row(
+            one.kind,
+            one.variant,
+            one.service,
+            f"{one.orders_per_second:.0f}",
+            f"{one.switches:.1f}",
+            f"{one.orders_per_second_counted:.0f}",
+            f"{one.calls.get(ALL, 0.0):.1f}",
+            f"{one.epoll_waits:.1f}",
+            ", ".join(f"{name} {number:.1f}" for number, name in named[:NAMES_SHOWN]),
+        )
+    Console(soft_wrap=True).print(table)
+
+
+def _by_load(found: list[Counted]) -> list[list[Counted]]:
+    """The rows of one variant under one load, together."""
+    groups: dict[tuple[str, str], list[Counted]] = {}
+    for one in found:
+        groups.setdefault((one.kind, one.variant), []).append(one)
+    return list(groups.values())
 
 
 def _figure(spread: Spread, digits: int) -> str:

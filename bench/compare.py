@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from bench.export import Export
+from bench.machine import Pace
 from bench.rig import (
     BARE,
     LIMIT,
@@ -23,12 +25,14 @@ from bench.rig import (
     Measured,
     Report,
     Variant,
+    before,
     started,
 )
 from saga.node import RabbitNode
 
 VARIANTS: Final = (BARE, PER_MESSAGE, SQLITE, POSTGRESQL, LIMIT)
-WITH_LATENCY: Final = (BARE, SQLITE, POSTGRESQL)
+PRODUCT: Final = (SQLITE, POSTGRESQL)
+WITH_LATENCY: Final = (BARE, *PRODUCT)
 WARM_UP_ORDERS: Final = 300
 LONE_ORDERS: Final = 40
 LONE_PER_SECOND: Final = 5.0
@@ -58,9 +62,15 @@ class Comparison:
     half: dict[str, list[Measured]] = field(default_factory=dict)
     lone: dict[str, list[Measured]] = field(default_factory=dict)
 
-    def spread(self, variant: Variant, figure: Callable[[Measured], float]) -> Spread:
-        """A figure of a variant under the full load."""
-        return Spread.of([figure(measured) for measured in self.saturated[variant.name]])
+    def spread(self, variant: str, figure: Callable[[Measured], float]) -> Spread:
+        """A figure of the variant of this name under the full load."""
+        return Spread.of([figure(measured) for measured in self.saturated[variant]])
+
+    def pace(self, figure: Callable[[Pace], float]) -> Spread:
+        """A figure of the machine's pace, before and after every slice."""
+        runs = (self.saturated, self.half, self.lone)
+        slices = [m for run in runs for measured in run.values() for m in measured]
+        return Spread.of([figure(p) for m in slices for p in (m.pace_before, m.pace_after)])
 
     def ratio(
         self,
@@ -94,28 +104,49 @@ async def all_started(
         yield benches
 
 
+def with_before(variants: Iterable[Variant], against: Export | None) -> tuple[Variant, ...]:
+    """The variants, each of the product followed by the same as of the other commit, if any."""
+    return tuple(
+        one
+        for variant in variants
+        for one in (
+            (variant, before(variant, against))
+            if variant in PRODUCT and against is not None
+            else (variant,)
+        )
+    )
+
+
 async def compare(
-    node: RabbitNode, folder: Path, *, rounds: int, orders: int, report: Report
+    node: RabbitNode,
+    folder: Path,
+    *,
+    rounds: int,
+    orders: int,
+    report: Report,
+    against: Export | None = None,
 ) -> Comparison:
-    """Measure every variant twice in every round.
+    """Measure every variant twice in every round, the product as of another commit too.
 
     All run all the time, those that are not measured with nothing to do; so what is compared was
     measured within seconds of each other.
     """
     found = Comparison()
-    async with all_started(VARIANTS, node, folder, report) as benches:
+    variants = with_before(VARIANTS, against)
+    with_latency = with_before(WITH_LATENCY, against)
+    async with all_started(variants, node, folder, report) as benches:
         for number in range(1, rounds + 1):
             report(f"round {number} of {rounds}")
             # There and back, so that who comes first has no advantage.
-            for variant in VARIANTS + VARIANTS[::-1]:
+            for variant in variants + variants[::-1]:
                 # What does one thing after the other is given less of it.
                 count = orders // 3 if variant is PER_MESSAGE else orders
                 await _measure(benches, variant, count, 0.0, found.saturated)
             there, back = found.saturated[BARE.name][-2:]
             rate = (there.orders_per_second + back.orders_per_second) / 4
-            for variant in WITH_LATENCY + WITH_LATENCY[::-1]:
+            for variant in with_latency + with_latency[::-1]:
                 await _measure(benches, variant, int(rate * HALF_RATE_SECONDS), rate, found.half)
-            for variant in WITH_LATENCY:
+            for variant in with_latency:
                 await _measure(benches, variant, LONE_ORDERS, LONE_PER_SECOND, found.lone)
     return found
 
@@ -150,27 +181,70 @@ class Target:
 def targets(found: Comparison) -> list[Target]:
     """What we promise, beside what came out."""
 
-    def rate(measured: Measured) -> float:
-        return measured.orders_per_second
-
-    def cpu(measured: Measured) -> float:
-        return measured.services_cpu_ms
-
-    def half(variant: Variant) -> list[Target]:
-        ratio = found.ratio(variant, BARE, lambda m: m.p50_ms, "half")
+    def half(variant: Variant, limit: float) -> list[Target]:
+        ratio = found.ratio(variant, BARE, _p50, "half")
         p99 = Spread.of([measured.p99_ms for measured in found.half[variant.name]])
         return [
-            Target(f"{variant.name}: p50 at half rate / bare", 1.5, False, ratio),
+            Target(f"{variant.name}: p50 at half rate / bare", limit, False, ratio),
             Target(f"{variant.name}: p99 at half rate", 250.0, False, p99, unit="ms"),
         ]
 
-    lone = Spread.of([measured.p50_ms for measured in found.lone[SQLITE.name]])
+    lone = found.ratio(SQLITE, BARE, _p50, "lone")
     return [
-        Target("sqlite: orders/s / bare", 1.0, True, found.ratio(SQLITE, BARE, rate), 1.2),
-        Target("postgresql: orders/s / bare", 0.8, True, found.ratio(POSTGRESQL, BARE, rate), 1.0),
-        Target("sqlite: orders/s / per-message", 3.0, True, found.ratio(SQLITE, PER_MESSAGE, rate)),
-        Target("sqlite: CPU of services / bare", 0.9, False, found.ratio(SQLITE, BARE, cpu), 0.7),
-        *half(SQLITE),
-        *half(POSTGRESQL),
-        Target("sqlite: p50 of a lone order", 30.0, False, lone, unit="ms"),
+        Target("sqlite: orders/s / bare", 2.1, True, found.ratio(SQLITE, BARE, _rate), 2.6),
+        Target("postgresql: orders/s / bare", 1.7, True, found.ratio(POSTGRESQL, BARE, _rate)),
+        Target(
+            "sqlite: orders/s / per-message", 3.0, True, found.ratio(SQLITE, PER_MESSAGE, _rate)
+        ),
+        Target("sqlite: CPU of services / bare", 0.5, False, found.ratio(SQLITE, BARE, _cpu)),
+        *half(SQLITE, 1.6),
+        *half(POSTGRESQL, 2.8),
+        Target("sqlite: p50 of a lone order / bare", 1.4, False, lone),
     ]
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """How two variants compare, where nothing is promised."""
+
+    name: str
+    measured: Spread
+
+
+def ratios(found: Comparison, against: Export | None = None) -> list[Ratio]:
+    """How far each is from the limit and, with another commit, each from what it was there."""
+    rows = [
+        Ratio(f"{variant.name}: orders/s / limit", found.ratio(variant, LIMIT, _rate))
+        for variant in (BARE, SQLITE, POSTGRESQL)
+    ]
+    if against is not None:
+        for variant in PRODUCT:
+            was = before(variant, against)
+            rows += [
+                Ratio(f"{variant.name}: {figure} / before", found.ratio(variant, was, of, kind))
+                for figure, of, kind in (
+                    ("orders/s", _rate, "saturated"),
+                    ("CPU of services", _cpu, "saturated"),
+                    ("switches", _switches, "saturated"),
+                    ("p50 at half rate", _p50, "half"),
+                    ("CPU of services at half rate", _cpu, "half"),
+                    ("p50 of a lone order", _p50, "lone"),
+                )
+            ]
+    return rows
+
+
+def _rate(measured: Measured) -> float:
+    return measured.orders_per_second
+
+
+def _cpu(measured: Measured) -> float:
+    return measured.services_cpu_ms
+
+
+def _switches(measured: Measured) -> float:
+    return measured.services_switches
+
+
+def _p50(measured: Measured) -> float:
+    return measured.p50_ms

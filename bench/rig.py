@@ -8,16 +8,18 @@ import json
 import os
 import sys
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Final
 from uuid import uuid4
 
+from bench.export import Export
 from bench.load import Load
+from bench.machine import Pace
 from common.messaging.connection import connect
 from saga.node import RabbitNode
 from saga.publish import deliver
-from saga.system import Database, System
+from saga.system import Database, System, start_python
 
 Report = Callable[[str], None]
 """Is told, a line at a time, what is being measured."""
@@ -35,6 +37,8 @@ class Variant:
     database: Database = "sqlite"
     programs: Mapping[str, Sequence[str]] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
+    source: Export | None = None
+    """The code of its services, if not today's."""
 
     @property
     def ours(self) -> bool:
@@ -54,9 +58,14 @@ POSTGRESQL: Final = Variant("postgresql", database="postgresql", programs=_OURS)
 PER_MESSAGE: Final = Variant("per-message", programs=_OURS, environment={"GROUP_MAX": "1"})
 
 
+def before(variant: Variant, source: Export) -> Variant:
+    """The same variant of the product as of another commit."""
+    return replace(variant, name=f"before, {variant.name}", source=source)
+
+
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What one load on one variant did. Times of CPU are per order."""
+    """What one load on one variant did. CPU times and switches are per order."""
 
     orders_per_second: float
     p50_ms: float
@@ -65,12 +74,21 @@ class Measured:
     """Of each service."""
     broker_cpu_ms: float
     database_cpu_ms: float
+    switches: Mapping[str, float]
+    """Keyed by service: how often one of its threads went to sleep, waiting for something."""
     peak_mb: float
     """The most memory that one of the services ever had."""
+    pace_before: Pace
+    pace_after: Pace
+    """The machine's, just before and just after."""
 
     @property
     def services_cpu_ms(self) -> float:
         return sum(self.cpu_ms.values())
+
+    @property
+    def services_switches(self) -> float:
+        return sum(self.switches.values())
 
 
 class Bench:
@@ -85,11 +103,12 @@ class Bench:
     async def load(self, orders: int, rate: float = 0.0, *, one_sku: bool = False) -> Measured:
         """Place so many orders, `rate` a second or all at once, and wait for their ends."""
         load = await self.prepare(orders, rate, one_sku=one_sku)
-        before = self._cpu_seconds()
+        pace_before = Pace.now()
+        cpu, slept = self._cpu_seconds(), self._switches()
         found = await self.send(load)
-        after = self._cpu_seconds()
+        cpu_after, slept_after = self._cpu_seconds(), self._switches()
         ends, latencies = found["ends"], found["latencies"]
-        spent = {name: (after[name] - before[name]) * 1_000 / orders for name in after}
+        spent = {name: (cpu_after[name] - cpu[name]) * 1_000 / orders for name in cpu}
         return Measured(
             orders_per_second=orders / ends[-1],
             p50_ms=_percentile(latencies, 50) * 1_000,
@@ -97,7 +116,10 @@ class Bench:
             broker_cpu_ms=spent.pop(_BROKER),
             database_cpu_ms=spent.pop(_DATABASE),
             cpu_ms=spent,
+            switches={name: (slept_after[name] - slept[name]) / orders for name in slept},
             peak_mb=self.peak_mb(),
+            pace_before=pace_before,
+            pace_after=Pace.now(),
         )
 
     async def prepare(self, orders: int, rate: float = 0.0, *, one_sku: bool = False) -> Load:
@@ -142,6 +164,9 @@ class Bench:
         services = {name: _cpu_seconds(self.system.pid(name)) for name in self.system.services}
         return services | servers
 
+    def _switches(self) -> dict[str, int]:
+        return {name: _voluntary_switches(self.system.pid(name)) for name in self.system.services}
+
 
 @contextlib.asynccontextmanager
 async def started(
@@ -151,16 +176,21 @@ async def started(
     vhost = f"bench-{uuid4().hex[:8]}"
     await asyncio.to_thread(node.ctl, "add_vhost", vhost)
     await asyncio.to_thread(node.ctl, "set_permissions", "-p", vhost, "guest", ".*", ".*", ".*")
+    source = variant.source
     system = System(
         folder / vhost,
         amqp_url=node.amqp_url + vhost,
         database=variant.database,
         only=SERVICES,
         disposable=True,
+        declared=source is not None,
         environment={**variant.environment, **environment, "LOG_LEVEL": "WARNING"},
+        spawn=start_python if source is None else source.spawn,
     )
     system.programs.update(variant.programs)
     try:
+        if source is not None:
+            await asyncio.to_thread(source.apply_topology, node.amqp_url + vhost)
         async with system:
             yield Bench(system, node, variant, seed)
     finally:
@@ -174,9 +204,24 @@ def _cpu_seconds(pid: int) -> float:
 
 
 def _peak_bytes(pid: int) -> int:
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1_024
+    return _status(Path(f"/proc/{pid}/status"), "VmHWM") * 1_024
+
+
+def _voluntary_switches(pid: int) -> int:
+    """How often one of its threads gave the core away to wait for something."""
+    switches = 0
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+            switches += _status(thread / "status", "voluntary_ctxt_switches")
+    return switches
+
+
+def _status(file: Path, name: str) -> int:
+    """A figure in a `status` file of `/proc`; 0 where it is missing."""
+    for line in file.read_text().splitlines():
+        field_name, _, value = line.partition(":")
+        if field_name == name:
+            return int(value.split()[0])
     return 0
 
 

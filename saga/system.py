@@ -172,6 +172,7 @@ class System:
         replicas: int = 1,
         only: Collection[str] | None = None,
         disposable: bool = False,
+        declared: bool = False,
         environment: Mapping[str, str] | None = None,
         broker_plugins: Sequence[str] = (),
         spawn: Spawn = start_python,
@@ -183,6 +184,8 @@ class System:
         declare the topology; otherwise it has a private node, and on it a user for each service.
         Of the services there are, `only` these are started, or all; the others' messages wait for
         them. There are so many `replicas` of each service; SQLite allows of one (`SystemFault`).
+        `declared`: the caller has declared the topology on the broker of `amqp_url`, perhaps that
+        of another release; it is neither declared nor checked here.
         `disposable` data is not kept tidy for a next start, which saves seconds at the stop.
         `environment` is added to the services' own. A private node has these `broker_plugins`.
         `spawn` starts each service. `report` is told, a line at a time, what happens.
@@ -202,6 +205,7 @@ class System:
         self._amqp_url = load(TlsSettings).applied_to(amqp_url) if amqp_url else None
         self._passwords: dict[str, str] = {}
         self._disposable = disposable
+        self._declared = declared
         self._environment = dict(environment or {})
         self._spawn_process = spawn
         self._report = report
@@ -376,8 +380,9 @@ class System:
         self._check_folder_is_of_this_broker()
         self._check_folder_is_of_this_database(found)
         if self.node is None:
-            await apply_topology(self._broker_url(), graph)
-            await self._check_broker_is_unused(graph)
+            if not self._declared:
+                await apply_topology(self._broker_url(), graph)
+                await self._check_broker_is_unused(graph)
         else:
             self._report("starting a private RabbitMQ node")
             self.node.claim()
