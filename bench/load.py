@@ -2,6 +2,7 @@
 
     python -m bench.load AMQP_URL FILE '{"orders": 3000, "seed": 1, "rate": 0, "one_sku": false}'
 
+It takes the cores of what it measures, so it costs as little as it can: hot frames, and batches.
 Writes one JSON object to the file: when each order ended, in seconds since the first was placed,
 and each order's latency, from the moment at which it was due to be placed.
 """
@@ -12,20 +13,22 @@ import asyncio
 import json
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-import aiormq
 import uvloop
-from aiormq.abc import DeliveredMessage
-from pamqp.commands import Basic
 
 from common.envelope import CONTENT_TYPE, source_of, wrap
 from common.events import OrderCancelled, OrderConfirmed, OrderLine
 from common.message import Priority
+from common.messaging import frames
+from common.messaging.connection import connect
+from common.messaging.frames import Delivery, Posting
 from common.messaging.topology import EVENTS_EXCHANGE, intake_queue
+from common.messaging.wire import Channel
 from saga.orders import Plan, Shares, plan
 
 URGENT: Final = 0.1
@@ -33,8 +36,14 @@ SHARES: Final = Shares(
     high=URGENT, out_of_stock=0, mispriced=0, declined=0, cancelled=0, malformed=0
 )
 """Orders that are all confirmed: the longest way, and the only one the opponent knows."""
-IN_FLIGHT_MAX: Final = 200
-"""Confirms awaited at once while placing."""
+BATCH_MAX: Final = 50
+"""Orders published in one write."""
+AT_ONCE_MAX, AT_A_RATE_MAX = 4, 200
+"""Batches whose confirms are awaited: with all orders due at once, and where a rate says when. An
+order that is due waits for no other's confirm."""
+CONFIRM_SECONDS: Final = 30.0
+CONSUMER_TAG: Final = "ends"
+PERSISTENT: Final = b"\x02"
 PATIENCE_SECONDS: Final = 30.0
 """How long no order may end before the run is given up."""
 
@@ -61,73 +70,107 @@ class Load:
 
 async def run(url: str, load: Load) -> dict[str, object]:
     """Place the orders, and wait until each has ended."""
-    orders, rate = load.orders, load.rate
-    bodies = []
+    postings: list[tuple[bytes, Posting]] = []
     for order in load.plan().orders:
         envelope = wrap(
             order.command(), id=order.key, source=source_of("bench"), time=datetime.now(UTC),
             priority=order.priority,
         )  # fmt: skip
-        body = envelope.to_bytes()
-        properties = Basic.Properties(
-            message_id=envelope.id,
-            message_type=envelope.type,
-            correlation_id=envelope.correlationid,
-            content_type=CONTENT_TYPE,
-            delivery_mode=2,
+        properties = frames.join(
+            {
+                "content_type": frames.short(CONTENT_TYPE),
+                "delivery_mode": PERSISTENT,
+                "correlation_id": frames.short(envelope.correlationid),
+                "message_id": frames.short(envelope.id),
+                "type": frames.short(envelope.type),
+            }
         )
-        bodies.append((body, properties, intake_queue("order", Priority(order.priority))))
-    due: dict[str, float] = {}
-    ended: dict[str, float] = {}
-    moved = asyncio.Event()
-
-    connection = await aiormq.connect(url)
-    reading = await connection.channel(publisher_confirms=False)
-    ends = await reading.queue_declare(exclusive=True, auto_delete=True)
-    assert ends.queue is not None
-    for kind in (OrderConfirmed, OrderCancelled):
-        await reading.queue_bind(ends.queue, EVENTS_EXCHANGE, f"{kind.type}.*")
-
-    async def end(message: DeliveredMessage) -> None:
-        order = message.header.properties.correlation_id
-        assert order is not None
-        assert (message.routing_key or "").startswith(OrderConfirmed.type), message.routing_key
-        ended.setdefault(order, time.monotonic())
-        moved.set()
-
-    await reading.basic_consume(ends.queue, end, no_ack=True)
-    publishing = await connection.channel(publisher_confirms=True)
-    slots = asyncio.Semaphore(IN_FLIGHT_MAX)
-    confirms: set[asyncio.Task[object]] = set()
-
-    async def send(body: bytes, properties: Basic.Properties, queue: str) -> None:
-        try:
-            await publishing.basic_publish(body, routing_key=queue, properties=properties)
-        finally:
-            slots.release()
-
+        queue = intake_queue("order", Priority(order.priority))
+        posting = Posting(queue, properties, envelope.to_bytes())
+        postings.append((_order_of(properties), posting))
+    connection = await connect(url, name="bench")
+    ends = await _watch(await connection.open_channel())
+    publishing = await connection.open_channel(confirms=True)
     started = time.monotonic()
-    for number, (body, properties, queue) in enumerate(bodies):
-        at = started
-        if rate:
-            at += number / rate
-            await asyncio.sleep(max(0.0, at - time.monotonic()))
-        await slots.acquire()
-        assert properties.correlation_id is not None
-        due[properties.correlation_id] = at
-        task: asyncio.Task[object] = asyncio.create_task(send(body, properties, queue))
-        confirms.add(task)
-        task.add_done_callback(confirms.discard)
-    await asyncio.gather(*confirms)
-    while len(ended) < orders:
-        moved.clear()
+    due = await _place(publishing, postings, load.rate, started)
+    while len(ends.at) < load.orders:
+        ends.moved.clear()
         async with asyncio.timeout(PATIENCE_SECONDS):
-            await moved.wait()
+            await ends.moved.wait()
     await connection.close()
     return {
-        "ends": sorted(at - started for at in ended.values()),
-        "latencies": sorted(ended[order] - due[order] for order in due),
+        "ends": sorted(at - started for at in ends.at.values()),
+        "latencies": sorted(ends.at[order] - due[order] for order in due),
     }
+
+
+@dataclass(slots=True)
+class _Ends:
+    """When orders ended, keyed by order; `moved` is set whenever one does."""
+
+    at: dict[bytes, float]
+    moved: asyncio.Event
+
+
+async def _watch(channel: Channel) -> _Ends:
+    """Begin to read the ends of orders, on a queue of our own."""
+    assert channel.client is not None
+    queue = (await channel.client.queue_declare(exclusive=True, auto_delete=True)).queue
+    assert queue is not None
+    for kind in (OrderConfirmed, OrderCancelled):
+        await channel.client.queue_bind(queue, EVENTS_EXCHANGE, f"{kind.type}.*")
+    ends = _Ends({}, asyncio.Event())
+
+    def end(delivery: Delivery) -> None:
+        assert delivery.routing_key.startswith(OrderConfirmed.type), delivery.routing_key
+        ends.at.setdefault(_order_of(delivery.raw), time.monotonic())
+        ends.moved.set()
+
+    # Past `Channel.consume`, which acknowledges: what is read here need not be.
+    channel.take(CONSUMER_TAG.encode(), lambda _, delivery: end(delivery))
+    await channel.client.basic_consume(queue, _never, no_ack=True, consumer_tag=CONSUMER_TAG)
+    return ends
+
+
+async def _place(
+    channel: Channel, postings: Sequence[tuple[bytes, Posting]], rate: float, started: float
+) -> dict[bytes, float]:
+    """Publish the orders, each when it is due; when that was, keyed by order."""
+    due: dict[bytes, float] = {}
+    slots = asyncio.Semaphore(AT_A_RATE_MAX if rate else AT_ONCE_MAX)
+
+    async def send(batch: Sequence[Posting]) -> None:
+        try:
+            errors = await channel.publish("", batch, CONFIRM_SECONDS)
+        finally:
+            slots.release()
+        if refused := [error for error in errors if error is not None]:
+            raise refused[0]
+
+    async with asyncio.TaskGroup() as sending:
+        number = 0
+        while number < len(postings):
+            await slots.acquire()
+            beyond = number + BATCH_MAX
+            if rate:
+                await asyncio.sleep(max(0.0, started + number / rate - time.monotonic()))
+                # What has become due during the wait goes along.
+                beyond = min(beyond, int((time.monotonic() - started) * rate) + 1)
+            batch = postings[number : max(beyond, number + 1)]
+            for order, _ in batch:
+                due[order] = started + number / rate if rate else started
+                number += 1
+            sending.create_task(send([posting for _, posting in batch]))
+    return due
+
+
+def _order_of(properties: bytes) -> bytes:
+    """The order's id, from a message's property list."""
+    return frames.split(properties)[0]["correlation_id"]
+
+
+async def _never(message: object) -> None:
+    raise AssertionError(f"the client got {message}")
 
 
 if __name__ == "__main__":
