@@ -199,12 +199,11 @@ def wrap(
     )
 
 
-_DEFAULTS: Final = {
-    name: field.default
+_IN_ORDER: Final = {
+    name: None if field.is_required() else field.default
     for name, field in _AnyEnvelope.model_fields.items()
-    if not field.is_required()
 }
-_NAMES: Final = frozenset(_AnyEnvelope.model_fields)
+"""Of the fields, those that have a default. They are written in this order."""
 
 
 def _made(**values: Any) -> Envelope[Any]:
@@ -212,8 +211,8 @@ def _made(**values: Any) -> Envelope[Any]:
     no default is among them."""
     envelope = _AnyEnvelope.__new__(_AnyEnvelope)
     for slot, value in (
-        ("__dict__", {**_DEFAULTS, **values}),
-        ("__pydantic_fields_set__", set(_NAMES)),
+        ("__dict__", {**_IN_ORDER, **values}),
+        ("__pydantic_fields_set__", set(_IN_ORDER)),
         ("__pydantic_extra__", None),
         ("__pydantic_private__", None),
     ):
