@@ -19,7 +19,7 @@ import itertools
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from typing import Any, Self
@@ -57,15 +57,6 @@ class State:
         """The state after one of the participant's own events (or intents), which came about
         at `at`. Never raises; a message that changes nothing returns self."""
         return self
-
-    def numbered(self, sequence: int) -> Self:
-        """The same after so many events."""
-        if hasattr(type(self), "__slots__"):
-            return replace(self, sequence=sequence)
-        # Once for every event, and `replace` looks at all fields.
-        numbered = object.__new__(type(self))
-        numbered.__dict__.update(self.__dict__, sequence=sequence)
-        return numbered
 
 
 @dataclass(frozen=True)

@@ -230,12 +230,13 @@ class Decoder:
     """Reads bodies of the given message types, in any version ever published of them."""
 
     def __init__(self, types: Iterable[type[Event | Command]]) -> None:
-        self._models: dict[str, type[Envelope[Any]]] = {}
+        self._models: dict[tuple[str, str], type[Envelope[Any]]] = {}
+        """By type and `dataschema`."""
         known = {message.type for message in types}
         messages: list[type[Event | Command]] = [*all_below(Event), *all_below(Command)]
         for message in messages:
             if getattr(message, "type", None) in known:
-                self._models[schema_uri(message)] = _model_of(message)
+                self._models[message.type, schema_uri(message)] = _model_of(message)
         self._types = known
 
     def decode(self, body: bytes) -> Envelope[Any]:
@@ -251,8 +252,8 @@ class Decoder:
             raise Undecodable(
                 "unknown_type", f"no reaction here takes messages of type {type_!r:.200}"
             )
-        model = self._models.get(schema) if isinstance(schema, str) else None
-        if model is None or model.model_fields["data"].annotation.type != type_:  # type: ignore[union-attr]  # a message class by construction
+        model = self._models.get((type_, schema)) if isinstance(schema, str) else None
+        if model is None:
             raise Undecodable(
                 "unknown_version",
                 f"dataschema {schema!r:.200} is no known version of {type_}; upgrade this service, "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -94,7 +94,7 @@ def react(
         own = current(own_id)
         changes.update(evolved(participant, reaction.own, result, current, now))
         if isinstance(result, Event):
-            own = current(own_id).numbered(own.sequence + 1)
+            own = replace(current(own_id), sequence=own.sequence + 1)
             changes[own_id] = own
             events.append(
                 wrap(
