@@ -16,7 +16,7 @@ import math
 import platform
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from common.envelope import Envelope
     from common.kernel.groups import Outcome
     from common.kernel.outbox import Outgoing
+    from common.retry_loop import RetryLoop
 
 UNKNOWN: Final = "unknown"
 """The `type` of a message that is none of those its receiver knows."""
@@ -125,6 +126,11 @@ _paused_seconds = Counter(
     "saga_paused_seconds_total",
     "Time spent waiting until the database, or the broker, is to be tried again.",
     ("participant", "cause"),
+)
+_stuck_loops = Gauge(
+    "saga_retry_loop_stuck",
+    "Whether something is tried again and again without success: 1 once somebody should look.",
+    ("participant", "loop"),
 )
 _compensations = Counter(
     "saga_compensations_total",
@@ -492,6 +498,12 @@ class DatabaseMetrics:
         for gauge in self._gauges:
             gauge.set(math.nan)
         self._up.set(0)
+
+
+def tell_retry_loops(participant: str, retry_loops: Iterable[RetryLoop]) -> None:
+    """Say which of them are stuck."""
+    for loop in retry_loops:
+        _stuck_loops.labels(participant, loop.name).set(bool(loop.trouble))
 
 
 def types_of(participant: Participant) -> list[str]:

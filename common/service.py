@@ -24,6 +24,7 @@ from common.kernel.tables import Clock, Tables, utc_now
 from common.message import Intent
 from common.messaging.consumer import PREFETCH, Consumer
 from common.messaging.publisher import BrokerPublisher
+from common.retry_loop import RetryLoop, troubles
 from common.settings import Settings
 from common.web import create_app
 
@@ -45,6 +46,14 @@ class Running:
     kernel: Kernel
     outbox: Outbox
     clock: Clock = utc_now
+    retry_loops: list[RetryLoop] = field(default_factory=list)
+    """All there are; `/readyz` and the metrics tell which of them are stuck."""
+
+    def retry_loop(self, name: str, doing: str) -> RetryLoop:
+        """One more."""
+        loop = RetryLoop(name, doing)
+        self.retry_loops.append(loop)
+        return loop
 
 
 @dataclass(frozen=True)
@@ -99,11 +108,14 @@ def process_of(service: Service, settings: Settings) -> process.Process:
         )
         figures = metrics.DatabaseMetrics(name, service.tables, service.figures)
         running = Running(settings, database, service.tables, kernel, outbox)
+        for part in (outbox, kernel, consumer, publisher):
+            running.retry_loops.extend(part.retry_loops)
+        forgetting = running.retry_loop("inbox", "look through the inbox")
         app = create_app(
             f"{name} service",
             body_max_bytes=settings.body_max_bytes,
             not_ready=lambda: _not_ready(running, consumer),
-            before_scrape=lambda: _read_figures(database, figures),
+            before_scrape=lambda: _read_figures(name, running, figures),
         )
         if service.routes is not None:
             app.include_router(service.routes(running))
@@ -117,7 +129,7 @@ def process_of(service: Service, settings: Settings) -> process.Process:
             tasks=(
                 kernel.run(),
                 outbox.run(),
-                keep_forgetting(database, service.tables, settings.inbox_days),
+                keep_forgetting(database, service.tables, settings.inbox_days, forgetting),
                 *(task(running) for task in service.tasks),
             ),
             start=start,
@@ -145,13 +157,14 @@ async def _not_ready(running: Running, consumer: Consumer) -> dict[str, str]:
             await running.database.read(lambda connection: connection.execute(query).first())
     except Exception as error:
         missing["database"] = str(error) or "no answer"
-    return missing
+    return missing | troubles(running.retry_loops)
 
 
-async def _read_figures(database: Database, figures: metrics.DatabaseMetrics) -> None:
+async def _read_figures(name: str, running: Running, figures: metrics.DatabaseMetrics) -> None:
+    metrics.tell_retry_loops(name, running.retry_loops)
     try:
         async with asyncio.timeout(PROBE_SECONDS):
-            await database.read(figures.read)
+            await running.database.read(figures.read)
     except Exception as error:
         log.debug("the database's figures cannot be read: %s", error)
         figures.away()

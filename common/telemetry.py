@@ -83,9 +83,12 @@ def configure_logging(service: str, level: str, format: LogFormat) -> None:
     handler.setFormatter((TextFormatter if _for_people(format) else JsonFormatter)(service))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(True)
-    # aio-pika reports each lost connection on several loggers; ours say what follows from it.
-    for noisy in ("aio_pika", "aiormq", "httpx", "uvicorn.access", "uvicorn.error"):
+    for noisy in ("httpx", "uvicorn.access", "uvicorn.error"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
+    # They report each lost connection on several loggers, even twice a second. Ours name the cause
+    # once (`common.retry_loop`).
+    for noisy in ("aio_pika", "aiormq"):
+        logging.getLogger(noisy).setLevel(logging.CRITICAL)
     sys.excepthook = _unforeseen
 
 

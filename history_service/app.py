@@ -15,12 +15,13 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import from_json
 
-from common import process
+from common import metrics, process
 from common.events import CancellationReason, Currency, Customer
 from common.kernel.database import Database
 from common.kernel.tables import Clock, utc_now
 from common.limits import INTEGER_MAX, TEXT_MAX_BYTES, Moment, moment_of
 from common.message import Priority
+from common.retry_loop import troubles
 from common.settings import Settings
 from common.web import Problem, answer_from, create_app, problems
 from history_service import queries
@@ -257,7 +258,7 @@ def build(settings: Settings) -> process.Process:
             f"{OBSERVER.name} service",
             body_max_bytes=settings.body_max_bytes,
             not_ready=lambda: _not_ready(database, follower),
-            before_scrape=_nothing,
+            before_scrape=lambda: _read_figures(follower),
         )
         app.include_router(routes(database))
         return process.Parts(
@@ -271,12 +272,14 @@ def build(settings: Settings) -> process.Process:
     return process.Process(OBSERVER.name, TABLES, assemble)
 
 
-async def _nothing() -> None:
-    """There are no figures to be read from the database."""
+async def _read_figures(follower: Follower) -> None:
+    metrics.tell_retry_loops(OBSERVER.name, follower.retry_loops)
 
 
 async def _not_ready(database: Database, follower: Follower) -> dict[str, str]:
-    missing = {"stream": follower.trouble} if follower.trouble else {}
+    missing = troubles(follower.retry_loops)
+    if follower.trouble:
+        missing["stream"] = follower.trouble
     query = sa.select(places.c.offset)
     try:
         async with asyncio.timeout(PROBE_SECONDS):

@@ -32,6 +32,7 @@ from common.messaging.stream import (
 from common.messaging.topology import HISTORY_STREAM
 from common.messaging.wire import Connection
 from common.metrics import FollowerMetrics
+from common.retry_loop import RetryLoop
 from history_service import store
 from history_service.domain import OBSERVER
 from history_service.queries import place as read_place
@@ -76,6 +77,7 @@ class Follower:
         self._clock = clock
         self._metrics = FollowerMetrics(OBSERVER.name)
         self._trouble = "not connected yet"
+        self._follow_loop = RetryLoop("stream", "follow the history")
         self._started = asyncio.Event()
         self._stopping = asyncio.Event()
         self._ended = asyncio.Event()
@@ -85,6 +87,11 @@ class Follower:
     def trouble(self) -> str:
         """Why the stream is not being read; empty if it is."""
         return self._trouble
+
+    @property
+    def retry_loops(self) -> tuple[RetryLoop, ...]:
+        """What tries again and again here."""
+        return (self._follow_loop,)
 
     async def start(self, patience_seconds: float) -> None:
         """Find the stream, and let `run` begin. Raises `BrokerError` if it is not there."""
@@ -131,8 +138,11 @@ class Follower:
         self._ended.set()
 
     async def _pause(self, why: str) -> None:
+        if self._trouble:
+            self._follow_loop.failed(why)
+        else:
+            self._follow_loop.lost(why)
         self._trouble = why
-        log.warning("not following, trying again in %.1f s: %s", self._backoff_seconds, why)
         self._metrics.paused(self._backoff_seconds)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._backoff_seconds):
@@ -161,6 +171,7 @@ class Follower:
             if adjoins:
                 records = records[1:]
             self._trouble = ""
+            self._follow_loop.succeeded()
             while not self._stopping.is_set():
                 if records:
                     gaps = missing(records, place, adjoins=adjoins)

@@ -190,6 +190,7 @@ def routes(running: Running) -> APIRouter:
 
 async def expire_overdue(running: Running, poll_seconds: float = EXPIRY_POLL_SECONDS) -> None:
     """Cancel the orders whose deadline passes, for ever."""
+    finding = running.retry_loop("expiry", "find overdue orders")
     while True:
         try:
             orders = await running.database.read(
@@ -198,7 +199,10 @@ async def expire_overdue(running: Running, poll_seconds: float = EXPIRY_POLL_SEC
         except Exception as error:
             if not running.database.is_away(error):
                 raise
+            finding.failed(error)
             orders = []
+        else:
+            finding.succeeded()
         await asyncio.gather(
             *(
                 running.kernel.give(ExpireOrder(order_id=UUID(order_id)), priority=priority)

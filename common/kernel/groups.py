@@ -35,6 +35,7 @@ from common.kernel.step import Decision, NoReaction, OutsideSignature, StateId, 
 from common.kernel.tables import Clock, Tables, VersionConflict, utc_now
 from common.message import Answer, Command, Intent, Message, Priority
 from common.metrics import KernelMetrics
+from common.retry_loop import RetryLoop
 from common.telemetry import ABOUT
 
 if TYPE_CHECKING:
@@ -159,6 +160,7 @@ class Kernel:
         """Groups that are still to be decided on with care."""
         self._metrics = KernelMetrics(participant)
         self._metrics.watch(lambda: self._unresolved)
+        self._commit_loop = RetryLoop("commits", "commit")
         self._lanes: Lanes[Work] = Lanes()
         self._local: Lanes[Work] = Lanes()
         outbox.on_confirmed = self._look_at_outbox
@@ -168,6 +170,11 @@ class Kernel:
         self._asking = asyncio.Semaphore(ASKING_MAX)
         self._asks: set[asyncio.Task[None]] = set()
         self._unresolved = 0
+
+    @property
+    def retry_loops(self) -> tuple[RetryLoop, ...]:
+        """What tries again and again here."""
+        return (self._commit_loop,)
 
     @property
     def idle(self) -> bool:
@@ -324,7 +331,9 @@ class Kernel:
                     self._careful = CAREFUL_GROUPS
                     continue
                 if conflict_backoff_seconds == CONFLICT_BACKOFF_MAX_SECONDS:
-                    log.warning("another replica keeps writing the same rows of %s", conflict)
+                    self._commit_loop.failed(
+                        f"another replica keeps writing the same rows of {conflict}"
+                    )
                 # A random part of it, or two replicas would meet again and again.
                 await asyncio.sleep(self._jitter(0, conflict_backoff_seconds))
                 conflict_backoff_seconds = min(
@@ -334,11 +343,7 @@ class Kernel:
                 if self._database.is_away(error):
                     self._outbox.look_again()
                     self._careful = CAREFUL_GROUPS  # It may have been committed.
-                    log.warning(
-                        "the database is away or busy, trying again in %.1f s: %s",
-                        backoff_seconds,
-                        error,
-                    )
+                    self._commit_loop.failed(error)
                     self._metrics.paused_seconds.inc(backoff_seconds)
                     await asyncio.sleep(backoff_seconds)
                     backoff_seconds = min(backoff_seconds * 2, BACKOFF_MAX_SECONDS)
@@ -349,12 +354,14 @@ class Kernel:
                         await self._commit([work], confirmed if number == 0 else ())
                     return
                 elif group:
+                    self._commit_loop.succeeded()  # The database is there, and has said no.
                     self._go_on(group[0], Failed(error))
                     self._outbox.give_back(confirmed)
                     return
                 else:
                     raise
             else:
+                self._commit_loop.succeeded()
                 self._metrics.committed(len(group), time.monotonic() - started)
                 if careful and group:
                     self._careful -= 1

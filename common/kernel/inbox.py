@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from common.kernel.database import Database
 from common.kernel.statements import any_of
 from common.kernel.tables import Clock, Tables, utc_now
+from common.retry_loop import RetryLoop
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +49,12 @@ async def forget(database: Database, tables: Tables, before: datetime) -> int:
 
 
 async def keep_forgetting(
-    database: Database, tables: Tables, days: float, *, clock: Clock = utc_now
+    database: Database,
+    tables: Tables,
+    days: float,
+    retry_loop: RetryLoop,
+    *,
+    clock: Clock = utc_now,
 ) -> None:
     """Forget what was done more than so many days ago, for ever."""
     forgotten = 0
@@ -58,8 +64,10 @@ async def keep_forgetting(
         except Exception as error:
             if not database.is_away(error):
                 raise
-            log.warning("cannot look through the inbox, trying again: %s", error)
+            retry_loop.failed(error)
             count = 0
+        else:
+            retry_loop.succeeded()
         forgotten += count
         if count == FORGET_MAX:
             await asyncio.sleep(PAUSE_SECONDS)

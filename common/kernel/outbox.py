@@ -27,6 +27,7 @@ from common.kernel.statements import any_of, clock_microseconds
 from common.kernel.tables import Clock, Tables, utc_now
 from common.message import Priority
 from common.metrics import OutboxMetrics
+from common.retry_loop import RetryLoop
 from common.tasks import cancel_all
 
 log = logging.getLogger(__name__)
@@ -102,6 +103,9 @@ class Outbox:
         """This replica, until its process ends."""
         self._metrics = OutboxMetrics(participant)
         self._metrics.watch(lambda: self.backlog)
+        self._publish_loop = RetryLoop("outbox", "publish events")
+        self._sweep_loop = RetryLoop("sweep", "read the outbox")
+        self._lease_loop = RetryLoop("lease", "keep the lease on the outbox")
         self._database = database
         self._table = tables.outbox
         self._leases = tables.leases
@@ -132,6 +136,11 @@ class Outbox:
         """Called whenever the backlog has become less, and rows may be removed."""
         self._backoff_seconds = BACKOFF_MIN_SECONDS
         self._only_in_table = 0
+
+    @property
+    def retry_loops(self) -> tuple[RetryLoop, ...]:
+        """What tries again and again here."""
+        return self._publish_loop, self._sweep_loop, self._lease_loop
 
     @property
     def backlog(self) -> int:
@@ -289,30 +298,36 @@ class Outbox:
         self._only_in_table += len(failed)
         self.on_confirmed()
         self._metrics.published(batch, errors)
+        self._watch(batch, errors)
         if failed:
             # They are in the table: let the sweeper find them, behind what can be published now.
             self._held.difference_update(row.event_id for row, _ in failed)
             self._swept = False
-            await self._pause(batch, failed)
+            await self._pause()
         else:
             self._backoff_seconds = BACKOFF_MIN_SECONDS
 
-    async def _pause(
-        self, batch: Sequence[Outgoing], failed: Sequence[tuple[Outgoing, Exception]]
-    ) -> None:
-        """Publish nothing for a while; of several batches that fail, the first has it said."""
+    def _watch(self, batch: Sequence[Outgoing], errors: Sequence[Exception | None]) -> None:
+        """Count what fails, event by event: one may be refused while all others go through."""
+        first = next(filter(None, errors), None)
+        if first is None and not self._publish_loop.failing:
+            self._publish_loop.succeeded()
+            return
+        for row, error in zip(batch, errors, strict=True):
+            if error is None:
+                self._publish_loop.succeeded(row.event_id)
+            else:
+                self._publish_loop.failed(error, row.event_id, {"event": row.event_id})
+        # Where the backlog is long, it takes long until the same event is tried again.
+        if first is not None and None not in errors:
+            self._publish_loop.failed(first)
+        else:
+            self._publish_loop.succeeded()
+
+    async def _pause(self) -> None:
+        """Publish nothing for a while."""
         if not self._may_publish:
             return
-        row, error = failed[0]
-        log.warning(
-            "%d of %d events not published, trying again in %.1f s; the first, %s: %s",
-            len(failed),
-            len(batch),
-            self._backoff_seconds,
-            row.routing_key,
-            error,
-            extra={"event": row.event_id},
-        )
         self._metrics.paused_seconds.inc(self._backoff_seconds)
         self._may_publish = False
         await asyncio.sleep(self._backoff_seconds)
@@ -321,14 +336,20 @@ class Outbox:
 
     async def _sweep(self) -> None:
         """Fetch our rows that are not in memory, oldest first."""
-        limit = {"limit": len(self._held) + BATCH_MAX}
+        limit = len(self._held) + BATCH_MAX
         expected = self._only_in_table
         held = set(self._held)  # What is forgotten while we read was held before.
         self._swept = True  # Before reading: what is committed meanwhile may be missed.
         rows = await self._patiently(
-            lambda: self._database.read(lambda c: c.execute(self._find_ours, limit).all()),
-            "read the outbox",
+            lambda: self._database.read(
+                lambda c: c.execute(self._find_ours, {"limit": limit}).all()
+            ),
+            self._sweep_loop,
         )
+        if len(rows) < limit:
+            # Rows that another replica has taken over, or an operator has removed.
+            here = {row.event_id for row in rows} | ({None} if rows else set())
+            self._publish_loop.forget(*(self._publish_loop.failing - here))
         held |= self._held
         found = [Outgoing(*row) for row in rows if row.event_id not in held]
         self._held.update(row.event_id for row in found)
@@ -348,7 +369,7 @@ class Outbox:
             await asyncio.sleep(self._lease_seconds / RENEWALS_PER_LEASE)
             began = monotonic()
             kept = await self._patiently(
-                lambda: self._database.transaction(self._renew), "renew the outbox's lease"
+                lambda: self._database.transaction(self._renew), self._lease_loop
             )
             if not kept:
                 await self._recover_from_lapse()
@@ -360,7 +381,7 @@ class Outbox:
                 continue
             taken = await self._patiently(
                 lambda: self._database.transaction(lambda c: self._take_over(c, lapsed=True)),
-                "look after the outbox",
+                self._lease_loop,
             )
             if taken:
                 log.warning("publishing %d events that an ended replica has left", taken)
@@ -377,7 +398,7 @@ class Outbox:
             return set(connection.scalars(mine))
 
         ours = await self._patiently(
-            lambda: self._database.transaction(take_lease), "take a new lease"
+            lambda: self._database.transaction(take_lease), self._lease_loop
         )
         queued = self._queue.take(len(self._queue))
         kept = [row for row in queued if row.event_id in ours]
@@ -439,16 +460,19 @@ class Outbox:
             connection.execute(statements.forget_ended)
         return len(taken)
 
-    async def _patiently(self, attempt: Callable[[], Awaitable[T]], what: str) -> T:
+    async def _patiently(self, attempt: Callable[[], Awaitable[T]], loop: RetryLoop) -> T:
         """Try until the database is there."""
         backoff_seconds = BACKOFF_MIN_SECONDS
         while True:
             try:
-                return await attempt()
+                result = await attempt()
             except Exception as error:
                 if not self._database.is_away(error):
                     raise
-                log.warning("cannot %s, trying again: %s", what, error)
+                loop.failed(error)
+            else:
+                loop.succeeded()
+                return result
             await asyncio.sleep(backoff_seconds)
             backoff_seconds = min(backoff_seconds * 2, BACKOFF_MAX_SECONDS)
 

@@ -80,6 +80,7 @@ async def connect(url: str, *, name: str, patience_seconds: float = 0.0) -> Conn
     except ValueError as error:
         raise _no_url(url) from error
     deadline = time.monotonic() + patience_seconds
+    said = ""
     while True:
         random.shuffle(addresses)  # so that connections spread over the nodes
         *others, last = addresses
@@ -91,7 +92,10 @@ async def connect(url: str, *, name: str, patience_seconds: float = 0.0) -> Conn
         except OutOfReach as error:
             if time.monotonic() >= deadline:
                 raise
-            log.info("waiting for RabbitMQ at %s: %s", printable(last), error.__cause__)
+            why = f"{printable(last)}: {error.__cause__}"
+            if why != said:
+                log.info("waiting for RabbitMQ at %s", why)
+                said = why
             await asyncio.sleep(RETRY_SECONDS)
 
 

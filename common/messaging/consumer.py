@@ -51,6 +51,7 @@ from common.messaging.trust import check_sender
 from common.messaging.wire import ChannelLost, ReconnectingConnection, Taker
 from common.metrics import ConsumerMetrics
 from common.retry import TransientError
+from common.retry_loop import RetryLoop
 
 log = logging.getLogger(__name__)
 
@@ -83,9 +84,13 @@ class Consumer:
         self._publisher = publisher
         self._drain_seconds = drain_seconds
         self._deliveries = Deliveries(participant, kernel, publisher, clock)
+        self._connection_loop = RetryLoop(
+            "consumer_connection", "hold the consumer's connection to the broker"
+        )
         self.broker = _Broker(
             named(url, f"{participant.name} consumer"),
             takers={queue: self._deliveries.taker(queue) for queue in queues_of(participant)},
+            retry_loop=self._connection_loop,
             fail_fast=True,
             reconnect_interval=RETRY_SECONDS,
             client_properties={"heartbeat": HEARTBEAT_SECONDS},
@@ -103,6 +108,11 @@ class Consumer:
         ]
         for subscriber in self._subscribers:
             subscriber(_never)
+
+    @property
+    def retry_loops(self) -> tuple[RetryLoop, ...]:
+        """What tries again and again here."""
+        return self._connection_loop, *self._deliveries.retry_loops
 
     async def unread(self) -> list[str]:
         """The queues nobody reads, or that are gone. Raises what aio-pika raises.
@@ -141,9 +151,13 @@ class _Broker(RabbitBroker):
     """Connects over a wire, to any node of a cluster, and to any of them again when that one is
     lost."""
 
-    def __init__(self, url: str, *, takers: Mapping[str, Taker], **settings: Any) -> None:
+    def __init__(
+        self, url: str, *, takers: Mapping[str, Taker], retry_loop: RetryLoop, **settings: Any
+    ) -> None:
         super().__init__(url, **settings)
-        self._connection_kwargs["connection_class"] = partial(ReconnectingConnection, takers=takers)
+        self._connection_kwargs["connection_class"] = partial(
+            ReconnectingConnection, takers=takers, retry_loop=retry_loop
+        )
 
     async def _connect(self) -> RobustConnection:
         nodes = [yarl.URL(address) for address in addresses_of(self._connection_kwargs["url"])]
@@ -216,6 +230,12 @@ class Deliveries:
         self._intakes: dict[str, _Intake] = {}
         """By queue: each has one consumer at a time."""
         self._stopping = False
+        self._copy_loop = RetryLoop("copies", "publish copies of failed messages")
+
+    @property
+    def retry_loops(self) -> tuple[RetryLoop, ...]:
+        """What tries again and again here."""
+        return (self._copy_loop,)
 
     def taker(self, queue: str) -> Callable[[DeliveryChannel, Delivery], None]:
         """What takes the deliveries of one queue."""
@@ -384,31 +404,30 @@ class Deliveries:
             )
         backoff_seconds = BACKOFF_MIN_SECONDS
         blamed = 0
-        while True:
-            try:
-                channel = await self._publisher.open()
-                copy = self._copy(what, delivery, failure, channel.frame_max)
-                await self._publisher.publish(exchange, Posting(key, copy, delivery.body))
-            except _NoCopy:
-                raise
-            except Exception as refusal:
-                blamed += isinstance(refusal, ChannelLost) and refusal.code in BLAMED_CODES
-                if blamed == BLAMED_MAX:
-                    raise _NoCopy(f"the broker takes no copy of {what}: {refusal}") from refusal
-                log.warning(
-                    "%s: copy not confirmed, trying again in %.1f s: %s",
-                    what,
-                    backoff_seconds,
-                    refusal,
-                    extra=about,
-                )
-                self._metrics.paused(backoff_seconds)
-                await asyncio.sleep(backoff_seconds)
-                backoff_seconds = min(backoff_seconds * 2, BACKOFF_MAX_SECONDS)
-            else:
-                # Its frames hold the message's whole group, and that holds the error: a cycle.
-                error.with_traceback(None)
-                return
+        this = object()  # Of all the copies that are being published.
+        try:
+            while True:
+                try:
+                    channel = await self._publisher.open()
+                    copy = self._copy(what, delivery, failure, channel.frame_max)
+                    await self._publisher.publish(exchange, Posting(key, copy, delivery.body))
+                except _NoCopy:
+                    raise
+                except Exception as refusal:
+                    blamed += isinstance(refusal, ChannelLost) and refusal.code in BLAMED_CODES
+                    if blamed == BLAMED_MAX:
+                        raise _NoCopy(f"the broker takes no copy of {what}: {refusal}") from refusal
+                    self._copy_loop.failed(refusal, this, about)
+                    self._metrics.paused(backoff_seconds)
+                    await asyncio.sleep(backoff_seconds)
+                    backoff_seconds = min(backoff_seconds * 2, BACKOFF_MAX_SECONDS)
+                else:
+                    self._copy_loop.succeeded(this)
+                    # Its frames hold the message's whole group, and that holds the error: a cycle.
+                    error.with_traceback(None)
+                    return
+        finally:
+            self._copy_loop.forget(this)  # It was left to the broker, or its channel is lost.
 
     @staticmethod
     def _copy(what: str, delivery: Delivery, failure: Failure, frame_max: int) -> bytes:

@@ -46,6 +46,7 @@ def _method(class_id: int, method_id: int) -> int:
 
 
 TUNE_OK: Final = _method(10, 31)
+CONNECTION_OPEN_OK: Final = _method(10, 41)
 CONNECTION_CLOSE: Final = _method(10, 50)
 CHANNEL_OPEN: Final = _method(20, 10)
 CHANNEL_CLOSE: Final = _method(20, 40)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 from functools import lru_cache, partial
 from typing import Protocol, TypeVar
@@ -20,6 +20,7 @@ from common.messaging import frames
 from common.messaging.connection import BrokerError, connect
 from common.messaging.frames import Posting
 from common.messaging.topology import EVENTS_EXCHANGE, HISTORY_STREAM
+from common.retry_loop import RetryLoop
 
 CONFIRM_TIMEOUT_SECONDS = 30.0
 """How long a confirm may take; a broker in alarm sends none."""
@@ -31,6 +32,7 @@ class PublishChannel(Protocol):
     """What is needed of a channel, see `common.messaging.wire.Channel`."""
 
     lost: str
+    on_lost: list[Callable[[], None]]
 
     @property
     def frame_max(self) -> int: ...
@@ -133,6 +135,14 @@ class BrokerPublisher:
         self._channel: PublishChannel | None = None
         self._recorded: PublishChannel | None = None
         """The channel known to reach the history as well."""
+        self._connection_loop = RetryLoop(
+            "publisher_connection", "hold the publisher's connection to the broker"
+        )
+
+    @property
+    def retry_loops(self) -> tuple[RetryLoop, ...]:
+        """What whoever publishes tries again and again."""
+        return (self._connection_loop,)
 
     async def open(self, patience_seconds: float = 0.0) -> PublishChannel:
         """The open channel; connects if need be, waiting so long for a broker out of reach.
@@ -142,22 +152,33 @@ class BrokerPublisher:
         if self._channel is not None and not self._channel.lost:
             return self._channel
         async with self._opening:
-            return await _unless_lost(self._open(patience_seconds))
+            try:
+                channel = await _unless_lost(self._open(patience_seconds))
+            except Exception as error:
+                self._connection_loop.failed(error)
+                raise
+            self._connection_loop.succeeded()
+            return channel
 
     async def _open(self, patience_seconds: float) -> PublishChannel:
         # `is_closed` only says whether *we* closed it.
         if self._connection is None or not self._connection.connected.is_set():
             await self.close()
-            self._channel = None
             self._connection = await self._connect(
                 self._url, name=self._name, patience_seconds=patience_seconds
             )
         if self._channel is None or self._channel.lost:
-            self._channel = await self._connection.open_channel(confirms=True)
+            channel = self._channel = await self._connection.open_channel(confirms=True)
+            channel.on_lost.append(lambda: self._lose(channel))
         return self._channel
+
+    def _lose(self, channel: PublishChannel) -> None:
+        if channel is self._channel:  # We have not closed it.
+            self._connection_loop.lost(channel.lost)
 
     async def close(self) -> None:
         """Disconnect; what is not confirmed by now is not known to be published."""
+        self._channel = None
         if self._connection is not None:
             with contextlib.suppress(AMQPError, ConnectionError):
                 await self._connection.close()

@@ -30,6 +30,7 @@ from yarl import URL
 
 from common.messaging import frames
 from common.messaging.frames import Delivery, Posting
+from common.retry_loop import RetryLoop
 
 log = logging.getLogger(__name__)
 
@@ -341,11 +342,19 @@ def _wake(waiter: asyncio.Future[None]) -> None:
 class Wire(asyncio.StreamReaderProtocol):
     """One connection, between the socket and the client."""
 
-    def __init__(self, takers: Mapping[str, Taker], loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        takers: Mapping[str, Taker],
+        loop: asyncio.AbstractEventLoop,
+        retry_loop: RetryLoop | None = None,
+    ) -> None:
+        """`retry_loop` is told when it is lost before it was open, and of channels that the broker
+        closes."""
         self.reader = asyncio.StreamReader(loop=loop)
         """Where the client gets its frames from."""
         super().__init__(self.reader, loop=loop)
         self._takers = takers
+        self._retry_loop = retry_loop
         self._now = loop.time
         self._parser = frames.Parser(self)
         self._channels: dict[int, Channel] = {}
@@ -353,6 +362,7 @@ class Wire(asyncio.StreamReaderProtocol):
         self._writable = asyncio.Event()
         self._writable.set()
         self._beat_at = 0.0
+        self._opened = False
         self._lost = ""
         self._close_reason = 0, ""
         """What the broker has said when it closed the connection."""
@@ -423,6 +433,8 @@ class Wire(asyncio.StreamReaderProtocol):
         code, text = self._close_reason
         said = f"the broker closed it: {code} {text}" if code else exc or "closed"
         self._lost = f"the connection was lost: {said}"
+        if self._retry_loop is not None and not self._opened:
+            self._retry_loop.failed(self._lost)
         for number in list(self._channels):
             self._lose_channel(number, self._lost, code)
         self._writable.set()
@@ -457,7 +469,12 @@ class Wire(asyncio.StreamReaderProtocol):
         for number, method, arguments in frames.methods_in(frame):
             if method == frames.CHANNEL_CLOSE:
                 code, text = frames.closed(arguments)
-                self._lose_channel(number, f"the broker closed the channel: {code} {text}", code)
+                why = f"the broker closed the channel: {code} {text}"
+                self._lose_channel(number, why, code)
+                if self._retry_loop is not None:
+                    self._retry_loop.lost(why)
+            elif method == frames.CONNECTION_OPEN_OK:
+                self._opened = True
             elif method == frames.CONNECTION_CLOSE:
                 self._close_reason = frames.closed(arguments)
         super().data_received(frame)
@@ -485,9 +502,13 @@ class _Writer(asyncio.StreamWriter):
 class WireFactory(TransportFactory):
     """Makes the client's transports; `wire` is the newest."""
 
-    def __init__(self, takers: Mapping[str, Taker] | None = None) -> None:
-        """`takers` says by queue who takes the deliveries of whoever consumes from it."""
+    def __init__(
+        self, takers: Mapping[str, Taker] | None = None, retry_loop: RetryLoop | None = None
+    ) -> None:
+        """`takers` says by queue who takes the deliveries of whoever consumes from it.
+        `retry_loop` is told why no connection could be opened."""
         self.takers = takers or {}
+        self._retry_loop = retry_loop
         self.wire: Wire | None = None
 
     async def create(
@@ -496,12 +517,14 @@ class WireFactory(TransportFactory):
         loop = asyncio.get_running_loop()
         provider = kwargs.pop("ssl_context_provider")
         context = await provider.get_context() if url.scheme == "amqps" else None
-        wire = Wire(self.takers, loop)
+        wire = Wire(self.takers, loop, self._retry_loop)
         try:
             transport, _ = await loop.create_connection(
                 lambda: wire, url.host or "", url.port or 0, ssl=context, **kwargs
             )
         except OSError as error:
+            if self._retry_loop is not None:
+                self._retry_loop.failed(error)
             raise AMQPConnectionError(*error.args) from error
         self.wire = wire
         return wire.reader, _Writer(transport, wire, loop)
@@ -530,9 +553,21 @@ class Connection(aio_pika.Connection):
 class ReconnectingConnection(RobustConnection):
     """aio-pika's that restores itself, over a wire each time."""
 
-    def __init__(self, *args: Any, takers: Mapping[str, Taker], **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, takers: Mapping[str, Taker], retry_loop: RetryLoop, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
-        self.kwargs["transport_factory"] = WireFactory(takers)
+        self._retry_loop = retry_loop
+        self.kwargs["transport_factory"] = WireFactory(takers, retry_loop)
+        self.close_callbacks.add(self._lose)
+
+    def _lose(self, _: object, why: BaseException | None) -> None:
+        if not self.close_called:
+            self._retry_loop.lost(why or "it was closed")
+
+    async def _on_connected(self) -> None:
+        await super()._on_connected()
+        self._retry_loop.succeeded()
 
 
 def _discard(_: Delivery | None) -> None:

@@ -268,6 +268,18 @@ def dashboard() -> Dashboard:
                 limits=Limits(warning=0.01, bad=0.5),
             ),
             graph(
+                "Tried in vain",
+                "short",
+                "What a replica tries again and again without success. `saga status` names the "
+                "cause. Runbook: docs/runbooks/RetryLoopStuck.md.",
+                Query(
+                    f"max by (participant, loop) (saga_retry_loop_stuck{{{_MINE}}})",
+                    "{{participant}}: {{loop}}",
+                ),
+                limits=NONE_IS_RIGHT,
+                nothing="unknown",
+            ),
+            graph(
                 "Conflicts",
                 "ops",
                 "Groups decided again because another replica had written the same state, or done "

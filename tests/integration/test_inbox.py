@@ -14,6 +14,7 @@ from sqlalchemy.engine import Connection
 from common.kernel import inbox
 from common.kernel.inbox import FORGET_MAX, forget, keep_forgetting
 from common.kernel.tables import utc_now
+from common.retry_loop import RetryLoop
 from common.tasks import cancel_all
 from tests.integration.kernels import Replica, Through, replica
 from tests.integration.toy import PARTICIPANT, make_tables
@@ -73,7 +74,8 @@ async def test_it_goes_on_until_all_is_forgotten_and_looks_again_later(
     monkeypatch.setattr(inbox, "LOOK_SECONDS", 0.01)
     async with replica(database_url, PARTICIPANT, make_tables()) as toy:
         await remember(toy, 2 * FORGET_MAX + 1, utc_now() - OLD)
-        task = asyncio.create_task(keep_forgetting(toy.database, toy.tables, DAYS))
+        loop = RetryLoop("inbox", "look through the inbox")
+        task = asyncio.create_task(keep_forgetting(toy.database, toy.tables, DAYS, loop))
         await until(lambda: is_empty(toy))
         await remember(toy, 1, utc_now() - OLD - timedelta(days=1))
         await until(lambda: is_empty(toy))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -23,6 +23,7 @@ class Connection:
     frame_max = FRAME_MAX_BYTES
 
     def __init__(self, *, when_opening: BaseException | None) -> None:
+        self.on_lost: list[Callable[[], None]] = []
         self.connected = asyncio.Event()
         self.connected.set()
         self._when_opening = when_opening
