@@ -167,9 +167,10 @@ async def test_a_copy_that_the_broker_refuses_is_said_until_it_is_taken(
         assert not any((await stuck_loops(service)).values())
         assert await readiness([str(service.base_url)]) == READY
     about = [line for line in logged(caplog) if "publish copies" in line]
-    assert len(about) == 2
+    # Between the exchange's coming back and the binding's there may be another cause.
+    assert 2 <= len(about) <= 3
     assert about[0].startswith("cannot publish copies of failed messages, trying again: ")
-    assert about[1].startswith("can publish copies of failed messages again, after")
+    assert about[-1].startswith("can publish copies of failed messages again, after")
 
 
 async def test_a_connection_that_the_broker_closes_again_and_again_is_said_with_the_cause(
