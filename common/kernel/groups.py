@@ -301,7 +301,7 @@ class Kernel:
     def _take(self) -> list[Work]:
         """The next group, empty if there is nothing to do now. Work nobody awaits any more is left
         out, and there may be more of that than a group takes."""
-        while True:
+        while self._local or self._lanes:
             from_broker = 0 if self._outbox.busy else min(len(self._lanes), self._group_max // 2)
             taken = self._local.take(self._group_max - from_broker)
             if not self._outbox.busy:
@@ -309,6 +309,7 @@ class Kernel:
             group = [work for work in taken if work.then is not None]
             if group or not taken:
                 return group
+        return []
 
     async def _commit(self, group: Sequence[Work], confirmed: Sequence[str]) -> None:
         """Commit the group, however long the database is away; split it if its data is refused."""
