@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
@@ -20,6 +20,7 @@ from common.kernel.statements import any_of
 from common.kernel.tables import Schema, StateTable, Utc, VersionConflict, Word
 from common.message import Priority
 from common.messaging.dead_letters import EDITOR_SOURCE, key_of
+from common.messaging.frames import SHORT_MAX_BYTES
 from common.messaging.stream import Record
 from common.messaging.topology import EVENTS_EXCHANGE, HISTORY_STREAM
 from history_service.domain import OrderView, Payment, Status, Stock
@@ -164,6 +165,8 @@ class Tally:
 def judge(record: Record) -> Fact | Stray:
     """What a message of the stream is. The broker let it in by its routing key, so that has to say
     what the message says of itself; a corrected copy comes from an operator, straight."""
+    if record.unreadable:
+        return _stray(record, "unreadable", record.unreadable)
     try:
         attributes = Attributes.of(record.body)
         check_storable(attributes)
@@ -195,7 +198,8 @@ def _refused(record: Record, why: str) -> Stray:
 def _stray(record: Record, reason: str, detail: str) -> Stray:
     return Stray(
         key(record),
-        _storable(record.routing_key),
+        # With its odd bytes spelt out, it may be longer than any key.
+        _storable(record.routing_key)[:SHORT_MAX_BYTES],
         reason,
         _storable(detail),
         record.body,
@@ -213,6 +217,13 @@ def check_storable(attributes: Attributes) -> None:
 
 def _storable(text: str) -> str:
     return text.replace("\0", "\N{REPLACEMENT CHARACTER}")
+
+
+def _apart(stray: Stray, body: bytes) -> Stray:
+    """The stray, by another key where another message is kept under its own."""
+    if body == stray.body:
+        return stray
+    return replace(stray, key=key_of(None, stray.body))
 
 
 # --- writing, in the caller's transaction -----------------------------------------------------
@@ -260,10 +271,14 @@ def append(connection: Connection, found: Sequence[Fact | Stray], now: datetime)
     facts: dict[str, Fact] = {}
     new_strays: dict[str, Stray] = {}
     known = 0
-    bodies = _bodies(connection, {f.attributes.id for f in found if isinstance(f, Fact)})
+    bodies = _bodies(
+        connection, events.c.event_id, {f.attributes.id for f in found if isinstance(f, Fact)}
+    )
+    stray_bodies = _bodies(connection, strays.c.key, {s.key for s in found if isinstance(s, Stray)})
     for item in found:
         if isinstance(item, Stray):
-            new_strays.setdefault(item.key, item)
+            stray = _apart(item, stray_bodies.setdefault(item.key, item.body))
+            new_strays.setdefault(stray.key, stray)
             continue
         id = item.attributes.id
         body = facts[id].body if id in facts else bodies.get(id)
@@ -320,12 +335,13 @@ def decoded(fact: Fact) -> Envelope[Any] | None:
         return None
 
 
-def _bodies(connection: Connection, ids: set[str]) -> Mapping[str, bytes]:
-    if not ids:
+def _bodies(connection: Connection, key: sa.Column[str], keys: set[str]) -> dict[str, bytes]:
+    """The bodies that are kept under these keys, in the table of the column `key`."""
+    if not keys:
         return {}
-    query = sa.select(events.c.event_id, events.c.body)
-    rows = connection.execute(query.where(any_of(connection, events.c.event_id, sorted(ids))))
-    return {row.event_id: row.body for row in rows}
+    query = sa.select(key.label("key"), key.table.c.body)
+    rows = connection.execute(query.where(any_of(connection, key, sorted(keys))))
+    return {row.key: row.body for row in rows}
 
 
 def _same(body: bytes, other: bytes) -> bool:
