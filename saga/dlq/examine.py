@@ -168,10 +168,15 @@ def decoder_of(participant: Participant) -> Decoder:
     return Decoder((*participant.consumes, *participant.intake))
 
 
+def _askable(texts: Iterable[str]) -> list[str]:
+    """Those that a database can be asked for; PostgreSQL takes no NUL, so has none with it."""
+    return [text for text in texts if "\0" not in text]
+
+
 def _in_inbox(ids: Collection[str], connection: Connection) -> set[str]:
     # The kernel gives each service an inbox of this shape; the metadata is only for the query.
     column = Tables(sa.MetaData()).inbox.c.message_id
-    wanted = list(ids)
+    wanted = _askable(ids)
     return {
         id
         for start in range(0, len(wanted), _AT_ONCE)
@@ -182,7 +187,7 @@ def _in_inbox(ids: Collection[str], connection: Connection) -> set[str]:
 
 
 def _statuses(connection: Connection, ids: Collection[str]) -> dict[str, OrderStatus]:
-    wanted = list(ids)
+    wanted = _askable(ids)
     return {
         row.order_id: row.status
         for start in range(0, len(wanted), _AT_ONCE)
