@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -20,6 +20,7 @@ from common.kernel.statements import any_of
 from common.kernel.tables import Schema, StateTable, Utc, VersionConflict, Word, inbox_key
 from common.message import Priority
 from common.messaging.dead_letters import key_of
+from common.messaging.frames import SHORT_MAX_BYTES
 from common.messaging.stream import Record
 from common.messaging.topology import EVENTS_EXCHANGE, HISTORY_STREAM
 from common.messaging.trust import EDITOR_SOURCE, MISROUTED, check_source
@@ -164,6 +165,8 @@ class Tally:
 def judge(record: Record) -> Fact | Stray:
     """What a message of the stream is. The broker let it in by its routing key, so that has to say
     what the message says of itself; a corrected copy comes from an operator, straight."""
+    if record.unreadable:
+        return _stray(record, "unreadable", record.unreadable)
     try:
         attributes = Attributes.of(record.body)
         by_operator = (EDITOR_SOURCE, "", HISTORY_STREAM)
@@ -195,7 +198,8 @@ def _refused(record: Record, why: str) -> Stray:
 def _stray(record: Record, reason: str, detail: str) -> Stray:
     return Stray(
         key(record),
-        _storable(record.routing_key),
+        # With its odd bytes spelt out, it may be longer than any key.
+        _storable(record.routing_key)[:SHORT_MAX_BYTES],
         reason,
         _storable(detail),
         record.body,
@@ -205,6 +209,13 @@ def _stray(record: Record, reason: str, detail: str) -> Stray:
 
 def _storable(text: str) -> str:
     return text.replace("\0", "\N{REPLACEMENT CHARACTER}")
+
+
+def _apart(stray: Stray, body: bytes) -> Stray:
+    """The stray, by another key where another message is kept under its own."""
+    if body == stray.body:
+        return stray
+    return replace(stray, key=key_of(None, stray.body))
 
 
 # --- writing, in the caller's transaction -----------------------------------------------------
@@ -253,9 +264,11 @@ def append(connection: Connection, found: Sequence[Fact | Stray], now: datetime)
     new_strays: dict[str, Stray] = {}
     known = 0
     kept = _kept(connection, [f.attributes.key for f in found if isinstance(f, Fact)])
+    stray_bodies = _stray_bodies(connection, {s.key for s in found if isinstance(s, Stray)})
     for item in found:
         if isinstance(item, Stray):
-            new_strays.setdefault(item.key, item)
+            stray = _apart(item, stray_bodies.setdefault(item.key, item.body))
+            new_strays.setdefault(stray.key, stray)
             continue
         source, id = item.attributes.key
         if id in kept and kept[id].source != source:
@@ -328,6 +341,15 @@ def _kept(connection: Connection, messages: Iterable[MessageKey]) -> dict[str, _
     query = sa.select(events.c.event_id, events.c.source, events.c.body)
     rows = connection.execute(query.where(any_of(connection, events.c.event_id, sorted(ids))))
     return {row.event_id: _Kept(row.source, row.body) for row in rows}
+
+
+def _stray_bodies(connection: Connection, keys: set[str]) -> dict[str, bytes]:
+    """The bodies of the strays that are kept under these keys."""
+    if not keys:
+        return {}
+    query = sa.select(strays.c.key, strays.c.body)
+    rows = connection.execute(query.where(any_of(connection, strays.c.key, sorted(keys))))
+    return {row.key: row.body for row in rows}
 
 
 def _same(body: bytes, other: bytes) -> bool:

@@ -60,7 +60,7 @@ class Reason(StrEnum):
     """Another message was done under its source and id."""
 
 
-_BROKERS: Final = (b"x-death", b"x-first-death-", b"x-last-death-", b"x-delivery-count")
+BROKERS: Final = (b"x-death", b"x-first-death-", b"x-last-death-", b"x-delivery-count")
 """What the names of the broker's own notes begin with. Published again, RabbitMQ 3 would go on
 counting from them."""
 _ROUTING: Final = (b"CC", b"BCC")
@@ -159,7 +159,8 @@ def set_aside(
         ORIGIN_ROUTING_KEY: delivery.routing_key,
     }
     for name, value in said.items():
-        if isinstance(value, str):
+        # What is longer is none of ours, and there has to be room for the others.
+        if isinstance(value, str) or (isinstance(value, bytes) and name != KEPT):
             ours[name] = value[:ERROR_MAX_CHARACTERS]
         elif isinstance(value, int | bytes):
             ours[name] = value
@@ -179,7 +180,7 @@ def set_aside(
     foreign: list[Field] = []
     moved: list[Field] = []
     for field in fields:
-        if field.name.startswith(_BROKERS):
+        if field.name.startswith(BROKERS):
             if not returned:
                 moved.append(field)
         elif field.name in _ROUTING or (field.name in _OURS and not said):
@@ -194,17 +195,21 @@ def set_aside(
 
 def replayed(raw: bytes, replays: int) -> bytes:
     """The property list of a dead letter that is sent again: what the message carried, byte for
-    byte, and nothing of its failures but how often it was sent again."""
+    byte, and nothing of its failures but how often it was sent again, and what was left out."""
     values, _ = frames.split(raw)
     fields, rest = frames.fields_in(values.pop("headers", b""))
-    before = next((frames.value_of(field) for field in fields if field.name == KEPT.encode()), None)
+    mine = (KEPT.encode(), LEFT_OUT.encode())
+    notes = {f.name: frames.value_of(f) for f in reversed(fields) if f.name in mine}
+    before, left_out = notes.get(KEPT.encode()), notes.get(LEFT_OUT.encode())
     moved = [field for field in fields if field.name in _ROUTING]
     foreign = [
         field
         for field in fields
-        if not (field.name in _OURS or field.name in _ROUTING or field.name.startswith(_BROKERS))
+        if not (field.name in _OURS or field.name in _ROUTING or field.name.startswith(BROKERS))
     ]
     ours: dict[str, str | int | bytes] = {REPLAYS: replays}
+    if isinstance(left_out, str):
+        ours[LEFT_OUT] = left_out[:ERROR_MAX_CHARACTERS]
     if (kept := _keep(before, values, moved, rest)) is not None:
         ours[KEPT] = kept
     return _fitted(values, foreign, ours, frames.FRAME_MAX_BYTES)

@@ -20,10 +20,17 @@ from typing import Any, Final, NamedTuple, Protocol
 FRAME_MAX_BYTES: Final = 131_072
 """What RabbitMQ proposes for a whole frame, unless it is configured otherwise."""
 FRAME_OVERHEAD_BYTES: Final = 8
+NOTES_MAX_BYTES: Final = 1_048_576
+"""How much longer than agreed a frame from the broker may be. RabbitMQ adds its notes to headers
+without regard to the limit (3.10 and 4.0, measured: `x-delivery-count` to a list that just fits).
+"""
 SHORT_MAX_BYTES: Final = 255
 """Of a short string: routing keys, names, most properties."""
 DEPTH_MAX: Final = 32
 """How deep tables and arrays are read; what is nested deeper is kept, and shown as bytes."""
+UNREADABLE_MAX: Final = 20
+"""How many things that cannot be read are named."""
+_WHERE_MAX_CHARACTERS: Final = 200
 _ROUTES_MAX: Final = 1_024
 """Pairs of exchange and routing key kept decoded."""
 
@@ -116,8 +123,9 @@ class Field(NamedTuple):
 class Properties:
     """A message's properties. What is not there, or cannot be read, is None.
 
-    `unreadable` says what could not be read, and why, for people. Text that is not UTF-8 is given
-    with its odd bytes as `\\xNN`, and named there too.
+    `unreadable` says what could not be read, and why, for people: `UNREADABLE_MAX` things at most.
+    Text that is not UTF-8 is given with its odd bytes as `\\xNN`, and named there too. Not so the
+    message id, by which messages are told apart: one that is not UTF-8 is None.
     """
 
     content_type: str | None = None
@@ -181,6 +189,8 @@ def properties_in(raw: bytes) -> Properties:
             read[name] = _table(value[4:], name, unreadable, 1)
         else:
             read[name] = _value(kind, value, name, unreadable, 1)
+    if unreadable and not _is_utf8(values.get("message_id", b"")[1:]):
+        read["message_id"] = None
     return Properties(**read, unreadable=tuple(unreadable))
 
 
@@ -225,6 +235,13 @@ def field(name: str, value: str | int | bytes) -> Field:
     return Field(short(name)[1:], packed)
 
 
+def first_of(raw: bytes, name: bytes) -> Field | None:
+    """The first header of this name in a property list. (RabbitMQ writes its own notes there, and
+    leaves others of the same name behind them.)"""
+    table = split(raw)[0].get("headers", b"")
+    return next((field for field in fields_in(table)[0] if field.name == name), None)
+
+
 def value_of(field: Field) -> Any:
     """A header's value; None where it cannot be read."""
     return _value(chr(field.value[0]), field.value[1:], "", [], 1)
@@ -257,11 +274,24 @@ def _end_of(data: bytes, position: int, kind: str) -> int | None:
     return end if end <= len(data) else None
 
 
+def _is_utf8(value: bytes) -> bool:
+    try:
+        value.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _note(unreadable: list[str], what: str) -> None:
+    if len(unreadable) < UNREADABLE_MAX:
+        unreadable.append(what)
+
+
 def _text(value: bytes, where: str, unreadable: list[str]) -> str:
     try:
         return value.decode()
     except UnicodeDecodeError:
-        unreadable.append(f"{where} is not UTF-8")
+        _note(unreadable, f"{where} is not UTF-8")
         return value.decode(errors="backslashreplace")
 
 
@@ -272,12 +302,11 @@ def _table(inside: bytes, where: str, unreadable: list[str], depth: int) -> dict
         tag = position + 1 + inside[position]
         end = _end_of(inside, tag + 1, chr(inside[tag])) if tag < size else None
         if end is None:
-            unreadable.append(f"{where} cannot be read beyond byte {position}")
+            _note(unreadable, f"{where} cannot be read beyond byte {position}")
             break
         name = _text(inside[position + 1 : tag], f"a name in {where}", unreadable)
-        found[name] = _value(
-            chr(inside[tag]), inside[tag + 1 : end], f"{where}: {name}", unreadable, depth
-        )
+        within = f"{where}: {name}"[:_WHERE_MAX_CHARACTERS]
+        found[name] = _value(chr(inside[tag]), inside[tag + 1 : end], within, unreadable, depth)
         position = end
     return found
 
@@ -288,7 +317,7 @@ def _array(inside: bytes, where: str, unreadable: list[str], depth: int) -> list
     while position < size:
         end = _end_of(inside, position + 1, chr(inside[position]))
         if end is None:
-            unreadable.append(f"{where} cannot be read beyond byte {position}")
+            _note(unreadable, f"{where} cannot be read beyond byte {position}")
             break
         found.append(
             _value(chr(inside[position]), inside[position + 1 : end], where, unreadable, depth)
@@ -305,7 +334,7 @@ def _value(kind: str, data: bytes, where: str, unreadable: list[str], depth: int
         return data[4:]
     if kind in "FA":
         if depth > DEPTH_MAX:
-            unreadable.append(f"{where} is nested more than {DEPTH_MAX} deep")
+            _note(unreadable, f"{where} is nested more than {DEPTH_MAX} deep")
             return data[4:]
         return (_table if kind == "F" else _array)(data[4:], where, unreadable, depth + 1)
     if kind == "t":
@@ -317,7 +346,7 @@ def _value(kind: str, data: bytes, where: str, unreadable: list[str], depth: int
         try:
             return _EPOCH + timedelta(seconds=seconds)
         except OverflowError:
-            unreadable.append(f"{where} is no time: {seconds} seconds since 1970")
+            _note(unreadable, f"{where} is no time: {seconds} seconds since 1970")
             return None
     if kind == "D":
         scale, digits = struct.unpack(">Bi", data)
@@ -398,7 +427,8 @@ class Parser:
 
     def __init__(self, receiver: Receiver) -> None:
         self.frame_max = FRAME_MAX_BYTES
-        """A frame that says it is longer than this is none. Bytes."""
+        """What was agreed on. A frame that says it is longer than this, and `NOTES_MAX_BYTES` more,
+        is none. Bytes."""
         self._receiver = receiver
         self._parts: list[bytes] = []
         self._have = 0
@@ -407,8 +437,10 @@ class Parser:
         """By channel, the message whose content is arriving."""
 
     def forget(self, channel: int) -> None:
-        """The channel is closed: what was arriving on it will not be complete."""
-        self._open.pop(channel, None)
+        """The channel is being closed: what is arriving on it is read to its end, for nobody. (The
+        client, which expects an answer to its `close`, must not get the rest of a message.)"""
+        if (content := self._open.get(channel)) is not None:
+            content.done = _ignore
 
     def feed(self, data: bytes) -> None:
         """Read everything that is complete. Raises `FrameError`."""
@@ -421,13 +453,14 @@ class Parser:
             self._parts.clear()
         receiver, contents = self._receiver, self._open
         position, size = 0, len(data)
+        most = self.frame_max + NOTES_MAX_BYTES
         while size - position >= FRAME_OVERHEAD_BYTES:
             kind, channel, length = _FRAME.unpack_from(data, position)
+            if length > most:
+                raise FrameError(f"a frame of {length} bytes; the most is {most}")
             start = position + _FRAME.size
             end = start + length
             if end >= size:
-                if length > self.frame_max:
-                    raise FrameError(f"a frame of {length} bytes; the most is {self.frame_max}")
                 break
             if data[end] != _END:
                 raise FrameError("a frame does not end where it should")
@@ -462,21 +495,22 @@ class Parser:
     def _method(self, data: bytes, start: int, end: int, channel: int) -> bool:
         """Read a method; false for one that is cold."""
         method = _METHOD.unpack_from(data, start)[0]
-        at = start + _METHOD.size
+        # What follows the frame must not be taken for the end of a method that is cut off.
+        arguments = data[start + _METHOD.size : end]
         try:
             if method == DELIVER:
-                tag_at = at + 1 + data[at]
-                taker = self._receiver.taker(channel, data[at + 1 : tag_at])
+                tag_at = 1 + arguments[0]
+                taker = self._receiver.taker(channel, arguments[1:tag_at])
                 if taker is None:
                     return False
-                tag, redelivered = _TAG.unpack_from(data, tag_at)
-                exchange, key = _route(data[tag_at + _TAG.size : end])
+                tag, redelivered = _TAG.unpack_from(arguments, tag_at)
+                exchange, key = _route(arguments[tag_at + _TAG.size :])
                 delivery = Delivery(tag, redelivered != 0, exchange, key)
                 self._open[channel] = _Content(delivery, taker)
             elif method in (ACK, NACK):
                 if (confirms := self._receiver.confirms(channel)) is None:
                     return False
-                tag, bits = _TAG.unpack_from(data, at)
+                tag, bits = _TAG.unpack_from(arguments)
                 confirms.confirmed(tag, bool(bits & _MULTIPLE), method == ACK)
             elif method in (GET_OK, GET_EMPTY):
                 if (getter := self._receiver.getter(channel)) is None:
@@ -484,24 +518,28 @@ class Parser:
                 if method == GET_EMPTY:
                     getter(None)
                 else:
-                    tag, redelivered = _TAG.unpack_from(data, at)
-                    exchange, key = _route(data[at + _TAG.size : end - _LONG.size])
+                    tag, redelivered = _TAG.unpack_from(arguments)
+                    exchange, key = _route(arguments[_TAG.size : -_LONG.size])
                     delivery = Delivery(tag, redelivered != 0, exchange, key)
                     self._open[channel] = _Content(delivery, getter)
             elif method == RETURN:
                 if (confirms := self._receiver.confirms(channel)) is None:
                     return False
-                text_at = at + _SHORT.size + 1
-                route_at = text_at + data[text_at - 1]
-                code = _SHORT.unpack_from(data, at)[0]
-                text = data[text_at:route_at].decode(errors="backslashreplace")
-                delivery = Delivery(0, False, *_route(data[route_at:end]))
+                text_at = _SHORT.size + 1
+                route_at = text_at + arguments[text_at - 1]
+                code = _SHORT.unpack_from(arguments)[0]
+                text = arguments[text_at:route_at].decode(errors="backslashreplace")
+                delivery = Delivery(0, False, *_route(arguments[route_at:]))
                 self._open[channel] = _Content(delivery, partial(confirms.returned, code, text))
             else:
                 return False
         except (IndexError, struct.error) as error:
             raise FrameError(f"method {method >> 16}.{method & 0xFFFF} is cut off") from error
         return True
+
+
+def _ignore(_: Delivery) -> None:
+    pass
 
 
 class _Content:
@@ -633,7 +671,10 @@ def methods_in(data: bytes) -> Iterator[tuple[int, int, bytes]]:
 
 
 def consumed(arguments: bytes) -> tuple[str, bytes]:
-    """The queue and the consumer tag that the arguments of `basic.consume` name."""
+    """The queue and the consumer tag that the arguments of `basic.consume` name.
+
+    Raises IndexError for what is no such method.
+    """
     queue_end = 3 + arguments[2]
     tag_end = queue_end + 1 + arguments[queue_end]
     return arguments[3:queue_end].decode(), arguments[queue_end + 1 : tag_end]
@@ -645,9 +686,12 @@ def frame_max_in(arguments: bytes) -> int:
 
 
 def closed(arguments: bytes) -> tuple[int, str]:
-    """The code and the text that the arguments of a method `close` have."""
-    code = _SHORT.unpack_from(arguments)[0]
-    return code, arguments[3 : 3 + arguments[2]].decode(errors="backslashreplace")
+    """The code and the text that the arguments of a method `close` have. Raises `FrameError`."""
+    try:
+        code = _SHORT.unpack_from(arguments)[0]
+        return code, arguments[3 : 3 + arguments[2]].decode(errors="backslashreplace")
+    except (IndexError, struct.error) as error:
+        raise FrameError("a method `close` is cut off") from error
 
 
 def without_properties(frame: bytes) -> bytes:

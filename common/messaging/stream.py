@@ -5,6 +5,9 @@ the oldest there is, and one beyond the end delivers nothing, not even what is p
 the stream has grown to it. A stream says neither its length (its message count lags by seconds) nor
 where it ends; its last chunk does. The broker itself uses an offset wherever a segment begins, so
 offsets go up but not always by one.
+
+The broker puts the offset into a header of its own. Where a publisher has sent some of that name,
+3.10 writes over the first and leaves the others behind it; 4.0 removes them.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from typing import Final
 
 import aiormq
 
+from common.messaging import frames
 from common.messaging.dead_letters import key_of
 from common.messaging.frames import Delivery
 from common.messaging.topology import HISTORY_STREAM
@@ -53,6 +57,8 @@ class Record:
     message_id: str | None
     sent_at: datetime | None
     body: bytes
+    unreadable: str = ""
+    """Why its headers cannot be read up to its offset; that is taken to follow the last one's."""
 
     @property
     def key(self) -> str:
@@ -68,9 +74,13 @@ class StreamReader:
         self._arrived: deque[Delivery] = deque()
         self._something = asyncio.Event()
         self._lost = ""
+        self._before = -1
+        """The offset of the record taken last."""
 
     async def start(self, at: int | str) -> None:
         """Read from an offset on, or from `FIRST` or `LAST`."""
+        if isinstance(at, int):
+            self._before = at - 1
         self._channel.on_lost.append(lambda: self._lose(self._channel.lost))
         self._channel.on_cancelled.append(lambda: self._lose("the stream is gone"))
         await self._channel.consume(
@@ -95,7 +105,12 @@ class StreamReader:
             # What is acknowledged makes room for more; the stream keeps it all the same.
             with suppress(ChannelLost):
                 self._channel.ack(deliveries[-1].tag, multiple=True)
-        return [_record(delivery) for delivery in deliveries]
+        return [self._record(delivery) for delivery in deliveries]
+
+    def _record(self, delivery: Delivery) -> Record:
+        record = record_of(delivery, self._before)
+        self._before = record.offset
+        return record
 
     def _take_in(self, _: Channel, delivery: Delivery) -> None:
         self._arrived.append(delivery)
@@ -140,12 +155,22 @@ async def last_offset(connection: Connection) -> int | None:
     return last
 
 
-def _record(delivery: Delivery) -> Record:
-    offset = delivery.headers.get(_OFFSET)
+def record_of(delivery: Delivery, before: int) -> Record:
+    """The record in a delivery that came after the one at the offset `before`.
+
+    Raises `StreamError` for what is from no stream.
+    """
+    unreadable = ""
+    field = frames.first_of(delivery.raw, _OFFSET.encode())
+    offset = None if field is None else frames.value_of(field)
     if not isinstance(offset, int):
-        raise StreamError(
-            f"{HISTORY_STREAM} is no stream on this broker; delete it, and apply the topology"
-        )
+        values, problem = frames.split(delivery.raw)
+        if not problem and not frames.fields_in(values.get("headers", b""))[1]:
+            raise StreamError(
+                f"{HISTORY_STREAM} is no stream on this broker; delete it, and apply the topology"
+            )
+        offset = before + 1
+        unreadable = problem or "; ".join(delivery.properties.unreadable)
     return Record(
         offset=offset,
         exchange=delivery.exchange,
@@ -153,4 +178,5 @@ def _record(delivery: Delivery) -> Record:
         message_id=delivery.properties.message_id,
         sent_at=delivery.properties.timestamp,
         body=delivery.body,
+        unreadable=unreadable,
     )

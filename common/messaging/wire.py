@@ -210,8 +210,10 @@ class Channel:
             f"no queue takes {delivery.routing_key!r} of exchange {delivery.exchange!r}: "
             f"{code} {text}"
         )
-        if not any(batch.refuse(delivery, error) for batch in self._batches):
-            log.error("a message came back that is not under way: %s", error)
+        for same in (_is_same, _is_alike):
+            if any(batch.refuse(delivery, error, same) for batch in self._batches):
+                return
+        log.error("a message came back that is not under way: %s", error)
 
     # --- the rest ------------------------------------------------------------------------------
 
@@ -312,15 +314,15 @@ class _Batch:
         if not self.left and self._waiter is not None:
             _wake(self._waiter)
 
-    def refuse(self, delivery: Delivery, error: Exception) -> bool:
+    def refuse(
+        self, delivery: Delivery, error: Exception, same: Callable[[Posting, Delivery], bool]
+    ) -> bool:
         """Whether the returned message is one of these; its confirm is still to come."""
         for position, posting in enumerate(self.postings):
             if (
                 self._pending[position]
                 and self.answers[position] is None
-                and posting.routing_key == delivery.routing_key
-                and posting.properties == delivery.raw
-                and posting.body == delivery.body
+                and same(posting, delivery)
             ):
                 self.answers[position] = error
                 return True
@@ -332,6 +334,15 @@ class _Batch:
             if pending:
                 self.answers[position] = self.answers[position] or error
         self._settle(0, len(self.postings), ack=True)
+
+
+def _is_same(posting: Posting, delivery: Delivery) -> bool:
+    return posting.properties == delivery.raw and _is_alike(posting, delivery)
+
+
+def _is_alike(posting: Posting, delivery: Delivery) -> bool:
+    """Whether it is the same but for the properties, which a broker may write in another way."""
+    return posting.routing_key == delivery.routing_key and posting.body == delivery.body
 
 
 def _wake(waiter: asyncio.Future[None]) -> None:

@@ -22,6 +22,7 @@ from saga.commands.output import (
     PROBLEM_FOUND,
     AsJson,
     DataDir,
+    harmless,
     out,
     print_json,
     problem,
@@ -384,7 +385,7 @@ def edit(
     if as_json:
         print_json({"changed": True, **edited.to_json()})
     else:
-        out().print(edited.diff, markup=False)
+        out().print(harmless(edited.diff, lines=True), markup=False)
         remark(f"sent to {edited.queue} as {edited.copy_id}, in place of letter {edited.letter}")
 
 
@@ -843,7 +844,7 @@ def _print_letters(letters: Sequence[Letter]) -> None:
     for letter in letters[:_LISTED]:
         table.add_row(
             f"{letter.number}",
-            letter.queue,
+            _plain(letter.queue),
             _plain(letter.type),
             _plain(letter.subject or ""),
             f"{letter.replays}",
@@ -880,13 +881,22 @@ def _print_letter(document: dict[str, Any]) -> None:
     console.print(table)
     for edit_ in document["edits"]:
         console.print(f"edited at {edit_['at']} as {edit_['id']}")
-        console.print(edit_["diff"], markup=False)
+        console.print(harmless(edit_["diff"], lines=True), markup=False)
     if "payload" in document:
-        console.print_json(json.dumps(document["payload"]))
+        console.print_json(json.dumps(_all_harmless(document["payload"])))
     else:
-        console.print(
-            document.get("payload_text") or f"Base64: {document['payload_base64']}", markup=False
-        )
+        text = document.get("payload_text")
+        shown = f"Base64: {document['payload_base64']}" if text is None else text
+        console.print(harmless(shown, lines=True), markup=False)
+
+
+def _all_harmless(value: Any) -> Any:
+    """A JSON document with all texts in it harmless."""
+    if isinstance(value, dict):
+        return {harmless(name): _all_harmless(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_all_harmless(each) for each in value]
+    return harmless(value, lines=True) if isinstance(value, str) else value
 
 
 def _print_result(result: Result) -> None:
@@ -903,16 +913,16 @@ def _print_result(result: Result) -> None:
             why[entry["state"], entry["detail"]].append(entry["letter"])
     for (state, detail), numbers in list(why.items())[:_LISTED]:
         named = ", ".join(map(str, numbers[:5])) + (" ..." if len(numbers) > 5 else "")
-        console.print(f"{state}: {detail} (letter {named})", markup=False)
+        console.print(harmless(f"{state}: {detail} (letter {named})"), markup=False)
     if result.stopped:
         console.print(f"[red]stopped:[/] {_plain(result.stopped)}")
 
 
 def _plain(text: str) -> str:
-    """Text of others, with nothing in it taken for markup."""
+    """Text of others, with nothing in it taken for markup, or obeyed by a terminal."""
     from rich.markup import escape
 
-    return escape(text)
+    return escape(harmless(text))
 
 
 def _short(text: str, most: int = _ERROR_CHARACTERS) -> str:

@@ -64,14 +64,27 @@ def err() -> Console:
     return Console(stderr=True, soft_wrap=True, highlight=False)
 
 
+def harmless(text: str, *, lines: bool = False) -> str:
+    """Text of others, with what a terminal may obey or hide spelt out: control characters, escape
+    sequences, changes of direction. `lines` leaves line ends as they are."""
+    if text.isprintable():
+        return text
+    return "".join(
+        char
+        if char.isprintable() or (lines and char == "\n")
+        else char.encode("unicode_escape").decode()
+        for char in text
+    )
+
+
 def problem(line: str) -> None:
     """Print one error line on standard error."""
-    sys.stderr.write(f"error: {line}\n")
+    sys.stderr.write(f"error: {harmless(line)}\n")
 
 
 def remark(line: str) -> None:
     """Print one line that is neither result nor error on standard error."""
-    sys.stderr.write(f"saga: {line}\n")
+    sys.stderr.write(f"saga: {harmless(line)}\n")
 
 
 def print_json(document: dict[str, Any]) -> None:

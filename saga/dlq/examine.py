@@ -195,12 +195,17 @@ def decoder_of(participant: Participant) -> Decoder:
     return Decoder((*participant.consumes, *participant.intake))
 
 
+def _askable(texts: Iterable[str]) -> list[str]:
+    """Those that a database can be asked for; PostgreSQL takes no NUL, so has none with it."""
+    return [text for text in texts if "\0" not in text]
+
+
 def _in_inbox(
     messages: Collection[MessageKey], connection: Connection
 ) -> dict[MessageKey, bytes | None]:
     # The kernel gives each service an inbox of this shape; the metadata is only for the query.
     tables = Tables(sa.MetaData())
-    wanted = list(messages)
+    wanted = [message for message in messages if "\0" not in message.id + message.source]
     found: dict[MessageKey, bytes | None] = {}
     for start in range(0, len(wanted), _AT_ONCE):
         found |= tables.already_done(connection, wanted[start : start + _AT_ONCE])
@@ -208,7 +213,7 @@ def _in_inbox(
 
 
 def _statuses(connection: Connection, ids: Collection[str]) -> dict[str, OrderStatus]:
-    wanted = list(ids)
+    wanted = _askable(ids)
     return {
         row.order_id: row.status
         for start in range(0, len(wanted), _AT_ONCE)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import base64
+import binascii
+import hashlib
 import json
-from collections.abc import Mapping
+import math
+import struct
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from functools import partial
 from typing import Any, Final
 
-from pamqp import encode
 from pydantic_core import from_json
 
 from common.envelope import MessageKey
@@ -18,13 +22,23 @@ from common.limits import ATTEMPT_MAX, TEXT_MAX_BYTES, moment_of
 from common.message import Priority
 from common.messaging import dead_letters as headers_of
 from common.messaging import frames
-from common.messaging.dead_letters import attempts_in, key_of, ours_in, time_in
-from common.messaging.frames import Delivery, Posting
+from common.messaging.dead_letters import (
+    attempts_in,
+    key_of,
+    ours_in,
+    time_in,
+)
+from common.messaging.frames import Delivery, Field, Posting
 from common.messaging.topology import work_queue
 
 REPLAYS: Final = headers_of.REPLAYS
 
-_BYTES, _TIME = "$bytes", "$time"
+TEXT_MAX_CHARACTERS: Final = 255
+"""Of most texts that are kept of a letter; of what is longer, the beginning is shown."""
+LABEL_MAX_CHARACTERS: Final = 64
+_BYTES, _TIME, _NUMBER = "$bytes", "$time", "$number"
+"""What JSON has not is an object with one of these for its only member. A header that looks like it
+gets another `$`."""
 
 
 class State(StrEnum):
@@ -49,7 +63,8 @@ class Copy:
     """One message taken from a dead-letter queue.
 
     `key` names the message wherever it is. `died` tells the copies of one message apart: it is the
-    dead-letter time as the message carries it, empty if it carries none.
+    dead-letter time as the message carries it, empty if it carries none. Where that is the same,
+    `digest` does: it is of what the message carries, without the broker's notes.
     """
 
     participant: str
@@ -71,6 +86,15 @@ class Copy:
     headers: dict[str, Any]
     raw: bytes
     body: bytes
+
+    @property
+    def digest(self) -> str:
+        return digest_of(self.raw, self.body)
+
+    @property
+    def named_by_event(self) -> bool:
+        """Whether `key` is the id in the envelope, which is one event's only."""
+        return self.key == self.event_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +151,18 @@ def message_key_of(body: bytes) -> MessageKey | None:
 
 
 def event_id_of(body: bytes) -> str | None:
-    """The id in the envelope, if there is any."""
+    """The id in the envelope, if there is any that a participant would take."""
     return _attribute(document_of(body) or {}, "id")
+
+
+def digest_of(raw: bytes, body: bytes) -> str:
+    """The same for the same message, however often the broker has delivered it: 16 hexadecimal
+    digits."""
+    values, _ = frames.split(raw)
+    fields, rest = frames.fields_in(values.pop("headers", b""))
+    carried = sorted(f for f in fields if not f.name.startswith(headers_of.BROKERS))
+    content = frames.join({**values, "headers": frames.table_of(carried, rest)}) + body
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def copy_of(message: Delivery, participant: str, now: datetime) -> Copy:
@@ -142,6 +176,7 @@ def copy_of(message: Delivery, participant: str, now: datetime) -> Copy:
     ours = ours_in(message)
     death = _first(headers.get("x-death"))
     reason = _text(ours.get(headers_of.REASON)) or _text(death.get("reason")) or "unknown"
+    reason = reason[:LABEL_MAX_CHARACTERS]
     last = time_in(ours, headers_of.LAST_FAILED_AT) or _moment(death.get("time"))
     died = "" if last is None else last.isoformat()
     last = last or now
@@ -166,8 +201,10 @@ def copy_of(message: Delivery, participant: str, now: datetime) -> Copy:
         queue=queue or work_queue(participant, _priority(document, ours)),
         reason=reason,
         error_type=_text(ours.get(headers_of.ERROR_TYPE)),
-        error=_text(ours.get(headers_of.ERROR)),
-        fingerprint=_text(ours.get(headers_of.FINGERPRINT)) or f"broker:{reason}",
+        error=_text(ours.get(headers_of.ERROR), headers_of.ERROR_MAX_CHARACTERS),
+        fingerprint=(_text(ours.get(headers_of.FINGERPRINT)) or f"broker:{reason}")[
+            :LABEL_MAX_CHARACTERS
+        ],
         attempts=attempts_in(ours),
         replays=replays_in(ours),
         first_failed_at=time_in(ours, headers_of.FIRST_FAILED_AT) or last,
@@ -207,7 +244,7 @@ def raw_of(properties: Mapping[str, Any], headers: Mapping[str, Any]) -> bytes:
     if isinstance(priority := properties.get("priority"), int):
         values["priority"] = priority.to_bytes(1)
     values["delivery_mode"] = b"\x02"
-    values["headers"] = encode.field_table(dict(headers))
+    values["headers"] = _packed(dict(headers))[1:]
     return frames.join(values)
 
 
@@ -221,20 +258,28 @@ def way_before_death(headers: Mapping[str, Any]) -> tuple[Any, Any]:
 
 def to_json(value: Mapping[str, Any]) -> str:
     """Headers or properties as text; what AMQP has and JSON has not is marked."""
-    return json.dumps(value, default=_marked)
+    return json.dumps({name: _marked(each) for name, each in value.items()}, allow_nan=False)
 
 
 def from_text(text: str) -> dict[str, Any]:
     """What `to_json` made text of."""
-    found: dict[str, Any] = json.loads(text, object_hook=_unmarked)
-    return found
+    found: dict[str, Any] = json.loads(text)
+    return {name: _unmarked(each) for name, each in found.items()}
 
 
 def printable_body(body: bytes) -> dict[str, Any]:
-    """A body for a JSON document: as JSON if it is that, as text if it is that, else in Base64."""
+    """A body for a JSON document: as JSON if it is that, as text if it is that, else in Base64.
+
+    NaN and infinity, which some take for JSON and others do not, make it a text.
+    """
     document = document_of(body)
     if document is not None:
-        return {"payload": document}
+        try:
+            json.dumps(document, allow_nan=False)
+        except ValueError:
+            pass
+        else:
+            return {"payload": document}
     try:
         return {"payload_text": body.decode()}
     except UnicodeDecodeError:
@@ -242,19 +287,73 @@ def printable_body(body: bytes) -> dict[str, Any]:
 
 
 def _marked(value: Any) -> Any:
+    if isinstance(value, dict):
+        names = {f"${name}" if _is_mark(value, name) else name: name for name in value}
+        return {as_: _marked(value[name]) for as_, name in names.items()}
+    if isinstance(value, list):
+        return [_marked(each) for each in value]
     if isinstance(value, bytes | bytearray):
         return {_BYTES: base64.b64encode(value).decode()}
     if isinstance(value, datetime):
         return {_TIME: value.isoformat()}
+    if isinstance(value, float) and not math.isfinite(value):
+        return {_NUMBER: str(value)}
+    if value is None or isinstance(value, str | int | float):
+        return value
     return str(value)  # A decimal, which no client of ours sends.
 
 
-def _unmarked(found: dict[str, Any]) -> Any:
-    if found.keys() == {_BYTES}:
-        return bytearray(base64.b64decode(found[_BYTES]))  # What pamqp sends as bytes.
-    if found.keys() == {_TIME}:
-        return datetime.fromisoformat(found[_TIME])
-    return found
+def _unmarked(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_unmarked(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    for mark, read in _READ.items():
+        if value.keys() == {mark} and isinstance(text := value[mark], str):
+            try:
+                return read(text)
+            except (ValueError, binascii.Error):  # Kept before such headers were told apart.
+                return value
+    names = {name[1:] if _is_mark(value, name[1:]) else name: name for name in value}
+    return {as_: _unmarked(value[name]) for as_, name in names.items()}
+
+
+_READ: Final[Mapping[str, Callable[[str], Any]]] = {
+    _BYTES: partial(base64.b64decode, validate=True),
+    _TIME: datetime.fromisoformat,
+    _NUMBER: float,
+}
+
+
+def _is_mark(table: Mapping[str, Any], name: str) -> bool:
+    """Whether a table might be taken for one of the marks, by its only member's name."""
+    return len(table) == 1 and name.lstrip("$") in ("bytes", "time", "number") and name[:1] == "$"
+
+
+def _packed(value: Any) -> bytes:
+    """A header's value, with the type's tag before it."""
+    match value:
+        case None:
+            return b"V"
+        case bool():
+            return b"t" + bytes((value,))
+        case int() if -(2**63) <= value < 2**63:
+            return b"l" + value.to_bytes(8, signed=True)
+        case float():
+            return b"d" + struct.pack(">d", value)
+        case bytes() | bytearray():
+            return b"x" + len(value).to_bytes(4) + value
+        case datetime():
+            return b"T" + int(value.timestamp()).to_bytes(8, signed=True)
+        case list():
+            inside = b"".join(map(_packed, value))
+            return b"A" + len(inside).to_bytes(4) + inside
+        case dict():
+            fields = [Field(frames.short(n, cut=True)[1:], _packed(v)) for n, v in value.items()]
+            return b"F" + frames.table_of(fields)
+        case _:
+            text = str(value).encode(errors="backslashreplace")
+            return b"S" + len(text).to_bytes(4) + text
 
 
 def _first(deaths: Any) -> dict[str, Any]:
@@ -263,10 +362,10 @@ def _first(deaths: Any) -> dict[str, Any]:
     return death if isinstance(death, dict) else {}
 
 
-def _text(value: Any) -> str:
+def _text(value: Any, most: int = TEXT_MAX_CHARACTERS) -> str:
     if isinstance(value, bytes):
-        return value.decode(errors="replace")
-    return value if isinstance(value, str) else ""
+        value = value.decode(errors="replace")
+    return value[:most] if isinstance(value, str) else ""
 
 
 def _attribute(document: Mapping[str, Any], name: str) -> str | None:
@@ -284,6 +383,7 @@ def replays_in(ours: Mapping[str, Any]) -> int:
 
 
 def _moment(value: Any) -> datetime | None:
+    """A time that the broker has noted; none of a year in which there was no broker."""
     return moment_of(value.isoformat()) if isinstance(value, datetime) else None
 
 

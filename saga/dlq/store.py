@@ -25,8 +25,19 @@ from sqlalchemy.engine import Connection
 
 from common.kernel.database import BUSY_TIMEOUT_SECONDS, sqlite_engine
 from common.kernel.tables import Utc, Word, utc_now
+from common.messaging.dead_letters import key_of
 from saga.dlq import DlqError, InputError
-from saga.dlq.letters import HERE, SETTLED, Copy, Letter, State, from_text, raw_of, to_json
+from saga.dlq.letters import (
+    HERE,
+    SETTLED,
+    Copy,
+    Letter,
+    State,
+    digest_of,
+    from_text,
+    raw_of,
+    to_json,
+)
 
 AT_ONCE: Final = 500
 """Values in one IN (...); SQLite takes a limited number."""
@@ -309,7 +320,7 @@ class Store:
         with self._reading() as connection:
             query = sa.select(copies.c.died, copies.c.headers).where(copies.c.letter == number)
             rows = connection.execute(query.order_by(copies.c.id))
-            return [(row.died, from_text(row.headers)) for row in rows]
+            return [(row.died.partition(" ")[0], from_text(row.headers)) for row in rows]
 
     def states_of(self, numbers: Collection[int]) -> dict[int, State]:
         with self._reading() as connection:
@@ -651,6 +662,7 @@ def who() -> str:
 
 def _take(connection: Connection, found: Sequence[Copy], now: datetime) -> int:
     participant = found[0].participant
+    found = _apart(connection, found)
     keys = sorted({copy.key for copy in found})
     known = _by_key(connection, participant, keys)
     fresh: dict[str, Copy] = {}
@@ -661,15 +673,7 @@ def _take(connection: Connection, found: Sequence[Copy], now: datetime) -> int:
         connection.execute(letters.insert(), [_row(copy) for copy in fresh.values()])
         known = _by_key(connection, participant, keys)
     numbers = {key: row.number for key, row in known.items()}
-    there: set[tuple[int, str]] = set()
-    for part in _chunks(numbers.values()):
-        query = sa.select(copies.c.letter, copies.c.died).where(copies.c.letter.in_(part))
-        there.update((row.letter, row.died) for row in connection.execute(query))
-    new: dict[tuple[int, str], Copy] = {}
-    for copy in found:
-        identity = numbers[copy.key], copy.died
-        if identity not in there:
-            new.setdefault(identity, copy)
+    new = _new_copies(connection, found, numbers)
     if not new:
         return 0
     connection.execute(
@@ -693,15 +697,69 @@ def _take(connection: Connection, found: Sequence[Copy], now: datetime) -> int:
             copies.c.letter.in_(part)
         )
         ids.update(((row.letter, row.died), row.id) for row in connection.execute(query))
-    by_letter: defaultdict[int, list[Copy]] = defaultdict(list)
-    for (number, _), copy in new.items():
-        by_letter[number].append(copy)
+    by_letter: defaultdict[int, list[tuple[Copy, int]]] = defaultdict(list)
+    for (number, died), copy in new.items():
+        by_letter[number].append((copy, ids[number, died]))
     changes = [
-        _changed(known[group[0].key], group, ids) | {"old_number": number}
+        _changed(known[group[0][0].key], group) | {"old_number": number}
         for number, group in by_letter.items()
     ]
     connection.execute(_update_letter, changes)
     return len(new)
+
+
+def _apart(connection: Connection, found: Sequence[Copy]) -> list[Copy]:
+    """The copies, with another key where the id that a publisher gave is another message's too.
+
+    Of what cannot be decoded, that is all the name there is; nothing else keeps a publisher from
+    giving it to all of its messages, each of which is a letter to be replayed.
+    """
+    named = {copy.key for copy in found if not copy.named_by_event}
+    bodies: dict[str, bytes] = {}
+    for part in _chunks(sorted(named)):
+        query = sa.select(letters.c.key, copies.c.body).join(copies, copies.c.id == letters.c.copy)
+        of_these = letters.c.participant == found[0].participant, letters.c.key.in_(part)
+        bodies.update((row.key, row.body) for row in connection.execute(query.where(*of_these)))
+    return [
+        copy
+        if copy.named_by_event or bodies.setdefault(copy.key, copy.body) == copy.body
+        else replace(copy, key=key_of(None, copy.body))
+        for copy in found
+    ]
+
+
+def _new_copies(
+    connection: Connection, found: Sequence[Copy], numbers: Mapping[str, int]
+) -> dict[tuple[int, str], Copy]:
+    """Those that are not kept yet, by their letter's number and what tells them apart from its
+    other copies: when they died, and where that is the same, what is in them as well."""
+    there: dict[tuple[int, str], str | None] = {}
+    for part in _chunks(numbers.values()):
+        query = sa.select(copies.c.letter, copies.c.died).where(copies.c.letter.in_(part))
+        there.update(((row.letter, row.died), None) for row in connection.execute(query))
+    new: dict[tuple[int, str], Copy] = {}
+    for copy in found:
+        number = numbers[copy.key]
+        first = number, copy.died
+        if first in there:
+            if there[first] is None:
+                there[first] = _digest_in(connection, *first)
+            if there[first] == copy.digest:
+                continue
+            first = number, f"{copy.died} {copy.digest}"
+        if first not in there:
+            there[first] = copy.digest
+            new[first] = copy
+    return new
+
+
+def _digest_in(connection: Connection, number: int, died: str) -> str | None:
+    """What is in a copy that is kept; None where too little is known of it to say."""
+    query = sa.select(copies.c.raw, copies.c.body).where(
+        copies.c.letter == number, copies.c.died == died
+    )
+    row = connection.execute(query).one()
+    return None if row.raw is None else digest_of(row.raw, row.body)
 
 
 _CHANGING = (
@@ -725,16 +783,14 @@ _update_letter = (
 )
 
 
-def _changed(
-    row: sa.Row[Any], group: Sequence[Copy], ids: Mapping[tuple[int, str], int]
-) -> dict[str, Any]:
-    """The letter after these copies of it have come.
+def _changed(row: sa.Row[Any], group: Sequence[tuple[Copy, int]]) -> dict[str, Any]:
+    """The letter after these copies of it, each with its id, have come.
 
     One that was replayed as often as the letter has failed again. One that was replayed less often
     is from before, and says nothing of where the letter stands now.
     """
     values = {name: getattr(row, name) for name in _CHANGING}
-    for copy in sorted(group, key=lambda copy: copy.last_failed_at):
+    for copy, id in sorted(group, key=lambda item: item[0].last_failed_at):
         values["copies"] += 1
         values["first_failed_at"] = min(values["first_failed_at"], copy.first_failed_at)
         if copy.replays < values["replays"]:
@@ -749,7 +805,7 @@ def _changed(
             "fingerprint": copy.fingerprint,
             "attempts": copy.attempts,
             "replays": copy.replays,
-            "copy": ids[row.number, copy.died],
+            "copy": id,
             "last_failed_at": copy.last_failed_at,
         }
     return values

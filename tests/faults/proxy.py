@@ -38,6 +38,7 @@ class Proxy:
         self._target = target
         self._tap = tap
         self._delay_seconds = 0.0
+        self._trickling = False
         self._flowing = asyncio.Event()
         self._flowing.set()
         self._links: set[_Link] = set()
@@ -92,9 +93,14 @@ class Proxy:
         """Hold up every few kilobytes for so long, each way."""
         self._delay_seconds = delay_seconds
 
+    def trickle(self) -> None:
+        """Send every byte by itself, each way, in packets of its own."""
+        self._trickling = True
+
     def heal(self) -> None:
         """Forward everything at once again."""
         self._delay_seconds = 0.0
+        self._trickling = False
         self._flowing.set()
         for link in self._links:
             if not link.released.is_set():
@@ -136,10 +142,19 @@ class Proxy:
                 if self._delay_seconds:
                     await asyncio.sleep(self._delay_seconds)
                 await self._flowing.wait()
+                if self._trickling:
+                    await self._trickle(data, writer)
+                    continue
                 writer.write(data)
                 await writer.drain()
         await link.released.wait()
         writer.close()
+
+    async def _trickle(self, data: bytes, writer: asyncio.StreamWriter) -> None:
+        for at in range(len(data)):
+            writer.write(data[at : at + 1])
+            await asyncio.sleep(0)  # Whoever reads in this loop has its turn, and reads one byte.
+        await writer.drain()
 
 
 class _Link:

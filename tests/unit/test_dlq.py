@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from common.messaging import frames
 from common.messaging.dead_letters import KEPT, key_of
 from common.messaging.frames import Delivery
 from common.messaging.topology import DEAD_EXCHANGE
+from saga.commands.output import harmless
 from saga.dlq import InputError
 from saga.dlq.edit import text_of, with_values
 from saga.dlq.letters import (
@@ -22,12 +24,14 @@ from saga.dlq.letters import (
     Letter,
     State,
     copy_of,
+    digest_of,
     from_text,
     posting_of,
     printable_body,
     to_json,
 )
 from saga.dlq.replay import CATCH_UP, Settings, _Pace
+from saga.dlq.store import Selection, Store
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 DIED = "2029-12-31T23:59:00+00:00"
@@ -257,3 +261,88 @@ def test_after_a_pause_a_pace_catches_up_only_a_little_faster() -> None:
 def test_settings_that_make_no_sense_are_refused(values: dict[str, Any]) -> None:
     with pytest.raises(InputError):
         Settings(**values)
+
+
+# --- what nobody foresaw --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"$bytes": "!"},
+        {"$bytes": 5},
+        {"$time": "soon"},
+        {"$$number": {"$number": "x"}},
+        {"$bytes": "AA==", "b": 1},
+        [math.nan, math.inf, -math.inf, 1e300],
+        [b"\xff", NOW, None, True, 2**63 - 1, "\x1b"],
+    ],
+)
+def test_headers_that_look_like_our_marks_are_kept_and_read_as_they_were(value: Any) -> None:
+    text = to_json({"a": value})
+    json.loads(text, parse_constant=pytest.fail)
+    assert repr(from_text(text)) == repr({"a": value})
+
+
+def test_what_was_kept_before_marks_were_told_apart_is_still_read() -> None:
+    assert from_text('{"a": {"$bytes": "!"}, "b": NaN}')["a"] == {"$bytes": "!"}
+
+
+def test_a_body_that_only_python_takes_for_json_is_shown_as_text() -> None:
+    assert printable_body(b'{"a": NaN}') == {"payload_text": '{"a": NaN}'}
+
+
+def dead(body: bytes, message_id: str = "the same", died: str = DIED) -> Copy:
+    return copy_of(
+        delivered(body, message_id, x_saga_reason="undecodable", x_saga_last_failed_at=died),
+        "payment",
+        NOW,
+    )
+
+
+def test_messages_of_one_id_and_other_bodies_are_letters_of_their_own(tmp_path: Path) -> None:
+    store = Store(f"sqlite:///{tmp_path / 'letters.db'}")
+    first, second, third = dead(b"{1"), dead(b"{2"), dead(b"{3")
+    assert store.take([first, second], NOW) == 2
+    assert store.take([second, third, first], NOW) == 1
+    letters = store.find(Selection())
+    assert {letter.body for letter in letters} == {b"{1", b"{2", b"{3"}
+    assert [letter.copies for letter in letters] == [1, 1, 1]
+    store.close()
+
+
+def test_copies_that_died_at_the_same_time_are_told_apart_by_what_is_in_them(
+    tmp_path: Path,
+) -> None:
+    store = Store(f"sqlite:///{tmp_path / 'letters.db'}")
+    one = dead(b"{")
+    other = copy_of(
+        delivered(
+            b"{",
+            "the same",
+            x_saga_reason="undecodable",
+            x_saga_last_failed_at=DIED,
+            a="b",
+        ),
+        "payment",
+        NOW,
+    )
+    assert store.take([one, other, one], NOW) == 2
+    assert store.take([other, one], NOW) == 0
+    (letter,) = store.find(Selection())
+    assert letter.copies == 2
+    assert [died for died, _ in store.copies_of(letter.number)] == [DIED, DIED]
+    store.close()
+
+
+def test_a_message_that_the_broker_delivers_again_is_the_same_copy() -> None:
+    once, again = (delivered(b"{", "id", {"a": 1} | count) for count in ({}, COUNTED))
+    assert digest_of(once.raw, b"{") == digest_of(again.raw, b"{")
+
+
+COUNTED: dict[str, Any] = {"x-delivery-count": 1}
+
+
+def test_text_of_others_cannot_command_a_terminal() -> None:
+    assert harmless("a\x1b[2J\x9b\u202e\nb") == "a\\x1b[2J\\x9b\\u202e\\nb"
+    assert harmless("é\nb\r", lines=True) == "é\nb\\r"
