@@ -216,8 +216,9 @@ REFUSED: Final[dict[str, frozenset[str]]] = {
 connection, and nobody gets it."""
 
 LOST: Final[dict[str, frozenset[str]]] = {"3": frozenset({"x-death of numbers"}), "4": frozenset()}
-"""What a wait queue loses when it expires there: RabbitMQ fails to add its own note to it. Nobody
-gets such a one there but by publishing straight to it: copies of ours carry no foreign x-death."""
+"""What must not get into a wait queue: when it expires, RabbitMQ 3.10 fails to add its own note to
+it, and loses it, at times with what expires next. It gets there only from who publishes straight to
+such a queue, which our own users alone may: copies of ours carry no foreign x-death."""
 
 
 # --- generated ---------------------------------------------------------------------------------
