@@ -149,6 +149,9 @@ class RetryLoop:
         """Nobody tries these any more, and they have not succeeded."""
         for thing in things:
             self._rows.pop(thing, None)
+        if not self._rows:
+            self._failures = 0
+            self._heard = False
 
     def _log(self, cause: str, now: float, about: Mapping[str, str | None] | None) -> None:
         logged = self._logged

@@ -234,6 +234,13 @@ class Kernel:
             work.then = None
             self._unresolved -= 1
 
+    def abandon_all(self, works: Iterable[Work]) -> None:
+        """The same of many, which are not kept waiting: while nothing can be committed, more and
+        more would come."""
+        for work in works:
+            self.abandon(work)
+        self._lanes.keep(lambda work: work.then is not None)
+
     async def give(
         self,
         command: Command,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from common.message import Priority
@@ -34,6 +35,11 @@ class Lanes(Generic[T]):
     def put_first(self, item: T, priority: Priority) -> None:
         """Put an item ahead of those of its priority."""
         self._line(priority).appendleft(item)
+
+    def keep(self, wanted: Callable[[T], bool]) -> None:
+        """Remove all other items."""
+        self._high = deque(filter(wanted, self._high))
+        self._normal = deque(filter(wanted, self._normal))
 
     def take(self, most: int) -> list[T]:
         """Remove and return up to `most` items: urgent ones first, yet a share of them normal."""

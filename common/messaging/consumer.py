@@ -230,6 +230,7 @@ class Deliveries:
         self._intakes: dict[str, _Intake] = {}
         """By queue: each has one consumer at a time."""
         self._stopping = False
+        self._blamed_alone = asyncio.Lock()
         self._copy_loop = RetryLoop("copies", "publish copies of failed messages")
 
     @property
@@ -247,7 +248,11 @@ class Deliveries:
             if intake is None or intake.channel is not channel:
                 intake = self._intakes[queue] = _Intake(queue, channel)
                 channel.on_lost.append(partial(self._give_up, intake))
-            self._take(intake, delivery)
+            try:
+                self._take(intake, delivery)
+            except Exception:
+                log.exception("a delivery of %s was not taken; it is left to the broker", queue)
+                intake.acknowledger.reject(delivery.tag)
 
         return take
 
@@ -262,8 +267,7 @@ class Deliveries:
 
     def _give_up(self, intake: _Intake) -> None:
         """Its channel is lost: what came on it will come again."""
-        for work in intake.deciding.values():
-            self._kernel.abandon(work)
+        self._kernel.abandon_all(intake.deciding.values())
         intake.deciding.clear()
         for task in intake.tasks:
             task.cancel()
@@ -321,7 +325,9 @@ class Deliveries:
                 log.error("%s; it is left to the broker as it came", error)
                 intake.acknowledger.reject(delivery.tag)
             except Exception:
-                log.exception("a delivery of %s was not handled", intake.queue)
+                # Never settled, it would be in the way of all that come after it.
+                log.exception("a delivery of %s was not handled; the broker has it", intake.queue)
+                intake.acknowledger.reject(delivery.tag)
             else:
                 self._settle(intake, delivery)
 
@@ -410,9 +416,13 @@ class Deliveries:
                 try:
                     channel = await self._publisher.open()
                     copy = self._copy(what, delivery, failure, channel.frame_max)
-                    await self._publisher.publish(exchange, Posting(key, copy, delivery.body))
+                    # One that was blamed goes alone, or others would be blamed with it.
+                    async with self._blamed_alone if blamed else contextlib.nullcontext():
+                        await self._publisher.publish(exchange, Posting(key, copy, delivery.body))
                 except _NoCopy:
                     raise
+                except ValueError as misfit:
+                    raise _NoCopy(f"no copy of {what} fits into frames: {misfit}") from misfit
                 except Exception as refusal:
                     blamed += isinstance(refusal, ChannelLost) and refusal.code in BLAMED_CODES
                     if blamed == BLAMED_MAX:

@@ -28,6 +28,8 @@ SHORT_MAX_BYTES: Final = 255
 """Of a short string: routing keys, names, most properties."""
 DEPTH_MAX: Final = 32
 """How deep tables and arrays are read; what is nested deeper is kept, and shown as bytes."""
+UNLIMITED_MAX_BYTES: Final = 536_870_912
+"""How long a frame may be where the broker sets no limit: as long as the longest message may be."""
 UNREADABLE_MAX: Final = 20
 """How many things that cannot be read are named."""
 _WHERE_MAX_CHARACTERS: Final = 200
@@ -427,14 +429,20 @@ class Parser:
 
     def __init__(self, receiver: Receiver) -> None:
         self.frame_max = FRAME_MAX_BYTES
-        """What was agreed on. A frame that says it is longer than this, and `NOTES_MAX_BYTES` more,
-        is none. Bytes."""
+        """How long a frame that we send may be. Bytes."""
+        self._longest = FRAME_MAX_BYTES + NOTES_MAX_BYTES
+        """A frame that says it is longer than this is none. Bytes."""
         self._receiver = receiver
         self._parts: list[bytes] = []
         self._have = 0
         self._need = 0
         self._open: dict[int, _Content] = {}
         """By channel, the message whose content is arriving."""
+
+    def agree(self, frame_max: int) -> None:
+        """Both sides have agreed on how long frames may be; 0 is no limit."""
+        self.frame_max = frame_max or FRAME_MAX_BYTES
+        self._longest = (frame_max or UNLIMITED_MAX_BYTES) + NOTES_MAX_BYTES
 
     def forget(self, channel: int) -> None:
         """The channel is being closed: what is arriving on it is read to its end, for nobody. (The
@@ -453,11 +461,9 @@ class Parser:
             self._parts.clear()
         receiver, contents = self._receiver, self._open
         position, size = 0, len(data)
-        most = self.frame_max + NOTES_MAX_BYTES
         while size - position >= FRAME_OVERHEAD_BYTES:
             kind, channel, length = _FRAME.unpack_from(data, position)
-            if length > most:
-                raise FrameError(f"a frame of {length} bytes; the most is {most}")
+            self._check(length)
             start = position + _FRAME.size
             end = start + length
             if end >= size:
@@ -490,7 +496,13 @@ class Parser:
             self._have = left
             self._need = FRAME_OVERHEAD_BYTES
             if left >= _FRAME.size:
-                self._need += _FRAME.unpack_from(data, position)[2]
+                length = _FRAME.unpack_from(data, position)[2]
+                self._check(length)
+                self._need += length
+
+    def _check(self, length: int) -> None:
+        if length > self._longest:
+            raise FrameError(f"a frame of {length} bytes; the most is {self._longest}")
 
     def _method(self, data: bytes, start: int, end: int, channel: int) -> bool:
         """Read a method; false for one that is cold."""

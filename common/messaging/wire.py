@@ -140,6 +140,8 @@ class Channel:
 
         Raises `ChannelLost`, for instance if there is no such queue.
         """
+        if self._getting is not None:
+            raise RuntimeError("the answer to an earlier `get` is still to come")
         self._write(frames.asked(self.number, queue))
         self._getting = asyncio.get_running_loop().create_future()
         return await self._getting
@@ -181,9 +183,12 @@ class Channel:
         batch = _Batch(self._published + 1, postings)
         self._published += len(postings)
         self._batches.append(batch)
-        await batch.wait(until)
-        if batch.left:
-            batch.give_up(TimeoutError("no confirm in time"))
+        try:
+            await batch.wait(until)
+        finally:
+            if batch.left:  # Late or cancelled: what is not confirmed by now must not pile up.
+                batch.give_up(TimeoutError("no confirm in time"))
+                self._drop_settled()
         return batch.answers
 
     @property
@@ -201,6 +206,9 @@ class Channel:
             elif tag < batch.beyond:
                 batch.settle(tag, ack)
                 break
+        self._drop_settled()
+
+    def _drop_settled(self) -> None:
         while self._batches and not self._batches[0].left:
             self._batches.popleft()
 
@@ -258,7 +266,10 @@ class Channel:
         self._batches.clear()
         callbacks, self.on_lost = self.on_lost, []
         for callback in callbacks:
-            callback()
+            try:
+                callback()
+            except Exception:
+                log.exception("not everything was told that channel %d is lost", self.number)
 
 
 class _Batch:
@@ -393,7 +404,9 @@ class Wire(asyncio.StreamReaderProtocol):
     # --- to the broker -------------------------------------------------------------------------
 
     def write(self, payload: bytes) -> None:
-        """Send whole frames."""
+        """Send whole frames. Raises `ChannelLost` once either side has begun to close."""
+        if self._socket.is_closing():
+            raise ChannelLost(self._lost or "the connection is being closed")
         self._socket.write(payload)
 
     @property
@@ -418,8 +431,7 @@ class Wire(asyncio.StreamReaderProtocol):
             elif method in (frames.CHANNEL_CLOSE, frames.CHANNEL_CLOSE_OK):
                 self._lose_channel(number, "the channel was closed")
             elif method == frames.TUNE_OK:
-                agreed = frames.frame_max_in(arguments)
-                self._parser.frame_max = agreed or frames.FRAME_MAX_BYTES
+                self._parser.agree(frames.frame_max_in(arguments))
 
     # --- from the broker -----------------------------------------------------------------------
 
@@ -444,12 +456,14 @@ class Wire(asyncio.StreamReaderProtocol):
         code, text = self._close_reason
         said = f"the broker closed it: {code} {text}" if code else exc or "closed"
         self._lost = f"the connection was lost: {said}"
-        if self._retry_loop is not None and not self._opened:
-            self._retry_loop.failed(self._lost)
-        for number in list(self._channels):
-            self._lose_channel(number, self._lost, code)
-        self._writable.set()
-        super().connection_lost(exc)
+        try:
+            if self._retry_loop is not None and not self._opened:
+                self._retry_loop.failed(self._lost)
+            for number in list(self._channels):
+                self._lose_channel(number, self._lost, code)
+            self._writable.set()
+        finally:
+            super().connection_lost(exc)
 
     def pause_writing(self) -> None:
         self._writable.clear()
@@ -472,7 +486,9 @@ class Wire(asyncio.StreamReaderProtocol):
 
     def confirms(self, channel: int) -> frames.Confirms | None:
         found = self._channels.get(channel)
-        return found if found is not None and found.publishes else None
+        if found is None:
+            return _NOBODY
+        return found if found.publishes else None
 
     def cold(self, frame: bytes) -> None:
         if frame[0] == frames.HEADER:
@@ -579,6 +595,17 @@ class ReconnectingConnection(RobustConnection):
     async def _on_connected(self) -> None:
         await super()._on_connected()
         self._retry_loop.succeeded()
+
+
+class _Nobody:
+    """Takes the answers to what was published on a channel that is closed."""
+
+    def confirmed(self, tag: int, multiple: bool, ack: bool) -> None: ...
+
+    def returned(self, code: int, text: str, delivery: Delivery) -> None: ...
+
+
+_NOBODY: Final = _Nobody()
 
 
 def _discard(_: Delivery | None) -> None:
