@@ -346,7 +346,7 @@ def check_carried(raw: bytes, poison: Poison, *, believed: bool, version: str) -
     values_now, plain_now, _, _ = carried(raw)
     ours = ours_of(raw)
     assert values_now == values
-    if LEFT_OUT in ours and not poison.case.startswith("x-saga"):
+    if LEFT_OUT in ours and LEFT_OUT not in ours_of(poison.raw):
         assert len(poison.raw) > 100_000
         assert [each for each in plain_now if each not in plain] == []
         return
@@ -635,7 +635,7 @@ _of_one_system = settings(
 )
 
 
-@settings(_of_one_system, max_examples=8)
+@settings(_of_one_system, max_examples=8, derandomize=True)
 @given(many)
 def test_generated_ones_stop_nothing(batches: Batches, lists: list[bytes]) -> None:
     batches.send(lists)
