@@ -188,7 +188,7 @@ def properties_in(raw: bytes) -> Properties:
         if kind == _SHORT_TEXT:
             read[name] = _text(value[1:], name, unreadable)
         elif kind == "F":
-            read[name] = _table(value[4:], name, unreadable, 1)
+            read[name] = _table(value, name, unreadable, 1)
         else:
             read[name] = _value(kind, value, name, unreadable, 1)
     if unreadable and not _is_utf8(values.get("message_id", b"")[1:]):
@@ -297,19 +297,16 @@ def _text(value: bytes, where: str, unreadable: list[str]) -> str:
         return value.decode(errors="backslashreplace")
 
 
-def _table(inside: bytes, where: str, unreadable: list[str], depth: int) -> dict[str, Any]:
+def _table(table: bytes, where: str, unreadable: list[str], depth: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    position, size = 0, len(inside)
-    while position < size:
-        tag = position + 1 + inside[position]
-        end = _end_of(inside, tag + 1, chr(inside[tag])) if tag < size else None
-        if end is None:
-            _note(unreadable, f"{where} cannot be read beyond byte {position}")
-            break
-        name = _text(inside[position + 1 : tag], f"a name in {where}", unreadable)
+    fields, rest = fields_in(table)
+    for name_bytes, value in fields:
+        name = _text(name_bytes, f"a name in {where}", unreadable)
         within = f"{where}: {name}"[:_WHERE_MAX_CHARACTERS]
-        found[name] = _value(chr(inside[tag]), inside[tag + 1 : end], within, unreadable, depth)
-        position = end
+        found[name] = _value(chr(value[0]), value[1:], within, unreadable, depth)
+    if rest:
+        beyond = len(table) - _LONG.size - len(rest)
+        _note(unreadable, f"{where} cannot be read beyond byte {beyond}")
     return found
 
 
@@ -338,7 +335,9 @@ def _value(kind: str, data: bytes, where: str, unreadable: list[str], depth: int
         if depth > DEPTH_MAX:
             _note(unreadable, f"{where} is nested more than {DEPTH_MAX} deep")
             return data[4:]
-        return (_table if kind == "F" else _array)(data[4:], where, unreadable, depth + 1)
+        if kind == "F":
+            return _table(data, where, unreadable, depth + 1)
+        return _array(data[4:], where, unreadable, depth + 1)
     if kind == "t":
         return data != b"\x00"
     if kind == "V":

@@ -123,7 +123,7 @@ class BrokerPublisher:
 
     Opens the connection when it is needed and not there. (aio-pika's robust connections restore
     themselves, but a channel that is lost a second time while being restored stays closed.)
-    Safe to call from many tasks; one message id must not be in flight twice.
+    Safe to call from many tasks.
     """
 
     def __init__(self, url: str, name: str, *, connect: Connect = connect) -> None:
