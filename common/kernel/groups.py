@@ -28,7 +28,7 @@ from common.choreography import Participant, State
 from common.envelope import Envelope, MessageKey, source_of, wrap
 from common.kernel.database import Database
 from common.kernel.fold import is_shared
-from common.kernel.lanes import Lanes
+from common.kernel.lanes import Lanes, Share
 from common.kernel.outbox import Outbox, Outgoing
 from common.kernel.rows import WriteSet
 from common.kernel.step import Decision, NoReaction, OutsideSignature, StateId, react, reaction_to
@@ -46,6 +46,8 @@ log = logging.getLogger(__name__)
 
 GROUP_MAX = 128
 """Messages in one transaction."""
+BROKERS_SHARE = 2
+"""One place in so many goes to what came from the broker, however much is asked over HTTP."""
 TURNS = 1
 """Of the event loop, before a group is taken: what is about to arrive joins it."""
 CAREFUL_GROUPS = 32
@@ -107,6 +109,9 @@ class Work:
     attempt: int
     digest: bytes | None = None
     """See `common.envelope.digest_of`; None if it is not to be compared."""
+    asked: bool = False
+    """Whether it led to a question: it is brought to its end then, whoever waits for that. What the
+    outside did cannot be undone, and nobody else knows of it."""
     began: float = field(default_factory=time.monotonic)
     context: Context | None = None
     """Where its spans belong, if they are recorded."""
@@ -114,7 +119,12 @@ class Work:
     """Its last reaction's."""
 
 
-_Result = Decision | Duplicate | Failed
+class _Later:
+    """Not decided on: the same message is waiting for an answer."""
+
+
+_LATER = _Later()
+_Result = Decision | Duplicate | Failed | _Later
 
 
 class _RestsOnBlank(Exception):
@@ -163,6 +173,10 @@ class Kernel:
         self._commit_loop = RetryLoop("commits", "commit")
         self._lanes: Lanes[Work] = Lanes()
         self._local: Lanes[Work] = Lanes()
+        self._share = Share(BROKERS_SHARE)
+        self._asked: dict[MessageKey, list[Work]] = {}
+        """Keyed by the message that led to a question which is open: what waits for its end because
+        it is that message again."""
         outbox.on_confirmed = self._look_at_outbox
         self._wake = asyncio.Event()
         self._resting = False
@@ -229,17 +243,19 @@ class Kernel:
         return work
 
     def abandon(self, work: Work) -> None:
-        """Nobody waits for it any more: it is not begun, if it has not begun yet."""
+        """Nobody waits for it any more: it is not begun, if it has not begun yet. What the outside
+        was asked for it is recorded all the same."""
         if work.then is not None:
             work.then = None
-            self._unresolved -= 1
+            if not work.asked:
+                self._unresolved -= 1
 
     def abandon_all(self, works: Iterable[Work]) -> None:
         """The same of many, which are not kept waiting: while nothing can be committed, more and
         more would come."""
         for work in works:
             self.abandon(work)
-        self._lanes.keep(lambda work: work.then is not None)
+        self._lanes.keep(_is_wanted)
 
     async def give(
         self,
@@ -309,14 +325,20 @@ class Kernel:
         """The next group, empty if there is nothing to do now. Work nobody awaits any more is left
         out, and there may be more of that than a group takes."""
         while self._local or self._lanes:
-            from_broker = 0 if self._outbox.busy else min(len(self._lanes), self._group_max // 2)
-            taken = self._local.take(self._group_max - from_broker)
-            if not self._outbox.busy:
-                taken += self._lanes.take(self._group_max - len(taken))
-            group = [work for work in taken if work.then is not None]
+            waiting = 0 if self._outbox.busy else len(self._lanes)
+            of_local, of_lanes = self._share.of(self._group_max, len(self._local), waiting)
+            taken = self._local.take(of_local) + self._lanes.take(of_lanes)
+            group = [work for work in taken if _is_wanted(work) and not self._has_to_wait(work)]
             if group or not taken:
                 return group
         return []
+
+    def _has_to_wait(self, work: Work) -> bool:
+        """Whether the same message is waiting for an answer; this one is decided on after that."""
+        if work.asked or (same := self._asked.get(work.envelope.key)) is None:
+            return False
+        same[:] = [*filter(_is_wanted, same), work]
+        return True
 
     async def _commit(self, group: Sequence[Work], confirmed: Sequence[str]) -> None:
         """Commit the group, however long the database is away; split it if its data is refused."""
@@ -359,7 +381,8 @@ class Kernel:
                     self._careful = CAREFUL_GROUPS  # What was done before may be what is refused.
                 elif len(group) > 1:
                     for number, work in enumerate(group):
-                        await self._commit([work], confirmed if number == 0 else ())
+                        alone = [] if self._has_to_wait(work) else [work]
+                        await self._commit(alone, confirmed if number == 0 else ())
                     return
                 elif group:
                     self._commit_loop.succeeded()  # The database is there, and has said no.
@@ -384,6 +407,10 @@ class Kernel:
         if tracing.active is not None and work.span is not None:
             error = result.error if isinstance(result, Failed) else None
             tracing.active.end(work.span, error)
+        if isinstance(result, _Later):
+            work.lanes.append(work, work.envelope.priority)
+            self._wake.set()
+            return
         if not isinstance(result, Decision):
             if isinstance(result, Failed) and isinstance(result.error, OutsideSignature):
                 reaction = reaction_to(self._participant, work.message)
@@ -395,13 +422,25 @@ class Kernel:
         if result.intent is None:
             self._resolve(work, Done(result.events, result.own))
             return
+        if not work.asked:
+            work.asked = True
+            self._asked[work.envelope.key] = []
+            if work.then is None:  # Abandoned while it was decided on.
+                self._unresolved += 1
         task = asyncio.create_task(self._ask_outside(work, result.intent))
         self._asks.add(task)
         task.add_done_callback(self._asks.discard)
 
     def _resolve(self, work: Work, outcome: Outcome) -> None:
-        if (then := work.then) is not None:
-            self.abandon(work)
+        then, work.then = work.then, None
+        if work.asked or then is not None:
+            self._unresolved -= 1
+        if work.asked:
+            work.asked = False
+            for again in self._asked.pop(work.envelope.key):
+                again.lanes.append(again, again.envelope.priority)
+                self._wake.set()
+        if then is not None:
             self._metrics.handled(work.envelope, outcome, time.monotonic() - work.began)
             then(outcome)
 
@@ -455,11 +494,15 @@ class Kernel:
         states.load(self._other_ids(group, states))
         results: list[_Result] = []
         finished: dict[MessageKey, bytes | None] = {}
+        asked: set[MessageKey] = set()
         outgoing: list[Outgoing] = []
         for work in group:
             work.span = None  # one that was begun before was rolled back, and is not told of
             key = work.envelope.key
-            if key in done:
+            if key in asked:
+                results.append(_LATER)
+                continue
+            if key in done and not work.asked:
                 results.append(_repeated(work, done[key]))
                 continue
             traceparent = self._begin_span(work) if tracing.active is not None else None
@@ -481,15 +524,18 @@ class Kernel:
                 if self._database.is_away(error):  # a state could not be loaded
                     raise
                 results.append(Failed(error))
-                doubtful.append(work)
+                if not work.asked:
+                    doubtful.append(work)
                 continue
             self._metrics.reacted(work.message, time.perf_counter() - began)
             states.change(decision.changes)
             outgoing += map(Outgoing.of, decision.events)
-            if decision.intent is None:
+            if decision.intent is not None:
+                asked.add(key)
+                if not work.asked:
+                    doubtful.append(work)
+            elif key not in done:  # An answer may be to what another replica has done meanwhile.
                 done[key] = finished[key] = work.digest
-            else:
-                doubtful.append(work)
             results.append(decision)
         # No inbox row is written of these, so it has to be looked for.
         if doubtful and self._done(connection, doubtful):
@@ -538,6 +584,11 @@ class Kernel:
                 if kind is not reaction.own:
                     ids.update((kind, key) for key in kind.keys(work.message, own))
         return ids
+
+
+def _is_wanted(work: Work) -> bool:
+    """Whether anybody waits for it, or it has to be brought to its end."""
+    return work.then is not None or work.asked
 
 
 def _set(resolved: asyncio.Future[Outcome], outcome: Outcome) -> None:

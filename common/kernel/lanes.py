@@ -15,12 +15,39 @@ the way from service to service, normal orders still get a tenth of the work."""
 T = TypeVar("T")
 
 
+class Share:
+    """How two lines divide places: while both wait, the second gets one in so many.
+
+    It adds up over all calls: of places given out one by one, or by fewer than that at a time, the
+    second line gets as many in the end as of all of them at once.
+    """
+
+    def __init__(self, one_in: int) -> None:
+        self._one_in = one_in
+        self._due = 0
+        """What the second line has not got yet, in parts of a place."""
+
+    def of(self, places: int, first: int, second: int) -> tuple[int, int]:
+        """How many of the places go to each line, given how many items wait in it; what one line
+        does not need goes to the other."""
+        if first and second:
+            self._due += places
+        of_second = min(second, self._due // self._one_in)
+        of_first = min(first, places - of_second)
+        of_second = min(second, places - of_first)
+        # Once it waits no more, nothing is owed to it.
+        waits = of_second < second
+        self._due = max(0, self._due - of_second * self._one_in) if waits else 0
+        return of_first, of_second
+
+
 class Lanes(Generic[T]):
     """Items in the order they came, one line for each priority."""
 
     def __init__(self) -> None:
         self._high: deque[T] = deque()
         self._normal: deque[T] = deque()
+        self._share = Share(NORMAL_SHARE)
 
     def __len__(self) -> int:
         return len(self._high) + len(self._normal)
@@ -44,11 +71,7 @@ class Lanes(Generic[T]):
     def take(self, most: int) -> list[T]:
         """Remove and return up to `most` items: urgent ones first, yet a share of them normal."""
         high, normal = self._high, self._normal
-        if not (high or normal):
-            return []
-        of_normal = min(len(normal), -(-most // NORMAL_SHARE))
-        of_high = min(len(high), most - of_normal)
-        of_normal = min(len(normal), most - of_high)
+        of_high, of_normal = self._share.of(most, len(high), len(normal))
         taken = [high.popleft() for _ in range(of_high)]
         taken += [normal.popleft() for _ in range(of_normal)]
         return taken

@@ -15,7 +15,7 @@ from common.choreography import Participant, State
 from common.kernel.database import Database, open_database
 from common.kernel.groups import GROUP_MAX, Ask, Kernel
 from common.kernel.outbox import LEASE_SECONDS, Outbox
-from common.kernel.tables import Tables
+from common.kernel.tables import Clock, Tables, utc_now
 from common.message import Intent
 from common.tasks import cancel_all
 from tests.integration.toy import RecordingPublisher, id_in_inbox, rows
@@ -96,13 +96,14 @@ async def replica(
     through: Callable[[Database], Database] = Through,
     group_max: int = GROUP_MAX,
     lease_seconds: float = LEASE_SECONDS,
+    clock: Clock = utc_now,
 ) -> AsyncIterator[Replica]:
     """A kernel of the participant's; in the end it is cut short as by a kill."""
     database = through(await open_database(url, tables))
     publisher = publisher or RecordingPublisher()
     outbox = Outbox(participant.name, database, tables, publisher, lease_seconds=lease_seconds)
     await outbox.open()
-    kernel = Kernel(participant, database, tables, outbox, ask, group_max=group_max)
+    kernel = Kernel(participant, database, tables, outbox, ask, clock=clock, group_max=group_max)
     tasks = [asyncio.create_task(kernel.run()), asyncio.create_task(outbox.run())]
     try:
         yield Replica(database, tables, publisher, outbox, kernel)

@@ -316,6 +316,113 @@ async def test_what_comes_behind_many_that_nobody_awaits_any_more_is_done(
         await asyncio.gather(*lost, return_exceptions=True)
 
 
+class Gate:
+    """An outside that answers when it is let, and counts what it is asked."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.open = asyncio.Event()
+
+    async def __call__(self, refund: Refund) -> RefundAnswered:
+        self.asked += 1
+        await self.open.wait()
+        return RefundAnswered(order_id=refund.order_id)
+
+
+def inquiring(url: str, gate: Gate) -> AbstractAsyncContextManager[Replica]:
+    return replica(url, INQUIRER, make_tables(), {Refund: gate})
+
+
+async def test_an_answer_is_kept_though_the_delivery_was_lost_meanwhile(database_url: str) -> None:
+    gate, outcomes = Gate(), list[Outcome]()
+    async with inquiring(database_url, gate) as toy:
+        lost = toy.kernel.take(cancelled(1), outcomes.append)
+        await until(lambda: gate.asked == 1)
+        toy.kernel.abandon_all([lost])
+        assert not toy.kernel.idle, "a stop has to wait for the answer"
+        again = asyncio.create_task(toy.kernel.handle(cancelled(1)))
+        await asyncio.sleep(0)
+        gate.open.set()
+
+        assert isinstance(await again, Duplicate)
+        assert outcomes == [], "nobody waited for it"
+        assert gate.asked == 1
+        assert await toy.inbox() == {"event-1"}
+        await until(lambda: toy.kernel.idle and toy.outbox.idle)
+        assert len(toy.publisher.published) == 1
+
+
+async def test_a_message_that_comes_twice_at_once_asks_the_outside_once(database_url: str) -> None:
+    gate = Gate()
+    gate.open.set()
+    async with inquiring(database_url, gate) as toy:
+        outcomes = await asyncio.gather(*(toy.kernel.handle(cancelled(1)) for _ in range(5)))
+
+        assert (
+            sorted(type(outcome).__name__ for outcome in outcomes) == ["Done"] + ["Duplicate"] * 4
+        )
+        assert gate.asked == 1
+
+
+async def test_what_was_lost_again_and_again_while_the_outside_was_asked_does_not_pile_up(
+    database_url: str,
+) -> None:
+    gate = Gate()
+    async with inquiring(database_url, gate) as toy:
+        works = [toy.kernel.take(cancelled(1), lambda _: None)]
+        await until(lambda: gate.asked == 1)
+        for _ in range(10):
+            toy.kernel.abandon_all(works)
+            works = [toy.kernel.take(cancelled(1), lambda _: None)]
+            await asyncio.sleep(0.01)
+        gate.open.set()
+        await until(lambda: toy.kernel.idle)
+
+        assert gate.asked == 1
+
+
+async def test_a_failed_question_is_asked_again_for_the_delivery_that_came_meanwhile(
+    database_url: str,
+) -> None:
+    asked = 0
+
+    async def refuse_once(refund: Refund) -> RefundAnswered:
+        nonlocal asked
+        asked += 1
+        if asked == 1:
+            await asyncio.sleep(0.05)
+            raise Poison
+        return RefundAnswered(order_id=refund.order_id)
+
+    async with replica(database_url, INQUIRER, make_tables(), {Refund: refuse_once}) as toy:
+        first = asyncio.create_task(toy.kernel.handle(cancelled(1)))
+        await until(lambda: asked == 1)
+        second = asyncio.create_task(toy.kernel.handle(cancelled(1)))
+
+        assert isinstance(await first, Failed)
+        assert isinstance(await second, Done)
+
+
+@pytest.mark.parametrize("group_max", [1, 2, 3])
+async def test_what_is_asked_over_http_leaves_the_broker_half_of_the_places(
+    database_url: str, group_max: int
+) -> None:
+    finished: list[bool] = []
+
+    async with running(database_url, group_max=group_max) as toy:
+
+        async def handle(order: int, local: bool) -> None:
+            await toy.kernel.handle(cancelled(order), local=local)
+            finished.append(local)
+
+        await asyncio.gather(
+            *(handle(order, local=True) for order in range(1, 41)),
+            *(handle(order, local=False) for order in range(41, 81)),
+        )
+
+    assert abs(finished[:40].count(False) - 20) <= group_max
+
+
 async def test_an_idle_outbox_is_empty(database_url: str) -> None:
     async with running(database_url) as toy:
         await toy.kernel.handle(cancelled(1))
