@@ -62,11 +62,17 @@ class RetryLoop:
     """
 
     def __init__(
-        self, name: str, doing: str, *, monotonic: Callable[[], float] = time.monotonic
+        self,
+        name: str,
+        doing: str,
+        *,
+        vital: bool = True,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         """`name` is a label of metrics and a key of `/readyz`; `doing` is what the loop tries, as
-        it stands after "cannot"."""
+        it stands after "cannot". A service is not ready while a `vital` one is stuck."""
         self.name = name
+        self.vital = vital
         self._doing = doing
         self._monotonic = monotonic
         self._rows: dict[Hashable, _Row] = {}

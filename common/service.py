@@ -21,6 +21,7 @@ from common.kernel.inbox import keep_forgetting
 from common.kernel.outbox import Outbox
 from common.kernel.step import Decision
 from common.kernel.tables import Clock, Tables, utc_now
+from common.kernel.timer import Timekeeper, Timer
 from common.message import Intent
 from common.messaging.consumer import PREFETCH, Consumer
 from common.messaging.publisher import BrokerPublisher
@@ -65,8 +66,7 @@ class Service:
     ask: Mapping[type[Intent], Ask] = field(default_factory=dict)
     """How each intent is put to the outside."""
     routes: Callable[[Running], APIRouter] | None = None
-    tasks: tuple[Callable[[Running], Awaitable[None]], ...] = ()
-    """What runs besides, until cancelled."""
+    timers: tuple[Timer, ...] = ()
     on_commit: Callable[[Decision], None] | None = None
     figures: metrics.Figures | None = None
     """Gauges of its own that are read from its database."""
@@ -107,9 +107,12 @@ def process_of(service: Service, settings: Settings) -> process.Process:
             prefetch=service.prefetch,
         )
         figures = metrics.DatabaseMetrics(name, service.tables, service.figures)
+        timekeepers = [Timekeeper(timer, kernel, database) for timer in service.timers]
         running = Running(settings, database, service.tables, kernel, outbox)
         for part in (outbox, kernel, consumer, publisher):
             running.retry_loops.extend(part.retry_loops)
+        for timekeeper in timekeepers:
+            running.retry_loops.extend(timekeeper.retry_loops)
         forgetting = running.retry_loop("inbox", "look through the inbox")
         app = create_app(
             f"{name} service",
@@ -130,7 +133,7 @@ def process_of(service: Service, settings: Settings) -> process.Process:
                 kernel.run(),
                 outbox.run(),
                 keep_forgetting(database, service.tables, settings.inbox_days, forgetting),
-                *(task(running) for task in service.tasks),
+                *(timekeeper.run() for timekeeper in timekeepers),
             ),
             start=start,
             stop=consumer.stop,
@@ -157,7 +160,7 @@ async def _not_ready(running: Running, consumer: Consumer) -> dict[str, str]:
             await running.database.read(lambda connection: connection.execute(query).first())
     except Exception as error:
         missing["database"] = str(error) or "no answer"
-    return missing | troubles(running.retry_loops)
+    return missing | troubles(loop for loop in running.retry_loops if loop.vital)
 
 
 async def _read_figures(name: str, running: Running, figures: metrics.DatabaseMetrics) -> None:

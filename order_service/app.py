@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Annotated, Self
@@ -15,6 +14,7 @@ from sqlalchemy.engine import Connection
 
 from common import tracing
 from common.choreography import State
+from common.clock import elapsed
 from common.envelope import derived_id
 from common.events import (
     LINES_MAX,
@@ -31,6 +31,7 @@ from common.events import (
 )
 from common.kernel.groups import Done
 from common.kernel.step import Decision
+from common.kernel.timer import Timer
 from common.message import Priority
 from common.metrics import OrderMetrics, orders_overdue, orders_pending, orders_turned_away
 from common.service import Running, Service, main
@@ -38,9 +39,6 @@ from common.settings import Settings
 from common.web import BUSY_RETRY_SECONDS, Problem, answer_from, problems
 from order_service.domain import PARTICIPANT, CancelOrder, ExpireOrder, Order, OrderStatus
 from order_service.store import ORDERS, OVERDUE_GRACE_SECONDS, TABLES, count_pending, overdue
-
-EXPIRY_POLL_SECONDS = 0.5
-EXPIRY_BATCH_MAX = 500
 
 _metrics = OrderMetrics(
     OrderStatus.CONFIRMED, OrderStatus.CANCELLED, [str(reason) for reason in CancellationReason]
@@ -188,29 +186,12 @@ def routes(running: Running) -> APIRouter:
     return router
 
 
-async def expire_overdue(running: Running, poll_seconds: float = EXPIRY_POLL_SECONDS) -> None:
-    """Cancel the orders whose deadline passes, for ever."""
-    finding = running.retry_loop("expiry", "find overdue orders")
-    while True:
-        try:
-            orders = await running.database.read(
-                lambda connection: overdue(connection, running.clock(), EXPIRY_BATCH_MAX)
-            )
-        except Exception as error:
-            if not running.database.is_away(error):
-                raise
-            finding.failed(error)
-            orders = []
-        else:
-            finding.succeeded()
-        await asyncio.gather(
-            *(
-                running.kernel.give(ExpireOrder(order_id=UUID(order_id)), priority=priority)
-                for order_id, priority in orders
-            )
-        )
-        if len(orders) < EXPIRY_BATCH_MAX:
-            await asyncio.sleep(poll_seconds)
+EXPIRY = Timer(
+    "expiry",
+    "cancel overdue orders",
+    due=overdue,
+    command=lambda order_id: ExpireOrder(order_id=UUID(order_id)),
+)
 
 
 def observe(decision: Decision) -> None:
@@ -227,7 +208,7 @@ def observe(decision: Decision) -> None:
                     order.reason or "",
                     order.priority,
                     in_time=event.time <= order.deadline,
-                    seconds=(event.time - order.placed_at).total_seconds(),
+                    seconds=elapsed(order.placed_at, event.time).total_seconds(),
                     traceparent=event.traceparent,
                 )
 
@@ -245,7 +226,7 @@ def build(_: Settings) -> Service:
         PARTICIPANT,
         TABLES,
         routes=routes,
-        tasks=(expire_overdue,),
+        timers=(EXPIRY,),
         on_commit=observe,
         figures=figures,
     )

@@ -39,7 +39,8 @@ orders = sa.Table(
 )
 _pending = orders.c.status == OrderStatus.PENDING
 _overdue = (
-    sa.select(orders.c.order_id, orders.c.priority)
+    # The priority as it is stored: one that cannot be read must not hide the others.
+    sa.select(orders.c.order_id, sa.type_coerce(orders.c.priority, sa.String))
     .where(_pending, orders.c.deadline <= sa.bindparam("now"))
     .order_by(orders.c.deadline)
     .limit(sa.bindparam("limit"))
@@ -50,10 +51,11 @@ ORDERS = StateTable(Order, orders)
 TABLES = Tables(_metadata, ORDERS, migrations=Path(__file__).with_name("migrations"))
 
 
-def overdue(connection: Connection, now: datetime, limit: int) -> Sequence[tuple[str, Priority]]:
-    """Pending orders whose deadline has passed, the oldest deadline first."""
+def overdue(connection: Connection, now: datetime, limit: int) -> Sequence[tuple[str, str]]:
+    """Pending orders whose deadline has passed, with their priorities, the oldest deadline
+    first."""
     found = connection.execute(_overdue, {"now": now, "limit": limit})
-    return [(row.order_id, row.priority) for row in found]
+    return [(order_id, priority) for order_id, priority in found]
 
 
 def count_pending(connection: Connection, late: datetime) -> tuple[int, int]:

@@ -49,6 +49,10 @@ RENEWALS_PER_LEASE = 4
 TAKE_OVER_MAX = 1_000
 """Rows of ended replicas taken over by one statement."""
 
+_URGENT = f".{Priority.HIGH}"
+"""How an urgent event's routing key ends. A row with another end than there is waits with the
+normal ones: the broker will say what is wrong with it."""
+
 T = TypeVar("T")
 
 
@@ -216,7 +220,8 @@ class Outbox:
 
     def _enqueue(self, rows: Sequence[Outgoing]) -> None:
         for row in rows:
-            self._queue.append(row, Priority(row.routing_key.rpartition(".")[2]))
+            urgent = row.routing_key.endswith(_URGENT)
+            self._queue.append(row, Priority.HIGH if urgent else Priority.NORMAL)
 
     def take_confirmed(self, least: int = 1) -> list[str]:
         """Ids the caller must now `remove`, then `forgotten` or `give_back`; none if there are
@@ -336,7 +341,8 @@ class Outbox:
 
     async def _sweep(self) -> None:
         """Fetch our rows that are not in memory, oldest first."""
-        limit = len(self._held) + BATCH_MAX
+        # Beyond those that are refused again and again, too, or nothing else would be found.
+        limit = len(self._held) + len(self._publish_loop.failing) + BATCH_MAX
         expected = self._only_in_table
         held = set(self._held)  # What is forgotten while we read was held before.
         self._swept = True  # Before reading: what is committed meanwhile may be missed.

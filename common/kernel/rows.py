@@ -98,6 +98,14 @@ class Rows:
         return _write_sqlite(connection, self.sqlite.texts["insert"], values)
 
 
+class UnreadableRow(Exception):
+    """A row holds what no version of this program writes there. Names it, and what is wrong."""
+
+    def __init__(self, table: str, key: object, error: Exception) -> None:
+        why = str(error).partition("\n")[0]
+        super().__init__(f"the row {key!r} of the table {table} cannot be read: {why}")
+
+
 class WriteSet:
     """Writes to several tables that are made together, or not at all, in no promised order.
 
@@ -217,14 +225,20 @@ class _Columns:
         """What a row has for each kind of write, in the order of the statement's parameters."""
 
     def read(self, rows: Iterable[Sequence[Any]]) -> list[list[Any]]:
-        """Rows as they are given to who asked."""
-        return [
-            [
-                value if process is None else process(value)
-                for process, value in zip(self._out, row, strict=True)
-            ]
-            for row in rows
-        ]
+        """Rows as they are given to who asked. Raises `UnreadableRow`."""
+        found = []
+        for row in rows:
+            try:
+                found.append(
+                    [
+                        value if process is None else process(value)
+                        for process, value in zip(self._out, row, strict=True)
+                    ]
+                )
+            except (ValueError, TypeError, OverflowError) as error:
+                key = row[self.names.index(self.key)]
+                raise UnreadableRow(self.table, key, error) from error
+        return found
 
 
 class _OnSqlite(_Columns):

@@ -118,6 +118,14 @@ def _posting(event: Outgoing) -> Posting:
     return Posting(event.routing_key, properties, event.body)
 
 
+def _posting_or_error(event: Outgoing) -> Posting | Exception:
+    """One row of the outbox that holds no event must not hold up the others."""
+    try:
+        return _posting(event)
+    except Exception as error:
+        return ValueError(f"the row {event.event_id!r} of the outbox holds no event: {error!r}")
+
+
 class BrokerPublisher:
     """Publishes over a connection of its own, so that consuming cannot hold it up.
 
@@ -195,20 +203,31 @@ class BrokerPublisher:
             channel = await self.open()
             if self._recorded is not channel:
                 await _unless_lost(self._check_history())
-            postings = [_posting(event) for event in events]
-            if tracing.active is not None:
-                return await self._publish_each(channel, postings)
-            return await channel.publish(EVENTS_EXCHANGE, postings, CONFIRM_TIMEOUT_SECONDS)
+            postings = [_posting_or_error(event) for event in events]
+            good = [posting for posting in postings if isinstance(posting, Posting)]
+            answers = iter(await self._publish_all(channel, good))
         except Exception as error:
             return [error] * len(events)
+        return [next(answers) if isinstance(one, Posting) else one for one in postings]
+
+    async def _publish_all(
+        self, channel: PublishChannel, postings: Sequence[Posting]
+    ) -> list[Exception | None]:
+        if tracing.active is None:
+            try:
+                return await channel.publish(EVENTS_EXCHANGE, postings, CONFIRM_TIMEOUT_SECONDS)
+            except ValueError:
+                pass  # One of them does not fit into frames, which is no fault of the others.
+        return await self._publish_each(channel, postings)
 
     async def _publish_each(
         self, channel: PublishChannel, postings: Sequence[Posting]
     ) -> list[Exception | None]:
-        """With a span for each, which takes more than publishing it does."""
+        """Each on its own; with a span, if they are recorded, which takes more than publishing."""
+        publish = _publish if tracing.active is None else _publish_traced
         answers: list[Exception | None] = []
         for answer in await asyncio.gather(
-            *(_publish_traced(channel, EVENTS_EXCHANGE, posting) for posting in postings),
+            *(publish(channel, EVENTS_EXCHANGE, posting) for posting in postings),
             return_exceptions=True,
         ):
             if isinstance(answer, BaseException) and not isinstance(answer, Exception):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib
-from dataclasses import replace
-from functools import partial
 
 from common.choreography import Choreography
 from common.messaging.topology import topology_of
@@ -12,14 +10,10 @@ from common.service import Service
 from common.settings import Settings
 from notification_service import app as notification_app
 from notification_service.mail import Mailer, Writer, address_book
-from order_service.app import expire_overdue
 from payment_service import app as payment_app
 from saga import discovery
 from saga.simulation.database import Store
 from saga.simulation.provider import SimulatedProvider
-
-EXPIRY_POLL_SECONDS = 5.0
-"""How often the order service looks for passed deadlines: seldom, which saves a tenth of a run."""
 
 
 class Scene:
@@ -46,9 +40,7 @@ class Scene:
         if package == notification_app.__package__:
             return notification_app.build_with(self._writer, mailer)
         service: Service = self.apps[package].build(Settings.model_construct())
-        patiently = partial(expire_overdue, poll_seconds=EXPIRY_POLL_SECONDS)
-        tasks = (patiently if task is expire_overdue else task for task in service.tasks)
-        return replace(service, tasks=tuple(tasks))
+        return service
 
     def close(self) -> None:
         for store in self.stores.values():

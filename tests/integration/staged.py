@@ -28,12 +28,13 @@ from common.kernel.database import open_database
 from common.kernel.groups import Done, Failed, Kernel, Outcome, Work
 from common.kernel.outbox import Outbox
 from common.kernel.tables import utc_now
+from common.kernel.timer import Timekeeper
 from common.messaging.connection import connect
 from common.messaging.consumer import Consumer
 from common.messaging.publisher import BrokerPublisher
 from common.messaging.topology import dead_letter_queue, queues_of, wait_queue
 from common.retry import RUNGS_MS
-from common.service import Running, Service
+from common.service import Service
 from common.settings import Settings
 from common.tasks import cancel_all
 from inventory_service.domain import AddStock
@@ -193,15 +194,16 @@ class Member:
             clock=self._clock,
         )
         self.kernel.gate = self.gate
-        running = Running(
-            Settings(), self.database, service.tables, self.kernel, self.outbox, self._clock
-        )
+        timekeepers = [
+            Timekeeper(timer, self.kernel, self.database, clock=self._clock)
+            for timer in service.timers
+        ]
         self._tasks = [
             asyncio.ensure_future(coroutine)
             for coroutine in (
                 self.kernel.run(),
                 self.outbox.run(),
-                *(task(running) for task in service.tasks),
+                *(timekeeper.run() for timekeeper in timekeepers),
             )
         ]
         self._consumer = Consumer(
@@ -386,6 +388,12 @@ async def staged(
             await member.start()
             stack.push_async_callback(member.stop)
         await stage.inventory.kernel.give(
-            AddStock(sku=SKU, quantity=ON_THE_SHELF, unit_price_cents=PRICE_CENTS, currency="EUR")
+            AddStock(
+                delivery_id=UUID(int=1),
+                sku=SKU,
+                quantity=ON_THE_SHELF,
+                unit_price_cents=PRICE_CENTS,
+                currency="EUR",
+            )
         )
         yield stage

@@ -400,6 +400,35 @@ async def test_an_unroutable_event_is_an_error(broker: Broker, amqp_url: str) ->
     await publisher.close()
 
 
+@pytest.mark.parametrize(
+    ("key", "body"),
+    [
+        ("order.cancelled.high", b"{}"),
+        ("order.cancelled.high", b"\xff"),
+        ("order.cancelled.high", b'{"id": 1, "type": 2, "source": 3, "time": 4}'),
+        ("x" * 300, cancelled(3).to_bytes()),
+    ],
+    ids=["nothing in it", "not JSON", "of other types", "a routing key that is too long"],
+)
+async def test_a_row_of_the_outbox_that_holds_no_event_holds_up_no_other(
+    broker: Broker, amqp_url: str, key: str, body: bytes
+) -> None:
+    publisher = BrokerPublisher(amqp_url, "test publisher")
+    events = [
+        Outgoing(event.id, "order.cancelled.high", event.to_bytes())
+        for event in (cancelled(1), cancelled(2))
+    ]
+
+    first, ruined, last = await publisher.publish_events(
+        [events[0], Outgoing("ruined", key, body), events[1]]
+    )
+
+    assert (first, last) == (None, None)
+    assert isinstance(ruined, ValueError)
+    assert "'ruined'" in str(ruined) or "255 is the most" in str(ruined)
+    await publisher.close()
+
+
 async def test_an_event_is_not_published_while_the_broker_has_no_history(
     broker: Broker, amqp_url: str
 ) -> None:
