@@ -15,7 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.engine import Connection
 
 from common.events import Letter
-from common.kernel.groups import Done
+from common.kernel.groups import Done, Duplicate
+from common.kernel.timer import Timer
 from common.message import Answer
 from common.metrics import notifications_unknown
 from common.service import Running, Service, main
@@ -24,6 +25,7 @@ from common.web import Problem, problems
 from notification_service.domain import (
     PARTICIPANT,
     DismissNotification,
+    GiveUpResending,
     Notification,
     NotificationStatus,
     PutOff,
@@ -45,7 +47,7 @@ from notification_service.mail import (
     Writer,
     address_book,
 )
-from notification_service.store import NOTIFICATIONS, TABLES, count_unknown, oldest
+from notification_service.store import NOTIFICATIONS, TABLES, count_unknown, cut_short, oldest
 
 LISTED_MAX = 500
 DETAIL_MAX = 255
@@ -92,15 +94,24 @@ def routes(running: Running) -> APIRouter:
             raise Problem(404, f"there is no notification about order {order_id}")
         return found
 
+    def not_unknown(notification: Notification) -> Problem:
+        return Problem(
+            409,
+            f"the notification about order {notification.key} is {notification.status}; only one "
+            f"that is unknown is for a person to decide",
+            notification_status=notification.status,
+        )
+
     async def find_unknown(order_id: UUID) -> None:
-        status = (await find(order_id)).status
-        if status is not NotificationStatus.UNKNOWN:
-            raise Problem(
-                409,
-                f"the notification about order {order_id} is {status}; only one that is unknown "
-                f"is for a person to decide",
-                notification_status=status,
-            )
+        found = await find(order_id)
+        if found.status is not NotificationStatus.UNKNOWN:
+            raise not_unknown(found)
+
+    async def decided(order_id: UUID, outcome: Done | Duplicate) -> Notification:
+        """What a decision led to; 409 if somebody else's was faster."""
+        if isinstance(outcome, Done) and outcome.events and isinstance(outcome.own, Notification):
+            return outcome.own
+        raise not_unknown(await find(order_id))
 
     @router.get("/notifications", responses=problems(422))
     async def list_(
@@ -120,22 +131,28 @@ def routes(running: Running) -> APIRouter:
     async def resend(order_id: UUID) -> NotificationView:
         """Send an unknown one, even if that makes two; 502 if it is unknown as before."""
         await find_unknown(order_id)
-        try:
-            outcome = await running.kernel.give(ResendNotification(order_id=order_id))
-        except (MailRefused, MailRejected, MailUnconfirmed) as error:
-            raise Problem(502, f"{error}; the notification is unknown as before") from error
-        if isinstance(outcome, Done) and not outcome.events:
-            await find_unknown(order_id)  # Somebody else was faster.
-        return NotificationView.of(await find(order_id))
+        outcome = await running.kernel.give(ResendNotification(order_id=order_id))
+        resent = await decided(order_id, outcome)
+        if resent.status is NotificationStatus.UNKNOWN:
+            raise Problem(502, f"{resent.detail}; the notification is unknown as before")
+        return NotificationView.of(resent)
 
     @router.post("/notifications/{order_id}/dismiss", responses=problems(404, 409, 422))
     async def dismiss(order_id: UUID) -> NotificationView:
         """Leave an unknown one as it is."""
         await find_unknown(order_id)
-        await running.kernel.give(DismissNotification(order_id=order_id))
-        return NotificationView.of(await find(order_id))
+        outcome = await running.kernel.give(DismissNotification(order_id=order_id))
+        return NotificationView.of(await decided(order_id, outcome))
 
     return router
+
+
+RESENDING = Timer(
+    "resending",
+    "give up what was to be sent again",
+    due=cut_short,
+    command=lambda order_id: GiveUpResending(order_id=UUID(order_id)),
+)
 
 
 def figures(connection: Connection, _: datetime) -> Mapping[Gauge, float]:
@@ -152,7 +169,7 @@ def build_with(writer: Writer, mailer: Mailer) -> Service:
         except ValueError as error:
             raise MailRejected(f"no mail can be written: {error}") from error
 
-    async def send(intent: Send) -> Answer:
+    async def send(intent: Send | Resend) -> Answer:
         result, detail = Result.ACCEPTED, ""
         try:
             await mailer.send(write(intent))
@@ -162,11 +179,12 @@ def build_with(writer: Writer, mailer: Mailer) -> Service:
             result, detail = Result.REJECTED, str(error)
         except MailUnconfirmed as error:
             result, detail = Result.UNKNOWN, str(error)
-        return SendAnswered(order_id=intent.order_id, result=result, detail=detail[:DETAIL_MAX])
-
-    async def resend(intent: Resend) -> Answer:
-        await mailer.send(write(intent))
-        return SendAnswered(order_id=intent.order_id, result=Result.ACCEPTED)
+        return SendAnswered(
+            order_id=intent.order_id,
+            result=result,
+            detail=detail[:DETAIL_MAX],
+            again=isinstance(intent, Resend),
+        )
 
     async def put_off(intent: PutOff) -> Answer:
         if intent.result is Result.REJECTED:
@@ -176,8 +194,9 @@ def build_with(writer: Writer, mailer: Mailer) -> Service:
     return Service(
         PARTICIPANT,
         TABLES,
-        ask={Send: send, Resend: resend, PutOff: put_off},
+        ask={Send: send, Resend: send, PutOff: put_off},
         routes=routes,
+        timers=(RESENDING,),
         figures=figures,
         # What is taken and not yet sent when the service is killed is for a person: no more of it
         # than can be sent at once.

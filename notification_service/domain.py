@@ -4,12 +4,15 @@ A mail cannot be taken back, and a mail server keeps no idempotency keys. So wha
 when the service crashed, or when the connection broke over the text, is not sent again by itself:
 it is `unknown`, until a person has it sent again, or dismisses it. What the server refused is sent
 when the event is tried again.
+
+While a mail is being sent again, which a state of its own tells all replicas, nobody can have it
+sent once more, or dismiss it. Where that is cut short, time ends it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import ClassVar, Self
 from uuid import UUID
@@ -30,6 +33,9 @@ from common.message import Answer, Command, Event, Intent
 from common.retry import Retry
 
 CUT_SHORT = "whoever was sending it did not come to the end"
+RESENDING_MAX = timedelta(minutes=15)
+"""How long sending a mail again may take; what takes longer was cut short, as by a crash. Mail
+servers are given up long before that."""
 
 
 class Result(StrEnum):
@@ -49,6 +55,8 @@ class SendAnswered(Answer):
     order_id: UUID
     result: Result
     detail: Detail = ""
+    again: bool = False
+    """Whether it answers a `Resend`."""
 
     @property
     def subject(self) -> str:
@@ -105,15 +113,22 @@ class DismissNotification(_OrderCommand):
     type: ClassVar[str] = "notification.dismiss"
 
 
+class GiveUpResending(_OrderCommand):
+    """Whoever was sending an unconfirmed mail again takes too long."""
+
+    type: ClassVar[str] = "notification.give_up_resending"
+
+
 class NotificationStatus(StrEnum):
-    """Where a mail stands. In `sending` it may have gone out without our knowing yet; `waiting` was
-    refused, and the event waits for its next try or is dead."""
+    """Where a mail stands. In `sending` and `resending` it may have gone out without our knowing
+    yet; `waiting` was refused, and the event waits for its next try or is dead."""
 
     NONE = "none"
     SENDING = "sending"
     WAITING = "waiting"
     SENT = "sent"
     UNKNOWN = "unknown"
+    RESENDING = "resending"
     DISMISSED = "dismissed"
 
 
@@ -127,6 +142,8 @@ class Notification(State):
     begun_at: datetime | None = None
     detail: str = ""
     """Why nobody knows whether it was sent."""
+    resent_at: datetime | None = None
+    """When sending it again began, if that goes on."""
 
     def evolve(self, message: Event | Intent, at: datetime) -> Self:
         match message:
@@ -138,14 +155,19 @@ class Notification(State):
                 return replace(self, status=NotificationStatus.SENDING)
             case PutOff():
                 return replace(self, status=NotificationStatus.WAITING)
+            case Resend():
+                return replace(self, status=NotificationStatus.RESENDING, resent_at=at)
             case NotificationSent():
-                return replace(self, status=NotificationStatus.SENT, detail="")
+                return self._is(NotificationStatus.SENT)
             case NotificationUnconfirmed():
-                return replace(self, status=NotificationStatus.UNKNOWN, detail=message.detail)
+                return self._is(NotificationStatus.UNKNOWN, message.detail)
             case NotificationDismissed():
-                return replace(self, status=NotificationStatus.DISMISSED)
-            case _:  # `Resend` too: what is unknown stays so until the server has answered.
+                return self._is(NotificationStatus.DISMISSED, self.detail)
+            case _:
                 return self
+
+    def _is(self, status: NotificationStatus, detail: str = "") -> Self:
+        return replace(self, status=status, detail=detail, resent_at=None)
 
 
 _Begun = tuple[NotificationBegun, Send] | Send | NotificationUnconfirmed | None
@@ -170,11 +192,14 @@ def record(
     answer: SendAnswered, notification: Notification
 ) -> NotificationSent | PutOff | NotificationUnconfirmed | None:
     match notification.status, answer.result:
-        case NotificationStatus.SENT | NotificationStatus.DISMISSED, _:
+        case NotificationStatus.SENT, _:
             return None
-        case _, Result.ACCEPTED:  # If it was unknown, it no longer is.
+        # If it was unknown, it no longer is; if it was dismissed, it went out all the same.
+        case _, Result.ACCEPTED:
             return NotificationSent(order_id=answer.order_id)
         case NotificationStatus.SENDING, Result.UNKNOWN:
+            return NotificationUnconfirmed(order_id=answer.order_id, detail=answer.detail)
+        case NotificationStatus.RESENDING, _ if answer.again:  # It is unknown as before.
             return NotificationUnconfirmed(order_id=answer.order_id, detail=answer.detail)
         case (
             NotificationStatus.SENDING | NotificationStatus.WAITING,
@@ -201,6 +226,17 @@ def dismiss(
     return NotificationDismissed(order_id=command.order_id)
 
 
+def give_up_resending(
+    command: GiveUpResending, notification: Notification, now: datetime
+) -> NotificationUnconfirmed | None:
+    began = notification.resent_at
+    if notification.status is not NotificationStatus.RESENDING or began is None:
+        return None
+    if now < began + RESENDING_MAX:
+        return None
+    return NotificationUnconfirmed(order_id=command.order_id, detail=CUT_SHORT)
+
+
 def _send(order_id: UUID, letter: Letter, notification: Notification) -> _Begun:
     match notification.status:
         case NotificationStatus.NONE:
@@ -221,6 +257,7 @@ PARTICIPANT = Participant(
     record,
     resend,
     dismiss,
+    give_up_resending,
     # Nobody waits at a till: a mail server may be away for a long weekend, some four days.
     retry=Retry(max_calls=100, delay=5.0, backoff=2.0, max_delay=3600.0),
 )

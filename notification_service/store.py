@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from common.events import Letter
+from common.kernel.rows import UnreadableRow
 from common.kernel.tables import Json, StateTable, Tables, Utc, Word
-from notification_service.domain import Notification, NotificationStatus
+from common.message import Priority
+from notification_service.domain import RESENDING_MAX, Notification, NotificationStatus
 
 _metadata = sa.MetaData()
 
@@ -24,6 +27,7 @@ notifications = sa.Table(
     sa.Column("letter", Json(Letter | None), nullable=False),
     sa.Column("begun_at", Utc),
     sa.Column("detail", sa.String(255), nullable=False),
+    sa.Column("resent_at", Utc),
     sa.Index("notifications_by_status", "status", "begun_at"),
 )
 
@@ -34,16 +38,35 @@ TABLES = Tables(_metadata, NOTIFICATIONS, migrations=Path(__file__).with_name("m
 def oldest(
     connection: Connection, status: NotificationStatus, limit: int
 ) -> Sequence[Notification]:
-    """The mails that stand there, those begun first."""
+    """The mails that stand there, those begun first. One that cannot be read says so itself: it
+    must not hide the others."""
     query = (
         sa.select(notifications.c.order_id)
         .where(notifications.c.status == status)
         .order_by(notifications.c.begun_at, notifications.c.order_id)
         .limit(limit)
     )
-    keys = list(connection.scalars(query))
-    found = NOTIFICATIONS.load(connection, keys)
-    return [found[key][0] for key in keys if key in found]
+    found = []
+    for key in connection.scalars(query).all():
+        try:
+            notification = NOTIFICATIONS.find(connection, key)
+        except UnreadableRow as error:
+            notification = Notification(key, status=status, detail=str(error))
+        if notification is not None:
+            found.append(notification)
+    return found
+
+
+def cut_short(connection: Connection, now: datetime, limit: int) -> Sequence[tuple[str, str]]:
+    """The mails whose being sent again takes too long, those begun first, each with a priority."""
+    resending = notifications.c.status == NotificationStatus.RESENDING
+    query = (
+        sa.select(notifications.c.order_id)
+        .where(resending, notifications.c.resent_at <= now - RESENDING_MAX)
+        .order_by(notifications.c.begun_at)
+        .limit(limit)
+    )
+    return [(order_id, Priority.NORMAL) for order_id in connection.scalars(query)]
 
 
 def count_unknown(connection: Connection) -> int:

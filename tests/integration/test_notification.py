@@ -14,19 +14,22 @@ from uuid import UUID
 
 import httpx
 import pytest
+import sqlalchemy as sa
 from aiosmtpd.smtp import SMTP, Envelope, Session
 
+from common.envelope import Envelope as Message
 from common.envelope import wrap
 from common.events import CancellationReason, Letter, LetterKind, OrderCancelled, OrderConfirmed
-from common.kernel.groups import Done, Failed, Outcome
+from common.kernel.groups import Done, Duplicate, Failed, Outcome
 from common.kernel.tables import utc_now
+from common.kernel.timer import Timekeeper
 from common.message import Event, Priority
 from common.service import Running
 from common.settings import SettingsError
 from common.tasks import cancel_all
 from common.web import create_app
-from notification_service.app import MailSettings, build, build_with, routes
-from notification_service.domain import Notification, NotificationStatus
+from notification_service.app import RESENDING, MailSettings, build, build_with, routes
+from notification_service.domain import RESENDING_MAX, Notification, NotificationStatus
 from notification_service.mail import (
     FolderMailer,
     Mailer,
@@ -38,7 +41,7 @@ from notification_service.mail import (
     Writer,
     address_book,
 )
-from notification_service.store import TABLES
+from notification_service.store import TABLES, notifications
 from tests.integration.kernels import Replica, replica
 from tests.polling import until
 
@@ -52,12 +55,14 @@ TIMEOUT_SECONDS = 60.0
 class Server:
     """A mail server that does as it is told; `accepted` is what it has answered for, or would have.
 
-    At `data`, None hangs up before the answer, and `silent` never answers.
+    At `data`, None hangs up before the answer, and `silent` waits until it may answer.
     """
 
     rcpt: str = "250 OK"
     data: str | None = "250 OK"
     silent: bool = False
+    answers: asyncio.Event = field(default_factory=asyncio.Event)
+    """What a silent one waits for."""
     accepted: list[bytes] = field(default_factory=list)
     port: int = 0
 
@@ -75,7 +80,7 @@ class Server:
             assert isinstance(envelope.content, bytes)
             self.accepted.append(envelope.content)
         if self.silent:
-            await asyncio.sleep(TIMEOUT_SECONDS)
+            await self.answers.wait()
         if self.data is None:
             assert isinstance(server.transport, asyncio.Transport)
             server.transport.abort()
@@ -95,6 +100,7 @@ async def server() -> AsyncIterator[Server]:
     )
     handler.port = listener.sockets[0].getsockname()[1]
     yield handler
+    handler.answers.set()
     listener.close()
 
 
@@ -252,18 +258,21 @@ def confirmed(order: int = 1) -> OrderConfirmed:
     return OrderConfirmed(order_id=UUID(int=order), customer="ada", currency="EUR", total_cents=500)
 
 
-async def deliver(kernel: Replica, event: Event) -> Outcome:
-    """As the consumer does; the same event has the same id each time."""
-    return await kernel.kernel.handle(
-        wrap(
-            event,
-            id=f"{event.type} {event.subject}",
-            source="/services/order",
-            time=utc_now(),
-            priority=Priority.NORMAL,
-            sequence=2,
-        )
+def enveloped(event: Event) -> Message[Any]:
+    """The same event has the same id each time."""
+    return wrap(
+        event,
+        id=f"{event.type} {event.subject}",
+        source="/services/order",
+        time=utc_now(),
+        priority=Priority.NORMAL,
+        sequence=2,
     )
+
+
+async def deliver(kernel: Replica, event: Event) -> Outcome:
+    """As the consumer does."""
+    return await kernel.kernel.handle(enveloped(event))
 
 
 async def status(kernel: Replica, order: int = 1) -> NotificationStatus:
@@ -369,6 +378,42 @@ async def test_a_crash_while_sending_is_shown_and_does_not_send_again(
     assert len(server.accepted) == 1
 
 
+async def test_a_mail_is_sent_though_the_brokers_connection_was_lost_while_it_was_handed_over(
+    database_url: str, server: Server
+) -> None:
+    server.silent = True
+    async with service(database_url, mailer(server)) as notification:
+        kernel = notification.kernel
+        works = [kernel.take(enveloped(confirmed()), lambda _: None)]
+        await until(lambda: len(server.accepted) == 1)
+        kernel.abandon_all(works)
+        again = asyncio.create_task(deliver(notification, confirmed()))
+        await asyncio.sleep(0)
+        server.answers.set()
+
+        assert isinstance(await again, Duplicate)
+        assert await status(notification) is NotificationStatus.SENT
+    assert len(server.accepted) == 1
+
+
+async def test_an_answer_counts_though_another_replica_gave_the_mail_up_meanwhile(
+    database_url: str, server: Server
+) -> None:
+    if database_url.startswith("sqlite"):
+        pytest.skip("a database file has one owner")
+    server.silent = True
+    async with service(database_url, mailer(server)) as notification:
+        sending = asyncio.create_task(deliver(notification, confirmed()))
+        await until(lambda: len(server.accepted) == 1)
+        async with service(database_url, mailer(server)) as other:
+            await deliver(other, confirmed())
+            assert await status(other) is NotificationStatus.UNKNOWN
+        server.answers.set()
+        await sending
+
+        assert await status(notification) is NotificationStatus.SENT
+
+
 # --- a person -------------------------------------------------------------------------------------
 
 
@@ -445,6 +490,73 @@ async def test_a_mail_that_a_person_had_sent_again_in_vain_is_unknown_as_before(
     assert answer.status_code == 502
     assert "unknown as before" in answer.json()["detail"]
     assert await status(notification) is NotificationStatus.UNKNOWN
+
+
+async def test_a_mail_that_several_people_have_sent_again_at_once_is_sent_once(
+    undecided: tuple[Replica, httpx.AsyncClient], server: Server
+) -> None:
+    _, person = undecided
+
+    answers = await asyncio.gather(
+        *(person.post(f"/notifications/{ORDER}/resend") for _ in range(3))
+    )
+
+    assert sorted(answer.status_code for answer in answers) == [200, 409, 409]
+    assert len(server.accepted) == 2, "the lost one, and one more"
+
+
+async def test_a_mail_that_is_being_sent_again_cannot_be_dismissed(
+    undecided: tuple[Replica, httpx.AsyncClient], server: Server
+) -> None:
+    notification, person = undecided
+    server.silent = True
+    resending = asyncio.create_task(person.post(f"/notifications/{ORDER}/resend"))
+    await until(lambda: len(server.accepted) == 2)
+
+    refused = await person.post(f"/notifications/{ORDER}/dismiss")
+    server.answers.set()
+
+    assert (refused.status_code, refused.json()["notification_status"]) == (409, "resending")
+    assert (await resending).status_code == 200
+    assert await status(notification) is NotificationStatus.SENT
+
+
+async def test_a_mail_whose_sending_again_was_cut_short_is_for_a_person_again(
+    undecided: tuple[Replica, httpx.AsyncClient], server: Server
+) -> None:
+    notification, person = undecided
+    server.silent = True
+    cut_short = asyncio.create_task(person.post(f"/notifications/{ORDER}/resend"))
+    await until(lambda: len(server.accepted) == 2)
+    keeper = Timekeeper(RESENDING, notification.kernel, notification.database, poll_seconds=0.01)
+    keeping = asyncio.create_task(keeper.run())
+    await asyncio.sleep(0.1)
+    assert await status(notification) is NotificationStatus.RESENDING, "it may still go on"
+
+    async def is_unknown() -> bool:
+        return await status(notification) is NotificationStatus.UNKNOWN
+
+    long_ago = sa.update(notifications).values(resent_at=utc_now() - RESENDING_MAX)
+    await notification.database.transaction(lambda connection: connection.execute(long_ago))
+    await until(is_unknown)
+    await cancel_all(keeping, cut_short)
+
+    assert len((await person.get("/notifications")).json()) == 1
+
+
+async def test_a_mail_that_cannot_be_read_hides_no_other_and_is_shown(
+    undecided: tuple[Replica, httpx.AsyncClient], server: Server
+) -> None:
+    notification, person = undecided
+    server.data = None
+    await deliver(notification, confirmed(2))
+    ruined = sa.text("UPDATE notifications SET letter = '{' WHERE order_id = :order")
+    await notification.database.transaction(lambda c: c.execute(ruined, {"order": str(ORDER)}))
+
+    shown = {found["order_id"]: found for found in (await person.get("/notifications")).json()}
+
+    assert len(shown) == 2
+    assert "cannot be read" in shown[str(ORDER)]["detail"]
 
 
 async def test_an_order_without_a_notification_is_not_found(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from uuid import UUID
 
 import pytest
@@ -27,7 +27,9 @@ from common.message import Event, Intent, Priority
 from notification_service.domain import (
     CUT_SHORT,
     PARTICIPANT,
+    RESENDING_MAX,
     DismissNotification,
+    GiveUpResending,
     Notification,
     NotificationStatus,
     PutOff,
@@ -59,6 +61,7 @@ unconfirmed = NotificationUnconfirmed(order_id=ORDER, detail=lost.detail)
 put_off = PutOff(order_id=ORDER, result=Result.REFUSED, detail=refused.detail)
 dismissed = NotificationDismissed(order_id=ORDER)
 please_resend = ResendNotification(order_id=ORDER)
+give_up = GiveUpResending(order_id=ORDER)
 please_dismiss = DismissNotification(order_id=ORDER)
 
 HISTORY: dict[NotificationStatus, Sequence[Event | Intent]] = {
@@ -67,6 +70,7 @@ HISTORY: dict[NotificationStatus, Sequence[Event | Intent]] = {
     NotificationStatus.WAITING: (begun, send, put_off),
     NotificationStatus.SENT: (begun, send, sent),
     NotificationStatus.UNKNOWN: (begun, send, unconfirmed),
+    NotificationStatus.RESENDING: (begun, send, unconfirmed, resend),
     NotificationStatus.DISMISSED: (begun, send, unconfirmed, dismissed),
 }
 
@@ -165,12 +169,18 @@ def test_an_event_that_comes_again_sends_nothing(
     assert at(status).when(event) == ()
 
 
-@pytest.mark.parametrize("status", [NotificationStatus.SENT, NotificationStatus.DISMISSED])
 @pytest.mark.parametrize("answer", [accepted, refused, lost], ids=["accepted", "refused", "lost"])
-def test_an_answer_to_what_is_settled_changes_nothing(
-    status: NotificationStatus, answer: SendAnswered
-) -> None:
-    assert at(status).when(answer) == ()
+def test_an_answer_about_what_was_sent_changes_nothing(answer: SendAnswered) -> None:
+    assert at(NotificationStatus.SENT).when(answer) == ()
+
+
+@pytest.mark.parametrize("answer", [refused, lost], ids=["refused", "lost"])
+def test_what_was_dismissed_stays_so_if_it_was_not_accepted(answer: SendAnswered) -> None:
+    assert at(NotificationStatus.DISMISSED).when(answer) == ()
+
+
+def test_what_was_dismissed_and_went_out_after_all_is_sent() -> None:
+    assert at(NotificationStatus.DISMISSED).when(accepted) == (sent,)
 
 
 @pytest.mark.parametrize("answer", [refused, rejected, lost], ids=["refused", "rejected", "lost"])
@@ -215,8 +225,44 @@ def test_a_person_may_have_an_unknown_mail_sent_again() -> None:
     world = at(NotificationStatus.UNKNOWN)
 
     assert world.live(please_resend) == (resend,)
-    assert status_of(world) is NotificationStatus.UNKNOWN, "a crash now must still show it"
+    assert status_of(world) is NotificationStatus.RESENDING
     assert world.live(accepted) == (sent,)
+
+
+@pytest.mark.parametrize("result", [Result.REFUSED, Result.REJECTED, Result.UNKNOWN])
+def test_what_was_sent_again_in_vain_is_unknown_as_before(result: Result) -> None:
+    world = at(NotificationStatus.RESENDING)
+    answer = SendAnswered(order_id=ORDER, result=result, detail="no", again=True)
+
+    assert world.live(answer) == (NotificationUnconfirmed(order_id=ORDER, detail="no"),)
+    assert status_of(world) is NotificationStatus.UNKNOWN
+
+
+@pytest.mark.parametrize("answer", [refused, rejected, lost], ids=["refused", "rejected", "lost"])
+def test_a_late_answer_to_the_first_sending_does_not_end_the_second(answer: SendAnswered) -> None:
+    assert at(NotificationStatus.RESENDING).when(answer) == ()
+
+
+def test_sending_again_that_takes_too_long_was_cut_short() -> None:
+    world = at(NotificationStatus.RESENDING)
+
+    assert world.when(give_up, NOW + RESENDING_MAX - timedelta(microseconds=1)) == ()
+    assert world.when(give_up, NOW + RESENDING_MAX) == (
+        NotificationUnconfirmed(order_id=ORDER, detail=CUT_SHORT),
+    )
+
+
+@pytest.mark.parametrize(
+    "status", sorted({*NotificationStatus} - {NotificationStatus.RESENDING}, key=str)
+)
+def test_only_what_is_being_sent_again_is_given_up(status: NotificationStatus) -> None:
+    assert at(status).when(give_up, NOW + 2 * RESENDING_MAX) == ()
+
+
+def test_whoever_knows_only_the_events_has_what_was_being_sent_again_as_unknown() -> None:
+    world = given(PARTICIPANT, begun, unconfirmed)
+
+    assert status_of(world) is NotificationStatus.UNKNOWN
 
 
 def test_a_person_may_leave_an_unknown_mail_as_it_is() -> None:
