@@ -303,6 +303,8 @@ class StockAdded(Event):
     publisher: ClassVar[str] = "inventory"
     final: ClassVar[bool] = True
 
+    delivery_id: UUID | None = None
+    """Which delivery brought them; not known of what came before deliveries had ids."""
     sku: Sku
     quantity: Annotated[int, Field(ge=0, le=STOCK_QUANTITY_MAX)]
     unit_price_cents: UnitPriceCents

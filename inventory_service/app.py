@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from typing import Annotated, Self
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from fastapi import APIRouter, Header
 from pydantic import BaseModel, ConfigDict, Field
@@ -19,8 +19,8 @@ from common.metrics import CompensationMetrics
 from common.service import Running, Service, main
 from common.settings import Settings
 from common.web import Problem, answer_from, problems, unless_away
-from inventory_service.domain import PARTICIPANT, AddStock, StockItem
-from inventory_service.store import STOCK, TABLES
+from inventory_service.domain import PARTICIPANT, AddStock, Delivery, StockItem, delivery_key
+from inventory_service.store import DELIVERIES, STOCK, TABLES
 
 DELIVERY_ITEMS_MAX = 500
 
@@ -67,12 +67,17 @@ def routes(running: Running) -> APIRouter:
     router = APIRouter(tags=["stock"])
 
     async def is_new_or_the_same(key: str, delivery: StockDelivery) -> bool:
-        """Whether a key was not used yet, or for this same delivery; remembered as messages are."""
+        """Whether a key was not used yet, or for this same delivery. That is remembered as messages
+        are, for a while; for ever, what a delivery brought of the SKUs that this one names."""
         source, delivery_id = source_of(PARTICIPANT.name), derived_id(key, "delivery")
         of_key = MessageKey(source, delivery_id)
         of_both = MessageKey(source, derived_id(delivery_id, delivery.model_dump_json()))
+        brings = {delivery_key(UUID(delivery_id), item.sku): item for item in delivery.items}
 
         def remember(connection: Connection) -> bool:
+            brought = DELIVERIES.load(connection, brings)
+            if not all(_is(brought[name][0], brings[name]) for name in brought):
+                return False
             known = running.tables.already_done(connection, {of_key, of_both})
             if not known:
                 with writing(connection) as writes:
@@ -102,15 +107,11 @@ def routes(running: Running) -> APIRouter:
                 f"use a new key for a new delivery",
             )
         key = idempotency_key or str(uuid4())
+        delivery_id = UUID(derived_id(key, "delivery"))
         await asyncio.gather(
             *(
                 running.kernel.give(
-                    AddStock(
-                        sku=item.sku,
-                        quantity=item.quantity,
-                        unit_price_cents=item.unit_price_cents,
-                        currency=item.currency,
-                    ),
+                    AddStock(delivery_id=delivery_id, **item.model_dump()),
                     id=derived_id(key, f"{AddStock.type}/{item.sku}"),
                 )
                 for item in delivery.items
@@ -129,6 +130,15 @@ def routes(running: Running) -> APIRouter:
         return StockView.of(item)
 
     return router
+
+
+def _is(brought: Delivery, item: NewStock) -> bool:
+    """Whether a delivery brought just this."""
+    return (brought.quantity, brought.unit_price_cents, brought.currency) == (
+        item.quantity,
+        item.unit_price_cents,
+        item.currency,
+    )
 
 
 def observe(decision: Decision) -> None:

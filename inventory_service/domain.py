@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, ClassVar, Self
+from uuid import UUID
 
 from pydantic import Field
 
@@ -30,10 +31,14 @@ from common.message import Command, Event, Intent, Message
 
 
 class AddStock(Command):
-    """Put units on the shelf, and set the SKU's price. A quantity of 0 only sets the price."""
+    """Put units on the shelf, and set the SKU's price. A quantity of 0 only sets the price.
+
+    A delivery brings a SKU once, however often that is said.
+    """
 
     type: ClassVar[str] = "stock.add"
 
+    delivery_id: UUID
     sku: Sku
     quantity: Annotated[int, Field(ge=0, le=STOCK_QUANTITY_MAX)]
     unit_price_cents: UnitPriceCents
@@ -71,6 +76,40 @@ class Reservation(State):
                 return replace(self, status=ReservationStatus.RELEASED)
             case _:
                 return self
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery(State):
+    """What one delivery brought of one SKU: nothing yet while there is no price."""
+
+    quantity: int = 0
+    unit_price_cents: int | None = None
+    currency: str = ""
+
+    @classmethod
+    def keys(cls, message: Message, own: State) -> Iterable[str]:
+        match message:
+            case AddStock() | StockAdded() if message.delivery_id is not None:
+                return (delivery_key(message.delivery_id, message.sku),)
+            case _:  # Deliveries of before they had ids are not known.
+                return ()
+
+    def evolve(self, message: Event | Intent, at: datetime) -> Self:
+        match message:
+            case StockAdded():
+                return replace(
+                    self,
+                    quantity=message.quantity,
+                    unit_price_cents=message.unit_price_cents,
+                    currency=message.currency,
+                )
+            case _:
+                return self
+
+
+def delivery_key(delivery_id: UUID, sku: str) -> str:
+    """What is known of a delivery and a SKU is kept under this key."""
+    return f"{delivery_id}/{sku}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,8 +198,13 @@ def release(event: OrderCancelled, reservation: Reservation) -> StockReleased | 
             return None
 
 
-def shelve(command: AddStock, item: StockItem) -> StockAdded:
+def shelve(
+    command: AddStock, item: StockItem, deliveries: Mapping[str, Delivery]
+) -> StockAdded | None:
+    if any(delivery.unit_price_cents is not None for delivery in deliveries.values()):
+        return None
     return StockAdded(
+        delivery_id=command.delivery_id,
         sku=command.sku,
         quantity=command.quantity,
         unit_price_cents=command.unit_price_cents,

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from common.events import HeldLine
 from common.kernel.tables import Json, StateTable, Tables, Word
-from inventory_service.domain import Reservation, ReservationStatus, StockItem
+from inventory_service.domain import Delivery, Reservation, ReservationStatus, StockItem
 
 _metadata = sa.MetaData()
 
@@ -32,7 +32,21 @@ stock = sa.Table(
     sa.Column("free", sa.BigInteger, sa.CheckConstraint("free >= 0"), nullable=False),
     sa.Column("held", sa.BigInteger, sa.CheckConstraint("held >= 0"), nullable=False),
 )
+deliveries = sa.Table(
+    "deliveries",
+    _metadata,
+    # See `inventory_service.domain.delivery_key`.
+    sa.Column("delivery", sa.String(101), primary_key=True),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("sequence", sa.Integer, nullable=False),
+    sa.Column("quantity", sa.BigInteger, nullable=False),
+    sa.Column("unit_price_cents", sa.BigInteger),
+    sa.Column("currency", sa.String(3), nullable=False),
+)
 
 RESERVATIONS = StateTable(Reservation, reservations)
 STOCK = StateTable(StockItem, stock)
-TABLES = Tables(_metadata, RESERVATIONS, STOCK, migrations=Path(__file__).with_name("migrations"))
+DELIVERIES = StateTable(Delivery, deliveries)
+TABLES = Tables(
+    _metadata, RESERVATIONS, STOCK, DELIVERIES, migrations=Path(__file__).with_name("migrations")
+)

@@ -28,6 +28,7 @@ from common.message import Event, Message, Priority
 from inventory_service.domain import (
     PARTICIPANT,
     AddStock,
+    Delivery,
     Reservation,
     ReservationStatus,
     StockItem,
@@ -99,13 +100,35 @@ MARKER = StockReleased(order_id=ORDER, lines=())
 
 
 def test_stock_is_put_on_the_shelf_with_its_price() -> None:
-    command = AddStock(sku="pen", quantity=10, unit_price_cents=150, currency="EUR")
+    command = AddStock(
+        delivery_id=UUID(int=1), sku="pen", quantity=10, unit_price_cents=150, currency="EUR"
+    )
     world = given(PARTICIPANT)
 
-    assert world.live(command) == (PENS,)
+    assert world.live(command) == (PENS.model_copy(update={"delivery_id": UUID(int=1)}),)
     assert world.state(StockItem, "pen") == StockItem(
         "pen", unit_price_cents=150, currency="EUR", free=10, held=0
     )
+
+
+def test_a_delivery_brings_a_sku_once_and_another_one_brings_more() -> None:
+    world = given(PARTICIPANT)
+    first, second = (
+        AddStock(
+            delivery_id=UUID(int=n), sku="pen", quantity=10, unit_price_cents=150, currency="EUR"
+        )
+        for n in (1, 2)
+    )
+
+    assert [len(world.live(command)) for command in (first, first, second, first)] == [1, 0, 1, 0]
+    assert shelf(world, "pen") == (20, 0)
+
+
+def test_a_delivery_of_before_they_had_ids_adds_up_as_it_did() -> None:
+    world = given(PARTICIPANT, PENS, PENS)
+
+    assert shelf(world, "pen") == (20, 0)
+    assert list(world.states(Delivery)) == []
 
 
 def test_more_stock_adds_up_and_the_newest_price_holds() -> None:
@@ -269,7 +292,9 @@ def test_a_cancellation_concerns_the_skus_that_are_held_for_the_order() -> None:
 
 
 def test_a_delivery_concerns_its_sku() -> None:
-    command = AddStock(sku="pen", quantity=10, unit_price_cents=150, currency="EUR")
+    command = AddStock(
+        delivery_id=UUID(int=1), sku="pen", quantity=10, unit_price_cents=150, currency="EUR"
+    )
 
     assert tuple(StockItem.keys(command, StockItem("pen"))) == ("pen",)
 
@@ -291,8 +316,8 @@ reactions_to_events: st.SearchStrategy[Message] = orders_placed | order_ids.map(
 histories = st.lists(reactions_to_events | deliveries, max_size=15)
 
 
-@for_all(history=histories, message=reactions_to_events)
-def test_an_event_that_comes_twice_changes_nothing_more(
+@for_all(history=histories, message=reactions_to_events | deliveries)
+def test_a_message_that_comes_twice_changes_nothing_more(
     history: list[Message], message: Message
 ) -> None:
     world = Given(PARTICIPANT)
@@ -306,8 +331,7 @@ def test_free_and_held_are_what_was_ever_put_on_the_shelf(history: list[Message]
     world = Given(PARTICIPANT)
     on_shelf: Counter[str] = Counter()
     for message in history:
-        world.live(message)
-        if isinstance(message, AddStock):
+        if world.live(message) and isinstance(message, AddStock):
             on_shelf[message.sku] += message.quantity
         held_for_orders: Counter[str] = Counter()
         for reservation in world.states(Reservation):
