@@ -87,7 +87,10 @@ def templates(dice: random.Random) -> list[list[Fact]]:
     """The events of some orders."""
     play = Play(at=datetime(2030, 1, 1, tzinfo=UTC), tick=timedelta(milliseconds=7), graph=SAGA)
     play.give(
-        "inventory", AddStock(sku="tea", quantity=9_999, unit_price_cents=250, currency="EUR")
+        "inventory",
+        AddStock(
+            delivery_id=UUID(int=1), sku="tea", quantity=9_999, unit_price_cents=250, currency="EUR"
+        ),
     )
     orders = []
     for number in range(KINDS):

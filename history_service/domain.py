@@ -14,6 +14,7 @@ from enum import StrEnum
 from typing import Self
 
 from common.choreography import Observer, State
+from common.clock import elapsed
 from common.events import (
     CancellationReason,
     OrderCancelled,
@@ -113,7 +114,7 @@ class OrderView(State):
         """From placed to ended."""
         if self.placed_at is None or self.ended_at is None:
             return None
-        return (self.ended_at - self.placed_at) / timedelta(milliseconds=1)
+        return elapsed(self.placed_at, self.ended_at) / timedelta(milliseconds=1)
 
     def evolve(self, message: Event | Intent, at: datetime) -> Self:
         seen = replace(

@@ -18,6 +18,7 @@ from typing import Final
 
 import aiormq
 
+from common.clock import elapsed
 from common.kernel.database import Database
 from common.kernel.tables import Clock, VersionConflict, utc_now
 from common.messaging.connection import RETRY_SECONDS, BrokerError, connect
@@ -231,7 +232,7 @@ class Follower:
         self._metrics.kept(
             {"new": tally.new, "known": tally.known, "stray": tally.stray},
             last.offset,
-            (now - tally.newest_at).total_seconds() if tally.newest_at else None,
+            elapsed(tally.newest_at, now).total_seconds() if tally.newest_at else None,
         )
         return Place(last.offset, store.key(last))
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from common.clock import elapsed
 from common.envelope import Attributes
 from history_service.store import Fact
 
@@ -58,6 +59,6 @@ def _moment(fact: Fact) -> tuple[datetime, str, int, int]:
 
 def _step(fact: Fact, cause: Fact | None) -> Step:
     taken_at = fact.attributes.takenat
-    waited = taken_at - cause.attributes.time if cause and taken_at else None
-    worked = fact.attributes.time - taken_at if taken_at else None
+    waited = elapsed(cause.attributes.time, taken_at) if cause and taken_at else None
+    worked = elapsed(taken_at, fact.attributes.time) if taken_at else None
     return Step(fact, cause, waited, worked)

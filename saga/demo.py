@@ -21,6 +21,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from common.choreography import Choreography
+from common.clock import elapsed
 from common.events import CancellationReason
 from common.kernel.database import DatabaseError, read_database
 from common.message import Priority
@@ -77,7 +78,7 @@ class End:
 
     @property
     def latency_ms(self) -> float:
-        return (self.ended_at - self.placed_at).total_seconds() * _MS
+        return elapsed(self.placed_at, self.ended_at).total_seconds() * _MS
 
 
 @dataclass(frozen=True, slots=True)

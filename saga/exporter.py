@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from common.clock import elapsed
 from common.kernel.database import DatabaseError
 from common.kernel.tables import utc_now
 from common.messaging.connection import BrokerError
@@ -114,7 +115,7 @@ class Exporter(Collector):
         )
         now = utc_now()
         for name in {*self._participants, *found.oldest}:
-            age_seconds = max(0.0, (now - found.oldest.get(name, now)).total_seconds())
+            age_seconds = elapsed(found.oldest.get(name, now), now).total_seconds()
             oldest.add_metric((name,), age_seconds)
         replayed = GaugeMetricFamily(
             "saga_dead_letters_replayed",

@@ -230,6 +230,11 @@ def print_report(report: Report) -> None:
     console.print(f"checked: {checked}")
     if dead := sum(report.dead_letters.values()):
         console.print(f"dead letters: {dead}")
+    if moving := report.checked["orders"] - report.checked["orders_at_rest"]:
+        console.print(
+            f"not judged yet: how {moving} orders end, which have just changed or wait to be tried "
+            f"again"
+        )
     if report.ok:
         console.print("[green]the books are right[/]")
     else:

@@ -101,8 +101,7 @@ async def edit(
     origin queue. Raises `InputError`, and nothing has changed then.
     """
     letter = desk.store.get(number)
-    if letter.state is not State.DEAD:
-        raise InputError(f"letter {number} is {letter.state}; only a dead one can be edited")
+    _must_be_dead(number, letter.state)
     participant = next(p for p in desk.graph.participants if p.name == letter.participant)
     if letter.queue not in queues_of(participant):
         raise InputError(
@@ -124,7 +123,8 @@ async def edit(
     publisher = BrokerPublisher(desk.deployment.amqp_url_of(REPLAY), "saga dlq edit")
     try:
         await publisher.open()
-        desk.store.begin_edit(number, copy_id, diff, body, why)
+        # Somebody may have replayed or discarded it while the editor was open.
+        _must_be_dead(number, desk.store.begin_edit(number, copy_id, diff, body, why))
         if recorded:
             await publisher.publish("", posting_of(body, HISTORY_STREAM))
         await publisher.publish("", posting_of(body, letter.queue))
@@ -132,6 +132,11 @@ async def edit(
         await publisher.close()
     desk.store.end_edit(number, copy_id, why)
     return Edited(number, copy_id, letter.queue, diff, recorded)
+
+
+def _must_be_dead(number: int, state: State) -> None:
+    if state is not State.DEAD:
+        raise InputError(f"letter {number} is {state}; only a dead one can be edited")
 
 
 def _copy(letter: Letter, text: str) -> tuple[bytes, str]:

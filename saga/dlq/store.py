@@ -396,9 +396,19 @@ class Store:
 
     # --- editing -----------------------------------------------------------------------------
 
-    def begin_edit(self, number: int, copy_id: str, diff: str, body: bytes, reason: str) -> None:
-        """Note a corrected copy before it is sent; the letter stays dead until it is."""
+    def begin_edit(self, number: int, copy_id: str, diff: str, body: bytes, reason: str) -> State:
+        """Note a corrected copy before it is sent; the letter stays dead until it is. Notes nothing
+        of a letter that is not dead any more; returns how it is."""
         with self._engine.begin() as connection:
+            state: State = connection.execute(
+                # Written to before it is read, so that nobody else can change it meanwhile.
+                letters.update()
+                .where(letters.c.number == number)
+                .values(state=letters.c.state)
+                .returning(letters.c.state)
+            ).scalar_one()
+            if state is not State.DEAD:
+                return state
             connection.execute(edits.delete().where(edits.c.id == copy_id))
             connection.execute(
                 edits.insert(),
@@ -413,6 +423,7 @@ class Store:
             )
             result = {"copy": copy_id, "state": "sending", "diff": diff}
             _append(connection, "edit", reason, {"numbers": [number]}, result)
+        return state
 
     def end_edit(self, number: int, copy_id: str, reason: str) -> None:
         """The corrected copy is on its way, in place of the letter."""

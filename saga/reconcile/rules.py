@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from common.events import OrderCancelled, OrderConfirmed
 from inventory_service.domain import PARTICIPANT as INVENTORY
@@ -54,22 +54,30 @@ def judge(facts: Facts) -> list[Violation]:
 
 
 def orders_at_rest(facts: Facts) -> set[str]:
-    """Orders for which neither the row nor any event is newer than the grace, and no message waits
-    to be tried again."""
-    still_since = facts.started_at - timedelta(seconds=facts.grace_seconds)
+    """Orders of which neither the row nor any event is within the grace, and no message waits to
+    be tried again."""
     last_event_at = facts.history.last_event_at
     retried = {letter.subject for letters in facts.waiting.values() for letter in letters}
     return {
         order_id
         for order_id in facts.orders.keys() | last_event_at.keys()
         if order_id not in retried
-        and (order_id not in last_event_at or last_event_at[order_id] <= still_since)
-        and (
-            order_id not in facts.orders
-            or (changed_at := facts.orders[order_id].changed_at) is None
-            or changed_at <= still_since
-        )
+        and _is_still(facts, last_event_at.get(order_id))
+        and (order_id not in facts.orders or _is_still(facts, facts.orders[order_id].changed_at))
     }
+
+
+def _is_still(facts: Facts, at: datetime | None) -> bool:
+    """Whether what happened at that time is longer ago than the grace.
+
+    A time that is further than the grace in the future was told by a clock that is wrong, or has
+    been set back since. Nobody can wait for it to pass, so it counts as long ago; and without a
+    grace no time counts at all.
+    """
+    if at is None or not facts.grace_seconds:
+        return True
+    grace = timedelta(seconds=facts.grace_seconds)
+    return not facts.started_at - grace < at <= facts.started_at + grace
 
 
 def undecided(facts: Facts) -> int:
@@ -399,8 +407,7 @@ def _on_its_way(facts: Facts, participant: str, key: str, owed: Owed) -> bool:
         return False
     if not backlog.read:
         return key in backlog.waiting
-    still_since = facts.started_at - timedelta(seconds=facts.grace_seconds)
-    return backlog.ready > 0 or owed.at > still_since
+    return backlog.ready > 0 or not _is_still(facts, owed.at)
 
 
 def _accounted_for(facts: Facts, participant: str) -> Set[str]:

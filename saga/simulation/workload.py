@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from uuid import UUID
 
 from common.events import (
     CancellationReason,
@@ -93,7 +94,13 @@ def plan(chance: random.Random) -> Plan:
         event = chance.choice((OrderPlaced, StockReserved, PaymentCharged, OrderCancelled))
         malformed.append((f"{event.type}.{chance.choice(list(Priority))}", b"{"))
     stock = [
-        AddStock(sku=sku, quantity=units, unit_price_cents=PRICE_CENTS, currency="EUR")
+        AddStock(
+            delivery_id=UUID(int=1),
+            sku=sku,
+            quantity=units,
+            unit_price_cents=PRICE_CENTS,
+            currency="EUR",
+        )
         for sku, units in ((PLENTY, 1_000), (SCARCE, scarce))
     ]
     return Plan(stock, declines, orders, malformed)

@@ -53,6 +53,8 @@ TIME_LIMIT_SECONDS = 300
 AFTER = BEFORE + timedelta(seconds=TIME_LIMIT_SECONDS)
 """Their deadline, and all time from there."""
 AT_REST = AFTER + timedelta(days=1)
+EVER_SECONDS = timedelta(days=365).total_seconds()
+"""A grace that no order of a model is older than."""
 
 Line = tuple[str, int, int]
 """SKU, quantity, unit price in cents."""
@@ -153,7 +155,13 @@ def _model(
             start: [
                 (
                     INVENTORY.name,
-                    AddStock(sku=sku, quantity=quantity, unit_price_cents=cents, currency=CURRENCY),
+                    AddStock(
+                        delivery_id=UUID(int=1),
+                        sku=sku,
+                        quantity=quantity,
+                        unit_price_cents=cents,
+                        currency=CURRENCY,
+                    ),
                 )
                 for sku, quantity, cents in shelf
             ]
@@ -325,8 +333,8 @@ def _facts(choreography: Choreography, view: View, at_rest: bool) -> Facts:
         units += _units(reservation.lines)
     ledger: Ledger = view.outside
     return Facts(
-        started_at=AT_REST if at_rest else datetime.min.replace(tzinfo=UTC),
-        grace_seconds=0.0,
+        started_at=AT_REST,
+        grace_seconds=0.0 if at_rest else EVER_SECONDS,
         history=history,
         orders={
             order.key: OrderFact(

@@ -290,7 +290,9 @@ def collections() -> int:
 
 
 TEA: Final = (OrderLine(sku="tea", quantity=1, unit_price_cents=100),)
-TEA_IN_STOCK: Final = AddStock(sku="tea", quantity=20, unit_price_cents=100, currency="EUR")
+TEA_IN_STOCK: Final = AddStock(
+    delivery_id=UUID(int=1), sku="tea", quantity=20, unit_price_cents=100, currency="EUR"
+)
 
 
 def sent(message: Command | Event) -> Envelope[Any]:

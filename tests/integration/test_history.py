@@ -155,7 +155,12 @@ async def following(stream: Stream, database: Database) -> AsyncIterator[Followe
 
 def played(orders: int = 3) -> Play:
     play = Play(tick=timedelta(milliseconds=3))
-    play.give("inventory", AddStock(sku="tea", quantity=999, unit_price_cents=250, currency="EUR"))
+    play.give(
+        "inventory",
+        AddStock(
+            delivery_id=UUID(int=1), sku="tea", quantity=999, unit_price_cents=250, currency="EUR"
+        ),
+    )
     for _ in range(orders):
         play.place()
     play.deliver()

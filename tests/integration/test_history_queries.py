@@ -57,7 +57,12 @@ class Asked:
 async def asked(history: Database) -> AsyncIterator[Asked]:
     """Five orders a quarter of an hour apart, by what became of them."""
     play = Play(at=FIVE_PAST_TEN, tick=timedelta(milliseconds=10), graph=SAGA)
-    play.give("inventory", AddStock(sku="tea", quantity=9, unit_price_cents=250, currency="EUR"))
+    play.give(
+        "inventory",
+        AddStock(
+            delivery_id=UUID(int=1), sku="tea", quantity=9, unit_price_cents=250, currency="EUR"
+        ),
+    )
     orders: dict[str, str] = {}
 
     def place(name: str, **how: Any) -> None:

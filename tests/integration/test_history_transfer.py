@@ -10,6 +10,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 import sqlalchemy as sa
@@ -54,7 +55,12 @@ async def contents(url: str) -> list[set[tuple[Any, ...]]]:
 async def history(tmp_path: Path) -> str:
     """A history of five orders, with a message that was none, followed up to some offset."""
     play = Play(tick=timedelta(milliseconds=3))
-    play.give("inventory", AddStock(sku="tea", quantity=9, unit_price_cents=250, currency="EUR"))
+    play.give(
+        "inventory",
+        AddStock(
+            delivery_id=UUID(int=1), sku="tea", quantity=9, unit_price_cents=250, currency="EUR"
+        ),
+    )
     for customer in ("ada", BROKE, "Zoë 日本", "grace", "ada"):
         play.place(customer=customer)
         play.deliver()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from datetime import timedelta
 from pathlib import Path
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import aio_pika
 import pytest
@@ -45,7 +45,14 @@ def mixed(seed: int = SEED, orders: int = 24) -> Play:
     play = Play(tick=timedelta(milliseconds=3))
     for sku, quantity in (("tea", 30), ("mug", 2)):
         play.give(
-            "inventory", AddStock(sku=sku, quantity=quantity, unit_price_cents=250, currency="EUR")
+            "inventory",
+            AddStock(
+                delivery_id=uuid4(),
+                sku=sku,
+                quantity=quantity,
+                unit_price_cents=250,
+                currency="EUR",
+            ),
         )
     for _ in range(orders):
         order = play.place(

@@ -172,8 +172,18 @@ async def stage(amqp_url: str, tmp_path: Path) -> AsyncIterator[Stage]:
 async def orders(stage: Stage) -> dict[str, str]:
     """Four orders at their ends, by what became of them, and the stock they came from."""
     play = stage.play
-    play.give("inventory", AddStock(sku="tea", quantity=9, unit_price_cents=250, currency="EUR"))
-    play.give("inventory", AddStock(sku="tea", quantity=1, unit_price_cents=250, currency="EUR"))
+    play.give(
+        "inventory",
+        AddStock(
+            delivery_id=UUID(int=1), sku="tea", quantity=9, unit_price_cents=250, currency="EUR"
+        ),
+    )
+    play.give(
+        "inventory",
+        AddStock(
+            delivery_id=UUID(int=2), sku="tea", quantity=1, unit_price_cents=250, currency="EUR"
+        ),
+    )
     placed = {
         "confirmed": play.place(),
         "declined": play.place(customer=BROKE),
@@ -259,7 +269,10 @@ async def test_what_may_be_done_and_forgotten_is_not_lost(
 ) -> None:
     stage.play.at = utc_now() - timedelta(days=days)
     stage.play.give(
-        "inventory", AddStock(sku="tea", quantity=9, unit_price_cents=250, currency="EUR")
+        "inventory",
+        AddStock(
+            delivery_id=UUID(int=3), sku="tea", quantity=9, unit_price_cents=250, currency="EUR"
+        ),
     )
     order_id = stage.play.place()
     stage.play.deliver()
@@ -412,7 +425,12 @@ async def test_a_trimmed_history_is_said_to_be_and_checked_as_far_as_it_goes(
     others = [queue for queue in topology.queues if queue is not whole]
     await apply(replace(topology, queues=[short, *others]), stage.channel)
     play = stage.play
-    play.give("inventory", AddStock(sku="tea", quantity=9, unit_price_cents=250, currency="EUR"))
+    play.give(
+        "inventory",
+        AddStock(
+            delivery_id=UUID(int=4), sku="tea", quantity=9, unit_price_cents=250, currency="EUR"
+        ),
+    )
     for _ in range(150):
         play.place()
         play.deliver()

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Self, TypeVar
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
@@ -92,7 +92,9 @@ def order_of(sku: str) -> OrderPlaced:
 
 
 def stock_of(sku: str) -> AddStock:
-    return AddStock(sku=sku, quantity=10, unit_price_cents=PRICE_CENTS, currency="EUR")
+    return AddStock(
+        delivery_id=uuid4(), sku=sku, quantity=10, unit_price_cents=PRICE_CENTS, currency="EUR"
+    )
 
 
 PLACED = event(order_of("tea"))

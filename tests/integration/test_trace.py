@@ -91,7 +91,12 @@ async def scene(amqp_url: str, tmp_path: Path) -> AsyncIterator[Scene]:
     )
     connection = await aio_pika.connect(amqp_url)
     play = Play(at=utc_now(), tick=timedelta(milliseconds=5), graph=GRAPH)
-    play.give("inventory", AddStock(sku="tea", quantity=99, unit_price_cents=250, currency="EUR"))
+    play.give(
+        "inventory",
+        AddStock(
+            delivery_id=UUID(int=1), sku="tea", quantity=99, unit_price_cents=250, currency="EUR"
+        ),
+    )
     async with connection:
         channel = await connection.channel()
         await apply(topology_of(GRAPH), channel)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from random import Random
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 from hypothesis import given as for_all
@@ -31,7 +31,14 @@ def played(random: Random, orders: int = 12) -> Play:
     play = Play(at=NOW, tick=timedelta(milliseconds=1))
     for sku, quantity in (("tea", 20), ("mug", 1)):
         play.give(
-            "inventory", AddStock(sku=sku, quantity=quantity, unit_price_cents=250, currency="EUR")
+            "inventory",
+            AddStock(
+                delivery_id=uuid4(),
+                sku=sku,
+                quantity=quantity,
+                unit_price_cents=250,
+                currency="EUR",
+            ),
         )
     for _ in range(orders):
         order = play.place(
@@ -79,7 +86,10 @@ def test_events_of_different_orders_commute(name: str, random: Random) -> None:
 
 def test_a_question_that_is_open_is_no_event_and_can_be_folded_where_it_is_known() -> None:
     play = Play(at=NOW)
-    play.give("inventory", AddStock(sku="tea", quantity=9, unit_price_cents=250, currency="EUR"))
+    play.give(
+        "inventory",
+        AddStock(delivery_id=uuid4(), sku="tea", quantity=9, unit_price_cents=250, currency="EUR"),
+    )
     play.provider_down = True
     order = play.place()
     play.deliver()

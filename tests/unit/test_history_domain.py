@@ -25,7 +25,12 @@ TICK = timedelta(milliseconds=5)
 
 def play() -> Play:
     played = Play(at=NOW, tick=TICK)
-    played.give("inventory", AddStock(sku="tea", quantity=9, unit_price_cents=250, currency="EUR"))
+    played.give(
+        "inventory",
+        AddStock(
+            delivery_id=UUID(int=1), sku="tea", quantity=9, unit_price_cents=250, currency="EUR"
+        ),
+    )
     return played
 
 

@@ -42,7 +42,7 @@ def step(name: str) -> Step:
             "order.placed stock.reserved payment.charged order.confirmed stock.added "
             "order.place stock.add Charge notification.begun notification.sent "
             "notification.unconfirmed notification.dismissed notification.resend "
-            "notification.dismiss Resend PutOff Send",
+            "notification.dismiss notification.give_up_resending Resend PutOff Send",
         ),
         (
             Path.FAILURE,
@@ -69,7 +69,7 @@ def test_a_message_belongs_to_the_path_that_its_role_or_its_origin_says(
             Path.HAPPY,
             "order.place inventory.reserve payment.charge payment.record_charge order.confirm "
             "inventory.shelve notification.tell_confirmed notification.record "
-            "notification.resend notification.dismiss",
+            "notification.resend notification.dismiss notification.give_up_resending",
         ),
         (
             Path.FAILURE,

@@ -447,6 +447,28 @@ def test_an_order_that_moved_within_the_grace_may_be_anywhere() -> None:
     assert world.found() == {}
 
 
+def test_a_clock_that_was_set_back_hides_no_order() -> None:
+    world = Clean()
+    tomorrow = NOW + timedelta(days=1)
+    world.orders[STRANGER] = OrderFact(OrderStatus.PENDING, "EUR", 500, tomorrow)
+    world.publish("inventory", 1, reserved(STRANGER), at=tomorrow)
+
+    assert STRANGER in orders_at_rest(world.facts())
+    assert "not_terminal" in world.found()
+
+
+def test_without_a_grace_every_order_is_judged_whatever_the_clocks_say() -> None:
+    world = Clean()
+    for seconds in (-1, 0, 1):
+        order_id = str(UUID(int=100 + seconds))
+        at = NOW + timedelta(seconds=seconds)
+        world.orders[order_id] = OrderFact(OrderStatus.PENDING, "EUR", 500, at)
+
+    at_rest = orders_at_rest(replace(world.facts(), grace_seconds=0.0))
+
+    assert at_rest == world.orders.keys()
+
+
 def test_an_order_that_ended_after_its_row_was_read_does_not_differ() -> None:
     world = Clean()
     world.orders[STRANGER] = OrderFact(OrderStatus.PENDING, "EUR", 500, AT)

@@ -36,7 +36,12 @@ TICK = timedelta(milliseconds=5)
 
 def play() -> Play:
     played = Play(at=NOW, tick=TICK, graph=GRAPH)
-    played.give("inventory", AddStock(sku="tea", quantity=9, unit_price_cents=250, currency="EUR"))
+    played.give(
+        "inventory",
+        AddStock(
+            delivery_id=UUID(int=1), sku="tea", quantity=9, unit_price_cents=250, currency="EUR"
+        ),
+    )
     return played
 
 
@@ -62,7 +67,12 @@ def unknown_sku(played: Play) -> str:
 
 
 def price_mismatch(played: Play) -> str:
-    played.give("inventory", AddStock(sku="tea", quantity=0, unit_price_cents=260, currency="EUR"))
+    played.give(
+        "inventory",
+        AddStock(
+            delivery_id=UUID(int=2), sku="tea", quantity=0, unit_price_cents=260, currency="EUR"
+        ),
+    )
     order = played.place()
     played.deliver()
     return order
