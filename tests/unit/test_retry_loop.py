@@ -234,7 +234,7 @@ SLEEPING = {
     "common/messaging/consumer.py Deliveries.finish": "has a deadline",
     "common/metrics.py watch_event_loop": "cannot fail",
     "common/service.py _finish": "has a deadline",
-    "history_service/follower.py Follower._follow": "waits after a success",
+    "history_service/follower.py Follower._read_on": "waits after a success",
     "history_service/follower.py Follower.start": "has a deadline",
     "order_service/app.py expire_overdue": "expiry",
     "payment_service/gateway.py SandboxGateway._ask": "plays a slow provider",
