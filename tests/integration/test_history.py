@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
@@ -25,7 +26,8 @@ from common.kernel.database import Database, open_database
 from common.kernel.tables import utc_now
 from common.message import Priority
 from common.messaging.connection import BrokerError, connect
-from common.messaging.stream import FIRST, Record, reading
+from common.messaging.frames import Delivery
+from common.messaging.stream import FIRST, Record, StreamReader, reading
 from common.messaging.topology import (
     EVENTS_EXCHANGE,
     HISTORY_STREAM,
@@ -35,6 +37,7 @@ from common.messaging.topology import (
     topology_of,
 )
 from common.messaging.trust import EDITOR_SOURCE
+from common.messaging.wire import Channel
 from common.tasks import cancel_all
 from history_service import queries, store
 from history_service.follower import Follower, missing
@@ -353,9 +356,17 @@ async def test_gaps_of_two_streams_that_begin_alike_are_both_known(
 
 @pytest.fixture
 def slow_broker(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Any broker is, for those who wait for no answer."""
-    monkeypatch.setattr("history_service.follower.LOOK_SECONDS", 0.0)
-    monkeypatch.setattr("common.messaging.stream.END_SECONDS", 0.0)
+    """What the stream holds comes later than anybody looks for it."""
+    take_in = StreamReader._take_in
+    coming: deque[tuple[StreamReader, Channel, Delivery]] = deque()
+
+    def take_in_later(reader: StreamReader, channel: Channel, delivery: Delivery) -> None:
+        coming.append((reader, channel, delivery))
+        asyncio.get_running_loop().call_later(0.2, lambda: take_in(*coming.popleft()))
+
+    monkeypatch.setattr(StreamReader, "_take_in", take_in_later)
+    monkeypatch.setattr("history_service.follower.LOOK_SECONDS", 0.02)
+    monkeypatch.setattr("common.messaging.stream.END_SECONDS", 0.02)
 
 
 async def test_a_broker_that_is_slow_to_answer_has_no_other_stream(
@@ -499,9 +510,10 @@ async def test_an_import_beside_the_service_at_work_makes_no_event_a_stray(
         await stream.publish(*play.events[:5])
         await shared.has(*play.events[:5])
         with held_import(postgres_url, file) as end:
-            await stream.publish(*play.events[5:])
+            await stream.publish(play.events[5])
             await until(lambda: waits_for_a_lock(shared))
             assert (await asyncio.to_thread(end)).new == len(imported)
+        await stream.publish(*play.events[6:])
         await shared.has(*play.events)
 
     assert await shared.strays() == {}
@@ -560,10 +572,11 @@ async def test_a_position_that_an_older_replica_took_is_no_fault_of_an_event(
         writing = thread.submit(lambda: asyncio.run(as_older()))
         assert wrote.wait(60)
         async with following(stream, shared.database):
-            await stream.publish(*newer)
+            await stream.publish(newer[0])  # Several would be tried again, one by one.
             await until(lambda: waits_for_a_lock(shared))
             go_on.set()
             await asyncio.to_thread(writing.result)
+            await stream.publish(*newer[1:])
             await shared.has(*newer)
 
     assert await shared.strays() == {}
