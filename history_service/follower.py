@@ -3,8 +3,9 @@
 A place is the offset of the last message that was kept, and what that message is recognised by.
 Reading goes on *at* that message, not after it. So what follows tells by itself how the stream is
 now: the same message, and nothing was missed; a later one, and retention has taken what was
-between; another one or none at all, and this is not the stream that was read, which is then read
-from its beginning. What is known already is not kept twice.
+between; another one, or an end before that place, and the stream is read from its beginning. What
+is known already is not kept twice, and tells whether it is still the stream that was read. No
+answer tells nothing: then the broker is slow, and is waited for.
 """
 
 from __future__ import annotations
@@ -57,12 +58,22 @@ STOP_POLL_SECONDS: Final = 0.2
 _NAME: Final = f"{OBSERVER.name} follower"
 
 
-Gap = tuple[int, int]
+_AWAY: Final = (
+    BrokerError,
+    StreamError,
+    ConnectionError,
+    TimeoutError,
+    aiormq.exceptions.AMQPError,
+    aiormq.exceptions.ChannelInvalidStateError,
+)
+"""What is raised while the broker is away, or on the way there."""
+
+_Offsets = tuple[int, int]
 """The first and the last of some offsets."""
 
 
 class AnotherStream(Exception):
-    """The stream does not hold what was read from it before."""
+    """The stream does not hold at its place what was read there before."""
 
 
 class Follower:
@@ -83,6 +94,7 @@ class Follower:
         self._stopping = asyncio.Event()
         self._ended = asyncio.Event()
         self._backoff_seconds = BACKOFF_MIN_SECONDS
+        self._logged = ""
 
     @property
     def trouble(self) -> str:
@@ -97,17 +109,17 @@ class Follower:
     async def start(self, patience_seconds: float) -> None:
         """Find the stream, and let `run` begin. Raises `BrokerError` if it is not there."""
         deadline = time.monotonic() + patience_seconds
-        connection = await connect(self._url, name=_NAME, patience_seconds=patience_seconds)
-        async with connection:
-            while True:
-                try:
-                    async with reading(connection, FIRST):
-                        break
-                except (StreamError, aiormq.exceptions.AMQPError) as error:
-                    # A node that has just started lets clients in before its streams are there.
-                    if time.monotonic() > deadline:
-                        raise BrokerError(f"cannot follow the history: {error}") from error
-                await asyncio.sleep(RETRY_SECONDS)
+        while True:
+            left = max(0.0, deadline - time.monotonic())
+            connection = await connect(self._url, name=_NAME, patience_seconds=left)
+            try:
+                async with connection, reading(connection, FIRST):
+                    break
+            except _AWAY as error:
+                # A node that has just started lets clients in before its streams are there.
+                if time.monotonic() > deadline:
+                    raise BrokerError(f"cannot follow the history: {error}") from error
+            await asyncio.sleep(RETRY_SECONDS)
         self._started.set()
 
     async def stop(self) -> None:
@@ -122,21 +134,24 @@ class Follower:
                 await self._ended.wait()
 
     async def run(self) -> None:
-        """Follow the stream until `stop`, however often broker or database go away."""
+        """Follow the stream until `stop`, however often broker or database go away. What nobody has
+        thought of is a problem in `/readyz`, and tried again as well."""
         await self._started.wait()
         while not self._stopping.is_set():
             try:
                 await self._follow()
-            except AnotherStream as error:
-                log.warning("%s; it is read from its beginning", error)
-                await self._database.transaction(store.forget_place)
-            except VersionConflict:
-                await self._pause("another process follows the stream into this database")
+            except VersionConflict as error:
+                await self._pause(str(error))
             except Exception as error:
-                if not self._may_pass(error):
-                    raise
+                if not isinstance(error, _AWAY) and not self._database.is_away(error):
+                    self._log_once(error)
                 await self._pause(str(error) or type(error).__name__)
         self._ended.set()
+
+    def _log_once(self, error: Exception) -> None:
+        if (kind := repr(error)) != self._logged:
+            log.error("following the history failed", exc_info=error)
+        self._logged = kind
 
     async def _pause(self, why: str) -> None:
         if self._trouble:
@@ -150,50 +165,92 @@ class Follower:
                 await self._stopping.wait()
         self._backoff_seconds = min(self._backoff_seconds * 2, BACKOFF_MAX_SECONDS)
 
-    def _may_pass(self, error: Exception) -> bool:
-        away = (
-            BrokerError,
-            StreamError,
-            ConnectionError,
-            aiormq.exceptions.AMQPError,
-            aiormq.exceptions.ChannelInvalidStateError,
-        )
-        return isinstance(error, away) or self._database.is_away(error)
-
     async def _follow(self) -> None:
         place = await self._database.read(read_place)
         connection = await connect(self._url, name=_NAME)
-        async with (
-            connection,
-            reading(connection, FIRST if place is None else place.offset) as reader,
-        ):
-            records = [] if place is None else await self._resume(connection, reader, place)
-            adjoins = place is not None and bool(records) and records[0].offset == place.offset
-            if adjoins:
-                records = records[1:]
-            self._trouble = ""
-            self._follow_loop.succeeded()
-            while not self._stopping.is_set():
-                if records:
-                    gaps = missing(records, place, adjoins=adjoins)
-                    place = await self._keep(records, place, gaps)
-                    for first, last in gaps:
-                        log.error(
-                            "offsets %d to %d were removed before they were read", first, last
-                        )
-                    adjoins = True
-                    self._backoff_seconds = BACKOFF_MIN_SECONDS
-                    if len(records) < BATCH_MAX // 2:
-                        await asyncio.sleep(LINGER_SECONDS)
-                records = await reader.take(BATCH_MAX, STOP_POLL_SECONDS)
+        async with connection:
+            if place is not None:
+                try:
+                    async with reading(connection, place.offset) as reader:
+                        await self._go_on(connection, reader, place)
+                        return
+                except AnotherStream as error:
+                    log.warning("%s; it is read from its beginning", error)
+            async with reading(connection, FIRST) as reader:
+                await self._begin(reader, place)
+
+    async def _go_on(self, connection: Connection, reader: StreamReader, place: Place) -> None:
+        """Read on from `place`. Raises `AnotherStream`."""
+        self._connected()
+        records = await self._resume(connection, reader, place)
+        adjoins = bool(records) and records[0].offset == place.offset
+        records = records[1:] if adjoins else records
+        await self._read_on(
+            reader, records, place, place.stream_number, place.offset, adjoins=adjoins
+        )
+
+    async def _begin(self, reader: StreamReader, place: Place | None) -> None:
+        """Read from the beginning. `place` is how far the stream that was read before is known."""
+        self._connected()
+        records: list[Record] = []
+        while not records:
+            if self._stopping.is_set():
+                return
+            records = await reader.take(BATCH_MAX, STOP_POLL_SECONDS)
+        number, after = 1, -1
+        if place is not None:
+            number = place.stream_number
+            same = await self._database.read(
+                lambda connection: store.were_read(connection, records, number)
+            )
+            if same:  # What is missing before it has been noted.
+                after = records[0].offset - 1
+            else:
+                number += 1
+                log.warning("the broker has another %s than was read before", HISTORY_STREAM)
+        await self._read_on(reader, records, place, number, after, adjoins=False)
+
+    async def _read_on(
+        self,
+        reader: StreamReader,
+        records: list[Record],
+        place: Place | None,
+        number: int,
+        after: int,
+        *,
+        adjoins: bool,
+    ) -> None:
+        """Keep these records and all that follow, of the stream of that number, until `stop`.
+
+        They come after the offset `after`: see `missing`. `place` is what the database has noted.
+        """
+        while not self._stopping.is_set():
+            if records:
+                gaps = missing(records, after, adjoins=adjoins)
+                place = await self._keep(records, place, number, gaps)
+                for first, last in gaps:
+                    log.error("offsets %d to %d were removed before they were read", first, last)
+                after, adjoins = place.offset, True
+                self._backoff_seconds = BACKOFF_MIN_SECONDS
+                if len(records) < BATCH_MAX // 2:
+                    await asyncio.sleep(LINGER_SECONDS)
+            records = await reader.take(BATCH_MAX, STOP_POLL_SECONDS)
+
+    def _connected(self) -> None:
+        self._trouble = ""
+        self._follow_loop.succeeded()
 
     async def _resume(
         self, connection: Connection, reader: StreamReader, place: Place
     ) -> list[Record]:
-        """The first records from `place` on. Raises `AnotherStream`."""
+        """The first records from `place` on; none if it is to stop. Raises `AnotherStream`."""
         while not (records := await reader.take(BATCH_MAX, LOOK_SECONDS)):
+            if self._stopping.is_set():
+                return []
+            # The end of a stream that has been read up to here says something; none, that the
+            # stream is empty, or that the broker takes its time.
             last = await last_offset(connection)
-            if last is None or last < place.offset:
+            if last is not None and last < place.offset:
                 raise AnotherStream(
                     f"{HISTORY_STREAM} ends at offset {last}, but was read up to {place.offset}: "
                     f"it has lost its end, or was made anew"
@@ -206,13 +263,19 @@ class Follower:
         return records
 
     async def _keep(
-        self, records: Sequence[Record], place: Place | None, gaps: Sequence[Gap]
+        self,
+        records: Sequence[Record],
+        place: Place | None,
+        number: int,
+        gaps: Sequence[_Offsets],
     ) -> Place:
         """Commit the records; what the database refuses is kept as a stray, by itself."""
         now = self._clock()
         try:
             tally = await self._database.transaction(
-                lambda connection: store.follow(connection, records, now, place, gaps)
+                lambda connection: store.follow(
+                    connection, records, now, place, gaps, stream_number=number
+                )
             )
         except VersionConflict:
             raise
@@ -221,12 +284,14 @@ class Follower:
                 raise
             if len(records) > 1:
                 middle = len(records) // 2
-                place = await self._keep(records[:middle], place, gaps)
-                return await self._keep(records[middle:], place, ())
+                place = await self._keep(records[:middle], place, number, gaps)
+                return await self._keep(records[middle:], place, number, ())
             log.error("message at offset %d refused", records[0].offset, exc_info=error)
             why = str(error)
             tally = await self._database.transaction(
-                lambda c: store.follow(c, records, now, place, gaps, refusal=why)
+                lambda c: store.follow(
+                    c, records, now, place, gaps, stream_number=number, refusal=why
+                )
             )
         last = records[-1]
         self._metrics.kept(
@@ -234,17 +299,17 @@ class Follower:
             last.offset,
             elapsed(tally.newest_at, now).total_seconds() if tally.newest_at else None,
         )
-        return Place(last.offset, store.key(last))
+        return Place(last.offset, store.key(last), number)
 
 
-def missing(records: Sequence[Record], place: Place | None, *, adjoins: bool) -> list[Gap]:
-    """What retention has taken after `place`, before or between the records.
+def missing(records: Sequence[Record], after: int, *, adjoins: bool) -> list[_Offsets]:
+    """What retention has taken after the offset `after`, before or between the records.
 
-    Where reading goes on from the place itself, it `adjoins`, and only more offsets than the broker
-    uses itself are a gap.
+    Where reading goes on from a message that was read, it `adjoins`, and only more offsets than the
+    broker uses itself are a gap.
     """
-    gaps: list[Gap] = []
-    before = -1 if place is None else place.offset
+    gaps: list[_Offsets] = []
+    before = after
     unused = OFFSETS_UNUSED_MAX if adjoins else 0
     for record in records:
         if record.offset - before - 1 > unused:

@@ -11,22 +11,24 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from common.envelope import Attributes, rfc3339
+from common.envelope import Attributes, Undecodable, rfc3339
 from common.events import CancellationReason
 from common.kernel.statements import any_of
 from common.kernel.tables import Utc
-from common.limits import SEQUENCE_MAX, TIME_END, TIME_MIN
 from common.message import Priority
 from history_service.domain import OrderView, Status, view_of
 from history_service.store import (
     ORDERS,
     Fact,
+    Gap,
     Place,
+    Stray,
     decoded,
     events,
     gaps,
     order_views,
     places,
+    storable,
 )
 
 PERCENTILES: Final = (50, 95, 99)
@@ -69,38 +71,60 @@ class Hour:
 
 def place(connection: Connection) -> Place | None:
     """How far the stream was read; None if nothing was."""
-    row = connection.execute(sa.select(places.c.offset, places.c.key)).first()
+    query = sa.select(places.c.offset, places.c.key, places.c.stream_number)
+    row = connection.execute(query).first()
     return Place(*row) if row else None
 
 
-def known_gaps(connection: Connection) -> list[tuple[int, int]]:
-    """The first and the last offset of each gap."""
-    query = sa.select(gaps.c.first, gaps.c.last).order_by(gaps.c.first)
-    return [(row.first, row.last) for row in connection.execute(query)]
+def known_gaps(connection: Connection) -> list[Gap]:
+    """What is missing of each stream that was read."""
+    query = sa.select(gaps.c.first, gaps.c.last, gaps.c.stream_number)
+    rows = connection.execute(query.order_by(gaps.c.stream_number, gaps.c.first))
+    return [Gap(*row) for row in rows]
 
 
 def facts_about(connection: Connection, subjects: Collection[str]) -> list[Fact]:
     """All events about these subjects, in the order in which they were recorded."""
     wanted = any_of(connection, events.c.subject, sorted(subjects))
-    return [
-        fact_of(row) for row in connection.execute(FACTS.where(wanted).order_by(events.c.position))
-    ]
+    return facts_in(connection, ROWS.where(wanted).order_by(events.c.position))
 
 
-FACTS: Final = sa.select(
-    events.c.position, events.c.stream_offset, events.c.recorded_at, events.c.body
-).where(
-    # An older version kept these, too; nobody can reckon with them.
-    events.c.time >= TIME_MIN,
-    events.c.time < TIME_END,
-    sa.or_(events.c.sequence.is_(None), events.c.sequence <= SEQUENCE_MAX),
+ROWS: Final = sa.select(
+    events.c.event_id,
+    events.c.position,
+    events.c.stream_offset,
+    events.c.stream_number,
+    events.c.recorded_at,
+    events.c.body,
 )
-"""What `fact_of` takes."""
+"""What `item_of` takes."""
 
 
-def fact_of(row: Any) -> Fact:
-    """An event from its row."""
-    return Fact(Attributes.of(row.body), row.body, row.stream_offset, row.position, row.recorded_at)
+def facts_in(connection: Connection, query: sa.Select[Any]) -> list[Fact]:
+    """The events among these `ROWS`, but for those that are none any more; see `item_of`."""
+    items = map(item_of, connection.execute(query))
+    return [item for item in items if isinstance(item, Fact)]
+
+
+def item_of(row: Any) -> Fact | Stray:
+    """An event from its row. An older version, or another program, may have kept what is beyond the
+    limits that hold now (`common.limits`): nobody can reckon with that, so it is no event."""
+    try:
+        attributes = Attributes.of(row.body)
+    except Undecodable as error:
+        return Stray(
+            key=storable(row.event_id),
+            routing_key="",
+            reason=error.reason,
+            detail=f"kept as an event, but beyond what this version takes for one: {error}",
+            body=row.body,
+            stream_offset=row.stream_offset,
+            recorded_at=row.recorded_at,
+            stream_number=row.stream_number,
+        )
+    return Fact(
+        attributes, row.body, row.stream_offset, row.position, row.recorded_at, row.stream_number
+    )
 
 
 def search(
@@ -163,8 +187,10 @@ def hours(connection: Connection, since: datetime, until: datetime) -> list[Hour
     ended_in = _hour_of(table.ended_at)
     in_time = table.ended_at >= since, table.ended_at < until
     outcome = (ended_in, table.status, table.reason, table.currency)
+    # Only of what was paid: anyone may order for any amount, and SQLite fails where sums overflow.
+    revenue = sa.case((table.status == Status.CONFIRMED, table.total_cents), else_=0)
     ended = (
-        sa.select(*outcome, sa.func.count(), sa.func.sum(table.total_cents))
+        sa.select(*outcome, sa.func.count(), sa.func.sum(revenue))
         .where(*in_time)
         .group_by(*outcome)
     )

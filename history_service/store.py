@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -13,10 +14,10 @@ import sqlalchemy as sa
 from pydantic_core import from_json
 from sqlalchemy.engine import Connection
 
-from common.envelope import Attributes, Decoder, Envelope, MessageKey, Undecodable
+from common.envelope import Attributes, Decoder, Envelope, Undecodable
 from common.events import CancellationReason, OrderEvent, known_events
 from common.kernel.rows import Rows, writing
-from common.kernel.statements import any_of
+from common.kernel.statements import any_of, is_taken, on_postgresql
 from common.kernel.tables import Schema, StateTable, Utc, VersionConflict, Word, inbox_key
 from common.message import Priority
 from common.messaging.dead_letters import key_of
@@ -44,6 +45,8 @@ events = sa.Table(
     sa.Column("time", Utc, nullable=False),
     sa.Column("causation", sa.String(255)),
     sa.Column("body", sa.LargeBinary, nullable=False),
+    # Which stream `stream_offset` counts in, see `places`; unknown for what was imported.
+    sa.Column("stream_number", sa.Integer, server_default="1"),
     sa.Index("events_by_position", "position", unique=True),
     sa.Index("events_by_subject", "subject", "source", "sequence"),
 )
@@ -57,11 +60,15 @@ strays = sa.Table(
     sa.Column("reason", sa.String(32), nullable=False),
     sa.Column("detail", sa.Text, nullable=False),
     sa.Column("body", sa.LargeBinary, nullable=False),
+    sa.Column("stream_number", sa.Integer, server_default="1"),
 )
 """What came by the stream and is no event: nothing is thrown away."""
 gaps = sa.Table(
     "gaps",
     _metadata,
+    sa.Column(
+        "stream_number", sa.Integer, primary_key=True, autoincrement=False, server_default="1"
+    ),
     sa.Column("first", sa.BigInteger, primary_key=True, autoincrement=False),
     sa.Column("last", sa.BigInteger, nullable=False),
     sa.Column("noticed_at", Utc, nullable=False),
@@ -73,8 +80,28 @@ places = sa.Table(
     sa.Column("stream", sa.String(64), primary_key=True),
     sa.Column("offset", sa.BigInteger, nullable=False),
     sa.Column("key", sa.String(255), nullable=False),
+    # From 1; each stream that is put in the place of the one before counts one more.
+    sa.Column("stream_number", sa.Integer, nullable=False, server_default="1"),
 )
 """The last message of the stream that was read, and what it is recognised by."""
+
+
+class _Told(Word):
+    """A word of an event. One of a newer version, which was taken back, is read as `unknown`."""
+
+    cache_ok = True
+
+    def __init__(self, kind: type[StrEnum], unknown: StrEnum | None) -> None:
+        super().__init__(kind)
+        self.unknown = unknown
+
+    def process_result_value(self, value: Any, dialect: sa.Dialect) -> StrEnum | None:
+        try:
+            return None if value is None else self.kind(value)
+        except ValueError:
+            return self.unknown
+
+
 _OFTEN_FILTERED: Final = ("total_cents", "currency", "priority")
 order_views = sa.Table(
     "order_views",
@@ -82,16 +109,16 @@ order_views = sa.Table(
     sa.Column("order_id", sa.String(36), primary_key=True),
     sa.Column("version", sa.Integer, nullable=False),
     sa.Column("sequence", sa.Integer, nullable=False),
-    sa.Column("status", Word(Status), nullable=False),
-    sa.Column("reason", Word(CancellationReason)),
+    sa.Column("status", _Told(Status, Status.UNKNOWN), nullable=False),
+    sa.Column("reason", _Told(CancellationReason, None)),
     sa.Column("customer", sa.String(128), nullable=False),
     sa.Column("currency", sa.String(3), nullable=False),
     sa.Column("total_cents", sa.BigInteger, nullable=False),
     sa.Column("charged_cents", sa.BigInteger, nullable=False),
     sa.Column("refunded_cents", sa.BigInteger, nullable=False),
-    sa.Column("priority", Word(Priority), nullable=False),
-    sa.Column("stock", Word(Stock), nullable=False),
-    sa.Column("payment", Word(Payment), nullable=False),
+    sa.Column("priority", _Told(Priority, Priority.NORMAL), nullable=False),
+    sa.Column("stock", _Told(Stock, Stock.NONE), nullable=False),
+    sa.Column("payment", _Told(Payment, Payment.NONE), nullable=False),
     sa.Column("deadline", Utc),
     sa.Column("placed_at", Utc),
     sa.Column("stock_at", Utc),
@@ -115,8 +142,15 @@ TABLES: Final = Schema(_metadata, migrations=Path(__file__).with_name("migration
 _PUBLISHERS: Final = {kind.type: kind.publisher for kind in known_events()}
 _EVENTS: Final = Rows(events)
 _STRAYS: Final = Rows(strays)
-_GAPS: Final = Rows(gaps)
 _PLACES: Final = Rows(places)
+_WRITING: Final = 4_919_018
+"""The advisory lock that one process holds while it writes into a history."""
+DETAIL_MAX_CHARACTERS: Final = 10_000
+"""Of what is wrong with a stray."""
+TURN_SECONDS: Final = 2.0
+"""How long a process waits for another one that writes."""
+_LOCK_NOT_AVAILABLE: Final = "55P03"
+"""What PostgreSQL says then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +159,20 @@ class Place:
 
     offset: int
     key: str
+    stream_number: int = 1
+
+
+class Gap(NamedTuple):
+    """Offsets of a stream, from `first` to `last`, that retention had removed before they were
+    read."""
+
+    first: int
+    last: int
+    stream_number: int = 1
+
+    def __str__(self) -> str:
+        which = f" of stream {self.stream_number}" if self.stream_number > 1 else ""
+        return f"{self.first} to {self.last}{which}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +184,8 @@ class Fact:
     stream_offset: int | None = None
     position: int = 0
     recorded_at: datetime | None = None
+    stream_number: int | None = None
+    """The stream that `stream_offset` counts in; None if it is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +199,7 @@ class Stray:
     body: bytes
     stream_offset: int | None = None
     recorded_at: datetime | None = None
+    stream_number: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,11 +213,11 @@ class Tally:
     newest_at: datetime | None = None
 
 
-def judge(record: Record) -> Fact | Stray:
+def judge(record: Record, stream_number: int) -> Fact | Stray:
     """What a message of the stream is. The broker let it in by its routing key, so that has to say
     what the message says of itself; a corrected copy comes from an operator, straight."""
     if record.unreadable:
-        return _stray(record, "unreadable", record.unreadable)
+        return _stray(record, stream_number, "unreadable", record.unreadable)
     try:
         attributes = Attributes.of(record.body)
         by_operator = (EDITOR_SOURCE, "", HISTORY_STREAM)
@@ -182,32 +233,30 @@ def judge(record: Record) -> Fact | Stray:
                 f"not {attributes.routing_key!r}",
             )
     except Undecodable as error:
-        return _stray(record, error.reason, str(error))
-    return Fact(attributes, record.body, record.offset)
+        return _stray(record, stream_number, error.reason, str(error))
+    return Fact(attributes, record.body, record.offset, stream_number=stream_number)
 
 
 def key(record: Record) -> str:
     """What a message of the stream is recognised by here."""
-    return _storable(record.key)
+    return storable(record.key)
 
 
-def _refused(record: Record, why: str) -> Stray:
-    return _stray(record, "refused", why)
-
-
-def _stray(record: Record, reason: str, detail: str) -> Stray:
+def _stray(record: Record, stream_number: int, reason: str, detail: str) -> Stray:
     return Stray(
         key(record),
         # With its odd bytes spelt out, it may be longer than any key.
-        _storable(record.routing_key)[:SHORT_MAX_BYTES],
+        storable(record.routing_key)[:SHORT_MAX_BYTES],
         reason,
-        _storable(detail),
+        storable(detail)[:DETAIL_MAX_CHARACTERS],
         record.body,
         record.offset,
+        stream_number=stream_number,
     )
 
 
-def _storable(text: str) -> str:
+def storable(text: str) -> str:
+    """The text as every database takes it, without NUL."""
     return text.replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
@@ -221,6 +270,27 @@ def _apart(stray: Stray, body: bytes) -> Stray:
 # --- writing, in the caller's transaction -----------------------------------------------------
 
 
+def take_turn(connection: Connection) -> None:
+    """Keep other processes from writing into this history until the transaction ends: so positions
+    follow each other, and what was read before is still so when it is written.
+
+    Comes first in each transaction that writes. Raises `VersionConflict` if another process is at
+    it for longer than `TURN_SECONDS`.
+    """
+    if not on_postgresql(connection):
+        return  # One process owns the file, and its transactions run one after the other.
+    query = sa.select(
+        sa.func.set_config("lock_timeout", f"{TURN_SECONDS * 1_000:.0f}", True),
+        sa.func.pg_advisory_xact_lock(_WRITING),
+    )
+    try:
+        connection.execute(query)
+    except sa.exc.DBAPIError as error:
+        if getattr(error.orig, "sqlstate", None) == _LOCK_NOT_AVAILABLE:
+            raise VersionConflict("another process writes into this history") from error
+        raise
+
+
 def follow(
     connection: Connection,
     records: Sequence[Record],
@@ -228,45 +298,84 @@ def follow(
     before: Place | None,
     gaps_found: Iterable[tuple[int, int]] = (),
     *,
+    stream_number: int = 1,
     refusal: str | None = None,
 ) -> Tally:
-    """Keep what the stream held next after the place `before`, and note the new place.
+    """Keep what the stream of that number held next, and note the new place. `before` is the place
+    noted so far, of this stream or of the one before it.
 
     With a `refusal`, the records are kept as strays for that reason. Raises `VersionConflict` if
-    somebody else has moved the place.
+    another process has moved the place.
     """
-    found = map(judge, records) if refusal is None else (_refused(r, refusal) for r in records)
-    tally = append(connection, list(found), now)
-    for first, last in gaps_found:
-        _GAPS.insert(connection, [{"first": first, "last": last, "noticed_at": now}])
-    values = {"offset": records[-1].offset, "key": key(records[-1])}
+    found = [
+        judge(record, stream_number)
+        if refusal is None
+        else _stray(record, stream_number, "refused", refusal)
+        for record in records
+    ]
+    tally = append(connection, found, now)
+    _note_gaps(connection, [Gap(*gap, stream_number) for gap in gaps_found], now)
+    values = {
+        "offset": records[-1].offset,
+        "key": key(records[-1]),
+        "stream_number": stream_number,
+    }
     if before is None:
         moved = _PLACES.insert(connection, [{"stream": HISTORY_STREAM, **values}])
     else:
         moved = connection.execute(
             places.update()
-            .where(places.c.stream == HISTORY_STREAM, places.c.offset == before.offset)
+            .where(
+                places.c.stream == HISTORY_STREAM,
+                places.c.offset == before.offset,
+                places.c.stream_number == before.stream_number,
+            )
             .values(values)
         ).rowcount
     if moved != 1:
-        raise VersionConflict(places.name)
+        raise VersionConflict("another process has read on in the stream")
     return tally
 
 
-def forget_place(connection: Connection) -> None:
-    """Have the stream read from its oldest event; what is known will not be kept twice."""
-    connection.execute(places.delete())
+def _note_gaps(connection: Connection, found: Sequence[Gap], now: datetime) -> None:
+    for gap in found:
+        same = (gaps.c.stream_number == gap.stream_number) & (gaps.c.first == gap.first)
+        last = connection.scalar(sa.select(gaps.c.last).where(same))
+        if last is None:
+            connection.execute(gaps.insert().values(**gap._asdict(), noticed_at=now))
+        elif last < gap.last:
+            connection.execute(gaps.update().where(same).values(last=gap.last, noticed_at=now))
+
+
+def were_read(connection: Connection, records: Sequence[Record], stream_number: int) -> bool:
+    """Whether any of these records is known from the stream of that number, at this very offset:
+    then they are of that stream. What was imported counts too, as it may have come from there."""
+    offsets = {key(record): record.offset for record in records}
+    for table, column in ((events, events.c.event_id), (strays, strays.c.key)):
+        number = table.c.stream_number
+        query = sa.select(column, table.c.stream_offset).where(
+            any_of(connection, column, sorted(offsets)),
+            (number == stream_number) | number.is_(None),
+        )
+        if any(offsets[id] == offset for id, offset in connection.execute(query)):
+            return True
+    return False
 
 
 def append(connection: Connection, found: Sequence[Fact | Stray], now: datetime) -> Tally:
-    """Keep what is new, and bring the views up to date."""
+    """Keep what is new, and bring the views up to date. Raises `VersionConflict`, see
+    `take_turn`."""
+    take_turn(connection)
     facts: dict[str, Fact] = {}
     new_strays: dict[str, Stray] = {}
     known = 0
-    kept = _kept(connection, [f.attributes.key for f in found if isinstance(f, Fact)])
+    kept = _kept(connection, found)
     stray_bodies = _stray_bodies(connection, {s.key for s in found if isinstance(s, Stray)})
     for item in found:
         if isinstance(item, Stray):
+            if item.key in kept and kept[item.key].body == item.body:
+                known += 1  # kept as an event, see `queries.item_of`
+                continue
             stray = _apart(item, stray_bodies.setdefault(item.key, item.body))
             new_strays.setdefault(stray.key, stray)
             continue
@@ -286,12 +395,24 @@ def append(connection: Connection, found: Sequence[Fact | Stray], now: datetime)
         _row(id, fact, position + number, now)
         for number, (id, fact) in enumerate(facts.items(), start=1)
     ]
-    if rows and _EVENTS.insert(connection, rows) != len(rows):
-        raise VersionConflict(events.name)
+    _insert_events(connection, rows)
     stray_count = _insert_strays(connection, new_strays.values(), now) if new_strays else 0
     project(connection, facts.values())
     newest_at = max((fact.attributes.time for fact in facts.values()), default=None)
     return Tally(len(rows), known, stray_count, newest_at)
+
+
+def _insert_events(connection: Connection, rows: Sequence[dict[str, Any]]) -> None:
+    """Insert rows that are not there. Raises `VersionConflict` if one of their ids or positions was
+    taken all the same, by a process that takes no turns: that says nothing of these events."""
+    try:
+        inserted = _EVENTS.insert(connection, rows) if rows else 0
+    except sa.exc.IntegrityError as error:
+        if is_taken(error):
+            raise VersionConflict("another process writes into this history") from error
+        raise
+    if inserted != len(rows):
+        raise VersionConflict("another process writes into this history")
 
 
 def project(connection: Connection, facts: Iterable[Fact]) -> None:
@@ -333,9 +454,14 @@ class _Kept(NamedTuple):
     body: bytes
 
 
-def _kept(connection: Connection, messages: Iterable[MessageKey]) -> dict[str, _Kept]:
+def _kept(connection: Connection, found: Iterable[Fact | Stray]) -> dict[str, _Kept]:
     """What is kept under the ids of these messages, or under what stands for them."""
-    ids = {id for message in messages for id in (message.id, inbox_key(message))}
+    ids: set[str] = set()
+    for item in found:
+        if isinstance(item, Stray):
+            ids.add(item.key)
+        else:
+            ids |= {item.attributes.id, inbox_key(item.attributes.key)}
     if not ids:
         return {}
     query = sa.select(events.c.event_id, events.c.source, events.c.body)
@@ -354,7 +480,12 @@ def _stray_bodies(connection: Connection, keys: set[str]) -> dict[str, bytes]:
 
 def _same(body: bytes, other: bytes) -> bool:
     """Whether it is the same event, published again; formatting does not matter."""
-    return body == other or from_json(body) == from_json(other)
+    if body == other:
+        return True
+    try:
+        return bool(from_json(body) == from_json(other))
+    except (ValueError, RecursionError):
+        return False  # What an older version kept may be no JSON.
 
 
 def _conflicting(fact: Fact) -> Stray:
@@ -365,6 +496,7 @@ def _conflicting(fact: Fact) -> Stray:
         f"another event has the id {fact.attributes.id}",
         fact.body,
         fact.stream_offset,
+        stream_number=fact.stream_number,
     )
 
 
@@ -382,6 +514,7 @@ def _row(id: str, fact: Fact, position: int, now: datetime) -> dict[str, Any]:
         "time": attributes.time,
         "causation": attributes.causationid,
         "body": fact.body,
+        "stream_number": fact.stream_number,
     }
 
 
@@ -395,6 +528,7 @@ def _insert_strays(connection: Connection, new: Iterable[Stray], now: datetime) 
             "reason": stray.reason,
             "detail": stray.detail,
             "body": stray.body,
+            "stream_number": stray.stream_number,
         }
         for stray in new
     ]

@@ -36,12 +36,13 @@ def steps_of(facts: Sequence[Fact]) -> list[Step]:
     placed: dict[str, Step] = {}
 
     def place(fact: Fact) -> None:
-        waiting = [fact]
-        while (cause := by_id.get(waiting[-1].attributes.causationid or "")) is not None:
-            if cause.attributes.id in placed or cause in waiting:
+        waiting = {fact.attributes.id: fact}
+        last = fact
+        while (cause := by_id.get(last.attributes.causationid or "")) is not None:
+            if cause.attributes.id in placed or cause.attributes.id in waiting:
                 break
-            waiting.append(cause)
-        for next_fact in reversed(waiting):
+            waiting[cause.attributes.id] = last = cause
+        for next_fact in reversed(waiting.values()):
             step = _step(next_fact, by_id.get(next_fact.attributes.causationid or ""))
             placed.setdefault(next_fact.attributes.id, step)
 

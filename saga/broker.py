@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -107,19 +107,22 @@ async def drift(
     Changes nothing. Raises `BrokerError` or `NodeError`.
     """
     virtual_host = virtual_host_of(url) if url else "/"
-    expected = definitions(topology_of(graph), users_of(graph), virtual_host=virtual_host)
+    topology = topology_of(graph)
     if management_url is not None:
         async with Management(management_url) as management:
             found = await management.export(virtual_host)
         broker = printable(management_url)
     elif url is not None:
-        found_here = await _over_amqp(url, expected)
+        found_here = await _over_amqp(url, topology)
         return Drift(printable(url), found_here, ("bindings", "users", "permissions"))
     else:
         node = RabbitNode(folder / NODE_FOLDER)
         found = json.loads(await asyncio.to_thread(node.ctl, "export_definitions", "-"))
         broker = str(node.folder)
     seen = "users" in found
+    expected = definitions(
+        _as_it_may_be(topology, found, virtual_host), users_of(graph), virtual_host=virtual_host
+    )
     return Drift(
         broker,
         differences(expected, found, virtual_host=virtual_host, users=seen),
@@ -135,17 +138,39 @@ def virtual_host_of(url: str) -> str:
         return "/"  # connecting will say what is wrong with it
 
 
-async def _over_amqp(url: str, expected: Definitions) -> list[Difference]:
+def _as_it_may_be(topology: Topology, found: Definitions, virtual_host: str) -> Topology:
+    """The topology, with queues as an earlier version declared them where they are there so."""
+    there = {
+        queue["name"]: queue["arguments"]
+        for queue in found["queues"]
+        if queue.get("vhost", virtual_host) == virtual_host
+    }
+    queues = [
+        replace(queue, arguments=there[queue.name])
+        if there.get(queue.name) in queue.formerly
+        else queue
+        for queue in topology.queues
+    ]
+    return replace(topology, queues=queues)
+
+
+async def _over_amqp(url: str, topology: Topology) -> list[Difference]:
     """Declaring what is there with the arguments it should have changes nothing, or is refused."""
     connection = await connect(url, name="saga topology")
     found: list[Difference] = []
     async with connection:
-        for exchange in expected["exchanges"]:
-            name = exchange["name"]
+        for name in topology.exchanges:
             found += await _declared(connection, "exchange", name, _declare_exchange(name))
-        for queue in expected["queues"]:
-            declare = _declare_queue(queue["name"], queue["arguments"])
-            found += await _declared(connection, "queue", queue["name"], declare)
+        for queue in topology.queues:
+            differs: list[Difference] = []
+            for arguments in (queue.arguments, *queue.formerly):
+                declare = _declare_queue(queue.name, arguments)
+                told = await _declared(connection, "queue", queue.name, declare)
+                if not told or told[0].found == MISSING:
+                    differs = told
+                    break
+                differs = differs or told
+            found += differs
     return found
 
 

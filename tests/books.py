@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -14,7 +14,7 @@ import inventory_service.store
 import notification_service.store
 import order_service.store
 import payment_service.store
-from common.kernel.database import open_database, read_database
+from common.kernel.database import Database, open_database, read_database
 from common.kernel.rows import writing
 from common.kernel.tables import Tables
 from history_service import store
@@ -128,3 +128,38 @@ async def rows_of(name: str, url: str) -> Rows:
         return found
 
     return await asyncio.to_thread(read_database, url, read)
+
+
+_DEMAND: Final = (
+    """
+    CREATE FUNCTION demand_turn() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        IF NOT EXISTS (
+            SELECT 1 FROM pg_locks
+            WHERE locktype = 'advisory' AND granted AND pid = pg_backend_pid()
+        ) THEN
+            RAISE EXCEPTION '% is written by a process whose turn it is not', TG_TABLE_NAME;
+        END IF;
+        RETURN NULL;
+    END $$
+    """,
+    *(
+        f"CREATE TRIGGER turns_demanded BEFORE INSERT OR UPDATE OR DELETE ON {table.name} "
+        f"FOR EACH STATEMENT EXECUTE FUNCTION demand_turn()"
+        for table in store.TABLES.metadata.sorted_tables
+    ),
+)
+
+
+async def demand_turns(history: Database) -> None:
+    """On PostgreSQL, refuse whatever is written into the history without `store.take_turn`.
+
+    Triggers run in the order of their names; this one after those that refuse any change.
+    """
+
+    def make(connection: Connection) -> None:
+        for statement in _DEMAND:
+            connection.exec_driver_sql(statement)
+
+    if history.shared:
+        await history.transaction(make)

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable, Collection
 from datetime import datetime
+from typing import Final
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine import Connection
+
+_UNIQUE_VIOLATION: Final = "23505"
+_SQLITE_UNIQUE: Final = (
+    sqlite3.SQLITE_CONSTRAINT_UNIQUE,
+    sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY,
+    sqlite3.SQLITE_CONSTRAINT_ROWID,
+)
 
 
 def on_postgresql(connection: Connection) -> bool:
@@ -35,4 +44,12 @@ def clock_microseconds(
         return sa.cast(seconds * 1_000_000, sa.BigInteger)
     return sa.bindparam(
         None, callable_=lambda: int(clock().timestamp() * 1_000_000), type_=sa.BigInteger
+    )
+
+
+def is_taken(error: sa.exc.IntegrityError) -> bool:
+    """Whether a row was refused because another one has its key, or what is unique of it."""
+    return (
+        getattr(error.orig, "sqlstate", None) == _UNIQUE_VIOLATION
+        or getattr(error.orig, "sqlite_errorcode", None) in _SQLITE_UNIQUE
     )

@@ -20,6 +20,8 @@ from common.envelope import MessageKey
 from common.kernel.rows import FORMER_KEY, OLD_VERSION, Rows, WriteSet
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_FIRST = datetime.min.replace(tzinfo=UTC)
+_LAST = datetime.max.replace(tzinfo=UTC)
 _INBOX_KEY_MAX = 255
 """Characters."""
 
@@ -29,7 +31,11 @@ class VersionConflict(Exception):
 
 
 class Utc(sa.types.TypeDecorator[datetime]):
-    """An aware time, stored as integer microseconds since 1970, so that it sorts and indexes."""
+    """An aware time, stored as integer microseconds since 1970, so that it sorts and indexes.
+
+    A number beyond what a `datetime` holds, whoever has stored it, is read as the first or the last
+    time there is.
+    """
 
     impl = sa.BigInteger
     cache_ok = True
@@ -38,7 +44,12 @@ class Utc(sa.types.TypeDecorator[datetime]):
         return None if value is None else (value - _EPOCH) // timedelta(microseconds=1)
 
     def process_result_value(self, value: Any, dialect: sa.Dialect) -> datetime | None:
-        return None if value is None else _EPOCH + timedelta(microseconds=value)
+        if value is None:
+            return None
+        try:
+            return _EPOCH + timedelta(microseconds=value)
+        except OverflowError:
+            return _LAST if value > 0 else _FIRST
 
 
 class Word(sa.types.TypeDecorator[StrEnum]):

@@ -38,7 +38,10 @@ PREFETCH: Final = 2_000
 QUIET_SECONDS: Final = 0.1
 """A pause after which what the broker had ready has arrived."""
 END_SECONDS: Final = 1.0
-"""How long a stream's end is looked for; one that sends nothing in this time is empty."""
+"""How long a stream's end is looked for. One that sends nothing in this time is empty, unless
+something tells that it is not."""
+STALL_SECONDS: Final = 10.0
+"""How long a broker may take that has something to send."""
 
 _OFFSET: Final = "x-stream-offset"
 
@@ -141,18 +144,40 @@ async def reading(connection: Connection, at: int | str) -> AsyncIterator[Stream
         await channel.close()
 
 
-async def last_offset(connection: Connection) -> int | None:
-    """The newest offset of the stream; None if it is empty. Raises what `reading` raises."""
-    last: int | None = None
+async def last_offset(connection: Connection, *, read_before: bool = False) -> int | None:
+    """The newest offset of the stream; None if it is empty.
+
+    An empty stream says nothing, and neither does a slow broker. The latter is waited for where the
+    stream has messages by the broker's count, which lags by seconds, or where it was `read_before`.
+
+    Raises what `reading` raises, and `StreamError` if the broker does not send what it has.
+    """
     async with reading(connection, LAST) as reader:
+        records = await reader.take(PREFETCH, END_SECONDS)
+        if not records and (read_before or await _count(connection)):
+            records = await reader.take(PREFETCH, STALL_SECONDS)
+            if not records and (count := await _count(connection)):
+                raise StreamError(
+                    f"the broker has {count} messages in {HISTORY_STREAM} and sends none; look at "
+                    f"the broker's log, then try again"
+                )
+        last: int | None = None
         # Where events keep coming there is no quiet; any end that is not older than this will do.
         deadline = time.monotonic() + END_SECONDS
-        while (left := deadline - time.monotonic()) > 0:
-            records = await reader.take(PREFETCH, QUIET_SECONDS if last is not None else left)
-            if not records:
-                break
+        while records:
             last = records[-1].offset
-    return last
+            quiet = min(QUIET_SECONDS, deadline - time.monotonic())
+            records = await reader.take(PREFETCH, quiet) if quiet > 0 else []
+        return last
+
+
+async def _count(connection: Connection) -> int:
+    """How many messages the broker counts in the stream, some seconds ago."""
+    channel = await connection.open_channel()
+    try:
+        return (await channel.look_at(HISTORY_STREAM)).message_count or 0
+    finally:
+        await channel.close()
 
 
 def record_of(delivery: Delivery, before: int) -> Record:

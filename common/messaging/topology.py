@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import aio_pika
-from aio_pika.abc import AbstractChannel
+from aio_pika.abc import AbstractChannel, AbstractQueue
 
 from common.choreography import Choreography, Participant
 from common.message import Priority
@@ -18,7 +18,12 @@ HISTORY_STREAM = "saga.history"
 
 HISTORY_MAX_AGE = "30D"
 HISTORY_MAX_BYTES = 10_000_000_000
-HISTORY_SEGMENT_BYTES = 100_000_000
+SEGMENT_ARGUMENT = "x-stream-max-segment-size-bytes"
+HISTORY_SEGMENT_BYTES = 10_000_000
+"""Retention takes whole segments, and only where a new one begins: so events are kept for
+`HISTORY_MAX_AGE`, and for as long as it takes to publish two segments. There may be a thousand."""
+HISTORY_SEGMENT_BYTES_BEFORE = 100_000_000
+"""What earlier versions declared. A stream that is there cannot be changed, and does as well."""
 
 # -1 destroys messages on RabbitMQ 3.10 and unset means 20 on 4.x; this means "never" on both.
 DELIVERY_LIMIT = 1_000_000
@@ -32,10 +37,15 @@ class TopologyError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """A durable queue."""
+    """A durable queue.
+
+    One that is there already with the arguments that an earlier version gave it, those of
+    `formerly`, may stay as it is: the broker changes no queue.
+    """
 
     name: str
     arguments: Arguments
+    formerly: Sequence[Arguments] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,14 +97,15 @@ def queues_of(participant: Participant) -> dict[str, Priority]:
 
 def topology_of(choreography: Choreography) -> Topology:
     """Everything the choreography needs on the broker."""
+    kept: Arguments = {
+        "x-queue-type": "stream",
+        "x-max-age": HISTORY_MAX_AGE,
+        "x-max-length-bytes": HISTORY_MAX_BYTES,
+    }
     stream = Queue(
         HISTORY_STREAM,
-        {
-            "x-queue-type": "stream",
-            "x-max-age": HISTORY_MAX_AGE,
-            "x-max-length-bytes": HISTORY_MAX_BYTES,
-            "x-stream-max-segment-size-bytes": HISTORY_SEGMENT_BYTES,
-        },
+        {**kept, SEGMENT_ARGUMENT: HISTORY_SEGMENT_BYTES},
+        formerly=[{**kept, SEGMENT_ARGUMENT: HISTORY_SEGMENT_BYTES_BEFORE}],
     )
     quorum: Arguments = {"x-queue-type": "quorum", "x-delivery-limit": DELIVERY_LIMIT}
     queues = [stream]
@@ -128,12 +139,7 @@ async def apply(topology: Topology, channel: AbstractChannel) -> None:
     try:
         for name in topology.exchanges:
             await channel.declare_exchange(name, aio_pika.ExchangeType.TOPIC, durable=True)
-        queues = {
-            queue.name: await channel.declare_queue(
-                queue.name, durable=True, arguments=dict(queue.arguments)
-            )
-            for queue in topology.queues
-        }
+        queues = {queue.name: await _declared(queue, channel) for queue in topology.queues}
         for binding in topology.bindings:
             await queues[binding.queue].bind(binding.exchange, binding.key)
     except aio_pika.exceptions.ChannelPreconditionFailed as error:
@@ -141,3 +147,14 @@ async def apply(topology: Topology, channel: AbstractChannel) -> None:
             f"the broker holds something else under one of the saga's names: {error}; "
             f"delete it there, or use another virtual host"
         ) from error
+
+
+async def _declared(queue: Queue, channel: AbstractChannel) -> AbstractQueue:
+    refusals: list[aio_pika.exceptions.ChannelPreconditionFailed] = []
+    for arguments in (queue.arguments, *queue.formerly):
+        try:
+            return await channel.declare_queue(queue.name, durable=True, arguments=dict(arguments))
+        except aio_pika.exceptions.ChannelPreconditionFailed as error:
+            refusals.append(error)
+            await channel.reopen()  # The broker has closed it.
+    raise refusals[0]

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from typing import Any, TypeVar
 
     from history_service.domain import OrderView
+    from history_service.store import Gap
     from saga.history.rebuild import Rebuilt
     from saga.history.trace import Past, Stuck, Trace
     from saga.history.verify import Verified
@@ -423,7 +424,7 @@ def verify(data_dir: DataDir = DATA_DIR, as_json: AsJson = False) -> None:
                 "ok": found.ok,
                 "rows": found.rows,
                 "open_questions": found.open_questions,
-                "trimmed_offsets": [list(gap) for gap in found.gaps],
+                "trimmed_offsets": [[gap.first, gap.last] for gap in found.gaps],
                 "differences": [asdict(difference) for difference in found.differences],
             }
         )
@@ -459,7 +460,7 @@ def export(
                 "file": str(file),
                 "events": written.events,
                 "strays": written.strays,
-                "trimmed_offsets": [list(gap) for gap in written.gaps],
+                "trimmed_offsets": [[gap.first, gap.last] for gap in written.gaps],
             }
         )
         return
@@ -481,8 +482,8 @@ def import_(
     data_dir: DataDir = DATA_DIR,
     as_json: AsJson = False,
 ) -> None:
-    """Take a file's events into a history: all of them, or none if a line is wrong. Stop the
-    history service first. What is known already is not kept twice.
+    """Take a file's events into a history: all of them, or none if a line is wrong. What is known
+    already is not kept twice. On SQLite stop the history service first; on PostgreSQL it waits.
 
     Examples:
 
@@ -496,14 +497,15 @@ def import_(
     with progress_bars(events=None) as bars:
         taken = _asked(take_in(url, file, bars["events"]))
     if as_json:
-        print_json({"ok": True, **asdict(taken)})
+        closed = [[gap.first, gap.last] for gap in taken.closed]
+        print_json({"ok": True, **asdict(taken), "closed": closed})
         return
     remark(
         f"{taken.new} new events, {taken.known} known already, "
         f"{taken.strays} messages that are none"
     )
-    for first, last in taken.closed:
-        remark(f"the gap from offset {first} to {last} is closed")
+    for gap in taken.closed:
+        remark(f"the gap from offset {gap} is closed")
 
 
 @contextlib.contextmanager
@@ -586,9 +588,6 @@ def _print_verified(found: Verified) -> None:
         out().print(f"[red]{len(found.differences)} differences[/]")
 
 
-def _tell_gaps(gaps: Sequence[tuple[int, int]]) -> None:
-    for first, last in gaps:
-        remark(
-            f"the history lacks offsets {first} to {last}, removed from the stream before they "
-            f"were read"
-        )
+def _tell_gaps(gaps: Sequence[Gap]) -> None:
+    for gap in gaps:
+        remark(f"the history lacks offsets {gap}, removed from the stream before they were read")

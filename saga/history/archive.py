@@ -45,9 +45,10 @@ class Archive:
 
         Raises `HistoryError` and `BrokerError`.
         """
+        before = await self.read(queries.place)
         connection = await connect(self._deployment.amqp_url, name="saga history")
         try:
-            last = await last_offset(connection)
+            last = await last_offset(connection, read_before=before is not None)
         except StreamError as error:
             raise HistoryError(str(error)) from error
         except (aiormq.exceptions.AMQPError, ConnectionError) as error:
@@ -57,7 +58,11 @@ class Archive:
         finally:
             await connection.close()
         place = await self.read(queries.place)
-        return max(0, (-1 if last is None else last) - (-1 if place is None else place.offset))
+        if last is None:
+            return 0
+        if place is None or (before is not None and last < before.offset):
+            return last + 1  # It is not the stream that was read, or does not end where it did.
+        return max(0, last - place.offset)
 
     async def caught_up(self, patience_seconds: float) -> bool:
         """Whether everything that was published by now is kept, waiting so long for it."""
@@ -67,3 +72,12 @@ class Archive:
                 return False
             await asyncio.sleep(POLL_SECONDS)
         return True
+
+    async def catch_up(self, patience_seconds: float) -> None:
+        """Wait until everything that was published by now is kept. Raises `HistoryError` if it is
+        not by then."""
+        if not await self.caught_up(patience_seconds):
+            raise HistoryError(
+                f"the history is {await self.behind()} messages behind the stream; start its "
+                f"service, and wait"
+            )

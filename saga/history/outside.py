@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Protocol, get_args
+from typing import Any, Final, Protocol
 from uuid import UUID
 
 import sqlalchemy as sa
+from pydantic import TypeAdapter
 
 from common.choreography import State
 from common.events import Currency
@@ -21,6 +23,8 @@ from payment_service.domain import Charge, Payment, PaymentStatus, Refund
 from payment_service.gateway import Charge as Charged
 from payment_service.gateway import Outcome, SandboxGateway
 from saga.history import HistoryError
+
+_CURRENCY: Final[TypeAdapter[Any]] = TypeAdapter(Currency)
 
 
 class Outside(Protocol):
@@ -61,22 +65,27 @@ class Provider:
         self.keys = frozenset(ledger)
 
     def asked(self, state: State) -> Intent | None:
+        with suppress(ValueError):  # See `contradiction`.
+            return self._question(state)
+        return None
+
+    def _question(self, state: State) -> Intent | None:
+        """What `asked` gives. Raises ValueError for a charge of which no order is the reason."""
         charged = self._ledger.get(state.key)
         if charged is None or not isinstance(state, Payment):
             return None
-        currency = next(c for c in get_args(Currency) if c == charged.currency)
         match state.status:
             case PaymentStatus.NONE:
                 return Charge(
                     order_id=UUID(state.key),
                     customer=charged.customer,
-                    currency=currency,
+                    currency=_CURRENCY.validate_python(charged.currency),
                     amount_cents=charged.amount_cents,
                 )
             case PaymentStatus.CHARGED if charged.refunded_cents:
                 return Refund(
                     order_id=UUID(state.key),
-                    currency=currency,
+                    currency=_CURRENCY.validate_python(charged.currency),
                     amount_cents=charged.refunded_cents,
                 )
             case _:
@@ -84,6 +93,10 @@ class Provider:
 
     def contradiction(self, state: State) -> str | None:
         charged = self._ledger.get(state.key)
+        try:
+            self._question(state)
+        except ValueError:
+            return "the provider took money under this key, which the saga cannot have asked for"
         took = charged is not None and charged.outcome is Outcome.CHARGED
         if isinstance(state, Payment) and took and charged is not None:
             kept = charged.amount_cents - charged.refunded_cents

@@ -14,10 +14,12 @@ from sqlalchemy.engine import Connection
 from common.kernel.database import read_database
 from common.kernel.statements import any_of
 from history_service import queries
-from history_service.store import Fact, events
+from history_service.store import Fact, Stray, events, strays
 
 SUBJECTS_AT_ONCE: Final = 500
 EVENTS_AT_ONCE: Final = 2_000
+STRAYS_AT_ONCE: Final = 50
+"""Each may be as long as the broker lets a message be."""
 
 T = TypeVar("T")
 
@@ -45,23 +47,38 @@ def by_subject(url: str, up_to: int) -> Iterator[dict[str, list[Fact]]]:
         subjects = list(connection.scalars(query))
         found: dict[str, list[Fact]] = {subject: [] for subject in subjects}
         for fact in queries.facts_about(connection, subjects) if subjects else ():
-            if fact.position <= up_to:
+            # Another program may have put down another subject than the event says.
+            if fact.position <= up_to and fact.attributes.subject in found:
                 found[fact.attributes.subject].append(fact)
         return found
 
     return _pages(url, page, lambda found: list(found)[-1])
 
 
-def by_position(url: str, up_to: int) -> Iterator[list[Fact]]:
-    """The events up to a position, in the order in which they were recorded."""
+def by_position(url: str, up_to: int) -> Iterator[list[Fact | Stray]]:
+    """The events up to a position, in the order in which they were recorded; as strays those that
+    are none any more, see `queries.item_of`."""
 
-    def page(after: int | None, connection: Connection) -> list[Fact]:
+    def page(after: int | None, connection: Connection) -> list[tuple[int, Fact | Stray]]:
         column = events.c.position
-        query = queries.FACTS.where(column > (after or 0), column <= up_to)
+        query = queries.ROWS.where(column > (after or 0), column <= up_to)
         rows = connection.execute(query.order_by(column).limit(EVENTS_AT_ONCE))
-        return [queries.fact_of(row) for row in rows]
+        return [(row.position, queries.item_of(row)) for row in rows]
 
-    return _pages(url, page, lambda found: found[-1].position)
+    for found in _pages(url, page, lambda found: found[-1][0]):
+        yield [item for _, item in found]
+
+
+def strays_of(url: str) -> Iterator[list[Stray]]:
+    """What was no event, by key, some at a time."""
+
+    def page(after: str | None, connection: Connection) -> list[Stray]:
+        query = sa.select(strays).order_by(strays.c.key).limit(STRAYS_AT_ONCE)
+        if after is not None:
+            query = query.where(strays.c.key > after)
+        return [Stray(**row._mapping) for row in connection.execute(query)]
+
+    return _pages(url, page, lambda found: found[-1].key)
 
 
 def about(url: str, subjects: Collection[str]) -> dict[str, list[Fact]]:
@@ -90,7 +107,7 @@ def with_ids(url: str, ids: Sequence[str]) -> list[Fact]:
 
     def read(connection: Connection) -> list[Fact]:
         wanted = any_of(connection, events.c.event_id, ids)
-        return [queries.fact_of(row) for row in connection.execute(queries.FACTS.where(wanted))]
+        return queries.facts_in(connection, queries.ROWS.where(wanted))
 
     return _read(url, read)
 

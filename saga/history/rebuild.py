@@ -33,7 +33,7 @@ from common.messaging.topology import work_queue
 from common.messaging.trust import EDITOR_SOURCE
 from history_service import queries
 from history_service.domain import OrderView, view_of
-from history_service.store import ORDERS, TABLES, Fact, decoded, order_views
+from history_service.store import ORDERS, TABLES, Fact, decoded, order_views, take_turn
 from saga.deployment import Deployment
 from saga.dlq.examine import decoder_of
 from saga.dlq.letters import document_of
@@ -129,7 +129,7 @@ async def rebuild(
 def _check_head(url: str) -> None:
     gaps = read_database(url, queries.known_gaps)
     if gaps:
-        lacking = ", ".join(f"{first} to {last}" for first, last in gaps)
+        lacking = ", ".join(map(str, gaps))
         raise InputError(
             f"the history lacks the stream's offsets {lacking}, removed before they were read; "
             f"import them from another history, or go on without them with --despite-holes"
@@ -335,11 +335,7 @@ async def on_their_way(sources: Sources, graph: Choreography) -> frozenset[tuple
     if deployment is None:
         return None
     archive = Archive(deployment)
-    if not await archive.caught_up(CATCH_UP_SECONDS):
-        raise HistoryError(
-            f"the history is {await archive.behind()} messages behind the stream; "
-            f"start its service, and wait"
-        )
+    await archive.catch_up(CATCH_UP_SECONDS)
     letters = await asyncio.to_thread(letters_in, deployment.dead_letters_url)
     return frozenset((await look(deployment, graph, letters)).found)
 
@@ -367,7 +363,8 @@ async def redeliver(deployment: Deployment, rebuilt: Rebuilt, history_url: str) 
 async def rebuild_views(url: str, progress: Progress = lambda _: None) -> int:
     """Fold the views of all orders anew, in one transaction; returns how many there are.
 
-    The history's service has to be stopped. Raises `InputError` and `HistoryError`.
+    On PostgreSQL the history's service may be at work: it waits. Raises `InputError` and
+    `HistoryError`.
     """
     try:
         database = await open_database(url, TABLES, name="saga history")
@@ -376,14 +373,13 @@ async def rebuild_views(url: str, progress: Progress = lambda _: None) -> int:
     try:
         return await database.transaction(lambda connection: _refold(connection, url, progress))
     except VersionConflict as error:
-        raise HistoryError(
-            "somebody else writes into this history; stop its service first"
-        ) from error
+        raise HistoryError(f"{error}; try again when it has ended") from error
     finally:
         await database.close()
 
 
 def _refold(connection: Connection, url: str, progress: Progress) -> int:
+    take_turn(connection)
     connection.execute(order_views.delete())
     orders = 0
     for page in pages.by_subject(url, pages.last_position(url)):

@@ -80,6 +80,7 @@ def holes_of(graph: Choreography, events: Collection[Envelope[Any]]) -> Iterator
     """What is missing among events about some subjects: numbers that their publishers did not leave
     out, and causes that must have been events."""
     known = {event.id: event for event in events}
+    follow: dict[str, tuple[str, str]] | None = None
     for participant in graph.participants:
         name, source = participant.name, source_of(participant.name)
         numbers: defaultdict[str, set[int]] = defaultdict(set)
@@ -98,7 +99,9 @@ def holes_of(graph: Choreography, events: Collection[Envelope[Any]]) -> Iterator
             for missing in missing_numbers(sorted(seen), max(seen)):
                 yield Hole((name,), subject, f"{missing} of {name}")
         for cause, (subject, types) in causes.items():
-            publishers, type_ = _missing(graph, cause, types, events)
+            if follow is None:
+                follow = _what_follows(graph, known)
+            publishers, type_ = _missing(graph, types, follow.get(cause))
             yield Hole(publishers, subject, f"{type_} {cause}, to which {name} reacted,")
 
 
@@ -118,16 +121,26 @@ def missing_numbers(seen: Sequence[int], last: int) -> Iterator[str]:
         before = number
 
 
+def _what_follows(graph: Choreography, ids: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """By its id, each event that may have followed from these: its publisher and its type."""
+    return {
+        derived_id(id, f"{participant.name}.{reaction.name}.{kind.type}"): (
+            participant.name,
+            kind.type,
+        )
+        for participant in graph.participants
+        for reaction in participant.reactions
+        for kind in reaction.publishes
+        for id in ids
+    }
+
+
 def _missing(
-    graph: Choreography, id: str, types: frozenset[str], events: Iterable[Envelope[Any]]
+    graph: Choreography, types: frozenset[str], follows: tuple[str, str] | None
 ) -> tuple[tuple[str, ...], str]:
     """Who published a missing event of one of these types, and its type, which its id may tell."""
-    for participant in graph.participants:
-        for reaction in participant.reactions:
-            for kind in reaction.publishes:
-                step = f"{participant.name}.{reaction.name}.{kind.type}"
-                if any(derived_id(event.id, step) == id for event in events):
-                    return (participant.name,), kind.type
+    if follows is not None:
+        return (follows[0],), follows[1]
     publishers = [
         p.name for p in graph.participants if any(kind.type in types for kind in p.publishes)
     ]

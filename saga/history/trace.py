@@ -20,7 +20,7 @@ from common.kernel.database import read_database
 from common.kernel.tables import utc_now
 from history_service import queries
 from history_service.domain import Payment, Status, Stock
-from history_service.store import Fact, order_views
+from history_service.store import Fact, Gap, order_views
 from history_service.timeline import Step
 from order_service.store import orders
 from saga.deployment import Deployment
@@ -46,8 +46,7 @@ class Trace:
     debts: Sequence[Debt]
     whereabouts: Whereabouts | None
     """None if nothing is owed, and so nobody was asked."""
-    gaps: Sequence[tuple[int, int]]
-    """Offsets of the stream that retention had taken before they were read."""
+    gaps: Sequence[Gap]
     now: datetime
 
     @property
@@ -81,7 +80,7 @@ class Trace:
             "events": [_step_as_json(step) for step in self.story.steps],
             "owed": [debt_as_json(debt, self.whereabouts, self.now) for debt in self.debts],
             "holes": [str(hole) for hole in self.story.holes],
-            "trimmed_offsets": [list(gap) for gap in self.gaps],
+            "trimmed_offsets": [[gap.first, gap.last] for gap in self.gaps],
         }
 
 
@@ -200,7 +199,8 @@ async def past(
         if events and at < min(event.time for event in events):
             raise InputError(queries.nothing_yet(order_id, facts, at))
         events = [event for event in events if event.time <= at]
-    story = tell(graph, order_id, [fact for fact in facts if fact.attributes.id in _ids(events)])
+    ids = {event.id for event in events}
+    story = tell(graph, order_id, [fact for fact in facts if fact.attributes.id in ids])
     states = {
         participant.name: [
             state
@@ -210,10 +210,6 @@ async def past(
         for participant in graph.participants
     }
     return Past(order_id, story.view, states, len(events))
-
-
-def _ids(events: Sequence[Envelope[Any]]) -> set[str]:
-    return {event.id for event in events}
 
 
 def _before(story: Story, event_id: str) -> list[Envelope[Any]]:
@@ -258,7 +254,7 @@ async def _facts_about(deployment: Deployment, archive: Archive, order_id: str) 
             + (f", which is {behind} messages behind; try again" if behind else "")
         )
     gaps = await archive.read(queries.known_gaps)
-    trimmed = ", ".join(f"{first} to {last}" for first, last in gaps)
+    trimmed = ", ".join(map(str, gaps))
     raise InputError(
         f"nobody knows an order {order_id}"
         + (f"; but the history lacks the stream's offsets {trimmed}" if gaps else "")

@@ -10,36 +10,51 @@ import base64
 import gzip
 import importlib
 import json
+import os
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import IO, Annotated, Any, Final
 
 import sqlalchemy as sa
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import from_json
 from sqlalchemy.engine import Connection
 
 from common.envelope import Attributes, Undecodable, rfc3339
 from common.kernel.database import DatabaseError, open_database, read_database
+from common.kernel.statements import any_of
 from common.kernel.tables import VersionConflict, utc_now
-from common.limits import BODY_MAX_BYTES, TEXT_MAX_BYTES
+from common.limits import BODY_MAX_BYTES, INTEGER_MAX, TEXT_MAX_BYTES
 from history_service import queries, store
-from history_service.store import TABLES, Fact, Stray, Tally, strays
+from history_service.store import (
+    DETAIL_MAX_CHARACTERS,
+    TABLES,
+    Fact,
+    Gap,
+    Place,
+    Stray,
+    Tally,
+)
 from saga.history import HistoryError, InputError, pages
 
 KIND: Final = "order-saga history"
 VERSION: Final = 1
 LINES_AT_ONCE: Final = 1_000
-LINE_MAX_BYTES: Final = 2 * BODY_MAX_BYTES
-"""A stray body is longer in base64, and has something beside it."""
+BATCH_MAX_BYTES: Final = 32_000_000
+"""Bodies in one batch of lines, beyond which no line is added to it."""
+HEADER_MAX_BYTES: Final = 2 * BODY_MAX_BYTES
+LINE_MAX_BYTES: Final = 200_000_000
+"""A stray may be as long as a broker lets a message be, which is 128 MiB at first, and is longer in
+base64."""
 
 _STRAY_MAX_CHARACTERS: Final = {
     "key": TEXT_MAX_BYTES,
     "routing_key": TEXT_MAX_BYTES,
     "reason": 32,
-    "detail": LINE_MAX_BYTES,
+    "detail": DETAIL_MAX_CHARACTERS,
 }
 
 Progress = Callable[[int], None]
@@ -51,17 +66,39 @@ class Exported:
 
     events: int
     strays: int
-    gaps: list[tuple[int, int]]
+    gaps: list[Gap]
 
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """What became of a file's lines. `closed` are the gaps that the file had the offsets of."""
+    """What became of a file's lines. `closed` are the gaps of which the file has what was read."""
 
     new: int
     known: int
     strays: int
-    closed: list[tuple[int, int]]
+    closed: list[Gap]
+
+
+_Offset = Annotated[int, Field(ge=0, le=INTEGER_MAX)]
+
+
+class _Header(BaseModel):
+    """What a file's first line says of the stream that its history followed last: its number there,
+    how far it was read, and which offsets are missing up to there."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    stream: int | None = None
+    offset: _Offset | None = None
+    gaps: list[Annotated[list[_Offset], Field(min_length=2, max_length=2)]] = []
+
+    def has_read(self, gap: Gap) -> bool:
+        """Whether the history had read what that gap lacks, if it is of the same stream."""
+        return (
+            self.offset is not None
+            and gap.last <= self.offset
+            and not any(first <= gap.last and gap.first <= last for first, last in self.gaps)
+        )
 
 
 def export(url: str, file: Path, progress: Progress = lambda _: None) -> Exported:
@@ -70,29 +107,35 @@ def export(url: str, file: Path, progress: Progress = lambda _: None) -> Exporte
     What is recorded meanwhile is left out. The file is there only once it is complete. Raises
     `InputError` for a name or a place that cannot be, `DatabaseError`.
     """
-    up_to = pages.last_position(url)
-    gaps = read_database(url, queries.known_gaps)
-    place = read_database(url, queries.place)
+    up_to, place, gaps = read_database(url, _standing)
     header = {
         "export": KIND,
         "version": VERSION,
         "exported_at": rfc3339(utc_now()),
-        "offset": place.offset if place else None,
-        "gaps": [list(gap) for gap in gaps],
+        "stream": place and place.stream_number,
+        "offset": place and place.offset,
+        "gaps": [
+            [gap.first, gap.last]
+            for gap in gaps
+            if place is not None and gap.stream_number == place.stream_number
+        ],
     }
-    part = file.with_name(f"{file.name}.part")
+    part = file.with_name(f"{file.name}.{os.getpid()}.part")  # Another export may be under way.
     count = odd = 0
     try:
         with _open(part, file.name, "wb") as stream:
             _write(stream, header)
             for page in pages.by_position(url, up_to):
-                for fact in page:
-                    _write_fact(stream, fact)
-                count += len(page)
+                for item in page:
+                    _write_item(stream, item)
+                events_in_page = sum(isinstance(item, Fact) for item in page)
+                count += events_in_page
+                odd += len(page) - events_in_page
                 progress(len(page))
-            for stray in read_database(url, _strays):
-                _write(stream, _stray_line(stray))
-                odd += 1
+            for strays in pages.strays_of(url):
+                for stray in strays:
+                    _write_item(stream, stray)
+                odd += len(strays)
             _write(stream, {"end": {"events": count, "strays": odd}})
         part.replace(file)
     except OSError as error:
@@ -102,10 +145,18 @@ def export(url: str, file: Path, progress: Progress = lambda _: None) -> Exporte
     return Exported(count, odd, gaps)
 
 
-async def take_in(url: str, file: Path, progress: Progress = lambda _: None) -> Imported:
-    """Take a file's events into a history whose service does not run, in one transaction: all or
-    nothing. What is known already is not kept twice.
+def _standing(connection: Connection) -> tuple[int, Place | None, list[Gap]]:
+    """The position of the newest event, how far the stream was read, and what is missing up to
+    there, all as of one moment."""
+    last = connection.scalar(sa.select(sa.func.max(store.events.c.position)))
+    return last or 0, queries.place(connection), queries.known_gaps(connection)
 
+
+async def take_in(url: str, file: Path, progress: Progress = lambda _: None) -> Imported:
+    """Take a file's events into a history, in one transaction: all or nothing. What is known
+    already is not kept twice.
+
+    On PostgreSQL the history's service may be at work: it waits. A SQLite file has one owner.
     Raises `InputError` for a file that is none, naming the line; `HistoryError`.
     """
     header = _header(file)
@@ -115,49 +166,55 @@ async def take_in(url: str, file: Path, progress: Progress = lambda _: None) -> 
         raise InputError(str(error)) from error
     try:
         return await database.transaction(lambda c: _take_in(c, file, header, progress))
-    except (VersionConflict, sa.exc.IntegrityError) as error:
-        raise HistoryError(
-            "somebody else writes into this history; stop its service first"
-        ) from error
+    except VersionConflict as error:
+        raise HistoryError(f"{error}; try again when it has ended") from error
     finally:
         await database.close()
 
 
-def _take_in(
-    connection: Connection, file: Path, header: dict[str, Any], progress: Progress
-) -> Imported:
+def _take_in(connection: Connection, file: Path, header: _Header, progress: Progress) -> Imported:
+    store.take_turn(connection)
     now = utc_now()
     total = Tally()
-    batch: list[Fact | Stray] = []
-
-    def keep() -> None:
-        nonlocal total
-        tally = store.append(connection, batch, now)
+    missing = queries.known_gaps(connection)
+    same: set[int] = set()
+    """The streams of this history of which one is the file's."""
+    for batch in _batches(file):
+        if missing:
+            same |= _in_both(connection, batch, header)
+        # The numbers of another history's streams mean nothing here.
+        items = [replace(item, stream_number=None) for item in batch]
+        tally = store.append(connection, items, now)
         total = Tally(total.new + tally.new, total.known + tally.known, total.stray + tally.stray)
-        progress(len(batch))
-        batch.clear()
+        progress(len(items))
+    closed = [gap for gap in missing if gap.stream_number in same and header.has_read(gap)]
+    for gap in closed:
+        column = store.gaps.c
+        connection.execute(
+            store.gaps.delete().where(
+                column.stream_number == gap.stream_number, column.first == gap.first
+            )
+        )
+    return Imported(total.new, total.known, total.stray, closed)
 
-    for item in _items(file):
-        batch.append(item)
-        if len(batch) == LINES_AT_ONCE:
-            keep()
-    keep()
-    return Imported(total.new, total.known, total.stray, _close_gaps(connection, header))
 
-
-def _close_gaps(connection: Connection, header: dict[str, Any]) -> list[tuple[int, int]]:
-    """Strike out the gaps that the file's history did not have, having read beyond them."""
-    offset, theirs = header.get("offset"), header.get("gaps") or []
-    closed = [
-        (first, last)
-        for first, last in queries.known_gaps(connection)
-        if isinstance(offset, int)
-        and last <= offset
-        and not any(other[0] <= last and first <= other[1] for other in theirs)
-    ]
-    for first, _ in closed:
-        connection.execute(store.gaps.delete().where(store.gaps.c.first == first))
-    return closed
+def _in_both(connection: Connection, batch: Sequence[Fact | Stray], header: _Header) -> set[int]:
+    """The streams in which this history has read an event at the very offset where the file's
+    history has read it. Another system's streams have none such."""
+    offsets = {
+        item.attributes.id: item.stream_offset
+        for item in batch
+        if isinstance(item, Fact) and item.stream_number == header.stream
+    }
+    column = store.events.c
+    query = sa.select(column.event_id, column.stream_offset, column.stream_number).where(
+        any_of(connection, column.event_id, sorted(offsets)), column.stream_number.is_not(None)
+    )
+    return {
+        number
+        for id, offset, number in connection.execute(query)
+        if offset is not None and offset == offsets[id]
+    }
 
 
 # --- lines ------------------------------------------------------------------------------------
@@ -168,39 +225,33 @@ def _write(stream: IO[bytes], document: dict[str, Any]) -> None:
     stream.write(text.encode() + b"\n")
 
 
-def _write_fact(stream: IO[bytes], fact: Fact) -> None:
+def _write_item(stream: IO[bytes], item: Fact | Stray) -> None:
+    where: dict[str, Any] = {"offset": item.stream_offset}
+    if item.stream_number is not None:
+        where["stream"] = item.stream_number
+    if isinstance(item, Stray):
+        _write(stream, where | {"stray": _stray_line(item)})
+        return
     # The body is a JSON object already; on one line, as nothing else writes it.
-    body = fact.body if b"\n" not in fact.body else _compact(from_json(fact.body))
-    offset = b"null" if fact.stream_offset is None else str(fact.stream_offset).encode()
-    stream.write(b'{"offset":' + offset + b',"event":' + body + b"}\n")
+    body = item.body if b"\n" not in item.body else _compact(from_json(item.body))
+    stream.write(_compact(where)[:-1] + b',"event":' + body + b"}\n")
 
 
 def _compact(document: Any) -> bytes:
     return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
 
 
-def _strays(connection: Connection) -> list[Stray]:
-    rows = connection.execute(sa.select(strays).order_by(strays.c.recorded_at, strays.c.key))
-    return [
-        Stray(row.key, row.routing_key, row.reason, row.detail, row.body, row.stream_offset)
-        for row in rows
-    ]
-
-
 def _stray_line(stray: Stray) -> dict[str, Any]:
     return {
-        "offset": stray.stream_offset,
-        "stray": {
-            "key": stray.key,
-            "routing_key": stray.routing_key,
-            "reason": stray.reason,
-            "detail": stray.detail,
-            "body": base64.b64encode(stray.body).decode(),
-        },
+        "key": stray.key,
+        "routing_key": stray.routing_key,
+        "reason": stray.reason,
+        "detail": stray.detail,
+        "body": base64.b64encode(stray.body).decode(),
     }
 
 
-def _header(file: Path) -> dict[str, Any]:
+def _header(file: Path) -> _Header:
     for document in _documents(file):
         if document.get("export") != KIND:
             break
@@ -208,8 +259,27 @@ def _header(file: Path) -> dict[str, Any]:
             raise InputError(
                 f"{file}, line 1: version {document.get('version')!r}; this version reads {VERSION}"
             )
-        return document
+        try:
+            return _Header.model_validate(document)
+        except ValidationError as error:
+            (first, *_) = error.errors(include_url=False)
+            where = ".".join(map(str, first["loc"]))
+            raise InputError(f"{file}, line 1: {where}: {first['msg']}") from error
     raise InputError(f"{file}, line 1: this is no history; `saga history export` writes one")
+
+
+def _batches(file: Path) -> Iterator[list[Fact | Stray]]:
+    """The events and strays of a file, some at a time."""
+    batch: list[Fact | Stray] = []
+    size = 0
+    for item in _items(file):
+        batch.append(item)
+        size += len(item.body)
+        if len(batch) == LINES_AT_ONCE or size > BATCH_MAX_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def _items(file: Path) -> Iterator[Fact | Stray]:
@@ -248,7 +318,7 @@ def _why(error: Exception) -> str:
 def _fact_of(document: dict[str, Any]) -> Fact:
     body = _compact(document["event"])
     attributes = Attributes.of(body)
-    return Fact(attributes, body, _offset(document))
+    return Fact(attributes, body, _offset(document), stream_number=document.get("stream"))
 
 
 def _stray_of(document: dict[str, Any]) -> Stray:
@@ -263,12 +333,17 @@ def _stray_of(document: dict[str, Any]) -> Stray:
         body = base64.b64decode(said["body"], validate=True)
     except (ValueError, TypeError) as error:
         raise ValueError(f"a stray's body is no base64: {error}") from error
-    return Stray(**text, body=body, stream_offset=_offset(document))
+    return Stray(
+        **text,
+        body=body,
+        stream_offset=_offset(document),
+        stream_number=document.get("stream"),
+    )
 
 
 def _offset(document: dict[str, Any]) -> int | None:
     offset = document.get("offset")
-    if offset is None or (isinstance(offset, int) and 0 <= offset < 2**63):
+    if offset is None or (isinstance(offset, int) and 0 <= offset <= INTEGER_MAX):
         return offset
     raise ValueError(f"offset: {offset!r} is none")
 
@@ -277,10 +352,12 @@ def _documents(file: Path) -> Iterator[dict[str, Any]]:
     try:
         with _open(file, file.name, "rb") as stream:
             number = 0
-            while line := stream.readline(LINE_MAX_BYTES + 1):
+            longest = HEADER_MAX_BYTES
+            while line := stream.readline(longest + 1):
                 number += 1
-                if len(line) > LINE_MAX_BYTES:
-                    raise InputError(f"{file}, line {number}: longer than {LINE_MAX_BYTES} bytes")
+                if len(line) > longest:
+                    raise InputError(f"{file}, line {number}: longer than {longest} bytes")
+                longest = LINE_MAX_BYTES
                 yield _document(file, number, line)
     except (OSError, EOFError, zlib.error) as error:
         what = getattr(error, "strerror", None) or error
@@ -304,8 +381,12 @@ def _open(path: Path, name: str, mode: str) -> Iterator[IO[bytes]]:
         with gzip.open(path, mode, compresslevel=6) as stream:
             yield stream  # type: ignore[misc]  # binary in either mode
     elif name.endswith(".zst"):
-        with _zstd().open(path, mode) as stream:
-            yield stream
+        zstd = _zstd()
+        try:
+            with zstd.open(path, mode) as stream:
+                yield stream
+        except zstd.ZstdError as error:
+            raise OSError(f"no Zstandard: {error}") from error
     elif name.endswith(".jsonl"):
         with path.open(mode) as stream:
             yield stream

@@ -19,14 +19,14 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from common.choreography import Choreography, Participant, State
-from common.envelope import Attributes, Envelope
+from common.envelope import Attributes, Envelope, Undecodable
 from common.kernel.database import read_database
 from common.kernel.fold import Fold, is_shared
 from common.kernel.step import StateId, react
 from common.kernel.tables import StateTable, Tables, utc_now
 from common.message import Answer
 from history_service import queries
-from history_service.store import Fact, decoded
+from history_service.store import Fact, Gap, decoded
 from saga.history import pages
 from saga.history.archive import Archive
 from saga.history.sources import Sources, tables_of
@@ -70,8 +70,7 @@ class Verified:
     open_questions: int = 0
     """Rows in the middle of a question to the outside, which no event tells of yet."""
     differences: list[Difference] = field(default_factory=list)
-    gaps: list[tuple[int, int]] = field(default_factory=list)
-    """Offsets of the stream that were removed before they were read."""
+    gaps: list[Gap] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
@@ -140,7 +139,10 @@ class _Comparison:
 
     def run(self, connection: Connection) -> None:
         for body in connection.scalars(sa.select(self._tables.outbox.c.body)):
-            event = decoded(Fact(Attributes.of(body), body))
+            try:
+                event = decoded(Fact(Attributes.of(body), body))
+            except Undecodable:
+                continue  # Then a row counts an event that it is without.
             if event is not None:
                 self._unpublished[event.subject].append(event)
         self._let_the_history_catch_up()
@@ -162,7 +164,7 @@ class _Comparison:
             return
         archive = Archive(self._sources.deployment)
         with ThreadPoolExecutor(1) as thread:  # This one may be in an event loop's greenlet.
-            thread.submit(lambda: asyncio.run(archive.caught_up(CATCH_UP_SECONDS))).result()
+            thread.submit(lambda: asyncio.run(archive.catch_up(CATCH_UP_SECONDS))).result()
 
     def _take(self, connection: Connection, kind: type[State], states: Mapping[str, State]) -> None:
         """Fold the events that these rows count, and compare what comes of it."""

@@ -25,6 +25,9 @@ from saga.dlq.letters import document_of
 
 LOOKED_THROUGH_MAX = 1_000_000
 """Events of one participant about one subject that are looked through for gaps."""
+BITS_MAX = 10_000
+"""Those of them that are kept as bits. A single event may claim any number, and it must not cost
+more than another one."""
 
 LONG_AGO = datetime.min.replace(tzinfo=UTC)
 
@@ -79,6 +82,9 @@ class History:
         self.added: defaultdict[str, dict[int, int]] = defaultdict(dict)
         """By SKU, the units each delivery put on the shelf, by its sequence."""
         self._seen: dict[str, dict[str, int]] = {p.name: {} for p in choreography.participants}
+        """By participant and subject, the events known: bit n says that event n is."""
+        self._seen_beyond: defaultdict[tuple[str, str], set[int]] = defaultdict(set)
+        """By participant and subject, the numbers beyond those bits."""
 
     @property
     def trimmed(self) -> bool:
@@ -130,16 +136,16 @@ class History:
         Where the history has been trimmed, those before the oldest known are taken for trimmed.
         """
         seen = self._seen.get(participant, {}).get(subject, 0)
+        beyond = self._seen_beyond.get((participant, subject), set())
+        first = 1
         if self.trimmed:
-            if not seen:
+            if not seen and not beyond:
                 return
-            oldest = (seen & -seen).bit_length() - 1
-            seen |= (1 << oldest) - 1
-        absent = ((2 << min(sequence, LOOKED_THROUGH_MAX)) - 2) & ~seen
-        while absent:
-            lowest = absent & -absent
-            yield lowest.bit_length() - 1
-            absent ^= lowest
+            first = (seen & -seen).bit_length() - 1 if seen else min(beyond)
+        for number in range(first, min(sequence, LOOKED_THROUGH_MAX) + 1):
+            known = seen >> number & 1 if number <= BITS_MAX else number in beyond
+            if not known:
+                yield number
 
     def complete(self, participant: str, subject: str) -> bool:
         """Whether the history still has the beginning of what a participant said of a subject."""
@@ -156,10 +162,12 @@ class History:
     def _fold(self, envelope: Envelope[Any]) -> None:
         subject, event = envelope.subject, envelope.data
         participant = self._participants.get(envelope.source)
-        if participant is not None and 1 <= (envelope.sequence or 0) <= LOOKED_THROUGH_MAX:
-            # Bit n says that event n is known.
+        number = envelope.sequence or 0
+        if participant is not None and 1 <= number <= BITS_MAX:
             seen = self._seen[participant]
-            seen[subject] = seen.get(subject, 0) | 1 << (envelope.sequence or 0)
+            seen[subject] = seen.get(subject, 0) | 1 << number
+        elif participant is not None and BITS_MAX < number <= LOOKED_THROUGH_MAX:
+            self._seen_beyond[participant, subject].add(number)
         if isinstance(event, OrderEvent):
             last = self.last_event_at.get(subject)
             if last is None or last < envelope.time:

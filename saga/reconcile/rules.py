@@ -7,6 +7,7 @@ says that no message is lost, and none is dead more often than it was sent.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ _TERMINAL = {
     OrderStatus.CANCELLED: OrderCancelled.type,
 }
 _UNSETTLED = (PaymentStatus.CHARGING, PaymentStatus.SETTLING, PaymentStatus.REFUNDING)
+MISSING_TOLD = 5
+"""Missing events about one subject whose numbers are listed."""
 _WITHOUT_AMOUNT = (PaymentStatus.NONE, PaymentStatus.DECLINED, PaymentStatus.VOIDED)
 
 
@@ -371,12 +374,14 @@ def unpublished(facts: Facts) -> Iterator[tuple[str, str]]:
     """What a participant has counted as said is in the history or in its outbox."""
     for participant, subjects in facts.sequences.items():
         for subject, sequence in subjects.items():
-            missing = list(facts.history.missing(participant, subject, sequence))
+            found = facts.history.missing(participant, subject, sequence)
+            missing = list(itertools.islice(found, MISSING_TOLD + 1))
             if missing:
+                told = ", ".join(map(str, missing[:MISSING_TOLD]))
                 yield (
                     subject,
                     f"of the {sequence} events of {participant} about it, number "
-                    f"{', '.join(map(str, missing[:5]))}{' ...' if missing[5:] else ''} is neither "
+                    f"{told}{' ...' if missing[MISSING_TOLD:] else ''} is neither "
                     f"in the history nor in the outbox",
                 )
 

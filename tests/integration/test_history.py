@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -23,7 +26,8 @@ from common.kernel.database import Database, open_database
 from common.kernel.tables import utc_now
 from common.message import Priority
 from common.messaging.connection import BrokerError, connect
-from common.messaging.stream import FIRST, Record, reading
+from common.messaging.frames import Delivery
+from common.messaging.stream import FIRST, Record, StreamReader, reading
 from common.messaging.topology import (
     EVENTS_EXCHANGE,
     HISTORY_STREAM,
@@ -33,12 +37,19 @@ from common.messaging.topology import (
     topology_of,
 )
 from common.messaging.trust import EDITOR_SOURCE
+from common.messaging.wire import Channel
 from common.tasks import cancel_all
 from history_service import queries, store
 from history_service.follower import Follower, missing
-from history_service.store import TABLES, Place
+from history_service.store import TABLES, Gap, Place
 from inventory_service.domain import AddStock
+from saga.deployment import Deployment
 from saga.discovery import choreography
+from saga.history import HistoryError
+from saga.history.archive import Archive
+from saga.history.rebuild import rebuild_views
+from saga.history.transfer import Imported, export, take_in
+from tests.books import demand_turns
 from tests.messages import message_of
 from tests.play import Play
 from tests.polling import until
@@ -111,7 +122,7 @@ class History:
             for row in await self.database.read(lambda c: c.execute(query).all())
         }
 
-    async def gaps(self) -> list[tuple[int, int]]:
+    async def gaps(self) -> list[Gap]:
         return await self.database.read(queries.known_gaps)
 
     async def place(self) -> Place | None:
@@ -129,6 +140,16 @@ class History:
 @pytest.fixture
 async def history(database_url: str) -> AsyncIterator[History]:
     database = await open_database(database_url, TABLES)
+    await demand_turns(database)
+    yield History(database)
+    await database.close()
+
+
+@pytest.fixture
+async def shared(postgres_url: str) -> AsyncIterator[History]:
+    """On PostgreSQL, where other processes may write as well."""
+    database = await open_database(postgres_url, TABLES)
+    await demand_turns(database)
     yield History(database)
     await database.close()
 
@@ -268,8 +289,7 @@ async def test_a_trimmed_head_is_a_gap_that_is_noted(
     kept = await sqlite_history.ids()
     assert kept == [event.id for event in published][-len(kept) :]
     assert 0 < len(kept) < len(published)
-    ((first, last),) = await sqlite_history.gaps()
-    assert (first, last) == (0, await first_offset(stream) - 1)
+    assert await sqlite_history.gaps() == [Gap(0, await first_offset(stream) - 1)]
 
 
 @pytest.mark.long
@@ -285,9 +305,7 @@ async def test_what_retention_took_while_nobody_followed_is_noted_too(
     async with following(stream, sqlite_history.database):
         await sqlite_history.has(published[-1])
 
-    ((first, last),) = await sqlite_history.gaps()
-    assert first == len(known)
-    assert last == await first_offset(stream) - 1
+    assert await sqlite_history.gaps() == [Gap(len(known), await first_offset(stream) - 1)]
     assert await sqlite_history.ids() != [event.id for event in (*known, *published)]
 
 
@@ -322,6 +340,253 @@ async def test_a_stream_that_vanishes_is_waited_for(
         await apply(topology_of(choreography()), stream.channel)
         await stream.publish(*play.events)
         await sqlite_history.has(*play.events)
+
+
+async def test_gaps_of_two_streams_that_begin_alike_are_both_known(
+    stream: Stream, sqlite_history: History
+) -> None:
+    gaps: list[Gap] = []
+    for number in (1, 2):
+        await stream.make_anew(max_length_bytes=60_000, stream_max_segment_size_bytes=20_000)
+        published = await fill_until_trimmed(stream)
+        async with following(stream, sqlite_history.database):
+            await sqlite_history.has(published[-1])
+        gaps.append(Gap(0, await first_offset(stream) - 1, number))
+
+    assert await sqlite_history.gaps() == gaps
+
+
+# --- a broker that takes its time -------------------------------------------------------------
+
+
+@pytest.fixture
+def slow_broker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the stream holds comes later than anybody looks for it."""
+    take_in = StreamReader._take_in
+    coming: deque[tuple[StreamReader, Channel, Delivery]] = deque()
+
+    def take_in_later(reader: StreamReader, channel: Channel, delivery: Delivery) -> None:
+        coming.append((reader, channel, delivery))
+        asyncio.get_running_loop().call_later(0.2, lambda: take_in(*coming.popleft()))
+
+    monkeypatch.setattr(StreamReader, "_take_in", take_in_later)
+    monkeypatch.setattr("history_service.follower.LOOK_SECONDS", 0.02)
+    monkeypatch.setattr("common.messaging.stream.END_SECONDS", 0.02)
+
+
+async def test_a_broker_that_is_slow_to_answer_has_no_other_stream(
+    stream: Stream,
+    sqlite_history: History,
+    caplog: pytest.LogCaptureFixture,
+    request: pytest.FixtureRequest,
+) -> None:
+    await stream.make_anew(max_length_bytes=60_000, stream_max_segment_size_bytes=20_000)
+    async with following(stream, sqlite_history.database):
+        published = await fill_until_trimmed(stream)
+        await sqlite_history.has(*published)
+    request.getfixturevalue("slow_broker")
+    more = played(1).events
+    async with following(stream, sqlite_history.database):
+        await stream.publish(*more)
+        await sqlite_history.has(*more)
+
+    assert await sqlite_history.gaps() == []
+    assert "read from its beginning" not in caplog.text
+
+
+async def test_a_stream_that_has_lost_its_end_is_read_again_and_lacks_nothing(
+    stream: Stream, sqlite_history: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a node has lost what it had not on disk: the head has been trimmed long ago."""
+    monkeypatch.setattr("history_service.follower.LOOK_SECONDS", 0.2)
+    await stream.make_anew(max_length_bytes=60_000, stream_max_segment_size_bytes=20_000)
+    async with following(stream, sqlite_history.database):
+        published = await fill_until_trimmed(stream)
+        await sqlite_history.has(*published)
+    beyond = store.places.update().values(offset=store.places.c.offset + 1_000)
+    await sqlite_history.database.transaction(lambda c: c.execute(beyond))
+    more = played(1).events
+    async with following(stream, sqlite_history.database):
+        await stream.publish(*more)
+        await sqlite_history.has(*more)
+
+    assert await sqlite_history.gaps() == []
+    place = await sqlite_history.place()
+    assert place is not None
+    assert place.stream_number == 1
+
+
+async def test_a_history_behind_a_slow_broker_has_not_caught_up(
+    stream: Stream, sqlite_history: History, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    archive = archive_in(tmp_path, stream)
+    before, after = played(1).events, played(1).events
+    await stream.publish(*before)
+    async with following(stream, sqlite_history.database):
+        await sqlite_history.has(*before)
+    assert await archive.behind() == 0
+    await stream.publish(*after)
+    request.getfixturevalue("slow_broker")
+
+    assert await archive.behind() == len(after)
+
+
+async def test_of_a_stream_made_anew_nothing_is_kept_yet(
+    stream: Stream, sqlite_history: History, tmp_path: Path
+) -> None:
+    before, after = played(5).events, played(1).events
+    await stream.publish(*before)
+    async with following(stream, sqlite_history.database):
+        await sqlite_history.has(*before)
+    await stream.make_anew()
+    await stream.publish(*after)
+
+    assert await archive_in(tmp_path, stream).behind() == len(after)
+
+
+def archive_in(folder: Path, stream: Stream) -> Archive:
+    return Archive(
+        Deployment(
+            amqp_url=stream.url,
+            http_urls={},
+            database_urls={"history": f"sqlite:///{folder / 'history.db'}"},
+            sandbox_url="",
+            dead_letters_url=None,
+        )
+    )
+
+
+# --- several who write ------------------------------------------------------------------------
+
+
+async def waits_for_a_lock(history: History) -> bool:
+    """Whether somebody waits for another's transaction."""
+    query = (
+        "SELECT count(*) FROM pg_stat_activity "
+        "WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )
+    count = await history.database.read(lambda c: c.exec_driver_sql(query).scalar())
+    return bool(count)
+
+
+@contextmanager
+def held_import(url: str, file: Path) -> Iterator[Callable[[], Imported]]:
+    """An import that has written everything and does not commit, until it is called to its end."""
+    written, go_on = threading.Event(), threading.Event()
+
+    def hold(_: int) -> None:
+        written.set()
+        assert go_on.wait(60)
+
+    with ThreadPoolExecutor(1) as thread:
+        importing = thread.submit(lambda: asyncio.run(take_in(url, file, hold)))
+        assert written.wait(60)
+
+        def end() -> Imported:
+            go_on.set()
+            return importing.result(60)
+
+        try:
+            yield end
+        finally:
+            go_on.set()
+
+
+@pytest.fixture
+async def exported(tmp_path: Path) -> tuple[Path, list[str]]:
+    """Another history as a file, and the ids of its events."""
+    other = f"sqlite:///{tmp_path / 'other.db'}"
+    events = played(2).events
+    database = await open_database(other, TABLES)
+    facts = [store.Fact(event, event.to_bytes()) for event in events]
+    await database.transaction(lambda c: store.append(c, facts, utc_now()))
+    await database.close()
+    file = tmp_path / "other.jsonl"
+    await asyncio.to_thread(export, other, file)
+    return file, [event.id for event in events]
+
+
+async def test_an_import_beside_the_service_at_work_makes_no_event_a_stray(
+    stream: Stream, shared: History, postgres_url: str, exported: tuple[Path, list[str]]
+) -> None:
+    file, imported = exported
+    play = played(2)
+    async with following(stream, shared.database):
+        await stream.publish(*play.events[:5])
+        await shared.has(*play.events[:5])
+        with held_import(postgres_url, file) as end:
+            await stream.publish(play.events[5])
+            await until(lambda: waits_for_a_lock(shared))
+            assert (await asyncio.to_thread(end)).new == len(imported)
+        await stream.publish(*play.events[6:])
+        await shared.has(*play.events)
+
+    assert await shared.strays() == {}
+    assert await shared.ids() == [
+        *(event.id for event in play.events[:5]),
+        *imported,
+        *(event.id for event in play.events[5:]),
+    ]
+
+
+async def test_an_import_that_takes_long_is_waited_for_by_whoever_else_writes(
+    stream: Stream,
+    shared: History,
+    postgres_url: str,
+    exported: tuple[Path, list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("history_service.store.TURN_SECONDS", 0.05)
+    file, imported = exported
+    play = played(1)
+    async with following(stream, shared.database) as follower:
+        with held_import(postgres_url, file) as end:
+            await stream.publish(*play.events)
+            await until(lambda: "another process writes into this history" in follower.trouble)
+            for work in (take_in(postgres_url, file), rebuild_views(postgres_url)):
+                with pytest.raises(HistoryError, match=r"another process writes .* try again"):
+                    await work
+            await asyncio.to_thread(end)
+        await shared.has(*play.events)
+
+    assert await shared.strays() == {}
+    assert await take_in(postgres_url, file) == Imported(0, len(imported), 0, [])
+    assert await rebuild_views(postgres_url) == 3
+
+
+async def test_a_position_that_an_older_replica_took_is_no_fault_of_an_event(
+    stream: Stream, postgres_url: str
+) -> None:
+    """It takes no turns."""
+    shared = History(await open_database(postgres_url, TABLES))
+    older, newer = played(1).events, played(1).events
+    row = store._row(older[0].id, store.Fact(older[0], older[0].to_bytes()), 1, utc_now())
+    wrote, go_on = threading.Event(), threading.Event()
+
+    def write(connection: Connection) -> None:
+        connection.execute(store.events.insert().values(row))
+        wrote.set()
+        assert go_on.wait(60)
+
+    async def as_older() -> None:
+        database = await open_database(postgres_url, TABLES)
+        await database.transaction(write)
+        await database.close()
+
+    with ThreadPoolExecutor(1) as thread:
+        writing = thread.submit(lambda: asyncio.run(as_older()))
+        assert wrote.wait(60)
+        async with following(stream, shared.database):
+            await stream.publish(newer[0])  # Several would be tried again, one by one.
+            await until(lambda: waits_for_a_lock(shared))
+            go_on.set()
+            await asyncio.to_thread(writing.result)
+            await stream.publish(*newer[1:])
+            await shared.has(*newer)
+
+    assert await shared.strays() == {}
+    assert await shared.ids() == [older[0].id, *(event.id for event in newer)]
+    await shared.database.close()
 
 
 async def test_without_the_stream_it_does_not_start(amqp_url: str, tmp_path: Path) -> None:
@@ -377,6 +642,39 @@ async def test_a_database_that_is_away_is_waited_for(
 
     assert next(failures, None) is None
     assert await sqlite_history.ids() == [event.id for event in play.events]
+
+
+async def test_what_nobody_has_thought_of_is_told_and_tried_again(
+    stream: Stream, sqlite_history: History
+) -> None:
+    play = played(1)
+    ailing = Ailing(sqlite_history.database)
+    ailing.error = lambda: ValueError("of another kind")
+    async with following(stream, ailing) as follower:
+        await stream.publish(*play.events)
+        await until(lambda: "of another kind" in follower.trouble)
+        ailing.error = lambda: None
+        await sqlite_history.has(*play.events)
+
+    assert await sqlite_history.strays() == {}
+
+
+async def test_a_database_that_goes_away_as_the_stream_is_another_one_is_waited_for(
+    stream: Stream, sqlite_history: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("history_service.follower.LOOK_SECONDS", 0.2)
+    before, after = played(2).events, played(1).events
+    await stream.publish(*before)
+    async with following(stream, sqlite_history.database):
+        await sqlite_history.has(*before)
+    await stream.make_anew()
+    await stream.publish(*after)
+    ailing = Ailing(sqlite_history.database)
+    ailing.error = lambda: sa.exc.OperationalError("", {}, Exception("disk full"))
+    async with following(stream, ailing) as follower:
+        await until(lambda: "disk full" in follower.trouble)
+        ailing.error = lambda: None
+        await sqlite_history.has(*after)
 
 
 async def test_what_the_database_refuses_is_set_aside_alone(
@@ -480,8 +778,8 @@ def test_the_gaps_between_offsets() -> None:
     def records(*offsets: int) -> list[Record]:
         return [Record(offset, "", "", "id", None, b"") for offset in offsets]
 
-    assert missing(records(0, 1, 3), None, adjoins=False) == []
-    assert missing(records(5, 6), None, adjoins=False) == [(0, 4)]
-    assert missing(records(12, 13), Place(10, ""), adjoins=True) == []
-    assert missing(records(12, 13), Place(10, ""), adjoins=False) == [(11, 11)]
-    assert missing(records(11, 500), Place(10, ""), adjoins=True) == [(12, 499)]
+    assert missing(records(0, 1, 3), -1, adjoins=False) == []
+    assert missing(records(5, 6), -1, adjoins=False) == [(0, 4)]
+    assert missing(records(12, 13), 10, adjoins=True) == []
+    assert missing(records(12, 13), 10, adjoins=False) == [(11, 11)]
+    assert missing(records(11, 500), 10, adjoins=True) == [(12, 499)]

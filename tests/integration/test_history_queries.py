@@ -12,16 +12,22 @@ from uuid import UUID, uuid4
 
 import httpx
 import pytest
+import sqlalchemy as sa
+from fastapi.routing import APIRoute
+from sqlalchemy.engine import Connection
 
 from common.envelope import rfc3339
 from common.kernel.database import Database, open_database
+from common.kernel.tables import Utc, Word
 from common.web import create_app
 from history_service import queries, store
 from history_service.app import routes
+from history_service.domain import Status
 from history_service.store import TABLES
 from inventory_service.domain import AddStock
 from order_service.domain import CancelOrder
 from tests.play import BROKE, SAGA, Play
+from tests.unit.test_limits import BEYOND
 
 FIVE_PAST_TEN = datetime(2030, 1, 1, 10, 5, tzinfo=UTC)
 
@@ -284,3 +290,97 @@ async def test_bad_questions_are_refused_with_a_reason(asked: Asked) -> None:
         422, "/stats", since="2030-01-02T00:00:00Z", until="2030-01-01T00:00:00Z"
     )
     assert "31 days" in await asked.refused(422, "/stats", since="2020-01-01T00:00:00Z")
+
+
+async def test_amounts_of_orders_that_were_never_confirmed_do_not_add_up_to_an_error(
+    asked: Asked, history: Database
+) -> None:
+    """Anyone may order for any amount."""
+    huge = store.order_views.update().values(total_cents=2**62)
+    cancelled = store.order_views.c.status == Status.CANCELLED
+    await history.transaction(lambda c: c.execute(huge.where(cancelled)))
+    found = await asked.get("/stats", since="2030-01-01T00:00:00Z", until="2030-01-02T00:00:00Z")
+
+    assert [hour["revenue_cents"] for hour in found["hours"] if hour["confirmed"]] == [{"EUR": 500}]
+
+
+# --- what an older version, or another program, has kept --------------------------------------
+
+
+def kept_by_another(connection: Connection, subject: str) -> list[str]:
+    """Put down, as events about a subject, what is beyond any limit that holds now; the ids."""
+    position = connection.scalar(sa.select(sa.func.max(store.events.c.position)))
+    assert position is not None
+    ids = []
+    for number, body in enumerate(BEYOND.values(), start=1):
+        ids.append(f"beyond-{number}")
+        row = {
+            "event_id": ids[-1],
+            "position": position + number,
+            "stream_offset": number,
+            "recorded_at": sa.literal(2**62, sa.BigInteger),
+            "type": "order.placed",
+            "source": "/services/order",
+            "subject": subject,
+            "sequence": 2**53,
+            "time": sa.literal(2**62, sa.BigInteger),
+            "causation": None,
+            "body": body,
+        }
+        connection.execute(store.events.insert().values(row))
+    return ids
+
+
+async def test_no_kept_event_makes_a_page_fail(asked: Asked, history: Database) -> None:
+    order = asked.orders["confirmed"]
+    day = {"since": "2030-01-01T00:00:00Z", "until": "2030-01-02T00:00:00Z"}
+    pages = [route.path for route in routes(history).routes if isinstance(route, APIRoute)]
+    asking_for = {path: day if path == "/stats" else {} for path in pages}
+    before = {
+        path: await asked.get(path.format(order_id=order), **parameters)
+        for path, parameters in asking_for.items()
+    }
+    await history.transaction(lambda c: kept_by_another(c, order))
+
+    assert len(before) > 3
+    for path, parameters in asking_for.items():
+        assert await asked.get(path.format(order_id=order), **parameters) == before[path]
+
+
+TIMES = [column.name for column in store.order_views.columns if isinstance(column.type, Utc)]
+
+
+@pytest.mark.parametrize("microseconds", [2**62, -(2**62)], ids=["far future", "far past"])
+async def test_a_view_with_times_beyond_the_calendar_is_shown_and_kept_up(
+    microseconds: int, asked: Asked, history: Database
+) -> None:
+    odd = asked.orders["pending"]
+    beyond = dict.fromkeys(TIMES, sa.literal(microseconds, sa.BigInteger))
+    of_odd = store.order_views.update().where(store.order_views.c.order_id == odd)
+    await history.transaction(lambda c: c.execute(of_odd.values(beyond)))
+    found: list[str] = []
+    after: dict[str, str] = {}
+    for _ in asked.orders:
+        page = await asked.get("/orders", limit=1, **after)
+        found += (one["order_id"] for one in page["orders"])
+        after = {"after": page["next"]}
+    assert sorted(found) == sorted(asked.orders.values())
+
+    asked.play.provider_down = False
+    asked.play.retry()
+    facts = [store.Fact(e, e.to_bytes()) for e in asked.play.events]
+    await history.transaction(lambda c: store.append(c, facts, asked.play.at))
+    (view,) = [one for one in (await asked.get("/orders"))["orders"] if one["order_id"] == odd]
+    assert view["payment"] == "charged"
+
+
+async def test_words_of_a_newer_version_do_not_make_a_page_fail(
+    asked: Asked, history: Database
+) -> None:
+    """As after a version that was taken back."""
+    for column in store.order_views.columns:
+        if isinstance(column.type, Word):
+            word = store.order_views.update().values({column: sa.literal("unheard-of", sa.String)})
+            await history.transaction(lambda c, word=word: c.execute(word))  # type: ignore[misc]
+
+    assert len((await asked.get("/orders"))["orders"]) == len(asked.orders)

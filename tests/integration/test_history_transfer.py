@@ -16,14 +16,17 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from common.envelope import Envelope
 from common.kernel.database import open_database
 from common.messaging.stream import Record
 from history_service import queries, store
-from history_service.store import TABLES, Place
+from history_service.store import TABLES, Gap, Place
 from inventory_service.domain import AddStock
-from saga.history import InputError
+from saga.history import InputError, pages
 from saga.history.transfer import Imported, export, take_in
+from tests.integration.test_history_queries import kept_by_another
 from tests.play import BROKE, Play
+from tests.unit.test_limits import BEYOND
 
 Document = dict[str, Any]
 
@@ -42,7 +45,7 @@ async def contents(url: str) -> list[set[tuple[Any, ...]]]:
     def read(connection: Connection) -> list[set[tuple[Any, ...]]]:
         found = []
         for table in (store.events, store.strays, store.order_views, store.gaps):
-            left_out = ("recorded_at", "version", "noticed_at")
+            left_out = ("recorded_at", "version", "noticed_at", "stream_number")
             columns = [column for column in table.columns if column.name not in left_out]
             found.append({tuple(row) for row in connection.execute(sa.select(*columns))})
         return found
@@ -64,14 +67,25 @@ async def history(tmp_path: Path) -> str:
     for customer in ("ada", BROKE, "Zoë 日本", "grace", "ada"):
         play.place(customer=customer)
         play.deliver()
-    records = [
-        Record(n, "saga.events", e.routing_key, e.id, None, e.to_bytes())
-        for n, e in enumerate(play.events)
-    ]
+    records = records_of(play.events)
     torn = Record(len(records), "saga.events", "order.placed.high", "torn", None, b"{\xff")
     url = f"sqlite:///{tmp_path / 'history.db'}"
     await transaction(url, lambda c: store.follow(c, [*records, torn], play.at, None))
     return url
+
+
+def records_of(events: list[Envelope[Any]]) -> list[Record]:
+    """The events as the stream has them."""
+    return [
+        Record(n, "saga.events", e.routing_key, e.id, None, e.to_bytes())
+        for n, e in enumerate(events)
+    ]
+
+
+async def events_in(url: str) -> list[Envelope[Any]]:
+    """The events that are kept, in the order in which they were."""
+    found = await transaction(url, lambda c: queries.facts_in(c, queries.ROWS))
+    return [event for fact in found if (event := store.decoded(fact)) is not None]
 
 
 @pytest.fixture
@@ -140,21 +154,129 @@ async def test_two_histories_become_one(history: str, file: Path, tmp_path: Path
     assert order in {view.key for view in found}
 
 
-async def test_gaps_that_the_other_history_does_not_have_are_closed(
+LATE = 5
+"""The first offset that is left in the stream once its head has been trimmed."""
+
+
+async def late_history(tmp_path: Path, events: list[Envelope[Any]], number: int = 1) -> str:
+    """A history that has followed this stream, the one of that number for it, when its head was
+    gone already; and lacks something else that nobody has."""
+    late = f"sqlite:///{tmp_path / 'late.db'}"
+    play = Play()
+    missing = [(0, LATE - 1), (100, 200)]
+
+    def follow(connection: Connection) -> None:
+        records = records_of(events)[LATE:]
+        store.follow(connection, records, play.at, None, missing, stream_number=number)
+
+    await transaction(late, follow)
+    return late
+
+
+@pytest.mark.parametrize("number", [1, 3])
+async def test_gaps_of_the_same_stream_that_the_other_history_does_not_have_are_closed(
+    number: int, history: str, file: Path, tmp_path: Path
+) -> None:
+    export(history, file)
+    late = await late_history(tmp_path, await events_in(history), number)
+
+    assert (await take_in(late, file)).closed == [Gap(0, LATE - 1, number)]
+    assert await transaction(late, queries.known_gaps) == [Gap(100, 200, number)]
+
+
+async def test_a_file_of_an_older_version_closes_gaps_as_well(
+    history: str, file: Path, tmp_path: Path
+) -> None:
+    """It does not number streams."""
+    export(history, file)
+    documents = lines(file)
+    for document in documents:
+        document.pop("stream", None)
+    write(file, documents)
+    late = await late_history(tmp_path, await events_in(history))
+
+    assert (await take_in(late, file)).closed == [Gap(0, LATE - 1)]
+
+
+async def test_another_systems_file_closes_no_gap(history: str, file: Path, tmp_path: Path) -> None:
+    """It has read other events under these offsets."""
+    export(history, file)
+    play = Play(tick=timedelta(milliseconds=3))
+    for _ in range(3):
+        play.place()
+        play.deliver()
+    late = await late_history(tmp_path, play.events)
+
+    assert (await take_in(late, file)).closed == []
+    assert await transaction(late, queries.known_gaps) == [Gap(0, LATE - 1), Gap(100, 200)]
+    # Nor is that changed by the other system's events, which are known by now.
+    assert (await take_in(late, file)).closed == []
+
+
+async def test_a_gap_of_another_stream_than_the_files_stays(
     history: str, file: Path, tmp_path: Path
 ) -> None:
     export(history, file)
-    late = f"sqlite:///{tmp_path / 'late.db'}"
+    late = await late_history(tmp_path, await events_in(history), 2)
+    older = {"stream_number": 1, "first": 0, "last": 3, "noticed_at": queries._EPOCH}
+    await transaction(late, lambda c: c.execute(store.gaps.insert().values(older)))
 
-    def note(connection: Connection) -> None:
-        for first, last in ((0, 4), (100, 200)):
-            connection.execute(
-                store.gaps.insert().values(first=first, last=last, noticed_at=queries._EPOCH)
-            )
+    assert (await take_in(late, file)).closed == [Gap(0, LATE - 1, 2)]
+    assert await transaction(late, queries.known_gaps) == [Gap(0, 3), Gap(100, 200, 2)]
 
-    await transaction(late, note)
-    assert (await take_in(late, file)).closed == [(0, 4)]
-    assert await transaction(late, queries.known_gaps) == [(100, 200)]
+
+async def test_a_gap_that_the_file_has_too_stays(history: str, file: Path, tmp_path: Path) -> None:
+    events = await events_in(history)
+    (tmp_path / "other").mkdir()
+    export(await late_history(tmp_path / "other", events), file)
+    late = await late_history(tmp_path, events)
+
+    assert (await take_in(late, file)).closed == []
+
+
+@pytest.mark.parametrize("suffix", [".jsonl.gz", ".jsonl"])
+async def test_what_another_program_kept_as_an_event_is_carried_on_as_a_stray(
+    suffix: str, history: str, database_url: str, tmp_path: Path
+) -> None:
+    file = tmp_path / f"history{suffix}"
+    (subject, *_) = [event.subject for event in await events_in(history)]
+    ids = await transaction(history, lambda c: kept_by_another(c, subject))
+    await transaction(history, lambda c: keep_stray(c, "long", b"\xff" * 1_000_000))
+    written = export(history, file)
+    taken = await take_in(database_url, file)
+
+    assert taken == Imported(written.events, 0, len(ids) + 2, [])
+    rows = await transaction(database_url, lambda c: c.execute(BODIES).all())
+    kept = {row.key: row.body for row in rows}
+    assert kept == {"torn": b"{\xff", "long": b"\xff" * 1_000_000} | dict(
+        zip(ids, BEYOND.values(), strict=True)
+    )
+    assert await take_in(history, file) == Imported(0, written.events + len(ids), 0, [])
+
+
+BODIES = sa.select(store.strays.c.key, store.strays.c.body)
+
+
+def keep_stray(connection: Connection, key: str, body: bytes) -> None:
+    stray = store.Stray(key, "order.placed.high", "too_large", "", body)
+    store.append(connection, [stray], queries._EPOCH)
+
+
+async def test_every_page_is_read_though_none_of_its_events_is_one_any_more(
+    history: str, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pages, "EVENTS_AT_ONCE", 3)
+    monkeypatch.setattr(pages, "STRAYS_AT_ONCE", 1)
+    (subject, *_) = [event.subject for event in await events_in(history)]
+    ids = await transaction(history, lambda c: kept_by_another(c, subject))
+    play = Play()
+    play.place()
+    last = [store.Fact(event, event.to_bytes()) for event in play.events]
+    await transaction(history, lambda c: store.append(c, last, play.at))
+    before = pages.count(history)
+
+    written = export(history, file)
+    assert (written.events, written.strays) == (before - len(ids), len(ids) + 1)
 
 
 async def test_taking_in_does_not_move_the_place_in_the_stream(
@@ -169,6 +291,8 @@ async def test_taking_in_does_not_move_the_place_in_the_stream(
 
 
 SPOILED: dict[str, tuple[Callable[[list[Document]], object], str]] = {
+    "a wrong place": (lambda d: d[0].update(offset="9"), "line 1: offset: Input should be"),
+    "wrong gaps": (lambda d: d[0].update(gaps=[[1], 7]), "line 1: gaps.0: List should have"),
     "no history": (lambda d: d[0].update(export="cats"), "line 1: this is no history"),
     "another version": (lambda d: d[0].update(version=2), "line 1: version 2; this version reads"),
     "no event": (lambda d: d[3].pop("event"), "line 4: 'event' is missing"),

@@ -34,6 +34,10 @@ from common.messaging.topology import (
     DEAD_EXCHANGE,
     EVENTS_EXCHANGE,
     HISTORY_STREAM,
+    Queue,
+    Topology,
+    TopologyError,
+    apply,
     topology_of,
     wait_queue,
 )
@@ -492,3 +496,35 @@ async def test_what_drifted_is_told_and_applied(users: Users, rabbit_node: Rabbi
     assert [(d.kind, d.found) for d in left] == [("binding", "destination_type=queue")]
     async with await connect(users["payment"], name="test"):
         pass  # With the password it had.
+
+
+async def test_a_stream_that_an_earlier_version_made_stays_and_is_as_it_should_be(
+    users: Users, rabbit_node: RabbitNode
+) -> None:
+    """The broker changes no queue, and a new one would begin without any event."""
+    management = str(yarl.URL(rabbit_node.management_url).with_user("guest").with_password("guest"))
+    url = users[OPERATOR]
+    graph = choreography()
+    (stream,) = [queue for queue in topology_of(graph).queues if queue.name == HISTORY_STREAM]
+
+    async def replaced(arguments: dict[str, str | int]) -> None:
+        async with await connect(url, name="test") as connection:
+            channel = await connection.channel()
+            await channel.queue_delete(stream.name)
+            await apply(Topology(queues=[Queue(stream.name, arguments)]), channel)
+            queue = await channel.get_queue(stream.name, ensure=False)
+            await queue.bind(EVENTS_EXCHANGE, "#")
+
+    assert stream.formerly
+    for former in stream.formerly:
+        await replaced(dict(former))
+        await apply_topology(url, graph)
+        for management_url in (management, None):
+            assert (await drift(graph, url, management_url, Path("nowhere"))).differences == []
+
+    await replaced(dict(stream.arguments) | {"x-max-age": "1D"})
+    with pytest.raises(TopologyError, match=r"saga\.history.*received '30D'"):
+        await apply_topology(url, graph)
+    for management_url in (management, None):
+        (difference,) = (await drift(graph, url, management_url, Path("nowhere"))).differences
+        assert difference.name == stream.name

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 from uuid import UUID, uuid4
 
 import aio_pika
 import pytest
 import sqlalchemy as sa
 
-from common.kernel.database import open_database, sqlite_engine
+from common.kernel.database import open_database, read_database, sqlite_engine
 from common.kernel.outbox import Outgoing
 from common.messaging.connection import connect
 from common.messaging.stream import last_offset
@@ -31,9 +33,11 @@ from saga.history.rebuild import (
 )
 from saga.history.sources import Sources
 from saga.history.verify import Verified, verify
-from tests.books import TABLES, Books, rows_of
+from tests.books import TABLES, Books, demand_turns, rows_of
+from tests.integration.test_history_queries import kept_by_another
 from tests.messages import message_of
 from tests.play import BROKE, Play
+from tests.unit.test_limits import BEYOND
 
 GRAPH = choreography()
 SEED = 40_107
@@ -295,6 +299,22 @@ async def test_without_the_provider_s_ledger_payments_are_not_made_up(
         await rebuild(books.sources, GRAPH, "payment", f"sqlite:///{tmp_path / 'new.db'}")
 
 
+async def test_a_charge_of_another_program_in_the_ledger_is_named_and_stops_no_rebuild(
+    books: Books, tmp_path: Path
+) -> None:
+    await books.write()
+    gateway = SandboxGateway(books.url("provider"))
+    for key, currency in (("rent", "EUR"), (str(uuid4()), "XYZ")):
+        await gateway.charge(key, customer="ada", currency=currency, amount_cents=1)
+    await gateway.close()
+    into = f"sqlite:///{tmp_path / 'new.db'}"
+    made = await rebuild(books.sources, GRAPH, "payment", into)
+
+    assert len(made.contradictions) == 2
+    assert all("the provider took money under this key" in line for line in made.contradictions)
+    assert await rows_of("payment", into) == await rows_of("payment", books.url("payment"))
+
+
 async def test_a_rebuild_publishes_nothing_and_what_was_lost_can_be_redelivered(
     books: Books, amqp_url: str, tmp_path: Path
 ) -> None:
@@ -344,6 +364,47 @@ async def test_the_views_are_folded_anew_as_they_were(books: Books) -> None:
     with engine.begin() as connection:
         assert {tuple(row) for row in connection.execute(query)} == before
     engine.dispose()
+
+
+async def test_views_are_folded_anew_beside_the_service_at_work(
+    books: Books, postgres_url: str
+) -> None:
+    history = await open_database(postgres_url, store.TABLES)
+    await demand_turns(history)
+    facts = [store.Fact(event, event.to_bytes()) for event in books.play.events]
+    await history.transaction(lambda c: store.append(c, facts, books.play.at))
+    count = sa.select(sa.func.count()).select_from(store.order_views)
+
+    assert await rebuild_views(postgres_url) == await history.read(lambda c: c.scalar(count))
+    await history.close()
+
+
+async def test_what_another_program_kept_as_an_event_stops_no_rebuild(
+    books: Books, tmp_path: Path
+) -> None:
+    await books.write()
+    await rebuild_views(books.url("history"))
+    views = await all_of(books, store.order_views)
+    (subject, *_) = [event.subject for event in books.play.events if event.type == "order.placed"]
+    database = await open_database(books.url("history"), store.TABLES)
+    await database.transaction(lambda c: kept_by_another(c, subject))
+    await database.close()
+
+    await rebuild_views(books.url("history"))
+    assert await all_of(books, store.order_views) == views
+    for name in TABLES:
+        into = f"sqlite:///{tmp_path / 'new'}-{name}.db"
+        await rebuild(books.sources, GRAPH, name, into)
+        assert await rows_of(name, into) == await rows_of(name, books.url(name))
+    assert (await compared(books)).ok
+
+
+async def all_of(books: Books, table: sa.Table) -> set[tuple[Any, ...]]:
+    return await asyncio.to_thread(
+        read_database,
+        books.url("history"),
+        lambda c: {tuple(row) for row in c.execute(sa.select(table))},
+    )
 
 
 # --- verify -----------------------------------------------------------------------------------
@@ -445,6 +506,21 @@ async def test_an_event_that_still_waits_in_the_outbox_counts(books: Books) -> N
             )
         )
     engine.dispose()
+    assert (await compared(books)).ok
+
+
+async def test_what_an_outbox_holds_that_is_no_event_is_no_difference(books: Books) -> None:
+    await books.write()
+    outbox = TABLES["order"].outbox.insert()
+    rows = [
+        {"event_id": str(n), "owner": "o", "position": n, "routing_key": "a.b", "body": body}
+        for n, body in enumerate(BEYOND.values())
+    ]
+    engine = sqlite_engine(books.url("order"))
+    with engine.begin() as connection:
+        connection.execute(outbox, rows)
+    engine.dispose()
+
     assert (await compared(books)).ok
 
 

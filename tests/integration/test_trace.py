@@ -33,6 +33,7 @@ from saga.history import HistoryError, InputError
 from saga.history.sequence import Kind
 from saga.history.trace import Trace, past, stuck, trace
 from saga.history.whereabouts import Place
+from tests.integration.test_history_queries import kept_by_another
 from tests.messages import message_of
 from tests.play import SAGA, Delivery, Play
 
@@ -296,4 +297,26 @@ async def test_where_the_head_was_trimmed_an_unknown_order_may_have_been_there(
         await scene.trace(str(uuid4()))
     order = scene.play.place()
     await scene.record()
-    assert (await scene.trace(order)).gaps == [(0, 4_711)]
+    assert (await scene.trace(order)).gaps == [store.Gap(0, 4_711)]
+
+
+async def test_what_another_program_kept_as_an_event_changes_no_answer(scene: Scene) -> None:
+    order, _ = await unpaid(scene)
+    now = utc_now() + timedelta(hours=1)
+
+    async def answers() -> list[object]:
+        found, _ = await stuck(scene.deployment, GRAPH, now=now)
+        return [
+            (await trace(scene.deployment, GRAPH, order, now=now)).to_json(),
+            [(one.story.order_id, [debt.participant for debt in one.debts]) for one in found],
+            await past(scene.deployment, GRAPH, order, at=now),
+        ]
+
+    before = await answers()
+    database = await open_database(scene.deployment.database_urls["history"], TABLES)
+    await database.transaction(lambda c: kept_by_another(c, order))
+    await database.close()
+
+    assert await answers() == before
+    (overdue,) = before[1:2]
+    assert overdue

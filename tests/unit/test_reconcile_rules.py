@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -38,7 +39,7 @@ from saga.reconcile.facts import (
     ProviderCharge,
     StockFact,
 )
-from saga.reconcile.history import History, Owed
+from saga.reconcile.history import LOOKED_THROUGH_MAX, History, Owed
 from saga.reconcile.rules import RULES, judge, orders_at_rest, undecided
 
 NOW = datetime(2030, 1, 1, 12, tzinfo=UTC)
@@ -610,6 +611,27 @@ def test_of_a_trimmed_history_only_the_gaps_after_its_head_are_missed() -> None:
     history.first_offset = 1
     assert list(history.missing("payment", CONFIRMED, 5)) == [4, 5]
     assert list(history.missing("payment", DECLINED, 2)) == []
+
+
+def test_an_event_that_claims_a_huge_number_costs_no_more_than_another() -> None:
+    history = History(CHOREOGRAPHY)
+    world = Clean()
+    world.history = history
+    last = LOOKED_THROUGH_MAX
+    tracemalloc.start()
+    for number in range(100):
+        world.publish("payment", last, charged(str(UUID(int=number))))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert peak < 1_000_000
+    one = str(UUID(int=1))
+    missing = history.missing("payment", one, last)
+    assert [next(missing), next(missing)] == [1, 2]
+    history.first_offset = 1
+    assert list(history.missing("payment", one, last)) == []
+    world.publish("payment", last - 2, charged(one))
+    assert list(history.missing("payment", one, last + 5)) == [last - 1]
 
 
 def test_a_trimmed_history_does_not_say_what_was_put_on_the_shelf() -> None:

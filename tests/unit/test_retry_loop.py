@@ -238,7 +238,7 @@ SLEEPING = {
     "common/messaging/consumer.py Deliveries.finish": "has a deadline",
     "common/metrics.py watch_event_loop": "cannot fail",
     "common/service.py _finish": "has a deadline",
-    "history_service/follower.py Follower._follow": "waits after a success",
+    "history_service/follower.py Follower._read_on": "waits after a success",
     "history_service/follower.py Follower.start": "has a deadline",
     "payment_service/gateway.py SandboxGateway._ask": "plays a slow provider",
     "payment_service/gateway.py _make_tables": "has a deadline",
