@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from datetime import datetime
 from email.message import EmailMessage
@@ -15,12 +16,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.engine import Connection
 
 from common.events import Letter
-from common.kernel.groups import Done
+from common.kernel.groups import Done, Duplicate
 from common.message import Answer
 from common.metrics import notifications_unknown
+from common.problem import Problem, problems
 from common.service import Running, Service, main
 from common.settings import Settings, SettingsError
-from common.web import Problem, problems
+from common.web import CHANGING, answer_from
 from notification_service.domain import (
     PARTICIPANT,
     DismissNotification,
@@ -87,7 +89,9 @@ def routes(running: Running) -> APIRouter:
 
     async def find(order_id: UUID) -> Notification:
         key = str(order_id)
-        found = await running.database.read(lambda connection: NOTIFICATIONS.find(connection, key))
+        found = await answer_from(
+            running.database, lambda connection: NOTIFICATIONS.find(connection, key)
+        )
         if found is None:
             raise Problem(404, f"there is no notification about order {order_id}")
         return found
@@ -102,13 +106,26 @@ def routes(running: Running) -> APIRouter:
                 notification_status=status,
             )
 
+    resends: dict[UUID, asyncio.Task[Done | Duplicate]] = {}
+
+    def sending(order_id: UUID) -> asyncio.Task[Done | Duplicate]:
+        """The one resend of that order which is under way. A mail server may take longer than an
+        answer of ours: then it goes on, so that it is noted, and who asks again waits for it."""
+        if (task := resends.get(order_id)) is None:
+            task = asyncio.create_task(running.give(ResendNotification(order_id=order_id)))
+            resends[order_id] = task
+            task.add_done_callback(lambda _: resends.pop(order_id))
+        return task
+
     @router.get("/notifications", responses=problems(422))
     async def list_(
         status: NotificationStatus = NotificationStatus.UNKNOWN,
         limit: Annotated[int, Query(ge=1, le=LISTED_MAX)] = 100,
     ) -> list[NotificationView]:
         """The oldest mails that stand there; `unknown` is what a person has to decide on."""
-        found = await running.database.read(lambda connection: oldest(connection, status, limit))
+        found = await answer_from(
+            running.database, lambda connection: oldest(connection, status, limit)
+        )
         return [NotificationView.of(notification) for notification in found]
 
     @router.get("/notifications/{order_id}", responses=problems(404, 422))
@@ -116,23 +133,25 @@ def routes(running: Running) -> APIRouter:
         """The mail about one order's end."""
         return NotificationView.of(await find(order_id))
 
-    @router.post("/notifications/{order_id}/resend", responses=problems(404, 409, 422, 502))
+    @router.post(
+        "/notifications/{order_id}/resend", responses=problems(404, 409, 422, 502, *CHANGING)
+    )
     async def resend(order_id: UUID) -> NotificationView:
         """Send an unknown one, even if that makes two; 502 if it is unknown as before."""
         await find_unknown(order_id)
         try:
-            outcome = await running.kernel.give(ResendNotification(order_id=order_id))
+            outcome = await asyncio.shield(sending(order_id))
         except (MailRefused, MailRejected, MailUnconfirmed) as error:
             raise Problem(502, f"{error}; the notification is unknown as before") from error
         if isinstance(outcome, Done) and not outcome.events:
             await find_unknown(order_id)  # Somebody else was faster.
         return NotificationView.of(await find(order_id))
 
-    @router.post("/notifications/{order_id}/dismiss", responses=problems(404, 409, 422))
+    @router.post("/notifications/{order_id}/dismiss", responses=problems(404, 409, 422, *CHANGING))
     async def dismiss(order_id: UUID) -> NotificationView:
         """Leave an unknown one as it is."""
         await find_unknown(order_id)
-        await running.kernel.give(DismissNotification(order_id=order_id))
+        await running.give(DismissNotification(order_id=order_id))
         return NotificationView.of(await find(order_id))
 
     return router

@@ -21,8 +21,9 @@ from common.events import CancellationReason, Letter, LetterKind, OrderCancelled
 from common.kernel.groups import Done, Failed, Outcome
 from common.kernel.tables import utc_now
 from common.message import Event, Priority
+from common.readiness import Readiness
 from common.service import Running
-from common.settings import SettingsError
+from common.settings import HttpSettings, SettingsError
 from common.tasks import cancel_all
 from common.web import create_app
 from notification_service.app import MailSettings, build, build_with, routes
@@ -52,12 +53,13 @@ TIMEOUT_SECONDS = 60.0
 class Server:
     """A mail server that does as it is told; `accepted` is what it has answered for, or would have.
 
-    At `data`, None hangs up before the answer, and `silent` never answers.
+    At `data`, None hangs up before the answer, `silent` never answers, and `held` makes it wait.
     """
 
     rcpt: str = "250 OK"
     data: str | None = "250 OK"
     silent: bool = False
+    held: asyncio.Event | None = None
     accepted: list[bytes] = field(default_factory=list)
     port: int = 0
 
@@ -74,6 +76,8 @@ class Server:
         if self.data is None or self.silent or self.data.startswith("250"):
             assert isinstance(envelope.content, bytes)
             self.accepted.append(envelope.content)
+        if self.held is not None:
+            await self.held.wait()
         if self.silent:
             await asyncio.sleep(TIMEOUT_SECONDS)
         if self.data is None:
@@ -372,15 +376,15 @@ async def test_a_crash_while_sending_is_shown_and_does_not_send_again(
 # --- a person -------------------------------------------------------------------------------------
 
 
-def http(notification: Replica, mailer: Mailer) -> httpx.AsyncClient:
+def http(
+    notification: Replica, mailer: Mailer, settings: HttpSettings | None = None
+) -> httpx.AsyncClient:
     """The service's own routes, over this kernel."""
 
     async def nothing() -> None: ...
 
-    async def ready() -> dict[str, str]:
-        return {}
-
-    app = create_app("test", body_max_bytes=1024, not_ready=ready, before_scrape=nothing)
+    settings = settings or HttpSettings()
+    app = create_app("test", settings, readiness=Readiness(), before_scrape=nothing)
     running = Running(
         MailSettings(),
         notification.database,
@@ -418,6 +422,26 @@ async def test_a_person_has_an_unknown_mail_sent_again_under_the_same_message_id
     again = await person.post(f"/notifications/{ORDER}/resend")
     assert again.status_code == 409
     assert "is sent; only one that is unknown" in again.json()["detail"]
+
+
+async def test_a_mail_server_that_takes_longer_than_an_answer_gets_one_mail_and_it_is_noted(
+    undecided: tuple[Replica, httpx.AsyncClient], server: Server
+) -> None:
+    notification, _ = undecided
+    server.held = asyncio.Event()
+    quick = HttpSettings(http_answer_seconds=0.2)
+    async with http(notification, mailer(server), quick) as person:
+        early = [await person.post(f"/notifications/{ORDER}/resend") for _ in range(3)]
+        server.held.set()
+
+        async def noted() -> bool:
+            shown = await person.get(f"/notifications/{ORDER}")
+            return bool(shown.json()["status"] == "sent")
+
+        await until(noted)
+
+    assert [answer.status_code for answer in early] == [503] * 3
+    assert len(server.mails) == 2  # the one that is unknown, and this one
     assert len(server.accepted) == 2
 
 
