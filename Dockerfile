@@ -29,6 +29,7 @@ ENV PATH=/opt/saga/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 \
     DATA_DIR=/data HTTP_HOST=0.0.0.0 HTTP_PORT=8000
 USER 10001:10001
 WORKDIR /data
-# Ready, not only alive: who waits for a service wants to use it.
-HEALTHCHECK --interval=10s --timeout=5s --start-period=60s CMD ["python3", "-m", "common.healthcheck"]
+# Alive, not ready: some supervisors restart what is not healthy, and a broker that is away is no
+# reason for that. `compose.yaml`, where services wait for each other, asks whether they are ready.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=60s CMD ["python3", "-m", "common.healthcheck", "/livez"]
 CMD ["saga", "--help"]

@@ -22,7 +22,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final
 
 import sqlalchemy as sa
-from prometheus_client import REGISTRY, Counter, Gauge, Histogram, Info
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, Info
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -39,6 +39,9 @@ if TYPE_CHECKING:
     from common.kernel.outbox import Outgoing
     from common.retry_loop import RetryLoop
 
+TEXT: Final = "text/plain"
+OPENMETRICS: Final = "application/openmetrics-text"
+"""The media types of metrics."""
 UNKNOWN: Final = "unknown"
 """The `type` of a message that is none of those its receiver knows."""
 EXEMPLAR_SECONDS: Final = 0.1
@@ -571,13 +574,16 @@ async def watch_event_loop(participant: str) -> None:
         lag.observe(max(0.0, time.monotonic() - due))
 
 
-def exposition(accept: str) -> tuple[bytes, str]:
+def exposition(accept: str, registry: CollectorRegistry = REGISTRY) -> tuple[bytes, str]:
     """Everything, in the format that the `Accept` header asks for, and that format's media type.
 
-    Only OpenMetrics has exemplars.
+    Only OpenMetrics has exemplars. A header that asks for a version which is none gets text.
     """
-    encode, content_type = choose_encoder(accept)
-    return encode(REGISTRY), content_type
+    try:
+        encode, content_type = choose_encoder(accept)
+    except (TypeError, ValueError):  # It compares what it could read of a version with numbers.
+        encode, content_type = choose_encoder("")
+    return encode(registry), content_type
 
 
 def _words(intent: type[Intent]) -> str:

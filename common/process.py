@@ -6,13 +6,11 @@ import asyncio
 import contextlib
 import logging
 import signal
-import socket
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import uvicorn
 import uvloop
 from fastapi import FastAPI
 
@@ -21,6 +19,7 @@ from common.garbage import collected_seldom
 from common.kernel.database import Database, DatabaseError, open_database
 from common.kernel.tables import Schema
 from common.messaging.connection import BrokerError
+from common.server import Server, listen
 from common.settings import Settings, SettingsError, load
 from common.tasks import cancel_all
 
@@ -56,14 +55,6 @@ class Process:
     """Closes what was opened before; called last, however the process ends."""
 
 
-class _Server(uvicorn.Server):
-    """Leaves signals to us: stopping HTTP is only one step of the drain."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
 def main(build: Callable[[S], Process], kind: type[S]) -> None:
     """Run the process `build` makes; exit 0 after a stop signal, 1 with one line on an error."""
     name = "order-saga"
@@ -93,7 +84,9 @@ async def run(process: Process, settings: Settings) -> None:
     async with contextlib.AsyncExitStack() as stack:
         if process.close is not None:
             stack.push_async_callback(process.close)
-        listener = stack.enter_context(_listen(settings))
+        listener = stack.enter_context(
+            listen(settings.http_host, settings.http_port, way_out="HTTP_HOST or HTTP_PORT")
+        )
         opening = asyncio.ensure_future(
             open_database(
                 settings.database_url_of(name),
@@ -114,9 +107,7 @@ async def run(process: Process, settings: Settings) -> None:
         parts = await process.assemble(database, stack)
         metrics.tell_build(name)
         stack.enter_context(collected_seldom(name))
-        server = _Server(
-            uvicorn.Config(parts.app, log_config=None, lifespan="off", timeout_graceful_shutdown=5)
-        )
+        server = Server(parts.app, connections_max=settings.http_connections_max)
         crashed: asyncio.Future[Any] = loop.create_future()
         tasks = [
             _supervised(coroutine, crashed)
@@ -146,21 +137,6 @@ async def run(process: Process, settings: Settings) -> None:
         finally:
             await cancel_all(started, stopping, *tasks)
             await parts.stop()
-
-
-def _listen(settings: Settings) -> socket.socket:
-    listener = socket.socket(socket.AF_INET6 if ":" in settings.http_host else socket.AF_INET)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((settings.http_host, settings.http_port))
-        listener.listen()  # Now, or a second service could still bind the same port.
-    except OSError as error:
-        listener.close()
-        raise OSError(
-            f"cannot listen on {settings.http_host}:{settings.http_port}: {error.strerror}; "
-            f"stop what uses it, or choose another HTTP_HOST or HTTP_PORT"
-        ) from error
-    return listener
 
 
 def _supervised(coroutine: Awaitable[None], crashed: asyncio.Future[Any]) -> asyncio.Task[None]:

@@ -103,6 +103,11 @@ class RetryLoop:
             f"{worst.cause}"
         )
 
+    def failing_for(self, seconds: float) -> str:
+        """Why something has failed for at least so long, and fails still; or nothing."""
+        since = self._monotonic() - seconds
+        return next((row.cause for row in self._rows.values() if row.began <= since), "")
+
     def failed(
         self,
         error: BaseException | str,

@@ -16,15 +16,17 @@ from fastapi import APIRouter
 from common import metrics, process
 from common.choreography import Participant
 from common.kernel.database import Database
-from common.kernel.groups import Ask, Kernel
+from common.kernel.groups import Ask, Done, Duplicate, Kernel
 from common.kernel.inbox import keep_forgetting
 from common.kernel.outbox import Outbox
 from common.kernel.step import Decision
 from common.kernel.tables import Clock, Tables, utc_now
 from common.kernel.timer import Timekeeper, Timer
-from common.message import Intent
+from common.message import Command, Intent, Priority
 from common.messaging.consumer import PREFETCH, Consumer
 from common.messaging.publisher import BrokerPublisher
+from common.problem import unavailable
+from common.readiness import Look, Missing, Readiness
 from common.retry_loop import RetryLoop, troubles
 from common.settings import Settings
 from common.web import create_app
@@ -33,6 +35,9 @@ log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.02
 PROBE_SECONDS = 2.0
+REFUSE_SECONDS = 1.0
+"""For so long commits have to have failed before what is asked over HTTP is refused at once. What
+is shorter, a server's failover for instance, is waited for."""
 
 S = TypeVar("S", bound=Settings)
 
@@ -55,6 +60,25 @@ class Running:
         loop = RetryLoop(name, doing)
         self.retry_loops.append(loop)
         return loop
+
+    @property
+    def refusing(self) -> str:
+        """Why nothing can be committed, so that nothing is to be accepted; or nothing."""
+        for loop in self.kernel.retry_loops:
+            if cause := loop.failing_for(REFUSE_SECONDS):
+                return f"nothing can be committed: {cause}"
+        return ""
+
+    async def give(
+        self, command: Command, *, id: str | None = None, priority: Priority = Priority.NORMAL
+    ) -> Done | Duplicate:
+        """Have a command carried out that somebody waits for; see `Kernel.give`.
+
+        Raises `Problem` where nothing can be committed: it would only wait among others.
+        """
+        if why := self.refusing:
+            raise unavailable(f"{why}; try again later")
+        return await self.kernel.give(command, id=id, priority=priority)
 
 
 @dataclass(frozen=True)
@@ -114,10 +138,15 @@ def process_of(service: Service, settings: Settings) -> process.Process:
         for timekeeper in timekeepers:
             running.retry_loops.extend(timekeeper.retry_loops)
         forgetting = running.retry_loop("inbox", "look through the inbox")
+        readiness = Readiness(
+            Look(lambda: _unread(consumer), explain=_no_broker),
+            Look(lambda: _read(running), explain=lambda why: {"database": why}),
+            known=lambda: _known(running),
+        )
         app = create_app(
             f"{name} service",
-            body_max_bytes=settings.body_max_bytes,
-            not_ready=lambda: _not_ready(running, consumer),
+            settings,
+            readiness=readiness,
             before_scrape=lambda: _read_figures(name, running, figures),
         )
         if service.routes is not None:
@@ -126,12 +155,14 @@ def process_of(service: Service, settings: Settings) -> process.Process:
         async def start() -> None:
             await publisher.open(settings.broker_patience_seconds)
             await consumer.start()
+            readiness.look_again()
 
         return process.Parts(
             app,
             tasks=(
                 kernel.run(),
                 outbox.run(),
+                readiness.run(),
                 keep_forgetting(database, service.tables, settings.inbox_days, forgetting),
                 *(timekeeper.run() for timekeeper in timekeepers),
             ),
@@ -143,24 +174,30 @@ def process_of(service: Service, settings: Settings) -> process.Process:
     return process.Process(name, service.tables, assemble, service.close)
 
 
-async def _not_ready(running: Running, consumer: Consumer) -> dict[str, str]:
-    """What is missing, and why."""
-    missing: dict[str, str] = {}
-    try:
-        async with asyncio.timeout(PROBE_SECONDS):
-            if unread := await consumer.unread():
-                missing["consumers"] = f"nobody reads {', '.join(unread)}"
-    except Exception as error:
-        missing["broker"] = str(error) or "no answer"
-        missing["consumers"] = "the broker is away"
+async def _unread(consumer: Consumer) -> Missing:
+    """The queues nobody reads, as the broker says. Raises what asking it raises."""
+    unread = await consumer.unread()
+    return {"consumers": f"nobody reads {', '.join(unread)}"} if unread else {}
+
+
+def _no_broker(why: str) -> Missing:
+    return {"broker": why, "consumers": "the broker is away"}
+
+
+async def _read(running: Running) -> Missing:
+    """Read from the database. Raises what that raises."""
     # From a table: a bare SELECT 1 would not touch the file.
     query = sa.select(running.tables.inbox.c.message_id).limit(1)
-    try:
-        async with asyncio.timeout(PROBE_SECONDS):
-            await running.database.read(lambda connection: connection.execute(query).first())
-    except Exception as error:
-        missing["database"] = str(error) or "no answer"
-    return missing | troubles(loop for loop in running.retry_loops if loop.vital)
+    await running.database.read(lambda connection: connection.execute(query).first())
+    return {}
+
+
+def _known(running: Running) -> Missing:
+    """What is missing as far as the service knows without asking anybody."""
+    missing = troubles(loop for loop in running.retry_loops if loop.vital)
+    if why := running.refusing:
+        missing["database"] = why
+    return missing
 
 
 async def _read_figures(name: str, running: Running, figures: metrics.DatabaseMetrics) -> None:

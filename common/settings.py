@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Final, TypeVar
 
 import yarl
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from common.telemetry import LogFormat
 
 INBOX_DAYS: Final = 90.0
-
+_HOST_NAME: Final = re.compile(r"\*|(\*\.)?[\w-]+(\.[\w-]+)*\.?")
 
 SECRETS_DIR = "SECRETS_DIR"
 """Names the folder of the settings that are no environment's business."""
@@ -60,7 +61,45 @@ class TlsSettings(BaseSettings):
         return str(url.update_query(named | dict(url.query)))
 
 
-class Settings(TlsSettings):
+def _check_host_names(text: str) -> str:
+    for name in _names(text):
+        if not _HOST_NAME.fullmatch(name):
+            raise ValueError(
+                f"{name!r} is no host name; write names such as shop.example.com or "
+                f"*.example.com, without ports, separated by commas"
+            )
+    return text
+
+
+class HttpSettings(BaseSettings):
+    """How a process serves HTTP."""
+
+    model_config = SettingsConfigDict(extra="ignore", frozen=True, env_ignore_empty=True)
+
+    http_host: str = "127.0.0.1"
+    http_port: Annotated[int, Field(ge=0, le=65535)] = 0
+    """0 picks a free port, which the log names."""
+    http_allowed_hosts: Annotated[str, AfterValidator(_check_host_names)] | None = None
+    """The names with a dot in them by which it is known, separated by commas; see
+    `common.doors.Visitors`."""
+    http_answer_seconds: Annotated[float, Field(gt=0, le=600)] = 10.0
+    """How long an answer may take, after which it is 503."""
+    http_connections_max: Annotated[int, Field(ge=10, le=100_000)] = 1_000
+    """How many connections there may be at once."""
+    body_max_bytes: Annotated[int, Field(ge=1024)] = 65_536
+    """The longest HTTP request body."""
+
+    @property
+    def allowed_hosts(self) -> list[str]:
+        """The names in `http_allowed_hosts`."""
+        return _names(self.http_allowed_hosts or "")
+
+
+def _names(text: str) -> list[str]:
+    return [name for part in text.split(",") if (name := part.strip())]
+
+
+class Settings(TlsSettings, HttpSettings):
     """One service's settings."""
 
     amqp_url: str = "amqp://guest:guest@127.0.0.1:5672/"
@@ -70,9 +109,6 @@ class Settings(TlsSettings):
     """Where this service keeps its state; by default a SQLite file in `data_dir`."""
     database_patience_seconds: Annotated[float, Field(ge=0, le=3600)] = 30.0
     """How long a starting service waits for a database server."""
-    http_host: str = "127.0.0.1"
-    http_port: Annotated[int, Field(ge=0, le=65535)] = 0
-    """0 picks a free port, which the log names."""
     log_level: Annotated[str, Field(pattern="(?i)^(debug|info|warning|error)$")] = "INFO"
     log_format: Annotated[LogFormat, BeforeValidator(str.lower)] = LogFormat.AUTO
     """JSON, or text; by default text at a terminal only."""
@@ -86,8 +122,6 @@ class Settings(TlsSettings):
     """How long a service knows which messages it has done: longer than the history is kept."""
     outbox_backlog_max: Annotated[int, Field(ge=1)] = 20_000
     """Events waiting for the broker, beyond which new orders are turned away."""
-    body_max_bytes: Annotated[int, Field(ge=1024)] = 65_536
-    """The longest HTTP request body."""
 
     @property
     def broker_url(self) -> str:

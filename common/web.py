@@ -1,72 +1,40 @@
-"""The HTTP side every service has: health, metrics, problem details (RFC 9457), a body limit."""
+"""The HTTP side every service has: health, metrics, problem details, what stands before routes."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from http import HTTPStatus
-from typing import Any, TypeVar
+from email.message import Message as Headers
+from typing import Any, Final, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
+from prometheus_client import REGISTRY, CollectorRegistry
 from sqlalchemy.engine import Connection
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from common.doors import guard
 from common.kernel.database import Database
-from common.metrics import exposition
+from common.metrics import OPENMETRICS, TEXT, exposition
+from common.problem import Problem, problems, short, unavailable
+from common.readiness import Readiness
+from common.settings import HttpSettings
 
 log = logging.getLogger(__name__)
 
-PROBLEM = "application/problem+json"
-BUSY_RETRY_SECONDS = 5
-ERRORS_MAX = 20
+ERRORS_MAX: Final = 20
 """What is wrong with a request, beyond which no more is listed."""
-TOLD_MAX_CHARACTERS = 200
-"""Of what a client has sent, in an answer that refuses it."""
-
-_SCHEMA = {
-    "title": "Problem",
-    "type": "object",
-    "required": ["type", "title", "status", "detail"],
-    "properties": {
-        "type": {"type": "string", "format": "uri-reference"},
-        "title": {"type": "string"},
-        "status": {"type": "integer"},
-        "detail": {"type": "string"},
-    },
-}
+ALWAYS: Final = (400, 408, 421, 503)
+"""The problems that any request may meet: it cannot be read, is not sent in time, is meant for
+somebody else, or cannot be answered in time."""
+CHANGING: Final = (403, 413)
+"""Those that a request which changes something may meet besides."""
+WITH_BODY: Final = (*CHANGING, 415, 422)
+"""And those of one with a body."""
 
 T = TypeVar("T")
-Checks = Callable[[], Awaitable[dict[str, str]]]
-
-
-class Problem(Exception):
-    """An answer that is not the wished-for one, as RFC 9457 problem details."""
-
-    def __init__(
-        self, status: int, detail: str, *, headers: dict[str, str] | None = None, **more: object
-    ) -> None:
-        super().__init__(detail)
-        self.status = status
-        self.detail = detail
-        self.headers = headers
-        self.more = more
-
-    def response(self) -> JSONResponse:
-        """The problem as a response."""
-        content = {
-            "type": "about:blank",
-            "title": HTTPStatus(self.status).phrase,
-            "status": self.status,
-            "detail": self.detail,
-            **self.more,
-        }
-        return JSONResponse(
-            content, status_code=self.status, headers=self.headers, media_type=PROBLEM
-        )
 
 
 @contextmanager
@@ -77,12 +45,9 @@ def unless_away(database: Database) -> Iterator[None]:
     except Exception as error:
         if not database.is_away(error):
             raise
-        log.warning("the database is away, a request is turned away: %s", error)
-        raise Problem(
-            503,
-            "the database is away; try again later",
-            headers={"Retry-After": str(BUSY_RETRY_SECONDS)},
-        ) from error
+        cause = str(error).partition("\n")[0]
+        log.warning("the database is away, a request is turned away: %s", cause)
+        raise unavailable("the database is away; try again later") from error
 
 
 async def answer_from(database: Database, query: Callable[[Connection], T]) -> T:
@@ -91,51 +56,56 @@ async def answer_from(database: Database, query: Callable[[Connection], T]) -> T
         return await database.read(query)
 
 
-def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """How a route declares in its OpenAPI document the problems it may answer with."""
-    return {
-        status: {
-            "description": HTTPStatus(status).phrase,
-            "content": {PROBLEM: {"schema": _SCHEMA}},
-        }
-        for status in statuses
-    }
-
-
 def create_app(
     title: str,
+    settings: HttpSettings,
     *,
-    body_max_bytes: int,
-    not_ready: Checks,
+    readiness: Readiness,
     before_scrape: Callable[[], Awaitable[None]],
+    registry: CollectorRegistry = REGISTRY,
 ) -> FastAPI:
     """An application with what every service serves.
 
-    `not_ready` names each thing that is missing, with the reason; nothing means ready.
     `before_scrape` brings up to date what is measured only when somebody asks.
     """
-    app = FastAPI(title=title, version="1", redoc_url=None)
-    app.add_middleware(_BodyLimit, max_bytes=body_max_bytes)
+    app = FastAPI(
+        title=title,
+        version="1",
+        redoc_url=None,
+        redirect_slashes=False,  # Where to, would be for the request's Host header to say.
+        responses=problems(*ALWAYS),
+    )
+    guard(app, settings)
 
     @app.get("/livez", tags=["operations"])
     async def livez() -> dict[str, str]:
-        """The process runs."""
+        """The process runs. A supervisor may restart it where this does not answer."""
         return {"status": "alive"}
 
-    @app.get("/readyz", tags=["operations"], response_model=None, responses=problems(503))
-    async def readyz() -> dict[str, str] | JSONResponse:
-        """Broker, database and consumers are there."""
-        missing = await not_ready()
-        if missing:
+    @app.get("/readyz", tags=["operations"], response_model=None)
+    async def readyz() -> dict[str, Any] | JSONResponse:
+        """Broker, database and consumers were there when they were last looked at."""
+        age = round(readiness.age_seconds, 1)
+        if missing := readiness.missing():
             detail = "; ".join(f"{thing}: {why}" for thing, why in missing.items())
-            return Problem(503, detail, missing=missing).response()
-        return {"status": "ready"}
+            return Problem(503, detail, missing=missing, checked_seconds_ago=age).response()
+        return {"status": "ready", "checked_seconds_ago": age}
 
-    @app.get("/metrics", tags=["operations"])
+    @app.get(
+        "/metrics",
+        tags=["operations"],
+        response_class=Response,
+        responses={
+            200: {
+                "description": "Prometheus metrics",
+                "content": {media: {"schema": {"type": "string"}} for media in (TEXT, OPENMETRICS)},
+            }
+        },
+    )
     async def scrape(request: Request) -> Response:
         """Prometheus metrics, as text or in OpenMetrics, which has exemplars."""
         await before_scrape()
-        content, media_type = exposition(request.headers.get("accept", ""))
+        content, media_type = exposition(request.headers.get("accept", ""), registry)
         return Response(content, headers={"Content-Type": media_type})
 
     @app.exception_handler(Problem)
@@ -145,67 +115,43 @@ def create_app(
     @app.exception_handler(HTTPException)
     async def on_http(_: Request, error: HTTPException) -> JSONResponse:
         headers = dict(error.headers) if error.headers else None
-        return Problem(error.status_code, str(error.detail), headers=headers).response()
+        detail = str(error.detail)
+        if error.status_code == 400 and error.__cause__ is not None:
+            detail = f"the body cannot be read: {short(str(error.__cause__))}"
+        return Problem(error.status_code, detail, headers=headers).response()
 
     @app.exception_handler(RequestValidationError)
-    async def on_invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+    async def on_invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        unread = isinstance(error.body, bytes) and error.body
+        if unread and (problem := _not_json(request.headers.get("content-type"))) is not None:
+            return problem.response()
         errors = [
-            {"where": _short(".".join(map(str, found["loc"]))), "why": _short(_why(found))}
+            {"where": short(".".join(map(str, found["loc"]))), "why": short(_why(found))}
             for found in error.errors()[:ERRORS_MAX]
         ]
         detail = "; ".join(f"{found['where']}: {found['why']}" for found in errors[:5])
         return Problem(422, detail, errors=errors).response()
 
-    @app.exception_handler(Exception)
-    async def on_fault(request: Request, error: Exception) -> JSONResponse:
-        log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-        return Problem(500, "an internal error; the service's log tells more").response()
-
     return app
 
 
-def _short(text: str) -> str:
-    """A text that may be the client's own, so that it can be told back."""
-    cut = text if len(text) <= TOLD_MAX_CHARACTERS else f"{text[:TOLD_MAX_CHARACTERS]}…"
-    return cut.encode(errors="replace").decode()
+def _not_json(content_type: str | None) -> Problem | None:
+    """The problem of a body that is said to be something else, or nothing."""
+    if not content_type:
+        return Problem(415, "the Content-Type is missing; send the body as application/json")
+    headers = Headers()
+    headers["Content-Type"] = content_type
+    kind = headers.get_content_type()
+    if kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json")):
+        return None
+    return Problem(
+        415,
+        f"the Content-Type {short(content_type)!r} is not read here; send the body as "
+        f"application/json",
+    )
 
 
 def _why(error: dict[str, Any]) -> str:
     if error["type"] == "json_invalid":
         return f"{error['msg']}: {error['ctx']['error']}"
     return str(error["msg"])
-
-
-class _BodyLimit:
-    """Turns away requests whose body is longer than `max_bytes`, announced or not."""
-
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
-        self._app = app
-        self._max_bytes = max_bytes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        too_long = Problem(413, f"the body may have at most {self._max_bytes} bytes").response()
-        announced = dict(scope["headers"]).get(b"content-length", b"0")
-        if announced.isdigit() and int(announced) > self._max_bytes:
-            await too_long(scope, receive, send)
-            return
-        # Read it whole before anybody else does: what is within the limit fits in memory.
-        messages: list[Message] = []
-        length = 0
-        while True:
-            message = await receive()
-            messages.append(message)
-            length += len(message.get("body", b""))
-            if length > self._max_bytes:
-                await too_long(scope, receive, send)
-                return
-            if message["type"] != "http.request" or not message.get("more_body", False):
-                break
-
-        async def replay() -> Message:
-            return messages.pop(0) if messages else await receive()
-
-        await self._app(scope, replay, send)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import binascii
 import contextlib
@@ -21,9 +20,11 @@ from common.kernel.database import Database
 from common.kernel.tables import Clock, utc_now
 from common.limits import INTEGER_MAX, TEXT_MAX_BYTES, Moment
 from common.message import Priority
+from common.problem import Problem, problems
+from common.readiness import Look, Missing, Readiness
 from common.retry_loop import troubles
 from common.settings import Settings
-from common.web import Problem, answer_from, create_app, problems
+from common.web import answer_from, create_app
 from history_service import queries
 from history_service.domain import OBSERVER, OrderView, Payment, Status, Stock
 from history_service.follower import Follower
@@ -34,7 +35,6 @@ PAGE_DEFAULT: Final = 50
 PAGE_MAX: Final = 500
 STATS_DEFAULT: Final = timedelta(days=1)
 STATS_MAX: Final = timedelta(days=31)
-PROBE_SECONDS: Final = 2.0
 
 
 class OrderSummary(BaseModel):
@@ -184,7 +184,7 @@ def routes(database: Database, clock: Clock = utc_now) -> APIRouter:
             raise Problem(404, f"nothing is known of an order {order_id}")
         return facts
 
-    @router.get("/orders", responses=problems(422, 503))
+    @router.get("/orders", responses=problems(422))
     async def search(wanted: Annotated[Wanted, Query()]) -> OrderPage:
         """Orders, the latest first. `since` and `until` are about their first event."""
         seen = None if wanted.after is None else _read_cursor(wanted.after)
@@ -198,7 +198,7 @@ def routes(database: Database, clock: Clock = utc_now) -> APIRouter:
             next=_cursor(found[-1]) if more else None,
         )
 
-    @router.get("/orders/{order_id}", responses=problems(404, 422, 503))
+    @router.get("/orders/{order_id}", responses=problems(404, 422))
     async def get(order_id: UUID, at: Moment | None = None) -> OrderSummary:
         """An order as it stands, or as it stood `at` some time."""
         facts = await facts_of(order_id)
@@ -207,13 +207,13 @@ def routes(database: Database, clock: Clock = utc_now) -> APIRouter:
             raise Problem(404, queries.nothing_yet(str(order_id), facts, at))
         return OrderSummary.of(view)
 
-    @router.get("/orders/{order_id}/timeline", responses=problems(404, 422, 503))
+    @router.get("/orders/{order_id}/timeline", responses=problems(404, 422))
     async def timeline(order_id: UUID) -> Timeline:
         """Every event of an order, each after its cause, with the time that each hop took."""
         steps = steps_of(await facts_of(order_id))
         return Timeline(order_id=order_id, steps=[TimelineStep.of(step) for step in steps])
 
-    @router.get("/stats", responses=problems(422, 503))
+    @router.get("/stats", responses=problems(422))
     async def stats(since: Moment | None = None, until: Moment | None = None) -> Stats:
         """Outcomes, reasons, revenue and latencies by the hour; of the last day by default."""
         end = until or clock()
@@ -256,16 +256,20 @@ def build(settings: Settings) -> process.Process:
 
     async def assemble(database: Database, _: contextlib.AsyncExitStack) -> process.Parts:
         follower = Follower(settings.broker_url, database)
+        readiness = Readiness(
+            Look(lambda: _read(database), explain=lambda why: {"database": why}),
+            known=lambda: _known(follower),
+        )
         app = create_app(
             f"{OBSERVER.name} service",
-            body_max_bytes=settings.body_max_bytes,
-            not_ready=lambda: _not_ready(database, follower),
+            settings,
+            readiness=readiness,
             before_scrape=lambda: _read_figures(follower),
         )
         app.include_router(routes(database))
         return process.Parts(
             app,
-            tasks=(follower.run(),),
+            tasks=(follower.run(), readiness.run()),
             start=lambda: follower.start(settings.broker_patience_seconds),
             stop=follower.stop,
             finish=follower.finish,
@@ -278,16 +282,18 @@ async def _read_figures(follower: Follower) -> None:
     metrics.tell_retry_loops(OBSERVER.name, follower.retry_loops)
 
 
-async def _not_ready(database: Database, follower: Follower) -> dict[str, str]:
+async def _read(database: Database) -> Missing:
+    """Read from the database. Raises what that raises."""
+    query = sa.select(places.c.offset)
+    await database.read(lambda connection: connection.execute(query).first())
+    return {}
+
+
+def _known(follower: Follower) -> Missing:
+    """What is missing as far as the service knows without asking anybody."""
     missing = troubles(follower.retry_loops)
     if follower.trouble:
         missing["stream"] = follower.trouble
-    query = sa.select(places.c.offset)
-    try:
-        async with asyncio.timeout(PROBE_SECONDS):
-            await database.read(lambda connection: connection.execute(query).first())
-    except Exception as error:
-        missing["database"] = str(error) or "no answer"
     return missing
 
 

@@ -16,9 +16,10 @@ from common.kernel.rows import writing
 from common.kernel.step import Decision
 from common.kernel.tables import VersionConflict
 from common.metrics import CompensationMetrics
+from common.problem import Problem, problems
 from common.service import Running, Service, main
 from common.settings import Settings
-from common.web import Problem, answer_from, problems, unless_away
+from common.web import WITH_BODY, answer_from, unless_away
 from inventory_service.domain import PARTICIPANT, AddStock, Delivery, StockItem, delivery_key
 from inventory_service.store import DELIVERIES, STOCK, TABLES
 
@@ -92,7 +93,7 @@ def routes(running: Running) -> APIRouter:
             except VersionConflict:
                 continue  # Another replica remembers the same key: by now it is known.
 
-    @router.post("/stock", status_code=202, responses=problems(413, 422, 503))
+    @router.post("/stock", status_code=202, responses=problems(*WITH_BODY))
     async def add(
         delivery: StockDelivery,
         idempotency_key: Annotated[str | None, Header(min_length=1, max_length=128)] = None,
@@ -110,7 +111,7 @@ def routes(running: Running) -> APIRouter:
         delivery_id = UUID(derived_id(key, "delivery"))
         await asyncio.gather(
             *(
-                running.kernel.give(
+                running.give(
                     AddStock(delivery_id=delivery_id, **item.model_dump()),
                     id=derived_id(key, f"{AddStock.type}/{item.sku}"),
                 )
@@ -121,7 +122,7 @@ def routes(running: Running) -> APIRouter:
         found = await answer_from(running.database, lambda connection: STOCK.load(connection, skus))
         return [StockView.of(found[sku][0]) for sku in skus]
 
-    @router.get("/stock/{sku}", responses=problems(404, 422, 503))
+    @router.get("/stock/{sku}", responses=problems(404, 422))
     async def get(sku: Sku) -> StockView:
         """One SKU on the shelf."""
         item = await answer_from(running.database, lambda connection: STOCK.find(connection, sku))

@@ -19,9 +19,10 @@ from common.kernel.groups import Done, Duplicate
 from common.kernel.timer import Timer
 from common.message import Answer
 from common.metrics import notifications_unknown
+from common.problem import Problem, problems
 from common.service import Running, Service, main
 from common.settings import Settings, SettingsError
-from common.web import Problem, problems
+from common.web import CHANGING, answer_from
 from notification_service.domain import (
     PARTICIPANT,
     DismissNotification,
@@ -89,7 +90,9 @@ def routes(running: Running) -> APIRouter:
 
     async def find(order_id: UUID) -> Notification:
         key = str(order_id)
-        found = await running.database.read(lambda connection: NOTIFICATIONS.find(connection, key))
+        found = await answer_from(
+            running.database, lambda connection: NOTIFICATIONS.find(connection, key)
+        )
         if found is None:
             raise Problem(404, f"there is no notification about order {order_id}")
         return found
@@ -119,7 +122,9 @@ def routes(running: Running) -> APIRouter:
         limit: Annotated[int, Query(ge=1, le=LISTED_MAX)] = 100,
     ) -> list[NotificationView]:
         """The oldest mails that stand there; `unknown` is what a person has to decide on."""
-        found = await running.database.read(lambda connection: oldest(connection, status, limit))
+        found = await answer_from(
+            running.database, lambda connection: oldest(connection, status, limit)
+        )
         return [NotificationView.of(notification) for notification in found]
 
     @router.get("/notifications/{order_id}", responses=problems(404, 422))
@@ -127,21 +132,23 @@ def routes(running: Running) -> APIRouter:
         """The mail about one order's end."""
         return NotificationView.of(await find(order_id))
 
-    @router.post("/notifications/{order_id}/resend", responses=problems(404, 409, 422, 502))
+    @router.post(
+        "/notifications/{order_id}/resend", responses=problems(404, 409, 422, 502, *CHANGING)
+    )
     async def resend(order_id: UUID) -> NotificationView:
         """Send an unknown one, even if that makes two; 502 if it is unknown as before."""
         await find_unknown(order_id)
-        outcome = await running.kernel.give(ResendNotification(order_id=order_id))
+        outcome = await running.give(ResendNotification(order_id=order_id))
         resent = await decided(order_id, outcome)
         if resent.status is NotificationStatus.UNKNOWN:
             raise Problem(502, f"{resent.detail}; the notification is unknown as before")
         return NotificationView.of(resent)
 
-    @router.post("/notifications/{order_id}/dismiss", responses=problems(404, 409, 422))
+    @router.post("/notifications/{order_id}/dismiss", responses=problems(404, 409, 422, *CHANGING))
     async def dismiss(order_id: UUID) -> NotificationView:
         """Leave an unknown one as it is."""
         await find_unknown(order_id)
-        outcome = await running.kernel.give(DismissNotification(order_id=order_id))
+        outcome = await running.give(DismissNotification(order_id=order_id))
         return NotificationView.of(await decided(order_id, outcome))
 
     return router

@@ -34,9 +34,10 @@ from common.kernel.step import Decision
 from common.kernel.timer import Timer
 from common.message import Priority
 from common.metrics import OrderMetrics, orders_overdue, orders_pending, orders_turned_away
+from common.problem import Problem, problems, unavailable
 from common.service import Running, Service, main
 from common.settings import Settings
-from common.web import BUSY_RETRY_SECONDS, Problem, answer_from, problems
+from common.web import CHANGING, WITH_BODY, answer_from
 from order_service.domain import PARTICIPANT, CancelOrder, ExpireOrder, Order, OrderStatus
 from order_service.store import ORDERS, OVERDUE_GRACE_SECONDS, TABLES, count_pending, overdue
 
@@ -125,7 +126,7 @@ def routes(running: Running) -> APIRouter:
             raise Problem(404, f"there is no order {order_id}")
         return order
 
-    @router.post("/orders", status_code=202, responses=problems(413, 422, 503))
+    @router.post("/orders", status_code=202, responses=problems(*WITH_BODY))
     async def place(
         new: NewOrder,
         response: Response,
@@ -141,12 +142,10 @@ def routes(running: Running) -> APIRouter:
             # One that was placed before is told so again: that adds nothing to what waits.
             if too_many and not (idempotency_key and await known(order_id)):
                 orders_turned_away.inc()
-                raise Problem(
-                    503,
-                    f"{running.outbox.backlog} events wait for the broker; try again later",
-                    headers={"Retry-After": str(BUSY_RETRY_SECONDS)},
+                raise unavailable(
+                    f"{running.outbox.backlog} events wait for the broker; try again later"
                 )
-            outcome = await running.kernel.give(
+            outcome = await running.give(
                 command, id=derived_id(key, command.type), priority=new.priority
             )
             order = outcome.own if isinstance(outcome, Done) else await find(order_id)
@@ -160,13 +159,13 @@ def routes(running: Running) -> APIRouter:
         response.headers["Location"] = f"/orders/{order_id}"
         return view
 
-    @router.get("/orders/{order_id}", responses=problems(404, 422, 503))
+    @router.get("/orders/{order_id}", responses=problems(404, 422))
     async def get(order_id: UUID) -> OrderView:
         """An order as it stands."""
         return OrderView.of(await find(order_id))
 
     @router.post(
-        "/orders/{order_id}/cancel", status_code=202, responses=problems(404, 409, 413, 422, 503)
+        "/orders/{order_id}/cancel", status_code=202, responses=problems(404, 409, 422, *CHANGING)
     )
     async def cancel(
         order_id: UUID, traceparent: Annotated[str | None, Header()] = None
@@ -175,7 +174,7 @@ def routes(running: Running) -> APIRouter:
         route = "POST /orders/{order_id}/cancel"
         with tracing.request(route, str(order_id), traceparent, status=202):
             command, order = CancelOrder(order_id=order_id), await find(order_id)
-            outcome = await running.kernel.give(command, priority=order.priority)
+            outcome = await running.give(command, priority=order.priority)
             view = OrderView.of(await find(order_id))
             if isinstance(outcome, Done) and not outcome.events:
                 raise Problem(

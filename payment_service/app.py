@@ -11,9 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from common.events import PaymentRefunded, PaymentVoided
 from common.kernel.step import Decision
 from common.metrics import CompensationMetrics
+from common.problem import Problem, problems
 from common.service import Running, Service, main
 from common.settings import Settings, SettingsError
-from common.web import Problem, answer_from, problems
+from common.web import answer_from
 from payment_service.domain import (
     PARTICIPANT,
     Charge,
@@ -61,7 +62,7 @@ def routes(running: Running) -> APIRouter:
     """`/payments`."""
     router = APIRouter(tags=["payments"])
 
-    @router.get("/payments/{order_id}", responses=problems(404, 422, 503))
+    @router.get("/payments/{order_id}", responses=problems(404, 422))
     async def get(order_id: UUID) -> PaymentView:
         """The payment for one order."""
         key = str(order_id)

@@ -10,11 +10,10 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final, Self
-from wsgiref.simple_server import WSGIServer
 
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -22,6 +21,10 @@ from common.clock import elapsed
 from common.kernel.database import DatabaseError
 from common.kernel.tables import utc_now
 from common.messaging.connection import BrokerError
+from common.readiness import Readiness
+from common.server import Server, listen
+from common.settings import HttpSettings, load
+from common.web import create_app
 from saga import reconcile as books
 from saga.deployment import Deployment
 from saga.discovery import choreography
@@ -37,44 +40,58 @@ GRACE_SECONDS: Final = 10.0
 
 
 class Exporter(Collector):
-    """Serves the figures while it is entered; `run` reconciles for ever."""
+    """Serves the figures while it is entered; `run` reconciles for ever.
+
+    HTTP has a thread and an event loop of its own: reconciling a long history keeps the other one
+    busy for seconds.
+    """
 
     def __init__(self, deployment: Deployment, *, host: str, port: int) -> None:
+        """Raises `SettingsError`."""
         self._deployment = deployment
-        self._address = host, port
+        self._settings = load(HttpSettings).model_copy(
+            update={"http_host": host, "http_port": port}
+        )
         self._participants = [p.name for p in choreography().participants]
         self._violations: Counter[str] = Counter()
         self._reconciled_at: float | None = None
         self._took_seconds = 0.0
         self._failures = 0
-        self._server: WSGIServer | None = None
+        self._letters: list[Metric] = []
+        self._server: Server | None = None
         self._thread: threading.Thread | None = None
+        self._port = 0
 
     def __enter__(self) -> Self:
         """Raises `OSError` for an address that cannot be listened on."""
+        settings = self._settings
         registry = CollectorRegistry()
         registry.register(self)
-        host, port = self._address
-        try:
-            self._server, self._thread = start_http_server(port, host, registry)
-        except OSError as error:
-            raise OSError(
-                f"cannot listen on {host}:{port}: {error.strerror}; stop what uses it, or choose "
-                f"another --port"
-            ) from error
+        app = create_app(
+            "saga exporter",
+            settings,
+            readiness=Readiness(),
+            before_scrape=self._look_at_letters,
+            registry=registry,
+        )
+        listener = listen(settings.http_host, settings.http_port, way_out="--host or --port")
+        self._port = listener.getsockname()[1]
+        self._server = Server(app, connections_max=settings.http_connections_max)
+        serving = self._server.serve([listener])
+        self._thread = threading.Thread(target=asyncio.run, args=(serving,), daemon=True)
+        self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._server is not None and self._thread is not None:
-            self._server.shutdown()
-            self._server.server_close()
+            self._server.should_exit = True
             self._thread.join()
 
     @property
     def url(self) -> str:
         """Where Prometheus is to look."""
-        assert self._server is not None  # noqa: S101 - entered
-        return f"http://{self._address[0]}:{self._server.server_port}/metrics"
+        host = self._settings.http_host
+        return f"http://{f'[{host}]' if ':' in host else host}:{self._port}/metrics"
 
     async def run(self, seconds: float = RECONCILE_SECONDS) -> None:
         """Reconcile again and again; what cannot be read now is tried again next time."""
@@ -91,13 +108,17 @@ class Exporter(Collector):
                 self._reconciled_at = time.time()
             await asyncio.sleep(seconds)
 
-    def collect(self) -> Iterator[Metric]:
-        """See `prometheus_client.registry.Collector`; called in a thread of the server."""
+    async def _look_at_letters(self) -> None:
+        """Read the store for the next `collect`; in a thread, as that blocks."""
         try:
-            yield from self._dead_letters()
+            self._letters = await asyncio.to_thread(lambda: list(self._dead_letters()))
         except DlqError as error:
             log.warning("%s", error)
-        yield from self._books()
+            self._letters = []
+
+    def collect(self) -> Iterable[Metric]:
+        """See `prometheus_client.registry.Collector`."""
+        return [*self._letters, *self._books()]
 
     def _dead_letters(self) -> Iterator[Metric]:
         found = figures(self._deployment.dead_letters_url)

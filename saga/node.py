@@ -25,11 +25,10 @@ from typing import Final, Self
 import yarl
 
 from saga.guard import Guard
+from saga.patience import WAY_OUT, Patience, start_seconds
 
 STOP_SECONDS: Final = 20.0
 """How long a graceful stop may take before the node is killed."""
-CTL_SECONDS: Final = 60.0
-"""How long one `rabbitmqctl` call may take."""
 PORT_ATTEMPTS: Final = 3
 """First starts that may fail because somebody else took a port just after it was found free."""
 
@@ -205,8 +204,8 @@ class RabbitNode:
         except OSError as error:
             raise self._unusable(error) from error
 
-    def start(self, timeout_seconds: float = 60) -> None:
-        """Start the node and wait until clients can connect.
+    def start(self, timeout_seconds: float | None = None) -> None:
+        """Start the node and wait until clients can connect, by default for `START_SECONDS`.
 
         After `kill` or a crash the same node comes back: same data, same ports. Does nothing when
         it is running. Raises NodeError, and leaves nothing running, when it cannot be started.
@@ -214,7 +213,7 @@ class RabbitNode:
         if self.running:
             return
         home = find_rabbitmq()
-        deadline = time.monotonic() + timeout_seconds
+        patience = Patience(timeout_seconds)
         again = self._guard.leads  # killed or crashed: the ports are part of its identity
         try:
             self.claim()
@@ -225,8 +224,8 @@ class RabbitNode:
                     self._ports["epmd"] = self._peer.port("epmd")
                 try:
                     self._write_configuration(home)
-                    self._start_processes(home)
-                    self._wait_until_ready(deadline, timeout_seconds)
+                    self._start_processes(home, patience)
+                    self._wait_until_ready(patience)
                 except _PortTaken as error:
                     self._end_processes()
                     if again or attempt == PORT_ATTEMPTS:
@@ -293,6 +292,7 @@ class RabbitNode:
         command = arguments[0] if arguments else ""
         if not self._environment:
             self._environment = self._environment_of_other_process()
+        seconds = start_seconds()
         try:
             done = subprocess.run(
                 [find_rabbitmq() / "sbin" / "rabbitmqctl", "--quiet", *arguments],
@@ -300,13 +300,13 @@ class RabbitNode:
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,
-                timeout=CTL_SECONDS,
+                timeout=seconds,
                 check=False,
             )
         except subprocess.TimeoutExpired:
             raise NodeError(
-                f"rabbitmqctl {command}: no answer from {self.name} within {CTL_SECONDS:g} s: "
-                f"see {self.log_path}"
+                f"rabbitmqctl {command}: no answer from {self.name} within {seconds:g} s "
+                f"(log: {self.log_path}); {WAY_OUT}"
             ) from None
         if done.returncode:
             words = [line.strip() for line in done.stderr.splitlines() if line.strip()]
@@ -405,13 +405,13 @@ class RabbitNode:
 
     # --- processes ---------------------------------------------------------------------------
 
-    def _start_processes(self, home: Path) -> None:
+    def _start_processes(self, home: Path, patience: Patience) -> None:
         if self._peer is None and (self._epmd is None or self._epmd.poll() is not None):
             self._epmd = self._spawn(
                 [self._program("epmd"), "-address", _LOOPBACK, "-port", str(self._ports["epmd"])]
             )
             # The VM would start a name server as a daemon if it found none.
-            self._wait_for_epmd(self._epmd)
+            self._wait_for_epmd(self._epmd, patience)
         self._said_before = {path: _size(path) for path in (self.log_path, self._console_path)}
         self._vm = self._spawn([str(home / "sbin" / "rabbitmq-server")])
 
@@ -435,19 +435,18 @@ class RabbitNode:
                 process_group=self._guard.pid,
             )
 
-    def _wait_for_epmd(self, epmd: subprocess.Popen[bytes]) -> None:
-        deadline = time.monotonic() + _PROBE_SECONDS * 5
+    def _wait_for_epmd(self, epmd: subprocess.Popen[bytes], patience: Patience) -> None:
         while not _accepts(self._ports["epmd"]):
             if epmd.poll() is not None:
                 raise _PortTaken(
                     f"RabbitMQ node {self.name}: epmd cannot listen on port {self._ports['epmd']}: "
                     "start it again"
                 )
-            if time.monotonic() > deadline:
-                raise NodeError(f"RabbitMQ node {self.name}: epmd does not answer")
+            if patience.is_over:
+                raise NodeError(patience.lost_with(f"RabbitMQ node {self.name}", "epmd is silent"))
             time.sleep(_POLL_SECONDS)
 
-    def _wait_until_ready(self, deadline: float, timeout_seconds: float) -> None:
+    def _wait_until_ready(self, patience: Patience) -> None:
         assert self._vm is not None  # noqa: S101 - for the type checker; started just before
         while True:
             if self._vm.poll() is not None:
@@ -461,13 +460,10 @@ class RabbitNode:
                 _accepts(self._ports[plugin]) for plugin in self._listening_plugins()
             ):
                 return
-            if time.monotonic() > deadline:
-                gist = self._gist()
+            if patience.is_over:
+                said = f"{self._gist()} (log: {self.log_path})"
                 self.kill()
-                raise NodeError(
-                    f"RabbitMQ node {self.name} was not ready within {timeout_seconds:g} s: {gist} "
-                    f"(log: {self.log_path})"
-                )
+                raise NodeError(patience.lost_with(f"RabbitMQ node {self.name}", said))
             time.sleep(_POLL_SECONDS)
 
     def _end_processes(self) -> None:

@@ -7,7 +7,6 @@ import contextlib
 import json
 import shutil
 import subprocess
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +20,7 @@ from saga.exporter import Exporter
 from saga.guard import Guard
 from saga.http import client
 from saga.node import free_ports
+from saga.patience import Patience
 from saga.system import System
 
 MONITORING: Final = Path(__file__).parents[1] / "monitoring"
@@ -30,7 +30,7 @@ BROKER_PORT: Final = 15692
 SCRAPE_SECONDS: Final = 5.0
 RECONCILE_SECONDS: Final = 60.0
 RETENTION: Final = "7d"
-READY_SECONDS: Final = 30.0
+ASK_SECONDS: Final = 5.0
 STOP_SECONDS: Final = 10.0
 
 _POLL_SECONDS: Final = 0.05
@@ -100,18 +100,16 @@ class Prometheus:
             "--enable-feature=exemplar-storage",
             "--log.level=warn",
         )
-        deadline = time.monotonic() + READY_SECONDS
-        async with client(self.url, READY_SECONDS) as api:
+        patience = Patience()
+        async with client(self.url, ASK_SECONDS) as api:
             while True:
                 if not self.running:
                     raise ObserveError(f"Prometheus ended while starting: see {self.log_path}")
                 with contextlib.suppress(httpx.TransportError):
                     if (await api.get("/-/ready")).status_code == httpx.codes.OK:
                         return
-                if time.monotonic() > deadline:
-                    raise ObserveError(
-                        f"Prometheus was not ready within {READY_SECONDS:g} s: see {self.log_path}"
-                    )
+                if patience.is_over:
+                    raise ObserveError(patience.lost_with("Prometheus", f"see {self.log_path}"))
                 await asyncio.sleep(_POLL_SECONDS)
 
     def _spawn(self, *options: str) -> subprocess.Popen[bytes]:

@@ -22,11 +22,10 @@ from typing import Final, Self
 
 from saga.guard import Guard
 from saga.node import free_ports
+from saga.patience import WAY_OUT, Patience, start_seconds
 
 STOP_SECONDS: Final = 20.0
 """How long a stop may take before the server is killed."""
-PROGRAM_SECONDS: Final = 60.0
-"""How long one of PostgreSQL's own commands may take."""
 PORT_ATTEMPTS: Final = 3
 """First starts that may fail because somebody else took the port just after it was found free."""
 CONNECTIONS_MAX: Final = 100
@@ -126,9 +125,9 @@ class PostgresCluster:
 
     # --- life --------------------------------------------------------------------------------
 
-    def start(self, timeout_seconds: float = 60.0) -> None:
+    def start(self, timeout_seconds: float | None = None) -> None:
         """Start the server, and make the cluster first if there is none; return when clients can
-        connect.
+        connect, by default within `START_SECONDS`.
 
         After `kill` or a crash the same cluster comes back: same data, same port. Does nothing
         when it is running. Raises `PostgresError`, and leaves nothing running, when it cannot be
@@ -136,7 +135,7 @@ class PostgresCluster:
         """
         if self.running:
             return
-        deadline = time.monotonic() + timeout_seconds
+        patience = Patience(timeout_seconds)
         again = self.port != 0
         try:
             self._take_folder()
@@ -147,7 +146,7 @@ class PostgresCluster:
                 if not again:
                     self.port = free_ports(["postgresql"])["postgresql"]
                 try:
-                    self._run(deadline, timeout_seconds)
+                    self._run(patience)
                 except _PortTaken as error:
                     if again or attempt == PORT_ATTEMPTS:
                         raise PostgresError(str(error)) from None
@@ -175,7 +174,7 @@ class PostgresCluster:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, 9)
 
-    def restart(self, timeout_seconds: float = 60.0) -> None:
+    def restart(self, timeout_seconds: float | None = None) -> None:
         """Stop the server as an administrator does, cutting off its clients, and start it."""
         self._shut_down()
         self.start(timeout_seconds)
@@ -248,7 +247,7 @@ class PostgresCluster:
             ]
         )
 
-    def _run(self, deadline: float, timeout_seconds: float) -> None:
+    def _run(self, patience: Patience) -> None:
         """Start the server once, and wait until it answers."""
         settings = {
             "listen_addresses": _LOOPBACK,
@@ -281,16 +280,14 @@ class PostgresCluster:
             while self.running:
                 if _answers(self.port):
                     return
-                if time.monotonic() > deadline:
-                    raise PostgresError(
-                        f"PostgreSQL was not ready within {timeout_seconds:g} s: {self._gist()} "
-                        f"(log: {self._log_path})"
-                    )
+                if patience.is_over:
+                    said = f"{self._gist()} (log: {self._log_path})"
+                    raise PostgresError(patience.lost_with("PostgreSQL", said))
                 time.sleep(_POLL_SECONDS)
             gist = self._gist()
             self._postmaster = None
             # Of a server that was killed just before, the last processes may still be there.
-            if "still in use" not in gist or time.monotonic() > deadline:
+            if "still in use" not in gist or patience.is_over:
                 kind = _PortTaken if "Address already in use" in gist else PostgresError
                 raise kind(f"PostgreSQL ended while starting: {gist} (log: {self._log_path})")
             time.sleep(_POLL_SECONDS)
@@ -321,6 +318,7 @@ class PostgresCluster:
 
     def _call(self, command: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
         program = next(Path(word).name for word in command if "/bin/" in word)
+        seconds = start_seconds()
         try:
             done = subprocess.run(
                 command,
@@ -329,12 +327,12 @@ class PostgresCluster:
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,
-                timeout=PROGRAM_SECONDS,
+                timeout=seconds,
                 check=False,
             )
         except subprocess.TimeoutExpired:
             raise PostgresError(
-                f"{program}: no answer within {PROGRAM_SECONDS:g} s (log: {self._log_path})"
+                f"{program}: no answer within {seconds:g} s (log: {self._log_path}); {WAY_OUT}"
             ) from None
         if done.returncode:
             said = " ".join(done.stderr.split())[:_GIST_CHARACTERS]

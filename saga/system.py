@@ -35,22 +35,20 @@ from saga.guard import Guard
 from saga.http import client
 from saga.node import RabbitNode, free_ports
 from saga.passwords import new_passwords
+from saga.patience import Patience, start_seconds
 from saga.postgres import PostgresCluster
 
 Database = Literal["sqlite", "postgresql"]
 """Where the services keep their states: in a file each, which allows of one replica, or in a
 database each on a private server, which replicas share."""
 
-READY_SECONDS: Final = 60.0
-"""How long a starting service may take until it is ready."""
 KILL_GRACE_SECONDS: Final = 5.0
 """What a stopping service gets on top of its own drain, before it is killed."""
 PORT_ATTEMPTS: Final = 3
 """First starts that may fail because somebody else took a port just after it was found free."""
 RESTARTS_MAX: Final = 5
 """How often `watch` brings one process back before it gives up."""
-BROKER_PATIENCE_SECONDS: Final = 10.0
-
+_ASK_SECONDS: Final = 5.0
 _POLL_SECONDS: Final = 0.05
 _LOOPBACK: Final = "127.0.0.1"
 _LOG_TAIL_BYTES: Final = 65_536
@@ -73,6 +71,10 @@ _OURS: Final = (
     "HTTP_PORT",
     "SANDBOX_URL",
 )
+
+
+# How long a starting service waits for what starts beside it: as long as we wait for that.
+_PATIENCE: Final = ("BROKER_PATIENCE_SECONDS", "DATABASE_PATIENCE_SECONDS")
 
 
 class SystemFault(Exception):
@@ -390,9 +392,7 @@ class System:
             self._passwords = new_passwords(user.name for user in users_of(graph))
             write_users(self.folder, graph, self._passwords)
             await self._in_thread(self.node.start)
-            await apply_topology(
-                self._broker_url(), graph, patience_seconds=BROKER_PATIENCE_SECONDS
-            )
+            await apply_topology(self._broker_url(), graph, patience_seconds=start_seconds())
         (self.folder / _BROKER_FILE).write_text(self._broker_identity() + "\n")
         if self.cluster is not None:
             self._report("starting a private PostgreSQL server")
@@ -513,7 +513,10 @@ class System:
 
     def _spawn(self, name: str, process: _Process) -> None:
         inherited = {key: value for key, value in os.environ.items() if key not in _OURS}
-        process.environment = inherited | {
+        patience = dict.fromkeys(_PATIENCE, f"{start_seconds():g}")
+        process.environment = {
+            **patience,
+            **inherited,
             **self._environment,
             "AMQP_URL": self._broker_url(process.participant),
             "DATA_DIR": str(self.folder),
@@ -534,9 +537,9 @@ class System:
             )
 
     async def _wait_until_ready(self, name: str, process: _Process) -> None:
-        deadline = time.monotonic() + READY_SECONDS
+        patience = Patience()
         answer = "no answer yet"
-        async with client(process.url, READY_SECONDS) as service:
+        async with client(process.url, _ASK_SECONDS) as service:
             while True:
                 if not process.running:
                     raise SystemFault(
@@ -548,11 +551,9 @@ class System:
                     if response.status_code == httpx.codes.OK:
                         return
                     answer = response.text
-                if time.monotonic() > deadline:
-                    raise SystemFault(
-                        f"the {name} service was not ready within {READY_SECONDS:g} s: "
-                        f"{answer[:_LAST_WORDS_CHARACTERS]} (log: {process.log_path})"
-                    )
+                if patience.is_over:
+                    said = f"{answer[:_LAST_WORDS_CHARACTERS]} (log: {process.log_path})"
+                    raise SystemFault(patience.lost_with(f"the {name} service", said))
                 await asyncio.sleep(_POLL_SECONDS)
 
     async def _stop_services(self) -> None:

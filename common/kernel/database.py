@@ -39,6 +39,10 @@ class DatabaseError(Exception):
     """The database cannot be opened. The message names it and the way out."""
 
 
+class DatabaseGone(Exception):
+    """The file of a database is no longer where it was opened. One line that says the way out."""
+
+
 class Database(Protocol):
     """What the kernel needs of a database. Safe to call from many tasks at once."""
 
@@ -96,6 +100,10 @@ class SqliteDatabase:
     Transactions run in a thread of their own, reads in another. A brief transaction runs on the
     event loop, as it would take turns with the loop at every statement, which took twice as long.
     So does its commit where the disk is quick: to wait for the thread takes longer than an fsync.
+
+    A file that is moved, removed or replaced while it is open stays open, and nobody will find what
+    is written into it then. So before and after each transaction, and before each read, it is made
+    sure that the path still leads to it; else they raise `DatabaseGone`.
     """
 
     shared = False
@@ -110,7 +118,8 @@ class SqliteDatabase:
             raise DatabaseError(
                 f"DATABASE_URL {url!r} names no file; use sqlite:///path/to/file.db"
             )
-        self._lock = _lock(Path(path))
+        self._path = Path(path)
+        self._lock = _lock(self._path)
         self._engine = sqlite_engine(url)
         self._writing = asyncio.Lock()
         self._slow_commits = 0
@@ -123,6 +132,7 @@ class SqliteDatabase:
             self._brief = self._engine.connect()
             self._driver = cast(sqlite3.Connection, self._brief.connection.dbapi_connection)
             self._driver.execute("PRAGMA busy_timeout = 0")  # The event loop does not wait.
+            self._identity = _identity(self._path)
         except BaseException as error:
             os.close(self._lock)
             if not isinstance(error, sa.exc.DBAPIError | MigrationError):
@@ -134,12 +144,26 @@ class SqliteDatabase:
 
     async def transaction(self, work: Callable[[Connection], T], *, brief: bool = False) -> T:
         async with self._writing:
-            if not (brief and self._begin()):
-                return await self._in_writer(partial(self._transact, work))
-            try:
-                return await self._finish(work)
-            except sqlite3.Error as error:
-                raise as_sqlalchemy(error, "COMMIT or ROLLBACK", self._brief) from error
+            self._check_file()
+            result = await self._write(work, brief=brief)
+            self._check_file()
+            return result
+
+    async def _write(self, work: Callable[[Connection], T], *, brief: bool) -> T:
+        if not (brief and self._begin()):
+            return await self._in_writer(partial(self._transact, work))
+        try:
+            return await self._finish(work)
+        except sqlite3.Error as error:
+            raise as_sqlalchemy(error, "COMMIT or ROLLBACK", self._brief) from error
+
+    def _check_file(self) -> None:
+        """Raise `DatabaseGone` unless the path still leads to the file that is open."""
+        if _identity(self._path) != self._identity:
+            raise DatabaseGone(
+                f"{self._path} is no longer the file that this service has opened: put that one "
+                f"back, or restart the service"
+            )
 
     def _begin(self) -> bool:
         """Whether a transaction could begin on the event loop: not if another process is writing.
@@ -190,6 +214,7 @@ class SqliteDatabase:
 
     async def read(self, query: Callable[[Connection], T]) -> T:
         def run() -> T:
+            self._check_file()
             connection = self._engine.connect().execution_options(reads=True)
             with connection, connection.begin():
                 return query(connection)
@@ -199,7 +224,12 @@ class SqliteDatabase:
     def is_away(self, error: BaseException) -> bool:
         # Locked, disk full, I/O error, file gone; and, of no class of its own, a file that is
         # damaged. What is wrong with the data has other classes.
-        out_of_order = (sa.exc.OperationalError, sa.exc.InternalError, MemoryError)
+        out_of_order = (
+            sa.exc.OperationalError,
+            sa.exc.InternalError,
+            DatabaseGone,
+            MemoryError,
+        )
         return isinstance(error, out_of_order) or type(error) is sa.exc.DatabaseError
 
     async def close(self) -> None:
@@ -270,6 +300,15 @@ def _is_postgresql(url: str) -> bool:
             f"or postgresql://HOST/DATABASE"
         )
     return False
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """The device and the inode that a path leads to; None if it leads nowhere."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _lock(path: Path) -> int:

@@ -19,6 +19,8 @@ from sqlalchemy.engine import Connection
 from common.envelope import rfc3339
 from common.kernel.database import Database, open_database
 from common.kernel.tables import Utc, Word
+from common.readiness import Readiness
+from common.settings import HttpSettings
 from common.web import create_app
 from history_service import queries, store
 from history_service.app import routes
@@ -95,10 +97,9 @@ async def asked(history: Database) -> AsyncIterator[Asked]:
 
 @asynccontextmanager
 async def asking(database: Database, play: Play) -> AsyncIterator[httpx.AsyncClient]:
-    async def nothing() -> Any:
-        return {}
+    async def nothing() -> None: ...
 
-    app = create_app("test", body_max_bytes=1_024, not_ready=nothing, before_scrape=nothing)
+    app = create_app("test", HttpSettings(), readiness=Readiness(), before_scrape=nothing)
     app.include_router(routes(database, clock=lambda: play.at + timedelta(minutes=1)))
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:

@@ -24,8 +24,9 @@ from common.kernel.groups import Done, Duplicate, Failed, Outcome
 from common.kernel.tables import utc_now
 from common.kernel.timer import Timekeeper
 from common.message import Event, Priority
+from common.readiness import Readiness
 from common.service import Running
-from common.settings import SettingsError
+from common.settings import HttpSettings, SettingsError
 from common.tasks import cancel_all
 from common.web import create_app
 from notification_service.app import RESENDING, MailSettings, build, build_with, routes
@@ -417,15 +418,15 @@ async def test_an_answer_counts_though_another_replica_gave_the_mail_up_meanwhil
 # --- a person -------------------------------------------------------------------------------------
 
 
-def http(notification: Replica, mailer: Mailer) -> httpx.AsyncClient:
+def http(
+    notification: Replica, mailer: Mailer, settings: HttpSettings | None = None
+) -> httpx.AsyncClient:
     """The service's own routes, over this kernel."""
 
     async def nothing() -> None: ...
 
-    async def ready() -> dict[str, str]:
-        return {}
-
-    app = create_app("test", body_max_bytes=1024, not_ready=ready, before_scrape=nothing)
+    settings = settings or HttpSettings()
+    app = create_app("test", settings, readiness=Readiness(), before_scrape=nothing)
     running = Running(
         MailSettings(),
         notification.database,
@@ -463,6 +464,26 @@ async def test_a_person_has_an_unknown_mail_sent_again_under_the_same_message_id
     again = await person.post(f"/notifications/{ORDER}/resend")
     assert again.status_code == 409
     assert "is sent; only one that is unknown" in again.json()["detail"]
+
+
+async def test_a_mail_server_that_takes_longer_than_an_answer_gets_one_mail_and_it_is_noted(
+    undecided: tuple[Replica, httpx.AsyncClient], server: Server
+) -> None:
+    notification, _ = undecided
+    server.silent = True
+    quick = HttpSettings(http_answer_seconds=0.2)
+    async with http(notification, mailer(server), quick) as person:
+        early = [await person.post(f"/notifications/{ORDER}/resend") for _ in range(3)]
+        server.answers.set()
+
+        async def noted() -> bool:
+            shown = await person.get(f"/notifications/{ORDER}")
+            return bool(shown.json()["status"] == "sent")
+
+        await until(noted)
+
+    assert [answer.status_code for answer in early] == [503, 409, 409], "and then it is resending"
+    assert len(server.mails) == 2  # the one that is unknown, and this one
     assert len(server.accepted) == 2
 
 

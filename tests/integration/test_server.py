@@ -1,0 +1,271 @@
+"""A client that takes its time takes nobody else's: what a connection may cost a server.
+
+What uvicorn's own protocol does is part of it, so that a new version of it shows here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+from fastapi import FastAPI, Request
+from fastapi.responses import Response
+
+import common.server
+from common.problem import PROBLEM
+from common.readiness import Readiness
+from common.server import Server, listen
+from common.settings import HttpSettings
+from common.web import create_app
+from tests.integration.served import LOOPBACK, ask, parsed, said
+from tests.polling import DEADLINE_SECONDS, until
+
+HUGE_BYTES = 32_000_000
+GET = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n"
+POST = b"POST /echo HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n"
+
+
+class Application:
+    """What the tests talk to."""
+
+    def __init__(self) -> None:
+        self.called = 0
+        self.release = asyncio.Event()
+
+    def app(self) -> FastAPI:
+        async def nothing() -> None: ...
+
+        settings = HttpSettings(http_answer_seconds=DEADLINE_SECONDS, body_max_bytes=1_024)
+        app = create_app("test", settings, readiness=Readiness(), before_scrape=nothing)
+
+        @app.post("/echo")
+        async def echo(request: Request) -> Response:
+            self.called += 1
+            return Response(await request.body())
+
+        @app.get("/huge")
+        async def huge() -> Response:
+            return Response(bytes(HUGE_BYTES))
+
+        @app.get("/slow")
+        async def slow() -> Response:
+            self.called += 1
+            await self.release.wait()
+            return Response(b"at last")
+
+        return app
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(common.server, "REQUEST_SECONDS", 0.3)
+    monkeypatch.setattr(common.server, "LINGER_SECONDS", 0.3)
+    monkeypatch.setattr(common.server, "_SWEEP_TICKS", 1)
+    caplog.set_level(logging.INFO)
+
+
+@asynccontextmanager
+async def serving(
+    application: Application, connections_max: int = 100
+) -> AsyncIterator[tuple[Server, int]]:
+    listener = listen(LOOPBACK, 0, way_out="port")
+    port: int = listener.getsockname()[1]
+    server = Server(application.app(), connections_max=connections_max)
+    running = asyncio.create_task(server.serve([listener]))
+    try:
+        await until(lambda: server.started)
+        yield server, port
+    finally:
+        application.release.set()
+        server.should_exit = True
+        await running
+
+
+def connections(server: Server) -> int:
+    return len(server.server_state.connections)
+
+
+SLOW = {
+    "nothing": b"",
+    "half a request line": b"GET /liv",
+    "half a header": GET + b"Accept: */",
+    "no end of the headers": GET,
+    "no body": POST + b"\r\n",
+    "half a body": POST + b"\r\n12345",
+    "half a chunk": POST.replace(b"Content-Length: 10", b"Transfer-Encoding: chunked")
+    + b"\r\n5\r\n123",
+    "an answered request and half a second one": GET + b"\r\n" + GET,
+}
+
+
+@pytest.mark.parametrize("sent", SLOW.values(), ids=SLOW.keys())
+async def test_a_connection_on_which_no_whole_request_comes_is_closed_with_the_reason(
+    sent: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    application = Application()
+    async with serving(application) as (server, port):
+        *_, last = (await said(port, sent)).split(b"HTTP/1.1 ")
+        await until(lambda: connections(server) == 0)
+
+    answer = parsed(b"HTTP/1.1 " + last)
+    assert answer.status == 408
+    assert answer.headers["content-type"] == PROBLEM
+    assert answer.headers["connection"] == "close"
+    assert "no whole request within" in answer.detail
+    assert application.called == 0
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+async def test_a_client_that_sends_a_byte_now_and_then_gains_nothing_by_it() -> None:
+    async with serving(Application()) as (server, port):
+        reader, writer = await asyncio.open_connection(LOOPBACK, port)
+        writer.write(GET + b"X: ")
+
+        async def trickle() -> None:
+            while not reader.at_eof():
+                writer.write(b"x")
+                await asyncio.sleep(0.02)
+
+        trickling = asyncio.create_task(trickle())
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            assert parsed(await reader.read()).status == 408
+        trickling.cancel()
+        writer.close()
+        await until(lambda: connections(server) == 0)
+
+
+async def test_a_client_that_never_reads_its_answer_is_cut_off() -> None:
+    async with serving(Application()) as (server, port):
+        reader, writer = await asyncio.open_connection(LOOPBACK, port, limit=1)
+        writer.write(b"GET /huge HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        await until(lambda: connections(server) == 1)
+        await until(lambda: connections(server) == 0)
+        writer.close()
+        del reader
+
+
+async def test_a_client_that_does_not_close_is_closed() -> None:
+    async with serving(Application()) as (server, port):
+        reader, writer = await asyncio.open_connection(LOOPBACK, port)
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            assert parsed(await reader.read()).status == 408
+        await until(lambda: connections(server) == 0)
+        writer.close()
+
+
+async def test_an_answer_that_takes_long_is_no_reason_to_close() -> None:
+    application = Application()
+    async with serving(application) as (_, port):
+        asking = asyncio.create_task(ask(port, "GET", "/slow"))
+        await until(lambda: application.called == 1)
+        await asyncio.sleep(3 * common.server.REQUEST_SECONDS)
+        application.release.set()
+        assert (await asking).body == b"at last"
+
+
+async def test_where_there_is_no_room_the_client_that_has_kept_us_waiting_makes_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(common.server, "REQUEST_SECONDS", DEADLINE_SECONDS)
+    async with serving(Application(), connections_max=5) as (server, port):
+        silent = [await asyncio.open_connection(LOOPBACK, port) for _ in range(5)]
+        await until(lambda: connections(server) == 5)
+
+        assert [(await ask(port, "GET", "/livez")).status for _ in range(3)] == [200] * 3
+
+        first = silent[0][0]
+        await until(lambda: first.at_eof() or first.exception() is not None)
+        assert not silent[-1][0].at_eof()
+        for _, writer in silent:
+            writer.close()
+
+
+async def test_where_all_are_being_answered_one_more_is_told_to_come_back() -> None:
+    application = Application()
+    async with serving(application, connections_max=5) as (server, port):
+        busy = [asyncio.create_task(ask(port, "GET", "/slow")) for _ in range(5)]
+        await until(lambda: application.called == 5)
+
+        refused = await ask(port, "GET", "/livez")
+
+        assert refused.status == 503
+        assert refused.headers["content-type"] == PROBLEM
+        assert int(refused.headers["retry-after"]) > 0
+        application.release.set()
+        assert {answer.body for answer in await asyncio.gather(*busy)} == {b"at last"}
+        await until(lambda: connections(server) == 0)
+        assert (await ask(port, "GET", "/livez")).status == 200
+
+
+async def test_more_than_can_be_told_so_are_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(common.server, "TURNED_AWAY_MAX", 3)
+    monkeypatch.setattr(common.server, "LINGER_SECONDS", DEADLINE_SECONDS)
+    application = Application()
+    async with serving(application, connections_max=2) as (server, port):
+        busy = [asyncio.create_task(ask(port, "GET", "/slow")) for _ in range(2)]
+        await until(lambda: application.called == 2)
+        many = [await asyncio.open_connection(LOOPBACK, port) for _ in range(30)]
+        await until(lambda: all(reader.at_eof() or reader.exception() for reader, _ in many[10:]))
+        assert connections(server) <= 2 + 3
+        for _, writer in many:
+            writer.close()
+        application.release.set()
+        await asyncio.gather(*busy)
+
+
+NO_HTTP = {
+    "a TLS hello": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(100) + b"\r\n\r\n",
+    "a line of prose": b"hello, is anybody there?\r\n\r\n",
+    "no Host": b"GET /livez HTTP/1.1\r\n\r\n",
+    "two Hosts": GET + b"Host: other\r\n\r\n",
+    "a NUL in a header": GET + b"X: a\0b\r\n\r\n",
+    "a length that is none": GET + b"Content-Length: many\r\n\r\n",
+    "two lengths": POST + b"Content-Length: 11\r\n\r\n",
+    "headers without end": GET + b"X: " + b"x" * 100_000,
+}
+
+
+@pytest.mark.parametrize("sent", NO_HTTP.values(), ids=NO_HTTP.keys())
+async def test_what_is_no_request_is_a_problem_and_nothing_for_the_log(
+    sent: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serving(Application()) as (_, port):
+        answer = parsed(await said(port, sent))
+
+    assert answer.status == 400
+    assert answer.headers["content-type"] == PROBLEM
+    assert "no HTTP request" in answer.detail
+    assert not [record for record in caplog.records if record.name.startswith("uvicorn")]
+
+
+@pytest.mark.parametrize("more", [b"x" * 5_000, b"5\r\n12345\r\n" * 500, b"\0\r\n\r\n" * 500])
+async def test_what_still_comes_after_an_answer_is_nothing_for_the_log(
+    more: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    head = POST.replace(b"Content-Length: 10", b"Transfer-Encoding: chunked")
+    async with serving(Application()) as (server, port):
+        reader, writer = await asyncio.open_connection(LOOPBACK, port)
+        writer.write(head + b"\r\n800\r\n" + b"x" * 0x800 + b"\r\n")
+        answer = await reader.readuntil(b"\r\n\r\n")
+        with contextlib.suppress(ConnectionError):
+            writer.write(more)
+            await reader.read()
+        writer.close()
+        await until(lambda: connections(server) == 0)
+
+    assert parsed(answer).status == 413
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+async def test_a_server_that_stops_waits_for_nobody_who_sends_nothing() -> None:
+    async with serving(Application()) as (server, port):
+        idle = [await asyncio.open_connection(LOOPBACK, port) for _ in range(3)]
+        for number, sent in enumerate((b"", GET, POST + b"\r\n123")):
+            idle[number][1].write(sent)
+        await until(lambda: connections(server) == 3)
+    for _, writer in idle:
+        writer.close()
