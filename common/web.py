@@ -6,9 +6,9 @@ import logging
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Header, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from sqlalchemy.engine import Connection
@@ -16,7 +16,9 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from common.kernel.database import Database
+from common.limits import Plain
 from common.metrics import exposition
+from common.text import harmless
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +40,9 @@ _SCHEMA = {
         "detail": {"type": "string"},
     },
 }
+
+IdempotencyKey = Annotated[Plain | None, Header(min_length=1, max_length=128)]
+"""The header of a request that, sent again, is done once."""
 
 T = TypeVar("T")
 Checks = Callable[[], Awaitable[dict[str, str]]]
@@ -61,7 +66,7 @@ class Problem(Exception):
             "type": "about:blank",
             "title": HTTPStatus(self.status).phrase,
             "status": self.status,
-            "detail": self.detail,
+            "detail": harmless(self.detail),
             **self.more,
         }
         return JSONResponse(
@@ -167,7 +172,7 @@ def create_app(
 def _short(text: str) -> str:
     """A text that may be the client's own, so that it can be told back."""
     cut = text if len(text) <= TOLD_MAX_CHARACTERS else f"{text[:TOLD_MAX_CHARACTERS]}…"
-    return cut.encode(errors="replace").decode()
+    return harmless(cut)
 
 
 def _why(error: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ import asyncio
 from typing import Annotated, Self
 from uuid import uuid4
 
-from fastapi import APIRouter, Header
+from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.engine import Connection
 
@@ -18,7 +18,7 @@ from common.kernel.tables import VersionConflict
 from common.metrics import CompensationMetrics
 from common.service import Running, Service, main
 from common.settings import Settings
-from common.web import Problem, answer_from, problems, unless_away
+from common.web import IdempotencyKey, Problem, answer_from, problems, unless_away
 from inventory_service.domain import PARTICIPANT, AddStock, StockItem
 from inventory_service.store import STOCK, TABLES
 
@@ -90,7 +90,7 @@ def routes(running: Running) -> APIRouter:
     @router.post("/stock", status_code=202, responses=problems(413, 422, 503))
     async def add(
         delivery: StockDelivery,
-        idempotency_key: Annotated[str | None, Header(min_length=1, max_length=128)] = None,
+        idempotency_key: IdempotencyKey = None,
     ) -> list[StockView]:
         """Put stock on the shelf. Sent again with the same `Idempotency-Key`, it is added once."""
         if len({item.sku for item in delivery.items}) < len(delivery.items):

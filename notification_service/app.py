@@ -20,6 +20,7 @@ from common.message import Answer
 from common.metrics import notifications_unknown
 from common.service import Running, Service, main
 from common.settings import Settings, SettingsError
+from common.text import harmless
 from common.web import Problem, problems
 from notification_service.domain import (
     PARTICIPANT,
@@ -162,7 +163,9 @@ def build_with(writer: Writer, mailer: Mailer) -> Service:
             result, detail = Result.REJECTED, str(error)
         except MailUnconfirmed as error:
             result, detail = Result.UNKNOWN, str(error)
-        return SendAnswered(order_id=intent.order_id, result=result, detail=detail[:DETAIL_MAX])
+        return SendAnswered(
+            order_id=intent.order_id, result=result, detail=harmless(detail)[:DETAIL_MAX]
+        )
 
     async def resend(intent: Resend) -> Answer:
         await mailer.send(write(intent))

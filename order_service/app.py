@@ -21,7 +21,7 @@ from common.events import (
     TIME_LIMIT_MAX_SECONDS,
     CancellationReason,
     Currency,
-    Customer,
+    NewCustomer,
     OrderCancelled,
     OrderConfirmed,
     OrderLine,
@@ -35,7 +35,7 @@ from common.message import Priority
 from common.metrics import OrderMetrics, orders_overdue, orders_pending, orders_turned_away
 from common.service import Running, Service, main
 from common.settings import Settings
-from common.web import BUSY_RETRY_SECONDS, Problem, answer_from, problems
+from common.web import BUSY_RETRY_SECONDS, IdempotencyKey, Problem, answer_from, problems
 from order_service.domain import PARTICIPANT, CancelOrder, ExpireOrder, Order, OrderStatus
 from order_service.store import ORDERS, OVERDUE_GRACE_SECONDS, TABLES, count_pending, overdue
 
@@ -58,7 +58,7 @@ class NewOrder(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    customer: Customer
+    customer: NewCustomer
     currency: Currency
     lines: Annotated[list[NewLine], Field(min_length=1, max_length=LINES_MAX)]
     priority: Priority = Priority.NORMAL
@@ -131,7 +131,7 @@ def routes(running: Running) -> APIRouter:
     async def place(
         new: NewOrder,
         response: Response,
-        idempotency_key: Annotated[str | None, Header(min_length=1, max_length=128)] = None,
+        idempotency_key: IdempotencyKey = None,
         traceparent: Annotated[str | None, Header()] = None,
     ) -> OrderView:
         """Place an order. Sent again with the same `Idempotency-Key`, it is placed once."""

@@ -21,6 +21,7 @@ from prometheus_client.registry import Collector
 from common.kernel.database import DatabaseError
 from common.kernel.tables import utc_now
 from common.messaging.connection import BrokerError
+from common.text import harmless
 from saga import reconcile as books
 from saga.deployment import Deployment
 from saga.discovery import choreography
@@ -106,7 +107,7 @@ class Exporter(Collector):
             labels=("participant", "reason", "fingerprint"),
         )
         for kind, count in found.here.items():
-            stored.add_metric(kind, count)
+            stored.add_metric(tuple(map(harmless, kind)), count)
         oldest = GaugeMetricFamily(
             "saga_dead_letters_oldest_seconds",
             "Since the first failure of the oldest dead letter in the store; 0 if there is none.",
