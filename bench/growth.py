@@ -21,6 +21,7 @@ from bench.load import SHARES
 from bench.rig import SERVICES, SQLITE, Bench, Measured, Report, started
 from common.kernel.database import read_database
 from common.kernel.tables import utc_now
+from common.urls import sqlite_path
 from order_service.store import orders as orders_table
 from saga.deployment import Deployment
 from saga.node import RabbitNode
@@ -102,14 +103,15 @@ async def _multiply(bench: Bench, times: int) -> None:
     for service in SERVICES:
         bench.system.kill(service)
     for service in SERVICES:
-        await asyncio.to_thread(_copy_rows, urls[service].removeprefix("sqlite:///"), times)
+        await asyncio.to_thread(_copy_rows, sqlite_path(urls[service]), times)
     await bench.system.start(*SERVICES)
 
 
-def _copy_rows(path: str, times: int) -> None:
+def _copy_rows(path: Path | None, times: int) -> None:
     """Copy the rows of a file under keys that are random, as those of a service are: then a page
     is as full, and the pages that a group touches lie as far apart, as in a file that has grown."""
     keys = dict.fromkeys(("orders", "reservations", "payments"), "order_id")
+    assert path is not None
     with sqlite3.connect(path) as connection:
         connection.create_function("new_key", 0, lambda: str(uuid4()))
         # All of the file: pages that are written at random would be read and written many times.

@@ -31,6 +31,7 @@ from sqlalchemy.engine import Connection
 
 from common.events import CancellationReason
 from common.kernel.database import Database, open_database
+from common.urls import sqlite_url
 from history_service import queries, store
 from history_service.domain import Status
 from history_service.queries import Search
@@ -216,7 +217,7 @@ def main() -> None:
             cluster = stack.enter_context(PostgresCluster(folder / "postgresql"))
             url = cluster.create_database("history")
         else:
-            url = f"sqlite:///{folder / 'history.db'}"
+            url = sqlite_url(folder / "history.db")
         results = asyncio.run(measure(url, chosen.events))
     print(f"{chosen.events} events in {chosen.database}")
     for result in results:

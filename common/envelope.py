@@ -24,6 +24,7 @@ from pydantic import (
 
 from common.limits import BODY_MAX_BYTES, Attempt, Moment, SequenceNumber, Text, json_of
 from common.message import Command, Event, Message, Priority, all_below
+from common.text import plain
 
 CONTENT_TYPE = "application/cloudevents+json"
 
@@ -268,7 +269,19 @@ class Decoder:
                 "invalid",
                 f"subject {envelope.subject!r} does not match the data's {envelope.data.subject!r}",
             )
+        if isinstance(envelope.data, Command):
+            _check_plain(envelope)
         return _newest(envelope)
+
+
+def _check_plain(envelope: Envelope[Any]) -> None:
+    """Refuse a command whose attributes have control or format characters. Events had them once,
+    and are what they are."""
+    for name in ("id", "source", "correlationid", "causationid"):
+        try:
+            plain(getattr(envelope, name) or "")
+        except ValueError as error:
+            raise Undecodable("invalid", f"{name}: {error}") from None
 
 
 def _document_in(body: bytes) -> dict[str, Any]:

@@ -11,10 +11,11 @@ from enum import StrEnum
 from typing import Annotated, ClassVar, Literal, Self
 from uuid import UUID, uuid5
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from common.limits import Moment
 from common.message import Command, Event, EventTypes, Priority, Role
+from common.text import plain
 
 _ORDERS = UUID("8a1c9a38-6a6e-5f0b-9d53-0f3c4d2f6b11")
 
@@ -25,8 +26,11 @@ UNIT_PRICE_MAX_CENTS = 100_000_000
 TIME_LIMIT_MAX_SECONDS = 7 * 24 * 3600
 
 Sku = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-# Printable: no database has to store control characters.
+# No database has to store control characters.
 Customer = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{1,128}$")]
+"""As events carry it: older ones have what was taken then."""
+NewCustomer = Annotated[Customer, AfterValidator(plain)]
+"""As it is taken from people."""
 Reference = Annotated[str, Field(max_length=255)]
 Detail = Annotated[str, Field(max_length=255)]
 Quantity = Annotated[int, Field(ge=1, le=QUANTITY_MAX)]
@@ -96,7 +100,7 @@ class PlaceOrder(Command):
     intake: ClassVar[bool] = True
 
     order_id: UUID
-    customer: Customer
+    customer: NewCustomer
     currency: Currency
     lines: Lines
     priority: Priority = Priority.NORMAL

@@ -14,6 +14,8 @@ from typing import Annotated, Any, Final
 from pydantic import AfterValidator, AwareDatetime, Field
 from pydantic_core import from_json
 
+from common.text import plain
+
 BODY_MAX_BYTES: Final = 262_144
 TEXT_MAX_BYTES: Final = 255
 """Ids, sources, types, subjects."""
@@ -69,6 +71,8 @@ Text = Annotated[
     AfterValidator(within_bytes),
 ]
 """An attribute of an envelope, such as an id."""
+Plain = Annotated[str, AfterValidator(plain)]
+"""A text as it is taken from people: without control and format characters."""
 Moment = Annotated[AwareDatetime, Field(ge=TIME_MIN, lt=TIME_END)]
 """A time, with its offset from UTC."""
 SequenceNumber = Annotated[int, Field(ge=1, le=SEQUENCE_MAX)]

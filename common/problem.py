@@ -7,6 +7,8 @@ from typing import Any, Final
 
 from fastapi.responses import JSONResponse
 
+from common.text import harmless
+
 PROBLEM: Final = "application/problem+json"
 BUSY_RETRY_SECONDS: Final = 5
 TOLD_MAX_CHARACTERS: Final = 200
@@ -43,7 +45,7 @@ class Problem(Exception):
             "type": "about:blank",
             "title": HTTPStatus(self.status).phrase,
             "status": self.status,
-            "detail": self.detail,
+            "detail": harmless(self.detail),
             **self.more,
         }
         return JSONResponse(
@@ -70,4 +72,4 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
 def short(text: str) -> str:
     """A text that may be the client's own, so that it can be told back."""
     cut = text if len(text) <= TOLD_MAX_CHARACTERS else f"{text[:TOLD_MAX_CHARACTERS]}…"
-    return cut.encode(errors="replace").decode()
+    return harmless(cut)

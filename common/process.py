@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 import uvloop
 from fastapi import FastAPI
 
-from common import metrics, telemetry, tracing
+from common import metrics, streams, telemetry, tracing
+from common.files import allow_open_files, keep_private
 from common.garbage import collected_seldom
 from common.kernel.database import Database, DatabaseError, open_database
 from common.kernel.tables import Schema
@@ -24,6 +25,9 @@ from common.settings import Settings, SettingsError, load
 from common.tasks import cancel_all
 
 log = logging.getLogger(__name__)
+
+OPEN_FILES_MIN = 256
+"""A service has a few dozen open by itself, and one more for each client."""
 
 S = TypeVar("S", bound=Settings)
 
@@ -57,8 +61,11 @@ class Process:
 
 def main(build: Callable[[S], Process], kind: type[S]) -> None:
     """Run the process `build` makes; exit 0 after a stop signal, 1 with one line on an error."""
+    streams.set_up()
+    keep_private()
     name = "order-saga"
     try:
+        allow_open_files(OPEN_FILES_MIN)
         settings = load(kind)
         process = build(settings)
         name = process.name

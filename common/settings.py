@@ -7,11 +7,14 @@ import re
 from pathlib import Path
 from typing import Annotated, Final, TypeVar
 
+import pydantic_settings
 import yarl
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from common.telemetry import LogFormat
+from common.text import is_utf_8
+from common.urls import sqlite_url, text_of, unambiguous, without_passwords
 
 INBOX_DAYS: Final = 90.0
 _HOST_NAME: Final = re.compile(r"\*|(\*\.)?[\w-]+(\.[\w-]+)*\.?")
@@ -24,10 +27,22 @@ class SettingsError(Exception):
     """A setting that cannot be used. Names the variable, and what it takes."""
 
 
-class TlsSettings(BaseSettings):
+class Discreet(BaseModel):
+    """Holds URLs, and shows them without their passwords."""
+
+    def __repr__(self) -> str:
+        return without_passwords(super().__repr__())
+
+    def __str__(self) -> str:
+        return without_passwords(super().__str__())
+
+
+class TlsSettings(Discreet, BaseSettings):
     """What TLS with the broker takes beside an `amqps://` URL."""
 
-    model_config = SettingsConfigDict(extra="ignore", frozen=True, env_ignore_empty=True)
+    model_config = SettingsConfigDict(
+        extra="ignore", frozen=True, env_ignore_empty=True, hide_input_in_errors=True
+    )
 
     amqp_ca_file: Path | None = None
     """The certificates (PEM) to trust; by default the system's."""
@@ -38,7 +53,12 @@ class TlsSettings(BaseSettings):
 
     def applied_to(self, amqp_url: str) -> str:
         """The URL with the files in its query, where aio-pika looks for them; what is there
-        already stays. Raises `SettingsError` where they would have no effect."""
+        already stays. Raises `SettingsError` where they would have no effect, and for a URL that
+        could be read in another way."""
+        try:
+            unambiguous(amqp_url)
+        except ValueError as error:
+            raise SettingsError(f"AMQP_URL cannot be used: {error}") from None
         files = {
             "cafile": self.amqp_ca_file,
             "certfile": self.amqp_cert_file,
@@ -58,7 +78,7 @@ class TlsSettings(BaseSettings):
             url = yarl.URL(amqp_url)
         except ValueError:
             return amqp_url  # connecting will say what is wrong with it
-        return str(url.update_query(named | dict(url.query)))
+        return text_of(url.update_query(named | dict(url.query)))
 
 
 def _check_host_names(text: str) -> str:
@@ -130,7 +150,7 @@ class Settings(TlsSettings, HttpSettings):
 
     def database_url_of(self, participant: str) -> str:
         """The database URL of one service."""
-        return self.database_url or f"sqlite:///{self.data_dir.absolute() / participant}.db"
+        return self.database_url or sqlite_url(self.data_dir / f"{participant}.db")
 
 
 S = TypeVar("S", bound=BaseSettings)
@@ -144,11 +164,17 @@ def load(kind: type[S]) -> S:
         raise SettingsError(
             f"{SECRETS_DIR} names {secrets}, which is no folder: mount it, or unset it"
         )
+    for name in kind.model_fields:
+        if not is_utf_8(os.environ.get(name.upper(), "")):
+            raise SettingsError(f"{name.upper()} is not UTF-8: write it in UTF-8")
     try:
         return kind(_secrets_dir=secrets)
+    except (UnicodeDecodeError, pydantic_settings.SettingsError) as error:
+        why = error.__cause__ or error
+        raise SettingsError(f"cannot read a file in {secrets} ({SECRETS_DIR}): {why}") from None
     except ValidationError as error:
         problems = "; ".join(
             f"{'_'.join(map(str, problem['loc'])).upper()}: {problem['msg']}"
             for problem in error.errors(include_url=False)
         )
-        raise SettingsError(f"cannot use the settings in the environment: {problems}") from error
+        raise SettingsError(f"cannot use the settings in the environment: {problems}") from None

@@ -9,13 +9,16 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import sys
+import textwrap
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from enum import StrEnum
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+from common.text import harmless
+from common.urls import without_passwords
 
 if TYPE_CHECKING:
     from common.envelope import Envelope
@@ -26,9 +29,6 @@ ABOUT: Final[ContextVar[Envelope[Any] | None]] = ContextVar("about", default=Non
 """The message that the current task works on."""
 STACK_MAX_CHARACTERS: Final = 8_000
 """The end of a traceback says most, so that is what is kept of a longer one."""
-
-# What printed URLs never have; a library's own words may.
-_PASSWORD: Final = re.compile(r"(?<=://)([^/@\s:\"]*):[^/@\s\"]+(?=@)")
 
 
 class LogFormat(StrEnum):
@@ -62,11 +62,12 @@ class JsonFormatter(logging.Formatter):
                 "message": str(error),
                 "stack": self.formatException(record.exc_info)[-STACK_MAX_CHARACTERS:],
             }
-        return _without_passwords(json.dumps(document, ensure_ascii=False))
+        return without_passwords(json.dumps(document))  # In ASCII: nothing a terminal obeys.
 
 
 class TextFormatter(logging.Formatter):
-    """A line to read, with a traceback below it where there is one."""
+    """A line to read, with a traceback below it where there is one: indented, so that nothing
+    in it looks like another record."""
 
     def __init__(self, service: str) -> None:
         super().__init__(f"%(asctime)s {service} %(levelname)s %(name)s: %(message)s%(about)s")
@@ -74,7 +75,16 @@ class TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         about = " ".join(f"{name}={value}" for name, value in _about(record).items())
         record.about = f" [{about}]" if about else ""
-        return _without_passwords(super().format(record))
+        return without_passwords(super().format(record))
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's own name
+        return harmless(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 - logging's own name
+        return textwrap.indent(harmless(super().formatException(ei), lines=True), "  ")
+
+    def formatStack(self, stack_info: str) -> str:  # noqa: N802 - logging's own name
+        return textwrap.indent(harmless(super().formatStack(stack_info), lines=True), "  ")
 
 
 def configure_logging(service: str, level: str, format: LogFormat) -> None:
@@ -98,7 +108,7 @@ def give_up(service: str, error: Exception) -> NoReturn:
     asked = os.environ.get("LOG_FORMAT", "").lower()
     format = LogFormat(asked) if asked in tuple(LogFormat) else LogFormat.AUTO
     if _for_people(format):
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {harmless(without_passwords(str(error)))}")
     configure_logging(service, "INFO", LogFormat.JSON)
     log.critical("%s", error)
     sys.exit(1)
@@ -128,10 +138,6 @@ def _about(record: logging.LogRecord) -> dict[str, str]:
 def _utc(record: logging.LogRecord) -> str:
     moment = datetime.fromtimestamp(record.created, UTC)
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def _without_passwords(line: str) -> str:
-    return _PASSWORD.sub(r"\1:***", line) if "://" in line else line
 
 
 def _unforeseen(

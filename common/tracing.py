@@ -15,6 +15,7 @@ https://opentelemetry.io/docs/specs/semconv/messaging/rabbitmq/
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import threading
@@ -29,16 +30,21 @@ from pydantic_core import from_json
 
 from common.envelope import Envelope, trace_id_of, w3c_trace
 from common.messaging.frames import Delivery, Posting, Properties, properties_in
+from common.settings import SettingsError
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.sdk.trace import SpanProcessor
     from opentelemetry.trace import Link, Span, SpanKind
 
+log = logging.getLogger(__name__)
+
 ENDPOINT: Final = "OTEL_EXPORTER_OTLP_ENDPOINT"
 FLUSH_SECONDS: Final = 3.0
 """How long a process that ends may take to hand over what it has recorded."""
 
+_QUOTES_HEADERS: Final = "opentelemetry.util.re"
+"""The logger that quotes a header it cannot read, which may hold a token."""
 _STATUS: Final = "http.response.status_code"
 _NOTHING: Final = nullcontext()
 
@@ -260,13 +266,58 @@ active: Tracing | None = None
 
 
 def start(service: str) -> None:
-    """Turn tracing on if the environment says so. Once in a process."""
+    """Turn tracing on if the environment says so. Once in a process. Raises `SettingsError` for
+    variables that OpenTelemetry cannot use."""
     global active
     if active is None and os.environ.get(ENDPOINT):
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+        with _settings_checked():
+            from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+            from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-        active = Tracing(service, BatchSpanProcessor(OTLPSpanExporter()))
+            tracing = Tracing(service, BatchSpanProcessor(OTLPSpanExporter()))
+        active = tracing
+
+
+class _Complaints(logging.Handler):
+    """Keeps what OpenTelemetry logs about its variables."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+
+@contextmanager
+def _settings_checked() -> Iterator[None]:
+    """Raises `SettingsError` for a variable that OpenTelemetry refuses, by whatever exception, or
+    logs an error about, with a traceback; what it only warns of is a warning of ours."""
+    complaints = _Complaints()
+    theirs = logging.getLogger("opentelemetry")
+    theirs.addHandler(complaints)
+    propagated, theirs.propagate = theirs.propagate, False
+    try:
+        yield
+    except Exception as error:  # Several kinds, and of modules that it calls private.
+        raise _unusable(str(error) or type(error).__name__) from error
+    finally:
+        theirs.propagate = propagated
+        theirs.removeHandler(complaints)
+    for record in complaints.records:
+        if record.levelno >= logging.ERROR:
+            raise _unusable(record.getMessage())
+        if record.name == _QUOTES_HEADERS:
+            log.warning("OTEL_EXPORTER_OTLP_HEADERS: a header is not name=value, URL-encoded")
+        else:
+            log.warning("OpenTelemetry: %s", record.getMessage())
+
+
+def _unusable(why: str) -> SettingsError:
+    variables = sorted(name for name in os.environ if name.startswith("OTEL_"))
+    return SettingsError(
+        f"OpenTelemetry cannot be set up: {why}; correct what is wrong of {', '.join(variables)}"
+    )
 
 
 def stop() -> None:

@@ -6,9 +6,9 @@ import logging
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from email.message import Message as Headers
-from typing import Any, Final, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Header, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import REGISTRY, CollectorRegistry
@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 
 from common.doors import guard
 from common.kernel.database import Database
+from common.limits import Plain
 from common.metrics import OPENMETRICS, TEXT, exposition
 from common.problem import Problem, problems, short, unavailable
 from common.readiness import Readiness
@@ -33,6 +34,9 @@ CHANGING: Final = (403, 413)
 """Those that a request which changes something may meet besides."""
 WITH_BODY: Final = (*CHANGING, 415, 422)
 """And those of one with a body."""
+
+IdempotencyKey = Annotated[Plain | None, Header(min_length=1, max_length=128)]
+"""The header of a request that, sent again, is done once."""
 
 T = TypeVar("T")
 

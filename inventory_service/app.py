@@ -6,7 +6,7 @@ import asyncio
 from typing import Annotated, Self
 from uuid import UUID, uuid4
 
-from fastapi import APIRouter, Header
+from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.engine import Connection
 
@@ -19,7 +19,7 @@ from common.metrics import CompensationMetrics
 from common.problem import Problem, problems
 from common.service import Running, Service, main
 from common.settings import Settings
-from common.web import WITH_BODY, answer_from, unless_away
+from common.web import WITH_BODY, IdempotencyKey, answer_from, unless_away
 from inventory_service.domain import PARTICIPANT, AddStock, Delivery, StockItem, delivery_key
 from inventory_service.store import DELIVERIES, STOCK, TABLES
 
@@ -96,7 +96,7 @@ def routes(running: Running) -> APIRouter:
     @router.post("/stock", status_code=202, responses=problems(*WITH_BODY))
     async def add(
         delivery: StockDelivery,
-        idempotency_key: Annotated[str | None, Header(min_length=1, max_length=128)] = None,
+        idempotency_key: IdempotencyKey = None,
     ) -> list[StockView]:
         """Put stock on the shelf. Sent again with the same `Idempotency-Key`, it is added once."""
         if len({item.sku for item in delivery.items}) < len(delivery.items):

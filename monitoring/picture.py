@@ -15,12 +15,12 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any, Final
 
 import httpx
 
+from common.text import in_xml
 from monitoring.dashboards.__main__ import FOLDER
 
 POINTS: Final = 60
@@ -108,7 +108,7 @@ def picture(dashboard: dict[str, Any], source: Source) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" '
         f'font-family="sans-serif" font-size="11" fill="{INK}">',
         f'<rect width="{WIDTH}" height="{height}" fill="{PAPER}"/>',
-        f'<text x="10" y="23" font-size="17">{escape(dashboard["title"])}</text>',
+        f'<text x="10" y="23" font-size="17">{in_xml(dashboard["title"])}</text>',
     ]
     for panel in panels:
         place = panel["gridPos"]
@@ -120,7 +120,7 @@ def picture(dashboard: dict[str, Any], source: Source) -> str:
 
 
 def _row(panel: dict[str, Any]) -> str:
-    return f'<text x="6" y="17" font-size="13" fill="{INK}">{escape(panel["title"])}</text>'
+    return f'<text x="6" y="17" font-size="13" fill="{INK}">{in_xml(panel["title"])}</text>'
 
 
 def _card(panel: dict[str, Any], source: Source, width: int, height: int) -> str:
@@ -129,7 +129,7 @@ def _card(panel: dict[str, Any], source: Source, width: int, height: int) -> str
     if not lines:
         body = (
             f'<text x="{width / 2}" y="{height / 2 + 6}" text-anchor="middle" fill="{FAINT}" '
-            f'font-size="16">{escape(defaults["noValue"])}</text>'
+            f'font-size="16">{in_xml(defaults["noValue"])}</text>'
         )
     elif panel["type"] == "stat":
         body = _figure(lines[0], defaults, width, height)
@@ -138,9 +138,9 @@ def _card(panel: dict[str, Any], source: Source, width: int, height: int) -> str
     else:
         body = _graph(lines, panel, width, height)
     return (
-        f"<title>{escape(panel['description'])}</title>"
+        f"<title>{in_xml(panel['description'])}</title>"
         f'<rect width="{width}" height="{height}" rx="3" fill="{CARD}"/>{body}'
-        f'<text x="8" y="16" font-weight="bold">{escape(panel["title"])}</text>'
+        f'<text x="8" y="16" font-weight="bold">{in_xml(panel["title"])}</text>'
     )
 
 
@@ -166,7 +166,7 @@ def _bars(lines: Sequence[Line], defaults: dict[str, Any], width: int, height: i
         y = 26 + number * each
         length = max(1.0, (width - 210) * value / top)
         parts.append(
-            f'<text x="8" y="{y + each / 2 + 4:.0f}">{escape(line.name)}</text>'
+            f'<text x="8" y="{y + each / 2 + 4:.0f}">{in_xml(line.name)}</text>'
             f'<rect x="150" y="{y + 3:.0f}" width="{length:.0f}" height="{max(4, each - 6):.0f}" '
             f'fill="{_colour(value, defaults)}"/>'
             f'<text x="{156 + length:.0f}" y="{y + each / 2 + 4:.0f}">'
@@ -216,7 +216,7 @@ def _graph(lines: Sequence[Line], panel: dict[str, Any], width: int, height: int
         said = f"{line.name}: {_text(line.last or 0.0, defaults['unit'])}{more}"
         parts.append(
             f'<rect x="{left:.0f}" y="{y - 5:.0f}" width="12" height="3" fill="{colour}"/>'
-            f'<text x="{left + 18:.0f}" y="{y:.0f}">{escape(said)}</text>'
+            f'<text x="{left + 18:.0f}" y="{y:.0f}">{in_xml(said)}</text>'
         )
     return "".join(parts)
 
@@ -291,7 +291,7 @@ def main() -> None:
     with httpx.Client(base_url=arguments.prometheus, timeout=30, trust_env=False) as api:
         source = Source(api, end=time.time(), seconds=arguments.minutes * 60)
         for path in sorted(FOLDER.glob("*.json")):
-            drawn = picture(json.loads(path.read_text()), source)
+            drawn = picture(json.loads(path.read_text(encoding="utf-8")), source)
             (arguments.folder / f"{path.stem}.svg").write_text(drawn)
 
 

@@ -22,6 +22,7 @@ from common.metrics import notifications_unknown
 from common.problem import Problem, problems
 from common.service import Running, Service, main
 from common.settings import Settings, SettingsError
+from common.text import harmless
 from common.web import CHANGING, answer_from
 from notification_service.domain import (
     PARTICIPANT,
@@ -189,7 +190,7 @@ def build_with(writer: Writer, mailer: Mailer) -> Service:
         return SendAnswered(
             order_id=intent.order_id,
             result=result,
-            detail=detail[:DETAIL_MAX],
+            detail=harmless(detail)[:DETAIL_MAX],
             again=isinstance(intent, Resend),
         )
 

@@ -20,6 +20,8 @@ import yarl
 
 from common.events import CancellationReason, Letter, LetterKind
 from common.retry import TransientError
+from common.text import harmless
+from common.urls import unambiguous
 
 CONNECTIONS_MAX = 16
 """Connections to the mail server at once."""
@@ -110,7 +112,7 @@ class Writer:
     def write(self, order_id: UUID, letter: Letter) -> EmailMessage:
         """The mail. Its Message-ID follows from the event: an order ends once."""
         words = {
-            "customer": letter.customer,
+            "customer": harmless(letter.customer),
             "order_id": str(order_id),
             "total": _amount(letter.total_cents, letter.currency),
             "reason": _REASONS[letter.reason] if letter.reason is not None else "",
@@ -187,14 +189,15 @@ class SmtpMailer:
         """`url` is `smtp://host:25`, `smtp+starttls://user:password@host:587` or
         `smtps://user:password@host:465`. Raises `MailError`."""
         try:
-            parsed = yarl.URL(url)
+            parsed = yarl.URL(unambiguous(url))
         except ValueError:
             parsed = yarl.URL()
         ports = {"smtp": 25, "smtp+starttls": 587, "smtps": 465}
         if parsed.scheme not in ports or not parsed.host:
             raise MailError(
                 "names no mail server; write it as smtp://host:25, "
-                "smtp+starttls://user:password@host:587 or smtps://user:password@host:465"
+                "smtp+starttls://user:password@host:587 or smtps://user:password@host:465, with "
+                "special characters as %XX"
             )
         if parsed.scheme == "smtp" and parsed.user:
             raise MailError(

@@ -21,7 +21,7 @@ from common.events import (
     TIME_LIMIT_MAX_SECONDS,
     CancellationReason,
     Currency,
-    Customer,
+    NewCustomer,
     OrderCancelled,
     OrderConfirmed,
     OrderLine,
@@ -37,7 +37,7 @@ from common.metrics import OrderMetrics, orders_overdue, orders_pending, orders_
 from common.problem import Problem, problems, unavailable
 from common.service import Running, Service, main
 from common.settings import Settings
-from common.web import CHANGING, WITH_BODY, answer_from
+from common.web import CHANGING, WITH_BODY, IdempotencyKey, answer_from
 from order_service.domain import PARTICIPANT, CancelOrder, ExpireOrder, Order, OrderStatus
 from order_service.store import ORDERS, OVERDUE_GRACE_SECONDS, TABLES, count_pending, overdue
 
@@ -57,7 +57,7 @@ class NewOrder(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    customer: Customer
+    customer: NewCustomer
     currency: Currency
     lines: Annotated[list[NewLine], Field(min_length=1, max_length=LINES_MAX)]
     priority: Priority = Priority.NORMAL
@@ -130,7 +130,7 @@ def routes(running: Running) -> APIRouter:
     async def place(
         new: NewOrder,
         response: Response,
-        idempotency_key: Annotated[str | None, Header(min_length=1, max_length=128)] = None,
+        idempotency_key: IdempotencyKey = None,
         traceparent: Annotated[str | None, Header()] = None,
     ) -> OrderView:
         """Place an order. Sent again with the same `Idempotency-Key`, it is placed once."""

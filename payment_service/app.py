@@ -14,6 +14,7 @@ from common.metrics import CompensationMetrics
 from common.problem import Problem, problems
 from common.service import Running, Service, main
 from common.settings import Settings, SettingsError
+from common.urls import sqlite_url
 from common.web import answer_from
 from payment_service.domain import (
     PARTICIPANT,
@@ -117,7 +118,7 @@ def build_with(gateway: PaymentGateway) -> Service:
 
 def build(settings: PaymentSettings) -> Service:
     """The payment service, with the sandbox as its provider. Raises `SettingsError`."""
-    url = settings.sandbox_url or f"sqlite:///{settings.data_dir.absolute() / 'provider'}.db"
+    url = settings.sandbox_url or sqlite_url(settings.data_dir / "provider.db")
     try:
         gateway = SandboxGateway(url)
     except GatewayConfigurationError as error:

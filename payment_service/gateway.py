@@ -22,6 +22,7 @@ from sqlalchemy.engine import Connection, Engine
 from common.events import DeclineReason
 from common.kernel.database import BUSY_TIMEOUT_SECONDS, sqlite_engine
 from common.retry import TransientError
+from common.urls import printable, sqlite_path
 
 GROUP_MAX = 256
 """Questions answered in one transaction of the sandbox."""
@@ -220,7 +221,7 @@ class SandboxGateway:
         `seed` is for which questions a fault of some share hits. Raises
         `GatewayConfigurationError`.
         """
-        path = _path_of(url)
+        path = ledger_file(url)
         self._engine = sqlite_engine(url)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -438,18 +439,16 @@ def _make_tables(engine: Engine) -> None:
             time.sleep(0.01)
 
 
-def _path_of(url: str) -> Path:
+def ledger_file(url: str) -> Path:
+    """The file of the sandbox at `url`. Raises `GatewayConfigurationError`."""
+    why = ""
     try:
-        parsed = sa.engine.make_url(url)
-    except sa.exc.ArgumentError:
-        parsed = None
-    if (
-        parsed is None
-        or parsed.drivername not in ("sqlite", "sqlite+pysqlite")
-        or parsed.database in (None, "", ":memory:")
-    ):
+        path = sqlite_path(url)
+    except ValueError as error:
+        path, why = None, f": {error}"
+    if path is None:
         raise GatewayConfigurationError(
-            f"the payment sandbox cannot keep its ledger in {str(parsed or url)!r}; "
+            f"the payment sandbox cannot keep its ledger in {printable(url)!r}{why}; "
             f"name a file, as in sqlite:///path/to/provider.db"
         )
-    return Path(str(parsed.database))
+    return path

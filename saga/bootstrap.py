@@ -55,7 +55,7 @@ def bootstrap(
     names = [service.name for service in graph.services]
     users = users_of(graph)
     if marker.exists():
-        known = Deployment.model_validate_json(marker.read_text())
+        known = Deployment.model_validate_json(marker.read_text(encoding="utf-8"))
         passwords = {user: yarl.URL(url).password or "" for user, url in known.amqp_urls.items()}
         roles = {name: yarl.URL(url).password or "" for name, url in known.database_urls.items()}
     else:
@@ -124,7 +124,7 @@ def _kept(file: Path) -> str:
     """The secret in a file, which is made if it is not there."""
     if not file.exists():
         _write(file, secrets.token_urlsafe(PASSWORD_BYTES))
-    return file.read_text()
+    return file.read_text(encoding="utf-8")
 
 
 def _write(file: Path, content: str, mode: int = _READABLE) -> None:
@@ -132,7 +132,9 @@ def _write(file: Path, content: str, mode: int = _READABLE) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     new = file.with_name(f"{file.name}.new")
     new.unlink(missing_ok=True)
-    with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w") as stream:
+    with open(
+        os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w", encoding="utf-8"
+    ) as stream:
         os.fchmod(stream.fileno(), mode)
         stream.write(content)
     new.rename(file)

@@ -15,10 +15,11 @@ import yarl
 from aio_pika.abc import AbstractChannel, AbstractConnection
 
 from common.choreography import Choreography
-from common.messaging.connection import RETRY_SECONDS, BrokerError, connect, printable
+from common.messaging.connection import RETRY_SECONDS, BrokerError, connect
 from common.messaging.definitions import Definitions, definitions, text
 from common.messaging.permissions import User, users_of
 from common.messaging.topology import Topology, apply, topology_of
+from common.urls import printable
 from saga.deployment import Deployment, write_secret
 from saga.drift import MISSING, Difference, differences
 from saga.management import Management

@@ -6,12 +6,17 @@ wrong usage are answered at once.
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Iterator
 from typing import Any, Final, NoReturn
 
 import typer
 from pydantic import ValidationError
 
+from common import streams
+from common.files import keep_private
+from common.text import is_utf_8
 from saga.commands import (
     dlq,
     exporting,
@@ -31,7 +36,8 @@ USAGE_ERROR: Final = 2
 app = typer.Typer(
     name="saga",
     help="Run, load, watch and check a choreographed order saga over RabbitMQ.",
-    epilog="Exit status: 0 fine, 1 a problem was found or something failed, 2 wrong usage.",
+    epilog="Exit status: 0 fine, 1 a problem was found or something failed, 2 wrong usage, 141 who "
+    "read the output has left.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -60,8 +66,12 @@ app.add_typer(history.app, name="history")
 def main() -> None:
     """Run `saga`. What can be expected to fail ends in one line and exit status 1, wrong usage in
     one line and exit status 2."""
+    streams.set_up()
+    keep_private()
     try:
+        _check_encoding()
         status = app(standalone_mode=False)
+        streams.flush()
     except typer.Abort:
         sys.exit(FAILED)
     except Exception as error:
@@ -73,6 +83,29 @@ def main() -> None:
         problem(line)
         sys.exit(FAILED)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _check_encoding() -> None:
+    """Refuse arguments and variables that are not UTF-8: databases, broker and JSON take no other
+    text."""
+    for number, argument in enumerate(sys.argv[1:], start=1):
+        if not is_utf_8(argument):
+            problem(f"argument {number} ({argument!r}) is not UTF-8; write it in UTF-8")
+            sys.exit(USAGE_ERROR)
+    if not all(map(is_utf_8, os.environ.values())):
+        for name in _variables(typer.main.get_command(app)):
+            if not is_utf_8(os.environ.get(name, "")):
+                problem(f"the variable {name} is not UTF-8; write it in UTF-8")
+                sys.exit(USAGE_ERROR)
+
+
+def _variables(command: Any) -> Iterator[str]:
+    """The environment variables that take the place of options."""
+    for parameter in command.params:
+        if isinstance(parameter.envvar, str):
+            yield parameter.envvar
+    for subcommand in getattr(command, "commands", {}).values():
+        yield from _variables(subcommand)
 
 
 def _refuse(error: Any) -> NoReturn:

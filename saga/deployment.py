@@ -8,7 +8,8 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from common.settings import INBOX_DAYS
+from common.settings import INBOX_DAYS, Discreet
+from common.urls import sqlite_url, without_passwords
 
 FILE_NAME = "saga.json"
 DEAD_LETTERS_FILE_NAME = "dead_letters.db"
@@ -21,10 +22,10 @@ class DeploymentError(Exception):
     """No running system is known. Says how to name one."""
 
 
-class Deployment(BaseModel):
+class Deployment(Discreet, BaseModel):
     """The addresses an operator's command needs. Keys are participants' names."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
 
     amqp_url: str
     """As the operator's user, where the broker has one."""
@@ -52,14 +53,23 @@ class Deployment(BaseModel):
         """What `saga up` wrote down in `folder`. Raises `DeploymentError`."""
         path = folder / FILE_NAME
         try:
-            found = cls.model_validate_json(path.read_text())
+            found = cls.model_validate_json(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise DeploymentError(
                 f"no running system is known in {folder}: start one with `saga up`, "
                 f"or name its data folder with --data-dir or DATA_DIR"
             ) from None
-        except (OSError, ValidationError) as error:
-            raise DeploymentError(f"cannot read {path}: {error}") from error
+        except OSError as error:
+            raise DeploymentError(f"cannot read {path}: {error.strerror}") from error
+        except UnicodeDecodeError:
+            raise DeploymentError(f"cannot read {path}: it is not UTF-8") from None
+        except ValidationError as error:
+            problems = "; ".join(
+                f"{'.'.join(map(str, problem['loc'])) or 'the document'}: {problem['msg']}"
+                for problem in error.errors(include_url=False)
+            )
+            # Not `from error`: it holds what the file does, passwords among that.
+            raise DeploymentError(f"cannot read {path}: {without_passwords(problems)}") from None
         if found.dead_letters_url is not None:
             return found
         return found.model_copy(update={"dead_letters_url": dead_letters_url_in(folder)})
@@ -72,12 +82,12 @@ class Deployment(BaseModel):
 
 def dead_letters_url_in(folder: Path) -> str:
     """Where the operator's store of a system in `folder` is."""
-    return f"sqlite:///{folder.resolve() / DEAD_LETTERS_FILE_NAME}"
+    return sqlite_url(folder.resolve() / DEAD_LETTERS_FILE_NAME)
 
 
 def write_secret(path: Path, text: str) -> None:
     """Write a file that nobody else may read, at no time. Raises `OSError`."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, _OWNER_ONLY)
-    with os.fdopen(descriptor, "w") as file:
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         os.fchmod(descriptor, _OWNER_ONLY)  # It may have been there, readable.
         file.write(text)

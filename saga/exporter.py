@@ -24,6 +24,7 @@ from common.messaging.connection import BrokerError
 from common.readiness import Readiness
 from common.server import Server, listen
 from common.settings import HttpSettings, load
+from common.text import harmless
 from common.web import create_app
 from saga import reconcile as books
 from saga.deployment import Deployment
@@ -128,7 +129,7 @@ class Exporter(Collector):
             labels=("participant", "reason", "fingerprint"),
         )
         for kind, count in found.here.items():
-            stored.add_metric(kind, count)
+            stored.add_metric(tuple(map(harmless, kind)), count)
         oldest = GaugeMetricFamily(
             "saga_dead_letters_oldest_seconds",
             "Since the first failure of the oldest dead letter in the store; 0 if there is none.",

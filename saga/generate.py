@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from common.choreography import Choreography
+from common.files import write_public
 from common.messaging.definitions import definitions, text
 from common.messaging.permissions import users_of
 from common.messaging.topology import topology_of
@@ -77,8 +78,7 @@ def refresh(root: Path, choreography: Choreography) -> list[Path]:
     changed = stale(root, choreography)
     for file in changed:
         if file in files:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(files[file], encoding="utf-8")
+            write_public(file, files[file])
         else:
             file.unlink()
     return changed

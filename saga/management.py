@@ -10,7 +10,7 @@ from urllib.parse import quote
 import httpx
 import yarl
 
-from common.messaging.connection import BrokerError, printable
+from common.messaging.connection import BrokerError
 from common.messaging.definitions import (
     HASHING,
     Definitions,
@@ -18,6 +18,7 @@ from common.messaging.definitions import (
     permission,
 )
 from common.messaging.permissions import User
+from common.urls import printable, unambiguous
 
 TIMEOUT_SECONDS: Final = 30.0
 
@@ -33,13 +34,13 @@ class Management:
     def __init__(self, url: str) -> None:
         self._printable = printable(url)
         try:
-            parsed = yarl.URL(url)
+            parsed = yarl.URL(unambiguous(url))
             if parsed.scheme not in ("http", "https") or not parsed.host:
                 raise ValueError
         except ValueError:
             raise BrokerError(
                 f"{self._printable!r} is no address of a management API; "
-                f"write http://user:password@host:15672"
+                f"write http://user:password@host:15672, with special characters as %XX"
             ) from None
         self._client = httpx.AsyncClient(
             base_url=str(parsed.with_user(None)),

@@ -175,7 +175,7 @@ class RabbitNode:
     @property
     def cookie(self) -> str:
         """What nodes of one cluster share, once there is a node. A secret."""
-        return (self.folder / _COOKIE_FILE).read_text()
+        return (self.folder / _COOKIE_FILE).read_text(encoding="utf-8")
 
     def port(self, listener: str) -> int:
         """Return the port of `amqp`, `dist`, `epmd`, or of a plugin by its name."""
@@ -299,7 +299,8 @@ class RabbitNode:
                 env=self._environment,
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
-                text=True,
+                encoding="utf-8",
+                errors="replace",
                 timeout=seconds,
                 check=False,
             )
@@ -320,7 +321,9 @@ class RabbitNode:
 
     def _environment_of_other_process(self) -> dict[str, str]:
         try:
-            found: dict[str, str] = json.loads((self.folder / _ENVIRONMENT_FILE).read_text())
+            found: dict[str, str] = json.loads(
+                (self.folder / _ENVIRONMENT_FILE).read_text(encoding="utf-8")
+            )
         except (OSError, ValueError) as error:
             raise NodeError(
                 f"no RabbitMQ node runs in {self.folder}: start it first, or name its folder"
@@ -352,21 +355,22 @@ class RabbitNode:
         for plugin in self._listening_plugins():
             prefix = _PLUGIN_LISTENERS[plugin]
             settings += [f"{prefix}.ip = {_LOOPBACK}", f"{prefix}.port = {self._ports[plugin]}"]
-        (self.folder / "rabbitmq.conf").write_text("".join(f"{line}\n" for line in settings))
-        (self.folder / "enabled_plugins").write_text(f"[{','.join(self.plugins)}].\n")
-        (self.folder / "advanced.config").write_text("[].\n")
+        self._write("rabbitmq.conf", "".join(f"{line}\n" for line in settings))
+        self._write("enabled_plugins", f"[{','.join(self.plugins)}].\n")
+        self._write("advanced.config", "[].\n")
 
         # One name is enough for a node on its own. Without this, Erlang asks the system through
         # helper processes, which depend on the machine's name service and outlive a killed VM.
-        (self.folder / "inetrc").write_text(
-            '{lookup, [file]}.\n{hosts_file, ""}.\n{host, {127,0,0,1}, ["localhost"]}.\n'
+        self._write(
+            "inetrc",
+            '{lookup, [file]}.\n{hosts_file, ""}.\n{host, {127,0,0,1}, ["localhost"]}.\n',
         )
 
         cookie = self.folder / _COOKIE_FILE
         if not cookie.exists():
             # Whoever reads the cookie may run code in the node, so nobody else ever may.
             descriptor = os.open(cookie, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o400)
-            with os.fdopen(descriptor, "w") as file:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
                 file.write(self._peer.cookie if self._peer else secrets.token_hex(20))
 
         on_loopback = "-kernel inet_dist_use_interface {127,0,0,1}"
@@ -401,7 +405,10 @@ class RabbitNode:
             "RABBITMQ_SCHEDULER_BIND_TYPE": "u",
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": f"-noinput +B i {on_loopback}",
         }
-        (self.folder / _ENVIRONMENT_FILE).write_text(json.dumps(self._environment, indent=2))
+        self._write(_ENVIRONMENT_FILE, json.dumps(self._environment, indent=2))
+
+    def _write(self, name: str, text: str) -> None:
+        (self.folder / name).write_text(text, encoding="utf-8")
 
     # --- processes ---------------------------------------------------------------------------
 
@@ -536,7 +543,7 @@ def free_ports(names: Sequence[str]) -> dict[str, int]:
 
 def _candidates() -> Iterator[int]:
     try:
-        text = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text()
+        text = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text(encoding="utf-8")
         top = int(text.split()[0])
     except (OSError, ValueError, IndexError):
         top = 32768

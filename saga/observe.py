@@ -49,7 +49,7 @@ def configuration(targets: Targets, scrape_seconds: float) -> dict[str, Any]:
     """`monitoring/prometheus.yml` for these addresses. Raises `ObserveError`."""
     path = MONITORING / "prometheus.yml"
     try:
-        found: dict[str, Any] = yaml.safe_load(path.read_text())
+        found: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ObserveError(
             f"cannot read {path}: {error.strerror}; run `saga` from a checkout of the project"
@@ -90,7 +90,7 @@ class Prometheus:
         """Start it, and wait until it is ready. Raises `ObserveError`, `OSError` or `NodeError`."""
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / "prometheus.json"  # JSON is YAML
-        path.write_text(json.dumps(configured, indent=2))
+        path.write_text(json.dumps(configured, indent=2), encoding="utf-8")
         self._port = free_ports(["prometheus"])["prometheus"]
         self._process = self._spawn(
             f"--config.file={path}",

@@ -45,7 +45,7 @@ def read_passwords(source: str, users: Iterable[str]) -> dict[str, str]:
 
 def _read(file: Path) -> dict[str, str]:
     try:
-        lines = file.read_text().splitlines()
+        lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise PasswordError(f"cannot read passwords from {file}: {error}") from error
     found: dict[str, str] = {}

@@ -141,7 +141,7 @@ class PostgresCluster:
             self._take_folder()
             if not (self._data / "PG_VERSION").exists():
                 self._make_cluster()
-            self._password = (self.folder / "password").read_text().strip()
+            self._password = (self.folder / "password").read_text(encoding="utf-8").strip()
             for attempt in range(1, PORT_ATTEMPTS + 1):
                 if not again:
                     self.port = free_ports(["postgresql"])["postgresql"]
@@ -229,7 +229,7 @@ class PostgresCluster:
         shutil.rmtree(self._data, ignore_errors=True)  # left by a start that was cut short
         password = self.folder / "password"
         password.touch(mode=0o600)
-        password.write_text(secrets.token_hex(16) + "\n")
+        password.write_text(secrets.token_hex(16) + "\n", encoding="utf-8")
         self._data.mkdir(mode=0o700)
         self._give_away(self._data, password)
         self._call(
@@ -326,7 +326,8 @@ class PostgresCluster:
                 cwd="/",
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
-                text=True,
+                encoding="utf-8",
+                errors="replace",
                 timeout=seconds,
                 check=False,
             )
@@ -369,7 +370,10 @@ def _environment() -> dict[str, str]:
 
 def _children(pid: int) -> list[int]:
     try:
-        return [int(n) for n in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        return [
+            int(n)
+            for n in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="utf-8").split()
+        ]
     except (OSError, ValueError):
         return []
 

@@ -23,11 +23,13 @@ import httpx
 import yarl
 
 from common.choreography import Choreography
-from common.messaging.connection import connect, printable
+from common.files import allow_open_files
+from common.messaging.connection import connect
 from common.messaging.permissions import OPERATOR, users_of
 from common.messaging.topology import HISTORY_STREAM, queues_of
 from common.settings import Settings, TlsSettings, load
 from common.tasks import cancel_all
+from common.urls import printable, sqlite_url
 from saga.broker import NODE_FOLDER, USERS_FILE, apply_topology, write_users
 from saga.deployment import FILE_NAME, Deployment, dead_letters_url_in
 from saga.discovery import choreography, services
@@ -49,6 +51,8 @@ PORT_ATTEMPTS: Final = 3
 RESTARTS_MAX: Final = 5
 """How often `watch` brings one process back before it gives up."""
 _ASK_SECONDS: Final = 5.0
+OPEN_FILES_MIN: Final = 1_024
+"""Of each process: RabbitMQ opens a few for each queue, and keeps some back."""
 _POLL_SECONDS: Final = 0.05
 _LOOPBACK: Final = "127.0.0.1"
 _LOG_TAIL_BYTES: Final = 65_536
@@ -364,6 +368,10 @@ class System:
 
     async def _prepare(self) -> None:
         """Folder, guard, broker and topology: what the services need."""
+        try:
+            allow_open_files(OPEN_FILES_MIN)
+        except OSError as error:
+            raise SystemFault(str(error)) from error
         logs = self.folder / "logs"
         try:
             logs.mkdir(parents=True, exist_ok=True)
@@ -393,7 +401,7 @@ class System:
             write_users(self.folder, graph, self._passwords)
             await self._in_thread(self.node.start)
             await apply_topology(self._broker_url(), graph, patience_seconds=start_seconds())
-        (self.folder / _BROKER_FILE).write_text(self._broker_identity() + "\n")
+        (self.folder / _BROKER_FILE).write_text(self._broker_identity() + "\n", encoding="utf-8")
         if self.cluster is not None:
             self._report("starting a private PostgreSQL server")
             await self._in_thread(self.cluster.start)
@@ -424,7 +432,7 @@ class System:
         return self._sqlite_url(participant)
 
     def _sqlite_url(self, name: str) -> str:
-        return f"sqlite:///{self.folder / name}.db"
+        return sqlite_url(self.folder / f"{name}.db")
 
     async def _in_thread(self, start: Callable[[], object]) -> None:
         # Shielded: a thread cannot be cancelled, and `stop` has to wait until it is through.
@@ -444,9 +452,10 @@ class System:
     def _check_folder_is_of_this_broker(self) -> None:
         """Databases and the events on a broker are about the same orders, or nothing adds up."""
         try:
-            other = (self.folder / _BROKER_FILE).read_text().strip()
+            text = (self.folder / _BROKER_FILE).read_text(encoding="utf-8", errors="replace")
         except FileNotFoundError:
             return
+        other = text.strip()
         if other != self._broker_identity():
             raise SystemFault(
                 f"the data folder {self.folder} belongs to another broker ({other}); name another "

@@ -38,8 +38,8 @@ from common.messaging.dead_letters import (
 from common.messaging.frames import Delivery, FrameError, Parser
 from common.messaging.stream import StreamError, record_of
 from common.messaging.topology import DEAD_EXCHANGE, EVENTS_EXCHANGE
+from common.text import harmless
 from history_service.store import Stray, judge, key
-from saga.commands.output import harmless
 from saga.dlq.letters import (
     Copy,
     copy_of,

@@ -20,6 +20,7 @@ from sqlalchemy.engine import Connection, Engine
 from common.kernel.migrations import MigrationError, prepare
 from common.kernel.rows import as_sqlalchemy
 from common.kernel.tables import Schema
+from common.urls import SQLITE, printable, sqlite_path
 
 T = TypeVar("T")
 
@@ -113,12 +114,7 @@ class SqliteDatabase:
 
         Raises `DatabaseError`.
         """
-        path = sa.engine.make_url(url).database
-        if not path or path == ":memory:":
-            raise DatabaseError(
-                f"DATABASE_URL {url!r} names no file; use sqlite:///path/to/file.db"
-            )
-        self._path = Path(path)
+        self._path = _file_of(url)
         self._lock = _lock(self._path)
         self._engine = sqlite_engine(url)
         self._writing = asyncio.Lock()
@@ -138,7 +134,7 @@ class SqliteDatabase:
             if not isinstance(error, sa.exc.DBAPIError | MigrationError):
                 raise
             reason = error.orig if isinstance(error, sa.exc.DBAPIError) else error
-            raise DatabaseError(f"cannot open the database {path}: {reason}") from error
+            raise DatabaseError(f"cannot open the database {self._path}: {reason}") from error
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="database-writer")
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="database-reader")
 
@@ -267,8 +263,8 @@ def read_database(url: str, query: Callable[[Connection], T]) -> T:
         from common.kernel.postgresql import read_once
 
         return asyncio.run(read_once(url, query))
-    path = sa.engine.make_url(url).database
-    if not path or not Path(path).is_file():  # SQLite would make an empty one
+    path = _file_of(url)
+    if not path.is_file():  # SQLite would make an empty one
         raise DatabaseError(f"there is no database {path}; start its service, or correct its URL")
     engine = sqlite_engine(url)
     try:
@@ -284,19 +280,17 @@ def read_database(url: str, query: Callable[[Connection], T]) -> T:
 
 def _is_postgresql(url: str) -> bool:
     """Whether that is the URL of a PostgreSQL database, not of a SQLite file."""
-    scheme = url.partition("://")[0]
+    scheme, slashes, _ = url.partition("://")
     if scheme in POSTGRESQL_SCHEMES:
         return True
-    try:
-        driver = sa.engine.make_url(url).drivername
-    except sa.exc.ArgumentError as error:
+    if not slashes:
         raise DatabaseError(
             "DATABASE_URL is no database URL; write sqlite:///path/to/file.db "
             "or postgresql://user:password@host/database"
-        ) from error
-    if driver != "sqlite":
+        )
+    if scheme.partition("+")[0] != SQLITE:
         raise DatabaseError(
-            f"DATABASE_URL names the driver {driver!r}; this version stores in sqlite:///FILE "
+            f"DATABASE_URL names the driver {scheme!r}; this version stores in sqlite:///FILE "
             f"or postgresql://HOST/DATABASE"
         )
     return False
@@ -311,12 +305,25 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
+def _file_of(url: str) -> Path:
+    """The file that a SQLite URL names. Raises `DatabaseError`."""
+    try:
+        path = sqlite_path(url)
+    except ValueError as error:
+        raise DatabaseError(f"DATABASE_URL {printable(url)!r} cannot be used: {error}") from None
+    if path is None:
+        raise DatabaseError(
+            f"DATABASE_URL {printable(url)!r} names no file; use sqlite:///path/to/file.db"
+        )
+    return path
+
+
 def _lock(path: Path) -> int:
     """Take the lock that says whose file it is; held until closed, or until the process ends."""
     lock_path = path.with_name(path.name + ".lock")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        descriptor = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise DatabaseError(
             f"cannot write in the data folder {path.parent}: {error.strerror}; "

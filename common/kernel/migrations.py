@@ -91,11 +91,15 @@ def write_script(schema: Schema, message: str) -> Path | None:
     body = textwrap.indent(textwrap.dedent(own), "    ").strip()
     slug = re.sub(r"\W+", "_", message.lower()).strip("_")
     path = schema.migrations / f"v{number}_{slug}.py"
-    path.write_text(_TEMPLATE.format(message=message, number=number, last=last, body=body))
+    path.write_text(
+        _TEMPLATE.format(message=message, number=number, last=last, body=body), encoding="utf-8"
+    )
     return path
 
 
 def _scripts(folder: Path) -> ScriptDirectory:
+    if not folder.is_dir():
+        raise MigrationError(f"the folder {folder} for the scripts is not there: make it")
     return ScriptDirectory(str(folder), version_locations=[str(folder)])
 
 

@@ -20,6 +20,7 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool, Pool
 from common.kernel.database import DatabaseError
 from common.kernel.migrations import MigrationError, prepare
 from common.kernel.tables import Schema
+from common.urls import unambiguous
 
 log = logging.getLogger(__name__)
 
@@ -254,12 +255,10 @@ class _Target:
         # asyncpg reads the rest of the URL: options for TLS and several hosts, say.
         self._dsn = re.sub(r"^[^:/]+://", "postgresql://", url)
         self._name = name
-        parts = urlsplit(self._dsn)
-        if "@" in self._dsn and "@" not in parts.netloc:
-            raise DatabaseError(
-                "DATABASE_URL cannot be read: write reserved characters of its password as "
-                "%2F for /, %3F for ?, %23 for #, %40 for @"
-            )
+        try:
+            parts = urlsplit(unambiguous(self._dsn))
+        except ValueError as error:
+            raise DatabaseError(f"DATABASE_URL cannot be read: {error}") from None
         user, _, self._address = parts.netloc.rpartition("@")
         self._user = user.partition(":")[0]
         self._path = parts.path

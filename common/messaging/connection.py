@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 import random
-import re
 import ssl
 import time
 
@@ -15,6 +14,7 @@ import aiormq
 import yarl
 
 from common.messaging.wire import Connection
+from common.urls import printable, text_of, unambiguous
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +23,6 @@ CONNECT_TIMEOUT_SECONDS = 10.0
 RETRY_SECONDS = 0.5
 
 _ALSO = "also"
-_CREDENTIALS = re.compile("^.*@")
 # OpenSSL's words and numbers.
 _NO_TLS_THERE = "WRONG_VERSION_NUMBER"
 _NO_CERTIFICATE = "ALERT_CERTIFICATE_REQUIRED"
@@ -34,26 +33,16 @@ class BrokerError(Exception):
     """The broker cannot be used. The message names it and the way out."""
 
 
-def printable(url: str) -> str:
-    """A URL without its password, also where it is no valid one."""
-    try:
-        parsed = yarl.URL(url)
-        if not parsed.host:
-            raise ValueError
-    except ValueError:
-        return _CREDENTIALS.sub("***@", url)
-    return str(parsed.with_password("***") if parsed.password else parsed)
-
-
 def named(url: str, name: str) -> str:
     """The URL of a connection that the broker lists under `name`."""
-    return str(yarl.URL(url).update_query(name=name))
+    return text_of(yarl.URL(url).update_query(name=name))
 
 
 def addresses_of(url: str) -> list[str]:
     """A URL for each node of the cluster that the broker is: the URL's own, and those that its
-    query names, as `?also=rabbit-2:5672,rabbit-3`. Raises ValueError for what is no URL."""
-    parsed = yarl.URL(url)
+    query names, as `?also=rabbit-2:5672,rabbit-3`. Raises ValueError for what is no URL, or could
+    be read in another way."""
+    parsed = yarl.URL(unambiguous(url))
     own = parsed.without_query_params(_ALSO)
     addresses = [own]
     for node in filter(None, parsed.query.get(_ALSO, "").split(",")):
@@ -61,7 +50,7 @@ def addresses_of(url: str) -> list[str]:
         if not other.host:
             raise ValueError(f"{node!r} names no host")
         addresses.append(own.with_host(other.host).with_port(other.explicit_port))
-    return [str(address) for address in addresses]
+    return [text_of(address) for address in addresses]
 
 
 class OutOfReach(BrokerError):

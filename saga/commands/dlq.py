@@ -9,7 +9,6 @@ import json
 import math
 import os
 import re
-import sys
 from collections import defaultdict
 from enum import StrEnum
 from pathlib import Path
@@ -22,11 +21,9 @@ from saga.commands.output import (
     PROBLEM_FOUND,
     AsJson,
     DataDir,
-    harmless,
-    out,
+    plain_text,
     print_json,
     problem,
-    progress_bars,
     remark,
     run,
     stoppable,
@@ -84,7 +81,9 @@ def _filter(help: str) -> Any:
 
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="The letter's number or message id.")]
-Why = Annotated[str, typer.Option("--reason", help="Why; for the audit record.")]
+Why = Annotated[
+    str, typer.Option("--reason", help="Why; for the audit record.", callback=plain_text)
+]
 
 
 class _Filters:
@@ -198,6 +197,8 @@ def list_(
             document["groups"] = groups
         print_json(document)
     elif not letters:
+        from saga.commands.console import out
+
         out().print("no dead letters" if state is Which.DEAD else f"no letters are {state}")
     elif by is By.LETTER:
         _print_letters(letters)
@@ -304,6 +305,7 @@ def replay(
         return
 
     async def work(desk: Desk) -> Result:
+        from saga.commands.console import progress_bars
         from saga.dlq.replay import replay as send_again
 
         selection = None if resume else await filters.selection(desk)
@@ -385,7 +387,9 @@ def edit(
     if as_json:
         print_json({"changed": True, **edited.to_json()})
     else:
-        out().print(harmless(edited.diff, lines=True), markup=False)
+        from saga.commands.console import lines_of, out
+
+        out().print(lines_of(edited.diff))
         remark(f"sent to {edited.queue} as {edited.copy_id}, in place of letter {edited.letter}")
 
 
@@ -393,7 +397,9 @@ def edit(
 @_selecting(by_id=True)
 def discard(
     filters: _Filters,
-    why: Annotated[str, typer.Option("--reason", help="Why; it stays with the letter.")],
+    why: Annotated[
+        str, typer.Option("--reason", help="Why; it stays with the letter.", callback=plain_text)
+    ],
     data_dir: DataDir = DATA_DIR,
     as_json: AsJson = False,
 ) -> None:
@@ -427,7 +433,7 @@ def purge(
     older_than: Annotated[
         str, typer.Option(help="Of those last dead so long ago or longer, such as 180d.")
     ],
-    why: Annotated[str, typer.Option("--reason", help="Why; for the audit record.")],
+    why: Why,
     data_dir: DataDir = DATA_DIR,
     as_json: AsJson = False,
 ) -> None:
@@ -480,17 +486,17 @@ def export(
     async def work(desk: Desk) -> list[Letter]:
         selection = await filters.selection(desk)
         letters = desk.store.find(selection, _states(state))
-        lines = "".join(json.dumps(_full(letter)) + "\n" for letter in letters)
-        if file is None:
-            sys.stdout.write(lines)  # is JSON in any case
-        else:
-            _write(file, lines)
+        if file is not None:
+            _write(file, _as_lines(letters))
         result = {"letters": len(letters), "file": None if file is None else str(file)}
         desk.store.note("export", "", selection.to_json(), result)
         return letters
 
     letters = _at_desk(data_dir, work)
     if file is None:
+        from saga.commands.console import write
+
+        write(_as_lines(letters))
         return
     if as_json:
         print_json({"file": str(file), "letters": len(letters)})
@@ -536,7 +542,7 @@ def audit(
             }
         )
         return
-    from rich.table import Table
+    from saga.commands.console import Table, out
 
     table = Table("at", "who", "action", "why", "which", "result")
     for action in actions:
@@ -545,9 +551,9 @@ def audit(
             f"{action.at:%Y-%m-%d %H:%M:%S}",
             action.who,
             action.action,
-            _plain(action.reason),
-            _plain(json.dumps(action.selection) if action.selection else "all"),
-            _plain(_short(json.dumps(result), 200)),
+            action.reason,
+            json.dumps(action.selection) if action.selection else "all",
+            _short(json.dumps(result), 200),
         )
     out().print(table)
 
@@ -651,7 +657,7 @@ def _dry_run(filters: _Filters, settings: Settings, data_dir: Path, as_json: boo
             }
         )
         return
-    from rich.table import Table
+    from saga.commands.console import Table, out
 
     table = Table("letter", "service", "type", "order", "order is", "a replay", "because")
     for letter, verdict in verdicts[:_LISTED]:
@@ -659,11 +665,11 @@ def _dry_run(filters: _Filters, settings: Settings, data_dir: Path, as_json: boo
         table.add_row(
             f"{letter.number}",
             letter.participant,
-            _plain(letter.type),
-            _plain(letter.subject or ""),
+            letter.type,
+            letter.subject or "",
             verdict.order_status or "",
             str(verdict.expectation),
-            _plain("; ".join(filter(None, (upcast, verdict.detail)))),
+            "; ".join(filter(None, (upcast, verdict.detail))),
         )
     out().print(table)
     if len(verdicts) > _LISTED:
@@ -709,16 +715,18 @@ def _contents(file: Path) -> str:
     from saga.dlq import InputError
 
     try:
-        return file.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {file}: {error}") from error
+        return file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"cannot read {file}: {error.strerror}; name another file") from error
+    except UnicodeDecodeError:
+        raise InputError(f"cannot read {file}: it is not UTF-8; write it in UTF-8") from None
 
 
 def _write(file: Path, text: str) -> None:
     from saga.dlq import InputError
 
     try:
-        file.write_text(text)
+        file.write_text(text, encoding="utf-8")
     except OSError as error:
         raise InputError(f"cannot write {file}: {error.strerror}; name another file") from error
 
@@ -731,10 +739,15 @@ def _in_editor(text: str) -> str | None:
 
     from saga.dlq import InputError
 
-    command = shlex.split(os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi")
+    try:
+        command = shlex.split(os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi") or [
+            "vi"
+        ]
+    except ValueError as error:
+        raise InputError(f"EDITOR is no command: {error}; quote it as a shell takes it") from error
     with tempfile.TemporaryDirectory(prefix="saga-") as folder:
         path = Path(folder, "payload.json")
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")
         try:
             done = subprocess.run([*command, str(path)], check=False)
         except OSError as error:
@@ -742,7 +755,7 @@ def _in_editor(text: str) -> str | None:
                 f"cannot start the editor {command[0]!r}: {error.strerror}; name another in "
                 f"EDITOR, or use --set or --file"
             ) from error
-        return path.read_text() if done.returncode == 0 else None
+        return _contents(path) if done.returncode == 0 else None
 
 
 # --- how it looks ---------------------------------------------------------------------------------
@@ -786,6 +799,11 @@ def _full(letter: Letter) -> dict[str, Any]:
     }
 
 
+def _as_lines(letters: Sequence[Letter]) -> str:
+    """JSON Lines: a letter a line, with everything that is known of it."""
+    return "".join(json.dumps(_full(letter)) + "\n" for letter in letters)
+
+
 def _groups(letters: Sequence[Letter], by: By) -> list[dict[str, Any]]:
     grouped: defaultdict[str, list[Letter]] = defaultdict(list)
     for letter in letters:
@@ -818,18 +836,18 @@ def _groups(letters: Sequence[Letter], by: By) -> list[dict[str, Any]]:
 
 
 def _print_groups(groups: Sequence[dict[str, Any]], by: By, letters: int) -> None:
-    from rich.table import Table
+    from saga.commands.console import Table, out
 
-    table = Table(str(by), "letters", "services", "types", "error", "last", "example")
-    table.columns[1].justify = "right"
+    headers = (str(by), "letters", "services", "types", "error", "last", "example")
+    table = Table(*headers, right=["letters"])
     for group in groups:
         error = f"{group['error_type'] or group['reason']}: {group['error']}"
         table.add_row(
-            _plain(group[str(by)]),
+            group[str(by)],
             f"{group['letters']}",
             ", ".join(group["services"]),
-            _plain(_short(", ".join(group["types"]))),
-            _plain(_short(error)),
+            ", ".join(group["types"]),
+            _short(error),
             _moment(group["last_failed_at"]),
             f"{group['example']}",
         )
@@ -838,17 +856,17 @@ def _print_groups(groups: Sequence[dict[str, Any]], by: By, letters: int) -> Non
 
 
 def _print_letters(letters: Sequence[Letter]) -> None:
-    from rich.table import Table
+    from saga.commands.console import Table, out
 
     table = Table("letter", "queue", "type", "order", "replays", "error", "first", "last")
     for letter in letters[:_LISTED]:
         table.add_row(
             f"{letter.number}",
-            _plain(letter.queue),
-            _plain(letter.type),
-            _plain(letter.subject or ""),
+            letter.queue,
+            letter.type,
+            letter.subject or "",
             f"{letter.replays}",
-            _plain(_short(f"{letter.error_type or letter.reason}: {letter.error}")),
+            _short(f"{letter.error_type or letter.reason}: {letter.error}"),
             _moment(letter.first_failed_at.isoformat()),
             _moment(letter.last_failed_at.isoformat()),
         )
@@ -858,10 +876,10 @@ def _print_letters(letters: Sequence[Letter]) -> None:
 
 
 def _print_letter(document: dict[str, Any]) -> None:
-    from rich.table import Table
+    from saga.commands.console import Table, lines_of, out
 
     verdict = document["replay"]
-    table = Table(title=f"letter {document['letter']}", show_header=False)
+    table = Table("", "", title=f"letter {document['letter']}", show_header=False)
     for name in (
         *("state", "service", "queue", "message_id", "type", "order", "reason"),
         *("error_type", "error", "fingerprint", "attempts", "replays", "copies"),
@@ -869,37 +887,30 @@ def _print_letter(document: dict[str, Any]) -> None:
         "note",
     ):
         if document[name] not in (None, ""):
-            table.add_row(name.replace("_", " "), _plain(str(document[name])))
+            table.add_row(name.replace("_", " "), str(document[name]))
     for name, value in document["headers"].items():
-        table.add_row(f"header {_plain(name)}", _plain(_short(str(value), 200)))
+        table.add_row(f"header {name}", _short(str(value), 200))
     upcast = f"upcast from version {verdict['upcast_from']}" if verdict["upcast_from"] else ""
     table.add_row("decodes", "yes" if verdict["decodes"] else "no")
     table.add_row("the order is", verdict["order_status"] or "not known")
     words = "; ".join(filter(None, (str(verdict["expectation"]), upcast, verdict["detail"])))
-    table.add_row("a replay", _plain(words))
+    table.add_row("a replay", words)
     console = out()
     console.print(table)
     for edit_ in document["edits"]:
         console.print(f"edited at {edit_['at']} as {edit_['id']}")
-        console.print(harmless(edit_["diff"], lines=True), markup=False)
+        console.print(lines_of(edit_["diff"]))
     if "payload" in document:
-        console.print_json(json.dumps(_all_harmless(document["payload"])))
+        shown = json.dumps(document["payload"], indent=2, ensure_ascii=False)
     else:
         text = document.get("payload_text")
         shown = f"Base64: {document['payload_base64']}" if text is None else text
-        console.print(harmless(shown, lines=True), markup=False)
-
-
-def _all_harmless(value: Any) -> Any:
-    """A JSON document with all texts in it harmless."""
-    if isinstance(value, dict):
-        return {harmless(name): _all_harmless(each) for name, each in value.items()}
-    if isinstance(value, list):
-        return [_all_harmless(each) for each in value]
-    return harmless(value, lines=True) if isinstance(value, str) else value
+    console.print(lines_of(shown))
 
 
 def _print_result(result: Result) -> None:
+    from saga.commands.console import out, styled
+
     console = out()
     document = result.to_json()
     for name in ("selected", "done", "failed", "unanswered", "skipped", "refused", "waiting"):
@@ -913,16 +924,9 @@ def _print_result(result: Result) -> None:
             why[entry["state"], entry["detail"]].append(entry["letter"])
     for (state, detail), numbers in list(why.items())[:_LISTED]:
         named = ", ".join(map(str, numbers[:5])) + (" ..." if len(numbers) > 5 else "")
-        console.print(harmless(f"{state}: {detail} (letter {named})"), markup=False)
+        console.print(f"{state}: {detail} (letter {named})")
     if result.stopped:
-        console.print(f"[red]stopped:[/] {_plain(result.stopped)}")
-
-
-def _plain(text: str) -> str:
-    """Text of others, with nothing in it taken for markup, or obeyed by a terminal."""
-    from rich.markup import escape
-
-    return escape(harmless(text))
+        console.print(styled(("stopped:", "red"), f" {result.stopped}"))
 
 
 def _short(text: str, most: int = _ERROR_CHARACTERS) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -15,13 +14,13 @@ from saga.commands.output import (
     PROBLEM_FOUND,
     AsJson,
     DataDir,
-    out,
     print_json,
     remark,
 )
 from saga.commands.topology import AmqpUrl, ManagementUrl, compare
 
 if TYPE_CHECKING:
+    from saga.commands.console import Line
     from saga.graph.flow import Flow, Node
 
 
@@ -50,6 +49,7 @@ def show_map(
     * `saga map`
     * `saga map --format svg > map.svg`
     """
+    from saga.commands.console import write
     from saga.discovery import choreography
     from saga.graph.flow import Flow
     from saga.graph.listing import listing
@@ -59,9 +59,9 @@ def show_map(
     flow = Flow(choreography())
     match Format.JSON if as_json else format:
         case Format.MERMAID:
-            sys.stdout.write(mermaid(flow))
+            write(mermaid(flow))
         case Format.SVG:
-            sys.stdout.write(svg(flow))
+            write(svg(flow))
         case Format.JSON:
             print_json(listing(flow))
         case Format.TEXT:
@@ -93,6 +93,7 @@ def check(
     * `saga check`
     * `saga check --broker --management-url http://admin:secret@broker:15672`
     """
+    from saga.commands.console import out
     from saga.discovery import choreography
     from saga.graph.check import DRIFT, RULES, drifted
     from saga.graph.check import check as find
@@ -114,7 +115,7 @@ def check(
         )
     else:
         for finding in findings:
-            out().print(str(finding), markup=False)
+            out().print(str(finding))
         reactions = sum(len(participant.reactions) for participant in graph.participants)
         remark(
             f"{len(rules)} rules, {len(graph.participants)} participants, {reactions} reactions, "
@@ -156,6 +157,7 @@ def generate(
     * `saga generate`
     * `saga generate --check`
     """
+    from saga.commands.console import out
     from saga.discovery import choreography
     from saga.generate import GenerateError, refresh, stale
 
@@ -176,35 +178,31 @@ def generate(
 
 
 _SIGNS: Final = {
-    "happy": ("[green]→[/] ", "happy path"),
-    "failure": ("[red]✗[/] ", "failure"),
-    "compensation": ("[magenta]↩[/] ", "compensation"),
+    "happy": ("→ ", "green", "happy path"),
+    "failure": ("✗ ", "red", "failure"),
+    "compensation": ("↩ ", "magenta", "compensation"),
 }
 
 
 def _print_map(flow: Flow) -> None:
-    from rich import box
-    from rich.table import Table
-
+    from saga.commands.console import Table, out, stacked, styled
     from saga.graph.flow import Path, Step, retry_said
 
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    for column in ("reaction", "takes", "leads to"):
-        table.add_column(column, no_wrap=True)
-    table.add_column("if it fails")
+    headers = ("reaction", "takes", "leads to", "if it fails")
+    table = Table(*headers, frame=False, lines=headers[:3])
     for path in Path:
         for step in flow.in_order:
             if isinstance(step, Step) and flow.path(step) is path:
                 table.add_row(
-                    f"[bold]{step.name}[/]",
-                    "\n".join(map(_taken, flow.preceding.get(step, ()))),
-                    "\n".join(_given(flow, node) for node in flow.following.get(step, ())),
+                    styled((step.name, "bold")),
+                    stacked(*map(_taken, flow.preceding.get(step, ()))),
+                    stacked(*(_given(flow, node) for node in flow.following.get(step, ()))),
                     retry_said(step.retry) if step.retry else "",
                 )
         table.add_section()
     out().print(table)
-    signs = "   ".join(f"{sign}{said}" for sign, said in _SIGNS.values())
-    out().print(f"{signs}   ■ ends the saga   ? asks the outside, ! is answered")
+    legend = [styled((sign, colour), f"{said}   ") for sign, colour, said in _SIGNS.values()]
+    out().print(*legend, "■ ends the saga   ? asks the outside, ! is answered", sep="")
 
 
 def _taken(node: Node) -> str:
@@ -218,13 +216,15 @@ def _taken(node: Node) -> str:
     )
 
 
-def _given(flow: Flow, node: Node) -> str:
+def _given(flow: Flow, node: Node) -> Line:
     from common.message import Event, Intent
+    from saga.commands.console import styled
     from saga.graph.flow import Step, label
 
-    said = f"{_SIGNS[flow.path(node)][0]}{label(node)}"
-    if isinstance(node, Step):
-        return said
-    if issubclass(node, Intent):
-        return f"{said} ?"
-    return f"{said} ■" if issubclass(node, Event) and node.role.terminal else said
+    sign, colour, _ = _SIGNS[flow.path(node)]
+    mark = ""
+    if not isinstance(node, Step) and issubclass(node, Intent):
+        mark = " ?"
+    elif not isinstance(node, Step) and issubclass(node, Event) and node.role.terminal:
+        mark = " ■"
+    return styled((sign, colour), label(node) + mark)

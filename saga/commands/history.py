@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from dataclasses import asdict
 from datetime import datetime
 from enum import StrEnum
@@ -18,9 +17,7 @@ from saga.commands.output import (
     PROBLEM_FOUND,
     AsJson,
     DataDir,
-    out,
     print_json,
-    progress_bars,
     remark,
     run,
     stoppable,
@@ -68,6 +65,7 @@ def trace(
     * `saga trace 9b695b7c-423b-5f77-b29e-1b10bc1cc6cc`
     * `saga trace 9b695b7c-423b-5f77-b29e-1b10bc1cc6cc --format mermaid`
     """
+    from saga.commands.console import write
     from saga.deployment import Deployment
     from saga.discovery import choreography
     from saga.history.drawing import as_mermaid, as_svg
@@ -76,9 +74,9 @@ def trace(
     found = _asked(find(Deployment.load(data_dir), choreography(), str(order)))
     match Format.JSON if as_json else format:
         case Format.MERMAID:
-            sys.stdout.write(as_mermaid(found.diagram))
+            write(as_mermaid(found.diagram))
         case Format.SVG:
-            sys.stdout.write(as_svg(found.diagram, _headline(found.story.view)))
+            write(as_svg(found.diagram, _headline(found.story.view)))
         case Format.JSON:
             print_json(found.to_json())
         case Format.TEXT:
@@ -225,22 +223,21 @@ _STYLES: Final = {"happy": "green", "failure": "red", "compensation": "magenta"}
 
 
 def _print_trace(found: Trace) -> None:
-    from rich.text import Text
-
+    from saga.commands.console import out, styled
     from saga.history.drawing import as_text
     from saga.history.sequence import Kind
 
     console = out()
-    console.print(_headline(found.story.view), style="bold", markup=False)
+    console.print(styled((_headline(found.story.view), "bold")))
     header, lines = as_text(found.diagram)
     first = max([len(line.after) for line in lines], default=0)
     second = max([len(line.lanes) for line in lines], default=0)
-    console.print(" " * (first + 2) + header, style="bold", markup=False)
+    console.print(styled((" " * (first + 2) + header, "bold")))
     for line in lines:
         owed = line.row.kind is Kind.OWED
         style = "yellow" if owed and line.row.path == "happy" else _STYLES[line.row.path]
         console.print(
-            Text.assemble(
+            styled(
                 (f"{line.after:>{first}}  ", "dim"),
                 (f"{line.lanes:<{second}}", style),
                 (f"  {line.note}" if line.note else "", "dim"),
@@ -255,8 +252,7 @@ def _print_trace(found: Trace) -> None:
 
 
 def _print_stuck(found: list[Stuck], whereabouts: Whereabouts, now: datetime) -> None:
-    from rich.table import Table
-
+    from saga.commands.console import Table, out
     from saga.history.sequence import duration, either
 
     if not found:
@@ -281,8 +277,7 @@ def _print_stuck(found: list[Stuck], whereabouts: Whereabouts, now: datetime) ->
 
 
 def _print_past(found: Past) -> None:
-    from rich.table import Table
-
+    from saga.commands.console import Table, out
     from saga.history.trace import as_json as state_as_json
 
     table = Table("of", "what", "value")
@@ -351,6 +346,7 @@ def rebuild(
     * `saga history rebuild history` (folds the views of orders anew, in place)
     """
     from history_service.domain import OBSERVER
+    from saga.commands.console import progress_bars
     from saga.discovery import choreography
     from saga.history import pages
     from saga.history import rebuild as work
@@ -411,6 +407,7 @@ def verify(data_dir: DataDir = DATA_DIR, as_json: AsJson = False) -> None:
     * `saga history verify`
     * `saga history verify --json | jq '.differences[]'`
     """
+    from saga.commands.console import progress_bars
     from saga.discovery import choreography
     from saga.history.sources import Sources
     from saga.history.verify import verify as compare
@@ -446,6 +443,7 @@ def export(
 
     * `saga history export 2030-01.jsonl.gz`
     """
+    from saga.commands.console import progress_bars
     from saga.history import pages
     from saga.history.sources import Sources
     from saga.history.transfer import export as write
@@ -490,6 +488,7 @@ def import_(
     * `saga history import 2030-01.jsonl.gz`
     * `saga history import 2030-01.jsonl.gz --into sqlite:///archive.db`
     """
+    from saga.commands.console import progress_bars
     from saga.history.sources import Sources
     from saga.history.transfer import take_in
 
@@ -536,6 +535,7 @@ def _rebuilt_as_json(rebuilt: Rebuilt, sent: int, *, ok: bool) -> dict[str, Any]
 
 
 def _print_rebuilt(rebuilt: Rebuilt, sent: int) -> None:
+    from saga.commands.console import out
     from saga.history.rebuild import LISTED_MAX
 
     rows = ", ".join(f"{count} {table}" for table, count in rebuilt.states.items()) or "no rows"
@@ -570,7 +570,7 @@ def _print_rebuilt(rebuilt: Rebuilt, sent: int) -> None:
 
 
 def _print_verified(found: Verified) -> None:
-    from rich.table import Table
+    from saga.commands.console import Table, out, styled
 
     if found.differences:
         table = Table("service", "table", "key", "column", "in the database", "by the events")
@@ -583,9 +583,9 @@ def _print_verified(found: Verified) -> None:
         out().print(f"{found.open_questions} are in the middle of a question to the outside")
     _tell_gaps(found.gaps)
     if found.ok:
-        out().print("[green]the databases are what the events tell[/]")
+        out().print(styled(("the databases are what the events tell", "green")))
     else:
-        out().print(f"[red]{len(found.differences)} differences[/]")
+        out().print(styled((f"{len(found.differences)} differences", "red")))
 
 
 def _tell_gaps(gaps: Sequence[Gap]) -> None:

@@ -19,10 +19,8 @@ from saga.commands.output import (
     OwnDatabase,
     Replicas,
     one_replica_per_file,
-    out,
     print_json,
     problem,
-    progress_bars,
     remark,
     run,
     stoppable,
@@ -124,6 +122,7 @@ def publish(
         cancelled=cancelled,
         malformed=malformed,
     )
+    from saga.commands.console import out, progress_bars
     from saga.deployment import Deployment
     from saga.publish import next_plan
     from saga.publish import publish as send
@@ -222,6 +221,7 @@ def demo(
         cancelled=cancelled,
         malformed=malformed,
     )
+    from saga.commands.console import progress_bars
     from saga.demo import demo as see_through
     from saga.discovery import choreography
     from saga.publish import next_plan
@@ -326,18 +326,17 @@ async def _watched(system: System, work: Coroutine[Any, Any, T]) -> T:
 
 
 def _print_result(result: Result) -> None:
-    from rich.table import Table
+    from saga.commands.console import Table, out, styled
 
     console = out()
     document = result.to_json()
-    outcomes = Table("outcome", "orders", title=f"{document['orders']} orders, seed {result.seed}")
-    outcomes.columns[1].justify = "right"
+    title = f"{document['orders']} orders, seed {result.seed}"
+    outcomes = Table("outcome", "orders", title=title, right=["orders"])
     outcomes.add_row("confirmed", f"{document['outcomes']['confirmed']}")
     for reason, count in document["outcomes"]["cancelled"].items():
         outcomes.add_row(f"cancelled: {reason}", f"{count}")
-    latencies = Table("priority", "p50 ms", "p99 ms", title="placed to ended")
-    for column in latencies.columns[1:]:
-        column.justify = "right"
+    headers = ("priority", "p50 ms", "p99 ms")
+    latencies = Table(*headers, title="placed to ended", right=headers[1:])
     for priority, latency in result.latency_ms().items():
         latencies.add_row(priority, f"{latency['p50']:.1f}", f"{latency['p99']:.1f}")
     console.print(outcomes)
@@ -353,4 +352,4 @@ def _print_result(result: Result) -> None:
         )
     print_report(result.report)
     for line in result.unexpected:
-        console.print(f"[red]unexpected:[/] {line}")
+        console.print(styled(("unexpected:", "red"), f" {line}"))

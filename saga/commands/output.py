@@ -1,4 +1,5 @@
-"""What the subcommands share: where they write, and how they run coroutines."""
+"""What the subcommands share: options, remarks, JSON, and how they run coroutines. Tables and texts
+are printed by `saga.commands.console`, which takes longer to import."""
 
 from __future__ import annotations
 
@@ -8,14 +9,13 @@ import json
 import logging
 import signal
 import sys
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 import typer
 
-if TYPE_CHECKING:
-    from rich.console import Console
+from common.text import harmless, plain
 
 T = TypeVar("T")
 
@@ -50,41 +50,39 @@ def one_replica_per_file(database: str, replicas: int) -> None:
         )
 
 
-def out() -> Console:
-    """Where results go: standard output."""
-    from rich.console import Console
-
-    return Console(soft_wrap=True, highlight=False)
-
-
-def err() -> Console:
-    """Where progress and remarks go: standard error."""
-    from rich.console import Console
-
-    return Console(stderr=True, soft_wrap=True, highlight=False)
-
-
-def harmless(text: str, *, lines: bool = False) -> str:
-    """Text of others, with what a terminal may obey or hide spelt out: control characters, escape
-    sequences, changes of direction. `lines` leaves line ends as they are."""
-    if text.isprintable():
-        return text
-    return "".join(
-        char
-        if char.isprintable() or (lines and char == "\n")
-        else char.encode("unicode_escape").decode()
-        for char in text
-    )
+def plain_text(text: str | None) -> str | None:
+    """The callback of an option that takes words of a person, which are kept."""
+    if text is not None:
+        try:
+            return plain(text)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from None
+    return text
 
 
 def problem(line: str) -> None:
     """Print one error line on standard error."""
-    sys.stderr.write(f"error: {harmless(line)}\n")
+    _tell("error", line)
 
 
 def remark(line: str) -> None:
     """Print one line that is neither result nor error on standard error."""
-    sys.stderr.write(f"saga: {harmless(line)}\n")
+    _tell("saga", line)
+
+
+def _tell(who: str, line: str) -> None:
+    from common.urls import without_passwords
+
+    sys.stderr.write(f"{who}: {harmless(without_passwords(line))}\n")
+    sys.stderr.flush()
+
+
+class Remarks(logging.Handler):
+    """What libraries log while a command runs, as remarks."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info[1] if record.exc_info else None
+        remark(record.getMessage() + (f": {error}" if error is not None else ""))
 
 
 def print_json(document: dict[str, Any]) -> None:
@@ -111,6 +109,7 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 
     from common import tracing
 
+    logging.basicConfig(level=logging.WARNING, handlers=[Remarks()])
     # They report lost connections with tracebacks; what follows from it is said by us.
     for noisy in ("aio_pika", "aiormq"):
         logging.getLogger(noisy).setLevel(logging.CRITICAL)
@@ -129,7 +128,11 @@ def run(work: Coroutine[Any, Any, T]) -> T:
             loop.add_signal_handler(number, stop, number)
         return await task
 
-    tracing.start("saga")
+    try:
+        tracing.start("saga")
+    except BaseException:
+        work.close()
+        raise
     try:
         return uvloop.run(main())
     except asyncio.CancelledError:
@@ -148,26 +151,3 @@ def stoppable() -> Iterator[None]:
     except Stopped as stopped:
         remark(f"stopped by {stopped}")
         raise typer.Exit(stopped.status) from None
-
-
-@contextlib.contextmanager
-def progress_bars(**totals: int | None) -> Iterator[dict[str, Callable[[int], None]]]:
-    """A bar on standard error for each total, which may be unknown; what advances it is by the same
-    name."""
-    from functools import partial
-
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    console = err()
-    with Progress(
-        TextColumn("{task.description:>8}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    ) as progress:
-        yield {
-            name: partial(progress.advance, progress.add_task(name, total=total))
-            for name, total in totals.items()
-        }

@@ -16,7 +16,6 @@ from saga.commands.output import (
     Replicas,
     Stopped,
     one_replica_per_file,
-    out,
     print_json,
     remark,
     run,
@@ -92,11 +91,10 @@ async def _up(folder: Path, database: Database, replicas: int, observe: bool, sh
 
 
 def _print_addresses(folder: Path, deployment: Deployment, more: Mapping[str, str]) -> None:
-    from rich.table import Table
+    from common.urls import printable
+    from saga.commands.console import Table, out
 
-    from common.messaging.connection import printable
-
-    table = Table(title="The saga runs; Ctrl-C ends it", show_header=False)
+    table = Table("", "", title="The saga runs; Ctrl-C ends it", show_header=False)
     for name, urls in deployment.http_urls.items():
         for url in urls:
             table.add_row(f"{name} service", f"{url}/docs")
@@ -108,7 +106,7 @@ def _print_addresses(folder: Path, deployment: Deployment, more: Mapping[str, st
 
 
 def _print_addresses_as_json(folder: Path, deployment: Deployment, more: Mapping[str, str]) -> None:
-    from common.messaging.connection import printable
+    from common.urls import printable
 
     print_json(
         {
@@ -147,7 +145,7 @@ def status(data_dir: DataDir = DATA_DIR, as_json: AsJson = False) -> None:
 
 
 def _print_status(found: Status) -> None:
-    from rich.table import Table
+    from saga.commands.console import Table, out, styled
 
     console = out()
     services = Table("service", "state", "unpublished events", "dead letters")
@@ -164,7 +162,7 @@ def _print_status(found: Status) -> None:
     console.print(queues)
     console.print(f"orders: {found.pending_orders} pending, {found.overdue_orders} overdue")
     for line in found.problems:
-        console.print(f"[red]problem:[/] {line}")
+        console.print(styled(("problem:", "red"), f" {line}"))
     if not found.problems:
         console.print("nothing is wrong")
 
@@ -218,7 +216,7 @@ def report_as_json(report: Report) -> dict[str, Any]:
 
 def print_report(report: Report) -> None:
     """A reconciliation as a table of violations, and what was checked."""
-    from rich.table import Table
+    from saga.commands.console import Table, out, styled
 
     console = out()
     if report.violations:
@@ -236,6 +234,6 @@ def print_report(report: Report) -> None:
             f"again"
         )
     if report.ok:
-        console.print("[green]the books are right[/]")
+        console.print(styled(("the books are right", "green")))
     else:
-        console.print(f"[red]{len(report.violations)} violations[/]")
+        console.print(styled((f"{len(report.violations)} violations", "red")))

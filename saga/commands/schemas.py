@@ -7,7 +7,8 @@ from typing import Annotated, Final
 
 import typer
 
-from saga.commands.output import PROBLEM_FOUND, AsJson, out, print_json, problem, remark
+from common.files import write_public
+from saga.commands.output import PROBLEM_FOUND, AsJson, print_json, problem, remark
 
 app = typer.Typer(
     help="JSON Schemas of events and commands: what a change does to readers of the last release.",
@@ -34,9 +35,7 @@ def export(folder: Folder = CONTRACTS, as_json: AsJson = False) -> None:
 
     files = schema_files(choreography())
     for name, text in files.items():
-        file = folder / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text, encoding="utf-8")
+        write_public(folder / name, text)
     if as_json:
         print_json({"folder": str(folder), "files": list(files)})
     else:
@@ -57,6 +56,7 @@ def check(folder: Folder = CONTRACTS, as_json: AsJson = False) -> None:
     * `saga schemas check`
     * `saga schemas check --json`
     """
+    from saga.commands.console import out
     from saga.discovery import choreography
     from saga.schemas.registry import problems
 
@@ -72,7 +72,7 @@ def check(folder: Folder = CONTRACTS, as_json: AsJson = False) -> None:
         )
     else:
         for each in found:
-            out().print(str(each), markup=False)
+            out().print(str(each))
         if not found:
             remark("readers of the last release read what is published now, and the other way")
     if found:
@@ -88,6 +88,7 @@ def release(folder: Folder = CONTRACTS, as_json: AsJson = False) -> None:
 
     * `saga schemas release`
     """
+    from saga.commands.console import out
     from saga.discovery import choreography
     from saga.schemas import registry
 
@@ -102,7 +103,7 @@ def release(folder: Folder = CONTRACTS, as_json: AsJson = False) -> None:
         print_json({"released": files})
     else:
         for name in files:
-            out().print(name, markup=False)
+            out().print(name)
         if not files:
             remark("nothing has changed since the last release")
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from saga.commands.output import out, print_json, progress_bars
+from saga.commands.output import print_json
 
 if TYPE_CHECKING:
     from saga.simulation import Run
@@ -53,6 +53,7 @@ class Summary:
 
 def simulate(seeds: int, first: int, jobs: int, *, as_json: bool) -> bool:
     """Run seeds and print what came of them; whether nothing was wrong."""
+    from saga.commands.console import progress_bars
     from saga.simulation import run_seeds
 
     began = time.monotonic()
@@ -100,16 +101,18 @@ def summary_as_json(summary: Summary) -> dict[str, Any]:
 def show(summary: Summary) -> None:
     """Print what came of the runs: of the first broken ones the end of the trace, what was found,
     and the command that repeats it."""
+    from saga.commands.console import lines_of, out, styled
+
     console = out()
     seeds, broken = len(summary.runs), summary.broken
     for run in broken[:SHOWN_MAX]:
         lines = run.trace if seeds == 1 else run.trace[-TRACE_MAX:]
         title = "what happened" if len(lines) == len(run.trace) else "the end of what happened"
-        console.print("", f"seed {run.seed}, {title}:", "", *lines, "", sep="\n", markup=False)
+        console.print(lines_of("\n".join(("", f"seed {run.seed}, {title}:", "", *lines, ""))))
         for violation in run.violations:
             about = f" {violation.subject}" if violation.subject else ""
-            console.print(f"broken: {violation.rule}{about}: {violation.detail}", markup=False)
-        console.print(f"all of it, once more: {_again(run)}", markup=False)
+            console.print(f"broken: {violation.rule}{about}: {violation.detail}")
+        console.print(f"all of it, once more: {_again(run)}")
     console.print(
         f"{seeds:,} seeds from {summary.runs[0].seed} on, {summary.steps:,} steps, "
         f"{summary.simulated_seconds:,} simulated s in {summary.seconds:.1f} s: "
@@ -118,6 +121,6 @@ def show(summary: Summary) -> None:
     if broken:
         listed = ", ".join(str(run.seed) for run in broken[:LISTED_MAX])
         more = " ..." if len(broken) > LISTED_MAX else ""
-        console.print(f"[red]{len(broken)} of them are broken: {listed}{more}[/]")
+        console.print(styled((f"{len(broken)} of them are broken: {listed}{more}", "red")))
     else:
-        console.print("[green]nothing is broken[/]")
+        console.print(styled(("nothing is broken", "green")))

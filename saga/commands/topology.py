@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +12,6 @@ from saga.commands.output import (
     PROBLEM_FOUND,
     AsJson,
     DataDir,
-    out,
     print_json,
     remark,
     run,
@@ -81,9 +79,11 @@ def export(
     * `saga topology export rabbitmq/definitions.json`
     * `saga topology export --passwords-from .env definitions.json`
     """
+    from common.files import write_public
     from common.messaging.definitions import definitions, text
     from common.messaging.permissions import users_of
     from common.messaging.topology import topology_of
+    from saga.commands.console import write
     from saga.deployment import write_secret
     from saga.discovery import choreography
 
@@ -93,10 +93,10 @@ def export(
         definitions(topology, users, passwords=_passwords(passwords_from, users) or None)
     )
     if file is None:
-        sys.stdout.write(document)  # is JSON in any case
+        write(document)  # is JSON in any case
         return
     if passwords_from is None:
-        file.write_text(document)
+        write_public(file, document)
     else:
         write_secret(file, document)
     if as_json:
@@ -134,9 +134,9 @@ def apply(
     * `AMQP_URL=amqp://admin:secret@broker:5672/saga saga topology apply`
     * `saga topology apply --management-url http://admin:secret@broker:15672 --passwords-from .env`
     """
-    from common.messaging.connection import printable
     from common.messaging.permissions import users_of
     from common.messaging.topology import topology_of
+    from common.urls import printable
     from saga.broker import apply_topology, put_users
     from saga.discovery import choreography
 
@@ -226,7 +226,7 @@ def compare(
 
 
 def _print_differences(differences: Sequence[Difference]) -> None:
-    from rich.table import Table
+    from saga.commands.console import Table, out
 
     if not differences:
         out().print("the broker is as it should be")

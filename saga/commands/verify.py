@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from saga.commands import simulating
-from saga.commands.output import PROBLEM_FOUND, AsJson, err, out, print_json
+from saga.commands.output import PROBLEM_FOUND, AsJson, print_json
 
 if TYPE_CHECKING:
     from saga.verify import Model, Report
@@ -112,6 +112,7 @@ def verify(
 def _report(model: Model, states_max: int) -> Report:
     """Explore a model; on a terminal, say how far it has got."""
     import saga.verify
+    from saga.commands.console import err
 
     console = err()
     if not console.is_terminal:
@@ -165,8 +166,7 @@ def _violation_as_json(report: Report) -> dict[str, Any] | None:
 
 def print_reports(reports: Sequence[Report]) -> None:
     """What came of the models as a table; below it the schedules that break a rule."""
-    from rich.table import Table
-
+    from saga.commands.console import Table, lines_of, out, styled
     from saga.verify import as_test, diagram
 
     console = out()
@@ -178,10 +178,10 @@ def print_reports(reports: Sequence[Report]) -> None:
     console.print(table)
     for report in reports:
         if report.schedule is not None:
-            console.print(f"\n{diagram(report.schedule)}\n\nAs a test:\n", markup=False)
-            console.print(as_test(report.schedule), markup=False)
+            drawn, test = diagram(report.schedule), as_test(report.schedule)
+            console.print(lines_of(f"\n{drawn}\n\nAs a test:\n\n{test}"))
     broken = [report.model.name for report in reports if not report.ok]
     if broken:
-        console.print(f"[red]broken: {', '.join(broken)}[/]")
+        console.print(styled((f"broken: {', '.join(broken)}", "red")))
     else:
-        console.print("[green]nothing is broken[/]")
+        console.print(styled(("nothing is broken", "green")))

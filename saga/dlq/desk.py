@@ -9,10 +9,11 @@ from dataclasses import dataclass
 import aiormq
 
 from common.choreography import Choreography
-from common.messaging.connection import BrokerError, connect, printable
+from common.messaging.connection import BrokerError, connect
 from common.messaging.permissions import REPLAY
 from common.messaging.topology import dead_letter_queue, queues_of
 from common.messaging.wire import Connection
+from common.urls import printable
 from saga.deployment import Deployment
 from saga.dlq import InputError
 from saga.dlq.collect import collect

@@ -19,11 +19,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from common.messaging.connection import BrokerError, printable
+from common.messaging.connection import BrokerError
 from common.messaging.permissions import REPLAY
 from common.messaging.publisher import BrokerPublisher
 from common.messaging.wire import Unroutable
 from common.tasks import cancel_all
+from common.urls import printable
 from saga.dlq import DlqError, InputError
 from saga.dlq.collect import collect
 from saga.dlq.desk import Desk
@@ -202,7 +203,7 @@ def _run(desk: Desk, selection: Selection | None, settings: Settings, why: str) 
 @contextmanager
 def _alone(store: Path) -> Iterator[None]:
     """One replay at a time: two would count each other's successes and failures."""
-    descriptor = os.open(store.with_name(store.name + ".lock"), os.O_RDWR | os.O_CREAT, 0o644)
+    descriptor = os.open(store.with_name(store.name + ".lock"), os.O_RDWR | os.O_CREAT, 0o600)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

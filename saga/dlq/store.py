@@ -26,6 +26,7 @@ from sqlalchemy.engine import Connection
 from common.kernel.database import BUSY_TIMEOUT_SECONDS, sqlite_engine
 from common.kernel.tables import Utc, Word, utc_now
 from common.messaging.dead_letters import key_of
+from common.urls import printable, sqlite_path
 from saga.dlq import DlqError, InputError
 from saga.dlq.letters import (
     HERE,
@@ -655,8 +656,14 @@ def look(url: str | None) -> tuple[list[Kept], list[Kept]]:
 
 
 def path_of(url: str) -> Path:
-    """The store's file."""
-    return Path(str(sa.engine.make_url(url).database))
+    """The store's file. Raises `DlqError`."""
+    try:
+        path = sqlite_path(url)
+    except ValueError as error:
+        raise DlqError(f"dead_letters_url {printable(url)!r} cannot be used: {error}") from None
+    if path is None:
+        raise DlqError(f"dead_letters_url {printable(url)!r} names no file")
+    return path
 
 
 def who() -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from html import escape
 from typing import Final
 
 from common.message import Command, Intent
+from common.text import in_xml
 from saga.graph.flow import Flow, Node, Path, Step, label, retry_said
 from saga.graph.layout import Box, Layout, Placed, Point, arrange
 
@@ -109,7 +109,7 @@ def _lanes(layout: Layout[Node], names: Sequence[str]) -> Iterator[str]:
             f'<rect x="{lane.x + 3:g}" y="12" width="{lane.width - 6:g}" '
             f'height="{layout.height - 4:g}" rx="10" fill="var(--lane)"/>'
         )
-        yield f'<text class="lane" x="{lane.x + lane.width / 2:g}" y="32">{escape(name)}</text>'
+        yield f'<text class="lane" x="{lane.x + lane.width / 2:g}" y="32">{in_xml(name)}</text>'
 
 
 def _drawn_edges(flow: Flow, layout: Layout[Node]) -> Iterator[str]:
@@ -144,24 +144,24 @@ def _tip(path: Path, points: Sequence[Point]) -> str:
 def _drawn(flow: Flow, node: Node, at: Placed) -> Iterator[str]:
     left, top = at.x - at.width / 2, at.y - at.height / 2
     area = f'x="{left:g}" y="{top:g}" width="{at.width:g}" height="{at.height:g}"'
-    yield f"<g><title>{escape(flow.told(node))}</title>"
+    yield f"<g><title>{in_xml(flow.told(node))}</title>"
     if isinstance(node, Step):
         retry = node.retry
         yield f'<rect class="step" {area} rx="4"/>'
         name_y = at.y - 8 if retry else at.y
-        yield f'<text x="{at.x:g}" y="{name_y:g}">{escape(_said(node))}</text>'
+        yield f'<text x="{at.x:g}" y="{name_y:g}">{in_xml(_said(node))}</text>'
         if retry:
             yield f'<text class="small" x="{at.x:g}" y="{at.y + 9:g}">{retry_said(retry)}</text>'
     elif issubclass(node, Command):
         yield f'<rect class="command" {area} rx="4"/>'
-        yield f'<text x="{at.x:g}" y="{at.y:g}">{escape(_said(node))}</text>'
+        yield f'<text x="{at.x:g}" y="{at.y:g}">{in_xml(_said(node))}</text>'
     elif issubclass(node, Intent):
         right, bottom = left + at.width, top + at.height
         yield (
             f'<path class="intent {flow.path(node)}" d="M{left + 10:g} {top:g}H{right - 10:g}'
             f'L{right:g} {at.y:g}L{right - 10:g} {bottom:g}H{left + 10:g}L{left:g} {at.y:g}z"/>'
         )
-        yield f'<text x="{at.x:g}" y="{at.y:g}">{escape(_said(node))}?</text>'
+        yield f'<text x="{at.x:g}" y="{at.y:g}">{in_xml(_said(node))}?</text>'
     else:
         yield from _pill(left, at.y, at.width, flow.path(node), _said(node), node.role.terminal)
     yield "</g>"
@@ -177,7 +177,7 @@ def _pill(
     )
     if terminal:
         yield f'<rect class="dot {path}" x="{left + 13:g}" y="{y - 4.5:g}" width="9" height="9"/>'
-    yield f'<text x="{left + width / 2 + (8 if terminal else 0):g}" y="{y:g}">{escape(said)}</text>'
+    yield f'<text x="{left + width / 2 + (8 if terminal else 0):g}" y="{y:g}">{in_xml(said)}</text>'
 
 
 _LEGEND_WIDTH: Final = 780.0

@@ -11,8 +11,9 @@ import aiormq
 from sqlalchemy.engine import Connection
 
 from common.kernel.database import read_database
-from common.messaging.connection import BrokerError, connect, printable
+from common.messaging.connection import BrokerError, connect
 from common.messaging.stream import StreamError, last_offset
+from common.urls import printable
 from history_service import queries
 from history_service.domain import OBSERVER
 from saga.deployment import Deployment

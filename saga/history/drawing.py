@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from html import escape
+from dataclasses import dataclass, replace
 from typing import Final
 
+from common.text import harmless, in_xml
 from saga.graph.flow import Path
 from saga.history.sequence import Diagram, Kind, Row, duration
 
@@ -20,6 +20,23 @@ _SIGNS: Final = {
     Kind.NOTE: "!",
     Kind.OWED: "?",
 }
+
+
+def _harmless(diagram: Diagram) -> Diagram:
+    """The diagram with texts that are as long as what is shown of them."""
+    return Diagram(
+        tuple(map(harmless, diagram.participants)),
+        tuple(
+            replace(
+                row,
+                participant=harmless(row.participant),
+                label=harmless(row.label),
+                to=tuple(map(harmless, row.to)),
+                note=harmless(row.note),
+            )
+            for row in diagram.rows
+        ),
+    )
 
 
 # --- on the terminal --------------------------------------------------------------------------
@@ -37,6 +54,7 @@ class Line:
 
 def as_text(diagram: Diagram) -> tuple[str, list[Line]]:
     """The header with the participants' names, and a line for each row."""
+    diagram = _harmless(diagram)
     arrows = [len(row.label) for row in diagram.rows if row.to]
     pitch = max([_PITCH_MIN, *(length + 7 for length in arrows), *map(_room, diagram.participants)])
     lanes = {name: number * pitch + 1 for number, name in enumerate(diagram.participants)}
@@ -107,9 +125,13 @@ def as_mermaid(diagram: Diagram) -> str:
     return "\n".join(lines) + "\n"
 
 
+_TO_MERMAID: Final = str.maketrans({char: f"#{ord(char)};" for char in '#;<>&%"\\'})
+
+
 def _plain(text: str) -> str:
-    """Without what means something to Mermaid."""
-    return " ".join(escape(text, quote=False).replace(";", ",").replace("#", "").split())
+    """On one line, with what means something to Mermaid or to HTML by its number, as Mermaid reads
+    it."""
+    return " ".join(harmless(text).translate(_TO_MERMAID).split())
 
 
 # --- a picture --------------------------------------------------------------------------------
@@ -142,6 +164,7 @@ text { font: 12px ui-monospace, SFMono-Regular, Menlo, Consolas, 'DejaVu Sans Mo
 
 def as_svg(diagram: Diagram, title: str) -> str:
     """The picture, as the text of a file that needs no program, font or script; light or dark."""
+    diagram = _harmless(diagram)
     pitch = _CHARACTER * max(
         [
             20,
@@ -166,12 +189,12 @@ def as_svg(diagram: Diagram, title: str) -> str:
     parts = [
         '<svg xmlns="http://www.w3.org/2000/svg" role="img" '
         f'viewBox="0 0 {width:g} {height:g}" width="{width:g}" height="{height:g}">',
-        f"<title>{escape(title)}</title>",
+        f"<title>{in_xml(title)}</title>",
         f"<style>{_STYLE}</style>",
         f'<rect width="{width:g}" height="{height:g}" fill="var(--paper)"/>',
     ]
     for name, x in lanes.items():
-        parts.append(f'<text class="lane" x="{x:g}" y="28">{escape(name)}</text>')
+        parts.append(f'<text class="lane" x="{x:g}" y="28">{in_xml(name)}</text>')
         parts.append(f'<path class="life" d="M{x:g} 40V{height - 12:g}"/>')
     for number, row in enumerate(diagram.rows):
         parts += _row(row, lanes, _HEADER + _ROW * (number + 0.5))
@@ -196,11 +219,11 @@ def _row(row: Row, lanes: dict[str, float], y: float) -> Sequence[str]:
     at, anchor = (x - 12, "end") if leftwards else (x + 12, "start")
     label_y, note_y = (y - 5, y + 13) if row.to else (y + 4, y + 16)
     parts.append(
-        f'<text x="{at:g}" y="{label_y:g}" text-anchor="{anchor}">{escape(row.label)}</text>'
+        f'<text x="{at:g}" y="{label_y:g}" text-anchor="{anchor}">{in_xml(row.label)}</text>'
     )
     if row.note:
         parts.append(
             f'<text class="small" x="{at:g}" y="{note_y:g}" text-anchor="{anchor}">'
-            f"{escape(row.note)}</text>"
+            f"{in_xml(row.note)}</text>"
         )
     return parts

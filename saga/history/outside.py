@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, Final, Protocol
 from uuid import UUID
 
@@ -21,7 +20,7 @@ from common.message import Intent
 from payment_service.domain import PARTICIPANT as PAYMENT
 from payment_service.domain import Charge, Payment, PaymentStatus, Refund
 from payment_service.gateway import Charge as Charged
-from payment_service.gateway import Outcome, SandboxGateway
+from payment_service.gateway import Outcome, SandboxGateway, ledger_file
 from saga.history import HistoryError
 
 _CURRENCY: Final[TypeAdapter[Any]] = TypeAdapter(Currency)
@@ -109,8 +108,8 @@ def outside_of(participant: str, sandbox_url: str) -> Outside:
     """The outside of a participant; blocks. Raises `HistoryError` if it cannot be read."""
     if participant != PAYMENT.name:
         return Nobody()
-    path = sa.engine.make_url(sandbox_url).database
-    if not path or not Path(path).is_file():  # The sandbox would make an empty one.
+    path = ledger_file(sandbox_url)
+    if not path.is_file():  # The sandbox would make an empty one.
         raise HistoryError(
             f"the payment provider's ledger is not at {path}: put it there, since no event tells "
             f"what was asked and not answered yet"

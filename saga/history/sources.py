@@ -9,6 +9,7 @@ from typing import Self
 
 from common.choreography import Choreography, Participant
 from common.kernel.tables import Tables
+from common.urls import sqlite_url
 from history_service.domain import OBSERVER
 from saga.deployment import Deployment, DeploymentError
 from saga.discovery import services
@@ -33,10 +34,12 @@ class Sources:
             deployment = Deployment.load(folder)
         except DeploymentError:
             names = [service.name for service in services().values()]
-            urls = {name: f"sqlite:///{folder.resolve() / name}.db" for name in names}
+            urls = {name: sqlite_url(folder.resolve() / f"{name}.db") for name in names}
             if not (folder / f"{OBSERVER.name}.db").is_file():
                 raise
-            return cls(urls[OBSERVER.name], urls, f"sqlite:///{folder.resolve()}/provider.db", None)
+            return cls(
+                urls[OBSERVER.name], urls, sqlite_url(folder.resolve() / "provider.db"), None
+            )
         return cls.of_deployment(deployment)
 
     @classmethod

@@ -10,10 +10,11 @@ import aiormq
 
 from common.choreography import Choreography
 from common.kernel.tables import utc_now
-from common.messaging.connection import BrokerError, connect, printable
+from common.messaging.connection import BrokerError, connect
 from common.messaging.dead_letters import Reason, attempts_in, ours_in
 from common.messaging.topology import dead_letter_queue, queues_of, wait_queue
 from common.retry import RUNGS_MS
+from common.urls import printable
 from saga.deployment import Deployment
 from saga.dlq.letters import HERE, SETTLED, Copy, Letter, copy_of, event_id_of
 from saga.history import HistoryError

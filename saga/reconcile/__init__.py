@@ -17,9 +17,10 @@ import aiormq
 from common.choreography import Choreography, Participant
 from common.envelope import Undecodable
 from common.kernel.tables import utc_now
-from common.messaging.connection import BrokerError, connect, printable
+from common.messaging.connection import BrokerError, connect
 from common.messaging.topology import dead_letter_queue, queues_of
 from common.messaging.wire import Connection
+from common.urls import printable
 from inventory_service.domain import PARTICIPANT as INVENTORY
 from saga import discovery
 from saga.deployment import Deployment

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
@@ -25,7 +24,7 @@ from inventory_service.store import reservations, stock
 from order_service.domain import PARTICIPANT as ORDER
 from order_service.store import orders
 from payment_service.domain import PARTICIPANT as PAYMENT
-from payment_service.gateway import Outcome, SandboxGateway
+from payment_service.gateway import Outcome, SandboxGateway, ledger_file
 from payment_service.store import payments
 from saga.deployment import Deployment
 from saga.reconcile.facts import (
@@ -156,8 +155,8 @@ def _read(deployment: Deployment, participant: str, query: Callable[[Connection]
 
 def _must_exist(sandbox_url: str) -> None:
     """The sandbox would make an empty ledger of one that is not there."""
-    path = sa.engine.make_url(sandbox_url).database
-    if not path or not Path(path).is_file():
+    path = ledger_file(sandbox_url)
+    if not path.is_file():
         raise ReconcileError(
             f"the payment provider's ledger is not at {path}; start the service, or correct its URL"
         )

@@ -21,6 +21,7 @@ from typing import Any, Final
 
 from common.choreography import Choreography
 from common.envelope import Decoder, Undecodable, schema_uri
+from common.files import write_public
 from common.message import Command, Event
 from saga.schemas.compare import Schema, unreadable
 from saga.schemas.export import (
@@ -79,8 +80,7 @@ def release(folder: Path, choreography: Choreography) -> list[Path]:
     for name, text in schema_files(choreography, _NOTICE).items():
         file = folder / RELEASED / name
         if not file.exists() or file.read_text(encoding="utf-8") != text:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(text, encoding="utf-8")
+            write_public(file, text)
             changed.append(file)
     return changed
 

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import stat
@@ -520,3 +521,61 @@ def test_python_runs_a_service_by_its_module_s_name(tmp_path: Path) -> None:
     )
 
     assert_one_line(done, "HTTP_PORT")
+
+
+# --- where a system keeps its data ----------------------------------------------------------------
+
+
+async def test_a_system_keeps_its_data_to_itself_in_a_folder_of_any_name(tmp_path: Path) -> None:
+    """Names that mean something in a URL; and whatever the user's umask allows others."""
+    folder = tmp_path / "a%20b? c#d&é"
+    others: list[str] = []
+    with _usual_umask(), background("up", DATA_DIR=str(folder)) as up:
+        await until(lambda: (folder / FILE_NAME).exists() or up.poll() is not None)
+        if up.poll() is None:
+            await asyncio.to_thread(_use, folder)
+            others = _open_to_others(folder)
+            up.terminate()
+        _, said = up.communicate(timeout=RUN_SECONDS)
+
+    assert up.returncode == 0, said
+    assert others == []
+    assert os.listdir(tmp_path) == [folder.name]
+    databases = {f"{service.name}.db" for service in choreography().services}
+    assert databases < set(os.listdir(folder))
+
+
+@contextlib.contextmanager
+def _usual_umask() -> Iterator[None]:
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
+
+
+def _use(folder: Path) -> None:
+    """Have everything written that a system and its operators write."""
+    for arguments in (
+        ("publish", "--orders", "5", "--malformed", "0.2"),
+        ("dlq", "list"),
+        ("topology", "diff"),
+        ("history", "export", str(folder / "history.jsonl.gz")),
+    ):
+        done = process(*arguments, DATA_DIR=str(folder))
+        assert done.returncode == (1 if "list" in arguments else 0), done.stderr
+
+
+def _open_to_others(folder: Path) -> list[str]:
+    return [
+        f"{stat.filemode(path.lstat().st_mode)} {path}"
+        for path in (folder, *folder.rglob("*"))
+        if path.lstat().st_mode & 0o077 and not path.is_symlink()
+    ]
+
+
+def test_too_low_a_limit_of_open_files_is_named_before_anything_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (64, 64))
+
+    assert_one_line(saga("up", DATA_DIR=str(tmp_path / "data")), "64 files", "ulimit -n")
+    assert not (tmp_path / "data").exists()

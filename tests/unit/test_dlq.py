@@ -15,7 +15,7 @@ from common.messaging import frames
 from common.messaging.dead_letters import KEPT, key_of
 from common.messaging.frames import Delivery
 from common.messaging.topology import DEAD_EXCHANGE
-from saga.commands.output import harmless
+from common.text import harmless
 from saga.dlq import InputError
 from saga.dlq.edit import text_of, with_values
 from saga.dlq.letters import (

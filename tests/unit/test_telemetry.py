@@ -133,6 +133,26 @@ def test_a_password_in_an_address_is_not_written(
     assert "amqp://order:***@rabbitmq:5672/ and http://plain.example/a@b:c" in said.getvalue()
 
 
+@pytest.mark.parametrize("format", [LogFormat.JSON, LogFormat.TEXT])
+def test_a_text_of_others_is_neither_obeyed_by_a_terminal_nor_another_record(
+    format: LogFormat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = standard_error(monkeypatch, format)
+    forged = "\x1b[2J\x9b\u202e\n2030-01-01 00:00:00,000 order INFO paid"
+
+    try:
+        raise ValueError(forged)
+    except ValueError:
+        log.exception("a message of type %s", forged, extra={"event": forged})
+
+    first, *more = said.getvalue().splitlines()
+    assert all(line.isprintable() for line in (first, *more))
+    assert all(line.startswith("  ") for line in more)
+    if format is LogFormat.JSON:
+        assert json.loads(first)["message"] == f"a message of type {forged}"
+        assert not more
+
+
 def test_at_a_terminal_a_record_is_a_line_of_text(monkeypatch: pytest.MonkeyPatch) -> None:
     said = standard_error(monkeypatch, LogFormat.AUTO, Terminal())
     ABOUT.set(message())

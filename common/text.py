@@ -1,0 +1,73 @@
+"""Text that others wrote: what is taken of it, and how it is shown.
+
+A terminal obeys escape sequences, changes of direction turn a line round, and XML has no way to
+write most control characters. New names and ids may hold none of these. But older events do, and so
+does whatever others publish, so everything that shows a text shows what `harmless` makes of it.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from html import escape  # noqa: TID251  # in_xml
+from typing import Final
+
+_OBEYED: Final = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+"""Unicode's categories of control and format characters, lone surrogates, and line ends."""
+_JOINERS: Final = "\u200c\u200d"
+"""Words of Persian and of languages of India are written with them, and emoji are."""
+
+
+def is_plain(text: str) -> bool:
+    """Whether nothing in the text is obeyed by what shows it, or hides in it."""
+    return text.isprintable() or all(
+        unicodedata.category(char) not in _OBEYED or _joins(text, place)
+        for place, char in enumerate(text)
+    )
+
+
+def plain(text: str) -> str:
+    """The text, if it is plain. Raises ValueError, which names the first character that is not."""
+    if is_plain(text):
+        return text
+    odd = next(
+        place
+        for place, char in enumerate(text)
+        if unicodedata.category(char) in _OBEYED and not _joins(text, place)
+    )
+    name = unicodedata.name(text[odd], "a control character")
+    raise ValueError(
+        f"character {odd + 1} is U+{ord(text[odd]):04X} ({name}); leave control and format "
+        f"characters out"
+    )
+
+
+def is_utf_8(text: str) -> bool:
+    """Whether the text can be written in UTF-8. One that came in another encoding, as an argument
+    or a variable, has lone surrogates for the bytes that Python could not read."""
+    return text.isascii() or not any("\ud800" <= char <= "\udfff" for char in text)
+
+
+def harmless(text: str, *, lines: bool = False) -> str:
+    """A text with what is not printed in it spelt out: control characters, escape sequences,
+    changes of direction. `lines` leaves line ends as they are."""
+    if text.isprintable():
+        return text
+    return "".join(
+        char
+        if char.isprintable()
+        or unicodedata.category(char) == "Zs"
+        or (lines and char == "\n")
+        or _joins(text, place)
+        else char.encode("unicode_escape").decode()
+        for place, char in enumerate(text)
+    )
+
+
+def in_xml(text: str) -> str:
+    """A text as SVG and HTML can hold it, in an element or an attribute."""
+    return escape(harmless(text, lines=True))
+
+
+def _joins(text: str, place: int) -> bool:
+    """Whether that is a joiner in its place; in an id, one would only hide."""
+    return text[place] in _JOINERS and place > 0 and not text[place - 1].isascii()

@@ -1,0 +1,70 @@
+"""Whom files are for, and how many may be open."""
+
+from __future__ import annotations
+
+import os
+import resource
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from common import files
+from common.files import allow_open_files, keep_private, write_public
+
+
+@pytest.fixture(autouse=True)
+def umask(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(files, "_as_found", None)
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_what_a_process_makes_is_for_its_owner_alone_but_for_a_project_s_files(
+    tmp_path: Path,
+) -> None:
+    keep_private()
+    keep_private()
+
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "order.db").touch()
+    write_public(tmp_path / "contracts" / "order.json", "{}")
+
+    assert mode(tmp_path / "data") == 0o700
+    assert mode(tmp_path / "data" / "order.db") == 0o600
+    assert mode(tmp_path / "contracts") == 0o755
+    assert mode(tmp_path / "contracts" / "order.json") == 0o644
+
+
+def test_a_stricter_umask_stays(tmp_path: Path) -> None:
+    os.umask(0o277)
+    keep_private()
+
+    (tmp_path / "a").touch()
+
+    assert mode(tmp_path / "a") == 0o400
+
+
+def test_the_limit_of_open_files_is_raised_to_what_is_needed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (64, 4_096))
+    monkeypatch.setattr(resource, "setrlimit", lambda _, limits: asked.append(limits))
+
+    allow_open_files(1_024)
+
+    assert asked == [(1_024, 4_096)]
+
+
+def test_a_limit_that_cannot_be_raised_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (64, 64))
+
+    with pytest.raises(OSError, match=r"only 64 files .*ulimit -n 1024"):
+        allow_open_files(1_024)
