@@ -30,5 +30,5 @@ ENV PATH=/opt/saga/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 \
 USER 10001:10001
 WORKDIR /data
 # Ready, not only alive: who waits for a service wants to use it.
-HEALTHCHECK --interval=10s --timeout=5s --start-period=60s CMD ["python3", "-m", "common.healthcheck"]
+HEALTHCHECK --interval=10s --timeout=30s --retries=12 --start-period=300s CMD ["python3", "-m", "common.healthcheck"]
 CMD ["saga", "--help"]
