@@ -26,9 +26,10 @@ test: ## Run the tests against private RabbitMQ and PostgreSQL servers (ARGS='-k
 	@scripts/setup --own-broker
 	@$(VENV)/bin/pytest $(PARALLEL) $(ARGS)
 
-verify: ## Run every test, the long ones included
+verify: ## Run every test, the long ones included; the unit tests on every Python there is
 	@scripts/setup --own-broker
 	@$(VENV)/bin/pytest -m "long or not long" --timeout 0 $(ARGS)
+	@$(if $(ARGS),,scripts/every-python)
 
 mutants: ## Change the domains, one thing at a time, and see whether a test notices
 	@scripts/setup --no-broker

@@ -11,7 +11,8 @@ import http.client
 import os
 import sys
 
-TIMEOUT_SECONDS = 4.0
+TIMEOUT_SECONDS = 20.0
+"""Less than a container's health check may take: a busy machine answers late, and is healthy."""
 
 
 def ready(port: int, path: str) -> bool:

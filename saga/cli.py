@@ -7,9 +7,11 @@ wrong usage are answered at once.
 from __future__ import annotations
 
 import os
+import platform
 import sys
 from collections.abc import Iterator
-from typing import Any, Final, NoReturn
+from importlib.metadata import version
+from typing import Annotated, Any, Final, NoReturn
 
 import typer
 from pydantic import ValidationError
@@ -32,6 +34,7 @@ from saga.commands.output import problem
 
 FAILED: Final = 1
 USAGE_ERROR: Final = 2
+DISTRIBUTION: Final = "order-saga"
 
 app = typer.Typer(
     name="saga",
@@ -44,10 +47,33 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from saga.commands.console import write
+
+        write(f"saga {version(DISTRIBUTION)} (Python {platform.python_version()})\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """What all commands take."""
+
+
 app.command("up")(running.up)
 app.command("demo")(load.demo)
 app.command("publish")(load.publish)
 app.command("status")(running.status)
+app.command("restart")(running.restart)
 app.command("reconcile")(running.reconcile)
 app.command("trace")(history.trace)
 app.command("stuck")(history.stuck)
@@ -141,6 +167,7 @@ def _explanation(error: Exception) -> str | None:
     from saga.postgres import PostgresError
     from saga.publish import PublishError
     from saga.reconcile import ReconcileError
+    from saga.restart import RestartError
     from saga.schemas.registry import RegistryError
     from saga.system import SystemFault
     from saga.verify.model import VerifyError
@@ -158,6 +185,7 @@ def _explanation(error: Exception) -> str | None:
         PostgresError,
         PublishError,
         ReconcileError,
+        RestartError,
         RegistryError,
         SettingsError,
         SystemFault,

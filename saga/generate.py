@@ -11,30 +11,30 @@ from common.files import write_public
 from common.messaging.definitions import definitions, text
 from common.messaging.permissions import users_of
 from common.messaging.topology import topology_of
+from saga.containers import CLUSTER, COMPOSE, PROMETHEUS, container_files
 from saga.discovery import packages
 from saga.graph.asyncapi import asyncapi
 from saga.graph.canvas import canvas
 from saga.graph.flow import Flow
 from saga.graph.mermaid import mermaid
 from saga.graph.svg import svg
+from saga.marks import Marks
 from saga.schemas.export import schema_files, text_of
 
 README: Final = "README.md"
-MAP_MARKS: Final = (
+_MAP: Final = Marks(
     "<!-- The map, by `make generate`: edit the reactions, not this. -->\n",
     "<!-- End of the map. -->\n",
 )
 PYPROJECT: Final = "pyproject.toml"
-IMPORTS_MARKS: Final = (
+_IMPORTS: Final = Marks(
     "# Which packages there are, by `make generate`: import-linter takes no patterns for them.\n",
     "# End of what `make generate` writes.\n",
 )
+IN_PART: Final = (README, PYPROJECT, COMPOSE, CLUSTER, PROMETHEUS)
+"""Files of which a part is generated; the rest is written by hand."""
 GENERATED: Final = ("contracts/*/v*.json", "docs/services/*.md")
 """Where all files are generated; one that nothing asks for any more is removed."""
-
-
-class GenerateError(Exception):
-    """The folder is none that files can be generated in. Says what it lacks."""
 
 
 def generated(root: Path, choreography: Choreography) -> dict[Path, str]:
@@ -49,8 +49,9 @@ def generated(root: Path, choreography: Choreography) -> dict[Path, str]:
         ),
         "contracts/asyncapi.json": text_of(asyncapi(flow)),
         "docs/map.svg": svg(flow),
-        README: _between(root / README, MAP_MARKS, f"\n```mermaid\n{mermaid(flow)}```\n\n"),
-        PYPROJECT: _between(root / PYPROJECT, IMPORTS_MARKS, _import_contracts()),
+        README: _in_part(root / README, _MAP, f"\n```mermaid\n{mermaid(flow)}```\n\n"),
+        PYPROJECT: _in_part(root / PYPROJECT, _IMPORTS, _import_contracts()),
+        **container_files(root, choreography),
     }
     for name, schema in schema_files(choreography).items():
         files[f"contracts/{name}"] = schema
@@ -84,18 +85,9 @@ def refresh(root: Path, choreography: Choreography) -> list[Path]:
     return changed
 
 
-def _between(file: Path, marks: tuple[str, str], content: str) -> str:
-    """The text of a file, with something else between two marks in it."""
-    begins, ends = marks
-    try:
-        before, rest = file.read_text(encoding="utf-8").split(begins)
-        _, after = rest.split(ends)
-    except (OSError, ValueError) as error:
-        raise GenerateError(
-            f"{file} does not have the lines {begins.strip()!r} and {ends.strip()!r} once each; "
-            f"put them there, or name the project's folder"
-        ) from error
-    return f"{before}{begins}{content}{ends}{after}"
+def _in_part(file: Path, marks: Marks, content: str) -> str:
+    text = file.read_text(encoding="utf-8") if file.exists() else ""
+    return marks.replaced(file, text, content)
 
 
 def _import_contracts() -> str:

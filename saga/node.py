@@ -214,7 +214,7 @@ class RabbitNode:
             return
         home = find_rabbitmq()
         patience = Patience(timeout_seconds)
-        again = self._guard.leads  # killed or crashed: the ports are part of its identity
+        again = bool(self._ports)  # killed or crashed: the ports are part of its identity
         try:
             self.claim()
             for attempt in range(1, PORT_ATTEMPTS + 1):

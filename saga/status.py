@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Final
@@ -25,6 +26,7 @@ from order_service.store import OVERDUE_GRACE_SECONDS, count_pending
 from saga.deployment import Deployment
 from saga.dlq.store import look
 from saga.http import client
+from saga.supervision import Supervision
 
 REQUEST_TIMEOUT_SECONDS: Final = 5.0
 
@@ -43,6 +45,8 @@ class Status:
 
     services: Mapping[str, str] = field(default_factory=dict)
     """By service: `ready`, or what it lacks."""
+    crash_loops: Sequence[str] = ()
+    """A line for each process that keeps ending."""
     queues: Mapping[str, QueueStatus] = field(default_factory=dict)
     """By name, the queues that participants read."""
     waits: Mapping[str, int] = field(default_factory=dict)
@@ -72,6 +76,7 @@ class Status:
                 for name, said in self.services.items()
                 if said != READY
             ),
+            *self.crash_loops,
             *(f"nobody reads {name}" for name, queue in self.queues.items() if not queue.consumers),
             *(
                 f"{count} dead letters in {dead_letter_queue(name)}"
@@ -107,9 +112,13 @@ READY: Final = "ready"
 
 
 async def status(
-    deployment: Deployment, graph: Choreography, *, patience_seconds: float = 0.0
+    deployment: Deployment,
+    graph: Choreography,
+    supervision: Supervision | None = None,
+    *,
+    patience_seconds: float = 0.0,
 ) -> Status:
-    """Read the status; changes nothing.
+    """Read the status; changes nothing. `supervision` is what a `saga up` tells of its processes.
 
     Waits up to `patience_seconds` for a broker out of reach. Raises `BrokerError` or
     `DatabaseError`.
@@ -151,6 +160,7 @@ async def status(
     )
     return Status(
         services=services,
+        crash_loops=supervision.problems(time.time()) if supervision else (),
         queues=queues,
         waits={name: count for name, count in waits.items() if count},
         dead_letters={name: count + stored[name] for name, count in dead.items()},

@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,21 +23,23 @@ import yarl
 
 from common.choreography import Choreography
 from common.files import allow_open_files
-from common.messaging.connection import connect
+from common.messaging.connection import RETRY_SECONDS, BrokerError, connect
 from common.messaging.permissions import OPERATOR, users_of
 from common.messaging.topology import HISTORY_STREAM, queues_of
 from common.settings import Settings, TlsSettings, load
 from common.tasks import cancel_all
 from common.urls import printable, sqlite_url
 from saga.broker import NODE_FOLDER, USERS_FILE, apply_topology, write_users
+from saga.claim import Claim, ClaimedError
 from saga.deployment import FILE_NAME, Deployment, dead_letters_url_in
 from saga.discovery import choreography, services
 from saga.guard import Guard
 from saga.http import client
-from saga.node import RabbitNode, free_ports
+from saga.node import NodeError, RabbitNode, free_ports
 from saga.passwords import new_passwords
 from saga.patience import Patience, start_seconds
-from saga.postgres import PostgresCluster
+from saga.postgres import PostgresCluster, PostgresError
+from saga.supervision import Supervised, Supervision
 
 Database = Literal["sqlite", "postgresql"]
 """Where the services keep their states: in a file each, which allows of one replica, or in a
@@ -48,11 +49,11 @@ KILL_GRACE_SECONDS: Final = 5.0
 """What a stopping service gets on top of its own drain, before it is killed."""
 PORT_ATTEMPTS: Final = 3
 """First starts that may fail because somebody else took a port just after it was found free."""
-RESTARTS_MAX: Final = 5
-"""How often `watch` brings one process back before it gives up."""
 _ASK_SECONDS: Final = 5.0
 OPEN_FILES_MIN: Final = 1_024
 """Of each process: RabbitMQ opens a few for each queue, and keeps some back."""
+CLAIM_SECONDS: Final = 60.0
+"""How long a broker may take to notice that a connection of ours is lost: several heartbeats."""
 _POLL_SECONDS: Final = 0.05
 _LOOPBACK: Final = "127.0.0.1"
 _LOG_TAIL_BYTES: Final = 65_536
@@ -132,8 +133,17 @@ class _Process:
     environment: dict[str, str] = field(default_factory=dict)
 
     @property
+    def pid(self) -> int | None:
+        return self.popen.pid if self.popen is not None else None
+
+    @property
     def running(self) -> bool:
         return self.popen is not None and self.popen.poll() is None
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it has ended because it was asked to."""
+        return self.popen is not None and self.popen.poll() == 0
 
     @property
     def url(self) -> str:
@@ -218,9 +228,12 @@ class System:
         self.programs: dict[str, Sequence[str]] = {}
         """By service, what Python is to run from the next start on instead of its own module."""
         self._processes: dict[str, _Process] = {}
-        self._start: asyncio.Future[object] | None = None
-        """Of a server, the last one."""
+        self._starts: set[asyncio.Future[object]] = set()
+        """Of servers, those that have not ended."""
+        self._claim: Claim | None = None
         self._guard = Guard()
+        self._supervised: Supervision
+        """While it is watched."""
         self._deployment: Deployment | None = None
 
     async def __aenter__(self) -> Self:
@@ -327,35 +340,117 @@ class System:
                 await self._stop_servers()
             finally:
                 self._guard.dismiss()
+                if self._claim is not None:
+                    await self._claim.give_up()
+                    self._claim = None
                 if self._deployment is not None:
                     (self.folder / FILE_NAME).unlink(missing_ok=True)
                     self._deployment = None
 
-    async def watch(self) -> NoReturn:
-        """Bring back what ends by itself, until cancelled.
+    async def watch(self, *, ends_max: int | None = None) -> NoReturn:
+        """Bring back what ends by itself, until cancelled; others go on meanwhile.
 
-        Raises `SystemFault` when one process has ended more than `RESTARTS_MAX` times, or does not
-        come back.
+        What keeps ending is started again less and less often, and is a problem in `saga status`.
+        A service that was asked to stop is started again at once. Raises `ClaimedError` once
+        another system has the broker, and `SystemFault` once one process has ended more than
+        `ends_max` times within `saga.supervision.WINDOW_SECONDS`.
         """
-        restarts: Counter[str] = Counter()
-        while True:
-            if self.node is not None and not self.node.running:
-                self._count_restart(restarts, "the broker", f"log: {self.node.log_path}")
-                await self._in_thread(self.node.start)
-            if self.cluster is not None and not self.cluster.running:
-                self._count_restart(restarts, "PostgreSQL", f"log: {self.cluster.log_path}")
-                await self._in_thread(self.cluster.start)
-            for name, process in self._processes.items():
-                if not process.running:
-                    self._count_restart(restarts, f"the {name} service", process.last_words())
-                    await self._start_service(name)
-            await asyncio.sleep(_POLL_SECONDS)
+        self._supervised = Supervision(
+            group=self._guard.pid,
+            stop_seconds=self._stop_seconds(),
+            services={
+                name: Supervised(service=process.participant, pid=process.pid, url=process.url)
+                for name, process in self._processes.items()
+            },
+        )
+        keeping = [self._keep_service(name, ends_max) for name in self._processes]
+        for name, server in (("the broker", self.node), ("PostgreSQL", self.cluster)):
+            if server is not None:
+                self._supervised.servers[name] = Supervised()
+                keeping.append(self._keep_server(name, server, ends_max))
+        if self._claim is not None:
+            keeping.append(self._keep_claim(self._claim))
+        tasks = [asyncio.ensure_future(keep) for keep in keeping]
+        try:
+            self._supervised.save(self.folder)
+            await asyncio.gather(*tasks)
+        finally:
+            await cancel_all(*tasks)
+            self._supervised.forget(self.folder)
+        raise AssertionError("what keeps processes running does not end")
 
-    def _count_restart(self, restarts: Counter[str], name: str, last_words: str) -> None:
-        if restarts[name] == RESTARTS_MAX:
-            raise SystemFault(f"{name} has ended {RESTARTS_MAX + 1} times: {last_words}")
-        restarts[name] += 1
-        self._report(f"{name} has ended ({last_words}); starting it again")
+    async def _keep_service(self, name: str, ends_max: int | None) -> NoReturn:
+        process, supervised = self._process(name), self._supervised.services[name]
+        while True:
+            if process.running:
+                await asyncio.sleep(_POLL_SECONDS)
+                continue
+            supervised.pid = None
+            if process.stopped:
+                self._report(f"the {name} service was stopped; starting it again")
+            else:
+                await self._pause(f"the {name} service", supervised, process.last_words(), ends_max)
+            try:
+                self._spawn(name, process)
+            except OSError as error:
+                await self._pause(f"the {name} service", supervised, str(error), ends_max)
+            else:
+                supervised.pid = process.pid
+                self._supervised.save(self.folder)
+
+    async def _keep_server(
+        self, name: str, server: RabbitNode | PostgresCluster, ends_max: int | None
+    ) -> NoReturn:
+        supervised = self._supervised.servers[name]
+        last_words = f"log: {server.log_path}"
+        while True:
+            if server.running:
+                await asyncio.sleep(_POLL_SECONDS)
+                continue
+            await self._pause(name, supervised, last_words, ends_max)
+            last_words = f"log: {server.log_path}"
+            try:
+                await self._in_thread(server.start)
+            except (NodeError, PostgresError) as error:
+                last_words = str(error)
+            else:
+                self._supervised.save(self.folder)
+
+    async def _pause(
+        self, name: str, supervised: Supervised, last_words: str, ends_max: int | None
+    ) -> None:
+        """Count and report that a process has ended, and wait until it may be started again."""
+        now = time.time()
+        seconds = supervised.ended(now, last_words)
+        if ends_max is not None and len(supervised.ends) > ends_max:
+            raise SystemFault(f"{name} has ended {len(supervised.ends)} times: {last_words}")
+        when = f"in {seconds:g} s" if seconds else "now"
+        self._report(f"{name} has ended ({last_words}); starting it again {when}")
+        supervised.starts_at = now + seconds
+        self._supervised.save(self.folder)
+        await asyncio.sleep(seconds)
+        supervised.starts_at = None
+
+    async def _keep_claim(self, claim: Claim) -> NoReturn:
+        """Take the broker again whenever the connection that holds it is lost.
+
+        Raises `ClaimedError` once another system has it. For a while that may be our own connection
+        still, which the broker does not know to be lost.
+        """
+        lost_at: float | None = None
+        while True:
+            await asyncio.sleep(_POLL_SECONDS)
+            if claim.held:
+                lost_at = None
+                continue
+            lost_at = lost_at or time.monotonic()
+            try:
+                await claim.take()
+            except BrokerError as error:
+                overdue = time.monotonic() > lost_at + CLAIM_SECONDS
+                if isinstance(error, ClaimedError) and overdue:
+                    raise
+                await asyncio.sleep(RETRY_SECONDS)
 
     # --- parts -------------------------------------------------------------------------------
 
@@ -391,6 +486,8 @@ class System:
         self._check_folder_is_of_this_database(found)
         if self.node is None:
             if not self._declared:
+                self._claim = Claim(self._broker_url())
+                await self._claim.take()
                 await apply_topology(self._broker_url(), graph)
                 await self._check_broker_is_unused(graph)
         else:
@@ -436,8 +533,10 @@ class System:
 
     async def _in_thread(self, start: Callable[[], object]) -> None:
         # Shielded: a thread cannot be cancelled, and `stop` has to wait until it is through.
-        self._start = asyncio.ensure_future(asyncio.to_thread(start))
-        await asyncio.shield(self._start)
+        starting = asyncio.ensure_future(asyncio.to_thread(start))
+        self._starts.add(starting)
+        starting.add_done_callback(self._starts.discard)
+        await asyncio.shield(starting)
 
     def _broker_identity(self) -> str:
         """The broker, whoever logs in there; a private one is wherever its folder is."""
@@ -565,13 +664,16 @@ class System:
                     raise SystemFault(patience.lost_with(f"the {name} service", said))
                 await asyncio.sleep(_POLL_SECONDS)
 
+    def _stop_seconds(self) -> float:
+        """How long a service may take to stop."""
+        # It waits so long for its consumers, and so long again for what they began.
+        return 2 * _drain_seconds(self._environment) + KILL_GRACE_SECONDS
+
     async def _stop_services(self) -> None:
         running = {name: p.popen for name, p in self._processes.items() if p.popen and p.running}
         for popen in running.values():
             popen.send_signal(signal.SIGTERM)
-        # A service waits so long for its consumers, and so long again for what they began.
-        patience_seconds = 2 * _drain_seconds(self._environment) + KILL_GRACE_SECONDS
-        deadline = time.monotonic() + patience_seconds
+        deadline = time.monotonic() + self._stop_seconds()
         try:
             while any(popen.poll() is None for popen in running.values()):
                 if time.monotonic() > deadline:
@@ -585,9 +687,8 @@ class System:
                     popen.wait()
 
     async def _stop_servers(self) -> None:
-        if self._start is not None:
-            await asyncio.wait({self._start})
-            self._start.cancelled() or self._start.exception()  # seen by who started it
+        # What comes of them is for who started them.
+        await asyncio.gather(*self._starts, return_exceptions=True)
         for server in (self.node, self.cluster):
             if server is not None:
                 if self._disposable:

@@ -7,9 +7,10 @@ import logging
 import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Final, Self, TypeVar
 from urllib.parse import urlsplit
+from uuid import uuid4
 
 import asyncpg
 import sqlalchemy as sa
@@ -45,9 +46,24 @@ _OF_THE_DATA: Final = (
     "P0",  # raised by a trigger
 )
 _TO_BE_MENDED: Final = (
+    "08P01",  # the server, or a pooler before it, does not take what we ask for
+    "26",  # a prepared statement is on another server connection of a pooler
     "28",  # invalid authorization
     "3D",  # no such database
     "42",  # missing tables, missing rights
+)
+_TIMEOUTS: Final = ("statement_timeout", "idle_in_transaction_session_timeout")
+_POOLER: Final = (
+    "set, in pgbouncer.ini, ignore_startup_parameters = statement_timeout, "
+    "idle_in_transaction_session_timeout and max_prepared_statements = 200 (PgBouncer 1.21 or "
+    "later), and for the role ALTER ROLE {role} SET statement_timeout = '10s' and the same of "
+    "idle_in_transaction_session_timeout; or name PostgreSQL itself in DATABASE_URL"
+)
+"""What a pooler that gives each transaction any of its connections has to do."""
+_OF_A_POOLER: Final = (
+    asyncpg.ProtocolViolationError,
+    asyncpg.DuplicatePreparedStatementError,
+    asyncpg.InvalidSQLStatementNameError,
 )
 _MIGRATING: Final = 4_919_017
 """The advisory lock that one process holds while it changes the tables."""
@@ -216,9 +232,12 @@ async def read_once(url: str, query: Callable[[Connection], T]) -> T:
 async def _prepare(target: _Target, schema: Schema, patience_seconds: float) -> None:
     deadline = time.monotonic() + patience_seconds
     waiting = False
+    pooled: list[bool] = []
 
     def work(connection: Connection) -> None:
         # Changing large tables takes its time, and so does waiting for whoever does it.
+        if not _as_asked_for(connection, target):
+            pooled.append(True)
         connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATING)))
         prepare(connection, schema)
@@ -229,6 +248,8 @@ async def _prepare(target: _Target, schema: Schema, patience_seconds: float) -> 
             try:
                 async with engine.begin() as connection:
                     await connection.run_sync(work)
+                if pooled:
+                    await target.check_prepared_statements()
             except MigrationError as error:
                 raise DatabaseError(f"cannot open {target}: {error}") from error
             except Exception as error:
@@ -246,6 +267,21 @@ async def _prepare(target: _Target, schema: Schema, patience_seconds: float) -> 
             await asyncio.sleep(RETRY_SECONDS)
     finally:
         await engine.dispose()
+
+
+def _as_asked_for(connection: Connection, target: _Target) -> bool:
+    """Whether the timeouts that we ask for at the start of a connection have come to the server; a
+    pooler may have left them out. Raises `DatabaseError` if there are none then."""
+    found = connection.execute(
+        sa.text("SELECT name, setting, source FROM pg_settings WHERE name = ANY(:names)"),
+        {"names": list(_TIMEOUTS)},
+    ).all()
+    for row in found:
+        if row.source != "client" and row.setting == "0":
+            raise DatabaseError(
+                f"{target} is behind a pooler and has no {row.name}: {target.pooler_settings}"
+            )
+    return all(row.source == "client" for row in found)
 
 
 class _Target:
@@ -271,23 +307,42 @@ class _Target:
     ) -> AsyncEngine:
         """Connects when it is used. Without `answer_seconds` an answer may take any time."""
 
-        async def connect() -> asyncpg.Connection:
-            return await asyncpg.connect(
-                self._dsn,
-                timeout=CONNECT_SECONDS,
-                command_timeout=answer_seconds,
-                server_settings={
-                    "application_name": self._name,
-                    "statement_timeout": _milliseconds(STATEMENT_SECONDS),
-                    "idle_in_transaction_session_timeout": _milliseconds(
-                        IDLE_IN_TRANSACTION_SECONDS
-                    ),
-                },
-            )
-
         return create_async_engine(
-            "postgresql+asyncpg://", async_creator=connect, poolclass=pool, **options
+            "postgresql+asyncpg://",
+            async_creator=lambda: self._connect(answer_seconds),
+            poolclass=pool,
+            **options,
         )
+
+    async def _connect(self, answer_seconds: float | None) -> asyncpg.Connection:
+        return await asyncpg.connect(
+            self._dsn,
+            timeout=CONNECT_SECONDS,
+            command_timeout=answer_seconds,
+            server_settings={
+                "application_name": self._name,
+                "statement_timeout": _milliseconds(STATEMENT_SECONDS),
+                "idle_in_transaction_session_timeout": _milliseconds(IDLE_IN_TRANSACTION_SECONDS),
+            },
+        )
+
+    async def check_prepared_statements(self) -> None:
+        """See whether a pooler keeps apart what two connections prepare under one name.
+
+        Raises asyncpg's error if it does not.
+        """
+        name = f"saga_probe_{uuid4().hex}"
+        async with AsyncExitStack() as stack:
+            for _ in range(2):
+                connection = await self._connect(ANSWER_SECONDS)
+                stack.push_async_callback(connection.close)
+                statement = await connection.prepare("SELECT 1", name=name)
+                await statement.fetch()
+
+    @property
+    def pooler_settings(self) -> str:
+        """What makes a pooler fit for us, on one line."""
+        return _POOLER.format(role=self._user or "...")
 
     def explain(self, error: Exception) -> str | None:
         """One line for an error of the server or of the way there, and the way out; None for what
@@ -303,6 +358,8 @@ class _Target:
                 )
             if isinstance(found, asyncpg.ClientConfigurationError):
                 return f"DATABASE_URL cannot be used for {self}: see PostgreSQL's connection URIs"
+            if isinstance(found, _OF_A_POOLER):
+                return f"{self} is behind a pooler ({found.args[0]}): {self.pooler_settings}"
             if isinstance(found, asyncpg.PostgresError):
                 return f"{self} refused: {found.args[0]}"
         if is_away(error):

@@ -150,7 +150,8 @@ def generate(
     """Write every file that follows from the participants' signatures, where it is stale.
 
     The broker's definitions, the AsyncAPI document, a JSON Schema per event version, a page per
-    service, and the map: in the README, and as a picture.
+    service, and the map: in the README, and as a picture. In the compose files and for Prometheus,
+    what a service is missing there.
 
     Examples:
 
@@ -159,7 +160,8 @@ def generate(
     """
     from saga.commands.console import out
     from saga.discovery import choreography
-    from saga.generate import GenerateError, refresh, stale
+    from saga.generate import refresh, stale
+    from saga.marks import GenerateError
 
     try:
         files = (stale if check else refresh)(root, choreography())

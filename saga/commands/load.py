@@ -41,6 +41,8 @@ ORDERS_MAX = 1_000_000
 RATE_MAX = 100_000.0
 CONCURRENCY_MAX = 1_000
 SEED_MAX = 2**63 - 1
+ENDS_MAX = 5
+"""A process that ends more often than this would keep a demo waiting for ever."""
 
 T = TypeVar("T")
 
@@ -315,7 +317,7 @@ async def _own_system(parent: Path, database: Database, replicas: int) -> AsyncI
 async def _watched(system: System, work: Coroutine[Any, Any, T]) -> T:
     """The result of `work`, while what ends by itself is brought back."""
     working = asyncio.ensure_future(work)
-    watching = asyncio.ensure_future(system.watch())
+    watching = asyncio.ensure_future(system.watch(ends_max=ENDS_MAX))
     try:
         await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():

@@ -48,7 +48,8 @@ def up(
     """Run everything on this machine until Ctrl-C.
 
     Starts a private RabbitMQ node (or, with `AMQP_URL` set, uses that broker) and every service,
-    and brings back what ends by itself. Data stays in the data folder for the next start.
+    and brings back what ends by itself, less and less often if it keeps ending. Data stays in the
+    data folder for the next start.
     With `--observe`, Prometheus collects metrics of all that, with the alerts of `monitoring/`.
 
     Examples:
@@ -118,11 +119,37 @@ def _print_addresses_as_json(folder: Path, deployment: Deployment, more: Mapping
     )
 
 
+def restart(
+    services: Annotated[
+        list[str], typer.Argument(help="Services, or single replicas such as `order-2`.")
+    ],
+    data_dir: DataDir = DATA_DIR,
+    as_json: AsJson = False,
+) -> None:
+    """Start services of a running `saga up` anew, without the others noticing.
+
+    Each of a service's replicas finishes what it has begun, ends, and is ready again before the
+    next one's turn. For settings that are read at the start, or new code. In containers:
+    `docker compose restart order`.
+
+    Examples:
+
+    * `saga restart order`
+    * `saga restart order-2 payment --json`
+    """
+    from saga import restart as restarting
+
+    with stoppable():
+        replicas = run(restarting.restart(data_dir, services, report=remark))
+    if as_json:
+        print_json({"restarted": replicas})
+
+
 def status(data_dir: DataDir = DATA_DIR, as_json: AsJson = False) -> None:
     """Show queues, dead letters, outboxes and orders of a running system.
 
     Exit status 1 when somebody should look: dead letters, overdue orders, a queue that nobody
-    reads, a service that is not ready.
+    reads, a service that is not ready or keeps ending.
 
     Examples:
 
@@ -132,10 +159,11 @@ def status(data_dir: DataDir = DATA_DIR, as_json: AsJson = False) -> None:
     from saga import status as checks
     from saga.deployment import Deployment
     from saga.discovery import choreography
+    from saga.supervision import Supervision
 
     deployment = Deployment.load(data_dir)
     with stoppable():
-        found = run(checks.status(deployment, choreography()))
+        found = run(checks.status(deployment, choreography(), Supervision.load(data_dir)))
     if as_json:
         print_json(found.to_json())
     else:

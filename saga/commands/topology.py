@@ -60,6 +60,17 @@ PasswordsFrom = Annotated[
     ),
 ]
 
+Patience = Annotated[
+    float,
+    typer.Option(
+        "--patience",
+        envvar="BROKER_PATIENCE_SECONDS",
+        min=0.0,
+        max=3600.0,
+        help="How many seconds to wait for a broker that is out of reach, one that starts say.",
+    ),
+]
+
 
 @app.command()
 def export(
@@ -121,6 +132,7 @@ def apply(
     amqp_url: AmqpUrl = None,
     management_url: ManagementUrl = None,
     passwords_from: PasswordsFrom = None,
+    patience: Patience = 0.0,
     data_dir: DataDir = DATA_DIR,
     as_json: AsJson = False,
 ) -> None:
@@ -151,7 +163,7 @@ def apply(
     private = None if amqp_url else _private(data_dir)
     url = private.amqp_url if private else _with_tls(amqp_url or "")
     with stoppable():
-        run(apply_topology(url, graph))
+        run(apply_topology(url, graph, patience_seconds=patience))
         put = run(put_users(users, url, management_url, passwords, data_dir if private else None))
     topology = topology_of(graph)
     if as_json:

@@ -5,6 +5,9 @@ edge leads down, nodes within a row are ordered so that few edges cross, and the
 they are linked with. What is special are the lanes: a node stays in its own. An edge over several
 rows passes through a place of its own in each.
 
+Numbers are added up by `fsum`: `sum` rounds differently from Python 3.12 on, and the last digit may
+decide which of two nodes comes first.
+
 https://en.wikipedia.org/wiki/Layered_graph_drawing
 """
 
@@ -14,6 +17,7 @@ import itertools
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import fsum
 from typing import Final, Generic, TypeVar
 
 SWEEPS: Final = 24
@@ -134,7 +138,7 @@ def arrange(
             edge: _points(chain, y) if down[edge] else _points(chain, y)[::-1]
             for edge, chain in chains.items()
         },
-        sum(lane.width for lane in lanes),
+        fsum(lane.width for lane in lanes),
         max((middle + height / 2 for middle, height in y.values()), default=top),
     )
 
@@ -200,9 +204,9 @@ def _lanes(grid: _Grid, count: int, least: float) -> list[Lane]:
     """Wide enough for the fullest row of each."""
     widths = [least] * count
     for (_, lane), places in grid.items():
-        width = sum(place.box.width for place in places) + GAP_X * (len(places) - 1)
+        width = fsum(place.box.width for place in places) + GAP_X * (len(places) - 1)
         widths[lane] = max(widths[lane], width + 2 * LANE_PADDING)
-    return [Lane(sum(widths[:lane]), width) for lane, width in enumerate(widths)]
+    return [Lane(fsum(widths[:lane]), width) for lane, width in enumerate(widths)]
 
 
 def _order(grid: _Grid, lanes: Sequence[Lane]) -> None:
@@ -234,8 +238,8 @@ def _wanted(place: _Place, sweep: int) -> float:
     )
     if settled or sweep % 2 == 1:
         links += [(link.lower.x, link.weight) for link in place.below]
-    weight = sum(weight for _, weight in links)
-    return sum(x * weight for x, weight in links) / weight if weight else place.x
+    weight = fsum(weight for _, weight in links)
+    return fsum(x * weight for x, weight in links) / weight if weight else place.x
 
 
 def _place(places: Sequence[_Place], lane: Lane, wanted: Sequence[float]) -> None:
@@ -273,7 +277,7 @@ def _cost(grid: _Grid) -> tuple[int, float]:
         for number, a in enumerate(links)
         for b in links[:number]
     )
-    sideways = sum(
+    sideways = fsum(
         abs(link.upper.x - link.lower.x) * link.weight
         for links in between.values()
         for link in links

@@ -34,6 +34,8 @@ class Process:
     frozen_until: float = 0.0
     context: Context = field(init=False)
     tasks: list[asyncio.Task[Any]] = field(default_factory=list)
+    futures: list[asyncio.Future[Any]] = field(default_factory=list)
+    """Those that are no tasks."""
 
     def __post_init__(self) -> None:
         self.context = copy_context()
@@ -112,14 +114,24 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         self.end(process)
 
     def end(self, process: Process) -> None:
-        """End a process with the run: an error that nobody has looked at is still told."""
+        """End a process with the run: an error that no code has looked at is reported."""
         process.alive = False
+        for future in (*process.tasks, *process.futures):
+            self._report_unseen(future)
         for task in process.tasks:
             if not task.done():
                 # Or Python would run their `finally` blocks whenever it collects the garbage.
                 task._log_destroy_pending = False  # type: ignore[attr-defined]  # asyncio's own, and the only way
                 process.context.run(_close, task)
         process.tasks.clear()
+        process.futures.clear()
+
+    def _report_unseen(self, future: asyncio.Future[Any]) -> None:
+        """Report an error that no code has looked at. asyncio does so too, but only when the future
+        is collected: when that is, if ever, depends on the version of Python."""
+        if future._log_traceback:  # asyncio's own, and the only way
+            kind = type(future).__name__
+            self.on_error(f"{kind} exception was never retrieved", future.exception())
 
     def freeze(self, process: Process, seconds: float) -> None:
         """Let a process make no progress for some time."""
@@ -199,6 +211,11 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         task: asyncio.Task[Any] = super().create_task(coro, **options)
         _process.get().tasks.append(task)
         return task
+
+    def create_future(self) -> asyncio.Future[Any]:
+        future = super().create_future()
+        _process.get().futures.append(future)
+        return future
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
         error = context.get("exception")

@@ -27,6 +27,7 @@ from saga.node import RabbitNode
 from saga.system import System
 from tests import forked
 from tests.command import saga
+from tests.faults.proxy import Proxy
 from tests.polling import until
 from tests.processes import processes_of
 
@@ -280,6 +281,27 @@ def test_the_topology_is_applied_as_often_as_one_likes(amqp_url: str) -> None:
         done = saga("topology", "apply", "--json", AMQP_URL=amqp_url)
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["queues"] > 0
+
+
+async def test_the_topology_is_applied_to_a_broker_that_starts_at_the_same_time(
+    amqp_url: str, closed_port: int
+) -> None:
+    attempts = 0
+
+    def broker() -> int:
+        nonlocal attempts
+        attempts += 1
+        return closed_port if attempts < 3 else yarl.URL(amqp_url).port or 0
+
+    async with Proxy(broker) as proxy:
+        there = {"AMQP_URL": str(yarl.URL(amqp_url).with_port(proxy.port))}
+        patient = _environment(there | {"BROKER_PATIENCE_SECONDS": "60"})
+        done = await asyncio.to_thread(
+            forked.run, forked.SAGA, "topology", "apply", environment=patient
+        )
+
+    assert done.returncode == 0, done.stderr
+    assert attempts >= 3
 
 
 def test_definitions_with_passwords_are_for_their_owner_alone(tmp_path: Path) -> None:

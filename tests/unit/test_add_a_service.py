@@ -8,15 +8,18 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
+MAKEFILE = ROOT / "Makefile"
 DOCUMENT = ROOT / "docs" / "add-a-service.md"
-COPIED = ("*_service", "common", "saga", "contracts", "docs", "rabbitmq", "scripts", "tests")
-FILES = ("README.md", "pyproject.toml")
+NOT_COPIED = ("build", "data", "dist", "mutants")
+"""What no clone has. So is what begins with a dot, but for what git keeps."""
+KEPT = (".ci", ".dockerignore", ".gitignore", ".pre-commit-config.yaml")
 
 _BLOCK = re.compile(
     r"(?:(?P<how>Add to|Write) `(?P<path>[^`]+)`:\n\n)?^```(?P<language>\w+)\n(?P<text>.*?)^```",
@@ -46,12 +49,15 @@ class Project:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        for pattern in COPIED:
-            for source in ROOT.glob(pattern):
-                skipped = shutil.ignore_patterns("__pycache__")
+        for source in ROOT.iterdir():
+            hidden = source.name.startswith(".") and source.name not in KEPT
+            if hidden or source.name in NOT_COPIED:
+                continue
+            if source.is_dir():
+                skipped = shutil.ignore_patterns("__pycache__", "*.egg-info")
                 shutil.copytree(source, folder / source.name, ignore=skipped)
-        for name in FILES:
-            shutil.copy(ROOT / name, folder)
+            else:
+                shutil.copy(source, folder)
         (folder / ".venv").symlink_to(sys.prefix)
 
     def follow(self, block: Block, *, but: str = "\0") -> None:
@@ -59,7 +65,8 @@ class Project:
         if block.path is None:
             for command in block.commands:
                 if but not in command:
-                    self.type(command)
+                    for line in as_typed(command):
+                        self.type(line)
             return
         path = self.folder / block.path
         if block.how == "Write":
@@ -79,6 +86,19 @@ class Project:
         )
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
         return done.stdout + done.stderr
+
+
+def as_typed(command: str) -> list[str]:
+    """The commands that a `make` target runs, without those that would change the environment,
+    which is not the copy's own; other commands as they are."""
+    if not command.startswith("make "):
+        return [command]
+    recipe = re.search(
+        rf"^{command.removeprefix('make ')}:.*\n((?:\t.*\n)+)", MAKEFILE.read_text(), re.MULTILINE
+    )
+    assert recipe is not None, command
+    lines = [line.strip().removeprefix("@") for line in recipe[1].splitlines()]
+    return [line.replace("$(VENV)", ".venv") for line in lines if "scripts/setup" not in line]
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +138,35 @@ def test_nothing_that_was_there_is_different_but_what_the_document_or_a_generato
         if path.read_text() != (project.folder / path.relative_to(ROOT)).read_text()
     }
     assert changed == {"common/events.py"}
+
+
+KNOW_THE_SERVICES = (
+    *(f"tests/unit/test_{name}.py" for name in ("compose", "generated", "map", "permissions")),
+    "tests/unit/test_monitoring.py::test_every_service_is_scraped",
+    "tests/unit/test_monitoring.py::test_the_dashboard_files_are_what_the_code_makes",
+)
+"""The tests that a service more has failed. `make verify` runs all of tests/unit here."""
+
+
+@pytest.mark.parametrize(
+    "tests",
+    [KNOW_THE_SERVICES, pytest.param(("tests/unit",), marks=pytest.mark.long)],
+    ids=["some", "all"],
+)
+def test_the_projects_own_tests_pass_as_before(tests: Sequence[str], project: Project) -> None:
+    project.type(
+        f".venv/bin/python -m pytest -q -p no:cacheprovider {' '.join(tests)} "
+        f"--deselect tests/unit/test_add_a_service.py"
+    )
+
+
+def test_the_import_contracts_hold(project: Project) -> None:
+    project.type(".venv/bin/lint-imports --no-cache")
+
+
+@pytest.mark.long
+def test_the_types_are_right(project: Project) -> None:
+    project.type(".venv/bin/mypy --cache-dir /dev/null")
 
 
 @pytest.mark.long

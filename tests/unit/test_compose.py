@@ -15,7 +15,8 @@ import jsonschema
 import pytest
 import yaml
 
-from common.settings import Settings
+from common import healthcheck
+from common.settings import Settings, load
 from saga import bootstrap
 from saga.discovery import choreography, services
 
@@ -176,6 +177,85 @@ def test_everything_that_goes_on_is_watched(document: Document) -> None:
     }
 
     assert without == {"tempo"}, "whose image has nothing to look with"
+
+
+SECONDS = {"s": 1, "m": 60}
+
+
+def seconds(duration: str) -> int:
+    return int(duration[:-1]) * SECONDS[duration[-1]]
+
+
+BUSY_SECONDS = 20
+"""What a program's start and its answer may take on a machine that has far too much to do."""
+GIVEN_UP_SECONDS = 120
+
+
+@BOTH
+def test_a_container_on_a_busy_machine_is_not_taken_for_ill(document: Document) -> None:
+    assert healthcheck.TIMEOUT_SECONDS >= BUSY_SECONDS
+    checks = {n: s["healthcheck"] for n, s in document["services"].items() if "healthcheck" in s}
+    for name, check in checks.items():
+        if check.get("disable"):
+            continue
+        assert seconds(check["timeout"]) > healthcheck.TIMEOUT_SECONDS, name
+        assert seconds(check["interval"]) * check["retries"] >= GIVEN_UP_SECONDS, name
+        assert seconds(check["start_period"]) >= GIVEN_UP_SECONDS, name
+
+
+def test_the_images_own_check_is_as_patient_as_the_one_in_the_compose_file() -> None:
+    (options,) = re.findall(r"^HEALTHCHECK (.*) CMD", (ROOT / "Dockerfile").read_text(), re.M)
+    check = SINGLE["services"]["order"]["healthcheck"]
+    assert dict(re.findall(r"--([\w-]+)=(\S+)", options)) == {
+        key.replace("_", "-"): str(value) for key, value in check.items() if key != "test"
+    }
+
+
+@BOTH
+def test_one_container_builds_the_image_and_all_that_run_it_wait_for_that_one(
+    document: Document,
+) -> None:
+    builders = [name for name, service in document["services"].items() if "build" in service]
+    assert builders == ["init"]
+    assert "profiles" not in document["services"]["init"]
+
+    def waits_for(name: str) -> set[str]:
+        first = set(document["services"][name].get("depends_on", {}))
+        return first.union(*map(waits_for, first))
+
+    without = {name for name in ours(document) if "init" not in {name} | waits_for(name)}
+    assert without == {"saga"}, "which is run on a system that is up"
+
+
+@BOTH
+def test_whatever_starts_with_the_broker_waits_for_it_as_long_as_a_service(
+    document: Document,
+) -> None:
+    def patience(name: str) -> float:
+        return float(document["services"][name]["environment"]["BROKER_PATIENCE_SECONDS"])
+
+    for name in (*reacting(document), "topology"):
+        assert patience(name) == patience("order"), name
+    assert load(Settings).broker_patience_seconds < patience("order")
+
+
+def composed(text: str) -> list[str]:
+    """The commands of compose in a document or in a comment, as far as a `#` that explains it."""
+    joined = re.sub(r"\\\n#?\s*", "", text)
+    found = re.findall(r"(?:docker compose|podman-compose) [^`#\n(]+", joined)
+    return [re.sub(r"^docker compose|^podman-compose", "", command) for command in found]
+
+
+def test_a_command_for_a_container_that_is_not_always_there_names_its_profile() -> None:
+    written = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("*.yaml")]
+    commands = [words.split() for file in written for words in composed(file.read_text())]
+    runs = [words for words in commands if "run" in words]
+    assert runs
+    for words in runs:
+        name = next(w for w in words[words.index("run") + 1 :] if w in CLUSTER["services"])
+        profiles = CLUSTER["services"][name].get("profiles", [])
+        named = {words[i + 1] for i, word in enumerate(words) if word == "--profile"}
+        assert not profiles or named.intersection(profiles), " ".join(words)
 
 
 @BOTH

@@ -23,6 +23,8 @@ from saga.graph.mermaid import mermaid
 from saga.graph.svg import svg
 
 FLOW = Flow(choreography())
+OURS = {"order", "inventory", "payment", "notification"}
+"""The participants that are known here; there may be more."""
 
 
 def node(name: str) -> Node:
@@ -57,9 +59,9 @@ def step(name: str) -> Step:
 def test_a_message_belongs_to_the_path_that_its_role_or_its_origin_says(
     path: Path, names: str
 ) -> None:
-    assert {label(n) for n in FLOW.nodes if not isinstance(n, Step) and FLOW.path(n) is path} == {
-        *names.split()
-    }
+    found = (n for n in FLOW.nodes if not isinstance(n, Step) and FLOW.home(n) in OURS)
+
+    assert {label(n) for n in found if FLOW.path(n) is path} == {*names.split()}
 
 
 @pytest.mark.parametrize(
@@ -82,7 +84,9 @@ def test_a_message_belongs_to_the_path_that_its_role_or_its_origin_says(
 def test_a_reaction_goes_with_what_it_takes_and_one_that_undoes_is_a_compensation(
     path: Path, names: str
 ) -> None:
-    assert {s.name for s in FLOW.steps if FLOW.path(s) is path} == {*names.split()}
+    found = (s for s in FLOW.steps if FLOW.home(s) in OURS)
+
+    assert {s.name for s in found if FLOW.path(s) is path} == {*names.split()}
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from saga.discovery import choreography
+from saga.generate import IN_PART
 from saga.graph.flow import Flow
 from saga.graph.listing import listing
 
@@ -76,8 +79,9 @@ class Project:
         package.mkdir()
         (package / "__init__.py").write_text("")
         (package / "domain.py").write_text(DOMAIN)
-        for name in ("README.md", "pyproject.toml"):
-            shutil.copy(ROOT / name, folder)
+        for name in IN_PART:
+            (folder / name).parent.mkdir(exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
 
     def saga(self, *arguments: str) -> str:
         done = subprocess.run(
@@ -172,3 +176,29 @@ def test_the_import_contracts_hold_for_it(project: Project) -> None:
     contracts = project.text("pyproject.toml").partition("[tool.importlinter]")[2]
 
     assert contracts.count('"recommendation_service"') == 3
+
+
+def test_it_has_a_container_a_replica_and_is_scraped_and_the_others_are_as_they_were(
+    project: Project,
+) -> None:
+    def services(folder: Path, name: str) -> dict[str, Any]:
+        found: dict[str, Any] = yaml.safe_load((folder / name).read_text())["services"]
+        return found
+
+    for name, container in (
+        ("compose.yaml", "recommendation"),
+        ("compose.cluster.yaml", "recommendation-2"),
+    ):
+        before, now = services(ROOT, name), services(project.folder, name)
+        added = now.pop(container)
+        assert added["command"] == ["python3", "-m", "recommendation_service.app"]
+        assert added["volumes"] == ["recommendation-secrets:/run/secrets:ro"]
+        volumes = (
+            {"recommendation-secrets:/secrets/recommendation"} if name == "compose.yaml" else set()
+        )
+        assert {*now["init"].pop("volumes")} - {*before["init"].pop("volumes")} == volumes
+        assert now == before
+    scraped = yaml.safe_load(project.text("monitoring/prometheus.yml"))["scrape_configs"][0]
+    assert "recommendation" in scraped["dns_sd_configs"][0]["names"]
+    ports = re.findall(r"127\.0\.0\.1:(\d+):8000", project.text("compose.yaml"))
+    assert len(ports) == len({*ports})

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 from collections.abc import Coroutine
 from typing import Any
+
+import pytest
 
 from saga.simulation.loop import Process, SimulatedLoop, current_process
 
@@ -106,16 +109,38 @@ def test_a_frozen_process_goes_on_later() -> None:
     assert 30 <= times[0] < 30.01
 
 
-def test_an_error_that_nobody_looks_at_is_told() -> None:
+@pytest.mark.parametrize("kind", ["task", "future"])
+def test_an_error_that_no_code_looks_at_is_reported_even_if_nothing_is_ever_collected(
+    kind: str,
+) -> None:
+    held: list[object] = []
+
     async def fail() -> None:
-        raise ValueError("nobody's")
+        raise ValueError("unseen")
+
+    async def begin() -> None:
+        running = asyncio.get_running_loop()
+        if kind == "task":
+            held.append(running.create_task(fail()))
+        else:
+            future = running.create_future()
+            future.set_exception(ValueError("unseen"))
+            held.append(future)
+        seen = running.create_future()
+        seen.set_exception(ValueError("seen"))
+        with pytest.raises(ValueError, match="seen"):
+            await seen
 
     loop = SimulatedLoop(random.Random(1))
-    told: list[BaseException | None] = []
-    loop.on_error = lambda _, error: told.append(error)
+    reported: list[tuple[str, str]] = []
+    loop.on_error = lambda message, error: reported.append((message, str(error)))
     process = Process("p")
-    loop.spawn(process, fail())
+    loop.spawn(process, begin())
     loop.run(LONG_SECONDS)
     loop.end(process)
     loop.close()
-    assert [str(error) for error in told] == ["nobody's"]
+    once = [(f"{kind.title()} exception was never retrieved", "unseen")]
+    assert reported == once
+    held.clear()
+    gc.collect()
+    assert reported == once
