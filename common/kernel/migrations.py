@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import textwrap
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata, produce_migrations, render_python_code
@@ -22,6 +22,9 @@ from alembic.util import CommandError
 from sqlalchemy.engine import Connection
 
 from common.kernel.tables import Schema
+
+KERNELS: Final = frozenset({"inbox", "outbox", "outbox_leases"})
+"""The tables that every participant has."""
 
 
 class MigrationError(Exception):
@@ -44,6 +47,13 @@ def prepare(connection: Connection, schema: Schema) -> None:
             f"its tables are of a newer version ({', '.join(sorted(unknown))}); run that version"
         )
     there = set(sa.inspect(connection).get_table_names())
+    own = schema.metadata.tables.keys() - KERNELS
+    if found and own and not there & own:
+        # Before its scripts change anything.
+        others = ", ".join(sorted(there - KERNELS - {"alembic_version"}))
+        raise MigrationError(
+            f"that is another service's database, with the tables {others}; name one of its own"
+        )
     if not found and there & schema.metadata.tables.keys():
         raise MigrationError(
             "its tables were made by a version before the first release and cannot be migrated; "

@@ -156,6 +156,12 @@ class _Comparison:
             for states in _rows(connection, self._tables.states[kind]):
                 for key, state in states.items():
                     self._judge(kind, state, self._fold.find((kind, key)))
+                    self._fold.states.pop((kind, key), None)
+                if kind not in own:
+                    self._count(len(states))
+        for kind, key in self._fold.states:
+            if kind in shared and kind not in own:
+                self._differ(kind, key, "", "has no row", "has events about it")
         self._look_for_rows_that_are_missing()
 
     def _let_the_history_catch_up(self) -> None:
@@ -194,11 +200,12 @@ class _Comparison:
             else:
                 self._judge(kind, live, told)
             self._fold.states.pop((kind, key), None)
-        count = len(states)
-        self._found.rows[self._participant.name] = (
-            self._found.rows.get(self._participant.name, 0) + count
-        )
-        self._progress(count)
+        self._count(len(states))
+
+    def _count(self, rows: int) -> None:
+        name = self._participant.name
+        self._found.rows[name] = self._found.rows.get(name, 0) + rows
+        self._progress(rows)
 
     def _judge(self, kind: type[State], live: State, told: State) -> None:
         for column in fields(live):

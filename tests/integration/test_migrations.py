@@ -13,6 +13,8 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+import inventory_service.store
+import order_service.store
 from common.envelope import MessageKey
 from common.kernel.database import DatabaseError, open_database
 from common.kernel.migrations import MigrationError, differences, write_script
@@ -235,6 +237,18 @@ async def test_tables_of_a_newer_version_are_refused(database_url: str, tables: 
 
     with pytest.raises(DatabaseError, match=r"tables are of a newer version \(0002\)"):
         await inbox(database_url, tables)
+
+
+async def test_another_services_database_is_refused_before_it_is_changed(database_url: str) -> None:
+    await (await open_database(database_url, order_service.store.TABLES)).close()
+
+    with pytest.raises(DatabaseError, match=r"another service's database, with the tables orders"):
+        await open_database(database_url, inventory_service.store.TABLES)
+
+    database = await open_database(database_url, order_service.store.TABLES)
+    there = await database.read(lambda connection: sa.inspect(connection).get_table_names())
+    await database.close()
+    assert not {*there} & {"stock", "reservations", "deliveries"}
 
 
 async def test_tables_without_a_history_are_refused(database_url: str, tables: Tables) -> None:

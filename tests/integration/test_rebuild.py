@@ -19,7 +19,7 @@ from common.messaging.connection import connect
 from common.messaging.stream import last_offset
 from common.messaging.topology import apply, topology_of, wait_queue
 from history_service import store
-from inventory_service.domain import AddStock
+from inventory_service.domain import AddStock, Delivery
 from order_service.domain import CancelOrder
 from payment_service.domain import Payment, PaymentStatus, SettleCharge, compensate
 from payment_service.gateway import SandboxGateway
@@ -481,6 +481,25 @@ async def test_a_row_too_few_and_an_event_too_few_are_named(books: Books) -> Non
     assert said(found) == [("order", "orders", other, ""), ("payment", "payments", order, "")]
     assert found.differences[0].live == "counts event 3"
     assert found.differences[1].live == "has no row"
+
+
+async def test_what_a_delivery_brought_is_compared_as_well(books: Books) -> None:
+    await books.write()
+    wrong, lost = [key for kind, key in books.play.states["inventory"] if kind is Delivery][:2]
+    engine = sqlite_engine(books.url("inventory"))
+    with engine.begin() as connection:
+        connection.execute(
+            sa.text("UPDATE deliveries SET quantity = 7 WHERE delivery = :d"), {"d": wrong}
+        )
+        connection.execute(sa.text("DELETE FROM deliveries WHERE delivery = :d"), {"d": lost})
+    engine.dispose()
+
+    assert sorted(said(await compared(books))) == sorted(
+        [
+            ("inventory", "deliveries", wrong, "quantity"),
+            ("inventory", "deliveries", lost, ""),
+        ]
+    )
 
 
 async def test_an_event_that_still_waits_in_the_outbox_counts(books: Books) -> None:
