@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from common.clock import elapsed
-from common.envelope import Attributes
+from common.envelope import Attributes, MessageKey
 from history_service.store import Fact
 
 
@@ -32,22 +32,26 @@ class Step:
 def steps_of(facts: Sequence[Fact]) -> list[Step]:
     """The steps that these events were, by time; but no event comes before its cause, whatever
     the participants' clocks say."""
-    by_id = {fact.attributes.id: fact for fact in facts}
-    placed: dict[str, Step] = {}
+    in_time = sorted(facts, key=_moment)
+    causes: dict[str, Fact] = {}
+    for fact in in_time:
+        # An event names its cause by its id only; of several sources' it is taken for the first.
+        causes.setdefault(fact.attributes.id, fact)
+    placed: dict[MessageKey, Step] = {}
 
     def place(fact: Fact) -> None:
-        waiting = {fact.attributes.id: fact}
+        waiting = {fact.attributes.key: fact}
         last = fact
-        while (cause := by_id.get(last.attributes.causationid or "")) is not None:
-            if cause.attributes.id in placed or cause.attributes.id in waiting:
+        while (cause := causes.get(last.attributes.causationid or "")) is not None:
+            if cause.attributes.key in placed or cause.attributes.key in waiting:
                 break
-            waiting[cause.attributes.id] = last = cause
+            waiting[cause.attributes.key] = last = cause
         for next_fact in reversed(waiting.values()):
-            step = _step(next_fact, by_id.get(next_fact.attributes.causationid or ""))
-            placed.setdefault(next_fact.attributes.id, step)
+            step = _step(next_fact, causes.get(next_fact.attributes.causationid or ""))
+            placed.setdefault(next_fact.attributes.key, step)
 
-    for fact in sorted(facts, key=_moment):
-        if fact.attributes.id not in placed:
+    for fact in in_time:
+        if fact.attributes.key not in placed:
             place(fact)
     return list(placed.values())
 

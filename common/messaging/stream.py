@@ -144,17 +144,18 @@ async def reading(connection: Connection, at: int | str) -> AsyncIterator[Stream
         await channel.close()
 
 
-async def last_offset(connection: Connection, *, read_before: bool = False) -> int | None:
+async def last_offset(connection: Connection, *, written_to: bool = False) -> int | None:
     """The newest offset of the stream; None if it is empty.
 
     An empty stream says nothing, and neither does a slow broker. The latter is waited for where the
-    stream has messages by the broker's count, which lags by seconds, or where it was `read_before`.
+    stream has messages by the broker's count, which lags by seconds, or where it was `written_to`,
+    as far as the caller knows.
 
     Raises what `reading` raises, and `StreamError` if the broker does not send what it has.
     """
     async with reading(connection, LAST) as reader:
         records = await reader.take(PREFETCH, END_SECONDS)
-        if not records and (read_before or await _count(connection)):
+        if not records and (written_to or await _count(connection)):
             records = await reader.take(PREFETCH, STALL_SECONDS)
             if not records and (count := await _count(connection)):
                 raise StreamError(

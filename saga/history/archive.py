@@ -49,7 +49,7 @@ class Archive:
         before = await self.read(queries.place)
         connection = await connect(self._deployment.amqp_url, name="saga history")
         try:
-            last = await last_offset(connection, read_before=before is not None)
+            last = await last_offset(connection, written_to=before is not None)
         except StreamError as error:
             raise HistoryError(str(error)) from error
         except (aiormq.exceptions.AMQPError, ConnectionError) as error:

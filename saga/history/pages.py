@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Final, TypeVar
@@ -11,8 +11,10 @@ from typing import Final, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from common.envelope import MessageKey
 from common.kernel.database import read_database
 from common.kernel.statements import any_of
+from common.kernel.tables import inbox_key
 from history_service import queries
 from history_service.store import Fact, Stray, events, strays
 
@@ -102,12 +104,14 @@ def subjects_of(url: str, source: str) -> Iterator[list[str]]:
     return _pages(url, page, lambda found: found[-1])
 
 
-def with_ids(url: str, ids: Sequence[str]) -> list[Fact]:
-    """The events with these ids."""
+def with_keys(url: str, keys: Collection[MessageKey]) -> list[Fact]:
+    """The events with these sources and ids."""
+    ids = {id for key in keys for id in (key.id, inbox_key(key))}
 
     def read(connection: Connection) -> list[Fact]:
-        wanted = any_of(connection, events.c.event_id, ids)
-        return queries.facts_in(connection, queries.ROWS.where(wanted))
+        there = any_of(connection, events.c.event_id, sorted(ids))
+        found = queries.facts_in(connection, queries.ROWS.where(there))
+        return [fact for fact in found if fact.attributes.key in keys]
 
     return _read(url, read)
 

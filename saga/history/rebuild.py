@@ -58,6 +58,7 @@ Progress = Callable[[int], None]
 class Unanswered:
     """An event that the participant would decide something on, and that nothing tells it did."""
 
+    source: str
     event_id: str
     type: str
     subject: str
@@ -155,7 +156,7 @@ class _Work:
         self._waiting = frozenset(waiting or ())
         self._progress = progress
         self._fold = Fold(participant)
-        self._doubtful: dict[str, datetime | None] = {}
+        self._doubtful: dict[MessageKey, datetime | None] = {}
         """Events of which it has to be seen whether they are done, with the time of an answer."""
         self._shares = any(map(is_shared, tables.states))
         self._heard: set[str] = set()
@@ -172,7 +173,7 @@ class _Work:
         self._write(connection, list(self._fold.states))
         doubtful = list(self._doubtful)
         for start in range(0, len(doubtful), AT_ONCE):
-            facts = pages.with_ids(url, doubtful[start : start + AT_ONCE])
+            facts = pages.with_keys(url, doubtful[start : start + AT_ONCE])
             self._judge(connection, facts, partial(self._written, connection))
         if self.rebuilt.holes and not despite_holes:
             holes = self.rebuilt.holes
@@ -216,9 +217,9 @@ class _Work:
                 if self._participant.name in hole.publishers
             )
             for fact in facts:
-                id, key = fact.attributes.id, fact.attributes.key
+                key = fact.attributes.key
                 if self._is_for_it(fact) and (key not in inbox or self._asks_about(fact)):
-                    self._doubtful[id] = inbox.pop(key, None)
+                    self._doubtful[key] = inbox.pop(key, None)
                     doubtful.append(fact)
         self._mark_done(connection, inbox)
         asked = [subject for subject in page if subject in self._outside.keys]
@@ -288,13 +289,13 @@ class _Work:
         for fact in facts:
             attributes = fact.attributes
             waits = (self._participant.name, attributes.id) in self._waiting
-            answered_at = self._doubtful.pop(attributes.id)
+            answered_at = self._doubtful.pop(attributes.key)
             envelope = _readable(fact, self._participant)
             if envelope is None:
                 continue  # It can only become a dead letter.
             if self._would_decide(envelope, find):
                 self.rebuilt.unanswered.append(
-                    Unanswered(attributes.id, attributes.type, attributes.subject, waits)
+                    Unanswered(*attributes.key, attributes.type, attributes.subject, waits)
                 )
             elif answered_at is not None or not waits:
                 done[attributes.key] = answered_at or attributes.time
@@ -340,18 +341,18 @@ async def redeliver(deployment: Deployment, rebuilt: Rebuilt, history_url: str) 
 
     Raises `BrokerError`.
     """
-    ids = [event.event_id for event in rebuilt.lost]
+    keys = [MessageKey(event.source, event.event_id) for event in rebuilt.lost]
     publisher = BrokerPublisher(deployment.amqp_url_of(REPLAY), "saga history redeliver")
     try:
         await publisher.open()
-        for start in range(0, len(ids), AT_ONCE):
-            part = ids[start : start + AT_ONCE]
-            for fact in await asyncio.to_thread(pages.with_ids, history_url, part):
+        for start in range(0, len(keys), AT_ONCE):
+            part = keys[start : start + AT_ONCE]
+            for fact in await asyncio.to_thread(pages.with_keys, history_url, part):
                 queue = work_queue(rebuilt.participant, fact.attributes.priority)
                 await publisher.publish("", posting_of(fact.body, queue))
     finally:
         await publisher.close()
-    return len(ids)
+    return len(keys)
 
 
 async def rebuild_views(url: str, progress: Progress = lambda _: None) -> int:

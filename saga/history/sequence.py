@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import Final
 
 from common.choreography import Choreography
-from common.envelope import source_of
+from common.envelope import MessageKey, source_of
 from common.messaging.dead_letters import ADDRESSEE
 from common.messaging.trust import EDITOR_SOURCE
 from history_service.timeline import Step
@@ -114,7 +114,7 @@ def _events(flow: Flow, story: Story) -> Iterator[_Timed]:
         name = names.get(attributes.source, ELSEWHERE)
         if attributes.source == EDITOR_SOURCE:
             yield at, _corrected(step)
-        elif attributes.id not in story.events or kind is None:
+        elif attributes.key not in story.events or kind is None:
             label = f"{attributes.type}, which this version cannot read"
             yield at, Row(Kind.NOTE, name, label, timedelta(0), id=attributes.id)
         else:
@@ -123,7 +123,7 @@ def _events(flow: Flow, story: Story) -> Iterator[_Timed]:
                 Row(
                     kind=Kind.END if kind.role.terminal else Kind.EVENT,
                     participant=name,
-                    label=attributes.type + _told(story, attributes.id),
+                    label=attributes.type + _told(story, attributes.key),
                     after=timedelta(0),
                     to=tuple(p.name for p in flow.choreography.reacting_to(attributes.type)),
                     note=_hop(step),
@@ -133,9 +133,9 @@ def _events(flow: Flow, story: Story) -> Iterator[_Timed]:
             )
 
 
-def _told(story: Story, event_id: str) -> str:
+def _told(story: Story, event: MessageKey) -> str:
     """Why, for events that say so."""
-    reason = getattr(story.events[event_id].data, "reason", None)
+    reason = getattr(story.events[event].data, "reason", None)
     return f" ({reason})" if reason else ""
 
 

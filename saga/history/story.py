@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from common.choreography import Choreography, Participant, Reaction
-from common.envelope import Envelope, derived_id, source_of
+from common.envelope import Envelope, MessageKey, derived_id, source_of
 from common.kernel.fold import Fold
 from common.message import Answer, Command, Event, Message
 from history_service.domain import OrderView, view_of
@@ -44,8 +44,8 @@ class Story:
     order_id: str
     steps: Sequence[Step]
     """Every event about it, each after its cause; those too that nobody can read."""
-    events: Mapping[str, Envelope[Any]]
-    """Those of them that can be read, by id, in the same order."""
+    events: Mapping[MessageKey, Envelope[Any]]
+    """Those of them that can be read, by source and id, in the same order."""
     view: OrderView
     folds: Mapping[str, Fold]
     """By participant, its states as its events leave them."""
@@ -56,7 +56,7 @@ def tell(graph: Choreography, order_id: str, facts: Sequence[Fact]) -> Story:
     """The story that these events tell."""
     steps = steps_of(facts)
     read = ((step, decoded(step.fact)) for step in steps)
-    events = {step.attributes.id: envelope for step, envelope in read if envelope is not None}
+    events = {step.attributes.key: envelope for step, envelope in read if envelope is not None}
     return Story(
         order_id=order_id,
         steps=steps,

@@ -199,8 +199,8 @@ async def past(
         if events and at < min(event.time for event in events):
             raise InputError(queries.nothing_yet(order_id, facts, at))
         events = [event for event in events if event.time <= at]
-    ids = {event.id for event in events}
-    story = tell(graph, order_id, [fact for fact in facts if fact.attributes.id in ids])
+    keys = {event.key for event in events}
+    story = tell(graph, order_id, [fact for fact in facts if fact.attributes.key in keys])
     states = {
         participant.name: [
             state
@@ -215,7 +215,10 @@ async def past(
 def _before(story: Story, event_id: str) -> list[Envelope[Any]]:
     """The events that had happened when this one came about: earlier ones, its publisher's lower
     numbers, and its causes, whatever the clocks say; but nothing that it led to."""
-    event = story.events.get(event_id)
+    by_id: dict[str, Envelope[Any]] = {}
+    for other in story.events.values():
+        by_id.setdefault(other.id, other)
+    event = by_id.get(event_id)
     if event is None:
         raise InputError(
             f"--before {event_id}: no such event about order {story.order_id}; "
@@ -223,9 +226,9 @@ def _before(story: Story, event_id: str) -> list[Envelope[Any]]:
         )
     causes: set[str] = set()
     cause = event.causationid
-    while cause is not None and cause in story.events and cause not in causes:
+    while cause is not None and cause in by_id and cause not in causes:
         causes.add(cause)
-        cause = story.events[cause].causationid
+        cause = by_id[cause].causationid
     effects = {event_id}
     for step in story.steps:  # each after its cause
         if step.attributes.causationid in effects:

@@ -150,7 +150,8 @@ async def _gather(
         books.provider = await databases.read_provider(deployment.sandbox_url)
         for body in books.outbox:
             history.take_unpublished(body)
-        await broker.read_history(connection, history)
+        said = sum(sum(subjects.values()) for subjects in books.sequences.values())
+        await broker.read_history(connection, history, written_to=said > len(books.outbox))
         undone = await asyncio.to_thread(databases.undone, deployment, participants, history.owed)
         letters = await _dead(connection, deployment, choreography)
         _, by_person = await asyncio.to_thread(store.look, deployment.dead_letters_url)

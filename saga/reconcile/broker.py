@@ -36,10 +36,13 @@ LETTERS_MAX = 200_000
 """Messages looked at in one queue; each is kept from everybody else until all have been seen."""
 
 
-async def read_history(connection: Connection, history: History) -> None:
-    """Take everything that is in the stream by now. Raises `ReconcileError`."""
+async def read_history(
+    connection: Connection, history: History, *, written_to: bool = False
+) -> None:
+    """Take everything that is in the stream by now; `written_to` says that something was published.
+    Raises `ReconcileError`."""
     try:
-        last = await last_offset(connection)
+        last = await last_offset(connection, written_to=written_to)
         if last is not None:
             async with reading(connection, FIRST) as reader:
                 await _read_until(last, reader, history)

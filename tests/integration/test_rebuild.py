@@ -15,6 +15,7 @@ import sqlalchemy as sa
 
 from common.kernel.database import open_database, read_database, sqlite_engine
 from common.kernel.outbox import Outgoing
+from common.kernel.tables import inbox_key
 from common.messaging.connection import connect
 from common.messaging.stream import last_offset
 from common.messaging.topology import apply, topology_of, wait_queue
@@ -397,6 +398,31 @@ async def test_what_another_program_kept_as_an_event_stops_no_rebuild(
         await rebuild(books.sources, GRAPH, name, into)
         assert await rows_of(name, into) == await rows_of(name, books.url(name))
     assert (await compared(books)).ok
+
+
+async def test_an_event_whose_id_another_source_had_used_before_is_done_all_the_same(
+    books: Books, tmp_path: Path
+) -> None:
+    play = books.play
+    rejected = play.place(sku="nothing")
+    play.deliver()
+    real = next(event for event in play.about(rejected) if event.type == "order.cancelled")
+    other = next(event for event in play.about(real.subject) if event.source != real.source)
+    squatter = other.model_copy(update={"id": real.id})
+    await books.write()
+    (books.folder / "history.db").unlink()
+    play.events.insert(play.events.index(real), squatter)
+    await books.record()
+    into = f"sqlite:///{tmp_path / 'new.db'}"
+    made = await rebuild(books.sources, GRAPH, "inventory", into)
+
+    assert made.unanswered == []
+    assert await inbox_of("inventory", into) >= {inbox_key(real.key)}
+
+
+async def inbox_of(name: str, url: str) -> set[str]:
+    keys = sa.select(TABLES[name].inbox.c.message_id)
+    return await asyncio.to_thread(read_database, url, lambda c: set(c.scalars(keys)))
 
 
 async def all_of(books: Books, table: sa.Table) -> set[tuple[Any, ...]]:

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from common.envelope import Attributes, Envelope
+from common.envelope import Attributes, Envelope, derived_id
 from common.messaging.dead_letters import ADDRESSEE
 from common.messaging.frames import NO_PROPERTIES
 from common.messaging.trust import EDITOR_SOURCE
@@ -302,6 +302,65 @@ def test_a_number_left_out_is_a_hole() -> None:
         f"is not in the history",
         f"event 1 of order about {order} is not in the history",
     ]
+
+
+def squatted(played: Play, order: str, type_: str) -> tuple[Envelope[Any], Envelope[Any]]:
+    """An event of this type, and one of another source that has used its id before."""
+    real = next(event for event in played.about(order) if event.type == type_)
+    other = next(event for event in played.about(order) if event.source != real.source)
+    return real, other.model_copy(update={"id": real.id, "time": other.time + TICK / 2})
+
+
+@pytest.mark.parametrize("type_", ["order.placed", "stock.reserved", "payment.charged"])
+def test_an_event_is_told_though_another_source_has_used_its_id_before(type_: str) -> None:
+    played = play()
+    order = confirmed(played)
+    real, squatter = squatted(played, order, type_)
+    events = [squatter, *played.events]
+    story = story_of(events, order)
+
+    assert sorted(step.fact.body for step in story.steps) == sorted(
+        event.to_bytes() for event in events if event.subject == order
+    )
+    assert story.events.keys() >= {real.key, squatter.key}
+    assert debts_of(GRAPH, story, played.at) == []
+    assert real.type in [row.label for row in diagram_of_story(story, played.at).rows]
+
+
+def diagram_of_story(story: Story, now: datetime) -> Diagram:
+    return sequence_of(GRAPH, story, debts=debts_of(GRAPH, story, now), now=now)
+
+
+def test_very_many_missing_causes_are_told_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    played = play()
+    order = confirmed(played)
+    (event,) = [event for event in played.about(order) if event.type == "stock.reserved"]
+    derived: list[str] = []
+
+    def derive(cause: str, step: str) -> str:
+        derived.append(step)
+        return derived_id(cause, step)
+
+    monkeypatch.setattr("saga.history.story.derived_id", derive)
+
+    def holes(count: int) -> tuple[int, int]:
+        causes = [str(UUID(int=number)) for number in range(count)]
+        many = [
+            event.model_copy(
+                update={
+                    "id": derived_id(cause, "inventory.reserve.stock.reserved"),
+                    "causationid": cause,
+                }
+            )
+            for cause in causes
+        ]
+        derived.clear()
+        return len(story_of([*played.events, *many], order).holes), len(derived)
+
+    few, steps_of_few = holes(50)
+    many, steps_of_many = holes(500)
+    assert (few, many) == (50, 500)
+    assert steps_of_many < 12 * steps_of_few
 
 
 def test_a_cause_that_is_missing_is_a_hole() -> None:
