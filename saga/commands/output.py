@@ -20,6 +20,7 @@ from common.text import harmless, plain
 T = TypeVar("T")
 
 PROBLEM_FOUND: Final = 1
+LINE_MAX_CHARACTERS: Final = 1_000
 _SIGNALLED: Final = 128
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
@@ -61,7 +62,10 @@ def plain_text(text: str | None) -> str | None:
 
 
 def problem(line: str) -> None:
-    """Print one error line on standard error."""
+    """Print one error line on standard error; of a very long one, its beginning and its end."""
+    if len(line) > LINE_MAX_CHARACTERS:
+        half = LINE_MAX_CHARACTERS // 2
+        line = f"{line[:half]} … {line[-half:]}"
     _tell("error", line)
 
 

@@ -107,6 +107,8 @@ def export(url: str, file: Path, progress: Progress = lambda _: None) -> Exporte
     What is recorded meanwhile is left out. The file is there only once it is complete. Raises
     `InputError` for a name or a place that cannot be, `DatabaseError`.
     """
+    if not file.name:
+        raise InputError(f"{file} is a folder; name a file in it")
     up_to, place, gaps = read_database(url, _standing)
     header = {
         "export": KIND,

@@ -291,7 +291,8 @@ async def test_without_prometheus_one_is_told_how_to_get_it(
     said: list[str] = []
     async with Observatory(watched, report=said.append) as observatory:
         async with client(observatory.exporter_url, RUN_SECONDS) as exporter:
-            assert "saga_dead_letters" in (await exporter.get("")).text
+            metrics = await exporter.get(observatory.exporter_url)
+            assert "saga_dead_letters" in metrics.text
         assert observatory.urls == {"exporter": observatory.exporter_url}
 
     assert len(said) == 1
