@@ -10,7 +10,7 @@ import yarl
 
 from common.text import harmless
 
-SQLITE: Final = "sqlite"
+SQLITE_SCHEMES: Final = ("sqlite", "sqlite+pysqlite")
 
 _AFTER_HOST: Final = re.compile(r"^[^/?#]*//[^/?#]*[/?#](?P<rest>.*)$", re.DOTALL)
 _CREDENTIALS: Final = re.compile(r"^.*@", re.DOTALL)
@@ -63,7 +63,7 @@ def sqlite_url(path: Path) -> str:
     """The URL of a SQLite file, whatever characters its name has."""
     import sqlalchemy as sa  # Takes a while, which `saga --help` need not wait for.
 
-    url = sa.URL.create(SQLITE, database=str(path.absolute()))
+    url = sa.URL.create(SQLITE_SCHEMES[0], database=str(path.absolute()))
     return url.render_as_string(hide_password=False)
 
 
@@ -76,7 +76,7 @@ def sqlite_path(url: str) -> Path | None:
         parsed = sa.engine.make_url(url)
     except (sa.exc.ArgumentError, ValueError):  # of a port, which quotes it
         raise ValueError("it is no URL of a database") from None
-    if parsed.get_backend_name() != SQLITE:
+    if parsed.drivername not in SQLITE_SCHEMES:
         raise ValueError("it is no URL of a SQLite file")
     if "?" in url:  # A file of another name would be opened.
         raise ValueError("it has options, which no SQLite URL has here; write a ? of a name as %3F")

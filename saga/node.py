@@ -46,6 +46,9 @@ _PLUGIN_LISTENERS: Final[Mapping[str, str]] = {
     "rabbitmq_prometheus": "prometheus.tcp",
 }
 
+_NOT_IN_PATHS: Final = "#'\"`{}\n"
+"""RabbitMQ 3.10 starts and says nothing, or stops, in a folder with one of these in its path."""
+
 _LOG_PREFIX: Final = re.compile(r"^\S+ \S+ \[\w+\] (<[\d.]+> )?")
 
 _COOKIE_FILE: Final = ".erlang.cookie"
@@ -193,8 +196,13 @@ class RabbitNode:
         """Take the folder, as `start` does: two nodes on the same data would destroy it. For who
         writes into it first; `stop` gives it up.
 
-        Raises NodeError when another has it, or when it cannot be written to.
+        Raises NodeError when another has it, or when it cannot be written to, or used by RabbitMQ.
         """
+        if odd := sorted(char for char in {*str(self.folder)} if char in _NOT_IN_PATHS):
+            raise NodeError(
+                f"RabbitMQ cannot work in {self.folder}: its scripts and its configuration do not "
+                f"take {' '.join(map(repr, odd))} in a name; name another folder"
+            )
         try:
             self._guard.claim()
         except BlockingIOError:

@@ -20,7 +20,7 @@ from sqlalchemy.engine import Connection, Engine
 from common.kernel.migrations import MigrationError, prepare
 from common.kernel.rows import as_sqlalchemy
 from common.kernel.tables import Schema
-from common.urls import SQLITE, printable, sqlite_path
+from common.urls import SQLITE_SCHEMES, printable, sqlite_path
 
 T = TypeVar("T")
 
@@ -288,7 +288,7 @@ def _is_postgresql(url: str) -> bool:
             "DATABASE_URL is no database URL; write sqlite:///path/to/file.db "
             "or postgresql://user:password@host/database"
         )
-    if scheme.partition("+")[0] != SQLITE:
+    if scheme not in SQLITE_SCHEMES:
         raise DatabaseError(
             f"DATABASE_URL names the driver {scheme!r}; this version stores in sqlite:///FILE "
             f"or postgresql://HOST/DATABASE"

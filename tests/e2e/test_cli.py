@@ -14,6 +14,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -548,23 +549,28 @@ def test_python_runs_a_service_by_its_module_s_name(tmp_path: Path) -> None:
 # --- where a system keeps its data ----------------------------------------------------------------
 
 
-async def test_a_system_keeps_its_data_to_itself_in_a_folder_of_any_name(tmp_path: Path) -> None:
+def test_a_system_keeps_its_data_to_itself_in_a_folder_of_any_name(tmp_path: Path) -> None:
     """Names that mean something in a URL; and whatever the user's umask allows others."""
-    folder = tmp_path / "a%20b? c#d&é"
+    folder = tmp_path / "a%20b? c&d é[1];$x"
     others: list[str] = []
     with _usual_umask(), background("up", DATA_DIR=str(folder)) as up:
-        await until(lambda: (folder / FILE_NAME).exists() or up.poll() is not None)
+        running = partial(_runs_or_has_ended, folder, up)
+        asyncio.run(until(running))
         if up.poll() is None:
-            await asyncio.to_thread(_use, folder)
+            _use(folder)
             others = _open_to_others(folder)
             up.terminate()
         _, said = up.communicate(timeout=RUN_SECONDS)
 
     assert up.returncode == 0, said
     assert others == []
-    assert os.listdir(tmp_path) == [folder.name]
-    databases = {f"{service.name}.db" for service in choreography().services}
-    assert databases < set(os.listdir(folder))
+    assert list(tmp_path.iterdir()) == [folder]
+    databases = {folder / f"{service.name}.db" for service in choreography().services}
+    assert databases < set(folder.iterdir())
+
+
+def _runs_or_has_ended(folder: Path, up: subprocess.Popen[str]) -> bool:
+    return (folder / FILE_NAME).exists() or up.poll() is not None
 
 
 @contextlib.contextmanager
@@ -582,7 +588,7 @@ def _use(folder: Path) -> None:
         ("topology", "diff"),
         ("history", "export", str(folder / "history.jsonl.gz")),
     ):
-        done = process(*arguments, DATA_DIR=str(folder))
+        done = saga(*arguments, DATA_DIR=str(folder))
         assert done.returncode == (1 if "list" in arguments else 0), done.stderr
 
 

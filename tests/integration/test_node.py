@@ -147,3 +147,13 @@ def test_asking_a_node_that_was_never_started_is_refused(tmp_path: Path) -> None
     with pytest.raises(NodeError, match="start it first"):
         _ = node.pid
     node.stop()
+
+
+@pytest.mark.parametrize("name", ["a#b", "it's", 'a"b', "a`b", "a{b"])
+def test_a_folder_that_rabbitmq_cannot_work_in_is_refused_at_once(
+    name: str, tmp_path: Path
+) -> None:
+    with pytest.raises(NodeError, match="name another folder"):
+        RabbitNode(tmp_path / name).start()
+
+    assert list(tmp_path.iterdir()) == []

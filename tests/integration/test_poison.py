@@ -518,7 +518,8 @@ def _commands(place: Place, sent: Sent, count: int) -> None:
     file = place.folder / "corrected.json"
     file.write_bytes(cancelled(7_777).to_bytes())
     assert _json_of(dlq("edit", one, "--file", str(file), "--json"))["changed"]
-    dlq("discard", "--service", "payment", "--reason", "\x1b[2J poison")
+    dlq("discard", "--service", "payment", "--reason", "\x1b[2J poison", status=(2,))
+    dlq("discard", "--service", "payment", "--reason", "[/] poison")
     assert _json_of(dlq("list", "--json"))["letters"] == 0
     assert len(
         _json_of(dlq("list", "--state", "discarded", "--by", "letter", "--json"))["list"]
