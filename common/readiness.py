@@ -94,9 +94,12 @@ class Readiness:
         self,
         *looks: Look,
         known: Callable[[], Missing] = dict,
+        troubles: Callable[[], Missing] = dict,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`known` says what is missing without any waiting; it is asked each time."""
+        """`known` says what is missing without any waiting; it is asked each time. `troubles`
+        too: by thing, what somebody should look into, although the process does its work."""
+        self.troubles = troubles
         self._watches = [_Watch(look, monotonic) for look in looks]
         self._known = known
 

@@ -142,6 +142,7 @@ def process_of(service: Service, settings: Settings) -> process.Process:
             Look(lambda: _unread(consumer), explain=_no_broker),
             Look(lambda: _read(running), explain=lambda why: {"database": why}),
             known=lambda: _known(running),
+            troubles=lambda: troubles(loop for loop in running.retry_loops if not loop.vital),
         )
         app = create_app(
             f"{name} service",

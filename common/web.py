@@ -88,12 +88,17 @@ def create_app(
 
     @app.get("/readyz", tags=["operations"], response_model=None)
     async def readyz() -> dict[str, Any] | JSONResponse:
-        """Broker, database and consumers were there when they were last looked at."""
+        """Broker, database and consumers were there when they were last looked at. `troubles` are
+        what somebody should look into nevertheless."""
         age = round(readiness.age_seconds, 1)
         if missing := readiness.missing():
             detail = "; ".join(f"{thing}: {why}" for thing, why in missing.items())
             return Problem(503, detail, missing=missing, checked_seconds_ago=age).response()
-        return {"status": "ready", "checked_seconds_ago": age}
+        return {
+            "status": "ready",
+            "checked_seconds_ago": age,
+            "troubles": dict(readiness.troubles()),
+        }
 
     @app.get(
         "/metrics",

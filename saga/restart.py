@@ -71,7 +71,7 @@ async def _restart(folder: Path, replica: str) -> None:
         process = _supervision(folder).services[replica]
         if process.pid not in (None, pid) and process.url is not None:
             said = await readiness([process.url])
-            if said == READY:
+            if said.startswith(READY):
                 return
         await asyncio.sleep(_POLL_SECONDS)
     raise RestartError(

@@ -44,7 +44,7 @@ class Status:
     """A system at one moment, read part by part while it runs."""
 
     services: Mapping[str, str] = field(default_factory=dict)
-    """By service: `ready`, or what it lacks."""
+    """By service: `ready`, or what it lacks, or what somebody should look into nevertheless."""
     crash_loops: Sequence[str] = ()
     """A line for each process that keeps ending."""
     queues: Mapping[str, QueueStatus] = field(default_factory=dict)
@@ -185,11 +185,14 @@ async def _readiness(url: str) -> str:
             response = await service.get("/readyz")
     except httpx.TransportError as error:
         return f"no answer from {url}: {str(error) or type(error).__name__}"
-    if response.status_code == httpx.codes.OK:
-        return READY
     try:
-        return str(response.json()["detail"])
-    except (ValueError, KeyError, TypeError):
+        if response.status_code != httpx.codes.OK:
+            return str(response.json()["detail"])
+        troubles = response.json().get("troubles")  # An exporter, or an older service, has none.
+        if not troubles:
+            return READY
+        return "ready, but " + "; ".join(f"{thing}: {why}" for thing, why in troubles.items())
+    except (AttributeError, ValueError, KeyError, TypeError):
         return f"{response.status_code} from {url}/readyz"
 
 
