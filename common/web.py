@@ -15,8 +15,9 @@ from prometheus_client import REGISTRY, CollectorRegistry
 from sqlalchemy.engine import Connection
 from starlette.exceptions import HTTPException
 
-from common.doors import guard
+from common.doors import described, guard
 from common.kernel.database import Database
+from common.kernel.rows import UnreadableRow
 from common.limits import Plain
 from common.metrics import OPENMETRICS, TEXT, exposition
 from common.problem import Problem, problems, short, unavailable
@@ -116,6 +117,11 @@ def create_app(
         await before_scrape()
         content, media_type = exposition(request.headers.get("accept", ""), registry)
         return Response(content, headers={"Content-Type": media_type})
+
+    @app.exception_handler(UnreadableRow)
+    async def on_unreadable(request: Request, error: UnreadableRow) -> JSONResponse:
+        log.error("%s: %s", described(request.scope), error)
+        return Problem(500, str(error)).response()
 
     @app.exception_handler(Problem)
     async def on_problem(_: Request, problem: Problem) -> JSONResponse:

@@ -102,8 +102,9 @@ class UnreadableRow(Exception):
     """A row holds what no version of this program writes there. Names it, and what is wrong."""
 
     def __init__(self, table: str, key: object, error: Exception) -> None:
-        why = str(error).partition("\n")[0]
-        super().__init__(f"the row {key!r} of the table {table} cannot be read: {why}")
+        self.key = str(key)
+        self.why = str(error).partition("\n")[0]
+        super().__init__(f"the row {key!r} of the table {table} cannot be read: {self.why}")
 
 
 class WriteSet:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -17,13 +17,15 @@ from sqlalchemy.engine import Connection
 
 from common.choreography import State
 from common.envelope import MessageKey
-from common.kernel.rows import FORMER_KEY, OLD_VERSION, Rows, WriteSet
+from common.kernel.rows import FORMER_KEY, OLD_VERSION, Rows, UnreadableRow, WriteSet
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _FIRST = datetime.min.replace(tzinfo=UTC)
 _LAST = datetime.max.replace(tzinfo=UTC)
 _INBOX_KEY_MAX = 255
 """Characters."""
+PAGE_STATES: Final = 500
+"""States that are read at once where all are."""
 
 
 class VersionConflict(Exception):
@@ -125,6 +127,30 @@ class StateTable(Generic[S]):
         """The state under `key`, if it exists."""
         found = self.load(connection, [key]).get(key)
         return found[0] if found else None
+
+    def pages(
+        self, connection: Connection
+    ) -> Iterator[tuple[dict[str, S], Sequence[UnreadableRow]]]:
+        """All states, `PAGE_STATES` at a time, in the order of their keys; and what of each page
+        cannot be read."""
+        after: str | None = None
+        while True:
+            query = sa.select(self._key).order_by(self._key).limit(PAGE_STATES)
+            keys = connection.scalars(query if after is None else query.where(self._key > after))
+            if not (page := keys.all()):
+                return
+            after = page[-1]
+            unreadable: list[UnreadableRow] = []
+            try:
+                found = self.load(connection, page)
+            except UnreadableRow:
+                found = {}
+                for key in page:
+                    try:
+                        found |= self.load(connection, [key])
+                    except UnreadableRow as error:
+                        unreadable.append(error)
+            yield {key: found[key][0] for key in page if key in found}, unreadable
 
     def check(self, writes: WriteSet, versions: Mapping[str, int]) -> None:
         """Have made sure that the states under these keys are still in these versions, which are

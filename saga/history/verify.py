@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from typing import Any, Final
@@ -22,8 +22,9 @@ from common.choreography import Choreography, Participant, State
 from common.envelope import Attributes, Envelope, Undecodable
 from common.kernel.database import read_database
 from common.kernel.fold import Fold, is_shared
+from common.kernel.rows import UnreadableRow
 from common.kernel.step import StateId, react
-from common.kernel.tables import StateTable, Tables, utc_now
+from common.kernel.tables import Tables, utc_now
 from common.message import Answer
 from history_service import queries
 from history_service.store import Fact, Gap, decoded
@@ -32,7 +33,6 @@ from saga.history.archive import Archive
 from saga.history.sources import Sources, tables_of
 from saga.history.story import missing_numbers
 
-KEYS_AT_ONCE: Final = 500
 SETTLE_SECONDS: Final = 5.0
 """How long what seems wrong may take to come right on a system at work."""
 PAUSE_SECONDS: Final = 0.5
@@ -150,15 +150,17 @@ class _Comparison:
         shared = [kind for kind in self._tables.states if is_shared(kind)]
         for kind, table in self._tables.states.items():
             if kind in own:
-                for states in _rows(connection, table):
+                for states, unreadable in table.pages(connection):
                     self._take(connection, kind, states)
+                    self._show(kind, unreadable)
         for kind in shared:
-            for states in _rows(connection, self._tables.states[kind]):
+            for states, unreadable in self._tables.states[kind].pages(connection):
                 for key, state in states.items():
                     self._judge(kind, state, self._fold.find((kind, key)))
                     self._fold.states.pop((kind, key), None)
                 if kind not in own:
                     self._count(len(states))
+                    self._show(kind, unreadable)
         for kind, key in self._fold.states:
             if kind in shared and kind not in own:
                 self._differ(kind, key, "", "has no row", "has events about it")
@@ -201,6 +203,13 @@ class _Comparison:
                 self._judge(kind, live, told)
             self._fold.states.pop((kind, key), None)
         self._count(len(states))
+
+    def _show(self, kind: type[State], unreadable: Sequence[UnreadableRow]) -> None:
+        for row in unreadable:
+            self._known.add((kind, row.key))
+            self._fold.states.pop((kind, row.key), None)
+            self._differ(kind, row.key, "", f"cannot be read: {row.why}", "is not compared")
+        self._count(len(unreadable))
 
     def _count(self, rows: int) -> None:
         name = self._participant.name
@@ -267,17 +276,3 @@ class _Comparison:
                 own = [e for e in events if e.source == self._fold.source]
                 for kind in {kind for e in own if (kind := self._fold.kind_of(e.type))}:
                     self._differ(kind, subject, "", "has no row", "has events about it")
-
-
-def _rows(connection: Connection, table: StateTable[Any]) -> Iterator[dict[str, State]]:
-    """All states of one kind, some at a time."""
-    (key,) = table.table.primary_key.columns
-    after: str | None = None
-    while True:
-        query = sa.select(key).order_by(key).limit(KEYS_AT_ONCE)
-        keys = list(connection.scalars(query if after is None else query.where(key > after)))
-        if not keys:
-            return
-        found = table.load(connection, keys)
-        yield {key: found[key][0] for key in keys}
-        after = keys[-1]

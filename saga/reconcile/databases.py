@@ -17,6 +17,7 @@ from sqlalchemy.engine import Connection
 from common.choreography import Participant
 from common.envelope import MessageKey
 from common.kernel.database import DatabaseError, read_database
+from common.kernel.rows import UnreadableRow
 from common.kernel.tables import Tables, inbox_keys, utc_now
 from inventory_service.domain import PARTICIPANT as INVENTORY
 from inventory_service.domain import ReservationStatus
@@ -72,7 +73,14 @@ def read_books(deployment: Deployment, participants: Mapping[str, Participant]) 
 def read_book(name: str, tables: Tables, books: Books, connection: Connection) -> None:
     """Add one participant's database to the books."""
     if read := _OWN_BOOKS.get(name):
-        read(connection, books)
+        try:
+            read(connection, books)
+        except (ValueError, TypeError, OverflowError):
+            for table in tables.states.values():
+                for _, unreadable in table.pages(connection):
+                    if unreadable:
+                        raise unreadable[0] from None
+            raise
     books.sequences[name] = _sequences(connection, tables)
     books.outbox += connection.scalars(sa.select(tables.outbox.c.body))
 
@@ -148,7 +156,7 @@ def _read(deployment: Deployment, participant: str, query: Callable[[Connection]
         raise ReconcileError(f"the deployment names no database of {participant}; add its URL")
     try:
         read_database(url, query)
-    except (DatabaseError, sa.exc.DBAPIError, ValueError) as error:
+    except (DatabaseError, UnreadableRow, sa.exc.DBAPIError, ValueError) as error:
         reason = error.orig if isinstance(error, sa.exc.DBAPIError) else error
         raise ReconcileError(f"cannot read the database of {participant}: {reason}") from error
 

@@ -509,6 +509,20 @@ async def test_a_row_too_few_and_an_event_too_few_are_named(books: Books) -> Non
     assert found.differences[1].live == "has no row"
 
 
+async def test_a_row_that_cannot_be_read_is_named_and_hides_no_other(books: Books) -> None:
+    order, other = books.play.place(), books.play.place()
+    books.play.deliver()
+    await books.write()
+    execute(books.url("order"), "UPDATE orders SET lines = '{'", order)
+    execute(books.url("order"), "UPDATE orders SET total_cents = 7", other)
+    found = await compared(books)
+
+    assert sorted(said(found)) == sorted(
+        [("order", "orders", order, ""), ("order", "orders", other, "total_cents")]
+    )
+    assert any("cannot be read" in difference.live for difference in found.differences)
+
+
 async def test_what_a_delivery_brought_is_compared_as_well(books: Books) -> None:
     await books.write()
     wrong, lost = [key for kind, key in books.play.states["inventory"] if kind is Delivery][:2]

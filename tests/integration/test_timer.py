@@ -9,26 +9,32 @@ from datetime import timedelta
 from functools import partial
 from uuid import UUID
 
+import httpx
 import pytest
 import sqlalchemy as sa
 
 from common.events import OrderLine, PlaceOrder
 from common.kernel import timer
+from common.kernel.rows import UnreadableRow
 from common.kernel.tables import utc_now
 from common.kernel.timer import Timekeeper
 from common.message import Priority
+from common.readiness import Readiness
+from common.service import Running
+from common.settings import HttpSettings, Settings
 from common.tasks import cancel_all
-from order_service.app import EXPIRY
+from common.web import create_app
+from order_service.app import EXPIRY, routes
 from order_service.domain import PARTICIPANT, Order, OrderStatus
 from order_service.store import TABLES
+from saga.reconcile.databases import Books, read_book
 from tests.integration.kernels import Replica, replica
 from tests.polling import until
 
 RUINED = {
     "the lines are no JSON": {"lines": "'{'"},
     "the priority is none": {"priority": "'urgent'"},
-    "the currency's lines are of another shape": {"lines": "'[1]'"},
-    "the deadline is out of range": {"placed_at": str(2**62)},
+    "the lines are of another shape": {"lines": "'[1]'"},
     "the order's id is none": {"order_id": "'x'"},
 }
 
@@ -86,6 +92,34 @@ async def test_one_order_that_cannot_be_read_keeps_no_other_deadline_from_being_
         assert not giving.vital, "all other orders are served"
         assert not keeping.done()
         await cancel_all(keeping)
+
+
+async def test_reconcile_names_the_row_that_it_cannot_read(database_url: str) -> None:
+    async with overdue(database_url, 2) as service:
+        await ruin(service, 1, "status", "'lost'")
+        read = partial(read_book, PARTICIPANT.name, TABLES, Books())
+
+        with pytest.raises(UnreadableRow, match=rf"'{UUID(int=1)}' .* orders .*'lost'"):
+            await service.database.read(read)
+
+
+async def test_a_request_for_it_is_told_what_is_wrong(database_url: str) -> None:
+    async def nothing() -> None: ...
+
+    async with overdue(database_url, 1) as service:
+        await ruin(service, 0, "lines", "'{'")
+        app = create_app("test", HttpSettings(), readiness=Readiness(), before_scrape=nothing)
+        settings = Settings.model_construct()
+        running = Running(
+            settings, service.database, service.tables, service.kernel, service.outbox
+        )
+        app.include_router(routes(running))
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            answer = await client.get(f"/orders/{UUID(int=0)}")
+
+    assert answer.status_code == 500
+    assert str(UUID(int=0)) in answer.json()["detail"]
 
 
 async def test_a_full_batch_of_orders_that_cannot_be_read_hides_none_behind_it(
