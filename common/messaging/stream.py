@@ -35,6 +35,8 @@ LAST: Final = "last"
 """Where the newest chunk of events begins."""
 PREFETCH: Final = 2_000
 """Messages on their way at once; a quorum queue would give a consumer no more either."""
+TAKE_MAX_BYTES: Final = 32_000_000
+"""Bodies taken at once, beyond which none is added: they go into one transaction."""
 QUIET_SECONDS: Final = 0.1
 """A pause after which what the broker had ready has arrived."""
 END_SECONDS: Final = 1.0
@@ -91,7 +93,8 @@ class StreamReader:
         )
 
     async def take(self, most: int, wait_seconds: float | None = None) -> list[Record]:
-        """The next records, at most so many: at least one, or none when so much time has passed.
+        """The next records, at most so many, and few where they are long, see `TAKE_MAX_BYTES`: at
+        least one, or none when so much time has passed.
 
         Raises `ConnectionError` once the broker has gone away and everything it sent was taken, and
         `StreamError`.
@@ -103,7 +106,11 @@ class StreamReader:
                     await self._something.wait()
         if not self._arrived and self._lost:
             raise ConnectionError(f"the broker stopped sending {HISTORY_STREAM}: {self._lost}")
-        deliveries = [self._arrived.popleft() for _ in range(min(most, len(self._arrived)))]
+        deliveries: list[Delivery] = []
+        size = 0
+        while self._arrived and len(deliveries) < most and size < TAKE_MAX_BYTES:
+            deliveries.append(self._arrived.popleft())
+            size += len(deliveries[-1].body)
         if deliveries:
             # What is acknowledged makes room for more; the stream keeps it all the same.
             with suppress(ChannelLost):

@@ -356,6 +356,25 @@ async def test_gaps_of_two_streams_that_begin_alike_are_both_known(
     assert await sqlite_history.gaps() == gaps
 
 
+async def test_long_messages_are_taken_a_few_at_a_time(
+    stream: Stream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A transaction of very many would be more than a database takes."""
+    monkeypatch.setattr("common.messaging.stream.TAKE_MAX_BYTES", 10_000)
+    bodies = [bytes([number]) * 3_000 for number in range(20)]
+    for number, body in enumerate(bodies):
+        await stream.publish_as(body, "order.placed.normal", str(number), EVENTS_EXCHANGE)
+    taken: list[list[Record]] = []
+    connection = await connect(stream.url, name="test")
+    async with connection, reading(connection, FIRST) as reader:
+        await until(lambda: len(reader._arrived) == len(bodies))
+        while sum(map(len, taken)) < len(bodies):
+            taken.append(await reader.take(1_000, 10))
+
+    assert [len(records) for records in taken] == [4] * 5
+    assert [record.body for records in taken for record in records] == bodies
+
+
 # --- a broker that takes its time -------------------------------------------------------------
 
 
