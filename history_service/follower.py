@@ -32,7 +32,6 @@ from common.messaging.stream import (
     reading,
 )
 from common.messaging.topology import HISTORY_STREAM
-from common.messaging.wire import Connection
 from common.metrics import FollowerMetrics
 from common.retry_loop import RetryLoop
 from history_service import store
@@ -172,17 +171,17 @@ class Follower:
             if place is not None:
                 try:
                     async with reading(connection, place.offset) as reader:
-                        await self._go_on(connection, reader, place)
+                        await self._go_on(reader, place)
                         return
                 except AnotherStream as error:
                     log.warning("%s; it is read from its beginning", error)
             async with reading(connection, FIRST) as reader:
                 await self._begin(reader, place)
 
-    async def _go_on(self, connection: Connection, reader: StreamReader, place: Place) -> None:
+    async def _go_on(self, reader: StreamReader, place: Place) -> None:
         """Read on from `place`. Raises `AnotherStream`."""
         self._connected()
-        records = await self._resume(connection, reader, place)
+        records = await self._resume(reader, place)
         adjoins = bool(records) and records[0].offset == place.offset
         records = records[1:] if adjoins else records
         await self._read_on(
@@ -240,16 +239,15 @@ class Follower:
         self._trouble = ""
         self._follow_loop.succeeded()
 
-    async def _resume(
-        self, connection: Connection, reader: StreamReader, place: Place
-    ) -> list[Record]:
+    async def _resume(self, reader: StreamReader, place: Place) -> list[Record]:
         """The first records from `place` on; none if it is to stop. Raises `AnotherStream`."""
         while not (records := await reader.take(BATCH_MAX, LOOK_SECONDS)):
             if self._stopping.is_set():
                 return []
             # The end of a stream that has been read up to here says something; none, that the
             # stream is empty, or that the broker takes its time.
-            last = await last_offset(connection)
+            async with await connect(self._url, name=_NAME) as another:
+                last = await last_offset(another)
             if last is not None and last < place.offset:
                 raise AnotherStream(
                     f"{HISTORY_STREAM} ends at offset {last}, but was read up to {place.offset}: "

@@ -190,7 +190,7 @@ def is_away(error: BaseException) -> bool:
     """Whether `error` is of the server, the way there, or of transactions that got in each other's
     way: all that is not of the data. (A password that was changed is no message's fault either.)"""
     for found in _chain(error):
-        if isinstance(found, OSError | TimeoutError | sa.exc.TimeoutError):
+        if isinstance(found, OSError | TimeoutError | MemoryError | sa.exc.TimeoutError):
             return True
         if isinstance(found, sa.exc.DBAPIError) and found.connection_invalidated:
             return True

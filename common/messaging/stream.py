@@ -35,6 +35,11 @@ LAST: Final = "last"
 """Where the newest chunk of events begins."""
 PREFETCH: Final = 2_000
 """Messages on their way at once; a quorum queue would give a consumer no more either."""
+TAKE_MAX_BYTES: Final = 32_000_000
+"""Bodies taken at once, beyond which none is added: they go into one transaction."""
+HELD_MAX_BYTES: Final = 64_000_000
+"""Bodies that have arrived and were not taken, beyond which the broker has to wait: it counts
+messages only, and a message may have a hundred megabytes."""
 QUIET_SECONDS: Final = 0.1
 """A pause after which what the broker had ready has arrived."""
 END_SECONDS: Final = 1.0
@@ -75,6 +80,10 @@ class StreamReader:
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
         self._arrived: deque[Delivery] = deque()
+        self._size = 0
+        """Of the bodies of what has arrived. Bytes."""
+        self._holds = False
+        self._closed = False
         self._something = asyncio.Event()
         self._lost = ""
         self._before = -1
@@ -91,7 +100,8 @@ class StreamReader:
         )
 
     async def take(self, most: int, wait_seconds: float | None = None) -> list[Record]:
-        """The next records, at most so many: at least one, or none when so much time has passed.
+        """The next records, at most so many, and few where they are long, see `TAKE_MAX_BYTES`: at
+        least one, or none when so much time has passed.
 
         Raises `ConnectionError` once the broker has gone away and everything it sent was taken, and
         `StreamError`.
@@ -103,7 +113,13 @@ class StreamReader:
                     await self._something.wait()
         if not self._arrived and self._lost:
             raise ConnectionError(f"the broker stopped sending {HISTORY_STREAM}: {self._lost}")
-        deliveries = [self._arrived.popleft() for _ in range(min(most, len(self._arrived)))]
+        deliveries: list[Delivery] = []
+        size = 0
+        while self._arrived and len(deliveries) < most and size < TAKE_MAX_BYTES:
+            deliveries.append(self._arrived.popleft())
+            size += len(deliveries[-1].body)
+        self._size -= size
+        self._go_on()
         if deliveries:
             # What is acknowledged makes room for more; the stream keeps it all the same.
             with suppress(ChannelLost):
@@ -115,9 +131,27 @@ class StreamReader:
         self._before = record.offset
         return record
 
-    def _take_in(self, _: Channel, delivery: Delivery) -> None:
+    def close(self) -> None:
+        """Take nothing more. What still comes is dropped: the stream keeps it."""
+        self._closed = True
+        self._arrived.clear()
+        self._size = 0
+        self._go_on()
+
+    def _take_in(self, channel: Channel, delivery: Delivery) -> None:
+        if self._closed:
+            return
         self._arrived.append(delivery)
+        self._size += len(delivery.body)
         self._something.set()
+        if self._size > HELD_MAX_BYTES:
+            self._holds = True
+            channel.hold()
+
+    def _go_on(self) -> None:
+        if self._holds and self._size <= HELD_MAX_BYTES // 2:
+            self._holds = False
+            self._channel.go_on()
 
     def _lose(self, why: str) -> None:
         self._lost = self._lost or why
@@ -128,11 +162,14 @@ class StreamReader:
 async def reading(connection: Connection, at: int | str) -> AsyncIterator[StreamReader]:
     """A reading of the stream on a channel of its own, from `at` on: an offset, `FIRST`, `LAST`.
 
+    While it is not taken from, the connection may have nothing of what the broker sends, see
+    `HELD_MAX_BYTES`. So what else is to be asked meanwhile, takes another connection.
+
     Raises `StreamError` if there is no such stream, and what aiormq raises.
     """
     channel = await connection.open_channel()
+    reader = StreamReader(channel)
     try:
-        reader = StreamReader(channel)
         await reader.start(at)
         yield reader
     except aiormq.exceptions.ChannelNotFoundEntity as error:
@@ -141,6 +178,7 @@ async def reading(connection: Connection, at: int | str) -> AsyncIterator[Stream
             f"down; is this the saga's broker, and has its topology been applied?"
         ) from error
     finally:
+        reader.close()
         await channel.close()
 
 

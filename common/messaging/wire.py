@@ -230,6 +230,17 @@ class Channel:
         channel."""
         return await self._client().queue_declare(queue, passive=True)
 
+    def hold(self) -> None:
+        """Read nothing that the broker sends, on any channel of this connection, until `go_on`.
+
+        For a few seconds at most: heartbeats are not read either, nor what others wait for.
+        """
+        self._wire.hold()
+
+    def go_on(self) -> None:
+        """Read on."""
+        self._wire.go_on()
+
     async def close(self) -> None:
         """Close the channel; what was not acknowledged goes back."""
         client = self._client()
@@ -417,6 +428,16 @@ class Wire(asyncio.StreamReaderProtocol):
     async def writable(self) -> None:
         """Wait until it does, or the connection is lost."""
         await self._writable.wait()
+
+    def hold(self) -> None:
+        """See `Channel.hold`."""
+        if not self._socket.is_closing():
+            self._socket.pause_reading()
+
+    def go_on(self) -> None:
+        """See `Channel.go_on`."""
+        if not self._socket.is_closing():
+            self._socket.resume_reading()
 
     def sends(self, payload: bytes) -> None:
         """The client is about to send whole frames."""

@@ -150,6 +150,7 @@ async def _gather(
         books.provider = await databases.read_provider(deployment.sandbox_url)
         for body in books.outbox:
             history.take_unpublished(body)
+        history.made_anew = await asyncio.to_thread(databases.streams_before, deployment)
         said = sum(sum(subjects.values()) for subjects in books.sequences.values())
         await broker.read_history(connection, history, written_to=said > len(books.outbox))
         undone = await asyncio.to_thread(databases.undone, deployment, participants, history.owed)

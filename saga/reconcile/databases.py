@@ -19,6 +19,8 @@ from common.envelope import MessageKey
 from common.kernel.database import DatabaseError, read_database
 from common.kernel.rows import UnreadableRow
 from common.kernel.tables import Tables, inbox_keys, utc_now
+from history_service import queries
+from history_service.domain import OBSERVER
 from inventory_service.domain import PARTICIPANT as INVENTORY
 from inventory_service.domain import ReservationStatus
 from inventory_service.store import reservations, stock
@@ -106,6 +108,21 @@ async def read_provider(url: str) -> list[ProviderCharge]:
         )
         for charge in ledger
     ]
+
+
+def streams_before(deployment: Deployment) -> bool:
+    """Whether the history service has read another stream before the one there is; blocks.
+
+    Without its database nothing tells: then there was none.
+    """
+    url = deployment.database_urls.get(OBSERVER.name)
+    if url is None:
+        return False
+    try:
+        place = read_database(url, queries.place)
+    except DatabaseError:
+        return False
+    return place is not None and place.stream_number > 1
 
 
 def undone(

@@ -65,6 +65,8 @@ class History:
 
         self.first_offset = 0
         """The oldest offset the stream still has; above 0, retention has trimmed it."""
+        self.made_anew = False
+        """Whether there was another stream before, whose events this one does not have."""
         self.messages = 0
         """Messages in the stream."""
         self.undecodable = 0
@@ -88,8 +90,9 @@ class History:
 
     @property
     def trimmed(self) -> bool:
-        """Whether retention has removed the oldest events."""
-        return self.first_offset > 0
+        """Whether the oldest events are gone: retention has removed them, or they were in another
+        stream."""
+        return self.first_offset > 0 or self.made_anew
 
     def take(
         self, routing_key: str, message_id: str | None, sent_at: datetime | None, body: bytes

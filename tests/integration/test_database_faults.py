@@ -100,6 +100,13 @@ async def test_what_postgresql_says_is_told_apart_by_its_code(postgres_url: str)
     assert told == CODES
 
 
+async def test_a_machine_without_memory_is_no_fault_of_the_data(database_url: str) -> None:
+    database = await open_database(database_url, make_tables())
+    assert database.is_away(MemoryError())
+    assert not database.is_away(ValueError())
+    await database.close()
+
+
 def _fill(connection: Connection) -> None:
     connection.exec_driver_sql("PRAGMA max_page_count = 1")
     connection.exec_driver_sql("CREATE TABLE more (x)")

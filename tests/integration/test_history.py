@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
@@ -17,6 +17,7 @@ from uuid import UUID
 import aio_pika
 import pytest
 import sqlalchemy as sa
+import uvloop
 from aio_pika.abc import AbstractChannel
 from sqlalchemy.engine import Connection
 
@@ -354,6 +355,54 @@ async def test_gaps_of_two_streams_that_begin_alike_are_both_known(
         gaps.append(Gap(0, await first_offset(stream) - 1, number))
 
     assert await sqlite_history.gaps() == gaps
+
+
+async def test_long_messages_are_taken_a_few_at_a_time(
+    stream: Stream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A transaction of very many would be more than a database takes."""
+    monkeypatch.setattr("common.messaging.stream.TAKE_MAX_BYTES", 10_000)
+    bodies = [bytes([number]) * 3_000 for number in range(20)]
+    for number, body in enumerate(bodies):
+        await stream.publish_as(body, "order.placed.normal", str(number), EVENTS_EXCHANGE)
+    taken: list[list[Record]] = []
+    connection = await connect(stream.url, name="test")
+    async with connection, reading(connection, FIRST) as reader:
+        await until(lambda: len(reader._arrived) == len(bodies))
+        while sum(map(len, taken)) < len(bodies):
+            taken.append(await reader.take(1_000, 10))
+
+    assert [len(records) for records in taken] == [4] * 5
+    assert [record.body for records in taken for record in records] == bodies
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
+async def test_what_is_not_taken_waits_at_the_broker_and_not_in_memory(
+    run: Callable[[Coroutine[Any, Any, list[Record]]], list[Record]],
+    stream: Stream,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("common.messaging.stream.HELD_MAX_BYTES", 500_000)
+    monkeypatch.setattr("common.messaging.stream.TAKE_MAX_BYTES", 100_000)
+    bodies = [bytes([number]) * 100_000 for number in range(100)]
+    for number, body in enumerate(bodies):
+        await stream.publish_as(body, "order.placed.normal", str(number), EVENTS_EXCHANGE)
+    at_most: list[int] = []
+
+    async def read() -> list[Record]:
+        found: list[Record] = []
+        connection = await connect(stream.url, name="test")
+        async with connection, reading(connection, FIRST) as reader:
+            await until(lambda: reader._size > 500_000)
+            other = await connect(stream.url, name="test")
+            await other.close()  # As long as that takes, more could come.
+            while len(found) < len(bodies):
+                at_most.append(reader._size)
+                found += await reader.take(1, 10)
+        return found
+
+    assert [record.body for record in await asyncio.to_thread(run, read())] == bodies
+    assert max(at_most) < 1_000_000
 
 
 # --- a broker that takes its time -------------------------------------------------------------

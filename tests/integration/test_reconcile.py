@@ -25,7 +25,7 @@ import notification_service.store
 import order_service.store
 import payment_service.store
 from common.envelope import Envelope
-from common.kernel.database import sqlite_engine
+from common.kernel.database import open_database, sqlite_engine
 from common.kernel.rows import writing
 from common.kernel.tables import Tables, utc_now
 from common.message import Priority
@@ -41,6 +41,7 @@ from common.messaging.topology import (
     topology_of,
     work_queue,
 )
+from history_service import store
 from inventory_service.domain import AddStock
 from order_service.domain import CancelOrder
 from payment_service.gateway import Account, SandboxGateway
@@ -447,6 +448,40 @@ async def test_a_trimmed_history_is_said_to_be_and_checked_as_far_as_it_goes(
     event = next(event for event in reversed(play.events) if event.type == "stock.rejected")
     stage.execute("order", "DELETE FROM inbox WHERE message_id LIKE :id || '%'", id=event.id)
     assert await stage.broken_rules() == {("lost", f"order/{event.id}")}
+
+
+async def test_what_was_in_a_stream_before_the_one_there_is_is_not_missed(
+    stage: Stage, orders: dict[str, str], tmp_path: Path
+) -> None:
+    """The stream was deleted, or its broker lost. The history service has noticed."""
+    await stage.channel.queue_delete(HISTORY_STREAM)
+    await apply(topology_of(choreography()), stage.channel)
+    order = stage.play.place()
+    stage.play.deliver()
+    for name, tables in TABLES.items():
+        (tmp_path / f"{name}.db").unlink()
+        stage._write(name, tables)
+    charge = stage.play.charges[-1]
+    gateway = SandboxGateway(stage.deployment.sandbox_url)
+    await gateway.charge(
+        order, customer=charge.customer, currency=charge.currency, amount_cents=charge.amount_cents
+    )
+    await gateway.close()
+    await stage.publish(*stage.play.about(order))
+    await stage.purge()
+    assert ("unpublished", orders["confirmed"]) in await stage.broken_rules()
+
+    url = f"sqlite:///{tmp_path / 'history.db'}"
+    stage.deployment.database_urls["history"] = url
+    database = await open_database(url, store.TABLES)
+    place = {"stream": HISTORY_STREAM, "offset": 0, "key": "k", "stream_number": 2}
+    await database.transaction(lambda c: c.execute(store.places.insert().values(place)))
+    await database.close()
+    report = await stage.reconcile()
+    assert report.violations == ()
+    # What is in the new one is still checked.
+    stage.execute("order", "UPDATE orders SET sequence = 9 WHERE order_id = :id", id=order)
+    assert await stage.broken_rules() == {("unpublished", order)}
 
 
 @pytest.mark.long
