@@ -20,7 +20,7 @@ from common.garbage import collected_seldom
 from common.kernel.database import Database, DatabaseError, open_database
 from common.kernel.tables import Schema
 from common.messaging.connection import BrokerError
-from common.server import Server, listen
+from common.server import Server, listen, url_of
 from common.settings import Settings, SettingsError, load
 from common.tasks import cancel_all
 
@@ -124,7 +124,7 @@ async def run(process: Process, settings: Settings) -> None:
                 *parts.tasks,
             )
         ]
-        log.info("serving on http://%s:%d", *listener.getsockname()[:2])
+        log.info("serving on %s", url_of(listener))
         stopping: asyncio.Future[Any] = asyncio.ensure_future(stop.wait())
         started: asyncio.Future[Any] = asyncio.ensure_future(parts.start())
         try:
