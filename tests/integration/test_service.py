@@ -29,7 +29,7 @@ from common.messaging.connection import connect
 from common.messaging.topology import EVENTS_EXCHANGE
 from payment_service.gateway import Account, SandboxGateway
 from saga.broker import apply_topology
-from saga.discovery import choreography
+from saga.discovery import choreography, packages
 from saga.http import client
 from tests.faults.proxy import Proxy
 from tests.forked import Forked, run
@@ -208,6 +208,28 @@ async def test_a_service_that_still_waits_for_the_broker_lives_and_can_be_stoppe
     assert alive.status_code == 200
     assert ready.status_code == 503
     assert set(ready.json()["missing"]) == {"broker", "consumers"}
+
+
+@pytest.mark.parametrize("package", packages())
+async def test_a_service_that_still_waits_for_its_database_lives_and_can_be_stopped(
+    package: str, tmp_path: Path, closed_port: int
+) -> None:
+    url = f"postgresql://saga:secret@127.0.0.1:{closed_port}/orders"
+    with ServiceProcess(package, tmp_path, DATABASE_URL=url) as service:
+        await service.says("waiting for the database")
+        async with service.http() as http:
+            alive, ready = await http.get("/livez"), await http.get("/readyz")
+            early = await http.post("/orders", json=ORDER)
+        service.popen.send_signal(signal.SIGTERM)
+
+        assert await service.exit_status() == 0
+        assert "Traceback" not in service.said
+        assert "secret" not in service.said + ready.text
+
+    assert alive.status_code == 200
+    assert ready.status_code == early.status_code == 503
+    assert set(ready.json()["missing"]) == {"database"}
+    assert int(early.headers["Retry-After"]) > 0
 
 
 # --- listening ------------------------------------------------------------------------------------
