@@ -222,40 +222,45 @@ class Deadline:
 
     What was to be done may then be done or not: a transaction that is under way is committed, or
     it is not. Whoever asks again, under the same `Idempotency-Key` where there is one, learns it.
+    The client has its answer even if a thread that the application waits for does not let it go.
     """
 
     def __init__(self, app: ASGIApp, seconds: float) -> None:
         self._app = app
         self._seconds = seconds
-        self._answering: set[asyncio.Task[None]] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         sent = _Sent(send)
-        # A task of its own, as a thread or a database that it waits for may not let it go at once.
-        answering = asyncio.create_task(self._answer(scope, receive, sent))
-        self._answering.add(answering)
-        answering.add_done_callback(self._answering.discard)
-        try:
-            await asyncio.wait({answering}, timeout=self._seconds)
-            if answering.done() or sent.begun:
-                await answering
-                return
-        finally:
-            sent.cut_off = True
-            answering.cancel()
-        log.warning("%s was not answered within %g s", described(scope), self._seconds)
-        await self._too_late(scope["method"]).response()(scope, receive, send)
+        answering = asyncio.current_task()
+        assert answering is not None  # noqa: S101 - this is a coroutine
+        instead: list[asyncio.Task[None]] = []
 
-    async def _answer(self, scope: Scope, receive: Receive, sent: _Sent) -> None:
+        def give_up() -> None:
+            if sent.begun:
+                return
+            sent.cut_off = True
+            log.warning("%s was not answered within %g s", described(scope), self._seconds)
+            answer = self._too_late(scope["method"]).response()
+            instead.append(asyncio.create_task(answer(scope, receive, send)))
+            answering.cancel()
+
+        deadline = asyncio.get_running_loop().call_later(self._seconds, give_up)
         try:
             await self._app(scope, receive, sent)
+        except asyncio.CancelledError:
+            if not instead or answering.uncancel():
+                raise  # It was somebody else who cancelled it.
         except Exception as error:
-            if not sent.cut_off:
+            if not instead:
                 raise
             log.warning("%s failed, after its deadline: %s", described(scope), error)
+        finally:
+            deadline.cancel()
+        for answer in instead:
+            await answer
 
     def _too_late(self, method: str) -> Problem:
         if method in SAFE_METHODS:

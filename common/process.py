@@ -20,9 +20,10 @@ from common.garbage import collected_seldom
 from common.kernel.database import Database, DatabaseError, open_database
 from common.kernel.tables import Schema
 from common.messaging.connection import BrokerError
-from common.server import Server, listen
+from common.server import Server, listen, url_of
 from common.settings import Settings, SettingsError, load
 from common.tasks import cancel_all
+from common.web import Entrance, starting_app
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +95,13 @@ async def run(process: Process, settings: Settings) -> None:
         listener = stack.enter_context(
             listen(settings.http_host, settings.http_port, way_out="HTTP_HOST or HTTP_PORT")
         )
+        entrance = Entrance(starting_app(f"{name} service", settings))
+        server = Server(entrance, connections_max=settings.http_connections_max)
+        crashed: asyncio.Future[Any] = loop.create_future()
+        serving = _supervised(server.serve([listener]), crashed)
+        tasks = [serving, _supervised(metrics.watch_event_loop(name), crashed)]
+        log.info("serving on %s", url_of(listener))
+        stopping: asyncio.Future[Any] = asyncio.ensure_future(stop.wait())
         opening = asyncio.ensure_future(
             open_database(
                 settings.database_url_of(name),
@@ -102,30 +110,19 @@ async def run(process: Process, settings: Settings) -> None:
                 patience_seconds=settings.database_patience_seconds,
             )
         )
-        stopped = asyncio.ensure_future(stop.wait())
-        await asyncio.wait({opening, stopped}, return_when=asyncio.FIRST_COMPLETED)
-        stopped.cancel()
+        stack.push_async_callback(lambda: cancel_all(opening, stopping, *tasks))
+        await asyncio.wait({opening, stopping, crashed}, return_when=asyncio.FIRST_COMPLETED)
+        if crashed.done():
+            crashed.result()
         if not opening.done():
-            opening.cancel()
-            await asyncio.wait({opening})
             return
         database = opening.result()
         stack.push_async_callback(database.close)
         parts = await process.assemble(database, stack)
         metrics.tell_build(name)
         stack.enter_context(collected_seldom(name))
-        server = Server(parts.app, connections_max=settings.http_connections_max)
-        crashed: asyncio.Future[Any] = loop.create_future()
-        tasks = [
-            _supervised(coroutine, crashed)
-            for coroutine in (
-                server.serve([listener]),
-                metrics.watch_event_loop(name),
-                *parts.tasks,
-            )
-        ]
-        log.info("serving on http://%s:%d", *listener.getsockname()[:2])
-        stopping: asyncio.Future[Any] = asyncio.ensure_future(stop.wait())
+        tasks += [_supervised(task, crashed) for task in parts.tasks]
+        entrance.app = parts.app
         started: asyncio.Future[Any] = asyncio.ensure_future(parts.start())
         try:
             await asyncio.wait({started, stopping, crashed}, return_when=asyncio.FIRST_COMPLETED)
@@ -139,10 +136,10 @@ async def run(process: Process, settings: Settings) -> None:
             deadline = time.monotonic() + settings.drain_seconds
             server.should_exit = True
             await parts.stop()
-            await asyncio.wait({tasks[0]}, timeout=max(0.0, deadline - time.monotonic()))
+            await asyncio.wait({serving}, timeout=max(0.0, deadline - time.monotonic()))
             await parts.finish(deadline)
         finally:
-            await cancel_all(started, stopping, *tasks)
+            await cancel_all(started, *tasks)
             await parts.stop()
 
 

@@ -198,6 +198,12 @@ class _Connection(H11Protocol):
             super().shutdown()
 
 
+def url_of(listener: socket.socket) -> str:
+    """Where a client on this machine finds what listens there."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
 def listen(host: str, port: int, *, way_out: str) -> socket.socket:
     """A socket that listens there. Raises `OSError`, with a line that says the `way_out`."""
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)

@@ -14,6 +14,7 @@ from fastapi.responses import JSONResponse, Response
 from prometheus_client import REGISTRY, CollectorRegistry
 from sqlalchemy.engine import Connection
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from common.doors import described, guard
 from common.kernel.database import Database
@@ -146,6 +147,32 @@ def create_app(
         ]
         detail = "; ".join(f"{found['where']}: {found['why']}" for found in errors[:5])
         return Problem(422, detail, errors=errors).response()
+
+    return app
+
+
+class Entrance:
+    """What a server serves: an application that may give way to another one."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.app(scope, receive, send)
+
+
+def starting_app(title: str, settings: HttpSettings) -> FastAPI:
+    """What a process serves until its database is open, which takes as long as that is waited for
+    or its tables are changed: it is alive, and not ready."""
+
+    async def nothing() -> None: ...
+
+    readiness = Readiness(known=lambda: {"database": "it is not open yet"})
+    app = create_app(title, settings, readiness=readiness, before_scrape=nothing)
+
+    @app.exception_handler(404)
+    async def not_yet(_: Request, __: HTTPException) -> JSONResponse:
+        return unavailable("the service is starting; try again later").response()
 
     return app
 

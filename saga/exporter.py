@@ -22,7 +22,7 @@ from common.kernel.database import DatabaseError
 from common.kernel.tables import utc_now
 from common.messaging.connection import BrokerError
 from common.readiness import Readiness
-from common.server import Server, listen
+from common.server import Server, listen, url_of
 from common.settings import HttpSettings, load
 from common.text import harmless
 from common.web import create_app
@@ -61,7 +61,8 @@ class Exporter(Collector):
         self._letters: list[Metric] = []
         self._server: Server | None = None
         self._thread: threading.Thread | None = None
-        self._port = 0
+        self.url = ""
+        """Where Prometheus is to look, once it is entered."""
 
     def __enter__(self) -> Self:
         """Raises `OSError` for an address that cannot be listened on."""
@@ -76,7 +77,7 @@ class Exporter(Collector):
             registry=registry,
         )
         listener = listen(settings.http_host, settings.http_port, way_out="--host or --port")
-        self._port = listener.getsockname()[1]
+        self.url = f"{url_of(listener)}/metrics"
         self._server = Server(app, connections_max=settings.http_connections_max)
         serving = self._server.serve([listener])
         self._thread = threading.Thread(target=asyncio.run, args=(serving,), daemon=True)
@@ -87,12 +88,6 @@ class Exporter(Collector):
         if self._server is not None and self._thread is not None:
             self._server.should_exit = True
             self._thread.join()
-
-    @property
-    def url(self) -> str:
-        """Where Prometheus is to look."""
-        host = self._settings.http_host
-        return f"http://{f'[{host}]' if ':' in host else host}:{self._port}/metrics"
 
     async def run(self, seconds: float = RECONCILE_SECONDS) -> None:
         """Reconcile again and again; what cannot be read now is tried again next time."""

@@ -250,7 +250,8 @@ async def open_database(
         return await PostgresDatabase.open(
             url, schema, name=name, patience_seconds=patience_seconds
         )
-    return SqliteDatabase(url, schema)
+    # In a thread, as it takes as long as changing the tables does.
+    return await asyncio.to_thread(SqliteDatabase, url, schema)
 
 
 def read_database(url: str, query: Callable[[Connection], T]) -> T:

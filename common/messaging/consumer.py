@@ -134,7 +134,8 @@ class Consumer:
                 f"declare it with `saga topology apply`"
             ) from error
         except (AMQPError, OSError) as error:
-            raise BrokerError(f"cannot read from the broker: {error}") from error
+            why = str(error) or "no answer"
+            raise BrokerError(f"cannot read from the broker: {why}") from error
 
     async def stop(self) -> None:
         """Take no more, wait for what was taken (bounded by `drain_seconds`), disconnect."""

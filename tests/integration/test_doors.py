@@ -25,8 +25,10 @@ import yarl
 from fastapi import APIRouter
 
 import common.kernel.database
+import common.readiness
 import common.service
 from common.kernel.tables import utc_now
+from common.messaging.consumer import Consumer
 from common.problem import PROBLEM
 from common.settings import SettingsError
 from history_service import store
@@ -496,6 +498,34 @@ async def test_metrics_are_described_as_what_they_are(package: str, tmp_path: Pa
 
     content = metrics.operation["responses"]["200"]["content"]
     assert content.keys() == {"text/plain", "application/openmetrics-text"}
+
+
+async def test_readiness_is_told_at_once_though_the_broker_takes_its_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(common.readiness, "LOOK_EVERY_SECONDS", 0.02)
+    looks = 0
+
+    async def unread(_: Consumer) -> list[str]:
+        nonlocal looks
+        looks += 1
+        if looks > 1:
+            await asyncio.Event().wait()
+        return []
+
+    monkeypatch.setattr(Consumer, "unread", unread)
+    async with serving("order_service", tmp_path) as order:
+        await until(lambda: looks == 2)
+
+        async def is_ready() -> bool:  # The database is looked at as well.
+            return (await order.ask("GET", "/readyz")).status == 200
+
+        await until(is_ready)
+        answers = [await order.ask("GET", "/readyz") for _ in range(5)]
+
+    assert [answer.status for answer in answers] == [200] * 5
+    ages = [answer.json["checked_seconds_ago"] for answer in answers]
+    assert ages == sorted(ages)
 
 
 # --- a database that is away ----------------------------------------------------------------------

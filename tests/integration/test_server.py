@@ -8,8 +8,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 from fastapi import FastAPI, Request
@@ -21,9 +23,11 @@ from common.readiness import Readiness
 from common.server import Server, listen
 from common.settings import HttpSettings
 from common.web import create_app
+from saga.discovery import packages
 from tests.integration.served import LOOPBACK, ask, parsed, said
 from tests.polling import DEADLINE_SECONDS, until
 
+ROOT = Path(__file__).parents[2]
 HUGE_BYTES = 32_000_000
 GET = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n"
 POST = b"POST /echo HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n"
@@ -87,6 +91,19 @@ async def serving(
 
 def connections(server: Server) -> int:
     return len(server.server_state.connections)
+
+
+def test_every_http_server_of_the_product_is_that_one() -> None:
+    others = re.compile(
+        r"start_http_server|HTTPServer|WSGIServer|uvicorn\.(run|Config)|start_server"
+    )
+    found = [
+        path.relative_to(ROOT).as_posix()
+        for package in ("common", "saga", *packages())
+        for path in (ROOT / package).rglob("*.py")
+        if others.search(path.read_text())
+    ]
+    assert found == ["common/server.py"]
 
 
 SLOW = {

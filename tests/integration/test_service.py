@@ -29,7 +29,7 @@ from common.messaging.connection import connect
 from common.messaging.topology import EVENTS_EXCHANGE
 from payment_service.gateway import Account, SandboxGateway
 from saga.broker import apply_topology
-from saga.discovery import choreography
+from saga.discovery import choreography, packages
 from saga.http import client
 from tests.faults.proxy import Proxy
 from tests.forked import Forked, run
@@ -210,6 +210,28 @@ async def test_a_service_that_still_waits_for_the_broker_lives_and_can_be_stoppe
     assert set(ready.json()["missing"]) == {"broker", "consumers"}
 
 
+@pytest.mark.parametrize("package", packages())
+async def test_a_service_that_still_waits_for_its_database_lives_and_can_be_stopped(
+    package: str, tmp_path: Path, closed_port: int
+) -> None:
+    url = f"postgresql://saga:secret@127.0.0.1:{closed_port}/orders"
+    with ServiceProcess(package, tmp_path, DATABASE_URL=url) as service:
+        await service.says("waiting for the database")
+        async with service.http() as http:
+            alive, ready = await http.get("/livez"), await http.get("/readyz")
+            early = await http.post("/orders", json=ORDER)
+        service.popen.send_signal(signal.SIGTERM)
+
+        assert await service.exit_status() == 0
+        assert "Traceback" not in service.said
+        assert "secret" not in service.said + ready.text
+
+    assert alive.status_code == 200
+    assert ready.status_code == early.status_code == 503
+    assert set(ready.json()["missing"]) == {"database"}
+    assert int(early.headers["Retry-After"]) > 0
+
+
 # --- listening ------------------------------------------------------------------------------------
 
 
@@ -232,13 +254,19 @@ async def test_a_service_is_served_on_loopback_unless_told_otherwise(
                         await http.get("/livez")
 
 
+@pytest.mark.parametrize(("fault", "said"), [("cut", "database is away"), ("silent", "within 1 s")])
 async def test_a_request_while_the_database_is_away_is_told_to_come_back(
-    tmp_path: Path, broker_url: str, postgres_url: str, closed_port: int
+    fault: str, said: str, tmp_path: Path, broker_url: str, postgres_url: str, closed_port: int
 ) -> None:
     there = yarl.URL(postgres_url)
     ports = [closed_port, there.port or 0]
+    key = {"Idempotency-Key": "once"}
     async with Proxy(lambda: ports[-1]) as way:
-        environment = {"AMQP_URL": broker_url, "DATABASE_URL": str(there.with_port(way.port))}
+        environment = {
+            "AMQP_URL": broker_url,
+            "DATABASE_URL": str(there.with_port(way.port)),
+            "HTTP_ANSWER_SECONDS": "1",
+        }
         with ServiceProcess("order_service", tmp_path, **environment) as order:
             await order.says("ready")
             async with order.http() as http:
@@ -247,18 +275,33 @@ async def test_a_request_while_the_database_is_away_is_told_to_come_back(
                     answer = await http.get(f"/orders/{uuid4()}")
                     return answer.status_code == status
 
+                async def is_placed() -> bool:
+                    return (await http.post("/orders", json=ORDER, headers=key)).status_code == 202
+
                 assert await is_answered(404)
 
-                there_again = ports.pop()
-                way.cut()
+                if fault == "cut":
+                    ports.reverse()
+                    way.cut()
+                else:
+                    way.silence()
                 answer = await http.get(f"/orders/{uuid4()}")
-                assert answer.status_code == 503
-                assert "database is away" in answer.json()["detail"]
-                assert int(answer.headers["Retry-After"]) > 0
+                assert said in answer.json()["detail"]
+                for refused in (answer, await http.post("/orders", json=ORDER, headers=key)):
+                    assert refused.status_code == 503
+                    assert int(refused.headers["Retry-After"]) > 0
+                alive, ready = await http.get("/livez"), await http.get("/readyz")
+                assert alive.status_code == 200
+                assert ready.status_code in (200, 503)  # It may not have been looked at since.
 
-                ports.append(there_again)
+                if fault == "cut":
+                    ports.reverse()
+                else:
+                    way.heal()
                 await until(lambda: is_answered(404))
+                await until(is_placed)
             assert "Traceback" not in order.said
+            assert await depth(broker_url, "inventory.normal") == 1
 
 
 # --- what a machine can have wrong with it --------------------------------------------------------
