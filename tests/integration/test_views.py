@@ -276,7 +276,8 @@ def _wait_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(defaults or {}, "settle_seconds", 0.0)
     for module in (verify, rebuild):
         monkeypatch.setattr(module, "CATCH_UP_SECONDS", 0.1)
-    monkeypatch.setattr(stream, "END_SECONDS", 0.1)
+    for name in ("END_SECONDS", "STALL_SECONDS"):
+        monkeypatch.setattr(stream, name, 0.1)
 
 
 def test_it_is_known_how_every_command_is_called(tmp_path: Path) -> None:
