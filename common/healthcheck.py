@@ -27,5 +27,12 @@ def ready(port: int, path: str) -> bool:
         connection.close()
 
 
+def main() -> None:
+    port = os.environ.get("HTTP_PORT", "")
+    if not (port.isascii() and port.isdecimal()):
+        sys.exit(f"error: HTTP_PORT is {port!r}; name the service's port")
+    sys.exit(not ready(int(port), *(sys.argv[1:2] or ["/readyz"])))
+
+
 if __name__ == "__main__":
-    sys.exit(not ready(int(os.environ["HTTP_PORT"]), *(sys.argv[1:] or ["/readyz"])))
+    main()

@@ -177,4 +177,6 @@ def load(kind: type[S]) -> S:
             f"{'_'.join(map(str, problem['loc'])).upper()}: {problem['msg']}"
             for problem in error.errors(include_url=False)
         )
-        raise SettingsError(f"cannot use the settings in the environment: {problems}") from None
+        raise SettingsError(
+            f"cannot use the settings in the environment: {without_passwords(problems)}"
+        ) from None

@@ -68,9 +68,9 @@ class _Descriptor(io.RawIOBase):
                 self._broken = True
                 if self._leave:
                     raise ReaderGone from None
-            except OSError:
+            except OSError as error:
                 self._broken = True
-                raise
+                raise OSError(f"cannot write the output: {error.strerror}") from error
         return size
 
     def _wait(self) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import secrets
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -21,7 +22,9 @@ from common.choreography import Choreography
 from common.messaging.definitions import definitions, password_hash, text
 from common.messaging.permissions import OPERATOR, users_of
 from common.messaging.topology import Topology
-from saga.deployment import FILE_NAME, Deployment
+from common.text import harmless
+from common.urls import without_passwords
+from saga.deployment import FILE_NAME, Deployment, DeploymentError
 from saga.discovery import choreography
 from saga.passwords import PASSWORD_BYTES, new_passwords
 
@@ -55,7 +58,7 @@ def bootstrap(
     names = [service.name for service in graph.services]
     users = users_of(graph)
     if marker.exists():
-        known = Deployment.model_validate_json(marker.read_text(encoding="utf-8"))
+        known = Deployment.load(marker.parent)
         passwords = {user: yarl.URL(url).password or "" for user, url in known.amqp_urls.items()}
         roles = {name: yarl.URL(url).password or "" for name, url in known.database_urls.items()}
     else:
@@ -155,14 +158,17 @@ def main() -> None:
         help="a RabbitMQ node's home, for the cookie of a cluster",
     )
     arguments = parser.parse_args()
-    bootstrap(
-        arguments.folder,
-        choreography(),
-        brokers=arguments.broker,
-        database_host=arguments.database_host,
-        replicas=arguments.replicas,
-        cookies=arguments.cookie,
-    )
+    try:
+        bootstrap(
+            arguments.folder,
+            choreography(),
+            brokers=arguments.broker,
+            database_host=arguments.database_host,
+            replicas=arguments.replicas,
+            cookies=arguments.cookie,
+        )
+    except (DeploymentError, OSError, ValueError) as error:  # the last of a host
+        sys.exit(f"error: {harmless(without_passwords(str(error)))}")
 
 
 if __name__ == "__main__":

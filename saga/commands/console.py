@@ -15,6 +15,7 @@ from typing import Any, Final
 import rich.console
 import rich.table
 from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
 from rich.console import ConsoleOptions, RenderResult
 from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -140,13 +141,14 @@ class Table(rich.table.Table):
     ) -> Iterator[rich.console.RenderableType]:
         if self.title:
             yield console.render_str(str(self.title), style="bold")
+        width = max(cell_len(str(column.header)) for column in self.columns)
         for number, cells in enumerate(
             zip(*(column.cells for column in self.columns), strict=True)
         ):
             if number:
                 yield Text()
             record = rich.table.Table.grid(padding=(0, 2, 0, 0))
-            record.add_column(no_wrap=True, style="dim")
+            record.add_column(no_wrap=True, style="dim", width=width)
             record.add_column(overflow="fold")
             for column, cell in zip(self.columns, cells, strict=True):
                 if str(cell):

@@ -347,6 +347,51 @@ async def test_an_idempotency_key_has_a_limited_length(
     assert_problem(answer, 422, "header.idempotency-key")
 
 
+TAKEN: dict[str, Any] = {"/orders": ORDER, "/stock": {"items": [STOCK]}}
+"""By route that takes a body, one that is taken."""
+OBEYED = ("\x9b", "\u202e", "\u2028", "\u200b")
+"""By what shows it: a terminal, an editor, a log."""
+
+
+def spoiled(value: Any, char: str) -> Iterator[Any]:
+    """The document with the character in one of its texts, in each of them."""
+    if isinstance(value, str):
+        yield f"{value}{char}"
+    elif isinstance(value, dict):
+        for name, each in value.items():
+            yield from ({**value, name: other} for other in spoiled(each, char))
+    elif isinstance(value, list):
+        for number, each in enumerate(value):
+            yield from (
+                [*value[:number], other, *value[number + 1 :]] for other in spoiled(each, char)
+            )
+
+
+async def test_no_route_takes_a_text_that_something_else_obeys(whole: System) -> None:
+    """In any body and any header there is."""
+    for service in whole.services:
+        async with http(whole, service) as served:
+            document = (await served.get("/openapi.json")).json()
+            for path, operations in document["paths"].items():
+                for method, operation in operations.items():
+                    if "requestBody" in operation:
+                        for char in OBEYED:
+                            for body in spoiled(TAKEN[path], char):
+                                answer = await served.request(method, path, json=body)
+                                problem = assert_problem(answer, 422)
+                                assert problem["detail"].isprintable()
+                    for parameter in operation.get("parameters", ()):
+                        if parameter["in"] == "header" and parameter["name"] != "traceparent":
+                            answer = await served.request(
+                                method,
+                                path,
+                                json=TAKEN.get(path),
+                                headers={parameter["name"]: b"k\x9b"},
+                            )
+                            problem = assert_problem(answer, 422, parameter["name"].lower())
+                            assert problem["detail"].isprintable()
+
+
 async def test_an_order_id_that_is_none_is_a_problem(orders: httpx.AsyncClient) -> None:
     assert_problem(await orders.get("/orders/first"), 422, "path.order_id")
 

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from email import message_from_bytes
 from email.message import EmailMessage
+from email.utils import parseaddr
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -28,6 +29,7 @@ from common.readiness import Readiness
 from common.service import Running
 from common.settings import HttpSettings, SettingsError
 from common.tasks import cancel_all
+from common.text import harmless
 from common.web import create_app
 from notification_service.app import RESENDING, MailSettings, build, build_with, routes
 from notification_service.domain import RESENDING_MAX, Notification, NotificationStatus
@@ -203,6 +205,17 @@ def test_a_cancellation_tells_its_reason_in_words(reason: CancellationReason) ->
     assert f"your order {ORDER} was cancelled: " in text
     assert reason not in text
     assert "$" not in text
+
+
+@pytest.mark.parametrize("customer", ["a\u2028d\u202ea", "ada\x85Bcc: x@y.example", "[/b]<b>$ada"])
+def test_a_name_that_means_something_elsewhere_is_text_in_a_mail(customer: str) -> None:
+    """Older events have such names."""
+    mail = WRITER.write(ORDER, LETTER.model_copy(update={"customer": customer}))
+
+    assert harmless(customer) in mail.get_content()
+    assert mail["Bcc"] is None
+    assert parseaddr(mail["To"])[1].endswith("@customers.example")
+    assert all(char.isprintable() or char in "\r\n" for char in mail.as_string())
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ def leaves(command: Any, *path: str) -> Iterator[tuple[str, Any]]:
 
 COMMANDS: Final = dict(leaves(typer.main.get_command(app)))
 
-WITH_SERVICES: Final = {"up", "demo", "publish", "exporter"}
+WITH_SERVICES: Final = {"up", "restart", "demo", "publish", "exporter"}
 """They need services, and the end-to-end tests run them."""
 
 
@@ -276,7 +276,8 @@ def _wait_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(defaults or {}, "settle_seconds", 0.0)
     for module in (verify, rebuild):
         monkeypatch.setattr(module, "CATCH_UP_SECONDS", 0.1)
-    monkeypatch.setattr(stream, "END_SECONDS", 0.1)
+    for name in ("END_SECONDS", "STALL_SECONDS"):
+        monkeypatch.setattr(stream, name, 0.1)
 
 
 def test_it_is_known_how_every_command_is_called(tmp_path: Path) -> None:
@@ -348,7 +349,8 @@ UNREADABLE: Final = itertools.cycle(
 
 def test_a_system_whose_description_cannot_be_read_is_named_in_one_line(tmp_path: Path) -> None:
     scene = Scene(tmp_path, "amqp://127.0.0.1:1/", [str(uuid4())])
-    need_none = {"check", "topology apply", "topology diff", "history import", "up", "demo"}
+    need_none = {"up", "restart", "demo", "check", "topology apply", "topology diff"}
+    need_none.add("history import")
     for command, described in COMMANDS.items():
         options = {name for parameter in described.params for name in parameter.opts}
         if "--data-dir" in options and command not in need_none:
@@ -359,3 +361,22 @@ def test_a_system_whose_description_cannot_be_read_is_named_in_one_line(tmp_path
             (line,) = done.err.splitlines()
             assert FILE_NAME in line, command
             assert "hush" not in line
+
+
+# --- what is secret -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_no_help_and_no_refusal_shows_a_password_of_the_environment(
+    command: str, tmp_path: Path
+) -> None:
+    secrets = {
+        "AMQP_URL": "amqp://order:12/hush@127.0.0.1:1/",
+        "MANAGEMENT_URL": "http://order:12/hush@127.0.0.1:1/",
+        "DATA_DIR": str(tmp_path / "nowhere"),
+    }
+    for argument in ("--help", "--nonsense"):
+        done = run(command, argument, environment=secrets)
+        assert done.status == (0 if argument == "--help" else 2)
+        assert "hush" not in done.out + done.err
+        assert "Traceback" not in done.err

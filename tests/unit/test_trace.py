@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -15,6 +16,7 @@ from common.envelope import Attributes, Envelope, derived_id
 from common.messaging.dead_letters import ADDRESSEE
 from common.messaging.frames import NO_PROPERTIES
 from common.messaging.trust import EDITOR_SOURCE
+from common.text import harmless
 from history_service.store import Fact
 from history_service.timeline import steps_of
 from inventory_service.domain import AddStock
@@ -24,7 +26,7 @@ from saga.dlq.store import ItemState
 from saga.history.debts import LATE_SECONDS, OVERDUE_SECONDS, Debt, debts_of
 from saga.history.drawing import as_mermaid, as_svg, as_text
 from saga.history.letters import Death, Life
-from saga.history.sequence import Diagram, Kind, duration, sequence_of
+from saga.history.sequence import Diagram, Kind, Row, duration, sequence_of
 from saga.history.story import Story, tell
 from saga.history.whereabouts import Place, Where, Whereabouts
 from tests.play import SAGA, Play, confirmed, declined, out_of_stock
@@ -511,6 +513,24 @@ def test_the_sequence_as_mermaid(letter_life: Callable[[str, Envelope[Any]], Lif
         "  Note over p2: ✗ stock.reserved is dead letter 17 after 4 tries +7.01 s"
         "<br/>GatewayUnavailable: away",
     ]
+
+
+@pytest.mark.parametrize(
+    "text", ['<b>;#%%"', "[/b]", "end\n  p0->>p1: paid", "\x1b[2J\u202e", "&lt;"]
+)
+def test_a_text_of_others_is_text_in_every_drawing(text: str) -> None:
+    row = Row(Kind.DEAD, "order", text, timedelta(0), note=text)
+    diagram = Diagram(("order", text), (row, replace(row, participant=text, to=("order",))))
+
+    mermaid = as_mermaid(diagram).splitlines()
+    assert len(mermaid) == 6
+    for line in mermaid:
+        assert line.isprintable()
+        assert not {*re.sub(r"#\d+;|<br/>|->>|-->>", "", line)} & {*'<>;#&%"\\'}
+    picture = ElementTree.fromstring(as_svg(diagram, text))  # noqa: S314
+    assert harmless(text, lines=True) in {each.text for each in picture.iter()}
+    header, lines = as_text(diagram)
+    assert all(part.isprintable() for line in lines for part in (header, line.lanes, line.note))
 
 
 def test_the_sequence_as_a_picture_says_the_same(
