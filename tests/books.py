@@ -10,26 +10,14 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-import inventory_service.store
-import notification_service.store
-import order_service.store
-import payment_service.store
 from common.kernel.database import Database, open_database, read_database
 from common.kernel.rows import writing
-from common.kernel.tables import Tables
 from history_service import store
 from payment_service.gateway import Account, SandboxGateway
 from saga.deployment import Deployment
 from saga.history.sources import Sources
 from tests.play import BROKE, Play
-
-TABLES: dict[str, Tables] = {
-    "order": order_service.store.TABLES,
-    "inventory": inventory_service.store.TABLES,
-    "payment": payment_service.store.TABLES,
-    "notification": notification_service.store.TABLES,
-}
-
+from tests.stores import TABLES
 
 Rows = dict[str, set[tuple[Any, ...]]]
 """By table, its rows."""

@@ -118,11 +118,16 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         process.alive = False
         for future in (*process.tasks, *process.futures):
             self._report_unseen(future)
-        for task in process.tasks:
-            if not task.done():
-                # Or Python would run their `finally` blocks whenever it collects the garbage.
-                task._log_destroy_pending = False  # type: ignore[attr-defined]  # asyncio's own, and the only way
-                process.context.run(_close, task)
+        running = asyncio._get_running_loop()
+        asyncio._set_running_loop(self)  # For what cleans up: from 3.12 on there is no other.
+        try:
+            for task in process.tasks:
+                if not task.done():
+                    # Or Python would run their `finally` blocks whenever it collects the garbage.
+                    task._log_destroy_pending = False  # type: ignore[attr-defined]  # asyncio's own, and the only way
+                    process.context.run(_close, task)
+        finally:
+            asyncio._set_running_loop(running)
         process.tasks.clear()
         process.futures.clear()
 

@@ -109,6 +109,13 @@ def no_folder(tmp_path: Path) -> Path:
     return tmp_path / "file" / "data"
 
 
+def test_the_version_is_told_with_that_of_python() -> None:
+    done = saga("--version")
+
+    assert done.returncode == 0
+    assert re.fullmatch(r"saga \d+\.\d+\.\d+ \(Python 3\.\d+\.\d+\)\n", done.stdout)
+
+
 # --- saga demo ------------------------------------------------------------------------------------
 
 

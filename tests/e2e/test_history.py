@@ -152,7 +152,8 @@ async def test_the_trace_of_an_order_that_died_and_was_replayed_is_what_happened
     assert done.returncode == 0, done.stderr
     head, lanes, *rows, end = done.stdout.splitlines()
     assert head.startswith(f"order {order} confirmed after ")
-    assert lanes.split() == ["order", "inventory", "payment", "notification"]
+    ours = ["order", "inventory", "payment", "notification"]
+    assert [lane for lane in lanes.split() if lane in ours] == ours
     assert end == "nobody owes anything"
     marks = [
         "●─ order.placed ",

@@ -10,6 +10,7 @@ import re
 import shutil
 import struct
 import subprocess
+import tempfile
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -171,13 +172,13 @@ async def test_a_pooler_that_is_set_up_for_it_is_used(postgres_url: str) -> None
 @pytest.mark.skipif(shutil.which("pgbouncer") is None, reason="PgBouncer is not installed")
 @pytest.mark.parametrize("ignoring", [False, True])
 async def test_pgbouncer_in_transaction_mode_is_used_or_told_what_to_set(
-    ignoring: bool, postgres_url: str, tmp_path: Path
+    ignoring: bool, postgres_url: str
 ) -> None:
     await give_timeouts(postgres_url)
     able = version() >= (1, 21)
     lines = [f"ignore_startup_parameters = {', '.join(TIMEOUTS)}"] if ignoring else []
     lines += ["max_prepared_statements = 200"] if able else []
-    with pgbouncer(tmp_path, yarl.URL(postgres_url), lines) as url:
+    with pgbouncer(yarl.URL(postgres_url), lines) as url:
         await until(lambda: answers(url))
         if not (ignoring and able):
             with pytest.raises(DatabaseError, match="max_prepared_statements"):
@@ -210,12 +211,16 @@ def version() -> tuple[int, ...]:
 
 
 @contextlib.contextmanager
-def pgbouncer(folder: Path, target: yarl.URL, lines: list[str]) -> Iterator[str]:
+def pgbouncer(target: yarl.URL, lines: list[str]) -> Iterator[str]:
     """PgBouncer before this database, in transaction mode and with these settings."""
     port = free_ports(["pgbouncer"])["pgbouncer"]
-    (folder / "users").write_text(f'"{target.user}" "{target.password}"\n')
-    (folder / "pgbouncer.ini").write_text(
-        f"""[databases]
+    user = "nobody" if os.getuid() == 0 else None  # It refuses to be run by root.
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "users").write_text(f'"{target.user}" "{target.password}"\n')
+        settings = folder / "pgbouncer.ini"
+        settings.write_text(
+            f"""[databases]
 * = host={target.host} port={target.port}
 [pgbouncer]
 listen_addr = 127.0.0.1
@@ -225,16 +230,14 @@ auth_type = plain
 auth_file = {folder}/users
 pool_mode = transaction
 """
-        + "\n".join(lines)
-    )
-    # It refuses to be run by root.
-    for path in (folder, *folder.iterdir()):
-        shutil.chown(path, "nobody") if os.getuid() == 0 else None
-    process = subprocess.Popen(
-        ["pgbouncer", str(folder / "pgbouncer.ini")], user="nobody" if os.getuid() == 0 else None
-    )
-    try:
-        yield str(target.with_port(port))
-    finally:
-        process.terminate()
-        process.wait()
+            + "\n".join(lines)
+        )
+        if user is not None:
+            for path in (folder, *folder.iterdir()):
+                shutil.chown(path, user)
+        process = subprocess.Popen(["pgbouncer", str(settings)], user=user)
+        try:
+            yield str(target.with_port(port))
+        finally:
+            process.terminate()
+            process.wait()

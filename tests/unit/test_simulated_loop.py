@@ -93,6 +93,22 @@ def test_a_killed_process_does_nothing_more_and_others_go_on() -> None:
     assert done[-2:] == ["other ends", "other has tidied up"]
 
 
+def test_what_is_cleaned_up_when_a_process_ends_finds_its_loop() -> None:
+    async def work() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            loops.append(asyncio.get_running_loop())
+            await asyncio.gather()
+
+    loops: list[asyncio.AbstractEventLoop] = []
+    loop = run(work())
+
+    assert loops == [loop]
+    with pytest.raises(RuntimeError):
+        asyncio.get_running_loop()
+
+
 def test_a_frozen_process_goes_on_later() -> None:
     async def work() -> None:
         loop.freeze(current_process(), 30)
