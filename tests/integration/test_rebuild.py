@@ -34,7 +34,7 @@ from saga.history.rebuild import (
 )
 from saga.history.sources import Sources
 from saga.history.verify import Verified, verify
-from tests.books import TABLES, Books, demand_turns, rows_of
+from tests.books import Books, demand_turns, rows_of
 from tests.integration.test_history_queries import kept_by_another
 from tests.messages import message_of
 from tests.play import BROKE, Play
