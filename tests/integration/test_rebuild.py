@@ -38,6 +38,7 @@ from tests.books import Books, demand_turns, rows_of
 from tests.integration.test_history_queries import kept_by_another
 from tests.messages import message_of
 from tests.play import BROKE, Play
+from tests.stores import TABLES
 from tests.unit.test_limits import BEYOND
 
 GRAPH = choreography()
