@@ -14,7 +14,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from common.telemetry import LogFormat
 from common.text import is_utf_8
-from common.urls import sqlite_url, text_of, unambiguous, without_passwords
+from common.urls import printable, sqlite_url, text_of, unambiguous, without_passwords
 
 INBOX_DAYS: Final = 90.0
 _HOST_NAME: Final = re.compile(r"\*|(\*\.)?[\w-]+(\.[\w-]+)*\.?")
@@ -85,7 +85,7 @@ def _check_host_names(text: str) -> str:
     for name in _names(text):
         if not _HOST_NAME.fullmatch(name):
             raise ValueError(
-                f"{name!r} is no host name; write names such as shop.example.com or "
+                f"{printable(name)!r} is no host name; write names such as shop.example.com or "
                 f"*.example.com, without ports, separated by commas"
             )
     return text

@@ -43,6 +43,7 @@ from common.events import (
 )
 from common.limits import TIME_END, TIME_MIN
 from common.message import Event, Priority
+from common.text import is_plain
 
 E = TypeVar("E", CancellationReason, DeclineReason, LetterKind, Priority, RejectionReason)
 
@@ -91,7 +92,7 @@ letters = st.builds(
 place_orders = st.builds(
     PlaceOrder,
     order_id=order_ids,
-    customer=customers,
+    customer=customers.filter(is_plain),
     currency=currencies,
     lines=order_lines,
     priority=any_of(Priority),
