@@ -20,8 +20,10 @@ from history_service.store import Fact, Stray, events, strays
 
 SUBJECTS_AT_ONCE: Final = 500
 EVENTS_AT_ONCE: Final = 2_000
-STRAYS_AT_ONCE: Final = 50
-"""Each may be as long as the broker lets a message be."""
+STRAYS_AT_ONCE: Final = 500
+STRAYS_MAX_BYTES: Final = 32_000_000
+"""Bodies in one page, beyond which none is added: each may be as long as the broker lets a message
+be."""
 
 T = TypeVar("T")
 
@@ -75,10 +77,19 @@ def strays_of(url: str) -> Iterator[list[Stray]]:
     """What was no event, by key, some at a time."""
 
     def page(after: str | None, connection: Connection) -> list[Stray]:
-        query = sa.select(strays).order_by(strays.c.key).limit(STRAYS_AT_ONCE)
+        column = strays.c.key
+        sizes = sa.select(column, sa.func.length(strays.c.body)).order_by(column)
         if after is not None:
-            query = query.where(strays.c.key > after)
-        return [Stray(**row._mapping) for row in connection.execute(query)]
+            sizes = sizes.where(column > after)
+        keys: list[str] = []
+        size = 0
+        for key, length in connection.execute(sizes.limit(STRAYS_AT_ONCE)):
+            keys.append(key)
+            size += length
+            if size >= STRAYS_MAX_BYTES:
+                break
+        query = sa.select(strays).where(any_of(connection, column, keys)).order_by(column)
+        return [Stray(**row._mapping) for row in connection.execute(query)] if keys else []
 
     return _pages(url, page, lambda found: found[-1].key)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
 import os
 import sys
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -251,6 +253,7 @@ async def test_what_another_program_kept_as_an_event_is_carried_on_as_a_stray(
     assert kept == {"torn": b"{\xff", "long": b"\xff" * 1_000_000} | dict(
         zip(ids, BEYOND.values(), strict=True)
     )
+    assert await asyncio.to_thread(export, database_url, tmp_path / "again.jsonl") == written
     assert await take_in(history, file) == Imported(0, written.events + len(ids), 0, [])
 
 
@@ -266,7 +269,8 @@ async def test_every_page_is_read_though_none_of_its_events_is_one_any_more(
     history: str, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pages, "EVENTS_AT_ONCE", 3)
-    monkeypatch.setattr(pages, "STRAYS_AT_ONCE", 1)
+    monkeypatch.setattr(pages, "STRAYS_AT_ONCE", 3)
+    monkeypatch.setattr(pages, "STRAYS_MAX_BYTES", 5_000)
     (subject, *_) = [event.subject for event in await events_in(history)]
     ids = await transaction(history, lambda c: kept_by_another(c, subject))
     play = Play()
@@ -274,9 +278,12 @@ async def test_every_page_is_read_though_none_of_its_events_is_one_any_more(
     last = [store.Fact(event, event.to_bytes()) for event in play.events]
     await transaction(history, lambda c: store.append(c, last, play.at))
     before = pages.count(history)
+    for number in range(7):
+        await transaction(history, partial(keep_stray, key=f"s{number}", body=b"x" * 3_000))
 
     written = export(history, file)
-    assert (written.events, written.strays) == (before - len(ids), len(ids) + 1)
+    assert (written.events, written.strays) == (before - len(ids), len(ids) + 8)
+    assert [len(page) for page in pages.strays_of(history)] == [2, 2, 2, 2]
 
 
 async def test_taking_in_does_not_move_the_place_in_the_stream(
