@@ -104,8 +104,9 @@ class HttpSettings(BaseSettings):
     `common.doors.Visitors`."""
     http_answer_seconds: Annotated[float, Field(gt=0, le=600)] = 10.0
     """How long an answer may take, after which it is 503."""
-    http_connections_max: Annotated[int, Field(ge=10, le=100_000)] = 1_000
-    """How many connections there may be at once."""
+    http_connections_max: Annotated[int, Field(ge=10, le=100_000)] = 500
+    """How many connections there may be at once. They share the process's file descriptors, 1,024
+    on many machines, with its broker and its database."""
     body_max_bytes: Annotated[int, Field(ge=1024)] = 65_536
     """The longest HTTP request body."""
 
