@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import logging
 import re
+import resource
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -286,3 +287,12 @@ async def test_a_server_that_stops_waits_for_nobody_who_sends_nothing() -> None:
         await until(lambda: connections(server) == 3)
     for _, writer in idle:
         writer.close()
+
+
+def test_a_server_that_may_not_have_so_many_connections_says_so_at_its_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (1_000, 1_000))
+
+    with pytest.raises(OSError, match=r"only 1000 files .*ulimit -n 1256.*HTTP_CONNECTIONS_MAX"):
+        Server(FastAPI(), connections_max=1_000)
