@@ -15,7 +15,7 @@ import uvloop
 from fastapi import FastAPI
 
 from common import metrics, streams, telemetry, tracing
-from common.files import allow_open_files, keep_private
+from common.files import keep_private
 from common.garbage import collected_seldom
 from common.kernel.database import Database, DatabaseError, open_database
 from common.kernel.tables import Schema
@@ -26,9 +26,6 @@ from common.tasks import cancel_all
 from common.web import Entrance, starting_app
 
 log = logging.getLogger(__name__)
-
-OPEN_FILES_MIN = 256
-"""A service has a few dozen open by itself, and one more for each client."""
 
 S = TypeVar("S", bound=Settings)
 
@@ -66,7 +63,6 @@ def main(build: Callable[[S], Process], kind: type[S]) -> None:
     keep_private()
     name = "order-saga"
     try:
-        allow_open_files(OPEN_FILES_MIN)
         settings = load(kind)
         process = build(settings)
         name = process.name

@@ -27,6 +27,7 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
+from common.files import allow_open_files
 from common.problem import Problem, unavailable
 
 REQUEST_SECONDS: Final = 10.0
@@ -39,6 +40,9 @@ GRACEFUL_SECONDS: Final = 5
 TURNED_AWAY_MAX: Final = 100
 """Connections beyond the maximum that are told so; further ones are cut."""
 
+OPEN_FILES_BESIDE: Final = 256
+"""Files that a process may have open beside its HTTP connections; a service has a few dozen."""
+
 _SWEEP_TICKS: Final = 10
 """How often connections are looked at, in ticks of uvicorn's clock, which are tenths of seconds."""
 
@@ -50,6 +54,11 @@ class Server(uvicorn.Server):
     """
 
     def __init__(self, app: ASGIApp, *, connections_max: int) -> None:
+        """Raises `OSError` where so many connections cannot be open."""
+        try:
+            allow_open_files(connections_max + OPEN_FILES_BESIDE)
+        except OSError as error:
+            raise OSError(f"{error}, or lower HTTP_CONNECTIONS_MAX") from error
         super().__init__(
             uvicorn.Config(
                 app,

@@ -292,7 +292,7 @@ def main() -> None:
         source = Source(api, end=time.time(), seconds=arguments.minutes * 60)
         for path in sorted(FOLDER.glob("*.json")):
             drawn = picture(json.loads(path.read_text(encoding="utf-8")), source)
-            (arguments.folder / f"{path.stem}.svg").write_text(drawn)
+            (arguments.folder / f"{path.stem}.svg").write_text(drawn, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -79,14 +79,14 @@ class Supervision(BaseModel):
         """Write it down for other commands. Raises `OSError`."""
         file = folder / _FILE_NAME
         new = file.with_suffix(".new")
-        new.write_text(self.model_dump_json(indent=2) + "\n")
+        new.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
         new.replace(file)
 
     @classmethod
     def load(cls, folder: Path) -> Supervision | None:
         """What `saga up` tells of its processes in `folder`; None if none runs there."""
         try:
-            found = cls.model_validate_json((folder / _FILE_NAME).read_text())
+            found = cls.model_validate_json((folder / _FILE_NAME).read_bytes())
         except (OSError, ValidationError):
             return None
         try:

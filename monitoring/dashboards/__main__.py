@@ -26,7 +26,7 @@ def dashboards() -> Mapping[str, str]:
 def main() -> None:
     FOLDER.mkdir(parents=True, exist_ok=True)
     for name, text in dashboards().items():
-        (FOLDER / name).write_text(text)
+        (FOLDER / name).write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -130,7 +130,7 @@ def check(
 def _definitions(file: Path) -> dict[str, Any]:
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise typer.BadParameter(
             f"{file} cannot be read: {error}; name the file, or run this in the project's folder",
             param_hint="--definitions",

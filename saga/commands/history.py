@@ -29,7 +29,10 @@ if TYPE_CHECKING:
 
     from history_service.domain import OrderView
     from history_service.store import Gap
+    from saga.commands.console import Table
+    from saga.history.drawing import Line as DrawnLine
     from saga.history.rebuild import Rebuilt
+    from saga.history.sequence import Row
     from saga.history.trace import Past, Stuck, Trace
     from saga.history.verify import Verified
     from saga.history.whereabouts import Whereabouts
@@ -225,30 +228,52 @@ _STYLES: Final = {"happy": "green", "failure": "red", "compensation": "magenta"}
 def _print_trace(found: Trace) -> None:
     from saga.commands.console import out, styled
     from saga.history.drawing import as_text
-    from saga.history.sequence import Kind
 
     console = out()
     console.print(styled((_headline(found.story.view), "bold")))
     header, lines = as_text(found.diagram)
     first = max([len(line.after) for line in lines], default=0)
     second = max([len(line.lanes) for line in lines], default=0)
-    console.print(styled((" " * (first + 2) + header, "bold")))
-    for line in lines:
-        owed = line.row.kind is Kind.OWED
-        style = "yellow" if owed and line.row.path == "happy" else _STYLES[line.row.path]
-        console.print(
-            styled(
-                (f"{line.after:>{first}}  ", "dim"),
-                (f"{line.lanes:<{second}}", style),
-                (f"  {line.note}" if line.note else "", "dim"),
-            )
+    drawn = [
+        styled(
+            (f"{line.after:>{first}}  ", "dim"),
+            (f"{line.lanes:<{second}}", _style(line.row)),
+            (f"  {line.note}" if line.note else "", "dim"),
         )
+        for line in lines
+    ]
+    if all(line.cell_len <= console.width for line in drawn):
+        console.print(styled((" " * (first + 2) + header, "bold")))
+        for line in drawn:
+            console.print(line)
+    else:
+        console.print(_listed(lines))
     if not found.debts:
         settled = found.story.view.settled
         console.print("nobody owes anything" if settled else "nobody owes an event by now")
     for hole in found.story.holes:
         remark(f"{hole}")
     _tell_gaps(found.gaps)
+
+
+def _style(row: Row) -> str:
+    from saga.history.sequence import Kind
+
+    owed = row.kind is Kind.OWED
+    return "yellow" if owed and row.path == "happy" else _STYLES[row.path]
+
+
+def _listed(lines: Sequence[DrawnLine]) -> Table:
+    """The same where the drawing has no room."""
+    from saga.commands.console import Table, styled
+    from saga.history.drawing import SIGNS
+
+    table = Table("after", "who", "what", "to", "note")
+    for line in lines:
+        row = line.row
+        what = styled((f"{SIGNS[row.kind]} {row.label}", _style(row)))
+        table.add_row(line.after, row.participant, what, ", ".join(row.to), row.note)
+    return table
 
 
 def _print_stuck(found: list[Stuck], whereabouts: Whereabouts, now: datetime) -> None:

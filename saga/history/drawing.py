@@ -11,7 +11,7 @@ from saga.graph.flow import Path
 from saga.history.sequence import Diagram, Kind, Row, duration
 
 _PITCH_MIN: Final = 16
-_SIGNS: Final = {
+SIGNS: Final = {
     Kind.EVENT: "●",
     Kind.END: "■",
     Kind.DEAD: "✗",
@@ -83,7 +83,7 @@ def _drawn(row: Row, lanes: dict[str, int]) -> str:
         cells[column] = "─" if cells[column] == " " else "┼"
     for column in targets:
         cells[column] = "▶" if column > start else "◀"
-    cells[start] = _SIGNS[row.kind]
+    cells[start] = SIGNS[row.kind]
     label = f" {row.label} "
     if left < start and right == start:  # beside the sign, on the arrow
         first = start - 1 - len(label)
@@ -120,7 +120,7 @@ def as_mermaid(diagram: Diagram) -> str:
             if row.note:
                 lines.append(f"  Note over {source}: {_plain(row.note)}")
         else:
-            sign = _SIGNS[row.kind]
+            sign = SIGNS[row.kind]
             lines.append(f"  Note over {source}: {sign} {_plain(row.label)} {said}{note}")
     return "\n".join(lines) + "\n"
 
@@ -214,7 +214,7 @@ def _row(row: Row, lanes: dict[str, float], y: float) -> Sequence[str]:
         parts += (
             f'<path class="tip {path}" d="M{end:g} {y:g}l{-9 * side:g} -4.5v9z"/>' for end in beyond
         )
-    parts.append(f'<text class="sign {path}" x="{x:g}" y="{y + 4:g}">{_SIGNS[row.kind]}</text>')
+    parts.append(f'<text class="sign {path}" x="{x:g}" y="{y + 4:g}">{SIGNS[row.kind]}</text>')
     leftwards = bool(row.to) and all(lanes[name] < x for name in row.to)
     at, anchor = (x - 12, "end") if leftwards else (x + 12, "start")
     label_y, note_y = (y - 5, y + 13) if row.to else (y + 4, y + 16)

@@ -95,7 +95,7 @@ def _released(folder: Path) -> dict[tuple[str, int], Schema]:
 def _read(file: Path) -> dict[str, Any]:
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RegistryError(f"{file} cannot be read: {error}") from error
     if not isinstance(document, dict):
         raise RegistryError(f"{file} is JSON, but no object")

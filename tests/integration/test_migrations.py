@@ -273,3 +273,10 @@ def test_the_next_script_is_written_from_the_difference(tables: Tables) -> None:
 def test_tables_without_a_folder_have_no_scripts() -> None:
     with pytest.raises(MigrationError, match="no folder for migrations"):
         write_script(Tables(sa.MetaData()), "x")
+
+
+def test_a_folder_of_scripts_that_is_not_there_is_named(tmp_path: Path) -> None:
+    nowhere = tmp_path / "migrations"
+
+    with pytest.raises(MigrationError, match=f"{nowhere}.* is not there: make it"):
+        write_script(Tables(sa.MetaData(), migrations=nowhere), "x")

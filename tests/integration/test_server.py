@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import logging
 import re
+import resource
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -319,3 +320,12 @@ def test_it_is_the_same_on_the_event_loop_of_the_services(
 def test_who_makes_room_is_the_same_on_the_event_loop_of_the_services() -> None:
     uvloop.run(test_where_there_is_no_room_the_client_that_has_kept_us_waiting_makes_it())
     uvloop.run(test_where_all_are_being_answered_one_more_is_told_to_come_back())
+
+
+def test_a_server_that_may_not_have_so_many_connections_says_so_at_its_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (1_000, 1_000))
+
+    with pytest.raises(OSError, match=r"only 1000 files .*ulimit -n 1256.*HTTP_CONNECTIONS_MAX"):
+        Server(FastAPI(), connections_max=1_000)

@@ -11,6 +11,7 @@ import io
 import itertools
 import json
 import os
+import re
 import shutil
 import sqlite3
 import sys
@@ -29,6 +30,7 @@ from xml.etree import ElementTree
 import pytest
 import typer
 from aio_pika import Message
+from rich.cells import cell_len
 
 from common.events import OrderLine, PlaceOrder
 from common.kernel.database import open_database
@@ -306,9 +308,15 @@ def test_a_command_prints_what_others_wrote_harmlessly_and_whole(
 
     if command in SLOW:
         return
-    # On a terminal that knows ASCII only; and into a program that has left.
-    (first, *_) = scene.arguments(command)
-    check(run(command, *first, folder=scene.folder, encoding="ascii"))
+    # On a terminal that knows ASCII only, or is narrow; and into a program that has left.
+    ascii_only = run(command, *scene.arguments(command)[0], folder=scene.folder, encoding="ascii")
+    check(ascii_only)
+    terminal = {"TTY_COMPATIBLE": "1", "TERM": "xterm", "COLUMNS": "80"}
+    narrow = run(command, *scene.arguments(command)[0], folder=scene.folder, environment=terminal)
+    shown = re.sub(r"\x1b\[[\d;]*m", "", narrow.out)
+    drawn = [line for line in shown.split("\n") if {*line} & {*"│┃┼"}]
+    assert all(cell_len(line) <= 80 for line in drawn)
+    assert all(order in shown for order in scene.orders if order in ascii_only.out)
     left = run(command, *scene.arguments(command)[0], folder=scene.folder, reads=False)
     assert left.status == (READER_GONE if printed else 0), left.err
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import resource
 import stat
@@ -68,3 +69,23 @@ def test_a_limit_that_cannot_be_raised_is_named(monkeypatch: pytest.MonkeyPatch)
 
     with pytest.raises(OSError, match=r"only 64 files .*ulimit -n 1024"):
         allow_open_files(1_024)
+
+
+# --- their encoding -----------------------------------------------------------------------------
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("common", "saga", "monitoring", "*_service")
+
+
+def test_no_file_and_no_program_is_read_in_the_encoding_of_the_locale() -> None:
+    """Ruff finds `open`, and these where it can tell that it is a path's."""
+    found = []
+    for file in (file for package in PACKAGES for file in ROOT.glob(f"{package}/**/*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call):
+                given = {keyword.arg for keyword in node.keywords}
+                method = node.func.attr if isinstance(node.func, ast.Attribute) else ""
+                reads = method in ("read_text", "write_text") or {"text"} & given
+                if reads and "encoding" not in given:
+                    found.append(f"{file.relative_to(ROOT)}:{node.lineno}")
+    assert found == []
