@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+
 import aiormq
 
 from common.messaging.connection import BrokerError, connect
@@ -10,6 +13,10 @@ from common.urls import printable
 
 CLAIM_QUEUE = "saga.claim"
 """An exclusive queue: one connection at a time has it, and it goes with that."""
+
+
+CLOSE_SECONDS = 5.0
+"""How long a broker may take to answer that a connection is closed."""
 
 
 class ClaimedError(BrokerError):
@@ -39,24 +46,31 @@ class Claim:
             channel = await connection.channel()
             await channel.declare_queue(CLAIM_QUEUE, durable=False, exclusive=True)
         except aiormq.exceptions.ChannelLockedResource as error:
-            await connection.close()
+            await _close(connection)
             raise ClaimedError(
                 f"another system runs at {printable(self._url)}; stop it, or name another virtual "
                 f"host in AMQP_URL"
             ) from error
         except aiormq.exceptions.AMQPError as error:
-            await connection.close()
+            await _close(connection)
             raise BrokerError(
                 f"RabbitMQ at {printable(self._url)} refused the queue {CLAIM_QUEUE}: {error}; "
                 f"may the user in AMQP_URL configure queues there?"
             ) from error
         except BaseException:
-            await connection.close()
+            await _close(connection)
             raise
         self._connection = connection
 
     async def give_up(self) -> None:
         """Let others have it. May be called again."""
         connection, self._connection = self._connection, None
-        if connection is not None and not connection.is_closed:
+        if connection is not None:
+            await _close(connection)
+
+
+async def _close(connection: Connection) -> None:
+    """Close a connection, whether or not the broker still answers."""
+    with contextlib.suppress(OSError, TimeoutError, aiormq.exceptions.AMQPError):
+        async with asyncio.timeout(CLOSE_SECONDS):
             await connection.close()

@@ -64,8 +64,9 @@ async def _restart(folder: Path, replica: str) -> None:
     pid = before.services[replica].pid
     if pid is not None:
         await _end(folder, replica, pid)
-    starts_at = before.services[replica].starts_at or 0.0
-    deadline = time.monotonic() + max(0.0, starts_at - time.time()) + START_SECONDS
+    else:
+        Supervision.hurry(folder, replica)
+    deadline = time.monotonic() + START_SECONDS
     said = "it has not been started"
     while time.monotonic() < deadline:
         process = _supervision(folder).services[replica]

@@ -18,6 +18,8 @@ DELAY_MAX_SECONDS: Final = 60.0
 """The longest wait before a process that keeps ending is started again."""
 
 _FILE_NAME: Final = "processes.json"
+_HURRY: Final = "start-now-"
+"""How the names of files begin by which a service is started now."""
 
 
 class Supervised(BaseModel):
@@ -100,6 +102,20 @@ class Supervision(BaseModel):
         """Nothing is supervised in `folder` any more."""
         with contextlib.suppress(OSError):
             (folder / _FILE_NAME).unlink()
+
+    @staticmethod
+    def hurry(folder: Path, service: str) -> None:
+        """Ask for a service that waits for its next start to be started now. Raises `OSError`."""
+        (folder / f"{_HURRY}{service}").touch()
+
+    @staticmethod
+    def hurried(folder: Path, service: str) -> bool:
+        """Whether that was asked for; it counts once."""
+        try:
+            (folder / f"{_HURRY}{service}").unlink()
+        except OSError:
+            return False
+        return True
 
     @property
     def all(self) -> Mapping[str, Supervised]:

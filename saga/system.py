@@ -389,11 +389,11 @@ class System:
             if process.stopped:
                 self._report(f"the {name} service was stopped; starting it again")
             else:
-                await self._pause(f"the {name} service", supervised, process.last_words(), ends_max)
+                await self._pause(name, supervised, process.last_words(), ends_max)
             try:
                 self._spawn(name, process)
             except OSError as error:
-                await self._pause(f"the {name} service", supervised, str(error), ends_max)
+                await self._pause(name, supervised, str(error), ends_max)
             else:
                 supervised.pid = process.pid
                 self._supervised.save(self.folder)
@@ -420,15 +420,20 @@ class System:
         self, name: str, supervised: Supervised, last_words: str, ends_max: int | None
     ) -> None:
         """Count and report that a process has ended, and wait until it may be started again."""
+        shown = name if supervised.service is None else f"the {name} service"
         now = time.time()
         seconds = supervised.ended(now, last_words)
         if ends_max is not None and len(supervised.ends) > ends_max:
-            raise SystemFault(f"{name} has ended {len(supervised.ends)} times: {last_words}")
+            raise SystemFault(f"{shown} has ended {len(supervised.ends)} times: {last_words}")
         when = f"in {seconds:g} s" if seconds else "now"
-        self._report(f"{name} has ended ({last_words}); starting it again {when}")
+        self._report(f"{shown} has ended ({last_words}); starting it again {when}")
         supervised.starts_at = now + seconds
         self._supervised.save(self.folder)
-        await asyncio.sleep(seconds)
+        deadline = time.monotonic() + seconds
+        while True:
+            if Supervision.hurried(self.folder, name) or time.monotonic() >= deadline:
+                break
+            await asyncio.sleep(min(seconds, _POLL_SECONDS))
         supervised.starts_at = None
 
     async def _keep_claim(self, claim: Claim) -> NoReturn:

@@ -15,7 +15,7 @@ from saga import supervision
 from saga.discovery import choreography
 from saga.restart import RestartError, restart
 from saga.status import status
-from saga.supervision import LOOP_ENDS, Supervision
+from saga.supervision import LOOP_ENDS, Supervised, Supervision
 from saga.system import System
 from tests import forked
 from tests.polling import until
@@ -83,6 +83,25 @@ async def test_what_keeps_ending_is_a_problem_and_the_others_go_on(
     assert before | {"inventory": watched.pid("inventory")} == pids(watched)
     done = await command("status", "--json", system=watched)
     assert found in json.loads(done.stdout)["problems"]
+
+
+@in_one_loop
+async def test_a_service_that_waits_for_its_next_start_is_restarted_now(
+    watched: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Supervised, "ended", lambda *_: 3_600.0)
+    before = pids(watched)
+    watched.kill("inventory")
+
+    def waits() -> bool:
+        found = Supervision.load(watched.folder)
+        return found is not None and found.services["inventory"].starts_at is not None
+
+    await until(waits)
+    assert await restart(watched.folder, ["inventory"]) == ["inventory"]
+
+    assert watched.alive("inventory")
+    assert watched.pid("inventory") != before["inventory"]
 
 
 @in_one_loop

@@ -71,6 +71,8 @@ async def test_a_killed_node_comes_back_with_its_data_at_the_same_address(
         node.kill()
         with pytest.raises(OSError, match=r"."):
             await aio_pika.connect(address)
+        with pytest.raises(NodeError, match="was not ready within"):  # nor is it at the first try
+            await asyncio.to_thread(node.start, 0.05)
         await asyncio.to_thread(node.start)
 
         assert node.pid != first_pid

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import string
 from datetime import UTC, timedelta
-from typing import TypeVar, get_args
+from typing import TypeVar, get_args, get_type_hints
 
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
+import common.events
 from common.events import (
     LINES_MAX,
     QUANTITY_MAX,
@@ -167,6 +169,20 @@ EVENTS: dict[type[Event], SearchStrategy[Event]] = {
     ),
     NotificationDismissed: st.builds(NotificationDismissed, order_id=order_ids),
 }
-"""Every event there is; a test makes sure of that."""
+"""Every event there is. Those that are not named here are made of their fields' types."""
+
+
+def _of_its_fields(kind: type[Event]) -> SearchStrategy[Event]:
+    usual = {"order_id": order_ids, "customer": customers, "currency": currencies, "sku": skus}
+    types = get_type_hints(kind, include_extras=True)
+    fields = {name: usual.get(name, st.from_type(types[name])) for name in kind.model_fields}
+    return st.builds(kind, **fields)
+
+
+EVENTS |= {
+    kind: _of_its_fields(kind)
+    for _, kind in inspect.getmembers(common.events, inspect.isclass)
+    if issubclass(kind, Event) and hasattr(kind, "type") and kind not in EVENTS
+}
 
 events: SearchStrategy[Event] = st.one_of(*EVENTS.values())

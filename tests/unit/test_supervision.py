@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from pathlib import Path
+from typing import cast
 
+import pytest
+
+from saga import supervision
+from saga.node import NodeError, RabbitNode
 from saga.supervision import (
     DELAY_MAX_SECONDS,
     LOOP_ENDS,
@@ -12,6 +18,8 @@ from saga.supervision import (
     Supervised,
     Supervision,
 )
+from saga.system import System
+from tests.polling import until
 
 
 def delays(process: Supervised, times: list[float]) -> list[float]:
@@ -64,3 +72,46 @@ def test_nothing_is_supervised_where_no_saga_up_runs(tmp_path: Path) -> None:
     assert Supervision.load(tmp_path) is None
     Supervision.forget(tmp_path)
     Supervision.forget(tmp_path)
+
+
+class Broken:
+    """A server that cannot be started at the first two tries."""
+
+    log_path = Path("rabbit.log")
+
+    def __init__(self) -> None:
+        self.running = False
+        self.starts = 0
+
+    def start(self) -> None:
+        self.starts += 1
+        if self.starts < 3:
+            raise NodeError("the disk is full")
+        self.running = True
+
+
+async def test_a_server_that_does_not_come_back_is_tried_again_and_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervision, "DELAY_MAX_SECONDS", 0.0)
+    said: list[str] = []
+    system = System(tmp_path, report=said.append)
+    broker = Supervised()
+    system._supervised = Supervision(
+        group=os.getpgrp(), stop_seconds=1, services={}, servers={"the broker": broker}
+    )
+    server = Broken()
+
+    keeping = asyncio.ensure_future(
+        system._keep_server("the broker", cast(RabbitNode, server), None)
+    )
+    await until(lambda: server.running)
+
+    assert not keeping.done()
+    keeping.cancel()
+    await asyncio.wait({keeping})
+    assert server.starts == 3
+    assert len(broker.ends) == 3
+    assert broker.last_words == "the disk is full"
+    assert "the broker has ended (the disk is full); starting it again" in said[-1]
+    assert Supervision.load(tmp_path) is not None
