@@ -41,6 +41,10 @@ from tests.play import SAGA, Play
 from tests.polling import until
 
 JSON: Final = (b"Content-Type", b"application/json")
+NOWHERE: Final = Deployment(
+    amqp_url="amqp://127.0.0.1:1/", http_urls={}, database_urls={}, sandbox_url=""
+)
+"""A system of which nothing runs."""
 OPERATIONS: Final = ("/livez", "/readyz", "/metrics")
 """The paths that are no service's own."""
 
@@ -327,6 +331,18 @@ async def test_whatever_is_sent_to_a_door_is_answered_as_it_says(
     assert complaints() == []
 
 
+async def test_whatever_is_sent_to_the_exporter_is_answered_as_it_says(
+    complaints: Callable[[], list[str]],
+) -> None:
+    with Exporter(NOWHERE, host="127.0.0.1", port=0) as exporter:
+        port = yarl.URL(exporter.url).port or 0
+        for door in await doors(port, {}):
+            for asked in odd(door):
+                answer = await ask(port, door.method, asked.target, asked.headers, asked.body)
+                assert wrong_with(door, answer) == "", (door.path, asked)
+    assert complaints() == []
+
+
 @pytest.mark.parametrize("method", ["HEAD", "OPTIONS", "PUT", "DELETE", "PATCH", "TRACE", "WAT"])
 async def test_a_method_that_a_door_does_not_know_is_a_problem(
     method: str, tmp_path: Path, complaints: Callable[[], list[str]]
@@ -380,9 +396,6 @@ NO_FOREIGN_PAGES: Final[tuple[Headers, ...]] = (
 @asynccontextmanager
 async def every_process(folder: Path) -> AsyncIterator[list[tuple[int, Door]]]:
     """Every door of every process that serves HTTP, with its port."""
-    nowhere = Deployment(
-        amqp_url="amqp://127.0.0.1:1/", http_urls={}, database_urls={}, sandbox_url=""
-    )
     async with AsyncExitStack() as stack:
         found: list[tuple[int, Door]] = []
         for package in packages():
@@ -390,7 +403,7 @@ async def every_process(folder: Path) -> AsyncIterator[list[tuple[int, Door]]]:
             served, own = await stack.enter_async_context(opened)
             found += [(served.port, door) for door in own]
         with mock.patch.dict(os.environ, OWN_NAMES):
-            exporter = stack.enter_context(Exporter(nowhere, host="127.0.0.1", port=0))
+            exporter = stack.enter_context(Exporter(NOWHERE, host="127.0.0.1", port=0))
         port = yarl.URL(exporter.url).port or 0
         yield found + [(port, door) for door in await doors(port, {})]
 
