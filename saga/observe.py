@@ -210,8 +210,8 @@ class Observatory:
         urls = [url for urls in self._system.deployment.http_urls.values() for url in urls]
         broker = await self._broker()
         return {
-            "saga": [_address(url) for url in urls],
-            "saga-exporter": [_address(self.exporter_url)],
+            "saga": [address_of(url) for url in urls],
+            "saga-exporter": [address_of(self.exporter_url)],
             "rabbitmq": broker,
             "rabbitmq-queues": broker,
         }
@@ -228,8 +228,8 @@ class Observatory:
         node = self._system.node
         if node is not None:
             return [f"{_LOOPBACK}:{node.port(BROKER_PLUGIN)}"]
-        host = yarl.URL(self._system.deployment.amqp_url).host
-        address = f"{host}:{BROKER_PORT}"
+        broker_url = yarl.URL(self._system.deployment.amqp_url)
+        address = address_of(str(broker_url.with_port(BROKER_PORT)))
         try:
             async with client(f"http://{address}", 2.0) as broker:
                 (await broker.get("/metrics")).raise_for_status()
@@ -242,9 +242,10 @@ class Observatory:
         return [address]
 
 
-def _address(url: str) -> str:
+def address_of(url: str) -> str:
+    """The host, an IPv6 address in brackets, and the port."""
     found = yarl.URL(url)
-    return f"{found.host}:{found.port}"
+    return f"{found.host_subcomponent}:{found.port}"
 
 
 async def _end(task: asyncio.Task[None]) -> None:
