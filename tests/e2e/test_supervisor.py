@@ -106,12 +106,12 @@ async def test_a_service_that_waits_for_its_next_start_is_restarted_now(
 
 @in_one_loop
 async def test_a_name_that_is_no_service_is_one_line_with_those_that_are(watched: System) -> None:
-    done = await command("restart", "shipping", system=watched)
+    done = await command("restart", "closed", system=watched)
 
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert line == (
-        f"error: there is no service 'shipping' here; there are {', '.join(watched.services)}"
+        f"error: there is no service 'closed' here; there are {', '.join(watched.services)}"
     )
 
 

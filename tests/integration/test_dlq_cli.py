@@ -203,7 +203,7 @@ def test_show_tells_everything_and_what_a_replay_would_do(letter: Stage) -> None
 
 BAD_INPUT = {
     ("list", "--queue", "payment.lost"): "payment.lost",
-    ("list", "--service", "shipping"): "shipping",
+    ("list", "--service", "closed"): "closed",
     ("list", "--type", "order.lost"): "order.lost",
     ("list", "--order", "nobody's"): "nobody's",
     ("list", "--older-than", "-5"): "-5",

@@ -216,11 +216,19 @@ def test_another_interpreter_is_taken_when_it_is_named(machine: Machine) -> None
 
 
 def imported(file: Path) -> set[str]:
-    """The top-level names of all modules that a file imports, wherever in it."""
-    nodes = list(ast.walk(ast.parse(file.read_text())))
-    plain = {alias.name for n in nodes if isinstance(n, ast.Import) for alias in n.names}
-    of = {n.module or "" for n in nodes if isinstance(n, ast.ImportFrom) and n.level == 0}
-    return {name.partition(".")[0] for name in plain | of}
+    """The top-level names of all modules that a file imports where it runs, wherever in it."""
+    names: set[str] = set()
+    todo: list[ast.AST] = [ast.parse(file.read_text())]
+    for node in todo:  # grows
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            todo += node.orelse
+            continue
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names.add(node.module or "")
+        todo += ast.iter_child_nodes(node)
+    return {name.partition(".")[0] for name in names}
 
 
 def test_nothing_that_runs_needs_a_package_of_development() -> None:
