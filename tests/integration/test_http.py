@@ -309,12 +309,13 @@ async def test_a_field_that_makes_no_sense_is_named(
     [
         (b"", 422, "body: Field required"),
         (b"{", 422, "JSON"),
-        (b'{"customer": "c",}', 422, "body.17: JSON decode error: "),
+        (b'{"customer": "c",}', 422, "JSON decode error: "),
         (b"\xff\xfe", 422, "body"),
         (b"null", 422, "body"),
         (b'{"\\ud800": 1}', 422, "body"),
         (b"[" * 60_000, 400, "body"),
-        (b'{"lines": ' * 5_000 + b"1" + b"}" * 5_000, 400, "body"),
+        # How deep JSON may be depends on Python: 3.13 reads this, and finds that it is no order.
+        (b'{"lines": ' * 5_000 + b"1" + b"}" * 5_000, (400, 422), "body"),
         (b'{"' + b"x" * 60_000 + b'": 1}', 422, "body.xxx"),
         (b'{"customer": NaN}', 422, "customer"),
         (b'{"time_limit_seconds": 1e999}', 422, "time_limit_seconds"),
@@ -323,9 +324,12 @@ async def test_a_field_that_makes_no_sense_is_named(
     ids=lambda value: repr(value[:20]) if isinstance(value, bytes) else None,
 )
 async def test_a_body_that_is_no_order_is_a_problem(
-    body: bytes, status: int, words: str, orders: httpx.AsyncClient
+    body: bytes, status: int | tuple[int, ...], words: str, orders: httpx.AsyncClient
 ) -> None:
-    assert_problem(await orders.post("/orders", content=body, headers=JSON), status, words)
+    answer = await orders.post("/orders", content=body, headers=JSON)
+
+    assert answer.status_code in (status if isinstance(status, tuple) else (status,))
+    assert_problem(answer, answer.status_code, words)
 
 
 async def test_no_more_errors_are_listed_than_somebody_would_read(
