@@ -63,9 +63,12 @@ class _Watch:
         pause_seconds = LOOK_AGAIN_SECONDS
         while True:
             self._at_once.clear()
+            before = self._missing
             await self._once()
             if not self._missing:
                 pause_seconds = LOOK_EVERY_SECONDS
+            elif not before:
+                pause_seconds = LOOK_AGAIN_SECONDS
             try:
                 async with asyncio.timeout(pause_seconds):
                     await self._at_once.wait()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from datetime import datetime
 from email.message import EmailMessage
@@ -26,6 +27,7 @@ from common.text import harmless
 from common.web import CHANGING, answer_from
 from notification_service.domain import (
     PARTICIPANT,
+    RESENDING_MAX,
     DismissNotification,
     GiveUpResending,
     Notification,
@@ -53,6 +55,8 @@ from notification_service.store import NOTIFICATIONS, TABLES, count_unknown, cut
 
 LISTED_MAX = 500
 DETAIL_MAX = 255
+RESEND_SECONDS = RESENDING_MAX.total_seconds() * 2 / 3
+"""How long sending a mail again may take: it has ended before it is taken for cut short."""
 
 
 class MailSettings(Settings):
@@ -112,10 +116,11 @@ def routes(running: Running) -> APIRouter:
             raise not_unknown(found)
 
     async def decided(order_id: UUID, outcome: Done | Duplicate) -> Notification:
-        """What a decision led to; 409 if somebody else's was faster."""
+        """What a decision led to; 409 if another one was faster."""
         if isinstance(outcome, Done) and outcome.events and isinstance(outcome.own, Notification):
             return outcome.own
-        raise not_unknown(await find(order_id))
+        await find_unknown(order_id)
+        raise Problem(409, f"another request about order {order_id} was faster; look again")
 
     @router.get("/notifications", responses=problems(422))
     async def list_(
@@ -180,7 +185,10 @@ def build_with(writer: Writer, mailer: Mailer) -> Service:
     async def send(intent: Send | Resend) -> Answer:
         result, detail = Result.ACCEPTED, ""
         try:
-            await mailer.send(write(intent))
+            async with asyncio.timeout(RESEND_SECONDS if isinstance(intent, Resend) else None):
+                await mailer.send(write(intent))
+        except TimeoutError:
+            result, detail = Result.UNKNOWN, f"no answer within {RESEND_SECONDS:g} s"
         except MailRefused as error:
             result, detail = Result.REFUSED, str(error)
         except MailRejected as error:

@@ -34,8 +34,7 @@ from common.retry import Retry
 
 CUT_SHORT = "whoever was sending it did not come to the end"
 RESENDING_MAX = timedelta(minutes=15)
-"""How long sending a mail again may take; what takes longer was cut short, as by a crash. Mail
-servers are given up long before that."""
+"""How long a mail may be on its way again; what takes longer was cut short, as by a crash."""
 
 
 class Result(StrEnum):

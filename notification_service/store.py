@@ -10,7 +10,6 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from common.events import Letter
-from common.kernel.rows import UnreadableRow
 from common.kernel.tables import Json, StateTable, Tables, Utc, Word
 from common.message import Priority
 from notification_service.domain import RESENDING_MAX, Notification, NotificationStatus
@@ -46,15 +45,10 @@ def oldest(
         .order_by(notifications.c.begun_at, notifications.c.order_id)
         .limit(limit)
     )
-    found = []
-    for key in connection.scalars(query).all():
-        try:
-            notification = NOTIFICATIONS.find(connection, key)
-        except UnreadableRow as error:
-            notification = Notification(key, status=status, detail=str(error))
-        if notification is not None:
-            found.append(notification)
-    return found
+    keys = connection.scalars(query).all()
+    found, unreadable = NOTIFICATIONS.load_readable(connection, keys)
+    ruined = {row.key: Notification(row.key, status=status, detail=str(row)) for row in unreadable}
+    return [found.get(key) or ruined[key] for key in keys if key in found or key in ruined]
 
 
 def cut_short(connection: Connection, now: datetime, limit: int) -> Sequence[tuple[str, str]]:

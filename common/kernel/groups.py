@@ -381,8 +381,8 @@ class Kernel:
                     self._careful = CAREFUL_GROUPS  # What was done before may be what is refused.
                 elif len(group) > 1:
                     for number, work in enumerate(group):
-                        alone = [] if self._has_to_wait(work) else [work]
-                        await self._commit(alone, confirmed if number == 0 else ())
+                        if number == 0 or not self._has_to_wait(work):
+                            await self._commit([work], confirmed if number == 0 else ())
                     return
                 elif group:
                     self._commit_loop.succeeded()  # The database is there, and has said no.

@@ -108,6 +108,7 @@ class Outbox:
         self._metrics = OutboxMetrics(participant)
         self._metrics.watch(lambda: self.backlog)
         self._publish_loop = RetryLoop("outbox", "publish events")
+        self._ruined_loop = RetryLoop("outbox_rows", "publish single rows", vital=False)
         self._sweep_loop = RetryLoop("sweep", "read the outbox")
         self._lease_loop = RetryLoop("lease", "keep the lease on the outbox")
         self._database = database
@@ -140,11 +141,14 @@ class Outbox:
         """Called whenever the backlog has become less, and rows may be removed."""
         self._backoff_seconds = BACKOFF_MIN_SECONDS
         self._only_in_table = 0
+        self._ruined: set[str] = set()
+        """Ids of rows that hold no event. They hold up nothing, and are tried again at times."""
+        self._ruined_until = 0.0
 
     @property
     def retry_loops(self) -> tuple[RetryLoop, ...]:
         """What tries again and again here."""
-        return self._publish_loop, self._sweep_loop, self._lease_loop
+        return self._publish_loop, self._ruined_loop, self._sweep_loop, self._lease_loop
 
     @property
     def backlog(self) -> int:
@@ -300,20 +304,31 @@ class Outbox:
         self._confirmed += [
             row.event_id for row, error in zip(batch, errors, strict=True) if error is None
         ]
-        self._only_in_table += len(failed)
+        ruined = [(row, error) for row, error in failed if isinstance(error, ValueError)]
+        self._set_apart(ruined)
+        self._only_in_table += len(failed) - len(ruined)
+        # They are in the table: let the sweeper find them, behind what can be published now.
+        self._held.difference_update(row.event_id for row, _ in failed)
         self.on_confirmed()
         self._metrics.published(batch, errors)
         self._watch(batch, errors)
-        if failed:
-            # They are in the table: let the sweeper find them, behind what can be published now.
-            self._held.difference_update(row.event_id for row, _ in failed)
+        if len(failed) > len(ruined):
             self._swept = False
             await self._pause()
         else:
             self._backoff_seconds = BACKOFF_MIN_SECONDS
 
+    def _set_apart(self, ruined: Sequence[tuple[Outgoing, Exception]]) -> None:
+        """Rows that hold no event, whatever the broker says."""
+        for row, error in ruined:
+            self._ruined.add(row.event_id)
+            self._ruined_loop.failed(error, row.event_id, {"event": row.event_id})
+        if ruined:
+            self._ruined_until = asyncio.get_running_loop().time() + SWEEP_SECONDS
+
     def _watch(self, batch: Sequence[Outgoing], errors: Sequence[Exception | None]) -> None:
         """Count what fails, event by event: one may be refused while all others go through."""
+        errors = [None if isinstance(error, ValueError) else error for error in errors]
         first = next(filter(None, errors), None)
         if first is None and not self._publish_loop.failing:
             self._publish_loop.succeeded()
@@ -342,7 +357,9 @@ class Outbox:
     async def _sweep(self) -> None:
         """Fetch our rows that are not in memory, oldest first."""
         # Beyond those that are refused again and again, too, or nothing else would be found.
-        limit = len(self._held) + len(self._publish_loop.failing) + BATCH_MAX
+        if self._ruined and asyncio.get_running_loop().time() >= self._ruined_until:
+            self._ruined.clear()
+        limit = len(self._held) + len(self._publish_loop.failing) + len(self._ruined) + BATCH_MAX
         expected = self._only_in_table
         held = set(self._held)  # What is forgotten while we read was held before.
         self._swept = True  # Before reading: what is committed meanwhile may be missed.
@@ -356,7 +373,8 @@ class Outbox:
             # Rows that another replica has taken over, or an operator has removed.
             here = {row.event_id for row in rows} | ({None} if rows else set())
             self._publish_loop.forget(*(self._publish_loop.failing - here))
-        held |= self._held
+            self._ruined_loop.forget(*(self._ruined_loop.failing - here))
+        held |= self._held | self._ruined
         found = [Outgoing(*row) for row in rows if row.event_id not in held]
         self._held.update(row.event_id for row in found)
         self._enqueue(found)

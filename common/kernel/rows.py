@@ -36,6 +36,8 @@ _ARRAYS: Final[Mapping[type[sa.types.TypeEngine[Any]], str]] = {
 _INTEGRITY: Final = "23"
 """How the codes of PostgreSQL's errors begin where a constraint does not allow a row."""
 _CONFLICT: Final = re.compile(r"conflict (\d+)")
+_NO_TEXT: Final = "Could not decode to UTF-8"
+"""What Python's driver says of text in SQLite that is none, as if the database was out of order."""
 _NO_NUMBER: Final = "22P02"
 """What a write set has PostgreSQL complain of, and the code of the complaint. The quotation marks
 around it depend on the server's language."""
@@ -84,7 +86,14 @@ class Rows:
         some = [*keys]
         some += some[-1:] * (places - len(some))
         text = f"{self.sqlite.find} ({', '.join('?' * places)})"
-        return self.sqlite.read(_ask_sqlite(connection, text, some))
+        try:
+            found = _ask_sqlite(connection, text, some)
+        except sa.exc.OperationalError as error:
+            if _NO_TEXT in str(error.orig):
+                which = some[0] if len(keys) == 1 else f"one of {len(keys)}"
+                raise UnreadableRow(self.sqlite.table, which, error.orig or error) from error
+            raise
+        return self.sqlite.read(found)
 
     def insert(self, connection: Connection, rows: Sequence[Row]) -> int:
         """Insert rows in their order, but none whose key there is already; return how many.

@@ -140,17 +140,23 @@ class StateTable(Generic[S]):
             if not (page := keys.all()):
                 return
             after = page[-1]
-            unreadable: list[UnreadableRow] = []
-            try:
-                found = self.load(connection, page)
-            except UnreadableRow:
-                found = {}
-                for key in page:
-                    try:
-                        found |= self.load(connection, [key])
-                    except UnreadableRow as error:
-                        unreadable.append(error)
-            yield {key: found[key][0] for key in page if key in found}, unreadable
+            yield self.load_readable(connection, page)
+
+    def load_readable(
+        self, connection: Connection, keys: Sequence[str]
+    ) -> tuple[dict[str, S], Sequence[UnreadableRow]]:
+        """The states under `keys` that exist and can be read, and what cannot."""
+        unreadable: list[UnreadableRow] = []
+        try:
+            found = self.load(connection, keys)
+        except UnreadableRow:  # Which ones, one by one.
+            found = {}
+            for key in keys:
+                try:
+                    found |= self.load(connection, [key])
+                except UnreadableRow as error:
+                    unreadable.append(error)
+        return {key: found[key][0] for key in keys if key in found}, unreadable
 
     def check(self, writes: WriteSet, versions: Mapping[str, int]) -> None:
         """Have made sure that the states under these keys are still in these versions, which are

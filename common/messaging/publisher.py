@@ -121,6 +121,8 @@ def _posting(event: Outgoing) -> Posting:
 def _posting_or_error(event: Outgoing) -> Posting | Exception:
     """One row of the outbox that holds no event must not hold up the others."""
     try:
+        if not isinstance(event.body, bytes):  # SQLite gives back text where it was written so.
+            raise TypeError(f"{type(event.body).__name__}, not bytes")
         return _posting(event)
     except Exception as error:
         return ValueError(f"the row {event.event_id!r} of the outbox holds no event: {error!r}")

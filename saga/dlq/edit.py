@@ -23,6 +23,7 @@ from saga.dlq import InputError
 from saga.dlq.desk import Desk
 from saga.dlq.examine import decoder_of
 from saga.dlq.letters import Letter, State, document_of
+from saga.dlq.replay import alone
 
 _ENVELOPE: Final = (
     "specversion",
@@ -121,22 +122,23 @@ async def edit(
     diff = _diff(before, after)
     recorded = isinstance(envelope.data, Event)
     publisher = BrokerPublisher(desk.deployment.amqp_url_of(REPLAY), "saga dlq edit")
-    try:
-        await publisher.open()
-        # Somebody may have replayed or discarded it while the editor was open.
-        _must_be_dead(number, desk.store.begin_edit(number, copy_id, diff, body, why))
-        if recorded:
-            await publisher.publish("", posting_of(body, HISTORY_STREAM))
-        await publisher.publish("", posting_of(body, letter.queue))
-    finally:
-        await publisher.close()
-    desk.store.end_edit(number, copy_id, why)
+    with alone(desk.store.path):  # No replay may send it meanwhile, nor another edit.
+        try:
+            await publisher.open()
+            # It may have been replayed or discarded while the editor was open.
+            _must_be_dead(number, desk.store.begin_edit(number, copy_id, diff, body, why))
+            if recorded:
+                await publisher.publish("", posting_of(body, HISTORY_STREAM))
+            await publisher.publish("", posting_of(body, letter.queue))
+        finally:
+            await publisher.close()
+        desk.store.end_edit(number, copy_id, why)
     return Edited(number, copy_id, letter.queue, diff, recorded)
 
 
-def _must_be_dead(number: int, state: State) -> None:
+def _must_be_dead(number: int, state: State | None) -> None:
     if state is not State.DEAD:
-        raise InputError(f"letter {number} is {state}; only a dead one can be edited")
+        raise InputError(f"letter {number} is {state or 'gone'}; only a dead one can be edited")
 
 
 def _copy(letter: Letter, text: str) -> tuple[bytes, str]:

@@ -155,7 +155,7 @@ async def replay(
     many letters are open; `progress`, how many more are heard of. Raises `DlqError`, `InputError`,
     and `BrokerError` if the broker goes away: then the same call goes on.
     """
-    with _alone(desk.store.path):
+    with alone(desk.store.path):
         run, resumed = _run(desk, selection, settings, why)
         replaying = _Replaying(desk, run, settings, progress)
         begun(run, len(desk.store.open_items(run)))
@@ -201,15 +201,16 @@ def _run(desk: Desk, selection: Selection | None, settings: Settings, why: str) 
 
 
 @contextmanager
-def _alone(store: Path) -> Iterator[None]:
-    """One replay at a time: two would count each other's successes and failures."""
+def alone(store: Path) -> Iterator[None]:
+    """One replay or edit at a time: two replays would count each other's successes and failures,
+    and a letter would be sent twice. Raises `DlqError`."""
     descriptor = os.open(store.with_name(store.name + ".lock"), os.O_RDWR | os.O_CREAT, 0o600)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise DlqError(
-                f"another replay is at work on {store}; wait for it, or stop it first"
+                f"another replay or edit is at work on {store}; wait for it, or stop it first"
             ) from error
         yield
     finally:

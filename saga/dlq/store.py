@@ -397,17 +397,14 @@ class Store:
 
     # --- editing -----------------------------------------------------------------------------
 
-    def begin_edit(self, number: int, copy_id: str, diff: str, body: bytes, reason: str) -> State:
+    def begin_edit(
+        self, number: int, copy_id: str, diff: str, body: bytes, reason: str
+    ) -> State | None:
         """Note a corrected copy before it is sent; the letter stays dead until it is. Notes nothing
-        of a letter that is not dead any more; returns how it is."""
+        of a letter that is not dead any more; returns how it is, None if it is gone."""
         with self._engine.begin() as connection:
-            state: State = connection.execute(
-                # Written to before it is read, so that nobody else can change it meanwhile.
-                letters.update()
-                .where(letters.c.number == number)
-                .values(state=letters.c.state)
-                .returning(letters.c.state)
-            ).scalar_one()
+            query = sa.select(letters.c.state).where(letters.c.number == number)
+            state: State | None = connection.execute(query).scalar_one_or_none()
             if state is not State.DEAD:
                 return state
             connection.execute(edits.delete().where(edits.c.id == copy_id))

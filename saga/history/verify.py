@@ -8,24 +8,27 @@ is given time to catch up, and everything is read again.
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
+from datetime import datetime
 from typing import Any, Final
 
 import sqlalchemy as sa
+from pydantic import ValidationError
 from sqlalchemy.engine import Connection
 
 from common.choreography import Choreography, Participant, State
-from common.envelope import Attributes, Envelope, Undecodable
+from common.envelope import Attributes, Envelope, Undecodable, wrap
 from common.kernel.database import read_database
 from common.kernel.fold import Fold, is_shared
 from common.kernel.rows import UnreadableRow
 from common.kernel.step import StateId, react
 from common.kernel.tables import Tables, utc_now
-from common.message import Answer
+from common.message import Answer, Command, Priority
 from history_service import queries
 from history_service.store import Fact, Gap, decoded
 from saga.history import pages
@@ -237,7 +240,10 @@ class _Comparison:
         events: Sequence[Envelope[Any]],
     ) -> bool:
         """Whether a row is what becomes of the state by questions alone that the participant may
-        have asked because of events which it has not done yet: no event tells of a question."""
+        have asked because of events which it has not done yet, or of a command: no event tells of a
+        question."""
+        if any(_same_but_for_times(live, after) for after in self._asked_by_commands(kind, told)):
+            return True
         taken = [
             event for event in events if self._participant in self._graph.reacting_to(event.type)
         ]
@@ -253,8 +259,32 @@ class _Comparison:
                     reached.append(after)
         return live in reached
 
+    def _asked_by_commands(self, kind: type[State], state: State) -> Iterator[State]:
+        """The states after the questions that commands lead to which say no more than whom they are
+        about."""
+        for reaction in self._participant.reactions:
+            if not (issubclass(reaction.consumes, Command) and reaction.intends):
+                continue
+            needed = [n for n, f in reaction.consumes.model_fields.items() if f.is_required()]
+            if len(needed) != 1:
+                continue
+            try:
+                command = reaction.consumes.model_validate_json(json.dumps({needed[0]: state.key}))
+            except ValidationError:
+                continue
+            cause = wrap(
+                command,
+                id=state.key,
+                source=self._fold.source,
+                time=utc_now(),
+                priority=Priority.NORMAL,
+            )
+            after = self._asked(kind, state, cause)
+            if after is not None:
+                yield after
+
     def _asked(self, kind: type[State], state: State, event: Envelope[Any]) -> State | None:
-        """The state after the question that an event leads to, if it leads to one."""
+        """The state after the question that a message leads to, if it leads to one."""
 
         def find(id: StateId) -> State:
             return state if id == (kind, state.key) else id[0](id[1])
@@ -276,3 +306,13 @@ class _Comparison:
                 own = [e for e in events if e.source == self._fold.source]
                 for kind in {kind for e in own if (kind := self._fold.kind_of(e.type))}:
                     self._differ(kind, subject, "", "has no row", "has events about it")
+
+
+def _same_but_for_times(live: State, other: State) -> bool:
+    """Whether two states are the same, whenever what led to them was."""
+    return all(
+        ours == theirs or (isinstance(ours, datetime) and isinstance(theirs, datetime))
+        for ours, theirs in (
+            (getattr(live, column.name), getattr(other, column.name)) for column in fields(live)
+        )
+    )

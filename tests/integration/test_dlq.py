@@ -510,6 +510,27 @@ async def test_an_edited_copy_takes_the_letters_place(bench: Bench) -> None:
     assert copy["data"]["customer"] == "somebody"
 
 
+async def test_a_letter_that_was_settled_while_the_editor_was_open_is_not_edited(
+    bench: Bench,
+) -> None:
+    await bench.letters(1, customer="never")
+    async with bench.desk() as desk:
+        (letter,) = desk.store.find(EVERYTHING)
+
+        def change(text: str) -> str:
+            other = Store(str(bench.deployment.dead_letters_url))
+            other.discard(EVERYTHING, "by another person")
+            other.close()
+            return with_values(text, ["customer=somebody"])
+
+        with pytest.raises(InputError, match="is discarded; only a dead one can be edited"):
+            await edit(desk, letter.number, change)
+
+        assert states(desk) == [State.DISCARDED]
+        assert desk.store.edits_of(letter.number) == []
+    assert await bench.holds("toy.normal", 0)
+
+
 async def _newest_of(bench: Bench, stream: str, message_id: str) -> dict[str, Any]:
     found: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -375,6 +375,7 @@ async def test_what_was_lost_again_and_again_while_the_outside_was_asked_does_no
             toy.kernel.abandon_all(works)
             works = [toy.kernel.take(cancelled(1), lambda _: None)]
             await asyncio.sleep(0.01)
+        assert sum(map(len, toy.kernel._asked.values())) <= 1
         gate.open.set()
         await until(lambda: toy.kernel.idle)
 
@@ -477,6 +478,41 @@ async def test_what_could_not_be_published_is_published_later(database_url: str)
         publisher.error = None
         await until(lambda: toy.outbox.idle)
         assert len(publisher.published) == len(set(publisher.published)) == 10
+
+
+async def test_a_row_that_holds_no_event_holds_up_neither_others_nor_a_stop(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Particular(RecordingPublisher):
+        refused = 0
+
+        async def publish_events(self, events: Sequence[Outgoing]) -> list[Exception | None]:
+            answers = await super().publish_events(events)
+            for number, event in enumerate(events):
+                if event.body == b"ruined":
+                    self.refused += 1
+                    answers[number] = ValueError("no event")
+            return answers
+
+    publisher = Particular()
+    async with running(database_url, publisher=publisher) as toy:
+        row = {"event_id": "r", "owner": toy.outbox.owner, "position": 0, "routing_key": "a.b"}
+        ruined = toy.tables.outbox.insert().values(row | {"body": b"ruined"})
+        await toy.database.transaction(lambda connection: connection.execute(ruined))
+        toy.outbox.look_again()
+        await until(lambda: publisher.refused == 1)
+        for order in range(1, 6):
+            await toy.kernel.handle(cancelled(order))
+        toy.outbox.look_again()
+        await until(lambda: toy.outbox.idle)
+
+        assert publisher.refused == 1, "it is not tried with each sweep"
+        assert await toy.outbox_rows() == 1
+        (told,) = [loop for loop in toy.outbox.retry_loops if loop.failing]
+        assert (told.name, told.vital) == ("outbox_rows", False)
+        monkeypatch.setattr(toy.outbox, "_ruined_until", 0.0)
+        toy.outbox.look_again()
+        await until(lambda: publisher.refused == 2)
 
 
 async def test_a_restart_publishes_what_the_crash_left(database_url: str) -> None:

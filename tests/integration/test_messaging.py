@@ -406,9 +406,10 @@ async def test_an_unroutable_event_is_an_error(broker: Broker, amqp_url: str) ->
         ("order.cancelled.high", b"{}"),
         ("order.cancelled.high", b"\xff"),
         ("order.cancelled.high", b'{"id": 1, "type": 2, "source": 3, "time": 4}'),
+        ("order.cancelled.high", cancelled(3).to_bytes().decode()),
         ("x" * 300, cancelled(3).to_bytes()),
     ],
-    ids=["nothing in it", "not JSON", "of other types", "a routing key that is too long"],
+    ids=["nothing in it", "not JSON", "of other types", "text", "a routing key that is too long"],
 )
 async def test_a_row_of_the_outbox_that_holds_no_event_holds_up_no_other(
     broker: Broker, amqp_url: str, key: str, body: bytes

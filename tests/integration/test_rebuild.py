@@ -21,6 +21,7 @@ from common.messaging.stream import last_offset
 from common.messaging.topology import apply, topology_of, wait_queue
 from history_service import store
 from inventory_service.domain import AddStock, Delivery
+from notification_service.domain import ResendNotification
 from order_service.domain import CancelOrder
 from payment_service.domain import Payment, PaymentStatus, SettleCharge, compensate
 from payment_service.gateway import SandboxGateway
@@ -39,6 +40,7 @@ from tests.integration.test_history_queries import kept_by_another
 from tests.messages import message_of
 from tests.play import BROKE, Play
 from tests.stores import TABLES
+from tests.unit.test_forgotten_inbox import LOST, Recorded
 from tests.unit.test_limits import BEYOND
 
 GRAPH = choreography()
@@ -600,6 +602,22 @@ async def test_a_question_that_is_open_is_no_difference(books: Books) -> None:
     execute(books.url("payment"), "UPDATE payments SET amount_cents = 1", asked)
     columns = {column for *_, column in said(await compared(books))}
     assert "amount_cents" in columns
+
+
+async def test_a_mail_that_is_being_sent_again_is_no_difference(tmp_path: Path) -> None:
+    play = Recorded()
+    play.answers = False
+    order = play.place(customer=LOST, sku="nothing")
+    play.deliver()
+    play.give("notification", ResendNotification(order_id=UUID(order)))
+    books = Books(tmp_path, play)
+    await books.write()
+    found = await compared(books)
+
+    assert found.differences == []
+    assert found.open_questions == 1
+    execute(books.url("notification"), "UPDATE notifications SET detail = 'x'", order)
+    assert (await compared(books)).differences != []
 
 
 def execute(url: str, statement: str, order: str) -> None:

@@ -34,6 +34,7 @@ from tests.polling import until
 RUINED = {
     "the lines are no JSON": {"lines": "'{'"},
     "the priority is none": {"priority": "'urgent'"},
+    "the customer's name is no text": {"customer": "CAST(x'ff' AS TEXT)"},
     "the lines are of another shape": {"lines": "'[1]'"},
     "the order's id is none": {"order_id": "'x'"},
 }
@@ -78,6 +79,8 @@ async def is_cancelled(service: Replica, number: int) -> bool:
 async def test_one_order_that_cannot_be_read_keeps_no_other_deadline_from_being_kept(
     database_url: str, ruined: dict[str, str]
 ) -> None:
+    if "CAST" in str(ruined) and not database_url.startswith("sqlite"):
+        pytest.skip("PostgreSQL keeps no text that is none")
     async with overdue(database_url, 3) as service:
         for column, value in ruined.items():
             await ruin(service, 0, column, value)

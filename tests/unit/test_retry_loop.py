@@ -204,6 +204,7 @@ LOOPS = {
     "commits": ("common/kernel/groups.py Kernel._commit",),
     "inbox": ("common/kernel/inbox.py keep_forgetting",),
     "outbox": ("common/kernel/outbox.py Outbox._watch",),
+    "outbox_rows": ("common/kernel/outbox.py Outbox._set_apart",),
     "sweep": ("common/kernel/outbox.py Outbox._patiently",),
     "lease": ("common/kernel/outbox.py Outbox._patiently",),
     "copies": ("common/messaging/consumer.py Deliveries._set_aside",),
