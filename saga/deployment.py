@@ -4,18 +4,33 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+import yarl
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from common.settings import INBOX_DAYS, Discreet
-from common.urls import sqlite_url, without_passwords
+from common.urls import sqlite_url, unambiguous, without_passwords
 
 FILE_NAME = "saga.json"
 DEAD_LETTERS_FILE_NAME = "dead_letters.db"
 
 
 _OWNER_ONLY = 0o600
+
+
+def _http_url(url: str) -> str:
+    """The URL, if a client can ask there. Raises ValueError, which does not quote it."""
+    try:
+        parsed = yarl.URL(unambiguous(url))
+    except ValueError:
+        parsed = yarl.URL()
+    if parsed.scheme not in ("http", "https") or not parsed.host or not url.isascii():
+        raise ValueError("it is no URL of a service; write http://host:port")
+    return url
+
+
+HttpUrl = Annotated[str, AfterValidator(_http_url)]
 
 
 class DeploymentError(Exception):
@@ -31,7 +46,7 @@ class Deployment(Discreet, BaseModel):
     """As the operator's user, where the broker has one."""
     amqp_urls: dict[str, str] = {}
     """By user of the broker, where each has a password of his own."""
-    http_urls: dict[str, tuple[str, ...]]
+    http_urls: dict[str, tuple[HttpUrl, ...]]
     """Of each replica."""
     database_urls: dict[str, str]
     sandbox_url: str

@@ -153,7 +153,7 @@ def run(
         while found := os.read(read_end, 1_000):
             came.append(found)
 
-    reading = threading.Thread(target=read)
+    reading = threading.Thread(target=read, daemon=True)  # A failed test leaves it behind.
     if reads:
         reading.start()
     else:

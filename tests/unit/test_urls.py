@@ -204,7 +204,7 @@ def documents() -> Iterator[tuple[str, dict[str, Any]]]:
         Deployment(
             amqp_url=URL,
             amqp_urls={"order": URL},
-            http_urls={"order": (URL,)},
+            http_urls={"order": (f"http://user:{SECRET}@host:9999",)},
             database_urls={"order": URL},
             sandbox_url=URL,
             dead_letters_url=URL,
@@ -246,3 +246,17 @@ def test_a_variable_or_a_secret_that_is_not_utf_8_is_named(
     monkeypatch.setenv("SECRETS_DIR", str(tmp_path))
     with pytest.raises(SettingsError, match=f"{tmp_path}.*utf-8"):
         load(TlsSettings)
+
+
+@pytest.mark.parametrize(
+    "url", ["", "nonsense", "ftp://host", "http://[", "http://h:99999", "http://"]
+)
+def test_a_service_that_nobody_can_ask_is_named_before_anybody_does(
+    url: str, tmp_path: Path
+) -> None:
+    document = Deployment(amqp_url="", http_urls={}, database_urls={}, sandbox_url="")
+    spoiled = document.model_dump() | {"http_urls": {"order": [url]}}
+    (tmp_path / FILE_NAME).write_text(json.dumps(spoiled))
+
+    with pytest.raises(DeploymentError, match=r"http_urls\.order\.0: .*http://host:port"):
+        Deployment.load(tmp_path)
