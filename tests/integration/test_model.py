@@ -206,12 +206,17 @@ class System:
         await self.settle()
 
     async def settle(self) -> None:
-        """Wait until whatever is being handled waits for the provider."""
+        """Wait until whatever is being handled waits for the provider, or is a message again that
+        does."""
         async with asyncio.timeout(DEADLINE_SECONDS):
-            while len(self.provider.held) < sum(  # noqa: ASYNC110 - many may be the last
+            while self._waiting() < sum(  # noqa: ASYNC110 - many may be the last
                 not task.done() for process in self.processes.values() for task in process.handling
             ):
                 await asyncio.sleep(0.001)
+
+    def _waiting(self) -> int:
+        again = (len(same) for p in self.processes.values() for same in p.kernel._asked.values())
+        return len(self.provider.held) + sum(again)
 
     async def deliver(self) -> None:
         """Some messages, to whom they concern, all at once; most have been there before."""
@@ -264,12 +269,13 @@ class System:
     async def seen(self) -> Visible:
         """What rules would look at. Call it while nothing is being committed."""
         states: list[State] = []
-        events = dict(self.published)
+        events: dict[str, Envelope[Any]] = {}
         for name, process in self.processes.items():
             kept, bodies = await process.database.read(partial(_books, TABLES[name]))
             states += kept
             for envelope in map(self._decoder.decode, bodies):
                 events[envelope.id] = envelope
+        events |= self.published  # Afterwards: what leaves an outbox meanwhile is here.
         return visible(states, self.provider.ledger, events.values())
 
     async def _order_is_known(self) -> bool:
