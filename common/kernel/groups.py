@@ -179,6 +179,8 @@ class Kernel:
         it is that message again."""
         outbox.on_confirmed = self._look_at_outbox
         self._wake = asyncio.Event()
+        self._committing = False
+        """What is abandoned meanwhile may turn out to have led to a question."""
         self._resting = False
         """Whether nothing but the wake-up ends the wait."""
         self._asking = asyncio.Semaphore(ASKING_MAX)
@@ -193,7 +195,7 @@ class Kernel:
     @property
     def idle(self) -> bool:
         """Whether no message is waiting, being decided or being asked about."""
-        return self._unresolved == 0
+        return self._unresolved == 0 and not self._committing
 
     async def handle(
         self,
@@ -298,11 +300,14 @@ class Kernel:
             if confirmed:
                 forgot_at = now()
             if group or confirmed:
+                self._committing = bool(group)
                 try:
                     await self._commit(group, confirmed)
                 except BaseException:
                     self._outbox.give_back(confirmed)
                     raise
+                finally:
+                    self._committing = False
 
     def _look_at_outbox(self) -> None:
         """What was confirmed is forgotten in its time, unless nobody looks then, it is much, or

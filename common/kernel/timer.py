@@ -75,7 +75,7 @@ class Timekeeper:
         while True:
             due = await self._due()
             await asyncio.gather(*(self._give(subject, priority) for subject, priority in due))
-            if len(due) < BATCH_MAX:
+            if len(due) < BATCH_MAX or len(self._put_off) >= PUT_OFF_MAX:
                 await asyncio.sleep(self._poll_seconds)
 
     async def _due(self) -> list[tuple[str, str]]:

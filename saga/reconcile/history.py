@@ -75,7 +75,10 @@ class History:
         self.replaced: defaultdict[str, set[str]] = defaultdict(set)
         """By participant, the keys of messages a person has replaced by corrected copies."""
         self.last_event_at: dict[str, datetime] = {}
-        """By order."""
+        """Keyed by order: the highest time of an event."""
+        self.latest_event_at: dict[str, datetime] = {}
+        """Keyed by order: the time of the event that came last. It differs where a clock was set
+        back."""
         self.outcomes: dict[str, dict[str, str]] = {}
         """By order, the ids and types of its terminal events."""
         self.charges: defaultdict[str, dict[str, int]] = defaultdict(dict)
@@ -172,6 +175,7 @@ class History:
         elif participant is not None and BITS_MAX < number <= LOOKED_THROUGH_MAX:
             self._seen_beyond[participant, subject].add(number)
         if isinstance(event, OrderEvent):
+            self.latest_event_at[subject] = envelope.time
             last = self.last_event_at.get(subject)
             if last is None or last < envelope.time:
                 self.last_event_at[subject] = envelope.time

@@ -59,13 +59,14 @@ def judge(facts: Facts) -> list[Violation]:
 def orders_at_rest(facts: Facts) -> set[str]:
     """Orders of which neither the row nor any event is within the grace, and no message waits to
     be tried again."""
-    last_event_at = facts.history.last_event_at
+    last_event_at, latest = facts.history.last_event_at, facts.history.latest_event_at
     retried = {letter.subject for letters in facts.waiting.values() for letter in letters}
     return {
         order_id
         for order_id in facts.orders.keys() | last_event_at.keys()
         if order_id not in retried
         and _is_still(facts, last_event_at.get(order_id))
+        and _is_still(facts, latest.get(order_id))
         and (order_id not in facts.orders or _is_still(facts, facts.orders[order_id].changed_at))
     }
 

@@ -458,6 +458,16 @@ def test_a_clock_that_was_set_back_hides_no_order() -> None:
     assert "not_terminal" in world.found()
 
 
+def test_an_order_whose_newest_event_is_within_the_grace_moves_whatever_older_ones_say() -> None:
+    world = Clean()
+    tomorrow = NOW + timedelta(days=1)
+    world.orders[STRANGER] = OrderFact(OrderStatus.PENDING, "EUR", 500, tomorrow)
+    world.publish("inventory", 1, reserved(STRANGER), at=tomorrow)
+    world.publish("payment", 1, charged(STRANGER), at=NOW - timedelta(seconds=1))
+
+    assert STRANGER not in orders_at_rest(world.facts())
+
+
 def test_without_a_grace_every_order_is_judged_whatever_the_clocks_say() -> None:
     world = Clean()
     for seconds in (-1, 0, 1):
