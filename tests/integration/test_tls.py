@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import pytest
 import trustme
 import yarl
@@ -16,6 +17,7 @@ from saga.broker import apply_topology
 from saga.discovery import choreography
 from saga.node import RabbitNode, free_ports
 from tests.integration.test_service import ServiceProcess, assert_refuses
+from tests.polling import until
 
 HOST = "127.0.0.1"
 
@@ -82,7 +84,11 @@ async def test_a_service_works_over_tls(tmp_path: Path, secured: Secured) -> Non
     with ServiceProcess("payment_service", tmp_path, **environment) as payment:
         await payment.says("ready")
         async with payment.http() as http:
-            assert (await http.get("/readyz")).status_code == 200
+
+            async def is_ready() -> bool:
+                return (await http.get("/readyz")).status_code == httpx.codes.OK
+
+            await until(is_ready)
 
 
 async def test_an_authority_we_do_not_trust_is_one_line_at_once(secured: Secured) -> None:
