@@ -83,6 +83,7 @@ async def run(process: Process, settings: Settings) -> None:
     name = process.name
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+    loop.set_exception_handler(_on_unseen)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     async with contextlib.AsyncExitStack() as stack:
@@ -137,6 +138,16 @@ async def run(process: Process, settings: Settings) -> None:
         finally:
             await cancel_all(started, *tasks)
             await parts.stop()
+
+
+def _on_unseen(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Log an error that nobody waited for; but one of a connection that was given up while it was
+    being opened is no news, and would be a traceback beside the line that says why."""
+    error = context.get("exception")
+    if isinstance(error, OSError):
+        log.debug("what was given up has failed: %s", error)
+    else:
+        loop.default_exception_handler(context)
 
 
 def _supervised(coroutine: Awaitable[None], crashed: asyncio.Future[Any]) -> asyncio.Task[None]:
