@@ -165,7 +165,9 @@ class Connection:
     # The process's side.
 
     async def open_channel(self, *, confirms: bool = False) -> Channel:
-        """Open a channel."""
+        """Open a channel. Raises `ChannelLost` on a connection that is lost by now."""
+        if self.lost.is_set():
+            raise ChannelLost("the connection is lost")
         channel = Channel(self)
         self.channels.append(channel)
         await channel.ask(self._open, channel)
