@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from contextlib import closing
 from copy import copy
 from dataclasses import replace
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from sqlalchemy.engine import Connection
@@ -27,10 +28,14 @@ from common.messaging.consumer import Deliveries, _Intake
 from common.messaging.dead_letters import ATTEMPTS, Failure
 from common.messaging.frames import Delivery
 from common.messaging.publisher import BrokerPublisher
+from common.messaging.wire import ChannelLost
 from order_service.domain import ExpireOrder
 from saga.cli import app
 from saga.commands.simulating import Summary, show, summary_as_json
 from saga.simulation import Parts, Run, Simulation, run_seeds
+from saga.simulation import network as network_module
+from saga.simulation.loop import Process
+from saga.simulation.network import Network
 
 SEEDS = 200
 PORTION = 25
@@ -370,3 +375,15 @@ def test_what_is_wrong_is_in_the_json_document(broken: Run) -> None:
 )
 def test_what_makes_no_run_is_wrong_usage(options: list[str]) -> None:
     assert CliRunner().invoke(app, ["verify", *options]).exit_code == 2
+
+
+async def test_no_channel_is_opened_on_a_connection_that_is_lost() -> None:
+    trace = SimpleNamespace(note=lambda *_: None)
+    network = SimpleNamespace(world=None, trace=trace, _connections={})
+    connection = network_module.Connection(
+        cast(Network, network), cast(Process, SimpleNamespace(name="order")), "consumer"
+    )
+    connection._lose(ChannelLost("the connection was reset"))
+
+    with pytest.raises(ChannelLost):
+        await asyncio.wait_for(connection.open_channel(), 1)
