@@ -43,6 +43,8 @@ TURNED_AWAY_MAX: Final = 100
 OPEN_FILES_BESIDE: Final = 256
 """Files that a process may have open beside its HTTP connections; a service has a few dozen."""
 
+PAUSE_SECONDS: Final = 3.0
+"""A longer time between two looks at connections is one in which this process did not run."""
 _SWEEP_TICKS: Final = 10
 """How often connections are looked at, in ticks of uvicorn's clock, which are tenths of seconds."""
 
@@ -90,6 +92,7 @@ class _State(ServerState):
     def __init__(self, connections_max: int) -> None:
         super().__init__()
         self._connections_max = connections_max
+        self._swept_at: float | None = None
 
     def has_room_for(self, newcomer: _Connection) -> bool:
         """Whether one more connection may stay; makes room for it if need be."""
@@ -109,7 +112,12 @@ class _State(ServerState):
         return len(self.connections) > self._connections_max + TURNED_AWAY_MAX
 
     def sweep(self, now: float) -> None:
-        """End the connections whose clients take too long."""
+        """End the connections whose clients take too long. A pause of ours counts for no client:
+        what it has sent meanwhile was not read yet."""
+        if self._swept_at is not None and (paused := now - self._swept_at) > PAUSE_SECONDS:
+            for connection in self._ours():
+                connection.since += paused
+        self._swept_at = now
         for connection in self._ours():
             connection.end_if_late(now)
 

@@ -329,3 +329,21 @@ def test_a_server_that_may_not_have_so_many_connections_says_so_at_its_start(
 
     with pytest.raises(OSError, match=r"only 1000 files .*ulimit -n 1256.*HTTP_CONNECTIONS_MAX"):
         Server(FastAPI(), connections_max=1_000)
+
+
+async def test_a_pause_of_the_server_is_no_clients_fault() -> None:
+    async with serving(Application()) as (server, port):
+        reader, writer = await asyncio.open_connection(LOOPBACK, port)
+        writer.write(GET)
+        await until(lambda: connections(server) == 1)
+        now = asyncio.get_running_loop().time()
+        state = server.server_state
+        assert isinstance(state, common.server._State)
+        state._swept_at = now  # Then the process is stopped for an hour, and looks again.
+        state.sweep(now + 3_600)
+        state._swept_at = None
+        writer.write(b"\r\n")
+        answer = parsed(await reader.readuntil(b"\r\n\r\n"))
+        writer.close()
+
+    assert answer.status == 200
