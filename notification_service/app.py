@@ -102,18 +102,15 @@ def routes(running: Running) -> APIRouter:
             raise Problem(404, f"there is no notification about order {order_id}")
         return found
 
-    def not_unknown(notification: Notification) -> Problem:
-        return Problem(
-            409,
-            f"the notification about order {notification.key} is {notification.status}; only one "
-            f"that is unknown is for a person to decide",
-            notification_status=notification.status,
-        )
-
     async def find_unknown(order_id: UUID) -> None:
-        found = await find(order_id)
-        if found.status is not NotificationStatus.UNKNOWN:
-            raise not_unknown(found)
+        status = (await find(order_id)).status
+        if status is not NotificationStatus.UNKNOWN:
+            raise Problem(
+                409,
+                f"the notification about order {order_id} is {status}; only one that is unknown "
+                f"is for a person to decide",
+                notification_status=status,
+            )
 
     async def decided(order_id: UUID, outcome: Done | Duplicate) -> Notification:
         """What a decision led to; 409 if another one was faster."""

@@ -43,24 +43,26 @@ class Claim:
         await self.give_up()
         connection = await connect(self._url, name="saga up", patience_seconds=patience_seconds)
         try:
+            await self._declare(connection)
+        except BaseException:
+            await _close(connection)
+            raise
+        self._connection = connection
+
+    async def _declare(self, connection: Connection) -> None:
+        try:
             channel = await connection.channel()
             await channel.declare_queue(CLAIM_QUEUE, durable=False, exclusive=True)
         except aiormq.exceptions.ChannelLockedResource as error:
-            await _close(connection)
             raise ClaimedError(
                 f"another system runs at {printable(self._url)}; stop it, or name another virtual "
                 f"host in AMQP_URL"
             ) from error
         except aiormq.exceptions.AMQPError as error:
-            await _close(connection)
             raise BrokerError(
                 f"RabbitMQ at {printable(self._url)} refused the queue {CLAIM_QUEUE}: {error}; "
                 f"may the user in AMQP_URL configure queues there?"
             ) from error
-        except BaseException:
-            await _close(connection)
-            raise
-        self._connection = connection
 
     async def give_up(self) -> None:
         """Let others have it. May be called again."""

@@ -356,9 +356,9 @@ class Outbox:
 
     async def _sweep(self) -> None:
         """Fetch our rows that are not in memory, oldest first."""
-        # Beyond those that are refused again and again, too, or nothing else would be found.
         if self._ruined and asyncio.get_running_loop().time() >= self._ruined_until:
             self._ruined.clear()
+        # Beyond those that are refused again and again, too, or nothing else would be found.
         limit = len(self._held) + len(self._publish_loop.failing) + len(self._ruined) + BATCH_MAX
         expected = self._only_in_table
         held = set(self._held)  # What is forgotten while we read was held before.

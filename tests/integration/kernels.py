@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import asyncpg
+import httpx
+from fastapi import APIRouter
 from sqlalchemy.engine import Connection
 
 from common.choreography import Participant, State
@@ -17,7 +19,11 @@ from common.kernel.groups import GROUP_MAX, Ask, Kernel
 from common.kernel.outbox import LEASE_SECONDS, Outbox
 from common.kernel.tables import Clock, Tables, utc_now
 from common.message import Intent
+from common.readiness import Readiness
+from common.service import Running
+from common.settings import HttpSettings, Settings
 from common.tasks import cancel_all
+from common.web import create_app
 from tests.integration.toy import RecordingPublisher, id_in_inbox, rows
 from tests.polling import until
 
@@ -110,3 +116,19 @@ async def replica(
     finally:
         await cancel_all(*tasks)
         await database.close()
+
+
+def client_of(
+    service: Replica,
+    routes: Callable[[Running], APIRouter],
+    settings: HttpSettings | None = None,
+) -> httpx.AsyncClient:
+    """Asks a service's own routes, over this kernel."""
+
+    async def nothing() -> None: ...
+
+    settings = settings or HttpSettings()
+    app = create_app("test", settings, readiness=Readiness(), before_scrape=nothing)
+    running = Running(Settings(), service.database, service.tables, service.kernel, service.outbox)
+    app.include_router(routes(running))
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost")

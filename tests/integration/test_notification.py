@@ -25,12 +25,9 @@ from common.kernel.groups import Done, Duplicate, Failed, Outcome
 from common.kernel.tables import utc_now
 from common.kernel.timer import Timekeeper
 from common.message import Event, Priority
-from common.readiness import Readiness
-from common.service import Running
 from common.settings import HttpSettings, SettingsError
 from common.tasks import cancel_all
 from common.text import harmless
-from common.web import create_app
 from notification_service.app import RESENDING, MailSettings, build, build_with, routes
 from notification_service.domain import RESENDING_MAX, Notification, NotificationStatus
 from notification_service.mail import (
@@ -45,7 +42,7 @@ from notification_service.mail import (
     address_book,
 )
 from notification_service.store import TABLES, notifications
-from tests.integration.kernels import Replica, replica
+from tests.integration.kernels import Replica, client_of, replica
 from tests.polling import until
 
 ORDER = UUID(int=1)
@@ -364,7 +361,7 @@ async def test_a_mail_lost_after_its_text_is_shown_and_not_sent_again_by_itself(
         await deliver(notification, confirmed())
 
         assert await status(notification) is NotificationStatus.UNKNOWN
-        async with http(notification, mailer(server)) as person:
+        async with client_of(notification, routes) as person:
             (shown,) = (await person.get("/notifications")).json()
     assert shown["order_id"] == str(ORDER)
     assert "was lost before it answered" in shown["detail"]
@@ -386,7 +383,7 @@ async def test_a_crash_while_sending_is_shown_and_does_not_send_again(
     async with service(database_url, mailer(server)) as notification:
         await deliver(notification, confirmed())
         assert await status(notification) is NotificationStatus.UNKNOWN
-        async with http(notification, mailer(server)) as person:
+        async with client_of(notification, routes) as person:
             (shown,) = (await person.get("/notifications?status=unknown")).json()
     assert shown["letter"]["customer"] == "ada"
     assert len(server.accepted) == 1
@@ -431,26 +428,6 @@ async def test_an_answer_counts_though_another_replica_gave_the_mail_up_meanwhil
 # --- a person -------------------------------------------------------------------------------------
 
 
-def http(
-    notification: Replica, mailer: Mailer, settings: HttpSettings | None = None
-) -> httpx.AsyncClient:
-    """The service's own routes, over this kernel."""
-
-    async def nothing() -> None: ...
-
-    settings = settings or HttpSettings()
-    app = create_app("test", settings, readiness=Readiness(), before_scrape=nothing)
-    running = Running(
-        MailSettings(),
-        notification.database,
-        notification.tables,
-        notification.kernel,
-        notification.outbox,
-    )
-    app.include_router(routes(running))
-    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test")
-
-
 @pytest.fixture
 async def undecided(
     database_url: str, server: Server
@@ -460,7 +437,7 @@ async def undecided(
     async with service(database_url, mailer(server)) as notification:
         await deliver(notification, confirmed())
         server.data = "250 OK"
-        async with http(notification, mailer(server)) as person:
+        async with client_of(notification, routes) as person:
             yield notification, person
 
 
@@ -485,7 +462,7 @@ async def test_a_mail_server_that_takes_longer_than_an_answer_gets_one_mail_and_
     notification, _ = undecided
     server.silent = True
     quick = HttpSettings(http_answer_seconds=0.2)
-    async with http(notification, mailer(server), quick) as person:
+    async with client_of(notification, routes, quick) as person:
         early = [await person.post(f"/notifications/{ORDER}/resend") for _ in range(3)]
         server.answers.set()
 

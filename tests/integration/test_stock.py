@@ -2,41 +2,23 @@
 
 from __future__ import annotations
 
-import httpx
-
-from common.readiness import Readiness
-from common.service import Running
-from common.settings import HttpSettings, Settings
-from common.web import create_app
 from inventory_service.app import routes
 from inventory_service.domain import PARTICIPANT
 from inventory_service.store import TABLES
-from tests.integration.kernels import Replica, replica
+from tests.integration.kernels import client_of, replica
 
 TEA = {"sku": "tea", "quantity": 7, "unit_price_cents": 250, "currency": "EUR"}
 INK = {"sku": "ink", "quantity": 1, "unit_price_cents": 900, "currency": "EUR"}
 KEY = {"Idempotency-Key": "delivery-1"}
 
 
-def http(inventory: Replica) -> httpx.AsyncClient:
-    async def nothing() -> None: ...
-
-    app = create_app("test", HttpSettings(), readiness=Readiness(), before_scrape=nothing)
-    settings = Settings.model_construct()
-    app.include_router(
-        routes(
-            Running(
-                settings, inventory.database, inventory.tables, inventory.kernel, inventory.outbox
-            )
-        )
-    )
-    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost")
-
-
 async def test_a_delivery_sent_again_after_the_inbox_has_forgotten_it_is_not_added_again(
     database_url: str,
 ) -> None:
-    async with replica(database_url, PARTICIPANT, TABLES) as inventory, http(inventory) as client:
+    async with (
+        replica(database_url, PARTICIPANT, TABLES) as inventory,
+        client_of(inventory, routes) as client,
+    ):
         first = await client.post("/stock", json={"items": [TEA, INK]}, headers=KEY)
         forget = inventory.tables.inbox.delete()
         await inventory.database.transaction(lambda connection: connection.execute(forget))

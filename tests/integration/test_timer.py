@@ -9,7 +9,6 @@ from datetime import timedelta
 from functools import partial
 from uuid import UUID
 
-import httpx
 import pytest
 import sqlalchemy as sa
 
@@ -19,16 +18,12 @@ from common.kernel.rows import UnreadableRow
 from common.kernel.tables import utc_now
 from common.kernel.timer import Timekeeper
 from common.message import Priority
-from common.readiness import Readiness
-from common.service import Running
-from common.settings import HttpSettings, Settings
 from common.tasks import cancel_all
-from common.web import create_app
 from order_service.app import EXPIRY, routes
 from order_service.domain import PARTICIPANT, Order, OrderStatus
 from order_service.store import TABLES
 from saga.reconcile.databases import Books, read_book
-from tests.integration.kernels import Replica, replica
+from tests.integration.kernels import Replica, client_of, replica
 from tests.polling import until
 
 RUINED = {
@@ -107,19 +102,9 @@ async def test_reconcile_names_the_row_that_it_cannot_read(database_url: str) ->
 
 
 async def test_a_request_for_it_is_told_what_is_wrong(database_url: str) -> None:
-    async def nothing() -> None: ...
-
-    async with overdue(database_url, 1) as service:
+    async with overdue(database_url, 1) as service, client_of(service, routes) as client:
         await ruin(service, 0, "lines", "'{'")
-        app = create_app("test", HttpSettings(), readiness=Readiness(), before_scrape=nothing)
-        settings = Settings.model_construct()
-        running = Running(
-            settings, service.database, service.tables, service.kernel, service.outbox
-        )
-        app.include_router(routes(running))
-        transport = httpx.ASGITransport(app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
-            answer = await client.get(f"/orders/{UUID(int=0)}")
+        answer = await client.get(f"/orders/{UUID(int=0)}")
 
     assert answer.status_code == 500
     assert str(UUID(int=0)) in answer.json()["detail"]
