@@ -30,6 +30,7 @@ from prometheus_client.utils import floatToGoString
 from sqlalchemy.engine import Connection
 
 from common.choreography import Participant
+from common.kernel.kept import position_of
 from common.kernel.tables import Clock, Tables, utc_now
 from common.message import Command, Event, Intent, Message, Priority
 
@@ -177,6 +178,11 @@ _outbox_rows = Gauge("saga_outbox_rows", "Rows in the outbox, of all replicas.",
 _outbox_oldest_seconds = Gauge(
     "saga_outbox_oldest_seconds",
     "Age of the oldest row in the outbox, of all replicas; 0 if it is empty.",
+    ("participant",),
+)
+_kept_seconds = Gauge(
+    "saga_outbox_kept_seconds",
+    "Age of the oldest published event that is kept for a broker that is gone; 0 if none is.",
     ("participant",),
 )
 _inbox_rows = Gauge("saga_inbox_rows", "Rows in the inbox, of all replicas.", ("participant",))
@@ -464,6 +470,7 @@ class DatabaseMetrics:
         self._up = _database_up.labels(participant)
         self._rows = _outbox_rows.labels(participant)
         self._oldest = _outbox_oldest_seconds.labels(participant)
+        self._kept = _kept_seconds.labels(participant)
         self._inbox = _inbox_rows.labels(participant)
         self._tables = tables
         self._more = more
@@ -474,20 +481,25 @@ class DatabaseMetrics:
 
     def read(self, connection: Connection) -> None:
         """Read them all, as of one moment."""
-        outbox, inbox = self._tables.outbox, self._tables.inbox
+        outbox, inbox, kept = self._tables.outbox, self._tables.inbox, self._tables.kept
         query = sa.select(sa.func.count(), sa.func.min(outbox.c.position))
         rows, oldest = connection.execute(query.select_from(outbox)).one()
         if time.monotonic() - self._counted_at > INBOX_COUNT_SECONDS:
             count = sa.select(sa.func.count()).select_from(inbox)
             self._inbox_count = connection.scalar(count) or 0
             self._counted_at = time.monotonic()
+        first = connection.scalar(sa.select(sa.func.min(kept.c.key)))
         now = self._clock()
-        # A position is the microsecond of the commit, but for what keeps positions apart.
-        age_seconds = 0.0 if oldest is None else max(0.0, now.timestamp() - oldest / 1_000_000)
+
+        def age_seconds(position: int | None) -> float:
+            # A position is the microsecond of the commit, but for what keeps positions apart.
+            return 0.0 if position is None else max(0.0, now.timestamp() - position / 1_000_000)
+
         figures: dict[Gauge, float] = {
             self._up: 1,
             self._rows: rows,
-            self._oldest: age_seconds,
+            self._oldest: age_seconds(oldest),
+            self._kept: age_seconds(position_of(first) if first else None),
             self._inbox: self._inbox_count,
         }
         if self._more is not None:

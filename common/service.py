@@ -18,6 +18,7 @@ from common.choreography import Participant
 from common.kernel.database import Database
 from common.kernel.groups import Ask, Done, Duplicate, Kernel
 from common.kernel.inbox import keep_forgetting
+from common.kernel.kept import Kept
 from common.kernel.outbox import Outbox
 from common.kernel.step import Decision
 from common.kernel.tables import Clock, Tables, utc_now
@@ -110,7 +111,13 @@ def process_of(service: Service, settings: Settings) -> process.Process:
     async def assemble(database: Database, stack: contextlib.AsyncExitStack) -> process.Parts:
         publisher = BrokerPublisher(settings.broker_url, f"{name} publisher")
         stack.push_async_callback(publisher.close)
-        outbox = Outbox(name, database, service.tables, publisher)
+        kept = Kept(
+            database,
+            service.tables,
+            minutes=settings.outbox_keep_minutes,
+            bytes_max=settings.outbox_keep_bytes,
+        )
+        outbox = Outbox(name, database, service.tables, publisher, kept=kept)
         await outbox.open()
         stack.push_async_callback(outbox.close)
         kernel = Kernel(
@@ -133,7 +140,7 @@ def process_of(service: Service, settings: Settings) -> process.Process:
         figures = metrics.DatabaseMetrics(name, service.tables, service.figures)
         timekeepers = [Timekeeper(timer, kernel, database) for timer in service.timers]
         running = Running(settings, database, service.tables, kernel, outbox)
-        for part in (outbox, kernel, consumer, publisher):
+        for part in (outbox, kept, kernel, consumer, publisher):
             running.retry_loops.extend(part.retry_loops)
         for timekeeper in timekeepers:
             running.retry_loops.extend(timekeeper.retry_loops)
@@ -163,6 +170,7 @@ def process_of(service: Service, settings: Settings) -> process.Process:
             tasks=(
                 kernel.run(),
                 outbox.run(),
+                kept.run(),
                 readiness.run(),
                 keep_forgetting(database, service.tables, settings.inbox_days, forgetting),
                 *(timekeeper.run() for timekeeper in timekeepers),

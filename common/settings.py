@@ -143,6 +143,11 @@ class Settings(TlsSettings, HttpSettings):
     """How long a service knows which messages it has done: longer than the history is kept."""
     outbox_backlog_max: Annotated[int, Field(ge=1)] = 20_000
     """Events waiting for the broker, beyond which new orders are turned away."""
+    outbox_keep_minutes: Annotated[float, Field(ge=0, le=10_080)] = 60.0
+    """How long what was published is kept, so that a broker that is gone can be made again; 0 keeps
+    nothing."""
+    outbox_keep_bytes: Annotated[int, Field(ge=1_000_000)] = 500_000_000
+    """How much of it at most: beyond that, the oldest goes earlier."""
 
     @property
     def broker_url(self) -> str:

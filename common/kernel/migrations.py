@@ -23,7 +23,7 @@ from sqlalchemy.engine import Connection
 
 from common.kernel.tables import Schema
 
-KERNELS: Final = frozenset({"inbox", "outbox", "outbox_leases"})
+KERNELS: Final = frozenset({"inbox", "outbox", "outbox_kept", "outbox_leases"})
 """The tables that every participant has."""
 
 

@@ -21,6 +21,7 @@ from sqlalchemy.engine import Connection
 
 from common.envelope import Attributes, Envelope
 from common.kernel.database import Database
+from common.kernel.kept import Kept
 from common.kernel.lanes import Lanes
 from common.kernel.rows import Rows, WriteSet
 from common.kernel.statements import any_of, clock_microseconds
@@ -99,6 +100,7 @@ class Outbox:
         tables: Tables,
         publisher: Publisher,
         *,
+        kept: Kept | None = None,
         lease_seconds: float = LEASE_SECONDS,
         clock: Clock = utc_now,
         new_id: Callable[[], UUID] = uuid4,
@@ -123,6 +125,7 @@ class Outbox:
         )
         self._leasing: _Leasing | None = None
         self._publisher = publisher
+        self._kept = kept
         self._lease_seconds = lease_seconds
         self._clock = clock
         self._queue: Lanes[Outgoing] = Lanes()
@@ -205,9 +208,13 @@ class Outbox:
             ],
             EventExists(f"one of {', '.join(row.event_id for row in rows)}"),
         )
+        if self._kept is not None:
+            self._kept.store(writes, [row.body for row in rows], position, self.owner)
 
     def publish(self, rows: Sequence[Outgoing]) -> None:
         """Take over rows whose transaction has just committed."""
+        if self._kept is not None:
+            self._kept.stored(row.body for row in rows)
         if len(self._held) + len(rows) > HELD_MAX:
             self._only_in_table += len(rows)
             self._swept = False

@@ -225,6 +225,14 @@ class Tables(Schema):
             sa.Column("body", sa.LargeBinary, nullable=False),
             sa.Index("outbox_by_owner", "owner", "position"),
         )
+        self.kept = sa.Table(
+            "outbox_kept",
+            metadata,
+            # See `common.kernel.kept.key_of`: by time of the commit.
+            sa.Column("key", sa.String(64), primary_key=True),
+            # The events of one transaction: their bodies, one in each line.
+            sa.Column("bodies", sa.LargeBinary, nullable=False),
+        )
         self.leases = sa.Table(
             "outbox_leases",
             metadata,

@@ -16,6 +16,7 @@ from sqlalchemy.engine import Connection
 from common.choreography import Participant, State
 from common.kernel.database import Database, open_database
 from common.kernel.groups import GROUP_MAX, Ask, Kernel
+from common.kernel.kept import Kept
 from common.kernel.outbox import LEASE_SECONDS, Outbox
 from common.kernel.tables import Clock, Tables, utc_now
 from common.message import Intent
@@ -78,6 +79,7 @@ class Replica:
     publisher: RecordingPublisher
     outbox: Outbox
     kernel: Kernel
+    kept: Kept
 
     async def inbox(self) -> set[str]:
         found = await self.database.read(lambda c: rows(c, self.tables.inbox))
@@ -103,16 +105,21 @@ async def replica(
     group_max: int = GROUP_MAX,
     lease_seconds: float = LEASE_SECONDS,
     clock: Clock = utc_now,
+    keep_minutes: float = 60.0,
+    keep_bytes: int = 500_000_000,
 ) -> AsyncIterator[Replica]:
     """A kernel of the participant's; in the end it is cut short as by a kill."""
     database = through(await open_database(url, tables))
     publisher = publisher or RecordingPublisher()
-    outbox = Outbox(participant.name, database, tables, publisher, lease_seconds=lease_seconds)
+    kept = Kept(database, tables, minutes=keep_minutes, bytes_max=keep_bytes, clock=clock)
+    outbox = Outbox(
+        participant.name, database, tables, publisher, kept=kept, lease_seconds=lease_seconds
+    )
     await outbox.open()
     kernel = Kernel(participant, database, tables, outbox, ask, clock=clock, group_max=group_max)
     tasks = [asyncio.create_task(kernel.run()), asyncio.create_task(outbox.run())]
     try:
-        yield Replica(database, tables, publisher, outbox, kernel)
+        yield Replica(database, tables, publisher, outbox, kernel, kept)
     finally:
         await cancel_all(*tasks)
         await database.close()

@@ -203,6 +203,7 @@ def test_an_error_without_words_is_named_and_a_long_one_cut(
 LOOPS = {
     "commits": ("common/kernel/groups.py Kernel._commit",),
     "inbox": ("common/kernel/inbox.py keep_forgetting",),
+    "kept": ("common/kernel/kept.py Kept.run",),
     "outbox": ("common/kernel/outbox.py Outbox._watch",),
     "outbox_rows": ("common/kernel/outbox.py Outbox._set_apart",),
     "sweep": ("common/kernel/outbox.py Outbox._patiently",),
@@ -229,6 +230,7 @@ SLEEPING = {
     "common/kernel/groups.py Kernel._commit": "commits",
     "common/kernel/groups.py Kernel.run": "lets others take their turn",
     "common/kernel/inbox.py keep_forgetting": "inbox",
+    "common/kernel/kept.py Kept.run": "kept",
     "common/kernel/outbox.py Outbox._keep_lease": "lease",
     "common/kernel/outbox.py Outbox._patiently": "sweep, lease",
     "common/kernel/outbox.py Outbox._pause": "outbox",
