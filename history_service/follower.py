@@ -253,7 +253,7 @@ class Follower:
                     f"{HISTORY_STREAM} ends at offset {last}, but was read up to {place.offset}: "
                     f"it has lost its end, or was made anew"
                 )
-        if records[0].offset == place.offset and store.key(records[0]) != place.key:
+        if records[0].offset == place.offset and store.place_key(records[0]) != place.key:
             raise AnotherStream(
                 f"at offset {place.offset} of {HISTORY_STREAM} is another message than was read "
                 f"there: it was made anew"
@@ -297,7 +297,7 @@ class Follower:
             last.offset,
             elapsed(tally.newest_at, now).total_seconds() if tally.newest_at else None,
         )
-        return Place(last.offset, store.key(last), number)
+        return Place(last.offset, store.place_key(last), number)
 
 
 def missing(records: Sequence[Record], after: int, *, adjoins: bool) -> list[_Offsets]:

@@ -28,6 +28,8 @@ from common.messaging.trust import EDITOR_SOURCE, MISROUTED, check_source
 from history_service.domain import OrderView, Payment, Status, Stock
 
 _metadata = sa.MetaData()
+KEY_MAX: Final = 255
+"""Characters of what a message is recognised by."""
 
 events = sa.Table(
     "events",
@@ -79,7 +81,7 @@ places = sa.Table(
     _metadata,
     sa.Column("stream", sa.String(64), primary_key=True),
     sa.Column("offset", sa.BigInteger, nullable=False),
-    sa.Column("key", sa.String(255), nullable=False),
+    sa.Column("key", sa.String(KEY_MAX), nullable=False),
     # From 1; each stream that is put in the place of the one before counts one more.
     sa.Column("stream_number", sa.Integer, nullable=False, server_default="1"),
 )
@@ -242,6 +244,12 @@ def key(record: Record) -> str:
     return storable(record.key)
 
 
+def place_key(record: Record) -> str:
+    """What the message at a place is recognised by. One that was put back into a stream made anew
+    is another one than it was in the stream before, though it may come to the same offset."""
+    return f"{record.restored} {key(record)}"[:KEY_MAX] if record.restored else key(record)
+
+
 def _stray(record: Record, stream_number: int, reason: str, detail: str) -> Stray:
     return Stray(
         key(record),
@@ -317,7 +325,7 @@ def follow(
     _note_gaps(connection, [Gap(*gap, stream_number) for gap in gaps_found], now)
     values = {
         "offset": records[-1].offset,
-        "key": key(records[-1]),
+        "key": place_key(records[-1]),
         "stream_number": stream_number,
     }
     if before is None:
@@ -349,8 +357,9 @@ def _note_gaps(connection: Connection, found: Sequence[Gap], now: datetime) -> N
 
 def were_read(connection: Connection, records: Sequence[Record], stream_number: int) -> bool:
     """Whether any of these records is known from the stream of that number, at this very offset:
-    then they are of that stream. What was imported counts too, as it may have come from there."""
-    offsets = {key(record): record.offset for record in records}
+    then they are of that stream. What was imported counts too, as it may have come from there; what
+    was put back into the stream does not."""
+    offsets = {key(record): record.offset for record in records if not record.restored}
     for table, column in ((events, events.c.event_id), (strays, strays.c.key)):
         number = table.c.stream_number
         query = sa.select(column, table.c.stream_offset).where(

@@ -25,6 +25,7 @@ from saga.commands import (
     graph,
     history,
     load,
+    recover,
     running,
     schemas,
     topology,
@@ -87,6 +88,7 @@ app.add_typer(topology.app, name="topology")
 app.add_typer(schemas.app, name="schemas")
 app.add_typer(dlq.app, name="dlq")
 app.add_typer(history.app, name="history")
+app.add_typer(recover.app, name="recover")
 
 
 def main() -> None:
@@ -167,6 +169,7 @@ def _explanation(error: Exception) -> str | None:
     from saga.postgres import PostgresError
     from saga.publish import PublishError
     from saga.reconcile import ReconcileError
+    from saga.recovery import RecoveryError
     from saga.restart import RestartError
     from saga.schemas.registry import RegistryError
     from saga.system import SystemFault
@@ -185,6 +188,7 @@ def _explanation(error: Exception) -> str | None:
         PostgresError,
         PublishError,
         ReconcileError,
+        RecoveryError,
         RestartError,
         RegistryError,
         SettingsError,

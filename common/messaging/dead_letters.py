@@ -37,12 +37,16 @@ ORIGIN_EXCHANGE = "x-saga-origin-exchange"
 ORIGIN_ROUTING_KEY = "x-saga-origin-routing-key"
 KEPT = "x-saga-kept"
 """A property list, as bytes: what the message carried that a copy must not, see `set_aside`."""
+RESTORED = "x-saga-restored"
+"""On a message of the history's stream that was put back there: names the run that did it. Where it
+first came from stands in the headers of its origin."""
 LEFT_OUT = "x-saga-left-out"
 """Which headers were left out of a copy, because there was no room for them, and their sizes."""
 OURS: Final = frozenset(
     {
         REASON, ERROR_TYPE, ERROR, ATTEMPTS, FINGERPRINT, SERVICE_VERSION, FIRST_FAILED_AT,
         LAST_FAILED_AT, REPLAYS, ORIGIN_QUEUE, ORIGIN_EXCHANGE, ORIGIN_ROUTING_KEY, KEPT, LEFT_OUT,
+        RESTORED,
     }
 )  # fmt: skip
 _OURS: Final = frozenset(name.encode() for name in OURS)
@@ -83,9 +87,13 @@ class Failure:
     at: datetime
 
 
+BY_BODY: Final = "sha256:"
+"""How the key of a message begins that has no id."""
+
+
 def key_of(message_id: str | None, body: bytes) -> str:
     """What a message is recognised by: its AMQP message id, or, having none, its body."""
-    return message_id or f"sha256:{hashlib.sha256(body).hexdigest()}"
+    return message_id or f"{BY_BODY}{hashlib.sha256(body).hexdigest()}"
 
 
 def fingerprint(reason: Reason, error: Exception) -> str:

@@ -24,8 +24,8 @@ from typing import Final
 import aiormq
 
 from common.messaging import frames
-from common.messaging.dead_letters import key_of
-from common.messaging.frames import Delivery
+from common.messaging.dead_letters import ORIGIN_EXCHANGE, ORIGIN_ROUTING_KEY, RESTORED, key_of
+from common.messaging.frames import Delivery, Posting
 from common.messaging.topology import HISTORY_STREAM
 from common.messaging.wire import Channel, ChannelLost, Connection
 
@@ -49,6 +49,7 @@ STALL_SECONDS: Final = 10.0
 """How long a broker may take that has something to send."""
 
 _OFFSET: Final = "x-stream-offset"
+_OF_RESTORED: Final = (ORIGIN_EXCHANGE, ORIGIN_ROUTING_KEY, RESTORED)
 
 
 class StreamError(Exception):
@@ -67,6 +68,8 @@ class Record:
     body: bytes
     unreadable: str = ""
     """Why its headers cannot be read up to its offset; that is taken to follow the last one's."""
+    restored: str = ""
+    """The run that has put it back into the stream, see `restored`; empty if it was published."""
 
     @property
     def key(self) -> str:
@@ -235,12 +238,31 @@ def record_of(delivery: Delivery, before: int) -> Record:
             )
         offset = before + 1
         unreadable = problem or "; ".join(delivery.properties.unreadable)
+    exchange, routing_key, run = delivery.exchange, delivery.routing_key, ""
+    if (exchange, routing_key) == ("", HISTORY_STREAM) and not unreadable:
+        # Only operators may publish there, so that headers of ours are ours.
+        said = {name: delivery.headers.get(name) for name in _OF_RESTORED}
+        if all(isinstance(value, str) for value in said.values()):
+            exchange, routing_key, run = map(str, said.values())
     return Record(
         offset=offset,
-        exchange=delivery.exchange,
-        routing_key=delivery.routing_key,
+        exchange=exchange,
+        routing_key=routing_key,
         message_id=delivery.properties.message_id,
         sent_at=delivery.properties.timestamp,
         body=delivery.body,
         unreadable=unreadable,
+        restored=run,
     )
+
+
+def restored(
+    body: bytes, properties: bytes, exchange: str, routing_key: str, *, run: str
+) -> Posting:
+    """What puts a message back into the stream, and nowhere else, as it was published once; to be
+    published to the default exchange, by an operator. `run` tells its place from that of the same
+    message in another stream."""
+    values, _ = frames.split(properties)
+    said = zip(_OF_RESTORED, (exchange, routing_key, run), strict=True)
+    values["headers"] = frames.table_of([frames.field(*field) for field in said])
+    return Posting(HISTORY_STREAM, frames.join(values), body)

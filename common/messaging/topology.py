@@ -108,8 +108,8 @@ def topology_of(choreography: Choreography) -> Topology:
         formerly=[{**kept, SEGMENT_ARGUMENT: HISTORY_SEGMENT_BYTES_BEFORE}],
     )
     quorum: Arguments = {"x-queue-type": "quorum", "x-delivery-limit": DELIVERY_LIMIT}
-    queues = [stream]
-    bindings = [Binding(EVENTS_EXCHANGE, HISTORY_STREAM, "#")]
+    queues: list[Queue] = []
+    bindings: list[Binding] = []
     for participant in choreography.participants:
         name = participant.name
         dead: Arguments = {
@@ -129,19 +129,25 @@ def topology_of(choreography: Choreography) -> Topology:
         arguments: Arguments = {"x-message-ttl": rung, "x-dead-letter-exchange": ""}
         queues.append(Queue(wait_queue(rung), {**quorum, **arguments}))
         bindings.append(Binding(wait_queue(rung), wait_queue(rung), "#"))
+    # Last: no service publishes before there is a history, and by then there is all the rest.
+    queues.append(stream)
+    bindings.append(Binding(EVENTS_EXCHANGE, HISTORY_STREAM, "#"))
     exchanges = [EVENTS_EXCHANGE, DEAD_EXCHANGE, *map(wait_queue, RUNGS_MS)]
     return Topology(exchanges, queues, bindings)
 
 
 async def apply(topology: Topology, channel: AbstractChannel) -> None:
-    """Declare the topology on a broker; what is there already stays. Needs a user who may
-    configure. Raises `TopologyError` if a name is taken by something else."""
+    """Declare the topology on a broker, each queue with its bindings, in order; what is there
+    already stays. Needs a user who may configure. Raises `TopologyError` if a name is taken by
+    something else."""
     try:
         for name in topology.exchanges:
             await channel.declare_exchange(name, aio_pika.ExchangeType.TOPIC, durable=True)
-        queues = {queue.name: await _declared(queue, channel) for queue in topology.queues}
-        for binding in topology.bindings:
-            await queues[binding.queue].bind(binding.exchange, binding.key)
+        for queue in topology.queues:
+            declared = await _declared(queue, channel)
+            for binding in topology.bindings:
+                if binding.queue == queue.name:
+                    await declared.bind(binding.exchange, binding.key)
     except aio_pika.exceptions.ChannelPreconditionFailed as error:
         raise TopologyError(
             f"the broker holds something else under one of the saga's names: {error}; "

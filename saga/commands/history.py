@@ -153,7 +153,7 @@ def show(
     from saga.history.trace import as_json as state_as_json
     from saga.history.trace import past
 
-    moment = _moment(at)
+    moment = moment_of(at, "--at")
     found = _asked(
         past(Deployment.load(data_dir), choreography(), str(order), at=moment, before=before)
     )
@@ -187,20 +187,22 @@ def _asked(question: Coroutine[Any, Any, T]) -> T:
     raise AssertionError  # `stoppable` lets nothing pass
 
 
-def _moment(text: str | None) -> datetime | None:
+def moment_of(text: str | None, option: str) -> datetime | None:
+    """The time that is given with an option; None if none is."""
     if text is None:
         return None
-    from common.limits import TIME_END, TIME_MIN, moment_of
+    from common import limits
+    from common.limits import TIME_END, TIME_MIN
 
     try:
         given = datetime.fromisoformat(text)
     except ValueError:
         given = None
-    if given is None or given.tzinfo is None or (moment := moment_of(text)) is None:
+    if given is None or given.tzinfo is None or (moment := limits.moment_of(text)) is None:
         raise typer.BadParameter(
             f"{text!r} is no time with an offset from {TIME_MIN.year} to {TIME_END.year - 1}; "
             f"write it like 2030-01-31T12:00:00Z",
-            param_hint="--at",
+            param_hint=option,
         )
     return moment
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from functools import partial
 from typing import Final, TypeVar
 
@@ -40,6 +41,25 @@ def last_position(url: str) -> int:
     return _read(url, lambda connection: connection.scalar(query) or 0)
 
 
+def last_before(url: str, moment: datetime) -> int:
+    """The position of the last event that was recorded before a time, as far as clocks tell; 0 if
+    there is none."""
+
+    def search(connection: Connection) -> int:
+        at = sa.select(events.c.recorded_at)
+        low, high = 0, connection.scalar(sa.select(sa.func.max(events.c.position))) or 0
+        while low < high:
+            middle = (low + high + 1) // 2
+            recorded_at = connection.scalar(at.where(events.c.position == middle))
+            if recorded_at is not None and recorded_at < moment:
+                low = middle
+            else:
+                high = middle - 1
+        return low
+
+    return _read(url, search)
+
+
 def by_subject(url: str, up_to: int) -> Iterator[dict[str, list[Fact]]]:
     """The events up to a position, subject by subject, some subjects at a time."""
 
@@ -59,13 +79,13 @@ def by_subject(url: str, up_to: int) -> Iterator[dict[str, list[Fact]]]:
     return _pages(url, page, lambda found: list(found)[-1])
 
 
-def by_position(url: str, up_to: int) -> Iterator[list[Fact | Stray]]:
-    """The events up to a position, in the order in which they were recorded; as strays those that
-    are none any more, see `queries.item_of`."""
+def by_position(url: str, up_to: int, *, after: int = 0) -> Iterator[list[Fact | Stray]]:
+    """The events from behind one position up to another, in the order in which they were recorded;
+    as strays those that are none any more, see `queries.item_of`."""
 
-    def page(after: int | None, connection: Connection) -> list[tuple[int, Fact | Stray]]:
+    def page(last: int | None, connection: Connection) -> list[tuple[int, Fact | Stray]]:
         column = events.c.position
-        query = queries.ROWS.where(column > (after or 0), column <= up_to)
+        query = queries.ROWS.where(column > (last or after), column <= up_to)
         rows = connection.execute(query.order_by(column).limit(EVENTS_AT_ONCE))
         return [(row.position, queries.item_of(row)) for row in rows]
 
@@ -125,6 +145,25 @@ def with_keys(url: str, keys: Collection[MessageKey]) -> list[Fact]:
         return [fact for fact in found if fact.attributes.key in keys]
 
     return _read(url, read)
+
+
+def known_among(url: str, keys: Collection[MessageKey]) -> set[MessageKey]:
+    """Those of these events that there are."""
+    ids = {id: key for key in keys for id in (key.id, inbox_key(key))}
+    query = sa.select(events.c.event_id, events.c.source)
+
+    def read(connection: Connection) -> set[MessageKey]:
+        rows = connection.execute(query.where(any_of(connection, events.c.event_id, sorted(ids))))
+        return {MessageKey(row.source, ids[row.event_id].id) for row in rows} & {*keys}
+
+    return _read(url, read)
+
+
+def last_sequences(url: str, source: str) -> dict[str, int]:
+    """Keyed by subject: the number of the last event that a participant has published about it."""
+    columns = events.c.subject, sa.func.max(events.c.sequence)
+    query = sa.select(*columns).where(events.c.source == source).group_by(events.c.subject)
+    return _read(url, lambda c: {row[0]: row[1] or 0 for row in c.execute(query)})
 
 
 K = TypeVar("K")

@@ -83,7 +83,7 @@ def read_book(name: str, tables: Tables, books: Books, connection: Connection) -
                     if unreadable:
                         raise unreadable[0] from None
             raise
-    books.sequences[name] = _sequences(connection, tables)
+    books.sequences[name] = sequences_in(connection, tables)
     books.outbox += connection.scalars(sa.select(tables.outbox.c.body))
 
 
@@ -192,7 +192,8 @@ def _stream(connection: Connection, query: sa.Select[Any]) -> Iterable[Any]:
     return connection.execute(query.execution_options(yield_per=ROWS_AT_ONCE))
 
 
-def _sequences(connection: Connection, tables: Tables) -> dict[str, int]:
+def sequences_in(connection: Connection, tables: Tables) -> dict[str, int]:
+    """Keyed by subject: how many events a participant has counted as said."""
     found: dict[str, int] = {}
     for state in tables.states.values():
         (key,) = state.table.primary_key.columns

@@ -1,0 +1,202 @@
+"""`saga recover`: what is gone, made again from what others know."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from saga.commands.history import moment_of
+from saga.commands.output import (
+    DATA_DIR,
+    PROBLEM_FOUND,
+    AsJson,
+    DataDir,
+    print_json,
+    remark,
+    run,
+    stoppable,
+)
+from saga.commands.topology import ManagementUrl
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from common.choreography import Choreography
+    from saga.deployment import Deployment
+    from saga.recovery.broker import Recovered
+    from saga.recovery.owed import Owed
+
+app = typer.Typer(
+    help="What is gone, made again from what others know.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+)
+
+
+@app.callback()
+def _recover() -> None:
+    """Keeps `broker` a subcommand, though it is the only one."""
+
+
+@app.command()
+def broker(
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be done.")
+    ] = False,
+    since: Annotated[
+        str | None,
+        typer.Option(
+            help="Look at nothing that is older: 2030-01-31T12:00:00Z. By default, all that "
+            "services remember, which is `INBOX_DAYS`.",
+            show_default=False,
+        ),
+    ] = None,
+    management_url: ManagementUrl = None,
+    data_dir: DataDir = DATA_DIR,
+    as_json: AsJson = False,
+) -> None:
+    """Make an empty broker what the lost one was: topology, users, messages, the history's stream.
+
+    Whatever a participant has not dealt with goes back into its queues, under its old id; what
+    waited for another try is tried at once. It is taken from the history, and from what services
+    keep of what they published. Services may be at work. Stopped in the middle, it can be run
+    again: nothing is done twice. Exit status 1 if events are known to be lost.
+
+    Examples:
+
+    * `saga recover broker --dry-run`
+    * `saga recover broker`
+    * `saga recover broker --management-url http://admin:secret@broker:15672`
+    """
+    from saga.commands.console import progress_bars
+    from saga.deployment import Deployment
+    from saga.discovery import choreography
+
+    earliest = moment_of(since, "--since")
+    deployment, graph = Deployment.load(data_dir), choreography()
+    with progress_bars(events=None, queues=None, stream=None) as bars, stoppable():
+        recovered = run(
+            _make_again(deployment, graph, earliest, management_url, data_dir, dry_run, bars)
+        )
+    if as_json:
+        print_json(_as_json(recovered, dry_run))
+    else:
+        _print(graph, recovered, dry_run)
+    if not recovered.complete:
+        raise typer.Exit(PROBLEM_FOUND)
+
+
+async def _make_again(
+    deployment: Deployment,
+    graph: Choreography,
+    since: datetime | None,
+    management_url: str | None,
+    folder: Path,
+    dry_run: bool,
+    bars: dict[str, Callable[[int], None]],
+) -> Recovered:
+    import yarl
+
+    from common.messaging.permissions import users_of
+    from saga.broker import apply_topology, put_users
+    from saga.recovery.broker import recover
+
+    if not dry_run:
+        passwords = {
+            user: password
+            for user, url in deployment.amqp_urls.items()
+            if (password := yarl.URL(url).password)
+        }
+        await put_users(users_of(graph), deployment.amqp_url, management_url, passwords, folder)
+        await apply_topology(deployment.amqp_url, graph)
+    return await recover(
+        deployment,
+        graph,
+        since=since,
+        dry_run=dry_run,
+        looked_at=bars["events"],
+        put_back=bars["queues"],
+        filled=bars["stream"],
+    )
+
+
+def _as_json(recovered: Recovered, dry_run: bool) -> dict[str, Any]:
+    survey = recovered.survey
+    return {
+        "ok": recovered.complete,
+        "dry_run": dry_run,
+        "since": survey.since.isoformat(),
+        "events": survey.events,
+        "put_back": [
+            {"participant": participant, "type": type_, "messages": count}
+            for (participant, type_), count in sorted(recovered.put_back.items())
+        ],
+        "resting": recovered.resting,
+        "stream": {"filled": recovered.filled, "there": recovered.in_stream},
+        "too_old": [
+            {"participant": one.participant, "id": one.key.id, "type": one.type}
+            for one in survey.too_old
+        ],
+        "lost": [
+            {
+                "participant": one.participant,
+                "subject": one.subject,
+                "first": one.first,
+                "last": one.last,
+            }
+            for one in survey.unknown
+        ],
+    }
+
+
+LISTED_MAX = 20
+"""Lost events that are listed one by one."""
+
+
+def _print(graph: Choreography, recovered: Recovered, dry_run: bool) -> None:
+    from saga.commands.console import Table, out
+
+    survey = recovered.survey
+    if recovered.put_back:
+        table = Table("participant", "type", "to be put back" if dry_run else "put back")
+        for (participant, type_), count in sorted(recovered.put_back.items()):
+            table.add_row(participant, type_, str(count))
+        out().print(table)
+    would = "would be " if dry_run else ""
+    remark(
+        f"{survey.events} events looked at, since {survey.since:%Y-%m-%d %H:%M:%S} UTC; "
+        f"{recovered.put_back.total()} messages {would}put back into queues, "
+        f"{recovered.filled} into the history's stream, which had {recovered.in_stream}"
+    )
+    if recovered.resting:
+        remark(
+            f"{recovered.resting} messages are on the broker already, or are dead letters in the "
+            f"operator's store"
+        )
+    if survey.too_old:
+        _tell_too_old(survey.too_old)
+    takers = [participant.name for participant in graph.participants if participant.intake]
+    if takers:
+        remark(
+            f"commands sent to the queues of {', '.join(takers)} and not taken yet are in no book: "
+            f"whoever sent them has to send them again, under the same ids"
+        )
+    for one in survey.unknown[:LISTED_MAX]:
+        remark(f"lost: events {one.first} to {one.last} of {one.participant} about {one.subject}")
+    if len(survey.unknown) > LISTED_MAX:
+        remark(f"and such of {len(survey.unknown) - LISTED_MAX} more subjects")
+
+
+def _tell_too_old(too_old: list[Owed]) -> None:
+    by_kind: dict[tuple[str, str], int] = {}
+    for one in too_old:
+        by_kind[one.participant, one.type] = by_kind.get((one.participant, one.type), 0) + 1
+    for (participant, type_), count in sorted(by_kind.items()):
+        remark(
+            f"{count} {type_} are older than all that {participant} has done of them: it is taken "
+            f"that it did not react to them then, and they are not put back"
+        )

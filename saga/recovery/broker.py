@@ -1,0 +1,241 @@
+"""Making a broker again that is gone: topology, what is owed, and the history's stream."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from hashlib import blake2b
+from itertools import islice
+from typing import Final
+from uuid import uuid4
+
+import aiormq
+
+from common.choreography import Choreography
+from common.envelope import Attributes
+from common.kernel.tables import utc_now
+from common.messaging import frames
+from common.messaging.connection import BrokerError, connect
+from common.messaging.dead_letters import BY_BODY
+from common.messaging.frames import Posting
+from common.messaging.permissions import REPLAY
+from common.messaging.publisher import CONFIRM_TIMEOUT_SECONDS, BrokerPublisher, posting_of
+from common.messaging.stream import FIRST, StreamError, last_offset, reading, restored
+from common.messaging.topology import EVENTS_EXCHANGE, HISTORY_STREAM, work_queue
+from common.messaging.trust import EDITOR_SOURCE
+from common.urls import printable
+from history_service.store import Fact, Stray
+from saga.deployment import Deployment
+from saga.dlq.letters import HERE, SETTLED
+from saga.history import HistoryError, pages
+from saga.history.archive import Archive
+from saga.history.letters import letters_in
+from saga.history.whereabouts import look
+from saga.recovery.owed import Owed, Progress, Survey, Surveyor
+
+BATCH_MAX: Final = 500
+"""Messages published together."""
+STREAM_DAYS: Final = 30
+"""How far back the stream is filled: as long as it keeps events at least."""
+READ_AT_ONCE: Final = 2_000
+STALL_SECONDS: Final = 30.0
+
+
+@dataclass
+class Recovered:
+    """What was found, and what was done about it."""
+
+    survey: Survey
+    resting: int = 0
+    """Owed messages that are on the broker, or among the operator's dead letters."""
+    put_back: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """Keyed by participant and type: messages put back into its queues, or that would be."""
+    filled: int = 0
+    """Messages put back into the stream."""
+    in_stream: int = 0
+    """Messages that were there."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is known to be lost."""
+        return not self.survey.unknown
+
+
+async def recover(
+    deployment: Deployment,
+    graph: Choreography,
+    *,
+    since: datetime | None = None,
+    dry_run: bool = False,
+    looked_at: Progress = lambda _: None,
+    put_back: Progress = lambda _: None,
+    filled: Progress = lambda _: None,
+) -> Recovered:
+    """Put back into the queues what is owed to their participants, and into the stream what it
+    lacks. The topology has to be there, and services may be at work.
+
+    What is older than `since` is not looked at, by default than services remember. May be called
+    again: what was put back twice is done once. With `dry_run`, nothing is published. The others
+    are told of each message looked at, put back into a queue, and into the stream. Raises
+    `RecoveryError`, `BrokerError`, `DatabaseError`, `HistoryError` and `DlqError`.
+    """
+    now = utc_now()
+    remembered = now - timedelta(days=deployment.inbox_days)
+    surveyor = Surveyor(deployment, graph, max(since or remembered, remembered), looked_at)
+    survey = await asyncio.to_thread(surveyor.run)
+    resting = await _resting(deployment, graph, may_lack_queues=dry_run)
+    owed = [one for one in survey.owed if (one.participant, one.key.id) not in resting]
+    recovered = Recovered(survey, resting=len(survey.owed) - len(owed))
+    publisher = BrokerPublisher(deployment.amqp_url_of(REPLAY), "saga recover")
+    try:
+        for start in range(0, len(owed), BATCH_MAX):
+            batch = await asyncio.to_thread(surveyor.still_owed, owed[start : start + BATCH_MAX])
+            if not dry_run:
+                postings = await asyncio.to_thread(_postings, deployment, survey, batch)
+                await _publish(publisher, postings)
+            recovered.put_back.update((one.participant, one.type) for one in batch)
+            put_back(len(batch))
+        stream = await _read_stream(deployment, may_be_missing=dry_run)
+        recovered.in_stream = len(stream.bodies)
+        lacking = _lacking(deployment, survey, stream, now - timedelta(days=STREAM_DAYS))
+        while postings := await asyncio.to_thread(lambda: [*islice(lacking, BATCH_MAX)]):
+            if not dry_run:
+                await _publish(publisher, postings)
+            recovered.filled += len(postings)
+            filled(len(postings))
+    finally:
+        await publisher.close()
+    return recovered
+
+
+async def _resting(
+    deployment: Deployment, graph: Choreography, *, may_lack_queues: bool
+) -> set[tuple[str, str]]:
+    """By participant and key, the messages that are on the broker or among the operator's dead
+    letters, dealt with by a person or not."""
+    letters = await asyncio.to_thread(letters_in, deployment.dead_letters_url)
+    try:
+        seen = await look(deployment, graph, letters)
+    except HistoryError:
+        if not may_lack_queues:
+            raise
+        return {(one.participant, one.message_id) for one in letters if one.state in HERE + SETTLED}
+    return {*seen.found, *((copy.participant, copy.key) for copy in seen.dead)}
+
+
+async def _publish(publisher: BrokerPublisher, postings: Sequence[Posting]) -> None:
+    """Publish to the default exchange, and return once all of it is confirmed."""
+    if not postings:
+        return
+    channel = await publisher.open()
+    errors = await channel.publish("", postings, CONFIRM_TIMEOUT_SECONDS)
+    for posting, error in zip(postings, errors, strict=True):
+        if error is not None:
+            raise BrokerError(
+                f"the broker did not take a message for {posting.routing_key}: "
+                f"{error}; run this again once it is well"
+            )
+
+
+def _postings(deployment: Deployment, survey: Survey, owed: Sequence[Owed]) -> list[Posting]:
+    """What puts messages back into their participants' queues."""
+    keys = {one.key for one in owed if one.key.source}
+    url = Archive(deployment).url
+    bodies = {fact.attributes.key: fact.body for fact in pages.with_keys(url, keys)}
+    bodies |= {key: survey.unrecorded[key] for key in keys & survey.unrecorded.keys()}
+    postings = []
+    for one in owed:
+        queue = work_queue(one.participant, one.priority)
+        if one.key.source:
+            postings.append(posting_of(bodies[one.key], queue))
+        else:
+            stray = survey.strays[one.key.id]
+            postings.append(Posting(queue, _properties_of(stray), stray.body))
+    return postings
+
+
+def _properties_of(stray: Stray) -> bytes:
+    """As many of a message's properties as the history keeps."""
+    values = {"delivery_mode": b"\x02"}
+    if not stray.key.startswith(BY_BODY):
+        values["message_id"] = frames.short(stray.key, cut=True)
+    return frames.join(values)
+
+
+@dataclass(frozen=True)
+class _Stream:
+    """What is in the stream: digests of all bodies, and from when on it has everything."""
+
+    bodies: set[bytes] = field(default_factory=set)
+    since: datetime | None = None
+    """Retention has removed what is older; None if it has removed nothing."""
+
+
+async def _read_stream(deployment: Deployment, *, may_be_missing: bool) -> _Stream:
+    connection = await connect(deployment.amqp_url, name="saga recover")
+    bodies: set[bytes] = set()
+    since: datetime | None = None
+    try:
+        last = await last_offset(connection)
+        if last is None:
+            return _Stream()
+        async with reading(connection, FIRST) as reader:
+            first = True
+            while records := await reader.take(READ_AT_ONCE, STALL_SECONDS):
+                if first and records[0].offset > 0:
+                    since = records[0].sent_at
+                first = False
+                bodies.update(_digest(record.body) for record in records)
+                if records[-1].offset >= last:
+                    return _Stream(bodies, since)
+        raise BrokerError(f"the broker stopped sending {HISTORY_STREAM}; try again once it is well")
+    except StreamError as error:
+        if may_be_missing:
+            return _Stream()
+        raise BrokerError(str(error)) from error
+    except (aiormq.exceptions.AMQPError, ConnectionError) as error:
+        raise BrokerError(
+            f"RabbitMQ at {printable(deployment.amqp_url)} failed while it was read: {error}"
+        ) from error
+    finally:
+        await connection.close()
+
+
+def _lacking(
+    deployment: Deployment, survey: Survey, stream: _Stream, since: datetime
+) -> Iterator[Posting]:
+    """What puts back into the stream what it lacks, in the order of the history; blocks."""
+    url, run = Archive(deployment).url, uuid4().hex
+    since = max(since, stream.since or since)
+
+    def lacks(body: bytes, at: datetime | None) -> bool:
+        return at is not None and at >= since and _digest(body) not in stream.bodies
+
+    up_to = pages.last_position(url)
+    for page in pages.by_position(url, up_to, after=pages.last_before(url, since)):
+        for item in page:
+            if isinstance(item, Fact) and lacks(item.body, item.attributes.time):
+                yield _event_again(item.attributes, item.body, run)
+    for body in survey.unrecorded.values():
+        attributes = Attributes.of(body)
+        if lacks(body, attributes.time):
+            yield _event_again(attributes, body, run)
+    for strays in pages.strays_of(url):
+        for stray in strays:
+            if lacks(stray.body, stray.recorded_at):
+                properties = _properties_of(stray)
+                yield restored(stray.body, properties, EVENTS_EXCHANGE, stray.routing_key, run=run)
+
+
+def _event_again(event: Attributes, body: bytes, run: str) -> Posting:
+    posting = posting_of(body, HISTORY_STREAM)
+    if event.source == EDITOR_SOURCE:
+        return posting  # As it came there first.
+    return restored(body, posting.properties, EVENTS_EXCHANGE, event.routing_key, run=run)
+
+
+def _digest(body: bytes) -> bytes:
+    return blake2b(body, digest_size=12).digest()
