@@ -18,7 +18,7 @@ import pytest
 
 from saga.orders import Shares
 from saga.system import Database
-from tests.faults.load import Load, Stage, chosen_databases, on_stage, under_load
+from tests.faults.load import Stage, chosen_databases, on_stage, under_load
 
 ROUNDS: Final = int(os.environ.get("ROUNDS", "1"))
 SEED: Final = int(os.environ.get("SEED", "1"))
