@@ -18,7 +18,13 @@ from common.choreography import Choreography
 from common.messaging.connection import RETRY_SECONDS, BrokerError, connect
 from common.messaging.definitions import Definitions, definitions, text
 from common.messaging.permissions import User, users_of
-from common.messaging.topology import Topology, apply, topology_of
+from common.messaging.topology import (
+    DECLARE_SECONDS,
+    QueueDown,
+    Topology,
+    apply,
+    topology_of,
+)
 from common.urls import printable
 from saga.deployment import Deployment, write_secret
 from saga.drift import MISSING, Difference, differences
@@ -29,6 +35,12 @@ NODE_FOLDER: Final = "rabbitmq"
 """Where in a system's folder its private node is."""
 USERS_FILE: Final = "users.json"
 """Where in that folder are its users, with hashes of their passwords."""
+BACK_SECONDS: Final = 30.0
+"""How long a broker that has started may take to have its queues back. What is down then is
+damaged."""
+NOT_THERE: Final = "no queue"
+"""What RabbitMQ says of a queue that it does not know; of one that is down it says something
+else."""
 _AS_DESIGNED: Final = "as the choreography has it"
 
 
@@ -41,27 +53,103 @@ class Drift:
     not_compared: Sequence[str] = ()
 
 
+class DamagedQueue(BrokerError):
+    """A queue of the saga's is there, and cannot be used, however long it is waited for."""
+
+    def __init__(self, url: str, down: QueueDown) -> None:
+        super().__init__(
+            f"{down} (RabbitMQ at {printable(url)}); `saga recover broker` makes it again, and "
+            f"loses nothing"
+        )
+        self.queue = down.queue
+
+
 async def apply_topology(url: str, graph: Choreography, *, patience_seconds: float = 0.0) -> None:
     """Declare on the broker at `url` what the choreography needs; what is there already stays.
 
-    A broker that is out of reach, or has just started and does not have all of its queues back
-    yet, is waited for up to `patience_seconds`. Raises `BrokerError`, or `TopologyError` if a name
-    is taken by something else.
+    A broker that is out of reach is waited for up to `patience_seconds`; and one that has just
+    started and does not have all of its queues back yet, up to `BACK_SECONDS` of it. Raises
+    `BrokerError`, of which `DamagedQueue` is one, or `TopologyError` if a name is taken by
+    something else.
     """
-    deadline = time.monotonic() + patience_seconds
     connection = await connect(url, name="saga", patience_seconds=patience_seconds)
+    deadline = time.monotonic() + min(patience_seconds, BACK_SECONDS)
     async with connection:
         while True:
             try:
                 return await apply(topology_of(graph), await connection.channel())
+            except QueueDown as error:
+                if time.monotonic() > deadline:
+                    raise DamagedQueue(url, error) from error
             except aiormq.exceptions.AMQPError as error:
-                coming_back = isinstance(error, aiormq.exceptions.ChannelNotFoundEntity)
-                if not coming_back or time.monotonic() > deadline:
-                    raise BrokerError(
-                        f"RabbitMQ at {printable(url)} refused to declare the topology: {error}; "
-                        f"may the user in AMQP_URL configure exchanges and queues there?"
-                    ) from error
+                raise BrokerError(
+                    f"RabbitMQ at {printable(url)} refused to declare the topology: {error}; "
+                    f"may the user in AMQP_URL configure exchanges and queues there?"
+                ) from error
             await asyncio.sleep(RETRY_SECONDS)
+
+
+async def mend_topology(
+    url: str,
+    graph: Choreography,
+    node: RabbitNode | None,
+    *,
+    patience_seconds: float = 0.0,
+    report: Callable[[str], None] = lambda _: None,
+) -> set[str]:
+    """The same, and damaged queues are removed, where the broker is a private `node`. Returns the
+    queues that were not there, or were removed: what they held is to be put back into them.
+
+    `report` is told of each one that is removed. Raises what `apply_topology` raises, and
+    `NodeError`.
+    """
+    made_again = {*await missing_queues(url, graph, patience_seconds=patience_seconds)}
+    while True:
+        try:
+            await apply_topology(url, graph, patience_seconds=patience_seconds)
+        except DamagedQueue as damaged:
+            if node is None or damaged.queue in made_again:
+                raise
+            report(f"the queue {damaged.queue} is damaged, and is made again")
+            await asyncio.to_thread(node.remove_queue, damaged.queue)
+            made_again.add(damaged.queue)
+        else:
+            return made_again
+
+
+def private_node(folder: Path, deployment: Deployment) -> RabbitNode | None:
+    """The private node of the system that runs in `folder`, if its broker is one."""
+    if not deployment.amqp_urls or not (folder / NODE_FOLDER).is_dir():
+        return None
+    return RabbitNode(folder / NODE_FOLDER)
+
+
+async def missing_queues(
+    url: str, graph: Choreography, *, patience_seconds: float = 0.0
+) -> list[str]:
+    """The queues of the topology that the broker does not know, the stream among them. Raises
+    `BrokerError`."""
+    missing = []
+    connection = await connect(url, name="saga", patience_seconds=patience_seconds)
+    async with connection:
+        for queue in topology_of(graph).queues:
+            channel = await connection.channel()  # its own: a refusal closes it
+            try:
+                async with asyncio.timeout(DECLARE_SECONDS):
+                    await channel.declare_queue(queue.name, passive=True)
+            except aiormq.exceptions.ChannelNotFoundEntity as error:
+                if NOT_THERE in str(error):
+                    missing.append(queue.name)
+            except TimeoutError:
+                pass  # It is there, and is damaged.
+            except aiormq.exceptions.AMQPError as error:
+                raise BrokerError(
+                    f"cannot look at the queue {queue.name} at {printable(url)}: {error}"
+                ) from error
+            finally:
+                if not channel.is_closed:
+                    await channel.close()
+    return missing
 
 
 def write_users(folder: Path, graph: Choreography, passwords: Mapping[str, str]) -> Path:
@@ -89,12 +177,12 @@ async def put_users(
     if folder is None:
         return False
     deployment = Deployment.load(folder)
-    if not deployment.amqp_urls or not (folder / NODE_FOLDER).is_dir():
-        return False  # that is no private node
+    node = private_node(folder, deployment)
+    if node is None:
+        return False
     known = {user: yarl.URL(url).password or "" for user, url in deployment.amqp_urls.items()}
     file = folder / NODE_FOLDER / USERS_FILE
     write_secret(file, text(definitions(Topology(), users, passwords=known)))
-    node = RabbitNode(folder / NODE_FOLDER)
     await asyncio.to_thread(node.ctl, "import_definitions", str(file.absolute()))
     return True
 

@@ -58,6 +58,28 @@ _ENVIRONMENT_FILE: Final = "environment.json"
 """How other processes' `rabbitmqctl` reaches the node; it also takes the cookie beside it."""
 
 
+_REMOVE: Final = """
+Name = rabbit_misc:r(<<"/">>, queue, <<"NAME">>),
+User = <<"saga">>,
+Newer = code:ensure_loaded(rabbit_db_queue) =:= {module, rabbit_db_queue},
+Found = case Newer of
+    true -> case rabbit_db_queue:get_durable(Name) of {ok, One} -> [One]; _ -> [] end;
+    false -> mnesia:dirty_read(rabbit_durable_queue, Name)
+end,
+[case amqqueue:get_type(Queue) of
+    rabbit_stream_queue -> catch rabbit_stream_coordinator:delete_stream(Queue, User);
+    rabbit_quorum_queue -> catch ra:force_delete_server(quorum_queues, amqqueue:get_pid(Queue));
+    _ -> ok
+end || Queue <- Found],
+[case Newer of
+    true -> rabbit_amqqueue:internal_delete(Queue, User);
+    false -> rabbit_amqqueue:internal_delete(Name, User)
+end || Queue <- Found].
+"""
+"""Removes a queue's process, if it has one, then its record. (The record's functions moved in
+RabbitMQ 3.12.)"""
+
+
 class NodeError(Exception):
     """A node that cannot be started or asked. The message is one line and says the way out."""
 
@@ -324,6 +346,14 @@ class RabbitNode:
                 f"{words[0] if words else f'exit status {done.returncode}'}"
             )
         return done.stdout
+
+    def remove_queue(self, name: str) -> None:
+        """Remove a queue or stream, with all it holds, in whatever state it is.
+
+        `rabbitmqctl delete_queue` asks the queue's own process, which a damaged one does not have
+        (RabbitMQ 3.10). Raises NodeError.
+        """
+        self.ctl("eval", _REMOVE.replace("NAME", name))
 
     # --- files -------------------------------------------------------------------------------
 

@@ -20,7 +20,12 @@ from common.choreography import Choreography
 from common.kernel.database import read_database
 from common.kernel.tables import Tables, utc_now
 from common.messaging.connection import BrokerError, connect
-from common.messaging.topology import dead_letter_queue, queues_of, wait_queue
+from common.messaging.topology import (
+    DECLARE_SECONDS,
+    dead_letter_queue,
+    queues_of,
+    wait_queue,
+)
 from common.retry import RUNGS_MS
 from order_service.store import OVERDUE_GRACE_SECONDS, count_pending
 from saga.deployment import Deployment
@@ -199,14 +204,16 @@ async def _readiness(url: str) -> str:
 async def _queue(connection: AbstractConnection, name: str) -> QueueStatus:
     channel = await connection.channel()  # its own: a queue that is missing closes it
     try:
-        found = (await channel.declare_queue(name, passive=True)).declaration_result
-    except aiormq.exceptions.ChannelClosed as error:
+        async with asyncio.timeout(DECLARE_SECONDS):
+            found = (await channel.declare_queue(name, passive=True)).declaration_result
+    except (aiormq.exceptions.ChannelClosed, TimeoutError) as error:
+        why = str(error) or f"no answer for {DECLARE_SECONDS:g} s"
         raise BrokerError(
-            f"cannot look at the queue {name}: {error}; apply the topology with "
-            f"`saga topology apply`"
+            f"cannot look at the queue {name}: {why}; `saga recover broker` makes it again"
         ) from error
     finally:
-        await channel.close()
+        if not channel.is_closed:
+            await channel.close()
     return QueueStatus(found.message_count or 0, found.consumer_count or 0)
 
 

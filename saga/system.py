@@ -23,22 +23,27 @@ import yarl
 
 from common.choreography import Choreography
 from common.files import allow_open_files
+from common.kernel.database import DatabaseError
 from common.messaging.connection import RETRY_SECONDS, BrokerError, connect
 from common.messaging.permissions import OPERATOR, users_of
-from common.messaging.topology import HISTORY_STREAM, queues_of
+from common.messaging.topology import HISTORY_STREAM, TopologyError, queues_of
 from common.settings import Settings, TlsSettings, load
 from common.tasks import cancel_all
 from common.urls import printable, sqlite_url
-from saga.broker import NODE_FOLDER, USERS_FILE, apply_topology, write_users
+from saga.broker import NODE_FOLDER, USERS_FILE, mend_topology, write_users
 from saga.claim import Claim, ClaimedError
 from saga.deployment import FILE_NAME, Deployment, dead_letters_url_in
 from saga.discovery import choreography, services
+from saga.dlq import DlqError
 from saga.guard import Guard
+from saga.history import HistoryError
 from saga.http import client
 from saga.node import NodeError, RabbitNode, free_ports
 from saga.passwords import new_passwords
 from saga.patience import Patience, start_seconds
 from saga.postgres import PostgresCluster, PostgresError
+from saga.recovery import RecoveryError
+from saga.recovery.broker import recover
 from saga.supervision import Supervised, Supervision
 
 Database = Literal["sqlite", "postgresql"]
@@ -77,6 +82,19 @@ _OURS: Final = (
     "SANDBOX_URL",
 )
 
+
+_MEND_AGAIN_SECONDS: Final = 5.0
+_MAY_PASS: Final = (
+    BrokerError,
+    DatabaseError,
+    DlqError,
+    HistoryError,
+    NodeError,
+    RecoveryError,
+    TopologyError,
+    OSError,
+)
+"""What may be in the way of a recovery, and may be gone when it is tried again."""
 
 # How long a starting service waits for what starts beside it: as long as we wait for that.
 _PATIENCE: Final = ("BROKER_PATIENCE_SECONDS", "DATABASE_PATIENCE_SECONDS")
@@ -235,6 +253,10 @@ class System:
         self._supervised: Supervision
         """While it is watched."""
         self._deployment: Deployment | None = None
+        self._made_again: set[str] = set()
+        """Queues whose messages are to be put back into them."""
+        self._restarted = asyncio.Event()
+        """The private node was started again, and was not looked at since."""
 
     async def __aenter__(self) -> Self:
         try:
@@ -319,6 +341,7 @@ class System:
             dead_letters_url=dead_letters_url_in(self.folder),
         )
         self._deployment.save(self.folder)
+        await self._put_back()
 
     def kill(self, service: str) -> None:
         """Kill a service with SIGKILL; `start` brings it back."""
@@ -368,6 +391,8 @@ class System:
             if server is not None:
                 self._supervised.servers[name] = Supervised()
                 keeping.append(self._keep_server(name, server, ends_max))
+        if self.node is not None:
+            keeping.append(self._keep_broker_whole())
         if self._claim is not None:
             keeping.append(self._keep_claim(self._claim))
         tasks = [asyncio.ensure_future(keep) for keep in keeping]
@@ -410,11 +435,33 @@ class System:
             await self._pause(name, supervised, last_words, ends_max)
             last_words = f"log: {server.log_path}"
             try:
+                if server is self.node:
+                    write_users(self.folder, choreography(), self._passwords)
                 await self._in_thread(server.start)
             except (NodeError, PostgresError) as error:
                 last_words = str(error)
             else:
                 self._supervised.save(self.folder)
+                if server is self.node:
+                    self._restarted.set()
+
+    async def _keep_broker_whole(self) -> NoReturn:
+        """Each time that the private node was started: make again what it has lost."""
+        told = ""
+        while True:
+            await self._restarted.wait()
+            self._restarted.clear()
+            try:
+                await self._mend_node()
+                await self._put_back()
+            except _MAY_PASS as error:
+                if str(error) != told:
+                    self._report(f"the broker is not whole, and is looked at again: {error}")
+                told = str(error)
+                await asyncio.sleep(_MEND_AGAIN_SECONDS)
+                self._restarted.set()
+            else:
+                told = ""
 
     async def _pause(
         self, name: str, supervised: Supervised, last_words: str, ends_max: int | None
@@ -493,7 +540,7 @@ class System:
             if not self._declared:
                 self._claim = Claim(self._broker_url())
                 await self._claim.take()
-                await apply_topology(self._broker_url(), graph)
+                self._made_again = await mend_topology(self._broker_url(), graph, None)
                 await self._check_broker_is_unused(graph)
         else:
             self._report("starting a private RabbitMQ node")
@@ -502,7 +549,9 @@ class System:
             self._passwords = new_passwords(user.name for user in users_of(graph))
             write_users(self.folder, graph, self._passwords)
             await self._in_thread(self.node.start)
-            await apply_topology(self._broker_url(), graph, patience_seconds=start_seconds())
+            await self._mend_node()
+        if not (self.folder / _BROKER_FILE).exists():
+            self._made_again.clear()  # There was none of it before.
         (self.folder / _BROKER_FILE).write_text(self._broker_identity() + "\n", encoding="utf-8")
         if self.cluster is not None:
             self._report("starting a private PostgreSQL server")
@@ -521,6 +570,29 @@ class System:
             for replica, name in replicas
         }
         self._report(f"starting the services {', '.join(self._processes)}")
+
+    async def _mend_node(self) -> None:
+        """Have the private node hold what it should, whatever it has lost."""
+        self._made_again |= await mend_topology(
+            self._broker_url(),
+            choreography(),
+            self.node,
+            patience_seconds=start_seconds(),
+            report=self._report,
+        )
+
+    async def _put_back(self) -> None:
+        """Put back into queues that were made again what their participants are owed."""
+        if not self._made_again:
+            return
+        lost = f"the broker had lost {len(self._made_again)} queues"
+        if self._only is not None:
+            self._report(f"{lost}: run `saga recover broker` once all services run")
+            return
+        self._report(f"{lost}; putting back what is owed")
+        recovered = await recover(self.deployment, choreography())
+        self._made_again.clear()
+        self._report(f"{recovered.summary}; `saga reconcile` tells whether anything is missing")
 
     def _broker_url(self, user: str = OPERATOR) -> str:
         if self.node is not None:

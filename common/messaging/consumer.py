@@ -131,7 +131,8 @@ class Consumer:
         except ChannelNotFoundEntity as error:
             raise BrokerError(
                 f"the broker lacks a queue of {self._participant.name}: {error}; "
-                f"declare it with `saga topology apply`"
+                f"declare it with `saga topology apply`, or, if it was there before, with "
+                f"`saga recover broker`"
             ) from error
         except (AMQPError, OSError) as error:
             why = str(error) or "no answer"

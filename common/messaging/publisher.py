@@ -256,7 +256,8 @@ class BrokerPublisher:
         if await self._look_at(HISTORY_STREAM) is None:
             raise BrokerError(
                 f"the broker lacks the stream {HISTORY_STREAM}: wait until it has started, or "
-                f"declare it with `saga topology apply`"
+                f"declare it with `saga topology apply`, or, if it was there before, with "
+                f"`saga recover broker`"
             )
         self._recorded = channel
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -31,8 +32,21 @@ DELIVERY_LIMIT = 1_000_000
 Arguments = Mapping[str, str | int]
 
 
+DECLARE_SECONDS = 15.0
+"""How long a broker may take to declare a queue. One whose queue has no leader never answers."""
+
+
 class TopologyError(Exception):
     """The broker holds something else under one of our names. Names it and the way out."""
+
+
+class QueueDown(Exception):
+    """The broker has a queue of that name, and cannot use it: it has just started, or the queue is
+    damaged."""
+
+    def __init__(self, queue: str, why: str) -> None:
+        super().__init__(f"the queue {queue} is down: {why}")
+        self.queue = queue
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +153,7 @@ def topology_of(choreography: Choreography) -> Topology:
 async def apply(topology: Topology, channel: AbstractChannel) -> None:
     """Declare the topology on a broker, each queue with its bindings, in order; what is there
     already stays. Needs a user who may configure. Raises `TopologyError` if a name is taken by
-    something else."""
+    something else, `QueueDown`, and what aiormq raises."""
     try:
         for name in topology.exchanges:
             await channel.declare_exchange(name, aio_pika.ExchangeType.TOPIC, durable=True)
@@ -159,7 +173,14 @@ async def _declared(queue: Queue, channel: AbstractChannel) -> AbstractQueue:
     refusals: list[aio_pika.exceptions.ChannelPreconditionFailed] = []
     for arguments in (queue.arguments, *queue.formerly):
         try:
-            return await channel.declare_queue(queue.name, durable=True, arguments=dict(arguments))
+            async with asyncio.timeout(DECLARE_SECONDS):
+                return await channel.declare_queue(
+                    queue.name, durable=True, arguments=dict(arguments)
+                )
+        except TimeoutError:
+            raise QueueDown(queue.name, f"no answer for {DECLARE_SECONDS:g} s") from None
+        except aio_pika.exceptions.ChannelNotFoundEntity as error:
+            raise QueueDown(queue.name, str(error)) from error
         except aio_pika.exceptions.ChannelPreconditionFailed as error:
             refusals.append(error)
             await channel.reopen()  # The broker has closed it.

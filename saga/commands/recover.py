@@ -19,7 +19,7 @@ from saga.commands.output import (
     run,
     stoppable,
 )
-from saga.commands.topology import ManagementUrl
+from saga.commands.topology import ManagementUrl, Patience
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,6 +56,7 @@ def broker(
         ),
     ] = None,
     management_url: ManagementUrl = None,
+    patience: Patience = 60.0,
     data_dir: DataDir = DATA_DIR,
     as_json: AsJson = False,
 ) -> None:
@@ -80,7 +81,9 @@ def broker(
     deployment, graph = Deployment.load(data_dir), choreography()
     with progress_bars(events=None, queues=None, stream=None) as bars, stoppable():
         recovered = run(
-            _make_again(deployment, graph, earliest, management_url, data_dir, dry_run, bars)
+            _make_again(
+                deployment, graph, earliest, management_url, patience, data_dir, dry_run, bars
+            )
         )
     if as_json:
         print_json(_as_json(recovered, dry_run))
@@ -95,6 +98,7 @@ async def _make_again(
     graph: Choreography,
     since: datetime | None,
     management_url: str | None,
+    patience_seconds: float,
     folder: Path,
     dry_run: bool,
     bars: dict[str, Callable[[int], None]],
@@ -102,7 +106,7 @@ async def _make_again(
     import yarl
 
     from common.messaging.permissions import users_of
-    from saga.broker import apply_topology, put_users
+    from saga.broker import mend_topology, private_node, put_users
     from saga.recovery.broker import recover
 
     if not dry_run:
@@ -112,7 +116,10 @@ async def _make_again(
             if (password := yarl.URL(url).password)
         }
         await put_users(users_of(graph), deployment.amqp_url, management_url, passwords, folder)
-        await apply_topology(deployment.amqp_url, graph)
+        node = private_node(folder, deployment)
+        await mend_topology(
+            deployment.amqp_url, graph, node, patience_seconds=patience_seconds, report=remark
+        )
     return await recover(
         deployment,
         graph,
@@ -166,12 +173,8 @@ def _print(graph: Choreography, recovered: Recovered, dry_run: bool) -> None:
         for (participant, type_), count in sorted(recovered.put_back.items()):
             table.add_row(participant, type_, str(count))
         out().print(table)
-    would = "would be " if dry_run else ""
-    remark(
-        f"{survey.events} events looked at, since {survey.since:%Y-%m-%d %H:%M:%S} UTC; "
-        f"{recovered.put_back.total()} messages {would}put back into queues, "
-        f"{recovered.filled} into the history's stream, which had {recovered.in_stream}"
-    )
+    would = "only looked: " if dry_run else ""
+    remark(f"{would}{recovered.summary}")
     if recovered.resting:
         remark(
             f"{recovered.resting} messages are on the broker already, or are dead letters in the "

@@ -59,6 +59,14 @@ class Recovered:
     """Messages that were there."""
 
     @property
+    def summary(self) -> str:
+        """What was done, on one line."""
+        return (
+            f"{self.survey.events} events looked at; {self.put_back.total()} messages put back "
+            f"into queues, {self.filled} into the history's stream"
+        )
+
+    @property
     def complete(self) -> bool:
         """Whether nothing is known to be lost."""
         return not self.survey.unknown
@@ -217,11 +225,12 @@ def _lacking(
     up_to = pages.last_position(url)
     for page in pages.by_position(url, up_to, after=pages.last_before(url, since)):
         for item in page:
-            if isinstance(item, Fact) and lacks(item.body, item.attributes.time):
+            # Its own time may be anything.
+            if isinstance(item, Fact) and lacks(item.body, item.recorded_at):
                 yield _event_again(item.attributes, item.body, run)
     for body in survey.unrecorded.values():
         attributes = Attributes.of(body)
-        if lacks(body, attributes.time):
+        if lacks(body, utc_now()):
             yield _event_again(attributes, body, run)
     for strays in pages.strays_of(url):
         for stray in strays:

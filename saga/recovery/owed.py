@@ -9,7 +9,7 @@ being done; done again, it is known then.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Final
@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from common.choreography import Choreography, Participant
-from common.envelope import Attributes, MessageKey, Undecodable, source_of
+from common.envelope import Attributes, Decoder, MessageKey, Undecodable, source_of
 from common.kernel.database import read_database
 from common.kernel.kept import kept_events
 from common.kernel.tables import Tables, utc_now
@@ -28,6 +28,7 @@ from common.messaging.topology import EVENTS_EXCHANGE, queues_of, topology_of
 from common.messaging.trust import EDITOR_SOURCE
 from history_service.store import Fact, Stray
 from saga.deployment import Deployment
+from saga.dlq.examine import decoder_of
 from saga.dlq.letters import document_of
 from saga.history import pages
 from saga.history.archive import Archive
@@ -51,6 +52,8 @@ class Owed:
     type: str
     at: datetime
     priority: Priority
+    readable: bool
+    """Whether its participant can read it. What it cannot, can only become a dead letter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +108,7 @@ class Surveyor:
             for participant in graph.participants:
                 if binding.exchange == EVENTS_EXCHANGE and binding.queue in queues_of(participant):
                     self._bound[binding.key].append(participant)
+        self._decoders = {p.name: decoder_of(p) for p in graph.participants}
         self._survey = Survey(since)
 
     def run(self) -> Survey:
@@ -190,7 +194,7 @@ class Surveyor:
             (key, body) for key, body in found.items() if key not in recorded
         )
 
-    def _done(self, participant: str, keys: set[MessageKey]) -> set[MessageKey]:
+    def _done(self, participant: str, keys: Collection[MessageKey]) -> set[MessageKey]:
         if not keys:
             return set()
         tables = self._tables[participant]
@@ -202,26 +206,33 @@ class Surveyor:
 
     def _judge(self, page: Sequence[Fact | Stray]) -> None:
         """Note which of these messages are owed."""
-        mine: defaultdict[str, list[Owed]] = defaultdict(list)
-        strays: dict[str, Stray] = {}
+        by_name: defaultdict[str, dict[MessageKey, Fact | Stray]] = defaultdict(dict)
         for item in page:
+            key = item.attributes.key if isinstance(item, Fact) else MessageKey("", item.key)
             for participant in self._addressees(item):
-                owed = _owed(participant, item)
-                mine[participant.name].append(owed)
-                if isinstance(item, Stray):
-                    strays[owed.key.id] = item
-        for name, messages in mine.items():
-            done = self._done(name, {one.key for one in messages})
-            for one in messages:
-                if one.key not in done:
-                    self._survey.owed.append(one)
-                    if one.key.id in strays and not one.key.source:
-                        self._survey.strays[one.key.id] = strays[one.key.id]
-                else:
-                    first = self._first_done.setdefault((name, one.type), one.at)
-                    self._first_done[name, one.type] = min(first, one.at)
+                by_name[participant.name][key] = item
+        for name, items in by_name.items():
+            done = self._done(name, items.keys())
+            for key, item in items.items():
+                if key not in done:
+                    self._survey.owed.append(self._owed(name, key, item))
+                    if isinstance(item, Stray):
+                        self._survey.strays[key.id] = item
+                elif isinstance(item, Fact):
+                    kind, at = (name, item.attributes.type), item.attributes.time
+                    self._first_done[kind] = min(at, self._first_done.get(kind, at))
         self._survey.events += len(page)
         self._progress(len(page))
+
+    def _owed(self, name: str, key: MessageKey, item: Fact | Stray) -> Owed:
+        if isinstance(item, Fact):
+            event = item.attributes
+            readable = _can_read(self._decoders[name], item.body)
+            return Owed(name, key, event.type, event.time, event.priority, readable)
+        type_, _, priority = item.routing_key.rpartition(".")
+        urgent = Priority.HIGH if priority == Priority.HIGH else Priority.NORMAL
+        at = item.recorded_at or self._survey.since
+        return Owed(name, key, type_, at, urgent, readable=False)
 
     def _addressees(self, item: Fact | Stray) -> Iterable[Participant]:
         """Whose queues a message went into."""
@@ -245,8 +256,8 @@ class Surveyor:
         for one in survey.owed:
             name = one.participant
             first = self._first_done.get((name, one.type), first_of_all.get(name, now))
-            is_event = bool(one.key.source)
-            (survey.too_old if is_event and one.at < first - slack[name] else owed).append(one)
+            too_old = one.readable and one.at < first - slack[name]
+            (survey.too_old if too_old else owed).append(one)
         survey.owed = owed
 
 
@@ -256,21 +267,12 @@ def _longest_wait(participant: Participant) -> timedelta:
     return timedelta(milliseconds=max(sum(policy.waits_ms) for policy in policies))
 
 
-def _owed(participant: Participant, item: Fact | Stray) -> Owed:
-    if isinstance(item, Fact):
-        attributes = item.attributes
-        return Owed(
-            participant.name, attributes.key, attributes.type, attributes.time, attributes.priority
-        )
-    type_, _, priority = item.routing_key.rpartition(".")
-    urgent = priority == Priority.HIGH
-    return Owed(
-        participant.name,
-        MessageKey("", item.key),
-        type_,
-        item.recorded_at or utc_now(),
-        Priority.HIGH if urgent else Priority.NORMAL,
-    )
+def _can_read(decoder: Decoder, body: bytes) -> bool:
+    try:
+        decoder.decode(body)
+    except Undecodable:
+        return False
+    return True
 
 
 def _attributes_of(body: bytes) -> Attributes | None:
