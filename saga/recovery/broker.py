@@ -17,24 +17,22 @@ import aiormq
 from common.choreography import Choreography
 from common.envelope import Attributes
 from common.kernel.tables import utc_now
-from common.messaging import frames
 from common.messaging.connection import BrokerError, connect
-from common.messaging.dead_letters import BY_BODY
 from common.messaging.frames import Posting
 from common.messaging.permissions import REPLAY
 from common.messaging.publisher import CONFIRM_TIMEOUT_SECONDS, BrokerPublisher, posting_of
 from common.messaging.stream import FIRST, StreamError, last_offset, reading, restored
-from common.messaging.topology import EVENTS_EXCHANGE, HISTORY_STREAM, work_queue
+from common.messaging.topology import EVENTS_EXCHANGE, HISTORY_STREAM
 from common.messaging.trust import EDITOR_SOURCE
 from common.urls import printable
-from history_service.store import Fact, Stray
+from history_service.store import Fact
 from saga.deployment import Deployment
 from saga.dlq.letters import HERE, SETTLED
-from saga.history import HistoryError, pages
-from saga.history.archive import Archive
+from saga.history import HistoryError
 from saga.history.letters import letters_in
 from saga.history.whereabouts import look
-from saga.recovery.owed import Owed, Progress, Survey, Surveyor
+from saga.recovery.books import Databases
+from saga.recovery.owed import Books, Progress, Survey, Surveyor, properties_of
 
 BATCH_MAX: Final = 500
 """Messages published together."""
@@ -92,7 +90,8 @@ async def recover(
     """
     now = utc_now()
     remembered = now - timedelta(days=deployment.inbox_days)
-    surveyor = Surveyor(deployment, graph, max(since or remembered, remembered), looked_at)
+    books = await asyncio.to_thread(Databases, deployment, graph)
+    surveyor = Surveyor(books, graph, max(since or remembered, remembered), now, looked_at)
     survey = await asyncio.to_thread(surveyor.run)
     resting = await _resting(deployment, graph, may_lack_queues=dry_run)
     owed = [one for one in survey.owed if (one.participant, one.key.id) not in resting]
@@ -102,13 +101,12 @@ async def recover(
         for start in range(0, len(owed), BATCH_MAX):
             batch = await asyncio.to_thread(surveyor.still_owed, owed[start : start + BATCH_MAX])
             if not dry_run:
-                postings = await asyncio.to_thread(_postings, deployment, survey, batch)
-                await _publish(publisher, postings)
+                await _publish(publisher, await asyncio.to_thread(surveyor.postings, batch))
             recovered.put_back.update((one.participant, one.type) for one in batch)
             put_back(len(batch))
         stream = await _read_stream(deployment, may_be_missing=dry_run)
         recovered.in_stream = len(stream.bodies)
-        lacking = _lacking(deployment, survey, stream, now - timedelta(days=STREAM_DAYS))
+        lacking = _lacking(books, survey, stream, now - timedelta(days=STREAM_DAYS))
         while postings := await asyncio.to_thread(lambda: [*islice(lacking, BATCH_MAX)]):
             if not dry_run:
                 await _publish(publisher, postings)
@@ -146,31 +144,6 @@ async def _publish(publisher: BrokerPublisher, postings: Sequence[Posting]) -> N
                 f"the broker did not take a message for {posting.routing_key}: "
                 f"{error}; run this again once it is well"
             )
-
-
-def _postings(deployment: Deployment, survey: Survey, owed: Sequence[Owed]) -> list[Posting]:
-    """What puts messages back into their participants' queues."""
-    keys = {one.key for one in owed if one.key.source}
-    url = Archive(deployment).url
-    bodies = {fact.attributes.key: fact.body for fact in pages.with_keys(url, keys)}
-    bodies |= {key: survey.unrecorded[key] for key in keys & survey.unrecorded.keys()}
-    postings = []
-    for one in owed:
-        queue = work_queue(one.participant, one.priority)
-        if one.key.source:
-            postings.append(posting_of(bodies[one.key], queue))
-        else:
-            stray = survey.strays[one.key.id]
-            postings.append(Posting(queue, _properties_of(stray), stray.body))
-    return postings
-
-
-def _properties_of(stray: Stray) -> bytes:
-    """As many of a message's properties as the history keeps."""
-    values = {"delivery_mode": b"\x02"}
-    if not stray.key.startswith(BY_BODY):
-        values["message_id"] = frames.short(stray.key, cut=True)
-    return frames.join(values)
 
 
 @dataclass(frozen=True)
@@ -212,31 +185,25 @@ async def _read_stream(deployment: Deployment, *, may_be_missing: bool) -> _Stre
         await connection.close()
 
 
-def _lacking(
-    deployment: Deployment, survey: Survey, stream: _Stream, since: datetime
-) -> Iterator[Posting]:
+def _lacking(books: Books, survey: Survey, stream: _Stream, since: datetime) -> Iterator[Posting]:
     """What puts back into the stream what it lacks, in the order of the history; blocks."""
-    url, run = Archive(deployment).url, uuid4().hex
+    run = uuid4().hex
     since = max(since, stream.since or since)
-
-    def lacks(body: bytes, at: datetime | None) -> bool:
-        return at is not None and at >= since and _digest(body) not in stream.bodies
-
-    up_to = pages.last_position(url)
-    for page in pages.by_position(url, up_to, after=pages.last_before(url, since)):
+    for page in books.recorded(since):
         for item in page:
-            # Its own time may be anything.
-            if isinstance(item, Fact) and lacks(item.body, item.recorded_at):
+            # An event's own time may be anything.
+            if item.recorded_at is None or item.recorded_at < since:
+                continue
+            if _digest(item.body) in stream.bodies:
+                continue
+            if isinstance(item, Fact):
                 yield _event_again(item.attributes, item.body, run)
+            elif item.routing_key:
+                properties = properties_of(item)
+                yield restored(item.body, properties, EVENTS_EXCHANGE, item.routing_key, run=run)
     for body in survey.unrecorded.values():
-        attributes = Attributes.of(body)
-        if lacks(body, utc_now()):
-            yield _event_again(attributes, body, run)
-    for strays in pages.strays_of(url):
-        for stray in strays:
-            if lacks(stray.body, stray.recorded_at):
-                properties = _properties_of(stray)
-                yield restored(stray.body, properties, EVENTS_EXCHANGE, stray.routing_key, run=run)
+        if _digest(body) not in stream.bodies:
+            yield _event_again(Attributes.of(body), body, run)
 
 
 def _event_again(event: Attributes, body: bytes, run: str) -> Posting:

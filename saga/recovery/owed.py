@@ -9,37 +9,86 @@ being done; done again, it is known then.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Final
-
-import sqlalchemy as sa
-from sqlalchemy.engine import Connection
+from typing import Final, Protocol
 
 from common.choreography import Choreography, Participant
-from common.envelope import Attributes, Decoder, MessageKey, Undecodable, source_of
-from common.kernel.database import read_database
-from common.kernel.kept import kept_events
-from common.kernel.tables import Tables, utc_now
+from common.envelope import Attributes, Decoder, MessageKey, Undecodable
 from common.message import Priority
-from common.messaging.dead_letters import ADDRESSEE
-from common.messaging.topology import EVENTS_EXCHANGE, queues_of, topology_of
+from common.messaging import frames
+from common.messaging.dead_letters import ADDRESSEE, BY_BODY
+from common.messaging.frames import Posting
+from common.messaging.publisher import posting_of
+from common.messaging.topology import EVENTS_EXCHANGE, queues_of, topology_of, work_queue
 from common.messaging.trust import EDITOR_SOURCE
 from history_service.store import Fact, Stray
-from saga.deployment import Deployment
 from saga.dlq.examine import decoder_of
 from saga.dlq.letters import document_of
-from saga.history import pages
-from saga.history.archive import Archive
-from saga.history.sources import tables_of
-from saga.reconcile.databases import sequences_in
 from saga.recovery import RecoveryError
 
 SLACK: Final = timedelta(minutes=10)
 """By how much clocks and deployments may differ."""
 
+BEGINNER: Final = timedelta(days=1)
+"""The age of a participant that has done nothing yet."""
+
 Progress = Callable[[int], None]
+Known = Callable[[Collection[MessageKey]], Collection[MessageKey]]
+"""Tells which of some events the history knows."""
+
+
+@dataclass
+class Kept:
+    """What one participant's own database tells of what it has published, as of one moment."""
+
+    said: Mapping[str, int]
+    """Keyed by subject: how many events it has counted as said."""
+    last: dict[str, int] = field(default_factory=dict)
+    """Keyed by subject: the number of the last event that is kept."""
+    unrecorded: dict[MessageKey, bytes] = field(default_factory=dict)
+    """The bodies of kept events that the history does not know."""
+    has_inbox: bool = True
+    """Whether it has ever done anything, as far as it remembers."""
+
+    def take(
+        self,
+        bodies: Iterable[bytes],
+        known: Callable[[Collection[MessageKey]], Collection[MessageKey]],
+    ) -> None:
+        """Take some of the events that are kept; `known` tells which ones the history knows."""
+        found: dict[MessageKey, bytes] = {}
+        for body in bodies:
+            if (event := attributes_of(body)) is not None:
+                found[event.key] = body
+                self.last[event.subject] = max(self.last.get(event.subject, 0), event.sequence or 0)
+        recorded = known(found.keys()) if found else ()
+        self.unrecorded.update((key, body) for key, body in found.items() if key not in recorded)
+
+
+class Books(Protocol):
+    """The books of one system. Reading them blocks."""
+
+    def kept(self, participant: str) -> Kept:
+        """What a participant keeps of what it has published."""
+        ...
+
+    def done(self, participant: str, keys: Collection[MessageKey]) -> Collection[MessageKey]:
+        """Those of these messages that a participant's inbox knows."""
+        ...
+
+    def recorded(self, since: datetime) -> Iterator[Sequence[Fact | Stray]]:
+        """What the history has recorded since then: events in their order, then all else."""
+        ...
+
+    def last_recorded(self, participant: str) -> Mapping[str, int]:
+        """Keyed by subject: the number of the last event of a participant that the history has."""
+        ...
+
+    def bodies(self, keys: Collection[MessageKey]) -> Mapping[MessageKey, bytes]:
+        """The bodies of events of the history."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,20 +135,20 @@ class Survey:
 
 
 class Surveyor:
-    """Reads the books of one system. Blocks; raises `RecoveryError` and `DatabaseError`."""
+    """Reads all books, and tells what is owed. Blocks; raises what the books raise."""
 
     def __init__(
         self,
-        deployment: Deployment,
+        books: Books,
         graph: Choreography,
         since: datetime,
+        now: datetime,
         progress: Progress = lambda _: None,
     ) -> None:
-        self._deployment = deployment
+        self._books = books
+        self._now = now
         self._graph = graph
-        self._history_url = Archive(deployment).url
         self._progress = progress
-        self._tables: dict[str, Tables] = {p.name: tables_of(p.name) for p in graph.participants}
         self._first_done: dict[tuple[str, str], datetime] = {}
         """Keyed by participant and type: the time of the oldest event that it has done."""
         self._bound: defaultdict[str, list[Participant]] = defaultdict(list)
@@ -112,95 +161,56 @@ class Surveyor:
         self._survey = Survey(since)
 
     def run(self) -> Survey:
-        """Read all books."""
+        """Read all books. Raises `RecoveryError` too."""
         survey = self._survey
         for participant in self._graph.participants:
-            self._read_kept(participant)
-        up_to = pages.last_position(self._history_url)
-        after = pages.last_before(self._history_url, survey.since)
-        for page in pages.by_position(self._history_url, up_to, after=after):
+            self._take_kept(participant.name)
+        for page in self._books.recorded(survey.since):
             self._judge(page)
-        self._judge(
-            [
-                Fact(attributes, body)
-                for body in survey.unrecorded.values()
-                if (attributes := _attributes_of(body)) is not None
-            ]
-        )
-        for strays in pages.strays_of(self._history_url):
-            self._judge([s for s in strays if s.recorded_at and s.recorded_at >= survey.since])
+        unrecorded = ((attributes_of(body), body) for body in survey.unrecorded.values())
+        self._judge([Fact(event, body) for event, body in unrecorded if event is not None])
         self._leave_out_what_is_too_old()
         survey.owed.sort(key=lambda one: (one.priority is not Priority.HIGH, one.at))
         return survey
 
     def still_owed(self, owed: Sequence[Owed]) -> list[Owed]:
         """Those that have not been dealt with since."""
-        by_participant: defaultdict[str, list[Owed]] = defaultdict(list)
+        by_participant: defaultdict[str, list[MessageKey]] = defaultdict(list)
         for one in owed:
-            by_participant[one.participant].append(one)
-        left: list[Owed] = []
-        for name, mine in by_participant.items():
-            done = self._done(name, {one.key for one in mine})
-            left += [one for one in mine if one.key not in done]
-        return left
+            by_participant[one.participant].append(one.key)
+        done = {name: self._books.done(name, keys) for name, keys in by_participant.items()}
+        return [one for one in owed if one.key not in done[one.participant]]
 
-    # --- the participants' books -----------------------------------------------------------------
+    def postings(self, owed: Sequence[Owed]) -> list[Posting]:
+        """What puts messages back into their participants' queues, by the default exchange."""
+        survey = self._survey
+        bodies = dict(self._books.bodies({one.key for one in owed if one.key.source}))
+        postings = []
+        for one in owed:
+            queue = work_queue(one.participant, one.priority)
+            if one.key.source:
+                body = survey.unrecorded.get(one.key) or bodies[one.key]
+                postings.append(posting_of(body, queue))
+            else:
+                stray = survey.strays[one.key.id]
+                postings.append(Posting(queue, properties_of(stray), stray.body))
+        return postings
 
-    def _url(self, participant: str) -> str:
-        url = self._deployment.database_urls.get(participant)
-        if url is None:
-            raise RecoveryError(
-                f"the deployment names no database of {participant}; add its URL to database_urls"
-            )
-        return url
-
-    def _read_kept(self, participant: Participant) -> None:
+    def _take_kept(self, name: str) -> None:
         """Note what a participant has published that the history does not know, and what it has
-        counted as said."""
-        name = participant.name
-        tables = self._tables[name]
-
-        def read(connection: Connection) -> tuple[bool, dict[str, int], dict[str, int]]:
-            """All as of one moment: what is counted is kept, unless it is too old for that."""
-            there = sa.select(sa.literal(1)).select_from(tables.inbox).limit(1)
-            has_inbox = connection.execute(there).first() is not None
-            kept: dict[str, int] = {}
-            for bodies in kept_events(connection, tables):
-                self._note_unrecorded(bodies, kept)
-            return has_inbox, kept, sequences_in(connection, tables)
-
-        has_inbox, kept, said = read_database(self._url(name), read)
-        recorded = pages.last_sequences(self._history_url, source_of(name))
-        if recorded and not has_inbox:
+        counted as said and no book holds."""
+        kept = self._books.kept(name)
+        recorded = self._books.last_recorded(name)
+        if recorded and not kept.has_inbox:
             raise RecoveryError(
                 f"the database of {name} is empty, and the history knows what it has said: make it "
                 f"again first, with `saga history rebuild {name}`"
             )
-        for subject, last in sorted(said.items()):
-            known = max(recorded.get(subject, 0), kept.get(subject, 0))
+        self._survey.unrecorded |= kept.unrecorded
+        for subject, last in sorted(kept.said.items()):
+            known = max(recorded.get(subject, 0), kept.last.get(subject, 0))
             if known < last:
                 self._survey.unknown.append(Unknown(name, subject, known + 1, last))
-
-    def _note_unrecorded(self, bodies: Iterable[bytes], kept: dict[str, int]) -> None:
-        found: dict[MessageKey, bytes] = {}
-        for body in bodies:
-            if (attributes := _attributes_of(body)) is not None:
-                found[attributes.key] = body
-                kept[attributes.subject] = max(
-                    kept.get(attributes.subject, 0), attributes.sequence or 0
-                )
-        recorded = pages.known_among(self._history_url, found.keys()) if found else set()
-        self._survey.unrecorded.update(
-            (key, body) for key, body in found.items() if key not in recorded
-        )
-
-    def _done(self, participant: str, keys: Collection[MessageKey]) -> set[MessageKey]:
-        if not keys:
-            return set()
-        tables = self._tables[participant]
-        return read_database(
-            self._url(participant), lambda c: {*tables.already_done(c, keys).keys()}
-        )
 
     # --- judging -----------------------------------------------------------------------------
 
@@ -212,7 +222,7 @@ class Surveyor:
             for participant in self._addressees(item):
                 by_name[participant.name][key] = item
         for name, items in by_name.items():
-            done = self._done(name, items.keys())
+            done = self._books.done(name, items.keys())
             for key, item in items.items():
                 if key not in done:
                     self._survey.owed.append(self._owed(name, key, item))
@@ -246,16 +256,18 @@ class Surveyor:
     def _leave_out_what_is_too_old(self) -> None:
         """A participant is not owed what was published before it reacted to such events. The first
         that it did of a type tells when that was, as far as anything does; where it did none, the
-        first that it did at all."""
-        survey, now = self._survey, utc_now()
+        first that it did at all. One that has done nothing yet is taken for as old as
+        `BEGINNER`."""
+        survey = self._survey
         first_of_all: dict[str, datetime] = {}
         for (name, _), at in self._first_done.items():
             first_of_all[name] = min(at, first_of_all.get(name, at))
+        began = self._now - BEGINNER
         slack = {p.name: SLACK + _longest_wait(p) for p in self._graph.participants}
         owed: list[Owed] = []
         for one in survey.owed:
             name = one.participant
-            first = self._first_done.get((name, one.type), first_of_all.get(name, now))
+            first = self._first_done.get((name, one.type), first_of_all.get(name, began))
             too_old = one.readable and one.at < first - slack[name]
             (survey.too_old if too_old else owed).append(one)
         survey.owed = owed
@@ -275,9 +287,17 @@ def _can_read(decoder: Decoder, body: bytes) -> bool:
     return True
 
 
-def _attributes_of(body: bytes) -> Attributes | None:
+def attributes_of(body: bytes) -> Attributes | None:
     """None for what is no event, as a damaged row of an outbox may be."""
     try:
         return Attributes.of(body)
     except (Undecodable, TypeError):
         return None
+
+
+def properties_of(stray: Stray) -> bytes:
+    """As many of a message's properties as the history keeps."""
+    values = {"delivery_mode": b"\x02"}
+    if not stray.key.startswith(BY_BODY):
+        values["message_id"] = frames.short(stray.key, cut=True)
+    return frames.join(values)

@@ -126,6 +126,11 @@ class Broker:
             self._bindings[binding.exchange].append((binding.key, binding.queue))
         self._routes.clear()
 
+    def empty(self) -> None:
+        """Forget all messages. Whoever is still connected has to do with queues of before."""
+        self._queues = {n: Queue(n, queue.arguments) for n, queue in self._queues.items()}
+        self._routes.clear()
+
     def messages_in(self, queue: str) -> list[Message]:
         """What is ready in a queue, in its order."""
         return [copy.message for copy in self._queues[queue].ready]
@@ -155,6 +160,10 @@ class Broker:
         for queue in queues:
             self._put(queue, message)
         return bool(queues)
+
+    def put(self, queue: str, message: Message) -> None:
+        """Put a message into one queue, as if it had been published to it."""
+        self._put(self._queues[queue], message)
 
     def _queues_for(self, exchange: str, routing_key: str) -> list[Queue]:
         route = (exchange, routing_key)

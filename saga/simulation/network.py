@@ -87,6 +87,8 @@ class Network:
         """Called with what arrives at the broker, and from whom."""
         self.on_deliver: Callable[[Process, Message], None] = lambda _, __: None
         """Called with what a process gets."""
+        self.on_loss: Callable[[float], None] = lambda _: None
+        """Called when the broker is lost, with the time at which an empty one lets clients in."""
         self._connections: dict[Connection, None] = {}
         self._away_until: dict[Process | None, float] = {}
         """Until when a process cannot connect; None is for all of them."""
@@ -125,8 +127,16 @@ class Network:
             self.trace.note("broker", "is restarted")
             self._away(None)
             self.broker.starts(self._away_until[None])
-            for other in list(self._connections):
-                other.reset()
+            self._reset_all()
+        if weather.happens(rates.broker_forgets):
+            self.trace.note("broker", "is lost")
+            self._away(None)
+            self.on_loss(self._away_until[None])
+            self._reset_all()
+
+    def _reset_all(self) -> None:
+        for connection in list(self._connections):
+            connection.reset()
 
     def _away(self, process: Process | None) -> None:
         self._away_until[process] = self.loop.time() + self.weather.seconds(AWAY_MAX_SECONDS)

@@ -20,6 +20,7 @@ from common.messaging.dead_letters import Reason
 from common.messaging.publisher import posting_of
 from common.messaging.topology import EVENTS_EXCHANGE, dead_letter_queue, intake_queue
 from order_service.domain import CancelOrder, UnknownOrder
+from order_service.store import orders
 from saga.dlq import letters
 from saga.simulation.broker import EPOCH
 from saga.simulation.loop import settle
@@ -44,6 +45,8 @@ class People:
         self._plan = plan
         self._chance = chance
         self._customers = 0
+        self._sent: list[PlannedOrder] = []
+        """Orders that were placed over the broker."""
         self.cancelled: set[str] = set()
         """Orders whose customers were told that they are cancelled."""
 
@@ -79,6 +82,7 @@ class People:
         await asyncio.sleep(order.at_seconds)
         self._world.trace.note("customer", f"places {order.key}, {order.command.order_id}")
         if order.over_broker:
+            self._sent.append(order)
             self._command(order)
         else:
             command_id = derived_id(order.key, order.command.type)
@@ -107,6 +111,15 @@ class People:
         for _ in range(2 if self._world.weather.happens(self._world.weather.rates.reset) else 1):
             posting = posting_of(body, intake_queue("order", envelope.priority))
             self._publish("", posting.routing_key, body, posting.properties)
+
+    def send_again(self) -> None:
+        """The broker was lost: who placed an order over it that is in no book does so again."""
+        known = self._world.stores["order"].run(
+            lambda c: {*c.scalars(sa.select(orders.c.order_id))}
+        )
+        for order in self._sent:
+            if order.command.subject not in known:
+                self._command(order)
 
     def _publish(self, exchange: str, key: str, body: bytes, properties: bytes) -> None:
         self._world.trace.note("broker", f"{key} from outside")

@@ -10,6 +10,7 @@ from typing import Any
 from uuid import UUID
 
 from common.kernel.groups import Kernel
+from common.kernel.kept import Kept
 from common.kernel.outbox import Outbox
 from common.kernel.timer import Timekeeper
 from common.messaging.consumer import Deliveries
@@ -23,6 +24,7 @@ from saga.simulation.network import Network, read
 
 BROKER_PATIENCE_SECONDS = 5.0
 """How long a starting service waits for the broker, before it ends and is started again."""
+KEEP_MINUTES, KEEP_BYTES = 60.0, 500_000_000
 TIMER_POLL_SECONDS = 5.0
 """How often a service looks for what is due: seldom, which saves a tenth of a run."""
 
@@ -33,6 +35,7 @@ class Parts:
 
     kernel: type[Kernel] = Kernel
     outbox: type[Outbox] = Outbox
+    kept: type[Kept] = Kept
     deliveries: type[Deliveries] = Deliveries
     publisher: type[BrokerPublisher] = BrokerPublisher
 
@@ -101,11 +104,16 @@ class Server:
             shared=self._shared,
         )
         publisher = self._parts.publisher("", "publisher", connect=network.connect)
+        # Nothing is removed from it: a run is shorter than that.
+        kept = self._parts.kept(
+            database, tables, minutes=KEEP_MINUTES, bytes_max=KEEP_BYTES, clock=self.clock
+        )
         outbox = self._parts.outbox(
             name,
             database,
             tables,
             publisher,
+            kept=kept,
             lease_seconds=self._lease_seconds,
             clock=self.clock,
             new_id=self._new_id,

@@ -31,6 +31,11 @@ class UnrulyBroker(Broker):
         """It has ended, and lets clients in again at that time."""
         self._streams_from = at + self._weather.seconds(STREAMS_LATE_SECONDS)
 
+    def forgets(self, streams_from: float) -> None:
+        """It is replaced by an empty one, whose streams are there from that time on."""
+        self._streams_from = streams_from
+        self.empty()
+
     def has(self, queue: str) -> bool:
         """Whether a queue is there by now."""
         is_stream = self._queues[queue].arguments.get("x-queue-type") == "stream"

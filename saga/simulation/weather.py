@@ -67,6 +67,8 @@ class Rates:
     """The mail server takes a mail, or does not, and does not answer."""
     slow_mail: float = 1 / 3
     """The mail server takes seconds for its answer."""
+    broker_forgets: float = 1 / 100
+    """The broker ends, from a frame on, and an empty one starts in its place."""
 
 
 class Weather:

@@ -12,8 +12,9 @@ from uuid import UUID
 import sqlalchemy as sa
 
 from common.messaging.dead_letters import ERROR_TYPE, attempts_in
-from common.messaging.topology import EVENTS_EXCHANGE, queues_of, wait_queue
+from common.messaging.topology import EVENTS_EXCHANGE, HISTORY_STREAM, queues_of, wait_queue
 from common.retry import RUNGS_MS
+from history_service.store import Fact, Stray
 from order_service.domain import OrderStatus
 from order_service.store import orders
 from saga.reconcile.rules import Violation
@@ -23,6 +24,7 @@ from saga.simulation.mailer import SimulatedMailer
 from saga.simulation.network import Network
 from saga.simulation.people import People
 from saga.simulation.provider import SimulatedProvider
+from saga.simulation.recovery import SPREAD_SECONDS, as_read, recover
 from saga.simulation.scene import Scene
 from saga.simulation.server import Parts, Server
 from saga.simulation.trace import Trace
@@ -45,6 +47,10 @@ PATIENCE_SECONDS = 1_000.0
 300 s."""
 INFRASTRUCTURE_ERRORS = ("OperationalError", "VersionConflict", "ConnectionError", "TimeoutError")
 """What is nobody's fault and must not use up a message's tries."""
+LOSSES_MAX = 2
+"""How often the broker may be lost."""
+RECOVERY_MAX_SECONDS = 10.0
+"""How long an empty broker may be there before it is made again."""
 STEPS_MAX = 30_000
 """Steps after which a run is given up: one that goes well takes up to 10,000."""
 TROUBLES_MAX = 20
@@ -84,7 +90,12 @@ class World:
         self._doomed: set[Process] = set()
         self._tries: defaultdict[tuple[Process, bytes], set[int]] = defaultdict(set)
         """How often the messages that a process has got had failed before, by their bodies."""
+        self._recorded: dict[bytes, Fact | Stray] = {}
+        """Keyed by body: what the history had read when the broker was lost last."""
+        self._losses = 0
+        self._recovering = 0
         self.network.on_crash = self._doom
+        self.network.on_loss = self._lose_broker
         self.loop.before_step = self._before_step
         self.loop.on_error = self._on_error
         self.network.on_publish = self._on_publish
@@ -250,6 +261,32 @@ class World:
         self.weather.calm = True
         self.network.calm()
 
+    def _lose_broker(self, up_at: float) -> None:
+        """It is gone, with all it held; an empty one lets clients in at that time."""
+        self._losses += 1
+        if self._losses == LOSSES_MAX:
+            self.weather.rates.broker_forgets = 0.0
+        messages = self.broker.messages_in(HISTORY_STREAM)
+        read = self._chance.choice((len(messages), self._chance.randint(0, len(messages))))
+        self._recorded |= {item.body: item for item in as_read(messages[:read])}
+        recovered_at = up_at + self.weather.seconds(RECOVERY_MAX_SECONDS)
+        self.broker.forgets(recovered_at)
+        self._recovering += 1
+        self.loop.call_at(recovered_at, self._recover, context=self.process.context)
+
+    def _recover(self) -> None:
+        """An operator has it made again, once it is there."""
+        if not self.broker.has(HISTORY_STREAM):
+            self.loop.call_later(REST_SECONDS, self._recover, context=self.process.context)
+            return
+        self.trace.note("operator", "recovers the broker")
+        recover(self, [*self._recorded.values()])
+        self.people.send_again()
+        self.loop.call_later(SPREAD_SECONDS, self._recovered, context=self.process.context)
+
+    def _recovered(self) -> None:
+        self._recovering -= 1
+
     def _look(self) -> None:
         """End the run once it is at rest, or goes round in circles."""
         self.at_rest = self._rests()
@@ -262,6 +299,7 @@ class World:
         """Whether nothing will happen any more."""
         return (
             not self.people.busy
+            and not self._recovering
             and not any(map(self.broker.load_of, self.queues()))
             and all(server.kernel and server.kernel.idle for server in self._servers.values())
             and not any(store.unpublished() for store in self.stores.values())

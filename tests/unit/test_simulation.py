@@ -19,8 +19,9 @@ from sqlalchemy.engine import Connection
 from typer.testing import CliRunner
 
 from common.kernel.groups import Done, Duplicate, Kernel
+from common.kernel.kept import Kept
 from common.kernel.outbox import Outbox, Outgoing
-from common.kernel.rows import writing
+from common.kernel.rows import WriteSet, writing
 from common.kernel.step import Decision
 from common.message import Command
 from common.messaging import frames
@@ -285,6 +286,20 @@ class PublishesEachOnce(Outbox):
         self._swept = True
 
 
+class KeepsTooLittle(Kept):
+    """Keeps only the first event of each transaction."""
+
+    def store(self, writes: WriteSet, bodies: Sequence[bytes], position: int, owner: str) -> None:
+        super().store(writes, bodies[:1], position, owner)
+
+
+class KeepsNothing(Kept):
+    """Trusts in the broker, and in the history."""
+
+    def store(self, writes: WriteSet, bodies: Sequence[bytes], position: int, owner: str) -> None:
+        pass
+
+
 BROKEN = [
     Parts(deliveries=AcknowledgesFirst),
     Parts(kernel=PublishesFirst),
@@ -296,6 +311,7 @@ BROKEN = [
     Parts(outbox=ForgetsUnconfirmed),
     Parts(outbox=LooksForNothingLeft),
     Parts(outbox=PublishesEachOnce),
+    Parts(kept=KeepsNothing),
 ]
 RARELY_BROKEN = [
     Parts(deliveries=AcknowledgesAllBelow),
@@ -304,13 +320,14 @@ RARELY_BROKEN = [
     Parts(kernel=LooksIntoNoInbox),
     Parts(kernel=ForgetsTheOthers),
     Parts(kernel=CallsOffDeadlines),
+    Parts(kept=KeepsTooLittle),
 ]
 
 
 def name_of(parts: Parts) -> str:
     return next(
         kind.__name__
-        for kind in (parts.kernel, parts.outbox, parts.deliveries, parts.publisher)
+        for kind in (parts.kernel, parts.outbox, parts.kept, parts.deliveries, parts.publisher)
         if kind.__module__ == __name__
     )
 

@@ -1,0 +1,75 @@
+"""The books of a system that runs: its services' databases, and its history's."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from datetime import datetime
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from common.choreography import Choreography
+from common.envelope import MessageKey, source_of
+from common.kernel.database import read_database
+from common.kernel.kept import kept_events
+from common.kernel.tables import Tables
+from history_service.store import Fact, Stray
+from saga.deployment import Deployment
+from saga.history import pages
+from saga.history.archive import Archive
+from saga.history.sources import tables_of
+from saga.reconcile.databases import sequences_in
+from saga.recovery import RecoveryError
+from saga.recovery.owed import Kept
+
+
+class Databases:
+    """See `saga.recovery.owed.Books`. Raises `RecoveryError`, `DatabaseError` and
+    `HistoryError`."""
+
+    def __init__(self, deployment: Deployment, graph: Choreography) -> None:
+        self._deployment = deployment
+        self._history_url = Archive(deployment).url
+        self._tables: dict[str, Tables] = {p.name: tables_of(p.name) for p in graph.participants}
+
+    def kept(self, participant: str) -> Kept:
+        tables = self._tables[participant]
+
+        def read(connection: Connection) -> Kept:
+            there = sa.select(sa.literal(1)).select_from(tables.inbox).limit(1)
+            kept = Kept(
+                said=sequences_in(connection, tables),
+                has_inbox=connection.execute(there).first() is not None,
+            )
+            for bodies in kept_events(connection, tables):
+                kept.take(bodies, lambda keys: pages.known_among(self._history_url, keys))
+            return kept
+
+        return read_database(self._url(participant), read)
+
+    def done(self, participant: str, keys: Collection[MessageKey]) -> Collection[MessageKey]:
+        if not keys:
+            return ()
+        tables = self._tables[participant]
+        return read_database(self._url(participant), lambda c: tables.already_done(c, keys).keys())
+
+    def recorded(self, since: datetime) -> Iterator[Sequence[Fact | Stray]]:
+        url = self._history_url
+        up_to = pages.last_position(url)
+        yield from pages.by_position(url, up_to, after=pages.last_before(url, since))
+        for strays in pages.strays_of(url):
+            yield [s for s in strays if s.recorded_at is not None and s.recorded_at >= since]
+
+    def last_recorded(self, participant: str) -> Mapping[str, int]:
+        return pages.last_sequences(self._history_url, source_of(participant))
+
+    def bodies(self, keys: Collection[MessageKey]) -> Mapping[MessageKey, bytes]:
+        return {fact.attributes.key: fact.body for fact in pages.with_keys(self._history_url, keys)}
+
+    def _url(self, participant: str) -> str:
+        url = self._deployment.database_urls.get(participant)
+        if url is None:
+            raise RecoveryError(
+                f"the deployment names no database of {participant}; add its URL to database_urls"
+            )
+        return url
