@@ -28,7 +28,8 @@ from common.kernel.tables import utc_now
 from common.message import Priority
 from common.messaging.connection import BrokerError, connect
 from common.messaging.frames import Delivery
-from common.messaging.stream import FIRST, Record, StreamReader, reading
+from common.messaging.publisher import BrokerPublisher, posting_of
+from common.messaging.stream import FIRST, Record, StreamReader, reading, restored
 from common.messaging.topology import (
     EVENTS_EXCHANGE,
     HISTORY_STREAM,
@@ -326,6 +327,60 @@ async def test_a_stream_made_anew_is_read_from_its_beginning(
         await sqlite_history.has(*after)
 
     assert await sqlite_history.ids() == [event.id for event in (*before, *after)]
+
+
+async def restore(stream: Stream, *events: Envelope[Any], run: str) -> None:
+    """Put events back into the stream, as `saga recover broker` does."""
+    publisher = BrokerPublisher(stream.url, "test")
+    try:
+        channel = await publisher.open()
+        postings = [posting_of(event.to_bytes(), event.routing_key) for event in events]
+        again = [
+            restored(p.body, p.properties, EVENTS_EXCHANGE, p.routing_key, run=run)
+            for p in postings
+        ]
+        assert await channel.publish("", again, 30.0) == [None] * len(again)
+    finally:
+        await publisher.close()
+
+
+async def test_what_is_put_back_into_a_stream_is_read_as_it_was_published(stream: Stream) -> None:
+    play = played(2)
+    await restore(stream, *play.events, run="1234")
+    connection = await connect(stream.url, name="test")
+    async with connection, reading(connection, FIRST) as reader:
+        records = await reader.take(100, 5.0)
+
+    assert [(record.exchange, record.routing_key, record.restored) for record in records] == [
+        (EVENTS_EXCHANGE, event.routing_key, "1234") for event in play.events
+    ]
+    assert [record.key for record in records] == [event.id for event in play.events]
+    assert [type(store.judge(record, 1)) for record in records] == [store.Fact] * len(records)
+
+
+async def test_in_a_stream_filled_again_nothing_is_missed_that_was_published_meanwhile(
+    stream: Stream, sqlite_history: History
+) -> None:
+    """An event that is put back may come to the very offset at which it was read before, with
+    others before it that were not."""
+    known, others = played(4).events, played(1).events
+    await stream.publish(*known)
+    async with following(stream, sqlite_history.database):
+        await sqlite_history.has(*known)
+    await stream.make_anew()
+    await restore(stream, *known[len(others) : -1], run="1234")
+    await stream.publish(*others)
+    await restore(stream, known[-1], run="1234")
+    async with following(stream, sqlite_history.database):
+        await sqlite_history.has(*others)
+    await restore(stream, *known, run="5678")
+    after = played(1).events
+    async with following(stream, sqlite_history.database):
+        await stream.publish(*after)
+        await sqlite_history.has(*after)
+
+    assert await sqlite_history.ids() == [event.id for event in (*known, *others, *after)]
+    assert await sqlite_history.strays() == {}
 
 
 @pytest.mark.long

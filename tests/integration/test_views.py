@@ -100,6 +100,7 @@ class Scene:
             "check": [["--definitions", str(ROOT / "rabbitmq/definitions.json")]],
             "generate": [["--check", "--root", str(ROOT)]],
             "verify": [["--simulate", "--seeds", "1"]],
+            "recover broker": [["--dry-run"]],
             "topology export": [[]],
             "topology apply": [["--amqp-url", self.url]],
             "topology diff": [["--amqp-url", self.url]],

@@ -1,0 +1,207 @@
+"""What a broker that is gone owed to whom, told from the books."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from common.envelope import Attributes, Envelope, MessageKey, source_of, wrap
+from common.events import CancellationReason, OrderCancelled, PaymentVoided
+from common.message import Event, Priority
+from common.messaging import frames
+from common.messaging.dead_letters import ADDRESSEE
+from common.messaging.trust import EDITOR_SOURCE
+from history_service.store import Fact, Stray
+from saga.discovery import choreography
+from saga.recovery import RecoveryError
+from saga.recovery.owed import BEGINNER, Kept, Survey, Surveyor
+
+NOW = datetime(2030, 1, 1, tzinfo=UTC)
+DAY = timedelta(days=1)
+GRAPH = choreography()
+
+
+@dataclass
+class Books:
+    """Books of paper."""
+
+    history: list[Fact | Stray] = field(default_factory=list)
+    inboxes: dict[str, set[MessageKey]] = field(default_factory=dict)
+    keeps: dict[str, list[bytes]] = field(default_factory=dict)
+    said: dict[str, dict[str, int]] = field(default_factory=dict)
+    empty: set[str] = field(default_factory=set)
+
+    @property
+    def _facts(self) -> dict[MessageKey, Fact]:
+        return {item.attributes.key: item for item in self.history if isinstance(item, Fact)}
+
+    def kept(self, participant: str) -> Kept:
+        kept = Kept(self.said.get(participant, {}), has_inbox=participant not in self.empty)
+        kept.take(self.keeps.get(participant, ()), lambda keys: keys & self._facts.keys())
+        return kept
+
+    def done(self, participant: str, keys: Collection[MessageKey]) -> Collection[MessageKey]:
+        return self.inboxes.get(participant, set()) & {*keys}
+
+    def recorded(self, since: datetime) -> Iterator[Sequence[Fact | Stray]]:
+        yield self.history
+
+    def last_recorded(self, participant: str) -> Mapping[str, int]:
+        last: dict[str, int] = {}
+        for fact in self._facts.values():
+            if fact.attributes.source == source_of(participant):
+                last[fact.attributes.subject] = fact.attributes.sequence or 0
+        return last
+
+    def bodies(self, keys: Collection[MessageKey]) -> Mapping[MessageKey, bytes]:
+        return {key: self._facts[key].body for key in keys if key in self._facts}
+
+
+def cancelled(
+    number: int, *, at: datetime = NOW, priority: Priority = Priority.NORMAL
+) -> Envelope[Any]:
+    """An event that inventory, payment and notification react to."""
+    order_id = UUID(int=number)
+    event = OrderCancelled(
+        order_id=order_id, reason=CancellationReason.CUSTOMER_REQUEST, customer="c"
+    )
+    return event_of(event, f"cancelled-{number}", "order", at, priority)
+
+
+def event_of(
+    event: Event, id: str, publisher: str, at: datetime = NOW, priority: Priority = Priority.NORMAL
+) -> Envelope[Any]:
+    return wrap(event, id=id, source=source_of(publisher), time=at, priority=priority, sequence=1)
+
+
+def fact(event: Envelope[Any]) -> Fact:
+    return Fact(Attributes.of(event.to_bytes()), event.to_bytes(), recorded_at=event.time)
+
+
+def surveyed(books: Books, now: datetime = NOW) -> Survey:
+    return Surveyor(books, GRAPH, NOW - 90 * DAY, now).run()
+
+
+def owed(survey: Survey) -> set[tuple[str, str]]:
+    return {(one.participant, one.key.id) for one in survey.owed}
+
+
+def done_by_all(*events: Envelope[Any]) -> dict[str, set[MessageKey]]:
+    return {p.name: {event.key for event in events} for p in GRAPH.participants}
+
+
+def test_what_a_participant_has_no_inbox_row_for_is_owed_to_it_and_nobody_else() -> None:
+    event = cancelled(1)
+    inboxes = {"inventory": {event.key}}
+
+    assert owed(surveyed(Books([fact(event)], inboxes))) == {
+        ("payment", event.id),
+        ("notification", event.id),
+    }
+
+
+def test_what_only_its_publisher_keeps_is_owed_as_well() -> None:
+    known, unread = cancelled(1), cancelled(2)
+    books = Books(
+        [fact(known)],
+        done_by_all(known),
+        keeps={"order": [known.to_bytes(), unread.to_bytes(), b"no event"]},
+    )
+    survey = surveyed(books)
+
+    assert survey.unrecorded == {unread.key: unread.to_bytes()}
+    assert {id for _, id in owed(survey)} == {unread.id}
+
+
+def test_messages_go_to_the_queue_of_their_priority_as_they_were() -> None:
+    urgent, unread = cancelled(1, priority=Priority.HIGH), cancelled(2)
+    books = Books([fact(urgent)], {"inventory": set()}, keeps={"order": [unread.to_bytes()]})
+    surveyor = Surveyor(books, GRAPH, NOW - DAY, NOW)
+    postings = surveyor.postings(surveyor.run().owed)
+
+    assert [posting.body for posting in postings] == [urgent.to_bytes()] * 3 + (
+        [unread.to_bytes()] * 3
+    )
+    queues = [posting.routing_key for posting in postings]
+    assert {*queues[:3]} == {"inventory.high", "payment.high", "notification.high"}
+    assert {*queues[3:]} == {"inventory.normal", "payment.normal", "notification.normal"}
+
+
+def test_what_was_done_meanwhile_is_owed_no_more() -> None:
+    event = cancelled(1)
+    books = Books([fact(event)], {})
+    surveyor = Surveyor(books, GRAPH, NOW - DAY, NOW)
+    survey = surveyor.run()
+    books.inboxes = {"payment": {event.key}}
+
+    left = surveyor.still_owed(survey.owed)
+    assert {one.participant for one in left} == {"inventory", "notification"}
+
+
+def test_a_corrected_copy_is_owed_to_the_one_it_was_for() -> None:
+    event = cancelled(1)
+    document = event.model_copy(update={"source": EDITOR_SOURCE, "id": "copy"}).to_bytes()
+    body = document[:-1] + f',"{ADDRESSEE}":"payment"}}'.encode()
+    books = Books([fact(event), Fact(Attributes.of(body), body)], done_by_all(event))
+
+    assert owed(surveyed(books)) == {("payment", "copy")}
+
+
+def test_what_nobody_can_read_is_owed_to_whose_queues_it_was_routed_to() -> None:
+    stray = Stray("malformed", "order.cancelled.normal", "malformed", "no JSON", b"{", None, NOW)
+    surveyor = Surveyor(Books([stray]), GRAPH, NOW - DAY, NOW)
+    survey = surveyor.run()
+
+    assert {participant for participant, _ in owed(survey)} == {
+        "inventory",
+        "payment",
+        "notification",
+    }
+    posting = surveyor.postings(survey.owed)[0]
+    assert posting.body == b"{"
+    assert frames.properties_in(posting.properties).message_id == "malformed"
+
+
+def test_what_is_older_than_all_of_its_type_that_was_done_is_left_out_and_told() -> None:
+    old, first, waiting = cancelled(1, at=NOW - 60 * DAY), cancelled(2), cancelled(3)
+    books = Books([fact(old), fact(first), fact(waiting)], done_by_all(first))
+    survey = surveyed(books)
+
+    assert {id for _, id in owed(survey)} == {waiting.id}
+    assert {one.key.id for one in survey.too_old} == {old.id}
+
+
+def test_one_that_has_done_nothing_yet_is_owed_what_is_young() -> None:
+    old, young = cancelled(1, at=NOW - BEGINNER - 60 * DAY), cancelled(2, at=NOW - BEGINNER / 2)
+    survey = surveyed(Books([fact(old), fact(young)], {}))
+
+    assert {id for _, id in owed(survey)} == {young.id}
+
+
+def test_an_event_that_its_participant_cannot_read_is_a_dead_letter_however_old() -> None:
+    event = cancelled(1, at=NOW - 30 * DAY)
+    body = event.to_bytes().replace(b'"customer_request"', b'"no reason"')
+    survey = surveyed(Books([Fact(Attributes.of(body), body)], {}))
+
+    assert {id for _, id in owed(survey)} == {event.id}
+
+
+def test_events_that_were_counted_and_no_book_holds_are_named() -> None:
+    event = event_of(PaymentVoided(order_id=UUID(int=1)), "voided", "payment")
+    subject = event.subject
+    books = Books([fact(event)], done_by_all(event), said={"payment": {subject: 3}})
+
+    (lost,) = surveyed(books).unknown
+    assert (lost.participant, lost.subject, lost.first, lost.last) == ("payment", subject, 2, 3)
+
+
+def test_a_database_that_has_forgotten_everything_is_to_be_made_again_first() -> None:
+    event = event_of(PaymentVoided(order_id=UUID(int=1)), "voided", "payment")
+
+    with pytest.raises(RecoveryError, match="saga history rebuild payment"):
+        surveyed(Books([fact(event)], empty={"payment"}))
