@@ -24,7 +24,7 @@ from history_service.store import TABLES as HISTORY_TABLES
 from notification_service.mail import FolderMailer, MailRefused
 from payment_service.domain import Refund, RefundAnswered
 from payment_service.gateway import Receipt, SandboxGateway
-from saga.deployment import write_secret
+from saga.deployment import Deployment, write_secret
 from saga.dlq import DlqError
 from saga.dlq.store import Store
 from saga.history import InputError
@@ -327,6 +327,25 @@ def test_what_is_known_of_the_processes_stays_readable(disk: SmallDisk) -> None:
         found.save(disk.path)
 
     assert Supervision.load(disk.path) == found
+
+
+def test_where_the_broker_is_away_the_status_tells_of_the_full_disk(
+    disk: SmallDisk, closed_port: int
+) -> None:
+    Deployment(
+        amqp_url=f"amqp://guest:guest@127.0.0.1:{closed_port}/",
+        http_urls={},
+        database_urls={},
+        sandbox_url="sqlite:///provider.db",
+    ).save(disk.path)
+    disk.fill()
+
+    done = saga("status", "--data-dir", str(disk.path))
+
+    assert done.returncode == 1
+    why, error = done.stderr.splitlines()
+    assert why.startswith(f"saga: the disk of {disk.path} has 0 kB free, less than 100 MB; ")
+    assert error.startswith("error: cannot reach RabbitMQ")
 
 
 async def test_nothing_is_started_on_a_full_disk(disk: SmallDisk) -> None:
