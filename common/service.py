@@ -216,8 +216,10 @@ def disks_of(
     found = dict(folders)
     if (file := database_file(settings.database_url_of(name))) is not None:
         found["database"] = file.absolute().parent
-    for number, folder in enumerate(settings.folders_of_others, start=1):
-        found[f"others-{number}"] = folder.absolute()
+    others = [folder.absolute() for folder in settings.folders_of_others]
+    watched = {*found.values()}
+    for number, folder in enumerate((f for f in others if f not in watched), start=1):
+        found[f"others-{number}"] = folder
     limit = settings.disk_free_min_bytes
     return Disks(found, limit, on_halt=on_halt, on_look=metrics.DiskMetrics(name, limit))
 
