@@ -218,7 +218,8 @@ class Bodies:
 
 
 class Deadline:
-    """Answers 503 where the application has not begun to answer after `seconds`, and cancels it.
+    """Answers 503 where the application has not begun to answer after `seconds`, and cancels it;
+    and where the server cancels it, because it stops.
 
     What was to be done may then be done or not: a transaction that is under way is committed, or
     it is not. Whoever asks again, under the same `Idempotency-Key` where there is one, learns it.
@@ -243,7 +244,8 @@ class Deadline:
                 return
             sent.cut_off = True
             log.warning("%s was not answered within %g s", described(scope), self._seconds)
-            answer = self._too_late(scope["method"]).response()
+            within = f"within {self._seconds:g} s"
+            answer = self._unfinished(scope["method"], within).response()
             instead.append(asyncio.create_task(answer(scope, receive, send)))
             answering.cancel()
 
@@ -251,8 +253,11 @@ class Deadline:
         try:
             await self._app(scope, receive, sent)
         except asyncio.CancelledError:
-            if not instead or answering.uncancel():
-                raise  # It was somebody else who cancelled it.
+            if answering.uncancel() or sent.begun:
+                raise
+            if not instead:  # It was the server, which stops and has waited long enough.
+                problem = self._unfinished(scope["method"], "before the service stops")
+                instead.append(asyncio.create_task(problem.response()(scope, receive, send)))
         except Exception as error:
             if not instead:
                 raise
@@ -262,12 +267,12 @@ class Deadline:
         for answer in instead:
             await answer
 
-    def _too_late(self, method: str) -> Problem:
+    def _unfinished(self, method: str, when: str) -> Problem:
         if method in SAFE_METHODS:
-            return unavailable(f"no answer within {self._seconds:g} s; try again later")
+            return unavailable(f"no answer {when}; try again later")
         return unavailable(
-            f"not done within {self._seconds:g} s, and it may still be; ask again later, with the "
-            f"same Idempotency-Key if you gave one"
+            f"not done {when}, and it may still be; ask again later, with the same "
+            f"Idempotency-Key if you gave one"
         )
 
 

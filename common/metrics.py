@@ -186,6 +186,22 @@ _kept_seconds = Gauge(
     ("participant",),
 )
 _inbox_rows = Gauge("saga_inbox_rows", "Rows in the inbox, of all replicas.", ("participant",))
+_disk_free_bytes = Gauge(
+    "saga_disk_free_bytes",
+    "Free bytes of the disk of a folder that the process writes to, by what is in it.",
+    ("participant", "folder"),
+)
+_disk_free_min_bytes = Gauge(
+    "saga_disk_free_min_bytes",
+    "Free bytes below which the process begins nothing new (DISK_FREE_MIN_BYTES).",
+    ("participant", "folder"),
+)
+_disk_stopped = Gauge(
+    "saga_disk_stopped",
+    "How far work has stopped for want of room: 0 not, 1 nothing new is begun, 2 what has begun "
+    "waits.",
+    ("participant", "folder"),
+)
 _event_loop_lag = Histogram(
     "saga_event_loop_lag_seconds",
     "How much later than asked the event loop woke up.",
@@ -447,6 +463,19 @@ class FollowerMetrics:
 
     def paused(self, seconds: float) -> None:
         self._paused_seconds.inc(seconds)
+
+
+class DiskMetrics:
+    """The room on the disks that one process writes to."""
+
+    def __init__(self, name: str, free_min_bytes: int) -> None:
+        self._name = name
+        self._free_min_bytes = free_min_bytes
+
+    def __call__(self, folder: str, free_bytes: int, stopped: int) -> None:
+        _disk_free_bytes.labels(self._name, folder).set(free_bytes)
+        _disk_free_min_bytes.labels(self._name, folder).set(self._free_min_bytes)
+        _disk_stopped.labels(self._name, folder).set(stopped)
 
 
 Figures = Callable[[Connection, datetime], Mapping[Gauge, float]]

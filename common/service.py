@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TypeVar
 
 import sqlalchemy as sa
@@ -15,7 +16,8 @@ from fastapi import APIRouter
 
 from common import metrics, process
 from common.choreography import Participant
-from common.kernel.database import Database
+from common.disk import Disks, Halt
+from common.kernel.database import Database, database_file
 from common.kernel.groups import Ask, Done, Duplicate, Kernel
 from common.kernel.inbox import keep_forgetting
 from common.kernel.kept import Kept
@@ -53,6 +55,7 @@ class Running:
     kernel: Kernel
     outbox: Outbox
     clock: Clock = utc_now
+    disks: Disks = field(default_factory=Disks)
     retry_loops: list[RetryLoop] = field(default_factory=list)
     """All there are; `/readyz` and the metrics tell which of them are stuck."""
 
@@ -64,7 +67,14 @@ class Running:
 
     @property
     def refusing(self) -> str:
-        """Why nothing can be committed, so that nothing is to be accepted; or nothing."""
+        """Why nothing is to be accepted; or nothing."""
+        if self.disks.halt is not Halt.NONE:
+            return "there is little room left on the disk"
+        return self.failing
+
+    @property
+    def failing(self) -> str:
+        """Why nothing can be committed; or nothing."""
         for loop in self.kernel.retry_loops:
             if cause := loop.failing_for(REFUSE_SECONDS):
                 return f"nothing can be committed: {cause}"
@@ -75,7 +85,8 @@ class Running:
     ) -> Done | Duplicate:
         """Have a command carried out that somebody waits for; see `Kernel.give`.
 
-        Raises `Problem` where nothing can be committed: it would only wait among others.
+        Raises `Problem` where nothing can be committed: it would only wait among others. And where
+        the disk is nearly full: the room that is left is for what has begun.
         """
         if why := self.refusing:
             raise unavailable(f"{why}; try again later")
@@ -96,6 +107,8 @@ class Service:
     figures: metrics.Figures | None = None
     """Gauges of its own that are read from its database."""
     close: Callable[[], Awaitable[None]] | None = None
+    folders: Mapping[str, Path] = field(default_factory=dict)
+    """Keyed by what is in them, a label of metrics: where it writes besides its database."""
     prefetch: int = PREFETCH
     """Messages of one queue that may be in the works at once."""
 
@@ -139,7 +152,14 @@ def process_of(service: Service, settings: Settings) -> process.Process:
         )
         figures = metrics.DatabaseMetrics(name, service.tables, service.figures)
         timekeepers = [Timekeeper(timer, kernel, database) for timer in service.timers]
-        running = Running(settings, database, service.tables, kernel, outbox)
+        disks = disks_of(
+            name,
+            settings,
+            service.folders,
+            on_halt=lambda halt: kernel.hold_back(halt is Halt.ALL_WORK),
+        )
+        await disks.look()
+        running = Running(settings, database, service.tables, kernel, outbox, disks=disks)
         for part in (outbox, kept, kernel, consumer, publisher):
             running.retry_loops.extend(part.retry_loops)
         for timekeeper in timekeepers:
@@ -172,6 +192,7 @@ def process_of(service: Service, settings: Settings) -> process.Process:
                 outbox.run(),
                 kept.run(),
                 readiness.run(),
+                disks.run(),
                 keep_forgetting(database, service.tables, settings.inbox_days, forgetting),
                 *(timekeeper.run() for timekeeper in timekeepers),
             ),
@@ -181,6 +202,26 @@ def process_of(service: Service, settings: Settings) -> process.Process:
         )
 
     return process.Process(name, service.tables, assemble, service.close)
+
+
+def disks_of(
+    name: str,
+    settings: Settings,
+    folders: Mapping[str, Path],
+    *,
+    on_halt: Callable[[Halt], None],
+) -> Disks:
+    """The disks that a process writes to: those of its database where that is a file, of these
+    folders, and of `DISK_FOLDERS`."""
+    found = dict(folders)
+    if (file := database_file(settings.database_url_of(name))) is not None:
+        found["database"] = file.absolute().parent
+    others = [folder.absolute() for folder in settings.folders_of_others]
+    watched = {*found.values()}
+    for number, folder in enumerate((f for f in others if f not in watched), start=1):
+        found[f"others-{number}"] = folder
+    limit = settings.disk_free_min_bytes
+    return Disks(found, limit, on_halt=on_halt, on_look=metrics.DiskMetrics(name, limit))
 
 
 async def _unread(consumer: Consumer) -> Missing:
@@ -204,8 +245,10 @@ async def _read(running: Running) -> Missing:
 def _known(running: Running) -> Missing:
     """What is missing as far as the service knows without asking anybody."""
     missing = troubles(loop for loop in running.retry_loops if loop.vital)
-    if why := running.refusing:
+    if why := running.failing:
         missing["database"] = why
+    if why := running.disks.lack:
+        missing["disk"] = why
     return missing
 
 

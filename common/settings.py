@@ -148,11 +148,22 @@ class Settings(TlsSettings, HttpSettings):
     nothing."""
     outbox_keep_bytes: Annotated[int, Field(ge=1_000_000)] = 500_000_000
     """How much of it at most: beyond that, the oldest goes earlier."""
+    disk_free_min_bytes: Annotated[int, Field(ge=0)] = 100_000_000
+    """Free bytes of the disks it writes to, below which nothing new is begun; see `common.disk`. 0
+    for no limit."""
+    disk_folders: str | None = None
+    """Folders of others whose disks are to have as much room, a database server's for instance,
+    separated by colons."""
 
     @property
     def broker_url(self) -> str:
         """The broker's URL, with what TLS takes. Raises `SettingsError`."""
         return self.applied_to(self.amqp_url)
+
+    @property
+    def folders_of_others(self) -> list[Path]:
+        """The folders in `disk_folders`."""
+        return [Path(folder) for folder in (self.disk_folders or "").split(os.pathsep) if folder]
 
     def database_url_of(self, participant: str) -> str:
         """The database URL of one service."""

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 READER_GONE: Final = 141
 """The exit status if whoever read standard output has left: 128 + SIGPIPE, as a shell has it."""
 
+FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""The errors of a disk that takes no more: it is full, over quota or read-only."""
+
 _ERRORS: Final = "order-saga-signs"
 _SIGNS: Final = str.maketrans("→←✗↩■●▶◀│─┼↻⊘▸…“”‘’–", "><x<#*><|-+@0>~\"\"''-")
 """What is drawn with, and what is drawn instead where the encoding lacks it: as wide."""
@@ -37,15 +40,19 @@ class _Descriptor(io.RawIOBase):
     """A file descriptor that writes all of what it is given, however long that takes.
 
     After an error it takes everything and writes nothing, so that what Python flushes at its exit
-    does not fail once more.
+    does not fail once more. But what is only said, on standard error, ends nothing: where the disk
+    takes no more of it, it is dropped, until there is room again.
     """
 
     def __init__(self, descriptor: int, *, leave: bool) -> None:
-        """`leave` asks for `ReaderGone` when nobody reads any more; otherwise that is nothing."""
+        """`leave` asks for `ReaderGone` when nobody reads any more; otherwise that is nothing, and
+        neither is a full disk."""
         super().__init__()
         self._descriptor = descriptor
         self._leave = leave
         self._broken = False
+        self._cut = False
+        """Whether the end of what was written last is missing."""
 
     def writable(self) -> bool:
         return True
@@ -57,11 +64,13 @@ class _Descriptor(io.RawIOBase):
         return os.isatty(self._descriptor)
 
     def write(self, data: ReadableBuffer, /) -> int:
-        left = memoryview(data).cast("B")
-        size = len(left)
+        size = memoryview(data).nbytes
+        left = memoryview(b"\n" + bytes(data) if self._cut else data).cast("B")
+        begun, self._cut = self._cut, False
         while left and not self._broken:
             try:
                 left = left[os.write(self._descriptor, left) :]
+                begun = True
             except BlockingIOError:
                 self._wait()
             except BrokenPipeError:
@@ -69,6 +78,9 @@ class _Descriptor(io.RawIOBase):
                 if self._leave:
                     raise ReaderGone from None
             except OSError as error:
+                if not self._leave and error.errno in FULL:
+                    self._cut = begun
+                    break
                 self._broken = True
                 raise OSError(f"cannot write the output: {error.strerror}") from error
         return size

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import from_json
 
 from common import metrics, process
+from common.disk import Disks, Halt
 from common.events import CancellationReason, Currency, Customer
 from common.kernel.database import Database
 from common.kernel.tables import Clock, utc_now
@@ -23,6 +24,7 @@ from common.message import Priority
 from common.problem import Problem, problems
 from common.readiness import Look, Missing, Readiness
 from common.retry_loop import troubles
+from common.service import disks_of
 from common.settings import Settings
 from common.web import answer_from, create_app
 from history_service import queries
@@ -256,9 +258,16 @@ def build(settings: Settings) -> process.Process:
 
     async def assemble(database: Database, _: contextlib.AsyncExitStack) -> process.Parts:
         follower = Follower(settings.broker_url, database)
+        disks = disks_of(
+            OBSERVER.name,
+            settings,
+            {},
+            on_halt=lambda halt: follower.hold_back(halt is Halt.ALL_WORK),
+        )
+        await disks.look()
         readiness = Readiness(
             Look(lambda: _read(database), explain=lambda why: {"database": why}),
-            known=lambda: _known(follower),
+            known=lambda: _known(follower, disks),
         )
         app = create_app(
             f"{OBSERVER.name} service",
@@ -269,7 +278,7 @@ def build(settings: Settings) -> process.Process:
         app.include_router(routes(database))
         return process.Parts(
             app,
-            tasks=(follower.run(), readiness.run()),
+            tasks=(follower.run(), readiness.run(), disks.run()),
             start=lambda: follower.start(settings.broker_patience_seconds),
             stop=follower.stop,
             finish=follower.finish,
@@ -289,9 +298,11 @@ async def _read(database: Database) -> Missing:
     return {}
 
 
-def _known(follower: Follower) -> Missing:
+def _known(follower: Follower, disks: Disks) -> Missing:
     """What is missing as far as the service knows without asking anybody."""
     missing = troubles(follower.retry_loops)
+    if disks.lack:
+        missing["disk"] = disks.lack
     if follower.trouble:
         missing["stream"] = follower.trouble
     return missing

@@ -92,6 +92,7 @@ class Follower:
         self._started = asyncio.Event()
         self._stopping = asyncio.Event()
         self._ended = asyncio.Event()
+        self._held_back = False
         self._backoff_seconds = BACKOFF_MIN_SECONDS
         self._logged = ""
 
@@ -104,6 +105,10 @@ class Follower:
     def retry_loops(self) -> tuple[RetryLoop, ...]:
         """What tries again and again here."""
         return (self._follow_loop,)
+
+    def hold_back(self, held_back: bool) -> None:
+        """Keep no more for now, or go on. The stream keeps it meanwhile."""
+        self._held_back = held_back
 
     async def start(self, patience_seconds: float) -> None:
         """Find the stream, and let `run` begin. Raises `BrokerError` if it is not there."""
@@ -224,6 +229,9 @@ class Follower:
         They come after the offset `after`: see `missing`. `place` is what the database has noted.
         """
         while not self._stopping.is_set():
+            if self._held_back:
+                await asyncio.sleep(STOP_POLL_SECONDS)
+                continue
             if records:
                 gaps = missing(records, after, adjoins=adjoins)
                 place = await self._keep(records, place, number, gaps)

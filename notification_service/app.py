@@ -170,8 +170,10 @@ def figures(connection: Connection, _: datetime) -> Mapping[Gauge, float]:
     return {notifications_unknown: count_unknown(connection)}
 
 
-def build_with(writer: Writer, mailer: Mailer) -> Service:
-    """The notification service, with this way to send."""
+def build_with(
+    writer: Writer, mailer: Mailer, folders: Mapping[str, Path] | None = None
+) -> Service:
+    """The notification service, with this way to send, which writes into these `folders`."""
 
     def write(intent: Send | Resend) -> EmailMessage:
         try:
@@ -214,6 +216,7 @@ def build_with(writer: Writer, mailer: Mailer) -> Service:
         # What is taken and not yet sent when the service is killed is for a person: no more of it
         # than can be sent at once.
         prefetch=CONNECTIONS_MAX,
+        folders=folders or {},
     )
 
 
@@ -225,15 +228,17 @@ def build(settings: MailSettings) -> Service:
         variable = "MAIL_FROM"
         writer = Writer(settings.mail_from, addresses)
         mailer: Mailer
+        folders: dict[str, Path] = {}
         if settings.smtp_url is not None:
             variable = "SMTP_URL"
             mailer = SmtpMailer(settings.smtp_url, settings.smtp_timeout_seconds)
         else:
             variable = "MAIL_DIR" if settings.mail_dir else "DATA_DIR"
-            mailer = FolderMailer(settings.mail_dir or settings.data_dir / "mail")
+            folders["mails"] = (settings.mail_dir or settings.data_dir / "mail").absolute()
+            mailer = FolderMailer(folders["mails"])
     except MailError as error:
         raise SettingsError(f"{variable}: {error}") from error
-    return build_with(writer, mailer)
+    return build_with(writer, mailer, folders)
 
 
 def serve() -> None:

@@ -178,8 +178,12 @@ class FolderMailer:
     def _write(self, mail: EmailMessage) -> None:
         name = str(mail["Message-ID"]).strip("<>").rpartition("@")[0]
         part = self._folder / f".{name}.part"
-        part.write_bytes(mail.as_bytes())
-        os.replace(part, self._folder / f"{name}.eml")
+        try:
+            part.write_bytes(mail.as_bytes())
+            os.replace(part, self._folder / f"{name}.eml")
+        except OSError:
+            part.unlink(missing_ok=True)  # It would take room for nothing.
+            raise
 
 
 class SmtpMailer:

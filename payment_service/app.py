@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Self
 from uuid import UUID
 
@@ -31,6 +33,7 @@ from payment_service.gateway import (
     GatewayConfigurationError,
     PaymentGateway,
     SandboxGateway,
+    ledger_file,
 )
 from payment_service.store import PAYMENTS, TABLES
 
@@ -86,8 +89,8 @@ def observe(decision: Decision) -> None:
             _compensated("nothing", event)
 
 
-def build_with(gateway: PaymentGateway) -> Service:
-    """The payment service, with this provider."""
+def build_with(gateway: PaymentGateway, folders: Mapping[str, Path] | None = None) -> Service:
+    """The payment service, with this provider, which writes into these `folders`."""
 
     async def charge(intent: Charge) -> ChargeAnswered:
         answer = await gateway.charge(
@@ -113,6 +116,7 @@ def build_with(gateway: PaymentGateway) -> Service:
         routes=routes,
         on_commit=observe,
         close=gateway.close,
+        folders=folders or {},
     )
 
 
@@ -124,7 +128,7 @@ def build(settings: PaymentSettings) -> Service:
     except GatewayConfigurationError as error:
         setting = "SANDBOX_URL" if settings.sandbox_url else "DATA_DIR"
         raise SettingsError(f"{setting}: {error}") from error
-    return build_with(gateway)
+    return build_with(gateway, {"ledger": ledger_file(url).absolute().parent})
 
 
 def serve() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import random
+import sqlite3
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,6 +29,10 @@ GROUP_MAX = 256
 """Questions answered in one transaction of the sandbox."""
 WAITING_MAX = 10_000
 """Questions waiting for a transaction, beyond which the sandbox is unavailable."""
+FULL_DISK_SECONDS = 1_200.0
+"""How long the sandbox waits for room on its ledger's disk, before it is unavailable: less than the
+half an hour after which the broker takes a delivery back."""
+FULL_DISK_POLL_SECONDS = 0.2
 ANSWER_DELAY_MAX_MS = 600_000
 AMOUNT_MAX_CENTS = 2**63 - 1
 
@@ -296,12 +301,24 @@ class SandboxGateway:
         while self._waiting:
             group = [self._waiting.popleft() for _ in range(min(GROUP_MAX, len(self._waiting)))]
             questions = [question for question, _ in group]
-            answers = await loop.run_in_executor(self._thread, self._commit, questions)
+            answers = await loop.run_in_executor(self._thread, self._commit_with_room, questions)
             for (_, future), answer in zip(group, answers, strict=True):
                 if not future.done():  # Its caller may have been cancelled.
                     future.set_result(answer)
 
     # In the sandbox's thread, from here on.
+
+    def _commit_with_room(self, questions: Sequence[_Question]) -> Sequence[_Answer]:
+        """The same, once the disk takes it. A full disk of ours is nothing that a provider would
+        say, and must not use up the attempts of a message."""
+        deadline = time.monotonic() + FULL_DISK_SECONDS
+        while True:
+            try:
+                return self._commit(questions)
+            except sa.exc.OperationalError as error:
+                if self._closed or time.monotonic() > deadline:
+                    return [_Answer(_failed(error)) for _ in questions]
+            time.sleep(FULL_DISK_POLL_SECONDS)
 
     def _commit(self, questions: Sequence[_Question]) -> Sequence[_Answer]:
         try:
@@ -310,8 +327,9 @@ class SandboxGateway:
                 answers = [self._answer(books, question) for question in questions]
                 books.write(connection)
         except Exception as error:  # Whatever it was, the callers must not wait for ever.
-            reason = f"the payment sandbox's ledger failed: {error!r}"
-            return [_Answer(GatewayUnavailable(reason)) for _ in questions]
+            if isinstance(error, sa.exc.OperationalError) and _is_full(error):
+                raise
+            return [_Answer(_failed(error)) for _ in questions]
         return answers
 
     def _answer(self, books: _Books, question: _Question) -> _Answer:
@@ -323,6 +341,21 @@ class SandboxGateway:
             lost = GatewayUnavailable("the payment sandbox is switched to lose its answers")
             return replace(answer, said=lost)
         return answer
+
+
+_PRIMARY_CODE = 0xFF
+"""The part of SQLite's extended error codes that they have in common with others of their kind."""
+_FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY)
+
+
+def _failed(error: Exception) -> GatewayUnavailable:
+    return GatewayUnavailable(f"the payment sandbox's ledger failed: {error!r}")
+
+
+def _is_full(error: sa.exc.OperationalError) -> bool:
+    """Whether the disk takes no more: it is full, over quota, or read-only."""
+    code: int = getattr(error.orig, "sqlite_errorcode", 0)
+    return code & _PRIMARY_CODE in _FULL
 
 
 class _Books:

@@ -9,7 +9,6 @@ has. What is there already stays, so that this may run at each start.
 from __future__ import annotations
 
 import argparse
-import os
 import secrets
 import sys
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from typing import Any, Final
 import yarl
 
 from common.choreography import Choreography
+from common.files import write_whole
 from common.messaging.definitions import definitions, password_hash, text
 from common.messaging.permissions import OPERATOR, users_of
 from common.messaging.topology import Topology
@@ -133,14 +133,7 @@ def _kept(file: Path) -> str:
 def _write(file: Path, content: str, mode: int = _READABLE) -> None:
     """Write a file in one go: whoever finds it finds all of it."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    new = file.with_name(f"{file.name}.new")
-    new.unlink(missing_ok=True)
-    with open(
-        os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w", encoding="utf-8"
-    ) as stream:
-        os.fchmod(stream.fileno(), mode)
-        stream.write(content)
-    new.rename(file)
+    write_whole(file, content, mode)
 
 
 def main() -> None:

@@ -156,6 +156,7 @@ def _explanation(error: Exception) -> str | None:
     import sqlalchemy as sa
 
     from common.choreography import ChoreographyError
+    from common.disk import explained
     from common.kernel.database import DatabaseError
     from common.messaging.connection import BrokerError
     from common.messaging.topology import TopologyError
@@ -201,10 +202,19 @@ def _explanation(error: Exception) -> str | None:
     if isinstance(error, httpx.HTTPError):
         return f"a service cannot be asked: {str(error) or type(error).__name__}; does it run?"
     if isinstance(error, sa.exc.DBAPIError):
-        return f"a database cannot be used: {error.orig}; does its system run?"
+        return f"a database cannot be used: {error.orig}; {_way_out_of(str(error.orig))}"
     if isinstance(error, OSError):
-        return str(error)
+        return explained(error)
     return None
+
+
+def _way_out_of(said: str) -> str:
+    """What to do where a database says this of itself."""
+    if "disk is full" in said or "No space left" in said:
+        return "free space on its disk"
+    if "readonly" in said:
+        return "make its file and its folder writable"
+    return "does its system run?"
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from typing import Annotated, Self
 import yarl
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
+from common.files import write_whole
 from common.settings import INBOX_DAYS, Discreet
 from common.urls import sqlite_url, unambiguous, without_passwords
 
@@ -101,8 +102,6 @@ def dead_letters_url_in(folder: Path) -> str:
 
 
 def write_secret(path: Path, text: str) -> None:
-    """Write a file that nobody else may read, at no time. Raises `OSError`."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, _OWNER_ONLY)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        os.fchmod(descriptor, _OWNER_ONLY)  # It may have been there, readable.
-        file.write(text)
+    """Write a file that nobody else may read, at no time. Raises `OSError`, and leaves what was
+    there then."""
+    write_whole(path, text, _OWNER_ONLY)

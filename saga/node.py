@@ -24,6 +24,9 @@ from typing import Final, Self
 
 import yarl
 
+from common.disk import lack_of_room
+from common.files import write_whole
+from common.streams import FULL
 from saga.guard import Guard
 from saga.patience import WAY_OUT, Patience, start_seconds
 
@@ -32,6 +35,10 @@ STOP_SECONDS: Final = 20.0
 PORT_ATTEMPTS: Final = 3
 """First starts that may fail because somebody else took a port just after it was found free."""
 
+DISK_FREE_MIN_BYTES: Final = 25_000_000
+"""Free bytes below which a node takes no messages, unless its settings say otherwise."""
+SPEECHLESS_BYTES: Final = 1_000_000
+"""Free bytes below which a server's end needs no other reason, and its log may not tell one."""
 GIST_CHARACTERS: Final = 300
 """How much of the server's own words goes into a message."""
 
@@ -369,31 +376,36 @@ class RabbitNode:
         return found
 
     def _unusable(self, error: OSError) -> NodeError:
+        way_out = "name a folder that this user can write to"
+        if error.errno in FULL:
+            way_out = "make room there, or name another folder"
         return NodeError(
             f"RabbitMQ node {self.name} cannot use the folder {self.folder}: "
-            f"{error.strerror or error}: name a folder that this user can write to"
+            f"{error.strerror or error}: {way_out}"
         )
 
     def _listening_plugins(self) -> list[str]:
         return [plugin for plugin in self.plugins if plugin in _PLUGIN_LISTENERS]
 
     def _write_configuration(self, home: Path) -> None:
-        settings = [
+        settings = {
             # Replaces the default listener, which would take every interface.
-            f"listeners.tcp.default = {_LOOPBACK}:{self._ports['amqp']}",
-            "log.file.level = info",
+            "listeners.tcp.default": f"{_LOOPBACK}:{self._ports['amqp']}",
+            "log.file.level": "info",
             # Absolute and small: a private node on a nearly full disk is still of use. The limit
             # relative to memory (the default in some packages' templates) would block it.
-            "disk_free_limit.absolute = 50MB",
-            "vm_memory_high_watermark.relative = 0.4",
+            "disk_free_limit.absolute": str(DISK_FREE_MIN_BYTES),
+            "vm_memory_high_watermark.relative": "0.4",
             # The default write-ahead log of quorum queues grows to 512 MiB, in memory as well.
-            "raft.wal_max_size_bytes = 67108864",
-        ]
-        settings += [f"{name} = {value}" for name, value in self._settings.items()]
+            "raft.wal_max_size_bytes": "67108864",
+            **self._settings,
+        }
         for plugin in self._listening_plugins():
             prefix = _PLUGIN_LISTENERS[plugin]
-            settings += [f"{prefix}.ip = {_LOOPBACK}", f"{prefix}.port = {self._ports[plugin]}"]
-        self._write("rabbitmq.conf", "".join(f"{line}\n" for line in settings))
+            settings[f"{prefix}.ip"] = _LOOPBACK
+            settings[f"{prefix}.port"] = str(self._ports[plugin])
+        lines = (f"{name} = {value}\n" for name, value in settings.items())
+        self._write("rabbitmq.conf", "".join(lines))
         self._write("enabled_plugins", f"[{','.join(self.plugins)}].\n")
         self._write("advanced.config", "[].\n")
 
@@ -407,9 +419,7 @@ class RabbitNode:
         cookie = self.folder / _COOKIE_FILE
         if not cookie.exists():
             # Whoever reads the cookie may run code in the node, so nobody else ever may.
-            descriptor = os.open(cookie, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o400)
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                file.write(self._peer.cookie if self._peer else secrets.token_hex(20))
+            write_whole(cookie, self._peer.cookie if self._peer else secrets.token_hex(20), 0o400)
 
         on_loopback = "-kernel inet_dist_use_interface {127,0,0,1}"
         # Made from nothing: a RABBITMQ_* or ERL_* variable of the caller's is about another node.
@@ -417,6 +427,8 @@ class RabbitNode:
             "HOME": str(self.folder),
             "LANG": "C.UTF-8",
             "PATH": os.pathsep.join(_PROGRAM_FOLDERS),
+            # The dump of a VM that ends on a full disk would take the room that its start needs.
+            "ERL_CRASH_DUMP_SECONDS": "0",
             # A name server of its own: it neither depends on the system's nor leaves one behind.
             "ERL_EPMD_PORT": str(self._ports["epmd"]),
             "ERL_EPMD_ADDRESS": _LOOPBACK,
@@ -446,7 +458,7 @@ class RabbitNode:
         self._write(_ENVIRONMENT_FILE, json.dumps(self._environment, indent=2))
 
     def _write(self, name: str, text: str) -> None:
-        (self.folder / name).write_text(text, encoding="utf-8")
+        write_whole(self.folder / name, text)
 
     # --- processes ---------------------------------------------------------------------------
 
@@ -520,7 +532,10 @@ class RabbitNode:
         self._epmd = self._vm = None
 
     def _gist(self) -> str:
-        """Return, on one line, what the node said about its trouble since this start."""
+        """Return, on one line, what the node said about its trouble since this start. On a full
+        disk it can say nothing."""
+        if lack := lack_of_room(self.folder, SPEECHLESS_BYTES, 1):
+            return f"no room left: {lack}"
         for path, offset in self._said_before.items():
             lines = [_LOG_PREFIX.sub("", line).strip() for line in _tail(path, offset)]
             if "BOOT FAILED" in lines:

@@ -16,6 +16,7 @@ import httpx
 import yaml
 import yarl
 
+from common.files import write_whole
 from saga.exporter import Exporter
 from saga.guard import Guard
 from saga.http import client
@@ -90,7 +91,7 @@ class Prometheus:
         """Start it, and wait until it is ready. Raises `ObserveError`, `OSError` or `NodeError`."""
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / "prometheus.json"  # JSON is YAML
-        path.write_text(json.dumps(configured, indent=2), encoding="utf-8")
+        write_whole(path, json.dumps(configured, indent=2))
         self._port = free_ports(["prometheus"])["prometheus"]
         self._process = self._spawn(
             f"--config.file={path}",

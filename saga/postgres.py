@@ -20,8 +20,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+from common.disk import lack_of_room
+from common.streams import FULL
 from saga.guard import Guard
-from saga.node import free_ports
+from saga.node import SPEECHLESS_BYTES, free_ports
 from saga.patience import WAY_OUT, Patience, start_seconds
 
 STOP_SECONDS: Final = 20.0
@@ -154,9 +156,12 @@ class PostgresCluster:
                     return
         except OSError as error:
             self.stop()
+            way_out = "name a folder that this user can write to"
+            if error.errno in FULL:
+                way_out = "make room there, or name another folder"
             raise PostgresError(
-                f"PostgreSQL cannot use the folder {self.folder}: {error.strerror or error}: name "
-                f"a folder that this user can write to"
+                f"PostgreSQL cannot use the folder {self.folder}: {error.strerror or error}: "
+                f"{way_out}"
             ) from error
         except BaseException:
             self.stop()
@@ -340,7 +345,10 @@ class PostgresCluster:
             raise PostgresError(f"{program} failed: {said or f'exit status {done.returncode}'}")
 
     def _gist(self) -> str:
-        """What the server said about its trouble since this start, on one line."""
+        """What the server said about its trouble since this start, on one line. On a full disk it
+        can say nothing."""
+        if lack := lack_of_room(self.folder, SPEECHLESS_BYTES, 1):
+            return f"no room left: {lack}"
         with self._log_path.open("rb") as log:
             log.seek(self._said_before)
             lines = log.read(65_536).decode(errors="replace").splitlines()

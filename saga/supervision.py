@@ -10,6 +10,8 @@ from typing import Final
 
 from pydantic import BaseModel, ValidationError
 
+from common.files import write_whole
+
 WINDOW_SECONDS: Final = 600.0
 """Only ends of a process within the last so many seconds count."""
 LOOP_ENDS: Final = 5
@@ -79,10 +81,7 @@ class Supervision(BaseModel):
 
     def save(self, folder: Path) -> None:
         """Write it down for other commands. Raises `OSError`."""
-        file = folder / _FILE_NAME
-        new = file.with_suffix(".new")
-        new.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        new.replace(file)
+        write_whole(folder / _FILE_NAME, self.model_dump_json(indent=2) + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> Supervision | None:

@@ -22,7 +22,8 @@ import httpx
 import yarl
 
 from common.choreography import Choreography
-from common.files import allow_open_files
+from common.disk import INODES_MIN, SERVERS_SHARE, lack_of_room, servers_min_bytes
+from common.files import allow_open_files, write_whole
 from common.kernel.database import DatabaseError
 from common.messaging.connection import RETRY_SECONDS, BrokerError, connect
 from common.messaging.permissions import OPERATOR, users_of
@@ -38,7 +39,7 @@ from saga.dlq import DlqError
 from saga.guard import Guard
 from saga.history import HistoryError
 from saga.http import client
-from saga.node import NodeError, RabbitNode, free_ports
+from saga.node import SPEECHLESS_BYTES, NodeError, RabbitNode, free_ports
 from saga.passwords import new_passwords
 from saga.patience import Patience, start_seconds
 from saga.postgres import PostgresCluster, PostgresError
@@ -63,6 +64,7 @@ _POLL_SECONDS: Final = 0.05
 _LOOPBACK: Final = "127.0.0.1"
 _LOG_TAIL_BYTES: Final = 65_536
 _LAST_WORDS_CHARACTERS: Final = 400
+_ROOM_LOOK_SECONDS: Final = 1.0
 _BROKER_FILE: Final = "broker"
 """Says which broker's events the databases beside it go with."""
 _CLUSTER_FOLDER: Final = "postgresql"
@@ -235,12 +237,16 @@ class System:
             PostgresCluster(self.folder / _CLUSTER_FOLDER) if database == "postgresql" else None
         )
         """The PostgreSQL server; blocks, and is for others only to kill and to start again."""
-        self.node = None if amqp_url else _private_node(self.folder, broker_plugins)
+        self._environment = dict(environment or {})
+        self._room_min_bytes = servers_min_bytes(_disk_free_min_bytes(self._environment))
+        """Free bytes of the folder's disk, below which nothing is started."""
+        self.node = (
+            None if amqp_url else _private_node(self.folder, broker_plugins, self._room_min_bytes)
+        )
         self._amqp_url = load(TlsSettings).applied_to(amqp_url) if amqp_url else None
         self._passwords: dict[str, str] = {}
         self._disposable = disposable
         self._declared = declared
-        self._environment = dict(environment or {})
         self._spawn_process = spawn
         self._report = report
         self.programs: dict[str, Sequence[str]] = {}
@@ -252,6 +258,8 @@ class System:
         self._guard = Guard()
         self._supervised: Supervision
         """While it is watched."""
+        self._unsaved = False
+        """Whether other commands do not know yet what is supervised."""
         self._deployment: Deployment | None = None
         self._made_again: set[str] = set()
         """Queues whose messages are to be put back into them."""
@@ -387,17 +395,19 @@ class System:
             },
         )
         keeping = [self._keep_service(name, ends_max) for name in self._processes]
+        keeping.append(self._keep_saved())
         for name, server in (("the broker", self.node), ("PostgreSQL", self.cluster)):
             if server is not None:
                 self._supervised.servers[name] = Supervised()
                 keeping.append(self._keep_server(name, server, ends_max))
         if self.node is not None:
             keeping.append(self._keep_broker_whole())
+            keeping.append(self._renew_broker(self.node))
         if self._claim is not None:
             keeping.append(self._keep_claim(self._claim))
         tasks = [asyncio.ensure_future(keep) for keep in keeping]
         try:
-            self._supervised.save(self.folder)
+            self._save_supervision()
             await asyncio.gather(*tasks)
         finally:
             await cancel_all(*tasks)
@@ -421,7 +431,7 @@ class System:
                 await self._pause(name, supervised, str(error), ends_max)
             else:
                 supervised.pid = process.pid
-                self._supervised.save(self.folder)
+                self._save_supervision()
 
     async def _keep_server(
         self, name: str, server: RabbitNode | PostgresCluster, ends_max: int | None
@@ -438,10 +448,10 @@ class System:
                 if server is self.node:
                     write_users(self.folder, choreography(), self._passwords)
                 await self._in_thread(server.start)
-            except (NodeError, PostgresError) as error:
+            except (NodeError, PostgresError, OSError) as error:
                 last_words = str(error)
             else:
-                self._supervised.save(self.folder)
+                self._save_supervision()
                 if server is self.node:
                     self._restarted.set()
 
@@ -466,22 +476,74 @@ class System:
     async def _pause(
         self, name: str, supervised: Supervised, last_words: str, ends_max: int | None
     ) -> None:
-        """Count and report that a process has ended, and wait until it may be started again."""
+        """Count and report that a process has ended, and wait until it may be started again: there
+        has to be room for it on the disk."""
         shown = name if supervised.service is None else f"the {name} service"
+        lack = self._lack_of_room()
+        if lack:
+            last_words = f"no room left: {lack}; {last_words}"
         now = time.time()
         seconds = supervised.ended(now, last_words)
         if ends_max is not None and len(supervised.ends) > ends_max:
             raise SystemFault(f"{shown} has ended {len(supervised.ends)} times: {last_words}")
         when = f"in {seconds:g} s" if seconds else "now"
+        if lack:
+            when = "once there is room"
         self._report(f"{shown} has ended ({last_words}); starting it again {when}")
         supervised.starts_at = now + seconds
-        self._supervised.save(self.folder)
+        self._save_supervision()
         deadline = time.monotonic() + seconds
         while True:
             if Supervision.hurried(self.folder, name) or time.monotonic() >= deadline:
                 break
             await asyncio.sleep(min(seconds, _POLL_SECONDS))
+        # What starts on a full disk only ends again, and a broker may lose more by it.
+        while True:
+            if not self._lack_of_room():
+                break
+            await asyncio.sleep(_ROOM_LOOK_SECONDS)
         supervised.starts_at = None
+
+    def _lack_of_room(self) -> str:
+        """What the disk lacks for anything to be started; nothing if there is room."""
+        return lack_of_room(self.folder, self._room_min_bytes, INODES_MIN // SERVERS_SHARE)
+
+    async def _renew_broker(self, node: RabbitNode) -> NoReturn:
+        """End a broker that has met a full disk, once there is room, so that it is started again.
+
+        What writes its queues has ended then, and it does not start that by itself: RabbitMQ 4.0
+        runs on, and takes and delivers nothing.
+        """
+        met_by: int | None = None
+        """The process that has met one."""
+        while True:
+            await asyncio.sleep(_ROOM_LOOK_SECONDS)
+            if not node.running or self._starts:
+                continue
+            if lack_of_room(node.folder, SPEECHLESS_BYTES, 1):
+                met_by = node.pid
+            elif node.pid == met_by and not self._lack_of_room():
+                self._report("the broker has met a full disk; starting it again")
+                await self._in_thread(node.shut_down)
+
+    def _save_supervision(self) -> None:
+        """Tell other commands of the processes. Where the disk takes no more, they read what was
+        true before, until it does."""
+        try:
+            self._supervised.save(self.folder)
+        except OSError as error:
+            if not self._unsaved:
+                self._report(f"other commands see an older state of the processes: {error}")
+            self._unsaved = True
+        else:
+            self._unsaved = False
+
+    async def _keep_saved(self) -> NoReturn:
+        """Tell other commands what they could not be told before."""
+        while True:
+            await asyncio.sleep(_ROOM_LOOK_SECONDS)
+            if self._unsaved:
+                self._save_supervision()
 
     async def _keep_claim(self, claim: Claim) -> NoReturn:
         """Take the broker again whenever the connection that holds it is lost.
@@ -527,6 +589,8 @@ class System:
                 f"cannot write in the data folder {self.folder}: {error.strerror}; "
                 f"make it writable, or name another with --data-dir or DATA_DIR"
             ) from error
+        if lack := self._lack_of_room():
+            raise SystemFault(f"nothing can be started: {lack}")
         found = {
             service.name: package
             for package, service in services().items()
@@ -552,7 +616,7 @@ class System:
             await self._mend_node()
         if not (self.folder / _BROKER_FILE).exists():
             self._made_again.clear()  # There was none of it before.
-        (self.folder / _BROKER_FILE).write_text(self._broker_identity() + "\n", encoding="utf-8")
+        write_whole(self.folder / _BROKER_FILE, self._broker_identity() + "\n")
         if self.cluster is not None:
             self._report("starting a private PostgreSQL server")
             await self._in_thread(self.cluster.start)
@@ -701,6 +765,8 @@ class System:
         patience = dict.fromkeys(_PATIENCE, f"{start_seconds():g}")
         process.environment = {
             **patience,
+            # The broker and PostgreSQL write there, whose ends would be everybody's.
+            "DISK_FOLDERS": str(self.folder),
             **inherited,
             **self._environment,
             "AMQP_URL": self._broker_url(process.participant),
@@ -734,6 +800,9 @@ class System:
                 with contextlib.suppress(httpx.TransportError):
                     response = await service.get("/readyz")
                     if response.status_code == httpx.codes.OK:
+                        return
+                    if lack := _only_disk_lacks(response):
+                        self._report(f"the {name} service has started, but {lack}")
                         return
                     answer = response.text
                 if patience.is_over:
@@ -782,7 +851,16 @@ def _message(line: str) -> str:
     return str(record["message"]) if isinstance(record, dict) and "message" in record else line
 
 
-def _private_node(folder: Path, plugins: Sequence[str]) -> RabbitNode:
+def _only_disk_lacks(response: httpx.Response) -> str:
+    """What a service says of its disk, if it is ready but for that."""
+    try:
+        missing = response.json()["missing"]
+        return str(missing["disk"]) if {*missing} == {"disk"} else ""
+    except (ValueError, KeyError, TypeError):
+        return ""
+
+
+def _private_node(folder: Path, plugins: Sequence[str], free_min_bytes: int) -> RabbitNode:
     users = folder / NODE_FOLDER / USERS_FILE
     return RabbitNode(
         folder / NODE_FOLDER,
@@ -790,6 +868,7 @@ def _private_node(folder: Path, plugins: Sequence[str]) -> RabbitNode:
         settings={
             "definitions.import_backend": "local_filesystem",
             "definitions.local.path": str(users),
+            "disk_free_limit.absolute": str(free_min_bytes),
         },
     )
 
@@ -797,6 +876,11 @@ def _private_node(folder: Path, plugins: Sequence[str]) -> RabbitNode:
 def _drain_seconds(environment: Mapping[str, str]) -> float:
     given = environment.get("DRAIN_SECONDS")
     return float(given) if given else load(Settings).drain_seconds
+
+
+def _disk_free_min_bytes(environment: Mapping[str, str]) -> int:
+    given = environment.get("DISK_FREE_MIN_BYTES")
+    return int(given) if given else load(Settings).disk_free_min_bytes
 
 
 def remove_folder(folder: Path) -> None:

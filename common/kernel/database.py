@@ -279,6 +279,11 @@ def read_database(url: str, query: Callable[[Connection], T]) -> T:
         engine.dispose()
 
 
+def database_file(url: str) -> Path | None:
+    """The file of the database at `url`; None if that is on a server. Raises `DatabaseError`."""
+    return None if _is_postgresql(url) else _file_of(url)
+
+
 def _is_postgresql(url: str) -> bool:
     """Whether that is the URL of a PostgreSQL database, not of a SQLite file."""
     scheme, slashes, _ = url.partition("://")

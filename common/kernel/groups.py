@@ -183,6 +183,7 @@ class Kernel:
         """What is abandoned meanwhile may turn out to have led to a question."""
         self._resting = False
         """Whether nothing but the wake-up ends the wait."""
+        self._held_back = False
         self._asking = asyncio.Semaphore(ASKING_MAX)
         self._asks: set[asyncio.Task[None]] = set()
         self._unresolved = 0
@@ -212,7 +213,7 @@ class Kernel:
 
         Returns when it is durable, or known to have been before, or refused. Waits as long as the
         database is away; a message from the broker, which is not `local`, also as long as the
-        outbox is busy. When cancelled, the message may be committed or not.
+        outbox is busy, or it is held back. When cancelled, the message may be committed or not.
         """
         resolved: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         ABOUT.set(envelope)
@@ -309,6 +310,12 @@ class Kernel:
                 finally:
                     self._committing = False
 
+    def hold_back(self, held_back: bool) -> None:
+        """Begin no more of what came from the broker, or go on with it. What the outside has
+        answered is committed all the same: nobody else knows of it."""
+        self._held_back = held_back
+        self._wake.set()
+
     def _look_at_outbox(self) -> None:
         """What was confirmed is forgotten in its time, unless nobody looks then, it is much, or
         messages wait for the outbox to be less busy."""
@@ -330,9 +337,11 @@ class Kernel:
         """The next group, empty if there is nothing to do now. Work nobody awaits any more is left
         out, and there may be more of that than a group takes."""
         while self._local or self._lanes:
-            waiting = 0 if self._outbox.busy else len(self._lanes)
+            waiting = 0 if self._outbox.busy or self._held_back else len(self._lanes)
             of_local, of_lanes = self._share.of(self._group_max, len(self._local), waiting)
             taken = self._local.take(of_local) + self._lanes.take(of_lanes)
+            if self._held_back:
+                taken += self._lanes.take_ahead(_was_asked, self._group_max - len(taken))
             group = [work for work in taken if _is_wanted(work) and not self._has_to_wait(work)]
             if group or not taken:
                 return group
@@ -589,6 +598,11 @@ class Kernel:
                 if kind is not reaction.own:
                     ids.update((kind, key) for key in kind.keys(work.message, own))
         return ids
+
+
+def _was_asked(work: Work) -> bool:
+    """Whether it is an answer, while the kernel holds back what is none."""
+    return work.asked
 
 
 def _is_wanted(work: Work) -> bool:

@@ -76,5 +76,14 @@ class Lanes(Generic[T]):
         taken += [normal.popleft() for _ in range(of_normal)]
         return taken
 
+    def take_ahead(self, wanted: Callable[[T], bool], most: int) -> list[T]:
+        """Remove and return up to `most` items: the wanted ones that stand ahead of all others of
+        their priority."""
+        taken: list[T] = []
+        for line in (self._high, self._normal):
+            while line and len(taken) < most and wanted(line[0]):
+                taken.append(line.popleft())
+        return taken
+
     def _line(self, priority: Priority) -> deque[T]:
         return self._high if priority is Priority.HIGH else self._normal

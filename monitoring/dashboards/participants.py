@@ -325,6 +325,18 @@ def dashboard() -> Dashboard:
                 nothing="unknown",
             ),
             graph(
+                "Free disk",
+                "bytes",
+                "Room on the disks that replicas write to. Below 100 MB, unless "
+                "DISK_FREE_MIN_BYTES says otherwise, nothing new is begun. "
+                "Runbook: docs/runbooks/DiskNearlyFull.md.",
+                Query(
+                    f"min by (participant, folder) (saga_disk_free_bytes{{{_MINE}}})",
+                    "{{participant}}: {{folder}}",
+                ),
+                nothing="unknown",
+            ),
+            graph(
                 "Memory",
                 "bytes",
                 "Resident memory, by replica.",

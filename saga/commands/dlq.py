@@ -723,10 +723,11 @@ def _contents(file: Path) -> str:
 
 
 def _write(file: Path, text: str) -> None:
+    from common.files import write_whole
     from saga.dlq import InputError
 
     try:
-        file.write_text(text, encoding="utf-8")
+        write_whole(file, text)
     except OSError as error:
         raise InputError(f"cannot write {file}: {error.strerror}; name another file") from error
 

@@ -156,20 +156,34 @@ def status(data_dir: DataDir = DATA_DIR, as_json: AsJson = False) -> None:
     * `saga status`
     * `saga status --json | jq .problems`
     """
+    from common.messaging.connection import BrokerError
     from saga import status as checks
     from saga.deployment import Deployment
     from saga.discovery import choreography
     from saga.supervision import Supervision
 
     deployment = Deployment.load(data_dir)
-    with stoppable():
-        found = run(checks.status(deployment, choreography(), Supervision.load(data_dir)))
+    try:
+        with stoppable():
+            found = run(checks.status(deployment, choreography(), Supervision.load(data_dir)))
+    except BrokerError:
+        if lack := _lack_of_room(data_dir):  # That may be why.
+            remark(lack)
+        raise
     if as_json:
         print_json(found.to_json())
     else:
         _print_status(found)
     if found.problems:
         raise typer.Exit(PROBLEM_FOUND)
+
+
+def _lack_of_room(data_dir: Path) -> str:
+    """What the disk of the data folder lacks; empty if it has room."""
+    from common.disk import INODES_MIN, lack_of_room
+    from common.settings import Settings, load
+
+    return lack_of_room(data_dir, load(Settings).disk_free_min_bytes, INODES_MIN)
 
 
 def _print_status(found: Status) -> None:

@@ -26,6 +26,7 @@ from fastapi import APIRouter
 
 import common.kernel.database
 import common.readiness
+import common.server
 import common.service
 from common.kernel.tables import utc_now
 from common.messaging.consumer import Consumer
@@ -618,6 +619,27 @@ async def test_a_database_that_takes_nothing_is_said_in_time_and_nothing_is_lost
 
         await until(lambda: answers_as(served, found, before))
     assert complaints() == []
+
+
+async def test_an_order_that_a_stop_cuts_short_is_told_to_ask_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, complaints: Callable[[], list[str]]
+) -> None:
+    monkeypatch.setattr(common.server, "GRACEFUL_SECONDS", 1)
+    async with serving("order_service", tmp_path) as order:
+        with closing(sqlite3.connect(tmp_path / "order.db")) as other:
+            other.execute("BEGIN IMMEDIATE")
+            body = json.dumps(ORDER).encode()
+            placing = asyncio.ensure_future(order.ask("POST", "/orders", [JSON], body))
+            await until(lambda: len(order.server.server_state.tasks) == 1)
+            order.server.should_exit = True
+            answer = await placing
+
+    assert answer.status == 503
+    assert int(answer.headers["retry-after"]) > 0
+    assert answer.detail.startswith("not done before the service stops, and it may still be; ")
+    assert complaints() == [
+        "uvicorn.error: Cancel 1 running task(s), timeout graceful shutdown exceeded"
+    ]
 
 
 async def test_an_order_that_could_not_be_committed_in_time_is_placed_once_when_asked_again(

@@ -212,6 +212,30 @@ async def test_every_event_is_kept_once_with_its_whole_envelope(
     assert (await history.strays(), await history.gaps()) == ({}, [])
 
 
+async def test_what_comes_while_there_is_no_room_waits_in_the_stream(
+    stream: Stream, shared: History, sqlite_history: History
+) -> None:
+    history, play = shared, played()
+    first, *others = play.events
+    async with (
+        following(stream, history.database) as follower,
+        following(stream, sqlite_history.database),
+    ):
+        await stream.publish(first)
+        await history.has(first)
+
+        follower.hold_back(True)
+        await stream.publish(*others)
+        await sqlite_history.has(*others)
+        assert await history.ids() == [first.id]
+
+        follower.hold_back(False)
+        await history.has(*others)
+
+    assert await history.ids() == [event.id for event in play.events]
+    assert (await history.strays(), await history.gaps()) == ({}, [])
+
+
 async def test_what_came_while_nobody_followed_is_there_afterwards_and_nothing_twice(
     stream: Stream, history: History
 ) -> None:

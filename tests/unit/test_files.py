@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import errno
 import os
 import resource
 import stat
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from common import files
-from common.files import allow_open_files, keep_private, write_public
+from common.files import allow_open_files, keep_private, write_public, write_whole
 
 
 @pytest.fixture(autouse=True)
@@ -69,6 +70,44 @@ def test_a_limit_that_cannot_be_raised_is_named(monkeypatch: pytest.MonkeyPatch)
 
     with pytest.raises(OSError, match=r"only 64 files .*ulimit -n 1024"):
         allow_open_files(1_024)
+
+
+def test_a_file_that_cannot_be_written_stays_as_it_was_and_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "file"
+    write_whole(file, "before")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(OSError, match=rf"No space left on device: '{file}'"):
+        write_whole(file, "after")
+
+    assert file.read_text("utf-8") == "before"
+    assert [*tmp_path.iterdir()] == [file]
+
+
+def test_a_file_keeps_its_rights_and_the_links_to_it(tmp_path: Path) -> None:
+    file, link = tmp_path / "file", tmp_path / "link"
+    write_whole(file, "before", 0o640)
+    link.symlink_to(file)
+
+    write_whole(link, "after")
+
+    assert link.is_symlink()
+    assert file.read_text("utf-8") == "after"
+    assert mode(file) == 0o640
+
+
+def test_a_device_is_written_to_and_stays_one() -> None:
+    write_whole(Path("/dev/null"), "nothing")
+    with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
+        write_whole(Path("/dev/full"), "too much")
+
+    assert Path("/dev/null").is_char_device()
+    assert Path("/dev/full").is_char_device()
 
 
 # --- their encoding -----------------------------------------------------------------------------

@@ -97,3 +97,20 @@ def test_a_line_that_was_empty_has_saved_nothing_up() -> None:
         share.of(1, 10, 0)
 
     assert share.of(1, 10, 10) == (1, 0)
+
+
+def test_only_what_stands_ahead_of_all_others_is_taken_ahead() -> None:
+    lanes: Lanes[int] = Lanes()
+    for number in (2, 4, 5, 6):
+        lanes.append(number, Priority.HIGH)
+    for number in (1, 8):
+        lanes.append(number, Priority.NORMAL)
+    lanes.put_first(10, Priority.NORMAL)
+
+    def even(number: int) -> bool:
+        return number % 2 == 0
+
+    assert lanes.take_ahead(even, 1) == [2]
+    assert lanes.take_ahead(even, 8) == [4, 10]
+    assert lanes.take_ahead(even, 8) == []
+    assert len(lanes) == 4

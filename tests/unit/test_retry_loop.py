@@ -227,6 +227,7 @@ LOOPS = {
 }
 """What the services try for ever, and where they notice that it fails."""
 SLEEPING = {
+    "common/disk.py Disks.run": "looks again, whatever was seen",
     "common/kernel/groups.py Kernel._commit": "commits",
     "common/kernel/groups.py Kernel.run": "lets others take their turn",
     "common/kernel/inbox.py keep_forgetting": "inbox",
@@ -241,9 +242,10 @@ SLEEPING = {
     "common/messaging/consumer.py Deliveries.finish": "has a deadline",
     "common/metrics.py watch_event_loop": "cannot fail",
     "common/service.py _finish": "has a deadline",
-    "history_service/follower.py Follower._read_on": "waits after a success",
+    "history_service/follower.py Follower._read_on": "waits after a success, or for room",
     "history_service/follower.py Follower.start": "has a deadline",
     "payment_service/gateway.py SandboxGateway._ask": "plays a slow provider",
+    "payment_service/gateway.py SandboxGateway._commit_with_room": "has a deadline",
     "payment_service/gateway.py _make_tables": "has a deadline",
 }
 """What sleeps in a service: in a loop, or why it is none that may be stuck."""

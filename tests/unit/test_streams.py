@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TextIO
 
 import pytest
@@ -138,3 +140,31 @@ def test_a_program_without_standard_output_writes_to_nowhere(
     with sys.stdout, sys.stderr:
         sys.stdout.write("x")
         sys.stderr.write("x")
+
+
+def test_what_is_said_while_the_disk_is_full_is_dropped_and_no_line_is_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room = 10
+    write = os.write
+
+    def limited(descriptor: int, data: bytes | memoryview) -> int:
+        nonlocal room
+        if not room:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        written = write(descriptor, memoryview(data)[:room])
+        room -= written
+        return written
+
+    with (tmp_path / "log").open("wb") as file:
+        raw = io.FileIO(file.fileno(), "w", closefd=False)
+        monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(raw, "utf-8", write_through=True))
+        streams.set_up()
+        monkeypatch.setattr(os, "write", limited)
+        sys.stderr.write("the first line\n")
+        sys.stderr.write("the second line\n")
+        room = 1_000
+        sys.stderr.write("the third line\n")
+        monkeypatch.undo()
+
+    assert (tmp_path / "log").read_text("utf-8").splitlines() == ["the first ", "the third line"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 from pathlib import Path
 from typing import cast
@@ -10,6 +11,7 @@ from typing import cast
 import pytest
 
 from saga import supervision
+from saga import system as module
 from saga.node import NodeError, RabbitNode
 from saga.supervision import (
     DELAY_MAX_SECONDS,
@@ -115,3 +117,47 @@ async def test_a_server_that_does_not_come_back_is_tried_again_and_ends_nothing(
     assert broker.last_words == "the disk is full"
     assert "the broker has ended (the disk is full); starting it again" in said[-1]
     assert Supervision.load(tmp_path) is not None
+
+
+async def test_a_disk_without_room_ends_nothing_and_starts_nothing_until_there_is_some(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lack = "the disk of /data has 0 kB free, less than 25 MB"
+    monkeypatch.setattr(module, "_ROOM_LOOK_SECONDS", 0.001)
+    monkeypatch.setattr(module, "lack_of_room", lambda *_: lack)
+    saved = Supervision.save
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Supervision, "save", full)
+    said: list[str] = []
+    system = System(tmp_path, report=said.append)
+    broker = Supervised()
+    system._supervised = Supervision(
+        group=os.getpgrp(), stop_seconds=1, services={}, servers={"the broker": broker}
+    )
+    server = Broken()
+    server.starts = 2  # The next one succeeds.
+
+    async def keep() -> None:
+        await asyncio.gather(
+            system._keep_saved(),
+            system._keep_server("the broker", cast(RabbitNode, server), None),
+        )
+
+    keeping = asyncio.ensure_future(keep())
+    await until(lambda: len(said) == 2)
+    assert f"the broker has ended (no room left: {lack}; " in said[0]
+    assert said[0].endswith("starting it again once there is room")
+    assert "No space left on device" in said[1]
+    assert not server.running
+
+    monkeypatch.setattr(module, "lack_of_room", lambda *_: "")
+    monkeypatch.setattr(Supervision, "save", saved)
+    await until(lambda: server.running and Supervision.load(tmp_path) is not None)
+
+    keeping.cancel()
+    await asyncio.wait({keeping})
+    assert len(broker.ends) == 1
+    assert len(said) == 2
