@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
 
+from common.messaging.connection import BrokerError
 from saga import supervision
 from saga.discovery import choreography
+from saga.orders import Shares, plan
+from saga.publish import publish
+from saga.reconcile import ReconcileError, reconcile
 from saga.restart import RestartError, restart
 from saga.status import status
 from saga.supervision import LOOP_ENDS, Supervised, Supervision
@@ -104,6 +110,27 @@ async def test_a_service_that_waits_for_its_next_start_is_restarted_now(
 
     assert watched.alive("inventory")
     assert watched.pid("inventory") != before["inventory"]
+
+
+@in_one_loop
+async def test_a_broker_that_has_lost_everything_gets_back_what_is_owed(watched: System) -> None:
+    assert watched.node is not None
+    before = (await reconcile(watched.deployment)).checked["orders"]
+    orders = plan(30, 1616, Shares(malformed=0))
+    await publish(watched.deployment, orders)
+
+    watched.node.kill()
+    shutil.rmtree(watched.node.folder / "data")
+
+    async def all_is_well() -> bool:
+        with contextlib.suppress(BrokerError, ReconcileError):
+            report = await reconcile(watched.deployment, grace_seconds=0.0)
+            at_rest = (await status(watched.deployment, choreography())).at_rest
+            return at_rest and report.ok and report.checked["orders"] == before + 30
+        return False
+
+    await until(all_is_well)
+    assert await problems(watched) == []
 
 
 @in_one_loop

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,11 @@ from pathlib import Path
 import aio_pika
 import pytest
 
+from common.messaging import topology
+from common.messaging.topology import HISTORY_STREAM
+from saga import broker
+from saga.broker import DamagedQueue, apply_topology, mend_topology, missing_queues
+from saga.discovery import choreography
 from saga.node import NodeError, RabbitNode
 from tests.processes import processes_of
 
@@ -53,6 +59,35 @@ async def test_each_test_has_a_virtual_host_of_its_own(
     with pytest.raises(aio_pika.exceptions.ChannelNotFoundEntity):
         await take(rabbit_node.amqp_url, "orders")
     assert await take(amqp_url, "orders") == b"mine"
+
+
+async def test_a_queue_without_its_process_is_removed_and_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a disk was full: the stream's record is there, and what runs it is not."""
+    for module in (topology, broker):
+        monkeypatch.setattr(module, "DECLARE_SECONDS", 2.0)
+    monkeypatch.setattr(broker, "BACK_SECONDS", 5.0)
+    graph, told = choreography(), list[str]()
+    node = RabbitNode(tmp_path)
+    try:
+        await asyncio.to_thread(node.start)
+        await apply_topology(node.amqp_url, graph)
+        await asyncio.to_thread(node.settle)
+        node.kill()
+        shutil.rmtree(node.folder / "data" / "coordination")
+        await asyncio.to_thread(node.start)
+
+        assert await missing_queues(node.amqp_url, graph) == []
+        with pytest.raises(DamagedQueue, match=f"{HISTORY_STREAM} is down.*`saga recover"):
+            await mend_topology(node.amqp_url, graph, None)
+        made_again = await mend_topology(node.amqp_url, graph, node, report=told.append)
+
+        assert made_again == {HISTORY_STREAM}
+        assert told == [f"the queue {HISTORY_STREAM} is damaged, and is made again"]
+        assert await mend_topology(node.amqp_url, graph, node) == set()
+    finally:
+        await asyncio.to_thread(node.stop)
 
 
 async def test_a_killed_node_comes_back_with_its_data_at_the_same_address(
