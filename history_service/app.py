@@ -268,6 +268,7 @@ def build(settings: Settings) -> process.Process:
         readiness = Readiness(
             Look(lambda: _read(database), explain=lambda why: {"database": why}),
             known=lambda: _known(follower, disks),
+            troubles=lambda: {"stream": why} if (why := follower.stream_lacks) else {},
         )
         app = create_app(
             f"{OBSERVER.name} service",

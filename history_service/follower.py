@@ -95,6 +95,8 @@ class Follower:
         self._held_back = False
         self._backoff_seconds = BACKOFF_MIN_SECONDS
         self._logged = ""
+        self.stream_lacks = ""
+        """Why the stream lacks what was in it; empty if it does not, as far as is known."""
 
     @property
     def trouble(self) -> str:
@@ -211,7 +213,11 @@ class Follower:
                 after = records[0].offset - 1
             else:
                 number += 1
-                log.warning("the broker has another %s than was read before", HISTORY_STREAM)
+                self.stream_lacks = (
+                    f"the broker has another {HISTORY_STREAM} than was read before; "
+                    f"`saga recover broker` puts back into it what is known"
+                )
+                log.warning("%s", self.stream_lacks)
         await self._read_on(reader, records, place, number, after, adjoins=False)
 
     async def _read_on(
@@ -233,6 +239,8 @@ class Follower:
                 await asyncio.sleep(STOP_POLL_SECONDS)
                 continue
             if records:
+                if any(record.restored for record in records):
+                    self.stream_lacks = ""
                 gaps = missing(records, after, adjoins=adjoins)
                 place = await self._keep(records, place, number, gaps)
                 for first, last in gaps:

@@ -347,8 +347,11 @@ async def test_a_stream_made_anew_is_read_from_its_beginning(
         await sqlite_history.has(*before)
     await stream.make_anew()
     await stream.publish(before[0], *after)
-    async with following(stream, sqlite_history.database):
+    async with following(stream, sqlite_history.database) as follower:
         await sqlite_history.has(*after)
+        assert "saga recover broker" in follower.stream_lacks
+        await restore(stream, before[1], run="1234")
+        await until(lambda: not follower.stream_lacks)
 
     assert await sqlite_history.ids() == [event.id for event in (*before, *after)]
 
