@@ -182,6 +182,9 @@ class Follower:
                         return
                 except AnotherStream as error:
                     log.warning("%s; it is read from its beginning", error)
+                    self.stream_lacks = (
+                        f"{error}; `saga recover broker` puts back into it what is known"
+                    )
             async with reading(connection, FIRST) as reader:
                 await self._begin(reader, place)
 
@@ -213,11 +216,7 @@ class Follower:
                 after = records[0].offset - 1
             else:
                 number += 1
-                self.stream_lacks = (
-                    f"the broker has another {HISTORY_STREAM} than was read before; "
-                    f"`saga recover broker` puts back into it what is known"
-                )
-                log.warning("%s", self.stream_lacks)
+                log.warning("the broker has another %s than was read before", HISTORY_STREAM)
         await self._read_on(reader, records, place, number, after, adjoins=False)
 
     async def _read_on(
