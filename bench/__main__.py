@@ -3,6 +3,7 @@
 .venv/bin/python -m bench compare --rounds 5 --orders 3000 --json
 .venv/bin/python -m bench compare --against HEAD~3
 .venv/bin/python -m bench counts --rounds 1
+.venv/bin/python -m bench keep
 .venv/bin/python -m bench grow one-sku gateway
 .venv/bin/python -m bench curve --picture bench/curve.svg
 """
@@ -36,6 +37,7 @@ from bench.counts import ALL, Counted, CountsError, Tool, choose, count, total
 from bench.curve import RATES, curve, draw
 from bench.export import Export, ExportError, commit_here, export, same_packages
 from bench.growth import SCENARIOS, Finding
+from bench.keep import keeping
 from bench.machine import Machine
 from bench.rig import BARE, SQLITE
 from saga.node import RabbitNode
@@ -178,6 +180,36 @@ def grow(
             sign = ">=" if one.at_least else "<="
             met = "yes" if one.met else "[red]no[/]"
             table.add_row(one.name, f"{sign} {one.limit:g}", f"{one.measured:.2f}", met, one.detail)
+        Console(soft_wrap=True).print(table)
+    if not all(one.met for one in found):
+        sys.exit(1)
+
+
+@app.command("keep")
+def cost_of_keeping(
+    rounds: Annotated[int, typer.Option(min=1, max=ROUNDS_MAX, help="Rounds.")] = 8,
+    orders: Annotated[
+        int, typer.Option(min=ORDERS_MIN, max=ORDERS_MAX, help="Orders per variant and slice.")
+    ] = 3_000,
+    as_json: AsJson = False,
+) -> None:
+    """What it costs to keep what was published. Exit status 1 if that is too much."""
+    with tempfile.TemporaryDirectory() as folder, RabbitNode(Path(folder) / "node") as node:
+        found = asyncio.run(
+            keeping(node, Path(folder), rounds=rounds, orders=orders, report=_report)
+        )
+    if as_json:
+        print(json.dumps([asdict(one) | {"met": one.met} for one in found], indent=2))
+    else:
+        table = Table("variant", "orders/s", "CPU", "kept bytes per order", "met")
+        for one in found:
+            table.add_row(
+                one.variant,
+                _figure(one.orders_per_second, 3),
+                _figure(one.cpu, 3),
+                f"{one.kept_bytes_per_order:.0f}",
+                "yes" if one.met else "[red]no[/]",
+            )
         Console(soft_wrap=True).print(table)
     if not all(one.met for one in found):
         sys.exit(1)
