@@ -13,11 +13,13 @@ import asyncio
 import contextlib
 import os
 import sqlite3
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol, Self, TypeVar, cast
 
@@ -43,12 +45,23 @@ PAGES_AT_ONCE: Final = 1_024
 """Of a SQLite file that are copied before the progress is told."""
 _POLL_SECONDS: Final = 0.001
 _NAME: Final = "saga backup"
+_KEEPING: Final = """
+    BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;
+    SET LOCAL idle_in_transaction_session_timeout = 0;
+    SET LOCAL statement_timeout = 0
+"""
+"""Begins the transaction that keeps a snapshot for as long as its copy takes. Within it, so that a
+pooler gives the timeouts to no other."""
 
 T = TypeVar("T")
 
 
 class Busy(Exception):
     """A lock that was not to be had in time."""
+
+
+class _Stopped(Exception):
+    """Nobody waits for the copy any more."""
 
 
 class View(Protocol):
@@ -144,21 +157,24 @@ class SqliteView:
 
     async def read(self, query: Callable[[Connection], T]) -> T:
         try:
-            return await asyncio.to_thread(query, self._reader)
+            return await _to_end(partial(query, self._reader))
         except sa.exc.DBAPIError as error:
             raise BackupError(f"cannot read the database {self._path}: {error.orig}") from error
 
     async def copy(self, file: Path, progress: Progress) -> None:
         make_private(file)
-        await asyncio.to_thread(self._copy, file, progress)
+        stopped = threading.Event()
+        await _to_end(partial(self._copy, file, progress, stopped), stopped)
 
-    def _copy(self, file: Path, progress: Progress) -> None:
+    def _copy(self, file: Path, progress: Progress, stopped: threading.Event) -> None:
         source = cast(sqlite3.Connection, self._reader.connection.dbapi_connection)
         (page_bytes,) = source.execute("PRAGMA page_size").fetchone()
         done = 0
 
         def tell(_: int, remaining: int, total: int) -> None:
             nonlocal done
+            if stopped.is_set():
+                raise _Stopped
             progress((total - remaining - done) * page_bytes)
             done = total - remaining
 
@@ -192,8 +208,6 @@ class PostgresView:
         async with AsyncExitStack() as stack:
             self._holder = await stack.enter_async_context(open_session(self._url, name=_NAME))
             self._keeper = await stack.enter_async_context(open_session(self._url, name=_NAME))
-            for setting in ("idle_in_transaction_session_timeout", "statement_timeout"):
-                await self._keeper.execute(f"SET {setting} = 0")  # A copy takes its time.
             yield self
 
     async def hold(self, deadline: float) -> None:
@@ -207,7 +221,7 @@ class PostgresView:
             raise Busy(f"the table {self._table} of {printable(self._url)}") from error
 
     async def look(self) -> None:
-        await self._keeper.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        await self._keeper.execute(_KEEPING)
         self._snapshot = await self._keeper.fetch("SELECT pg_export_snapshot()")
 
     async def let_go(self) -> None:
@@ -273,6 +287,20 @@ async def _each(calls: Iterable[Awaitable[None]]) -> None:
     for outcome in await asyncio.gather(*calls, return_exceptions=True):
         if isinstance(outcome, BaseException):
             raise outcome
+
+
+async def _to_end(function: Callable[[], T], stopped: threading.Event | None = None) -> T:
+    """Call a function in a thread. It has ended when this does, since what it works on is closed
+    then; when this is cancelled, it is told so by `stopped`."""
+    call = asyncio.ensure_future(asyncio.to_thread(function))
+    try:
+        return await asyncio.shield(call)
+    except asyncio.CancelledError:
+        if stopped is not None:
+            stopped.set()
+        await asyncio.wait({call})
+        call.exception()  # Seen, whatever it is.
+        raise
 
 
 def _synced_bytes(file: Path) -> int:

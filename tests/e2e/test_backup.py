@@ -23,6 +23,7 @@ from history_service.store import events
 from notification_service.domain import NotificationStatus
 from notification_service.store import notifications
 from payment_service.gateway import SandboxGateway
+from saga.backup import BackupError
 from saga.backup.check import check
 from saga.backup.restore import Target, restore
 from saga.backup.take import Whole, take
@@ -164,6 +165,13 @@ async def test_every_backup_of_a_system_under_load_is_a_consistent_cut(
         assert set().union(*copy.inboxes.values()) & everything.keys(), "nothing was taken in"
         copies.append(copy)
     assert len(copies[0].history) < len(everything), "the load was over before the first backup"
+
+
+@pytest.mark.asyncio(loop_scope="session")
+async def test_nothing_is_restored_where_a_system_runs(system: System, tmp_path: Path) -> None:
+    await take(Whole.of(system.folder), tmp_path / "backup")
+    with pytest.raises(BackupError, match=r"a system runs in .*: stop it first"):
+        await restore(tmp_path / "backup", Target(system.folder))
 
 
 # --- a machine is gone ----------------------------------------------------------------------------

@@ -222,6 +222,24 @@ async def test_a_copy_is_as_of_the_cut_however_much_is_written_before_it_is_made
     await asyncio.to_thread(postgres_cluster.drop_database, name)
 
 
+async def test_a_backup_that_is_stopped_in_the_middle_of_a_copy_leaves_nothing(
+    folder: Path, tmp_path: Path
+) -> None:
+    copying = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def tell(_: int) -> None:
+        loop.call_soon_threadsafe(copying.set)
+
+    taking = asyncio.create_task(take(whole(folder), tmp_path / "backup", tell))
+    await copying.wait()
+    taking.cancel()
+    await asyncio.wait({taking})
+
+    assert taking.cancelled()
+    assert not (tmp_path / "backup").exists()
+
+
 async def test_a_database_that_is_being_written_into_all_the_time_is_named_and_nobody_waits_on(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
