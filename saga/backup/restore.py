@@ -126,7 +126,10 @@ async def restore(
         (target.folder / RESTORING).unlink()
         sync(target.folder)
     except OSError as error:
-        raise BackupError(f"cannot write in {target.folder}: {error.strerror or error}") from error
+        raise BackupError(
+            f"cannot write in {target.folder}: {error.strerror or error}; run this again once that "
+            f"is mended"
+        ) from error
     return restored
 
 

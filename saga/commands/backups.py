@@ -178,8 +178,8 @@ def _tell_restored(restored: Restored) -> None:
     out().print(f"restored as of {taken_at}: {', '.join(manifest.databases)}")
     if asked.subjects:
         out().print(
-            f"{len(asked.subjects)} charges or refunds that the payment provider knows and the "
-            f"backup does not are open, and will be settled under their old keys"
+            f"charges and refunds that the payment provider knows and the backup does not: "
+            f"{len(asked.subjects)}; they are settled under their old keys"
         )
     if not restored.ledger_known:
         remark(
@@ -190,9 +190,8 @@ def _tell_restored(restored: Restored) -> None:
         remark(line)
     if restored.mails_unsure:
         out().print(
-            f"{restored.mails_unsure} orders' mails may have been sent since the backup; none of "
-            f"them is sent by itself: once such an order ends, its notification is unknown, for a "
-            f"person to decide"
+            f"orders whose mail may have been sent since the backup: {restored.mails_unsure}; once "
+            f"such an order ends, its notification is unknown, and a person decides"
         )
     remark(
         f"what happened after {taken_at} and is in no book that is left cannot be known: orders "

@@ -22,6 +22,8 @@ from common.urls import sqlite_url
 from history_service.store import events
 from notification_service.domain import NotificationStatus
 from notification_service.store import notifications
+from order_service.domain import OrderStatus
+from order_service.store import orders
 from payment_service.gateway import SandboxGateway
 from saga.backup import BackupError
 from saga.backup.check import check
@@ -32,6 +34,7 @@ from saga.discovery import choreography
 from saga.orders import Shares
 from saga.postgres import PostgresCluster
 from saga.publish import next_plan
+from saga.reconcile import reconcile
 from saga.system import CLUSTER_FOLDER, Database, System
 from tests.e2e.test_saga import as_predicted
 from tests.forked import run, spawn
@@ -182,7 +185,7 @@ class Outside:
     """What the provider and the customers have: nobody can take it back."""
 
     charges: dict[str, str]
-    """Keyed by order: the provider's reference of a charge."""
+    """Keyed by order: the provider's reference of a charge; empty where it was declined."""
     mails: dict[str, int]
     """Keyed by mail: when it was written."""
 
@@ -243,13 +246,23 @@ async def test_a_machine_that_is_gone_is_restored_and_nothing_is_charged_or_mail
     assert restored.mails_unsure
     async with System(folder, database=database, disposable=True, spawn=spawn) as system:
         await recover(system)
+        urls = system.deployment.database_urls
+        await until(lambda: asyncio.to_thread(read_database, urls["order"], all_have_ended))
+        known = await asyncio.to_thread(read_database, urls["order"], known_orders)
+        report = await reconcile(system.deployment, grace_seconds=0.0)
+        found = {(violation.rule, violation.subject) for violation in report.violations}
+        forgotten = before.charges.keys() - known
+        taken = {order for order in forgotten if before.charges[order]}
+        assert found == {("charge_unexplained", order) for order in taken} | {
+            ("order_missing", order) for order in forgotten
+        }
+        assert taken, "the load was over before the backup"
         # Their clients send all orders again, under the same ids.
         again = await demo(system.deployment, choreography(), load, seed=SEED)
-        url = system.deployment.database_urls["notification"]
 
         async def all_are_told() -> bool:
             """By a mail, or by a person who has to decide on it."""
-            unsure = await asyncio.to_thread(read_database, url, undecided)
+            unsure = await asyncio.to_thread(read_database, urls["notification"], undecided)
             mails = [mail.stem for mail in (folder / "mail").glob("*.eml")]
             return {*unsure, *(mail.rpartition(".")[2] for mail in mails)} == {
                 str(order.order_id) for order in load.orders
@@ -261,6 +274,15 @@ async def test_a_machine_that_is_gone_is_restored_and_nothing_is_charged_or_mail
     assert len(again.ends) == ORDERS
     assert after.charges.items() >= before.charges.items()
     assert after.mails.items() >= before.mails.items(), "a mail was sent again"
+
+
+def all_have_ended(connection: Connection) -> bool:
+    query = sa.select(orders.c.order_id).where(orders.c.status == OrderStatus.PENDING).limit(1)
+    return connection.execute(query).first() is None
+
+
+def known_orders(connection: Connection) -> set[str]:
+    return {*connection.scalars(sa.select(orders.c.order_id))}
 
 
 def undecided(connection: Connection) -> set[str]:
