@@ -31,7 +31,7 @@ from common.messaging.topology import HISTORY_STREAM, TopologyError, queues_of
 from common.settings import Settings, TlsSettings, load
 from common.tasks import cancel_all
 from common.urls import printable, sqlite_url
-from saga.backup.marker import is_being_restored
+from saga.backup.marker import forget_restore, is_being_restored, was_restored
 from saga.broker import NODE_FOLDER, USERS_FILE, mend_topology, write_users
 from saga.claim import Claim, ClaimedError
 from saga.deployment import FILE_NAME, Deployment, dead_letters_url_in
@@ -648,15 +648,19 @@ class System:
 
     async def _put_back(self) -> None:
         """Put back into queues that were made again what their participants are owed."""
-        if not self._made_again:
+        restored = was_restored(self.folder)
+        if not (self._made_again or restored):
             return
         lost = f"the broker had lost {len(self._made_again)} queues"
+        if restored:
+            lost = "a backup was restored"
         if self._only is not None:
             self._report(f"{lost}: run `saga recover broker` once all services run")
             return
         self._report(f"{lost}; putting back what is owed")
         recovered = await recover(self.deployment, choreography())
         self._made_again.clear()
+        forget_restore(self.folder)
         self._report(f"{recovered.summary}; `saga reconcile` tells whether anything is missing")
 
     def _broker_url(self, user: str = OPERATOR) -> str:

@@ -37,7 +37,7 @@ from payment_service.gateway import ledger_file
 from saga.backup import BackupError, programs
 from saga.backup.check import check
 from saga.backup.manifest import MANIFEST, Copied, Manifest, Progress, digest_of, sync
-from saga.backup.marker import RESTORING
+from saga.backup.marker import RESTORING, end_restore
 from saga.backup.outside import Asked, orders_in, orders_mailed, put_asked, put_unsure
 from saga.backup.parts import PROVIDER, Part, parts
 from saga.broker import NODE_FOLDER
@@ -123,7 +123,7 @@ async def restore(
             if ledger and (books := manifest.provider) is not None and not sandbox.exists():
                 await _put(backup / books.file, books, target.sandbox_url)
             restored = await _look_outside(target, manifest, known, places)
-        (target.folder / RESTORING).unlink()
+        end_restore(target.folder)
         sync(target.folder)
     except OSError as error:
         raise BackupError(

@@ -198,3 +198,7 @@ def _tell_restored(restored: Restored) -> None:
         f"placed since (their clients may send them again under the same Idempotency-Key), and "
         f"mails about them; `saga reconcile` names the charges of such orders"
     )
+    remark(
+        "`saga up` puts what is owed back into the queues, and where others start the services, "
+        "`saga recover broker`; `saga reconcile` tells what is left"
+    )
