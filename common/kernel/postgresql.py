@@ -251,10 +251,12 @@ class Session:
 
 
 @asynccontextmanager
-async def open_session(url: str, *, name: str) -> AsyncIterator[Session]:
+async def open_session(
+    url: str, *, name: str, connect_seconds: float = CONNECT_SECONDS
+) -> AsyncIterator[Session]:
     """Connect, under a `name` that the server shows. Raises `DatabaseError`, also for what the body
     raises of the server or the way there."""
-    target = _Target(url, name)
+    target = _Target(url, name, connect_seconds)
     engine = target.engine(NullPool, isolation_level=_OURS)
     try:
         async with engine.connect() as connection:
@@ -329,10 +331,11 @@ def _as_asked_for(connection: Connection, target: _Target) -> bool:
 class _Target:
     """Where to connect; shown without the password."""
 
-    def __init__(self, url: str, name: str) -> None:
+    def __init__(self, url: str, name: str, connect_seconds: float = CONNECT_SECONDS) -> None:
         # asyncpg reads the rest of the URL: options for TLS and several hosts, say.
         self._dsn = re.sub(r"^[^:/]+://", "postgresql://", url)
         self._name = name
+        self._connect_seconds = connect_seconds
         try:
             parts = urlsplit(unambiguous(self._dsn))
         except ValueError as error:
@@ -359,7 +362,7 @@ class _Target:
     async def _connect(self, answer_seconds: float | None) -> asyncpg.Connection:
         return await asyncpg.connect(
             self._dsn,
-            timeout=CONNECT_SECONDS,
+            timeout=self._connect_seconds,
             command_timeout=answer_seconds,
             server_settings={
                 "application_name": self._name,

@@ -41,6 +41,8 @@ ATTEMPTS: Final = 4
 """How often that is tried."""
 BETWEEN_SECONDS: Final = 1.0
 """Between two attempts, for the services to catch up."""
+CONNECT_SECONDS: Final = 30.0
+"""How long a server may take to let us in: nobody waits for us yet."""
 PAGES_AT_ONCE: Final = 1_024
 """Of a SQLite file that are copied before the progress is told."""
 _POLL_SECONDS: Final = 0.001
@@ -206,8 +208,12 @@ class PostgresView:
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[Self]:
         async with AsyncExitStack() as stack:
-            self._holder = await stack.enter_async_context(open_session(self._url, name=_NAME))
-            self._keeper = await stack.enter_async_context(open_session(self._url, name=_NAME))
+            self._holder, self._keeper = [
+                await stack.enter_async_context(
+                    open_session(self._url, name=_NAME, connect_seconds=CONNECT_SECONDS)
+                )
+                for _ in range(2)
+            ]
             yield self
 
     async def hold(self, deadline: float) -> None:

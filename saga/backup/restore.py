@@ -50,6 +50,8 @@ from saga.system import CLUSTER_FOLDER
 
 ALIVE_SECONDS: Final = 2.0
 """How long a service may take to say that it is alive."""
+PATIENCE_SECONDS: Final = 30.0
+"""How long a server may take to let us in."""
 MAIL_FOLDER: Final = "mail"
 _BESIDE: Final = ("", "-wal", "-shm", "-journal")
 """What a SQLite file may have beside it, which would be taken for that of a new one."""
@@ -361,7 +363,9 @@ async def _look_outside(
 
 async def _write(url: str, tables: Tables, work: Callable[[Connection], T]) -> T:
     """Bring a restored database up to date, and write into it, in one transaction."""
-    database = await open_database(url, tables, name="saga restore")
+    database = await open_database(
+        url, tables, name="saga restore", patience_seconds=PATIENCE_SECONDS
+    )
     try:
         return await database.transaction(work)
     finally:
