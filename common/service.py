@@ -106,6 +106,8 @@ class Service:
     on_commit: Callable[[Decision], None] | None = None
     figures: metrics.Figures | None = None
     """Gauges of its own that are read from its database."""
+    recall: Callable[[Database], Awaitable[None]] | None = None
+    """Reads from its database what it has to know before it asks the outside."""
     close: Callable[[], Awaitable[None]] | None = None
     folders: Mapping[str, Path] = field(default_factory=dict)
     """Keyed by what is in them, a label of metrics: where it writes besides its database."""
@@ -133,6 +135,8 @@ def process_of(service: Service, settings: Settings) -> process.Process:
         outbox = Outbox(name, database, service.tables, publisher, kept=kept)
         await outbox.open()
         stack.push_async_callback(outbox.close)
+        if service.recall is not None:
+            await service.recall(database)
         kernel = Kernel(
             service.participant,
             database,

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.engine import Connection
 
 from common.events import Letter
+from common.kernel.database import Database
 from common.kernel.groups import Done, Duplicate
 from common.kernel.timer import Timer
 from common.message import Answer
@@ -51,7 +52,14 @@ from notification_service.mail import (
     Writer,
     address_book,
 )
-from notification_service.store import NOTIFICATIONS, TABLES, count_unknown, cut_short, oldest
+from notification_service.store import (
+    NOTIFICATIONS,
+    TABLES,
+    count_unknown,
+    cut_short,
+    oldest,
+    questions,
+)
 
 LISTED_MAX = 500
 DETAIL_MAX = 255
@@ -175,6 +183,11 @@ def build_with(
 ) -> Service:
     """The notification service, with this way to send, which writes into these `folders`."""
 
+    in_question: dict[str, str] = {}
+
+    async def recall(database: Database) -> None:
+        in_question.update(await database.read(questions))
+
     def write(intent: Send | Resend) -> EmailMessage:
         try:
             return writer.write(intent.order_id, intent.letter)
@@ -182,6 +195,8 @@ def build_with(
             raise MailRejected(f"no mail can be written: {error}") from error
 
     async def send(intent: Send | Resend) -> Answer:
+        if isinstance(intent, Send) and (why := in_question.get(intent.subject)):
+            return SendAnswered(order_id=intent.order_id, result=Result.UNKNOWN, detail=why)
         result, detail = Result.ACCEPTED, ""
         try:
             async with asyncio.timeout(RESEND_SECONDS if isinstance(intent, Resend) else None):
@@ -213,6 +228,7 @@ def build_with(
         routes=routes,
         timers=(RESENDING,),
         figures=figures,
+        recall=recall,
         # What is taken and not yet sent when the service is killed is for a person: no more of it
         # than can be sent at once.
         prefetch=CONNECTIONS_MAX,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from email import policy
 from email.headerregistry import BaseHeader, HeaderRegistry
 from email.message import EmailMessage
@@ -184,6 +184,14 @@ class FolderMailer:
         except OSError:
             part.unlink(missing_ok=True)  # It would take room for nothing.
             raise
+
+
+def mailed_in(folder: Path) -> Iterator[str]:
+    """The ids of the orders about which there are mails in a `FolderMailer`'s folder. Raises
+    `OSError`."""
+    for name in os.listdir(folder):
+        if name.startswith("order.") and name.endswith(".eml"):
+            yield name.removesuffix(".eml").rpartition(".")[2]
 
 
 class SmtpMailer:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -30,8 +30,48 @@ notifications = sa.Table(
     sa.Index("notifications_by_status", "status", "begun_at"),
 )
 
+in_question = sa.Table(
+    "in_question",
+    _metadata,
+    sa.Column("order_id", sa.String(36), primary_key=True),
+    sa.Column("why", sa.String(255), nullable=False),
+)
+"""Orders whose mail may have gone out without our books knowing, as these are older than that: they
+were restored. What is asked about them for the first time is answered from here."""
+
 NOTIFICATIONS = StateTable(Notification, notifications)
 TABLES = Tables(_metadata, NOTIFICATIONS, migrations=Path(__file__).with_name("migrations"))
+
+
+def put_in_question(connection: Connection, order_ids: Iterable[str], why: str) -> int:
+    """Let the mails about these orders be sent by a person only, but for those whose outcome is
+    known, or a person's to decide already. Returns how many they are."""
+    open_ = (NotificationStatus.NONE, NotificationStatus.WAITING)
+    known = set(connection.scalars(sa.select(in_question.c.order_id)))
+    known |= set(
+        connection.scalars(
+            sa.select(notifications.c.order_id).where(notifications.c.status.not_in(open_))
+        )
+    )
+    rows = [{"order_id": id, "why": why} for id in sorted({*order_ids} - known)]
+    if rows:
+        connection.execute(in_question.insert(), rows)
+    return len(rows)
+
+
+def questions(connection: Connection) -> dict[str, str]:
+    """The orders whose mail may have gone out without our books knowing, with the reason."""
+    return {row.order_id: row.why for row in connection.execute(sa.select(in_question))}
+
+
+def count_in_question(connection: Connection) -> int:
+    """How many mails are in question and have not come to be sent yet."""
+    begun = sa.select(notifications.c.order_id).where(
+        notifications.c.order_id == in_question.c.order_id,
+        notifications.c.status != NotificationStatus.WAITING,
+    )
+    query = sa.select(sa.func.count()).select_from(in_question).where(~begun.exists())
+    return connection.scalars(query).one()
 
 
 def oldest(

@@ -20,6 +20,7 @@ from common import streams
 from common.files import keep_private
 from common.text import is_utf_8
 from saga.commands import (
+    backups,
     dlq,
     exporting,
     graph,
@@ -76,6 +77,8 @@ app.command("publish")(load.publish)
 app.command("status")(running.status)
 app.command("restart")(running.restart)
 app.command("reconcile")(running.reconcile)
+app.command("backup")(backups.backup)
+app.command("restore")(backups.restore)
 app.command("trace")(history.trace)
 app.command("stuck")(history.stuck)
 app.command("show")(history.show)
@@ -162,6 +165,7 @@ def _explanation(error: Exception) -> str | None:
     from common.messaging.topology import TopologyError
     from common.settings import SettingsError
     from payment_service.gateway import GatewayConfigurationError
+    from saga.backup import BackupError
     from saga.deployment import DeploymentError
     from saga.dlq import DlqError
     from saga.history import HistoryError
@@ -177,6 +181,7 @@ def _explanation(error: Exception) -> str | None:
     from saga.verify.model import VerifyError
 
     known = (
+        BackupError,
         BrokerError,
         ChoreographyError,
         DatabaseError,

@@ -67,6 +67,23 @@ def find_postgresql() -> Path:
     return max(found, key=lambda folder: [int(n) for n in re.findall(r"\d+", folder.name)])
 
 
+def find_program(name: str) -> Path:
+    """A client program of PostgreSQL, `pg_dump` say: of `$POSTGRESQL_HOME`, else of the newest
+    package. Raises `PostgresError` where there is none."""
+    if home := os.environ.get("POSTGRESQL_HOME"):
+        found = [Path(home, "bin", name)]
+    else:
+        found = list(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))
+        found.sort(key=lambda path: [int(n) for n in re.findall(r"\d+", path.parts[4])])
+    for program in reversed(found):
+        if os.access(program, os.X_OK):
+            return program
+    raise PostgresError(
+        f"PostgreSQL's {name} is not installed: install the client programs of the server's "
+        f"version or a newer one, or name their folder in POSTGRESQL_HOME"
+    )
+
+
 class PostgresCluster:
     """One server with its data in `folder`, owned by this process and gone when it is.
 
@@ -275,7 +292,7 @@ class PostgresCluster:
                         str(self._data),
                         *(f"--{name}={value}" for name, value in settings.items()),
                     ],
-                    env=_environment(),
+                    env=environment_for_programs(),
                     cwd="/",
                     stdin=subprocess.DEVNULL,
                     stdout=log,
@@ -327,7 +344,7 @@ class PostgresCluster:
         try:
             done = subprocess.run(
                 command,
-                env=_environment() | dict(environment or {}),
+                env=environment_for_programs() | dict(environment or {}),
                 cwd="/",
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
@@ -371,7 +388,7 @@ def _unprivileged() -> pwd.struct_passwd:
     )
 
 
-def _environment() -> dict[str, str]:
+def environment_for_programs() -> dict[str, str]:
     """Made from nothing: a PG* variable of the caller's is about another server."""
     return {"LANG": "C.UTF-8", "PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"}
 

@@ -31,6 +31,7 @@ from common.messaging.topology import HISTORY_STREAM, TopologyError, queues_of
 from common.settings import Settings, TlsSettings, load
 from common.tasks import cancel_all
 from common.urls import printable, sqlite_url
+from saga.backup.marker import forget_restore, is_being_restored, was_restored
 from saga.broker import NODE_FOLDER, USERS_FILE, mend_topology, write_users
 from saga.claim import Claim, ClaimedError
 from saga.deployment import FILE_NAME, Deployment, dead_letters_url_in
@@ -67,7 +68,7 @@ _LAST_WORDS_CHARACTERS: Final = 400
 _ROOM_LOOK_SECONDS: Final = 1.0
 _BROKER_FILE: Final = "broker"
 """Says which broker's events the databases beside it go with."""
-_CLUSTER_FOLDER: Final = "postgresql"
+CLUSTER_FOLDER: Final = "postgresql"
 _PRIVATE: Final = "private"
 _PORT_IN_USE: Final = "cannot listen on"
 
@@ -234,7 +235,7 @@ class System:
         self._replicas = replicas
         self._only = only
         self.cluster = (
-            PostgresCluster(self.folder / _CLUSTER_FOLDER) if database == "postgresql" else None
+            PostgresCluster(self.folder / CLUSTER_FOLDER) if database == "postgresql" else None
         )
         """The PostgreSQL server; blocks, and is for others only to kill and to start again."""
         self._environment = dict(environment or {})
@@ -647,15 +648,19 @@ class System:
 
     async def _put_back(self) -> None:
         """Put back into queues that were made again what their participants are owed."""
-        if not self._made_again:
+        restored = was_restored(self.folder)
+        if not (self._made_again or restored):
             return
         lost = f"the broker had lost {len(self._made_again)} queues"
+        if restored:
+            lost = "a backup was restored"
         if self._only is not None:
             self._report(f"{lost}: run `saga recover broker` once all services run")
             return
         self._report(f"{lost}; putting back what is owed")
         recovered = await recover(self.deployment, choreography())
         self._made_again.clear()
+        forget_restore(self.folder)
         self._report(f"{recovered.summary}; `saga reconcile` tells whether anything is missing")
 
     def _broker_url(self, user: str = OPERATOR) -> str:
@@ -706,9 +711,14 @@ class System:
             )
 
     def _check_folder_is_of_this_database(self, participants: Iterable[str]) -> None:
-        """States that are elsewhere would look like none at all."""
+        """States that are elsewhere, or not restored yet, would look like none at all."""
+        if is_being_restored(self.folder):
+            raise SystemFault(
+                f"a restore into the data folder {self.folder} has not come to its end: run "
+                f"`saga restore` again"
+            )
         if self.cluster is None:
-            strange = self.folder / _CLUSTER_FOLDER
+            strange = self.folder / CLUSTER_FOLDER
             other = "postgresql" if strange.exists() else None
         else:
             files = [self.folder / f"{name}.db" for name in participants]

@@ -114,7 +114,7 @@ class SqliteDatabase:
 
         Raises `DatabaseError`.
         """
-        self._path = _file_of(url)
+        self._path = sqlite_file(url)
         self._lock = _lock(self._path)
         self._engine = sqlite_engine(url)
         self._writing = asyncio.Lock()
@@ -244,7 +244,7 @@ async def open_database(
     A server that is out of reach is waited for up to `patience_seconds`; it shows `name` for our
     connections. Raises `DatabaseError`.
     """
-    if _is_postgresql(url):
+    if is_postgresql(url):
         from common.kernel.postgresql import PostgresDatabase
 
         return await PostgresDatabase.open(
@@ -260,11 +260,11 @@ def read_database(url: str, query: Callable[[Connection], T]) -> T:
     Blocks, and may not be called where an event loop runs: that is for `asyncio.to_thread`. Rows
     must be taken within `query`. Raises `DatabaseError`.
     """
-    if _is_postgresql(url):
+    if is_postgresql(url):
         from common.kernel.postgresql import read_once
 
         return asyncio.run(read_once(url, query))
-    path = _file_of(url)
+    path = sqlite_file(url)
     if not path.is_file():  # SQLite would make an empty one
         raise DatabaseError(f"there is no database {path}; start its service, or correct its URL")
     engine = sqlite_engine(url)
@@ -281,10 +281,10 @@ def read_database(url: str, query: Callable[[Connection], T]) -> T:
 
 def database_file(url: str) -> Path | None:
     """The file of the database at `url`; None if that is on a server. Raises `DatabaseError`."""
-    return None if _is_postgresql(url) else _file_of(url)
+    return None if is_postgresql(url) else sqlite_file(url)
 
 
-def _is_postgresql(url: str) -> bool:
+def is_postgresql(url: str) -> bool:
     """Whether that is the URL of a PostgreSQL database, not of a SQLite file."""
     scheme, slashes, _ = url.partition("://")
     if scheme in POSTGRESQL_SCHEMES:
@@ -311,7 +311,7 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-def _file_of(url: str) -> Path:
+def sqlite_file(url: str) -> Path:
     """The file that a SQLite URL names. Raises `DatabaseError`."""
     try:
         path = sqlite_path(url)

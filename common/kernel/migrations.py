@@ -72,6 +72,20 @@ def prepare(connection: Connection, schema: Schema) -> None:
             raise MigrationError(str(error)) from error
 
 
+def revision_of(connection: Connection) -> str | None:
+    """The last script that was run on a database; None if none was."""
+    found = MigrationContext.configure(connection).get_current_heads()
+    return max(found, default=None)
+
+
+def known_revisions(schema: Schema) -> frozenset[str]:
+    """The scripts that this version has. Raises `MigrationError`."""
+    if schema.migrations is None:
+        return frozenset()
+    walk = _scripts(schema.migrations).walk_revisions()
+    return frozenset(revision.revision for revision in walk)
+
+
 def differences(connection: Connection, schema: Schema) -> list[Any]:
     """What the database has otherwise than `schema` describes it; empty when it is up to date."""
     context = MigrationContext.configure(connection, opts={"compare_type": True})

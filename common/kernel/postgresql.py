@@ -229,6 +229,50 @@ async def read_once(url: str, query: Callable[[Connection], T]) -> T:
         await engine.dispose()
 
 
+class Session:
+    """One connection, whose transactions its user begins and ends."""
+
+    def __init__(self, connection: AsyncConnection, raw: Any) -> None:
+        """Use `open_session`."""
+        self._connection = connection
+        self._raw = raw
+
+    async def execute(self, statement: str) -> None:
+        """Execute a statement. Raises asyncpg's errors."""
+        await self._raw.execute(statement)
+
+    async def fetch(self, query: str) -> Any:
+        """The first value of a query's first row. Raises asyncpg's errors."""
+        return await self._raw.fetchval(query)
+
+    async def run(self, query: Callable[[Connection], T]) -> T:
+        """Run `query` in the transaction that has begun."""
+        return await self._connection.run_sync(query)
+
+
+@asynccontextmanager
+async def open_session(
+    url: str, *, name: str, connect_seconds: float = CONNECT_SECONDS
+) -> AsyncIterator[Session]:
+    """Connect, under a `name` that the server shows. Raises `DatabaseError`, also for what the body
+    raises of the server or the way there."""
+    target = _Target(url, name, connect_seconds)
+    engine = target.engine(NullPool, isolation_level=_OURS)
+    try:
+        async with engine.connect() as connection:
+            raw: Any = (await connection.get_raw_connection()).driver_connection
+            yield Session(connection, raw)
+    except DatabaseError:  # Of another one, in the body.
+        raise
+    except Exception as error:
+        explanation = target.explain(error)
+        if explanation is None:
+            raise
+        raise DatabaseError(explanation) from error
+    finally:
+        await engine.dispose()
+
+
 async def _prepare(target: _Target, schema: Schema, patience_seconds: float) -> None:
     deadline = time.monotonic() + patience_seconds
     waiting = False
@@ -287,10 +331,11 @@ def _as_asked_for(connection: Connection, target: _Target) -> bool:
 class _Target:
     """Where to connect; shown without the password."""
 
-    def __init__(self, url: str, name: str) -> None:
+    def __init__(self, url: str, name: str, connect_seconds: float = CONNECT_SECONDS) -> None:
         # asyncpg reads the rest of the URL: options for TLS and several hosts, say.
         self._dsn = re.sub(r"^[^:/]+://", "postgresql://", url)
         self._name = name
+        self._connect_seconds = connect_seconds
         try:
             parts = urlsplit(unambiguous(self._dsn))
         except ValueError as error:
@@ -317,7 +362,7 @@ class _Target:
     async def _connect(self, answer_seconds: float | None) -> asyncpg.Connection:
         return await asyncpg.connect(
             self._dsn,
-            timeout=CONNECT_SECONDS,
+            timeout=self._connect_seconds,
             command_timeout=answer_seconds,
             server_settings={
                 "application_name": self._name,

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     Show = Callable[[Path, Deployment, Mapping[str, str]], None]
 
 GRACE_MAX_SECONDS = 86_400.0
+LISTED_MAX = 20
+"""Orders that are named in one line."""
 
 
 def up(
@@ -253,6 +255,7 @@ def report_as_json(report: Report) -> dict[str, Any]:
             {"rule": v.rule, "subject": v.subject, "detail": v.detail} for v in report.violations
         ],
         "dead_letters": dict(report.dead_letters),
+        "mails_unknown": list(report.mails_unknown),
     }
 
 
@@ -270,6 +273,12 @@ def print_report(report: Report) -> None:
     console.print(f"checked: {checked}")
     if dead := sum(report.dead_letters.values()):
         console.print(f"dead letters: {dead}")
+    if unknown := report.mails_unknown:
+        more = " ..." if len(unknown) > LISTED_MAX else ""
+        console.print(
+            f"mails that a person has to decide on (`GET /notifications`): {len(unknown)}, about "
+            f"{', '.join(unknown[:LISTED_MAX])}{more}"
+        )
     if moving := report.checked["orders"] - report.checked["orders_at_rest"]:
         console.print(
             f"not judged yet: how {moving} orders end, which have just changed or wait to be tried "

@@ -18,7 +18,7 @@ from common.choreography import State
 from common.events import Currency
 from common.message import Intent
 from payment_service.domain import PARTICIPANT as PAYMENT
-from payment_service.domain import Charge, Payment, PaymentStatus, Refund
+from payment_service.domain import Charge, Payment, PaymentStatus, Refund, SettleCharge
 from payment_service.gateway import Charge as Charged
 from payment_service.gateway import Outcome, SandboxGateway, ledger_file
 from saga.history import HistoryError
@@ -32,6 +32,11 @@ class Outside(Protocol):
     def asked(self, state: State) -> Intent | None:
         """The question that was asked about a state's subject and that no event of the participant
         tells of; None if there is none."""
+        ...
+
+    def taken_back(self, state: State) -> Intent | None:
+        """The question by which a state that is in the middle of one is left to its subject's
+        cancellation, because what the outside gave was given back since; None if it was not."""
         ...
 
     def contradiction(self, state: State) -> str | None:
@@ -50,6 +55,9 @@ class Nobody:
     keys: frozenset[str] = frozenset()
 
     def asked(self, state: State) -> Intent | None:
+        return None
+
+    def taken_back(self, state: State) -> Intent | None:
         return None
 
     def contradiction(self, state: State) -> str | None:
@@ -89,6 +97,19 @@ class Provider:
                 )
             case _:
                 return None
+
+    def taken_back(self, state: State) -> Intent | None:
+        charged = self._ledger.get(state.key)
+        if charged is None or not charged.refunded_cents or not isinstance(state, Payment):
+            return None
+        if state.status is not PaymentStatus.CHARGING:
+            return None
+        return SettleCharge(
+            order_id=UUID(state.key),
+            customer=state.customer,
+            currency=state.currency,
+            amount_cents=state.amount_cents,
+        )
 
     def contradiction(self, state: State) -> str | None:
         charged = self._ledger.get(state.key)

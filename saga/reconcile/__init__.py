@@ -56,13 +56,18 @@ class Report:
     - `skus_trimmed`: SKUs whose deliveries are no longer all in the history, so that what was put
       on the shelf is not known.
 
-    `dead_letters` counts by participant.
+    - `mails_unknown`: mails of which nobody knows whether they were sent; `mails_in_question`:
+      those that may have been sent before a restore, about orders that have not ended since.
+
+    `dead_letters` counts by participant. `mails_unknown` are the orders about whose mails a person
+    has to decide.
     """
 
     ok: bool
     checked: dict[str, int]
     violations: tuple[Violation, ...]
     dead_letters: dict[str, int]
+    mails_unknown: tuple[str, ...] = ()
 
 
 async def reconcile(
@@ -101,6 +106,7 @@ async def reconcile(
         dead_letters={
             name: len({letter.key for letter in letters}) for name, letters in facts.letters.items()
         },
+        mails_unknown=tuple(books.mails_unknown),
     )
 
 
@@ -219,5 +225,7 @@ def _checked(facts: Facts, books: Books) -> dict[str, int]:
         "messages_waiting": sum(map(len, facts.waiting.values())),
         "settled_by_hand": sum(map(len, facts.settled.values())),
         "history_first_offset": history.first_offset,
+        "mails_unknown": len(books.mails_unknown),
+        "mails_in_question": books.mails_in_question,
         "skus_trimmed": sum(not history.complete(INVENTORY.name, sku) for sku in facts.stock),
     }

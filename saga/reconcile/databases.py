@@ -24,6 +24,9 @@ from history_service.domain import OBSERVER
 from inventory_service.domain import PARTICIPANT as INVENTORY
 from inventory_service.domain import ReservationStatus
 from inventory_service.store import reservations, stock
+from notification_service.domain import PARTICIPANT as NOTIFICATION
+from notification_service.domain import NotificationStatus
+from notification_service.store import count_in_question, notifications
 from order_service.domain import PARTICIPANT as ORDER
 from order_service.store import orders
 from payment_service.domain import PARTICIPANT as PAYMENT
@@ -55,6 +58,10 @@ class Books:
     provider: list[ProviderCharge] = field(default_factory=list)
     sequences: dict[str, dict[str, int]] = field(default_factory=dict)
     outbox: list[bytes] = field(default_factory=list)
+    mails_unknown: list[str] = field(default_factory=list)
+    """The orders whose mail was sent or was not: nobody knows."""
+    mails_in_question: int = 0
+    """Orders that have not ended yet, and whose mail may have been sent before a restore."""
 
 
 def read_books(deployment: Deployment, participants: Mapping[str, Participant]) -> Books:
@@ -240,9 +247,17 @@ def _read_payments(connection: Connection, books: Books) -> None:
         books.payments[row[0]] = PaymentFact(*row[1:])
 
 
+def _read_notifications(connection: Connection, books: Books) -> None:
+    unknown = notifications.c.status == NotificationStatus.UNKNOWN
+    query = sa.select(notifications.c.order_id).where(unknown)
+    books.mails_unknown = list(connection.scalars(query.order_by(notifications.c.order_id)))
+    books.mails_in_question = count_in_question(connection)
+
+
 _OWN_BOOKS: Mapping[str, Callable[[Connection, Books], None]] = {
     ORDER.name: _read_orders,
     INVENTORY.name: _read_inventory,
     PAYMENT.name: _read_payments,
+    NOTIFICATION.name: _read_notifications,
 }
 """How each participant's own states are read; one without any here still has in- and outbox."""

@@ -242,6 +242,21 @@ def books_differ(facts: Facts) -> Iterator[tuple[str, str]]:
                 )
 
 
+def charge_unexplained(facts: Facts) -> Iterator[tuple[str, str]]:
+    """The provider keeps money only for orders that some book of ours knows. After a backup was
+    restored it may have been told of others, which nobody can tell any more."""
+    known = facts.orders.keys() | facts.history.last_event_at.keys()
+    for charge in facts.provider:
+        kept = charge.amount_cents - charge.refunded_cents
+        if not charge.declined and kept > 0 and charge.order_id not in known:
+            yield (
+                charge.order_id,
+                f"the provider keeps {kept} cents {charge.currency}, and neither the order service "
+                f"nor the history knows such an order; pay it back, unless its client sends the "
+                f"order again",
+            )
+
+
 def _disagreement(payment: PaymentFact | None, charge: ProviderCharge | None) -> str | None:
     if payment is None:
         return "the provider was asked, but there is no payment"
@@ -445,6 +460,7 @@ RULES: Mapping[str, Rule] = {
         outcome_differs,
         order_missing,
         books_differ,
+        charge_unexplained,
         not_terminal,
         charged_not_confirmed,
         held_not_confirmed,

@@ -41,7 +41,7 @@ from notification_service.mail import (
     Writer,
     address_book,
 )
-from notification_service.store import TABLES, notifications
+from notification_service.store import TABLES, notifications, put_in_question, questions
 from tests.integration.kernels import Replica, client_of, replica
 from tests.polling import until
 
@@ -315,6 +315,45 @@ async def test_with_all_inboxes_emptied_no_mail_is_sent_twice(
 
     assert len(server.accepted) == 3
     assert len({got["Message-ID"] for got in server.mails}) == 3
+
+
+async def test_a_mail_in_question_is_sent_by_a_person_only(
+    database_url: str, server: Server
+) -> None:
+    built = build_with(WRITER, mailer(server))
+    assert built.recall is not None
+    async with replica(database_url, built.participant, TABLES, built.ask) as notification:
+        order = str(UUID(int=1))
+        await notification.database.transaction(
+            lambda connection: put_in_question(connection, [order], "a backup was restored")
+        )
+        await built.recall(notification.database)
+        for number in (1, 2):
+            assert isinstance(await deliver(notification, confirmed(number)), Done)
+        assert await status(notification, 1) is NotificationStatus.UNKNOWN
+        assert await status(notification, 2) is NotificationStatus.SENT
+        assert len(server.accepted) == 1
+
+        async with client_of(notification, routes) as person:
+            await person.post(f"/notifications/{order}/resend")
+        assert await status(notification, 1) is NotificationStatus.SENT
+        assert len(server.accepted) == 2
+
+
+async def test_a_mail_whose_outcome_is_known_is_not_put_in_question(
+    database_url: str, server: Server
+) -> None:
+    async with service(database_url, mailer(server)) as notification:
+        await deliver(notification, confirmed(1))
+        orders = [str(UUID(int=number)) for number in (1, 2)]
+        counts = [
+            await notification.database.transaction(
+                lambda connection: put_in_question(connection, orders, "a backup was restored")
+            )
+            for _ in range(2)
+        ]
+        assert counts == [1, 0]
+        assert (await notification.database.read(questions)).keys() == {orders[1]}
 
 
 async def test_a_refused_mail_is_sent_when_its_event_is_tried_again(

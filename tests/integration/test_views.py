@@ -93,6 +93,8 @@ class Scene:
         calls: dict[str, list[list[str]]] = {
             "status": [[]],
             "reconcile": [["--grace", "0"]],
+            "backup": [[new]],
+            "restore": [[str(self.folder / "copied"), "--data-dir", f"{new}.data"]],
             "trace": [[order] for order in self.orders],
             "stuck": [[]],
             "show": [[order] for order in self.orders],
@@ -144,7 +146,8 @@ def run(
     """Run a command into a short pipe that does not block, as with `PYTHONUNBUFFERED=1`; who reads
     it may have left."""
     options = {name for each in COMMANDS[command].params for name in each.opts}
-    where = ["--data-dir", str(folder)] if folder is not None and "--data-dir" in options else []
+    needed = "--data-dir" in options and "--data-dir" not in arguments
+    where = ["--data-dir", str(folder)] if folder is not None and needed else []
     read_end, write_end = os.pipe()
     os.set_blocking(write_end, False)
     fcntl.fcntl(write_end, fcntl.F_SETPIPE_SZ, 4_096)
@@ -263,6 +266,8 @@ def scene(
         asyncio.run(_set_up(made))
         kept = run("history export", str(made.folder / "kept.jsonl"), folder=made.folder)
         assert kept.status == 0, kept.err
+        copied = run("backup", str(made.folder / "copied"), folder=made.folder)
+        assert copied.status == 0, copied.err
         yield made
 
 
@@ -359,7 +364,7 @@ UNREADABLE: Final = itertools.cycle(
 def test_a_system_whose_description_cannot_be_read_is_named_in_one_line(tmp_path: Path) -> None:
     scene = Scene(tmp_path, "amqp://127.0.0.1:1/", [str(uuid4())])
     need_none = {"up", "restart", "demo", "check", "topology apply", "topology diff"}
-    need_none.add("history import")
+    need_none |= {"history import", "restore"}
     for command, described in COMMANDS.items():
         options = {name for parameter in described.params for name in parameter.opts}
         if "--data-dir" in options and command not in need_none:

@@ -288,6 +288,11 @@ def stock_for_a_stranger(world: Clean) -> None:
     world.held_orders.add(STRANGER)
 
 
+def charge_of_an_order_that_is_forgotten(world: Clean) -> None:
+    world.payments[STRANGER] = PaymentFact(PaymentStatus.CHARGING, "EUR", 500)
+    world.provider.append(ProviderCharge(STRANGER, "EUR", 500))
+
+
 def charge_nobody_asked_for(world: Clean) -> None:
     world.provider.append(ProviderCharge(STRANGER, "EUR", 500))
 
@@ -383,6 +388,7 @@ BROKEN: Mapping[Callable[[Clean], None], tuple[str, str]] = {
     payment_for_a_stranger: ("order_missing", STRANGER),
     stock_for_a_stranger: ("order_missing", STRANGER),
     charge_nobody_asked_for: ("books_differ", STRANGER),
+    charge_of_an_order_that_is_forgotten: ("charge_unexplained", STRANGER),
     charge_the_provider_lacks: ("books_differ", CONFIRMED),
     declined_only_by_us: ("books_differ", DECLINED),
     refunded_only_by_us: ("books_differ", REFUNDED),

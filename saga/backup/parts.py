@@ -1,0 +1,78 @@
+"""Which databases a system has, and what of each a backup notes."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Final
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from common.kernel.migrations import known_revisions, revision_of
+from common.kernel.tables import Schema, Tables
+from history_service import queries
+from history_service.store import Place, events
+from saga.backup import BackupError
+from saga.discovery import services
+
+DEAD_LETTERS: Final = "dead_letters"
+"""The operator's store, by the name that it has in a backup."""
+PROVIDER: Final = "provider"
+"""The ledger of the payment provider's sandbox, which is the outside's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Where a database stands."""
+
+    revision: str | None
+    """The last script that made its tables."""
+    events: int
+    """How many events its service has published, or keeps."""
+    place: Place | None
+    """How far the history's stream was read, if it is the history's."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One service's database."""
+
+    name: str
+    schema: Schema
+
+    @property
+    def taken_in(self) -> sa.Table:
+        """The table that says which messages were taken: each transaction that takes one writes
+        there."""
+        return self.schema.inbox if isinstance(self.schema, Tables) else events
+
+    @cached_property
+    def revisions(self) -> frozenset[str]:
+        """The scripts that this version of the program knows."""
+        return known_revisions(self.schema)
+
+    def standing(self, connection: Connection) -> Standing:
+        """Where it stands, in the connection's transaction."""
+        revision = revision_of(connection)
+        if not isinstance(self.schema, Tables):
+            last = connection.scalar(sa.select(sa.func.max(events.c.position)))
+            return Standing(revision, last or 0, queries.place(connection))
+        published = 0
+        for state in self.schema.states.values():
+            column = state.table.c.sequence
+            published += int(connection.scalar(sa.select(sa.func.sum(column))) or 0)
+        return Standing(revision, published, None)
+
+
+def parts() -> Mapping[str, Part]:
+    """The database of each service there is, by its name. Raises `BackupError`."""
+    found: dict[str, Part] = {}
+    for package, service in services().items():
+        schema = getattr(importlib.import_module(f"{package}.store"), "TABLES", None)
+        if not isinstance(schema, Schema):
+            raise BackupError(f"{package}.store.TABLES is no Schema; name the service's tables so")
+        found[service.name] = Part(service.name, schema)
+    return found

@@ -1,0 +1,372 @@
+"""`saga restore`: the databases of a backup, put where there are none.
+
+Only as a whole: databases that are older than others do not add up. What one database has lost, the
+history has.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import itertools
+import os
+import shutil
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Final, TypeVar
+
+import httpx
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from common.kernel.database import (
+    is_postgresql,
+    open_database,
+    read_database,
+    sqlite_file,
+)
+from common.kernel.tables import Tables
+from common.urls import printable, sqlite_url
+from notification_service.domain import PARTICIPANT as NOTIFICATION
+from payment_service.domain import PARTICIPANT as PAYMENT
+from payment_service.gateway import ledger_file
+from saga.backup import BackupError, programs
+from saga.backup.check import check
+from saga.backup.manifest import MANIFEST, Copied, Manifest, Progress, digest_of, sync
+from saga.backup.marker import RESTORING, end_restore
+from saga.backup.outside import Asked, orders_in, orders_mailed, put_asked, put_unsure
+from saga.backup.parts import PROVIDER, Part, parts
+from saga.broker import NODE_FOLDER
+from saga.deployment import FILE_NAME, Deployment, dead_letters_url_in
+from saga.history.outside import outside_of
+from saga.history.sources import tables_of
+from saga.http import client
+from saga.postgres import PostgresCluster
+from saga.system import CLUSTER_FOLDER
+
+ALIVE_SECONDS: Final = 2.0
+"""How long a service may take to say that it is alive."""
+PATIENCE_SECONDS: Final = 30.0
+"""How long a server may take to let us in."""
+MAIL_FOLDER: Final = "mail"
+_BESIDE: Final = ("", "-wal", "-shm", "-journal")
+"""What a SQLite file may have beside it, which would be taken for that of a new one."""
+
+T = TypeVar("T")
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where a system's databases are to be."""
+
+    folder: Path
+    """Of SQLite files, a private PostgreSQL server, and what is the operator's."""
+    database_urls: Mapping[str, str] = field(default_factory=dict)
+    """Keyed by service; in the folder, where there is none here."""
+    mail_folder: Path | None = None
+    """Where mails are kept; by default `mail` in the folder."""
+    dead_letters_url: str = ""
+    """By default a file in the folder."""
+    sandbox_url: str = ""
+    """The ledger of the payment provider's sandbox; by default a file in the folder."""
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """What was restored, and what the outside may have been asked since."""
+
+    manifest: Manifest
+    asked: Asked
+    mails_unsure: int
+    """Orders whose mail is for a person to decide on, once they end."""
+    ledger_known: bool
+    """Whether the provider's ledger could be looked at."""
+
+
+async def restore(
+    backup: Path,
+    target: Target,
+    *,
+    ledger: bool = False,
+    report: Report = lambda _: None,
+    progress: Progress = lambda _: None,
+) -> Restored:
+    """Put everything of a backup into the target, which has to have none of it. With `ledger`, the
+    copy of the sandbox's ledger as well, where there is none.
+
+    Killed on the way it may be called again; of databases on a server it then names those that have
+    to be emptied first. Raises `BackupError`, `DatabaseError`, `PostgresError` and `HistoryError`.
+    """
+    manifest = await check(backup, progress)
+    known = parts()
+    for name, copied in manifest.databases.items():
+        _check_revision(name, copied, known, manifest)
+    target = await _resolved(target)
+    _check_urls(target.database_urls, manifest)
+    try:
+        mark = digest_of(backup / MANIFEST)
+        _check_folder(target, mark, manifest)
+        for name, url in target.database_urls.items():
+            if manifest.databases[name].kind == "postgresql":
+                await asyncio.to_thread(_check_empty, name, url)
+        _begin(target.folder, mark)
+        async with _places(target, manifest) as places:
+            for name, copied in manifest.databases.items():
+                report(f"restoring {name}")
+                await _put(backup / copied.file, copied, places[name])
+            if (store := manifest.dead_letters) is not None:
+                await _put(backup / store.file, store, target.dead_letters_url)
+            sandbox = ledger_file(target.sandbox_url)
+            if ledger and (books := manifest.provider) is not None and not sandbox.exists():
+                await _put(backup / books.file, books, target.sandbox_url)
+            restored = await _look_outside(target, manifest, known, places)
+        end_restore(target.folder)
+        sync(target.folder)
+    except OSError as error:
+        raise BackupError(
+            f"cannot write in {target.folder}: {error.strerror or error}; run this again once that "
+            f"is mended"
+        ) from error
+    return restored
+
+
+# --- what is refused ---------------------------------------------------------------------------
+
+
+def _check_revision(
+    name: str, copied: Copied, known: Mapping[str, Part], manifest: Manifest
+) -> None:
+    if name not in known:
+        raise BackupError(
+            f"the backup has a database of {name}, which is no service of this version: restore "
+            f"with version {manifest.program}, which took it"
+        )
+    if copied.revision is not None and copied.revision not in known[name].revisions:
+        raise BackupError(
+            f"the backup is of a newer version: the tables of {name} are of revision "
+            f"{copied.revision}; restore with version {manifest.program}, which took it"
+        )
+
+
+async def _resolved(target: Target) -> Target:
+    """The target with all that is known of it: a system that has the folder, which must not run,
+    says where its databases are."""
+    folder = target.folder.resolve()
+    found = Target(
+        folder,
+        target.database_urls,
+        target.mail_folder or folder / MAIL_FOLDER,
+        target.dead_letters_url or dead_letters_url_in(folder),
+        target.sandbox_url or sqlite_url(folder / f"{PROVIDER}.db"),
+    )
+    if not (folder / FILE_NAME).exists():
+        return found
+    deployment = Deployment.load(folder)
+    for url in itertools.chain(*deployment.http_urls.values()):
+        if await _is_alive(url):
+            raise BackupError(
+                f"a system runs in {folder} (a service answers at {url}): stop it first"
+            )
+    return replace(
+        found,
+        database_urls={**deployment.database_urls, **target.database_urls},
+        dead_letters_url=deployment.dead_letters_url or found.dead_letters_url,
+        sandbox_url=target.sandbox_url or deployment.sandbox_url,
+    )
+
+
+def _check_urls(given: Mapping[str, str], manifest: Manifest) -> None:
+    if strange := given.keys() - manifest.databases.keys():
+        raise BackupError(
+            f"the backup has no database of {', '.join(sorted(strange))}; it has "
+            f"{', '.join(manifest.databases)}"
+        )
+    if not given:
+        return
+    if missing := manifest.databases.keys() - given.keys():
+        raise BackupError(
+            f"no database is named for {', '.join(sorted(missing))}: all of a backup are restored, "
+            f"or none; for one that is lost alone, `saga history rebuild` makes it again"
+        )
+    for name, copied in manifest.databases.items():
+        kind = "postgresql" if is_postgresql(given[name]) else "sqlite"
+        if kind != copied.kind:
+            raise BackupError(
+                f"the backup's database of {name} is of {copied.kind}, and "
+                f"{printable(given[name])} is of {kind}; name one of {copied.kind}"
+            )
+
+
+async def _is_alive(url: str) -> bool:
+    with contextlib.suppress(httpx.HTTPError):
+        async with client(url, ALIVE_SECONDS) as service:
+            await service.get("/livez")
+            return True
+    return False
+
+
+def _check_folder(target: Target, mark: str, manifest: Manifest) -> None:
+    """Refuse a folder that has any of it; one where this very backup was being restored is cleared
+    of what that has left."""
+    folder, urls = target.folder, target.database_urls
+    begun = folder / RESTORING
+    files = [sqlite_file(target.dead_letters_url)] if manifest.dead_letters else []
+    files += [
+        sqlite_file(urls[name]) if urls else folder / f"{name}.db"
+        for name, copied in manifest.databases.items()
+        if copied.kind == "sqlite" or not urls
+    ]
+    for file in files:
+        _check_unused(file)
+    cluster = folder / CLUSTER_FOLDER
+    if begun.exists():
+        if begun.read_text(encoding="utf-8").strip() != mark:
+            raise BackupError(
+                f"the restore of another backup into {folder} has not come to its end: run that "
+                f"again, or remove that folder's databases and {begun}"
+            )
+        for file in files:
+            for beside in _BESIDE:
+                file.with_name(file.name + beside).unlink(missing_ok=True)
+        if not urls:
+            shutil.rmtree(cluster, ignore_errors=True)
+        return
+    there = [f for f in files if any(f.with_name(f.name + beside).exists() for beside in _BESIDE)]
+    if not urls and cluster.exists():
+        there.append(cluster)
+    if there:
+        names = ", ".join(file.name for file in there)
+        raise BackupError(
+            f"{folder} has data already ({names}): restore into another folder, or put it aside; "
+            f"if only some databases are lost, `saga history rebuild` makes them again, as one "
+            f"that is older than the others does not add up"
+        )
+    if (node := folder / NODE_FOLDER).exists():
+        raise BackupError(
+            f"{node} has the messages of a broker that is ahead of the backup: restore into "
+            f"another folder, or put it aside"
+        )
+
+
+def _check_unused(file: Path) -> None:
+    """Refuse what a service has open, whether or not the file is still there."""
+    try:
+        lock = os.open(file.with_name(f"{file.name}.lock"), os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise BackupError(f"a service has {file} open: stop the system first") from None
+    finally:
+        os.close(lock)
+
+
+def _begin(folder: Path, mark: str) -> None:
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    note = folder / RESTORING
+    note.write_text(mark + "\n", encoding="utf-8")
+    sync(note)
+    sync(folder)
+
+
+# --- what is put there ---------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def _places(target: Target, manifest: Manifest) -> AsyncIterator[Mapping[str, str]]:
+    """The URLs of the databases that are to be filled, all of them empty; on a private server of
+    the folder's while this lasts, where a backup is of PostgreSQL and nothing else is named."""
+    folder, urls = target.folder, target.database_urls
+    if urls:
+        yield urls
+        return
+    on_server = [name for name, c in manifest.databases.items() if c.kind == "postgresql"]
+    found = {name: sqlite_url(folder / f"{name}.db") for name in manifest.databases}
+    if not on_server:
+        yield found
+        return
+    cluster = PostgresCluster(folder / CLUSTER_FOLDER)
+    try:
+        await asyncio.to_thread(cluster.start)
+        for name in on_server:
+            found[name] = await asyncio.to_thread(cluster.create_database, name)
+        yield found
+    finally:
+        await asyncio.to_thread(cluster.stop)
+
+
+def _check_empty(name: str, url: str) -> None:
+    there = read_database(url, lambda connection: sa.inspect(connection).get_table_names())
+    if there:
+        raise BackupError(
+            f"the database of {name} at {printable(url)} has tables ({', '.join(sorted(there)[:3])}"
+            f"{', ...' if there[3:] else ''}): name an empty one; if a restore was cut short, drop "
+            f"and create all that it has filled; if only some databases are lost, `saga history "
+            f"rebuild` makes them again"
+        )
+
+
+async def _put(file: Path, copied: Copied, url: str) -> None:
+    if copied.kind == "postgresql":
+        await programs.restore(file, url)
+    else:
+        await asyncio.to_thread(_copy, file, sqlite_file(url))
+
+
+def _copy(file: Path, to: Path) -> None:
+    to.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    part = to.with_name(f"{to.name}.part")
+    part.unlink(missing_ok=True)
+    os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+    shutil.copyfile(file, part)
+    sync(part)
+    part.replace(to)
+    sync(to.parent)
+
+
+# --- what the outside may have done since ------------------------------------------------------
+
+
+async def _look_outside(
+    target: Target, manifest: Manifest, known: Mapping[str, Part], places: Mapping[str, str]
+) -> Restored:
+    asked = Asked()
+    orders: set[str] = set()
+    ledger_known = ledger_file(target.sandbox_url).is_file()
+    if ledger_known and PAYMENT.name in places:
+        outside = await asyncio.to_thread(outside_of, PAYMENT.name, target.sandbox_url)
+        orders |= outside.keys
+        asked = await _write(
+            places[PAYMENT.name],
+            tables_of(PAYMENT.name),
+            lambda connection: put_asked(connection, PAYMENT, tables_of(PAYMENT.name), outside),
+        )
+    unsure = 0
+    if NOTIFICATION.name in places:
+        for name, url in places.items():
+            orders |= await asyncio.to_thread(read_database, url, partial(orders_in, known[name]))
+        if target.mail_folder is not None:
+            orders |= await asyncio.to_thread(orders_mailed, target.mail_folder)
+        unsure = await _write(
+            places[NOTIFICATION.name],
+            tables_of(NOTIFICATION.name),
+            lambda connection: put_unsure(connection, orders, manifest.taken_at),
+        )
+    return Restored(manifest, asked, unsure, ledger_known)
+
+
+async def _write(url: str, tables: Tables, work: Callable[[Connection], T]) -> T:
+    """Bring a restored database up to date, and write into it, in one transaction."""
+    database = await open_database(
+        url, tables, name="saga restore", patience_seconds=PATIENCE_SECONDS
+    )
+    try:
+        return await database.transaction(work)
+    finally:
+        await database.close()

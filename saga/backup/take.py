@@ -1,0 +1,171 @@
+"""`saga backup`: copies of all databases of a system as of one moment, while it is at work."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Final, Self
+
+from common.kernel.database import sqlite_file
+from payment_service.gateway import ledger_file
+from saga.backup import BackupError
+from saga.backup.cut import SqliteView, View, cut, view_of
+from saga.backup.manifest import (
+    MANIFEST,
+    SUFFIXES,
+    Copied,
+    Manifest,
+    Progress,
+    StreamPlace,
+    digest_of,
+    sync,
+)
+from saga.backup.parts import DEAD_LETTERS, PROVIDER, Part, Standing, parts
+from saga.deployment import dead_letters_url_in
+from saga.history.sources import Sources
+
+DISTRIBUTION: Final = "order-saga"
+OUTSIDE_FOLDER: Final = "outside"
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """All that is copied of a system."""
+
+    database_urls: Mapping[str, str]
+    """Keyed by service."""
+    dead_letters_url: str
+    sandbox_url: str
+
+    @classmethod
+    def of(cls, folder: Path) -> Self:
+        """Of the system that runs in `folder`, or that ran there on SQLite. Raises
+        `DeploymentError` and `HistoryError`."""
+        sources = Sources.of(folder)
+        store = sources.deployment and sources.deployment.dead_letters_url
+        return cls(sources.database_urls, store or dead_letters_url_in(folder), sources.sandbox_url)
+
+
+async def take(whole: Whole, folder: Path, progress: Progress = lambda _: None) -> Manifest:
+    """Copy everything into `folder`, which has to be empty or not to be there. The manifest comes
+    last; where the backup fails or is cancelled, nothing is left of it.
+
+    Raises `BackupError`, `DatabaseError` and `PostgresError`.
+    """
+    made = _claim(folder)
+    try:
+        return await _take(whole, folder, progress)
+    except BaseException as error:
+        _clear(folder, made)
+        if isinstance(error, OSError):
+            raise BackupError(f"cannot write in {folder}: {error.strerror or error}") from error
+        raise
+
+
+async def _take(whole: Whole, folder: Path, progress: Progress) -> Manifest:
+    known = parts()
+    async with AsyncExitStack() as stack:
+        views: dict[str, View] = {}
+        for name, url in whole.database_urls.items():
+            part = _part(known, name)
+            views[name] = await stack.enter_async_context(view_of(url, part.taken_in.name).opened())
+        if sqlite_file(whole.dead_letters_url).is_file():
+            store = SqliteView(whole.dead_letters_url)
+            views[DEAD_LETTERS] = await stack.enter_async_context(store.opened())
+        if ledger_file(whole.sandbox_url).is_file():
+            # Its books are not ours to lock, and are never behind those that asked it before.
+            ledger = SqliteView(whole.sandbox_url, locked=False)
+            views[PROVIDER] = await stack.enter_async_context(ledger.opened())
+        made = await cut(views)
+        copies: dict[str, Copied] = {}
+        place: StreamPlace | None = None
+        for name, view in views.items():
+            standing = None
+            if name in whole.database_urls:
+                standing = await view.read(known[name].standing)
+                place = place or _place(standing)
+            copies[name] = await _copy(view, folder, name, standing, progress)
+    manifest = Manifest(
+        program=version(DISTRIBUTION),
+        taken_at=made.taken_at,
+        pause_seconds=round(made.pause_seconds, 6),
+        databases={name: copies[name] for name in whole.database_urls},
+        place=place,
+        dead_letters=copies.get(DEAD_LETTERS),
+        provider=copies.get(PROVIDER),
+    )
+    manifest.save(folder)
+    return manifest
+
+
+def _part(known: Mapping[str, Part], name: str) -> Part:
+    try:
+        return known[name]
+    except KeyError:
+        raise BackupError(
+            f"the system has a database of {name}, which is no service of this version: use the "
+            f"version that the system runs"
+        ) from None
+
+
+def _place(standing: Standing) -> StreamPlace | None:
+    place = standing.place
+    if place is None:
+        return None
+    return StreamPlace(stream_number=place.stream_number, offset=place.offset, key=place.key)
+
+
+async def _copy(
+    view: View, folder: Path, name: str, standing: Standing | None, progress: Progress
+) -> Copied:
+    where = folder / OUTSIDE_FOLDER if name == PROVIDER else folder
+    where.mkdir(mode=0o700, exist_ok=True)
+    file = where / f"{name}{SUFFIXES[view.kind]}"
+    await view.copy(file, progress)
+    sync(where)
+    return Copied(
+        kind=view.kind,
+        file=file.relative_to(folder).as_posix(),
+        bytes=file.stat().st_size,
+        sha256=await asyncio.to_thread(digest_of, file),
+        revision=standing.revision if standing else None,
+        events=standing.events if standing else None,
+    )
+
+
+def _claim(folder: Path) -> bool:
+    """Have an empty folder; returns whether it was made. Raises `BackupError`."""
+    try:
+        try:
+            folder.mkdir(mode=0o700, parents=True)
+        except FileExistsError:
+            if any(folder.iterdir()):
+                what = (
+                    "has a backup already"
+                    if (folder / MANIFEST).is_file()
+                    else f"is not empty, and no whole backup without a {MANIFEST}"
+                )
+                raise BackupError(f"the folder {folder} {what}: name a new one") from None
+            return False
+    except OSError as error:
+        raise BackupError(
+            f"cannot write in {folder}: {error.strerror or error}; name another folder"
+        ) from error
+    return True
+
+
+def _clear(folder: Path, made: bool) -> None:
+    """Remove what a backup has left that failed."""
+    if made:
+        shutil.rmtree(folder, ignore_errors=True)
+        return
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
