@@ -180,6 +180,11 @@ _outbox_oldest_seconds = Gauge(
     "Age of the oldest row in the outbox, of all replicas; 0 if it is empty.",
     ("participant",),
 )
+_stream_lacks = Gauge(
+    "saga_history_stream_lacks_events",
+    "1 where the history's stream lacks events that were in it, until some are put back; else 0.",
+    ("participant",),
+)
 _kept_seconds = Gauge(
     "saga_outbox_kept_seconds",
     "Age of the oldest published event that is kept for a broker that is gone; 0 if none is.",
@@ -453,6 +458,10 @@ class FollowerMetrics:
         self._delay_seconds = _record_delay_seconds.labels(name)
         self._offset = _record_offset.labels(name)
         self._paused_seconds = _paused_seconds.labels(name, "broker")
+        self._lacks = _stream_lacks.labels(name)
+
+    def lacks(self, events: bool) -> None:
+        self._lacks.set(events)
 
     def kept(self, counts: Mapping[str, int], offset: int, delay_seconds: float | None) -> None:
         for outcome, count in counts.items():

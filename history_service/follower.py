@@ -183,8 +183,9 @@ class Follower:
                 except AnotherStream as error:
                     log.warning("%s; it is read from its beginning", error)
                     self.stream_lacks = (
-                        f"{error}; `saga recover broker` puts back into it what is known"
+                        f"{error}; `saga recover broker` puts back what the broker has lost"
                     )
+                    self._metrics.lacks(True)
             async with reading(connection, FIRST) as reader:
                 await self._begin(reader, place)
 
@@ -240,6 +241,7 @@ class Follower:
             if records:
                 if any(record.restored for record in records):
                     self.stream_lacks = ""
+                    self._metrics.lacks(False)
                 gaps = missing(records, after, adjoins=adjoins)
                 place = await self._keep(records, place, number, gaps)
                 for first, last in gaps:
