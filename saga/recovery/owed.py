@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from itertools import islice
 from typing import Final, Protocol
 
 from common.choreography import Choreography, Participant
@@ -31,6 +32,8 @@ from saga.recovery import RecoveryError
 SLACK: Final = timedelta(minutes=10)
 """By how much clocks and deployments may differ."""
 
+AT_ONCE: Final = 2_000
+"""Events that are looked up together."""
 BEGINNER: Final = timedelta(days=1)
 """The age of a participant that has done nothing yet."""
 
@@ -167,8 +170,9 @@ class Surveyor:
             self._take_kept(participant.name)
         for page in self._books.recorded(survey.since):
             self._judge(page)
-        unrecorded = ((attributes_of(body), body) for body in survey.unrecorded.values())
-        self._judge([Fact(event, body) for event, body in unrecorded if event is not None])
+        bodies = iter(survey.unrecorded.values())
+        while page := [Fact(Attributes.of(body), body) for body in islice(bodies, AT_ONCE)]:
+            self._judge(page)
         self._leave_out_what_is_too_old()
         survey.owed.sort(key=lambda one: (one.priority is not Priority.HIGH, one.at))
         return survey
