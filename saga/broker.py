@@ -15,6 +15,7 @@ import yarl
 from aio_pika.abc import AbstractChannel, AbstractConnection
 
 from common.choreography import Choreography
+from common.disk import lack_of_room
 from common.messaging.connection import RETRY_SECONDS, BrokerError, connect
 from common.messaging.definitions import Definitions, definitions, text
 from common.messaging.permissions import User, users_of
@@ -35,12 +36,17 @@ NODE_FOLDER: Final = "rabbitmq"
 """Where in a system's folder its private node is."""
 USERS_FILE: Final = "users.json"
 """Where in that folder are its users, with hashes of their passwords."""
-BACK_SECONDS: Final = 30.0
+BACK_SECONDS: Final = 60.0
 """How long a broker that has started may take to have its queues back. What is down then is
 damaged."""
+MEND_ROOM_BYTES: Final = 5_000_000
+"""Free bytes of the disk without which no queue counts as damaged: what fails there fails for want
+of room."""
 NOT_THERE: Final = "no queue"
 """What RabbitMQ says of a queue that it does not know; of one that is down it says something
 else."""
+_LOST: Final = (ConnectionError, RuntimeError)
+"""What is raised on a connection that the broker has left; aiormq's are the second."""
 _AS_DESIGNED: Final = "as the choreography has it"
 
 
@@ -58,8 +64,9 @@ class DamagedQueue(BrokerError):
 
     def __init__(self, url: str, down: QueueDown) -> None:
         super().__init__(
-            f"{down} (RabbitMQ at {printable(url)}); `saga recover broker` makes it again, and "
-            f"loses nothing"
+            f"{down} (RabbitMQ at {printable(url)}); remove it there (`rabbitmqctl delete_queue "
+            f"{down.queue}`, see docs/a-broker-is-gone.md), then `saga recover broker` makes it "
+            f"again"
         )
         self.queue = down.queue
 
@@ -68,12 +75,11 @@ async def apply_topology(url: str, graph: Choreography, *, patience_seconds: flo
     """Declare on the broker at `url` what the choreography needs; what is there already stays.
 
     A broker that is out of reach is waited for up to `patience_seconds`; and one that has just
-    started and does not have all of its queues back yet, up to `BACK_SECONDS` of it. Raises
-    `BrokerError`, of which `DamagedQueue` is one, or `TopologyError` if a name is taken by
-    something else.
+    started and does not have all of its queues back yet, for `BACK_SECONDS`. Raises `BrokerError`,
+    of which `DamagedQueue` is one, or `TopologyError` if a name is taken by something else.
     """
     connection = await connect(url, name="saga", patience_seconds=patience_seconds)
-    deadline = time.monotonic() + min(patience_seconds, BACK_SECONDS)
+    deadline = time.monotonic() + BACK_SECONDS
     async with connection:
         while True:
             try:
@@ -86,6 +92,8 @@ async def apply_topology(url: str, graph: Choreography, *, patience_seconds: flo
                     f"RabbitMQ at {printable(url)} refused to declare the topology: {error}; "
                     f"may the user in AMQP_URL configure exchanges and queues there?"
                 ) from error
+            except _LOST as error:
+                raise _lost(url, error) from error
             await asyncio.sleep(RETRY_SECONDS)
 
 
@@ -95,26 +103,35 @@ async def mend_topology(
     node: RabbitNode | None,
     *,
     patience_seconds: float = 0.0,
+    before: Callable[[str], None] = lambda _: None,
     report: Callable[[str], None] = lambda _: None,
-) -> set[str]:
-    """The same, and damaged queues are removed, where the broker is a private `node`. Returns the
-    queues that were not there, or were removed: what they held is to be put back into them.
+) -> None:
+    """The same, and queues that are damaged are removed, with all they hold, where the broker is a
+    private `node` and its disk has room.
 
-    `report` is told of each one that is removed. Raises what `apply_topology` raises, and
-    `NodeError`.
+    `before` is called, with the reason, before a queue is made that was not there, or is removed:
+    what it held is to be put back into it. `report` is told of each removal. Raises what
+    `apply_topology` raises, and `NodeError`.
     """
-    made_again = {*await missing_queues(url, graph, patience_seconds=patience_seconds)}
+    missing = await missing_queues(url, graph, patience_seconds=patience_seconds)
+    if missing:
+        before(f"the broker had lost {len(missing)} queues")
+    removed: set[str] = set()
     while True:
         try:
-            await apply_topology(url, graph, patience_seconds=patience_seconds)
+            return await apply_topology(url, graph, patience_seconds=patience_seconds)
         except DamagedQueue as damaged:
-            if node is None or damaged.queue in made_again:
+            queue = damaged.queue
+            if node is None or queue in removed:
                 raise
-            report(f"the queue {damaged.queue} is damaged, and is made again")
-            await asyncio.to_thread(node.remove_queue, damaged.queue)
-            made_again.add(damaged.queue)
-        else:
-            return made_again
+            if lack := lack_of_room(node.folder, MEND_ROOM_BYTES, 1):
+                raise BrokerError(f"{damaged}; not while there is no room: {lack}") from damaged
+            why = f"the queue {queue} is damaged, and is made again"
+            before(why)
+            taken = "; commands that waited in it are lost" if ".intake." in queue else ""
+            report(f"{why}{taken}")
+            await asyncio.to_thread(node.remove_queue, queue)
+            removed.add(queue)
 
 
 def private_node(folder: Path, deployment: Deployment) -> RabbitNode | None:
@@ -129,27 +146,34 @@ async def missing_queues(
 ) -> list[str]:
     """The queues of the topology that the broker does not know, the stream among them. Raises
     `BrokerError`."""
-    missing = []
     connection = await connect(url, name="saga", patience_seconds=patience_seconds)
     async with connection:
-        for queue in topology_of(graph).queues:
-            channel = await connection.channel()  # its own: a refusal closes it
-            try:
-                async with asyncio.timeout(DECLARE_SECONDS):
-                    await channel.declare_queue(queue.name, passive=True)
-            except aiormq.exceptions.ChannelNotFoundEntity as error:
-                if NOT_THERE in str(error):
-                    missing.append(queue.name)
-            except TimeoutError:
-                pass  # It is there, and is damaged.
-            except aiormq.exceptions.AMQPError as error:
-                raise BrokerError(
-                    f"cannot look at the queue {queue.name} at {printable(url)}: {error}"
-                ) from error
-            finally:
-                if not channel.is_closed:
-                    await channel.close()
-    return missing
+        try:
+            names = [queue.name for queue in topology_of(graph).queues]
+            return [name for name in names if await _is_missing(connection, name)]
+        except aiormq.exceptions.AMQPError as error:
+            raise BrokerError(f"cannot look at the queues at {printable(url)}: {error}") from error
+        except _LOST as error:
+            raise _lost(url, error) from error
+
+
+async def _is_missing(connection: AbstractConnection, queue: str) -> bool:
+    channel = await connection.channel()  # its own: a refusal closes it
+    try:
+        async with asyncio.timeout(DECLARE_SECONDS):
+            await channel.declare_queue(queue, passive=True)
+    except aiormq.exceptions.ChannelNotFoundEntity as error:
+        return NOT_THERE in str(error)
+    except TimeoutError:
+        return False  # It is there, and is damaged.
+    finally:
+        if not channel.is_closed:
+            await channel.close()
+    return False
+
+
+def _lost(url: str, error: Exception) -> BrokerError:
+    return BrokerError(f"RabbitMQ at {printable(url)} went away: {error}; try again later")
 
 
 def write_users(folder: Path, graph: Choreography, passwords: Mapping[str, str]) -> Path:

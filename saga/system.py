@@ -31,7 +31,6 @@ from common.messaging.topology import HISTORY_STREAM, TopologyError, queues_of
 from common.settings import Settings, TlsSettings, load
 from common.tasks import cancel_all
 from common.urls import printable, sqlite_url
-from saga.backup.marker import forget_restore, is_being_restored, was_restored
 from saga.broker import NODE_FOLDER, USERS_FILE, mend_topology, write_users
 from saga.claim import Claim, ClaimedError
 from saga.deployment import FILE_NAME, Deployment, dead_letters_url_in
@@ -41,6 +40,7 @@ from saga.guard import Guard
 from saga.history import HistoryError
 from saga.http import client
 from saga.node import SPEECHLESS_BYTES, NodeError, RabbitNode, free_ports
+from saga.notes import forget_owed, is_being_restored, note_owed, owed
 from saga.passwords import new_passwords
 from saga.patience import Patience, start_seconds
 from saga.postgres import PostgresCluster, PostgresError
@@ -262,8 +262,6 @@ class System:
         self._unsaved = False
         """Whether other commands do not know yet what is supervised."""
         self._deployment: Deployment | None = None
-        self._made_again: set[str] = set()
-        """Queues whose messages are to be put back into them."""
         self._restarted = asyncio.Event()
         """The private node was started again, and was not looked at since."""
 
@@ -463,7 +461,7 @@ class System:
             await self._restarted.wait()
             self._restarted.clear()
             try:
-                await self._mend_node()
+                await self._mend(self.node)
                 await self._put_back()
             except _MAY_PASS as error:
                 if str(error) != told:
@@ -605,7 +603,7 @@ class System:
             if not self._declared:
                 self._claim = Claim(self._broker_url())
                 await self._claim.take()
-                self._made_again = await mend_topology(self._broker_url(), graph, None)
+                await self._mend(None)
                 await self._check_broker_is_unused(graph)
         else:
             self._report("starting a private RabbitMQ node")
@@ -614,9 +612,7 @@ class System:
             self._passwords = new_passwords(user.name for user in users_of(graph))
             write_users(self.folder, graph, self._passwords)
             await self._in_thread(self.node.start)
-            await self._mend_node()
-        if not (self.folder / _BROKER_FILE).exists():
-            self._made_again.clear()  # There was none of it before.
+            await self._mend(self.node)
         write_whole(self.folder / _BROKER_FILE, self._broker_identity() + "\n")
         if self.cluster is not None:
             self._report("starting a private PostgreSQL server")
@@ -636,32 +632,37 @@ class System:
         }
         self._report(f"starting the services {', '.join(self._processes)}")
 
-    async def _mend_node(self) -> None:
-        """Have the private node hold what it should, whatever it has lost."""
-        self._made_again |= await mend_topology(
+    async def _mend(self, node: RabbitNode | None) -> None:
+        """Have the broker hold all queues, whatever it has lost. What they held is owed from then
+        on, until it was put back."""
+
+        def before(what: str) -> None:
+            if known:
+                note_owed(self.folder, what)
+
+        known = (self.folder / _BROKER_FILE).exists()  # Else there was none of it before.
+        await mend_topology(
             self._broker_url(),
             choreography(),
-            self.node,
-            patience_seconds=start_seconds(),
+            node,
+            patience_seconds=start_seconds() if node is not None else 0.0,
+            before=before,
             report=self._report,
         )
 
     async def _put_back(self) -> None:
-        """Put back into queues that were made again what their participants are owed."""
-        restored = was_restored(self.folder)
-        if not (self._made_again or restored):
+        """Put back into queues what their participants are owed, if a note says that it is."""
+        why = owed(self.folder)
+        if not why:
             return
-        lost = f"the broker had lost {len(self._made_again)} queues"
-        if restored:
-            lost = "a backup was restored"
         if self._only is not None:
-            self._report(f"{lost}: run `saga recover broker` once all services run")
+            self._report(f"{why}: run `saga recover broker` once all services run")
             return
-        self._report(f"{lost}; putting back what is owed")
+        self._report(f"{why}; putting back what is owed")
         recovered = await recover(self.deployment, choreography())
-        self._made_again.clear()
-        forget_restore(self.folder)
-        self._report(f"{recovered.summary}; `saga reconcile` tells whether anything is missing")
+        forget_owed(self.folder)
+        for line in recovered.remarks():
+            self._report(line)
 
     def _broker_url(self, user: str = OPERATOR) -> str:
         if self.node is not None:

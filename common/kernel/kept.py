@@ -30,8 +30,8 @@ PRUNED_MAX: Final = 50
 PAUSE_SECONDS: Final = 0.1
 """Between two such transactions."""
 LOOK_SECONDS: Final = 10.0
-COUNT_SECONDS: Final = 600.0
-"""How often the bytes are counted anew where replicas add and remove rows too."""
+COUNT_SECONDS: Final = 60.0
+"""How often the bytes are counted again where other replicas add rows and remove them, too."""
 READ_AT_ONCE: Final = 100
 
 
@@ -126,10 +126,12 @@ class Kept:
             doomed.append(name)
             size -= length
         if doomed:
-            await self._database.transaction(
-                lambda c: c.execute(self._table.delete().where(any_of(c, key, doomed)))
+            remove = self._table.delete().returning(sa.func.length(bodies))
+            # Another replica may have been faster.
+            removed = await self._database.transaction(
+                lambda c: c.scalars(remove.where(any_of(c, key, doomed))).all()
             )
-            self._size = max(0, self._size - sum(n for name, n in found if name in {*doomed}))
+            self._size = max(0, self._size - sum(removed))
         return len(doomed)
 
 

@@ -37,7 +37,6 @@ from payment_service.gateway import ledger_file
 from saga.backup import BackupError, programs
 from saga.backup.check import check
 from saga.backup.manifest import MANIFEST, Copied, Manifest, Progress, digest_of, sync
-from saga.backup.marker import RESTORING, end_restore
 from saga.backup.outside import Asked, orders_in, orders_mailed, put_asked, put_unsure
 from saga.backup.parts import PROVIDER, Part, parts
 from saga.broker import NODE_FOLDER
@@ -45,6 +44,7 @@ from saga.deployment import FILE_NAME, Deployment, dead_letters_url_in
 from saga.history.outside import outside_of
 from saga.history.sources import tables_of
 from saga.http import client
+from saga.notes import RESTORING, end_restore
 from saga.postgres import PostgresCluster
 from saga.system import CLUSTER_FOLDER
 

@@ -19,7 +19,7 @@ from saga.commands.output import (
     run,
     stoppable,
 )
-from saga.commands.topology import ManagementUrl, Patience
+from saga.commands.topology import ManagementUrl, PasswordsFrom, Patience, passwords_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from common.choreography import Choreography
     from saga.deployment import Deployment
     from saga.recovery.broker import Recovered
-    from saga.recovery.owed import Owed
 
 app = typer.Typer(
     help="What is gone, made again from what others know.",
@@ -56,6 +55,7 @@ def broker(
         ),
     ] = None,
     management_url: ManagementUrl = None,
+    passwords_from: PasswordsFrom = None,
     patience: Patience = 60.0,
     data_dir: DataDir = DATA_DIR,
     as_json: AsJson = False,
@@ -73,16 +73,26 @@ def broker(
     * `saga recover broker`
     * `saga recover broker --management-url http://admin:secret@broker:15672`
     """
+    from common.messaging.permissions import users_of
     from saga.commands.console import progress_bars
     from saga.deployment import Deployment
     from saga.discovery import choreography
 
     earliest = moment_of(since, "--since")
     deployment, graph = Deployment.load(data_dir), choreography()
+    passwords = passwords_in(passwords_from, users_of(graph))
     with progress_bars(events=None, queues=None, stream=None) as bars, stoppable():
         recovered = run(
             _make_again(
-                deployment, graph, earliest, management_url, patience, data_dir, dry_run, bars
+                deployment,
+                graph,
+                earliest,
+                management_url,
+                passwords,
+                patience,
+                data_dir,
+                dry_run,
+                bars,
             )
         )
     if as_json:
@@ -98,29 +108,39 @@ async def _make_again(
     graph: Choreography,
     since: datetime | None,
     management_url: str | None,
+    passwords: dict[str, str],
     patience_seconds: float,
     folder: Path,
     dry_run: bool,
     bars: dict[str, Callable[[int], None]],
 ) -> Recovered:
+    from functools import partial
+
     import yarl
 
     from common.messaging.permissions import users_of
     from saga.broker import mend_topology, private_node, put_users
+    from saga.notes import forget_owed, note_owed
     from saga.recovery.broker import recover
 
     if not dry_run:
-        passwords = {
-            user: password
-            for user, url in deployment.amqp_urls.items()
-            if (password := yarl.URL(url).password)
-        }
-        await put_users(users_of(graph), deployment.amqp_url, management_url, passwords, folder)
-        node = private_node(folder, deployment)
+        known = {user: yarl.URL(url).password for user, url in deployment.amqp_urls.items()}
+        passwords = {user: word for user, word in known.items() if word} | passwords
+        users = users_of(graph)
+        put = await put_users(users, deployment.amqp_url, management_url, passwords, folder)
+        if not put:
+            remark("users and permissions were not looked at: that takes --management-url")
+        elif lacking := [user.name for user in users if user.name not in passwords]:
+            remark(f"no password was given for {', '.join(lacking)}: see --passwords-from")
         await mend_topology(
-            deployment.amqp_url, graph, node, patience_seconds=patience_seconds, report=remark
+            deployment.amqp_url,
+            graph,
+            private_node(folder, deployment),
+            patience_seconds=patience_seconds,
+            before=partial(note_owed, folder),
+            report=remark,
         )
-    return await recover(
+    recovered = await recover(
         deployment,
         graph,
         since=since,
@@ -129,6 +149,9 @@ async def _make_again(
         put_back=bars["queues"],
         filled=bars["stream"],
     )
+    if not dry_run:
+        forget_owed(folder)
+    return recovered
 
 
 def _as_json(recovered: Recovered, dry_run: bool) -> dict[str, Any]:
@@ -144,6 +167,7 @@ def _as_json(recovered: Recovered, dry_run: bool) -> dict[str, Any]:
         ],
         "resting": recovered.resting,
         "stream": {"filled": recovered.filled, "there": recovered.in_stream},
+        "refused": survey.refused,
         "too_old": [
             {"participant": one.participant, "id": one.key.id, "type": one.type}
             for one in survey.too_old
@@ -160,46 +184,21 @@ def _as_json(recovered: Recovered, dry_run: bool) -> dict[str, Any]:
     }
 
 
-LISTED_MAX = 20
-"""Lost events that are listed one by one."""
-
-
 def _print(graph: Choreography, recovered: Recovered, dry_run: bool) -> None:
     from saga.commands.console import Table, out
 
-    survey = recovered.survey
     if recovered.put_back:
         table = Table("participant", "type", "to be put back" if dry_run else "put back")
         for (participant, type_), count in sorted(recovered.put_back.items()):
             table.add_row(participant, type_, str(count))
         out().print(table)
-    would = "only looked: " if dry_run else ""
-    remark(f"{would}{recovered.summary}")
-    if recovered.resting:
-        remark(
-            f"{recovered.resting} messages are on the broker already, or are dead letters in the "
-            f"operator's store"
-        )
-    if survey.too_old:
-        _tell_too_old(survey.too_old)
+    if dry_run:
+        remark("nothing was changed; this is what would be done:")
+    for line in recovered.remarks():
+        remark(line)
     takers = [participant.name for participant in graph.participants if participant.intake]
     if takers:
         remark(
             f"commands sent to the queues of {', '.join(takers)} and not taken yet are in no book: "
             f"whoever sent them has to send them again, under the same ids"
-        )
-    for one in survey.unknown[:LISTED_MAX]:
-        remark(f"lost: events {one.first} to {one.last} of {one.participant} about {one.subject}")
-    if len(survey.unknown) > LISTED_MAX:
-        remark(f"and such of {len(survey.unknown) - LISTED_MAX} more subjects")
-
-
-def _tell_too_old(too_old: list[Owed]) -> None:
-    by_kind: dict[tuple[str, str], int] = {}
-    for one in too_old:
-        by_kind[one.participant, one.type] = by_kind.get((one.participant, one.type), 0) + 1
-    for (participant, type_), count in sorted(by_kind.items()):
-        remark(
-            f"{count} {type_} are older than all that {participant} has done of them: it is taken "
-            f"that it did not react to them then, and they are not put back"
         )

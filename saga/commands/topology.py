@@ -101,7 +101,7 @@ def export(
     graph = choreography()
     topology, users = topology_of(graph), users_of(graph)
     document = text(
-        definitions(topology, users, passwords=_passwords(passwords_from, users) or None)
+        definitions(topology, users, passwords=passwords_in(passwords_from, users) or None)
     )
     if file is None:
         write(document)  # is JSON in any case
@@ -159,7 +159,7 @@ def apply(
             "users are created through the management API; name it with --management-url",
             param_hint="--passwords-from",
         )
-    passwords = _passwords(passwords_from, users)
+    passwords = passwords_in(passwords_from, users)
     private = None if amqp_url else _private(data_dir)
     url = private.amqp_url if private else _with_tls(amqp_url or "")
     with stoppable():
@@ -249,7 +249,7 @@ def _print_differences(differences: Sequence[Difference]) -> None:
     out().print(table)
 
 
-def _passwords(source: str | None, users: Sequence[User]) -> dict[str, str]:
+def passwords_in(source: str | None, users: Sequence[User]) -> dict[str, str]:
     from saga.passwords import PasswordError, read_passwords
 
     if source is None:

@@ -9,7 +9,7 @@ from datetime import datetime
 
 from common.limits import moment_of
 from common.messaging.dead_letters import ATTEMPTS, ERROR, ERROR_TYPE
-from saga.dlq.letters import Letter
+from saga.dlq.letters import Letter, State
 from saga.dlq.store import ItemState, Selection, Store, path_of
 
 
@@ -46,6 +46,13 @@ def letters_in(url: str | None) -> list[Letter]:
     """Every letter of the store; blocks. Raises `DlqError`."""
     with _opened(url) as store:
         return store.find(Selection(), contents=False) if store is not None else []
+
+
+def sent_in(url: str | None) -> list[Letter]:
+    """The letters that were replayed and are not known to be done, with their contents; blocks.
+    Raises `DlqError`."""
+    with _opened(url) as store:
+        return store.find(Selection(), [State.SENT]) if store is not None else []
 
 
 @contextmanager

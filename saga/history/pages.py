@@ -41,6 +41,12 @@ def last_position(url: str) -> int:
     return _read(url, lambda connection: connection.scalar(query) or 0)
 
 
+def began(url: str) -> datetime | None:
+    """The time of the first event; None if there is none."""
+    query = sa.select(events.c.time).order_by(events.c.position).limit(1)
+    return _read(url, lambda connection: connection.scalar(query))
+
+
 def last_before(url: str, moment: datetime) -> int:
     """The position of the last event that was recorded before a time, as far as clocks tell; 0 if
     there is none."""

@@ -38,7 +38,8 @@ class Databases:
         def read(connection: Connection) -> Kept:
             there = sa.select(sa.literal(1)).select_from(tables.inbox).limit(1)
             kept = Kept(
-                said=sequences_in(connection, tables),
+                source_of(participant),
+                sequences_in(connection, tables),
                 has_inbox=connection.execute(there).first() is not None,
             )
             for bodies in kept_events(connection, tables):
@@ -59,6 +60,9 @@ class Databases:
         yield from pages.by_position(url, up_to, after=pages.last_before(url, since))
         for strays in pages.strays_of(url):
             yield [s for s in strays if s.recorded_at is not None and s.recorded_at >= since]
+
+    def began(self) -> datetime | None:
+        return pages.began(self._history_url)
 
     def last_recorded(self, participant: str) -> Mapping[str, int]:
         return pages.last_sequences(self._history_url, source_of(participant))

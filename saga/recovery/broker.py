@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from hashlib import blake2b
@@ -26,10 +26,11 @@ from common.messaging.topology import EVENTS_EXCHANGE, HISTORY_STREAM
 from common.messaging.trust import EDITOR_SOURCE
 from common.urls import printable
 from history_service.store import Fact
+from saga.broker import missing_queues
 from saga.deployment import Deployment
-from saga.dlq.letters import HERE, SETTLED
-from saga.history import HistoryError
-from saga.history.letters import letters_in
+from saga.dlq.letters import HERE, SETTLED, Letter, message_key_of
+from saga.dlq.letters import posting_of as posting_again
+from saga.history.letters import letters_in, sent_in
 from saga.history.whereabouts import look
 from saga.recovery.books import Databases
 from saga.recovery.owed import Books, Progress, Survey, Surveyor, properties_of
@@ -38,6 +39,8 @@ BATCH_MAX: Final = 500
 """Messages published together."""
 STREAM_DAYS: Final = 30
 """How far back the stream is filled: as long as it keeps events at least."""
+LISTED_MAX: Final = 20
+"""Lost events that are listed one by one."""
 READ_AT_ONCE: Final = 2_000
 STALL_SECONDS: Final = 30.0
 
@@ -57,17 +60,40 @@ class Recovered:
     """Messages that were there."""
 
     @property
-    def summary(self) -> str:
-        """What was done, on one line."""
-        return (
-            f"{self.survey.events} events looked at; {self.put_back.total()} messages put back "
-            f"into queues, {self.filled} into the history's stream"
-        )
-
-    @property
     def complete(self) -> bool:
         """Whether nothing is known to be lost."""
         return not self.survey.unknown
+
+    def remarks(self) -> list[str]:
+        """What was done, and what is to be known of it, a line each."""
+        survey = self.survey
+        lines = [
+            f"{survey.events} events looked at; {self.put_back.total()} messages put back into "
+            f"queues, {self.filled} into the history's stream"
+        ]
+        if self.resting:
+            lines.append(
+                f"{self.resting} messages are on the broker already, or are dead letters in the "
+                f"operator's store"
+            )
+        if survey.refused:
+            lines.append(
+                f"{survey.refused} messages are not put back: they were dead letters, because "
+                f"their senders had no right to them"
+            )
+        too_old = Counter((one.participant, one.type) for one in survey.too_old)
+        lines += [
+            f"{count} {type_} are not put back: they are older than all that {participant} has "
+            f"done of them, so it is taken that it did not react to them then"
+            for (participant, type_), count in sorted(too_old.items())
+        ]
+        lines += [
+            f"lost: events {one.first} to {one.last} of {one.participant} about {one.subject}"
+            for one in survey.unknown[:LISTED_MAX]
+        ]
+        if len(survey.unknown) > LISTED_MAX:
+            lines.append(f"lost: events about {len(survey.unknown) - LISTED_MAX} more subjects")
+        return lines
 
 
 async def recover(
@@ -93,7 +119,12 @@ async def recover(
     books = await asyncio.to_thread(Databases, deployment, graph)
     surveyor = Surveyor(books, graph, max(since or remembered, remembered), now, looked_at)
     survey = await asyncio.to_thread(surveyor.run)
-    resting = await _resting(deployment, graph, may_lack_queues=dry_run)
+    letters = await asyncio.to_thread(letters_in, deployment.dead_letters_url)
+    missing = await missing_queues(deployment.amqp_url, graph) if dry_run else []
+    resting = {(one.participant, one.message_id) for one in letters if one.state in HERE + SETTLED}
+    if not missing:
+        seen = await look(deployment, graph, letters)
+        resting |= {*seen.found, *((copy.participant, copy.key) for copy in seen.dead)}
     owed = [one for one in survey.owed if (one.participant, one.key.id) not in resting]
     recovered = Recovered(survey, resting=len(survey.owed) - len(owed))
     publisher = BrokerPublisher(deployment.amqp_url_of(REPLAY), "saga recover")
@@ -104,7 +135,17 @@ async def recover(
                 await _publish(publisher, await asyncio.to_thread(surveyor.postings, batch))
             recovered.put_back.update((one.participant, one.type) for one in batch)
             put_back(len(batch))
-        stream = await _read_stream(deployment, may_be_missing=dry_run)
+        known = resting | {(one.participant, one.key.id) for one in owed}
+        replayed = await asyncio.to_thread(_replayed, deployment, books, known)
+        for start in range(0, len(replayed), BATCH_MAX):
+            some = replayed[start : start + BATCH_MAX]
+            if not dry_run:
+                await _publish(publisher, [posting_again(one, one.replays) for one in some])
+            recovered.put_back.update((one.participant, one.type) for one in some)
+            put_back(len(some))
+        stream = _Stream()
+        if HISTORY_STREAM not in missing:
+            stream = await _read_stream(deployment)
         recovered.in_stream = len(stream.bodies)
         lacking = _lacking(books, survey, stream, now - timedelta(days=STREAM_DAYS))
         while postings := await asyncio.to_thread(lambda: [*islice(lacking, BATCH_MAX)]):
@@ -117,19 +158,18 @@ async def recover(
     return recovered
 
 
-async def _resting(
-    deployment: Deployment, graph: Choreography, *, may_lack_queues: bool
-) -> set[tuple[str, str]]:
-    """By participant and key, the messages that are on the broker or among the operator's dead
-    letters, dealt with by a person or not."""
-    letters = await asyncio.to_thread(letters_in, deployment.dead_letters_url)
-    try:
-        seen = await look(deployment, graph, letters)
-    except HistoryError:
-        if not may_lack_queues:
-            raise
-        return {(one.participant, one.message_id) for one in letters if one.state in HERE + SETTLED}
-    return {*seen.found, *((copy.participant, copy.key) for copy in seen.dead)}
+def _replayed(
+    deployment: Deployment, books: Books, known: Collection[tuple[str, str]]
+) -> list[Letter]:
+    """The letters that were replayed, are not done, and are not `known` to be elsewhere or owed, by
+    participant and id: commands, most of all, which are in no history. Blocks."""
+    letters = []
+    for letter in sent_in(deployment.dead_letters_url):
+        key = message_key_of(letter.body)
+        done = key is not None and key in books.done(letter.participant, {key})
+        if not done and (letter.participant, letter.message_id) not in known:
+            letters.append(letter)
+    return letters
 
 
 async def _publish(publisher: BrokerPublisher, postings: Sequence[Posting]) -> None:
@@ -155,7 +195,7 @@ class _Stream:
     """Retention has removed what is older; None if it has removed nothing."""
 
 
-async def _read_stream(deployment: Deployment, *, may_be_missing: bool) -> _Stream:
+async def _read_stream(deployment: Deployment) -> _Stream:
     connection = await connect(deployment.amqp_url, name="saga recover")
     bodies: set[bytes] = set()
     since: datetime | None = None
@@ -174,8 +214,6 @@ async def _read_stream(deployment: Deployment, *, may_be_missing: bool) -> _Stre
                     return _Stream(bodies, since)
         raise BrokerError(f"the broker stopped sending {HISTORY_STREAM}; try again once it is well")
     except StreamError as error:
-        if may_be_missing:
-            return _Stream()
         raise BrokerError(str(error)) from error
     except (aiormq.exceptions.AMQPError, ConnectionError) as error:
         raise BrokerError(

@@ -13,17 +13,17 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from itertools import islice
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from common.choreography import Choreography, Participant
-from common.envelope import Attributes, Decoder, MessageKey, Undecodable
+from common.envelope import Attributes, Decoder, Envelope, MessageKey, Undecodable
 from common.message import Priority
 from common.messaging import frames
 from common.messaging.dead_letters import ADDRESSEE, BY_BODY
 from common.messaging.frames import Posting
 from common.messaging.publisher import posting_of
 from common.messaging.topology import EVENTS_EXCHANGE, queues_of, topology_of, work_queue
-from common.messaging.trust import EDITOR_SOURCE
+from common.messaging.trust import EDITOR_SOURCE, check_sender
 from history_service.store import Fact, Stray
 from saga.dlq.examine import decoder_of
 from saga.dlq.letters import document_of
@@ -35,7 +35,8 @@ SLACK: Final = timedelta(minutes=10)
 AT_ONCE: Final = 2_000
 """Events that are looked up together."""
 BEGINNER: Final = timedelta(days=1)
-"""The age of a participant that has done nothing yet."""
+"""A participant that did its first event so soon after the saga began was there from the start; one
+that has done nothing yet has been there for so long."""
 
 Progress = Callable[[int], None]
 Known = Callable[[Collection[MessageKey]], Collection[MessageKey]]
@@ -46,28 +47,38 @@ Known = Callable[[Collection[MessageKey]], Collection[MessageKey]]
 class Kept:
     """What one participant's own database tells of what it has published, as of one moment."""
 
-    said: Mapping[str, int]
-    """Keyed by subject: how many events it has counted as said."""
+    source: str
+    """The publisher's. Others' events are none of its business."""
+    counts: Mapping[str, int]
+    """Keyed by subject: how many events it has published, by its own state."""
+    first: dict[str, int] = field(default_factory=dict)
     last: dict[str, int] = field(default_factory=dict)
-    """Keyed by subject: the number of the last event that is kept."""
+    """Keyed by subject: the numbers of the first and the last event that are kept."""
     unrecorded: dict[MessageKey, bytes] = field(default_factory=dict)
     """The bodies of kept events that the history does not know."""
     has_inbox: bool = True
     """Whether it has ever done anything, as far as it remembers."""
 
-    def take(
-        self,
-        bodies: Iterable[bytes],
-        known: Callable[[Collection[MessageKey]], Collection[MessageKey]],
-    ) -> None:
-        """Take some of the events that are kept; `known` tells which ones the history knows."""
-        found: dict[MessageKey, bytes] = {}
-        for body in bodies:
-            if (event := attributes_of(body)) is not None:
+    @property
+    def blank(self) -> bool:
+        """Whether its database has nothing in it."""
+        return not (self.has_inbox or self.counts)
+
+    def take(self, bodies: Iterable[bytes], known: Known) -> None:
+        """Take some of the events that are kept."""
+        rest = iter(bodies)
+        while page := [*islice(rest, AT_ONCE)]:
+            found: dict[MessageKey, bytes] = {}
+            for body in page:
+                event = attributes_of(body)
+                if event is None or event.source != self.source:
+                    continue
                 found[event.key] = body
-                self.last[event.subject] = max(self.last.get(event.subject, 0), event.sequence or 0)
-        recorded = known(found.keys()) if found else ()
-        self.unrecorded.update((key, body) for key, body in found.items() if key not in recorded)
+                number = event.sequence or 0
+                self.first[event.subject] = min(number, self.first.get(event.subject, number))
+                self.last[event.subject] = max(number, self.last.get(event.subject, number))
+            recorded = known(found.keys()) if found else ()
+            self.unrecorded |= {key: body for key, body in found.items() if key not in recorded}
 
 
 class Books(Protocol):
@@ -83,6 +94,10 @@ class Books(Protocol):
 
     def recorded(self, since: datetime) -> Iterator[Sequence[Fact | Stray]]:
         """What the history has recorded since then: events in their order, then all else."""
+        ...
+
+    def began(self) -> datetime | None:
+        """The time of the first event that the history has; None if it has none."""
         ...
 
     def last_recorded(self, participant: str) -> Mapping[str, int]:
@@ -110,7 +125,7 @@ class Owed:
 
 @dataclass(frozen=True, slots=True)
 class Unknown:
-    """Events that a participant has counted as said, from `first` to `last`, and no book holds."""
+    """Events that a participant has published, from `first` to `last`, and no book holds."""
 
     participant: str
     subject: str
@@ -134,6 +149,9 @@ class Survey:
     too_old: list[Owed] = field(default_factory=list)
     """What is older than all of its type that its participant has done. Perhaps it did not react to
     that then, so these are not put back."""
+    refused: int = 0
+    """Messages that the broker had let in, and their receivers had not, because of who sent them.
+    They were dead letters; put back by an operator, they would be taken."""
     unknown: list[Unknown] = field(default_factory=list)
 
 
@@ -205,16 +223,22 @@ class Surveyor:
         counted as said and no book holds."""
         kept = self._books.kept(name)
         recorded = self._books.last_recorded(name)
-        if recorded and not kept.has_inbox:
+        if recorded and kept.blank:
             raise RecoveryError(
                 f"the database of {name} is empty, and the history knows what it has said: make it "
                 f"again first, with `saga history rebuild {name}`"
             )
         self._survey.unrecorded |= kept.unrecorded
-        for subject, last in sorted(kept.said.items()):
-            known = max(recorded.get(subject, 0), kept.last.get(subject, 0))
-            if known < last:
-                self._survey.unknown.append(Unknown(name, subject, known + 1, last))
+        for subject, count in sorted(kept.counts.items()):
+            known = recorded.get(subject, 0)
+            if subject in kept.first:
+                self._note_unknown(name, subject, known + 1, kept.first[subject] - 1)
+                known = max(known, kept.last[subject])
+            self._note_unknown(name, subject, known + 1, count)
+
+    def _note_unknown(self, name: str, subject: str, first: int, last: int) -> None:
+        if first <= last:
+            self._survey.unknown.append(Unknown(name, subject, first, last))
 
     # --- judging -----------------------------------------------------------------------------
 
@@ -229,24 +253,29 @@ class Surveyor:
             done = self._books.done(name, items.keys())
             for key, item in items.items():
                 if key not in done:
-                    self._survey.owed.append(self._owed(name, key, item))
-                    if isinstance(item, Stray):
-                        self._survey.strays[key.id] = item
+                    self._note_owed(name, key, item)
                 elif isinstance(item, Fact):
                     kind, at = (name, item.attributes.type), item.attributes.time
                     self._first_done[kind] = min(at, self._first_done.get(kind, at))
         self._survey.events += len(page)
         self._progress(len(page))
 
-    def _owed(self, name: str, key: MessageKey, item: Fact | Stray) -> Owed:
+    def _note_owed(self, name: str, key: MessageKey, item: Fact | Stray) -> None:
+        envelope = _read(self._decoders[name], item.body)
         if isinstance(item, Fact):
             event = item.attributes
-            readable = _can_read(self._decoders[name], item.body)
-            return Owed(name, key, event.type, event.time, event.priority, readable)
-        type_, _, priority = item.routing_key.rpartition(".")
-        urgent = Priority.HIGH if priority == Priority.HIGH else Priority.NORMAL
-        at = item.recorded_at or self._survey.since
-        return Owed(name, key, type_, at, urgent, readable=False)
+            readable = envelope is not None
+            owed = Owed(name, key, event.type, event.time, event.priority, readable)
+        else:
+            if envelope is not None and not _is_rightly_routed(item.routing_key, envelope):
+                self._survey.refused += 1
+                return
+            type_, _, priority = item.routing_key.rpartition(".")
+            urgent = Priority.HIGH if priority == Priority.HIGH else Priority.NORMAL
+            at = item.recorded_at or self._survey.since
+            owed = Owed(name, key, type_, at, urgent, readable=False)
+            self._survey.strays[key.id] = item
+        self._survey.owed.append(owed)
 
     def _addressees(self, item: Fact | Stray) -> Iterable[Participant]:
         """Whose queues a message went into."""
@@ -260,19 +289,24 @@ class Surveyor:
     def _leave_out_what_is_too_old(self) -> None:
         """A participant is not owed what was published before it reacted to such events. The first
         that it did of a type tells when that was, as far as anything does; where it did none, the
-        first that it did at all. One that has done nothing yet is taken for as old as
-        `BEGINNER`."""
+        first that it did at all. One that has been there since the saga began, or has done nothing
+        yet, reacted to everything."""
         survey = self._survey
+        began = self._books.began()
         first_of_all: dict[str, datetime] = {}
         for (name, _), at in self._first_done.items():
             first_of_all[name] = min(at, first_of_all.get(name, at))
-        began = self._now - BEGINNER
         slack = {p.name: SLACK + _longest_wait(p) for p in self._graph.participants}
         owed: list[Owed] = []
         for one in survey.owed:
             name = one.participant
-            first = self._first_done.get((name, one.type), first_of_all.get(name, began))
-            too_old = one.readable and one.at < first - slack[name]
+            first_of_any = first_of_all.get(name, self._now - BEGINNER)
+            first = self._first_done.get((name, one.type), first_of_any)
+            too_old = (
+                one.readable
+                and one.at < first - slack[name]
+                and (began is None or began < first_of_any - BEGINNER)
+            )
             (survey.too_old if too_old else owed).append(one)
         survey.owed = owed
 
@@ -283,9 +317,17 @@ def _longest_wait(participant: Participant) -> timedelta:
     return timedelta(milliseconds=max(sum(policy.waits_ms) for policy in policies))
 
 
-def _can_read(decoder: Decoder, body: bytes) -> bool:
+def _read(decoder: Decoder, body: bytes) -> Envelope[Any] | None:
     try:
-        decoder.decode(body)
+        return decoder.decode(body)
+    except Undecodable:
+        return None
+
+
+def _is_rightly_routed(routing_key: str, envelope: Envelope[Any]) -> bool:
+    """Whether a message came as what it says it is, from who may say so."""
+    try:
+        check_sender(EVENTS_EXCHANGE, routing_key, envelope, "")
     except Undecodable:
         return False
     return True

@@ -49,7 +49,7 @@ class SimulatedBooks:
         tables = self._tables[participant]
 
         def read(connection: Connection) -> Kept:
-            kept = Kept(said=sequences_in(connection, tables))
+            kept = Kept(source_of(participant), sequences_in(connection, tables))
             for bodies in kept_events(connection, tables):
                 kept.take(bodies, self._facts.keys().__and__)
             return kept
@@ -62,6 +62,9 @@ class SimulatedBooks:
 
     def recorded(self, since: datetime) -> Iterator[Sequence[Fact | Stray]]:
         yield self._recorded
+
+    def began(self) -> datetime | None:
+        return EPOCH
 
     def last_recorded(self, participant: str) -> Mapping[str, int]:
         last: dict[str, int] = {}

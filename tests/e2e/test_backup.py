@@ -27,11 +27,11 @@ from order_service.store import orders
 from payment_service.gateway import SandboxGateway
 from saga.backup import BackupError
 from saga.backup.check import check
-from saga.backup.marker import was_restored
 from saga.backup.restore import Target, restore
 from saga.backup.take import Whole, take
 from saga.demo import demo
 from saga.discovery import choreography
+from saga.notes import owed
 from saga.orders import Shares
 from saga.postgres import PostgresCluster
 from saga.publish import next_plan
@@ -239,7 +239,7 @@ async def test_a_machine_that_is_gone_is_restored_and_nothing_is_charged_or_mail
     assert restored.ledger_known
     assert restored.mails_unsure
     async with System(folder, database=database, disposable=True, spawn=spawn) as system:
-        assert not was_restored(folder), "what is owed was put back"
+        assert not owed(folder), "what is owed was put back"
         urls = system.deployment.database_urls
         await until(lambda: asyncio.to_thread(read_database, urls["order"], all_have_ended))
         known = await asyncio.to_thread(read_database, urls["order"], known_orders)

@@ -127,7 +127,7 @@ def _headers() -> Iterator[tuple[str, list[bytes]]]:
     )
     yield (
         "x-saga bytes",
-        [header(name.encode(), b"x" + long(NOT_UTF_8 * 3_000)) for name in sorted(OURS)],
+        [header(name.encode(), b"x" + long(NOT_UTF_8 * 2_500)) for name in sorted(OURS)],
     )
     yield "x-saga text", [header(name.encode(), text(TERMINAL * 90)) for name in sorted(OURS)]
     yield "x-saga tables", [header(name.encode(), nested(b"F", 2)) for name in sorted(OURS)]

@@ -36,13 +36,13 @@ from saga.backup import restore as restoring
 from saga.backup.check import check
 from saga.backup.cut import SqliteView, View, cut, view_of
 from saga.backup.manifest import MANIFEST, Manifest
-from saga.backup.marker import RESTORING
 from saga.backup.parts import parts
 from saga.backup.restore import Target, restore
 from saga.backup.take import Whole, take
 from saga.deployment import dead_letters_url_in
 from saga.dlq.store import Store
 from saga.history import HistoryError
+from saga.notes import RESTORING
 from saga.postgres import PostgresCluster
 from saga.system import System, SystemFault
 from tests.books import Books, Rows, rows_of

@@ -48,6 +48,7 @@ LOOPS = {
     "lease",
     "commits",
     "inbox",
+    "kept",
     "copies",
     "consumer_connection",
     "publisher_connection",

@@ -33,15 +33,17 @@ class Books:
     history: list[Fact | Stray] = field(default_factory=list)
     inboxes: dict[str, set[MessageKey]] = field(default_factory=dict)
     keeps: dict[str, list[bytes]] = field(default_factory=dict)
-    said: dict[str, dict[str, int]] = field(default_factory=dict)
+    counts: dict[str, dict[str, int]] = field(default_factory=dict)
     empty: set[str] = field(default_factory=set)
+    since: datetime = NOW - 365 * DAY
 
     @property
     def _facts(self) -> dict[MessageKey, Fact]:
         return {item.attributes.key: item for item in self.history if isinstance(item, Fact)}
 
     def kept(self, participant: str) -> Kept:
-        kept = Kept(self.said.get(participant, {}), has_inbox=participant not in self.empty)
+        counts = self.counts.get(participant, {})
+        kept = Kept(source_of(participant), counts, has_inbox=participant not in self.empty)
         kept.take(self.keeps.get(participant, ()), lambda keys: keys & self._facts.keys())
         return kept
 
@@ -50,6 +52,9 @@ class Books:
 
     def recorded(self, since: datetime) -> Iterator[Sequence[Fact | Stray]]:
         yield self.history
+
+    def began(self) -> datetime | None:
+        return self.since
 
     def last_recorded(self, participant: str) -> Mapping[str, int]:
         last: dict[str, int] = {}
@@ -194,7 +199,7 @@ def test_an_event_that_its_participant_cannot_read_is_a_dead_letter_however_old(
 def test_events_that_were_counted_and_no_book_holds_are_named() -> None:
     event = event_of(PaymentVoided(order_id=UUID(int=1)), "voided", "payment")
     subject = event.subject
-    books = Books([fact(event)], done_by_all(event), said={"payment": {subject: 3}})
+    books = Books([fact(event)], done_by_all(event), counts={"payment": {subject: 3}})
 
     (lost,) = surveyed(books).unknown
     assert (lost.participant, lost.subject, lost.first, lost.last) == ("payment", subject, 2, 3)
@@ -205,3 +210,56 @@ def test_a_database_that_has_forgotten_everything_is_to_be_made_again_first() ->
 
     with pytest.raises(RecoveryError, match="saga history rebuild payment"):
         surveyed(Books([fact(event)], empty={"payment"}))
+
+
+def test_events_between_what_was_read_and_what_is_kept_are_named_as_well() -> None:
+    subject = str(UUID(int=1))
+    first, third = (
+        wrap(
+            PaymentVoided(order_id=UUID(int=1)),
+            id=f"event-{number}",
+            source=source_of("payment"),
+            time=NOW,
+            priority=Priority.NORMAL,
+            sequence=number,
+        )
+        for number in (1, 3)
+    )
+    books = Books(
+        [fact(first)],
+        done_by_all(first, third),
+        keeps={"payment": [third.to_bytes()]},
+        counts={"payment": {subject: 4}},
+    )
+
+    lost = [(one.first, one.last) for one in surveyed(books).unknown]
+    assert lost == [(2, 2), (4, 4)]
+
+
+def test_a_database_without_an_inbox_is_not_empty_if_it_has_states() -> None:
+    event = event_of(PaymentVoided(order_id=UUID(int=1)), "voided", "payment")
+    books = Books([fact(event)], empty={"payment"}, counts={"payment": {event.subject: 1}})
+
+    assert surveyed(books).unknown == []
+
+
+def test_one_that_was_there_from_the_start_is_owed_whatever_it_has_not_done() -> None:
+    old, first = cancelled(1, at=NOW - 60 * DAY), cancelled(2, at=NOW - 30 * DAY)
+    books = Books([fact(old), fact(first)], done_by_all(first), since=NOW - 30 * DAY)
+
+    assert {id for _, id in owed(surveyed(books))} == {old.id}
+
+
+def test_what_its_receiver_refused_for_its_sender_is_not_put_back_by_an_operator() -> None:
+    event = cancelled(1)
+    stray = Stray("forged", "stock.reserved.normal", "misrouted", "", event.to_bytes(), None, NOW)
+    survey = surveyed(Books([stray]))
+
+    assert survey.owed == []
+    assert survey.refused > 0
+
+
+def test_what_a_service_keeps_of_others_events_is_nobodys_word() -> None:
+    forged = cancelled(1)
+
+    assert surveyed(Books(keeps={"inventory": [forged.to_bytes()]})).owed == []
