@@ -132,8 +132,9 @@ def restore(
     """Put all databases of a backup where there are none, before a system starts there.
 
     Refuses what has data, a system that runs, a backup that is damaged or of a newer version. What
-    the payment provider was asked since the backup is settled under its old keys; a mail that may
-    have been sent since is sent by a person only. Killed on the way, run it again.
+    the payment provider was asked since the backup is settled under its old keys. A mail that may
+    have been sent since, about an order that the backup or the provider's ledger knows, is sent by
+    a person only. Killed on the way, run it again.
 
     Examples:
 
