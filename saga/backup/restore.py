@@ -23,6 +23,7 @@ import httpx
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from common.files import write_whole
 from common.kernel.database import (
     is_postgresql,
     open_database,
@@ -53,6 +54,7 @@ ALIVE_SECONDS: Final = 2.0
 PATIENCE_SECONDS: Final = 30.0
 """How long a server may take to let us in."""
 MAIL_FOLDER: Final = "mail"
+_LEDGER_COPIED: Final = "the ledger is the backup's copy"
 _BESIDE: Final = ("", "-wal", "-shm", "-journal")
 """What a SQLite file may have beside it, which would be taken for that of a new one."""
 
@@ -85,7 +87,7 @@ class Restored:
     mails_unsure: int
     """Orders whose mail is for a person to decide on, once they end."""
     ledger_known: bool
-    """Whether the provider's ledger could be looked at."""
+    """Whether the provider's ledger was there: the backup's copy knows no later answer."""
 
 
 async def restore(
@@ -123,8 +125,10 @@ async def restore(
                 await _put(backup / store.file, store, target.dead_letters_url)
             sandbox = ledger_file(target.sandbox_url)
             if ledger and (books := manifest.provider) is not None and not sandbox.exists():
+                _note(target.folder, mark, _LEDGER_COPIED)
                 await _put(backup / books.file, books, target.sandbox_url)
-            restored = await _look_outside(target, manifest, known, places)
+            ledger_known = sandbox.is_file() and _LEDGER_COPIED not in _noted(target.folder)
+            asked, mails_unsure = await _look_outside(target, manifest, known, places)
         end_restore(target.folder)
         sync(target.folder)
     except OSError as error:
@@ -132,7 +136,7 @@ async def restore(
             f"cannot write in {target.folder}: {error.strerror or error}; run this again once that "
             f"is mended"
         ) from error
-    return restored
+    return Restored(manifest, asked, mails_unsure, ledger_known)
 
 
 # --- what is refused ---------------------------------------------------------------------------
@@ -225,7 +229,7 @@ def _check_folder(target: Target, mark: str, manifest: Manifest) -> None:
         _check_unused(file)
     cluster = folder / CLUSTER_FOLDER
     if begun.exists():
-        if begun.read_text(encoding="utf-8").strip() != mark:
+        if _noted(folder)[:1] != [mark]:
             raise BackupError(
                 f"the restore of another backup into {folder} has not come to its end: run that "
                 f"again, or remove that folder's databases and {begun}"
@@ -269,10 +273,20 @@ def _check_unused(file: Path) -> None:
 
 def _begin(folder: Path, mark: str) -> None:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not (folder / RESTORING).exists():
+        _note(folder, mark)
+
+
+def _note(folder: Path, *lines: str) -> None:
+    """Keep what a restore that is run again has to know of this one: first which backup it is."""
     note = folder / RESTORING
-    note.write_text(mark + "\n", encoding="utf-8")
+    write_whole(note, "".join(f"{line}\n" for line in lines))
     sync(note)
     sync(folder)
+
+
+def _noted(folder: Path) -> list[str]:
+    return (folder / RESTORING).read_text(encoding="utf-8").splitlines()
 
 
 # --- what is put there ---------------------------------------------------------------------------
@@ -335,11 +349,12 @@ def _copy(file: Path, to: Path) -> None:
 
 async def _look_outside(
     target: Target, manifest: Manifest, known: Mapping[str, Part], places: Mapping[str, str]
-) -> Restored:
+) -> tuple[Asked, int]:
+    """Put into the databases what the outside may have done: what the provider was asked, and how
+    many orders' mails are for a person to decide on."""
     asked = Asked()
     orders: set[str] = set()
-    ledger_known = ledger_file(target.sandbox_url).is_file()
-    if ledger_known and PAYMENT.name in places:
+    if ledger_file(target.sandbox_url).is_file() and PAYMENT.name in places:
         outside = await asyncio.to_thread(outside_of, PAYMENT.name, target.sandbox_url)
         orders |= outside.keys
         asked = await _write(
@@ -358,7 +373,7 @@ async def _look_outside(
             tables_of(NOTIFICATION.name),
             lambda connection: put_unsure(connection, orders, manifest.taken_at),
         )
-    return Restored(manifest, asked, unsure, ledger_known)
+    return asked, unsure
 
 
 async def _write(url: str, tables: Tables, work: Callable[[Connection], T]) -> T:

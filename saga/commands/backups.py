@@ -184,8 +184,8 @@ def _tell_restored(restored: Restored) -> None:
         )
     if not restored.ledger_known:
         remark(
-            "the payment provider's ledger is not here: what it was asked since the backup is "
-            "found out when it is asked again"
+            "the payment provider's ledger is not here, or only the backup's copy: what it was "
+            "asked since the backup is found out when it is asked again"
         )
     for line in asked.contradictions[:LISTED_MAX]:
         remark(line)

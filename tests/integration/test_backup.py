@@ -490,8 +490,10 @@ def test_the_ledger_is_put_back_where_it_is_asked_for_and_there_is_none(
     folder: Path, backup: Path
 ) -> None:
     target = backup.parent / "again"
-    assert asyncio.run(restore(backup, Target(target), ledger=True)).ledger_known
+    done = saga("restore", str(backup), "--into", str(target), "--with-ledger")
+    assert done.returncode == 0, done.stderr
     assert (target / "provider.db").is_file()
+    assert "or only the backup's copy: what it was asked since the backup is found" in done.stderr
 
     other = backup.parent / "other"
     other.mkdir()
@@ -585,6 +587,31 @@ def test_a_restore_that_was_killed_is_run_again_and_meanwhile_nothing_starts_the
 
     asyncio.run(restore(backup, Target(target)))
     assert all_rows(target) == before
+
+
+def test_a_ledger_that_the_backup_has_put_there_tells_nothing_of_what_came_after_it(
+    backup: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "again"
+
+    def kill(_: Path) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(restoring, "end_restore", kill)
+        with pytest.raises(Killed):
+            asyncio.run(restore(backup, Target(target), ledger=True))
+    assert (target / "provider.db").is_file()
+
+    assert not asyncio.run(restore(backup, Target(target), ledger=True)).ledger_known
+
+
+def test_a_ledger_that_was_there_is_known(folder: Path, backup: Path, tmp_path: Path) -> None:
+    target = tmp_path / "again"
+    target.mkdir()
+    shutil.copy(folder / "provider.db", target)
+
+    assert asyncio.run(restore(backup, Target(target), ledger=True)).ledger_known
 
 
 def test_databases_on_a_server_are_named_and_have_to_be_empty(
