@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
+import aiormq
 import httpx
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -31,6 +32,9 @@ from common.kernel.database import (
     sqlite_file,
 )
 from common.kernel.tables import Tables
+from common.messaging.connection import BrokerError, connect
+from common.messaging.stream import StreamError, last_offset
+from common.messaging.topology import HISTORY_STREAM
 from common.urls import printable, sqlite_url
 from notification_service.domain import PARTICIPANT as NOTIFICATION
 from payment_service.domain import PARTICIPANT as PAYMENT
@@ -76,6 +80,8 @@ class Target:
     """By default a file in the folder."""
     sandbox_url: str = ""
     """The ledger of the payment provider's sandbox; by default a file in the folder."""
+    broker_url: str = ""
+    """The broker that services will use, where it is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +122,8 @@ async def restore(
         for name, url in target.database_urls.items():
             if manifest.databases[name].kind == "postgresql":
                 await asyncio.to_thread(_check_empty, name, url)
+        if target.broker_url:
+            await _check_broker(target, manifest, report)
         _begin(target.folder, mark)
         async with _places(target, manifest) as places:
             for name, copied in manifest.databases.items():
@@ -181,6 +189,7 @@ async def _resolved(target: Target) -> Target:
         database_urls={**deployment.database_urls, **target.database_urls},
         dead_letters_url=deployment.dead_letters_url or found.dead_letters_url,
         sandbox_url=target.sandbox_url or deployment.sandbox_url,
+        broker_url=target.broker_url or deployment.amqp_url,
     )
 
 
@@ -255,6 +264,33 @@ def _check_folder(target: Target, mark: str, manifest: Manifest) -> None:
             f"{node} has the messages of a broker that is ahead of the backup: restore into "
             f"another folder, or put it aside"
         )
+
+
+async def _check_broker(target: Target, manifest: Manifest, report: Report) -> None:
+    """Refuse a broker whose stream goes on after the backup: restored services would publish other
+    events under numbers that are taken there. One that cannot be asked is reported."""
+    try:
+        end = await _end_of_stream(target.broker_url)
+    except (BrokerError, StreamError, aiormq.exceptions.AMQPError, ConnectionError) as error:
+        report(
+            f"it is not known whether the broker is ahead of the backup ({error}); it must have "
+            f"nothing that was published after {manifest.taken_at.isoformat(timespec='seconds')}"
+        )
+        return
+    read_up_to = manifest.place.offset if manifest.place is not None else -1
+    if end is not None and end > read_up_to:
+        raise BackupError(
+            f"the broker at {printable(target.broker_url)} is ahead of the backup: its stream "
+            f"{HISTORY_STREAM} goes on to offset {end}, and the backup ends at {read_up_to}; let "
+            f"the history read the rest and make the other databases again by `saga history "
+            f"rebuild`, or name an empty broker in {target.folder / FILE_NAME}"
+        )
+
+
+async def _end_of_stream(url: str) -> int | None:
+    connection = await connect(url, name="saga restore")
+    async with connection:
+        return await last_offset(connection)
 
 
 def _check_unused(file: Path) -> None:

@@ -131,10 +131,10 @@ def restore(
 ) -> None:
     """Put all databases of a backup where there are none, before a system starts there.
 
-    Refuses what has data, a system that runs, a backup that is damaged or of a newer version. What
-    the payment provider was asked since the backup is settled under its old keys. A mail that may
-    have been sent since, about an order that the backup or the provider's ledger knows, is sent by
-    a person only. Killed on the way, run it again.
+    Refuses what has data, a system that runs, a broker that is ahead, a backup that is damaged or
+    of a newer version. What the payment provider was asked since the backup is settled under its
+    old keys. A mail that may have been sent since, about an order that the backup or the provider's
+    ledger knows, is sent by a person only. Killed on the way, run it again.
 
     Examples:
 
@@ -201,5 +201,6 @@ def _tell_restored(restored: Restored) -> None:
     )
     remark(
         "`saga up` puts what is owed back into the queues, and where others start the services, "
-        "`saga recover broker`; `saga reconcile` tells what is left"
+        "`saga recover broker`, on a broker that has nothing from after the backup; "
+        "`saga reconcile` tells what is left"
     )
