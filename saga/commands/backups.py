@@ -9,6 +9,7 @@ import typer
 
 from saga.commands.output import (
     DATA_DIR,
+    LISTED_MAX,
     AsJson,
     DataDir,
     print_json,
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from saga.backup.manifest import Manifest
     from saga.backup.restore import Restored
 
-LISTED_MAX = 20
 _MEGABYTE = 1_000_000
 
 
