@@ -19,6 +19,8 @@ from typing import Final, Protocol
 
 log = logging.getLogger(__name__)
 
+FREE_MIN_BYTES: Final = 100_000_000
+"""Free bytes below which nothing new is begun, unless `DISK_FREE_MIN_BYTES` says otherwise."""
 INODES_MIN: Final = 1_000
 """Free inodes below which nothing new is begun: each mail takes one, and so does each segment of
 the broker's. Not asked for where a file system has no table of them."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import resource
 import stat
@@ -13,6 +14,10 @@ _ANYBODY: Final = 0o666
 """The rights of a new file, before the umask takes some away."""
 _OTHERS: Final = 0o077
 """The rights of everybody but the owner, as a umask takes them away."""
+
+_NO_NEW_FILE: Final = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY)
+"""The errors of a folder that takes no new file, or lets none take the place of one that is there:
+another user's where only owners may remove files, or one that is mounted by itself."""
 
 _as_found: int | None = None
 """The umask that the process was started with, once it has another."""
@@ -36,32 +41,50 @@ def write_whole(file: Path, text: str, mode: int | None = None) -> None:
     the disk takes no more. Rights are `mode`, or those of the file that was there. Raises
     `OSError`, which names the file.
 
-    A device or a pipe is simply written to.
+    A device or a pipe is simply written to, and so is a file in a folder that takes no new one.
     """
-    file = Path(os.path.realpath(file))  # What a link leads to is written, and the link stays.
     try:
+        # As it is given: the link to a pipe leads to it, and reads as a path that does not exist.
         found = file.stat()
     except OSError:
         found = None
-    part = file.with_name(f".{file.name}.{os.getpid()}.part")
     try:
         if found is not None and not stat.S_ISREG(found.st_mode):
             file.write_text(text, encoding="utf-8")
             return
-        if mode is None and found is not None:
-            mode = stat.S_IMODE(found.st_mode)
-        options = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-        descriptor = os.open(part, options, _ANYBODY if mode is None else mode)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-            if mode is not None:
-                os.fchmod(descriptor, mode)  # The umask may have taken some away.
-            stream.write(text)
-        part.replace(file)
+        # What a link leads to is written, and the link stays.
+        target = Path(os.path.realpath(file))
+        try:
+            _replace(target, text, mode, found)
+        except OSError as error:
+            if found is None or error.errno not in _NO_NEW_FILE:
+                raise
+            _write(target, text, mode, os.O_TRUNC)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(file)) from error
+
+
+def _replace(file: Path, text: str, mode: int | None, found: os.stat_result | None) -> None:
+    """Write a file beside it, which then takes its place."""
+    if mode is None and found is not None:
+        mode = stat.S_IMODE(found.st_mode)
+    part = file.with_name(f".{file.name}.{os.getpid()}.part")
+    try:
+        _write(part, text, mode, os.O_CREAT | os.O_TRUNC)
+        part.replace(file)
     finally:
         with contextlib.suppress(OSError):
             part.unlink()
+
+
+def _write(file: Path, text: str, mode: int | None, options: int) -> None:
+    descriptor = os.open(
+        file, os.O_WRONLY | os.O_CLOEXEC | options, _ANYBODY if mode is None else mode
+    )
+    with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+        if mode is not None:
+            os.fchmod(descriptor, mode)  # The umask may have taken some away.
+        stream.write(text)
 
 
 def write_public(file: Path, text: str) -> None:

@@ -12,6 +12,7 @@ import yarl
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from common.disk import FREE_MIN_BYTES
 from common.telemetry import LogFormat
 from common.text import is_utf_8
 from common.urls import printable, sqlite_url, text_of, unambiguous, without_passwords
@@ -148,7 +149,7 @@ class Settings(TlsSettings, HttpSettings):
     nothing."""
     outbox_keep_bytes: Annotated[int, Field(ge=1_000_000)] = 500_000_000
     """How much of it at most: beyond that, the oldest goes earlier."""
-    disk_free_min_bytes: Annotated[int, Field(ge=0)] = 100_000_000
+    disk_free_min_bytes: Annotated[int, Field(ge=0)] = FREE_MIN_BYTES
     """Free bytes of the disks it writes to, below which nothing new is begun; see `common.disk`. 0
     for no limit."""
     disk_folders: str | None = None

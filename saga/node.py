@@ -24,7 +24,7 @@ from typing import Final, Self
 
 import yarl
 
-from common.disk import lack_of_room
+from common.disk import FREE_MIN_BYTES, lack_of_room, servers_min_bytes
 from common.files import write_whole
 from common.streams import FULL
 from saga.guard import Guard
@@ -35,7 +35,7 @@ STOP_SECONDS: Final = 20.0
 PORT_ATTEMPTS: Final = 3
 """First starts that may fail because somebody else took a port just after it was found free."""
 
-DISK_FREE_MIN_BYTES: Final = 25_000_000
+DISK_FREE_MIN_BYTES: Final = servers_min_bytes(FREE_MIN_BYTES)
 """Free bytes below which a node takes no messages, unless its settings say otherwise."""
 SPEECHLESS_BYTES: Final = 1_000_000
 """Free bytes below which a server's end needs no other reason, and its log may not tell one."""

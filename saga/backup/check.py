@@ -56,8 +56,8 @@ def _check_sqlite(file: Path) -> None:
     address = f"file:{quote(str(file.absolute()))}?mode=ro&immutable=1"
     try:
         with contextlib.closing(sqlite3.connect(address, uri=True)) as connection:
-            (said,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
+            (verdict,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
     except sqlite3.Error as error:
-        said = str(error)
-    if said != _FINE:
-        raise BackupError(f"the backup is damaged: {file} is no whole database: {said}")
+        verdict = str(error)
+    if verdict != _FINE:
+        raise BackupError(f"the backup is damaged: {file} is no whole database: {verdict}")

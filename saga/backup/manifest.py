@@ -28,11 +28,11 @@ Progress = Callable[[int], None]
 SUFFIXES: Final[dict[Kind, str]] = {"sqlite": ".db", "postgresql": ".pgdump"}
 
 
-class _Said(BaseModel):
+class _Document(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
-class Copied(_Said):
+class Copied(_Document):
     """One database's copy, in a file of the backup's folder."""
 
     kind: Kind
@@ -45,7 +45,7 @@ class Copied(_Said):
     """How many events its service had published, or keeps."""
 
 
-class StreamPlace(_Said):
+class StreamPlace(_Document):
     """How far the history had read its stream."""
 
     stream_number: int
@@ -53,7 +53,7 @@ class StreamPlace(_Said):
     key: str
 
 
-class Manifest(_Said):
+class Manifest(_Document):
     """A backup. All databases are as of `taken_at`."""
 
     backup: str = KIND

@@ -62,8 +62,8 @@ def put_asked(
             changed: list[tuple[State, int]] = []
             for key in keys:
                 state = fold.find((kind, key))
-                if said := outside.contradiction(state):
-                    contradictions.append(f"{key}: {said}")
+                if contradiction := outside.contradiction(state):
+                    contradictions.append(f"{key}: {contradiction}")
                 for question in (outside.asked, outside.taken_back):
                     if (intent := question(fold.find((kind, key)))) is not None:
                         fold.ask(intent, now)

@@ -48,14 +48,14 @@ async def _run(name: str, url: str, *arguments: str, database: bool) -> None:
         stderr=asyncio.subprocess.PIPE,
     )
     try:
-        _, said = await process.communicate()
+        _, output = await process.communicate()
     except BaseException:
         if process.returncode is None:
             process.kill()
             await process.wait()
         raise
     if process.returncode:
-        gist = " ".join(harmless(said.decode(errors="replace")).split())[:_GIST_CHARACTERS]
+        gist = " ".join(harmless(output.decode(errors="replace")).split())[:_GIST_CHARACTERS]
         raise BackupError(f"{name} failed: {gist or f'exit status {process.returncode}'}")
 
 

@@ -19,10 +19,12 @@ from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
+import aiormq
 import httpx
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from common.files import write_whole
 from common.kernel.database import (
     is_postgresql,
     open_database,
@@ -30,6 +32,9 @@ from common.kernel.database import (
     sqlite_file,
 )
 from common.kernel.tables import Tables
+from common.messaging.connection import BrokerError, connect
+from common.messaging.stream import StreamError, last_offset
+from common.messaging.topology import HISTORY_STREAM
 from common.urls import printable, sqlite_url
 from notification_service.domain import PARTICIPANT as NOTIFICATION
 from payment_service.domain import PARTICIPANT as PAYMENT
@@ -53,6 +58,7 @@ ALIVE_SECONDS: Final = 2.0
 PATIENCE_SECONDS: Final = 30.0
 """How long a server may take to let us in."""
 MAIL_FOLDER: Final = "mail"
+_LEDGER_COPIED: Final = "the ledger is the backup's copy"
 _BESIDE: Final = ("", "-wal", "-shm", "-journal")
 """What a SQLite file may have beside it, which would be taken for that of a new one."""
 
@@ -74,6 +80,8 @@ class Target:
     """By default a file in the folder."""
     sandbox_url: str = ""
     """The ledger of the payment provider's sandbox; by default a file in the folder."""
+    broker_url: str = ""
+    """The broker that services will use, where it is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +93,7 @@ class Restored:
     mails_unsure: int
     """Orders whose mail is for a person to decide on, once they end."""
     ledger_known: bool
-    """Whether the provider's ledger could be looked at."""
+    """Whether the provider's ledger was there: the backup's copy knows no later answer."""
 
 
 async def restore(
@@ -114,6 +122,8 @@ async def restore(
         for name, url in target.database_urls.items():
             if manifest.databases[name].kind == "postgresql":
                 await asyncio.to_thread(_check_empty, name, url)
+        if target.broker_url:
+            await _check_broker(target, manifest, report)
         _begin(target.folder, mark)
         async with _places(target, manifest) as places:
             for name, copied in manifest.databases.items():
@@ -123,8 +133,10 @@ async def restore(
                 await _put(backup / store.file, store, target.dead_letters_url)
             sandbox = ledger_file(target.sandbox_url)
             if ledger and (books := manifest.provider) is not None and not sandbox.exists():
+                _note(target.folder, mark, _LEDGER_COPIED)
                 await _put(backup / books.file, books, target.sandbox_url)
-            restored = await _look_outside(target, manifest, known, places)
+            ledger_known = sandbox.is_file() and _LEDGER_COPIED not in _noted(target.folder)
+            asked, mails_unsure = await _look_outside(target, manifest, known, places)
         end_restore(target.folder)
         sync(target.folder)
     except OSError as error:
@@ -132,7 +144,7 @@ async def restore(
             f"cannot write in {target.folder}: {error.strerror or error}; run this again once that "
             f"is mended"
         ) from error
-    return restored
+    return Restored(manifest, asked, mails_unsure, ledger_known)
 
 
 # --- what is refused ---------------------------------------------------------------------------
@@ -177,6 +189,7 @@ async def _resolved(target: Target) -> Target:
         database_urls={**deployment.database_urls, **target.database_urls},
         dead_letters_url=deployment.dead_letters_url or found.dead_letters_url,
         sandbox_url=target.sandbox_url or deployment.sandbox_url,
+        broker_url=target.broker_url or deployment.amqp_url,
     )
 
 
@@ -225,7 +238,7 @@ def _check_folder(target: Target, mark: str, manifest: Manifest) -> None:
         _check_unused(file)
     cluster = folder / CLUSTER_FOLDER
     if begun.exists():
-        if begun.read_text(encoding="utf-8").strip() != mark:
+        if _noted(folder)[:1] != [mark]:
             raise BackupError(
                 f"the restore of another backup into {folder} has not come to its end: run that "
                 f"again, or remove that folder's databases and {begun}"
@@ -253,6 +266,33 @@ def _check_folder(target: Target, mark: str, manifest: Manifest) -> None:
         )
 
 
+async def _check_broker(target: Target, manifest: Manifest, report: Report) -> None:
+    """Refuse a broker whose stream goes on after the backup: restored services would publish other
+    events under numbers that are taken there. One that cannot be asked is reported."""
+    try:
+        end = await _end_of_stream(target.broker_url)
+    except (BrokerError, StreamError, aiormq.exceptions.AMQPError, ConnectionError) as error:
+        report(
+            f"it is not known whether the broker is ahead of the backup ({error}); it must have "
+            f"nothing that was published after {manifest.taken_at.isoformat(timespec='seconds')}"
+        )
+        return
+    read_up_to = manifest.place.offset if manifest.place is not None else -1
+    if end is not None and end > read_up_to:
+        raise BackupError(
+            f"the broker at {printable(target.broker_url)} is ahead of the backup: its stream "
+            f"{HISTORY_STREAM} goes on to offset {end}, and the backup ends at {read_up_to}; let "
+            f"the history read the rest and make the other databases again by `saga history "
+            f"rebuild`, or name an empty broker in {target.folder / FILE_NAME}"
+        )
+
+
+async def _end_of_stream(url: str) -> int | None:
+    connection = await connect(url, name="saga restore")
+    async with connection:
+        return await last_offset(connection)
+
+
 def _check_unused(file: Path) -> None:
     """Refuse what a service has open, whether or not the file is still there."""
     try:
@@ -269,10 +309,20 @@ def _check_unused(file: Path) -> None:
 
 def _begin(folder: Path, mark: str) -> None:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not (folder / RESTORING).exists():
+        _note(folder, mark)
+
+
+def _note(folder: Path, *lines: str) -> None:
+    """Keep what a restore that is run again has to know of this one: first which backup it is."""
     note = folder / RESTORING
-    note.write_text(mark + "\n", encoding="utf-8")
+    write_whole(note, "".join(f"{line}\n" for line in lines))
     sync(note)
     sync(folder)
+
+
+def _noted(folder: Path) -> list[str]:
+    return (folder / RESTORING).read_text(encoding="utf-8").splitlines()
 
 
 # --- what is put there ---------------------------------------------------------------------------
@@ -335,11 +385,12 @@ def _copy(file: Path, to: Path) -> None:
 
 async def _look_outside(
     target: Target, manifest: Manifest, known: Mapping[str, Part], places: Mapping[str, str]
-) -> Restored:
+) -> tuple[Asked, int]:
+    """Put into the databases what the outside may have done: what the provider was asked, and how
+    many orders' mails are for a person to decide on."""
     asked = Asked()
     orders: set[str] = set()
-    ledger_known = ledger_file(target.sandbox_url).is_file()
-    if ledger_known and PAYMENT.name in places:
+    if ledger_file(target.sandbox_url).is_file() and PAYMENT.name in places:
         outside = await asyncio.to_thread(outside_of, PAYMENT.name, target.sandbox_url)
         orders |= outside.keys
         asked = await _write(
@@ -358,7 +409,7 @@ async def _look_outside(
             tables_of(NOTIFICATION.name),
             lambda connection: put_unsure(connection, orders, manifest.taken_at),
         )
-    return Restored(manifest, asked, unsure, ledger_known)
+    return asked, unsure
 
 
 async def _write(url: str, tables: Tables, work: Callable[[Connection], T]) -> T:

@@ -9,6 +9,7 @@ import typer
 
 from saga.commands.output import (
     DATA_DIR,
+    LISTED_MAX,
     AsJson,
     DataDir,
     print_json,
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from saga.backup.manifest import Manifest
     from saga.backup.restore import Restored
 
-LISTED_MAX = 20
 _MEGABYTE = 1_000_000
 
 
@@ -131,9 +131,10 @@ def restore(
 ) -> None:
     """Put all databases of a backup where there are none, before a system starts there.
 
-    Refuses what has data, a system that runs, a backup that is damaged or of a newer version. What
-    the payment provider was asked since the backup is settled under its old keys; a mail that may
-    have been sent since is sent by a person only. Killed on the way, run it again.
+    Refuses what has data, a system that runs, a broker that is ahead, a backup that is damaged or
+    of a newer version. What the payment provider was asked since the backup is settled under its
+    old keys. A mail that may have been sent since, about an order that the backup or the provider's
+    ledger knows, is sent by a person only. Killed on the way, run it again.
 
     Examples:
 
@@ -183,8 +184,8 @@ def _tell_restored(restored: Restored) -> None:
         )
     if not restored.ledger_known:
         remark(
-            "the payment provider's ledger is not here: what it was asked since the backup is "
-            "found out when it is asked again"
+            "the payment provider's ledger is not here, or only the backup's copy: what it was "
+            "asked since the backup is found out when it is asked again"
         )
     for line in asked.contradictions[:LISTED_MAX]:
         remark(line)
@@ -200,5 +201,6 @@ def _tell_restored(restored: Restored) -> None:
     )
     remark(
         "`saga up` puts what is owed back into the queues, and where others start the services, "
-        "`saga recover broker`; `saga reconcile` tells what is left"
+        "`saga recover broker`, on a broker that has nothing from after the backup; "
+        "`saga reconcile` tells what is left"
     )

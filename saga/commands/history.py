@@ -14,6 +14,7 @@ import typer
 
 from saga.commands.output import (
     DATA_DIR,
+    LISTED_MAX,
     PROBLEM_FOUND,
     AsJson,
     DataDir,
@@ -563,7 +564,6 @@ def _rebuilt_as_json(rebuilt: Rebuilt, sent: int, *, ok: bool) -> dict[str, Any]
 
 def _print_rebuilt(rebuilt: Rebuilt, sent: int) -> None:
     from saga.commands.console import out
-    from saga.history.rebuild import LISTED_MAX
 
     rows = ", ".join(f"{count} {table}" for table, count in rebuilt.states.items()) or "no rows"
     out().print(

@@ -21,6 +21,8 @@ T = TypeVar("T")
 
 PROBLEM_FOUND: Final = 1
 LINE_MAX_CHARACTERS: Final = 1_000
+LISTED_MAX: Final = 20
+"""Of what a command may find many of, so many are shown one by one."""
 _SIGNALLED: Final = 128
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]

@@ -9,6 +9,7 @@ import typer
 
 from saga.commands.output import (
     DATA_DIR,
+    LISTED_MAX,
     PROBLEM_FOUND,
     AsJson,
     DataDir,
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
     Show = Callable[[Path, Deployment, Mapping[str, str]], None]
 
 GRACE_MAX_SECONDS = 86_400.0
-LISTED_MAX = 20
-"""Orders that are named in one line."""
 
 
 def up(

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from saga.commands.output import print_json
+from saga.commands.output import LISTED_MAX, print_json
 
 if TYPE_CHECKING:
     from saga.simulation import Run
@@ -18,8 +18,6 @@ TRACE_MAX: Final = 40
 """The last lines that are shown of a broken run, one of many; of a run by itself all are."""
 SHOWN_MAX: Final = 3
 """Runs that are shown with their traces."""
-LISTED_MAX: Final = 20
-"""Broken runs whose seeds are listed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,8 +45,6 @@ from saga.history.sources import Sources, participant_named, tables_of
 from saga.history.story import Hole, holes_of
 from saga.history.whereabouts import look
 
-LISTED_MAX: Final = 20
-"""Holes and unanswered events that are listed one by one."""
 AT_ONCE: Final = 500
 CATCH_UP_SECONDS: Final = 10.0
 """How long a history that is behind may take to come to the stream's end."""

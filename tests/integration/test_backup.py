@@ -17,12 +17,15 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from uuid import uuid4
 
+import aio_pika
 import asyncpg
 import pytest
 import sqlalchemy as sa
 
 from common.kernel.database import open_database, read_database
 from common.kernel.tables import utc_now
+from common.messaging.connection import connect
+from common.messaging.topology import HISTORY_STREAM
 from common.urls import sqlite_url
 from inventory_service.domain import AddStock
 from notification_service.domain import NotificationStatus
@@ -39,7 +42,7 @@ from saga.backup.manifest import MANIFEST, Manifest
 from saga.backup.parts import parts
 from saga.backup.restore import Target, restore
 from saga.backup.take import Whole, take
-from saga.deployment import dead_letters_url_in
+from saga.deployment import Deployment, dead_letters_url_in
 from saga.dlq.store import Store
 from saga.history import HistoryError
 from saga.notes import RESTORING
@@ -490,8 +493,10 @@ def test_the_ledger_is_put_back_where_it_is_asked_for_and_there_is_none(
     folder: Path, backup: Path
 ) -> None:
     target = backup.parent / "again"
-    assert asyncio.run(restore(backup, Target(target), ledger=True)).ledger_known
+    done = saga("restore", str(backup), "--into", str(target), "--with-ledger")
+    assert done.returncode == 0, done.stderr
     assert (target / "provider.db").is_file()
+    assert "or only the backup's copy: what it was asked since the backup is found" in done.stderr
 
     other = backup.parent / "other"
     other.mkdir()
@@ -518,6 +523,75 @@ def test_a_folder_with_a_broker_that_is_ahead_is_refused(backup: Path) -> None:
     (target / "rabbitmq").mkdir(parents=True)
     with pytest.raises(BackupError, match="a broker that is ahead of the backup"):
         asyncio.run(restore(backup, Target(target)))
+
+
+async def with_stream(url: str, messages: int) -> None:
+    connection = await connect(url, name="test")
+    async with connection:
+        channel = await connection.channel()
+        await channel.declare_queue(
+            HISTORY_STREAM, durable=True, arguments={"x-queue-type": "stream"}
+        )
+        for _ in range(messages):
+            await channel.default_exchange.publish(aio_pika.Message(b"{}"), HISTORY_STREAM)
+
+
+def on_broker(target: Path, url: str) -> Target:
+    """A folder whose `saga.json` names the broker that services will use."""
+    target.mkdir()
+    names = (*TABLES, "history")
+    Deployment(
+        amqp_url=url,
+        http_urls={},
+        database_urls={name: sqlite_url(target / f"{name}.db") for name in names},
+        sandbox_url=sqlite_url(target / "provider.db"),
+    ).save(target)
+    return Target(target)
+
+
+def read_up_to(backup: Path, offset: int) -> None:
+    found = json.loads((backup / MANIFEST).read_text())
+    found["place"] = {"stream_number": 1, "offset": offset, "key": "key"}
+    (backup / MANIFEST).write_text(json.dumps(found))
+
+
+def test_a_broker_of_one_s_own_that_is_ahead_is_refused(
+    backup: Path, tmp_path: Path, amqp_url: str
+) -> None:
+    asyncio.run(with_stream(amqp_url, messages=3))
+    target = on_broker(tmp_path / "again", amqp_url)
+    read_up_to(backup, offset=1)
+
+    with pytest.raises(BackupError, match=r"goes on to offset 2, and the backup ends at 1; let"):
+        asyncio.run(restore(backup, target))
+    assert kept(target.folder) == {"saga.json"}
+
+    read_up_to(backup, offset=2)
+    asyncio.run(restore(backup, target))
+    assert (target.folder / "order.db").is_file()
+
+
+def test_an_empty_broker_of_one_s_own_may_be_restored_for(
+    backup: Path, tmp_path: Path, amqp_url: str
+) -> None:
+    asyncio.run(with_stream(amqp_url, messages=0))
+    reported: list[str] = []
+
+    asyncio.run(restore(backup, on_broker(tmp_path / "again", amqp_url), report=reported.append))
+
+    assert all(line.startswith("restoring ") for line in reported)
+
+
+def test_a_broker_of_one_s_own_that_cannot_be_asked_is_named(
+    backup: Path, tmp_path: Path, closed_port: int
+) -> None:
+    url = f"amqp://guest:guest@127.0.0.1:{closed_port}/"
+    reported: list[str] = []
+
+    asyncio.run(restore(backup, on_broker(tmp_path / "again", url), report=reported.append))
+
+    assert reported[0].startswith("it is not known whether the broker is ahead of the backup (cann")
+    assert "it must have nothing that was published after 20" in reported[0]
 
 
 def test_what_a_service_has_open_is_refused_even_if_its_file_is_gone(backup: Path) -> None:
@@ -585,6 +659,31 @@ def test_a_restore_that_was_killed_is_run_again_and_meanwhile_nothing_starts_the
 
     asyncio.run(restore(backup, Target(target)))
     assert all_rows(target) == before
+
+
+def test_a_ledger_that_the_backup_has_put_there_tells_nothing_of_what_came_after_it(
+    backup: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "again"
+
+    def kill(_: Path) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(restoring, "end_restore", kill)
+        with pytest.raises(Killed):
+            asyncio.run(restore(backup, Target(target), ledger=True))
+    assert (target / "provider.db").is_file()
+
+    assert not asyncio.run(restore(backup, Target(target), ledger=True)).ledger_known
+
+
+def test_a_ledger_that_was_there_is_known(folder: Path, backup: Path, tmp_path: Path) -> None:
+    target = tmp_path / "again"
+    target.mkdir()
+    shutil.copy(folder / "provider.db", target)
+
+    assert asyncio.run(restore(backup, Target(target), ledger=True)).ledger_known
 
 
 def test_databases_on_a_server_are_named_and_have_to_be_empty(

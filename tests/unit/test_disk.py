@@ -11,6 +11,8 @@ import pytest
 
 from common import disk
 from common.disk import INODES_MIN, Disks, Halt, explained, lack_of_room, servers_min_bytes
+from common.settings import Settings
+from saga import node
 
 LIMIT = 100_000_000
 FOLDER = Path("/data")
@@ -156,6 +158,8 @@ def test_a_folder_that_does_not_exist_yet_has_the_room_of_the_one_it_will_be_in(
 
 
 def test_a_private_broker_s_limit_is_the_last_one() -> None:
+    default = Settings.model_fields["disk_free_min_bytes"].default
+    assert servers_min_bytes(default) == node.DISK_FREE_MIN_BYTES
     assert servers_min_bytes(LIMIT) < LIMIT // disk.WAITING_SHARE
     assert servers_min_bytes(0) == 0
 

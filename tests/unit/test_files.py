@@ -7,7 +7,7 @@ import errno
 import os
 import resource
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -108,6 +108,63 @@ def test_a_device_is_written_to_and_stays_one() -> None:
 
     assert Path("/dev/null").is_char_device()
     assert Path("/dev/full").is_char_device()
+
+
+@pytest.mark.parametrize("named", ["/dev/fd/{}", "/proc/self/fd/{}"])
+def test_a_pipe_is_written_to_by_the_link_that_names_it(named: str) -> None:
+    """A shell names `>(...)` like that, and `/dev/stdout` is such a link."""
+    reading, writing = os.pipe()
+    with os.fdopen(reading, encoding="utf-8") as reader:
+        with os.fdopen(writing):
+            write_whole(Path(named.format(writing)), "drawn")
+            write_public(Path(named.format(writing)), " twice")
+
+        assert reader.read() == "drawn twice"
+
+
+def no_new_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a folder that is another user's; root may write there all the same."""
+    open_any = os.open
+
+    def open_old(path: Path, flags: int, mode: int = 0o777) -> int:
+        if flags & os.O_CREAT:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return open_any(path, flags, mode)
+
+    monkeypatch.setattr(os, "open", open_old)
+
+
+def no_other_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the file is mounted by itself, in a container for instance."""
+
+    def busy(*_: object) -> None:
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+
+    monkeypatch.setattr(Path, "replace", busy)
+
+
+@pytest.mark.parametrize("refuse", [no_new_file, no_other_file])
+def test_a_file_is_written_into_where_its_folder_takes_no_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refuse: Callable[[pytest.MonkeyPatch], None]
+) -> None:
+    file = tmp_path / "file"
+    write_whole(file, "before, and longer", 0o640)
+    refuse(monkeypatch)
+
+    write_whole(file, "after")
+
+    assert file.read_text("utf-8") == "after"
+    assert mode(file) == 0o640
+    assert [*tmp_path.iterdir()] == [file]
+
+
+def test_a_new_file_in_a_folder_that_takes_none_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no_new_file(monkeypatch)
+
+    with pytest.raises(PermissionError, match=rf"Permission denied: '{tmp_path / 'file'}'"):
+        write_whole(tmp_path / "file", "text")
 
 
 # --- their encoding -----------------------------------------------------------------------------
