@@ -32,8 +32,8 @@ from saga.dlq.letters import HERE, SETTLED, Letter, message_key_of
 from saga.dlq.letters import posting_of as posting_again
 from saga.history.letters import letters_in, sent_in
 from saga.history.whereabouts import look
-from saga.recovery.books import Databases
-from saga.recovery.owed import Books, Progress, Survey, Surveyor, properties_of
+from saga.recovery.evidence import DatabaseEvidence
+from saga.recovery.owed import Evidence, Progress, Survey, Surveyor, properties_of
 
 BATCH_MAX: Final = 500
 """Messages published together."""
@@ -116,8 +116,8 @@ async def recover(
     """
     now = utc_now()
     remembered = now - timedelta(days=deployment.inbox_days)
-    books = await asyncio.to_thread(Databases, deployment, graph)
-    surveyor = Surveyor(books, graph, max(since or remembered, remembered), now, looked_at)
+    evidence = await asyncio.to_thread(DatabaseEvidence, deployment, graph)
+    surveyor = Surveyor(evidence, graph, max(since or remembered, remembered), now, looked_at)
     survey = await asyncio.to_thread(surveyor.run)
     letters = await asyncio.to_thread(letters_in, deployment.dead_letters_url)
     missing = await missing_queues(deployment.amqp_url, graph) if dry_run else []
@@ -136,7 +136,7 @@ async def recover(
             recovered.put_back.update((one.participant, one.type) for one in batch)
             put_back(len(batch))
         known = resting | {(one.participant, one.key.id) for one in owed}
-        replayed = await asyncio.to_thread(_replayed, deployment, books, known)
+        replayed = await asyncio.to_thread(_replayed, deployment, evidence, known)
         for start in range(0, len(replayed), BATCH_MAX):
             some = replayed[start : start + BATCH_MAX]
             if not dry_run:
@@ -147,7 +147,7 @@ async def recover(
         if HISTORY_STREAM not in missing:
             stream = await _read_stream(deployment)
         recovered.in_stream = len(stream.bodies)
-        lacking = _lacking(books, survey, stream, now - timedelta(days=STREAM_DAYS))
+        lacking = _lacking(evidence, survey, stream, now - timedelta(days=STREAM_DAYS))
         while postings := await asyncio.to_thread(lambda: [*islice(lacking, BATCH_MAX)]):
             if not dry_run:
                 await _publish(publisher, postings)
@@ -159,14 +159,14 @@ async def recover(
 
 
 def _replayed(
-    deployment: Deployment, books: Books, known: Collection[tuple[str, str]]
+    deployment: Deployment, evidence: Evidence, known: Collection[tuple[str, str]]
 ) -> list[Letter]:
     """The letters that were replayed, are not done, and are not `known` to be elsewhere or owed, by
     participant and id: commands, most of all, which are in no history. Blocks."""
     letters = []
     for letter in sent_in(deployment.dead_letters_url):
         key = message_key_of(letter.body)
-        done = key is not None and key in books.done(letter.participant, {key})
+        done = key is not None and key in evidence.done(letter.participant, {key})
         if not done and (letter.participant, letter.message_id) not in known:
             letters.append(letter)
     return letters
@@ -223,11 +223,13 @@ async def _read_stream(deployment: Deployment) -> _Stream:
         await connection.close()
 
 
-def _lacking(books: Books, survey: Survey, stream: _Stream, since: datetime) -> Iterator[Posting]:
+def _lacking(
+    evidence: Evidence, survey: Survey, stream: _Stream, since: datetime
+) -> Iterator[Posting]:
     """What puts back into the stream what it lacks, in the order of the history; blocks."""
     run = uuid4().hex
     since = max(since, stream.since or since)
-    for page in books.recorded(since):
+    for page in evidence.recorded(since):
         for item in page:
             # An event's own time may be anything.
             if item.recorded_at is None or item.recorded_at < since:

@@ -44,7 +44,7 @@ Known = Callable[[Collection[MessageKey]], Collection[MessageKey]]
 
 
 @dataclass
-class Kept:
+class Publications:
     """What one participant's own database tells of what it has published, as of one moment."""
 
     source: str
@@ -81,10 +81,10 @@ class Kept:
             self.unrecorded |= {key: body for key, body in found.items() if key not in recorded}
 
 
-class Books(Protocol):
-    """The books of one system. Reading them blocks."""
+class Evidence(Protocol):
+    """What the books of one system tell. Reading them blocks."""
 
-    def kept(self, participant: str) -> Kept:
+    def kept(self, participant: str) -> Publications:
         """What a participant keeps of what it has published."""
         ...
 
@@ -156,17 +156,17 @@ class Survey:
 
 
 class Surveyor:
-    """Reads all books, and tells what is owed. Blocks; raises what the books raise."""
+    """Reads all books, and tells what is owed. Blocks; raises what its evidence raises."""
 
     def __init__(
         self,
-        books: Books,
+        evidence: Evidence,
         graph: Choreography,
         since: datetime,
         now: datetime,
         progress: Progress = lambda _: None,
     ) -> None:
-        self._books = books
+        self._evidence = evidence
         self._now = now
         self._graph = graph
         self._progress = progress
@@ -186,7 +186,7 @@ class Surveyor:
         survey = self._survey
         for participant in self._graph.participants:
             self._take_kept(participant.name)
-        for page in self._books.recorded(survey.since):
+        for page in self._evidence.recorded(survey.since):
             self._judge(page)
         bodies = iter(survey.unrecorded.values())
         while page := [Fact(Attributes.of(body), body) for body in islice(bodies, AT_ONCE)]:
@@ -200,13 +200,13 @@ class Surveyor:
         by_participant: defaultdict[str, list[MessageKey]] = defaultdict(list)
         for one in owed:
             by_participant[one.participant].append(one.key)
-        done = {name: self._books.done(name, keys) for name, keys in by_participant.items()}
+        done = {name: self._evidence.done(name, keys) for name, keys in by_participant.items()}
         return [one for one in owed if one.key not in done[one.participant]]
 
     def postings(self, owed: Sequence[Owed]) -> list[Posting]:
         """What puts messages back into their participants' queues, by the default exchange."""
         survey = self._survey
-        bodies = dict(self._books.bodies({one.key for one in owed if one.key.source}))
+        bodies = dict(self._evidence.bodies({one.key for one in owed if one.key.source}))
         postings = []
         for one in owed:
             queue = work_queue(one.participant, one.priority)
@@ -221,8 +221,8 @@ class Surveyor:
     def _take_kept(self, name: str) -> None:
         """Note what a participant has published that the history does not know, and what it has
         counted as said and no book holds."""
-        kept = self._books.kept(name)
-        recorded = self._books.last_recorded(name)
+        kept = self._evidence.kept(name)
+        recorded = self._evidence.last_recorded(name)
         if recorded and kept.blank:
             raise RecoveryError(
                 f"the database of {name} is empty, and the history knows what it has said: make it "
@@ -250,7 +250,7 @@ class Surveyor:
             for participant in self._addressees(item):
                 by_name[participant.name][key] = item
         for name, items in by_name.items():
-            done = self._books.done(name, items.keys())
+            done = self._evidence.done(name, items.keys())
             for key, item in items.items():
                 if key not in done:
                     self._note_owed(name, key, item)
@@ -292,7 +292,7 @@ class Surveyor:
         first that it did at all. One that has been there since the saga began, or has done nothing
         yet, reacted to everything."""
         survey = self._survey
-        began = self._books.began()
+        began = self._evidence.began()
         first_of_all: dict[str, datetime] = {}
         for (name, _), at in self._first_done.items():
             first_of_all[name] = min(at, first_of_all.get(name, at))

@@ -24,7 +24,7 @@ from common.messaging.stream import Record
 from common.messaging.topology import EVENTS_EXCHANGE, HISTORY_STREAM
 from history_service.store import Fact, Stray, judge
 from saga.reconcile.databases import sequences_in
-from saga.recovery.owed import Kept, Surveyor, properties_of
+from saga.recovery.owed import Publications, Surveyor, properties_of
 from saga.simulation.broker import EPOCH, Message
 
 if TYPE_CHECKING:
@@ -34,8 +34,8 @@ SPREAD_SECONDS: Final = 2.0
 """How long a recovery may take."""
 
 
-class SimulatedBooks:
-    """See `saga.recovery.owed.Books`; `recorded` is what the history had read."""
+class SimulatedEvidence:
+    """See `saga.recovery.owed.Evidence`; `recorded` is what the history had read."""
 
     def __init__(self, world: World, recorded: Sequence[Fact | Stray]) -> None:
         self._world = world
@@ -45,11 +45,11 @@ class SimulatedBooks:
             server.service.participant.name: server.service.tables for server in world.servers
         }
 
-    def kept(self, participant: str) -> Kept:
+    def kept(self, participant: str) -> Publications:
         tables = self._tables[participant]
 
-        def read(connection: Connection) -> Kept:
-            kept = Kept(source_of(participant), sequences_in(connection, tables))
+        def read(connection: Connection) -> Publications:
+            kept = Publications(source_of(participant), sequences_in(connection, tables))
             for bodies in kept_events(connection, tables):
                 kept.take(bodies, self._facts.keys().__and__)
             return kept
@@ -100,23 +100,27 @@ def as_read(messages: Sequence[Message]) -> list[Fact | Stray]:
     return found
 
 
-def recover(world: World, recorded: Sequence[Fact | Stray]) -> None:
-    """Put back into the queues what is owed, over some time, and all events into the stream."""
+def recover(world: World, recorded: Sequence[Fact | Stray], share: float = 1.0) -> None:
+    """Put back into the queues what is owed, over some time, and all events into the stream; or be
+    killed, with a share of it put back into the queues."""
     now = EPOCH + timedelta(seconds=world.loop.time())
-    books = SimulatedBooks(world, recorded)
-    surveyor = Surveyor(books, world.choreography, EPOCH - timedelta(days=1), now)
+    evidence = SimulatedEvidence(world, recorded)
+    surveyor = Surveyor(evidence, world.choreography, EPOCH - timedelta(days=1), now)
     survey = surveyor.run()
     for one in survey.unknown:
         world.trouble(
             "event_in_no_book",
             f"events {one.first} to {one.last} of {one.participant} about {one.subject}",
         )
-    for posting in surveyor.postings(survey.owed):
+    postings = surveyor.postings(survey.owed)
+    for posting in postings[: int(len(postings) * share)]:
         world.loop.call_later(
             world.weather.seconds(SPREAD_SECONDS),
             partial(_publish, world, posting),
             context=world.process.context,
         )
+    if share < 1:
+        return
     for item in recorded:
         if isinstance(item, Fact):
             _fill(world, posting_of(item.body, item.attributes.routing_key))

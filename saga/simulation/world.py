@@ -49,6 +49,8 @@ INFRASTRUCTURE_ERRORS = ("OperationalError", "VersionConflict", "ConnectionError
 """What is nobody's fault and must not use up a message's tries."""
 LOSSES_MAX = 2
 """How often the broker may be lost."""
+KILLED_SHARE = 0.3
+"""Recoveries that are killed, and begun again."""
 RECOVERY_MAX_SECONDS = 10.0
 """How long an empty broker may be there before it is made again."""
 STEPS_MAX = 30_000
@@ -280,6 +282,10 @@ class World:
             self.loop.call_later(REST_SECONDS, self._recover, context=self.process.context)
             return
         self.trace.note("operator", "recovers the broker")
+        if self._chance.random() < KILLED_SHARE:
+            recover(self, [*self._recorded.values()], share=self._chance.random())
+            self.loop.call_later(SPREAD_SECONDS, self._recover, context=self.process.context)
+            return
         recover(self, [*self._recorded.values()])
         self.people.send_again()
         self.loop.call_later(SPREAD_SECONDS, self._recovered, context=self.process.context)

@@ -19,7 +19,7 @@ from common.messaging.trust import EDITOR_SOURCE
 from history_service.store import Fact, Stray
 from saga.discovery import choreography
 from saga.recovery import RecoveryError
-from saga.recovery.owed import BEGINNER, Kept, Survey, Surveyor
+from saga.recovery.owed import BEGINNER, Publications, Survey, Surveyor
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -27,8 +27,8 @@ GRAPH = choreography()
 
 
 @dataclass
-class Books:
-    """Books of paper."""
+class Paper:
+    """Evidence on paper."""
 
     history: list[Fact | Stray] = field(default_factory=list)
     inboxes: dict[str, set[MessageKey]] = field(default_factory=dict)
@@ -41,9 +41,9 @@ class Books:
     def _facts(self) -> dict[MessageKey, Fact]:
         return {item.attributes.key: item for item in self.history if isinstance(item, Fact)}
 
-    def kept(self, participant: str) -> Kept:
+    def kept(self, participant: str) -> Publications:
         counts = self.counts.get(participant, {})
-        kept = Kept(source_of(participant), counts, has_inbox=participant not in self.empty)
+        kept = Publications(source_of(participant), counts, has_inbox=participant not in self.empty)
         kept.take(self.keeps.get(participant, ()), lambda keys: keys & self._facts.keys())
         return kept
 
@@ -88,7 +88,7 @@ def fact(event: Envelope[Any]) -> Fact:
     return Fact(Attributes.of(event.to_bytes()), event.to_bytes(), recorded_at=event.time)
 
 
-def surveyed(books: Books, now: datetime = NOW) -> Survey:
+def surveyed(books: Paper, now: datetime = NOW) -> Survey:
     return Surveyor(books, GRAPH, NOW - 90 * DAY, now).run()
 
 
@@ -104,7 +104,7 @@ def test_what_a_participant_has_no_inbox_row_for_is_owed_to_it_and_nobody_else()
     event = cancelled(1)
     inboxes = {"inventory": {event.key}}
 
-    assert owed(surveyed(Books([fact(event)], inboxes))) == {
+    assert owed(surveyed(Paper([fact(event)], inboxes))) == {
         ("payment", event.id),
         ("notification", event.id),
     }
@@ -112,7 +112,7 @@ def test_what_a_participant_has_no_inbox_row_for_is_owed_to_it_and_nobody_else()
 
 def test_what_only_its_publisher_keeps_is_owed_as_well() -> None:
     known, unread = cancelled(1), cancelled(2)
-    books = Books(
+    books = Paper(
         [fact(known)],
         done_by_all(known),
         keeps={"order": [known.to_bytes(), unread.to_bytes(), b"no event"]},
@@ -125,7 +125,7 @@ def test_what_only_its_publisher_keeps_is_owed_as_well() -> None:
 
 def test_messages_go_to_the_queue_of_their_priority_as_they_were() -> None:
     urgent, unread = cancelled(1, priority=Priority.HIGH), cancelled(2)
-    books = Books([fact(urgent)], {"inventory": set()}, keeps={"order": [unread.to_bytes()]})
+    books = Paper([fact(urgent)], {"inventory": set()}, keeps={"order": [unread.to_bytes()]})
     surveyor = Surveyor(books, GRAPH, NOW - DAY, NOW)
     postings = surveyor.postings(surveyor.run().owed)
 
@@ -139,7 +139,7 @@ def test_messages_go_to_the_queue_of_their_priority_as_they_were() -> None:
 
 def test_what_was_done_meanwhile_is_owed_no_more() -> None:
     event = cancelled(1)
-    books = Books([fact(event)], {})
+    books = Paper([fact(event)], {})
     surveyor = Surveyor(books, GRAPH, NOW - DAY, NOW)
     survey = surveyor.run()
     books.inboxes = {"payment": {event.key}}
@@ -152,14 +152,14 @@ def test_a_corrected_copy_is_owed_to_the_one_it_was_for() -> None:
     event = cancelled(1)
     document = event.model_copy(update={"source": EDITOR_SOURCE, "id": "copy"}).to_bytes()
     body = document[:-1] + f',"{ADDRESSEE}":"payment"}}'.encode()
-    books = Books([fact(event), Fact(Attributes.of(body), body)], done_by_all(event))
+    books = Paper([fact(event), Fact(Attributes.of(body), body)], done_by_all(event))
 
     assert owed(surveyed(books)) == {("payment", "copy")}
 
 
 def test_what_nobody_can_read_is_owed_to_whose_queues_it_was_routed_to() -> None:
     stray = Stray("malformed", "order.cancelled.normal", "malformed", "no JSON", b"{", None, NOW)
-    surveyor = Surveyor(Books([stray]), GRAPH, NOW - DAY, NOW)
+    surveyor = Surveyor(Paper([stray]), GRAPH, NOW - DAY, NOW)
     survey = surveyor.run()
 
     assert {participant for participant, _ in owed(survey)} == {
@@ -174,7 +174,7 @@ def test_what_nobody_can_read_is_owed_to_whose_queues_it_was_routed_to() -> None
 
 def test_what_is_older_than_all_of_its_type_that_was_done_is_left_out_and_told() -> None:
     old, first, waiting = cancelled(1, at=NOW - 60 * DAY), cancelled(2), cancelled(3)
-    books = Books([fact(old), fact(first), fact(waiting)], done_by_all(first))
+    books = Paper([fact(old), fact(first), fact(waiting)], done_by_all(first))
     survey = surveyed(books)
 
     assert {id for _, id in owed(survey)} == {waiting.id}
@@ -183,7 +183,7 @@ def test_what_is_older_than_all_of_its_type_that_was_done_is_left_out_and_told()
 
 def test_one_that_has_done_nothing_yet_is_owed_what_is_young() -> None:
     old, young = cancelled(1, at=NOW - BEGINNER - 60 * DAY), cancelled(2, at=NOW - BEGINNER / 2)
-    survey = surveyed(Books([fact(old), fact(young)], {}))
+    survey = surveyed(Paper([fact(old), fact(young)], {}))
 
     assert {id for _, id in owed(survey)} == {young.id}
 
@@ -191,7 +191,7 @@ def test_one_that_has_done_nothing_yet_is_owed_what_is_young() -> None:
 def test_an_event_that_its_participant_cannot_read_is_a_dead_letter_however_old() -> None:
     event = cancelled(1, at=NOW - 30 * DAY)
     body = event.to_bytes().replace(b'"customer_request"', b'"no reason"')
-    survey = surveyed(Books([Fact(Attributes.of(body), body)], {}))
+    survey = surveyed(Paper([Fact(Attributes.of(body), body)], {}))
 
     assert {id for _, id in owed(survey)} == {event.id}
 
@@ -199,7 +199,7 @@ def test_an_event_that_its_participant_cannot_read_is_a_dead_letter_however_old(
 def test_events_that_were_counted_and_no_book_holds_are_named() -> None:
     event = event_of(PaymentVoided(order_id=UUID(int=1)), "voided", "payment")
     subject = event.subject
-    books = Books([fact(event)], done_by_all(event), counts={"payment": {subject: 3}})
+    books = Paper([fact(event)], done_by_all(event), counts={"payment": {subject: 3}})
 
     (lost,) = surveyed(books).unknown
     assert (lost.participant, lost.subject, lost.first, lost.last) == ("payment", subject, 2, 3)
@@ -209,7 +209,7 @@ def test_a_database_that_has_forgotten_everything_is_to_be_made_again_first() ->
     event = event_of(PaymentVoided(order_id=UUID(int=1)), "voided", "payment")
 
     with pytest.raises(RecoveryError, match="saga history rebuild payment"):
-        surveyed(Books([fact(event)], empty={"payment"}))
+        surveyed(Paper([fact(event)], empty={"payment"}))
 
 
 def test_events_between_what_was_read_and_what_is_kept_are_named_as_well() -> None:
@@ -225,7 +225,7 @@ def test_events_between_what_was_read_and_what_is_kept_are_named_as_well() -> No
         )
         for number in (1, 3)
     )
-    books = Books(
+    books = Paper(
         [fact(first)],
         done_by_all(first, third),
         keeps={"payment": [third.to_bytes()]},
@@ -238,14 +238,14 @@ def test_events_between_what_was_read_and_what_is_kept_are_named_as_well() -> No
 
 def test_a_database_without_an_inbox_is_not_empty_if_it_has_states() -> None:
     event = event_of(PaymentVoided(order_id=UUID(int=1)), "voided", "payment")
-    books = Books([fact(event)], empty={"payment"}, counts={"payment": {event.subject: 1}})
+    books = Paper([fact(event)], empty={"payment"}, counts={"payment": {event.subject: 1}})
 
     assert surveyed(books).unknown == []
 
 
 def test_one_that_was_there_from_the_start_is_owed_whatever_it_has_not_done() -> None:
     old, first = cancelled(1, at=NOW - 60 * DAY), cancelled(2, at=NOW - 30 * DAY)
-    books = Books([fact(old), fact(first)], done_by_all(first), since=NOW - 30 * DAY)
+    books = Paper([fact(old), fact(first)], done_by_all(first), since=NOW - 30 * DAY)
 
     assert {id for _, id in owed(surveyed(books))} == {old.id}
 
@@ -253,7 +253,7 @@ def test_one_that_was_there_from_the_start_is_owed_whatever_it_has_not_done() ->
 def test_what_its_receiver_refused_for_its_sender_is_not_put_back_by_an_operator() -> None:
     event = cancelled(1)
     stray = Stray("forged", "stock.reserved.normal", "misrouted", "", event.to_bytes(), None, NOW)
-    survey = surveyed(Books([stray]))
+    survey = surveyed(Paper([stray]))
 
     assert survey.owed == []
     assert survey.refused > 0
@@ -262,4 +262,4 @@ def test_what_its_receiver_refused_for_its_sender_is_not_put_back_by_an_operator
 def test_what_a_service_keeps_of_others_events_is_nobodys_word() -> None:
     forged = cancelled(1)
 
-    assert surveyed(Books(keeps={"inventory": [forged.to_bytes()]})).owed == []
+    assert surveyed(Paper(keeps={"inventory": [forged.to_bytes()]})).owed == []

@@ -20,11 +20,11 @@ from saga.history.archive import Archive
 from saga.history.sources import tables_of
 from saga.reconcile.databases import sequences_in
 from saga.recovery import RecoveryError
-from saga.recovery.owed import Kept
+from saga.recovery.owed import Publications
 
 
-class Databases:
-    """See `saga.recovery.owed.Books`. Raises `RecoveryError`, `DatabaseError` and
+class DatabaseEvidence:
+    """See `saga.recovery.owed.Evidence`. Raises `RecoveryError`, `DatabaseError` and
     `HistoryError`."""
 
     def __init__(self, deployment: Deployment, graph: Choreography) -> None:
@@ -32,12 +32,12 @@ class Databases:
         self._history_url = Archive(deployment).url
         self._tables: dict[str, Tables] = {p.name: tables_of(p.name) for p in graph.participants}
 
-    def kept(self, participant: str) -> Kept:
+    def kept(self, participant: str) -> Publications:
         tables = self._tables[participant]
 
-        def read(connection: Connection) -> Kept:
+        def read(connection: Connection) -> Publications:
             there = sa.select(sa.literal(1)).select_from(tables.inbox).limit(1)
-            kept = Kept(
+            kept = Publications(
                 source_of(participant),
                 sequences_in(connection, tables),
                 has_inbox=connection.execute(there).first() is not None,
