@@ -290,8 +290,12 @@ class RabbitNode:
     def kill(self) -> None:
         """Kill the Erlang VM with SIGKILL, for fault tests. `start` brings the node back."""
         if self._vm is not None:
-            self._vm.kill()
-            self._vm.wait()
+            self._kill(self._vm)
+
+    def _kill(self, vm: subprocess.Popen[bytes]) -> None:
+        vm.kill()
+        vm.wait()
+        if self._vm is vm:  # Another thread may have started the next one.
             self._vm = None
 
     def settle(self) -> None:
@@ -304,12 +308,12 @@ class RabbitNode:
 
     def shut_down(self) -> None:
         """Stop the Erlang VM gracefully, or kill it after `STOP_SECONDS`. `start` brings the node
-        back as it was."""
-        if self._vm is not None:
-            self._vm.terminate()
+        back as it was, which another thread may do as soon as it is not `running`."""
+        if (vm := self._vm) is not None:
+            vm.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self._vm.wait(STOP_SECONDS)
-            self.kill()
+                vm.wait(STOP_SECONDS)
+            self._kill(vm)
 
     def stop(self) -> None:
         """Stop the node gracefully, or kill it after `STOP_SECONDS`; no process is left behind.
