@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Protocol, Self
 
 import yarl
 
@@ -42,6 +42,11 @@ SPEECHLESS_BYTES: Final = 1_000_000
 GIST_CHARACTERS: Final = 300
 """How much of the server's own words goes into a message."""
 
+LOG_CLOSED_LOOKS_MAX: Final = 10
+"""Looks in a row that find the queues' log closed, beyond which its writer is gone. It is closed
+for a moment whenever a full file gives way to the next one, and while the node itself starts the
+writer again."""
+
 _POLL_SECONDS: Final = 0.05
 _PROBE_SECONDS: Final = 2.0
 _LOOPBACK: Final = "127.0.0.1"
@@ -57,6 +62,9 @@ _NOT_IN_PATHS: Final = "#'\"`{}\n"
 """RabbitMQ 3.10 starts and says nothing, or stops, in a folder with one of these in its path."""
 
 _LOG_PREFIX: Final = re.compile(r"^\S+ \S+ \[\w+\] (<[\d.]+> )?")
+
+_QUEUES_LOG: Final = re.compile(r"/quorum/[^/]+/[^/]+\.wal$")
+"""The write-ahead log that all quorum queues of a node share."""
 
 _COOKIE_FILE: Final = ".erlang.cookie"
 _JOINED_FILE: Final = "joined"
@@ -200,6 +208,15 @@ class RabbitNode:
         return self._vm is not None and self._vm.poll() is None
 
     @property
+    def log_is_open(self) -> bool:
+        """Whether the node has the log of its quorum queues open, as it has from its start on.
+
+        Without it no message is taken or delivered. Looked up from outside, since to ask the node
+        takes a second of CPU.
+        """
+        return self.running and any(map(_QUEUES_LOG.search, _open_files(self.pid)))
+
+    @property
     def log_path(self) -> Path:
         """The server's log."""
         return self.folder / "rabbit.log"
@@ -290,8 +307,12 @@ class RabbitNode:
     def kill(self) -> None:
         """Kill the Erlang VM with SIGKILL, for fault tests. `start` brings the node back."""
         if self._vm is not None:
-            self._vm.kill()
-            self._vm.wait()
+            self._kill(self._vm)
+
+    def _kill(self, vm: subprocess.Popen[bytes]) -> None:
+        vm.kill()
+        vm.wait()
+        if self._vm is vm:  # Another thread may have started the next one.
             self._vm = None
 
     def settle(self) -> None:
@@ -304,12 +325,12 @@ class RabbitNode:
 
     def shut_down(self) -> None:
         """Stop the Erlang VM gracefully, or kill it after `STOP_SECONDS`. `start` brings the node
-        back as it was."""
-        if self._vm is not None:
-            self._vm.terminate()
+        back as it was, which another thread may do as soon as it is not `running`."""
+        if (vm := self._vm) is not None:
+            vm.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self._vm.wait(STOP_SECONDS)
-            self.kill()
+                vm.wait(STOP_SECONDS)
+            self._kill(vm)
 
     def stop(self) -> None:
         """Stop the node gracefully, or kill it after `STOP_SECONDS`; no process is left behind.
@@ -550,12 +571,55 @@ class RabbitNode:
         return "it said nothing"
 
 
+class Logging(Protocol):
+    """What a `LogWatch` needs of a node that runs."""
+
+    @property
+    def pid(self) -> int: ...
+    @property
+    def log_is_open(self) -> bool: ...
+
+
+class LogWatch:
+    """Finds out that the writer of a node's log is gone, by looking again and again.
+
+    It ends when the disk takes no more, if only for a moment, and RabbitMQ 3.10 and 4.0 do not
+    start it again (measured). A process in which it was never seen is not judged.
+    """
+
+    def __init__(self, node: Logging) -> None:
+        self._node = node
+        self._seen_in: int | None = None
+        """The process that had the log open last."""
+        self._closed_looks = 0
+
+    def writer_is_gone(self) -> bool:
+        """Look once, while the node runs; true until it is another process."""
+        if self._node.log_is_open:
+            self._seen_in = self._node.pid
+            self._closed_looks = 0
+        elif self._seen_in == self._node.pid:
+            self._closed_looks += 1
+        else:
+            self._closed_looks = 0
+        return self._closed_looks > LOG_CLOSED_LOOKS_MAX
+
+
 class _PortTaken(NodeError):
     """Somebody took a port between its choice and its use."""
 
 
 def _is_ruler(line: str) -> bool:
     return set(line) <= {"="}
+
+
+def _open_files(pid: int) -> Iterator[str]:
+    """What a process has open; nothing where that is not to be seen."""
+    folder = Path("/proc", str(pid), "fd")
+    with contextlib.suppress(OSError):
+        for name in os.listdir(folder):
+            with contextlib.suppress(OSError):  # It was closed just now.
+                yield os.readlink(folder / name)
 
 
 def _size(path: Path) -> int:

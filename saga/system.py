@@ -39,7 +39,7 @@ from saga.dlq import DlqError
 from saga.guard import Guard
 from saga.history import HistoryError
 from saga.http import client
-from saga.node import SPEECHLESS_BYTES, NodeError, RabbitNode, free_ports
+from saga.node import SPEECHLESS_BYTES, LogWatch, NodeError, RabbitNode, free_ports
 from saga.notes import forget_owed, is_being_restored, note_owed, owed
 from saga.passwords import new_passwords
 from saga.patience import Patience, start_seconds
@@ -511,19 +511,22 @@ class System:
         """End a broker that has met a full disk, once there is room, so that it is started again.
 
         What writes its queues has ended then, and it does not start that by itself: RabbitMQ 4.0
-        runs on, and takes and delivers nothing.
+        runs on, and takes and delivers nothing. A disk that was full for a moment, or for its user
+        alone (a quota), is not seen as such, but what it has ended is.
         """
         met_by: int | None = None
         """The process that has met one."""
+        log = LogWatch(node)
         while True:
+            if node.running and not self._starts:
+                gone = log.writer_is_gone()
+                if lack_of_room(node.folder, SPEECHLESS_BYTES, 1):
+                    met_by = node.pid
+                elif (gone or node.pid == met_by) and not self._lack_of_room():
+                    why = "writes to its queues no more" if gone else "has met a full disk"
+                    self._report(f"the broker {why}; starting it again")
+                    await self._in_thread(node.shut_down)
             await asyncio.sleep(_ROOM_LOOK_SECONDS)
-            if not node.running or self._starts:
-                continue
-            if lack_of_room(node.folder, SPEECHLESS_BYTES, 1):
-                met_by = node.pid
-            elif node.pid == met_by and not self._lack_of_room():
-                self._report("the broker has met a full disk; starting it again")
-                await self._in_thread(node.shut_down)
 
     def _save_supervision(self) -> None:
         """Tell other commands of the processes. Where the disk takes no more, they read what was

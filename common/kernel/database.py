@@ -36,6 +36,15 @@ COMMITS_ASIDE = 512
 POSTGRESQL_SCHEMES = ("postgresql", "postgres", "postgresql+asyncpg")
 
 
+OLDER_TABLES = (
+    "its tables are missing or of an older version: restart its service, which brings them up to "
+    "date"
+)
+"""What is said of a database that lacks what this version reads."""
+_LACKING = ("no such table", "no such column")
+"""How SQLite's errors begin then; it has no code for them."""
+
+
 class DatabaseError(Exception):
     """The database cannot be opened. The message names it and the way out."""
 
@@ -274,7 +283,10 @@ def read_database(url: str, query: Callable[[Connection], T]) -> T:
             connection.exec_driver_sql("PRAGMA query_only = ON")
             return query(connection)
     except sa.exc.DBAPIError as error:
-        raise DatabaseError(f"cannot read the database {path}: {error.orig}") from error
+        reason = str(error.orig)
+        if reason.startswith(_LACKING):
+            reason = f"{reason}: {OLDER_TABLES}"
+        raise DatabaseError(f"cannot read the database {path}: {reason}") from error
     finally:
         engine.dispose()
 

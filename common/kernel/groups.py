@@ -194,6 +194,11 @@ class Kernel:
         return (self._commit_loop,)
 
     @property
+    def held_back(self) -> bool:
+        """Whether no more is begun of what came from the broker, see `hold_back`."""
+        return self._held_back
+
+    @property
     def idle(self) -> bool:
         """Whether no message is waiting, being decided or being asked about."""
         return self._unresolved == 0 and not self._committing

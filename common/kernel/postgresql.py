@@ -18,7 +18,7 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool, Pool
 
-from common.kernel.database import DatabaseError
+from common.kernel.database import OLDER_TABLES, DatabaseError
 from common.kernel.migrations import MigrationError, prepare
 from common.kernel.tables import Schema
 from common.urls import unambiguous
@@ -52,6 +52,7 @@ _TO_BE_MENDED: Final = (
     "3D",  # no such database
     "42",  # missing tables, missing rights
 )
+_LACKING: Final = (asyncpg.UndefinedTableError, asyncpg.UndefinedColumnError)
 _TIMEOUTS: Final = ("statement_timeout", "idle_in_transaction_session_timeout")
 _POOLER: Final = (
     "set, in pgbouncer.ini, ignore_startup_parameters = statement_timeout, "
@@ -224,6 +225,8 @@ async def read_once(url: str, query: Callable[[Connection], T]) -> T:
         explanation = target.explain(error)
         if explanation is None:
             raise
+        if any(isinstance(found, _LACKING) for found in _chain(error)):
+            explanation = f"{explanation}: {OLDER_TABLES}"
         raise DatabaseError(explanation) from error
     finally:
         await engine.dispose()

@@ -21,6 +21,9 @@ BATCH_MAX: Final = 500
 """Subjects that are due, taken together."""
 PUT_OFF_SECONDS: Final = 20.0
 """Until a command that failed is given again."""
+AFTER_HOLD_SECONDS: Final = 10.0
+"""After the kernel has held back what came from the broker, until what is due is looked for again:
+among what waited there may be what ends a subject in time."""
 PUT_OFF_MAX: Final = 10_000
 """Subjects that are put off; those beyond are tried at each look."""
 
@@ -64,6 +67,8 @@ class Timekeeper:
         self._giving = RetryLoop(f"{timer.name}_subjects", timer.doing, vital=False)
         self._put_off: dict[str, float] = {}
         """Keyed by subject: when its command is given again, by the event loop's time."""
+        self._waits_until = 0.0
+        """Nothing is looked for before, by the event loop's time."""
 
     @property
     def retry_loops(self) -> tuple[RetryLoop, ...]:
@@ -71,12 +76,25 @@ class Timekeeper:
         return self._looking, self._giving
 
     async def run(self) -> None:
-        """Give the commands that are due, until cancelled."""
+        """Give the commands that are due, until cancelled.
+
+        None while the kernel holds back what came from the broker, and for `AFTER_HOLD_SECONDS`
+        more: what would have been in time waits there, and the disk has no room for more.
+        """
         while True:
+            if self._has_to_wait():
+                await asyncio.sleep(self._poll_seconds)
+                continue
             due = await self._due()
             await asyncio.gather(*(self._give(subject, priority) for subject, priority in due))
             if len(due) < BATCH_MAX or len(self._put_off) >= PUT_OFF_MAX:
                 await asyncio.sleep(self._poll_seconds)
+
+    def _has_to_wait(self) -> bool:
+        now = asyncio.get_running_loop().time()
+        if self._kernel.held_back:
+            self._waits_until = now + AFTER_HOLD_SECONDS
+        return now < self._waits_until
 
     async def _due(self) -> list[tuple[str, str]]:
         now = asyncio.get_running_loop().time()

@@ -14,16 +14,20 @@ from email.message import EmailMessage
 from pathlib import Path
 from typing import Any
 
+import aio_pika
 import pytest
 
 from common.disk import INODES_MIN, lack_of_room
 from common.files import write_public, write_whole
 from common.kernel.database import DatabaseError, open_database
 from common.kernel.groups import Done
+from common.messaging.connection import BrokerError, connect
+from common.tasks import cancel_all
 from history_service.store import TABLES as HISTORY_TABLES
 from notification_service.mail import FolderMailer, MailRefused
 from payment_service.domain import Refund, RefundAnswered
 from payment_service.gateway import Receipt, SandboxGateway
+from saga import system
 from saga.deployment import Deployment, write_secret
 from saga.dlq import DlqError
 from saga.dlq.store import Store
@@ -42,7 +46,10 @@ from tests.polling import until
 from tests.small_disk import SmallDisk, small_disk
 
 DISK_MEGABYTES = 16
+NODES_DISK_MEGABYTES = 120
 LIMIT_BYTES = 8_000_000
+TAKEN_SECONDS = 5.0
+"""How long a broker may take to confirm a message; one that cannot write never does."""
 JSON = [(b"Content-Type", b"application/json")]
 ORDER = {
     "customer": "ada",
@@ -370,3 +377,51 @@ def test_a_server_that_finds_no_room_says_so(
 
     disk.make_room()
     assert lack_of_room(disk.path, 1, 1) == ""
+
+
+async def has_taken(node: RabbitNode, size: int) -> bool:
+    """Whether a quorum queue of the node takes a message of so many bytes."""
+    try:
+        async with asyncio.timeout(TAKEN_SECONDS):
+            connection = await connect(node.amqp_url, name="test")
+            async with connection:
+                channel = await connection.channel()
+                await channel.declare_queue(
+                    "queue", durable=True, arguments={"x-queue-type": "quorum"}
+                )
+                await channel.default_exchange.publish(aio_pika.Message(b"x" * size), "queue")
+    except (BrokerError, TimeoutError, aio_pika.exceptions.AMQPError, ConnectionError):
+        return False
+    return True
+
+
+async def test_a_broker_that_has_met_a_disk_full_for_a_moment_is_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing that looks at the disk has seen it, as with a quota."""
+    monkeypatch.setattr(system, "SPEECHLESS_BYTES", 0)
+    monkeypatch.setattr(system, "_ROOM_LOOK_SECONDS", 0.05)
+    reported: list[str] = []
+    with small_disk(tmp_path / "disk", NODES_DISK_MEGABYTES) as disk:
+        node = RabbitNode(disk.path / "node", settings={"disk_free_limit.absolute": "1000"})
+        try:
+            await asyncio.to_thread(node.start)
+            assert await has_taken(node, 1)
+            whole = System(disk.path, report=reported.append)
+            renewing = asyncio.create_task(whole._renew_broker(node))
+            await until(lambda: node.log_is_open)
+
+            disk.fill()
+            assert not await has_taken(node, 1_000_000)
+            await until(lambda: not node.log_is_open)
+            disk.make_room()
+            await until(lambda: not node.running)
+
+            assert reported == ["the broker writes to its queues no more; starting it again"]
+            await asyncio.to_thread(node.start)
+            await until(lambda: has_taken(node, 1_000_000))
+            assert node.log_is_open
+            assert len(reported) == 1
+            await cancel_all(renewing)
+        finally:
+            await asyncio.to_thread(node.stop)

@@ -16,7 +16,7 @@ from sqlalchemy.engine import Connection
 import inventory_service.store
 import order_service.store
 from common.envelope import MessageKey
-from common.kernel.database import DatabaseError, open_database
+from common.kernel.database import DatabaseError, open_database, read_database
 from common.kernel.migrations import MigrationError, differences, write_script
 from common.kernel.rows import writing
 from common.kernel.tables import Schema, Tables, VersionConflict, utc_now
@@ -237,6 +237,23 @@ async def test_tables_of_a_newer_version_are_refused(database_url: str, tables: 
 
     with pytest.raises(DatabaseError, match=r"tables are of a newer version \(0002\)"):
         await inbox(database_url, tables)
+
+
+@pytest.mark.parametrize(
+    "query", ["SELECT * FROM in_question", "SELECT priority FROM inbox"], ids=["table", "column"]
+)
+async def test_what_reads_tables_of_an_older_version_is_told_that_they_are(
+    query: str, database_url: str, tables: Tables
+) -> None:
+    await (await open_database(database_url, tables)).close()
+
+    with pytest.raises(
+        DatabaseError,
+        match=r"(in_question|priority).*: its tables are missing or of an older version: restart",
+    ):
+        await asyncio.to_thread(
+            read_database, database_url, lambda connection: connection.execute(sa.text(query)).all()
+        )
 
 
 async def test_another_services_database_is_refused_before_it_is_changed(database_url: str) -> None:

@@ -12,8 +12,10 @@ from uuid import UUID
 import pytest
 import sqlalchemy as sa
 
-from common.events import OrderLine, PlaceOrder
+from common.envelope import source_of, wrap
+from common.events import OrderLine, PaymentCharged, PlaceOrder
 from common.kernel import timer
+from common.kernel.groups import Kernel
 from common.kernel.rows import UnreadableRow
 from common.kernel.tables import utc_now
 from common.kernel.timer import Timekeeper
@@ -65,9 +67,13 @@ def keeper_of(service: Replica) -> Timekeeper:
     return Timekeeper(EXPIRY, service.kernel, service.database, poll_seconds=0.01)
 
 
-async def is_cancelled(service: Replica, number: int) -> bool:
+async def status_of(service: Replica, number: int) -> OrderStatus | None:
     order = await service.find(Order, UUID(int=number))
-    return order is not None and order.status is OrderStatus.CANCELLED
+    return order.status if order is not None else None
+
+
+async def is_cancelled(service: Replica, number: int) -> bool:
+    return await status_of(service, number) is OrderStatus.CANCELLED
 
 
 @pytest.mark.parametrize("ruined", RUINED.values(), ids=RUINED.keys())
@@ -137,4 +143,66 @@ async def test_what_was_ruined_and_is_mended_is_done_and_no_trouble_any_more(
         await ruin(service, 0, "priority", "'normal'")
         await until(lambda: is_cancelled(service, 0))
         await until(lambda: not keeper.retry_loops[1].failing)
+        await cancel_all(keeping)
+
+
+class Looks:
+    """Counts how often a timekeeper asks whether it has to wait."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._count = 0
+        monkeypatch.setattr(Kernel, "held_back", property(self._look))
+
+    def _look(self, kernel: Kernel) -> bool:
+        self._count += 1
+        return kernel._held_back
+
+    async def several(self) -> None:
+        """Wait for some more."""
+        wanted = self._count + 3
+        await until(lambda: self._count > wanted)
+
+
+async def test_an_order_whose_payment_was_held_back_beyond_its_time_is_confirmed(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = Looks(monkeypatch)
+    async with overdue(database_url, 1) as service:
+        service.kernel.hold_back(True)
+        keeping = asyncio.create_task(keeper_of(service).run())
+        charged = PaymentCharged(
+            order_id=UUID(int=0), currency="EUR", amount_cents=1, reference="reference"
+        )
+        event = wrap(
+            charged,
+            id="charged",
+            source=source_of("payment"),
+            time=utc_now(),
+            priority=Priority.NORMAL,
+        )
+        confirming = asyncio.create_task(service.kernel.handle(event))
+        await looks.several()
+        assert await status_of(service, 0) is OrderStatus.PENDING
+
+        service.kernel.hold_back(False)
+        await looks.several()
+        await confirming
+
+        assert await status_of(service, 0) is OrderStatus.CONFIRMED
+        await cancel_all(keeping)
+
+
+async def test_what_became_overdue_while_it_was_held_back_ends_some_time_after(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(timer, "AFTER_HOLD_SECONDS", 0.05)
+    looks = Looks(monkeypatch)
+    async with overdue(database_url, 1) as service:
+        service.kernel.hold_back(True)
+        keeping = asyncio.create_task(keeper_of(service).run())
+        await looks.several()
+        assert not await is_cancelled(service, 0)
+
+        service.kernel.hold_back(False)
+        await until(lambda: is_cancelled(service, 0))
         await cancel_all(keeping)
