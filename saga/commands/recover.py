@@ -98,7 +98,7 @@ def broker(
     if as_json:
         print_json(_as_json(recovered, dry_run))
     else:
-        _print(graph, recovered, dry_run)
+        _print(recovered, dry_run)
     if not recovered.complete:
         raise typer.Exit(PROBLEM_FOUND)
 
@@ -184,7 +184,7 @@ def _as_json(recovered: Recovered, dry_run: bool) -> dict[str, Any]:
     }
 
 
-def _print(graph: Choreography, recovered: Recovered, dry_run: bool) -> None:
+def _print(recovered: Recovered, dry_run: bool) -> None:
     from saga.commands.console import Table, out
 
     if recovered.put_back:
@@ -196,9 +196,3 @@ def _print(graph: Choreography, recovered: Recovered, dry_run: bool) -> None:
         remark("nothing was changed; this is what would be done:")
     for line in recovered.remarks():
         remark(line)
-    takers = [participant.name for participant in graph.participants if participant.intake]
-    if takers:
-        remark(
-            f"commands sent to the queues of {', '.join(takers)} and not taken yet are in no book: "
-            f"whoever sent them has to send them again, under the same ids"
-        )

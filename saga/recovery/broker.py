@@ -58,6 +58,8 @@ class Recovered:
     """Messages put back into the stream."""
     in_stream: int = 0
     """Messages that were there."""
+    takers: tuple[str, ...] = ()
+    """The participants that take commands over the broker."""
 
     @property
     def complete(self) -> bool:
@@ -80,6 +82,11 @@ class Recovered:
             lines.append(
                 f"{survey.refused} messages are not put back: they were dead letters, because "
                 f"their senders had no right to them"
+            )
+        if self.takers:
+            lines.append(
+                f"commands sent to the queues of {', '.join(self.takers)} and not taken yet are in "
+                f"no book: whoever sent them has to send them again, under the same ids"
             )
         too_old = Counter((one.participant, one.type) for one in survey.too_old)
         lines += [
@@ -126,7 +133,11 @@ async def recover(
         seen = await look(deployment, graph, letters)
         resting |= {*seen.found, *((copy.participant, copy.key) for copy in seen.dead)}
     owed = [one for one in survey.owed if (one.participant, one.key.id) not in resting]
-    recovered = Recovered(survey, resting=len(survey.owed) - len(owed))
+    recovered = Recovered(
+        survey,
+        resting=len(survey.owed) - len(owed),
+        takers=tuple(p.name for p in graph.participants if p.intake),
+    )
     publisher = BrokerPublisher(deployment.amqp_url_of(REPLAY), "saga recover")
     try:
         for start in range(0, len(owed), BATCH_MAX):
