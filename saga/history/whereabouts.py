@@ -107,6 +107,14 @@ async def look(
         ) from error
     finally:
         await connection.close()
+    seen.found |= in_store(letters)
+    return seen
+
+
+def in_store(letters: Iterable[Letter]) -> dict[tuple[str, str], Where]:
+    """Keyed by participant and event: where those are that the operator's store has, or a person
+    has settled."""
+    found: dict[tuple[str, str], Where] = {}
     for letter in letters:
         if letter.state in HERE:
             where = Where(Place.DEAD, f"dead letter {letter.number}: {_error(letter)}")
@@ -115,8 +123,8 @@ async def look(
         else:
             continue
         if letter.reason != Reason.CONFLICTING:  # That one only has an event's id.
-            seen.found[letter.participant, letter.message_id] = where
-    return seen
+            found[letter.participant, letter.message_id] = where
+    return found
 
 
 def _put(seen: Whereabouts, participant: str, body: bytes, place: Place, detail: str) -> None:

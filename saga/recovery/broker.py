@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -15,7 +15,7 @@ from uuid import uuid4
 import aiormq
 
 from common.choreography import Choreography
-from common.envelope import Attributes
+from common.envelope import Attributes, MessageKey
 from common.kernel.tables import utc_now
 from common.messaging.connection import BrokerError, connect
 from common.messaging.frames import Posting
@@ -28,10 +28,10 @@ from common.urls import printable
 from history_service.store import Fact
 from saga.broker import missing_queues
 from saga.deployment import Deployment
-from saga.dlq.letters import HERE, SETTLED, Letter, message_key_of
+from saga.dlq.letters import Letter, message_key_of
 from saga.dlq.letters import posting_of as posting_again
 from saga.history.letters import letters_in, sent_in
-from saga.history.whereabouts import look
+from saga.history.whereabouts import in_store, look
 from saga.recovery.evidence import DatabaseEvidence
 from saga.recovery.owed import Evidence, Progress, Survey, Surveyor, properties_of
 
@@ -128,10 +128,11 @@ async def recover(
     survey = await asyncio.to_thread(surveyor.run)
     letters = await asyncio.to_thread(letters_in, deployment.dead_letters_url)
     missing = await missing_queues(deployment.amqp_url, graph) if dry_run else []
-    resting = {(one.participant, one.message_id) for one in letters if one.state in HERE + SETTLED}
-    if not missing:
+    if missing:
+        resting = {*in_store(letters)}
+    else:
         seen = await look(deployment, graph, letters)
-        resting |= {*seen.found, *((copy.participant, copy.key) for copy in seen.dead)}
+        resting = {*seen.found, *((copy.participant, copy.key) for copy in seen.dead)}
     owed = [one for one in survey.owed if (one.participant, one.key.id) not in resting]
     recovered = Recovered(
         survey,
@@ -174,13 +175,18 @@ def _replayed(
 ) -> list[Letter]:
     """The letters that were replayed, are not done, and are not `known` to be elsewhere or owed, by
     participant and id: commands, most of all, which are in no history. Blocks."""
-    letters = []
-    for letter in sent_in(deployment.dead_letters_url):
-        key = message_key_of(letter.body)
-        done = key is not None and key in evidence.done(letter.participant, {key})
-        if not done and (letter.participant, letter.message_id) not in known:
-            letters.append(letter)
-    return letters
+    letters = sent_in(deployment.dead_letters_url)
+    keys: defaultdict[str, set[MessageKey]] = defaultdict(set)
+    for letter in letters:
+        if (key := message_key_of(letter.body)) is not None:
+            keys[letter.participant].add(key)
+    done = {name: evidence.done(name, mine) for name, mine in keys.items()}
+    return [
+        letter
+        for letter in letters
+        if (letter.participant, letter.message_id) not in known
+        and message_key_of(letter.body) not in done.get(letter.participant, ())
+    ]
 
 
 async def _publish(publisher: BrokerPublisher, postings: Sequence[Posting]) -> None:
