@@ -16,6 +16,7 @@ from aio_pika.abc import AbstractChannel, AbstractConnection
 
 from common.choreography import Choreography
 from common.disk import lack_of_room
+from common.message import Priority
 from common.messaging.connection import RETRY_SECONDS, BrokerError, connect
 from common.messaging.definitions import Definitions, definitions, text
 from common.messaging.permissions import User, users_of
@@ -24,6 +25,7 @@ from common.messaging.topology import (
     QueueDown,
     Topology,
     apply,
+    intake_queue,
     topology_of,
 )
 from common.urls import printable
@@ -116,6 +118,8 @@ async def mend_topology(
     missing = await missing_queues(url, graph, patience_seconds=patience_seconds)
     if missing:
         before(f"the broker had lost {len(missing)} queues")
+    takers = [participant.name for participant in graph.participants if participant.intake]
+    intakes = {intake_queue(name, priority) for name in takers for priority in Priority}
     removed: set[str] = set()
     while True:
         try:
@@ -128,7 +132,7 @@ async def mend_topology(
                 raise BrokerError(f"{damaged}; not while there is no room: {lack}") from damaged
             why = f"the queue {queue} is damaged, and is made again"
             before(why)
-            taken = "; commands that waited in it are lost" if ".intake." in queue else ""
+            taken = "; commands that waited in it are lost" if queue in intakes else ""
             report(f"{why}{taken}")
             await asyncio.to_thread(node.remove_queue, queue)
             removed.add(queue)

@@ -9,7 +9,6 @@ removal for many events, in the order of their keys, which costs next to nothing
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
 from typing import Final
@@ -22,8 +21,6 @@ from common.kernel.rows import Rows, WriteSet
 from common.kernel.statements import any_of
 from common.kernel.tables import Clock, Tables, VersionConflict, utc_now
 from common.retry_loop import RetryLoop
-
-log = logging.getLogger(__name__)
 
 PRUNED_MAX: Final = 50
 """Rows removed by one transaction: each may hold the events of a whole group."""
