@@ -26,7 +26,7 @@ RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin saga \
     && install --directory --owner saga --group saga /data
 COPY --from=build /opt/saga /opt/saga
 ENV PATH=/opt/saga/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 \
-    DATA_DIR=/data HTTP_HOST=0.0.0.0 HTTP_PORT=8000
+    SAGA=order_saga:SAGA DATA_DIR=/data HTTP_HOST=0.0.0.0 HTTP_PORT=8000
 USER 10001:10001
 WORKDIR /data
 # Alive, not ready: some supervisors restart what is not healthy, and a broker that is away is no

@@ -12,7 +12,7 @@ from uuid import uuid4
 
 from common.service import main
 from payment_service.app import PaymentSettings, build_with
-from payment_service.gateway import Decline, Receipt
+from payment_service.ledger import Decline, Receipt
 
 GATEWAY_SECONDS: Final = float(os.environ.get("BENCH_GATEWAY_MS", "0")) / 1_000
 

@@ -215,6 +215,7 @@ class Participant:
     """One service's part in the choreography: its name and its reactions.
 
     `retry` is the policy for what fails; `retries` holds those of single reactions, by function.
+    `package` is the one with its `store` and `app`; by default, the one its reactions are in.
     """
 
     def __init__(
@@ -223,8 +224,11 @@ class Participant:
         *functions: Callable[..., Any],
         retry: Retry | None = None,
         retries: Mapping[Callable[..., Any], Retry] | None = None,
+        package: str | None = None,
     ) -> None:
         self.name = name
+        module = functions[0].__module__ if functions else ""
+        self.package = package or module.rpartition(".")[0] or module
         self._retry = retry or Retry()
         self._retries = dict(retries or {})
         if strangers := [f for f in self._retries if f not in functions]:
@@ -284,6 +288,7 @@ class Observer:
     publishes nothing, so that it is no part of any saga."""
 
     name: str
+    package: str
 
 
 class Choreography:

@@ -155,6 +155,10 @@ class OrderConfirmed(OrderEvent):
     currency: Currency
     total_cents: AmountCents
 
+    @property
+    def outcome(self) -> str:
+        return "confirmed"
+
 
 class OrderCancelled(OrderEvent):
     """The order will not happen; the one trigger of every compensation."""
@@ -165,6 +169,10 @@ class OrderCancelled(OrderEvent):
 
     customer: Customer
     reason: CancellationReason
+
+    @property
+    def outcome(self) -> str:
+        return str(self.reason)
 
 
 class StockReserved(OrderEvent):
@@ -288,6 +296,7 @@ class NotificationUnconfirmed(OrderEvent):
     type: ClassVar[str] = "notification.unconfirmed"
     publisher: ClassVar[str] = "notification"
     final: ClassVar[bool] = True
+    repeats: ClassVar[bool] = True
 
     detail: Detail
 
@@ -306,6 +315,7 @@ class StockAdded(Event):
     type: ClassVar[str] = "stock.added"
     publisher: ClassVar[str] = "inventory"
     final: ClassVar[bool] = True
+    repeats: ClassVar[bool] = True
 
     delivery_id: UUID | None = None
     """Which delivery brought them; not known of what came before deliveries had ids."""

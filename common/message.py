@@ -66,7 +66,8 @@ class Event(Message):
 
     `publisher` is the participant whose events of this type its readers believe; None leaves that
     to the broker's permissions alone. `undoes` names the effects that do not stand any more after
-    it. What is `final` needs nobody to react to it.
+    it. What is `final` needs nobody to react to it. What `repeats` may be published about one
+    subject more than once.
     """
 
     type: ClassVar[str]
@@ -75,6 +76,12 @@ class Event(Message):
     role: ClassVar[Role] = Role.STEP
     undoes: ClassVar[EventTypes] = ()
     final: ClassVar[bool] = False
+    repeats: ClassVar[bool] = False
+
+    @property
+    def outcome(self) -> str:
+        """How a saga ended with this event, in a word; of interest only where its role ends one."""
+        return self.type
 
     def upcast(self) -> Event:
         """This event as the next newer version of its type; the newest returns itself."""

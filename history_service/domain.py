@@ -30,7 +30,7 @@ from common.events import (
 )
 from common.message import Event, Intent, Priority
 
-OBSERVER = Observer("history")
+OBSERVER = Observer("history", __package__)
 
 NEVER = datetime.max.replace(tzinfo=UTC)
 LONG_AGO = datetime.min.replace(tzinfo=UTC)

@@ -179,9 +179,14 @@ def figures(connection: Connection, _: datetime) -> Mapping[Gauge, float]:
 
 
 def build_with(
-    writer: Writer, mailer: Mailer, folders: Mapping[str, Path] | None = None
+    writer: Writer,
+    mailer: Mailer,
+    folders: Mapping[str, Path] | None = None,
+    *,
+    resend_seconds: float | None = RESEND_SECONDS,
 ) -> Service:
-    """The notification service, with this way to send, which writes into these `folders`."""
+    """The notification service, with this way to send, which writes into these `folders`; one that
+    is known not to wait needs no `resend_seconds`."""
 
     in_question: dict[str, str] = {}
 
@@ -199,10 +204,13 @@ def build_with(
             return SendAnswered(order_id=intent.order_id, result=Result.UNKNOWN, detail=why)
         result, detail = Result.ACCEPTED, ""
         try:
-            async with asyncio.timeout(RESEND_SECONDS if isinstance(intent, Resend) else None):
+            if isinstance(intent, Resend) and resend_seconds is not None:
+                async with asyncio.timeout(resend_seconds):
+                    await mailer.send(write(intent))
+            else:
                 await mailer.send(write(intent))
         except TimeoutError:
-            result, detail = Result.UNKNOWN, f"no answer within {RESEND_SECONDS:g} s"
+            result, detail = Result.UNKNOWN, f"no answer within {resend_seconds:g} s"
         except MailRefused as error:
             result, detail = Result.REFUSED, str(error)
         except MailRejected as error:

@@ -40,7 +40,6 @@ in_question = sa.Table(
 were restored. What is asked about them for the first time is answered from here."""
 
 NOTIFICATIONS = StateTable(Notification, notifications)
-TABLES = Tables(_metadata, NOTIFICATIONS, migrations=Path(__file__).with_name("migrations"))
 
 
 def put_in_question(connection: Connection, order_ids: Iterable[str], why: str) -> int:
@@ -108,3 +107,11 @@ def count_unknown(connection: Connection) -> int:
     unknown = notifications.c.status == NotificationStatus.UNKNOWN
     query = sa.select(sa.func.count()).select_from(notifications).where(unknown)
     return connection.scalars(query).one()
+
+
+TABLES = Tables(
+    _metadata,
+    NOTIFICATIONS,
+    migrations=Path(__file__).with_name("migrations"),
+    figures={"mails_in_question": count_in_question},
+)

@@ -29,12 +29,12 @@ from payment_service.domain import (
     SettleCharge,
 )
 from payment_service.gateway import (
-    Decline,
     GatewayConfigurationError,
     PaymentGateway,
     SandboxGateway,
     ledger_file,
 )
+from payment_service.ledger import Decline
 from payment_service.store import PAYMENTS, TABLES
 
 _compensated = CompensationMetrics(PARTICIPANT.name, "refunded", "nothing")

@@ -20,10 +20,10 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite import Insert, insert
 from sqlalchemy.engine import Connection, Engine
 
-from common.events import DeclineReason
 from common.kernel.database import BUSY_TIMEOUT_SECONDS, sqlite_engine
 from common.retry import TransientError
 from common.urls import printable, sqlite_path
+from payment_service.ledger import Charge, Decline, GatewayRefused, Outcome, Receipt, refunded
 
 GROUP_MAX = 256
 """Questions answered in one transaction of the sandbox."""
@@ -41,26 +41,8 @@ class GatewayUnavailable(TransientError):
     """Nothing is known of what happened, if anything. Ask again under the same key."""
 
 
-class GatewayRefused(Exception):
-    """The question makes no sense and never will. It changed nothing."""
-
-
 class GatewayConfigurationError(ValueError):
     """The sandbox's store cannot be used. The message names it and the way out."""
-
-
-@dataclass(frozen=True, slots=True)
-class Receipt:
-    """The money was taken. `reference` is the provider's name for it."""
-
-    reference: str
-
-
-@dataclass(frozen=True, slots=True)
-class Decline:
-    """No money was taken, and none will be under this key."""
-
-    reason: DeclineReason
 
 
 class PaymentGateway(Protocol):
@@ -88,33 +70,6 @@ class PaymentGateway(Protocol):
     async def close(self) -> None:
         """Answer what has been asked, then let go of connections and threads."""
         ...
-
-
-class Outcome(StrEnum):
-    """What became of a charge in the sandbox; other than `charged`, the reason for a decline."""
-
-    CHARGED = "charged"
-    INSUFFICIENT_FUNDS = DeclineReason.INSUFFICIENT_FUNDS.value
-    CARD_DECLINED = DeclineReason.CARD_DECLINED.value
-
-
-@dataclass(frozen=True, slots=True)
-class Charge:
-    """A line of the sandbox's ledger. Times are Unix time in milliseconds.
-
-    `asked` counts the questions that reached the ledger, the first included.
-    """
-
-    key: str
-    customer: str
-    currency: str
-    amount_cents: int
-    outcome: Outcome
-    reference: str
-    charged_at_ms: int
-    asked: int = 0
-    refunded_cents: int = 0
-    refunded_at_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -386,19 +341,13 @@ class _Books:
         """Decide, if this is the first question under its key; count it."""
         customer = question.customer or ""
         account = self.accounts.get(customer, Account(customer))
-        charge = self.charges.get(question.key)
-        if charge is None:
-            charge = self._decide(question, account)
-        elif (charge.customer, charge.currency, charge.amount_cents) != (
-            customer,
-            question.currency,
-            question.amount_cents,
-        ):
-            return _Answer(GatewayRefused(f"{question.key} is the key of a different charge"))
+        charge = self.charges.get(question.key) or self._decide(question, account)
+        try:
+            said = charge.answer(customer, question.currency, question.amount_cents)
+        except GatewayRefused as refusal:
+            return _Answer(refusal)
         self.charges[question.key] = replace(charge, asked=charge.asked + 1)
-        if charge.outcome is Outcome.CHARGED:
-            return _Answer(Receipt(charge.reference), account.answer_delay_ms)
-        return _Answer(Decline(DeclineReason(charge.outcome)), account.answer_delay_ms)
+        return _Answer(said, account.answer_delay_ms)
 
     def _decide(self, question: _Question, account: Account) -> Charge:
         outcome = Outcome.CHARGED
@@ -421,18 +370,18 @@ class _Books:
 
     def refund(self, question: _Question) -> _Answer:
         """Give the money back, if that has not been done under this key."""
-        charge = self.charges.get(question.key)
-        if charge is None or charge.outcome is not Outcome.CHARGED:
-            return _Answer(GatewayRefused(f"nothing was charged under {question.key}"))
-        cents = min(question.amount_cents, charge.amount_cents)
-        if question.currency != charge.currency or charge.refunded_cents not in (0, cents):
-            return _Answer(GatewayRefused(f"{question.key} is the key of a different refund"))
-        if not charge.refunded_cents:
-            self.charges[question.key] = replace(
-                charge, refunded_cents=cents, refunded_at_ms=time.time_ns() // 1_000_000
+        before = self.charges.get(question.key)
+        now_ms = time.time_ns() // 1_000_000
+        try:
+            charge = refunded(
+                before, question.key, question.currency, question.amount_cents, now_ms
             )
+        except GatewayRefused as refusal:
+            return _Answer(refusal)
+        if charge is not before:
+            self.charges[question.key] = charge
             if account := self.accounts.get(charge.customer):
-                self._pay_in(account, cents)
+                self._pay_in(account, charge.refunded_cents)
         return _Answer(Receipt(charge.reference))
 
     def _pay_in(self, account: Account, cents: int) -> None:

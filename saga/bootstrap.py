@@ -89,7 +89,7 @@ def bootstrap(
         amqp_urls=amqp_urls,
         http_urls=_http_urls(graph, replicas),
         database_urls=database_urls,
-        sandbox_url=PROVIDER_URL,
+        outside_urls={"provider": PROVIDER_URL},
         dead_letters_url=DEAD_LETTERS_URL,
     )
     _write(marker, deployment.model_dump_json(indent=2) + "\n")  # last: it says that all is there

@@ -373,7 +373,7 @@ class _Outage:
     def _set(self, mode: FaultMode) -> None:
         # Nothing may be sent meanwhile, so the event loop has to wait.
         with ThreadPoolExecutor(1) as thread:
-            thread.submit(_switch, self._deployment.sandbox_url, mode).result()
+            thread.submit(_switch, self._deployment.outside_urls["provider"], mode).result()
 
 
 def _switch(url: str, mode: FaultMode) -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 import yarl
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
 
 from common.files import write_whole
 from common.settings import INBOX_DAYS, Discreet
 from common.urls import sqlite_url, unambiguous, without_passwords
+from saga.outside import Outside, OutsideError
 
 FILE_NAME = "saga.json"
 DEAD_LETTERS_FILE_NAME = "dead_letters.db"
@@ -50,7 +52,8 @@ class Deployment(Discreet, BaseModel):
     http_urls: dict[str, tuple[HttpUrl, ...]]
     """Of each replica."""
     database_urls: dict[str, str]
-    sandbox_url: str
+    outside_urls: dict[str, str] = {}
+    """By name, where the outsides keep their books; see `saga.outside.Outside`."""
     inbox_days: float = INBOX_DAYS
     """The services' setting: what is older than that they may have done and forgotten."""
     dead_letters_url: str | None = None
@@ -59,6 +62,24 @@ class Deployment(Discreet, BaseModel):
     def amqp_url_of(self, user: str) -> str:
         """Where to connect as this user of the broker, or as the one user there is."""
         return self.amqp_urls.get(user, self.amqp_url)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_before(cls, given: Any) -> Any:
+        """Of before there were several outsides."""
+        if isinstance(given, dict) and "sandbox_url" in given:
+            given = dict(given)
+            given["outside_urls"] = {"provider": given.pop("sandbox_url")}
+        return given
+
+    def outside_url(self, outside: Outside[Any]) -> str:
+        """Where an outside keeps its books. Raises `OutsideError`."""
+        try:
+            return self.outside_urls[outside.name]
+        except KeyError:
+            raise OutsideError(
+                f"the deployment does not say where {outside.name} keeps its books; add its URL"
+            ) from None
 
     def save(self, folder: Path) -> None:
         """Write it down for other commands; the file holds the broker's passwords."""
@@ -94,6 +115,16 @@ class Deployment(Discreet, BaseModel):
     def default_folder(cls) -> Path:
         """`DATA_DIR`, or `data` in the current folder."""
         return Path(os.environ.get("DATA_DIR", "data"))
+
+
+def outside_urls_in(folder: Path, outsides: Iterable[Outside[Any]]) -> dict[str, str]:
+    """Where the outsides of a system in `folder` keep their books, those that keep any."""
+    return {
+        outside.name: os.environ.get(outside.setting or "")
+        or sqlite_url(folder.resolve() / outside.file)
+        for outside in outsides
+        if outside.file is not None
+    }
 
 
 def dead_letters_url_in(folder: Path) -> str:

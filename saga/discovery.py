@@ -1,46 +1,120 @@
-"""Finding the services: every package named `*_service` beside this one that has a domain."""
+"""Which saga a command is about: the one that the project's `pyproject.toml` names.
+
+    [tool.saga]
+    saga = "order_saga:SAGA"
+
+`SAGA` in the environment comes before that. Membership is explicit: nothing is found by looking
+through the import path.
+"""
 
 from __future__ import annotations
 
 import importlib
-import pkgutil
+import os
+import sys
+import tomllib
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Final
 
 from common.choreography import Choreography, ChoreographyError, Observer, Participant
+from saga.declaration import Saga, SagaError
+
+VARIABLE: Final = "SAGA"
+PYPROJECT: Final = "pyproject.toml"
+
+
+def spec() -> str:
+    """Where the saga is declared, as `module:NAME`. Raises `SagaError`."""
+    if named := os.environ.get(VARIABLE):
+        return named
+    for folder in _folders():
+        file = folder / PYPROJECT
+        if file.is_file() and (named := _named_in(file)):
+            return named
+    raise SagaError(
+        f'no saga is named: write saga = "module:NAME" under [tool.saga] in {PYPROJECT} here or in '
+        f"a folder above, or set {VARIABLE}"
+    )
+
+
+def _folders() -> Iterator[Path]:
+    """Where a project may be: here, above, and where this engine is worked on."""
+    here = Path.cwd()
+    yield from (here, *here.parents)
+    yield Path(__file__).parents[1]
+
+
+def _named_in(file: Path) -> str | None:
+    try:
+        found = tomllib.loads(file.read_text(encoding="utf-8")).get("tool", {}).get("saga")
+    except (OSError, ValueError) as error:
+        raise SagaError(f"cannot read {file}: {error}") from error
+    if found is None:
+        return None
+    if not isinstance(found, dict) or not isinstance(found.get("saga"), str):
+        raise SagaError(f'{file}: write saga = "module:NAME" under [tool.saga]')
+    return str(found["saga"])
+
+
+def saga() -> Saga:
+    """The saga. Raises `SagaError`."""
+    return _load(spec())
+
+
+@cache
+def _load(named: str) -> Saga:
+    module, _, name = named.partition(":")
+    # A command that was installed does not look where it is called.
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.append(here)
+    try:
+        found = getattr(importlib.import_module(module), name or "SAGA", None)
+    except ModuleNotFoundError as error:
+        if error.name is None or not module.startswith(error.name):
+            raise
+        raise SagaError(
+            f"there is no module {error.name!r}, in which the saga {named!r} should be; run this "
+            f"in the project's folder, or correct [tool.saga]"
+        ) from error
+    if not isinstance(found, Saga):
+        raise SagaError(f"{named!r} names no Saga; write module:NAME, as in order_saga:SAGA")
+    return found
 
 
 def packages() -> list[str]:
     """The names of the services' packages."""
-    return [
-        module.name
-        for module in pkgutil.iter_modules()
-        if module.ispkg and module.name.endswith("_service")
-    ]
+    return sorted(services())
 
 
 def participants() -> dict[str, Participant]:
-    """Each participating package's name and its `domain.PARTICIPANT`."""
+    """By its package's name, each participant."""
     found = services().items()
     return {package: service for package, service in found if isinstance(service, Participant)}
 
 
 def observers() -> dict[str, Observer]:
-    """Each observing package's name and its `domain.OBSERVER`."""
+    """By its package's name, each observer."""
     found = services().items()
     return {package: service for package, service in found if isinstance(service, Observer)}
 
 
 def services() -> dict[str, Participant | Observer]:
-    """Each service's package and what its domain says that it is."""
+    """By its package's name, each service."""
     found: dict[str, Participant | Observer] = {}
-    for package in packages():
-        domain = importlib.import_module(f"{package}.domain")
-        service = getattr(domain, "PARTICIPANT", None) or getattr(domain, "OBSERVER", None)
-        if not isinstance(service, Participant | Observer):
-            raise ChoreographyError(f"{package}.domain defines no PARTICIPANT and no OBSERVER")
-        found[package] = service
-    return found
+    here = saga()
+    all_of_them: tuple[Participant | Observer, ...] = (*here.participants, *here.observers)
+    for service in all_of_them:
+        other = found.setdefault(service.package, service)
+        if other is not service:
+            raise ChoreographyError(
+                f"{other.name} and {service.name} are both of the package {service.package}; a "
+                f"service has a package of its own"
+            )
+    return dict(sorted(found.items()))
 
 
 def choreography() -> Choreography:
     """The graph of all participants, and who observes them."""
-    return Choreography(participants().values(), observers().values())
+    return saga().choreography

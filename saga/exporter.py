@@ -28,7 +28,7 @@ from common.text import harmless
 from common.web import create_app
 from saga import reconcile as books
 from saga.deployment import Deployment
-from saga.discovery import choreography
+from saga.discovery import choreography, saga
 from saga.dlq import DlqError
 from saga.dlq.figures import figures
 from saga.dlq.store import ItemState
@@ -156,7 +156,7 @@ class Exporter(Collector):
             "What the last reconciliation found wrong, by the rule that is broken.",
             labels=("rule",),
         )
-        for rule in books.RULES:
+        for rule in books.rule_names(saga()):
             violations.add_metric((rule,), self._violations[rule])
         yield violations
         yield GaugeMetricFamily(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -12,7 +13,7 @@ from common.messaging.definitions import definitions, text
 from common.messaging.permissions import users_of
 from common.messaging.topology import topology_of
 from saga.containers import CLUSTER, COMPOSE, PROMETHEUS, container_files
-from saga.discovery import packages
+from saga.discovery import packages, spec
 from saga.graph.asyncapi import asyncapi
 from saga.graph.canvas import canvas
 from saga.graph.flow import Flow
@@ -92,10 +93,11 @@ def _in_part(file: Path, marks: Marks, content: str) -> str:
 
 def _import_contracts() -> str:
     """What the import linter has to know of the services, as TOML."""
-    services = packages()
+    services, whole = packages(), spec().partition(":")[0].partition(".")[0]
+    above = ["saga"] if whole == "saga" or not _is_package(whole) else [whole, "saga"]
     return f"""\
 [tool.importlinter]
-root_packages = {_toml(["common", "saga", *services])}
+root_packages = {_toml(["common", *above, *services])}
 include_external_packages = true
 
 [[tool.importlinter.contracts]]
@@ -107,8 +109,13 @@ modules = {_toml(services)}
 name = "common knows no service and no tool"
 type = "forbidden"
 source_modules = ["common"]
-forbidden_modules = {_toml(["saga", *services])}
+forbidden_modules = {_toml([*above, *services])}
 """
+
+
+def _is_package(name: str) -> bool:
+    found = importlib.util.find_spec(name)
+    return found is not None and found.submodule_search_locations is not None
 
 
 def _toml(words: Sequence[str]) -> str:

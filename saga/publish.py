@@ -115,7 +115,7 @@ async def publish(
     sent. Raises `PublishError`, or `BrokerError`.
     """
     published = Published(expected={order.order_id: order.reason for order in plan.orders})
-    await asyncio.to_thread(_open_accounts, deployment.sandbox_url, plan.accounts)
+    await asyncio.to_thread(_open_accounts, deployment.outside_urls["provider"], plan.accounts)
     await deliver(deployment, plan)
     publisher = BrokerPublisher(deployment.amqp_url, "saga publish")
     await publisher.open(BROKER_PATIENCE_SECONDS)

@@ -33,8 +33,8 @@ from common.tasks import cancel_all
 from common.urls import printable, sqlite_url
 from saga.broker import NODE_FOLDER, USERS_FILE, mend_topology, write_users
 from saga.claim import Claim, ClaimedError
-from saga.deployment import FILE_NAME, Deployment, dead_letters_url_in
-from saga.discovery import choreography, services
+from saga.deployment import FILE_NAME, Deployment, dead_letters_url_in, outside_urls_in
+from saga.discovery import choreography, saga, services
 from saga.dlq import DlqError
 from saga.guard import Guard
 from saga.history import HistoryError
@@ -343,7 +343,7 @@ class System:
                 for name in self._participants
             },
             database_urls={name: self._database_url(name) for name in self._participants},
-            sandbox_url=self._sqlite_url("provider"),
+            outside_urls=outside_urls_in(self.folder, saga().outside),
             inbox_days=float(self._environment.get("INBOX_DAYS") or load(Settings).inbox_days),
             dead_letters_url=dead_letters_url_in(self.folder),
         )

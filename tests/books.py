@@ -37,7 +37,7 @@ class Books:
     def sources(self) -> Sources:
         """As a system leaves them that does not run."""
         urls = {name: self.url(name) for name in (*TABLES, "history")}
-        return Sources(urls["history"], urls, self.url("provider"), None)
+        return Sources(urls["history"], urls, {"provider": self.url("provider")}, None)
 
     def deployment(self, amqp_url: str) -> Deployment:
         """As of a system that runs, without services."""
@@ -45,7 +45,7 @@ class Books:
             amqp_url=amqp_url,
             http_urls={},
             database_urls=self.sources.database_urls,
-            sandbox_url=self.url("provider"),
+            outside_urls={"provider": self.url("provider")},
             dead_letters_url=self.url("dead_letters"),
         )
 

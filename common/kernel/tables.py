@@ -198,9 +198,15 @@ class Tables(Schema):
     """All tables of one participant: its states, and the kernel's inbox and outbox."""
 
     def __init__(
-        self, metadata: sa.MetaData, *states: StateTable[Any], migrations: Path | None = None
+        self,
+        metadata: sa.MetaData,
+        *states: StateTable[Any],
+        migrations: Path | None = None,
+        figures: Mapping[str, Callable[[Connection], int]] | None = None,
     ) -> None:
+        """`figures` are by name what else is counted for people in it."""
         super().__init__(metadata, migrations=migrations)
+        self.figures = dict(figures or {})
         self.states: dict[type[State], StateTable[Any]] = {table.kind: table for table in states}
         self.inbox = sa.Table(
             "inbox",

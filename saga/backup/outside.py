@@ -30,7 +30,7 @@ from notification_service.mail import mailed_in
 from notification_service.store import put_in_question
 from saga.backup import BackupError
 from saga.backup.parts import Part
-from saga.history.outside import Outside
+from saga.outside import Memory
 
 AT_ONCE: Final = 500
 
@@ -45,7 +45,7 @@ class Asked:
 
 
 def put_asked(
-    connection: Connection, participant: Participant, tables: Tables, outside: Outside
+    connection: Connection, participant: Participant, tables: Tables, outside: Memory
 ) -> Asked:
     """Put states where the outside was asked and the books do not tell so into the middle of that
     question. What it has given back since is not asked for again: that was cancelled, and waits to

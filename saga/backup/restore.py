@@ -46,7 +46,8 @@ from saga.backup.outside import Asked, orders_in, orders_mailed, put_asked, put_
 from saga.backup.parts import PROVIDER, Part, parts
 from saga.broker import NODE_FOLDER
 from saga.deployment import FILE_NAME, Deployment, dead_letters_url_in
-from saga.history.outside import outside_of
+from saga.discovery import saga
+from saga.history.outside import memory_of
 from saga.history.sources import tables_of
 from saga.http import client
 from saga.notes import RESTORING, end_restore
@@ -188,7 +189,7 @@ async def _resolved(target: Target) -> Target:
         found,
         database_urls={**deployment.database_urls, **target.database_urls},
         dead_letters_url=deployment.dead_letters_url or found.dead_letters_url,
-        sandbox_url=target.sandbox_url or deployment.sandbox_url,
+        sandbox_url=target.sandbox_url or deployment.outside_urls[PROVIDER],
         broker_url=target.broker_url or deployment.amqp_url,
     )
 
@@ -391,8 +392,9 @@ async def _look_outside(
     asked = Asked()
     orders: set[str] = set()
     if ledger_file(target.sandbox_url).is_file() and PAYMENT.name in places:
-        outside = await asyncio.to_thread(outside_of, PAYMENT.name, target.sandbox_url)
-        orders |= outside.keys
+        urls = {PROVIDER: target.sandbox_url}
+        outside = await asyncio.to_thread(memory_of, saga(), PAYMENT.name, urls)
+        orders |= {*outside.keys}
         asked = await _write(
             places[PAYMENT.name],
             tables_of(PAYMENT.name),

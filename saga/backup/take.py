@@ -48,7 +48,11 @@ class Whole:
         `DeploymentError` and `HistoryError`."""
         sources = Sources.of(folder)
         store = sources.deployment and sources.deployment.dead_letters_url
-        return cls(sources.database_urls, store or dead_letters_url_in(folder), sources.sandbox_url)
+        return cls(
+            sources.database_urls,
+            store or dead_letters_url_in(folder),
+            sources.outside_urls[PROVIDER],
+        )
 
 
 async def take(whole: Whole, folder: Path, progress: Progress = lambda _: None) -> Manifest:

@@ -254,7 +254,9 @@ def report_as_json(report: Report) -> dict[str, Any]:
             {"rule": v.rule, "subject": v.subject, "detail": v.detail} for v in report.violations
         ],
         "dead_letters": dict(report.dead_letters),
-        "mails_unknown": list(report.mails_unknown),
+        **{name: list(subjects) for name, subjects in report.for_people.items()},
+        "not_covered": list(report.not_covered),
+        "unread": list(report.unread),
     }
 
 
@@ -272,18 +274,27 @@ def print_report(report: Report) -> None:
     console.print(f"checked: {checked}")
     if dead := sum(report.dead_letters.values()):
         console.print(f"dead letters: {dead}")
-    if unknown := report.mails_unknown:
-        more = " ..." if len(unknown) > LISTED_MAX else ""
-        console.print(
-            f"mails that a person has to decide on (`GET /notifications`): {len(unknown)}, about "
-            f"{', '.join(unknown[:LISTED_MAX])}{more}"
-        )
-    if moving := report.checked["orders"] - report.checked["orders_at_rest"]:
-        console.print(
-            f"not judged yet: how {moving} orders end, which have just changed or wait to be tried "
-            f"again"
-        )
+    for name, subjects in report.for_people.items():
+        if subjects:
+            more = " ..." if len(subjects) > LISTED_MAX else ""
+            console.print(
+                f"{name.replace('_', ' ')}, for a person to decide on: {len(subjects)}, about "
+                f"{', '.join(subjects[:LISTED_MAX])}{more}"
+            )
+    for name, count in report.checked.items():
+        whole = name.removesuffix("_at_rest")
+        if whole != name and (moving := report.checked[whole] - count):
+            console.print(
+                f"not judged yet: how {moving} {whole} end, which have just changed or wait to be "
+                f"tried again"
+            )
+    for line in report.unread:
+        console.print(line)
+    for line in report.not_covered:
+        console.print(f"not covered: {line}")
     if report.ok:
         console.print(styled(("the books are right", "green")))
-    else:
+    elif report.violations:
         console.print(styled((f"{len(report.violations)} violations", "red")))
+    else:
+        console.print(styled(("nothing is wrong in what was looked at", "yellow")))

@@ -13,19 +13,16 @@ from saga.commands.output import PROBLEM_FOUND, AsJson, print_json
 if TYPE_CHECKING:
     from saga.verify import Model, Report
 
-ORDERS_MAX: Final = 2
 SEEDS_MAX: Final = 100_000
 JOBS_MAX: Final = 256
 
 
 def verify(
-    orders: Annotated[
-        int | None,
+    scenario: Annotated[
+        list[str] | None,
         typer.Option(
-            min=1,
-            max=ORDERS_MAX,
             show_default=False,
-            help="Only the model with so many orders; all of them if left out.",
+            help="Only the scenario of this name; repeat for several. All of them if left out.",
         ),
     ] = None,
     max_states: Annotated[
@@ -65,26 +62,27 @@ def verify(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Try everything that can happen to an order, and say whether any of it ends wrong.
+    """Try everything that can happen to a saga, and say whether any of it ends wrong.
 
     Runs the services' own reactions through every order of deliveries, with duplicates, crashes at
     every seam, dead letters that come back or never do, deadlines and cancellations at any point,
-    and each answer of stock and provider: for one order, then for two that want the same last unit.
+    and each answer of whom they ask: in each scenario of the saga.
 
     Exit status 1 when a rule can be broken: shown are a shortest way to do it, and a test that
-    fails as long as that is so.
+    fails as long as that is so. Also when there is a reaction, an event, a state or an outside that
+    no scenario or invariant looks at: each is named.
 
     Examples:
 
     * `saga verify`
-    * `saga verify --orders 1 --json`
+    * `saga verify --scenario "one order" --json`
     * `saga verify --simulate --seeds 1000`
     * `saga verify --simulate --seed 33 --seeds 1`
     """
     if simulate:
-        if orders is not None or max_states is not None:
+        if scenario or max_states is not None:
             raise typer.BadParameter(
-                "--orders and --max-states are about the models; leave them out, or --simulate"
+                "--scenario and --max-states are about the models; leave them out, or --simulate"
             )
         if not simulating.simulate(
             seeds or simulating.SEEDS, seed or 0, jobs or 1, as_json=as_json
@@ -93,19 +91,27 @@ def verify(
         return
     if seeds is not None or seed is not None or jobs is not None:
         raise typer.BadParameter("--seeds, --seed and --jobs are about runs: add --simulate")
-    from saga.verify import STATES_MAX
-    from saga.verify.order_saga import one_order, two_orders
+    from saga.declaration import SagaError
+    from saga.discovery import saga, spec
+    from saga.verify import STATES_MAX, model_of, uncovered
 
-    models = (one_order, two_orders)
+    here = saga()
+    try:
+        chosen = [here.scenario(name) for name in scenario] if scenario else here.scenarios
+    except SagaError as error:
+        raise typer.BadParameter(str(error)) from error
     reports = [
-        _report(make(), max_states or STATES_MAX)
-        for make in (models if orders is None else models[orders - 1 : orders])
+        _report(model_of(here, one.name, source=spec()), max_states or STATES_MAX) for one in chosen
     ]
+    reacted = {step for report in reports for step in report.reacted}
+    published = {type_ for report in reports for type_ in report.published}
+    # What a single scenario does not come to, another one may.
+    missing = [] if scenario else list(uncovered(here, reacted, published))
     if as_json:
-        print_json(reports_as_json(reports))
+        print_json(reports_as_json(reports, missing))
     else:
-        print_reports(reports)
-    if not all(report.ok for report in reports):
+        print_reports(reports, missing)
+    if missing or not all(report.ok for report in reports):
         raise typer.Exit(PROBLEM_FOUND)
 
 
@@ -127,10 +133,11 @@ def _report(model: Model, states_max: int) -> Report:
         )
 
 
-def reports_as_json(reports: Sequence[Report]) -> dict[str, Any]:
-    """What came of the models as a JSON document."""
+def reports_as_json(reports: Sequence[Report], missing: Sequence[str] = ()) -> dict[str, Any]:
+    """What came of the models, and what none of them looked at, as a JSON document."""
     return {
-        "ok": all(report.ok for report in reports),
+        "ok": not missing and all(report.ok for report in reports),
+        "not_covered": list(missing),
         "models": [
             {
                 "model": report.model.name,
@@ -164,8 +171,9 @@ def _violation_as_json(report: Report) -> dict[str, Any] | None:
     }
 
 
-def print_reports(reports: Sequence[Report]) -> None:
-    """What came of the models as a table; below it the schedules that break a rule."""
+def print_reports(reports: Sequence[Report], missing: Sequence[str] = ()) -> None:
+    """What came of the models as a table; below it the schedules that break a rule, and what was
+    not looked at."""
     from saga.commands.console import Table, lines_of, out, styled
     from saga.verify import as_test, diagram
 
@@ -181,7 +189,11 @@ def print_reports(reports: Sequence[Report]) -> None:
             drawn, test = diagram(report.schedule), as_test(report.schedule)
             console.print(lines_of(f"\n{drawn}\n\nAs a test:\n\n{test}"))
     broken = [report.model.name for report in reports if not report.ok]
+    for line in missing:
+        console.print(f"not covered: {line}")
     if broken:
         console.print(styled((f"broken: {', '.join(broken)}", "red")))
+    elif missing:
+        console.print(styled(("nothing is broken of what was looked at", "yellow")))
     else:
         console.print(styled(("nothing is broken", "green")))

@@ -35,15 +35,17 @@ from history_service import queries
 from history_service.domain import OrderView, view_of
 from history_service.store import ORDERS, TABLES, Fact, decoded, order_views, take_turn
 from saga.deployment import Deployment
+from saga.discovery import saga
 from saga.dlq.examine import decoder_of
 from saga.dlq.letters import document_of
 from saga.history import HistoryError, InputError, pages
 from saga.history.archive import Archive
 from saga.history.letters import letters_in
-from saga.history.outside import Outside, outside_of
+from saga.history.outside import memory_of
 from saga.history.sources import Sources, participant_named, tables_of
 from saga.history.story import Hole, holes_of
 from saga.history.whereabouts import look
+from saga.outside import Memory
 
 AT_ONCE: Final = 500
 CATCH_UP_SECONDS: Final = 10.0
@@ -109,7 +111,7 @@ async def rebuild(
     tables = tables_of(name)
     if not despite_holes:
         await asyncio.to_thread(_check_head, sources.history_url)
-    outside = await asyncio.to_thread(outside_of, name, sources.sandbox_url)
+    outside = await asyncio.to_thread(memory_of, saga(), name, sources.outside_urls)
     up_to = await asyncio.to_thread(pages.last_position, sources.history_url)
     try:
         database = await open_database(into, tables, name="saga history")
@@ -143,7 +145,7 @@ class _Work:
         participant: Participant,
         graph: Choreography,
         tables: Tables,
-        outside: Outside,
+        outside: Memory,
         waiting: Collection[tuple[str, str]] | None,
         progress: Progress,
     ) -> None:

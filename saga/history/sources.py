@@ -11,8 +11,8 @@ from common.choreography import Choreography, Participant
 from common.kernel.tables import Tables
 from common.urls import sqlite_url
 from history_service.domain import OBSERVER
-from saga.deployment import Deployment, DeploymentError
-from saga.discovery import services
+from saga.deployment import Deployment, DeploymentError, outside_urls_in
+from saga.discovery import saga, services
 from saga.history import HistoryError, InputError
 
 
@@ -23,7 +23,7 @@ class Sources:
 
     history_url: str
     database_urls: dict[str, str]
-    sandbox_url: str
+    outside_urls: dict[str, str]
     deployment: Deployment | None
 
     @classmethod
@@ -37,9 +37,8 @@ class Sources:
             urls = {name: sqlite_url(folder.resolve() / f"{name}.db") for name in names}
             if not (folder / f"{OBSERVER.name}.db").is_file():
                 raise
-            return cls(
-                urls[OBSERVER.name], urls, sqlite_url(folder.resolve() / "provider.db"), None
-            )
+            outsides = outside_urls_in(folder, saga().outside)
+            return cls(urls[OBSERVER.name], urls, outsides, None)
         return cls.of_deployment(deployment)
 
     @classmethod
@@ -50,7 +49,7 @@ class Sources:
             raise HistoryError(
                 "this system has no history service; start it anew with this version of `saga up`"
             )
-        return cls(url, deployment.database_urls, deployment.sandbox_url, deployment)
+        return cls(url, deployment.database_urls, deployment.outside_urls, deployment)
 
     def database_url(self, participant: str) -> str:
         """The database of one participant. Raises `HistoryError`."""

@@ -1,37 +1,48 @@
-"""`saga reconcile`: whether the books of all participants, the provider's and the broker agree.
+"""`saga reconcile`: whether the books of all participants, the outsides' and the broker agree.
 
-Facts are gathered first, then judged by pure rules (`rules`), which docs and reports name. The
-system may be running: nothing is locked, and what is found must still be there when everything is
-read again.
+Facts are gathered first, then judged by pure rules: those of the saga, those that follow from the
+roles of its events (`saga.rules`), and that no message is lost (`conservation`). The system may be
+running: nothing is locked, and what is found must still be there when everything is read again.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sized
+from dataclasses import dataclass, field
+from typing import Any
 
 import aiormq
 
-from common.choreography import Choreography, Participant
+from common.choreography import Choreography
 from common.envelope import Undecodable
 from common.kernel.tables import utc_now
 from common.messaging.connection import BrokerError, connect
 from common.messaging.topology import dead_letter_queue, queues_of
 from common.messaging.wire import Connection
 from common.urls import printable
-from inventory_service.domain import PARTICIPANT as INVENTORY
 from saga import discovery
+from saga.declaration import Saga
 from saga.deployment import Deployment
 from saga.dlq import DlqError, store
-from saga.reconcile import broker, databases
+from saga.reconcile import broker, conservation, databases
+from saga.reconcile.conservation import Rest, Waiting, undecided
 from saga.reconcile.databases import Books
-from saga.reconcile.facts import Facts, Letter, ReconcileError
+from saga.reconcile.facts import Deliveries, Letter, ReconcileError
 from saga.reconcile.history import History
-from saga.reconcile.rules import RULES, Violation, judge, orders_at_rest, undecided
+from saga.rules import RULES, Rules
+from saga.view import View, Violation
 
-__all__ = ["GRACE_SECONDS", "RULES", "ReconcileError", "Report", "Violation", "reconcile"]
+__all__ = [
+    "GRACE_SECONDS",
+    "ReconcileError",
+    "Report",
+    "Violation",
+    "judge",
+    "reconcile",
+    "rule_names",
+]
 
 GRACE_SECONDS = 5.0
 SETTLE_SECONDS = 3.0
@@ -44,7 +55,9 @@ class Report:
 
     `checked` counts what was looked at, and says what could not be:
 
-    - `orders`, `orders_at_rest`, `payments`, `provider_charges`, `reservations`, `skus`;
+    - the rows of each table of states, and what else participants count;
+    - `<subjects>_at_rest`: those that were held to the at-rest rules;
+    - `<outside>_lines`: what its books hold;
     - `events`: messages in the history, of which `events_undecodable` no participant can read;
       `events_unpublished`: events still in an outbox;
     - `events_undecided`: messages not done that a consumer at work may still hold; 0 on a system
@@ -53,61 +66,96 @@ class Report:
       a person discarded, or replaced by a corrected copy;
     - `history_first_offset`: above 0, retention has removed so many events, and conservation was
       checked for the others only;
-    - `skus_trimmed`: SKUs whose deliveries are no longer all in the history, so that what was put
-      on the shelf is not known.
+    - `subjects_trimmed`: subjects of which a rule cannot say anything for that reason.
 
-    - `mails_unknown`: mails of which nobody knows whether they were sent; `mails_in_question`:
-      those that may have been sent before a restore, about orders that have not ended since.
-
-    `dead_letters` counts by participant. `mails_unknown` are the orders about whose mails a person
-    has to decide.
+    `dead_letters` counts by participant. `for_people` are by rule the subjects that a person has to
+    decide on. `not_covered` names what nothing looks at: then all is not said to be well. `unread`
+    says why books of outsides that keep none were not read.
     """
 
-    ok: bool
     checked: dict[str, int]
     violations: tuple[Violation, ...]
     dead_letters: dict[str, int]
-    mails_unknown: tuple[str, ...] = ()
+    for_people: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    not_covered: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        return not self.violations and not self.not_covered
+
+
+@dataclass(frozen=True, slots=True)
+class _Gathered:
+    """One reading of everything."""
+
+    books: Books
+    outside: dict[str, Any]
+    deliveries: Deliveries
+    view: View
+
+
+def rule_names(saga: Saga) -> list[str]:
+    """The names of all rules."""
+    return [*(i.name for i in saga.invariants), *RULES, *conservation.RULES]
 
 
 async def reconcile(
     deployment: Deployment,
     *,
+    saga: Saga | None = None,
     grace_seconds: float = GRACE_SECONDS,
     settle_seconds: float = SETTLE_SECONDS,
 ) -> Report:
-    """Read everything and judge it; takes seconds per 10,000 orders.
+    """Read everything and judge it; takes seconds per 10,000 sagas.
 
-    Only orders still for `grace_seconds` are held to the at-rest rules; 0 when the system is known
-    to be at rest. Before a violation is reported everything is read again, at least once and for
-    `settle_seconds`, and it must have been there each time.
+    Only subjects still for `grace_seconds` are held to the at-rest rules; 0 when the system is
+    known to be at rest. Before a violation is reported everything is read again, at least once and
+    for `settle_seconds`, and it must have been there each time.
 
     Raises `ReconcileError` and `BrokerError`.
     """
-    participants = discovery.participants()
-    choreography = Choreography(participants.values())
+    saga = saga or discovery.saga()
+    rules = Rules(saga)
     deadline = time.monotonic() + settle_seconds
-    facts, books = await _gather(deployment, participants, choreography, grace_seconds)
-    found = {_identity(violation): violation for violation in judge(facts)}
+    gathered = await _gather(deployment, saga, grace_seconds)
+    found = {
+        _identity(violation): violation
+        for violation in judge(rules, gathered.view, gathered.deliveries)
+    }
     again = True
-    while (found or undecided(facts)) and (again or time.monotonic() < deadline):
+    while (found or undecided(gathered.deliveries)) and (again or time.monotonic() < deadline):
         again = False
         await asyncio.sleep(min(PAUSE_SECONDS, settle_seconds))
-        facts, books = await _gather(deployment, participants, choreography, grace_seconds)
+        gathered = await _gather(deployment, saga, grace_seconds)
         found = {
             identity: violation
-            for violation in judge(facts)
+            for violation in judge(rules, gathered.view, gathered.deliveries)
             if (identity := _identity(violation)) in found
         }
+    letters = gathered.deliveries.letters
     return Report(
-        ok=not found,
-        checked=_checked(facts, books),
+        checked=_checked(saga, gathered),
         violations=tuple(found.values()),
-        dead_letters={
-            name: len({letter.key for letter in letters}) for name, letters in facts.letters.items()
+        dead_letters={name: len({each.key for each in of}) for name, of in letters.items()},
+        for_people={
+            each.name: tuple(sorted(subject for subject, _ in each.broken(gathered.view)))
+            for each in saga.left_to_people
         },
-        mails_unknown=tuple(books.mails_unknown),
+        not_covered=(*saga.unwatched(), *saga.unread()),
+        unread=tuple(
+            f"the books of {outside.name} were not read: {outside.no_books}"
+            for outside in saga.outside
+            if outside.no_books
+        ),
     )
+
+
+def judge(rules: Rules, view: View, deliveries: Deliveries) -> list[Violation]:
+    """Every violation, by rule and subject."""
+    waiting = Waiting(deliveries)
+    found = [*rules.judge(view, explain=waiting.explain), *conservation.judge(deliveries)]
+    return sorted(found, key=_identity)
 
 
 async def dead_letters(deployment: Deployment, choreography: Choreography) -> set[tuple[str, str]]:
@@ -141,25 +189,21 @@ def _identity(violation: Violation) -> tuple[str, str]:
     return violation.rule, violation.subject
 
 
-async def _gather(
-    deployment: Deployment,
-    participants: Mapping[str, Participant],
-    choreography: Choreography,
-    grace_seconds: float,
-) -> tuple[Facts, Books]:
-    """Read everything once, in the order that `Facts` explains."""
+async def _gather(deployment: Deployment, saga: Saga, grace_seconds: float) -> _Gathered:
+    """Read everything once, in the order that `Deliveries` explains."""
     started_at = utc_now()
-    history = History(choreography)
+    choreography = saga.choreography
+    history = history_for(saga)
     connection = await connect(deployment.amqp_url, name="saga reconcile")
     try:
-        books = await asyncio.to_thread(databases.read_books, deployment, participants)
-        books.provider = await databases.read_provider(deployment.sandbox_url)
+        books = await asyncio.to_thread(databases.read_books, deployment, saga)
+        outside = await asyncio.to_thread(databases.read_outside, deployment, saga)
         for body in books.outbox:
             history.take_unpublished(body)
         history.made_anew = await asyncio.to_thread(databases.streams_before, deployment)
         said = sum(sum(subjects.values()) for subjects in books.sequences.values())
         await broker.read_history(connection, history, written_to=said > len(books.outbox))
-        undone = await asyncio.to_thread(databases.undone, deployment, participants, history.owed)
+        undone = await asyncio.to_thread(databases.undone, deployment, saga, history.owed)
         letters = await _dead(connection, deployment, choreography)
         _, by_person = await asyncio.to_thread(store.look, deployment.dead_letters_url)
         owners = {queue: p.name for p in choreography.participants for queue in queues_of(p)}
@@ -184,16 +228,10 @@ async def _gather(
     settled = {name: set(keys) for name, keys in history.replaced.items()}
     for kept in by_person:
         settled.setdefault(kept.participant, set()).add(kept.key)
-    facts = Facts(
+    deliveries = Deliveries(
         started_at=started_at,
         grace_seconds=grace_seconds,
         history=history,
-        orders=books.orders,
-        payments=books.payments,
-        held_orders=books.held_orders,
-        held_units=books.held_units,
-        stock=books.stock,
-        provider=books.provider,
         sequences=books.sequences,
         undone=undone,
         letters=letters,
@@ -202,30 +240,48 @@ async def _gather(
         backlogs=backlogs,
         unpublished=len(books.outbox),
     )
-    return facts, books
+    return _Gathered(books, outside, deliveries, view_of(books, outside, deliveries))
 
 
-def _checked(facts: Facts, books: Books) -> dict[str, int]:
-    history = facts.history
-    return {
-        "orders": len(facts.orders),
-        "orders_at_rest": len(orders_at_rest(facts) & facts.orders.keys()),
-        "payments": len(facts.payments),
-        "provider_charges": len(facts.provider),
-        "reservations": books.reservations,
-        "skus": len(facts.stock),
+def history_for(saga: Saga, types: Collection[str] = ()) -> History:
+    """A history that keeps what the saga's rules read, and the events of these types."""
+    invariants = (*saga.invariants, *saga.left_to_people)
+    return History(
+        saga.choreography,
+        read={*types, *(kind.type for each in invariants for kind in each.events)},
+        asking={p.name for p in saga.participants if any(r.intends for r in p.reactions)},
+    )
+
+
+def view_of(books: Books, outside: Mapping[str, Any], deliveries: Deliveries) -> View:
+    """What was read, as rules look at it."""
+    rest = Rest(deliveries)
+    return View(books.known, deliveries.history, outside.values(), rests=rest, busy=rest.busy)
+
+
+def _checked(saga: Saga, gathered: _Gathered) -> dict[str, int]:
+    deliveries, books = gathered.deliveries, gathered.books
+    history = deliveries.history
+    checked = dict(books.rows)
+    if saga.subject is not None:
+        subjects = gathered.view.states(saga.subject)
+        name = databases.table_of(saga, saga.subject).name
+        checked[f"{name}_at_rest"] = sum(map(gathered.view.rests, subjects))
+    for name, lines in gathered.outside.items():
+        if isinstance(lines, Sized):
+            checked[f"{name.replace(' ', '_')}_lines"] = len(lines)
+    return checked | {
         "events": history.messages,
         "events_undecodable": history.undecodable,
-        "events_unpublished": facts.unpublished,
-        "events_undecided": undecided(facts),
+        "events_unpublished": deliveries.unpublished,
+        "events_undecided": undecided(deliveries),
         "dead_letter_copies": sum(
             len(letters) - len({letter.key for letter in letters})
-            for letters in facts.letters.values()
+            for letters in deliveries.letters.values()
         ),
-        "messages_waiting": sum(map(len, facts.waiting.values())),
-        "settled_by_hand": sum(map(len, facts.settled.values())),
+        "messages_waiting": sum(map(len, deliveries.waiting.values())),
+        "settled_by_hand": sum(map(len, deliveries.settled.values())),
         "history_first_offset": history.first_offset,
-        "mails_unknown": len(books.mails_unknown),
-        "mails_in_question": books.mails_in_question,
-        "skus_trimmed": sum(not history.complete(INVENTORY.name, sku) for sku in facts.stock),
+        "subjects_trimmed": len(history.incomplete),
+        **books.figures,
     }

@@ -1,58 +1,16 @@
-"""What a reconciliation looks at, each fact as its witness has it."""
+"""Where messages are, each fact as its witness has it."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from order_service.domain import OrderStatus
-from payment_service.domain import PaymentStatus
 from saga.reconcile.history import History, Owed
 
 
 class ReconcileError(Exception):
     """Something to be compared cannot be read. Names it and the way out."""
-
-
-@dataclass(frozen=True, slots=True)
-class OrderFact:
-    """A row of the order service. `changed_at` is when it was placed or, later, ended."""
-
-    status: OrderStatus
-    currency: str
-    total_cents: int
-    changed_at: datetime | None
-
-
-@dataclass(frozen=True, slots=True)
-class PaymentFact:
-    """A row of the payment service."""
-
-    status: PaymentStatus
-    currency: str
-    amount_cents: int
-
-
-@dataclass(frozen=True, slots=True)
-class StockFact:
-    """A row of the shelf. `sequence` counts the deliveries that ever came."""
-
-    free: int
-    held: int
-    sequence: int
-
-
-@dataclass(frozen=True, slots=True)
-class ProviderCharge:
-    """What the payment provider was asked for, whether it took that, and what it gave back."""
-
-    order_id: str
-    currency: str
-    amount_cents: int
-    declined: bool = False
-    refunded_cents: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +36,11 @@ class Backlog:
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
-    """Everything `judge` judges. Mappings are by order id, by SKU or by participant.
+class Deliveries:
+    """What became of every message. Mappings are by participant.
 
-    Read in an order that makes most comparisons free of races: orders, payments, stock, provider
-    and outboxes first, then the history, which by then holds all that these had published; then
+    Read in an order that makes most comparisons free of races: the databases, the outsides' books
+    and the outboxes first, then the history, which by then holds all that these had published; then
     what has been done of it, then what is dead, what waits, and what is in the work queues: each
     before the place that a message goes to from there.
     """
@@ -90,13 +48,6 @@ class Facts:
     started_at: datetime
     grace_seconds: float
     history: History
-    orders: Mapping[str, OrderFact] = field(default_factory=dict)
-    payments: Mapping[str, PaymentFact] = field(default_factory=dict)
-    held_orders: Set[str] = frozenset()
-    held_units: Mapping[str, int] = field(default_factory=Counter)
-    """Units per SKU over all reservations that are held."""
-    stock: Mapping[str, StockFact] = field(default_factory=dict)
-    provider: Sequence[ProviderCharge] = ()
     sequences: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """How many events each participant has committed, by subject."""
     undone: Mapping[str, Mapping[str, Owed]] = field(default_factory=dict)

@@ -1,23 +1,16 @@
-"""The event history, folded while it is read into what the rules need of it."""
+"""The event history, kept while it is read as far as rules look at it."""
 
 from __future__ import annotations
 
+import sys
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from common.choreography import Choreography
-from common.envelope import Decoder, Envelope, Undecodable, source_of
-from common.events import (
-    OrderCancelled,
-    OrderConfirmed,
-    OrderEvent,
-    PaymentCharged,
-    PaymentRefunded,
-    StockAdded,
-)
+from common.envelope import Decoder, Envelope, MessageKey, Undecodable, source_of
 from common.messaging.dead_letters import ADDRESSEE, key_of
 from common.messaging.topology import EVENTS_EXCHANGE, queues_of, topology_of
 from common.messaging.trust import EDITOR_SOURCE, check_source
@@ -46,10 +39,32 @@ class Owed:
     """Of the event; None for what nobody can have done."""
 
 
-class History:
-    """Takes messages in any order, each as often as it comes, and counts each event once."""
+class Kept(NamedTuple):
+    """What is kept of an event; see `saga.view.Mark`. `body` only where a rule reads it."""
 
-    def __init__(self, choreography: Choreography) -> None:
+    id: str
+    type: str
+    source: str
+    sequence: int | None
+    body: bytes | None
+
+
+class History:
+    """Takes messages in any order, each as often as it comes, and counts each event once.
+
+    A `saga.view.Told`: of events of the types in `read`, and of those that participants `asking` an
+    outside have published, the whole is kept.
+    """
+
+    def __init__(
+        self,
+        choreography: Choreography,
+        *,
+        read: Collection[str] = (),
+        asking: Collection[str] = (),
+    ) -> None:
+        self._read = frozenset(read)
+        self._asking = {source_of(name) for name in asking}
         self._decoder = Decoder(choreography.events)
         self._reactors = {
             event.type: frozenset(p.name for p in choreography.reacting_to(event.type))
@@ -75,17 +90,14 @@ class History:
         self.replaced: defaultdict[str, set[str]] = defaultdict(set)
         """By participant, the keys of messages a person has replaced by corrected copies."""
         self.last_event_at: dict[str, datetime] = {}
-        """Keyed by order: the highest time of an event."""
+        """Keyed by subject: the highest time of an event."""
         self.latest_event_at: dict[str, datetime] = {}
-        """Keyed by order: the time of the event that came last. It differs where a clock was set
+        """Keyed by subject: the time of the event that came last. It differs where a clock was set
         back."""
-        self.outcomes: dict[str, dict[str, str]] = {}
-        """By order, the ids and types of its terminal events."""
-        self.charges: defaultdict[str, dict[str, int]] = defaultdict(dict)
-        self.refunds: defaultdict[str, dict[str, int]] = defaultdict(dict)
-        """By order, the ids of such events and their cents."""
-        self.added: defaultdict[str, dict[int, int]] = defaultdict(dict)
-        """By SKU, the units each delivery put on the shelf, by its sequence."""
+        self.incomplete: set[str] = set()
+        """The subjects of which a rule was told that their beginning is not known."""
+        self._events: dict[str, dict[MessageKey, Kept]] = {}
+        """By subject and key."""
         self._seen: dict[str, dict[str, int]] = {p.name: {} for p in choreography.participants}
         """By participant and subject, the events known: bit n says that event n is."""
         self._seen_beyond: defaultdict[tuple[str, str], set[int]] = defaultdict(set)
@@ -121,7 +133,7 @@ class History:
         # A queue that gets what its participant has no reaction to: a dead letter, like any other
         # message it cannot read.
         self._owe(bound - reactors, key_of(message_id, body), _owed(envelope, decodable=False))
-        self._fold(envelope)
+        self._keep(envelope, body)
 
     def _take_corrected(self, envelope: Envelope[Any], body: bytes) -> None:
         """Take a copy of a dead letter that a person corrected: it went to one participant only,
@@ -134,7 +146,30 @@ class History:
 
     def take_unpublished(self, body: bytes) -> None:
         """Take an event that waits in an outbox: it happened, and nobody owes a reaction yet."""
-        self._fold(self._decoder.decode(body))
+        self._keep(self._decoder.decode(body), body)
+
+    # --- see `saga.view.Told`
+
+    def events(self, types: Collection[str]) -> Iterator[Envelope[Any]]:
+        for kept in self._events.values():
+            for event in kept.values():
+                if event.type in types and event.body is not None:
+                    yield self._decoder.decode(event.body)
+
+    def about(self, subject: str) -> Sequence[Kept]:
+        return list(self._events.get(subject, {}).values())
+
+    def own(self, source: str, subject: str) -> Sequence[Envelope[Any]]:
+        return [
+            self._decoder.decode(event.body)
+            for event in self._events.get(subject, {}).values()
+            if event.source == source and event.body is not None
+        ]
+
+    def subjects(self) -> Collection[str]:
+        return self._events.keys()
+
+    # ---
 
     def missing(self, participant: str, subject: str, sequence: int) -> Iterator[int]:
         """Which of a participant's first `sequence` events about a subject are not known.
@@ -155,7 +190,10 @@ class History:
 
     def complete(self, participant: str, subject: str) -> bool:
         """Whether the history still has the beginning of what a participant said of a subject."""
-        return not self.trimmed or bool(self._seen.get(participant, {}).get(subject, 0) & 2)
+        whole = not self.trimmed or bool(self._seen.get(participant, {}).get(subject, 0) & 2)
+        if not whole:
+            self.incomplete.add(subject)
+        return whole
 
     def _owe(self, participants: frozenset[str], key: str, owed: Owed) -> None:
         for name in participants:
@@ -165,8 +203,8 @@ class History:
             kept = owed if known is None or owed.decodable else known
             self.owed[name][key] = replace(kept, copies=copies)
 
-    def _fold(self, envelope: Envelope[Any]) -> None:
-        subject, event = envelope.subject, envelope.data
+    def _keep(self, envelope: Envelope[Any], body: bytes) -> None:
+        subject = envelope.subject
         participant = self._participants.get(envelope.source)
         number = envelope.sequence or 0
         if participant is not None and 1 <= number <= BITS_MAX:
@@ -174,22 +212,22 @@ class History:
             seen[subject] = seen.get(subject, 0) | 1 << number
         elif participant is not None and BITS_MAX < number <= LOOKED_THROUGH_MAX:
             self._seen_beyond[participant, subject].add(number)
-        if isinstance(event, OrderEvent):
-            self.latest_event_at[subject] = envelope.time
-            last = self.last_event_at.get(subject)
-            if last is None or last < envelope.time:
-                self.last_event_at[subject] = envelope.time
-        match event:
-            case OrderConfirmed() | OrderCancelled():
-                self.outcomes.setdefault(subject, {})[envelope.id] = envelope.type
-            case PaymentCharged():
-                self.charges[subject][envelope.id] = event.amount_cents
-            case PaymentRefunded():
-                self.refunds[subject][envelope.id] = event.amount_cents
-            case StockAdded() if envelope.sequence is not None:
-                self.added[subject][envelope.sequence] = event.quantity
-            case _:
-                pass
+        self.latest_event_at[subject] = envelope.time
+        last = self.last_event_at.get(subject)
+        if last is None or last < envelope.time:
+            self.last_event_at[subject] = envelope.time
+        source = sys.intern(envelope.source)
+        whole = envelope.type in self._read or source in self._asking
+        self._events.setdefault(subject, {}).setdefault(
+            envelope.key,
+            Kept(
+                envelope.id,
+                sys.intern(envelope.type),
+                source,
+                envelope.sequence,
+                body if whole else None,
+            ),
+        )
 
 
 def _owed(envelope: Envelope[Any], *, decodable: bool) -> Owed:

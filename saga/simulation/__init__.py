@@ -12,12 +12,14 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 
-from saga.reconcile.rules import Violation
+from saga import discovery
+from saga.declaration import Saga
 from saga.simulation.scene import Scene
 from saga.simulation.server import Parts
 from saga.simulation.trace import digest_of
 from saga.simulation.verdict import violations
 from saga.simulation.world import World
+from saga.view import Violation
 
 __all__ = ["Parts", "Run", "Simulation", "Violation", "run_seeds"]
 
@@ -74,9 +76,10 @@ def _run_here(seed: int) -> Run:
 class Simulation:
     """Runs seeds, one after the other; databases are made once for all of them."""
 
-    def __init__(self, parts: Parts | None = None) -> None:
+    def __init__(self, parts: Parts | None = None, saga: Saga | None = None) -> None:
+        """Of the project's saga, or of another one. Raises `SagaError`."""
         self._parts = parts or Parts()
-        self._scene = Scene()
+        self._scene = Scene(saga or discovery.saga())
 
     def run(self, seed: int) -> Run:
         """Run a seed. Blocks, for some tens of milliseconds."""

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import TypeVar
+import random
+from collections.abc import Callable, Mapping
+from typing import Any
 
+from common.kernel.groups import Ask
+from common.message import Answer, Intent
+from common.retry import TransientError
+from saga.outside import Outside
 from saga.simulation.loop import Process, SimulatedLoop, current_process, settle
 from saga.simulation.trace import Trace
 from saga.simulation.weather import Weather
@@ -13,32 +18,72 @@ from saga.simulation.weather import Weather
 SLOW_SECONDS = 20.0
 """What a slow answer may take."""
 
-T = TypeVar("T")
 
+class SimulatedOutside:
+    """An outside with books of its own. It takes questions, and answers whether or not the asker
+    still lives.
 
-class Outside:
-    """Somebody who takes questions, and answers whether or not the asker still lives."""
+    What it decides on something new is in the plan, or else the usual, and in a storm anything.
+    """
 
-    def __init__(self, loop: SimulatedLoop, weather: Weather, trace: Trace, world: Process) -> None:
+    def __init__(
+        self,
+        outside: Outside[Any],
+        loop: SimulatedLoop,
+        weather: Weather,
+        trace: Trace,
+        world: Process,
+        chance: random.Random,
+        planned: Callable[[Intent], Any] | None,
+    ) -> None:
+        self.books = outside.blank
+        self._outside = outside
         self._loop = loop
         self._weather = weather
         self._trace = trace
         self._world = world
+        self._chance = chance
+        self._planned = planned
 
-    async def _ask(self, question: Callable[[], T], slow_rate: float) -> T:
-        """The question goes there, where it is run, and its answer, or error, comes back."""
-        answer: asyncio.Future[T] = self._loop.create_future()
+    @property
+    def asks(self) -> Mapping[type[Intent], Ask]:
+        """How each of its questions is put."""
+        return dict.fromkeys(self._outside.intents, self._ask)
+
+    async def _ask(self, intent: Intent) -> Answer:
+        """The question goes there, where it is heard, and its answer, or error, comes back."""
+        answer: asyncio.Future[Answer] = self._loop.create_future()
         asker = current_process()
 
         def take() -> None:
-            result: T | Exception
+            result: Answer | Exception
             try:
-                result = question()
+                result = self._hear(intent)
             except Exception as error:
                 result = error
-            slow = self._weather.happens(slow_rate)
+            slow = self._weather.happens(self._weather.rates.slow_outside)
             seconds = self._weather.seconds(SLOW_SECONDS) if slow else self._weather.latency()
             self._loop.call_later(seconds, settle, answer, result, context=asker.context)
 
         self._loop.call_later(self._weather.latency(), take, context=self._world.context)
         return await answer
+
+    def _hear(self, intent: Intent) -> Answer:
+        weather, rates, outside = self._weather, self._weather.rates, self._outside
+        if outside.idempotent and weather.happens(rates.outside_away):
+            raise TransientError("simulated: away")
+        answer, books, said = outside.hear(self.books, intent, self._decision(intent))
+        if books != self.books:
+            self.books = books
+            self._trace.note(outside.name, f"{said}: {type(intent).__name__} {intent.subject[:8]}")
+        if outside.idempotent and weather.happens(rates.lost_answer):
+            raise TransientError("simulated: the answer is lost")
+        return answer
+
+    def _decision(self, intent: Intent) -> Any:
+        if self._planned is not None:
+            return self._planned(intent)
+        usual, *others = self._outside.decisions
+        if others and self._weather.happens(self._weather.rates.outside_unusual):
+            return self._chance.choice(others)
+        return usual

@@ -9,30 +9,30 @@ from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import sqlalchemy as sa
+from sqlalchemy.engine import Connection
 
-from common.envelope import derived_id, source_of, wrap
-from common.events import OrderCancelled
+from common.envelope import source_of, wrap
 from common.kernel.groups import Done, Duplicate
-from common.message import Command, Priority
+from common.kernel.tables import Tables
+from common.message import Event, Priority
 from common.messaging import frames
 from common.messaging.dead_letters import Reason
 from common.messaging.publisher import posting_of
 from common.messaging.topology import EVENTS_EXCHANGE, dead_letter_queue, intake_queue
-from order_service.domain import CancelOrder, UnknownOrder
-from order_service.store import orders
 from saga.dlq import letters
+from saga.load import Given, Plan
 from saga.simulation.broker import EPOCH
 from saga.simulation.loop import settle
 from saga.simulation.network import delivered
 from saga.simulation.server import Server
-from saga.simulation.workload import Plan, PlannedOrder
 
 if TYPE_CHECKING:
     from saga.simulation.world import World
 
 REPLY_TIMEOUT_SECONDS = 5.0
 """How long a customer waits for the answer to a request before trying again."""
+MALFORMED_SHARE = 0.2
+"""Runs in which somebody publishes what nobody can read."""
 OPERATOR_SECONDS = 4.0
 """How often the operator looks for dead letters."""
 
@@ -45,27 +45,29 @@ class People:
         self._plan = plan
         self._chance = chance
         self._customers = 0
-        self._sent: list[PlannedOrder] = []
-        """Orders that were placed over the broker."""
-        self.cancelled: set[str] = set()
-        """Orders whose customers were told that they are cancelled."""
+        self._sent: list[Given] = []
+        """Commands that were sent over the broker."""
+        self.told: dict[str, str] = {}
+        """By subject, the end that somebody was told of."""
 
     @property
     def busy(self) -> bool:
         """Whether somebody still wants something."""
         return self._customers > 0 or self._letters_left()
 
-    async def put_stock_up(self) -> None:
-        for item in self._plan.stock:
-            await self._ask("inventory", item, derived_id("stock", item.sku), Priority.NORMAL)
+    async def prepare(self) -> None:
+        for given in self._plan.before:
+            await self._ask(given)
 
     def begin(self) -> None:
-        """Have the orders placed, and whatever fails replayed."""
-        for order in self._plan.orders:
-            self._begin(partial(self._order, order))
-        for key, body in self._plan.malformed:
+        """Have all commands given, and whatever fails replayed."""
+        for given in self._plan.given:
+            self._begin(partial(self._give, given))
+        if self._chance.random() < MALFORMED_SHARE:
+            event = self._chance.choice(self._world.choreography.events)
+            key = f"{event.type}.{self._chance.choice(list(Priority))}"
             self._publish(
-                EVENTS_EXCHANGE, key, body, frames.join({"message_id": frames.short("malformed")})
+                EVENTS_EXCHANGE, key, b"{", frames.join({"message_id": frames.short("malformed")})
             )
         self._world.loop.spawn(self._world.process, self._operate())
 
@@ -77,66 +79,56 @@ class People:
         self._customers += 1
         self._world.loop.spawn(self._world.process, begun())
 
-    async def _order(self, order: PlannedOrder) -> None:
-        """A customer places an order, and perhaps cancels it."""
-        await asyncio.sleep(order.at_seconds)
-        self._world.trace.note("customer", f"places {order.key}, {order.command.order_id}")
-        if order.over_broker:
-            self._sent.append(order)
-            self._command(order)
-        else:
-            command_id = derived_id(order.key, order.command.type)
-            await self._ask("order", order.command, command_id, order.command.priority)
-        if order.cancelled_after_seconds is None:
+    async def _give(self, given: Given) -> None:
+        """Somebody gives a command, and looks whether that was the end."""
+        await asyncio.sleep(given.after_seconds)
+        command = given.command
+        self._world.trace.note("customer", f"gives {command.type} {command.subject}")
+        if given.over_broker:
+            self._sent.append(given)
+            self._command(given)
             return
-        await asyncio.sleep(order.cancelled_after_seconds)
-        cancel = CancelOrder(order_id=order.command.order_id)
-        outcome = await self._ask("order", cancel, None, order.command.priority)
-        if isinstance(outcome, Done) and any(
-            isinstance(event.data, OrderCancelled) for event in outcome.events
-        ):
-            self._world.trace.note("customer", f"has cancelled {order.key}")
-            self.cancelled.add(order.command.subject)
+        outcome = await self._ask(given)
+        for event in outcome.events if isinstance(outcome, Done) else ():
+            if isinstance(event.data, Event) and event.data.role.terminal:
+                self._world.trace.note("customer", f"is told: {event.data.outcome}")
+                self.told[event.subject] = event.data.outcome
 
-    def _command(self, order: PlannedOrder) -> None:
-        """Place an order over the broker, twice if the confirm is lost."""
+    def _command(self, given: Given) -> None:
+        """Send a command over the broker, twice if the confirm is lost."""
         envelope = wrap(
-            order.command,
-            id=order.key,
+            given.command,
+            id=given.key,
             source=source_of("customer"),
             time=EPOCH + timedelta(seconds=self._world.loop.time()),
-            priority=order.command.priority,
+            priority=given.priority,
         )
         body = envelope.to_bytes()
         for _ in range(2 if self._world.weather.happens(self._world.weather.rates.reset) else 1):
-            posting = posting_of(body, intake_queue("order", envelope.priority))
+            posting = posting_of(body, intake_queue(given.participant, envelope.priority))
             self._publish("", posting.routing_key, body, posting.properties)
 
     def send_again(self) -> None:
-        """The broker was lost: who placed an order over it that is in no book does so again."""
-        known = self._world.stores["order"].run(
-            lambda c: {*c.scalars(sa.select(orders.c.order_id))}
-        )
-        for order in self._sent:
-            if order.command.subject not in known:
-                self._command(order)
+        """The broker was lost: who sent a command over it that is in no book does so again."""
+        for given in self._sent:
+            tables = self._world.scene.tables[given.participant]
+            known = partial(_knows, tables, given.command.subject)
+            if not self._world.stores[given.participant].run(known):
+                self._command(given)
 
     def _publish(self, exchange: str, key: str, body: bytes, properties: bytes) -> None:
         self._world.trace.note("broker", f"{key} from outside")
         self._world.broker.publish(exchange, key, body, properties)
 
-    async def _ask(
-        self, participant: str, command: Command, id: str | None, priority: Priority
-    ) -> Done | Duplicate:
+    async def _ask(self, given: Given) -> Done | Duplicate:
         """Have a command carried out over HTTP, asked again until there is an answer."""
+        participant = given.participant
         while True:
             servers = [s for s in self._world.replicas(participant) if s.kernel is not None]
             if servers:
                 answer: asyncio.Future[Any] = self._world.loop.create_future()
                 server = self._chance.choice(servers)
-                self._world.loop.spawn(
-                    server.process, self._serve(server, command, id, priority, answer)
-                )
+                self._world.loop.spawn(server.process, self._serve(server, given, answer))
                 try:
                     async with asyncio.timeout(REPLY_TIMEOUT_SECONDS):
                         outcome = await answer
@@ -146,19 +138,15 @@ class People:
                     return outcome
             await asyncio.sleep(self._world.weather.seconds(1.0))
 
-    async def _serve(
-        self,
-        server: Server,
-        command: Command,
-        id: str | None,
-        priority: Priority,
-        answer: asyncio.Future[Any],
-    ) -> None:
+    async def _serve(self, server: Server, given: Given, answer: asyncio.Future[Any]) -> None:
         """A request's way through a service."""
         assert server.kernel is not None  # noqa: S101 - it was asked for that
         try:
-            outcome: Any = await server.kernel.give(command, id=id, priority=priority)
-        except (sa.exc.IntegrityError, UnknownOrder):
+            outcome: Any = await server.kernel.give(
+                given.command, id=given.key, priority=given.priority
+            )
+        except Exception as error:  # refused, or the service knows nothing of it yet
+            self._world.trace.note(server.name, f"refuses {given.command.type}: {error}")
             outcome = None
         self._world.loop.call_later(
             self._world.weather.latency(),
@@ -200,3 +188,8 @@ class People:
             for participant in self._world.choreography.participants
             for message in self._world.broker.messages_in(dead_letter_queue(participant.name))
         )
+
+
+def _knows(tables: Tables, subject: str, connection: Connection) -> bool:
+    """Whether a participant has any state about a subject."""
+    return any(table.load(connection, [subject]) for table in tables.states.values())

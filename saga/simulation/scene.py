@@ -1,46 +1,55 @@
-"""What all runs share: the services, their databases, and the broker's topology."""
+"""What all runs share: the saga's services, their databases, and the broker's topology."""
 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 
-from common.choreography import Choreography
+from common.kernel.groups import Ask
+from common.kernel.tables import Tables
+from common.message import Intent
 from common.messaging.topology import topology_of
 from common.service import Service
-from common.settings import Settings
-from notification_service import app as notification_app
-from notification_service.mail import Mailer, Writer, address_book
-from payment_service import app as payment_app
-from saga import discovery
+from saga.declaration import Saga, SagaError
+from saga.load import Load
+from saga.rules import Rules
 from saga.simulation.database import Store
-from saga.simulation.provider import SimulatedProvider
 
 
 class Scene:
-    """Made once, as that takes longer than a run."""
+    """Made once, as that takes longer than a run. Raises `SagaError` for a saga without a load."""
 
-    def __init__(self) -> None:
-        self.participants = discovery.participants()
-        self.choreography = Choreography(self.participants.values())
+    def __init__(self, saga: Saga) -> None:
+        if saga.load is None:
+            raise SagaError(
+                f"{saga.name} has no load: there is nothing to simulate; declare `load`, a "
+                f"function that draws a `saga.load.Plan`"
+            )
+        self.saga = saga
+        self.load: Load = saga.load
+        self.choreography = saga.choreography
+        self.rules = Rules(saga)
         self.topology = topology_of(self.choreography)
-        self.apps = {
-            package: importlib.import_module(f"{package}.app") for package in self.participants
-        }
-        self.stores = {
-            participant.name: Store(importlib.import_module(f"{package}.store").TABLES)
-            for package, participant in self.participants.items()
+        self.tables: dict[str, Tables] = {
+            p.name: importlib.import_module(f"{p.package}.store").TABLES for p in saga.participants
         }
         """By participant."""
-        self._writer = Writer("orders@shop.example", address_book("{customer}@shop.example"))
+        self.stores = {name: Store(tables) for name, tables in self.tables.items()}
+        """By participant."""
 
-    def service(self, package: str, provider: SimulatedProvider, mailer: Mailer) -> Service:
-        """The service of a package; where it asks the outside, that is simulated."""
-        if package == payment_app.__package__:
-            return payment_app.build_with(provider)
-        if package == notification_app.__package__:
-            return notification_app.build_with(self._writer, mailer)
-        service: Service = self.apps[package].build(Settings.model_construct())
-        return service
+    def services(self, asks: Mapping[type[Intent], Ask]) -> list[Service]:
+        """The services, which ask the outside in these ways."""
+        found = []
+        for participant in self.choreography.participants:
+            intents = {i for reaction in participant.reactions for i in reaction.intends}
+            own = {intent: ask for intent, ask in asks.items() if intent in intents}
+            app = importlib.import_module(f"{participant.package}.app")
+            timers = tuple(
+                getattr(app, name) for name in ("EXPIRY", "RESENDING") if hasattr(app, name)
+            )
+            tables = self.tables[participant.name]
+            found.append(Service(participant, tables, ask=own, timers=timers))
+        return found
 
     def close(self) -> None:
         for store in self.stores.values():

@@ -1,44 +1,33 @@
-"""Whether a run ended as it must: the rules of `saga reconcile`, and what was known beforehand."""
+"""Whether a run ended as it must: what must always hold, and what was known beforehand."""
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator
 from datetime import timedelta
 from functools import partial
 
-import sqlalchemy as sa
-
-from common.events import CancellationReason
 from common.messaging.dead_letters import key_of
 from common.messaging.topology import HISTORY_STREAM, dead_letter_queue, queues_of, wait_queue
 from common.retry import RUNGS_MS
-from notification_service.domain import NotificationStatus
-from notification_service.store import notifications
-from order_service.domain import OrderStatus
-from order_service.store import orders
 from saga.dlq.letters import event_id_of
+from saga.reconcile import history_for, judge, view_of
 from saga.reconcile.broker import letter_of
 from saga.reconcile.databases import Books, read_book, strike_out
-from saga.reconcile.facts import Backlog, Facts
-from saga.reconcile.history import History
-from saga.reconcile.rules import Violation, judge
+from saga.reconcile.facts import Backlog, Deliveries
 from saga.simulation.broker import EPOCH
 from saga.simulation.network import delivered
 from saga.simulation.world import World
-
-LATE_MAX_SECONDS = 40.0
-"""How long after its deadline, or after the storm if that is later, an order may end: by then its
-service may still be frozen, or wait for its database."""
+from saga.view import View, Violation
 
 
 def violations(world: World) -> list[Violation]:
     """Everything that is wrong with how a run has ended."""
+    view, deliveries = _seen(world)
     return [
         *_unrest(world),
-        *judge(_facts(world)),
-        *_wrong_endings(world),
-        *_wrong_mails(world),
+        *judge(world.scene.rules, view, deliveries),
+        *_wrong_endings(world, view),
     ]
 
 
@@ -50,91 +39,54 @@ def _unrest(world: World) -> Iterator[Violation]:
         yield Violation("never_at_rest", "", f"messages left: {left or 'none'}")
 
 
-def _wrong_endings(world: World) -> Iterator[Violation]:
-    """Orders that are not known, or did not end as they had to."""
-    query = sa.select(
-        orders.c.order_id, orders.c.status, orders.c.reason, orders.c.deadline, orders.c.ended_at
-    )
-    calm_at = EPOCH + timedelta(seconds=world.weather.storm_seconds)
-    found = {
-        row.order_id: row for row in world.stores["order"].run(lambda c: c.execute(query).all())
-    }
-    for order in world.plan.orders:
-        row = found.get(order.command.subject)
-        if row is None:
-            yield Violation("order_lost", order.key, "it was placed, and is not known")
-            continue
-        ending = row.reason or row.status
-        endings = sorted(reason or OrderStatus.CONFIRMED for reason in order.endings)
-        if ending not in endings:
+def _wrong_endings(world: World, view: View) -> Iterator[Violation]:
+    """Sagas that are not known, or did not end as they had to."""
+    ends = [event for event in world.choreography.events if event.role.terminal]
+    outcomes: defaultdict[str, set[str]] = defaultdict(set)
+    for event in view.events(*ends):
+        outcomes[event.subject].add(event.data.outcome)
+    for subject, endings in world.plan.ends.items():
+        found = outcomes[subject]
+        if not view.told.about(subject):
+            yield Violation("saga_lost", subject, "it was begun, and is not known")
+        elif not found:
+            yield Violation("wrong_ending", subject, "it has not ended")
+        elif not found <= {*map(str, endings)}:
+            ended, had_to = (" or ".join(sorted(map(str, each))) for each in (found, endings))
+            yield Violation("wrong_ending", subject, f"it is {ended}; it had to be {had_to}")
+        elif (told := world.people.told.get(subject)) is not None and told not in found:
+            ended = " and ".join(sorted(found))
             yield Violation(
-                "wrong_ending", order.key, f"it is {ending}; it had to be {' or '.join(endings)}"
+                "wrong_ending", subject, f"it is {ended}, and somebody was told that it is {told}"
             )
-        elif (
-            row.order_id in world.people.cancelled and ending != CancellationReason.CUSTOMER_REQUEST
-        ):
-            yield Violation(
-                "wrong_ending", order.key, f"it is {ending}, but its customer had cancelled it"
-            )
-        if row.ended_at is not None:
-            late_seconds = (row.ended_at - max(row.deadline, calm_at)).total_seconds()
-            if late_seconds > LATE_MAX_SECONDS:
-                yield Violation(
-                    "deadline_ignored",
-                    order.key,
-                    f"it ended {late_seconds:.0f} s after its deadline, or after the storm",
-                )
 
 
-def _wrong_mails(world: World) -> Iterator[Violation]:
-    """Orders whose customers got no mail, or more than one, other than by somebody's leave."""
-    query = sa.select(notifications.c.order_id, notifications.c.status)
-    stored = world.stores["notification"].run(lambda c: c.execute(query).all())
-    statuses = {row.order_id: row.status for row in stored}
-    mails: Counter[str] = Counter()
-    for message_id, count in world.mailer.taken.items():
-        mails[message_id.partition("@")[0].rpartition(".")[2]] += count
-    for order in world.plan.orders:
-        order_id = order.command.subject
-        status, count = statuses.get(order_id), mails[order_id]
-        if count > 1:
-            yield Violation("mailed_twice", order.key, f"{count} mails were taken")
-        elif status is None or status in (NotificationStatus.NONE, NotificationStatus.WAITING):
-            yield Violation("not_mailed", order.key, f"its notification is {status or 'not begun'}")
-        elif status is NotificationStatus.SENT and not count:
-            yield Violation("not_mailed", order.key, "it counts as sent, and no mail was taken")
-
-
-def _facts(world: World) -> Facts:
-    history = History(world.choreography)
+def _seen(world: World) -> tuple[View, Deliveries]:
+    saga, graph = world.scene.saga, world.choreography
+    ends = {event.type for event in graph.events if event.role.terminal}
+    history = history_for(saga, ends)
     for message in world.broker.messages_in(HISTORY_STREAM):
         properties = message.properties
         history.take(message.routing_key, properties.message_id, properties.timestamp, message.body)
     books = Books()
     undone = {}
-    tables_by_name = {s.service.participant.name: s.service.tables for s in world.servers}
-    for name, tables in tables_by_name.items():
+    for participant in graph.participants:
+        name, tables = participant.name, world.scene.tables[participant.name]
         undone[name] = dict(history.owed[name])
         store = world.stores[name]
-        store.run(partial(read_book, name, tables, books))
+        store.run(partial(read_book, participant, tables, books))
         store.run(partial(strike_out, undone[name], tables.inbox))
     for body in books.outbox:
         history.take_unpublished(body)
-    owners = {queue: p.name for p in world.choreography.participants for queue in queues_of(p)}
+    owners = {queue: p.name for p in graph.participants for queue in queues_of(p)}
     waiting = defaultdict(list)
     for rung in RUNGS_MS:
         for message in world.broker.messages_in(wait_queue(rung)):
             waiting[owners[message.routing_key]].append(letter_of(delivered(message)))
-    return Facts(
+    deliveries = Deliveries(
         started_at=EPOCH + timedelta(days=365),
         grace_seconds=0.0,
         history=history,
-        orders=books.orders,
-        payments=books.payments,
-        held_orders=books.held_orders,
-        held_units=books.held_units,
-        stock=books.stock,
-        provider=world.provider.ledger(),
         sequences=books.sequences,
         undone=undone,
         letters={
@@ -157,7 +109,11 @@ def _facts(world: World) -> Facts:
                     )
                 }
             )
-            for p in world.choreography.participants
+            for p in graph.participants
         },
         unpublished=len(books.outbox),
     )
+    outsides = zip(saga.outside, world.outsides, strict=True)
+    return view_of(
+        books, {said.name: each.books for said, each in outsides}, deliveries
+    ), deliveries

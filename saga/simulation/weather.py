@@ -53,20 +53,14 @@ class Rates:
     """A transaction's data is refused, and rolled back."""
     slow_database: float = 1 / 8
     """A transaction takes seconds."""
-    provider_away: float = 0.8
-    """The payment provider does nothing and says so."""
+    outside_away: float = 0.8
+    """An outside does nothing and says so."""
     lost_answer: float = 0.6
-    """The payment provider does what it is asked, and its answer is lost."""
-    slow_provider: float = 2 / 3
-    """The payment provider takes seconds for its answer."""
-    mail_refused: float = 1 / 2
-    """The mail server takes nothing, and says so."""
-    mail_rejected: float = 1 / 6
-    """The mail server takes nothing, and says that it never will."""
-    mail_unconfirmed: float = 1 / 4
-    """The mail server takes a mail, or does not, and does not answer."""
-    slow_mail: float = 1 / 3
-    """The mail server takes seconds for its answer."""
+    """An outside does what it is asked, and its answer is lost."""
+    slow_outside: float = 2 / 3
+    """An outside takes seconds for its answer."""
+    outside_unusual: float = 1 / 2
+    """An outside decides otherwise than usual, where no plan says how it does."""
     broker_forgets: float = 1 / 100
     """The broker ends, from a frame on, and an empty one starts in its place."""
 

@@ -17,28 +17,29 @@ from common.retry import RUNGS_MS
 from history_service.store import Fact, Stray
 from order_service.domain import OrderStatus
 from order_service.store import orders
-from saga.reconcile.rules import Violation
+from saga.load import Plan
 from saga.simulation.broker import EPOCH, Message
 from saga.simulation.loop import Process, SimulatedLoop
-from saga.simulation.mailer import SimulatedMailer
 from saga.simulation.network import Network
+from saga.simulation.outside import SimulatedOutside
 from saga.simulation.people import People
-from saga.simulation.provider import SimulatedProvider
 from saga.simulation.recovery import SPREAD_SECONDS, as_read, recover
 from saga.simulation.scene import Scene
 from saga.simulation.server import Parts, Server
 from saga.simulation.trace import Trace
 from saga.simulation.unruly import UnrulyBroker, describe
 from saga.simulation.weather import Weather
-from saga.simulation.workload import NEVER_SECONDS, Plan, plan
+from saga.view import Violation
 
+SAGAS = (1, 4, 6)
+"""How many sagas a run may have."""
 RESTART_MAX_SECONDS = 5.0
 STARTING_SHARE = 0.1
 """How likely a process is killed while it starts, compared to when it has."""
 FREEZE_MAX_SECONDS = 20.0
 SKEW_MAX_SECONDS = 2.0
 OUTAGE_SHARE = 0.1
-"""Runs in which a service that orders need is away for `OUTAGE_SECONDS`."""
+"""Runs in which a service is away for `OUTAGE_SECONDS`."""
 OUTAGE_SECONDS = 120.0
 REST_SECONDS = 1.0
 """How often is looked whether everything has come to rest."""
@@ -64,6 +65,7 @@ class World:
 
     def __init__(self, seed: int, scene: Scene, parts: Parts) -> None:
         self.seed = seed
+        self.scene = scene
         self.choreography = scene.choreography
         self.stores = scene.stores
         for store in self.stores.values():
@@ -76,11 +78,20 @@ class World:
         self.broker = UnrulyBroker(self.loop, self.weather, self.trace)
         self.broker.apply(scene.topology)
         self.network = Network(self.loop, self.broker, self.weather, self.trace, self.process)
-        self.plan: Plan = plan(_stream(seed, "plan"))
-        self.provider = SimulatedProvider(
-            self.loop, self.weather, self.trace, self.process, self.plan.declines
-        )
-        self.mailer = SimulatedMailer(self.loop, self.weather, self.trace, self.process)
+        draw = _stream(seed, "plan")
+        self.plan: Plan = scene.load(draw, draw.choice(SAGAS))
+        self.outsides = [
+            SimulatedOutside(
+                outside,
+                self.loop,
+                self.weather,
+                self.trace,
+                self.process,
+                chance,
+                self.plan.decisions.get(outside.name),
+            )
+            for outside in scene.saga.outside
+        ]
         self.troubles: list[Violation] = []
         """What must not happen, and did."""
         self.people = People(self, self.plan, chance)
@@ -131,13 +142,15 @@ class World:
         # Renewing it is most of what replicas do when there is nothing to do.
         lease_seconds = self._chance.choice((10.0, 30.0))
         servers = {}
-        for package, participant in scene.participants.items():
+        asks = {intent: ask for each in self.outsides for intent, ask in each.asks.items()}
+        for service in scene.services(asks):
+            participant = service.participant
             for number in range(1, replicas + 1):
                 name = participant.name if replicas == 1 else f"{participant.name}-{number}"
                 skew = self._chance.uniform(-1, 1) * SKEW_MAX_SECONDS if skewed else 0.0
                 servers[name] = Server(
                     name,
-                    scene.service(package, self.provider, self.mailer),
+                    service,
                     self.stores[participant.name],
                     self.network,
                     parts=parts,
@@ -251,11 +264,11 @@ class World:
     # --- its course --------------------------------------------------------------------------
 
     async def _live(self) -> None:
-        await self.people.put_stock_up()
+        await self.people.prepare()
         self.trace.note("world", "the storm begins")
         self.weather.calm = False
         if self._chance.random() < OUTAGE_SHARE:
-            self._take_away(self._chance.choice(("inventory", "payment")))
+            self._take_away(self._chance.choice(self.choreography.participants).name)
         self.people.begin()
         self._look()
         await asyncio.sleep(self.weather.storm_seconds)
@@ -314,7 +327,7 @@ class World:
 
     def _pending(self) -> bool:
         """Whether an order will still be cancelled for its deadline."""
-        ends = EPOCH + timedelta(seconds=NEVER_SECONDS / 2)
+        ends = EPOCH + timedelta(days=3)
         query = sa.select(orders.c.order_id).where(
             orders.c.status == OrderStatus.PENDING, orders.c.deadline < ends
         )

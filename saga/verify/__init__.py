@@ -1,18 +1,19 @@
 """`saga verify`: every state the choreography can come into, and what is wrong there.
 
 An explicit-state model checker over the real reactions, run by the kernel's real step and routed by
-the real signatures. `model` says what is to be checked, `order_saga` what that is for the order
-saga; `facts` and `machine` turn a model into states and steps, `search` visits them all, `schedule`
-and `drawing` tell how a violation comes about.
+the real signatures. `model` says what is to be checked: a saga, in one of its scenarios. `facts`
+and `machine` turn that into states and steps, `search` visits them all, `schedule` and `drawing`
+tell how a violation comes about. `coverage` says what no scenario has come to.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from saga.verify.coverage import uncovered
 from saga.verify.drawing import as_test, diagram
 from saga.verify.machine import Machine
-from saga.verify.model import Model, Reply, Stimulus, VerifyError, View, Violation
+from saga.verify.model import Model, VerifyError, model_of
 from saga.verify.schedule import Schedule, replay, schedule_of
 from saga.verify.search import STATES_MAX, Exploration, Progress, explore
 
@@ -21,16 +22,14 @@ __all__ = [
     "Exploration",
     "Model",
     "Progress",
-    "Reply",
     "Report",
     "Schedule",
-    "Stimulus",
     "VerifyError",
-    "View",
-    "Violation",
     "as_test",
     "diagram",
+    "model_of",
     "replay",
+    "uncovered",
     "verify",
 ]
 
@@ -42,6 +41,10 @@ class Report:
     model: Model
     exploration: Exploration
     schedule: Schedule | None
+    reacted: frozenset[tuple[str, str]] = field(default=frozenset())
+    """Participants and their reactions that were run."""
+    published: frozenset[str] = field(default=frozenset())
+    """The types of the events that were published."""
 
     @property
     def ok(self) -> bool:
@@ -55,4 +58,7 @@ def verify(
     machine = Machine(model)
     exploration = explore(machine, states_max=states_max, progress=progress)
     found = exploration.found
-    return Report(model, exploration, schedule_of(machine, found) if found else None)
+    schedule = schedule_of(machine, found) if found else None
+    return Report(
+        model, exploration, schedule, frozenset(machine.reacted), frozenset(machine.published())
+    )

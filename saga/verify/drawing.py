@@ -20,7 +20,7 @@ def _diagram(schedule: Schedule) -> Iterator[str]:
     lanes = _lanes(schedule.steps)
     yield f"{schedule.model.name}: {schedule.start}"
     yield ""
-    yield "    " + "".join(lane.center(LANE_WIDTH) for lane in lanes)
+    yield "    " + "".join(lane[: LANE_WIDTH - 1].center(LANE_WIDTH) for lane in lanes)
     for number, step in enumerate(schedule.steps, 1):
         remark = f"  ({step.remark})" if step.remark else ""
         yield f"{number:>3} {_arrow(lanes, step)}  {step.what}{remark}"
@@ -55,17 +55,21 @@ def _arrow(lanes: Sequence[str], step: Told) -> str:
 
 def as_test(schedule: Schedule) -> str:
     """A test that fails as long as the schedule breaks the rule."""
-    module, _, function = schedule.model.source.rpartition(".")
+    module, _, expression = schedule.model.source.partition(":")
+    name = expression.partition("(")[0]
+    imports = f"from {module} import {name}\nfrom saga.verify import replay"
+    if expression == name:  # a saga, not a function that makes a model
+        imports = imports.replace("import replay", "import model_of, replay")
+        expression = f"model_of({name}, {json.dumps(schedule.model.name)})"
     steps = [schedule.start, *(step.text for step in schedule.steps)]
     arguments = "".join(f"        {json.dumps(text, ensure_ascii=False)},\n" for text in steps)
     return f"""\
-from {module} import {function}
-from saga.verify import replay
+{imports}
 
 
 def test_{schedule.violation.rule}() -> None:
     broken = replay(
-        {function}(),
+        {expression},
 {arguments}    )
 
     assert broken is None

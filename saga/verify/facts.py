@@ -15,7 +15,7 @@ from typing import Any
 
 from common.envelope import Envelope
 from common.message import Answer, Intent
-from saga.verify.model import Stimulus
+from saga.declaration import Stimulus
 
 FIELD_BITS = 20
 """The width of a field of a state, which holds the number of what somebody knows."""
@@ -49,6 +49,8 @@ class Asked:
     message: Sent
     participant: int
     intent: Intent
+    number: int = 0
+    """Which time it asks that, where asking again may have a second effect."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,7 @@ class Action:
     """
 
     whose: int
-    """Whose field it is: a participant's, or, after the last of them, the outside's."""
+    """Whose field it is: a participant's, or, after the last of them, an outside's."""
     about: Sent | Asked | Answered | Stimulus
     now: datetime
     shift: int = field(init=False)

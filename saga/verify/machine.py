@@ -7,6 +7,7 @@ as the number of a value seen before. Above them is one bit for each fact (`fact
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from itertools import chain
 from typing import Any, Generic, TypeVar
@@ -14,7 +15,9 @@ from typing import Any, Generic, TypeVar
 from common.choreography import State
 from common.envelope import Envelope, derived_id, source_of, wrap
 from common.kernel.step import Decision, StateId, react
-from common.message import Command, Event, Message, Priority
+from common.message import Answer, Command, Event, Intent, Message, Priority
+from saga.declaration import Stimulus
+from saga.outside import Outside, OutsideError
 from saga.verify.facts import (
     FIELD,
     FIELD_BITS,
@@ -26,11 +29,29 @@ from saga.verify.facts import (
     Outcome,
     Sent,
 )
-from saga.verify.model import Model, Stimulus, VerifyError, View, Violation
+from saga.verify.model import Model, VerifyError
+from saga.view import Published, View, Violation
 
 T = TypeVar("T")
 
 Knowledge = Mapping[StateId, State]
+
+ASKED_MAX = 3
+"""How often the same question is told apart, where asking again may have a second effect. The last
+one stands for all that follow."""
+
+
+class _Asks(State):
+    """How often a participant has asked an outside that is not idempotent, because of one message:
+    nothing that anybody knows, but each time may have its effect."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Heard:
+    """What an outside knows; and, where it is not idempotent, the questions that had an effect."""
+
+    books: Any
+    questions: frozenset[Asked] = frozenset()
 
 
 class Broken(Exception):
@@ -49,11 +70,14 @@ class Machine:
         self.participants = model.choreography.participants
         self._number_of = {p.name: number for number, p in enumerate(self.participants)}
         self._known: list[_Numbers[Knowledge]] = [_Numbers(p.name) for p in self.participants]
-        self._outside: _Numbers[Any] = _Numbers(model.outside_name)
-        self._outsides = len(self.participants)
-        """The number of the outside's field."""
-        self._base = (self._outsides + 1) * FIELD_BITS
+        self._books: list[_Numbers[Any]] = [_Numbers(each.name) for each in model.outside]
+        """By outside, what it may know; their fields come after those of the participants."""
+        self.names = [*(p.name for p in self.participants), *(o.name for o in model.outside)]
+        """Of participants and outsides, by their fields."""
+        self._base = (len(self.participants) + len(model.outside)) * FIELD_BITS
         """Where the facts begin."""
+        self.reacted: set[tuple[str, str]] = set()
+        """Participants and their reactions that were run."""
         self.visible = (1 << self._base) - 1
         """The part of a state that rules look at: what is known, and what was sent."""
         # By fact, whose number is its bit:
@@ -99,29 +123,36 @@ class Machine:
 
     def judge(self, state: int) -> Violation | None:
         """The first rule that a state breaks."""
-        view = self._view(state)
-        found = chain(self.model.judge(view, self.at_rest(state)), _contradictions(view))
+        at_rest = self.at_rest(state)
+        events = self._published(state)
+        view = self._view(state, events, at_rest)
+        found = chain(self.model.judge(view, at_rest), _contradictions(events))
         return next(found, None)
 
     def facts(self, state: int) -> Iterator[Fact]:
         """The facts of a state, in the order in which facts were first seen."""
         return (self._facts[bit] for bit in _set_bits(state >> self._base))
 
-    def _view(self, state: int) -> View:
-        return View(
-            {
-                participant.name: known.values[state >> number * FIELD_BITS & FIELD]
-                for number, (participant, known) in enumerate(
-                    zip(self.participants, self._known, strict=True)
-                )
-            },
-            [
-                fact.envelope
-                for fact in self.facts(state)
-                if isinstance(fact, Sent) and isinstance(fact.envelope.data, Event)
-            ],
-            self._outside.values[state >> self._outsides * FIELD_BITS & FIELD],
-        )
+    def published(self) -> set[str]:
+        """The types of the events that were published in any state."""
+        sent = [fact.envelope for fact in self._facts if isinstance(fact, Sent)]
+        return {envelope.type for envelope in sent if isinstance(envelope.data, Event)}
+
+    def _published(self, state: int) -> list[Envelope[Any]]:
+        return [
+            fact.envelope
+            for fact in self.facts(state)
+            if isinstance(fact, Sent) and isinstance(fact.envelope.data, Event)
+        ]
+
+    def _view(self, state: int, events: Sequence[Envelope[Any]], at_rest: bool) -> View:
+        fields = [
+            numbers.values[state >> number * FIELD_BITS & FIELD]
+            for number, numbers in enumerate([*self._known, *self._books])
+        ]
+        known = zip((p.name for p in self.participants), fields, strict=False)
+        books = [heard.books for heard in fields[len(self.participants) :]]
+        return View(dict(known), Published(events), books, rests=lambda _: at_rest)
 
     # --- steps ----------------------------------------------------------------------------------
 
@@ -132,7 +163,7 @@ class Machine:
             case Answered() as answered:
                 yield self._take(action, answered.question.message, answered.answer, value)
             case Asked() as question:
-                yield from self._hear(question, value)
+                yield from self._hear(action, question, value)
             case Stimulus() as stimulus:
                 yield from self._give(action, stimulus, value)
 
@@ -141,57 +172,84 @@ class Machine:
         decision, after = self._react(action, cause.envelope, message, value)
         progress: Fact = Done(cause, action.whose)
         if decision.intent is not None:
-            progress = Asked(cause, action.whose, decision.intent)
+            progress = self._asking(action, cause, decision.intent, after)
         return Outcome(after | self._publish(decision) | self._fact(progress))
 
-    def _hear(self, question: Asked, value: int) -> Iterator[Outcome]:
-        """The outside hears a question, and has an answer."""
-        try:
-            replies = list(self.model.ask(self._outside.values[value], question.intent))
-        except VerifyError:
-            raise
-        except Exception as error:
-            raise self._broken("question_refused", question.intent, error) from error
-        for reply in replies:
-            after = self._outside.number(reply.outside, reply.outside)
-            answered = self._fact(Answered(question, reply.label, reply.answer))
-            yield Outcome(after << self._outsides * FIELD_BITS | answered, reply.label)
+    def _hear(self, action: Action, question: Asked, value: int) -> Iterator[Outcome]:
+        """The outside hears a question, and has an answer; or the message is to be tried again, or
+        is dead, which leaves things as they are."""
+        number = action.whose - len(self.participants)
+        outside, heard = self.model.outside[number], self._books[number].values[value]
+        if question in heard.questions:
+            return  # It was put once, and has arrived.
+        labels: dict[tuple[Answer, Any], str] = {}
+        for decision in outside.decisions:
+            try:
+                answer, after, said = outside.hear(heard.books, question.intent, decision)
+            except outside.fails:
+                continue
+            except OutsideError as error:
+                raise VerifyError(str(error)) from error
+            except Exception as error:
+                raise self._broken("question_refused", question.intent, error) from error
+            labels.setdefault((answer, after), said)
+        for (answer, books), said in labels.items():
+            again = question.number == ASKED_MAX and books == heard.books
+            once = not outside.idempotent and not again
+            after = _Heard(books, heard.questions | {question} if once else heard.questions)
+            known = self._books[number].number(after, after)
+            answered = self._fact(Answered(question, said, answer))
+            yield Outcome(known << action.shift | answered, said)
 
     def _give(self, action: Action, stimulus: Stimulus, value: int) -> Iterator[Outcome]:
         """A participant carries out a command. That leaves no fact: it may be given again."""
         command, knowledge = stimulus.command, self._known[action.whose].values
-        if not stimulus.when(View({stimulus.participant: knowledge[value]})):
+        if not stimulus.when(_view_of(stimulus.participant, knowledge[value])):
             return
         # Given again after something was said about its subject, it is another command.
         said = sum(s.sequence for s in knowledge[value].values() if s.key == command.subject)
         cause = self._command(f"{stimulus.name}/{said}", command, stimulus.at)
         decision, after = self._react(action, cause, command, value)
-        if decision.intent is not None:
-            raise VerifyError(
-                f"{stimulus.name!r} leads to the intent {type(decision.intent).__name__}, which "
-                f"nobody would take up again after a crash; let a message lead to it"
-            )
         for violation in stimulus.then(
-            View({stimulus.participant: knowledge[after >> action.shift]})
+            _view_of(stimulus.participant, knowledge[after >> action.shift])
         ):
             raise Broken(violation)
-        yield Outcome(after | self._publish(decision))
+        bits = after | self._publish(decision)
+        if decision.intent is not None:
+            # Nobody takes that up again after a crash, but what becomes of the state.
+            given = Sent(cause, (cause.id,), ())
+            bits |= self._fact(self._asking(action, given, decision.intent, after))
+        yield Outcome(bits)
+
+    def _asking(self, action: Action, cause: Sent, intent: Intent, after: int) -> Asked:
+        """That the participant, whose field is this, has committed a question."""
+        known = self._known[action.whose].values[after >> action.shift]
+        asks = known.get(_asks(cause.envelope, intent))
+        return Asked(cause, action.whose, intent, asks.sequence if asks else 0)
 
     def _react(
         self, action: Action, cause: Envelope[Any], message: Message, value: int
     ) -> tuple[Decision, int]:
         """The kernel's step: what is decided, and the field after it."""
         before = self._known[action.whose].values[value]
+        participant = self.participants[action.whose]
+        reaction = participant.by_message.get(type(message))
+        if reaction is not None:
+            self.reacted.add((participant.name, reaction.name))
 
         def find(state_id: StateId) -> State:
             kind, key = state_id
             return before.get(state_id) or kind(key)
 
         try:
-            decision = react(self.participants[action.whose], cause, message, find, action.now)
+            decision = react(participant, cause, message, find, action.now)
         except Exception as error:
             raise self._broken("reaction_raised", message, error) from error
         after = {**before, **decision.changes}
+        if decision.intent is not None and not self._asked(decision.intent).idempotent:
+            kind, key = asks = _asks(cause, decision.intent)
+            times = min(find(asks).sequence + 1, ASKED_MAX)
+            after[asks] = kind(key, times)
         number = self._known[action.whose].number(frozenset(after.items()), after)
         return decision, number << action.shift
 
@@ -208,31 +266,34 @@ class Machine:
 
     def _start(self, commands: Sequence[tuple[str, Command]]) -> int:
         """The state at the beginning, after these commands."""
-        state = self._outside.number(self.model.outside, self.model.outside)
-        state <<= self._outsides * FIELD_BITS
         for known in self._known:
             known.number(frozenset(), {})  # number 0
+        for outside, books in zip(self.model.outside, self._books, strict=True):
+            books.number(_Heard(outside.blank), _Heard(outside.blank))
+        state = 0
         for name, command in commands:
             sent = self._given(command, name)
             action = Action(self._number_of[name], sent, self.model.moments[0])
             value = state >> action.shift & FIELD
             decision, after = self._react(action, sent.envelope, command, value)
             state = state & action.keep | after | self._publish(decision)
-        for name, command in self.model.sent:
-            state |= self._fact(self._given(command, name))
+        for name, message in self.model.sent:
+            state |= self._fact(self._given(message, name))
         return state
 
-    def _given(self, command: Command, to: str) -> Sent:
-        envelope = self._command(f"{to}/{command!r}", command, self.model.moments[0])
+    def _given(self, message: Command | Event, to: str) -> Sent:
+        envelope = self._command(f"{to}/{message!r}", message, self.model.moments[0])
         return Sent(envelope, (envelope.id,), (self._number_of[to],))
 
-    def _command(self, name: str, command: Command, at: datetime) -> Envelope[Any]:
+    def _command(self, name: str, message: Command | Event, at: datetime) -> Envelope[Any]:
+        publisher = message.publisher if isinstance(message, Event) else None
         return wrap(
-            command,
+            message,
             id=derived_id(self.model.name, name),
-            source=source_of("world"),
+            source=source_of(publisher or "world"),
             time=at,
             priority=Priority.NORMAL,
+            sequence=1 if publisher else None,
         )
 
     def _publish(self, decision: Decision) -> int:
@@ -265,13 +326,34 @@ class Machine:
                     for now in self._moments(receiver, fact.envelope.data):
                         yield Action(receiver, fact, now)
             case Asked():
-                yield Action(self._outsides, fact, self.model.moments[0])
+                yield Action(self._outside_of(fact.intent), fact, self.model.moments[0])
             case Answered():
                 asker = fact.question.participant
                 for now in self._moments(asker, fact.answer):
                     yield Action(asker, fact, now)
             case Done():
                 pass
+
+    def _asked(self, intent: Intent) -> Outside[Any]:
+        return self.model.outside[self._outside_of(intent) - len(self.participants)]
+
+    def may_come_late(self, action: Action) -> bool:
+        """Whether it is how a question to an outside that is not idempotent arrives, or its answer:
+        nobody asks that again, so it may arrive when all else is done."""
+        about = action.about
+        question = about.question if isinstance(about, Answered) else about
+        return isinstance(question, Asked) and not self._asked(question.intent).idempotent
+
+    def outside_asked(self, intent: Intent) -> str:
+        """The name of the outside that takes a question."""
+        return self.names[self._outside_of(intent)]
+
+    def _outside_of(self, intent: Intent) -> int:
+        """The number of the field of the outside that takes a question."""
+        for number, outside in enumerate(self.model.outside, len(self.participants)):
+            if type(intent) in outside.intents:
+                return number
+        raise VerifyError(f"no outside is said to take {type(intent).__name__}")
 
     def _moments(self, participant: int, message: Message) -> Sequence[datetime]:
         """When a message may be reacted to. It matters only to a reaction that asks for the time,
@@ -320,12 +402,20 @@ def _set_bits(number: int) -> Iterator[int]:
         number ^= lowest
 
 
-def _contradictions(view: View) -> Iterator[Violation]:
+def _asks(cause: Envelope[Any], intent: Intent) -> tuple[type[_Asks], str]:
+    return _Asks, f"{cause.id}/{type(intent).__name__}"
+
+
+def _view_of(participant: str, known: Knowledge) -> View:
+    return View({participant: known}, Published(()), rests=lambda _: False)
+
+
+def _contradictions(events: Sequence[Envelope[Any]]) -> Iterator[Violation]:
     """Events that readers take for one another: an id is one event's, and so is a place in its
     sender's sequence."""
     ids: dict[str, Envelope[Any]] = {}
     places: dict[tuple[str, str, int | None], Envelope[Any]] = {}
-    for event in view.events:
+    for event in events:
         other = ids.setdefault(event.id, event)
         if other is not event:
             yield Violation(

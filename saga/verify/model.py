@@ -1,94 +1,29 @@
 """What is checked: participants, the world around them, and what must never be seen.
 
-A model is data. `saga.verify.order_saga` makes those of the order saga; `machine` turns one into
-states and steps.
+A model is data, made of a saga and one of its scenarios; `machine` turns it into states and steps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any
 
-from common.choreography import Choreography, State
-from common.envelope import Envelope
-from common.kernel.step import StateId
-from common.message import Answer, Command, Intent
-
-S = TypeVar("S", bound=State)
+from common.choreography import Choreography
+from common.message import Command, Event
+from saga.declaration import Saga, Scenario, Stimulus
+from saga.outside import Outside
+from saga.rules import Rules
+from saga.view import View, Violation
 
 
 class VerifyError(Exception):
     """A model that cannot be explored. Names what stands in the way, and the way out."""
 
 
-@dataclass(frozen=True, slots=True)
-class Violation:
-    """A broken rule: which, about what, and what was found."""
-
-    rule: str
-    subject: str
-    detail: str
-
-
-@dataclass(frozen=True, slots=True)
-class View:
-    """One state of the whole system, for rules to look at."""
-
-    known: Mapping[str, Mapping[StateId, State]]
-    """What each participant knows, by its name; blank states are left out."""
-    events: Sequence[Envelope[Any]] = ()
-    """Everything that was ever published."""
-    outside: Any = None
-    """What the outside knows, as the model's `ask` left it."""
-
-    def states(self, kind: type[S]) -> Iterator[S]:
-        """The states of one kind, or derived from it."""
-        return (
-            state
-            for known in self.known.values()
-            for state in known.values()
-            if isinstance(state, kind)
-        )
-
-    def state(self, kind: type[S], key: str) -> S:
-        """One of them, blank if there is none."""
-        return next((state for state in self.states(kind) if state.key == key), kind(key))
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """One way the outside may take a question: `label` says which, `outside` is what it knows
-    from then on."""
-
-    label: str
-    outside: Any
-    answer: Answer
-
-
-def _always(_: View) -> bool:
-    return True
-
-
-def _anything(_: View) -> Iterable[Violation]:
-    return ()
-
-
-@dataclass(frozen=True, slots=True)
-class Stimulus:
-    """A command that may be given to a participant at any time and any number of times, or never.
-
-    `at` is the time then. It is given only `when` the participant's own states allow it, and
-    `then` says what is wrong with them afterwards.
-    """
-
-    name: str
-    participant: str
-    command: Command
-    at: datetime
-    when: Callable[[View], bool] = _always
-    then: Callable[[View], Iterable[Violation]] = _anything
+Judge = Callable[[View, bool], Iterable[Violation]]
+"""What is wrong with a state of the system, which is at rest or not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,23 +32,66 @@ class Model:
 
     name: str
     source: str
-    """The function that makes this model, as `module.function`: for tests to be pasted."""
+    """An expression that makes this model, as `module:expression`: for tests to be pasted."""
     choreography: Choreography
     starts: Mapping[str, Sequence[tuple[str, Command]]]
-    """How it may begin, by name: the commands each participant has carried out before."""
-    sent: Sequence[tuple[str, Command]]
-    """The commands on their way at the beginning, each with the participant it goes to. Like
-    events they may arrive twice or late; at rest they have arrived."""
+    sent: Sequence[tuple[str, Command | Event]]
     stimuli: Sequence[Stimulus]
     moments: Sequence[datetime]
-    """The times an event may be reacted to by a reaction that asks for `now`; any other is called
-    at the first of them."""
-    judge: Callable[[View, bool], Iterable[Violation]]
-    """What is wrong with a state of the system, which is at rest or not."""
-    ask: Callable[[Any, Intent], Iterable[Reply]]
-    """What the outside may say to a question, given what it knows. Raises what it refuses with."""
-    outside: Any = None
-    """What the outside knows at the beginning; hashable."""
-    outside_name: str = "outside"
+    judge: Judge
+    outside: Sequence[Outside[Any]] = ()
     names: Mapping[str, str] = field(default_factory=dict)
-    """What subjects are called in schedules."""
+
+
+def model_of(saga: Saga, scenario: str, *, source: str = "") -> Model:
+    """The model of a saga in the scenario of that name. Raises `SagaError`, and `VerifyError` where
+    nobody is said to answer a question.
+
+    `source` is the expression that makes it, if it is not the saga of this project.
+    """
+    one = saga.scenario(scenario)
+    choreography = _taking_part(saga, one)
+    names = {participant.name for participant in choreography.participants}
+    outside = tuple(each for each in saga.outside if each.asked_by in names)
+    for participant in choreography.participants:
+        for reaction in participant.reactions:
+            for intent in reaction.intends:
+                if not any(intent in each.intents for each in outside):
+                    raise VerifyError(
+                        f"{scenario}: {participant.name} asks {intent.__name__}, and no outside is "
+                        f"said to take that; declare an `Outside` that does, or leave "
+                        f"{participant.name} out of the scenario and say in another one what "
+                        f"becomes of it"
+                    )
+    everywhere = replace(
+        saga, always=(*saga.always, *one.always), at_rest=(*saga.at_rest, *one.at_rest)
+    )
+    rules = Rules(everywhere, choreography)
+    return Model(
+        name=one.name,
+        source=source,
+        choreography=choreography,
+        starts=one.starts,
+        sent=one.sent,
+        stimuli=one.stimuli,
+        moments=one.moments,
+        judge=lambda view, at_rest: rules.judge(view, at_rest=at_rest),
+        outside=outside,
+        names=one.names,
+    )
+
+
+def _taking_part(saga: Saga, scenario: Scenario) -> Choreography:
+    participants = tuple(
+        p
+        for p in saga.choreography.participants
+        if p.name not in scenario.without and (scenario.only is None or p.name in scenario.only)
+    )
+    if scenario.influential:
+        while True:
+            consumed = {event for p in participants for event in p.consumes}
+            kept = tuple(p for p in participants if consumed.intersection(p.publishes))
+            if kept == participants:
+                break
+            participants = kept
+    return Choreography(participants)

@@ -7,10 +7,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from common.envelope import source_of
+from saga.declaration import Stimulus
 from saga.verify.facts import Action, Answered, Asked, Fact, Sent
 from saga.verify.machine import Broken, Machine
-from saga.verify.model import Model, Stimulus, VerifyError, Violation
+from saga.verify.model import Model, VerifyError
 from saga.verify.search import Found, moved, never_at_rest
+from saga.view import Violation
 
 WORLD = "world"
 """Where commands come from, in schedules."""
@@ -80,7 +82,9 @@ def replay(model: Model, start: str, *steps: str) -> Violation | None:
         before = walk.state
         walk.take(choice)
         violation = (
-            choice.violation or machine.judge(walk.state) or moved(machine, before, walk.state)
+            choice.violation
+            or machine.judge(walk.state)
+            or moved(machine, before, walk.state, choice.action)
         )
         if violation:
             return violation
@@ -204,10 +208,7 @@ class Walk:
         return isinstance(other, Sent) and names.index(other) > names.index(than)
 
     def _receiver(self, action: Action) -> str:
-        participants = self._machine.participants
-        if action.whose == len(participants):
-            return self._machine.model.outside_name
-        return participants[action.whose].name
+        return self._machine.names[action.whose]
 
     def _sender(self, about: Sent | Asked | Answered | Stimulus) -> str:
         participants = self._machine.participants
@@ -218,7 +219,7 @@ class Walk:
             case Asked():
                 return participants[about.participant].name
             case Answered():
-                return self._machine.model.outside_name
+                return self._machine.outside_asked(about.question.intent)
             case Stimulus():
                 return WORLD
 

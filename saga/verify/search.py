@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 
 from saga.verify.facts import FIELD, Action
 from saga.verify.machine import Broken, Machine
-from saga.verify.model import VerifyError, Violation
+from saga.verify.model import VerifyError
+from saga.view import Violation
 
 STATES_MAX = 5_000_000
 """States of one model that are kept in memory."""
@@ -73,9 +74,11 @@ def explore(
     )
 
 
-def moved(machine: Machine, before: int, after: int) -> Violation | None:
+def moved(machine: Machine, before: int, after: int, action: Action) -> Violation | None:
     """The violation, if anything to be seen changed in a step from a state at rest."""
     if not machine.at_rest(before) or not (after ^ before) & machine.visible:
+        return None
+    if machine.may_come_late(action):
         return None
     return Violation(
         "moved_at_rest",
@@ -190,7 +193,7 @@ class _Search:
                     if found := self._judge(after):
                         return found
                 targets.append(known)
-                if at_rest and (violation := moved(machine, state, after)):
+                if at_rest and (violation := moved(machine, state, after, action)):
                     found = self._found(violation, number)
                     return replace(found, states=[*found.states, after])
         return None

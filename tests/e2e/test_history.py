@@ -175,7 +175,7 @@ async def test_the_trace_of_an_order_that_died_and_was_replayed_is_what_happened
 @pytest.mark.long
 @in_one_loop
 async def test_the_trace_of_an_order_that_was_retried_says_so(system: System) -> None:
-    gateway = SandboxGateway(system.deployment.sandbox_url)
+    gateway = SandboxGateway(system.deployment.outside_urls["provider"])
     gateway.set_fault(Fault(FaultMode.UNAVAILABLE))
     order = await place(system)
     await until(lambda: waits(system))

@@ -113,7 +113,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         amqp_url="amqp://127.0.0.1:1/",
         http_urls={},
         database_urls=urls,
-        sandbox_url=f"sqlite:///{folder / 'provider.db'}",
+        outside_urls={"provider": f"sqlite:///{folder / 'provider.db'}"},
     ).save(folder)
     return folder
 

@@ -92,13 +92,13 @@ class Recorder(History):
 
     def __init__(self, graph: Choreography) -> None:
         super().__init__(graph)
-        self.events: list[tuple[str, bytes]] = []
+        self.published: list[tuple[str, bytes]] = []
 
     def take(self, routing_key: str, message_id: str | None, at: Any, body: bytes) -> None:
         undecodable = self.undecodable
         super().take(routing_key, message_id, at, body)
         if self.undecodable == undecodable:
-            self.events.append((routing_key, body))
+            self.published.append((routing_key, body))
 
 
 @in_one_loop
@@ -129,7 +129,7 @@ def books(deployment: Deployment) -> dict[str, list[Any]]:
     """Every row of every participant's tables of states, the provider's ledger included."""
     found: dict[str, list[Any]] = {}
     urls = [deployment.database_urls[p.name] for p in choreography().participants]
-    for url in (*urls, deployment.sandbox_url):
+    for url in (*urls, deployment.outside_urls["provider"]):
         with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as connection:
             tables = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
             for (table,) in tables.fetchall():
@@ -153,11 +153,11 @@ async def deliver_again(
     async with await connect(deployment.amqp_url, name="test") as connection:
         await read_history(connection, recorder)
         if dice is not None:
-            dice.shuffle(recorder.events)
+            dice.shuffle(recorder.published)
         channel = await connection.channel(on_return_raises=True)
         exchange = await channel.get_exchange(EVENTS_EXCHANGE, ensure=False)
         await asyncio.gather(
-            *(exchange.publish(message_of(body), key) for key, body in recorder.events)
+            *(exchange.publish(message_of(body), key) for key, body in recorder.published)
         )
 
 

@@ -231,7 +231,7 @@ def _copy(message: AbstractIncomingMessage) -> aio_pika.Message:
 
 async def provider_loses_answers(load: Load, dice: Random) -> None:
     """The payment provider does what it is asked, and says nothing of it."""
-    url = load.stage.system.deployment.sandbox_url
+    url = load.stage.system.deployment.outside_urls["provider"]
     await asyncio.to_thread(_set_fault, url, FaultMode.LOST_ANSWER)
     await asyncio.sleep(LOST_ANSWERS_SECONDS)
     await asyncio.to_thread(_set_fault, url, FaultMode.NONE)

@@ -68,7 +68,7 @@ async def test_a_broker_killed_under_its_publishers_has_in_its_history_what_it_c
         recorder = Recorder(graph)
         async with await connect(node.amqp_url, name="test") as connection:
             await read_history(connection, recorder)
-        found = {Envelope.model_validate_json(body).id for _, body in recorder.events}
+        found = {Envelope.model_validate_json(body).id for _, body in recorder.published}
         assert confirmed - found == set()
     finally:
         await asyncio.to_thread(node.kill)

@@ -42,7 +42,8 @@ from inventory_service.store import RESERVATIONS, STOCK
 from notification_service.app import MailSettings
 from order_service.domain import CancelOrder
 from order_service.store import ORDERS
-from payment_service.gateway import Account, Decline, Receipt, SandboxGateway
+from payment_service.gateway import Account, SandboxGateway
+from payment_service.ledger import Decline, Receipt
 from payment_service.store import PAYMENTS
 from saga.broker import apply_topology
 from saga.deployment import Deployment, dead_letters_url_in
@@ -249,10 +250,10 @@ class Stage:
             amqp_url=amqp_url,
             http_urls={},
             database_urls=dict(database_urls),
-            sandbox_url=f"sqlite:///{folder / 'provider'}.db",
+            outside_urls={"provider": f"sqlite:///{folder / 'provider'}.db"},
             dead_letters_url=dead_letters_url_in(folder),
         )
-        self.provider = Provider(self.deployment.sandbox_url)
+        self.provider = Provider(self.deployment.outside_urls["provider"])
         services = (
             order_service.app.build(Settings()),
             inventory_service.app.build(Settings()),

@@ -544,7 +544,7 @@ def on_broker(target: Path, url: str) -> Target:
         amqp_url=url,
         http_urls={},
         database_urls={name: sqlite_url(target / f"{name}.db") for name in names},
-        sandbox_url=sqlite_url(target / "provider.db"),
+        outside_urls={"provider": sqlite_url(target / "provider.db")},
     ).save(target)
     return Target(target)
 

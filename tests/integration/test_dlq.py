@@ -155,7 +155,7 @@ async def bench(amqp_url: str, tmp_path: Path) -> AsyncIterator[Bench]:
             "toy": f"sqlite:///{tmp_path / 'toy.db'}",
             "order": f"sqlite:///{tmp_path / 'order.db'}",
         },
-        sandbox_url="",
+        outside_urls={"provider": ""},
         dead_letters_url=dead_letters_url_in(tmp_path),
     )
     await open_toy(tmp_path, make_tables()).close()

@@ -129,14 +129,14 @@ async def stage(amqp_url: str, tmp_path: Path) -> AsyncIterator[Stage]:
         amqp_url=amqp_url,
         http_urls={},
         database_urls={name: f"sqlite:///{tmp_path / name}.db" for name in TABLES},
-        sandbox_url=f"sqlite:///{tmp_path / 'provider'}.db",
+        outside_urls={"provider": f"sqlite:///{tmp_path / 'provider'}.db"},
     )
     deployment.save(tmp_path)
     for name, tables in TABLES.items():
         engine = sqlite_engine(deployment.database_urls[name])
         tables.metadata.create_all(engine)
         engine.dispose()
-    await SandboxGateway(deployment.sandbox_url).close()
+    await SandboxGateway(deployment.outside_urls["provider"]).close()
     async with await connect(amqp_url, name="test") as connection:
         channel = await connection.channel(on_return_raises=True)
         await apply(topology_of(choreography()), channel)

@@ -42,9 +42,7 @@ from tests.play import SAGA, Play
 from tests.polling import until
 
 JSON: Final = (b"Content-Type", b"application/json")
-NOWHERE: Final = Deployment(
-    amqp_url="amqp://127.0.0.1:1/", http_urls={}, database_urls={}, sandbox_url=""
-)
+NOWHERE: Final = Deployment(amqp_url="amqp://127.0.0.1:1/", http_urls={}, database_urls={})
 """A system of which nothing runs."""
 OPERATIONS: Final = ("/livez", "/readyz", "/metrics")
 """The paths that are no service's own."""

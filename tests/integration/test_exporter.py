@@ -101,7 +101,7 @@ def deployment(url: str, port: int) -> Deployment:
         amqp_url=f"amqp://guest:guest@127.0.0.1:{port}/",
         http_urls={},
         database_urls={},
-        sandbox_url=url,
+        outside_urls={"provider": url},
         dead_letters_url=url,
     )
 

@@ -26,7 +26,8 @@ from common.tasks import cancel_all
 from history_service.store import TABLES as HISTORY_TABLES
 from notification_service.mail import FolderMailer, MailRefused
 from payment_service.domain import Refund, RefundAnswered
-from payment_service.gateway import Receipt, SandboxGateway
+from payment_service.gateway import SandboxGateway
+from payment_service.ledger import Receipt
 from saga import system
 from saga.deployment import Deployment, write_secret
 from saga.dlq import DlqError
@@ -343,7 +344,7 @@ def test_where_the_broker_is_away_the_status_tells_of_the_full_disk(
         amqp_url=f"amqp://guest:guest@127.0.0.1:{closed_port}/",
         http_urls={},
         database_urls={},
-        sandbox_url="sqlite:///provider.db",
+        outside_urls={"provider": "sqlite:///provider.db"},
     ).save(disk.path)
     disk.fill()
 

@@ -583,7 +583,7 @@ def archive_in(folder: Path, stream: Stream) -> Archive:
             amqp_url=stream.url,
             http_urls={},
             database_urls={"history": f"sqlite:///{folder / 'history.db'}"},
-            sandbox_url="",
+            outside_urls={"provider": ""},
             dead_letters_url=None,
         )
     )

@@ -30,21 +30,16 @@ from common.kernel.outbox import Outbox, Outgoing
 from common.kernel.tables import Tables
 from common.message import Command, Priority
 from common.tasks import cancel_all
+from order_saga import SAGA
+from order_saga.outsides import DeskGateway
+from order_saga.scenarios import AFTER, BEFORE
 from order_service.domain import CancelOrder, ExpireOrder
 from payment_service.app import build_with
-from payment_service.gateway import (
-    Account,
-    Charge,
-    Decline,
-    GatewayRefused,
-    GatewayUnavailable,
-    Outcome,
-    PaymentGateway,
-    Receipt,
-    SandboxGateway,
-)
-from saga.verify import Model, View, Violation, verify
-from saga.verify.order_saga import AFTER, BEFORE, Provider, one_order
+from payment_service.gateway import Account, GatewayUnavailable, PaymentGateway, SandboxGateway
+from payment_service.ledger import Charge, Decline, GatewayRefused, Ledger, Outcome, Receipt
+from saga.outside import Desk
+from saga.verify import Model, model_of, verify
+from saga.view import View, Violation
 from tests.polling import DEADLINE_SECONDS
 
 TABLES: dict[str, Tables] = {
@@ -73,7 +68,9 @@ def known_to(model: Model) -> set[Visible]:
     known: set[Visible] = set()
 
     def look(view: View, at_rest: bool) -> Iterable[Violation]:
-        known.add(visible(view.states(State), view.outside, view.events))
+        states = [state for of in view.known.values() for state in of.values()]
+        events = view.events(*model.choreography.events)
+        known.add(visible(states, view.books(Ledger) or (), events))
         return ()
 
     assert verify(replace(model, judge=look)).ok
@@ -84,13 +81,14 @@ class HeldProvider:
     """A provider that waits before it acts and before it answers, each time to be told to go on."""
 
     def __init__(self, decision: Outcome) -> None:
-        self._provider = Provider((), decision)
+        self._desk = Desk(Ledger(), decision)
+        self._provider = DeskGateway(self._desk)
         self.held: list[asyncio.Future[bool]] = []
         """Told False, it is unavailable."""
 
     @property
     def ledger(self) -> Iterable[Charge]:
-        return self._provider.ledger
+        return self._desk.books
 
     async def charge(
         self, key: str, *, customer: str, currency: str, amount_cents: int
@@ -167,6 +165,7 @@ class System:
         self.published: dict[str, Envelope[Any]] = {}
         self._decoder = Decoder(model.choreography.events)
         ((_, place),) = model.sent
+        assert isinstance(place, Command)
         self._place = self._envelope(place, "place")
 
     async def start(self, folder: Path) -> None:
@@ -296,7 +295,7 @@ class System:
         )
 
 
-MODEL = one_order()
+MODEL = model_of(SAGA, "one order")
 
 
 async def met(seed: int, folder: Path, steps: int) -> list[Visible]:
@@ -372,16 +371,16 @@ async def test_the_models_provider_answers_as_the_sandbox_does(tmp_path: Path) -
         chance = random.Random(seed)
         sandbox = SandboxGateway(f"sqlite:///{tmp_path / f'{seed}.db'}")
         sandbox.set_accounts([Account(IS_BLOCKED, card_blocked=True)])
-        ledger: tuple[Charge, ...] = ()
+        ledger = Ledger()
         for _ in range(20):
             asked = question(chance)
             answer = await heard(asked, sandbox)
             said.add(answer)
             # A new charge may turn out either way in the model: one of them is the sandbox's.
-            either = [Provider(ledger, d) for d in (Outcome.CHARGED, Outcome.CARD_DECLINED)]
-            agreeing = [provider for provider in either if await heard(asked, provider) == answer]
+            either = [Desk(ledger, d) for d in (Outcome.CHARGED, Outcome.CARD_DECLINED)]
+            agreeing = [desk for desk in either if await heard(asked, DeskGateway(desk)) == answer]
             assert agreeing, f"seed {seed}: {answer}"
-            ledger = agreeing[0].ledger
+            ledger = agreeing[0].books
             assert books(ledger) == books(sandbox.ledger()), f"seed {seed}"
         await sandbox.close()
 

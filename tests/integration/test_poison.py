@@ -226,7 +226,7 @@ async def _place(url: str, folder: Path) -> Place:
         amqp_url=url,
         http_urls={},
         database_urls={name: f"sqlite:///{folder / name}.db" for name in names},
-        sandbox_url=f"sqlite:///{folder / 'provider'}.db",
+        outside_urls={"provider": f"sqlite:///{folder / 'provider'}.db"},
     )
     deployment.save(folder)
     for name, tables in TABLES.items():
@@ -235,7 +235,7 @@ async def _place(url: str, folder: Path) -> Place:
         if name == "payment":
             make_tables().metadata.create_all(engine)
         engine.dispose()
-    await SandboxGateway(deployment.sandbox_url).close()
+    await SandboxGateway(deployment.outside_urls["provider"]).close()
     history = await open_database(deployment.database_urls["history"], history_store.TABLES)
     await history.close()
     async with await connect(url, name="test") as connection:

@@ -61,7 +61,7 @@ class Stage:
         """Put what was played where the services would have put it."""
         for name, tables in TABLES.items():
             self._write(name, tables)
-        gateway = SandboxGateway(self.deployment.sandbox_url)
+        gateway = SandboxGateway(self.deployment.outside_urls["provider"])
         gateway.set_accounts([Account(BROKE, card_blocked=True)])
         await asyncio.gather(
             *(
@@ -122,7 +122,9 @@ class Stage:
                 await queue.purge()
 
     def execute(self, database: str, statement: str, **values: Any) -> None:
-        urls = self.deployment.database_urls | {"provider": self.deployment.sandbox_url}
+        urls = self.deployment.database_urls | {
+            "provider": self.deployment.outside_urls["provider"]
+        }
         engine = sqlite_engine(urls[database])
         with engine.begin() as connection:
             assert connection.execute(sa.text(statement), values).rowcount == 1
@@ -149,7 +151,7 @@ async def stage(amqp_url: str, tmp_path: Path) -> AsyncIterator[Stage]:
         amqp_url=amqp_url,
         http_urls={},
         database_urls={name: f"sqlite:///{tmp_path / name}.db" for name in TABLES},
-        sandbox_url=f"sqlite:///{tmp_path / 'provider'}.db",
+        outside_urls={"provider": f"sqlite:///{tmp_path / 'provider'}.db"},
     )
     connection = await aio_pika.connect_robust(amqp_url)
     async with connection:
@@ -452,7 +454,7 @@ async def test_what_was_in_a_stream_before_the_one_there_is_is_not_missed(
         (tmp_path / f"{name}.db").unlink()
         stage._write(name, tables)
     charge = stage.play.charges[-1]
-    gateway = SandboxGateway(stage.deployment.sandbox_url)
+    gateway = SandboxGateway(stage.deployment.outside_urls["provider"])
     await gateway.charge(
         order, customer=charge.customer, currency=charge.currency, amount_cents=charge.amount_cents
     )

@@ -16,17 +16,14 @@ from sqlalchemy.engine import Engine
 from common.events import DeclineReason
 from payment_service.gateway import (
     Account,
-    Decline,
     Fault,
     FaultMode,
     GatewayConfigurationError,
-    GatewayRefused,
     GatewayUnavailable,
-    Outcome,
     PaymentGateway,
-    Receipt,
     SandboxGateway,
 )
+from payment_service.ledger import Decline, GatewayRefused, Outcome, Receipt
 from tests.polling import until
 
 

@@ -101,7 +101,7 @@ async def test_one_order_that_cannot_be_read_keeps_no_other_deadline_from_being_
 async def test_reconcile_names_the_row_that_it_cannot_read(database_url: str) -> None:
     async with overdue(database_url, 2) as service:
         await ruin(service, 1, "status", "'lost'")
-        read = partial(read_book, PARTICIPANT.name, TABLES, Books())
+        read = partial(read_book, PARTICIPANT, TABLES, Books())
 
         with pytest.raises(UnreadableRow, match=rf"'{UUID(int=1)}' .* orders .*'lost'"):
             await service.database.read(read)

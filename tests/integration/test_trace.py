@@ -87,7 +87,7 @@ async def scene(amqp_url: str, tmp_path: Path) -> AsyncIterator[Scene]:
         amqp_url=amqp_url,
         http_urls={},
         database_urls={"history": f"sqlite:///{tmp_path / 'history.db'}"},
-        sandbox_url="",
+        outside_urls={"provider": ""},
         dead_letters_url=f"sqlite:///{tmp_path / 'dead_letters.db'}",
     )
     connection = await aio_pika.connect(amqp_url)

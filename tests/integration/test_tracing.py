@@ -40,7 +40,8 @@ from common.service import Service, process_of
 from common.settings import Settings
 from common.tasks import cancel_all
 from payment_service.app import build_with
-from payment_service.gateway import Decline, GatewayUnavailable, Receipt, SandboxGateway
+from payment_service.gateway import GatewayUnavailable, SandboxGateway
+from payment_service.ledger import Decline, Receipt
 from saga.deployment import Deployment
 from saga.discovery import choreography
 from saga.dlq.desk import open_desk
@@ -141,7 +142,7 @@ async def stage(amqp_url: str, tmp_path: Path, spans: InMemorySpanExporter) -> A
         amqp_url=amqp_url,
         http_urls={},
         database_urls={name: f"sqlite:///{tmp_path / name}.db" for name in names},
-        sandbox_url=f"sqlite:///{tmp_path / 'provider.db'}",
+        outside_urls={"provider": f"sqlite:///{tmp_path / 'provider.db'}"},
         dead_letters_url=f"sqlite:///{tmp_path / 'dead_letters.db'}",
     )
     settings = Settings(amqp_url=amqp_url, data_dir=tmp_path)

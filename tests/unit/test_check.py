@@ -420,8 +420,8 @@ def test_saga_check_says_where_and_ends_with_1_when_something_is_found(
     file.write_text(json.dumps(asked_for(choreography())))
     assert said() == (0, "")
 
-    broken = {"a_service": Participant("seat", *SEAT), "b_service": Participant("mail", greet)}
-    monkeypatch.setattr(saga.discovery, "participants", lambda: broken)
+    broken = Choreography([Participant("seat", *SEAT), Participant("mail", greet)])
+    monkeypatch.setattr(saga.discovery, "choreography", lambda: broken)
     status, text = said()
     assert status == 1
     line = next(line for line in text.splitlines() if "greet" in line and "unpublished" in line)

@@ -1,4 +1,4 @@
-"""A participant more: a package beside the others, and not a line changed in what is there."""
+"""A participant more: a package beside the others, and a saga that names it."""
 
 from __future__ import annotations
 
@@ -70,6 +70,14 @@ PARTICIPANT = Participant("recommendation", recommend, retry=Retry(max_calls=7))
 '''
 
 
+JOINED = """\
+import order_saga
+from recommendation_service.domain import PARTICIPANT
+
+SAGA = order_saga.SAGA.with_(PARTICIPANT)
+"""
+
+
 class Project:
     """The project's generated files, in a folder with a service more."""
 
@@ -79,6 +87,7 @@ class Project:
         package.mkdir()
         (package / "__init__.py").write_text("")
         (package / "domain.py").write_text(DOMAIN)
+        (folder / "joined.py").write_text(JOINED)
         for name in IN_PART:
             (folder / name).parent.mkdir(exist_ok=True)
             shutil.copy(ROOT / name, folder / name)
@@ -87,7 +96,11 @@ class Project:
         done = subprocess.run(
             [sys.executable, "-m", "saga.cli", *arguments],
             cwd=self.folder,
-            env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{self.folder}"},
+            env={
+                **os.environ,
+                "PYTHONPATH": f"{ROOT}{os.pathsep}{self.folder}",
+                "SAGA": "joined:SAGA",
+            },
             capture_output=True,
             text=True,
             check=False,

@@ -10,6 +10,7 @@ from uuid import UUID
 
 import pytest
 
+from common.choreography import State
 from common.envelope import source_of, wrap
 from common.events import (
     CancellationReason,
@@ -22,65 +23,92 @@ from common.events import (
     PaymentCharged,
     PaymentDeclined,
     PaymentRefunded,
+    PaymentVoided,
     StockAdded,
+    StockReleased,
     StockReserved,
 )
 from common.message import Event, Priority
 from common.messaging.dead_letters import key_of
-from order_service.domain import OrderStatus
-from payment_service.domain import PaymentStatus
-from saga.discovery import choreography
-from saga.reconcile.facts import (
-    Backlog,
-    Facts,
-    Letter,
-    OrderFact,
-    PaymentFact,
-    ProviderCharge,
-    StockFact,
+from inventory_service.domain import (
+    Delivery,
+    Reservation,
+    ReservationStatus,
+    StockItem,
+    delivery_key,
 )
-from saga.reconcile.history import LOOKED_THROUGH_MAX, History, Owed
-from saga.reconcile.rules import RULES, judge, orders_at_rest, undecided
+from order_saga import SAGA
+from order_service.domain import Order, OrderStatus
+from payment_service.domain import Payment, PaymentStatus
+from payment_service.ledger import Charge, Ledger, Outcome
+from saga.reconcile import history_for, judge, rule_names, view_of
+from saga.reconcile.conservation import Rest, undecided
+from saga.reconcile.databases import Books
+from saga.reconcile.facts import Backlog, Deliveries, Letter
+from saga.reconcile.history import LOOKED_THROUGH_MAX, Owed
+from saga.rules import Rules
+from saga.view import Violation
 
 NOW = datetime(2030, 1, 1, 12, tzinfo=UTC)
 AT = NOW - timedelta(hours=1)
 GRACE_SECONDS = 5.0
-CHOREOGRAPHY = choreography()
 
 CONFIRMED = "00000000-0000-0000-0000-00000000000a"
 DECLINED = "00000000-0000-0000-0000-00000000000b"
 REFUNDED = "00000000-0000-0000-0000-00000000000c"
+DELIVERY = UUID(int=1)
+RULES = Rules(SAGA)
 STRANGER = "00000000-0000-0000-0000-00000000000d"
 LINES = (OrderLine(sku="tea", quantity=2, unit_price_cents=250),)
 HELD = (HeldLine(sku="tea", quantity=2),)
+
+
+def order(status: OrderStatus, total_cents: int = 500, at: datetime = AT) -> Order:
+    return Order("", 2, status, "ada", "EUR", LINES, total_cents, placed_at=at, ended_at=at)
+
+
+def payment(status: PaymentStatus, amount_cents: int = 500, sequence: int = 1) -> Payment:
+    return Payment("", sequence, status, "", "EUR", amount_cents)
+
+
+def line(order_id: str, outcome: Outcome = Outcome.CHARGED, refunded_cents: int = 0) -> Charge:
+    return Charge(order_id, "ada", "EUR", 500, outcome, "r", refunded_cents=refunded_cents)
+
+
+RELEASED_TEA = Reservation("", 2, ReservationStatus.RELEASED, HELD)
+HELD_TEA = Reservation("", 1, ReservationStatus.HELD, HELD)
 
 
 class Clean:
     """Three orders at their ends; a test breaks one thing and asks for the facts again."""
 
     def __init__(self) -> None:
-        self.history = History(CHOREOGRAPHY)
+        self.history = history_for(SAGA)
         self.orders = {
-            CONFIRMED: OrderFact(OrderStatus.CONFIRMED, "EUR", 500, AT),
-            DECLINED: OrderFact(OrderStatus.CANCELLED, "EUR", 500, AT),
-            REFUNDED: OrderFact(OrderStatus.CANCELLED, "EUR", 500, AT),
+            CONFIRMED: order(OrderStatus.CONFIRMED),
+            DECLINED: order(OrderStatus.CANCELLED),
+            REFUNDED: order(OrderStatus.CANCELLED),
         }
         self.payments = {
-            CONFIRMED: PaymentFact(PaymentStatus.CHARGED, "EUR", 500),
-            DECLINED: PaymentFact(PaymentStatus.DECLINED, "EUR", 500),
-            REFUNDED: PaymentFact(PaymentStatus.REFUNDED, "EUR", 500),
+            CONFIRMED: payment(PaymentStatus.CHARGED),
+            DECLINED: Payment("", 1, PaymentStatus.DECLINED),
+            REFUNDED: payment(PaymentStatus.REFUNDED, sequence=2),
         }
         self.provider = [
-            ProviderCharge(CONFIRMED, "EUR", 500),
-            ProviderCharge(DECLINED, "EUR", 500, declined=True),
-            ProviderCharge(REFUNDED, "EUR", 500, refunded_cents=500),
+            line(CONFIRMED),
+            line(DECLINED, Outcome.CARD_DECLINED),
+            line(REFUNDED, refunded_cents=500),
         ]
-        self.held_orders = {CONFIRMED}
-        self.held_units = {"tea": 2}
-        self.stock = {"tea": StockFact(free=8, held=2, sequence=1)}
+        self.reservations = {
+            CONFIRMED: HELD_TEA,
+            DECLINED: RELEASED_TEA,
+            REFUNDED: RELEASED_TEA,
+        }
+        self.stock = {"tea": StockItem("", 1, 250, "EUR", free=8, held=2)}
+        self.deliveries = {delivery_key(DELIVERY, "tea"): Delivery("", 0, 10, 250, "EUR")}
         self.sequences = {
             "order": dict.fromkeys(self.orders, 2),
-            "inventory": dict.fromkeys(self.orders, 1) | {"tea": 1},
+            "inventory": {CONFIRMED: 1, DECLINED: 2, REFUNDED: 2, "tea": 1},
             "payment": {CONFIRMED: 1, DECLINED: 1, REFUNDED: 2},
         }
         self.undone: dict[str, dict[str, Owed]] = {}
@@ -101,6 +129,7 @@ class Clean:
         )
         for order_id in (DECLINED, REFUNDED):
             self.publish("order", 2, cancelled(order_id))
+            self.publish("inventory", 2, released(order_id))
         self.publish("payment", 2, refunded(REFUNDED))
 
     def publish(
@@ -122,27 +151,37 @@ class Clean:
         )
         self.history.take(envelope.routing_key, envelope.id, at, envelope.to_bytes())
 
-    def facts(self) -> Facts:
-        return Facts(
+    def where(self, grace_seconds: float = GRACE_SECONDS) -> Deliveries:
+        return Deliveries(
             started_at=NOW,
-            grace_seconds=GRACE_SECONDS,
+            grace_seconds=grace_seconds,
             history=self.history,
-            orders=self.orders,
-            payments=self.payments,
-            held_orders=self.held_orders,
-            held_units=self.held_units,
-            stock=self.stock,
-            provider=self.provider,
             sequences=self.sequences,
             undone=self.undone,
             letters=self.letters,
             backlogs=self.backlogs,
         )
 
+    def judged(self) -> list[Violation]:
+        known: dict[str, Mapping[str, State]] = {
+            "order": self.orders,
+            "payment": self.payments,
+            "inventory": {**self.reservations, **self.stock, **self.deliveries},
+        }
+        books = Books(
+            known={
+                name: {(type(s), key): replace(s, key=key) for key, s in states.items()}
+                for name, states in known.items()
+            }
+        )
+        where = self.where()
+        view = view_of(books, {"provider": Ledger(tuple(self.provider))}, where)
+        return judge(RULES, view, where)
+
     def found(self) -> dict[str, set[str]]:
         """The subjects found, by rule."""
         found: dict[str, set[str]] = {}
-        for violation in judge(self.facts()):
+        for violation in self.judged():
             found.setdefault(violation.rule, set()).add(violation.subject)
         return found
 
@@ -193,8 +232,14 @@ def cancelled(order_id: str) -> OrderCancelled:
     )
 
 
-def added(quantity: int) -> StockAdded:
-    return StockAdded(sku="tea", quantity=quantity, unit_price_cents=250, currency="EUR")
+def added(quantity: int, delivery: UUID = DELIVERY) -> StockAdded:
+    return StockAdded(
+        delivery_id=delivery, sku="tea", quantity=quantity, unit_price_cents=250, currency="EUR"
+    )
+
+
+def released(order_id: str) -> StockReleased:
+    return StockReleased(order_id=UUID(order_id), lines=HELD)
 
 
 def letter(key: str, subject: str | None = None) -> Letter:
@@ -204,16 +249,16 @@ def letter(key: str, subject: str | None = None) -> Letter:
 # --- each rule's broken example ----------------------------------------------------------------
 
 
-def taken_twice(world: Clean) -> None:
-    world.provider.append(world.provider[0])
-
-
 def charged_by_two_events(world: Clean) -> None:
     world.publish("payment", 1, charged(CONFIRMED), id="another")
 
 
 def refunded_by_two_events(world: Clean) -> None:
     world.publish("payment", 2, refunded(REFUNDED), id="another")
+
+
+def placed_after_the_end(world: Clean) -> None:
+    world.publish("order", 3, placed(CONFIRMED), id="another")
 
 
 def gave_back_too_much(world: Clean) -> None:
@@ -225,23 +270,29 @@ def gave_back_what_it_declined(world: Clean) -> None:
 
 
 def less_than_nothing(world: Clean) -> None:
-    world.stock["tea"] = StockFact(free=-1, held=11, sequence=1)
+    world.stock["tea"] = replace(world.stock["tea"], free=-1, held=11)
 
 
 def units_vanished(world: Clean) -> None:
-    world.stock["tea"] = StockFact(free=7, held=2, sequence=1)
+    world.stock["tea"] = replace(world.stock["tea"], free=7)
 
 
 def units_from_nowhere(world: Clean) -> None:
-    world.stock["coffee"] = StockFact(free=1, held=0, sequence=0)
+    world.stock["coffee"] = StockItem("", free=1)
+
+
+def delivered_less(world: Clean) -> None:
+    (key,) = world.deliveries
+    world.deliveries[key] = replace(world.deliveries[key], quantity=9)
 
 
 def held_for_nobody(world: Clean) -> None:
-    world.stock["tea"] = StockFact(free=7, held=3, sequence=1)
+    world.stock["tea"] = replace(world.stock["tea"], free=7, held=3)
 
 
 def held_of_nothing(world: Clean) -> None:
-    world.held_units["coffee"] = 1
+    lines = (*HELD, HeldLine(sku="coffee", quantity=1))
+    world.reservations[CONFIRMED] = replace(HELD_TEA, lines=lines)
 
 
 def confirmed_without_payment(world: Clean) -> None:
@@ -249,7 +300,7 @@ def confirmed_without_payment(world: Clean) -> None:
 
 
 def confirmed_and_refunded(world: Clean) -> None:
-    world.payments[CONFIRMED] = replace(world.payments[CONFIRMED], status=PaymentStatus.REFUNDED)
+    world.payments[CONFIRMED] = payment(PaymentStatus.REFUNDED)
 
 
 def confirmed_and_refunded_by_the_provider(world: Clean) -> None:
@@ -257,7 +308,7 @@ def confirmed_and_refunded_by_the_provider(world: Clean) -> None:
 
 
 def confirmed_and_released(world: Clean) -> None:
-    world.held_orders.clear()
+    world.reservations[CONFIRMED] = RELEASED_TEA
 
 
 def ended_twice(world: Clean) -> None:
@@ -265,15 +316,15 @@ def ended_twice(world: Clean) -> None:
 
 
 def ended_otherwise(world: Clean) -> None:
-    world.orders[DECLINED] = replace(world.orders[DECLINED], status=OrderStatus.CONFIRMED)
+    world.orders[DECLINED] = order(OrderStatus.CONFIRMED)
 
 
 def ended_by_hand(world: Clean) -> None:
-    world.orders[STRANGER] = OrderFact(OrderStatus.CANCELLED, "EUR", 500, AT)
+    world.orders[STRANGER] = order(OrderStatus.CANCELLED)
 
 
 def ended_only_in_the_history(world: Clean) -> None:
-    world.orders[DECLINED] = replace(world.orders[DECLINED], status=OrderStatus.PENDING)
+    world.orders[DECLINED] = order(OrderStatus.PENDING)
 
 
 def events_about_a_stranger(world: Clean) -> None:
@@ -281,20 +332,20 @@ def events_about_a_stranger(world: Clean) -> None:
 
 
 def payment_for_a_stranger(world: Clean) -> None:
-    world.payments[STRANGER] = PaymentFact(PaymentStatus.VOIDED, "", 0)
+    world.payments[STRANGER] = payment(PaymentStatus.VOIDED, 0)
 
 
 def stock_for_a_stranger(world: Clean) -> None:
-    world.held_orders.add(STRANGER)
+    world.reservations[STRANGER] = HELD_TEA
 
 
 def charge_of_an_order_that_is_forgotten(world: Clean) -> None:
-    world.payments[STRANGER] = PaymentFact(PaymentStatus.CHARGING, "EUR", 500)
-    world.provider.append(ProviderCharge(STRANGER, "EUR", 500))
+    world.payments[STRANGER] = payment(PaymentStatus.CHARGING)
+    world.provider.append(line(STRANGER))
 
 
 def charge_nobody_asked_for(world: Clean) -> None:
-    world.provider.append(ProviderCharge(STRANGER, "EUR", 500))
+    world.provider.append(line(STRANGER))
 
 
 def charge_the_provider_lacks(world: Clean) -> None:
@@ -302,15 +353,15 @@ def charge_the_provider_lacks(world: Clean) -> None:
 
 
 def declined_only_by_us(world: Clean) -> None:
-    world.provider[1] = replace(world.provider[1], declined=False)
+    world.provider[1] = line(DECLINED)
 
 
 def refunded_only_by_us(world: Clean) -> None:
-    world.provider[2] = replace(world.provider[2], refunded_cents=0)
+    world.provider[2] = line(REFUNDED)
 
 
 def refunded_in_part(world: Clean) -> None:
-    world.provider[2] = replace(world.provider[2], refunded_cents=499)
+    world.provider[2] = line(REFUNDED, refunded_cents=499)
 
 
 def other_amount_at_the_provider(world: Clean) -> None:
@@ -322,35 +373,52 @@ def other_currency_at_the_provider(world: Clean) -> None:
 
 
 def other_amount_than_the_order(world: Clean) -> None:
-    world.orders[CONFIRMED] = replace(world.orders[CONFIRMED], total_cents=501)
+    world.orders[CONFIRMED] = order(OrderStatus.CONFIRMED, 501)
 
 
 def still_pending(world: Clean) -> None:
-    world.orders[STRANGER] = OrderFact(OrderStatus.PENDING, "EUR", 500, AT)
+    world.orders[STRANGER] = order(OrderStatus.PENDING)
+
+
+def begun_and_not_known(world: Clean) -> None:
+    world.publish("order", 1, placed(STRANGER))
 
 
 def cancelled_but_charged(world: Clean) -> None:
-    world.payments[REFUNDED] = replace(world.payments[REFUNDED], status=PaymentStatus.CHARGED)
+    world.payments[REFUNDED] = payment(PaymentStatus.CHARGED)
 
 
 def cancelled_but_charged_by_the_provider(world: Clean) -> None:
-    world.provider[1] = replace(world.provider[1], declined=False)
+    world.provider[1] = line(DECLINED)
 
 
 def cancelled_but_held(world: Clean) -> None:
-    world.held_orders.add(DECLINED)
+    world.reservations[DECLINED] = HELD_TEA
+
+
+def cancelled_and_never_refunded(world: Clean) -> None:
+    world.publish("payment", 1, charged(STRANGER))
+    world.publish("order", 1, cancelled(STRANGER))
+    world.orders[STRANGER] = order(OrderStatus.CANCELLED)
+    world.payments[STRANGER] = payment(PaymentStatus.REFUNDED)
+    world.provider.append(line(STRANGER, refunded_cents=500))
 
 
 def left_charging(world: Clean) -> None:
-    world.payments[DECLINED] = replace(world.payments[DECLINED], status=PaymentStatus.CHARGING)
+    world.payments[DECLINED] = payment(PaymentStatus.CHARGING)
 
 
 def left_settling(world: Clean) -> None:
-    world.payments[DECLINED] = replace(world.payments[DECLINED], status=PaymentStatus.SETTLING)
+    world.payments[DECLINED] = payment(PaymentStatus.SETTLING)
 
 
 def left_refunding(world: Clean) -> None:
-    world.payments[REFUNDED] = replace(world.payments[REFUNDED], status=PaymentStatus.REFUNDING)
+    world.payments[REFUNDED] = payment(PaymentStatus.REFUNDING, sequence=2)
+
+
+def ordered_otherwise(world: Clean) -> None:
+    lines = (OrderLine(sku="tea", quantity=1, unit_price_cents=500),)
+    world.orders[CONFIRMED] = replace(world.orders[CONFIRMED], lines=lines)
 
 
 def said_but_not_published(world: Clean) -> None:
@@ -366,14 +434,15 @@ def never_buried(world: Clean) -> None:
 
 
 BROKEN: Mapping[Callable[[Clean], None], tuple[str, str]] = {
-    taken_twice: ("charged_twice", CONFIRMED),
-    charged_by_two_events: ("charged_twice", CONFIRMED),
-    refunded_by_two_events: ("refunded_twice", REFUNDED),
+    charged_by_two_events: ("said_twice", CONFIRMED),
+    refunded_by_two_events: ("said_twice", REFUNDED),
+    placed_after_the_end: ("after_the_end", CONFIRMED),
     gave_back_too_much: ("refund_exceeds_charge", REFUNDED),
     gave_back_what_it_declined: ("refund_exceeds_charge", DECLINED),
     less_than_nothing: ("stock_negative", "tea"),
     units_vanished: ("stock_not_conserved", "tea"),
     units_from_nowhere: ("stock_not_conserved", "coffee"),
+    delivered_less: ("delivery_differs", delivery_key(DELIVERY, "tea")),
     held_for_nobody: ("held_mismatch", "tea"),
     held_of_nothing: ("held_mismatch", "coffee"),
     confirmed_without_payment: ("confirmed_unpaid", CONFIRMED),
@@ -383,7 +452,7 @@ BROKEN: Mapping[Callable[[Clean], None], tuple[str, str]] = {
     ended_twice: ("outcome_changed", CONFIRMED),
     ended_otherwise: ("outcome_differs", DECLINED),
     ended_by_hand: ("outcome_differs", STRANGER),
-    ended_only_in_the_history: ("outcome_differs", DECLINED),
+    ended_only_in_the_history: ("outcome_unheard", DECLINED),
     events_about_a_stranger: ("order_missing", STRANGER),
     payment_for_a_stranger: ("order_missing", STRANGER),
     stock_for_a_stranger: ("order_missing", STRANGER),
@@ -397,20 +466,26 @@ BROKEN: Mapping[Callable[[Clean], None], tuple[str, str]] = {
     other_currency_at_the_provider: ("books_differ", CONFIRMED),
     other_amount_than_the_order: ("books_differ", CONFIRMED),
     still_pending: ("not_terminal", STRANGER),
+    begun_and_not_known: ("order_missing", STRANGER),
     cancelled_but_charged: ("charged_not_confirmed", REFUNDED),
     cancelled_but_charged_by_the_provider: ("charged_not_confirmed", DECLINED),
     cancelled_but_held: ("held_not_confirmed", DECLINED),
-    left_charging: ("payment_unsettled", DECLINED),
-    left_settling: ("payment_unsettled", DECLINED),
-    left_refunding: ("payment_unsettled", REFUNDED),
+    cancelled_and_never_refunded: ("effect_standing", STRANGER),
+    left_charging: ("question_open", DECLINED),
+    left_settling: ("question_open", DECLINED),
+    left_refunding: ("question_open", REFUNDED),
+    ordered_otherwise: ("held_differs", CONFIRMED),
     said_but_not_published: ("unpublished", DECLINED),
     never_done: ("lost", "payment/e1"),
     never_buried: ("lost", "payment/bad"),
 }
+NOT_HERE = {"mailed_twice", "not_mailed", "not_ended"}
+"""Rules that read the mail server's books, which are only known where it is simulated; and one that
+the saga says better itself. `saga verify` has broken twins for them."""
 
 
 def test_orders_at_their_ends_break_no_rule() -> None:
-    assert judge(Clean().facts()) == []
+    assert Clean().judged() == []
 
 
 @pytest.mark.parametrize("damage", BROKEN, ids=lambda damage: damage.__name__)
@@ -422,7 +497,7 @@ def test_damage_is_found(damage: Callable[[Clean], None]) -> None:
 
 
 def test_each_rule_has_a_broken_example() -> None:
-    assert {rule for rule, _ in BROKEN.values()} == RULES.keys()
+    assert {rule for rule, _ in BROKEN.values()} == {*rule_names(SAGA)} - NOT_HERE
 
 
 # --- what is not a violation -------------------------------------------------------------------
@@ -439,59 +514,73 @@ def test_the_same_event_published_again_is_one_event() -> None:
 
 def test_a_delivery_younger_than_the_shelf_that_was_read_does_not_count_yet() -> None:
     world = Clean()
-    world.publish("inventory", 2, added(5))
+    world.publish("inventory", 2, added(5, UUID(int=2)))
     assert world.found() == {}
+
+
+def at_rest(world: Clean) -> Callable[[str], bool]:
+    return Rest(world.where())
 
 
 def test_an_order_that_moved_within_the_grace_may_be_anywhere() -> None:
     world = Clean()
-    world.orders[STRANGER] = OrderFact(OrderStatus.PENDING, "EUR", 500, AT)
-    world.payments[STRANGER] = PaymentFact(PaymentStatus.CHARGING, "EUR", 500)
-    world.held_orders.add(STRANGER)
-    assert world.found().keys() == {"not_terminal", "held_not_confirmed", "payment_unsettled"}
+    world.orders[STRANGER] = order(OrderStatus.PENDING)
+    world.reservations[STRANGER] = HELD_TEA
+    world.stock["tea"] = replace(world.stock["tea"], free=6, held=4)
+    assert world.found().keys() == {"not_terminal", "held_not_confirmed"}
     world.publish("inventory", 1, reserved(STRANGER), at=NOW - timedelta(seconds=GRACE_SECONDS - 1))
-    assert STRANGER not in orders_at_rest(world.facts())
+    assert not at_rest(world)(STRANGER)
     assert world.found() == {}
 
 
 def test_a_clock_that_was_set_back_hides_no_order() -> None:
     world = Clean()
     tomorrow = NOW + timedelta(days=1)
-    world.orders[STRANGER] = OrderFact(OrderStatus.PENDING, "EUR", 500, tomorrow)
+    world.orders[STRANGER] = order(OrderStatus.PENDING, at=tomorrow)
     world.publish("inventory", 1, reserved(STRANGER), at=tomorrow)
 
-    assert STRANGER in orders_at_rest(world.facts())
+    assert at_rest(world)(STRANGER)
     assert "not_terminal" in world.found()
 
 
 def test_an_order_whose_newest_event_is_within_the_grace_moves_whatever_older_ones_say() -> None:
     world = Clean()
     tomorrow = NOW + timedelta(days=1)
-    world.orders[STRANGER] = OrderFact(OrderStatus.PENDING, "EUR", 500, tomorrow)
+    world.orders[STRANGER] = order(OrderStatus.PENDING, at=tomorrow)
     world.publish("inventory", 1, reserved(STRANGER), at=tomorrow)
     world.publish("payment", 1, charged(STRANGER), at=NOW - timedelta(seconds=1))
 
-    assert STRANGER not in orders_at_rest(world.facts())
+    assert not at_rest(world)(STRANGER)
 
 
 def test_without_a_grace_every_order_is_judged_whatever_the_clocks_say() -> None:
     world = Clean()
     for seconds in (-1, 0, 1):
-        order_id = str(UUID(int=100 + seconds))
         at = NOW + timedelta(seconds=seconds)
-        world.orders[order_id] = OrderFact(OrderStatus.PENDING, "EUR", 500, at)
+        world.publish("order", 1, placed(str(UUID(int=100 + seconds))), at=at)
 
-    at_rest = orders_at_rest(replace(world.facts(), grace_seconds=0.0))
+    rests = Rest(world.where(grace_seconds=0.0))
 
-    assert at_rest == world.orders.keys()
+    assert all(rests(str(UUID(int=100 + seconds))) for seconds in (-1, 0, 1))
 
 
 def test_an_order_that_ended_after_its_row_was_read_does_not_differ() -> None:
     world = Clean()
-    world.orders[STRANGER] = OrderFact(OrderStatus.PENDING, "EUR", 500, AT)
+    world.orders[STRANGER] = order(OrderStatus.PENDING)
     world.publish("order", 1, placed(STRANGER))
     world.publish("order", 2, cancelled(STRANGER), at=NOW)
     assert world.found() == {}
+
+
+def test_a_question_is_not_taken_for_open_while_its_message_may_be_in_hand() -> None:
+    world = Clean()
+    world.payments[DECLINED] = payment(PaymentStatus.CHARGING)
+    world.owe("payment", "e1", subject=DECLINED)
+    world.backlogs["payment"] = Backlog(ready=1, read=True)
+    assert "question_open" not in world.found()
+
+    world.letters["payment"] = [letter("e1", DECLINED)]
+    assert "question_open" in world.found()
 
 
 @pytest.mark.parametrize("status", [PaymentStatus.CHARGING, PaymentStatus.SETTLING])
@@ -500,16 +589,21 @@ def test_while_the_provider_is_asked_it_may_have_answered_or_not(
     status: PaymentStatus, answer: str
 ) -> None:
     world = Clean()
-    world.payments[STRANGER] = PaymentFact(status, "EUR", 500)
+    world.payments[STRANGER] = payment(status)
     if answer != "none":
-        world.provider.append(ProviderCharge(STRANGER, "EUR", 500, declined=answer == "declined"))
+        declined = answer == "declined"
+        outcome = Outcome.CARD_DECLINED if declined else Outcome.CHARGED
+        world.provider.append(line(STRANGER, outcome))
     assert "books_differ" not in world.found()
 
 
 def test_a_cancellation_that_came_first_leaves_a_payment_the_provider_never_heard_of() -> None:
     world = Clean()
-    world.payments[DECLINED] = PaymentFact(PaymentStatus.VOIDED, "", 0)
-    del world.provider[1]
+    world.publish("order", 1, placed(STRANGER))
+    world.publish("order", 2, cancelled(STRANGER))
+    world.publish("payment", 1, PaymentVoided(order_id=UUID(STRANGER)))
+    world.orders[STRANGER] = order(OrderStatus.CANCELLED)
+    world.payments[STRANGER] = Payment("", 1, PaymentStatus.VOIDED)
     assert world.found() == {}
 
 
@@ -522,20 +616,20 @@ def test_a_dead_letter_is_not_lost() -> None:
 
 def test_a_dead_letter_explains_the_order_that_waits_for_it() -> None:
     world = Clean()
-    world.orders[STRANGER] = OrderFact(OrderStatus.PENDING, "EUR", 500, AT)
+    world.orders[STRANGER] = order(OrderStatus.PENDING)
     world.owe("inventory", "e1", subject=STRANGER)
     world.letters["inventory"] = [letter("e1", STRANGER)]
-    (violation,) = judge(world.facts())
+    (violation,) = world.judged()
     assert violation.rule == "not_terminal"
     assert violation.detail == "it is pending; waiting on dead letter e1 of inventory (failed)"
 
 
 def test_the_debtor_of_an_order_is_named() -> None:
     world = Clean()
-    world.orders[STRANGER] = OrderFact(OrderStatus.PENDING, "EUR", 500, AT)
+    world.orders[STRANGER] = order(OrderStatus.PENDING)
     world.owe("inventory", "e1", subject=STRANGER)
     world.backlogs["inventory"] = Backlog(ready=1, waiting={"e1"})
-    (violation,) = judge(world.facts())
+    (violation,) = world.judged()
     assert violation.detail == "it is pending; inventory has not dealt with order.placed e1"
 
 
@@ -545,7 +639,7 @@ def test_what_waits_in_a_queue_that_nobody_reads_is_not_lost() -> None:
     world.owe("payment", "e2")
     world.backlogs["payment"] = Backlog(ready=1, waiting={"e1"})
     assert world.found() == {"lost": {"payment/e2"}}
-    assert undecided(world.facts()) == 0
+    assert undecided(world.where()) == 0
 
 
 def test_what_a_consumer_at_work_may_hold_is_undecided() -> None:
@@ -554,7 +648,7 @@ def test_what_a_consumer_at_work_may_hold_is_undecided() -> None:
     world.owe("payment", "e2", at=NOW)
     world.backlogs["payment"] = Backlog(ready=1, read=True)
     assert world.found() == {}
-    assert undecided(world.facts()) == 2
+    assert undecided(world.where()) == 2
 
 
 def test_an_old_event_that_an_idle_consumer_has_not_done_is_lost() -> None:
@@ -563,7 +657,7 @@ def test_an_old_event_that_an_idle_consumer_has_not_done_is_lost() -> None:
     world.owe("payment", "e2", at=NOW)
     world.backlogs["payment"] = Backlog(ready=0, read=True)
     assert world.found() == {"lost": {"payment/e1"}}
-    assert undecided(world.facts()) == 1
+    assert undecided(world.where()) == 1
 
 
 # --- the history -------------------------------------------------------------------------------
@@ -578,7 +672,7 @@ def test_an_event_is_owed_by_each_participant_that_reacts_to_it() -> None:
 
 
 def test_a_malformed_message_is_owed_wherever_its_routing_key_leads() -> None:
-    history = History(CHOREOGRAPHY)
+    history = history_for(SAGA)
     history.take("stock.reserved.high", "bad", AT, b"{")
     history.take("nobody.cares.high", "worse", AT, b"{")
     assert {name: set(owed) for name, owed in history.owed.items() if owed} == {"payment": {"bad"}}
@@ -586,7 +680,7 @@ def test_a_malformed_message_is_owed_wherever_its_routing_key_leads() -> None:
 
 
 def test_an_event_under_a_foreign_routing_key_is_owed_by_both() -> None:
-    history = History(CHOREOGRAPHY)
+    history = history_for(SAGA)
     envelope = wrap(
         reserved(CONFIRMED),
         id="e1",
@@ -602,7 +696,7 @@ def test_an_event_under_a_foreign_routing_key_is_owed_by_both() -> None:
 def test_an_event_that_says_another_source_is_owed_as_a_dead_letter_unless_the_real_one_comes() -> (
     None
 ):
-    history = History(CHOREOGRAPHY)
+    history = history_for(SAGA)
     for source, decodable in (("/services/order", False), ("/services/inventory", True)):
         event = wrap(reserved(CONFIRMED), id="e1", source=source, time=AT, priority=Priority.NORMAL)
         history.take("stock.reserved.normal", "e1", AT, event.to_bytes())
@@ -618,7 +712,7 @@ def test_messages_without_an_id_are_told_apart_by_their_bodies() -> None:
 
 
 def test_of_a_trimmed_history_only_the_gaps_after_its_head_are_missed() -> None:
-    history = History(CHOREOGRAPHY)
+    history = history_for(SAGA)
     world = Clean()
     world.history = history
     world.publish("payment", 3, charged(CONFIRMED))
@@ -630,7 +724,7 @@ def test_of_a_trimmed_history_only_the_gaps_after_its_head_are_missed() -> None:
 
 
 def test_an_event_that_claims_a_huge_number_costs_no_more_than_another() -> None:
-    history = History(CHOREOGRAPHY)
+    history = history_for(SAGA)
     world = Clean()
     world.history = history
     last = LOOKED_THROUGH_MAX
@@ -652,6 +746,6 @@ def test_an_event_that_claims_a_huge_number_costs_no_more_than_another() -> None
 
 def test_a_trimmed_history_does_not_say_what_was_put_on_the_shelf() -> None:
     world = Clean()
-    world.history = History(CHOREOGRAPHY)
+    world.history = history_for(SAGA)
     world.history.first_offset = 1
     assert world.found() == {}

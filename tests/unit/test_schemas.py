@@ -346,8 +346,8 @@ def test_saga_schemas_refuses_releases_and_exports(
         return result.exit_code, result.stdout
 
     def use(function: Callable[..., Any]) -> None:
-        participants = {"crate_service": Participant("crate", function)}
-        monkeypatch.setattr(saga.discovery, "participants", lambda: participants)
+        crates = Choreography([Participant("crate", function)])
+        monkeypatch.setattr(saga.discovery, "choreography", lambda: crates)
 
     use(send_new)
     status, text = run("check", str(folder), "--json")

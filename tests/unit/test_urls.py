@@ -206,7 +206,7 @@ def documents() -> Iterator[tuple[str, dict[str, Any]]]:
             amqp_urls={"order": URL},
             http_urls={"order": (f"http://user:{SECRET}@host:9999",)},
             database_urls={"order": URL},
-            sandbox_url=URL,
+            outside_urls={"provider": URL},
             dead_letters_url=URL,
         ).model_dump_json()
     )
@@ -254,7 +254,9 @@ def test_a_variable_or_a_secret_that_is_not_utf_8_is_named(
 def test_a_service_that_nobody_can_ask_is_named_before_anybody_does(
     url: str, tmp_path: Path
 ) -> None:
-    document = Deployment(amqp_url="", http_urls={}, database_urls={}, sandbox_url="")
+    document = Deployment(
+        amqp_url="", http_urls={}, database_urls={}, outside_urls={"provider": ""}
+    )
     spoiled = document.model_dump() | {"http_urls": {"order": [url]}}
     (tmp_path / FILE_NAME).write_text(json.dumps(spoiled))
 

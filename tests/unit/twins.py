@@ -31,6 +31,8 @@ from common.kernel.groups import Ask
 from common.message import Event, Intent
 from inventory_service import domain as inventory
 from inventory_service.domain import Reservation, ReservationStatus, StockItem
+from order_saga import SAGA
+from order_saga.outsides import PROVIDER, DeskGateway
 from order_service import domain as order
 from order_service.domain import CancelOrder, ExpireOrder, Order, OrderStatus
 from payment_service import domain as payment
@@ -44,9 +46,9 @@ from payment_service.domain import (
     RefundAnswered,
     SettleCharge,
 )
-from payment_service.gateway import PaymentGateway
-from saga.verify import Model
-from saga.verify.order_saga import Asks, one_order, two_orders
+from payment_service.ledger import Ledger
+from saga.outside import Desk, Outside
+from saga.verify import Model, model_of
 
 
 @dataclass(frozen=True)
@@ -65,24 +67,29 @@ class Twin:
 TWINS: list[Twin] = []
 
 
+def one_order(*stand_ins: Participant | Outside[Any], source: str = "") -> Model:
+    """One order of three lines, with these in the place of ours."""
+    return model_of(SAGA.with_(*stand_ins), "one order", source=source)
+
+
+def two_orders(*stand_ins: Participant | Outside[Any], source: str = "") -> Model:
+    """Two orders that both want the last mug."""
+    return model_of(SAGA.with_(*stand_ins), "two orders", source=source)
+
+
 class _Models(Protocol):
-    def __call__(
-        self, *participants: Participant, asks: Asks | None = None, source: str = ""
-    ) -> Model: ...
+    def __call__(self, *stand_ins: Participant | Outside[Any], source: str = "") -> Model: ...
 
 
 def twin(
     rule: str, steps: int, of: _Models = one_order
-) -> Callable[[Callable[[], Participant | Asks]], Callable[[], Model]]:
-    """The model that has this participant, or this way of asking the provider, instead of ours."""
+) -> Callable[[Callable[[], Participant | Outside[Any]]], Callable[[], Model]]:
+    """The model that has this participant, or this outside, instead of ours."""
 
-    def decorate(make: Callable[[], Participant | Asks]) -> Callable[[], Model]:
+    def decorate(make: Callable[[], Participant | Outside[Any]]) -> Callable[[], Model]:
         @functools.wraps(make)
         def model() -> Model:
-            made, source = make(), f"{__name__}.{make.__name__}"
-            if isinstance(made, Participant):
-                return of(made, source=source)
-            return of(asks=made, source=source)
+            return of(make(), source=f"{__name__}:{make.__name__}()")
 
         TWINS.append(Twin(model, rule, steps))
         return model
@@ -95,7 +102,7 @@ def swapped(participant: Participant, *instead: Callable[..., Any]) -> Participa
     names = {function.__name__: function for function in instead}
     assert names.keys() <= {reaction.name for reaction in participant.reactions}
     functions = [names.get(reaction.name, reaction.function) for reaction in participant.reactions]
-    return Participant(participant.name, *functions)
+    return Participant(participant.name, *functions, package=participant.package)
 
 
 # --- order --------------------------------------------------------------------------------------
@@ -159,7 +166,7 @@ def a_charge_for_a_cancelled_order_is_taken_for_impossible() -> Participant:
     return swapped(order.PARTICIPANT, confirm)
 
 
-@twin("held_not_confirmed", 6)
+@twin("not_terminal", 6)
 def a_declined_order_stays_pending() -> Participant:
     """Its deadline would end it, which is no excuse."""
 
@@ -309,7 +316,7 @@ def a_payment_has_no_marker_for_an_overtaking_cancellation() -> Participant:
     return swapped(payment.PARTICIPANT, compensate)
 
 
-@twin("payment_unsettled", 8)
+@twin("not_undone", 8)
 def a_charge_is_asked_for_after_its_marker() -> Participant:
     def charge(event: StockReserved, state: Payment) -> Charge | None:
         if state.status is PaymentStatus.VOIDED:
@@ -341,7 +348,7 @@ def a_refund_is_forgotten_after_a_crash() -> Participant:
     return swapped(payment.PARTICIPANT, compensate)
 
 
-@twin("held_not_confirmed", 4)
+@twin("not_terminal", 4)
 def a_charge_is_forgotten_after_a_crash() -> Participant:
     """The intent is there, so somebody else seems to be at it."""
 
@@ -418,7 +425,7 @@ def a_second_answer_closes_an_open_refund() -> Participant:
     return swapped(payment.PARTICIPANT, record_charge)
 
 
-@twin("payment_unsettled", 9)
+@twin("not_undone", 9)
 def a_void_is_not_published() -> Participant:
     def record_charge(
         answer: ChargeAnswered, state: Payment
@@ -488,10 +495,12 @@ def the_sequence_is_not_counted() -> Participant:
 
 
 @twin("books_differ", 6)
-def a_cancellation_asks_under_a_key_of_its_own() -> Asks:
+def a_cancellation_asks_under_a_key_of_its_own() -> Outside[Ledger]:
     """The provider takes that for another charge."""
 
-    def asks(gateway: PaymentGateway) -> Mapping[type[Intent], Ask]:
+    def asks(desk: Desk[Ledger]) -> Mapping[type[Intent], Ask]:
+        gateway = DeskGateway(desk)
+
         async def settle(intent: SettleCharge) -> ChargeAnswered:
             receipt = await gateway.charge(
                 f"{intent.order_id}/settle",
@@ -504,4 +513,4 @@ def a_cancellation_asks_under_a_key_of_its_own() -> Asks:
 
         return {**build_with(gateway).ask, SettleCharge: settle}
 
-    return asks
+    return replace(PROVIDER, ask=asks)

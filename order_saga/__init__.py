@@ -1,0 +1,30 @@
+"""The order saga as a whole: what no single participant may know."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from history_service.domain import OBSERVER as HISTORY
+from inventory_service.domain import PARTICIPANT as INVENTORY
+from notification_service.domain import PARTICIPANT as NOTIFICATION
+from order_saga.invariants import ALWAYS, AT_REST, mails_unknown
+from order_saga.load import plan
+from order_saga.outsides import MAIL_SERVER, PROVIDER
+from order_saga.scenarios import SCENARIOS
+from order_service.domain import PARTICIPANT as ORDER
+from order_service.domain import Order
+from payment_service.domain import PARTICIPANT as PAYMENT
+from saga.declaration import Saga
+
+SAGA: Final = Saga(
+    "orders",
+    participants=(ORDER, INVENTORY, PAYMENT, NOTIFICATION),
+    observers=(HISTORY,),
+    subject=Order,
+    outside=(PROVIDER, MAIL_SERVER),
+    always=ALWAYS,
+    at_rest=AT_REST,
+    for_people=(mails_unknown,),
+    scenarios=SCENARIOS,
+    load=plan,
+)

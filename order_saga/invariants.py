@@ -1,0 +1,450 @@
+"""What must hold of orders, payments and stock, whoever looks: see `saga.view`."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+from common.events import (
+    CancellationReason,
+    HeldLine,
+    NotificationUnconfirmed,
+    OrderCancelled,
+    OrderConfirmed,
+    OrderPlaced,
+    PaymentCharged,
+    RejectionReason,
+    StockAdded,
+    StockRejected,
+    StockReserved,
+)
+from inventory_service.domain import PARTICIPANT as INVENTORY
+from inventory_service.domain import (
+    Delivery,
+    Reservation,
+    ReservationStatus,
+    StockItem,
+    delivery_key,
+)
+from notification_service.domain import Notification, NotificationStatus
+from order_saga.outsides import MailLog
+from order_service.domain import PARTICIPANT as ORDER
+from order_service.domain import Order, OrderStatus
+from payment_service.domain import Payment, PaymentStatus
+from payment_service.ledger import Charge, Ledger
+from saga.view import Broken, Events, States
+
+_ENDINGS: Final = {
+    OrderStatus.CONFIRMED: OrderConfirmed.type,
+    OrderStatus.CANCELLED: OrderCancelled.type,
+}
+_WITHOUT_AMOUNT: Final = (PaymentStatus.NONE, PaymentStatus.DECLINED, PaymentStatus.VOIDED)
+
+
+# --- always -------------------------------------------------------------------------------------
+
+
+def refund_exceeds_charge(ledger: Ledger) -> Iterator[Broken]:
+    """Nobody gets back more than was taken."""
+    for charge in ledger:
+        taken = 0 if charge.declined else charge.amount_cents
+        if charge.refunded_cents > taken:
+            yield (
+                charge.key,
+                f"the provider took {taken} cents and gave back {charge.refunded_cents}",
+            )
+
+
+def stock_negative(stock: States[StockItem]) -> Iterator[Broken]:
+    """There is no less than nothing on the shelf."""
+    for sku, item in stock.items():
+        if item.free < 0 or item.held < 0:
+            yield sku, f"{item.free} units are free and {item.held} are held"
+
+
+def stock_not_conserved(stock: States[StockItem], added: Events[StockAdded]) -> Iterator[Broken]:
+    """Free and held units are what was ever put on the shelf."""
+    deliveries: defaultdict[str, dict[int, int]] = defaultdict(dict)
+    for event in added:
+        deliveries[event.subject][event.sequence or 0] = event.data.quantity
+    for sku, item in stock.items():
+        if not added.complete(INVENTORY.name, sku):
+            continue
+        # Deliveries younger than the row that was read are not in it yet.
+        units = sum(u for number, u in deliveries[sku].items() if number <= item.sequence)
+        if item.free + item.held != units:
+            yield (
+                sku,
+                f"{units} units were put on the shelf, but {item.free} are free and "
+                f"{item.held} held: {item.free + item.held}",
+            )
+
+
+def delivery_differs(deliveries: States[Delivery], added: Events[StockAdded]) -> Iterator[Broken]:
+    """What is known of a delivery is what it brought."""
+    brought = {
+        delivery_key(event.data.delivery_id, event.subject): event.data.quantity
+        for event in added
+        if event.data.delivery_id is not None
+    }
+    for key, delivery in deliveries.items():
+        if key in brought and delivery.quantity != brought[key]:
+            yield key, f"it brought {brought[key]} units, and counts as {delivery.quantity}"
+
+
+def held_mismatch(stock: States[StockItem], reservations: States[Reservation]) -> Iterator[Broken]:
+    """What the shelf says is held, the reservations hold."""
+    units: Counter[str] = Counter()
+    for reservation in reservations.values():
+        if reservation.status is ReservationStatus.HELD:
+            units += _units(reservation.lines)
+    for sku in stock.keys() | units.keys():
+        held = stock.of(sku).held
+        if held != units[sku]:
+            yield sku, f"the shelf says {held} units are held, the reservations hold {units[sku]}"
+
+
+def held_differs(orders: States[Order], reservations: States[Reservation]) -> Iterator[Broken]:
+    """What is held for an order is what was ordered."""
+    for key, reservation in reservations.items():
+        if reservation.status is ReservationStatus.HELD and key in orders:
+            held, ordered = (
+                dict(_units(lines)) for lines in (reservation.lines, orders[key].lines)
+            )
+            if held != ordered:
+                yield key, f"{held} is held, {ordered} was ordered"
+
+
+def confirmed_unpaid(
+    orders: States[Order], payments: States[Payment], ledger: Ledger
+) -> Iterator[Broken]:
+    """A confirmed order is charged and not refunded, in our books and in the provider's."""
+    taken = _taken(ledger)
+    for order_id, order in orders.items():
+        if order.status is not OrderStatus.CONFIRMED:
+            continue
+        payment = payments.of(order_id)
+        if payment.status is not PaymentStatus.CHARGED:
+            yield order_id, f"the payment is {payment.status}"
+        elif order_id not in taken:
+            yield order_id, "the provider took no money"
+        elif taken[order_id].refunded_cents:
+            yield order_id, f"the provider gave back {taken[order_id].refunded_cents} cents"
+
+
+def confirmed_not_held(
+    orders: States[Order], reservations: States[Reservation]
+) -> Iterator[Broken]:
+    """A confirmed order's stock is held."""
+    for order_id, order in orders.items():
+        if (
+            order.status is OrderStatus.CONFIRMED
+            and reservations.of(order_id).status is not ReservationStatus.HELD
+        ):
+            yield order_id, "no stock is held for it"
+
+
+def outcome_differs(
+    orders: States[Order], ends: Events[OrderConfirmed | OrderCancelled]
+) -> Iterator[Broken]:
+    """The order service says of an ended order what its events say."""
+    published = _by_order(ends)
+    for order_id, order in orders.items():
+        ending = _ENDINGS.get(order.status)
+        if ending is None or ending in published[order_id]:
+            continue
+        if published[order_id]:
+            told = " and ".join(sorted(published[order_id]))
+            yield order_id, f"{told} was published, but it is {order.status}"
+        elif ends.complete(ORDER.name, order_id):
+            yield order_id, f"it is {order.status}, but {ending} was never published"
+
+
+def books_differ(
+    orders: States[Order], payments: States[Payment], ledger: Ledger
+) -> Iterator[Broken]:
+    """Our payments, the provider's ledger and the orders' totals agree."""
+    lines = {charge.key: charge for charge in ledger}
+    for order_id in payments.keys() | lines.keys():
+        payment = payments.get(order_id)
+        if problem := _disagreement(payment, lines.get(order_id)):
+            yield order_id, problem
+        elif payment is not None and payment.status not in _WITHOUT_AMOUNT:
+            order = orders.get(order_id)
+            ours = (payment.amount_cents, payment.currency)
+            if order is not None and ours != (order.total_cents, order.currency):
+                yield (
+                    order_id,
+                    f"the payment is over {payment.amount_cents} cents {payment.currency}, the "
+                    f"order over {order.total_cents} cents {order.currency}",
+                )
+
+
+def charge_unexplained(
+    orders: States[Order], placed: Events[OrderPlaced], ledger: Ledger
+) -> Iterator[Broken]:
+    """The provider keeps money only for orders that some book of ours knows. After a backup was
+    restored it may have been told of others, which nobody can tell any more."""
+    known = orders.keys() | {event.subject for event in placed}
+    for charge in ledger:
+        if charge.kept_cents > 0 and charge.key not in known:
+            yield (
+                charge.key,
+                f"the provider keeps {charge.kept_cents} cents {charge.currency}, and neither the "
+                f"order service nor the history knows such an order; pay it back, unless its "
+                f"client sends the order again",
+            )
+
+
+def mailed_twice(doubtful: Events[NotificationUnconfirmed], mails: MailLog) -> Iterator[Broken]:
+    """No mail is taken twice, unless it was doubtful whether it was, and somebody had it sent
+    again."""
+    leave = Counter(event.subject for event in doubtful)
+    for order_id, count in mails:
+        if count > 1 + leave[order_id]:
+            yield order_id, f"{count} mails were taken"
+
+
+def _disagreement(payment: Payment | None, charge: Charge | None) -> str | None:
+    if payment is None:
+        return "the provider was asked, but there is no payment"
+    if charge is None:
+        if payment.status in (
+            PaymentStatus.CHARGED,
+            PaymentStatus.DECLINED,
+            PaymentStatus.REFUNDING,
+            PaymentStatus.REFUNDED,
+        ):
+            return f"the payment is {payment.status}, but the provider was never asked"
+        return None
+    if payment.status not in _WITHOUT_AMOUNT and (
+        (payment.amount_cents, payment.currency) != (charge.amount_cents, charge.currency)
+    ):
+        return (
+            f"the payment is over {payment.amount_cents} cents {payment.currency}, the provider's "
+            f"over {charge.amount_cents} cents {charge.currency}"
+        )
+    theirs = (
+        "declined"
+        if charge.declined
+        else "charged"
+        if not charge.refunded_cents
+        else "refunded"
+        if charge.refunded_cents == charge.amount_cents
+        else "refunded in part"
+    )
+    if theirs not in _THEIRS[payment.status]:
+        return f"the payment is {payment.status}, the provider's is {theirs}"
+    return None
+
+
+_THEIRS: Final = {
+    PaymentStatus.NONE: (),
+    PaymentStatus.CHARGING: ("charged", "declined"),
+    PaymentStatus.SETTLING: ("charged", "declined"),
+    PaymentStatus.CHARGED: ("charged",),
+    PaymentStatus.DECLINED: ("declined",),
+    PaymentStatus.REFUNDING: ("charged", "refunded"),
+    PaymentStatus.REFUNDED: ("refunded",),
+    PaymentStatus.VOIDED: ("declined",),
+}
+"""What the provider may have done, by where a payment stands with us."""
+
+
+# --- at rest ------------------------------------------------------------------------------------
+
+
+def not_terminal(orders: States[Order]) -> Iterator[Broken]:
+    """Every order is confirmed or cancelled."""
+    for order_id, order in orders.items():
+        if order.status not in _ENDINGS:
+            yield order_id, f"it is {order.status}"
+
+
+def outcome_unheard(
+    orders: States[Order], ends: Events[OrderConfirmed | OrderCancelled]
+) -> Iterator[Broken]:
+    """An order whose end was published has ended."""
+    published = _by_order(ends)
+    for order_id, order in orders.items():
+        if order.status not in _ENDINGS and published[order_id]:
+            told = " and ".join(sorted(published[order_id]))
+            yield order_id, f"{told} was published, but it is {order.status}"
+
+
+def order_missing(
+    orders: States[Order],
+    payments: States[Payment],
+    reservations: States[Reservation],
+    told: Events[OrderPlaced | StockReserved | PaymentCharged | OrderConfirmed | OrderCancelled],
+) -> Iterator[Broken]:
+    """Whatever was published, paid or held for an order, the order service knows the order."""
+    held = {k for k, r in reservations.items() if r.status is ReservationStatus.HELD}
+    missing = {event.subject: "there are events about it" for event in told}
+    missing |= dict.fromkeys(held, "stock is held for it")
+    missing |= dict.fromkeys(payments, "there is a payment for it")
+    for order_id, witness in missing.items():
+        if order_id not in orders:
+            yield order_id, f"{witness}, but the order service does not know it"
+
+
+def charged_not_confirmed(
+    orders: States[Order], payments: States[Payment], ledger: Ledger
+) -> Iterator[Broken]:
+    """Nobody pays for an order that is not confirmed, in our books and in the provider's."""
+    taken = _taken(ledger)
+    for order_id, order in orders.items():
+        if order.status is OrderStatus.CONFIRMED:
+            continue
+        ours = payments.of(order_id).status is PaymentStatus.CHARGED
+        theirs = order_id in taken and not taken[order_id].refunded_cents
+        if ours or theirs:
+            books = " and ".join(
+                name for name, said in (("our books", ours), ("the provider's", theirs)) if said
+            )
+            yield order_id, f"it is {order.status}, but charged in {books}"
+
+
+def held_not_confirmed(
+    orders: States[Order], reservations: States[Reservation]
+) -> Iterator[Broken]:
+    """No stock is held for an order that is not confirmed."""
+    for order_id, reservation in reservations.items():
+        if reservation.status is ReservationStatus.HELD and order_id in orders:
+            order = orders[order_id]
+            if order.status is not OrderStatus.CONFIRMED:
+                yield order_id, f"it is {order.status}, but its stock is held"
+
+
+def not_mailed(
+    ends: Events[OrderConfirmed | OrderCancelled],
+    notifications: States[Notification],
+    mails: MailLog,
+) -> Iterator[Broken]:
+    """Whoever's order has ended got a mail, or a person knows of it."""
+    for event in ends:
+        status = notifications.of(event.subject).status
+        if status in (NotificationStatus.NONE, NotificationStatus.WAITING):
+            yield event.subject, f"its notification is {status}"
+        elif status is NotificationStatus.SENT and not mails.of(event.subject):
+            yield event.subject, "it counts as sent, and no mail was taken"
+
+
+# --- for people ---------------------------------------------------------------------------------
+
+
+def mails_unknown(notifications: States[Notification]) -> Iterator[Broken]:
+    """Mails of which nobody knows whether they were sent (`GET /notifications`)."""
+    for order_id, notification in notifications.items():
+        if notification.status is NotificationStatus.UNKNOWN:
+            yield order_id, notification.detail
+
+
+# --- in scenarios -------------------------------------------------------------------------------
+
+
+def not_undone(
+    orders: States[Order], reservations: States[Reservation], payments: States[Payment]
+) -> Iterator[Broken]:
+    """Whoever might have done something for a cancelled order has said that nothing is left."""
+    for order_id, order in orders.items():
+        if order.status is not OrderStatus.CANCELLED:
+            continue
+        reservation = reservations.of(order_id).status
+        if reservation not in (ReservationStatus.RELEASED, ReservationStatus.REJECTED):
+            yield order_id, f"it is cancelled, and the reservation is {reservation}"
+        payment = payments.of(order_id).status
+        if payment not in (
+            PaymentStatus.VOIDED,
+            PaymentStatus.DECLINED,
+            PaymentStatus.REFUNDED,
+        ):
+            yield order_id, f"it is cancelled, and the payment is {payment}"
+
+
+def rejected_untrue(
+    orders: States[Order], rejected: Events[StockRejected], added: Events[StockAdded]
+) -> Iterator[Broken]:
+    """Inventory rejects an order only for what was, or was not, put on the shelf."""
+    shelf = {event.data.sku: event.data for event in added}
+    wanted = sum((_units(order.lines) for order in orders.values()), Counter[str]())
+    for event in rejected:
+        reason, sku = event.data.reason, event.data.sku
+        lines = [line for line in orders.of(event.subject).lines if line.sku == sku]
+        put = shelf.get(sku)
+        true = {
+            RejectionReason.UNKNOWN_SKU: put is None,
+            RejectionReason.PRICE_MISMATCH: put is not None
+            and any(line.unit_price_cents != put.unit_price_cents for line in lines),
+            RejectionReason.OUT_OF_STOCK: put is not None and put.quantity < wanted[sku],
+        }
+        if not true[reason]:
+            yield event.subject, f"{sku} was rejected as {reason}, and on the shelf was put {put!r}"
+
+
+def reason_untrue(
+    orders: States[Order], payments: States[Payment], rejected: Events[StockRejected]
+) -> Iterator[Broken]:
+    """An order is cancelled for what really happened."""
+    reasons = {event.subject: event.data.reason.value for event in rejected}
+    for order_id, order in orders.items():
+        if order.status is not OrderStatus.CANCELLED:
+            continue
+        match order.reason:
+            case None:
+                yield order_id, "it was cancelled for no reason"
+            case CancellationReason.CUSTOMER_REQUEST:
+                pass
+            case CancellationReason.DEADLINE_EXCEEDED:
+                if order.ended_at is None or order.ended_at < order.deadline:
+                    yield order_id, "it was cancelled for its deadline, before that had passed"
+            case CancellationReason.PAYMENT_DECLINED:
+                status = payments.of(order_id).status
+                if status is not PaymentStatus.DECLINED:
+                    yield order_id, f"it was cancelled as not paid, and the payment is {status}"
+            case reason:
+                if (said := reasons.get(order_id)) != reason.value:
+                    yield order_id, f"it was cancelled as {reason}, and inventory said {said}"
+
+
+ALWAYS = (
+    refund_exceeds_charge,
+    stock_negative,
+    stock_not_conserved,
+    delivery_differs,
+    held_mismatch,
+    held_differs,
+    confirmed_unpaid,
+    confirmed_not_held,
+    outcome_differs,
+    books_differ,
+    charge_unexplained,
+    mailed_twice,
+)
+AT_REST = (
+    not_terminal,
+    outcome_unheard,
+    order_missing,
+    charged_not_confirmed,
+    held_not_confirmed,
+    not_mailed,
+)
+
+
+def _units(lines: Iterable[HeldLine]) -> Counter[str]:
+    units: Counter[str] = Counter()
+    for line in lines:
+        units[line.sku] += line.quantity
+    return units
+
+
+def _taken(ledger: Ledger) -> dict[str, Charge]:
+    return {charge.key: charge for charge in ledger if not charge.declined}
+
+
+def _by_order(ends: Events[OrderConfirmed | OrderCancelled]) -> defaultdict[str, set[str]]:
+    published: defaultdict[str, set[str]] = defaultdict(set)
+    for event in ends:
+        published[event.subject].add(event.type)
+    return published

@@ -1,0 +1,234 @@
+"""Whom the services of the order saga ask: the payment provider, and a mail server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from email.message import EmailMessage
+from enum import StrEnum
+from typing import Any, Final
+from uuid import UUID
+
+import sqlalchemy as sa
+from pydantic import TypeAdapter
+
+from common.choreography import State
+from common.events import Currency
+from common.kernel.groups import Ask
+from common.message import Intent
+from notification_service import app as notification
+from notification_service.domain import PARTICIPANT as NOTIFICATION
+from notification_service.mail import (
+    MailRefused,
+    MailRejected,
+    MailUnconfirmed,
+    Writer,
+    address_book,
+)
+from payment_service import app as payment
+from payment_service.domain import PARTICIPANT as PAYMENT
+from payment_service.domain import Charge, Payment, PaymentStatus, Refund, SettleCharge
+from payment_service.gateway import SandboxGateway, ledger_file
+from payment_service.ledger import Charge as Line
+from payment_service.ledger import Decline, Ledger, Outcome, Receipt, refunded
+from saga.outside import Desk, Outside, OutsideError
+
+_CURRENCY: Final[TypeAdapter[Any]] = TypeAdapter(Currency)
+
+
+class DeskGateway:
+    """A `PaymentGateway` in memory, by the rules of `payment_service.ledger`."""
+
+    def __init__(self, desk: Desk[Ledger]) -> None:
+        self._desk = desk
+
+    async def charge(
+        self, key: str, *, customer: str, currency: str, amount_cents: int
+    ) -> Receipt | Decline:
+        line = self._desk.books.find(key) or Line(
+            key, customer, currency, amount_cents, self._desk.decision, f"receipt {key}"
+        )
+        answer = line.answer(customer, currency, amount_cents)
+        self._desk.books = self._desk.books.with_line(line)
+        self._desk.said = "declined" if line.declined else "charged"
+        return answer
+
+    async def refund(self, key: str, *, currency: str, amount_cents: int) -> None:
+        line = refunded(self._desk.books.find(key), key, currency, amount_cents)
+        self._desk.books = self._desk.books.with_line(line)
+        self._desk.said = "refunded"
+
+    async def close(self) -> None:
+        """Nothing to close."""
+
+
+def asks_provider(desk: Desk[Ledger]) -> Mapping[type[Intent], Ask]:
+    """As the payment service puts its questions."""
+    return payment.build_with(DeskGateway(desk)).ask
+
+
+class LedgerMemory:
+    """What the provider's ledger tells of questions that no event tells of."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._lines = {line.key: line for line in ledger}
+
+    @property
+    def keys(self) -> Collection[str]:
+        return self._lines.keys()
+
+    def asked(self, state: State) -> Intent | None:
+        with suppress(ValueError):  # See `contradiction`.
+            return self._question(state)
+        return None
+
+    def _question(self, state: State) -> Intent | None:
+        """What `asked` gives. Raises ValueError for a charge of which no order is the reason."""
+        line = self._lines.get(state.key)
+        if line is None or not isinstance(state, Payment):
+            return None
+        match state.status:
+            case PaymentStatus.NONE:
+                return Charge(
+                    order_id=UUID(state.key),
+                    customer=line.customer,
+                    currency=_CURRENCY.validate_python(line.currency),
+                    amount_cents=line.amount_cents,
+                )
+            case PaymentStatus.CHARGED if line.refunded_cents:
+                return Refund(
+                    order_id=UUID(state.key),
+                    currency=_CURRENCY.validate_python(line.currency),
+                    amount_cents=line.refunded_cents,
+                )
+            case _:
+                return None
+
+    def taken_back(self, state: State) -> Intent | None:
+        line = self._lines.get(state.key)
+        if line is None or not line.refunded_cents or not isinstance(state, Payment):
+            return None
+        if state.status is not PaymentStatus.CHARGING:
+            return None
+        return SettleCharge(
+            order_id=UUID(state.key),
+            customer=state.customer,
+            currency=state.currency,
+            amount_cents=state.amount_cents,
+        )
+
+    def contradiction(self, state: State) -> str | None:
+        line = self._lines.get(state.key)
+        try:
+            self._question(state)
+        except ValueError:
+            return "the provider took money under this key, which the saga cannot have asked for"
+        if not isinstance(state, Payment) or line is None or not line.kept_cents:
+            return None
+        if state.status in (PaymentStatus.VOIDED, PaymentStatus.DECLINED):
+            return f"payment says {state.status}, but the provider took {line.kept_cents} cents"
+        return None
+
+
+def read_ledger(url: str) -> Ledger:
+    """The sandbox's ledger as it is. Raises `OutsideError`."""
+    try:
+        path = ledger_file(url)
+        if not path.is_file():  # The sandbox would make an empty one.
+            raise OutsideError(
+                f"the payment provider's ledger is not at {path}: put it there, or correct its "
+                f"URL; no event tells what was asked and not answered yet"
+            )
+        gateway = SandboxGateway(url)
+        try:
+            return Ledger(tuple(sorted(gateway.ledger(), key=lambda line: line.key)))
+        finally:
+            asyncio.run(gateway.close())
+    except (sa.exc.DBAPIError, ValueError) as error:
+        raise OutsideError(f"cannot read the payment provider's ledger: {error}") from error
+
+
+PROVIDER = Outside(
+    "provider",
+    asked_by=PAYMENT.name,
+    blank=Ledger(),
+    decisions=(Outcome.CHARGED, Outcome.CARD_DECLINED),
+    ask=asks_provider,
+    read=read_ledger,
+    setting="SANDBOX_URL",
+    file="provider.db",
+    memory=LedgerMemory,
+)
+
+
+# --- the mail server ----------------------------------------------------------------------------
+
+
+class Mailing(StrEnum):
+    """What becomes of a mail that is handed over."""
+
+    ACCEPTED = "accepted"
+    REFUSED = "refused"
+    REJECTED = "rejected"
+    LOST = "lost before it was taken"
+    TAKEN = "taken without a word"
+
+
+@dataclass(frozen=True, slots=True)
+class MailLog:
+    """By order, how often a mail about it was taken; in the order of their ids."""
+
+    taken: tuple[tuple[str, int], ...] = ()
+
+    def __iter__(self) -> Iterator[tuple[str, int]]:
+        return iter(self.taken)
+
+    def of(self, order_id: str) -> int:
+        return dict(self.taken).get(order_id, 0)
+
+    def with_one(self, order_id: str) -> MailLog:
+        counts = dict(self.taken)
+        counts[order_id] = counts.get(order_id, 0) + 1
+        return MailLog(tuple(sorted(counts.items())))
+
+
+class DeskMailer:
+    """A `Mailer` in memory."""
+
+    def __init__(self, desk: Desk[MailLog]) -> None:
+        self._desk = desk
+
+    async def send(self, mail: EmailMessage) -> None:
+        match self._desk.decision:
+            case Mailing.REFUSED:
+                raise MailRefused("not now")
+            case Mailing.REJECTED:
+                raise MailRejected("never")
+            case Mailing.LOST:
+                raise MailUnconfirmed("no answer")
+            case _:
+                pass
+        order_id = str(mail["Message-ID"]).partition("@")[0].rpartition(".")[2]
+        self._desk.books = self._desk.books.with_one(order_id)
+        if self._desk.decision is Mailing.TAKEN:
+            raise MailUnconfirmed("no answer")
+
+
+_WRITER: Final = Writer("orders@shop.example", address_book("{customer}@shop.example"))
+
+
+MAIL_SERVER = Outside(
+    "mail server",
+    asked_by=NOTIFICATION.name,
+    blank=MailLog(),
+    decisions=tuple(Mailing),
+    ask=lambda desk: notification.build_with(_WRITER, DeskMailer(desk), resend_seconds=None).ask,
+    fails=(MailRefused, MailRejected),
+    idempotent=False,
+    no_books=(
+        "a mail server keeps none; what it may have taken without a word is an event, and for a "
+        "person to decide"
+    ),
+)

@@ -1,0 +1,207 @@
+"""What a domain says of its saga as a whole: all that no single participant may know."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from common.choreography import Choreography, ChoreographyError, Observer, Participant, State
+from common.message import Command, Event, Intent
+from saga.outside import Outside
+from saga.view import Broken, Invariant, View, Violation
+
+if TYPE_CHECKING:
+    from saga.load import Load
+
+
+class SagaError(ChoreographyError):
+    """A declaration that contradicts itself. Names what, and the way out."""
+
+
+def _always(_: View) -> bool:
+    return True
+
+
+def _anything(_: View) -> Iterable[Violation]:
+    return ()
+
+
+@dataclass(frozen=True, slots=True)
+class Stimulus:
+    """A command that may be given to a participant at any time and any number of times, or never.
+
+    `at` is the time then. It is given only `when` the participant's own states allow it, and
+    `then` says what is wrong with them afterwards.
+    """
+
+    name: str
+    participant: str
+    command: Command
+    at: datetime
+    when: Callable[[View], bool] = _always
+    then: Callable[[View], Iterable[Violation]] = _anything
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """A world in which `saga verify` tries everything that can happen."""
+
+    name: str
+    sent: Sequence[tuple[str, Command | Event]]
+    """The messages on their way at the beginning, each with the participant it goes to. Like all
+    others they may arrive twice or late; at rest they have arrived."""
+    moments: Sequence[datetime]
+    """The times an event may be reacted to by a reaction that asks for `now`; any other is called
+    at the first of them."""
+    starts: Mapping[str, Sequence[tuple[str, Command]]] = field(default_factory=lambda: {"": ()})
+    """How it may begin, by name: the commands each participant has carried out before."""
+    stimuli: Sequence[Stimulus] = ()
+    names: Mapping[str, str] = field(default_factory=dict)
+    """What subjects are called in schedules."""
+    only: Collection[str] | None = None
+    """The participants that take part; None for all of them."""
+    without: Collection[str] = ()
+    """Participants that take no part; another scenario should have them."""
+    always: tuple[Callable[..., Iterable[Broken]], ...] = ()
+    at_rest: tuple[Callable[..., Iterable[Broken]], ...] = ()
+    """Invariants that hold only here, beside those of the saga."""
+    influential: bool = False
+    """Whether those whose events nobody takes are left out: they cannot change what becomes of
+    others, and a smaller scenario is enough to see what they do."""
+
+
+@dataclass(frozen=True)
+class Saga:
+    """A saga: its participants, whom they ask, what must hold, and how that is tried.
+
+    `always` holds at any moment, `at_rest` for what nothing more will happen to by itself. What
+    follows from the roles of events need not be said (`saga.rules`).
+    """
+
+    name: str
+    participants: tuple[Participant, ...]
+    observers: tuple[Observer, ...] = ()
+    subject: type[State] | None = None
+    """The state whose life the saga is."""
+    outside: tuple[Outside[Any], ...] = ()
+    always: tuple[Callable[..., Iterable[Broken]], ...] = ()
+    at_rest: tuple[Callable[..., Iterable[Broken]], ...] = ()
+    for_people: tuple[Callable[..., Iterable[Broken]], ...] = ()
+    """Written like invariants: what is right, and waits for a person's decision."""
+    scenarios: tuple[Scenario, ...] = ()
+    load: Load | None = None
+
+    def __post_init__(self) -> None:
+        names = {participant.name for participant in self.participants}
+        for outside in self.outside:
+            if outside.asked_by not in names:
+                raise SagaError(
+                    f"{self.name}: the outside {outside.name!r} is asked by {outside.asked_by!r}, "
+                    f"which is no participant; name one of {', '.join(sorted(names))}"
+                )
+        for what, many in (
+            ("outsides", [outside.name for outside in self.outside]),
+            ("types of books", [type(outside.blank).__name__ for outside in self.outside]),
+            ("scenarios", [scenario.name for scenario in self.scenarios]),
+            ("invariants", [invariant.name for invariant in self.invariants]),
+        ):
+            if twice := sorted({name for name in many if many.count(name) > 1}):
+                raise SagaError(f"{self.name}: two {what} are called {', '.join(twice)}")
+        for invariant in (*self.invariants, *self.left_to_people):
+            self._check(invariant)
+
+    def _check(self, invariant: Invariant) -> None:
+        """Whether there is anything of what an invariant reads."""
+        states = {kind for p in self.participants for kind in p.states}
+        strangers: list[type] = [
+            kind
+            for kind in invariant.states
+            if not any(issubclass(known, kind) or issubclass(kind, known) for known in states)
+        ]
+        types = {event.type for event in self.choreography.events}
+        strangers += [kind for kind in invariant.events if kind.type not in types]
+        books = {type(outside.blank) for outside in self.outside}
+        strangers += [kind for kind in invariant.books if kind not in books]
+        if strangers:
+            raise SagaError(
+                f"{invariant.where} reads {', '.join(kind.__name__ for kind in strangers)}, which "
+                f"no participant and no outside of {self.name} has"
+            )
+
+    @cached_property
+    def choreography(self) -> Choreography:
+        """The graph of all participants, and who observes them."""
+        return Choreography(self.participants, self.observers)
+
+    @cached_property
+    def always_holds(self) -> tuple[Invariant, ...]:
+        return tuple(map(Invariant.of, self.always))
+
+    @cached_property
+    def holds_at_rest(self) -> tuple[Invariant, ...]:
+        return tuple(map(Invariant.of, self.at_rest))
+
+    @cached_property
+    def left_to_people(self) -> tuple[Invariant, ...]:
+        return tuple(map(Invariant.of, self.for_people))
+
+    @property
+    def invariants(self) -> tuple[Invariant, ...]:
+        return (*self.always_holds, *self.holds_at_rest)
+
+    def scenario(self, name: str) -> Scenario:
+        """The scenario of that name. Raises `SagaError`."""
+        for scenario in self.scenarios:
+            if scenario.name == name:
+                return scenario
+        there_are = ", ".join(repr(scenario.name) for scenario in self.scenarios) or "none"
+        raise SagaError(f"{self.name} has no scenario {name!r}; there are {there_are}")
+
+    def answering(self, intent: type[Intent]) -> Outside[Any] | None:
+        """The outside that takes such a question; None if none is said to."""
+        return next((each for each in self.outside if intent in each.intents), None)
+
+    def asked_by(self, participant: str) -> tuple[Outside[Any], ...]:
+        """The outsides that a participant asks."""
+        return tuple(each for each in self.outside if each.asked_by == participant)
+
+    def with_(self, *stand_ins: Participant | Outside[Any]) -> Saga:
+        """The saga with these in the place of those of the same names, or beside the others."""
+        participants = {p.name: p for p in self.participants}
+        outside = {each.name: each for each in self.outside}
+        for each in stand_ins:
+            if isinstance(each, Participant):
+                participants[each.name] = each
+            else:
+                outside[each.name] = each
+        return replace(
+            self, participants=tuple(participants.values()), outside=tuple(outside.values())
+        )
+
+    # --- what is not looked at ------------------------------------------------------------------
+
+    def unwatched(self) -> Iterator[str]:
+        """The states and the books that no invariant reads, and the questions that no outside is
+        said to take: nobody can say that all is well with them."""
+        read = {kind for invariant in self.invariants for kind in invariant.states}
+        for participant in self.participants:
+            for kind in participant.states:
+                if not any(issubclass(kind, watched) for watched in read):
+                    yield f"no invariant reads {kind.__name__} of {participant.name}"
+        books = {kind for invariant in self.invariants for kind in invariant.books}
+        for outside in self.outside:
+            if type(outside.blank) not in books:
+                yield f"no invariant reads the books of {outside.name}"
+        for participant in self.participants:
+            for intent in dict.fromkeys(i for r in participant.reactions for i in r.intends):
+                if self.answering(intent) is None:
+                    yield f"no outside is said to take {intent.__name__} of {participant.name}"
+
+    def unread(self) -> Iterator[str]:
+        """The outsides whose real books nothing reads, without a word why."""
+        for outside in self.outside:
+            if outside.read is None and not outside.no_books:
+                yield f"the books of {outside.name} cannot be read: its declaration has no `read`"

@@ -1,0 +1,115 @@
+"""Whom a participant asks, said once: for the checker, the simulation, the books and a rebuild.
+
+An outside's rules are pure: a question changes its books, and how it decides on something new is
+given. So the same adapter that puts questions to the real one puts them to a `Desk`, in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Generic, Protocol, TypeVar
+
+from common.choreography import State
+from common.kernel.groups import Ask
+from common.message import Answer, Intent
+from common.retry import TransientError
+
+B = TypeVar("B")
+
+
+class OutsideError(Exception):
+    """An outside's books cannot be read, or it cannot be asked in memory. Names it and the way
+    out."""
+
+
+@dataclass
+class Desk(Generic[B]):
+    """An outside in memory: its books, and what it decides where a question is new to it.
+
+    `said` is how it took the last question, in a word or two; by default its decision.
+    """
+
+    books: B
+    decision: Any
+    said: str = ""
+
+
+class Memory(Protocol):
+    """What an outside remembers of what a participant asked it. Looked up, never asked."""
+
+    @property
+    def keys(self) -> Collection[str]:
+        """The subjects that anything was ever asked about."""
+        ...
+
+    def asked(self, state: State) -> Intent | None:
+        """The question that was asked about a state's subject and that no event of the participant
+        tells of; None if there is none."""
+        ...
+
+    def taken_back(self, state: State) -> Intent | None:
+        """The question by which a state that is in the middle of one is left to its subject's
+        cancellation, because what the outside gave was given back since; None if it was not."""
+        ...
+
+    def contradiction(self, state: State) -> str | None:
+        """What the outside did that cannot be, by what the participant said."""
+        ...
+
+
+@dataclass(frozen=True)
+class Outside(Generic[B]):
+    """One outside.
+
+    `ask` puts intents to a desk as the service puts them to the real one. `read` reads the real
+    one's books; one that keeps none says why in `no_books`, and what then takes their place.
+    """
+
+    name: str
+    asked_by: str
+    """The participant's name."""
+    blank: B
+    """Its books at the beginning: immutable and hashable, of a type of their own."""
+    decisions: tuple[Any, ...]
+    """All it may decide on something new, the usual one first."""
+    ask: Callable[[Desk[B]], Mapping[type[Intent], Ask]]
+    fails: tuple[type[Exception], ...] = (TransientError,)
+    """What a question may end with besides an answer: its message is tried again, or dead."""
+    idempotent: bool = True
+    """Whether the same question, asked again, has no second effect and gets the same answer."""
+    read: Callable[[str], B] | None = None
+    """Reads its books at a URL; blocks. Raises `OutsideError`."""
+    setting: str | None = None
+    """The service's setting that holds that URL."""
+    file: str | None = None
+    """By default its books are in this SQLite file in the data folder."""
+    no_books: str = ""
+    memory: Callable[[B], Memory] | None = None
+    """What its books tell of questions that no event tells of."""
+
+    @cached_property
+    def intents(self) -> frozenset[type[Intent]]:
+        """The questions it takes."""
+        return frozenset(self.ask(Desk(self.blank, self.decisions[0])))
+
+    def hear(self, books: B, intent: Intent, decision: Any) -> tuple[Answer, B, str]:
+        """The answer to a question, the books after it, and how it was taken. Raises what the
+        question ends with, and `OutsideError` if the adapter waits for something."""
+        desk = Desk(books, decision)
+        answer = at_once(self.ask(desk)[type(intent)](intent), self.name)
+        return answer, desk.books, desk.said or str(decision)
+
+
+def at_once(question: Awaitable[Answer], name: str) -> Answer:
+    """The answer to a question that waits for nothing."""
+    waiting = question.__await__()
+    try:
+        next(waiting)
+    except StopIteration as answered:
+        answer: Answer = answered.value
+        return answer
+    raise OutsideError(
+        f"asking {name} in memory waited for something; let its adapter only work on the desk"
+    )

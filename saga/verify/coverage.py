@@ -1,0 +1,25 @@
+"""What no scenario has come to: `saga verify` does not say fine about it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+
+from saga.declaration import Saga
+
+
+def uncovered(
+    saga: Saga, reacted: Collection[tuple[str, str]], published: Collection[str]
+) -> Iterator[str]:
+    """What was not looked at when just these reactions were run and these events published: lines
+    for people."""
+    if not saga.scenarios:
+        yield f"{saga.name} has no scenario: nothing was tried"
+    yield from saga.unwatched()
+    if saga.scenarios:
+        for participant in saga.participants:
+            for reaction in participant.reactions:
+                if (participant.name, reaction.name) not in reacted:
+                    yield f"no scenario comes to {participant.name}.{reaction.name}"
+        for event in saga.choreography.events:
+            if event.type not in published:
+                yield f"{event.type} is published in no scenario"
