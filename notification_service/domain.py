@@ -18,6 +18,7 @@ from typing import ClassVar, Self
 from uuid import UUID
 
 from common.choreography import Participant, State
+from common.due import Due
 from common.events import (
     Detail,
     Letter,
@@ -165,6 +166,12 @@ class Notification(State):
             case _:
                 return self
 
+    def due(self) -> Due[GiveUpResending] | None:
+        """One that is sent again too long, was cut short."""
+        if self.status is not NotificationStatus.RESENDING or self.resent_at is None:
+            return None
+        return Due(self.resent_at + RESENDING_MAX, GiveUpResending(order_id=UUID(self.key)))
+
     def _is(self, status: NotificationStatus, detail: str = "") -> Self:
         return replace(self, status=status, detail=detail, resent_at=None)
 
@@ -226,12 +233,9 @@ def dismiss(
 
 
 def give_up_resending(
-    command: GiveUpResending, notification: Notification, now: datetime
+    command: GiveUpResending, notification: Notification
 ) -> NotificationUnconfirmed | None:
-    began = notification.resent_at
-    if notification.status is not NotificationStatus.RESENDING or began is None:
-        return None
-    if now < began + RESENDING_MAX:
+    if notification.status is not NotificationStatus.RESENDING:
         return None
     return NotificationUnconfirmed(order_id=command.order_id, detail=CUT_SHORT)
 

@@ -7,16 +7,14 @@ import random
 from collections import defaultdict
 from collections.abc import Collection, Iterator
 from datetime import timedelta
+from functools import partial
 from uuid import UUID
 
-import sqlalchemy as sa
-
+from common.kernel.timer import due_by
 from common.messaging.dead_letters import ERROR_TYPE, attempts_in
 from common.messaging.topology import EVENTS_EXCHANGE, HISTORY_STREAM, queues_of, wait_queue
 from common.retry import RUNGS_MS
 from history_service.store import Fact, Stray
-from order_service.domain import OrderStatus
-from order_service.store import orders
 from saga.reconcile.rules import Violation
 from saga.simulation.broker import EPOCH, Message
 from saga.simulation.loop import Process, SimulatedLoop
@@ -313,14 +311,13 @@ class World:
         )
 
     def _pending(self) -> bool:
-        """Whether an order will still be cancelled for its deadline."""
+        """Whether something is due about a state, and will be done in a run's time."""
         ends = EPOCH + timedelta(seconds=NEVER_SECONDS / 2)
-        query = sa.select(orders.c.order_id).where(
-            orders.c.status == OrderStatus.PENDING, orders.c.deadline < ends
-        )
-        return (
-            self.stores["order"].run(lambda connection: connection.execute(query).first())
-            is not None
+        return any(
+            self.stores[server.service.participant.name].run(
+                partial(due_by, tables=server.service.tables.with_dues, until=ends, limit=1)
+            )
+            for server in self.servers
         )
 
 

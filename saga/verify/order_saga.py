@@ -30,7 +30,7 @@ from common.message import Answer, Intent
 from inventory_service.domain import PARTICIPANT as INVENTORY
 from inventory_service.domain import AddStock, Reservation, ReservationStatus, StockItem
 from order_service.domain import PARTICIPANT as ORDER
-from order_service.domain import CancelOrder, ExpireOrder, Order, OrderStatus
+from order_service.domain import CancelOrder, Order, OrderStatus
 from payment_service.app import build_with
 from payment_service.domain import Payment, PaymentStatus
 from payment_service.gateway import (
@@ -199,24 +199,13 @@ def _place(label: str, order_id: UUID, lines: Iterable[Line]) -> PlaceOrder:
 
 
 def _stimuli(label: str, order_id: UUID) -> Iterator[Stimulus]:
-    """The customer may cancel at any time, and the deadline may pass at any time. The service
-    looks for overdue orders and cancels them in two steps, with a clock that may be wrong."""
+    """The customer may cancel at any time."""
 
     def is_known(view: View) -> bool:
         return view.state(Order, str(order_id)).status is not OrderStatus.UNKNOWN
 
-    def has_ended(view: View) -> Iterator[Violation]:
-        order = view.state(Order, str(order_id))
-        if not order.terminal:
-            detail = f"its deadline has passed, and it is {order.status}"
-            yield Violation("deadline_missed", order.key, detail)
-
-    cancel, expire = CancelOrder(order_id=order_id), ExpireOrder(order_id=order_id)
+    cancel = CancelOrder(order_id=order_id)
     yield Stimulus(f"the customer cancels {label}", ORDER.name, cancel, BEFORE, is_known)
-    yield Stimulus(
-        f"the deadline of {label} passes", ORDER.name, expire, AFTER, is_known, has_ended
-    )
-    yield Stimulus(f"{label} is taken for overdue too early", ORDER.name, expire, BEFORE, is_known)
 
 
 # --- the payment provider -----------------------------------------------------------------------
@@ -462,5 +451,12 @@ def not_undone(view: View) -> Iterator[tuple[str, str]]:
             yield order.key, f"it is cancelled, and the payment is {payment}"
 
 
-ALWAYS = (said_twice, held_differs, rejected_untrue, reason_untrue)
+def endless(view: View) -> Iterator[tuple[str, str]]:
+    """Whatever never arrives, time ends an order that is pending."""
+    for order in view.states(Order):
+        if order.status is OrderStatus.PENDING and order.due() is None:
+            yield order.key, "it is pending, and nothing is due that would end it"
+
+
+ALWAYS = (said_twice, held_differs, rejected_untrue, reason_untrue, endless)
 AT_REST_ONLY = (not_undone,)

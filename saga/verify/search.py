@@ -7,6 +7,7 @@ from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from common.kernel.step import Firing
 from saga.verify.facts import FIELD, Action
 from saga.verify.machine import Broken, Machine
 from saga.verify.model import VerifyError, Violation
@@ -73,9 +74,12 @@ def explore(
     )
 
 
-def moved(machine: Machine, before: int, after: int) -> Violation | None:
-    """The violation, if anything to be seen changed in a step from a state at rest."""
+def moved(machine: Machine, action: Action, before: int, after: int) -> Violation | None:
+    """The violation, if anything to be seen changed in a step from a state at rest. What is due is
+    done at rest as well."""
     if not machine.at_rest(before) or not (after ^ before) & machine.visible:
+        return None
+    if isinstance(action.about, Firing):
         return None
     return Violation(
         "moved_at_rest",
@@ -190,7 +194,7 @@ class _Search:
                     if found := self._judge(after):
                         return found
                 targets.append(known)
-                if at_rest and (violation := moved(machine, state, after)):
+                if at_rest and (violation := moved(machine, action, state, after)):
                     found = self._found(violation, number)
                     return replace(found, states=[*found.states, after])
         return None

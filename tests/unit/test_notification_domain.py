@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from uuid import UUID
 
 import pytest
 from hypothesis import given as for_all
 from hypothesis import strategies as st
 
+from common.due import Due
 from common.envelope import wrap
 from common.events import (
     CancellationReason,
@@ -246,17 +247,16 @@ def test_a_late_answer_to_the_first_sending_does_not_end_the_second(answer: Send
 def test_sending_again_that_takes_too_long_was_cut_short() -> None:
     world = at(NotificationStatus.RESENDING)
 
-    assert world.when(give_up, NOW + RESENDING_MAX - timedelta(microseconds=1)) == ()
-    assert world.when(give_up, NOW + RESENDING_MAX) == (
-        NotificationUnconfirmed(order_id=ORDER, detail=CUT_SHORT),
-    )
+    assert world.state(Notification, ORDER).due() == Due(NOW + RESENDING_MAX, give_up)
+    assert world.when(give_up) == (NotificationUnconfirmed(order_id=ORDER, detail=CUT_SHORT),)
 
 
 @pytest.mark.parametrize(
     "status", sorted({*NotificationStatus} - {NotificationStatus.RESENDING}, key=str)
 )
 def test_only_what_is_being_sent_again_is_given_up(status: NotificationStatus) -> None:
-    assert at(status).when(give_up, NOW + 2 * RESENDING_MAX) == ()
+    assert at(status).state(Notification, ORDER).due() is None
+    assert at(status).when(give_up) == ()
 
 
 def test_whoever_knows_only_the_events_has_what_was_being_sent_again_as_unknown() -> None:

@@ -22,15 +22,13 @@ from common.kernel.groups import Done, Duplicate, Kernel
 from common.kernel.kept import Kept
 from common.kernel.outbox import Outbox, Outgoing
 from common.kernel.rows import WriteSet, writing
-from common.kernel.step import Decision
-from common.message import Command
+from common.kernel.step import Decision, Firing
 from common.messaging import frames
 from common.messaging.consumer import Deliveries, _Intake
 from common.messaging.dead_letters import ATTEMPTS, Failure
 from common.messaging.frames import Delivery
 from common.messaging.publisher import BrokerPublisher
 from common.messaging.wire import ChannelLost
-from order_service.domain import ExpireOrder
 from saga.cli import app
 from saga.commands.simulating import Summary, show, summary_as_json
 from saga.simulation import Parts, Run, Simulation, run_seeds
@@ -239,10 +237,8 @@ class BlamesTheMessage(Kernel):
 class CallsOffDeadlines(Kernel):
     """Cancels no order whose deadline has passed."""
 
-    async def give(self, command: Command, **options: Any) -> Done | Duplicate:
-        if isinstance(command, ExpireOrder):
-            return Duplicate()
-        return await super().give(command, **options)
+    async def fire(self, firing: Firing) -> Done | Duplicate:
+        return Duplicate()
 
 
 class TakesAnyAnswerForAConfirm(BrokerPublisher):
