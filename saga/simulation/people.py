@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
@@ -13,14 +14,15 @@ import sqlalchemy as sa
 
 from common.envelope import derived_id, source_of, wrap
 from common.events import OrderCancelled
-from common.kernel.groups import Done, Duplicate
+from common.kernel.groups import Done, Duplicate, Kernel
+from common.kernel.step import Firing
 from common.message import Command, Priority
 from common.messaging import frames
 from common.messaging.dead_letters import Reason
 from common.messaging.publisher import posting_of
 from common.messaging.topology import EVENTS_EXCHANGE, dead_letter_queue, intake_queue
 from order_service.domain import CancelOrder, UnknownOrder
-from order_service.store import orders
+from order_service.store import ORDERS, orders
 from saga.dlq import letters
 from saga.simulation.broker import EPOCH
 from saga.simulation.loop import settle
@@ -35,6 +37,8 @@ REPLY_TIMEOUT_SECONDS = 5.0
 """How long a customer waits for the answer to a request before trying again."""
 OPERATOR_SECONDS = 4.0
 """How often the operator looks for dead letters."""
+HURRY_SHARE = 0.05
+"""How often an operator who looks has something done now that is due later."""
 
 
 class People:
@@ -49,6 +53,8 @@ class People:
         """Orders that were placed over the broker."""
         self.cancelled: set[str] = set()
         """Orders whose customers were told that they are cancelled."""
+        self.brought_forward: set[str] = set()
+        """Orders whose deadlines an operator wanted to come now."""
 
     @property
     def busy(self) -> bool:
@@ -174,6 +180,26 @@ class People:
             await asyncio.sleep(OPERATOR_SECONDS)
             for participant in self._world.choreography.participants:
                 self._replay(participant.name)
+            if not self._world.weather.calm and self._chance.random() < HURRY_SHARE:
+                self._hurry()
+
+    def _hurry(self) -> None:
+        """Bring forward the deadline of some order."""
+        servers = [s for s in self._world.replicas("order") if s.kernel is not None]
+        known = self._world.stores["order"].run(ORDERS.due)
+        if not servers or not known:
+            return
+        server, (order_id, _) = self._chance.choice(servers), self._chance.choice(known)
+        order = self._world.stores["order"].run(lambda c: ORDERS.find(c, order_id))
+        firing = order and Firing.of(order, brought_forward=True)
+        if firing and server.kernel:
+            self._world.trace.note("operator", f"brings forward what is due about {order_id}")
+            self.brought_forward.add(order_id)
+            self._world.loop.spawn(server.process, self._bring_forward(server.kernel, firing))
+
+    async def _bring_forward(self, kernel: Kernel, firing: Firing) -> None:
+        with contextlib.suppress(sa.exc.IntegrityError):
+            await kernel.fire(firing)
 
     def _replay(self, participant: str) -> None:
         channel = self._world.broker.channel()

@@ -23,6 +23,7 @@ from saga.reconcile.databases import Books, read_book, strike_out
 from saga.reconcile.facts import Backlog, Facts
 from saga.reconcile.history import History
 from saga.reconcile.rules import Violation, judge
+from saga.simulation import dues
 from saga.simulation.broker import EPOCH
 from saga.simulation.network import delivered
 from saga.simulation.world import World
@@ -39,6 +40,7 @@ def violations(world: World) -> list[Violation]:
         *judge(_facts(world)),
         *_wrong_endings(world),
         *_wrong_mails(world),
+        *_wrong_timers(world),
     ]
 
 
@@ -66,6 +68,8 @@ def _wrong_endings(world: World) -> Iterator[Violation]:
             continue
         ending = row.reason or row.status
         endings = sorted(reason or OrderStatus.CONFIRMED for reason in order.endings)
+        if row.order_id in world.people.brought_forward:
+            endings.append(CancellationReason.DEADLINE_EXCEEDED)
         if ending not in endings:
             yield Violation(
                 "wrong_ending", order.key, f"it is {ending}; it had to be {' or '.join(endings)}"
@@ -103,6 +107,12 @@ def _wrong_mails(world: World) -> Iterator[Violation]:
             yield Violation("not_mailed", order.key, f"its notification is {status or 'not begun'}")
         elif status is NotificationStatus.SENT and not count:
             yield Violation("not_mailed", order.key, "it counts as sent, and no mail was taken")
+
+
+def _wrong_timers(world: World) -> Iterator[Violation]:
+    services = {server.service.participant.name: server.service for server in world.servers}
+    for name, service in services.items():
+        yield from dues.violations(service.participant, service.tables, world.stores[name])
 
 
 def _facts(world: World) -> Facts:
