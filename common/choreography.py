@@ -10,6 +10,10 @@ annotation, what may be published; nothing else declares a route:
 Further parameters are the participant's states, given as they are at that moment, and `now`, the
 time. A state is looked up by the message's subject; a mapping of states holds those that
 `State.keys` names for the message. None or an empty tuple means: nothing happens.
+
+What a state says is due about it is a route as well, by the return annotation of `State.due`:
+
+    def due(self) -> Due[ExpireOrder] | None: ...
 """
 
 from __future__ import annotations
@@ -24,6 +28,7 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any, Self
 
+from common.due import Due
 from common.message import Answer, Command, Event, Intent, Message
 from common.retry import Retry
 
@@ -57,6 +62,47 @@ class State:
         """The state after one of the participant's own events (or intents), which came about
         at `at`. Never raises; a message that changes nothing returns self."""
         return self
+
+    def due(self) -> Due[Any] | None:
+        """What is to be done about it, and when, unless something happens before. Never raises.
+
+        The return annotation of a kind's own `due` names the commands, as `Due[A] | Due[B] | None`.
+        A kind that has one needs a column `due_at` in its table.
+        """
+        return None
+
+
+def has_due(kind: type[State]) -> bool:
+    """Whether something may be due about states of this kind."""
+    return kind.due is not State.due
+
+
+def due_commands(kind: type[State]) -> tuple[type[Command], ...]:
+    """The commands that may be due about states of this kind, as the annotation says.
+
+    Raises `ChoreographyError` for an annotation that does not say it.
+    """
+    if not has_due(kind):
+        return ()
+    where = _where(kind.due)
+    try:
+        annotation = typing.get_type_hints(kind.due).get("return")
+    except NameError as error:
+        raise ChoreographyError(
+            f"{where}: {error}; import it in that module, outside `if TYPE_CHECKING`"
+        ) from error
+    commands: list[type[Command]] = []
+    for choice in _choices(annotation):
+        if choice is types.NoneType and annotation is not choice:
+            continue
+        given = _choices(typing.get_args(choice)[0]) if typing.get_origin(choice) is Due else ()
+        if not given or not all(isinstance(c, type) and issubclass(c, Command) for c in given):
+            raise ChoreographyError(
+                f"{where}: annotate what it returns as `Due[...] | None`, with the command that is "
+                f"given, not {annotation}"
+            )
+        commands += given
+    return tuple(dict.fromkeys(commands))
 
 
 @dataclass(frozen=True)
@@ -244,6 +290,24 @@ class Participant:
                     f"take {reaction.consumes.__name__}; a participant reacts once to a message"
                 )
             self.by_message[reaction.consumes] = reaction
+        self.dues: dict[type[State], tuple[type[Command], ...]] = {
+            kind: self._due_about(kind) for kind in self.states if has_due(kind)
+        }
+        """By kind of state, the commands that may be due about one."""
+
+    def _due_about(self, kind: type[State]) -> tuple[type[Command], ...]:
+        commands = due_commands(kind)
+        for command in commands:
+            said = f"{self.name}: {kind.__qualname__}.due gives {command.__name__}"
+            reaction = self.by_message.get(command)
+            if reaction is None:
+                raise ChoreographyError(f"{said}, which no reaction of {self.name} takes")
+            if reaction.own is not kind:
+                raise ChoreographyError(
+                    f"{said}, but {reaction.name} takes {reaction.own.__name__} first; let it take "
+                    f"the {kind.__name__} that the command is due about"
+                )
+        return commands
 
     def retry_of(self, message: type[Message] | None) -> Retry:
         """The policy for messages of this type; without one, the participant's own."""

@@ -24,7 +24,7 @@ from common.kernel.kept import Kept
 from common.kernel.outbox import Outbox
 from common.kernel.step import Decision
 from common.kernel.tables import Clock, Tables, utc_now
-from common.kernel.timer import Timekeeper, Timer
+from common.kernel.timer import Timekeeper
 from common.message import Command, Intent, Priority
 from common.messaging.consumer import PREFETCH, Consumer
 from common.messaging.publisher import BrokerPublisher
@@ -102,7 +102,6 @@ class Service:
     ask: Mapping[type[Intent], Ask] = field(default_factory=dict)
     """How each intent is put to the outside."""
     routes: Callable[[Running], APIRouter] | None = None
-    timers: tuple[Timer, ...] = ()
     on_commit: Callable[[Decision], None] | None = None
     figures: metrics.Figures | None = None
     """Gauges of its own that are read from its database."""
@@ -155,7 +154,7 @@ def process_of(service: Service, settings: Settings) -> process.Process:
             prefetch=service.prefetch,
         )
         figures = metrics.DatabaseMetrics(name, service.tables, service.figures)
-        timekeepers = [Timekeeper(timer, kernel, database) for timer in service.timers]
+        timekeepers = timekeepers_of(kernel, database, service.tables)
         disks = disks_of(
             name,
             settings,
@@ -206,6 +205,11 @@ def process_of(service: Service, settings: Settings) -> process.Process:
         )
 
     return process.Process(name, service.tables, assemble, service.close)
+
+
+def timekeepers_of(kernel: Kernel, database: Database, tables: Tables) -> list[Timekeeper]:
+    """Who does what is due about a participant's states: none where nothing may be."""
+    return [Timekeeper(kernel, database, tables)] if tables.with_dues else []
 
 
 def disks_of(

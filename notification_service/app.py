@@ -18,7 +18,6 @@ from sqlalchemy.engine import Connection
 from common.events import Letter
 from common.kernel.database import Database
 from common.kernel.groups import Done, Duplicate
-from common.kernel.timer import Timer
 from common.message import Answer
 from common.metrics import notifications_unknown
 from common.problem import Problem, problems
@@ -30,7 +29,6 @@ from notification_service.domain import (
     PARTICIPANT,
     RESENDING_MAX,
     DismissNotification,
-    GiveUpResending,
     Notification,
     NotificationStatus,
     PutOff,
@@ -56,7 +54,6 @@ from notification_service.store import (
     NOTIFICATIONS,
     TABLES,
     count_unknown,
-    cut_short,
     oldest,
     questions,
 )
@@ -165,14 +162,6 @@ def routes(running: Running) -> APIRouter:
     return router
 
 
-RESENDING = Timer(
-    "resending",
-    "give up what was to be sent again",
-    due=cut_short,
-    command=lambda order_id: GiveUpResending(order_id=UUID(order_id)),
-)
-
-
 def figures(connection: Connection, _: datetime) -> Mapping[Gauge, float]:
     """How many mails wait for a person."""
     return {notifications_unknown: count_unknown(connection)}
@@ -201,7 +190,9 @@ def build_with(
 
     async def send(intent: Send | Resend) -> Answer:
         if isinstance(intent, Send) and (why := in_question.get(intent.subject)):
-            return SendAnswered(order_id=intent.order_id, result=Result.UNKNOWN, detail=why)
+            return SendAnswered(
+                order_id=intent.order_id, result=Result.UNKNOWN, detail=why, number=intent.number
+            )
         result, detail = Result.ACCEPTED, ""
         try:
             if isinstance(intent, Resend) and resend_seconds is not None:
@@ -222,6 +213,7 @@ def build_with(
             result=result,
             detail=harmless(detail)[:DETAIL_MAX],
             again=isinstance(intent, Resend),
+            number=intent.number,
         )
 
     async def put_off(intent: PutOff) -> Answer:
@@ -234,7 +226,6 @@ def build_with(
         TABLES,
         ask={Send: send, Resend: send, PutOff: put_off},
         routes=routes,
-        timers=(RESENDING,),
         figures=figures,
         recall=recall,
         # What is taken and not yet sent when the service is killed is for a person: no more of it

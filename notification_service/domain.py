@@ -18,6 +18,7 @@ from typing import ClassVar, Self
 from uuid import UUID
 
 from common.choreography import Participant, State
+from common.due import Due
 from common.events import (
     Detail,
     Letter,
@@ -56,6 +57,8 @@ class SendAnswered(Answer):
     detail: Detail = ""
     again: bool = False
     """Whether it answers a `Resend`."""
+    number: int = 1
+    """Of the attempt that it answers."""
 
     @property
     def subject(self) -> str:
@@ -73,15 +76,18 @@ class _OrderIntent(Intent):
 
 
 class Send(_OrderIntent):
-    """Hand the mail over, for the first time or after a refusal."""
+    """Hand the mail over, for the first time or after a refusal. `number` counts the attempts."""
 
     letter: Letter
+    number: int = 1
 
 
 class Resend(_OrderIntent):
-    """Hand over again, because a person said so, what may have been sent already."""
+    """Hand over again, because a person said so, what may have been sent already. `number` tells
+    one attempt from another."""
 
     letter: Letter
+    number: int = 1
 
 
 class PutOff(_OrderIntent):
@@ -90,6 +96,8 @@ class PutOff(_OrderIntent):
 
     result: Result
     detail: Detail
+    number: int = 1
+    """Of the attempt that was refused."""
 
 
 class _OrderCommand(Command):
@@ -143,19 +151,31 @@ class Notification(State):
     """Why nobody knows whether it was sent."""
     resent_at: datetime | None = None
     """When sending it again began, if that goes on."""
+    tries: int = 0
+    """How often it was handed over, as long as no answer is an event. An answer to an earlier
+    attempt says nothing of the last one, which another replica may be at."""
 
     def evolve(self, message: Event | Intent, at: datetime) -> Self:
         match message:
             case NotificationBegun():
                 return replace(
-                    self, status=NotificationStatus.SENDING, letter=message.letter, begun_at=at
+                    self,
+                    status=NotificationStatus.SENDING,
+                    letter=message.letter,
+                    begun_at=at,
+                    tries=1,
                 )
             case Send():
-                return replace(self, status=NotificationStatus.SENDING)
-            case PutOff():
+                return replace(self, status=NotificationStatus.SENDING, tries=message.number)
+            case PutOff() if message.number == self.tries:
                 return replace(self, status=NotificationStatus.WAITING)
             case Resend():
-                return replace(self, status=NotificationStatus.RESENDING, resent_at=at)
+                return replace(
+                    self,
+                    status=NotificationStatus.RESENDING,
+                    resent_at=at,
+                    tries=message.number,
+                )
             case NotificationSent():
                 return self._is(NotificationStatus.SENT)
             case NotificationUnconfirmed():
@@ -165,8 +185,14 @@ class Notification(State):
             case _:
                 return self
 
+    def due(self) -> Due[GiveUpResending] | None:
+        """One that is sent again too long, was cut short."""
+        if self.status is not NotificationStatus.RESENDING or self.resent_at is None:
+            return None
+        return Due(self.resent_at + RESENDING_MAX, GiveUpResending(order_id=UUID(self.key)))
+
     def _is(self, status: NotificationStatus, detail: str = "") -> Self:
-        return replace(self, status=status, detail=detail, resent_at=None)
+        return replace(self, status=status, detail=detail, resent_at=None, tries=0)
 
 
 _Begun = tuple[NotificationBegun, Send] | Send | NotificationUnconfirmed | None
@@ -198,7 +224,9 @@ def record(
             return NotificationSent(order_id=answer.order_id)
         case NotificationStatus.SENDING, Result.UNKNOWN:
             return NotificationUnconfirmed(order_id=answer.order_id, detail=answer.detail)
-        case NotificationStatus.RESENDING, _ if answer.again:  # It is unknown as before.
+        case NotificationStatus.RESENDING, _ if answer.again and (
+            answer.number == notification.tries
+        ):  # It is unknown as before.
             return NotificationUnconfirmed(order_id=answer.order_id, detail=answer.detail)
         case (
             NotificationStatus.SENDING | NotificationStatus.WAITING,
@@ -206,7 +234,13 @@ def record(
         ):
             # Even if it waits already: the database may have committed that and gone before saying
             # so. Without it the event would be done, and nobody left to send the mail.
-            return PutOff(order_id=answer.order_id, result=answer.result, detail=answer.detail)
+            # And one to an earlier attempt changes nothing, but neither is its event done.
+            return PutOff(
+                order_id=answer.order_id,
+                result=answer.result,
+                detail=answer.detail,
+                number=answer.number,
+            )
         case _:
             return None
 
@@ -214,7 +248,10 @@ def record(
 def resend(command: ResendNotification, notification: Notification) -> Resend | None:
     if notification.status is not NotificationStatus.UNKNOWN or notification.letter is None:
         return None
-    return Resend(order_id=command.order_id, letter=notification.letter)
+    # There is one event more each time that it is unknown.
+    return Resend(
+        order_id=command.order_id, letter=notification.letter, number=notification.sequence
+    )
 
 
 def dismiss(
@@ -226,12 +263,9 @@ def dismiss(
 
 
 def give_up_resending(
-    command: GiveUpResending, notification: Notification, now: datetime
+    command: GiveUpResending, notification: Notification
 ) -> NotificationUnconfirmed | None:
-    began = notification.resent_at
-    if notification.status is not NotificationStatus.RESENDING or began is None:
-        return None
-    if now < began + RESENDING_MAX:
+    if notification.status is not NotificationStatus.RESENDING:
         return None
     return NotificationUnconfirmed(order_id=command.order_id, detail=CUT_SHORT)
 
@@ -242,7 +276,7 @@ def _send(order_id: UUID, letter: Letter, notification: Notification) -> _Begun:
             begun = NotificationBegun(order_id=order_id, letter=letter)
             return begun, Send(order_id=order_id, letter=letter)
         case NotificationStatus.WAITING:
-            return Send(order_id=order_id, letter=letter)
+            return Send(order_id=order_id, letter=letter, number=notification.tries + 1)
         case NotificationStatus.SENDING:
             return NotificationUnconfirmed(order_id=order_id, detail=CUT_SHORT)
         case _:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from datetime import datetime
 from pathlib import Path
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from common.events import Letter
-from common.kernel.tables import Json, StateTable, Tables, Utc, Word
-from common.message import Priority
-from notification_service.domain import RESENDING_MAX, Notification, NotificationStatus
+from common.kernel.tables import Json, StateTable, Tables, Utc, Word, due_columns
+from notification_service.domain import Notification, NotificationStatus
 
 _metadata = sa.MetaData()
 
@@ -27,7 +25,9 @@ notifications = sa.Table(
     sa.Column("begun_at", Utc),
     sa.Column("detail", sa.String(255), nullable=False),
     sa.Column("resent_at", Utc),
+    sa.Column("tries", sa.Integer, nullable=False, server_default="1"),
     sa.Index("notifications_by_status", "status", "begun_at"),
+    *due_columns("notifications"),
 )
 
 in_question = sa.Table(
@@ -88,18 +88,6 @@ def oldest(
     found, unreadable = NOTIFICATIONS.load_readable(connection, keys)
     ruined = {row.key: Notification(row.key, status=status, detail=str(row)) for row in unreadable}
     return [found.get(key) or ruined[key] for key in keys if key in found or key in ruined]
-
-
-def cut_short(connection: Connection, now: datetime, limit: int) -> Sequence[tuple[str, str]]:
-    """The mails whose being sent again takes too long, those begun first, each with a priority."""
-    resending = notifications.c.status == NotificationStatus.RESENDING
-    query = (
-        sa.select(notifications.c.order_id)
-        .where(resending, notifications.c.resent_at <= now - RESENDING_MAX)
-        .order_by(notifications.c.begun_at)
-        .limit(limit)
-    )
-    return [(order_id, Priority.NORMAL) for order_id in connection.scalars(query)]
 
 
 def count_unknown(connection: Connection) -> int:

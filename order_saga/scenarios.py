@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Final
 from uuid import UUID
@@ -22,22 +22,24 @@ from notification_service.domain import PARTICIPANT as NOTIFICATION
 from notification_service.domain import (
     RESENDING_MAX,
     DismissNotification,
-    GiveUpResending,
     Notification,
     NotificationStatus,
     ResendNotification,
 )
 from order_saga.invariants import not_undone, reason_untrue, rejected_untrue
 from order_service.domain import PARTICIPANT as ORDER
-from order_service.domain import CancelOrder, ExpireOrder, Order, OrderStatus
+from order_service.domain import CancelOrder, Order, OrderStatus
 from saga.declaration import Scenario, Stimulus
-from saga.view import View, Violation
+from saga.view import View
 
 BEFORE: Final = datetime(2030, 1, 1, tzinfo=UTC)
 """When orders are placed, and all time up to their deadlines."""
 TIME_LIMIT_SECONDS: Final = 300
 AFTER: Final = BEFORE + timedelta(seconds=TIME_LIMIT_SECONDS)
 """Their deadline, and all time from there."""
+
+EVENTS_MAX: Final = 3
+"""About a mail, after which nobody wants it sent again: each time adds one."""
 
 Line = tuple[str, int, int]
 """SKU, quantity, unit price in cents."""
@@ -104,24 +106,13 @@ def _place(label: str, order_id: UUID, lines: Iterable[Line]) -> PlaceOrder:
 
 
 def _stimuli(label: str, order_id: UUID) -> Iterator[Stimulus]:
-    """The customer may cancel at any time, and the deadline may pass at any time. The service
-    looks for overdue orders and cancels them in two steps, with a clock that may be wrong."""
+    """The customer may cancel at any time."""
 
     def is_known(view: View) -> bool:
         return view.states(Order).of(str(order_id)).status is not OrderStatus.UNKNOWN
 
-    def has_ended(view: View) -> Iterator[Violation]:
-        order = view.states(Order).of(str(order_id))
-        if not order.terminal:
-            detail = f"its deadline has passed, and it is {order.status}"
-            yield Violation("deadline_missed", order.key, detail)
-
-    cancel, expire = CancelOrder(order_id=order_id), ExpireOrder(order_id=order_id)
+    cancel = CancelOrder(order_id=order_id)
     yield Stimulus(f"the customer cancels {label}", ORDER.name, cancel, BEFORE, is_known)
-    yield Stimulus(
-        f"the deadline of {label} passes", ORDER.name, expire, AFTER, is_known, has_ended
-    )
-    yield Stimulus(f"{label} is taken for overdue too early", ORDER.name, expire, BEFORE, is_known)
 
 
 ONE_ORDER: Final = _orders(
@@ -149,8 +140,10 @@ TWO_ORDERS: Final = _orders(
 def _mail(name: str, end: Event) -> Scenario:
     order_id = UUID(end.subject)
 
-    def is_status(*statuses: NotificationStatus) -> Callable[[View], bool]:
-        return lambda view: view.states(Notification).of(end.subject).status in statuses
+    def is_unknown(view: View) -> bool:
+        notification = view.states(Notification).of(end.subject)
+        unknown = notification.status is NotificationStatus.UNKNOWN
+        return unknown and notification.sequence <= EVENTS_MAX
 
     return Scenario(
         name,
@@ -161,24 +154,17 @@ def _mail(name: str, end: Event) -> Scenario:
                 NOTIFICATION.name,
                 ResendNotification(order_id=order_id),
                 BEFORE,
-                is_status(NotificationStatus.UNKNOWN),
+                is_unknown,
             ),
             Stimulus(
                 "a person dismisses it",
                 NOTIFICATION.name,
                 DismissNotification(order_id=order_id),
                 BEFORE,
-                is_status(NotificationStatus.UNKNOWN),
-            ),
-            Stimulus(
-                "sending it again takes too long",
-                NOTIFICATION.name,
-                GiveUpResending(order_id=order_id),
-                BEFORE + RESENDING_MAX,
-                is_status(NotificationStatus.RESENDING),
+                is_unknown,
             ),
         ],
-        moments=(BEFORE,),
+        moments=(BEFORE, BEFORE + RESENDING_MAX),
         names={end.subject: "A"},
         only={NOTIFICATION.name},
     )
@@ -193,4 +179,4 @@ MAIL_OF_A_CANCELLATION: Final = _mail(
     "a mail of a cancellation",
     OrderCancelled(order_id=_A, customer="customer A", reason=CancellationReason.CUSTOMER_REQUEST),
 )
-SCENARIOS: Final = (ONE_ORDER, TWO_ORDERS)
+SCENARIOS: Final = (ONE_ORDER, TWO_ORDERS, MAIL_OF_A_CONFIRMATION, MAIL_OF_A_CANCELLATION)

@@ -31,15 +31,14 @@ from common.events import (
 )
 from common.kernel.groups import Done
 from common.kernel.step import Decision
-from common.kernel.timer import Timer
 from common.message import Priority
 from common.metrics import OrderMetrics, orders_overdue, orders_pending, orders_turned_away
 from common.problem import Problem, problems, unavailable
 from common.service import Running, Service, main
 from common.settings import Settings
 from common.web import CHANGING, WITH_BODY, IdempotencyKey, answer_from
-from order_service.domain import PARTICIPANT, CancelOrder, ExpireOrder, Order, OrderStatus
-from order_service.store import ORDERS, OVERDUE_GRACE_SECONDS, TABLES, count_pending, overdue
+from order_service.domain import PARTICIPANT, CancelOrder, Order, OrderStatus
+from order_service.store import ORDERS, OVERDUE_GRACE_SECONDS, TABLES, count_pending
 
 _metrics = OrderMetrics(
     OrderStatus.CONFIRMED, OrderStatus.CANCELLED, [str(reason) for reason in CancellationReason]
@@ -185,14 +184,6 @@ def routes(running: Running) -> APIRouter:
     return router
 
 
-EXPIRY = Timer(
-    "expiry",
-    "cancel overdue orders",
-    due=overdue,
-    command=lambda order_id: ExpireOrder(order_id=UUID(order_id)),
-)
-
-
 def observe(decision: Decision) -> None:
     """Count the order that has just been placed, or has ended."""
     order = decision.own
@@ -225,7 +216,6 @@ def build(_: Settings) -> Service:
         PARTICIPANT,
         TABLES,
         routes=routes,
-        timers=(EXPIRY,),
         on_commit=observe,
         figures=figures,
     )

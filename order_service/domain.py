@@ -9,6 +9,7 @@ from typing import ClassVar, Self
 from uuid import UUID
 
 from common.choreography import Participant, State
+from common.due import Due
 from common.events import (
     CancellationReason,
     OrderCancelled,
@@ -50,7 +51,7 @@ class CancelOrder(_OrderCommand):
 
 
 class ExpireOrder(_OrderCommand):
-    """The order's deadline may have passed."""
+    """The order's deadline has passed."""
 
     type: ClassVar[str] = "order.expire"
 
@@ -96,6 +97,12 @@ class Order(State):
                 )
             case _:
                 return self
+
+    def due(self) -> Due[ExpireOrder] | None:
+        """A pending order is cancelled at its deadline."""
+        if self.status is not OrderStatus.PENDING:
+            return None
+        return Due(self.deadline, ExpireOrder(order_id=UUID(self.key)), self.priority)
 
 
 class UnknownOrder(LookupError):
@@ -146,9 +153,7 @@ def cancel(command: CancelOrder, order: Order) -> OrderCancelled | None:
     return _cancel(command.order_id, order, CancellationReason.CUSTOMER_REQUEST)
 
 
-def expire(command: ExpireOrder, order: Order, now: datetime) -> OrderCancelled | None:
-    if now < order.deadline:
-        return None
+def expire(command: ExpireOrder, order: Order) -> OrderCancelled | None:
     return _cancel(command.order_id, order, CancellationReason.DEADLINE_EXCEEDED)
 
 

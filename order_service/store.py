@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from common.events import CancellationReason, OrderLine
-from common.kernel.tables import Json, StateTable, Tables, Utc, Word
+from common.kernel.tables import Json, StateTable, Tables, Utc, Word, due_columns
 from common.message import Priority
 from order_service.domain import Order, OrderStatus
 
@@ -36,26 +35,13 @@ orders = sa.Table(
     sa.Column("placed_at", Utc),
     sa.Column("ended_at", Utc),
     sa.Column("reason", Word(CancellationReason)),
+    *due_columns("orders"),
 )
 _pending = orders.c.status == OrderStatus.PENDING
-_overdue = (
-    # The priority as it is stored: one that cannot be read must not hide the others.
-    sa.select(orders.c.order_id, sa.type_coerce(orders.c.priority, sa.String))
-    .where(_pending, orders.c.deadline <= sa.bindparam("now"))
-    .order_by(orders.c.deadline)
-    .limit(sa.bindparam("limit"))
-)
 sa.Index("pending_by_deadline", orders.c.deadline, sqlite_where=_pending, postgresql_where=_pending)
 
 ORDERS = StateTable(Order, orders)
 TABLES = Tables(_metadata, ORDERS, migrations=Path(__file__).with_name("migrations"))
-
-
-def overdue(connection: Connection, now: datetime, limit: int) -> Sequence[tuple[str, str]]:
-    """Pending orders whose deadline has passed, with their priorities, the oldest deadline
-    first."""
-    found = connection.execute(_overdue, {"now": now, "limit": limit})
-    return [(order_id, priority) for order_id, priority in found]
 
 
 def count_pending(connection: Connection, late: datetime) -> tuple[int, int]:

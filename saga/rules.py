@@ -26,6 +26,7 @@ RULES: Final[Mapping[str, str]] = {
     "said_twice": "An event is published about a subject once, unless its class `repeats`.",
     "after_the_end": "Whoever ended a saga goes on with nothing of it.",
     "not_ended": "Each saga that was begun ends.",
+    "endless": "Whatever never arrives, time ends a saga that was begun, if it can end one.",
     "effect_standing": "What was done is undone after a cancellation.",
     "question_open": "No state is left in the middle of a question to an outside.",
 }
@@ -52,6 +53,18 @@ class Rules:
                 isinstance(node, type) and issubclass(node, Event) and node.role.terminal
                 for node in flow.reachable([event])
             )
+        }
+        self._ended_by_time = {
+            kind
+            for participant in graph.participants
+            for kind, commands in participant.dues.items()
+            for command in commands
+            if self._terminal
+            & {
+                node.type
+                for node in flow.reachable([command])
+                if isinstance(node, type) and issubclass(node, Event)
+            }
         }
         self._asking: list[tuple[Participant, str, tuple[type[State], ...]]] = []
         for participant in graph.participants:
@@ -89,6 +102,9 @@ class Rules:
                 yield Violation(invariant.name, subject, detail)
         for subject in view.told.subjects():
             yield from self._about(subject, view.told.about(subject))
+        for subject in self._endless(view):
+            detail = "it was begun and has not ended, and nothing is due that would end it"
+            yield Violation("endless", subject, detail)
         if not at_rest:
             return
         said: set[str] = set()
@@ -159,11 +175,29 @@ class Rules:
             ):
                 yield "effect_standing", f"it was cancelled, and nothing undid {mark.type}"
 
+    def _endless(self, view: View) -> Iterator[str]:
+        """Subjects that wait for something that may never arrive, without an end to the wait."""
+        if not self._ended_by_time:
+            return
+        waiting = {
+            key
+            for known in view.known.values()
+            for (kind, key), state in known.items()
+            if kind in self._ended_by_time and state.due() is not None
+        }
+        for subject in view.told.subjects():
+            types = {mark.type for mark in view.told.about(subject)}
+            if types & self._leads_to_an_end and not types & self._terminal:
+                if subject not in waiting:
+                    yield subject
+
     def _open_questions(self, view: View) -> Iterator[Broken]:
         for participant, source, kinds in self._asking:
             for (kind, key), state in view.known.get(participant.name, {}).items():
                 if kind not in kinds or not view.rests(key) or view.busy(participant.name, key):
                     continue
+                if state.due() is not None:
+                    continue  # Time ends it.
                 told = _told(participant, kind, state, view.told.own(source, key))
                 if told is not None and told != state:
                     yield (

@@ -31,7 +31,17 @@ from common.kernel.fold import is_shared
 from common.kernel.lanes import Lanes, Share
 from common.kernel.outbox import Outbox, Outgoing
 from common.kernel.rows import WriteSet
-from common.kernel.step import Decision, NoReaction, OutsideSignature, StateId, react, reaction_to
+from common.kernel.step import (
+    Decision,
+    Find,
+    Firing,
+    NoReaction,
+    OutsideSignature,
+    StateId,
+    react,
+    react_to_due,
+    reaction_to,
+)
 from common.kernel.tables import Clock, Tables, VersionConflict, utc_now
 from common.message import Answer, Command, Intent, Message, Priority
 from common.metrics import KernelMetrics
@@ -109,6 +119,8 @@ class Work:
     attempt: int
     digest: bytes | None = None
     """See `common.envelope.digest_of`; None if it is not to be compared."""
+    firing: Firing | None = None
+    """What is due, if the message is given because of that."""
     asked: bool = False
     """Whether it led to a question: it is brought to its end then, whoever waits for that. What the
     outside did cannot be undone, and nobody else knows of it."""
@@ -210,6 +222,7 @@ class Kernel:
         local: bool = False,
         attempt: int = 1,
         digest: bytes | None = None,
+        firing: Firing | None = None,
     ) -> Outcome:
         """Decide on a message and commit the decision; `attempt` counts the tries of it.
 
@@ -223,7 +236,12 @@ class Kernel:
         resolved: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         ABOUT.set(envelope)
         work = self.take(
-            envelope, partial(_set, resolved), local=local, attempt=attempt, digest=digest
+            envelope,
+            partial(_set, resolved),
+            local=local,
+            attempt=attempt,
+            digest=digest,
+            firing=firing,
         )
         try:
             return await resolved
@@ -238,11 +256,12 @@ class Kernel:
         local: bool = False,
         attempt: int = 1,
         digest: bytes | None = None,
+        firing: Firing | None = None,
     ) -> Work:
         """The same without waiting: `then` is called with the outcome, from the event loop, unless
         the work is abandoned before."""
         lanes = self._local if local else self._lanes
-        work = Work(envelope, envelope.data, then, lanes, self._clock(), attempt, digest)
+        work = Work(envelope, envelope.data, then, lanes, self._clock(), attempt, digest, firing)
         if tracing.active is not None:
             work.context = tracing.active.here()
         self._unresolved += 1
@@ -283,7 +302,22 @@ class Kernel:
             time=self._clock(),
             priority=priority,
         )
-        outcome = await self.handle(envelope, local=True)
+        return await self._done_locally(envelope)
+
+    async def fire(self, firing: Firing) -> Done | Duplicate:
+        """Carry out what is due about a state, once, whoever else does so at the same time.
+
+        `Done` without events if it is not due: its time has not come by the kernel's clock, or
+        another replica or another message was faster. Then nothing is noted, so it may be fired
+        later. Raises what its reaction raises, and `DueStays`.
+        """
+        envelope = firing.envelope(self._participant.name, self._clock())
+        return await self._done_locally(envelope, firing)
+
+    async def _done_locally(
+        self, envelope: Envelope[Any], firing: Firing | None = None
+    ) -> Done | Duplicate:
+        outcome = await self.handle(envelope, local=True, firing=firing)
         if isinstance(outcome, Failed):
             raise outcome.error
         return outcome
@@ -521,22 +555,14 @@ class Kernel:
             if key in asked:
                 results.append(_LATER)
                 continue
-            if key in done and not work.asked:
+            # Of what is due, the state tells.
+            if key in done and not work.asked and work.firing is None:
                 results.append(_repeated(work, done[key]))
                 continue
             traceparent = self._begin_span(work) if tracing.active is not None else None
             began = time.perf_counter()
             try:
-                decision = react(
-                    self._participant,
-                    work.envelope,
-                    work.message,
-                    states.find,
-                    now,
-                    traceparent,
-                    taken_at=work.taken_at,
-                    attempt=work.attempt,
-                )
+                decision = self._react(work, states.find, now, traceparent)
             except sa.exc.SQLAlchemyError:
                 raise
             except Exception as error:
@@ -545,6 +571,10 @@ class Kernel:
                 results.append(Failed(error))
                 if not work.asked:
                     doubtful.append(work)
+                continue
+            if decision is None:
+                nothing = Decision((), None, {}, states.find(_own_id(self._participant, work)))
+                results.append(Duplicate() if key in done else nothing)
                 continue
             self._metrics.reacted(work.message, time.perf_counter() - began)
             states.change(decision.changes)
@@ -568,6 +598,31 @@ class Kernel:
         writes.execute(connection)
         return results, outgoing
 
+    def _react(
+        self, work: Work, find: Find, now: datetime, traceparent: str | None
+    ) -> Decision | None:
+        """Run the reaction. None if the message is what was due, and that is not due by now."""
+        if work.firing is not None and not work.asked:
+            return react_to_due(
+                self._participant,
+                work.firing,
+                work.envelope,
+                find,
+                now,
+                traceparent,
+                taken_at=work.taken_at,
+            )
+        return react(
+            self._participant,
+            work.envelope,
+            work.message,
+            find,
+            now,
+            traceparent,
+            taken_at=work.taken_at,
+            attempt=work.attempt,
+        )
+
     def _done(
         self, connection: Connection, group: Iterable[Work]
     ) -> dict[MessageKey, bytes | None]:
@@ -587,7 +642,7 @@ class Kernel:
         ids: set[StateId] = set()
         for work in group:
             try:
-                ids.add((reaction_to(self._participant, work.message).own, work.message.subject))
+                ids.add(_own_id(self._participant, work))
             except NoReaction:
                 continue  # `react` will say so for this message alone.
         return ids
@@ -618,6 +673,11 @@ def _is_wanted(work: Work) -> bool:
 def _set(resolved: asyncio.Future[Outcome], outcome: Outcome) -> None:
     if not resolved.done():
         resolved.set_result(outcome)
+
+
+def _own_id(participant: Participant, work: Work) -> StateId:
+    """The state of the message's subject. Raises `NoReaction`."""
+    return reaction_to(participant, work.message).own, work.message.subject
 
 
 def _repeated(work: Work, digest: bytes | None) -> Duplicate | Failed:

@@ -8,7 +8,8 @@ from datetime import datetime
 from typing import Any
 
 from common.choreography import Participant, Reaction, State
-from common.envelope import Envelope, derived_id, source_of, wrap
+from common.due import Due
+from common.envelope import Envelope, derived_id, rfc3339, source_of, wrap
 from common.message import Event, Intent, Message
 
 StateId = tuple[type[State], str]
@@ -29,6 +30,57 @@ class OutsideSignature(TypeError):
 
 class NoReaction(LookupError):
     """A message its receiver has no reaction for."""
+
+
+class DueStays(RuntimeError):
+    """A reaction to what was due left the same thing due: it would be done again for ever."""
+
+
+@dataclass(frozen=True, slots=True)
+class Firing:
+    """What is due about one state, to be done once.
+
+    `sequence` is the state's at that time: what is due again later, for the same time, is another
+    firing. One that is `brought_forward` does not wait for its time.
+    """
+
+    kind: type[State]
+    key: str
+    sequence: int
+    due: Due[Any]
+    brought_forward: bool = False
+
+    @classmethod
+    def of(cls, state: State, *, brought_forward: bool = False) -> Firing | None:
+        """What is due about a state, now or later; None if nothing is."""
+        due = state.due()
+        if due is None:
+            return None
+        return cls(type(state), state.key, state.sequence, due, brought_forward)
+
+    def may_be_done(self, state: State, now: datetime) -> bool:
+        """Whether it is due about a state as it is by now, and its time has come."""
+        return state.due() == self.due and (self.brought_forward or self.due.at <= now)
+
+    def envelope(self, participant: str, now: datetime) -> Envelope[Any]:
+        """The command, with the same id whichever replica gives it: its events' ids follow."""
+        return wrap(
+            self.due.command,
+            id=self.id(participant),
+            source=due_source_of(participant, brought_forward=self.brought_forward),
+            time=now,
+            priority=self.due.priority,
+        )
+
+    def id(self, participant: str) -> str:
+        """The id of the command."""
+        about = f"{participant}/{self.kind.__name__}/{self.key}"
+        return derived_id(about, f"{self.sequence}/{rfc3339(self.due.at)}/{self.due.command.type}")
+
+
+def due_source_of(participant: str, *, brought_forward: bool = False) -> str:
+    """The CloudEvents `source` of the commands that a participant's states have due."""
+    return f"{source_of(participant)}/{'brought-forward' if brought_forward else 'due'}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,12 +167,48 @@ def react(
     return Decision(tuple(events), intent, changes, current(own_id))
 
 
+def react_to_due(
+    participant: Participant,
+    firing: Firing,
+    cause: Envelope[Any],
+    find: Find,
+    now: datetime,
+    traceparent: str | None = None,
+    *,
+    taken_at: datetime | None = None,
+) -> Decision | None:
+    """Run the reaction to what is due; `cause` is the firing's envelope.
+
+    None if it is not, because its time has not come by now, or something has happened before.
+    Raises `DueStays`, and what `react` raises.
+    """
+    state = find((firing.kind, firing.key))
+    if not firing.may_be_done(state, now):
+        return None
+    decision = react(participant, cause, cause.data, find, now, traceparent, taken_at=taken_at)
+    after = decision.changes.get((firing.kind, firing.key), state)
+    if after.due() == firing.due:
+        reaction = reaction_to(participant, cause.data)
+        raise DueStays(
+            f"{participant.name}.{reaction.name} leaves {cause.type} due about "
+            f"{firing.kind.__name__} {firing.key!r}, at {rfc3339(firing.due.at)} as before; let it "
+            f"decide on something after which {firing.kind.__name__}.due says nothing, or another "
+            f"time"
+        )
+    return decision
+
+
+def cause_among_commands(id: str, source: str) -> str:
+    """What the ids of the events that a command leads to are derived from."""
+    return f"{id}\t{source}"
+
+
 def _id_among_causes(cause: Envelope[Any]) -> str:
     """What tells the cause from all others that the same reaction may have. An event's id is enough
     where its type has one publisher; commands may come from many sources, each with its own ids."""
     if isinstance(cause.data, Event) and cause.data.publisher is not None:
         return cause.id
-    return f"{cause.id}\t{cause.source}"
+    return cause_among_commands(cause.id, cause.source)
 
 
 def evolved(

@@ -15,9 +15,16 @@ import sqlalchemy as sa
 from pydantic import TypeAdapter
 from sqlalchemy.engine import Connection
 
-from common.choreography import State
+from common.choreography import State, has_due
 from common.envelope import MessageKey
-from common.kernel.rows import FORMER_KEY, OLD_VERSION, Rows, UnreadableRow, WriteSet
+from common.kernel.rows import (
+    FORMER_KEY,
+    OLD_VERSION,
+    Rows,
+    UnreadableRow,
+    WriteSet,
+    writing,
+)
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _FIRST = datetime.min.replace(tzinfo=UTC)
@@ -91,12 +98,27 @@ class Json(sa.types.TypeDecorator[Any]):
 
 S = TypeVar("S", bound=State)
 
+DUE_AT: Final = "due_at"
+"""The column with the time at which something is due about a state; NULL where nothing is."""
+
+
+def due_columns(table: str) -> tuple[sa.Column[Any], sa.Index]:
+    """What a table needs for states that may have something due: the column, and its index.
+
+    A script that adds it to a table that replicas of an older version may still write lets its
+    default be 0: what these insert is then looked at at once.
+    """
+    there = sa.text(f"{DUE_AT} IS NOT NULL")
+    index = sa.Index(f"{table}_by_due", DUE_AT, sqlite_where=there, postgresql_where=there)
+    return sa.Column(DUE_AT, Utc), index
+
 
 class StateTable(Generic[S]):
     """Keeps one kind of state in a table with a column for each of the state's fields.
 
-    The table needs, besides: `version`, an integer. The column of the state's `key` may have a
-    name of its own, and is the primary key.
+    The table needs, besides: `version`, an integer; and the `due_columns`, if anything may be due
+    about such states. The column of the state's `key` may have a name of its own, and is the
+    primary key.
     """
 
     def __init__(self, kind: type[S], table: sa.Table) -> None:
@@ -104,9 +126,12 @@ class StateTable(Generic[S]):
         self.kind = kind
         self.table = table
         self._fields = tuple(field.name for field in fields(kind) if field.name != "key")
-        if missing := {"version", *self._fields} - set(table.columns.keys()):
+        self.has_dues = has_due(kind)
+        """Whether anything may be due about these states."""
+        due_at = (DUE_AT,) if self.has_dues else ()
+        if missing := {"version", *self._fields, *due_at} - set(table.columns.keys()):
             raise TypeError(f"table {table.name} lacks columns for {kind.__name__}: {missing}")
-        self._rows = Rows(table, (self._key.name, "version", *self._fields))
+        self._rows = Rows(table, (self._key.name, "version", *self._fields, *due_at))
 
     def load(
         self, connection: Connection, keys: Iterable[str], *, lock: bool = False
@@ -118,8 +143,9 @@ class StateTable(Generic[S]):
         keep states right, since what does not exist cannot be locked.
         """
         rows = self._rows.find(connection, sorted(keys), lock=lock)
+        # The time at which something is due follows from the state, and comes last.
         return {
-            key: (self.kind(key, **dict(zip(self._fields, values, strict=True))), version)
+            key: (self.kind(key, **dict(zip(self._fields, values, strict=False))), version)
             for key, version, *values in rows
         }
 
@@ -158,6 +184,30 @@ class StateTable(Generic[S]):
                     unreadable.append(error)
         return {key: found[key][0] for key in keys if key in found}, unreadable
 
+    def due(
+        self, connection: Connection, *, until: datetime | None = None, limit: int | None = None
+    ) -> list[tuple[str, datetime]]:
+        """The keys of states about which something is due, `until` some time or ever, with the
+        times, the first in front: as they are stored, whether or not a state can be read."""
+        at = self.table.c.due_at
+        query = sa.select(self._key, at).where(at.is_not(None)).order_by(at, self._key)
+        if until is not None:
+            query = query.where(at <= until)
+        return [(key, at) for key, at in connection.execute(query.limit(limit))]
+
+    def mend_due(self, connection: Connection, key: str) -> bool:
+        """Write beside a state when something is due about it, if the row says another time.
+
+        Returns whether it did. Raises `VersionConflict`, and `UnreadableRow`.
+        """
+        found = self.load(connection, [key], lock=True).get(key)
+        query = sa.select(self.table.c.due_at).where(self._key == key)
+        if found is None or connection.scalar(query) == due_at_of(found[0]):
+            return False
+        with writing(connection) as writes:
+            self.save(writes, [found])
+        return True
+
     def check(self, writes: WriteSet, versions: Mapping[str, int]) -> None:
         """Have made sure that the states under these keys are still in these versions, which are
         above 0; `VersionConflict` is what is raised otherwise."""
@@ -179,7 +229,15 @@ class StateTable(Generic[S]):
 
     def _row(self, state: S, version: int) -> dict[str, Any]:
         row = {name: getattr(state, name) for name in self._fields}
+        if self.has_dues:
+            row[DUE_AT] = due_at_of(state)
         return row | {self._key.name: state.key, "version": version}
+
+
+def due_at_of(state: State) -> datetime | None:
+    """When something is due about a state; None if nothing is."""
+    due = state.due()
+    return None if due is None else due.at
 
 
 class Schema:
@@ -208,6 +266,8 @@ class Tables(Schema):
         super().__init__(metadata, migrations=migrations)
         self.figures = dict(figures or {})
         self.states: dict[type[State], StateTable[Any]] = {table.kind: table for table in states}
+        self.with_dues = tuple(table for table in states if table.has_dues)
+        """Those of the states about which something may be due."""
         self.inbox = sa.Table(
             "inbox",
             metadata,

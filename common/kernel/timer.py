@@ -1,93 +1,97 @@
-"""Commands given when their time has come, each on its own: one that fails stops no other."""
+"""What is due is done when its time has come, each on its own: one that fails stops no other."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+import logging
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from functools import partial
+from typing import Any, Final
 
 from sqlalchemy.engine import Connection
 
+from common.choreography import State
 from common.kernel.database import Database
 from common.kernel.groups import Kernel
-from common.kernel.tables import Clock, utc_now
-from common.message import Command, Priority
+from common.kernel.rows import UnreadableRow
+from common.kernel.step import Firing, StateId
+from common.kernel.tables import Clock, StateTable, Tables, VersionConflict, utc_now
 from common.retry_loop import RetryLoop
+
+log = logging.getLogger(__name__)
 
 POLL_SECONDS: Final = 0.5
 BATCH_MAX: Final = 500
-"""Subjects that are due, taken together."""
+"""States about which something is due, taken together."""
 PUT_OFF_SECONDS: Final = 20.0
-"""Until a command that failed is given again."""
+"""Until what failed is tried again."""
 AFTER_HOLD_SECONDS: Final = 10.0
 """After the kernel has held back what came from the broker, until what is due is looked for again:
 among what waited there may be what ends a subject in time."""
 PUT_OFF_MAX: Final = 10_000
-"""Subjects that are put off; those beyond are tried at each look."""
+"""States that are put off; those beyond are tried at each look."""
 
 
 @dataclass(frozen=True, slots=True)
-class Timer:
-    """What a service does about subjects whose time has come.
+class Found:
+    """A state whose row says that something is due about it: as it can be read, or why not."""
 
-    `due` reads up to so many subjects, those due first in front, each with its priority: as they
-    are stored, because one that cannot be read must not hide the others. `command` is what is given
-    about one of them; it must do nothing if the time has not come.
-    """
-
-    name: str
-    """A label of metrics and a key of `/readyz`."""
-    doing: str
-    """What it does, as it stands after "cannot"."""
-    due: Callable[[Connection, datetime, int], Sequence[tuple[str, str]]]
-    command: Callable[[str], Command]
+    id: StateId
+    due_at: datetime
+    state: State | UnreadableRow
 
 
 class Timekeeper:
-    """Runs one timer. Several replicas may do so at once. Belongs to one event loop."""
+    """Does what is due about one participant's states. Several replicas may do so at once.
+
+    A look reads which rows say that their time has come, and then the states; so a row that cannot
+    be read hides no other. What a state says is given to the kernel, which decides in its
+    transaction whether it is still due. Belongs to one event loop.
+    """
 
     def __init__(
         self,
-        timer: Timer,
         kernel: Kernel,
         database: Database,
+        tables: Tables,
         *,
         clock: Clock = utc_now,
         poll_seconds: float = POLL_SECONDS,
     ) -> None:
-        self._timer = timer
         self._kernel = kernel
         self._database = database
+        self._tables = tables.with_dues
         self._clock = clock
         self._poll_seconds = poll_seconds
-        self._looking = RetryLoop(timer.name, f"look whether to {timer.doing}")
-        # One subject that fails is no reason to turn away all others.
-        self._giving = RetryLoop(f"{timer.name}_subjects", timer.doing, vital=False)
-        self._put_off: dict[str, float] = {}
-        """Keyed by subject: when its command is given again, by the event loop's time."""
+        self._looking = RetryLoop("due", "look for what is due")
+        # One state that fails is no reason to turn away all others.
+        self._firing = RetryLoop("due_subjects", "do what is due", vital=False)
+        self._put_off: dict[StateId, float] = {}
+        """Keyed by state: when it is looked at again, by the event loop's time."""
         self._waits_until = 0.0
         """Nothing is looked for before, by the event loop's time."""
 
     @property
     def retry_loops(self) -> tuple[RetryLoop, ...]:
         """What tries again and again here."""
-        return self._looking, self._giving
+        return self._looking, self._firing
 
     async def run(self) -> None:
-        """Give the commands that are due, until cancelled.
+        """Do what is due, until cancelled.
 
-        None while the kernel holds back what came from the broker, and for `AFTER_HOLD_SECONDS`
+        Nothing while the kernel holds back what came from the broker, and for `AFTER_HOLD_SECONDS`
         more: what would have been in time waits there, and the disk has no room for more.
         """
         while True:
             if self._has_to_wait():
                 await asyncio.sleep(self._poll_seconds)
                 continue
-            due = await self._due()
-            await asyncio.gather(*(self._give(subject, priority) for subject, priority in due))
-            if len(due) < BATCH_MAX or len(self._put_off) >= PUT_OFF_MAX:
+            found = await self._look()
+            await asyncio.gather(*map(self._fire, found))
+            if len(found) < BATCH_MAX or len(self._put_off) >= PUT_OFF_MAX:
                 await asyncio.sleep(self._poll_seconds)
 
     def _has_to_wait(self) -> bool:
@@ -96,26 +100,88 @@ class Timekeeper:
             self._waits_until = now + AFTER_HOLD_SECONDS
         return now < self._waits_until
 
-    async def _due(self) -> list[tuple[str, str]]:
+    async def _look(self) -> Sequence[Found]:
+        """The states whose rows say that something is due by now, but for those put off."""
         now = asyncio.get_running_loop().time()
-        self._put_off = {subject: at for subject, at in self._put_off.items() if at > now}
-        most = BATCH_MAX + len(self._put_off)
+        self._put_off = {id: at for id, at in self._put_off.items() if at > now}
         try:
-            found = await self._database.read(lambda c: self._timer.due(c, self._clock(), most))
+            found, ids = await self._database.read(self._read)
         except Exception as error:  # Whatever it is: the next look may succeed, and it is told.
             self._looking.failed(error)
             return []
         self._looking.succeeded()
-        if len(found) < most:
-            self._giving.forget(*(self._giving.failing - {subject for subject, _ in found}))
-        return [(subject, priority) for subject, priority in found if subject not in self._put_off]
+        if len(ids) < self._most:
+            self._firing.forget(*(self._firing.failing - ids))
+        return found
 
-    async def _give(self, subject: str, priority: str) -> None:
+    @property
+    def _most(self) -> int:
+        """Rows that one look reads: those put off hide no others."""
+        return BATCH_MAX + len(self._put_off)
+
+    def _read(self, connection: Connection) -> tuple[list[Found], set[StateId]]:
+        """What is found, those due first in front, and the ids of what is put off as well."""
+        rows = due_by(connection, self._tables, self._clock(), self._most)
+        waiting = [
+            (table, key, at) for table, key, at in rows if (table.kind, key) not in self._put_off
+        ]
+        return read_states(connection, waiting[:BATCH_MAX]), {(t.kind, key) for t, key, _ in rows}
+
+    async def _fire(self, found: Found) -> None:
         try:
-            await self._kernel.give(self._timer.command(subject), priority=Priority(priority))
+            if isinstance(found.state, UnreadableRow):
+                raise found.state
+            firing = Firing.of(found.state)
+            if firing is not None and firing.due.at <= self._clock():
+                await self._kernel.fire(firing)
+            else:
+                await self._mend(found)
+        except VersionConflict:  # Another replica or another message was faster.
+            return
         except Exception as error:
-            self._giving.failed(error, subject, {"order": subject})
+            self._firing.failed(error, found.id, {"order": found.id[1]})
             if len(self._put_off) < PUT_OFF_MAX:
-                self._put_off[subject] = asyncio.get_running_loop().time() + PUT_OFF_SECONDS
+                self._put_off[found.id] = asyncio.get_running_loop().time() + PUT_OFF_SECONDS
         else:
-            self._giving.succeeded(subject)
+            self._firing.succeeded(found.id)
+
+    async def _mend(self, found: Found) -> None:
+        """Correct a row that says another time than its state: one of another version wrote it."""
+        kind, key = found.id
+        (table,) = (table for table in self._tables if table.kind is kind)
+        if await self._database.transaction(partial(table.mend_due, key=key)):
+            log.info("%s %s: corrected when something is due about it", kind.__name__, key)
+
+
+Row = tuple[StateTable[Any], str, datetime]
+"""A row that says when something is due: its table, its key, and the time."""
+
+
+def due_by(
+    connection: Connection,
+    tables: Iterable[StateTable[Any]],
+    until: datetime | None,
+    limit: int | None,
+) -> list[Row]:
+    """The rows that say that something is due until then, or ever, those due first in front."""
+    rows = [
+        (table, key, at)
+        for table in tables
+        for key, at in table.due(connection, until=until, limit=limit)
+    ]
+    return sorted(rows, key=lambda row: row[2])[:limit]
+
+
+def read_states(connection: Connection, rows: Sequence[Row]) -> list[Found]:
+    """The states of these rows, in their order; without those that are gone."""
+    keys: defaultdict[StateTable[Any], list[str]] = defaultdict(list)
+    for table, key, _ in rows:
+        keys[table].append(key)
+    states: dict[StateId, State | UnreadableRow] = {}
+    for table, wanted in keys.items():
+        found, unreadable = table.load_readable(connection, wanted)
+        states |= {(table.kind, key): state for key, state in found.items()}
+        states |= {(table.kind, row.key): row for row in unreadable}
+    return [
+        Found(id, at, states[id]) for table, key, at in rows if (id := (table.kind, key)) in states
+    ]

@@ -58,7 +58,7 @@ def trace(
     data_dir: DataDir = DATA_DIR,
     as_json: Annotated[bool, typer.Option("--json", help="The same as `--format json`.")] = False,
 ) -> None:
-    """Show what happened to an order, across all services, and who owes the next event.
+    """Show what happened to an order, across all services, who owes what, and what is due when.
 
     Each event with its cause, who published it, how long its way took and how long the work;
     retries, dead letters, replays and compensations. Exit status 1 if something is overdue, or an
@@ -92,8 +92,8 @@ def trace(
 def stuck(data_dir: DataDir = DATA_DIR, as_json: AsJson = False) -> None:
     """List every order that waits for an event which is overdue, with whoever owes it.
 
-    An answer is overdue once its participant cannot be trying any more, and an end some seconds
-    after the order's deadline. Exit status 1 if there is any.
+    An answer is overdue once its participant cannot be trying any more, and what is due some
+    seconds after its time. Exit status 1 if there is any.
 
     Examples:
 
@@ -290,7 +290,9 @@ def _print_stuck(found: list[Stuck], whereabouts: Whereabouts, now: datetime) ->
     for one in found:
         for debt in one.debts:
             event = debt.event
-            where = whereabouts.of(debt.participant, event.id).detail if event else "its deadline"
+            where = whereabouts.of(debt.participant, event.id).detail if event else ""
+            if debt.firing is not None:
+                where = f"{debt.firing.due.command.type} is due"
             table.add_row(
                 one.story.order_id,
                 one.story.view.status,

@@ -65,7 +65,7 @@ def _reactions(flow: Flow, participant: Participant) -> Iterator[Sequence[str]]:
         if issubclass(taken, Answer):
             said = f"the answer to {_codes(label(node) for node in flow.preceding.get(step, ()))}"
         elif issubclass(taken, Command):
-            said = f"`{taken.type}`, {'a command' if taken.intake else 'a command from within'}"
+            said = f"`{taken.type}`, {_command_said(flow, taken)}"
         else:
             said = f"`{taken.type}`"
         results = _codes(label(node) for node in flow.following.get(step, ()))
@@ -76,6 +76,12 @@ def _reactions(flow: Flow, participant: Participant) -> Iterator[Sequence[str]]:
             " or ".join(part for part in (results, nothing) if part),
             retry_said(step.retry) if step.retry else "",
         )
+
+
+def _command_said(flow: Flow, command: type[Command]) -> str:
+    if (kind := flow.due_about(command)) is not None:
+        return f"when it is due: `{kind.__name__}.due`"
+    return "a command" if command.intake else "a command from within"
 
 
 def _events(flow: Flow, participant: Participant) -> Iterator[Sequence[str]]:

@@ -23,7 +23,8 @@ RULES: Final = {
     "unpublished": "Every event that is reacted to is published by somebody.",
     "publisher": "Every published event names the participant that publishes it, the only one.",
     "unconsumed": "Every published event is reacted to by somebody, or marked `final`.",
-    "unreached": "Every reaction can be reached from a command.",
+    "unreached": "Every reaction can be reached from a command, or from what is due after one.",
+    "pending": "What a command begins, and has an end, is ended by what is due at the latest.",
     "failure": "Every failure leads to a cancellation.",
     "effect": "After every cancellation, whoever had an effect comes to undo it.",
     "undoes": "What is undone is an effect, and what undoes is a compensation.",
@@ -76,6 +77,7 @@ def check(choreography: Choreography, broker: Definitions) -> list[Finding]:
         *_publishers(flow),
         *_unconsumed(flow),
         *_unreached(flow),
+        *_pending(flow),
         *_failures(flow),
         *_effects(flow),
         *_undoes(flow),
@@ -150,7 +152,7 @@ def _unconsumed(flow: Flow) -> Iterator[Finding]:
 
 
 def _unreached(flow: Flow) -> Iterator[Finding]:
-    reached = flow.reachable(flow.commands)
+    reached = flow.reachable_in_time(flow.commands)
     for participant in flow.choreography.participants:
         steps = [step for step in flow.steps if step.participant is participant]
         if not any(step in reached for step in steps):
@@ -168,6 +170,25 @@ def _unreached(flow: Flow) -> Iterator[Finding]:
                 )
 
 
+def _pending(flow: Flow) -> Iterator[Finding]:
+    for command in flow.commands:
+        saga = flow.reachable_in_time([command])
+        ends = _ends(saga)
+        due = [kind for kind in flow.dues if kind in saga]
+        if not ends or any(_ends(flow.reachable([kind])) for kind in due):
+            continue
+        for step in flow.takers(command):
+            if not all(_ends([kind]) for kind in flow.following.get(step, ())):  # else: at once
+                yield _at(
+                    "pending",
+                    step,
+                    f"begins what ends with {' or '.join(sorted(end.type for end in ends))}, and "
+                    f"nothing that is due leads there: where an event never comes, it is pending "
+                    f"for ever; let the {step.reaction.own.__name__} say by `due` what ends it, "
+                    f"and when",
+                )
+
+
 def _failures(flow: Flow) -> Iterator[Finding]:
     for event in flow.choreography.events:
         if event.role is Role.FAILURE and not _cancellations(flow.reachable([event])):
@@ -182,7 +203,7 @@ def _failures(flow: Flow) -> Iterator[Finding]:
 
 def _effects(flow: Flow) -> Iterator[Finding]:
     # Both belong to one saga if one command can lead to both.
-    sagas = [flow.reachable([command]) for command in flow.commands]
+    sagas = [flow.reachable_in_time([command]) for command in flow.commands]
     for effect in flow.choreography.events:
         if effect.role is not Role.EFFECT:
             continue
@@ -329,6 +350,14 @@ def _concerned(flow: Flow, name: str) -> Step | None:
         if queue_of and issubclass(taken, Event | Command) and taken.type in name:
             return step
     return next((step for step in flow.steps if step.participant.name in words), None)
+
+
+def _ends(nodes: Iterable[Node]) -> list[type[Event]]:
+    return [
+        node
+        for node in nodes
+        if not isinstance(node, Step) and issubclass(node, Event) and node.role.terminal
+    ]
 
 
 def _cancellations(nodes: Iterable[Node]) -> list[type[Event]]:

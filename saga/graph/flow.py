@@ -1,7 +1,8 @@
 """The flow of the choreography: messages and reactions, who leads to whom, and on which path.
 
 A message leads to the reactions that take it, a reaction to the messages that it may decide on. An
-intent leads to the reaction that takes its answer.
+intent leads to the reaction that takes its answer. What is due about a state is a command that the
+clock gives: which reaction made it due is for the state to say, so nothing leads to it but time.
 """
 
 from __future__ import annotations
@@ -13,11 +14,14 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path as FilePath
-from typing import Any
+from typing import Any, Final
 
-from common.choreography import Choreography, Participant, Reaction
+from common.choreography import Choreography, Participant, Reaction, State
 from common.message import Answer, Command, Event, Intent, Role
 from common.retry import Retry
+
+CLOCK: Final = "◷"
+"""Marks what the clock gives."""
 
 
 class Path(StrEnum):
@@ -102,7 +106,18 @@ class Flow:
     @cached_property
     def commands(self) -> tuple[type[Command], ...]:
         """What participants are told from outside."""
-        return _of_kind(Command, (step.reaction.consumes for step in self.steps))
+        taken = _of_kind(Command, (step.reaction.consumes for step in self.steps))
+        return tuple(kind for kind in taken if kind.intake or kind not in self.dues)
+
+    @cached_property
+    def dues(self) -> Mapping[type[Command], type[State]]:
+        """What the clock gives, each with the kind of state about which it is due."""
+        return {
+            command: kind
+            for participant in self.choreography.participants
+            for kind, commands in participant.dues.items()
+            for command in commands
+        }
 
     @cached_property
     def intents(self) -> tuple[type[Intent], ...]:
@@ -111,7 +126,8 @@ class Flow:
 
     @property
     def nodes(self) -> tuple[Node, ...]:
-        return (*self.commands, *self.choreography.events, *self.intents, *self.steps)
+        given = dict.fromkeys((*self.commands, *self.dues))
+        return (*given, *self.choreography.events, *self.intents, *self.steps)
 
     @cached_property
     def edges(self) -> tuple[tuple[Node, Node], ...]:
@@ -171,7 +187,15 @@ class Flow:
         """What a node is, in a line or a few."""
         if isinstance(node, Step):
             return f"{node.reaction.function.__module__}.{node.reaction.name}"
+        if (kind := self.due_about(node)) is not None:
+            return f"{label(node)}: {inspect.getdoc(node) or ''} {kind.__name__}.due says when."
         return f"{label(node)}: {inspect.getdoc(node) or ''}"
+
+    def due_about(self, node: Node) -> type[State] | None:
+        """The kind of state about which a command is due; None for what the clock does not give."""
+        if isinstance(node, Step) or not issubclass(node, Command):
+            return None
+        return self.dues.get(node)
 
     def publishers(self, event: type[Event]) -> tuple[Step, ...]:
         """The reactions that may publish events of this type."""
@@ -195,6 +219,21 @@ class Flow:
                 reached.add(node)
                 waiting += self.following.get(node, ())
         return reached
+
+    def reachable_in_time(self, starts: Iterable[Node]) -> set[Node]:
+        """The same, and everything that comes of what may be due about the states that change."""
+        reached = self.reachable(starts)
+        while True:
+            changed = {
+                step.reaction.own
+                for step in self.steps
+                if step in reached and step.reaction.returns
+            }
+            due = [command for command, kind in self.dues.items() if kind in changed]
+            more = self.reachable([*reached, *due])
+            if more == reached:
+                return reached
+            reached = more
 
     def path(self, node: Node) -> Path:
         """What a message or a reaction belongs to.

@@ -26,6 +26,15 @@ def listing(flow: Flow) -> dict[str, Any]:
             }
             for command in flow.commands
         ],
+        "due": [
+            {
+                "type": command.type,
+                "path": flow.path(command),
+                "about": kind.__name__,
+                "taken_by": [step.name for step in flow.takers(command)],
+            }
+            for command, kind in flow.dues.items()
+        ],
         "intents": [
             {
                 "name": intent.__name__,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from common.message import Command, Event, Intent
-from saga.graph.flow import Flow, Node, Path, Step, label, retry_said
+from saga.graph.flow import CLOCK, Flow, Node, Path, Step, label, retry_said
 
 _COLOURS: Final = {Path.HAPPY: "#2da44e", Path.FAILURE: "#e5534b", Path.COMPENSATION: "#986ee2"}
 _LINES: Final = {
@@ -19,7 +19,7 @@ def mermaid(flow: Flow) -> str:
     """The flowchart's text."""
     ids = {node: f"n{number}" for number, node in enumerate(flow.in_order)}
     lines = ["flowchart TB"]
-    lines += [f"  {ids[node]}{_shape(node)}" for node in ids]
+    lines += [f"  {ids[node]}{_shape(flow, node)}" for node in ids]
     edges = sorted(flow.edges, key=lambda edge: [list(ids).index(node) for node in edge])
     lines += [f"  {ids[tail]} --> {ids[head]}" for tail, head in edges]
     for path, colour in _COLOURS.items():
@@ -45,12 +45,13 @@ def _ends(node: Node) -> bool:
     return not isinstance(node, Step) and issubclass(node, Event) and node.role.terminal
 
 
-def _shape(node: Node) -> str:
+def _shape(flow: Flow, node: Node) -> str:
     if isinstance(node, Step):
         retry = f"<br><small>{retry_said(node.retry)}</small>" if node.retry else ""
         return f'["<b>{node.name}</b>{retry}"]'
     if issubclass(node, Command):
-        return f'[/"{label(node)}"/]'
+        clock = f"{CLOCK} " if flow.due_about(node) else ""
+        return f'[/"{clock}{label(node)}"/]'
     if issubclass(node, Intent):
         return f'{{{{"{label(node)}?"}}}}'
     return f'(["■ {label(node)}"])' if node.role.terminal else f'(["{label(node)}"])'

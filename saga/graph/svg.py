@@ -8,7 +8,7 @@ from typing import Final
 
 from common.message import Command, Intent
 from common.text import in_xml
-from saga.graph.flow import Flow, Node, Path, Step, label, retry_said
+from saga.graph.flow import CLOCK, Flow, Node, Path, Step, label, retry_said
 from saga.graph.layout import Box, Layout, Placed, Point, arrange
 
 _CHARACTER: Final = 7.3
@@ -59,7 +59,7 @@ def svg(flow: Flow) -> str:
     """The picture, as the text of a file."""
     lanes = flow.participants
     order = {participant: number for number, participant in enumerate(lanes)}
-    boxes = {node: _box(node, order[flow.home(node)]) for node in flow.in_order}
+    boxes = {node: _box(flow, node, order[flow.home(node)]) for node in flow.in_order}
     layout = arrange(boxes, _edges(flow), top=_HEADER + 16, lane_width=_LANE_WIDTH)
     width = max(layout.width, _LEGEND_WIDTH) + 2 * _MARGIN
     height = layout.height + 16 + _LEGEND
@@ -84,8 +84,8 @@ def _edges(flow: Flow) -> list[tuple[Node, Node]]:
     return sorted(flow.edges, key=lambda edge: (order[edge[0]], order[edge[1]]))
 
 
-def _box(node: Node, lane: int) -> Box:
-    said = _said(node)
+def _box(flow: Flow, node: Node, lane: int) -> Box:
+    said = _said(flow, node)
     width = len(said) * _CHARACTER + 28
     if isinstance(node, Step):
         if node.retry is not None:
@@ -96,11 +96,13 @@ def _box(node: Node, lane: int) -> Box:
     return Box(lane, width + (16 if node.role.terminal else 0), _EVENT_HEIGHT)
 
 
-def _said(node: Node) -> str:
+def _said(flow: Flow, node: Node) -> str:
     """A node's label in its lane, which names the participant."""
     if isinstance(node, Step):
         return node.reaction.name
-    return f"▸ {label(node)}" if issubclass(node, Command) else label(node)
+    if issubclass(node, Command):
+        return f"{CLOCK if flow.due_about(node) else '▸'} {label(node)}"
+    return label(node)
 
 
 def _lanes(layout: Layout[Node], names: Sequence[str]) -> Iterator[str]:
@@ -149,21 +151,23 @@ def _drawn(flow: Flow, node: Node, at: Placed) -> Iterator[str]:
         retry = node.retry
         yield f'<rect class="step" {area} rx="4"/>'
         name_y = at.y - 8 if retry else at.y
-        yield f'<text x="{at.x:g}" y="{name_y:g}">{in_xml(_said(node))}</text>'
+        yield f'<text x="{at.x:g}" y="{name_y:g}">{in_xml(_said(flow, node))}</text>'
         if retry:
             yield f'<text class="small" x="{at.x:g}" y="{at.y + 9:g}">{retry_said(retry)}</text>'
     elif issubclass(node, Command):
         yield f'<rect class="command" {area} rx="4"/>'
-        yield f'<text x="{at.x:g}" y="{at.y:g}">{in_xml(_said(node))}</text>'
+        yield f'<text x="{at.x:g}" y="{at.y:g}">{in_xml(_said(flow, node))}</text>'
     elif issubclass(node, Intent):
         right, bottom = left + at.width, top + at.height
         yield (
             f'<path class="intent {flow.path(node)}" d="M{left + 10:g} {top:g}H{right - 10:g}'
             f'L{right:g} {at.y:g}L{right - 10:g} {bottom:g}H{left + 10:g}L{left:g} {at.y:g}z"/>'
         )
-        yield f'<text x="{at.x:g}" y="{at.y:g}">{in_xml(_said(node))}?</text>'
+        yield f'<text x="{at.x:g}" y="{at.y:g}">{in_xml(_said(flow, node))}?</text>'
     else:
-        yield from _pill(left, at.y, at.width, flow.path(node), _said(node), node.role.terminal)
+        yield from _pill(
+            left, at.y, at.width, flow.path(node), _said(flow, node), node.role.terminal
+        )
     yield "</g>"
 
 
@@ -196,8 +200,8 @@ def _legend(top: float) -> Iterator[str]:
     y += 24
     yield f'<text class="left small" x="546" y="{y - 11:g}">and the waits between</text>'
     yield f'<rect class="command" x="6" y="{y - 8:g}" width="42" height="16" rx="4"/>'
-    yield f'<text x="27" y="{y:g}">▸</text>'
-    yield f'<text class="left" x="56" y="{y:g}">asked for</text>'
+    yield f'<text x="27" y="{y:g}">▸ {CLOCK}</text>'
+    yield f'<text class="left" x="56" y="{y:g}">asked for, due</text>'
     yield f'<path class="intent happy" d="M194 {y - 8:g}h26l8 8l-8 8h-26l-8 -8z"/>'
     yield f'<text x="207" y="{y:g}">?</text>'
     yield f'<text class="left" x="236" y="{y:g}">asks outside</text>'

@@ -2,7 +2,8 @@
 
 A participant owes an answer to an event if it reacts to such events, has published nothing because
 of this one, and would decide on something: its own reaction is run, on its state as its events tell
-it. What it would decide is not asked, so states of other kinds are blank.
+it. What it would decide is not asked, so states of other kinds are blank. It owes what is due about
+its state as well, once the time has come; until then, that is what will happen.
 """
 
 from __future__ import annotations
@@ -16,8 +17,7 @@ from typing import Any, Final
 from common.choreography import Choreography, Participant
 from common.envelope import Envelope, source_of
 from common.kernel.fold import Fold
-from common.kernel.step import react
-from common.message import Role
+from common.kernel.step import Firing, react
 from saga.history.story import Story
 
 log = logging.getLogger(__name__)
@@ -25,15 +25,15 @@ log = logging.getLogger(__name__)
 LATE_SECONDS: Final = 10.0
 """How long an answer may take, besides what its participant waits between its tries."""
 OVERDUE_SECONDS: Final = 5.0
-"""How long after its deadline an order may end."""
+"""How long after its time what is due may be done."""
 
 
 @dataclass(frozen=True, slots=True)
 class Debt:
-    """What a participant owes: one of `answers`, to `event`; without one, at the deadline.
+    """What a participant owes: one of `answers`, to `event`, or to what is due, the `firing`.
 
-    It may take until `by`: that is when the last of the participant's tries is over, or the order's
-    deadline.
+    It may take until `by`: that is when the last of the participant's tries is over, or what is due
+    was to be done.
     """
 
     participant: str
@@ -41,9 +41,24 @@ class Debt:
     answers: tuple[str, ...]
     since: datetime
     by: datetime
+    firing: Firing | None = None
 
     def late(self, now: datetime) -> bool:
         return now > self.by
+
+
+@dataclass(frozen=True, slots=True)
+class Coming:
+    """What a participant will do when it is due, unless something happens before; it may come to
+    publish one of `answers`."""
+
+    participant: str
+    firing: Firing
+    answers: tuple[str, ...]
+
+    @property
+    def at(self) -> datetime:
+        return self.firing.due.at
 
 
 def debts_of(graph: Choreography, story: Story, now: datetime) -> list[Debt]:
@@ -65,16 +80,32 @@ def _unanswered(graph: Choreography, story: Story, now: datetime) -> Iterator[De
                 yield Debt(participant.name, event, answers, event.time, by)
 
 
+def coming_of(graph: Choreography, story: Story, now: datetime) -> list[Coming]:
+    """What will happen to an order when its time comes, the first in front."""
+    return [coming for coming in _dues(graph, story) if coming.at > now]
+
+
 def _overdue(graph: Choreography, story: Story, now: datetime) -> Iterator[Debt]:
-    """Whoever may cancel an order owes that once its deadline has passed."""
-    deadline = story.view.deadline
-    if story.view.terminal or deadline is None or now < deadline:
-        return
+    """What is due is owed once its time has come."""
+    for coming in _dues(graph, story):
+        if coming.at <= now:
+            by = coming.at + timedelta(seconds=OVERDUE_SECONDS)
+            answers = coming.answers
+            yield Debt(coming.participant, None, answers, coming.at, by, coming.firing)
+
+
+def _dues(graph: Choreography, story: Story) -> list[Coming]:
+    """What is due about an order, now or later, by what the participants' events tell."""
+    found = []
     for participant in graph.participants:
-        ends = [kind.type for kind in participant.publishes if kind.role is Role.CANCELLATION]
-        if ends:
-            by = deadline + timedelta(seconds=OVERDUE_SECONDS)
-            yield Debt(participant.name, None, tuple(ends), deadline, by)
+        for (kind, key), state in story.folds[participant.name].states.items():
+            if key != story.order_id or kind not in participant.dues:
+                continue
+            if (firing := Firing.of(state)) is not None:
+                reaction = participant.by_message[type(firing.due.command)]
+                answers = tuple(event.type for event in reaction.publishes)
+                found.append(Coming(participant.name, firing, answers))
+    return sorted(found, key=lambda coming: coming.at)
 
 
 def answers_to(

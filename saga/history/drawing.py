@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from common.text import harmless, in_xml
-from saga.graph.flow import Path
+from saga.graph.flow import CLOCK, Path
 from saga.history.sequence import Diagram, Kind, Row, duration
 
 _PITCH_MIN: Final = 16
@@ -19,6 +19,7 @@ SIGNS: Final = {
     Kind.SETTLED: "⊘",
     Kind.NOTE: "!",
     Kind.OWED: "?",
+    Kind.DUE: CLOCK,
 }
 
 

@@ -15,7 +15,7 @@ from common.messaging.trust import EDITOR_SOURCE
 from history_service.timeline import Step
 from saga.dlq.letters import SETTLED, Copy, document_of
 from saga.graph.flow import Flow, Path
-from saga.history.debts import Debt
+from saga.history.debts import Coming, Debt
 from saga.history.letters import Life
 from saga.history.story import Story
 from saga.history.whereabouts import Whereabouts
@@ -36,6 +36,8 @@ class Kind(StrEnum):
     SETTLED = "settled"
     NOTE = "note"
     OWED = "owed"
+    DUE = "due"
+    """What will happen when its time comes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,7 @@ def sequence_of(
     lives: Sequence[Life] = (),
     dead: Sequence[Copy] = (),
     debts: Sequence[Debt] = (),
+    coming: Sequence[Coming] = (),
     whereabouts: Whereabouts | None = None,
     now: datetime,
 ) -> Diagram:
@@ -94,6 +97,7 @@ def sequence_of(
         for hole in story.holes
     )
     rows += (_owed(debt, whereabouts, now, began) for debt in debts)
+    rows += (_due(one, now, began) for one in coming)
     named = {name for row in rows for name in (row.participant, *row.to)}
     order = [*flow.participants, *sorted(named - set(flow.participants))]
     return Diagram(tuple(name for name in order if name in named), tuple(rows))
@@ -210,14 +214,25 @@ def _owed(debt: Debt, whereabouts: Whereabouts | None, now: datetime, began: dat
     )
 
 
+def _due(coming: Coming, now: datetime, began: datetime) -> Row:
+    return Row(
+        Kind.DUE,
+        coming.participant,
+        f"{coming.firing.due.command.type} is due",
+        coming.at - began,
+        note=f"in {duration(coming.at - now)}, at {coming.at:%Y-%m-%d %H:%M:%S}, unless something "
+        f"happens before",
+    )
+
+
 def owed_since(debt: Debt, whereabouts: Whereabouts | None, now: datetime) -> str:
     """Since when something is owed, whether that is late, and where the message is."""
     said = [f"for {duration(now - debt.since)}"]
     over = now - debt.by
     said.append(f"late by {duration(over)}" if debt.late(now) else f"due in {duration(-over)}")
-    if debt.event is None:
-        said.append("the order's deadline has passed")
-    elif whereabouts is not None:
+    if debt.firing is not None:
+        said.append(f"{debt.firing.due.command.type} is due")
+    if debt.event is not None and whereabouts is not None:
         said.append(
             f"{debt.event.type} is {whereabouts.of(debt.participant, debt.event.id).detail}"
         )

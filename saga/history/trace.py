@@ -26,7 +26,7 @@ from order_service.store import orders
 from saga.deployment import Deployment
 from saga.history import HistoryError, InputError
 from saga.history.archive import Archive
-from saga.history.debts import Debt, debts_of
+from saga.history.debts import Coming, Debt, coming_of, debts_of
 from saga.history.letters import letters_in, lives_of
 from saga.history.sequence import Diagram, sequence_of
 from saga.history.story import Story, fold_of, tell
@@ -44,6 +44,8 @@ class Trace:
     story: Story
     diagram: Diagram
     debts: Sequence[Debt]
+    coming: Sequence[Coming]
+    """What will happen when its time comes."""
     whereabouts: Whereabouts | None
     """None if nothing is owed, and so nobody was asked."""
     gaps: Sequence[Gap]
@@ -79,6 +81,7 @@ class Trace:
             ],
             "events": [_step_as_json(step) for step in self.story.steps],
             "owed": [debt_as_json(debt, self.whereabouts, self.now) for debt in self.debts],
+            "due": [_coming_as_json(coming) for coming in self.coming],
             "holes": [str(hole) for hole in self.story.holes],
             "trimmed_offsets": [[gap.first, gap.last] for gap in self.gaps],
         }
@@ -116,7 +119,7 @@ async def trace(
     facts = await _facts_about(deployment, archive, order_id)
     now = now or utc_now()
     story = tell(graph, order_id, facts)
-    debts = debts_of(graph, story, now)
+    debts, coming = debts_of(graph, story, now), coming_of(graph, story, now)
     lives = await asyncio.to_thread(lives_of, deployment.dead_letters_url, order_id)
     whereabouts = None
     if debts:
@@ -127,10 +130,12 @@ async def trace(
         lives=lives,
         dead=whereabouts.dead if whereabouts else (),
         debts=debts,
+        coming=coming,
         whereabouts=whereabouts,
         now=now,
     )
-    return Trace(story, diagram, debts, whereabouts, await archive.read(queries.known_gaps), now)
+    gaps = await archive.read(queries.known_gaps)
+    return Trace(story, diagram, debts, coming, whereabouts, gaps, now)
 
 
 async def stuck(
@@ -288,10 +293,21 @@ def debt_as_json(debt: Debt, whereabouts: Whereabouts | None, now: datetime) -> 
         "participant": debt.participant,
         "answers": list(debt.answers),
         "to": debt.event and {"id": debt.event.id, "type": debt.event.type},
+        "due": debt.firing and debt.firing.due.command.type,
         "since": rfc3339(debt.since),
         "by": rfc3339(debt.by),
         "late": debt.late(now),
         "where": where and {"place": where.place, "detail": where.detail},
+    }
+
+
+def _coming_as_json(coming: Coming) -> dict[str, Any]:
+    return {
+        "participant": coming.participant,
+        "kind": coming.firing.kind.__name__,
+        "command": coming.firing.due.command.type,
+        "answers": list(coming.answers),
+        "at": rfc3339(coming.at),
     }
 
 

@@ -27,7 +27,7 @@ from common.kernel.database import read_database
 from common.kernel.fold import Fold, is_shared
 from common.kernel.rows import UnreadableRow
 from common.kernel.step import StateId, react
-from common.kernel.tables import Tables, utc_now
+from common.kernel.tables import DUE_AT, Tables, due_at_of, utc_now
 from common.message import Answer, Command, Priority
 from history_service import queries
 from history_service.store import Fact, Gap, decoded
@@ -133,6 +133,8 @@ class _Comparison:
         self._fold = Fold(participant)
         self._unpublished: defaultdict[str, list[Envelope[Any]]] = defaultdict(list)
         self._known: set[StateId] = set()
+        self._dues: Mapping[type[State], Mapping[str, datetime]] = {}
+        """By kind and key: when something is due, as the rows say."""
         reactions = participant.reactions
         after_answers = {i for r in reactions if issubclass(r.consumes, Answer) for i in r.intends}
         after_others = {
@@ -151,6 +153,7 @@ class _Comparison:
         self._let_the_history_catch_up()
         own = {reaction.own for reaction in self._participant.reactions}
         shared = [kind for kind in self._tables.states if is_shared(kind)]
+        self._dues = {table.kind: dict(table.due(connection)) for table in self._tables.with_dues}
         for kind, table in self._tables.states.items():
             if kind in own:
                 for states, unreadable in table.pages(connection):
@@ -224,6 +227,9 @@ class _Comparison:
             ours, theirs = getattr(live, column.name), getattr(told, column.name)
             if ours != theirs:
                 self._differ(kind, live.key, column.name, str(ours), str(theirs))
+        due_at = self._dues.get(kind, {}).get(live.key)
+        if due_at != due_at_of(live):
+            self._differ(kind, live.key, DUE_AT, str(due_at), str(due_at_of(live)))
 
     def _differ(self, kind: type[State], key: str, column: str, live: str, history: str) -> None:
         table = self._tables.states[kind].table.name

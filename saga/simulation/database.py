@@ -63,6 +63,10 @@ class Store:
         ).fetchone()
         return found is not None and found[0] == body
 
+    def committed(self) -> list[bytes]:
+        """The bodies of all events that were ever committed to be published."""
+        return [row[0] for row in self._raw.execute(f"SELECT body FROM {_COMMITTED}")]  # noqa: S608 - ours
+
     def unpublished(self) -> int:
         """How many rows are in the outbox."""
         count: int = self._raw.execute(self._count_outbox).fetchone()[0]

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from common.envelope import source_of, wrap
-from common.kernel.groups import Done, Duplicate
+from common.kernel.groups import Done, Duplicate, Kernel
+from common.kernel.step import Firing
 from common.kernel.tables import Tables
 from common.message import Event, Priority
 from common.messaging import frames
@@ -35,6 +38,8 @@ MALFORMED_SHARE = 0.2
 """Runs in which somebody publishes what nobody can read."""
 OPERATOR_SECONDS = 4.0
 """How often the operator looks for dead letters."""
+HURRY_SHARE = 0.05
+"""How often an operator who looks has something done now that is due later."""
 
 
 class People:
@@ -49,6 +54,8 @@ class People:
         """Commands that were sent over the broker."""
         self.told: dict[str, str] = {}
         """By subject, the end that somebody was told of."""
+        self.brought_forward: set[str] = set()
+        """Subjects about which an operator wanted to have done now what is due later."""
 
     @property
     def busy(self) -> bool:
@@ -162,6 +169,35 @@ class People:
             await asyncio.sleep(OPERATOR_SECONDS)
             for participant in self._world.choreography.participants:
                 self._replay(participant.name)
+            if not self._world.weather.calm and self._chance.random() < HURRY_SHARE:
+                self._hurry()
+
+    def _hurry(self) -> None:
+        """Bring forward what is due about some state."""
+        scene = self._world.scene
+        found = [
+            (name, table, key)
+            for name, tables in scene.tables.items()
+            for table in tables.with_dues
+            for key, _ in self._world.stores[name].run(table.due)
+        ]
+        if not found:
+            return
+        name, table, key = self._chance.choice(found)
+        servers = [s for s in self._world.replicas(name) if s.kernel is not None]
+        state = self._world.stores[name].run(lambda connection: table.find(connection, key))
+        firing = state and Firing.of(state, brought_forward=True)
+        if not servers or not firing:
+            return
+        server = self._chance.choice(servers)
+        if server.kernel is not None:
+            self._world.trace.note("operator", f"brings forward what is due about {key}")
+            self.brought_forward.add(key)
+            self._world.loop.spawn(server.process, self._bring_forward(server.kernel, firing))
+
+    async def _bring_forward(self, kernel: Kernel, firing: Firing) -> None:
+        with contextlib.suppress(sa.exc.IntegrityError):
+            await kernel.fire(firing)
 
     def _replay(self, participant: str) -> None:
         channel = self._world.broker.channel()

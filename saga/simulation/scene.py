@@ -43,12 +43,8 @@ class Scene:
         for participant in self.choreography.participants:
             intents = {i for reaction in participant.reactions for i in reaction.intends}
             own = {intent: ask for intent, ask in asks.items() if intent in intents}
-            app = importlib.import_module(f"{participant.package}.app")
-            timers = tuple(
-                getattr(app, name) for name in ("EXPIRY", "RESENDING") if hasattr(app, name)
-            )
             tables = self.tables[participant.name]
-            found.append(Service(participant, tables, ask=own, timers=timers))
+            found.append(Service(participant, tables, ask=own))
         return found
 
     def close(self) -> None:

@@ -36,6 +36,7 @@ class Parts:
     kernel: type[Kernel] = Kernel
     outbox: type[Outbox] = Outbox
     kept: type[Kept] = Kept
+    timekeeper: type[Timekeeper] = Timekeeper
     deliveries: type[Deliveries] = Deliveries
     publisher: type[BrokerPublisher] = BrokerPublisher
 
@@ -131,11 +132,13 @@ class Server:
             jitter=self._jitter,
             group_max=self._group_max,
         )
-        timekeepers = [
-            Timekeeper(timer, kernel, database, clock=self.clock, poll_seconds=TIMER_POLL_SECONDS)
-            for timer in self.service.timers
-        ]
-        for run in (kernel.run, outbox.run, *(timekeeper.run for timekeeper in timekeepers)):
+        runs = [kernel.run, outbox.run]
+        if tables.with_dues:
+            timekeeper = self._parts.timekeeper(
+                kernel, database, tables, clock=self.clock, poll_seconds=TIMER_POLL_SECONDS
+            )
+            runs.append(timekeeper.run)
+        for run in runs:
             self._supervise(run)
         self.kernel = kernel
         await publisher.open(BROKER_PATIENCE_SECONDS)

@@ -15,6 +15,7 @@ from saga.reconcile import history_for, judge, view_of
 from saga.reconcile.broker import letter_of
 from saga.reconcile.databases import Books, read_book, strike_out
 from saga.reconcile.facts import Backlog, Deliveries
+from saga.simulation import dues
 from saga.simulation.broker import EPOCH
 from saga.simulation.network import delivered
 from saga.simulation.world import World
@@ -28,6 +29,7 @@ def violations(world: World) -> list[Violation]:
         *_unrest(world),
         *judge(world.scene.rules, view, deliveries),
         *_wrong_endings(world, view),
+        *_wrong_timers(world),
     ]
 
 
@@ -47,11 +49,12 @@ def _wrong_endings(world: World, view: View) -> Iterator[Violation]:
         outcomes[event.subject].add(event.data.outcome)
     for subject, endings in world.plan.ends.items():
         found = outcomes[subject]
+        hurried = subject in world.people.brought_forward
         if not view.told.about(subject):
             yield Violation("saga_lost", subject, "it was begun, and is not known")
         elif not found:
             yield Violation("wrong_ending", subject, "it has not ended")
-        elif not found <= {*map(str, endings)}:
+        elif not found <= {*map(str, endings)} and not hurried:
             ended, had_to = (" or ".join(sorted(map(str, each))) for each in (found, endings))
             yield Violation("wrong_ending", subject, f"it is {ended}; it had to be {had_to}")
         elif (told := world.people.told.get(subject)) is not None and told not in found:
@@ -59,6 +62,15 @@ def _wrong_endings(world: World, view: View) -> Iterator[Violation]:
             yield Violation(
                 "wrong_ending", subject, f"it is {ended}, and somebody was told that it is {told}"
             )
+
+
+def _wrong_timers(world: World) -> Iterator[Violation]:
+    calm_at = EPOCH + timedelta(seconds=world.weather.storm_seconds)
+    for participant in world.choreography.participants:
+        name = participant.name
+        yield from dues.violations(
+            participant, world.scene.tables[name], world.stores[name], calm_at
+        )
 
 
 def _seen(world: World) -> tuple[View, Deliveries]:

@@ -7,16 +7,14 @@ import random
 from collections import defaultdict
 from collections.abc import Collection, Iterator
 from datetime import timedelta
+from functools import partial
 from uuid import UUID
 
-import sqlalchemy as sa
-
+from common.kernel.timer import due_by
 from common.messaging.dead_letters import ERROR_TYPE, attempts_in
 from common.messaging.topology import EVENTS_EXCHANGE, HISTORY_STREAM, queues_of, wait_queue
 from common.retry import RUNGS_MS
 from history_service.store import Fact, Stray
-from order_service.domain import OrderStatus
-from order_service.store import orders
 from saga.load import Plan
 from saga.simulation.broker import EPOCH, Message
 from saga.simulation.loop import Process, SimulatedLoop
@@ -38,8 +36,8 @@ STARTING_SHARE = 0.1
 """How likely a process is killed while it starts, compared to when it has."""
 FREEZE_MAX_SECONDS = 20.0
 SKEW_MAX_SECONDS = 2.0
-OUTAGE_SHARE = 0.1
-"""Runs in which a service is away for `OUTAGE_SECONDS`."""
+OUTAGE_SHARE = 0.15
+"""Runs in which a service that others wait for is away for `OUTAGE_SECONDS`."""
 OUTAGE_SECONDS = 120.0
 REST_SECONDS = 1.0
 """How often is looked whether everything has come to rest."""
@@ -268,7 +266,9 @@ class World:
         self.trace.note("world", "the storm begins")
         self.weather.calm = False
         if self._chance.random() < OUTAGE_SHARE:
-            self._take_away(self._chance.choice(self.choreography.participants).name)
+            begin = {given.participant for given in self.plan.given}
+            others = [p.name for p in self.choreography.participants if p.name not in begin]
+            self._take_away(self._chance.choice(others or sorted(begin)))
         self.people.begin()
         self._look()
         await asyncio.sleep(self.weather.storm_seconds)
@@ -326,14 +326,13 @@ class World:
         )
 
     def _pending(self) -> bool:
-        """Whether an order will still be cancelled for its deadline."""
+        """Whether something is due about a state, and will be done in a run's time."""
         ends = EPOCH + timedelta(days=3)
-        query = sa.select(orders.c.order_id).where(
-            orders.c.status == OrderStatus.PENDING, orders.c.deadline < ends
-        )
-        return (
-            self.stores["order"].run(lambda connection: connection.execute(query).first())
-            is not None
+        return any(
+            self.stores[server.service.participant.name].run(
+                partial(due_by, tables=server.service.tables.with_dues, until=ends, limit=1)
+            )
+            for server in self.servers
         )
 
 

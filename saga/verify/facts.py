@@ -14,6 +14,7 @@ from datetime import datetime
 from typing import Any
 
 from common.envelope import Envelope
+from common.kernel.step import Firing
 from common.message import Answer, Intent
 from saga.declaration import Stimulus
 
@@ -78,12 +79,12 @@ class Action:
     """Something that may happen: it reads one field of a state, changes it, and adds facts.
 
     About a message or an answer, a participant reacts to it; about a question, the outside hears
-    it; about a stimulus, a participant is given its command.
+    it; about a stimulus, a participant is given its command; about a firing, it does what is due.
     """
 
     whose: int
     """Whose field it is: a participant's, or, after the last of them, an outside's."""
-    about: Sent | Asked | Answered | Stimulus
+    about: Sent | Asked | Answered | Stimulus | Firing
     now: datetime
     shift: int = field(init=False)
     """Where the field is in a state."""

@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 
 from common.choreography import State
 from common.envelope import Envelope, derived_id, source_of, wrap
-from common.kernel.step import Decision, StateId, react
+from common.kernel.step import Decision, DueStays, Firing, StateId, react, react_to_due
 from common.message import Answer, Command, Event, Intent, Message, Priority
 from saga.declaration import Stimulus
 from saga.outside import Outside, OutsideError
@@ -37,8 +37,8 @@ T = TypeVar("T")
 Knowledge = Mapping[StateId, State]
 
 ASKED_MAX = 3
-"""How often the same question is told apart, where asking again may have a second effect. The last
-one stands for all that follow."""
+"""How often an outside that is not idempotent may be asked the same without an effect: then it does
+something about it, or a model would never end."""
 
 
 class _Asks(State):
@@ -90,6 +90,15 @@ class Machine:
         self._enabled: dict[int, Sequence[Action]] = {}
         self._owed: dict[int, int] = {}
 
+        self._due: list[tuple[int, int, dict[int, Sequence[Action]]]] = [
+            (number, number * FIELD_BITS, {})
+            for number, participant in enumerate(self.participants)
+            if participant.dues
+        ]
+        """Of each participant about whose states something may be due: its number, where its field
+        is in a state, and by the field's value what may be done."""
+        self._firings: dict[tuple[int, Firing, datetime], Action] = {}
+
         self._stimuli = [Action(self._number_of[s.participant], s, s.at) for s in model.stimuli]
         self.starts = {name: self._start(commands) for name, commands in model.starts.items()}
 
@@ -102,7 +111,28 @@ class Machine:
         if actions is None:
             actions = [action for bit in _set_bits(enabling) for action in self._actions[bit]]
             actions = self._enabled[enabling] = [*actions, *self._stimuli]
+        for participant, shift, due in self._due:
+            value = state >> shift & FIELD
+            firings = due.get(value)
+            if firings is None:
+                firings = due[value] = list(self._dues(participant, value))
+            if firings:
+                actions = [*actions, *firings]
         return actions
+
+    def _dues(self, participant: int, value: int) -> Iterator[Action]:
+        """What a participant may do because it is due, by what it knows."""
+        found = map(Firing.of, self._known[participant].values[value].values())
+        for firing in filter(None, found):
+            for now in self._moments_from(firing.due.at):
+                key = participant, firing, now
+                if key not in self._firings:
+                    self._firings[key] = Action(participant, firing, now)
+                yield self._firings[key]
+
+    def _moments_from(self, at: datetime) -> Sequence[datetime]:
+        """When what is due at a time may be done: never before, and as late as may be."""
+        return [moment for moment in self.model.moments if moment >= at] or [at]
 
     def outcomes(self, action: Action, state: int) -> tuple[Outcome, ...]:
         """What the action may lead to in a state. Raises `Broken`."""
@@ -166,6 +196,8 @@ class Machine:
                 yield from self._hear(action, question, value)
             case Stimulus() as stimulus:
                 yield from self._give(action, stimulus, value)
+            case Firing() as firing:
+                yield from self._fire(action, firing, value)
 
     def _take(self, action: Action, cause: Sent, message: Message, value: int) -> Outcome:
         """A participant reacts to a message, or to the answer to what that made it ask."""
@@ -192,10 +224,11 @@ class Machine:
                 raise VerifyError(str(error)) from error
             except Exception as error:
                 raise self._broken("question_refused", question.intent, error) from error
+            if question.number == ASKED_MAX and after == heard.books:
+                continue
             labels.setdefault((answer, after), said)
         for (answer, books), said in labels.items():
-            again = question.number == ASKED_MAX and books == heard.books
-            once = not outside.idempotent and not again
+            once = not outside.idempotent
             after = _Heard(books, heard.questions | {question} if once else heard.questions)
             known = self._books[number].number(after, after)
             answered = self._fact(Answered(question, said, answer))
@@ -227,12 +260,26 @@ class Machine:
         asks = known.get(_asks(cause.envelope, intent))
         return Asked(cause, action.whose, intent, asks.sequence if asks else 0)
 
+    def _fire(self, action: Action, firing: Firing, value: int) -> Iterator[Outcome]:
+        """A participant does what is due about a state. That leaves no fact: the state tells
+        whether it is due again."""
+        participant = self.participants[action.whose]
+        cause = firing.envelope(participant.name, action.now)
+        decision, after = self._react(action, cause, cause.data, value)
+        if decision.intent is not None:
+            raise VerifyError(
+                f"what is due about {firing.kind.__name__} leads to the intent "
+                f"{type(decision.intent).__name__}, which nobody would take up again after a "
+                f"crash; let an event lead to it"
+            )
+        yield Outcome(after | self._publish(decision))
+
     def _react(
         self, action: Action, cause: Envelope[Any], message: Message, value: int
     ) -> tuple[Decision, int]:
         """The kernel's step: what is decided, and the field after it."""
         before = self._known[action.whose].values[value]
-        participant = self.participants[action.whose]
+        participant, firing = self.participants[action.whose], action.about
         reaction = participant.by_message.get(type(message))
         if reaction is not None:
             self.reacted.add((participant.name, reaction.name))
@@ -242,9 +289,16 @@ class Machine:
             return before.get(state_id) or kind(key)
 
         try:
-            decision = react(participant, cause, message, find, action.now)
+            if isinstance(firing, Firing):
+                decision = react_to_due(participant, firing, cause, find, action.now)
+            else:
+                decision = react(participant, cause, message, find, action.now)
+        except DueStays as error:
+            raise Broken(Violation("due_ignored", message.subject, str(error))) from error
         except Exception as error:
             raise self._broken("reaction_raised", message, error) from error
+        if decision is None:
+            raise VerifyError(f"{message!r} is due, and is not at {action.now}: a fault of ours")
         after = {**before, **decision.changes}
         if decision.intent is not None and not self._asked(decision.intent).idempotent:
             kind, key = asks = _asks(cause, decision.intent)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from common.envelope import source_of
+from common.kernel.step import Firing
 from saga.declaration import Stimulus
 from saga.verify.facts import Action, Answered, Asked, Fact, Sent
 from saga.verify.machine import Broken, Machine
@@ -16,6 +17,8 @@ from saga.view import Violation
 
 WORLD = "world"
 """Where commands come from, in schedules."""
+CLOCK = "clock"
+"""Where what is due comes from."""
 
 AGAIN = "again"
 LATE = "late"
@@ -84,7 +87,7 @@ def replay(model: Model, start: str, *steps: str) -> Violation | None:
         violation = (
             choice.violation
             or machine.judge(walk.state)
-            or moved(machine, before, walk.state, choice.action)
+            or moved(machine, choice.action, before, walk.state)
         )
         if violation:
             return violation
@@ -136,6 +139,8 @@ class Walk:
         if isinstance(about, Stimulus):
             return about.name
         receiver = self._receiver(choice.action)
+        if isinstance(about, Firing):
+            return f"{receiver} does {self._what(about)}, at {now:%H:%M:%S}"
         if isinstance(about, Asked):
             return f"{receiver} hears {self._names[about]}: {choice.reply}"
         if isinstance(about, Answered):
@@ -210,7 +215,7 @@ class Walk:
     def _receiver(self, action: Action) -> str:
         return self._machine.names[action.whose]
 
-    def _sender(self, about: Sent | Asked | Answered | Stimulus) -> str:
+    def _sender(self, about: Sent | Asked | Answered | Stimulus | Firing) -> str:
         participants = self._machine.participants
         match about:
             case Sent():
@@ -222,12 +227,17 @@ class Walk:
                 return self._machine.outside_asked(about.question.intent)
             case Stimulus():
                 return WORLD
+            case Firing():
+                return CLOCK
 
-    def _what(self, about: Sent | Asked | Answered | Stimulus) -> str:
+    def _what(self, about: Sent | Asked | Answered | Stimulus | Firing) -> str:
         match about:
             case Answered():
                 return f"{self._names[about.question]}: {about.reply}"
             case Stimulus():
                 return about.name
+            case Firing():
+                subject = self._machine.model.names.get(about.key, about.key)
+                return f"{about.due.command.type} {subject}, which is due"
             case _:
                 return self._names[about]

@@ -7,6 +7,8 @@ from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from common.kernel.step import Firing
+from saga.declaration import Stimulus
 from saga.verify.facts import FIELD, Action
 from saga.verify.machine import Broken, Machine
 from saga.verify.model import VerifyError
@@ -74,11 +76,12 @@ def explore(
     )
 
 
-def moved(machine: Machine, before: int, after: int, action: Action) -> Violation | None:
-    """The violation, if anything to be seen changed in a step from a state at rest."""
+def moved(machine: Machine, action: Action, before: int, after: int) -> Violation | None:
+    """The violation, if anything to be seen changed in a step from a state at rest. What is due is
+    done at rest as well, and so is what somebody wants."""
     if not machine.at_rest(before) or not (after ^ before) & machine.visible:
         return None
-    if machine.may_come_late(action):
+    if isinstance(action.about, Firing | Stimulus) or machine.may_come_late(action):
         return None
     return Violation(
         "moved_at_rest",
@@ -193,7 +196,7 @@ class _Search:
                     if found := self._judge(after):
                         return found
                 targets.append(known)
-                if at_rest and (violation := moved(machine, state, after, action)):
+                if at_rest and (violation := moved(machine, action, state, after)):
                     found = self._found(violation, number)
                     return replace(found, states=[*found.states, after])
         return None

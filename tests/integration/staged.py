@@ -195,16 +195,16 @@ class Member:
             clock=self._clock,
         )
         self.kernel.gate = self.gate
-        timekeepers = [
-            Timekeeper(timer, self.kernel, self.database, clock=self._clock)
-            for timer in service.timers
+        keepers = [
+            Timekeeper(self.kernel, self.database, service.tables, clock=self._clock)
+            for _ in service.tables.with_dues[:1]
         ]
         self._tasks = [
             asyncio.ensure_future(coroutine)
             for coroutine in (
                 self.kernel.run(),
                 self.outbox.run(),
-                *(timekeeper.run() for timekeeper in timekeepers),
+                *(keeper.run() for keeper in keepers),
             )
         ]
         self._consumer = Consumer(

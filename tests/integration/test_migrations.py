@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import importlib
 import shutil
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 import sqlalchemy as sa
@@ -113,6 +115,17 @@ async def test_the_scripts_lead_to_what_the_store_describes(
     assert write_script(tables, "nothing") is None
 
 
+def older(tables: Schema, head: str, folder: Path) -> Schema:
+    """The same tables as they were after that script."""
+    assert tables.migrations is not None
+    there = folder / "migrations"
+    there.mkdir()
+    for script in tables.migrations.glob("v*.py"):
+        if script.name[1:5] <= head:
+            shutil.copy(script, there)
+    return Schema(tables.metadata, migrations=there)
+
+
 OLD_HEADS = {"order": "0002", "inventory": "0002", "payment": "0002", "notification": "0001"}
 """The last script by participant of before the inbox had digests."""
 
@@ -125,12 +138,7 @@ async def test_what_an_older_version_has_done_counts_after_the_upgrade(
     new = tables_of(f"{name}_service")
     assert isinstance(new, Tables)
     assert new.migrations is not None
-    folder = tmp_path / "migrations"
-    folder.mkdir()
-    for script in new.migrations.glob("v*.py"):
-        if script.name[1:5] <= OLD_HEADS[name]:
-            shutil.copy(script, folder)
-    old = Schema(new.metadata, migrations=folder)
+    old = older(new, OLD_HEADS[name], tmp_path)
     event = MessageKey("/services/order", "4d8911d5-c885-5189-ad07-9e2e87fea8ee")
     command = MessageKey("https://shop.example", "a customer's key")
     meanwhile = MessageKey("/services/inventory", "0f6a1e0c-6a57-5c0a-9d0e-3f3a5a9d8b11")
@@ -164,6 +172,57 @@ async def test_what_an_older_version_has_done_counts_after_the_upgrade(
         await database.transaction(partial(mark_done, new, unknown))
         done = await database.transaction(lambda c: new.already_done(c, everything))
         assert done[unknown] == b"digest"
+    finally:
+        await database.close()
+
+
+ROWS = {
+    "order": (
+        "0004",
+        "INSERT INTO orders (order_id, version, sequence, status, customer, currency, lines, "
+        "total_cents, priority, deadline) VALUES ('{key}', 1, 1, '{status}', 'c', 'EUR', '[]', 1, "
+        "'normal', 1000000)",
+        ("pending", "confirmed"),
+        timedelta(seconds=1),
+    ),
+    "notification": (
+        "0005",
+        "INSERT INTO notifications (order_id, version, sequence, status, letter, detail, resent_at)"
+        " VALUES ('{key}', 1, 1, '{status}', 'null', '', 1000000)",
+        ("resending", "sent"),
+        timedelta(minutes=15, seconds=1),
+    ),
+}
+"""By participant: the last script of before the due column, a row that a replica of then writes,
+its statuses in which something is due and in which nothing is, and when."""
+
+
+@pytest.mark.parametrize("name", ROWS)
+async def test_what_was_due_before_the_upgrade_is_due_after_it(
+    name: str, database_url: str, tmp_path: Path
+) -> None:
+    head, insert, statuses, since_1970 = ROWS[name]
+    new = tables_of(f"{name}_service")
+    assert isinstance(new, Tables)
+
+    async def write(schema: Schema, *keys: UUID) -> None:
+        database = await open_database(database_url, schema)
+        rows = [insert.format(key=k, status=s) for k, s in zip(keys, statuses, strict=False)]
+        await database.transaction(lambda c: [c.exec_driver_sql(row) for row in rows])
+        await database.close()
+
+    await write(older(new, head, tmp_path), UUID(int=1), UUID(int=2))
+    await write(new, UUID(int=3))
+    database = await open_database(database_url, new)
+    (table,) = new.with_dues
+    try:
+        at = datetime(1970, 1, 1, tzinfo=UTC) + since_1970
+        dues = dict(await database.read(table.due))
+        assert dues.pop(str(UUID(int=1))) == at
+        if database.shared:  # Otherwise no replica of the older version is beside a new one.
+            assert await database.transaction(partial(table.mend_due, key=str(UUID(int=3))))
+            assert dict(await database.read(table.due)).pop(str(UUID(int=3))) == at
+        assert str(UUID(int=2)) not in dues
     finally:
         await database.close()
 

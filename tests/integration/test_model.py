@@ -27,13 +27,14 @@ from common.envelope import Decoder, Envelope, source_of, wrap
 from common.kernel.database import Database, open_database
 from common.kernel.groups import Kernel
 from common.kernel.outbox import Outbox, Outgoing
+from common.kernel.step import Firing
 from common.kernel.tables import Tables
 from common.message import Command, Priority
 from common.tasks import cancel_all
 from order_saga import SAGA
 from order_saga.outsides import DeskGateway
 from order_saga.scenarios import AFTER, BEFORE
-from order_service.domain import CancelOrder, ExpireOrder
+from order_service.domain import CancelOrder, Order
 from payment_service.app import build_with
 from payment_service.gateway import Account, GatewayUnavailable, PaymentGateway, SandboxGateway
 from payment_service.ledger import Charge, Decline, GatewayRefused, Ledger, Outcome, Receipt
@@ -239,7 +240,9 @@ class System:
     async def expire(self) -> None:
         if await self._order_is_known():
             self.now = self.random.choice([BEFORE, AFTER])
-            await self.processes["order"].kernel.give(ExpireOrder(order_id=ORDER))
+            order = await self._order()
+            if order is not None and (firing := Firing.of(order)) is not None:
+                await self.processes["order"].kernel.fire(firing)
             self.now = BEFORE
 
     async def kill(self) -> None:
@@ -278,11 +281,13 @@ class System:
         return visible(states, self.provider.ledger, events.values())
 
     async def _order_is_known(self) -> bool:
-        """As its HTTP routes and its search for overdue orders would find out."""
-        order = await self.processes["order"].database.read(
+        """As its HTTP routes would find out."""
+        return await self._order() is not None
+
+    async def _order(self) -> Order | None:
+        return await self.processes["order"].database.read(
             lambda connection: order_service.store.ORDERS.find(connection, str(ORDER))
         )
-        return order is not None
 
     def _receivers(self, message: Envelope[Any]) -> Iterable[Participant]:
         if message is self._place:

@@ -28,7 +28,7 @@ from common.message import Event, Priority
 from common.settings import HttpSettings, SettingsError
 from common.tasks import cancel_all
 from common.text import harmless
-from notification_service.app import RESENDING, MailSettings, build, build_with, routes
+from notification_service.app import MailSettings, build, build_with, routes
 from notification_service.domain import RESENDING_MAX, Notification, NotificationStatus
 from notification_service.mail import (
     FolderMailer,
@@ -578,7 +578,7 @@ async def test_a_mail_whose_sending_again_was_cut_short_is_for_a_person_again(
     server.silent = True
     cut_short = asyncio.create_task(person.post(f"/notifications/{ORDER}/resend"))
     await until(lambda: len(server.accepted) == 2)
-    keeper = Timekeeper(RESENDING, notification.kernel, notification.database, poll_seconds=0.01)
+    keeper = Timekeeper(notification.kernel, notification.database, TABLES, poll_seconds=0.01)
     keeping = asyncio.create_task(keeper.run())
     await asyncio.sleep(0.1)
     assert await status(notification) is NotificationStatus.RESENDING, "it may still go on"
@@ -586,7 +586,9 @@ async def test_a_mail_whose_sending_again_was_cut_short_is_for_a_person_again(
     async def is_unknown() -> bool:
         return await status(notification) is NotificationStatus.UNKNOWN
 
-    long_ago = sa.update(notifications).values(resent_at=utc_now() - RESENDING_MAX)
+    long_ago = sa.update(notifications).values(
+        resent_at=utc_now() - RESENDING_MAX, due_at=utc_now()
+    )
     await notification.database.transaction(lambda connection: connection.execute(long_ago))
     await until(is_unknown)
     await cancel_all(keeping, cut_short)

@@ -13,16 +13,20 @@ import aio_pika
 import pytest
 import sqlalchemy as sa
 
+from common.events import CancellationReason
+from common.kernel import tables as kernel_tables
 from common.kernel.database import open_database, read_database, sqlite_engine
 from common.kernel.outbox import Outgoing
 from common.kernel.tables import inbox_key
+from common.kernel.timer import Timekeeper
 from common.messaging.connection import connect
 from common.messaging.stream import last_offset
 from common.messaging.topology import apply, topology_of, wait_queue
+from common.tasks import cancel_all
 from history_service import store
 from inventory_service.domain import AddStock, Delivery
 from notification_service.domain import ResendNotification
-from order_service.domain import CancelOrder
+from order_service.domain import CancelOrder, Order
 from payment_service.domain import Payment, PaymentStatus, SettleCharge, compensate
 from payment_service.gateway import SandboxGateway
 from saga.discovery import choreography
@@ -36,9 +40,11 @@ from saga.history.rebuild import (
 from saga.history.sources import Sources
 from saga.history.verify import Verified, verify
 from tests.books import Books, demand_turns, rows_of
+from tests.integration.kernels import replica
 from tests.integration.test_history_queries import kept_by_another
 from tests.messages import message_of
 from tests.play import BROKE, Play
+from tests.polling import until
 from tests.stores import TABLES
 from tests.unit.test_forgotten_inbox import LOST, Recorded
 from tests.unit.test_limits import BEYOND
@@ -108,6 +114,50 @@ async def test_on_a_quiet_system_the_result_is_the_live_database_table_by_table(
     assert (made.unanswered, made.holes, made.contradictions) == ([], [], [])
     assert made.events == sum(event.source.endswith(name) for event in books.play.events)
     assert told == len(books.play.events)
+
+
+async def test_what_is_due_is_due_at_the_same_time_in_a_rebuilt_database_and_is_done(
+    books: Books, database_url: str
+) -> None:
+    books.play.down = {"inventory"}
+    pending = books.play.place()
+    await books.write()
+    await rebuild(books.sources, GRAPH, "order", database_url, waiting=())
+    assert await rows_of("order", database_url) == await rows_of("order", books.url("order"))
+    sources = books.sources
+    sources.database_urls["order"] = database_url
+    assert (await verify(sources, GRAPH, settle_seconds=0)).ok
+
+    tables = TABLES["order"]
+    later = books.play.at + timedelta(days=1)
+    participant = next(p for p in GRAPH.participants if p.name == "order")
+    async with replica(database_url, participant, tables, clock=lambda: later) as service:
+        keeper = Timekeeper(service.kernel, service.database, tables, clock=lambda: later)
+        keeping = asyncio.create_task(keeper.run())
+
+        async def is_cancelled() -> bool:
+            order = await service.find(Order, pending)
+            return order is not None and order.reason is CancellationReason.DEADLINE_EXCEEDED
+
+        await until(is_cancelled)
+        await cancel_all(keeping)
+        assert len(service.publisher.published) == 1
+
+
+async def test_a_rebuilt_database_that_has_lost_what_is_due_is_found(
+    books: Books, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    books.play.down = {"inventory"}
+    pending = books.play.place()
+    await books.write()
+    with monkeypatch.context() as broken:
+        broken.setattr(kernel_tables, "due_at_of", lambda state: None)
+        await rebuild(books.sources, GRAPH, "order", database_url, waiting=())
+    sources = books.sources
+    sources.database_urls["order"] = database_url
+    found = await verify(sources, GRAPH, settle_seconds=0)
+
+    assert said(found) == [("order", "orders", pending, "due_at")]
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -482,6 +532,7 @@ CORRUPTIONS = {
         "reservations",
         "status",
     ),
+    "when an order is due": ("order", "UPDATE orders SET due_at = 1", "orders", "due_at"),
     "a payment": ("payment", "UPDATE payments SET amount_cents = 7", "payments", "amount_cents"),
 }
 

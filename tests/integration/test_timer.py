@@ -21,7 +21,7 @@ from common.kernel.tables import utc_now
 from common.kernel.timer import Timekeeper
 from common.message import Priority
 from common.tasks import cancel_all
-from order_service.app import EXPIRY, routes
+from order_service.app import routes
 from order_service.domain import PARTICIPANT, Order, OrderStatus
 from order_service.store import TABLES
 from saga.reconcile.databases import Books, read_book
@@ -64,7 +64,7 @@ async def ruin(service: Replica, number: int, column: str, value: str) -> None:
 
 
 def keeper_of(service: Replica) -> Timekeeper:
-    return Timekeeper(EXPIRY, service.kernel, service.database, poll_seconds=0.01)
+    return Timekeeper(service.kernel, service.database, TABLES, poll_seconds=0.01)
 
 
 async def status_of(service: Replica, number: int) -> OrderStatus | None:

@@ -76,8 +76,8 @@ class Scene:
         assert found.whereabouts is not None
         assert debt.event is not None
         where = found.whereabouts.of(debt.participant, debt.event.id)
-        assert found.diagram.rows[-1].kind is Kind.OWED
-        assert where.detail in found.diagram.rows[-1].note
+        (owed,) = (row for row in found.diagram.rows if row.kind is Kind.OWED)
+        assert where.detail in owed.note
         return where.place, where.detail
 
 

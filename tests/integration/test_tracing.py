@@ -322,7 +322,7 @@ async def test_what_is_decided_without_a_request_is_in_the_orders_trace_too(stag
     order = await stage.place("late")
     with contextlib.closing(sqlite3.connect(stage.deployment.database_urls["order"][10:])) as db:
         await until(lambda: "publish saga.retry.500:payment.normal" in stage.names(order))
-        db.execute("update orders set deadline = 1")
+        db.execute("update orders set deadline = 1, due_at = 1")
         db.commit()
     await until(lambda: stage.ended(order, "cancelled"))
     await until(lambda: "inventory.release" in stage.names(order))

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 import saga.discovery
 from common.choreography import Choreography, Participant, State
+from common.due import Due
 from common.events import OrderPlaced
 from common.message import Answer, Command, Event, EventTypes, Intent, Role
 from common.messaging.definitions import Definitions, definitions
@@ -35,6 +36,14 @@ class Book(Command):
 
 class CallOff(Command):
     type: ClassVar[str] = "trip.call_off"
+
+
+class Lapse(Command):
+    type: ClassVar[str] = "trip.lapse"
+
+
+class Nag(Command):
+    type: ClassVar[str] = "trip.nag"
 
 
 class TripBooked(Event):
@@ -76,7 +85,7 @@ class SeatFreed(Event):
 
 
 @dataclass(frozen=True, slots=True)
-class Trip(State):
+class Remembering(State):
     booked: bool = False
 
     def evolve(self, message: Event | Intent, at: datetime) -> Self:
@@ -84,7 +93,24 @@ class Trip(State):
 
 
 @dataclass(frozen=True, slots=True)
-class Seat(Trip):
+class Trip(Remembering):
+    def due(self) -> Due[Lapse] | None:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, slots=True)
+class Nagged(Remembering):
+    def due(self) -> Due[Nag] | None:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, slots=True)
+class Journey(Remembering):
+    """About which nothing is due."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seat(Remembering):
     pass
 
 
@@ -96,6 +122,7 @@ class Forgetful(State):
 # mypy: disable-error-code="empty-body"
 # Only their signatures are looked at.
 def book(command: Book, trip: Trip) -> TripBooked | None: ...
+def lapse(command: Lapse, trip: Trip) -> TripCancelled | None: ...
 def call_off(command: CallOff, trip: Trip) -> TripCancelled | None: ...
 def give_up(event: SeatRefused, trip: Trip) -> TripCancelled | None: ...
 def end(event: SeatHeld, trip: Trip) -> TripEnded | None: ...
@@ -103,7 +130,7 @@ def hold(event: TripBooked, seat: Seat) -> SeatHeld | SeatRefused | None: ...
 def free(event: TripCancelled, seat: Seat) -> SeatFreed | None: ...
 
 
-TRIP: Functions = [book, call_off, give_up, end]
+TRIP: Functions = [book, call_off, give_up, end, lapse]
 SEAT: Functions = [hold, free]
 
 
@@ -123,6 +150,18 @@ def asked_for(graph: Choreography) -> Definitions:
 
 def test_a_sound_choreography_has_no_findings() -> None:
     assert found(("trip", TRIP), ("seat", SEAT)) == []
+
+
+def test_a_command_that_ends_a_saga_at_once_begins_none() -> None:
+    findings = found(("trip", [set_out, call_off_at_once, arrive, turn_back]), ("seat", SEAT))
+
+    assert [f.name for f in findings if f.rule == "pending"] == ["set_out"]
+
+
+def test_what_is_due_about_no_state_that_ever_changes_never_comes() -> None:
+    findings = found(("trip", [set_out, arrive, turn_back]), ("seat", SEAT), ("clerk", [nag]))
+
+    assert [f.name for f in findings if f.rule == "unreached"] == ["nag"]
 
 
 def test_the_orders_choreography_has_no_findings() -> None:
@@ -203,19 +242,37 @@ class Pong(Event):
     type: ClassVar[str] = "pong"
 
 
-def serve(command: Book, trip: Trip) -> Ping: ...
+def serve(command: Book, trip: Journey) -> Ping: ...
 
 
-def hit(event: Ping, trip: Trip) -> Pong: ...
+def hit(event: Ping, trip: Journey) -> Pong: ...
 
 
-def hit_back(event: Pong, trip: Trip) -> Ping: ...
+def hit_back(event: Pong, trip: Journey) -> Ping: ...
 
 
 def hit_or_stop(event: Pong, seat: Seat) -> Ping | None: ...
 
 
 def hit_forgetfully(event: Pong, forgetful: Forgetful) -> Ping | None: ...
+
+
+def set_out(command: Book, trip: Journey) -> TripBooked | None: ...
+
+
+def arrive(event: SeatHeld, trip: Journey) -> TripEnded | None: ...
+
+
+def turn_back(event: SeatRefused, trip: Journey) -> TripCancelled | None: ...
+
+
+def book_with_patience(command: Book, trip: Nagged) -> TripBooked | None: ...
+
+
+def nag(command: Nag, trip: Nagged) -> TripDelayed | None: ...
+
+
+def call_off_at_once(command: CallOff, trip: Journey) -> TripCancelled | None: ...
 
 
 class SeatMoved(Event):
@@ -282,8 +339,21 @@ BROKEN = {
         hear,
         "Asked never comes",
     ),
+    "a saga that nothing ends where an event never comes": Broken(
+        [("trip", [set_out, arrive, turn_back]), ("seat", SEAT)],
+        "pending",
+        set_out,
+        "begins what ends with trip.cancelled or trip.ended, and nothing that is due leads there: "
+        "where an event never comes, it is pending for ever; let the Journey say by `due`",
+    ),
+    "a saga that is only ever reminded": Broken(
+        [("trip", [book_with_patience, nag, arrive, turn_back]), ("seat", SEAT)],
+        "pending",
+        book_with_patience,
+        "let the Nagged say by `due` what ends it",
+    ),
     "a failure that cancels nothing": Broken(
-        [("trip", [book, call_off, give_up_silently, end]), ("seat", SEAT)],
+        [("trip", [book, call_off, give_up_silently, end, lapse]), ("seat", SEAT)],
         "failure",
         hold,
         "seat.refused is a failure, but leads to no cancellation",
@@ -434,7 +504,7 @@ def test_saga_check_says_where_and_ends_with_1_when_something_is_found(
     assert {"rule", "file", "line", "function", "message"} == document["findings"][0].keys()
 
 
-def greet(event: OrderPlaced, trip: Trip) -> None: ...
+def greet(event: OrderPlaced, trip: Journey) -> None: ...
 
 
 def test_a_definitions_file_that_is_none_is_wrong_usage(tmp_path: Path) -> None:

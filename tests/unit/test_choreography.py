@@ -19,7 +19,9 @@ from common.choreography import (
     Participant,
     Reaction,
     State,
+    due_commands,
 )
+from common.due import Due
 from common.events import (
     OrderCancelled,
     OrderPlaced,
@@ -432,3 +434,87 @@ def test_orders_may_be_placed_over_the_broker() -> None:
     intakes = {p.name: p.intake for p in SAGA.participants if p.intake}
 
     assert intakes == {"order": (PlaceOrder,)}
+
+
+# --- what is due ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Lease(State):
+    def due(self) -> Due[Renew | Remind] | Due[Lapse] | None:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, slots=True)
+class Promise(State):
+    def due(self) -> Renew | None:  # type: ignore[override]  # that is what is refused
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, slots=True)
+class Wish(State):
+    def due(self) -> Due[Any] | None:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, slots=True)
+class Hope(State):
+    def due(self):  # type: ignore[no-untyped-def]  # that is what is refused
+        raise NotImplementedError
+
+
+class Renew(Command):
+    type: ClassVar[str] = "lease.renew"
+
+
+class Remind(Command):
+    type: ClassVar[str] = "lease.remind"
+
+
+class Lapse(Command):
+    type: ClassVar[str] = "lease.lapse"
+
+
+def renew(command: Renew, lease: Lease) -> PaymentVoided:
+    raise NotImplementedError
+
+
+def remind(command: Remind, lease: Lease) -> PaymentVoided:
+    raise NotImplementedError
+
+
+def lapse(command: Lapse, lease: Lease) -> PaymentVoided:
+    raise NotImplementedError
+
+
+def lapse_of_a_parcel(command: Lapse, parcel: Parcel, lease: Lease) -> PaymentVoided:
+    raise NotImplementedError
+
+
+def test_the_commands_that_may_be_due_are_in_the_annotation() -> None:
+    participant = Participant("rent", renew, remind, lapse)
+
+    assert participant.dues == {Lease: (Renew, Remind, Lapse)}
+
+
+def test_nothing_is_due_about_a_state_that_does_not_say_so() -> None:
+    assert Parcel("a").due() is None
+    assert Participant("post", plain).dues == {}
+
+
+@pytest.mark.parametrize("kind", [Promise, Wish, Hope])
+def test_an_annotation_that_names_no_command_is_refused(kind: type[State]) -> None:
+    with pytest.raises(ChoreographyError, match=rf"{kind.__name__}.due: annotate"):
+        due_commands(kind)
+
+
+def test_what_is_due_must_be_taken_by_a_reaction_of_the_participant() -> None:
+    with pytest.raises(
+        ChoreographyError, match=r"Lease\.due gives Lapse, which no reaction of rent"
+    ):
+        Participant("rent", renew, remind)
+
+
+def test_what_is_due_must_be_taken_with_the_state_that_it_is_due_about() -> None:
+    with pytest.raises(ChoreographyError, match="lapse_of_a_parcel takes Parcel first; let it"):
+        Participant("rent", renew, remind, lapse_of_a_parcel)

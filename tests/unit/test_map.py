@@ -15,6 +15,7 @@ from common.choreography import Choreography, Participant, State
 from common.events import OrderCancelled, OrderConfirmed, PaymentDeclined
 from common.message import Event, Role
 from common.retry import Retry
+from order_service.domain import Order
 from saga.cli import app
 from saga.discovery import choreography
 from saga.graph.flow import Flow, Node, Path, Step, label, retry_said
@@ -162,7 +163,7 @@ def test_every_drawing_shows_every_message_reaction_and_policy() -> None:
 
 def test_mermaid_draws_each_edge_in_the_way_of_its_path() -> None:
     text = mermaid(FLOW)
-    ids = dict(re.findall(r'^  (n\d+)\W+"(?:<b>|■ )?([\w.]+)', text, re.MULTILINE))
+    ids = dict(re.findall(r'^  (n\d+)\W+"(?:<b>|■ |◷ )?([\w.]+)', text, re.MULTILINE))
     arrows = [(ids[a], ids[b]) for a, b in re.findall(r"^  (n\d+) --> (n\d+)$", text, re.MULTILINE)]
     drawn = {
         path: {arrows[int(number)] for number in numbers.split(",")}
@@ -177,6 +178,19 @@ def test_mermaid_draws_each_edge_in_the_way_of_its_path() -> None:
         assert tuple(map(label, edge)) in drawn[FLOW.edge_path(*edge)]
     assert sum(map(len, drawn.values())) == len(FLOW.edges)
     assert re.search(r"class n\d+,n\d+ ends$", text, re.MULTILINE)
+
+
+def test_what_the_clock_gives_is_marked_and_is_not_asked_for() -> None:
+    expire = node("order.expire")
+
+    assert expire not in FLOW.commands
+    assert FLOW.due_about(expire) is Order
+    assert '[/"◷ order.expire"/]' in mermaid(FLOW)
+    assert "◷ order.expire" in svg(FLOW)
+    assert "▸ order.expire" not in svg(FLOW)
+    assert {"type": "order.expire", "path": "failure", "about": "Order"}.items() <= next(
+        due for due in listing(FLOW)["due"] if due["type"] == "order.expire"
+    ).items()
 
 
 SVG = "{http://www.w3.org/2000/svg}"

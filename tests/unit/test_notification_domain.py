@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from uuid import UUID
 
 import pytest
 from hypothesis import given as for_all
 from hypothesis import strategies as st
 
+from common.due import Due
 from common.envelope import wrap
 from common.events import (
     CancellationReason,
@@ -51,7 +52,8 @@ cancelled = OrderCancelled(
 )
 begun = NotificationBegun(order_id=ORDER, letter=LETTER)
 send = Send(order_id=ORDER, letter=LETTER)
-resend = Resend(order_id=ORDER, letter=LETTER)
+# Numbered by the events so far: `given` counts none.
+resend = Resend(order_id=ORDER, letter=LETTER, number=0)
 accepted = SendAnswered(order_id=ORDER, result=Result.ACCEPTED)
 refused = SendAnswered(order_id=ORDER, result=Result.REFUSED, detail="451 later")
 rejected = SendAnswered(order_id=ORDER, result=Result.REJECTED, detail="550 who?")
@@ -114,10 +116,24 @@ def test_a_mail_that_was_not_accepted_is_put_off_and_sent_when_the_event_is_trie
     world = at(NotificationStatus.SENDING)
 
     assert world.live(answer) == (
-        PutOff(order_id=ORDER, result=answer.result, detail=answer.detail),
+        PutOff(order_id=ORDER, result=answer.result, detail=answer.detail, number=1),
     )
-    assert world.live(confirmed) == (send,)
+    assert world.live(confirmed) == (Send(order_id=ORDER, letter=LETTER, number=2),)
     assert status_of(world) is NotificationStatus.SENDING
+
+
+@pytest.mark.parametrize("answer", [refused, rejected], ids=["refused", "rejected"])
+def test_an_answer_to_an_earlier_attempt_has_nothing_sent_while_the_last_one_goes_on(
+    answer: SendAnswered,
+) -> None:
+    world = at(NotificationStatus.WAITING)
+    world.live(confirmed)
+
+    (put_off,) = world.live(answer)
+
+    assert isinstance(put_off, PutOff), "its event is not done by that"
+    assert status_of(world) is NotificationStatus.SENDING
+    assert world.live(confirmed) == (NotificationUnconfirmed(order_id=ORDER, detail=CUT_SHORT),)
 
 
 @pytest.mark.parametrize("answer", [refused, rejected], ids=["refused", "rejected"])
@@ -127,7 +143,7 @@ def test_putting_off_is_decided_anew_when_nobody_knows_whether_that_was_committe
     world = at(NotificationStatus.WAITING)
 
     assert world.live(answer) == (
-        PutOff(order_id=ORDER, result=answer.result, detail=answer.detail),
+        PutOff(order_id=ORDER, result=answer.result, detail=answer.detail, number=1),
     )
     assert status_of(world) is NotificationStatus.WAITING
 
@@ -232,7 +248,7 @@ def test_a_person_may_have_an_unknown_mail_sent_again() -> None:
 @pytest.mark.parametrize("result", [Result.REFUSED, Result.REJECTED, Result.UNKNOWN])
 def test_what_was_sent_again_in_vain_is_unknown_as_before(result: Result) -> None:
     world = at(NotificationStatus.RESENDING)
-    answer = SendAnswered(order_id=ORDER, result=result, detail="no", again=True)
+    answer = SendAnswered(order_id=ORDER, result=result, detail="no", again=True, number=0)
 
     assert world.live(answer) == (NotificationUnconfirmed(order_id=ORDER, detail="no"),)
     assert status_of(world) is NotificationStatus.UNKNOWN
@@ -246,17 +262,16 @@ def test_a_late_answer_to_the_first_sending_does_not_end_the_second(answer: Send
 def test_sending_again_that_takes_too_long_was_cut_short() -> None:
     world = at(NotificationStatus.RESENDING)
 
-    assert world.when(give_up, NOW + RESENDING_MAX - timedelta(microseconds=1)) == ()
-    assert world.when(give_up, NOW + RESENDING_MAX) == (
-        NotificationUnconfirmed(order_id=ORDER, detail=CUT_SHORT),
-    )
+    assert world.state(Notification, ORDER).due() == Due(NOW + RESENDING_MAX, give_up)
+    assert world.when(give_up) == (NotificationUnconfirmed(order_id=ORDER, detail=CUT_SHORT),)
 
 
 @pytest.mark.parametrize(
     "status", sorted({*NotificationStatus} - {NotificationStatus.RESENDING}, key=str)
 )
 def test_only_what_is_being_sent_again_is_given_up(status: NotificationStatus) -> None:
-    assert at(status).when(give_up, NOW + 2 * RESENDING_MAX) == ()
+    assert at(status).state(Notification, ORDER).due() is None
+    assert at(status).when(give_up) == ()
 
 
 def test_whoever_knows_only_the_events_has_what_was_being_sent_again_as_unknown() -> None:

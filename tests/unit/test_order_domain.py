@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given as for_all
 from hypothesis import strategies as st
 
+from common.due import Due
 from common.events import (
     CancellationReason,
     DeclineReason,
@@ -24,7 +25,6 @@ from common.events import (
 )
 from common.message import Event, Message, Priority
 from order_service.domain import (
-    NEVER,
     PARTICIPANT,
     CancelOrder,
     ExpireOrder,
@@ -135,16 +135,22 @@ def test_the_customer_may_cancel_a_pending_order() -> None:
     )
 
 
-def test_a_pending_order_lives_until_just_before_its_deadline() -> None:
-    moment = DEADLINE - timedelta(microseconds=1)
+def test_a_pending_order_is_to_be_cancelled_at_its_deadline() -> None:
+    order = given(PARTICIPANT, placed).state(Order, ORDER)
 
-    assert given(PARTICIPANT, placed).when(expire, now=moment) == ()
-
-
-def test_a_pending_order_is_cancelled_at_its_deadline() -> None:
-    assert given(PARTICIPANT, placed).when(expire, now=DEADLINE) == (
+    assert order.due() == Due(DEADLINE, expire, Priority.HIGH)
+    assert given(PARTICIPANT, placed).when(expire) == (
         cancelled(CancellationReason.DEADLINE_EXCEEDED),
     )
+
+
+@pytest.mark.parametrize(
+    "ending",
+    [confirmed, *(cancelled(reason) for reason in CancellationReason)],
+    ids=lambda event: getattr(event, "reason", "confirmed"),
+)
+def test_nothing_is_due_about_an_order_that_has_ended(ending: Event) -> None:
+    assert given(PARTICIPANT, placed, ending).state(Order, ORDER).due() is None
 
 
 def test_an_ended_order_keeps_when_and_why() -> None:
@@ -174,15 +180,15 @@ def test_an_outcome_never_changes(ending: Event, message: Message) -> None:
 
 
 @pytest.mark.parametrize(
-    "message", [charged, declined, rejected, cancel], ids=lambda m: type(m).__name__
+    "message", [charged, declined, rejected, cancel, expire], ids=lambda m: type(m).__name__
 )
 def test_a_message_about_an_order_never_placed_here_is_a_fault(message: Message) -> None:
     with pytest.raises(UnknownOrder, match=str(ORDER)):
         given(PARTICIPANT).when(message)
 
 
-def test_an_order_never_placed_has_no_deadline_to_pass() -> None:
-    assert given(PARTICIPANT).when(expire, now=NEVER - timedelta(days=1)) == ()
+def test_nothing_is_due_about_an_order_never_placed() -> None:
+    assert Order(str(ORDER)).due() is None
 
 
 messages = st.sampled_from([place, *ENDINGS])

@@ -384,6 +384,11 @@ def begun_and_not_known(world: Clean) -> None:
     world.publish("order", 1, placed(STRANGER))
 
 
+def begun_with_nothing_due(world: Clean) -> None:
+    world.publish("order", 1, placed(STRANGER))
+    world.orders[STRANGER] = order(OrderStatus.UNKNOWN)
+
+
 def cancelled_but_charged(world: Clean) -> None:
     world.payments[REFUNDED] = payment(PaymentStatus.CHARGED)
 
@@ -467,6 +472,7 @@ BROKEN: Mapping[Callable[[Clean], None], tuple[str, str]] = {
     other_amount_than_the_order: ("books_differ", CONFIRMED),
     still_pending: ("not_terminal", STRANGER),
     begun_and_not_known: ("order_missing", STRANGER),
+    begun_with_nothing_due: ("endless", STRANGER),
     cancelled_but_charged: ("charged_not_confirmed", REFUNDED),
     cancelled_but_charged_by_the_provider: ("charged_not_confirmed", DECLINED),
     cancelled_but_held: ("held_not_confirmed", DECLINED),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from common.choreography import ChoreographyError, Participant
 from common.messaging.dead_letters import Reason, fingerprint
 from common.retry import RUNGS_MS, Retry, TransientError
-from order_service.domain import confirm, place
+from order_service.domain import confirm, expire, place
 
 
 def waits(retry: Retry) -> list[int | None]:
@@ -73,8 +73,8 @@ def test_values_that_make_no_policy_are_refused_by_name(values: dict[str, Any]) 
 
 def test_a_reaction_may_have_a_policy_of_its_own() -> None:
     own, others = Retry(max_calls=9), Retry(max_calls=2)
-    participant = Participant("order", place, confirm, retry=others, retries={confirm: own})
-    confirmed, placed = (reaction.consumes for reaction in participant.reactions[::-1])
+    participant = Participant("order", place, confirm, expire, retry=others, retries={confirm: own})
+    placed, confirmed, _ = (reaction.consumes for reaction in participant.reactions)
     assert participant.retry_of(confirmed) is own
     assert participant.retry_of(placed) is others
 

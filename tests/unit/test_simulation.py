@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from contextlib import closing
 from copy import copy
 from dataclasses import replace
+from datetime import timedelta
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -22,15 +24,15 @@ from common.kernel.groups import Done, Duplicate, Kernel
 from common.kernel.kept import Kept
 from common.kernel.outbox import Outbox, Outgoing
 from common.kernel.rows import WriteSet, writing
-from common.kernel.step import Decision
-from common.message import Command
+from common.kernel.step import Decision, Firing
+from common.kernel.tables import DUE_AT
+from common.kernel.timer import Found, Timekeeper
 from common.messaging import frames
 from common.messaging.consumer import Deliveries, _Intake
 from common.messaging.dead_letters import ATTEMPTS, Failure
 from common.messaging.frames import Delivery
 from common.messaging.publisher import BrokerPublisher
 from common.messaging.wire import ChannelLost
-from order_service.domain import ExpireOrder
 from saga.cli import app
 from saga.commands.simulating import Summary, show, summary_as_json
 from saga.simulation import Parts, Run, Simulation, run_seeds
@@ -236,13 +238,74 @@ class BlamesTheMessage(Kernel):
         self._database.is_away = lambda error: False  # type: ignore[method-assign]  # that is it
 
 
-class CallsOffDeadlines(Kernel):
+class DoesNothingThatIsDue(Timekeeper):
     """Cancels no order whose deadline has passed."""
 
-    async def give(self, command: Command, **options: Any) -> Done | Duplicate:
-        if isinstance(command, ExpireOrder):
-            return Duplicate()
-        return await super().give(command, **options)
+    async def _fire(self, found: Found) -> None:
+        pass
+
+
+class TakesItForDue(Kernel):
+    """Does what was found to be due without asking whether it is."""
+
+    async def fire(self, firing: Firing) -> Done | Duplicate:
+        return await self._done_locally(firing.envelope(self._participant.name, self._clock()))
+
+
+class DoesItAnew(TakesItForDue):
+    """Takes each look of each replica at what is due for another one."""
+
+    async def fire(self, firing: Firing) -> Done | Duplicate:
+        return await super().fire(replace(firing, sequence=self._new_id().int))
+
+
+class DoesItTwice(DoesItAnew):
+    """Does again what it has just done."""
+
+    async def fire(self, firing: Firing) -> Done | Duplicate:
+        await super().fire(firing)
+        return await super().fire(firing)
+
+
+class LooksAhead(Timekeeper):
+    """Finds due what will be in an hour."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        kept = self._clock
+        self._clock = lambda: kept() + timedelta(hours=1)
+
+
+class TakesItsTime(Timekeeper):
+    """Gives others time to be faster."""
+
+    async def _fire(self, found: Found) -> None:
+        await asyncio.sleep(3.0)
+        await super()._fire(found)
+
+
+class ForgetsWhatIsDue(Kernel):
+    """Writes no row that says when something is due."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._tables = copy(self._tables)
+        self._tables.states = {kind: copy(t) for kind, t in self._tables.states.items()}
+        for table in self._tables.states.values():
+            if table.has_dues:
+                table._row = partial(self._without, table._row)  # type: ignore[method-assign]  # that is it
+
+    def _without(self, row: Any, *arguments: Any) -> dict[str, Any]:
+        return {**row(*arguments), DUE_AT: None}
+
+
+class KeepsWhatWasDue(ForgetsWhatIsDue):
+    """Leaves in a row what was due about its state first."""
+
+    def _without(self, row: Any, *arguments: Any) -> dict[str, Any]:
+        state, _ = arguments
+        first = getattr(state, "deadline", None)
+        return {**row(*arguments), DUE_AT: first}
 
 
 class TakesAnyAnswerForAConfirm(BrokerPublisher):
@@ -312,6 +375,13 @@ BROKEN = [
     Parts(outbox=LooksForNothingLeft),
     Parts(outbox=PublishesEachOnce),
     Parts(kept=KeepsNothing),
+    Parts(timekeeper=DoesNothingThatIsDue),
+    Parts(kernel=DoesItTwice),
+    Parts(kernel=DoesItAnew),
+    Parts(kernel=TakesItForDue, timekeeper=TakesItsTime),
+    Parts(kernel=TakesItForDue, timekeeper=LooksAhead),
+    Parts(kernel=ForgetsWhatIsDue),
+    Parts(kernel=KeepsWhatWasDue),
 ]
 RARELY_BROKEN = [
     Parts(deliveries=AcknowledgesAllBelow),
@@ -319,7 +389,6 @@ RARELY_BROKEN = [
     Parts(deliveries=ForgetsTries),
     Parts(kernel=LooksIntoNoInbox),
     Parts(kernel=ForgetsTheOthers),
-    Parts(kernel=CallsOffDeadlines),
     Parts(kept=KeepsTooLittle),
 ]
 
@@ -327,7 +396,14 @@ RARELY_BROKEN = [
 def name_of(parts: Parts) -> str:
     return next(
         kind.__name__
-        for kind in (parts.kernel, parts.outbox, parts.kept, parts.deliveries, parts.publisher)
+        for kind in (
+            parts.timekeeper,
+            parts.kernel,
+            parts.outbox,
+            parts.kept,
+            parts.deliveries,
+            parts.publisher,
+        )
         if kind.__module__ == __name__
     )
 

@@ -32,7 +32,7 @@ async def nothing_missing() -> Missing:
 async def test_a_service_that_is_ready_and_has_a_trouble_is_a_problem(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    trouble = {"expiry_subjects": "cannot cancel overdue orders: the row 'x' cannot be read"}
+    trouble = {"due_subjects": "cannot do what is due: the row 'x' cannot be read"}
     answering(Readiness(troubles=lambda: trouble), monkeypatch)
 
     said = await readiness(["http://localhost:1"])

@@ -23,10 +23,10 @@ from inventory_service.domain import AddStock
 from order_service.domain import CancelOrder, ExpireOrder
 from saga.dlq.letters import Letter, State
 from saga.dlq.store import ItemState
-from saga.history.debts import LATE_SECONDS, OVERDUE_SECONDS, Debt, debts_of
+from saga.history.debts import LATE_SECONDS, OVERDUE_SECONDS, Debt, coming_of, debts_of
 from saga.history.drawing import as_mermaid, as_svg, as_text
 from saga.history.letters import Death, Life
-from saga.history.sequence import Diagram, Kind, Row, duration, sequence_of
+from saga.history.sequence import Diagram, Kind, Row, duration, owed_since, sequence_of
 from saga.history.story import Story, tell
 from saga.history.whereabouts import Place, Where, Whereabouts
 from tests.play import SAGA, Play, confirmed, declined, out_of_stock
@@ -261,6 +261,33 @@ def test_past_its_deadline_an_order_s_end_is_owed() -> None:
         ("order", None, ("order.cancelled",)),
     ]
     assert debts[1].by == deadline + timedelta(seconds=OVERDUE_SECONDS)
+    assert debts[1].firing is not None
+    now = deadline + timedelta(minutes=1)
+    assert owed_since(debts[1], None, now) == "for 1 min; late by 55 s; order.expire is due"
+
+
+def test_what_is_due_later_will_happen_and_is_owed_by_nobody() -> None:
+    played = play()
+    order = played.place()
+    story = story_of(played.events, order)
+    deadline = played.about(order)[0].data.deadline
+    now = deadline - timedelta(minutes=4)
+    (coming,) = coming_of(GRAPH, story, now)
+
+    assert (coming.participant, coming.at) == ("order", deadline)
+    assert coming.firing.due.command == ExpireOrder(order_id=UUID(order))
+    assert coming.answers == ("order.cancelled",)
+    assert not [debt for debt in debts_of(GRAPH, story, now) if debt.firing]
+    row = sequence_of(GRAPH, story, coming=[coming], now=now).rows[-1]
+    assert (row.kind, row.label) == (Kind.DUE, "order.expire is due")
+    assert row.note == f"in 4 min, at {deadline:%Y-%m-%d %H:%M:%S}, unless something happens before"
+
+
+def test_nothing_is_due_about_an_order_that_has_ended() -> None:
+    played = play()
+    order = confirmed(played)
+
+    assert coming_of(GRAPH, story_of(played.events, order), played.at) == []
 
 
 def test_a_debt_in_the_sequence_says_since_when_and_where_the_event_is() -> None:

@@ -10,9 +10,10 @@ import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, get_type_hints
 
-from common.choreography import Participant
+from common.choreography import Participant, State
+from common.due import Due
 from common.events import (
     OrderCancelled,
     OrderConfirmed,
@@ -105,6 +106,22 @@ def swapped(participant: Participant, *instead: Callable[..., Any]) -> Participa
     return Participant(participant.name, *functions, package=participant.package)
 
 
+def retyped(participant: Participant, kind: type[State], instead: type[State]) -> Participant:
+    """The participant with states of another kind for those of one."""
+
+    def taking(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def reaction(*arguments: Any) -> Any:
+            return function(*arguments)
+
+        hints = get_type_hints(function)
+        reaction.__annotations__ = {n: instead if h is kind else h for n, h in hints.items()}
+        return reaction
+
+    functions = (taking(r.function) for r in participant.reactions)
+    return Participant(participant.name, *functions, package=participant.package)
+
+
 # --- order --------------------------------------------------------------------------------------
 
 
@@ -118,22 +135,65 @@ def an_order_is_placed_twice() -> Participant:
     return swapped(order.PARTICIPANT, place)
 
 
-@twin("deadline_missed", 2)
+@twin("due_ignored", 2)
 def the_deadline_is_ignored() -> Participant:
-    def expire(command: ExpireOrder, state: Order, now: datetime) -> OrderCancelled | None:
+    def expire(command: ExpireOrder, state: Order) -> OrderCancelled | None:
         return None
 
     return swapped(order.PARTICIPANT, expire)
 
 
+@dataclass(frozen=True, slots=True)
+class _DueAtOnce(Order):
+    def due(self) -> Due[ExpireOrder] | None:
+        due = Order.due(self)
+        return due and replace(due, at=self.placed_at or due.at)
+
+
 @twin("reason_untrue", 2)
 def the_deadline_passes_at_once() -> Participant:
-    """Whoever asks for an expiry is believed."""
+    """What is due, is due too early."""
+    return retyped(order.PARTICIPANT, Order, _DueAtOnce)
 
-    def expire(command: ExpireOrder, state: Order, now: datetime) -> OrderCancelled | None:
-        return order.expire(command, state, state.deadline)
 
-    return swapped(order.PARTICIPANT, expire)
+@dataclass(frozen=True, slots=True)
+class _DueAgain(Order):
+    def due(self) -> Due[ExpireOrder] | None:
+        pending = replace(self, status=OrderStatus.PENDING)
+        return Order.due(pending) if self.placed_at else None
+
+
+@twin("due_ignored", 2)
+def the_deadline_passes_again_and_again() -> Participant:
+    """What was done is due as before."""
+    return retyped(order.PARTICIPANT, Order, _DueAgain)
+
+
+@dataclass(frozen=True, slots=True)
+class _NeverDue(Order):
+    def due(self) -> Due[ExpireOrder] | None:
+        return None
+
+
+@twin("endless", 1)
+def the_deadline_never_passes() -> Participant:
+    return retyped(order.PARTICIPANT, Order, _NeverDue)
+
+
+@dataclass(frozen=True, slots=True)
+class _DueWhateverHappened(_DueAgain):
+    """Due until it is cancelled, if it was confirmed before too."""
+
+    def due(self) -> Due[ExpireOrder] | None:
+        return None if self.status is OrderStatus.CANCELLED else _DueAgain.due(self)
+
+
+@twin("outcome_changed", 7)
+def the_deadline_of_a_confirmed_order_passes() -> Participant:
+    def expire(command: ExpireOrder, state: Order) -> OrderCancelled | None:
+        return order.expire(command, replace(state, status=OrderStatus.PENDING))
+
+    return retyped(swapped(order.PARTICIPANT, expire), Order, _DueWhateverHappened)
 
 
 @twin("outcome_changed", 7)

@@ -1,0 +1,30 @@
+"""Timers as functions of states: what is to be done about a state, and when.
+
+A state says what is due about it (`common.choreography.State.due`), and nothing else is noted: a
+timer survives a restart and a rebuild as its state does, and ends with what made it needless. The
+kernel keeps the time beside the state's row and gives the command once it has come, whichever
+replica looks first (`common.kernel.timer`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Generic, TypeVar
+
+from common.message import Command, Priority
+
+C = TypeVar("C", bound=Command, covariant=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Due(Generic[C]):
+    """A command that is given at a time, unless the state says something else before.
+
+    `at` is aware. `command` is about the state that says so, and its reaction takes that state
+    first. The reaction has to lead to a state about which something else is due, or nothing.
+    """
+
+    at: datetime
+    command: C
+    priority: Priority = Priority.NORMAL

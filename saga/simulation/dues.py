@@ -1,0 +1,109 @@
+"""What a run tells of timers: each done once, not before its time, and none forgotten."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from functools import partial
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from common.choreography import Participant
+from common.envelope import Decoder, Envelope, derived_id, rfc3339
+from common.kernel.fold import Fold
+from common.kernel.step import Firing, cause_among_commands, due_source_of
+from common.kernel.tables import Tables, due_at_of
+from saga.simulation.database import Store
+from saga.view import Violation
+
+LATE_MAX_SECONDS: Final = 40.0
+"""How long after it was due, or after the storm if that is later, something may be done: by then
+its service may still be frozen, or wait for its database."""
+
+
+def violations(
+    participant: Participant, tables: Tables, store: Store, calm_at: datetime
+) -> Iterator[Violation]:
+    """What is wrong with what one participant did because it was due, in a storm that was over by
+    `calm_at`."""
+    if not tables.with_dues:
+        return
+    decoder = Decoder(participant.publishes)
+    events = [decoder.decode(body) for body in store.committed()]
+    yield from _early(participant, events)
+    yield from _late(participant, events, calm_at)
+    yield from _in_vain(participant, events, store.run(partial(_inbox, tables)))
+    yield from store.run(partial(_lost, tables))
+
+
+def _early(participant: Participant, events: Sequence[Envelope[Any]]) -> Iterator[Violation]:
+    """Events that came of what was due, before it was: an event's id tells what it came of."""
+    fold, name = Fold(participant), participant.name
+    steps = [
+        f"{name}.{participant.by_message[command].name}"
+        for commands in participant.dues.values()
+        for command in commands
+    ]
+    for event in sorted(events, key=lambda event: event.sequence or 0):
+        cause = cause_among_commands(event.causationid or "", due_source_of(name))
+        if any(derived_id(cause, f"{step}.{event.type}") == event.id for step in steps):
+            firing = Firing.of(fold.own(event.type, event.subject))
+            if firing is not None and event.time < firing.due.at:
+                yield Violation(
+                    "due_early",
+                    event.subject,
+                    f"{event.type} came of what was due at {rfc3339(firing.due.at)} only, at "
+                    f"{rfc3339(event.time)}",
+                )
+        fold.take(event)
+
+
+def _late(
+    participant: Participant, events: Sequence[Envelope[Any]], calm_at: datetime
+) -> Iterator[Violation]:
+    """Events about a state long after something was due about it, which had to come before."""
+    fold = Fold(participant)
+    for event in sorted(events, key=lambda event: event.sequence or 0):
+        firing = Firing.of(fold.own(event.type, event.subject))
+        if firing is not None:
+            late_seconds = (event.time - max(firing.due.at, calm_at)).total_seconds()
+            if late_seconds > LATE_MAX_SECONDS:
+                yield Violation(
+                    "due_late",
+                    event.subject,
+                    f"{event.type} came {late_seconds:.0f} s after {firing.due.command.type} was "
+                    f"due, or after the storm",
+                )
+        fold.take(event)
+
+
+def _in_vain(
+    participant: Participant, events: Sequence[Envelope[Any]], inbox: Sequence[str]
+) -> Iterator[Violation]:
+    """What was done as due, and led to nothing: it was done before, or not due any more."""
+    causes = {event.causationid for event in events}
+    for key in inbox:
+        id, _, source = key.partition("\t")
+        if source == due_source_of(participant.name) and id not in causes:
+            yield Violation(
+                "due_in_vain", id, f"{participant.name} did what was not due, or not any more"
+            )
+
+
+def _inbox(tables: Tables, connection: Connection) -> Sequence[str]:
+    return connection.scalars(sa.select(tables.inbox.c.message_id)).all()
+
+
+def _lost(tables: Tables, connection: Connection) -> list[Violation]:
+    """States that say when something is due, in rows that do not."""
+    found = []
+    for table in tables.with_dues:
+        rows = dict(table.due(connection))
+        for states, _ in table.pages(connection):
+            for key, state in states.items():
+                if due_at_of(state) != rows.get(key):
+                    detail = f"due at {due_at_of(state)}, and its row says {rows.get(key)}"
+                    found.append(Violation("due_lost", key, detail))
+    return found
