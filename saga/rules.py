@@ -187,9 +187,9 @@ class Rules:
         }
         for subject in view.told.subjects():
             types = {mark.type for mark in view.told.about(subject)}
-            if types & self._leads_to_an_end and not types & self._terminal:
-                if subject not in waiting:
-                    yield subject
+            begun = types & self._leads_to_an_end and not types & self._terminal
+            if begun and subject not in waiting:
+                yield subject
 
     def _open_questions(self, view: View) -> Iterator[Broken]:
         for participant, source, kinds in self._asking:
