@@ -25,9 +25,9 @@ notifications = sa.Table(
     sa.Column("begun_at", Utc),
     sa.Column("detail", sa.String(255), nullable=False),
     sa.Column("resent_at", Utc),
-    sa.Column("tries", sa.Integer, nullable=False, server_default="1"),
     sa.Index("notifications_by_status", "status", "begun_at"),
     *due_columns("notifications"),
+    sa.Column("tries", sa.Integer, nullable=False, server_default="1"),
 )
 
 in_question = sa.Table(

@@ -73,16 +73,13 @@ class Report:
     says why books of outsides that keep none were not read.
     """
 
+    ok: bool
     checked: dict[str, int]
     violations: tuple[Violation, ...]
     dead_letters: dict[str, int]
     for_people: dict[str, tuple[str, ...]] = field(default_factory=dict)
     not_covered: tuple[str, ...] = ()
     unread: tuple[str, ...] = ()
-
-    @property
-    def ok(self) -> bool:
-        return not self.violations and not self.not_covered
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +131,9 @@ async def reconcile(
             if (identity := _identity(violation)) in found
         }
     letters = gathered.deliveries.letters
+    not_covered = (*saga.unwatched(), *saga.unread())
     return Report(
+        ok=not found and not not_covered,
         checked=_checked(saga, gathered),
         violations=tuple(found.values()),
         dead_letters={name: len({each.key for each in of}) for name, of in letters.items()},
@@ -142,7 +141,7 @@ async def reconcile(
             each.name: tuple(sorted(subject for subject, _ in each.broken(gathered.view)))
             for each in saga.left_to_people
         },
-        not_covered=(*saga.unwatched(), *saga.unread()),
+        not_covered=not_covered,
         unread=tuple(
             f"the books of {outside.name} were not read: {outside.no_books}"
             for outside in saga.outside

@@ -247,7 +247,7 @@ async def test_a_refund_we_do_not_know_is_found(stage: Stage, orders: dict[str, 
 async def test_an_order_that_never_ended_is_found(stage: Stage, orders: dict[str, str]) -> None:
     order_id = orders["out_of_stock"]
     stage.execute("order", "UPDATE orders SET status = 'pending' WHERE order_id = :id", id=order_id)
-    assert await stage.broken_rules() == {("not_terminal", order_id), ("outcome_differs", order_id)}
+    assert await stage.broken_rules() == {("not_terminal", order_id), ("outcome_unheard", order_id)}
 
 
 async def test_an_event_nobody_has_done_is_found(stage: Stage, orders: dict[str, str]) -> None:
@@ -293,6 +293,7 @@ async def test_an_event_that_came_from_nowhere_is_found(
     assert await stage.broken_rules() == {
         ("lost", "inventory/forged"),
         ("order_missing", str(order_id)),
+        ("endless", str(order_id)),
     }
 
 
@@ -346,7 +347,7 @@ async def test_a_dead_letter_is_not_lost_and_explains_its_order(
     await stage.bury("order", message_of(event.to_bytes()), "failed")
     report = await stage.reconcile()
     details = {violation.rule: violation.detail for violation in report.violations}
-    assert set(details) == {"not_terminal", "outcome_differs"}
+    assert set(details) == {"not_terminal", "outcome_unheard"}
     assert f"waiting on dead letter {event.id} of order (failed)" in details["not_terminal"]
     assert report.dead_letters["order"] == 1
 
@@ -435,7 +436,7 @@ async def test_a_trimmed_history_is_said_to_be_and_checked_as_far_as_it_goes(
     report = await stage.reconcile()
     assert report.violations == ()
     assert report.checked["history_first_offset"] > 0
-    assert report.checked["skus_trimmed"] == 1
+    assert report.checked["subjects_trimmed"] > 0
     # What is left of the history is still checked.
     event = next(event for event in reversed(play.events) if event.type == "stock.rejected")
     stage.execute("order", "DELETE FROM inbox WHERE message_id LIKE :id || '%'", id=event.id)
