@@ -12,6 +12,8 @@ from common.events import CancellationReason, DeclineReason, OrderLine, PlaceOrd
 from common.message import Intent, Priority
 from inventory_service.domain import PARTICIPANT as INVENTORY
 from inventory_service.domain import AddStock
+from notification_service.domain import PARTICIPANT as NOTIFICATION
+from notification_service.domain import DismissNotification, ResendNotification
 from order_saga.outsides import PROVIDER
 from order_service.domain import PARTICIPANT as ORDER
 from order_service.domain import CancelOrder, OrderStatus
@@ -22,6 +24,8 @@ from saga.load import Given, Plan
 LOAD_SECONDS: Final = (0.01, 0.01, 3.0)
 """In which all orders are placed."""
 CANCEL_MAX_SECONDS: Final = 8.0
+PERSON_MAX_SECONDS: Final = 40.0
+"""Within which a person looks at a mail."""
 NEVER_SECONDS: Final = 7 * 24 * 3600
 """A time limit that no run reaches."""
 SHORT_SECONDS: Final = 6
@@ -64,6 +68,11 @@ def plan(chance: random.Random, orders: int) -> Plan:
             id = derived_id(key, cancel.type)
             given.append(Given(ORDER.name, cancel, id, cancelled_at, priority=command.priority))
             endings |= {CancellationReason.CUSTOMER_REQUEST}
+        if chance.random() < 0.1:  # if it is for a person to decide by then
+            decision = chance.choice((ResendNotification, DismissNotification))
+            at = at_seconds + chance.random() * PERSON_MAX_SECONDS
+            wish = decision(order_id=command.order_id)
+            given.append(Given(NOTIFICATION.name, wish, derived_id(key, wish.type), at))
         if command.time_limit_seconds < NEVER_SECONDS:
             endings |= {CancellationReason.DEADLINE_EXCEEDED}
         ends[command.subject] = endings

@@ -26,6 +26,8 @@ class Summary:
 
     runs: Sequence[Run]
     seconds: float
+    missing: Sequence[str] = ()
+    """What no run has come to, or nothing looks at."""
 
     @property
     def digest(self) -> str:
@@ -52,7 +54,8 @@ class Summary:
 def simulate(seeds: int, first: int, jobs: int, *, as_json: bool) -> bool:
     """Run seeds and print what came of them; whether nothing was wrong."""
     from saga.commands.console import progress_bars
-    from saga.simulation import run_seeds
+    from saga.discovery import saga
+    from saga.simulation import run_seeds, uncovered
 
     began = time.monotonic()
     runs: list[Run] = []
@@ -60,12 +63,14 @@ def simulate(seeds: int, first: int, jobs: int, *, as_json: bool) -> bool:
         for run in run_seeds(first, seeds, jobs=jobs):
             runs.append(run)
             advance["seeds"](1)
-    summary = Summary(runs, time.monotonic() - began)
+    happened = {what for run in runs for what in run.happened}
+    missing = list(uncovered(saga(), happened)) if seeds >= SEEDS else []
+    summary = Summary(runs, time.monotonic() - began, missing)
     if as_json:
         print_json(summary_as_json(summary))
     else:
         show(summary)
-    return not summary.broken
+    return not summary.broken and not summary.missing
 
 
 def _again(run: Run) -> str:
@@ -76,7 +81,8 @@ def _again(run: Run) -> str:
 def summary_as_json(summary: Summary) -> dict[str, Any]:
     """What came of the runs as a JSON document."""
     return {
-        "ok": not summary.broken,
+        "ok": not summary.broken and not summary.missing,
+        "not_covered": list(summary.missing),
         "first_seed": summary.runs[0].seed,
         "seeds": len(summary.runs),
         "digest": summary.digest,
@@ -116,9 +122,15 @@ def show(summary: Summary) -> None:
         f"{summary.simulated_seconds:,} simulated s in {summary.seconds:.1f} s: "
         f"{summary.seeds_per_minute:,} seeds a minute; all traces together: {summary.digest}"
     )
+    for line in summary.missing:
+        console.print(f"not covered: {line}")
+    if seeds < SEEDS:
+        console.print(f"what these runs never came to is told from {SEEDS} seeds on")
     if broken:
         listed = ", ".join(str(run.seed) for run in broken[:LISTED_MAX])
         more = " ..." if len(broken) > LISTED_MAX else ""
         console.print(styled((f"{len(broken)} of them are broken: {listed}{more}", "red")))
+    elif summary.missing:
+        console.print(styled(("nothing is broken of what was looked at", "yellow")))
     else:
         console.print(styled(("nothing is broken", "green")))

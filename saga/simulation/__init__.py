@@ -7,7 +7,7 @@ import gc
 import logging
 import multiprocessing
 import signal
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -40,6 +40,20 @@ class Run:
     trace: tuple[str, ...]
     simulated_seconds: float
     steps: int
+    happened: frozenset[str] = frozenset()
+    """The types of events that were published, and the names of questions that were asked."""
+
+
+def uncovered(saga: Saga, happened: Collection[str]) -> Iterator[str]:
+    """What was not looked at in runs in which just this happened: lines for people."""
+    yield from saga.unwatched()
+    for event in saga.choreography.events:
+        if event.type not in happened:
+            yield f"the load never comes to {event.type}"
+    for outside in saga.outside:
+        for intent in sorted(outside.intents, key=lambda intent: intent.__name__):
+            if intent.__name__ not in happened:
+                yield f"the load never has {outside.name} asked {intent.__name__}"
 
 
 def run_seeds(first: int, count: int, *, jobs: int = 1) -> Iterator[Run]:
@@ -84,16 +98,18 @@ class Simulation:
     def run(self, seed: int) -> Run:
         """Run a seed. Blocks, for some tens of milliseconds."""
         with _silence(), _garbage_collected_at_the_end():
-            lines, found, simulated_seconds, steps = self._play(seed)
+            lines, found, happened, seconds, steps = self._play(seed)
         # By now every error has been told that nobody had looked at.
-        return Run(seed, digest_of(lines), tuple(found), tuple(lines), simulated_seconds, steps)
+        return Run(seed, digest_of(lines), tuple(found), tuple(lines), seconds, steps, happened)
 
-    def _play(self, seed: int) -> tuple[list[str], list[Violation], float, int]:
-        """The trace, what is wrong, and how long it took; nothing else is left of the world."""
+    def _play(self, seed: int) -> tuple[list[str], list[Violation], frozenset[str], float, int]:
+        """The trace, what is wrong, what happened, and how long it took; nothing else is left of
+        the world."""
         world = World(seed, self._scene, self._parts)
         world.run()
-        world.troubles.extend(violations(world))
-        return world.trace.lines, world.troubles, world.loop.time(), world.loop.steps
+        found, happened = violations(world)
+        world.troubles.extend(found)
+        return world.trace.lines, world.troubles, happened, world.loop.time(), world.loop.steps
 
     def close(self) -> None:
         self._scene.close()

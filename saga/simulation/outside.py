@@ -37,6 +37,8 @@ class SimulatedOutside:
         planned: Callable[[Intent], Any] | None,
     ) -> None:
         self.books = outside.blank
+        self.heard: set[type[Intent]] = set()
+        """What it was asked."""
         self._outside = outside
         self._loop = loop
         self._weather = weather
@@ -72,6 +74,7 @@ class SimulatedOutside:
         weather, rates, outside = self._weather, self._weather.rates, self._outside
         if outside.idempotent and weather.happens(rates.outside_away):
             raise TransientError("simulated: away")
+        self.heard.add(type(intent))
         answer, books, said = outside.hear(self.books, intent, self._decision(intent))
         if books != self.books:
             self.books = books

@@ -22,15 +22,18 @@ from saga.simulation.world import World
 from saga.view import View, Violation
 
 
-def violations(world: World) -> list[Violation]:
-    """Everything that is wrong with how a run has ended."""
+def violations(world: World) -> tuple[list[Violation], frozenset[str]]:
+    """Everything that is wrong with how a run has ended; and what has happened in it, as
+    `coverage` names it."""
     view, deliveries = _seen(world)
+    types = {mark.type for about in view.told.subjects() for mark in view.told.about(about)}
+    heard = {intent.__name__ for outside in world.outsides for intent in outside.heard}
     return [
         *_unrest(world),
         *judge(world.scene.rules, view, deliveries),
         *_wrong_endings(world, view),
         *_wrong_timers(world),
-    ]
+    ], frozenset(types | heard)
 
 
 def _unrest(world: World) -> Iterator[Violation]:

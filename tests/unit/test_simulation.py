@@ -460,7 +460,7 @@ def test_what_is_wrong_is_in_the_json_document(broken: Run) -> None:
     "options",
     [
         ["--seeds", "3"],
-        ["--simulate", "--orders", "1"],
+        ["--simulate", "--scenario", "one order"],
         ["--simulate", "--seeds", "0"],
         ["--simulate", "--seed", "some"],
         ["--simulate", "--jobs", "1000"],
