@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
-from typing import ClassVar, Self
+from typing import ClassVar, Final, Self
 from uuid import UUID
 
+from common.asking import Phase, ask, record, record_undone, take_back
 from common.choreography import Participant, State
 from common.events import (
     Currency,
@@ -91,6 +92,18 @@ class PaymentStatus(StrEnum):
     VOIDED = "voided"
 
 
+_PHASES: Final = {
+    PaymentStatus.NONE: Phase.NEW,
+    PaymentStatus.CHARGING: Phase.ASKING,
+    PaymentStatus.SETTLING: Phase.SETTLING,
+    PaymentStatus.CHARGED: Phase.TAKEN,
+    PaymentStatus.DECLINED: Phase.REFUSED,
+    PaymentStatus.REFUNDING: Phase.UNDOING,
+    PaymentStatus.REFUNDED: Phase.UNDONE,
+    PaymentStatus.VOIDED: Phase.VOID,
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Payment(State):
     """The payment for one order.
@@ -103,6 +116,10 @@ class Payment(State):
     customer: str = ""
     currency: Currency = "EUR"
     amount_cents: int = 0
+
+    @property
+    def phase(self) -> Phase:
+        return _PHASES[self.status]
 
     def evolve(self, message: Event | Intent, at: datetime) -> Self:
         match message:
@@ -140,16 +157,15 @@ class Payment(State):
 
 
 def charge(event: StockReserved, payment: Payment) -> Charge | None:
-    match payment.status:
-        case PaymentStatus.NONE | PaymentStatus.CHARGING:
-            return Charge(
-                order_id=event.order_id,
-                customer=event.customer,
-                currency=event.currency,
-                amount_cents=event.total_cents,
-            )
-        case _:  # Answered already; or cancelled, and the cancellation settles what was asked.
-            return None
+    return ask(
+        payment.phase,
+        lambda: Charge(
+            order_id=event.order_id,
+            customer=event.customer,
+            currency=event.currency,
+            amount_cents=event.total_cents,
+        ),
+    )
 
 
 def record_charge(
@@ -157,54 +173,49 @@ def record_charge(
 ) -> (
     PaymentCharged | PaymentDeclined | PaymentVoided | tuple[PaymentCharged, Refund] | Refund | None
 ):
-    match payment.status:
-        case PaymentStatus.CHARGING:
-            if answer.declined is None:
-                return _charged(answer, payment)
-            return PaymentDeclined(order_id=answer.order_id, reason=answer.declined)
-        case PaymentStatus.SETTLING:
-            if answer.declined is None:
-                return _charged(answer, payment), _refund(answer.order_id, payment)
-            return PaymentVoided(order_id=answer.order_id)
-        case PaymentStatus.REFUNDING:  # The cancellation's own question, answered twice.
-            return _refund(answer.order_id, payment)
-        case _:
-            return None
+    def refused() -> PaymentDeclined:
+        assert answer.declined is not None  # noqa: S101 - it is called only then
+        return PaymentDeclined(order_id=answer.order_id, reason=answer.declined)
+
+    return record(
+        payment.phase,
+        answer.declined is None,
+        taken=lambda: PaymentCharged(
+            order_id=answer.order_id,
+            currency=payment.currency,
+            amount_cents=payment.amount_cents,
+            reference=answer.reference,
+        ),
+        refused=refused,
+        void=lambda: PaymentVoided(order_id=answer.order_id),
+        undo=lambda: _refund(answer.order_id, payment),
+    )
 
 
 def compensate(
     event: OrderCancelled, payment: Payment
 ) -> PaymentVoided | SettleCharge | Refund | None:
-    match payment.status:
-        case PaymentStatus.NONE:  # Overtook `stock.reserved`, which must now charge nothing.
-            return PaymentVoided(order_id=event.order_id)
-        case PaymentStatus.CHARGING | PaymentStatus.SETTLING:
-            return SettleCharge(
-                order_id=event.order_id,
-                customer=payment.customer,
-                currency=payment.currency,
-                amount_cents=payment.amount_cents,
-            )
-        case PaymentStatus.CHARGED | PaymentStatus.REFUNDING:
-            return _refund(event.order_id, payment)
-        case _:
-            return None
-
-
-def record_refund(answer: RefundAnswered, payment: Payment) -> PaymentRefunded | None:
-    if payment.status is not PaymentStatus.REFUNDING:
-        return None
-    return PaymentRefunded(
-        order_id=answer.order_id, currency=payment.currency, amount_cents=payment.amount_cents
+    return take_back(
+        payment.phase,
+        void=lambda: PaymentVoided(order_id=event.order_id),
+        settle=lambda: SettleCharge(
+            order_id=event.order_id,
+            customer=payment.customer,
+            currency=payment.currency,
+            amount_cents=payment.amount_cents,
+        ),
+        undo=lambda: _refund(event.order_id, payment),
     )
 
 
-def _charged(answer: ChargeAnswered, payment: Payment) -> PaymentCharged:
-    return PaymentCharged(
-        order_id=answer.order_id,
-        currency=payment.currency,
-        amount_cents=payment.amount_cents,
-        reference=answer.reference,
+def record_refund(answer: RefundAnswered, payment: Payment) -> PaymentRefunded | None:
+    return record_undone(
+        payment.phase,
+        lambda: PaymentRefunded(
+            order_id=answer.order_id,
+            currency=payment.currency,
+            amount_cents=payment.amount_cents,
+        ),
     )
 
 
