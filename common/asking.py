@@ -15,7 +15,7 @@ The participant's own reactions say which intents and events these are:
 from __future__ import annotations
 
 from collections.abc import Callable
-from enum import Enum, auto
+from enum import StrEnum
 from typing import TypeVar
 
 from common.message import Event, Intent
@@ -36,21 +36,21 @@ B = TypeVar("B", bound=Event)
 """It was given back."""
 
 
-class Phase(Enum):
+class Phase(StrEnum):
     """Where something stands that an outside is asked for."""
 
-    NEW = auto()
+    NEW = "new"
     """Nobody was asked."""
-    ASKING = auto()
+    ASKING = "asking"
     """The outside may have given it without our knowing yet."""
-    SETTLING = auto()
+    SETTLING = "settling"
     """The same, and it is not wanted any more."""
-    TAKEN = auto()
-    REFUSED = auto()
-    UNDOING = auto()
+    TAKEN = "taken"
+    REFUSED = "refused"
+    UNDOING = "undoing"
     """The outside may have taken it back without our knowing yet."""
-    UNDONE = auto()
-    VOID = auto()
+    UNDONE = "undone"
+    VOID = "void"
     """It was not wanted any more before it was taken: nobody is asked for it from here on."""
 
 

@@ -1,0 +1,26 @@
+"""The service that rents vans."""
+
+from __future__ import annotations
+
+from common.service import Service, main
+from common.settings import Settings
+from common.urls import sqlite_url
+from tests.moving.agency import FileKeeper, VanBookings, asks_rental
+from tests.moving.van.domain import PARTICIPANT
+from tests.moving.van.store import TABLES
+
+
+class VanSettings(Settings):
+    """Where the rental keeps its books."""
+
+    rental_url: str | None = None
+
+
+def build(settings: VanSettings) -> Service:
+    url = settings.rental_url or sqlite_url(settings.data_dir / "rental.db")
+    keeper = FileKeeper(url, VanBookings, lambda key: "no-van" in key)
+    return Service(PARTICIPANT, TABLES, ask=asks_rental(keeper))
+
+
+if __name__ == "__main__":
+    main(build, VanSettings)
