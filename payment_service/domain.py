@@ -23,7 +23,7 @@ from common.events import (
     PaymentVoided,
     StockReserved,
 )
-from common.message import Answer, Event, Intent
+from common.message import Answer, Decided, Intent
 from common.retry import Retry
 
 
@@ -104,7 +104,7 @@ class Payment(State):
     currency: Currency = "EUR"
     amount_cents: int = 0
 
-    def evolve(self, message: Event | Intent, at: datetime) -> Self:
+    def evolve(self, message: Decided, at: datetime) -> Self:
         match message:
             case SettleCharge():
                 return replace(self, status=PaymentStatus.SETTLING)
