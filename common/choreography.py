@@ -29,10 +29,10 @@ from functools import cached_property
 from typing import Any, Self
 
 from common.due import Due
-from common.message import Answer, Command, Event, Intent, Message
+from common.message import Answer, Command, Decided, E, Event, Intent, Message
 from common.retry import Retry
 
-_Shape = tuple[type[Event | Intent], ...]
+_Shape = tuple[type[Decided], ...]
 
 
 class ChoreographyError(TypeError):
@@ -43,7 +43,7 @@ class ChoreographyError(TypeError):
 class State:
     """Base of a participant's states: immutable, blank at first, the fold of its own events.
 
-    `key` is what the state is about; `sequence` counts the participant's events about it.
+    `key` is what the state is about; `sequence` counts what the participant has published about it.
     """
 
     key: str
@@ -58,9 +58,10 @@ class State:
         """
         return (message.subject,) if isinstance(own, cls) else ()
 
-    def evolve(self, message: Event | Intent, at: datetime) -> Self:
-        """The state after one of the participant's own events (or intents), which came about
-        at `at`. Never raises; a message that changes nothing returns self."""
+    def evolve(self, message: Decided, at: datetime) -> Self:
+        """The state after one of the participant's own events (or a command it has sent, or an
+        intent), which came about at `at`. Never raises; a message that changes nothing returns
+        self."""
         return self
 
     def due(self) -> Due[Any] | None:
@@ -111,12 +112,12 @@ class Reaction:
 
     function: Callable[..., Any]
     consumes: type[Event | Command | Answer]
-    returns: tuple[type[Event | Intent], ...]
+    returns: tuple[type[Decided], ...]
     parameters: tuple[tuple[str, type[State] | type[datetime], bool], ...]
     """Name, type, and whether a mapping of them is asked for."""
     shapes: frozenset[_Shape]
     """What may be returned together, in which order; the empty one is nothing."""
-    repeats: frozenset[type[Event | Intent]]
+    repeats: frozenset[type[Decided]]
     """What may be returned together in any choice and order, as by `tuple[A | B, ...]`."""
 
     @property
@@ -137,6 +138,16 @@ class Reaction:
     @property
     def publishes(self) -> tuple[type[Event], ...]:
         return tuple(kind for kind in self.returns if issubclass(kind, Event))
+
+    @property
+    def sends(self) -> tuple[type[Command], ...]:
+        """The commands that the reaction may send to other participants."""
+        return tuple(kind for kind in self.returns if issubclass(kind, Command))
+
+    @property
+    def emits(self) -> tuple[type[Event | Command], ...]:
+        """All that goes to the broker: what it publishes, and what it sends."""
+        return tuple(kind for kind in self.returns if issubclass(kind, Event | Command))
 
     @property
     def intends(self) -> tuple[type[Intent], ...]:
@@ -172,10 +183,17 @@ class Reaction:
                 f"{where}: the first parameter must be an event, a command or an answer, "
                 f"not {consumes}"
             )
+        if issubclass(consumes, Event) and consumes.private:
+            raise ChoreographyError(
+                f"{where}: {consumes.__name__} is private, so nobody reacts to it; its participant "
+                f"has it in its state, and for others let it be an event that is not"
+            )
         returns = tuple(dict.fromkeys(_flatten(hints["return"])))
         for kind in returns:
-            if not (isinstance(kind, type) and issubclass(kind, Event | Intent)):
-                raise ChoreographyError(f"{where}: may return events and intents, not {kind}")
+            if not (isinstance(kind, type) and issubclass(kind, Decided)):
+                raise ChoreographyError(
+                    f"{where}: may return events, commands and intents, not {kind}"
+                )
         for kind in (consumes, *returns):
             if issubclass(kind, Event | Command) and not hasattr(kind, "type"):
                 raise ChoreographyError(
@@ -236,7 +254,7 @@ def _conflict(kinds: _Shape) -> str | None:
     if twice := {kind for kind in kinds if kinds.count(kind) > 1}:
         return (
             f"a reaction returns {', '.join(_names(twice))} once at most, "
-            f"since an event's id is derived from its cause and its type"
+            f"since an id is derived from the cause and the type"
         )
     return None
 
@@ -337,6 +355,16 @@ class Participant:
         return tuple(dict.fromkeys(kind for r in self.reactions for kind in r.publishes))
 
     @cached_property
+    def sends(self) -> tuple[type[Command], ...]:
+        """The commands the participant may send to others."""
+        return tuple(dict.fromkeys(kind for r in self.reactions for kind in r.sends))
+
+    @cached_property
+    def emits(self) -> tuple[type[Event | Command], ...]:
+        """All that the participant may give to the broker: what it publishes, and what it sends."""
+        return (*self.publishes, *self.sends)
+
+    @cached_property
     def intake(self) -> tuple[type[Command], ...]:
         """The commands the participant takes over the broker."""
         return tuple(
@@ -366,6 +394,12 @@ class Choreography:
         names = [service.name for service in self.services]
         if duplicates := {name for name in names if names.count(name) > 1}:
             raise ChoreographyError(f"two services are called {', '.join(sorted(duplicates))}")
+        for participant in self.participants:
+            for reaction in participant.reactions:
+                for command in reaction.sends:
+                    self._check_receiver(participant, reaction, command)
+                for event in reaction.publishes:
+                    self._check_private(participant, reaction, event)
 
     @property
     def services(self) -> tuple[Participant | Observer, ...]:
@@ -376,11 +410,88 @@ class Choreography:
     def events(self) -> tuple[type[Event], ...]:
         """Every event anybody publishes or reacts to, by type; of several versions the newest."""
         kinds = {kind for p in self.participants for kind in (*p.consumes, *p.publishes)}
-        newest = {kind.type: kind for kind in sorted(kinds, key=lambda kind: kind.version)}
-        return tuple(newest[type_] for type_ in sorted(newest))
+        return _newest(kinds)
 
-    def reacting_to(self, event_type: str) -> tuple[Participant, ...]:
-        """The participants that consume events of this type."""
-        return tuple(
-            p for p in self.participants if any(kind.type == event_type for kind in p.consumes)
-        )
+    @cached_property
+    def commands(self) -> tuple[type[Command], ...]:
+        """Every command that participants send each other, by type; of several versions the newest.
+        What only comes from outside is none of them."""
+        return _newest({kind for p in self.participants for kind in p.sends})
+
+    @property
+    def recorded(self) -> tuple[type[Event | Command], ...]:
+        """All that comes into the history: events, and the commands that participants send."""
+        return (*self.events, *self.commands)
+
+    def reacting_to(self, type_: str) -> tuple[Participant, ...]:
+        """The participants that consume events of this type; or the one that takes a command of
+        this type, if participants send it."""
+        if type_ in self._receivers:
+            return (self._receivers[type_],)
+        return tuple(p for p in self.participants if any(kind.type == type_ for kind in p.consumes))
+
+    def sent_to(self, participant: Participant) -> tuple[type[Command], ...]:
+        """Of the commands that a participant takes over the broker, those that others send."""
+        sent = {command.type for command in self.commands}
+        return tuple(command for command in participant.intake if command.type in sent)
+
+    def given_to(self, participant: Participant) -> tuple[type[Command], ...]:
+        """Of the commands that a participant takes over the broker, those that only come from
+        outside, so that no book of the saga's has them before they are taken."""
+        sent = self.sent_to(participant)
+        return tuple(command for command in participant.intake if command not in sent)
+
+    @cached_property
+    def _receivers(self) -> Mapping[str, Participant]:
+        """Keyed by type: who takes a command that participants send."""
+        return {command.type: p for p in self.participants for command in self.sent_to(p)}
+
+    def _check_private(self, owner: Participant, reaction: Reaction, event: type[Event]) -> None:
+        """Raise `ChoreographyError` unless a private event is one participant's own."""
+        if not event.private:
+            return
+        for other in self.participants:
+            if other is not owner and any(kind.type == event.type for kind in other.publishes):
+                raise ChoreographyError(
+                    f"{_where(reaction.function)} publishes {event.type}, which is private, and "
+                    f"{other.name} does, too; let each have one of its own"
+                )
+
+    def _check_receiver(
+        self, sender: Participant, reaction: Reaction, command: type[Command]
+    ) -> None:
+        """Raise `ChoreographyError` unless one other participant takes the command."""
+        where = f"{_where(reaction.function)} sends {command.type}"
+        takers = [
+            (participant, taken)
+            for participant in self.participants
+            for taken in participant.by_message
+            if issubclass(taken, Command) and taken.type == command.type
+        ]
+        if not takers:
+            raise ChoreographyError(
+                f"{where}, which no participant takes; let a reaction of its receiver take it"
+            )
+        if len(takers) > 1:
+            names = " and ".join(participant.name for participant, _ in takers)
+            raise ChoreographyError(
+                f"{where}, which {names} take; a command has one receiver: let it be an event"
+            )
+        ((receiver, taken),) = takers
+        if receiver is sender:
+            raise ChoreographyError(
+                f"{where}, which {sender.name} takes itself; let the reaction decide on it at once"
+            )
+        if not taken.intake:
+            raise ChoreographyError(
+                f"{where}, which {receiver.name} does not take over the broker; "
+                f"let {taken.__name__} have `intake = True`"
+            )
+        if any(command.type == event.type for event in self.events):
+            raise ChoreographyError(f"{where}, and an event is called so, too; rename one")
+
+
+def _newest(kinds: Iterable[type[E]]) -> tuple[type[E], ...]:
+    """Of each type the newest version, by type."""
+    newest = {kind.type: kind for kind in sorted(kinds, key=lambda kind: kind.version)}
+    return tuple(newest[type_] for type_ in sorted(newest))

@@ -106,10 +106,11 @@ class Attributes(BaseModel):
 class Envelope(Attributes, Generic[M]):
     """One message with its identity, its cause and its place in its sender's sequence.
 
-    `sequence` numbers the events one participant published about one subject, from 1; commands
-    have none. `traceparent` is W3C Trace Context: where in the subject's one trace it was made.
-    `takenat` is when the participant had the causing message in its hands, so from there to `time`
-    is its own work; `attempt` says which try of that message it was, where it was not the first.
+    `sequence` numbers what one participant has published about one subject, from 1; a command from
+    outside has none. `traceparent` is W3C Trace Context: where in the subject's one trace it was
+    made. `takenat` is when the participant had the causing message in its hands, so from there to
+    `time` is its own work; `attempt` says which try of that message it was, where it was not the
+    first.
     """
 
     data: SerializeAsAny[M]  # An upcast payload is of another class than the model's.
@@ -153,6 +154,21 @@ def digest_of(envelope: Envelope[Any], body: bytes) -> bytes:
 def source_of(participant: str) -> str:
     """The CloudEvents `source` of a participant."""
     return f"/services/{participant}"
+
+
+def believed_of(message: type[Event | Command]) -> frozenset[str] | None:
+    """The sources whose messages of this type, coming by the events' exchange, are what they say;
+    None where any is. A command that no participant sends has none."""
+    if issubclass(message, Command):
+        return frozenset(map(source_of, message.senders))
+    return None if message.publisher is None else frozenset({source_of(message.publisher)})
+
+
+def is_recorded(envelope: Envelope[Any]) -> bool:
+    """Whether it came about within the saga, as an event or as a command from a participant, so
+    that the history has it; a command from outside did not."""
+    data = envelope.data
+    return isinstance(data, Event) or envelope.source in map(source_of, data.senders)
 
 
 def trace_id_of(subject: str) -> str:
@@ -299,7 +315,8 @@ def _document_in(body: bytes) -> dict[str, Any]:
 
 
 def _newest(envelope: Envelope[Any]) -> Envelope[Any]:
-    if not isinstance(envelope.data, Event) or (newest := envelope.data.newest()) is envelope.data:
+    newest = envelope.data.newest()
+    if newest is envelope.data:
         return envelope
     return envelope.model_copy(update={"data": newest, "dataschema": schema_uri(type(newest))})
 

@@ -6,7 +6,6 @@ message may hold; they are part of the contract.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from enum import StrEnum
 from typing import Annotated, ClassVar, Literal, Self
 from uuid import UUID, uuid5
@@ -327,14 +326,3 @@ class StockAdded(Event):
     @property
     def subject(self) -> str:
         return self.sku
-
-
-def known_events() -> tuple[type[Event], ...]:
-    """Every type of event there is, in each of its versions."""
-
-    def below(base: type[Event]) -> Iterator[type[Event]]:
-        for kind in base.__subclasses__():
-            yield kind
-            yield from below(kind)
-
-    return tuple(kind for kind in below(Event) if hasattr(kind, "type"))

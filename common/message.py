@@ -1,8 +1,8 @@
 """The four kinds of message a reaction deals in.
 
-An *event* is a fact, published to whoever reacts to it. A *command* has one receiver. An *intent*
-is a question a participant has decided to ask the outside; an *answer* is what came back. Intents
-and answers never leave their participant.
+An *event* is a fact, published to whoever reacts to it. A *command* has one receiver; it comes from
+outside, or from another participant. An *intent* is a question a participant has decided to ask the
+outside; an *answer* is what came back. Intents and answers never leave their participant.
 """
 
 from __future__ import annotations
@@ -68,6 +68,9 @@ class Event(Message):
     to the broker's permissions alone. `undoes` names the effects that do not stand any more after
     it. What is `final` needs nobody to react to it. What `repeats` may be published about one
     subject more than once.
+
+    A `private` one is its participant's own: the first leg of a join, a count. The history has it,
+    so that a rebuild and the trace know it; nobody reacts to it, and it is in no contract.
     """
 
     type: ClassVar[str]
@@ -77,6 +80,7 @@ class Event(Message):
     undoes: ClassVar[EventTypes] = ()
     final: ClassVar[bool] = False
     repeats: ClassVar[bool] = False
+    private: ClassVar[bool] = False
 
     @property
     def outcome(self) -> str:
@@ -89,22 +93,41 @@ class Event(Message):
 
     def newest(self) -> Event:
         """This event as the newest version of its type."""
-        event = self
-        while (newer := event.upcast()) is not event:
-            event = newer
-        return event
+        return _newest(self)
 
 
 class Command(Message):
     """A request to one participant, in the imperative.
 
-    One with `intake` may also arrive over the broker, through its receiver's intake queues.
-    Commands are not kept, so each has one version at a time.
+    One with `intake` may also arrive over the broker, through its receiver's intake queues: from
+    outside, or from a participant one of whose reactions returns it. `senders` are the participants
+    that its receiver believes; it refuses what any other one sends.
+
+    What participants send is kept in the history like an event, so its older versions have to be
+    read. A command that only comes from outside is not kept, and has one version at a time.
     """
 
     type: ClassVar[str]
     version: ClassVar[int] = 1
     intake: ClassVar[bool] = False
+    senders: ClassVar[tuple[str, ...]] = ()
+
+    def upcast(self) -> Command:
+        """This command as the next newer version of its type; the newest returns itself."""
+        return self
+
+    def newest(self) -> Command:
+        """This command as the newest version of its type."""
+        return _newest(self)
+
+
+E = TypeVar("E", Event, Command)
+
+
+def _newest(message: E) -> E:
+    while (newer := message.upcast()) is not message:
+        message = newer
+    return message
 
 
 class Answer(Message):
@@ -116,6 +139,9 @@ class Intent(Message):
 
     answer: ClassVar[type[Answer]]
 
+
+Decided = Event | Command | Intent
+"""What a reaction may decide on, and its participant's states evolve by."""
 
 M = TypeVar("M", bound=Message)
 

@@ -286,8 +286,8 @@ class KernelMetrics:
             for intent in reaction.intends
             for outcome in ("answered", "failed")
         }
-        for event in participant.publishes:
-            _published.labels(name, event.type)
+        for message in participant.emits:
+            _published.labels(name, message.type)
         self._group_messages = _group_messages.labels(name)
         self._commit_seconds = _commit_seconds.labels(name)
         self._in_flight = _in_flight.labels(name)

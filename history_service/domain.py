@@ -28,7 +28,7 @@ from common.events import (
     StockReleased,
     StockReserved,
 )
-from common.message import Event, Intent, Priority
+from common.message import Decided, Event, Priority
 
 OBSERVER = Observer("history", __package__)
 
@@ -116,7 +116,7 @@ class OrderView(State):
             return None
         return elapsed(self.placed_at, self.ended_at) / timedelta(milliseconds=1)
 
-    def evolve(self, message: Event | Intent, at: datetime) -> Self:
+    def evolve(self, message: Decided, at: datetime) -> Self:
         seen = replace(
             self,
             sequence=self.sequence + 1,

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -14,12 +15,12 @@ import sqlalchemy as sa
 from pydantic_core import from_json
 from sqlalchemy.engine import Connection
 
-from common.envelope import Attributes, Decoder, Envelope, Undecodable
-from common.events import CancellationReason, OrderEvent, known_events
+from common.envelope import Attributes, Decoder, Envelope, Undecodable, believed_of
+from common.events import CancellationReason, OrderEvent
 from common.kernel.rows import Rows, writing
 from common.kernel.statements import any_of, is_taken, on_postgresql
 from common.kernel.tables import Schema, StateTable, Utc, VersionConflict, Word, inbox_key
-from common.message import Priority
+from common.message import Command, Event, Priority, all_below
 from common.messaging.dead_letters import key_of
 from common.messaging.frames import SHORT_MAX_BYTES
 from common.messaging.stream import Record
@@ -141,7 +142,6 @@ order_views = sa.Table(
 ORDERS: Final = StateTable(OrderView, order_views)
 TABLES: Final = Schema(_metadata, migrations=Path(__file__).with_name("migrations"))
 
-_PUBLISHERS: Final = {kind.type: kind.publisher for kind in known_events()}
 _EVENTS: Final = Rows(events)
 _STRAYS: Final = Rows(strays)
 _PLACES: Final = Rows(places)
@@ -225,7 +225,7 @@ def judge(record: Record, stream_number: int) -> Fact | Stray:
         by_operator = (EDITOR_SOURCE, "", HISTORY_STREAM)
         if record.exchange == EVENTS_EXCHANGE:
             right = record.routing_key == attributes.routing_key
-            check_source(attributes.type, _PUBLISHERS.get(attributes.type), attributes.source)
+            check_source(attributes.type, _believed(attributes.type), attributes.source)
         else:
             right = (attributes.source, record.exchange, record.routing_key) == by_operator
         if not right:
@@ -444,16 +444,37 @@ def project(connection: Connection, facts: Iterable[Fact]) -> None:
         ORDERS.save(writes, changed)
 
 
-_DECODER: Final = Decoder(known_events())
+TYPES_MAX: Final = 1_000
+"""Types of messages of which it is remembered what they are. Others' may be any number."""
+
+
+def _kinds_of(type_: str) -> list[type[Event | Command]]:
+    """The classes of this type that there are. They are looked for when the first message comes: a
+    participant's module may be imported after this one."""
+    kinds: list[type[Event | Command]] = [*all_below(Event), *all_below(Command)]
+    return [kind for kind in kinds if getattr(kind, "type", None) == type_]
+
+
+@lru_cache(TYPES_MAX)
+def _decoder_of(type_: str) -> Decoder:
+    return Decoder(_kinds_of(type_))
+
+
+@lru_cache(TYPES_MAX)
+def _believed(type_: str) -> frozenset[str] | None:
+    """The sources that may publish messages of this type; None where this version knows none."""
+    kinds = _kinds_of(type_)
+    return believed_of(max(kinds, key=lambda kind: kind.version)) if kinds else None
 
 
 def decoded(fact: Fact) -> Envelope[Any] | None:
-    """The event as a fact of its publisher; None for what this version cannot read, and for a copy
-    that an operator corrected, which went to one participant only."""
+    """The event, or the command that a participant sent, as a fact of its publisher; None for what
+    this version cannot read, and for a copy that an operator corrected, which went to one
+    participant only."""
     if fact.attributes.source == EDITOR_SOURCE:
         return None
     try:
-        return _DECODER.decode(fact.body)
+        return _decoder_of(fact.attributes.type).decode(fact.body)
     except Undecodable:
         return None
 

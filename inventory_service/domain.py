@@ -27,7 +27,7 @@ from common.events import (
     StockReserved,
     UnitPriceCents,
 )
-from common.message import Command, Event, Intent, Message
+from common.message import Command, Decided, Message
 
 
 class AddStock(Command):
@@ -66,7 +66,7 @@ class Reservation(State):
     status: ReservationStatus = ReservationStatus.NONE
     lines: tuple[HeldLine, ...] = ()
 
-    def evolve(self, message: Event | Intent, at: datetime) -> Self:
+    def evolve(self, message: Decided, at: datetime) -> Self:
         match message:
             case StockReserved():
                 return replace(self, status=ReservationStatus.HELD, lines=message.lines)
@@ -94,7 +94,7 @@ class Delivery(State):
             case _:  # Deliveries of before they had ids are not known.
                 return ()
 
-    def evolve(self, message: Event | Intent, at: datetime) -> Self:
+    def evolve(self, message: Decided, at: datetime) -> Self:
         match message:
             case StockAdded():
                 return replace(
@@ -133,7 +133,7 @@ class StockItem(State):
             case _:
                 return ()
 
-    def evolve(self, message: Event | Intent, at: datetime) -> Self:
+    def evolve(self, message: Decided, at: datetime) -> Self:
         match message:
             case StockAdded():
                 return replace(

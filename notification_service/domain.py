@@ -30,7 +30,7 @@ from common.events import (
     OrderCancelled,
     OrderConfirmed,
 )
-from common.message import Answer, Command, Event, Intent
+from common.message import Answer, Command, Decided, Intent
 from common.retry import Retry
 
 CUT_SHORT = "whoever was sending it did not come to the end"
@@ -155,7 +155,7 @@ class Notification(State):
     """How often it was handed over, as long as no answer is an event. An answer to an earlier
     attempt says nothing of the last one, which another replica may be at."""
 
-    def evolve(self, message: Event | Intent, at: datetime) -> Self:
+    def evolve(self, message: Decided, at: datetime) -> Self:
         match message:
             case NotificationBegun():
                 return replace(

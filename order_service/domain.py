@@ -22,7 +22,7 @@ from common.events import (
     StockRejected,
     total_of,
 )
-from common.message import Command, Event, Intent, Priority
+from common.message import Command, Decided, Priority
 
 NEVER = datetime.max.replace(tzinfo=UTC)
 
@@ -75,7 +75,7 @@ class Order(State):
     def terminal(self) -> bool:
         return self.status in (OrderStatus.CONFIRMED, OrderStatus.CANCELLED)
 
-    def evolve(self, message: Event | Intent, at: datetime) -> Self:
+    def evolve(self, message: Decided, at: datetime) -> Self:
         match message:
             case OrderPlaced():
                 return replace(

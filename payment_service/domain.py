@@ -24,7 +24,7 @@ from common.events import (
     PaymentVoided,
     StockReserved,
 )
-from common.message import Answer, Event, Intent
+from common.message import Answer, Decided, Intent
 from common.retry import Retry
 
 
@@ -121,7 +121,7 @@ class Payment(State):
     def phase(self) -> Phase:
         return _PHASES[self.status]
 
-    def evolve(self, message: Event | Intent, at: datetime) -> Self:
+    def evolve(self, message: Decided, at: datetime) -> Self:
         match message:
             case SettleCharge():
                 return replace(self, status=PaymentStatus.SETTLING)

@@ -118,7 +118,7 @@ async def mend_topology(
     missing = await missing_queues(url, graph, patience_seconds=patience_seconds)
     if missing:
         before(f"the broker had lost {len(missing)} queues")
-    takers = [participant.name for participant in graph.participants if participant.intake]
+    takers = [participant.name for participant in graph.participants if graph.given_to(participant)]
     intakes = {intake_queue(name, priority) for name in takers for priority in Priority}
     removed: set[str] = set()
     while True:

@@ -69,8 +69,9 @@ class Scenario:
     at_rest: tuple[Callable[..., Iterable[Broken]], ...] = ()
     """Invariants that hold only here, beside those of the saga."""
     influential: bool = False
-    """Whether those whose events nobody takes are left out: they cannot change what becomes of
-    others, and a smaller scenario is enough to see what they do."""
+    """Whether those are left out whose messages nobody takes, and who take no commands of others:
+    they cannot change what becomes of others, and a smaller scenario is enough to see what they
+    do."""
 
 
 @dataclass(frozen=True)

@@ -46,12 +46,12 @@ class Rules:
         }
         flow = Flow(graph)
         self._leads_to_an_end = {
-            event.type
-            for event in graph.events
-            if not event.role.terminal
+            message.type
+            for message in graph.recorded
+            if message.type not in self._terminal
             and any(
                 isinstance(node, type) and issubclass(node, Event) and node.role.terminal
-                for node in flow.reachable([event])
+                for node in flow.reachable([message])
             )
         }
         self._ended_by_time = {

@@ -10,7 +10,7 @@ from typing import Any
 from common.choreography import Participant, State
 from common.envelope import Envelope, source_of
 from common.kernel.step import StateId, evolved
-from common.message import Event, Intent
+from common.message import Command, Decided, Event, Intent
 
 
 def is_shared(kind: type[State]) -> bool:
@@ -19,7 +19,8 @@ def is_shared(kind: type[State]) -> bool:
 
 
 class Fold:
-    """Folds what one participant published, with the `evolve` functions that it runs.
+    """Folds what one participant published, with the `evolve` functions that it runs. The commands
+    that it sent are among that, and events here.
 
     Events about one subject have to be taken in the order of their `sequence`; those about
     different subjects commute. What a participant asked the outside, its intents, it never
@@ -30,11 +31,11 @@ class Fold:
         self.participant = participant
         self.source = source_of(participant.name)
         self.states: dict[StateId, State] = {}
-        self._own: Mapping[type[Event | Intent], type[State]] = {
+        self._own: Mapping[type[Decided], type[State]] = {
             kind: reaction.own for reaction in participant.reactions for kind in reaction.returns
         }
         self._by_type = {
-            kind.type: own for kind, own in self._own.items() if issubclass(kind, Event)
+            kind.type: own for kind, own in self._own.items() if issubclass(kind, Event | Command)
         }
 
     def find(self, state_id: StateId) -> State:

@@ -9,8 +9,16 @@ from typing import Any
 
 from common.choreography import Participant, Reaction, State
 from common.due import Due
-from common.envelope import Envelope, derived_id, rfc3339, source_of, wrap
-from common.message import Event, Intent, Message
+from common.envelope import (
+    Envelope,
+    MessageKey,
+    derived_id,
+    is_recorded,
+    rfc3339,
+    source_of,
+    wrap,
+)
+from common.message import Command, Decided, Event, Intent, Message
 
 StateId = tuple[type[State], str]
 Find = Callable[[StateId], State]
@@ -19,8 +27,8 @@ Find = Callable[[StateId], State]
 class OutsideSignature(TypeError):
     """A reaction returned what its signature does not allow, so nothing of it may be kept.
 
-    `reason` is a short, bounded label: `not_its_participants` (an event that no reaction of the
-    participant may publish), `not_in_signature`, or `another_subject`.
+    `reason` is a short, bounded label: `not_its_participants` (an event or a command that no
+    reaction of the participant may publish or send), `not_in_signature`, or `another_subject`.
     """
 
     def __init__(self, reason: str, detail: str) -> None:
@@ -87,7 +95,8 @@ def due_source_of(participant: str, *, brought_forward: bool = False) -> str:
 class Decision:
     """What a reaction decided.
 
-    `events` are to be published, in this order. `intent` is to be asked once this is committed,
+    `events` are to be published, in this order; commands to other participants are among them, and
+    are numbered, kept and published like events. `intent` is to be asked once this is committed,
     after which the reaction to its answer goes on where this one stopped. `changes` are the new
     states, by kind and key; `own` is the new state of the message's subject.
     """
@@ -122,11 +131,11 @@ def react(
     """Run the reaction to `message`, which is `cause`'s data or the answer to what it led to.
 
     `find` gives a state as it is now, blank if there is none; `traceparent` is for the events, by
-    default that of the event that caused them. (A command's may be of its sender's own trace.) The
+    default that of what caused them, unless that came from outside: its trace may be another. The
     events say when `cause` was taken and at which try, if that is given. Raises what the reaction
     raises, `NoReaction` and `OutsideSignature`.
     """
-    if traceparent is None and isinstance(cause.data, Event):
+    if traceparent is None and is_recorded(cause):
         traceparent = cause.traceparent
     reaction = reaction_to(participant, message)
     subject = message.subject
@@ -134,7 +143,7 @@ def react(
     own = find(own_id)
     results = _as_tuple(reaction.function(message, *_arguments(reaction, message, own, find, now)))
     _check(participant, reaction, message, subject, results)
-    cause_id = _id_among_causes(cause)
+    cause_id = id_among_causes(type(cause.data), cause.key)
     events: list[Envelope[Any]] = []
     intent: Intent | None = None
     changes: dict[StateId, State] = {}
@@ -145,7 +154,7 @@ def react(
     for result in results:
         own = current(own_id)
         changes.update(evolved(participant, reaction.own, result, current, now))
-        if isinstance(result, Event):
+        if isinstance(result, Event | Command):
             own = replace(current(own_id), sequence=own.sequence + 1)
             changes[own_id] = own
             events.append(
@@ -203,10 +212,13 @@ def cause_among_commands(id: str, source: str) -> str:
     return f"{id}\t{source}"
 
 
-def _id_among_causes(cause: Envelope[Any]) -> str:
-    """What tells the cause from all others that the same reaction may have. An event's id is enough
-    where its type has one publisher; commands may come from many sources, each with its own ids."""
-    if isinstance(cause.data, Event) and cause.data.publisher is not None:
+def id_among_causes(kind: type[Message], cause: MessageKey) -> str:
+    """What tells a cause of this kind from all others that the same reaction may have.
+
+    An event's id is enough where its type has one publisher; commands may come from many sources,
+    each with its own ids.
+    """
+    if issubclass(kind, Event) and kind.publisher is not None:
         return cause.id
     return cause_among_commands(cause.id, cause.source)
 
@@ -214,15 +226,15 @@ def _id_among_causes(cause: Envelope[Any]) -> str:
 def evolved(
     participant: Participant,
     own_kind: type[State],
-    message: Event | Intent,
+    message: Decided,
     find: Find,
     at: datetime,
 ) -> dict[StateId, State]:
     """What becomes of the participant's states by a message of its own that came about at `at`,
     and is numbered by the state of this kind; without what stays as it is."""
     own = find((own_kind, message.subject))
-    # States know events as they are read: in their newest version, whichever is published.
-    fact = message.newest() if isinstance(message, Event) else message
+    # States know messages as they are read: in their newest version, whichever is published.
+    fact = message if isinstance(message, Intent) else message.newest()
     changes: dict[StateId, State] = {}
     for kind in participant.states:
         for key in (own.key,) if kind is own_kind else kind.keys(fact, own):
@@ -248,7 +260,8 @@ def _check(
         f"{participant.name}.{reaction.name} returned {_list(kinds)} in reaction to "
         f"{type(message).__name__} about {subject!r}"
     )
-    if strange := [k for k in kinds if issubclass(k, Event) and k not in participant.publishes]:
+    emitted = [kind for kind in kinds if issubclass(kind, Event | Command)]
+    if strange := [kind for kind in emitted if kind not in participant.emits]:
         raise OutsideSignature(
             "not_its_participants",
             f"{said}; no reaction of {participant.name} may publish {_list(strange)}",

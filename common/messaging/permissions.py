@@ -1,8 +1,8 @@
 """Who may do what on the broker, derived from the choreography: least privilege by its own source.
 
 Each participant has a user of its name, which declares nothing, reads its own queues, and writes
-its own event types, its own dead letters, and its own queues' names on the wait exchanges. The
-default exchange reaches every queue, so no participant may write it.
+its own event types, the commands it sends, its own dead letters, and its own queues' names on the
+wait exchanges. The default exchange reaches every queue, so no participant may write it.
 
 RabbitMQ takes a permission as a regular expression that may match anywhere: each one here is
 anchored and escaped. Routing keys are checked for topic exchanges only, and only where the user
@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from common.choreography import Choreography, Participant
-from common.message import Event, Priority
+from common.message import Command, Event, Priority
 from common.messaging.topology import (
     DEAD_EXCHANGE,
     EVENTS_EXCHANGE,
@@ -78,7 +78,7 @@ def only(names: Iterable[str]) -> str:
 def _service(participant: Participant) -> User:
     queues = only(queues_of(participant))
     topics = (
-        TopicPermission(EVENTS_EXCHANGE, write=_keys(participant.publishes)),
+        TopicPermission(EVENTS_EXCHANGE, write=_keys(participant.emits)),
         TopicPermission(DEAD_EXCHANGE, write=only([participant.name])),
         *(TopicPermission(wait_queue(rung), write=queues) for rung in RUNGS_MS),
     )
@@ -121,5 +121,5 @@ def _replay(choreography: Choreography) -> User:
     )
 
 
-def _keys(events: Iterable[type[Event]]) -> str:
-    return only(f"{event.type}.{priority}" for event in events for priority in Priority)
+def _keys(messages: Iterable[type[Event | Command]]) -> str:
+    return only(f"{message.type}.{priority}" for message in messages for priority in Priority)

@@ -101,6 +101,12 @@ def wait_queue(wait_ms: int) -> str:
     return f"saga.retry.{wait_ms}"
 
 
+def queue_of(participant: Participant, type_: str, priority: Priority) -> str:
+    """The queue that a participant takes messages of this type from."""
+    taken = any(command.type == type_ for command in participant.intake)
+    return (intake_queue if taken else work_queue)(participant.name, priority)
+
+
 def queues_of(participant: Participant) -> dict[str, Priority]:
     """The queues a participant reads, each with the priority of what is in it."""
     queues = {work_queue(participant.name, priority): priority for priority in Priority}
@@ -133,9 +139,11 @@ def topology_of(choreography: Choreography) -> Topology:
         queues += [Queue(queue, {**quorum, **dead}) for queue in queues_of(participant)]
         queues.append(Queue(dead_letter_queue(name), quorum))
         bindings.append(Binding(DEAD_EXCHANGE, dead_letter_queue(name), name))
+        types = [event.type for event in participant.consumes]
+        types += [command.type for command in choreography.sent_to(participant)]
         bindings += [
-            Binding(EVENTS_EXCHANGE, work_queue(name, priority), f"{event.type}.{priority}")
-            for event in participant.consumes
+            Binding(EVENTS_EXCHANGE, queue_of(participant, type_, priority), f"{type_}.{priority}")
+            for type_ in types
             for priority in Priority
         ]
     for rung in RUNGS_MS:

@@ -7,10 +7,11 @@ routing key and the exchange vouch for it.
 
 from __future__ import annotations
 
+from collections.abc import Set as AbstractSet
 from typing import Any, Final
 
-from common.envelope import Envelope, Undecodable, source_of
-from common.message import Event
+from common.envelope import Envelope, Undecodable, believed_of
+from common.message import Command
 
 EDITOR_SOURCE: Final = "/operators/dlq"
 """The CloudEvents `source` of corrected copies: nobody's own words about what it did."""
@@ -28,9 +29,10 @@ def check_sender(exchange: str, routing_key: str, envelope: Envelope[Any], queue
     comes by the default exchange has to have this queue's name as its key. (Up to 3.x, RabbitMQ
     also routes by the headers CC and BCC, and asks nobody's permission for that.)
 
-    An event's source has to be its type's publisher, or a service could use another's ids.
-    Corrected copies have a source of their own; they come by the default exchange. So do commands,
-    which may come from anyone who may write there.
+    An event's source has to be its type's publisher, or a service could use another's ids, and what
+    comes as a command from a participant, one of its type's senders. Corrected copies have a source
+    of their own; they come by the default exchange. So do commands from outside, which may come
+    from anyone who may write there.
     """
     right = envelope.routing_key if exchange != DEFAULT_EXCHANGE else queue
     if routing_key != right:
@@ -39,19 +41,18 @@ def check_sender(exchange: str, routing_key: str, envelope: Envelope[Any], queue
             f"{envelope.type} came into {queue} with the routing key {routing_key!r}, "
             f"not {right!r}: its sender may have no right to it",
         )
-    if isinstance(envelope.data, Event):
-        if exchange == DEFAULT_EXCHANGE and envelope.source == EDITOR_SOURCE:
-            return
-        check_source(envelope.type, envelope.data.publisher, envelope.source)
+    by_operator = isinstance(envelope.data, Command) or envelope.source == EDITOR_SOURCE
+    if exchange == DEFAULT_EXCHANGE and by_operator:
+        return
+    check_source(envelope.type, believed_of(type(envelope.data)), envelope.source)
 
 
-def check_source(type_: str, publisher: str | None, source: str) -> None:
-    """Raise `Undecodable` for an event whose source is not its type's publisher, if that is known.
+def check_source(type_: str, believed: AbstractSet[str] | None, source: str) -> None:
+    """Raise `Undecodable` for an event whose source is not its type's publisher, or a command whose
+    source is none of its type's senders. `believed` are those, None where they are not known.
 
-    The broker lets only the publisher use the type's routing keys.
+    The broker lets only them use the type's routing keys.
     """
-    if publisher is not None and source != source_of(publisher):
-        raise Undecodable(
-            MISROUTED,
-            f"{type_} says it is from {source!r}, but {source_of(publisher)} publishes it",
-        )
+    if believed is not None and source not in believed:
+        by = f"{' or '.join(sorted(believed))} publishes it" if believed else "nobody sends it"
+        raise Undecodable(MISROUTED, f"{type_} says it is from {source!r}, but {by}")

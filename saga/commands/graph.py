@@ -83,10 +83,11 @@ def check(
 ) -> None:
     """Look for what is wrong with the choreography, from the signatures alone. Changes nothing.
 
-    An event that nobody publishes or reacts to, a reaction that nothing reaches, a failure that
-    cancels nothing, an effect that is not undone, a cycle without a guard, a version without an
-    upcaster, an event that the broker's user may not publish. With `--broker` also what a live
-    broker holds differently, as `saga topology diff` tells it. Exit status 1 if anything is found.
+    An event that nobody publishes or reacts to, a command that its receiver would refuse, a
+    reaction that nothing reaches, a failure that cancels nothing, an effect that is not undone, a
+    cycle without a guard, a join that forgets one of its legs, a version without an upcaster, an
+    event that the broker's user may not publish. With `--broker` also what a live broker holds
+    differently, as `saga topology diff` tells it. Exit status 1 if anything is found.
 
     Examples:
 
@@ -179,6 +180,8 @@ def generate(
         raise typer.Exit(PROBLEM_FOUND)
 
 
+_TOLD: Final = "▸"
+_PRIVATE: Final = "○"
 _SIGNS: Final = {
     "happy": ("→ ", "green", "happy path"),
     "failure": ("✗ ", "red", "failure"),
@@ -188,8 +191,10 @@ _SIGNS: Final = {
 
 def _print_map(flow: Flow) -> None:
     from saga.commands.console import Table, out, stacked, styled
-    from saga.graph.flow import Path, Step, retry_said
+    from saga.graph.flow import Path, Step, is_private, retry_said
+    from saga.graph.joins import JOINED, completed_by
 
+    joined = completed_by(flow)
     headers = ("reaction", "takes", "leads to", "if it fails")
     table = Table(*headers, frame=False, lines=headers[:3])
     for path in Path:
@@ -198,13 +203,25 @@ def _print_map(flow: Flow) -> None:
                 table.add_row(
                     styled((step.name, "bold")),
                     stacked(*map(_taken, flow.preceding.get(step, ()))),
-                    stacked(*(_given(flow, node) for node in flow.following.get(step, ()))),
+                    stacked(
+                        *(
+                            _given(flow, node, joined=node in joined)
+                            for node in flow.following.get(step, ())
+                        )
+                    ),
                     retry_said(step.retry) if step.retry else "",
                 )
         table.add_section()
     out().print(table)
     legend = [styled((sign, colour), f"{said}   ") for sign, colour, said in _SIGNS.values()]
     out().print(*legend, "■ ends the saga   ? asks the outside, ! is answered", sep="")
+    marks = {
+        f"{_TOLD} tells a participant": bool(flow.choreography.commands),
+        f"{_PRIVATE} its participant's own": any(map(is_private, flow.nodes)),
+        f"{JOINED} completes a join": bool(joined),
+    }
+    if any(marks.values()):
+        out().print("   ".join(said for said, used in marks.items() if used))
 
 
 def _taken(node: Node) -> str:
@@ -218,15 +235,24 @@ def _taken(node: Node) -> str:
     )
 
 
-def _given(flow: Flow, node: Node) -> Line:
-    from common.message import Event, Intent
+def _given(flow: Flow, node: Node, *, joined: bool) -> Line:
+    from common.message import Command, Intent
     from saga.commands.console import styled
-    from saga.graph.flow import Step, label
+    from saga.graph.flow import Step, is_private, label
+    from saga.graph.joins import JOINED
 
     sign, colour, _ = _SIGNS[flow.path(node)]
-    mark = ""
-    if not isinstance(node, Step) and issubclass(node, Intent):
-        mark = " ?"
-    elif not isinstance(node, Step) and issubclass(node, Event) and node.role.terminal:
-        mark = " ■"
-    return styled((sign, colour), label(node) + mark)
+    marks = ""
+    if isinstance(node, Step):
+        pass
+    elif issubclass(node, Intent):
+        marks = " ?"
+    elif issubclass(node, Command):
+        marks = f" {_TOLD}"
+    elif is_private(node):
+        marks = f" {_PRIVATE}"
+    elif node.role.terminal:
+        marks = " ■"
+    if joined:
+        marks += f" {JOINED}"
+    return styled((sign, colour), label(node) + marks)

@@ -68,7 +68,7 @@ class Desk:
                 f"there is no service {selection.service!r}; there are "
                 f"{', '.join(self.participants)}"
             )
-        types = {event.type for event in self.graph.events}
+        types = {message.type for message in self.graph.recorded}
         types |= {command.type for p in self.graph.participants for command in p.intake}
         if (
             selection.type is not None

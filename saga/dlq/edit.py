@@ -120,7 +120,8 @@ async def edit(
             f"{participant.name} cannot take the edited letter {number}: {error}"
         ) from error
     diff = _diff(before, after)
-    recorded = isinstance(envelope.data, Event)
+    sent = any(command.type == envelope.type for command in desk.graph.commands)
+    recorded = sent or isinstance(envelope.data, Event)
     publisher = BrokerPublisher(desk.deployment.amqp_url_of(REPLAY), "saga dlq edit")
     with alone(desk.store.path):  # No replay may send it meanwhile, nor another edit.
         try:

@@ -9,6 +9,7 @@ https://www.asyncapi.com/docs/reference/specification/v3.0.0
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable
 from importlib.metadata import version
 from typing import Any, Final
 
@@ -60,8 +61,12 @@ def asyncapi(flow: Flow) -> Document:
 
 
 def _channel(flow: Flow, message: Travelling) -> Document:
-    if issubclass(message, Event):
+    sent = flow.publishers(message)
+    if issubclass(message, Event) or sent:
         address, about = f"{message.type}.{{priority}}", f"The event {message.type}."
+        if issubclass(message, Command):
+            receiver = _taker(flow, message)
+            about = f"The command {message.type}, sent by {_names(sent)} to {receiver}."
         binding: Document = {
             "is": "routingKey",
             "exchange": {
@@ -72,11 +77,10 @@ def _channel(flow: Flow, message: Travelling) -> Document:
             },
         }
     else:
-        (taker,) = flow.takers(message)
-        queue = intake_queue(taker.participant.name, Priority.NORMAL)
+        queue = intake_queue(_taker(flow, message), Priority.NORMAL)
         address = queue.replace(Priority.NORMAL, "{priority}")
         about = (
-            f"The command {message.type}, sent to {taker.participant.name} by the default exchange."
+            f"The command {message.type}, sent to {_taker(flow, message)} by the default exchange."
         )
         binding = {"is": "queue", "queue": {"durable": True, "autoDelete": False}}
     return {
@@ -91,6 +95,15 @@ def _channel(flow: Flow, message: Travelling) -> Document:
         },
         "bindings": {"amqp": {**binding, "bindingVersion": _BINDING}},
     }
+
+
+def _taker(flow: Flow, command: type[Command]) -> str:
+    (taker,) = flow.takers(command)
+    return taker.participant.name
+
+
+def _names(steps: Iterable[Step]) -> str:
+    return " or ".join(dict.fromkeys(step.participant.name for step in steps))
 
 
 def _message(message: Travelling) -> Document:
@@ -126,15 +139,15 @@ def _message(message: Travelling) -> Document:
 
 def _operations(flow: Flow) -> Document:
     received = {
-        step.name: _receives(step, message)
+        step.name: _receives(flow, step, message)
         for message in travelling(flow.choreography)
         for step in flow.takers(message)
     }
     sent = {
-        f"{participant.name}.publish.{event.type}": _sends(flow, participant, event)
+        f"{participant.name}.publish.{message.type}": _sends(flow, participant, message)
         for participant in flow.choreography.participants
-        for event in flow.choreography.events
-        if any(kind.type == event.type for kind in participant.publishes)
+        for message in travelling(flow.choreography)
+        if any(kind.type == message.type for kind in participant.emits)
     }
     return dict(sorted({**received, **sent}.items()))
 
@@ -148,10 +161,11 @@ def _operation(action: str, message: Travelling, participant: Participant) -> Do
     }
 
 
-def _receives(step: Step, message: Travelling) -> Document:
+def _receives(flow: Flow, step: Step, message: Travelling) -> Document:
     name = step.participant.name
     queue_of = intake_queue if issubclass(message, Command) else work_queue
-    results = [kind.type for kind in step.reaction.publishes]
+    shown = {message.type for message in travelling(flow.choreography)}
+    results = [kind.type for kind in step.reaction.emits if kind.type in shown]
     return {
         **_operation("receive", message, step.participant),
         "summary": f"{step.name} reacts to {message.type}",
@@ -167,11 +181,12 @@ def _receives(step: Step, message: Travelling) -> Document:
     }
 
 
-def _sends(flow: Flow, participant: Participant, event: type[Event]) -> Document:
-    by = [step.name for step in flow.publishers(event) if step.participant is participant]
+def _sends(flow: Flow, participant: Participant, message: Travelling) -> Document:
+    by = [step.name for step in flow.publishers(message) if step.participant is participant]
+    verb = "sends" if issubclass(message, Command) else "publishes"
     return {
-        **_operation("send", event, participant),
-        "summary": f"{participant.name} publishes {event.type}",
+        **_operation("send", message, participant),
+        "summary": f"{participant.name} {verb} {message.type}",
         "bindings": {"amqp": {"deliveryMode": 2, "mandatory": True, "bindingVersion": _BINDING}},
         "x-published-by": by,
     }

@@ -17,12 +17,14 @@ from common.messaging.definitions import Definitions
 from common.messaging.topology import EVENTS_EXCHANGE
 from saga.drift import Difference
 from saga.graph.flow import Flow, Node, Source, Step, label
+from saga.graph.joins import joins_of, steps_beside
 from saga.schemas.export import versions_of
 
 RULES: Final = {
     "unpublished": "Every event that is reacted to is published by somebody.",
     "publisher": "Every published event names the participant that publishes it, the only one.",
-    "unconsumed": "Every published event is reacted to by somebody, or marked `final`.",
+    "sender": "Every command that participants send names them as its `senders`, and no others.",
+    "unconsumed": "Every published event is reacted to by somebody, or `final`, or `private`.",
     "unreached": "Every reaction can be reached from a command, or from what is due after one.",
     "pending": "What a command begins, and has an end, is ended by what is due at the latest.",
     "failure": "Every failure leads to a cancellation.",
@@ -32,9 +34,13 @@ RULES: Final = {
         "Every cycle has a guard: a reaction that may decide on nothing, and whose state evolves, "
         "so that it can tell the second time from the first."
     ),
+    "join": (
+        "Every leg of a join can complete it, and can wait for the others by keeping a private "
+        "fact, so that whichever comes last finds them all."
+    ),
     "version": (
-        "Every older version of an event has a class with an upcaster, and every reaction takes "
-        "the newest."
+        "Every older version of an event, and of a command between participants, has a class with "
+        "an upcaster, and every reaction takes the newest."
     ),
     "permission": "Every participant's user on the broker may publish what its reactions may.",
 }
@@ -75,6 +81,7 @@ def check(choreography: Choreography, broker: Definitions) -> list[Finding]:
     findings = [
         *_unpublished(flow),
         *_publishers(flow),
+        *_senders(flow),
         *_unconsumed(flow),
         *_unreached(flow),
         *_pending(flow),
@@ -82,6 +89,7 @@ def check(choreography: Choreography, broker: Definitions) -> list[Finding]:
         *_effects(flow),
         *_undoes(flow),
         *_cycles(flow),
+        *_joins(flow),
         *_versions(flow),
         *_permissions(flow, broker),
     ]
@@ -123,14 +131,14 @@ def _unpublished(flow: Flow) -> Iterator[Finding]:
 def _publishers(flow: Flow) -> Iterator[Finding]:
     for event in flow.choreography.events:
         for step in flow.publishers(event):
-            if event.publisher is None:
+            if event.publisher is None and not event.private:
                 yield _at(
                     "publisher",
                     step,
                     f"publishes {event.type}, which names no `publisher`: its readers would "
                     f"believe every source; let it be {step.participant.name!r}",
                 )
-            elif event.publisher != step.participant.name:
+            elif event.publisher not in (None, step.participant.name):
                 yield _at(
                     "publisher",
                     step,
@@ -139,9 +147,46 @@ def _publishers(flow: Flow) -> Iterator[Finding]:
                 )
 
 
+def _senders(flow: Flow) -> Iterator[Finding]:
+    for command in flow.choreography.commands:
+        senders = flow.publishers(command)
+        for step in senders:
+            if step.participant.name not in command.senders:
+                yield _at(
+                    "sender",
+                    step,
+                    f"sends {command.type}, whose `senders` are {_names(command.senders)}: "
+                    f"{_receiver(flow, command)} would refuse it; name {step.participant.name!r}",
+                )
+        names = {step.participant.name for step in senders}
+        if strangers := [name for name in command.senders if name not in names]:
+            yield Finding(
+                "sender",
+                Source.of(command),
+                command.__name__,
+                f"names {_names(strangers)} among its `senders`, whose reactions do not send it",
+            )
+    for command in flow.given:
+        if command.senders:
+            yield Finding(
+                "sender",
+                Source.of(command),
+                command.__name__,
+                f"names {_names(command.senders)} as its `senders`, but no reaction sends it",
+            )
+
+
+def _receiver(flow: Flow, command: type[Command]) -> str:
+    return flow.takers(command)[0].participant.name
+
+
+def _names(names: Iterable[str]) -> str:
+    return ", ".join(map(repr, names)) or "nobody"
+
+
 def _unconsumed(flow: Flow) -> Iterator[Finding]:
     for event in flow.choreography.events:
-        if not (event.final or flow.takers(event)):
+        if not (event.final or event.private or flow.takers(event)):
             for step in flow.publishers(event):
                 yield _at(
                     "unconsumed",
@@ -152,7 +197,7 @@ def _unconsumed(flow: Flow) -> Iterator[Finding]:
 
 
 def _unreached(flow: Flow) -> Iterator[Finding]:
-    reached = flow.reachable_in_time(flow.commands)
+    reached = flow.reachable_in_time(flow.given)
     for participant in flow.choreography.participants:
         steps = [step for step in flow.steps if step.participant is participant]
         if not any(step in reached for step in steps):
@@ -166,12 +211,13 @@ def _unreached(flow: Flow) -> Iterator[Finding]:
                 yield _at(
                     "unreached",
                     step,
-                    f"{step.reaction.consumes.__name__} never comes: no command leads to it",
+                    f"{step.reaction.consumes.__name__} never comes: no command from outside leads "
+                    f"to it",
                 )
 
 
 def _pending(flow: Flow) -> Iterator[Finding]:
-    for command in flow.commands:
+    for command in flow.given:
         saga = flow.reachable_in_time([command])
         ends = _ends(saga)
         due = [kind for kind in flow.dues if kind in saga]
@@ -203,14 +249,14 @@ def _failures(flow: Flow) -> Iterator[Finding]:
 
 def _effects(flow: Flow) -> Iterator[Finding]:
     # Both belong to one saga if one command can lead to both.
-    sagas = [flow.reachable_in_time([command]) for command in flow.commands]
+    sagas = [flow.reachable_in_time([command]) for command in flow.given]
     for effect in flow.choreography.events:
         if effect.role is not Role.EFFECT:
             continue
         for cancellation in _cancellations(flow.choreography.events):
             if not any(effect in saga and cancellation in saga for saga in sagas):
                 continue
-            after = flow.reachable([cancellation])
+            after = flow.reachable([cancellation, *_sent_with(flow, cancellation)])
             undone_by = {
                 step.participant
                 for step in flow.steps
@@ -225,6 +271,16 @@ def _effects(flow: Flow) -> Iterator[Finding]:
                         f"{effect.type} is an effect, but {cancellation.type} does not lead "
                         f"{step.participant.name} to publish anything that undoes it",
                     )
+
+
+def _sent_with(flow: Flow, cancellation: type[Event]) -> Iterator[Node]:
+    """The commands that are sent together with a cancellation: a coordinator has effects undone by
+    them, where others react to the cancellation."""
+    for step in flow.publishers(cancellation):
+        for kinds in (*step.reaction.shapes, step.reaction.repeats):
+            types = {kind.type for kind in kinds if issubclass(kind, Event | Command)}
+            if cancellation.type in types:
+                yield from (c for c in flow.choreography.commands if c.type in types)
 
 
 def _undoes(flow: Flow) -> Iterator[Finding]:
@@ -281,9 +337,54 @@ def _way_back(start: Node, following: Mapping[Node, Sequence[Node]]) -> list[Nod
     return []
 
 
+def _joins(flow: Flow) -> Iterator[Finding]:
+    for join in joins_of(flow):
+        completed = join.completes.type
+        if len(join.legs) == 1:
+            (leg,) = join.legs
+            kept = _either(kind.type for kind in leg.keeps)
+            yield _at(
+                "join",
+                leg.step,
+                f"keeps {kept} until {completed}, but no other reaction of "
+                f"{join.participant.name} returns that: what it waits for would complete nothing; "
+                f"let that return {completed}, too, or, if messages are counted here, return "
+                f"{kept} beside it",
+            )
+        else:
+            yield from (_cannot_wait(leg.step, completed) for leg in join.legs if not leg.keeps)
+        for step in steps_beside(flow, join.participant, join.state):
+            kept_too = {kind.type for kind in step.reaction.publishes} & join.keeps
+            if kept_too and all(leg.step is not step for leg in join.legs):
+                yield _at(
+                    "join",
+                    step,
+                    f"keeps {_either(sorted(kept_too))}, but cannot complete {completed}: coming "
+                    f"last, it would leave the others waiting; let it return {completed}, too",
+                )
+
+
+def _cannot_wait(step: Step, completed: str) -> Finding:
+    if step.reaction.may_do_nothing:
+        said = (
+            f"is a leg of {completed}, but keeps nothing: coming first, it would be forgotten; let "
+            f"it return a private fact where it has to wait"
+        )
+    else:
+        said = (
+            f"is a leg of {completed}, but cannot wait for the others; let it return a private "
+            f"fact where one is missing"
+        )
+    return _at("join", step, said)
+
+
+def _either(types: Iterable[str]) -> str:
+    return " or ".join(types)
+
+
 def _versions(flow: Flow) -> Iterator[Finding]:
-    for event in flow.choreography.events:
-        versions = versions_of(event)
+    for message in flow.choreography.recorded:
+        versions = versions_of(message)
         newest = max(versions)
         for number in range(1, newest):
             old = versions.get(number)
@@ -292,29 +393,27 @@ def _versions(flow: Flow) -> Iterator[Finding]:
                     "version",
                     Source.of(versions[newest]),
                     versions[newest].__name__,
-                    f"version {number} of {event.type} has no class, so what was published of it "
+                    f"version {number} of {message.type} has no class, so what was published of it "
                     f"cannot be read any more",
                 )
-            elif issubclass(old, Event) and old.upcast is Event.upcast:
-                message = (
-                    f"version {number} of {event.type} has no upcaster; {newest} is the newest"
-                )
-                yield Finding("version", Source.of(old), old.__name__, message)
-        for step in flow.takers(event):
+            elif old.upcast in (Event.upcast, Command.upcast):
+                said = f"version {number} of {message.type} has no upcaster; {newest} is the newest"
+                yield Finding("version", Source.of(old), old.__name__, said)
+        for step in flow.takers(message):
             taken = step.reaction.consumes
-            if issubclass(taken, Event) and taken.version != newest:
+            if issubclass(taken, Event | Command) and taken.version != newest:
                 yield _at(
                     "version",
                     step,
-                    f"takes version {taken.version} of {event.type}, but is never given it: "
-                    f"events are upcast to version {newest} when they are read",
+                    f"takes version {taken.version} of {message.type}, but is never given it: "
+                    f"messages are upcast to version {newest} when they are read",
                 )
 
 
 def _permissions(flow: Flow, broker: Definitions) -> Iterator[Finding]:
     for step in flow.steps:
         user = step.participant.name
-        for kind in step.reaction.publishes:
+        for kind in step.reaction.emits:
             keys = [f"{kind.type}.{priority}" for priority in Priority]
             if not all(_permitted(broker, user, key) for key in keys):
                 yield _at(

@@ -1,8 +1,9 @@
 """The flow of the choreography: messages and reactions, who leads to whom, and on which path.
 
-A message leads to the reactions that take it, a reaction to the messages that it may decide on. An
-intent leads to the reaction that takes its answer. What is due about a state is a command that the
-clock gives: which reaction made it due is for the state to say, so nothing leads to it but time.
+A message leads to the reactions that take it, a reaction to the messages that it may decide on; a
+command is one of those that participants send each other, or comes from outside. An intent leads to
+the reaction that takes its answer. What is due about a state is a command that the clock gives:
+which reaction made it due is for the state to say, so nothing leads to it but time.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path as FilePath
 from typing import Any, Final
 
 from common.choreography import Choreography, Participant, Reaction, State
-from common.message import Answer, Command, Event, Intent, Role
+from common.message import Answer, Command, Decided, Event, Intent, Role
 from common.retry import Retry
 
 CLOCK: Final = "◷"
@@ -91,8 +92,8 @@ Node = Step | type[Event] | type[Command] | type[Intent]
 
 
 class Flow:
-    """The graph of a choreography. Events are named by type: each is there in its newest version
-    only, whatever version a signature names."""
+    """The graph of a choreography. Events and commands are named by type: each is there in its
+    newest version only, whatever version a signature names."""
 
     def __init__(self, choreography: Choreography) -> None:
         self.choreography = choreography
@@ -101,13 +102,19 @@ class Flow:
             for participant in choreography.participants
             for reaction in participant.reactions
         )
-        self._newest = {event.type: event for event in choreography.events}
+        self._newest = {message.type: message for message in choreography.recorded}
 
     @cached_property
     def commands(self) -> tuple[type[Command], ...]:
-        """What participants are told from outside."""
+        """What participants are told, by each other or from outside."""
         taken = _of_kind(Command, (step.reaction.consumes for step in self.steps))
-        return tuple(kind for kind in taken if kind.intake or kind not in self.dues)
+        told = (kind for kind in taken if kind.intake or kind not in self.dues)
+        return tuple(dict.fromkeys(map(self._named, told)))
+
+    @cached_property
+    def given(self) -> tuple[type[Command], ...]:
+        """What participants are told from outside only: here sagas begin."""
+        return tuple(c for c in self.commands if c not in self.choreography.commands)
 
     @cached_property
     def dues(self) -> Mapping[type[Command], type[State]]:
@@ -180,7 +187,9 @@ class Flow:
         receiver."""
         if isinstance(node, Step):
             return node.participant.name
-        beside = (*self.preceding.get(node, ()), *self.following.get(node, ()))
+        beside = [*self.preceding.get(node, ()), *self.following.get(node, ())]
+        if issubclass(node, Command):
+            beside.reverse()
         return next(step.participant.name for step in beside if isinstance(step, Step))
 
     def told(self, node: Node) -> str:
@@ -197,12 +206,12 @@ class Flow:
             return None
         return self.dues.get(node)
 
-    def publishers(self, event: type[Event]) -> tuple[Step, ...]:
-        """The reactions that may publish events of this type."""
+    def publishers(self, message: type[Event] | type[Command]) -> tuple[Step, ...]:
+        """The reactions that may publish events of this type, or send such commands."""
         return tuple(
             step
             for step in self.steps
-            if any(kind.type == event.type for kind in step.reaction.publishes)
+            if any(kind.type == message.type for kind in step.reaction.emits)
         )
 
     def takers(self, message: type[Event] | type[Command]) -> tuple[Step, ...]:
@@ -238,9 +247,10 @@ class Flow:
     def path(self, node: Node) -> Path:
         """What a message or a reaction belongs to.
 
-        A reaction goes with what it takes. One to a cancellation is a compensation if its
-        participant comes to undo something by it; one to a command is a failure if that is all
-        that it can lead to; one to answers goes with the happiest of the questions.
+        A reaction goes with what it takes. One to a cancellation is a compensation if it comes to
+        undo something; one to a command from outside is a failure if that is all that it can lead
+        to; one to answers goes with the happiest of the questions. A command that participants send
+        goes with the happiest of its senders, or is a compensation if that is all that comes of it.
         """
         return self._paths[node]
 
@@ -260,15 +270,23 @@ class Flow:
                 undoes = _is_cancellation(event) and self._compensates(step)
                 paths[step] = Path.COMPENSATION if undoes else paths[event]
             elif issubclass(taken, Command):
-                results = {paths.get(self._named(result)) for result in step.reaction.returns}
-                paths[step] = Path.FAILURE if results == {Path.FAILURE} else Path.HAPPY
-                paths[taken] = paths[step]
-        # Questions lead to answers, and answers to further questions.
-        for _ in self.intents:
-            for intent in self.intents:
-                asked_by = [paths[step] for step in self.preceding[intent] if step in paths]
-                if asked_by:
-                    paths.setdefault(intent, asked_by[0])
+                results = {
+                    paths.get(self._named(result))
+                    for result in step.reaction.returns
+                    if not issubclass(result, Command)
+                }
+                if self._named(taken) not in self.choreography.commands:
+                    paths[step] = Path.FAILURE if results == {Path.FAILURE} else Path.HAPPY
+                    paths[self._named(taken)] = paths[step]
+                elif results == {Path.COMPENSATION}:
+                    paths[step] = paths[self._named(taken)] = Path.COMPENSATION
+        # Questions lead to answers, and answers to further questions; so do commands.
+        passed_on: list[Node] = [*self.intents, *self.choreography.commands]
+        for _ in passed_on:
+            for message in passed_on:
+                by = [paths[step] for step in self.preceding[message] if step in paths]
+                if by:
+                    paths.setdefault(message, min(by, key=_rank))
             for step in self.steps:
                 asked = [paths[i] for i in self.preceding.get(step, ()) if i in paths]
                 if step not in paths and asked:
@@ -276,7 +294,8 @@ class Flow:
         return {node: paths.get(node, Path.HAPPY) for node in self.nodes}
 
     def _compensates(self, step: Step) -> bool:
-        """Whether the step's participant comes to publish a compensation by it."""
+        """Whether the step's participant comes to publish a compensation by it, or another one that
+        it commands."""
         waiting: list[Node] = [step]
         seen: set[Node] = set()
         while waiting:
@@ -291,9 +310,9 @@ class Flow:
                     return True
         return False
 
-    def _named(self, kind: type[Event | Command | Intent]) -> Any:
-        """An event by its newest version."""
-        return self._newest[kind.type] if issubclass(kind, Event) else kind
+    def _named(self, kind: type[Decided]) -> Any:
+        """What goes over the broker by its newest version."""
+        return kind if issubclass(kind, Intent) else self._newest.get(kind.type, kind)
 
     def _leading_to(self, taken: type[Event | Command | Answer]) -> Iterable[Node]:
         if issubclass(taken, Answer):
@@ -310,6 +329,11 @@ def label(node: Node) -> str:
     if isinstance(node, Step):
         return node.name
     return node.__name__ if issubclass(node, Intent) else node.type
+
+
+def is_private(node: Node) -> bool:
+    """Whether a node is a participant's own event."""
+    return not isinstance(node, Step) and issubclass(node, Event) and node.private
 
 
 def _is_cancellation(node: Node) -> bool:

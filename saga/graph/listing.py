@@ -10,6 +10,7 @@ from common.message import Answer, Command, Event, Intent
 from common.messaging.topology import dead_letter_queue, queues_of
 from common.retry import Retry
 from saga.graph.flow import Flow, Node, Step, label
+from saga.graph.joins import Join, joins_of
 
 
 def listing(flow: Flow) -> dict[str, Any]:
@@ -21,7 +22,9 @@ def listing(flow: Flow) -> dict[str, Any]:
             {
                 "type": command.type,
                 "path": flow.path(command),
+                "version": command.version,
                 "intake": command.intake,
+                "sent_by": [step.name for step in flow.publishers(command)],
                 "taken_by": [step.name for step in flow.takers(command)],
             }
             for command in flow.commands
@@ -45,6 +48,7 @@ def listing(flow: Flow) -> dict[str, Any]:
             }
             for intent in flow.intents
         ],
+        "joins": [_join(join) for join in joins_of(flow)],
         "edges": [
             {"from": _id(tail), "to": _id(head), "path": flow.edge_path(tail, head)}
             for tail, head in flow.edges
@@ -87,6 +91,7 @@ def _reaction(flow: Flow, step: Step) -> dict[str, Any]:
         "path": flow.path(step),
         "takes": _message(reaction.consumes),
         "publishes": [kind.type for kind in reaction.publishes],
+        "sends": [kind.type for kind in reaction.sends],
         "asks": [kind.__name__ for kind in reaction.intends],
         "may_do_nothing": reaction.may_do_nothing,
         "retry": retry_as_data(step.retry) if step.retry else None,
@@ -105,10 +110,27 @@ def _event(flow: Flow, event: type[Event]) -> dict[str, Any]:
         "path": flow.path(event),
         "terminal": event.role.terminal,
         "final": event.final,
+        "private": event.private,
         "undoes": [undone.type for undone in event.undoes],
         "about": (inspect.getdoc(event) or "").partition("\n")[0],
         "published_by": [step.name for step in flow.publishers(event)],
         "taken_by": [step.name for step in flow.takers(event)],
+    }
+
+
+def _join(join: Join) -> dict[str, Any]:
+    return {
+        "participant": join.participant.name,
+        "state": join.state.__name__,
+        "completes": join.completes.type,
+        "legs": [
+            {
+                "reaction": leg.step.name,
+                "takes": _message(leg.step.reaction.consumes),
+                "keeps": [kind.type for kind in leg.keeps],
+            }
+            for leg in join.legs
+        ],
     }
 
 

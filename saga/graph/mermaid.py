@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 from common.message import Command, Event, Intent
-from saga.graph.flow import CLOCK, Flow, Node, Path, Step, label, retry_said
+from saga.graph.flow import CLOCK, Flow, Node, Path, Step, is_private, label, retry_said
+from saga.graph.joins import JOINED, completed_by
 
 _COLOURS: Final = {Path.HAPPY: "#2da44e", Path.FAILURE: "#e5534b", Path.COMPENSATION: "#986ee2"}
 _LINES: Final = {
@@ -19,7 +20,8 @@ def mermaid(flow: Flow) -> str:
     """The flowchart's text."""
     ids = {node: f"n{number}" for number, node in enumerate(flow.in_order)}
     lines = ["flowchart TB"]
-    lines += [f"  {ids[node]}{_shape(flow, node)}" for node in ids]
+    joined = completed_by(flow)
+    lines += [f"  {ids[node]}{_shape(flow, node, joined=node in joined)}" for node in ids]
     edges = sorted(flow.edges, key=lambda edge: [list(ids).index(node) for node in edge])
     lines += [f"  {ids[tail]} --> {ids[head]}" for tail, head in edges]
     for path, colour in _COLOURS.items():
@@ -38,6 +40,10 @@ def mermaid(flow: Flow) -> str:
     if ends:
         lines.append("  classDef ends stroke-width:4px")
         lines.append(f"  class {','.join(ends)} ends")
+    private = [ids[node] for node in ids if is_private(node)]
+    if private:
+        lines.append("  classDef private stroke-dasharray:3 3")
+        lines.append(f"  class {','.join(private)} private")
     return "\n".join(lines) + "\n"
 
 
@@ -45,13 +51,14 @@ def _ends(node: Node) -> bool:
     return not isinstance(node, Step) and issubclass(node, Event) and node.role.terminal
 
 
-def _shape(flow: Flow, node: Node) -> str:
+def _shape(flow: Flow, node: Node, *, joined: bool) -> str:
     if isinstance(node, Step):
         retry = f"<br><small>{retry_said(node.retry)}</small>" if node.retry else ""
         return f'["<b>{node.name}</b>{retry}"]'
+    said = f"{JOINED} {label(node)}" if joined else label(node)
     if issubclass(node, Command):
         clock = f"{CLOCK} " if flow.due_about(node) else ""
-        return f'[/"{clock}{label(node)}"/]'
+        return f'[/"{clock}{said}"/]'
     if issubclass(node, Intent):
-        return f'{{{{"{label(node)}?"}}}}'
-    return f'(["■ {label(node)}"])' if node.role.terminal else f'(["{label(node)}"])'
+        return f'{{{{"{said}?"}}}}'
+    return f'(["■ {said}"])' if node.role.terminal else f'(["{said}"])'

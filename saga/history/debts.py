@@ -136,4 +136,4 @@ def answers_to(
             publishers = [reaction]
         else:
             return ()
-    return tuple(dict.fromkeys(kind.type for one in publishers for kind in one.publishes))
+    return tuple(dict.fromkeys(kind.type for one in publishers for kind in one.emits))

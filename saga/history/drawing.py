@@ -13,6 +13,8 @@ from saga.history.sequence import Diagram, Kind, Row, duration
 _PITCH_MIN: Final = 16
 SIGNS: Final = {
     Kind.EVENT: "●",
+    Kind.PRIVATE: "○",
+    Kind.COMMAND: "▸",
     Kind.END: "■",
     Kind.DEAD: "✗",
     Kind.REPLAY: "↻",

@@ -25,7 +25,7 @@ from common.kernel.fold import Fold, is_shared
 from common.kernel.rows import writing
 from common.kernel.step import StateId, react
 from common.kernel.tables import ANY_SOURCE, Tables, VersionConflict, utc_now
-from common.message import Event
+from common.message import Command, Event
 from common.messaging.dead_letters import ADDRESSEE
 from common.messaging.permissions import REPLAY
 from common.messaging.publisher import BrokerPublisher, posting_of
@@ -246,7 +246,7 @@ class _Work:
         return any(
             reaction.intends
             for kind, reaction in self._participant.by_message.items()
-            if issubclass(kind, Event) and kind.type == fact.attributes.type
+            if issubclass(kind, Event | Command) and kind.type == fact.attributes.type
         )
 
     def _restore(self, subjects: Iterable[str]) -> None:

@@ -10,6 +10,7 @@ from typing import Final
 
 from common.choreography import Choreography
 from common.envelope import MessageKey, source_of
+from common.message import Command, Event
 from common.messaging.dead_letters import ADDRESSEE
 from common.messaging.trust import EDITOR_SOURCE
 from history_service.timeline import Step
@@ -29,6 +30,10 @@ class Kind(StrEnum):
     """What a row tells of."""
 
     EVENT = "event"
+    PRIVATE = "private"
+    """An event that is its participant's own."""
+    COMMAND = "command"
+    """What a participant has told another one to do."""
     END = "end"
     """An event that ends the saga."""
     DEAD = "dead_letter"
@@ -108,7 +113,7 @@ _Timed = tuple[datetime, Row]
 
 def _events(flow: Flow, story: Story) -> Iterator[_Timed]:
     names = {source_of(p.name): p.name for p in flow.choreography.participants}
-    newest = {event.type: event for event in flow.choreography.events}
+    newest = {message.type: message for message in flow.choreography.recorded}
     at = story.steps[0].attributes.time if story.steps else None
     for step in story.steps:
         attributes = step.attributes
@@ -125,7 +130,7 @@ def _events(flow: Flow, story: Story) -> Iterator[_Timed]:
             yield (
                 at,
                 Row(
-                    kind=Kind.END if kind.role.terminal else Kind.EVENT,
+                    kind=_kind_of(kind),
                     participant=name,
                     label=attributes.type + _told(story, attributes.key),
                     after=timedelta(0),
@@ -135,6 +140,14 @@ def _events(flow: Flow, story: Story) -> Iterator[_Timed]:
                     id=attributes.id,
                 ),
             )
+
+
+def _kind_of(message: type[Event | Command]) -> Kind:
+    if issubclass(message, Command):
+        return Kind.COMMAND
+    if message.private:
+        return Kind.PRIVATE
+    return Kind.END if message.role.terminal else Kind.EVENT
 
 
 def _told(story: Story, event: MessageKey) -> str:

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from common.choreography import Choreography, Participant, Reaction
-from common.envelope import Envelope, MessageKey, derived_id, source_of
+from common.envelope import Envelope, MessageKey, believed_of, derived_id, source_of
 from common.kernel.fold import Fold
-from common.message import Answer, Command, Event, Message
+from common.kernel.step import id_among_causes
+from common.message import Answer, Command, Event
 from history_service.domain import OrderView, view_of
 from history_service.store import Fact, decoded
 from history_service.timeline import Step, steps_of
@@ -93,14 +94,14 @@ def holes_of(graph: Choreography, events: Collection[Envelope[Any]]) -> Iterator
             cause = event.causationid
             if cause is not None and cause not in known:
                 reaction = reaction_behind(participant, event)
-                if reaction is not None and (types := _events_taken(participant, reaction)):
+                if reaction is not None and (types := _types_taken(participant, reaction)):
                     causes[cause] = (event.subject, types)
         for subject, seen in numbers.items():
             for missing in missing_numbers(sorted(seen), max(seen)):
                 yield Hole((name,), subject, f"{missing} of {name}")
         for cause, (subject, types) in causes.items():
             if follow is None:
-                follow = _what_follows(graph, known)
+                follow = _what_follows(graph, events)
             publishers, type_ = _missing(graph, types, follow.get(cause))
             yield Hole(publishers, subject, f"{type_} {cause}, to which {name} reacted,")
 
@@ -121,8 +122,11 @@ def missing_numbers(seen: Sequence[int], last: int) -> Iterator[str]:
         before = number
 
 
-def _what_follows(graph: Choreography, ids: Iterable[str]) -> dict[str, tuple[str, str]]:
+def _what_follows(
+    graph: Choreography, events: Iterable[Envelope[Any]]
+) -> dict[str, tuple[str, str]]:
     """By its id, each event that may have followed from these: its publisher and its type."""
+    ids = [id_among_causes(type(event.data), event.key) for event in events]
     return {
         derived_id(id, f"{participant.name}.{reaction.name}.{kind.type}"): (
             participant.name,
@@ -130,7 +134,7 @@ def _what_follows(graph: Choreography, ids: Iterable[str]) -> dict[str, tuple[st
         )
         for participant in graph.participants
         for reaction in participant.reactions
-        for kind in reaction.publishes
+        for kind in reaction.emits
         for id in ids
     }
 
@@ -141,34 +145,46 @@ def _missing(
     """Who published a missing event of one of these types, and its type, which its id may tell."""
     if follows is not None:
         return (follows[0],), follows[1]
-    publishers = [
-        p.name for p in graph.participants if any(kind.type in types for kind in p.publishes)
-    ]
+    publishers = [p.name for p in graph.participants if any(kind.type in types for kind in p.emits)]
     return tuple(publishers), " or ".join(sorted(types))
 
 
 def reaction_behind(participant: Participant, event: Envelope[Any]) -> Reaction | None:
-    """The reaction that decided on an event, which the event's id tells."""
+    """The reaction that decided on an event, which the event's id tells; None if none did because
+    of a message of which the history knows."""
+    if event.causationid is None:
+        return None
     for reaction in participant.reactions:
         step = f"{participant.name}.{reaction.name}.{event.type}"
-        if event.causationid and derived_id(event.causationid, step) == event.id:
-            return reaction
+        for kind in _kinds_taken(participant, reaction):
+            for source in believed_of(kind) or ():
+                cause = id_among_causes(kind, MessageKey(source, event.causationid))
+                if derived_id(cause, step) == event.id:
+                    return reaction
     return None
 
 
-def _events_taken(participant: Participant, reaction: Reaction) -> frozenset[str]:
-    """The types of the events of which one must have caused what a reaction decided on; none where
-    it may have been a command.
+def _kinds_taken(
+    participant: Participant, reaction: Reaction
+) -> frozenset[type[Event] | type[Command]]:
+    """The messages that may have caused what a reaction decided on.
 
     The cause of what follows from an answer is the message that led to the question.
     """
-    taken: set[type[Message]] = {reaction.consumes}
+    taken = {reaction.consumes}
     if issubclass(reaction.consumes, Answer):
         taken = {
             other.consumes
             for other in participant.reactions
             if any(intent.answer is reaction.consumes for intent in other.intends)
         }
-    if any(issubclass(kind, Command) for kind in taken):
+    return frozenset(kind for kind in taken if issubclass(kind, Event | Command))
+
+
+def _types_taken(participant: Participant, reaction: Reaction) -> frozenset[str]:
+    """The types of the messages of which one must have caused what a reaction decided on, all of
+    which the history has; none where it may have been a command from outside."""
+    kinds = _kinds_taken(participant, reaction)
+    if any(issubclass(kind, Command) and not kind.senders for kind in kinds):
         return frozenset()
-    return frozenset(kind.type for kind in taken if issubclass(kind, Event))
+    return frozenset(kind.type for kind in kinds)

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from common.choreography import Choreography
-from common.envelope import Decoder, Envelope, MessageKey, Undecodable, source_of
+from common.envelope import Decoder, Envelope, MessageKey, Undecodable, believed_of, source_of
 from common.messaging.dead_letters import ADDRESSEE, key_of
 from common.messaging.topology import EVENTS_EXCHANGE, queues_of, topology_of
 from common.messaging.trust import EDITOR_SOURCE, check_source
@@ -65,10 +65,10 @@ class History:
     ) -> None:
         self._read = frozenset(read)
         self._asking = {source_of(name) for name in asking}
-        self._decoder = Decoder(choreography.events)
+        self._decoder = Decoder(choreography.recorded)
         self._reactors = {
-            event.type: frozenset(p.name for p in choreography.reacting_to(event.type))
-            for event in choreography.events
+            message.type: frozenset(p.name for p in choreography.reacting_to(message.type))
+            for message in choreography.recorded
         }
         self._participants = {source_of(p.name): p.name for p in choreography.participants}
         owners = {queue: p.name for p in choreography.participants for queue in queues_of(p)}
@@ -118,7 +118,7 @@ class History:
         try:
             envelope = self._decoder.decode(body)
             if envelope.source != EDITOR_SOURCE:
-                check_source(envelope.type, envelope.data.publisher, envelope.source)
+                check_source(envelope.type, believed_of(type(envelope.data)), envelope.source)
         except Undecodable:
             self.undecodable += 1
             self._owe(

@@ -59,7 +59,7 @@ class Recovered:
     in_stream: int = 0
     """Messages that were there."""
     takers: tuple[str, ...] = ()
-    """The participants that take commands over the broker."""
+    """The participants that take commands from outside over the broker."""
 
     @property
     def complete(self) -> bool:
@@ -137,7 +137,7 @@ async def recover(
     recovered = Recovered(
         survey,
         resting=len(survey.owed) - len(owed),
-        takers=tuple(p.name for p in graph.participants if p.intake),
+        takers=tuple(p.name for p in graph.participants if graph.given_to(p)),
     )
     publisher = BrokerPublisher(deployment.amqp_url_of(REPLAY), "saga recover")
     try:

@@ -22,7 +22,7 @@ from common.messaging import frames
 from common.messaging.dead_letters import ADDRESSEE, BY_BODY
 from common.messaging.frames import Posting
 from common.messaging.publisher import posting_of
-from common.messaging.topology import EVENTS_EXCHANGE, queues_of, topology_of, work_queue
+from common.messaging.topology import EVENTS_EXCHANGE, queue_of, queues_of, topology_of
 from common.messaging.trust import EDITOR_SOURCE, check_sender
 from history_service.store import Fact, Stray
 from saga.dlq.examine import decoder_of
@@ -178,6 +178,7 @@ class Surveyor:
             for participant in graph.participants:
                 if binding.exchange == EVENTS_EXCHANGE and binding.queue in queues_of(participant):
                     self._bound[binding.key].append(participant)
+        self._named = {p.name: p for p in graph.participants}
         self._decoders = {p.name: decoder_of(p) for p in graph.participants}
         self._survey = Survey(since)
 
@@ -209,7 +210,7 @@ class Surveyor:
         bodies = dict(self._evidence.bodies({one.key for one in owed if one.key.source}))
         postings = []
         for one in owed:
-            queue = work_queue(one.participant, one.priority)
+            queue = queue_of(self._named[one.participant], one.type, one.priority)
             if one.key.source:
                 body = survey.unrecorded.get(one.key) or bodies[one.key]
                 postings.append(posting_of(body, queue))

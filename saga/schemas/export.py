@@ -24,16 +24,17 @@ Travelling = type[Event] | type[Command]
 
 
 def travelling(choreography: Choreography) -> tuple[Travelling, ...]:
-    """What goes over the broker, newest versions only: events, and the commands taken there."""
+    """What goes from one to another over the broker, newest versions only: events, but private
+    ones, and the commands taken there."""
+    events = (event for event in choreography.events if not event.private)
     commands = {c.type: c for p in choreography.participants for c in p.intake}
-    return (*choreography.events, *(commands[type_] for type_ in sorted(commands)))
+    return (*events, *(commands[type_] for type_ in sorted(commands)))
 
 
 def versions_of(message: Travelling) -> dict[int, Travelling]:
     """Every version of a type that there is a class for, by number."""
-    if issubclass(message, Command):
-        return {message.version: message}
-    kinds = [kind for kind in all_below(Event) if getattr(kind, "type", None) == message.type]
+    base: type[Event | Command] = Command if issubclass(message, Command) else Event
+    kinds = [kind for kind in all_below(base) if getattr(kind, "type", None) == message.type]
     return {kind.version: kind for kind in sorted(kinds, key=lambda kind: kind.version)}
 
 

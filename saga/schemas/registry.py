@@ -22,7 +22,7 @@ from typing import Any, Final
 from common.choreography import Choreography
 from common.envelope import Decoder, Undecodable, schema_uri
 from common.files import write_public
-from common.message import Command, Event
+from common.message import Event
 from saga.schemas.compare import Schema, unreadable
 from saga.schemas.export import (
     Travelling,
@@ -106,7 +106,7 @@ def _unknown_to_the_last_release(
     choreography: Choreography, released: dict[tuple[str, int], Schema]
 ) -> Iterator[Problem]:
     types = {type_ for type_, _ in released}
-    published = {kind for p in choreography.participants for kind in p.publishes}
+    published = {kind for p in choreography.participants for kind in p.emits}
     for kind in published:
         if kind.type in types and (kind.type, kind.version) not in released:
             yield Problem(
@@ -165,6 +165,6 @@ def _misread(
         return f"cannot be read: {error}"
     except Exception as error:
         return f"cannot be upcast: {type(error).__name__}: {error}"
-    if not isinstance(read.data, Command) and read.data.version != newest:
+    if read.data.version != newest:
         return f"is read as version {read.data.version}, but the newest is {newest}"
     return None

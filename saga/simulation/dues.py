@@ -30,7 +30,7 @@ def violations(
     `calm_at`."""
     if not tables.with_dues:
         return
-    decoder = Decoder(participant.publishes)
+    decoder = Decoder(participant.emits)
     events = [decoder.decode(body) for body in store.committed()]
     yield from _early(participant, events)
     yield from _late(participant, events, calm_at)

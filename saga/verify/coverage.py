@@ -20,6 +20,6 @@ def uncovered(
             for reaction in participant.reactions:
                 if (participant.name, reaction.name) not in reacted:
                     yield f"no scenario comes to {participant.name}.{reaction.name}"
-        for event in saga.choreography.events:
-            if event.type not in published:
-                yield f"{event.type} is published in no scenario"
+        for message in saga.choreography.recorded:
+            if message.type not in published:
+                yield f"{message.type} is published in no scenario"

@@ -13,7 +13,7 @@ from itertools import chain
 from typing import Any, Generic, TypeVar
 
 from common.choreography import State
-from common.envelope import Envelope, derived_id, source_of, wrap
+from common.envelope import Envelope, derived_id, is_recorded, source_of, wrap
 from common.kernel.step import Decision, DueStays, Firing, StateId, react, react_to_due
 from common.message import Answer, Command, Event, Intent, Message, Priority
 from saga.declaration import Stimulus
@@ -164,15 +164,15 @@ class Machine:
         return (self._facts[bit] for bit in _set_bits(state >> self._base))
 
     def published(self) -> set[str]:
-        """The types of the events that were published in any state."""
+        """The types of the events and commands that were published in any state."""
         sent = [fact.envelope for fact in self._facts if isinstance(fact, Sent)]
-        return {envelope.type for envelope in sent if isinstance(envelope.data, Event)}
+        return {envelope.type for envelope in sent if is_recorded(envelope)}
 
     def _published(self, state: int) -> list[Envelope[Any]]:
         return [
             fact.envelope
             for fact in self.facts(state)
-            if isinstance(fact, Sent) and isinstance(fact.envelope.data, Event)
+            if isinstance(fact, Sent) and is_recorded(fact.envelope)
         ]
 
     def _view(self, state: int, events: Sequence[Envelope[Any]], at_rest: bool) -> View:
@@ -377,7 +377,8 @@ class Machine:
         match fact:
             case Sent():
                 for receiver in fact.receivers:
-                    for now in self._moments(receiver, fact.envelope.data):
+                    given = not is_recorded(fact.envelope)
+                    for now in self._moments(receiver, fact.envelope.data, given=given):
                         yield Action(receiver, fact, now)
             case Asked():
                 yield Action(self._outside_of(fact.intent), fact, self.model.moments[0])
@@ -409,11 +410,13 @@ class Machine:
                 return number
         raise VerifyError(f"no outside is said to take {type(intent).__name__}")
 
-    def _moments(self, participant: int, message: Message) -> Sequence[datetime]:
+    def _moments(
+        self, participant: int, message: Message, *, given: bool = False
+    ) -> Sequence[datetime]:
         """When a message may be reacted to. It matters only to a reaction that asks for the time,
-        and for a command that is the time it was given."""
+        and for a command that is `given` from outside, that is the time when it was."""
         reaction = self.participants[participant].by_message.get(type(message))
-        if isinstance(message, Command) or reaction is None:
+        if given or reaction is None:
             return self.model.moments[:1]
         asks = any(kind is datetime for _, kind, _ in reaction.parameters)
         return self.model.moments if asks else self.model.moments[:1]

@@ -89,8 +89,13 @@ def _taking_part(saga: Saga, scenario: Scenario) -> Choreography:
     )
     if scenario.influential:
         while True:
-            consumed = {event for p in participants for event in p.consumes}
-            kept = tuple(p for p in participants if consumed.intersection(p.publishes))
+            taken = {message for p in participants for message in (*p.consumes, *p.intake)}
+            sent = {command for p in participants for command in p.sends}
+            kept = tuple(
+                p
+                for p in participants
+                if taken.intersection(p.emits) or sent.intersection(p.intake)
+            )
             if kept == participants:
                 break
             participants = kept

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from common.choreography import Participant, State
 from common.due import Due
 from common.kernel.tables import StateTable, Tables, Utc, due_columns
-from common.message import Command, Event, Intent
+from common.message import Command, Decided, Event
 
 NOON = datetime(2030, 1, 1, 12, tzinfo=UTC)
 EVERY = timedelta(hours=1)
@@ -88,7 +88,7 @@ class Alarm(State):
     left: int = 0
     rung: int = 0
 
-    def evolve(self, message: Event | Intent, at: datetime) -> Self:
+    def evolve(self, message: Decided, at: datetime) -> Self:
         match message:
             case AlarmSet():
                 return replace(self, at=message.at, left=message.times)

@@ -28,7 +28,7 @@ from common.events import HeldLine, OrderCancelled, StockReleased
 from common.kernel.database import Database, open_database
 from common.kernel.groups import Done, Failed
 from common.kernel.tables import StateTable, Tables
-from common.message import Event, Intent
+from common.message import Decided
 from tests.integration.kernels import Replica, Through
 from tests.integration.kernels import replica as running
 from tests.integration.toy import PARTICIPANT, Tally, cancelled, make_tables
@@ -373,7 +373,7 @@ class Sum(State):
     total: int = 0
     name: str = ""
 
-    def evolve(self, message: Event | Intent, at: datetime) -> Self:
+    def evolve(self, message: Decided, at: datetime) -> Self:
         assert isinstance(message, StockReleased)
         for line in message.lines:
             match line.sku:

@@ -41,7 +41,7 @@ from common.kernel.database import Database
 from common.kernel.groups import Ask, Done, Duplicate, Outcome
 from common.kernel.rows import WriteSet
 from common.kernel.tables import StateTable, Tables
-from common.message import Event, Intent, Priority
+from common.message import Decided, Event, Intent, Priority
 from inventory_service.domain import PARTICIPANT as INVENTORY
 from inventory_service.domain import AddStock, Reservation, StockItem
 from payment_service.app import build_with
@@ -261,7 +261,7 @@ class Day(State):
 
     on_call: int = 1
 
-    def evolve(self, message: Event | Intent, at: datetime) -> Self:
+    def evolve(self, message: Decided, at: datetime) -> Self:
         return replace(self, on_call=0) if isinstance(message, StockReleased) else self
 
 
@@ -271,7 +271,7 @@ class Night(State):
 
     on_call: int = 1
 
-    def evolve(self, message: Event | Intent, at: datetime) -> Self:
+    def evolve(self, message: Decided, at: datetime) -> Self:
         return replace(self, on_call=0) if isinstance(message, PaymentVoided) else self
 
 

@@ -19,7 +19,7 @@ from common.events import OrderCancelled, PaymentVoided, StockReleased
 from common.kernel.database import SqliteDatabase
 from common.kernel.outbox import Outgoing
 from common.kernel.tables import StateTable, Tables
-from common.message import Event, Intent, Priority
+from common.message import Decided, Event, Priority
 from common.retry import Retry, TransientError
 from payment_service.domain import Refund, RefundAnswered
 
@@ -32,7 +32,7 @@ class Tally(State):
 
     count: int = 0
 
-    def evolve(self, message: Event | Intent, at: datetime) -> Self:
+    def evolve(self, message: Decided, at: datetime) -> Self:
         return replace(self, count=self.count + 1)
 
 

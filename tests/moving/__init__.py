@@ -10,7 +10,7 @@ import random
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 from common.asking import Phase
 from common.envelope import derived_id
@@ -45,7 +45,7 @@ RENTAL: Final = Outside(
     blank=VanBookings(),
     decisions=tuple(Choice),
     ask=lambda desk: asks_rental(DeskKeeper(desk)),
-    read=partial(read, VanBookings),
+    read=lambda url: read(VanBookings, url),
     setting="RENTAL_URL",
     file="rental.db",
     memory=VanMemory,
@@ -56,7 +56,7 @@ AGENCY: Final = Outside(
     blank=CrewBookings(),
     decisions=tuple(Choice),
     ask=lambda desk: asks_agency(DeskKeeper(desk)),
-    read=partial(read, CrewBookings),
+    read=lambda url: read(CrewBookings, url),
     setting="AGENCY_URL",
     file="agency.db",
     memory=CrewMemory,

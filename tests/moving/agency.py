@@ -9,7 +9,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Protocol, Self, TypeVar
 
 from common.choreography import State
 from common.kernel.groups import Ask
@@ -86,6 +86,9 @@ class CrewBookings(Bookings):
     __slots__ = ()
 
 
+BK = TypeVar("BK", bound=Bookings)
+
+
 class Keeper(Protocol):
     """Somebody who keeps things. A key is one booking, however often it is asked for."""
 
@@ -98,9 +101,7 @@ def asks_rental(keeper: Keeper) -> Mapping[type[Intent], Ask]:
     """As the van service puts its questions."""
 
     async def book(intent: BookVan) -> RentalAnswered:
-        return RentalAnswered(
-            move=intent.move, kept=await keeper.keep(intent.move, intent.size)
-        )
+        return RentalAnswered(move=intent.move, kept=await keeper.keep(intent.move, intent.size))
 
     async def give_back(intent: ReturnVan) -> GivenBack:
         await keeper.let_go(intent.move)
@@ -113,9 +114,7 @@ def asks_agency(keeper: Keeper) -> Mapping[type[Intent], Ask]:
     """As the crew service puts its questions."""
 
     async def book(intent: BookCrew) -> AgencyAnswered:
-        return AgencyAnswered(
-            move=intent.move, kept=await keeper.keep(intent.move, intent.size)
-        )
+        return AgencyAnswered(move=intent.move, kept=await keeper.keep(intent.move, intent.size))
 
     async def release(intent: ReleaseCrew) -> LetGo:
         await keeper.let_go(intent.move)
@@ -186,7 +185,7 @@ def _booking(row: tuple[str, str, int, int]) -> Booking:
     return Booking(key, Size(size), bool(kept), bool(let_go))
 
 
-def read(kind: type[Bookings], url: str) -> Bookings:
+def read(kind: type[BK], url: str) -> BK:
     """What such a file holds. Raises `OutsideError`."""
     path = sqlite_path(url)
     if path is None or not Path(path).is_file():

@@ -1,7 +1,7 @@
 """The published language of a second saga: moving house.
 
-A move needs a van and a crew, each from an agency of its own, booked side by side. Once it has both,
-the mover has the van sent off, which ends the move. Nothing here is about orders.
+A move needs a van and a crew, each from an agency of its own, booked side by side. Once it has
+both, the mover has the van sent off, which ends the move. Nothing here is about orders.
 """
 
 from __future__ import annotations
@@ -178,5 +178,3 @@ class CrewReleased(_MoveEvent):
     role: ClassVar[Role] = Role.COMPENSATION
     undoes: ClassVar[EventTypes] = (CrewBooked,)
     final: ClassVar[bool] = True
-
-

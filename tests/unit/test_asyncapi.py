@@ -16,6 +16,8 @@ from common.messaging.topology import topology_of
 from saga.discovery import choreography
 from saga.graph.asyncapi import asyncapi
 from saga.graph.flow import Flow
+from saga.schemas.export import schema_files
+from tests import errands
 
 OFFICIAL = Path(__file__).parents[1] / "data" / "asyncapi" / "3.0.0.json"
 GRAPH = choreography()
@@ -113,3 +115,23 @@ def test_the_command_over_the_broker_is_there_and_those_from_within_are_not(
 
 def test_a_choreography_of_nothing_is_a_valid_document(official: Draft7Validator) -> None:
     assert not list(official.iter_errors(asyncapi(Flow(Choreography([])))))
+
+
+def test_commands_between_participants_are_in_the_document_and_private_facts_are_not(
+    official: Draft7Validator,
+) -> None:
+    document = json.loads(json.dumps(asyncapi(Flow(errands.GRAPH))))
+
+    assert not list(official.iter_errors(document))
+    started, asked = (document["channels"][type_] for type_ in ("ride.start", "errand.ask"))
+    assert started["address"] == "ride.start.{priority}"
+    assert started["description"] == "The command ride.start, sent by desk to rider."
+    assert started["bindings"]["amqp"]["exchange"]["name"] == "saga.events"
+    assert asked["address"] == "desk.intake.{priority}"
+    assert document["operations"]["desk.publish.ride.start"]["action"] == "send"
+    assert document["operations"]["rider.ride"]["x-queues"] == [
+        "rider.intake.high",
+        "rider.intake.normal",
+    ]
+    assert "errand.ridden" not in json.dumps(document)
+    assert not any(name.startswith("errand.ridden") for name in schema_files(errands.GRAPH))

@@ -17,7 +17,7 @@ import saga.discovery
 from common.choreography import Choreography, Participant, State
 from common.due import Due
 from common.events import OrderPlaced
-from common.message import Answer, Command, Event, EventTypes, Intent, Role
+from common.message import Answer, Command, Decided, Event, EventTypes, Intent, Role
 from common.messaging.definitions import Definitions, definitions
 from common.messaging.permissions import users_of
 from common.messaging.topology import topology_of
@@ -88,7 +88,7 @@ class SeatFreed(Event):
 class Remembering(State):
     booked: bool = False
 
-    def evolve(self, message: Event | Intent, at: datetime) -> Self:
+    def evolve(self, message: Decided, at: datetime) -> Self:
         return replace(self, booked=True)
 
 
@@ -294,6 +294,93 @@ def move(event: TripEnded, seat: Seat) -> SeatMoved | None: ...
 def follow(event: SeatMovedV2, trip: Trip) -> None: ...
 
 
+class CleanSeat(Command):
+    type: ClassVar[str] = "seat.clean"
+    intake: ClassVar[bool] = True
+    senders: ClassVar[tuple[str, ...]] = ("trip",)
+
+
+class MendSeat(CleanSeat):
+    type: ClassVar[str] = "seat.mend"
+    version: ClassVar[int] = 2
+
+
+class FreeSeat(CleanSeat):
+    type: ClassVar[str] = "seat.free"
+
+
+def end_tidily(event: SeatHeld, trip: Trip) -> tuple[TripEnded, CleanSeat] | None: ...
+
+
+def end_and_mend(event: SeatHeld, trip: Trip) -> tuple[TripEnded, MendSeat] | None: ...
+
+
+def obey(command: CleanSeat, seat: Seat) -> None: ...
+
+
+def obey_mend(command: MendSeat, seat: Seat) -> None: ...
+
+
+def order_cleaning(event: SeatFreed, journey: Journey) -> CleanSeat | None: ...
+
+
+def call_off_tidily(command: CallOff, trip: Trip) -> tuple[TripCancelled, FreeSeat] | None: ...
+
+
+def give_up_tidily(event: SeatRefused, trip: Trip) -> tuple[TripCancelled, FreeSeat] | None: ...
+
+
+def give_up_alone(event: SeatRefused, trip: Trip) -> TripCancelled | FreeSeat | None: ...
+
+
+def call_off_alone(command: CallOff, trip: Trip) -> TripCancelled | None: ...
+
+
+def free_as_told(command: FreeSeat, seat: Seat) -> SeatFreed | None: ...
+
+
+def look_at(event: TripCancelled, forgetful: Forgetful) -> None: ...
+
+
+class TripPaid(Event):
+    type: ClassVar[str] = "trip.paid"
+    private: ClassVar[bool] = True
+
+
+class TripSeated(Event):
+    type: ClassVar[str] = "trip.seated"
+    private: ClassVar[bool] = True
+
+
+class SeatPaid(Event):
+    type: ClassVar[str] = "seat.paid"
+    publisher: ClassVar[str] = "till"
+
+
+def pay(event: TripBooked, seat: Seat) -> SeatPaid | None: ...
+
+
+def join_seat(event: SeatHeld, trip: Trip) -> TripEnded | TripSeated | None: ...
+
+
+def join_payment(event: SeatPaid, trip: Trip) -> TripEnded | TripPaid | None: ...
+
+
+def forget_payment(event: SeatPaid, trip: Trip) -> TripEnded | None: ...
+
+
+def never_wait_for_a_seat(event: SeatPaid, trip: Trip) -> TripEnded: ...
+
+
+def keep_payment(event: SeatPaid, trip: Trip) -> TripPaid | None: ...
+
+
+def keep_the_seat_only(event: SeatRefused, trip: Trip) -> TripSeated | TripCancelled | None: ...
+
+
+def count_seats(event: SeatHeld, trip: Trip) -> tuple[TripSeated, TripEnded] | TripSeated: ...
+
+
 @dataclass(frozen=True)
 class Broken:
     participants: list[tuple[str, Functions]]
@@ -302,6 +389,7 @@ class Broken:
     said: str
 
 
+JOINING: Functions = [book, call_off, give_up, lapse]
 BROKEN = {
     "an event that nobody publishes": Broken(
         [("trip", [*TRIP, apologize]), ("seat", SEAT)],
@@ -320,6 +408,40 @@ BROKEN = {
         "publisher",
         lose_alone,
         "publishes seat.lost, whose `publisher` is 'seat': its readers would refuse it",
+    ),
+    "a command of a participant that is none of its senders": Broken(
+        [("trip", [*TRIP]), ("usher", [order_cleaning]), ("seat", [*SEAT, obey])],
+        "sender",
+        order_cleaning,
+        "sends seat.clean, whose `senders` are 'trip': seat would refuse it; name 'usher'",
+    ),
+    "a sender that does not send": Broken(
+        [("trip", [*TRIP]), ("usher", [order_cleaning]), ("seat", [*SEAT, obey])],
+        "sender",
+        CleanSeat,
+        "names 'trip' among its `senders`, whose reactions do not send it",
+    ),
+    "a command that only comes from outside, and has senders": Broken(
+        [("trip", [*TRIP]), ("seat", [*SEAT, obey])],
+        "sender",
+        CleanSeat,
+        "names 'trip' as its `senders`, but no reaction sends it",
+    ),
+    "a version of a command between participants without a class": Broken(
+        [("trip", [book, call_off, give_up, end_and_mend, lapse]), ("seat", [*SEAT, obey_mend])],
+        "version",
+        MendSeat,
+        "version 1 of seat.mend has no class",
+    ),
+    "an effect that no command sent with the cancellation undoes": Broken(
+        [
+            ("trip", [book, call_off_alone, give_up_alone, end, lapse]),
+            ("seat", [hold, free_as_told]),
+            ("fan", [look_at]),
+        ],
+        "effect",
+        hold,
+        "seat.held is an effect, but trip.cancelled does not lead seat to publish anything",
     ),
     "an event that nobody reacts to": Broken(
         [("trip", TRIP), ("seat", SEAT), ("cleaning", [clean])],
@@ -394,6 +516,34 @@ BROKEN = {
         hit_forgetfully,
         "let one of these reactions decide on nothing where its state says that it is done",
     ),
+    "a leg that forgets that it came first": Broken(
+        [("trip", [*JOINING, join_seat, forget_payment]), ("seat", SEAT), ("till", [pay])],
+        "join",
+        forget_payment,
+        "is a leg of trip.ended, but keeps nothing: coming first, it would be forgotten",
+    ),
+    "a leg that cannot wait": Broken(
+        [("trip", [*JOINING, join_seat, never_wait_for_a_seat]), ("seat", SEAT), ("till", [pay])],
+        "join",
+        never_wait_for_a_seat,
+        "is a leg of trip.ended, but cannot wait for the others",
+    ),
+    "a join of one leg": Broken(
+        [("trip", [*JOINING, join_seat, keep_payment]), ("seat", SEAT), ("till", [pay])],
+        "join",
+        join_seat,
+        "keeps trip.seated until trip.ended, but no other reaction of trip returns that",
+    ),
+    "a leg that cannot complete the join": Broken(
+        [
+            ("trip", [book, call_off, join_seat, join_payment, keep_the_seat_only, lapse]),
+            ("seat", SEAT),
+            ("till", [pay]),
+        ],
+        "join",
+        keep_the_seat_only,
+        "keeps trip.seated, but cannot complete trip.ended: coming last",
+    ),
     "a version without an upcaster": Broken(
         [("trip", TRIP), ("seat", [*SEAT, move])],
         "version",
@@ -432,6 +582,35 @@ def test_what_breaks_a_rule_is_found_where_it_is(name: str) -> None:
 
 def test_there_is_a_broken_example_for_every_rule() -> None:
     assert {broken.rule for broken in BROKEN.values()} | {"permission"} == set(RULES)
+
+
+def test_an_effect_may_be_undone_by_a_command_that_is_sent_with_the_cancellation() -> None:
+    trip: Functions = [book, call_off_tidily, give_up_tidily, end_tidily, lapse]
+    seat: Functions = [hold, free_as_told, obey]
+
+    assert found(("trip", trip), ("seat", seat), ("fan", [look_at])) == []
+
+
+def test_a_join_whose_legs_all_wait_and_complete_it_is_sound() -> None:
+    trip: Functions = [*JOINING, join_seat, join_payment]
+
+    assert found(("trip", trip), ("seat", SEAT), ("till", [pay])) == []
+
+
+def test_what_counts_messages_of_one_type_is_no_join() -> None:
+    assert found(("trip", [*JOINING, count_seats]), ("seat", SEAT)) == []
+
+
+def test_a_user_who_may_not_send_what_its_reactions_send_is_found() -> None:
+    trip = Participant("trip", book, call_off, give_up, end_tidily, lapse)
+    graph = Choreography([trip, Participant("seat", *SEAT, obey)])
+    document = asked_for(graph)
+    for permission in document["topic_permissions"]:
+        permission["write"] = permission["write"].replace(r"|seat\.clean\.high", "")
+
+    (finding,) = check(graph, document)
+
+    assert (finding.rule, finding.name) == ("permission", "end_tidily")
 
 
 def test_a_cycle_that_a_remembering_reaction_can_leave_is_sound() -> None:

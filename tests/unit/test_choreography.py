@@ -33,7 +33,9 @@ from common.events import (
     StockReleased,
     StockReserved,
 )
-from common.message import Answer, Command, Intent, Message
+from common.message import Answer, Command, Event, Intent, Message
+from tests import errands
+from tests.errands import DESK, RIDER, STAMPER
 from tests.unit.given import NOW
 
 ORDER = UUID(int=1)
@@ -240,7 +242,7 @@ def returns_text(event: OrderPlaced, parcel: Parcel) -> StockReserved | str:
     raise NotImplementedError
 
 
-def returns_a_command(event: OrderPlaced, parcel: Parcel) -> PlaceOrder:
+def returns_an_answer(event: OrderPlaced, parcel: Parcel) -> Answered:
     raise NotImplementedError
 
 
@@ -304,10 +306,10 @@ def nothing_within(event: OrderPlaced, parcel: Parcel) -> tuple[StockReserved | 
             takes_either,
             "first parameter must be an event, a command or an answer, not .*OrderPlaced",
         ),
-        (returns_text, "may return events and intents, not .*str"),
-        (returns_a_command, "may return events and intents, not .*PlaceOrder"),
-        (returns_a_list, "may return events and intents, not list"),
-        (returns_any, "may return events and intents, not typing.Any"),
+        (returns_text, "may return events, commands and intents, not .*str"),
+        (returns_an_answer, "may return events, commands and intents, not .*Answered"),
+        (returns_a_list, "may return events, commands and intents, not list"),
+        (returns_any, "may return events, commands and intents, not typing.Any"),
         (wants_a_number, r"parameter limit must be a State, a Mapping\[str, State\] or a datetime"),
         (wants_numbers, "parameter limits must be a State"),
         (wants_a_dict, r"parameter shelf must be a State, a Mapping\[str, State\]"),
@@ -316,7 +318,7 @@ def nothing_within(event: OrderPlaced, parcel: Parcel) -> tuple[StockReserved | 
         (names_nothing_known, "name 'StockLost' is not defined"),
         (asks_two_things, "asks one thing at a time, not Ask and AskAgain"),
         (says_it_twice, "returns StockReserved once at most"),
-        (nothing_within, "may return events and intents, not .*NoneType"),
+        (nothing_within, "may return events, commands and intents, not .*NoneType"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
@@ -371,6 +373,113 @@ def test_a_choreography_knows_every_event_by_name_and_who_reacts_to_it() -> None
     )
     assert choreography.reacting_to("order.placed") == (hall, parcel)
     assert choreography.reacting_to("stock.reserved") == ()
+
+
+# --- commands between participants, and private facts -------------------------------------------
+
+
+class Wave(Command):
+    type: ClassVar[str] = "shelf.wave"
+
+
+class Nudge(Command):
+    type: ClassVar[str] = "shelf.nudge"
+    intake: ClassVar[bool] = True
+
+
+class Nudged(Event):
+    type: ClassVar[str] = "shelf.nudge"
+
+
+class ParcelSeen(Event):
+    type: ClassVar[str] = "parcel.seen"
+    private: ClassVar[bool] = True
+
+
+def ride_too(command: errands.StartRide, shelf: Shelf) -> None:
+    raise NotImplementedError
+
+
+def greet(event: OrderPlaced, parcel: Parcel) -> Wave:
+    raise NotImplementedError
+
+
+def wave_back(command: Wave, shelf: Shelf) -> None:
+    raise NotImplementedError
+
+
+def confuse(event: OrderPlaced, parcel: Parcel) -> tuple[Nudge, Nudged]:
+    raise NotImplementedError
+
+
+def move(command: Nudge, shelf: Shelf) -> None:
+    raise NotImplementedError
+
+
+def see(event: OrderPlaced, parcel: Parcel) -> ParcelSeen | None:
+    raise NotImplementedError
+
+
+def pry(event: ParcelSeen, shelf: Shelf) -> None:
+    raise NotImplementedError
+
+
+def test_a_choreography_knows_the_commands_that_participants_send_and_who_takes_them() -> None:
+    choreography = errands.GRAPH
+
+    assert [command.type for command in choreography.commands] == [
+        "ride.start",
+        "stamp.give",
+        "stamp.take_off",
+    ]
+    assert choreography.reacting_to("ride.start") == (RIDER,)
+    assert choreography.reacting_to("errand.ask") == ()
+    assert choreography.sent_to(STAMPER) == (errands.GiveStamp, errands.TakeStampOff)
+    assert choreography.given_to(STAMPER) == ()
+    assert choreography.given_to(DESK) == (errands.AskErrand,)
+
+
+@pytest.mark.parametrize(
+    ("participants", "way_out"),
+    [
+        (
+            [DESK, STAMPER],
+            r"ask sends ride\.start, which no participant takes; let a reaction",
+        ),
+        (
+            [DESK, RIDER, STAMPER, Participant("hall", ride_too)],
+            r"ride\.start, which hall and rider take; a command has one receiver",
+        ),
+        (
+            [Participant("desk", errands.ask, errands.ride), STAMPER],
+            r"ride\.start, which desk takes itself; let the reaction decide on it at once",
+        ),
+        (
+            [Participant("desk", greet), Participant("hall", wave_back)],
+            "hall does not take over the broker; let Wave have `intake = True`",
+        ),
+        (
+            [Participant("desk", confuse), Participant("hall", move)],
+            r"shelf\.nudge, and an event is called so, too; rename one",
+        ),
+        (
+            [Participant("desk", see), Participant("hall", see)],
+            r"see publishes parcel\.seen, which is private, and hall does, too",
+        ),
+    ],
+    ids=["nobody", "two", "itself", "without intake", "an event", "two with one private fact"],
+)
+def test_a_command_to_none_or_to_many_and_a_shared_private_fact_are_refused(
+    participants: list[Participant], way_out: str
+) -> None:
+    with pytest.raises(ChoreographyError, match=way_out):
+        Choreography(participants)
+
+
+@pytest.mark.parametrize("name", ["desk", "hall"])
+def test_nobody_reacts_to_a_private_fact_not_even_its_participant(name: str) -> None:
+    with pytest.raises(ChoreographyError, match="pry: ParcelSeen is private, so nobody reacts to"):
+        Participant(name, see, pry)
 
 
 def test_a_state_concerns_only_the_subject_it_is_about() -> None:

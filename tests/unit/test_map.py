@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 import pytest
 from typer.testing import CliRunner
 
+import saga.discovery
 from common.choreography import Choreography, Participant, State
 from common.events import OrderCancelled, OrderConfirmed, PaymentDeclined
 from common.message import Event, Role
@@ -18,10 +19,13 @@ from common.retry import Retry
 from order_service.domain import Order
 from saga.cli import app
 from saga.discovery import choreography
+from saga.graph.canvas import canvas
 from saga.graph.flow import Flow, Node, Path, Step, label, retry_said
+from saga.graph.joins import joins_of
 from saga.graph.listing import listing
 from saga.graph.mermaid import mermaid
 from saga.graph.svg import svg
+from tests import errands
 
 FLOW = Flow(choreography())
 OURS = {"order", "inventory", "payment", "notification"}
@@ -250,3 +254,92 @@ def test_saga_map_prints_each_format() -> None:
     assert shown("--format", "mermaid") == mermaid(FLOW)
     assert shown("--format", "svg") == svg(FLOW)
     assert json.loads(shown("--json")) == json.loads(shown("--format", "json")) == listing(FLOW)
+
+
+# --- commands between participants, private facts, joins ------------------------------------------
+
+ERRANDS = Flow(errands.GRAPH)
+
+
+def test_a_command_is_drawn_with_its_receiver_and_on_the_path_of_its_sender() -> None:
+    paths = {label(n): ERRANDS.path(n) for n in ERRANDS.nodes if not isinstance(n, Step)}
+
+    assert [command.type for command in ERRANDS.given] == ["errand.ask"]
+    assert {paths["ride.start"], paths["stamp.give"]} == {Path.HAPPY}
+    assert paths["stamp.take_off"] is Path.COMPENSATION
+    assert ERRANDS.home(errands.StartRide) == "rider"
+    assert {
+        (label(tail), label(head))
+        for tail, head in ERRANDS.edges
+        if errands.StartRide in (tail, head)
+    } == {("desk.ask", "ride.start"), ("ride.start", "rider.ride")}
+
+
+def test_a_join_is_what_any_of_its_legs_completes_or_waits_for_with_a_private_fact() -> None:
+    (join,) = joins_of(ERRANDS)
+
+    assert join.participant is errands.DESK
+    assert (join.state, join.completes) == (errands.Errand, errands.ErrandEnded)
+    assert {leg.step.name: leg.keeps for leg in join.legs} == {
+        "desk.ridden": (errands.ErrandRidden,),
+        "desk.stamped": (errands.ErrandStamped,),
+    }
+    assert joins_of(FLOW) == ()
+
+
+def test_every_drawing_marks_joins_and_private_facts() -> None:
+    picture = svg(ERRANDS)
+    text = mermaid(ERRANDS)
+    data = listing(ERRANDS)
+
+    ElementTree.fromstring(picture)  # noqa: S314 - our own
+    assert "⋈ errand.ended" in picture
+    assert "joins ride.done and stamp.given" in picture
+    assert picture.count('class="event happy private"') == 3  # two facts, and the legend
+    assert "completes a join" in picture
+    assert "private" not in svg(FLOW)
+    assert '(["■ ⋈ errand.ended"])' in text
+    assert "classDef private" in text
+    assert data["joins"] == [
+        {
+            "participant": "desk",
+            "state": "Errand",
+            "completes": "errand.ended",
+            "legs": [
+                {"reaction": "desk.ridden", "takes": "ride.done", "keeps": ["errand.ridden"]},
+                {"reaction": "desk.stamped", "takes": "stamp.given", "keeps": ["errand.stamped"]},
+            ],
+        }
+    ]
+    assert [e["type"] for e in data["events"] if e["private"]] == [
+        "errand.ridden",
+        "errand.stamped",
+    ]
+    assert {c["type"]: c["sent_by"] for c in data["commands"]} == {
+        "errand.ask": [],
+        "ride.start": ["desk.ask"],
+        "stamp.give": ["desk.ask"],
+        "stamp.take_off": ["desk.refused"],
+    }
+
+
+def test_the_map_in_the_terminal_says_who_is_told_and_what_is_joined(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(saga.discovery, "choreography", lambda: errands.GRAPH)
+
+    shown = CliRunner().invoke(app, ["map"]).output
+
+    assert "ride.start ▸" in shown
+    assert "errand.ended ■ ⋈" in shown
+    assert "errand.ridden ○" in shown
+    assert "▸ tells a participant   ○ its participant's own   ⋈ completes a join" in shown
+
+
+def test_the_page_of_a_service_says_what_it_sends_and_who_sends_what_it_takes() -> None:
+    desk, rider = (canvas(ERRANDS, participant) for participant in (errands.DESK, errands.RIDER))
+
+    assert "| `ride.start` v1 | Ride there. | `rider.ride` |" in desk
+    assert "| `errand.ridden` v1 | The rider is back, and the stamp is not. | step | nobody" in desk
+    assert "| `ride.start`, a command of desk | `ride` |" in rider
+    assert "| bound to | `ride.start.*` |" in rider

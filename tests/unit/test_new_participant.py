@@ -32,7 +32,7 @@ from typing import ClassVar, Self
 
 from common.choreography import Participant, State
 from common.events import OrderConfirmed, OrderEvent
-from common.message import Event, Intent
+from common.message import Decided, Event, Intent
 from common.retry import Retry
 
 
@@ -52,7 +52,7 @@ class Recommendation(State):
 
     sku: str = ""
 
-    def evolve(self, message: Event | Intent, at: datetime) -> Self:
+    def evolve(self, message: Decided, at: datetime) -> Self:
         match message:
             case RecommendationMade():
                 return replace(self, sku=message.sku)

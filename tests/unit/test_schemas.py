@@ -19,7 +19,7 @@ from common.choreography import Choreography, Participant, State
 from common.envelope import Decoder, schema_uri, wrap
 from common.events import OrderCancelled
 from common.kernel.step import react
-from common.message import Command, Event, Intent, Priority
+from common.message import Command, Decided, Event, Priority
 from saga.cli import app
 from saga.discovery import choreography
 from saga.schemas.export import schema_files, schema_of, travelling, versions_of
@@ -101,7 +101,7 @@ class CrateSentV1(_Crate):
 class Crate(State):
     weight_grams: int = 0
 
-    def evolve(self, message: Event | Intent, at: datetime) -> Self:
+    def evolve(self, message: Decided, at: datetime) -> Self:
         match message:
             case CrateSent():
                 return replace(self, weight_grams=message.weight_grams)

@@ -14,7 +14,7 @@ from common.choreography import Participant, State
 from common.envelope import Envelope, wrap
 from common.events import OrderCancelled, OrderConfirmed, PaymentVoided, StockReleased
 from common.kernel.step import NoReaction, OutsideSignature, StateId, react
-from common.message import Event, Intent, Priority
+from common.message import Decided, Priority
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 ORDER = UUID(int=1)
@@ -24,7 +24,7 @@ ORDER = UUID(int=1)
 class Tally(State):
     seen: int = 0
 
-    def evolve(self, message: Event | Intent, at: datetime) -> Self:
+    def evolve(self, message: Decided, at: datetime) -> Self:
         return replace(self, seen=self.seen + 1)
 
 

@@ -16,6 +16,7 @@ from common.messaging.dead_letters import ATTEMPTS, REPLAYS, attempts_in, ours_i
 from common.messaging.frames import Delivery
 from common.messaging.topology import DEAD_EXCHANGE, EVENTS_EXCHANGE
 from common.messaging.trust import EDITOR_SOURCE, check_sender
+from tests.errands import asked, told_to_ride
 from tests.integration.toy import NOW
 
 QUEUE = "toy.normal"
@@ -122,3 +123,23 @@ def test_what_the_broker_has_set_aside_is_believed_as_it_was_before(
 @pytest.mark.parametrize("value", [-1, 2**63 - 1, "many", True, b"9"])
 def test_what_is_no_number_of_failures_counts_as_none(value: Any) -> None:
     assert attempts_in({ATTEMPTS: value}) == 0
+
+
+INTAKE = "rider.intake.normal"
+
+
+def test_a_command_is_believed_from_its_senders_by_the_events_exchange() -> None:
+    assert not refused(EVENTS_EXCHANGE, "ride.start.normal", told_to_ride("a"), INTAKE)
+    assert refused(EVENTS_EXCHANGE, "ride.done.normal", told_to_ride("a"), INTAKE)
+
+
+@pytest.mark.parametrize("source", ["/services/stamper", "https://shop.example", EDITOR_SOURCE])
+def test_a_command_is_refused_that_says_another_source_than_its_senders(source: str) -> None:
+    command = told_to_ride("a", source=source)
+
+    assert refused(EVENTS_EXCHANGE, "ride.start.normal", command, INTAKE)
+    assert not refused("", INTAKE, command, INTAKE)  # There operators write, and nobody else.
+
+
+def test_a_command_that_no_participant_sends_is_refused_by_the_events_exchange() -> None:
+    assert refused(EVENTS_EXCHANGE, "errand.ask.normal", asked("a"), "desk.intake.normal")

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from common.choreography import Participant, State
 from common.events import CancellationReason, OrderConfirmed, PaymentVoided
-from common.message import Event, Intent
+from common.message import Decided
 from inventory_service.domain import Reservation, ReservationStatus
 from order_saga import SAGA
 from order_service.domain import Order, OrderStatus
@@ -235,7 +235,7 @@ def test_a_pasted_test_passes_once_the_mistake_is_mended() -> None:
 class Advice(State):
     given: int = 0
 
-    def evolve(self, message: Event | Intent, at: object) -> Self:
+    def evolve(self, message: Decided, at: object) -> Self:
         return replace(self, given=self.given + 1)
 
 

@@ -29,7 +29,7 @@ from common.events import (
     StockReserved,
 )
 from common.kernel.groups import Ask
-from common.message import Event, Intent
+from common.message import Decided, Intent
 from inventory_service import domain as inventory
 from inventory_service.domain import Reservation, ReservationStatus, StockItem
 from order_saga import SAGA
@@ -522,7 +522,7 @@ def a_declined_charge_is_asked_for_until_it_is_paid() -> Participant:
 class ForgetfulPayment(Payment):
     """Begins to count anew with every event."""
 
-    def evolve(self, message: Event | Intent, at: datetime) -> Self:
+    def evolve(self, message: Decided, at: datetime) -> Self:
         return replace(Payment.evolve(self, message, at), sequence=0)
 
 

@@ -67,9 +67,7 @@ class Move(State):
     def evolve(self, message: Decided, at: datetime) -> Self:
         match message:
             case MoveRequested():
-                return replace(
-                    self, stage=Stage.OPEN, size=message.size, deadline=message.deadline
-                )
+                return replace(self, stage=Stage.OPEN, size=message.size, deadline=message.deadline)
             case MoveHasVan():
                 return replace(self, stage=Stage.HAS_VAN)
             case MoveHasCrew():

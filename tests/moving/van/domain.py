@@ -75,7 +75,7 @@ class Van(State):
 
     phase: Phase = Phase.NEW
     size: Size | None = None
-    sent: bool = False
+    departures: int = 0
 
     def evolve(self, message: Decided, at: datetime) -> Self:
         match message:
@@ -88,7 +88,7 @@ class Van(State):
             case VanRefused():
                 return replace(self, phase=Phase.REFUSED, size=None)
             case VanSent():
-                return replace(self, sent=True)
+                return replace(self, departures=1)
             case ReturnVan():
                 return replace(self, phase=Phase.UNDOING)
             case VanReturned():
@@ -115,7 +115,7 @@ def record_van(
 
 
 def send(command: SendVan, van: Van) -> VanSent | None:
-    if van.sent or van.phase is not Phase.TAKEN:
+    if van.departures or van.phase is not Phase.TAKEN:
         return None
     return VanSent(move=command.move)
 

@@ -18,6 +18,6 @@ vans = sa.Table(
     sa.Column("sequence", sa.Integer, nullable=False),
     sa.Column("phase", Word(Phase), nullable=False),
     sa.Column("size", Word(Size)),
-    sa.Column("sent", sa.Boolean, nullable=False),
+    sa.Column("departures", sa.Integer, nullable=False),
 )
 TABLES = Tables(_metadata, StateTable(Van, vans))

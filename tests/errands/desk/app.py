@@ -1,0 +1,1 @@
+"""The desk: nothing of its own runs beside its kernel."""

@@ -1,0 +1,1 @@
+"""The rider, as a service."""

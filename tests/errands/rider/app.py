@@ -1,0 +1,1 @@
+"""The rider: nothing of its own runs beside its kernel."""

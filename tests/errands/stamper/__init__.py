@@ -1,0 +1,1 @@
+"""The stamper, as a service."""

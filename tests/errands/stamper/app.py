@@ -1,0 +1,1 @@
+"""The stamper: nothing of its own runs beside its kernel."""
