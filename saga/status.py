@@ -6,8 +6,9 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import timedelta
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, Final
 
 import aiormq
@@ -27,13 +28,16 @@ from common.messaging.topology import (
     wait_queue,
 )
 from common.retry import RUNGS_MS
-from order_service.store import OVERDUE_GRACE_SECONDS, count_pending
 from saga.deployment import Deployment
 from saga.dlq.store import look
+from saga.history.sources import tables_of
 from saga.http import client
 from saga.supervision import Supervision
 
 REQUEST_TIMEOUT_SECONDS: Final = 5.0
+OVERDUE_GRACE_SECONDS: Final = 5.0
+"""How long after its time something may be due until it counts as overdue: services look twice a
+second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +46,14 @@ class QueueStatus:
 
     messages: int
     consumers: int
+
+
+@dataclass(frozen=True, slots=True)
+class Dues:
+    """States about which something is due: `pending`, and of these `overdue`."""
+
+    pending: int
+    overdue: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,15 +74,16 @@ class Status:
     """By participant, those of them in the store; without participants that have none."""
     outboxes: Mapping[str, int] = field(default_factory=dict)
     """By participant, the events that are not known to be published."""
-    pending_orders: int = 0
-    overdue_orders: int = 0
+    dues: Mapping[str, Dues] = field(default_factory=dict)
+    """By table of states, what is due about them."""
 
     @property
     def at_rest(self) -> bool:
         """Whether nothing waits to be read or published. (A delivery may still be worked on.)"""
         waiting = sum(queue.messages for queue in self.queues.values())
         waiting += sum(self.waits.values())
-        return not (waiting or sum(self.outboxes.values()) or self.pending_orders)
+        pending = sum(dues.pending for dues in self.dues.values())
+        return not (waiting or sum(self.outboxes.values()) or pending)
 
     @property
     def problems(self) -> list[str]:
@@ -92,7 +105,11 @@ class Status:
                 f"{count} dead letters of {name} in the store; see `saga dlq list`"
                 for name, count in self.stored_dead_letters.items()
             ),
-            *([f"{self.overdue_orders} orders are overdue"] if self.overdue_orders else []),
+            *(
+                f"{dues.overdue} {table} are overdue"
+                for table, dues in self.dues.items()
+                if dues.overdue
+            ),
         ]
 
     def to_json(self) -> dict[str, Any]:
@@ -109,7 +126,7 @@ class Status:
             "dead_letters": dict(self.dead_letters),
             "stored_dead_letters": dict(self.stored_dead_letters),
             "outboxes": dict(self.outboxes),
-            "orders": {"pending": self.pending_orders, "overdue": self.overdue_orders},
+            **{table: asdict(dues) for table, dues in self.dues.items()},
         }
 
 
@@ -160,9 +177,12 @@ async def status(
         for participant in graph.participants
     }
     late = utc_now() - timedelta(seconds=OVERDUE_GRACE_SECONDS)
-    pending, overdue = await asyncio.to_thread(
-        read_database, deployment.database_urls["order"], lambda c: count_pending(c, late)
-    )
+    dues: dict[str, Dues] = {}
+    for participant in graph.participants:
+        if participant.dues:
+            url = deployment.database_urls[participant.name]
+            tables = tables_of(participant.name)
+            dues |= await asyncio.to_thread(read_database, url, partial(_dues, tables, late))
     return Status(
         services=services,
         crash_loops=supervision.problems(time.time()) if supervision else (),
@@ -171,8 +191,7 @@ async def status(
         dead_letters={name: count + stored[name] for name, count in dead.items()},
         stored_dead_letters=dict(stored),
         outboxes=outboxes,
-        pending_orders=pending,
-        overdue_orders=overdue,
+        dues=dues,
     )
 
 
@@ -215,6 +234,17 @@ async def _queue(connection: AbstractConnection, name: str) -> QueueStatus:
         if not channel.is_closed:
             await channel.close()
     return QueueStatus(found.message_count or 0, found.consumer_count or 0)
+
+
+def _dues(tables: Tables, late: datetime, connection: Connection) -> dict[str, Dues]:
+    found = {}
+    for state in tables.with_dues:
+        at = state.table.c.due_at
+        overdue = sa.func.coalesce(sa.func.sum(sa.case((at < late, 1), else_=0)), 0)
+        query = sa.select(sa.func.count(), overdue).where(at.is_not(None))
+        pending, over = connection.execute(query).one()
+        found[state.table.name] = Dues(pending, int(over))
+    return found
 
 
 def _count_outbox(connection: Connection) -> int:

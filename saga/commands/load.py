@@ -124,8 +124,12 @@ def publish(
         cancelled=cancelled,
         malformed=malformed,
     )
-    from saga.commands.console import out, progress_bars
     from saga.deployment import Deployment
+
+    if not _is_shop():
+        _publish_any(Deployment.load(data_dir), orders, seed, as_json)
+        return
+    from saga.commands.console import out, progress_bars
     from saga.publish import next_plan
     from saga.publish import publish as send
 
@@ -155,6 +159,89 @@ def publish(
     )
     for outcome, count in document["expected"].items():
         out().print(f"{outcome:>20} {count:>8}")
+
+
+def _is_shop() -> bool:
+    """Whether it is the saga of orders, whose load has options of its own: how customers pay, what
+    is sold out. Any other one declares its load."""
+    from saga.discovery import saga
+
+    return saga().name == "orders"
+
+
+def _publish_any(deployment: Deployment, sagas: int, seed: int, as_json: bool) -> None:
+    from collections import Counter
+
+    from saga import loading
+    from saga.commands.console import out, progress_bars
+    from saga.discovery import saga
+
+    plan = loading.plan_of(saga(), sagas, seed)
+
+    async def work() -> None:
+        with progress_bars(sending=len(plan.before) + len(plan.given)) as advance:
+            await loading.send(deployment, plan, advance["sending"])
+
+    with stoppable():
+        run(work())
+    expected = Counter(" or ".join(sorted(map(str, ends))) for ends in plan.ends.values())
+    if as_json:
+        ends = {subject: sorted(map(str, ends)) for subject, ends in plan.ends.items()}
+        print_json({"seed": seed, "sagas": len(plan.ends), "expected": ends})
+        return
+    remark(
+        f"{len(plan.given)} commands sent; `saga status` and `saga reconcile` tell what comes of "
+        f"them"
+    )
+    for outcome, count in sorted(expected.items()):
+        out().print(f"{outcome:>20} {count:>8}")
+
+
+def _demo_any(
+    sagas: int, seed: int, folder: Path, database: Database, replicas: int, as_json: bool
+) -> None:
+    from saga import loading
+    from saga.commands.console import Table, out, progress_bars, styled
+    from saga.discovery import saga
+
+    here = saga()
+    plan = loading.plan_of(here, sagas, seed)
+    sending = len(plan.before) + len(plan.given)
+
+    async def load(deployment: Deployment) -> loading.Result:
+        with progress_bars(sending=sending, ended=len(plan.ends)) as advance:
+            return await loading.see_through(
+                deployment,
+                here,
+                plan,
+                seed=seed,
+                sent=advance["sending"],
+                ended=advance["ended"],
+            )
+
+    async def work() -> loading.Result:
+        running = await _running(folder)
+        if running is not None:
+            remark(f"using the system that runs on {folder}")
+            return await load(running)
+        async with _own_system(folder, database, replicas) as system:
+            return await _watched(system, load(system.deployment))
+
+    with stoppable():
+        result = run(work())
+    if as_json:
+        print_json(result.to_json())
+    else:
+        table = Table("outcome", here.name, title=f"{sagas} of {here.name}, seed {seed}")
+        for outcome, count in result.to_json()["outcomes"].items():
+            table.add_row(outcome, f"{count}")
+        out().print(table)
+        print_report(result.report)
+        for line in result.unexpected:
+            out().print(styled(("unexpected:", "red"), f" {line}"))
+    if not result.ok:
+        problem("not everything went as predicted")
+        raise typer.Exit(PROBLEM_FOUND)
 
 
 def _published_as_json(seed: int, plan: Plan, published: Published) -> dict[str, Any]:
@@ -223,6 +310,9 @@ def demo(
         cancelled=cancelled,
         malformed=malformed,
     )
+    if not _is_shop():
+        _demo_any(orders, seed, data_dir, database, replicas, as_json)
+        return
     from saga.commands.console import progress_bars
     from saga.demo import demo as see_through
     from saga.discovery import choreography

@@ -203,7 +203,8 @@ def _print_status(found: Status) -> None:
         queues.add_row(name, f"{waiting}", "")
     console.print(services)
     console.print(queues)
-    console.print(f"orders: {found.pending_orders} pending, {found.overdue_orders} overdue")
+    for table, dues in found.dues.items():
+        console.print(f"{table}: {dues.pending} pending, {dues.overdue} overdue")
     for line in found.problems:
         console.print(styled(("problem:", "red"), f" {line}"))
     if not found.problems:
