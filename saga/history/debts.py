@@ -103,7 +103,7 @@ def _dues(graph: Choreography, story: Story) -> list[Coming]:
                 continue
             if (firing := Firing.of(state)) is not None:
                 reaction = participant.by_message[type(firing.due.command)]
-                answers = tuple(event.type for event in reaction.publishes)
+                answers = tuple(kind.type for kind in reaction.emits)
                 found.append(Coming(participant.name, firing, answers))
     return sorted(found, key=lambda coming: coming.at)
 
