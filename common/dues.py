@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Awaitable, Callable, Iterable
 from datetime import datetime, timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Final
 from uuid import uuid4
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Path, Query
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.engine import Connection
 
+from common.choreography import State
 from common.kernel.groups import Done, audit_entry
 from common.kernel.rows import UnreadableRow, writing
 from common.kernel.step import Firing, Wish
-from common.kernel.tables import StateTable, Tables
+from common.kernel.tables import Tables
 from common.kernel.timer import Found, due_by, read_states
-from common.limits import Plain
+from common.limits import TEXT_MAX_BYTES, Plain
 from common.message import Priority
 from common.problem import Problem, problems, short
 from common.web import WITH_BODY, answer_from
@@ -30,6 +32,9 @@ log = logging.getLogger(__name__)
 LISTED_MAX: Final = 500
 WHO_MAX, REASON_MAX = 255, 1_000
 """Characters."""
+
+
+Key = Annotated[Plain, Path(max_length=TEXT_MAX_BYTES)]
 
 
 class BringForward(BaseModel):
@@ -93,19 +98,9 @@ def dues_in(connection: Connection, tables: Tables, limit: int) -> list[Found]:
     return read_states(connection, due_by(connection, tables.with_dues, None, limit))
 
 
-def routes(running: Running) -> APIRouter:
-    """`/due`."""
+def routes(running: Running, kinds: Iterable[type[State]]) -> APIRouter:
+    """`/due`, of a service about whose states of these kinds something may be due."""
     router = APIRouter(prefix="/due", tags=["due"])
-
-    def table_of(state: str) -> StateTable[Any]:
-        tables = {table.kind.__name__: table for table in running.tables.with_dues}
-        if state not in tables:
-            raise Problem(
-                404,
-                f"nothing is ever due about a state {short(state)!r}; it may be about "
-                f"{', '.join(sorted(tables))}",
-            )
-        return tables[state]
 
     @router.get("", responses=problems(422))
     async def list_(
@@ -118,16 +113,28 @@ def routes(running: Running) -> APIRouter:
         now = running.clock()
         return [view for one in found if (view := DueView.of(one, now)) is not None]
 
-    @router.post("/{state}/{key}/bring-forward", responses=problems(404, 409, 500, *WITH_BODY))
-    async def bring_forward(state: str, key: str, wish: BringForward) -> BroughtForward:
-        """Do now what is due about one state later; 409 if nothing is due about it. Who wants it
-        and why is kept, with what came of it."""
-        table = table_of(state)
+    for kind in kinds:
+        router.add_api_route(
+            f"/{kind.__name__}/{{key}}/bring-forward",
+            _bringing_forward(running, kind),
+            methods=["POST"],
+            responses=problems(404, 409, 500, *WITH_BODY),
+        )
+    return router
+
+
+def _bringing_forward(
+    running: Running, kind: type[State]
+) -> Callable[[str, BringForward], Awaitable[BroughtForward]]:
+    async def bring_forward(key: Key, wish: BringForward) -> BroughtForward:
+        """Do now what is due about one state later; 404 if nothing is, 409 if something else is
+        faster. Who wants it and why is kept, with what came of it."""
+        table = running.tables.states[kind]
         found = await answer_from(running.database, lambda connection: table.find(connection, key))
         firing = found and Firing.of(found, brought_forward=Wish(wish.who, wish.reason))
         if firing is None:
-            raise Problem(409, f"nothing is due about {state} {short(key)!r}")
-        what = f"{firing.due.command.type} about {state} {short(key)!r}"
+            raise Problem(404, f"nothing is due about {kind.__name__} {short(key)!r}")
+        what = f"{firing.due.command.type} about {kind.__name__} {short(key)!r}"
         try:
             outcome = await running.fire(firing)
         except Problem:
@@ -139,14 +146,14 @@ def routes(running: Running) -> APIRouter:
         if not isinstance(outcome, Done):
             raise Problem(409, f"{what}: something else was faster; look again")
         return BroughtForward(
-            state=state,
+            state=kind.__name__,
             key=key,
             command=firing.due.command.type,
             due_at=firing.due.at,
             events=[event.type for event in outcome.events],
         )
 
-    return router
+    return bring_forward
 
 
 async def _note_failure(running: Running, firing: Firing, error: Exception) -> None:

@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -221,7 +222,7 @@ def routes_of(service: Service) -> Iterator[Callable[[Running], APIRouter]]:
     if service.routes is not None:
         yield service.routes
     if service.tables.with_dues:
-        yield dues.routes
+        yield partial(dues.routes, kinds=[table.kind for table in service.tables.with_dues])
 
 
 def timekeepers_of(kernel: Kernel, database: Database, tables: Tables) -> list[Timekeeper]:

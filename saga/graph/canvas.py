@@ -9,6 +9,7 @@ import importlib
 import importlib.util
 import inspect
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from types import ModuleType
 from typing import Any, cast
 
@@ -125,8 +126,8 @@ def _intents(flow: Flow, participant: Participant) -> Iterator[Sequence[str]]:
 
 def _http(participant: Participant, app: ModuleType | None) -> Iterator[Sequence[str]]:
     yield "request", "does"
-    own = getattr(app, "routes", None)
-    for routes in (own, dues.routes if participant.dues else None):
+    due = partial(dues.routes, kinds=participant.dues) if participant.dues else None
+    for routes in (getattr(app, "routes", None), due):
         if routes is None:
             continue
         # The routes close over the running service, which only their calls would use.
