@@ -194,7 +194,6 @@ async def shop(tmp_path: Path) -> AsyncIterator[Shop]:
             database_urls={
                 one.name: f"sqlite:///{tmp_path / one.name}.db" for one in (served, other)
             },
-            sandbox_url=f"sqlite:///{tmp_path / 'provider.db'}",
         ).save(tmp_path)
         yield Shop(served, tmp_path, answer.json["order_id"])
 
@@ -258,9 +257,7 @@ async def test_saga_due_ends_with_1_where_something_should_have_been_done(shop: 
 def test_what_makes_no_sense_is_wrong_usage(
     arguments: list[str], said: str, tmp_path: Path
 ) -> None:
-    Deployment(
-        amqp_url="amqp://127.0.0.1:1/", http_urls={}, database_urls={}, sandbox_url="sqlite:///x.db"
-    ).save(tmp_path)
+    Deployment(amqp_url="amqp://127.0.0.1:1/", http_urls={}, database_urls={}).save(tmp_path)
     done = saga("due", *arguments, DATA_DIR=str(tmp_path))
 
     assert done.returncode == 2
