@@ -473,6 +473,10 @@ class Kernel:
             return
         if self._on_commit is not None:
             self._on_commit(result)
+        if work.firing is not None and not work.asked:
+            late = self._clock() - work.firing.due.at
+            early = work.firing.brought_forward is not None
+            self._metrics.fired(work.envelope.type, None if early else late.total_seconds())
         if result.intent is None:
             self._resolve(work, Done(result.events, result.own))
             return
