@@ -60,6 +60,7 @@ URGENT_OBJECTIVE_SECONDS: Final = 5
 _FAST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _PURE = (0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.01, 0.1)
 _ORDER = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, URGENT_OBJECTIVE_SECONDS, 10, 30, 60, 300)
+_DUE = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 3_600)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _OUTCOMES = ("Done", "Duplicate", "Failed")
 
@@ -135,6 +136,27 @@ _stuck_loops = Gauge(
     "saga_retry_loop_stuck",
     "Whether something is tried again and again without success: 1 once somebody should look.",
     ("participant", "loop"),
+)
+_due_done_seconds = Histogram(
+    "saga_due_done_seconds",
+    "From the time at which something was due until it was done; without what was brought forward.",
+    ("participant", "command"),
+    buckets=_DUE,
+)
+_brought_forward = Counter(
+    "saga_due_brought_forward_total",
+    "What was due and done before its time, because an operator wanted it.",
+    ("participant", "command"),
+)
+_due_waiting = Gauge(
+    "saga_due_waiting",
+    "States about which something is due, now or later.",
+    ("participant", "state"),
+)
+_due_late_seconds = Gauge(
+    "saga_due_late_seconds",
+    "How long ago what is due first was to be done; 0 while nothing is late.",
+    ("participant", "state"),
 )
 _compensations = Counter(
     "saga_compensations_total",
@@ -288,6 +310,9 @@ class KernelMetrics:
         }
         for message in participant.emits:
             _published.labels(name, message.type)
+        due = {command for commands in participant.dues.values() for command in commands}
+        self._due = {kind.type: _due_done_seconds.labels(name, kind.type) for kind in due}
+        self._forward = {kind.type: _brought_forward.labels(name, kind.type) for kind in due}
         self._group_messages = _group_messages.labels(name)
         self._commit_seconds = _commit_seconds.labels(name)
         self._in_flight = _in_flight.labels(name)
@@ -310,6 +335,13 @@ class KernelMetrics:
     def refused(self, reaction: str, reason: str) -> None:
         """Count a decision of which nothing was kept; `reason` comes from a fixed set."""
         _refused.labels(self._name, reaction, reason).inc()
+
+    def fired(self, command: str, late_seconds: float | None) -> None:
+        """Count what was due and is done, so long after its time; None: it was brought forward."""
+        if late_seconds is None:
+            self._forward[command].inc()
+        else:
+            self._due[command].observe(max(0.0, late_seconds))
 
     def asked(self, intent: Intent, outcome: str, seconds: float) -> None:
         self._calls[type(intent), outcome].observe(seconds)
@@ -505,6 +537,7 @@ class DatabaseMetrics:
         *,
         clock: Clock = utc_now,
     ) -> None:
+        self._participant = participant
         self._up = _database_up.labels(participant)
         self._rows = _outbox_rows.labels(participant)
         self._oldest = _outbox_oldest_seconds.labels(participant)
@@ -526,7 +559,7 @@ class DatabaseMetrics:
             count = sa.select(sa.func.count()).select_from(inbox)
             self._inbox_count = connection.scalar(count) or 0
             self._counted_at = time.monotonic()
-        first = connection.scalar(sa.select(sa.func.min(kept.c.key)))
+        oldest_kept = connection.scalar(sa.select(sa.func.min(kept.c.key)))
         now = self._clock()
 
         def age_seconds(position: int | None) -> float:
@@ -537,9 +570,15 @@ class DatabaseMetrics:
             self._up: 1,
             self._rows: rows,
             self._oldest: age_seconds(oldest),
-            self._kept: age_seconds(position_of(first) if first else None),
+            self._kept: age_seconds(position_of(oldest_kept) if oldest_kept else None),
             self._inbox: self._inbox_count,
         }
+        for table in self._tables.with_dues:
+            labels = self._participant, table.kind.__name__
+            first = next(iter(table.due(connection, limit=1)), None)
+            late_seconds = (now - first[1]).total_seconds() if first else 0.0
+            figures[_due_waiting.labels(*labels)] = table.count_due(connection)
+            figures[_due_late_seconds.labels(*labels)] = max(0.0, late_seconds)
         if self._more is not None:
             figures |= self._more(connection, now)
         for gauge, value in figures.items():

@@ -6,15 +6,16 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 import sqlalchemy as sa
 from fastapi import APIRouter
 
-from common import metrics, process
+from common import dues, metrics, process
 from common.choreography import Participant
 from common.disk import Disks, Halt
 from common.kernel.database import Database, database_file
@@ -22,7 +23,7 @@ from common.kernel.groups import Ask, Done, Duplicate, Kernel
 from common.kernel.inbox import keep_forgetting
 from common.kernel.kept import Kept
 from common.kernel.outbox import Outbox
-from common.kernel.step import Decision
+from common.kernel.step import Decision, Firing
 from common.kernel.tables import Clock, Tables, utc_now
 from common.kernel.timer import Timekeeper
 from common.message import Command, Intent, Priority
@@ -88,9 +89,18 @@ class Running:
         Raises `Problem` where nothing can be committed: it would only wait among others. And where
         the disk is nearly full: the room that is left is for what has begun.
         """
+        self._check()
+        return await self.kernel.give(command, id=id, priority=priority)
+
+    async def fire(self, firing: Firing) -> Done | Duplicate:
+        """Have what is due done, as somebody waits for that; see `Kernel.fire`. Raises `Problem` as
+        `give` does."""
+        self._check()
+        return await self.kernel.fire(firing)
+
+    def _check(self) -> None:
         if why := self.refusing:
             raise unavailable(f"{why}; try again later")
-        return await self.kernel.give(command, id=id, priority=priority)
 
 
 @dataclass(frozen=True)
@@ -180,8 +190,8 @@ def process_of(service: Service, settings: Settings) -> process.Process:
             readiness=readiness,
             before_scrape=lambda: _read_figures(name, running, figures),
         )
-        if service.routes is not None:
-            app.include_router(service.routes(running))
+        for routes in routes_of(service):
+            app.include_router(routes(running))
 
         async def start() -> None:
             await publisher.open(settings.broker_patience_seconds)
@@ -205,6 +215,14 @@ def process_of(service: Service, settings: Settings) -> process.Process:
         )
 
     return process.Process(name, service.tables, assemble, service.close)
+
+
+def routes_of(service: Service) -> Iterator[Callable[[Running], APIRouter]]:
+    """What a service serves besides what all do."""
+    if service.routes is not None:
+        yield service.routes
+    if service.tables.with_dues:
+        yield partial(dues.routes, kinds=[table.kind for table in service.tables.with_dues])
 
 
 def timekeepers_of(kernel: Kernel, database: Database, tables: Tables) -> list[Timekeeper]:

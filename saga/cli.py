@@ -22,6 +22,7 @@ from common.text import is_utf_8
 from saga.commands import (
     backups,
     dlq,
+    due,
     exporting,
     graph,
     history,
@@ -82,6 +83,7 @@ app.command("restore")(backups.restore)
 app.command("trace")(history.trace)
 app.command("stuck")(history.stuck)
 app.command("show")(history.show)
+app.command("due")(due.due)
 app.command("map")(graph.show_map)
 app.command("check")(graph.check)
 app.command("generate")(graph.generate)
@@ -168,6 +170,7 @@ def _explanation(error: Exception) -> str | None:
     from saga.backup import BackupError
     from saga.deployment import DeploymentError
     from saga.dlq import DlqError
+    from saga.due import DueError
     from saga.history import HistoryError
     from saga.node import NodeError
     from saga.observe import ObserveError
@@ -187,6 +190,7 @@ def _explanation(error: Exception) -> str | None:
         DatabaseError,
         DeploymentError,
         DlqError,
+        DueError,
         GatewayConfigurationError,
         HistoryError,
         NodeError,

@@ -307,9 +307,10 @@ class Kernel:
     async def fire(self, firing: Firing) -> Done | Duplicate:
         """Carry out what is due about a state, once, whoever else does so at the same time.
 
-        `Done` without events if it is not due: its time has not come by the kernel's clock, or
-        another replica or another message was faster. Then nothing is noted, so it may be fired
-        later. Raises what its reaction raises, and `DueStays`.
+        `Duplicate` if it is not due: its time has not come by the kernel's clock, or another
+        replica or another message was faster. Then nothing is noted, so it may be fired later.
+        What is brought forward is in the audit record if, and only if, it is committed. Raises
+        what its reaction raises, and `DueStays`.
         """
         envelope = firing.envelope(self._participant.name, self._clock())
         return await self._done_locally(envelope, firing)
@@ -472,6 +473,10 @@ class Kernel:
             return
         if self._on_commit is not None:
             self._on_commit(result)
+        if work.firing is not None and not work.asked:
+            late = self._clock() - work.firing.due.at
+            early = work.firing.brought_forward is not None
+            self._metrics.fired(work.envelope.type, None if early else late.total_seconds())
         if result.intent is None:
             self._resolve(work, Done(result.events, result.own))
             return
@@ -546,6 +551,7 @@ class Kernel:
         states.load(ids)
         states.load(self._other_ids(group, states))
         results: list[_Result] = []
+        wishes: list[Mapping[str, Any]] = []
         finished: dict[MessageKey, bytes | None] = {}
         asked: set[MessageKey] = set()
         outgoing: list[Outgoing] = []
@@ -573,12 +579,13 @@ class Kernel:
                     doubtful.append(work)
                 continue
             if decision is None:
-                nothing = Decision((), None, {}, states.find(_own_id(self._participant, work)))
-                results.append(Duplicate() if key in done else nothing)
+                results.append(Duplicate())
                 continue
             self._metrics.reacted(work.message, time.perf_counter() - began)
             states.change(decision.changes)
             outgoing += map(Outgoing.of, decision.events)
+            if work.firing is not None and work.firing.brought_forward and not work.asked:
+                wishes.append(audit_entry(work.envelope.id, work.firing, now, told(decision)))
             if decision.intent is not None:
                 asked.add(key)
                 if not work.asked:
@@ -593,6 +600,7 @@ class Kernel:
             states.check(writes)
         self._tables.mark_done(writes, finished, now)
         states.save(writes)
+        self._tables.note_brought_forward(writes, wishes)
         if outgoing:
             self._outbox.store(writes, outgoing, int(now.timestamp() * 1_000_000))
         writes.execute(connection)
@@ -673,6 +681,30 @@ def _is_wanted(work: Work) -> bool:
 def _set(resolved: asyncio.Future[Outcome], outcome: Outcome) -> None:
     if not resolved.done():
         resolved.set_result(outcome)
+
+
+def told(decision: Decision) -> str:
+    """What was decided, in a few words: the types of the events, and what is asked."""
+    said = [event.type for event in decision.events]
+    if decision.intent is not None:
+        said.append(f"asks {type(decision.intent).__name__}")
+    return ", ".join(said) or "nothing"
+
+
+def audit_entry(id: str, firing: Firing, at: datetime, outcome: str) -> Mapping[str, Any]:
+    """A row of the record of what was brought forward, for which the firing says who wanted it."""
+    wish = firing.brought_forward
+    return {
+        "id": id,
+        "at": at,
+        "who": wish.who if wish else "",
+        "reason": wish.reason if wish else "",
+        "kind": firing.kind.__name__,
+        "key": firing.key,
+        "command": firing.due.command.type,
+        "due_at": firing.due.at,
+        "outcome": outcome,
+    }
 
 
 def _own_id(participant: Participant, work: Work) -> StateId:

@@ -23,8 +23,8 @@ from sqlalchemy.engine import Connection
 
 from common.kernel.tables import Schema
 
-KERNELS: Final = frozenset({"inbox", "outbox", "outbox_kept", "outbox_leases"})
-"""The tables that every participant has."""
+KERNELS: Final = frozenset({"inbox", "outbox", "outbox_kept", "outbox_leases", "due_audit"})
+"""The tables that any participant may have."""
 
 
 class MigrationError(Exception):

@@ -45,6 +45,14 @@ class DueStays(RuntimeError):
 
 
 @dataclass(frozen=True, slots=True)
+class Wish:
+    """Who wants what is due done now, and why; for the audit record."""
+
+    who: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Firing:
     """What is due about one state, to be done once.
 
@@ -56,10 +64,10 @@ class Firing:
     key: str
     sequence: int
     due: Due[Any]
-    brought_forward: bool = False
+    brought_forward: Wish | None = None
 
     @classmethod
-    def of(cls, state: State, *, brought_forward: bool = False) -> Firing | None:
+    def of(cls, state: State, *, brought_forward: Wish | None = None) -> Firing | None:
         """What is due about a state, now or later; None if nothing is."""
         due = state.due()
         if due is None:
@@ -68,14 +76,16 @@ class Firing:
 
     def may_be_done(self, state: State, now: datetime) -> bool:
         """Whether it is due about a state as it is by now, and its time has come."""
-        return state.due() == self.due and (self.brought_forward or self.due.at <= now)
+        if state.due() != self.due:
+            return False
+        return self.brought_forward is not None or self.due.at <= now
 
     def envelope(self, participant: str, now: datetime) -> Envelope[Any]:
         """The command, with the same id whichever replica gives it: its events' ids follow."""
         return wrap(
             self.due.command,
             id=self.id(participant),
-            source=due_source_of(participant, brought_forward=self.brought_forward),
+            source=due_source_of(participant, brought_forward=self.brought_forward is not None),
             time=now,
             priority=self.due.priority,
         )

@@ -185,15 +185,30 @@ class StateTable(Generic[S]):
         return {key: found[key][0] for key in keys if key in found}, unreadable
 
     def due(
-        self, connection: Connection, *, until: datetime | None = None, limit: int | None = None
+        self,
+        connection: Connection,
+        *,
+        until: datetime | None = None,
+        key: str | None = None,
+        limit: int | None = None,
     ) -> list[tuple[str, datetime]]:
         """The keys of states about which something is due, `until` some time or ever, with the
-        times, the first in front: as they are stored, whether or not a state can be read."""
+        times, the first in front: as they are stored, whether or not a state can be read. With
+        `key`, only that one."""
         at = self.table.c.due_at
         query = sa.select(self._key, at).where(at.is_not(None)).order_by(at, self._key)
         if until is not None:
             query = query.where(at <= until)
+        if key is not None:
+            query = query.where(self._key == key)
         return [(key, at) for key, at in connection.execute(query.limit(limit))]
+
+    def count_due(self, connection: Connection, *, key: str | None = None) -> int:
+        """About how many states something is due, now or later."""
+        query = sa.select(sa.func.count()).where(self.table.c.due_at.is_not(None))
+        if key is not None:
+            query = query.where(self._key == key)
+        return connection.scalars(query).one()
 
     def mend_due(self, connection: Connection, key: str) -> bool:
         """Write beside a state when something is due about it, if the row says another time.
@@ -299,6 +314,8 @@ class Tables(Schema):
             # The events of one transaction: their bodies, one in each line.
             sa.Column("bodies", sa.LargeBinary, nullable=False),
         )
+        self.due_audit = _due_audit(metadata) if self.with_dues else None
+        """What was brought forward; where anything may be due."""
         self.leases = sa.Table(
             "outbox_leases",
             metadata,
@@ -307,6 +324,13 @@ class Tables(Schema):
             sa.Column("until", Utc, nullable=False),
         )
         self._inbox_rows = Rows(self.inbox, former_keys=True)
+        self._due_audit_rows = None if self.due_audit is None else Rows(self.due_audit)
+
+    def note_brought_forward(self, writes: WriteSet, entries: Sequence[Mapping[str, Any]]) -> None:
+        """Append to the audit record of what was brought forward; see `due_audit`. An entry's `id`
+        is the firing's, so that what is done once is noted once."""
+        if self._due_audit_rows is not None:
+            writes.insert(self._due_audit_rows, entries, VersionConflict("due_audit"))
 
     def already_done(
         self, connection: Connection, messages: Collection[MessageKey]
@@ -341,6 +365,25 @@ class Tables(Schema):
             rows.append({"message_id": key, "at": at, "digest": digest, FORMER_KEY: old_key})
         rows.sort(key=itemgetter("message_id"))  # so that replicas do not deadlock
         writes.insert(self._inbox_rows, rows, VersionConflict(self.inbox.name))
+
+
+def _due_audit(metadata: sa.MetaData) -> sa.Table:
+    return sa.Table(
+        "due_audit",
+        metadata,
+        sa.Column("id", sa.String(64), primary_key=True),
+        sa.Column("at", Utc, nullable=False),
+        sa.Column("who", sa.String(255), nullable=False),
+        sa.Column("reason", sa.Text, nullable=False),
+        # About which state, and what was due about it, when.
+        sa.Column("kind", sa.String(64), nullable=False),
+        sa.Column("key", sa.String(255), nullable=False),
+        sa.Column("command", sa.String(255), nullable=False),
+        sa.Column("due_at", Utc, nullable=False),
+        # What came of it: the types of events and questions, or why nothing did.
+        sa.Column("outcome", sa.Text, nullable=False),
+        sa.Index("due_audit_by_time", "at"),
+    )
 
 
 ANY_SOURCE: Final = ""

@@ -162,12 +162,14 @@ def due_by(
     tables: Iterable[StateTable[Any]],
     until: datetime | None,
     limit: int | None,
+    key: str | None = None,
 ) -> list[Row]:
-    """The rows that say that something is due until then, or ever, those due first in front."""
+    """The rows that say that something is due until then, or ever, those due first in front. With
+    `key`, only those under that one."""
     rows = [
-        (table, key, at)
+        (table, found, at)
         for table in tables
-        for key, at in table.due(connection, until=until, limit=limit)
+        for found, at in table.due(connection, until=until, key=key, limit=limit)
     ]
     return sorted(rows, key=lambda row: row[2])[:limit]
 

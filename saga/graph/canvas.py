@@ -9,12 +9,14 @@ import importlib
 import importlib.util
 import inspect
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from types import ModuleType
 from typing import Any, cast
 
 from fastapi import APIRouter
 from fastapi.routing import APIRoute
 
+from common import dues
 from common.choreography import Participant, State
 from common.kernel.tables import Tables
 from common.message import Answer, Command, Event
@@ -40,7 +42,7 @@ def canvas(flow: Flow, participant: Participant) -> str:
         *_section("Publishes", _events(flow, participant)),
         *_section("Sends", _commands(flow, participant)),
         *_section("Asks outside", _intents(flow, participant)),
-        *_section("Serves over HTTP", _http(_optional(f"{package}.app"))),
+        *_section("Serves over HTTP", _http(participant, _optional(f"{package}.app"))),
         *_section("Keeps", _states(participant, _optional(f"{package}.store"))),
         *_section("On the broker", _broker(flow, participant)),
     ]
@@ -122,17 +124,18 @@ def _intents(flow: Flow, participant: Participant) -> Iterator[Sequence[str]]:
             yield f"`{intent.__name__}`", _first_line(intent), f"`{intent.answer.__name__}`"
 
 
-def _http(app: ModuleType | None) -> Iterator[Sequence[str]]:
+def _http(participant: Participant, app: ModuleType | None) -> Iterator[Sequence[str]]:
     yield "request", "does"
-    routes = getattr(app, "routes", None)
-    if routes is None:
-        return
-    # The routes close over the running service, which only their calls would use.
-    router: APIRouter = routes(cast(Running, None))
-    for route in router.routes:
-        if isinstance(route, APIRoute):
-            for method in sorted(route.methods or ()):
-                yield f"`{method} {route.path}`", _first_line(route.endpoint)
+    due = partial(dues.routes, kinds=participant.dues) if participant.dues else None
+    for routes in (getattr(app, "routes", None), due):
+        if routes is None:
+            continue
+        # The routes close over the running service, which only their calls would use.
+        router: APIRouter = routes(cast(Running, None))
+        for route in router.routes:
+            if isinstance(route, APIRoute):
+                for method in sorted(route.methods or ()):
+                    yield f"`{method} {route.path}`", _first_line(route.endpoint)
 
 
 def _states(participant: Participant, store: ModuleType | None) -> Iterator[Sequence[str]]:

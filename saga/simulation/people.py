@@ -15,7 +15,7 @@ from sqlalchemy.engine import Connection
 
 from common.envelope import source_of, wrap
 from common.kernel.groups import Done, Duplicate, Kernel
-from common.kernel.step import Firing
+from common.kernel.step import Firing, Wish
 from common.kernel.tables import Tables
 from common.message import Event, Priority
 from common.messaging import frames
@@ -186,7 +186,7 @@ class People:
         name, table, key = self._chance.choice(found)
         servers = [s for s in self._world.replicas(name) if s.kernel is not None]
         state = self._world.stores[name].run(lambda connection: table.find(connection, key))
-        firing = state and Firing.of(state, brought_forward=True)
+        firing = state and Firing.of(state, brought_forward=Wish("operator", "in a hurry"))
         if not servers or not firing:
             return
         server = self._chance.choice(servers)

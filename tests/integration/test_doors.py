@@ -320,7 +320,8 @@ async def test_whatever_is_sent_to_a_door_is_answered_as_it_says(
         for door in found:
             taken = await served.ask(door.method, **vars(sensible(door)))
             if door.path not in OPERATIONS and door.operation.get("requestBody"):
-                assert taken.status < 300, (door.path, taken.body)
+                nothing_due = door.path.startswith("/due/") and taken.status == 404
+                assert taken.status < 300 or nothing_due, (door.path, taken.body)
             for asked in (odd if kind == "sqlite" else odd_for_the_database)(door):
                 answer = await served.ask(door.method, **vars(asked))
                 # A path that the parameter has changed may be another one's, or nobody's.

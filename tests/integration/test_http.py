@@ -351,7 +351,14 @@ async def test_an_idempotency_key_has_a_limited_length(
     assert_problem(answer, 422, "header.idempotency-key")
 
 
-TAKEN: dict[str, Any] = {"/orders": ORDER, "/stock": {"items": [STOCK]}}
+TAKEN: dict[str, Any] = {
+    "/orders": ORDER,
+    "/stock": {"items": [STOCK]},
+    **{
+        f"/due/{state}/{{key}}/bring-forward": {"who": "ada", "reason": "in a hurry"}
+        for state in ("Order", "Notification")
+    },
+}
 """By route that takes a body, one that is taken."""
 OBEYED = ("\x9b", "\u202e", "\u2028", "\u200b")
 """By what shows it: a terminal, an editor, a log."""

@@ -98,6 +98,7 @@ class Scene:
             "trace": [[order] for order in self.orders],
             "stuck": [[]],
             "show": [[order] for order in self.orders],
+            "due": [[], ["--audit"], *([order] for order in self.orders)],
             "map": [[]],
             "check": [["--definitions", str(ROOT / "rabbitmq/definitions.json")]],
             "generate": [["--check", "--root", str(ROOT)]],

@@ -375,15 +375,15 @@ BROKEN = [
     Parts(outbox=LooksForNothingLeft),
     Parts(outbox=PublishesEachOnce),
     Parts(kept=KeepsNothing),
-    Parts(timekeeper=DoesNothingThatIsDue),
     Parts(kernel=DoesItTwice),
     Parts(kernel=DoesItAnew),
     Parts(kernel=TakesItForDue, timekeeper=TakesItsTime),
     Parts(kernel=TakesItForDue, timekeeper=LooksAhead),
-    Parts(kernel=ForgetsWhatIsDue),
     Parts(kernel=KeepsWhatWasDue),
 ]
 RARELY_BROKEN = [
+    Parts(timekeeper=DoesNothingThatIsDue),
+    Parts(kernel=ForgetsWhatIsDue),
     Parts(deliveries=AcknowledgesAllBelow),
     Parts(deliveries=SetsAsideUnconfirmed),
     Parts(deliveries=ForgetsTries),

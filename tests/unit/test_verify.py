@@ -116,6 +116,7 @@ def test_some_mistakes_are_found_without_a_rule_of_the_saga(
 
 DOMAINS_OWN = {
     "the_deadline_passes_at_once",
+    "the_deadline_never_passes",
     "a_rejected_order_is_cancelled_for_another_reason",
     "a_line_is_forgotten_in_the_release",
     "the_last_one_is_never_sold",
@@ -123,7 +124,7 @@ DOMAINS_OWN = {
     "the_last_mug_is_sold_to_both",
     "what_is_there_of_an_order_is_held",
 }
-"""Mistakes about amounts and reasons, which no role tells of."""
+"""Mistakes about amounts, reasons and time, which no role tells of."""
 
 
 @pytest.mark.parametrize("twin", TWINS, ids=lambda twin: twin.name)
