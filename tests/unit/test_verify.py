@@ -116,7 +116,6 @@ def test_some_mistakes_are_found_without_a_rule_of_the_saga(
 
 DOMAINS_OWN = {
     "the_deadline_passes_at_once",
-    "the_deadline_never_passes",
     "a_rejected_order_is_cancelled_for_another_reason",
     "a_line_is_forgotten_in_the_release",
     "the_last_one_is_never_sold",
