@@ -1,0 +1,206 @@
+"""The saga of moves with one mistake each, or without something that says whether all is well.
+
+Each tool has to find it, or to name what it has not looked at.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Final, get_type_hints
+
+from common.asking import Phase
+from common.choreography import Participant
+from common.due import Due
+from saga.declaration import Saga
+from tests.moving import AGENCY, RENTAL, SAGA
+from tests.moving.language import (
+    MoveGivenUp,
+    MoveHasVan,
+    SendVan,
+    VanBooked,
+    VanRefused,
+    VanReturned,
+    VanSent,
+)
+from tests.moving.move import domain as move
+from tests.moving.move.domain import PARTICIPANT as MOVE
+from tests.moving.move.domain import GiveUpMove, Move, Stage
+from tests.moving.van import domain as van
+from tests.moving.van.domain import PARTICIPANT as VAN
+from tests.moving.van.domain import RentalAnswered, ReturnVan, SettleVan, Van
+
+
+def swapped(participant: Participant, *instead: Callable[..., Any]) -> Participant:
+    """The participant with these functions for the reactions of the same names."""
+    names = {function.__name__: function for function in instead}
+    assert names.keys() <= {reaction.name for reaction in participant.reactions}
+    functions = [names.get(reaction.name, reaction.function) for reaction in participant.reactions]
+    return Participant(participant.name, *functions, package=participant.package)
+
+
+def without(participant: Participant, name: str) -> Participant:
+    """The participant without one of its reactions."""
+    functions = [r.function for r in participant.reactions if r.name != name]
+    assert len(functions) < len(participant.reactions)
+    return Participant(participant.name, *functions, package=participant.package)
+
+
+PLANTED: Final[dict[str, Callable[[], Saga]]] = {}
+"""Mistakes that `saga verify` has to find."""
+
+
+def planted(make: Callable[[], Participant]) -> Callable[[], Saga]:
+    @functools.wraps(make)
+    def saga() -> Saga:
+        return SAGA.with_(make())
+
+    PLANTED[make.__name__] = saga
+    return saga
+
+
+# --- compensations ------------------------------------------------------------------------------
+
+
+@planted
+def a_compensation_is_forgotten_in_the_body() -> Participant:
+    def give_back(event: MoveGivenUp, state: Van) -> VanReturned | SettleVan | ReturnVan | None:
+        return None if state.phase is Phase.TAKEN else van.give_back(event, state)
+
+    return swapped(VAN, give_back)
+
+
+@planted
+def a_compensation_is_forgotten_in_the_signature() -> Participant:
+    return without(VAN, "give_back")
+
+
+@planted
+def a_marker_is_missing() -> Participant:
+    def give_back(event: MoveGivenUp, state: Van) -> VanReturned | SettleVan | ReturnVan | None:
+        return None if state.phase is Phase.NEW else van.give_back(event, state)
+
+    return swapped(VAN, give_back)
+
+
+@planted
+def a_question_on_its_way_is_taken_for_unasked() -> Participant:
+    def give_back(event: MoveGivenUp, state: Van) -> VanReturned | SettleVan | ReturnVan | None:
+        if state.phase is Phase.ASKING:
+            return VanReturned(move=event.move)
+        return van.give_back(event, state)
+
+    return swapped(VAN, give_back)
+
+
+# --- joins and private facts ----------------------------------------------------------------------
+
+
+@planted
+def a_join_takes_one_leg_for_both() -> Participant:
+    def note_van(event: VanBooked, state: Move) -> MoveHasVan | SendVan | None:
+        if state.stage is Stage.OPEN:
+            return SendVan(move=event.move)
+        return move.note_van(event, state)
+
+    return swapped(MOVE, note_van)
+
+
+@planted
+def a_join_counts_deliveries() -> Participant:
+    def note_van(event: VanBooked, state: Move) -> MoveHasVan | SendVan | None:
+        if state.stage is Stage.HAS_VAN:  # the second of two
+            return SendVan(move=event.move)
+        return move.note_van(event, state)
+
+    return swapped(MOVE, note_van)
+
+
+@planted
+def a_private_fact_is_forgotten() -> Participant:
+    def note_van(event: VanBooked, state: Move) -> MoveHasVan | SendVan | None:
+        return None if state.stage is Stage.OPEN else move.note_van(event, state)
+
+    return swapped(MOVE, note_van)
+
+
+# --- commands -------------------------------------------------------------------------------------
+
+
+@planted
+def a_command_leads_to_nothing() -> Participant:
+    def send(command: SendVan, state: Van) -> VanSent | None:
+        return None
+
+    return swapped(VAN, send)
+
+
+@planted
+def an_answer_is_dropped() -> Participant:
+    def record_van(
+        answer: RentalAnswered, state: Van
+    ) -> VanBooked | VanRefused | VanReturned | tuple[VanBooked, ReturnVan] | ReturnVan | None:
+        return None if answer.kept else van.record_van(answer, state)
+
+    return swapped(VAN, record_van)
+
+
+# --- what is due ----------------------------------------------------------------------------------
+
+
+def _retyped(kind: type[Move]) -> Participant:
+    """The mover with states of this kind."""
+
+    def taking(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def reaction(*arguments: Any) -> Any:
+            return function(*arguments)
+
+        hints = get_type_hints(function)
+        reaction.__annotations__ = {n: kind if h is Move else h for n, h in hints.items()}
+        return reaction
+
+    return Participant("move", *(taking(r.function) for r in MOVE.reactions), package=MOVE.package)
+
+
+class _NeverDue(Move):
+    __slots__ = ()
+
+    def due(self) -> Due[GiveUpMove] | None:
+        return None
+
+
+class _DueAgain(Move):
+    __slots__ = ()
+
+    def due(self) -> Due[GiveUpMove] | None:
+        open_ = replace(self, stage=Stage.OPEN)
+        return Move.due(open_) if self.deadline else None
+
+
+@planted
+def nothing_is_due() -> Participant:
+    return _retyped(_NeverDue)
+
+
+@planted
+def it_is_due_again_and_again() -> Participant:
+    return _retyped(_DueAgain)
+
+
+@planted
+def what_is_due_is_not_done() -> Participant:
+    def give_up_late(command: GiveUpMove, state: Move) -> MoveGivenUp | None:
+        return None
+
+    return swapped(MOVE, give_up_late)
+
+
+# --- without something that says whether all is well --------------------------------------------
+
+NO_SCENARIO: Final = replace(SAGA, scenarios=())
+NO_LOAD: Final = replace(SAGA, load=None)
+NO_INVARIANT: Final = replace(SAGA, at_rest=(), always=())
+BOOKS_UNREAD: Final = replace(SAGA, outside=(replace(RENTAL, read=None, memory=None), AGENCY))
+NOBODY_ANSWERS: Final = replace(SAGA, outside=(RENTAL,), always=(), at_rest=())

@@ -1,0 +1,152 @@
+"""A saga that no tool has a line for: it is proved by its declaration, or what is not is named."""
+
+from __future__ import annotations
+
+import json
+from contextlib import closing
+from dataclasses import replace
+
+import pytest
+from typer.testing import CliRunner
+
+from common.choreography import ChoreographyError
+from common.messaging.definitions import definitions
+from common.messaging.permissions import users_of
+from common.messaging.topology import topology_of
+from saga.cli import app
+from saga.declaration import Saga
+from saga.graph.check import check
+from saga.history import HistoryError
+from saga.history.outside import memory_of
+from saga.reconcile import rule_names
+from saga.rules import Rules
+from saga.simulation import Simulation, uncovered
+from saga.verify import VerifyError, model_of, verify
+from tests.moving import SAGA
+from tests.moving.planted import (
+    BOOKS_UNREAD,
+    NOBODY_ANSWERS,
+    PLANTED,
+    without,
+)
+from tests.moving.van.domain import PARTICIPANT as VAN
+
+SEEDS = 25
+
+
+def findings(saga: Saga) -> list[str]:
+    graph = saga.choreography
+    asked_for = definitions(topology_of(graph), users_of(graph))
+    return [finding.rule for finding in check(graph, asked_for)]
+
+
+def said(monkeypatch: pytest.MonkeyPatch, name: str, *arguments: str) -> tuple[int, str]:
+    """What `saga` says of a planted saga."""
+    monkeypatch.setenv("SAGA", f"tests.moving.planted:{name}")
+    result = CliRunner().invoke(app, arguments)
+    return result.exit_code, result.output
+
+
+def test_its_signatures_have_no_mistake() -> None:
+    assert findings(SAGA) == []
+
+
+def test_every_way_that_it_can_go_ends_well_and_all_of_it_is_looked_at(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SAGA", "tests.moving:SAGA")
+
+    result = CliRunner().invoke(app, ["verify", "--json"])
+
+    document = json.loads(result.output)
+    assert (result.exit_code, document["ok"], document["not_covered"]) == (0, True, [])
+    assert document["models"][0]["states"] > 10_000
+
+
+def test_it_is_simulated_with_its_outsides_its_timers_and_its_commands() -> None:
+    happened: set[str] = set()
+    with closing(Simulation(saga=SAGA)) as simulation:
+        for seed in range(SEEDS):
+            run = simulation.run(seed)
+            assert not run.violations, f"seed {seed}"
+            happened |= run.happened
+
+    assert {"move.has_van", "move.has_crew", "van.send", "BookCrew", "ReturnVan"} <= happened
+    assert not [line for line in uncovered(SAGA, happened) if "invariant" in line]
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_mistake_is_found_by_the_checker(name: str) -> None:
+    report = verify(model_of(PLANTED[name](), "one move"))
+
+    assert report.schedule is not None
+
+
+DOMAINS_OWN = {"a_join_takes_one_leg_for_both", "a_join_counts_deliveries"}
+"""That a move needs both is the domain's to say."""
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_what_follows_from_roles_finds_all_others_without_an_invariant(name: str) -> None:
+    bare = replace(PLANTED[name](), always=(), at_rest=())
+
+    assert verify(model_of(bare, "one move")).ok is (name in DOMAINS_OWN)
+
+
+def test_a_compensation_that_is_forgotten_in_the_signature_is_found_by_check() -> None:
+    assert "effect" in findings(SAGA.with_(without(VAN, "give_back")))
+
+
+def test_a_command_that_nobody_takes_is_no_choreography() -> None:
+    with pytest.raises(ChoreographyError, match=r"van\.send"):
+        _ = SAGA.with_(without(VAN, "send")).choreography
+
+
+def test_without_a_scenario_nothing_was_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    status, text = said(monkeypatch, "NO_SCENARIO", "verify")
+
+    assert status == 1
+    assert "moving has no scenario: nothing was tried" in text
+    assert "nothing is broken\n" not in text
+
+
+def test_without_a_load_nothing_is_simulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    for arguments in (["verify", "--simulate", "--seeds", "1"], ["demo", "--orders", "1"]):
+        monkeypatch.setenv("SAGA", "tests.moving.planted:NO_LOAD")
+        result = CliRunner().invoke(app, arguments)
+        assert result.exit_code != 0
+        assert "moving has no load" in str(result.exception or result.output)
+
+
+@pytest.mark.parametrize("tool", [["verify"], ["verify", "--simulate", "--seeds", "200"]])
+def test_what_no_invariant_reads_is_named(tool: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    status, text = said(monkeypatch, "NO_INVARIANT", *tool)
+
+    assert status == 1
+    for what in ("Move of move", "Van of van", "the books of rental", "the books of agency"):
+        assert f"no invariant reads {what}" in text
+
+
+def test_a_scenario_in_which_nobody_answers_cannot_be_explored() -> None:
+    with pytest.raises(VerifyError, match="crew asks BookCrew, and no outside is said to take"):
+        model_of(NOBODY_ANSWERS, "one move")
+
+
+def test_reconcile_names_books_that_nothing_reads() -> None:
+    assert list(BOOKS_UNREAD.unread()) == [
+        "the books of rental cannot be read: its declaration has no `read`"
+    ]
+    assert list(SAGA.unread()) == []
+
+
+@pytest.mark.parametrize("saga", [BOOKS_UNREAD, NOBODY_ANSWERS], ids=["unread", "nobody"])
+def test_who_asks_somebody_whose_books_cannot_be_read_is_not_rebuilt(saga: Saga) -> None:
+    asking = "van" if saga is BOOKS_UNREAD else "crew"
+
+    with pytest.raises(HistoryError, match=rf"{asking} asks"):
+        memory_of(saga, asking, {"rental": "sqlite:///nowhere", "agency": "sqlite:///nowhere"})
+
+
+def test_the_rules_are_those_of_the_saga_and_of_roles() -> None:
+    assert {"arranged_without", "kept_in_vain", "effect_standing", "lost"} <= {*rule_names(SAGA)}
+    assert len(Rules(SAGA).always) == len(SAGA.always)
