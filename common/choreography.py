@@ -416,7 +416,10 @@ class Choreography:
     def commands(self) -> tuple[type[Command], ...]:
         """Every command that participants send each other, by type; of several versions the newest.
         What only comes from outside is none of them."""
-        return _newest({kind for p in self.participants for kind in p.sends})
+        sent = {kind for p in self.participants for kind in p.sends}
+        types = {kind.type for kind in sent}
+        taken = {kind for p in self.participants for kind in p.intake if kind.type in types}
+        return _newest(sent | taken)
 
     @property
     def recorded(self) -> tuple[type[Event | Command], ...]:

@@ -384,7 +384,15 @@ class Wave(Command):
 
 class Nudge(Command):
     type: ClassVar[str] = "shelf.nudge"
+    version: ClassVar[int] = 2
     intake: ClassVar[bool] = True
+
+
+class NudgeV1(Nudge):
+    version: ClassVar[int] = 1
+
+    def upcast(self) -> Command:
+        return Nudge()
 
 
 class Nudged(Event):
@@ -409,6 +417,10 @@ def wave_back(command: Wave, shelf: Shelf) -> None:
 
 
 def confuse(event: OrderPlaced, parcel: Parcel) -> tuple[Nudge, Nudged]:
+    raise NotImplementedError
+
+
+def nudge_as_before(event: OrderPlaced, parcel: Parcel) -> NudgeV1:
     raise NotImplementedError
 
 
@@ -437,6 +449,13 @@ def test_a_choreography_knows_the_commands_that_participants_send_and_who_takes_
     assert choreography.sent_to(STAMPER) == (errands.GiveStamp, errands.TakeStampOff)
     assert choreography.given_to(STAMPER) == ()
     assert choreography.given_to(DESK) == (errands.AskErrand,)
+
+
+def test_a_command_is_known_in_its_newest_version_whichever_is_sent() -> None:
+    choreography = Choreography([Participant("desk", nudge_as_before), Participant("hall", move)])
+
+    assert choreography.commands == (Nudge,)
+    assert choreography.sent_to(choreography.participants[1]) == (Nudge,)
 
 
 @pytest.mark.parametrize(

@@ -427,6 +427,40 @@ def test_an_event_of_any_version_is_read_as_the_newest(written: Event) -> None:
     assert read.model_copy(update={"data": written, "dataschema": envelope.dataschema}) == envelope
 
 
+class Fetch(Command):
+    type: ClassVar[str] = "parcel.fetch"
+    version: ClassVar[int] = 2
+    senders: ClassVar[tuple[str, ...]] = ("desk",)
+
+    parcel: str
+    floors: int
+
+    @property
+    def subject(self) -> str:
+        return self.parcel
+
+
+class FetchV1(Command):
+    type: ClassVar[str] = "parcel.fetch"
+    senders: ClassVar[tuple[str, ...]] = ("desk",)
+
+    parcel: str
+
+    @property
+    def subject(self) -> str:
+        return self.parcel
+
+    def upcast(self) -> Command:
+        return Fetch(parcel=self.parcel, floors=0)
+
+
+def test_a_command_that_participants_send_is_upcast_like_an_event() -> None:
+    read = Decoder([Fetch]).decode(wrapped(FetchV1(parcel="a")).to_bytes())
+
+    assert read.data == Fetch(parcel="a", floors=0)
+    assert read.dataschema == schema_uri(Fetch)
+
+
 def test_an_upcast_event_can_be_written_again() -> None:
     old = wrapped(ParcelSentV1(parcel="p-1", weight_kilograms=2))
     decoder = Decoder([ParcelSent])
