@@ -1,0 +1,134 @@
+"""A saga that no tool has a line for, run by the same commands: up, a load, books, trace, rebuild."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from saga.deployment import FILE_NAME
+from tests.command import saga
+from tests.polling import DEADLINE_SECONDS
+
+ROOT = Path(__file__).parents[2]
+SAGA = "tests.moving:SAGA"
+SEED, OPEN_SEED = 3, 99
+
+
+class Town:
+    """A running system of movers in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def saga(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return saga(*arguments, "--data-dir", str(self.folder), SAGA=SAGA)
+
+    def json(self, *arguments: str) -> dict[str, object]:
+        done = self.saga(*arguments, "--json")
+        found: dict[str, object] = json.loads(done.stdout)
+        return found
+
+    def rows(self, database: str, query: str) -> list[tuple[str, ...]]:
+        with closing(sqlite3.connect(self.folder / database)) as connection:
+            return connection.execute(query).fetchall()
+
+
+def wait_for(what: str, condition: object, patience_seconds: float = DEADLINE_SECONDS) -> None:
+    deadline = time.monotonic() + patience_seconds
+    assert callable(condition)
+    while not condition():
+        assert time.monotonic() < deadline, f"in vain: {what}"
+        time.sleep(0.2)
+
+
+@pytest.fixture(scope="module")
+def town(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Town]:
+    folder = tmp_path_factory.mktemp("town")
+    environment = {**os.environ, "SAGA": SAGA, "PYTHONPATH": str(ROOT)}
+    environment.pop("AMQP_URL", None)
+    with subprocess.Popen(
+        [sys.executable, "-m", "saga.cli", "up", "--data-dir", str(folder)],
+        env=environment,
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as running:
+        try:
+            wait_for("the system", (folder / FILE_NAME).exists)
+            town = Town(folder)
+            wait_for("all services", lambda: town.saga("status").returncode == 0)
+            yield town
+        finally:
+            running.send_signal(signal.SIGINT)
+            running.communicate(timeout=60)
+
+
+def test_a_load_ends_as_predicted_and_the_books_are_right(town: Town) -> None:
+    done = town.saga("demo", "--orders", "30", "--seed", str(SEED), "--json")
+
+    document = json.loads(done.stdout)
+    assert done.returncode == 0, document
+    assert document["sagas"] == 30
+    assert document["reconcile"]["not_covered"] == []
+    assert {"moves", "vans", "crews", "rental_lines", "agency_lines"} <= {
+        *document["reconcile"]["checked"]
+    }
+
+
+def test_its_subjects_are_shown_traced_and_verified(town: Town) -> None:
+    ((move,),) = town.rows("move.db", "SELECT move FROM moves WHERE stage = 'arranged' LIMIT 1")
+
+    traced = town.saga("trace", move)
+    assert traced.returncode == 0, traced.stderr
+    for message in ("move.requested", "van.send", "move.arranged"):
+        assert message in traced.stdout
+    assert "move.has_" in traced.stdout, "the first leg of the join is in the trace"
+
+    shown = town.saga("show", move)
+    assert shown.returncode == 0, shown.stderr
+    assert "arranged" in shown.stdout
+
+    assert town.saga("history", "verify").returncode == 0
+    stuck = town.saga("stuck")
+    assert (stuck.returncode, stuck.stdout.strip()) == (0, "nothing is overdue")
+
+
+def test_who_asks_is_rebuilt_in_the_middle_of_its_question(town: Town, tmp_path: Path) -> None:
+    mute = town.folder / "mute"
+    mute.touch()
+    try:
+        assert town.saga("publish", "--orders", "1", "--seed", str(OPEN_SEED)).returncode == 0
+        asking = "SELECT move FROM vans WHERE phase IN ('asking', 'settling')"
+        wait_for("the question", lambda: town.rows("van.db", asking))
+        ((move,),) = town.rows("van.db", asking)
+        copy = tmp_path / "van.db"
+
+        done = town.saga("history", "rebuild", "van", "--into", f"sqlite:///{copy}", "--json")
+
+        assert done.returncode == 0, done.stdout + done.stderr
+        with closing(sqlite3.connect(copy)) as connection:
+            rebuilt = dict(connection.execute("SELECT move, phase FROM vans").fetchall())
+        assert rebuilt[move] == "asking", "nobody would give the van back"
+        assert len(rebuilt) == len(town.rows("van.db", "SELECT move FROM vans"))
+
+        # Once the tries are over it is dead, and somebody owes it.
+        wait_for("a dead letter", lambda: town.saga("dlq", "collect").returncode == 0 and town.rows("dead_letters.db", "SELECT 1 FROM letters"))
+        wait_for("stuck to tell", lambda: town.saga("stuck").returncode == 1)
+        assert move in town.saga("stuck").stdout
+    finally:
+        mute.unlink()
+
+    assert town.saga("dlq", "replay", "--reason", "the agencies answer again").returncode == 0
+    wait_for("rest", lambda: town.saga("stuck").returncode == 0)
+    wait_for("the books", lambda: town.saga("reconcile", "--grace", "0").returncode == 0)
