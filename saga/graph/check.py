@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from common.choreography import Choreography, State
-from common.message import Command, Event, Priority, Role
+from common.message import Command, Event, Priority, Role, versions_of
 from common.messaging.definitions import Definitions
 from common.messaging.topology import EVENTS_EXCHANGE
 from saga.drift import Difference
 from saga.graph.flow import Flow, Node, Source, Step, label
 from saga.graph.joins import joins_of, steps_beside
-from saga.schemas.export import versions_of
 
 RULES: Final = {
     "unpublished": "Every event that is reacted to is published by somebody.",
