@@ -27,7 +27,7 @@ from common.events import (
     StockReleased,
     StockReserved,
 )
-from common.message import Decided, Event, Priority
+from common.message import Decided, Priority
 
 OBSERVER = Observer("history", __package__)
 

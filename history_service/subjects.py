@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from common.choreography import Choreography, Participant, Reaction, State
 from common.clock import elapsed
 from common.kernel.tables import StateTable, Utc
-from common.message import Event, Intent, Message, Role
+from common.message import Command, Event, Intent, Message, Role
 from common.messaging.trust import EDITOR_SOURCE
 from history_service.declared import METADATA
 from saga.graph.flow import Flow
@@ -182,15 +182,21 @@ class Rules:
     def __init__(self, choreography: Choreography) -> None:
         self._choreography = choreography
         self._events = {event.type: event for event in choreography.events}
-        self.types = frozenset(self._events)
+        self.types = frozenset(kind.type for kind in choreography.recorded)
         self.terminal = frozenset(t for t, event in self._events.items() if event.role.terminal)
+        self._cancellations = self._with(Role.CANCELLATION)
+        self._effects = self._with(Role.EFFECT)
         self._sagas: list[tuple[str, frozenset[str]]] = []
         """What each saga's subject is called, and the types of its events; the widest first."""
         for extent in extents_of(Flow(choreography)):
-            types = {n.type for n in extent.nodes if isinstance(n, type) and issubclass(n, Event)}
-            self._sagas.append((extent.subject.__name__, frozenset(types)))
+            kinds = (node for node in extent.nodes if isinstance(node, type))
+            types = {kind.type for kind in kinds if issubclass(kind, Event | Command)}
+            self._sagas.append((extent.subject.__name__, self.types & types))
         self._sagas.sort(key=lambda saga: -len(saga[1]))
         self._known: dict[frozenset[str], Standing] = {}
+
+    def _with(self, role: Role) -> frozenset[str]:
+        return frozenset(t for t, event in self._events.items() if event.role is role)
 
     def standing(self, types: frozenset[str]) -> Standing:
         """Where a subject stands about which there are events of just these types."""
@@ -210,11 +216,11 @@ class Rules:
 
     def _undone(self, types: frozenset[str]) -> bool:
         """Whether nothing stands any more that a cancellation has to undo, and nothing will."""
-        cancelled = {t for t in types if self._events[t].role is Role.CANCELLATION}
+        cancelled = types & self._cancellations
         if not cancelled:
             return True
-        undone = {kind.type for t in types for kind in self._events[t].undoes}
-        if any(self._events[t].role is Role.EFFECT and t not in undone for t in types):
+        events = [self._events[type_] for type_ in types if type_ in self._events]
+        if (types & self._effects) - {kind.type for event in events for kind in event.undoes}:
             return False
         return all(
             self._has_answered(participant, type_, types)
@@ -226,7 +232,8 @@ class Rules:
     def _is_at_rest(self, participant: Participant, types: frozenset[str]) -> bool:
         """Whether a participant has published what answers the saga's end, as far as it takes
         that; otherwise, what answers each event that it takes."""
-        taken = {kind.type for kind in participant.consumes} & types
+        kinds = (kind for kind in participant.by_message if issubclass(kind, Event | Command))
+        taken = types & {kind.type for kind in kinds}
         last = taken & self.terminal
         return all(self._has_answered(participant, type_, types) for type_ in last or taken)
 
@@ -235,12 +242,12 @@ class Rules:
         One that has said no to its part need not say anything to a cancellation, and what might
         have ended the saga need not be said once it has ended."""
         refused = (kind.type for kind in participant.publishes if kind.role is Role.FAILURE)
-        if self._events[type_].role is Role.CANCELLATION and not types.isdisjoint(refused):
+        if type_ in self._cancellations and not types.isdisjoint(refused):
             return True
         return all(
             self._is_done(participant, reaction, types)
             for kind, reaction in participant.by_message.items()
-            if issubclass(kind, Event) and kind.type == type_
+            if issubclass(kind, Event | Command) and kind.type == type_
         )
 
     def _is_done(self, participant: Participant, reaction: Reaction, types: frozenset[str]) -> bool:

@@ -16,7 +16,7 @@ from common.kernel.database import open_database
 from common.kernel.fold import Fold
 from common.kernel.step import react
 from common.limits import TEXT_MAX_BYTES
-from common.message import Command, Event, EventTypes, Intent, Priority, Role
+from common.message import Command, Decided, Event, EventTypes, Priority, Role
 from history_service import queries, store
 from history_service.views import projection_of
 from saga.deployment import Deployment
@@ -77,7 +77,7 @@ class StringReeledIn(About):
 class Kite(State):
     aloft: bool = False
 
-    def evolve(self, message: Event | Intent, at: datetime) -> Self:
+    def evolve(self, message: Decided, at: datetime) -> Self:
         return replace(self, aloft=isinstance(message, Sent))
 
 
@@ -85,7 +85,7 @@ class Kite(State):
 class Winch(State):
     out: bool = False
 
-    def evolve(self, message: Event | Intent, at: datetime) -> Self:
+    def evolve(self, message: Decided, at: datetime) -> Self:
         return replace(self, out=isinstance(message, StringPaidOut))
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from common.choreography import Choreography, Participant, State
 from common.envelope import Envelope
-from common.message import Answer, Command, Event, EventTypes, Intent, Role
+from common.message import Answer, Command, Decided, Event, EventTypes, Intent, Role
 from common.messaging.trust import EDITOR_SOURCE
 from history_service.orders import ORDER_VIEW
 from history_service.store import Fact, decoded
@@ -186,7 +186,7 @@ class Pay(Intent):
 
 @dataclass(frozen=True, slots=True)
 class Job(State):
-    def evolve(self, message: Event | Intent, at: datetime) -> Self:
+    def evolve(self, message: Decided, at: datetime) -> Self:
         return self
 
 
