@@ -499,8 +499,10 @@ class Choreography:
 
     @cached_property
     def believed(self) -> Mapping[str, frozenset[str] | None]:
-        """Keyed by the type of what comes into the history: see `believed_of`."""
-        return {kind.type: believed_of(kind) for kind in self.recorded}
+        """Keyed by the type of an event or a command: see `believed_of`."""
+        kinds = [kind for p in self.participants for kind in p.messages]
+        kinds.sort(key=lambda kind: kind.version)  # The newest one counts.
+        return {kind.type: believed_of(kind) for kind in kinds}
 
     @cached_property
     def _receivers(self) -> Mapping[str, Participant]:

@@ -470,7 +470,7 @@ class ParcelSeen(Event):
     private: ClassVar[bool] = True
 
 
-def ride_too(command: errands.StartRide, shelf: Shelf) -> None:
+def ride_too(command: errands.StartRide, shelf: Shelf) -> StockReleased:
     raise NotImplementedError
 
 
@@ -478,7 +478,7 @@ def greet(event: OrderPlaced, parcel: Parcel) -> Wave:
     raise NotImplementedError
 
 
-def wave_back(command: Wave, shelf: Shelf) -> None:
+def wave_back(command: Wave, shelf: Shelf) -> StockReleased:
     raise NotImplementedError
 
 
@@ -486,7 +486,7 @@ def confuse(event: OrderPlaced, parcel: Parcel) -> tuple[Nudge, Nudged]:
     raise NotImplementedError
 
 
-def move(command: Nudge, shelf: Shelf) -> None:
+def move(command: Nudge, shelf: Shelf) -> StockReleased:
     raise NotImplementedError
 
 
@@ -494,7 +494,7 @@ def see(event: OrderPlaced, parcel: Parcel) -> ParcelSeen | None:
     raise NotImplementedError
 
 
-def pry(event: ParcelSeen, shelf: Shelf) -> None:
+def pry(event: ParcelSeen, shelf: Shelf) -> StockReleased:
     raise NotImplementedError
 
 

@@ -23,7 +23,9 @@ from history_service.views import projection_of
 from saga.discovery import choreography
 from saga.history.debts import debts_of
 from saga.history.story import tell
+from tests import errands
 from tests.play import SAGA, Play
+from tests.unit.given import NOW
 from tests.unit.test_history_domain import LIVES, play
 
 ORDERS = choreography()
@@ -302,3 +304,19 @@ def test_a_class_that_was_defined_after_everything_was_imported_is_read() -> Non
     assert read is not None
     assert read.data == Late()
     assert decoded(Fact(event, event.to_bytes()), ORDERS) is None
+
+
+@pytest.mark.parametrize("far", [False, True])
+@pytest.mark.parametrize("down", [(), ("rider",), ("stamper",), ("rider", "stamper")])
+def test_who_was_told_to_do_something_and_has_not_leaves_a_subject_open(
+    far: bool, down: tuple[str, ...]
+) -> None:
+    played = Play(at=NOW, graph=errands.GRAPH, down={*down})
+    played.give("desk", errands.AskErrand(errand="a", far=far))
+    played.deliver()
+    facts = [Fact(event, event.to_bytes()) for event in played.about("a")]
+    story = tell(errands.GRAPH, "a", facts)
+
+    assert story.summary.kind == "Errand"
+    assert "ride.start" in story.summary.types
+    assert story.summary.open or not debts_of(errands.GRAPH, story, played.at + LATER)
