@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 from uuid import UUID
@@ -32,9 +33,9 @@ from sqlalchemy.engine import Connection
 from common.events import CancellationReason
 from common.kernel.database import Database, open_database
 from common.urls import sqlite_url
-from history_service import queries, store
+from history_service import orders, queries, store
 from history_service.domain import Status
-from history_service.queries import Search
+from history_service.orders import Search
 from history_service.store import TABLES, Fact
 from history_service.timeline import steps_of
 from inventory_service.domain import AddStock
@@ -42,6 +43,7 @@ from order_service.domain import CancelOrder
 from saga.history.rebuild import rebuild_views
 from saga.postgres import PostgresCluster
 from tests.play import BROKE, SAGA, Play
+from tests.stores import GRAPH, PROJECTION
 
 EVENTS = 1_000_000
 SEED = 7
@@ -137,6 +139,10 @@ def _wire(moment: datetime) -> str:
     return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
+def _append(batch: Sequence[Fact], now: datetime, connection: Connection) -> None:
+    store.append(connection, batch, now, PROJECTION)
+
+
 async def fill(database: Database, count: int, progress: Progress) -> float:
     """Put the events in; returns how many in a second, the making of them left out."""
     bar = progress.add_task("recording", total=count)
@@ -144,7 +150,7 @@ async def fill(database: Database, count: int, progress: Progress) -> float:
     for batch in facts(count):
         began = time.perf_counter()
         now = datetime.now(UTC)
-        await database.transaction(lambda c, batch=batch, now=now: store.append(c, batch, now))  # type: ignore[misc]
+        await database.transaction(partial(_append, batch, now))
         seconds += time.perf_counter() - began
         progress.advance(bar, len(batch))
     return count / seconds
@@ -176,7 +182,7 @@ def timeline(order: str) -> Callable[[Connection], object]:
 
 
 def page(wanted: Search, after: tuple[datetime, str] | None) -> Callable[[Connection], object]:
-    return lambda connection: queries.search(connection, wanted, PAGE, after)
+    return lambda connection: orders.search(connection, wanted, PAGE, after)
 
 
 async def measure(url: str, count: int) -> list[Result]:
@@ -186,7 +192,7 @@ async def measure(url: str, count: int) -> list[Result]:
         rate = await fill(database, count, progress)
         results.append(Result("recording", rate, "events/s"))
         dice = random.Random(SEED)
-        some = await database.read(lambda c: queries.search(c, Search(), 100_000))
+        some = await database.read(lambda c: orders.search(c, Search(), 100_000))
         chosen = [dice.choice(some) for _ in range(QUESTIONS)]
         timelines = [timeline(view.key) for view in chosen]
         results.append(await asked(database, "a timeline", timelines, TIMELINE_LIMIT_MS))
@@ -195,12 +201,12 @@ async def measure(url: str, count: int) -> list[Result]:
             pages = [page(wanted, after) for after in deep]
             results.append(await asked(database, f"a page: {name}", pages, PAGE_LIMIT_MS))
         until = some[0].first_event_at
-        day = [lambda c: queries.hours(c, until - timedelta(days=1), until)]
+        day = [lambda c: orders.hours(c, until - timedelta(days=1), until)]
         results.append(await asked(database, "figures of a day", day, None))
         await database.close()
         bar = progress.add_task("folding the views anew", total=count)
         began = time.perf_counter()
-        await rebuild_views(url, lambda events: progress.advance(bar, events))
+        await rebuild_views(url, GRAPH, lambda events: progress.advance(bar, events))
         minutes = (time.perf_counter() - began) / 60
         results.append(Result("the views anew", minutes, "min", VIEWS_LIMIT_MINUTES))
     return results

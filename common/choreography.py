@@ -29,7 +29,18 @@ from functools import cached_property
 from typing import Any, Self
 
 from common.due import Due
-from common.message import Answer, Command, Decided, E, Event, Intent, Message
+from common.envelope import Decoder, believed_of
+from common.message import (
+    AmbiguousMessage,
+    Answer,
+    Command,
+    Decided,
+    E,
+    Event,
+    Intent,
+    Message,
+    check_distinct,
+)
 from common.retry import Retry
 
 _Shape = tuple[type[Decided], ...]
@@ -199,6 +210,11 @@ class Reaction:
                 raise ChoreographyError(
                     f"{where}: {kind.__name__} has no `type`; name one that has"
                 )
+        if not returns:
+            raise ChoreographyError(
+                f"{where}: returns nothing, so nothing of what it takes can be kept; return an "
+                f"event (a `final` one needs nobody to react to it), or leave the reaction out"
+            )
         shapes, repeats = _shapes(hints["return"])
         for shape in shapes:
             if conflict := _conflict(shape):
@@ -354,6 +370,36 @@ class Participant:
         """The events the participant may publish."""
         return tuple(dict.fromkeys(kind for r in self.reactions for kind in r.publishes))
 
+    def check_asks(self, asked: Iterable[type[Intent]]) -> None:
+        """Raise `ChoreographyError` unless these are just the intents that the reactions may
+        return, and each one's answer is taken by a reaction."""
+        known = set(asked)
+        for reaction in self.reactions:
+            for intent in reaction.intends:
+                said = f"{_where(reaction.function)} may return {intent.__name__}"
+                if intent not in known:
+                    raise ChoreographyError(
+                        f"{said}, which {self.name} puts to nobody; say in its `ask` how"
+                    )
+                answer = getattr(intent, "answer", None)
+                if answer not in self.by_message:
+                    what = answer.__name__ if answer is not None else "which it does not name"
+                    raise ChoreographyError(
+                        f"{said}, but {self.name} has no reaction to its answer, {what}"
+                    )
+        returned = {intent for reaction in self.reactions for intent in reaction.intends}
+        for intent in sorted(known - returned, key=lambda kind: kind.__name__):
+            raise ChoreographyError(
+                f"{self.name} would ask {intent.__name__}, but none of its reactions returns that; "
+                f"name it in the return type of one, or leave it out of its `ask`"
+            )
+
+    @property
+    def messages(self) -> tuple[type[Event] | type[Command], ...]:
+        """The events and commands of its signatures."""
+        commands = (r.consumes for r in self.reactions if issubclass(r.consumes, Command))
+        return tuple(dict.fromkeys((*self.consumes, *self.emits, *commands)))
+
     @cached_property
     def sends(self) -> tuple[type[Command], ...]:
         """The commands the participant may send to others."""
@@ -400,6 +446,10 @@ class Choreography:
                     self._check_receiver(participant, reaction, command)
                 for event in reaction.publishes:
                     self._check_private(participant, reaction, event)
+        try:
+            check_distinct(kind for p in self.participants for kind in p.messages)
+        except AmbiguousMessage as error:
+            raise ChoreographyError(str(error)) from error
 
     @property
     def services(self) -> tuple[Participant | Observer, ...]:
@@ -443,6 +493,19 @@ class Choreography:
         outside, so that no book of the saga's has them before they are taken."""
         sent = self.sent_to(participant)
         return tuple(command for command in participant.intake if command not in sent)
+
+    @cached_property
+    def decoder(self) -> Decoder:
+        """Reads all that comes into the history, in any version. Knows the classes there are at its
+        first use."""
+        return Decoder(self.recorded)
+
+    @cached_property
+    def believed(self) -> Mapping[str, frozenset[str] | None]:
+        """Keyed by the type of an event or a command: see `believed_of`."""
+        kinds = [kind for p in self.participants for kind in p.messages]
+        kinds.sort(key=lambda kind: kind.version)  # The newest one counts.
+        return {kind.type: believed_of(kind) for kind in kinds}
 
     @cached_property
     def _receivers(self) -> Mapping[str, Participant]:

@@ -6,7 +6,7 @@ https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/formats/json-format.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from functools import cache
 from hashlib import blake2b, sha1, sha256
@@ -23,7 +23,7 @@ from pydantic import (
 )
 
 from common.limits import BODY_MAX_BYTES, Attempt, Moment, SequenceNumber, Text, json_of
-from common.message import Command, Event, Message, Priority, all_below
+from common.message import Command, Event, Message, Priority, check_distinct, versions_of
 from common.text import plain
 
 CONTENT_TYPE = "application/cloudevents+json"
@@ -247,14 +247,15 @@ class Decoder:
     """Reads bodies of the given message types, in any version ever published of them."""
 
     def __init__(self, types: Iterable[type[Event | Command]]) -> None:
+        """Raises `AmbiguousMessage` if two classes claim the same type and version."""
+        asked = tuple(dict.fromkeys(types))
+        check_distinct(asked)
         self._models: dict[tuple[str, str], type[Envelope[Any]]] = {}
         """By type and `dataschema`."""
-        known = {message.type for message in types}
-        messages: list[type[Event | Command]] = [*all_below(Event), *all_below(Command)]
-        for message in messages:
-            if getattr(message, "type", None) in known:
-                self._models[message.type, schema_uri(message)] = _model_of(message)
-        self._types = known
+        # Of what was asked for comes last what has the last word.
+        for message in (*_versions_of(asked), *asked):
+            self._models[message.type, schema_uri(message)] = _model_of(message)
+        self._types = {message.type for message in asked}
 
     def decode(self, body: bytes) -> Envelope[Any]:
         """The message in `body`, upcast to its newest version.
@@ -288,6 +289,11 @@ class Decoder:
         if isinstance(envelope.data, Command):
             _check_plain(envelope)
         return _newest(envelope)
+
+
+def _versions_of(asked: Iterable[type[Event | Command]]) -> Iterator[type[Event | Command]]:
+    for message in asked:
+        yield from versions_of(message).values()
 
 
 def _check_plain(envelope: Envelope[Any]) -> None:

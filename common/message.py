@@ -7,7 +7,8 @@ outside; an *answer* is what came back. Intents and answers never leave their pa
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from typing import ClassVar, TypeVar
 
@@ -151,3 +152,51 @@ def all_below(base: type[M]) -> Iterator[type[M]]:
     for child in base.__subclasses__():
         yield child
         yield from all_below(child)
+
+
+class AmbiguousMessage(TypeError):
+    """Two classes stand for what is one on the wire. Names both places, and the way out."""
+
+
+def check_distinct(kinds: Iterable[type[Event | Command]]) -> None:
+    """Raise `AmbiguousMessage` if two of these classes cannot be told apart on the wire: by type
+    and version, or since one is an event and the other a command."""
+    by_type: defaultdict[str, list[type[Event | Command]]] = defaultdict(list)
+    for kind in dict.fromkeys(kinds):
+        for other in by_type[kind.type]:
+            if issubclass(kind, Command) != issubclass(other, Command):
+                raise AmbiguousMessage(
+                    f"{_both(other, kind)} have the type {kind.type!r}, one as an event and one "
+                    f"as a command; give one of them another type"
+                )
+            if other.version == kind.version:
+                raise AmbiguousMessage(
+                    f"{_both(other, kind)} have the type {kind.type!r} and the version "
+                    f"{kind.version}; give one of them another type, or the newer one the next "
+                    f"version"
+                )
+        by_type[kind.type].append(kind)
+
+
+def versions_of(newest: type[Event] | type[Command]) -> dict[int, type[Event] | type[Command]]:
+    """Every version of a type that there is a class for by now, by number.
+
+    For its own version, that is the given class, whoever else has the same. Where two classes claim
+    another version, the one beside it counts; raises `AmbiguousMessage` if that does not tell.
+    """
+    base: type[Event | Command] = Command if issubclass(newest, Command) else Event
+    found: defaultdict[int, list[type[Event | Command]]] = defaultdict(list)
+    for kind in all_below(base):
+        if getattr(kind, "type", None) == newest.type and kind.version != newest.version:
+            found[kind.version].append(kind)
+    versions: dict[int, type[Event] | type[Command]] = {newest.version: newest}
+    for version, kinds in found.items():
+        beside = [kind for kind in kinds if kind.__module__ == newest.__module__]
+        candidates = beside if len(kinds) > 1 and beside else kinds
+        check_distinct(candidates)
+        versions[version] = candidates[0]
+    return dict(sorted(versions.items()))
+
+
+def _both(one: type, other: type) -> str:
+    return " and ".join(f"{kind.__module__}.{kind.__qualname__}" for kind in (one, other))

@@ -15,10 +15,12 @@ import uvloop
 from fastapi import FastAPI
 
 from common import metrics, streams, telemetry, tracing
+from common.choreography import ChoreographyError
 from common.files import keep_private
 from common.garbage import collected_seldom
 from common.kernel.database import Database, DatabaseError, open_database
 from common.kernel.tables import Schema
+from common.message import AmbiguousMessage
 from common.messaging.connection import BrokerError
 from common.server import Server, listen, url_of
 from common.settings import Settings, SettingsError, load
@@ -69,7 +71,14 @@ def main(build: Callable[[S], Process], kind: type[S]) -> None:
         telemetry.configure_logging(name, settings.log_level, settings.log_format)
         tracing.start(name)
         uvloop.run(run(process, settings))
-    except (SettingsError, DatabaseError, BrokerError, OSError) as error:
+    except (
+        SettingsError,
+        DatabaseError,
+        BrokerError,
+        ChoreographyError,
+        AmbiguousMessage,
+        OSError,
+    ) as error:
         telemetry.give_up(name, error)
     finally:
         tracing.stop()

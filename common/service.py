@@ -130,7 +130,10 @@ def main(build: Callable[[S], Service], kind: type[S]) -> None:
 
 
 def process_of(service: Service, settings: Settings) -> process.Process:
+    """The service's process. Raises `ChoreographyError` where what it asks the outside is not what
+    its signatures say."""
     name = service.participant.name
+    service.participant.check_asks(service.ask)
 
     async def assemble(database: Database, stack: contextlib.AsyncExitStack) -> process.Parts:
         publisher = BrokerPublisher(settings.broker_url, f"{name} publisher")

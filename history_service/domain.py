@@ -7,7 +7,6 @@ which came first: all orders of events lead to the same view.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -28,7 +27,7 @@ from common.events import (
     StockReleased,
     StockReserved,
 )
-from common.message import Decided, Event, Priority
+from common.message import Decided, Priority
 
 OBSERVER = Observer("history", __package__)
 
@@ -174,11 +173,3 @@ class OrderView(State):
         if _PAYMENT.index(payment) <= _PAYMENT.index(self.payment):
             return self
         return replace(self, payment=payment, payment_at=at)
-
-
-def view_of(order_id: str, events: Iterable[tuple[Event, datetime]]) -> OrderView:
-    """An order after these events, each with its time."""
-    view = OrderView(order_id)
-    for event, at in events:
-        view = view.evolve(event, at)
-    return view

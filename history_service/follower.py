@@ -36,6 +36,7 @@ from common.metrics import FollowerMetrics
 from common.retry_loop import RetryLoop
 from history_service import store
 from history_service.domain import OBSERVER
+from history_service.projection import Projection
 from history_service.queries import place as read_place
 from history_service.store import Place
 
@@ -82,9 +83,12 @@ class Follower:
     on from there.
     """
 
-    def __init__(self, url: str, database: Database, *, clock: Clock = utc_now) -> None:
+    def __init__(
+        self, url: str, database: Database, projection: Projection, *, clock: Clock = utc_now
+    ) -> None:
         self._url = url
         self._database = database
+        self._projection = projection
         self._clock = clock
         self._metrics = FollowerMetrics(OBSERVER.name)
         self._trouble = "not connected yet"
@@ -289,7 +293,13 @@ class Follower:
         try:
             tally = await self._database.transaction(
                 lambda connection: store.follow(
-                    connection, records, now, place, gaps, stream_number=number
+                    connection,
+                    records,
+                    now,
+                    place,
+                    gaps,
+                    projection=self._projection,
+                    stream_number=number,
                 )
             )
         except VersionConflict:
@@ -305,7 +315,14 @@ class Follower:
             why = str(error)
             tally = await self._database.transaction(
                 lambda c: store.follow(
-                    c, records, now, place, gaps, stream_number=number, refusal=why
+                    c,
+                    records,
+                    now,
+                    place,
+                    gaps,
+                    projection=self._projection,
+                    stream_number=number,
+                    refusal=why,
                 )
             )
         last = records[-1]

@@ -1,40 +1,41 @@
-"""Where events are kept, and the views of orders that are folded from them."""
+"""Where events are kept, and what is folded from them when they are recorded."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from enum import StrEnum
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 import sqlalchemy as sa
 from pydantic_core import from_json
 from sqlalchemy.engine import Connection
 
-from common.envelope import Attributes, Decoder, Envelope, Undecodable, believed_of
-from common.events import CancellationReason, OrderEvent
-from common.kernel.rows import Rows, writing
+from common.choreography import Choreography, State
+from common.envelope import Attributes, Envelope, Undecodable
+from common.kernel.rows import Rows, WriteSet, writing
 from common.kernel.statements import any_of, is_taken, on_postgresql
-from common.kernel.tables import Schema, StateTable, Utc, VersionConflict, Word, inbox_key
-from common.message import Command, Event, Priority, all_below
+from common.kernel.tables import Schema, Utc, VersionConflict, inbox_key
 from common.messaging.dead_letters import key_of
 from common.messaging.frames import SHORT_MAX_BYTES
 from common.messaging.stream import Record
 from common.messaging.topology import EVENTS_EXCHANGE, HISTORY_STREAM
 from common.messaging.trust import EDITOR_SOURCE, MISROUTED, check_source
-from history_service.domain import OrderView, Payment, Status, Stock
+from history_service.declared import METADATA
+from history_service.projection import Projection
+from history_service.subjects import SUBJECTS, Subject, Told, folded, subjects
+from history_service.view import SubjectView
 
-_metadata = sa.MetaData()
+S = TypeVar("S", bound=State)
+
 KEY_MAX: Final = 255
 """Characters of what a message is recognised by."""
 
 events = sa.Table(
     "events",
-    _metadata,
+    METADATA,
     # Where an event of another source has the same id, and came first, the inbox's key stands here.
     sa.Column("event_id", sa.String(255), primary_key=True),
     # The order in which they were recorded here, from 1.
@@ -55,7 +56,7 @@ events = sa.Table(
 )
 strays = sa.Table(
     "strays",
-    _metadata,
+    METADATA,
     sa.Column("key", sa.String(255), primary_key=True),
     sa.Column("stream_offset", sa.BigInteger),
     sa.Column("recorded_at", Utc, nullable=False),
@@ -68,7 +69,7 @@ strays = sa.Table(
 """What came by the stream and is no event: nothing is thrown away."""
 gaps = sa.Table(
     "gaps",
-    _metadata,
+    METADATA,
     sa.Column(
         "stream_number", sa.Integer, primary_key=True, autoincrement=False, server_default="1"
     ),
@@ -79,7 +80,7 @@ gaps = sa.Table(
 """Offsets that retention had removed from the stream before they were read."""
 places = sa.Table(
     "places",
-    _metadata,
+    METADATA,
     sa.Column("stream", sa.String(64), primary_key=True),
     sa.Column("offset", sa.BigInteger, nullable=False),
     sa.Column("key", sa.String(KEY_MAX), nullable=False),
@@ -89,58 +90,7 @@ places = sa.Table(
 """The last message of the stream that was read, and what it is recognised by."""
 
 
-class _Told(Word):
-    """A word of an event. One of a newer version, which was taken back, is read as `unknown`."""
-
-    cache_ok = True
-
-    def __init__(self, kind: type[StrEnum], unknown: StrEnum | None) -> None:
-        super().__init__(kind)
-        self.unknown = unknown
-
-    def process_result_value(self, value: Any, dialect: sa.Dialect) -> StrEnum | None:
-        try:
-            return None if value is None else self.kind(value)
-        except ValueError:
-            return self.unknown
-
-
-_OFTEN_FILTERED: Final = ("total_cents", "currency", "priority")
-order_views = sa.Table(
-    "order_views",
-    _metadata,
-    sa.Column("order_id", sa.String(36), primary_key=True),
-    sa.Column("version", sa.Integer, nullable=False),
-    sa.Column("sequence", sa.Integer, nullable=False),
-    sa.Column("status", _Told(Status, Status.UNKNOWN), nullable=False),
-    sa.Column("reason", _Told(CancellationReason, None)),
-    sa.Column("customer", sa.String(128), nullable=False),
-    sa.Column("currency", sa.String(3), nullable=False),
-    sa.Column("total_cents", sa.BigInteger, nullable=False),
-    sa.Column("charged_cents", sa.BigInteger, nullable=False),
-    sa.Column("refunded_cents", sa.BigInteger, nullable=False),
-    sa.Column("priority", _Told(Priority, Priority.NORMAL), nullable=False),
-    sa.Column("stock", _Told(Stock, Stock.NONE), nullable=False),
-    sa.Column("payment", _Told(Payment, Payment.NONE), nullable=False),
-    sa.Column("deadline", Utc),
-    sa.Column("placed_at", Utc),
-    sa.Column("stock_at", Utc),
-    sa.Column("payment_at", Utc),
-    sa.Column("ended_at", Utc),
-    sa.Column("first_event_at", Utc, nullable=False),
-    sa.Column("last_event_at", Utc, nullable=False),
-    # Those that may hold very many orders to a page end with what else is asked for, so that what
-    # does not fit is passed over within the index.
-    sa.Index("orders_by_time", "first_event_at", "order_id", *_OFTEN_FILTERED),
-    sa.Index("orders_by_status", "status", "first_event_at", "order_id", *_OFTEN_FILTERED),
-    sa.Index("orders_by_reason", "reason", "first_event_at", "order_id"),
-    sa.Index("orders_by_customer", "customer", "first_event_at", "order_id"),
-    sa.Index("orders_by_end", "ended_at"),
-    sa.Index("orders_by_start", "placed_at"),
-)
-
-ORDERS: Final = StateTable(OrderView, order_views)
-TABLES: Final = Schema(_metadata, migrations=Path(__file__).with_name("migrations"))
+TABLES: Final = Schema(METADATA, migrations=Path(__file__).with_name("migrations"))
 
 _EVENTS: Final = Rows(events)
 _STRAYS: Final = Rows(strays)
@@ -149,6 +99,8 @@ _WRITING: Final = 4_919_018
 """The advisory lock that one process holds while it writes into a history."""
 DETAIL_MAX_CHARACTERS: Final = 10_000
 """Of what is wrong with a stray."""
+CATCH_UP_AT_ONCE: Final = 5_000
+"""Events that another version recorded, folded at once."""
 TURN_SECONDS: Final = 2.0
 """How long a process waits for another one that writes."""
 _LOCK_NOT_AVAILABLE: Final = "55P03"
@@ -215,7 +167,7 @@ class Tally:
     newest_at: datetime | None = None
 
 
-def judge(record: Record, stream_number: int) -> Fact | Stray:
+def judge(record: Record, stream_number: int, choreography: Choreography) -> Fact | Stray:
     """What a message of the stream is. The broker let it in by its routing key, so that has to say
     what the message says of itself; a corrected copy comes from an operator, straight."""
     if record.unreadable:
@@ -225,7 +177,8 @@ def judge(record: Record, stream_number: int) -> Fact | Stray:
         by_operator = (EDITOR_SOURCE, "", HISTORY_STREAM)
         if record.exchange == EVENTS_EXCHANGE:
             right = record.routing_key == attributes.routing_key
-            check_source(attributes.type, _believed(attributes.type), attributes.source)
+            believed = choreography.believed.get(attributes.type)
+            check_source(attributes.type, believed, attributes.source)
         else:
             right = (attributes.source, record.exchange, record.routing_key) == by_operator
         if not right:
@@ -306,6 +259,7 @@ def follow(
     before: Place | None,
     gaps_found: Iterable[tuple[int, int]] = (),
     *,
+    projection: Projection,
     stream_number: int = 1,
     refusal: str | None = None,
 ) -> Tally:
@@ -316,12 +270,12 @@ def follow(
     another process has moved the place.
     """
     found = [
-        judge(record, stream_number)
+        judge(record, stream_number, projection.choreography)
         if refusal is None
         else _stray(record, stream_number, "refused", refusal)
         for record in records
     ]
-    tally = append(connection, found, now)
+    tally = append(connection, found, now, projection)
     _note_gaps(connection, [Gap(*gap, stream_number) for gap in gaps_found], now)
     values = {
         "offset": records[-1].offset,
@@ -371,8 +325,10 @@ def were_read(connection: Connection, records: Sequence[Record], stream_number: 
     return False
 
 
-def append(connection: Connection, found: Sequence[Fact | Stray], now: datetime) -> Tally:
-    """Keep what is new, and bring the views up to date. Raises `VersionConflict`, see
+def append(
+    connection: Connection, found: Sequence[Fact | Stray], now: datetime, projection: Projection
+) -> Tally:
+    """Keep what is new, and fold it into what the projection keeps. Raises `VersionConflict`, see
     `take_turn`."""
     take_turn(connection)
     facts: dict[str, Fact] = {}
@@ -400,13 +356,16 @@ def append(connection: Connection, found: Sequence[Fact | Stray], now: datetime)
             stray = _conflicting(item)
             new_strays.setdefault(stray.key, stray)
     position = connection.scalar(sa.select(sa.func.max(events.c.position))) or 0
+    _catch_up(connection, position, projection)
     rows = [
         _row(id, fact, position + number, now)
         for number, (id, fact) in enumerate(facts.items(), start=1)
     ]
     _insert_events(connection, rows)
     stray_count = _insert_strays(connection, new_strays.values(), now) if new_strays else 0
-    project(connection, facts.values())
+    project(connection, facts.values(), projection)
+    if rows:
+        note_folded(connection, position + len(rows))
     newest_at = max((fact.attributes.time for fact in facts.values()), default=None)
     return Tally(len(rows), known, stray_count, newest_at)
 
@@ -424,57 +383,102 @@ def _insert_events(connection: Connection, rows: Sequence[dict[str, Any]]) -> No
         raise VersionConflict("another process writes into this history")
 
 
-def project(connection: Connection, facts: Iterable[Fact]) -> None:
-    """Fold events into the views of their orders."""
-    by_order: defaultdict[str, list[Envelope[Any]]] = defaultdict(list)
+def project(connection: Connection, facts: Collection[Fact], projection: Projection) -> None:
+    """Fold events that were not folded yet into the table of subjects, and into the saga's view."""
+    by_subject: defaultdict[str, list[Fact]] = defaultdict(list)
     for fact in facts:
-        envelope = decoded(fact)
-        if envelope is not None and isinstance(envelope.data, OrderEvent):
-            by_order[envelope.subject].append(envelope)
-    if not by_order:
-        return
-    found = ORDERS.load(connection, by_order)
-    changed: list[tuple[OrderView, int]] = []
-    for order_id, envelopes in sorted(by_order.items()):
-        view, version = found.get(order_id) or (OrderView(order_id), 0)
-        for envelope in envelopes:
-            view = view.evolve(envelope.data, envelope.time)
-        changed.append((view, version))
+        by_subject[fact.attributes.subject].append(fact)
+    told = {key: [fact.attributes for fact in about] for key, about in by_subject.items()}
     with writing(connection) as writes:
-        ORDERS.save(writes, changed)
+        _project_subjects(connection, writes, told, projection)
+        if projection.view is not None:
+            _project_view(connection, writes, by_subject, projection.choreography, projection.view)
 
 
-TYPES_MAX: Final = 1_000
-"""Types of messages of which it is remembered what they are. Others' may be any number."""
+def note_folded(connection: Connection, position: int) -> None:
+    """Note that the table of subjects has all events up to this position."""
+    name = subjects.name
+    moved = folded.update().where(folded.c.name == name).values(position=position)
+    if connection.execute(moved).rowcount == 0:
+        connection.execute(folded.insert().values(name=name, position=position))
 
 
-def _kinds_of(type_: str) -> list[type[Event | Command]]:
-    """The classes of this type that there are. They are looked for when the first message comes: a
-    participant's module may be imported after this one."""
-    kinds: list[type[Event | Command]] = [*all_below(Event), *all_below(Command)]
-    return [kind for kind in kinds if getattr(kind, "type", None) == type_]
+class _Told(NamedTuple):
+    type: str
+    source: str
+    time: datetime
 
 
-@lru_cache(TYPES_MAX)
-def _decoder_of(type_: str) -> Decoder:
-    return Decoder(_kinds_of(type_))
+def _catch_up(connection: Connection, up_to: int, projection: Projection) -> None:
+    """Fold into the table of subjects what was recorded, up to a position, by a process that knows
+    no such table."""
+    column = folded.c.position
+    after = connection.scalar(sa.select(column).where(folded.c.name == subjects.name)) or 0
+    if after >= up_to:
+        return
+    columns = events.c.position, events.c.subject, events.c.type, events.c.source, events.c.time
+    query = sa.select(*columns).order_by(events.c.position).limit(CATCH_UP_AT_ONCE)
+    while rows := connection.execute(
+        query.where(events.c.position > after, events.c.position <= up_to)
+    ).all():
+        told: defaultdict[str, list[_Told]] = defaultdict(list)
+        for row in rows:
+            told[row.subject].append(_Told(row.type, row.source, row.time))
+        with writing(connection) as writes:
+            _project_subjects(connection, writes, told, projection)
+        after = rows[-1].position
+    note_folded(connection, up_to)
 
 
-@lru_cache(TYPES_MAX)
-def _believed(type_: str) -> frozenset[str] | None:
-    """The sources that may publish messages of this type; None where this version knows none."""
-    kinds = _kinds_of(type_)
-    return believed_of(max(kinds, key=lambda kind: kind.version)) if kinds else None
+def _project_subjects(
+    connection: Connection,
+    writes: WriteSet,
+    told: Mapping[str, Sequence[Told]],
+    projection: Projection,
+) -> None:
+    found = SUBJECTS.load(connection, told)
+    changed: list[tuple[Subject, int]] = []
+    for key, about in sorted(told.items()):
+        before, version = found.get(key) or (Subject(key), 0)
+        after = before.after(about, projection.rules)
+        if after is not before:
+            changed.append((after, version))
+    SUBJECTS.save(writes, changed)
 
 
-def decoded(fact: Fact) -> Envelope[Any] | None:
+def _project_view(
+    connection: Connection,
+    writes: WriteSet,
+    by_subject: Mapping[str, Sequence[Fact]],
+    choreography: Choreography,
+    view: SubjectView[S],
+) -> None:
+    told: defaultdict[str, list[Envelope[Any]]] = defaultdict(list)
+    for subject, facts in by_subject.items():
+        for fact in facts:
+            envelope = decoded(fact, choreography)
+            if envelope is not None and isinstance(envelope.data, view.events):
+                told[subject].append(envelope)
+    if not told:
+        return
+    found = view.table.load(connection, told)
+    changed: list[tuple[S, int]] = []
+    for subject, envelopes in sorted(told.items()):
+        state, version = found.get(subject) or (view.table.kind(subject), 0)
+        for envelope in envelopes:
+            state = state.evolve(envelope.data, envelope.time)
+        changed.append((state, version))
+    view.table.save(writes, changed)
+
+
+def decoded(fact: Fact, choreography: Choreography) -> Envelope[Any] | None:
     """The event, or the command that a participant sent, as a fact of its publisher; None for what
     this version cannot read, and for a copy that an operator corrected, which went to one
     participant only."""
     if fact.attributes.source == EDITOR_SOURCE:
         return None
     try:
-        return _decoder_of(fact.attributes.type).decode(fact.body)
+        return choreography.decoder.decode(fact.body)
     except Undecodable:
         return None
 

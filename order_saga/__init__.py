@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from history_service.domain import OBSERVER as HISTORY
+from history_service.orders import ORDER_VIEW
 from inventory_service.domain import PARTICIPANT as INVENTORY
 from notification_service.domain import PARTICIPANT as NOTIFICATION
 from order_saga.invariants import ALWAYS, AT_REST, mails_unknown
@@ -27,4 +28,5 @@ SAGA: Final = Saga(
     for_people=(mails_unknown,),
     scenarios=SCENARIOS,
     load=plan,
+    view=ORDER_VIEW,
 )

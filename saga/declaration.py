@@ -14,6 +14,7 @@ from saga.outside import Outside
 from saga.view import Broken, Invariant, View, Violation
 
 if TYPE_CHECKING:
+    from history_service.view import SubjectView
     from saga.load import Load
 
 
@@ -94,6 +95,8 @@ class Saga:
     """Written like invariants: what is right, and waits for a person's decision."""
     scenarios: tuple[Scenario, ...] = ()
     load: Load | None = None
+    view: SubjectView[Any] | None = None
+    """What the archive shows of a subject beside what it shows of any saga's."""
 
     def __post_init__(self) -> None:
         names = {participant.name for participant in self.participants}

@@ -10,12 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from common.choreography import Choreography
 from common.envelope import source_of, wrap
 from common.kernel.tables import utc_now
 from common.message import Command, Event
 from common.messaging.publisher import BrokerPublisher, posting_of
 from common.messaging.topology import intake_queue
-from history_service.store import decoded
+from history_service.store import Fact, decoded
 from saga.declaration import Saga, SagaError
 from saga.deployment import Deployment
 from saga.history import pages
@@ -150,7 +151,7 @@ async def see_through(
     """Send a plan to a running system, wait until every saga has ended and all is at rest, and
     check the ends and the books. What does not end is part of the result, not an error."""
     await send(deployment, plan, sent)
-    ends = await _wait_for_ends(deployment, plan, ended)
+    ends = await _wait_for_ends(deployment, saga.choreography, plan, ended)
     deadline = time.monotonic() + REST_SECONDS
     at_rest = False
     while not at_rest and time.monotonic() < deadline:
@@ -163,14 +164,16 @@ async def see_through(
 
 
 async def _wait_for_ends(
-    deployment: Deployment, plan: Plan, ended: Progress
+    deployment: Deployment, graph: Choreography, plan: Plan, ended: Progress
 ) -> dict[str, Sequence[str]]:
     archive = Archive(deployment)
     ends: dict[str, Sequence[str]] = {}
     last = time.monotonic()
     while open_ := plan.ends.keys() - ends.keys():
         facts = await asyncio.to_thread(pages.about, archive.url, open_)
-        found = {subject: told for subject in open_ if (told := _outcomes(facts.get(subject, ())))}
+        found = {
+            subject: told for subject in open_ if (told := _outcomes(facts.get(subject, ()), graph))
+        }
         if found:
             ends |= found
             ended(len(found))
@@ -181,8 +184,8 @@ async def _wait_for_ends(
     return ends
 
 
-def _outcomes(facts: Sequence[Any]) -> list[str]:
-    envelopes = [envelope for fact in facts if (envelope := decoded(fact)) is not None]
+def _outcomes(facts: Sequence[Fact], graph: Choreography) -> list[str]:
+    envelopes = [envelope for fact in facts if (envelope := decoded(fact, graph)) is not None]
     return sorted(
         event.data.outcome
         for event in envelopes

@@ -17,7 +17,7 @@ from payment_service.gateway import Account, SandboxGateway
 from saga.deployment import Deployment
 from saga.history.sources import Sources
 from tests.play import BROKE, Play
-from tests.stores import TABLES
+from tests.stores import PROJECTION, TABLES
 
 Rows = dict[str, set[tuple[Any, ...]]]
 """By table, its rows."""
@@ -95,7 +95,7 @@ class Books:
             if event.id not in without
         ]
         database = await open_database(self.url("history"), store.TABLES)
-        await database.transaction(lambda c: store.append(c, facts, self.play.at))
+        await database.transaction(lambda c: store.append(c, facts, self.play.at, PROJECTION))
         await database.close()
 
 

@@ -50,6 +50,7 @@ from saga.dlq.letters import (
     raw_of,
     to_json,
 )
+from tests.stores import GRAPH
 
 FINDINGS_MAX: Final = 20
 TRACEBACK_MAX_CHARACTERS: Final = 3_000
@@ -341,7 +342,7 @@ def check(delivery: Delivery) -> None:
         record = record_of(delivery, 7)
     except StreamError:
         return
-    found = judge(record, 1)
+    found = judge(record, 1, GRAPH)
     assert len(key(record)) <= 255, "a key fits into its column"
     if isinstance(found, Stray):
         assert len(found.routing_key) <= 255, "a routing key fits into its column"

@@ -131,6 +131,21 @@ class Work:
     """Its last reaction's."""
 
 
+class WrongAnswer(TypeError):
+    """The outside was asked, and what `Service.ask` made of its answer is of another class than the
+    intent's `answer`: nothing of it may be recorded."""
+
+
+def _expected(intent: Intent, answer: Answer) -> Answer:
+    """The answer. Raises `WrongAnswer`."""
+    if type(answer) is not intent.answer:
+        raise WrongAnswer(
+            f"{type(intent).__name__} about {intent.subject!r} was answered by "
+            f"{type(answer).__name__}, not by {intent.answer.__name__}; correct its `ask`"
+        )
+    return answer
+
+
 class _Later:
     """Not decided on: the same message is waiting for an answer."""
 
@@ -509,7 +524,7 @@ class Kernel:
             began = time.monotonic()
             try:
                 with tracing.asking(type(intent).__name__, work.span):
-                    work.message = await self._ask[type(intent)](intent)
+                    work.message = _expected(intent, await self._ask[type(intent)](intent))
             except Exception as error:
                 self._metrics.asked(intent, "failed", time.monotonic() - began)
                 self._resolve(work, Failed(error))

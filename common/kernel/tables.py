@@ -154,6 +154,11 @@ class StateTable(Generic[S]):
         found = self.load(connection, [key]).get(key)
         return found[0] if found else None
 
+    def knows(self, connection: Connection, key: str) -> bool:
+        """Whether there is a state under `key`, even if it cannot be read."""
+        query = sa.select(sa.literal(1)).select_from(self.table).where(self._key == key)
+        return connection.execute(query).first() is not None
+
     def pages(
         self, connection: Connection
     ) -> Iterator[tuple[dict[str, S], Sequence[UnreadableRow]]]:

@@ -25,7 +25,7 @@ from common.envelope import rfc3339
 from common.kernel.fold import Fold
 from common.kernel.rows import writing
 from common.kernel.tables import Tables, utc_now
-from history_service.store import order_views
+from history_service.order_table import order_views
 from notification_service.mail import mailed_in
 from notification_service.store import put_in_question
 from saga.backup import BackupError

@@ -8,7 +8,6 @@ from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
-from uuid import UUID
 
 import typer
 
@@ -28,19 +27,43 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator, Sequence
     from typing import Any, TypeVar
 
-    from history_service.domain import OrderView
     from history_service.store import Gap
     from saga.commands.console import Table
     from saga.history.drawing import Line as DrawnLine
     from saga.history.rebuild import Rebuilt
     from saga.history.sequence import Row
+    from saga.history.story import Story
     from saga.history.trace import Past, Stuck, Trace
     from saga.history.verify import Verified
     from saga.history.whereabouts import Whereabouts
 
     T = TypeVar("T")
 
-Order = Annotated[UUID, typer.Argument(help="The order's id.", show_default=False)]
+
+def _subject(text: str) -> str:
+    """What an event may be about. Raises `BadParameter`."""
+    from pydantic import TypeAdapter, ValidationError
+
+    from common.limits import TEXT_MAX_BYTES, Text
+
+    try:
+        return str(TypeAdapter(Text).validate_python(text))
+    except ValidationError:
+        raise typer.BadParameter(
+            f"{text!r} is nothing that an event may be about: write 1 to {TEXT_MAX_BYTES} bytes "
+            f"without control characters"
+        ) from None
+
+
+Subject = Annotated[
+    str,
+    typer.Argument(
+        help="What it is about, such as an order's id.",
+        metavar="SUBJECT",
+        callback=_subject,
+        show_default=False,
+    ),
+]
 
 
 class Format(StrEnum):
@@ -53,12 +76,13 @@ class Format(StrEnum):
 
 
 def trace(
-    order: Order,
+    subject: Subject,
     format: Annotated[Format, typer.Option(help="What to draw it as.")] = Format.TEXT,
     data_dir: DataDir = DATA_DIR,
     as_json: Annotated[bool, typer.Option("--json", help="The same as `--format json`.")] = False,
 ) -> None:
-    """Show what happened to an order, across all services, who owes what, and what is due when.
+    """Show what happened to one subject, an order for instance, across all services, who owes what,
+    and what is due when.
 
     Each event with its cause, who published it, how long its way took and how long the work;
     retries, dead letters, replays and compensations. Exit status 1 if something is overdue, or an
@@ -75,12 +99,12 @@ def trace(
     from saga.history.drawing import as_mermaid, as_svg
     from saga.history.trace import trace as find
 
-    found = _asked(find(Deployment.load(data_dir), choreography(), str(order)))
+    found = _asked(find(Deployment.load(data_dir), choreography(), subject))
     match Format.JSON if as_json else format:
         case Format.MERMAID:
             write(as_mermaid(found.diagram))
         case Format.SVG:
-            write(as_svg(found.diagram, _headline(found.story.view)))
+            write(as_svg(found.diagram, _headline(found.story)))
         case Format.JSON:
             print_json(found.to_json())
         case Format.TEXT:
@@ -90,7 +114,8 @@ def trace(
 
 
 def stuck(data_dir: DataDir = DATA_DIR, as_json: AsJson = False) -> None:
-    """List every order that waits for an event which is overdue, with whoever owes it.
+    """List every order, or whatever else a saga is about, that waits for an overdue event, and who
+    owes it.
 
     An answer is overdue once its participant cannot be trying any more, and what is due some
     seconds after its time. Exit status 1 if there is any.
@@ -98,7 +123,7 @@ def stuck(data_dir: DataDir = DATA_DIR, as_json: AsJson = False) -> None:
     Examples:
 
     * `saga stuck`
-    * `saga stuck --json | jq -r '.orders[].order_id'`
+    * `saga stuck --json | jq -r '.subjects[].subject'`
     """
     from common.kernel.tables import utc_now
     from saga.deployment import Deployment
@@ -112,10 +137,11 @@ def stuck(data_dir: DataDir = DATA_DIR, as_json: AsJson = False) -> None:
         print_json(
             {
                 "ok": not found,
-                "orders": [
+                "subjects": [
                     {
-                        "order_id": one.story.order_id,
-                        "status": one.story.view.status,
+                        "subject": one.story.subject,
+                        "kind": one.story.summary.kind or None,
+                        "ended_by": one.story.summary.ended_by,
                         "owed": [debt_as_json(debt, whereabouts, now) for debt in one.debts],
                     }
                     for one in found
@@ -129,7 +155,7 @@ def stuck(data_dir: DataDir = DATA_DIR, as_json: AsJson = False) -> None:
 
 
 def show(
-    order: Order,
+    subject: Subject,
     at: Annotated[
         str | None, typer.Option(help="The time: 2030-01-31T12:00:00Z, or with another offset.")
     ] = None,
@@ -139,7 +165,8 @@ def show(
     data_dir: DataDir = DATA_DIR,
     as_json: AsJson = False,
 ) -> None:
-    """Show an order, and what each participant held about it, as they were at some time.
+    """Show an order, or whatever else a saga is about, and what each participant held about it, as
+    they were at some time.
 
     Folded from the events by the participants' own code. What a participant was asking the outside
     at that moment is not among them: questions are no events.
@@ -156,14 +183,15 @@ def show(
 
     moment = moment_of(at, "--at")
     found = _asked(
-        past(Deployment.load(data_dir), choreography(), str(order), at=moment, before=before)
+        past(Deployment.load(data_dir), choreography(), subject, at=moment, before=before)
     )
     if as_json:
         print_json(
             {
-                "order_id": found.order_id,
+                "subject": found.subject,
                 "events": found.events,
-                "order": state_as_json(found.view),
+                "summary": state_as_json(found.summary),
+                "view": None if found.view is None else state_as_json(found.view),
                 "participants": {
                     name: [
                         {"kind": type(state).__name__, **state_as_json(state)} for state in states
@@ -208,21 +236,15 @@ def moment_of(text: str | None, option: str) -> datetime | None:
     return moment
 
 
-def _headline(view: OrderView) -> str:
-    from datetime import timedelta
-
+def _headline(story: Story) -> str:
     from saga.history.sequence import duration
 
-    said = [f"order {view.key}", view.status]
-    if view.reason:
-        said.append(f"({view.reason})")
-    if view.duration_ms is not None:
-        said.append(f"after {duration(timedelta(milliseconds=view.duration_ms))}")
-    if view.total_cents:
-        said.append(f"over {view.total_cents / 100:.2f} {view.currency}")
-    if view.customer:
-        said.append(f"for {view.customer}")
-    return " ".join(said) + f", priority {view.priority}"
+    summary = story.summary
+    took = "" if summary.duration is None else duration(summary.duration)
+    if story.declared is not None:
+        return f"{story.declared.name} {story.subject} {story.declared.headline(story.view, took)}"
+    said = f"{summary.kind or 'subject'} {story.subject}"
+    return f"{said} ended by {summary.ended_by} after {took}" if took else f"{said} has not ended"
 
 
 _STYLES: Final = {"happy": "green", "failure": "red", "compensation": "magenta"}
@@ -233,7 +255,7 @@ def _print_trace(found: Trace) -> None:
     from saga.history.drawing import as_text
 
     console = out()
-    console.print(styled((_headline(found.story.view), "bold")))
+    console.print(styled((_headline(found.story), "bold")))
     header, lines = as_text(found.diagram)
     first = max([len(line.after) for line in lines], default=0)
     second = max([len(line.lanes) for line in lines], default=0)
@@ -252,7 +274,7 @@ def _print_trace(found: Trace) -> None:
     else:
         console.print(_listed(lines))
     if not found.debts:
-        settled = found.story.view.settled
+        settled = found.story.summary.settled
         console.print("nobody owes anything" if settled else "nobody owes an event by now")
     for hole in found.story.holes:
         remark(f"{hole}")
@@ -286,7 +308,7 @@ def _print_stuck(found: list[Stuck], whereabouts: Whereabouts, now: datetime) ->
     if not found:
         out().print("nothing is overdue")
         return
-    table = Table("order", "status", "who", "owes", "since", "late by", "where the event is")
+    table = Table("subject", "ended by", "who", "owes", "since", "late by", "where the event is")
     for one in found:
         for debt in one.debts:
             event = debt.event
@@ -294,8 +316,8 @@ def _print_stuck(found: list[Stuck], whereabouts: Whereabouts, now: datetime) ->
             if debt.firing is not None:
                 where = f"{debt.firing.due.command.type} is due"
             table.add_row(
-                one.story.order_id,
-                one.story.view.status,
+                one.story.subject,
+                one.story.summary.ended_by or "",
                 debt.participant,
                 either(debt.answers),
                 f"{debt.since:%Y-%m-%d %H:%M:%S}",
@@ -303,7 +325,7 @@ def _print_stuck(found: list[Stuck], whereabouts: Whereabouts, now: datetime) ->
                 f"{event.type}: {where}" if event else where,
             )
     out().print(table)
-    remark(f"{len(found)} orders; `saga trace ORDER` tells all about one")
+    remark(f"{len(found)} subjects; `saga trace SUBJECT` tells all about one")
 
 
 def _print_past(found: Past) -> None:
@@ -312,7 +334,8 @@ def _print_past(found: Past) -> None:
 
     table = Table("of", "what", "value")
     rows = [
-        ("as told", found.view),
+        ("as told", found.summary),
+        *([("as its saga tells", found.view)] if found.view is not None else []),
         *((n, s) for n, states in found.states.items() for s in states),
     ]
     for name, state in rows:
@@ -342,7 +365,7 @@ Holes = Annotated[
 @app.command()
 def rebuild(
     service: Annotated[
-        str, typer.Argument(help="The service, or `history` for its views of orders.")
+        str, typer.Argument(help="The service, or `history` for what it tells of each subject.")
     ],
     into: Annotated[
         str | None,
@@ -373,7 +396,7 @@ def rebuild(
 
     * `saga history rebuild payment --into sqlite:///data/payment.db`
     * `saga history rebuild inventory --into postgresql://saga:secret@db/inventory --redeliver`
-    * `saga history rebuild history` (folds the views of orders anew, in place)
+    * `saga history rebuild history` (folds anew what it tells of each subject, in place)
     """
     from history_service.domain import OBSERVER
     from saga.commands.console import progress_bars
@@ -386,11 +409,13 @@ def rebuild(
     total = pages.count(sources.history_url)
     if service == OBSERVER.name:
         with progress_bars(events=total) as bars:
-            orders = _asked(work.rebuild_views(into or sources.history_url, bars["events"]))
+            subjects = _asked(
+                work.rebuild_views(into or sources.history_url, choreography(), bars["events"])
+            )
         if as_json:
-            print_json({"ok": True, "orders": orders})
+            print_json({"ok": True, "subjects": subjects})
         else:
-            remark(f"{orders} orders folded anew from {total} events")
+            remark(f"{subjects} subjects folded anew from {total} events")
         return
     if into is None:
         raise typer.BadParameter("name the new database", param_hint="--into")
@@ -519,12 +544,13 @@ def import_(
     * `saga history import 2030-01.jsonl.gz --into sqlite:///archive.db`
     """
     from saga.commands.console import progress_bars
+    from saga.discovery import choreography
     from saga.history.sources import Sources
     from saga.history.transfer import take_in
 
     url = into or Sources.of(data_dir).history_url
     with progress_bars(events=None) as bars:
-        taken = _asked(take_in(url, file, bars["events"]))
+        taken = _asked(take_in(url, file, choreography(), bars["events"]))
     if as_json:
         closed = [[gap.first, gap.last] for gap in taken.closed]
         print_json({"ok": True, **asdict(taken), "closed": closed})

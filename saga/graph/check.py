@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from common.choreography import Choreography, State
-from common.message import Command, Event, Priority, Role
+from common.message import Command, Event, Priority, Role, versions_of
 from common.messaging.definitions import Definitions
 from common.messaging.topology import EVENTS_EXCHANGE
 from saga.drift import Difference
 from saga.graph.flow import Flow, Node, Source, Step, label
 from saga.graph.joins import joins_of, steps_beside
-from saga.schemas.export import versions_of
+from saga.graph.sagas import extents_of
 
 RULES: Final = {
     "unpublished": "Every event that is reacted to is published by somebody.",
@@ -248,8 +248,7 @@ def _failures(flow: Flow) -> Iterator[Finding]:
 
 
 def _effects(flow: Flow) -> Iterator[Finding]:
-    # Both belong to one saga if one command can lead to both.
-    sagas = [flow.reachable_in_time([command]) for command in flow.given]
+    sagas = [extent.nodes for extent in extents_of(flow)]
     for effect in flow.choreography.events:
         if effect.role is not Role.EFFECT:
             continue

@@ -99,7 +99,7 @@ def _dues(graph: Choreography, story: Story) -> list[Coming]:
     found = []
     for participant in graph.participants:
         for (kind, key), state in story.folds[participant.name].states.items():
-            if key != story.order_id or kind not in participant.dues:
+            if key != story.subject or kind not in participant.dues:
                 continue
             if (firing := Firing.of(state)) is not None:
                 reaction = participant.by_message[type(firing.due.command)]

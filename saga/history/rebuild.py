@@ -19,7 +19,6 @@ from sqlalchemy.engine import Connection
 
 from common.choreography import Choreography, Participant, State
 from common.envelope import Envelope, MessageKey, Undecodable
-from common.events import OrderEvent
 from common.kernel.database import DatabaseError, open_database, read_database
 from common.kernel.fold import Fold, is_shared
 from common.kernel.rows import writing
@@ -32,8 +31,10 @@ from common.messaging.publisher import BrokerPublisher, posting_of
 from common.messaging.topology import work_queue
 from common.messaging.trust import EDITOR_SOURCE
 from history_service import queries
-from history_service.domain import OrderView, view_of
-from history_service.store import ORDERS, TABLES, Fact, decoded, order_views, take_turn
+from history_service.projection import Projection
+from history_service.store import TABLES, Fact, decoded, note_folded, project, take_turn
+from history_service.subjects import subjects
+from history_service.views import projection_of
 from saga.deployment import Deployment
 from saga.discovery import saga
 from saga.dlq.examine import decoder_of
@@ -199,7 +200,7 @@ class _Work:
         inbox: dict[MessageKey, datetime] = {}
         doubtful: list[Fact] = []
         for facts in page.values():
-            known = [envelope for fact in facts if (envelope := decoded(fact)) is not None]
+            known = [e for fact in facts if (e := decoded(fact, self._graph)) is not None]
             keys = {fact.attributes.id: fact.attributes.key for fact in facts}
             own = [e for e in known if e.source == self._fold.source]
             own = [e for e in own if self._fold.kind_of(e.type)]
@@ -355,8 +356,8 @@ async def redeliver(deployment: Deployment, rebuilt: Rebuilt, history_url: str) 
     return len(keys)
 
 
-async def rebuild_views(url: str, progress: Progress = lambda _: None) -> int:
-    """Fold the views of all orders anew, in one transaction; returns how many there are.
+async def rebuild_views(url: str, graph: Choreography, progress: Progress = lambda _: None) -> int:
+    """Fold anew what is told of each subject, in one transaction; returns how many there are.
 
     On PostgreSQL the history's service may be at work: it waits. Raises `InputError` and
     `HistoryError`.
@@ -365,30 +366,26 @@ async def rebuild_views(url: str, progress: Progress = lambda _: None) -> int:
         database = await open_database(url, TABLES, name="saga history")
     except DatabaseError as error:
         raise InputError(str(error)) from error
+    projection = projection_of(graph)
     try:
-        return await database.transaction(lambda connection: _refold(connection, url, progress))
+        return await database.transaction(
+            lambda connection: _refold(connection, url, projection, progress)
+        )
     except VersionConflict as error:
         raise HistoryError(f"{error}; try again when it has ended") from error
     finally:
         await database.close()
 
 
-def _refold(connection: Connection, url: str, progress: Progress) -> int:
+def _refold(connection: Connection, url: str, projection: Projection, progress: Progress) -> int:
     take_turn(connection)
-    connection.execute(order_views.delete())
-    orders = 0
-    for page in pages.by_subject(url, pages.last_position(url)):
-        views: list[tuple[OrderView, int]] = []
-        for subject, facts in page.items():
-            told = [
-                (envelope.data, envelope.time)
-                for fact in facts
-                if (envelope := decoded(fact)) is not None and isinstance(envelope.data, OrderEvent)
-            ]
-            if told:
-                views.append((view_of(subject, told), 0))
-            progress(len(facts))
-        with writing(connection) as writes:
-            ORDERS.save(writes, views)
-        orders += len(views)
-    return orders
+    connection.execute(subjects.delete())
+    if projection.view is not None:
+        connection.execute(projection.view.table.table.delete())
+    up_to = pages.last_position(url)
+    for page in pages.by_subject(url, up_to):
+        facts = [fact for about in page.values() for fact in about]
+        project(connection, facts, projection)
+        progress(len(facts))
+    note_folded(connection, up_to)
+    return connection.scalar(sa.select(sa.func.count()).select_from(subjects)) or 0

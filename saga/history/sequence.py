@@ -90,7 +90,7 @@ def sequence_of(
             *(
                 _death(copy.participant, copy.type, copy.last_failed_at, _said(copy), copy.attempts)
                 for copy in dead
-                if copy.subject == story.order_id
+                if copy.subject == story.subject
             ),
         ],
         key=lambda one: one[0],

@@ -1,4 +1,4 @@
-"""What the kept events tell of one order: its steps, its view, its participants' states, its holes.
+"""What the kept events tell of one subject: its steps, its participants' states, its holes.
 
 Pure: nothing here reads a database or asks a broker.
 """
@@ -10,14 +10,16 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from common.choreography import Choreography, Participant, Reaction
+from common.choreography import Choreography, Participant, Reaction, State
 from common.envelope import Envelope, MessageKey, believed_of, derived_id, source_of
 from common.kernel.fold import Fold
 from common.kernel.step import id_among_causes
 from common.message import Answer, Command, Event
-from history_service.domain import OrderView, view_of
 from history_service.store import Fact, decoded
+from history_service.subjects import Subject
 from history_service.timeline import Step, steps_of
+from history_service.view import SubjectView
+from history_service.views import projection_of
 
 HOLES_MAX: Final = 100
 """Missing numbers in a row that are told one by one."""
@@ -40,29 +42,39 @@ class Hole:
 
 @dataclass(frozen=True)
 class Story:
-    """One order, as the history has it."""
+    """One subject, as the history has it."""
 
-    order_id: str
+    subject: str
     steps: Sequence[Step]
     """Every event about it, each after its cause; those too that nobody can read."""
     events: Mapping[MessageKey, Envelope[Any]]
     """Those of them that can be read, by source and id, in the same order."""
-    view: OrderView
+    summary: Subject
+    """What is told of it as of any subject."""
+    view: State | None
+    """What its saga's own view tells of it; None where the saga declares none."""
+    declared: SubjectView[Any] | None
+    """That view's declaration."""
     folds: Mapping[str, Fold]
     """By participant, its states as its events leave them."""
     holes: Sequence[Hole]
 
 
-def tell(graph: Choreography, order_id: str, facts: Sequence[Fact]) -> Story:
+def tell(graph: Choreography, subject: str, facts: Sequence[Fact]) -> Story:
     """The story that these events tell."""
     steps = steps_of(facts)
-    read = ((step, decoded(step.fact)) for step in steps)
+    projection = projection_of(graph)
+    declared = projection.view
+    read = ((step, decoded(step.fact, graph)) for step in steps)
     events = {step.attributes.key: envelope for step, envelope in read if envelope is not None}
+    told = [(event.data, event.time) for event in events.values()]
     return Story(
-        order_id=order_id,
+        subject=subject,
         steps=steps,
         events=events,
-        view=view_of(order_id, ((event.data, event.time) for event in events.values())),
+        summary=Subject(subject).after((fact.attributes for fact in facts), projection.rules),
+        view=declared.of(subject, told) if declared is not None else None,
+        declared=declared,
         folds={p.name: fold_of(p, events.values()) for p in graph.participants},
         holes=list(holes_of(graph, events.values())),
     )

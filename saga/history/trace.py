@@ -1,4 +1,4 @@
-"""Questions about orders: what happened to one, who owes what, and how it was at some time."""
+"""Questions about a saga's subjects: what happened to one, who owes what, and how it was."""
 
 from __future__ import annotations
 
@@ -10,36 +10,36 @@ from datetime import datetime
 from enum import StrEnum
 from functools import partial
 from typing import Any, Final
+from uuid import UUID
 
-import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from common.choreography import Choreography, State
+from common.choreography import Choreography, Participant, State
 from common.envelope import Envelope, rfc3339
 from common.kernel.database import read_database
 from common.kernel.tables import utc_now
 from history_service import queries
-from history_service.domain import Payment, Status, Stock
-from history_service.store import Fact, Gap, order_views
+from history_service.store import Fact, Gap
+from history_service.subjects import Subject
 from history_service.timeline import Step
-from order_service.store import orders
 from saga.deployment import Deployment
 from saga.history import HistoryError, InputError
 from saga.history.archive import Archive
 from saga.history.debts import Coming, Debt, coming_of, debts_of
 from saga.history.letters import letters_in, lives_of
 from saga.history.sequence import Diagram, sequence_of
+from saga.history.sources import tables_of
 from saga.history.story import Story, fold_of, tell
 from saga.history.whereabouts import Whereabouts, look
 
-ORDERS_AT_ONCE: Final = 500
+SUBJECTS_AT_ONCE: Final = 500
 
 Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True)
 class Trace:
-    """What is known of one order by now."""
+    """What is known of one subject by now."""
 
     story: Story
     diagram: Diagram
@@ -62,9 +62,10 @@ class Trace:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "order_id": self.story.order_id,
+            "subject": self.story.subject,
             "ok": not self.late and self.complete,
-            "order": as_json(self.story.view),
+            "summary": as_json(self.story.summary),
+            "view": None if self.story.view is None else as_json(self.story.view),
             "participants": list(self.diagram.participants),
             "rows": [
                 {
@@ -89,7 +90,7 @@ class Trace:
 
 @dataclass(frozen=True)
 class Stuck:
-    """An order of which something is overdue."""
+    """A subject about which something is overdue."""
 
     story: Story
     debts: Sequence[Debt]
@@ -98,29 +99,31 @@ class Stuck:
 
 @dataclass(frozen=True)
 class Past:
-    """An order as it was: its view, and by participant the states about it."""
+    """A subject as it was: what is told of it, and by participant the states about it."""
 
-    order_id: str
-    view: State
+    subject: str
+    summary: Subject
+    view: State | None
+    """What its saga's own view told; None where the saga declares none."""
     states: Mapping[str, Sequence[State]]
     events: int
     """How many events about it there were by then."""
 
 
 async def trace(
-    deployment: Deployment, graph: Choreography, order_id: str, *, now: datetime | None = None
+    deployment: Deployment, graph: Choreography, subject: str, *, now: datetime | None = None
 ) -> Trace:
-    """Find out all about an order. Changes nothing.
+    """Find out all about a subject. Changes nothing.
 
-    Raises `InputError` for an order that nobody knows, `HistoryError`, `DatabaseError`,
+    Raises `InputError` for one that nobody knows, `HistoryError`, `DatabaseError`,
     `BrokerError` and `DlqError`.
     """
     archive = Archive(deployment)
-    facts = await _facts_about(deployment, archive, order_id)
+    subject, facts = await _facts_about(deployment, archive, graph, subject)
     now = now or utc_now()
-    story = tell(graph, order_id, facts)
+    story = tell(graph, subject, facts)
     debts, coming = debts_of(graph, story, now), coming_of(graph, story, now)
-    lives = await asyncio.to_thread(lives_of, deployment.dead_letters_url, order_id)
+    lives = await asyncio.to_thread(lives_of, deployment.dead_letters_url, subject)
     whereabouts = None
     if debts:
         whereabouts = await look(deployment, graph, [life.letter for life in lives])
@@ -145,19 +148,22 @@ async def stuck(
     now: datetime | None = None,
     progress: Progress = lambda _: None,
 ) -> tuple[list[Stuck], Whereabouts]:
-    """Every order of which somebody owes something for longer than it may take, the oldest first.
+    """Every subject about which somebody owes something for longer than it may take, the oldest
+    first.
 
-    `progress` is told of each order that was looked at. Raises what `trace` raises.
+    `progress` is told of each one that was looked at. Raises what `trace` raises.
     """
     archive = Archive(deployment)
-    candidates = await archive.read(unsettled)
+    candidates = await archive.read(queries.open_subjects)
+    due = await asyncio.to_thread(_due_by, deployment, graph, now or utc_now())
+    candidates += sorted(due - {*candidates})  # What is due may be due after the end as well.
     found: list[Stuck] = []
-    for start in range(0, len(candidates), ORDERS_AT_ONCE):
-        part = candidates[start : start + ORDERS_AT_ONCE]
+    for start in range(0, len(candidates), SUBJECTS_AT_ONCE):
+        part = candidates[start : start + SUBJECTS_AT_ONCE]
         facts = await archive.read(partial(_facts_by, part))
         moment = now or utc_now()
-        for order_id in part:
-            story = tell(graph, order_id, facts[order_id])
+        for subject in part:
+            story = tell(graph, subject, facts[subject])
             late = [debt for debt in debts_of(graph, story, moment) if debt.late(moment)]
             if late:
                 found.append(Stuck(story, late))
@@ -169,52 +175,39 @@ async def stuck(
     return found, await look(deployment, graph, letters)
 
 
-def unsettled(connection: Connection) -> list[str]:
-    """The orders of which something may be owed: not ended; or cancelled, and not all undone."""
-    table = order_views.c
-    undone = table.stock.in_((Stock.REJECTED, Stock.RELEASED)) & table.payment.in_(
-        (Payment.DECLINED, Payment.VOIDED, Payment.REFUNDED)
-    )
-    query = sa.select(table.order_id).where(
-        table.status.in_((Status.UNKNOWN, Status.PENDING))
-        | ((table.status == Status.CANCELLED) & ~undone)
-    )
-    return list(connection.scalars(query.order_by(table.first_event_at)))
-
-
 async def past(
     deployment: Deployment,
     graph: Choreography,
-    order_id: str,
+    subject: str,
     *,
     at: datetime | None = None,
     before: str | None = None,
 ) -> Past:
-    """An order as it was `at` some time, or `before` one of its events; by default as it is.
+    """A subject as it was `at` some time, or `before` one of its events; by default as it is.
 
-    States are folded from events by the participants' own `evolve`. Raises `InputError` for an
-    order, a time or an event that makes no sense, `HistoryError` and `DatabaseError`.
+    States are folded from events by the participants' own `evolve`. Raises `InputError` for a
+    subject, a time or an event that makes no sense, `HistoryError` and `DatabaseError`.
     """
-    facts = await _facts_about(deployment, Archive(deployment), order_id)
-    whole = tell(graph, order_id, facts)
+    subject, facts = await _facts_about(deployment, Archive(deployment), graph, subject)
+    whole = tell(graph, subject, facts)
     events = list(whole.events.values())
     if before is not None:
         events = _before(whole, before)
     if at is not None:
         if events and at < min(event.time for event in events):
-            raise InputError(queries.nothing_yet(order_id, facts, at))
+            raise InputError(queries.nothing_yet(subject, facts, graph, at))
         events = [event for event in events if event.time <= at]
     keys = {event.key for event in events}
-    story = tell(graph, order_id, [fact for fact in facts if fact.attributes.key in keys])
+    story = tell(graph, subject, [fact for fact in facts if fact.attributes.key in keys])
     states = {
         participant.name: [
             state
             for (kind, key), state in fold_of(participant, events).states.items()
-            if key == order_id
+            if key == subject
         ]
         for participant in graph.participants
     }
-    return Past(order_id, story.view, states, len(events))
+    return Past(subject, story.summary, story.view, states, len(events))
 
 
 def _before(story: Story, event_id: str) -> list[Envelope[Any]]:
@@ -226,8 +219,8 @@ def _before(story: Story, event_id: str) -> list[Envelope[Any]]:
     event = by_id.get(event_id)
     if event is None:
         raise InputError(
-            f"--before {event_id}: no such event about order {story.order_id}; "
-            f"`saga trace {story.order_id} --format json` names them"
+            f"--before {event_id}: no such event about {story.subject}; "
+            f"`saga trace {story.subject} --format json` names them"
         )
     causes: set[str] = set()
     cause = event.causationid
@@ -249,31 +242,64 @@ def _before(story: Story, event_id: str) -> list[Envelope[Any]]:
     return [other for other in story.events.values() if had_happened(other)]
 
 
-async def _facts_about(deployment: Deployment, archive: Archive, order_id: str) -> list[Fact]:
-    facts = await archive.read(lambda connection: queries.facts_about(connection, [order_id]))
-    if facts:
-        return facts
-    url = deployment.database_urls.get("order")
-    query = sa.select(orders.c.status).where(orders.c.order_id == order_id)
-    if url and await asyncio.to_thread(read_database, url, lambda c: c.scalar(query)):
-        behind = await archive.behind()
-        raise HistoryError(
-            f"the order service knows order {order_id}, but no event of it is in the history"
-            + (f", which is {behind} messages behind; try again" if behind else "")
-        )
+async def _facts_about(
+    deployment: Deployment, archive: Archive, graph: Choreography, subject: str
+) -> tuple[str, list[Fact]]:
+    """The subject as the events name it, and all of them. Raises what `trace` raises."""
+    for name in dict.fromkeys((subject, _as_uuid(subject))):
+        facts = await archive.read(partial(_facts_by, [name]))
+        if facts:
+            return name, facts[name]
+    for participant in graph.participants:
+        if await asyncio.to_thread(_has_state, deployment, participant, subject):
+            behind = await archive.behind()
+            raise HistoryError(
+                f"{participant.name} has a state of {subject}, but no event about it is in the "
+                f"history" + (f", which is {behind} messages behind; try again" if behind else "")
+            )
     gaps = await archive.read(queries.known_gaps)
     trimmed = ", ".join(map(str, gaps))
     raise InputError(
-        f"nobody knows an order {order_id}"
+        f"nobody knows {subject!r}"
         + (f"; but the history lacks the stream's offsets {trimmed}" if gaps else "")
     )
 
 
-def _facts_by(order_ids: Sequence[str], connection: Connection) -> dict[str, list[Fact]]:
-    by_order: defaultdict[str, list[Fact]] = defaultdict(list)
-    for fact in queries.facts_about(connection, order_ids):
-        by_order[fact.attributes.subject].append(fact)
-    return by_order
+def _has_state(deployment: Deployment, participant: Participant, subject: str) -> bool:
+    """Whether a participant's database has a state about this subject; blocks."""
+    url = deployment.database_urls.get(participant.name)
+    if url is None:
+        return False
+    own = {reaction.own for reaction in participant.reactions}
+    tables = [t for kind, t in tables_of(participant.name).states.items() if kind in own]
+    return read_database(url, lambda c: any(t.knows(c, subject) for t in tables))
+
+
+def _due_by(deployment: Deployment, graph: Choreography, now: datetime) -> set[str]:
+    """The subjects about which something is due by now, as the participants' rows say; blocks."""
+    found: set[str] = set()
+    for participant in graph.participants:
+        url = deployment.database_urls.get(participant.name)
+        if url is None or not participant.dues:
+            continue
+        for table in tables_of(participant.name).with_dues:
+            found.update(key for key, _ in read_database(url, partial(table.due, until=now)))
+    return found
+
+
+def _as_uuid(subject: str) -> str:
+    """A UUID as events write it, whichever of its forms is given; any other text as it is."""
+    try:
+        return str(UUID(subject))
+    except ValueError:
+        return subject
+
+
+def _facts_by(subjects: Sequence[str], connection: Connection) -> dict[str, list[Fact]]:
+    by_subject: defaultdict[str, list[Fact]] = defaultdict(list)
+    for fact in queries.facts_about(connection, subjects):
+        by_subject[fact.attributes.subject].append(fact)
+    return by_subject
 
 
 # --- JSON -------------------------------------------------------------------------------------

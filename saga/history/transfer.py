@@ -23,12 +23,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import from_json
 from sqlalchemy.engine import Connection
 
+from common.choreography import Choreography
 from common.envelope import Attributes, Undecodable, rfc3339
 from common.kernel.database import DatabaseError, open_database, read_database
 from common.kernel.statements import any_of
 from common.kernel.tables import VersionConflict, utc_now
 from common.limits import BODY_MAX_BYTES, INTEGER_MAX, TEXT_MAX_BYTES
 from history_service import queries, store
+from history_service.projection import Projection
 from history_service.store import (
     DETAIL_MAX_CHARACTERS,
     TABLES,
@@ -38,6 +40,7 @@ from history_service.store import (
     Stray,
     Tally,
 )
+from history_service.views import projection_of
 from saga.history import HistoryError, InputError, pages
 
 KIND: Final = "order-saga history"
@@ -154,7 +157,9 @@ def _standing(connection: Connection) -> tuple[int, Place | None, list[Gap]]:
     return last or 0, queries.place(connection), queries.known_gaps(connection)
 
 
-async def take_in(url: str, file: Path, progress: Progress = lambda _: None) -> Imported:
+async def take_in(
+    url: str, file: Path, graph: Choreography, progress: Progress = lambda _: None
+) -> Imported:
     """Take a file's events into a history, in one transaction: all or nothing. What is known
     already is not kept twice.
 
@@ -166,15 +171,22 @@ async def take_in(url: str, file: Path, progress: Progress = lambda _: None) -> 
         database = await open_database(url, TABLES, name="saga history")
     except DatabaseError as error:
         raise InputError(str(error)) from error
+    projection = projection_of(graph)
     try:
-        return await database.transaction(lambda c: _take_in(c, file, header, progress))
+        return await database.transaction(lambda c: _take_in(c, file, header, projection, progress))
     except VersionConflict as error:
         raise HistoryError(f"{error}; try again when it has ended") from error
     finally:
         await database.close()
 
 
-def _take_in(connection: Connection, file: Path, header: _Header, progress: Progress) -> Imported:
+def _take_in(
+    connection: Connection,
+    file: Path,
+    header: _Header,
+    projection: Projection,
+    progress: Progress,
+) -> Imported:
     store.take_turn(connection)
     now = utc_now()
     total = Tally()
@@ -186,7 +198,7 @@ def _take_in(connection: Connection, file: Path, header: _Header, progress: Prog
             same |= _in_both(connection, batch, header)
         # The numbers of another history's streams mean nothing here.
         items = [replace(item, stream_number=None) for item in batch]
-        tally = store.append(connection, items, now)
+        tally = store.append(connection, items, now, projection)
         total = Tally(total.new + tally.new, total.known + tally.known, total.stray + tally.stray)
         progress(len(items))
     closed = [gap for gap in missing if gap.stream_number in same and header.has_read(gap)]

@@ -11,7 +11,7 @@ import asyncio
 import json
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from datetime import datetime
@@ -145,7 +145,7 @@ class _Comparison:
     def run(self, connection: Connection) -> None:
         for body in connection.scalars(sa.select(self._tables.outbox.c.body)):
             try:
-                event = decoded(Fact(Attributes.of(body), body))
+                event = decoded(Fact(Attributes.of(body), body), self._graph)
             except Undecodable:
                 continue  # Then a row counts an event that it is without.
             if event is not None:
@@ -185,7 +185,7 @@ class _Comparison:
         facts = pages.about(self._history_url, list(states))
         for key, live in states.items():
             self._known.add((kind, key))
-            known = [e for fact in facts.get(key, ()) if (e := decoded(fact)) is not None]
+            known = self._read(facts.get(key, ()))
             known += self._unpublished.get(key, ())
             by_number = {
                 event.sequence: event
@@ -209,6 +209,9 @@ class _Comparison:
                 self._judge(kind, live, told)
             self._fold.states.pop((kind, key), None)
         self._count(len(states))
+
+    def _read(self, facts: Iterable[Fact]) -> list[Envelope[Any]]:
+        return [event for fact in facts if (event := decoded(fact, self._graph)) is not None]
 
     def _show(self, kind: type[State], unreadable: Sequence[UnreadableRow]) -> None:
         for row in unreadable:
@@ -308,8 +311,7 @@ class _Comparison:
             missing = [subject for subject in page if subject not in known]
             facts = pages.about(self._history_url, missing) if missing else {}
             for subject in missing:
-                events = [e for fact in facts[subject] if (e := decoded(fact)) is not None]
-                own = [e for e in events if e.source == self._fold.source]
+                own = [e for e in self._read(facts[subject]) if e.source == self._fold.source]
                 for kind in {kind for e in own if (kind := self._fold.kind_of(e.type))}:
                     self._differ(kind, subject, "", "has no row", "has events about it")
 

@@ -13,7 +13,7 @@ from pydantic.json_schema import models_json_schema
 
 from common.choreography import Choreography
 from common.envelope import Envelope, schema_uri
-from common.message import Command, Event, all_below
+from common.message import Command, Event, versions_of
 
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 
@@ -29,13 +29,6 @@ def travelling(choreography: Choreography) -> tuple[Travelling, ...]:
     events = (event for event in choreography.events if not event.private)
     commands = {c.type: c for p in choreography.participants for c in p.intake}
     return (*events, *(commands[type_] for type_ in sorted(commands)))
-
-
-def versions_of(message: Travelling) -> dict[int, Travelling]:
-    """Every version of a type that there is a class for, by number."""
-    base: type[Event | Command] = Command if issubclass(message, Command) else Event
-    kinds = [kind for kind in all_below(base) if getattr(kind, "type", None) == message.type]
-    return {kind.version: kind for kind in sorted(kinds, key=lambda kind: kind.version)}
 
 
 def schema_of(message: Travelling) -> Schema:

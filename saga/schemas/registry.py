@@ -22,14 +22,13 @@ from typing import Any, Final
 from common.choreography import Choreography
 from common.envelope import Decoder, Undecodable, schema_uri
 from common.files import write_public
-from common.message import Event
+from common.message import Event, versions_of
 from saga.schemas.compare import Schema, unreadable
 from saga.schemas.export import (
     Travelling,
     schema_files,
     schema_of,
     travelling,
-    versions_of,
 )
 
 RELEASED: Final = "released"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from sqlalchemy.engine import Connection
 
+from common.choreography import Choreography
 from common.envelope import Attributes, MessageKey, source_of
 from common.kernel.kept import kept_events
 from common.kernel.tables import Tables
@@ -84,14 +85,14 @@ def _done(
     return tables.already_done(connection, keys).keys()
 
 
-def as_read(messages: Sequence[Message]) -> list[Fact | Stray]:
+def as_read(messages: Sequence[Message], choreography: Choreography) -> list[Fact | Stray]:
     """What a history makes of messages of the stream."""
     found: list[Fact | Stray] = []
     keys: set[str] = set()
     for offset, message in enumerate(messages):
         id = message.properties.message_id
         record = Record(offset, message.exchange, message.routing_key, id, EPOCH, message.body)
-        item = replace(judge(record, 1), recorded_at=EPOCH)
+        item = replace(judge(record, 1, choreography), recorded_at=EPOCH)
         if isinstance(item, Stray) and item.key in keys:
             item = replace(item, key=key_of(None, item.body))
         if isinstance(item, Stray):

@@ -283,7 +283,7 @@ class World:
             self.weather.rates.broker_forgets = 0.0
         messages = self.broker.messages_in(HISTORY_STREAM)
         read = self._chance.choice((len(messages), self._chance.randint(0, len(messages))))
-        self._recorded |= {item.body: item for item in as_read(messages[:read])}
+        self._recorded |= {item.body: item for item in as_read(messages[:read], self.choreography)}
         recovered_at = up_at + self.weather.seconds(RECOVERY_MAX_SECONDS)
         self.broker.forgets(recovered_at)
         self._recovering += 1

@@ -218,7 +218,7 @@ async def test_a_stuck_order_names_who_owes_the_next_event_and_since_when(system
     assert list(found_soon) == []
     assert (fine.returncode, fine.stdout) == (0, "nothing is overdue\n")
     (one,) = found
-    assert one.story.order_id == order
+    assert one.story.subject == order
     assert [debt.participant for debt in one.debts] == ["payment", "order"]
     assert seen.of("payment", traced["events"][-1]["id"]).place == "queued"
 
@@ -236,7 +236,7 @@ async def test_an_order_is_shown_as_it_was(system: System) -> None:
     before = json.loads((await saga(system, "show", order, *until_then, "--json")).stdout)
 
     assert (then["status"], then["stock"], then["payment"]) == ("pending", "held", "none")
-    assert shown["order"]["stock"] == "held"
+    assert shown["view"]["stock"] == "held"
     assert [state["status"] for state in shown["participants"]["inventory"]] == ["held"]
     assert shown["participants"]["payment"] == []
     assert before == shown

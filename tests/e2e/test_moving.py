@@ -123,7 +123,13 @@ def test_who_asks_is_rebuilt_in_the_middle_of_its_question(town: Town, tmp_path:
         assert len(rebuilt) == len(town.rows("van.db", "SELECT move FROM vans"))
 
         # Once the tries are over it is dead, and somebody owes it.
-        wait_for("a dead letter", lambda: town.saga("dlq", "collect").returncode == 0 and town.rows("dead_letters.db", "SELECT 1 FROM letters"))
+        wait_for(
+            "a dead letter",
+            lambda: (
+                town.saga("dlq", "collect").returncode == 0
+                and town.rows("dead_letters.db", "SELECT 1 FROM letters")
+            ),
+        )
         wait_for("stuck to tell", lambda: town.saga("stuck").returncode == 1)
         assert move in town.saga("stuck").stdout
     finally:

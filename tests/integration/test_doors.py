@@ -40,6 +40,7 @@ from saga.exporter import Exporter
 from tests.integration.served import Answer, Headers, Served, ask, built, serving
 from tests.play import SAGA, Play
 from tests.polling import until
+from tests.stores import PROJECTION
 
 JSON: Final = (b"Content-Type", b"application/json")
 NOWHERE: Final = Deployment(amqp_url="amqp://127.0.0.1:1/", http_urls={}, database_urls={})
@@ -257,7 +258,7 @@ async def furnish(served: Served) -> dict[str, str]:
             order_id = play.place()
             play.give("order", CancelOrder(order_id=UUID(order_id)))
             facts = [store.Fact(event, event.to_bytes()) for event in play.events]
-            await served.database.transaction(lambda c: store.append(c, facts, play.at))
+            await served.database.transaction(lambda c: store.append(c, facts, play.at, PROJECTION))
             return {"order_id": order_id}
         case _:
             return {"order_id": str(uuid4())}

@@ -15,6 +15,7 @@ from common.kernel.database import open_database, read_database
 from common.kernel.rows import writing
 from common.kernel.tables import Tables
 from history_service import store
+from history_service.projection import Projection
 from saga.discovery import VARIABLE
 from saga.history import InputError
 from saga.history.rebuild import Rebuilt, rebuild
@@ -68,7 +69,9 @@ async def write(folder: Path, play: Play, types: frozenset[str] | None = None) -
         if types is None or event.type in types
     ]
     history = await open_database(url_of(folder, "history"), store.TABLES)
-    await history.transaction(lambda connection: store.append(connection, facts, play.at))
+    await history.transaction(
+        lambda connection: store.append(connection, facts, play.at, Projection(GRAPH))
+    )
     await history.close()
     urls = {name: url_of(folder, name) for name in (*TABLES, "history")}
     return Sources(urls["history"], urls, {}, None)

@@ -55,6 +55,7 @@ from tests.books import demand_turns
 from tests.messages import message_of
 from tests.play import Play
 from tests.polling import until
+from tests.stores import GRAPH, PROJECTION
 
 T = TypeVar("T")
 
@@ -167,7 +168,7 @@ async def sqlite_history(tmp_path: Path) -> AsyncIterator[History]:
 @asynccontextmanager
 async def following(stream: Stream, database: Database) -> AsyncIterator[Follower]:
     """A follower at work; it ends as abruptly as its process would."""
-    follower = Follower(stream.url, database)
+    follower = Follower(stream.url, database, PROJECTION)
     task = asyncio.create_task(follower.run())
     await follower.start(patience_seconds=10)
     try:
@@ -384,7 +385,9 @@ async def test_what_is_put_back_into_a_stream_is_read_as_it_was_published(stream
         (EVENTS_EXCHANGE, event.routing_key, "1234") for event in play.events
     ]
     assert [record.key for record in records] == [event.id for event in play.events]
-    assert [type(store.judge(record, 1)) for record in records] == [store.Fact] * len(records)
+    assert [type(store.judge(record, 1, GRAPH)) for record in records] == [store.Fact] * len(
+        records
+    )
 
 
 async def test_in_a_stream_filled_again_nothing_is_missed_that_was_published_meanwhile(
@@ -612,7 +615,7 @@ def held_import(url: str, file: Path) -> Iterator[Callable[[], Imported]]:
         assert go_on.wait(60)
 
     with ThreadPoolExecutor(1) as thread:
-        importing = thread.submit(lambda: asyncio.run(take_in(url, file, hold)))
+        importing = thread.submit(lambda: asyncio.run(take_in(url, file, GRAPH, hold)))
         assert written.wait(60)
 
         def end() -> Imported:
@@ -632,7 +635,7 @@ async def exported(tmp_path: Path) -> tuple[Path, list[str]]:
     events = played(2).events
     database = await open_database(other, TABLES)
     facts = [store.Fact(event, event.to_bytes()) for event in events]
-    await database.transaction(lambda c: store.append(c, facts, utc_now()))
+    await database.transaction(lambda c: store.append(c, facts, utc_now(), PROJECTION))
     await database.close()
     file = tmp_path / "other.jsonl"
     await asyncio.to_thread(export, other, file)
@@ -676,15 +679,15 @@ async def test_an_import_that_takes_long_is_waited_for_by_whoever_else_writes(
         with held_import(postgres_url, file) as end:
             await stream.publish(*play.events)
             await until(lambda: "another process writes into this history" in follower.trouble)
-            for work in (take_in(postgres_url, file), rebuild_views(postgres_url)):
+            for work in (take_in(postgres_url, file, GRAPH), rebuild_views(postgres_url, GRAPH)):
                 with pytest.raises(HistoryError, match=r"another process writes .* try again"):
                     await work
             await asyncio.to_thread(end)
         await shared.has(*play.events)
 
     assert await shared.strays() == {}
-    assert await take_in(postgres_url, file) == Imported(0, len(imported), 0, [])
-    assert await rebuild_views(postgres_url) == 3
+    assert await take_in(postgres_url, file, GRAPH) == Imported(0, len(imported), 0, [])
+    assert await rebuild_views(postgres_url, GRAPH) == 4
 
 
 async def test_a_position_that_an_older_replica_took_is_no_fault_of_an_event(
@@ -725,7 +728,7 @@ async def test_a_position_that_an_older_replica_took_is_no_fault_of_an_event(
 async def test_without_the_stream_it_does_not_start(amqp_url: str, tmp_path: Path) -> None:
     database = await open_database(f"sqlite:///{tmp_path / 'history.db'}", TABLES)
     with pytest.raises(BrokerError, match=r"no stream saga\.history"):
-        await Follower(amqp_url, database).start(patience_seconds=0)
+        await Follower(amqp_url, database, PROJECTION).start(patience_seconds=0)
     await database.close()
 
 

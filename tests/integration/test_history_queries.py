@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from urllib.parse import quote
 from uuid import UUID, uuid4
 
 import httpx
@@ -19,16 +20,20 @@ from sqlalchemy.engine import Connection
 from common.envelope import rfc3339
 from common.kernel.database import Database, open_database
 from common.kernel.tables import Utc, Word
+from common.limits import TEXT_MAX_BYTES
 from common.readiness import Readiness
 from common.settings import HttpSettings
 from common.web import create_app
-from history_service import queries, store
-from history_service.app import routes
+from history_service import orders, store
 from history_service.domain import Status
+from history_service.order_routes import routes
+from history_service.order_table import order_views
+from history_service.routes import routes as routes_of_any
 from history_service.store import TABLES
 from inventory_service.domain import AddStock
 from order_service.domain import CancelOrder
 from tests.play import BROKE, SAGA, Play
+from tests.stores import GRAPH, PROJECTION
 from tests.unit.test_limits import BEYOND
 
 FIVE_PAST_TEN = datetime(2030, 1, 1, 10, 5, tzinfo=UTC)
@@ -90,7 +95,7 @@ async def asked(history: Database) -> AsyncIterator[Asked]:
     place("pending")
     play.deliver()
     facts = [store.Fact(e, e.to_bytes()) for e in play.events]
-    await history.transaction(lambda c: store.append(c, facts, play.at))
+    await history.transaction(lambda c: store.append(c, facts, play.at, PROJECTION))
     async with asking(history, play) as http:
         yield Asked(play, http, orders)
 
@@ -100,7 +105,7 @@ async def asking(database: Database, play: Play) -> AsyncIterator[httpx.AsyncCli
     async def nothing() -> None: ...
 
     app = create_app("test", HttpSettings(), readiness=Readiness(), before_scrape=nothing)
-    app.include_router(routes(database, clock=lambda: play.at + timedelta(minutes=1)))
+    app.include_router(routes(database, GRAPH, clock=lambda: play.at + timedelta(minutes=1)))
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
         yield http
@@ -251,9 +256,9 @@ async def test_percentiles_are_those_of_the_hours_orders(history: Database) -> N
         play.give("order", CancelOrder(order_id=UUID(order)))
         play.waiting.clear()
     facts = [store.Fact(e, e.to_bytes()) for e in play.events]
-    await history.transaction(lambda c: store.append(c, facts, play.at))
+    await history.transaction(lambda c: store.append(c, facts, play.at, PROJECTION))
     (hour,) = await history.read(
-        lambda c: queries.hours(c, play.at - timedelta(hours=1), play.at + timedelta(seconds=1))
+        lambda c: orders.hours(c, play.at - timedelta(hours=1), play.at + timedelta(seconds=1))
     )
 
     assert hour.cancelled == {"customer_request": 100}
@@ -297,8 +302,8 @@ async def test_amounts_of_orders_that_were_never_confirmed_do_not_add_up_to_an_e
     asked: Asked, history: Database
 ) -> None:
     """Anyone may order for any amount."""
-    huge = store.order_views.update().values(total_cents=2**62)
-    cancelled = store.order_views.c.status == Status.CANCELLED
+    huge = order_views.update().values(total_cents=2**62)
+    cancelled = order_views.c.status == Status.CANCELLED
     await history.transaction(lambda c: c.execute(huge.where(cancelled)))
     found = await asked.get("/stats", since="2030-01-01T00:00:00Z", until="2030-01-02T00:00:00Z")
 
@@ -335,7 +340,7 @@ def kept_by_another(connection: Connection, subject: str) -> list[str]:
 async def test_no_kept_event_makes_a_page_fail(asked: Asked, history: Database) -> None:
     order = asked.orders["confirmed"]
     day = {"since": "2030-01-01T00:00:00Z", "until": "2030-01-02T00:00:00Z"}
-    pages = [route.path for route in routes(history).routes if isinstance(route, APIRoute)]
+    pages = [route.path for route in routes(history, GRAPH).routes if isinstance(route, APIRoute)]
     asking_for = {path: day if path == "/stats" else {} for path in pages}
     before = {
         path: await asked.get(path.format(order_id=order), **parameters)
@@ -348,7 +353,7 @@ async def test_no_kept_event_makes_a_page_fail(asked: Asked, history: Database) 
         assert await asked.get(path.format(order_id=order), **parameters) == before[path]
 
 
-TIMES = [column.name for column in store.order_views.columns if isinstance(column.type, Utc)]
+TIMES = [column.name for column in order_views.columns if isinstance(column.type, Utc)]
 
 
 @pytest.mark.parametrize("microseconds", [2**62, -(2**62)], ids=["far future", "far past"])
@@ -357,7 +362,7 @@ async def test_a_view_with_times_beyond_the_calendar_is_shown_and_kept_up(
 ) -> None:
     odd = asked.orders["pending"]
     beyond = dict.fromkeys(TIMES, sa.literal(microseconds, sa.BigInteger))
-    of_odd = store.order_views.update().where(store.order_views.c.order_id == odd)
+    of_odd = order_views.update().where(order_views.c.order_id == odd)
     await history.transaction(lambda c: c.execute(of_odd.values(beyond)))
     found: list[str] = []
     after: dict[str, str] = {}
@@ -370,7 +375,7 @@ async def test_a_view_with_times_beyond_the_calendar_is_shown_and_kept_up(
     asked.play.provider_down = False
     asked.play.retry()
     facts = [store.Fact(e, e.to_bytes()) for e in asked.play.events]
-    await history.transaction(lambda c: store.append(c, facts, asked.play.at))
+    await history.transaction(lambda c: store.append(c, facts, asked.play.at, PROJECTION))
     (view,) = [one for one in (await asked.get("/orders"))["orders"] if one["order_id"] == odd]
     assert view["payment"] == "charged"
 
@@ -379,9 +384,151 @@ async def test_words_of_a_newer_version_do_not_make_a_page_fail(
     asked: Asked, history: Database
 ) -> None:
     """As after a version that was taken back."""
-    for column in store.order_views.columns:
+    for column in order_views.columns:
         if isinstance(column.type, Word):
-            word = store.order_views.update().values({column: sa.literal("unheard-of", sa.String)})
+            word = order_views.update().values({column: sa.literal("unheard-of", sa.String)})
             await history.transaction(lambda c, word=word: c.execute(word))  # type: ignore[misc]
 
     assert len((await asked.get("/orders"))["orders"]) == len(asked.orders)
+
+
+# --- any subject ---------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def asking_about_any(database: Database) -> AsyncIterator[Asked]:
+    """The part of the service that any saga has."""
+
+    async def nothing() -> None: ...
+
+    app = create_app("test", HttpSettings(), readiness=Readiness(), before_scrape=nothing)
+    app.include_router(routes_of_any(database, PROJECTION))
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+        yield Asked(Play(), http, {})
+
+
+SUBJECTS: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "none": ({}, ["pending", "cancelled", "rejected", "declined", "confirmed", "tea"]),
+    "not ended": ({"ended": False}, ["pending", "tea"]),
+    "by what ended them": ({"ended_by": "order.confirmed"}, ["confirmed"]),
+    "by an event": ({"type": "payment.voided"}, ["cancelled", "rejected"]),
+    "settled": (
+        {"settled": True, "ended_by": "order.cancelled"},
+        ["cancelled", "rejected", "declined"],
+    ),
+    "by no event there is": ({"type": "payment.%"}, []),
+    "one": ({"subject": "tea"}, ["tea"]),
+}
+
+
+@pytest.mark.parametrize(("parameters", "names"), SUBJECTS.values(), ids=SUBJECTS.keys())
+async def test_subjects_of_any_saga_are_found_the_latest_first(
+    parameters: dict[str, Any], names: list[str], asked: Asked, history: Database
+) -> None:
+    keys = {**asked.orders, "tea": "tea"}
+    async with asking_about_any(history) as any_:
+        page = await any_.get("/subjects", **parameters)
+        assert [found["subject"] for found in page["subjects"]] == [keys[name] for name in names]
+
+        paged = await any_.get("/subjects", limit=2, **parameters)
+        found = [*paged["subjects"]]
+        while paged["next"] is not None:
+            paged = await any_.get("/subjects", limit=2, after=paged["next"], **parameters)
+            found += paged["subjects"]
+        assert found == page["subjects"]
+
+
+async def test_open_subjects_are_those_about_which_somebody_may_owe_something(
+    asked: Asked, history: Database
+) -> None:
+    """The play has nobody who mails customers."""
+    async with asking_about_any(history) as any_:
+        page = await any_.get("/subjects", open=True)
+        closed = await any_.get("/subjects", open=False)
+
+    names = ["pending", "cancelled", "rejected", "declined", "confirmed"]
+    assert [found["subject"] for found in page["subjects"]] == [asked.orders[n] for n in names]
+    assert [found["subject"] for found in closed["subjects"]] == ["tea"]
+
+
+async def test_a_subject_is_told_as_it_is_and_as_it_was(asked: Asked, history: Database) -> None:
+    order = asked.orders["confirmed"]
+    first, *_, last = asked.play.about(order)
+    async with asking_about_any(history) as any_:
+        now = await any_.get(f"/subjects/{order}")
+        then = await any_.get(f"/subjects/{order}", at=rfc3339(first.time))
+        timeline = await any_.get(f"/subjects/{order}/timeline")
+        listed = await any_.get("/subjects", subject=order)
+        early = rfc3339(first.time - timedelta(days=1))
+        assert "had no event by" in await any_.refused(404, f"/subjects/{order}", at=early)
+        assert await any_.refused(404, "/subjects/nothing") == "nothing is known of 'nothing'"
+
+    assert listed["subjects"] == [now]
+    assert (now["kind"], now["ended_by"], now["settled"]) == ("Order", "order.confirmed", True)
+    assert now["types"] == [
+        "order.confirmed",
+        "order.placed",
+        "payment.charged",
+        "stock.reserved",
+    ]
+    assert now["duration_ms"] == (last.time - first.time) / timedelta(milliseconds=1)
+    assert (then["events"], then["types"], then["ended_by"]) == (1, ["order.placed"], None)
+    assert timeline["subject"] == order
+    assert [step["type"] for step in timeline["steps"]] == [
+        event.type for event in asked.play.about(order)
+    ]
+
+
+ODD_SUBJECTS = [
+    "ROBERT's/order",
+    "a/timeline",
+    "/",
+    "..",
+    "ÄÖ€ 'x' %s",
+    "50%25",
+    "x" * TEXT_MAX_BYTES,
+    "€" * (TEXT_MAX_BYTES // 3),
+]
+
+
+@pytest.mark.parametrize("subject", ODD_SUBJECTS, ids=range(len(ODD_SUBJECTS)))
+async def test_any_text_may_be_a_subject(subject: str, history: Database) -> None:
+    """With upper and lower case told apart."""
+    play = Play(at=FIVE_PAST_TEN, graph=SAGA)
+    play.give(
+        "inventory",
+        AddStock(
+            delivery_id=UUID(int=1), sku="tea", quantity=9, unit_price_cents=250, currency="EUR"
+        ),
+    )
+    (event,) = play.events
+    facts = []
+    for number, text in enumerate({subject, subject.swapcase(), "tea"}):
+        other = event.model_copy(update={"subject": text, "id": f"{event.id}-{number}"})
+        facts.append(store.Fact(other, other.to_bytes()))
+    await history.transaction(lambda c: store.append(c, facts, play.at, PROJECTION))
+    path = f"/subjects/{quote(subject, safe='')}"
+    async with asking_about_any(history) as any_:
+        (listed,) = (await any_.get("/subjects", subject=subject))["subjects"]
+        assert listed["subject"] == subject
+        if subject != "..":  # As a part of a path, that means another one.
+            assert (await any_.get(f"{path}/timeline"))["subject"] == subject
+            if not subject.endswith("/timeline"):
+                assert await any_.get(path) == listed
+        page = await any_.get("/subjects", limit=1)
+        rest = await any_.get("/subjects", after=page["next"])
+        assert len(rest["subjects"]) == len(facts) - 1
+
+
+@pytest.mark.parametrize("subject", ["", "a\nb", "x" * (TEXT_MAX_BYTES + 1), "a\x00", "€" * 86])
+async def test_what_no_event_may_be_about_is_a_bad_question(
+    subject: str, history: Database
+) -> None:
+    async with asking_about_any(history) as any_:
+        assert "subject" in await any_.refused(422, "/subjects", subject=subject)
+        if subject and "\n" not in subject:
+            path = f"/subjects/{quote(subject, safe='')}/timeline"
+            assert "subject" in await any_.refused(422, path)
+        for after in ("nonsense", "=", base64.urlsafe_b64encode(b"2030-01-01 x").decode()):
+            assert "is no `next`" in await any_.refused(422, "/subjects", after=after)

@@ -8,7 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,15 +22,19 @@ from common.envelope import Envelope
 from common.kernel.database import open_database
 from common.messaging.stream import Record
 from history_service import queries, store
+from history_service.order_table import order_views
 from history_service.store import TABLES, Gap, Place
 from inventory_service.domain import AddStock
 from saga.history import InputError, pages
 from saga.history.transfer import Imported, export, take_in
 from tests.integration.test_history_queries import kept_by_another
 from tests.play import BROKE, Play
+from tests.stores import GRAPH, PROJECTION
 from tests.unit.test_limits import BEYOND
 
 Document = dict[str, Any]
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 async def transaction(url: str, work: Callable[[Connection], object]) -> Any:
@@ -46,7 +50,7 @@ async def contents(url: str) -> list[set[tuple[Any, ...]]]:
 
     def read(connection: Connection) -> list[set[tuple[Any, ...]]]:
         found = []
-        for table in (store.events, store.strays, store.order_views, store.gaps):
+        for table in (store.events, store.strays, order_views, store.gaps):
             left_out = ("recorded_at", "version", "noticed_at", "stream_number")
             columns = [column for column in table.columns if column.name not in left_out]
             found.append({tuple(row) for row in connection.execute(sa.select(*columns))})
@@ -72,7 +76,9 @@ async def history(tmp_path: Path) -> str:
     records = records_of(play.events)
     torn = Record(len(records), "saga.events", "order.placed.high", "torn", None, b"{\xff")
     url = f"sqlite:///{tmp_path / 'history.db'}"
-    await transaction(url, lambda c: store.follow(c, [*records, torn], play.at, None))
+    await transaction(
+        url, lambda c: store.follow(c, [*records, torn], play.at, None, projection=PROJECTION)
+    )
     return url
 
 
@@ -87,7 +93,7 @@ def records_of(events: list[Envelope[Any]]) -> list[Record]:
 async def events_in(url: str) -> list[Envelope[Any]]:
     """The events that are kept, in the order in which they were."""
     found = await transaction(url, lambda c: queries.facts_in(c, queries.ROWS))
-    return [event for fact in found if (event := store.decoded(fact)) is not None]
+    return [event for fact in found if (event := store.decoded(fact, GRAPH)) is not None]
 
 
 @pytest.fixture
@@ -115,7 +121,7 @@ async def test_a_history_taken_in_is_the_one_that_was_written(
 ) -> None:
     file = tmp_path / f"history{suffix}"
     written = export(history, file)
-    taken = await take_in(database_url, file)
+    taken = await take_in(database_url, file, GRAPH)
 
     assert taken == Imported(written.events, 0, 1, [])
     assert await contents(database_url) == await contents(history)
@@ -138,7 +144,7 @@ async def test_what_is_known_is_not_kept_twice(history: str, file: Path) -> None
     written = export(history, file)
     before = await contents(history)
 
-    assert await take_in(history, file) == Imported(0, written.events, 0, [])
+    assert await take_in(history, file, GRAPH) == Imported(0, written.events, 0, [])
     assert await contents(history) == before
 
 
@@ -148,12 +154,12 @@ async def test_two_histories_become_one(history: str, file: Path, tmp_path: Path
     order = play.place()
     other = f"sqlite:///{tmp_path / 'other.db'}"
     facts = [store.Fact(event, event.to_bytes()) for event in play.events]
-    await transaction(other, lambda c: store.append(c, facts, play.at))
-    await take_in(other, file)
+    await transaction(other, lambda c: store.append(c, facts, play.at, PROJECTION))
+    await take_in(other, file, GRAPH)
 
     found = await transaction(other, lambda c: queries.search(c, queries.Search(), 50))
-    assert len(found) == 6
-    assert order in {view.key for view in found}
+    assert len(found) == 7
+    assert {order, "tea"} <= {subject.key for subject in found}
 
 
 LATE = 5
@@ -169,7 +175,9 @@ async def late_history(tmp_path: Path, events: list[Envelope[Any]], number: int 
 
     def follow(connection: Connection) -> None:
         records = records_of(events)[LATE:]
-        store.follow(connection, records, play.at, None, missing, stream_number=number)
+        store.follow(
+            connection, records, play.at, None, missing, stream_number=number, projection=PROJECTION
+        )
 
     await transaction(late, follow)
     return late
@@ -182,7 +190,7 @@ async def test_gaps_of_the_same_stream_that_the_other_history_does_not_have_are_
     export(history, file)
     late = await late_history(tmp_path, await events_in(history), number)
 
-    assert (await take_in(late, file)).closed == [Gap(0, LATE - 1, number)]
+    assert (await take_in(late, file, GRAPH)).closed == [Gap(0, LATE - 1, number)]
     assert await transaction(late, queries.known_gaps) == [Gap(100, 200, number)]
 
 
@@ -197,7 +205,7 @@ async def test_a_file_of_an_older_version_closes_gaps_as_well(
     write(file, documents)
     late = await late_history(tmp_path, await events_in(history))
 
-    assert (await take_in(late, file)).closed == [Gap(0, LATE - 1)]
+    assert (await take_in(late, file, GRAPH)).closed == [Gap(0, LATE - 1)]
 
 
 async def test_another_systems_file_closes_no_gap(history: str, file: Path, tmp_path: Path) -> None:
@@ -209,10 +217,10 @@ async def test_another_systems_file_closes_no_gap(history: str, file: Path, tmp_
         play.deliver()
     late = await late_history(tmp_path, play.events)
 
-    assert (await take_in(late, file)).closed == []
+    assert (await take_in(late, file, GRAPH)).closed == []
     assert await transaction(late, queries.known_gaps) == [Gap(0, LATE - 1), Gap(100, 200)]
     # Nor is that changed by the other system's events, which are known by now.
-    assert (await take_in(late, file)).closed == []
+    assert (await take_in(late, file, GRAPH)).closed == []
 
 
 async def test_a_gap_of_another_stream_than_the_files_stays(
@@ -220,10 +228,10 @@ async def test_a_gap_of_another_stream_than_the_files_stays(
 ) -> None:
     export(history, file)
     late = await late_history(tmp_path, await events_in(history), 2)
-    older = {"stream_number": 1, "first": 0, "last": 3, "noticed_at": queries._EPOCH}
+    older = {"stream_number": 1, "first": 0, "last": 3, "noticed_at": EPOCH}
     await transaction(late, lambda c: c.execute(store.gaps.insert().values(older)))
 
-    assert (await take_in(late, file)).closed == [Gap(0, LATE - 1, 2)]
+    assert (await take_in(late, file, GRAPH)).closed == [Gap(0, LATE - 1, 2)]
     assert await transaction(late, queries.known_gaps) == [Gap(0, 3), Gap(100, 200, 2)]
 
 
@@ -233,7 +241,7 @@ async def test_a_gap_that_the_file_has_too_stays(history: str, file: Path, tmp_p
     export(await late_history(tmp_path / "other", events), file)
     late = await late_history(tmp_path, events)
 
-    assert (await take_in(late, file)).closed == []
+    assert (await take_in(late, file, GRAPH)).closed == []
 
 
 @pytest.mark.parametrize("suffix", [".jsonl.gz", ".jsonl"])
@@ -245,7 +253,7 @@ async def test_what_another_program_kept_as_an_event_is_carried_on_as_a_stray(
     ids = await transaction(history, lambda c: kept_by_another(c, subject))
     await transaction(history, lambda c: keep_stray(c, "long", b"\xff" * 1_000_000))
     written = export(history, file)
-    taken = await take_in(database_url, file)
+    taken = await take_in(database_url, file, GRAPH)
 
     assert taken == Imported(written.events, 0, len(ids) + 2, [])
     rows = await transaction(database_url, lambda c: c.execute(BODIES).all())
@@ -254,7 +262,7 @@ async def test_what_another_program_kept_as_an_event_is_carried_on_as_a_stray(
         zip(ids, BEYOND.values(), strict=True)
     )
     assert await asyncio.to_thread(export, database_url, tmp_path / "again.jsonl") == written
-    assert await take_in(history, file) == Imported(0, written.events + len(ids), 0, [])
+    assert await take_in(history, file, GRAPH) == Imported(0, written.events + len(ids), 0, [])
 
 
 BODIES = sa.select(store.strays.c.key, store.strays.c.body)
@@ -262,7 +270,7 @@ BODIES = sa.select(store.strays.c.key, store.strays.c.body)
 
 def keep_stray(connection: Connection, key: str, body: bytes) -> None:
     stray = store.Stray(key, "order.placed.high", "too_large", "", body)
-    store.append(connection, [stray], queries._EPOCH)
+    store.append(connection, [stray], EPOCH, PROJECTION)
 
 
 async def test_every_page_is_read_though_none_of_its_events_is_one_any_more(
@@ -276,7 +284,7 @@ async def test_every_page_is_read_though_none_of_its_events_is_one_any_more(
     play = Play()
     play.place()
     last = [store.Fact(event, event.to_bytes()) for event in play.events]
-    await transaction(history, lambda c: store.append(c, last, play.at))
+    await transaction(history, lambda c: store.append(c, last, play.at, PROJECTION))
     before = pages.count(history)
     for number in range(7):
         await transaction(history, partial(keep_stray, key=f"s{number}", body=b"x" * 3_000))
@@ -291,7 +299,7 @@ async def test_taking_in_does_not_move_the_place_in_the_stream(
 ) -> None:
     export(history, file)
     other = f"sqlite:///{tmp_path / 'other.db'}"
-    await take_in(other, file)
+    await take_in(other, file, GRAPH)
 
     assert await transaction(other, queries.place) is None
     assert isinstance(await transaction(history, queries.place), Place)
@@ -337,7 +345,7 @@ async def test_a_file_with_something_wrong_changes_nothing_and_the_line_is_named
     write(file, documents)
     other = f"sqlite:///{tmp_path / 'other.db'}"
     with pytest.raises(InputError) as refusal:
-        await take_in(other, file)
+        await take_in(other, file, GRAPH)
 
     assert words in str(refusal.value)
     assert str(file) in str(refusal.value)
@@ -361,7 +369,7 @@ async def test_what_is_no_such_file_is_refused(
 ) -> None:
     put(file, content)
     with pytest.raises(InputError, match=words):
-        await take_in(f"sqlite:///{tmp_path / 'other.db'}", file)
+        await take_in(f"sqlite:///{tmp_path / 'other.db'}", file, GRAPH)
 
 
 async def test_names_and_places_that_cannot_be_are_refused(history: str, tmp_path: Path) -> None:
@@ -370,12 +378,12 @@ async def test_names_and_places_that_cannot_be_are_refused(history: str, tmp_pat
     with pytest.raises(InputError, match="cannot write"):
         export(history, tmp_path / "nowhere" / "history.jsonl")
     with pytest.raises(InputError, match="cannot read"):
-        await take_in(history, tmp_path / "nothing.jsonl")
+        await take_in(history, tmp_path / "nothing.jsonl", GRAPH)
     if sys.version_info < (3, 14):
         with pytest.raises(InputError, match=r"Zstandard from 3\.14 on"):
             export(history, tmp_path / "history.jsonl.zst")
     owner = await open_database(history, TABLES)
     put(tmp_path / "any.jsonl", b'{"export": "order-saga history", "version": 1}\n')
     with pytest.raises(InputError, match="in use by another process"):
-        await take_in(history, tmp_path / "any.jsonl")
+        await take_in(history, tmp_path / "any.jsonl", GRAPH)
     await owner.close()

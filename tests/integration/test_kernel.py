@@ -25,7 +25,7 @@ from common.kernel.outbox import Outbox, Outgoing
 from common.kernel.rows import WriteSet
 from common.message import Command, Priority
 from common.metrics import DatabaseMetrics
-from payment_service.domain import Refund, RefundAnswered
+from payment_service.domain import ChargeAnswered, Refund, RefundAnswered
 from tests.integration.kernels import Replica, Through, replica
 from tests.integration.toy import (
     INQUIRER,
@@ -221,6 +221,19 @@ async def test_what_was_done_before_asks_nobody_again(database_url: str) -> None
 
     assert [type(outcome) for outcome in outcomes] == [Done, Duplicate]
     assert len(asked) == 1
+
+
+async def test_an_answer_of_another_class_is_refused_and_not_recorded(database_url: str) -> None:
+    async def ask(question: Refund) -> ChargeAnswered:
+        return ChargeAnswered(order_id=question.order_id, declined=None, reference="r")
+
+    async with replica(database_url, INQUIRER, make_tables(), {Refund: ask}) as inquirer:
+        outcome = await inquirer.kernel.handle(cancelled(1))
+
+        assert isinstance(outcome, Failed)
+        said = f"Refund about '{UUID(int=1)}' was answered by ChargeAnswered, not by RefundAnswered"
+        assert str(outcome.error).startswith(said)
+        assert await inquirer.inbox() == set()
 
 
 @pytest.mark.parametrize("id", ["\0", "a\0b", "'", "ä", "[]"])

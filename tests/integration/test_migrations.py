@@ -15,6 +15,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+import history_service.store
 import inventory_service.store
 import order_service.store
 from common.envelope import MessageKey
@@ -22,7 +23,14 @@ from common.kernel.database import DatabaseError, open_database, read_database
 from common.kernel.migrations import MigrationError, differences, write_script
 from common.kernel.rows import writing
 from common.kernel.tables import Schema, Tables, VersionConflict, utc_now
+from common.messaging.trust import EDITOR_SOURCE
+from history_service.subjects import subjects
+from inventory_service.domain import AddStock
 from saga.discovery import services
+from saga.history.rebuild import rebuild_views
+from tests.play import Play, confirmed, declined, out_of_stock
+from tests.stores import GRAPH, PROJECTION
+from tests.unit.given import NOW
 
 FIRST = """
 import sqlalchemy as sa
@@ -356,3 +364,64 @@ def test_a_folder_of_scripts_that_is_not_there_is_named(tmp_path: Path) -> None:
 
     with pytest.raises(MigrationError, match=f"{nowhere}.* is not there: make it"):
         write_script(Tables(sa.MetaData(), migrations=nowhere), "x")
+
+
+@pytest.mark.parametrize("recorded", ["before the upgrade", "after it, by an older version"])
+async def test_a_history_of_before_knows_its_subjects_after_the_upgrade(
+    recorded: str, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if every event were folded anew."""
+    monkeypatch.setattr(history_service.store, "CATCH_UP_AT_ONCE", 7)
+    folder = tmp_path / "migrations"
+    folder.mkdir()
+    assert history_service.store.TABLES.migrations is not None
+    for script in history_service.store.TABLES.migrations.glob("v*.py"):
+        if script.name[1:5] <= "0003":
+            shutil.copy(script, folder)
+    old = Schema(history_service.store.TABLES.metadata, migrations=folder)
+    play = Play(at=NOW, tick=timedelta(milliseconds=3))
+    stock = AddStock(
+        delivery_id=UUID(int=1), sku="tea", quantity=9, unit_price_cents=250, currency="EUR"
+    )
+    play.give("inventory", stock)
+    for life in (confirmed, declined, out_of_stock):
+        life(play)
+    play.provider_down = True
+    confirmed(play)
+    copy = play.events[-1].model_copy(update={"id": "corrected", "source": EDITOR_SOURCE})
+    facts = [history_service.store.Fact(e, e.to_bytes()) for e in (*play.events, copy)]
+
+    def insert(connection: Connection) -> None:
+        for position, fact in enumerate(facts, start=1):
+            event = fact.attributes
+            connection.execute(
+                history_service.store.events.insert().values(
+                    event_id=event.id,
+                    position=position,
+                    recorded_at=NOW,
+                    type=event.type,
+                    source=event.source,
+                    subject=event.subject,
+                    sequence=event.sequence,
+                    time=event.time,
+                    body=fact.body,
+                )
+            )
+
+    def rows(connection: Connection) -> set[tuple[Any, ...]]:
+        columns = [column for column in subjects.columns if column.name != "version"]
+        return {tuple(row) for row in connection.execute(sa.select(*columns))}
+
+    late = recorded != "before the upgrade"
+    database = await open_database(database_url, history_service.store.TABLES if late else old)
+    await database.transaction(insert)
+    await database.close()
+    database = await open_database(database_url, history_service.store.TABLES)
+    if late:
+        await database.transaction(lambda c: history_service.store.append(c, [], NOW, PROJECTION))
+    upgraded = await database.read(rows)
+    await database.close()
+    assert await rebuild_views(database_url, GRAPH) == len(upgraded) == 5
+    database = await open_database(database_url, history_service.store.TABLES)
+    assert await database.read(rows) == upgraded
+    await database.close()

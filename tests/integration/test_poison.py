@@ -56,6 +56,7 @@ from tests.integration.poison import CASES, LOST, REFUSED, property_lists
 from tests.integration.toy import Tally, cancelled, id_in_inbox, make_tables, open_toy, rows
 from tests.polling import until
 from tests.raw_amqp import Message, RawClient, Refused, parts
+from tests.stores import PROJECTION
 
 T = TypeVar("T")
 
@@ -256,7 +257,7 @@ async def at_work(place: Place, url: str | None = None) -> AsyncIterator[None]:
     kernel = Kernel(STAND_IN, database, tables, outbox)
     consumer = Consumer(STAND_IN, kernel, publisher, broker, drain_seconds=5)
     history = await open_database(place.deployment.database_urls["history"], history_store.TABLES)
-    follower = Follower(broker, history)
+    follower = Follower(broker, history, PROJECTION)
     await outbox.open()
     await publisher.open(patience_seconds=5)
     tasks = [asyncio.create_task(work.run()) for work in (kernel, outbox, follower)]

@@ -12,6 +12,8 @@ import os
 import re
 import signal
 import sqlite3
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -419,3 +421,27 @@ def test_all_settings_that_make_no_sense_are_named_together(tmp_path: Path) -> N
         BODY_MAX_BYTES="1",
         OUTBOX_BACKLOG_MAX="-1",
     )
+
+
+_ASKS_NOBODY = """
+from common.service import Service, main
+from common.settings import Settings
+from tests.integration.toy import INQUIRER, make_tables
+
+main(lambda settings: Service(INQUIRER, make_tables()), Settings)
+"""
+
+
+def test_a_service_that_does_not_say_whom_it_asks_ends_with_one_line(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _ASKS_NOBODY],
+        env={**os.environ, "DATA_DIR": str(tmp_path), "LOG_FORMAT": "text"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert "toy.inquire may return Refund, which inquirer puts to nobody" in line
+    assert [*tmp_path.iterdir()] == []

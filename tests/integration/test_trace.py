@@ -36,6 +36,7 @@ from saga.history.whereabouts import Place
 from tests.integration.test_history_queries import kept_by_another
 from tests.messages import message_of
 from tests.play import SAGA, Delivery, Play
+from tests.stores import PROJECTION
 
 GRAPH = SAGA
 
@@ -52,7 +53,7 @@ class Scene:
         """Have the history keep what was played; what is known already is not kept twice."""
         database = await open_database(self.deployment.database_urls["history"], TABLES)
         facts = [store.Fact(event, event.to_bytes()) for event in self.play.events]
-        await database.transaction(lambda c: store.append(c, facts, self.play.at))
+        await database.transaction(lambda c: store.append(c, facts, self.play.at, PROJECTION))
         await database.close()
 
     async def put(self, delivery: Delivery, exchange: str, key: str, **headers: str | int) -> None:
@@ -213,7 +214,7 @@ async def test_stuck_lists_who_owes_what_for_too_long_and_nobody_else(scene: Sce
 
     later = play.at + timedelta(hours=1)
     found, seen = await stuck(scene.deployment, GRAPH, now=later)
-    owed = [(one.story.order_id, [d.participant for d in one.debts]) for one in found]
+    owed = [(one.story.subject, [d.participant for d in one.debts]) for one in found]
     assert rejected not in dict(owed)
     assert owed == [(cancelled, ["inventory"]), (order, ["payment", "order"])]
     (debt, end) = found[1].debts
@@ -273,12 +274,12 @@ async def test_bad_questions_are_refused_with_a_reason(scene: Scene) -> None:
     order = scene.play.place()
     await scene.record()
     unknown = str(uuid4())
-    with pytest.raises(InputError, match=f"nobody knows an order {unknown}$"):
+    with pytest.raises(InputError, match=f"nobody knows '{unknown}'$"):
         await scene.trace(unknown)
     early = scene.play.events[0].time - timedelta(days=1)
     with pytest.raises(InputError, match="had no event by"):
         await past(scene.deployment, GRAPH, order, at=early)
-    with pytest.raises(InputError, match="--before nothing: no such event about order"):
+    with pytest.raises(InputError, match="--before nothing: no such event about"):
         await past(scene.deployment, GRAPH, order, before="nothing")
     without = scene.deployment.model_copy(update={"database_urls": {}})
     with pytest.raises(HistoryError, match="no history service"):
@@ -308,7 +309,7 @@ async def test_what_another_program_kept_as_an_event_changes_no_answer(scene: Sc
         found, _ = await stuck(scene.deployment, GRAPH, now=now)
         return [
             (await trace(scene.deployment, GRAPH, order, now=now)).to_json(),
-            [(one.story.order_id, [debt.participant for debt in one.debts]) for one in found],
+            [(one.story.subject, [debt.participant for debt in one.debts]) for one in found],
             await past(scene.deployment, GRAPH, order, at=now),
         ]
 

@@ -50,6 +50,7 @@ from saga.history import rebuild, verify
 from tests.books import Books
 from tests.messages import message_of
 from tests.play import PRICE_CENTS, Play
+from tests.stores import PROJECTION
 
 ROOT: Final = Path(__file__).parents[2]
 NAMES: Final = ("[/b]ada", "[red]ada[/red]", ":smile:", "a\u202ed\x9ba\u200b", "\\[b]ada")
@@ -228,7 +229,7 @@ async def _set_up(scene: Scene) -> None:
     await books.write()
     database = await open_database(books.url("history"), store.TABLES)
     stray = store.Stray("key", WORSE[:1] + "key", "malformed", WORSE, WORSE.encode(), 7)
-    await database.transaction(lambda c: store.append(c, [stray], play.at))
+    await database.transaction(lambda c: store.append(c, [stray], play.at, PROJECTION))
     await database.close()
     books.deployment(scene.url).save(scene.folder)
     with sqlite3.connect(scene.folder / "order.db") as orders:

@@ -84,6 +84,24 @@ class SeatFreed(Event):
     final: ClassVar[bool] = True
 
 
+class TripNoted(Event):
+    type: ClassVar[str] = "trip.noted"
+    publisher: ClassVar[str] = "trip"
+    final: ClassVar[bool] = True
+
+
+class SeatNoted(Event):
+    type: ClassVar[str] = "seat.noted"
+    publisher: ClassVar[str] = "seat"
+    final: ClassVar[bool] = True
+
+
+class FanCheered(Event):
+    type: ClassVar[str] = "fan.cheered"
+    publisher: ClassVar[str] = "fan"
+    final: ClassVar[bool] = True
+
+
 @dataclass(frozen=True, slots=True)
 class Remembering(State):
     booked: bool = False
@@ -187,7 +205,7 @@ class SeatCleaned(Event):
 def clean(event: TripBooked, seat: Seat) -> SeatCleaned | None: ...
 
 
-def praise(event: SeatCleaned, forgetful: Forgetful) -> None: ...
+def praise(event: SeatCleaned, forgetful: Forgetful) -> FanCheered: ...
 
 
 class Asked(Answer):
@@ -198,13 +216,13 @@ class Ask(Intent):
     answer: ClassVar[type[Answer]] = Asked
 
 
-def hear(answer: Asked, seat: Seat) -> None: ...
+def hear(answer: Asked, seat: Seat) -> SeatNoted | None: ...
 
 
-def give_up_silently(event: SeatRefused, trip: Trip) -> None: ...
+def give_up_silently(event: SeatRefused, trip: Trip) -> TripNoted | None: ...
 
 
-def free_nothing(event: TripCancelled, seat: Seat) -> None: ...
+def free_nothing(event: TripCancelled, seat: Seat) -> SeatNoted | None: ...
 
 
 class SeatLost(Event):
@@ -291,7 +309,7 @@ class SeatMovedV2(Event):
 def move(event: TripEnded, seat: Seat) -> SeatMoved | None: ...
 
 
-def follow(event: SeatMovedV2, trip: Trip) -> None: ...
+def follow(event: SeatMovedV2, trip: Trip) -> TripNoted | None: ...
 
 
 class CleanSeat(Command):
@@ -315,10 +333,10 @@ def end_tidily(event: SeatHeld, trip: Trip) -> tuple[TripEnded, CleanSeat] | Non
 def end_and_mend(event: SeatHeld, trip: Trip) -> tuple[TripEnded, MendSeat] | None: ...
 
 
-def obey(command: CleanSeat, seat: Seat) -> None: ...
+def obey(command: CleanSeat, seat: Seat) -> SeatNoted | None: ...
 
 
-def obey_mend(command: MendSeat, seat: Seat) -> None: ...
+def obey_mend(command: MendSeat, seat: Seat) -> SeatNoted | None: ...
 
 
 def order_cleaning(event: SeatFreed, journey: Journey) -> CleanSeat | None: ...
@@ -339,7 +357,7 @@ def call_off_alone(command: CallOff, trip: Trip) -> TripCancelled | None: ...
 def free_as_told(command: FreeSeat, seat: Seat) -> SeatFreed | None: ...
 
 
-def look_at(event: TripCancelled, forgetful: Forgetful) -> None: ...
+def look_at(event: TripCancelled, forgetful: Forgetful) -> FanCheered | None: ...
 
 
 class TripPaid(Event):
@@ -621,6 +639,100 @@ def test_a_cancellation_of_another_saga_needs_to_undo_nothing() -> None:
     assert "effect" not in rules(("trip", TRIP), ("seat", SEAT), ("lost", [lose_alone]))
 
 
+class CreateTask(Command):
+    type: ClassVar[str] = "task.create"
+
+
+class CompleteTask(Command):
+    type: ClassVar[str] = "task.complete"
+
+
+class TaskCreated(Event):
+    type: ClassVar[str] = "task.created"
+    publisher: ClassVar[str] = "task"
+
+
+class TaskGivenUp(Event):
+    type: ClassVar[str] = "task.given_up"
+    publisher: ClassVar[str] = "task"
+    role: ClassVar[Role] = Role.CANCELLATION
+    final: ClassVar[bool] = True
+
+
+class HoursBooked(Event):
+    type: ClassVar[str] = "hours.booked"
+    publisher: ClassVar[str] = "hours"
+    role: ClassVar[Role] = Role.EFFECT
+    final: ClassVar[bool] = True
+
+
+class CorrectHours(Command):
+    type: ClassVar[str] = "hours.correct"
+
+
+@dataclass(frozen=True, slots=True)
+class Task(Remembering):
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Hours(Remembering):
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class HoursOfTrips(Remembering):
+    pass
+
+
+def create(command: CreateTask, task: Task) -> TaskCreated | None: ...
+def complete(command: CompleteTask, task: Task) -> TaskGivenUp | None: ...
+def book_hours(event: TaskCreated, hours: Hours) -> HoursBooked | None: ...
+def correct(command: CorrectHours, hours: Hours) -> HoursBooked | None: ...
+
+
+def book_hours_of_trips(event: TripBooked, hours: HoursOfTrips) -> HoursBooked | None: ...
+
+
+def test_an_effect_is_to_be_undone_whichever_command_about_its_subject_cancels() -> None:
+    findings = found(("task", [create, complete]), ("hours", [book_hours]))
+
+    (finding,) = [finding for finding in findings if finding.rule == "effect"]
+    assert finding.name == "book_hours"
+    assert "task.given_up does not lead hours to publish anything" in finding.message
+
+
+def test_two_sagas_of_one_participant_stay_apart_where_its_states_do() -> None:
+    both = found(
+        ("task", [create, complete]),
+        ("trip", TRIP),
+        ("seat", SEAT),
+        ("hours", [book_hours_of_trips]),
+    )
+
+    said = [finding.message for finding in both if finding.rule == "effect"]
+    assert [message for message in said if "task.given_up" in message] == []
+    assert any("trip.cancelled does not lead hours" in message for message in said)
+
+
+def test_a_command_about_what_two_sagas_have_in_common_does_not_make_one_of_them() -> None:
+    both = found(
+        ("trip", TRIP),
+        ("seat", SEAT),
+        ("task", [create, complete]),
+        ("hours", [note_trip, note_task, correct]),
+    )
+
+    said = [finding.message for finding in both if finding.rule == "effect"]
+    assert any("trip.cancelled does not lead hours" in message for message in said)
+    assert any("task.given_up does not lead hours" in message for message in said)
+    assert not any("seat.held is an effect, but task.given_up" in message for message in said)
+
+
+def note_trip(event: TripBooked, hours: Hours) -> FanCheered | None: ...
+def note_task(event: TaskCreated, hours: Hours) -> FanCheered | None: ...
+
+
 @pytest.mark.parametrize("section", ["permissions", "topic_permissions"])
 def test_a_reaction_that_may_publish_what_its_user_may_not_is_found(section: str) -> None:
     graph = Choreography([Participant("trip", *TRIP), Participant("seat", *SEAT)])
@@ -683,7 +795,7 @@ def test_saga_check_says_where_and_ends_with_1_when_something_is_found(
     assert {"rule", "file", "line", "function", "message"} == document["findings"][0].keys()
 
 
-def greet(event: OrderPlaced, trip: Journey) -> None: ...
+def greet(event: OrderPlaced, trip: Journey) -> TripNoted | None: ...
 
 
 def test_a_definitions_file_that_is_none_is_wrong_usage(tmp_path: Path) -> None:

@@ -130,7 +130,6 @@ def same_again(event: OrderPlaced, parcel: Parcel) -> PaymentVoided:
         (in_the_old_way, [StockReserved, StockRejected]),
         (several, [StockReserved, StockRejected, PaymentVoided]),
         (any_number, [StockReserved, StockRejected]),
-        (silent, []),
         (asking, [Ask, PaymentVoided]),
         (answered, [PaymentCharged, Ask, PaymentDeclined]),
     ],
@@ -157,7 +156,6 @@ def test_what_may_be_returned_is_read_through_unions_and_tuples(
             [(), (StockRejected,), (StockRejected, StockReserved)],
             [(PaymentVoided,), (StockReserved, PaymentVoided), (StockReserved, StockReserved)],
         ),
-        (silent, [()], [(StockReserved,)]),
         (answered, [(PaymentCharged, Ask), (PaymentDeclined,)], [(), (Ask,), (PaymentCharged,)]),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
@@ -318,6 +316,7 @@ def nothing_within(event: OrderPlaced, parcel: Parcel) -> tuple[StockReserved | 
         (names_nothing_known, "name 'StockLost' is not defined"),
         (asks_two_things, "asks one thing at a time, not Ask and AskAgain"),
         (says_it_twice, "returns StockReserved once at most"),
+        (silent, "returns nothing, .* return an event .* or leave the reaction out"),
         (nothing_within, "may return events, commands and intents, not .*NoneType"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
@@ -338,6 +337,81 @@ def test_a_participant_reacts_once_to_a_message() -> None:
 def test_two_participants_need_two_names() -> None:
     with pytest.raises(ChoreographyError, match="two services are called parcel"):
         Choreography([Participant("parcel", plain), Participant("parcel", tidy)])
+
+
+def asking_again(event: OrderCancelled, parcel: Parcel) -> AskAgain:
+    raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+    ("functions", "asked", "said"),
+    [
+        (
+            [asking, answered],
+            [],
+            r"test_choreography.asking may return Ask, which parcel puts to nobody; say in its",
+        ),
+        (
+            [asking, answered],
+            [Ask, AskAgain],
+            "parcel would ask AskAgain, but none of its reactions returns that",
+        ),
+        (
+            [asking],
+            [Ask],
+            "asking may return Ask, but parcel has no reaction to its answer, Answered",
+        ),
+        ([plain], [Ask], "parcel would ask Ask, but none"),
+    ],
+)
+def test_a_service_asks_what_its_signatures_say_and_hears_the_answer(
+    functions: list[Callable[..., Any]], asked: list[type[Intent]], said: str
+) -> None:
+    with pytest.raises(ChoreographyError, match=said):
+        Participant("parcel", *functions).check_asks(asked)
+
+
+def test_each_intent_may_be_asked_by_several_reactions_and_have_the_same_answer() -> None:
+    Participant("parcel", asking, answered, asking_again).check_asks([Ask, AskAgain])
+
+
+class OrderPlacedElsewhere(OrderPlaced):
+    """The same type and version again."""
+
+
+class Sweep(Command):
+    type: ClassVar[str] = "shelf.tidy"
+
+
+def elsewhere(event: OrderPlacedElsewhere, parcel: Parcel) -> PaymentVoided:
+    raise NotImplementedError
+
+
+def sweep(command: Sweep, parcel: Parcel) -> PaymentVoided:
+    raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "said"),
+    [
+        (plain, elsewhere, r"common.events.OrderPlaced and .*\.OrderPlacedElsewhere have the type"),
+        (tidy, sweep, r"test_choreography.Tidy and .*\.Sweep have the type 'shelf.tidy' and"),
+    ],
+    ids=["an event of one version", "a command"],
+)
+def test_two_classes_of_one_type_are_refused_with_both_places(
+    one: Callable[..., Any], other: Callable[..., Any], said: str
+) -> None:
+    with pytest.raises(ChoreographyError, match=said):
+        Choreography([Participant("parcel", one), Participant("shelf", other)])
+    with pytest.raises(ChoreographyError, match=said):
+        Choreography([Participant("parcel", one, other)])
+
+
+def test_a_class_that_nobody_uses_is_in_nobodys_way() -> None:
+    graph = Choreography([Participant("parcel", plain), Participant("shelf", tidy)])
+
+    assert OrderPlaced in graph.events
 
 
 def test_a_participant_knows_what_it_takes_gives_and_keeps() -> None:
@@ -404,7 +478,7 @@ class ParcelSeen(Event):
     private: ClassVar[bool] = True
 
 
-def ride_too(command: errands.StartRide, shelf: Shelf) -> None:
+def ride_too(command: errands.StartRide, shelf: Shelf) -> StockReleased:
     raise NotImplementedError
 
 
@@ -412,7 +486,7 @@ def greet(event: OrderPlaced, parcel: Parcel) -> Wave:
     raise NotImplementedError
 
 
-def wave_back(command: Wave, shelf: Shelf) -> None:
+def wave_back(command: Wave, shelf: Shelf) -> StockReleased:
     raise NotImplementedError
 
 
@@ -424,7 +498,7 @@ def nudge_as_before(event: OrderPlaced, parcel: Parcel) -> NudgeV1:
     raise NotImplementedError
 
 
-def move(command: Nudge, shelf: Shelf) -> None:
+def move(command: Nudge, shelf: Shelf) -> StockReleased:
     raise NotImplementedError
 
 
@@ -432,7 +506,7 @@ def see(event: OrderPlaced, parcel: Parcel) -> ParcelSeen | None:
     raise NotImplementedError
 
 
-def pry(event: ParcelSeen, shelf: Shelf) -> None:
+def pry(event: ParcelSeen, shelf: Shelf) -> StockReleased:
     raise NotImplementedError
 
 

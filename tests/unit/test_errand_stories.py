@@ -115,14 +115,14 @@ def recorded(envelope: Envelope[Any], key: str = "") -> Fact | Stray:
     record = Record(
         0, EVENTS_EXCHANGE, key or envelope.routing_key, envelope.id, NOW, envelope.to_bytes()
     )
-    return judge(record, 1)
+    return judge(record, 1, GRAPH)
 
 
 def test_the_history_keeps_a_command_from_its_sender_and_can_read_it() -> None:
     kept = recorded(errands.told_to_ride("a"))
 
     assert isinstance(kept, Fact)
-    envelope = decoded(kept)
+    envelope = decoded(kept, GRAPH)
     assert envelope is not None
     assert envelope.data == errands.StartRide(errand="a")
 

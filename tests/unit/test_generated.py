@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from common.choreography import Choreography, Participant, State
-from common.events import PaymentRefunded, StockAdded, StockReleased
+from common.events import PaymentRefunded, PaymentVoided, StockAdded, StockReleased
 from common.message import Event
 from common.messaging.definitions import Definitions, definitions
 from common.messaging.permissions import users_of
@@ -120,10 +120,10 @@ class _Refunds(State):
     """How many refunds were seen."""
 
 
-def count(event: PaymentRefunded, refunds: _Refunds) -> None: ...
+def count(event: PaymentRefunded, refunds: _Refunds) -> StockAdded | None: ...
 
 
-def restock(event: StockReleased, refunds: _Refunds) -> StockAdded | None: ...
+def restock(event: StockReleased, refunds: _Refunds) -> PaymentVoided | None: ...
 
 
 def test_the_definitions_file_holds_no_secret() -> None:
@@ -149,7 +149,12 @@ def test_an_event_in_a_signature_is_a_binding_and_a_permission_and_nothing_else_
     permissions = [(old, new) for old, new in _topic_permissions(before, after) if old != new]
 
     assert [(new["user"], new["exchange"], new["write"]) for _, new in permissions] == [
-        ("audit", "saga.events", r"^(stock\.added\.high|stock\.added\.normal)$")
+        (
+            "audit",
+            "saga.events",
+            r"^(stock\.added\.high|stock\.added\.normal|"
+            r"payment\.voided\.high|payment\.voided\.normal)$",
+        )
     ]
     assert after == before
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from common.events import CancellationReason, OrderCancelled, OrderConfirmed
 from common.message import Event, Priority
-from history_service.domain import OrderView, Payment, Status, Stock, view_of
+from history_service.domain import OrderView, Payment, Status, Stock
+from history_service.orders import ORDER_VIEW
 from inventory_service.domain import AddStock
 from order_service.domain import CancelOrder
 from tests.play import Play, confirmed, declined, out_of_stock
@@ -68,7 +69,7 @@ LIVES: dict[Callable[[Play], str], tuple[Status, Stock, Payment]] = {
 
 
 def folded(played: Play, order: str) -> OrderView:
-    return view_of(order, ((event.data, event.time) for event in played.about(order)))
+    return ORDER_VIEW.of(order, ((event.data, event.time) for event in played.about(order)))
 
 
 @pytest.mark.parametrize("life", LIVES)
@@ -113,7 +114,7 @@ def test_the_order_in_which_events_come_makes_no_difference(
     mixed = played.about(order)
     random.shuffle(mixed)
 
-    assert view_of(order, ((e.data, e.time) for e in mixed)) == folded(played, order)
+    assert ORDER_VIEW.of(order, ((e.data, e.time) for e in mixed)) == folded(played, order)
 
 
 @pytest.mark.parametrize("held_back", ["order.placed", "order.cancelled", "stock.released"])
@@ -122,7 +123,7 @@ def test_an_order_is_not_settled_while_something_is_missing(held_back: str) -> N
     order = declined(played)
     told = [(e.data, e.time) for e in played.about(order) if e.type != held_back]
 
-    assert view_of(order, told).settled == (held_back == "order.placed")
+    assert ORDER_VIEW.of(order, told).settled == (held_back == "order.placed")
 
 
 def test_an_order_ends_once_and_the_first_end_counts() -> None:
@@ -133,8 +134,8 @@ def test_an_order_ends_once_and_the_first_end_counts() -> None:
     )
     told = [(end, NOW), (other, NOW + TICK)]
 
-    assert view_of(str(order), told).status is Status.CONFIRMED
-    assert view_of(str(order), reversed(told)) == view_of(str(order), told)
+    assert ORDER_VIEW.of(str(order), told).status is Status.CONFIRMED
+    assert ORDER_VIEW.of(str(order), reversed(told)) == ORDER_VIEW.of(str(order), told)
 
 
 @for_all(told=st.lists(st.tuples(events, moments), max_size=8))

@@ -99,10 +99,15 @@ class Letter(State):
     pass
 
 
-def regret(event: OrderCancelled, letter: Letter) -> None: ...
+class LetterSent(Event):
+    type: ClassVar[str] = "letter.sent"
+    final: ClassVar[bool] = True
 
 
-def congratulate(event: OrderConfirmed, letter: Letter) -> None: ...
+def regret(event: OrderCancelled, letter: Letter) -> LetterSent | None: ...
+
+
+def congratulate(event: OrderConfirmed, letter: Letter) -> LetterSent | None: ...
 
 
 def test_a_reaction_to_a_cancellation_that_undoes_nothing_is_no_compensation() -> None:
@@ -141,14 +146,14 @@ class ParcelLostV1(Event):
 def lose(event: PaymentDeclined, letter: Letter) -> ParcelLostV1: ...  # type: ignore[empty-body]
 
 
-def search(event: ParcelLost, letter: Letter) -> None: ...
+def search(event: ParcelLost, letter: Letter) -> LetterSent | None: ...
 
 
 def test_versions_of_an_event_are_one_node() -> None:
     graph = Choreography([Participant("post", lose), Participant("search", search)])
     flow = Flow(graph)
 
-    assert graph.events == (ParcelLost, PaymentDeclined)
+    assert graph.events == (LetterSent, ParcelLost, PaymentDeclined)
     assert [s.name for s in flow.publishers(ParcelLost)] == ["post.lose"]
     assert flow.preceding[ParcelLost] == [flow.steps[0]]
     assert [s.name for s in flow.takers(ParcelLost)] == ["search.search"]

@@ -19,10 +19,10 @@ from common.choreography import Choreography, Participant, State
 from common.envelope import Decoder, schema_uri, wrap
 from common.events import OrderCancelled
 from common.kernel.step import react
-from common.message import Command, Decided, Event, Priority
+from common.message import Command, Decided, Event, Priority, versions_of
 from saga.cli import app
 from saga.discovery import choreography
-from saga.schemas.export import schema_files, schema_of, travelling, versions_of
+from saga.schemas.export import schema_files, schema_of, travelling
 from saga.schemas.registry import RegistryError, problems, release
 from tests.unit.given import NOW
 
@@ -286,24 +286,24 @@ class OrderCrate(SendCrate):
     weight_grams: int
 
 
-def order(command: OrderCrate, crate: Crate) -> None:
+def order(command: OrderCrate, crate: Crate) -> CrateSentV1:
     raise NotImplementedError
 
 
 def test_what_others_may_have_left_out_of_a_command_cannot_be_required_of_them(
-    tmp_path: Path,
+    folder: Path,
 ) -> None:
     command = OrderCrate(crate="c", weight_grams=1)
     envelope = wrap(command, id="1", source="/shop", time=NOW, priority=Priority.NORMAL)
-    for folder, text in (
+    for part, text in (
         ("examples", envelope.to_bytes().decode()),
         ("released", json.dumps(with_a_default(schema_of(OrderCrate)))),
     ):
-        file = tmp_path / folder / "crate.order" / "v1.json"
+        file = folder / part / "crate.order" / "v1.json"
         file.parent.mkdir(parents=True)
         file.write_text(text)
 
-    assert said(tmp_path, order) == [
+    assert said(folder, order) == [
         "crate.order v1: what the last release published is refused: "
         "weight_grams: may be left out, where it is required"
     ]

@@ -9,6 +9,7 @@ from common.messaging.frames import Delivery, Field
 from common.messaging.stream import StreamError, record_of
 from common.messaging.topology import EVENTS_EXCHANGE
 from history_service.store import Stray, judge, key
+from tests.stores import GRAPH
 
 OFFSET = "x-stream-offset"
 
@@ -33,7 +34,7 @@ def test_what_has_no_offset_is_from_no_stream() -> None:
 def test_an_entry_whose_headers_cannot_be_read_is_a_stray_after_the_one_before() -> None:
     record = record_of(came(frames.table_of([], b"\x01aQ" + b"\xff" * 40)), 6)
     assert (record.offset, record.body) == (7, b"body")
-    stray = judge(record, 1)
+    stray = judge(record, 1, GRAPH)
     assert isinstance(stray, Stray)
     assert (stray.reason, stray.body) == ("unreadable", b"body")
     assert "cannot be read beyond byte 0" in stray.detail
@@ -46,7 +47,7 @@ def test_what_is_kept_of_a_stray_fits_into_its_columns() -> None:
         "message_id": b"\xff" + odd,
     }
     delivery = Delivery(1, False, EVENTS_EXCHANGE, "\\xff" * 255, frames.join(values), b"\x00")
-    stray = judge(record := record_of(delivery, 6), 1)
+    stray = judge(record := record_of(delivery, 6), 1, GRAPH)
     assert isinstance(stray, Stray)
     assert len(stray.routing_key) == 255
     assert len(key(record)) <= 255

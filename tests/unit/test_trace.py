@@ -599,6 +599,7 @@ def test_what_cannot_be_read_and_what_a_person_corrected_is_in_the_sequence_too(
     assert ("payment", "stock.reserved again, corrected by a person") in [
         (row.participant, row.label) for row in rows
     ]
+    assert story.view is not None
     assert story.view.sequence == 4
 
 
