@@ -7,12 +7,12 @@ import os
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from saga.backup import BackupError
-from saga.backup.parts import DEAD_LETTERS, PROVIDER
+from saga.backup.parts import DEAD_LETTERS, OUTSIDE
 from saga.deployment import write_secret
 
 MANIFEST: Final = "backup.json"
@@ -68,17 +68,28 @@ class Manifest(_Document):
     place: StreamPlace | None = None
     dead_letters: Copied | None = None
     """The operator's store, if there is one."""
-    provider: Copied | None = None
-    """The ledger of the payment provider's sandbox: the outside's, and only ever put where there
-    is none."""
+    outside: dict[str, Copied] = {}
+    """By name, the books that an outside keeps beside us: they are not ours, and only ever put
+    where there are none."""
 
     @property
     def copies(self) -> Iterator[tuple[str, Copied]]:
         """Every copy there is, with its name."""
         yield from self.databases.items()
-        for name, copied in ((DEAD_LETTERS, self.dead_letters), (PROVIDER, self.provider)):
-            if copied is not None:
-                yield name, copied
+        if self.dead_letters is not None:
+            yield DEAD_LETTERS, self.dead_letters
+        for name, copied in self.outside.items():
+            yield f"{OUTSIDE}/{name}", copied
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_before(cls, given: Any) -> Any:
+        """Of before there were several outsides."""
+        if isinstance(given, dict) and "provider" in given:
+            given = dict(given)
+            ledger = given.pop("provider")
+            given["outside"] = {"provider": ledger} if ledger else {}
+        return given
 
     @property
     def size(self) -> int:

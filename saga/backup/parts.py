@@ -20,8 +20,8 @@ from saga.discovery import services
 
 DEAD_LETTERS: Final = "dead_letters"
 """The operator's store, by the name that it has in a backup."""
-PROVIDER: Final = "provider"
-"""The ledger of the payment provider's sandbox, which is the outside's."""
+OUTSIDE: Final = "outside"
+"""The folder of a backup with the outsides' books, and how their names there begin."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,15 +37,13 @@ from common.messaging.stream import StreamError, last_offset
 from common.messaging.topology import HISTORY_STREAM
 from common.urls import printable, sqlite_url
 from notification_service.domain import PARTICIPANT as NOTIFICATION
-from payment_service.domain import PARTICIPANT as PAYMENT
-from payment_service.gateway import ledger_file
 from saga.backup import BackupError, programs
 from saga.backup.check import check
 from saga.backup.manifest import MANIFEST, Copied, Manifest, Progress, digest_of, sync
 from saga.backup.outside import Asked, orders_in, orders_mailed, put_asked, put_unsure
-from saga.backup.parts import PROVIDER, Part, parts
+from saga.backup.parts import Part, parts
 from saga.broker import NODE_FOLDER
-from saga.deployment import FILE_NAME, Deployment, dead_letters_url_in
+from saga.deployment import FILE_NAME, Deployment, dead_letters_url_in, outside_urls_in
 from saga.discovery import saga
 from saga.history.outside import memory_of
 from saga.history.sources import tables_of
@@ -79,8 +77,8 @@ class Target:
     """Where mails are kept; by default `mail` in the folder."""
     dead_letters_url: str = ""
     """By default a file in the folder."""
-    sandbox_url: str = ""
-    """The ledger of the payment provider's sandbox; by default a file in the folder."""
+    outside_urls: Mapping[str, str] = field(default_factory=dict)
+    """Keyed by outside, where its books are; by default in files in the folder."""
     broker_url: str = ""
     """The broker that services will use, where it is known."""
 
@@ -94,7 +92,9 @@ class Restored:
     mails_unsure: int
     """Orders whose mail is for a person to decide on, once they end."""
     ledger_known: bool
-    """Whether the provider's ledger was there: the backup's copy knows no later answer."""
+    """Whether the outsides' books were there: the backup's copies know no later answer."""
+    unknown: tuple[str, ...] = ()
+    """Outsides without books to read and idempotency keys: what they did since is not known."""
 
 
 async def restore(
@@ -132,11 +132,13 @@ async def restore(
                 await _put(backup / copied.file, copied, places[name])
             if (store := manifest.dead_letters) is not None:
                 await _put(backup / store.file, store, target.dead_letters_url)
-            sandbox = ledger_file(target.sandbox_url)
-            if ledger and (books := manifest.provider) is not None and not sandbox.exists():
-                _note(target.folder, mark, _LEDGER_COPIED)
-                await _put(backup / books.file, books, target.sandbox_url)
-            ledger_known = sandbox.is_file() and _LEDGER_COPIED not in _noted(target.folder)
+            for name, books in manifest.outside.items() if ledger else ():
+                place = target.outside_urls.get(name)
+                if place is not None and not sqlite_file(place).exists():
+                    _note(target.folder, mark, _LEDGER_COPIED)
+                    await _put(backup / books.file, books, place)
+            known_books = all(sqlite_file(url).is_file() for url in target.outside_urls.values())
+            ledger_known = known_books and _LEDGER_COPIED not in _noted(target.folder)
             asked, mails_unsure = await _look_outside(target, manifest, known, places)
         end_restore(target.folder)
         sync(target.folder)
@@ -145,7 +147,12 @@ async def restore(
             f"cannot write in {target.folder}: {error.strerror or error}; run this again once that "
             f"is mended"
         ) from error
-    return Restored(manifest, asked, mails_unsure, ledger_known)
+    unknown = tuple(
+        outside.name
+        for outside in saga().outside
+        if not outside.idempotent and outside.asked_by != NOTIFICATION.name
+    )
+    return Restored(manifest, asked, mails_unsure, ledger_known, unknown)
 
 
 # --- what is refused ---------------------------------------------------------------------------
@@ -175,7 +182,7 @@ async def _resolved(target: Target) -> Target:
         target.database_urls,
         target.mail_folder or folder / MAIL_FOLDER,
         target.dead_letters_url or dead_letters_url_in(folder),
-        target.sandbox_url or sqlite_url(folder / f"{PROVIDER}.db"),
+        {**outside_urls_in(folder, saga().outside), **target.outside_urls},
     )
     if not (folder / FILE_NAME).exists():
         return found
@@ -189,7 +196,7 @@ async def _resolved(target: Target) -> Target:
         found,
         database_urls={**deployment.database_urls, **target.database_urls},
         dead_letters_url=deployment.dead_letters_url or found.dead_letters_url,
-        sandbox_url=target.sandbox_url or deployment.outside_urls[PROVIDER],
+        outside_urls={**found.outside_urls, **deployment.outside_urls, **target.outside_urls},
         broker_url=target.broker_url or deployment.amqp_url,
     )
 
@@ -391,14 +398,22 @@ async def _look_outside(
     many orders' mails are for a person to decide on."""
     asked = Asked()
     orders: set[str] = set()
-    if ledger_file(target.sandbox_url).is_file() and PAYMENT.name in places:
-        urls = {PROVIDER: target.sandbox_url}
-        outside = await asyncio.to_thread(memory_of, saga(), PAYMENT.name, urls)
+    here = saga()
+    for participant in here.participants:
+        name = participant.name
+        files = [
+            sqlite_file(target.outside_urls[outside.name])
+            for outside in here.asked_by(name)
+            if outside.memory is not None and outside.name in target.outside_urls
+        ]
+        if name not in places or not files or not all(file.is_file() for file in files):
+            continue
+        outside = await asyncio.to_thread(memory_of, here, name, target.outside_urls)
         orders |= {*outside.keys}
-        asked = await _write(
-            places[PAYMENT.name],
-            tables_of(PAYMENT.name),
-            lambda connection: put_asked(connection, PAYMENT, tables_of(PAYMENT.name), outside),
+        put = partial(put_asked, participant=participant, tables=tables_of(name), outside=outside)
+        more = await _write(places[name], tables_of(name), put)
+        asked = Asked(
+            (*asked.subjects, *more.subjects), (*asked.contradictions, *more.contradictions)
         )
     unsure = 0
     if NOTIFICATION.name in places:

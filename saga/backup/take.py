@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Final, Self
 
 from common.kernel.database import sqlite_file
-from payment_service.gateway import ledger_file
 from saga.backup import BackupError
 from saga.backup.cut import SqliteView, View, cut, view_of
 from saga.backup.manifest import (
@@ -25,12 +24,11 @@ from saga.backup.manifest import (
     digest_of,
     sync,
 )
-from saga.backup.parts import DEAD_LETTERS, PROVIDER, Part, Standing, parts
+from saga.backup.parts import DEAD_LETTERS, OUTSIDE, Part, Standing, parts
 from saga.deployment import dead_letters_url_in
 from saga.history.sources import Sources
 
 DISTRIBUTION: Final = "order-saga"
-OUTSIDE_FOLDER: Final = "outside"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +38,8 @@ class Whole:
     database_urls: Mapping[str, str]
     """Keyed by service."""
     dead_letters_url: str
-    sandbox_url: str
+    outside_urls: Mapping[str, str]
+    """Keyed by outside."""
 
     @classmethod
     def of(cls, folder: Path) -> Self:
@@ -51,7 +50,7 @@ class Whole:
         return cls(
             sources.database_urls,
             store or dead_letters_url_in(folder),
-            sources.outside_urls[PROVIDER],
+            sources.outside_urls,
         )
 
 
@@ -81,10 +80,11 @@ async def _take(whole: Whole, folder: Path, progress: Progress) -> Manifest:
         if sqlite_file(whole.dead_letters_url).is_file():
             store = SqliteView(whole.dead_letters_url)
             views[DEAD_LETTERS] = await stack.enter_async_context(store.opened())
-        if ledger_file(whole.sandbox_url).is_file():
-            # Its books are not ours to lock, and are never behind those that asked it before.
-            ledger = SqliteView(whole.sandbox_url, locked=False)
-            views[PROVIDER] = await stack.enter_async_context(ledger.opened())
+        for name, url in whole.outside_urls.items():
+            if sqlite_file(url).is_file():
+                # Its books are not ours to lock, and are never behind those that asked it before.
+                books = SqliteView(url, locked=False)
+                views[f"{OUTSIDE}/{name}"] = await stack.enter_async_context(books.opened())
         made = await cut(views)
         copies: dict[str, Copied] = {}
         place: StreamPlace | None = None
@@ -101,7 +101,11 @@ async def _take(whole: Whole, folder: Path, progress: Progress) -> Manifest:
         databases={name: copies[name] for name in whole.database_urls},
         place=place,
         dead_letters=copies.get(DEAD_LETTERS),
-        provider=copies.get(PROVIDER),
+        outside={
+            name: copied
+            for name in whole.outside_urls
+            if (copied := copies.get(f"{OUTSIDE}/{name}")) is not None
+        },
     )
     manifest.save(folder)
     return manifest
@@ -127,9 +131,9 @@ def _place(standing: Standing) -> StreamPlace | None:
 async def _copy(
     view: View, folder: Path, name: str, standing: Standing | None, progress: Progress
 ) -> Copied:
-    where = folder / OUTSIDE_FOLDER if name == PROVIDER else folder
+    file = folder / f"{name}{SUFFIXES[view.kind]}"
+    where = file.parent
     where.mkdir(mode=0o700, exist_ok=True)
-    file = where / f"{name}{SUFFIXES[view.kind]}"
     await view.copy(file, progress)
     sync(where)
     return Copied(

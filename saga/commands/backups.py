@@ -168,6 +168,7 @@ def _as_json(restored: Restored) -> dict[str, Any]:
         "contradictions": list(restored.asked.contradictions),
         "mails_unsure": restored.mails_unsure,
         "ledger_known": restored.ledger_known,
+        "unknown": list(restored.unknown),
     }
 
 
@@ -179,13 +180,18 @@ def _tell_restored(restored: Restored) -> None:
     out().print(f"restored as of {taken_at}: {', '.join(manifest.databases)}")
     if asked.subjects:
         out().print(
-            f"charges and refunds that the payment provider knows and the backup does not: "
+            f"questions that outsides know and the backup does not: "
             f"{len(asked.subjects)}; they are settled under their old keys"
         )
     if not restored.ledger_known:
         remark(
-            "the payment provider's ledger is not here, or only the backup's copy: what it was "
-            "asked since the backup is found out when it is asked again"
+            "the outsides' books are not here, or only the backup's copies: what they were asked "
+            "since the backup is found out when they are asked again"
+        )
+    for name in restored.unknown:
+        remark(
+            f"{name} keeps no idempotency keys: what it was asked since the backup may be asked "
+            f"again, and then has its effect twice"
         )
     for line in asked.contradictions[:LISTED_MAX]:
         remark(line)

@@ -486,7 +486,7 @@ def test_what_is_restored_is_what_was_there(folder: Path, backup: Path) -> None:
     assert (target / "dead_letters.db").is_file()
     assert not (target / RESTORING).exists()
     assert not (target / "provider.db").exists(), "the outside's books are not ours to bring back"
-    assert "the payment provider's ledger is not here" in done.stderr
+    assert "the outsides' books are not here" in done.stderr
 
 
 def test_the_ledger_is_put_back_where_it_is_asked_for_and_there_is_none(
@@ -496,7 +496,7 @@ def test_the_ledger_is_put_back_where_it_is_asked_for_and_there_is_none(
     done = saga("restore", str(backup), "--into", str(target), "--with-ledger")
     assert done.returncode == 0, done.stderr
     assert (target / "provider.db").is_file()
-    assert "or only the backup's copy: what it was asked since the backup is found" in done.stderr
+    assert "or only the backup's copies: what they were asked since the backup is found" in done.stderr
 
     other = backup.parent / "other"
     other.mkdir()
@@ -738,7 +738,7 @@ def test_databases_on_a_server_are_restored_into_empty_ones_on_a_server(
 
     asyncio.run(fill())
     nowhere = sqlite_url(tmp_path / "none.db")
-    asyncio.run(take(Whole(urls, nowhere, nowhere), tmp_path / "backup"))
+    asyncio.run(take(Whole(urls, nowhere, {"provider": nowhere}), tmp_path / "backup"))
     again = servers()
     given = [word for name, url in again.items() for word in ("--database-url", f"{name}={url}")]
     target = tmp_path / "again"
