@@ -244,7 +244,8 @@ async def test_an_order_is_shown_as_it_was(system: System) -> None:
 
 BAD_QUESTIONS: dict[str, tuple[list[str], str]] = {
     "an order nobody knows": (["trace", "9b695b7c-423b-5f77-b29e-1b10bc1cc6cc"], "nobody knows"),
-    "no order's id": (["trace", "17"], "'order': "),
+    "nothing that it knows": (["trace", "17"], "nobody knows '17'"),
+    "nothing to be known": (["trace", "a\nb"], "is nothing that an event may be about"),
     "no format": (["trace", "9b695b7c-423b-5f77-b29e-1b10bc1cc6cc", "--format", "png"], "png"),
     "no time": (
         ["show", "9b695b7c-423b-5f77-b29e-1b10bc1cc6cc", "--at", "noon"],
