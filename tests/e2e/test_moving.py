@@ -109,6 +109,14 @@ def test_its_subjects_are_shown_traced_and_verified(town: Town) -> None:
     assert (stuck.returncode, stuck.stdout.strip()) == (0, "nothing is overdue")
 
 
+def test_it_is_backed_up_with_the_books_of_both_outsides(town: Town, tmp_path: Path) -> None:
+    backup = tmp_path / "backup"
+
+    assert town.saga("backup", str(backup)).returncode == 0
+    assert saga("backup", str(backup), "--check", SAGA=SAGA).returncode == 0
+    assert {path.name for path in (backup / "outside").iterdir()} == {"rental.db", "agency.db"}
+
+
 def test_who_asks_is_rebuilt_in_the_middle_of_its_question(town: Town, tmp_path: Path) -> None:
     mute = town.folder / "mute"
     mute.touch()
