@@ -109,6 +109,35 @@ def test_its_subjects_are_shown_traced_and_verified(town: Town) -> None:
     assert (stuck.returncode, stuck.stdout.strip()) == (0, "nothing is overdue")
 
 
+@pytest.mark.parametrize(
+    ("planted", "line"),
+    [
+        ("NO_INVARIANT", "not covered: no invariant reads Van of van"),
+        ("BOOKS_UNREAD", "not covered: the books of rental cannot be read"),
+    ],
+)
+def test_reconcile_does_not_say_fine_about_what_nothing_looks_at(
+    town: Town, planted: str, line: str
+) -> None:
+    named = f"tests.moving.planted:{planted}"
+
+    done = saga("reconcile", "--data-dir", str(town.folder), SAGA=named)
+
+    assert done.returncode == 1
+    assert line in done.stdout
+    assert "the books are right" not in done.stdout
+
+
+def test_who_asks_is_not_rebuilt_from_books_that_cannot_be_read(town: Town, tmp_path: Path) -> None:
+    into = ("--into", f"sqlite:///{tmp_path / 'van.db'}")
+    named = "tests.moving.planted:BOOKS_UNREAD"
+
+    done = saga("history", "rebuild", "van", *into, "--data-dir", str(town.folder), SAGA=named)
+
+    assert done.returncode != 0
+    assert "van asks rental, whose books cannot be read" in done.stderr
+
+
 def test_it_is_backed_up_with_the_books_of_both_outsides(town: Town, tmp_path: Path) -> None:
     backup = tmp_path / "backup"
 

@@ -496,7 +496,9 @@ def test_the_ledger_is_put_back_where_it_is_asked_for_and_there_is_none(
     done = saga("restore", str(backup), "--into", str(target), "--with-ledger")
     assert done.returncode == 0, done.stderr
     assert (target / "provider.db").is_file()
-    assert "or only the backup's copies: what they were asked since the backup is found" in done.stderr
+    assert (
+        "or only the backup's copies: what they were asked since the backup is found" in done.stderr
+    )
 
     other = backup.parent / "other"
     other.mkdir()
