@@ -9,8 +9,9 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Protocol, Self, TypeVar
+from typing import Generic, Protocol, Self, TypeVar
 
+from common.asking import Phase
 from common.choreography import State
 from common.kernel.groups import Ask
 from common.message import Intent
@@ -195,10 +196,10 @@ def read(kind: type[BK], url: str) -> BK:
     return kind(tuple(map(_booking, rows)))
 
 
-class VanMemory:
-    """What the rental remembers; see `saga.outside.Memory`."""
+class _Memory(Generic[BK]):
+    """What somebody remembers; see `saga.outside.Memory`."""
 
-    def __init__(self, books: VanBookings) -> None:
+    def __init__(self, books: BK) -> None:
         self._bookings = {booking.key: booking for booking in books}
 
     @property
@@ -207,11 +208,12 @@ class VanMemory:
 
     def asked(self, state: State) -> Intent | None:
         booking = self._bookings.get(state.key)
-        if booking is None or not isinstance(state, Van):
+        if booking is None or not isinstance(state, Van | Crew):
             return None
-        if state.phase == "new":
-            return BookVan(move=state.key, size=booking.size)
-        return ReturnVan(move=state.key) if state.phase == "taken" and booking.let_go else None
+        if state.phase is Phase.NEW:
+            return self._book(state.key, booking.size)
+        given_back = state.phase is Phase.TAKEN and booking.let_go
+        return self._let_go(state.key) if given_back else None
 
     def taken_back(self, state: State) -> Intent | None:
         return None
@@ -219,27 +221,28 @@ class VanMemory:
     def contradiction(self, state: State) -> str | None:
         return None
 
+    def _book(self, move: str, size: Size) -> Intent:
+        raise NotImplementedError
 
-class CrewMemory:
-    """What the agency remembers; see `saga.outside.Memory`."""
+    def _let_go(self, move: str) -> Intent:
+        raise NotImplementedError
 
-    def __init__(self, books: CrewBookings) -> None:
-        self._bookings = {booking.key: booking for booking in books}
 
-    @property
-    def keys(self) -> Collection[str]:
-        return self._bookings.keys()
+class VanMemory(_Memory[VanBookings]):
+    """The rental's."""
 
-    def asked(self, state: State) -> Intent | None:
-        booking = self._bookings.get(state.key)
-        if booking is None or not isinstance(state, Crew):
-            return None
-        if state.phase == "new":
-            return BookCrew(move=state.key, size=booking.size)
-        return ReleaseCrew(move=state.key) if state.phase == "taken" and booking.let_go else None
+    def _book(self, move: str, size: Size) -> Intent:
+        return BookVan(move=move, size=size)
 
-    def taken_back(self, state: State) -> Intent | None:
-        return None
+    def _let_go(self, move: str) -> Intent:
+        return ReturnVan(move=move)
 
-    def contradiction(self, state: State) -> str | None:
-        return None
+
+class CrewMemory(_Memory[CrewBookings]):
+    """The agency's."""
+
+    def _book(self, move: str, size: Size) -> Intent:
+        return BookCrew(move=move, size=size)
+
+    def _let_go(self, move: str) -> Intent:
+        return ReleaseCrew(move=move)

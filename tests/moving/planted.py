@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Final, get_type_hints
+from typing import Final
 
 from common.asking import Phase
 from common.choreography import Participant
@@ -30,22 +30,7 @@ from tests.moving.move.domain import GiveUpMove, Move, Stage
 from tests.moving.van import domain as van
 from tests.moving.van.domain import PARTICIPANT as VAN
 from tests.moving.van.domain import RentalAnswered, ReturnVan, SettleVan, Van
-
-
-def swapped(participant: Participant, *instead: Callable[..., Any]) -> Participant:
-    """The participant with these functions for the reactions of the same names."""
-    names = {function.__name__: function for function in instead}
-    assert names.keys() <= {reaction.name for reaction in participant.reactions}
-    functions = [names.get(reaction.name, reaction.function) for reaction in participant.reactions]
-    return Participant(participant.name, *functions, package=participant.package)
-
-
-def without(participant: Participant, name: str) -> Participant:
-    """The participant without one of its reactions."""
-    functions = [r.function for r in participant.reactions if r.name != name]
-    assert len(functions) < len(participant.reactions)
-    return Participant(participant.name, *functions, package=participant.package)
-
+from tests.swapping import retyped, swapped, without
 
 PLANTED: Final[dict[str, Callable[[], Saga]]] = {}
 """Mistakes that `saga verify` has to find."""
@@ -149,21 +134,6 @@ def an_answer_is_dropped() -> Participant:
 # --- what is due ----------------------------------------------------------------------------------
 
 
-def _retyped(kind: type[Move]) -> Participant:
-    """The mover with states of this kind."""
-
-    def taking(function: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(function)
-        def reaction(*arguments: Any) -> Any:
-            return function(*arguments)
-
-        hints = get_type_hints(function)
-        reaction.__annotations__ = {n: kind if h is Move else h for n, h in hints.items()}
-        return reaction
-
-    return Participant("move", *(taking(r.function) for r in MOVE.reactions), package=MOVE.package)
-
-
 class _NeverDue(Move):
     __slots__ = ()
 
@@ -181,12 +151,12 @@ class _DueAgain(Move):
 
 @planted
 def nothing_is_due() -> Participant:
-    return _retyped(_NeverDue)
+    return retyped(MOVE, Move, _NeverDue)
 
 
 @planted
 def it_is_due_again_and_again() -> Participant:
-    return _retyped(_DueAgain)
+    return retyped(MOVE, Move, _DueAgain)
 
 
 @planted

@@ -44,7 +44,7 @@ from tests.errands import (
     asked,
     told_to_ride,
 )
-from tests.unit.twins import swapped
+from tests.swapping import swapped
 
 # --- the real ones ------------------------------------------------------------------------------
 

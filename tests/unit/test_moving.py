@@ -28,9 +28,9 @@ from tests.moving.planted import (
     BOOKS_UNREAD,
     NOBODY_ANSWERS,
     PLANTED,
-    without,
 )
 from tests.moving.van.domain import PARTICIPANT as VAN
+from tests.swapping import without
 
 SEEDS = 12
 

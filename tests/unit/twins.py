@@ -10,9 +10,9 @@ import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, Protocol, Self, get_type_hints
+from typing import Any, Protocol, Self
 
-from common.choreography import Participant, State
+from common.choreography import Participant
 from common.due import Due
 from common.events import (
     OrderCancelled,
@@ -50,6 +50,7 @@ from payment_service.domain import (
 from payment_service.ledger import Ledger
 from saga.outside import Desk, Outside
 from saga.verify import Model, model_of
+from tests.swapping import retyped, swapped
 
 
 @dataclass(frozen=True)
@@ -96,30 +97,6 @@ def twin(
         return model
 
     return decorate
-
-
-def swapped(participant: Participant, *instead: Callable[..., Any]) -> Participant:
-    """The participant with these functions for the reactions of the same names."""
-    names = {function.__name__: function for function in instead}
-    assert names.keys() <= {reaction.name for reaction in participant.reactions}
-    functions = [names.get(reaction.name, reaction.function) for reaction in participant.reactions]
-    return Participant(participant.name, *functions, package=participant.package)
-
-
-def retyped(participant: Participant, kind: type[State], instead: type[State]) -> Participant:
-    """The participant with states of another kind for those of one."""
-
-    def taking(function: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(function)
-        def reaction(*arguments: Any) -> Any:
-            return function(*arguments)
-
-        hints = get_type_hints(function)
-        reaction.__annotations__ = {n: instead if h is kind else h for n, h in hints.items()}
-        return reaction
-
-    functions = (taking(r.function) for r in participant.reactions)
-    return Participant(participant.name, *functions, package=participant.package)
 
 
 # --- order --------------------------------------------------------------------------------------
