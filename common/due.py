@@ -23,8 +23,13 @@ class Due(Generic[C]):
 
     `at` is aware. `command` is about the state that says so, and its reaction takes that state
     first. The reaction has to lead to a state about which something else is due, or nothing.
+
+    `expected` says that this is how it goes on, as with a reminder, or a hold that lapses: until
+    then it is right that nothing happens. A deadline is not: what waits for it at rest has lost
+    something.
     """
 
     at: datetime
     command: C
     priority: Priority = Priority.NORMAL
+    expected: bool = False

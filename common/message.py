@@ -104,6 +104,8 @@ class Command(Message):
     outside, or from a participant one of whose reactions returns it. `senders` are the participants
     that its receiver believes; it refuses what any other one sends.
 
+    What `repeats` may be sent about one subject more than once.
+
     What participants send is kept in the history like an event, so its older versions have to be
     read. A command that only comes from outside is not kept, and has one version at a time.
     """
@@ -111,6 +113,7 @@ class Command(Message):
     type: ClassVar[str]
     version: ClassVar[int] = 1
     intake: ClassVar[bool] = False
+    repeats: ClassVar[bool] = False
     senders: ClassVar[tuple[str, ...]] = ()
 
     def upcast(self) -> Command:

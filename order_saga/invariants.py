@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from typing import Final
 
+from common.asking import Phase
 from common.events import (
     CancellationReason,
     HeldLine,
@@ -317,6 +318,21 @@ def held_not_confirmed(
                 yield order_id, f"it is {order.status}, but its stock is held"
 
 
+def mail_untrue(orders: States[Order], notifications: States[Notification]) -> Iterator[Broken]:
+    """A mail tells how its order ended."""
+    for order_id, notification in notifications.items():
+        status = orders.of(order_id).status
+        if notification.letter is not None and notification.letter.kind.value != status.value:
+            yield order_id, f"the mail tells that it is {notification.letter.kind}, it is {status}"
+
+
+def payment_unsettled(payments: States[Payment]) -> Iterator[Broken]:
+    """No payment is left in the middle of a question to the provider, known or not by events."""
+    for order_id, payment in payments.items():
+        if payment.phase in (Phase.ASKING, Phase.SETTLING, Phase.UNDOING):
+            yield order_id, f"the payment is {payment.status}"
+
+
 def not_mailed(
     ends: Events[OrderConfirmed | OrderCancelled],
     notifications: States[Notification],
@@ -428,6 +444,8 @@ AT_REST = (
     order_missing,
     charged_not_confirmed,
     held_not_confirmed,
+    payment_unsettled,
+    mail_untrue,
     not_mailed,
 )
 

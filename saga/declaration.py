@@ -125,6 +125,12 @@ class Saga:
             for kind in invariant.states
             if not any(issubclass(known, kind) or issubclass(kind, known) for known in states)
         ]
+        for kind in invariant.states:
+            if len(several := [s.__name__ for s in states if issubclass(s, kind)]) > 1:
+                raise SagaError(
+                    f"{invariant.where} reads States[{kind.__name__}], which is several kinds at "
+                    f"once: {', '.join(sorted(several))}; name the one that it is about"
+                )
         types = {event.type for event in self.choreography.events}
         strangers += [kind for kind in invariant.events if kind.type not in types]
         books = {type(outside.blank) for outside in self.outside}
@@ -187,17 +193,25 @@ class Saga:
 
     # --- what is not looked at ------------------------------------------------------------------
 
-    def unwatched(self) -> Iterator[str]:
+    def judged(self, *, really: bool) -> tuple[Invariant, ...]:
+        """The invariants that can be judged: all where outsides are simulated, and `really` those
+        that read no books but such as can be read."""
+        readable = {type(each.blank) for each in self.outside if each.read is not None}
+        return tuple(i for i in self.invariants if not really or readable.issuperset(i.books))
+
+    def unwatched(self, *, really: bool = False) -> Iterator[str]:
         """The states and the books that no invariant reads, and the questions that no outside is
-        said to take: nobody can say that all is well with them."""
-        read = {kind for invariant in self.invariants for kind in invariant.states}
+        said to take: nobody can say that all is well with them. On a system that `really` runs,
+        only what is `judged` there counts."""
+        judged = self.judged(really=really)
+        read = {kind for invariant in judged for kind in invariant.states}
         for participant in self.participants:
             for kind in participant.states:
                 if not any(issubclass(kind, watched) for watched in read):
                     yield f"no invariant reads {kind.__name__} of {participant.name}"
-        books = {kind for invariant in self.invariants for kind in invariant.books}
+        books = {kind for invariant in judged for kind in invariant.books}
         for outside in self.outside:
-            if type(outside.blank) not in books:
+            if type(outside.blank) not in books and not (really and outside.no_books):
                 yield f"no invariant reads the books of {outside.name}"
         for participant in self.participants:
             for intent in dict.fromkeys(i for r in participant.reactions for i in r.intends):

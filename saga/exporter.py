@@ -55,6 +55,7 @@ class Exporter(Collector):
         )
         self._participants = [p.name for p in choreography().participants]
         self._violations: Counter[str] = Counter()
+        self._not_covered = 0
         self._reconciled_at: float | None = None
         self._took_seconds = 0.0
         self._failures = 0
@@ -100,6 +101,7 @@ class Exporter(Collector):
                 log.warning("the books cannot be read: %s", error)
             else:
                 self._violations = Counter(found.rule for found in report.violations)
+                self._not_covered = len(report.not_covered)
                 self._took_seconds = time.monotonic() - started
                 self._reconciled_at = time.time()
             await asyncio.sleep(seconds)
@@ -159,6 +161,11 @@ class Exporter(Collector):
         for rule in books.rule_names(saga()):
             violations.add_metric((rule,), self._violations[rule])
         yield violations
+        yield GaugeMetricFamily(
+            "saga_reconcile_not_covered",
+            "What no invariant reads, or whose books cannot be read: nothing can be said of it.",
+            self._not_covered,
+        )
         yield GaugeMetricFamily(
             "saga_reconcile_timestamp_seconds",
             "When the last reconciliation ended that could read everything.",

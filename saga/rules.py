@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 from common.choreography import Choreography, Participant, State
@@ -15,7 +16,8 @@ from common.envelope import Envelope, source_of
 from common.kernel.fold import Fold, is_shared
 from common.message import Answer, Event, Role
 from saga.declaration import Saga
-from saga.graph.flow import Flow
+from saga.graph.flow import Flow, Step
+from saga.graph.sagas import extents_of
 from saga.view import Broken, Mark, View, Violation
 
 Explain = Callable[[str], str]
@@ -33,39 +35,147 @@ RULES: Final[Mapping[str, str]] = {
 """The rules that follow from roles."""
 
 
+@dataclass(frozen=True)
+class _Course:
+    """What may happen about one subject from its beginning to an end, as types of messages."""
+
+    ends: frozenset[str]
+    cancellations: frozenset[str]
+    undone_by: frozenset[tuple[str, frozenset[str]]]
+    """Each effect, with what undoes it."""
+    leading: frozenset[str]
+    """What leads to an end by reactions alone."""
+    begun: frozenset[str]
+    """What leads to an end by itself: that, and what time ends."""
+    timers: frozenset[tuple[str, type[State], frozenset[str]]]
+    """Who keeps states about which something may be due that leads to an end; and what comes of
+    that first."""
+
+    def ended_otherwise(self, marks: Sequence[Mark]) -> Iterator[Broken]:
+        """What is wrong once an end was published."""
+        ends = [mark for mark in marks if mark.type in self.ends]
+        if len(ends) > 1:
+            told = ", ".join(sorted(mark.type for mark in ends))
+            yield "outcome_changed", f"these were published: {told}"
+        for end in ends:
+            for mark in marks:
+                later = (mark.sequence or 0) > (end.sequence or 0)
+                if mark.source == end.source and later and mark.type in self.leading:
+                    yield "after_the_end", f"{mark.type} was published after {end.type}"
+
+    def unfinished(self, marks: Sequence[Mark], *, waits: bool) -> Iterator[Broken]:
+        """What is wrong with a subject at rest, which `waits` for its time, or does not."""
+        types = {mark.type for mark in marks}
+        begun = types & self.begun
+        if begun and not types & self.ends and not waits:
+            yield "not_ended", f"{_several(begun)} was published, and no end"
+        if types.isdisjoint(self.cancellations):
+            return
+        for effect, undoing in self.undone_by:
+            for mark in marks:
+                if mark.type == effect and not any(
+                    other.type in undoing
+                    and other.source == mark.source
+                    and (other.sequence or 0) > (mark.sequence or 0)
+                    for other in marks
+                ):
+                    yield "effect_standing", f"it was cancelled, and nothing undid {effect}"
+
+
+def _courses(flow: Flow) -> Iterator[_Course]:
+    """The course of each saga that ends."""
+    for extent in extents_of(flow):
+        messages = [node for node in extent.nodes if isinstance(node, type)]
+        recorded = [each for each in flow.choreography.recorded if each in messages]
+        events = [each for each in recorded if issubclass(each, Event)]
+        # What is published again and again, such as each year, ends nothing for good.
+        ends = [event for event in events if event.role.terminal and not event.repeats]
+        if not ends:
+            continue
+        timers = [
+            (participant.name, kind, command)
+            for participant in flow.choreography.participants
+            for kind, commands in participant.dues.items()
+            for command in commands
+            if not flow.reachable([command]).isdisjoint(ends)
+            and any(isinstance(n, Step) and n.reaction.own is kind for n in extent.nodes)
+        ]
+        in_time = {kind for _, kind, _ in timers}
+        leading = {
+            message.type
+            for message in recorded
+            if message not in ends and not flow.reachable([message]).isdisjoint(ends)
+        }
+        timed = {
+            kind.type
+            for node in extent.nodes
+            if isinstance(node, Step) and node.reaction.own in in_time
+            for kind in node.reaction.emits
+            if kind not in ends
+        }
+        yield _Course(
+            ends=frozenset(event.type for event in ends),
+            cancellations=frozenset(
+                event.type for event in ends if event.role is Role.CANCELLATION
+            ),
+            undone_by=frozenset(
+                (
+                    effect.type,
+                    frozenset(
+                        other.type
+                        for other in events
+                        if any(undone.type == effect.type for undone in other.undoes)
+                    ),
+                )
+                for effect in events
+                if effect.role is Role.EFFECT
+            ),
+            leading=frozenset(leading),
+            begun=frozenset(leading | timed),
+            timers=frozenset(
+                (
+                    name,
+                    kind,
+                    frozenset(
+                        emitted.type
+                        for step in flow.takers(command)
+                        for emitted in step.reaction.emits
+                    ),
+                )
+                for name, kind, command in timers
+            ),
+        )
+
+
+def _endless(course: _Course, view: View) -> Iterator[str]:
+    """Subjects that wait for something that may never arrive, though time could end the wait."""
+    for participant, kind, comes_of_it in course.timers:
+        for (of, key), state in view.known.get(participant, {}).items():
+            if of is kind and state.due() is None:
+                types = {mark.type for mark in view.told.about(key)}
+                if types & course.begun and not types & (course.ends | comes_of_it):
+                    yield key
+
+
+def _expected(view: View) -> set[str]:
+    """The subjects about which something is due before which nothing has to happen."""
+    return {
+        key
+        for known in view.known.values()
+        for (_, key), state in known.items()
+        if (due := state.due()) is not None and due.expected
+    }
+
+
 class Rules:
     """All that must hold of one saga, for the participants that take part."""
 
     def __init__(self, saga: Saga, choreography: Choreography | None = None) -> None:
         self.saga = saga
-        graph = self._graph = choreography or saga.choreography
-        self._events = {event.type: event for event in graph.events}
-        self._terminal = {t for t, event in self._events.items() if event.role.terminal}
-        self._cancellations = {
-            t for t, event in self._events.items() if event.role is Role.CANCELLATION
-        }
+        graph = choreography or saga.choreography
+        self._recorded = {message.type: message for message in graph.recorded}
         flow = Flow(graph)
-        self._leads_to_an_end = {
-            message.type
-            for message in graph.recorded
-            if message.type not in self._terminal
-            and any(
-                isinstance(node, type) and issubclass(node, Event) and node.role.terminal
-                for node in flow.reachable([message])
-            )
-        }
-        self._ended_by_time = {
-            kind
-            for participant in graph.participants
-            for kind, commands in participant.dues.items()
-            for command in commands
-            if self._terminal
-            & {
-                node.type
-                for node in flow.reachable([command])
-                if isinstance(node, type) and issubclass(node, Event)
-            }
-        }
+        self._courses = list(dict.fromkeys(_courses(flow)))
         self._asking: list[tuple[Participant, str, tuple[type[State], ...]]] = []
         for participant in graph.participants:
             kinds = {
@@ -77,7 +187,7 @@ class Rules:
                 self._asking.append((participant, source_of(participant.name), tuple(kinds)))
         taking_part = {p.name for p in graph.participants}
         states = {kind for p in graph.participants for kind in p.states}
-        types = set(self._events)
+        types = {event.type for event in graph.events}
 
         def applies(reads: Any) -> bool:
             if isinstance(reads, tuple):
@@ -102,9 +212,10 @@ class Rules:
                 yield Violation(invariant.name, subject, detail)
         for subject in view.told.subjects():
             yield from self._about(subject, view.told.about(subject))
-        for subject in self._endless(view):
-            detail = "it was begun and has not ended, and nothing is due that would end it"
-            yield Violation("endless", subject, detail)
+        for course in self._courses:
+            for subject in _endless(course, view):
+                detail = "it was begun and has not ended, and nothing is due that would end it"
+                yield Violation("endless", subject, detail)
         if not at_rest:
             return
         said: set[str] = set()
@@ -113,10 +224,14 @@ class Rules:
                 if view.rests(subject):
                     said.add(subject)
                     yield Violation(invariant.name, subject, detail + explain(subject))
+        expected = _expected(view)
         for subject in view.told.subjects():
             # What the saga itself has said about a subject, it says better.
-            if subject not in said and view.rests(subject):
-                for rule, detail in self._ended(view.told.about(subject)):
+            if subject in said or not view.rests(subject):
+                continue
+            marks = view.told.about(subject)
+            for course in self._courses:
+                for rule, detail in course.unfinished(marks, waits=subject in expected):
                     yield Violation(rule, subject, detail + explain(subject))
         for subject, detail in self._open_questions(view):
             if subject not in said:
@@ -126,80 +241,26 @@ class Rules:
         """What is wrong with what was published about one subject, at any time."""
         if len(marks) < 2:
             return
-        types = Counter(mark.type for mark in marks)
-        ends = sorted(mark.type for mark in marks if mark.type in self._terminal)
-        if len(ends) > 1:
-            detail = f"these were published: {', '.join(ends)}"
-            yield Violation("outcome_changed", subject, detail)
-        for type_, count in types.items():
-            event = self._events.get(type_)
-            if count > 1 and event is not None and not event.repeats:
+        for type_, count in Counter(mark.type for mark in marks).items():
+            message = self._recorded.get(type_)
+            if count > 1 and message is not None and not message.repeats:
                 detail = f"{type_} was published {count} times, as different events"
                 yield Violation("said_twice", subject, detail)
-        for end in marks:
-            if end.type in self._terminal:
-                for mark in marks:
-                    if self._goes_on(end, mark):
-                        detail = f"{mark.type} was published after {end.type}"
-                        yield Violation("after_the_end", subject, detail)
-
-    def _goes_on(self, end: Mark, mark: Mark) -> bool:
-        event = self._events.get(mark.type)
-        return (
-            event is not None
-            and mark.source == end.source
-            and (mark.sequence or 0) > (end.sequence or 0)
-            and not event.final
-            and not event.role.terminal
-            and event.role is not Role.COMPENSATION
-        )
-
-    def _ended(self, marks: Sequence[Mark]) -> Iterator[Broken]:
-        """What is wrong with what was published about a subject at rest."""
-        types = {mark.type for mark in marks}
-        begun = types & self._leads_to_an_end
-        if begun and not types & self._terminal:
-            yield "not_ended", f"{_several(begun)} was published, and no end"
-        if types.isdisjoint(self._cancellations):
-            return
-        for mark in marks:
-            effect = self._events.get(mark.type)
-            if effect is None or effect.role is not Role.EFFECT:
-                continue
-            if not any(
-                other.source == mark.source
-                and (other.sequence or 0) > (mark.sequence or 0)
-                and (undoing := self._events.get(other.type)) is not None
-                and any(undone.type == effect.type for undone in undoing.undoes)
-                for other in marks
-            ):
-                yield "effect_standing", f"it was cancelled, and nothing undid {mark.type}"
-
-    def _endless(self, view: View) -> Iterator[str]:
-        """Subjects that wait for something that may never arrive, without an end to the wait."""
-        if not self._ended_by_time:
-            return
-        waiting = {
-            key
-            for known in view.known.values()
-            for (kind, key), state in known.items()
-            if kind in self._ended_by_time and state.due() is not None
-        }
-        for subject in view.told.subjects():
-            types = {mark.type for mark in view.told.about(subject)}
-            begun = types & self._leads_to_an_end and not types & self._terminal
-            if begun and subject not in waiting:
-                yield subject
+        for course in self._courses:
+            for rule, detail in course.ended_otherwise(marks):
+                yield Violation(rule, subject, detail)
 
     def _open_questions(self, view: View) -> Iterator[Broken]:
         for participant, source, kinds in self._asking:
             for (kind, key), state in view.known.get(participant.name, {}).items():
                 if kind not in kinds or not view.rests(key) or view.busy(participant.name, key):
                     continue
-                if state.due() is not None:
+                if (due := state.due()) is not None and not due.expected:
                     continue  # Time ends it.
                 told = _told(participant, kind, state, view.told.own(source, key))
-                if told is not None and told != state:
+                if told is None:
+                    view.told.complete(participant.name, key)  # It may have been trimmed.
+                elif told != state:
                     yield (
                         key,
                         f"the {kind.__name__} of {participant.name} is in the middle of a "

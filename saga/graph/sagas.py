@@ -33,8 +33,9 @@ class Extent:
 
 def extents_of(flow: Flow) -> tuple[Extent, ...]:
     """The extent of each command from outside, in their order."""
-    led_to: Mapping[type[Command], Set[Node]] = {c: flow.reachable([c]) for c in flow.commands}
-    taken_with = {command: _own(flow.takers(command)[0]) for command in flow.commands}
+    commands = (*flow.commands, *flow.dues)
+    led_to: Mapping[type[Command], Set[Node]] = {c: flow.reachable([c]) for c in commands}
+    taken_with = {command: _own(flow.takers(command)[0]) for command in commands}
     return tuple(
         Extent(command, taken_with[command][1], _extent(command, led_to, taken_with))
         for command in flow.given

@@ -93,8 +93,8 @@ class _Gathered:
 
 
 def rule_names(saga: Saga) -> list[str]:
-    """The names of all rules."""
-    return [*(i.name for i in saga.invariants), *RULES, *conservation.RULES]
+    """The names of all rules that are applied to a running system."""
+    return [*(i.name for i in saga.judged(really=True)), *RULES, *conservation.RULES]
 
 
 async def reconcile(
@@ -131,7 +131,7 @@ async def reconcile(
             if (identity := _identity(violation)) in found
         }
     letters = gathered.deliveries.letters
-    not_covered = (*saga.unwatched(), *saga.unread())
+    not_covered = (*saga.unwatched(really=True), *saga.unread())
     return Report(
         ok=not found and not not_covered,
         checked=_checked(saga, gathered),

@@ -36,7 +36,10 @@ class Rest:
         )
 
     def busy(self, participant: str, subject: str) -> bool:
-        """Whether a participant may still have a message about a subject in its hands."""
+        """Whether a participant may still have something about a subject in its hands: a message,
+        or a request of which no event tells yet, nor how old it is."""
+        if self._deliveries.grace_seconds and subject not in self._deliveries.history.last_event_at:
+            return True
         return subject in self._in_hand.get(participant, ())
 
     @cached_property

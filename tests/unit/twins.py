@@ -353,7 +353,7 @@ def a_payment_has_no_marker_for_an_overtaking_cancellation() -> Participant:
     return swapped(payment.PARTICIPANT, compensate)
 
 
-@twin("not_undone", 8)
+@twin("payment_unsettled", 8)
 def a_charge_is_asked_for_after_its_marker() -> Participant:
     def charge(event: StockReserved, state: Payment) -> Charge | None:
         if state.status is PaymentStatus.VOIDED:
@@ -462,7 +462,7 @@ def a_second_answer_closes_an_open_refund() -> Participant:
     return swapped(payment.PARTICIPANT, record_charge)
 
 
-@twin("not_undone", 9)
+@twin("payment_unsettled", 9)
 def a_void_is_not_published() -> Participant:
     def record_charge(
         answer: ChargeAnswered, state: Payment

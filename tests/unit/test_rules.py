@@ -1,0 +1,277 @@
+"""What follows from the roles of events, whatever the saga: neither too little nor too much."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import ClassVar, Self
+
+from common.choreography import Participant, State
+from common.due import Due
+from common.envelope import Envelope, source_of, wrap
+from common.message import Command, Decided, Event, EventTypes, Priority, Role
+from saga.declaration import Saga
+from saga.rules import Rules
+from saga.view import Published, View
+from tests import errands
+
+AT = datetime(2030, 1, 1, tzinfo=UTC)
+KEY = "k"
+
+
+class _Event(Event):
+    key: str
+
+    @property
+    def subject(self) -> str:
+        return self.key
+
+
+class _Command(Command):
+    key: str
+
+    @property
+    def subject(self) -> str:
+        return self.key
+
+
+class Hold(_Command):
+    """Hold it."""
+
+    type: ClassVar[str] = "hold.take"
+
+
+class Lapse(_Command):
+    """Its time is over."""
+
+    type: ClassVar[str] = "hold.lapse"
+
+
+class Held(_Event):
+    """It is held."""
+
+    type: ClassVar[str] = "hold.taken"
+    publisher: ClassVar[str] = "holder"
+    role: ClassVar[Role] = Role.EFFECT
+    final: ClassVar[bool] = True
+
+
+class Lapsing(_Event):
+    """It is about to lapse."""
+
+    type: ClassVar[str] = "hold.lapsing"
+    publisher: ClassVar[str] = "holder"
+
+
+class Cleared(_Event):
+    """The shelf is cleared."""
+
+    type: ClassVar[str] = "shelf.cleared"
+    publisher: ClassVar[str] = "shelf"
+
+
+class Lapsed(_Event):
+    """It has lapsed."""
+
+    type: ClassVar[str] = "hold.lapsed"
+    publisher: ClassVar[str] = "holder"
+    role: ClassVar[Role] = Role.CANCELLATION
+    final: ClassVar[bool] = True
+
+
+class Freed(_Event):
+    """It is not held any more."""
+
+    type: ClassVar[str] = "hold.freed"
+    publisher: ClassVar[str] = "holder"
+    role: ClassVar[Role] = Role.COMPENSATION
+    undoes: ClassVar[EventTypes] = (Held,)
+    final: ClassVar[bool] = True
+
+
+@dataclass(frozen=True, slots=True)
+class Kept(State):
+    """What is held."""
+
+    until: datetime | None = None
+    expected: bool = False
+
+    def evolve(self, message: Decided, at: datetime) -> Self:
+        return self
+
+    def due(self) -> Due[Lapse] | None:
+        if self.until is None:
+            return None
+        return Due(self.until, Lapse(key=self.key), expected=self.expected)
+
+
+def hold(command: Hold, kept: Kept) -> Held | None:
+    return Held(key=command.key)
+
+
+def lapse(command: Lapse, kept: Kept) -> Lapsing | None:
+    return Lapsing(key=command.key)
+
+
+def end(event: Cleared, kept: Kept) -> tuple[Freed, Lapsed] | None:
+    return Freed(key=event.key), Lapsed(key=event.key)
+
+
+@dataclass(frozen=True, slots=True)
+class Shelf(State):
+    """Where it stands."""
+
+
+def clear(event: Lapsing, shelf: Shelf) -> Cleared | None:
+    return Cleared(key=event.key)
+
+
+HOLDS = Saga("holds", (Participant("holder", hold, lapse, end), Participant("shelf", clear)))
+
+
+def told(*events: Event | Command, publisher: str = "holder") -> list[Envelope[Event | Command]]:
+    """Published one after the other, each by whom its class names."""
+    numbers: dict[str, int] = {}
+    found = []
+    for event in events:
+        who = getattr(event, "publisher", None) or publisher
+        numbers[who] = numbers.get(who, 0) + 1
+        found.append(
+            wrap(
+                event,
+                id=f"{who}-{numbers[who]}",
+                source=source_of(who),
+                time=AT,
+                priority=Priority.NORMAL,
+                sequence=numbers[who],
+            )
+        )
+    return found
+
+
+def broken(
+    saga: Saga,
+    events: Sequence[Envelope[Event | Command]],
+    *states: tuple[str, State],
+    at_rest: bool = True,
+) -> set[str]:
+    """The rules that this breaks."""
+    known: dict[str, dict[tuple[type[State], str], State]] = {}
+    for name, state in states:
+        known.setdefault(name, {})[type(state), state.key] = state
+    view = View(known, Published(events), rests=lambda _: at_rest)
+    return {violation.rule for violation in Rules(saga).judge(view, at_rest=at_rest)}
+
+
+HELD = Kept(KEY, until=AT + timedelta(days=1), expected=True)
+
+
+def test_what_only_time_ends_and_nothing_is_due_about_never_ends() -> None:
+    """A deadline that is forgotten in the body for one kind of customer."""
+    forgotten = replace(HELD, until=None)
+
+    assert broken(HOLDS, told(Held(key=KEY)), ("holder", forgotten)) == {"endless", "not_ended"}
+
+
+def test_what_is_expected_later_is_waited_for() -> None:
+    assert broken(HOLDS, told(Held(key=KEY)), ("holder", HELD)) == set()
+
+
+def test_a_deadline_is_no_excuse_for_what_has_lost_something() -> None:
+    deadline = replace(HELD, expected=False)
+
+    assert broken(HOLDS, told(Held(key=KEY)), ("holder", deadline)) == {"not_ended"}
+
+
+def test_once_its_time_has_come_the_end_may_be_on_its_way() -> None:
+    lapsing = told(Held(key=KEY), Lapsing(key=KEY))
+
+    assert broken(HOLDS, lapsing, ("holder", Kept(KEY)), at_rest=False) == set()
+
+
+def test_whoever_is_not_reached_yet_ends_nothing_yet() -> None:
+    assert broken(HOLDS, told(Held(key=KEY)), at_rest=False) == set()
+
+
+def test_an_effect_that_was_undone_stands_no_more() -> None:
+    lapsed = told(Held(key=KEY), Lapsing(key=KEY), Cleared(key=KEY), Freed(key=KEY))
+    ended = told(Held(key=KEY), Lapsing(key=KEY), Cleared(key=KEY), Lapsed(key=KEY))
+
+    assert "effect_standing" not in broken(HOLDS, lapsed)
+    assert broken(HOLDS, ended) == {"effect_standing"}
+
+
+def test_a_command_is_sent_once_and_not_after_the_end() -> None:
+    ride = errands.StartRide(errand=KEY)
+    ended = errands.ErrandEnded(errand=KEY)
+
+    assert "said_twice" in broken(errands.SAGA, told(ride, ride, publisher="desk"))
+    assert "after_the_end" in broken(errands.SAGA, told(ended, ride, publisher="desk"))
+
+
+# --- two sagas about one subject ----------------------------------------------------------------
+
+
+class Subscribe(_Command):
+    """Send the letter."""
+
+    type: ClassVar[str] = "letter.subscribe"
+
+
+class Subscribed(_Event):
+    """The letter is sent."""
+
+    type: ClassVar[str] = "letter.subscribed"
+    publisher: ClassVar[str] = "letters"
+
+
+class Unsubscribed(_Event):
+    """No letter is sent any more."""
+
+    type: ClassVar[str] = "letter.unsubscribed"
+    publisher: ClassVar[str] = "letters"
+    role: ClassVar[Role] = Role.CANCELLATION
+    final: ClassVar[bool] = True
+
+
+@dataclass(frozen=True, slots=True)
+class Letters(State):
+    """Who gets letters."""
+
+
+def subscribe(command: Subscribe, letters: Letters) -> Subscribed | None:
+    return Subscribed(key=command.key)
+
+
+def unsubscribe(event: Subscribed, letters: Letters) -> Unsubscribed | None:
+    return Unsubscribed(key=event.key)
+
+
+def test_the_end_of_one_saga_undoes_nothing_of_another_about_the_same_subject() -> None:
+    both = replace(
+        HOLDS, participants=(*HOLDS.participants, Participant("letters", subscribe, unsubscribe))
+    )
+    events = told(Held(key=KEY), Subscribed(key=KEY), Unsubscribed(key=KEY))
+
+    assert broken(both, events, ("holder", HELD)) == set()
+
+
+class Renewed(_Event):
+    """It goes on for a year; which it does each year."""
+
+    type: ClassVar[str] = "letter.renewed"
+    publisher: ClassVar[str] = "letters"
+    role: ClassVar[Role] = Role.COMPLETION
+    final: ClassVar[bool] = True
+    repeats: ClassVar[bool] = True
+
+
+def renew(command: Subscribe, letters: Letters) -> Renewed | None:
+    return Renewed(key=command.key)
+
+
+def test_what_ends_again_each_year_ends_nothing_for_good() -> None:
+    yearly = Saga("yearly", (Participant("letters", renew),))
+
+    assert broken(yearly, told(Renewed(key=KEY), Renewed(key=KEY))) == set()
