@@ -322,7 +322,9 @@ def mail_untrue(orders: States[Order], notifications: States[Notification]) -> I
     """A mail tells how its order ended."""
     for order_id, notification in notifications.items():
         status = orders.of(order_id).status
-        if notification.letter is not None and notification.letter.kind.value != status.value:
+        if notification.letter is None or status not in _ENDINGS:
+            continue
+        if notification.letter.kind.value != status.value:
             yield order_id, f"the mail tells that it is {notification.letter.kind}, it is {status}"
 
 

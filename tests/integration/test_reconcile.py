@@ -293,7 +293,6 @@ async def test_an_event_that_came_from_nowhere_is_found(
     assert await stage.broken_rules() == {
         ("lost", "inventory/forged"),
         ("order_missing", str(order_id)),
-        ("endless", str(order_id)),
     }
 
 
