@@ -341,6 +341,13 @@ class Participant:
                     f"{said}, but {reaction.name} takes {reaction.own.__name__} first; let it take "
                     f"the {kind.__name__} that the command is due about"
                 )
+            if reaction.intends:
+                asked = " or ".join(intent.__name__ for intent in reaction.intends)
+                raise ChoreographyError(
+                    f"{said}, and {reaction.name} may return the intent {asked}, which nobody "
+                    f"would take up again after a crash; let it publish an event, and let a "
+                    f"reaction to an event ask"
+                )
         return commands
 
     def retry_of(self, message: type[Message] | None) -> Retry:

@@ -38,6 +38,7 @@ from common.kernel.step import (
     NoReaction,
     OutsideSignature,
     StateId,
+    done_before,
     react,
     react_to_due,
     reaction_to,
@@ -576,21 +577,21 @@ class Kernel:
             if key in asked:
                 results.append(_LATER)
                 continue
-            # Of what is due, the state tells.
+            # Of what is due, the state tells first.
             if key in done and not work.asked and work.firing is None:
                 results.append(_repeated(work, done[key]))
                 continue
             traceparent = self._begin_span(work) if tracing.active is not None else None
             began = time.perf_counter()
             try:
-                decision = self._react(work, states.find, now, traceparent)
+                decision = self._react(work, states.find, now, traceparent, done=key in done)
             except sa.exc.SQLAlchemyError:
                 raise
             except Exception as error:
                 if self._database.is_away(error):  # a state could not be loaded
                     raise
                 results.append(Failed(error))
-                if not work.asked:
+                if not (work.asked or key in done):
                     doubtful.append(work)
                 continue
             if decision is None:
@@ -622,11 +623,15 @@ class Kernel:
         return results, outgoing
 
     def _react(
-        self, work: Work, find: Find, now: datetime, traceparent: str | None
+        self, work: Work, find: Find, now: datetime, traceparent: str | None, *, done: bool
     ) -> Decision | None:
-        """Run the reaction. None if the message is what was due, and that is not due by now."""
+        """Run the reaction. None if the message is what was due, and that is not due by now.
+
+        Raises `DueStays` where it is, though the inbox says that it was `done`; and what the
+        reaction raises.
+        """
         if work.firing is not None and not work.asked:
-            return react_to_due(
+            decision = react_to_due(
                 self._participant,
                 work.firing,
                 work.envelope,
@@ -635,6 +640,9 @@ class Kernel:
                 traceparent,
                 taken_at=work.taken_at,
             )
+            if decision is not None and done:
+                raise done_before(self._participant.name, work.firing)
+            return decision
         return react(
             self._participant,
             work.envelope,

@@ -41,7 +41,7 @@ class NoReaction(LookupError):
 
 
 class DueStays(RuntimeError):
-    """A reaction to what was due left the same thing due: it would be done again for ever."""
+    """What was due is due as before once it was done: it would be done again for ever."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +94,17 @@ class Firing:
         """The id of the command."""
         about = f"{participant}/{self.kind.__name__}/{self.key}"
         return derived_id(about, f"{self.sequence}/{rfc3339(self.due.at)}/{self.due.command.type}")
+
+
+def done_before(participant: str, firing: Firing) -> DueStays:
+    """Why it is not done: its id says that it was, and what came of it would have the ids of what
+    came of that."""
+    what = f"{firing.kind.__name__} {firing.key!r}"
+    return DueStays(
+        f"{firing.due.command.type} is due about {what}, at {rfc3339(firing.due.at)}, and "
+        f"{participant} did that before, at the same sequence {firing.sequence}: its row was put "
+        f"back. Correct the row, or rebuild the states of {participant}"
+    )
 
 
 def due_source_of(participant: str, *, brought_forward: bool = False) -> str:

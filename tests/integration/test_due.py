@@ -16,6 +16,7 @@ from prometheus_client import REGISTRY
 
 from common.kernel import timer
 from common.kernel.groups import Done, Duplicate
+from common.kernel.rows import writing
 from common.kernel.step import DueStays, Firing, Wish
 from common.kernel.tables import StateTable
 from common.kernel.timer import Timekeeper
@@ -283,6 +284,38 @@ async def test_a_reaction_that_leaves_the_same_thing_due_is_named_and_stops_no_o
         assert await alarms.has_rung(key, 0), "nothing of it was kept"
         with pytest.raises(DueStays, match=rf"alarm\.ring leaves alarm\.ring due about .*'{key}'"):
             await alarms.replica.kernel.fire(await alarms.firing(key))
+
+
+@pytest.mark.parametrize("key", ["put back", "silent"])
+async def test_what_is_due_under_an_id_that_was_done_is_named_and_stops_no_other(
+    key: str, database_url: str
+) -> None:
+    clock = Clock()
+    async with service(database_url, clock) as alarms:
+        await alarms.set(key)
+        await alarms.set("a")
+        firing = await alarms.firing(key)
+        await note_as_done(alarms, firing)
+        clock.now = NOON
+        await until(lambda: alarms.has_rung("a", 1))
+        _, loop = alarms.keepers[0].retry_loops
+        await until(lambda: bool(loop.failing))
+
+        assert loop.failing == {(Alarm, key)}
+        assert await alarms.has_rung(key, 0), "its events would have the ids of others"
+        with pytest.raises(DueStays, match=rf"alarm\.ring .*'{key}'"):
+            await alarms.replica.kernel.fire(firing)
+
+
+async def note_as_done(alarms: Service, firing: Firing) -> None:
+    """As if the state's row had been put back to what it was before."""
+    key = firing.envelope(PARTICIPANT.name, NOON).key
+
+    def note(connection: sa.Connection) -> None:
+        with writing(connection) as writes:
+            alarms.replica.tables.mark_each_done(writes, {key: NOON})
+
+    await alarms.replica.database.transaction(note)
 
 
 async def test_what_failed_is_tried_again_later(

@@ -720,3 +720,12 @@ def test_what_is_due_must_be_taken_by_a_reaction_of_the_participant() -> None:
 def test_what_is_due_must_be_taken_with_the_state_that_it_is_due_about() -> None:
     with pytest.raises(ChoreographyError, match="lapse_of_a_parcel takes Parcel first; let it"):
         Participant("rent", renew, remind, lapse_of_a_parcel)
+
+
+def lapse_by_asking(command: Lapse, lease: Lease) -> tuple[PaymentVoided, Ask] | None:
+    raise NotImplementedError
+
+
+def test_what_is_due_asks_nobody_outside() -> None:
+    with pytest.raises(ChoreographyError, match="lapse_by_asking may return the intent Ask, which"):
+        Participant("rent", renew, remind, lapse_by_asking)
