@@ -147,6 +147,12 @@ def open_subjects(connection: Connection) -> list[str]:
     return list(connection.scalars(query.order_by(subjects.c.first_event_at, subjects.c.subject)))
 
 
+def known_among(connection: Connection, wanted: Collection[str]) -> list[str]:
+    """Those of these subjects about which there is any event."""
+    query = sa.select(subjects.c.subject)
+    return list(connection.scalars(query.where(any_of(connection, subjects.c.subject, wanted))))
+
+
 def events_until(
     facts: Iterable[Fact], choreography: Choreography, at: datetime | None = None
 ) -> list[tuple[Event, datetime]]:

@@ -126,7 +126,8 @@ class Subject(State):
     """It has ended; and where it was cancelled, every effect was undone, and whoever may have had
     one has said that there is none any more."""
     open: bool = True
-    """By the types of its events, somebody may owe one. Whether they do, their states tell."""
+    """By the types of its events, somebody may owe one. Whether they do, their states tell. Where
+    events of a type have come again, types do not tell which of them were answered."""
 
     @property
     def duration(self) -> timedelta | None:
@@ -150,7 +151,7 @@ class Subject(State):
                 end = at, type_  # It ends once; should it be said twice, the first one counts.
         if count == self.sequence:
             return self
-        standing = rules.standing(frozenset(types))
+        standing = rules.standing(frozenset(types), repeated=count > len(types))
         return replace(
             self,
             sequence=count,
@@ -193,16 +194,26 @@ class Rules:
             types = {kind.type for kind in kinds if issubclass(kind, Event | Command)}
             self._sagas.append((extent.subject.__name__, self.types & types))
         self._sagas.sort(key=lambda saga: -len(saga[1]))
-        self._known: dict[frozenset[str], Standing] = {}
+        self._taken = frozenset(
+            kind.type
+            for participant in choreography.participants
+            for kind in participant.by_message
+            if issubclass(kind, Event | Command)
+        )
+        self._known: dict[tuple[frozenset[str], bool], Standing] = {}
 
     def _with(self, role: Role) -> frozenset[str]:
         return frozenset(t for t, event in self._events.items() if event.role is role)
 
-    def standing(self, types: frozenset[str]) -> Standing:
-        """Where a subject stands about which there are events of just these types."""
-        found = self._known.get(types)
+    def standing(self, types: frozenset[str], *, repeated: bool = False) -> Standing:
+        """Where a subject stands about which there are events of just these types, of some type
+        `repeated` ones."""
+        found = self._known.get((types, repeated))
         if found is None:  # There are few: a saga comes along some ways only.
-            found = self._known[types] = self._find(types)
+            found = self._find(types)
+            if repeated and types & self._taken:
+                found = found._replace(open=True)
+            self._known[types, repeated] = found
         return found
 
     def _find(self, types: frozenset[str]) -> Standing:

@@ -8,7 +8,10 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
+
+from sqlalchemy.engine import Connection
 
 from common.choreography import Choreography
 from common.envelope import source_of, wrap
@@ -16,6 +19,7 @@ from common.kernel.tables import utc_now
 from common.message import Command, Event
 from common.messaging.publisher import BrokerPublisher, posting_of
 from common.messaging.topology import intake_queue
+from history_service import queries
 from history_service.store import Fact, decoded
 from saga.declaration import Saga, SagaError
 from saga.deployment import Deployment
@@ -32,6 +36,11 @@ ENDS_SECONDS: Final = 300.0
 REST_SECONDS: Final = 30.0
 """How long compensations may take after the last saga has ended."""
 LISTED_MAX: Final = 100
+RUNS_MAX: Final = 1_000
+"""How often one seed may be used on one system."""
+CATCH_UP_SECONDS: Final = 10.0
+"""How long a history that is behind may take to come to the stream's end."""
+SUBJECTS_AT_ONCE: Final = 500
 
 Progress = Callable[[int], None]
 
@@ -84,14 +93,19 @@ class Result:
         }
 
 
-def plan_of(saga: Saga, sagas: int, seed: int) -> Plan:
-    """The plan of so many sagas, the same for the same seed. Raises `SagaError`."""
+def plan_of(saga: Saga, sagas: int, seed: int, run: int = 1) -> Plan:
+    """The plan of so many sagas, the same for the same seed and run. Raises `SagaError`."""
     if saga.load is None:
         raise SagaError(
             f"{saga.name} has no load: nothing can be sent whose end is known; declare `load`, a "
             f"function that draws a `saga.load.Plan`"
         )
-    plan = saga.load(random.Random(seed), sagas)
+    plan = saga.load(random.Random(seed if run == 1 else f"{seed}/{run}"), sagas)
+    if len(plan.ends) < sagas:
+        raise SagaError(
+            f"the load of {saga.name} says of {len(plan.ends)} subjects how they end, and {sagas} "
+            f"sagas are to be begun; let each have a subject of its own in `ends`"
+        )
     taken = {p.name: p.intake for p in saga.participants}
     for given in (*plan.before, *plan.given):
         if type(given.command) not in taken.get(given.participant, ()):
@@ -100,6 +114,39 @@ def plan_of(saga: Saga, sagas: int, seed: int) -> Plan:
                 f"does not take it over the broker; let it have `intake`"
             )
     return plan
+
+
+async def next_plan(deployment: Deployment, saga: Saga, sagas: int, seed: int) -> Plan:
+    """The plan in its first run of whose subjects the archive knows none.
+
+    So the same seed gives the same sagas on every fresh system, and new ones where it has been used
+    before. Two who ask at the same time get the same. Raises `SagaError`, also for a load that
+    names the same subjects in each run; `HistoryError` where the history is behind, so that it may
+    know them soon; `DatabaseError` and `BrokerError`.
+    """
+    archive = Archive(deployment)
+    await archive.catch_up(CATCH_UP_SECONDS)
+    before: frozenset[str] = frozenset()
+    for run in range(1, RUNS_MAX + 1):
+        plan = plan_of(saga, sagas, seed, run)
+        known = await archive.read(partial(_known_among, sorted(plan.ends)))
+        if not known:
+            return plan
+        if before == plan.ends.keys():
+            raise SagaError(
+                f"the load of {saga.name} names the same subjects whatever it draws, and this "
+                f"system knows {len(known)} of them, such as {known[0]!r}; let their names depend "
+                f"on the chance, or take a fresh system"
+            )
+        before = frozenset(plan.ends)
+    raise SagaError(f"seed {seed} was used {RUNS_MAX} times on this system; take another")
+
+
+def _known_among(subjects: Sequence[str], connection: Connection) -> list[str]:
+    found: list[str] = []
+    for start in range(0, len(subjects), SUBJECTS_AT_ONCE):
+        found += queries.known_among(connection, subjects[start : start + SUBJECTS_AT_ONCE])
+    return found
 
 
 async def send(deployment: Deployment, plan: Plan, progress: Progress = lambda _: None) -> None:

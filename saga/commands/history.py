@@ -18,6 +18,7 @@ from saga.commands.output import (
     AsJson,
     DataDir,
     print_json,
+    problem,
     remark,
     run,
     stoppable,
@@ -33,9 +34,8 @@ if TYPE_CHECKING:
     from saga.history.rebuild import Rebuilt
     from saga.history.sequence import Row
     from saga.history.story import Story
-    from saga.history.trace import Past, Stuck, Trace
+    from saga.history.trace import Overdue, Past, Trace
     from saga.history.verify import Verified
-    from saga.history.whereabouts import Whereabouts
 
     T = TypeVar("T")
 
@@ -118,7 +118,8 @@ def stuck(data_dir: DataDir = DATA_DIR, as_json: AsJson = False) -> None:
     owes it.
 
     An answer is overdue once its participant cannot be trying any more, and what is due some
-    seconds after its time. Exit status 1 if there is any.
+    seconds after its time. Exit status 1 if there is any, or the history lacks messages of the
+    stream, so that there may be.
 
     Examples:
 
@@ -132,25 +133,27 @@ def stuck(data_dir: DataDir = DATA_DIR, as_json: AsJson = False) -> None:
     from saga.history.trace import stuck as find
 
     now = utc_now()
-    found, whereabouts = _asked(find(Deployment.load(data_dir), choreography(), now=now))
+    found = _asked(find(Deployment.load(data_dir), choreography(), now=now))
     if as_json:
         print_json(
             {
-                "ok": not found,
+                "ok": found.ok,
+                "history_behind": found.behind,
                 "subjects": [
                     {
                         "subject": one.story.subject,
                         "kind": one.story.summary.kind or None,
                         "ended_by": one.story.summary.ended_by,
-                        "owed": [debt_as_json(debt, whereabouts, now) for debt in one.debts],
+                        "owed": [debt_as_json(debt, found.whereabouts, now) for debt in one.debts],
                     }
-                    for one in found
+                    for one in found.subjects
                 ],
+                "unexplained": [row.to_json() for row in found.unexplained],
             }
         )
     else:
-        _print_stuck(found, whereabouts, now)
-    if found:
+        _print_stuck(found, now)
+    if not found.ok:
         raise typer.Exit(PROBLEM_FOUND)
 
 
@@ -301,18 +304,18 @@ def _listed(lines: Sequence[DrawnLine]) -> Table:
     return table
 
 
-def _print_stuck(found: list[Stuck], whereabouts: Whereabouts, now: datetime) -> None:
+def _print_stuck(found: Overdue, now: datetime) -> None:
     from saga.commands.console import Table, out
     from saga.history.sequence import duration, either
 
-    if not found:
+    if found.ok:
         out().print("nothing is overdue")
         return
     table = Table("subject", "ended by", "who", "owes", "since", "late by", "where the event is")
-    for one in found:
+    for one in found.subjects:
         for debt in one.debts:
             event = debt.event
-            where = whereabouts.of(debt.participant, event.id).detail if event else ""
+            where = found.whereabouts.of(debt.participant, event.id).detail if event else ""
             if debt.firing is not None:
                 where = f"{debt.firing.due.command.type} is due"
             table.add_row(
@@ -324,8 +327,22 @@ def _print_stuck(found: list[Stuck], whereabouts: Whereabouts, now: datetime) ->
                 duration(now - debt.by),
                 f"{event.type}: {where}" if event else where,
             )
-    out().print(table)
-    remark(f"{len(found)} subjects; `saga trace SUBJECT` tells all about one")
+    if found.subjects:
+        out().print(table)
+        remark(f"{len(found.subjects)} subjects; `saga trace SUBJECT` tells all about one")
+    for row in found.unexplained[:LISTED_MAX]:
+        out().print(
+            f"{row.subject}: the row of {row.participant} says that something about its "
+            f"{row.kind} was due at {row.at:%Y-%m-%d %H:%M:%S}, and no event that can be read "
+            f"tells so; see `saga due` and `saga history verify`"
+        )
+    if len(found.unexplained) > LISTED_MAX:
+        out().print(f"and {len(found.unexplained) - LISTED_MAX} more such rows")
+    if found.behind:
+        problem(
+            f"the history is {found.behind} messages behind the stream, and what they are about "
+            f"was not looked at; start its service, and wait"
+        )
 
 
 def _print_past(found: Past) -> None:

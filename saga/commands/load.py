@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import typer
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from saga.demo import Result
     from saga.deployment import Deployment
+    from saga.load import Plan as AnyPlan
     from saga.orders import Plan, Shares
     from saga.publish import Published
     from saga.system import Database, System
@@ -90,7 +91,31 @@ def _shares(**given: float) -> Shares:
         raise typer.BadParameter(str(error)) from error
 
 
+_OF_ORDERS: Final = frozenset(
+    {"rate", "direct", "concurrency", "high", "out_of_stock", "mispriced", "declined"}
+    | {"cancelled", "malformed", "outage"}
+)
+"""Parameters that only the load of orders looks at."""
+
+
+def _check_options(context: typer.Context) -> None:
+    """Refuse options that would do nothing for this project's saga. Raises `BadParameter`."""
+    from saga.discovery import saga
+
+    if _is_shop():
+        return
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        if parameter.name in _OF_ORDERS and source is not None and source.name == "COMMANDLINE":
+            raise typer.BadParameter(
+                f"only the load of orders knows it; {saga().name} declares a load of its own, "
+                f"which decides on that: leave it out",
+                param_hint=parameter.opts[0],
+            )
+
+
 def publish(
+    context: typer.Context,
     orders: Orders = 100,
     seed: Seed = 1,
     rate: Rate = None,
@@ -116,6 +141,7 @@ def publish(
     * `saga publish --orders 10000 --rate 200 --direct`
     * `saga publish --orders 50 --declined 0.5 --malformed 0`
     """
+    _check_options(context)
     shares = _shares(
         high=high,
         out_of_stock=out_of_stock,
@@ -176,14 +202,14 @@ def _publish_any(deployment: Deployment, sagas: int, seed: int, as_json: bool) -
     from saga.commands.console import out, progress_bars
     from saga.discovery import saga
 
-    plan = loading.plan_of(saga(), sagas, seed)
-
-    async def work() -> None:
+    async def work() -> AnyPlan:
+        plan = await loading.next_plan(deployment, saga(), sagas, seed)
         with progress_bars(sending=len(plan.before) + len(plan.given)) as advance:
             await loading.send(deployment, plan, advance["sending"])
+        return plan
 
     with stoppable():
-        run(work())
+        plan = run(work())
     expected = Counter(" or ".join(sorted(map(str, ends))) for ends in plan.ends.values())
     if as_json:
         ends = {subject: sorted(map(str, ends)) for subject, ends in plan.ends.items()}
@@ -205,10 +231,11 @@ def _demo_any(
     from saga.discovery import saga
 
     here = saga()
-    plan = loading.plan_of(here, sagas, seed)
-    sending = len(plan.before) + len(plan.given)
+    loading.plan_of(here, sagas, seed)  # Before anything is started for it.
 
     async def load(deployment: Deployment) -> loading.Result:
+        plan = await loading.next_plan(deployment, here, sagas, seed)
+        sending = len(plan.before) + len(plan.given)
         with progress_bars(sending=sending, ended=len(plan.ends)) as advance:
             return await loading.see_through(
                 deployment,
@@ -263,6 +290,7 @@ def _published_as_json(seed: int, plan: Plan, published: Published) -> dict[str,
 
 
 def demo(
+    context: typer.Context,
     orders: Orders = 1000,
     seed: Seed = 1,
     rate: Rate = None,
@@ -301,6 +329,7 @@ def demo(
     * `saga demo --orders 5000 --high 0.5 --direct`
     * `saga demo --database postgresql --replicas 2`
     """
+    _check_options(context)
     one_replica_per_file(database, replicas)
     shares = _shares(
         high=high,

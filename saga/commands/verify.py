@@ -70,7 +70,8 @@ def verify(
 
     Exit status 1 when a rule can be broken: shown are a shortest way to do it, and a test that
     fails as long as that is so. Also when there is a reaction, an event, a state or an outside that
-    no scenario or invariant looks at: each is named.
+    no scenario or invariant looks at: each is named. With --scenario, only what no invariant looks
+    at.
 
     Examples:
 
@@ -106,11 +107,11 @@ def verify(
     reacted = {step for report in reports for step in report.reacted}
     published = {type_ for report in reports for type_ in report.published}
     # What a single scenario does not come to, another one may.
-    missing = [] if scenario else list(uncovered(here, reacted, published))
+    missing = list(here.unwatched() if scenario else uncovered(here, reacted, published))
     if as_json:
         print_json(reports_as_json(reports, missing))
     else:
-        print_reports(reports, missing)
+        print_reports(reports, missing, partial=bool(scenario))
     if missing or not all(report.ok for report in reports):
         raise typer.Exit(PROBLEM_FOUND)
 
@@ -171,9 +172,11 @@ def _violation_as_json(report: Report) -> dict[str, Any] | None:
     }
 
 
-def print_reports(reports: Sequence[Report], missing: Sequence[str] = ()) -> None:
+def print_reports(
+    reports: Sequence[Report], missing: Sequence[str] = (), *, partial: bool = False
+) -> None:
     """What came of the models as a table; below it the schedules that break a rule, and what was
-    not looked at."""
+    not looked at. They are `partial` where there are other scenarios, which may come to more."""
     from saga.commands.console import Table, lines_of, out, styled
     from saga.verify import as_test, diagram
 
@@ -195,5 +198,8 @@ def print_reports(reports: Sequence[Report], missing: Sequence[str] = ()) -> Non
         console.print(styled((f"broken: {', '.join(broken)}", "red")))
     elif missing:
         console.print(styled(("nothing is broken of what was looked at", "yellow")))
+    elif partial:
+        said = "nothing is broken here; what no scenario comes to is told without --scenario"
+        console.print(styled((said, "yellow")))
     else:
         console.print(styled(("nothing is broken", "green")))

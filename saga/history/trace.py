@@ -6,7 +6,7 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from functools import partial
 from typing import Any, Final
@@ -25,7 +25,7 @@ from history_service.timeline import Step
 from saga.deployment import Deployment
 from saga.history import HistoryError, InputError
 from saga.history.archive import Archive
-from saga.history.debts import Coming, Debt, coming_of, debts_of
+from saga.history.debts import OVERDUE_SECONDS, Coming, Debt, coming_of, debts_of
 from saga.history.letters import letters_in, lives_of
 from saga.history.sequence import Diagram, sequence_of
 from saga.history.sources import tables_of
@@ -33,6 +33,8 @@ from saga.history.story import Story, fold_of, tell
 from saga.history.whereabouts import Whereabouts, look
 
 SUBJECTS_AT_ONCE: Final = 500
+CATCH_UP_SECONDS: Final = 10.0
+"""How long a history that is behind may take to come to the stream's end."""
 
 Progress = Callable[[int], None]
 
@@ -97,6 +99,44 @@ class Stuck:
     """Those that are late."""
 
 
+@dataclass(frozen=True, slots=True)
+class OverdueRow:
+    """A participant's row that says that something was due `at` a time about a state of this
+    `kind`."""
+
+    participant: str
+    kind: str
+    subject: str
+    at: datetime
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "participant": self.participant,
+            "kind": self.kind,
+            "subject": self.subject,
+            "at": rfc3339(self.at),
+        }
+
+
+@dataclass(frozen=True)
+class Overdue:
+    """All that is overdue, and what may hide more of it."""
+
+    subjects: Sequence[Stuck]
+    """The oldest debt first."""
+    unexplained: Sequence[OverdueRow]
+    """Overdue rows of which the history does not tell: it lacks their events, nobody can read
+    them, or they say another time than their states."""
+    whereabouts: Whereabouts
+    behind: int
+    """How many messages of the stream the history lacks: of what they are about, nothing is known.
+    """
+
+    @property
+    def ok(self) -> bool:
+        return not self.subjects and not self.unexplained and not self.behind
+
+
 @dataclass(frozen=True)
 class Past:
     """A subject as it was: what is told of it, and by participant the states about it."""
@@ -147,17 +187,20 @@ async def stuck(
     *,
     now: datetime | None = None,
     progress: Progress = lambda _: None,
-) -> tuple[list[Stuck], Whereabouts]:
-    """Every subject about which somebody owes something for longer than it may take, the oldest
-    first.
+) -> Overdue:
+    """Every subject about which somebody owes something for longer than it may take.
 
-    `progress` is told of each one that was looked at. Raises what `trace` raises.
+    A history that is behind is waited for, for `CATCH_UP_SECONDS`. `progress` is told of each
+    subject that was looked at. Raises what `trace` raises.
     """
     archive = Archive(deployment)
+    behind = 0 if await archive.caught_up(CATCH_UP_SECONDS) else await archive.behind()
+    rows = await asyncio.to_thread(_overdue_rows, deployment, graph, now or utc_now())
     candidates = await archive.read(queries.open_subjects)
-    due = await asyncio.to_thread(_due_by, deployment, graph, now or utc_now())
-    candidates += sorted(due - {*candidates})  # What is due may be due after the end as well.
+    # What is due may be due after the end as well.
+    candidates += sorted({row.subject for row in rows} - {*candidates})
     found: list[Stuck] = []
+    explained: set[tuple[str, str, str]] = set()
     for start in range(0, len(candidates), SUBJECTS_AT_ONCE):
         part = candidates[start : start + SUBJECTS_AT_ONCE]
         facts = await archive.read(partial(_facts_by, part))
@@ -167,12 +210,21 @@ async def stuck(
             late = [debt for debt in debts_of(graph, story, moment) if debt.late(moment)]
             if late:
                 found.append(Stuck(story, late))
+            explained |= {
+                (debt.participant, debt.firing.kind.__name__, subject)
+                for debt in late
+                if debt.firing is not None
+            }
             progress(1)
+    unexplained = [r for r in rows if (r.participant, r.kind, r.subject) not in explained]
+    if unexplained:  # But for those that were done or corrected meanwhile.
+        still = {*await asyncio.to_thread(_overdue_rows, deployment, graph, now or utc_now())}
+        unexplained = [row for row in unexplained if row in still]
     if not found:
-        return [], Whereabouts()
+        return Overdue([], unexplained, Whereabouts(), behind)
     letters = await asyncio.to_thread(letters_in, deployment.dead_letters_url)
     found.sort(key=lambda one: one.debts[0].since)
-    return found, await look(deployment, graph, letters)
+    return Overdue(found, unexplained, await look(deployment, graph, letters), behind)
 
 
 async def past(
@@ -275,16 +327,22 @@ def _has_state(deployment: Deployment, participant: Participant, subject: str) -
     return read_database(url, lambda c: any(t.knows(c, subject) for t in tables))
 
 
-def _due_by(deployment: Deployment, graph: Choreography, now: datetime) -> set[str]:
-    """The subjects about which something is due by now, as the participants' rows say; blocks."""
-    found: set[str] = set()
+def _overdue_rows(
+    deployment: Deployment, graph: Choreography, now: datetime
+) -> Sequence[OverdueRow]:
+    """The participants' rows that are overdue, whether or not their states can be read, the first
+    in front; blocks."""
+    until = now - timedelta(seconds=OVERDUE_SECONDS)
+    found: list[OverdueRow] = []
     for participant in graph.participants:
         url = deployment.database_urls.get(participant.name)
         if url is None or not participant.dues:
             continue
         for table in tables_of(participant.name).with_dues:
-            found.update(key for key, _ in read_database(url, partial(table.due, until=now)))
-    return found
+            kind = table.kind.__name__
+            due = read_database(url, partial(table.due, until=until))
+            found += (OverdueRow(participant.name, kind, key, at) for key, at in due)
+    return sorted(found, key=lambda row: row.at)
 
 
 def _as_uuid(subject: str) -> str:

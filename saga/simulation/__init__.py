@@ -47,9 +47,9 @@ class Run:
 def uncovered(saga: Saga, happened: Collection[str]) -> Iterator[str]:
     """What was not looked at in runs in which just this happened: lines for people."""
     yield from saga.unwatched()
-    for event in saga.choreography.events:
-        if event.type not in happened:
-            yield f"the load never comes to {event.type}"
+    for message in saga.choreography.recorded:
+        if message.type not in happened:
+            yield f"the load never comes to {message.type}"
     for outside in saga.outside:
         for intent in sorted(outside.intents, key=lambda intent: intent.__name__):
             if intent.__name__ not in happened:

@@ -201,8 +201,8 @@ async def test_a_stuck_order_names_who_owes_the_next_event_and_since_when(system
     traced = json.loads((await saga(system, "trace", order, "--json")).stdout)
     since = datetime.fromisoformat(traced["events"][-1]["time"])
     soon, later = since, since + timedelta(days=300)
-    found_soon, _ = await stuck(system.deployment, choreography(), now=soon)
-    found, seen = await stuck(system.deployment, choreography(), now=later)
+    found_soon = await stuck(system.deployment, choreography(), now=soon)
+    found = await stuck(system.deployment, choreography(), now=later)
     await system.start("payment")
     await ended(system, order)
     fine = await saga(system, "stuck")
@@ -215,12 +215,12 @@ async def test_a_stuck_order_names_who_owes_the_next_event_and_since_when(system
     )
     assert debt["where"]["place"] == "queued"
     assert debt["since"] == traced["events"][-1]["time"]
-    assert list(found_soon) == []
+    assert list(found_soon.subjects) == []
     assert (fine.returncode, fine.stdout) == (0, "nothing is overdue\n")
-    (one,) = found
+    (one,) = found.subjects
     assert one.story.subject == order
     assert [debt.participant for debt in one.debts] == ["payment", "order"]
-    assert seen.of("payment", traced["events"][-1]["id"]).place == "queued"
+    assert found.whereabouts.of("payment", traced["events"][-1]["id"]).place == "queued"
 
 
 @pytest.mark.long

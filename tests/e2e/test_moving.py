@@ -91,6 +91,52 @@ def test_a_load_ends_as_predicted_and_the_books_are_right(town: Town) -> None:
     }
 
 
+def test_the_same_load_again_begins_other_sagas(town: Town) -> None:
+    moves = "SELECT count(*) FROM moves"
+    ((before,),) = town.rows("move.db", moves)
+
+    done = town.saga("demo", "--orders", "5", "--seed", str(SEED), "--json")
+    again = town.saga("demo", "--orders", "5", "--seed", str(SEED), "--json")
+
+    assert (done.returncode, again.returncode) == (0, 0), done.stdout + again.stdout
+    ((after,),) = town.rows("move.db", moves)
+    assert int(after) == int(before) + 10
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [("publish", "--rate=3"), ("publish", "--direct"), ("demo", "--no-outage")],
+)
+def test_an_option_of_orders_is_refused_where_it_would_do_nothing(
+    town: Town, command: str, option: str
+) -> None:
+    done = town.saga(command, option)
+
+    assert done.returncode == 2
+    assert "only the load of orders knows it; moving declares" in " ".join(done.stderr.split())
+
+
+@pytest.mark.parametrize(
+    ("planted", "line"),
+    [
+        ("TOO_FEW", "says of 1 subjects how they end, and 5 sagas are to be begun"),
+        ("SAME_AGAIN", "names the same subjects whatever it draws"),
+    ],
+)
+def test_a_load_that_cannot_begin_as_many_sagas_is_refused(
+    town: Town, planted: str, line: str
+) -> None:
+    named = f"tests.moving.planted:{planted}"
+    arguments = ("publish", "--orders", "5", "--data-dir", str(town.folder))
+    saga(*arguments, SAGA=named)  # The names that are always the same are new at first.
+    town.saga("demo", "--orders", "1", "--seed", "5")  # They are known by its end.
+
+    done = saga(*arguments, SAGA=named)
+
+    assert done.returncode == 1
+    assert line in " ".join(done.stderr.split())
+
+
 def test_its_subjects_are_shown_traced_and_verified(town: Town) -> None:
     ((move,),) = town.rows("move.db", "SELECT move FROM moves WHERE stage = 'arranged' LIMIT 1")
 

@@ -21,6 +21,7 @@ from history_service import queries, store
 from history_service.views import projection_of
 from saga.deployment import Deployment
 from saga.history import trace as asked
+from saga.history.archive import Archive
 from saga.history.rebuild import rebuild_views
 from saga.history.whereabouts import Whereabouts
 from tests.unit.given import NOW
@@ -163,7 +164,11 @@ def _no_broker(monkeypatch: pytest.MonkeyPatch) -> None:
     async def look(*_: object) -> Whereabouts:
         return Whereabouts()
 
+    async def behind(_: Archive) -> int:
+        return 0
+
     monkeypatch.setattr(asked, "look", look)
+    monkeypatch.setattr(Archive, "behind", behind)
 
 
 @pytest.mark.usefixtures("_no_broker")
@@ -181,8 +186,8 @@ async def test_trace_stuck_and_show_tell_of_any_subject(tmp_path: Path) -> None:
     deployment = await archive(tmp_path, sky.events)
     now = NOW + timedelta(days=1)
 
-    found, _ = await asked.stuck(deployment, KITES, now=now)
-    assert [(one.story.subject, [d.answers for d in one.debts]) for one in found] == [
+    found = await asked.stuck(deployment, KITES, now=now)
+    assert [(one.story.subject, [d.answers for d in one.debts]) for one in found.subjects] == [
         (owing.subject, [(StringReeledIn.type,)])
     ]
     for name in NAMES:

@@ -10,12 +10,16 @@ from uuid import UUID, uuid4
 
 import aio_pika
 import pytest
+import sqlalchemy as sa
 from aio_pika.abc import AbstractChannel
+from sqlalchemy.engine import Connection
 
 from common.kernel.database import open_database
+from common.kernel.rows import writing
 from common.kernel.tables import utc_now
 from common.messaging.topology import (
     DEAD_EXCHANGE,
+    EVENTS_EXCHANGE,
     apply,
     topology_of,
     wait_queue,
@@ -30,7 +34,9 @@ from saga.deployment import Deployment
 from saga.dlq.desk import open_desk
 from saga.dlq.store import Selection
 from saga.history import HistoryError, InputError
+from saga.history import trace as trace_module
 from saga.history.sequence import Kind
+from saga.history.sources import tables_of
 from saga.history.trace import Trace, past, stuck, trace
 from saga.history.whereabouts import Place
 from tests.integration.test_history_queries import kept_by_another
@@ -209,18 +215,61 @@ async def test_stuck_lists_who_owes_what_for_too_long_and_nobody_else(scene: Sce
     order, delivery = await unpaid(scene)
     await scene.put(delivery, wait_queue(3_600_000), "payment.normal", attempts=2)
 
-    found, seen = await stuck(scene.deployment, GRAPH, now=play.at + timedelta(seconds=5))
-    assert found == []
+    soon = await stuck(scene.deployment, GRAPH, now=play.at + timedelta(seconds=5))
+    assert (soon.subjects, soon.ok) == ([], True)
 
     later = play.at + timedelta(hours=1)
-    found, seen = await stuck(scene.deployment, GRAPH, now=later)
-    owed = [(one.story.subject, [d.participant for d in one.debts]) for one in found]
+    found = await stuck(scene.deployment, GRAPH, now=later)
+    owed = [(one.story.subject, [d.participant for d in one.debts]) for one in found.subjects]
     assert rejected not in dict(owed)
     assert owed == [(cancelled, ["inventory"]), (order, ["payment", "order"])]
-    (debt, end) = found[1].debts
+    (debt, end) = found.subjects[1].debts
     assert debt.event is not None
-    assert seen.of("payment", debt.event.id).place is Place.WAITING
+    assert found.whereabouts.of("payment", debt.event.id).place is Place.WAITING
     assert (end.event, end.answers) == (None, ("order.cancelled",))
+
+
+async def test_stuck_says_how_far_the_history_is_behind_rather_than_that_all_is_well(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trace_module, "CATCH_UP_SECONDS", 0.0)
+    await scene.record()
+    scene.play.place()
+    placed = scene.play.events[-1]
+    await scene.put(Delivery("inventory", placed), EVENTS_EXCHANGE, "order.placed.normal")
+
+    found = await stuck(scene.deployment, GRAPH, now=scene.play.at)
+    assert (list(found.subjects), found.behind, found.ok) == ([], 1, False)
+
+
+async def test_an_overdue_row_of_which_the_history_does_not_tell_is_named(
+    scene: Scene, tmp_path: Path
+) -> None:
+    await scene.record()
+    url = f"sqlite:///{tmp_path / 'order.db'}"
+    database = await open_database(url, tables_of("order"))
+    (table,) = tables_of("order").with_dues
+    at = scene.play.at - timedelta(hours=1)
+    lost, unreadable = str(UUID(int=1)), str(UUID(int=2))
+    overdue = [Order(key, status=OrderStatus.PENDING, deadline=at) for key in (lost, unreadable)]
+
+    def save(connection: Connection) -> None:
+        with writing(connection) as writes:
+            table.save(writes, [(order, 0) for order in overdue])
+        spoilt = sa.update(table.table).where(table.table.c.order_id == unreadable)
+        connection.execute(spoilt.values(lines=sa.text("'{'")))
+
+    await database.transaction(save)
+    await database.close()
+    urls = scene.deployment.database_urls | {"order": url}
+    deployment = scene.deployment.model_copy(update={"database_urls": urls})
+
+    found = await stuck(deployment, GRAPH, now=scene.play.at)
+    assert [(row.participant, row.kind, row.subject, row.at) for row in found.unexplained] == [
+        ("order", "Order", lost, at),
+        ("order", "Order", unreadable, at),
+    ]
+    assert not found.ok
 
 
 # --- the past ------------------------------------------------------------------------------------
@@ -306,10 +355,10 @@ async def test_what_another_program_kept_as_an_event_changes_no_answer(scene: Sc
     now = utc_now() + timedelta(hours=1)
 
     async def answers() -> list[object]:
-        found, _ = await stuck(scene.deployment, GRAPH, now=now)
+        found = await stuck(scene.deployment, GRAPH, now=now)
         return [
             (await trace(scene.deployment, GRAPH, order, now=now)).to_json(),
-            [(one.story.subject, [debt.participant for debt in one.debts]) for one in found],
+            [(one.story.subject, [d.participant for d in one.debts]) for one in found.subjects],
             await past(scene.deployment, GRAPH, order, at=now),
         ]
 

@@ -6,6 +6,7 @@ Each tool has to find it, or to name what it has not looked at.
 from __future__ import annotations
 
 import functools
+import random
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
@@ -14,7 +15,7 @@ from common.asking import Phase
 from common.choreography import Participant
 from common.due import Due
 from saga.declaration import Saga
-from tests.moving import AGENCY, RENTAL, SAGA
+from tests.moving import AGENCY, RENTAL, SAGA, plan
 from tests.moving.language import (
     MoveGivenUp,
     MoveHasVan,
@@ -171,6 +172,8 @@ def what_is_due_is_not_done() -> Participant:
 
 NO_SCENARIO: Final = replace(SAGA, scenarios=())
 NO_LOAD: Final = replace(SAGA, load=None)
+TOO_FEW: Final = replace(SAGA, load=lambda chance, moves: plan(chance, 1))
+SAME_AGAIN: Final = replace(SAGA, load=lambda chance, moves: plan(random.Random(1), moves))
 NO_INVARIANT: Final = replace(SAGA, at_rest=(), always=())
 BOOKS_UNREAD: Final = replace(SAGA, outside=(replace(RENTAL, read=None, memory=None), AGENCY))
 NOBODY_ANSWERS: Final = replace(SAGA, outside=(RENTAL,), always=(), at_rest=())

@@ -119,14 +119,45 @@ def test_without_a_load_nothing_is_simulated(monkeypatch: pytest.MonkeyPatch) ->
         assert "moving has no load" in str(result.exception or result.output)
 
 
-@pytest.mark.parametrize("tool", [["verify"], ["verify", "--simulate", "--seeds", "1"]])
+@pytest.mark.parametrize(
+    "tool",
+    [
+        ["verify"],
+        ["verify", "--scenario", "one move"],
+        ["verify", "--simulate", "--seeds", "1"],
+    ],
+)
 def test_what_no_invariant_reads_is_named(tool: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(simulating, "SEEDS", 1)  # from which on it is told
     status, text = said(monkeypatch, "NO_INVARIANT", *tool)
 
     assert status == 1
     for what in ("Move of move", "Van of van", "the books of rental", "the books of agency"):
         assert f"no invariant reads {what}" in text
+
+
+@pytest.mark.parametrize(
+    ("tool", "sentence"),
+    [
+        (["--scenario", "one move"], "is told without --scenario"),
+        (["--simulate", "--seeds", "1"], f"is told from {simulating.SEEDS} seeds on"),
+    ],
+)
+def test_what_is_not_looked_at_here_is_said_to_be_told_elsewhere(
+    tool: list[str], sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SAGA", "tests.moving:SAGA")
+
+    result = CliRunner().invoke(app, ["verify", *tool])
+
+    assert result.exit_code == 0
+    assert sentence in result.output
+    assert "nothing is broken\n" not in result.output
+
+
+def test_a_load_that_never_comes_to_a_command_is_said_to() -> None:
+    missing = [*uncovered(SAGA, ())]
+
+    assert "the load never comes to van.send" in missing
 
 
 def test_a_scenario_in_which_nobody_answers_cannot_be_explored() -> None:

@@ -250,6 +250,34 @@ def test_where_a_subject_stands_follows_from_roles_and_signatures(
     assert (standing.kind, standing.settled, standing.open) == ("Job", settled, open_)
 
 
+class Low(Event):
+    type: ClassVar[str] = "stock.low"
+
+
+class Filled(Event):
+    type: ClassVar[str] = "stock.filled"
+
+
+class Sell(Command):
+    type: ClassVar[str] = "stock.sell"
+
+
+def sell(command: Sell, shelf: Job) -> Low | None: ...
+def fill(event: Low, supplier: Machine) -> Filled | None: ...
+
+
+def test_a_saga_that_goes_round_is_looked_at_after_the_first_round_too() -> None:
+    rules = Rules(Choreography([Participant("shelf", sell), Participant("supplier", fill)]))
+    (added,) = play().about("tea")
+    low = added.model_copy(update={"type": Low.type})
+    filled = added.model_copy(update={"type": Filled.type})
+
+    once = told(rules, [low, filled])
+    assert not once.open
+    assert once.after([low], rules).open
+    assert not told(rules, [filled, filled]).open  # Nobody reacts to that.
+
+
 def test_a_saga_without_a_view_of_its_own_has_none() -> None:
     @dataclass(frozen=True, slots=True)
     class Note(State):
