@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Final
 from uuid import UUID
@@ -128,6 +129,14 @@ ONE_ORDER: Final = _orders(
 )
 """One order of three lines, two of them for mugs, whatever is in stock."""
 
+AN_ORDER_AND_ITS_MAIL: Final = replace(
+    ONE_ORDER,
+    name="an order and its mail",
+    starts={"a mug is missing": ONE_ORDER.starts["a mug is missing"]},
+    without=(),
+)
+"""The same with the mail about its end; it takes no payment to see that through."""
+
 TWO_ORDERS: Final = _orders(
     "two orders",
     starts={"one mug is left": (MUG, PEN)},
@@ -179,4 +188,10 @@ MAIL_OF_A_CANCELLATION: Final = _mail(
     "a mail of a cancellation",
     OrderCancelled(order_id=_A, customer="customer A", reason=CancellationReason.CUSTOMER_REQUEST),
 )
-SCENARIOS: Final = (ONE_ORDER, TWO_ORDERS, MAIL_OF_A_CONFIRMATION, MAIL_OF_A_CANCELLATION)
+SCENARIOS: Final = (
+    ONE_ORDER,
+    AN_ORDER_AND_ITS_MAIL,
+    TWO_ORDERS,
+    MAIL_OF_A_CONFIRMATION,
+    MAIL_OF_A_CANCELLATION,
+)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 
 from saga.declaration import Saga
+from saga.verify.model import unapplied
 
 
 def uncovered(
@@ -16,6 +17,8 @@ def uncovered(
         yield f"{saga.name} has no scenario: nothing was tried"
     yield from saga.unwatched()
     if saga.scenarios:
+        for invariant in unapplied(saga):
+            yield f"{invariant.name} is judged in no scenario: none has all that it reads"
         for participant in saga.participants:
             for reaction in participant.reactions:
                 if (participant.name, reaction.name) not in reacted:

@@ -5,7 +5,7 @@ A model is data, made of a saga and one of its scenarios; `machine` turns it int
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
@@ -15,7 +15,7 @@ from common.message import Command, Event
 from saga.declaration import Saga, Scenario, Stimulus
 from saga.outside import Outside
 from saga.rules import Rules
-from saga.view import View, Violation
+from saga.view import Invariant, View, Violation
 
 
 class VerifyError(Exception):
@@ -79,6 +79,13 @@ def model_of(saga: Saga, scenario: str, *, source: str = "") -> Model:
         outside=outside,
         names=one.names,
     )
+
+
+def unapplied(saga: Saga) -> Iterator[Invariant]:
+    """The invariants that read what is together in no scenario: none of them is ever judged."""
+    rules = [Rules(saga, _taking_part(saga, scenario)) for scenario in saga.scenarios]
+    applied = {one.name for each in rules for one in (*each.always, *each.at_rest)}
+    return (invariant for invariant in saga.invariants if invariant.name not in applied)
 
 
 def _taking_part(saga: Saga, scenario: Scenario) -> Choreography:

@@ -23,7 +23,9 @@ from saga.reconcile import rule_names
 from saga.rules import Rules
 from saga.simulation import Simulation, uncovered
 from saga.verify import VerifyError, model_of, verify
-from tests.moving import SAGA
+from saga.verify import uncovered as uncovered_by_scenarios
+from tests.moving import NOW, ONE_MOVE, SAGA, A
+from tests.moving.language import MoveRequested, Size
 from tests.moving.planted import (
     BOOKS_UNREAD,
     NOBODY_ANSWERS,
@@ -158,6 +160,22 @@ def test_a_load_that_never_comes_to_a_command_is_said_to() -> None:
     missing = [*uncovered(SAGA, ())]
 
     assert "the load never comes to van.send" in missing
+
+
+def test_an_invariant_that_no_scenario_has_all_for_is_named() -> None:
+    alone = replace(
+        ONE_MOVE,
+        only={"crew"},
+        sent=[("crew", MoveRequested(move=A, size=Size.SMALL, deadline=NOW))],
+        stimuli=(),
+    )
+    saga = replace(SAGA, scenarios=(alone,))
+    report = verify(model_of(saga, "one move"))
+
+    assert report.ok
+    assert "arranged_without is judged in no scenario: none has all that it reads" in list(
+        uncovered_by_scenarios(saga, report.reacted, report.published)
+    )
 
 
 def test_a_scenario_in_which_nobody_answers_cannot_be_explored() -> None:
