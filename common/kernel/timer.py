@@ -154,7 +154,7 @@ class Timekeeper:
         except VersionConflict:  # Another replica or another message was faster.
             return
         except Exception as error:
-            self._firing.failed(error, found.id, {"order": found.id[1]})
+            self._firing.failed(error, found.id, {"subject": found.id[1]})
             if len(self._put_off) < PUT_OFF_MAX:
                 self._put_off[found.id] = asyncio.get_running_loop().time() + PUT_OFF_SECONDS
         else:
