@@ -130,7 +130,7 @@ def _about(record: logging.LogRecord) -> dict[str, str]:
             "event": envelope.id,
             "trace": trace.split("-")[1] if trace else None,
         }
-    for name in ("order", "event", "trace"):
+    for name in ("order", "subject", "event", "trace"):
         found[name] = getattr(record, name, None) or found.get(name)
     return {name: value for name, value in found.items() if value}
 

@@ -39,7 +39,10 @@ in_question = sa.Table(
 """Orders whose mail may have gone out without our books knowing, as these are older than that: they
 were restored. What is asked about them for the first time is answered from here."""
 
-NOTIFICATIONS = StateTable(Notification, notifications)
+_resending = notifications.c.status == NotificationStatus.RESENDING
+NOTIFICATIONS = StateTable(
+    Notification, notifications, due_where=_resending & notifications.c.resent_at.is_not(None)
+)
 
 
 def put_in_question(connection: Connection, order_ids: Iterable[str], why: str) -> int:

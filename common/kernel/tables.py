@@ -106,7 +106,8 @@ def due_columns(table: str) -> tuple[sa.Column[Any], sa.Index]:
     """What a table needs for states that may have something due: the column, and its index.
 
     A script that adds it to a table that replicas of an older version may still write lets its
-    default be 0: what these insert is then looked at at once.
+    default be 0: what these insert is then looked at at once. What they update is found by the
+    table's `due_where`.
     """
     there = sa.text(f"{DUE_AT} IS NOT NULL")
     index = sa.Index(f"{table}_by_due", DUE_AT, sqlite_where=there, postgresql_where=there)
@@ -119,10 +120,17 @@ class StateTable(Generic[S]):
     The table needs, besides: `version`, an integer; and the `due_columns`, if anything may be due
     about such states. The column of the state's `key` may have a name of its own, and is the
     primary key.
+
+    `due_where` holds for just those rows about whose states something is due. It is needed where an
+    UPDATE by a replica of an older version, which does not know `due_at`, may make something due;
+    and it is asked again and again, so let an index answer it.
     """
 
-    def __init__(self, kind: type[S], table: sa.Table) -> None:
+    def __init__(
+        self, kind: type[S], table: sa.Table, *, due_where: sa.ColumnElement[bool] | None = None
+    ) -> None:
         (self._key,) = table.primary_key.columns
+        self._due_where = due_where
         self.kind = kind
         self.table = table
         self._fields = tuple(field.name for field in fields(kind) if field.name != "key")
@@ -214,6 +222,15 @@ class StateTable(Generic[S]):
         if key is not None:
             query = query.where(self._key == key)
         return connection.scalars(query).one()
+
+    def without_due(self, connection: Connection, *, limit: int | None = None) -> Sequence[str]:
+        """The keys of rows that lack the time at which something is due, though it is by
+        `due_where`."""
+        if self._due_where is None:
+            return []
+        lacking = self.table.c.due_at.is_(None) & self._due_where
+        query = sa.select(self._key).where(lacking).order_by(self._key)
+        return connection.scalars(query.limit(limit)).all()
 
     def mend_due(self, connection: Connection, key: str) -> bool:
         """Write beside a state when something is due about it, if the row says another time.

@@ -31,6 +31,9 @@ PUT_OFF_SECONDS: Final = 20.0
 AFTER_HOLD_SECONDS: Final = 10.0
 """After the kernel has held back what came from the broker, until what is due is looked for again:
 among what waited there may be what ends a subject in time."""
+LACKING_SECONDS: Final = 300.0
+"""Between two looks for rows that lack a time: replicas of an older version may write such rows
+while a new one is rolled out."""
 PUT_OFF_MAX: Final = 10_000
 """States that are put off; those beyond are tried at each look."""
 
@@ -47,9 +50,10 @@ class Found:
 class Timekeeper:
     """Does what is due about one participant's states. Several replicas may do so at once.
 
-    A look reads which rows say that their time has come, and then the states; so a row that cannot
-    be read hides no other. What a state says is given to the kernel, which decides in its
-    transaction whether it is still due. Belongs to one event loop.
+    A look reads which rows say that their time has come, and every `LACKING_SECONDS` which ones say
+    nothing though they should, and then the states; so a row that cannot be read hides no other.
+    What a state says is given to the kernel, which decides in its transaction whether it is still
+    due. Belongs to one event loop.
     """
 
     def __init__(
@@ -73,6 +77,8 @@ class Timekeeper:
         """Keyed by state: when it is looked at again, by the event loop's time."""
         self._waits_until = 0.0
         """Nothing is looked for before, by the event loop's time."""
+        self._lacking_at = 0.0
+        """When rows that lack a time are looked for, by the event loop's time."""
 
     @property
     def retry_loops(self) -> tuple[RetryLoop, ...]:
@@ -104,12 +110,16 @@ class Timekeeper:
         """The states whose rows say that something is due by now, but for those put off."""
         now = asyncio.get_running_loop().time()
         self._put_off = {id: at for id, at in self._put_off.items() if at > now}
+        # Where one process owns the database, none of an older version is beside it.
+        lacking = self._database.shared and now >= self._lacking_at
         try:
-            found, ids = await self._database.read(self._read)
+            found, ids = await self._database.read(partial(self._read, lacking=lacking))
         except Exception as error:  # Whatever it is: the next look may succeed, and it is told.
             self._looking.failed(error)
             return []
         self._looking.succeeded()
+        if lacking and len(found) < BATCH_MAX:
+            self._lacking_at = now + LACKING_SECONDS
         if len(ids) < self._most:
             self._firing.forget(*(self._firing.failing - ids))
         return found
@@ -119,9 +129,14 @@ class Timekeeper:
         """Rows that one look reads: those put off hide no others."""
         return BATCH_MAX + len(self._put_off)
 
-    def _read(self, connection: Connection) -> tuple[list[Found], set[StateId]]:
-        """What is found, those due first in front, and the ids of what is put off as well."""
-        rows = due_by(connection, self._tables, self._clock(), self._most)
+    def _read(self, connection: Connection, *, lacking: bool) -> tuple[list[Found], set[StateId]]:
+        """What is found, those due first in front, and the ids of what is put off as well; with
+        `lacking`, states whose rows lack a time, too."""
+        now, most = self._clock(), self._most
+        rows = due_by(connection, self._tables, now, most)
+        if lacking:
+            for table in self._tables:
+                rows += [(table, key, now) for key in table.without_due(connection, limit=most)]
         waiting = [
             (table, key, at) for table, key, at in rows if (table.kind, key) not in self._put_off
         ]
@@ -139,7 +154,7 @@ class Timekeeper:
         except VersionConflict:  # Another replica or another message was faster.
             return
         except Exception as error:
-            self._firing.failed(error, found.id, {"order": found.id[1]})
+            self._firing.failed(error, found.id, {"subject": found.id[1]})
             if len(self._put_off) < PUT_OFF_MAX:
                 self._put_off[found.id] = asyncio.get_running_loop().time() + PUT_OFF_SECONDS
         else:

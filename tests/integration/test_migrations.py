@@ -7,6 +7,7 @@ import importlib
 import shutil
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -17,18 +18,27 @@ from sqlalchemy.engine import Connection
 
 import history_service.store
 import inventory_service.store
+import notification_service.domain
+import notification_service.store
 import order_service.store
 from common.envelope import MessageKey
+from common.kernel import timer
 from common.kernel.database import DatabaseError, open_database, read_database
 from common.kernel.migrations import MigrationError, differences, write_script
 from common.kernel.rows import writing
 from common.kernel.tables import Schema, Tables, VersionConflict, utc_now
+from common.kernel.timer import Timekeeper
 from common.messaging.trust import EDITOR_SOURCE
+from common.tasks import cancel_all
 from history_service.subjects import subjects
 from inventory_service.domain import AddStock
+from notification_service.domain import Notification, NotificationStatus
+from notification_service.store import NOTIFICATIONS
 from saga.discovery import services
 from saga.history.rebuild import rebuild_views
+from tests.integration.kernels import replica
 from tests.play import Play, confirmed, declined, out_of_stock
+from tests.polling import until
 from tests.stores import GRAPH, PROJECTION
 from tests.unit.given import NOW
 
@@ -233,6 +243,58 @@ async def test_what_was_due_before_the_upgrade_is_due_after_it(
         assert str(UUID(int=2)) not in dues
     finally:
         await database.close()
+
+
+async def test_what_an_older_replica_makes_due_while_a_new_one_runs_is_done(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(timer, "LACKING_SECONDS", 0.05)
+    _, insert, (resending, sent), _ = ROWS["notification"]
+    new = notification_service.store.TABLES
+    key = UUID(int=1)
+    async with replica(postgres_url, notification_service.domain.PARTICIPANT, new) as service:
+
+        async def as_older(statement: str) -> None:
+            await service.database.transaction(lambda c: c.exec_driver_sql(statement))
+
+        async def is_corrected() -> bool:
+            return not await service.database.read(NOTIFICATIONS.due)
+
+        async def is_given_up() -> bool:
+            found = await service.find(Notification, key)
+            return found is not None and found.status is NotificationStatus.UNKNOWN
+
+        keeper = Timekeeper(service.kernel, service.database, new, poll_seconds=0.01)
+        keeping = asyncio.create_task(keeper.run())
+        await as_older(insert.format(key=key, status=sent))
+        await until(is_corrected)
+        await as_older(f"UPDATE notifications SET status = '{resending}'")  # noqa: S608 - ours
+
+        await until(is_given_up)
+        await cancel_all(keeping)
+
+
+async def test_rows_that_lack_a_time_are_just_those_about_which_something_is_due(
+    database_url: str,
+) -> None:
+    states = [
+        Notification(str(UUID(int=number)), status=status, resent_at=resent_at)
+        for number, (status, resent_at) in enumerate(product(NotificationStatus, (None, NOW)))
+    ]
+
+    def older(connection: Connection) -> None:
+        with writing(connection) as writes:
+            NOTIFICATIONS.save(writes, [(state, 0) for state in states])
+        connection.execute(sa.update(NOTIFICATIONS.table).values(due_at=None))
+
+    database = await open_database(database_url, notification_service.store.TABLES)
+    try:
+        await database.transaction(older)
+        found = await database.read(NOTIFICATIONS.without_due)
+    finally:
+        await database.close()
+
+    assert found == [state.key for state in states if state.due() is not None] != []
 
 
 def mark_done(tables: Tables, message: MessageKey, connection: Connection) -> None:

@@ -107,6 +107,14 @@ def test_what_is_said_with_a_record_counts_more_than_what_its_task_works_on(
     assert json.loads(said.getvalue())["event"] == "event-2"
 
 
+def test_a_record_may_name_a_subject_of_any_saga(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = standard_error(monkeypatch, LogFormat.JSON)
+
+    log.warning("cannot do what is due", extra={"subject": "lease-1"})
+
+    assert json.loads(said.getvalue())["subject"] == "lease-1"
+
+
 def test_an_error_has_its_stack_within_the_document(monkeypatch: pytest.MonkeyPatch) -> None:
     said = standard_error(monkeypatch, LogFormat.JSON)
 
