@@ -15,7 +15,7 @@ from common.messaging.permissions import users_of
 from common.messaging.topology import topology_of
 from saga.cli import app
 from saga.commands import simulating
-from saga.declaration import Saga
+from saga.declaration import Saga, Scenario
 from saga.graph.check import check
 from saga.history import HistoryError
 from saga.history.outside import memory_of
@@ -23,7 +23,9 @@ from saga.reconcile import rule_names
 from saga.rules import Rules
 from saga.simulation import Simulation, uncovered
 from saga.verify import VerifyError, model_of, verify
-from tests.moving import SAGA
+from saga.verify import uncovered as uncovered_by_models
+from tests.moving import NOW, SAGA, A
+from tests.moving.language import MoveRequested, Size
 from tests.moving.planted import (
     BOOKS_UNREAD,
     NOBODY_ANSWERS,
@@ -158,6 +160,19 @@ def test_a_load_that_never_comes_to_a_command_is_said_to() -> None:
     missing = [*uncovered(SAGA, ())]
 
     assert "the load never comes to van.send" in missing
+
+
+def test_what_a_scenario_begins_with_counts_as_published_by_nobody() -> None:
+    requested = MoveRequested(move=A, size=Size.SMALL, deadline=NOW)
+    one_van = Scenario("a van", [(VAN.name, requested)], (NOW,), only={"van"})
+    alone = replace(SAGA, scenarios=(one_van,))
+    report = verify(model_of(alone, "a van"))
+
+    missing = [*uncovered_by_models(alone, report.reacted, report.published, report.asked)]
+    assert "move.requested is published in no scenario" in missing
+    assert "van.booked is published in no scenario" not in missing
+    assert "no scenario has crew ask BookCrew" in missing
+    assert "no scenario has van ask BookVan" not in missing
 
 
 def test_a_scenario_in_which_nobody_answers_cannot_be_explored() -> None:
