@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -106,8 +106,9 @@ def verify(
     ]
     reacted = {step for report in reports for step in report.reacted}
     published = {type_ for report in reports for type_ in report.published}
+    asked = {question for report in reports for question in report.asked}
     # What a single scenario does not come to, another one may.
-    missing = list(here.unwatched() if scenario else uncovered(here, reacted, published))
+    missing = list(here.unwatched() if scenario else uncovered(here, reacted, published, asked))
     if as_json:
         print_json(reports_as_json(reports, missing))
     else:
@@ -139,6 +140,7 @@ def reports_as_json(reports: Sequence[Report], missing: Sequence[str] = ()) -> d
     return {
         "ok": not missing and all(report.ok for report in reports),
         "not_covered": list(missing),
+        "remarks": list(_remarks(reports)),
         "models": [
             {
                 "model": report.model.name,
@@ -153,6 +155,17 @@ def reports_as_json(reports: Sequence[Report], missing: Sequence[str] = ()) -> d
             for report in reports
         ],
     }
+
+
+def _remarks(reports: Sequence[Report]) -> Iterator[str]:
+    """What the models leave out by their nature: no mistake of the saga."""
+    from saga.verify import ASKED_MAX
+
+    for outside in sorted({name for report in reports for name in report.cut_short}):
+        yield (
+            f"a question that {outside} refuses again and again was followed up to {ASKED_MAX} "
+            f"refusals only"
+        )
 
 
 def _violation_as_json(report: Report) -> dict[str, Any] | None:
@@ -192,6 +205,8 @@ def print_reports(
             drawn, test = diagram(report.schedule), as_test(report.schedule)
             console.print(lines_of(f"\n{drawn}\n\nAs a test:\n\n{test}"))
     broken = [report.model.name for report in reports if not report.ok]
+    for line in _remarks(reports):
+        console.print(f"remark: {line}")
     for line in missing:
         console.print(f"not covered: {line}")
     if broken:

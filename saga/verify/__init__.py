@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 
 from saga.verify.coverage import uncovered
 from saga.verify.drawing import as_test, diagram
-from saga.verify.machine import Machine
+from saga.verify.machine import ASKED_MAX, Machine
 from saga.verify.model import Model, VerifyError, model_of
 from saga.verify.schedule import Schedule, replay, schedule_of
 from saga.verify.search import STATES_MAX, Exploration, Progress, explore
 
 __all__ = [
+    "ASKED_MAX",
     "STATES_MAX",
     "Exploration",
     "Model",
@@ -45,6 +46,10 @@ class Report:
     """Participants and their reactions that were run."""
     published: frozenset[str] = field(default=frozenset())
     """The types of the events that were published."""
+    asked: frozenset[tuple[str, str]] = field(default=frozenset())
+    """Participants and the names of the intents that they committed."""
+    cut_short: frozenset[str] = field(default=frozenset())
+    """The outsides of which not every chain of refusals was followed to its end."""
 
     @property
     def ok(self) -> bool:
@@ -60,5 +65,11 @@ def verify(
     found = exploration.found
     schedule = schedule_of(machine, found) if found else None
     return Report(
-        model, exploration, schedule, frozenset(machine.reacted), frozenset(machine.published())
+        model,
+        exploration,
+        schedule,
+        reacted=frozenset(machine.reacted),
+        published=frozenset(machine.published),
+        asked=frozenset(machine.asked),
+        cut_short=frozenset(machine.cut_short),
     )

@@ -9,10 +9,13 @@ from saga.verify.model import unapplied
 
 
 def uncovered(
-    saga: Saga, reacted: Collection[tuple[str, str]], published: Collection[str]
+    saga: Saga,
+    reacted: Collection[tuple[str, str]],
+    published: Collection[str],
+    asked: Collection[tuple[str, str]],
 ) -> Iterator[str]:
-    """What was not looked at when just these reactions were run and these events published: lines
-    for people."""
+    """What was not looked at when just these reactions were run, these events published, and these
+    intents committed by their participants: lines for people."""
     if not saga.scenarios:
         yield f"{saga.name} has no scenario: nothing was tried"
     yield from saga.unwatched()
@@ -23,6 +26,9 @@ def uncovered(
             for reaction in participant.reactions:
                 if (participant.name, reaction.name) not in reacted:
                     yield f"no scenario comes to {participant.name}.{reaction.name}"
+            for intent in dict.fromkeys(i for r in participant.reactions for i in r.intends):
+                if (participant.name, intent.__name__) not in asked:
+                    yield f"no scenario has {participant.name} ask {intent.__name__}"
         for message in saga.choreography.recorded:
             if message.type not in published:
                 yield f"{message.type} is published in no scenario"

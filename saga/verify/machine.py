@@ -78,6 +78,12 @@ class Machine:
         """Where the facts begin."""
         self.reacted: set[tuple[str, str]] = set()
         """Participants and their reactions that were run."""
+        self.published: set[str] = set()
+        """The types of the events and commands that reactions decided on."""
+        self.asked: set[tuple[str, str]] = set()
+        """Participants and the names of the intents that they committed."""
+        self.cut_short: set[str] = set()
+        """The outsides whose refusals were followed `ASKED_MAX` times only."""
         self.visible = (1 << self._base) - 1
         """The part of a state that rules look at: what is known, and what was sent."""
         # By fact, whose number is its bit:
@@ -163,11 +169,6 @@ class Machine:
         """The facts of a state, in the order in which facts were first seen."""
         return (self._facts[bit] for bit in _set_bits(state >> self._base))
 
-    def published(self) -> set[str]:
-        """The types of the events and commands that were published in any state."""
-        sent = [fact.envelope for fact in self._facts if isinstance(fact, Sent)]
-        return {envelope.type for envelope in sent if is_recorded(envelope)}
-
     def _published(self, state: int) -> list[Envelope[Any]]:
         return [
             fact.envelope
@@ -225,6 +226,7 @@ class Machine:
             except Exception as error:
                 raise self._broken("question_refused", question.intent, error) from error
             if question.number == ASKED_MAX and after == heard.books:
+                self.cut_short.add(outside.name)
                 continue
             labels.setdefault((answer, after), said)
         for (answer, books), said in labels.items():
@@ -256,6 +258,7 @@ class Machine:
 
     def _asking(self, action: Action, cause: Sent, intent: Intent, after: int) -> Asked:
         """That the participant, whose field is this, has committed a question."""
+        self.asked.add((self.participants[action.whose].name, type(intent).__name__))
         known = self._known[action.whose].values[after >> action.shift]
         asks = known.get(_asks(cause.envelope, intent))
         return Asked(cause, action.whose, intent, asks.sequence if asks else 0)
@@ -353,6 +356,7 @@ class Machine:
     def _publish(self, decision: Decision) -> int:
         bits = 0
         for event in decision.events:
+            self.published.add(event.type)
             identity = event.id, event.source, event.sequence, event.data
             reacting = self.model.choreography.reacting_to(event.type)
             receivers = tuple(self._number_of[p.name] for p in reacting)

@@ -54,7 +54,7 @@ def test_an_errand_ends_well_in_every_order_of_deliveries() -> None:
 
     assert report.schedule is None
     assert report.exploration.states_at_rest > 1
-    assert [*uncovered(SAGA, report.reacted, report.published)] == []
+    assert [*uncovered(SAGA, report.reacted, report.published, report.asked)] == []
 
 
 def test_an_errands_choreography_has_no_findings_but_that_it_has_no_deadline() -> None:

@@ -15,7 +15,7 @@ from common.messaging.permissions import users_of
 from common.messaging.topology import topology_of
 from saga.cli import app
 from saga.commands import simulating
-from saga.declaration import Saga
+from saga.declaration import Saga, Scenario
 from saga.graph.check import check
 from saga.history import HistoryError
 from saga.history.outside import memory_of
@@ -23,7 +23,7 @@ from saga.reconcile import rule_names
 from saga.rules import Rules
 from saga.simulation import Simulation, uncovered
 from saga.verify import VerifyError, model_of, verify
-from saga.verify import uncovered as uncovered_by_scenarios
+from saga.verify import uncovered as uncovered_by_models
 from tests.moving import NOW, ONE_MOVE, SAGA, A
 from tests.moving.language import MoveRequested, Size
 from tests.moving.planted import (
@@ -174,8 +174,21 @@ def test_an_invariant_that_no_scenario_has_all_for_is_named() -> None:
 
     assert report.ok
     assert "arranged_without is judged in no scenario: none has all that it reads" in list(
-        uncovered_by_scenarios(saga, report.reacted, report.published)
+        uncovered_by_models(saga, report.reacted, report.published, report.asked)
     )
+
+
+def test_what_a_scenario_begins_with_counts_as_published_by_nobody() -> None:
+    requested = MoveRequested(move=A, size=Size.SMALL, deadline=NOW)
+    one_van = Scenario("a van", [(VAN.name, requested)], (NOW,), only={"van"})
+    alone = replace(SAGA, scenarios=(one_van,))
+    report = verify(model_of(alone, "a van"))
+
+    missing = [*uncovered_by_models(alone, report.reacted, report.published, report.asked)]
+    assert "move.requested is published in no scenario" in missing
+    assert "van.booked is published in no scenario" not in missing
+    assert "no scenario has crew ask BookCrew" in missing
+    assert "no scenario has van ask BookVan" not in missing
 
 
 def test_a_scenario_in_which_nobody_answers_cannot_be_explored() -> None:

@@ -24,7 +24,7 @@ from order_service.domain import Order, OrderStatus
 from payment_service.domain import Payment, PaymentStatus
 from saga.cli import app
 from saga.commands.verify import print_reports, reports_as_json
-from saga.verify import Model, Schedule, VerifyError, as_test, diagram, replay, verify
+from saga.verify import Model, Schedule, VerifyError, as_test, diagram, model_of, replay, verify
 from saga.view import View, Violation
 from tests.unit.twins import (
     TWINS,
@@ -312,6 +312,15 @@ def test_a_violation_is_reported_with_its_schedule_and_its_test(
     printed = capsys.readouterr().out
     assert diagram(report.schedule) in printed
     assert as_test(report.schedule) in printed
+
+
+def test_refusals_that_were_not_followed_to_the_end_are_a_remark() -> None:
+    report = verify(model_of(SAGA, "a mail of a confirmation"))
+
+    document = reports_as_json([report])
+    assert document["ok"] is True
+    (remark,) = document["remarks"]
+    assert "mail server refuses again and again was followed up to 3 refusals only" in remark
 
 
 JOINING = """
