@@ -15,6 +15,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Final
 
 import aiormq
@@ -175,7 +176,14 @@ class Follower:
                 await self._stopping.wait()
         self._backoff_seconds = min(self._backoff_seconds * 2, BACKOFF_MAX_SECONDS)
 
+    async def _catch_up(self) -> None:
+        """Fold what is recorded and was not folded: by a version that knew no subjects."""
+        fold = partial(store.catch_up, projection=self._projection)
+        while not self._stopping.is_set() and await self._database.transaction(fold):
+            pass
+
     async def _follow(self) -> None:
+        await self._catch_up()
         place = await self._database.read(read_place)
         connection = await connect(self._url, name=_NAME)
         async with connection:

@@ -356,7 +356,8 @@ def append(
             stray = _conflicting(item)
             new_strays.setdefault(stray.key, stray)
     position = connection.scalar(sa.select(sa.func.max(events.c.position))) or 0
-    _catch_up(connection, position, projection)
+    while _fold_next(connection, position, projection):
+        pass
     rows = [
         _row(id, fact, position + number, now)
         for number, (id, fact) in enumerate(facts.items(), start=1)
@@ -409,25 +410,35 @@ class _Told(NamedTuple):
     time: datetime
 
 
-def _catch_up(connection: Connection, up_to: int, projection: Projection) -> None:
-    """Fold into the table of subjects what was recorded, up to a position, by a process that knows
-    no such table."""
+def catch_up(connection: Connection, projection: Projection) -> bool:
+    """Fold the next `CATCH_UP_AT_ONCE` events that a process of an older version recorded; returns
+    whether there were any. Raises `VersionConflict`, see `take_turn`."""
+    take_turn(connection)
+    position = connection.scalar(sa.select(sa.func.max(events.c.position))) or 0
+    return _fold_next(connection, position, projection)
+
+
+def _fold_next(connection: Connection, up_to: int, projection: Projection) -> bool:
+    """Fold into the table of subjects the next events that were recorded, up to a position, by a
+    process that knows no such table. Returns whether there were any."""
     column = folded.c.position
     after = connection.scalar(sa.select(column).where(folded.c.name == subjects.name)) or 0
     if after >= up_to:
-        return
+        return False
     columns = events.c.position, events.c.subject, events.c.type, events.c.source, events.c.time
-    query = sa.select(*columns).order_by(events.c.position).limit(CATCH_UP_AT_ONCE)
-    while rows := connection.execute(
-        query.where(events.c.position > after, events.c.position <= up_to)
-    ).all():
-        told: defaultdict[str, list[_Told]] = defaultdict(list)
-        for row in rows:
-            told[row.subject].append(_Told(row.type, row.source, row.time))
-        with writing(connection) as writes:
-            _project_subjects(connection, writes, told, projection)
-        after = rows[-1].position
-    note_folded(connection, up_to)
+    rows = connection.execute(
+        sa.select(*columns)
+        .where(events.c.position > after, events.c.position <= up_to)
+        .order_by(events.c.position)
+        .limit(CATCH_UP_AT_ONCE)
+    ).all()
+    told: defaultdict[str, list[_Told]] = defaultdict(list)
+    for row in rows:
+        told[row.subject].append(_Told(row.type, row.source, row.time))
+    with writing(connection) as writes:
+        _project_subjects(connection, writes, told, projection)
+    note_folded(connection, rows[-1].position if rows else up_to)
+    return True
 
 
 def _project_subjects(

@@ -44,6 +44,7 @@ from common.tasks import cancel_all
 from history_service import queries, store
 from history_service.follower import Follower, missing
 from history_service.store import TABLES, Gap, Place
+from history_service.subjects import folded, subjects
 from inventory_service.domain import AddStock
 from saga.deployment import Deployment
 from saga.discovery import choreography
@@ -249,6 +250,26 @@ async def test_what_came_while_nobody_followed_is_there_afterwards_and_nothing_t
 
     assert await history.ids() == [event.id for event in play.events]
     assert await history.gaps() == []
+
+
+async def test_what_an_older_version_recorded_is_folded_before_anything_new_comes(
+    stream: Stream, history: History
+) -> None:
+    play = played()
+    facts = [store.Fact(event, event.to_bytes()) for event in play.events]
+
+    def as_older(connection: Connection) -> None:
+        store.append(connection, facts, utc_now(), PROJECTION)
+        connection.execute(sa.delete(subjects))
+        connection.execute(sa.delete(folded))
+
+    async def all_known() -> bool:
+        query = sa.select(sa.func.sum(subjects.c.sequence))
+        return bool(await history.database.read(lambda c: c.scalar(query)) == len(facts))
+
+    await history.database.transaction(as_older)
+    async with following(stream, history.database):
+        await until(all_known)
 
 
 @pytest.mark.long

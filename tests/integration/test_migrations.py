@@ -428,7 +428,9 @@ def test_a_folder_of_scripts_that_is_not_there_is_named(tmp_path: Path) -> None:
         write_script(Tables(sa.MetaData(), migrations=nowhere), "x")
 
 
-@pytest.mark.parametrize("recorded", ["before the upgrade", "after it, by an older version"])
+@pytest.mark.parametrize(
+    "recorded", ["before the upgrade", "after it, by an older version", "before it and after it"]
+)
 async def test_a_history_of_before_knows_its_subjects_after_the_upgrade(
     recorded: str, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -453,8 +455,8 @@ async def test_a_history_of_before_knows_its_subjects_after_the_upgrade(
     copy = play.events[-1].model_copy(update={"id": "corrected", "source": EDITOR_SOURCE})
     facts = [history_service.store.Fact(e, e.to_bytes()) for e in (*play.events, copy)]
 
-    def insert(connection: Connection) -> None:
-        for position, fact in enumerate(facts, start=1):
+    def insert(first: int, last: int, connection: Connection) -> None:
+        for position, fact in enumerate(facts[first:last], start=first + 1):
             event = fact.attributes
             connection.execute(
                 history_service.store.events.insert().values(
@@ -474,13 +476,18 @@ async def test_a_history_of_before_knows_its_subjects_after_the_upgrade(
         columns = [column for column in subjects.columns if column.name != "version"]
         return {tuple(row) for row in connection.execute(sa.select(*columns))}
 
-    late = recorded != "before the upgrade"
-    database = await open_database(database_url, history_service.store.TABLES if late else old)
-    await database.transaction(insert)
+    before = {"before the upgrade": len(facts), "before it and after it": 10}.get(recorded, 0)
+    fold = partial(history_service.store.catch_up, projection=PROJECTION)
+    database = await open_database(database_url, old)
+    await database.transaction(partial(insert, 0, before))
     await database.close()
     database = await open_database(database_url, history_service.store.TABLES)
-    if late:
-        await database.transaction(lambda c: history_service.store.append(c, [], NOW, PROJECTION))
+    await database.transaction(fold)
+    await database.transaction(partial(insert, before, len(facts)))
+    pages = 0
+    while await database.transaction(fold):
+        pages += 1
+    assert pages > 1, "nobody waits for all of it"
     upgraded = await database.read(rows)
     await database.close()
     assert await rebuild_views(database_url, GRAPH) == len(upgraded) == 5
