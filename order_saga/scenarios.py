@@ -164,6 +164,7 @@ def _mail(name: str, end: Event) -> Scenario:
                 ResendNotification(order_id=order_id),
                 BEFORE,
                 is_unknown,
+                at_rest=True,
             ),
             Stimulus(
                 "a person dismisses it",
@@ -171,6 +172,7 @@ def _mail(name: str, end: Event) -> Scenario:
                 DismissNotification(order_id=order_id),
                 BEFORE,
                 is_unknown,
+                at_rest=True,
             ),
         ],
         moments=(BEFORE, BEFORE + RESENDING_MAX),

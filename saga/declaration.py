@@ -35,7 +35,8 @@ class Stimulus:
     """A command that may be given to a participant at any time and any number of times, or never.
 
     `at` is the time then. It is given only `when` the participant's own states allow it, and
-    `then` says what is wrong with them afterwards.
+    `then` says what is wrong with them afterwards. Only one that says `at_rest` may change anything
+    once all that was sent is done: a person who decides what was left to them.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Stimulus:
     at: datetime
     when: Callable[[View], bool] = _always
     then: Callable[[View], Iterable[Violation]] = _anything
+    at_rest: bool = False
 
 
 @dataclass(frozen=True, slots=True)

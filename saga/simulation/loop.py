@@ -99,6 +99,11 @@ class SimulatedLoop(asyncio.BaseEventLoop):
     def stop(self) -> None:
         self._stopped = True
 
+    def jump(self, to: float) -> None:
+        """Let the clock show a later time, as on a machine that has slept: all timers that would
+        have ended meanwhile end now."""
+        self._now = max(self._now, to)
+
     def spawn(self, process: Process, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Begin a task in a process."""
         return process.context.run(self.create_task, coroutine)

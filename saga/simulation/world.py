@@ -42,8 +42,12 @@ OUTAGE_SECONDS = 120.0
 REST_SECONDS = 1.0
 """How often is looked whether everything has come to rest."""
 PATIENCE_SECONDS = 1_000.0
-"""How long after the storm everything must have come to rest: the longest wait for another try is
-300 s."""
+"""How long after the storm, or after the clock has jumped, everything must have come to rest: the
+longest wait for another try is 300 s."""
+DUE_MAX_SECONDS = 3 * 86_400.0
+"""What is due later than so long after the beginning is not waited for."""
+JUMPS_MAX = 20
+"""How often the clock may jump to what is due, before a run is given up."""
 INFRASTRUCTURE_ERRORS = ("OperationalError", "VersionConflict", "ConnectionError", "TimeoutError")
 """What is nobody's fault and must not use up a message's tries."""
 LOSSES_MAX = 2
@@ -53,7 +57,8 @@ KILLED_SHARE = 0.3
 RECOVERY_MAX_SECONDS = 10.0
 """How long an empty broker may be there before it is made again."""
 STEPS_MAX = 30_000
-"""Steps after which a run is given up: one that goes well takes up to 10,000."""
+"""Steps after which a run is given up, counted from where the clock has jumped last: one that goes
+well takes up to 10,000."""
 TROUBLES_MAX = 20
 """Troubles after which a run is given up."""
 
@@ -94,6 +99,12 @@ class World:
         """What must not happen, and did."""
         self.people = People(self, self.plan, chance)
         self.at_rest = False
+        self._ends_seconds = self.weather.storm_seconds + PATIENCE_SECONDS
+        """When the run is given up."""
+        self._steps_max = STEPS_MAX
+        self._jumps = 0
+        self._jump_to: float | None = None
+        """The time of what is due next, where nothing else is left to happen in this run."""
         self._chance = chance
         self._servers = self._build(scene, parts)
         self._until_crash = self.weather.steps_until(self.weather.rates.crash)
@@ -123,7 +134,10 @@ class World:
             server.start()
         self.loop.spawn(self.process, self._live())
         try:
-            self.loop.run(self.weather.storm_seconds + PATIENCE_SECONDS)
+            self.loop.run(self._ends_seconds)
+            while self._jump_to is not None:
+                self._jump(self._jump_to)
+                self.loop.run(self._ends_seconds)
         finally:
             for process in (self.process, *(server.process for server in self.servers)):
                 self.loop.end(process)
@@ -307,33 +321,51 @@ class World:
         self._recovering -= 1
 
     def _look(self) -> None:
-        """End the run once it is at rest, or goes round in circles."""
-        self.at_rest = self._rests()
-        if self.at_rest or self.loop.steps > STEPS_MAX:
+        """End the run once it is at rest, or goes round in circles; or have the clock jump, if all
+        that is left is due when the run would be over."""
+        idle = self._idles()
+        due_seconds = self._due_seconds() if idle else None
+        self.at_rest = idle and due_seconds is None
+        if self.at_rest or self.loop.steps > self._steps_max:
+            self.loop.stop()
+        elif due_seconds is not None and self.weather.calm and due_seconds > self._ends_seconds:
+            if self._jumps < JUMPS_MAX:
+                self._jump_to = due_seconds
             self.loop.stop()
         else:
             self.loop.call_later(REST_SECONDS, self._look)
 
-    def _rests(self) -> bool:
-        """Whether nothing will happen any more."""
+    def _jump(self, to_seconds: float) -> None:
+        """Go on at a later time, with as much patience as after the storm."""
+        self.trace.note("world", f"nothing happens for {to_seconds - self.loop.time():.0f} s")
+        self._jump_to = None
+        self._jumps += 1
+        self.loop.jump(to_seconds)
+        self._ends_seconds = to_seconds + PATIENCE_SECONDS
+        self._steps_max = self.loop.steps + STEPS_MAX
+        self.loop.call_later(REST_SECONDS, self._look, context=self.process.context)
+
+    def _idles(self) -> bool:
+        """Whether nothing will happen any more, but for what is due."""
         return (
             not self.people.busy
             and not self._recovering
             and not any(map(self.broker.load_of, self.queues()))
             and all(server.kernel and server.kernel.idle for server in self._servers.values())
             and not any(store.unpublished() for store in self.stores.values())
-            and not self._pending()
         )
 
-    def _pending(self) -> bool:
-        """Whether something is due about a state, and will be done in a run's time."""
-        ends = EPOCH + timedelta(days=3)
-        return any(
-            self.stores[server.service.participant.name].run(
-                partial(due_by, tables=server.service.tables.with_dues, until=ends, limit=1)
-            )
+    def _due_seconds(self) -> float | None:
+        """When something is due about a state next; None if nothing is that is waited for."""
+        until = EPOCH + timedelta(seconds=DUE_MAX_SECONDS)
+        times = [
+            (at - EPOCH).total_seconds()
             for server in self.servers
-        )
+            for _, _, at in self.stores[server.service.participant.name].run(
+                partial(due_by, tables=server.service.tables.with_dues, until=until, limit=1)
+            )
+        ]
+        return min(times, default=None)
 
 
 def _stream(seed: int, name: str) -> random.Random:

@@ -397,11 +397,14 @@ class Machine:
         return self.model.outside[self._outside_of(intent) - len(self.participants)]
 
     def may_come_late(self, action: Action) -> bool:
-        """Whether it is how a question to an outside that is not idempotent arrives, or its answer:
-        nobody asks that again, so it may arrive when all else is done."""
+        """Whether it is how a question arrives that nobody asks again, or its answer: that may be
+        when all else is done. Nobody does where the outside is not idempotent, nor where a command
+        led to it that is given from outside, and goes to nobody as a message."""
         about = action.about
         question = about.question if isinstance(about, Answered) else about
-        return isinstance(question, Asked) and not self._asked(question.intent).idempotent
+        return isinstance(question, Asked) and not (
+            question.message.receivers and self._asked(question.intent).idempotent
+        )
 
     def outside_asked(self, intent: Intent) -> str:
         """The name of the outside that takes a question."""

@@ -78,10 +78,12 @@ def explore(
 
 def moved(machine: Machine, action: Action, before: int, after: int) -> Violation | None:
     """The violation, if anything to be seen changed in a step from a state at rest. What is due is
-    done at rest as well, and so is what somebody wants."""
+    done at rest as well, and so is what somebody may want then."""
     if not machine.at_rest(before) or not (after ^ before) & machine.visible:
         return None
-    if isinstance(action.about, Firing | Stimulus) or machine.may_come_late(action):
+    about = action.about
+    wanted = isinstance(about, Stimulus) and about.at_rest
+    if wanted or isinstance(about, Firing) or machine.may_come_late(action):
         return None
     return Violation(
         "moved_at_rest",

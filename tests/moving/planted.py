@@ -14,23 +14,30 @@ from typing import Final
 from common.asking import Phase
 from common.choreography import Participant
 from common.due import Due
+from common.envelope import derived_id
 from saga.declaration import Saga
+from saga.load import Given, Plan
 from tests.moving import AGENCY, RENTAL, SAGA, plan
+from tests.moving.agency import Choice
 from tests.moving.language import (
     MoveGivenUp,
     MoveHasVan,
+    MoveRequested,
+    RequestMove,
     SendVan,
+    Size,
     VanBooked,
     VanRefused,
     VanReturned,
     VanSent,
+    Why,
 )
 from tests.moving.move import domain as move
 from tests.moving.move.domain import PARTICIPANT as MOVE
 from tests.moving.move.domain import GiveUpMove, Move, Stage
 from tests.moving.van import domain as van
 from tests.moving.van.domain import PARTICIPANT as VAN
-from tests.moving.van.domain import RentalAnswered, ReturnVan, SettleVan, Van
+from tests.moving.van.domain import BookVan, RentalAnswered, ReturnVan, SettleVan, Van
 from tests.swapping import retyped, swapped, without
 
 PLANTED: Final[dict[str, Callable[[], Saga]]] = {}
@@ -177,3 +184,32 @@ SAME_AGAIN: Final = replace(SAGA, load=lambda chance, moves: plan(random.Random(
 NO_INVARIANT: Final = replace(SAGA, at_rest=(), always=())
 BOOKS_UNREAD: Final = replace(SAGA, outside=(replace(RENTAL, read=None, memory=None), AGENCY))
 NOBODY_ANSWERS: Final = replace(SAGA, outside=(RENTAL,), always=(), at_rest=())
+
+
+# --- for long ---------------------------------------------------------------------------------
+
+LATE_SECONDS: Final = 7_200
+
+
+def _never_books() -> Participant:
+    def book(event: MoveRequested, state: Van) -> BookVan | None:
+        return None
+
+    return swapped(VAN, book)
+
+
+def _late(chance: random.Random, moves: int) -> Plan:
+    """Moves that wait for a van until their deadline."""
+    requests = [
+        RequestMove(move=f"move {number}", size=Size.SMALL, time_limit_seconds=LATE_SECONDS)
+        for number in range(moves)
+    ]
+    given = [
+        Given(MOVE.name, request, derived_id(request.move, request.type), chance.random())
+        for request in requests
+    ]
+    ends = {request.move: frozenset({Why.TOO_LATE.value}) for request in requests}
+    return Plan(given, ends, decisions={AGENCY.name: lambda _: Choice.KEEPS})
+
+
+LATE: Final = replace(SAGA.with_(_never_books()), load=_late)

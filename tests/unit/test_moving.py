@@ -28,6 +28,8 @@ from tests.moving import NOW, ONE_MOVE, SAGA, A
 from tests.moving.language import MoveRequested, Size
 from tests.moving.planted import (
     BOOKS_UNREAD,
+    LATE,
+    LATE_SECONDS,
     NOBODY_ANSWERS,
     PLANTED,
 )
@@ -76,6 +78,15 @@ def test_it_is_simulated_with_its_outsides_its_timers_and_its_commands() -> None
 
     assert {"move.has_van", "move.has_crew", "van.send", "BookCrew", "ReturnVan"} <= happened
     assert not [line for line in uncovered(SAGA, happened) if "invariant" in line]
+
+
+def test_what_is_due_in_hours_is_simulated_as_well() -> None:
+    with closing(Simulation(saga=LATE)) as simulation:
+        runs = [simulation.run(seed) for seed in range(SEEDS)]
+
+    assert [run.seed for run in runs if run.violations] == []
+    # In some an operator brings it forward.
+    assert sum(run.simulated_seconds > LATE_SECONDS for run in runs) > SEEDS / 2
 
 
 @pytest.mark.parametrize("name", PLANTED)
