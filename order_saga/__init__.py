@@ -28,5 +28,6 @@ SAGA: Final = Saga(
     for_people=(mails_unknown,),
     scenarios=SCENARIOS,
     load=plan,
+    shop=True,
     view=ORDER_VIEW,
 )

@@ -97,6 +97,9 @@ class Saga:
     """Written like invariants: what is right, and waits for a person's decision."""
     scenarios: tuple[Scenario, ...] = ()
     load: Load | None = None
+    shop: bool = False
+    """Whether `saga publish` and `saga demo` are to use the load of orders, which has options of
+    its own, instead of the one above."""
     view: SubjectView[Any] | None = None
     """What the archive shows of a subject beside what it shows of any saga's."""
 

@@ -192,7 +192,7 @@ def _is_shop() -> bool:
     is sold out. Any other one declares its load."""
     from saga.discovery import saga
 
-    return saga().name == "orders"
+    return saga().shop
 
 
 def _publish_any(deployment: Deployment, sagas: int, seed: int, as_json: bool) -> None:
