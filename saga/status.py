@@ -18,6 +18,7 @@ from aio_pika.abc import AbstractConnection
 from sqlalchemy.engine import Connection
 
 from common.choreography import Choreography
+from common.due import OVERDUE_SECONDS
 from common.kernel.database import read_database
 from common.kernel.tables import Tables, utc_now
 from common.messaging.connection import BrokerError, connect
@@ -36,9 +37,6 @@ from saga.naming import Owned, names_of
 from saga.supervision import Supervision
 
 REQUEST_TIMEOUT_SECONDS: Final = 5.0
-OVERDUE_GRACE_SECONDS: Final = 5.0
-"""How long after its time something may be due until it counts as overdue: services look twice a
-second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +189,7 @@ async def status(
         )
         for participant in graph.participants
     }
-    late = utc_now() - timedelta(seconds=OVERDUE_GRACE_SECONDS)
+    late = utc_now() - timedelta(seconds=OVERDUE_SECONDS)
     dues: dict[Owned, Dues] = {}
     for participant in graph.participants:
         if participant.dues:
