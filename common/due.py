@@ -10,9 +10,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from common.message import Command, Priority
+
+OVERDUE_SECONDS: Final = 5.0
+"""How long after its time what is due may be done, until it counts as overdue: services look twice
+a second."""
 
 C = TypeVar("C", bound=Command, covariant=True)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Iterable
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Final
 from uuid import uuid4
@@ -15,10 +15,9 @@ from sqlalchemy.engine import Connection
 
 from common.choreography import State
 from common.kernel.groups import Done, audit_entry
-from common.kernel.rows import UnreadableRow, writing
+from common.kernel.rows import writing
 from common.kernel.step import Firing, Wish
-from common.kernel.tables import Tables
-from common.kernel.timer import Found, due_by, read_states
+from common.kernel.timer import Listed, dues_in
 from common.limits import TEXT_MAX_BYTES, Plain
 from common.message import Priority
 from common.problem import Problem, problems, short
@@ -61,24 +60,15 @@ class DueView(BaseModel):
     """Why the state cannot be read."""
 
     @classmethod
-    def of(cls, found: Found, now: datetime) -> DueView | None:
-        """None if the state says that nothing is due; its row will be corrected."""
-        kind, key = found.id
-        if isinstance(found.state, UnreadableRow):
-            late = _seconds(now - found.due_at)
-            why = str(found.state)
-            return cls(
-                state=kind.__name__, key=key, due_at=found.due_at, late_seconds=late, why=why
-            )
-        if (due := found.state.due()) is None:
-            return None
+    def of(cls, listed: Listed, now: datetime) -> DueView:
         return cls(
-            state=kind.__name__,
-            key=key,
-            due_at=due.at,
-            command=due.command.type,
-            priority=due.priority,
-            late_seconds=_seconds(now - due.at),
+            state=listed.kind,
+            key=listed.key,
+            due_at=listed.at,
+            command=listed.due.command.type if listed.due else None,
+            priority=listed.due.priority if listed.due else None,
+            late_seconds=listed.late_seconds(now),
+            why=listed.why,
         )
 
 
@@ -93,11 +83,6 @@ class BroughtForward(BaseModel):
     """Their types."""
 
 
-def dues_in(connection: Connection, tables: Tables, limit: int) -> list[Found]:
-    """What is due about a participant's states, now or later, the first in front."""
-    return read_states(connection, due_by(connection, tables.with_dues, None, limit))
-
-
 def routes(running: Running, kinds: Iterable[type[State]]) -> APIRouter:
     """`/due`, of a service about whose states of these kinds something may be due."""
     router = APIRouter(prefix="/due", tags=["due"])
@@ -108,10 +93,10 @@ def routes(running: Running, kinds: Iterable[type[State]]) -> APIRouter:
     ) -> list[DueView]:
         """What is due and when, the first in front."""
         found = await answer_from(
-            running.database, partial(dues_in, tables=running.tables, limit=limit)
+            running.database, partial(dues_in, tables=running.tables.with_dues, limit=limit)
         )
         now = running.clock()
-        return [view for one in found if (view := DueView.of(one, now)) is not None]
+        return [DueView.of(one, now) for one in found]
 
     for kind in kinds:
         router.add_api_route(
@@ -164,7 +149,3 @@ async def _note_failure(running: Running, firing: Firing, error: Exception) -> N
             running.tables.note_brought_forward(writes, [entry])
 
     await running.database.transaction(note)
-
-
-def _seconds(time: timedelta) -> float:
-    return round(time.total_seconds(), 3)

@@ -15,6 +15,7 @@ from sqlalchemy.engine import Connection
 from common import tracing
 from common.choreography import State
 from common.clock import elapsed
+from common.due import OVERDUE_SECONDS
 from common.envelope import derived_id
 from common.events import (
     LINES_MAX,
@@ -38,7 +39,7 @@ from common.service import Running, Service, main
 from common.settings import Settings
 from common.web import CHANGING, WITH_BODY, IdempotencyKey, answer_from
 from order_service.domain import PARTICIPANT, CancelOrder, Order, OrderStatus
-from order_service.store import ORDERS, OVERDUE_GRACE_SECONDS, TABLES, count_pending
+from order_service.store import ORDERS, TABLES, count_pending
 
 _metrics = OrderMetrics(
     OrderStatus.CONFIRMED, OrderStatus.CANCELLED, [str(reason) for reason in CancellationReason]
@@ -205,7 +206,7 @@ def observe(decision: Decision) -> None:
 
 def figures(connection: Connection, now: datetime) -> Mapping[Gauge, float]:
     """How many orders have not ended, and how many of them are overdue."""
-    late = now - timedelta(seconds=OVERDUE_GRACE_SECONDS)
+    late = now - timedelta(seconds=OVERDUE_SECONDS)
     pending, overdue = count_pending(connection, late)
     return {orders_pending: pending, orders_overdue: overdue}
 

@@ -13,10 +13,6 @@ from common.kernel.tables import Json, StateTable, Tables, Utc, Word, due_column
 from common.message import Priority
 from order_service.domain import Order, OrderStatus
 
-OVERDUE_GRACE_SECONDS = 5.0
-"""How long past its deadline an order may be pending until it counts as overdue: the service looks
-twice a second."""
-
 _metadata = sa.MetaData()
 
 orders = sa.Table(

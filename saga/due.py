@@ -18,18 +18,15 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from common.choreography import Choreography, Participant
-from common.due import Due
+from common.due import OVERDUE_SECONDS, Due
 from common.envelope import rfc3339
 from common.kernel.database import read_database
-from common.kernel.rows import UnreadableRow
 from common.kernel.tables import Tables
-from common.kernel.timer import Found, due_by, read_states
+from common.kernel.timer import Listed, dues_in
 from saga.deployment import Deployment
 from saga.history.sources import tables_of
 from saga.http import client
 
-LATE_SECONDS: Final = 5.0
-"""How long after its time what is due may be done: services look twice a second."""
 LISTED_MAX: Final = 1_000
 """What is due in one service, beyond which no more is listed."""
 ENTRIES_MAX: Final = 100_000
@@ -60,18 +57,12 @@ class Item:
     """Why it cannot be read."""
 
     @classmethod
-    def of(cls, participant: str, found: Found) -> Item | None:
-        """None if the state says that nothing is due: its service will correct the row."""
-        kind, key = found.id
-        if isinstance(found.state, UnreadableRow):
-            return cls(participant, kind.__name__, key, found.due_at, None, str(found.state))
-        if (due := found.state.due()) is None:
-            return None
-        return cls(participant, kind.__name__, key, due.at, due)
+    def of(cls, participant: str, listed: Listed) -> Item:
+        return cls(participant, listed.kind, listed.key, listed.at, listed.due, listed.why)
 
     def late(self, now: datetime) -> bool:
         """Whether it should have been done by now."""
-        return now > self.at + timedelta(seconds=LATE_SECONDS)
+        return now > self.at + timedelta(seconds=OVERDUE_SECONDS)
 
     def to_json(self, now: datetime) -> dict[str, Any]:
         return {
@@ -139,7 +130,7 @@ async def listing(
     more = 0
     for one in _with_dues(graph, participant):
         found, left = await _read(deployment, one, partial(_dues, subject=subject))
-        items += filter(None, (Item.of(one.name, each) for each in found))
+        items += (Item.of(one.name, each) for each in found)
         more += left
     return Listing(sorted(items, key=lambda item: item.at), more)
 
@@ -223,10 +214,10 @@ async def _read(
     return await asyncio.to_thread(read_database, url, lambda c: query(c, tables))
 
 
-def _dues(connection: Connection, tables: Tables, subject: str | None) -> tuple[list[Found], int]:
-    rows = due_by(connection, tables.with_dues, None, LISTED_MAX, key=subject)
+def _dues(connection: Connection, tables: Tables, subject: str | None) -> tuple[list[Listed], int]:
+    found = dues_in(connection, tables.with_dues, LISTED_MAX, key=subject)
     count = sum(table.count_due(connection, key=subject) for table in tables.with_dues)
-    return read_states(connection, rows), count - len(rows)
+    return found, max(0, count - LISTED_MAX)
 
 
 def _entries(

@@ -18,6 +18,7 @@ from aio_pika.abc import AbstractConnection
 from sqlalchemy.engine import Connection
 
 from common.choreography import Choreography
+from common.due import OVERDUE_SECONDS
 from common.kernel.database import read_database
 from common.kernel.tables import Tables, utc_now
 from common.messaging.connection import BrokerError, connect
@@ -32,12 +33,10 @@ from saga.deployment import Deployment
 from saga.dlq.store import look
 from saga.history.sources import tables_of
 from saga.http import client
+from saga.naming import Owned, names_of
 from saga.supervision import Supervision
 
 REQUEST_TIMEOUT_SECONDS: Final = 5.0
-OVERDUE_GRACE_SECONDS: Final = 5.0
-"""How long after its time something may be due until it counts as overdue: services look twice a
-second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +73,13 @@ class Status:
     """By participant, those of them in the store; without participants that have none."""
     outboxes: Mapping[str, int] = field(default_factory=dict)
     """By participant, the events that are not known to be published."""
-    dues: Mapping[str, Dues] = field(default_factory=dict)
-    """By table of states, what is due about them."""
+    dues: Mapping[Owned, Dues] = field(default_factory=dict)
+    """By participant and table of states, what is due about them."""
+
+    @property
+    def dues_by_name(self) -> dict[str, Dues]:
+        """By what a table is called among those of all participants, what is due."""
+        return {name: self.dues[owned] for owned, name in names_of(self.dues).items()}
 
     @property
     def at_rest(self) -> bool:
@@ -107,14 +111,18 @@ class Status:
             ),
             *(
                 f"{dues.overdue} {table} are overdue"
-                for table, dues in self.dues.items()
+                for table, dues in self.dues_by_name.items()
                 if dues.overdue
             ),
         ]
 
     def to_json(self) -> dict[str, Any]:
-        """The status as a JSON document."""
-        return {
+        """The status as a JSON document.
+
+        What is due is under `dues`, by participant and table; and under the table's name, where it
+        was before there was that (see `names_of` for names that are not one table's).
+        """
+        document: dict[str, Any] = {
             "ok": not self.problems,
             "problems": self.problems,
             "services": dict(self.services),
@@ -126,8 +134,13 @@ class Status:
             "dead_letters": dict(self.dead_letters),
             "stored_dead_letters": dict(self.stored_dead_letters),
             "outboxes": dict(self.outboxes),
-            **{table: asdict(dues) for table, dues in self.dues.items()},
+            "dues": {},
         }
+        for (participant, table), dues in self.dues.items():
+            document["dues"].setdefault(participant, {})[table] = asdict(dues)
+        for owned, name in names_of(self.dues, taken=document.keys()).items():
+            document[name] = asdict(self.dues[owned])
+        return document
 
 
 READY: Final = "ready"
@@ -176,13 +189,14 @@ async def status(
         )
         for participant in graph.participants
     }
-    late = utc_now() - timedelta(seconds=OVERDUE_GRACE_SECONDS)
-    dues: dict[str, Dues] = {}
+    late = utc_now() - timedelta(seconds=OVERDUE_SECONDS)
+    dues: dict[Owned, Dues] = {}
     for participant in graph.participants:
         if participant.dues:
             url = deployment.database_urls[participant.name]
             tables = tables_of(participant.name)
-            dues |= await asyncio.to_thread(read_database, url, partial(_dues, tables, late))
+            found = await asyncio.to_thread(read_database, url, partial(_dues, tables, late))
+            dues |= {(participant.name, table): counts for table, counts in found.items()}
     return Status(
         services=services,
         crash_loops=supervision.problems(time.time()) if supervision else (),

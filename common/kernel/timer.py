@@ -14,6 +14,7 @@ from typing import Any, Final
 from sqlalchemy.engine import Connection
 
 from common.choreography import State
+from common.due import Due
 from common.kernel.database import Database
 from common.kernel.groups import Kernel
 from common.kernel.rows import UnreadableRow
@@ -202,3 +203,41 @@ def read_states(connection: Connection, rows: Sequence[Row]) -> list[Found]:
     return [
         Found(id, at, states[id]) for table, key, at in rows if (id := (table.kind, key)) in states
     ]
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """What is due about one state, to be shown; `due` is None if it cannot be read."""
+
+    kind: str
+    key: str
+    at: datetime
+    due: Due[Any] | None
+    why: str = ""
+    """Why it cannot be read."""
+
+    @classmethod
+    def of(cls, found: Found) -> Listed | None:
+        """None if the state says that nothing is due: its service will correct the row."""
+        kind, key = found.id
+        if isinstance(found.state, UnreadableRow):
+            return cls(kind.__name__, key, found.due_at, None, str(found.state))
+        if (due := found.state.due()) is None:
+            return None
+        return cls(kind.__name__, key, due.at, due)
+
+    def late_seconds(self, now: datetime) -> float:
+        """How long its time has passed; negative before."""
+        return round((now - self.at).total_seconds(), 3)
+
+
+def dues_in(
+    connection: Connection,
+    tables: Iterable[StateTable[Any]],
+    limit: int,
+    key: str | None = None,
+) -> list[Listed]:
+    """What is due about states, now or later, those due first in front. With `key`, only about
+    those under that one."""
+    found = read_states(connection, due_by(connection, tables, None, limit, key=key))
+    return [listed for one in found if (listed := Listed.of(one)) is not None]

@@ -203,7 +203,7 @@ def _print_status(found: Status) -> None:
         queues.add_row(name, f"{waiting}", "")
     console.print(services)
     console.print(queues)
-    for table, dues in found.dues.items():
+    for table, dues in found.dues_by_name.items():
         console.print(f"{table}: {dues.pending} pending, {dues.overdue} overdue")
     for line in found.problems:
         console.print(styled(("problem:", "red"), f" {line}"))

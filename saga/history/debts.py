@@ -15,6 +15,7 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 
 from common.choreography import Choreography, Participant
+from common.due import OVERDUE_SECONDS
 from common.envelope import Envelope, source_of
 from common.kernel.fold import Fold
 from common.kernel.step import Firing, react
@@ -24,8 +25,6 @@ log = logging.getLogger(__name__)
 
 LATE_SECONDS: Final = 10.0
 """How long an answer may take, besides what its participant waits between its tries."""
-OVERDUE_SECONDS: Final = 5.0
-"""How long after its time what is due may be done."""
 
 
 @dataclass(frozen=True, slots=True)

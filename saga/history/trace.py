@@ -15,6 +15,7 @@ from uuid import UUID
 from sqlalchemy.engine import Connection
 
 from common.choreography import Choreography, Participant, State
+from common.due import OVERDUE_SECONDS
 from common.envelope import Envelope, rfc3339
 from common.kernel.database import read_database
 from common.kernel.tables import utc_now
@@ -25,7 +26,7 @@ from history_service.timeline import Step
 from saga.deployment import Deployment
 from saga.history import HistoryError, InputError
 from saga.history.archive import Archive
-from saga.history.debts import OVERDUE_SECONDS, Coming, Debt, coming_of, debts_of
+from saga.history.debts import Coming, Debt, coming_of, debts_of
 from saga.history.letters import letters_in, lives_of
 from saga.history.sequence import Diagram, sequence_of
 from saga.history.sources import tables_of

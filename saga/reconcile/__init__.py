@@ -26,6 +26,7 @@ from saga import discovery
 from saga.declaration import Saga
 from saga.deployment import Deployment
 from saga.dlq import DlqError, store
+from saga.naming import names_of
 from saga.reconcile import broker, conservation, databases
 from saga.reconcile.conservation import Rest, Waiting, undecided
 from saga.reconcile.databases import Books
@@ -261,15 +262,7 @@ def view_of(books: Books, outside: Mapping[str, Any], deliveries: Deliveries) ->
 def _checked(saga: Saga, gathered: _Gathered) -> dict[str, int]:
     deliveries, books = gathered.deliveries, gathered.books
     history = deliveries.history
-    checked = dict(books.rows)
-    if saga.subject is not None:
-        subjects = gathered.view.states(saga.subject)
-        name = databases.table_of(saga, saga.subject).name
-        checked[f"{name}_at_rest"] = sum(map(gathered.view.rests, subjects))
-    for name, lines in gathered.outside.items():
-        if isinstance(lines, Sized):
-            checked[f"{name.replace(' ', '_')}_lines"] = len(lines)
-    return checked | {
+    checked = {
         "events": history.messages,
         "events_undecodable": history.undecodable,
         "events_unpublished": deliveries.unpublished,
@@ -282,5 +275,15 @@ def _checked(saga: Saga, gathered: _Gathered) -> dict[str, int]:
         "settled_by_hand": sum(map(len, deliveries.settled.values())),
         "history_first_offset": history.first_offset,
         "subjects_trimmed": len(history.incomplete),
-        **books.figures,
     }
+    counts = books.rows | books.figures
+    names = names_of(counts, taken=checked.keys())
+    found = {names[owned]: books.rows[owned] for owned in books.rows}
+    if saga.subject is not None:
+        subjects = gathered.view.states(saga.subject)
+        name = names[databases.table_of(saga, saga.subject)]
+        found[f"{name}_at_rest"] = sum(map(gathered.view.rests, subjects))
+    for outside, lines in gathered.outside.items():
+        if isinstance(lines, Sized):
+            found[f"{outside.replace(' ', '_')}_lines"] = len(lines)
+    return found | checked | {names[owned]: books.figures[owned] for owned in books.figures}

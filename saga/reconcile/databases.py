@@ -23,6 +23,7 @@ from history_service.domain import OBSERVER
 from saga.declaration import Saga
 from saga.deployment import Deployment
 from saga.graph.flow import Flow
+from saga.naming import Owned
 from saga.outside import OutsideError
 from saga.reconcile.facts import ReconcileError
 from saga.reconcile.history import LONG_AGO, Owed
@@ -36,10 +37,10 @@ class Books:
 
     known: dict[str, dict[StateId, State]] = field(default_factory=dict)
     """By participant, its states."""
-    rows: dict[str, int] = field(default_factory=dict)
-    """By table of states, its rows."""
-    figures: dict[str, int] = field(default_factory=dict)
-    """What else participants count."""
+    rows: dict[Owned, int] = field(default_factory=dict)
+    """By participant and table of states, its rows."""
+    figures: dict[Owned, int] = field(default_factory=dict)
+    """By participant and name, what else it counts."""
     sequences: dict[str, dict[str, int]] = field(default_factory=dict)
     outbox: list[bytes] = field(default_factory=list)
 
@@ -68,9 +69,9 @@ def read_book(
                 raise unreadable[0]
             known |= {(kind, key): state for key, state in states.items()}
             count += len(states)
-        books.rows[table.table.name] = count
+        books.rows[participant.name, table.table.name] = count
     for name, figure in tables.figures.items():
-        books.figures[name] = figure(connection)
+        books.figures[participant.name, name] = figure(connection)
     books.sequences[participant.name] = sequences_in(connection, tables)
     books.outbox += connection.scalars(sa.select(tables.outbox.c.body))
 
@@ -136,11 +137,11 @@ def strike_out(owed: dict[str, Owed], inbox: sa.Table, connection: Connection) -
             owed.pop(key, None)
 
 
-def table_of(saga: Saga, kind: type[State]) -> sa.Table:
-    """The table that keeps states of a kind. Raises `ReconcileError`."""
+def table_of(saga: Saga, kind: type[State]) -> Owned:
+    """The participant that keeps states of a kind, and its table. Raises `ReconcileError`."""
     for participant in saga.participants:
         if (table := _tables(participant.package).states.get(kind)) is not None:
-            return table.table
+            return participant.name, table.table.name
     raise ReconcileError(f"no participant of {saga.name} keeps {kind.__name__}")
 
 

@@ -9,7 +9,8 @@ from common.readiness import Look, Missing, Readiness
 from common.settings import HttpSettings
 from common.web import create_app
 from saga import status
-from saga.status import READY, Status, readiness
+from saga.naming import names_of
+from saga.status import READY, Dues, Status, readiness
 
 
 def answering(found: Readiness, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,3 +56,44 @@ async def test_a_service_that_is_not_ready_says_what_it_lacks(
     answering(Readiness(look), monkeypatch)
 
     assert await readiness(["http://localhost:1"]) == "broker: nothing is known yet"
+
+
+# --- what is due ----------------------------------------------------------------------------------
+
+
+def test_what_is_due_is_listed_by_its_table() -> None:
+    found = Status(dues={("order", "orders"): Dues(pending=3, overdue=1)})
+
+    document = found.to_json()
+    assert found.problems == ["1 orders are overdue"]
+    assert document["orders"] == {"pending": 3, "overdue": 1}
+    assert document["dues"] == {"order": {"orders": {"pending": 3, "overdue": 1}}}
+
+
+def test_tables_of_one_name_are_told_apart_by_their_participants() -> None:
+    late, fine = Dues(pending=1, overdue=1), Dues(pending=2, overdue=0)
+    found = Status(dues={("crew", "jobs"): late, ("van", "jobs"): fine})
+
+    document = found.to_json()
+    assert found.problems == ["1 crew.jobs are overdue"]
+    assert document["dues"]["crew"]["jobs"]["overdue"] == 1
+    assert document["dues"]["van"]["jobs"] == document["van.jobs"] == {"pending": 2, "overdue": 0}
+
+
+def test_a_table_takes_no_other_part_of_the_document_away() -> None:
+    found = Status(dues={("bank", "queues"): Dues(pending=1, overdue=0)})
+
+    document = found.to_json()
+    assert document["queues"] == {}
+    assert document["bank.queues"] == {"pending": 1, "overdue": 0}
+
+
+def test_a_thing_is_called_as_its_participant_calls_it_where_no_other_is_called_so() -> None:
+    owned = [("crew", "jobs"), ("van", "jobs"), ("van", "vans"), ("van", "events")]
+
+    assert [*names_of(owned, taken={"events"}).values()] == [
+        "crew.jobs",
+        "van.jobs",
+        "vans",
+        "van.events",
+    ]

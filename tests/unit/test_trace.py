@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from common.due import OVERDUE_SECONDS
 from common.envelope import Attributes, Envelope, derived_id
 from common.messaging.dead_letters import ADDRESSEE
 from common.messaging.frames import NO_PROPERTIES
@@ -23,7 +24,7 @@ from inventory_service.domain import AddStock
 from order_service.domain import CancelOrder, ExpireOrder
 from saga.dlq.letters import Letter, State
 from saga.dlq.store import ItemState
-from saga.history.debts import LATE_SECONDS, OVERDUE_SECONDS, Debt, coming_of, debts_of
+from saga.history.debts import LATE_SECONDS, Debt, coming_of, debts_of
 from saga.history.drawing import as_mermaid, as_svg, as_text
 from saga.history.letters import Death, Life
 from saga.history.sequence import Diagram, Kind, Row, duration, owed_since, sequence_of
