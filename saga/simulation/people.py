@@ -54,8 +54,6 @@ class People:
         """Commands that were sent over the broker."""
         self.told: dict[str, str] = {}
         """By subject, the end that somebody was told of."""
-        self.brought_forward: set[str] = set()
-        """Subjects about which an operator wanted to have done now what is due later."""
 
     @property
     def busy(self) -> bool:
@@ -192,7 +190,6 @@ class People:
         server = self._chance.choice(servers)
         if server.kernel is not None:
             self._world.trace.note("operator", f"brings forward what is due about {key}")
-            self.brought_forward.add(key)
             self._world.loop.spawn(server.process, self._bring_forward(server.kernel, firing))
 
     async def _bring_forward(self, kernel: Kernel, firing: Firing) -> None:

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 
 from common.kernel.groups import Ask
 from common.kernel.tables import Tables
-from common.message import Intent
+from common.message import Command, Event, Intent
 from common.messaging.topology import topology_of
 from common.service import Service
 from saga.declaration import Saga, SagaError
+from saga.graph.flow import Flow, Node
 from saga.load import Load
 from saga.rules import Rules
 from saga.simulation.database import Store
@@ -29,6 +30,9 @@ class Scene:
         self.load: Load = saga.load
         self.choreography = saga.choreography
         self.rules = Rules(saga)
+        flow = Flow(self.choreography)
+        self.ends_of_dues = {command.type: _first_ends(flow, command) for command in flow.dues}
+        """Keyed by a due command's type: the types of events that end a saga and may come of it."""
         self.topology = topology_of(self.choreography)
         self.tables: dict[str, Tables] = {
             p.name: importlib.import_module(f"{p.package}.store").TABLES for p in saga.participants
@@ -50,3 +54,20 @@ class Scene:
     def close(self) -> None:
         for store in self.stores.values():
             store.close()
+
+
+def _first_ends(flow: Flow, command: type[Command]) -> frozenset[str]:
+    """The types of the events that may end a saga because of a command, before any other does."""
+    reached: set[Node] = set()
+    ends: set[str] = set()
+    waiting: list[Node] = [command]
+    while waiting:
+        node = waiting.pop()
+        if node in reached:
+            continue
+        reached.add(node)
+        if isinstance(node, type) and issubclass(node, Event) and node.role.terminal:
+            ends.add(node.type)  # What follows ends it no more.
+        else:
+            waiting += flow.following.get(node, ())
+    return frozenset(ends)

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence, Set
 from datetime import timedelta
 from functools import partial
+from typing import Any
 
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from common.message import Event
 from common.messaging.dead_letters import key_of
 from common.messaging.topology import HISTORY_STREAM, dead_letter_queue, queues_of, wait_queue
 from common.retry import RUNGS_MS
@@ -31,7 +36,13 @@ def violations(world: World) -> tuple[list[Violation], frozenset[str]]:
     return [
         *_unrest(world),
         *judge(world.scene.rules, view, deliveries),
-        *_wrong_endings(world, view),
+        *wrong_endings(
+            view,
+            [event for event in world.choreography.events if event.role.terminal],
+            world.plan.ends,
+            world.people.told,
+            _ends_brought_forward(world),
+        ),
         *_wrong_timers(world),
     ], frozenset(types | heard)
 
@@ -44,27 +55,54 @@ def _unrest(world: World) -> Iterator[Violation]:
         yield Violation("never_at_rest", "", f"messages left: {left or 'none'}")
 
 
-def _wrong_endings(world: World, view: View) -> Iterator[Violation]:
-    """Sagas that are not known, or did not end as they had to."""
-    ends = [event for event in world.choreography.events if event.role.terminal]
+def wrong_endings(
+    view: View,
+    ends: Sequence[type[Event]],
+    planned: Mapping[str, Set[str]],
+    told: Mapping[str, str],
+    brought_forward: Mapping[str, Set[str]],
+) -> Iterator[Violation]:
+    """Sagas that are not known, or did not end as they had to.
+
+    `ends` end a saga. Keyed by subject: `planned` are the outcomes it may have, `told` is the one
+    that somebody heard of, and `brought_forward` are the types of the events that may end it as
+    well, since an operator had done early what was due about it.
+    """
     outcomes: defaultdict[str, set[str]] = defaultdict(set)
+    early: defaultdict[str, set[str]] = defaultdict(set)
     for event in view.events(*ends):
         outcomes[event.subject].add(event.data.outcome)
-    for subject, endings in world.plan.ends.items():
+        if event.type in brought_forward.get(event.subject, ()):
+            early[event.subject].add(event.data.outcome)
+    for subject, endings in planned.items():
         found = outcomes[subject]
-        hurried = subject in world.people.brought_forward
         if not view.told.about(subject):
             yield Violation("saga_lost", subject, "it was begun, and is not known")
         elif not found:
             yield Violation("wrong_ending", subject, "it has not ended")
-        elif not found <= {*map(str, endings)} and not hurried:
+        elif not found <= {*map(str, endings)} | early[subject]:
             ended, had_to = (" or ".join(sorted(map(str, each))) for each in (found, endings))
             yield Violation("wrong_ending", subject, f"it is {ended}; it had to be {had_to}")
-        elif (told := world.people.told.get(subject)) is not None and told not in found:
+        elif (heard := told.get(subject)) is not None and heard not in found:
             ended = " and ".join(sorted(found))
             yield Violation(
-                "wrong_ending", subject, f"it is {ended}, and somebody was told that it is {told}"
+                "wrong_ending", subject, f"it is {ended}, and somebody was told that it is {heard}"
             )
+
+
+def _ends_brought_forward(world: World) -> Mapping[str, Set[str]]:
+    """Keyed by subject: the types of the events that may have ended it since what was due about it
+    was done early. What was only tried is not in the audit record."""
+    found: defaultdict[str, set[str]] = defaultdict(set)
+    for name, tables in world.scene.tables.items():
+        if (audit := tables.due_audit) is not None:
+            for subject, command in world.stores[name].run(partial(_audited, audit)):
+                found[subject] |= world.scene.ends_of_dues.get(command, frozenset())
+    return found
+
+
+def _audited(audit: sa.Table, connection: Connection) -> Sequence[Any]:
+    return connection.execute(sa.select(audit.c.key, audit.c.command)).all()
 
 
 def _wrong_timers(world: World) -> Iterator[Violation]:

@@ -10,6 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from common.choreography import ChoreographyError
+from common.envelope import wrap
+from common.message import Event, Priority
 from common.messaging.definitions import definitions
 from common.messaging.permissions import users_of
 from common.messaging.topology import topology_of
@@ -22,10 +24,12 @@ from saga.history.outside import memory_of
 from saga.reconcile import rule_names
 from saga.rules import Rules
 from saga.simulation import Simulation, uncovered
+from saga.simulation.verdict import wrong_endings
 from saga.verify import VerifyError, model_of, verify
 from saga.verify import uncovered as uncovered_by_models
+from saga.view import Published, View
 from tests.moving import NOW, ONE_MOVE, SAGA, A
-from tests.moving.language import MoveRequested, Size
+from tests.moving.language import MoveArranged, MoveGivenUp, MoveRequested, Size, Why
 from tests.moving.planted import (
     BOOKS_UNREAD,
     LATE,
@@ -87,6 +91,29 @@ def test_what_is_due_in_hours_is_simulated_as_well() -> None:
     assert [run.seed for run in runs if run.violations] == []
     # In some an operator brings it forward.
     assert sum(run.simulated_seconds > LATE_SECONDS for run in runs) > SEEDS / 2
+
+
+@pytest.mark.parametrize(
+    ("end", "excused"),
+    [(MoveGivenUp(move=A, why=Why.TOO_LATE), True), (MoveArranged(move=A), False)],
+)
+def test_what_was_done_early_excuses_only_ends_that_come_of_it(
+    end: Event, *, excused: bool
+) -> None:
+    envelope = wrap(end, id="1", source="/services/move", time=NOW, priority=Priority.NORMAL)
+    view = View({}, Published([envelope]), (), rests=lambda _: True)
+    with closing(Simulation(saga=SAGA)) as simulation:
+        early = simulation._scene.ends_of_dues
+
+    found = wrong_endings(
+        view,
+        [MoveArranged, MoveGivenUp],
+        planned={A: {Why.NO_VAN}},
+        told={},
+        brought_forward={A: early["move.give_up"]},
+    )
+
+    assert [violation.rule for violation in found] == ([] if excused else ["wrong_ending"])
 
 
 @pytest.mark.parametrize("name", PLANTED)
