@@ -30,7 +30,7 @@ from notification_service.mail import mailed_in
 from notification_service.store import put_in_question
 from saga.backup import BackupError
 from saga.backup.parts import Part
-from saga.outside import Memory
+from saga.history.outside import Remembered
 
 AT_ONCE: Final = 500
 
@@ -45,7 +45,7 @@ class Asked:
 
 
 def put_asked(
-    connection: Connection, participant: Participant, tables: Tables, outside: Memory
+    connection: Connection, participant: Participant, tables: Tables, outside: Remembered
 ) -> Asked:
     """Put states where the outside was asked and the books do not tell so into the middle of that
     question. What it has given back since is not asked for again: that was cancelled, and waits to
@@ -62,10 +62,9 @@ def put_asked(
             changed: list[tuple[State, int]] = []
             for key in keys:
                 state = fold.find((kind, key))
-                if contradiction := outside.contradiction(state):
-                    contradictions.append(f"{key}: {contradiction}")
-                for question in (outside.asked, outside.taken_back):
-                    if (intent := question(fold.find((kind, key)))) is not None:
+                contradictions += (f"{key}: {said}" for said in outside.contradictions(state))
+                for questions in (outside.asked, outside.taken_back):
+                    for intent in questions(fold.find((kind, key))):
                         fold.ask(intent, now)
                 if (asked := fold.find((kind, key))) != state:
                     changed.append((asked, found[key][1] if key in found else 0))

@@ -15,7 +15,8 @@ from saga.outside import Memory, OutsideError
 
 
 class Remembered:
-    """What all outsides of one participant remember; see `saga.outside.Memory`."""
+    """What all outsides of one participant remember, several of which may have been asked about one
+    state; see `saga.outside.Memory`."""
 
     def __init__(self, memories: Sequence[Memory]) -> None:
         self._memories = memories
@@ -24,14 +25,14 @@ class Remembered:
     def keys(self) -> Collection[str]:
         return frozenset(key for memory in self._memories for key in memory.keys)
 
-    def asked(self, state: State) -> Intent | None:
-        return next((i for m in self._memories if (i := m.asked(state)) is not None), None)
+    def asked(self, state: State) -> Sequence[Intent]:
+        return [i for m in self._memories if (i := m.asked(state)) is not None]
 
-    def taken_back(self, state: State) -> Intent | None:
-        return next((i for m in self._memories if (i := m.taken_back(state)) is not None), None)
+    def taken_back(self, state: State) -> Sequence[Intent]:
+        return [i for m in self._memories if (i := m.taken_back(state)) is not None]
 
-    def contradiction(self, state: State) -> str | None:
-        return next((c for m in self._memories if (c := m.contradiction(state))), None)
+    def contradictions(self, state: State) -> Sequence[str]:
+        return [c for m in self._memories if (c := m.contradiction(state))]
 
 
 def memory_of(saga: Saga, participant: str, urls: Mapping[str, str]) -> Remembered:

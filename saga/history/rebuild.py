@@ -42,11 +42,10 @@ from saga.dlq.letters import document_of
 from saga.history import HistoryError, InputError, pages
 from saga.history.archive import Archive
 from saga.history.letters import letters_in
-from saga.history.outside import memory_of
+from saga.history.outside import Remembered, memory_of
 from saga.history.sources import Sources, participant_named, tables_of
 from saga.history.story import Hole, holes_of
 from saga.history.whereabouts import look
-from saga.outside import Memory
 
 AT_ONCE: Final = 500
 CATCH_UP_SECONDS: Final = 10.0
@@ -146,7 +145,7 @@ class _Work:
         participant: Participant,
         graph: Choreography,
         tables: Tables,
-        outside: Memory,
+        outside: Remembered,
         waiting: Collection[tuple[str, str]] | None,
         progress: Progress,
     ) -> None:
@@ -256,9 +255,9 @@ class _Work:
         for kind in dict.fromkeys(reaction.own for reaction in self._participant.reactions):
             for subject in subjects:
                 state = self._fold.find((kind, subject))
-                if said := self._outside.contradiction(state):
+                for said in self._outside.contradictions(state):
                     self.rebuilt.contradictions.append(f"{subject}: {said}")
-                if (intent := self._outside.asked(state)) is not None:
+                for intent in self._outside.asked(state):
                     self._fold.ask(intent, self._now)
                     self.rebuilt.asked += 1
 
