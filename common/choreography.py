@@ -437,10 +437,18 @@ class Observer:
 
 
 class Choreography:
-    """All participants together, and who observes them."""
+    """All participants together, and who observes them.
+
+    It is `partial` where only some take part, as in a model: what these send to others goes to
+    nobody.
+    """
 
     def __init__(
-        self, participants: Iterable[Participant], observers: Iterable[Observer] = ()
+        self,
+        participants: Iterable[Participant],
+        observers: Iterable[Observer] = (),
+        *,
+        partial: bool = False,
     ) -> None:
         self.participants = tuple(sorted(participants, key=lambda p: p.name))
         self.observers = tuple(sorted(observers, key=lambda o: o.name))
@@ -450,7 +458,7 @@ class Choreography:
         for participant in self.participants:
             for reaction in participant.reactions:
                 for command in reaction.sends:
-                    self._check_receiver(participant, reaction, command)
+                    self._check_receiver(participant, reaction, command, partial=partial)
                 for event in reaction.publishes:
                     self._check_private(participant, reaction, event)
         try:
@@ -531,7 +539,12 @@ class Choreography:
                 )
 
     def _check_receiver(
-        self, sender: Participant, reaction: Reaction, command: type[Command]
+        self,
+        sender: Participant,
+        reaction: Reaction,
+        command: type[Command],
+        *,
+        partial: bool,
     ) -> None:
         """Raise `ChoreographyError` unless one other participant takes the command."""
         where = f"{_where(reaction.function)} sends {command.type}"
@@ -542,6 +555,8 @@ class Choreography:
             if issubclass(taken, Command) and taken.type == command.type
         ]
         if not takers:
+            if partial:
+                return
             raise ChoreographyError(
                 f"{where}, which no participant takes; let a reaction of its receiver take it"
             )

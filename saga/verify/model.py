@@ -106,4 +106,4 @@ def _taking_part(saga: Saga, scenario: Scenario) -> Choreography:
             if kept == participants:
                 break
             participants = kept
-    return Choreography(participants)
+    return Choreography(participants, partial=True)

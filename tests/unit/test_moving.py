@@ -229,6 +229,14 @@ def test_what_a_scenario_begins_with_counts_as_published_by_nobody() -> None:
     assert "no scenario has van ask BookVan" not in missing
 
 
+def test_what_is_sent_to_who_takes_no_part_in_a_scenario_goes_to_nobody() -> None:
+    alone = replace(ONE_MOVE, without={"van", "crew"})
+    model = model_of(replace(SAGA, scenarios=(alone,)), "one move")
+
+    assert model.choreography.reacting_to("van.send") == ()
+    assert "move.requested" in verify(model).published
+
+
 def test_a_scenario_in_which_nobody_answers_cannot_be_explored() -> None:
     with pytest.raises(VerifyError, match="crew asks BookCrew, and no outside is said to take"):
         model_of(NOBODY_ANSWERS, "one move")
