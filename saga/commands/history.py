@@ -453,7 +453,7 @@ def rebuild(
         )
         sent = 0
         if redeliver and sources.deployment is not None:
-            sent = await work.redeliver(sources.deployment, rebuilt, sources.history_url)
+            sent = await work.redeliver(sources.deployment, graph, rebuilt, sources.history_url)
         return rebuilt, sent
 
     with progress_bars(events=total) as bars:

@@ -28,7 +28,7 @@ from common.message import Command, Event
 from common.messaging.dead_letters import ADDRESSEE
 from common.messaging.permissions import REPLAY
 from common.messaging.publisher import BrokerPublisher, posting_of
-from common.messaging.topology import work_queue
+from common.messaging.topology import queue_of
 from common.messaging.trust import EDITOR_SOURCE
 from history_service import queries
 from history_service.projection import Projection
@@ -335,12 +335,15 @@ async def on_their_way(sources: Sources, graph: Choreography) -> frozenset[tuple
     return frozenset((await look(deployment, graph, letters)).found)
 
 
-async def redeliver(deployment: Deployment, rebuilt: Rebuilt, history_url: str) -> int:
+async def redeliver(
+    deployment: Deployment, graph: Choreography, rebuilt: Rebuilt, history_url: str
+) -> int:
     """Put what was answered in the lost database only back into its participant's queues; returns
     how many events. Deciding on them again gives the same events under the same ids.
 
     Raises `BrokerError`.
     """
+    participant = participant_named(graph, rebuilt.participant)
     keys = [MessageKey(event.source, event.event_id) for event in rebuilt.lost]
     publisher = BrokerPublisher(deployment.amqp_url_of(REPLAY), "saga history redeliver")
     try:
@@ -348,7 +351,8 @@ async def redeliver(deployment: Deployment, rebuilt: Rebuilt, history_url: str) 
         for start in range(0, len(keys), AT_ONCE):
             part = keys[start : start + AT_ONCE]
             for fact in await asyncio.to_thread(pages.with_keys, history_url, part):
-                queue = work_queue(rebuilt.participant, fact.attributes.priority)
+                attributes = fact.attributes
+                queue = queue_of(participant, attributes.type, attributes.priority)
                 await publisher.publish("", posting_of(fact.body, queue))
     finally:
         await publisher.close()

@@ -14,11 +14,15 @@ from common.choreography import State
 from common.kernel.database import open_database, read_database
 from common.kernel.rows import writing
 from common.kernel.tables import Tables
+from common.messaging.frames import Posting
+from common.messaging.topology import intake_queue
 from history_service import store
 from history_service.projection import Projection
+from saga.deployment import Deployment
 from saga.discovery import VARIABLE
 from saga.history import InputError
-from saga.history.rebuild import Rebuilt, rebuild
+from saga.history import rebuild as work
+from saga.history.rebuild import Rebuilt, Unanswered, rebuild, redeliver
 from saga.history.sources import Sources
 from saga.history.verify import verify
 from tests.errands import GRAPH, AskErrand, Errand, Papers, Ride
@@ -164,3 +168,33 @@ async def test_a_private_fact_that_the_history_lost_is_a_difference(tmp_path: Pa
     assert {(one.participant, one.live) for one in found.differences} == {
         ("desk", "counts event 3")
     }
+
+
+async def test_a_command_that_was_lost_comes_back_to_the_queue_of_commands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put: list[tuple[str, bytes]] = []
+
+    class Publisher:
+        def __init__(self, *_: object) -> None: ...
+
+        async def open(self) -> None: ...
+
+        async def publish(self, exchange: str, posting: Posting) -> None:
+            put.append((posting.routing_key, posting.body))
+
+        async def close(self) -> None: ...
+
+    monkeypatch.setattr(work, "BrokerPublisher", Publisher)
+    play = played()
+    sources = await write(tmp_path, play)
+    start = next(event for event in play.events if event.type == "ride.start")
+    lost = Unanswered(start.source, start.id, start.type, start.subject, waits=False)
+    deployment = Deployment(amqp_url="amqp://nowhere", http_urls={}, database_urls={})
+
+    sent = await redeliver(
+        deployment, GRAPH, Rebuilt("rider", unanswered=[lost]), sources.history_url
+    )
+
+    assert sent == 1
+    assert put == [(intake_queue("rider", start.priority), start.to_bytes())]

@@ -397,7 +397,7 @@ async def test_a_rebuild_publishes_nothing_and_what_was_lost_can_be_redelivered(
             assert await last_offset(reader) is None
 
         assert [event.event_id for event in made.lost] == [events[lost].id]
-        assert await redeliver(deployment, made, sources.history_url) == 1
+        assert await redeliver(deployment, GRAPH, made, sources.history_url) == 1
         queue = await channel.get_queue("payment.normal", ensure=False)
         message = await queue.get(timeout=10)
         assert message is not None
