@@ -66,10 +66,11 @@ class Deployment(Discreet, BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _of_before(cls, given: Any) -> Any:
-        """Of before there were several outsides."""
+        """Of before there were several outsides. Where both are said, the newer one counts."""
         if isinstance(given, dict) and "sandbox_url" in given:
             given = dict(given)
-            given["outside_urls"] = {"provider": given.pop("sandbox_url")}
+            before = {"provider": given.pop("sandbox_url")}
+            given["outside_urls"] = before | (given.get("outside_urls") or {})
         return given
 
     def outside_url(self, outside: Outside[Any]) -> str:

@@ -262,3 +262,18 @@ def test_a_service_that_nobody_can_ask_is_named_before_anybody_does(
 
     with pytest.raises(DeploymentError, match=r"http_urls\.order\.0: .*http://host:port"):
         Deployment.load(tmp_path)
+
+
+def test_a_deployment_of_before_keeps_the_outsides_that_it_names_besides() -> None:
+    given = {
+        "amqp_url": "amqp://broker",
+        "http_urls": {},
+        "database_urls": {},
+        "sandbox_url": "sqlite:///provider.db",
+        "outside_urls": {"mail server": "smtp://mail"},
+    }
+
+    assert Deployment.model_validate(given).outside_urls == {
+        "provider": "sqlite:///provider.db",
+        "mail server": "smtp://mail",
+    }
