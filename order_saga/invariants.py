@@ -183,11 +183,14 @@ def books_differ(
 
 
 def charge_unexplained(
-    orders: States[Order], placed: Events[OrderPlaced], ledger: Ledger
+    orders: States[Order],
+    told: Events[OrderPlaced | OrderConfirmed | OrderCancelled],
+    ledger: Ledger,
 ) -> Iterator[Broken]:
     """The provider keeps money only for orders that some book of ours knows. After a backup was
     restored it may have been told of others, which nobody can tell any more."""
-    known = orders.keys() | {event.subject for event in placed}
+    # The history may have lost an order's first event, and have its end.
+    known = orders.keys() | {event.subject for event in told}
     for charge in ledger:
         if charge.kept_cents > 0 and charge.key not in known:
             yield (

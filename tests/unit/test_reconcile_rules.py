@@ -6,13 +6,14 @@ import tracemalloc
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import UUID
 
 import pytest
 
 from common import events
 from common.choreography import State
-from common.envelope import source_of, wrap
+from common.envelope import Envelope, source_of, wrap
 from common.events import (
     CancellationReason,
     DeclineReason,
@@ -42,6 +43,7 @@ from inventory_service.domain import (
 )
 from notification_service.domain import Notification, NotificationStatus
 from order_saga import SAGA
+from order_saga.invariants import charge_unexplained
 from order_service.domain import Order, OrderStatus
 from payment_service.domain import Payment, PaymentStatus
 from payment_service.ledger import Charge, Ledger, Outcome
@@ -51,7 +53,7 @@ from saga.reconcile.databases import Books
 from saga.reconcile.facts import Backlog, Deliveries, Letter
 from saga.reconcile.history import LOOKED_THROUGH_MAX, Owed
 from saga.rules import Rules
-from saga.view import Violation
+from saga.view import Invariant, Published, View, Violation
 
 NOW = datetime(2030, 1, 1, 12, tzinfo=UTC)
 AT = NOW - timedelta(hours=1)
@@ -773,3 +775,18 @@ def test_a_trimmed_history_does_not_say_what_was_put_on_the_shelf() -> None:
     world.history = history_for(SAGA)
     world.history.first_offset = 1
     assert world.found() == {}
+
+
+def test_a_charge_is_explained_by_the_end_of_an_order_whose_beginning_is_lost() -> None:
+    end = OrderCancelled(
+        order_id=UUID(STRANGER), customer="ada", reason=CancellationReason.CUSTOMER_REQUEST
+    )
+    told = wrap(end, id="1", source="/services/order", time=AT, priority=Priority.NORMAL)
+    books = Ledger((line(STRANGER),))
+    rule = Invariant.of(charge_unexplained)
+
+    def broken(*events: Envelope[Any]) -> list[str]:
+        view = View({}, Published(events), [books], rests=lambda _: True)
+        return [subject for subject, _ in rule.broken(view)]
+
+    assert (broken(), broken(told)) == ([STRANGER], [])
