@@ -56,6 +56,8 @@ KILLED_SHARE = 0.3
 """Recoveries that are killed, and begun again."""
 RECOVERY_MAX_SECONDS = 10.0
 """How long an empty broker may be there before it is made again."""
+FAR_SECONDS = 300.0
+"""So far ahead, the clock jumps to what is due if nothing else is left."""
 STEPS_MAX = 30_000
 """Steps after which a run is given up, counted from where the clock has jumped last: one that goes
 well takes up to 10,000."""
@@ -328,12 +330,16 @@ class World:
         self.at_rest = idle and due_seconds is None
         if self.at_rest or self.loop.steps > self._steps_max:
             self.loop.stop()
-        elif due_seconds is not None and self.weather.calm and due_seconds > self._ends_seconds:
+        elif due_seconds is not None and self.weather.calm and self._is_far(due_seconds):
             if self._jumps < JUMPS_MAX:
                 self._jump_to = due_seconds
             self.loop.stop()
         else:
             self.loop.call_later(REST_SECONDS, self._look)
+
+    def _is_far(self, at_seconds: float) -> bool:
+        """Whether it would take many steps of nothing to come there, or more than there are."""
+        return at_seconds > min(self._ends_seconds, self.loop.time() + FAR_SECONDS)
 
     def _jump(self, to_seconds: float) -> None:
         """Go on at a later time, with as much patience as after the storm."""
