@@ -69,5 +69,9 @@ def in_xml(text: str) -> str:
 
 
 def _joins(text: str, place: int) -> bool:
-    """Whether that is a joiner in its place; in an id, one would only hide."""
-    return text[place] in _JOINERS and place > 0 and not text[place - 1].isascii()
+    """Whether that is a joiner in its place, after a letter that is shown as it is; in an id, one
+    would only hide."""
+    if text[place] not in _JOINERS or place == 0:
+        return False
+    before = text[place - 1]
+    return before.isprintable() and not before.isascii()

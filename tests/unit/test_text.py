@@ -51,6 +51,13 @@ def test_nothing_but_what_is_printed_is_shown(text: str) -> None:
     assert is_plain(shown)
 
 
+def test_a_joiner_after_what_is_spelt_out_is_spelt_out_as_well() -> None:
+    shown = harmless("\x80\u200c")
+
+    assert shown == "\\x80\\u200c"
+    assert harmless(shown) == shown
+
+
 @for_all(st.text())
 def test_any_text_fits_into_xml(text: str) -> None:
     found = ElementTree.fromstring(f'<a b="{in_xml(text)}">{in_xml(text)}</a>')  # noqa: S314
