@@ -331,10 +331,11 @@ def mail_untrue(orders: States[Order], notifications: States[Notification]) -> I
             yield order_id, f"the mail tells that it is {notification.letter.kind}, it is {status}"
 
 
-def payment_unsettled(payments: States[Payment]) -> Iterator[Broken]:
+def payment_unsettled(orders: States[Order], payments: States[Payment]) -> Iterator[Broken]:
     """No payment is left in the middle of a question to the provider, known or not by events."""
     for order_id, payment in payments.items():
-        if payment.phase in (Phase.ASKING, Phase.SETTLING, Phase.UNDOING):
+        asking = payment.phase in (Phase.ASKING, Phase.SETTLING, Phase.UNDOING)
+        if asking and order_id in orders:  # See `order_missing` for others.
             yield order_id, f"the payment is {payment.status}"
 
 
