@@ -31,5 +31,5 @@ USER 10001:10001
 WORKDIR /data
 # Alive, not ready: some supervisors restart what is not healthy, and a broker that is away is no
 # reason for that. `compose.yaml`, where services wait for each other, asks whether they are ready.
-HEALTHCHECK --interval=10s --timeout=30s --retries=12 --start-period=300s CMD ["python3", "-m", "common.healthcheck", "/livez"]
+HEALTHCHECK --interval=10s --timeout=30s --retries=12 --start-period=300s CMD ["python3", "-m", "saga.runtime.healthcheck", "/livez"]
 CMD ["saga", "--help"]

@@ -40,7 +40,7 @@ from bench.growth import SCENARIOS, Finding
 from bench.keep import keeping
 from bench.machine import Machine
 from bench.rig import BARE, SQLITE
-from saga.node import RabbitNode
+from saga.local.node import RabbitNode
 
 ROUNDS_MAX = 100
 ORDERS_MIN, ORDERS_MAX = 100, 1_000_000

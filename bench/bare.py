@@ -21,7 +21,6 @@ import uvloop
 from faststream.rabbit import Channel, RabbitBroker, RabbitExchange, RabbitMessage, RabbitQueue
 
 from bench.health import serve_until_stopped
-from common.envelope import CONTENT_TYPE, Decoder, Envelope, source_of, wrap
 from common.events import (
     Currency,
     HeldLine,
@@ -32,8 +31,9 @@ from common.events import (
     StockReserved,
     total_of,
 )
-from common.message import Command, Event, Priority
-from common.messaging.topology import EVENTS_EXCHANGE, intake_queue, work_queue
+from saga.envelope import CONTENT_TYPE, Decoder, Envelope, source_of, wrap
+from saga.message import Command, Event, Priority
+from saga.runtime.messaging.topology import EVENTS_EXCHANGE, intake_queue, work_queue
 
 PREFETCH: Final = int(os.environ.get("BENCH_PREFETCH", "100"))
 GATEWAY_SECONDS: Final = float(os.environ.get("BENCH_GATEWAY_MS", "0")) / 1_000

@@ -28,7 +28,7 @@ from bench.rig import (
     before,
     started,
 )
-from saga.node import RabbitNode
+from saga.local.node import RabbitNode
 
 VARIANTS: Final = (BARE, PER_MESSAGE, SQLITE, POSTGRESQL, LIMIT)
 PRODUCT: Final = (SQLITE, POSTGRESQL)

@@ -23,7 +23,7 @@ from typing import Final, Literal
 
 from bench.compare import HALF_RATE_SECONDS, LONE_ORDERS, LONE_PER_SECOND, all_started
 from bench.rig import BARE, Bench, Measured, Report, Variant
-from saga.node import RabbitNode
+from saga.local.node import RabbitNode
 
 Tool = Literal["perf", "strace"]
 Kind = Literal["full", "half", "lone"]

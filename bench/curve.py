@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from bench.compare import WITH_LATENCY, all_started
 from bench.rig import Report
-from saga.node import RabbitNode
+from saga.local.node import RabbitNode
 
 RATES: Final = (100, 200, 300, 400, 500, 600, 800, 1_000)
 SECONDS: Final = 5.0

@@ -19,14 +19,14 @@ import sqlalchemy as sa
 from bench.compare import Spread
 from bench.load import SHARES
 from bench.rig import SERVICES, SQLITE, Bench, Measured, Report, started
-from common.kernel.database import read_database
-from common.kernel.tables import utc_now
-from common.urls import sqlite_path
+from order_saga.orders import Plan, plan
+from order_saga.publish import publish
 from order_service.store import orders as orders_table
 from saga.deployment import Deployment
-from saga.node import RabbitNode
-from saga.orders import Plan, plan
-from saga.publish import publish
+from saga.local.node import RabbitNode
+from saga.runtime.kernel.database import read_database
+from saga.runtime.kernel.tables import utc_now
+from saga.runtime.urls import sqlite_path
 
 WARM_UP_ORDERS: Final = 1_000
 BACKLOG_ORDERS: Final = 200_000

@@ -31,19 +31,20 @@ from rich.progress import Progress
 from sqlalchemy.engine import Connection
 
 from common.events import CancellationReason
-from common.kernel.database import Database, open_database
-from common.urls import sqlite_url
-from history_service import orders, queries, store
-from history_service.domain import Status
-from history_service.orders import Search
-from history_service.store import TABLES, Fact
-from history_service.timeline import steps_of
 from inventory_service.domain import AddStock
+from order_saga.archive import queries as orders
+from order_saga.archive.queries import Search
+from order_saga.archive.view import Status
 from order_service.domain import CancelOrder
+from saga.archive import queries, store
+from saga.archive.store import Fact
+from saga.archive.timeline import steps_of
 from saga.history.rebuild import rebuild_views
-from saga.postgres import PostgresCluster
+from saga.local.postgres import PostgresCluster
+from saga.runtime.kernel.database import Database, open_database
+from saga.runtime.urls import sqlite_url
 from tests.play import BROKE, SAGA, Play
-from tests.stores import GRAPH, PROJECTION
+from tests.stores import GRAPH, HISTORY, PROJECTION
 
 EVENTS = 1_000_000
 SEED = 7
@@ -188,7 +189,7 @@ def page(wanted: Search, after: tuple[datetime, str] | None) -> Callable[[Connec
 async def measure(url: str, count: int) -> list[Result]:
     results: list[Result] = []
     with Progress() as progress:
-        database = await open_database(url, TABLES)
+        database = await open_database(url, HISTORY)
         rate = await fill(database, count, progress)
         results.append(Result("recording", rate, "events/s"))
         dice = random.Random(SEED)

@@ -12,11 +12,11 @@ from sqlalchemy.engine import Connection
 
 from bench.compare import PRODUCT, Comparison, Spread, all_started
 from bench.rig import Bench, Measured, Report, Variant
-from common.kernel.database import read_database
-from common.kernel.kept import kept_events
-from common.kernel.tables import Tables
 from saga.history.sources import tables_of
-from saga.node import RabbitNode
+from saga.local.node import RabbitNode
+from saga.runtime.kernel.database import read_database
+from saga.runtime.kernel.kept import kept_events
+from saga.runtime.kernel.tables import Tables
 
 COST_MAX: Final = 0.03
 """Of the orders a second."""

@@ -17,12 +17,12 @@ from typing import Final
 import uvloop
 
 from bench.health import serve_until_stopped
-from common.message import Priority
-from common.messaging.connection import connect
-from common.messaging.frames import Delivery, Posting
-from common.messaging.topology import EVENTS_EXCHANGE, intake_queue, work_queue
-from common.messaging.wire import Channel
-from common.tasks import cancel_all
+from saga.message import Priority
+from saga.runtime.messaging.connection import connect
+from saga.runtime.messaging.frames import Delivery, Posting
+from saga.runtime.messaging.topology import EVENTS_EXCHANGE, intake_queue, work_queue
+from saga.runtime.messaging.wire import Channel
+from saga.runtime.tasks import cancel_all
 
 PREFETCH: Final = 300
 CONFIRM_SECONDS: Final = 30.0

@@ -21,15 +21,15 @@ from typing import Final
 
 import uvloop
 
-from common.envelope import CONTENT_TYPE, source_of, wrap
 from common.events import OrderCancelled, OrderConfirmed, OrderLine
-from common.message import Priority
-from common.messaging import frames
-from common.messaging.connection import connect
-from common.messaging.frames import Delivery, Posting
-from common.messaging.topology import EVENTS_EXCHANGE, intake_queue
-from common.messaging.wire import Channel
-from saga.orders import Plan, Shares, plan
+from order_saga.orders import Plan, Shares, plan
+from saga.envelope import CONTENT_TYPE, source_of, wrap
+from saga.message import Priority
+from saga.runtime.messaging import frames
+from saga.runtime.messaging.connection import connect
+from saga.runtime.messaging.frames import Delivery, Posting
+from saga.runtime.messaging.topology import EVENTS_EXCHANGE, intake_queue
+from saga.runtime.messaging.wire import Channel
 
 URGENT: Final = 0.1
 SHARES: Final = Shares(

@@ -14,14 +14,14 @@ import time
 from collections.abc import Callable
 from uuid import uuid4
 
-from common.envelope import wrap
 from common.events import PaymentCharged
-from common.kernel.groups import Done
-from common.kernel.outbox import Outgoing
-from common.kernel.tables import utc_now
-from common.message import Priority
-from common.metrics import KernelMetrics, OrderMetrics, OutboxMetrics
 from order_service.domain import PARTICIPANT, Order, OrderStatus
+from saga.envelope import wrap
+from saga.message import Priority
+from saga.runtime.kernel.groups import Done
+from saga.runtime.kernel.outbox import Outgoing
+from saga.runtime.kernel.tables import utc_now
+from saga.runtime.metrics import KernelMetrics, OrderMetrics, OutboxMetrics
 
 LIMIT_MICROSECONDS = 15.0
 MESSAGES = 20_000

@@ -10,9 +10,9 @@ import os
 from typing import Final
 from uuid import uuid4
 
-from common.service import main
 from payment_service.app import PaymentSettings, build_with
 from payment_service.ledger import Decline, Receipt
+from saga.runtime.service import main
 
 GATEWAY_SECONDS: Final = float(os.environ.get("BENCH_GATEWAY_MS", "0")) / 1_000
 

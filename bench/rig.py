@@ -16,10 +16,10 @@ from uuid import uuid4
 from bench.export import Export
 from bench.load import Load
 from bench.machine import Pace
-from common.messaging.connection import connect
-from saga.node import RabbitNode
-from saga.publish import deliver
-from saga.system import Database, System, start_python
+from order_saga.publish import deliver
+from saga.local.node import RabbitNode
+from saga.local.system import Database, System, start_python
+from saga.runtime.messaging.connection import connect
 
 Report = Callable[[str], None]
 """Is told, a line at a time, what is being measured."""

@@ -16,14 +16,14 @@ from uuid import uuid4
 
 from opentelemetry.sdk.trace import SpanProcessor
 
-from common import tracing
-from common.envelope import wrap
 from common.events import PaymentCharged
-from common.kernel.tables import utc_now
-from common.message import Priority
-from common.messaging.frames import Delivery
-from common.messaging.publisher import posting_of
-from common.messaging.topology import EVENTS_EXCHANGE
+from saga.envelope import wrap
+from saga.message import Priority
+from saga.runtime import tracing
+from saga.runtime.kernel.tables import utc_now
+from saga.runtime.messaging.frames import Delivery
+from saga.runtime.messaging.publisher import posting_of
+from saga.runtime.messaging.topology import EVENTS_EXCHANGE
 
 OFF_LIMIT_MICROSECONDS = 3.0
 """Under one percent of what a message takes otherwise."""

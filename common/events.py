@@ -12,9 +12,9 @@ from uuid import UUID, uuid5
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from common.limits import Moment
-from common.message import Command, Event, EventTypes, Priority, Role
-from common.text import plain
+from saga.limits import Moment
+from saga.message import Command, Event, EventTypes, Priority, Role
+from saga.text import plain
 
 _ORDERS = UUID("8a1c9a38-6a6e-5f0b-9d53-0f3c4d2f6b11")
 

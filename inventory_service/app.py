@@ -10,18 +10,18 @@ from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.engine import Connection
 
-from common.envelope import MessageKey, derived_id, source_of
 from common.events import STOCK_QUANTITY_MAX, Currency, Sku, StockReleased, UnitPriceCents
-from common.kernel.rows import writing
-from common.kernel.step import Decision
-from common.kernel.tables import VersionConflict
-from common.metrics import CompensationMetrics
-from common.problem import Problem, problems
-from common.service import Running, Service, main
-from common.settings import Settings
-from common.web import WITH_BODY, IdempotencyKey, answer_from, unless_away
 from inventory_service.domain import PARTICIPANT, AddStock, Delivery, StockItem, delivery_key
 from inventory_service.store import DELIVERIES, STOCK, TABLES
+from saga.envelope import MessageKey, derived_id, source_of
+from saga.runtime.kernel.rows import writing
+from saga.runtime.kernel.step import Decision
+from saga.runtime.kernel.tables import VersionConflict
+from saga.runtime.metrics import CompensationMetrics
+from saga.runtime.problem import Problem, problems
+from saga.runtime.service import Running, Service, main
+from saga.runtime.settings import Settings
+from saga.runtime.web import WITH_BODY, IdempotencyKey, answer_from, unless_away
 
 DELIVERY_ITEMS_MAX = 500
 

@@ -12,7 +12,6 @@ from uuid import UUID
 
 from pydantic import Field
 
-from common.choreography import Participant, State
 from common.events import (
     STOCK_QUANTITY_MAX,
     Currency,
@@ -27,7 +26,8 @@ from common.events import (
     StockReserved,
     UnitPriceCents,
 )
-from common.message import Command, Decided, Message
+from saga.choreography import Participant, State
+from saga.message import Command, Decided, Message
 
 
 class AddStock(Command):

@@ -7,8 +7,8 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from common.events import HeldLine
-from common.kernel.tables import Json, StateTable, Tables, Word
 from inventory_service.domain import Delivery, Reservation, ReservationStatus, StockItem
+from saga.runtime.kernel.tables import Json, StateTable, Tables, Word
 
 _metadata = sa.MetaData()
 

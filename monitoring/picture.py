@@ -20,8 +20,8 @@ from typing import Any, Final
 
 import httpx
 
-from common.text import in_xml
 from monitoring.dashboards.__main__ import FOLDER
+from saga.text import in_xml
 
 POINTS: Final = 60
 """Per line."""

@@ -16,15 +16,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.engine import Connection
 
 from common.events import Letter
-from common.kernel.database import Database
-from common.kernel.groups import Done, Duplicate
-from common.message import Answer
-from common.metrics import notifications_unknown
-from common.problem import Problem, problems
-from common.service import Running, Service, main
-from common.settings import Settings, SettingsError
-from common.text import harmless
-from common.web import CHANGING, answer_from
 from notification_service.domain import (
     PARTICIPANT,
     RESENDING_MAX,
@@ -57,6 +48,15 @@ from notification_service.store import (
     oldest,
     questions,
 )
+from saga.message import Answer
+from saga.runtime.kernel.database import Database
+from saga.runtime.kernel.groups import Done, Duplicate
+from saga.runtime.metrics import notifications_unknown
+from saga.runtime.problem import Problem, problems
+from saga.runtime.service import Running, Service, main
+from saga.runtime.settings import Settings, SettingsError
+from saga.runtime.web import CHANGING, answer_from
+from saga.text import harmless
 
 LISTED_MAX = 500
 DETAIL_MAX = 255

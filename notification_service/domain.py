@@ -17,8 +17,6 @@ from enum import StrEnum
 from typing import ClassVar, Self
 from uuid import UUID
 
-from common.choreography import Participant, State
-from common.due import Due
 from common.events import (
     Detail,
     Letter,
@@ -30,8 +28,10 @@ from common.events import (
     OrderCancelled,
     OrderConfirmed,
 )
-from common.message import Answer, Command, Decided, Intent
-from common.retry import Retry
+from saga.choreography import Participant, State
+from saga.due import Due
+from saga.message import Answer, Command, Decided, Intent
+from saga.retry import Retry
 
 CUT_SHORT = "whoever was sending it did not come to the end"
 RESENDING_MAX = timedelta(minutes=15)

@@ -19,9 +19,9 @@ import aiosmtplib
 import yarl
 
 from common.events import CancellationReason, Letter, LetterKind
-from common.retry import TransientError
-from common.text import harmless
-from common.urls import unambiguous
+from saga.retry import TransientError
+from saga.runtime.urls import unambiguous
+from saga.text import harmless
 
 CONNECTIONS_MAX = 16
 """Connections to the mail server at once."""

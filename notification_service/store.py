@@ -9,8 +9,8 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from common.events import Letter
-from common.kernel.tables import Json, StateTable, Tables, Utc, Word, due_columns
 from notification_service.domain import Notification, NotificationStatus
+from saga.runtime.kernel.tables import Json, StateTable, Tables, Utc, Word, due_columns
 
 _metadata = sa.MetaData()
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from history_service.domain import OBSERVER as HISTORY
-from history_service.orders import ORDER_VIEW
 from inventory_service.domain import PARTICIPANT as INVENTORY
 from notification_service.domain import PARTICIPANT as NOTIFICATION
+from order_saga.archive.queries import ORDER_VIEW
 from order_saga.invariants import ALWAYS, AT_REST, mails_unknown
 from order_saga.load import plan
 from order_saga.outsides import MAIL_SERVER, PROVIDER
@@ -15,6 +14,7 @@ from order_saga.scenarios import SCENARIOS
 from order_service.domain import PARTICIPANT as ORDER
 from order_service.domain import Order
 from payment_service.domain import PARTICIPANT as PAYMENT
+from saga.archive import OBSERVER as HISTORY
 from saga.declaration import Saga
 
 SAGA: Final = Saga(
@@ -28,6 +28,9 @@ SAGA: Final = Saga(
     for_people=(mails_unknown,),
     scenarios=SCENARIOS,
     load=plan,
-    shop=True,
+    commands={
+        "publish": "order_saga.commands:publish",
+        "demo": "order_saga.commands:demo",
+    },
     view=ORDER_VIEW,
 )

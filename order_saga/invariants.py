@@ -6,7 +6,6 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from common.asking import Phase
 from common.events import (
     CancellationReason,
     HeldLine,
@@ -34,6 +33,7 @@ from order_service.domain import PARTICIPANT as ORDER
 from order_service.domain import Order, OrderStatus
 from payment_service.domain import Payment, PaymentStatus
 from payment_service.ledger import Charge, Ledger
+from saga.asking import Phase
 from saga.view import Broken, Events, States
 
 _ENDINGS: Final = {

@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from typing import Final
 from uuid import UUID
 
-from common.envelope import derived_id
 from common.events import CancellationReason, DeclineReason, OrderLine, PlaceOrder, order_id_of
-from common.message import Intent, Priority
 from inventory_service.domain import PARTICIPANT as INVENTORY
 from inventory_service.domain import AddStock
 from notification_service.domain import PARTICIPANT as NOTIFICATION
@@ -19,7 +17,9 @@ from order_service.domain import PARTICIPANT as ORDER
 from order_service.domain import CancelOrder, OrderStatus
 from payment_service.domain import Charge
 from payment_service.ledger import Outcome
-from saga.load import Given, Plan
+from saga.envelope import derived_id
+from saga.load.plan import Given, Plan
+from saga.message import Intent, Priority
 
 LOAD_SECONDS: Final = (0.01, 0.01, 3.0)
 """In which all orders are placed."""

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from email.message import EmailMessage
 from enum import StrEnum
+from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
 
 import sqlalchemy as sa
 from pydantic import TypeAdapter
+from sqlalchemy.engine import Connection
 
-from common.choreography import State
 from common.events import Currency
-from common.kernel.groups import Ask
-from common.message import Intent
 from notification_service import app as notification
 from notification_service.domain import PARTICIPANT as NOTIFICATION
 from notification_service.mail import (
@@ -26,14 +26,19 @@ from notification_service.mail import (
     MailUnconfirmed,
     Writer,
     address_book,
+    mailed_in,
 )
+from notification_service.store import put_in_question
 from payment_service import app as payment
 from payment_service.domain import PARTICIPANT as PAYMENT
 from payment_service.domain import Charge, Payment, PaymentStatus, Refund, SettleCharge
 from payment_service.gateway import SandboxGateway, ledger_file
 from payment_service.ledger import Charge as Line
 from payment_service.ledger import Decline, Ledger, Outcome, Receipt, refunded
+from saga.choreography import State
+from saga.message import Intent
 from saga.outside import Desk, Outside, OutsideError
+from saga.runtime.kernel.groups import Ask
 
 _CURRENCY: Final[TypeAdapter[Any]] = TypeAdapter(Currency)
 
@@ -216,6 +221,25 @@ class DeskMailer:
             raise MailUnconfirmed("no answer")
 
 
+def mailed_about(data_folder: Path) -> Collection[str]:
+    """The orders about which there are mails in the folder that takes the place of a server."""
+    folder = Path(os.environ.get("MAIL_DIR") or data_folder / "mail")
+    return set(mailed_in(folder)) if folder.is_dir() else ()
+
+
+def leave_to_a_person(connection: Connection, subjects: Collection[str], why: str) -> int:
+    """Have a person decide on the mails about those of the subjects that are orders, but for mails
+    whose outcome is known."""
+    return put_in_question(connection, filter(_is_order, subjects), why)
+
+
+def _is_order(subject: str) -> bool:
+    """Whether it may be an order's id; a SKU is none."""
+    with suppress(ValueError):
+        return str(UUID(subject)) == subject
+    return False
+
+
 _WRITER: Final = Writer("orders@shop.example", address_book("{customer}@shop.example"))
 
 
@@ -227,6 +251,8 @@ MAIL_SERVER = Outside(
     ask=lambda desk: notification.build_with(_WRITER, DeskMailer(desk), resend_seconds=None).ask,
     fails=(MailRefused, MailRejected),
     idempotent=False,
+    traces=mailed_about,
+    doubt=leave_to_a_person,
     no_books=(
         "a mail server keeps none; what it may have taken without a word is an event, and for a "
         "person to decide"

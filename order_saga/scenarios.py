@@ -16,7 +16,6 @@ from common.events import (
     OrderLine,
     PlaceOrder,
 )
-from common.message import Event
 from inventory_service.domain import PARTICIPANT as INVENTORY
 from inventory_service.domain import AddStock
 from notification_service.domain import PARTICIPANT as NOTIFICATION
@@ -31,6 +30,7 @@ from order_saga.invariants import not_undone, reason_untrue, rejected_untrue
 from order_service.domain import PARTICIPANT as ORDER
 from order_service.domain import CancelOrder, Order, OrderStatus
 from saga.declaration import Scenario, Stimulus
+from saga.message import Event
 from saga.view import View
 
 BEFORE: Final = datetime(2030, 1, 1, tzinfo=UTC)

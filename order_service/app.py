@@ -12,11 +12,6 @@ from prometheus_client import Gauge
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.engine import Connection
 
-from common import tracing
-from common.choreography import State
-from common.clock import elapsed
-from common.due import OVERDUE_SECONDS
-from common.envelope import derived_id
 from common.events import (
     LINES_MAX,
     TIME_LIMIT_MAX_SECONDS,
@@ -30,16 +25,21 @@ from common.events import (
     PlaceOrder,
     order_id_of,
 )
-from common.kernel.groups import Done
-from common.kernel.step import Decision
-from common.message import Priority
-from common.metrics import OrderMetrics, orders_overdue, orders_pending, orders_turned_away
-from common.problem import Problem, problems, unavailable
-from common.service import Running, Service, main
-from common.settings import Settings
-from common.web import CHANGING, WITH_BODY, IdempotencyKey, answer_from
 from order_service.domain import PARTICIPANT, CancelOrder, Order, OrderStatus
 from order_service.store import ORDERS, TABLES, count_pending
+from saga.choreography import State
+from saga.clock import elapsed
+from saga.due import OVERDUE_SECONDS
+from saga.envelope import derived_id
+from saga.message import Priority
+from saga.runtime import tracing
+from saga.runtime.kernel.groups import Done
+from saga.runtime.kernel.step import Decision
+from saga.runtime.metrics import OrderMetrics, orders_overdue, orders_pending, orders_turned_away
+from saga.runtime.problem import Problem, problems, unavailable
+from saga.runtime.service import Running, Service, main
+from saga.runtime.settings import Settings
+from saga.runtime.web import CHANGING, WITH_BODY, IdempotencyKey, answer_from
 
 _metrics = OrderMetrics(
     OrderStatus.CONFIRMED, OrderStatus.CANCELLED, [str(reason) for reason in CancellationReason]

@@ -8,8 +8,6 @@ from enum import StrEnum
 from typing import ClassVar, Self
 from uuid import UUID
 
-from common.choreography import Participant, State
-from common.due import Due
 from common.events import (
     CancellationReason,
     OrderCancelled,
@@ -22,7 +20,9 @@ from common.events import (
     StockRejected,
     total_of,
 )
-from common.message import Command, Decided, Priority
+from saga.choreography import Participant, State
+from saga.due import Due
+from saga.message import Command, Decided, Priority
 
 NEVER = datetime.max.replace(tzinfo=UTC)
 

@@ -9,9 +9,9 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from common.events import CancellationReason, OrderLine
-from common.kernel.tables import Json, StateTable, Tables, Utc, Word, due_columns
-from common.message import Priority
 from order_service.domain import Order, OrderStatus
+from saga.message import Priority
+from saga.runtime.kernel.tables import Json, StateTable, Tables, Utc, Word, due_columns
 
 _metadata = sa.MetaData()
 

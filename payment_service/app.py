@@ -11,13 +11,6 @@ from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 
 from common.events import PaymentRefunded, PaymentVoided
-from common.kernel.step import Decision
-from common.metrics import CompensationMetrics
-from common.problem import Problem, problems
-from common.service import Running, Service, main
-from common.settings import Settings, SettingsError
-from common.urls import sqlite_url
-from common.web import answer_from
 from payment_service.domain import (
     PARTICIPANT,
     Charge,
@@ -36,6 +29,13 @@ from payment_service.gateway import (
 )
 from payment_service.ledger import Decline
 from payment_service.store import PAYMENTS, TABLES
+from saga.runtime.kernel.step import Decision
+from saga.runtime.metrics import CompensationMetrics
+from saga.runtime.problem import Problem, problems
+from saga.runtime.service import Running, Service, main
+from saga.runtime.settings import Settings, SettingsError
+from saga.runtime.urls import sqlite_url
+from saga.runtime.web import answer_from
 
 _compensated = CompensationMetrics(PARTICIPANT.name, "refunded", "nothing")
 

@@ -12,8 +12,6 @@ from enum import StrEnum
 from typing import ClassVar, Final, Self
 from uuid import UUID
 
-from common.asking import Phase, ask, record, record_undone, take_back
-from common.choreography import Participant, State
 from common.events import (
     Currency,
     DeclineReason,
@@ -24,8 +22,10 @@ from common.events import (
     PaymentVoided,
     StockReserved,
 )
-from common.message import Answer, Decided, Intent
-from common.retry import Retry
+from saga.asking import Phase, ask, record, record_undone, take_back
+from saga.choreography import Participant, State
+from saga.message import Answer, Decided, Intent
+from saga.retry import Retry
 
 
 class _OrderAnswer(Answer):

@@ -20,10 +20,11 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite import Insert, insert
 from sqlalchemy.engine import Connection, Engine
 
-from common.kernel.database import BUSY_TIMEOUT_SECONDS, sqlite_engine
-from common.retry import TransientError
-from common.urls import printable, sqlite_path
 from payment_service.ledger import Charge, Decline, GatewayRefused, Outcome, Receipt, refunded
+from saga.errors import Explained
+from saga.retry import TransientError
+from saga.runtime.kernel.database import BUSY_TIMEOUT_SECONDS, sqlite_engine
+from saga.runtime.urls import printable, sqlite_path
 
 GROUP_MAX = 256
 """Questions answered in one transaction of the sandbox."""
@@ -41,7 +42,7 @@ class GatewayUnavailable(TransientError):
     """Nothing is known of what happened, if anything. Ask again under the same key."""
 
 
-class GatewayConfigurationError(ValueError):
+class GatewayConfigurationError(Explained, ValueError):
     """The sandbox's store cannot be used. The message names it and the way out."""
 
 

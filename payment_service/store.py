@@ -6,8 +6,8 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from common.kernel.tables import StateTable, Tables, Word
 from payment_service.domain import Payment, PaymentStatus
+from saga.runtime.kernel.tables import StateTable, Tables, Word
 
 _metadata = sa.MetaData()
 

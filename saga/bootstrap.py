@@ -17,16 +17,16 @@ from typing import Any, Final
 
 import yarl
 
-from common.choreography import Choreography
-from common.files import write_whole
-from common.messaging.definitions import definitions, password_hash, text
-from common.messaging.permissions import OPERATOR, users_of
-from common.messaging.topology import Topology
-from common.text import harmless
-from common.urls import without_passwords
+from saga.broker.passwords import PASSWORD_BYTES, new_passwords
+from saga.choreography import Choreography
 from saga.deployment import FILE_NAME, Deployment, DeploymentError
 from saga.discovery import choreography
-from saga.passwords import PASSWORD_BYTES, new_passwords
+from saga.runtime.files import write_whole
+from saga.runtime.messaging.definitions import definitions, password_hash, text
+from saga.runtime.messaging.permissions import OPERATOR, users_of
+from saga.runtime.messaging.topology import Topology
+from saga.runtime.urls import without_passwords
+from saga.text import harmless
 
 ADMINISTRATOR: Final = "admin"
 """Of the broker: for its management pages."""

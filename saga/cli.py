@@ -16,9 +16,6 @@ from typing import Annotated, Any, Final, NoReturn
 import typer
 from pydantic import ValidationError
 
-from common import streams
-from common.files import keep_private
-from common.text import is_utf_8
 from saga.commands import (
     backups,
     dlq,
@@ -34,21 +31,59 @@ from saga.commands import (
     verify,
 )
 from saga.commands.output import problem
+from saga.load import OWN_COMMANDS
+from saga.runtime import streams
+from saga.runtime.files import keep_private
+from saga.text import is_utf_8
 
 FAILED: Final = 1
 USAGE_ERROR: Final = 2
 DISTRIBUTION: Final = "order-saga"
+CONTEXT_SETTINGS: Final = {"help_option_names": ["-h", "--help"]}
+
+
+class Group(typer.core.TyperGroup):
+    """The commands, those of the project's saga in the place of the engine's.
+
+    Listing them does not load the saga, so `--help` and wrong usage are answered at once.
+    """
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        if args and args[0] in OWN_COMMANDS and (own := own_command(args[0])) is not None:
+            return args[0], own, args[1:]
+        return super().resolve_command(ctx, args)
+
+
+def own_command(name: str) -> Any:
+    """The command that the project's saga has in the place of the engine's; None if it has none.
+
+    Raises `SagaError`.
+    """
+    from saga.discovery import named, saga
+
+    if (where := saga().commands.get(name)) is None:
+        return None
+    own = typer.Typer(
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="markdown",
+        context_settings=CONTEXT_SETTINGS,
+    )
+    own.command(name)(named(where))
+    return typer.main.get_command(own)
+
 
 app = typer.Typer(
     name="saga",
-    help="Run, load, watch and check a choreographed order saga over RabbitMQ.",
+    cls=Group,
+    help="Run, load, watch and check a choreography saga over RabbitMQ.",
     epilog="Exit status: 0 fine, 1 a problem was found or something failed, 2 wrong usage, 141 who "
     "read the output has left.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings=CONTEXT_SETTINGS,
 )
 
 
@@ -70,6 +105,16 @@ def _options(
     ] = False,
 ) -> None:
     """What all commands take."""
+
+
+def command_line() -> Any:
+    """The whole command line, with what the project's saga has in the place of the engine's
+    commands. Raises `SagaError`."""
+    group: Any = typer.main.get_command(app)
+    for name in OWN_COMMANDS:
+        if (own := own_command(name)) is not None:
+            group.commands[name] = own
+    return group
 
 
 app.command("up")(running.up)
@@ -160,53 +205,10 @@ def _explanation(error: Exception) -> str | None:
     import httpx
     import sqlalchemy as sa
 
-    from common.choreography import ChoreographyError
-    from common.disk import explained
-    from common.kernel.database import DatabaseError
-    from common.messaging.connection import BrokerError
-    from common.messaging.topology import TopologyError
-    from common.settings import SettingsError
-    from payment_service.gateway import GatewayConfigurationError
-    from saga.backup import BackupError
-    from saga.deployment import DeploymentError
-    from saga.dlq import DlqError
-    from saga.due import DueError
-    from saga.history import HistoryError
-    from saga.node import NodeError
-    from saga.observe import ObserveError
-    from saga.postgres import PostgresError
-    from saga.publish import PublishError
-    from saga.reconcile import ReconcileError
-    from saga.recovery import RecoveryError
-    from saga.restart import RestartError
-    from saga.schemas.registry import RegistryError
-    from saga.system import SystemFault
-    from saga.verify.model import VerifyError
+    from saga.errors import Explained
+    from saga.runtime.disk import explained
 
-    known = (
-        BackupError,
-        BrokerError,
-        ChoreographyError,
-        DatabaseError,
-        DeploymentError,
-        DlqError,
-        DueError,
-        GatewayConfigurationError,
-        HistoryError,
-        NodeError,
-        ObserveError,
-        PostgresError,
-        PublishError,
-        ReconcileError,
-        RecoveryError,
-        RestartError,
-        RegistryError,
-        SettingsError,
-        SystemFault,
-        TopologyError,
-        VerifyError,
-    )
-    if isinstance(error, known):
+    if isinstance(error, Explained):
         return " ".join(str(error).split())
     if isinstance(error, httpx.HTTPError):
         return f"a service cannot be asked: {str(error) or type(error).__name__}; does it run?"

@@ -8,14 +8,15 @@ from datetime import datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from common.choreography import Choreography, ChoreographyError, Observer, Participant, State
-from common.message import Command, Event, Intent
+from saga.choreography import Choreography, ChoreographyError, Observer, Participant, State
+from saga.load import OWN_COMMANDS
+from saga.message import Command, Event, Intent
 from saga.outside import Outside
 from saga.view import Broken, Invariant, View, Violation
 
 if TYPE_CHECKING:
-    from history_service.view import SubjectView
-    from saga.load import Load
+    from saga.archive.view import SubjectView
+    from saga.load.plan import Load
 
 
 class SagaError(ChoreographyError):
@@ -97,9 +98,9 @@ class Saga:
     """Written like invariants: what is right, and waits for a person's decision."""
     scenarios: tuple[Scenario, ...] = ()
     load: Load | None = None
-    shop: bool = False
-    """Whether `saga publish` and `saga demo` are to use the load of orders, which has options of
-    its own, instead of the one above."""
+    commands: Mapping[str, str] = field(default_factory=dict)
+    """Its own `publish` and `demo`, in the place of the engine's: by name, `module:function`, a
+    function as typer takes it."""
     view: SubjectView[Any] | None = None
     """What the archive shows of a subject beside what it shows of any saga's."""
 
@@ -119,6 +120,11 @@ class Saga:
         ):
             if twice := sorted({name for name in many if many.count(name) > 1}):
                 raise SagaError(f"{self.name}: two {what} are called {', '.join(twice)}")
+        if strange := sorted(self.commands.keys() - {*OWN_COMMANDS}):
+            raise SagaError(
+                f"{self.name}: `commands` has {', '.join(strange)}; a saga may have its own "
+                f"{' and '.join(OWN_COMMANDS)}"
+            )
         for invariant in (*self.invariants, *self.left_to_people):
             self._check(invariant)
 

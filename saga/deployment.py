@@ -10,10 +10,11 @@ from typing import Annotated, Any, Self
 import yarl
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
 
-from common.files import write_whole
-from common.settings import INBOX_DAYS, Discreet
-from common.urls import sqlite_url, unambiguous, without_passwords
+from saga.errors import Explained
 from saga.outside import Outside, OutsideError
+from saga.runtime.files import write_whole
+from saga.runtime.settings import INBOX_DAYS, Discreet
+from saga.runtime.urls import sqlite_url, unambiguous, without_passwords
 
 FILE_NAME = "saga.json"
 DEAD_LETTERS_FILE_NAME = "dead_letters.db"
@@ -36,7 +37,7 @@ def _http_url(url: str) -> str:
 HttpUrl = Annotated[str, AfterValidator(_http_url)]
 
 
-class DeploymentError(Exception):
+class DeploymentError(Explained):
     """No running system is known. Says how to name one."""
 
 

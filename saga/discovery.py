@@ -1,7 +1,7 @@
 """Which saga a command is about: the one that the project's `pyproject.toml` names.
 
     [tool.saga]
-    saga = "order_saga:SAGA"
+    saga = "trips:SAGA"
 
 `SAGA` in the environment comes before that. Membership is explicit: nothing is found by looking
 through the import path.
@@ -16,9 +16,9 @@ import tomllib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from common.choreography import Choreography, ChoreographyError, Observer, Participant
+from saga.choreography import Choreography, ChoreographyError, Observer, Participant
 from saga.declaration import Saga, SagaError
 
 VARIABLE: Final = "SAGA"
@@ -27,12 +27,12 @@ PYPROJECT: Final = "pyproject.toml"
 
 def spec() -> str:
     """Where the saga is declared, as `module:NAME`. Raises `SagaError`."""
-    if named := os.environ.get(VARIABLE):
-        return named
+    if where := os.environ.get(VARIABLE):
+        return where
     for folder in _folders():
         file = folder / PYPROJECT
-        if file.is_file() and (named := _named_in(file)):
-            return named
+        if file.is_file() and (where := _named_in(file)):
+            return where
     raise SagaError(
         f'no saga is named: write saga = "module:NAME" under [tool.saga] in {PYPROJECT} here or in '
         f"a folder above, or set {VARIABLE}"
@@ -64,23 +64,29 @@ def saga() -> Saga:
 
 
 @cache
-def _load(named: str) -> Saga:
-    module, _, name = named.partition(":")
+def _load(where: str) -> Saga:
+    found = named(where if ":" in where else f"{where}:SAGA")
+    if not isinstance(found, Saga):
+        raise SagaError(f"{where!r} names no Saga; write module:NAME, as in trips:SAGA")
+    return found
+
+
+def named(where: str) -> Any:
+    """What `module:NAME` of the project is; None if the module has no such name. Raises
+    `SagaError`."""
+    module, _, name = where.partition(":")
     # A command that was installed does not look where it is called.
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.append(here)
     try:
-        found = getattr(importlib.import_module(module), name or "SAGA", None)
+        return getattr(importlib.import_module(module), name, None)
     except ModuleNotFoundError as error:
         if error.name is None or not module.startswith(error.name):
             raise
         raise SagaError(
-            f"there is no module {error.name!r}, in which the saga {named!r} should be; run this "
-            f"in the project's folder, or correct [tool.saga]"
+            f"there is no module {error.name!r}, in which {where!r} should be; run this in the "
+            f"project's folder, or correct [tool.saga]"
         ) from error
-    if not isinstance(found, Saga):
-        raise SagaError(f"{named!r} names no Saga; write module:NAME, as in order_saga:SAGA")
-    return found
 
 
 def packages() -> list[str]:

@@ -1,244 +1,39 @@
-"""What is due in a running system, when, and what was brought forward; read from its databases.
+"""Timers as functions of states: what is to be done about a state, and when.
 
-Bringing something forward is the service's to do: it is asked over HTTP.
+A state says what is due about it (`saga.choreography.State.due`), and nothing else is noted: a
+timer survives a restart and a rebuild as its state does, and ends with what made it needless. The
+kernel keeps the time beside the state's row and gives the command once it has come, whichever
+replica looks first (`saga.runtime.kernel.timer`).
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
-from functools import partial
-from typing import Any, Final, TypeVar
-from urllib.parse import quote
+from datetime import datetime
+from typing import Final, Generic, TypeVar
 
-import httpx
-import sqlalchemy as sa
-from sqlalchemy.engine import Connection
+from saga.message import Command, Priority
 
-from common.choreography import Choreography, Participant
-from common.due import OVERDUE_SECONDS, Due
-from common.envelope import rfc3339
-from common.kernel.database import read_database
-from common.kernel.tables import Tables
-from common.kernel.timer import Listed, dues_in
-from saga.deployment import Deployment
-from saga.history.sources import tables_of
-from saga.http import client
+OVERDUE_SECONDS: Final = 5.0
+"""How long after its time what is due may be done, until it counts as overdue: services look twice
+a second."""
 
-LISTED_MAX: Final = 1_000
-"""What is due in one service, beyond which no more is listed."""
-ENTRIES_MAX: Final = 100_000
-"""Of the audit record of one service."""
-ASK_SECONDS: Final = 30.0
-
-T = TypeVar("T")
-
-
-class DueError(Exception):
-    """What is due cannot be told, or not be brought forward. Says why."""
-
-
-class InputError(DueError):
-    """What was asked for makes no sense."""
+C = TypeVar("C", bound=Command, covariant=True)
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
-    """What is due about one state of a participant's; `due` is None if it cannot be read."""
+class Due(Generic[C]):
+    """A command that is given at a time, unless the state says something else before.
 
-    participant: str
-    kind: str
-    subject: str
-    at: datetime
-    due: Due[Any] | None
-    why: str = ""
-    """Why it cannot be read."""
+    `at` is aware. `command` is about the state that says so, and its reaction takes that state
+    first. The reaction has to lead to a state about which something else is due, or nothing.
 
-    @classmethod
-    def of(cls, participant: str, listed: Listed) -> Item:
-        return cls(participant, listed.kind, listed.key, listed.at, listed.due, listed.why)
-
-    def late(self, now: datetime) -> bool:
-        """Whether it should have been done by now."""
-        return now > self.at + timedelta(seconds=OVERDUE_SECONDS)
-
-    def to_json(self, now: datetime) -> dict[str, Any]:
-        return {
-            "participant": self.participant,
-            "state": self.kind,
-            "subject": self.subject,
-            "command": self.due and self.due.command.type,
-            "priority": self.due and self.due.priority,
-            "at": rfc3339(self.at),
-            "late": self.late(now),
-            "late_seconds": round((now - self.at).total_seconds(), 3),
-            "why": self.why or None,
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class Listing:
-    """What is due, the first in front; `more` is how many are not listed."""
-
-    items: Sequence[Item]
-    more: int
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One line of the audit record."""
-
-    participant: str
-    at: datetime
-    who: str
-    reason: str
-    kind: str
-    subject: str
-    command: str
-    due_at: datetime
-    outcome: str
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "participant": self.participant,
-            "at": rfc3339(self.at),
-            "who": self.who,
-            "reason": self.reason,
-            "state": self.kind,
-            "subject": self.subject,
-            "command": self.command,
-            "due_at": rfc3339(self.due_at),
-            "outcome": self.outcome,
-        }
-
-
-async def listing(
-    deployment: Deployment,
-    graph: Choreography,
-    *,
-    participant: str | None = None,
-    subject: str | None = None,
-) -> Listing:
-    """What is due about a subject, or about all, in one service or in all. Changes nothing.
-
-    Raises `InputError` for a participant about whose states nothing is ever due, `DueError` and
-    `DatabaseError`.
+    `expected` says that this is how it goes on, as with a reminder, or a hold that lapses: until
+    then it is right that nothing happens. A deadline is not: what waits for it at rest has lost
+    something.
     """
-    items: list[Item] = []
-    more = 0
-    for one in _with_dues(graph, participant):
-        found, left = await _read(deployment, one, partial(_dues, subject=subject))
-        items += (Item.of(one.name, each) for each in found)
-        more += left
-    return Listing(sorted(items, key=lambda item: item.at), more)
 
-
-async def audit(
-    deployment: Deployment,
-    graph: Choreography,
-    *,
-    participant: str | None = None,
-    subject: str | None = None,
-    limit: int,
-) -> list[Entry]:
-    """What was brought forward, the newest first. Raises what `listing` does."""
-    entries: list[Entry] = []
-    for one in _with_dues(graph, participant):
-        read = partial(_entries, participant=one.name, subject=subject, limit=limit)
-        entries += await _read(deployment, one, read)
-    return sorted(entries, key=lambda entry: entry.at, reverse=True)[:limit]
-
-
-async def bring_forward(
-    deployment: Deployment, item: Item, *, who: str, reason: str
-) -> Sequence[str]:
-    """Have its service do now what is due; returns the types of the events that came of it.
-
-    Raises `DueError` where the service does not do it, and says why.
-    """
-    if item.due is None:
-        raise DueError(f"what is due about {item.subject} cannot be read: {item.why}")
-    urls = deployment.http_urls.get(item.participant, ())
-    if not urls:
-        raise DueError(f"the deployment names no URL of the service {item.participant}; add it")
-    path = f"/due/{quote(item.kind, safe='')}/{quote(item.subject, safe='')}/bring-forward"
-    for url in urls:
-        async with client(url, ASK_SECONDS) as service:
-            try:
-                answer = await service.post(path, json={"who": who, "reason": reason})
-            except httpx.ConnectError:
-                continue  # Another replica may run.
-            except httpx.HTTPError as error:
-                raise DueError(
-                    f"the service {item.participant} at {url} did not answer: "
-                    f"{str(error) or type(error).__name__}; `saga due --audit` tells whether it "
-                    f"was done"
-                ) from error
-        return _events_in(answer, item)
-    raise DueError(f"no service {item.participant} runs at {', '.join(urls)}; start it")
-
-
-def _events_in(answer: httpx.Response, item: Item) -> Sequence[str]:
-    try:
-        document = answer.json()
-        if answer.is_success:
-            return [str(type_) for type_ in document["events"]]
-        why = str(document["detail"])
-    except (ValueError, LookupError, TypeError):
-        why = f"it answered {answer.status_code} with no problem that can be read"
-    raise DueError(f"the service {item.participant} has not brought it forward: {why}")
-
-
-def _with_dues(graph: Choreography, name: str | None) -> Sequence[Participant]:
-    found = [participant for participant in graph.participants if participant.dues]
-    if name is None:
-        return found
-    chosen = [participant for participant in found if participant.name == name]
-    if not chosen:
-        raise InputError(
-            f"nothing is ever due in {name!r}; it is in "
-            f"{', '.join(one.name for one in found) or 'no service'}"
-        )
-    return chosen
-
-
-async def _read(
-    deployment: Deployment, participant: Participant, query: Callable[[Connection, Tables], T]
-) -> T:
-    url = deployment.database_urls.get(participant.name)
-    if url is None:
-        raise DueError(f"the deployment names no database of {participant.name}; add its URL")
-    tables = tables_of(participant.name)
-    return await asyncio.to_thread(read_database, url, lambda c: query(c, tables))
-
-
-def _dues(connection: Connection, tables: Tables, subject: str | None) -> tuple[list[Listed], int]:
-    found = dues_in(connection, tables.with_dues, LISTED_MAX, key=subject)
-    count = sum(table.count_due(connection, key=subject) for table in tables.with_dues)
-    return found, max(0, count - LISTED_MAX)
-
-
-def _entries(
-    connection: Connection, tables: Tables, participant: str, subject: str | None, limit: int
-) -> list[Entry]:
-    if (table := tables.due_audit) is None:
-        return []
-    query = sa.select(table).order_by(table.c.at.desc()).limit(limit)
-    if subject is not None:
-        query = query.where(table.c.key == subject)
-    return [
-        Entry(
-            participant,
-            row.at,
-            row.who,
-            row.reason,
-            row.kind,
-            row.key,
-            row.command,
-            row.due_at,
-            row.outcome,
-        )
-        for row in connection.execute(query)
-    ]
+    at: datetime
+    command: C
+    priority: Priority = Priority.NORMAL
+    expected: bool = False

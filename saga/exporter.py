@@ -17,21 +17,21 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from common.clock import elapsed
-from common.kernel.database import DatabaseError
-from common.kernel.tables import utc_now
-from common.messaging.connection import BrokerError
-from common.readiness import Readiness
-from common.server import Server, listen, url_of
-from common.settings import HttpSettings, load
-from common.text import harmless
-from common.web import create_app
 from saga import reconcile as books
+from saga.clock import elapsed
 from saga.deployment import Deployment
 from saga.discovery import choreography, saga
 from saga.dlq import DlqError
 from saga.dlq.figures import figures
 from saga.dlq.store import ItemState
+from saga.runtime.kernel.database import DatabaseError
+from saga.runtime.kernel.tables import utc_now
+from saga.runtime.messaging.connection import BrokerError
+from saga.runtime.readiness import Readiness
+from saga.runtime.server import Server, listen, url_of
+from saga.runtime.settings import HttpSettings, load
+from saga.runtime.web import create_app
+from saga.text import harmless
 
 log = logging.getLogger(__name__)
 

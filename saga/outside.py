@@ -9,17 +9,22 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Generic, Protocol, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from common.choreography import State
-from common.kernel.groups import Ask
-from common.message import Answer, Intent
-from common.retry import TransientError
+from saga.choreography import State
+from saga.errors import Explained
+from saga.message import Answer, Intent
+from saga.retry import TransientError
+from saga.runtime.kernel.groups import Ask
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Connection
 
 B = TypeVar("B")
 
 
-class OutsideError(Exception):
+class OutsideError(Explained):
     """An outside's books cannot be read, or it cannot be asked in memory. Names it and the way
     out."""
 
@@ -59,6 +64,10 @@ class Memory(Protocol):
         ...
 
 
+Doubt = Callable[["Connection", Collection[str], str], int]
+"""Notes about so many subjects why it is not known what was asked; see `Outside.doubt`."""
+
+
 @dataclass(frozen=True)
 class Outside(Generic[B]):
     """One outside.
@@ -86,6 +95,13 @@ class Outside(Generic[B]):
     file: str | None = None
     """By default its books are in this SQLite file in the data folder."""
     no_books: str = ""
+    traces: Callable[[Path], Collection[str]] | None = None
+    """What a system's data folder tells of the subjects that it may have been asked about. Blocks.
+    Raises `OSError`."""
+    doubt: Doubt | None = None
+    """For one that is not idempotent: notes in the database of `asked_by` that it may have been
+    asked about these subjects already, and why that is not known, so that a person decides before
+    it is asked again. Returns of how many that is so."""
     memory: Callable[[B], Memory] | None = None
     """What its books tell of questions that no event tells of."""
 

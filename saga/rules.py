@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from common.choreography import Choreography, Participant, State
-from common.envelope import Envelope, source_of
-from common.kernel.fold import Fold, is_shared
-from common.message import Answer, Event, Role
+from saga.choreography import Choreography, Participant, State
 from saga.declaration import Saga
+from saga.envelope import Envelope, source_of
 from saga.graph.flow import Flow, Step
 from saga.graph.sagas import extents_of
+from saga.message import Answer, Event, Role
+from saga.runtime.kernel.fold import Fold, is_shared
 from saga.view import Broken, Mark, View, Violation
 
 Explain = Callable[[str], str]

@@ -17,24 +17,24 @@ import sqlalchemy as sa
 from aio_pika.abc import AbstractConnection
 from sqlalchemy.engine import Connection
 
-from common.choreography import Choreography
-from common.due import OVERDUE_SECONDS
-from common.kernel.database import read_database
-from common.kernel.tables import Tables, utc_now
-from common.messaging.connection import BrokerError, connect
-from common.messaging.topology import (
+from saga.choreography import Choreography
+from saga.deployment import Deployment
+from saga.dlq.store import look
+from saga.due import OVERDUE_SECONDS
+from saga.generate.naming import Owned, names_of
+from saga.history.sources import tables_of
+from saga.http import client
+from saga.local.supervision import Supervision
+from saga.retry import RUNGS_MS
+from saga.runtime.kernel.database import read_database
+from saga.runtime.kernel.tables import Tables, utc_now
+from saga.runtime.messaging.connection import BrokerError, connect
+from saga.runtime.messaging.topology import (
     DECLARE_SECONDS,
     dead_letter_queue,
     queues_of,
     wait_queue,
 )
-from common.retry import RUNGS_MS
-from saga.deployment import Deployment
-from saga.dlq.store import look
-from saga.history.sources import tables_of
-from saga.http import client
-from saga.naming import Owned, names_of
-from saga.supervision import Supervision
 
 REQUEST_TIMEOUT_SECONDS: Final = 5.0
 

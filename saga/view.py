@@ -20,10 +20,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Generic, Protocol, TypeVar
 
-from common.choreography import State
-from common.envelope import Envelope
-from common.kernel.step import StateId
-from common.message import Event
+from saga.choreography import State
+from saga.envelope import Envelope
+from saga.errors import Explained
+from saga.message import Event
+from saga.runtime.kernel.step import StateId
 
 S = TypeVar("S", bound=State)
 E = TypeVar("E", bound=Event, covariant=True)
@@ -41,7 +42,7 @@ class Violation:
     detail: str
 
 
-class InvariantError(TypeError):
+class InvariantError(Explained, TypeError):
     """An invariant whose signature does not say what it reads. Names the function."""
 
 

@@ -10,14 +10,14 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from common.kernel.database import Database, open_database, read_database
-from common.kernel.rows import writing
-from history_service import store
 from payment_service.gateway import Account, SandboxGateway
+from saga.archive import store
 from saga.deployment import Deployment
 from saga.history.sources import Sources
+from saga.runtime.kernel.database import Database, open_database, read_database
+from saga.runtime.kernel.rows import writing
 from tests.play import BROKE, Play
-from tests.stores import PROJECTION, TABLES
+from tests.stores import HISTORY, PROJECTION, TABLES
 
 Rows = dict[str, set[tuple[Any, ...]]]
 """By table, its rows."""
@@ -94,7 +94,7 @@ class Books:
             for event in self.play.events
             if event.id not in without
         ]
-        database = await open_database(self.url("history"), store.TABLES)
+        database = await open_database(self.url("history"), HISTORY)
         await database.transaction(lambda c: store.append(c, facts, self.play.at, PROJECTION))
         await database.close()
 
@@ -134,7 +134,7 @@ _DEMAND: Final = (
     *(
         f"CREATE TRIGGER turns_demanded BEFORE INSERT OR UPDATE OR DELETE ON {table.name} "
         f"FOR EACH STATEMENT EXECUTE FUNCTION demand_turn()"
-        for table in store.TABLES.metadata.sorted_tables
+        for table in HISTORY.metadata.sorted_tables
     ),
 )
 

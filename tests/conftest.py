@@ -13,8 +13,8 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from saga.node import RabbitNode
-from saga.postgres import PostgresCluster
+from saga.local.node import RabbitNode
+from saga.local.postgres import PostgresCluster
 
 
 @pytest.fixture(scope="session")

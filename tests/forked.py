@@ -25,7 +25,13 @@ RUN_SECONDS: Final = 100.0
 """How long a process may take that is run to its end."""
 
 SAGA: Final = "saga.cli"
-_IMPORTED: Final = (SAGA, "saga.demo", "saga.dlq.desk", "saga.history.trace", "saga.reconcile")
+_IMPORTED: Final = (
+    SAGA,
+    "order_saga.demo",
+    "saga.dlq.desk",
+    "saga.history.trace",
+    "saga.reconcile",
+)
 
 _PROCESSES = multiprocessing.get_context("forkserver")
 _PROCESSES.set_forkserver_preload(

@@ -22,8 +22,19 @@ from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Any, Final
 
-from common.messaging import frames
-from common.messaging.dead_letters import (
+from saga.archive.store import Stray, judge, key
+from saga.dlq.letters import (
+    Copy,
+    copy_of,
+    digest_of,
+    from_text,
+    posting_of,
+    printable_body,
+    raw_of,
+    to_json,
+)
+from saga.runtime.messaging import frames
+from saga.runtime.messaging.dead_letters import (
     LEFT_OUT,
     OURS,
     Failure,
@@ -35,21 +46,10 @@ from common.messaging.dead_letters import (
     set_aside,
     time_in,
 )
-from common.messaging.frames import Delivery, FrameError, Parser
-from common.messaging.stream import StreamError, record_of
-from common.messaging.topology import DEAD_EXCHANGE, EVENTS_EXCHANGE
-from common.text import harmless
-from history_service.store import Stray, judge, key
-from saga.dlq.letters import (
-    Copy,
-    copy_of,
-    digest_of,
-    from_text,
-    posting_of,
-    printable_body,
-    raw_of,
-    to_json,
-)
+from saga.runtime.messaging.frames import Delivery, FrameError, Parser
+from saga.runtime.messaging.stream import StreamError, record_of
+from saga.runtime.messaging.topology import DEAD_EXCHANGE, EVENTS_EXCHANGE
+from saga.text import harmless
 from tests.stores import GRAPH
 
 FINDINGS_MAX: Final = 20

@@ -7,7 +7,7 @@ from datetime import datetime
 import aio_pika
 from pydantic_core import from_json
 
-from common.envelope import CONTENT_TYPE
+from saga.envelope import CONTENT_TYPE
 
 
 def message_of(body: bytes) -> aio_pika.Message:

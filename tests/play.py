@@ -8,15 +8,15 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
-from common.choreography import Choreography, Participant, State
-from common.envelope import Envelope, MessageKey, wrap
 from common.events import DeclineReason, OrderLine, PlaceOrder
-from common.kernel.step import StateId, react
-from common.kernel.tables import utc_now
-from common.message import Command, Intent, Priority
 from notification_service.domain import Result, Send, SendAnswered
 from payment_service.domain import Charge, ChargeAnswered, Refund, RefundAnswered
+from saga.choreography import Choreography, Participant, State
 from saga.discovery import choreography
+from saga.envelope import Envelope, MessageKey, wrap
+from saga.message import Command, Intent, Priority
+from saga.runtime.kernel.step import StateId, react
+from saga.runtime.kernel.tables import utc_now
 
 BROKE = "broke"
 """The customer whose card is declined."""

@@ -1,7 +1,7 @@
 """An AMQP 0-9-1 client that sends any bytes as a property list, and shows those that come.
 
-It shares no code with `common.messaging.frames`, nor with pamqp: what either would refuse to write
-is what it is for. https://www.rabbitmq.com/resources/specs/amqp0-9-1.pdf
+It shares no code with `saga.runtime.messaging.frames`, nor with pamqp: what either would refuse to
+write is what it is for. https://www.rabbitmq.com/resources/specs/amqp0-9-1.pdf
 """
 
 from __future__ import annotations

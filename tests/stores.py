@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib
 from typing import Final
 
-from common.kernel.tables import Tables
-from history_service.views import projection_of
+from saga.archive.store import schema_of
+from saga.archive.views import projection_of
 from saga.discovery import choreography, participants
+from saga.runtime.kernel.tables import Tables
 
 TABLES: Final[dict[str, Tables]] = {
     participant.name: importlib.import_module(f"{package}.store").TABLES
@@ -16,3 +17,6 @@ TABLES: Final[dict[str, Tables]] = {
 
 GRAPH: Final = choreography()
 PROJECTION: Final = projection_of(GRAPH)
+
+HISTORY: Final = schema_of(PROJECTION)
+"""The tables of the archive, those of the view of orders among them."""

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable
 from typing import Any, get_type_hints
 
-from common.choreography import Participant, State
+from saga.choreography import Participant, State
 
 
 def swapped(participant: Participant, *instead: Callable[..., Any]) -> Participant:

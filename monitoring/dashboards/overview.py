@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
-from common.metrics import URGENT_OBJECTIVE_SECONDS
 from monitoring.dashboards.panels import (
     NONE_IS_RIGHT,
     Limits,
@@ -15,6 +14,7 @@ from monitoring.dashboards.panels import (
     page,
     rows,
 )
+from saga.runtime.metrics import URGENT_OBJECTIVE_SECONDS
 
 _FUNNEL = {
     "placed": "order.placed",

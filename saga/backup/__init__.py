@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from saga.errors import Explained
 
-class BackupError(Exception):
+
+class BackupError(Explained):
     """A backup that cannot be taken, used or restored. One line that names it and the way out."""

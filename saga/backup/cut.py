@@ -27,12 +27,12 @@ import asyncpg
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from common.kernel.database import DatabaseError, is_postgresql, sqlite_engine, sqlite_file
-from common.kernel.postgresql import Session, open_session
-from common.kernel.tables import utc_now
-from common.urls import printable
 from saga.backup import BackupError, programs
 from saga.backup.manifest import Kind, Progress, sync
+from saga.runtime.kernel.database import DatabaseError, is_postgresql, sqlite_engine, sqlite_file
+from saga.runtime.kernel.postgresql import Session, open_session
+from saga.runtime.kernel.tables import utc_now
+from saga.runtime.urls import printable
 
 LOCK_SECONDS: Final = 1.5
 """How long all locks together are waited for: shorter than any service waits before it counts its

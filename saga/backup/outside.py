@@ -8,29 +8,26 @@ asked of it again by a service: a person decides. Only looked up, never asked.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
-from typing import Final
-from uuid import UUID
+from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from common.choreography import Participant, State
-from common.envelope import rfc3339
-from common.kernel.fold import Fold
-from common.kernel.rows import writing
-from common.kernel.tables import Tables, utc_now
-from history_service.order_table import order_views
-from notification_service.mail import mailed_in
-from notification_service.store import put_in_question
+from saga.archive.subjects import subjects
 from saga.backup import BackupError
 from saga.backup.parts import Part
+from saga.choreography import Participant, State
+from saga.envelope import rfc3339
 from saga.history.outside import Remembered
+from saga.outside import Outside
+from saga.runtime.kernel.fold import Fold
+from saga.runtime.kernel.rows import writing
+from saga.runtime.kernel.tables import Tables, utc_now
 
 AT_ONCE: Final = 500
 
@@ -51,7 +48,7 @@ def put_asked(
     question. What it has given back since is not asked for again: that was cancelled, and waits to
     be cancelled once more."""
     now = utc_now()
-    subjects: list[str] = []
+    changed_subjects: list[str] = []
     contradictions: list[str] = []
     for kind in dict.fromkeys(reaction.own for reaction in participant.reactions):
         table = tables.states[kind]
@@ -70,48 +67,34 @@ def put_asked(
                     changed.append((asked, found[key][1] if key in found else 0))
             with writing(connection) as writes:
                 table.save(writes, changed)
-            subjects += [state.key for state, _ in changed]
-    return Asked(subjects, contradictions)
+            changed_subjects += [state.key for state, _ in changed]
+    return Asked(changed_subjects, contradictions)
 
 
-def put_unsure(connection: Connection, order_ids: Collection[str], taken_at: datetime) -> int:
-    """Leave the mails about these orders to a person, but for those whose outcome is known. Returns
-    how many they are."""
-    why = f"it may have been sent after {rfc3339(taken_at)}, the time of the backup restored here"
-    return put_in_question(connection, order_ids, why)
-
-
-def orders_in(part: Part, connection: Connection) -> set[str]:
-    """The orders that one database knows."""
+def subjects_in(part: Part, connection: Connection) -> set[str]:
+    """The subjects that one database knows."""
     if isinstance(part.schema, Tables):
-        columns = [
-            column
-            for state in part.schema.states.values()
-            for column in state.table.primary_key.columns
-        ]
+        tables = (state.table for state in part.schema.states.values())
+        columns = [column for table in tables for column in table.primary_key.columns]
     else:
-        columns = [order_views.c.order_id]
-    return {
-        key for column in columns for key in connection.scalars(sa.select(column)) if _is_order(key)
-    }
+        columns = [subjects.c.subject]
+    return {key for column in columns for key in connection.scalars(sa.select(column))}
 
 
-def orders_mailed(folder: Path) -> set[str]:
-    """The orders about which there are mails in a folder, if there is such a folder. Raises
+def subjects_traced(outside: Outside[Any], folder: Path) -> set[str]:
+    """What a system's folder tells of subjects that an outside was asked about. Raises
     `BackupError`."""
-    if not folder.is_dir():
-        return set()
     try:
-        return {order_id for order_id in mailed_in(folder) if _is_order(order_id)}
+        return set(outside.traces(folder)) if outside.traces else set()
     except OSError as error:
-        raise BackupError(f"cannot read the mails in {folder}: {error.strerror}") from error
+        raise BackupError(
+            f"cannot read what {outside.name} was asked: {error.filename}: {error.strerror}"
+        ) from error
 
 
-def _is_order(key: str) -> bool:
-    """Whether a state's key may be an order's; a SKU is none."""
-    with suppress(ValueError):
-        return str(UUID(key)) == key
-    return False
+def why_in_doubt(taken_at: datetime) -> str:
+    """Why it is not known what an outside was asked."""
+    return f"it may have been sent after {rfc3339(taken_at)}, the time of the backup restored here"
 
 
 def _some(keys: Iterable[str]) -> Iterator[list[str]]:

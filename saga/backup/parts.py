@@ -11,12 +11,12 @@ from typing import Final
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from common.kernel.migrations import known_revisions, revision_of
-from common.kernel.tables import Schema, Tables
-from history_service import queries
-from history_service.store import Place, events
+from saga.archive import queries
+from saga.archive.store import Place, events
 from saga.backup import BackupError
 from saga.discovery import services
+from saga.runtime.kernel.migrations import known_revisions, revision_of
+from saga.runtime.kernel.tables import Schema, Tables
 
 DEAD_LETTERS: Final = "dead_letters"
 """The operator's store, by the name that it has in a backup."""

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
-from common.text import harmless
 from saga.backup import BackupError
-from saga.postgres import environment_for_programs, find_program
+from saga.local.postgres import environment_for_programs, find_program
+from saga.text import harmless
 
 _GIST_CHARACTERS: Final = 400
 

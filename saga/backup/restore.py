@@ -12,7 +12,7 @@ import fcntl
 import itertools
 import os
 import shutil
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -24,39 +24,38 @@ import httpx
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from common.files import write_whole
-from common.kernel.database import (
-    is_postgresql,
-    open_database,
-    read_database,
-    sqlite_file,
-)
-from common.kernel.tables import Tables
-from common.messaging.connection import BrokerError, connect
-from common.messaging.stream import StreamError, last_offset
-from common.messaging.topology import HISTORY_STREAM
-from common.urls import printable, sqlite_url
-from notification_service.domain import PARTICIPANT as NOTIFICATION
 from saga.backup import BackupError, programs
 from saga.backup.check import check
 from saga.backup.manifest import MANIFEST, Copied, Manifest, Progress, digest_of, sync
-from saga.backup.outside import Asked, orders_in, orders_mailed, put_asked, put_unsure
+from saga.backup.outside import Asked, put_asked, subjects_in, subjects_traced, why_in_doubt
 from saga.backup.parts import Part, parts
-from saga.broker import NODE_FOLDER
+from saga.broker.setup import NODE_FOLDER
 from saga.deployment import FILE_NAME, Deployment, dead_letters_url_in, outside_urls_in
 from saga.discovery import saga
 from saga.history.outside import memory_of
 from saga.history.sources import tables_of
 from saga.http import client
+from saga.local.postgres import PostgresCluster
+from saga.local.system import CLUSTER_FOLDER
 from saga.notes import RESTORING, end_restore
-from saga.postgres import PostgresCluster
-from saga.system import CLUSTER_FOLDER
+from saga.outside import Doubt
+from saga.runtime.files import write_whole
+from saga.runtime.kernel.database import (
+    is_postgresql,
+    open_database,
+    read_database,
+    sqlite_file,
+)
+from saga.runtime.kernel.tables import Tables
+from saga.runtime.messaging.connection import BrokerError, connect
+from saga.runtime.messaging.stream import StreamError, last_offset
+from saga.runtime.messaging.topology import HISTORY_STREAM
+from saga.runtime.urls import printable, sqlite_url
 
 ALIVE_SECONDS: Final = 2.0
 """How long a service may take to say that it is alive."""
 PATIENCE_SECONDS: Final = 30.0
 """How long a server may take to let us in."""
-MAIL_FOLDER: Final = "mail"
 _LEDGER_COPIED: Final = "the ledger is the backup's copy"
 _BESIDE: Final = ("", "-wal", "-shm", "-journal")
 """What a SQLite file may have beside it, which would be taken for that of a new one."""
@@ -73,8 +72,6 @@ class Target:
     """Of SQLite files, a private PostgreSQL server, and what is the operator's."""
     database_urls: Mapping[str, str] = field(default_factory=dict)
     """Keyed by service; in the folder, where there is none here."""
-    mail_folder: Path | None = None
-    """Where mails are kept; by default `mail` in the folder."""
     dead_letters_url: str = ""
     """By default a file in the folder."""
     outside_urls: Mapping[str, str] = field(default_factory=dict)
@@ -89,8 +86,8 @@ class Restored:
 
     manifest: Manifest
     asked: Asked
-    mails_unsure: int
-    """Orders whose mail is for a person to decide on, once they end."""
+    in_doubt: Mapping[str, int]
+    """Keyed by outside: about how many subjects a person decides before it is asked again."""
     ledger_known: bool
     """Whether the outsides' books were there: the backup's copies know no later answer."""
     unknown: tuple[str, ...] = ()
@@ -139,7 +136,7 @@ async def restore(
                     await _put(backup / books.file, books, place)
             known_books = all(sqlite_file(url).is_file() for url in target.outside_urls.values())
             ledger_known = known_books and _LEDGER_COPIED not in _noted(target.folder)
-            asked, mails_unsure = await _look_outside(target, manifest, known, places)
+            asked, in_doubt = await _look_outside(target, manifest, known, places)
         end_restore(target.folder)
         sync(target.folder)
     except OSError as error:
@@ -150,9 +147,9 @@ async def restore(
     unknown = tuple(
         outside.name
         for outside in saga().outside
-        if not outside.idempotent and outside.asked_by != NOTIFICATION.name
+        if not outside.idempotent and outside.doubt is None
     )
-    return Restored(manifest, asked, mails_unsure, ledger_known, unknown)
+    return Restored(manifest, asked, in_doubt, ledger_known, unknown)
 
 
 # --- what is refused ---------------------------------------------------------------------------
@@ -180,7 +177,6 @@ async def _resolved(target: Target) -> Target:
     found = Target(
         folder,
         target.database_urls,
-        target.mail_folder or folder / MAIL_FOLDER,
         target.dead_letters_url or dead_letters_url_in(folder),
         {**outside_urls_in(folder, saga().outside), **target.outside_urls},
     )
@@ -393,11 +389,11 @@ def _copy(file: Path, to: Path) -> None:
 
 async def _look_outside(
     target: Target, manifest: Manifest, known: Mapping[str, Part], places: Mapping[str, str]
-) -> tuple[Asked, int]:
-    """Put into the databases what the outside may have done: what the provider was asked, and how
-    many orders' mails are for a person to decide on."""
+) -> tuple[Asked, Mapping[str, int]]:
+    """Put into the databases what outsides may have done: what they were asked, and, keyed by
+    outside, about how many subjects a person decides."""
     asked = Asked()
-    orders: set[str] = set()
+    subjects: set[str] = set()
     here = saga()
     for participant in here.participants:
         name = participant.name
@@ -409,24 +405,29 @@ async def _look_outside(
         if name not in places or not files or not all(file.is_file() for file in files):
             continue
         outside = await asyncio.to_thread(memory_of, here, name, target.outside_urls)
-        orders |= {*outside.keys}
+        subjects |= {*outside.keys}
         put = partial(put_asked, participant=participant, tables=tables_of(name), outside=outside)
         more = await _write(places[name], tables_of(name), put)
         asked = Asked(
             (*asked.subjects, *more.subjects), (*asked.contradictions, *more.contradictions)
         )
-    unsure = 0
-    if NOTIFICATION.name in places:
-        for name, url in places.items():
-            orders |= await asyncio.to_thread(read_database, url, partial(orders_in, known[name]))
-        if target.mail_folder is not None:
-            orders |= await asyncio.to_thread(orders_mailed, target.mail_folder)
-        unsure = await _write(
-            places[NOTIFICATION.name],
-            tables_of(NOTIFICATION.name),
-            lambda connection: put_unsure(connection, orders, manifest.taken_at),
-        )
-    return asked, unsure
+    in_doubt: dict[str, int] = {}
+    for each in here.outside:
+        if each.doubt is None or each.asked_by not in places:
+            continue
+        if not in_doubt:
+            for name, url in places.items():
+                look = partial(subjects_in, known[name])
+                subjects |= await asyncio.to_thread(read_database, url, look)
+        traced = await asyncio.to_thread(subjects_traced, each, target.folder)
+        doubt, about = each.doubt, subjects | traced
+        note = partial(_note_doubt, doubt, about, why_in_doubt(manifest.taken_at))
+        in_doubt[each.name] = await _write(places[each.asked_by], tables_of(each.asked_by), note)
+    return asked, in_doubt
+
+
+def _note_doubt(doubt: Doubt, subjects: Collection[str], why: str, connection: Connection) -> int:
+    return doubt(connection, subjects, why)
 
 
 async def _write(url: str, tables: Tables, work: Callable[[Connection], T]) -> T:

@@ -11,7 +11,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Final, Self
 
-from common.kernel.database import sqlite_file
 from saga.backup import BackupError
 from saga.backup.cut import SqliteView, View, cut, view_of
 from saga.backup.manifest import (
@@ -27,6 +26,7 @@ from saga.backup.manifest import (
 from saga.backup.parts import DEAD_LETTERS, OUTSIDE, Part, Standing, parts
 from saga.deployment import dead_letters_url_in
 from saga.history.sources import Sources
+from saga.runtime.kernel.database import sqlite_file
 
 DISTRIBUTION: Final = "order-saga"
 

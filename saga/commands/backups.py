@@ -112,14 +112,6 @@ def restore(
             show_default=False,
         ),
     ] = None,
-    mail_dir: Annotated[
-        Path | None,
-        typer.Option(
-            envvar="MAIL_DIR",
-            help="Where mails that went to no server are; by default `mail` in the folder.",
-            show_default=False,
-        ),
-    ] = None,
     with_ledger: Annotated[
         bool,
         typer.Option(
@@ -132,9 +124,9 @@ def restore(
     """Put all databases of a backup where there are none, before a system starts there.
 
     Refuses what has data, a system that runs, a broker that is ahead, a backup that is damaged or
-    of a newer version. What the payment provider was asked since the backup is settled under its
-    old keys. A mail that may have been sent since, about an order that the backup or the provider's
-    ledger knows, is sent by a person only. Killed on the way, run it again.
+    of a newer version. What outsides were asked since the backup is settled under the old keys, as
+    far as their books tell. One without idempotency keys, such as a mail server, is asked again
+    about what it may know already only if an operator says so. Killed on the way, run it again.
 
     Examples:
 
@@ -146,7 +138,7 @@ def restore(
     from saga.backup.restore import restore as put
     from saga.commands.console import progress_bars
 
-    target = Target(data_dir, _named_urls(database_url or []), mail_dir)
+    target = Target(data_dir, _named_urls(database_url or []))
     size = Manifest.load(folder).size
     with progress_bars(bytes=size) as bars, stoppable():
         restored = run(
@@ -166,7 +158,7 @@ def _as_json(restored: Restored) -> dict[str, Any]:
         "databases": list(manifest.databases),
         "asked_since": list(restored.asked.subjects),
         "contradictions": list(restored.asked.contradictions),
-        "mails_unsure": restored.mails_unsure,
+        "in_doubt": dict(restored.in_doubt),
         "ledger_known": restored.ledger_known,
         "unknown": list(restored.unknown),
     }
@@ -195,15 +187,17 @@ def _tell_restored(restored: Restored) -> None:
         )
     for line in asked.contradictions[:LISTED_MAX]:
         remark(line)
-    if restored.mails_unsure:
-        out().print(
-            f"orders whose mail may have been sent since the backup: {restored.mails_unsure}; once "
-            f"such an order ends, its notification is unknown, and a person decides"
-        )
+    for name, count in restored.in_doubt.items():
+        if count:
+            out().print(
+                f"subjects that {name} may have been asked about since the backup: {count}; a "
+                f"person decides on each before it is asked again"
+            )
     remark(
-        f"what happened after {taken_at} and is in no book that is left cannot be known: orders "
-        f"placed since (their clients may send them again under the same Idempotency-Key), and "
-        f"mails about them; `saga reconcile` names the charges of such orders"
+        f"what happened after {taken_at} and is in no book that is left cannot be known: what was "
+        f"begun since (clients may send it again under the same Idempotency-Key), and what "
+        f"outsides that keep no books were asked about it; `saga reconcile` names what others "
+        f"have in their books"
     )
     remark(
         "`saga up` puts what is owed back into the queues, and where others start the services, "

@@ -22,7 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.style import Style
 from rich.text import Text
 
-from common.text import harmless
+from saga.text import harmless
 
 _WIDTH_IN_A_PIPE: Final = 100_000
 """A program that reads a table wants whole values, not a screen's width."""

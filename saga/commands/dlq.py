@@ -76,8 +76,8 @@ class Which(StrEnum):
     ALL = "all"
 
 
-def _filter(help: str) -> Any:
-    return typer.Option(help=help, rich_help_panel="Which letters", show_default=False)
+def _filter(help: str, *names: str) -> Any:
+    return typer.Option(*names, help=help, rich_help_panel="Which letters", show_default=False)
 
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="The letter's number or message id.")]
@@ -100,7 +100,10 @@ class _Filters:
         type: Annotated[str | None, _filter("Of this event or command type.")] = None,
         error: Annotated[str | None, _filter("Whose error says this, in any case.")] = None,
         fingerprint: Annotated[str | None, _filter("With this error fingerprint.")] = None,
-        order: Annotated[str | None, _filter("About this order.")] = None,
+        subject: Annotated[
+            str | None,
+            _filter("About this subject, an order's id for instance.", "--subject", "--order"),
+        ] = None,
         older_than: Annotated[
             str | None, _filter("Dead for longer: seconds, or 15m, 2h, 7d.")
         ] = None,
@@ -118,7 +121,7 @@ class _Filters:
                 type=type,
                 error=error,
                 fingerprint=fingerprint,
-                order=order,
+                subject=subject,
                 older_than=_seconds("older-than", older_than),
                 newer_than=_seconds("newer-than", newer_than),
             )
@@ -659,7 +662,7 @@ def _dry_run(filters: _Filters, settings: Settings, data_dir: Path, as_json: boo
         return
     from saga.commands.console import Table, out
 
-    table = Table("letter", "service", "type", "order", "order is", "a replay", "because")
+    table = Table("letter", "service", "type", "subject", "saga", "a replay", "because")
     for letter, verdict in verdicts[:_LISTED]:
         upcast = f"upcast from version {verdict.upcast_from}" if verdict.upcast_from else ""
         table.add_row(
@@ -667,7 +670,7 @@ def _dry_run(filters: _Filters, settings: Settings, data_dir: Path, as_json: boo
             letter.participant,
             letter.type,
             letter.subject or "",
-            verdict.order_status or "",
+            verdict.saga,
             str(verdict.expectation),
             "; ".join(filter(None, (upcast, verdict.detail))),
         )
@@ -723,8 +726,8 @@ def _contents(file: Path) -> str:
 
 
 def _write(file: Path, text: str) -> None:
-    from common.files import write_whole
     from saga.dlq import InputError
+    from saga.runtime.files import write_whole
 
     try:
         write_whole(file, text)
@@ -770,7 +773,7 @@ def _brief(letter: Letter) -> dict[str, Any]:
         "queue": letter.queue,
         "message_id": letter.key,
         "type": letter.type,
-        "order": letter.subject,
+        "subject": letter.subject,
         "reason": letter.reason,
         "error_type": letter.error_type,
         "error": letter.error,
@@ -820,7 +823,7 @@ def _groups(letters: Sequence[Letter], by: By) -> list[dict[str, Any]]:
         {
             str(by): key,
             "letters": len(group),
-            "orders": len({letter.subject for letter in group if letter.subject}),
+            "subjects": len({letter.subject for letter in group if letter.subject}),
             "services": sorted({letter.participant for letter in group}),
             "types": sorted({letter.type for letter in group}),
             "reason": group[-1].reason,
@@ -859,7 +862,7 @@ def _print_groups(groups: Sequence[dict[str, Any]], by: By, letters: int) -> Non
 def _print_letters(letters: Sequence[Letter]) -> None:
     from saga.commands.console import Table, out
 
-    table = Table("letter", "queue", "type", "order", "replays", "error", "first", "last")
+    table = Table("letter", "queue", "type", "subject", "replays", "error", "first", "last")
     for letter in letters[:_LISTED]:
         table.add_row(
             f"{letter.number}",
@@ -882,7 +885,7 @@ def _print_letter(document: dict[str, Any]) -> None:
     verdict = document["replay"]
     table = Table("", "", title=f"letter {document['letter']}", show_header=False)
     for name in (
-        *("state", "service", "queue", "message_id", "type", "order", "reason"),
+        *("state", "service", "queue", "message_id", "type", "subject", "reason"),
         *("error_type", "error", "fingerprint", "attempts", "replays", "copies"),
         *("first_failed_at", "last_failed_at", "correlation_id", "causation_id", "trace_id"),
         "note",
@@ -893,7 +896,9 @@ def _print_letter(document: dict[str, Any]) -> None:
         table.add_row(f"header {name}", _short(str(value), 200))
     upcast = f"upcast from version {verdict['upcast_from']}" if verdict["upcast_from"] else ""
     table.add_row("decodes", "yes" if verdict["decodes"] else "no")
-    table.add_row("the order is", verdict["order_status"] or "not known")
+    open_ = "open" if verdict["known"] else "not known"
+    ended_by = verdict["ended_by"]
+    table.add_row("its saga is", f"ended by {ended_by}" if ended_by else open_)
     words = "; ".join(filter(None, (str(verdict["expectation"]), upcast, verdict["detail"])))
     table.add_row("a replay", words)
     console = out()

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from saga.deployment import Deployment
-    from saga.due import Entry, Item, Listing
+    from saga.dues import Entry, Item, Listing
 
 _SHOWN: Final = 200
 """What is shown one by one to a person; JSON has more of it."""
@@ -99,7 +99,7 @@ def _check(subject: str | None, *, bring_forward: bool, reason: str | None, audi
 
 def _found(deployment: Deployment, participant: str | None, subject: str | None) -> Listing:
     from saga.discovery import choreography
-    from saga.due import InputError, listing
+    from saga.dues import InputError, listing
 
     with stoppable():
         try:
@@ -114,7 +114,7 @@ def _found(deployment: Deployment, participant: str | None, subject: str | None)
 def _list(
     deployment: Deployment, participant: str | None, subject: str | None, *, as_json: bool
 ) -> None:
-    from common.kernel.tables import utc_now
+    from saga.runtime.kernel.tables import utc_now
 
     found, now = _found(deployment, participant, subject), utc_now()
     late = [item for item in found.items if item.late(now)]
@@ -160,8 +160,8 @@ def _bring_forward(
     deployment: Deployment, participant: str | None, subject: str, reason: str, *, as_json: bool
 ) -> None:
     from saga.dlq.store import who
-    from saga.due import DueError
-    from saga.due import bring_forward as have_done
+    from saga.dues import DueError
+    from saga.dues import bring_forward as have_done
 
     items = _found(deployment, participant, subject).items
     if not items:
@@ -197,8 +197,8 @@ def _audit(
     as_json: bool,
 ) -> None:
     from saga.discovery import choreography
-    from saga.due import InputError
-    from saga.due import audit as read
+    from saga.dues import InputError
+    from saga.dues import audit as read
 
     entries: list[Entry] = []
     with stoppable():

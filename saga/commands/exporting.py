@@ -35,9 +35,9 @@ def exporter(
     from saga.deployment import Deployment
 
     deployment = Deployment.load(data_dir)
-    from common.settings import Settings, load
-    from common.telemetry import configure_logging
     from saga.exporter import Exporter
+    from saga.runtime.settings import Settings, load
+    from saga.runtime.telemetry import configure_logging
 
     settings = load(Settings)
     configure_logging("exporter", settings.log_level, settings.log_format)

@@ -161,8 +161,8 @@ def generate(
     """
     from saga.commands.console import out
     from saga.discovery import choreography
-    from saga.generate import refresh, stale
-    from saga.marks import GenerateError
+    from saga.generate.files import refresh, stale
+    from saga.generate.marks import GenerateError
 
     try:
         files = (stale if check else refresh)(root, choreography())
@@ -225,8 +225,8 @@ def _print_map(flow: Flow) -> None:
 
 
 def _taken(node: Node) -> str:
-    from common.message import Intent
     from saga.graph.flow import Step, label
+    from saga.message import Intent
 
     return (
         f"{label(node)} !"
@@ -236,10 +236,10 @@ def _taken(node: Node) -> str:
 
 
 def _given(flow: Flow, node: Node, *, joined: bool) -> Line:
-    from common.message import Command, Intent
     from saga.commands.console import styled
     from saga.graph.flow import Step, is_private, label
     from saga.graph.joins import JOINED
+    from saga.message import Command, Intent
 
     sign, colour, _ = _SIGNS[flow.path(node)]
     marks = ""

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator, Sequence
     from typing import Any, TypeVar
 
-    from history_service.store import Gap
+    from saga.archive.store import Gap
     from saga.commands.console import Table
     from saga.history.drawing import Line as DrawnLine
     from saga.history.rebuild import Rebuilt
@@ -44,7 +44,7 @@ def _subject(text: str) -> str:
     """What an event may be about. Raises `BadParameter`."""
     from pydantic import TypeAdapter, ValidationError
 
-    from common.limits import TEXT_MAX_BYTES, Text
+    from saga.limits import TEXT_MAX_BYTES, Text
 
     try:
         return str(TypeAdapter(Text).validate_python(text))
@@ -126,11 +126,11 @@ def stuck(data_dir: DataDir = DATA_DIR, as_json: AsJson = False) -> None:
     * `saga stuck`
     * `saga stuck --json | jq -r '.subjects[].subject'`
     """
-    from common.kernel.tables import utc_now
     from saga.deployment import Deployment
     from saga.discovery import choreography
     from saga.history.trace import debt_as_json
     from saga.history.trace import stuck as find
+    from saga.runtime.kernel.tables import utc_now
 
     now = utc_now()
     found = _asked(find(Deployment.load(data_dir), choreography(), now=now))
@@ -223,8 +223,8 @@ def moment_of(text: str | None, option: str) -> datetime | None:
     """The time that is given with an option; None if none is."""
     if text is None:
         return None
-    from common import limits
-    from common.limits import TIME_END, TIME_MIN
+    from saga import limits
+    from saga.limits import TIME_END, TIME_MIN
 
     try:
         given = datetime.fromisoformat(text)
@@ -415,7 +415,7 @@ def rebuild(
     * `saga history rebuild inventory --into postgresql://saga:secret@db/inventory --redeliver`
     * `saga history rebuild history` (folds anew what it tells of each subject, in place)
     """
-    from history_service.domain import OBSERVER
+    from saga.archive import OBSERVER
     from saga.commands.console import progress_bars
     from saga.discovery import choreography
     from saga.history import pages

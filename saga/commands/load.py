@@ -1,16 +1,19 @@
-"""`saga publish`, `saga demo`: test orders, sent and seen through."""
+"""`saga publish`, `saga demo`: a load of sagas, sent and seen through.
+
+A saga may have commands of its own in their place (`Saga.commands`), made of what is here.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import os
+from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from common.tasks import cancel_all
 from saga.commands.output import (
     DATA_DIR,
     PROBLEM_FOUND,
@@ -26,183 +29,50 @@ from saga.commands.output import (
     stoppable,
 )
 from saga.commands.running import print_report
+from saga.runtime.tasks import cancel_all
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine
     from pathlib import Path
 
-    from saga.demo import Result
     from saga.deployment import Deployment
-    from saga.load import Plan as AnyPlan
-    from saga.orders import Plan, Shares
-    from saga.publish import Published
-    from saga.system import Database, System
+    from saga.load.plan import Plan
+    from saga.load.run import Result
+    from saga.local.system import Database, System
 
-ORDERS_MAX = 1_000_000
-RATE_MAX = 100_000.0
-CONCURRENCY_MAX = 1_000
+SAGAS_MAX = 1_000_000
 SEED_MAX = 2**63 - 1
 ENDS_MAX = 5
 """A process that ends more often than this would keep a demo waiting for ever."""
 
 T = TypeVar("T")
 
-Orders = Annotated[int, typer.Option(min=1, max=ORDERS_MAX, help="How many orders.")]
-Seed = Annotated[
-    int, typer.Option(min=0, max=SEED_MAX, help="The same seed gives the same orders.")
-]
-Rate = Annotated[
-    float | None,
-    typer.Option(
-        min=0.01, max=RATE_MAX, help="Orders per second at most.", show_default="as fast as it goes"
-    ),
-]
-Direct = Annotated[
-    bool,
-    typer.Option(
-        "--direct", help="Place orders as AMQP commands on the intake queues instead of over HTTP."
-    ),
-]
-Concurrency = Annotated[
-    int, typer.Option(min=1, max=CONCURRENCY_MAX, help="Orders being placed at once.")
-]
-
-
-def _share(what: str) -> Any:
-    return typer.Option(
-        min=0.0, max=1.0, help=f"Share of the orders {what}.", rich_help_panel="Mix"
-    )
-
-
-High = Annotated[float, _share("with high priority")]
-OutOfStock = Annotated[float, _share("for something sold out")]
-Mispriced = Annotated[float, _share("at a wrong price or for an unknown SKU")]
-Declined = Annotated[float, _share("whose payment is declined")]
-Cancelled = Annotated[float, _share("that the customer cancels at once")]
-MalformedShare = Annotated[float, _share("to send malformed messages besides, as many")]
-
-
-def _shares(**given: float) -> Shares:
-    from saga.orders import PlanError, Shares
-
-    try:
-        return Shares(**given)
-    except PlanError as error:
-        raise typer.BadParameter(str(error)) from error
-
-
-_OF_ORDERS: Final = frozenset(
-    {"rate", "direct", "concurrency", "high", "out_of_stock", "mispriced", "declined"}
-    | {"cancelled", "malformed", "outage"}
-)
-"""Parameters that only the load of orders looks at."""
-
-
-def _check_options(context: typer.Context) -> None:
-    """Refuse options that would do nothing for this project's saga. Raises `BadParameter`."""
-    from saga.discovery import saga
-
-    if _is_shop():
-        return
-    for parameter in context.command.params:
-        source = context.get_parameter_source(parameter.name or "")
-        if parameter.name in _OF_ORDERS and source is not None and source.name == "COMMANDLINE":
-            raise typer.BadParameter(
-                f"only the load of orders knows it; {saga().name} declares a load of its own, "
-                f"which decides on that: leave it out",
-                param_hint=parameter.opts[0],
-            )
+Sagas = Annotated[int, typer.Option(min=1, max=SAGAS_MAX, help="How many sagas.")]
+Seed = Annotated[int, typer.Option(min=0, max=SEED_MAX, help="The same seed gives the same load.")]
 
 
 def publish(
-    context: typer.Context,
-    orders: Orders = 100,
-    seed: Seed = 1,
-    rate: Rate = None,
-    direct: Direct = False,
-    concurrency: Concurrency = 32,
-    high: High = 0.10,
-    out_of_stock: OutOfStock = 0.05,
-    mispriced: Mispriced = 0.05,
-    declined: Declined = 0.05,
-    cancelled: Cancelled = 0.02,
-    malformed: MalformedShare = 0.01,
-    data_dir: DataDir = DATA_DIR,
-    as_json: AsJson = False,
+    sagas: Sagas = 100, seed: Seed = 1, data_dir: DataDir = DATA_DIR, as_json: AsJson = False
 ) -> None:
-    """Place test orders at a running system, with stock and customers to match.
+    """Begin sagas at a running system, as the saga's load draws them.
 
-    On a fresh system the same seed gives the same orders, ids included; used again on the same
-    system, it gives the same orders under new ids. Says what has to come of them; does not wait.
+    On a fresh system the same seed gives the same sagas; used again on the same system, it gives
+    others. Says how they have to end; does not wait.
 
     Examples:
 
-    * `saga publish --orders 500 --seed 7`
-    * `saga publish --orders 10000 --rate 200 --direct`
-    * `saga publish --orders 50 --declined 0.5 --malformed 0`
+    * `saga publish --sagas 500 --seed 7`
     """
-    _check_options(context)
-    shares = _shares(
-        high=high,
-        out_of_stock=out_of_stock,
-        mispriced=mispriced,
-        declined=declined,
-        cancelled=cancelled,
-        malformed=malformed,
-    )
-    from saga.deployment import Deployment
+    from collections import Counter
 
-    if not _is_shop():
-        _publish_any(Deployment.load(data_dir), orders, seed, as_json)
-        return
     from saga.commands.console import out, progress_bars
-    from saga.publish import next_plan
-    from saga.publish import publish as send
+    from saga.deployment import Deployment
+    from saga.discovery import saga
+    from saga.load import run as loading
 
     deployment = Deployment.load(data_dir)
 
-    async def work() -> tuple[Plan, Published]:
-        plan = await next_plan(deployment, orders, seed, shares)
-        with progress_bars(sending=orders + len(plan.malformed)) as advance:
-            return plan, await send(
-                deployment,
-                plan,
-                direct=direct,
-                rate=rate,
-                concurrency=concurrency,
-                progress=advance["sending"],
-            )
-
-    with stoppable():
-        plan, published = run(work())
-    document = _published_as_json(seed, plan, published)
-    if as_json:
-        print_json(document)
-        return
-    remark(
-        f"{published.orders} orders and {published.malformed} malformed messages sent in "
-        f"{published.seconds:.1f} s; `saga status` and `saga reconcile` tell what comes of them"
-    )
-    for outcome, count in document["expected"].items():
-        out().print(f"{outcome:>20} {count:>8}")
-
-
-def _is_shop() -> bool:
-    """Whether it is the saga of orders, whose load has options of its own: how customers pay, what
-    is sold out. Any other one declares its load."""
-    from saga.discovery import saga
-
-    return saga().shop
-
-
-def _publish_any(deployment: Deployment, sagas: int, seed: int, as_json: bool) -> None:
-    from collections import Counter
-
-    from saga import loading
-    from saga.commands.console import out, progress_bars
-    from saga.discovery import saga
-
-    async def work() -> AnyPlan:
+    async def work() -> Plan:
         plan = await loading.next_plan(deployment, saga(), sagas, seed)
         with progress_bars(sending=len(plan.before) + len(plan.given)) as advance:
             await loading.send(deployment, plan, advance["sending"])
@@ -223,17 +93,37 @@ def _publish_any(deployment: Deployment, sagas: int, seed: int, as_json: bool) -
         out().print(f"{outcome:>20} {count:>8}")
 
 
-def _demo_any(
-    sagas: int, seed: int, folder: Path, database: Database, replicas: int, as_json: bool
+def demo(
+    sagas: Sagas = 100,
+    seed: Seed = 1,
+    database: OwnDatabase = "sqlite",
+    replicas: Replicas = 1,
+    data_dir: DataDir = DATA_DIR,
+    as_json: AsJson = False,
 ) -> None:
-    from saga import loading
-    from saga.commands.console import Table, out, progress_bars, styled
+    """Run a load from end to end, and check every saga's end and the books.
+
+    Uses the system that `saga up` runs on the data folder; where none runs, starts one in a fresh
+    folder below it, and ends it. With `AMQP_URL` set that one uses the broker there, and the data
+    folder itself: the databases go with the events on the broker, from one run to the next.
+
+    Exit status 0 only if every saga ended as its load predicts, and the books are right.
+
+    Examples:
+
+    * `saga demo`
+    * `saga demo --sagas 200 --seed 7 --json`
+    * `saga demo --database postgresql --replicas 2`
+    """
+    one_replica_per_file(database, replicas)
+    from saga.commands.console import progress_bars
     from saga.discovery import saga
+    from saga.load import run as loading
 
     here = saga()
     loading.plan_of(here, sagas, seed)  # Before anything is started for it.
 
-    async def load(deployment: Deployment) -> loading.Result:
+    async def load(deployment: Deployment) -> Result:
         plan = await loading.next_plan(deployment, here, sagas, seed)
         sending = len(plan.before) + len(plan.given)
         with progress_bars(sending=sending, ended=len(plan.ends)) as advance:
@@ -246,141 +136,43 @@ def _demo_any(
                 ended=advance["ended"],
             )
 
-    async def work() -> loading.Result:
-        running = await _running(folder)
-        if running is not None:
-            remark(f"using the system that runs on {folder}")
-            return await load(running)
-        async with _own_system(folder, database, replicas) as system:
-            return await _watched(system, load(system.deployment))
-
     with stoppable():
-        result = run(work())
+        result = run(with_system(load, data_dir, database, replicas))
     if as_json:
         print_json(result.to_json())
     else:
-        table = Table("outcome", here.name, title=f"{sagas} of {here.name}, seed {seed}")
-        for outcome, count in result.to_json()["outcomes"].items():
-            table.add_row(outcome, f"{count}")
-        out().print(table)
-        print_report(result.report)
-        for line in result.unexpected:
-            out().print(styled(("unexpected:", "red"), f" {line}"))
+        _print_result(here.name, sagas, result)
     if not result.ok:
         problem("not everything went as predicted")
         raise typer.Exit(PROBLEM_FOUND)
 
 
-def _published_as_json(seed: int, plan: Plan, published: Published) -> dict[str, Any]:
-    from collections import Counter
+def _print_result(name: str, sagas: int, result: Result) -> None:
+    from saga.commands.console import Table, out, styled
 
-    expected = Counter(
-        "confirmed" if reason is None else str(reason) for reason in published.expected.values()
-    )
-    return {
-        "seed": seed,
-        "prefix": plan.prefix,
-        "orders": published.orders,
-        "malformed": published.malformed,
-        "cancelled_too_late": published.too_late,
-        "expected": dict(sorted(expected.items())),
-        "order_ids": [str(order.order_id) for order in plan.orders],
-        "seconds": round(published.seconds, 3),
-    }
+    table = Table("outcome", name, title=f"{sagas} of {name}, seed {result.seed}")
+    for outcome, count in result.to_json()["outcomes"].items():
+        table.add_row(outcome, f"{count}")
+    out().print(table)
+    print_report(result.report)
+    for line in result.unexpected:
+        out().print(styled(("unexpected:", "red"), f" {line}"))
 
 
-def demo(
-    context: typer.Context,
-    orders: Orders = 1000,
-    seed: Seed = 1,
-    rate: Rate = None,
-    direct: Direct = False,
-    concurrency: Concurrency = 32,
-    high: High = 0.10,
-    out_of_stock: OutOfStock = 0.05,
-    mispriced: Mispriced = 0.05,
-    declined: Declined = 0.05,
-    cancelled: Cancelled = 0.02,
-    malformed: MalformedShare = 0.01,
-    outage: Annotated[
-        bool, typer.Option(help="Take the payment provider down on the way, and replay what died.")
-    ] = True,
-    database: OwnDatabase = "sqlite",
-    replicas: Replicas = 1,
-    data_dir: DataDir = DATA_DIR,
-    as_json: AsJson = False,
-) -> None:
-    """Run a mixed load from end to end, and check every order's end and the books.
-
-    Uses the system that `saga up` runs on the data folder; where none runs, starts one in a fresh
-    folder below it, and ends it. With `AMQP_URL` set that one uses the broker there, and the data
-    folder itself: the databases go with the events on the broker, from one run to the next.
-
-    In the middle the payment provider goes down: its charges are tried again, and become dead
-    letters. It comes back, and these are replayed.
-
-    Exit status 0 only if every order ended as its seed predicts, some of them by being replayed,
-    every malformed message is a dead letter, and the books are right.
-
-    Examples:
-
-    * `saga demo`
-    * `saga demo --orders 200 --seed 7 --json`
-    * `saga demo --orders 5000 --high 0.5 --direct`
-    * `saga demo --database postgresql --replicas 2`
-    """
-    _check_options(context)
-    one_replica_per_file(database, replicas)
-    shares = _shares(
-        high=high,
-        out_of_stock=out_of_stock,
-        mispriced=mispriced,
-        declined=declined,
-        cancelled=cancelled,
-        malformed=malformed,
-    )
-    if not _is_shop():
-        _demo_any(orders, seed, data_dir, database, replicas, as_json)
-        return
-    from saga.commands.console import progress_bars
-    from saga.demo import demo as see_through
-    from saga.discovery import choreography
-    from saga.publish import next_plan
-
-    async def load(deployment: Deployment) -> Result:
-        plan = await next_plan(deployment, orders, seed, shares)
-        with progress_bars(sending=orders + len(plan.malformed), ended=orders) as advance:
-            return await see_through(
-                deployment,
-                choreography(),
-                plan,
-                seed=seed,
-                direct=direct,
-                rate=rate,
-                concurrency=concurrency,
-                outage=outage,
-                tell=remark,
-                sent=advance["sending"],
-                ended=advance["ended"],
-            )
-
-    async def work() -> Result:
-        running = await _running(data_dir)
-        if running is not None:
-            remark(f"using the system that runs on {data_dir}")
-            return await load(running)
-        async with _own_system(data_dir, database, replicas) as system:
-            return await _watched(system, load(system.deployment))
-
-    with stoppable():
-        result = run(work())
-    if as_json:
-        print_json(result.to_json())
-    else:
-        _print_result(result)
-    if not result.ok:
-        problem("not everything went as predicted")
-        raise typer.Exit(PROBLEM_FOUND)
+async def with_system(
+    work: Callable[[Deployment], Coroutine[Any, Any, T]],
+    data_dir: Path,
+    database: Database,
+    replicas: int,
+) -> T:
+    """The result of `work` on the system that runs on the folder, or else on one of its own, which
+    is started for it and ended."""
+    running = await _running(data_dir)
+    if running is not None:
+        remark(f"using the system that runs on {data_dir}")
+        return await work(running)
+    async with _own_system(data_dir, database, replicas) as system:
+        return await _watched(system, work(system.deployment))
 
 
 async def _running(folder: Path) -> Deployment | None:
@@ -400,7 +192,7 @@ def _fresh_folder(parent: Path) -> Path:
     import tempfile
     from pathlib import Path
 
-    from saga.system import SystemFault
+    from saga.local.system import SystemFault
 
     try:
         parent.mkdir(parents=True, exist_ok=True)
@@ -416,7 +208,7 @@ def _fresh_folder(parent: Path) -> Path:
 async def _own_system(parent: Path, database: Database, replicas: int) -> AsyncIterator[System]:
     """A system for this run; with a broker of its own also in a folder of its own, which is removed
     if all went well."""
-    from saga.system import System, remove_folder
+    from saga.local.system import System, remove_folder
 
     system_in = partial(System, database=database, replicas=replicas, report=remark)
     if amqp_url := os.environ.get("AMQP_URL"):
@@ -444,33 +236,3 @@ async def _watched(system: System, work: Coroutine[Any, Any, T]) -> T:
         return await working
     finally:
         await cancel_all(working, watching)
-
-
-def _print_result(result: Result) -> None:
-    from saga.commands.console import Table, out, styled
-
-    console = out()
-    document = result.to_json()
-    title = f"{document['orders']} orders, seed {result.seed}"
-    outcomes = Table("outcome", "orders", title=title, right=["orders"])
-    outcomes.add_row("confirmed", f"{document['outcomes']['confirmed']}")
-    for reason, count in document["outcomes"]["cancelled"].items():
-        outcomes.add_row(f"cancelled: {reason}", f"{count}")
-    headers = ("priority", "p50 ms", "p99 ms")
-    latencies = Table(*headers, title="placed to ended", right=headers[1:])
-    for priority, latency in result.latency_ms().items():
-        latencies.add_row(priority, f"{latency['p50']:.1f}", f"{latency['p99']:.1f}")
-    console.print(outcomes)
-    console.print(latencies)
-    console.print(f"{result.orders_per_second:.0f} orders per second")
-    console.print(
-        f"dead letters: {result.dead_letters} of {result.dead_letters_expected} malformed messages"
-    )
-    if result.replayed is not None:
-        console.print(
-            f"the provider's outage held up {result.held_up} orders, which the times above leave "
-            f"out; {result.healed} were confirmed by replaying their dead letters"
-        )
-    print_report(result.report)
-    for line in result.unexpected:
-        console.print(styled(("unexpected:", "red"), f" {line}"))

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Final, Literal, TypeVar
 
 import typer
 
-from common.text import harmless, plain
+from saga.text import harmless, plain
 
 T = TypeVar("T")
 
@@ -77,7 +77,7 @@ def remark(line: str) -> None:
 
 
 def _tell(who: str, line: str) -> None:
-    from common.urls import without_passwords
+    from saga.runtime.urls import without_passwords
 
     sys.stderr.write(f"{who}: {harmless(without_passwords(line))}\n")
     sys.stderr.flush()
@@ -113,7 +113,7 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     """
     import uvloop
 
-    from common import tracing
+    from saga.runtime import tracing
 
     logging.basicConfig(level=logging.WARNING, handlers=[Remarks()])
     # They report lost connections with tracebacks; what follows from it is said by us.

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from common.choreography import Choreography
+    from saga.choreography import Choreography
     from saga.deployment import Deployment
     from saga.recovery.broker import Recovered
 
@@ -73,10 +73,10 @@ def broker(
     * `saga recover broker`
     * `saga recover broker --management-url http://admin:secret@broker:15672`
     """
-    from common.messaging.permissions import users_of
     from saga.commands.console import progress_bars
     from saga.deployment import Deployment
     from saga.discovery import choreography
+    from saga.runtime.messaging.permissions import users_of
 
     earliest = moment_of(since, "--since")
     deployment, graph = Deployment.load(data_dir), choreography()
@@ -118,10 +118,10 @@ async def _make_again(
 
     import yarl
 
-    from common.messaging.permissions import users_of
-    from saga.broker import mend_topology, private_node, put_users
+    from saga.broker.setup import mend_topology, private_node, put_users
     from saga.notes import forget_owed, note_owed
     from saga.recovery.broker import recover
+    from saga.runtime.messaging.permissions import users_of
 
     if not dry_run:
         known = {user: yarl.URL(url).password for user, url in deployment.amqp_urls.items()}

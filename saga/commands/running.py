@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from saga.deployment import Deployment
+    from saga.local.system import Database
     from saga.reconcile import Report
     from saga.status import Status
-    from saga.system import Database
 
     Show = Callable[[Path, Deployment, Mapping[str, str]], None]
 
@@ -72,8 +72,8 @@ def up(
 async def _up(folder: Path, database: Database, replicas: int, observe: bool, show: Show) -> None:
     import asyncio
 
-    from saga.observe import BROKER_PLUGIN, Observatory
-    from saga.system import System
+    from saga.local.observe import BROKER_PLUGIN, Observatory
+    from saga.local.system import System
 
     system = System(
         folder,
@@ -93,8 +93,8 @@ async def _up(folder: Path, database: Database, replicas: int, observe: bool, sh
 
 
 def _print_addresses(folder: Path, deployment: Deployment, more: Mapping[str, str]) -> None:
-    from common.urls import printable
     from saga.commands.console import Table, out
+    from saga.runtime.urls import printable
 
     table = Table("", "", title="The saga runs; Ctrl-C ends it", show_header=False)
     for name, urls in deployment.http_urls.items():
@@ -108,7 +108,7 @@ def _print_addresses(folder: Path, deployment: Deployment, more: Mapping[str, st
 
 
 def _print_addresses_as_json(folder: Path, deployment: Deployment, more: Mapping[str, str]) -> None:
-    from common.urls import printable
+    from saga.runtime.urls import printable
 
     print_json(
         {
@@ -138,7 +138,7 @@ def restart(
     * `saga restart order`
     * `saga restart order-2 payment --json`
     """
-    from saga import restart as restarting
+    from saga.local import restart as restarting
 
     with stoppable():
         replicas = run(restarting.restart(data_dir, services, report=remark))
@@ -157,11 +157,11 @@ def status(data_dir: DataDir = DATA_DIR, as_json: AsJson = False) -> None:
     * `saga status`
     * `saga status --json | jq .problems`
     """
-    from common.messaging.connection import BrokerError
     from saga import status as checks
     from saga.deployment import Deployment
     from saga.discovery import choreography
-    from saga.supervision import Supervision
+    from saga.local.supervision import Supervision
+    from saga.runtime.messaging.connection import BrokerError
 
     deployment = Deployment.load(data_dir)
     try:
@@ -181,8 +181,8 @@ def status(data_dir: DataDir = DATA_DIR, as_json: AsJson = False) -> None:
 
 def _lack_of_room(data_dir: Path) -> str:
     """What the disk of the data folder lacks; empty if it has room."""
-    from common.disk import INODES_MIN, lack_of_room
-    from common.settings import Settings, load
+    from saga.runtime.disk import INODES_MIN, lack_of_room
+    from saga.runtime.settings import Settings, load
 
     return lack_of_room(data_dir, load(Settings).disk_free_min_bytes, INODES_MIN)
 

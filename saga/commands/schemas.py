@@ -7,8 +7,8 @@ from typing import Annotated, Final
 
 import typer
 
-from common.files import write_public
 from saga.commands.output import PROBLEM_FOUND, AsJson, print_json, problem, remark
+from saga.runtime.files import write_public
 
 app = typer.Typer(
     help="JSON Schemas of events and commands: what a change does to readers of the last release.",

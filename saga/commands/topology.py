@@ -21,11 +21,11 @@ from saga.commands.output import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from common.choreography import Choreography
-    from common.messaging.permissions import User
-    from saga.broker import Drift
+    from saga.broker.drift import Difference
+    from saga.broker.setup import Drift
+    from saga.choreography import Choreography
     from saga.deployment import Deployment
-    from saga.drift import Difference
+    from saga.runtime.messaging.permissions import User
 
 app = typer.Typer(
     help="Exchanges, queues, bindings and users, as the participants' signatures ask for them.",
@@ -90,13 +90,13 @@ def export(
     * `saga topology export rabbitmq/definitions.json`
     * `saga topology export --passwords-from .env definitions.json`
     """
-    from common.files import write_public
-    from common.messaging.definitions import definitions, text
-    from common.messaging.permissions import users_of
-    from common.messaging.topology import topology_of
     from saga.commands.console import write
     from saga.deployment import write_secret
     from saga.discovery import choreography
+    from saga.runtime.files import write_public
+    from saga.runtime.messaging.definitions import definitions, text
+    from saga.runtime.messaging.permissions import users_of
+    from saga.runtime.messaging.topology import topology_of
 
     graph = choreography()
     topology, users = topology_of(graph), users_of(graph)
@@ -146,11 +146,11 @@ def apply(
     * `AMQP_URL=amqp://admin:secret@broker:5672/saga saga topology apply`
     * `saga topology apply --management-url http://admin:secret@broker:15672 --passwords-from .env`
     """
-    from common.messaging.permissions import users_of
-    from common.messaging.topology import topology_of
-    from common.urls import printable
-    from saga.broker import apply_topology, put_users
+    from saga.broker.setup import apply_topology, put_users
     from saga.discovery import choreography
+    from saga.runtime.messaging.permissions import users_of
+    from saga.runtime.messaging.topology import topology_of
+    from saga.runtime.urls import printable
 
     graph = choreography()
     users = users_of(graph)
@@ -228,7 +228,7 @@ def compare(
     graph: Choreography, amqp_url: str | None, management_url: str | None, data_dir: Path
 ) -> Drift:
     """How the broker that the options name differs from the choreography."""
-    from saga.broker import drift
+    from saga.broker.setup import drift
 
     url = _with_tls(amqp_url) if amqp_url else None
     if url is None and management_url is None:
@@ -250,7 +250,7 @@ def _print_differences(differences: Sequence[Difference]) -> None:
 
 
 def passwords_in(source: str | None, users: Sequence[User]) -> dict[str, str]:
-    from saga.passwords import PasswordError, read_passwords
+    from saga.broker.passwords import PasswordError, read_passwords
 
     if source is None:
         return {}
@@ -261,7 +261,7 @@ def passwords_in(source: str | None, users: Sequence[User]) -> dict[str, str]:
 
 
 def _with_tls(amqp_url: str) -> str:
-    from common.settings import TlsSettings, load
+    from saga.runtime.settings import TlsSettings, load
 
     return load(TlsSettings).applied_to(amqp_url)
 

@@ -5,8 +5,10 @@ queues, `examine` tells what a replay would do, `replay` and `edit` send them ag
 where a command finds all of it.
 """
 
+from saga.errors import Explained
 
-class DlqError(Exception):
+
+class DlqError(Explained):
     """Dead letters cannot be worked on as things are. Names what is in the way, and the way out."""
 
 

@@ -8,13 +8,13 @@ from typing import Final
 
 import aiormq
 
-from common.kernel.tables import utc_now
-from common.messaging.topology import dead_letter_queue
-from common.messaging.wire import Connection
+from saga.broker.ready import take_ready
 from saga.dlq import DlqError
 from saga.dlq.letters import copy_of
 from saga.dlq.store import Store
-from saga.ready import take_ready
+from saga.runtime.kernel.tables import utc_now
+from saga.runtime.messaging.topology import dead_letter_queue
+from saga.runtime.messaging.wire import Connection
 
 PREFETCH: Final = 1_000
 """Messages committed together; a quorum queue gives a consumer no more than 2,000."""

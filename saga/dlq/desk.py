@@ -8,18 +8,18 @@ from dataclasses import dataclass
 
 import aiormq
 
-from common.choreography import Choreography
-from common.messaging.connection import BrokerError, connect
-from common.messaging.permissions import REPLAY
-from common.messaging.topology import dead_letter_queue, queues_of
-from common.messaging.wire import Connection
-from common.urls import printable
+from saga.choreography import Choreography
 from saga.deployment import Deployment
 from saga.dlq import InputError
 from saga.dlq.collect import collect
 from saga.dlq.examine import REPLAYS_MAX, Examiner
 from saga.dlq.letters import State
 from saga.dlq.store import AT_ONCE, Selection, Store
+from saga.runtime.messaging.connection import BrokerError, connect
+from saga.runtime.messaging.permissions import REPLAY
+from saga.runtime.messaging.topology import dead_letter_queue, queues_of
+from saga.runtime.messaging.wire import Connection
+from saga.runtime.urls import printable
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +80,11 @@ class Desk:
                 f"{', '.join(sorted(types))}"
             )
         if (
-            selection.order is not None
-            and not self.store.knows_order(selection.order)
-            and not await self.examiner().knows_order(selection.order)
+            selection.subject is not None
+            and not self.store.knows(selection.subject)
+            and not await self.examiner().knows(selection.subject)
         ):
-            raise InputError(f"there is no order {selection.order!r}")
+            raise InputError(f"nothing is known of {selection.subject!r}")
         if selection.fingerprint is not None and not self.store.find(
             Selection(fingerprint=selection.fingerprint), contents=False
         ):

@@ -12,18 +12,18 @@ from typing import Any, Final
 
 from pydantic_core import from_json
 
-from common.envelope import Undecodable, derived_id
-from common.message import Event
-from common.messaging.dead_letters import ADDRESSEE
-from common.messaging.permissions import REPLAY
-from common.messaging.publisher import BrokerPublisher, posting_of
-from common.messaging.topology import HISTORY_STREAM, queues_of
-from common.messaging.trust import EDITOR_SOURCE
 from saga.dlq import InputError
 from saga.dlq.desk import Desk
 from saga.dlq.examine import decoder_of
 from saga.dlq.letters import Letter, State, document_of
 from saga.dlq.replay import alone
+from saga.envelope import Undecodable, derived_id
+from saga.message import Event
+from saga.runtime.messaging.dead_letters import ADDRESSEE
+from saga.runtime.messaging.permissions import REPLAY
+from saga.runtime.messaging.publisher import BrokerPublisher, posting_of
+from saga.runtime.messaging.topology import HISTORY_STREAM, queues_of
+from saga.runtime.messaging.trust import EDITOR_SOURCE
 
 _ENVELOPE: Final = (
     "specversion",

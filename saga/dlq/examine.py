@@ -1,4 +1,4 @@
-"""What a replay would do, told from the letter, the services' inboxes and the orders."""
+"""What a replay would do, told from the letter, the services' inboxes and the archive."""
 
 from __future__ import annotations
 
@@ -13,8 +13,12 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from common.choreography import Choreography, Participant
-from common.envelope import (
+from saga.archive import OBSERVER
+from saga.archive.subjects import SUBJECTS, Subject
+from saga.choreography import Choreography, Participant
+from saga.deployment import Deployment
+from saga.dlq.letters import Letter, document_of, message_key_of, way_before_death
+from saga.envelope import (
     Decoder,
     Envelope,
     MessageKey,
@@ -22,20 +26,15 @@ from common.envelope import (
     digest_of,
     schema_uri,
 )
-from common.kernel.database import read_database
-from common.kernel.tables import Tables
-from common.messaging.dead_letters import ORIGIN_EXCHANGE, ORIGIN_ROUTING_KEY
-from common.messaging.topology import queues_of
-from common.messaging.trust import check_sender
-from order_service.domain import OrderStatus
-from order_service.store import orders
-from saga.deployment import Deployment
-from saga.dlq.letters import Letter, document_of, message_key_of, way_before_death
+from saga.runtime.kernel.database import read_database
+from saga.runtime.kernel.tables import Tables
+from saga.runtime.messaging.dead_letters import ORIGIN_EXCHANGE, ORIGIN_ROUTING_KEY
+from saga.runtime.messaging.topology import queues_of
+from saga.runtime.messaging.trust import check_sender
 
 REPLAYS_MAX: Final = 3
 """How often a letter is sent again before somebody has to insist."""
 _AT_ONCE: Final = 500
-_TERMINAL: Final = (OrderStatus.CONFIRMED, OrderStatus.CANCELLED)
 
 
 class Expectation(StrEnum):
@@ -52,18 +51,25 @@ class Expectation(StrEnum):
 class Verdict:
     """What a replay of one letter would do.
 
-    `upcast_from` is the version of the payload if that is not the newest. `order_status` is what
-    the order service says of its order, if it knows it. With `already_done` the inbox would skip
-    the message, so it need not be sent.
+    `upcast_from` is the version of the payload if that is not the newest. `known` says whether the
+    archive knows its subject, and `ended_by` which event ended that one's saga. With `already_done`
+    the inbox would skip the message, so it need not be sent.
     """
 
     expectation: Expectation
     detail: str
     decodes: bool
     upcast_from: int | None
-    order_status: str | None
-    order_terminal: bool
+    known: bool
+    ended_by: str | None
     already_done: bool
+
+    @property
+    def saga(self) -> str:
+        """Where its saga stands, in a word or two; empty if the archive does not know."""
+        if self.ended_by is not None:
+            return f"ended by {self.ended_by}"
+        return "open" if self.known else ""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -85,12 +91,10 @@ class Examiner:
     ) -> dict[int, Verdict]:
         """A verdict on each letter, by its number. With `force` none was replayed too often."""
         done = await self.done(letters)
-        statuses = await asyncio.to_thread(
-            self._order_statuses, {letter.subject for letter in letters if letter.subject}
-        )
+        told = await self._told({letter.subject for letter in letters if letter.subject})
         return {
             letter.number: self._verdict(
-                letter, letter.number in done, statuses.get(letter.subject or ""), force
+                letter, letter.number in done, told.get(letter.subject or ""), force
             )
             for letter in letters
         }
@@ -126,22 +130,24 @@ class Examiner:
         except Exception:  # What cannot be decoded was not done.
             return b""
 
-    async def knows_order(self, order: str) -> bool:
-        """Whether the order service has such an order."""
-        return bool(await asyncio.to_thread(self._order_statuses, {order}))
+    async def knows(self, subject: str) -> bool:
+        """Whether the archive knows such a subject."""
+        return bool(await self._told({subject}))
 
-    def _order_statuses(self, subjects: Collection[str]) -> Mapping[str, OrderStatus]:
-        url = self._deployment.database_urls.get("order")
-        return read_database(url, lambda c: _statuses(c, subjects)) if url and subjects else {}
+    async def _told(self, subjects: Collection[str]) -> Mapping[str, Subject]:
+        """What the archive tells of these subjects; of none, if the system has no archive."""
+        url = self._deployment.database_urls.get(OBSERVER.name)
+        if url is None or not subjects:
+            return {}
+        return await asyncio.to_thread(read_database, url, partial(_told_of, subjects))
 
-    def _verdict(
-        self, letter: Letter, done: bool, status: OrderStatus | None, force: bool
-    ) -> Verdict:
+    def _verdict(self, letter: Letter, done: bool, told: Subject | None, force: bool) -> Verdict:
         decodes, upcast_from, problem = self._decode(letter)
         participant = self._participants.get(letter.participant)
         expectation, detail = Expectation.HANDLED, ""
-        if status in _TERMINAL:
-            detail = f"the order is {status} already: only what that leaves to do will be done"
+        ended_by = told.ended_by if told else None
+        if ended_by is not None:
+            detail = f"{ended_by} was said already: only what that leaves to do will be done"
         if done:
             expectation = Expectation.ALREADY_DONE
             detail = f"the inbox of {letter.participant} has it"
@@ -158,8 +164,8 @@ class Examiner:
             detail,
             decodes,
             upcast_from,
-            None if status is None else str(status),
-            status in _TERMINAL,
+            told is not None,
+            ended_by,
             done,
         )
 
@@ -212,14 +218,10 @@ def _in_inbox(
     return found
 
 
-def _statuses(connection: Connection, ids: Collection[str]) -> dict[str, OrderStatus]:
-    wanted = _askable(ids)
-    return {
-        row.order_id: row.status
-        for start in range(0, len(wanted), _AT_ONCE)
-        for row in connection.execute(
-            sa.select(orders.c.order_id, orders.c.status).where(
-                orders.c.order_id.in_(wanted[start : start + _AT_ONCE])
-            )
-        )
-    }
+def _told_of(subjects: Collection[str], connection: Connection) -> dict[str, Subject]:
+    wanted = _askable(subjects)
+    found: dict[str, Subject] = {}
+    for start in range(0, len(wanted), _AT_ONCE):
+        states = SUBJECTS.load(connection, wanted[start : start + _AT_ONCE])
+        found |= {key: subject for key, (subject, _) in states.items()}
+    return found

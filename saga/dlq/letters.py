@@ -17,19 +17,19 @@ from typing import Any, Final
 
 from pydantic_core import from_json
 
-from common.envelope import MessageKey
-from common.limits import ATTEMPT_MAX, TEXT_MAX_BYTES, moment_of
-from common.message import Priority
-from common.messaging import dead_letters as headers_of
-from common.messaging import frames
-from common.messaging.dead_letters import (
+from saga.envelope import MessageKey
+from saga.limits import ATTEMPT_MAX, TEXT_MAX_BYTES, moment_of
+from saga.message import Priority
+from saga.runtime.messaging import dead_letters as headers_of
+from saga.runtime.messaging import frames
+from saga.runtime.messaging.dead_letters import (
     attempts_in,
     key_of,
     ours_in,
     time_in,
 )
-from common.messaging.frames import Delivery, Field, Posting
-from common.messaging.topology import work_queue
+from saga.runtime.messaging.frames import Delivery, Field, Posting
+from saga.runtime.messaging.topology import work_queue
 
 REPLAYS: Final = headers_of.REPLAYS
 

@@ -19,18 +19,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from common.messaging.connection import BrokerError
-from common.messaging.permissions import REPLAY
-from common.messaging.publisher import BrokerPublisher
-from common.messaging.wire import Unroutable
-from common.tasks import cancel_all
-from common.urls import printable
 from saga.dlq import DlqError, InputError
 from saga.dlq.collect import collect
 from saga.dlq.desk import Desk
 from saga.dlq.examine import REPLAYS_MAX, Expectation, Verdict
 from saga.dlq.letters import HERE, Letter, State, posting_of
 from saga.dlq.store import ItemState, Run, Selection
+from saga.runtime.messaging.connection import BrokerError
+from saga.runtime.messaging.permissions import REPLAY
+from saga.runtime.messaging.publisher import BrokerPublisher
+from saga.runtime.messaging.wire import Unroutable
+from saga.runtime.tasks import cancel_all
+from saga.runtime.urls import printable
 
 RAMP: Final = (1, 5, 25, 125)
 """How many are sent at first, each step once the one before has succeeded; then all the others."""

@@ -23,10 +23,6 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from common.kernel.database import BUSY_TIMEOUT_SECONDS, sqlite_engine
-from common.kernel.tables import Utc, Word, utc_now
-from common.messaging.dead_letters import key_of
-from common.urls import printable, sqlite_path
 from saga.dlq import DlqError, InputError
 from saga.dlq.letters import (
     HERE,
@@ -39,6 +35,10 @@ from saga.dlq.letters import (
     raw_of,
     to_json,
 )
+from saga.runtime.kernel.database import BUSY_TIMEOUT_SECONDS, sqlite_engine
+from saga.runtime.kernel.tables import Utc, Word, utc_now
+from saga.runtime.messaging.dead_letters import key_of
+from saga.runtime.urls import printable, sqlite_path
 
 AT_ONCE: Final = 500
 """Values in one IN (...); SQLite takes a limited number."""
@@ -75,7 +75,7 @@ class Selection:
     type: str | None = None
     error: str | None = None
     fingerprint: str | None = None
-    order: str | None = None
+    subject: str | None = None
     older_than: float | None = None
     newer_than: float | None = None
 
@@ -311,9 +311,9 @@ class Store:
             )
             return list(connection.scalars(query))
 
-    def knows_order(self, order: str) -> bool:
+    def knows(self, subject: str) -> bool:
         with self._reading() as connection:
-            query = sa.select(letters.c.number).where(letters.c.subject == order).limit(1)
+            query = sa.select(letters.c.number).where(letters.c.subject == subject).limit(1)
             return connection.scalar(query) is not None
 
     def copies_of(self, number: int) -> list[tuple[str, dict[str, Any]]]:
@@ -883,7 +883,7 @@ def _query(
         (c.participant, selection.service),
         (c.type, selection.type),
         (c.fingerprint, selection.fingerprint),
-        (c.subject, selection.order),
+        (c.subject, selection.subject),
     ):
         if value is not None:
             query = query.where(column == value)

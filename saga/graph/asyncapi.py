@@ -13,18 +13,18 @@ from collections.abc import Iterable
 from importlib.metadata import version
 from typing import Any, Final
 
-from common.choreography import Participant
-from common.envelope import CONTENT_TYPE, Envelope, schema_uri
-from common.message import Command, Event, Priority
-from common.messaging.topology import (
+from saga.choreography import Participant
+from saga.envelope import CONTENT_TYPE, Envelope, schema_uri
+from saga.graph.flow import Flow, Step
+from saga.graph.listing import retry_as_data
+from saga.message import Command, Event, Priority
+from saga.runtime.messaging.topology import (
     DEAD_EXCHANGE,
     EVENTS_EXCHANGE,
     dead_letter_queue,
     intake_queue,
     work_queue,
 )
-from saga.graph.flow import Flow, Step
-from saga.graph.listing import retry_as_data
 from saga.schemas.export import Travelling, shared_schemas, travelling
 
 _SCHEMAS: Final = "#/components/schemas/{model}"

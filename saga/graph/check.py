@@ -11,14 +11,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from common.choreography import Choreography, State
-from common.message import Command, Event, Priority, Role, versions_of
-from common.messaging.definitions import Definitions
-from common.messaging.topology import EVENTS_EXCHANGE
-from saga.drift import Difference
+from saga.broker.drift import Difference
+from saga.choreography import Choreography, State
 from saga.graph.flow import Flow, Node, Source, Step, label
 from saga.graph.joins import joins_of, steps_beside
 from saga.graph.sagas import extents_of
+from saga.message import Command, Event, Priority, Role, versions_of
+from saga.runtime.messaging.definitions import Definitions
+from saga.runtime.messaging.topology import EVENTS_EXCHANGE
 
 RULES: Final = {
     "unpublished": "Every event that is reacted to is published by somebody.",

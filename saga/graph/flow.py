@@ -17,9 +17,9 @@ from functools import cached_property
 from pathlib import Path as FilePath
 from typing import Any, Final
 
-from common.choreography import Choreography, Participant, Reaction, State
-from common.message import Answer, Command, Decided, Event, Intent, Role
-from common.retry import Retry
+from saga.choreography import Choreography, Participant, Reaction, State
+from saga.message import Answer, Command, Decided, Event, Intent, Role
+from saga.retry import Retry
 
 CLOCK: Final = "◷"
 """Marks what the clock gives."""

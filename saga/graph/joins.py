@@ -11,9 +11,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from common.choreography import Participant, Reaction, State
-from common.message import Answer, Command, Decided, Event, Role
+from saga.choreography import Participant, Reaction, State
 from saga.graph.flow import Flow, Node, Step
+from saga.message import Answer, Command, Decided, Event, Role
 
 _NO: Final = (Role.FAILURE, Role.CANCELLATION)
 """What one leg alone decides, since it takes only one to say no."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from common.choreography import Participant, Reaction, State
-from common.message import Answer, Command, Event, Intent
-from common.messaging.topology import dead_letter_queue, queues_of
-from common.retry import Retry
+from saga.choreography import Participant, Reaction, State
 from saga.graph.flow import Flow, Node, Step, label
 from saga.graph.joins import Join, joins_of
+from saga.message import Answer, Command, Event, Intent
+from saga.retry import Retry
+from saga.runtime.messaging.topology import dead_letter_queue, queues_of
 
 
 def listing(flow: Flow) -> dict[str, Any]:

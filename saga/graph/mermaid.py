@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from common.message import Command, Event, Intent
 from saga.graph.flow import CLOCK, Flow, Node, Path, Step, is_private, label, retry_said
 from saga.graph.joins import JOINED, completed_by
+from saga.message import Command, Event, Intent
 
 _COLOURS: Final = {Path.HAPPY: "#2da44e", Path.FAILURE: "#e5534b", Path.COMPENSATION: "#986ee2"}
 _LINES: Final = {

@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
 
-from common.choreography import State
-from common.message import Command
+from saga.choreography import State
 from saga.graph.flow import Flow, Node, Step
+from saga.message import Command
 
 _Kind = tuple[str, type[State]]
 """A participant, and a kind of its states."""

@@ -6,11 +6,11 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from common.message import Command, Intent
-from common.text import in_xml
 from saga.graph.flow import CLOCK, Flow, Node, Path, Step, is_private, label, retry_said
 from saga.graph.joins import JOINED, Join, completed_by, told
 from saga.graph.layout import Box, Layout, Placed, Point, arrange
+from saga.message import Command, Intent
+from saga.text import in_xml
 
 _CHARACTER: Final = 7.3
 """Pixels per character: the widest of the usual monospaced fonts, at 12 pixels."""

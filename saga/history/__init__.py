@@ -3,8 +3,10 @@
 `archive` reads what the history service keeps.
 """
 
+from saga.errors import Explained
 
-class HistoryError(Exception):
+
+class HistoryError(Explained):
     """The history cannot answer. Names what is in the way, and the way out."""
 
 

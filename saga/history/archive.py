@@ -10,14 +10,13 @@ from typing import Final, TypeVar
 import aiormq
 from sqlalchemy.engine import Connection
 
-from common.kernel.database import read_database
-from common.messaging.connection import BrokerError, connect
-from common.messaging.stream import StreamError, last_offset
-from common.urls import printable
-from history_service import queries
-from history_service.domain import OBSERVER
+from saga.archive import OBSERVER, queries
 from saga.deployment import Deployment
 from saga.history import HistoryError
+from saga.runtime.kernel.database import read_database
+from saga.runtime.messaging.connection import BrokerError, connect
+from saga.runtime.messaging.stream import StreamError, last_offset
+from saga.runtime.urls import printable
 
 POLL_SECONDS: Final = 0.05
 

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from common.choreography import Choreography, Participant
-from common.due import OVERDUE_SECONDS
-from common.envelope import Envelope, source_of
-from common.kernel.fold import Fold
-from common.kernel.step import Firing, react
+from saga.choreography import Choreography, Participant
+from saga.due import OVERDUE_SECONDS
+from saga.envelope import Envelope, source_of
 from saga.history.story import Story
+from saga.runtime.kernel.fold import Fold
+from saga.runtime.kernel.step import Firing, react
 
 log = logging.getLogger(__name__)
 

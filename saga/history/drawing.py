@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from common.text import harmless, in_xml
 from saga.graph.flow import CLOCK, Path
 from saga.history.sequence import Diagram, Kind, Row, duration
+from saga.text import harmless, in_xml
 
 _PITCH_MIN: Final = 16
 SIGNS: Final = {

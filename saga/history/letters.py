@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 
-from common.limits import moment_of
-from common.messaging.dead_letters import ATTEMPTS, ERROR, ERROR_TYPE
 from saga.dlq.letters import Letter, State
 from saga.dlq.store import ItemState, Selection, Store, path_of
+from saga.limits import moment_of
+from saga.runtime.messaging.dead_letters import ATTEMPTS, ERROR, ERROR_TYPE
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ def lives_of(url: str | None, order_id: str) -> list[Life]:
             return []
         return [
             Life(letter, _deaths(store, letter), store.replays_of(letter.number))
-            for letter in store.find(Selection(order=order_id), contents=False)
+            for letter in store.find(Selection(subject=order_id), contents=False)
         ]
 
 

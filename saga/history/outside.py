@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
-from common.choreography import State
-from common.message import Intent
+from saga.choreography import State
 from saga.declaration import Saga
 from saga.history import HistoryError
+from saga.message import Intent
 from saga.outside import Memory, OutsideError
 
 

@@ -12,12 +12,12 @@ from typing import Final, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from common.envelope import MessageKey
-from common.kernel.database import read_database
-from common.kernel.statements import any_of
-from common.kernel.tables import inbox_key
-from history_service import queries
-from history_service.store import Fact, Stray, events, strays
+from saga.archive import queries
+from saga.archive.store import Fact, Stray, events, strays
+from saga.envelope import MessageKey
+from saga.runtime.kernel.database import read_database
+from saga.runtime.kernel.statements import any_of
+from saga.runtime.kernel.tables import inbox_key
 
 SUBJECTS_AT_ONCE: Final = 500
 EVENTS_AT_ONCE: Final = 2_000

@@ -17,28 +17,17 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from common.choreography import Choreography, Participant, State
-from common.envelope import Envelope, MessageKey, Undecodable
-from common.kernel.database import DatabaseError, open_database, read_database
-from common.kernel.fold import Fold, is_shared
-from common.kernel.rows import writing
-from common.kernel.step import StateId, react
-from common.kernel.tables import ANY_SOURCE, Tables, VersionConflict, utc_now
-from common.message import Command, Event
-from common.messaging.dead_letters import ADDRESSEE
-from common.messaging.permissions import REPLAY
-from common.messaging.publisher import BrokerPublisher, posting_of
-from common.messaging.topology import queue_of
-from common.messaging.trust import EDITOR_SOURCE
-from history_service import queries
-from history_service.projection import Projection
-from history_service.store import TABLES, Fact, decoded, note_folded, project, take_turn
-from history_service.subjects import subjects
-from history_service.views import projection_of
+from saga.archive import queries, store
+from saga.archive.projection import Projection
+from saga.archive.store import Fact, decoded, note_folded, project, take_turn
+from saga.archive.subjects import subjects
+from saga.archive.views import projection_of
+from saga.choreography import Choreography, Participant, State
 from saga.deployment import Deployment
 from saga.discovery import saga
 from saga.dlq.examine import decoder_of
 from saga.dlq.letters import document_of
+from saga.envelope import Envelope, MessageKey, Undecodable
 from saga.history import HistoryError, InputError, pages
 from saga.history.archive import Archive
 from saga.history.letters import letters_in
@@ -46,6 +35,17 @@ from saga.history.outside import Remembered, memory_of
 from saga.history.sources import Sources, participant_named, tables_of
 from saga.history.story import Hole, holes_of
 from saga.history.whereabouts import look
+from saga.message import Command, Event
+from saga.runtime.kernel.database import DatabaseError, open_database, read_database
+from saga.runtime.kernel.fold import Fold, is_shared
+from saga.runtime.kernel.rows import writing
+from saga.runtime.kernel.step import StateId, react
+from saga.runtime.kernel.tables import ANY_SOURCE, Tables, VersionConflict, utc_now
+from saga.runtime.messaging.dead_letters import ADDRESSEE
+from saga.runtime.messaging.permissions import REPLAY
+from saga.runtime.messaging.publisher import BrokerPublisher, posting_of
+from saga.runtime.messaging.topology import queue_of
+from saga.runtime.messaging.trust import EDITOR_SOURCE
 
 AT_ONCE: Final = 500
 CATCH_UP_SECONDS: Final = 10.0
@@ -365,11 +365,11 @@ async def rebuild_views(url: str, graph: Choreography, progress: Progress = lamb
     On PostgreSQL the history's service may be at work: it waits. Raises `InputError` and
     `HistoryError`.
     """
+    projection = projection_of(graph)
     try:
-        database = await open_database(url, TABLES, name="saga history")
+        database = await open_database(url, store.schema_of(projection), name="saga history")
     except DatabaseError as error:
         raise InputError(str(error)) from error
-    projection = projection_of(graph)
     try:
         return await database.transaction(
             lambda connection: _refold(connection, url, projection, progress)

@@ -8,18 +8,18 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Final
 
-from common.choreography import Choreography
-from common.envelope import MessageKey, source_of
-from common.message import Command, Event
-from common.messaging.dead_letters import ADDRESSEE
-from common.messaging.trust import EDITOR_SOURCE
-from history_service.timeline import Step
+from saga.archive.timeline import Step
+from saga.choreography import Choreography
 from saga.dlq.letters import SETTLED, Copy, document_of
+from saga.envelope import MessageKey, source_of
 from saga.graph.flow import Flow, Path
 from saga.history.debts import Coming, Debt
 from saga.history.letters import Life
 from saga.history.story import Story
 from saga.history.whereabouts import Whereabouts
+from saga.message import Command, Event
+from saga.runtime.messaging.dead_letters import ADDRESSEE
+from saga.runtime.messaging.trust import EDITOR_SOURCE
 
 ELSEWHERE: Final = "elsewhere"
 """Whoever is no participant of this version."""

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from common.choreography import Choreography, Participant
-from common.kernel.tables import Tables
-from common.urls import sqlite_url
-from history_service.domain import OBSERVER
+from saga.archive import OBSERVER
+from saga.choreography import Choreography, Participant
 from saga.deployment import Deployment, DeploymentError, outside_urls_in
 from saga.discovery import saga, services
 from saga.history import HistoryError, InputError
+from saga.runtime.kernel.tables import Tables
+from saga.runtime.urls import sqlite_url
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,16 +10,16 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from common.choreography import Choreography, Participant, Reaction, State
-from common.envelope import Envelope, MessageKey, believed_of, derived_id, source_of
-from common.kernel.fold import Fold
-from common.kernel.step import id_among_causes
-from common.message import Answer, Command, Event
-from history_service.store import Fact, decoded
-from history_service.subjects import Subject
-from history_service.timeline import Step, steps_of
-from history_service.view import SubjectView
-from history_service.views import projection_of
+from saga.archive.store import Fact, decoded
+from saga.archive.subjects import Subject
+from saga.archive.timeline import Step, steps_of
+from saga.archive.view import SubjectView
+from saga.archive.views import projection_of
+from saga.choreography import Choreography, Participant, Reaction, State
+from saga.envelope import Envelope, MessageKey, believed_of, derived_id, source_of
+from saga.message import Answer, Command, Event
+from saga.runtime.kernel.fold import Fold
+from saga.runtime.kernel.step import id_among_causes
 
 HOLES_MAX: Final = 100
 """Missing numbers in a row that are told one by one."""

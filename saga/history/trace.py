@@ -14,16 +14,14 @@ from uuid import UUID
 
 from sqlalchemy.engine import Connection
 
-from common.choreography import Choreography, Participant, State
-from common.due import OVERDUE_SECONDS
-from common.envelope import Envelope, rfc3339
-from common.kernel.database import read_database
-from common.kernel.tables import utc_now
-from history_service import queries
-from history_service.store import Fact, Gap
-from history_service.subjects import Subject
-from history_service.timeline import Step
+from saga.archive import queries
+from saga.archive.store import Fact, Gap
+from saga.archive.subjects import Subject
+from saga.archive.timeline import Step
+from saga.choreography import Choreography, Participant, State
 from saga.deployment import Deployment
+from saga.due import OVERDUE_SECONDS
+from saga.envelope import Envelope, rfc3339
 from saga.history import HistoryError, InputError
 from saga.history.archive import Archive
 from saga.history.debts import Coming, Debt, coming_of, debts_of
@@ -32,6 +30,8 @@ from saga.history.sequence import Diagram, sequence_of
 from saga.history.sources import tables_of
 from saga.history.story import Story, fold_of, tell
 from saga.history.whereabouts import Whereabouts, look
+from saga.runtime.kernel.database import read_database
+from saga.runtime.kernel.tables import utc_now
 
 SUBJECTS_AT_ONCE: Final = 500
 CATCH_UP_SECONDS: Final = 10.0

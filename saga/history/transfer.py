@@ -23,25 +23,24 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import from_json
 from sqlalchemy.engine import Connection
 
-from common.choreography import Choreography
-from common.envelope import Attributes, Undecodable, rfc3339
-from common.kernel.database import DatabaseError, open_database, read_database
-from common.kernel.statements import any_of
-from common.kernel.tables import VersionConflict, utc_now
-from common.limits import BODY_MAX_BYTES, INTEGER_MAX, TEXT_MAX_BYTES
-from history_service import queries, store
-from history_service.projection import Projection
-from history_service.store import (
+from saga.archive import queries, store
+from saga.archive.projection import Projection
+from saga.archive.store import (
     DETAIL_MAX_CHARACTERS,
-    TABLES,
     Fact,
     Gap,
     Place,
     Stray,
     Tally,
 )
-from history_service.views import projection_of
+from saga.archive.views import projection_of
+from saga.choreography import Choreography
+from saga.envelope import Attributes, Undecodable, rfc3339
 from saga.history import HistoryError, InputError, pages
+from saga.limits import BODY_MAX_BYTES, INTEGER_MAX, TEXT_MAX_BYTES
+from saga.runtime.kernel.database import DatabaseError, open_database, read_database
+from saga.runtime.kernel.statements import any_of
+from saga.runtime.kernel.tables import VersionConflict, utc_now
 
 KIND: Final = "order-saga history"
 VERSION: Final = 1
@@ -167,11 +166,11 @@ async def take_in(
     Raises `InputError` for a file that is none, naming the line; `HistoryError`.
     """
     header = _header(file)
+    projection = projection_of(graph)
     try:
-        database = await open_database(url, TABLES, name="saga history")
+        database = await open_database(url, store.schema_of(projection), name="saga history")
     except DatabaseError as error:
         raise InputError(str(error)) from error
-    projection = projection_of(graph)
     try:
         return await database.transaction(lambda c: _take_in(c, file, header, projection, progress))
     except VersionConflict as error:

@@ -21,20 +21,20 @@ import sqlalchemy as sa
 from pydantic import ValidationError
 from sqlalchemy.engine import Connection
 
-from common.choreography import Choreography, Participant, State
-from common.envelope import Attributes, Envelope, Undecodable, wrap
-from common.kernel.database import read_database
-from common.kernel.fold import Fold, is_shared
-from common.kernel.rows import UnreadableRow
-from common.kernel.step import StateId, react
-from common.kernel.tables import DUE_AT, Tables, due_at_of, utc_now
-from common.message import Answer, Command, Priority
-from history_service import queries
-from history_service.store import Fact, Gap, decoded
+from saga.archive import queries
+from saga.archive.store import Fact, Gap, decoded
+from saga.choreography import Choreography, Participant, State
+from saga.envelope import Attributes, Envelope, Undecodable, wrap
 from saga.history import pages
 from saga.history.archive import Archive
 from saga.history.sources import Sources, tables_of
 from saga.history.story import missing_numbers
+from saga.message import Answer, Command, Priority
+from saga.runtime.kernel.database import read_database
+from saga.runtime.kernel.fold import Fold, is_shared
+from saga.runtime.kernel.rows import UnreadableRow
+from saga.runtime.kernel.step import StateId, react
+from saga.runtime.kernel.tables import DUE_AT, Tables, due_at_of, utc_now
 
 SETTLE_SECONDS: Final = 5.0
 """How long what seems wrong may take to come right on a system at work."""

@@ -8,18 +8,18 @@ from enum import StrEnum
 
 import aiormq
 
-from common.choreography import Choreography
-from common.kernel.tables import utc_now
-from common.messaging.connection import BrokerError, connect
-from common.messaging.dead_letters import Reason, attempts_in, ours_in
-from common.messaging.topology import dead_letter_queue, queues_of, wait_queue
-from common.retry import RUNGS_MS
-from common.urls import printable
+from saga.choreography import Choreography
 from saga.deployment import Deployment
 from saga.dlq.letters import HERE, SETTLED, Copy, Letter, copy_of, event_id_of
 from saga.history import HistoryError
 from saga.reconcile import broker
 from saga.reconcile.facts import ReconcileError
+from saga.retry import RUNGS_MS
+from saga.runtime.kernel.tables import utc_now
+from saga.runtime.messaging.connection import BrokerError, connect
+from saga.runtime.messaging.dead_letters import Reason, attempts_in, ours_in
+from saga.runtime.messaging.topology import dead_letter_queue, queues_of, wait_queue
+from saga.runtime.urls import printable
 
 
 class Place(StrEnum):

@@ -15,24 +15,24 @@ from typing import Any
 
 import aiormq
 
-from common.choreography import Choreography
-from common.envelope import Undecodable
-from common.kernel.tables import utc_now
-from common.messaging.connection import BrokerError, connect
-from common.messaging.topology import dead_letter_queue, queues_of
-from common.messaging.wire import Connection
-from common.urls import printable
 from saga import discovery
+from saga.choreography import Choreography
 from saga.declaration import Saga
 from saga.deployment import Deployment
 from saga.dlq import DlqError, store
-from saga.naming import names_of
+from saga.envelope import Undecodable
+from saga.generate.naming import names_of
 from saga.reconcile import broker, conservation, databases
 from saga.reconcile.conservation import Rest, Waiting, undecided
 from saga.reconcile.databases import Books
 from saga.reconcile.facts import Deliveries, Letter, ReconcileError
 from saga.reconcile.history import History
 from saga.rules import RULES, Rules
+from saga.runtime.kernel.tables import utc_now
+from saga.runtime.messaging.connection import BrokerError, connect
+from saga.runtime.messaging.topology import dead_letter_queue, queues_of
+from saga.runtime.messaging.wire import Connection
+from saga.runtime.urls import printable
 from saga.view import View, Violation
 
 __all__ = [

@@ -9,22 +9,22 @@ from contextlib import asynccontextmanager
 
 import aiormq
 
-from common.messaging.dead_letters import REASON, Reason, key_of, ours_in
-from common.messaging.frames import Delivery
-from common.messaging.stream import (
+from saga.broker.ready import take_ready
+from saga.dlq.letters import event_id_of
+from saga.reconcile.facts import Backlog, Letter, ReconcileError
+from saga.reconcile.history import History
+from saga.retry import RUNGS_MS
+from saga.runtime.messaging.dead_letters import REASON, Reason, key_of, ours_in
+from saga.runtime.messaging.frames import Delivery
+from saga.runtime.messaging.stream import (
     FIRST,
     StreamError,
     StreamReader,
     last_offset,
     reading,
 )
-from common.messaging.topology import HISTORY_STREAM, wait_queue
-from common.messaging.wire import Channel, Connection
-from common.retry import RUNGS_MS
-from saga.dlq.letters import event_id_of
-from saga.ready import take_ready
-from saga.reconcile.facts import Backlog, Letter, ReconcileError
-from saga.reconcile.history import History
+from saga.runtime.messaging.topology import HISTORY_STREAM, wait_queue
+from saga.runtime.messaging.wire import Channel, Connection
 
 PREFETCH = 2_000
 """Deliveries on one channel at once; a quorum queue gives a consumer no more."""

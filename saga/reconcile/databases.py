@@ -12,21 +12,20 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from common.choreography import Participant, State
-from common.envelope import MessageKey
-from common.kernel.database import DatabaseError, read_database
-from common.kernel.rows import UnreadableRow
-from common.kernel.step import StateId
-from common.kernel.tables import Tables, inbox_keys, utc_now
-from history_service import queries
-from history_service.domain import OBSERVER
+from saga.archive import OBSERVER, queries
+from saga.choreography import Participant, State
 from saga.declaration import Saga
 from saga.deployment import Deployment
+from saga.envelope import MessageKey
+from saga.generate.naming import Owned
 from saga.graph.flow import Flow
-from saga.naming import Owned
 from saga.outside import OutsideError
 from saga.reconcile.facts import ReconcileError
 from saga.reconcile.history import LONG_AGO, Owed
+from saga.runtime.kernel.database import DatabaseError, read_database
+from saga.runtime.kernel.rows import UnreadableRow
+from saga.runtime.kernel.step import StateId
+from saga.runtime.kernel.tables import Tables, inbox_keys, utc_now
 
 ROWS_AT_ONCE = 10_000
 

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from saga.errors import Explained
 from saga.reconcile.history import History, Owed
 
 
-class ReconcileError(Exception):
+class ReconcileError(Explained):
     """Something to be compared cannot be read. Names it and the way out."""
 
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from common.choreography import Choreography
-from common.envelope import Decoder, Envelope, MessageKey, Undecodable, believed_of, source_of
-from common.messaging.dead_letters import ADDRESSEE, key_of
-from common.messaging.topology import EVENTS_EXCHANGE, queues_of, topology_of
-from common.messaging.trust import EDITOR_SOURCE, check_source
+from saga.choreography import Choreography
 from saga.dlq.letters import document_of
+from saga.envelope import Decoder, Envelope, MessageKey, Undecodable, believed_of, source_of
+from saga.runtime.messaging.dead_letters import ADDRESSEE, key_of
+from saga.runtime.messaging.topology import EVENTS_EXCHANGE, queues_of, topology_of
+from saga.runtime.messaging.trust import EDITOR_SOURCE, check_source
 
 LOOKED_THROUGH_MAX = 1_000_000
 """Events of one participant about one subject that are looked through for gaps."""

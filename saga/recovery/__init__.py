@@ -4,6 +4,8 @@
 `broker` puts that back into its queues, and the events into the history's stream.
 """
 
+from saga.errors import Explained
 
-class RecoveryError(Exception):
+
+class RecoveryError(Explained):
     """Nothing can be recovered as things are. Names what is in the way, and the way out."""

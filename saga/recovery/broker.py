@@ -14,26 +14,26 @@ from uuid import uuid4
 
 import aiormq
 
-from common.choreography import Choreography
-from common.envelope import Attributes, MessageKey
-from common.kernel.tables import utc_now
-from common.messaging.connection import BrokerError, connect
-from common.messaging.frames import Posting
-from common.messaging.permissions import REPLAY
-from common.messaging.publisher import CONFIRM_TIMEOUT_SECONDS, BrokerPublisher, posting_of
-from common.messaging.stream import FIRST, StreamError, last_offset, reading, restored
-from common.messaging.topology import EVENTS_EXCHANGE, HISTORY_STREAM
-from common.messaging.trust import EDITOR_SOURCE
-from common.urls import printable
-from history_service.store import Fact
-from saga.broker import missing_queues
+from saga.archive.store import Fact
+from saga.broker.setup import missing_queues
+from saga.choreography import Choreography
 from saga.deployment import Deployment
 from saga.dlq.letters import Letter, message_key_of
 from saga.dlq.letters import posting_of as posting_again
+from saga.envelope import Attributes, MessageKey
 from saga.history.letters import letters_in, sent_in
 from saga.history.whereabouts import in_store, look
 from saga.recovery.evidence import DatabaseEvidence
 from saga.recovery.owed import Evidence, Progress, Survey, Surveyor, properties_of
+from saga.runtime.kernel.tables import utc_now
+from saga.runtime.messaging.connection import BrokerError, connect
+from saga.runtime.messaging.frames import Posting
+from saga.runtime.messaging.permissions import REPLAY
+from saga.runtime.messaging.publisher import CONFIRM_TIMEOUT_SECONDS, BrokerPublisher, posting_of
+from saga.runtime.messaging.stream import FIRST, StreamError, last_offset, reading, restored
+from saga.runtime.messaging.topology import EVENTS_EXCHANGE, HISTORY_STREAM
+from saga.runtime.messaging.trust import EDITOR_SOURCE
+from saga.runtime.urls import printable
 
 BATCH_MAX: Final = 500
 """Messages published together."""

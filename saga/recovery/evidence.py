@@ -8,19 +8,19 @@ from datetime import datetime
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from common.choreography import Choreography
-from common.envelope import MessageKey, source_of
-from common.kernel.database import read_database
-from common.kernel.kept import kept_events
-from common.kernel.tables import Tables
-from history_service.store import Fact, Stray
+from saga.archive.store import Fact, Stray
+from saga.choreography import Choreography
 from saga.deployment import Deployment
+from saga.envelope import MessageKey, source_of
 from saga.history import pages
 from saga.history.archive import Archive
 from saga.history.sources import tables_of
 from saga.reconcile.databases import sequences_in
 from saga.recovery import RecoveryError
 from saga.recovery.owed import Publications
+from saga.runtime.kernel.database import read_database
+from saga.runtime.kernel.kept import kept_events
+from saga.runtime.kernel.tables import Tables
 
 
 class DatabaseEvidence:

@@ -15,19 +15,19 @@ from datetime import datetime, timedelta
 from itertools import islice
 from typing import Any, Final, Protocol
 
-from common.choreography import Choreography, Participant
-from common.envelope import Attributes, Decoder, Envelope, MessageKey, Undecodable
-from common.message import Priority
-from common.messaging import frames
-from common.messaging.dead_letters import ADDRESSEE, BY_BODY
-from common.messaging.frames import Posting
-from common.messaging.publisher import posting_of
-from common.messaging.topology import EVENTS_EXCHANGE, queue_of, queues_of, topology_of
-from common.messaging.trust import EDITOR_SOURCE, check_sender
-from history_service.store import Fact, Stray
+from saga.archive.store import Fact, Stray
+from saga.choreography import Choreography, Participant
 from saga.dlq.examine import decoder_of
 from saga.dlq.letters import document_of
+from saga.envelope import Attributes, Decoder, Envelope, MessageKey, Undecodable
+from saga.message import Priority
 from saga.recovery import RecoveryError
+from saga.runtime.messaging import frames
+from saga.runtime.messaging.dead_letters import ADDRESSEE, BY_BODY
+from saga.runtime.messaging.frames import Posting
+from saga.runtime.messaging.publisher import posting_of
+from saga.runtime.messaging.topology import EVENTS_EXCHANGE, queue_of, queues_of, topology_of
+from saga.runtime.messaging.trust import EDITOR_SOURCE, check_sender
 
 SLACK: Final = timedelta(minutes=10)
 """By how much clocks and deployments may differ."""

@@ -11,9 +11,9 @@ from typing import Any, Final
 
 from pydantic.json_schema import models_json_schema
 
-from common.choreography import Choreography
-from common.envelope import Envelope, schema_uri
-from common.message import Command, Event, versions_of
+from saga.choreography import Choreography
+from saga.envelope import Envelope, schema_uri
+from saga.message import Command, Event, versions_of
 
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 

@@ -19,10 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from common.choreography import Choreography
-from common.envelope import Decoder, Undecodable, schema_uri
-from common.files import write_public
-from common.message import Event, versions_of
+from saga.choreography import Choreography
+from saga.envelope import Decoder, Undecodable, schema_uri
+from saga.errors import Explained
+from saga.message import Event, versions_of
+from saga.runtime.files import write_public
 from saga.schemas.compare import Schema, unreadable
 from saga.schemas.export import (
     Travelling,
@@ -36,7 +37,7 @@ EXAMPLES: Final = "examples"
 _NOTICE: Final = "Released, by `saga schemas release`: this is what readers out there know."
 
 
-class RegistryError(Exception):
+class RegistryError(Explained):
     """A contract file that cannot be read. Names it."""
 
 

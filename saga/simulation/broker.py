@@ -17,9 +17,9 @@ from typing import Any
 
 from pamqp import encode
 
-from common.messaging import frames
-from common.messaging.frames import Field, Properties
-from common.messaging.topology import Topology
+from saga.runtime.messaging import frames
+from saga.runtime.messaging.frames import Field, Properties
+from saga.runtime.messaging.topology import Topology
 
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 """The time of day at the loop's time 0."""

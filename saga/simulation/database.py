@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from common.kernel.tables import Tables, VersionConflict
+from saga.runtime.kernel.tables import Tables, VersionConflict
 from saga.simulation.loop import SimulatedLoop, settle
 from saga.simulation.trace import Trace
 from saga.simulation.weather import Weather
@@ -89,7 +89,7 @@ class Store:
 
 
 class SimulatedDatabase:
-    """A process's way to its service's store. See `common.kernel.database.Database`."""
+    """A process's way to its service's store. See `saga.runtime.kernel.database.Database`."""
 
     def __init__(
         self,

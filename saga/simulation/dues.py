@@ -10,11 +10,11 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from common.choreography import Participant
-from common.envelope import Decoder, Envelope, derived_id, rfc3339
-from common.kernel.fold import Fold
-from common.kernel.step import Firing, cause_among_commands, due_source_of
-from common.kernel.tables import Tables, due_at_of
+from saga.choreography import Participant
+from saga.envelope import Decoder, Envelope, derived_id, rfc3339
+from saga.runtime.kernel.fold import Fold
+from saga.runtime.kernel.step import Firing, cause_among_commands, due_source_of
+from saga.runtime.kernel.tables import Tables, due_at_of
 from saga.simulation.database import Store
 from saga.view import Violation
 

@@ -1,7 +1,7 @@
 """Connections between processes and the broker, and all that can go wrong with them.
 
-To a process they look like those of `common.messaging.wire`. Frames of one connection arrive in the
-order they were sent, as long as it lasts.
+To a process they look like those of `saga.runtime.messaging.wire`. Frames of one connection arrive
+in the order they were sent, as long as it lasts.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Any
 
 import aiormq
 
-from common.messaging.connection import RETRY_SECONDS, BrokerError
-from common.messaging.frames import FRAME_MAX_BYTES, Posting
-from common.messaging.frames import Delivery as Delivered
-from common.messaging.wire import ChannelLost, NotTaken, Unroutable
+from saga.runtime.messaging.connection import RETRY_SECONDS, BrokerError
+from saga.runtime.messaging.frames import FRAME_MAX_BYTES, Posting
+from saga.runtime.messaging.frames import Delivery as Delivered
+from saga.runtime.messaging.wire import ChannelLost, NotTaken, Unroutable
 from saga.simulation.broker import Channel as BrokerChannel
 from saga.simulation.broker import ChannelClosed, Delivery, Message
 from saga.simulation.loop import Process, SimulatedLoop, current_process, settle
@@ -26,7 +26,7 @@ from saga.simulation.unruly import UnrulyBroker, describe
 from saga.simulation.weather import Weather
 
 Taker = Callable[[Any, Delivered], None]
-"""See `common.messaging.wire.Taker`."""
+"""See `saga.runtime.messaging.wire.Taker`."""
 SLOW_SECONDS = 45.0
 """What a slow frame may take: longer than a publisher waits for its confirm."""
 NOTICE_MAX_SECONDS = 33.0
@@ -94,7 +94,7 @@ class Network:
         """Until when a process cannot connect; None is for all of them."""
 
     async def connect(self, url: str, *, name: str, patience_seconds: float) -> Any:
-        """A connection for the process that asks; see `common.messaging.connection.connect`.
+        """A connection for the process that asks; see `saga.runtime.messaging.connection.connect`.
 
         (Typed as `Any` because it is no subclass of aio-pika's.)
         """
@@ -371,7 +371,7 @@ class Channel:
     async def publish(
         self, exchange: str, postings: Sequence[Posting], timeout_seconds: float
     ) -> list[Exception | None]:
-        """See `common.messaging.wire.Channel.publish`."""
+        """See `saga.runtime.messaging.wire.Channel.publish`."""
         answers = [
             self.ask(
                 self._publish,

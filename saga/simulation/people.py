@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from common.envelope import source_of, wrap
-from common.kernel.groups import Done, Duplicate, Kernel
-from common.kernel.step import Firing, Wish
-from common.kernel.tables import Tables
-from common.message import Event, Priority
-from common.messaging import frames
-from common.messaging.dead_letters import Reason
-from common.messaging.publisher import posting_of
-from common.messaging.topology import EVENTS_EXCHANGE, dead_letter_queue, intake_queue
 from saga.dlq import letters
-from saga.load import Given, Plan
+from saga.envelope import source_of, wrap
+from saga.load.plan import Given, Plan
+from saga.message import Event, Priority
+from saga.runtime.kernel.groups import Done, Duplicate, Kernel
+from saga.runtime.kernel.step import Firing, Wish
+from saga.runtime.kernel.tables import Tables
+from saga.runtime.messaging import frames
+from saga.runtime.messaging.dead_letters import Reason
+from saga.runtime.messaging.publisher import posting_of
+from saga.runtime.messaging.topology import EVENTS_EXCHANGE, dead_letter_queue, intake_queue
 from saga.simulation.broker import EPOCH
 from saga.simulation.loop import settle
 from saga.simulation.network import delivered

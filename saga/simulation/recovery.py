@@ -14,18 +14,18 @@ from typing import TYPE_CHECKING, Final
 
 from sqlalchemy.engine import Connection
 
-from common.choreography import Choreography
-from common.envelope import Attributes, MessageKey, source_of
-from common.kernel.kept import kept_events
-from common.kernel.tables import Tables
-from common.messaging.dead_letters import key_of
-from common.messaging.frames import Posting
-from common.messaging.publisher import posting_of
-from common.messaging.stream import Record
-from common.messaging.topology import EVENTS_EXCHANGE, HISTORY_STREAM
-from history_service.store import Fact, Stray, judge
+from saga.archive.store import Fact, Stray, judge
+from saga.choreography import Choreography
+from saga.envelope import Attributes, MessageKey, source_of
 from saga.reconcile.databases import sequences_in
 from saga.recovery.owed import Publications, Surveyor, properties_of
+from saga.runtime.kernel.kept import kept_events
+from saga.runtime.kernel.tables import Tables
+from saga.runtime.messaging.dead_letters import key_of
+from saga.runtime.messaging.frames import Posting
+from saga.runtime.messaging.publisher import posting_of
+from saga.runtime.messaging.stream import Record
+from saga.runtime.messaging.topology import EVENTS_EXCHANGE, HISTORY_STREAM
 from saga.simulation.broker import EPOCH, Message
 
 if TYPE_CHECKING:

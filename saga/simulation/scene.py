@@ -5,15 +5,15 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 
-from common.kernel.groups import Ask
-from common.kernel.tables import Tables
-from common.message import Command, Event, Intent
-from common.messaging.topology import topology_of
-from common.service import Service
 from saga.declaration import Saga, SagaError
 from saga.graph.flow import Flow, Node
-from saga.load import Load
+from saga.load.plan import Load
+from saga.message import Command, Event, Intent
 from saga.rules import Rules
+from saga.runtime.kernel.groups import Ask
+from saga.runtime.kernel.tables import Tables
+from saga.runtime.messaging.topology import topology_of
+from saga.runtime.service import Service
 from saga.simulation.database import Store
 
 
@@ -24,7 +24,7 @@ class Scene:
         if saga.load is None:
             raise SagaError(
                 f"{saga.name} has no load: there is nothing to simulate; declare `load`, a "
-                f"function that draws a `saga.load.Plan`"
+                f"function that draws a `saga.load.plan.Plan`"
             )
         self.saga = saga
         self.load: Load = saga.load

@@ -1,4 +1,4 @@
-"""One replica of one service: put together as `common.service` does, on simulated ground."""
+"""One replica of one service: put together as `saga.runtime.service` does, on simulated ground."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from common.kernel.groups import Kernel
-from common.kernel.kept import Kept
-from common.kernel.outbox import Outbox
-from common.kernel.timer import Timekeeper
-from common.messaging.consumer import Deliveries
-from common.messaging.publisher import BrokerPublisher
-from common.messaging.topology import queues_of
-from common.service import Service
+from saga.runtime.kernel.groups import Kernel
+from saga.runtime.kernel.kept import Kept
+from saga.runtime.kernel.outbox import Outbox
+from saga.runtime.kernel.timer import Timekeeper
+from saga.runtime.messaging.consumer import Deliveries
+from saga.runtime.messaging.publisher import BrokerPublisher
+from saga.runtime.messaging.topology import queues_of
+from saga.runtime.service import Service
 from saga.simulation.broker import EPOCH
 from saga.simulation.database import SimulatedDatabase, Store
 from saga.simulation.loop import Process

@@ -11,15 +11,15 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from common.message import Event
-from common.messaging.dead_letters import key_of
-from common.messaging.topology import HISTORY_STREAM, dead_letter_queue, queues_of, wait_queue
-from common.retry import RUNGS_MS
 from saga.dlq.letters import event_id_of
+from saga.message import Event
 from saga.reconcile import history_for, judge, view_of
 from saga.reconcile.broker import letter_of
 from saga.reconcile.databases import Books, read_book, strike_out
 from saga.reconcile.facts import Backlog, Deliveries
+from saga.retry import RUNGS_MS
+from saga.runtime.messaging.dead_letters import key_of
+from saga.runtime.messaging.topology import HISTORY_STREAM, dead_letter_queue, queues_of, wait_queue
 from saga.simulation import dues
 from saga.simulation.broker import EPOCH
 from saga.simulation.network import delivered

@@ -10,12 +10,12 @@ from datetime import timedelta
 from functools import partial
 from uuid import UUID
 
-from common.kernel.timer import due_by
-from common.messaging.dead_letters import ERROR_TYPE, attempts_in
-from common.messaging.topology import EVENTS_EXCHANGE, HISTORY_STREAM, queues_of, wait_queue
-from common.retry import RUNGS_MS
-from history_service.store import Fact, Stray
-from saga.load import Plan
+from saga.archive.store import Fact, Stray
+from saga.load.plan import Plan
+from saga.retry import RUNGS_MS
+from saga.runtime.kernel.timer import due_by
+from saga.runtime.messaging.dead_letters import ERROR_TYPE, attempts_in
+from saga.runtime.messaging.topology import EVENTS_EXCHANGE, HISTORY_STREAM, queues_of, wait_queue
 from saga.simulation.broker import EPOCH, Message
 from saga.simulation.loop import Process, SimulatedLoop
 from saga.simulation.network import Network

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from common.envelope import Envelope
-from common.kernel.step import Firing
-from common.message import Answer, Intent
 from saga.declaration import Stimulus
+from saga.envelope import Envelope
+from saga.message import Answer, Intent
+from saga.runtime.kernel.step import Firing
 
 FIELD_BITS = 20
 """The width of a field of a state, which holds the number of what somebody knows."""

@@ -12,12 +12,12 @@ from datetime import datetime
 from itertools import chain
 from typing import Any, Generic, TypeVar
 
-from common.choreography import State
-from common.envelope import Envelope, derived_id, is_recorded, source_of, wrap
-from common.kernel.step import Decision, DueStays, Firing, StateId, react, react_to_due
-from common.message import Answer, Command, Event, Intent, Message, Priority
+from saga.choreography import State
 from saga.declaration import Stimulus
+from saga.envelope import Envelope, derived_id, is_recorded, source_of, wrap
+from saga.message import Answer, Command, Event, Intent, Message, Priority
 from saga.outside import Outside, OutsideError
+from saga.runtime.kernel.step import Decision, DueStays, Firing, StateId, react, react_to_due
 from saga.verify.facts import (
     FIELD,
     FIELD_BITS,

@@ -10,15 +10,16 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
-from common.choreography import Choreography
-from common.message import Command, Event
+from saga.choreography import Choreography
 from saga.declaration import Saga, Scenario, Stimulus
+from saga.errors import Explained
+from saga.message import Command, Event
 from saga.outside import Outside
 from saga.rules import Rules
 from saga.view import Invariant, View, Violation
 
 
-class VerifyError(Exception):
+class VerifyError(Explained):
     """A model that cannot be explored. Names what stands in the way, and the way out."""
 
 

@@ -6,9 +6,9 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from common.envelope import source_of
-from common.kernel.step import Firing
 from saga.declaration import Stimulus
+from saga.envelope import source_of
+from saga.runtime.kernel.step import Firing
 from saga.verify.facts import Action, Answered, Asked, Fact, Sent
 from saga.verify.machine import Broken, Machine
 from saga.verify.model import Model, VerifyError

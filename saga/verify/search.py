@@ -7,8 +7,8 @@ from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from common.kernel.step import Firing
 from saga.declaration import Stimulus
+from saga.runtime.kernel.step import Firing
 from saga.verify.facts import FIELD, Action
 from saga.verify.machine import Broken, Machine
 from saga.verify.model import VerifyError

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from saga.system import System
+from saga.local.system import System
 from tests.forked import spawn
 
 

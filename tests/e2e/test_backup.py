@@ -15,28 +15,28 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from common.envelope import MessageKey, source_of
-from common.kernel.database import read_database
-from common.kernel.tables import Tables, inbox_key
-from common.urls import sqlite_url
-from history_service.store import events
 from notification_service.domain import NotificationStatus
 from notification_service.store import notifications
+from order_saga.demo import demo
+from order_saga.orders import Shares
+from order_saga.publish import next_plan
 from order_service.domain import OrderStatus
 from order_service.store import orders
 from payment_service.gateway import SandboxGateway
+from saga.archive.store import events
 from saga.backup import BackupError
 from saga.backup.check import check
 from saga.backup.restore import Target, restore
 from saga.backup.take import Whole, take
-from saga.demo import demo
 from saga.discovery import choreography
+from saga.envelope import MessageKey, source_of
+from saga.local.postgres import PostgresCluster
+from saga.local.system import CLUSTER_FOLDER, Database, System
 from saga.notes import owed
-from saga.orders import Shares
-from saga.postgres import PostgresCluster
-from saga.publish import next_plan
 from saga.reconcile import reconcile
-from saga.system import CLUSTER_FOLDER, Database, System
+from saga.runtime.kernel.database import read_database
+from saga.runtime.kernel.tables import Tables, inbox_key
+from saga.runtime.urls import sqlite_url
 from tests.e2e.test_saga import as_predicted
 from tests.forked import spawn
 from tests.polling import until
@@ -237,7 +237,7 @@ async def test_a_machine_that_is_gone_is_restored_and_nothing_is_charged_or_mail
     restored = await restore(backup, Target(folder))
 
     assert restored.ledger_known
-    assert restored.mails_unsure
+    assert restored.in_doubt["mail server"]
     async with System(folder, database=database, disposable=True, spawn=spawn) as system:
         assert not owed(folder), "what is owed was put back"
         urls = system.deployment.database_urls

@@ -20,12 +20,12 @@ from pathlib import Path
 import pytest
 import yarl
 
-from common.messaging.connection import connect
-from saga.broker import NODE_FOLDER, USERS_FILE
+from saga.broker.setup import NODE_FOLDER, USERS_FILE
 from saga.deployment import FILE_NAME
 from saga.discovery import choreography, services
-from saga.node import RabbitNode
-from saga.system import System
+from saga.local.node import RabbitNode
+from saga.local.system import System
+from saga.runtime.messaging.connection import connect
 from tests import forked
 from tests.command import saga
 from tests.faults.proxy import Proxy

@@ -20,8 +20,8 @@ import pytest
 from saga.bootstrap import bootstrap
 from saga.discovery import choreography, services
 from saga.http import client
-from saga.node import RabbitNode, free_ports
-from saga.postgres import PostgresCluster
+from saga.local.node import RabbitNode, free_ports
+from saga.local.postgres import PostgresCluster
 from tests.integration.test_postgres_roles import run_script
 from tests.polling import until
 
@@ -161,7 +161,10 @@ async def test_the_services_run_confined_against_a_live_broker_and_database(
 
 
 def healthy(name: str) -> bool:
-    return podman("exec", name, "python3", "-m", "common.healthcheck", check=False).returncode == 0
+    return (
+        podman("exec", name, "python3", "-m", "saga.runtime.healthcheck", check=False).returncode
+        == 0
+    )
 
 
 def confined(name: str) -> bool:

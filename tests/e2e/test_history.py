@@ -20,25 +20,25 @@ import pytest
 import pytest_asyncio
 import sqlalchemy as sa
 
-from common.kernel.database import sqlite_engine
-from common.messaging.connection import connect
-from common.messaging.stream import FIRST, last_offset, reading
-from history_service import store
-from history_service.domain import Status
+from order_saga.archive.view import Status
+from order_saga.demo import demo
+from order_saga.orders import Shares, plan
+from order_saga.publish import next_plan, publish
 from payment_service.gateway import Fault, FaultMode, SandboxGateway
 from payment_service.store import payments
+from saga.archive import store
 from saga.cli import main
-from saga.demo import demo
 from saga.deployment import Deployment
 from saga.discovery import choreography
 from saga.history.archive import Archive
 from saga.history.trace import stuck
 from saga.http import client
-from saga.orders import Shares, plan
-from saga.publish import next_plan, publish
+from saga.local.system import System
 from saga.reconcile import reconcile
+from saga.runtime.kernel.database import sqlite_engine
+from saga.runtime.messaging.connection import connect
+from saga.runtime.messaging.stream import FIRST, last_offset, reading
 from saga.status import status
-from saga.system import System
 from tests import forked
 from tests.books import rows_of
 from tests.e2e.test_saga import NOTHING_BUT_CONFIRMED, as_predicted

@@ -6,11 +6,11 @@ import asyncio
 
 import pytest
 
-from saga.demo import demo
+from order_saga.demo import demo
+from order_saga.publish import next_plan
 from saga.discovery import choreography
-from saga.publish import next_plan
+from saga.local.system import System
 from saga.reconcile import reconcile
-from saga.system import System
 from tests.e2e.test_saga import as_predicted
 from tests.polling import until
 

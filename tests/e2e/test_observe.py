@@ -23,13 +23,13 @@ import pytest
 import pytest_asyncio
 import yaml
 
-from saga.demo import demo
+from order_saga.demo import demo
+from order_saga.orders import Shares, plan
 from saga.discovery import choreography
 from saga.http import client
-from saga.node import find_rabbitmq
-from saga.observe import BROKER_PLUGIN, MONITORING, Observatory
-from saga.orders import Shares, plan
-from saga.system import System
+from saga.local.node import find_rabbitmq
+from saga.local.observe import BROKER_PLUGIN, MONITORING, Observatory
+from saga.local.system import System
 from tests.forked import spawn
 from tests.polling import until
 

@@ -17,11 +17,11 @@ import pytest
 import typer.main
 from typer.core import TyperGroup
 
-from common.kernel.database import sqlite_engine
-from common.kernel.migrations import prepare
-from saga.cli import app
+from saga.cli import command_line
 from saga.deployment import Deployment
 from saga.discovery import packages, services
+from saga.runtime.kernel.database import sqlite_engine
+from saga.runtime.kernel.migrations import prepare
 from tests.command import saga
 from tests.integration.served import built
 
@@ -44,7 +44,7 @@ def commands(group: Any, *before: str) -> Iterator[tuple[str, Any]]:
 
 
 WrongUsage: Final[type[Exception]] = typer.BadParameter.__bases__[0]
-SAGA: Final = typer.main.get_command(app)
+SAGA: Final = command_line()
 PACKAGES: Final = packages()
 COMMANDS: Final = dict(commands(SAGA))
 

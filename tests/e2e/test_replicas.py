@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from saga.demo import demo
+from order_saga.demo import demo
+from order_saga.orders import plan
 from saga.discovery import choreography
-from saga.orders import plan
+from saga.local.system import System, SystemFault
 from saga.status import READY, status
-from saga.system import System, SystemFault
 from tests.e2e.test_saga import as_predicted
 from tests.forked import spawn
 from tests.polling import until

@@ -12,19 +12,19 @@ from typing import Any
 
 import pytest
 
-from common.choreography import Choreography
-from common.messaging.connection import connect
-from common.messaging.topology import EVENTS_EXCHANGE
-from saga.demo import Result, demo
+from order_saga.demo import Result, demo
+from order_saga.orders import Plan, Shares, plan
+from order_saga.publish import next_plan, publish
+from saga.choreography import Choreography
 from saga.deployment import Deployment
 from saga.discovery import choreography
-from saga.orders import Plan, Shares, plan
-from saga.publish import next_plan, publish
+from saga.local.system import System
 from saga.reconcile import reconcile
 from saga.reconcile.broker import read_history
 from saga.reconcile.history import History
+from saga.runtime.messaging.connection import connect
+from saga.runtime.messaging.topology import EVENTS_EXCHANGE
 from saga.status import status
-from saga.system import System
 from tests.messages import message_of
 from tests.polling import until
 

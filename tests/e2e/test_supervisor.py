@@ -13,16 +13,16 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from common.messaging.connection import BrokerError
-from saga import supervision
+from order_saga.orders import Shares, plan
+from order_saga.publish import publish
 from saga.discovery import choreography
-from saga.orders import Shares, plan
-from saga.publish import publish
+from saga.local import supervision
+from saga.local.restart import RestartError, restart
+from saga.local.supervision import LOOP_ENDS, Supervised, Supervision
+from saga.local.system import System
 from saga.reconcile import ReconcileError, reconcile
-from saga.restart import RestartError, restart
+from saga.runtime.messaging.connection import BrokerError
 from saga.status import status
-from saga.supervision import LOOP_ENDS, Supervised, Supervision
-from saga.system import System
 from tests import forked
 from tests.polling import until
 

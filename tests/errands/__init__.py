@@ -15,12 +15,12 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, ClassVar, Final, Self
 
-from common.choreography import Participant, State
-from common.envelope import Envelope, wrap
-from common.message import Command, Decided, Event, EventTypes, Priority, Role
-from common.retry import Retry, TransientError
+from saga.choreography import Participant, State
 from saga.declaration import Saga, Scenario
-from saga.load import Given, Plan
+from saga.envelope import Envelope, wrap
+from saga.load.plan import Given, Plan
+from saga.message import Command, Decided, Event, EventTypes, Priority, Role
+from saga.retry import Retry, TransientError
 from saga.view import Broken, States
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)

@@ -11,7 +11,7 @@ from typing import Final
 import pytest
 import pytest_asyncio
 
-from saga.node import find_rabbitmq
+from saga.local.node import find_rabbitmq
 from saga.status import READY, readiness
 from tests.faults.load import Stage, on_stage
 from tests.forked import spawn

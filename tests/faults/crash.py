@@ -18,13 +18,13 @@ from typing import Any
 
 from sqlalchemy.engine import Connection
 
-from common.kernel.outbox import Outbox, Outgoing
-from common.kernel.rows import WriteSet
-from common.kernel.statements import on_postgresql
-from common.messaging.acknowledgement import Acknowledger
-from common.messaging.consumer import Deliveries
-from common.messaging.publisher import BrokerPublisher
 from payment_service.gateway import SandboxGateway
+from saga.runtime.kernel.outbox import Outbox, Outgoing
+from saga.runtime.kernel.rows import WriteSet
+from saga.runtime.kernel.statements import on_postgresql
+from saga.runtime.messaging.acknowledgement import Acknowledger
+from saga.runtime.messaging.consumer import Deliveries
+from saga.runtime.messaging.publisher import BrokerPublisher
 
 
 class Fuse:

@@ -20,11 +20,11 @@ import aio_pika
 import asyncpg
 from aio_pika.abc import AbstractIncomingMessage
 
-from common.messaging.connection import connect
-from common.messaging.topology import HISTORY_STREAM, queues_of
 from payment_service.gateway import Fault, FaultMode, SandboxGateway
 from saga.discovery import choreography, participants
-from saga.system import Database, SystemFault
+from saga.local.system import Database, SystemFault
+from saga.runtime.messaging.connection import connect
+from saga.runtime.messaging.topology import HISTORY_STREAM, queues_of
 from tests.e2e.test_saga import deliver_again
 from tests.faults.load import Load
 from tests.faults.proxy import Proxy

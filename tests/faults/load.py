@@ -18,13 +18,13 @@ import httpx
 import yarl
 from prometheus_client.parser import text_string_to_metric_families
 
-from saga.demo import Result, demo
+from order_saga.demo import Result, demo
+from order_saga.orders import Shares, plan
 from saga.discovery import choreography, observers, participants
 from saga.http import client
-from saga.node import RabbitNode
-from saga.orders import Shares, plan
-from saga.postgres import PostgresCluster
-from saga.system import Database, Spawn, System, start_python
+from saga.local.node import RabbitNode
+from saga.local.postgres import PostgresCluster
+from saga.local.system import Database, Spawn, System, start_python
 from tests.e2e.test_saga import as_predicted
 from tests.faults.proxy import Proxy
 from tests.polling import until

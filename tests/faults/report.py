@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from saga.demo import Result
-from saga.system import Database
+from order_saga.demo import Result
+from saga.local.system import Database
 from tests.faults.load import REPLICAS
 
 TITLES: dict[Database, str] = {"sqlite": "SQLite", "postgresql": "PostgreSQL"}

@@ -16,8 +16,8 @@ from typing import Final
 
 import pytest
 
-from saga.orders import Shares
-from saga.system import Database
+from order_saga.orders import Shares
+from saga.local.system import Database
 from tests.faults.load import Stage, chosen_databases, on_stage, under_load
 
 ROUNDS: Final = int(os.environ.get("ROUNDS", "1"))

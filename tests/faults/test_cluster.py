@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 import yarl
 
-from saga.demo import demo
+from order_saga.demo import demo
+from order_saga.orders import Shares, plan
 from saga.discovery import choreography
-from saga.node import RabbitNode
-from saga.orders import Shares, plan
-from saga.system import System
+from saga.local.node import RabbitNode
+from saga.local.system import System
 from tests.e2e.test_saga import as_predicted
 from tests.polling import until
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from saga.orders import Shares
-from saga.system import Database
+from order_saga.orders import Shares
+from saga.local.system import Database
 from tests.faults.crash import POINTS
 from tests.faults.kinds import SEAMS, run_until_it_dies
 from tests.faults.load import Stage, chosen_databases, on_stage, under_load

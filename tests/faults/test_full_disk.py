@@ -12,10 +12,10 @@ from typing import Final
 import httpx
 import pytest
 
-from common.disk import WAITING_SHARE, servers_min_bytes
-from common.settings import Settings
 from saga.http import client
-from saga.system import Database, System
+from saga.local.system import Database, System
+from saga.runtime.disk import WAITING_SHARE, servers_min_bytes
+from saga.runtime.settings import Settings
 from tests.faults.load import Stage, chosen_databases, on_stage, under_load
 from tests.polling import until
 from tests.small_disk import SmallDisk, small_disk

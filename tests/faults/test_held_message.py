@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from common.choreography import Choreography
-from common.messaging.connection import connect
-from common.messaging.topology import apply, topology_of
-from saga.node import RabbitNode
+from saga.choreography import Choreography
+from saga.local.node import RabbitNode
+from saga.runtime.messaging.connection import connect
+from saga.runtime.messaging.topology import apply, topology_of
 from tests.faults.load import REACHED_SECONDS
 from tests.integration import holding
 from tests.integration.test_messaging import Broker, running

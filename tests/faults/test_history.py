@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from common.choreography import Choreography
-from common.envelope import Envelope
-from common.kernel.outbox import Outgoing
-from common.messaging.connection import connect
-from common.messaging.publisher import BrokerPublisher
-from common.messaging.topology import apply, topology_of
-from common.tasks import cancel_all
-from saga.node import RabbitNode
+from saga.choreography import Choreography
+from saga.envelope import Envelope
+from saga.local.node import RabbitNode
 from saga.reconcile.broker import read_history
+from saga.runtime.kernel.outbox import Outgoing
+from saga.runtime.messaging.connection import connect
+from saga.runtime.messaging.publisher import BrokerPublisher
+from saga.runtime.messaging.topology import apply, topology_of
+from saga.runtime.tasks import cancel_all
 from tests.e2e.test_saga import Recorder
 from tests.integration.toy import PARTICIPANT, cancelled
 from tests.polling import until

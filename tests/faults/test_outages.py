@@ -12,7 +12,7 @@ from random import Random
 
 import pytest
 
-from saga.system import Database
+from saga.local.system import Database
 from tests.faults.kinds import disk_full
 from tests.faults.load import Load, Stage, chosen_databases, on_stage, under_load
 

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from saga.orders import Shares
-from saga.system import Database
+from order_saga.orders import Shares
+from saga.local.system import Database
 from tests.faults.kinds import KINDS, name_of
 from tests.faults.load import Load, Stage, chosen_databases, on_stage, under_load
 from tests.faults.report import Report, Tally

@@ -11,10 +11,10 @@ from typing import ClassVar, Self
 
 import sqlalchemy as sa
 
-from common.choreography import Participant, State
-from common.due import Due
-from common.kernel.tables import StateTable, Tables, Utc, due_columns
-from common.message import Command, Decided, Event
+from saga.choreography import Participant, State
+from saga.due import Due
+from saga.message import Command, Decided, Event
+from saga.runtime.kernel.tables import StateTable, Tables, Utc, due_columns
 
 NOON = datetime(2030, 1, 1, 12, tzinfo=UTC)
 EVERY = timedelta(hours=1)

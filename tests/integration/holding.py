@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from common.envelope import Envelope
-from common.kernel.groups import Kernel, Outcome, Work
+from saga.envelope import Envelope
+from saga.runtime.kernel.groups import Kernel, Outcome, Work
 from tests.integration.test_messaging import running
 from tests.integration.toy import cancelled
 

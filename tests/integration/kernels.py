@@ -13,18 +13,18 @@ import httpx
 from fastapi import APIRouter
 from sqlalchemy.engine import Connection
 
-from common.choreography import Participant, State
-from common.kernel.database import Database, open_database
-from common.kernel.groups import GROUP_MAX, Ask, Kernel
-from common.kernel.kept import Kept
-from common.kernel.outbox import LEASE_SECONDS, Outbox
-from common.kernel.tables import Clock, Tables, utc_now
-from common.message import Intent
-from common.readiness import Readiness
-from common.service import Running
-from common.settings import HttpSettings, Settings
-from common.tasks import cancel_all
-from common.web import create_app
+from saga.choreography import Participant, State
+from saga.message import Intent
+from saga.runtime.kernel.database import Database, open_database
+from saga.runtime.kernel.groups import GROUP_MAX, Ask, Kernel
+from saga.runtime.kernel.kept import Kept
+from saga.runtime.kernel.outbox import LEASE_SECONDS, Outbox
+from saga.runtime.kernel.tables import Clock, Tables, utc_now
+from saga.runtime.readiness import Readiness
+from saga.runtime.service import Running
+from saga.runtime.settings import HttpSettings, Settings
+from saga.runtime.tasks import cancel_all
+from saga.runtime.web import create_app
 from tests.integration.toy import RecordingPublisher, id_in_inbox, rows
 from tests.polling import until
 

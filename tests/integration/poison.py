@@ -9,7 +9,7 @@ from typing import Final
 
 from hypothesis import strategies as st
 
-from common.messaging.dead_letters import OURS
+from saga.runtime.messaging.dead_letters import OURS
 from tests.raw_amqp import header, long, property_list, short, text
 
 FRAME_MAX: Final = 131_072

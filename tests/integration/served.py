@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any, get_type_hints
 from unittest import mock
 
-from common.kernel.database import Database, open_database
-from common.process import Parts, Process
-from common.server import Server, listen
-from common.service import Service, process_of
-from common.settings import Settings, load
-from common.tasks import cancel_all
+from saga.runtime.kernel.database import Database, open_database
+from saga.runtime.process import Parts, Process
+from saga.runtime.server import Server, listen
+from saga.runtime.service import Service, process_of
+from saga.runtime.settings import Settings, load
+from saga.runtime.tasks import cancel_all
 from tests.polling import DEADLINE_SECONDS, until
 
 LOOPBACK = "127.0.0.1"

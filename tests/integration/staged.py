@@ -22,21 +22,7 @@ import inventory_service.app
 import notification_service.app
 import order_service.app
 import payment_service.app
-from common.envelope import Envelope
 from common.events import OrderLine, PlaceOrder
-from common.kernel.database import open_database
-from common.kernel.groups import Done, Failed, Kernel, Outcome, Work
-from common.kernel.outbox import Outbox
-from common.kernel.tables import utc_now
-from common.kernel.timer import Timekeeper
-from common.messaging.connection import connect
-from common.messaging.consumer import Consumer
-from common.messaging.publisher import BrokerPublisher
-from common.messaging.topology import dead_letter_queue, queues_of, wait_queue
-from common.retry import RUNGS_MS
-from common.service import Service
-from common.settings import Settings
-from common.tasks import cancel_all
 from inventory_service.domain import AddStock
 from inventory_service.store import RESERVATIONS, STOCK
 from notification_service.app import MailSettings
@@ -45,11 +31,25 @@ from order_service.store import ORDERS
 from payment_service.gateway import Account, SandboxGateway
 from payment_service.ledger import Decline, Receipt
 from payment_service.store import PAYMENTS
-from saga.broker import apply_topology
+from saga.broker.setup import apply_topology
 from saga.deployment import Deployment, dead_letters_url_in
 from saga.discovery import choreography
-from saga.postgres import PostgresCluster
+from saga.envelope import Envelope
+from saga.local.postgres import PostgresCluster
 from saga.reconcile import reconcile
+from saga.retry import RUNGS_MS
+from saga.runtime.kernel.database import open_database
+from saga.runtime.kernel.groups import Done, Failed, Kernel, Outcome, Work
+from saga.runtime.kernel.outbox import Outbox
+from saga.runtime.kernel.tables import utc_now
+from saga.runtime.kernel.timer import Timekeeper
+from saga.runtime.messaging.connection import connect
+from saga.runtime.messaging.consumer import Consumer
+from saga.runtime.messaging.publisher import BrokerPublisher
+from saga.runtime.messaging.topology import dead_letter_queue, queues_of, wait_queue
+from saga.runtime.service import Service
+from saga.runtime.settings import Settings
+from saga.runtime.tasks import cancel_all
 from tests.polling import until
 
 RICH, BROKE = "rich", "broke"
@@ -171,7 +171,7 @@ class Provider(SandboxGateway):
 
 
 class Member:
-    """One service, as `common.service` puts it together, without HTTP."""
+    """One service, as `saga.runtime.service` puts it together, without HTTP."""
 
     def __init__(self, service: Service, url: str, amqp_url: str, clock: Clock) -> None:
         self.gate = Gate()

@@ -10,20 +10,21 @@ from typing import Any, ClassVar, Self
 
 import pytest
 
-from common.choreography import Choreography, Participant, State
-from common.envelope import Envelope, wrap
-from common.kernel.database import open_database
-from common.kernel.fold import Fold
-from common.kernel.step import react
-from common.limits import TEXT_MAX_BYTES
-from common.message import Command, Decided, Event, EventTypes, Priority, Role
-from history_service import queries, store
-from history_service.views import projection_of
+from saga.archive import queries, store
+from saga.archive.views import projection_of
+from saga.choreography import Choreography, Participant, State
 from saga.deployment import Deployment
+from saga.envelope import Envelope, wrap
 from saga.history import trace as asked
 from saga.history.archive import Archive
 from saga.history.rebuild import rebuild_views
 from saga.history.whereabouts import Whereabouts
+from saga.limits import TEXT_MAX_BYTES
+from saga.message import Command, Decided, Event, EventTypes, Priority, Role
+from saga.runtime.kernel.database import open_database
+from saga.runtime.kernel.fold import Fold
+from saga.runtime.kernel.step import react
+from tests.stores import HISTORY
 from tests.unit.given import NOW
 
 
@@ -148,7 +149,7 @@ class Sky:
 
 async def archive(folder: Path, events: Sequence[Envelope[Any]]) -> Deployment:
     url = f"sqlite:///{folder / 'history.db'}"
-    database = await open_database(url, store.TABLES)
+    database = await open_database(url, HISTORY)
     facts = [store.Fact(event, event.to_bytes()) for event in events]
     await database.transaction(lambda c: store.append(c, facts, NOW, PROJECTION))
     await database.close()
@@ -212,7 +213,7 @@ async def test_what_was_folded_as_it_came_is_what_is_folded_anew(tmp_path: Path)
     url = deployment.database_urls["history"]
 
     async def all_subjects() -> list[object]:
-        database = await open_database(url, store.TABLES)
+        database = await open_database(url, HISTORY)
         found = await database.read(lambda c: queries.search(c, queries.Search(), 99))
         await database.close()
         return list(found)

@@ -22,11 +22,6 @@ import asyncpg
 import pytest
 import sqlalchemy as sa
 
-from common.kernel.database import open_database, read_database
-from common.kernel.tables import utc_now
-from common.messaging.connection import connect
-from common.messaging.topology import HISTORY_STREAM
-from common.urls import sqlite_url
 from inventory_service.domain import AddStock
 from notification_service.domain import NotificationStatus
 from notification_service.store import NOTIFICATIONS, questions
@@ -45,9 +40,14 @@ from saga.backup.take import Whole, take
 from saga.deployment import Deployment, dead_letters_url_in
 from saga.dlq.store import Store
 from saga.history import HistoryError
+from saga.local.postgres import PostgresCluster
+from saga.local.system import System, SystemFault
 from saga.notes import RESTORING
-from saga.postgres import PostgresCluster
-from saga.system import System, SystemFault
+from saga.runtime.kernel.database import open_database, read_database
+from saga.runtime.kernel.tables import utc_now
+from saga.runtime.messaging.connection import connect
+from saga.runtime.messaging.topology import HISTORY_STREAM
+from saga.runtime.urls import sqlite_url
 from tests.books import Books, Rows, rows_of
 from tests.command import saga
 from tests.integration.kernels import until_somebody_waits
@@ -798,7 +798,7 @@ async def test_what_the_provider_was_asked_since_is_settled_and_no_mail_is_sent_
     url = sqlite_url(target / "notification.db")
     unsure = await asyncio.to_thread(read_database, url, questions)
     assert unsure.keys() == {asked, unknown, refunded, cancelled}
-    assert restored.mails_unsure == len(unsure)
+    assert restored.in_doubt == {"mail server": len(unsure)}
     found = await asyncio.to_thread(
         read_database, url, lambda connection: NOTIFICATIONS.find(connection, mailed)
     )

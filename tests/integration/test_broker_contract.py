@@ -13,8 +13,8 @@ import pytest
 from aiormq.abc import AbstractChannel, AbstractConnection, DeliveredMessage
 from pamqp.commands import Basic
 
-from common.messaging import frames
-from common.messaging.topology import DELIVERY_LIMIT, Arguments, Binding, Queue, Topology
+from saga.runtime.messaging import frames
+from saga.runtime.messaging.topology import DELIVERY_LIMIT, Arguments, Binding, Queue, Topology
 from saga.simulation.broker import (
     NOT_FOUND,
     PRECONDITION_FAILED,

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yarl
 
-from saga.claim import Claim, ClaimedError
-from saga.system import System
+from saga.broker.claim import Claim, ClaimedError
+from saga.local.system import System
 from tests.faults.proxy import Proxy
 from tests.polling import until
 

@@ -14,25 +14,25 @@ import aiormq
 import pytest
 from aio_pika.abc import AbstractChannel
 
-from common.choreography import Participant, State
-from common.envelope import Attributes, Envelope
-from common.kernel.database import SqliteDatabase
-from common.kernel.groups import Kernel
-from common.kernel.outbox import Outbox
-from common.kernel.tables import Tables
-from common.messaging.connection import connect
-from common.messaging.consumer import Consumer
-from common.messaging.permissions import OPERATOR, REPLAY
-from common.messaging.publisher import BrokerPublisher
-from common.messaging.stream import FIRST, reading
-from common.messaging.topology import EVENTS_EXCHANGE
-from common.tasks import cancel_all
+from saga.choreography import Participant, State
 from saga.deployment import Deployment
 from saga.dlq.desk import Desk, open_desk
 from saga.dlq.edit import edit
 from saga.dlq.replay import Settings, replay
 from saga.dlq.store import Selection
-from saga.node import RabbitNode
+from saga.envelope import Attributes, Envelope
+from saga.local.node import RabbitNode
+from saga.runtime.kernel.database import SqliteDatabase
+from saga.runtime.kernel.groups import Kernel
+from saga.runtime.kernel.outbox import Outbox
+from saga.runtime.kernel.tables import Tables
+from saga.runtime.messaging.connection import connect
+from saga.runtime.messaging.consumer import Consumer
+from saga.runtime.messaging.permissions import OPERATOR, REPLAY
+from saga.runtime.messaging.publisher import BrokerPublisher
+from saga.runtime.messaging.stream import FIRST, reading
+from saga.runtime.messaging.topology import EVENTS_EXCHANGE
+from saga.runtime.tasks import cancel_all
 from tests import errands
 from tests.errands import DESK, GRAPH, RIDER, STAMPER, Errand, Mark, Papers, Ride, Stage
 from tests.integration.test_permissions import Users, make_users

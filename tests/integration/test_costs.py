@@ -27,14 +27,7 @@ import yarl
 from prometheus_client import REGISTRY
 from sqlalchemy.engine import AdaptedConnection, Connection
 
-from common.choreography import Participant
-from common.envelope import Envelope, source_of, wrap
 from common.events import OrderLine, OrderPlaced, PlaceOrder
-from common.garbage import collected_seldom
-from common.kernel import rows
-from common.kernel.tables import Tables, utc_now
-from common.message import Command, Event, Priority
-from common.messaging.consumer import PREFETCH
 from inventory_service.domain import PARTICIPANT as INVENTORY
 from inventory_service.domain import AddStock
 from inventory_service.store import TABLES as INVENTORY_TABLES
@@ -43,6 +36,13 @@ from notification_service.store import NOTIFICATIONS
 from order_service.domain import PARTICIPANT as ORDER
 from order_service.store import TABLES as ORDER_TABLES
 from payment_service.gateway import Fault, FaultMode
+from saga.choreography import Participant
+from saga.envelope import Envelope, source_of, wrap
+from saga.message import Command, Event, Priority
+from saga.runtime.garbage import collected_seldom
+from saga.runtime.kernel import rows
+from saga.runtime.kernel.tables import Tables, utc_now
+from saga.runtime.messaging.consumer import PREFETCH
 from tests.faults.proxy import Proxy
 from tests.integration.kernels import replica
 from tests.integration.staged import Stage, staged

@@ -21,14 +21,14 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-import common.kernel.database
-import common.kernel.postgresql
-from common.choreography import Participant, State
+import saga.runtime.kernel.database
+import saga.runtime.kernel.postgresql
 from common.events import HeldLine, OrderCancelled, StockReleased
-from common.kernel.database import Database, open_database
-from common.kernel.groups import Done, Failed
-from common.kernel.tables import StateTable, Tables
-from common.message import Decided
+from saga.choreography import Participant, State
+from saga.message import Decided
+from saga.runtime.kernel.database import Database, open_database
+from saga.runtime.kernel.groups import Done, Failed
+from saga.runtime.kernel.tables import StateTable, Tables
 from tests.integration.kernels import Replica, Through
 from tests.integration.kernels import replica as running
 from tests.integration.toy import PARTICIPANT, Tally, cancelled, make_tables
@@ -194,7 +194,7 @@ async def blames_nobody(
 async def test_a_sqlite_file_that_somebody_has_locked_blames_no_message(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(common.kernel.database, "BUSY_TIMEOUT_SECONDS", 0.05)
+    monkeypatch.setattr(saga.runtime.kernel.database, "BUSY_TIMEOUT_SECONDS", 0.05)
     path = tmp_path / "toy.db"
 
     @asynccontextmanager
@@ -334,7 +334,7 @@ async def test_a_fault_of_postgresql_blames_no_message(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if fault is held_up:
-        monkeypatch.setattr(common.kernel.postgresql, "STATEMENT_SECONDS", 0.2)
+        monkeypatch.setattr(saga.runtime.kernel.postgresql, "STATEMENT_SECONDS", 0.2)
 
     await blames_nobody(postgres_url, fault, through=through)
 

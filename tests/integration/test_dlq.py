@@ -23,37 +23,9 @@ import pytest
 import sqlalchemy as sa
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 
-import order_service.store
-from common.choreography import Choreography, Participant
-from common.envelope import Envelope
 from common.events import OrderCancelled, StockReleased
-from common.kernel.database import sqlite_engine
-from common.kernel.groups import Kernel
-from common.kernel.outbox import Outbox
-from common.kernel.rows import writing
-from common.kernel.tables import utc_now
-from common.message import Priority
-from common.messaging.connection import connect
-from common.messaging.consumer import Consumer
-from common.messaging.dead_letters import (
-    ERROR_TYPE,
-    FINGERPRINT,
-    FIRST_FAILED_AT,
-    LAST_FAILED_AT,
-    ORIGIN_QUEUE,
-    REASON,
-)
-from common.messaging.frames import NO_PROPERTIES
-from common.messaging.publisher import BrokerPublisher
-from common.messaging.topology import (
-    DEAD_EXCHANGE,
-    EVENTS_EXCHANGE,
-    HISTORY_STREAM,
-    apply,
-    topology_of,
-)
-from common.tasks import cancel_all
-from order_service.domain import Order, OrderStatus
+from saga.archive.subjects import SUBJECTS, Subject
+from saga.choreography import Choreography, Participant
 from saga.deployment import Deployment, dead_letters_url_in
 from saga.dlq import DlqError, InputError
 from saga.dlq.collect import collect
@@ -63,6 +35,33 @@ from saga.dlq.examine import Expectation
 from saga.dlq.letters import REPLAYS, Copy, State
 from saga.dlq.replay import Result, Settings, dry_run, replay
 from saga.dlq.store import ItemState, Run, Selection, Store
+from saga.envelope import Envelope
+from saga.message import Priority
+from saga.runtime.kernel.database import sqlite_engine
+from saga.runtime.kernel.groups import Kernel
+from saga.runtime.kernel.outbox import Outbox
+from saga.runtime.kernel.rows import writing
+from saga.runtime.kernel.tables import utc_now
+from saga.runtime.messaging.connection import connect
+from saga.runtime.messaging.consumer import Consumer
+from saga.runtime.messaging.dead_letters import (
+    ERROR_TYPE,
+    FINGERPRINT,
+    FIRST_FAILED_AT,
+    LAST_FAILED_AT,
+    ORIGIN_QUEUE,
+    REASON,
+)
+from saga.runtime.messaging.frames import NO_PROPERTIES
+from saga.runtime.messaging.publisher import BrokerPublisher
+from saga.runtime.messaging.topology import (
+    DEAD_EXCHANGE,
+    EVENTS_EXCHANGE,
+    HISTORY_STREAM,
+    apply,
+    topology_of,
+)
+from saga.runtime.tasks import cancel_all
 from tests.integration.toy import NOW, Tally, cancelled, id_in_inbox, make_tables, open_toy, rows
 from tests.messages import message_of
 from tests.polling import until
@@ -134,13 +133,13 @@ class Bench:
             await self.publish(cancelled(n, customer=customer) for n in range(1, count + 1))
             await until(lambda: self.holds("toy.dlq", before + count))
 
-    def place(self, order: int, status: OrderStatus) -> None:
-        """Have the order service know an order."""
-        engine = sqlite_engine(self.deployment.database_urls["order"])
-        order_service.store.TABLES.metadata.create_all(engine)
-        state = Order(str(UUID(int=order)), status=status, placed_at=NOW, deadline=NOW)
+    def record(self, order: int, ended_by: str | None = None) -> None:
+        """Have the archive know an order."""
+        engine = sqlite_engine(self.deployment.database_urls["history"])
+        SUBJECTS.table.metadata.create_all(engine)
+        state = Subject(str(UUID(int=order)), ended_by=ended_by, ended_at=NOW if ended_by else None)
         with engine.begin() as connection, writing(connection) as writes:
-            order_service.store.ORDERS.save(writes, [(state, 0)])
+            SUBJECTS.save(writes, [(state, 0)])
         engine.dispose()
 
 
@@ -153,7 +152,7 @@ async def bench(amqp_url: str, tmp_path: Path) -> AsyncIterator[Bench]:
         http_urls={},
         database_urls={
             "toy": f"sqlite:///{tmp_path / 'toy.db'}",
-            "order": f"sqlite:///{tmp_path / 'order.db'}",
+            "history": f"sqlite:///{tmp_path / 'history.db'}",
         },
         outside_urls={"provider": ""},
         dead_letters_url=dead_letters_url_in(tmp_path),
@@ -163,7 +162,7 @@ async def bench(amqp_url: str, tmp_path: Path) -> AsyncIterator[Bench]:
         channel = await connection.channel(on_return_raises=True)
         await apply(topology_of(GRAPH), channel)
         made = Bench(deployment, channel, tmp_path)
-        made.place(999_999, OrderStatus.PENDING)
+        made.record(999_999)
         yield made
 
 
@@ -307,8 +306,8 @@ async def test_what_came_under_a_key_that_is_not_its_own_is_not_replayed(bench: 
 
 
 async def test_a_dry_run_says_what_would_become_of_each_letter(bench: Bench) -> None:
-    bench.place(2, OrderStatus.CANCELLED)
-    bench.place(1, OrderStatus.PENDING)
+    bench.record(2, ended_by="order.cancelled")
+    bench.record(1)
     await bench.letters(3)
     heal()
     async with running(bench) as toy:  # Order 3's message comes again, and is done.
@@ -323,8 +322,10 @@ async def test_a_dry_run_says_what_would_become_of_each_letter(bench: Bench) -> 
 
     first, second, third = (verdicts[cancelled(n).id] for n in (1, 2, 3))
     assert (first.expectation, first.decodes) == (Expectation.HANDLED, True)
-    assert (first.order_status, first.order_terminal) == ("pending", False)
-    assert (second.order_status, second.order_terminal) == ("cancelled", True)
+    assert (first.known, first.ended_by, first.saga) == (True, None, "open")
+    assert second.ended_by == "order.cancelled"
+    assert "order.cancelled was said already" in second.detail
+    assert not third.known
     assert third.expectation is Expectation.ALREADY_DONE
     assert verdicts["torn"].expectation is Expectation.UNDECODABLE
 

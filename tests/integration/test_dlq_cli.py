@@ -13,14 +13,20 @@ from uuid import UUID
 import pytest
 from typer.testing import CliRunner
 
-from common.envelope import wrap
 from common.events import HeldLine, OrderCancelled, StockReserved
-from common.kernel.database import sqlite_engine
-from common.kernel.tables import utc_now
-from common.message import Priority
-from common.messaging import dead_letters as headers_of
-from common.messaging.connection import connect
-from common.messaging.topology import (
+from payment_service.gateway import SandboxGateway
+from saga.cli import app
+from saga.deployment import Deployment
+from saga.discovery import choreography, participants
+from saga.dlq.store import look
+from saga.envelope import wrap
+from saga.message import Priority
+from saga.reconcile import reconcile
+from saga.runtime.kernel.database import sqlite_engine
+from saga.runtime.kernel.tables import utc_now
+from saga.runtime.messaging import dead_letters as headers_of
+from saga.runtime.messaging.connection import connect
+from saga.runtime.messaging.topology import (
     DEAD_EXCHANGE,
     EVENTS_EXCHANGE,
     apply,
@@ -28,12 +34,6 @@ from common.messaging.topology import (
     wait_queue,
     work_queue,
 )
-from payment_service.gateway import SandboxGateway
-from saga.cli import app
-from saga.deployment import Deployment
-from saga.discovery import choreography, participants
-from saga.dlq.store import look
-from saga.reconcile import reconcile
 from saga.status import status
 from tests import forked
 from tests.messages import message_of

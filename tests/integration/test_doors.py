@@ -24,19 +24,19 @@ import pytest
 import yarl
 from fastapi import APIRouter
 
-import common.kernel.database
-import common.readiness
-import common.server
-import common.service
-from common.kernel.tables import utc_now
-from common.messaging.consumer import Consumer
-from common.problem import PROBLEM
-from common.settings import SettingsError
-from history_service import store
+import saga.runtime.kernel.database
+import saga.runtime.readiness
+import saga.runtime.server
+import saga.runtime.service
 from order_service.domain import CancelOrder
+from saga.archive import store
 from saga.deployment import Deployment
 from saga.discovery import packages
 from saga.exporter import Exporter
+from saga.runtime.kernel.tables import utc_now
+from saga.runtime.messaging.consumer import Consumer
+from saga.runtime.problem import PROBLEM
+from saga.runtime.settings import SettingsError
 from tests.integration.served import Answer, Headers, Served, ask, built, serving
 from tests.play import SAGA, Play
 from tests.polling import until
@@ -503,7 +503,7 @@ async def test_an_error_nobody_foresaw_is_logged_once(
 
     assert answer.status == 500
     assert answer.headers["content-type"] == PROBLEM
-    assert complaints() == ["common.doors: GET /broken failed"]
+    assert complaints() == ["saga.runtime.doors: GET /broken failed"]
 
 
 async def test_metrics_are_described_as_what_they_are(package: str, tmp_path: Path) -> None:
@@ -517,7 +517,7 @@ async def test_metrics_are_described_as_what_they_are(package: str, tmp_path: Pa
 async def test_readiness_is_told_at_once_though_the_broker_takes_its_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(common.readiness, "LOOK_EVERY_SECONDS", 0.02)
+    monkeypatch.setattr(saga.runtime.readiness, "LOOK_EVERY_SECONDS", 0.02)
     looks = 0
 
     async def unread(_: Consumer) -> list[str]:
@@ -624,7 +624,7 @@ async def test_a_database_that_takes_nothing_is_said_in_time_and_nothing_is_lost
 async def test_an_order_that_a_stop_cuts_short_is_told_to_ask_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, complaints: Callable[[], list[str]]
 ) -> None:
-    monkeypatch.setattr(common.server, "GRACEFUL_SECONDS", 1)
+    monkeypatch.setattr(saga.runtime.server, "GRACEFUL_SECONDS", 1)
     async with serving("order_service", tmp_path) as order:
         with closing(sqlite3.connect(tmp_path / "order.db")) as other:
             other.execute("BEGIN IMMEDIATE")
@@ -665,8 +665,8 @@ async def test_an_order_that_could_not_be_committed_in_time_is_placed_once_when_
 async def test_while_nothing_can_be_committed_for_long_nothing_more_is_begun(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(common.kernel.database, "BUSY_TIMEOUT_SECONDS", 0.05)
-    monkeypatch.setattr(common.service, "REFUSE_SECONDS", 0.2)
+    monkeypatch.setattr(saga.runtime.kernel.database, "BUSY_TIMEOUT_SECONDS", 0.05)
+    monkeypatch.setattr(saga.runtime.service, "REFUSE_SECONDS", 0.2)
     body = json.dumps(ORDER).encode()
     async with serving("order_service", tmp_path, HTTP_ANSWER_SECONDS="60") as order:
         with closing(sqlite3.connect(tmp_path / "order.db")) as other:

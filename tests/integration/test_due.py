@@ -14,14 +14,14 @@ import pytest
 import sqlalchemy as sa
 from prometheus_client import REGISTRY
 
-from common.kernel import timer
-from common.kernel.groups import Done, Duplicate
-from common.kernel.rows import writing
-from common.kernel.step import DueStays, Firing, Wish
-from common.kernel.tables import StateTable
-from common.kernel.timer import Timekeeper
-from common.metrics import DatabaseMetrics
-from common.tasks import cancel_all
+from saga.runtime.kernel import timer
+from saga.runtime.kernel.groups import Done, Duplicate
+from saga.runtime.kernel.rows import writing
+from saga.runtime.kernel.step import DueStays, Firing, Wish
+from saga.runtime.kernel.tables import StateTable
+from saga.runtime.kernel.timer import Timekeeper
+from saga.runtime.metrics import DatabaseMetrics
+from saga.runtime.tasks import cancel_all
 from tests.integration.alarms import (
     EVERY,
     NOON,

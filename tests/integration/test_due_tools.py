@@ -18,10 +18,10 @@ import httpx
 import pytest
 import sqlalchemy as sa
 
-from common import dues
-from common.envelope import rfc3339
-from common.kernel.tables import utc_now
 from saga.deployment import Deployment
+from saga.envelope import rfc3339
+from saga.runtime import dues
+from saga.runtime.kernel.tables import utc_now
 from tests.command import saga
 from tests.integration.alarms import EVERY, NOON, Alarm, StopAlarm
 from tests.integration.kernels import client_of

@@ -10,14 +10,9 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from common.choreography import State
-from common.kernel.database import open_database, read_database
-from common.kernel.rows import writing
-from common.kernel.tables import Tables
-from common.messaging.frames import Posting
-from common.messaging.topology import intake_queue
-from history_service import store
-from history_service.projection import Projection
+from saga.archive import store
+from saga.archive.projection import Projection
+from saga.choreography import State
 from saga.deployment import Deployment
 from saga.discovery import VARIABLE
 from saga.history import InputError
@@ -25,9 +20,15 @@ from saga.history import rebuild as work
 from saga.history.rebuild import Rebuilt, Unanswered, rebuild, redeliver
 from saga.history.sources import Sources
 from saga.history.verify import verify
+from saga.runtime.kernel.database import open_database, read_database
+from saga.runtime.kernel.rows import writing
+from saga.runtime.kernel.tables import Tables
+from saga.runtime.messaging.frames import Posting
+from saga.runtime.messaging.topology import intake_queue
 from tests.errands import GRAPH, AskErrand, Errand, Papers, Ride
 from tests.integration.toy import id_in_inbox
 from tests.play import Play
+from tests.stores import HISTORY
 
 KINDS: dict[str, type[State]] = {"desk": Errand, "rider": Ride, "stamper": Papers}
 TABLES: dict[str, Tables] = {
@@ -72,7 +73,7 @@ async def write(folder: Path, play: Play, types: frozenset[str] | None = None) -
         for event in play.events
         if types is None or event.type in types
     ]
-    history = await open_database(url_of(folder, "history"), store.TABLES)
+    history = await open_database(url_of(folder, "history"), HISTORY)
     await history.transaction(
         lambda connection: store.append(connection, facts, play.at, Projection(GRAPH))
     )

@@ -11,12 +11,12 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from common.messaging.frames import NO_PROPERTIES
 from saga.deployment import Deployment
 from saga.dlq.figures import FINGERPRINTS_MAX, OTHER, figures
 from saga.dlq.letters import Copy
 from saga.dlq.store import Selection, Store
 from saga.exporter import Exporter
+from saga.runtime.messaging.frames import NO_PROPERTIES
 from tests.polling import until
 
 NOW = datetime(2020, 1, 1, tzinfo=UTC)

@@ -17,27 +17,26 @@ from typing import Any
 import aio_pika
 import pytest
 
-from common.disk import INODES_MIN, lack_of_room
-from common.files import write_public, write_whole
-from common.kernel.database import DatabaseError, open_database
-from common.kernel.groups import Done
-from common.messaging.connection import BrokerError, connect
-from common.tasks import cancel_all
-from history_service.store import TABLES as HISTORY_TABLES
 from notification_service.mail import FolderMailer, MailRefused
 from payment_service.domain import Refund, RefundAnswered
 from payment_service.gateway import SandboxGateway
 from payment_service.ledger import Receipt
-from saga import system
 from saga.deployment import Deployment, write_secret
 from saga.dlq import DlqError
 from saga.dlq.store import Store
 from saga.history import InputError
 from saga.history.transfer import export
-from saga.node import NodeError, RabbitNode
-from saga.postgres import PostgresCluster, PostgresError
-from saga.supervision import Supervision
-from saga.system import System, SystemFault
+from saga.local import system
+from saga.local.node import NodeError, RabbitNode
+from saga.local.postgres import PostgresCluster, PostgresError
+from saga.local.supervision import Supervision
+from saga.local.system import System, SystemFault
+from saga.runtime.disk import INODES_MIN, lack_of_room
+from saga.runtime.files import write_public, write_whole
+from saga.runtime.kernel.database import DatabaseError, open_database
+from saga.runtime.kernel.groups import Done
+from saga.runtime.messaging.connection import BrokerError, connect
+from saga.runtime.tasks import cancel_all
 from tests import forked
 from tests.command import saga
 from tests.integration.kernels import replica
@@ -45,6 +44,7 @@ from tests.integration.served import Answer, Served, serving
 from tests.integration.toy import INQUIRER, cancelled, make_tables
 from tests.polling import until
 from tests.small_disk import SmallDisk, small_disk
+from tests.stores import HISTORY
 
 DISK_MEGABYTES = 16
 NODES_DISK_MEGABYTES = 120
@@ -289,7 +289,7 @@ async def test_an_export_of_the_history_that_finds_no_room_leaves_no_file(
     disk: SmallDisk, tmp_path: Path
 ) -> None:
     url = f"sqlite:///{tmp_path / 'history.db'}"
-    await (await open_database(url, HISTORY_TABLES)).close()
+    await (await open_database(url, HISTORY)).close()
     disk.fill()
 
     with pytest.raises(InputError, match=r"cannot write .*: No space left on device"):

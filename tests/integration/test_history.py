@@ -21,16 +21,27 @@ import uvloop
 from aio_pika.abc import AbstractChannel
 from sqlalchemy.engine import Connection
 
-from common.envelope import Envelope, wrap
 from common.events import PaymentVoided
-from common.kernel.database import Database, open_database
-from common.kernel.tables import utc_now
-from common.message import Priority
-from common.messaging.connection import BrokerError, connect
-from common.messaging.frames import Delivery
-from common.messaging.publisher import BrokerPublisher, posting_of
-from common.messaging.stream import FIRST, Record, StreamReader, reading, restored
-from common.messaging.topology import (
+from inventory_service.domain import AddStock
+from saga.archive import queries, store
+from saga.archive.follower import Follower, missing
+from saga.archive.store import Gap, Place
+from saga.archive.subjects import folded, subjects
+from saga.deployment import Deployment
+from saga.discovery import choreography
+from saga.envelope import Envelope, wrap
+from saga.history import HistoryError
+from saga.history.archive import Archive
+from saga.history.rebuild import rebuild_views
+from saga.history.transfer import Imported, export, take_in
+from saga.message import Priority
+from saga.runtime.kernel.database import Database, open_database
+from saga.runtime.kernel.tables import utc_now
+from saga.runtime.messaging.connection import BrokerError, connect
+from saga.runtime.messaging.frames import Delivery
+from saga.runtime.messaging.publisher import BrokerPublisher, posting_of
+from saga.runtime.messaging.stream import FIRST, Record, StreamReader, reading, restored
+from saga.runtime.messaging.topology import (
     EVENTS_EXCHANGE,
     HISTORY_STREAM,
     Queue,
@@ -38,25 +49,14 @@ from common.messaging.topology import (
     apply,
     topology_of,
 )
-from common.messaging.trust import EDITOR_SOURCE
-from common.messaging.wire import Channel
-from common.tasks import cancel_all
-from history_service import queries, store
-from history_service.follower import Follower, missing
-from history_service.store import TABLES, Gap, Place
-from history_service.subjects import folded, subjects
-from inventory_service.domain import AddStock
-from saga.deployment import Deployment
-from saga.discovery import choreography
-from saga.history import HistoryError
-from saga.history.archive import Archive
-from saga.history.rebuild import rebuild_views
-from saga.history.transfer import Imported, export, take_in
+from saga.runtime.messaging.trust import EDITOR_SOURCE
+from saga.runtime.messaging.wire import Channel
+from saga.runtime.tasks import cancel_all
 from tests.books import demand_turns
 from tests.messages import message_of
 from tests.play import Play
 from tests.polling import until
-from tests.stores import GRAPH, PROJECTION
+from tests.stores import GRAPH, HISTORY, PROJECTION
 
 T = TypeVar("T")
 
@@ -143,7 +143,7 @@ class History:
 
 @pytest.fixture
 async def history(database_url: str) -> AsyncIterator[History]:
-    database = await open_database(database_url, TABLES)
+    database = await open_database(database_url, HISTORY)
     await demand_turns(database)
     yield History(database)
     await database.close()
@@ -152,7 +152,7 @@ async def history(database_url: str) -> AsyncIterator[History]:
 @pytest.fixture
 async def shared(postgres_url: str) -> AsyncIterator[History]:
     """On PostgreSQL, where other processes may write as well."""
-    database = await open_database(postgres_url, TABLES)
+    database = await open_database(postgres_url, HISTORY)
     await demand_turns(database)
     yield History(database)
     await database.close()
@@ -161,7 +161,7 @@ async def shared(postgres_url: str) -> AsyncIterator[History]:
 @pytest.fixture
 async def sqlite_history(tmp_path: Path) -> AsyncIterator[History]:
     """Where it makes no difference which database it is."""
-    database = await open_database(f"sqlite:///{tmp_path / 'history.db'}", TABLES)
+    database = await open_database(f"sqlite:///{tmp_path / 'history.db'}", HISTORY)
     yield History(database)
     await database.close()
 
@@ -469,7 +469,7 @@ async def test_long_messages_are_taken_a_few_at_a_time(
     stream: Stream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A transaction of very many would be more than a database takes."""
-    monkeypatch.setattr("common.messaging.stream.TAKE_MAX_BYTES", 10_000)
+    monkeypatch.setattr("saga.runtime.messaging.stream.TAKE_MAX_BYTES", 10_000)
     bodies = [bytes([number]) * 3_000 for number in range(20)]
     for number, body in enumerate(bodies):
         await stream.publish_as(body, "order.placed.normal", str(number), EVENTS_EXCHANGE)
@@ -490,8 +490,8 @@ async def test_what_is_not_taken_waits_at_the_broker_and_not_in_memory(
     stream: Stream,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("common.messaging.stream.HELD_MAX_BYTES", 500_000)
-    monkeypatch.setattr("common.messaging.stream.TAKE_MAX_BYTES", 100_000)
+    monkeypatch.setattr("saga.runtime.messaging.stream.HELD_MAX_BYTES", 500_000)
+    monkeypatch.setattr("saga.runtime.messaging.stream.TAKE_MAX_BYTES", 100_000)
     bodies = [bytes([number]) * 100_000 for number in range(100)]
     for number, body in enumerate(bodies):
         await stream.publish_as(body, "order.placed.normal", str(number), EVENTS_EXCHANGE)
@@ -527,8 +527,8 @@ def slow_broker(monkeypatch: pytest.MonkeyPatch) -> None:
         asyncio.get_running_loop().call_later(0.2, lambda: take_in(*coming.popleft()))
 
     monkeypatch.setattr(StreamReader, "_take_in", take_in_later)
-    monkeypatch.setattr("history_service.follower.LOOK_SECONDS", 0.02)
-    monkeypatch.setattr("common.messaging.stream.END_SECONDS", 0.02)
+    monkeypatch.setattr("saga.archive.follower.LOOK_SECONDS", 0.02)
+    monkeypatch.setattr("saga.runtime.messaging.stream.END_SECONDS", 0.02)
 
 
 async def test_a_broker_that_is_slow_to_answer_has_no_other_stream(
@@ -555,7 +555,7 @@ async def test_a_stream_that_has_lost_its_end_is_read_again_and_lacks_nothing(
     stream: Stream, sqlite_history: History, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As after a node has lost what it had not on disk: the head has been trimmed long ago."""
-    monkeypatch.setattr("history_service.follower.LOOK_SECONDS", 0.2)
+    monkeypatch.setattr("saga.archive.follower.LOOK_SECONDS", 0.2)
     await stream.make_anew(max_length_bytes=60_000, stream_max_segment_size_bytes=20_000)
     async with following(stream, sqlite_history.database):
         published = await fill_until_trimmed(stream)
@@ -654,7 +654,7 @@ async def exported(tmp_path: Path) -> tuple[Path, list[str]]:
     """Another history as a file, and the ids of its events."""
     other = f"sqlite:///{tmp_path / 'other.db'}"
     events = played(2).events
-    database = await open_database(other, TABLES)
+    database = await open_database(other, HISTORY)
     facts = [store.Fact(event, event.to_bytes()) for event in events]
     await database.transaction(lambda c: store.append(c, facts, utc_now(), PROJECTION))
     await database.close()
@@ -693,7 +693,7 @@ async def test_an_import_that_takes_long_is_waited_for_by_whoever_else_writes(
     exported: tuple[Path, list[str]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("history_service.store.TURN_SECONDS", 0.05)
+    monkeypatch.setattr("saga.archive.store.TURN_SECONDS", 0.05)
     file, imported = exported
     play = played(1)
     async with following(stream, shared.database) as follower:
@@ -715,7 +715,7 @@ async def test_a_position_that_an_older_replica_took_is_no_fault_of_an_event(
     stream: Stream, postgres_url: str
 ) -> None:
     """It takes no turns."""
-    shared = History(await open_database(postgres_url, TABLES))
+    shared = History(await open_database(postgres_url, HISTORY))
     older, newer = played(1).events, played(1).events
     row = store._row(older[0].id, store.Fact(older[0], older[0].to_bytes()), 1, utc_now())
     wrote, go_on = threading.Event(), threading.Event()
@@ -726,7 +726,7 @@ async def test_a_position_that_an_older_replica_took_is_no_fault_of_an_event(
         assert go_on.wait(60)
 
     async def as_older() -> None:
-        database = await open_database(postgres_url, TABLES)
+        database = await open_database(postgres_url, HISTORY)
         await database.transaction(write)
         await database.close()
 
@@ -747,7 +747,7 @@ async def test_a_position_that_an_older_replica_took_is_no_fault_of_an_event(
 
 
 async def test_without_the_stream_it_does_not_start(amqp_url: str, tmp_path: Path) -> None:
-    database = await open_database(f"sqlite:///{tmp_path / 'history.db'}", TABLES)
+    database = await open_database(f"sqlite:///{tmp_path / 'history.db'}", HISTORY)
     with pytest.raises(BrokerError, match=r"no stream saga\.history"):
         await Follower(amqp_url, database, PROJECTION).start(patience_seconds=0)
     await database.close()
@@ -758,7 +758,7 @@ async def test_two_followers_of_one_database_keep_each_event_once(
     stream: Stream, postgres_url: str
 ) -> None:
     play = played(50)
-    one, other = [await open_database(postgres_url, TABLES) for _ in range(2)]
+    one, other = [await open_database(postgres_url, HISTORY) for _ in range(2)]
     async with following(stream, one), following(stream, other):
         for start in range(0, len(play.events), 20):
             await stream.publish(*play.events[start : start + 20])
@@ -819,7 +819,7 @@ async def test_what_nobody_has_thought_of_is_told_and_tried_again(
 async def test_a_database_that_goes_away_as_the_stream_is_another_one_is_waited_for(
     stream: Stream, sqlite_history: History, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("history_service.follower.LOOK_SECONDS", 0.2)
+    monkeypatch.setattr("saga.archive.follower.LOOK_SECONDS", 0.2)
     before, after = played(2).events, played(1).events
     await stream.publish(*before)
     async with following(stream, sqlite_history.database):

@@ -17,23 +17,23 @@ import sqlalchemy as sa
 from fastapi.routing import APIRoute
 from sqlalchemy.engine import Connection
 
-from common.envelope import rfc3339
-from common.kernel.database import Database, open_database
-from common.kernel.tables import Utc, Word
-from common.limits import TEXT_MAX_BYTES
-from common.readiness import Readiness
-from common.settings import HttpSettings
-from common.web import create_app
-from history_service import orders, store
-from history_service.domain import Status
-from history_service.order_routes import routes
-from history_service.order_table import order_views
-from history_service.routes import routes as routes_of_any
-from history_service.store import TABLES
 from inventory_service.domain import AddStock
+from order_saga.archive import queries as orders
+from order_saga.archive.routes import routes
+from order_saga.archive.table import order_views
+from order_saga.archive.view import Status
 from order_service.domain import CancelOrder
+from saga.archive import store
+from saga.archive.routes import routes as routes_of_any
+from saga.envelope import rfc3339
+from saga.limits import TEXT_MAX_BYTES
+from saga.runtime.kernel.database import Database, open_database
+from saga.runtime.kernel.tables import Utc, Word
+from saga.runtime.readiness import Readiness
+from saga.runtime.settings import HttpSettings
+from saga.runtime.web import create_app
 from tests.play import BROKE, SAGA, Play
-from tests.stores import GRAPH, PROJECTION
+from tests.stores import GRAPH, HISTORY, PROJECTION
 from tests.unit.test_limits import BEYOND
 
 FIVE_PAST_TEN = datetime(2030, 1, 1, 10, 5, tzinfo=UTC)
@@ -41,7 +41,7 @@ FIVE_PAST_TEN = datetime(2030, 1, 1, 10, 5, tzinfo=UTC)
 
 @pytest.fixture
 async def history(database_url: str) -> AsyncIterator[Database]:
-    database = await open_database(database_url, TABLES)
+    database = await open_database(database_url, HISTORY)
     yield database
     await database.close()
 

@@ -18,18 +18,18 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from common.envelope import Envelope
-from common.kernel.database import open_database
-from common.messaging.stream import Record
-from history_service import queries, store
-from history_service.order_table import order_views
-from history_service.store import TABLES, Gap, Place
 from inventory_service.domain import AddStock
+from order_saga.archive.table import order_views
+from saga.archive import queries, store
+from saga.archive.store import Gap, Place
+from saga.envelope import Envelope
 from saga.history import InputError, pages
 from saga.history.transfer import Imported, export, take_in
+from saga.runtime.kernel.database import open_database
+from saga.runtime.messaging.stream import Record
 from tests.integration.test_history_queries import kept_by_another
 from tests.play import BROKE, Play
-from tests.stores import GRAPH, PROJECTION
+from tests.stores import GRAPH, HISTORY, PROJECTION
 from tests.unit.test_limits import BEYOND
 
 Document = dict[str, Any]
@@ -38,7 +38,7 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 async def transaction(url: str, work: Callable[[Connection], object]) -> Any:
-    database = await open_database(url, TABLES)
+    database = await open_database(url, HISTORY)
     try:
         return await database.transaction(work)
     finally:
@@ -382,7 +382,7 @@ async def test_names_and_places_that_cannot_be_are_refused(history: str, tmp_pat
     if sys.version_info < (3, 14):
         with pytest.raises(InputError, match=r"Zstandard from 3\.14 on"):
             export(history, tmp_path / "history.jsonl.zst")
-    owner = await open_database(history, TABLES)
+    owner = await open_database(history, HISTORY)
     put(tmp_path / "any.jsonl", b'{"export": "order-saga history", "version": 1}\n')
     with pytest.raises(InputError, match="in use by another process"):
         await take_in(history, tmp_path / "any.jsonl", GRAPH)

@@ -18,19 +18,19 @@ import yarl
 from fastapi.openapi.models import OpenAPI
 from prometheus_client.parser import text_string_to_metric_families
 
-from common.envelope import wrap
 from common.events import LINES_MAX, PaymentCharged
-from common.kernel.tables import utc_now
-from common.message import Priority
-from common.messaging.connection import connect
-from common.messaging.topology import EVENTS_EXCHANGE
-from common.problem import PROBLEM
-from common.settings import Settings
-from common.web import ERRORS_MAX
-from saga.broker import apply_topology
+from saga.broker.setup import apply_topology
 from saga.discovery import choreography
+from saga.envelope import wrap
 from saga.http import client
-from saga.system import System
+from saga.local.system import System
+from saga.message import Priority
+from saga.runtime.kernel.tables import utc_now
+from saga.runtime.messaging.connection import connect
+from saga.runtime.messaging.topology import EVENTS_EXCHANGE
+from saga.runtime.problem import PROBLEM
+from saga.runtime.settings import Settings
+from saga.runtime.web import ERRORS_MAX
 from tests.faults.proxy import Proxy
 from tests.forked import spawn
 from tests.messages import message_of

@@ -11,11 +11,11 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from common.kernel import inbox
-from common.kernel.inbox import FORGET_MAX, forget, keep_forgetting
-from common.kernel.tables import utc_now
-from common.retry_loop import RetryLoop
-from common.tasks import cancel_all
+from saga.runtime.kernel import inbox
+from saga.runtime.kernel.inbox import FORGET_MAX, forget, keep_forgetting
+from saga.runtime.kernel.tables import utc_now
+from saga.runtime.retry_loop import RetryLoop
+from saga.runtime.tasks import cancel_all
 from tests.integration.kernels import Replica, Through, replica
 from tests.integration.toy import PARTICIPANT, make_tables
 from tests.polling import until

@@ -10,11 +10,11 @@ from datetime import datetime, timedelta
 import pytest
 from sqlalchemy.engine import Connection
 
-from common.envelope import Attributes
-from common.kernel import kept
-from common.kernel.kept import PRUNED_MAX, kept_events, key_of
-from common.kernel.tables import utc_now
-from common.tasks import cancel_all
+from saga.envelope import Attributes
+from saga.runtime.kernel import kept
+from saga.runtime.kernel.kept import PRUNED_MAX, kept_events, key_of
+from saga.runtime.kernel.tables import utc_now
+from saga.runtime.tasks import cancel_all
 from tests.integration.kernels import Replica, replica
 from tests.integration.toy import PARTICIPANT, cancelled, make_tables
 from tests.polling import until

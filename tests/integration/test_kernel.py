@@ -16,16 +16,16 @@ import sqlalchemy as sa
 from prometheus_client import REGISTRY
 from sqlalchemy.engine import Connection
 
-from common.choreography import Participant
-from common.envelope import Envelope, wrap
 from common.events import StockReleased
-from common.kernel.database import DatabaseError, open_database
-from common.kernel.groups import Conflicting, Done, Duplicate, Failed, Outcome
-from common.kernel.outbox import Outbox, Outgoing
-from common.kernel.rows import WriteSet
-from common.message import Command, Priority
-from common.metrics import DatabaseMetrics
 from payment_service.domain import ChargeAnswered, Refund, RefundAnswered
+from saga.choreography import Participant
+from saga.envelope import Envelope, wrap
+from saga.message import Command, Priority
+from saga.runtime.kernel.database import DatabaseError, open_database
+from saga.runtime.kernel.groups import Conflicting, Done, Duplicate, Failed, Outcome
+from saga.runtime.kernel.outbox import Outbox, Outgoing
+from saga.runtime.kernel.rows import WriteSet
+from saga.runtime.metrics import DatabaseMetrics
 from tests.integration.kernels import Replica, Through, replica
 from tests.integration.toy import (
     INQUIRER,

@@ -18,15 +18,16 @@ import yarl
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 from prometheus_client import REGISTRY
 
-from common.choreography import Choreography
-from common.envelope import Envelope
-from common.kernel.groups import Kernel
-from common.kernel.outbox import Outbox, Outgoing
-from common.limits import BODY_MAX_BYTES
-from common.message import Priority
-from common.messaging.connection import BrokerError, connect
-from common.messaging.consumer import Consumer
-from common.messaging.dead_letters import (
+from saga.choreography import Choreography
+from saga.envelope import Envelope
+from saga.limits import BODY_MAX_BYTES
+from saga.local.node import RabbitNode
+from saga.message import Priority
+from saga.runtime.kernel.groups import Kernel
+from saga.runtime.kernel.outbox import Outbox, Outgoing
+from saga.runtime.messaging.connection import BrokerError, connect
+from saga.runtime.messaging.consumer import Consumer
+from saga.runtime.messaging.dead_letters import (
     ATTEMPTS,
     ERROR,
     ERROR_TYPE,
@@ -38,8 +39,8 @@ from common.messaging.dead_letters import (
     ORIGIN_ROUTING_KEY,
     REASON,
 )
-from common.messaging.publisher import BrokerPublisher
-from common.messaging.topology import (
+from saga.runtime.messaging.publisher import BrokerPublisher
+from saga.runtime.messaging.topology import (
     EVENTS_EXCHANGE,
     HISTORY_STREAM,
     Queue,
@@ -48,9 +49,8 @@ from common.messaging.topology import (
     apply,
     topology_of,
 )
-from common.messaging.wire import Unroutable
-from common.tasks import cancel_all
-from saga.node import RabbitNode
+from saga.runtime.messaging.wire import Unroutable
+from saga.runtime.tasks import cancel_all
 from tests.faults.proxy import Proxy
 from tests.integration import toy as toy_module
 from tests.integration.toy import (

@@ -16,30 +16,30 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-import history_service.store
 import inventory_service.store
 import notification_service.domain
 import notification_service.store
 import order_service.store
-from common.envelope import MessageKey
-from common.kernel import timer
-from common.kernel.database import DatabaseError, open_database, read_database
-from common.kernel.migrations import MigrationError, differences, write_script
-from common.kernel.rows import writing
-from common.kernel.tables import Schema, Tables, VersionConflict, utc_now
-from common.kernel.timer import Timekeeper
-from common.messaging.trust import EDITOR_SOURCE
-from common.tasks import cancel_all
-from history_service.subjects import subjects
+import saga.archive.store
 from inventory_service.domain import AddStock
 from notification_service.domain import Notification, NotificationStatus
 from notification_service.store import NOTIFICATIONS
+from saga.archive.subjects import subjects
 from saga.discovery import services
+from saga.envelope import MessageKey
 from saga.history.rebuild import rebuild_views
+from saga.runtime.kernel import timer
+from saga.runtime.kernel.database import DatabaseError, open_database, read_database
+from saga.runtime.kernel.migrations import MigrationError, differences, write_script
+from saga.runtime.kernel.rows import writing
+from saga.runtime.kernel.tables import Schema, Tables, VersionConflict, utc_now
+from saga.runtime.kernel.timer import Timekeeper
+from saga.runtime.messaging.trust import EDITOR_SOURCE
+from saga.runtime.tasks import cancel_all
 from tests.integration.kernels import replica
 from tests.play import Play, confirmed, declined, out_of_stock
 from tests.polling import until
-from tests.stores import GRAPH, PROJECTION
+from tests.stores import GRAPH, HISTORY, PROJECTION
 from tests.unit.given import NOW
 
 FIRST = """
@@ -435,14 +435,14 @@ async def test_a_history_of_before_knows_its_subjects_after_the_upgrade(
     recorded: str, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As if every event were folded anew."""
-    monkeypatch.setattr(history_service.store, "CATCH_UP_AT_ONCE", 7)
+    monkeypatch.setattr(saga.archive.store, "CATCH_UP_AT_ONCE", 7)
     folder = tmp_path / "migrations"
     folder.mkdir()
-    assert history_service.store.TABLES.migrations is not None
-    for script in history_service.store.TABLES.migrations.glob("v*.py"):
+    assert saga.archive.store.TABLES.migrations is not None
+    for script in saga.archive.store.TABLES.migrations.glob("v*.py"):
         if script.name[1:5] <= "0003":
             shutil.copy(script, folder)
-    old = Schema(history_service.store.TABLES.metadata, migrations=folder)
+    old = Schema(saga.archive.store.TABLES.metadata, migrations=folder)
     play = Play(at=NOW, tick=timedelta(milliseconds=3))
     stock = AddStock(
         delivery_id=UUID(int=1), sku="tea", quantity=9, unit_price_cents=250, currency="EUR"
@@ -453,13 +453,13 @@ async def test_a_history_of_before_knows_its_subjects_after_the_upgrade(
     play.provider_down = True
     confirmed(play)
     copy = play.events[-1].model_copy(update={"id": "corrected", "source": EDITOR_SOURCE})
-    facts = [history_service.store.Fact(e, e.to_bytes()) for e in (*play.events, copy)]
+    facts = [saga.archive.store.Fact(e, e.to_bytes()) for e in (*play.events, copy)]
 
     def insert(first: int, last: int, connection: Connection) -> None:
         for position, fact in enumerate(facts[first:last], start=first + 1):
             event = fact.attributes
             connection.execute(
-                history_service.store.events.insert().values(
+                saga.archive.store.events.insert().values(
                     event_id=event.id,
                     position=position,
                     recorded_at=NOW,
@@ -477,11 +477,11 @@ async def test_a_history_of_before_knows_its_subjects_after_the_upgrade(
         return {tuple(row) for row in connection.execute(sa.select(*columns))}
 
     before = {"before the upgrade": len(facts), "before it and after it": 10}.get(recorded, 0)
-    fold = partial(history_service.store.catch_up, projection=PROJECTION)
+    fold = partial(saga.archive.store.catch_up, projection=PROJECTION)
     database = await open_database(database_url, old)
     await database.transaction(partial(insert, 0, before))
     await database.close()
-    database = await open_database(database_url, history_service.store.TABLES)
+    database = await open_database(database_url, HISTORY)
     await database.transaction(fold)
     await database.transaction(partial(insert, before, len(facts)))
     pages = 0
@@ -491,6 +491,6 @@ async def test_a_history_of_before_knows_its_subjects_after_the_upgrade(
     upgraded = await database.read(rows)
     await database.close()
     assert await rebuild_views(database_url, GRAPH) == len(upgraded) == 5
-    database = await open_database(database_url, history_service.store.TABLES)
+    database = await open_database(database_url, HISTORY)
     assert await database.read(rows) == upgraded
     await database.close()

@@ -22,15 +22,6 @@ from sqlalchemy.engine import Connection
 import inventory_service.store
 import order_service.store
 import payment_service.store
-from common.choreography import Participant, State
-from common.envelope import Decoder, Envelope, source_of, wrap
-from common.kernel.database import Database, open_database
-from common.kernel.groups import Kernel
-from common.kernel.outbox import Outbox, Outgoing
-from common.kernel.step import Firing
-from common.kernel.tables import Tables
-from common.message import Command, Priority
-from common.tasks import cancel_all
 from order_saga import SAGA
 from order_saga.outsides import DeskGateway
 from order_saga.scenarios import AFTER, BEFORE
@@ -38,7 +29,16 @@ from order_service.domain import CancelOrder, Order
 from payment_service.app import build_with
 from payment_service.gateway import Account, GatewayUnavailable, PaymentGateway, SandboxGateway
 from payment_service.ledger import Charge, Decline, GatewayRefused, Ledger, Outcome, Receipt
+from saga.choreography import Participant, State
+from saga.envelope import Decoder, Envelope, source_of, wrap
+from saga.message import Command, Priority
 from saga.outside import Desk
+from saga.runtime.kernel.database import Database, open_database
+from saga.runtime.kernel.groups import Kernel
+from saga.runtime.kernel.outbox import Outbox, Outgoing
+from saga.runtime.kernel.step import Firing
+from saga.runtime.kernel.tables import Tables
+from saga.runtime.tasks import cancel_all
 from saga.verify import Model, model_of, verify
 from saga.view import View, Violation
 from tests.polling import DEADLINE_SECONDS
@@ -116,7 +116,8 @@ class HeldProvider:
             if not await told:
                 raise GatewayUnavailable("held up for too long")
         finally:
-            self.held.remove(told)
+            if told in self.held:
+                self.held.remove(told)
 
 
 def _books(tables: Tables, connection: Connection) -> tuple[list[State], list[bytes]]:
@@ -231,7 +232,9 @@ class System:
     async def go_on(self) -> None:
         """The provider hears, answers or fails."""
         if self.provider.held:
-            self.random.choice(self.provider.held).set_result(self.random.random() < 0.8)
+            told = self.random.choice(self.provider.held)
+            self.provider.held.remove(told)  # Now, not once it runs: it waits no more.
+            told.set_result(self.random.random() < 0.8)
 
     async def cancel(self) -> None:
         if await self._order_is_known():

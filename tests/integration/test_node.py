@@ -13,12 +13,12 @@ from pathlib import Path
 import aio_pika
 import pytest
 
-from common.messaging import topology
-from common.messaging.topology import HISTORY_STREAM
-from saga import broker
-from saga.broker import DamagedQueue, apply_topology, mend_topology, missing_queues
+from saga.broker import setup as broker
+from saga.broker.setup import DamagedQueue, apply_topology, mend_topology, missing_queues
 from saga.discovery import choreography
-from saga.node import NodeError, RabbitNode
+from saga.local.node import NodeError, RabbitNode
+from saga.runtime.messaging import topology
+from saga.runtime.messaging.topology import HISTORY_STREAM
 from tests.processes import processes_of
 
 DEADLINE_SECONDS = 60.0

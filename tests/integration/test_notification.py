@@ -18,16 +18,7 @@ import pytest
 import sqlalchemy as sa
 from aiosmtpd.smtp import SMTP, Envelope, Session
 
-from common.envelope import Envelope as Message
-from common.envelope import wrap
 from common.events import CancellationReason, Letter, LetterKind, OrderCancelled, OrderConfirmed
-from common.kernel.groups import Done, Duplicate, Failed, Outcome
-from common.kernel.tables import utc_now
-from common.kernel.timer import Timekeeper
-from common.message import Event, Priority
-from common.settings import HttpSettings, SettingsError
-from common.tasks import cancel_all
-from common.text import harmless
 from notification_service.app import MailSettings, build, build_with, routes
 from notification_service.domain import RESENDING_MAX, Notification, NotificationStatus
 from notification_service.mail import (
@@ -42,6 +33,15 @@ from notification_service.mail import (
     address_book,
 )
 from notification_service.store import TABLES, notifications, put_in_question, questions
+from saga.envelope import Envelope as Message
+from saga.envelope import wrap
+from saga.message import Event, Priority
+from saga.runtime.kernel.groups import Done, Duplicate, Failed, Outcome
+from saga.runtime.kernel.tables import utc_now
+from saga.runtime.kernel.timer import Timekeeper
+from saga.runtime.settings import HttpSettings, SettingsError
+from saga.runtime.tasks import cancel_all
+from saga.text import harmless
 from tests.integration.kernels import Replica, client_of, replica
 from tests.polling import until
 

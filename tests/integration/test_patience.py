@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from common.settings import SettingsError
-from saga.node import NodeError, RabbitNode
-from saga.observe import ObserveError, Prometheus
-from saga.patience import Patience, start_seconds
-from saga.postgres import PostgresCluster, PostgresError
-from saga.system import System, SystemFault
+from saga.local.node import NodeError, RabbitNode
+from saga.local.observe import ObserveError, Prometheus
+from saga.local.patience import Patience, start_seconds
+from saga.local.postgres import PostgresCluster, PostgresError
+from saga.local.system import System, SystemFault
+from saga.runtime.settings import SettingsError
 
 SILENT = """\
 #!/bin/sh

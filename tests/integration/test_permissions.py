@@ -22,15 +22,23 @@ import pytest
 import yarl
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage
 
-from common.choreography import Choreography
-from common.envelope import Envelope, wrap
 from common.events import HeldLine, StockReserved
-from common.kernel.tables import utc_now
-from common.message import Priority
-from common.messaging.connection import connect
-from common.messaging.definitions import definitions, text
-from common.messaging.permissions import OPERATOR, REPLAY, users_of
-from common.messaging.topology import (
+from payment_service.gateway import Account, SandboxGateway
+from saga.broker.management import Management
+from saga.broker.passwords import new_passwords
+from saga.broker.setup import apply_topology, drift, put_users
+from saga.choreography import Choreography
+from saga.discovery import choreography
+from saga.envelope import Envelope, wrap
+from saga.local.node import RabbitNode
+from saga.local.system import System
+from saga.message import Priority
+from saga.retry import RUNGS_MS
+from saga.runtime.kernel.tables import utc_now
+from saga.runtime.messaging.connection import connect
+from saga.runtime.messaging.definitions import definitions, text
+from saga.runtime.messaging.permissions import OPERATOR, REPLAY, users_of
+from saga.runtime.messaging.topology import (
     DEAD_EXCHANGE,
     EVENTS_EXCHANGE,
     HISTORY_STREAM,
@@ -41,15 +49,7 @@ from common.messaging.topology import (
     topology_of,
     wait_queue,
 )
-from common.retry import RUNGS_MS
-from common.tasks import cancel_all
-from payment_service.gateway import Account, SandboxGateway
-from saga.broker import apply_topology, drift, put_users
-from saga.discovery import choreography
-from saga.management import Management
-from saga.node import RabbitNode
-from saga.passwords import new_passwords
-from saga.system import System
+from saga.runtime.tasks import cancel_all
 from tests.forked import spawn
 from tests.integration import toy as toy_module
 from tests.integration.test_messaging import running

@@ -24,39 +24,39 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from common.choreography import Participant
 from common.events import OrderCancelled, StockReleased
-from common.kernel.database import open_database, sqlite_engine
-from common.kernel.groups import Kernel
-from common.kernel.outbox import Outbox
-from common.messaging.connection import connect
-from common.messaging.consumer import Consumer
-from common.messaging.dead_letters import KEPT, LEFT_OUT, OURS, REPLAYS
-from common.messaging.publisher import BrokerPublisher
-from common.messaging.topology import (
+from payment_service.gateway import SandboxGateway
+from saga.archive import store as history_store
+from saga.archive.follower import Follower
+from saga.choreography import Participant
+from saga.cli import app
+from saga.deployment import Deployment
+from saga.discovery import choreography, participants
+from saga.local.node import RabbitNode
+from saga.reconcile import reconcile
+from saga.retry import Retry, TransientError
+from saga.runtime.kernel.database import open_database, sqlite_engine
+from saga.runtime.kernel.groups import Kernel
+from saga.runtime.kernel.outbox import Outbox
+from saga.runtime.messaging.connection import connect
+from saga.runtime.messaging.consumer import Consumer
+from saga.runtime.messaging.dead_letters import KEPT, LEFT_OUT, OURS, REPLAYS
+from saga.runtime.messaging.publisher import BrokerPublisher
+from saga.runtime.messaging.topology import (
     EVENTS_EXCHANGE,
     HISTORY_STREAM,
     apply,
     topology_of,
     wait_queue,
 )
-from common.retry import Retry, TransientError
-from common.tasks import cancel_all
-from history_service import store as history_store
-from history_service.follower import Follower
-from payment_service.gateway import SandboxGateway
-from saga.cli import app
-from saga.deployment import Deployment
-from saga.discovery import choreography, participants
-from saga.node import RabbitNode
-from saga.reconcile import reconcile
+from saga.runtime.tasks import cancel_all
 from saga.status import status
 from tests.faults.proxy import Proxy
 from tests.integration.poison import CASES, LOST, REFUSED, property_lists
 from tests.integration.toy import Tally, cancelled, id_in_inbox, make_tables, open_toy, rows
 from tests.polling import until
 from tests.raw_amqp import Message, RawClient, Refused, parts
-from tests.stores import PROJECTION
+from tests.stores import HISTORY, PROJECTION
 
 T = TypeVar("T")
 
@@ -237,7 +237,7 @@ async def _place(url: str, folder: Path) -> Place:
             make_tables().metadata.create_all(engine)
         engine.dispose()
     await SandboxGateway(deployment.outside_urls["provider"]).close()
-    history = await open_database(deployment.database_urls["history"], history_store.TABLES)
+    history = await open_database(deployment.database_urls["history"], HISTORY)
     await history.close()
     async with await connect(url, name="test") as connection:
         await apply(topology_of(choreography()), await connection.channel())
@@ -256,7 +256,7 @@ async def at_work(place: Place, url: str | None = None) -> AsyncIterator[None]:
     outbox = Outbox("payment", database, tables, publisher)
     kernel = Kernel(STAND_IN, database, tables, outbox)
     consumer = Consumer(STAND_IN, kernel, publisher, broker, drain_seconds=5)
-    history = await open_database(place.deployment.database_urls["history"], history_store.TABLES)
+    history = await open_database(place.deployment.database_urls["history"], HISTORY)
     follower = Follower(broker, history, PROJECTION)
     await outbox.open()
     await publisher.open(patience_seconds=5)

@@ -20,8 +20,8 @@ import pytest
 import sqlalchemy as sa
 import yarl
 
-from common.kernel.database import DatabaseError, open_database
-from saga.node import free_ports
+from saga.local.node import free_ports
+from saga.runtime.kernel.database import DatabaseError, open_database
 from tests.integration.toy import make_tables
 from tests.polling import until
 

@@ -12,7 +12,7 @@ import asyncpg
 import pytest
 import yarl
 
-from saga.postgres import PostgresCluster, find_postgresql
+from saga.local.postgres import PostgresCluster, find_postgresql
 
 SCRIPT = Path(__file__).parents[2] / "deploy" / "postgres-roles.sh"
 

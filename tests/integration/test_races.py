@@ -17,7 +17,7 @@ from payment_service.gateway import Fault, FaultMode
 from saga.dlq.desk import open_desk
 from saga.dlq.replay import Settings, replay
 from saga.dlq.store import ItemState, Selection
-from saga.postgres import PostgresCluster
+from saga.local.postgres import PostgresCluster
 from tests.integration.staged import (
     BROKE,
     ON_THE_SHELF,

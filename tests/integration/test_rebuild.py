@@ -15,23 +15,14 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from common.events import CancellationReason
-from common.kernel import tables as kernel_tables
-from common.kernel.database import open_database, read_database, sqlite_engine
-from common.kernel.outbox import Outgoing
-from common.kernel.tables import inbox_key
-from common.kernel.timer import Timekeeper
-from common.messaging.connection import connect
-from common.messaging.stream import last_offset
-from common.messaging.topology import apply, topology_of, wait_queue
-from common.tasks import cancel_all
-from history_service import store
-from history_service.order_table import order_views
-from history_service.subjects import subjects
 from inventory_service.domain import AddStock, Delivery
 from notification_service.domain import ResendNotification
+from order_saga.archive.table import order_views
 from order_service.domain import CancelOrder, Order
 from payment_service.domain import Payment, PaymentStatus, SettleCharge, compensate
 from payment_service.gateway import SandboxGateway
+from saga.archive import store
+from saga.archive.subjects import subjects
 from saga.discovery import choreography
 from saga.history import HistoryError, InputError
 from saga.history.rebuild import (
@@ -42,13 +33,22 @@ from saga.history.rebuild import (
 )
 from saga.history.sources import Sources
 from saga.history.verify import Verified, verify
+from saga.runtime.kernel import tables as kernel_tables
+from saga.runtime.kernel.database import open_database, read_database, sqlite_engine
+from saga.runtime.kernel.outbox import Outgoing
+from saga.runtime.kernel.tables import inbox_key
+from saga.runtime.kernel.timer import Timekeeper
+from saga.runtime.messaging.connection import connect
+from saga.runtime.messaging.stream import last_offset
+from saga.runtime.messaging.topology import apply, topology_of, wait_queue
+from saga.runtime.tasks import cancel_all
 from tests.books import Books, demand_turns, rows_of
 from tests.integration.kernels import replica
 from tests.integration.test_history_queries import kept_by_another
 from tests.messages import message_of
 from tests.play import BROKE, Play
 from tests.polling import until
-from tests.stores import PROJECTION, TABLES
+from tests.stores import HISTORY, PROJECTION, TABLES
 from tests.unit.test_forgotten_inbox import LOST, Recorded
 from tests.unit.test_limits import BEYOND
 
@@ -437,7 +437,7 @@ async def test_the_views_are_folded_anew_as_they_were(books: Books) -> None:
 async def test_views_are_folded_anew_beside_the_service_at_work(
     books: Books, postgres_url: str
 ) -> None:
-    history = await open_database(postgres_url, store.TABLES)
+    history = await open_database(postgres_url, HISTORY)
     await demand_turns(history)
     facts = [store.Fact(event, event.to_bytes()) for event in books.play.events]
     await history.transaction(lambda c: store.append(c, facts, books.play.at, PROJECTION))
@@ -454,7 +454,7 @@ async def test_what_another_program_kept_as_an_event_stops_no_rebuild(
     await rebuild_views(books.url("history"), GRAPH)
     views = await all_of(books, order_views)
     (subject, *_) = [event.subject for event in books.play.events if event.type == "order.placed"]
-    database = await open_database(books.url("history"), store.TABLES)
+    database = await open_database(books.url("history"), HISTORY)
     await database.transaction(lambda c: kept_by_another(c, subject))
     await database.close()
 

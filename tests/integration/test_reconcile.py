@@ -20,13 +20,20 @@ import pytest
 import sqlalchemy as sa
 from aio_pika.abc import AbstractRobustChannel
 
-from common.envelope import Envelope
-from common.kernel.database import open_database, sqlite_engine
-from common.kernel.rows import writing
-from common.kernel.tables import Tables, utc_now
-from common.message import Priority
-from common.messaging import dead_letters
-from common.messaging.topology import (
+from inventory_service.domain import AddStock
+from order_service.domain import CancelOrder
+from payment_service.gateway import Account, SandboxGateway
+from saga.archive import store
+from saga.deployment import Deployment
+from saga.discovery import choreography
+from saga.envelope import Envelope
+from saga.message import Priority
+from saga.reconcile import ReconcileError, Report, reconcile
+from saga.runtime.kernel.database import open_database, sqlite_engine
+from saga.runtime.kernel.rows import writing
+from saga.runtime.kernel.tables import Tables, utc_now
+from saga.runtime.messaging import dead_letters
+from saga.runtime.messaging.topology import (
     DEAD_EXCHANGE,
     EVENTS_EXCHANGE,
     HISTORY_STREAM,
@@ -37,16 +44,9 @@ from common.messaging.topology import (
     topology_of,
     work_queue,
 )
-from history_service import store
-from inventory_service.domain import AddStock
-from order_service.domain import CancelOrder
-from payment_service.gateway import Account, SandboxGateway
-from saga.deployment import Deployment
-from saga.discovery import choreography
-from saga.reconcile import ReconcileError, Report, reconcile
 from tests.messages import message_of
 from tests.play import BROKE, Play
-from tests.stores import TABLES
+from tests.stores import HISTORY, TABLES
 
 
 @dataclass
@@ -465,7 +465,7 @@ async def test_what_was_in_a_stream_before_the_one_there_is_is_not_missed(
 
     url = f"sqlite:///{tmp_path / 'history.db'}"
     stage.deployment.database_urls["history"] = url
-    database = await open_database(url, store.TABLES)
+    database = await open_database(url, HISTORY)
     place = {"stream": HISTORY_STREAM, "offset": 0, "key": "k", "stream_number": 2}
     await database.transaction(lambda c: c.execute(store.places.insert().values(place)))
     await database.close()

@@ -23,8 +23,6 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.util import await_only
 
 import inventory_service.store
-from common.choreography import Participant, State
-from common.envelope import Envelope, wrap
 from common.events import (
     CancellationReason,
     DeclineReason,
@@ -37,16 +35,18 @@ from common.events import (
     StockReleased,
     StockReserved,
 )
-from common.kernel.database import Database
-from common.kernel.groups import Ask, Done, Duplicate, Outcome
-from common.kernel.rows import WriteSet
-from common.kernel.tables import StateTable, Tables
-from common.message import Decided, Event, Intent, Priority
 from inventory_service.domain import PARTICIPANT as INVENTORY
 from inventory_service.domain import AddStock, Reservation, StockItem
 from payment_service.app import build_with
 from payment_service.domain import Payment
 from payment_service.gateway import Account, SandboxGateway
+from saga.choreography import Participant, State
+from saga.envelope import Envelope, wrap
+from saga.message import Decided, Event, Intent, Priority
+from saga.runtime.kernel.database import Database
+from saga.runtime.kernel.groups import Ask, Done, Duplicate, Outcome
+from saga.runtime.kernel.rows import WriteSet
+from saga.runtime.kernel.tables import StateTable, Tables
 from tests.integration.kernels import Replica, Through, replica, until_somebody_waits
 from tests.integration.toy import (
     NOW,

@@ -19,22 +19,22 @@ import sqlalchemy as sa
 import yarl
 from aio_pika.abc import AbstractChannel
 
-from common import process, retry_loop
-from common.choreography import Choreography
-from common.kernel import inbox
-from common.kernel.inbox import keep_forgetting
-from common.kernel.outbox import Outgoing
-from common.messaging import consumer
-from common.messaging.connection import connect
-from common.messaging.publisher import BrokerPublisher
-from common.messaging.topology import DEAD_EXCHANGE, EVENTS_EXCHANGE, apply, topology_of
-from common.messaging.wire import Unroutable
-from common.retry_loop import RetryLoop
-from common.service import Service, process_of
-from common.settings import Settings
-from common.tasks import cancel_all
+from saga.choreography import Choreography
 from saga.http import client
-from saga.node import RabbitNode
+from saga.local.node import RabbitNode
+from saga.runtime import process, retry_loop
+from saga.runtime.kernel import inbox
+from saga.runtime.kernel.inbox import keep_forgetting
+from saga.runtime.kernel.outbox import Outgoing
+from saga.runtime.messaging import consumer
+from saga.runtime.messaging.connection import connect
+from saga.runtime.messaging.publisher import BrokerPublisher
+from saga.runtime.messaging.topology import DEAD_EXCHANGE, EVENTS_EXCHANGE, apply, topology_of
+from saga.runtime.messaging.wire import Unroutable
+from saga.runtime.retry_loop import RetryLoop
+from saga.runtime.service import Service, process_of
+from saga.runtime.settings import Settings
+from saga.runtime.tasks import cancel_all
 from saga.status import READY, Status, readiness
 from tests.faults.proxy import Proxy
 from tests.integration.kernels import Through, replica
@@ -299,7 +299,7 @@ async def test_a_database_that_stays_away_is_said_by_whatever_needs_it(
     postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(inbox, "LOOK_SECONDS", 0.1)
-    monkeypatch.setattr("common.kernel.outbox.SWEEP_SECONDS", 0.1)
+    monkeypatch.setattr("saga.runtime.kernel.outbox.SWEEP_SECONDS", 0.1)
     tables = make_tables()
     async with replica(postgres_url, PARTICIPANT, tables, through=Away, lease_seconds=0.4) as toy:
         assert isinstance(toy.database, Away)

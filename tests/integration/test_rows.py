@@ -14,11 +14,11 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from common.kernel import database as database_module
-from common.kernel import rows
-from common.kernel.database import Database, SqliteDatabase, open_database, sqlite_engine
-from common.kernel.rows import OLD_VERSION, Rows, WriteSet, writing
-from common.kernel.tables import Schema, VersionConflict
+from saga.runtime.kernel import database as database_module
+from saga.runtime.kernel import rows
+from saga.runtime.kernel.database import Database, SqliteDatabase, open_database, sqlite_engine
+from saga.runtime.kernel.rows import OLD_VERSION, Rows, WriteSet, writing
+from saga.runtime.kernel.tables import Schema, VersionConflict
 from tests.integration.kernels import until_somebody_waits
 
 CONFLICT = VersionConflict("order")

@@ -20,13 +20,13 @@ import uvloop
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
 
-import common.server
-from common.problem import PROBLEM
-from common.readiness import Readiness
-from common.server import Server, listen
-from common.settings import HttpSettings
-from common.web import create_app
+import saga.runtime.server
 from saga.discovery import packages
+from saga.runtime.problem import PROBLEM
+from saga.runtime.readiness import Readiness
+from saga.runtime.server import Server, listen
+from saga.runtime.settings import HttpSettings
+from saga.runtime.web import create_app
 from tests.integration.served import LOOPBACK, ask, parsed, said
 from tests.polling import DEADLINE_SECONDS, until
 
@@ -69,9 +69,9 @@ class Application:
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr(common.server, "REQUEST_SECONDS", 0.3)
-    monkeypatch.setattr(common.server, "LINGER_SECONDS", 0.3)
-    monkeypatch.setattr(common.server, "_SWEEP_TICKS", 1)
+    monkeypatch.setattr(saga.runtime.server, "REQUEST_SECONDS", 0.3)
+    monkeypatch.setattr(saga.runtime.server, "LINGER_SECONDS", 0.3)
+    monkeypatch.setattr(saga.runtime.server, "_SWEEP_TICKS", 1)
     caplog.set_level(logging.INFO)
 
 
@@ -106,7 +106,7 @@ def test_every_http_server_of_the_product_is_that_one() -> None:
         for path in (ROOT / package).rglob("*.py")
         if others.search(path.read_text())
     ]
-    assert found == ["common/server.py"]
+    assert found == ["saga/runtime/server.py"]
 
 
 SLOW = {
@@ -180,7 +180,7 @@ async def test_a_client_that_does_not_close_is_closed() -> None:
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A busy machine may be late with a request as well."""
-    monkeypatch.setattr(common.server, "REQUEST_SECONDS", DEADLINE_SECONDS)
+    monkeypatch.setattr(saga.runtime.server, "REQUEST_SECONDS", DEADLINE_SECONDS)
 
 
 @pytest.mark.usefixtures("patient")
@@ -190,7 +190,7 @@ async def test_an_answer_that_takes_long_is_no_reason_to_close() -> None:
         asking = asyncio.create_task(ask(port, "GET", "/slow"))
         await until(lambda: application.called == 1)
         (connection,) = server.server_state.connections
-        assert isinstance(connection, common.server._Connection)
+        assert isinstance(connection, saga.runtime.server._Connection)
         connection.end_if_late(connection.since + 1_000 * DEADLINE_SECONDS)
         application.release.set()
         assert (await asking).body == b"at last"
@@ -232,8 +232,8 @@ async def test_where_all_are_being_answered_one_more_is_told_to_come_back() -> N
 
 @pytest.mark.usefixtures("patient")
 async def test_more_than_can_be_told_so_are_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(common.server, "TURNED_AWAY_MAX", 3)
-    monkeypatch.setattr(common.server, "LINGER_SECONDS", DEADLINE_SECONDS)
+    monkeypatch.setattr(saga.runtime.server, "TURNED_AWAY_MAX", 3)
+    monkeypatch.setattr(saga.runtime.server, "LINGER_SECONDS", DEADLINE_SECONDS)
     application = Application()
     async with serving(application, connections_max=2) as (server, port):
         busy = [asyncio.create_task(ask(port, "GET", "/slow")) for _ in range(2)]
@@ -338,7 +338,7 @@ async def test_a_pause_of_the_server_is_no_clients_fault() -> None:
         await until(lambda: connections(server) == 1)
         now = asyncio.get_running_loop().time()
         state = server.server_state
-        assert isinstance(state, common.server._State)
+        assert isinstance(state, saga.runtime.server._State)
         state._swept_at = now  # Then the process is stopped for an hour, and looks again.
         state.sweep(now + 3_600)
         state._swept_at = None

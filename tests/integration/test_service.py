@@ -23,16 +23,16 @@ import httpx
 import pytest
 import yarl
 
-from common.envelope import wrap
 from common.events import HeldLine, StockReserved
-from common.kernel.tables import utc_now
-from common.message import Priority
-from common.messaging.connection import connect
-from common.messaging.topology import EVENTS_EXCHANGE
 from payment_service.gateway import Account, SandboxGateway
-from saga.broker import apply_topology
+from saga.broker.setup import apply_topology
 from saga.discovery import choreography, packages
+from saga.envelope import wrap
 from saga.http import client
+from saga.message import Priority
+from saga.runtime.kernel.tables import utc_now
+from saga.runtime.messaging.connection import connect
+from saga.runtime.messaging.topology import EVENTS_EXCHANGE
 from tests.faults.proxy import Proxy
 from tests.forked import Forked, run
 from tests.messages import message_of
@@ -424,8 +424,8 @@ def test_all_settings_that_make_no_sense_are_named_together(tmp_path: Path) -> N
 
 
 _ASKS_NOBODY = """
-from common.service import Service, main
-from common.settings import Settings
+from saga.runtime.service import Service, main
+from saga.runtime.settings import Settings
 from tests.integration.toy import INQUIRER, make_tables
 
 main(lambda settings: Service(INQUIRER, make_tables()), Settings)

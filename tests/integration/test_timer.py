@@ -12,19 +12,19 @@ from uuid import UUID
 import pytest
 import sqlalchemy as sa
 
-from common.envelope import source_of, wrap
 from common.events import OrderLine, PaymentCharged, PlaceOrder
-from common.kernel import timer
-from common.kernel.groups import Kernel
-from common.kernel.rows import UnreadableRow
-from common.kernel.tables import utc_now
-from common.kernel.timer import Timekeeper
-from common.message import Priority
-from common.tasks import cancel_all
 from order_service.app import routes
 from order_service.domain import PARTICIPANT, Order, OrderStatus
 from order_service.store import TABLES
+from saga.envelope import source_of, wrap
+from saga.message import Priority
 from saga.reconcile.databases import Books, read_book
+from saga.runtime.kernel import timer
+from saga.runtime.kernel.groups import Kernel
+from saga.runtime.kernel.rows import UnreadableRow
+from saga.runtime.kernel.tables import utc_now
+from saga.runtime.kernel.timer import Timekeeper
+from saga.runtime.tasks import cancel_all
 from tests.integration.kernels import Replica, client_of, replica
 from tests.polling import until
 

@@ -11,11 +11,11 @@ import pytest
 import trustme
 import yarl
 
-from common.messaging.connection import BrokerError, connect
-from common.settings import SettingsError, TlsSettings
-from saga.broker import apply_topology
+from saga.broker.setup import apply_topology
 from saga.discovery import choreography
-from saga.node import RabbitNode, free_ports
+from saga.local.node import RabbitNode, free_ports
+from saga.runtime.messaging.connection import BrokerError, connect
+from saga.runtime.settings import SettingsError, TlsSettings
 from tests.integration.test_service import ServiceProcess, assert_refuses
 from tests.polling import until
 

@@ -14,22 +14,11 @@ import sqlalchemy as sa
 from aio_pika.abc import AbstractChannel
 from sqlalchemy.engine import Connection
 
-from common.kernel.database import open_database
-from common.kernel.rows import writing
-from common.kernel.tables import utc_now
-from common.messaging.topology import (
-    DEAD_EXCHANGE,
-    EVENTS_EXCHANGE,
-    apply,
-    topology_of,
-    wait_queue,
-)
-from history_service import store
-from history_service.domain import OrderView, Status
-from history_service.store import TABLES
 from inventory_service.domain import AddStock, Reservation, ReservationStatus
+from order_saga.archive.view import OrderView, Status
 from order_service.domain import CancelOrder, Order, OrderStatus
 from payment_service.domain import Payment, PaymentStatus
+from saga.archive import store
 from saga.deployment import Deployment
 from saga.dlq.desk import open_desk
 from saga.dlq.store import Selection
@@ -39,10 +28,20 @@ from saga.history.sequence import Kind
 from saga.history.sources import tables_of
 from saga.history.trace import Trace, past, stuck, trace
 from saga.history.whereabouts import Place
+from saga.runtime.kernel.database import open_database
+from saga.runtime.kernel.rows import writing
+from saga.runtime.kernel.tables import utc_now
+from saga.runtime.messaging.topology import (
+    DEAD_EXCHANGE,
+    EVENTS_EXCHANGE,
+    apply,
+    topology_of,
+    wait_queue,
+)
 from tests.integration.test_history_queries import kept_by_another
 from tests.messages import message_of
 from tests.play import SAGA, Delivery, Play
-from tests.stores import PROJECTION
+from tests.stores import HISTORY, PROJECTION
 
 GRAPH = SAGA
 
@@ -57,7 +56,7 @@ class Scene:
 
     async def record(self) -> None:
         """Have the history keep what was played; what is known already is not kept twice."""
-        database = await open_database(self.deployment.database_urls["history"], TABLES)
+        database = await open_database(self.deployment.database_urls["history"], HISTORY)
         facts = [store.Fact(event, event.to_bytes()) for event in self.play.events]
         await database.transaction(lambda c: store.append(c, facts, self.play.at, PROJECTION))
         await database.close()
@@ -339,7 +338,7 @@ async def test_where_the_head_was_trimmed_an_unknown_order_may_have_been_there(
     scene: Scene,
 ) -> None:
     await scene.record()
-    database = await open_database(scene.deployment.database_urls["history"], TABLES)
+    database = await open_database(scene.deployment.database_urls["history"], HISTORY)
     gap = store.gaps.insert().values(first=0, last=4_711, noticed_at=scene.play.at)
     await database.transaction(lambda c: c.execute(gap))
     await database.close()
@@ -363,7 +362,7 @@ async def test_what_another_program_kept_as_an_event_changes_no_answer(scene: Sc
         ]
 
     before = await answers()
-    database = await open_database(scene.deployment.database_urls["history"], TABLES)
+    database = await open_database(scene.deployment.database_urls["history"], HISTORY)
     await database.transaction(lambda c: kept_by_another(c, order))
     await database.close()
 

@@ -26,19 +26,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 import inventory_service.app
 import order_service.app
-from common import tracing
-from common.envelope import derived_id, trace_id_of, wrap
 from common.events import PlaceOrder, order_id_of
-from common.kernel.database import open_database
-from common.kernel.tables import utc_now
-from common.message import Priority
-from common.messaging.connection import connect
-from common.messaging.publisher import BrokerPublisher, posting_of
-from common.messaging.topology import apply, topology_of
-from common.process import Parts
-from common.service import Service, process_of
-from common.settings import Settings
-from common.tasks import cancel_all
 from payment_service.app import build_with
 from payment_service.gateway import GatewayUnavailable, SandboxGateway
 from payment_service.ledger import Decline, Receipt
@@ -48,6 +36,18 @@ from saga.dlq.desk import open_desk
 from saga.dlq.replay import Settings as ReplaySettings
 from saga.dlq.replay import replay
 from saga.dlq.store import Selection
+from saga.envelope import derived_id, trace_id_of, wrap
+from saga.message import Priority
+from saga.runtime import tracing
+from saga.runtime.kernel.database import open_database
+from saga.runtime.kernel.tables import utc_now
+from saga.runtime.messaging.connection import connect
+from saga.runtime.messaging.publisher import BrokerPublisher, posting_of
+from saga.runtime.messaging.topology import apply, topology_of
+from saga.runtime.process import Parts
+from saga.runtime.service import Service, process_of
+from saga.runtime.settings import Settings
+from saga.runtime.tasks import cancel_all
 from tests.polling import until
 
 CALLER = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -369,8 +369,8 @@ def test_a_process_that_ends_hands_its_spans_over(monkeypatch: pytest.MonkeyPatc
 
 def test_a_service_without_an_endpoint_does_not_even_load_what_records_spans() -> None:
     program = (
-        "import sys, order_service.app, common.tracing\n"
-        "common.tracing.start('order')\n"
+        "import sys, order_service.app, saga.runtime.tracing\n"
+        "saga.runtime.tracing.start('order')\n"
         "loads = ('opentelemetry.sdk', 'opentelemetry.exporter')\n"
         "print([name for name in sys.modules if name.startswith(loads)])"
     )

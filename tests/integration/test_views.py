@@ -28,29 +28,28 @@ from uuid import uuid4
 from xml.etree import ElementTree
 
 import pytest
-import typer
 from aio_pika import Message
 from rich.cells import cell_len
 
 from common.events import OrderLine, PlaceOrder
-from common.kernel.database import open_database
-from common.kernel.tables import utc_now
-from common.messaging import stream
-from common.messaging.connection import connect
-from common.messaging.topology import DEAD_EXCHANGE, apply, topology_of
-from common.streams import READER_GONE
-from common.text import harmless
-from history_service import store
 from inventory_service.domain import AddStock
 from saga import reconcile as books
-from saga.cli import app, main
+from saga.archive import store
+from saga.cli import command_line, main
 from saga.deployment import FILE_NAME
 from saga.discovery import choreography
 from saga.history import rebuild, verify
+from saga.runtime.kernel.database import open_database
+from saga.runtime.kernel.tables import utc_now
+from saga.runtime.messaging import stream
+from saga.runtime.messaging.connection import connect
+from saga.runtime.messaging.topology import DEAD_EXCHANGE, apply, topology_of
+from saga.runtime.streams import READER_GONE
+from saga.text import harmless
 from tests.books import Books
 from tests.messages import message_of
 from tests.play import PRICE_CENTS, Play
-from tests.stores import PROJECTION
+from tests.stores import HISTORY, PROJECTION
 
 ROOT: Final = Path(__file__).parents[2]
 NAMES: Final = ("[/b]ada", "[red]ada[/red]", ":smile:", "a\u202ed\x9ba\u200b", "\\[b]ada")
@@ -69,7 +68,7 @@ def leaves(command: Any, *path: str) -> Iterator[tuple[str, Any]]:
         yield from leaves(each, *path, name)
 
 
-COMMANDS: Final = dict(leaves(typer.main.get_command(app)))
+COMMANDS: Final = dict(leaves(command_line()))
 
 WITH_SERVICES: Final = {"up", "restart", "demo", "publish", "exporter"}
 """They need services, and the end-to-end tests run them."""
@@ -227,7 +226,7 @@ async def _set_up(scene: Scene) -> None:
     play.deliver()
     books = Books(scene.folder, play)
     await books.write()
-    database = await open_database(books.url("history"), store.TABLES)
+    database = await open_database(books.url("history"), HISTORY)
     stray = store.Stray("key", WORSE[:1] + "key", "malformed", WORSE, WORSE.encode(), 7)
     await database.transaction(lambda c: store.append(c, [stray], play.at, PROJECTION))
     await database.close()

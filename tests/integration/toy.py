@@ -13,15 +13,15 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from common.choreography import Participant, State
-from common.envelope import Envelope, wrap
 from common.events import OrderCancelled, PaymentVoided, StockReleased
-from common.kernel.database import SqliteDatabase
-from common.kernel.outbox import Outgoing
-from common.kernel.tables import StateTable, Tables
-from common.message import Decided, Event, Priority
-from common.retry import Retry, TransientError
 from payment_service.domain import Refund, RefundAnswered
+from saga.choreography import Participant, State
+from saga.envelope import Envelope, wrap
+from saga.message import Decided, Event, Priority
+from saga.retry import Retry, TransientError
+from saga.runtime.kernel.database import SqliteDatabase
+from saga.runtime.kernel.outbox import Outgoing
+from saga.runtime.kernel.tables import StateTable, Tables
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 

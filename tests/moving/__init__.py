@@ -12,12 +12,12 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Final
 
-from common.asking import Phase
-from common.envelope import derived_id
-from common.message import Intent, Priority
-from history_service.domain import OBSERVER as HISTORY
+from saga.archive import OBSERVER as HISTORY
+from saga.asking import Phase
 from saga.declaration import Saga, Scenario, Stimulus
-from saga.load import Given, Plan
+from saga.envelope import derived_id
+from saga.load.plan import Given, Plan
+from saga.message import Intent, Priority
 from saga.outside import Outside
 from saga.view import Broken, States, View
 from tests.moving.agency import (

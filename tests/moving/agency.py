@@ -11,13 +11,13 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Generic, Protocol, Self, TypeVar
 
-from common.asking import Phase
-from common.choreography import State
-from common.kernel.groups import Ask
-from common.message import Intent
-from common.retry import TransientError
-from common.urls import sqlite_path
+from saga.asking import Phase
+from saga.choreography import State
+from saga.message import Intent
 from saga.outside import Desk, OutsideError
+from saga.retry import TransientError
+from saga.runtime.kernel.groups import Ask
+from saga.runtime.urls import sqlite_path
 from tests.moving.crew.domain import AgencyAnswered, BookCrew, Crew, LetGo, ReleaseCrew, SettleCrew
 from tests.moving.language import Size
 from tests.moving.van.domain import BookVan, GivenBack, RentalAnswered, ReturnVan, SettleVan, Van

@@ -9,8 +9,8 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import ClassVar
 
-from common.limits import Moment
-from common.message import Command, Event, EventTypes, Role
+from saga.limits import Moment
+from saga.message import Command, Event, EventTypes, Role
 
 
 class Size(StrEnum):

@@ -11,12 +11,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
-from common.asking import Phase
-from common.choreography import Participant
-from common.due import Due
-from common.envelope import derived_id
+from saga.asking import Phase
+from saga.choreography import Participant
 from saga.declaration import Saga
-from saga.load import Given, Plan
+from saga.due import Due
+from saga.envelope import derived_id
+from saga.load.plan import Given, Plan
 from tests.moving import AGENCY, RENTAL, SAGA, plan
 from tests.moving.agency import Choice
 from tests.moving.language import (

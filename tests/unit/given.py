@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
-from common.choreography import Participant, State
-from common.message import Event, Intent, Message
+from saga.choreography import Participant, State
+from saga.message import Event, Intent, Message
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 

@@ -43,9 +43,9 @@ from common.events import (
     StockReserved,
     total_of,
 )
-from common.limits import TIME_END, TIME_MIN
-from common.message import Event, Priority
-from common.text import is_plain
+from saga.limits import TIME_END, TIME_MIN
+from saga.message import Event, Priority
+from saga.text import is_plain
 
 E = TypeVar("E", CancellationReason, DeclineReason, LetterKind, Priority, RejectionReason)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import random
 
-from common.messaging.acknowledgement import Acknowledger
-from common.messaging.wire import ChannelLost
+from saga.runtime.messaging.acknowledgement import Acknowledger
+from saga.runtime.messaging.wire import ChannelLost
 
 
 class Broker:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from common.messaging.connection import addresses_of
-from saga.observe import address_of
+from saga.local.observe import address_of
+from saga.runtime.messaging.connection import addresses_of
 
 
 def test_a_url_of_one_node_is_its_only_address() -> None:

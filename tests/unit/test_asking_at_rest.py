@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import ClassVar, Self
 
-from common.choreography import Participant, State
-from common.due import Due
-from common.kernel.groups import Ask
-from common.message import Answer, Command, Decided, Event, Intent
+from saga.choreography import Participant, State
 from saga.declaration import Saga, Scenario, Stimulus
+from saga.due import Due
+from saga.message import Answer, Command, Decided, Event, Intent
 from saga.outside import Desk, Outside
+from saga.runtime.kernel.groups import Ask
 from saga.verify import Report, model_of, verify
 from tests.unit.given import NOW
 

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from jsonschema import Draft7Validator
 
-from common.choreography import Choreography
 from common.events import PlaceOrder
-from common.messaging.definitions import definitions
-from common.messaging.topology import topology_of
+from saga.choreography import Choreography
 from saga.discovery import choreography
 from saga.graph.asyncapi import asyncapi
 from saga.graph.flow import Flow
+from saga.runtime.messaging.definitions import definitions
+from saga.runtime.messaging.topology import topology_of
 from saga.schemas.export import schema_files
 from tests import errands
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import yarl
 
-from common.messaging.permissions import OPERATOR, REPLAY
-from common.settings import SECRETS_DIR, Settings, SettingsError, load
 from saga.bootstrap import bootstrap
 from saga.deployment import Deployment
 from saga.discovery import choreography
+from saga.runtime.messaging.permissions import OPERATOR, REPLAY
+from saga.runtime.settings import SECRETS_DIR, Settings, SettingsError, load
 
 NODES = ("rabbitmq-1", "rabbitmq-2")
 

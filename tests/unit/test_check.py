@@ -14,18 +14,18 @@ import pytest
 from typer.testing import CliRunner
 
 import saga.discovery
-from common.choreography import Choreography, Participant, State
-from common.due import Due
 from common.events import OrderPlaced
-from common.message import Answer, Command, Decided, Event, EventTypes, Intent, Role
-from common.messaging.definitions import Definitions, definitions
-from common.messaging.permissions import users_of
-from common.messaging.topology import topology_of
+from saga.broker.drift import MISSING, Difference
+from saga.choreography import Choreography, Participant, State
 from saga.cli import app
 from saga.discovery import choreography
-from saga.drift import MISSING, Difference
+from saga.due import Due
 from saga.graph.check import RULES, Finding, check, drifted
 from saga.graph.flow import Source
+from saga.message import Answer, Command, Decided, Event, EventTypes, Intent, Role
+from saga.runtime.messaging.definitions import Definitions, definitions
+from saga.runtime.messaging.permissions import users_of
+from saga.runtime.messaging.topology import topology_of
 
 Functions = list[Callable[..., Any]]
 

@@ -13,15 +13,6 @@ import pytest
 import inventory_service.domain
 import order_service.domain
 import payment_service.domain
-from common.choreography import (
-    Choreography,
-    ChoreographyError,
-    Participant,
-    Reaction,
-    State,
-    due_commands,
-)
-from common.due import Due
 from common.events import (
     OrderCancelled,
     OrderPlaced,
@@ -33,7 +24,16 @@ from common.events import (
     StockReleased,
     StockReserved,
 )
-from common.message import Answer, Command, Event, Intent, Message
+from saga.choreography import (
+    Choreography,
+    ChoreographyError,
+    Participant,
+    Reaction,
+    State,
+    due_commands,
+)
+from saga.due import Due
+from saga.message import Answer, Command, Event, Intent, Message
 from tests import errands
 from tests.errands import DESK, RIDER, STAMPER
 from tests.unit.given import NOW

@@ -15,10 +15,10 @@ import jsonschema
 import pytest
 import yaml
 
-from common import healthcheck
-from common.settings import Settings, load
 from saga import bootstrap
 from saga.discovery import choreography, services
+from saga.runtime import healthcheck
+from saga.runtime.settings import Settings, load
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = json.loads((ROOT / "tests/data/compose/compose-spec.json").read_text())
@@ -54,7 +54,11 @@ def ours(document: Document) -> dict[str, Document]:
 
 def reacting(document: Document) -> dict[str, Document]:
     """The containers of services, replicas included."""
-    return {name: s for name, s in ours(document).items() if "_service.app" in str(s["command"])}
+    return {
+        name: s
+        for name, s in ours(document).items()
+        if str(s.get("command", [""])[-1]).endswith(".app")
+    }
 
 
 def mounts(service: Document) -> Iterator[tuple[str, str, str]]:

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from common import disk
-from common.disk import INODES_MIN, Disks, Halt, explained, lack_of_room, servers_min_bytes
-from common.settings import Settings
-from saga import node
+from saga.local import node
+from saga.runtime import disk
+from saga.runtime.disk import INODES_MIN, Disks, Halt, explained, lack_of_room, servers_min_bytes
+from saga.runtime.settings import Settings
 
 LIMIT = 100_000_000
 FOLDER = Path("/data")

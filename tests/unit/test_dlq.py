@@ -11,11 +11,6 @@ from typing import Any
 import pytest
 from pamqp import encode
 
-from common.messaging import frames
-from common.messaging.dead_letters import KEPT, key_of
-from common.messaging.frames import Delivery
-from common.messaging.topology import DEAD_EXCHANGE
-from common.text import harmless
 from saga.dlq import InputError
 from saga.dlq.edit import text_of, with_values
 from saga.dlq.letters import (
@@ -32,6 +27,11 @@ from saga.dlq.letters import (
 )
 from saga.dlq.replay import CATCH_UP, Settings, _Pace
 from saga.dlq.store import Selection, Store
+from saga.runtime.messaging import frames
+from saga.runtime.messaging.dead_letters import KEPT, key_of
+from saga.runtime.messaging.frames import Delivery
+from saga.runtime.messaging.topology import DEAD_EXCHANGE
+from saga.text import harmless
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 DIED = "2029-12-31T23:59:00+00:00"

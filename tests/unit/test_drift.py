@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from common.messaging.definitions import Definitions, definitions
-from common.messaging.permissions import users_of
-from common.messaging.topology import topology_of
+from saga.broker.drift import MISSING, Difference, differences
 from saga.discovery import choreography
-from saga.drift import MISSING, Difference, differences
+from saga.runtime.messaging.definitions import Definitions, definitions
+from saga.runtime.messaging.permissions import users_of
+from saga.runtime.messaging.topology import topology_of
 
 EXPECTED = definitions(topology_of(choreography()), users_of(choreography()))
 

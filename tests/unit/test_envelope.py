@@ -20,7 +20,8 @@ from hypothesis import given as for_all
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
-from common.envelope import (
+from common.events import OrderCancelled, OrderLine, OrderPlaced, PaymentVoided, PlaceOrder
+from saga.envelope import (
     CONTENT_TYPE,
     Attributes,
     Decoder,
@@ -33,10 +34,9 @@ from common.envelope import (
     w3c_trace,
     wrap,
 )
-from common.events import OrderCancelled, OrderLine, OrderPlaced, PaymentVoided, PlaceOrder
-from common.limits import BODY_MAX_BYTES, SEQUENCE_MAX, TEXT_MAX_BYTES
-from common.message import Command, Event, Priority
-from common.text import is_plain
+from saga.limits import BODY_MAX_BYTES, SEQUENCE_MAX, TEXT_MAX_BYTES
+from saga.message import Command, Event, Priority
+from saga.text import is_plain
 from tests.unit.given import NOW
 from tests.unit.strategies import EVENTS, events, moments, place_orders
 

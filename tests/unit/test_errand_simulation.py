@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import pytest
 
-from common.message import Command
-from common.messaging.topology import EVENTS_EXCHANGE
 from saga.declaration import Saga
+from saga.message import Command
+from saga.runtime.messaging.topology import EVENTS_EXCHANGE
 from saga.simulation import Simulation
 from tests.errands import GRAPH, SAGA
 from tests.unit.test_errands import (

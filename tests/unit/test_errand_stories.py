@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 
-from common.envelope import Envelope
-from common.messaging.stream import Record
-from common.messaging.topology import EVENTS_EXCHANGE
-from history_service.store import Fact, Stray, decoded, judge
+from saga.archive.store import Fact, Stray, decoded, judge
+from saga.envelope import Envelope
 from saga.history.debts import debts_of
 from saga.history.sequence import Kind, sequence_of
 from saga.history.story import Story, tell
 from saga.reconcile.history import History
 from saga.recovery.owed import Surveyor
+from saga.runtime.messaging.stream import Record
+from saga.runtime.messaging.topology import EVENTS_EXCHANGE
 from tests import errands
 from tests.errands import GRAPH, AskErrand
 from tests.play import Play

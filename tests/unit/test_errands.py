@@ -9,15 +9,15 @@ from typing import Self
 
 import pytest
 
-from common.choreography import Participant, State
-from common.kernel.fold import Fold
-from common.kernel.step import StateId, react
-from common.message import Decided
-from common.messaging.definitions import definitions
-from common.messaging.permissions import users_of
-from common.messaging.topology import EVENTS_EXCHANGE, topology_of
+from saga.choreography import Participant, State
 from saga.declaration import Saga
 from saga.graph.check import check
+from saga.message import Decided
+from saga.runtime.kernel.fold import Fold
+from saga.runtime.kernel.step import StateId, react
+from saga.runtime.messaging.definitions import definitions
+from saga.runtime.messaging.permissions import users_of
+from saga.runtime.messaging.topology import EVENTS_EXCHANGE, topology_of
 from saga.verify import Schedule, model_of, uncovered, verify
 from tests import errands
 from tests.errands import (

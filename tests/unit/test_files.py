@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from common import files
-from common.files import allow_open_files, keep_private, write_public, write_whole
+from saga.runtime import files
+from saga.runtime.files import allow_open_files, keep_private, write_public, write_whole
 
 
 @pytest.fixture(autouse=True)

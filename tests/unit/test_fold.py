@@ -12,14 +12,14 @@ from hypothesis import given as for_all
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from common.choreography import State
-from common.envelope import Envelope, source_of
-from common.kernel.fold import Fold
-from common.kernel.step import StateId
 from inventory_service.domain import AddStock
 from order_service.domain import CancelOrder
 from payment_service.domain import Charge
+from saga.choreography import State
 from saga.discovery import choreography
+from saga.envelope import Envelope, source_of
+from saga.runtime.kernel.fold import Fold
+from saga.runtime.kernel.step import StateId
 from tests.play import BROKE, Play
 from tests.unit.given import NOW
 

@@ -8,9 +8,6 @@ from uuid import UUID
 
 import pytest
 
-from common.choreography import Participant
-from common.envelope import Envelope
-from common.message import Answer
 from inventory_service.domain import AddStock
 from notification_service.domain import (
     RESENDING_MAX,
@@ -23,6 +20,9 @@ from notification_service.domain import (
     SendAnswered,
 )
 from order_service.domain import CancelOrder, ExpireOrder
+from saga.choreography import Participant
+from saga.envelope import Envelope
+from saga.message import Answer
 from tests.play import BROKE, Play
 
 LOST = "lost"

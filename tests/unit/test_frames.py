@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 from pamqp import body, commands, decode, encode, header, heartbeat
 
-from common.messaging import frames
-from common.messaging.frames import (
+from saga.runtime.messaging import frames
+from saga.runtime.messaging.frames import (
     NOTES_MAX_BYTES,
     Delivery,
     Field,
@@ -29,7 +29,7 @@ from common.messaging.frames import (
     Parser,
     Posting,
 )
-from common.messaging.wire import Channel, ChannelLost, NotTaken, Unroutable, Wire
+from saga.runtime.messaging.wire import Channel, ChannelLost, NotTaken, Unroutable, Wire
 
 CONSUMER = b"saga-1-1"
 CHANNELS = (1, 2, 65_535)

@@ -16,16 +16,16 @@ from typing import Any
 
 import pytest
 
-from common.choreography import Choreography, Participant, State
 from common.events import PaymentRefunded, PaymentVoided, StockAdded, StockReleased
-from common.message import Event
-from common.messaging.definitions import Definitions, definitions
-from common.messaging.permissions import users_of
-from common.messaging.topology import topology_of
 from monitoring.dashboards.__main__ import FOLDER, dashboards
+from saga.choreography import Choreography, Participant, State
 from saga.discovery import choreography, participants, services
-from saga.generate import IN_PART, generated, refresh, stale
-from saga.marks import GenerateError
+from saga.generate.files import IN_PART, generated, refresh, stale
+from saga.generate.marks import GenerateError
+from saga.message import Event
+from saga.runtime.messaging.definitions import Definitions, definitions
+from saga.runtime.messaging.permissions import users_of
+from saga.runtime.messaging.topology import topology_of
 
 ROOT = Path(__file__).parents[2]
 DEFINITIONS = ROOT / "rabbitmq" / "definitions.json"

@@ -12,11 +12,11 @@ from hypothesis import given as for_all
 from hypothesis import strategies as st
 
 from common.events import CancellationReason, OrderCancelled, OrderConfirmed
-from common.message import Event, Priority
-from history_service.domain import OrderView, Payment, Status, Stock
-from history_service.orders import ORDER_VIEW
 from inventory_service.domain import AddStock
+from order_saga.archive.queries import ORDER_VIEW
+from order_saga.archive.view import OrderView, Payment, Status, Stock
 from order_service.domain import CancelOrder
+from saga.message import Event, Priority
 from tests.play import Play, confirmed, declined, out_of_stock
 from tests.unit.given import NOW
 from tests.unit.strategies import events, moments

@@ -24,7 +24,6 @@ from common.events import (
     StockReserved,
     total_of,
 )
-from common.message import Event, Message, Priority
 from inventory_service.domain import (
     PARTICIPANT,
     AddStock,
@@ -33,6 +32,7 @@ from inventory_service.domain import (
     ReservationStatus,
     StockItem,
 )
+from saga.message import Event, Message, Priority
 from tests.unit.given import NOW, Given, assert_once, given
 from tests.unit.strategies import currencies, events, moments
 

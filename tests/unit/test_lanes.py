@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given as for_all
 from hypothesis import strategies as st
 
-from common.kernel.lanes import NORMAL_SHARE, Lanes, Share
-from common.message import Priority
+from saga.message import Priority
+from saga.runtime.kernel.lanes import NORMAL_SHARE, Lanes, Share
 
 PLACES = 800
 

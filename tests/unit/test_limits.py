@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from common.envelope import Attributes, Undecodable, digest_of
 from common.events import OrderLine, PlaceOrder, order_id_of
-from common.limits import (
+from saga.envelope import Attributes, Undecodable, digest_of
+from saga.history.story import HOLES_MAX, missing_numbers
+from saga.limits import (
     ATTEMPT_MAX,
     INTEGER_MAX,
     NESTING_MAX,
@@ -18,7 +19,6 @@ from common.limits import (
     json_of,
     moment_of,
 )
-from saga.history.story import HOLES_MAX, missing_numbers
 from tests.unit.test_envelope import DECODER, PLACED, body_with, wrapped
 
 BEYOND: dict[str, bytes] = {

@@ -12,11 +12,9 @@ import pytest
 from typer.testing import CliRunner
 
 import saga.discovery
-from common.choreography import Choreography, Participant, State
 from common.events import OrderCancelled, OrderConfirmed, PaymentDeclined
-from common.message import Event, Role
-from common.retry import Retry
 from order_service.domain import Order
+from saga.choreography import Choreography, Participant, State
 from saga.cli import app
 from saga.discovery import choreography
 from saga.graph.canvas import canvas
@@ -25,6 +23,8 @@ from saga.graph.joins import joins_of
 from saga.graph.listing import listing
 from saga.graph.mermaid import mermaid
 from saga.graph.svg import svg
+from saga.message import Event, Role
+from saga.retry import Retry
 from tests import errands
 
 FLOW = Flow(choreography())

@@ -14,9 +14,10 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from prometheus_client.values import MutexValue
 
 from bench.metrics_cost import last_message
-from common.choreography import Participant
-from common.garbage import YOUNG_OBJECTS, collected_seldom
-from common.metrics import (
+from saga.choreography import Participant
+from saga.discovery import participants
+from saga.runtime.garbage import YOUNG_OBJECTS, collected_seldom
+from saga.runtime.metrics import (
     GENERATIONS,
     UNKNOWN,
     URGENT_OBJECTIVE_SECONDS,
@@ -26,7 +27,6 @@ from common.metrics import (
     exposition,
     types_of,
 )
-from saga.discovery import participants
 
 OPEN_METRICS = "application/openmetrics-text;version=1.0.0"
 TRACE = "0af7651916cd43dd8448eb211c80319c"

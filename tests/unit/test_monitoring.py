@@ -16,7 +16,7 @@ import yaml
 from monitoring.dashboards.__main__ import FOLDER, dashboards
 from monitoring.dashboards.panels import HEIGHT
 from saga.discovery import choreography
-from saga.observe import MONITORING, configuration
+from saga.local.observe import MONITORING, configuration
 
 ROOT = Path(__file__).parents[2]
 RULES = sorted((MONITORING / "rules").glob("*.yml"))

@@ -9,20 +9,20 @@ from dataclasses import replace
 import pytest
 from typer.testing import CliRunner
 
-from common.choreography import ChoreographyError
-from common.envelope import wrap
-from common.message import Event, Priority
-from common.messaging.definitions import definitions
-from common.messaging.permissions import users_of
-from common.messaging.topology import topology_of
+from saga.choreography import ChoreographyError
 from saga.cli import app
 from saga.commands import simulating
 from saga.declaration import Saga, Scenario
+from saga.envelope import wrap
 from saga.graph.check import check
 from saga.history import HistoryError
 from saga.history.outside import memory_of
+from saga.message import Event, Priority
 from saga.reconcile import rule_names
 from saga.rules import Rules
+from saga.runtime.messaging.definitions import definitions
+from saga.runtime.messaging.permissions import users_of
+from saga.runtime.messaging.topology import topology_of
 from saga.simulation import Simulation, uncovered
 from saga.simulation.verdict import wrong_endings
 from saga.verify import VerifyError, model_of, verify
@@ -152,7 +152,7 @@ def test_without_a_scenario_nothing_was_tried(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_without_a_load_nothing_is_simulated(monkeypatch: pytest.MonkeyPatch) -> None:
-    for arguments in (["verify", "--simulate", "--seeds", "1"], ["demo", "--orders", "1"]):
+    for arguments in (["verify", "--simulate", "--seeds", "1"], ["demo", "--sagas", "1"]):
         monkeypatch.setenv("SAGA", "tests.moving.planted:NO_LOAD")
         result = CliRunner().invoke(app, arguments)
         assert result.exit_code != 0

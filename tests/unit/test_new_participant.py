@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from saga.discovery import choreography
-from saga.generate import IN_PART
+from saga.generate.files import IN_PART
 from saga.graph.flow import Flow
 from saga.graph.listing import listing
 
@@ -30,10 +30,10 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import ClassVar, Self
 
-from common.choreography import Participant, State
+from saga.choreography import Participant, State
 from common.events import OrderConfirmed, OrderEvent
-from common.message import Decided, Event, Intent
-from common.retry import Retry
+from saga.message import Decided, Event, Intent
+from saga.retry import Retry
 
 
 class RecommendationMade(OrderEvent):

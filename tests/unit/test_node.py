@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from saga.node import LOG_CLOSED_LOOKS_MAX, LogWatch, RabbitNode
+from saga.local.node import LOG_CLOSED_LOOKS_MAX, LogWatch, RabbitNode
 
 
 @dataclass

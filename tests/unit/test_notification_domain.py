@@ -10,8 +10,6 @@ import pytest
 from hypothesis import given as for_all
 from hypothesis import strategies as st
 
-from common.due import Due
-from common.envelope import wrap
 from common.events import (
     CancellationReason,
     Letter,
@@ -23,8 +21,6 @@ from common.events import (
     OrderCancelled,
     OrderConfirmed,
 )
-from common.kernel.fold import Fold
-from common.message import Event, Intent, Priority
 from notification_service.domain import (
     CUT_SHORT,
     PARTICIPANT,
@@ -40,6 +36,10 @@ from notification_service.domain import (
     Send,
     SendAnswered,
 )
+from saga.due import Due
+from saga.envelope import wrap
+from saga.message import Event, Intent, Priority
+from saga.runtime.kernel.fold import Fold
 from tests.unit.given import NOW, Given, given
 from tests.unit.strategies import events, moments
 

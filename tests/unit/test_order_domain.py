@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given as for_all
 from hypothesis import strategies as st
 
-from common.due import Due
 from common.events import (
     CancellationReason,
     DeclineReason,
@@ -23,7 +22,6 @@ from common.events import (
     RejectionReason,
     StockRejected,
 )
-from common.message import Event, Message, Priority
 from order_service.domain import (
     PARTICIPANT,
     CancelOrder,
@@ -32,6 +30,8 @@ from order_service.domain import (
     OrderStatus,
     UnknownOrder,
 )
+from saga.due import Due
+from saga.message import Event, Message, Priority
 from tests.unit.given import NOW, Given, assert_once, given
 from tests.unit.strategies import customers, events, moments
 

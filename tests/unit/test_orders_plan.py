@@ -11,13 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.envelope import Decoder, Undecodable
 from common.events import CancellationReason, OrderPlaced, StockRejected, StockReserved
-from common.message import Priority
 from inventory_service.domain import Reservation, StockItem, reserve
-from order_service.domain import Order, place
-from saga.discovery import choreography
-from saga.orders import (
+from order_saga.orders import (
     MALFORMED,
     RUN_MAX,
     SEED_MAX,
@@ -28,6 +24,10 @@ from saga.orders import (
     expected,
     plan,
 )
+from order_service.domain import Order, place
+from saga.discovery import choreography
+from saga.envelope import Decoder, Undecodable
+from saga.message import Priority
 
 
 def test_the_same_seed_gives_the_same_orders_byte_for_byte() -> None:

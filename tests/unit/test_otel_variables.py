@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import pytest
 from opentelemetry.sdk import environment_variables
 
-from common import tracing
-from common.settings import SettingsError
+from saga.runtime import tracing
+from saga.runtime.settings import SettingsError
 
 VARIABLES = sorted(
     value

@@ -21,7 +21,6 @@ from common.events import (
     PaymentVoided,
     StockReserved,
 )
-from common.message import Event, Intent, Message
 from payment_service.domain import (
     PARTICIPANT,
     Charge,
@@ -32,6 +31,7 @@ from payment_service.domain import (
     RefundAnswered,
     SettleCharge,
 )
+from saga.message import Event, Intent, Message
 from tests.unit.given import Given, assert_once, given
 from tests.unit.strategies import events, moments
 

@@ -6,8 +6,9 @@ import re
 
 import pytest
 
-from common.messaging.definitions import definitions
-from common.messaging.permissions import (
+from saga.discovery import choreography
+from saga.runtime.messaging.definitions import definitions
+from saga.runtime.messaging.permissions import (
     OPERATOR,
     REPLAY,
     TopicPermission,
@@ -15,8 +16,7 @@ from common.messaging.permissions import (
     only,
     users_of,
 )
-from common.messaging.topology import queues_of, topology_of
-from saga.discovery import choreography
+from saga.runtime.messaging.topology import queues_of, topology_of
 
 GRAPH = choreography()
 TOPOLOGY = topology_of(GRAPH)

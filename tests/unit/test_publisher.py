@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from common.kernel.outbox import Outgoing
-from common.messaging.frames import FRAME_MAX_BYTES, NO_PROPERTIES, Posting
-from common.messaging.publisher import BrokerPublisher
-from common.messaging.wire import ChannelLost
+from saga.runtime.kernel.outbox import Outgoing
+from saga.runtime.messaging.frames import FRAME_MAX_BYTES, NO_PROPERTIES, Posting
+from saga.runtime.messaging.publisher import BrokerPublisher
+from saga.runtime.messaging.wire import ChannelLost
 
 POSTING = Posting("toy.normal", NO_PROPERTIES, b"")
 

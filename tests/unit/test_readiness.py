@@ -8,9 +8,9 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from common import readiness as module
-from common.readiness import STALE_SECONDS, Look, Missing, Readiness
-from common.tasks import cancel_all
+from saga.runtime import readiness as module
+from saga.runtime.readiness import STALE_SECONDS, Look, Missing, Readiness
+from saga.runtime.tasks import cancel_all
 from tests.polling import until
 
 

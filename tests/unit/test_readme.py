@@ -9,12 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import typer.main
 from typer.core import TyperGroup
 
-from common.settings import Settings
-from saga.cli import app
+from saga.cli import command_line
 from saga.discovery import services
+from saga.runtime.settings import Settings
 from tests.faults.crash import POINTS
 
 ROOT = Path(__file__).parents[2]
@@ -91,7 +90,7 @@ def test_every_make_target_that_is_named_exists(document: Path) -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_every_saga_command_that_is_named_exists_with_its_options(document: Path) -> None:
-    saga = typer.main.get_command(app)
+    saga = command_line()
     for command in commands(document.read_text()):
         words = words_after("saga", command)
         found = saga

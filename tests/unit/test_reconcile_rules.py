@@ -12,8 +12,6 @@ from uuid import UUID
 import pytest
 
 from common import events
-from common.choreography import State
-from common.envelope import Envelope, source_of, wrap
 from common.events import (
     CancellationReason,
     DeclineReason,
@@ -32,8 +30,6 @@ from common.events import (
     StockReleased,
     StockReserved,
 )
-from common.message import Event, Priority
-from common.messaging.dead_letters import key_of
 from inventory_service.domain import (
     Delivery,
     Reservation,
@@ -47,12 +43,16 @@ from order_saga.invariants import charge_unexplained
 from order_service.domain import Order, OrderStatus
 from payment_service.domain import Payment, PaymentStatus
 from payment_service.ledger import Charge, Ledger, Outcome
+from saga.choreography import State
+from saga.envelope import Envelope, source_of, wrap
+from saga.message import Event, Priority
 from saga.reconcile import history_for, judge, rule_names, view_of
 from saga.reconcile.conservation import Rest, undecided
 from saga.reconcile.databases import Books
 from saga.reconcile.facts import Backlog, Deliveries, Letter
 from saga.reconcile.history import LOOKED_THROUGH_MAX, Owed
 from saga.rules import Rules
+from saga.runtime.messaging.dead_letters import key_of
 from saga.view import Invariant, Published, View, Violation
 
 NOW = datetime(2030, 1, 1, 12, tzinfo=UTC)

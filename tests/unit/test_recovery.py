@@ -10,16 +10,16 @@ from uuid import UUID
 
 import pytest
 
-from common.envelope import Attributes, Envelope, MessageKey, source_of, wrap
 from common.events import CancellationReason, OrderCancelled, PaymentVoided
-from common.message import Event, Priority
-from common.messaging import frames
-from common.messaging.dead_letters import ADDRESSEE
-from common.messaging.trust import EDITOR_SOURCE
-from history_service.store import Fact, Stray
+from saga.archive.store import Fact, Stray
 from saga.discovery import choreography
+from saga.envelope import Attributes, Envelope, MessageKey, source_of, wrap
+from saga.message import Event, Priority
 from saga.recovery import RecoveryError
 from saga.recovery.owed import BEGINNER, Publications, Survey, Surveyor
+from saga.runtime.messaging import frames
+from saga.runtime.messaging.dead_letters import ADDRESSEE
+from saga.runtime.messaging.trust import EDITOR_SOURCE
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 DAY = timedelta(days=1)

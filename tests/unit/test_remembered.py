@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import ClassVar, Self
 
-from common.choreography import Participant, State
-from common.kernel.fold import Fold
-from common.message import Answer, Command, Decided, Event, Intent
+from saga.choreography import Participant, State
 from saga.history.outside import Remembered
+from saga.message import Answer, Command, Decided, Event, Intent
+from saga.runtime.kernel.fold import Fold
 from tests.unit.given import NOW
 
 

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.choreography import ChoreographyError, Participant
-from common.messaging.dead_letters import Reason, fingerprint
-from common.retry import RUNGS_MS, Retry, TransientError
 from order_service.domain import confirm, expire, place
+from saga.choreography import ChoreographyError, Participant
+from saga.retry import RUNGS_MS, Retry, TransientError
+from saga.runtime.messaging.dead_letters import Reason, fingerprint
 
 
 def waits(retry: Retry) -> list[int | None]:

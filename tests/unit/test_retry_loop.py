@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from common import retry_loop
-from common.retry_loop import (
+from saga.runtime import retry_loop
+from saga.runtime.retry_loop import (
     CAUSES_MAX,
     FAILURES_MIN,
     LOG_SECONDS,
@@ -39,7 +39,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def loop(clock: Clock, caplog: pytest.LogCaptureFixture) -> RetryLoop:
-    caplog.set_level(logging.INFO, "common.retry_loop")
+    caplog.set_level(logging.INFO, "saga.runtime.retry_loop")
     return RetryLoop("copies", "publish copies", monotonic=clock)
 
 
@@ -201,47 +201,47 @@ def test_an_error_without_words_is_named_and_a_long_one_cut(
 # --- which loops there are ------------------------------------------------------------------------
 
 LOOPS = {
-    "commits": ("common/kernel/groups.py Kernel._commit",),
-    "inbox": ("common/kernel/inbox.py keep_forgetting",),
-    "kept": ("common/kernel/kept.py Kept.run",),
-    "outbox": ("common/kernel/outbox.py Outbox._watch",),
-    "outbox_rows": ("common/kernel/outbox.py Outbox._set_apart",),
-    "sweep": ("common/kernel/outbox.py Outbox._patiently",),
-    "lease": ("common/kernel/outbox.py Outbox._patiently",),
-    "copies": ("common/messaging/consumer.py Deliveries._set_aside",),
+    "commits": ("saga/runtime/kernel/groups.py Kernel._commit",),
+    "inbox": ("saga/runtime/kernel/inbox.py keep_forgetting",),
+    "kept": ("saga/runtime/kernel/kept.py Kept.run",),
+    "outbox": ("saga/runtime/kernel/outbox.py Outbox._watch",),
+    "outbox_rows": ("saga/runtime/kernel/outbox.py Outbox._set_apart",),
+    "sweep": ("saga/runtime/kernel/outbox.py Outbox._patiently",),
+    "lease": ("saga/runtime/kernel/outbox.py Outbox._patiently",),
+    "copies": ("saga/runtime/messaging/consumer.py Deliveries._set_aside",),
     "consumer_connection": (
-        "common/messaging/wire.py ReconnectingConnection._lose",
-        "common/messaging/wire.py Wire.cold",
-        "common/messaging/wire.py Wire.connection_lost",
-        "common/messaging/wire.py WireFactory.create",
+        "saga/runtime/messaging/wire.py ReconnectingConnection._lose",
+        "saga/runtime/messaging/wire.py Wire.cold",
+        "saga/runtime/messaging/wire.py Wire.connection_lost",
+        "saga/runtime/messaging/wire.py WireFactory.create",
     ),
     "publisher_connection": (
-        "common/messaging/publisher.py BrokerPublisher._lose",
-        "common/messaging/publisher.py BrokerPublisher.open",
+        "saga/runtime/messaging/publisher.py BrokerPublisher._lose",
+        "saga/runtime/messaging/publisher.py BrokerPublisher.open",
     ),
-    "stream": ("history_service/follower.py Follower._pause",),
-    "due": ("common/kernel/timer.py Timekeeper._look",),
-    "due_subjects": ("common/kernel/timer.py Timekeeper._fire",),
+    "stream": ("saga/archive/follower.py Follower._pause",),
+    "due": ("saga/runtime/kernel/timer.py Timekeeper._look",),
+    "due_subjects": ("saga/runtime/kernel/timer.py Timekeeper._fire",),
 }
 """What the services try for ever, and where they notice that it fails."""
 SLEEPING = {
-    "common/disk.py Disks.run": "looks again, whatever was seen",
-    "common/kernel/groups.py Kernel._commit": "commits",
-    "common/kernel/groups.py Kernel.run": "lets others take their turn",
-    "common/kernel/inbox.py keep_forgetting": "inbox",
-    "common/kernel/kept.py Kept.run": "kept",
-    "common/kernel/outbox.py Outbox._keep_lease": "lease",
-    "common/kernel/outbox.py Outbox._patiently": "sweep, lease",
-    "common/kernel/outbox.py Outbox._pause": "outbox",
-    "common/kernel/postgresql.py _prepare": "has a deadline",
-    "common/kernel/timer.py Timekeeper.run": "due",
-    "common/messaging/connection.py connect": "has a deadline",
-    "common/messaging/consumer.py Deliveries._set_aside": "copies",
-    "common/messaging/consumer.py Deliveries.finish": "has a deadline",
-    "common/metrics.py watch_event_loop": "cannot fail",
-    "common/service.py _finish": "has a deadline",
-    "history_service/follower.py Follower._read_on": "waits after a success, or for room",
-    "history_service/follower.py Follower.start": "has a deadline",
+    "saga/runtime/disk.py Disks.run": "looks again, whatever was seen",
+    "saga/runtime/kernel/groups.py Kernel._commit": "commits",
+    "saga/runtime/kernel/groups.py Kernel.run": "lets others take their turn",
+    "saga/runtime/kernel/inbox.py keep_forgetting": "inbox",
+    "saga/runtime/kernel/kept.py Kept.run": "kept",
+    "saga/runtime/kernel/outbox.py Outbox._keep_lease": "lease",
+    "saga/runtime/kernel/outbox.py Outbox._patiently": "sweep, lease",
+    "saga/runtime/kernel/outbox.py Outbox._pause": "outbox",
+    "saga/runtime/kernel/postgresql.py _prepare": "has a deadline",
+    "saga/runtime/kernel/timer.py Timekeeper.run": "due",
+    "saga/runtime/messaging/connection.py connect": "has a deadline",
+    "saga/runtime/messaging/consumer.py Deliveries._set_aside": "copies",
+    "saga/runtime/messaging/consumer.py Deliveries.finish": "has a deadline",
+    "saga/runtime/metrics.py watch_event_loop": "cannot fail",
+    "saga/runtime/service.py _finish": "has a deadline",
+    "saga/archive/follower.py Follower._read_on": "waits after a success, or for room",
+    "saga/archive/follower.py Follower.start": "has a deadline",
     "payment_service/gateway.py SandboxGateway._ask": "plays a slow provider",
     "payment_service/gateway.py SandboxGateway._commit_with_room": "has a deadline",
     "payment_service/gateway.py _make_tables": "has a deadline",
@@ -261,7 +261,7 @@ def calls() -> Iterator[tuple[str, ast.Call]]:
                 yield f"{path.relative_to(ROOT)} {'.'.join(names)}", child
             yield from walk(path, child, names)
 
-    packages = [ROOT / "common", *ROOT.glob("*_service")]
+    packages = [ROOT / "saga" / "runtime", ROOT / "saga" / "archive", *ROOT.glob("*_service")]
     for path in sorted(path for package in packages for path in package.rglob("*.py")):
         if path.name != "retry_loop.py":
             yield from walk(path, ast.parse(path.read_text()), ())

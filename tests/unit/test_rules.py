@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import ClassVar, Self
 
-from common.choreography import Participant, State
-from common.due import Due
-from common.envelope import Envelope, source_of, wrap
-from common.message import Command, Decided, Event, EventTypes, Priority, Role
+from saga.choreography import Participant, State
 from saga.declaration import Saga
+from saga.due import Due
+from saga.envelope import Envelope, source_of, wrap
+from saga.message import Command, Decided, Event, EventTypes, Priority, Role
 from saga.rules import Rules
 from saga.view import Published, View
 from tests import errands

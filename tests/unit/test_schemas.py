@@ -15,13 +15,13 @@ from jsonschema import Draft202012Validator
 from typer.testing import CliRunner
 
 import saga.discovery
-from common.choreography import Choreography, Participant, State
-from common.envelope import Decoder, schema_uri, wrap
 from common.events import OrderCancelled
-from common.kernel.step import react
-from common.message import Command, Decided, Event, Priority, versions_of
+from saga.choreography import Choreography, Participant, State
 from saga.cli import app
 from saga.discovery import choreography
+from saga.envelope import Decoder, schema_uri, wrap
+from saga.message import Command, Decided, Event, Priority, versions_of
+from saga.runtime.kernel.step import react
 from saga.schemas.export import schema_files, schema_of, travelling
 from saga.schemas.registry import RegistryError, problems, release
 from tests.unit.given import NOW

@@ -20,21 +20,21 @@ import pytest
 from sqlalchemy.engine import Connection
 from typer.testing import CliRunner
 
-from common.kernel.groups import Done, Duplicate, Kernel
-from common.kernel.kept import Kept
-from common.kernel.outbox import Outbox, Outgoing
-from common.kernel.rows import WriteSet, writing
-from common.kernel.step import Decision, Firing
-from common.kernel.tables import DUE_AT
-from common.kernel.timer import Found, Timekeeper
-from common.messaging import frames
-from common.messaging.consumer import Deliveries, _Intake
-from common.messaging.dead_letters import ATTEMPTS, Failure
-from common.messaging.frames import Delivery
-from common.messaging.publisher import BrokerPublisher
-from common.messaging.wire import ChannelLost
 from saga.cli import app
 from saga.commands.simulating import Summary, show, summary_as_json
+from saga.runtime.kernel.groups import Done, Duplicate, Kernel
+from saga.runtime.kernel.kept import Kept
+from saga.runtime.kernel.outbox import Outbox, Outgoing
+from saga.runtime.kernel.rows import WriteSet, writing
+from saga.runtime.kernel.step import Decision, Firing
+from saga.runtime.kernel.tables import DUE_AT
+from saga.runtime.kernel.timer import Found, Timekeeper
+from saga.runtime.messaging import frames
+from saga.runtime.messaging.consumer import Deliveries, _Intake
+from saga.runtime.messaging.dead_letters import ATTEMPTS, Failure
+from saga.runtime.messaging.frames import Delivery
+from saga.runtime.messaging.publisher import BrokerPublisher
+from saga.runtime.messaging.wire import ChannelLost
 from saga.simulation import Parts, Run, Simulation, run_seeds
 from saga.simulation import network as network_module
 from saga.simulation.loop import Process

@@ -5,11 +5,11 @@ from __future__ import annotations
 import httpx
 import pytest
 
-from common.readiness import Look, Missing, Readiness
-from common.settings import HttpSettings
-from common.web import create_app
 from saga import status
-from saga.naming import names_of
+from saga.generate.naming import names_of
+from saga.runtime.readiness import Look, Missing, Readiness
+from saga.runtime.settings import HttpSettings
+from saga.runtime.web import create_app
 from saga.status import READY, Dues, Status, readiness
 
 

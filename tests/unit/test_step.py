@@ -10,11 +10,11 @@ from uuid import UUID
 
 import pytest
 
-from common.choreography import Participant, State
-from common.envelope import Envelope, wrap
 from common.events import OrderCancelled, OrderConfirmed, PaymentVoided, StockReleased
-from common.kernel.step import NoReaction, OutsideSignature, StateId, react
-from common.message import Decided, Priority
+from saga.choreography import Participant, State
+from saga.envelope import Envelope, wrap
+from saga.message import Decided, Priority
+from saga.runtime.kernel.step import NoReaction, OutsideSignature, StateId, react
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 ORDER = UUID(int=1)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from common.messaging import frames
-from common.messaging.frames import Delivery, Field
-from common.messaging.stream import StreamError, record_of
-from common.messaging.topology import EVENTS_EXCHANGE
-from history_service.store import Stray, judge, key
+from saga.archive.store import Stray, judge, key
+from saga.runtime.messaging import frames
+from saga.runtime.messaging.frames import Delivery, Field
+from saga.runtime.messaging.stream import StreamError, record_of
+from saga.runtime.messaging.topology import EVENTS_EXCHANGE
 from tests.stores import GRAPH
 
 OFFSET = "x-stream-offset"

@@ -14,8 +14,8 @@ from typing import TextIO
 
 import pytest
 
-from common import streams
-from common.streams import ReaderGone
+from saga.runtime import streams
+from saga.runtime.streams import ReaderGone
 
 
 class Pipe:

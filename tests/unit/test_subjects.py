@@ -12,17 +12,17 @@ import pytest
 from hypothesis import given as for_all
 from hypothesis import strategies as st
 
-from common.choreography import Choreography, Participant, State
-from common.envelope import Envelope
-from common.message import Answer, Command, Decided, Event, EventTypes, Intent, Role
-from common.messaging.trust import EDITOR_SOURCE
-from history_service.orders import ORDER_VIEW
-from history_service.store import Fact, decoded
-from history_service.subjects import Rules, Subject
-from history_service.views import projection_of
+from order_saga.archive.queries import ORDER_VIEW
+from saga.archive.store import Fact, decoded
+from saga.archive.subjects import Rules, Subject
+from saga.archive.views import projection_of
+from saga.choreography import Choreography, Participant, State
 from saga.discovery import choreography
+from saga.envelope import Envelope
 from saga.history.debts import debts_of
 from saga.history.story import tell
+from saga.message import Answer, Command, Decided, Event, EventTypes, Intent, Role
+from saga.runtime.messaging.trust import EDITOR_SOURCE
 from tests import errands
 from tests.play import SAGA, Play
 from tests.unit.given import NOW

@@ -10,17 +10,17 @@ from typing import cast
 
 import pytest
 
-from saga import supervision
-from saga import system as module
-from saga.node import NodeError, RabbitNode
-from saga.supervision import (
+from saga.local import supervision
+from saga.local import system as module
+from saga.local.node import NodeError, RabbitNode
+from saga.local.supervision import (
     DELAY_MAX_SECONDS,
     LOOP_ENDS,
     WINDOW_SECONDS,
     Supervised,
     Supervision,
 )
-from saga.system import System
+from saga.local.system import System
 from tests.polling import until
 
 

@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from common import tasks
-from common.tasks import cancel_all
+from saga.runtime import tasks
+from saga.runtime.tasks import cancel_all
 
 
 async def test_a_task_that_lost_its_cancellation_is_cancelled_again(

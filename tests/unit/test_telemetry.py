@@ -14,10 +14,10 @@ from uuid import UUID
 
 import pytest
 
-from common.envelope import Envelope, trace_id_of, wrap
 from common.events import PaymentVoided
-from common.message import Priority
-from common.telemetry import ABOUT, LogFormat, configure_logging, give_up
+from saga.envelope import Envelope, trace_id_of, wrap
+from saga.message import Priority
+from saga.runtime.telemetry import ABOUT, LogFormat, configure_logging, give_up
 
 log = logging.getLogger("tests.telemetry")
 ORDER = UUID(int=7)

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given as for_all
 from hypothesis import strategies as st
 
-from common.envelope import Decoder, Undecodable, wrap
 from common.events import OrderLine, OrderPlaced, PlaceOrder
-from common.message import Command, Event, Priority
-from common.text import harmless, in_xml, is_plain, is_utf_8, plain
+from saga.envelope import Decoder, Undecodable, wrap
+from saga.message import Command, Event, Priority
+from saga.text import harmless, in_xml, is_plain, is_utf_8, plain
 
 LINES = (OrderLine(sku="tea", quantity=1, unit_price_cents=250),)
 

@@ -12,24 +12,24 @@ from xml.etree import ElementTree
 
 import pytest
 
-from common.due import OVERDUE_SECONDS
-from common.envelope import Attributes, Envelope, derived_id
-from common.messaging.dead_letters import ADDRESSEE
-from common.messaging.frames import NO_PROPERTIES
-from common.messaging.trust import EDITOR_SOURCE
-from common.text import harmless
-from history_service.store import Fact
-from history_service.timeline import steps_of
 from inventory_service.domain import AddStock
 from order_service.domain import CancelOrder, ExpireOrder
+from saga.archive.store import Fact
+from saga.archive.timeline import steps_of
 from saga.dlq.letters import Letter, State
 from saga.dlq.store import ItemState
+from saga.due import OVERDUE_SECONDS
+from saga.envelope import Attributes, Envelope, derived_id
 from saga.history.debts import LATE_SECONDS, Debt, coming_of, debts_of
 from saga.history.drawing import as_mermaid, as_svg, as_text
 from saga.history.letters import Death, Life
 from saga.history.sequence import Diagram, Kind, Row, duration, owed_since, sequence_of
 from saga.history.story import Story, tell
 from saga.history.whereabouts import Place, Where, Whereabouts
+from saga.runtime.messaging.dead_letters import ADDRESSEE
+from saga.runtime.messaging.frames import NO_PROPERTIES
+from saga.runtime.messaging.trust import EDITOR_SOURCE
+from saga.text import harmless
 from tests.play import SAGA, Play, confirmed, declined, out_of_stock
 from tests.unit.given import NOW
 

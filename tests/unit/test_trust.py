@@ -8,14 +8,14 @@ from uuid import UUID
 import pytest
 from pamqp import encode
 
-from common.envelope import Envelope, Undecodable, wrap
 from common.events import CancellationReason, OrderCancelled, OrderLine, PlaceOrder
-from common.message import Event, Priority
-from common.messaging import frames
-from common.messaging.dead_letters import ATTEMPTS, REPLAYS, attempts_in, ours_in
-from common.messaging.frames import Delivery
-from common.messaging.topology import DEAD_EXCHANGE, EVENTS_EXCHANGE
-from common.messaging.trust import EDITOR_SOURCE, check_sender
+from saga.envelope import Envelope, Undecodable, wrap
+from saga.message import Event, Priority
+from saga.runtime.messaging import frames
+from saga.runtime.messaging.dead_letters import ATTEMPTS, REPLAYS, attempts_in, ours_in
+from saga.runtime.messaging.frames import Delivery
+from saga.runtime.messaging.topology import DEAD_EXCHANGE, EVENTS_EXCHANGE
+from saga.runtime.messaging.trust import EDITOR_SOURCE, check_sender
 from tests.errands import asked, told_to_ride
 from tests.integration.toy import NOW
 

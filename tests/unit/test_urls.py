@@ -16,16 +16,23 @@ from hypothesis import given as for_all
 from hypothesis import strategies as st
 from pydantic_settings import BaseSettings
 
-from common.kernel.database import DatabaseError, sqlite_engine
-from common.kernel.postgresql import _Target
-from common.messaging.connection import addresses_of, named
-from common.settings import SettingsError, TlsSettings, load
-from common.urls import printable, sqlite_path, sqlite_url, text_of, unambiguous, without_passwords
 from notification_service.mail import MailError, SmtpMailer
 from payment_service.gateway import GatewayConfigurationError, ledger_file
+from saga.broker.management import Management
 from saga.deployment import FILE_NAME, Deployment, DeploymentError
 from saga.discovery import packages
-from saga.management import Management
+from saga.runtime.kernel.database import DatabaseError, sqlite_engine
+from saga.runtime.kernel.postgresql import _Target
+from saga.runtime.messaging.connection import addresses_of, named
+from saga.runtime.settings import SettingsError, TlsSettings, load
+from saga.runtime.urls import (
+    printable,
+    sqlite_path,
+    sqlite_url,
+    text_of,
+    unambiguous,
+    without_passwords,
+)
 
 ODD = (
     "a%20b",

@@ -15,15 +15,15 @@ from typing import Self
 import pytest
 from typer.testing import CliRunner
 
-from common.choreography import Participant, State
 from common.events import CancellationReason, OrderConfirmed, PaymentVoided
-from common.message import Decided
 from inventory_service.domain import Reservation, ReservationStatus
 from order_saga import SAGA
 from order_service.domain import Order, OrderStatus
 from payment_service.domain import Payment, PaymentStatus
+from saga.choreography import Participant, State
 from saga.cli import app
 from saga.commands.verify import print_reports, reports_as_json
+from saga.message import Decided
 from saga.verify import Model, Schedule, VerifyError, as_test, diagram, model_of, replay, verify
 from saga.view import View, Violation
 from tests.unit.twins import (
@@ -326,7 +326,7 @@ def test_refusals_that_were_not_followed_to_the_end_are_a_remark() -> None:
 JOINING = """
 from dataclasses import replace
 
-from common.choreography import Participant, State
+from saga.choreography import Participant, State
 from common.events import OrderConfirmed, PaymentVoided
 from order_saga import SAGA
 

@@ -12,8 +12,6 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Protocol, Self
 
-from common.choreography import Participant
-from common.due import Due
 from common.events import (
     OrderCancelled,
     OrderConfirmed,
@@ -28,8 +26,6 @@ from common.events import (
     StockReleased,
     StockReserved,
 )
-from common.kernel.groups import Ask
-from common.message import Decided, Intent
 from inventory_service import domain as inventory
 from inventory_service.domain import Reservation, ReservationStatus, StockItem
 from order_saga import SAGA
@@ -48,7 +44,11 @@ from payment_service.domain import (
     SettleCharge,
 )
 from payment_service.ledger import Ledger
+from saga.choreography import Participant
+from saga.due import Due
+from saga.message import Decided, Intent
 from saga.outside import Desk, Outside
+from saga.runtime.kernel.groups import Ask
 from saga.verify import Model, model_of
 from tests.swapping import retyped, swapped
 

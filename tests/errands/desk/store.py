@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-from common.kernel.tables import StateTable, Tables, Word
+from saga.runtime.kernel.tables import StateTable, Tables, Word
 from tests.errands import Errand, Stage
 
 _metadata = sa.MetaData()

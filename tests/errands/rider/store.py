@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-from common.kernel.tables import StateTable, Tables
+from saga.runtime.kernel.tables import StateTable, Tables
 from tests.errands import Ride
 
 _metadata = sa.MetaData()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from common.service import Service, main
-from common.settings import Settings
-from common.urls import sqlite_url
+from saga.runtime.service import Service, main
+from saga.runtime.settings import Settings
+from saga.runtime.urls import sqlite_url
 from tests.moving.agency import CrewBookings, FileKeeper, asks_agency
 from tests.moving.crew.domain import PARTICIPANT
 from tests.moving.crew.store import TABLES

@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import ClassVar, Self
 
-from common.asking import Phase, ask, record, record_undone, take_back
-from common.choreography import Participant, State
-from common.message import Answer, Decided, Intent
-from common.retry import Retry
+from saga.asking import Phase, ask, record, record_undone, take_back
+from saga.choreography import Participant, State
+from saga.message import Answer, Decided, Intent
+from saga.retry import Retry
 from tests.moving.language import (
     CrewBooked,
     CrewRefused,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from common.service import Service, main
-from common.settings import Settings
+from saga.runtime.service import Service, main
+from saga.runtime.settings import Settings
 from tests.moving.move.domain import PARTICIPANT
 from tests.moving.move.store import TABLES
 

@@ -7,9 +7,9 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import ClassVar, Self
 
-from common.choreography import Participant, State
-from common.due import Due
-from common.message import Command, Decided
+from saga.choreography import Participant, State
+from saga.due import Due
+from saga.message import Command, Decided
 from tests.moving.language import (
     CallMoveOff,
     CrewBooked,

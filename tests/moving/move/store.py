@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-from common.kernel.tables import StateTable, Tables, Utc, Word, due_columns
+from saga.runtime.kernel.tables import StateTable, Tables, Utc, Word, due_columns
 from tests.moving.language import Size
 from tests.moving.move.domain import Move, Stage
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-from common.asking import Phase
-from common.kernel.tables import StateTable, Tables, Word
+from saga.asking import Phase
+from saga.runtime.kernel.tables import StateTable, Tables, Word
 from tests.moving.language import Size
 from tests.moving.van.domain import Van
 

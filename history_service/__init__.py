@@ -1,1 +1,0 @@
-"""The history service: keeps every event, and answers questions about orders."""

@@ -1,0 +1,1 @@
+"""Setting up a broker, and what it holds. For operators: services declare nothing."""

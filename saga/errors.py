@@ -1,0 +1,10 @@
+"""What a user can mend."""
+
+from __future__ import annotations
+
+
+class Explained(Exception):
+    """Says in one line what is wrong: the thing, its value, and the way out.
+
+    Commands print that line in place of a traceback.
+    """

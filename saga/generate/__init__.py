@@ -1,0 +1,1 @@
+"""The files that follow from a saga's signatures."""

@@ -1,0 +1,125 @@
+"""The services in files about containers: in the compose files, and what Prometheus scrapes.
+
+A container is its authors' once it is there: its entry stays as it is. Entries that are missing are
+added, and those of services that do not exist any more are removed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from saga.bootstrap import HTTP_PORT
+from saga.choreography import Choreography
+from saga.generate.marks import Marks
+
+COMPOSE: Final = "compose.yaml"
+CLUSTER: Final = "compose.cluster.yaml"
+PROMETHEUS: Final = "monitoring/prometheus.yml"
+
+_FOLDERS: Final = Marks(
+    "      # A folder for each service, by `make generate`.\n",
+    "      # End of the services' folders.\n",
+)
+_VOLUMES: Final = Marks(
+    "  # One for each service, by `make generate`.\n",
+    "  # End of the services' volumes.\n",
+)
+_SERVICES: Final = Marks(
+    "  # The services. `make generate` adds one that is missing here, removes one that there is no"
+    " more,\n  # and leaves the others as they are.\n",
+    "  # End of the services.\n",
+)
+_REPLICAS: Final = Marks(
+    "  # The second replicas. `make generate` adds one that is missing here, removes one that there"
+    " is no\n  # more, and leaves the others as they are.\n",
+    "  # End of the second replicas.\n",
+)
+_SCRAPED: Final = Marks(
+    "        # The services, by `make generate`.\n",
+    "        # End of the services.\n",
+)
+_KEY: Final = re.compile(r"^  ([\w.-]+):\n", re.MULTILINE)
+_HOST_PORT: Final = re.compile(rf':(\d+):{HTTP_PORT}"')
+_FIRST_HOST_PORT: Final = 8001
+
+
+def container_files(root: Path, choreography: Choreography) -> dict[str, str]:
+    """The text that each of these files should have, by its name below `root`. Those that do not
+    exist are left out. Raises `GenerateError`."""
+    packages = {service.name: service.package for service in choreography.services}
+    services = dict(sorted(packages.items()))
+    participants = {p.name: p.package for p in choreography.participants}
+    changes: dict[str, Callable[[Path, str], str]] = {
+        COMPOSE: lambda file, text: _compose(file, text, services),
+        CLUSTER: lambda file, text: _with_replicas(file, text, participants),
+        PROMETHEUS: lambda file, text: _scraping(file, text, services),
+    }
+    files = {name: root / name for name in changes}
+    return {
+        name: changes[name](file, file.read_text(encoding="utf-8"))
+        for name, file in files.items()
+        if file.exists()
+    }
+
+
+def _compose(file: Path, text: str, services: Mapping[str, str]) -> str:
+    used = map(int, _HOST_PORT.findall(_SERVICES.content(file, text)))
+    free = itertools.count(max(used, default=_FIRST_HOST_PORT - 1) + 1)
+    folders = "".join(f"      - {name}-secrets:/secrets/{name}\n" for name in services)
+    volumes = "".join(f"  {name}-secrets:\n" for name in services)
+    entries = _entries(_SERVICES.content(file, text))
+    for name in services:
+        if name not in entries:
+            entries[name] = _service(name, services[name], next(free))
+    text = _FOLDERS.replaced(file, text, folders)
+    text = _VOLUMES.replaced(file, text, volumes)
+    return _SERVICES.replaced(file, text, _joined(entries, list(services)))
+
+
+def _with_replicas(file: Path, text: str, participants: Mapping[str, str]) -> str:
+    entries = _entries(_REPLICAS.content(file, text))
+    wanted = {f"{name}-2": name for name in sorted(participants)}
+    for replica, name in wanted.items():
+        if replica not in entries:
+            entries[replica] = _replica(name, participants[name])
+    return _REPLICAS.replaced(file, text, _joined(entries, list(wanted)))
+
+
+def _scraping(file: Path, text: str, services: Iterable[str]) -> str:
+    return _SCRAPED.replaced(file, text, f"        names: [{', '.join(services)}]\n")
+
+
+def _entries(text: str) -> dict[str, str]:
+    """The entries of a mapping that is indented by two spaces, by key and in order."""
+    _, *keys_and_values = _KEY.split(text)
+    keys, values = keys_and_values[::2], keys_and_values[1::2]
+    return {key: f"  {key}:\n{value.rstrip()}\n" for key, value in zip(keys, values, strict=True)}
+
+
+def _joined(entries: dict[str, str], wanted: Sequence[str]) -> str:
+    return "".join(f"{entry}\n" for key, entry in entries.items() if key in wanted)
+
+
+def _service(name: str, package: str, port: int) -> str:
+    return f"""\
+  {name}:
+    <<: *service
+    command: [python3, -m, {package}.app]
+    ports: ["127.0.0.1:{port}:{HTTP_PORT}"]
+    volumes: ["{name}-secrets:/run/secrets:ro"]
+"""
+
+
+def _replica(name: str, package: str) -> str:
+    return f"""\
+  {name}-2:
+    <<: *replica
+    command: [python3, -m, {package}.app]
+    networks:
+      default: {{ aliases: [{name}] }}
+    volumes: ["{name}-secrets:/run/secrets:ro"]
+"""

@@ -1,0 +1,142 @@
+"""The files made from the reactions' signatures: what is in them, which are stale, writing them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from saga.choreography import Choreography
+from saga.discovery import packages, spec
+from saga.generate.containers import CLUSTER, COMPOSE, PROMETHEUS, container_files
+from saga.generate.marks import Marks
+from saga.graph.asyncapi import asyncapi
+from saga.graph.canvas import canvas
+from saga.graph.flow import Flow
+from saga.graph.mermaid import mermaid
+from saga.graph.svg import svg
+from saga.runtime.files import write_public
+from saga.runtime.messaging.definitions import definitions, text
+from saga.runtime.messaging.permissions import users_of
+from saga.runtime.messaging.topology import topology_of
+from saga.schemas.export import schema_files, text_of
+
+README: Final = "README.md"
+_MAP: Final = Marks(
+    "<!-- The map, by `make generate`: edit the reactions, not this. -->\n",
+    "<!-- End of the map. -->\n",
+)
+PYPROJECT: Final = "pyproject.toml"
+_IMPORTS: Final = Marks(
+    "# Which packages there are, by `make generate`: import-linter takes no patterns for them.\n",
+    "# End of what `make generate` writes.\n",
+)
+IN_PART: Final = (README, PYPROJECT, COMPOSE, CLUSTER, PROMETHEUS)
+"""Files of which a part is generated; the rest is written by hand."""
+GENERATED: Final = ("contracts/*/v*.json", "docs/services/*.md")
+"""Where all files are generated; one that nothing asks for any more is removed."""
+
+
+def generated(root: Path, choreography: Choreography) -> dict[Path, str]:
+    """Every generated file below `root`, and the text it should have.
+
+    Raises `GenerateError` if `root` is not the project's folder.
+    """
+    flow = Flow(choreography)
+    files = {
+        "rabbitmq/definitions.json": text(
+            definitions(topology_of(choreography), users_of(choreography))
+        ),
+        "contracts/asyncapi.json": text_of(asyncapi(flow)),
+        "docs/map.svg": svg(flow),
+        README: _in_part(root / README, _MAP, f"\n```mermaid\n{mermaid(flow)}```\n\n"),
+        PYPROJECT: _in_part(root / PYPROJECT, _IMPORTS, _import_contracts(root, choreography)),
+        **container_files(root, choreography),
+    }
+    for name, schema in schema_files(choreography).items():
+        files[f"contracts/{name}"] = schema
+    for participant in choreography.participants:
+        files[f"docs/services/{participant.name}.md"] = canvas(flow, participant)
+    return {root / name: content for name, content in sorted(files.items())}
+
+
+def stale(root: Path, choreography: Choreography) -> list[Path]:
+    """The files below `root` that are missing, differ from what they should be, or are not asked
+    for any more."""
+    files = generated(root, choreography)
+    differing = [
+        file
+        for file, content in files.items()
+        if not file.exists() or file.read_text(encoding="utf-8") != content
+    ]
+    left_over = [file for pattern in GENERATED for file in root.glob(pattern) if file not in files]
+    return sorted([*differing, *left_over])
+
+
+def refresh(root: Path, choreography: Choreography) -> list[Path]:
+    """Write or remove what is stale; returns that."""
+    files = generated(root, choreography)
+    changed = stale(root, choreography)
+    for file in changed:
+        if file in files:
+            write_public(file, files[file])
+        else:
+            file.unlink()
+    return changed
+
+
+def _in_part(file: Path, marks: Marks, content: str) -> str:
+    text = file.read_text(encoding="utf-8") if file.exists() else ""
+    return marks.replaced(file, text, content)
+
+
+def _import_contracts(root: Path, choreography: Choreography) -> str:
+    """What the import linter has to know of the packages there are, as TOML: each ring may know
+    those within it only."""
+    services = [name for name in packages() if _is_of(name, root)]
+    whole = [name for name in [_top(spec().partition(":")[0])] if _is_of(name, root)]
+    engine = [name for name in ["saga"] if _is_of(name, root)]
+    messages = (*choreography.recorded, *(c for p in choreography.participants for c in p.intake))
+    tops = {_top(message.__module__) for message in messages}
+    language = sorted(tops - {*services, *whole, *engine})
+    contracts = [
+        _forbidden("The engine knows no saga", engine, [*language, *services, *whole]),
+        _forbidden("The published language knows no service", language, [*services, *whole]),
+        _forbidden("No service knows the whole", services, whole),
+    ]
+    return f"""\
+[tool.importlinter]
+root_packages = {_toml([*engine, *language, *services, *whole])}
+include_external_packages = true
+
+[[tool.importlinter.contracts]]
+name = "Services know each other only by their events"
+type = "independence"
+modules = {_toml(services)}
+{"".join(contracts)}"""
+
+
+def _forbidden(name: str, sources: Sequence[str], forbidden: Sequence[str]) -> str:
+    if not sources or not forbidden:
+        return ""
+    return f"""
+[[tool.importlinter.contracts]]
+name = "{name}"
+type = "forbidden"
+source_modules = {_toml(sources)}
+forbidden_modules = {_toml(forbidden)}
+"""
+
+
+def _top(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def _is_of(name: str, root: Path) -> bool:
+    """Whether it is a package of the project itself."""
+    return (root / name / "__init__.py").is_file()
+
+
+def _toml(words: Sequence[str]) -> str:
+    lines = "".join(f'    "{word}",\n' for word in words)
+    return f"[\n{lines}]"

@@ -1,0 +1,256 @@
+"""Prometheus beside a system on this machine, and `saga exporter` with it: `saga up --observe`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import shutil
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+import httpx
+import yaml
+import yarl
+
+from saga.errors import Explained
+from saga.exporter import Exporter
+from saga.http import client
+from saga.local.guard import Guard
+from saga.local.node import free_ports
+from saga.local.patience import Patience
+from saga.local.system import System
+from saga.runtime.files import write_whole
+
+MONITORING: Final = Path(__file__).parents[2] / "monitoring"
+BROKER_PLUGIN: Final = "rabbitmq_prometheus"
+BROKER_PORT: Final = 15692
+"""Where that plugin listens on a broker that is not ours."""
+SCRAPE_SECONDS: Final = 5.0
+RECONCILE_SECONDS: Final = 60.0
+RETENTION: Final = "7d"
+ASK_SECONDS: Final = 5.0
+STOP_SECONDS: Final = 10.0
+
+_POLL_SECONDS: Final = 0.05
+_WATCH_SECONDS: Final = 1.0
+_LOOPBACK: Final = "127.0.0.1"
+
+Targets = Mapping[str, Sequence[str]]
+"""By job of `monitoring/prometheus.yml`, the addresses to scrape."""
+
+
+class ObserveError(Explained):
+    """Prometheus cannot be started. One line that names the way out."""
+
+
+def configuration(targets: Targets, scrape_seconds: float) -> dict[str, Any]:
+    """`monitoring/prometheus.yml` for these addresses. Raises `ObserveError`."""
+    path = MONITORING / "prometheus.yml"
+    try:
+        found: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ObserveError(
+            f"cannot read {path}: {error.strerror}; run `saga` from a checkout of the project"
+        ) from error
+    interval = f"{round(scrape_seconds * 1000)}ms"
+    found["global"] |= {"scrape_interval": interval, "evaluation_interval": interval}
+    found["rule_files"] = [str(MONITORING / pattern) for pattern in found["rule_files"]]
+    for job in found["scrape_configs"]:
+        del job["dns_sd_configs"]
+        job["static_configs"] = [{"targets": list(targets.get(job["job_name"], ()))}]
+    return found
+
+
+class Prometheus:
+    """A private Prometheus with its data in `folder`, owned by this process and gone when it is."""
+
+    def __init__(self, folder: Path, program: str) -> None:
+        self._folder = folder
+        self._program = program
+        self._port = 0
+        self._guard = Guard()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """Where it answers, once it was started."""
+        return f"http://{_LOOPBACK}:{self._port}"
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def log_path(self) -> Path:
+        return self._folder / "prometheus.log"
+
+    async def start(self, configured: Mapping[str, Any]) -> None:
+        """Start it, and wait until it is ready. Raises `ObserveError`, `OSError` or `NodeError`."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        path = self._folder / "prometheus.json"  # JSON is YAML
+        write_whole(path, json.dumps(configured, indent=2))
+        self._port = free_ports(["prometheus"])["prometheus"]
+        self._process = self._spawn(
+            f"--config.file={path}",
+            f"--storage.tsdb.path={self._folder / 'data'}",
+            f"--storage.tsdb.retention.time={RETENTION}",
+            f"--web.listen-address={_LOOPBACK}:{self._port}",
+            "--enable-feature=exemplar-storage",
+            "--log.level=warn",
+        )
+        patience = Patience()
+        async with client(self.url, ASK_SECONDS) as api:
+            while True:
+                if not self.running:
+                    raise ObserveError(f"Prometheus ended while starting: see {self.log_path}")
+                with contextlib.suppress(httpx.TransportError):
+                    if (await api.get("/-/ready")).status_code == httpx.codes.OK:
+                        return
+                if patience.is_over:
+                    raise ObserveError(patience.lost_with("Prometheus", f"see {self.log_path}"))
+                await asyncio.sleep(_POLL_SECONDS)
+
+    def _spawn(self, *options: str) -> subprocess.Popen[bytes]:
+        with self.log_path.open("ab") as log:
+            return subprocess.Popen(
+                [self._program, *options],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                process_group=self._guard.pid,
+            )
+
+    def stop(self) -> None:
+        """End it; no process is left. May be called again."""
+        if self._process is not None:
+            self._process.terminate()
+            try:
+                self._process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        self._guard.dismiss()
+
+
+class Observatory:
+    """The exporter of a running system, and Prometheus where it is installed.
+
+    async with system, Observatory(system) as observatory:
+        observatory.prometheus_url
+    """
+
+    def __init__(
+        self,
+        system: System,
+        *,
+        scrape_seconds: float = SCRAPE_SECONDS,
+        reconcile_seconds: float = RECONCILE_SECONDS,
+        report: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """Describe it; `report` is told, a line at a time, what happens."""
+        self._system = system
+        self._scrape_seconds = scrape_seconds
+        self._reconcile_seconds = reconcile_seconds
+        self._report = report
+        self._prometheus: Prometheus | None = None
+        self._stack = contextlib.AsyncExitStack()
+        self._exporter: Exporter | None = None
+
+    async def __aenter__(self) -> Self:
+        """Raises `ObserveError`, `OSError` or `NodeError`, and leaves nothing running then."""
+        async with contextlib.AsyncExitStack() as stack:
+            port = free_ports(["exporter"])["exporter"]
+            exporter = Exporter(self._system.deployment, host=_LOOPBACK, port=port)
+            self._exporter = stack.enter_context(exporter)
+            reconciling = asyncio.create_task(exporter.run(self._reconcile_seconds))
+            stack.push_async_callback(_end, reconciling)
+            program = shutil.which("prometheus")
+            if program is None:
+                self._report(
+                    "Prometheus is not installed, so nobody collects metrics; on Debian: "
+                    "apt-get install prometheus"
+                )
+            else:
+                prometheus = Prometheus(self._system.folder / "prometheus", program)
+                stack.push_async_callback(asyncio.to_thread, prometheus.stop)
+                targets = await self.targets()
+                await prometheus.start(configuration(targets, self._scrape_seconds))
+                self._prometheus = prometheus
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._stack.aclose()
+
+    @property
+    def prometheus_url(self) -> str | None:
+        """None where Prometheus is not installed."""
+        return self._prometheus.url if self._prometheus is not None else None
+
+    @property
+    def urls(self) -> dict[str, str]:
+        """The addresses, by name."""
+        found = {"exporter": self.exporter_url}
+        return found | ({"prometheus": self.prometheus_url} if self.prometheus_url else {})
+
+    @property
+    def exporter_url(self) -> str:
+        assert self._exporter is not None  # noqa: S101 - entered
+        return self._exporter.url
+
+    async def targets(self) -> Targets:
+        """What is to be scraped: each replica by itself."""
+        urls = [url for urls in self._system.deployment.http_urls.values() for url in urls]
+        broker = await self._broker()
+        return {
+            "saga": [address_of(url) for url in urls],
+            "saga-exporter": [address_of(self.exporter_url)],
+            "rabbitmq": broker,
+            "rabbitmq-queues": broker,
+        }
+
+    async def watch(self) -> None:
+        """Return when Prometheus has ended, having said so; never where there is none."""
+        while True:
+            await asyncio.sleep(_WATCH_SECONDS)
+            if self._prometheus is not None and not self._prometheus.running:
+                self._report(f"Prometheus has ended; its log: {self._prometheus.log_path}")
+                return
+
+    async def _broker(self) -> list[str]:
+        node = self._system.node
+        if node is not None:
+            return [f"{_LOOPBACK}:{node.port(BROKER_PLUGIN)}"]
+        broker_url = yarl.URL(self._system.deployment.amqp_url)
+        address = address_of(str(broker_url.with_port(BROKER_PORT)))
+        try:
+            async with client(f"http://{address}", 2.0) as broker:
+                (await broker.get("/metrics")).raise_for_status()
+        except httpx.HTTPError as error:
+            self._report(
+                f"no metrics of RabbitMQ at {address} ({str(error) or type(error).__name__}); "
+                f"enable its plugin {BROKER_PLUGIN} there"
+            )
+            return []
+        return [address]
+
+
+def address_of(url: str) -> str:
+    """The host, an IPv6 address in brackets, and the port."""
+    found = yarl.URL(url)
+    return f"{found.host_subcomponent}:{found.port}"
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task

@@ -1,0 +1,418 @@
+"""A private PostgreSQL cluster: its own port, password and data folder, on loopback only.
+
+`saga demo --database postgresql` and the tests run on such a cluster, so that they need no
+configured server and disturb none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import re
+import secrets
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from saga.errors import Explained
+from saga.local.guard import Guard
+from saga.local.node import SPEECHLESS_BYTES, free_ports
+from saga.local.patience import WAY_OUT, Patience, start_seconds
+from saga.runtime.disk import lack_of_room
+from saga.runtime.streams import FULL
+
+STOP_SECONDS: Final = 20.0
+"""How long a stop may take before the server is killed."""
+PORT_ATTEMPTS: Final = 3
+"""First starts that may fail because somebody else took the port just after it was found free."""
+CONNECTIONS_MAX: Final = 100
+
+_USER: Final = "saga"
+_LOOPBACK: Final = "127.0.0.1"
+_POLL_SECONDS: Final = 0.02
+_GIST_CHARACTERS: Final = 300
+_NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,62}")
+
+# PostgreSQL refuses to be run by root.
+_UNPRIVILEGED_USERS: Final = ("postgres", "nobody")
+
+
+class PostgresError(Explained):
+    """A cluster that cannot be made, started or asked. One line that says the way out."""
+
+
+def find_postgresql() -> Path:
+    """The folder of the installed PostgreSQL: `$POSTGRESQL_HOME`, else the newest package.
+
+    Raises `PostgresError` where there is none.
+    """
+    if home := os.environ.get("POSTGRESQL_HOME"):
+        if not os.access(Path(home, "bin", "initdb"), os.X_OK):
+            raise PostgresError(f"POSTGRESQL_HOME={home} has no bin/initdb: correct or unset it")
+        return Path(home)
+    found = [
+        program.parent.parent
+        for program in Path("/usr/lib/postgresql").glob("*/bin/initdb")
+        if os.access(program, os.X_OK)
+    ]
+    if not found:
+        raise PostgresError(
+            "PostgreSQL is not installed: run `make setup`, or name its folder in POSTGRESQL_HOME"
+        )
+    return max(found, key=lambda folder: [int(n) for n in re.findall(r"\d+", folder.name)])
+
+
+def find_program(name: str) -> Path:
+    """A client program of PostgreSQL, `pg_dump` say: of `$POSTGRESQL_HOME`, else of the newest
+    package. Raises `PostgresError` where there is none."""
+    if home := os.environ.get("POSTGRESQL_HOME"):
+        found = [Path(home, "bin", name)]
+    else:
+        found = list(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))
+        found.sort(key=lambda path: [int(n) for n in re.findall(r"\d+", path.parts[4])])
+    for program in reversed(found):
+        if os.access(program, os.X_OK):
+            return program
+    raise PostgresError(
+        f"PostgreSQL's {name} is not installed: install the client programs of the server's "
+        f"version or a newer one, or name their folder in POSTGRESQL_HOME"
+    )
+
+
+class PostgresCluster:
+    """One server with its data in `folder`, owned by this process and gone when it is.
+
+    The folder keeps its data between runs; one server at a time may use it. Not thread-safe. All
+    methods block: call them through `asyncio.to_thread` from a coroutine.
+    """
+
+    def __init__(self, folder: Path, *, durable: bool = True) -> None:
+        """Describe a cluster; nothing is touched or started yet.
+
+        Without `durable` it does not wait for the disk: it outlives `kill`, but not a power cut.
+        """
+        self.folder = folder.resolve()
+        self.port = 0
+        """Where it listens, from the first start on; it stays the same over `kill`."""
+        self._durable = durable
+        self._data = self.folder / "data"
+        self._log_path = self.folder / "postgresql.log"
+        self._password = ""
+        self._said_before = 0
+        self._postmaster: subprocess.Popen[bytes] | None = None
+        self._guard = Guard(self.folder / "cluster.lock")
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    # --- what others need to know ------------------------------------------------------------
+
+    def url(self, database: str) -> str:
+        """Where clients find a database of that name."""
+        return f"postgresql://{_USER}:{self._password}@{_LOOPBACK}:{self.port}/{database}"
+
+    @property
+    def pid(self) -> int:
+        """The process id of the server's first process. Raises `PostgresError` without one."""
+        if self._postmaster is None:
+            raise PostgresError(f"PostgreSQL in {self.folder} is not running: start it first")
+        return self._postmaster.pid
+
+    @property
+    def running(self) -> bool:
+        """Whether the server's first process is there (it may still be starting, or hang)."""
+        return self._postmaster is not None and self._postmaster.poll() is None
+
+    @property
+    def log_path(self) -> Path:
+        """The server's log."""
+        return self._log_path
+
+    # --- life --------------------------------------------------------------------------------
+
+    def start(self, timeout_seconds: float | None = None) -> None:
+        """Start the server, and make the cluster first if there is none; return when clients can
+        connect, by default within `START_SECONDS`.
+
+        After `kill` or a crash the same cluster comes back: same data, same port. Does nothing
+        when it is running. Raises `PostgresError`, and leaves nothing running, when it cannot be
+        started.
+        """
+        if self.running:
+            return
+        patience = Patience(timeout_seconds)
+        again = self.port != 0
+        try:
+            self._take_folder()
+            if not (self._data / "PG_VERSION").exists():
+                self._make_cluster()
+            self._password = (self.folder / "password").read_text(encoding="utf-8").strip()
+            for attempt in range(1, PORT_ATTEMPTS + 1):
+                if not again:
+                    self.port = free_ports(["postgresql"])["postgresql"]
+                try:
+                    self._run(patience)
+                except _PortTaken as error:
+                    if again or attempt == PORT_ATTEMPTS:
+                        raise PostgresError(str(error)) from None
+                else:
+                    return
+        except OSError as error:
+            self.stop()
+            way_out = "name a folder that this user can write to"
+            if error.errno in FULL:
+                way_out = "make room there, or name another folder"
+            raise PostgresError(
+                f"PostgreSQL cannot use the folder {self.folder}: {error.strerror or error}: "
+                f"{way_out}"
+            ) from error
+        except BaseException:
+            self.stop()
+            raise
+
+    def kill(self) -> None:
+        """Kill all of the server's processes with SIGKILL; `start` brings it back."""
+        if self._postmaster is None:
+            return
+        children = _children(self._postmaster.pid)
+        self._postmaster.kill()
+        self._postmaster.wait()
+        self._postmaster = None
+        for pid in children:  # Each would notice by itself, but maybe only after another commit.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, 9)
+
+    def restart(self, timeout_seconds: float | None = None) -> None:
+        """Stop the server as an administrator does, cutting off its clients, and start it."""
+        self._shut_down()
+        self.start(timeout_seconds)
+
+    def stop(self) -> None:
+        """Stop the server, or kill it after `STOP_SECONDS`; no process is left behind.
+
+        Does nothing when it was never started.
+        """
+        if self._durable:
+            self._shut_down()
+        self.kill()
+        self._guard.dismiss()
+
+    # --- databases ---------------------------------------------------------------------------
+
+    def create_database(self, name: str) -> str:
+        """Create an empty database, unless there is one of that name; return its URL."""
+        if not _NAME.fullmatch(name):
+            raise PostgresError(f"{name!r} is no name for a database: write it like order_service")
+        # The quickest way, which writes little of it to the log.
+        how = [] if self._durable else ["--template=template0", "--strategy=file_copy"]
+        try:
+            self._program("createdb", *how, name)
+        except PostgresError as error:
+            if "already exists" not in str(error):
+                raise
+        return self.url(name)
+
+    def drop_database(self, name: str) -> None:
+        """Drop a database, cutting off those who use it."""
+        self._program("dropdb", "--force", "--if-exists", name)
+
+    def _program(self, name: str, *arguments: str) -> None:
+        options = ["--host", _LOOPBACK, "--port", str(self.port), "--username", _USER]
+        self._call(
+            [str(find_postgresql() / "bin" / name), *options, "--no-password", *arguments],
+            {"PGPASSWORD": self._password},
+        )
+
+    # --- parts -------------------------------------------------------------------------------
+
+    def _take_folder(self) -> None:
+        try:
+            self._guard.claim()
+        except BlockingIOError:
+            raise PostgresError(
+                f"another PostgreSQL server uses the folder {self.folder}: stop it, or name another"
+            ) from None
+
+    def _make_cluster(self) -> None:
+        shutil.rmtree(self._data, ignore_errors=True)  # left by a start that was cut short
+        password = self.folder / "password"
+        password.touch(mode=0o600)
+        password.write_text(secrets.token_hex(16) + "\n", encoding="utf-8")
+        self._data.mkdir(mode=0o700)
+        self._give_away(self._data, password)
+        self._call(
+            [
+                *self._as_user(),
+                str(find_postgresql() / "bin" / "initdb"),
+                f"--pgdata={self._data}",
+                f"--username={_USER}",
+                f"--pwfile={password}",
+                "--auth=scram-sha-256",
+                "--encoding=UTF8",
+                "--locale=C",
+                "--no-instructions",
+                *([] if self._durable else ["--no-sync"]),
+            ]
+        )
+
+    def _run(self, patience: Patience) -> None:
+        """Start the server once, and wait until it answers."""
+        settings = {
+            "listen_addresses": _LOOPBACK,
+            "port": str(self.port),
+            "unix_socket_directories": "",
+            "max_connections": str(CONNECTIONS_MAX),
+            "shared_buffers": "32MB",
+            "fsync": "on" if self._durable else "off",
+            "full_page_writes": "on" if self._durable else "off",
+            "log_min_messages": "warning",
+        }
+        self._said_before = self._log_path.stat().st_size if self._log_path.exists() else 0
+        while True:
+            with self._log_path.open("ab") as log:
+                self._postmaster = subprocess.Popen(
+                    [
+                        *self._as_user(),
+                        str(find_postgresql() / "bin" / "postgres"),
+                        "-D",
+                        str(self._data),
+                        *(f"--{name}={value}" for name, value in settings.items()),
+                    ],
+                    env=environment_for_programs(),
+                    cwd="/",
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    process_group=self._guard.pid,
+                )
+            while self.running:
+                if _answers(self.port):
+                    return
+                if patience.is_over:
+                    said = f"{self._gist()} (log: {self._log_path})"
+                    raise PostgresError(patience.lost_with("PostgreSQL", said))
+                time.sleep(_POLL_SECONDS)
+            gist = self._gist()
+            self._postmaster = None
+            # Of a server that was killed just before, the last processes may still be there.
+            if "still in use" not in gist or patience.is_over:
+                kind = _PortTaken if "Address already in use" in gist else PostgresError
+                raise kind(f"PostgreSQL ended while starting: {gist} (log: {self._log_path})")
+            time.sleep(_POLL_SECONDS)
+
+    def _shut_down(self) -> None:
+        if self._postmaster is not None:
+            self._postmaster.send_signal(2)  # SIGINT: PostgreSQL's "fast shutdown"
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._postmaster.wait(STOP_SECONDS)
+                self._postmaster = None
+
+    def _as_user(self) -> list[str]:
+        """What a command of the server starts with, so that it is not root who runs it."""
+        if os.geteuid() != 0:
+            return []
+        user = _unprivileged()
+        command = ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups"]
+        if any(not parent.stat().st_mode & 0o001 for parent in self._data.parents):
+            # The way to the data leads through somebody's private folder.
+            command += ["--inh-caps=+dac_override", "--ambient-caps=+dac_override"]
+        return command
+
+    def _give_away(self, *paths: Path) -> None:
+        if os.geteuid() == 0:
+            user = _unprivileged()
+            for path in paths:
+                os.chown(path, user.pw_uid, user.pw_gid)
+
+    def _call(self, command: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
+        program = next(Path(word).name for word in command if "/bin/" in word)
+        seconds = start_seconds()
+        try:
+            done = subprocess.run(
+                command,
+                env=environment_for_programs() | dict(environment or {}),
+                cwd="/",
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                encoding="utf-8",
+                errors="replace",
+                timeout=seconds,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise PostgresError(
+                f"{program}: no answer within {seconds:g} s (log: {self._log_path}); {WAY_OUT}"
+            ) from None
+        if done.returncode:
+            said = " ".join(done.stderr.split())[:_GIST_CHARACTERS]
+            raise PostgresError(f"{program} failed: {said or f'exit status {done.returncode}'}")
+
+    def _gist(self) -> str:
+        """What the server said about its trouble since this start, on one line. On a full disk it
+        can say nothing."""
+        if lack := lack_of_room(self.folder, SPEECHLESS_BYTES, 1):
+            return f"no room left: {lack}"
+        with self._log_path.open("rb") as log:
+            log.seek(self._said_before)
+            lines = log.read(65_536).decode(errors="replace").splitlines()
+        words = [line for line in lines if "FATAL:" in line or "ERROR:" in line] or lines[-1:]
+        cause = [line for line in lines if "already in use" in line]
+        return " ".join(" ".join((*cause, *words)).split())[:_GIST_CHARACTERS] or "it said nothing"
+
+
+class _PortTaken(PostgresError):
+    """Somebody took the port between its choice and its use."""
+
+
+def _unprivileged() -> pwd.struct_passwd:
+    for name in _UNPRIVILEGED_USERS:
+        with contextlib.suppress(KeyError):
+            return pwd.getpwnam(name)
+    raise PostgresError(
+        f"PostgreSQL does not run as root, and there is no user {' or '.join(_UNPRIVILEGED_USERS)} "
+        f"to run it: run this as another user"
+    )
+
+
+def environment_for_programs() -> dict[str, str]:
+    """Made from nothing: a PG* variable of the caller's is about another server."""
+    return {"LANG": "C.UTF-8", "PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"}
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        return [
+            int(n)
+            for n in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="utf-8").split()
+        ]
+    except (OSError, ValueError):
+        return []
+
+
+def _answers(port: int) -> bool:
+    """Whether a PostgreSQL server there takes clients: it answers a login without a password by
+    asking for one, and says "starting up" before that."""
+    parameters = b"user\0" + _USER.encode() + b"\0database\0postgres\0\0"
+    startup = (196_608).to_bytes(4, "big") + parameters
+    try:
+        with socket.create_connection((_LOOPBACK, port), timeout=2) as connection:
+            connection.settimeout(2)
+            connection.sendall((len(startup) + 4).to_bytes(4, "big") + startup)
+            return connection.recv(1) == b"R"
+    except OSError:
+        return False

@@ -1,0 +1,797 @@
+"""Group commit: the messages in flight share one transaction.
+
+A group takes what is waiting, urgent messages first. It loads states with one statement per table,
+runs the pure reactions one after the other over them, and writes at once. It does so in the hope
+that no message was done before and that nobody else writes the same states; where that is wrong,
+nothing is written, and it looks more closely. A lone message does not wait for company.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import partial
+from typing import TYPE_CHECKING, Any
+from uuid import UUID, uuid4
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from saga.choreography import Participant, State
+from saga.envelope import Envelope, MessageKey, source_of, wrap
+from saga.message import Answer, Command, Intent, Message, Priority
+from saga.runtime import tracing
+from saga.runtime.kernel.database import Database
+from saga.runtime.kernel.fold import is_shared
+from saga.runtime.kernel.lanes import Lanes, Share
+from saga.runtime.kernel.outbox import Outbox, Outgoing
+from saga.runtime.kernel.rows import WriteSet
+from saga.runtime.kernel.step import (
+    Decision,
+    Find,
+    Firing,
+    NoReaction,
+    OutsideSignature,
+    StateId,
+    done_before,
+    react,
+    react_to_due,
+    reaction_to,
+)
+from saga.runtime.kernel.tables import Clock, Tables, VersionConflict, utc_now
+from saga.runtime.metrics import KernelMetrics
+from saga.runtime.retry_loop import RetryLoop
+from saga.runtime.telemetry import ABOUT
+
+if TYPE_CHECKING:
+    from opentelemetry.context import Context
+    from opentelemetry.trace import Span
+
+log = logging.getLogger(__name__)
+
+GROUP_MAX = 128
+"""Messages in one transaction."""
+BROKERS_SHARE = 2
+"""One place in so many goes to what came from the broker, however much is asked over HTTP."""
+TURNS = 1
+"""Of the event loop, before a group is taken: what is about to arrive joins it."""
+CAREFUL_GROUPS = 32
+"""For so many groups after a conflict we look before we write."""
+ASKING_MAX = 256
+"""Intents being asked at once."""
+FORGET_SECONDS = 0.2
+"""How often confirmed outbox rows are removed, with a group if there is one."""
+FORGET_AT_ONCE = 128
+"""Confirmed rows that are removed without waiting for that time to come."""
+BACKOFF_MIN_SECONDS, BACKOFF_MAX_SECONDS = 0.1, 5.0
+CONFLICT_BACKOFF_MIN_SECONDS, CONFLICT_BACKOFF_MAX_SECONDS = 0.002, 0.5
+"""The longest that a group waits, a random part of it, after its first and after its last conflicts
+with another replica."""
+
+Ask = Callable[[Any], Awaitable[Answer]]
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """Committed: `events` will be published, `own` is the new state of the message's subject.
+
+    No events: the message changed nothing.
+    """
+
+    events: tuple[Envelope[Any], ...]
+    own: State
+
+
+@dataclass(frozen=True, slots=True)
+class Duplicate:
+    """Done already, some time before."""
+
+
+class Conflicting(Exception):
+    """A message has the source and the id of another one that was done, and is not the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """Nothing of it was kept, because of `error`; trying again at once would fail again."""
+
+    error: Exception
+
+
+Outcome = Done | Duplicate | Failed
+
+
+@dataclass(slots=True, eq=False)
+class Work:
+    """A message on its way through; `message` is the answer once an intent has been asked."""
+
+    envelope: Envelope[Any]
+    message: Message
+    then: Callable[[Outcome], None] | None
+    """Who wants to know how it ended; None if nobody does any more."""
+    lanes: Lanes[Work]
+    taken_at: datetime
+    attempt: int
+    digest: bytes | None = None
+    """See `saga.envelope.digest_of`; None if it is not to be compared."""
+    firing: Firing | None = None
+    """What is due, if the message is given because of that."""
+    asked: bool = False
+    """Whether it led to a question: it is brought to its end then, whoever waits for that. What the
+    outside did cannot be undone, and nobody else knows of it."""
+    began: float = field(default_factory=time.monotonic)
+    context: Context | None = None
+    """Where its spans belong, if they are recorded."""
+    span: Span | None = None
+    """Its last reaction's."""
+
+
+class WrongAnswer(TypeError):
+    """The outside was asked, and what `Service.ask` made of its answer is of another class than the
+    intent's `answer`: nothing of it may be recorded."""
+
+
+def _expected(intent: Intent, answer: Answer) -> Answer:
+    """The answer. Raises `WrongAnswer`."""
+    if type(answer) is not intent.answer:
+        raise WrongAnswer(
+            f"{type(intent).__name__} about {intent.subject!r} was answered by "
+            f"{type(answer).__name__}, not by {intent.answer.__name__}; correct its `ask`"
+        )
+    return answer
+
+
+class _Later:
+    """Not decided on: the same message is waiting for an answer."""
+
+
+_LATER = _Later()
+_Result = Decision | Duplicate | Failed | _Later
+
+
+class _RestsOnBlank(Exception):
+    """A decision has read a state that does not exist, and does not write it: nothing can be
+    checked of that when the decision is written."""
+
+
+class Kernel:
+    """Turns messages into committed decisions, each once.
+
+    Belongs to one event loop. `handle` may be called from many tasks; `run` by one.
+    """
+
+    def __init__(
+        self,
+        participant: Participant,
+        database: Database,
+        tables: Tables,
+        outbox: Outbox,
+        ask: Mapping[type[Intent], Ask] | None = None,
+        *,
+        on_commit: Callable[[Decision], None] | None = None,
+        clock: Clock = utc_now,
+        new_id: Callable[[], UUID] = uuid4,
+        jitter: Callable[[float, float], float] = random.uniform,
+        group_max: int = GROUP_MAX,
+    ) -> None:
+        self._participant = participant
+        self._database = database
+        self._tables = tables
+        self._outbox = outbox
+        self._ask = dict(ask or {})
+        self._on_commit = on_commit
+        self._clock = clock
+        self._new_id = new_id
+        self._jitter = jitter
+        self._group_max = group_max
+        # Where there are several states, a decision may rest on one that it does not write, so that
+        # no version tells; and where subjects share one, replicas may deadlock.
+        several = len(participant.states) > 1
+        self._checks = database.shared and (several or any(map(is_shared, participant.states)))
+        self._careful = 0
+        """Groups that are still to be decided on with care."""
+        self._metrics = KernelMetrics(participant)
+        self._metrics.watch(lambda: self._unresolved)
+        self._commit_loop = RetryLoop("commits", "commit")
+        self._lanes: Lanes[Work] = Lanes()
+        self._local: Lanes[Work] = Lanes()
+        self._share = Share(BROKERS_SHARE)
+        self._asked: dict[MessageKey, list[Work]] = {}
+        """Keyed by the message that led to a question which is open: what waits for its end because
+        it is that message again."""
+        outbox.on_confirmed = self._look_at_outbox
+        self._wake = asyncio.Event()
+        self._committing = False
+        """What is abandoned meanwhile may turn out to have led to a question."""
+        self._resting = False
+        """Whether nothing but the wake-up ends the wait."""
+        self._held_back = False
+        self._asking = asyncio.Semaphore(ASKING_MAX)
+        self._asks: set[asyncio.Task[None]] = set()
+        self._unresolved = 0
+
+    @property
+    def retry_loops(self) -> tuple[RetryLoop, ...]:
+        """What tries again and again here."""
+        return (self._commit_loop,)
+
+    @property
+    def held_back(self) -> bool:
+        """Whether no more is begun of what came from the broker, see `hold_back`."""
+        return self._held_back
+
+    @property
+    def idle(self) -> bool:
+        """Whether no message is waiting, being decided or being asked about."""
+        return self._unresolved == 0 and not self._committing
+
+    async def handle(
+        self,
+        envelope: Envelope[Any],
+        *,
+        local: bool = False,
+        attempt: int = 1,
+        digest: bytes | None = None,
+        firing: Firing | None = None,
+    ) -> Outcome:
+        """Decide on a message and commit the decision; `attempt` counts the tries of it.
+
+        A message whose source and id were done before is a `Duplicate`; `Failed` with `Conflicting`
+        where its `digest` and that of what was done are both known, and differ.
+
+        Returns when it is durable, or known to have been before, or refused. Waits as long as the
+        database is away; a message from the broker, which is not `local`, also as long as the
+        outbox is busy, or it is held back. When cancelled, the message may be committed or not.
+        """
+        resolved: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        ABOUT.set(envelope)
+        work = self.take(
+            envelope,
+            partial(_set, resolved),
+            local=local,
+            attempt=attempt,
+            digest=digest,
+            firing=firing,
+        )
+        try:
+            return await resolved
+        finally:
+            self.abandon(work)
+
+    def take(
+        self,
+        envelope: Envelope[Any],
+        then: Callable[[Outcome], None],
+        *,
+        local: bool = False,
+        attempt: int = 1,
+        digest: bytes | None = None,
+        firing: Firing | None = None,
+    ) -> Work:
+        """The same without waiting: `then` is called with the outcome, from the event loop, unless
+        the work is abandoned before."""
+        lanes = self._local if local else self._lanes
+        work = Work(envelope, envelope.data, then, lanes, self._clock(), attempt, digest, firing)
+        if tracing.active is not None:
+            work.context = tracing.active.here()
+        self._unresolved += 1
+        lanes.append(work, envelope.priority)
+        self._wake.set()
+        return work
+
+    def abandon(self, work: Work) -> None:
+        """Nobody waits for it any more: it is not begun, if it has not begun yet. What the outside
+        was asked for it is recorded all the same."""
+        if work.then is not None:
+            work.then = None
+            if not work.asked:
+                self._unresolved -= 1
+
+    def abandon_all(self, works: Iterable[Work]) -> None:
+        """The same of many, which are not kept waiting: while nothing can be committed, more and
+        more would come."""
+        for work in works:
+            self.abandon(work)
+        self._lanes.keep(_is_wanted)
+
+    async def give(
+        self,
+        command: Command,
+        *,
+        id: str | None = None,
+        priority: Priority = Priority.NORMAL,
+    ) -> Done | Duplicate:
+        """Carry out a command given in process; returns when that is durable.
+
+        It is carried out once per `id`. Raises what its reaction raises.
+        """
+        envelope = wrap(
+            command,
+            id=id or str(self._new_id()),
+            source=source_of(self._participant.name),
+            time=self._clock(),
+            priority=priority,
+        )
+        return await self._done_locally(envelope)
+
+    async def fire(self, firing: Firing) -> Done | Duplicate:
+        """Carry out what is due about a state, once, whoever else does so at the same time.
+
+        `Duplicate` if it is not due: its time has not come by the kernel's clock, or another
+        replica or another message was faster. Then nothing is noted, so it may be fired later.
+        What is brought forward is in the audit record if, and only if, it is committed. Raises
+        what its reaction raises, and `DueStays`.
+        """
+        envelope = firing.envelope(self._participant.name, self._clock())
+        return await self._done_locally(envelope, firing)
+
+    async def _done_locally(
+        self, envelope: Envelope[Any], firing: Firing | None = None
+    ) -> Done | Duplicate:
+        outcome = await self.handle(envelope, local=True, firing=firing)
+        if isinstance(outcome, Failed):
+            raise outcome.error
+        return outcome
+
+    async def run(self) -> None:
+        """Commit groups until cancelled; drain first, or the last group may be cut short."""
+        now = asyncio.get_running_loop().time
+        forgot_at = now()
+        while True:
+            for _ in range(TURNS):
+                await asyncio.sleep(0)
+            group = self._take()
+            due = now() - forgot_at >= FORGET_SECONDS
+            if not group:
+                self._wake.clear()
+                due = not await self._woken()
+                if not due and self._outbox.removable < FORGET_AT_ONCE:
+                    continue
+            confirmed = self._outbox.take_confirmed(1 if due else FORGET_AT_ONCE)
+            if confirmed:
+                forgot_at = now()
+            if group or confirmed:
+                self._committing = bool(group)
+                try:
+                    await self._commit(group, confirmed)
+                except BaseException:
+                    self._outbox.give_back(confirmed)
+                    raise
+                finally:
+                    self._committing = False
+
+    def hold_back(self, held_back: bool) -> None:
+        """Begin no more of what came from the broker, or go on with it. What the outside has
+        answered is committed all the same: nobody else knows of it."""
+        self._held_back = held_back
+        self._wake.set()
+
+    def _look_at_outbox(self) -> None:
+        """What was confirmed is forgotten in its time, unless nobody looks then, it is much, or
+        messages wait for the outbox to be less busy."""
+        if self._resting or self._lanes or self._outbox.removable >= FORGET_AT_ONCE:
+            self._wake.set()
+
+    async def _woken(self) -> bool:
+        """Wait for work; False when instead it is time to forget what was confirmed."""
+        self._resting = self._outbox.idle
+        try:
+            # Not `wait_for`: on Python 3.11 it can swallow a cancellation.
+            async with asyncio.timeout(None if self._resting else FORGET_SECONDS):
+                await self._wake.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def _take(self) -> list[Work]:
+        """The next group, empty if there is nothing to do now. Work nobody awaits any more is left
+        out, and there may be more of that than a group takes."""
+        while self._local or self._lanes:
+            waiting = 0 if self._outbox.busy or self._held_back else len(self._lanes)
+            of_local, of_lanes = self._share.of(self._group_max, len(self._local), waiting)
+            taken = self._local.take(of_local) + self._lanes.take(of_lanes)
+            if self._held_back:
+                taken += self._lanes.take_ahead(_was_asked, self._group_max - len(taken))
+            group = [work for work in taken if _is_wanted(work) and not self._has_to_wait(work)]
+            if group or not taken:
+                return group
+        return []
+
+    def _has_to_wait(self, work: Work) -> bool:
+        """Whether the same message is waiting for an answer; this one is decided on after that."""
+        if work.asked or (same := self._asked.get(work.envelope.key)) is None:
+            return False
+        same[:] = [*filter(_is_wanted, same), work]
+        return True
+
+    async def _commit(self, group: Sequence[Work], confirmed: Sequence[str]) -> None:
+        """Commit the group, however long the database is away; split it if its data is refused."""
+        backoff_seconds = BACKOFF_MIN_SECONDS
+        conflict_backoff_seconds = CONFLICT_BACKOFF_MIN_SECONDS
+        while True:
+            started = time.monotonic()
+            careful = self._careful > 0
+            try:
+                results, outgoing = await self._database.transaction(
+                    partial(self._decide, group, confirmed, careful=careful),
+                    brief=not careful,
+                )
+            except _RestsOnBlank:
+                self._careful = 1  # No other replica has to do with it, so it is for this group.
+            except VersionConflict as conflict:
+                if self._database.shared:  # else it can only be a message that was done before
+                    self._metrics.conflicts.inc()
+                if not careful:
+                    self._careful = CAREFUL_GROUPS
+                    continue
+                if conflict_backoff_seconds == CONFLICT_BACKOFF_MAX_SECONDS:
+                    self._commit_loop.failed(
+                        f"another replica keeps writing the same rows of {conflict}"
+                    )
+                # A random part of it, or two replicas would meet again and again.
+                await asyncio.sleep(self._jitter(0, conflict_backoff_seconds))
+                conflict_backoff_seconds = min(
+                    conflict_backoff_seconds * 2, CONFLICT_BACKOFF_MAX_SECONDS
+                )
+            except Exception as error:
+                if self._database.is_away(error):
+                    self._outbox.look_again()
+                    self._careful = CAREFUL_GROUPS  # It may have been committed.
+                    self._commit_loop.failed(error)
+                    self._metrics.paused_seconds.inc(backoff_seconds)
+                    await asyncio.sleep(backoff_seconds)
+                    backoff_seconds = min(backoff_seconds * 2, BACKOFF_MAX_SECONDS)
+                elif group and not careful:
+                    self._careful = CAREFUL_GROUPS  # What was done before may be what is refused.
+                elif len(group) > 1:
+                    for number, work in enumerate(group):
+                        if number == 0 or not self._has_to_wait(work):
+                            await self._commit([work], confirmed if number == 0 else ())
+                    return
+                elif group:
+                    self._commit_loop.succeeded()  # The database is there, and has said no.
+                    self._go_on(group[0], Failed(error))
+                    self._outbox.give_back(confirmed)
+                    return
+                else:
+                    raise
+            else:
+                self._commit_loop.succeeded()
+                self._metrics.committed(len(group), time.monotonic() - started)
+                if careful and group:
+                    self._careful -= 1
+                self._outbox.forgotten(confirmed)
+                if outgoing:
+                    self._outbox.publish(outgoing)
+                for work, result in zip(group, results, strict=True):
+                    self._go_on(work, result)
+                return
+
+    def _go_on(self, work: Work, result: _Result) -> None:
+        if tracing.active is not None and work.span is not None:
+            error = result.error if isinstance(result, Failed) else None
+            tracing.active.end(work.span, error)
+        if isinstance(result, _Later):
+            work.lanes.append(work, work.envelope.priority)
+            self._wake.set()
+            return
+        if not isinstance(result, Decision):
+            if isinstance(result, Failed) and isinstance(result.error, OutsideSignature):
+                reaction = reaction_to(self._participant, work.message)
+                self._metrics.refused(reaction.name, result.error.reason)
+            self._resolve(work, result)
+            return
+        if self._on_commit is not None:
+            self._on_commit(result)
+        if work.firing is not None and not work.asked:
+            late = self._clock() - work.firing.due.at
+            early = work.firing.brought_forward is not None
+            self._metrics.fired(work.envelope.type, None if early else late.total_seconds())
+        if result.intent is None:
+            self._resolve(work, Done(result.events, result.own))
+            return
+        if not work.asked:
+            work.asked = True
+            self._asked[work.envelope.key] = []
+            if work.then is None:  # Abandoned while it was decided on.
+                self._unresolved += 1
+        task = asyncio.create_task(self._ask_outside(work, result.intent))
+        self._asks.add(task)
+        task.add_done_callback(self._asks.discard)
+
+    def _resolve(self, work: Work, outcome: Outcome) -> None:
+        then, work.then = work.then, None
+        if work.asked or then is not None:
+            self._unresolved -= 1
+        if work.asked:
+            work.asked = False
+            for again in self._asked.pop(work.envelope.key):
+                again.lanes.append(again, again.envelope.priority)
+                self._wake.set()
+        if then is not None:
+            self._metrics.handled(work.envelope, outcome, time.monotonic() - work.began)
+            then(outcome)
+
+    async def _ask_outside(self, work: Work, intent: Intent) -> None:
+        """Ask, outside any transaction; the answer goes ahead of what waits."""
+        ABOUT.set(work.envelope)
+        async with self._asking:
+            began = time.monotonic()
+            try:
+                with tracing.asking(type(intent).__name__, work.span):
+                    work.message = _expected(intent, await self._ask[type(intent)](intent))
+            except Exception as error:
+                self._metrics.asked(intent, "failed", time.monotonic() - began)
+                self._resolve(work, Failed(error))
+                return
+            self._metrics.asked(intent, "answered", time.monotonic() - began)
+        work.lanes.put_first(work, work.envelope.priority)
+        self._wake.set()
+
+    # On the event loop, in the database's thread or in its greenlet, from here on: no `await`.
+
+    def _decide(
+        self,
+        group: Sequence[Work],
+        confirmed: Sequence[str],
+        connection: Connection,
+        *,
+        careful: bool,
+    ) -> tuple[list[_Result], list[Outgoing]]:
+        """One transaction's work; everything it reads, and then writes at once.
+
+        Unless `careful`, it hopes that no message was done before, which its inbox row would tell
+        when it is written, and that nobody else writes the same states, which their versions would.
+        Raises `VersionConflict` where that was wrong, `_RestsOnBlank` where it cannot be known.
+        """
+        writes = WriteSet()
+        self._outbox.remove(writes, confirmed)
+        if not group:
+            writes.execute(connection)
+            return [], []
+        now = self._clock()
+        done = self._done(connection, group) if careful else {}
+        doubtful: list[Work] = []
+        ids = self._own_ids(group)
+        states = _States(connection, self._tables, lock=careful)
+        if careful and self._checks:  # Which states it takes must be known before one is locked.
+            seen = _States(connection, self._tables, lock=False)
+            seen.load(ids)
+            ids |= self._other_ids(group, seen)
+        states.load(ids)
+        states.load(self._other_ids(group, states))
+        results: list[_Result] = []
+        wishes: list[Mapping[str, Any]] = []
+        finished: dict[MessageKey, bytes | None] = {}
+        asked: set[MessageKey] = set()
+        outgoing: list[Outgoing] = []
+        for work in group:
+            work.span = None  # one that was begun before was rolled back, and is not told of
+            key = work.envelope.key
+            if key in asked:
+                results.append(_LATER)
+                continue
+            # Of what is due, the state tells first.
+            if key in done and not work.asked and work.firing is None:
+                results.append(_repeated(work, done[key]))
+                continue
+            traceparent = self._begin_span(work) if tracing.active is not None else None
+            began = time.perf_counter()
+            try:
+                decision = self._react(work, states.find, now, traceparent, done=key in done)
+            except sa.exc.SQLAlchemyError:
+                raise
+            except Exception as error:
+                if self._database.is_away(error):  # a state could not be loaded
+                    raise
+                results.append(Failed(error))
+                if not (work.asked or key in done):
+                    doubtful.append(work)
+                continue
+            if decision is None:
+                results.append(Duplicate())
+                continue
+            self._metrics.reacted(work.message, time.perf_counter() - began)
+            states.change(decision.changes)
+            outgoing += map(Outgoing.of, decision.events)
+            if work.firing is not None and work.firing.brought_forward and not work.asked:
+                wishes.append(audit_entry(work.envelope.id, work.firing, now, told(decision)))
+            if decision.intent is not None:
+                asked.add(key)
+                if not work.asked:
+                    doubtful.append(work)
+            elif key not in done:  # An answer may be to what another replica has done meanwhile.
+                done[key] = finished[key] = work.digest
+            results.append(decision)
+        # No inbox row is written of these, so it has to be looked for.
+        if doubtful and self._done(connection, doubtful):
+            raise VersionConflict(self._tables.inbox.name)
+        if self._checks and not careful:
+            states.check(writes)
+        self._tables.mark_done(writes, finished, now)
+        states.save(writes)
+        self._tables.note_brought_forward(writes, wishes)
+        if outgoing:
+            self._outbox.store(writes, outgoing, int(now.timestamp() * 1_000_000))
+        writes.execute(connection)
+        return results, outgoing
+
+    def _react(
+        self, work: Work, find: Find, now: datetime, traceparent: str | None, *, done: bool
+    ) -> Decision | None:
+        """Run the reaction. None if the message is what was due, and that is not due by now.
+
+        Raises `DueStays` where it is, though the inbox says that it was `done`; and what the
+        reaction raises.
+        """
+        if work.firing is not None and not work.asked:
+            decision = react_to_due(
+                self._participant,
+                work.firing,
+                work.envelope,
+                find,
+                now,
+                traceparent,
+                taken_at=work.taken_at,
+            )
+            if decision is not None and done:
+                raise done_before(self._participant.name, work.firing)
+            return decision
+        return react(
+            self._participant,
+            work.envelope,
+            work.message,
+            find,
+            now,
+            traceparent,
+            taken_at=work.taken_at,
+            attempt=work.attempt,
+        )
+
+    def _done(
+        self, connection: Connection, group: Iterable[Work]
+    ) -> dict[MessageKey, bytes | None]:
+        return self._tables.already_done(connection, {work.envelope.key for work in group})
+
+    def _begin_span(self, work: Work) -> str | None:
+        """Begin the reaction's span; return what its events are to carry."""
+        reaction = self._participant.by_message.get(type(work.message))
+        if reaction is None or work.context is None or tracing.active is None:
+            return None
+        work.span = tracing.active.reaction(
+            self._participant.name, reaction.name, work.envelope, work.context
+        )
+        return tracing.active.traceparent_of(work.span)
+
+    def _own_ids(self, group: Sequence[Work]) -> set[StateId]:
+        ids: set[StateId] = set()
+        for work in group:
+            try:
+                ids.add(_own_id(self._participant, work))
+            except NoReaction:
+                continue  # `react` will say so for this message alone.
+        return ids
+
+    def _other_ids(self, group: Sequence[Work], states: _States) -> set[StateId]:
+        ids: set[StateId] = set()
+        for work in group:
+            reaction = self._participant.by_message.get(type(work.message))
+            if reaction is None:
+                continue
+            own = states.find((reaction.own, work.message.subject))
+            for kind in self._participant.states:
+                if kind is not reaction.own:
+                    ids.update((kind, key) for key in kind.keys(work.message, own))
+        return ids
+
+
+def _was_asked(work: Work) -> bool:
+    """Whether it is an answer, while the kernel holds back what is none."""
+    return work.asked
+
+
+def _is_wanted(work: Work) -> bool:
+    """Whether anybody waits for it, or it has to be brought to its end."""
+    return work.then is not None or work.asked
+
+
+def _set(resolved: asyncio.Future[Outcome], outcome: Outcome) -> None:
+    if not resolved.done():
+        resolved.set_result(outcome)
+
+
+def told(decision: Decision) -> str:
+    """What was decided, in a few words: the types of the events, and what is asked."""
+    said = [event.type for event in decision.events]
+    if decision.intent is not None:
+        said.append(f"asks {type(decision.intent).__name__}")
+    return ", ".join(said) or "nothing"
+
+
+def audit_entry(id: str, firing: Firing, at: datetime, outcome: str) -> Mapping[str, Any]:
+    """A row of the record of what was brought forward, for which the firing says who wanted it."""
+    wish = firing.brought_forward
+    return {
+        "id": id,
+        "at": at,
+        "who": wish.who if wish else "",
+        "reason": wish.reason if wish else "",
+        "kind": firing.kind.__name__,
+        "key": firing.key,
+        "command": firing.due.command.type,
+        "due_at": firing.due.at,
+        "outcome": outcome,
+    }
+
+
+def _own_id(participant: Participant, work: Work) -> StateId:
+    """The state of the message's subject. Raises `NoReaction`."""
+    return reaction_to(participant, work.message).own, work.message.subject
+
+
+def _repeated(work: Work, digest: bytes | None) -> Duplicate | Failed:
+    """What becomes of a message whose source and id were done with a content of this digest."""
+    if digest is None or work.digest is None or digest == work.digest:
+        return Duplicate()
+    source, id = work.envelope.key
+    return Failed(Conflicting(f"another message from {source!r} was done under the id {id!r}"))
+
+
+class _States:
+    """The states a group has read and changed, all under one transaction."""
+
+    def __init__(self, connection: Connection, tables: Tables, *, lock: bool) -> None:
+        self._connection = connection
+        self._tables = tables
+        self._lock = lock
+        self._states: dict[StateId, State] = {}
+        self._versions: dict[StateId, int] = {}
+        self._changed: set[StateId] = set()
+
+    def load(self, ids: set[StateId]) -> None:
+        """Read states with one statement per table; what does not exist is blank.
+
+        With `lock`, replicas cannot deadlock over what is read by one call.
+        """
+        by_kind: defaultdict[type[State], list[str]] = defaultdict(list)
+        for kind, key in ids - self._states.keys():
+            by_kind[kind].append(key)
+        for kind, table in self._tables.states.items():  # in one order, so as not to deadlock
+            if not (keys := by_kind[kind]):
+                continue
+            found = table.load(self._connection, keys, lock=self._lock)
+            for key in keys:
+                state, version = found.get(key) or (kind(key), 0)
+                self._states[kind, key] = state
+                self._versions[kind, key] = version
+
+    def find(self, state_id: StateId) -> State:
+        """The state as the group has it by now."""
+        if state_id not in self._states:
+            self.load({state_id})
+        return self._states[state_id]
+
+    def change(self, changes: Mapping[StateId, State]) -> None:
+        self._states.update(changes)
+        self._changed.update(changes)
+
+    def check(self, writes: WriteSet) -> None:
+        """Have made sure that everything is still what was read. Raises `_RestsOnBlank`."""
+        for kind, table in self._tables.states.items():  # in one order, so as not to deadlock
+            read = {key: version for (of, key), version in self._versions.items() if of is kind}
+            existing = {key: version for key, version in read.items() if version}
+            if any((kind, key) not in self._changed for key in read.keys() - existing.keys()):
+                raise _RestsOnBlank
+            table.check(writes, existing)
+
+    def save(self, writes: WriteSet) -> None:
+        """Have written what changed."""
+        for kind, table in self._tables.states.items():
+            changed = sorted(id for id in self._changed if id[0] is kind)
+            table.save(writes, [(self._states[id], self._versions[id]) for id in changed])

@@ -1,0 +1,192 @@
+"""Bringing a service's tables up to date: one line of scripts per service, run by Alembic.
+
+A service migrates its database when it starts, before it does anything else, in one transaction
+that whoever opens the database makes exclusive. A script may only add to what the version before
+it needs, as replicas of both versions run while a new one is rolled out.
+"""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata, produce_migrations, render_python_code
+from alembic.config import Config
+from alembic.runtime.environment import EnvironmentContext
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from alembic.util import CommandError
+from sqlalchemy.engine import Connection
+
+from saga.runtime.kernel.tables import Schema
+
+KERNELS: Final = frozenset({"inbox", "outbox", "outbox_kept", "outbox_leases", "due_audit"})
+"""The tables that any participant may have."""
+
+
+class MigrationError(Exception):
+    """The tables cannot be brought up to date. The message says why, and the way out."""
+
+
+def prepare(connection: Connection, schema: Schema) -> None:
+    """Create or change the tables in the connection's transaction, if they are not up to date.
+
+    Raises `MigrationError`.
+    """
+    if schema.migrations is None:
+        schema.metadata.create_all(connection)
+    else:
+        _migrate(connection, schema, schema.migrations)
+        for part in schema.parts:
+            _migrate(connection, part, _folder_of(part), part=True)
+
+
+def _migrate(
+    connection: Connection, schema: Schema, migrations: Path, *, part: bool = False
+) -> None:
+    script = _scripts(migrations)
+    known = {revision.revision for revision in script.walk_revisions()}
+    found = _revisions(connection, schema)
+    if unknown := set(found) - known:
+        raise MigrationError(
+            f"its tables are of a newer version ({', '.join(sorted(unknown))}); run that version"
+        )
+    if not part:
+        _check_whose(connection, schema, found)
+    with EnvironmentContext(
+        Config(), script, fn=lambda revision, _: script._upgrade_revs("head", revision)
+    ) as environment:
+        environment.configure(
+            connection=connection,
+            target_metadata=schema.metadata,
+            transactional_ddl=True,
+            version_table=schema.version_table,
+        )
+        try:
+            with environment.begin_transaction():
+                environment.run_migrations()
+        except CommandError as error:
+            raise MigrationError(str(error)) from error
+
+
+def _check_whose(connection: Connection, schema: Schema, found: Sequence[str]) -> None:
+    there = set(sa.inspect(connection).get_table_names())
+    own = schema.metadata.tables.keys() - KERNELS
+    if found and own and not there & own:
+        # Before its scripts change anything.
+        others = ", ".join(sorted(there - KERNELS - {"alembic_version"}))
+        raise MigrationError(
+            f"that is another service's database, with the tables {others}; name one of its own"
+        )
+    if not found and there & schema.metadata.tables.keys():
+        raise MigrationError(
+            "its tables were made by a version before the first release and cannot be migrated; "
+            "remove it, or name another"
+        )
+
+
+def revision_of(connection: Connection) -> str | None:
+    """The last script that was run on a database; None if none was."""
+    return max(MigrationContext.configure(connection).get_current_heads(), default=None)
+
+
+def _revisions(connection: Connection, schema: Schema) -> Sequence[str]:
+    context = MigrationContext.configure(connection, opts={"version_table": schema.version_table})
+    return context.get_current_heads()
+
+
+def _folder_of(schema: Schema) -> Path:
+    if schema.migrations is None:
+        raise MigrationError("these tables have no folder for migrations")
+    return schema.migrations
+
+
+def known_revisions(schema: Schema) -> frozenset[str]:
+    """The scripts that this version has. Raises `MigrationError`."""
+    if schema.migrations is None:
+        return frozenset()
+    walk = _scripts(schema.migrations).walk_revisions()
+    return frozenset(revision.revision for revision in walk)
+
+
+def differences(connection: Connection, schema: Schema) -> list[Any]:
+    """What the database has otherwise than `schema` describes it; empty when it is up to date."""
+    return list(compare_metadata(_comparing(connection, schema), _all_of(schema)))
+
+
+def _comparing(connection: Connection, schema: Schema) -> MigrationContext:
+    """A context in which tables are compared, but for those that say which scripts were run."""
+    versions = {part.version_table for part in schema.parts}
+    opts = {
+        "compare_type": True,
+        "version_table": schema.version_table,
+        "include_name": lambda name, kind, _: kind != "table" or name not in versions,
+    }
+    return MigrationContext.configure(connection, opts=opts)
+
+
+def _all_of(schema: Schema) -> sa.MetaData:
+    metadata = sa.MetaData()
+    for each in (schema, *schema.parts):
+        for table in each.metadata.sorted_tables:
+            table.to_metadata(metadata)
+    return metadata
+
+
+def write_script(schema: Schema, message: str) -> Path | None:
+    """Write the next script: what leads from the last one to `schema`, to be read and corrected;
+    Alembic overlooks check constraints, for one.
+
+    Returns where it is, or None if there is nothing to do. Raises `MigrationError`.
+    """
+    folder = _folder_of(schema)
+    script = _scripts(folder)
+    last = script.get_current_head()
+    engine = sa.create_engine("sqlite://")
+    with engine.begin() as connection:
+        prepare(connection, schema)
+        context = _comparing(connection, schema)
+        operations = produce_migrations(context, schema.metadata).upgrade_ops
+    if operations is None or operations.is_empty():
+        return None
+    number = f"{int(last or 0) + 1:04}"
+    code = render_python_code(operations, render_item=_render_item).splitlines()
+    own = "\n".join(line for line in code if not line.lstrip().startswith("#"))
+    body = textwrap.indent(textwrap.dedent(own), "    ").strip()
+    slug = re.sub(r"\W+", "_", message.lower()).strip("_")
+    path = folder / f"v{number}_{slug}.py"
+    path.write_text(
+        _TEMPLATE.format(message=message, number=number, last=last, body=body), encoding="utf-8"
+    )
+    return path
+
+
+def _scripts(folder: Path) -> ScriptDirectory:
+    if not folder.is_dir():
+        raise MigrationError(f"the folder {folder} for the scripts is not there: make it")
+    return ScriptDirectory(str(folder), version_locations=[str(folder)])
+
+
+def _render_item(kind: str, item: Any, _: Any) -> str | Literal[False]:
+    """Write a column's type as what it is in the database: a script outlives our classes."""
+    if kind == "type" and isinstance(item, sa.types.TypeDecorator):
+        return f"sa.{item.impl_instance!r}"
+    return False
+
+
+_TEMPLATE = '''"""{message}."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "{number}"
+down_revision = {last!r}
+
+
+def upgrade() -> None:
+    {body}
+'''

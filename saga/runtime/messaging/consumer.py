@@ -1,0 +1,449 @@
+"""Taking messages from a participant's queues, through FastStream.
+
+Each queue has a channel of its own. A delivery is acknowledged once its outcome is durable: the
+commit of what it led to, or the broker's confirm for its copy in the dead-letter queue.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, Protocol
+
+import yarl
+from aio_pika import IncomingMessage, RobustConnection
+from aio_pika.exceptions import CONNECTION_EXCEPTIONS
+from aiormq.exceptions import AMQPError, ChannelNotFoundEntity
+from faststream import AckPolicy
+from faststream.rabbit import Channel as ChannelSettings
+from faststream.rabbit import RabbitBroker, RabbitQueue
+
+from saga.choreography import Participant
+from saga.envelope import Decoder, Envelope, Undecodable, digest_of
+from saga.retry import TransientError
+from saga.runtime import tracing
+from saga.runtime.kernel.groups import Conflicting, Failed, Kernel, Outcome, Work
+from saga.runtime.kernel.tables import Clock, utc_now
+from saga.runtime.messaging.acknowledgement import AckChannel, Acknowledger
+from saga.runtime.messaging.connection import (
+    HEARTBEAT_SECONDS,
+    RETRY_SECONDS,
+    BrokerError,
+    addresses_of,
+    named,
+)
+from saga.runtime.messaging.dead_letters import (
+    REPLAYS,
+    Failure,
+    Reason,
+    attempts_in,
+    ours_in,
+    set_aside,
+)
+from saga.runtime.messaging.frames import Delivery, Posting
+from saga.runtime.messaging.publisher import BrokerPublisher
+from saga.runtime.messaging.topology import DEAD_EXCHANGE, queues_of, wait_queue
+from saga.runtime.messaging.trust import check_sender
+from saga.runtime.messaging.wire import ChannelLost, ReconnectingConnection, Taker
+from saga.runtime.metrics import ConsumerMetrics
+from saga.runtime.retry_loop import RetryLoop
+
+log = logging.getLogger(__name__)
+
+PREFETCH = 300
+"""Deliveries a queue may have unacknowledged: enough for the next group to be full while one
+commits."""
+BACKOFF_MIN_SECONDS, BACKOFF_MAX_SECONDS = 0.1, 5.0
+POLL_SECONDS = 0.02
+BLAMED_CODES = frozenset({406, 501, 502, 503, 505})
+"""With these, the broker closes a channel or a connection because of what it was sent."""
+BLAMED_MAX = 3
+"""So often they may end the publishing of one copy, which shares its connection with others."""
+
+
+class Consumer:
+    """Feeds one participant's kernel from its queues, through FastStream."""
+
+    def __init__(
+        self,
+        participant: Participant,
+        kernel: Kernel,
+        publisher: BrokerPublisher,
+        url: str,
+        *,
+        drain_seconds: float,
+        prefetch: int = PREFETCH,
+        clock: Clock = utc_now,
+    ) -> None:
+        self._participant = participant
+        self._publisher = publisher
+        self._drain_seconds = drain_seconds
+        self._deliveries = Deliveries(participant, kernel, publisher, clock)
+        self._connection_loop = RetryLoop(
+            "consumer_connection", "hold the consumer's connection to the broker"
+        )
+        self.broker = _Broker(
+            named(url, f"{participant.name} consumer"),
+            takers={queue: self._deliveries.taker(queue) for queue in queues_of(participant)},
+            retry_loop=self._connection_loop,
+            fail_fast=True,
+            reconnect_interval=RETRY_SECONDS,
+            client_properties={"heartbeat": HEARTBEAT_SECONDS},
+            apply_types=False,
+            logger=None,
+        )
+        self._subscribers = [
+            self.broker.subscriber(
+                RabbitQueue(name, declare=False),
+                channel=ChannelSettings(prefetch_count=prefetch),
+                ack_policy=AckPolicy.MANUAL,
+                no_reply=True,
+            )
+            for name in queues_of(participant)
+        ]
+        for subscriber in self._subscribers:
+            subscriber(_never)
+
+    @property
+    def retry_loops(self) -> tuple[RetryLoop, ...]:
+        """What tries again and again here."""
+        return self._connection_loop, *self._deliveries.retry_loops
+
+    async def unread(self) -> list[str]:
+        """The queues nobody reads, or that are gone. Raises what aio-pika raises.
+
+        Asks the broker: a consumer that it cancelled looks well from here.
+        """
+        queues = list(queues_of(self._participant))
+        unread = [queue for queue in queues if not await self._publisher.consumers_of(queue)]
+        # Somebody else's consumers, another replica's for instance, are not ours.
+        return unread if all(subscriber.running for subscriber in self._subscribers) else queues
+
+    async def start(self) -> None:
+        """Connect and read. Raises `BrokerError`, e.g. if a queue does not exist."""
+        try:
+            await self.broker.start()
+        except ChannelNotFoundEntity as error:
+            raise BrokerError(
+                f"the broker lacks a queue of {self._participant.name}: {error}; "
+                f"declare it with `saga topology apply`, or, if it was there before, with "
+                f"`saga recover broker`"
+            ) from error
+        except (AMQPError, OSError) as error:
+            why = str(error) or "no answer"
+            raise BrokerError(f"cannot read from the broker: {why}") from error
+
+    async def stop(self) -> None:
+        """Take no more, wait for what was taken (bounded by `drain_seconds`), disconnect."""
+        await self._deliveries.finish(self._drain_seconds)
+        await self.broker.stop()
+
+
+async def _never(message: IncomingMessage) -> None:
+    """What FastStream would call with deliveries, were they not handed over before it."""
+    raise AssertionError(f"FastStream got {message}")
+
+
+class _Broker(RabbitBroker):
+    """Connects over a wire, to any node of a cluster, and to any of them again when that one is
+    lost."""
+
+    def __init__(
+        self, url: str, *, takers: Mapping[str, Taker], retry_loop: RetryLoop, **settings: Any
+    ) -> None:
+        super().__init__(url, **settings)
+        self._connection_kwargs["connection_class"] = partial(
+            ReconnectingConnection, takers=takers, retry_loop=retry_loop
+        )
+
+    async def _connect(self) -> RobustConnection:
+        nodes = [yarl.URL(address) for address in addresses_of(self._connection_kwargs["url"])]
+        random.shuffle(nodes)
+        *others, last = nodes
+        for node in others:
+            with contextlib.suppress(*CONNECTION_EXCEPTIONS):
+                return await self._connect_to(node, nodes)
+        return await self._connect_to(last, nodes)
+
+    async def _connect_to(self, node: yarl.URL, nodes: Sequence[yarl.URL]) -> RobustConnection:
+        self._connection_kwargs["url"] = str(node)
+        connection = await super()._connect()
+        if len(nodes) > 1:
+            connection.close_callbacks.add(lambda *_: self._roam(connection, nodes))
+        return connection
+
+    def _roam(self, connection: RobustConnection, nodes: Sequence[yarl.URL]) -> None:
+        """Until the connection is there again, let it try one node after the other."""
+        if connection.connected.is_set() or connection.is_closed:
+            return
+        connection.url = random.choice(nodes)  # In turn, a node might be met only when it is down.
+        asyncio.get_running_loop().call_later(RETRY_SECONDS, self._roam, connection, nodes)
+
+
+class _NoCopy(Exception):
+    """A message cannot be set aside, however often that is tried."""
+
+
+class DeliveryChannel(AckChannel, Protocol):
+    """The channel that a delivery came on."""
+
+    on_lost: list[Callable[[], None]]
+
+
+class _Intake:
+    """What came of one queue on one channel, and is not settled yet."""
+
+    def __init__(self, queue: str, channel: DeliveryChannel) -> None:
+        self.queue = queue
+        self.channel = channel
+        self.acknowledger = Acknowledger(channel)  # Tags start anew with each channel.
+        self.deciding: dict[int, Work] = {}
+        """By tag."""
+        self.tasks: set[asyncio.Task[None]] = set()
+        """What sets messages aside."""
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.deciding or self.tasks)
+
+
+class Deliveries:
+    """What becomes of a participant's messages, whoever brings them: they are decided on, or set
+    aside, and then acknowledged."""
+
+    def __init__(
+        self,
+        participant: Participant,
+        kernel: Kernel,
+        publisher: BrokerPublisher,
+        clock: Clock = utc_now,
+    ) -> None:
+        self._participant = participant
+        self._kernel = kernel
+        self._publisher = publisher
+        self._clock = clock
+        self._metrics = ConsumerMetrics(participant)
+        self._decoder = Decoder((*participant.consumes, *participant.intake))
+        self._intakes: dict[str, _Intake] = {}
+        """By queue: each has one consumer at a time."""
+        self._stopping = False
+        self._blamed_alone = asyncio.Lock()
+        self._copy_loop = RetryLoop("copies", "publish copies of failed messages")
+
+    @property
+    def retry_loops(self) -> tuple[RetryLoop, ...]:
+        """What tries again and again here."""
+        return (self._copy_loop,)
+
+    def taker(self, queue: str) -> Callable[[DeliveryChannel, Delivery], None]:
+        """What takes the deliveries of one queue."""
+
+        def take(channel: DeliveryChannel, delivery: Delivery) -> None:
+            if self._stopping:
+                return  # It goes back with its channel.
+            intake = self._intakes.get(queue)
+            if intake is None or intake.channel is not channel:
+                intake = self._intakes[queue] = _Intake(queue, channel)
+                channel.on_lost.append(partial(self._give_up, intake))
+            try:
+                self._take(intake, delivery)
+            except Exception:
+                log.exception("a delivery of %s was not taken; it is left to the broker", queue)
+                intake.acknowledger.reject(delivery.tag)
+
+        return take
+
+    async def finish(self, seconds: float) -> None:
+        """Take no more, and wait for what was taken, at most so long."""
+        self._stopping = True
+        deadline = time.monotonic() + seconds
+        while any(intake.busy for intake in self._intakes.values()):
+            if time.monotonic() > deadline:
+                return
+            await asyncio.sleep(POLL_SECONDS)
+
+    def _give_up(self, intake: _Intake) -> None:
+        """Its channel is lost: what came on it will come again."""
+        self._kernel.abandon_all(intake.deciding.values())
+        intake.deciding.clear()
+        for task in intake.tasks:
+            task.cancel()
+
+    def _settle(self, intake: _Intake, delivery: Delivery) -> None:
+        """What the delivery led to is durable."""
+        intake.acknowledger.resolve(delivery.tag)
+
+    def _take(self, intake: _Intake, delivery: Delivery) -> None:
+        """Have the message decided on, or set aside."""
+        ours = ours_in(delivery, intake.queue)
+        attempts = attempts_in(ours)
+        if REPLAYS in ours and attempts == 0:  # And not tried since.
+            self._metrics.replayed(delivery.properties.type)
+        try:
+            envelope = self._decoder.decode(delivery.body)
+            check_sender(delivery.exchange, delivery.routing_key, envelope, intake.queue)
+        except Exception as error:  # What the decoder did not foresee is undecodable too.
+            self._metrics.undecodable(delivery.properties.type)
+            failure = Failure(Reason.UNDECODABLE, error, intake.queue, self._clock())
+            self._begin(intake, delivery, partial(self._bury, delivery, failure))
+            return
+        if tracing.active is not None:
+            self._begin(
+                intake, delivery, partial(self._decide_traced, delivery, intake, envelope, attempts)
+            )
+            return
+
+        digest = digest_of(envelope, delivery.body)
+
+        def then(outcome: Outcome) -> None:
+            del intake.deciding[delivery.tag]
+            if isinstance(outcome, Failed):
+                self._begin(
+                    intake,
+                    delivery,
+                    partial(self._fail, delivery, intake, envelope, attempts, outcome),
+                )
+            else:
+                self._settle(intake, delivery)
+
+        intake.deciding[delivery.tag] = self._kernel.take(
+            envelope, then, attempt=attempts + 1, digest=digest
+        )
+
+    def _begin(
+        self, intake: _Intake, delivery: Delivery, work: Callable[[], Awaitable[None]]
+    ) -> None:
+        """Do what takes a while, and settle the delivery when it is done."""
+
+        async def settled() -> None:
+            try:
+                await work()
+            except _NoCopy as error:
+                log.error("%s; it is left to the broker as it came", error)
+                intake.acknowledger.reject(delivery.tag)
+            except Exception:
+                # Never settled, it would be in the way of all that come after it.
+                log.exception("a delivery of %s was not handled; the broker has it", intake.queue)
+                intake.acknowledger.reject(delivery.tag)
+            else:
+                self._settle(intake, delivery)
+
+        task = asyncio.create_task(settled())
+        intake.tasks.add(task)
+        task.add_done_callback(intake.tasks.discard)
+
+    async def _decide_traced(
+        self, delivery: Delivery, intake: _Intake, envelope: Envelope[Any], attempts: int
+    ) -> None:
+        with tracing.process(
+            intake.queue, delivery, envelope.subject, envelope.traceparent, attempts
+        ):
+            digest = digest_of(envelope, delivery.body)
+            outcome = await self._kernel.handle(envelope, attempt=attempts + 1, digest=digest)
+            if isinstance(outcome, Failed):
+                await self._fail(delivery, intake, envelope, attempts, outcome)
+
+    async def _bury(self, delivery: Delivery, failure: Failure) -> None:
+        about = delivery.properties.correlation_id or ""
+        with tracing.process(failure.queue, delivery, about):
+            await self._set_aside(delivery, failure)
+
+    async def _fail(
+        self,
+        delivery: Delivery,
+        intake: _Intake,
+        envelope: Envelope[Any],
+        attempts: int,
+        outcome: Failed,
+    ) -> None:
+        conflicts = isinstance(outcome.error, Conflicting)
+        reason = Reason.CONFLICTING if conflicts else Reason.FAILED
+        failure = Failure(reason, outcome.error, intake.queue, self._clock())
+        retry = self._participant.retry_of(type(envelope.data))
+        wait_ms = None if conflicts else retry.wait_ms(attempts + 1, outcome.error)
+        await self._set_aside(delivery, failure, wait_ms, envelope.traceparent)
+
+    async def _set_aside(
+        self,
+        delivery: Delivery,
+        failure: Failure,
+        wait_ms: int | None = None,
+        traceparent: str | None = None,
+    ) -> None:
+        """Publish the copy that waits, or is dead, however long the broker takes to confirm it."""
+        name = self._participant.name
+        error = failure.error
+        if tracing.active is not None:
+            tracing.active.fail(error)
+        properties = delivery.properties
+        type_ = properties.type
+        what = f"{type_} {properties.message_id} from {failure.queue}"
+        # What could not be decoded may still say this.
+        about = {"order": properties.correlation_id, "event": properties.message_id}
+        if wait_ms is None:
+            exchange, key = DEAD_EXCHANGE, name
+            reason = error.reason if isinstance(error, Undecodable) else failure.reason
+            self._metrics.dead_lettered(type_, reason, traceparent)
+            foreseen = isinstance(error, Undecodable | TransientError | Conflicting)
+            unforeseen = None if foreseen else error
+            log.error(
+                "dead: %s: %s: %s",
+                what,
+                type(error).__name__,
+                error,
+                exc_info=unforeseen,
+                extra=about,
+            )
+        else:
+            exchange, key = wait_queue(wait_ms), failure.queue
+            self._metrics.retried(type_)
+            log.warning(
+                "again in %d ms: %s: %s: %s",
+                wait_ms,
+                what,
+                type(error).__name__,
+                error,
+                extra=about,
+            )
+        backoff_seconds = BACKOFF_MIN_SECONDS
+        blamed = 0
+        this = object()  # Of all the copies that are being published.
+        try:
+            while True:
+                try:
+                    channel = await self._publisher.open()
+                    copy = self._copy(what, delivery, failure, channel.frame_max)
+                    # One that was blamed goes alone, or others would be blamed with it.
+                    async with self._blamed_alone if blamed else contextlib.nullcontext():
+                        await self._publisher.publish(exchange, Posting(key, copy, delivery.body))
+                except _NoCopy:
+                    raise
+                except ValueError as misfit:
+                    raise _NoCopy(f"no copy of {what} fits into frames: {misfit}") from misfit
+                except Exception as refusal:
+                    blamed += isinstance(refusal, ChannelLost) and refusal.code in BLAMED_CODES
+                    if blamed == BLAMED_MAX:
+                        raise _NoCopy(f"the broker takes no copy of {what}: {refusal}") from refusal
+                    self._copy_loop.failed(refusal, this, about)
+                    self._metrics.paused(backoff_seconds)
+                    await asyncio.sleep(backoff_seconds)
+                    backoff_seconds = min(backoff_seconds * 2, BACKOFF_MAX_SECONDS)
+                else:
+                    self._copy_loop.succeeded(this)
+                    # Its frames hold the message's whole group, and that holds the error: a cycle.
+                    error.with_traceback(None)
+                    return
+        finally:
+            self._copy_loop.forget(this)  # It was left to the broker, or its channel is lost.
+
+    @staticmethod
+    def _copy(what: str, delivery: Delivery, failure: Failure, frame_max: int) -> bytes:
+        try:
+            return set_aside(delivery, failure, frame_max=frame_max)
+        except Exception as error:
+            raise _NoCopy(f"no copy of {what} can be made: {error}") from error

@@ -1,0 +1,125 @@
+"""Who may do what on the broker, derived from the choreography: least privilege by its own source.
+
+Each participant has a user of its name, which declares nothing, reads its own queues, and writes
+its own event types, the commands it sends, its own dead letters, and its own queues' names on the
+wait exchanges. The default exchange reaches every queue, so no participant may write it.
+
+RabbitMQ takes a permission as a regular expression that may match anywhere: each one here is
+anchored and escaped. Routing keys are checked for topic exchanges only, and only where the user
+has a record for that exchange: without one everything is allowed. So a user has a record for every
+topic exchange that he may write. https://www.rabbitmq.com/docs/access-control
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from saga.choreography import Choreography, Participant
+from saga.message import Command, Event, Priority
+from saga.retry import RUNGS_MS
+from saga.runtime.messaging.topology import (
+    DEAD_EXCHANGE,
+    EVENTS_EXCHANGE,
+    HISTORY_STREAM,
+    dead_letter_queue,
+    queues_of,
+    topology_of,
+    wait_queue,
+)
+
+OPERATOR = "saga-operator"
+"""Applies the topology, publishes test loads, reads queues and the history to judge them."""
+REPLAY = "saga-replay"
+"""Takes dead letters, and puts them back into any work queue or notes them in the history."""
+
+DEFAULT_EXCHANGE = "amq.default"
+"""What permissions call the exchange with the empty name."""
+NOTHING = "^$"
+EVERYTHING = "^.*$"
+
+
+@dataclass(frozen=True, slots=True)
+class TopicPermission:
+    """Which routing keys a user may publish to a topic exchange (`write`), and bind (`read`)."""
+
+    exchange: str
+    write: str
+    read: str = NOTHING
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """A user of the broker: regular expressions over names of exchanges and queues."""
+
+    name: str
+    configure: str = NOTHING
+    write: str = NOTHING
+    read: str = NOTHING
+    topics: Sequence[TopicPermission] = ()
+
+
+def users_of(choreography: Choreography) -> tuple[User, ...]:
+    """Every user the choreography needs: one per service, and the operators' two."""
+    services = (_service(participant) for participant in choreography.participants)
+    observers = (
+        User(observer.name, read=only([HISTORY_STREAM])) for observer in choreography.observers
+    )
+    return (*services, *observers, _operator(choreography), _replay(choreography))
+
+
+def only(names: Iterable[str]) -> str:
+    """The regular expression that matches exactly these names."""
+    alternatives = "|".join(re.escape(name) for name in names)
+    return f"^({alternatives})$" if alternatives else NOTHING
+
+
+def _service(participant: Participant) -> User:
+    queues = only(queues_of(participant))
+    topics = (
+        TopicPermission(EVENTS_EXCHANGE, write=_keys(participant.emits)),
+        TopicPermission(DEAD_EXCHANGE, write=only([participant.name])),
+        *(TopicPermission(wait_queue(rung), write=queues) for rung in RUNGS_MS),
+    )
+    return User(
+        participant.name,
+        write=only(topic.exchange for topic in topics),
+        read=queues,
+        topics=topics,
+    )
+
+
+def _operator(choreography: Choreography) -> User:
+    topology = topology_of(choreography)
+    queues = [queue.name for queue in topology.queues]
+    ours = [*topology.exchanges, *queues]
+    # To declare a queue that dead-letters to an exchange takes the right to write there, and to
+    # bind a queue takes writing the queue and reading the exchange.
+    return User(
+        OPERATOR,
+        configure=only(ours),
+        write=only([EVENTS_EXCHANGE, DEAD_EXCHANGE, DEFAULT_EXCHANGE, *queues]),
+        read=only(ours),
+        topics=[
+            TopicPermission(EVENTS_EXCHANGE, _keys(choreography.events), EVERYTHING),
+            *(
+                TopicPermission(exchange, NOTHING, EVERYTHING)
+                for exchange in topology.exchanges
+                if exchange != EVENTS_EXCHANGE
+            ),
+        ],
+    )
+
+
+def _replay(choreography: Choreography) -> User:
+    dead = [dead_letter_queue(participant.name) for participant in choreography.participants]
+    return User(
+        REPLAY,
+        write=only([DEFAULT_EXCHANGE]),
+        read=only([*dead, HISTORY_STREAM]),
+    )
+
+
+def _keys(messages: Iterable[type[Event | Command]]) -> str:
+    return only(f"{message.type}.{priority}" for message in messages for priority in Priority)
