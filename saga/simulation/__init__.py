@@ -132,7 +132,7 @@ def _garbage_collected_at_the_end() -> Iterator[None]:
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
     """Without what the services log: a run is full of faults, and its trace tells of them."""
-    log = logging.getLogger("common")
+    log = logging.getLogger("saga")
     level = log.level
     log.setLevel(logging.CRITICAL + 1)
     try:

@@ -254,7 +254,7 @@ async def test_failures_leave_nothing_for_the_garbage_collector(
     stage: Stage, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A traceback holds frames, and they hold all that led to the error."""
-    caplog.set_level(logging.CRITICAL, "common")  # What is logged here is kept, errors included.
+    caplog.set_level(logging.CRITICAL, "saga")  # What is logged here is kept, errors included.
 
     def failed() -> float:
         labels = {"participant": "payment", "type": "stock.reserved"}

@@ -156,7 +156,7 @@ def test_list_groups_and_names_an_example(letter: Stage) -> None:
         done = letter.saga("list", "--by", by, "--json")
         assert done.exit_code == 1
         (group,) = json.loads(done.stdout)["groups"]
-        assert (group["letters"], group["example"], group["orders"]) == (1, 1, 1)
+        assert (group["letters"], group["example"], group["subjects"]) == (1, 1, 1)
     done = letter.saga("list")
     assert "GatewayUnavailable: no answer [from] the provider" in done.stdout
     assert "abcabcabcabc" in done.stdout

@@ -123,7 +123,7 @@ async def test_a_killed_node_comes_back_with_its_data_at_the_same_address(
 
 def test_a_node_dies_with_its_owner(tmp_path: Path) -> None:
     program = (
-        "import pathlib, sys, time; from saga.node import RabbitNode;"
+        "import pathlib, sys, time; from saga.local.node import RabbitNode;"
         "node = RabbitNode(pathlib.Path(sys.argv[1])); node.start();"
         "print('ready', flush=True); time.sleep(600)"
     )

@@ -63,7 +63,7 @@ RUN_SECONDS = 60.0
 def _impatient(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(retry_loop, "STUCK_SECONDS", STUCK_SECONDS)
     monkeypatch.setattr(retry_loop, "STEADY_SECONDS", STEADY_SECONDS)
-    caplog.set_level(logging.INFO, "common")
+    caplog.set_level(logging.INFO, "saga")
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ async def serving(
 
 def logged(caplog: pytest.LogCaptureFixture) -> list[str]:
     """What a service logs; the client's own words it does not."""
-    return [record.getMessage() for record in caplog.records if record.name.startswith("common.")]
+    return [record.getMessage() for record in caplog.records if record.name.startswith("saga.")]
 
 
 def is_ready(service: httpx.AsyncClient) -> Callable[[], Awaitable[bool]]:

@@ -170,7 +170,7 @@ def test_a_new_file_in_a_folder_that_takes_none_is_named(
 # --- their encoding -----------------------------------------------------------------------------
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("common", "saga", "monitoring", "*_service")
+PACKAGES = ("common", "saga", "order_saga", "monitoring", "*_service")
 
 
 def test_no_file_and_no_program_is_read_in_the_encoding_of_the_locale() -> None:
