@@ -19,14 +19,15 @@ RUN awk '/^(setuptools|wheel|packaging)==/ { on = 1 } on { print } on && !/\\$/ 
     && python3 -m venv /opt/build && /opt/build/bin/pip install --require-hashes --requirement build.lock
 COPY . .
 RUN /opt/build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /wheels . \
-    && /opt/saga/bin/pip install --no-deps --no-index /wheels/*.whl
+    && /opt/saga/bin/pip install --no-deps --no-index /wheels/*.whl \
+    && mkdir /opt/saga/app && cp -r common order_saga *_service /opt/saga/app
 
 FROM ${BASE}
 RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin saga \
     && install --directory --owner saga --group saga /data
 COPY --from=build /opt/saga /opt/saga
 ENV PATH=/opt/saga/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 \
-    SAGA=order_saga:SAGA DATA_DIR=/data HTTP_HOST=0.0.0.0 HTTP_PORT=8000
+    PYTHONPATH=/opt/saga/app SAGA=order_saga:SAGA DATA_DIR=/data HTTP_HOST=0.0.0.0 HTTP_PORT=8000
 USER 10001:10001
 WORKDIR /data
 # Alive, not ready: some supervisors restart what is not healthy, and a broker that is away is no

@@ -1,1 +1,136 @@
-"""The operator's command `saga`, and what it is made of."""
+"""Choreography sagas over RabbitMQ: the engine, and the operator's command `saga`.
+
+What stands in `__all__` is public: it keeps its meaning within a major version. So are the command
+line, the wire, the names of metrics and files, and the fixtures and functions of `saga.testing`.
+Everything else may change with any version. Names are imported when they are first asked for, so
+that a domain, which needs a few of them, loads neither a database nor a web framework.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from saga.archive import OBSERVER as ARCHIVE
+    from saga.asking import Phase, ask, record, record_undone, take_back
+    from saga.choreography import ChoreographyError, Observer, Participant, State
+    from saga.declaration import Saga, SagaError, Scenario, Stimulus
+    from saga.due import Due
+    from saga.envelope import derived_id
+    from saga.limits import Moment
+    from saga.load.plan import Given, Plan
+    from saga.message import (
+        Answer,
+        Command,
+        Decided,
+        Event,
+        EventTypes,
+        Intent,
+        Message,
+        Priority,
+        Role,
+    )
+    from saga.outside import Desk, Memory, Outside, OutsideError
+    from saga.retry import Retry, TransientError
+    from saga.runtime.kernel.groups import Ask
+    from saga.runtime.kernel.tables import Json, StateTable, Tables, Utc, Word, due_columns
+    from saga.runtime.service import Running, Service
+    from saga.runtime.service import main as serve
+    from saga.runtime.settings import Settings
+    from saga.view import Broken, Events, Invariant, States, View
+
+_HOMES: Final = {
+    "saga.archive": ("ARCHIVE=OBSERVER",),
+    "saga.asking": ("Phase", "ask", "record", "record_undone", "take_back"),
+    "saga.choreography": ("ChoreographyError", "Observer", "Participant", "State"),
+    "saga.declaration": ("Saga", "SagaError", "Scenario", "Stimulus"),
+    "saga.due": ("Due",),
+    "saga.envelope": ("derived_id",),
+    "saga.limits": ("Moment",),
+    "saga.load.plan": ("Given", "Plan"),
+    "saga.message": (
+        *("Answer", "Command", "Decided", "Event", "EventTypes", "Intent", "Message", "Priority"),
+        "Role",
+    ),
+    "saga.outside": ("Desk", "Memory", "Outside", "OutsideError"),
+    "saga.retry": ("Retry", "TransientError"),
+    "saga.runtime.kernel.groups": ("Ask",),
+    "saga.runtime.kernel.tables": (
+        *("Json", "StateTable", "Tables", "Utc", "Word", "due_columns"),
+    ),
+    "saga.runtime.service": ("Running", "Service", "serve=main"),
+    "saga.runtime.settings": ("Settings",),
+    "saga.view": ("Broken", "Events", "Invariant", "States", "View"),
+}
+"""Where each public name is; `public=private` where it is called otherwise there."""
+
+_PLACES: Final = {
+    public: (module, name or public)
+    for module, names in _HOMES.items()
+    for public, _, name in (each.partition("=") for each in names)
+}
+
+__all__ = [
+    "ARCHIVE",
+    "Answer",
+    "Ask",
+    "Broken",
+    "ChoreographyError",
+    "Command",
+    "Decided",
+    "Desk",
+    "Due",
+    "Event",
+    "EventTypes",
+    "Events",
+    "Given",
+    "Intent",
+    "Invariant",
+    "Json",
+    "Memory",
+    "Message",
+    "Moment",
+    "Observer",
+    "Outside",
+    "OutsideError",
+    "Participant",
+    "Phase",
+    "Plan",
+    "Priority",
+    "Retry",
+    "Role",
+    "Running",
+    "Saga",
+    "SagaError",
+    "Scenario",
+    "Service",
+    "Settings",
+    "State",
+    "StateTable",
+    "States",
+    "Stimulus",
+    "Tables",
+    "TransientError",
+    "Utc",
+    "View",
+    "Word",
+    "ask",
+    "derived_id",
+    "due_columns",
+    "record",
+    "record_undone",
+    "serve",
+    "take_back",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if (place := _PLACES.get(name)) is None:
+        raise AttributeError(f"module 'saga' has no attribute {name!r}")
+    found = globals()[name] = getattr(import_module(place[0]), place[1])
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PLACES})

@@ -10,7 +10,6 @@ import os
 import platform
 import sys
 from collections.abc import Iterator
-from importlib.metadata import version
 from typing import Annotated, Any, Final, NoReturn
 
 import typer
@@ -35,10 +34,10 @@ from saga.load import OWN_COMMANDS
 from saga.runtime import streams
 from saga.runtime.files import keep_private
 from saga.text import is_utf_8
+from saga.version import engine_version
 
 FAILED: Final = 1
 USAGE_ERROR: Final = 2
-DISTRIBUTION: Final = "order-saga"
 CONTEXT_SETTINGS: Final = {"help_option_names": ["-h", "--help"]}
 
 
@@ -91,7 +90,7 @@ def _print_version(wanted: bool) -> None:
     if wanted:
         from saga.commands.console import write
 
-        write(f"saga {version(DISTRIBUTION)} (Python {platform.python_version()})\n")
+        write(f"saga {engine_version()} (Python {platform.python_version()})\n")
         raise typer.Exit
 
 

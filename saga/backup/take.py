@@ -7,9 +7,8 @@ import shutil
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
-from typing import Final, Self
+from typing import Self
 
 from saga.backup import BackupError
 from saga.backup.cut import SqliteView, View, cut, view_of
@@ -27,8 +26,7 @@ from saga.backup.parts import DEAD_LETTERS, OUTSIDE, Part, Standing, parts
 from saga.deployment import dead_letters_url_in
 from saga.history.sources import Sources
 from saga.runtime.kernel.database import sqlite_file
-
-DISTRIBUTION: Final = "order-saga"
+from saga.version import engine_version
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +93,7 @@ async def _take(whole: Whole, folder: Path, progress: Progress) -> Manifest:
                 place = place or _place(standing)
             copies[name] = await _copy(view, folder, name, standing, progress)
     manifest = Manifest(
-        program=version(DISTRIBUTION),
+        program=engine_version(),
         taken_at=made.taken_at,
         pause_seconds=round(made.pause_seconds, 6),
         databases={name: copies[name] for name in whole.database_urls},

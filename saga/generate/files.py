@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from saga.choreography import Choreography
-from saga.discovery import packages, spec
+from saga.discovery import packages, saga, spec
 from saga.generate.containers import CLUSTER, COMPOSE, PROMETHEUS, container_files
 from saga.generate.marks import Marks
 from saga.graph.asyncapi import asyncapi
@@ -47,7 +47,7 @@ def generated(root: Path, choreography: Choreography) -> dict[Path, str]:
         "rabbitmq/definitions.json": text(
             definitions(topology_of(choreography), users_of(choreography))
         ),
-        "contracts/asyncapi.json": text_of(asyncapi(flow)),
+        "contracts/asyncapi.json": text_of(asyncapi(flow, saga().name)),
         "docs/map.svg": svg(flow),
         README: _in_part(root / README, _MAP, f"\n```mermaid\n{mermaid(flow)}```\n\n"),
         PYPROJECT: _in_part(root / PYPROJECT, _IMPORTS, _import_contracts(root, choreography)),

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable
-from importlib.metadata import version
 from typing import Any, Final
+from urllib.parse import quote
 
 from saga.choreography import Participant
 from saga.envelope import CONTENT_TYPE, Envelope, schema_uri
@@ -26,6 +26,7 @@ from saga.runtime.messaging.topology import (
     work_queue,
 )
 from saga.schemas.export import Travelling, shared_schemas, travelling
+from saga.version import engine_version
 
 _SCHEMAS: Final = "#/components/schemas/{model}"
 _BINDING: Final = "0.3.0"
@@ -33,16 +34,16 @@ _BINDING: Final = "0.3.0"
 Document = dict[str, Any]
 
 
-def asyncapi(flow: Flow) -> Document:
-    """The document."""
+def asyncapi(flow: Flow, saga: str) -> Document:
+    """The document of the saga of that name."""
     messages = travelling(flow.choreography)
     return {
         "asyncapi": "3.0.0",
         "x-generated-by": "make generate: edit the reactions, not this file",
-        "id": "urn:order-saga",
+        "id": f"urn:saga:{quote(saga)}",
         "info": {
-            "title": "order-saga",
-            "version": version("order-saga"),
+            "title": saga,
+            "version": engine_version(),
             "description": (
                 "Services that react to each other's events. Every message is a CloudEvents 1.0 "
                 "document in JSON; events go to a topic exchange under `<type>.<priority>`."

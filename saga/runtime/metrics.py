@@ -18,7 +18,6 @@ import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final
 
 import sqlalchemy as sa
@@ -33,6 +32,7 @@ from saga.choreography import Participant
 from saga.message import Command, Event, Intent, Message, Priority
 from saga.runtime.kernel.kept import position_of
 from saga.runtime.kernel.tables import Clock, Tables, utc_now
+from saga.version import engine_version
 
 if TYPE_CHECKING:
     from saga.envelope import Envelope
@@ -607,7 +607,7 @@ def types_of(participant: Participant) -> list[str]:
 def tell_build(participant: str) -> None:
     """Say what runs."""
     _build.labels(participant).info(
-        {"version": version("order-saga"), "python": platform.python_version()}
+        {"version": engine_version(), "python": platform.python_version()}
     )
 
 

@@ -63,7 +63,7 @@ def main(build: Callable[[S], Process], kind: type[S]) -> None:
     """Run the process `build` makes; exit 0 after a stop signal, 1 with one line on an error."""
     streams.set_up()
     keep_private()
-    name = "order-saga"
+    name = "saga"
     try:
         settings = load(kind)
         process = build(settings)

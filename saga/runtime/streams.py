@@ -24,7 +24,7 @@ READER_GONE: Final = 141
 FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 """The errors of a disk that takes no more: it is full, over quota or read-only."""
 
-_ERRORS: Final = "order-saga-signs"
+_ERRORS: Final = "saga-signs"
 _SIGNS: Final = str.maketrans("→←✗↩■●▶◀│─┼↻⊘▸…“”‘’–", "><x<#*><|-+@0>~\"\"''-")
 """What is drawn with, and what is drawn instead where the encoding lacks it: as wide."""
 

@@ -22,7 +22,6 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
@@ -31,6 +30,7 @@ from pydantic_core import from_json
 from saga.envelope import Envelope, trace_id_of, w3c_trace
 from saga.runtime.messaging.frames import Delivery, Posting, Properties, properties_in
 from saga.runtime.settings import SettingsError
+from saga.version import DISTRIBUTION, engine_version
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
@@ -75,8 +75,8 @@ class Tracing:
         resource = Resource.create(
             {
                 "service.name": os.environ.get("OTEL_SERVICE_NAME") or service,
-                "service.namespace": "order-saga",
-                "service.version": version("order-saga"),
+                "service.namespace": "saga",
+                "service.version": engine_version(),
                 "service.instance.id": str(uuid4()),
             }
         )
@@ -88,7 +88,7 @@ class Tracing:
             resource=resource, id_generator=Ids(), shutdown_on_exit=False
         )
         self._provider.add_span_processor(processor)
-        self._tracer = self._provider.get_tracer("order-saga", version("order-saga"))
+        self._tracer = self._provider.get_tracer(DISTRIBUTION, engine_version())
 
     def close(self) -> None:
         """Hand over what was recorded, for `FLUSH_SECONDS` at most; then nothing more is."""

@@ -24,8 +24,8 @@ from saga.message import Command, Decided, Event, EventTypes, Priority, Role
 from saga.runtime.kernel.database import open_database
 from saga.runtime.kernel.fold import Fold
 from saga.runtime.kernel.step import react
+from saga.testing import NOW
 from tests.stores import HISTORY
-from tests.unit.given import NOW
 
 
 class About(Event):

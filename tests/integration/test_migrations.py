@@ -36,11 +36,11 @@ from saga.runtime.kernel.tables import Schema, Tables, VersionConflict, utc_now
 from saga.runtime.kernel.timer import Timekeeper
 from saga.runtime.messaging.trust import EDITOR_SOURCE
 from saga.runtime.tasks import cancel_all
+from saga.testing import NOW
 from tests.integration.kernels import replica
 from tests.play import Play, confirmed, declined, out_of_stock
 from tests.polling import until
 from tests.stores import GRAPH, HISTORY, PROJECTION
-from tests.unit.given import NOW
 
 FIRST = """
 import sqlalchemy as sa

@@ -13,8 +13,8 @@ from saga.due import Due
 from saga.message import Answer, Command, Decided, Event, Intent
 from saga.outside import Desk, Outside
 from saga.runtime.kernel.groups import Ask
+from saga.testing import NOW
 from saga.verify import Report, model_of, verify
-from tests.unit.given import NOW
 
 
 class _About:

@@ -30,7 +30,7 @@ def official() -> Draft7Validator:
 
 @pytest.fixture
 def document() -> dict[str, Any]:
-    return json.loads(json.dumps(asyncapi(Flow(GRAPH))))  # type: ignore[no-any-return]  # an object
+    return json.loads(json.dumps(asyncapi(Flow(GRAPH), "orders")))  # type: ignore[no-any-return]  # an object
 
 
 def test_the_document_is_valid_against_the_official_schema(
@@ -114,13 +114,13 @@ def test_the_command_over_the_broker_is_there_and_those_from_within_are_not(
 
 
 def test_a_choreography_of_nothing_is_a_valid_document(official: Draft7Validator) -> None:
-    assert not list(official.iter_errors(asyncapi(Flow(Choreography([])))))
+    assert not list(official.iter_errors(asyncapi(Flow(Choreography([])), "none")))
 
 
 def test_commands_between_participants_are_in_the_document_and_private_facts_are_not(
     official: Draft7Validator,
 ) -> None:
-    document = json.loads(json.dumps(asyncapi(Flow(errands.GRAPH))))
+    document = json.loads(json.dumps(asyncapi(Flow(errands.GRAPH), "errands")))
 
     assert not list(official.iter_errors(document))
     started, asked = (document["channels"][type_] for type_ in ("ride.start", "errand.ask"))

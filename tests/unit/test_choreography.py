@@ -34,9 +34,9 @@ from saga.choreography import (
 )
 from saga.due import Due
 from saga.message import Answer, Command, Event, Intent, Message
+from saga.testing import NOW
 from tests import errands
 from tests.errands import DESK, RIDER, STAMPER
-from tests.unit.given import NOW
 
 ORDER = UUID(int=1)
 

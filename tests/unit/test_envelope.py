@@ -36,8 +36,8 @@ from saga.envelope import (
 )
 from saga.limits import BODY_MAX_BYTES, SEQUENCE_MAX, TEXT_MAX_BYTES
 from saga.message import Command, Event, Priority
+from saga.testing import NOW
 from saga.text import is_plain
-from tests.unit.given import NOW
 from tests.unit.strategies import EVENTS, events, moments, place_orders
 
 ORDER = UUID("0b9f8f0e-5d3c-4c59-9a53-0d5b5d2f7a11")

@@ -17,10 +17,10 @@ from saga.reconcile.history import History
 from saga.recovery.owed import Surveyor
 from saga.runtime.messaging.stream import Record
 from saga.runtime.messaging.topology import EVENTS_EXCHANGE
+from saga.testing import NOW
 from tests import errands
 from tests.errands import GRAPH, AskErrand
 from tests.play import Play
-from tests.unit.given import NOW
 from tests.unit.test_recovery import Paper, fact, owed
 
 TICK = timedelta(milliseconds=5)

@@ -20,8 +20,8 @@ from saga.discovery import choreography
 from saga.envelope import Envelope, source_of
 from saga.runtime.kernel.fold import Fold
 from saga.runtime.kernel.step import StateId
+from saga.testing import NOW
 from tests.play import BROKE, Play
-from tests.unit.given import NOW
 
 PARTICIPANTS = {p.name: p for p in choreography().participants}
 

@@ -17,8 +17,8 @@ from order_saga.archive.queries import ORDER_VIEW
 from order_saga.archive.view import OrderView, Payment, Status, Stock
 from order_service.domain import CancelOrder
 from saga.message import Event, Priority
+from saga.testing import NOW
 from tests.play import Play, confirmed, declined, out_of_stock
-from tests.unit.given import NOW
 from tests.unit.strategies import events, moments
 
 TICK = timedelta(milliseconds=5)

@@ -33,7 +33,7 @@ from inventory_service.domain import (
     StockItem,
 )
 from saga.message import Event, Message, Priority
-from tests.unit.given import NOW, Given, assert_once, given
+from saga.testing import NOW, Given, assert_once, given
 from tests.unit.strategies import currencies, events, moments
 
 ORDER = UUID(int=1)

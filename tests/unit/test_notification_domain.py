@@ -40,7 +40,7 @@ from saga.due import Due
 from saga.envelope import wrap
 from saga.message import Event, Intent, Priority
 from saga.runtime.kernel.fold import Fold
-from tests.unit.given import NOW, Given, given
+from saga.testing import NOW, Given, given
 from tests.unit.strategies import events, moments
 
 ORDER = UUID(int=1)

@@ -32,7 +32,7 @@ from order_service.domain import (
 )
 from saga.due import Due
 from saga.message import Event, Message, Priority
-from tests.unit.given import NOW, Given, assert_once, given
+from saga.testing import NOW, Given, assert_once, given
 from tests.unit.strategies import customers, events, moments
 
 ORDER = UUID(int=1)

@@ -32,7 +32,7 @@ from payment_service.domain import (
     SettleCharge,
 )
 from saga.message import Event, Intent, Message
-from tests.unit.given import Given, assert_once, given
+from saga.testing import Given, assert_once, given
 from tests.unit.strategies import events, moments
 
 ORDER = UUID(int=1)

@@ -11,7 +11,7 @@ from saga.choreography import Participant, State
 from saga.history.outside import Remembered
 from saga.message import Answer, Command, Decided, Event, Intent
 from saga.runtime.kernel.fold import Fold
-from tests.unit.given import NOW
+from saga.testing import NOW
 
 
 class _About:

@@ -24,7 +24,7 @@ from saga.message import Command, Decided, Event, Priority, versions_of
 from saga.runtime.kernel.step import react
 from saga.schemas.export import schema_files, schema_of, travelling
 from saga.schemas.registry import RegistryError, problems, release
-from tests.unit.given import NOW
+from saga.testing import NOW
 
 CONTRACTS = Path(__file__).parents[2] / "contracts"
 GRAPH = choreography()

@@ -23,9 +23,9 @@ from saga.history.debts import debts_of
 from saga.history.story import tell
 from saga.message import Answer, Command, Decided, Event, EventTypes, Intent, Role
 from saga.runtime.messaging.trust import EDITOR_SOURCE
+from saga.testing import NOW
 from tests import errands
 from tests.play import SAGA, Play
-from tests.unit.given import NOW
 from tests.unit.test_history_domain import LIVES, play
 
 ORDERS = choreography()

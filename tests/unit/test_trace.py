@@ -29,9 +29,9 @@ from saga.history.whereabouts import Place, Where, Whereabouts
 from saga.runtime.messaging.dead_letters import ADDRESSEE
 from saga.runtime.messaging.frames import NO_PROPERTIES
 from saga.runtime.messaging.trust import EDITOR_SOURCE
+from saga.testing import NOW
 from saga.text import harmless
 from tests.play import SAGA, Play, confirmed, declined, out_of_stock
-from tests.unit.given import NOW
 
 GRAPH = SAGA
 TICK = timedelta(milliseconds=5)

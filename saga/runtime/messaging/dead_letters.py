@@ -5,20 +5,19 @@ Either way it is a copy with everything needed to understand it and to try it ag
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
-from importlib.metadata import version
 from typing import Any, Final
 
 from saga.limits import ATTEMPT_MAX, moment_of
 from saga.runtime.messaging import frames
 from saga.runtime.messaging.frames import Delivery, Field
 from saga.runtime.messaging.topology import EVENTS_EXCHANGE
+from saga.version import engine_version
 
 ERROR_MAX_CHARACTERS = 1_000
 
@@ -141,12 +140,6 @@ def time_in(ours: Mapping[str, Any], name: str) -> datetime | None:
     return moment_of(value) if isinstance(value, str) else None
 
 
-@functools.cache
-def _version() -> str:
-    """Looked up once: it is read from files."""
-    return version("order-saga")
-
-
 def set_aside(
     delivery: Delivery, failure: Failure, *, frame_max: int = frames.FRAME_MAX_BYTES
 ) -> bytes:
@@ -181,7 +174,7 @@ def set_aside(
         ATTEMPTS: attempts_in(said) + 1,
         LAST_FAILED_AT: at,
         ORIGIN_QUEUE: failure.queue,
-        SERVICE_VERSION: _version(),
+        SERVICE_VERSION: engine_version(),
     }
     values, _ = frames.split(delivery.raw)
     fields, rest = frames.fields_in(values.pop("headers", b""))

@@ -1,5 +1,9 @@
-"""Fixtures that every kind of test may use: a private broker per run, a virtual host per test; a
-private PostgreSQL cluster per run, a database per test."""
+"""Fixtures for pytest, which finds them where the engine is installed: a private broker per run, a
+virtual host per test; a private PostgreSQL server per run, a database per test.
+
+Nothing is started before a test asks for it. What was started is ended by its process id. The
+programs are those of the system: `rabbitmq-server`, and of PostgreSQL `initdb` and `postgres`.
+"""
 
 from __future__ import annotations
 

@@ -25,9 +25,9 @@ class Given:
         self._states: dict[tuple[type[State], str], State] = {}
 
     def state(self, kind: type[S], key: object) -> S:
-        state = self._states.get((kind, str(key)), kind(str(key)))
-        assert isinstance(state, kind)
-        return state
+        """The state as it is; a blank one, if nothing was said of it."""
+        found = self._states.get((kind, str(key)))
+        return found if isinstance(found, kind) else kind(str(key))
 
     def states(self, kind: type[S]) -> Iterator[S]:
         return (state for state in self._states.values() if isinstance(state, kind))
@@ -79,4 +79,6 @@ def assert_once(world: Given, message: Message, now: datetime = NOW) -> None:
     """A message that comes twice changes nothing more; a question it led to is asked again."""
     first = world.live(message, now)
     again = world.when(message, now)
-    assert again == tuple(result for result in first if isinstance(result, Intent))
+    asked = tuple(result for result in first if isinstance(result, Intent))
+    if again != asked:
+        raise AssertionError(f"{message!r} came again and led to {again}, not to {asked}")
