@@ -1,0 +1,1 @@
+"""Takes requests for stays, and confirms or cancels them."""

@@ -1,0 +1,1 @@
+"""Reserves rooms at the hotel."""

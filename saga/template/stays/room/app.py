@@ -1,0 +1,24 @@
+"""The service that reserves rooms."""
+
+from __future__ import annotations
+
+from saga import Service, Settings, serve
+from stays.hotel import FileHotel, asks
+from stays.room.domain import PARTICIPANT
+from stays.room.store import TABLES
+
+
+class RoomSettings(Settings):
+    """Where the hotel is."""
+
+    hotel_url: str | None = None
+    """HOTEL_URL: of the sandbox's file; by default one in the data folder."""
+
+
+def build(settings: RoomSettings) -> Service:
+    url = settings.hotel_url or f"sqlite:///{settings.data_dir.absolute() / 'hotel.db'}"
+    return Service(PARTICIPANT, TABLES, ask=asks(FileHotel(url)))
+
+
+if __name__ == "__main__":
+    serve(build, RoomSettings)
