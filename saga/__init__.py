@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from saga.retry import Retry, TransientError
     from saga.runtime.kernel.groups import Ask
     from saga.runtime.kernel.tables import Json, StateTable, Tables, Utc, Word, due_columns
-    from saga.runtime.service import Running, Service
+    from saga.runtime.service import Running, Service, TakingPart, taking_part
     from saga.runtime.service import main as serve
     from saga.runtime.settings import Settings
     from saga.view import Broken, Events, Invariant, States, View
@@ -59,7 +59,7 @@ _HOMES: Final = {
     "saga.runtime.kernel.tables": (
         *("Json", "StateTable", "Tables", "Utc", "Word", "due_columns"),
     ),
-    "saga.runtime.service": ("Running", "Service", "serve=main"),
+    "saga.runtime.service": ("Running", "Service", "TakingPart", "serve=main", "taking_part"),
     "saga.runtime.settings": ("Settings",),
     "saga.view": ("Broken", "Events", "Invariant", "States", "View"),
 }
@@ -111,6 +111,7 @@ __all__ = [
     "States",
     "Stimulus",
     "Tables",
+    "TakingPart",
     "TransientError",
     "Utc",
     "View",
@@ -122,6 +123,7 @@ __all__ = [
     "record_undone",
     "serve",
     "take_back",
+    "taking_part",
 ]
 
 

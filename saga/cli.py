@@ -23,6 +23,7 @@ from saga.commands import (
     graph,
     history,
     load,
+    project,
     recover,
     running,
     schemas,
@@ -116,6 +117,7 @@ def command_line() -> Any:
     return group
 
 
+app.command("new")(project.new)
 app.command("up")(running.up)
 app.command("demo")(load.demo)
 app.command("publish")(load.publish)
@@ -131,6 +133,7 @@ app.command("due")(due.due)
 app.command("map")(graph.show_map)
 app.command("check")(graph.check)
 app.command("generate")(graph.generate)
+app.command("migration")(project.migration)
 app.command("verify")(verify.verify)
 app.command("exporter")(exporting.exporter)
 app.add_typer(topology.app, name="topology")

@@ -164,11 +164,14 @@ def generate(
     from saga.generate.files import refresh, stale
     from saga.generate.marks import GenerateError
 
+    root = root.resolve()
     try:
         files = (stale if check else refresh)(root, choreography())
     except GenerateError as error:
         raise typer.BadParameter(str(error), param_hint="--root") from error
-    names = [file.relative_to(root).as_posix() for file in files]
+    names = [
+        (file.relative_to(root) if file.is_relative_to(root) else file).as_posix() for file in files
+    ]
     if as_json:
         print_json({"ok": not (check and names), "stale": names})
     else:

@@ -7,15 +7,19 @@ example of each message that travels.
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 from saga.choreography import Choreography
 from saga.declaration import Saga
-from saga.discovery import tables_of
-from saga.envelope import schema_uri
-from saga.runtime.kernel.migrations import write_script
+from saga.discovery import tables_in
+from saga.envelope import Attributes, Undecodable, schema_uri
+from saga.runtime.kernel.migrations import script_name, write_script
+from saga.runtime.kernel.tables import Schema
 from saga.schemas.export import text_of, travelling
 from saga.schemas.registry import EXAMPLES
 from saga.simulation.examples import messages_of
@@ -49,29 +53,45 @@ def examples(folder: Path, saga: Saga) -> dict[str, str]:
         return {}
     found: dict[str, str] = {}
     for body in messages_of(saga):
-        document = json.loads(body)
-        if (name := wanted.pop(document["dataschema"], None)) is not None:
-            found[name] = text_of(document)
+        try:
+            uri = Attributes.of(body).dataschema
+        except Undecodable:
+            continue  # A simulated network is not kind.
+        if (name := wanted.pop(uri, None)) is not None:
+            found[name] = text_of(json.loads(body))
         if not wanted:
             break
     return found
 
 
-def without_scripts(choreography: Choreography) -> Iterator[str]:
-    """The participants whose tables have a folder for migrations, and no script in it."""
-    for participant in choreography.participants:
-        folder = tables_of(participant).migrations
-        if folder is not None and not any(folder.glob("v*.py")):
-            yield participant.name
+def missing_scripts(choreography: Choreography) -> list[Path]:
+    """The first script of each participant whose folder for migrations has none."""
+    return [_first(schema) for schema in _without_scripts(choreography)]
 
 
-def write_first_scripts(choreography: Choreography) -> Iterator[Path]:
-    """Write what makes the tables of participants that have no script. Raises `MigrationError`."""
-    names = {*without_scripts(choreography)}
+def write_first_scripts(choreography: Choreography) -> None:
+    """Write those: what makes the tables. Raises `MigrationError`."""
+    for schema in _without_scripts(choreography):
+        _first(schema).parent.mkdir(exist_ok=True)
+        if (path := write_script(schema, FIRST_SCRIPT)) is not None:
+            lay_out(path)
+
+
+def _without_scripts(choreography: Choreography) -> Iterator[Schema]:
     for participant in choreography.participants:
-        if participant.name in names:
-            schema = tables_of(participant)
-            if schema.migrations is not None:
-                schema.migrations.mkdir(exist_ok=True)
-            if (path := write_script(schema, FIRST_SCRIPT)) is not None:
-                yield path
+        schema = tables_in(participant.package)
+        if schema.migrations is not None and not any(schema.migrations.glob("v*.py")):
+            yield schema
+
+
+def _first(schema: Schema) -> Path:
+    assert schema.migrations is not None  # noqa: S101 - only such are asked about
+    return schema.migrations / f"{script_name(1, FIRST_SCRIPT)}.py"
+
+
+def lay_out(script: Path) -> None:
+    """Have a script written as ruff would write it, where that is installed."""
+    ruff = shutil.which("ruff", path=Path(sys.executable).parent) or shutil.which("ruff")
+    if ruff is not None:
+        for arguments in (["check", "--fix"], ["format"]):
+            subprocess.run([ruff, *arguments, "--quiet", script], check=False)

@@ -47,9 +47,11 @@ _HOST_PORT: Final = re.compile(rf':(\d+):{HTTP_PORT}"')
 _FIRST_HOST_PORT: Final = 8001
 
 
-def container_files(root: Path, choreography: Choreography) -> dict[str, str]:
+def container_files(
+    root: Path, choreography: Choreography, begun: Mapping[str, str]
+) -> dict[str, str]:
     """The text that each of these files should have, by its name below `root`. Those that do not
-    exist are left out. Raises `GenerateError`."""
+    exist are made from what a project has `begun` with, or left out. Raises `GenerateError`."""
     packages = {service.name: service.package for service in choreography.services}
     services = dict(sorted(packages.items()))
     participants = {p.name: p.package for p in choreography.participants}
@@ -58,12 +60,12 @@ def container_files(root: Path, choreography: Choreography) -> dict[str, str]:
         CLUSTER: lambda file, text: _with_replicas(file, text, participants),
         PROMETHEUS: lambda file, text: _scraping(file, text, services),
     }
-    files = {name: root / name for name in changes}
-    return {
-        name: changes[name](file, file.read_text(encoding="utf-8"))
-        for name, file in files.items()
-        if file.exists()
+    texts = {
+        name: file.read_text(encoding="utf-8") if (file := root / name).exists() else begun[name]
+        for name in changes
+        if (root / name).exists() or name in begun
     }
+    return {name: changes[name](root / name, text) for name, text in texts.items()}
 
 
 def _compose(file: Path, text: str, services: Mapping[str, str]) -> str:

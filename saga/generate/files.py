@@ -8,8 +8,10 @@ from typing import Final
 
 from saga.choreography import Choreography
 from saga.discovery import packages, saga, spec
+from saga.generate.begun import examples, missing_scripts, write_first_scripts
+from saga.generate.begun import texts as begun_texts
 from saga.generate.containers import CLUSTER, COMPOSE, PROMETHEUS, container_files
-from saga.generate.marks import Marks
+from saga.generate.marks import GenerateError, Marks
 from saga.graph.asyncapi import asyncapi
 from saga.graph.canvas import canvas
 from saga.graph.flow import Flow
@@ -33,28 +35,35 @@ _IMPORTS: Final = Marks(
 )
 IN_PART: Final = (README, PYPROJECT, COMPOSE, CLUSTER, PROMETHEUS)
 """Files of which a part is generated; the rest is written by hand."""
+CONTRACTS: Final = "contracts"
 GENERATED: Final = ("contracts/*/v*.json", "docs/services/*.md")
 """Where all files are generated; one that nothing asks for any more is removed."""
 
 
 def generated(root: Path, choreography: Choreography) -> dict[Path, str]:
-    """Every generated file below `root`, and the text it should have.
+    """Every generated file below `root`, and the text it should have: of those that the project
+    owns once they are there, only the missing ones.
 
     Raises `GenerateError` if `root` is not the project's folder.
     """
+    if not (root / PYPROJECT).is_file():
+        raise GenerateError(f"{root.absolute()} has no {PYPROJECT}; name the project's folder")
     flow = Flow(choreography)
-    files = {
+    begun = begun_texts(saga().name, spec())
+    files = {name: text for name, text in begun.items() if not (root / name).exists()}
+    files |= {f"{CONTRACTS}/{n}": text for n, text in examples(root / CONTRACTS, saga()).items()}
+    files |= {
         "rabbitmq/definitions.json": text(
             definitions(topology_of(choreography), users_of(choreography))
         ),
         "contracts/asyncapi.json": text_of(asyncapi(flow, saga().name)),
         "docs/map.svg": svg(flow),
-        README: _in_part(root / README, _MAP, f"\n```mermaid\n{mermaid(flow)}```\n\n"),
-        PYPROJECT: _in_part(root / PYPROJECT, _IMPORTS, _import_contracts(root, choreography)),
-        **container_files(root, choreography),
+        **_in_part(root, README, _MAP, f"\n```mermaid\n{mermaid(flow)}```\n\n"),
+        **_in_part(root, PYPROJECT, _IMPORTS, _import_contracts(root, choreography)),
+        **container_files(root, choreography, begun),
     }
     for name, schema in schema_files(choreography).items():
-        files[f"contracts/{name}"] = schema
+        files[f"{CONTRACTS}/{name}"] = schema
     for participant in choreography.participants:
         files[f"docs/services/{participant.name}.md"] = canvas(flow, participant)
     return {root / name: content for name, content in sorted(files.items())}
@@ -70,24 +79,28 @@ def stale(root: Path, choreography: Choreography) -> list[Path]:
         if not file.exists() or file.read_text(encoding="utf-8") != content
     ]
     left_over = [file for pattern in GENERATED for file in root.glob(pattern) if file not in files]
-    return sorted([*differing, *left_over])
+    return sorted([*differing, *left_over, *missing_scripts(choreography)])
 
 
 def refresh(root: Path, choreography: Choreography) -> list[Path]:
     """Write or remove what is stale; returns that."""
     files = generated(root, choreography)
     changed = stale(root, choreography)
+    scripts = missing_scripts(choreography)
     for file in changed:
         if file in files:
             write_public(file, files[file])
-        else:
+        elif file not in scripts:
             file.unlink()
+    write_first_scripts(choreography)
     return changed
 
 
-def _in_part(file: Path, marks: Marks, content: str) -> str:
+def _in_part(root: Path, name: str, marks: Marks, content: str) -> dict[str, str]:
+    """The file with this content between the marks; nothing if it has none of them."""
+    file = root / name
     text = file.read_text(encoding="utf-8") if file.exists() else ""
-    return marks.replaced(file, text, content)
+    return {name: marks.replaced(file, text, content)} if marks.any_in(text) else {}
 
 
 def _import_contracts(root: Path, choreography: Choreography) -> str:

@@ -28,6 +28,10 @@ class Marks:
         before, _, after = self._parts(file, text)
         return f"{before}{self.begins}{content}{self.ends}{after}"
 
+    def any_in(self, text: str) -> bool:
+        """Whether a file means to have such a part."""
+        return self.begins in text or self.ends in text
+
     def _parts(self, file: Path, text: str) -> tuple[str, str, str]:
         try:
             before, rest = text.split(self.begins)

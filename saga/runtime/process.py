@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -147,6 +148,46 @@ async def run(process: Process, settings: Settings) -> None:
         finally:
             await cancel_all(started, *tasks)
             await parts.stop()
+
+
+@contextlib.asynccontextmanager
+async def embedded(
+    process: Process, settings: Settings, on_crash: Callable[[], None]
+) -> AsyncIterator[Parts]:
+    """What a process does, within an application of somebody else, until the end of the block.
+
+    Raises `DatabaseError` and `BrokerError`.
+    """
+    async with contextlib.AsyncExitStack() as stack:
+        if process.close is not None:
+            stack.push_async_callback(process.close)
+        database = await open_database(
+            settings.database_url_of(process.name),
+            process.schema,
+            name=process.name,
+            patience_seconds=settings.database_patience_seconds,
+        )
+        stack.push_async_callback(database.close)
+        parts = await process.assemble(database, stack)
+        metrics.tell_build(process.name)
+        crashed: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        crashed.add_done_callback(lambda _: on_crash() if not crashed.cancelled() else None)
+        works = (*parts.tasks, metrics.watch_event_loop(process.name))
+        tasks = [_supervised(task, crashed) for task in works]
+        stack.push_async_callback(lambda: cancel_all(crashed, *tasks))
+        stack.push_async_callback(parts.stop)
+        await parts.start()
+        log.info("ready")
+        yield parts
+        log.info("draining")
+        deadline = time.monotonic() + settings.drain_seconds
+        await parts.stop()
+        await parts.finish(deadline)
+
+
+def end() -> None:
+    """Tell this process to end, as a supervisor would."""
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _on_unseen(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -6,14 +6,14 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 import sqlalchemy as sa
-from fastapi import APIRouter
+from fastapi import APIRouter, FastAPI
 
 from saga.choreography import Participant
 from saga.message import Command, Intent, Priority
@@ -129,7 +129,44 @@ def main(build: Callable[[S], Service], kind: type[S]) -> None:
     process.main(lambda settings: process_of(build(settings), settings), kind)
 
 
-def process_of(service: Service, settings: Settings) -> process.Process:
+@dataclass(frozen=True)
+class TakingPart:
+    """A participant in somebody else's application."""
+
+    running: Running
+    """Gives it commands: `await running.give(RequestStay(...))`."""
+    app: FastAPI
+    """What it serves: its routes, `/livez`, `/readyz` and `/metrics`; to be mounted."""
+
+
+@contextlib.asynccontextmanager
+async def taking_part(
+    service: Service, settings: Settings, *, on_crash: Callable[[], None] = process.end
+) -> AsyncIterator[TakingPart]:
+    """Have a participant take part from within an application that has a life of its own: it works
+    from here on, and is drained at the end. For the lifespan of FastAPI or FastStream.
+
+        @asynccontextmanager
+        async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+            async with taking_part(build(settings), settings) as part:
+                app.mount("/saga", part.app)
+                app.state.booking = part.running
+                yield
+
+    What a process of its own does besides (logs, traces, signals, HTTP) is the application's. When
+    the participant cannot go on, `on_crash` is called; by default this process is told to end by
+    SIGTERM, as one that stays would only seem to work. Several participants may take part in one
+    process. Raises what `serve` ends with: `DatabaseError`, `BrokerError`, `ChoreographyError`.
+    """
+    found: list[Running] = []
+    made = process_of(service, settings, found.append)
+    async with process.embedded(made, settings, on_crash) as parts:
+        yield TakingPart(found[0], parts.app)
+
+
+def process_of(
+    service: Service, settings: Settings, on_running: Callable[[Running], None] = lambda _: None
+) -> process.Process:
     """The service's process. Raises `ChoreographyError` where what it asks the outside is not what
     its signatures say."""
     name = service.participant.name
@@ -176,6 +213,7 @@ def process_of(service: Service, settings: Settings) -> process.Process:
         )
         await disks.look()
         running = Running(settings, database, service.tables, kernel, outbox, disks=disks)
+        on_running(running)
         for part in (outbox, kept, kernel, consumer, publisher):
             running.retry_loops.extend(part.retry_loops)
         for timekeeper in timekeepers:

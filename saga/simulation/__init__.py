@@ -97,7 +97,7 @@ class Simulation:
 
     def run(self, seed: int) -> Run:
         """Run a seed. Blocks, for some tens of milliseconds."""
-        with _silence(), _garbage_collected_at_the_end():
+        with silence(), _garbage_collected_at_the_end():
             lines, found, happened, seconds, steps = self._play(seed)
         # By now every error has been told that nobody had looked at.
         return Run(seed, digest_of(lines), tuple(found), tuple(lines), seconds, steps, happened)
@@ -130,7 +130,7 @@ def _garbage_collected_at_the_end() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _silence() -> Iterator[None]:
+def silence() -> Iterator[None]:
     """Without what the services log: a run is full of faults, and its trace tells of them."""
     log = logging.getLogger("saga")
     level = log.level

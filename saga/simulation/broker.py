@@ -115,6 +115,8 @@ class Broker:
         self._bindings: dict[str, list[tuple[str, str]]] = {}
         self._queues: dict[str, Queue] = {}
         self._routes: dict[tuple[str, str], list[Queue]] = {}
+        self.on_publish: Callable[[bytes], None] = lambda _: None
+        """Called with the body of whatever is published."""
 
     def apply(self, topology: Topology) -> None:
         """Declare a topology."""
@@ -155,6 +157,7 @@ class Broker:
         """
         if exchange and exchange not in self._bindings:
             raise ChannelClosed(NOT_FOUND, f"no exchange '{exchange}'")
+        self.on_publish(body)
         queues = self._queues_for(exchange, routing_key)
         message = Message(exchange, routing_key, raw, body)
         for queue in queues:

@@ -14,9 +14,9 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from saga.dlq import letters
-from saga.envelope import source_of, wrap
+from saga.envelope import Envelope, source_of, wrap
 from saga.load.plan import Given, Plan
-from saga.message import Event, Priority
+from saga.message import Command, Event, Priority
 from saga.runtime.kernel.groups import Done, Duplicate, Kernel
 from saga.runtime.kernel.step import Firing, Wish
 from saga.runtime.kernel.tables import Tables
@@ -40,6 +40,17 @@ OPERATOR_SECONDS = 4.0
 """How often the operator looks for dead letters."""
 HURRY_SHARE = 0.05
 """How often an operator who looks has something done now that is due later."""
+
+
+def envelope_of(given: Given, seconds: float) -> Envelope[Command]:
+    """A command as it is sent over the broker, at that time of a run."""
+    return wrap(
+        given.command,
+        id=given.key,
+        source=source_of("customer"),
+        time=EPOCH + timedelta(seconds=seconds),
+        priority=given.priority,
+    )
 
 
 class People:
@@ -101,13 +112,7 @@ class People:
 
     def _command(self, given: Given) -> None:
         """Send a command over the broker, twice if the confirm is lost."""
-        envelope = wrap(
-            given.command,
-            id=given.key,
-            source=source_of("customer"),
-            time=EPOCH + timedelta(seconds=self._world.loop.time()),
-            priority=given.priority,
-        )
+        envelope = envelope_of(given, self._world.loop.time())
         body = envelope.to_bytes()
         for _ in range(2 if self._world.weather.happens(self._world.weather.rates.reset) else 1):
             posting = posting_of(body, intake_queue(given.participant, envelope.priority))

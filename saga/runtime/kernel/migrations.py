@@ -144,8 +144,7 @@ def write_script(schema: Schema, message: str) -> Path | None:
     Returns where it is, or None if there is nothing to do. Raises `MigrationError`.
     """
     folder = _folder_of(schema)
-    script = _scripts(folder)
-    last = script.get_current_head()
+    last = _scripts(folder).get_current_head()
     engine = sa.create_engine("sqlite://")
     with engine.begin() as connection:
         prepare(connection, schema)
@@ -153,16 +152,22 @@ def write_script(schema: Schema, message: str) -> Path | None:
         operations = produce_migrations(context, schema.metadata).upgrade_ops
     if operations is None or operations.is_empty():
         return None
-    number = f"{int(last or 0) + 1:04}"
+    number = int(last or 0) + 1
     code = render_python_code(operations, render_item=_render_item).splitlines()
     own = "\n".join(line for line in code if not line.lstrip().startswith("#"))
     body = textwrap.indent(textwrap.dedent(own), "    ").strip()
-    slug = re.sub(r"\W+", "_", message.lower()).strip("_")
-    path = folder / f"v{number}_{slug}.py"
+    path = folder / f"{script_name(number, message)}.py"
     path.write_text(
-        _TEMPLATE.format(message=message, number=number, last=last, body=body), encoding="utf-8"
+        _TEMPLATE.format(message=message, number=f"{number:04}", last=last, body=body),
+        encoding="utf-8",
     )
     return path
+
+
+def script_name(number: int, message: str) -> str:
+    """What the script of that number is called, as a module."""
+    slug = re.sub(r"\W+", "_", message.lower()).strip("_")
+    return f"v{number:04}_{slug}"
 
 
 def _scripts(folder: Path) -> ScriptDirectory:

@@ -23,6 +23,7 @@ from saga import (
     View,
     derived_id,
 )
+
 from stays.booking.domain import PARTICIPANT as BOOKING
 from stays.booking.domain import Stage, Stay
 from stays.hotel import Choice, DeskHotel, HotelBooks, HotelMemory, asks, read
@@ -43,7 +44,7 @@ HOTEL: Final = Outside(
 )
 
 
-# --- what must hold, beside what follows from the roles of the events ------------------------------
+# --- what must hold, beside what follows from roles ---------------------------------------------
 
 
 def confirmed_without_room(

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Protocol
 
 from saga import Ask, Desk, Intent, OutsideError, Phase, State
+
 from stays.room.domain import (
-    GiveRoomBack,
     GivenBack,
+    GiveRoomBack,
     HotelAnswered,
     ReserveRoom,
     Room,

@@ -6,6 +6,7 @@ from datetime import timedelta
 
 from saga import Phase
 from saga.testing import NOW, assert_once, given
+
 from stays.booking.domain import PARTICIPANT as BOOKING
 from stays.booking.domain import ExpireStay, Stay
 from stays.language import (
@@ -21,8 +22,8 @@ from stays.language import (
 )
 from stays.room.domain import PARTICIPANT as ROOM
 from stays.room.domain import (
-    GiveRoomBack,
     GivenBack,
+    GiveRoomBack,
     HotelAnswered,
     ReserveRoom,
     Room,

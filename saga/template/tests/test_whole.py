@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
         ("check",),
         ("schemas", "check"),
         ("verify",),
-        ("verify", "--simulate", "20"),
+        ("verify", "--simulate", "--seeds", "20"),
     ],
     ids=" ".join,
 )

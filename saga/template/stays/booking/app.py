@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from saga import Service, Settings, serve
+
 from stays.booking.domain import PARTICIPANT
 from stays.booking.store import TABLES
 

@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import ClassVar, Self
 
 from saga import Command, Decided, Due, Participant, State
+
 from stays.language import (
     CallOff,
     RequestStay,

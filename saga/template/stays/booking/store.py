@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import sqlalchemy as sa
-
 from saga import StateTable, Tables, Utc, Word, due_columns
+
 from stays.booking.domain import Stage, Stay
 
 _metadata = sa.MetaData()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from saga import Service, Settings, serve
+
 from stays.hotel import FileHotel, asks
 from stays.room.domain import PARTICIPANT
 from stays.room.store import TABLES

@@ -24,6 +24,7 @@ from saga import (
     record_undone,
     take_back,
 )
+
 from stays.language import RoomRefused, RoomReleased, RoomReserved, StayCancelled, StayRequested
 
 
@@ -76,10 +77,11 @@ class GiveRoomBack(_About):
 
 @dataclass(frozen=True, slots=True)
 class Room(State):
-    """The room of one stay."""
+    """The room of one stay. What only a question tells is forgotten with its answer: at rest, a
+    state follows from events alone."""
 
     phase: Phase = Phase.NEW
-    nights: int = 0
+    nights: int | None = None
 
     def evolve(self, message: Decided, at: datetime) -> Self:
         match message:
@@ -88,13 +90,13 @@ class Room(State):
             case ReserveRoom():
                 return replace(self, phase=Phase.ASKING, nights=message.nights)
             case RoomReserved():
-                return replace(self, phase=Phase.TAKEN)
+                return replace(self, phase=Phase.TAKEN, nights=None)
             case RoomRefused():
-                return replace(self, phase=Phase.REFUSED)
+                return replace(self, phase=Phase.REFUSED, nights=None)
             case GiveRoomBack():
                 return replace(self, phase=Phase.UNDOING)
             case RoomReleased():
-                return replace(self, phase=Phase.VOID)
+                return replace(self, phase=Phase.VOID, nights=None)
             case _:
                 return self
 
@@ -105,7 +107,14 @@ def reserve(event: StayRequested, room: Room) -> ReserveRoom | None:
 
 def record_room(
     answer: HotelAnswered, room: Room
-) -> RoomReserved | RoomRefused | RoomReleased | tuple[RoomReserved, GiveRoomBack] | GiveRoomBack | None:
+) -> (
+    RoomReserved
+    | RoomRefused
+    | RoomReleased
+    | tuple[RoomReserved, GiveRoomBack]
+    | GiveRoomBack
+    | None
+):
     return record(
         room.phase,
         answer.kept,
@@ -120,7 +129,7 @@ def give_back(event: StayCancelled, room: Room) -> RoomReleased | SettleRoom | G
     return take_back(
         room.phase,
         void=lambda: RoomReleased(stay=event.stay),
-        settle=lambda: SettleRoom(stay=event.stay, nights=room.nights),
+        settle=lambda: SettleRoom(stay=event.stay, nights=room.nights or 0),
         undo=lambda: GiveRoomBack(stay=event.stay),
     )
 

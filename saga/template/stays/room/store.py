@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import sqlalchemy as sa
-
 from saga import Phase, StateTable, Tables, Word
+
 from stays.room.domain import Room
 
 _metadata = sa.MetaData()
@@ -17,7 +17,7 @@ rooms = sa.Table(
     sa.Column("version", sa.Integer, nullable=False),
     sa.Column("sequence", sa.Integer, nullable=False),
     sa.Column("phase", Word(Phase), nullable=False),
-    sa.Column("nights", sa.Integer, nullable=False),
+    sa.Column("nights", sa.Integer),
 )
 TABLES = Tables(
     _metadata, StateTable(Room, rooms), migrations=Path(__file__).with_name("migrations")
