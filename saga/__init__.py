@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from saga.runtime.service import Running, Service, TakingPart, taking_part
     from saga.runtime.service import main as serve
     from saga.runtime.settings import Settings
+    from saga.runtime.settings import load as settings_of
     from saga.view import Broken, Events, Invariant, States, View
 
 _HOMES: Final = {
@@ -60,7 +61,7 @@ _HOMES: Final = {
         *("Json", "StateTable", "Tables", "Utc", "Word", "due_columns"),
     ),
     "saga.runtime.service": ("Running", "Service", "TakingPart", "serve=main", "taking_part"),
-    "saga.runtime.settings": ("Settings",),
+    "saga.runtime.settings": ("Settings", "settings_of=load"),
     "saga.view": ("Broken", "Events", "Invariant", "States", "View"),
 }
 """Where each public name is; `public=private` where it is called otherwise there."""
@@ -122,6 +123,7 @@ __all__ = [
     "record",
     "record_undone",
     "serve",
+    "settings_of",
     "take_back",
     "taking_part",
 ]

@@ -1,0 +1,146 @@
+"""Participants in applications that have a life of their own: FastAPI's and FastStream's."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from faststream import FastStream
+from faststream.rabbit import ExchangeType, RabbitBroker, RabbitExchange, RabbitMessage, RabbitQueue
+
+from saga import Service, Settings, TakingPart, taking_part
+from saga.choreography import Choreography
+from saga.envelope import Attributes
+from saga.runtime.kernel.groups import Kernel
+from saga.runtime.messaging.connection import BrokerError, connect
+from saga.runtime.messaging.topology import EVENTS_EXCHANGE, apply, topology_of
+from tests.moving.crew.domain import PARTICIPANT as CREW
+from tests.moving.language import RequestMove, Size
+from tests.moving.move.domain import PARTICIPANT as MOVE
+from tests.moving.move.domain import Move, Stage
+from tests.moving.move.store import TABLES
+from tests.moving.van.domain import PARTICIPANT as VAN
+from tests.polling import DEADLINE_SECONDS, until
+
+SERVICE = Service(MOVE, TABLES)
+KEY = "smith/2030-04"
+
+
+@pytest.fixture
+async def settings(amqp_url: str, tmp_path: Path) -> Settings:
+    async with await connect(amqp_url, name="test") as connection:
+        await apply(topology_of(Choreography([MOVE, VAN, CREW])), await connection.channel())
+    return Settings(amqp_url=amqp_url, data_dir=tmp_path)
+
+
+async def stage(part: TakingPart, move: str) -> Stage:
+    found = await part.running.database.read(
+        lambda connection: TABLES.states[Move].find(connection, move)
+    )
+    return found.stage if isinstance(found, Move) else Stage.UNKNOWN
+
+
+def client_of(app: FastAPI) -> httpx.AsyncClient:
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://application")
+
+
+async def test_it_takes_part_from_the_lifespan_of_an_application_of_fastapi(
+    settings: Settings,
+) -> None:
+    parts: list[TakingPart] = []
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with taking_part(SERVICE, settings) as part:
+            app.mount("/saga", part.app)
+            parts.append(part)
+            yield
+
+    app = FastAPI(lifespan=lifespan)
+
+    @app.post("/moves/{move:path}")
+    async def request(move: str) -> None:
+        await parts[0].running.give(RequestMove(move=move, size=Size.SMALL))
+
+    async with app.router.lifespan_context(app), client_of(app) as client:
+        assert (await client.post(f"/moves/{KEY}")).status_code == 200
+        assert await stage(parts[0], KEY) is Stage.OPEN
+        assert (await client.get("/saga/readyz")).status_code == 200
+        assert "saga_build_info{" in (await client.get("/saga/metrics")).text
+
+
+async def test_it_takes_part_from_the_lifespan_of_an_application_of_faststream(
+    settings: Settings,
+) -> None:
+    """Whose own subscriber hears what it publishes, on the same broker."""
+    heard: list[object] = []
+    broker = RabbitBroker(settings.broker_url)
+    queue = RabbitQueue("neighbour", routing_key="move.requested.*")
+    events = RabbitExchange(EVENTS_EXCHANGE, type=ExchangeType.TOPIC, declare=False)
+
+    @broker.subscriber(queue, events)
+    async def hear(message: RabbitMessage) -> None:
+        heard.append(Attributes.of(message.body).subject)
+
+    @asynccontextmanager
+    async def lifespan() -> AsyncIterator[None]:
+        async with taking_part(SERVICE, settings) as part:
+            parts.append(part)
+            yield
+
+    parts: list[TakingPart] = []
+    started = asyncio.Event()
+    app = FastStream(broker, lifespan=lifespan, after_startup=[started.set])
+    running = asyncio.create_task(app.run())
+    try:
+        await until(lambda: running.done() or started.is_set())
+        await parts[0].running.give(RequestMove(move=KEY, size=Size.SMALL))
+        await until(lambda: running.done() or bool(heard))
+    finally:
+        app.exit()
+        await running
+    assert heard == [KEY]
+
+
+async def test_it_is_drained_at_the_end_and_taken_up_again(settings: Settings) -> None:
+    for number in range(3):
+        async with taking_part(SERVICE, settings) as part:
+            await part.running.give(RequestMove(move=f"{KEY}/{number}", size=Size.SMALL))
+    await until(lambda: len(asyncio.all_tasks()) == 1)
+
+    async with taking_part(SERVICE, settings) as part:
+        assert part.running.outbox.idle
+        for number in range(3):
+            assert await stage(part, f"{KEY}/{number}") is Stage.OPEN
+
+
+async def test_the_application_is_told_to_end_when_the_participant_cannot_go_on(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = asyncio.Event()
+
+    async def fails(_: Kernel) -> None:
+        raise RuntimeError("a mistake of ours")
+
+    monkeypatch.setattr(Kernel, "run", fails)
+    async with taking_part(SERVICE, settings, on_crash=told.set):
+        await asyncio.wait_for(told.wait(), DEADLINE_SECONDS)
+
+
+async def test_an_application_whose_broker_is_away_does_not_start(
+    settings: Settings, closed_port: int
+) -> None:
+    away = settings.model_copy(
+        update={
+            "amqp_url": f"amqp://guest:guest@127.0.0.1:{closed_port}/",
+            "broker_patience_seconds": 0.1,
+        }
+    )
+    with pytest.raises(BrokerError, match=f":{closed_port}"):
+        async with taking_part(SERVICE, away):
+            pytest.fail("it takes part without a broker")
