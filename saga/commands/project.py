@@ -18,7 +18,7 @@ from saga.errors import Explained
 from saga.runtime.files import write_public
 
 _TEMPLATE: Final = Path(__file__).parents[1] / "template"
-_STAND_IN: Final = "stays"
+_STAND_IN: Final = "project_name"
 """What the template's saga and package are called."""
 _NAME: Final = re.compile(r"[a-z][a-z0-9_]*")
 NAME_MAX_CHARACTERS: Final = 40

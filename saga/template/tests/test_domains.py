@@ -7,9 +7,9 @@ from datetime import timedelta
 from saga import Phase
 from saga.testing import NOW, assert_once, given
 
-from stays.booking.domain import PARTICIPANT as BOOKING
-from stays.booking.domain import ExpireStay, Stay
-from stays.language import (
+from project_name.booking.domain import PARTICIPANT as BOOKING
+from project_name.booking.domain import ExpireStay, Stay
+from project_name.language import (
     CallOff,
     RequestStay,
     RoomRefused,
@@ -20,8 +20,8 @@ from stays.language import (
     StayRequested,
     Why,
 )
-from stays.room.domain import PARTICIPANT as ROOM
-from stays.room.domain import (
+from project_name.room.domain import PARTICIPANT as ROOM
+from project_name.room.domain import (
     GivenBack,
     GiveRoomBack,
     HotelAnswered,

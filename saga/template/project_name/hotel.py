@@ -18,7 +18,7 @@ from typing import Protocol
 
 from saga import Ask, Desk, Intent, OutsideError, Phase, State
 
-from stays.room.domain import (
+from project_name.room.domain import (
     GivenBack,
     GiveRoomBack,
     HotelAnswered,

@@ -7,7 +7,7 @@ from pathlib import Path
 import sqlalchemy as sa
 from saga import StateTable, Tables, Utc, Word, due_columns
 
-from stays.booking.domain import Stage, Stay
+from project_name.booking.domain import Stage, Stay
 
 _metadata = sa.MetaData()
 stays = sa.Table(
@@ -20,6 +20,5 @@ stays = sa.Table(
     sa.Column("deadline", Utc),
     *due_columns("stays"),
 )
-TABLES = Tables(
-    _metadata, StateTable(Stay, stays), migrations=Path(__file__).with_name("migrations")
-)
+STAYS = StateTable(Stay, stays)
+TABLES = Tables(_metadata, STAYS, migrations=Path(__file__).with_name("migrations"))

@@ -24,12 +24,12 @@ from saga import (
     derived_id,
 )
 
-from stays.booking.domain import PARTICIPANT as BOOKING
-from stays.booking.domain import Stage, Stay
-from stays.hotel import Choice, DeskHotel, HotelBooks, HotelMemory, asks, read
-from stays.language import CallOff, RequestStay, Why
-from stays.room.domain import PARTICIPANT as ROOM
-from stays.room.domain import Room
+from project_name.booking.domain import PARTICIPANT as BOOKING
+from project_name.booking.domain import Stage, Stay
+from project_name.hotel import Choice, DeskHotel, HotelBooks, HotelMemory, asks, read
+from project_name.language import CallOff, RequestStay, Why
+from project_name.room.domain import PARTICIPANT as ROOM
+from project_name.room.domain import Room
 
 HOTEL: Final = Outside(
     "hotel",
@@ -121,7 +121,7 @@ def _decide(intent: Intent) -> Choice:
 
 
 SAGA: Final = Saga(
-    "stays",
+    "project_name",
     participants=(BOOKING, ROOM),
     observers=(ARCHIVE,),
     subject=Stay,

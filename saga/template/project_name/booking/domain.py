@@ -9,7 +9,7 @@ from typing import ClassVar, Self
 
 from saga import Command, Decided, Due, Participant, State
 
-from stays.language import (
+from project_name.language import (
     CallOff,
     RequestStay,
     RoomRefused,

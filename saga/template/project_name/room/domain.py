@@ -25,7 +25,7 @@ from saga import (
     take_back,
 )
 
-from stays.language import RoomRefused, RoomReleased, RoomReserved, StayCancelled, StayRequested
+from project_name.language import RoomRefused, RoomReleased, RoomReserved, StayCancelled, StayRequested
 
 
 class HotelAnswered(Answer):

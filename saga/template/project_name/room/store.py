@@ -7,7 +7,7 @@ from pathlib import Path
 import sqlalchemy as sa
 from saga import Phase, StateTable, Tables, Word
 
-from stays.room.domain import Room
+from project_name.room.domain import Room
 
 _metadata = sa.MetaData()
 rooms = sa.Table(

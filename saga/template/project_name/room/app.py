@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from saga import Service, Settings, serve
 
-from stays.hotel import FileHotel, asks
-from stays.room.domain import PARTICIPANT
-from stays.room.store import TABLES
+from project_name.hotel import FileHotel, asks
+from project_name.room.domain import PARTICIPANT
+from project_name.room.store import TABLES
 
 
 class RoomSettings(Settings):
