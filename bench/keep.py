@@ -12,7 +12,7 @@ from sqlalchemy.engine import Connection
 
 from bench.compare import PRODUCT, Comparison, Spread, all_started
 from bench.rig import Bench, Measured, Report, Variant
-from saga.history.sources import tables_of
+from saga.discovery import tables_of
 from saga.local.node import RabbitNode
 from saga.runtime.kernel.database import read_database
 from saga.runtime.kernel.kept import kept_events

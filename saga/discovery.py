@@ -16,10 +16,13 @@ import tomllib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from saga.choreography import Choreography, ChoreographyError, Observer, Participant
 from saga.declaration import Saga, SagaError
+
+if TYPE_CHECKING:
+    from saga.runtime.kernel.tables import Schema, Tables
 
 VARIABLE: Final = "SAGA"
 PYPROJECT: Final = "pyproject.toml"
@@ -124,3 +127,31 @@ def services() -> dict[str, Participant | Observer]:
 def choreography() -> Choreography:
     """The graph of all participants, and who observes them."""
     return saga().choreography
+
+
+def schema_in(package: str) -> Schema:
+    """All tables of the service in a package: its `store.TABLES`. Raises `SagaError`."""
+    from saga.runtime.kernel.tables import Schema  # SQLAlchemy: most commands do without
+
+    schema = named(f"{package}.store:TABLES")
+    if not isinstance(schema, Schema):
+        raise SagaError(f"{package}.store.TABLES is no Schema; name the service's tables so")
+    return schema
+
+
+def tables_in(package: str) -> Tables:
+    """The same of a participant. Raises `SagaError`."""
+    from saga.runtime.kernel.tables import Tables
+
+    tables = schema_in(package)
+    if not isinstance(tables, Tables):
+        raise SagaError(f"{package}.store.TABLES is no Tables; name the participant's tables so")
+    return tables
+
+
+def tables_of(name: str) -> Tables:
+    """The tables of the participant of that name. Raises `SagaError`."""
+    for package, service in participants().items():
+        if service.name == name:
+            return tables_in(package)
+    raise SagaError(f"there is no participant {name!r} whose tables could be read")

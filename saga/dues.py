@@ -19,10 +19,10 @@ from sqlalchemy.engine import Connection
 
 from saga.choreography import Choreography, Participant
 from saga.deployment import Deployment
+from saga.discovery import tables_of
 from saga.due import OVERDUE_SECONDS, Due
 from saga.envelope import rfc3339
 from saga.errors import Explained
-from saga.history.sources import tables_of
 from saga.http import client
 from saga.runtime.kernel.database import read_database
 from saga.runtime.kernel.tables import Tables

@@ -19,10 +19,10 @@ from sqlalchemy.engine import Connection
 
 from saga.choreography import Choreography
 from saga.deployment import Deployment
+from saga.discovery import tables_of
 from saga.dlq.store import look
 from saga.due import OVERDUE_SECONDS
 from saga.generate.naming import Owned, names_of
-from saga.history.sources import tables_of
 from saga.http import client
 from saga.local.supervision import Supervision
 from saga.retry import RUNGS_MS

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,8 +12,7 @@ from sqlalchemy.engine import Connection
 
 from saga.archive import queries
 from saga.archive.store import Place, events
-from saga.backup import BackupError
-from saga.discovery import services
+from saga.discovery import schema_in, services
 from saga.runtime.kernel.migrations import known_revisions, revision_of
 from saga.runtime.kernel.tables import Schema, Tables
 
@@ -68,11 +66,8 @@ class Part:
 
 
 def parts() -> Mapping[str, Part]:
-    """The database of each service there is, by its name. Raises `BackupError`."""
+    """The database of each service there is, by its name. Raises `SagaError`."""
     found: dict[str, Part] = {}
     for package, service in services().items():
-        schema = getattr(importlib.import_module(f"{package}.store"), "TABLES", None)
-        if not isinstance(schema, Schema):
-            raise BackupError(f"{package}.store.TABLES is no Schema; name the service's tables so")
-        found[service.name] = Part(service.name, schema)
+        found[service.name] = Part(service.name, schema_in(package))
     return found

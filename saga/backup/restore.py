@@ -31,9 +31,8 @@ from saga.backup.outside import Asked, put_asked, subjects_in, subjects_traced, 
 from saga.backup.parts import Part, parts
 from saga.broker.setup import NODE_FOLDER
 from saga.deployment import FILE_NAME, Deployment, dead_letters_url_in, outside_urls_in
-from saga.discovery import saga
+from saga.discovery import saga, tables_of
 from saga.history.outside import memory_of
-from saga.history.sources import tables_of
 from saga.http import client
 from saga.local.postgres import PostgresCluster
 from saga.local.system import CLUSTER_FOLDER

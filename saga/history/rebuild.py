@@ -24,7 +24,7 @@ from saga.archive.subjects import subjects
 from saga.archive.views import projection_of
 from saga.choreography import Choreography, Participant, State
 from saga.deployment import Deployment
-from saga.discovery import saga
+from saga.discovery import saga, tables_of
 from saga.dlq.examine import decoder_of
 from saga.dlq.letters import document_of
 from saga.envelope import Envelope, MessageKey, Undecodable
@@ -32,7 +32,7 @@ from saga.history import HistoryError, InputError, pages
 from saga.history.archive import Archive
 from saga.history.letters import letters_in
 from saga.history.outside import Remembered, memory_of
-from saga.history.sources import Sources, participant_named, tables_of
+from saga.history.sources import Sources, participant_named
 from saga.history.story import Hole, holes_of
 from saga.history.whereabouts import look
 from saga.message import Command, Event

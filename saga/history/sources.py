@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -12,7 +11,6 @@ from saga.choreography import Choreography, Participant
 from saga.deployment import Deployment, DeploymentError, outside_urls_in
 from saga.discovery import saga, services
 from saga.history import HistoryError, InputError
-from saga.runtime.kernel.tables import Tables
 from saga.runtime.urls import sqlite_url
 
 
@@ -66,13 +64,3 @@ def participant_named(graph: Choreography, name: str) -> Participant:
             return participant
     names = ", ".join(participant.name for participant in graph.participants)
     raise InputError(f"there is no participant {name!r}; there are {names}")
-
-
-def tables_of(name: str) -> Tables:
-    """The tables of one participant."""
-    for package, service in services().items():
-        if service.name == name:
-            tables = importlib.import_module(f"{package}.store").TABLES
-            if isinstance(tables, Tables):
-                return tables
-    raise HistoryError(f"the service {name} names no tables: its store defines no TABLES")

@@ -20,6 +20,7 @@ from saga.archive.subjects import Subject
 from saga.archive.timeline import Step
 from saga.choreography import Choreography, Participant, State
 from saga.deployment import Deployment
+from saga.discovery import tables_of
 from saga.due import OVERDUE_SECONDS
 from saga.envelope import Envelope, rfc3339
 from saga.history import HistoryError, InputError
@@ -27,7 +28,6 @@ from saga.history.archive import Archive
 from saga.history.debts import Coming, Debt, coming_of, debts_of
 from saga.history.letters import letters_in, lives_of
 from saga.history.sequence import Diagram, sequence_of
-from saga.history.sources import tables_of
 from saga.history.story import Story, fold_of, tell
 from saga.history.whereabouts import Whereabouts, look
 from saga.runtime.kernel.database import read_database

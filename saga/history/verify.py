@@ -24,10 +24,11 @@ from sqlalchemy.engine import Connection
 from saga.archive import queries
 from saga.archive.store import Fact, Gap, decoded
 from saga.choreography import Choreography, Participant, State
+from saga.discovery import tables_of
 from saga.envelope import Attributes, Envelope, Undecodable, wrap
 from saga.history import pages
 from saga.history.archive import Archive
-from saga.history.sources import Sources, tables_of
+from saga.history.sources import Sources
 from saga.history.story import missing_numbers
 from saga.message import Answer, Command, Priority
 from saga.runtime.kernel.database import read_database

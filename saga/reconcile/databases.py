@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -16,6 +15,7 @@ from saga.archive import OBSERVER, queries
 from saga.choreography import Participant, State
 from saga.declaration import Saga
 from saga.deployment import Deployment
+from saga.discovery import tables_in
 from saga.envelope import MessageKey
 from saga.generate.naming import Owned
 from saga.graph.flow import Flow
@@ -51,7 +51,7 @@ def read_books(deployment: Deployment, saga: Saga) -> Books:
     # is left of such races is gone at the next reading.
     order = Flow(saga.choreography).participants
     for participant in sorted(saga.participants, key=lambda p: order.index(p.name)):
-        read = partial(read_book, participant, _tables(participant.package), books)
+        read = partial(read_book, participant, tables_in(participant.package), books)
         _read(deployment, participant.name, read)
     return books
 
@@ -118,7 +118,7 @@ def undone(
             for key, message in owed[participant.name].items()
             if not LONG_AGO < message.at < forgotten
         }
-        inbox = _tables(participant.package).inbox
+        inbox = tables_in(participant.package).inbox
         _read(deployment, participant.name, partial(strike_out, mine, inbox))
     return left
 
@@ -139,16 +139,9 @@ def strike_out(owed: dict[str, Owed], inbox: sa.Table, connection: Connection) -
 def table_of(saga: Saga, kind: type[State]) -> Owned:
     """The participant that keeps states of a kind, and its table. Raises `ReconcileError`."""
     for participant in saga.participants:
-        if (table := _tables(participant.package).states.get(kind)) is not None:
+        if (table := tables_in(participant.package).states.get(kind)) is not None:
             return participant.name, table.table.name
     raise ReconcileError(f"no participant of {saga.name} keeps {kind.__name__}")
-
-
-def _tables(package: str) -> Tables:
-    tables = importlib.import_module(f"{package}.store").TABLES
-    if not isinstance(tables, Tables):
-        raise ReconcileError(f"{package}.store.TABLES is no Tables; name the service's tables so")
-    return tables
 
 
 def _read(deployment: Deployment, participant: str, query: Callable[[Connection], None]) -> None:

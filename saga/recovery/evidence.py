@@ -11,10 +11,10 @@ from sqlalchemy.engine import Connection
 from saga.archive.store import Fact, Stray
 from saga.choreography import Choreography
 from saga.deployment import Deployment
+from saga.discovery import tables_of
 from saga.envelope import MessageKey, source_of
 from saga.history import pages
 from saga.history.archive import Archive
-from saga.history.sources import tables_of
 from saga.reconcile.databases import sequences_in
 from saga.recovery import RecoveryError
 from saga.recovery.owed import Publications

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 
 from saga.declaration import Saga, SagaError
+from saga.discovery import tables_in
 from saga.graph.flow import Flow, Node
 from saga.load.plan import Load
 from saga.message import Command, Event, Intent
 from saga.rules import Rules
 from saga.runtime.kernel.groups import Ask
-from saga.runtime.kernel.tables import Tables
 from saga.runtime.messaging.topology import topology_of
 from saga.runtime.service import Service
 from saga.simulation.database import Store
@@ -34,9 +33,7 @@ class Scene:
         self.ends_of_dues = {command.type: _first_ends(flow, command) for command in flow.dues}
         """Keyed by a due command's type: the types of events that end a saga and may come of it."""
         self.topology = topology_of(self.choreography)
-        self.tables: dict[str, Tables] = {
-            p.name: importlib.import_module(f"{p.package}.store").TABLES for p in saga.participants
-        }
+        self.tables = {p.name: tables_in(p.package) for p in saga.participants}
         """By participant."""
         self.stores = {name: Store(tables) for name, tables in self.tables.items()}
         """By participant."""

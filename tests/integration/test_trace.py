@@ -20,12 +20,12 @@ from order_service.domain import CancelOrder, Order, OrderStatus
 from payment_service.domain import Payment, PaymentStatus
 from saga.archive import store
 from saga.deployment import Deployment
+from saga.discovery import tables_of
 from saga.dlq.desk import open_desk
 from saga.dlq.store import Selection
 from saga.history import HistoryError, InputError
 from saga.history import trace as trace_module
 from saga.history.sequence import Kind
-from saga.history.sources import tables_of
 from saga.history.trace import Trace, past, stuck, trace
 from saga.history.whereabouts import Place
 from saga.runtime.kernel.database import open_database
