@@ -36,9 +36,8 @@ from payment_service.gateway import SandboxGateway, ledger_file
 from payment_service.ledger import Charge as Line
 from payment_service.ledger import Decline, Ledger, Outcome, Receipt, refunded
 from saga.choreography import State
-from saga.message import Intent
+from saga.message import Ask, Intent
 from saga.outside import Desk, Outside, OutsideError
-from saga.runtime.kernel.groups import Ask
 
 _CURRENCY: Final[TypeAdapter[Any]] = TypeAdapter(Currency)
 

@@ -7,10 +7,9 @@ import random
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from saga.message import Answer, Intent
+from saga.message import Answer, Ask, Intent
 from saga.outside import Outside
 from saga.retry import TransientError
-from saga.runtime.kernel.groups import Ask
 from saga.simulation.loop import Process, SimulatedLoop, current_process, settle
 from saga.simulation.trace import Trace
 from saga.simulation.weather import Weather

@@ -17,9 +17,10 @@ from saga.dlq import letters
 from saga.envelope import source_of, wrap
 from saga.load.plan import Given, Plan
 from saga.message import Event, Priority
-from saga.runtime.kernel.groups import Done, Duplicate, Kernel
+from saga.runtime.kernel.kernel import Kernel
 from saga.runtime.kernel.step import Firing, Wish
 from saga.runtime.kernel.tables import Tables
+from saga.runtime.kernel.work import Done, Duplicate
 from saga.runtime.messaging import frames
 from saga.runtime.messaging.dead_letters import Reason
 from saga.runtime.messaging.publisher import posting_of

@@ -8,9 +8,8 @@ from saga.declaration import Saga, SagaError
 from saga.discovery import tables_in
 from saga.graph.flow import Flow, Node
 from saga.load.plan import Load
-from saga.message import Command, Event, Intent
+from saga.message import Ask, Command, Event, Intent
 from saga.rules import Rules
-from saga.runtime.kernel.groups import Ask
 from saga.runtime.messaging.topology import topology_of
 from saga.runtime.service import Service
 from saga.simulation.database import Store

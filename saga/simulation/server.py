@@ -9,8 +9,8 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from saga.runtime.kernel.groups import Kernel
 from saga.runtime.kernel.kept import Kept
+from saga.runtime.kernel.kernel import Kernel
 from saga.runtime.kernel.outbox import Outbox
 from saga.runtime.kernel.timer import Timekeeper
 from saga.runtime.messaging.consumer import Deliveries

@@ -23,7 +23,7 @@ from saga.dlq.store import Selection
 from saga.envelope import Attributes, Envelope
 from saga.local.node import RabbitNode
 from saga.runtime.kernel.database import SqliteDatabase
-from saga.runtime.kernel.groups import Kernel
+from saga.runtime.kernel.kernel import Kernel
 from saga.runtime.kernel.outbox import Outbox
 from saga.runtime.kernel.tables import Tables
 from saga.runtime.messaging.connection import connect

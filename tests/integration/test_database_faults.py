@@ -27,8 +27,8 @@ from common.events import HeldLine, OrderCancelled, StockReleased
 from saga.choreography import Participant, State
 from saga.message import Decided
 from saga.runtime.kernel.database import Database, open_database
-from saga.runtime.kernel.groups import Done, Failed
 from saga.runtime.kernel.tables import StateTable, Tables
+from saga.runtime.kernel.work import Done, Failed
 from tests.integration.kernels import Replica, Through
 from tests.integration.kernels import replica as running
 from tests.integration.toy import PARTICIPANT, Tally, cancelled, make_tables

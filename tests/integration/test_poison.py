@@ -36,7 +36,7 @@ from saga.local.node import RabbitNode
 from saga.reconcile import reconcile
 from saga.retry import Retry, TransientError
 from saga.runtime.kernel.database import open_database, sqlite_engine
-from saga.runtime.kernel.groups import Kernel
+from saga.runtime.kernel.kernel import Kernel
 from saga.runtime.kernel.outbox import Outbox
 from saga.runtime.messaging.connection import connect
 from saga.runtime.messaging.consumer import Consumer

@@ -10,9 +10,8 @@ from typing import ClassVar, Self
 from saga.choreography import Participant, State
 from saga.declaration import Saga, Scenario, Stimulus
 from saga.due import Due
-from saga.message import Answer, Command, Decided, Event, Intent
+from saga.message import Answer, Ask, Command, Decided, Event, Intent
 from saga.outside import Desk, Outside
-from saga.runtime.kernel.groups import Ask
 from saga.testing import NOW
 from saga.verify import Report, model_of, verify
 

@@ -22,13 +22,14 @@ from typer.testing import CliRunner
 
 from saga.cli import app
 from saga.commands.simulating import Summary, show, summary_as_json
-from saga.runtime.kernel.groups import Done, Duplicate, Kernel
 from saga.runtime.kernel.kept import Kept
+from saga.runtime.kernel.kernel import Kernel
 from saga.runtime.kernel.outbox import Outbox, Outgoing
 from saga.runtime.kernel.rows import WriteSet, writing
 from saga.runtime.kernel.step import Decision, Firing
 from saga.runtime.kernel.tables import DUE_AT
 from saga.runtime.kernel.timer import Found, Timekeeper
+from saga.runtime.kernel.work import Done, Duplicate
 from saga.runtime.messaging import frames
 from saga.runtime.messaging.consumer import Deliveries, _Intake
 from saga.runtime.messaging.dead_letters import ATTEMPTS, Failure
@@ -171,9 +172,9 @@ class PublishesFirst(Kernel):
     """Publishes before the commit."""
 
     def _decide(
-        self, group: Any, confirmed: Sequence[str], connection: Connection, *, careful: bool
+        self, group: Any, confirmed: Sequence[str], connection: Connection, *, pessimistic: bool
     ) -> Any:
-        results, outgoing = super()._decide(group, confirmed, connection, careful=careful)
+        results, outgoing = super()._decide(group, confirmed, connection, pessimistic=pessimistic)
         self._outbox.publish(outgoing)
         return results, []
 
@@ -182,9 +183,9 @@ class KeepsInboxRows(Kernel):
     """Keeps the inbox row of a message whose question to the provider then fails."""
 
     def _decide(
-        self, group: Any, confirmed: Sequence[str], connection: Connection, *, careful: bool
+        self, group: Any, confirmed: Sequence[str], connection: Connection, *, pessimistic: bool
     ) -> Any:
-        results, outgoing = super()._decide(group, confirmed, connection, careful=careful)
+        results, outgoing = super()._decide(group, confirmed, connection, pessimistic=pessimistic)
         asking = {
             work.envelope.key: work.digest
             for work, result in zip(group, results, strict=True)

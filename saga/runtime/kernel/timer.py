@@ -16,7 +16,7 @@ from sqlalchemy.engine import Connection
 from saga.choreography import State
 from saga.due import Due
 from saga.runtime.kernel.database import Database
-from saga.runtime.kernel.groups import Kernel
+from saga.runtime.kernel.kernel import Kernel
 from saga.runtime.kernel.rows import UnreadableRow
 from saga.runtime.kernel.step import Firing, StateId
 from saga.runtime.kernel.tables import Clock, StateTable, Tables, VersionConflict, utc_now
