@@ -24,7 +24,7 @@ from order_saga.publish import publish
 from order_service.store import orders as orders_table
 from saga.deployment import Deployment
 from saga.local.node import RabbitNode
-from saga.runtime.kernel.database import read_database
+from saga.runtime.kernel.opening import read_database
 from saga.runtime.kernel.tables import utc_now
 from saga.runtime.urls import sqlite_path
 

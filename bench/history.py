@@ -41,7 +41,8 @@ from saga.archive.store import Fact
 from saga.archive.timeline import steps_of
 from saga.history.rebuild import rebuild_views
 from saga.local.postgres import PostgresCluster
-from saga.runtime.kernel.database import Database, open_database
+from saga.runtime.kernel.database import Database
+from saga.runtime.kernel.opening import open_database
 from saga.runtime.urls import sqlite_url
 from tests.play import BROKE, SAGA, Play
 from tests.stores import GRAPH, HISTORY, PROJECTION

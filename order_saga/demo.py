@@ -36,7 +36,8 @@ from saga.dlq.replay import Settings, replay
 from saga.dlq.store import Selection
 from saga.message import Priority
 from saga.reconcile import Report, dead_letters, reconcile
-from saga.runtime.kernel.database import DatabaseError, read_database
+from saga.runtime.kernel.database import DatabaseError
+from saga.runtime.kernel.opening import read_database
 from saga.runtime.tasks import cancel_all
 from saga.status import status
 

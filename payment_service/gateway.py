@@ -23,7 +23,7 @@ from sqlalchemy.engine import Connection, Engine
 from payment_service.ledger import Charge, Decline, GatewayRefused, Outcome, Receipt, refunded
 from saga.errors import Explained
 from saga.retry import TransientError
-from saga.runtime.kernel.database import BUSY_TIMEOUT_SECONDS, sqlite_engine
+from saga.runtime.kernel.sqlite import BUSY_TIMEOUT_SECONDS, sqlite_engine
 from saga.runtime.urls import printable, sqlite_path
 
 GROUP_MAX = 256

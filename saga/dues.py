@@ -24,7 +24,7 @@ from saga.due import OVERDUE_SECONDS, Due
 from saga.envelope import rfc3339
 from saga.errors import Explained
 from saga.http import client
-from saga.runtime.kernel.database import read_database
+from saga.runtime.kernel.opening import read_database
 from saga.runtime.kernel.tables import Tables
 from saga.runtime.kernel.timer import Listed, dues_in
 

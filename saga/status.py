@@ -26,7 +26,7 @@ from saga.generate.naming import Owned, names_of
 from saga.http import client
 from saga.local.supervision import Supervision
 from saga.retry import RUNGS_MS
-from saga.runtime.kernel.database import read_database
+from saga.runtime.kernel.opening import read_database
 from saga.runtime.kernel.tables import Tables, utc_now
 from saga.runtime.messaging.connection import BrokerError, connect
 from saga.runtime.messaging.topology import (

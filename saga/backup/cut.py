@@ -29,8 +29,9 @@ from sqlalchemy.engine import Connection
 
 from saga.backup import BackupError, programs
 from saga.backup.manifest import Kind, Progress, sync
-from saga.runtime.kernel.database import DatabaseError, is_postgresql, sqlite_engine, sqlite_file
+from saga.runtime.kernel.database import DatabaseError, is_postgresql
 from saga.runtime.kernel.postgresql import Session, open_session
+from saga.runtime.kernel.sqlite import sqlite_engine, sqlite_file
 from saga.runtime.kernel.tables import utc_now
 from saga.runtime.urls import printable
 

@@ -39,12 +39,9 @@ from saga.local.system import CLUSTER_FOLDER
 from saga.notes import RESTORING, end_restore
 from saga.outside import Doubt
 from saga.runtime.files import write_whole
-from saga.runtime.kernel.database import (
-    is_postgresql,
-    open_database,
-    read_database,
-    sqlite_file,
-)
+from saga.runtime.kernel.database import is_postgresql
+from saga.runtime.kernel.opening import open_database, read_database
+from saga.runtime.kernel.sqlite import sqlite_file
 from saga.runtime.kernel.tables import Tables
 from saga.runtime.messaging.connection import BrokerError, connect
 from saga.runtime.messaging.stream import StreamError, last_offset

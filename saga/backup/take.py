@@ -25,7 +25,7 @@ from saga.backup.manifest import (
 from saga.backup.parts import DEAD_LETTERS, OUTSIDE, Part, Standing, parts
 from saga.deployment import dead_letters_url_in
 from saga.history.sources import Sources
-from saga.runtime.kernel.database import sqlite_file
+from saga.runtime.kernel.sqlite import sqlite_file
 from saga.version import engine_version
 
 

@@ -26,7 +26,7 @@ from saga.envelope import (
     digest_of,
     schema_uri,
 )
-from saga.runtime.kernel.database import read_database
+from saga.runtime.kernel.opening import read_database
 from saga.runtime.kernel.tables import Tables
 from saga.runtime.messaging.dead_letters import ORIGIN_EXCHANGE, ORIGIN_ROUTING_KEY
 from saga.runtime.messaging.topology import queues_of

@@ -35,7 +35,7 @@ from saga.dlq.letters import (
     raw_of,
     to_json,
 )
-from saga.runtime.kernel.database import BUSY_TIMEOUT_SECONDS, sqlite_engine
+from saga.runtime.kernel.sqlite import BUSY_TIMEOUT_SECONDS, sqlite_engine
 from saga.runtime.kernel.tables import Utc, Word, utc_now
 from saga.runtime.messaging.dead_letters import key_of
 from saga.runtime.urls import printable, sqlite_path

@@ -36,8 +36,9 @@ from saga.history.sources import Sources, participant_named
 from saga.history.story import Hole, holes_of
 from saga.history.whereabouts import look
 from saga.message import Command, Event
-from saga.runtime.kernel.database import DatabaseError, open_database, read_database
+from saga.runtime.kernel.database import DatabaseError
 from saga.runtime.kernel.fold import Fold, is_shared
+from saga.runtime.kernel.opening import open_database, read_database
 from saga.runtime.kernel.rows import writing
 from saga.runtime.kernel.step import StateId, react
 from saga.runtime.kernel.tables import ANY_SOURCE, Tables, VersionConflict, utc_now

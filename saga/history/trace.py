@@ -30,7 +30,7 @@ from saga.history.letters import letters_in, lives_of
 from saga.history.sequence import Diagram, sequence_of
 from saga.history.story import Story, fold_of, tell
 from saga.history.whereabouts import Whereabouts, look
-from saga.runtime.kernel.database import read_database
+from saga.runtime.kernel.opening import read_database
 from saga.runtime.kernel.tables import utc_now
 
 SUBJECTS_AT_ONCE: Final = 500

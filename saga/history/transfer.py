@@ -38,7 +38,8 @@ from saga.choreography import Choreography
 from saga.envelope import Attributes, Undecodable, rfc3339
 from saga.history import HistoryError, InputError, pages
 from saga.limits import BODY_MAX_BYTES, INTEGER_MAX, TEXT_MAX_BYTES
-from saga.runtime.kernel.database import DatabaseError, open_database, read_database
+from saga.runtime.kernel.database import DatabaseError
+from saga.runtime.kernel.opening import open_database, read_database
 from saga.runtime.kernel.statements import any_of
 from saga.runtime.kernel.tables import VersionConflict, utc_now
 

@@ -22,7 +22,8 @@ from saga.graph.flow import Flow
 from saga.outside import OutsideError
 from saga.reconcile.facts import ReconcileError
 from saga.reconcile.history import LONG_AGO, Owed
-from saga.runtime.kernel.database import DatabaseError, read_database
+from saga.runtime.kernel.database import DatabaseError
+from saga.runtime.kernel.opening import read_database
 from saga.runtime.kernel.rows import UnreadableRow
 from saga.runtime.kernel.step import StateId
 from saga.runtime.kernel.tables import Tables, inbox_keys, utc_now

@@ -19,10 +19,11 @@ from saga.choreography import Participant
 from saga.message import Ask, Command, Intent, Priority
 from saga.runtime import dues, metrics, process
 from saga.runtime.disk import Disks, Halt
-from saga.runtime.kernel.database import Database, database_file
+from saga.runtime.kernel.database import Database
 from saga.runtime.kernel.inbox import keep_forgetting
 from saga.runtime.kernel.kept import Kept
 from saga.runtime.kernel.kernel import Kernel
+from saga.runtime.kernel.opening import database_file
 from saga.runtime.kernel.outbox import Outbox
 from saga.runtime.kernel.step import Decision, Firing
 from saga.runtime.kernel.tables import Clock, Tables, utc_now

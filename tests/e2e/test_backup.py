@@ -34,7 +34,7 @@ from saga.local.postgres import PostgresCluster
 from saga.local.system import CLUSTER_FOLDER, Database, System
 from saga.notes import owed
 from saga.reconcile import reconcile
-from saga.runtime.kernel.database import read_database
+from saga.runtime.kernel.opening import read_database
 from saga.runtime.kernel.tables import Tables, inbox_key
 from saga.runtime.urls import sqlite_url
 from tests.e2e.test_saga import as_predicted

@@ -15,9 +15,10 @@ from sqlalchemy.engine import Connection
 
 from saga.choreography import Participant, State
 from saga.message import Ask, Intent
-from saga.runtime.kernel.database import Database, open_database
+from saga.runtime.kernel.database import Database
 from saga.runtime.kernel.kept import Kept
 from saga.runtime.kernel.kernel import GROUP_MAX, Kernel
+from saga.runtime.kernel.opening import open_database
 from saga.runtime.kernel.outbox import LEASE_SECONDS, Outbox
 from saga.runtime.kernel.tables import Clock, Tables, utc_now
 from saga.runtime.readiness import Readiness

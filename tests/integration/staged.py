@@ -38,8 +38,8 @@ from saga.envelope import Envelope
 from saga.local.postgres import PostgresCluster
 from saga.reconcile import reconcile
 from saga.retry import RUNGS_MS
-from saga.runtime.kernel.database import open_database
 from saga.runtime.kernel.kernel import Kernel
+from saga.runtime.kernel.opening import open_database
 from saga.runtime.kernel.outbox import Outbox
 from saga.runtime.kernel.tables import utc_now
 from saga.runtime.kernel.timer import Timekeeper

@@ -43,7 +43,7 @@ from saga.history import HistoryError
 from saga.local.postgres import PostgresCluster
 from saga.local.system import System, SystemFault
 from saga.notes import RESTORING
-from saga.runtime.kernel.database import open_database, read_database
+from saga.runtime.kernel.opening import open_database, read_database
 from saga.runtime.kernel.tables import utc_now
 from saga.runtime.messaging.connection import connect
 from saga.runtime.messaging.topology import HISTORY_STREAM

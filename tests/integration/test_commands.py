@@ -22,9 +22,9 @@ from saga.dlq.replay import Settings, replay
 from saga.dlq.store import Selection
 from saga.envelope import Attributes, Envelope
 from saga.local.node import RabbitNode
-from saga.runtime.kernel.database import SqliteDatabase
 from saga.runtime.kernel.kernel import Kernel
 from saga.runtime.kernel.outbox import Outbox
+from saga.runtime.kernel.sqlite import SqliteDatabase
 from saga.runtime.kernel.tables import Tables
 from saga.runtime.messaging.connection import connect
 from saga.runtime.messaging.consumer import Consumer

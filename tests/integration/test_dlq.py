@@ -37,10 +37,10 @@ from saga.dlq.replay import Result, Settings, dry_run, replay
 from saga.dlq.store import ItemState, Run, Selection, Store
 from saga.envelope import Envelope
 from saga.message import Priority
-from saga.runtime.kernel.database import sqlite_engine
 from saga.runtime.kernel.kernel import Kernel
 from saga.runtime.kernel.outbox import Outbox
 from saga.runtime.kernel.rows import writing
+from saga.runtime.kernel.sqlite import sqlite_engine
 from saga.runtime.kernel.tables import utc_now
 from saga.runtime.messaging.connection import connect
 from saga.runtime.messaging.consumer import Consumer

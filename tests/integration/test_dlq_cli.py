@@ -22,7 +22,7 @@ from saga.dlq.store import look
 from saga.envelope import wrap
 from saga.message import Priority
 from saga.reconcile import reconcile
-from saga.runtime.kernel.database import sqlite_engine
+from saga.runtime.kernel.sqlite import sqlite_engine
 from saga.runtime.kernel.tables import utc_now
 from saga.runtime.messaging import dead_letters as headers_of
 from saga.runtime.messaging.connection import connect

@@ -20,7 +20,7 @@ from saga.history import rebuild as work
 from saga.history.rebuild import Rebuilt, Unanswered, rebuild, redeliver
 from saga.history.sources import Sources
 from saga.history.verify import verify
-from saga.runtime.kernel.database import open_database, read_database
+from saga.runtime.kernel.opening import open_database, read_database
 from saga.runtime.kernel.rows import writing
 from saga.runtime.kernel.tables import Tables
 from saga.runtime.messaging.frames import Posting

@@ -33,7 +33,8 @@ from saga.local.supervision import Supervision
 from saga.local.system import System, SystemFault
 from saga.runtime.disk import INODES_MIN, lack_of_room
 from saga.runtime.files import write_public, write_whole
-from saga.runtime.kernel.database import DatabaseError, open_database
+from saga.runtime.kernel.database import DatabaseError
+from saga.runtime.kernel.opening import open_database
 from saga.runtime.kernel.work import Done
 from saga.runtime.messaging.connection import BrokerError, connect
 from saga.runtime.tasks import cancel_all

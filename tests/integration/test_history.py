@@ -35,7 +35,8 @@ from saga.history.archive import Archive
 from saga.history.rebuild import rebuild_views
 from saga.history.transfer import Imported, export, take_in
 from saga.message import Priority
-from saga.runtime.kernel.database import Database, open_database
+from saga.runtime.kernel.database import Database
+from saga.runtime.kernel.opening import open_database
 from saga.runtime.kernel.tables import utc_now
 from saga.runtime.messaging.connection import BrokerError, connect
 from saga.runtime.messaging.frames import Delivery

@@ -25,7 +25,7 @@ from saga.archive.store import Gap, Place
 from saga.envelope import Envelope
 from saga.history import InputError, pages
 from saga.history.transfer import Imported, export, take_in
-from saga.runtime.kernel.database import open_database
+from saga.runtime.kernel.opening import open_database
 from saga.runtime.messaging.stream import Record
 from tests.integration.test_history_queries import kept_by_another
 from tests.play import BROKE, Play

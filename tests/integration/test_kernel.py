@@ -21,7 +21,8 @@ from payment_service.domain import ChargeAnswered, Refund, RefundAnswered
 from saga.choreography import Participant
 from saga.envelope import Envelope, wrap
 from saga.message import Command, Priority
-from saga.runtime.kernel.database import DatabaseError, open_database
+from saga.runtime.kernel.database import DatabaseError
+from saga.runtime.kernel.opening import open_database
 from saga.runtime.kernel.outbox import Outbox, Outgoing
 from saga.runtime.kernel.rows import WriteSet
 from saga.runtime.kernel.work import Conflicting, Done, Duplicate, Failed, Outcome

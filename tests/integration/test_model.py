@@ -33,8 +33,9 @@ from saga.choreography import Participant, State
 from saga.envelope import Decoder, Envelope, source_of, wrap
 from saga.message import Command, Priority
 from saga.outside import Desk
-from saga.runtime.kernel.database import Database, open_database
+from saga.runtime.kernel.database import Database
 from saga.runtime.kernel.kernel import Kernel
+from saga.runtime.kernel.opening import open_database
 from saga.runtime.kernel.outbox import Outbox, Outgoing
 from saga.runtime.kernel.step import Firing
 from saga.runtime.kernel.tables import Tables

@@ -35,9 +35,10 @@ from saga.discovery import choreography, participants
 from saga.local.node import RabbitNode
 from saga.reconcile import reconcile
 from saga.retry import Retry, TransientError
-from saga.runtime.kernel.database import open_database, sqlite_engine
 from saga.runtime.kernel.kernel import Kernel
+from saga.runtime.kernel.opening import open_database
 from saga.runtime.kernel.outbox import Outbox
+from saga.runtime.kernel.sqlite import sqlite_engine
 from saga.runtime.messaging.connection import connect
 from saga.runtime.messaging.consumer import Consumer
 from saga.runtime.messaging.dead_letters import KEPT, LEFT_OUT, OURS, REPLAYS

@@ -28,7 +28,7 @@ from saga.history import trace as trace_module
 from saga.history.sequence import Kind
 from saga.history.trace import Trace, past, stuck, trace
 from saga.history.whereabouts import Place
-from saga.runtime.kernel.database import open_database
+from saga.runtime.kernel.opening import open_database
 from saga.runtime.kernel.rows import writing
 from saga.runtime.kernel.tables import utc_now
 from saga.runtime.messaging.topology import (

@@ -39,7 +39,7 @@ from saga.dlq.store import Selection
 from saga.envelope import derived_id, trace_id_of, wrap
 from saga.message import Priority
 from saga.runtime import tracing
-from saga.runtime.kernel.database import open_database
+from saga.runtime.kernel.opening import open_database
 from saga.runtime.kernel.tables import utc_now
 from saga.runtime.messaging.connection import connect
 from saga.runtime.messaging.publisher import BrokerPublisher, posting_of
