@@ -23,7 +23,8 @@ from saga.envelope import Envelope, wrap
 from saga.message import Command, Priority
 from saga.runtime.kernel.database import DatabaseError
 from saga.runtime.kernel.opening import open_database
-from saga.runtime.kernel.outbox import Outbox, Outgoing
+from saga.runtime.kernel.outbox import Outbox
+from saga.runtime.kernel.outgoing import Outgoing
 from saga.runtime.kernel.rows import WriteSet
 from saga.runtime.kernel.work import Conflicting, Done, Duplicate, Failed, Outcome
 from saga.runtime.metrics import DatabaseMetrics

@@ -36,7 +36,8 @@ from saga.outside import Desk
 from saga.runtime.kernel.database import Database
 from saga.runtime.kernel.kernel import Kernel
 from saga.runtime.kernel.opening import open_database
-from saga.runtime.kernel.outbox import Outbox, Outgoing
+from saga.runtime.kernel.outbox import Outbox
+from saga.runtime.kernel.outgoing import Outgoing
 from saga.runtime.kernel.step import Firing
 from saga.runtime.kernel.tables import Tables
 from saga.runtime.tasks import cancel_all

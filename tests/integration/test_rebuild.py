@@ -35,7 +35,7 @@ from saga.history.sources import Sources
 from saga.history.verify import Verified, verify
 from saga.runtime.kernel import tables as kernel_tables
 from saga.runtime.kernel.opening import open_database, read_database
-from saga.runtime.kernel.outbox import Outgoing
+from saga.runtime.kernel.outgoing import Outgoing
 from saga.runtime.kernel.sqlite import sqlite_engine
 from saga.runtime.kernel.tables import inbox_key
 from saga.runtime.kernel.timer import Timekeeper

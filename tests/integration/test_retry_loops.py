@@ -25,7 +25,7 @@ from saga.local.node import RabbitNode
 from saga.runtime import process, retry_loop
 from saga.runtime.kernel import inbox
 from saga.runtime.kernel.inbox import keep_forgetting
-from saga.runtime.kernel.outbox import Outgoing
+from saga.runtime.kernel.outgoing import Outgoing
 from saga.runtime.messaging import consumer
 from saga.runtime.messaging.connection import connect
 from saga.runtime.messaging.publisher import BrokerPublisher

@@ -25,7 +25,8 @@ from saga.runtime import tracing
 from saga.runtime.kernel.database import Database
 from saga.runtime.kernel.fold import is_shared
 from saga.runtime.kernel.lanes import Lanes, Share
-from saga.runtime.kernel.outbox import Outbox, Outgoing
+from saga.runtime.kernel.outbox import Outbox
+from saga.runtime.kernel.outgoing import Outgoing
 from saga.runtime.kernel.rows import WriteSet
 from saga.runtime.kernel.states import RestsOnBlank
 from saga.runtime.kernel.step import Decision, Firing, OutsideSignature, reaction_to

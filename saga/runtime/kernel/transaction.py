@@ -20,7 +20,8 @@ from saga.choreography import Participant
 from saga.envelope import MessageKey
 from saga.runtime import tracing
 from saga.runtime.kernel.database import Database
-from saga.runtime.kernel.outbox import Outbox, Outgoing
+from saga.runtime.kernel.outbox import Outbox
+from saga.runtime.kernel.outgoing import Outgoing
 from saga.runtime.kernel.rows import WriteSet
 from saga.runtime.kernel.states import GroupStates
 from saga.runtime.kernel.step import (
