@@ -30,9 +30,9 @@ from payment_service.gateway import Fault, FaultMode, SandboxGateway
 from saga.choreography import Choreography
 from saga.clock import elapsed
 from saga.deployment import Deployment
-from saga.dlq.desk import Desk, open_desk
-from saga.dlq.letters import HERE, Letter
-from saga.dlq.replay import Settings, replay
+from saga.dlq.desk import DeadLetterDesk, open_desk
+from saga.dlq.letters import HERE, DeadLetter
+from saga.dlq.replay import ReplaySettings, replay
 from saga.dlq.store import Selection
 from saga.message import Priority
 from saga.reconcile import Report, dead_letters, reconcile
@@ -335,7 +335,7 @@ class _Outage:
                     await self._replay(desk, letters)
                 await asyncio.wait({ending}, timeout=_OUTAGE_POLL_SECONDS)
 
-    async def _let_collect(self, desk: Desk) -> None:
+    async def _let_collect(self, desk: DeadLetterDesk) -> None:
         """Return once enough charges are dead letters, or after the longest outage there may be."""
         enough = max(1.0, len(self._orders) * OUTAGE_DEAD_SHARE)
         started = time.monotonic()
@@ -356,13 +356,13 @@ class _Outage:
                 return
             await asyncio.sleep(_OUTAGE_POLL_SECONDS)
 
-    async def _replay(self, desk: Desk, letters: Sequence[Letter]) -> None:
+    async def _replay(self, desk: DeadLetterDesk, letters: Sequence[DeadLetter]) -> None:
         selection = Selection(numbers=tuple(letter.number for letter in letters))
-        result = await replay(desk, selection, Settings(), why="the demo's provider is back")
+        result = await replay(desk, selection, ReplaySettings(), why="the demo's provider is back")
         self.replayed.update(letter.subject for letter in letters if letter.subject)
         self._tell(f"replay {result.run}: {len(letters)} letters, {result.sent} sent")
 
-    def _letters(self, desk: Desk) -> list[Letter]:
+    def _letters(self, desk: DeadLetterDesk) -> list[DeadLetter]:
         """What the outage has left of the plan's orders."""
         return [
             letter

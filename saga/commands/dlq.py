@@ -32,11 +32,11 @@ from saga.commands.output import (
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
 
-    from saga.dlq.desk import Desk
+    from saga.dlq.desk import DeadLetterDesk
     from saga.dlq.examine import Verdict
-    from saga.dlq.letters import Letter
-    from saga.dlq.replay import Result, Settings
-    from saga.dlq.store import Run, Selection
+    from saga.dlq.letters import DeadLetter
+    from saga.dlq.replay import ReplayResult, ReplaySettings
+    from saga.dlq.store import Replay, Selection
 
 app = typer.Typer(
     help="Dead letters: moved from the queues into a store, and dealt with there.",
@@ -130,7 +130,7 @@ class _Filters:
     def given(self) -> bool:
         return bool(self._ids) or not self._filters.everything
 
-    async def selection(self, desk: Desk) -> Selection:
+    async def selection(self, desk: DeadLetterDesk) -> Selection:
         """The selection; raises `InputError` if it names what does not exist."""
         from dataclasses import replace
 
@@ -186,7 +186,7 @@ def list_(
     * `saga dlq list --by type --json | jq .groups`
     """
 
-    async def work(desk: Desk) -> list[Letter]:
+    async def work(desk: DeadLetterDesk) -> list[DeadLetter]:
         selection = await filters.selection(desk)
         return desk.store.find(selection, _states(state), contents=False)
 
@@ -221,7 +221,7 @@ def show(id: Id, data_dir: DataDir = DATA_DIR, as_json: AsJson = False) -> None:
     * `saga dlq show 17 --json | jq .replay`
     """
 
-    async def work(desk: Desk) -> dict[str, Any]:
+    async def work(desk: DeadLetterDesk) -> dict[str, Any]:
         letter = desk.store.get(_one(desk, id))
         verdict = (await desk.examiner().examine([letter]))[letter.number]
         return _full(letter) | {
@@ -290,9 +290,9 @@ def replay(
     """
     with _answering():
         from saga.dlq import InputError
-        from saga.dlq.replay import Settings
+        from saga.dlq.replay import ReplaySettings
 
-        settings = Settings(
+        settings = ReplaySettings(
             rate=rate,
             max_failing=max_failing,
             max_replays=max_replays,
@@ -307,7 +307,7 @@ def replay(
         _dry_run(filters, settings, data_dir, as_json)
         return
 
-    async def work(desk: Desk) -> Result:
+    async def work(desk: DeadLetterDesk) -> ReplayResult:
         from saga.commands.console import progress_bars
         from saga.dlq.replay import replay as send_again
 
@@ -315,7 +315,7 @@ def replay(
         with contextlib.ExitStack() as stack:
             advance: Callable[[int], None] = lambda _: None  # noqa: E731  # replaced below
 
-            def begun(run: Run, open_letters: int) -> None:
+            def begun(run: Replay, open_letters: int) -> None:
                 nonlocal advance
                 advance = stack.enter_context(progress_bars(replayed=open_letters))["replayed"]
 
@@ -377,7 +377,7 @@ def edit(
             return with_values(text, values)
         return _in_editor(text)
 
-    async def work(desk: Desk) -> Any:
+    async def work(desk: DeadLetterDesk) -> Any:
         return await correct(desk, _one(desk, id), change, why=why)
 
     edited = _at_desk(data_dir, work)
@@ -454,7 +454,7 @@ def purge(
         if not why.strip():
             raise InputError("--reason is empty; say why the letters can be deleted")
 
-    async def work(desk: Desk) -> list[int]:
+    async def work(desk: DeadLetterDesk) -> list[int]:
         days = desk.deployment.inbox_days
         if seconds < days * _UNIT_SECONDS["d"]:
             raise InputError(
@@ -486,7 +486,7 @@ def export(
     Example: `saga dlq export letters.jsonl --type stock.reserved`
     """
 
-    async def work(desk: Desk) -> list[Letter]:
+    async def work(desk: DeadLetterDesk) -> list[DeadLetter]:
         selection = await filters.selection(desk)
         letters = desk.store.find(selection, _states(state))
         if file is not None:
@@ -523,7 +523,7 @@ def audit(
         if not 1 <= limit <= _ACTIONS_MAX:
             raise InputError(f"the limit is {limit}; it takes a number from 1 to {_ACTIONS_MAX}")
 
-    async def work(desk: Desk) -> list[Any]:
+    async def work(desk: DeadLetterDesk) -> list[Any]:
         return desk.store.actions(limit)
 
     actions = _at_desk(data_dir, work)
@@ -564,7 +564,7 @@ def audit(
 # --- what they share ------------------------------------------------------------------------------
 
 
-def _at_desk(data_dir: Path, work: Callable[[Desk], Awaitable[T]]) -> T:
+def _at_desk(data_dir: Path, work: Callable[[DeadLetterDesk], Awaitable[T]]) -> T:
     """Run `work` with every dead letter there is by now in the store."""
     from saga.deployment import Deployment
     from saga.discovery import choreography
@@ -606,7 +606,7 @@ def _seconds(name: str, text: str | None) -> float | None:
     return seconds
 
 
-def _numbers(desk: Desk, id: str) -> list[int]:
+def _numbers(desk: DeadLetterDesk, id: str) -> list[int]:
     from saga.dlq import InputError
 
     if id.isdecimal() and len(id) < 16 and desk.store.numbers_known([int(id)]):
@@ -619,7 +619,7 @@ def _numbers(desk: Desk, id: str) -> list[int]:
     return found
 
 
-def _one(desk: Desk, id: str) -> int:
+def _one(desk: DeadLetterDesk, id: str) -> int:
     from saga.dlq import InputError
 
     numbers = _numbers(desk, id)
@@ -632,17 +632,17 @@ def _one(desk: Desk, id: str) -> int:
 
 
 def _states(which: Which) -> tuple[Any, ...]:
-    from saga.dlq.letters import HERE, State
+    from saga.dlq.letters import HERE, LetterState
 
     if which is Which.ALL:
-        return tuple(State)
-    return HERE if which is Which.DEAD else (State(which),)
+        return tuple(LetterState)
+    return HERE if which is Which.DEAD else (LetterState(which),)
 
 
-def _dry_run(filters: _Filters, settings: Settings, data_dir: Path, as_json: bool) -> None:
+def _dry_run(filters: _Filters, settings: ReplaySettings, data_dir: Path, as_json: bool) -> None:
     from saga.dlq.replay import dry_run
 
-    async def work(desk: Desk) -> list[tuple[Letter, Verdict]]:
+    async def work(desk: DeadLetterDesk) -> list[tuple[DeadLetter, Verdict]]:
         selection = await filters.selection(desk)
         verdicts = await dry_run(desk, selection, settings)
         counts = _counts(verdicts)
@@ -681,7 +681,7 @@ def _dry_run(filters: _Filters, settings: Settings, data_dir: Path, as_json: boo
         out().print(f"{expectation:>20} {count:>8}")
 
 
-def _counts(verdicts: Sequence[tuple[Letter, Verdict]]) -> dict[str, int]:
+def _counts(verdicts: Sequence[tuple[DeadLetter, Verdict]]) -> dict[str, int]:
     counts: defaultdict[str, int] = defaultdict(int)
     for _, verdict in verdicts:
         counts[str(verdict.expectation)] += 1
@@ -698,7 +698,7 @@ def _turn(filters: _Filters, why: str, data_dir: Path, as_json: bool, *, discard
         if not filters.given:
             raise InputError("name the letters, by number or by a filter")
 
-    async def work(desk: Desk) -> list[int]:
+    async def work(desk: DeadLetterDesk) -> list[int]:
         selection = await filters.selection(desk)
         turn = desk.store.discard if discarding else desk.store.restore
         numbers = turn(selection, why)
@@ -765,7 +765,7 @@ def _in_editor(text: str) -> str | None:
 # --- how it looks ---------------------------------------------------------------------------------
 
 
-def _brief(letter: Letter) -> dict[str, Any]:
+def _brief(letter: DeadLetter) -> dict[str, Any]:
     return {
         "letter": letter.number,
         "state": str(letter.state),
@@ -787,7 +787,7 @@ def _brief(letter: Letter) -> dict[str, Any]:
     }
 
 
-def _full(letter: Letter) -> dict[str, Any]:
+def _full(letter: DeadLetter) -> dict[str, Any]:
     from saga.dlq.letters import document_of, printable_body, to_json
 
     document = document_of(letter.body) or {}
@@ -803,13 +803,13 @@ def _full(letter: Letter) -> dict[str, Any]:
     }
 
 
-def _as_lines(letters: Sequence[Letter]) -> str:
+def _as_lines(letters: Sequence[DeadLetter]) -> str:
     """JSON Lines: a letter a line, with everything that is known of it."""
     return "".join(json.dumps(_full(letter)) + "\n" for letter in letters)
 
 
-def _groups(letters: Sequence[Letter], by: By) -> list[dict[str, Any]]:
-    grouped: defaultdict[str, list[Letter]] = defaultdict(list)
+def _groups(letters: Sequence[DeadLetter], by: By) -> list[dict[str, Any]]:
+    grouped: defaultdict[str, list[DeadLetter]] = defaultdict(list)
     for letter in letters:
         match by:
             case By.TYPE:
@@ -859,7 +859,7 @@ def _print_groups(groups: Sequence[dict[str, Any]], by: By, letters: int) -> Non
     out().print(f"{letters} dead letters; `saga dlq show ID` tells all about one")
 
 
-def _print_letters(letters: Sequence[Letter]) -> None:
+def _print_letters(letters: Sequence[DeadLetter]) -> None:
     from saga.commands.console import Table, out
 
     table = Table("letter", "queue", "type", "subject", "replays", "error", "first", "last")
@@ -914,7 +914,7 @@ def _print_letter(document: dict[str, Any]) -> None:
     console.print(lines_of(shown))
 
 
-def _print_result(result: Result) -> None:
+def _print_result(result: ReplayResult) -> None:
     from saga.commands.console import out, styled
 
     console = out()

@@ -13,9 +13,9 @@ from typing import Any, Final
 from pydantic_core import from_json
 
 from saga.dlq import InputError
-from saga.dlq.desk import Desk
+from saga.dlq.desk import DeadLetterDesk
 from saga.dlq.examine import decoder_of
-from saga.dlq.letters import Letter, State, document_of
+from saga.dlq.letters import DeadLetter, LetterState, document_of
 from saga.dlq.replay import alone
 from saga.envelope import Undecodable, derived_id
 from saga.message import Event
@@ -93,7 +93,7 @@ def with_values(text: str, settings: Sequence[str]) -> str:
 
 
 async def edit(
-    desk: Desk, number: int, change: Callable[[str], str | None], *, why: str = ""
+    desk: DeadLetterDesk, number: int, change: Callable[[str], str | None], *, why: str = ""
 ) -> Edited | None:
     """Have a dead letter's payload changed, and send the copy; None if `change` changed nothing.
 
@@ -137,12 +137,12 @@ async def edit(
     return Edited(number, copy_id, letter.queue, diff, recorded)
 
 
-def _must_be_dead(number: int, state: State | None) -> None:
-    if state is not State.DEAD:
+def _must_be_dead(number: int, state: LetterState | None) -> None:
+    if state is not LetterState.DEAD:
         raise InputError(f"letter {number} is {state or 'gone'}; only a dead one can be edited")
 
 
-def _copy(letter: Letter, text: str) -> tuple[bytes, str]:
+def _copy(letter: DeadLetter, text: str) -> tuple[bytes, str]:
     """The corrected copy and its id."""
     try:
         document = from_json(text)

@@ -17,7 +17,7 @@ from saga.archive import OBSERVER
 from saga.archive.subjects import SUBJECTS, Subject
 from saga.choreography import Choreography, Participant
 from saga.deployment import Deployment
-from saga.dlq.letters import Letter, document_of, message_key_of, way_before_death
+from saga.dlq.letters import DeadLetter, document_of, message_key_of, way_before_death
 from saga.envelope import (
     Decoder,
     Envelope,
@@ -87,7 +87,7 @@ class Examiner:
         self._decoders = {p.name: decoder_of(p) for p in graph.participants}
 
     async def examine(
-        self, letters: Sequence[Letter], *, force: bool = False
+        self, letters: Sequence[DeadLetter], *, force: bool = False
     ) -> dict[int, Verdict]:
         """A verdict on each letter, by its number. With `force` none was replayed too often."""
         done = await self.done(letters)
@@ -99,7 +99,7 @@ class Examiner:
             for letter in letters
         }
 
-    async def done(self, letters: Iterable[Letter]) -> set[int]:
+    async def done(self, letters: Iterable[DeadLetter]) -> set[int]:
         """The numbers of the letters whose message its participant has dealt with. The letters
         have to have their contents."""
         by_participant: defaultdict[str, dict[int, MessageKey]] = defaultdict(dict)
@@ -122,7 +122,7 @@ class Examiner:
             )
         return found
 
-    def _digest(self, letter: Letter) -> bytes:
+    def _digest(self, letter: DeadLetter) -> bytes:
         """What the inbox has of the message if it was done; nothing that was done has none."""
         decoder = self._decoders.get(letter.participant)
         try:
@@ -141,7 +141,9 @@ class Examiner:
             return {}
         return await asyncio.to_thread(read_database, url, partial(_told_of, subjects))
 
-    def _verdict(self, letter: Letter, done: bool, told: Subject | None, force: bool) -> Verdict:
+    def _verdict(
+        self, letter: DeadLetter, done: bool, told: Subject | None, force: bool
+    ) -> Verdict:
         decodes, upcast_from, problem = self._decode(letter)
         participant = self._participants.get(letter.participant)
         expectation, detail = Expectation.HANDLED, ""
@@ -169,7 +171,7 @@ class Examiner:
             done,
         )
 
-    def _decode(self, letter: Letter) -> tuple[bool, int | None, str]:
+    def _decode(self, letter: DeadLetter) -> tuple[bool, int | None, str]:
         decoder = self._decoders.get(letter.participant)
         if decoder is None:
             return False, None, f"there is no participant {letter.participant}"
@@ -186,7 +188,7 @@ class Examiner:
         return True, int(str(schema).rpartition(":")[2]), ""
 
 
-def _check_sender(letter: Letter, envelope: Envelope[Any]) -> None:
+def _check_sender(letter: DeadLetter, envelope: Envelope[Any]) -> None:
     """Refuse what its participant has refused for where it came from: a replay comes by another
     way, and would be taken."""
     exchange, key = (letter.headers.get(name) for name in (ORIGIN_EXCHANGE, ORIGIN_ROUTING_KEY))

@@ -41,7 +41,7 @@ _BYTES, _TIME, _NUMBER = "$bytes", "$time", "$number"
 gets another `$`."""
 
 
-class State(StrEnum):
+class LetterState(StrEnum):
     """Where a letter stands. `sent` is out and not yet heard of; `done` is known to be done."""
 
     DEAD = "dead"
@@ -52,9 +52,9 @@ class State(StrEnum):
     REPLACED = "replaced"
 
 
-HERE: Final = (State.DEAD, State.SENDING)
+HERE: Final = (LetterState.DEAD, LetterState.SENDING)
 """The states of letters whose message is nowhere else."""
-SETTLED: Final = (State.DISCARDED, State.REPLACED)
+SETTLED: Final = (LetterState.DISCARDED, LetterState.REPLACED)
 """The states of letters that a person has settled."""
 
 
@@ -98,7 +98,7 @@ class Copy:
 
 
 @dataclass(frozen=True, slots=True)
-class Letter:
+class DeadLetter:
     """One message that died at one participant, however many copies of it there are.
 
     `replays` counts how often it was sent again. Body, headers and properties are those of the
@@ -108,7 +108,7 @@ class Letter:
     number: int
     participant: str
     key: str
-    state: State
+    state: LetterState
     event_id: str | None
     type: str
     subject: str | None
@@ -225,7 +225,7 @@ def copy_of(message: Delivery, participant: str, now: datetime) -> Copy:
     )
 
 
-def posting_of(letter: Letter | Copy, replays: int) -> Posting:
+def posting_of(letter: DeadLetter | Copy, replays: int) -> Posting:
     """The message as it was first, to be sent again to the queue it came from: nothing is left of
     its failures but how often it was replayed, so its attempts begin anew."""
     again = headers_of.replayed(letter.raw, min(replays, ATTEMPT_MAX))

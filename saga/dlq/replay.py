@@ -21,10 +21,10 @@ from typing import Any, Final
 
 from saga.dlq import DlqError, InputError
 from saga.dlq.collect import collect
-from saga.dlq.desk import Desk
+from saga.dlq.desk import DeadLetterDesk
 from saga.dlq.examine import REPLAYS_MAX, Expectation, Verdict
-from saga.dlq.letters import HERE, Letter, State, posting_of
-from saga.dlq.store import ItemState, Run, Selection
+from saga.dlq.letters import HERE, DeadLetter, LetterState, posting_of
+from saga.dlq.store import ItemState, Replay, Selection
 from saga.runtime.messaging.connection import BrokerError
 from saga.runtime.messaging.permissions import REPLAY
 from saga.runtime.messaging.publisher import BrokerPublisher
@@ -60,7 +60,7 @@ Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class ReplaySettings:
     """How to replay. `rate` is in messages per second, None for as fast as it goes; `max_failing`
     is the share of the messages heard of lately that may have failed. Raises `InputError`."""
 
@@ -88,7 +88,7 @@ class Settings:
 
 
 @dataclass(slots=True)
-class Result:
+class ReplayResult:
     """What came of a replay. `counts` has every letter of the frozen selection once."""
 
     run: int
@@ -131,8 +131,8 @@ class Result:
 
 
 async def dry_run(
-    desk: Desk, selection: Selection, settings: Settings
-) -> list[tuple[Letter, Verdict]]:
+    desk: DeadLetterDesk, selection: Selection, settings: ReplaySettings
+) -> list[tuple[DeadLetter, Verdict]]:
     """What a replay would do with each letter of the selection, in its order. Sends nothing."""
     letters = desk.store.find(selection, HERE)
     examiner = desk.examiner(settings.max_replays)
@@ -141,14 +141,14 @@ async def dry_run(
 
 
 async def replay(
-    desk: Desk,
+    desk: DeadLetterDesk,
     selection: Selection | None,
-    settings: Settings,
+    settings: ReplaySettings,
     *,
     why: str = "",
-    begun: Callable[[Run, int], None] = lambda _, __: None,
+    begun: Callable[[Replay, int], None] = lambda _, __: None,
     progress: Progress = lambda _: None,
-) -> Result:
+) -> ReplayResult:
     """Replay the letters selected, or go on with the replay of them that never ended.
 
     With None as the selection, go on with whichever never ended. `begun` is told the run and how
@@ -168,7 +168,7 @@ async def replay(
             await publisher.close()
         seconds = time.monotonic() - started
         counts = desk.store.count_items(run)
-        result = Result(
+        result = ReplayResult(
             run.number,
             counts,
             desk.store.items_of(run),
@@ -183,7 +183,9 @@ async def replay(
     return result
 
 
-def _run(desk: Desk, selection: Selection | None, settings: Settings, why: str) -> tuple[Run, bool]:
+def _run(
+    desk: DeadLetterDesk, selection: Selection | None, settings: ReplaySettings, why: str
+) -> tuple[Replay, bool]:
     """The run to work on: the one that never ended, or a new one."""
     unfinished = desk.store.unfinished_run()
     if unfinished is None:
@@ -251,7 +253,9 @@ class _Pace:
 class _Replaying:
     """One command's work on a run."""
 
-    def __init__(self, desk: Desk, run: Run, settings: Settings, progress: Progress) -> None:
+    def __init__(
+        self, desk: DeadLetterDesk, run: Replay, settings: ReplaySettings, progress: Progress
+    ) -> None:
         self._desk = desk
         self._store = desk.store
         self._run = run
@@ -259,7 +263,7 @@ class _Replaying:
         self._progress = progress
         self._examiner = desk.examiner(settings.max_replays)
         self._waiting: deque[int] = deque()
-        self._unheard: dict[int, tuple[Letter, float]] = {}
+        self._unheard: dict[int, tuple[DeadLetter, float]] = {}
         self._recent: deque[bool] = deque(maxlen=RECENT)
         self._pace = _Pace(settings.rate)
         self._participants: set[str] = set()
@@ -311,7 +315,7 @@ class _Replaying:
         items = dict(self._store.open_items(self._run))
         now = time.monotonic()
         for letter in self._letters([n for n, state in items.items() if state in _OUT]):
-            if letter.state is State.DEAD:
+            if letter.state is LetterState.DEAD:
                 del items[letter.number]
                 self._hear([letter.number], ItemState.FAILED, "it is dead again")
             elif items[letter.number] is ItemState.SENT:
@@ -320,7 +324,7 @@ class _Replaying:
                 self._participants.add(letter.participant)
         self._waiting.extend(items)
 
-    def _letters(self, numbers: Collection[int]) -> list[Letter]:
+    def _letters(self, numbers: Collection[int]) -> list[DeadLetter]:
         if not numbers:
             return []
         found = {
@@ -333,7 +337,7 @@ class _Replaying:
         numbers = [self._waiting.popleft() for _ in range(count)]
         letters = await asyncio.to_thread(self._letters, numbers)
         verdicts = await self._examiner.examine(letters, force=self._settings.force)
-        going: list[Letter] = []
+        going: list[DeadLetter] = []
         for letter in letters:
             verdict = verdicts[letter.number]
             skipped = self._skipped(letter, verdict)
@@ -342,7 +346,9 @@ class _Replaying:
             else:
                 self._hear([letter.number], *skipped, counts=False)
         # One that is sending already was counted before it was first sent.
-        replays = {letter.number: letter.replays + (letter.state is State.DEAD) for letter in going}
+        replays = {
+            letter.number: letter.replays + (letter.state is LetterState.DEAD) for letter in going
+        }
         may_go = await asyncio.to_thread(self._store.mark_sending, self._run, replays)
         self._hear(
             [letter.number for letter in going if letter.number not in may_go],
@@ -355,11 +361,11 @@ class _Replaying:
         await self._publish(publisher, going, replays)
         return len(going)
 
-    def _skipped(self, letter: Letter, verdict: Verdict) -> tuple[ItemState, str] | None:
+    def _skipped(self, letter: DeadLetter, verdict: Verdict) -> tuple[ItemState, str] | None:
         """What becomes of a letter that is not sent; None if it is."""
         if letter.state not in HERE:
             return ItemState.SKIPPED, f"it is {letter.state}"
-        resumed = letter.state is State.SENDING
+        resumed = letter.state is LetterState.SENDING
         match verdict.expectation:
             case Expectation.HANDLED:
                 return None
@@ -373,7 +379,7 @@ class _Replaying:
                 return ItemState.SKIPPED, f"{verdict.expectation}: {verdict.detail}"
 
     async def _publish(
-        self, publisher: BrokerPublisher, letters: Sequence[Letter], replays: Mapping[int, int]
+        self, publisher: BrokerPublisher, letters: Sequence[DeadLetter], replays: Mapping[int, int]
     ) -> None:
         results = await asyncio.gather(
             *(
@@ -426,9 +432,13 @@ class _Replaying:
         states = await asyncio.to_thread(self._store.states_of, list(self._unheard))
         done = await self._examiner.done(letters)
         self._hear(sorted(done), ItemState.DONE)
-        dead = [n for n in self._unheard if states.get(n) is State.DEAD]
+        dead = [n for n in self._unheard if states.get(n) is LetterState.DEAD]
         self._hear(dead, ItemState.FAILED, "it is dead again")
-        settled = [n for n in self._unheard if states.get(n) in (State.DISCARDED, State.REPLACED)]
+        settled = [
+            n
+            for n in self._unheard
+            if states.get(n) in (LetterState.DISCARDED, LetterState.REPLACED)
+        ]
         self._hear(settled, ItemState.SKIPPED, "somebody has settled it", counts=False)
         late = time.monotonic() - self._settings.timeout_seconds
         self._hear(

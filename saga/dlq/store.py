@@ -28,8 +28,8 @@ from saga.dlq.letters import (
     HERE,
     SETTLED,
     Copy,
-    Letter,
-    State,
+    DeadLetter,
+    LetterState,
     digest_of,
     from_text,
     raw_of,
@@ -94,7 +94,7 @@ class Selection:
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class Replay:
     """One replay: what was selected, how it is to be done, and how it ended."""
 
     number: int
@@ -106,7 +106,7 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
-class Action:
+class AuditEntry:
     """One line of the audit record."""
 
     number: int
@@ -126,7 +126,7 @@ letters = sa.Table(
     sa.Column("number", sa.Integer, primary_key=True),
     sa.Column("participant", sa.String(64), nullable=False),
     sa.Column("key", sa.String(255), nullable=False),
-    sa.Column("state", Word(State), nullable=False),
+    sa.Column("state", Word(LetterState), nullable=False),
     sa.Column("event_id", sa.String(255)),
     sa.Column("type", sa.String(255), nullable=False),
     sa.Column("subject", sa.String(255)),
@@ -269,23 +269,23 @@ class Store:
     def find(
         self,
         selection: Selection,
-        states: Collection[State] = (),
+        states: Collection[LetterState] = (),
         *,
         contents: bool = True,
         now: datetime | None = None,
-    ) -> list[Letter]:
+    ) -> list[DeadLetter]:
         """The letters selected, in any of these states, in order of their first failure.
 
         Without `contents` their headers, properties and bodies are left out, which is faster.
         """
-        found: list[Letter] = []
+        found: list[DeadLetter] = []
         with self._reading() as connection:
             for part in _chunks(selection.numbers) if selection.numbers else [()]:
                 query = _query(replace(selection, numbers=tuple(part)), states, contents, now)
                 found += (_letter(row, contents) for row in connection.execute(query))
         return sorted(found, key=lambda letter: (letter.first_failed_at, letter.number))
 
-    def get(self, number: int) -> Letter:
+    def get(self, number: int) -> DeadLetter:
         """One letter. Raises `InputError`."""
         found = self.find(Selection(numbers=(number,)))
         if not found:
@@ -323,7 +323,7 @@ class Store:
             rows = connection.execute(query.order_by(copies.c.id))
             return [(row.died.partition(" ")[0], from_text(row.headers)) for row in rows]
 
-    def states_of(self, numbers: Collection[int]) -> dict[int, State]:
+    def states_of(self, numbers: Collection[int]) -> dict[int, LetterState]:
         with self._reading() as connection:
             return {
                 row.number: row.state
@@ -341,20 +341,20 @@ class Store:
             for part in _chunks(numbers):
                 connection.execute(
                     letters.update()
-                    .where(letters.c.number.in_(part), letters.c.state != State.DISCARDED)
-                    .values(state=State.DONE)
+                    .where(letters.c.number.in_(part), letters.c.state != LetterState.DISCARDED)
+                    .values(state=LetterState.DONE)
                 )
 
     def discard(self, selection: Selection, reason: str) -> list[int]:
         """Set dead letters aside for good; `restore` brings them back. Returns their numbers."""
-        return self._turn(selection, State.DEAD, State.DISCARDED, reason, "discard")
+        return self._turn(selection, LetterState.DEAD, LetterState.DISCARDED, reason, "discard")
 
     def restore(self, selection: Selection, reason: str) -> list[int]:
         """Make discarded letters dead letters again. Returns their numbers."""
-        return self._turn(selection, State.DISCARDED, State.DEAD, reason, "restore")
+        return self._turn(selection, LetterState.DISCARDED, LetterState.DEAD, reason, "restore")
 
     def _turn(
-        self, selection: Selection, old: State, new: State, reason: str, action: str
+        self, selection: Selection, old: LetterState, new: LetterState, reason: str, action: str
     ) -> list[int]:
         numbers = [letter.number for letter in self.find(selection, [old], contents=False)]
         turned: list[int] = []
@@ -363,7 +363,7 @@ class Store:
                 statement = (
                     letters.update()
                     .where(letters.c.number.in_(part), letters.c.state == old)
-                    .values(state=new, note=reason if new is State.DISCARDED else "")
+                    .values(state=new, note=reason if new is LetterState.DISCARDED else "")
                     .returning(letters.c.number)
                 )
                 turned += connection.scalars(statement)
@@ -377,7 +377,7 @@ class Store:
         open_run = sa.select(runs.c.number).where(runs.c.ended_at.is_(None))
         replaying = sa.select(items.c.letter).where(items.c.run.in_(open_run))
         old = (
-            letters.c.state.in_((State.SENT, State.DONE, *SETTLED)),
+            letters.c.state.in_((LetterState.SENT, LetterState.DONE, *SETTLED)),
             letters.c.last_failed_at <= utc_now() - timedelta(seconds=older_than_seconds),
             letters.c.number.not_in(replaying),
         )
@@ -399,13 +399,13 @@ class Store:
 
     def begin_edit(
         self, number: int, copy_id: str, diff: str, body: bytes, reason: str
-    ) -> State | None:
+    ) -> LetterState | None:
         """Note a corrected copy before it is sent; the letter stays dead until it is. Notes nothing
         of a letter that is not dead any more; returns how it is, None if it is gone."""
         with self._engine.begin() as connection:
             query = sa.select(letters.c.state).where(letters.c.number == number)
-            state: State | None = connection.execute(query).scalar_one_or_none()
-            if state is not State.DEAD:
+            state: LetterState | None = connection.execute(query).scalar_one_or_none()
+            if state is not LetterState.DEAD:
                 return state
             connection.execute(edits.delete().where(edits.c.id == copy_id))
             connection.execute(
@@ -428,7 +428,9 @@ class Store:
         with self._engine.begin() as connection:
             connection.execute(edits.update().where(edits.c.id == copy_id).values(sent=True))
             connection.execute(
-                letters.update().where(letters.c.number == number).values(state=State.REPLACED)
+                letters.update()
+                .where(letters.c.number == number)
+                .values(state=LetterState.REPLACED)
             )
             result = {"copy": copy_id, "state": "sent"}
             _append(connection, "edit", reason, {"numbers": [number]}, result)
@@ -444,7 +446,7 @@ class Store:
 
     # --- replaying ---------------------------------------------------------------------------
 
-    def unfinished_run(self) -> Run | None:
+    def unfinished_run(self) -> Replay | None:
         """The replay that was begun and never came to an end."""
         with self._reading() as connection:
             query = sa.select(runs).where(runs.c.ended_at.is_(None)).order_by(runs.c.number)
@@ -453,7 +455,7 @@ class Store:
 
     def begin_run(
         self, selection: Selection, numbers: Sequence[int], settings: Mapping[str, Any], why: str
-    ) -> Run:
+    ) -> Replay:
         """Freeze the selection: these letters, in this order."""
         with self._engine.begin() as connection:
             row = {
@@ -479,7 +481,7 @@ class Store:
             _append(connection, "replay", why, selection.to_json(), result)
         return _run(run)
 
-    def end_run(self, run: Run, outcome: str, result: Mapping[str, Any], why: str) -> None:
+    def end_run(self, run: Replay, outcome: str, result: Mapping[str, Any], why: str) -> None:
         with self._engine.begin() as connection:
             connection.execute(
                 runs.update()
@@ -488,7 +490,7 @@ class Store:
             )
             _append(connection, "replay", why, run.selection, {"run": run.number, **result})
 
-    def open_items(self, run: Run) -> list[tuple[int, ItemState]]:
+    def open_items(self, run: Replay) -> list[tuple[int, ItemState]]:
         """The letters of a replay of which it is not known what became of them, in order."""
         with self._reading() as connection:
             query = (
@@ -498,7 +500,7 @@ class Store:
             )
             return [(row.letter, row.state) for row in connection.execute(query)]
 
-    def count_items(self, run: Run) -> dict[ItemState, int]:
+    def count_items(self, run: Replay) -> dict[ItemState, int]:
         with self._reading() as connection:
             query = (
                 sa.select(items.c.state, sa.func.count())
@@ -507,7 +509,7 @@ class Store:
             )
             return {row[0]: row[1] for row in connection.execute(query)}
 
-    def items_of(self, run: Run) -> list[tuple[int, ItemState, str]]:
+    def items_of(self, run: Replay) -> list[tuple[int, ItemState, str]]:
         with self._reading() as connection:
             query = (
                 sa.select(items.c.letter, items.c.state, items.c.detail)
@@ -527,7 +529,7 @@ class Store:
             )
             return [(row.number, row.started_at, row.state) for row in connection.execute(query)]
 
-    def mark_sending(self, run: Run, replays: Mapping[int, int]) -> set[int]:
+    def mark_sending(self, run: Replay, replays: Mapping[int, int]) -> set[int]:
         """Before letters are sent: which of them, and that they will have been replayed so often.
 
         Returns those that may go: the others are no dead letters any more, somebody having dealt
@@ -539,32 +541,32 @@ class Store:
                 turned = connection.execute(
                     letters.update()
                     .where(letters.c.number == number, letters.c.state.in_(HERE))
-                    .values(state=State.SENDING, replays=count)
+                    .values(state=LetterState.SENDING, replays=count)
                 )
                 if turned.rowcount:
                     going.add(number)
             _set_items(connection, run, going, ItemState.SENDING)
         return going
 
-    def mark_sent(self, run: Run, numbers: Collection[int]) -> None:
+    def mark_sent(self, run: Replay, numbers: Collection[int]) -> None:
         """The broker has confirmed these. (One that is dead again already stays dead.)"""
         with self._engine.begin() as connection:
             for part in _chunks(numbers):
                 connection.execute(
                     letters.update()
-                    .where(letters.c.number.in_(part), letters.c.state == State.SENDING)
-                    .values(state=State.SENT)
+                    .where(letters.c.number.in_(part), letters.c.state == LetterState.SENDING)
+                    .values(state=LetterState.SENT)
                 )
             _set_items(connection, run, numbers, ItemState.SENT)
 
     def mark_items(
-        self, run: Run, numbers: Collection[int], state: ItemState, detail: str = ""
+        self, run: Replay, numbers: Collection[int], state: ItemState, detail: str = ""
     ) -> None:
         """What became of letters of the replay; what is done is done for the letter too, and what
         was refused is dead as before."""
         if not numbers:
             return
-        turned = {ItemState.DONE: State.DONE, ItemState.REFUSED: State.DEAD}.get(state)
+        turned = {ItemState.DONE: LetterState.DONE, ItemState.REFUSED: LetterState.DEAD}.get(state)
         with self._engine.begin() as connection:
             if turned is not None:
                 for part in _chunks(numbers):
@@ -572,7 +574,7 @@ class Store:
                         letters.update()
                         .where(
                             letters.c.number.in_(part),
-                            letters.c.state.in_((*HERE, State.SENT)),
+                            letters.c.state.in_((*HERE, LetterState.SENT)),
                         )
                         .values(state=turned)
                     )
@@ -587,12 +589,12 @@ class Store:
         with self._engine.begin() as connection:
             _append(connection, action, reason, selection, result)
 
-    def actions(self, limit: int) -> list[Action]:
+    def actions(self, limit: int) -> list[AuditEntry]:
         """The newest entries of the audit record, the newest first."""
         with self._reading() as connection:
             query = sa.select(audit).order_by(audit.c.number.desc()).limit(limit)
             return [
-                Action(
+                AuditEntry(
                     row.number,
                     row.at,
                     row.who,
@@ -614,7 +616,7 @@ class Store:
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class KeptLetter:
     """What others need to know of a letter in the store."""
 
     participant: str
@@ -623,7 +625,7 @@ class Kept:
     reason: str
 
 
-def look(url: str | None) -> tuple[list[Kept], list[Kept]]:
+def look(url: str | None) -> tuple[list[KeptLetter], list[KeptLetter]]:
     """The letters whose message is in the store and nowhere else, corrected copies that were not
     sent included; and those that a person has settled. Makes no store where there is none."""
     if url is None or not path_of(url).is_file():
@@ -635,14 +637,14 @@ def look(url: str | None) -> tuple[list[Kept], list[Kept]]:
             query = sa.select(*columns, letters.c.key, letters.c.state).where(
                 letters.c.state.in_((*HERE, *SETTLED))
             )
-            here: list[Kept] = []
-            settled: list[Kept] = []
+            here: list[KeptLetter] = []
+            settled: list[KeptLetter] = []
             for row in connection.execute(query):
-                kept = Kept(row.participant, row.key, row.subject, row.reason)
+                kept = KeptLetter(row.participant, row.key, row.subject, row.reason)
                 (here if row.state in HERE else settled).append(kept)
             unsent = sa.select(*columns, edits.c.id).join(letters).where(~edits.c.sent)
             here += (
-                Kept(row.participant, row.id, row.subject, row.reason)
+                KeptLetter(row.participant, row.id, row.subject, row.reason)
                 for row in connection.execute(unsent)
             )
     except sa.exc.DBAPIError as error:
@@ -810,8 +812,8 @@ def _changed(row: sa.Row[Any], group: Sequence[tuple[Copy, int]]) -> dict[str, A
         values["first_failed_at"] = min(values["first_failed_at"], copy.first_failed_at)
         if copy.replays < values["replays"]:
             continue
-        if values["state"] in (State.SENDING, State.SENT, State.DONE):
-            values["state"] = State.DEAD
+        if values["state"] in (LetterState.SENDING, LetterState.SENT, LetterState.DONE):
+            values["state"] = LetterState.DEAD
         values |= {
             "queue": copy.queue,
             "reason": copy.reason,
@@ -831,7 +833,7 @@ def _row(copy: Copy) -> dict[str, Any]:
     return {
         "participant": copy.participant,
         "key": copy.key,
-        "state": State.DEAD,
+        "state": LetterState.DEAD,
         "event_id": copy.event_id,
         "type": copy.type,
         "subject": copy.subject,
@@ -863,7 +865,7 @@ def _by_key(
 
 
 def _query(
-    selection: Selection, states: Collection[State], contents: bool, now: datetime | None
+    selection: Selection, states: Collection[LetterState], contents: bool, now: datetime | None
 ) -> sa.Select[Any]:
     c = letters.c
     query = sa.select(*_of_letter)
@@ -898,12 +900,12 @@ def _query(
     return query
 
 
-def _letter(row: sa.Row[Any], contents: bool) -> Letter:
+def _letter(row: sa.Row[Any], contents: bool) -> DeadLetter:
     values = row._mapping
     plain = {column.name: values[column.name] for column in _of_letter}
     if not contents:
-        return Letter(**plain, properties={}, headers={}, raw=b"", body=b"")
-    return Letter(
+        return DeadLetter(**plain, properties={}, headers={}, raw=b"", body=b"")
+    return DeadLetter(
         **plain,
         properties=(properties := from_text(row.properties)),
         headers=(headers := from_text(row.headers)),
@@ -912,8 +914,8 @@ def _letter(row: sa.Row[Any], contents: bool) -> Letter:
     )
 
 
-def _run(row: sa.Row[Any]) -> Run:
-    return Run(
+def _run(row: sa.Row[Any]) -> Replay:
+    return Replay(
         row.number,
         json.loads(row.selection),
         json.loads(row.settings),
@@ -925,7 +927,7 @@ def _run(row: sa.Row[Any]) -> Run:
 
 def _set_items(
     connection: Connection,
-    run: Run,
+    run: Replay,
     numbers: Collection[int],
     state: ItemState,
     detail: str = "",

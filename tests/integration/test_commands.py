@@ -16,9 +16,9 @@ from aio_pika.abc import AbstractChannel
 
 from saga.choreography import Participant, State
 from saga.deployment import Deployment
-from saga.dlq.desk import Desk, open_desk
+from saga.dlq.desk import DeadLetterDesk, open_desk
 from saga.dlq.edit import edit
-from saga.dlq.replay import Settings, replay
+from saga.dlq.replay import ReplaySettings, replay
 from saga.dlq.store import Selection
 from saga.envelope import Attributes, Envelope
 from saga.local.node import RabbitNode
@@ -271,7 +271,7 @@ def desk(users: Users, tmp_path: Path) -> Deployment:
 @asynccontextmanager
 async def with_a_dead_command(
     desk: Deployment, users: Users, channel: AbstractChannel, folder: Path
-) -> AsyncIterator[Desk]:
+) -> AsyncIterator[DeadLetterDesk]:
     errands.ill.add("a")
     try:
         async with running(RIDER, users, folder):
@@ -294,7 +294,7 @@ async def test_a_dead_command_is_replayed_into_its_receivers_intake_queue_and_do
         (letter,) = opened.store.find(EVERYTHING)
         assert (letter.type, letter.queue) == ("ride.start", "rider.intake.normal")
         async with running(RIDER, users, tmp_path) as rider:
-            result = await replay(opened, EVERYTHING, Settings(timeout_seconds=60.0))
+            result = await replay(opened, EVERYTHING, ReplaySettings(timeout_seconds=60.0))
 
             assert result.ok
             assert await rider.done() == ["ride-a"]

@@ -33,8 +33,7 @@ from payment_service.ledger import Decline, Receipt
 from saga.deployment import Deployment
 from saga.discovery import choreography
 from saga.dlq.desk import open_desk
-from saga.dlq.replay import Settings as ReplaySettings
-from saga.dlq.replay import replay
+from saga.dlq.replay import ReplaySettings, replay
 from saga.dlq.store import Selection
 from saga.envelope import derived_id, trace_id_of, wrap
 from saga.message import Priority
