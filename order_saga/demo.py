@@ -31,9 +31,10 @@ from saga.choreography import Choreography
 from saga.clock import elapsed
 from saga.deployment import Deployment
 from saga.dlq.desk import DeadLetterDesk, open_desk
-from saga.dlq.letters import HERE, DeadLetter
+from saga.dlq.letters import DeadLetter
 from saga.dlq.replay import ReplaySettings, replay
-from saga.dlq.store import Selection
+from saga.dlq.selection import Selection
+from saga.dlq.states import HERE
 from saga.message import Priority
 from saga.reconcile import Report, dead_letters, reconcile
 from saga.runtime.kernel.database import DatabaseError

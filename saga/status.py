@@ -20,7 +20,7 @@ from sqlalchemy.engine import Connection
 from saga.choreography import Choreography
 from saga.deployment import Deployment
 from saga.discovery import tables_of
-from saga.dlq.store import look
+from saga.dlq.lookup import look
 from saga.due import OVERDUE_SECONDS
 from saga.generate.naming import Owned, names_of
 from saga.http import client

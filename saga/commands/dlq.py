@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from saga.dlq.examine import Verdict
     from saga.dlq.letters import DeadLetter
     from saga.dlq.replay import ReplayResult, ReplaySettings
-    from saga.dlq.store import Replay, Selection
+    from saga.dlq.replays import Replay
+    from saga.dlq.selection import Selection
 
 app = typer.Typer(
     help="Dead letters: moved from the queues into a store, and dealt with there.",
@@ -112,7 +113,7 @@ class _Filters:
         ] = None,
     ) -> None:
         with _answering():
-            from saga.dlq.store import Selection
+            from saga.dlq.selection import Selection
 
             self._ids = list(ids or ())
             self._filters = Selection(
@@ -632,7 +633,7 @@ def _one(desk: DeadLetterDesk, id: str) -> int:
 
 
 def _states(which: Which) -> tuple[Any, ...]:
-    from saga.dlq.letters import HERE, LetterState
+    from saga.dlq.states import HERE, LetterState
 
     if which is Which.ALL:
         return tuple(LetterState)

@@ -159,7 +159,7 @@ def _print(found: Listing, now: datetime) -> None:
 def _bring_forward(
     deployment: Deployment, participant: str | None, subject: str, reason: str, *, as_json: bool
 ) -> None:
-    from saga.dlq.store import who
+    from saga.dlq.audit import who
     from saga.dues import DueError
     from saga.dues import bring_forward as have_done
 

@@ -1,6 +1,8 @@
 """`saga dlq`: dead letters, moved into a store of their own, where a person deals with them.
 
-`letters` says what a dead letter is, `store` keeps them, `collect` moves them there from the
+`letters` says what a dead letter is, and `states` where it stands. `store` keeps them, in `tables`:
+`arrivals` takes copies in, `selection` finds letters, `replays` and `audit` note what is done about
+them, and `lookup` and `figures` are for those who only look. `collect` moves letters there from the
 queues, `examine` tells what a replay would do, `replay` and `edit` send them again, and `desk` is
 where a command finds all of it.
 """

@@ -15,8 +15,9 @@ from pydantic_core import from_json
 from saga.dlq import InputError
 from saga.dlq.desk import DeadLetterDesk
 from saga.dlq.examine import decoder_of
-from saga.dlq.letters import DeadLetter, LetterState, document_of
+from saga.dlq.letters import DeadLetter, document_of
 from saga.dlq.replay import alone
+from saga.dlq.states import LetterState
 from saga.envelope import Undecodable, derived_id
 from saga.message import Event
 from saga.runtime.messaging.dead_letters import ADDRESSEE

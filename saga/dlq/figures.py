@@ -10,8 +10,8 @@ from typing import Final
 import sqlalchemy as sa
 
 from saga.dlq import DlqError
-from saga.dlq.letters import HERE
-from saga.dlq.store import ItemState, items, letters, path_of
+from saga.dlq.states import HERE, ItemState
+from saga.dlq.tables import items, letters, path_of
 from saga.runtime.kernel.sqlite import sqlite_engine
 
 FINGERPRINTS_MAX: Final = 20

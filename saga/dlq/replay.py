@@ -23,8 +23,10 @@ from saga.dlq import DlqError, InputError
 from saga.dlq.collect import collect
 from saga.dlq.desk import DeadLetterDesk
 from saga.dlq.examine import REPLAYS_MAX, Expectation, Verdict
-from saga.dlq.letters import HERE, DeadLetter, LetterState, posting_of
-from saga.dlq.store import ItemState, Replay, Selection
+from saga.dlq.letters import DeadLetter, posting_of
+from saga.dlq.replays import Replay
+from saga.dlq.selection import Selection
+from saga.dlq.states import HERE, ItemState, LetterState
 from saga.runtime.messaging.connection import BrokerError
 from saga.runtime.messaging.permissions import REPLAY
 from saga.runtime.messaging.publisher import BrokerPublisher
@@ -158,7 +160,7 @@ async def replay(
     with alone(desk.store.path):
         run, resumed = _run(desk, selection, settings, why)
         replaying = _Replaying(desk, run, settings, progress)
-        begun(run, len(desk.store.open_items(run)))
+        begun(run, len(desk.store.replays.open_items(run)))
         publisher = BrokerPublisher(desk.deployment.amqp_url_of(REPLAY), "saga dlq replay")
         started = time.monotonic()
         try:
@@ -167,11 +169,11 @@ async def replay(
         finally:
             await publisher.close()
         seconds = time.monotonic() - started
-        counts = desk.store.count_items(run)
+        counts = desk.store.replays.count(run)
         result = ReplayResult(
             run.number,
             counts,
-            desk.store.items_of(run),
+            desk.store.replays.items_of(run),
             stopped,
             resumed,
             seconds,
@@ -179,7 +181,7 @@ async def replay(
             replaying.sending_seconds,
         )
         summary = {name: value for name, value in result.to_json().items() if name != "not_done"}
-        desk.store.end_run(run, stopped or "finished", summary, why)
+        desk.store.replays.end(run, stopped or "finished", summary, why)
     return result
 
 
@@ -187,13 +189,13 @@ def _run(
     desk: DeadLetterDesk, selection: Selection | None, settings: ReplaySettings, why: str
 ) -> tuple[Replay, bool]:
     """The run to work on: the one that never ended, or a new one."""
-    unfinished = desk.store.unfinished_run()
+    unfinished = desk.store.replays.unfinished()
     if unfinished is None:
         if selection is None:
             raise InputError("no replay waits to be resumed: each one begun has ended")
         letters = desk.store.find(selection, HERE, contents=False)
         numbers = [letter.number for letter in letters]
-        return desk.store.begin_run(selection, numbers, asdict(settings), why), False
+        return desk.store.replays.begin(selection, numbers, asdict(settings), why), False
     if selection is not None and selection.to_json() != unfinished.selection:
         raise DlqError(
             f"replay {unfinished.number} of {unfinished.selection or 'all letters'} was begun and "
@@ -312,7 +314,7 @@ class _Replaying:
     async def _take_up(self) -> None:
         """Where the run stands. Of what was being sent nobody knows whether it went: it is sent
         again, unless it is done, or dead again, which it was not without having been sent."""
-        items = dict(self._store.open_items(self._run))
+        items = dict(self._store.replays.open_items(self._run))
         now = time.monotonic()
         for letter in self._letters([n for n, state in items.items() if state in _OUT]):
             if letter.state is LetterState.DEAD:
@@ -349,7 +351,7 @@ class _Replaying:
         replays = {
             letter.number: letter.replays + (letter.state is LetterState.DEAD) for letter in going
         }
-        may_go = await asyncio.to_thread(self._store.mark_sending, self._run, replays)
+        may_go = await asyncio.to_thread(self._store.replays.mark_sending, self._run, replays)
         self._hear(
             [letter.number for letter in going if letter.number not in may_go],
             ItemState.SKIPPED,
@@ -404,7 +406,7 @@ class _Replaying:
                 away = result
         self.sent += len(confirmed)
         self._last_at = now
-        await asyncio.to_thread(self._store.mark_sent, self._run, confirmed)
+        await asyncio.to_thread(self._store.replays.mark_sent, self._run, confirmed)
         if away is not None:
             raise BrokerError(
                 f"RabbitMQ at {printable(self._desk.deployment.amqp_url_of(REPLAY))} went away: "
@@ -452,7 +454,7 @@ class _Replaying:
     ) -> None:
         if not numbers:
             return
-        self._store.mark_items(self._run, numbers, state, detail)
+        self._store.replays.mark_items(self._run, numbers, state, detail)
         for number in numbers:
             self._unheard.pop(number, None)
             if counts:

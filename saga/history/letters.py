@@ -7,8 +7,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 
-from saga.dlq.letters import DeadLetter, LetterState
-from saga.dlq.store import ItemState, Selection, Store, path_of
+from saga.dlq.letters import DeadLetter
+from saga.dlq.selection import Selection
+from saga.dlq.states import ItemState, LetterState
+from saga.dlq.store import Store
+from saga.dlq.tables import path_of
 from saga.limits import moment_of
 from saga.runtime.messaging.dead_letters import ATTEMPTS, ERROR, ERROR_TYPE
 
@@ -37,7 +40,7 @@ def lives_of(url: str | None, order_id: str) -> list[Life]:
         if store is None:
             return []
         return [
-            Life(letter, _deaths(store, letter), store.replays_of(letter.number))
+            Life(letter, _deaths(store, letter), store.replays.of_letter(letter.number))
             for letter in store.find(Selection(subject=order_id), contents=False)
         ]
 

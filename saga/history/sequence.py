@@ -10,7 +10,8 @@ from typing import Final
 
 from saga.archive.timeline import Step
 from saga.choreography import Choreography
-from saga.dlq.letters import SETTLED, Copy, document_of
+from saga.dlq.letters import Copy, document_of
+from saga.dlq.states import SETTLED
 from saga.envelope import MessageKey, source_of
 from saga.graph.flow import Flow, Path
 from saga.history.debts import Coming, Debt

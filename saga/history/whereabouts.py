@@ -10,7 +10,8 @@ import aiormq
 
 from saga.choreography import Choreography
 from saga.deployment import Deployment
-from saga.dlq.letters import HERE, SETTLED, Copy, DeadLetter, copy_of, event_id_of
+from saga.dlq.letters import Copy, DeadLetter, copy_of, event_id_of
+from saga.dlq.states import HERE, SETTLED
 from saga.history import HistoryError
 from saga.reconcile import broker
 from saga.reconcile.facts import ReconcileError

@@ -19,7 +19,7 @@ from saga import discovery
 from saga.choreography import Choreography
 from saga.declaration import Saga
 from saga.deployment import Deployment
-from saga.dlq import DlqError, store
+from saga.dlq import DlqError, lookup
 from saga.envelope import Undecodable
 from saga.generate.naming import names_of
 from saga.reconcile import broker, conservation, databases
@@ -179,7 +179,7 @@ async def _dead(
         participant.name: await broker.browse(connection, dead_letter_queue(participant.name))
         for participant in choreography.participants
     }
-    here, _ = await asyncio.to_thread(store.look, deployment.dead_letters_url)
+    here, _ = await asyncio.to_thread(lookup.look, deployment.dead_letters_url)
     for kept in here:
         letters.setdefault(kept.participant, []).append(Letter(kept.key, kept.subject, kept.reason))
     return letters
@@ -205,7 +205,7 @@ async def _gather(deployment: Deployment, saga: Saga, grace_seconds: float) -> _
         await broker.read_history(connection, history, written_to=said > len(books.outbox))
         undone = await asyncio.to_thread(databases.undone, deployment, saga, history.owed)
         letters = await _dead(connection, deployment, choreography)
-        _, by_person = await asyncio.to_thread(store.look, deployment.dead_letters_url)
+        _, by_person = await asyncio.to_thread(lookup.look, deployment.dead_letters_url)
         owners = {queue: p.name for p in choreography.participants for queue in queues_of(p)}
         waiting = await broker.waiting(connection, owners)
         backlogs = {

@@ -19,7 +19,7 @@ from saga.deployment import Deployment
 from saga.dlq.desk import DeadLetterDesk, open_desk
 from saga.dlq.edit import edit
 from saga.dlq.replay import ReplaySettings, replay
-from saga.dlq.store import Selection
+from saga.dlq.selection import Selection
 from saga.envelope import Attributes, Envelope
 from saga.local.node import RabbitNode
 from saga.runtime.kernel.kernel import Kernel

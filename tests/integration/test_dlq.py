@@ -32,9 +32,12 @@ from saga.dlq.collect import collect
 from saga.dlq.desk import DeadLetterDesk, open_desk
 from saga.dlq.edit import edit, with_values
 from saga.dlq.examine import Expectation
-from saga.dlq.letters import REPLAYS, Copy, LetterState
+from saga.dlq.letters import REPLAYS, Copy
 from saga.dlq.replay import ReplayResult, ReplaySettings, dry_run, replay
-from saga.dlq.store import ItemState, Replay, Selection, Store
+from saga.dlq.replays import Replay
+from saga.dlq.selection import Selection
+from saga.dlq.states import ItemState, LetterState
+from saga.dlq.store import Store
 from saga.envelope import Envelope
 from saga.message import Priority
 from saga.runtime.kernel.kernel import Kernel
@@ -461,9 +464,9 @@ async def test_killed_half_way_a_replay_goes_on_and_each_message_has_its_effect_
             await until(lambda: _out(desk, 60))
             process.send_signal(signal.SIGKILL)
             await process.wait()
-            run = desk.store.unfinished_run()
+            run = desk.store.replays.unfinished()
             assert run is not None
-            assert len(desk.store.open_items(run)) > 0
+            assert len(desk.store.replays.open_items(run)) > 0
 
             with pytest.raises(DlqError, match="--resume"):
                 await replay(desk, Selection(type="order.cancelled"), QUICK)
@@ -693,9 +696,9 @@ def _copy(died: int, replays: int = 0, key: str = "event-1") -> Copy:
 
 
 def _sent(store: Store, replays: int = 1) -> Replay:
-    run = store.begin_run(EVERYTHING, [1], {}, "")
-    assert store.mark_sending(run, {1: replays}) == {1}
-    store.mark_sent(run, [1])
+    run = store.replays.begin(EVERYTHING, [1], {}, "")
+    assert store.replays.mark_sending(run, {1: replays}) == {1}
+    store.replays.mark_sent(run, [1])
     assert store.get(1).state is LetterState.SENT
     return run
 
@@ -725,10 +728,10 @@ def test_a_copy_from_before_the_replay_says_nothing_of_it(store: Store) -> None:
 
 def test_a_copy_that_comes_back_before_it_is_known_to_be_sent_is_dead(store: Store) -> None:
     store.take([_copy(1)], NOW)
-    run = store.begin_run(EVERYTHING, [1], {}, "")
-    store.mark_sending(run, {1: 1})
+    run = store.replays.begin(EVERYTHING, [1], {}, "")
+    store.replays.mark_sending(run, {1: 1})
     store.take([_copy(2, replays=1)], NOW)
-    store.mark_sent(run, [1])
+    store.replays.mark_sent(run, [1])
     assert store.get(1).state is LetterState.DEAD
 
 
@@ -743,7 +746,7 @@ def test_what_a_person_has_settled_stays_settled(store: Store, settle: str) -> N
     before = store.get(1).state
     store.take([_copy(2)], NOW)
     assert store.get(1).state is before
-    assert store.mark_sending(store.begin_run(EVERYTHING, [1], {}, ""), {1: 1}) == set()
+    assert store.replays.mark_sending(store.replays.begin(EVERYTHING, [1], {}, ""), {1: 1}) == set()
 
 
 def test_letters_are_in_order_of_their_first_failure(store: Store) -> None:
@@ -763,14 +766,14 @@ def test_only_old_letters_that_nothing_is_owed_of_are_purged(store: Store) -> No
     number = {letter.key: letter.number for letter in store.find(EVERYTHING)}
 
     def send(*keys: str) -> Replay:
-        run = store.begin_run(EVERYTHING, [number[key] for key in keys], {}, "")
-        store.mark_sending(run, {number[key]: 1 for key in keys})
-        store.mark_sent(run, [number[key] for key in keys])
+        run = store.replays.begin(EVERYTHING, [number[key] for key in keys], {}, "")
+        store.replays.mark_sending(run, {number[key]: 1 for key in keys})
+        store.replays.mark_sent(run, [number[key] for key in keys])
         return run
 
     run = send("sent", "done")
     store.settle_done([number["done"]])
-    store.end_run(run, "finished", {}, "")
+    store.replays.end(run, "finished", {}, "")
     send("in a replay")
     store.discard(Selection(numbers=(number["discarded"], number["young"])), "a test")
     store.begin_edit(number["replaced"], "copy", "", b"", "")
@@ -783,7 +786,7 @@ def test_only_old_letters_that_nothing_is_owed_of_are_purged(store: Store) -> No
     }
     assert {letter.key for letter in store.find(EVERYTHING)} == {"dead", "in a replay", "young"}
     assert store.edits_of(number["replaced"]) == []
-    assert store.items_of(run) == []
+    assert store.replays.items_of(run) == []
     action, *_ = store.actions(1)
     assert (action.action, action.reason) == ("purge", "old enough")
     assert action.result == {"letters": purged}

@@ -18,7 +18,7 @@ from payment_service.gateway import SandboxGateway
 from saga.cli import app
 from saga.deployment import Deployment
 from saga.discovery import choreography, participants
-from saga.dlq.store import look
+from saga.dlq.lookup import look
 from saga.envelope import wrap
 from saga.message import Priority
 from saga.reconcile import reconcile

@@ -16,7 +16,8 @@ import pytest
 from payment_service.gateway import Fault, FaultMode
 from saga.dlq.desk import open_desk
 from saga.dlq.replay import ReplaySettings, replay
-from saga.dlq.store import ItemState, Selection
+from saga.dlq.selection import Selection
+from saga.dlq.states import ItemState
 from saga.local.postgres import PostgresCluster
 from tests.integration.staged import (
     BROKE,

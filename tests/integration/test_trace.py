@@ -22,7 +22,7 @@ from saga.archive import store
 from saga.deployment import Deployment
 from saga.discovery import tables_of
 from saga.dlq.desk import open_desk
-from saga.dlq.store import Selection
+from saga.dlq.selection import Selection
 from saga.history import HistoryError, InputError
 from saga.history import trace as trace_module
 from saga.history.sequence import Kind

@@ -34,7 +34,7 @@ from saga.deployment import Deployment
 from saga.discovery import choreography
 from saga.dlq.desk import open_desk
 from saga.dlq.replay import ReplaySettings, replay
-from saga.dlq.store import Selection
+from saga.dlq.selection import Selection
 from saga.envelope import derived_id, trace_id_of, wrap
 from saga.message import Priority
 from saga.runtime import tracing

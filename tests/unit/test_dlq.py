@@ -17,7 +17,6 @@ from saga.dlq.letters import (
     REPLAYS,
     Copy,
     DeadLetter,
-    LetterState,
     copy_of,
     digest_of,
     from_text,
@@ -26,7 +25,9 @@ from saga.dlq.letters import (
     to_json,
 )
 from saga.dlq.replay import CATCH_UP, ReplaySettings, _Pace
-from saga.dlq.store import Selection, Store
+from saga.dlq.selection import Selection
+from saga.dlq.states import LetterState
+from saga.dlq.store import Store
 from saga.runtime.messaging import frames
 from saga.runtime.messaging.dead_letters import KEPT, key_of
 from saga.runtime.messaging.frames import Delivery

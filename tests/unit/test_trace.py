@@ -16,8 +16,8 @@ from inventory_service.domain import AddStock
 from order_service.domain import CancelOrder, ExpireOrder
 from saga.archive.store import Fact
 from saga.archive.timeline import steps_of
-from saga.dlq.letters import DeadLetter, LetterState
-from saga.dlq.store import ItemState
+from saga.dlq.letters import DeadLetter
+from saga.dlq.states import ItemState, LetterState
 from saga.due import OVERDUE_SECONDS
 from saga.envelope import Attributes, Envelope, derived_id
 from saga.history.debts import LATE_SECONDS, Debt, coming_of, debts_of
