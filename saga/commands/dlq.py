@@ -290,8 +290,8 @@ def replay(
     * `saga dlq replay 17 18 --force`
     """
     with _answering():
-        from saga.dlq import InputError
         from saga.dlq.replay import ReplaySettings
+        from saga.errors import InputError
 
         settings = ReplaySettings(
             rate=rate,
@@ -362,9 +362,9 @@ def edit(
     * `saga dlq edit 17`
     * `saga dlq edit 17 --set data.lines.0.quantity=2 --reason "typed by hand"`
     """
-    from saga.dlq import InputError
     from saga.dlq.edit import edit as correct
     from saga.dlq.edit import with_values
+    from saga.errors import InputError
 
     with _answering():
         if values and file is not None:
@@ -448,7 +448,7 @@ def purge(
 
     Example: `saga dlq purge --older-than 180d --reason "kept for half a year"`
     """
-    from saga.dlq import InputError
+    from saga.errors import InputError
 
     with _answering():
         seconds = _seconds("older-than", older_than) or 0.0
@@ -519,7 +519,7 @@ def audit(
     Example: `saga dlq audit --limit 10`
     """
     with _answering():
-        from saga.dlq import InputError
+        from saga.errors import InputError
 
         if not 1 <= limit <= _ACTIONS_MAX:
             raise InputError(f"the limit is {limit}; it takes a number from 1 to {_ACTIONS_MAX}")
@@ -584,7 +584,7 @@ def _at_desk(data_dir: Path, work: Callable[[DeadLetterDesk], Awaitable[T]]) -> 
 @contextlib.contextmanager
 def _answering() -> Iterator[None]:
     """Bad input ends in one line that names it, and exit status 2."""
-    from saga.dlq import InputError
+    from saga.errors import InputError
 
     try:
         yield
@@ -594,7 +594,7 @@ def _answering() -> Iterator[None]:
 
 
 def _seconds(name: str, text: str | None) -> float | None:
-    from saga.dlq import InputError
+    from saga.errors import InputError
 
     if text is None:
         return None
@@ -608,7 +608,7 @@ def _seconds(name: str, text: str | None) -> float | None:
 
 
 def _numbers(desk: DeadLetterDesk, id: str) -> list[int]:
-    from saga.dlq import InputError
+    from saga.errors import InputError
 
     if id.isdecimal() and len(id) < 16 and desk.store.numbers_known([int(id)]):
         return [int(id)]
@@ -621,7 +621,7 @@ def _numbers(desk: DeadLetterDesk, id: str) -> list[int]:
 
 
 def _one(desk: DeadLetterDesk, id: str) -> int:
-    from saga.dlq import InputError
+    from saga.errors import InputError
 
     numbers = _numbers(desk, id)
     if len(numbers) > 1:
@@ -690,7 +690,7 @@ def _counts(verdicts: Sequence[tuple[DeadLetter, Verdict]]) -> dict[str, int]:
 
 
 def _turn(filters: _Filters, why: str, data_dir: Path, as_json: bool, *, discarding: bool) -> None:
-    from saga.dlq import InputError
+    from saga.errors import InputError
 
     done = "discarded" if discarding else "restored"
     with _answering():
@@ -716,7 +716,7 @@ def _turn(filters: _Filters, why: str, data_dir: Path, as_json: bool, *, discard
 
 
 def _contents(file: Path) -> str:
-    from saga.dlq import InputError
+    from saga.errors import InputError
 
     try:
         return file.read_text(encoding="utf-8")
@@ -727,7 +727,7 @@ def _contents(file: Path) -> str:
 
 
 def _write(file: Path, text: str) -> None:
-    from saga.dlq import InputError
+    from saga.errors import InputError
     from saga.runtime.files import write_whole
 
     try:
@@ -742,7 +742,7 @@ def _in_editor(text: str) -> str | None:
     import subprocess
     import tempfile
 
-    from saga.dlq import InputError
+    from saga.errors import InputError
 
     try:
         command = shlex.split(os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi") or [

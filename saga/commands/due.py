@@ -99,7 +99,8 @@ def _check(subject: str | None, *, bring_forward: bool, reason: str | None, audi
 
 def _found(deployment: Deployment, participant: str | None, subject: str | None) -> Listing:
     from saga.discovery import choreography
-    from saga.dues import InputError, listing
+    from saga.dues import listing
+    from saga.errors import InputError
 
     with stoppable():
         try:
@@ -197,8 +198,8 @@ def _audit(
     as_json: bool,
 ) -> None:
     from saga.discovery import choreography
-    from saga.dues import InputError
     from saga.dues import audit as read
+    from saga.errors import InputError
 
     entries: list[Entry] = []
     with stoppable():

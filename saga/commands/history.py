@@ -209,7 +209,7 @@ def show(
 
 def _asked(question: Coroutine[Any, Any, T]) -> T:
     """The answer to a question; one that makes no sense is wrong usage."""
-    from saga.history import InputError
+    from saga.errors import InputError
 
     with stoppable():
         try:
@@ -583,7 +583,7 @@ def import_(
 @contextlib.contextmanager
 def _input() -> Iterator[None]:
     """What makes no sense is wrong usage."""
-    from saga.history import InputError
+    from saga.errors import InputError
 
     try:
         yield

@@ -12,7 +12,3 @@ from saga.errors import Explained
 
 class DlqError(Explained):
     """Dead letters cannot be worked on as things are. Names what is in the way, and the way out."""
-
-
-class InputError(ValueError):
-    """What was asked for makes no sense: names the argument and what it takes. Nothing changed."""

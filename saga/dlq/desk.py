@@ -10,13 +10,13 @@ import aiormq
 
 from saga.choreography import Choreography
 from saga.deployment import Deployment
-from saga.dlq import InputError
 from saga.dlq.collect import collect
 from saga.dlq.examine import REPLAYS_MAX, Examiner
 from saga.dlq.selection import Selection
 from saga.dlq.states import LetterState
 from saga.dlq.store import Store
 from saga.dlq.tables import AT_ONCE
+from saga.errors import InputError
 from saga.runtime.messaging.connection import BrokerError, connect
 from saga.runtime.messaging.permissions import REPLAY
 from saga.runtime.messaging.topology import dead_letter_queue, queues_of

@@ -12,13 +12,13 @@ from typing import Any, Final
 
 from pydantic_core import from_json
 
-from saga.dlq import InputError
 from saga.dlq.desk import DeadLetterDesk
 from saga.dlq.examine import decoder_of
 from saga.dlq.letters import DeadLetter, document_of
 from saga.dlq.replay import alone
 from saga.dlq.states import LetterState
 from saga.envelope import Undecodable, derived_id
+from saga.errors import InputError
 from saga.message import Event
 from saga.runtime.messaging.dead_letters import ADDRESSEE
 from saga.runtime.messaging.permissions import REPLAY

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from saga.dlq import DlqError, InputError
+from saga.dlq import DlqError
 from saga.dlq.collect import collect
 from saga.dlq.desk import DeadLetterDesk
 from saga.dlq.examine import REPLAYS_MAX, Expectation, Verdict
@@ -27,6 +27,7 @@ from saga.dlq.letters import DeadLetter, posting_of
 from saga.dlq.replays import Replay
 from saga.dlq.selection import Selection
 from saga.dlq.states import HERE, ItemState, LetterState
+from saga.errors import InputError
 from saga.runtime.messaging.connection import BrokerError
 from saga.runtime.messaging.permissions import REPLAY
 from saga.runtime.messaging.publisher import BrokerPublisher

@@ -13,7 +13,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from saga.dlq import DlqError, InputError
+from saga.dlq import DlqError
 from saga.dlq.arrivals import take
 from saga.dlq.audit import AuditEntry, append, newest
 from saga.dlq.letters import Copy, DeadLetter, from_text
@@ -31,6 +31,7 @@ from saga.dlq.tables import (
     reading,
     runs,
 )
+from saga.errors import InputError
 from saga.runtime.kernel.sqlite import sqlite_engine
 from saga.runtime.kernel.tables import utc_now
 

@@ -28,7 +28,8 @@ from saga.discovery import saga, tables_of
 from saga.dlq.examine import decoder_of
 from saga.dlq.letters import document_of
 from saga.envelope import Envelope, MessageKey, Undecodable
-from saga.history import HistoryError, InputError, pages
+from saga.errors import InputError
+from saga.history import HistoryError, pages
 from saga.history.archive import Archive
 from saga.history.letters import letters_in
 from saga.history.outside import Remembered, memory_of

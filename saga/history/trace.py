@@ -23,7 +23,8 @@ from saga.deployment import Deployment
 from saga.discovery import tables_of
 from saga.due import OVERDUE_SECONDS
 from saga.envelope import Envelope, rfc3339
-from saga.history import HistoryError, InputError
+from saga.errors import InputError
+from saga.history import HistoryError
 from saga.history.archive import Archive
 from saga.history.debts import Coming, Debt, coming_of, debts_of
 from saga.history.letters import letters_in, lives_of

@@ -36,7 +36,8 @@ from saga.archive.store import (
 from saga.archive.views import projection_of
 from saga.choreography import Choreography
 from saga.envelope import Attributes, Undecodable, rfc3339
-from saga.history import HistoryError, InputError, pages
+from saga.errors import InputError
+from saga.history import HistoryError, pages
 from saga.limits import BODY_MAX_BYTES, INTEGER_MAX, TEXT_MAX_BYTES
 from saga.runtime.kernel.database import DatabaseError
 from saga.runtime.kernel.opening import open_database, read_database

@@ -27,7 +27,7 @@ from common.events import OrderCancelled, StockReleased
 from saga.archive.subjects import SUBJECTS, Subject
 from saga.choreography import Choreography, Participant
 from saga.deployment import Deployment, dead_letters_url_in
-from saga.dlq import DlqError, InputError
+from saga.dlq import DlqError
 from saga.dlq.collect import collect
 from saga.dlq.desk import DeadLetterDesk, open_desk
 from saga.dlq.edit import edit, with_values
@@ -39,6 +39,7 @@ from saga.dlq.selection import Selection
 from saga.dlq.states import ItemState, LetterState
 from saga.dlq.store import Store
 from saga.envelope import Envelope
+from saga.errors import InputError
 from saga.message import Priority
 from saga.runtime.kernel.kernel import Kernel
 from saga.runtime.kernel.outbox import Outbox

@@ -15,7 +15,7 @@ from saga.archive.projection import Projection
 from saga.choreography import State
 from saga.deployment import Deployment
 from saga.discovery import VARIABLE
-from saga.history import InputError
+from saga.errors import InputError
 from saga.history import rebuild as work
 from saga.history.rebuild import Rebuilt, Unanswered, rebuild, redeliver
 from saga.history.sources import Sources

@@ -24,7 +24,7 @@ from payment_service.ledger import Receipt
 from saga.deployment import Deployment, write_secret
 from saga.dlq import DlqError
 from saga.dlq.store import Store
-from saga.history import InputError
+from saga.errors import InputError
 from saga.history.transfer import export
 from saga.local import system
 from saga.local.node import NodeError, RabbitNode

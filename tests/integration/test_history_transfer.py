@@ -23,7 +23,8 @@ from order_saga.archive.table import order_views
 from saga.archive import queries, store
 from saga.archive.store import Gap, Place
 from saga.envelope import Envelope
-from saga.history import InputError, pages
+from saga.errors import InputError
+from saga.history import pages
 from saga.history.transfer import Imported, export, take_in
 from saga.runtime.kernel.opening import open_database
 from saga.runtime.messaging.stream import Record

@@ -24,7 +24,8 @@ from payment_service.gateway import SandboxGateway
 from saga.archive import store
 from saga.archive.subjects import subjects
 from saga.discovery import choreography
-from saga.history import HistoryError, InputError
+from saga.errors import InputError
+from saga.history import HistoryError
 from saga.history.rebuild import (
     on_their_way,
     rebuild,

@@ -23,7 +23,8 @@ from saga.deployment import Deployment
 from saga.discovery import tables_of
 from saga.dlq.desk import open_desk
 from saga.dlq.selection import Selection
-from saga.history import HistoryError, InputError
+from saga.errors import InputError
+from saga.history import HistoryError
 from saga.history import trace as trace_module
 from saga.history.sequence import Kind
 from saga.history.trace import Trace, past, stuck, trace

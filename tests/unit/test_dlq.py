@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from pamqp import encode
 
-from saga.dlq import InputError
 from saga.dlq.edit import text_of, with_values
 from saga.dlq.letters import (
     REPLAYS,
@@ -28,6 +27,7 @@ from saga.dlq.replay import CATCH_UP, ReplaySettings, _Pace
 from saga.dlq.selection import Selection
 from saga.dlq.states import LetterState
 from saga.dlq.store import Store
+from saga.errors import InputError
 from saga.runtime.messaging import frames
 from saga.runtime.messaging.dead_letters import KEPT, key_of
 from saga.runtime.messaging.frames import Delivery
