@@ -34,8 +34,8 @@ from saga.deployment import FILE_NAME, Deployment, dead_letters_url_in, outside_
 from saga.discovery import saga, tables_of
 from saga.history.outside import memory_of
 from saga.http import client
+from saga.local.folder import CLUSTER_FOLDER
 from saga.local.postgres import PostgresCluster
-from saga.local.system import CLUSTER_FOLDER
 from saga.notes import RESTORING, end_restore
 from saga.outside import Doubt
 from saga.runtime.files import write_whole

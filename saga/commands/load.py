@@ -192,7 +192,7 @@ def _fresh_folder(parent: Path) -> Path:
     import tempfile
     from pathlib import Path
 
-    from saga.local.system import SystemFault
+    from saga.local import SystemFault
 
     try:
         parent.mkdir(parents=True, exist_ok=True)
@@ -208,7 +208,8 @@ def _fresh_folder(parent: Path) -> Path:
 async def _own_system(parent: Path, database: Database, replicas: int) -> AsyncIterator[System]:
     """A system for this run; with a broker of its own also in a folder of its own, which is removed
     if all went well."""
-    from saga.local.system import System, remove_folder
+    from saga.local.folder import remove_folder
+    from saga.local.system import System
 
     system_in = partial(System, database=database, replicas=replicas, report=remark)
     if amqp_url := os.environ.get("AMQP_URL"):

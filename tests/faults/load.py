@@ -24,7 +24,8 @@ from saga.discovery import choreography, observers, participants
 from saga.http import client
 from saga.local.node import RabbitNode
 from saga.local.postgres import PostgresCluster
-from saga.local.system import Database, Spawn, System, start_python
+from saga.local.processes import Spawn, start_python
+from saga.local.system import Database, System
 from tests.e2e.test_saga import as_predicted
 from tests.faults.proxy import Proxy
 from tests.polling import until

@@ -40,8 +40,9 @@ from saga.backup.take import Whole, take
 from saga.deployment import Deployment, dead_letters_url_in
 from saga.dlq.store import Store
 from saga.history import HistoryError
+from saga.local import SystemFault
 from saga.local.postgres import PostgresCluster
-from saga.local.system import System, SystemFault
+from saga.local.system import System
 from saga.notes import RESTORING
 from saga.runtime.kernel.opening import open_database, read_database
 from saga.runtime.kernel.tables import utc_now
