@@ -21,8 +21,8 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from common.events import CancellationReason
-from order_saga.orders import Plan
-from order_saga.publish import CONCURRENCY, Published, dead_letters_of, publish
+from order_saga.orders import OrderLoad
+from order_saga.publish import CONCURRENCY, PublishedOrders, dead_letters_of, publish
 from order_service.domain import OrderStatus
 from order_service.store import orders as orders_table
 from payment_service.domain import PARTICIPANT as PAYMENT
@@ -84,12 +84,12 @@ class End:
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class DemoResult:
     """What came of a load."""
 
     seed: int
-    plan: Plan
-    published: Published
+    plan: OrderLoad
+    published: PublishedOrders
     ends: Mapping[UUID, End]
     dead_letters: int
     """Those that were not there before."""
@@ -208,7 +208,7 @@ class Result:
 async def demo(
     deployment: Deployment,
     graph: Choreography,
-    plan: Plan,
+    plan: OrderLoad,
     *,
     seed: int,
     direct: bool = False,
@@ -218,7 +218,7 @@ async def demo(
     tell: Callable[[str], None] = lambda _: None,
     sent: Progress = lambda _: None,
     ended: Progress = lambda _: None,
-) -> Result:
+) -> DemoResult:
     """Send the plan to a running system and see it through.
 
     With `outage` the payment provider goes down on the way, and the dead letters this leads to are
@@ -238,7 +238,7 @@ async def demo(
 
     if outage:
         story.ended(0)
-    sending: asyncio.Future[Published] = asyncio.ensure_future(
+    sending: asyncio.Future[PublishedOrders] = asyncio.ensure_future(
         publish(deployment, plan, direct=direct, rate=rate, concurrency=concurrency, progress=sent)
     )
     ending = asyncio.ensure_future(_wait_for_ends(deployment, plan, sending, count))
@@ -258,7 +258,7 @@ async def demo(
     await _wait_for_rest(deployment, graph, len(before) + dead_letters_expected)
     report = await _reconcile(deployment)
     after = await dead_letters(deployment, graph)
-    return Result(
+    return DemoResult(
         seed,
         plan,
         published,
@@ -282,7 +282,7 @@ class _Outage:
         self,
         deployment: Deployment,
         graph: Choreography,
-        plan: Plan,
+        plan: OrderLoad,
         before: Set[tuple[str, str]],
         tell: Callable[[str], None],
     ) -> None:
@@ -315,7 +315,7 @@ class _Outage:
             self.up_at = datetime.now(UTC)
 
     async def play(
-        self, sending: asyncio.Future[Published], ending: asyncio.Future[dict[UUID, End]]
+        self, sending: asyncio.Future[PublishedOrders], ending: asyncio.Future[dict[UUID, End]]
     ) -> None:
         """Wait for the outage, end it, and replay what it left until every order has ended."""
         down = asyncio.ensure_future(self._down.wait())
@@ -387,7 +387,10 @@ def _switch(url: str, mode: FaultMode) -> None:
 
 
 async def _wait_for_ends(
-    deployment: Deployment, plan: Plan, sending: asyncio.Future[Published], ended: Progress
+    deployment: Deployment,
+    plan: OrderLoad,
+    sending: asyncio.Future[PublishedOrders],
+    ended: Progress,
 ) -> dict[UUID, End]:
     """How the plan's orders ended; those that never do are missing."""
     url = deployment.database_urls["order"]

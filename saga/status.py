@@ -56,7 +56,7 @@ class Dues:
 
 
 @dataclass(frozen=True, slots=True)
-class Status:
+class SystemStatus:
     """A system at one moment, read part by part while it runs."""
 
     services: Mapping[str, str] = field(default_factory=dict)
@@ -152,7 +152,7 @@ async def status(
     supervision: Supervision | None = None,
     *,
     patience_seconds: float = 0.0,
-) -> Status:
+) -> SystemStatus:
     """Read the status; changes nothing. `supervision` is what a `saga up` tells of its processes.
 
     Waits up to `patience_seconds` for a broker out of reach. Raises `BrokerError` or
@@ -197,7 +197,7 @@ async def status(
             tables = tables_of(participant.name)
             found = await asyncio.to_thread(read_database, url, partial(_dues, tables, late))
             dues |= {(participant.name, table): counts for table, counts in found.items()}
-    return Status(
+    return SystemStatus(
         services=services,
         crash_loops=supervision.problems(time.time()) if supervision else (),
         queues=queues,

@@ -27,7 +27,7 @@ from sqlalchemy.engine import Connection
 from saga.backup import BackupError, programs
 from saga.backup.check import check
 from saga.backup.manifest import MANIFEST, Copied, Manifest, Progress, digest_of, sync
-from saga.backup.outside import Asked, put_asked, subjects_in, subjects_traced, why_in_doubt
+from saga.backup.outside import AskedAgain, put_asked, subjects_in, subjects_traced, why_in_doubt
 from saga.backup.parts import Part, parts
 from saga.broker.setup import NODE_FOLDER
 from saga.deployment import FILE_NAME, Deployment, dead_letters_url_in, outside_urls_in
@@ -81,7 +81,7 @@ class Restored:
     """What was restored, and what the outside may have been asked since."""
 
     manifest: Manifest
-    asked: Asked
+    asked: AskedAgain
     in_doubt: Mapping[str, int]
     """Keyed by outside: about how many subjects a person decides before it is asked again."""
     ledger_known: bool
@@ -385,10 +385,10 @@ def _copy(file: Path, to: Path) -> None:
 
 async def _look_outside(
     target: Target, manifest: Manifest, known: Mapping[str, Part], places: Mapping[str, str]
-) -> tuple[Asked, Mapping[str, int]]:
+) -> tuple[AskedAgain, Mapping[str, int]]:
     """Put into the databases what outsides may have done: what they were asked, and, keyed by
     outside, about how many subjects a person decides."""
-    asked = Asked()
+    asked = AskedAgain()
     subjects: set[str] = set()
     here = saga()
     for participant in here.participants:
@@ -404,7 +404,7 @@ async def _look_outside(
         subjects |= {*outside.keys}
         put = partial(put_asked, participant=participant, tables=tables_of(name), outside=outside)
         more = await _write(places[name], tables_of(name), put)
-        asked = Asked(
+        asked = AskedAgain(
             (*asked.subjects, *more.subjects), (*asked.contradictions, *more.contradictions)
         )
     in_doubt: dict[str, int] = {}

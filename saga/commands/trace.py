@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from saga.commands.console import Table
-    from saga.history.drawing import Line as DrawnLine
+    from saga.history.drawing import DrawnLine
     from saga.history.sequence import Row
     from saga.history.story import Story
     from saga.history.trace import Overdue, Past, Trace
@@ -59,7 +59,7 @@ Subject = Annotated[
 ]
 
 
-class Format(StrEnum):
+class TraceFormat(StrEnum):
     """What a trace is drawn as."""
 
     TEXT = "text"
@@ -70,7 +70,7 @@ class Format(StrEnum):
 
 def trace(
     subject: Subject,
-    format: Annotated[Format, typer.Option(help="What to draw it as.")] = Format.TEXT,
+    format: Annotated[TraceFormat, typer.Option(help="What to draw it as.")] = TraceFormat.TEXT,
     data_dir: DataDir = DATA_DIR,
     as_json: Annotated[bool, typer.Option("--json", help="The same as `--format json`.")] = False,
 ) -> None:
@@ -93,14 +93,14 @@ def trace(
     from saga.history.trace import trace as find
 
     found = answer_to(find(Deployment.load(data_dir), choreography(), subject))
-    match Format.JSON if as_json else format:
-        case Format.MERMAID:
+    match TraceFormat.JSON if as_json else format:
+        case TraceFormat.MERMAID:
             write(as_mermaid(found.diagram))
-        case Format.SVG:
+        case TraceFormat.SVG:
             write(as_svg(found.diagram, _headline(found.story)))
-        case Format.JSON:
+        case TraceFormat.JSON:
             print_json(found.to_json())
-        case Format.TEXT:
+        case TraceFormat.TEXT:
             _print_trace(found)
     if found.late or not found.complete:
         raise typer.Exit(PROBLEM_FOUND)

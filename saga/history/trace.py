@@ -17,7 +17,7 @@ from sqlalchemy.engine import Connection
 from saga.archive import queries
 from saga.archive.store import Fact, Gap
 from saga.archive.subjects import Subject
-from saga.archive.timeline import Step
+from saga.archive.timeline import Hop
 from saga.choreography import Choreography, Participant, State
 from saga.deployment import Deployment
 from saga.discovery import tables_of
@@ -397,7 +397,7 @@ def _coming_as_json(coming: Coming) -> dict[str, Any]:
     }
 
 
-def _step_as_json(step: Step) -> dict[str, Any]:
+def _step_as_json(step: Hop) -> dict[str, Any]:
     attributes = step.attributes
     return {
         "id": attributes.id,

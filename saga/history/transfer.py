@@ -29,7 +29,7 @@ from saga.archive.store import (
     DETAIL_MAX_CHARACTERS,
     Fact,
     Gap,
-    Place,
+    LastRead,
     Stray,
     Tally,
 )
@@ -151,7 +151,7 @@ def export(url: str, file: Path, progress: Progress = lambda _: None) -> Exporte
     return Exported(count, odd, gaps)
 
 
-def _standing(connection: Connection) -> tuple[int, Place | None, list[Gap]]:
+def _standing(connection: Connection) -> tuple[int, LastRead | None, list[Gap]]:
     """The position of the newest event, how far the stream was read, and what is missing up to
     there, all as of one moment."""
     last = connection.scalar(sa.select(sa.func.max(store.events.c.position)))

@@ -167,7 +167,7 @@ class PostgresCluster:
                     self.port = free_ports(["postgresql"])["postgresql"]
                 try:
                     self._run(patience)
-                except _PortTaken as error:
+                except _PostgresPortTaken as error:
                     if again or attempt == PORT_ATTEMPTS:
                         raise PostgresError(str(error)) from None
                 else:
@@ -311,7 +311,7 @@ class PostgresCluster:
             self._postmaster = None
             # Of a server that was killed just before, the last processes may still be there.
             if "still in use" not in gist or patience.is_over:
-                kind = _PortTaken if "Address already in use" in gist else PostgresError
+                kind = _PostgresPortTaken if "Address already in use" in gist else PostgresError
                 raise kind(f"PostgreSQL ended while starting: {gist} (log: {self._log_path})")
             time.sleep(_POLL_SECONDS)
 
@@ -375,7 +375,7 @@ class PostgresCluster:
         return " ".join(" ".join((*cause, *words)).split())[:_GIST_CHARACTERS] or "it said nothing"
 
 
-class _PortTaken(PostgresError):
+class _PostgresPortTaken(PostgresError):
     """Somebody took the port between its choice and its use."""
 
 

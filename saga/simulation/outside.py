@@ -10,8 +10,8 @@ from typing import Any
 from saga.message import Answer, Ask, Intent
 from saga.outside import Outside
 from saga.retry import TransientError
-from saga.simulation.loop import Process, SimulatedLoop, current_process, settle
-from saga.simulation.trace import Trace
+from saga.simulation.loop import SimulatedLoop, SimulatedProcess, current_process, settle
+from saga.simulation.trace import SimulationTrace
 from saga.simulation.weather import Weather
 
 SLOW_SECONDS = 20.0
@@ -30,8 +30,8 @@ class SimulatedOutside:
         outside: Outside[Any],
         loop: SimulatedLoop,
         weather: Weather,
-        trace: Trace,
-        world: Process,
+        trace: SimulationTrace,
+        world: SimulatedProcess,
         chance: random.Random,
         planned: Callable[[Intent], Any] | None,
     ) -> None:

@@ -28,7 +28,7 @@ from saga.runtime.messaging.topology import EVENTS_EXCHANGE, dead_letter_queue, 
 from saga.simulation.broker import EPOCH
 from saga.simulation.loop import settle
 from saga.simulation.network import delivered
-from saga.simulation.server import Server
+from saga.simulation.server import SimulatedReplica
 
 if TYPE_CHECKING:
     from saga.simulation.world import World
@@ -144,7 +144,9 @@ class People:
                     return outcome
             await asyncio.sleep(self._world.weather.seconds(1.0))
 
-    async def _serve(self, server: Server, given: Given, answer: asyncio.Future[Any]) -> None:
+    async def _serve(
+        self, server: SimulatedReplica, given: Given, answer: asyncio.Future[Any]
+    ) -> None:
         """A request's way through a service."""
         assert server.kernel is not None  # noqa: S101 - it was asked for that
         try:

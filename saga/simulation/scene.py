@@ -12,7 +12,7 @@ from saga.message import Ask, Command, Event, Intent
 from saga.rules import Rules
 from saga.runtime.messaging.topology import topology_of
 from saga.runtime.service import Service
-from saga.simulation.database import Store
+from saga.simulation.database import SimulatedStore
 
 
 class Scene:
@@ -34,7 +34,7 @@ class Scene:
         self.topology = topology_of(self.choreography)
         self.tables = {p.name: tables_in(p.package) for p in saga.participants}
         """By participant."""
-        self.stores = {name: Store(tables) for name, tables in self.tables.items()}
+        self.stores = {name: SimulatedStore(tables) for name, tables in self.tables.items()}
         """By participant."""
 
     def services(self, asks: Mapping[type[Intent], Ask]) -> list[Service]:

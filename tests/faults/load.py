@@ -18,7 +18,7 @@ import httpx
 import yarl
 from prometheus_client.parser import text_string_to_metric_families
 
-from order_saga.demo import Result, demo
+from order_saga.demo import DemoResult, demo
 from order_saga.orders import Shares, plan
 from saga.discovery import choreography, observers, participants
 from saga.http import client
@@ -149,10 +149,10 @@ class Load:
     """Orders placed, and malformed messages sent."""
     ended: int = 0
     """Orders that have ended."""
-    result: Result | None = None
+    result: DemoResult | None = None
     """What came of it, once it is over."""
     _allowed: float = math.inf
-    _task: asyncio.Task[Result] | None = None
+    _task: asyncio.Task[DemoResult] | None = None
 
     @property
     def over(self) -> bool:

@@ -32,7 +32,7 @@ from saga.backup import BackupError, programs
 from saga.backup import cut as cutting
 from saga.backup import restore as restoring
 from saga.backup.check import check
-from saga.backup.cut import SqliteView, View, cut, view_of
+from saga.backup.cut import DatabaseSnapshot, SqliteView, cut, view_of
 from saga.backup.manifest import MANIFEST, Manifest
 from saga.backup.parts import parts
 from saga.backup.restore import Target, restore
@@ -154,7 +154,9 @@ def counted(connection: sa.Connection) -> int:
     return int(connection.scalar(sa.text("SELECT count(*) FROM taken")) or 0)
 
 
-async def counts_of(pair: Pair, views: Callable[[], Mapping[str, View]]) -> tuple[int, int]:
+async def counts_of(
+    pair: Pair, views: Callable[[], Mapping[str, DatabaseSnapshot]]
+) -> tuple[int, int]:
     """What one cut has of causes and effects."""
     found = views()
     async with AsyncExitStack() as stack:
@@ -188,7 +190,7 @@ async def test_without_the_locks_a_cut_would_have_effects_without_causes(tmp_pat
                 await asyncio.sleep(0.01)
             await super().look()
 
-    def views() -> Mapping[str, View]:
+    def views() -> Mapping[str, DatabaseSnapshot]:
         return {url: Slow(url, locked=False) for url in pair.urls}
 
     async def torn() -> bool:

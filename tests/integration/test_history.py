@@ -25,7 +25,7 @@ from common.events import PaymentVoided
 from inventory_service.domain import AddStock
 from saga.archive import queries, store
 from saga.archive.follower import Follower, missing
-from saga.archive.store import Gap, Place
+from saga.archive.store import Gap, LastRead
 from saga.archive.subjects import folded, subjects
 from saga.deployment import Deployment
 from saga.discovery import choreography
@@ -130,7 +130,7 @@ class History:
     async def gaps(self) -> list[Gap]:
         return await self.database.read(queries.known_gaps)
 
-    async def place(self) -> Place | None:
+    async def place(self) -> LastRead | None:
         return await self.database.read(queries.place)
 
     async def has(self, *events: Envelope[Any]) -> None:

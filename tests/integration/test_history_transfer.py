@@ -21,7 +21,7 @@ from sqlalchemy.engine import Connection
 from inventory_service.domain import AddStock
 from order_saga.archive.table import order_views
 from saga.archive import queries, store
-from saga.archive.store import Gap, Place
+from saga.archive.store import Gap, LastRead
 from saga.envelope import Envelope
 from saga.errors import InputError
 from saga.history import pages
@@ -303,7 +303,7 @@ async def test_taking_in_does_not_move_the_place_in_the_stream(
     await take_in(other, file, GRAPH)
 
     assert await transaction(other, queries.place) is None
-    assert isinstance(await transaction(history, queries.place), Place)
+    assert isinstance(await transaction(history, queries.place), LastRead)
 
 
 SPOILED: dict[str, tuple[Callable[[list[Document]], object], str]] = {

@@ -15,7 +15,7 @@ from aio_pika.abc import AbstractChannel
 from sqlalchemy.engine import Connection
 
 from inventory_service.domain import AddStock, Reservation, ReservationStatus
-from order_saga.archive.view import OrderView, Status
+from order_saga.archive.view import ArchivedOrder, Status
 from order_service.domain import CancelOrder, Order, OrderStatus
 from payment_service.domain import Payment, PaymentStatus
 from saga.archive import store
@@ -283,7 +283,7 @@ async def test_an_order_and_its_participants_are_shown_as_they_were(scene: Scene
 
     async def told(**when: object) -> tuple[object, ...]:
         found = await past(scene.deployment, GRAPH, order, **when)  # type: ignore[arg-type]  # at or before
-        assert isinstance(found.view, OrderView)
+        assert isinstance(found.view, ArchivedOrder)
         kinds = {type(state): state for states in found.states.values() for state in states}
         return found.view.status, *(
             getattr(kinds.get(kind), "status", None) for kind in (Order, Reservation, Payment)
