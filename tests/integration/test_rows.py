@@ -14,8 +14,8 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from saga.runtime.kernel import database as database_module
 from saga.runtime.kernel import rows
+from saga.runtime.kernel import sqlite as database_module
 from saga.runtime.kernel.database import Database
 from saga.runtime.kernel.opening import open_database
 from saga.runtime.kernel.rows import OLD_VERSION, Rows, WriteSet, writing
