@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from saga.dlq.replay import ReplayResult
 
 _LISTED: Final = 200
-"""Letters or verdicts shown one by one to a person; JSON has all of them."""
+"""Letters or verdicts shown one by one in a terminal; JSON has all of them."""
 _ERROR_CHARACTERS: Final = 80
 
 

@@ -1,4 +1,4 @@
-"""`saga dlq`: dead letters, moved into a store of their own, where a person deals with them.
+"""`saga dlq`: dead letters, moved into a store of their own, where an operator deals with them.
 
 `letters` says what a dead letter is, and `states` where it stands. `store` keeps them, in `tables`:
 `arrivals` takes copies in, `selection` finds letters, `replays` and `audit` note what is done about

@@ -66,7 +66,7 @@ class Edited:
 
 
 def text_of(body: bytes) -> str:
-    """A body as a person edits it."""
+    """A body as an operator edits it."""
     document = document_of(body)
     if document is None:
         return body.decode(errors="replace")
@@ -96,7 +96,7 @@ def with_values(text: str, settings: Sequence[str]) -> str:
 async def edit(
     desk: DeadLetterDesk, number: int, change: Callable[[str], str | None], *, why: str = ""
 ) -> Edited | None:
-    """Have a dead letter's payload changed, and send the copy; None if `change` changed nothing.
+    """Change a dead letter's payload, and send the copy; None if `change` changed nothing.
 
     `change` gets the payload as text and returns it corrected. The copy has an id of its own, which
     follows from what is in it, and the original as its causation. It goes to the history and to the

@@ -201,7 +201,7 @@ def copy_of(message: Delivery, participant: str, now: datetime) -> Copy:
 
 def posting_of(letter: DeadLetter | Copy, replays: int) -> Posting:
     """The message as it was first, to be sent again to the queue it came from: nothing is left of
-    its failures but how often it was replayed, so its attempts begin anew."""
+    its failures but how often it was replayed, so its attempts begin again."""
     again = headers_of.replayed(letter.raw, min(replays, ATTEMPT_MAX))
     return Posting(letter.queue, again, letter.body)
 

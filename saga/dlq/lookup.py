@@ -24,7 +24,7 @@ class KeptLetter:
 
 def look(url: str | None) -> tuple[list[KeptLetter], list[KeptLetter]]:
     """The letters whose message is in the store and nowhere else, corrected copies that were not
-    sent included; and those that a person has settled. Makes no store where there is none."""
+    sent included; and those that an operator has settled. Makes no store where there is none."""
     if url is None or not path_of(url).is_file():
         return [], []
     engine = sqlite_engine(url)

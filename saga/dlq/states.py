@@ -20,7 +20,7 @@ class LetterState(StrEnum):
 HERE: Final = (LetterState.DEAD, LetterState.SENDING)
 """The states of letters whose message is nowhere else."""
 SETTLED: Final = (LetterState.DISCARDED, LetterState.REPLACED)
-"""The states of letters that a person has settled."""
+"""The states of letters that an operator has settled."""
 
 
 class ItemState(StrEnum):

@@ -67,7 +67,7 @@ database each on a private server, which replicas share."""
 KILL_GRACE_SECONDS: Final = 5.0
 """What a stopping service gets on top of its own drain, before it is killed."""
 PORT_ATTEMPTS: Final = 3
-"""First starts that may fail because somebody else took a port just after it was found free."""
+"""First starts that may fail because another process took a port just after it was found free."""
 _ASK_SECONDS: Final = 5.0
 OPEN_FILES_MIN: Final = 1_024
 """Of each process: RabbitMQ opens a few for each queue, and keeps some back."""

@@ -200,7 +200,7 @@ class Kernel:
         return work
 
     def abandon(self, work: Work) -> None:
-        """Nobody waits for it any more: it is not begun, if it has not begun yet. What the outside
+        """It is awaited no more: it is not begun, if it has not begun yet. What the outside
         was asked for it is recorded all the same."""
         if work.then is not None:
             work.then = None
@@ -282,12 +282,12 @@ class Kernel:
 
     def hold_back(self, held_back: bool) -> None:
         """Begin no more of what came from the broker, or go on with it. What the outside has
-        answered is committed all the same: nobody else knows of it."""
+        answered is committed all the same: only we know of it."""
         self._held_back = held_back
         self._wake.set()
 
     def _look_at_outbox(self) -> None:
-        """What was confirmed is forgotten in its time, unless nobody looks then, it is much, or
+        """Wake up to forget what was confirmed, if only that ends the wait, if it is much, or if
         messages wait for the outbox to be less busy."""
         if self._resting or self._lanes or self._outbox.removable >= FORGET_AT_ONCE:
             self._wake.set()
@@ -304,7 +304,7 @@ class Kernel:
         return True
 
     def _take(self) -> list[Work]:
-        """The next group, empty if there is nothing to do now. Work nobody awaits any more is left
+        """The next group, empty if there is nothing to do now. Work that is awaited no more is left
         out, and there may be more of that than a group takes."""
         while self._local or self._lanes:
             waiting = 0 if self._outbox.busy or self._held_back else len(self._lanes)

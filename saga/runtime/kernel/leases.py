@@ -49,7 +49,7 @@ class Lease:
         return self.seconds / RENEWALS_PER_LEASE
 
     def enter(self, connection: Connection) -> int:
-        """Take the lease and the rows nobody has one for; return how many."""
+        """Take the lease, and the rows whose owner has none; return how many."""
         self.take(connection)
         rows = 0
         while taken := self.take_over(connection, lapsed=False):
@@ -57,7 +57,7 @@ class Lease:
         return rows
 
     def take(self, connection: Connection) -> None:
-        # Where nobody shares the database, whoever had one before has ended.
+        # Where there are no other replicas, the owner of an earlier lease has ended.
         mine = (self._leases.c.owner == self.owner,) if self._shared else ()
         connection.execute(self._leases.delete().where(*mine))
         connection.execute(self._statements(connection).take)

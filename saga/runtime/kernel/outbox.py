@@ -101,7 +101,7 @@ class Outbox:
         self._sending: set[str] = set()
         self._batches: set[asyncio.Task[None]] = set()
         self._may_publish = False
-        """Not before `run`, nor for a while after the broker took something not."""
+        """False before `run`, and for a while after the broker has refused an event."""
         self._failure: BaseException | None = None
         self._confirmed: list[str] = []
         self._swept = False
@@ -141,7 +141,7 @@ class Outbox:
         return self.backlog > BACKLOG_BUSY
 
     async def open(self) -> None:
-        """Take a lease, and take over the rows nobody has one for; `run` will publish them."""
+        """Take a lease, and take over the rows whose owner has none; `run` will publish them."""
         self._position = await self._database.read(self._last_position)
         self._only_in_table = await self._database.transaction(self._lease.enter)
         self._swept = self.backlog == 0
@@ -262,7 +262,7 @@ class Outbox:
 
     def _ended(self, publishing: asyncio.Task[None]) -> None:
         self._batches.discard(publishing)
-        # Cancelled, but for the end of `run`, it was by nobody who may: its events would be lost.
+        # Only the end of `run` may cancel it; otherwise its events would be lost.
         lost = RuntimeError("publishing was cancelled") if publishing.cancelled() else None
         self._failure = self._failure or lost or publishing.exception()
         if self._failure is not None or not (self._queue or self._swept):

@@ -71,9 +71,9 @@ class SqliteDatabase:
     event loop, as it would take turns with the loop at every statement, which took twice as long.
     So does its commit where the disk is quick: to wait for the thread takes longer than an fsync.
 
-    A file that is moved, removed or replaced while it is open stays open, and nobody will find what
-    is written into it then. So before and after each transaction, and before each read, it is made
-    sure that the path still leads to it; else they raise `DatabaseGone`.
+    A file that is moved, removed or replaced while it is open stays open, and what is written into
+    it then is lost. So each transaction, before and after, and each read, before, check that the
+    path still leads to it; else they raise `DatabaseGone`.
     """
 
     shared = False

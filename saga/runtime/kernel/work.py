@@ -56,7 +56,7 @@ class Work:
     envelope: Envelope[Any]
     message: Message
     then: Callable[[Outcome], None] | None
-    """Who wants to know how it ended; None if nobody does any more."""
+    """Called with how it ended; None once that is awaited no more."""
     lanes: Lanes[Work]
     taken_at: datetime
     attempt: int
@@ -65,8 +65,8 @@ class Work:
     firing: Firing | None = None
     """What is due, if the message is given because of that."""
     asked: bool = False
-    """Whether it led to a question: it is brought to its end then, whoever waits for that. What the
-    outside did cannot be undone, and nobody else knows of it."""
+    """Whether it led to a question: then it is brought to its end, awaited or not. What the outside
+    did cannot be undone, and only we know of it."""
     began: float = field(default_factory=time.monotonic)
     context: Context | None = None
     """Where its spans belong, if they are recorded."""
