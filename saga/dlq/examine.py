@@ -1,4 +1,4 @@
-"""What a replay would do, told from the letter, the services' inboxes and the archive."""
+"""What a replay would do, by the letter, the services' inboxes and the archive."""
 
 from __future__ import annotations
 
@@ -91,10 +91,10 @@ class Examiner:
     ) -> dict[int, Verdict]:
         """A verdict on each letter, by its number. With `force` none was replayed too often."""
         done = await self.done(letters)
-        told = await self._told({letter.subject for letter in letters if letter.subject})
+        known = await self._subjects({letter.subject for letter in letters if letter.subject})
         return {
             letter.number: self._verdict(
-                letter, letter.number in done, told.get(letter.subject or ""), force
+                letter, letter.number in done, known.get(letter.subject or ""), force
             )
             for letter in letters
         }
@@ -132,22 +132,22 @@ class Examiner:
 
     async def knows(self, subject: str) -> bool:
         """Whether the archive knows such a subject."""
-        return bool(await self._told({subject}))
+        return bool(await self._subjects({subject}))
 
-    async def _told(self, subjects: Collection[str]) -> Mapping[str, Subject]:
+    async def _subjects(self, subjects: Collection[str]) -> Mapping[str, Subject]:
         """What the archive tells of these subjects; of none, if the system has no archive."""
         url = self._deployment.database_urls.get(OBSERVER.name)
         if url is None or not subjects:
             return {}
-        return await asyncio.to_thread(read_database, url, partial(_told_of, subjects))
+        return await asyncio.to_thread(read_database, url, partial(_subjects_in, subjects))
 
     def _verdict(
-        self, letter: DeadLetter, done: bool, told: Subject | None, force: bool
+        self, letter: DeadLetter, done: bool, known: Subject | None, force: bool
     ) -> Verdict:
         decodes, upcast_from, problem = self._decode(letter)
         participant = self._participants.get(letter.participant)
         expectation, detail = Expectation.HANDLED, ""
-        ended_by = told.ended_by if told else None
+        ended_by = known.ended_by if known else None
         if ended_by is not None:
             detail = f"{ended_by} was said already: only what that leaves to do will be done"
         if done:
@@ -166,7 +166,7 @@ class Examiner:
             detail,
             decodes,
             upcast_from,
-            told is not None,
+            known is not None,
             ended_by,
             done,
         )
@@ -220,7 +220,7 @@ def _in_inbox(
     return found
 
 
-def _told_of(subjects: Collection[str], connection: Connection) -> dict[str, Subject]:
+def _subjects_in(subjects: Collection[str], connection: Connection) -> dict[str, Subject]:
     wanted = _askable(subjects)
     found: dict[str, Subject] = {}
     for start in range(0, len(wanted), _AT_ONCE):
