@@ -10,9 +10,10 @@ from typing import Final, NoReturn
 
 from saga.broker.claim import Claim, ClaimedError
 from saga.local import SystemFault
-from saga.local.node import SPEECHLESS_BYTES, LogWatch, NodeError, RabbitNode
+from saga.local.node import LogWatch, NodeError, RabbitNode
 from saga.local.postgres import PostgresCluster, PostgresError
 from saga.local.processes import ServiceProcess
+from saga.local.server import SPEECHLESS_BYTES
 from saga.local.supervision import Supervised, Supervision
 from saga.runtime.disk import lack_of_room
 from saga.runtime.messaging.connection import RETRY_SECONDS, BrokerError

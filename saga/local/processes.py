@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Final, Protocol
 
-LOOPBACK: Final = "127.0.0.1"
+from saga.local.server import LOOPBACK
+
 LAST_WORDS_CHARACTERS: Final = 400
 _LOG_TAIL_BYTES: Final = 65_536
 

@@ -36,16 +36,16 @@ from saga.local.folder import (
 )
 from saga.local.guard import Guard
 from saga.local.keeping import POLL_SECONDS, Keeper, keep_claim, renew_broker
-from saga.local.node import NodeError, RabbitNode, free_ports
+from saga.local.node import NodeError, RabbitNode
 from saga.local.patience import Patience, start_seconds
 from saga.local.postgres import PostgresCluster
 from saga.local.processes import (
     LAST_WORDS_CHARACTERS,
-    LOOPBACK,
     ServiceProcess,
     Spawn,
     start_python,
 )
+from saga.local.server import LOOPBACK, PORT_ATTEMPTS, free_ports
 from saga.local.supervision import Supervised, Supervision
 from saga.notes import forget_owed, note_owed, owed
 from saga.recovery import RecoveryError
@@ -66,8 +66,6 @@ database each on a private server, which replicas share."""
 
 KILL_GRACE_SECONDS: Final = 5.0
 """What a stopping service gets on top of its own drain, before it is killed."""
-PORT_ATTEMPTS: Final = 3
-"""First starts that may fail because another process took a port just after it was found free."""
 _ASK_SECONDS: Final = 5.0
 OPEN_FILES_MIN: Final = 1_024
 """Of each process: RabbitMQ opens a few for each queue, and keeps some back."""
