@@ -88,7 +88,7 @@ class Prometheus:
         return self._folder / "prometheus.log"
 
     async def start(self, configured: Mapping[str, Any]) -> None:
-        """Start it, and wait until it is ready. Raises `ObserveError`, `OSError` or `SystemFault`."""
+        """Start it; return when it is ready. Raises `ObserveError`, `OSError` or `SystemFault`."""
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / "prometheus.json"  # JSON is YAML
         write_whole(path, json.dumps(configured, indent=2))

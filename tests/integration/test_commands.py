@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ from aio_pika.abc import AbstractChannel
 
 from saga.choreography import Participant, State
 from saga.deployment import Deployment
+from saga.discovery import tables_in
 from saga.dlq.desk import DeadLetterDesk, open_desk
 from saga.dlq.edit import edit
 from saga.dlq.replay import ReplaySettings, replay
@@ -25,7 +25,6 @@ from saga.local.node import RabbitNode
 from saga.runtime.kernel.kernel import Kernel
 from saga.runtime.kernel.outbox import Outbox
 from saga.runtime.kernel.sqlite import SqliteDatabase
-from saga.runtime.kernel.tables import Tables
 from saga.runtime.messaging.connection import connect
 from saga.runtime.messaging.consumer import Consumer
 from saga.runtime.messaging.permissions import OPERATOR, REPLAY
@@ -51,7 +50,7 @@ class Service:
     def __init__(self, participant: Participant, url: str, folder: Path) -> None:
         name = participant.name
         self.kind = KINDS[name]
-        self.tables: Tables = importlib.import_module(f"{participant.package}.store").TABLES
+        self.tables = tables_in(participant.package)
         self.database = SqliteDatabase(database_url(folder, name), self.tables)
         self.publisher = BrokerPublisher(url, f"{name} publisher")
         self.outbox = Outbox(name, self.database, self.tables, self.publisher)
