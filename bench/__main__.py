@@ -25,9 +25,9 @@ from rich.table import Table
 
 from bench.compare import (
     Comparison,
+    PromisedFigure,
     Ratio,
     Spread,
-    Target,
     compare,
     ratios,
     targets,
@@ -36,9 +36,9 @@ from bench.compare import (
 from bench.counts import ALL, Counted, CountsError, Tool, choose, count, total
 from bench.curve import RATES, curve, draw
 from bench.export import Export, ExportError, commit_here, export, same_packages
-from bench.growth import SCENARIOS, Finding
+from bench.growth import SCENARIOS, GrowthFinding
 from bench.keep import keeping
-from bench.machine import Machine
+from bench.machine import BenchHost
 from bench.rig import BARE, SQLITE
 from saga.local.node import RabbitNode
 
@@ -167,7 +167,7 @@ def grow(
     names = scenario or list(SCENARIOS)
     if strangers := [name for name in names if name not in SCENARIOS]:
         raise typer.BadParameter(f"there is no scenario {strangers[0]!r}")
-    found: list[Finding] = []
+    found: list[GrowthFinding] = []
     with tempfile.TemporaryDirectory() as folder, RabbitNode(Path(folder) / "node") as node:
         for name in names:
             _report(name)
@@ -265,7 +265,7 @@ def _exported(revision: str | None, folder: Path) -> Export | None:
 def _origin(against: Export | None, rounds: int, orders: int) -> dict[str, object]:
     """Where figures come from: machine, commits, and how much was measured."""
     return {
-        "machine": asdict(Machine.here()),
+        "machine": asdict(BenchHost.here()),
         "commit": commit_here(),
         "against": None if against is None else against.commit,
         "rounds": rounds,
@@ -282,7 +282,7 @@ def _report(line: str) -> None:
     print(f"bench: {line}", file=sys.stderr, flush=True)
 
 
-def _print(found: Comparison, promised: list[Target], others: list[Ratio]) -> None:
+def _print(found: Comparison, promised: list[PromisedFigure], others: list[Ratio]) -> None:
     console = Console(soft_wrap=True)
     table = Table(
         "variant", "orders/s", "services CPU", "broker CPU", "database CPU", "switches", "peak MB",
@@ -319,7 +319,7 @@ def _print(found: Comparison, promised: list[Target], others: list[Ratio]) -> No
     for ratio in others:
         table.add_row(ratio.name, _figure(ratio.measured, 2))
     console.print(table)
-    machine = Machine.here()
+    machine = BenchHost.here()
     build = "" if machine.optimised else ", built without profile-guided optimisation"
     console.print(
         f"{machine.python}{build}; {machine.cores} cores of {machine.cpu}\n"

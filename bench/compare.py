@@ -162,7 +162,7 @@ async def _measure(
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class PromisedFigure:
     """A promise, and what was measured."""
 
     name: str
@@ -178,28 +178,32 @@ class Target:
         return value >= self.limit if self.at_least else value <= self.limit
 
 
-def targets(found: Comparison) -> list[Target]:
+def targets(found: Comparison) -> list[PromisedFigure]:
     """What we promise, beside what came out."""
 
-    def half(variant: Variant, limit: float) -> list[Target]:
+    def half(variant: Variant, limit: float) -> list[PromisedFigure]:
         ratio = found.ratio(variant, BARE, _p50, "half")
         p99 = Spread.of([measured.p99_ms for measured in found.half[variant.name]])
         return [
-            Target(f"{variant.name}: p50 at half rate / bare", limit, False, ratio),
-            Target(f"{variant.name}: p99 at half rate", 250.0, False, p99, unit="ms"),
+            PromisedFigure(f"{variant.name}: p50 at half rate / bare", limit, False, ratio),
+            PromisedFigure(f"{variant.name}: p99 at half rate", 250.0, False, p99, unit="ms"),
         ]
 
     lone = found.ratio(SQLITE, BARE, _p50, "lone")
     return [
-        Target("sqlite: orders/s / bare", 2.1, True, found.ratio(SQLITE, BARE, _rate), 2.6),
-        Target("postgresql: orders/s / bare", 1.7, True, found.ratio(POSTGRESQL, BARE, _rate)),
-        Target(
+        PromisedFigure("sqlite: orders/s / bare", 2.1, True, found.ratio(SQLITE, BARE, _rate), 2.6),
+        PromisedFigure(
+            "postgresql: orders/s / bare", 1.7, True, found.ratio(POSTGRESQL, BARE, _rate)
+        ),
+        PromisedFigure(
             "sqlite: orders/s / per-message", 3.0, True, found.ratio(SQLITE, PER_MESSAGE, _rate)
         ),
-        Target("sqlite: CPU of services / bare", 0.5, False, found.ratio(SQLITE, BARE, _cpu)),
+        PromisedFigure(
+            "sqlite: CPU of services / bare", 0.5, False, found.ratio(SQLITE, BARE, _cpu)
+        ),
         *half(SQLITE, 1.6),
         *half(POSTGRESQL, 2.8),
-        Target("sqlite: p50 of a lone order / bare", 1.4, False, lone),
+        PromisedFigure("sqlite: p50 of a lone order / bare", 1.4, False, lone),
     ]
 
 

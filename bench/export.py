@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final
 
-from saga.local.system import Started
+from saga.local.processes import Started
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 _LOCK: Final = "requirements-dev.lock"
@@ -49,7 +49,7 @@ class Export:
     def spawn(
         self, arguments: Sequence[str], environment: Mapping[str, str], log: IO[bytes], group: int
     ) -> Started:
-        """Start its Python, as `start_python` of `saga.local.system` starts ours: a `Spawn`."""
+        """Start its Python, as `start_python` of `saga.local.processes` starts ours: a `Spawn`."""
         return subprocess.Popen(
             [self.python, *arguments],
             cwd=self.folder,  # `-m` looks here first

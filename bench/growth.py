@@ -19,12 +19,12 @@ import sqlalchemy as sa
 from bench.compare import Spread
 from bench.load import SHARES
 from bench.rig import SERVICES, SQLITE, Bench, Measured, Report, started
-from order_saga.orders import Plan, plan
+from order_saga.orders import OrderLoad, plan
 from order_saga.publish import publish
 from order_service.store import orders as orders_table
 from saga.deployment import Deployment
 from saga.local.node import RabbitNode
-from saga.runtime.kernel.database import read_database
+from saga.runtime.kernel.opening import read_database
 from saga.runtime.kernel.tables import utc_now
 from saga.runtime.urls import sqlite_path
 
@@ -41,7 +41,7 @@ COPYING_CACHE_KB: Final = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class GrowthFinding:
     """A figure beside what is promised of it."""
 
     name: str
@@ -55,7 +55,9 @@ class Finding:
         return self.measured >= self.limit if self.at_least else self.measured <= self.limit
 
 
-async def stored(node: RabbitNode, folder: Path, orders: int, report: Report) -> list[Finding]:
+async def stored(
+    node: RabbitNode, folder: Path, orders: int, report: Report
+) -> list[GrowthFinding]:
     """Throughput with a million orders in the databases, to that with ten thousand.
 
     Both systems are there at once and loaded in turn, each first in every other round: the machine
@@ -82,7 +84,7 @@ async def stored(node: RabbitNode, folder: Path, orders: int, report: Report) ->
         for found in (with_many, with_few)
     )
     return [
-        Finding(
+        GrowthFinding(
             f"{MANY_ORDERS:,} orders stored / {FEW_ORDERS:,}", rate.median, 0.9, True,
             f"{rate.least:.2f} to {rate.most:.2f} in {STORED_ROUNDS} rounds; {many_rate:.0f} "
             f"orders/s and {few_rate:.0f}; CPU of the services {cpu.median:.2f} of that with few",
@@ -134,7 +136,9 @@ def _copy_rows(path: Path | None, times: int) -> None:
     connection.close()
 
 
-async def backlog(node: RabbitNode, folder: Path, orders: int, report: Report) -> list[Finding]:
+async def backlog(
+    node: RabbitNode, folder: Path, orders: int, report: Report
+) -> list[GrowthFinding]:
     """Memory and pace while a backlog drains, to those of a system that keeps up."""
     async with started(SQLITE, node, folder, seed=1) as bench:
         await bench.load(WARM_UP_ORDERS)
@@ -151,11 +155,11 @@ async def backlog(node: RabbitNode, folder: Path, orders: int, report: Report) -
         seconds = asyncio.get_running_loop().time() - began
         rate, memory = BACKLOG_ORDERS / seconds, bench.peak_mb()
     return [
-        Finding(
+        GrowthFinding(
             "memory with a backlog / usual", memory / usual.peak_mb, 1.2, False,
             f"{memory:.0f} MB at most, usually {usual.peak_mb:.0f}",
         ),
-        Finding(
+        GrowthFinding(
             "rate of a draining backlog / usual", rate / usual.orders_per_second, 0.9, True,
             f"{rate:.0f} orders/s over {BACKLOG_ORDERS:,}, usually {usual.orders_per_second:.0f}",
         ),
@@ -170,7 +174,7 @@ async def _until_waiting(bench: Bench, messages: int) -> None:
 
 async def slow_gateway(
     node: RabbitNode, folder: Path, orders: int, report: Report
-) -> list[Finding]:
+) -> list[GrowthFinding]:
     """Throughput with a provider that takes 50 ms, to that with one that answers at once."""
     rates = []
     for milliseconds in ("0", "50"):
@@ -179,22 +183,24 @@ async def slow_gateway(
             rates.append((await bench.load(orders)).orders_per_second)
     at_once, slow = rates
     detail = f"{slow:.0f} orders/s with 50 ms, {at_once:.0f} with none"
-    return [Finding("a gateway of 50 ms / none", slow / at_once, 0.8, True, detail)]
+    return [GrowthFinding("a gateway of 50 ms / none", slow / at_once, 0.8, True, detail)]
 
 
-async def one_sku(node: RabbitNode, folder: Path, orders: int, report: Report) -> list[Finding]:
+async def one_sku(
+    node: RabbitNode, folder: Path, orders: int, report: Report
+) -> list[GrowthFinding]:
     """Throughput when all want one SKU, to that of orders for many."""
     async with started(SQLITE, node, folder, seed=1) as bench:
         await bench.load(WARM_UP_ORDERS)
         many = (await bench.load(orders)).orders_per_second
         one = (await bench.load(orders, one_sku=True)).orders_per_second
     detail = f"{one:.0f} orders/s for one SKU, {many:.0f} for many"
-    return [Finding("orders for one SKU / many", one / many, 0.7, True, detail)]
+    return [GrowthFinding("orders for one SKU / many", one / many, 0.7, True, detail)]
 
 
 async def broker_killed(
     node: RabbitNode, folder: Path, orders: int, report: Report
-) -> list[Finding]:
+) -> list[GrowthFinding]:
     """Seconds from the broker's kill -9 until orders end at the rate they are placed again."""
     async with started(SQLITE, node, folder, seed=1) as bench:
         await bench.load(WARM_UP_ORDERS)
@@ -217,10 +223,12 @@ async def broker_killed(
     # The first second, after the kill, in which as many end as are placed.
     recovered = next(end for end in ends if end > 0 and _within(ends, end, 1.0) >= rate * 0.9)
     detail = f"{up_seconds:.1f} s of them the node's start; {rate:.0f} orders/s all the while"
-    return [Finding("seconds from a broker kill to full rate", recovered, 10.0, False, detail)]
+    return [
+        GrowthFinding("seconds from a broker kill to full rate", recovered, 10.0, False, detail)
+    ]
 
 
-def _ends_since(moment: datetime, load: Plan, deployment: Deployment) -> list[float]:
+def _ends_since(moment: datetime, load: OrderLoad, deployment: Deployment) -> list[float]:
     """When the load's orders ended, in seconds after the moment (or before)."""
     ids = {str(order.order_id) for order in load.orders}
     query = sa.select(orders_table.c.order_id, orders_table.c.ended_at).where(
@@ -234,7 +242,9 @@ def _within(ends: list[float], start: float, seconds: float) -> int:
     return bisect.bisect_left(ends, start + seconds) - bisect.bisect_left(ends, start)
 
 
-Scenario: TypeAlias = Callable[[RabbitNode, Path, int, Report], Coroutine[Any, Any, list[Finding]]]
+Scenario: TypeAlias = Callable[
+    [RabbitNode, Path, int, Report], Coroutine[Any, Any, list[GrowthFinding]]
+]
 SCENARIOS: Final[dict[str, Scenario]] = {
     "stored": stored,
     "backlog": backlog,

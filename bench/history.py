@@ -33,7 +33,7 @@ from sqlalchemy.engine import Connection
 from common.events import CancellationReason
 from inventory_service.domain import AddStock
 from order_saga.archive import queries as orders
-from order_saga.archive.queries import Search
+from order_saga.archive.queries import OrderSearch
 from order_saga.archive.view import Status
 from order_service.domain import CancelOrder
 from saga.archive import queries, store
@@ -41,7 +41,8 @@ from saga.archive.store import Fact
 from saga.archive.timeline import steps_of
 from saga.history.rebuild import rebuild_views
 from saga.local.postgres import PostgresCluster
-from saga.runtime.kernel.database import Database, open_database
+from saga.runtime.kernel.database import Database
+from saga.runtime.kernel.opening import open_database
 from saga.runtime.urls import sqlite_url
 from tests.play import BROKE, SAGA, Play
 from tests.stores import GRAPH, HISTORY, PROJECTION
@@ -59,21 +60,21 @@ KINDS = 500
 
 T = TypeVar("T")
 
-PAGES: dict[str, Search] = {
-    "all": Search(),
-    "confirmed": Search(status=Status.CONFIRMED),
-    "out of stock": Search(reason=CancellationReason.OUT_OF_STOCK),
-    "of a customer": Search(customer="customer-42"),
-    "cancelled, by amount": Search(status=Status.CANCELLED, total_cents_min=1_000),
-    "a customer's, confirmed": Search(customer="customer-42", status=Status.CONFIRMED),
-    "in a currency that none has": Search(currency="GBP"),
-    "of a price that none has": Search(status=Status.CONFIRMED, total_cents_min=1_000_000),
-    "pending, of which there are none": Search(status=Status.PENDING),
+PAGES: dict[str, OrderSearch] = {
+    "all": OrderSearch(),
+    "confirmed": OrderSearch(status=Status.CONFIRMED),
+    "out of stock": OrderSearch(reason=CancellationReason.OUT_OF_STOCK),
+    "of a customer": OrderSearch(customer="customer-42"),
+    "cancelled, by amount": OrderSearch(status=Status.CANCELLED, total_cents_min=1_000),
+    "a customer's, confirmed": OrderSearch(customer="customer-42", status=Status.CONFIRMED),
+    "in a currency that none has": OrderSearch(currency="GBP"),
+    "of a price that none has": OrderSearch(status=Status.CONFIRMED, total_cents_min=1_000_000),
+    "pending, of which there are none": OrderSearch(status=Status.PENDING),
 }
 
 
 @dataclass
-class Result:
+class HistoryFigure:
     """One measured figure; `limit` is in the same unit, as is what is `besides` worth knowing."""
 
     name: str
@@ -162,7 +163,7 @@ async def asked(
     name: str,
     questions: Sequence[Callable[[Connection], object]],
     limit_ms: float | None,
-) -> Result:
+) -> HistoryFigure:
     """How long 99 of 100 questions take. Each is asked once before: a database that has just been
     filled has not read its own pages yet."""
     times: list[float] = []
@@ -175,25 +176,25 @@ async def asked(
     times.sort()
     nearly_all = times[(len(times) * 99 + 99) // 100 - 1]
     besides = f"median {statistics.median(times):.1f}, slowest {times[-1]:.1f}"
-    return Result(name, nearly_all, "ms", limit_ms, besides)
+    return HistoryFigure(name, nearly_all, "ms", limit_ms, besides)
 
 
 def timeline(order: str) -> Callable[[Connection], object]:
     return lambda connection: steps_of(queries.facts_about(connection, [order]))
 
 
-def page(wanted: Search, after: tuple[datetime, str] | None) -> Callable[[Connection], object]:
+def page(wanted: OrderSearch, after: tuple[datetime, str] | None) -> Callable[[Connection], object]:
     return lambda connection: orders.search(connection, wanted, PAGE, after)
 
 
-async def measure(url: str, count: int) -> list[Result]:
-    results: list[Result] = []
+async def measure(url: str, count: int) -> list[HistoryFigure]:
+    results: list[HistoryFigure] = []
     with Progress() as progress:
         database = await open_database(url, HISTORY)
         rate = await fill(database, count, progress)
-        results.append(Result("recording", rate, "events/s"))
+        results.append(HistoryFigure("recording", rate, "events/s"))
         dice = random.Random(SEED)
-        some = await database.read(lambda c: orders.search(c, Search(), 100_000))
+        some = await database.read(lambda c: orders.search(c, OrderSearch(), 100_000))
         chosen = [dice.choice(some) for _ in range(QUESTIONS)]
         timelines = [timeline(view.key) for view in chosen]
         results.append(await asked(database, "a timeline", timelines, TIMELINE_LIMIT_MS))
@@ -209,7 +210,7 @@ async def measure(url: str, count: int) -> list[Result]:
         began = time.perf_counter()
         await rebuild_views(url, GRAPH, lambda events: progress.advance(bar, events))
         minutes = (time.perf_counter() - began) / 60
-        results.append(Result("the views anew", minutes, "min", VIEWS_LIMIT_MINUTES))
+        results.append(HistoryFigure("the views anew", minutes, "min", VIEWS_LIMIT_MINUTES))
     return results
 
 

@@ -14,8 +14,8 @@ from bench.compare import PRODUCT, Comparison, Spread, all_started
 from bench.rig import Bench, Measured, Report, Variant
 from saga.discovery import tables_of
 from saga.local.node import RabbitNode
-from saga.runtime.kernel.database import read_database
 from saga.runtime.kernel.kept import kept_events
+from saga.runtime.kernel.opening import read_database
 from saga.runtime.kernel.tables import Tables
 
 COST_MAX: Final = 0.03

@@ -22,7 +22,7 @@ from typing import Final
 import uvloop
 
 from common.events import OrderCancelled, OrderConfirmed, OrderLine
-from order_saga.orders import Plan, Shares, plan
+from order_saga.orders import OrderLoad, Shares, plan
 from saga.envelope import CONTENT_TYPE, source_of, wrap
 from saga.message import Priority
 from saga.runtime.messaging import frames
@@ -57,7 +57,7 @@ class Load:
     rate: float = 0.0
     one_sku: bool = False
 
-    def plan(self) -> Plan:
+    def plan(self) -> OrderLoad:
         """The orders, and the stock they need."""
         made = plan(self.orders, self.seed, SHARES)
         if not self.one_sku:

@@ -47,7 +47,7 @@ def work() -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Machine:
+class BenchHost:
     """Where and with what it was measured."""
 
     python: str

@@ -18,9 +18,9 @@ from common.events import PaymentCharged
 from order_service.domain import PARTICIPANT, Order, OrderStatus
 from saga.envelope import wrap
 from saga.message import Priority
-from saga.runtime.kernel.groups import Done
-from saga.runtime.kernel.outbox import Outgoing
+from saga.runtime.kernel.outgoing import Outgoing
 from saga.runtime.kernel.tables import utc_now
+from saga.runtime.kernel.work import Done
 from saga.runtime.metrics import KernelMetrics, OrderMetrics, OutboxMetrics
 
 LIMIT_MICROSECONDS = 15.0

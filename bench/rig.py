@@ -18,7 +18,8 @@ from bench.load import Load
 from bench.machine import Pace
 from order_saga.publish import deliver
 from saga.local.node import RabbitNode
-from saga.local.system import Database, System, start_python
+from saga.local.processes import start_python
+from saga.local.system import Database, System
 from saga.runtime.messaging.connection import connect
 
 Report = Callable[[str], None]

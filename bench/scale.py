@@ -53,7 +53,7 @@ class Costs:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class ScalePlan:
     """How many orders a second so many machines can take, and what to run on them."""
 
     per_second: float
@@ -61,7 +61,7 @@ class Plan:
     shards: int
 
 
-def plan(costs: Costs, nodes: int, cores: int, queue_per_second: float) -> Plan:
+def plan(costs: Costs, nodes: int, cores: int, queue_per_second: float) -> ScalePlan:
     """The rate at which all cores are `BUSY`, and replicas so that none is busier.
 
     One queue is one process of the broker's, and takes `queue_per_second` messages at most: beyond
@@ -72,7 +72,7 @@ def plan(costs: Costs, nodes: int, cores: int, queue_per_second: float) -> Plan:
         name: math.ceil(rate * getattr(costs, name) / 1_000 / BUSY)
         for name in ("order", "inventory", "payment")
     }
-    return Plan(rate, replicas, math.ceil(rate / (queue_per_second * BUSY)))
+    return ScalePlan(rate, replicas, math.ceil(rate / (queue_per_second * BUSY)))
 
 
 @dataclass(slots=True)

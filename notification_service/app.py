@@ -50,7 +50,7 @@ from notification_service.store import (
 )
 from saga.message import Answer
 from saga.runtime.kernel.database import Database
-from saga.runtime.kernel.groups import Done, Duplicate
+from saga.runtime.kernel.work import Done, Duplicate
 from saga.runtime.metrics import notifications_unknown
 from saga.runtime.problem import Problem, problems
 from saga.runtime.service import Running, Service, main

@@ -65,7 +65,7 @@ class SendAnswered(Answer):
         return str(self.order_id)
 
 
-class _OrderIntent(Intent):
+class _MailIntent(Intent):
     answer: ClassVar[type[Answer]] = SendAnswered
 
     order_id: UUID
@@ -75,14 +75,14 @@ class _OrderIntent(Intent):
         return str(self.order_id)
 
 
-class Send(_OrderIntent):
+class Send(_MailIntent):
     """Hand the mail over, for the first time or after a refusal. `number` counts the attempts."""
 
     letter: Letter
     number: int = 1
 
 
-class Resend(_OrderIntent):
+class Resend(_MailIntent):
     """Hand over again, because a person said so, what may have been sent already. `number` tells
     one attempt from another."""
 
@@ -90,7 +90,7 @@ class Resend(_OrderIntent):
     number: int = 1
 
 
-class PutOff(_OrderIntent):
+class PutOff(_MailIntent):
     """Note that nothing was sent, and fail: trying the event again is what sends it. One that was
     `rejected` is dead at once."""
 
@@ -100,7 +100,7 @@ class PutOff(_OrderIntent):
     """Of the attempt that was refused."""
 
 
-class _OrderCommand(Command):
+class _MailCommand(Command):
     order_id: UUID
 
     @property
@@ -108,19 +108,19 @@ class _OrderCommand(Command):
         return str(self.order_id)
 
 
-class ResendNotification(_OrderCommand):
+class ResendNotification(_MailCommand):
     """Send an unconfirmed mail, even if that makes two."""
 
     type: ClassVar[str] = "notification.resend"
 
 
-class DismissNotification(_OrderCommand):
+class DismissNotification(_MailCommand):
     """Leave an unconfirmed mail as it is."""
 
     type: ClassVar[str] = "notification.dismiss"
 
 
-class GiveUpResending(_OrderCommand):
+class GiveUpResending(_MailCommand):
     """Whoever was sending an unconfirmed mail again takes too long."""
 
     type: ClassVar[str] = "notification.give_up_resending"

@@ -24,9 +24,9 @@ from saga.commands.output import (
 from saga.commands.running import print_report
 
 if TYPE_CHECKING:
-    from order_saga.demo import Result
-    from order_saga.orders import Plan, Shares
-    from order_saga.publish import Published
+    from order_saga.demo import DemoResult
+    from order_saga.orders import OrderLoad, Shares
+    from order_saga.publish import PublishedOrders
     from saga.deployment import Deployment
 
 ORDERS_MAX = 1_000_000
@@ -118,7 +118,7 @@ def publish(
 
     deployment = Deployment.load(data_dir)
 
-    async def work() -> tuple[Plan, Published]:
+    async def work() -> tuple[OrderLoad, PublishedOrders]:
         plan = await next_plan(deployment, orders, seed, shares)
         with progress_bars(sending=orders + len(plan.malformed)) as advance:
             return plan, await send(
@@ -144,7 +144,7 @@ def publish(
         out().print(f"{outcome:>20} {count:>8}")
 
 
-def _published_as_json(seed: int, plan: Plan, published: Published) -> dict[str, Any]:
+def _published_as_json(seed: int, plan: OrderLoad, published: PublishedOrders) -> dict[str, Any]:
     from collections import Counter
 
     expected = Counter(
@@ -215,7 +215,7 @@ def demo(
     from saga.commands.console import progress_bars
     from saga.discovery import choreography
 
-    async def load(deployment: Deployment) -> Result:
+    async def load(deployment: Deployment) -> DemoResult:
         plan = await next_plan(deployment, orders, seed, shares)
         with progress_bars(sending=orders + len(plan.malformed), ended=orders) as advance:
             return await see_through(
@@ -243,7 +243,7 @@ def demo(
         raise typer.Exit(PROBLEM_FOUND)
 
 
-def _print_result(result: Result) -> None:
+def _print_result(result: DemoResult) -> None:
     from saga.commands.console import Table, out, styled
 
     console = out()

@@ -21,8 +21,8 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from common.events import CancellationReason
-from order_saga.orders import Plan
-from order_saga.publish import CONCURRENCY, Published, dead_letters_of, publish
+from order_saga.orders import OrderLoad
+from order_saga.publish import CONCURRENCY, PublishedOrders, dead_letters_of, publish
 from order_service.domain import OrderStatus
 from order_service.store import orders as orders_table
 from payment_service.domain import PARTICIPANT as PAYMENT
@@ -30,13 +30,15 @@ from payment_service.gateway import Fault, FaultMode, SandboxGateway
 from saga.choreography import Choreography
 from saga.clock import elapsed
 from saga.deployment import Deployment
-from saga.dlq.desk import Desk, open_desk
-from saga.dlq.letters import HERE, Letter
-from saga.dlq.replay import Settings, replay
-from saga.dlq.store import Selection
+from saga.dlq.desk import DeadLetterDesk, open_desk
+from saga.dlq.letters import DeadLetter
+from saga.dlq.replay import ReplaySettings, replay
+from saga.dlq.selection import Selection
+from saga.dlq.states import HERE
 from saga.message import Priority
 from saga.reconcile import Report, dead_letters, reconcile
-from saga.runtime.kernel.database import DatabaseError, read_database
+from saga.runtime.kernel.database import DatabaseError
+from saga.runtime.kernel.opening import read_database
 from saga.runtime.tasks import cancel_all
 from saga.status import status
 
@@ -82,12 +84,12 @@ class End:
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class DemoResult:
     """What came of a load."""
 
     seed: int
-    plan: Plan
-    published: Published
+    plan: OrderLoad
+    published: PublishedOrders
     ends: Mapping[UUID, End]
     dead_letters: int
     """Those that were not there before."""
@@ -206,7 +208,7 @@ class Result:
 async def demo(
     deployment: Deployment,
     graph: Choreography,
-    plan: Plan,
+    plan: OrderLoad,
     *,
     seed: int,
     direct: bool = False,
@@ -216,7 +218,7 @@ async def demo(
     tell: Callable[[str], None] = lambda _: None,
     sent: Progress = lambda _: None,
     ended: Progress = lambda _: None,
-) -> Result:
+) -> DemoResult:
     """Send the plan to a running system and see it through.
 
     With `outage` the payment provider goes down on the way, and the dead letters this leads to are
@@ -236,7 +238,7 @@ async def demo(
 
     if outage:
         story.ended(0)
-    sending: asyncio.Future[Published] = asyncio.ensure_future(
+    sending: asyncio.Future[PublishedOrders] = asyncio.ensure_future(
         publish(deployment, plan, direct=direct, rate=rate, concurrency=concurrency, progress=sent)
     )
     ending = asyncio.ensure_future(_wait_for_ends(deployment, plan, sending, count))
@@ -256,7 +258,7 @@ async def demo(
     await _wait_for_rest(deployment, graph, len(before) + dead_letters_expected)
     report = await _reconcile(deployment)
     after = await dead_letters(deployment, graph)
-    return Result(
+    return DemoResult(
         seed,
         plan,
         published,
@@ -280,7 +282,7 @@ class _Outage:
         self,
         deployment: Deployment,
         graph: Choreography,
-        plan: Plan,
+        plan: OrderLoad,
         before: Set[tuple[str, str]],
         tell: Callable[[str], None],
     ) -> None:
@@ -313,7 +315,7 @@ class _Outage:
             self.up_at = datetime.now(UTC)
 
     async def play(
-        self, sending: asyncio.Future[Published], ending: asyncio.Future[dict[UUID, End]]
+        self, sending: asyncio.Future[PublishedOrders], ending: asyncio.Future[dict[UUID, End]]
     ) -> None:
         """Wait for the outage, end it, and replay what it left until every order has ended."""
         down = asyncio.ensure_future(self._down.wait())
@@ -334,7 +336,7 @@ class _Outage:
                     await self._replay(desk, letters)
                 await asyncio.wait({ending}, timeout=_OUTAGE_POLL_SECONDS)
 
-    async def _let_collect(self, desk: Desk) -> None:
+    async def _let_collect(self, desk: DeadLetterDesk) -> None:
         """Return once enough charges are dead letters, or after the longest outage there may be."""
         enough = max(1.0, len(self._orders) * OUTAGE_DEAD_SHARE)
         started = time.monotonic()
@@ -355,13 +357,13 @@ class _Outage:
                 return
             await asyncio.sleep(_OUTAGE_POLL_SECONDS)
 
-    async def _replay(self, desk: Desk, letters: Sequence[Letter]) -> None:
+    async def _replay(self, desk: DeadLetterDesk, letters: Sequence[DeadLetter]) -> None:
         selection = Selection(numbers=tuple(letter.number for letter in letters))
-        result = await replay(desk, selection, Settings(), why="the demo's provider is back")
+        result = await replay(desk, selection, ReplaySettings(), why="the demo's provider is back")
         self.replayed.update(letter.subject for letter in letters if letter.subject)
         self._tell(f"replay {result.run}: {len(letters)} letters, {result.sent} sent")
 
-    def _letters(self, desk: Desk) -> list[Letter]:
+    def _letters(self, desk: DeadLetterDesk) -> list[DeadLetter]:
         """What the outage has left of the plan's orders."""
         return [
             letter
@@ -385,7 +387,10 @@ def _switch(url: str, mode: FaultMode) -> None:
 
 
 async def _wait_for_ends(
-    deployment: Deployment, plan: Plan, sending: asyncio.Future[Published], ended: Progress
+    deployment: Deployment,
+    plan: OrderLoad,
+    sending: asyncio.Future[PublishedOrders],
+    ended: Progress,
 ) -> dict[UUID, End]:
     """How the plan's orders ended; those that never do are missing."""
     url = deployment.database_urls["order"]

@@ -32,7 +32,7 @@ from order_saga.outsides import MailLog
 from order_service.domain import PARTICIPANT as ORDER
 from order_service.domain import Order, OrderStatus
 from payment_service.domain import Payment, PaymentStatus
-from payment_service.ledger import Charge, Ledger
+from payment_service.ledger import Ledger, LedgerCharge
 from saga.asking import Phase
 from saga.view import Broken, Events, States
 
@@ -210,7 +210,7 @@ def mailed_twice(doubtful: Events[NotificationUnconfirmed], mails: MailLog) -> I
             yield order_id, f"{count} mails were taken"
 
 
-def _disagreement(payment: Payment | None, charge: Charge | None) -> str | None:
+def _disagreement(payment: Payment | None, charge: LedgerCharge | None) -> str | None:
     if payment is None:
         return "the provider was asked, but there is no payment"
     if charge is None:
@@ -463,7 +463,7 @@ def _units(lines: Iterable[HeldLine]) -> Counter[str]:
     return units
 
 
-def _taken(ledger: Ledger) -> dict[str, Charge]:
+def _taken(ledger: Ledger) -> dict[str, LedgerCharge]:
     return {charge.key: charge for charge in ledger if not charge.declined}
 
 

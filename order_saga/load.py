@@ -16,7 +16,7 @@ from order_saga.outsides import PROVIDER
 from order_service.domain import PARTICIPANT as ORDER
 from order_service.domain import CancelOrder, OrderStatus
 from payment_service.domain import Charge
-from payment_service.ledger import Outcome
+from payment_service.ledger import ChargeOutcome
 from saga.envelope import derived_id
 from saga.load.plan import Given, Plan
 from saga.message import Intent, Priority
@@ -33,7 +33,7 @@ SHORT_SECONDS: Final = 6
 PRICE_CENTS: Final = 250
 PLENTY, SCARCE, UNKNOWN = "plenty", "scarce", "unknown"
 
-_DECLINES: Final = {str(reason): Outcome(reason) for reason in DeclineReason}
+_DECLINES: Final = {str(reason): ChargeOutcome(reason) for reason in DeclineReason}
 """By customer, what the provider decides."""
 
 
@@ -94,10 +94,10 @@ def plan(chance: random.Random, orders: int) -> Plan:
     )
 
 
-def _decide(intent: Intent) -> Outcome:
+def _decide(intent: Intent) -> ChargeOutcome:
     if isinstance(intent, Charge):
-        return _DECLINES.get(intent.customer, Outcome.CHARGED)
-    return Outcome.CHARGED
+        return _DECLINES.get(intent.customer, ChargeOutcome.CHARGED)
+    return ChargeOutcome.CHARGED
 
 
 def _command(

@@ -145,7 +145,7 @@ class Malformed:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class OrderLoad:
     """A load: what to prepare, what to send, and what has to come of it."""
 
     prefix: str
@@ -175,7 +175,7 @@ def expected(order: PlannedOrder) -> str:
     return "confirmed" if order.reason is None else str(order.reason)
 
 
-def plan(orders: int, seed: int, shares: Shares | None = None, *, run: int = 1) -> Plan:
+def plan(orders: int, seed: int, shares: Shares | None = None, *, run: int = 1) -> OrderLoad:
     """The load of so many orders.
 
     Every name in it starts with a prefix made of all the arguments. So loads on one system never
@@ -208,7 +208,7 @@ def plan(orders: int, seed: int, shares: Shares | None = None, *, run: int = 1) 
         _malformed(f"{prefix}-malformed-{number}", kinds[number % len(kinds)], dice)
         for number in range(round(orders * shares.malformed))
     )
-    return Plan(
+    return OrderLoad(
         prefix,
         tuple(made),
         catalogue.needs(made),

@@ -33,12 +33,17 @@ from payment_service import app as payment
 from payment_service.domain import PARTICIPANT as PAYMENT
 from payment_service.domain import Charge, Payment, PaymentStatus, Refund, SettleCharge
 from payment_service.gateway import SandboxGateway, ledger_file
-from payment_service.ledger import Charge as Line
-from payment_service.ledger import Decline, Ledger, Outcome, Receipt, refunded
+from payment_service.ledger import (
+    ChargeOutcome,
+    Decline,
+    Ledger,
+    LedgerCharge,
+    Receipt,
+    refunded,
+)
 from saga.choreography import State
-from saga.message import Intent
+from saga.message import Ask, Intent
 from saga.outside import Desk, Outside, OutsideError
-from saga.runtime.kernel.groups import Ask
 
 _CURRENCY: Final[TypeAdapter[Any]] = TypeAdapter(Currency)
 
@@ -52,7 +57,7 @@ class DeskGateway:
     async def charge(
         self, key: str, *, customer: str, currency: str, amount_cents: int
     ) -> Receipt | Decline:
-        line = self._desk.books.find(key) or Line(
+        line = self._desk.books.find(key) or LedgerCharge(
             key, customer, currency, amount_cents, self._desk.decision, f"receipt {key}"
         )
         answer = line.answer(customer, currency, amount_cents)
@@ -159,7 +164,7 @@ PROVIDER = Outside(
     "provider",
     asked_by=PAYMENT.name,
     blank=Ledger(),
-    decisions=(Outcome.CHARGED, Outcome.CARD_DECLINED),
+    decisions=(ChargeOutcome.CHARGED, ChargeOutcome.CARD_DECLINED),
     ask=asks_provider,
     read=read_ledger,
     setting="SANDBOX_URL",

@@ -20,7 +20,7 @@ from order_saga.orders import (
     RUN_MAX,
     TIME_LIMIT_SECONDS,
     Malformed,
-    Plan,
+    OrderLoad,
     PlannedOrder,
     Shares,
     StockNeed,
@@ -68,7 +68,7 @@ class PublishError(Explained):
 
 
 @dataclass(slots=True)
-class Published:
+class PublishedOrders:
     """What was sent. `expected` is by order: None for confirmed, or the reason it ends for."""
 
     orders: int = 0
@@ -81,7 +81,7 @@ class Published:
 
 async def next_plan(
     deployment: Deployment, orders: int, seed: int, shares: Shares | None = None
-) -> Plan:
+) -> OrderLoad:
     """The plan in its first run that the system has not seen yet.
 
     So the same seed gives the same orders on every fresh system, and new ones where it has been
@@ -101,13 +101,13 @@ async def next_plan(
 
 async def publish(
     deployment: Deployment,
-    plan: Plan,
+    plan: OrderLoad,
     *,
     direct: bool = False,
     rate: float | None = None,
     concurrency: int = CONCURRENCY,
     progress: Progress = lambda _: None,
-) -> Published:
+) -> PublishedOrders:
     """Prepare the system for the plan, then send its orders and malformed messages, mixed.
 
     Orders go over HTTP or, with `direct`, as commands to the order service's intake queues. `rate`
@@ -115,7 +115,7 @@ async def publish(
     again under the same key, so nothing is lost or doubled. `progress` is told of each message
     sent. Raises `PublishError`, or `BrokerError`.
     """
-    published = Published(expected={order.order_id: order.reason for order in plan.orders})
+    published = PublishedOrders(expected={order.order_id: order.reason for order in plan.orders})
     await asyncio.to_thread(_open_accounts, deployment.outside_urls["provider"], plan.accounts)
     await deliver(deployment, plan)
     publisher = BrokerPublisher(deployment.amqp_url, "saga publish")
@@ -130,7 +130,7 @@ async def publish(
     return published
 
 
-def dead_letters_of(plan: Plan, graph: Choreography) -> int:
+def dead_letters_of(plan: OrderLoad, graph: Choreography) -> int:
     """How many dead letters the plan's malformed messages must leave."""
     return sum(len(graph.reacting_to(m.routing_key.rpartition(".")[0])) for m in plan.malformed)
 
@@ -142,7 +142,7 @@ class _Sender:
         self,
         deployment: Deployment,
         publisher: BrokerPublisher,
-        published: Published,
+        published: PublishedOrders,
         *,
         direct: bool,
         progress: Progress,
@@ -256,7 +256,7 @@ class _Sender:
                 return
 
 
-def _mixed(plan: Plan) -> list[PlannedOrder | Malformed]:
+def _mixed(plan: OrderLoad) -> list[PlannedOrder | Malformed]:
     """The orders, with the malformed messages spread evenly among them."""
     messages: list[PlannedOrder | Malformed] = list(plan.orders)
     for number, malformed in reversed(list(enumerate(plan.malformed, start=1))):
@@ -272,7 +272,7 @@ def _open_accounts(url: str, accounts: Sequence[Account]) -> None:
         asyncio.run(gateway.close())
 
 
-async def deliver(deployment: Deployment, plan: Plan) -> None:
+async def deliver(deployment: Deployment, plan: OrderLoad) -> None:
     """Put the plan's stock on the shelf, once per plan."""
     async with _client(deployment, "inventory") as inventory:
         for first in range(0, len(plan.stock), DELIVERY_ITEMS_MAX):

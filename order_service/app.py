@@ -33,8 +33,8 @@ from saga.due import OVERDUE_SECONDS
 from saga.envelope import derived_id
 from saga.message import Priority
 from saga.runtime import tracing
-from saga.runtime.kernel.groups import Done
 from saga.runtime.kernel.step import Decision
+from saga.runtime.kernel.work import Done
 from saga.runtime.metrics import OrderMetrics, orders_overdue, orders_pending, orders_turned_away
 from saga.runtime.problem import Problem, problems, unavailable
 from saga.runtime.service import Running, Service, main

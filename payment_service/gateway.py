@@ -20,10 +20,17 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite import Insert, insert
 from sqlalchemy.engine import Connection, Engine
 
-from payment_service.ledger import Charge, Decline, GatewayRefused, Outcome, Receipt, refunded
+from payment_service.ledger import (
+    ChargeOutcome,
+    Decline,
+    GatewayRefused,
+    LedgerCharge,
+    Receipt,
+    refunded,
+)
 from saga.errors import Explained
 from saga.retry import TransientError
-from saga.runtime.kernel.database import BUSY_TIMEOUT_SECONDS, sqlite_engine
+from saga.runtime.kernel.sqlite import BUSY_TIMEOUT_SECONDS, sqlite_engine
 from saga.runtime.urls import printable, sqlite_path
 
 GROUP_MAX = 256
@@ -229,7 +236,7 @@ class SandboxGateway:
         with self._engine.begin() as connection:
             _put(connection, _faults, [{"id": 1, **asdict(fault)}])
 
-    def ledger(self) -> Sequence[Charge]:
+    def ledger(self) -> Sequence[LedgerCharge]:
         """Every charge there is, declined ones too, in order of time."""
         query = sa.select(_charges).order_by(_charges.c.charged_at_ms, _charges.c.key)
         with self._engine.connect().execution_options(reads=True) as connection:
@@ -350,22 +357,22 @@ class _Books:
         self.charges[question.key] = replace(charge, asked=charge.asked + 1)
         return _Answer(said, account.answer_delay_ms)
 
-    def _decide(self, question: _Question, account: Account) -> Charge:
-        outcome = Outcome.CHARGED
+    def _decide(self, question: _Question, account: Account) -> LedgerCharge:
+        outcome = ChargeOutcome.CHARGED
         if account.card_blocked:
-            outcome = Outcome.CARD_DECLINED
+            outcome = ChargeOutcome.CARD_DECLINED
         elif account.funds_cents is not None:
             if account.funds_cents < question.amount_cents:
-                outcome = Outcome.INSUFFICIENT_FUNDS
+                outcome = ChargeOutcome.INSUFFICIENT_FUNDS
             else:
                 self._pay_in(account, -question.amount_cents)
-        return Charge(
+        return LedgerCharge(
             key=question.key,
             customer=account.customer,
             currency=question.currency,
             amount_cents=question.amount_cents,
             outcome=outcome,
-            reference=f"sandbox-{uuid4()}" if outcome is Outcome.CHARGED else "",
+            reference=f"sandbox-{uuid4()}" if outcome is ChargeOutcome.CHARGED else "",
             charged_at_ms=time.time_ns() // 1_000_000,
         )
 
@@ -405,8 +412,8 @@ def _upsert(table: sa.Table) -> Insert:
     return statement.on_conflict_do_update(index_elements=list(table.primary_key), set_=others)
 
 
-def _charge_of(row: sa.RowMapping) -> Charge:
-    return Charge(**{**row, "outcome": Outcome(row["outcome"])})
+def _charge_of(row: sa.RowMapping) -> LedgerCharge:
+    return LedgerCharge(**{**row, "outcome": ChargeOutcome(row["outcome"])})
 
 
 def _make_tables(engine: Engine) -> None:

@@ -30,7 +30,7 @@ class Decline:
     reason: DeclineReason
 
 
-class Outcome(StrEnum):
+class ChargeOutcome(StrEnum):
     """What became of a charge; other than `charged`, the reason for a decline."""
 
     CHARGED = "charged"
@@ -39,7 +39,7 @@ class Outcome(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Charge:
+class LedgerCharge:
     """A line of the provider's ledger. Times are Unix time in milliseconds.
 
     `asked` counts the questions that reached the ledger, the first included.
@@ -49,7 +49,7 @@ class Charge:
     customer: str
     currency: str
     amount_cents: int
-    outcome: Outcome
+    outcome: ChargeOutcome
     reference: str
     charged_at_ms: int = 0
     asked: int = 0
@@ -58,7 +58,7 @@ class Charge:
 
     @property
     def declined(self) -> bool:
-        return self.outcome is not Outcome.CHARGED
+        return self.outcome is not ChargeOutcome.CHARGED
 
     @property
     def kept_cents(self) -> int:
@@ -76,8 +76,12 @@ class Charge:
 
 
 def refunded(
-    charge: Charge | None, key: str, currency: str, amount_cents: int, at_ms: int | None = None
-) -> Charge:
+    charge: LedgerCharge | None,
+    key: str,
+    currency: str,
+    amount_cents: int,
+    at_ms: int | None = None,
+) -> LedgerCharge:
     """The line after a refund under its key: once, and at most what was charged. Raises
     `GatewayRefused` if nothing was charged, or another refund was made."""
     if charge is None or charge.declined:
@@ -94,17 +98,17 @@ def refunded(
 class Ledger:
     """All charges at one moment, in the order of their keys."""
 
-    charges: tuple[Charge, ...] = ()
+    charges: tuple[LedgerCharge, ...] = ()
 
-    def __iter__(self) -> Iterator[Charge]:
+    def __iter__(self) -> Iterator[LedgerCharge]:
         return iter(self.charges)
 
     def __len__(self) -> int:
         return len(self.charges)
 
-    def find(self, key: str) -> Charge | None:
+    def find(self, key: str) -> LedgerCharge | None:
         return next((charge for charge in self.charges if charge.key == key), None)
 
-    def with_line(self, line: Charge) -> Ledger:
+    def with_line(self, line: LedgerCharge) -> Ledger:
         others = [charge for charge in self.charges if charge.key != line.key]
         return Ledger(tuple(sorted([*others, line], key=lambda charge: charge.key)))

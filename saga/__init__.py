@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from saga.load.plan import Given, Plan
     from saga.message import (
         Answer,
+        Ask,
         Command,
         Decided,
         Event,
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     )
     from saga.outside import Desk, Memory, Outside, OutsideError
     from saga.retry import Retry, TransientError
-    from saga.runtime.kernel.groups import Ask
     from saga.runtime.kernel.tables import Json, StateTable, Tables, Utc, Word, due_columns
     from saga.runtime.service import Running, Service, TakingPart, taking_part
     from saga.runtime.service import main as serve
@@ -51,12 +51,11 @@ _HOMES: Final = {
     "saga.limits": ("Moment",),
     "saga.load.plan": ("Given", "Plan"),
     "saga.message": (
-        *("Answer", "Command", "Decided", "Event", "EventTypes", "Intent", "Message", "Priority"),
-        "Role",
+        *("Answer", "Ask", "Command", "Decided", "Event", "EventTypes", "Intent", "Message"),
+        *("Priority", "Role"),
     ),
     "saga.outside": ("Desk", "Memory", "Outside", "OutsideError"),
     "saga.retry": ("Retry", "TransientError"),
-    "saga.runtime.kernel.groups": ("Ask",),
     "saga.runtime.kernel.tables": (
         *("Json", "StateTable", "Tables", "Utc", "Word", "due_columns"),
     ),

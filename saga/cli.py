@@ -28,6 +28,7 @@ from saga.commands import (
     running,
     schemas,
     topology,
+    trace,
     verify,
 )
 from saga.commands.output import problem
@@ -126,9 +127,9 @@ app.command("restart")(running.restart)
 app.command("reconcile")(running.reconcile)
 app.command("backup")(backups.backup)
 app.command("restore")(backups.restore)
-app.command("trace")(history.trace)
-app.command("stuck")(history.stuck)
-app.command("show")(history.show)
+app.command("trace")(trace.trace)
+app.command("stuck")(trace.stuck)
+app.command("show")(trace.show)
 app.command("due")(due.due)
 app.command("map")(graph.show_map)
 app.command("check")(graph.check)

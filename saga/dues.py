@@ -22,9 +22,9 @@ from saga.deployment import Deployment
 from saga.discovery import tables_of
 from saga.due import OVERDUE_SECONDS, Due
 from saga.envelope import rfc3339
-from saga.errors import Explained
+from saga.errors import Explained, InputError
 from saga.http import client
-from saga.runtime.kernel.database import read_database
+from saga.runtime.kernel.opening import read_database
 from saga.runtime.kernel.tables import Tables
 from saga.runtime.kernel.timer import Listed, dues_in
 
@@ -39,10 +39,6 @@ T = TypeVar("T")
 
 class DueError(Explained):
     """What is due cannot be told, or not be brought forward. Says why."""
-
-
-class InputError(DueError):
-    """What was asked for makes no sense."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,3 +8,7 @@ class Explained(Exception):
 
     Commands print that line in place of a traceback.
     """
+
+
+class InputError(ValueError):
+    """What was asked for makes no sense: names the argument and what it takes. Nothing changed."""

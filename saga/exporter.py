@@ -23,7 +23,7 @@ from saga.deployment import Deployment
 from saga.discovery import choreography, saga
 from saga.dlq import DlqError
 from saga.dlq.figures import figures
-from saga.dlq.store import ItemState
+from saga.dlq.states import ItemState
 from saga.runtime.kernel.database import DatabaseError
 from saga.runtime.kernel.tables import utc_now
 from saga.runtime.messaging.connection import BrokerError

@@ -8,9 +8,9 @@ outside; an *answer* is what came back. Intents and answers never leave their pa
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from enum import StrEnum
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -143,6 +143,9 @@ class Intent(Message):
 
     answer: ClassVar[type[Answer]]
 
+
+Ask = Callable[[Any], Awaitable[Answer]]
+"""Puts an intent to the outside, for real or in memory, and returns what it answers."""
 
 Decided = Event | Command | Intent
 """What a reaction may decide on, and its participant's states evolve by."""

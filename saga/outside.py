@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from saga.choreography import State
 from saga.errors import Explained
-from saga.message import Answer, Intent
+from saga.message import Answer, Ask, Intent
 from saga.retry import TransientError
-from saga.runtime.kernel.groups import Ask
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection

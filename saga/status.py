@@ -20,13 +20,13 @@ from sqlalchemy.engine import Connection
 from saga.choreography import Choreography
 from saga.deployment import Deployment
 from saga.discovery import tables_of
-from saga.dlq.store import look
+from saga.dlq.lookup import look
 from saga.due import OVERDUE_SECONDS
 from saga.generate.naming import Owned, names_of
 from saga.http import client
 from saga.local.supervision import Supervision
 from saga.retry import RUNGS_MS
-from saga.runtime.kernel.database import read_database
+from saga.runtime.kernel.opening import read_database
 from saga.runtime.kernel.tables import Tables, utc_now
 from saga.runtime.messaging.connection import BrokerError, connect
 from saga.runtime.messaging.topology import (
@@ -56,7 +56,7 @@ class Dues:
 
 
 @dataclass(frozen=True, slots=True)
-class Status:
+class SystemStatus:
     """A system at one moment, read part by part while it runs."""
 
     services: Mapping[str, str] = field(default_factory=dict)
@@ -152,7 +152,7 @@ async def status(
     supervision: Supervision | None = None,
     *,
     patience_seconds: float = 0.0,
-) -> Status:
+) -> SystemStatus:
     """Read the status; changes nothing. `supervision` is what a `saga up` tells of its processes.
 
     Waits up to `patience_seconds` for a broker out of reach. Raises `BrokerError` or
@@ -197,7 +197,7 @@ async def status(
             tables = tables_of(participant.name)
             found = await asyncio.to_thread(read_database, url, partial(_dues, tables, late))
             dues |= {(participant.name, table): counts for table, counts in found.items()}
-    return Status(
+    return SystemStatus(
         services=services,
         crash_loops=supervision.problems(time.time()) if supervision else (),
         queues=queues,

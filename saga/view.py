@@ -70,7 +70,7 @@ class States(Mapping[str, S]):
 class Events(Generic[E]):
     """The events of some types, each once. Those that wait in an outbox are among them."""
 
-    def __init__(self, told: Told, types: Collection[str]) -> None:
+    def __init__(self, told: EventLog, types: Collection[str]) -> None:
         self._told = told
         self._types = types
 
@@ -99,7 +99,7 @@ class Mark(Protocol):
     def sequence(self) -> int | None: ...
 
 
-class Told(Protocol):
+class EventLog(Protocol):
     """All that was published, and what waits in an outbox."""
 
     def events(self, types: Collection[str]) -> Iterator[Envelope[Any]]:
@@ -123,8 +123,8 @@ class Told(Protocol):
         ...
 
 
-class Published:
-    """Events in memory; see `Told`."""
+class EventsInMemory:
+    """Events in memory; see `EventLog`."""
 
     def __init__(self, events: Sequence[Envelope[Any]]) -> None:
         self._events = events
@@ -160,7 +160,7 @@ class View:
     def __init__(
         self,
         known: Mapping[str, Mapping[StateId, State]],
-        told: Told,
+        told: EventLog,
         books: Iterable[Any] = (),
         *,
         rests: Callable[[str], bool],

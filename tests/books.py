@@ -14,7 +14,8 @@ from payment_service.gateway import Account, SandboxGateway
 from saga.archive import store
 from saga.deployment import Deployment
 from saga.history.sources import Sources
-from saga.runtime.kernel.database import Database, open_database, read_database
+from saga.runtime.kernel.database import Database
+from saga.runtime.kernel.opening import open_database, read_database
 from saga.runtime.kernel.rows import writing
 from tests.play import BROKE, Play
 from tests.stores import HISTORY, PROJECTION, TABLES

@@ -14,7 +14,7 @@ from sqlalchemy.engine import Connection
 
 from common.events import CancellationReason, OrderEvent
 from order_saga.archive.table import ORDERS, SCHEMA, order_views
-from order_saga.archive.view import OrderView, Status
+from order_saga.archive.view import ArchivedOrder, Status
 from saga.archive.view import SubjectView
 from saga.choreography import Choreography
 from saga.message import Priority
@@ -31,7 +31,7 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
-class Search:
+class OrderSearch:
     """Which orders: those that fit everything that is given. Times are of their first event, from
     `since` to before `until`; amounts are of their total."""
 
@@ -63,8 +63,11 @@ class Hour:
 
 
 def search(
-    connection: Connection, wanted: Search, limit: int, after: tuple[datetime, str] | None = None
-) -> list[OrderView]:
+    connection: Connection,
+    wanted: OrderSearch,
+    limit: int,
+    after: tuple[datetime, str] | None = None,
+) -> list[ArchivedOrder]:
     """At most `limit` orders, the latest first; `after` is first event and id of the last one that
     was seen already."""
     table = order_views.c
@@ -191,7 +194,7 @@ def _routes(database: Database, choreography: Choreography, clock: Clock) -> API
     return routes(database, choreography, clock)
 
 
-def _headline(view: OrderView, took: str) -> str:
+def _headline(view: ArchivedOrder, took: str) -> str:
     said = [view.status.value]
     if view.reason:
         said.append(f"({view.reason})")

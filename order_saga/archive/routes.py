@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from common.events import CancellationReason, Currency, Customer
 from order_saga.archive import queries as orders
-from order_saga.archive.view import OrderView, Payment, Status, Stock
+from order_saga.archive.view import ArchivedOrder, PaymentProgress, Status, Stock
 from saga.archive import queries
 from saga.archive.routes import PAGE_DEFAULT, PAGE_MAX, TimelineStep, cursor, read_cursor
 from saga.archive.store import Fact
@@ -47,7 +47,7 @@ class OrderSummary(BaseModel):
     refunded_cents: int
     priority: Priority
     stock: Stock
-    payment: Payment
+    payment: PaymentProgress
     settled: bool
     events: int = Field(validation_alias="sequence")
     deadline: datetime | None
@@ -61,7 +61,7 @@ class OrderSummary(BaseModel):
     """From placed to ended."""
 
     @classmethod
-    def of(cls, view: OrderView) -> Self:
+    def of(cls, view: ArchivedOrder) -> Self:
         return cls.model_validate(view)
 
 
@@ -122,8 +122,8 @@ class Wanted(BaseModel):
     after: Annotated[str, Field(max_length=TEXT_MAX_BYTES)] | None = None
 
     @property
-    def search(self) -> orders.Search:
-        return orders.Search(**self.model_dump(exclude={"limit", "after"}))
+    def search(self) -> orders.OrderSearch:
+        return orders.OrderSearch(**self.model_dump(exclude={"limit", "after"}))
 
 
 def routes(database: Database, choreography: Choreography, clock: Clock = utc_now) -> APIRouter:

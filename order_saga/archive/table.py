@@ -9,12 +9,12 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from common.events import CancellationReason
-from order_saga.archive.view import OrderView, Payment, Status, Stock
+from order_saga.archive.view import ArchivedOrder, PaymentProgress, Status, Stock
 from saga.message import Priority
 from saga.runtime.kernel.tables import Schema, StateTable, Utc, Word
 
 
-class _Told(Word):
+class _EventWord(Word):
     """A word of an event. One of a newer version, which was taken back, is read as `unknown`."""
 
     cache_ok = True
@@ -38,16 +38,16 @@ order_views = sa.Table(
     sa.Column("order_id", sa.String(36), primary_key=True),
     sa.Column("version", sa.Integer, nullable=False),
     sa.Column("sequence", sa.Integer, nullable=False),
-    sa.Column("status", _Told(Status, Status.UNKNOWN), nullable=False),
-    sa.Column("reason", _Told(CancellationReason, None)),
+    sa.Column("status", _EventWord(Status, Status.UNKNOWN), nullable=False),
+    sa.Column("reason", _EventWord(CancellationReason, None)),
     sa.Column("customer", sa.String(128), nullable=False),
     sa.Column("currency", sa.String(3), nullable=False),
     sa.Column("total_cents", sa.BigInteger, nullable=False),
     sa.Column("charged_cents", sa.BigInteger, nullable=False),
     sa.Column("refunded_cents", sa.BigInteger, nullable=False),
-    sa.Column("priority", _Told(Priority, Priority.NORMAL), nullable=False),
-    sa.Column("stock", _Told(Stock, Stock.NONE), nullable=False),
-    sa.Column("payment", _Told(Payment, Payment.NONE), nullable=False),
+    sa.Column("priority", _EventWord(Priority, Priority.NORMAL), nullable=False),
+    sa.Column("stock", _EventWord(Stock, Stock.NONE), nullable=False),
+    sa.Column("payment", _EventWord(PaymentProgress, PaymentProgress.NONE), nullable=False),
     sa.Column("deadline", Utc),
     sa.Column("placed_at", Utc),
     sa.Column("stock_at", Utc),
@@ -65,7 +65,7 @@ order_views = sa.Table(
     sa.Index("orders_by_start", "placed_at"),
 )
 
-ORDERS: Final = StateTable(OrderView, order_views)
+ORDERS: Final = StateTable(ArchivedOrder, order_views)
 SCHEMA: Final = Schema(
     _metadata,
     migrations=Path(__file__).with_name("migrations"),

@@ -52,7 +52,7 @@ class Stock(StrEnum):
     RELEASED = "released"
 
 
-class Payment(StrEnum):
+class PaymentProgress(StrEnum):
     """What payment has said; later ones replace earlier ones."""
 
     NONE = "none"
@@ -63,11 +63,11 @@ class Payment(StrEnum):
 
 
 _STOCK = tuple(Stock)
-_PAYMENT = tuple(Payment)
+_PAYMENT = tuple(PaymentProgress)
 
 
 @dataclass(frozen=True, slots=True)
-class OrderView(State):
+class ArchivedOrder(State):
     """One order, as its events tell it; `sequence` counts them.
 
     `first_event_at` and `last_event_at` span all of its events, whatever their types. An amount is
@@ -83,7 +83,7 @@ class OrderView(State):
     refunded_cents: int = 0
     priority: Priority = Priority.NORMAL
     stock: Stock = Stock.NONE
-    payment: Payment = Payment.NONE
+    payment: PaymentProgress = PaymentProgress.NONE
     deadline: datetime | None = None
     placed_at: datetime | None = None
     stock_at: datetime | None = None
@@ -103,7 +103,8 @@ class OrderView(State):
         return self.status is Status.CONFIRMED or (
             self.status is Status.CANCELLED
             and self.stock in (Stock.REJECTED, Stock.RELEASED)
-            and self.payment in (Payment.DECLINED, Payment.VOIDED, Payment.REFUNDED)
+            and self.payment
+            in (PaymentProgress.DECLINED, PaymentProgress.VOIDED, PaymentProgress.REFUNDED)
         )
 
     @property
@@ -144,15 +145,15 @@ class OrderView(State):
                 return seen._stock(Stock.RELEASED, at)
             case PaymentCharged():
                 return replace(
-                    seen._payment(Payment.CHARGED, at), charged_cents=message.amount_cents
+                    seen._payment(PaymentProgress.CHARGED, at), charged_cents=message.amount_cents
                 )
             case PaymentDeclined():
-                return seen._payment(Payment.DECLINED, at)
+                return seen._payment(PaymentProgress.DECLINED, at)
             case PaymentVoided():
-                return seen._payment(Payment.VOIDED, at)
+                return seen._payment(PaymentProgress.VOIDED, at)
             case PaymentRefunded():
                 return replace(
-                    seen._payment(Payment.REFUNDED, at), refunded_cents=message.amount_cents
+                    seen._payment(PaymentProgress.REFUNDED, at), refunded_cents=message.amount_cents
                 )
             case _:
                 return seen
@@ -167,7 +168,7 @@ class OrderView(State):
             return self
         return replace(self, stock=stock, stock_at=at)
 
-    def _payment(self, payment: Payment, at: datetime) -> Self:
+    def _payment(self, payment: PaymentProgress, at: datetime) -> Self:
         if _PAYMENT.index(payment) <= _PAYMENT.index(self.payment):
             return self
         return replace(self, payment=payment, payment_at=at)

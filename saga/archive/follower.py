@@ -23,7 +23,7 @@ import aiormq
 from saga.archive import OBSERVER, store
 from saga.archive.projection import Projection
 from saga.archive.queries import place as read_place
-from saga.archive.store import Place
+from saga.archive.store import LastRead
 from saga.clock import elapsed
 from saga.runtime.kernel.database import Database
 from saga.runtime.kernel.tables import Clock, VersionConflict, utc_now
@@ -200,7 +200,7 @@ class Follower:
             async with reading(connection, FIRST) as reader:
                 await self._begin(reader, place)
 
-    async def _go_on(self, reader: StreamReader, place: Place) -> None:
+    async def _go_on(self, reader: StreamReader, place: LastRead) -> None:
         """Read on from `place`. Raises `AnotherStream`."""
         self._connected()
         records = await self._resume(reader, place)
@@ -210,7 +210,7 @@ class Follower:
             reader, records, place, place.stream_number, place.offset, adjoins=adjoins
         )
 
-    async def _begin(self, reader: StreamReader, place: Place | None) -> None:
+    async def _begin(self, reader: StreamReader, place: LastRead | None) -> None:
         """Read from the beginning. `place` is how far the stream that was read before is known."""
         self._connected()
         records: list[Record] = []
@@ -235,7 +235,7 @@ class Follower:
         self,
         reader: StreamReader,
         records: list[Record],
-        place: Place | None,
+        place: LastRead | None,
         number: int,
         after: int,
         *,
@@ -267,7 +267,7 @@ class Follower:
         self._trouble = ""
         self._follow_loop.succeeded()
 
-    async def _resume(self, reader: StreamReader, place: Place) -> list[Record]:
+    async def _resume(self, reader: StreamReader, place: LastRead) -> list[Record]:
         """The first records from `place` on; none if it is to stop. Raises `AnotherStream`."""
         while not (records := await reader.take(BATCH_MAX, LOOK_SECONDS)):
             if self._stopping.is_set():
@@ -291,10 +291,10 @@ class Follower:
     async def _keep(
         self,
         records: Sequence[Record],
-        place: Place | None,
+        place: LastRead | None,
         number: int,
         gaps: Sequence[_Offsets],
-    ) -> Place:
+    ) -> LastRead:
         """Commit the records; what the database refuses is kept as a stray, by itself."""
         now = self._clock()
         try:
@@ -338,7 +338,7 @@ class Follower:
             last.offset,
             elapsed(tally.newest_at, now).total_seconds() if tally.newest_at else None,
         )
-        return Place(last.offset, store.place_key(last), number)
+        return LastRead(last.offset, store.place_key(last), number)
 
 
 def missing(records: Sequence[Record], after: int, *, adjoins: bool) -> list[_Offsets]:

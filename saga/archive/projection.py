@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from saga.archive.subjects import Rules
+from saga.archive.subjects import SubjectRules
 from saga.archive.view import SubjectView
 from saga.choreography import Choreography
 
@@ -22,6 +22,6 @@ class Projection:
     view: SubjectView[Any] | None = None  # Of whatever state: it goes with its own table.
 
     @cached_property
-    def rules(self) -> Rules:
+    def rules(self) -> SubjectRules:
         """What the signatures tell of a subject by its events."""
-        return Rules(self.choreography)
+        return SubjectRules(self.choreography)

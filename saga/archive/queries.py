@@ -13,7 +13,7 @@ from sqlalchemy.engine import Connection
 from saga.archive.store import (
     Fact,
     Gap,
-    Place,
+    LastRead,
     Stray,
     decoded,
     events,
@@ -29,11 +29,11 @@ from saga.runtime.kernel.statements import any_of
 from saga.runtime.kernel.tables import Utc
 
 
-def place(connection: Connection) -> Place | None:
+def place(connection: Connection) -> LastRead | None:
     """How far the stream was read; None if nothing was."""
     query = sa.select(places.c.offset, places.c.key, places.c.stream_number)
     row = connection.execute(query).first()
-    return Place(*row) if row else None
+    return LastRead(*row) if row else None
 
 
 def known_gaps(connection: Connection) -> list[Gap]:

@@ -15,7 +15,7 @@ from saga.archive import queries
 from saga.archive.projection import Projection
 from saga.archive.store import Fact
 from saga.archive.subjects import Subject
-from saga.archive.timeline import Step, steps_of
+from saga.archive.timeline import Hop, steps_of
 from saga.limits import Moment, Text
 from saga.message import Priority
 from saga.runtime.kernel.database import Database
@@ -96,7 +96,7 @@ class TimelineStep(BaseModel):
     data: Any
 
     @classmethod
-    def of(cls, step: Step) -> Self:
+    def of(cls, step: Hop) -> Self:
         attributes = step.attributes
         return cls(
             id=attributes.id,

@@ -14,7 +14,7 @@ from pydantic_core import from_json
 from sqlalchemy.engine import Connection
 
 from saga.archive.projection import Projection
-from saga.archive.subjects import METADATA, SUBJECTS, Subject, Told, folded, subjects
+from saga.archive.subjects import METADATA, SUBJECTS, EventLike, Subject, folded, subjects
 from saga.archive.view import SubjectView
 from saga.choreography import Choreography, State
 from saga.envelope import Attributes, Envelope, Undecodable
@@ -116,7 +116,7 @@ _LOCK_NOT_AVAILABLE: Final = "55P03"
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class LastRead:
     """How far the stream was read: the last message's offset, and what it is recognised by."""
 
     offset: int
@@ -264,7 +264,7 @@ def follow(
     connection: Connection,
     records: Sequence[Record],
     now: datetime,
-    before: Place | None,
+    before: LastRead | None,
     gaps_found: Iterable[tuple[int, int]] = (),
     *,
     projection: Projection,
@@ -412,7 +412,7 @@ def note_folded(connection: Connection, position: int) -> None:
         connection.execute(folded.insert().values(name=name, position=position))
 
 
-class _Told(NamedTuple):
+class _EventRow(NamedTuple):
     type: str
     source: str
     time: datetime
@@ -440,9 +440,9 @@ def _fold_next(connection: Connection, up_to: int, projection: Projection) -> bo
         .order_by(events.c.position)
         .limit(CATCH_UP_AT_ONCE)
     ).all()
-    told: defaultdict[str, list[_Told]] = defaultdict(list)
+    told: defaultdict[str, list[_EventRow]] = defaultdict(list)
     for row in rows:
-        told[row.subject].append(_Told(row.type, row.source, row.time))
+        told[row.subject].append(_EventRow(row.type, row.source, row.time))
     with writing(connection) as writes:
         _project_subjects(connection, writes, told, projection)
     note_folded(connection, rows[-1].position if rows else up_to)
@@ -452,7 +452,7 @@ def _fold_next(connection: Connection, up_to: int, projection: Projection) -> bo
 def _project_subjects(
     connection: Connection,
     writes: WriteSet,
-    told: Mapping[str, Sequence[Told]],
+    told: Mapping[str, Sequence[EventLike]],
     projection: Projection,
 ) -> None:
     found = SUBJECTS.load(connection, told)

@@ -93,7 +93,7 @@ folded = sa.Table(
 such table: the next one of this version folds them first."""
 
 
-class Told(Protocol):
+class EventLike(Protocol):
     """As much of an event as is looked at here."""
 
     @property
@@ -136,7 +136,7 @@ class Subject(State):
         """From its first event to its end."""
         return None if self.ended_at is None else elapsed(self.first_event_at, self.ended_at)
 
-    def after(self, told: Iterable[Told], rules: Rules) -> Self:
+    def after(self, told: Iterable[EventLike], rules: SubjectRules) -> Self:
         """What is told of it after these events as well, which come in any order."""
         count, types = self.sequence, set(self.types)
         first, last = self.first_event_at, self.last_event_at
@@ -179,7 +179,7 @@ class Standing(NamedTuple):
     open: bool
 
 
-class Rules:
+class SubjectRules:
     """What a choreography's signatures and roles tell of a subject by the types of its events."""
 
     def __init__(self, choreography: Choreography) -> None:

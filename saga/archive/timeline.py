@@ -12,7 +12,7 @@ from saga.envelope import Attributes, MessageKey
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class Hop:
     """One event, and how it came about.
 
     `waited` is how long its cause was on its way to the participant, `worked` how long that had it
@@ -29,7 +29,7 @@ class Step:
         return self.fact.attributes
 
 
-def steps_of(facts: Sequence[Fact]) -> list[Step]:
+def steps_of(facts: Sequence[Fact]) -> list[Hop]:
     """The steps that these events were, by time; but no event comes before its cause, whatever
     the participants' clocks say."""
     in_time = sorted(facts, key=_moment)
@@ -37,7 +37,7 @@ def steps_of(facts: Sequence[Fact]) -> list[Step]:
     for fact in in_time:
         # An event names its cause by its id only; of several sources' it is taken for the first.
         causes.setdefault(fact.attributes.id, fact)
-    placed: dict[MessageKey, Step] = {}
+    placed: dict[MessageKey, Hop] = {}
 
     def place(fact: Fact) -> None:
         waiting = {fact.attributes.key: fact}
@@ -62,8 +62,8 @@ def _moment(fact: Fact) -> tuple[datetime, str, int, int]:
     return attributes.time, attributes.source, attributes.sequence or 0, fact.position
 
 
-def _step(fact: Fact, cause: Fact | None) -> Step:
+def _step(fact: Fact, cause: Fact | None) -> Hop:
     taken_at = fact.attributes.takenat
     waited = elapsed(cause.attributes.time, taken_at) if cause and taken_at else None
     worked = elapsed(taken_at, fact.attributes.time) if taken_at else None
-    return Step(fact, cause, waited, worked)
+    return Hop(fact, cause, waited, worked)

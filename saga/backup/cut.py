@@ -29,8 +29,9 @@ from sqlalchemy.engine import Connection
 
 from saga.backup import BackupError, programs
 from saga.backup.manifest import Kind, Progress, sync
-from saga.runtime.kernel.database import DatabaseError, is_postgresql, sqlite_engine, sqlite_file
+from saga.runtime.kernel.database import DatabaseError, is_postgresql
 from saga.runtime.kernel.postgresql import Session, open_session
+from saga.runtime.kernel.sqlite import sqlite_engine, sqlite_file
 from saga.runtime.kernel.tables import utc_now
 from saga.runtime.urls import printable
 
@@ -66,7 +67,7 @@ class _Stopped(Exception):
     """Nobody waits for the copy any more."""
 
 
-class View(Protocol):
+class DatabaseSnapshot(Protocol):
     """One database, as of the cut. Its methods are called in the order they have here."""
 
     kind: Kind
@@ -259,7 +260,7 @@ def view_of(url: str, table: str) -> SqliteView | PostgresView:
     return PostgresView(url, table) if is_postgresql(url) else SqliteView(url)
 
 
-async def cut(views: Mapping[str, View]) -> Cut:
+async def cut(views: Mapping[str, DatabaseSnapshot]) -> Cut:
     """Open a snapshot of each database, all as of one moment. Raises `BackupError` where a
     database is being written into for too long."""
     busy = ""
@@ -284,7 +285,7 @@ async def cut(views: Mapping[str, View]) -> Cut:
     )
 
 
-async def _hold_all(views: Mapping[str, View], deadline: float) -> None:
+async def _hold_all(views: Mapping[str, DatabaseSnapshot], deadline: float) -> None:
     await _each(view.hold(deadline) for view in views.values())
 
 

@@ -33,7 +33,7 @@ AT_ONCE: Final = 500
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class AskedAgain:
     """What the outside knows and the restored books did not."""
 
     subjects: Sequence[str] = ()
@@ -43,7 +43,7 @@ class Asked:
 
 def put_asked(
     connection: Connection, participant: Participant, tables: Tables, outside: Remembered
-) -> Asked:
+) -> AskedAgain:
     """Put states where the outside was asked and the books do not tell so into the middle of that
     question. What it has given back since is not asked for again: that was cancelled, and waits to
     be cancelled once more."""
@@ -68,7 +68,7 @@ def put_asked(
             with writing(connection) as writes:
                 table.save(writes, changed)
             changed_subjects += [state.key for state, _ in changed]
-    return Asked(changed_subjects, contradictions)
+    return AskedAgain(changed_subjects, contradictions)
 
 
 def subjects_in(part: Part, connection: Connection) -> set[str]:

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from saga.archive import queries
-from saga.archive.store import Place, events
+from saga.archive.store import LastRead, events
 from saga.discovery import schema_in, services
 from saga.runtime.kernel.migrations import known_revisions, revision_of
 from saga.runtime.kernel.tables import Schema, Tables
@@ -23,14 +23,14 @@ OUTSIDE: Final = "outside"
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class DatabasePosition:
     """Where a database stands."""
 
     revision: str | None
     """The last script that made its tables."""
     events: int
     """How many events its service has published, or keeps."""
-    place: Place | None
+    place: LastRead | None
     """How far the history's stream was read, if it is the history's."""
 
 
@@ -52,17 +52,17 @@ class Part:
         """The scripts that this version of the program knows."""
         return known_revisions(self.schema)
 
-    def standing(self, connection: Connection) -> Standing:
+    def standing(self, connection: Connection) -> DatabasePosition:
         """Where it stands, in the connection's transaction."""
         revision = revision_of(connection)
         if not isinstance(self.schema, Tables):
             last = connection.scalar(sa.select(sa.func.max(events.c.position)))
-            return Standing(revision, last or 0, queries.place(connection))
+            return DatabasePosition(revision, last or 0, queries.place(connection))
         published = 0
         for state in self.schema.states.values():
             column = state.table.c.sequence
             published += int(connection.scalar(sa.select(sa.func.sum(column))) or 0)
-        return Standing(revision, published, None)
+        return DatabasePosition(revision, published, None)
 
 
 def parts() -> Mapping[str, Part]:

@@ -27,24 +27,21 @@ from sqlalchemy.engine import Connection
 from saga.backup import BackupError, programs
 from saga.backup.check import check
 from saga.backup.manifest import MANIFEST, Copied, Manifest, Progress, digest_of, sync
-from saga.backup.outside import Asked, put_asked, subjects_in, subjects_traced, why_in_doubt
+from saga.backup.outside import AskedAgain, put_asked, subjects_in, subjects_traced, why_in_doubt
 from saga.backup.parts import Part, parts
 from saga.broker.setup import NODE_FOLDER
 from saga.deployment import FILE_NAME, Deployment, dead_letters_url_in, outside_urls_in
 from saga.discovery import saga, tables_of
 from saga.history.outside import memory_of
 from saga.http import client
+from saga.local.folder import CLUSTER_FOLDER
 from saga.local.postgres import PostgresCluster
-from saga.local.system import CLUSTER_FOLDER
 from saga.notes import RESTORING, end_restore
 from saga.outside import Doubt
 from saga.runtime.files import write_whole
-from saga.runtime.kernel.database import (
-    is_postgresql,
-    open_database,
-    read_database,
-    sqlite_file,
-)
+from saga.runtime.kernel.database import is_postgresql
+from saga.runtime.kernel.opening import open_database, read_database
+from saga.runtime.kernel.sqlite import sqlite_file
 from saga.runtime.kernel.tables import Tables
 from saga.runtime.messaging.connection import BrokerError, connect
 from saga.runtime.messaging.stream import StreamError, last_offset
@@ -84,7 +81,7 @@ class Restored:
     """What was restored, and what the outside may have been asked since."""
 
     manifest: Manifest
-    asked: Asked
+    asked: AskedAgain
     in_doubt: Mapping[str, int]
     """Keyed by outside: about how many subjects a person decides before it is asked again."""
     ledger_known: bool
@@ -388,10 +385,10 @@ def _copy(file: Path, to: Path) -> None:
 
 async def _look_outside(
     target: Target, manifest: Manifest, known: Mapping[str, Part], places: Mapping[str, str]
-) -> tuple[Asked, Mapping[str, int]]:
+) -> tuple[AskedAgain, Mapping[str, int]]:
     """Put into the databases what outsides may have done: what they were asked, and, keyed by
     outside, about how many subjects a person decides."""
-    asked = Asked()
+    asked = AskedAgain()
     subjects: set[str] = set()
     here = saga()
     for participant in here.participants:
@@ -407,7 +404,7 @@ async def _look_outside(
         subjects |= {*outside.keys}
         put = partial(put_asked, participant=participant, tables=tables_of(name), outside=outside)
         more = await _write(places[name], tables_of(name), put)
-        asked = Asked(
+        asked = AskedAgain(
             (*asked.subjects, *more.subjects), (*asked.contradictions, *more.contradictions)
         )
     in_doubt: dict[str, int] = {}

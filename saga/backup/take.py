@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Self
 
 from saga.backup import BackupError
-from saga.backup.cut import SqliteView, View, cut, view_of
+from saga.backup.cut import DatabaseSnapshot, SqliteView, cut, view_of
 from saga.backup.manifest import (
     MANIFEST,
     SUFFIXES,
@@ -22,10 +22,10 @@ from saga.backup.manifest import (
     digest_of,
     sync,
 )
-from saga.backup.parts import DEAD_LETTERS, OUTSIDE, Part, Standing, parts
+from saga.backup.parts import DEAD_LETTERS, OUTSIDE, DatabasePosition, Part, parts
 from saga.deployment import dead_letters_url_in
 from saga.history.sources import Sources
-from saga.runtime.kernel.database import sqlite_file
+from saga.runtime.kernel.sqlite import sqlite_file
 from saga.version import engine_version
 
 
@@ -71,7 +71,7 @@ async def take(whole: Whole, folder: Path, progress: Progress = lambda _: None) 
 async def _take(whole: Whole, folder: Path, progress: Progress) -> Manifest:
     known = parts()
     async with AsyncExitStack() as stack:
-        views: dict[str, View] = {}
+        views: dict[str, DatabaseSnapshot] = {}
         for name, url in whole.database_urls.items():
             part = _part(known, name)
             views[name] = await stack.enter_async_context(view_of(url, part.taken_in.name).opened())
@@ -119,7 +119,7 @@ def _part(known: Mapping[str, Part], name: str) -> Part:
         ) from None
 
 
-def _place(standing: Standing) -> StreamPlace | None:
+def _place(standing: DatabasePosition) -> StreamPlace | None:
     place = standing.place
     if place is None:
         return None
@@ -127,7 +127,11 @@ def _place(standing: Standing) -> StreamPlace | None:
 
 
 async def _copy(
-    view: View, folder: Path, name: str, standing: Standing | None, progress: Progress
+    view: DatabaseSnapshot,
+    folder: Path,
+    name: str,
+    standing: DatabasePosition | None,
+    progress: Progress,
 ) -> Copied:
     file = folder / f"{name}{SUFFIXES[view.kind]}"
     where = file.parent

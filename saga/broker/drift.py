@@ -20,7 +20,7 @@ _Things = Mapping[_Key, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
+class Deviation:
     """One thing that is not as it should be; `MISSING` stands for what is not there."""
 
     kind: str
@@ -31,7 +31,7 @@ class Difference:
 
 def differences(
     expected: Definitions, found: Definitions, *, virtual_host: str = "/", users: bool = True
-) -> list[Difference]:
+) -> list[Deviation]:
     """Everything missing, different, or there without being asked for, in `virtual_host`.
 
     Without `users`, users and permissions are not compared.
@@ -125,13 +125,13 @@ def _plain(part: str, value: Any) -> Any:
     return value
 
 
-def _compare(kind: str, expected: _Things, found: _Things) -> Iterable[Difference]:
+def _compare(kind: str, expected: _Things, found: _Things) -> Iterable[Deviation]:
     for key in dict.fromkeys((*expected, *found)):
         name = " ".join(key)
         if key not in found:
-            yield Difference(kind, name, _said(expected[key]), MISSING)
+            yield Deviation(kind, name, _said(expected[key]), MISSING)
         elif key not in expected:
-            yield Difference(kind, name, MISSING, _said(found[key]))
+            yield Deviation(kind, name, MISSING, _said(found[key]))
         else:
             for part, value in expected[key].items():
                 if part in found[key]:  # `rabbitmqctl` leaves out some that have their default.
@@ -140,17 +140,17 @@ def _compare(kind: str, expected: _Things, found: _Things) -> Iterable[Differenc
 
 def _compare_part(
     kind: str, name: str, part: str, expected: Any, found: Any
-) -> Iterable[Difference]:
+) -> Iterable[Deviation]:
     """A part as a whole, or, where it consists of parts (arguments do), those that differ."""
     if expected == found:
         return
     if not (isinstance(expected, dict) and isinstance(found, dict)):
-        yield Difference(kind, name, f"{part}={expected}", f"{part}={found}")
+        yield Deviation(kind, name, f"{part}={expected}", f"{part}={found}")
         return
     for argument in dict.fromkeys((*expected, *found)):
         wanted, there = expected.get(argument), found.get(argument)
         if wanted != there:
-            yield Difference(
+            yield Deviation(
                 kind,
                 name,
                 MISSING if wanted is None else f"{argument}={wanted}",

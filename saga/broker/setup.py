@@ -14,7 +14,7 @@ import aiormq
 import yarl
 from aio_pika.abc import AbstractChannel, AbstractConnection
 
-from saga.broker.drift import MISSING, Difference, differences
+from saga.broker.drift import MISSING, Deviation, differences
 from saga.broker.management import Management
 from saga.choreography import Choreography
 from saga.deployment import Deployment, write_secret
@@ -57,7 +57,7 @@ class Drift:
     """How the broker differs from the choreography, and what could not be compared."""
 
     broker: str
-    differences: Sequence[Difference]
+    differences: Sequence[Deviation]
     not_compared: Sequence[str] = ()
 
 
@@ -271,15 +271,15 @@ def _as_it_may_be(topology: Topology, found: Definitions, virtual_host: str) -> 
     return replace(topology, queues=queues)
 
 
-async def _over_amqp(url: str, topology: Topology) -> list[Difference]:
+async def _over_amqp(url: str, topology: Topology) -> list[Deviation]:
     """Declaring what is there with the arguments it should have changes nothing, or is refused."""
     connection = await connect(url, name="saga topology")
-    found: list[Difference] = []
+    found: list[Deviation] = []
     async with connection:
         for name in topology.exchanges:
             found += await _declared(connection, "exchange", name, _declare_exchange(name))
         for queue in topology.queues:
-            differs: list[Difference] = []
+            differs: list[Deviation] = []
             for arguments in (queue.arguments, *queue.formerly):
                 declare = _declare_queue(queue.name, arguments)
                 told = await _declared(connection, "queue", queue.name, declare)
@@ -308,15 +308,15 @@ def _declare_queue(name: str, arguments: Mapping[str, Any]) -> _Declare:
 
 async def _declared(
     connection: AbstractConnection, kind: str, name: str, declare: _Declare
-) -> list[Difference]:
+) -> list[Deviation]:
     channel = await connection.channel()  # its own: a refusal closes it
     try:
         await declare(channel, True)
         await declare(channel, False)
     except aiormq.exceptions.ChannelNotFoundEntity:
-        return [Difference(kind, name, _AS_DESIGNED, MISSING)]
+        return [Deviation(kind, name, _AS_DESIGNED, MISSING)]
     except aiormq.exceptions.ChannelPreconditionFailed as error:
-        return [Difference(kind, name, _AS_DESIGNED, str(error))]
+        return [Deviation(kind, name, _AS_DESIGNED, str(error))]
     except aiormq.exceptions.AMQPError as error:
         raise BrokerError(
             f"cannot compare the {kind} {name}: {error}; "

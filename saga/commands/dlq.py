@@ -3,19 +3,35 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-import inspect
-import json
-import math
-import os
-import re
-from collections import defaultdict
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import typer
 
+from saga.commands.dlq_selection import (
+    DAY_SECONDS,
+    Filters,
+    age_seconds,
+    answering,
+    number_of,
+    selecting,
+)
+from saga.commands.dlq_views import (
+    By,
+    as_lines,
+    brief,
+    counts_of,
+    full,
+    groups_of,
+    print_audit,
+    print_groups,
+    print_letter,
+    print_letters,
+    print_result,
+    print_verdicts,
+)
+from saga.commands.editing import contents_of, in_editor, write_text
 from saga.commands.output import (
     DATA_DIR,
     PROBLEM_FOUND,
@@ -23,20 +39,20 @@ from saga.commands.output import (
     DataDir,
     plain_text,
     print_json,
-    problem,
     remark,
     run,
     stoppable,
 )
+from saga.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Sequence
+    from collections.abc import Awaitable, Callable
 
-    from saga.dlq.desk import Desk
+    from saga.dlq.desk import DeadLetterDesk
     from saga.dlq.examine import Verdict
-    from saga.dlq.letters import Letter
-    from saga.dlq.replay import Result, Settings
-    from saga.dlq.store import Run, Selection
+    from saga.dlq.letters import DeadLetter
+    from saga.dlq.replay import ReplayResult, ReplaySettings
+    from saga.dlq.replays import Replay
 
 app = typer.Typer(
     help="Dead letters: moved from the queues into a store, and dealt with there.",
@@ -44,25 +60,9 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 
-_USAGE_ERROR: Final = 2
-_DURATION: Final = re.compile(r"(-?\d+(?:\.\d+)?)([smhd]?)")
-_UNIT_SECONDS: Final = {"": 1, "s": 1, "m": 60, "h": 3_600, "d": 86_400}
-_AGE_MAX_SECONDS: Final = 100 * 365 * 86_400.0
 _ACTIONS_MAX: Final = 100_000
-_LISTED: Final = 200
-"""Letters or verdicts shown one by one to a person; JSON has all of them."""
-_ERROR_CHARACTERS: Final = 80
 
 T = TypeVar("T")
-
-
-class By(StrEnum):
-    """What `list` groups by; `letter` lists each by itself."""
-
-    FINGERPRINT = "fingerprint"
-    TYPE = "type"
-    SERVICE = "service"
-    LETTER = "letter"
 
 
 class Which(StrEnum):
@@ -76,100 +76,16 @@ class Which(StrEnum):
     ALL = "all"
 
 
-def _filter(help: str, *names: str) -> Any:
-    return typer.Option(*names, help=help, rich_help_panel="Which letters", show_default=False)
-
-
 Id = Annotated[str, typer.Argument(metavar="ID", help="The letter's number or message id.")]
 Why = Annotated[
     str, typer.Option("--reason", help="Why; for the audit record.", callback=plain_text)
 ]
 
 
-class _Filters:
-    """The selection as it was asked for, with what needs no system to check it checked."""
-
-    def __init__(
-        self,
-        ids: Annotated[
-            list[str] | None,
-            typer.Argument(metavar="[ID]...", help="Letters, by their number or message id."),
-        ] = None,
-        queue: Annotated[str | None, _filter("From this queue, such as payment.normal.")] = None,
-        service: Annotated[str | None, _filter("Of this service.")] = None,
-        type: Annotated[str | None, _filter("Of this event or command type.")] = None,
-        error: Annotated[str | None, _filter("Whose error says this, in any case.")] = None,
-        fingerprint: Annotated[str | None, _filter("With this error fingerprint.")] = None,
-        subject: Annotated[
-            str | None,
-            _filter("About this subject, an order's id for instance.", "--subject", "--order"),
-        ] = None,
-        older_than: Annotated[
-            str | None, _filter("Dead for longer: seconds, or 15m, 2h, 7d.")
-        ] = None,
-        newer_than: Annotated[
-            str | None, _filter("Dead for less: seconds, or 15m, 2h, 7d.")
-        ] = None,
-    ) -> None:
-        with _answering():
-            from saga.dlq.store import Selection
-
-            self._ids = list(ids or ())
-            self._filters = Selection(
-                queue=queue,
-                service=service,
-                type=type,
-                error=error,
-                fingerprint=fingerprint,
-                subject=subject,
-                older_than=_seconds("older-than", older_than),
-                newer_than=_seconds("newer-than", newer_than),
-            )
-
-    @property
-    def given(self) -> bool:
-        return bool(self._ids) or not self._filters.everything
-
-    async def selection(self, desk: Desk) -> Selection:
-        """The selection; raises `InputError` if it names what does not exist."""
-        from dataclasses import replace
-
-        numbers = sorted({number for id in self._ids for number in _numbers(desk, id)})
-        selection = replace(self._filters, numbers=tuple(numbers))
-        await desk.check(selection)
-        return selection
-
-
-def _selecting(*, by_id: bool) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Gives a command the options of `_Filters`, and what they were to it as its first argument."""
-    options = dict(inspect.signature(_Filters, eval_str=True).parameters)
-    if not by_id:
-        del options["ids"]
-
-    def decorate(function: Callable[..., None]) -> Callable[..., None]:
-        _, *others = inspect.signature(function, eval_str=True).parameters.values()
-
-        @functools.wraps(function)
-        def command(**given: Any) -> None:
-            filters = _Filters(**{name: given.pop(name) for name in options})
-            function(filters, **given)
-
-        # What Typer looks at.
-        parameters = [
-            parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
-            for parameter in (*options.values(), *others)
-        ]
-        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # it may be set
-        command.__annotations__ = {p.name: p.annotation for p in parameters}
-        return command
-
-    return decorate
-
-
 @app.command("list")
-@_selecting(by_id=False)
+@selecting(by_id=False)
 def list_(
-    filters: _Filters,
+    filters: Filters,
     by: Annotated[By, typer.Option(help="What to group by.")] = By.FINGERPRINT,
     state: Annotated[Which, typer.Option(help="Letters in this state.")] = Which.DEAD,
     data_dir: DataDir = DATA_DIR,
@@ -186,16 +102,16 @@ def list_(
     * `saga dlq list --by type --json | jq .groups`
     """
 
-    async def work(desk: Desk) -> list[Letter]:
+    async def work(desk: DeadLetterDesk) -> list[DeadLetter]:
         selection = await filters.selection(desk)
         return desk.store.find(selection, _states(state), contents=False)
 
     letters = _at_desk(data_dir, work)
-    groups = _groups(letters, by)
+    groups = groups_of(letters, by)
     if as_json:
         document: dict[str, Any] = {"letters": len(letters), "by": str(by)}
         if by is By.LETTER:
-            document["list"] = [_brief(letter) for letter in letters]
+            document["list"] = [brief(letter) for letter in letters]
         else:
             document["groups"] = groups
         print_json(document)
@@ -204,9 +120,9 @@ def list_(
 
         out().print("no dead letters" if state is Which.DEAD else f"no letters are {state}")
     elif by is By.LETTER:
-        _print_letters(letters)
+        print_letters(letters)
     else:
-        _print_groups(groups, by, len(letters))
+        print_groups(groups, by, len(letters))
     if letters and state is Which.DEAD:
         raise typer.Exit(PROBLEM_FOUND)
 
@@ -221,10 +137,10 @@ def show(id: Id, data_dir: DataDir = DATA_DIR, as_json: AsJson = False) -> None:
     * `saga dlq show 17 --json | jq .replay`
     """
 
-    async def work(desk: Desk) -> dict[str, Any]:
-        letter = desk.store.get(_one(desk, id))
+    async def work(desk: DeadLetterDesk) -> dict[str, Any]:
+        letter = desk.store.get(number_of(desk, id))
         verdict = (await desk.examiner().examine([letter]))[letter.number]
-        return _full(letter) | {
+        return full(letter) | {
             "died": [
                 {"at": died, "error": headers.get("x-saga-error", "")}
                 for died, headers in desk.store.copies_of(letter.number)
@@ -237,13 +153,13 @@ def show(id: Id, data_dir: DataDir = DATA_DIR, as_json: AsJson = False) -> None:
     if as_json:
         print_json(document)
     else:
-        _print_letter(document)
+        print_letter(document)
 
 
 @app.command()
-@_selecting(by_id=True)
+@selecting(by_id=True)
 def replay(
-    filters: _Filters,
+    filters: Filters,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what would become of each letter.")
     ] = False,
@@ -288,11 +204,10 @@ def replay(
     * `saga dlq replay --queue payment.normal --rate 50`
     * `saga dlq replay 17 18 --force`
     """
-    with _answering():
-        from saga.dlq import InputError
-        from saga.dlq.replay import Settings
+    with answering():
+        from saga.dlq.replay import ReplaySettings
 
-        settings = Settings(
+        settings = ReplaySettings(
             rate=rate,
             max_failing=max_failing,
             max_replays=max_replays,
@@ -307,7 +222,7 @@ def replay(
         _dry_run(filters, settings, data_dir, as_json)
         return
 
-    async def work(desk: Desk) -> Result:
+    async def work(desk: DeadLetterDesk) -> ReplayResult:
         from saga.commands.console import progress_bars
         from saga.dlq.replay import replay as send_again
 
@@ -315,7 +230,7 @@ def replay(
         with contextlib.ExitStack() as stack:
             advance: Callable[[int], None] = lambda _: None  # noqa: E731  # replaced below
 
-            def begun(run: Run, open_letters: int) -> None:
+            def begun(run: Replay, open_letters: int) -> None:
                 nonlocal advance
                 advance = stack.enter_context(progress_bars(replayed=open_letters))["replayed"]
 
@@ -332,7 +247,7 @@ def replay(
     if as_json:
         print_json(result.to_json())
     else:
-        _print_result(result)
+        print_result(result)
     if not result.ok:
         raise typer.Exit(PROBLEM_FOUND)
 
@@ -361,24 +276,23 @@ def edit(
     * `saga dlq edit 17`
     * `saga dlq edit 17 --set data.lines.0.quantity=2 --reason "typed by hand"`
     """
-    from saga.dlq import InputError
     from saga.dlq.edit import edit as correct
     from saga.dlq.edit import with_values
 
-    with _answering():
+    with answering():
         if values and file is not None:
             raise InputError("--set and --file both say what the payload is to be: take one")
-        given = None if file is None else _contents(file)
+        given = None if file is None else contents_of(file)
 
     def change(text: str) -> str | None:
         if given is not None:
             return given
         if values:
             return with_values(text, values)
-        return _in_editor(text)
+        return in_editor(text)
 
-    async def work(desk: Desk) -> Any:
-        return await correct(desk, _one(desk, id), change, why=why)
+    async def work(desk: DeadLetterDesk) -> Any:
+        return await correct(desk, number_of(desk, id), change, why=why)
 
     edited = _at_desk(data_dir, work)
     if edited is None:
@@ -397,9 +311,9 @@ def edit(
 
 
 @app.command()
-@_selecting(by_id=True)
+@selecting(by_id=True)
 def discard(
-    filters: _Filters,
+    filters: Filters,
     why: Annotated[
         str, typer.Option("--reason", help="Why; it stays with the letter.", callback=plain_text)
     ],
@@ -417,9 +331,9 @@ def discard(
 
 
 @app.command()
-@_selecting(by_id=True)
+@selecting(by_id=True)
 def restore(
-    filters: _Filters,
+    filters: Filters,
     why: Why = "",
     data_dir: DataDir = DATA_DIR,
     as_json: AsJson = False,
@@ -447,16 +361,14 @@ def purge(
 
     Example: `saga dlq purge --older-than 180d --reason "kept for half a year"`
     """
-    from saga.dlq import InputError
-
-    with _answering():
-        seconds = _seconds("older-than", older_than) or 0.0
+    with answering():
+        seconds = age_seconds("older-than", older_than) or 0.0
         if not why.strip():
             raise InputError("--reason is empty; say why the letters can be deleted")
 
-    async def work(desk: Desk) -> list[int]:
+    async def work(desk: DeadLetterDesk) -> list[int]:
         days = desk.deployment.inbox_days
-        if seconds < days * _UNIT_SECONDS["d"]:
+        if seconds < days * DAY_SECONDS:
             raise InputError(
                 f"--older-than is {older_than!r}; it takes {days:g}d or more, the services' "
                 f"INBOX_DAYS"
@@ -471,9 +383,9 @@ def purge(
 
 
 @app.command()
-@_selecting(by_id=False)
+@selecting(by_id=False)
 def export(
-    filters: _Filters,
+    filters: Filters,
     file: Annotated[
         Path | None, typer.Argument(help="Where to write; standard output if left out.")
     ] = None,
@@ -486,11 +398,11 @@ def export(
     Example: `saga dlq export letters.jsonl --type stock.reserved`
     """
 
-    async def work(desk: Desk) -> list[Letter]:
+    async def work(desk: DeadLetterDesk) -> list[DeadLetter]:
         selection = await filters.selection(desk)
         letters = desk.store.find(selection, _states(state))
         if file is not None:
-            _write(file, _as_lines(letters))
+            write_text(file, as_lines(letters))
         result = {"letters": len(letters), "file": None if file is None else str(file)}
         desk.store.note("export", "", selection.to_json(), result)
         return letters
@@ -499,7 +411,7 @@ def export(
     if file is None:
         from saga.commands.console import write
 
-        write(_as_lines(letters))
+        write(as_lines(letters))
         return
     if as_json:
         print_json({"file": str(file), "letters": len(letters)})
@@ -517,13 +429,11 @@ def audit(
 
     Example: `saga dlq audit --limit 10`
     """
-    with _answering():
-        from saga.dlq import InputError
-
+    with answering():
         if not 1 <= limit <= _ACTIONS_MAX:
             raise InputError(f"the limit is {limit}; it takes a number from 1 to {_ACTIONS_MAX}")
 
-    async def work(desk: Desk) -> list[Any]:
+    async def work(desk: DeadLetterDesk) -> list[Any]:
         return desk.store.actions(limit)
 
     actions = _at_desk(data_dir, work)
@@ -545,26 +455,13 @@ def audit(
             }
         )
         return
-    from saga.commands.console import Table, out
-
-    table = Table("at", "who", "action", "why", "which", "result")
-    for action in actions:
-        result = {k: v for k, v in action.result.items() if v not in (None, 0, "", [])}
-        table.add_row(
-            f"{action.at:%Y-%m-%d %H:%M:%S}",
-            action.who,
-            action.action,
-            action.reason,
-            json.dumps(action.selection) if action.selection else "all",
-            _short(json.dumps(result), 200),
-        )
-    out().print(table)
+    print_audit(actions)
 
 
 # --- what they share ------------------------------------------------------------------------------
 
 
-def _at_desk(data_dir: Path, work: Callable[[Desk], Awaitable[T]]) -> T:
+def _at_desk(data_dir: Path, work: Callable[[DeadLetterDesk], Awaitable[T]]) -> T:
     """Run `work` with every dead letter there is by now in the store."""
     from saga.deployment import Deployment
     from saga.discovery import choreography
@@ -576,76 +473,25 @@ def _at_desk(data_dir: Path, work: Callable[[Desk], Awaitable[T]]) -> T:
         async with open_desk(deployment, choreography()) as desk:
             return await work(desk)
 
-    with stoppable(), _answering():
+    with stoppable(), answering():
         return run(at_desk())
 
 
-@contextlib.contextmanager
-def _answering() -> Iterator[None]:
-    """Bad input ends in one line that names it, and exit status 2."""
-    from saga.dlq import InputError
-
-    try:
-        yield
-    except InputError as error:
-        problem(" ".join(str(error).split()))
-        raise typer.Exit(_USAGE_ERROR) from None
-
-
-def _seconds(name: str, text: str | None) -> float | None:
-    from saga.dlq import InputError
-
-    if text is None:
-        return None
-    match = _DURATION.fullmatch(text)
-    seconds = math.nan if match is None else float(match[1]) * _UNIT_SECONDS[match[2]]
-    if not 0 <= seconds <= _AGE_MAX_SECONDS:
-        raise InputError(
-            f"--{name} is {text!r}; it takes an age of 0 or more: seconds, or 15m, 2h, 7d"
-        )
-    return seconds
-
-
-def _numbers(desk: Desk, id: str) -> list[int]:
-    from saga.dlq import InputError
-
-    if id.isdecimal() and len(id) < 16 and desk.store.numbers_known([int(id)]):
-        return [int(id)]
-    found = desk.store.number_of(id)
-    if not found:
-        raise InputError(
-            f"there is no dead letter {id!r}; `saga dlq list --by letter` names those known"
-        )
-    return found
-
-
-def _one(desk: Desk, id: str) -> int:
-    from saga.dlq import InputError
-
-    numbers = _numbers(desk, id)
-    if len(numbers) > 1:
-        raise InputError(
-            f"{id!r} is dead at several services; name one of the letters "
-            f"{', '.join(map(str, numbers))}"
-        )
-    return numbers[0]
-
-
 def _states(which: Which) -> tuple[Any, ...]:
-    from saga.dlq.letters import HERE, State
+    from saga.dlq.states import HERE, LetterState
 
     if which is Which.ALL:
-        return tuple(State)
-    return HERE if which is Which.DEAD else (State(which),)
+        return tuple(LetterState)
+    return HERE if which is Which.DEAD else (LetterState(which),)
 
 
-def _dry_run(filters: _Filters, settings: Settings, data_dir: Path, as_json: bool) -> None:
+def _dry_run(filters: Filters, settings: ReplaySettings, data_dir: Path, as_json: bool) -> None:
     from saga.dlq.replay import dry_run
 
-    async def work(desk: Desk) -> list[tuple[Letter, Verdict]]:
+    async def work(desk: DeadLetterDesk) -> list[tuple[DeadLetter, Verdict]]:
         selection = await filters.selection(desk)
         verdicts = await dry_run(desk, selection, settings)
-        counts = _counts(verdicts)
+        counts = counts_of(verdicts)
         desk.store.note("dry run", "", selection.to_json(), counts)
         return verdicts
 
@@ -654,51 +500,24 @@ def _dry_run(filters: _Filters, settings: Settings, data_dir: Path, as_json: boo
         print_json(
             {
                 "letters": [
-                    _brief(letter) | {"replay": verdict.to_json()} for letter, verdict in verdicts
+                    brief(letter) | {"replay": verdict.to_json()} for letter, verdict in verdicts
                 ],
-                "counts": _counts(verdicts),
+                "counts": counts_of(verdicts),
             }
         )
         return
-    from saga.commands.console import Table, out
-
-    table = Table("letter", "service", "type", "subject", "saga", "a replay", "because")
-    for letter, verdict in verdicts[:_LISTED]:
-        upcast = f"upcast from version {verdict.upcast_from}" if verdict.upcast_from else ""
-        table.add_row(
-            f"{letter.number}",
-            letter.participant,
-            letter.type,
-            letter.subject or "",
-            verdict.saga,
-            str(verdict.expectation),
-            "; ".join(filter(None, (upcast, verdict.detail))),
-        )
-    out().print(table)
-    if len(verdicts) > _LISTED:
-        out().print(f"and {len(verdicts) - _LISTED} more; --json has all of them")
-    for expectation, count in _counts(verdicts).items():
-        out().print(f"{expectation:>20} {count:>8}")
+    print_verdicts(verdicts)
 
 
-def _counts(verdicts: Sequence[tuple[Letter, Verdict]]) -> dict[str, int]:
-    counts: defaultdict[str, int] = defaultdict(int)
-    for _, verdict in verdicts:
-        counts[str(verdict.expectation)] += 1
-    return dict(counts)
-
-
-def _turn(filters: _Filters, why: str, data_dir: Path, as_json: bool, *, discarding: bool) -> None:
-    from saga.dlq import InputError
-
+def _turn(filters: Filters, why: str, data_dir: Path, as_json: bool, *, discarding: bool) -> None:
     done = "discarded" if discarding else "restored"
-    with _answering():
+    with answering():
         if discarding and not why.strip():
             raise InputError("--reason is empty; say why the letters can be discarded")
         if not filters.given:
             raise InputError("name the letters, by number or by a filter")
 
-    async def work(desk: Desk) -> list[int]:
+    async def work(desk: DeadLetterDesk) -> list[int]:
         selection = await filters.selection(desk)
         turn = desk.store.discard if discarding else desk.store.restore
         numbers = turn(selection, why)
@@ -712,232 +531,3 @@ def _turn(filters: _Filters, why: str, data_dir: Path, as_json: bool, *, discard
         print_json({done: numbers})
     else:
         remark(f"{len(numbers)} letters {done}")
-
-
-def _contents(file: Path) -> str:
-    from saga.dlq import InputError
-
-    try:
-        return file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"cannot read {file}: {error.strerror}; name another file") from error
-    except UnicodeDecodeError:
-        raise InputError(f"cannot read {file}: it is not UTF-8; write it in UTF-8") from None
-
-
-def _write(file: Path, text: str) -> None:
-    from saga.dlq import InputError
-    from saga.runtime.files import write_whole
-
-    try:
-        write_whole(file, text)
-    except OSError as error:
-        raise InputError(f"cannot write {file}: {error.strerror}; name another file") from error
-
-
-def _in_editor(text: str) -> str | None:
-    """The text as it is left in `$EDITOR`; None if the editor failed."""
-    import shlex
-    import subprocess
-    import tempfile
-
-    from saga.dlq import InputError
-
-    try:
-        command = shlex.split(os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi") or [
-            "vi"
-        ]
-    except ValueError as error:
-        raise InputError(f"EDITOR is no command: {error}; quote it as a shell takes it") from error
-    with tempfile.TemporaryDirectory(prefix="saga-") as folder:
-        path = Path(folder, "payload.json")
-        path.write_text(text, encoding="utf-8")
-        try:
-            done = subprocess.run([*command, str(path)], check=False)
-        except OSError as error:
-            raise InputError(
-                f"cannot start the editor {command[0]!r}: {error.strerror}; name another in "
-                f"EDITOR, or use --set or --file"
-            ) from error
-        return _contents(path) if done.returncode == 0 else None
-
-
-# --- how it looks ---------------------------------------------------------------------------------
-
-
-def _brief(letter: Letter) -> dict[str, Any]:
-    return {
-        "letter": letter.number,
-        "state": str(letter.state),
-        "service": letter.participant,
-        "queue": letter.queue,
-        "message_id": letter.key,
-        "type": letter.type,
-        "subject": letter.subject,
-        "reason": letter.reason,
-        "error_type": letter.error_type,
-        "error": letter.error,
-        "fingerprint": letter.fingerprint,
-        "attempts": letter.attempts,
-        "replays": letter.replays,
-        "copies": letter.copies,
-        "first_failed_at": letter.first_failed_at.isoformat(),
-        "last_failed_at": letter.last_failed_at.isoformat(),
-        "note": letter.note,
-    }
-
-
-def _full(letter: Letter) -> dict[str, Any]:
-    from saga.dlq.letters import document_of, printable_body, to_json
-
-    document = document_of(letter.body) or {}
-    traceparent = document.get("traceparent")
-    trace = traceparent.split("-") if isinstance(traceparent, str) else []
-    return _brief(letter) | {
-        "correlation_id": letter.properties.get("correlation_id"),
-        "causation_id": document.get("causationid"),
-        "trace_id": trace[1] if len(trace) == 4 else None,
-        "properties": json.loads(to_json(letter.properties)),
-        "headers": json.loads(to_json(letter.headers)),
-        **printable_body(letter.body),
-    }
-
-
-def _as_lines(letters: Sequence[Letter]) -> str:
-    """JSON Lines: a letter a line, with everything that is known of it."""
-    return "".join(json.dumps(_full(letter)) + "\n" for letter in letters)
-
-
-def _groups(letters: Sequence[Letter], by: By) -> list[dict[str, Any]]:
-    grouped: defaultdict[str, list[Letter]] = defaultdict(list)
-    for letter in letters:
-        match by:
-            case By.TYPE:
-                key = letter.type
-            case By.SERVICE:
-                key = letter.participant
-            case _:
-                key = letter.fingerprint
-        grouped[key].append(letter)
-    found = [
-        {
-            str(by): key,
-            "letters": len(group),
-            "subjects": len({letter.subject for letter in group if letter.subject}),
-            "services": sorted({letter.participant for letter in group}),
-            "types": sorted({letter.type for letter in group}),
-            "reason": group[-1].reason,
-            "error_type": group[-1].error_type,
-            "error": group[-1].error,
-            "replayed_before": sum(letter.replays > 0 for letter in group),
-            "first_failed_at": min(letter.first_failed_at for letter in group).isoformat(),
-            "last_failed_at": max(letter.last_failed_at for letter in group).isoformat(),
-            "example": group[0].number,
-        }
-        for key, group in grouped.items()
-    ]
-    return sorted(found, key=lambda group: -group["letters"])
-
-
-def _print_groups(groups: Sequence[dict[str, Any]], by: By, letters: int) -> None:
-    from saga.commands.console import Table, out
-
-    headers = (str(by), "letters", "services", "types", "error", "last", "example")
-    table = Table(*headers, right=["letters"])
-    for group in groups:
-        error = f"{group['error_type'] or group['reason']}: {group['error']}"
-        table.add_row(
-            group[str(by)],
-            f"{group['letters']}",
-            ", ".join(group["services"]),
-            ", ".join(group["types"]),
-            _short(error),
-            _moment(group["last_failed_at"]),
-            f"{group['example']}",
-        )
-    out().print(table)
-    out().print(f"{letters} dead letters; `saga dlq show ID` tells all about one")
-
-
-def _print_letters(letters: Sequence[Letter]) -> None:
-    from saga.commands.console import Table, out
-
-    table = Table("letter", "queue", "type", "subject", "replays", "error", "first", "last")
-    for letter in letters[:_LISTED]:
-        table.add_row(
-            f"{letter.number}",
-            letter.queue,
-            letter.type,
-            letter.subject or "",
-            f"{letter.replays}",
-            _short(f"{letter.error_type or letter.reason}: {letter.error}"),
-            _moment(letter.first_failed_at.isoformat()),
-            _moment(letter.last_failed_at.isoformat()),
-        )
-    out().print(table)
-    if len(letters) > _LISTED:
-        out().print(f"and {len(letters) - _LISTED} more; --json has all of them")
-
-
-def _print_letter(document: dict[str, Any]) -> None:
-    from saga.commands.console import Table, lines_of, out
-
-    verdict = document["replay"]
-    table = Table("", "", title=f"letter {document['letter']}", show_header=False)
-    for name in (
-        *("state", "service", "queue", "message_id", "type", "subject", "reason"),
-        *("error_type", "error", "fingerprint", "attempts", "replays", "copies"),
-        *("first_failed_at", "last_failed_at", "correlation_id", "causation_id", "trace_id"),
-        "note",
-    ):
-        if document[name] not in (None, ""):
-            table.add_row(name.replace("_", " "), str(document[name]))
-    for name, value in document["headers"].items():
-        table.add_row(f"header {name}", _short(str(value), 200))
-    upcast = f"upcast from version {verdict['upcast_from']}" if verdict["upcast_from"] else ""
-    table.add_row("decodes", "yes" if verdict["decodes"] else "no")
-    open_ = "open" if verdict["known"] else "not known"
-    ended_by = verdict["ended_by"]
-    table.add_row("its saga is", f"ended by {ended_by}" if ended_by else open_)
-    words = "; ".join(filter(None, (str(verdict["expectation"]), upcast, verdict["detail"])))
-    table.add_row("a replay", words)
-    console = out()
-    console.print(table)
-    for edit_ in document["edits"]:
-        console.print(f"edited at {edit_['at']} as {edit_['id']}")
-        console.print(lines_of(edit_["diff"]))
-    if "payload" in document:
-        shown = json.dumps(document["payload"], indent=2, ensure_ascii=False)
-    else:
-        text = document.get("payload_text")
-        shown = f"Base64: {document['payload_base64']}" if text is None else text
-    console.print(lines_of(shown))
-
-
-def _print_result(result: Result) -> None:
-    from saga.commands.console import out, styled
-
-    console = out()
-    document = result.to_json()
-    for name in ("selected", "done", "failed", "unanswered", "skipped", "refused", "waiting"):
-        if document[name] or name in ("selected", "done"):
-            console.print(f"{name:>12} {document[name]:>8}")
-    pace = f", {result.rate:.0f} a second" if result.rate is not None else ""
-    console.print(f"replay {result.run}: {result.sent} sent in {result.seconds:.1f} s{pace}")
-    why: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
-    for entry in document["not_done"]:
-        if entry["detail"]:
-            why[entry["state"], entry["detail"]].append(entry["letter"])
-    for (state, detail), numbers in list(why.items())[:_LISTED]:
-        named = ", ".join(map(str, numbers[:5])) + (" ..." if len(numbers) > 5 else "")
-        console.print(f"{state}: {detail} (letter {named})")
-    if result.stopped:
-        console.print(styled(("stopped:", "red"), f" {result.stopped}"))
-
-
-def _short(text: str, most: int = _ERROR_CHARACTERS) -> str:
-    return text if len(text) <= most else f"{text[: most - 1]}…"
-
-
-def _moment(iso: str) -> str:
-    return iso[:19].replace("T", " ")

@@ -11,6 +11,7 @@ from saga.commands.output import (
     PROBLEM_FOUND,
     AsJson,
     DataDir,
+    answer_to,
     plain_text,
     print_json,
     remark,
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from saga.deployment import Deployment
-    from saga.dues import Entry, Item, Listing
+    from saga.dues import Item, Listing
 
 _SHOWN: Final = 200
 """What is shown one by one to a person; JSON has more of it."""
@@ -99,16 +100,9 @@ def _check(subject: str | None, *, bring_forward: bool, reason: str | None, audi
 
 def _found(deployment: Deployment, participant: str | None, subject: str | None) -> Listing:
     from saga.discovery import choreography
-    from saga.dues import InputError, listing
+    from saga.dues import listing
 
-    with stoppable():
-        try:
-            return run(
-                listing(deployment, choreography(), participant=participant, subject=subject)
-            )
-        except InputError as error:
-            raise typer.BadParameter(str(error)) from error
-    raise AssertionError  # `stoppable` lets nothing pass
+    return answer_to(listing(deployment, choreography(), participant=participant, subject=subject))
 
 
 def _list(
@@ -159,7 +153,7 @@ def _print(found: Listing, now: datetime) -> None:
 def _bring_forward(
     deployment: Deployment, participant: str | None, subject: str, reason: str, *, as_json: bool
 ) -> None:
-    from saga.dlq.store import who
+    from saga.dlq.audit import who
     from saga.dues import DueError
     from saga.dues import bring_forward as have_done
 
@@ -197,23 +191,11 @@ def _audit(
     as_json: bool,
 ) -> None:
     from saga.discovery import choreography
-    from saga.dues import InputError
     from saga.dues import audit as read
 
-    entries: list[Entry] = []
-    with stoppable():
-        try:
-            entries = run(
-                read(
-                    deployment,
-                    choreography(),
-                    participant=participant,
-                    subject=subject,
-                    limit=limit,
-                )
-            )
-        except InputError as error:
-            raise typer.BadParameter(str(error)) from error
+    entries = answer_to(
+        read(deployment, choreography(), participant=participant, subject=subject, limit=limit)
+    )
     if as_json:
         print_json({"entries": [entry.to_json() for entry in entries]})
         return

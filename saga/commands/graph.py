@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 DEFINITIONS: Final = Path("rabbitmq/definitions.json")
 
 
-class Format(StrEnum):
+class MapFormat(StrEnum):
     """What the map is drawn as."""
 
     TEXT = "text"
@@ -37,7 +37,7 @@ class Format(StrEnum):
 
 
 def show_map(
-    format: Annotated[Format, typer.Option(help="What to draw it as.")] = Format.TEXT,
+    format: Annotated[MapFormat, typer.Option(help="What to draw it as.")] = MapFormat.TEXT,
     as_json: Annotated[bool, typer.Option("--json", help="The same as `--format json`.")] = False,
 ) -> None:
     """Show who reacts to what, and what comes of it: the happy path, failures and compensations.
@@ -57,14 +57,14 @@ def show_map(
     from saga.graph.svg import svg
 
     flow = Flow(choreography())
-    match Format.JSON if as_json else format:
-        case Format.MERMAID:
+    match MapFormat.JSON if as_json else format:
+        case MapFormat.MERMAID:
             write(mermaid(flow))
-        case Format.SVG:
+        case MapFormat.SVG:
             write(svg(flow))
-        case Format.JSON:
+        case MapFormat.JSON:
             print_json(listing(flow))
-        case Format.TEXT:
+        case MapFormat.TEXT:
             _print_map(flow)
 
 

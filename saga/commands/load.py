@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from saga.deployment import Deployment
     from saga.load.plan import Plan
-    from saga.load.run import Result
+    from saga.load.run import LoadResult
     from saga.local.system import Database, System
 
 SAGAS_MAX = 1_000_000
@@ -123,7 +123,7 @@ def demo(
     here = saga()
     loading.plan_of(here, sagas, seed)  # Before anything is started for it.
 
-    async def load(deployment: Deployment) -> Result:
+    async def load(deployment: Deployment) -> LoadResult:
         plan = await loading.next_plan(deployment, here, sagas, seed)
         sending = len(plan.before) + len(plan.given)
         with progress_bars(sending=sending, ended=len(plan.ends)) as advance:
@@ -147,7 +147,7 @@ def demo(
         raise typer.Exit(PROBLEM_FOUND)
 
 
-def _print_result(name: str, sagas: int, result: Result) -> None:
+def _print_result(name: str, sagas: int, result: LoadResult) -> None:
     from saga.commands.console import Table, out, styled
 
     table = Table("outcome", name, title=f"{sagas} of {name}, seed {result.seed}")
@@ -192,7 +192,7 @@ def _fresh_folder(parent: Path) -> Path:
     import tempfile
     from pathlib import Path
 
-    from saga.local.system import SystemFault
+    from saga.local import SystemFault
 
     try:
         parent.mkdir(parents=True, exist_ok=True)
@@ -208,7 +208,8 @@ def _fresh_folder(parent: Path) -> Path:
 async def _own_system(parent: Path, database: Database, replicas: int) -> AsyncIterator[System]:
     """A system for this run; with a broker of its own also in a folder of its own, which is removed
     if all went well."""
-    from saga.local.system import System, remove_folder
+    from saga.local.folder import remove_folder
+    from saga.local.system import System
 
     system_in = partial(System, database=database, replicas=replicas, report=remark)
     if amqp_url := os.environ.get("AMQP_URL"):

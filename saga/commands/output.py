@@ -10,11 +10,13 @@ import logging
 import signal
 import sys
 from collections.abc import Coroutine, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar
 
 import typer
 
+from saga.errors import InputError
 from saga.text import harmless, plain
 
 T = TypeVar("T")
@@ -61,6 +63,26 @@ def plain_text(text: str | None) -> str | None:
         except ValueError as error:
             raise typer.BadParameter(str(error)) from None
     return text
+
+
+def moment_of(text: str | None, option: str) -> datetime | None:
+    """The time that is given with an option; None if none is."""
+    if text is None:
+        return None
+    from saga import limits
+    from saga.limits import TIME_END, TIME_MIN
+
+    try:
+        given = datetime.fromisoformat(text)
+    except ValueError:
+        given = None
+    if given is None or given.tzinfo is None or (moment := limits.moment_of(text)) is None:
+        raise typer.BadParameter(
+            f"{text!r} is no time with an offset from {TIME_MIN.year} to {TIME_END.year - 1}; "
+            f"write it like 2030-01-31T12:00:00Z",
+            param_hint=option,
+        )
+    return moment
 
 
 def problem(line: str) -> None:
@@ -157,3 +179,19 @@ def stoppable() -> Iterator[None]:
     except Stopped as stopped:
         remark(f"stopped by {stopped}")
         raise typer.Exit(stopped.status) from None
+
+
+@contextlib.contextmanager
+def wrong_usage() -> Iterator[None]:
+    """What makes no sense to ask for is wrong usage."""
+    try:
+        yield
+    except InputError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def answer_to(question: Coroutine[Any, Any, T]) -> T:
+    """Run a question to its answer; one that makes no sense is wrong usage."""
+    with stoppable(), wrong_usage():
+        return run(question)
+    raise AssertionError  # `stoppable` lets nothing pass

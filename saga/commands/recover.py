@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from saga.commands.history import moment_of
 from saga.commands.output import (
     DATA_DIR,
     PROBLEM_FOUND,
     AsJson,
     DataDir,
+    moment_of,
     print_json,
     remark,
     run,

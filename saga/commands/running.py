@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from saga.deployment import Deployment
     from saga.local.system import Database
     from saga.reconcile import Report
-    from saga.status import Status
+    from saga.status import SystemStatus
 
     Show = Callable[[Path, Deployment, Mapping[str, str]], None]
 
@@ -187,7 +187,7 @@ def _lack_of_room(data_dir: Path) -> str:
     return lack_of_room(data_dir, load(Settings).disk_free_min_bytes, INODES_MIN)
 
 
-def _print_status(found: Status) -> None:
+def _print_status(found: SystemStatus) -> None:
     from saga.commands.console import Table, out, styled
 
     console = out()

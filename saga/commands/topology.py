@@ -21,7 +21,7 @@ from saga.commands.output import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from saga.broker.drift import Difference
+    from saga.broker.drift import Deviation
     from saga.broker.setup import Drift
     from saga.choreography import Choreography
     from saga.deployment import Deployment
@@ -237,7 +237,7 @@ def compare(
         return run(drift(graph, url, management_url, data_dir))
 
 
-def _print_differences(differences: Sequence[Difference]) -> None:
+def _print_differences(differences: Sequence[Deviation]) -> None:
     from saga.commands.console import Table, out
 
     if not differences:

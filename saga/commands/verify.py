@@ -11,7 +11,7 @@ from saga.commands import simulating
 from saga.commands.output import PROBLEM_FOUND, AsJson, print_json
 
 if TYPE_CHECKING:
-    from saga.verify import Model, Report
+    from saga.verify import Model, ModelReport
 
 SEEDS_MAX: Final = 100_000
 JOBS_MAX: Final = 256
@@ -117,7 +117,7 @@ def verify(
         raise typer.Exit(PROBLEM_FOUND)
 
 
-def _report(model: Model, states_max: int) -> Report:
+def _report(model: Model, states_max: int) -> ModelReport:
     """Explore a model; on a terminal, say how far it has got."""
     import saga.verify
     from saga.commands.console import err
@@ -135,7 +135,7 @@ def _report(model: Model, states_max: int) -> Report:
         )
 
 
-def reports_as_json(reports: Sequence[Report], missing: Sequence[str] = ()) -> dict[str, Any]:
+def reports_as_json(reports: Sequence[ModelReport], missing: Sequence[str] = ()) -> dict[str, Any]:
     """What came of the models, and what none of them looked at, as a JSON document."""
     return {
         "ok": not missing and all(report.ok for report in reports),
@@ -157,7 +157,7 @@ def reports_as_json(reports: Sequence[Report], missing: Sequence[str] = ()) -> d
     }
 
 
-def _remarks(reports: Sequence[Report]) -> Iterator[str]:
+def _remarks(reports: Sequence[ModelReport]) -> Iterator[str]:
     """What the models leave out by their nature: no mistake of the saga."""
     from saga.verify import ASKED_MAX
 
@@ -168,7 +168,7 @@ def _remarks(reports: Sequence[Report]) -> Iterator[str]:
         )
 
 
-def _violation_as_json(report: Report) -> dict[str, Any] | None:
+def _violation_as_json(report: ModelReport) -> dict[str, Any] | None:
     from saga.verify import as_test, diagram
 
     schedule = report.schedule
@@ -186,7 +186,7 @@ def _violation_as_json(report: Report) -> dict[str, Any] | None:
 
 
 def print_reports(
-    reports: Sequence[Report], missing: Sequence[str] = (), *, partial: bool = False
+    reports: Sequence[ModelReport], missing: Sequence[str] = (), *, partial: bool = False
 ) -> None:
     """What came of the models as a table; below it the schedules that break a rule, and what was
     not looked at. They are `partial` where there are other scenarios, which may come to more."""

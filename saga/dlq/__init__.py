@@ -1,6 +1,8 @@
-"""`saga dlq`: dead letters, moved into a store of their own, where a person deals with them.
+"""`saga dlq`: dead letters, moved into a store of their own, where an operator deals with them.
 
-`letters` says what a dead letter is, `store` keeps them, `collect` moves them there from the
+`letters` says what a dead letter is, and `states` where it stands. `store` keeps them, in `tables`:
+`arrivals` takes copies in, `selection` finds letters, `replays` and `audit` note what is done about
+them, and `lookup` and `figures` are for those who only look. `collect` moves letters there from the
 queues, `examine` tells what a replay would do, `replay` and `edit` send them again, and `desk` is
 where a command finds all of it.
 """
@@ -10,7 +12,3 @@ from saga.errors import Explained
 
 class DlqError(Explained):
     """Dead letters cannot be worked on as things are. Names what is in the way, and the way out."""
-
-
-class InputError(ValueError):
-    """What was asked for makes no sense: names the argument and what it takes. Nothing changed."""

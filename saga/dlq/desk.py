@@ -10,11 +10,13 @@ import aiormq
 
 from saga.choreography import Choreography
 from saga.deployment import Deployment
-from saga.dlq import InputError
 from saga.dlq.collect import collect
 from saga.dlq.examine import REPLAYS_MAX, Examiner
-from saga.dlq.letters import State
-from saga.dlq.store import AT_ONCE, Selection, Store
+from saga.dlq.selection import Selection
+from saga.dlq.states import LetterState
+from saga.dlq.store import Store
+from saga.dlq.tables import AT_ONCE
+from saga.errors import InputError
 from saga.runtime.messaging.connection import BrokerError, connect
 from saga.runtime.messaging.permissions import REPLAY
 from saga.runtime.messaging.topology import dead_letter_queue, queues_of
@@ -23,7 +25,7 @@ from saga.runtime.urls import printable
 
 
 @dataclass(frozen=True, slots=True)
-class Desk:
+class DeadLetterDesk:
     """What every command on dead letters needs."""
 
     deployment: Deployment
@@ -46,7 +48,7 @@ class Desk:
         collected = await collect(self.connection, self.store, self.participants)
         if collected:
             self.store.note("collect", "", {}, {"copies": collected})
-        out = self.store.find(Selection(), [State.SENT], contents=False)
+        out = self.store.find(Selection(), [LetterState.SENT], contents=False)
         done: set[int] = set()
         for start in range(0, len(out), AT_ONCE):
             numbers = tuple(letter.number for letter in out[start : start + AT_ONCE])
@@ -101,7 +103,7 @@ class Desk:
 
 
 @asynccontextmanager
-async def open_desk(deployment: Deployment, graph: Choreography) -> AsyncIterator[Desk]:
+async def open_desk(deployment: Deployment, graph: Choreography) -> AsyncIterator[DeadLetterDesk]:
     """Open the desk, with everything that is dead by now on it.
 
     Raises `DlqError` and `BrokerError`.
@@ -112,7 +114,7 @@ async def open_desk(deployment: Deployment, graph: Choreography) -> AsyncIterato
     try:
         store = Store(deployment.dead_letters_url)
         try:
-            desk = Desk(deployment, graph, store, connection)
+            desk = DeadLetterDesk(deployment, graph, store, connection)
             await desk.collect()
             yield desk
         finally:

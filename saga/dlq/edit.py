@@ -12,12 +12,13 @@ from typing import Any, Final
 
 from pydantic_core import from_json
 
-from saga.dlq import InputError
-from saga.dlq.desk import Desk
+from saga.dlq.desk import DeadLetterDesk
 from saga.dlq.examine import decoder_of
-from saga.dlq.letters import Letter, State, document_of
+from saga.dlq.letters import DeadLetter, document_of
 from saga.dlq.replay import alone
+from saga.dlq.states import LetterState
 from saga.envelope import Undecodable, derived_id
+from saga.errors import InputError
 from saga.message import Event
 from saga.runtime.messaging.dead_letters import ADDRESSEE
 from saga.runtime.messaging.permissions import REPLAY
@@ -65,7 +66,7 @@ class Edited:
 
 
 def text_of(body: bytes) -> str:
-    """A body as a person edits it."""
+    """A body as an operator edits it."""
     document = document_of(body)
     if document is None:
         return body.decode(errors="replace")
@@ -93,9 +94,9 @@ def with_values(text: str, settings: Sequence[str]) -> str:
 
 
 async def edit(
-    desk: Desk, number: int, change: Callable[[str], str | None], *, why: str = ""
+    desk: DeadLetterDesk, number: int, change: Callable[[str], str | None], *, why: str = ""
 ) -> Edited | None:
-    """Have a dead letter's payload changed, and send the copy; None if `change` changed nothing.
+    """Change a dead letter's payload, and send the copy; None if `change` changed nothing.
 
     `change` gets the payload as text and returns it corrected. The copy has an id of its own, which
     follows from what is in it, and the original as its causation. It goes to the history and to the
@@ -137,12 +138,12 @@ async def edit(
     return Edited(number, copy_id, letter.queue, diff, recorded)
 
 
-def _must_be_dead(number: int, state: State | None) -> None:
-    if state is not State.DEAD:
+def _must_be_dead(number: int, state: LetterState | None) -> None:
+    if state is not LetterState.DEAD:
         raise InputError(f"letter {number} is {state or 'gone'}; only a dead one can be edited")
 
 
-def _copy(letter: Letter, text: str) -> tuple[bytes, str]:
+def _copy(letter: DeadLetter, text: str) -> tuple[bytes, str]:
     """The corrected copy and its id."""
     try:
         document = from_json(text)

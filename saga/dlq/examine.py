@@ -1,4 +1,4 @@
-"""What a replay would do, told from the letter, the services' inboxes and the archive."""
+"""What a replay would do, by the letter, the services' inboxes and the archive."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from saga.archive import OBSERVER
 from saga.archive.subjects import SUBJECTS, Subject
 from saga.choreography import Choreography, Participant
 from saga.deployment import Deployment
-from saga.dlq.letters import Letter, document_of, message_key_of, way_before_death
+from saga.dlq.letters import DeadLetter, document_of, message_key_of, way_before_death
 from saga.envelope import (
     Decoder,
     Envelope,
@@ -26,7 +26,7 @@ from saga.envelope import (
     digest_of,
     schema_uri,
 )
-from saga.runtime.kernel.database import read_database
+from saga.runtime.kernel.opening import read_database
 from saga.runtime.kernel.tables import Tables
 from saga.runtime.messaging.dead_letters import ORIGIN_EXCHANGE, ORIGIN_ROUTING_KEY
 from saga.runtime.messaging.topology import queues_of
@@ -87,19 +87,19 @@ class Examiner:
         self._decoders = {p.name: decoder_of(p) for p in graph.participants}
 
     async def examine(
-        self, letters: Sequence[Letter], *, force: bool = False
+        self, letters: Sequence[DeadLetter], *, force: bool = False
     ) -> dict[int, Verdict]:
         """A verdict on each letter, by its number. With `force` none was replayed too often."""
         done = await self.done(letters)
-        told = await self._told({letter.subject for letter in letters if letter.subject})
+        known = await self._subjects({letter.subject for letter in letters if letter.subject})
         return {
             letter.number: self._verdict(
-                letter, letter.number in done, told.get(letter.subject or ""), force
+                letter, letter.number in done, known.get(letter.subject or ""), force
             )
             for letter in letters
         }
 
-    async def done(self, letters: Iterable[Letter]) -> set[int]:
+    async def done(self, letters: Iterable[DeadLetter]) -> set[int]:
         """The numbers of the letters whose message its participant has dealt with. The letters
         have to have their contents."""
         by_participant: defaultdict[str, dict[int, MessageKey]] = defaultdict(dict)
@@ -122,7 +122,7 @@ class Examiner:
             )
         return found
 
-    def _digest(self, letter: Letter) -> bytes:
+    def _digest(self, letter: DeadLetter) -> bytes:
         """What the inbox has of the message if it was done; nothing that was done has none."""
         decoder = self._decoders.get(letter.participant)
         try:
@@ -132,20 +132,22 @@ class Examiner:
 
     async def knows(self, subject: str) -> bool:
         """Whether the archive knows such a subject."""
-        return bool(await self._told({subject}))
+        return bool(await self._subjects({subject}))
 
-    async def _told(self, subjects: Collection[str]) -> Mapping[str, Subject]:
+    async def _subjects(self, subjects: Collection[str]) -> Mapping[str, Subject]:
         """What the archive tells of these subjects; of none, if the system has no archive."""
         url = self._deployment.database_urls.get(OBSERVER.name)
         if url is None or not subjects:
             return {}
-        return await asyncio.to_thread(read_database, url, partial(_told_of, subjects))
+        return await asyncio.to_thread(read_database, url, partial(_subjects_in, subjects))
 
-    def _verdict(self, letter: Letter, done: bool, told: Subject | None, force: bool) -> Verdict:
+    def _verdict(
+        self, letter: DeadLetter, done: bool, known: Subject | None, force: bool
+    ) -> Verdict:
         decodes, upcast_from, problem = self._decode(letter)
         participant = self._participants.get(letter.participant)
         expectation, detail = Expectation.HANDLED, ""
-        ended_by = told.ended_by if told else None
+        ended_by = known.ended_by if known else None
         if ended_by is not None:
             detail = f"{ended_by} was said already: only what that leaves to do will be done"
         if done:
@@ -164,12 +166,12 @@ class Examiner:
             detail,
             decodes,
             upcast_from,
-            told is not None,
+            known is not None,
             ended_by,
             done,
         )
 
-    def _decode(self, letter: Letter) -> tuple[bool, int | None, str]:
+    def _decode(self, letter: DeadLetter) -> tuple[bool, int | None, str]:
         decoder = self._decoders.get(letter.participant)
         if decoder is None:
             return False, None, f"there is no participant {letter.participant}"
@@ -186,7 +188,7 @@ class Examiner:
         return True, int(str(schema).rpartition(":")[2]), ""
 
 
-def _check_sender(letter: Letter, envelope: Envelope[Any]) -> None:
+def _check_sender(letter: DeadLetter, envelope: Envelope[Any]) -> None:
     """Refuse what its participant has refused for where it came from: a replay comes by another
     way, and would be taken."""
     exchange, key = (letter.headers.get(name) for name in (ORIGIN_EXCHANGE, ORIGIN_ROUTING_KEY))
@@ -218,7 +220,7 @@ def _in_inbox(
     return found
 
 
-def _told_of(subjects: Collection[str], connection: Connection) -> dict[str, Subject]:
+def _subjects_in(subjects: Collection[str], connection: Connection) -> dict[str, Subject]:
     wanted = _askable(subjects)
     found: dict[str, Subject] = {}
     for start in range(0, len(wanted), _AT_ONCE):

@@ -10,9 +10,9 @@ from typing import Final
 import sqlalchemy as sa
 
 from saga.dlq import DlqError
-from saga.dlq.letters import HERE
-from saga.dlq.store import ItemState, items, letters, path_of
-from saga.runtime.kernel.database import sqlite_engine
+from saga.dlq.states import HERE, ItemState
+from saga.dlq.tables import items, letters, path_of
+from saga.runtime.kernel.sqlite import sqlite_engine
 
 FINGERPRINTS_MAX: Final = 20
 """Kinds of failure told apart, those with most letters; the rest is `other`."""

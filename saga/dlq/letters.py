@@ -11,12 +11,12 @@ import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from enum import StrEnum
 from functools import partial
 from typing import Any, Final
 
 from pydantic_core import from_json
 
+from saga.dlq.states import LetterState
 from saga.envelope import MessageKey
 from saga.limits import ATTEMPT_MAX, TEXT_MAX_BYTES, moment_of
 from saga.message import Priority
@@ -41,35 +41,15 @@ _BYTES, _TIME, _NUMBER = "$bytes", "$time", "$number"
 gets another `$`."""
 
 
-class State(StrEnum):
-    """Where a letter stands. `sent` is out and not yet heard of; `done` is known to be done."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadMessage:
+    """What is known of a message that died at a participant.
 
-    DEAD = "dead"
-    SENDING = "sending"
-    SENT = "sent"
-    DONE = "done"
-    DISCARDED = "discarded"
-    REPLACED = "replaced"
-
-
-HERE: Final = (State.DEAD, State.SENDING)
-"""The states of letters whose message is nowhere else."""
-SETTLED: Final = (State.DISCARDED, State.REPLACED)
-"""The states of letters that a person has settled."""
-
-
-@dataclass(frozen=True, slots=True)
-class Copy:
-    """One message taken from a dead-letter queue.
-
-    `key` names the message wherever it is. `died` tells the copies of one message apart: it is the
-    dead-letter time as the message carries it, empty if it carries none. Where that is the same,
-    `digest` does: it is of what the message carries, without the broker's notes.
+    `key` names the message wherever it is. `raw` is its property list, as it came.
     """
 
     participant: str
     key: str
-    died: str
     event_id: str | None
     type: str
     subject: str | None
@@ -82,10 +62,22 @@ class Copy:
     replays: int
     first_failed_at: datetime
     last_failed_at: datetime
-    properties: dict[str, Any]
-    headers: dict[str, Any]
+    properties: Mapping[str, Any]
+    headers: Mapping[str, Any]
     raw: bytes
     body: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Copy(DeadMessage):
+    """One message taken from a dead-letter queue.
+
+    `died` tells the copies of one message apart: it is the dead-letter time as the message carries
+    it, empty if it carries none. Where that is the same, `digest` does: it is of what the message
+    carries, without the broker's notes.
+    """
+
+    died: str
 
     @property
     def digest(self) -> str:
@@ -97,36 +89,18 @@ class Copy:
         return self.key == self.event_id
 
 
-@dataclass(frozen=True, slots=True)
-class Letter:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadLetter(DeadMessage):
     """One message that died at one participant, however many copies of it there are.
 
     `replays` counts how often it was sent again. Body, headers and properties are those of the
-    newest copy, and are read only where they are needed; `raw` is its property list, as it came.
+    newest copy, and are read only where they are needed.
     """
 
     number: int
-    participant: str
-    key: str
-    state: State
-    event_id: str | None
-    type: str
-    subject: str | None
-    queue: str
-    reason: str
-    error_type: str
-    error: str
-    fingerprint: str
-    attempts: int
-    replays: int
+    state: LetterState
     copies: int
-    first_failed_at: datetime
-    last_failed_at: datetime
     note: str
-    properties: Mapping[str, Any]
-    headers: Mapping[str, Any]
-    raw: bytes
-    body: bytes
 
     @property
     def message_id(self) -> str:
@@ -225,9 +199,9 @@ def copy_of(message: Delivery, participant: str, now: datetime) -> Copy:
     )
 
 
-def posting_of(letter: Letter | Copy, replays: int) -> Posting:
+def posting_of(letter: DeadLetter | Copy, replays: int) -> Posting:
     """The message as it was first, to be sent again to the queue it came from: nothing is left of
-    its failures but how often it was replayed, so its attempts begin anew."""
+    its failures but how often it was replayed, so its attempts begin again."""
     again = headers_of.replayed(letter.raw, min(replays, ATTEMPT_MAX))
     return Posting(letter.queue, again, letter.body)
 

@@ -19,12 +19,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from saga.dlq import DlqError, InputError
+from saga.dlq import DlqError
 from saga.dlq.collect import collect
-from saga.dlq.desk import Desk
+from saga.dlq.desk import DeadLetterDesk
 from saga.dlq.examine import REPLAYS_MAX, Expectation, Verdict
-from saga.dlq.letters import HERE, Letter, State, posting_of
-from saga.dlq.store import ItemState, Run, Selection
+from saga.dlq.letters import DeadLetter, posting_of
+from saga.dlq.replays import Replay
+from saga.dlq.selection import Selection
+from saga.dlq.states import HERE, ItemState, LetterState
+from saga.errors import InputError
 from saga.runtime.messaging.connection import BrokerError
 from saga.runtime.messaging.permissions import REPLAY
 from saga.runtime.messaging.publisher import BrokerPublisher
@@ -60,7 +63,7 @@ Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class ReplaySettings:
     """How to replay. `rate` is in messages per second, None for as fast as it goes; `max_failing`
     is the share of the messages heard of lately that may have failed. Raises `InputError`."""
 
@@ -88,7 +91,7 @@ class Settings:
 
 
 @dataclass(slots=True)
-class Result:
+class ReplayResult:
     """What came of a replay. `counts` has every letter of the frozen selection once."""
 
     run: int
@@ -131,8 +134,8 @@ class Result:
 
 
 async def dry_run(
-    desk: Desk, selection: Selection, settings: Settings
-) -> list[tuple[Letter, Verdict]]:
+    desk: DeadLetterDesk, selection: Selection, settings: ReplaySettings
+) -> list[tuple[DeadLetter, Verdict]]:
     """What a replay would do with each letter of the selection, in its order. Sends nothing."""
     letters = desk.store.find(selection, HERE)
     examiner = desk.examiner(settings.max_replays)
@@ -141,14 +144,14 @@ async def dry_run(
 
 
 async def replay(
-    desk: Desk,
+    desk: DeadLetterDesk,
     selection: Selection | None,
-    settings: Settings,
+    settings: ReplaySettings,
     *,
     why: str = "",
-    begun: Callable[[Run, int], None] = lambda _, __: None,
+    begun: Callable[[Replay, int], None] = lambda _, __: None,
     progress: Progress = lambda _: None,
-) -> Result:
+) -> ReplayResult:
     """Replay the letters selected, or go on with the replay of them that never ended.
 
     With None as the selection, go on with whichever never ended. `begun` is told the run and how
@@ -158,7 +161,7 @@ async def replay(
     with alone(desk.store.path):
         run, resumed = _run(desk, selection, settings, why)
         replaying = _Replaying(desk, run, settings, progress)
-        begun(run, len(desk.store.open_items(run)))
+        begun(run, len(desk.store.replays.open_items(run)))
         publisher = BrokerPublisher(desk.deployment.amqp_url_of(REPLAY), "saga dlq replay")
         started = time.monotonic()
         try:
@@ -167,11 +170,11 @@ async def replay(
         finally:
             await publisher.close()
         seconds = time.monotonic() - started
-        counts = desk.store.count_items(run)
-        result = Result(
+        counts = desk.store.replays.count(run)
+        result = ReplayResult(
             run.number,
             counts,
-            desk.store.items_of(run),
+            desk.store.replays.items_of(run),
             stopped,
             resumed,
             seconds,
@@ -179,19 +182,21 @@ async def replay(
             replaying.sending_seconds,
         )
         summary = {name: value for name, value in result.to_json().items() if name != "not_done"}
-        desk.store.end_run(run, stopped or "finished", summary, why)
+        desk.store.replays.end(run, stopped or "finished", summary, why)
     return result
 
 
-def _run(desk: Desk, selection: Selection | None, settings: Settings, why: str) -> tuple[Run, bool]:
+def _run(
+    desk: DeadLetterDesk, selection: Selection | None, settings: ReplaySettings, why: str
+) -> tuple[Replay, bool]:
     """The run to work on: the one that never ended, or a new one."""
-    unfinished = desk.store.unfinished_run()
+    unfinished = desk.store.replays.unfinished()
     if unfinished is None:
         if selection is None:
             raise InputError("no replay waits to be resumed: each one begun has ended")
         letters = desk.store.find(selection, HERE, contents=False)
         numbers = [letter.number for letter in letters]
-        return desk.store.begin_run(selection, numbers, asdict(settings), why), False
+        return desk.store.replays.begin(selection, numbers, asdict(settings), why), False
     if selection is not None and selection.to_json() != unfinished.selection:
         raise DlqError(
             f"replay {unfinished.number} of {unfinished.selection or 'all letters'} was begun and "
@@ -251,7 +256,9 @@ class _Pace:
 class _Replaying:
     """One command's work on a run."""
 
-    def __init__(self, desk: Desk, run: Run, settings: Settings, progress: Progress) -> None:
+    def __init__(
+        self, desk: DeadLetterDesk, run: Replay, settings: ReplaySettings, progress: Progress
+    ) -> None:
         self._desk = desk
         self._store = desk.store
         self._run = run
@@ -259,7 +266,7 @@ class _Replaying:
         self._progress = progress
         self._examiner = desk.examiner(settings.max_replays)
         self._waiting: deque[int] = deque()
-        self._unheard: dict[int, tuple[Letter, float]] = {}
+        self._unheard: dict[int, tuple[DeadLetter, float]] = {}
         self._recent: deque[bool] = deque(maxlen=RECENT)
         self._pace = _Pace(settings.rate)
         self._participants: set[str] = set()
@@ -308,10 +315,10 @@ class _Replaying:
     async def _take_up(self) -> None:
         """Where the run stands. Of what was being sent nobody knows whether it went: it is sent
         again, unless it is done, or dead again, which it was not without having been sent."""
-        items = dict(self._store.open_items(self._run))
+        items = dict(self._store.replays.open_items(self._run))
         now = time.monotonic()
         for letter in self._letters([n for n, state in items.items() if state in _OUT]):
-            if letter.state is State.DEAD:
+            if letter.state is LetterState.DEAD:
                 del items[letter.number]
                 self._hear([letter.number], ItemState.FAILED, "it is dead again")
             elif items[letter.number] is ItemState.SENT:
@@ -320,7 +327,7 @@ class _Replaying:
                 self._participants.add(letter.participant)
         self._waiting.extend(items)
 
-    def _letters(self, numbers: Collection[int]) -> list[Letter]:
+    def _letters(self, numbers: Collection[int]) -> list[DeadLetter]:
         if not numbers:
             return []
         found = {
@@ -333,7 +340,7 @@ class _Replaying:
         numbers = [self._waiting.popleft() for _ in range(count)]
         letters = await asyncio.to_thread(self._letters, numbers)
         verdicts = await self._examiner.examine(letters, force=self._settings.force)
-        going: list[Letter] = []
+        going: list[DeadLetter] = []
         for letter in letters:
             verdict = verdicts[letter.number]
             skipped = self._skipped(letter, verdict)
@@ -342,8 +349,10 @@ class _Replaying:
             else:
                 self._hear([letter.number], *skipped, counts=False)
         # One that is sending already was counted before it was first sent.
-        replays = {letter.number: letter.replays + (letter.state is State.DEAD) for letter in going}
-        may_go = await asyncio.to_thread(self._store.mark_sending, self._run, replays)
+        replays = {
+            letter.number: letter.replays + (letter.state is LetterState.DEAD) for letter in going
+        }
+        may_go = await asyncio.to_thread(self._store.replays.mark_sending, self._run, replays)
         self._hear(
             [letter.number for letter in going if letter.number not in may_go],
             ItemState.SKIPPED,
@@ -355,11 +364,11 @@ class _Replaying:
         await self._publish(publisher, going, replays)
         return len(going)
 
-    def _skipped(self, letter: Letter, verdict: Verdict) -> tuple[ItemState, str] | None:
+    def _skipped(self, letter: DeadLetter, verdict: Verdict) -> tuple[ItemState, str] | None:
         """What becomes of a letter that is not sent; None if it is."""
         if letter.state not in HERE:
             return ItemState.SKIPPED, f"it is {letter.state}"
-        resumed = letter.state is State.SENDING
+        resumed = letter.state is LetterState.SENDING
         match verdict.expectation:
             case Expectation.HANDLED:
                 return None
@@ -373,7 +382,7 @@ class _Replaying:
                 return ItemState.SKIPPED, f"{verdict.expectation}: {verdict.detail}"
 
     async def _publish(
-        self, publisher: BrokerPublisher, letters: Sequence[Letter], replays: Mapping[int, int]
+        self, publisher: BrokerPublisher, letters: Sequence[DeadLetter], replays: Mapping[int, int]
     ) -> None:
         results = await asyncio.gather(
             *(
@@ -398,7 +407,7 @@ class _Replaying:
                 away = result
         self.sent += len(confirmed)
         self._last_at = now
-        await asyncio.to_thread(self._store.mark_sent, self._run, confirmed)
+        await asyncio.to_thread(self._store.replays.mark_sent, self._run, confirmed)
         if away is not None:
             raise BrokerError(
                 f"RabbitMQ at {printable(self._desk.deployment.amqp_url_of(REPLAY))} went away: "
@@ -426,9 +435,13 @@ class _Replaying:
         states = await asyncio.to_thread(self._store.states_of, list(self._unheard))
         done = await self._examiner.done(letters)
         self._hear(sorted(done), ItemState.DONE)
-        dead = [n for n in self._unheard if states.get(n) is State.DEAD]
+        dead = [n for n in self._unheard if states.get(n) is LetterState.DEAD]
         self._hear(dead, ItemState.FAILED, "it is dead again")
-        settled = [n for n in self._unheard if states.get(n) in (State.DISCARDED, State.REPLACED)]
+        settled = [
+            n
+            for n in self._unheard
+            if states.get(n) in (LetterState.DISCARDED, LetterState.REPLACED)
+        ]
         self._hear(settled, ItemState.SKIPPED, "somebody has settled it", counts=False)
         late = time.monotonic() - self._settings.timeout_seconds
         self._hear(
@@ -442,7 +455,7 @@ class _Replaying:
     ) -> None:
         if not numbers:
             return
-        self._store.mark_items(self._run, numbers, state, detail)
+        self._store.replays.mark_items(self._run, numbers, state, detail)
         for number in numbers:
             self._unheard.pop(number, None)
             if counts:

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from saga.broker.drift import Difference
+from saga.broker.drift import Deviation
 from saga.choreography import Choreography, State
-from saga.graph.flow import Flow, Node, Source, Step, label
+from saga.graph.flow import Flow, Node, SourceLine, Step, label
 from saga.graph.joins import joins_of, steps_beside
 from saga.graph.sagas import extents_of
 from saga.message import Command, Event, Priority, Role, versions_of
@@ -54,7 +54,7 @@ class Finding:
     """What breaks a rule, and where: `name` is the function's or the class's."""
 
     rule: str
-    source: Source | None
+    source: SourceLine | None
     name: str
     message: str
 
@@ -96,7 +96,7 @@ def check(choreography: Choreography, broker: Definitions) -> list[Finding]:
     return sorted(findings, key=_place)
 
 
-def drifted(choreography: Choreography, differences: Iterable[Difference]) -> list[Finding]:
+def drifted(choreography: Choreography, differences: Iterable[Deviation]) -> list[Finding]:
     """A live broker's differences, each at the reaction it concerns first, where there is one."""
     flow = Flow(choreography)
     return [
@@ -162,7 +162,7 @@ def _senders(flow: Flow) -> Iterator[Finding]:
         if strangers := [name for name in command.senders if name not in names]:
             yield Finding(
                 "sender",
-                Source.of(command),
+                SourceLine.of(command),
                 command.__name__,
                 f"names {_names(strangers)} among its `senders`, whose reactions do not send it",
             )
@@ -170,7 +170,7 @@ def _senders(flow: Flow) -> Iterator[Finding]:
         if command.senders:
             yield Finding(
                 "sender",
-                Source.of(command),
+                SourceLine.of(command),
                 command.__name__,
                 f"names {_names(command.senders)} as its `senders`, but no reaction sends it",
             )
@@ -284,7 +284,7 @@ def _sent_with(flow: Flow, cancellation: type[Event]) -> Iterator[Node]:
 
 def _undoes(flow: Flow) -> Iterator[Finding]:
     for event in flow.choreography.events:
-        source = Source.of(event)
+        source = SourceLine.of(event)
         for undone in event.undoes:
             if undone.role is not Role.EFFECT:
                 message = f"undoes {undone.type}, whose role is {undone.role}, not effect"
@@ -390,14 +390,14 @@ def _versions(flow: Flow) -> Iterator[Finding]:
             if old is None:
                 yield Finding(
                     "version",
-                    Source.of(versions[newest]),
+                    SourceLine.of(versions[newest]),
                     versions[newest].__name__,
                     f"version {number} of {message.type} has no class, so what was published of it "
                     f"cannot be read any more",
                 )
             elif old.upcast in (Event.upcast, Command.upcast):
                 said = f"version {number} of {message.type} has no upcaster; {newest} is the newest"
-                yield Finding("version", Source.of(old), old.__name__, said)
+                yield Finding("version", SourceLine.of(old), old.__name__, said)
         for step in flow.takers(message):
             taken = step.reaction.consumes
             if issubclass(taken, Event | Command) and taken.version != newest:

@@ -44,7 +44,7 @@ _PATHS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class SourceLine:
     """A place in the code; `file` is relative to the working directory if it is below it."""
 
     file: str
@@ -54,7 +54,7 @@ class Source:
         return f"{self.file}:{self.line}"
 
     @classmethod
-    def of(cls, thing: Callable[..., Any] | type) -> Source:
+    def of(cls, thing: Callable[..., Any] | type) -> SourceLine:
         """Where a function or a class is defined."""
         thing = inspect.unwrap(thing)
         file = FilePath(inspect.getsourcefile(thing) or "?")
@@ -77,8 +77,8 @@ class Step:
         return f"{self.participant.name}.{self.reaction.name}"
 
     @property
-    def source(self) -> Source:
-        return Source.of(self.reaction.function)
+    def source(self) -> SourceLine:
+        return SourceLine.of(self.reaction.function)
 
     @property
     def retry(self) -> Retry | None:

@@ -8,7 +8,3 @@ from saga.errors import Explained
 
 class HistoryError(Explained):
     """The history cannot answer. Names what is in the way, and the way out."""
-
-
-class InputError(ValueError):
-    """What was asked for makes no sense: names the argument and what it takes. Nothing changed."""

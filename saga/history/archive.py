@@ -13,7 +13,7 @@ from sqlalchemy.engine import Connection
 from saga.archive import OBSERVER, queries
 from saga.deployment import Deployment
 from saga.history import HistoryError
-from saga.runtime.kernel.database import read_database
+from saga.runtime.kernel.opening import read_database
 from saga.runtime.messaging.connection import BrokerError, connect
 from saga.runtime.messaging.stream import StreamError, last_offset
 from saga.runtime.urls import printable

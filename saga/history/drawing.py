@@ -46,7 +46,7 @@ def _harmless(diagram: Diagram) -> Diagram:
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class DrawnLine:
     """One row as text: when, the lanes with what happens between them, and what else to say."""
 
     after: str
@@ -55,7 +55,7 @@ class Line:
     row: Row
 
 
-def as_text(diagram: Diagram) -> tuple[str, list[Line]]:
+def as_text(diagram: Diagram) -> tuple[str, list[DrawnLine]]:
     """The header with the participants' names, and a line for each row."""
     diagram = _harmless(diagram)
     arrows = [len(row.label) for row in diagram.rows if row.to]
@@ -63,7 +63,7 @@ def as_text(diagram: Diagram) -> tuple[str, list[Line]]:
     lanes = {name: number * pitch + 1 for number, name in enumerate(diagram.participants)}
     header = "".join(f"{name:<{pitch}}" for name in diagram.participants).rstrip()
     lines = [
-        Line(f"+{duration(row.after)}", _drawn(row, lanes).rstrip(), row.note, row)
+        DrawnLine(f"+{duration(row.after)}", _drawn(row, lanes).rstrip(), row.note, row)
         for row in diagram.rows
     ]
     return header, lines

@@ -7,8 +7,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 
-from saga.dlq.letters import Letter, State
-from saga.dlq.store import ItemState, Selection, Store, path_of
+from saga.dlq.letters import DeadLetter
+from saga.dlq.selection import Selection
+from saga.dlq.states import ItemState, LetterState
+from saga.dlq.store import Store
+from saga.dlq.tables import path_of
 from saga.limits import moment_of
 from saga.runtime.messaging.dead_letters import ATTEMPTS, ERROR, ERROR_TYPE
 
@@ -26,7 +29,7 @@ class Death:
 class Life:
     """A letter in the operator's store. `replays` are number, start, and what became of it."""
 
-    letter: Letter
+    letter: DeadLetter
     deaths: Sequence[Death]
     replays: Sequence[tuple[int, datetime, ItemState]]
 
@@ -37,22 +40,22 @@ def lives_of(url: str | None, order_id: str) -> list[Life]:
         if store is None:
             return []
         return [
-            Life(letter, _deaths(store, letter), store.replays_of(letter.number))
+            Life(letter, _deaths(store, letter), store.replays.of_letter(letter.number))
             for letter in store.find(Selection(subject=order_id), contents=False)
         ]
 
 
-def letters_in(url: str | None) -> list[Letter]:
+def letters_in(url: str | None) -> list[DeadLetter]:
     """Every letter of the store; blocks. Raises `DlqError`."""
     with _opened(url) as store:
         return store.find(Selection(), contents=False) if store is not None else []
 
 
-def sent_in(url: str | None) -> list[Letter]:
+def sent_in(url: str | None) -> list[DeadLetter]:
     """The letters that were replayed and are not known to be done, with their contents; blocks.
     Raises `DlqError`."""
     with _opened(url) as store:
-        return store.find(Selection(), [State.SENT]) if store is not None else []
+        return store.find(Selection(), [LetterState.SENT]) if store is not None else []
 
 
 @contextmanager
@@ -68,7 +71,7 @@ def _opened(url: str | None) -> Iterator[Store | None]:
         store.close()
 
 
-def _deaths(store: Store, letter: Letter) -> list[Death]:
+def _deaths(store: Store, letter: DeadLetter) -> list[Death]:
     deaths = []
     for died, headers in store.copies_of(letter.number):
         attempts = headers.get(ATTEMPTS)

@@ -15,7 +15,7 @@ from sqlalchemy.engine import Connection
 from saga.archive import queries
 from saga.archive.store import Fact, Stray, events, strays
 from saga.envelope import MessageKey
-from saga.runtime.kernel.database import read_database
+from saga.runtime.kernel.opening import read_database
 from saga.runtime.kernel.statements import any_of
 from saga.runtime.kernel.tables import inbox_key
 

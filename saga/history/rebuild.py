@@ -28,7 +28,8 @@ from saga.discovery import saga, tables_of
 from saga.dlq.examine import decoder_of
 from saga.dlq.letters import document_of
 from saga.envelope import Envelope, MessageKey, Undecodable
-from saga.history import HistoryError, InputError, pages
+from saga.errors import InputError
+from saga.history import HistoryError, pages
 from saga.history.archive import Archive
 from saga.history.letters import letters_in
 from saga.history.outside import Remembered, memory_of
@@ -36,8 +37,9 @@ from saga.history.sources import Sources, participant_named
 from saga.history.story import Hole, holes_of
 from saga.history.whereabouts import look
 from saga.message import Command, Event
-from saga.runtime.kernel.database import DatabaseError, open_database, read_database
+from saga.runtime.kernel.database import DatabaseError
 from saga.runtime.kernel.fold import Fold, is_shared
+from saga.runtime.kernel.opening import open_database, read_database
 from saga.runtime.kernel.rows import writing
 from saga.runtime.kernel.step import StateId, react
 from saga.runtime.kernel.tables import ANY_SOURCE, Tables, VersionConflict, utc_now

@@ -8,9 +8,10 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Final
 
-from saga.archive.timeline import Step
+from saga.archive.timeline import Hop
 from saga.choreography import Choreography
-from saga.dlq.letters import SETTLED, Copy, document_of
+from saga.dlq.letters import Copy, document_of
+from saga.dlq.states import SETTLED
 from saga.envelope import MessageKey, source_of
 from saga.graph.flow import Flow, Path
 from saga.history.debts import Coming, Debt
@@ -156,7 +157,7 @@ def _told(story: Story, event: MessageKey) -> str:
     return f" ({reason})" if reason else ""
 
 
-def _corrected(step: Step) -> Row:
+def _corrected(step: Hop) -> Row:
     addressee = (document_of(step.fact.body) or {}).get(ADDRESSEE)
     return Row(
         Kind.REPLAY,
@@ -167,7 +168,7 @@ def _corrected(step: Step) -> Row:
     )
 
 
-def _hop(step: Step) -> str:
+def _hop(step: Hop) -> str:
     said = []
     if step.waited is not None:
         said.append(f"waited {duration(step.waited)}")

@@ -10,7 +10,8 @@ from saga.archive import OBSERVER
 from saga.choreography import Choreography, Participant
 from saga.deployment import Deployment, DeploymentError, outside_urls_in
 from saga.discovery import saga, services
-from saga.history import HistoryError, InputError
+from saga.errors import InputError
+from saga.history import HistoryError
 from saga.runtime.urls import sqlite_url
 
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from saga.archive.store import Fact, decoded
 from saga.archive.subjects import Subject
-from saga.archive.timeline import Step, steps_of
+from saga.archive.timeline import Hop, steps_of
 from saga.archive.view import SubjectView
 from saga.archive.views import projection_of
 from saga.choreography import Choreography, Participant, Reaction, State
@@ -45,7 +45,7 @@ class Story:
     """One subject, as the history has it."""
 
     subject: str
-    steps: Sequence[Step]
+    steps: Sequence[Hop]
     """Every event about it, each after its cause; those too that nobody can read."""
     events: Mapping[MessageKey, Envelope[Any]]
     """Those of them that can be read, by source and id, in the same order."""

@@ -17,20 +17,21 @@ from sqlalchemy.engine import Connection
 from saga.archive import queries
 from saga.archive.store import Fact, Gap
 from saga.archive.subjects import Subject
-from saga.archive.timeline import Step
+from saga.archive.timeline import Hop
 from saga.choreography import Choreography, Participant, State
 from saga.deployment import Deployment
 from saga.discovery import tables_of
 from saga.due import OVERDUE_SECONDS
 from saga.envelope import Envelope, rfc3339
-from saga.history import HistoryError, InputError
+from saga.errors import InputError
+from saga.history import HistoryError
 from saga.history.archive import Archive
 from saga.history.debts import Coming, Debt, coming_of, debts_of
 from saga.history.letters import letters_in, lives_of
 from saga.history.sequence import Diagram, sequence_of
 from saga.history.story import Story, fold_of, tell
 from saga.history.whereabouts import Whereabouts, look
-from saga.runtime.kernel.database import read_database
+from saga.runtime.kernel.opening import read_database
 from saga.runtime.kernel.tables import utc_now
 
 SUBJECTS_AT_ONCE: Final = 500
@@ -396,7 +397,7 @@ def _coming_as_json(coming: Coming) -> dict[str, Any]:
     }
 
 
-def _step_as_json(step: Step) -> dict[str, Any]:
+def _step_as_json(step: Hop) -> dict[str, Any]:
     attributes = step.attributes
     return {
         "id": attributes.id,

@@ -29,16 +29,18 @@ from saga.archive.store import (
     DETAIL_MAX_CHARACTERS,
     Fact,
     Gap,
-    Place,
+    LastRead,
     Stray,
     Tally,
 )
 from saga.archive.views import projection_of
 from saga.choreography import Choreography
 from saga.envelope import Attributes, Undecodable, rfc3339
-from saga.history import HistoryError, InputError, pages
+from saga.errors import InputError
+from saga.history import HistoryError, pages
 from saga.limits import BODY_MAX_BYTES, INTEGER_MAX, TEXT_MAX_BYTES
-from saga.runtime.kernel.database import DatabaseError, open_database, read_database
+from saga.runtime.kernel.database import DatabaseError
+from saga.runtime.kernel.opening import open_database, read_database
 from saga.runtime.kernel.statements import any_of
 from saga.runtime.kernel.tables import VersionConflict, utc_now
 
@@ -149,7 +151,7 @@ def export(url: str, file: Path, progress: Progress = lambda _: None) -> Exporte
     return Exported(count, odd, gaps)
 
 
-def _standing(connection: Connection) -> tuple[int, Place | None, list[Gap]]:
+def _standing(connection: Connection) -> tuple[int, LastRead | None, list[Gap]]:
     """The position of the newest event, how far the stream was read, and what is missing up to
     there, all as of one moment."""
     last = connection.scalar(sa.select(sa.func.max(store.events.c.position)))

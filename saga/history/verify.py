@@ -31,8 +31,8 @@ from saga.history.archive import Archive
 from saga.history.sources import Sources
 from saga.history.story import missing_numbers
 from saga.message import Answer, Command, Priority
-from saga.runtime.kernel.database import read_database
 from saga.runtime.kernel.fold import Fold, is_shared
+from saga.runtime.kernel.opening import read_database
 from saga.runtime.kernel.rows import UnreadableRow
 from saga.runtime.kernel.step import StateId, react
 from saga.runtime.kernel.tables import DUE_AT, Tables, due_at_of, utc_now

@@ -10,7 +10,8 @@ import aiormq
 
 from saga.choreography import Choreography
 from saga.deployment import Deployment
-from saga.dlq.letters import HERE, SETTLED, Copy, Letter, copy_of, event_id_of
+from saga.dlq.letters import Copy, DeadLetter, copy_of, event_id_of
+from saga.dlq.states import HERE, SETTLED
 from saga.history import HistoryError
 from saga.reconcile import broker
 from saga.reconcile.facts import ReconcileError
@@ -68,7 +69,7 @@ class Whereabouts:
 
 
 async def look(
-    deployment: Deployment, graph: Choreography, letters: Iterable[Letter]
+    deployment: Deployment, graph: Choreography, letters: Iterable[DeadLetter]
 ) -> Whereabouts:
     """Look through the queues. Changes nothing, but what waits is in another order afterwards.
 
@@ -111,7 +112,7 @@ async def look(
     return seen
 
 
-def in_store(letters: Iterable[Letter]) -> dict[tuple[str, str], Where]:
+def in_store(letters: Iterable[DeadLetter]) -> dict[tuple[str, str], Where]:
     """Keyed by participant and event: where those are that the operator's store has, or a person
     has settled."""
     found: dict[tuple[str, str], Where] = {}
@@ -132,5 +133,5 @@ def _put(seen: Whereabouts, participant: str, body: bytes, place: Place, detail:
         seen.found[participant, event_id] = Where(place, detail)
 
 
-def _error(letter: Copy | Letter) -> str:
+def _error(letter: Copy | DeadLetter) -> str:
     return f"{letter.error_type or letter.reason}: {letter.error}".rstrip(": ")

@@ -46,7 +46,7 @@ Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class LoadResult:
     """What came of a load: by subject how it ended, or nothing; and whether the books are right."""
 
     seed: int
@@ -194,7 +194,7 @@ async def see_through(
     seed: int,
     sent: Progress = lambda _: None,
     ended: Progress = lambda _: None,
-) -> Result:
+) -> LoadResult:
     """Send a plan to a running system, wait until every saga has ended and all is at rest, and
     check the ends and the books. What does not end is part of the result, not an error."""
     await send(deployment, plan, sent)
@@ -207,7 +207,7 @@ async def see_through(
     # What has just ended is judged as well, once nothing goes on any more.
     grace_seconds = 0.0 if at_rest else GRACE_SECONDS
     report = await reconcile(deployment, saga=saga, grace_seconds=grace_seconds)
-    return Result(seed, plan, ends, report)
+    return LoadResult(seed, plan, ends, report)
 
 
 async def _wait_for_ends(

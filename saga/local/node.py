@@ -10,7 +10,6 @@ import contextlib
 import itertools
 import json
 import os
-import random
 import re
 import secrets
 import shutil
@@ -19,27 +18,21 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Final, Protocol, Self
+from typing import Final, Protocol
 
 import yarl
 
 from saga.errors import Explained
-from saga.local.guard import Guard
 from saga.local.patience import WAY_OUT, Patience, start_seconds
+from saga.local.server import LOOPBACK, SPEECHLESS_BYTES, PortTaken, PrivateServer, free_ports
 from saga.runtime.disk import FREE_MIN_BYTES, lack_of_room, servers_min_bytes
 from saga.runtime.files import write_whole
-from saga.runtime.streams import FULL
 
 STOP_SECONDS: Final = 20.0
 """How long a graceful stop may take before the node is killed."""
-PORT_ATTEMPTS: Final = 3
-"""First starts that may fail because somebody else took a port just after it was found free."""
 
 DISK_FREE_MIN_BYTES: Final = servers_min_bytes(FREE_MIN_BYTES)
 """Free bytes below which a node takes no messages, unless its settings say otherwise."""
-SPEECHLESS_BYTES: Final = 1_000_000
-"""Free bytes below which a server's end needs no other reason, and its log may not tell one."""
 GIST_CHARACTERS: Final = 300
 """How much of the server's own words goes into a message."""
 
@@ -50,7 +43,6 @@ writer again."""
 
 _POLL_SECONDS: Final = 0.05
 _PROBE_SECONDS: Final = 2.0
-_LOOPBACK: Final = "127.0.0.1"
 _PROGRAM_FOLDERS: Final = ("/usr/local/bin", "/usr/bin", "/bin", "/usr/local/sbin", "/usr/sbin")
 
 # The plugins known to listen, with the settings that keep each on loopback and on its own port.
@@ -124,13 +116,15 @@ def find_rabbitmq() -> Path:
     return max(found, key=lambda folder: [int(n) for n in re.findall(r"\d+", folder.name)])
 
 
-class RabbitNode:
+class RabbitNode(PrivateServer):
     """One node with its data in `folder`, owned by this process and gone when it is.
 
     The folder keeps its data between runs as long as the node's name stays the same; one node at a
     time may use it. Not thread-safe, except that `ctl` may be called from any thread while the
     node runs. All methods block: call them through `asyncio.to_thread` from a coroutine.
     """
+
+    fault = NodeError
 
     def __init__(
         self,
@@ -148,7 +142,7 @@ class RabbitNode:
         under another name: it uses the peer's name server, joins at its first start, for which the
         peer must be running, and is to be stopped before the peer.
         """
-        self.folder = folder.resolve()
+        super().__init__(folder, "node.lock")
         self._peer = peer
         self.name = f"{name or 'saga'}@localhost"
         self.plugins = tuple(plugins)
@@ -157,21 +151,9 @@ class RabbitNode:
         self._environment: dict[str, str] = {}
         self._vm: subprocess.Popen[bytes] | None = None
         self._epmd: subprocess.Popen[bytes] | None = None
-        self._guard = Guard(self.folder / "node.lock")
+        self._home = Path()
         self._console_path = self.folder / "console.log"
         self._said_before: dict[Path, int] = {}  # how long the logs were before this start
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.stop()
 
     # --- what others need to know ------------------------------------------------------------
 
@@ -187,14 +169,14 @@ class RabbitNode:
     def amqp_url_as(self, user: str, password: str) -> str:
         """Where clients connect as this user."""
         url = yarl.URL.build(
-            scheme="amqp", user=user, password=password, host=_LOOPBACK, port=self.port("amqp")
+            scheme="amqp", user=user, password=password, host=LOOPBACK, port=self.port("amqp")
         )
         return f"{url}/"
 
     @property
     def management_url(self) -> str:
         """Where the HTTP API is; only with the plugin `rabbitmq_management`."""
-        return f"http://{_LOOPBACK}:{self.port('rabbitmq_management')}"
+        return f"http://{LOOPBACK}:{self.port('rabbitmq_management')}"
 
     @property
     def pid(self) -> int:
@@ -221,6 +203,10 @@ class RabbitNode:
     def log_path(self) -> Path:
         """The server's log."""
         return self.folder / "rabbit.log"
+
+    @property
+    def _name(self) -> str:
+        return f"RabbitMQ node {self.name}"
 
     @property
     def cookie(self) -> str:
@@ -259,41 +245,24 @@ class RabbitNode:
         except OSError as error:
             raise self._unusable(error) from error
 
-    def start(self, timeout_seconds: float | None = None) -> None:
-        """Start the node and wait until clients can connect, by default for `START_SECONDS`.
+    def _prepare(self) -> None:
+        self._home = find_rabbitmq()
+        self.claim()
 
-        After `kill` or a crash the same node comes back: same data, same ports. Does nothing when
-        it is running. Raises NodeError, and leaves nothing running, when it cannot be started.
-        """
-        if self.running:
-            return
-        home = find_rabbitmq()
-        patience = Patience(timeout_seconds)
-        again = bool(self._ports)  # killed or crashed: the ports are part of its identity
-        try:
-            self.claim()
-            for attempt in range(1, PORT_ATTEMPTS + 1):
-                if not again:
-                    self._ports = free_ports(["amqp", "dist", "epmd", *self._listening_plugins()])
-                if self._peer is not None:
-                    self._ports["epmd"] = self._peer.port("epmd")
-                try:
-                    self._write_configuration(home)
-                    self._start_processes(home, patience)
-                    self._wait_until_ready(patience)
-                except _PortTaken as error:
-                    self._end_processes()
-                    if again or attempt == PORT_ATTEMPTS:
-                        raise NodeError(str(error)) from None
-                else:
-                    self._join()
-                    return
-        except OSError as error:
-            self.stop()
-            raise self._unusable(error) from error
-        except BaseException:
-            self.stop()
-            raise
+    @property
+    def _has_ports(self) -> bool:
+        return bool(self._ports)
+
+    def _choose_ports(self) -> None:
+        self._ports = free_ports(["amqp", "dist", "epmd", *self._listening_plugins()])
+
+    def _run(self, patience: Patience) -> None:
+        if self._peer is not None:
+            self._ports["epmd"] = self._peer.port("epmd")
+        self._write_configuration(self._home)
+        self._start_processes(self._home, patience)
+        self._wait_until_ready(patience)
+        self._join()
 
     def _join(self) -> None:
         """Become a node of the peer's cluster, once; what the node holds is dropped then."""
@@ -397,22 +366,13 @@ class RabbitNode:
             ) from error
         return found
 
-    def _unusable(self, error: OSError) -> NodeError:
-        way_out = "name a folder that this user can write to"
-        if error.errno in FULL:
-            way_out = "make room there, or name another folder"
-        return NodeError(
-            f"RabbitMQ node {self.name} cannot use the folder {self.folder}: "
-            f"{error.strerror or error}: {way_out}"
-        )
-
     def _listening_plugins(self) -> list[str]:
         return [plugin for plugin in self.plugins if plugin in _PLUGIN_LISTENERS]
 
     def _write_configuration(self, home: Path) -> None:
         settings = {
             # Replaces the default listener, which would take every interface.
-            "listeners.tcp.default": f"{_LOOPBACK}:{self._ports['amqp']}",
+            "listeners.tcp.default": f"{LOOPBACK}:{self._ports['amqp']}",
             "log.file.level": "info",
             # Absolute and small: a private node on a nearly full disk is still of use. The limit
             # relative to memory (the default in some packages' templates) would block it.
@@ -424,7 +384,7 @@ class RabbitNode:
         }
         for plugin in self._listening_plugins():
             prefix = _PLUGIN_LISTENERS[plugin]
-            settings[f"{prefix}.ip"] = _LOOPBACK
+            settings[f"{prefix}.ip"] = LOOPBACK
             settings[f"{prefix}.port"] = str(self._ports[plugin])
         lines = (f"{name} = {value}\n" for name, value in settings.items())
         self._write("rabbitmq.conf", "".join(lines))
@@ -453,7 +413,7 @@ class RabbitNode:
             "ERL_CRASH_DUMP_SECONDS": "0",
             # A name server of its own: it neither depends on the system's nor leaves one behind.
             "ERL_EPMD_PORT": str(self._ports["epmd"]),
-            "ERL_EPMD_ADDRESS": _LOOPBACK,
+            "ERL_EPMD_ADDRESS": LOOPBACK,
             "ERL_INETRC": str(self.folder / "inetrc"),
             "RABBITMQ_ADVANCED_CONFIG_FILE": str(self.folder / "advanced.config"),
             # The start script becomes the VM (no shell in between that would outlive a SIGKILL of
@@ -487,7 +447,7 @@ class RabbitNode:
     def _start_processes(self, home: Path, patience: Patience) -> None:
         if self._peer is None and (self._epmd is None or self._epmd.poll() is not None):
             self._epmd = self._spawn(
-                [self._program("epmd"), "-address", _LOOPBACK, "-port", str(self._ports["epmd"])]
+                [self._program("epmd"), "-address", LOOPBACK, "-port", str(self._ports["epmd"])]
             )
             # The VM would start a name server as a daemon if it found none.
             self._wait_for_epmd(self._epmd, patience)
@@ -517,7 +477,7 @@ class RabbitNode:
     def _wait_for_epmd(self, epmd: subprocess.Popen[bytes], patience: Patience) -> None:
         while not _accepts(self._ports["epmd"]):
             if epmd.poll() is not None:
-                raise _PortTaken(
+                raise PortTaken(
                     f"RabbitMQ node {self.name}: epmd cannot listen on port {self._ports['epmd']}: "
                     "start it again"
                 )
@@ -532,7 +492,7 @@ class RabbitNode:
                 gist = self._gist()
                 self._vm = None
                 taken = "eaddrinuse" in gist or "in use" in gist
-                raise (_PortTaken if taken else NodeError)(
+                raise (PortTaken if taken else NodeError)(
                     f"RabbitMQ node {self.name} ended while starting: {gist} (log: {self.log_path})"
                 )
             if _greets(self._ports["amqp"]) and all(
@@ -606,10 +566,6 @@ class LogWatch:
         return self._closed_looks > LOG_CLOSED_LOOKS_MAX
 
 
-class _PortTaken(NodeError):
-    """Somebody took a port between its choice and its use."""
-
-
 def _is_ruler(line: str) -> bool:
     return set(line) <= {"="}
 
@@ -640,42 +596,10 @@ def _tail(path: Path, offset: int) -> list[str]:
         return []
 
 
-def free_ports(names: Sequence[str]) -> dict[str, int]:
-    """Choose a free loopback port for each name, below the range of outgoing connections.
-
-    A port inside that range could be taken by a client's own connection while the node is down; a
-    client that keeps trying to reconnect may even end up connected to itself.
-    """
-    ports: dict[str, int] = {}
-    for port in _candidates():
-        if len(ports) == len(names):
-            return ports
-        with socket.socket() as probe:
-            try:
-                probe.bind((_LOOPBACK, port))
-            except OSError:
-                continue
-        ports[names[len(ports)]] = port
-    raise NodeError("no free port on 127.0.0.1 between 10000 and 32767: end some listeners")
-
-
-def _candidates() -> Iterator[int]:
-    try:
-        text = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text(encoding="utf-8")
-        top = int(text.split()[0])
-    except (OSError, ValueError, IndexError):
-        top = 32768
-    # Some machines give nearly everything to outgoing connections; then any port has to do.
-    ports = list(range(10_000, top if top > 11_000 else 32_768))
-    # Seeded by the system, so that two nodes started at once seldom try the same ports.
-    random.SystemRandom().shuffle(ports)
-    yield from ports
-
-
 def _accepts(port: int) -> bool:
     """Whether something listens there."""
     try:
-        socket.create_connection((_LOOPBACK, port), timeout=_PROBE_SECONDS).close()
+        socket.create_connection((LOOPBACK, port), timeout=_PROBE_SECONDS).close()
     except OSError:
         return False
     return True
@@ -684,7 +608,7 @@ def _accepts(port: int) -> bool:
 def _greets(port: int) -> bool:
     """Whether an AMQP 0-9-1 server answers a client's first bytes with `connection.start`."""
     try:
-        with socket.create_connection((_LOOPBACK, port), timeout=_PROBE_SECONDS) as connection:
+        with socket.create_connection((LOOPBACK, port), timeout=_PROBE_SECONDS) as connection:
             connection.settimeout(_PROBE_SECONDS)
             connection.sendall(b"AMQP\x00\x00\x09\x01")
             return connection.recv(1) == b"\x01"

@@ -20,8 +20,8 @@ from saga.errors import Explained
 from saga.exporter import Exporter
 from saga.http import client
 from saga.local.guard import Guard
-from saga.local.node import free_ports
 from saga.local.patience import Patience
+from saga.local.server import LOOPBACK, free_ports
 from saga.local.system import System
 from saga.runtime.files import write_whole
 
@@ -37,7 +37,6 @@ STOP_SECONDS: Final = 10.0
 
 _POLL_SECONDS: Final = 0.05
 _WATCH_SECONDS: Final = 1.0
-_LOOPBACK: Final = "127.0.0.1"
 
 Targets = Mapping[str, Sequence[str]]
 """By job of `monitoring/prometheus.yml`, the addresses to scrape."""
@@ -78,7 +77,7 @@ class Prometheus:
     @property
     def url(self) -> str:
         """Where it answers, once it was started."""
-        return f"http://{_LOOPBACK}:{self._port}"
+        return f"http://{LOOPBACK}:{self._port}"
 
     @property
     def running(self) -> bool:
@@ -89,7 +88,7 @@ class Prometheus:
         return self._folder / "prometheus.log"
 
     async def start(self, configured: Mapping[str, Any]) -> None:
-        """Start it, and wait until it is ready. Raises `ObserveError`, `OSError` or `NodeError`."""
+        """Start it; return when it is ready. Raises `ObserveError`, `OSError` or `SystemFault`."""
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / "prometheus.json"  # JSON is YAML
         write_whole(path, json.dumps(configured, indent=2))
@@ -98,7 +97,7 @@ class Prometheus:
             f"--config.file={path}",
             f"--storage.tsdb.path={self._folder / 'data'}",
             f"--storage.tsdb.retention.time={RETENTION}",
-            f"--web.listen-address={_LOOPBACK}:{self._port}",
+            f"--web.listen-address={LOOPBACK}:{self._port}",
             "--enable-feature=exemplar-storage",
             "--log.level=warn",
         )
@@ -161,10 +160,10 @@ class Observatory:
         self._exporter: Exporter | None = None
 
     async def __aenter__(self) -> Self:
-        """Raises `ObserveError`, `OSError` or `NodeError`, and leaves nothing running then."""
+        """Raises `ObserveError`, `OSError` or `SystemFault`, and leaves nothing running then."""
         async with contextlib.AsyncExitStack() as stack:
             port = free_ports(["exporter"])["exporter"]
-            exporter = Exporter(self._system.deployment, host=_LOOPBACK, port=port)
+            exporter = Exporter(self._system.deployment, host=LOOPBACK, port=port)
             self._exporter = stack.enter_context(exporter)
             reconciling = asyncio.create_task(exporter.run(self._reconcile_seconds))
             stack.push_async_callback(_end, reconciling)
@@ -229,7 +228,7 @@ class Observatory:
     async def _broker(self) -> list[str]:
         node = self._system.node
         if node is not None:
-            return [f"{_LOOPBACK}:{node.port(BROKER_PLUGIN)}"]
+            return [f"{LOOPBACK}:{node.port(BROKER_PLUGIN)}"]
         broker_url = yarl.URL(self._system.deployment.amqp_url)
         address = address_of(str(broker_url.with_port(BROKER_PORT)))
         try:

@@ -17,24 +17,18 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 from saga.errors import Explained
-from saga.local.guard import Guard
-from saga.local.node import SPEECHLESS_BYTES, free_ports
 from saga.local.patience import WAY_OUT, Patience, start_seconds
+from saga.local.server import LOOPBACK, SPEECHLESS_BYTES, PortTaken, PrivateServer, free_ports
 from saga.runtime.disk import lack_of_room
-from saga.runtime.streams import FULL
 
 STOP_SECONDS: Final = 20.0
 """How long a stop may take before the server is killed."""
-PORT_ATTEMPTS: Final = 3
-"""First starts that may fail because somebody else took the port just after it was found free."""
 CONNECTIONS_MAX: Final = 100
 
 _USER: Final = "saga"
-_LOOPBACK: Final = "127.0.0.1"
 _POLL_SECONDS: Final = 0.02
 _GIST_CHARACTERS: Final = 300
 _NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,62}")
@@ -85,19 +79,21 @@ def find_program(name: str) -> Path:
     )
 
 
-class PostgresCluster:
+class PostgresCluster(PrivateServer):
     """One server with its data in `folder`, owned by this process and gone when it is.
 
     The folder keeps its data between runs; one server at a time may use it. Not thread-safe. All
     methods block: call them through `asyncio.to_thread` from a coroutine.
     """
 
+    fault = PostgresError
+
     def __init__(self, folder: Path, *, durable: bool = True) -> None:
         """Describe a cluster; nothing is touched or started yet.
 
         Without `durable` it does not wait for the disk: it outlives `kill`, but not a power cut.
         """
-        self.folder = folder.resolve()
+        super().__init__(folder, "cluster.lock")
         self.port = 0
         """Where it listens, from the first start on; it stays the same over `kill`."""
         self._durable = durable
@@ -106,25 +102,12 @@ class PostgresCluster:
         self._password = ""
         self._said_before = 0
         self._postmaster: subprocess.Popen[bytes] | None = None
-        self._guard = Guard(self.folder / "cluster.lock")
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.stop()
 
     # --- what others need to know ------------------------------------------------------------
 
     def url(self, database: str) -> str:
         """Where clients find a database of that name."""
-        return f"postgresql://{_USER}:{self._password}@{_LOOPBACK}:{self.port}/{database}"
+        return f"postgresql://{_USER}:{self._password}@{LOOPBACK}:{self.port}/{database}"
 
     @property
     def pid(self) -> int:
@@ -145,45 +128,22 @@ class PostgresCluster:
 
     # --- life --------------------------------------------------------------------------------
 
-    def start(self, timeout_seconds: float | None = None) -> None:
-        """Start the server, and make the cluster first if there is none; return when clients can
-        connect, by default within `START_SECONDS`.
+    @property
+    def _name(self) -> str:
+        return "PostgreSQL"
 
-        After `kill` or a crash the same cluster comes back: same data, same port. Does nothing
-        when it is running. Raises `PostgresError`, and leaves nothing running, when it cannot be
-        started.
-        """
-        if self.running:
-            return
-        patience = Patience(timeout_seconds)
-        again = self.port != 0
-        try:
-            self._take_folder()
-            if not (self._data / "PG_VERSION").exists():
-                self._make_cluster()
-            self._password = (self.folder / "password").read_text(encoding="utf-8").strip()
-            for attempt in range(1, PORT_ATTEMPTS + 1):
-                if not again:
-                    self.port = free_ports(["postgresql"])["postgresql"]
-                try:
-                    self._run(patience)
-                except _PortTaken as error:
-                    if again or attempt == PORT_ATTEMPTS:
-                        raise PostgresError(str(error)) from None
-                else:
-                    return
-        except OSError as error:
-            self.stop()
-            way_out = "name a folder that this user can write to"
-            if error.errno in FULL:
-                way_out = "make room there, or name another folder"
-            raise PostgresError(
-                f"PostgreSQL cannot use the folder {self.folder}: {error.strerror or error}: "
-                f"{way_out}"
-            ) from error
-        except BaseException:
-            self.stop()
-            raise
+    @property
+    def _has_ports(self) -> bool:
+        return self.port != 0
+
+    def _choose_ports(self) -> None:
+        self.port = free_ports(["postgresql"])["postgresql"]
+
+    def _prepare(self) -> None:
+        self._take_folder()
+        if not (self._data / "PG_VERSION").exists():
+            self._make_cluster()
+        self._password = (self.folder / "password").read_text(encoding="utf-8").strip()
 
     def kill(self) -> None:
         """Kill all of the server's processes with SIGKILL; `start` brings it back."""
@@ -232,7 +192,7 @@ class PostgresCluster:
         self._program("dropdb", "--force", "--if-exists", name)
 
     def _program(self, name: str, *arguments: str) -> None:
-        options = ["--host", _LOOPBACK, "--port", str(self.port), "--username", _USER]
+        options = ["--host", LOOPBACK, "--port", str(self.port), "--username", _USER]
         self._call(
             [str(find_postgresql() / "bin" / name), *options, "--no-password", *arguments],
             {"PGPASSWORD": self._password},
@@ -273,7 +233,7 @@ class PostgresCluster:
     def _run(self, patience: Patience) -> None:
         """Start the server once, and wait until it answers."""
         settings = {
-            "listen_addresses": _LOOPBACK,
+            "listen_addresses": LOOPBACK,
             "port": str(self.port),
             "unix_socket_directories": "",
             "max_connections": str(CONNECTIONS_MAX),
@@ -311,7 +271,7 @@ class PostgresCluster:
             self._postmaster = None
             # Of a server that was killed just before, the last processes may still be there.
             if "still in use" not in gist or patience.is_over:
-                kind = _PortTaken if "Address already in use" in gist else PostgresError
+                kind = PortTaken if "Address already in use" in gist else PostgresError
                 raise kind(f"PostgreSQL ended while starting: {gist} (log: {self._log_path})")
             time.sleep(_POLL_SECONDS)
 
@@ -375,10 +335,6 @@ class PostgresCluster:
         return " ".join(" ".join((*cause, *words)).split())[:_GIST_CHARACTERS] or "it said nothing"
 
 
-class _PortTaken(PostgresError):
-    """Somebody took the port between its choice and its use."""
-
-
 def _unprivileged() -> pwd.struct_passwd:
     for name in _UNPRIVILEGED_USERS:
         with contextlib.suppress(KeyError):
@@ -410,7 +366,7 @@ def _answers(port: int) -> bool:
     parameters = b"user\0" + _USER.encode() + b"\0database\0postgres\0\0"
     startup = (196_608).to_bytes(4, "big") + parameters
     try:
-        with socket.create_connection((_LOOPBACK, port), timeout=2) as connection:
+        with socket.create_connection((LOOPBACK, port), timeout=2) as connection:
             connection.settimeout(2)
             connection.sendall((len(startup) + 4).to_bytes(4, "big") + startup)
             return connection.recv(1) == b"R"

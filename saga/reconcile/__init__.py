@@ -19,13 +19,13 @@ from saga import discovery
 from saga.choreography import Choreography
 from saga.declaration import Saga
 from saga.deployment import Deployment
-from saga.dlq import DlqError, store
+from saga.dlq import DlqError, lookup
 from saga.envelope import Undecodable
 from saga.generate.naming import names_of
 from saga.reconcile import broker, conservation, databases
 from saga.reconcile.conservation import Rest, Waiting, undecided
 from saga.reconcile.databases import Books
-from saga.reconcile.facts import Deliveries, Letter, ReconcileError
+from saga.reconcile.facts import MessageFates, ReconcileError, RestingMessage
 from saga.reconcile.history import History
 from saga.rules import RULES, Rules
 from saga.runtime.kernel.tables import utc_now
@@ -89,7 +89,7 @@ class _Gathered:
 
     books: Books
     outside: dict[str, Any]
-    deliveries: Deliveries
+    deliveries: MessageFates
     view: View
 
 
@@ -151,7 +151,7 @@ async def reconcile(
     )
 
 
-def judge(rules: Rules, view: View, deliveries: Deliveries) -> list[Violation]:
+def judge(rules: Rules, view: View, deliveries: MessageFates) -> list[Violation]:
     """Every violation, by rule and subject."""
     waiting = Waiting(deliveries)
     found = [*rules.judge(view, explain=waiting.explain), *conservation.judge(deliveries)]
@@ -173,15 +173,17 @@ async def dead_letters(deployment: Deployment, choreography: Choreography) -> se
 
 async def _dead(
     connection: Connection, deployment: Deployment, choreography: Choreography
-) -> dict[str, list[Letter]]:
+) -> dict[str, list[RestingMessage]]:
     """What is dead, by participant: in the queues first, then in the store they are moved to."""
     letters = {
         participant.name: await broker.browse(connection, dead_letter_queue(participant.name))
         for participant in choreography.participants
     }
-    here, _ = await asyncio.to_thread(store.look, deployment.dead_letters_url)
+    here, _ = await asyncio.to_thread(lookup.look, deployment.dead_letters_url)
     for kept in here:
-        letters.setdefault(kept.participant, []).append(Letter(kept.key, kept.subject, kept.reason))
+        letters.setdefault(kept.participant, []).append(
+            RestingMessage(kept.key, kept.subject, kept.reason)
+        )
     return letters
 
 
@@ -190,7 +192,7 @@ def _identity(violation: Violation) -> tuple[str, str]:
 
 
 async def _gather(deployment: Deployment, saga: Saga, grace_seconds: float) -> _Gathered:
-    """Read everything once, in the order that `Deliveries` explains."""
+    """Read everything once, in the order that `MessageFates` explains."""
     started_at = utc_now()
     choreography = saga.choreography
     history = history_for(saga)
@@ -205,7 +207,7 @@ async def _gather(deployment: Deployment, saga: Saga, grace_seconds: float) -> _
         await broker.read_history(connection, history, written_to=said > len(books.outbox))
         undone = await asyncio.to_thread(databases.undone, deployment, saga, history.owed)
         letters = await _dead(connection, deployment, choreography)
-        _, by_person = await asyncio.to_thread(store.look, deployment.dead_letters_url)
+        _, by_person = await asyncio.to_thread(lookup.look, deployment.dead_letters_url)
         owners = {queue: p.name for p in choreography.participants for queue in queues_of(p)}
         waiting = await broker.waiting(connection, owners)
         backlogs = {
@@ -228,7 +230,7 @@ async def _gather(deployment: Deployment, saga: Saga, grace_seconds: float) -> _
     settled = {name: set(keys) for name, keys in history.replaced.items()}
     for kept in by_person:
         settled.setdefault(kept.participant, set()).add(kept.key)
-    deliveries = Deliveries(
+    deliveries = MessageFates(
         started_at=started_at,
         grace_seconds=grace_seconds,
         history=history,
@@ -253,7 +255,7 @@ def history_for(saga: Saga, types: Collection[str] = ()) -> History:
     )
 
 
-def view_of(books: Books, outside: Mapping[str, Any], deliveries: Deliveries) -> View:
+def view_of(books: Books, outside: Mapping[str, Any], deliveries: MessageFates) -> View:
     """What was read, as rules look at it."""
     rest = Rest(deliveries)
     return View(books.known, deliveries.history, outside.values(), rests=rest, busy=rest.busy)

@@ -11,7 +11,7 @@ import aiormq
 
 from saga.broker.ready import take_ready
 from saga.dlq.letters import event_id_of
-from saga.reconcile.facts import Backlog, Letter, ReconcileError
+from saga.reconcile.facts import Backlog, ReconcileError, RestingMessage
 from saga.reconcile.history import History
 from saga.retry import RUNGS_MS
 from saga.runtime.messaging.dead_letters import REASON, Reason, key_of, ours_in
@@ -66,7 +66,7 @@ async def _read_until(last: int, reader: StreamReader, history: History) -> None
     )
 
 
-async def browse(connection: Connection, queue: str) -> list[Letter]:
+async def browse(connection: Connection, queue: str) -> list[RestingMessage]:
     """What rests in a quorum queue, in no order, given back when all of it has been seen.
 
     Meanwhile nobody else gets these messages, and afterwards they are in another order: RabbitMQ
@@ -77,12 +77,14 @@ async def browse(connection: Connection, queue: str) -> list[Letter]:
     return [letter_of(message) for message in await look_through(connection, queue)]
 
 
-async def waiting(connection: Connection, owners: Mapping[str, str]) -> dict[str, list[Letter]]:
+async def waiting(
+    connection: Connection, owners: Mapping[str, str]
+) -> dict[str, list[RestingMessage]]:
     """What waits to be tried again, by participant; `owners` says whose each queue is.
 
     A message in a wait queue has the name of the queue it returns to as its routing key.
     """
-    found: defaultdict[str, list[Letter]] = defaultdict(list)
+    found: defaultdict[str, list[RestingMessage]] = defaultdict(list)
     for rung in RUNGS_MS:
         for message in await look_through(connection, wait_queue(rung)):
             if owner := owners.get(message.routing_key):
@@ -159,7 +161,7 @@ def _not_there(queue: str) -> ReconcileError:
     )
 
 
-def letter_of(message: Delivery) -> Letter:
+def letter_of(message: Delivery) -> RestingMessage:
     """What rests in a queue of messages that failed."""
     properties = message.properties
     reason = str(ours_in(message).get(REASON, "rejected"))
@@ -168,4 +170,4 @@ def letter_of(message: Delivery) -> Letter:
         key = key_of(None, message.body)  # What it conflicts with has its id.
     elif reason != Reason.UNDECODABLE:
         key = event_id_of(message.body) or key
-    return Letter(key, properties.correlation_id, reason)
+    return RestingMessage(key, properties.correlation_id, reason)

@@ -9,8 +9,8 @@ from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Final
 
-from saga.reconcile.facts import Deliveries
-from saga.reconcile.history import Owed
+from saga.reconcile.facts import MessageFates
+from saga.reconcile.history import OwedMessage
 from saga.view import Broken, Violation
 
 MISSING_TOLD: Final = 5
@@ -21,7 +21,7 @@ class Rest:
     """Which subjects are at rest: neither is any event about one within the grace, nor waits a
     message about it to be tried again."""
 
-    def __init__(self, deliveries: Deliveries) -> None:
+    def __init__(self, deliveries: MessageFates) -> None:
         self._deliveries = deliveries
         self._retried = {
             letter.subject for letters in deliveries.waiting.values() for letter in letters
@@ -55,7 +55,7 @@ class Rest:
         }
 
 
-def is_still(deliveries: Deliveries, at: datetime | None) -> bool:
+def is_still(deliveries: MessageFates, at: datetime | None) -> bool:
     """Whether what happened at that time is longer ago than the grace.
 
     A time that is further than the grace in the future was told by a clock that is wrong, or has
@@ -71,7 +71,7 @@ def is_still(deliveries: Deliveries, at: datetime | None) -> bool:
 class Waiting:
     """Says what a subject waits for: its dead letters, and what nobody has dealt with."""
 
-    def __init__(self, deliveries: Deliveries) -> None:
+    def __init__(self, deliveries: MessageFates) -> None:
         self._reasons: defaultdict[str, list[str]] = defaultdict(list)
         dead: set[tuple[str, str]] = set()
         for participant, letters in deliveries.letters.items():
@@ -92,14 +92,14 @@ class Waiting:
         return "".join(f"; {reason}" for reason in self._reasons.get(subject, ()))
 
 
-def judge(deliveries: Deliveries) -> Iterator[Violation]:
+def judge(deliveries: MessageFates) -> Iterator[Violation]:
     """Every message that is missing."""
     for name, rule in RULES.items():
         for subject, detail in rule(deliveries):
             yield Violation(name, subject, detail)
 
 
-def undecided(deliveries: Deliveries) -> int:
+def undecided(deliveries: MessageFates) -> int:
     """Messages that may be lost or only on their way: a busy consumer may hold them."""
     count = 0
     for participant, undone in deliveries.undone.items():
@@ -113,7 +113,7 @@ def undecided(deliveries: Deliveries) -> int:
     return count
 
 
-def unpublished(deliveries: Deliveries) -> Iterator[Broken]:
+def unpublished(deliveries: MessageFates) -> Iterator[Broken]:
     """What a participant has counted as said is in the history or in its outbox."""
     for participant, subjects in deliveries.sequences.items():
         for subject, sequence in subjects.items():
@@ -129,7 +129,7 @@ def unpublished(deliveries: Deliveries) -> Iterator[Broken]:
                 )
 
 
-def lost(deliveries: Deliveries) -> Iterator[Broken]:
+def lost(deliveries: MessageFates) -> Iterator[Broken]:
     """Every message is done by each participant it concerns, or settled by a person, or in one of
     its queues, waiting to be tried again, or dead."""
     for participant, undone in deliveries.undone.items():
@@ -144,13 +144,13 @@ def lost(deliveries: Deliveries) -> Iterator[Broken]:
             yield f"{participant}/{key}", f"{what} of {participant}"
 
 
-RULES: Final[Mapping[str, Callable[[Deliveries], Iterable[Broken]]]] = {
+RULES: Final[Mapping[str, Callable[[MessageFates], Iterable[Broken]]]] = {
     rule.__name__: rule for rule in (unpublished, lost)
 }
 """By name."""
 
 
-def _on_its_way(deliveries: Deliveries, participant: str, key: str, owed: Owed) -> bool:
+def _on_its_way(deliveries: MessageFates, participant: str, key: str, owed: OwedMessage) -> bool:
     """Whether an undone message may be in a work queue, or in the hands of its consumer.
 
     What a consumer holds cannot be seen from outside. So with a consumer at work, a message is
@@ -164,7 +164,7 @@ def _on_its_way(deliveries: Deliveries, participant: str, key: str, owed: Owed) 
     return backlog.ready > 0 or not is_still(deliveries, owed.at)
 
 
-def _accounted_for(deliveries: Deliveries, participant: str) -> Set[str]:
+def _accounted_for(deliveries: MessageFates, participant: str) -> Set[str]:
     """The keys of a participant's messages that are dead, waiting, or settled by a person."""
     letters = (*deliveries.letters.get(participant, ()), *deliveries.waiting.get(participant, ()))
     return {letter.key for letter in letters} | deliveries.settled.get(participant, frozenset())

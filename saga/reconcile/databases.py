@@ -21,8 +21,9 @@ from saga.generate.naming import Owned
 from saga.graph.flow import Flow
 from saga.outside import OutsideError
 from saga.reconcile.facts import ReconcileError
-from saga.reconcile.history import LONG_AGO, Owed
-from saga.runtime.kernel.database import DatabaseError, read_database
+from saga.reconcile.history import LONG_AGO, OwedMessage
+from saga.runtime.kernel.database import DatabaseError
+from saga.runtime.kernel.opening import read_database
 from saga.runtime.kernel.rows import UnreadableRow
 from saga.runtime.kernel.step import StateId
 from saga.runtime.kernel.tables import Tables, inbox_keys, utc_now
@@ -104,14 +105,14 @@ def streams_before(deployment: Deployment) -> bool:
 
 
 def undone(
-    deployment: Deployment, saga: Saga, owed: Mapping[str, Mapping[str, Owed]]
-) -> dict[str, dict[str, Owed]]:
+    deployment: Deployment, saga: Saga, owed: Mapping[str, Mapping[str, OwedMessage]]
+) -> dict[str, dict[str, OwedMessage]]:
     """What each participant owes and has no inbox row for; blocks. Raises `ReconcileError`.
 
     What is so old that it may have done and forgotten it, nobody can tell: that is left out.
     """
     forgotten = utc_now() - timedelta(days=deployment.inbox_days)
-    left: dict[str, dict[str, Owed]] = {}
+    left: dict[str, dict[str, OwedMessage]] = {}
     for participant in saga.participants:
         left[participant.name] = mine = {
             key: message
@@ -123,7 +124,7 @@ def undone(
     return left
 
 
-def strike_out(owed: dict[str, Owed], inbox: sa.Table, connection: Connection) -> None:
+def strike_out(owed: dict[str, OwedMessage], inbox: sa.Table, connection: Connection) -> None:
     """Leave of what a participant owes what it has no inbox row for."""
     by_row: dict[str, str] = {
         row: key

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from saga.errors import Explained
-from saga.reconcile.history import History, Owed
+from saga.reconcile.history import History, OwedMessage
 
 
 class ReconcileError(Explained):
@@ -15,7 +15,7 @@ class ReconcileError(Explained):
 
 
 @dataclass(frozen=True, slots=True)
-class Letter:
+class RestingMessage:
     """One message resting in a queue. `key` names the message wherever it is: see `key_of`."""
 
     key: str
@@ -37,7 +37,7 @@ class Backlog:
 
 
 @dataclass(frozen=True, slots=True)
-class Deliveries:
+class MessageFates:
     """What became of every message. Mappings are by participant.
 
     Read in an order that makes most comparisons free of races: the databases, the outsides' books
@@ -51,11 +51,11 @@ class Deliveries:
     history: History
     sequences: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """How many events each participant has committed, by subject."""
-    undone: Mapping[str, Mapping[str, Owed]] = field(default_factory=dict)
+    undone: Mapping[str, Mapping[str, OwedMessage]] = field(default_factory=dict)
     """By key, the messages each participant should have dealt with and has no inbox row for."""
-    letters: Mapping[str, Sequence[Letter]] = field(default_factory=dict)
+    letters: Mapping[str, Sequence[RestingMessage]] = field(default_factory=dict)
     """What is dead, in a queue or in the operator's store."""
-    waiting: Mapping[str, Sequence[Letter]] = field(default_factory=dict)
+    waiting: Mapping[str, Sequence[RestingMessage]] = field(default_factory=dict)
     """What waits on the broker to be tried again."""
     settled: Mapping[str, Set[str]] = field(default_factory=dict)
     """The keys of messages that a person has discarded, or replaced by a corrected copy."""

@@ -26,7 +26,7 @@ LONG_AGO = datetime.min.replace(tzinfo=UTC)
 
 
 @dataclass(slots=True)
-class Owed:
+class OwedMessage:
     """A message some participant has to deal with. `copies` counts how often it was published;
     an undecodable one, which can only become a dead letter, has its routing key as `type`."""
 
@@ -39,7 +39,7 @@ class Owed:
     """Of the event; None for what nobody can have done."""
 
 
-class Kept(NamedTuple):
+class KeptEvent(NamedTuple):
     """What is kept of an event; see `saga.view.Mark`. `body` only where a rule reads it."""
 
     id: str
@@ -85,7 +85,9 @@ class History:
         self.messages = 0
         """Messages in the stream."""
         self.undecodable = 0
-        self.owed: dict[str, dict[str, Owed]] = {p.name: {} for p in choreography.participants}
+        self.owed: dict[str, dict[str, OwedMessage]] = {
+            p.name: {} for p in choreography.participants
+        }
         """By participant and key, what it has to deal with."""
         self.replaced: defaultdict[str, set[str]] = defaultdict(set)
         """By participant, the keys of messages a person has replaced by corrected copies."""
@@ -96,7 +98,7 @@ class History:
         back."""
         self.incomplete: set[str] = set()
         """The subjects of which a rule was told that their beginning is not known."""
-        self._events: dict[str, dict[MessageKey, Kept]] = {}
+        self._events: dict[str, dict[MessageKey, KeptEvent]] = {}
         """By subject and key."""
         self._seen: dict[str, dict[str, int]] = {p.name: {} for p in choreography.participants}
         """By participant and subject, the events known: bit n says that event n is."""
@@ -122,7 +124,9 @@ class History:
         except Undecodable:
             self.undecodable += 1
             self._owe(
-                bound, key_of(message_id, body), Owed(routing_key, None, sent_at or LONG_AGO, False)
+                bound,
+                key_of(message_id, body),
+                OwedMessage(routing_key, None, sent_at or LONG_AGO, False),
             )
             return
         if envelope.source == EDITOR_SOURCE:
@@ -156,7 +160,7 @@ class History:
                 if event.type in types and event.body is not None:
                     yield self._decoder.decode(event.body)
 
-    def about(self, subject: str) -> Sequence[Kept]:
+    def about(self, subject: str) -> Sequence[KeptEvent]:
         return list(self._events.get(subject, {}).values())
 
     def own(self, source: str, subject: str) -> Sequence[Envelope[Any]]:
@@ -195,7 +199,7 @@ class History:
             self.incomplete.add(subject)
         return whole
 
-    def _owe(self, participants: frozenset[str], key: str, owed: Owed) -> None:
+    def _owe(self, participants: frozenset[str], key: str, owed: OwedMessage) -> None:
         for name in participants:
             known = self.owed[name].get(key)
             copies = 1 if known is None else known.copies + 1
@@ -220,7 +224,7 @@ class History:
         whole = envelope.type in self._read or source in self._asking
         self._events.setdefault(subject, {}).setdefault(
             envelope.key,
-            Kept(
+            KeptEvent(
                 envelope.id,
                 sys.intern(envelope.type),
                 source,
@@ -230,6 +234,6 @@ class History:
         )
 
 
-def _owed(envelope: Envelope[Any], *, decodable: bool) -> Owed:
+def _owed(envelope: Envelope[Any], *, decodable: bool) -> OwedMessage:
     source = envelope.source if decodable else None
-    return Owed(envelope.type, envelope.subject, envelope.time, decodable, source=source)
+    return OwedMessage(envelope.type, envelope.subject, envelope.time, decodable, source=source)

@@ -18,7 +18,7 @@ from saga.archive.store import Fact
 from saga.broker.setup import missing_queues
 from saga.choreography import Choreography
 from saga.deployment import Deployment
-from saga.dlq.letters import Letter, message_key_of
+from saga.dlq.letters import DeadLetter, message_key_of
 from saga.dlq.letters import posting_of as posting_again
 from saga.envelope import Attributes, MessageKey
 from saga.history.letters import letters_in, sent_in
@@ -172,7 +172,7 @@ async def recover(
 
 def _replayed(
     deployment: Deployment, evidence: Evidence, known: Collection[tuple[str, str]]
-) -> list[Letter]:
+) -> list[DeadLetter]:
     """The letters that were replayed, are not done, and are not `known` to be elsewhere or owed, by
     participant and id: commands, most of all, which are in no history. Blocks."""
     letters = sent_in(deployment.dead_letters_url)

@@ -18,8 +18,8 @@ from saga.history.archive import Archive
 from saga.reconcile.databases import sequences_in
 from saga.recovery import RecoveryError
 from saga.recovery.owed import Publications
-from saga.runtime.kernel.database import read_database
 from saga.runtime.kernel.kept import kept_events
+from saga.runtime.kernel.opening import read_database
 from saga.runtime.kernel.tables import Tables
 
 

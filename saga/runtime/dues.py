@@ -16,10 +16,11 @@ from sqlalchemy.engine import Connection
 from saga.choreography import State
 from saga.limits import TEXT_MAX_BYTES, Plain
 from saga.message import Priority
-from saga.runtime.kernel.groups import Done, audit_entry
 from saga.runtime.kernel.rows import writing
 from saga.runtime.kernel.step import Firing, Wish
 from saga.runtime.kernel.timer import Listed, dues_in
+from saga.runtime.kernel.transaction import audit_entry
+from saga.runtime.kernel.work import Done
 from saga.runtime.problem import Problem, problems, short
 from saga.runtime.web import WITH_BODY, answer_from
 

@@ -36,8 +36,8 @@ from saga.version import engine_version
 
 if TYPE_CHECKING:
     from saga.envelope import Envelope
-    from saga.runtime.kernel.groups import Outcome
-    from saga.runtime.kernel.outbox import Outgoing
+    from saga.runtime.kernel.outgoing import Outgoing
+    from saga.runtime.kernel.work import Outcome
     from saga.runtime.retry_loop import RetryLoop
 
 TEXT: Final = "text/plain"

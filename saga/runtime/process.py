@@ -20,7 +20,8 @@ from saga.message import AmbiguousMessage
 from saga.runtime import metrics, streams, telemetry, tracing
 from saga.runtime.files import keep_private
 from saga.runtime.garbage import collected_seldom
-from saga.runtime.kernel.database import Database, DatabaseError, open_database
+from saga.runtime.kernel.database import Database, DatabaseError
+from saga.runtime.kernel.opening import open_database
 from saga.runtime.kernel.tables import Schema
 from saga.runtime.messaging.connection import BrokerError
 from saga.runtime.server import Server, listen, url_of

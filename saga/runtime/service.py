@@ -16,17 +16,19 @@ import sqlalchemy as sa
 from fastapi import APIRouter, FastAPI
 
 from saga.choreography import Participant
-from saga.message import Command, Intent, Priority
+from saga.message import Ask, Command, Intent, Priority
 from saga.runtime import dues, metrics, process
 from saga.runtime.disk import Disks, Halt
-from saga.runtime.kernel.database import Database, database_file
-from saga.runtime.kernel.groups import Ask, Done, Duplicate, Kernel
+from saga.runtime.kernel.database import Database
 from saga.runtime.kernel.inbox import keep_forgetting
 from saga.runtime.kernel.kept import Kept
+from saga.runtime.kernel.kernel import Kernel
+from saga.runtime.kernel.opening import database_file
 from saga.runtime.kernel.outbox import Outbox
 from saga.runtime.kernel.step import Decision, Firing
 from saga.runtime.kernel.tables import Clock, Tables, utc_now
 from saga.runtime.kernel.timer import Timekeeper
+from saga.runtime.kernel.work import Done, Duplicate
 from saga.runtime.messaging.consumer import PREFETCH, Consumer
 from saga.runtime.messaging.publisher import BrokerPublisher
 from saga.runtime.problem import unavailable

@@ -48,11 +48,11 @@ def unreadable(writer: Schema, reader: Schema, *, defaults_written: bool) -> lis
     `defaults_written` says that the writer leaves out no field that has a default, unless that is
     null. A field that the reader does not know is none of its concern.
     """
-    comparison = _Comparison(writer, reader, defaults_written)
+    comparison = _SchemaComparison(writer, reader, defaults_written)
     return list(dict.fromkeys(comparison.problems(writer, reader, "")))
 
 
-class _Comparison:
+class _SchemaComparison:
     def __init__(self, writer: Schema, reader: Schema, defaults_written: bool) -> None:
         self._writer = writer
         self._reader = reader

@@ -42,7 +42,7 @@ class RegistryError(Explained):
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
+class SchemaProblem:
     """Why a version of a message is not as it has to be."""
 
     type: str
@@ -53,7 +53,7 @@ class Problem:
         return f"{self.type} v{self.version}: {self.message}"
 
 
-def problems(folder: Path, choreography: Choreography) -> list[Problem]:
+def problems(folder: Path, choreography: Choreography) -> list[SchemaProblem]:
     """Everything that would break a reader of the last release, or lets nobody read what it
     published. Raises `RegistryError`."""
     released = _released(folder)
@@ -104,12 +104,12 @@ def _read(file: Path) -> dict[str, Any]:
 
 def _unknown_to_the_last_release(
     choreography: Choreography, released: dict[tuple[str, int], Schema]
-) -> Iterator[Problem]:
+) -> Iterator[SchemaProblem]:
     types = {type_ for type_, _ in released}
     published = {kind for p in choreography.participants for kind in p.emits}
     for kind in published:
         if kind.type in types and (kind.type, kind.version) not in released:
-            yield Problem(
+            yield SchemaProblem(
                 kind.type,
                 kind.version,
                 "is published, but the last release cannot read it; release the class and its "
@@ -119,10 +119,10 @@ def _unknown_to_the_last_release(
 
 def _compared(
     message: Travelling | None, type_: str, version: int, released: Schema
-) -> Iterator[Problem]:
+) -> Iterator[SchemaProblem]:
     kind = versions_of(message).get(version) if message else None
     if kind is None:
-        yield Problem(
+        yield SchemaProblem(
             type_,
             version,
             "was released, but has no class any more, so nothing of it can be read; once none is "
@@ -133,12 +133,14 @@ def _compared(
     # Events are written by `Envelope.to_bytes`; a command may come from anywhere.
     ours = issubclass(kind, Event)
     for problem in unreadable(now, released, defaults_written=ours):
-        yield Problem(type_, version, f"readers of the last release refuse it: {problem}")
+        yield SchemaProblem(type_, version, f"readers of the last release refuse it: {problem}")
     for problem in unreadable(released, now, defaults_written=ours):
-        yield Problem(type_, version, f"what the last release published is refused: {problem}")
+        yield SchemaProblem(
+            type_, version, f"what the last release published is refused: {problem}"
+        )
 
 
-def _examples(folder: Path, message: Travelling) -> Iterator[Problem]:
+def _examples(folder: Path, message: Travelling) -> Iterator[SchemaProblem]:
     decoder = Decoder([message])
     newest = max(versions_of(message))
     for version, kind in versions_of(message).items():
@@ -147,10 +149,12 @@ def _examples(folder: Path, message: Travelling) -> Iterator[Problem]:
         )
         if not files:
             missing = folder / kind.type / f"v{version}.json"
-            yield Problem(kind.type, version, f"has no example; put a message of it in {missing}")
+            yield SchemaProblem(
+                kind.type, version, f"has no example; put a message of it in {missing}"
+            )
         for file in files:
             if reason := _misread(_read(file), kind, decoder, newest):
-                yield Problem(kind.type, version, f"the example {file.name} {reason}")
+                yield SchemaProblem(kind.type, version, f"the example {file.name} {reason}")
 
 
 def _misread(

@@ -26,7 +26,7 @@ EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 NOT_FOUND = 404
 PRECONDITION_FAILED = 406
 
-OnDelivery = Callable[["Delivery"], None]
+OnDelivery = Callable[["BrokerDelivery"], None]
 
 
 class ChannelClosed(Exception):
@@ -39,7 +39,7 @@ class ChannelClosed(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Message:
+class PublishedMessage:
     """What was published: where to, and what. `raw` is the property list."""
 
     exchange: str
@@ -53,12 +53,12 @@ class Message:
 
 
 @dataclass(frozen=True, slots=True)
-class Delivery:
+class BrokerDelivery:
     """A message on its way to a consumer. `tag` is the channel's; `count` says how often the
     message has come back to its queue before."""
 
     tag: int
-    message: Message
+    message: PublishedMessage
     count: int
 
     @property
@@ -71,22 +71,22 @@ class _Copy:
     """One message in one queue; the queue's order is that of the positions."""
 
     position: int
-    message: Message
+    message: PublishedMessage
     count: int = 0
     expires_at: float | None = None
 
 
 @dataclass(slots=True, eq=False)
 class _Consumer:
-    channel: Channel
-    queue: Queue
+    channel: BrokerChannel
+    queue: SimulatedQueue
     prefetch: int
     deliver: OnDelivery
     unacknowledged: int = 0
 
 
 @dataclass(slots=True, eq=False)
-class Queue:
+class SimulatedQueue:
     """A queue: what is ready in it, and who reads it."""
 
     name: str
@@ -113,8 +113,8 @@ class Broker:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._bindings: dict[str, list[tuple[str, str]]] = {}
-        self._queues: dict[str, Queue] = {}
-        self._routes: dict[tuple[str, str], list[Queue]] = {}
+        self._queues: dict[str, SimulatedQueue] = {}
+        self._routes: dict[tuple[str, str], list[SimulatedQueue]] = {}
         self.on_publish: Callable[[bytes], None] = lambda _: None
         """Called with the body of whatever is published."""
 
@@ -123,17 +123,17 @@ class Broker:
         for exchange in topology.exchanges:
             self._bindings.setdefault(exchange, [])
         for queue in topology.queues:
-            self._queues.setdefault(queue.name, Queue(queue.name, queue.arguments))
+            self._queues.setdefault(queue.name, SimulatedQueue(queue.name, queue.arguments))
         for binding in topology.bindings:
             self._bindings[binding.exchange].append((binding.key, binding.queue))
         self._routes.clear()
 
     def empty(self) -> None:
         """Forget all messages. Whoever is still connected has to do with queues of before."""
-        self._queues = {n: Queue(n, queue.arguments) for n, queue in self._queues.items()}
+        self._queues = {n: SimulatedQueue(n, queue.arguments) for n, queue in self._queues.items()}
         self._routes.clear()
 
-    def messages_in(self, queue: str) -> list[Message]:
+    def messages_in(self, queue: str) -> list[PublishedMessage]:
         """What is ready in a queue, in its order."""
         return [copy.message for copy in self._queues[queue].ready]
 
@@ -146,9 +146,9 @@ class Broker:
         """How many consumers a queue has."""
         return len(self._queues[queue].consumers)
 
-    def channel(self) -> Channel:
+    def channel(self) -> BrokerChannel:
         """Open a channel."""
-        return Channel(self)
+        return BrokerChannel(self)
 
     def publish(self, exchange: str, routing_key: str, body: bytes, raw: bytes) -> bool:
         """Put a message into every queue its key leads to; whether there is any.
@@ -159,16 +159,16 @@ class Broker:
             raise ChannelClosed(NOT_FOUND, f"no exchange '{exchange}'")
         self.on_publish(body)
         queues = self._queues_for(exchange, routing_key)
-        message = Message(exchange, routing_key, raw, body)
+        message = PublishedMessage(exchange, routing_key, raw, body)
         for queue in queues:
             self._put(queue, message)
         return bool(queues)
 
-    def put(self, queue: str, message: Message) -> None:
+    def put(self, queue: str, message: PublishedMessage) -> None:
         """Put a message into one queue, as if it had been published to it."""
         self._put(self._queues[queue], message)
 
-    def _queues_for(self, exchange: str, routing_key: str) -> list[Queue]:
+    def _queues_for(self, exchange: str, routing_key: str) -> list[SimulatedQueue]:
         route = (exchange, routing_key)
         if route not in self._routes:
             if exchange:
@@ -182,7 +182,7 @@ class Broker:
                 self._routes[route] = [q for q in self._queues.values() if q.name == routing_key]
         return self._routes[route]
 
-    def _put(self, queue: Queue, message: Message) -> None:
+    def _put(self, queue: SimulatedQueue, message: PublishedMessage) -> None:
         queue.published += 1
         copy = _Copy(queue.published, message)
         waits_ms = [
@@ -195,7 +195,7 @@ class Broker:
         queue.put_back(copy)
         self._deliver(queue)
 
-    def _deliver(self, queue: Queue) -> None:
+    def _deliver(self, queue: SimulatedQueue) -> None:
         """Give what is ready to consumers in turn, as far as their prefetch goes."""
         self._expire(queue)
         while queue.ready:
@@ -208,7 +208,7 @@ class Broker:
             self._expire(queue)
 
     @staticmethod
-    def _next_consumer(queue: Queue) -> _Consumer | None:
+    def _next_consumer(queue: SimulatedQueue) -> _Consumer | None:
         for _ in range(len(queue.consumers)):
             consumer = queue.consumers[0]
             queue.consumers.rotate(-1)
@@ -216,7 +216,7 @@ class Broker:
                 return consumer
         return None
 
-    def _expire(self, queue: Queue) -> None:
+    def _expire(self, queue: SimulatedQueue) -> None:
         """Dead-letter what has expired at the head; what expires behind it waits for its turn."""
         while queue.ready:
             head = queue.ready[0]
@@ -230,7 +230,7 @@ class Broker:
             queue.ready.pop(0)
             self._dead_letter(queue, head.message, "expired")
 
-    def _give_back(self, queue: Queue, copy: _Copy) -> None:
+    def _give_back(self, queue: SimulatedQueue, copy: _Copy) -> None:
         """Requeue: at its old place, unless it has come back too often."""
         copy.count += 1
         limit = queue.arguments.get("x-delivery-limit")
@@ -239,7 +239,7 @@ class Broker:
         else:
             queue.put_back(copy)
 
-    def _dead_letter(self, queue: Queue, message: Message, reason: str) -> None:
+    def _dead_letter(self, queue: SimulatedQueue, message: PublishedMessage, reason: str) -> None:
         exchange = queue.arguments.get("x-dead-letter-exchange")
         if exchange is None or (exchange and str(exchange) not in self._bindings):
             return
@@ -249,7 +249,7 @@ class Broker:
         self.publish(str(exchange), key, message.body, raw)
 
 
-class Channel:
+class BrokerChannel:
     """A channel: its consumers, and the deliveries they have not settled."""
 
     def __init__(self, broker: Broker) -> None:
@@ -257,7 +257,7 @@ class Channel:
         self._broker = broker
         self._tag = 0
         self._consumers: dict[int, _Consumer] = {}
-        self._unsettled: dict[int, tuple[Queue, _Copy, _Consumer | None]] = {}
+        self._unsettled: dict[int, tuple[SimulatedQueue, _Copy, _Consumer | None]] = {}
 
     def consume(self, queue: str, deliver: OnDelivery, *, prefetch: int = 0) -> int:
         """Have messages delivered, at most `prefetch` unsettled ones at a time; return what to
@@ -275,7 +275,7 @@ class Channel:
         cancelled = self._consumers[consumer]
         cancelled.queue.consumers.remove(cancelled)
 
-    def get(self, queue: str) -> Delivery | None:
+    def get(self, queue: str) -> BrokerDelivery | None:
         """The next message, if there is any."""
         found = self._find(queue)
         self._broker._expire(found)
@@ -316,20 +316,22 @@ class Channel:
         for queue, _, _ in unsettled.values():
             self._broker._deliver(queue)
 
-    def _find(self, queue: str) -> Queue:
+    def _find(self, queue: str) -> SimulatedQueue:
         found = self._broker._queues.get(queue)
         if found is None:
             self.close()
             raise ChannelClosed(NOT_FOUND, f"no queue '{queue}'")
         return found
 
-    def _take(self, queue: Queue, copy: _Copy, consumer: _Consumer | None) -> Delivery:
+    def _take(
+        self, queue: SimulatedQueue, copy: _Copy, consumer: _Consumer | None
+    ) -> BrokerDelivery:
         self._tag += 1
         self._unsettled[self._tag] = queue, copy, consumer
         queue.unsettled += 1
-        return Delivery(self._tag, copy.message, copy.count)
+        return BrokerDelivery(self._tag, copy.message, copy.count)
 
-    def _settle(self, tag: int, multiple: bool) -> list[tuple[Queue, _Copy]]:
+    def _settle(self, tag: int, multiple: bool) -> list[tuple[SimulatedQueue, _Copy]]:
         """Take deliveries off the list. An unknown tag closes the channel."""
         tags = [known for known in self._unsettled if known <= tag] if multiple else [tag]
         if tag not in self._unsettled and (tag or not multiple):
@@ -357,7 +359,7 @@ def _matches(pattern: Sequence[str], words: Sequence[str]) -> bool:
     return bool(words) and head in ("*", words[0]) and _matches(rest, words[1:])
 
 
-def _with_death(message: Message, queue: str, reason: str, now: datetime) -> bytes:
+def _with_death(message: PublishedMessage, queue: str, reason: str, now: datetime) -> bytes:
     """The property list with the broker's note on this dead-lettering ahead of earlier ones, and
     without a time to live."""
     values, _ = frames.split(message.raw)

@@ -18,7 +18,7 @@ from sqlalchemy.engine import Connection
 
 from saga.runtime.kernel.tables import Tables, VersionConflict
 from saga.simulation.loop import SimulatedLoop, settle
-from saga.simulation.trace import Trace
+from saga.simulation.trace import SimulationTrace
 from saga.simulation.weather import Weather
 
 SLOW_SECONDS = 8.0
@@ -28,7 +28,7 @@ _COMMITTED = "committed_events"
 T = TypeVar("T")
 
 
-class Store:
+class SimulatedStore:
     """What a service has committed; outlives its processes.
 
     It is made once and emptied for each run, as making its tables takes longer than a run.
@@ -93,11 +93,11 @@ class SimulatedDatabase:
 
     def __init__(
         self,
-        store: Store,
+        store: SimulatedStore,
         name: str,
         loop: SimulatedLoop,
         weather: Weather,
-        trace: Trace,
+        trace: SimulationTrace,
         *,
         shared: bool,
     ) -> None:

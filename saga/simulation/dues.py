@@ -15,7 +15,7 @@ from saga.envelope import Decoder, Envelope, derived_id, rfc3339
 from saga.runtime.kernel.fold import Fold
 from saga.runtime.kernel.step import Firing, cause_among_commands, due_source_of
 from saga.runtime.kernel.tables import Tables, due_at_of
-from saga.simulation.database import Store
+from saga.simulation.database import SimulatedStore
 from saga.view import Violation
 
 LATE_MAX_SECONDS: Final = 40.0
@@ -24,7 +24,7 @@ its service may still be frozen, or wait for its database."""
 
 
 def violations(
-    participant: Participant, tables: Tables, store: Store, calm_at: datetime
+    participant: Participant, tables: Tables, store: SimulatedStore, calm_at: datetime
 ) -> Iterator[Violation]:
     """What is wrong with what one participant did because it was due, in a storm that was over by
     `calm_at`."""

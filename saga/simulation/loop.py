@@ -25,7 +25,7 @@ Ts = TypeVarTuple("Ts")
 
 
 @dataclass(eq=False, slots=True)
-class Process:
+class SimulatedProcess:
     """What dies together. Its tasks, timers and callbacks are those that were begun in `context`,
     or by one of them."""
 
@@ -42,10 +42,10 @@ class Process:
         self.context.run(_process.set, self)
 
 
-_process: ContextVar[Process] = ContextVar("process")
+_process: ContextVar[SimulatedProcess] = ContextVar("process")
 
 
-def current_process() -> Process:
+def current_process() -> SimulatedProcess:
     """The process whose code is running."""
     return _process.get()
 
@@ -70,7 +70,7 @@ class _Handle(asyncio.TimerHandle):
 
 
 class SimulatedLoop(asyncio.BaseEventLoop):
-    """Runs callbacks until it is told to stop. Everything on it has to be in a `Process`."""
+    """Runs callbacks until it is told to stop. All on it has to be in a `SimulatedProcess`."""
 
     def __init__(self, chance: random.Random) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         self._timer_count = 0
         self._stopped = False
         self.steps = 0
-        self.before_step: Callable[[Process], None] = lambda _: None
+        self.before_step: Callable[[SimulatedProcess], None] = lambda _: None
         """Called with the process whose callback is to run next; may kill it."""
         self.on_error: Callable[[str, BaseException | None], None] = lambda _, __: None
         """Called with what no task or callback has dealt with."""
@@ -104,11 +104,13 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         have ended meanwhile end now."""
         self._now = max(self._now, to)
 
-    def spawn(self, process: Process, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+    def spawn(
+        self, process: SimulatedProcess, coroutine: Coroutine[Any, Any, Any]
+    ) -> asyncio.Task[Any]:
         """Begin a task in a process."""
         return process.context.run(self.create_task, coroutine)
 
-    def kill(self, process: Process) -> None:
+    def kill(self, process: SimulatedProcess) -> None:
         """End a process at once: none of its code runs any more, not even to clean up."""
         for task in process.tasks:
             # Whoever was about to look at what came of it, or of what it waits for, is gone.
@@ -118,7 +120,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
                     ended.exception()
         self.end(process)
 
-    def end(self, process: Process) -> None:
+    def end(self, process: SimulatedProcess) -> None:
         """End a process with the run: an error that no code has looked at is reported."""
         process.alive = False
         for future in (*process.tasks, *process.futures):
@@ -143,7 +145,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
             kind = type(future).__name__
             self.on_error(f"{kind} exception was never retrieved", future.exception())
 
-    def freeze(self, process: Process, seconds: float) -> None:
+    def freeze(self, process: SimulatedProcess, seconds: float) -> None:
         """Let a process make no progress for some time."""
         process.frozen_until = max(process.frozen_until, self._now + seconds)
 

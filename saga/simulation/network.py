@@ -15,17 +15,20 @@ from typing import Any
 import aiormq
 
 from saga.runtime.messaging.connection import RETRY_SECONDS, BrokerError
-from saga.runtime.messaging.frames import FRAME_MAX_BYTES, Posting
-from saga.runtime.messaging.frames import Delivery as Delivered
+from saga.runtime.messaging.frames import FRAME_MAX_BYTES, Delivery, Posting
 from saga.runtime.messaging.wire import ChannelLost, NotTaken, Unroutable
-from saga.simulation.broker import Channel as BrokerChannel
-from saga.simulation.broker import ChannelClosed, Delivery, Message
-from saga.simulation.loop import Process, SimulatedLoop, current_process, settle
-from saga.simulation.trace import Trace
+from saga.simulation.broker import (
+    BrokerChannel,
+    BrokerDelivery,
+    ChannelClosed,
+    PublishedMessage,
+)
+from saga.simulation.loop import SimulatedLoop, SimulatedProcess, current_process, settle
+from saga.simulation.trace import SimulationTrace
 from saga.simulation.unruly import UnrulyBroker, describe
 from saga.simulation.weather import Weather
 
-Taker = Callable[[Any, Delivered], None]
+Taker = Callable[[Any, Delivery], None]
 """See `saga.runtime.messaging.wire.Taker`."""
 SLOW_SECONDS = 45.0
 """What a slow frame may take: longer than a publisher waits for its confirm."""
@@ -38,7 +41,7 @@ AWAY_MAX_SECONDS = 15.0
 class _Line:
     """One direction of a connection."""
 
-    def __init__(self, connection: Connection, receiver: Process) -> None:
+    def __init__(self, connection: SimulatedConnection, receiver: SimulatedProcess) -> None:
         self._connection = connection
         self._network = connection.network
         self._receiver = receiver
@@ -72,8 +75,8 @@ class Network:
         loop: SimulatedLoop,
         broker: UnrulyBroker,
         weather: Weather,
-        trace: Trace,
-        world: Process,
+        trace: SimulationTrace,
+        world: SimulatedProcess,
     ) -> None:
         self.loop = loop
         self.broker = broker
@@ -81,16 +84,16 @@ class Network:
         self.trace = trace
         self.world = world
         """The process that the broker's side of things belongs to."""
-        self.on_crash: Callable[[Process], None] = lambda _: None
+        self.on_crash: Callable[[SimulatedProcess], None] = lambda _: None
         """Called with a process that is to be killed before it does anything more."""
-        self.on_publish: Callable[[Process, Message], None] = lambda _, __: None
+        self.on_publish: Callable[[SimulatedProcess, PublishedMessage], None] = lambda _, __: None
         """Called with what arrives at the broker, and from whom."""
-        self.on_deliver: Callable[[Process, Message], None] = lambda _, __: None
+        self.on_deliver: Callable[[SimulatedProcess, PublishedMessage], None] = lambda _, __: None
         """Called with what a process gets."""
         self.on_loss: Callable[[float], None] = lambda _: None
         """Called when the broker is lost, with the time at which an empty one lets clients in."""
-        self._connections: dict[Connection, None] = {}
-        self._away_until: dict[Process | None, float] = {}
+        self._connections: dict[SimulatedConnection, None] = {}
+        self._away_until: dict[SimulatedProcess | None, float] = {}
         """Until when a process cannot connect; None is for all of them."""
 
     async def connect(self, url: str, *, name: str, patience_seconds: float) -> Any:
@@ -103,12 +106,12 @@ class Network:
         while True:
             await asyncio.sleep(self.weather.latency())
             if not self._is_away(process):
-                return Connection(self, process, name)
+                return SimulatedConnection(self, process, name)
             if self.loop.time() >= deadline:
                 raise BrokerError("cannot reach the simulated broker")
             await asyncio.sleep(RETRY_SECONDS)
 
-    def on_frame(self, connection: Connection, receiver: Process) -> None:
+    def on_frame(self, connection: SimulatedConnection, receiver: SimulatedProcess) -> None:
         """A frame is on its way: something may happen to its connection, or its sender."""
         weather, rates = self.weather, self.weather.rates
         if receiver is self.world and weather.happens(rates.crash_at_frame):
@@ -138,27 +141,27 @@ class Network:
         for connection in list(self._connections):
             connection.reset()
 
-    def _away(self, process: Process | None) -> None:
+    def _away(self, process: SimulatedProcess | None) -> None:
         self._away_until[process] = self.loop.time() + self.weather.seconds(AWAY_MAX_SECONDS)
 
-    def _is_away(self, process: Process) -> bool:
+    def _is_away(self, process: SimulatedProcess) -> bool:
         return self.loop.time() < max(self._away_until.get(who, 0.0) for who in (process, None))
 
     def calm(self) -> None:
         """Let everybody reach the broker."""
         self._away_until.clear()
 
-    def ended(self, process: Process) -> None:
+    def ended(self, process: SimulatedProcess) -> None:
         """A process was killed: its machine closes its connections."""
         for connection in list(self._connections):
             if connection.process is process:
                 connection.end(what_was_sent_arrives=self.weather.happens(0.5))
 
 
-class Connection:
+class SimulatedConnection:
     """A connection, with both its sides."""
 
-    def __init__(self, network: Network, process: Process, name: str) -> None:
+    def __init__(self, network: Network, process: SimulatedProcess, name: str) -> None:
         self.network = network
         self.process = process
         self.name = name
@@ -167,18 +170,18 @@ class Connection:
         self.lost = asyncio.Event()
         self.up = _Line(self, network.world)
         self.down = _Line(self, process)
-        self.channels: list[Channel] = []
+        self.channels: list[ClientChannel] = []
         self._server_channels: list[BrokerChannel] = []
         network._connections[self] = None
         network.trace.note(process.name, f"connects ({name})")
 
     # The process's side.
 
-    async def open_channel(self, *, confirms: bool = False) -> Channel:
+    async def open_channel(self, *, confirms: bool = False) -> ClientChannel:
         """Open a channel. Raises `ChannelLost` on a connection that is lost by now."""
         if self.lost.is_set():
             raise ChannelLost("the connection is lost")
-        channel = Channel(self)
+        channel = ClientChannel(self)
         self.channels.append(channel)
         await channel.ask(self._open, channel)
         return channel
@@ -200,7 +203,7 @@ class Connection:
 
     # The broker's side.
 
-    def _open(self, channel: Channel, answer: asyncio.Future[None]) -> None:
+    def _open(self, channel: ClientChannel, answer: asyncio.Future[None]) -> None:
         channel.server = self.network.broker.channel()
         self._server_channels.append(channel.server)
         self.down.send(settle, answer, None)
@@ -247,15 +250,19 @@ class Connection:
         self.up.cut = self.down.cut = True
 
     def _later(
-        self, seconds: float, process: Process, callback: Callable[..., None], *arguments: Any
+        self,
+        seconds: float,
+        process: SimulatedProcess,
+        callback: Callable[..., None],
+        *arguments: Any,
     ) -> None:
         self.network.loop.call_later(seconds, callback, *arguments, context=process.context)
 
 
-class Channel:
+class ClientChannel:
     """A channel as a process has it."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: SimulatedConnection) -> None:
         self.connection = connection
         self.lost = ""
         self.on_lost: list[Callable[[], None]] = []
@@ -314,7 +321,7 @@ class Channel:
     async def consume(self, queue: str, taker: Taker, prefetch: int) -> None:
         """Have a queue's messages handed over."""
 
-        def deliver(delivery: Delivery) -> None:
+        def deliver(delivery: BrokerDelivery) -> None:
             self.connection.down.send(self._deliver, taker, queue, delivery)
 
         def start(answer: asyncio.Future[None]) -> None:
@@ -323,7 +330,7 @@ class Channel:
 
         await self.ask(start)
 
-    def _deliver(self, taker: Taker, queue: str, delivery: Delivery) -> None:
+    def _deliver(self, taker: Taker, queue: str, delivery: BrokerDelivery) -> None:
         if self.lost:
             return
         network = self.connection.network
@@ -375,14 +382,14 @@ class Channel:
         answers = [
             self.ask(
                 self._publish,
-                Message(exchange, posting.routing_key, posting.properties, posting.body),
+                PublishedMessage(exchange, posting.routing_key, posting.properties, posting.body),
             )
             for posting in postings
         ]
         await asyncio.wait(answers, timeout=timeout_seconds)
         return [_error(answer) for answer in answers]
 
-    def _publish(self, published: Message, answer: asyncio.Future[Any]) -> None:
+    def _publish(self, published: PublishedMessage, answer: asyncio.Future[Any]) -> None:
         """What the broker does with what was published to it."""
         network, down = self.connection.network, self.connection.down
         weather = network.weather
@@ -433,14 +440,14 @@ async def read(network: Network, name: str, takers: Mapping[str, Taker], prefetc
         await asyncio.sleep(RETRY_SECONDS)
 
 
-def delivered(message: Message) -> Delivered:
+def delivered(message: PublishedMessage) -> Delivery:
     """A message as whoever fetches it gets it."""
-    return Delivered(1, False, message.exchange, message.routing_key, message.raw, message.body)
+    return Delivery(1, False, message.exchange, message.routing_key, message.raw, message.body)
 
 
-def _incoming(delivery: Delivery) -> Delivered:
+def _incoming(delivery: BrokerDelivery) -> Delivery:
     message = delivery.message
-    return Delivered(
+    return Delivery(
         delivery.tag,
         delivery.redelivered,
         message.exchange,

@@ -7,12 +7,11 @@ import random
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from saga.message import Answer, Intent
+from saga.message import Answer, Ask, Intent
 from saga.outside import Outside
 from saga.retry import TransientError
-from saga.runtime.kernel.groups import Ask
-from saga.simulation.loop import Process, SimulatedLoop, current_process, settle
-from saga.simulation.trace import Trace
+from saga.simulation.loop import SimulatedLoop, SimulatedProcess, current_process, settle
+from saga.simulation.trace import SimulationTrace
 from saga.simulation.weather import Weather
 
 SLOW_SECONDS = 20.0
@@ -31,8 +30,8 @@ class SimulatedOutside:
         outside: Outside[Any],
         loop: SimulatedLoop,
         weather: Weather,
-        trace: Trace,
-        world: Process,
+        trace: SimulationTrace,
+        world: SimulatedProcess,
         chance: random.Random,
         planned: Callable[[Intent], Any] | None,
     ) -> None:

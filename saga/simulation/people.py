@@ -17,9 +17,10 @@ from saga.dlq import letters
 from saga.envelope import Envelope, source_of, wrap
 from saga.load.plan import Given, Plan
 from saga.message import Command, Event, Priority
-from saga.runtime.kernel.groups import Done, Duplicate, Kernel
+from saga.runtime.kernel.kernel import Kernel
 from saga.runtime.kernel.step import Firing, Wish
 from saga.runtime.kernel.tables import Tables
+from saga.runtime.kernel.work import Done, Duplicate
 from saga.runtime.messaging import frames
 from saga.runtime.messaging.dead_letters import Reason
 from saga.runtime.messaging.publisher import posting_of
@@ -27,7 +28,7 @@ from saga.runtime.messaging.topology import EVENTS_EXCHANGE, dead_letter_queue, 
 from saga.simulation.broker import EPOCH
 from saga.simulation.loop import settle
 from saga.simulation.network import delivered
-from saga.simulation.server import Server
+from saga.simulation.server import SimulatedReplica
 
 if TYPE_CHECKING:
     from saga.simulation.world import World
@@ -148,7 +149,9 @@ class People:
                     return outcome
             await asyncio.sleep(self._world.weather.seconds(1.0))
 
-    async def _serve(self, server: Server, given: Given, answer: asyncio.Future[Any]) -> None:
+    async def _serve(
+        self, server: SimulatedReplica, given: Given, answer: asyncio.Future[Any]
+    ) -> None:
         """A request's way through a service."""
         assert server.kernel is not None  # noqa: S101 - it was asked for that
         try:

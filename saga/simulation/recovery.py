@@ -26,7 +26,7 @@ from saga.runtime.messaging.frames import Posting
 from saga.runtime.messaging.publisher import posting_of
 from saga.runtime.messaging.stream import Record
 from saga.runtime.messaging.topology import EVENTS_EXCHANGE, HISTORY_STREAM
-from saga.simulation.broker import EPOCH, Message
+from saga.simulation.broker import EPOCH, PublishedMessage
 
 if TYPE_CHECKING:
     from saga.simulation.world import World
@@ -85,7 +85,7 @@ def _done(
     return tables.already_done(connection, keys).keys()
 
 
-def as_read(messages: Sequence[Message], choreography: Choreography) -> list[Fact | Stray]:
+def as_read(messages: Sequence[PublishedMessage], choreography: Choreography) -> list[Fact | Stray]:
     """What a history makes of messages of the stream."""
     found: list[Fact | Stray] = []
     keys: set[str] = set()
@@ -133,7 +133,7 @@ def recover(world: World, recorded: Sequence[Fact | Stray], share: float = 1.0) 
 
 def _fill(world: World, posting: Posting) -> None:
     key, raw, body = posting.routing_key, posting.properties, posting.body
-    world.broker.put(HISTORY_STREAM, Message(EVENTS_EXCHANGE, key, raw, body))
+    world.broker.put(HISTORY_STREAM, PublishedMessage(EVENTS_EXCHANGE, key, raw, body))
 
 
 def _publish(world: World, posting: Posting) -> None:

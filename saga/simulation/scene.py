@@ -8,12 +8,11 @@ from saga.declaration import Saga, SagaError
 from saga.discovery import tables_in
 from saga.graph.flow import Flow, Node
 from saga.load.plan import Load
-from saga.message import Command, Event, Intent
+from saga.message import Ask, Command, Event, Intent
 from saga.rules import Rules
-from saga.runtime.kernel.groups import Ask
 from saga.runtime.messaging.topology import topology_of
 from saga.runtime.service import Service
-from saga.simulation.database import Store
+from saga.simulation.database import SimulatedStore
 
 
 class Scene:
@@ -35,7 +34,7 @@ class Scene:
         self.topology = topology_of(self.choreography)
         self.tables = {p.name: tables_in(p.package) for p in saga.participants}
         """By participant."""
-        self.stores = {name: Store(tables) for name, tables in self.tables.items()}
+        self.stores = {name: SimulatedStore(tables) for name, tables in self.tables.items()}
         """By participant."""
 
     def services(self, asks: Mapping[type[Intent], Ask]) -> list[Service]:

@@ -9,8 +9,8 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from saga.runtime.kernel.groups import Kernel
 from saga.runtime.kernel.kept import Kept
+from saga.runtime.kernel.kernel import Kernel
 from saga.runtime.kernel.outbox import Outbox
 from saga.runtime.kernel.timer import Timekeeper
 from saga.runtime.messaging.consumer import Deliveries
@@ -18,8 +18,8 @@ from saga.runtime.messaging.publisher import BrokerPublisher
 from saga.runtime.messaging.topology import queues_of
 from saga.runtime.service import Service
 from saga.simulation.broker import EPOCH
-from saga.simulation.database import SimulatedDatabase, Store
-from saga.simulation.loop import Process
+from saga.simulation.database import SimulatedDatabase, SimulatedStore
+from saga.simulation.loop import SimulatedProcess
 from saga.simulation.network import Network, read
 
 BROKER_PATIENCE_SECONDS = 5.0
@@ -30,7 +30,7 @@ TIMER_POLL_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
+class TestedParts:
     """The classes under test. Tests put broken ones in their place."""
 
     kernel: type[Kernel] = Kernel
@@ -41,17 +41,17 @@ class Parts:
     publisher: type[BrokerPublisher] = BrokerPublisher
 
 
-class Server:
+class SimulatedReplica:
     """A replica, from its start to its end; then `start` starts it anew."""
 
     def __init__(
         self,
         name: str,
         service: Service,
-        store: Store,
+        store: SimulatedStore,
         network: Network,
         *,
-        parts: Parts,
+        parts: TestedParts,
         shared: bool,
         prefetch: int,
         group_max: int,
@@ -59,13 +59,13 @@ class Server:
         skew_seconds: float,
         new_id: Callable[[], UUID],
         jitter: Callable[[float, float], float],
-        on_end: Callable[[Server, Exception], None],
+        on_end: Callable[[SimulatedReplica, Exception], None],
     ) -> None:
         self.name = name
         self.service = service
         self.kernel: Kernel | None = None
         """There once the service takes orders."""
-        self.process = Process(name, alive=False)
+        self.process = SimulatedProcess(name, alive=False)
         self._store = store
         self._network = network
         self._parts = parts
@@ -81,7 +81,7 @@ class Server:
     def start(self) -> None:
         """Start a process."""
         self._network.trace.note(self.name, "starts")
-        self.process = Process(self.name)
+        self.process = SimulatedProcess(self.name)
         self._supervise(self._serve)
 
     def kill(self) -> None:
@@ -158,7 +158,7 @@ class Server:
             lambda done: self._ended(process, done), context=self._network.world.context
         )
 
-    def _ended(self, process: Process, task: asyncio.Task[Any]) -> None:
+    def _ended(self, process: SimulatedProcess, task: asyncio.Task[Any]) -> None:
         if process.alive:
             if task.cancelled():
                 error: BaseException | None = RuntimeError("a task that nobody cancelled")

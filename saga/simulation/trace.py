@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Sequence
 
 
-class Trace:
+class SimulationTrace:
     """Lines of simulated seconds, who, and what."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from saga.simulation.broker import Broker, Message, Queue
+from saga.simulation.broker import Broker, PublishedMessage, SimulatedQueue
 from saga.simulation.loop import SimulatedLoop
-from saga.simulation.trace import Trace
+from saga.simulation.trace import SimulationTrace
 from saga.simulation.weather import Weather
 
 LATE_SECONDS = 15.0
@@ -21,7 +21,7 @@ class UnrulyBroker(Broker):
     published then, and confirmed, the history does not get.
     """
 
-    def __init__(self, loop: SimulatedLoop, weather: Weather, trace: Trace) -> None:
+    def __init__(self, loop: SimulatedLoop, weather: Weather, trace: SimulationTrace) -> None:
         super().__init__(loop)
         self._weather = weather
         self._trace = trace
@@ -41,7 +41,7 @@ class UnrulyBroker(Broker):
         is_stream = self._queues[queue].arguments.get("x-queue-type") == "stream"
         return not is_stream or self._loop.time() >= self._streams_from
 
-    def _put(self, queue: Queue, message: Message) -> None:
+    def _put(self, queue: SimulatedQueue, message: PublishedMessage) -> None:
         if not self.has(queue.name):
             self._trace.note("broker", f"{describe(message)} is not in {queue.name}")
             return
@@ -54,7 +54,7 @@ class UnrulyBroker(Broker):
                 return
         super()._put(queue, message)
 
-    def _put_late(self, queue: Queue, message: Message, what: str) -> None:
+    def _put_late(self, queue: SimulatedQueue, message: PublishedMessage, what: str) -> None:
         self._trace.note("broker", f"{what} {describe(message)} in {queue.name}")
         queue.unsettled += 1
 
@@ -65,7 +65,7 @@ class UnrulyBroker(Broker):
         self._loop.call_later(self._weather.seconds(LATE_SECONDS), arrive)
 
 
-def describe(message: Message) -> str:
+def describe(message: PublishedMessage) -> str:
     """A message for the trace."""
     properties = message.properties
     return f"{properties.type} {(properties.message_id or '')[:8]}"

@@ -16,7 +16,7 @@ from saga.message import Event
 from saga.reconcile import history_for, judge, view_of
 from saga.reconcile.broker import letter_of
 from saga.reconcile.databases import Books, read_book, strike_out
-from saga.reconcile.facts import Backlog, Deliveries
+from saga.reconcile.facts import Backlog, MessageFates
 from saga.retry import RUNGS_MS
 from saga.runtime.messaging.dead_letters import key_of
 from saga.runtime.messaging.topology import HISTORY_STREAM, dead_letter_queue, queues_of, wait_queue
@@ -114,7 +114,7 @@ def _wrong_timers(world: World) -> Iterator[Violation]:
         )
 
 
-def _seen(world: World) -> tuple[View, Deliveries]:
+def _seen(world: World) -> tuple[View, MessageFates]:
     saga, graph = world.scene.saga, world.choreography
     ends = {event.type for event in graph.events if event.role.terminal}
     history = history_for(saga, ends)
@@ -136,7 +136,7 @@ def _seen(world: World) -> tuple[View, Deliveries]:
     for rung in RUNGS_MS:
         for message in world.broker.messages_in(wait_queue(rung)):
             waiting[owners[message.routing_key]].append(letter_of(delivered(message)))
-    deliveries = Deliveries(
+    deliveries = MessageFates(
         started_at=EPOCH + timedelta(days=365),
         grace_seconds=0.0,
         history=history,

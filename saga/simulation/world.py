@@ -16,15 +16,15 @@ from saga.retry import RUNGS_MS
 from saga.runtime.kernel.timer import due_by
 from saga.runtime.messaging.dead_letters import ERROR_TYPE, attempts_in
 from saga.runtime.messaging.topology import EVENTS_EXCHANGE, HISTORY_STREAM, queues_of, wait_queue
-from saga.simulation.broker import EPOCH, Message
-from saga.simulation.loop import Process, SimulatedLoop
+from saga.simulation.broker import EPOCH, PublishedMessage
+from saga.simulation.loop import SimulatedLoop, SimulatedProcess
 from saga.simulation.network import Network
 from saga.simulation.outside import SimulatedOutside
 from saga.simulation.people import People
 from saga.simulation.recovery import SPREAD_SECONDS, as_read, recover
 from saga.simulation.scene import Scene
-from saga.simulation.server import Parts, Server
-from saga.simulation.trace import Trace
+from saga.simulation.server import SimulatedReplica, TestedParts
+from saga.simulation.trace import SimulationTrace
 from saga.simulation.unruly import UnrulyBroker, describe
 from saga.simulation.weather import Weather
 from saga.view import Violation
@@ -68,7 +68,7 @@ TROUBLES_MAX = 20
 class World:
     """A run, from the first order until everything is at rest."""
 
-    def __init__(self, seed: int, scene: Scene, parts: Parts) -> None:
+    def __init__(self, seed: int, scene: Scene, parts: TestedParts) -> None:
         self.seed = seed
         self.scene = scene
         self.choreography = scene.choreography
@@ -77,9 +77,9 @@ class World:
             store.empty()
         chance = _stream(seed, "schedule")
         self.loop = SimulatedLoop(chance)
-        self.trace = Trace(self.loop)
+        self.trace = SimulationTrace(self.loop)
         self.weather = Weather(_stream(seed, "weather"))
-        self.process = Process("world")
+        self.process = SimulatedProcess("world")
         self.broker = UnrulyBroker(self.loop, self.weather, self.trace)
         self.broker.apply(scene.topology)
         self.network = Network(self.loop, self.broker, self.weather, self.trace, self.process)
@@ -111,8 +111,8 @@ class World:
         self._servers = self._build(scene, parts)
         self._until_crash = self.weather.steps_until(self.weather.rates.crash)
         self._until_freeze = self.weather.steps_until(self.weather.rates.freeze)
-        self._doomed: set[Process] = set()
-        self._tries: defaultdict[tuple[Process, bytes], set[int]] = defaultdict(set)
+        self._doomed: set[SimulatedProcess] = set()
+        self._tries: defaultdict[tuple[SimulatedProcess, bytes], set[int]] = defaultdict(set)
         """How often the messages that a process has got had failed before, by their bodies."""
         self._recorded: dict[bytes, Fact | Stray] = {}
         """Keyed by body: what the history had read when the broker was lost last."""
@@ -126,7 +126,7 @@ class World:
         self.network.on_deliver = self._on_deliver
 
     @property
-    def servers(self) -> Collection[Server]:
+    def servers(self) -> Collection[SimulatedReplica]:
         """All replicas of all services."""
         return self._servers.values()
 
@@ -147,7 +147,7 @@ class World:
 
     # --- services ----------------------------------------------------------------------------
 
-    def _build(self, scene: Scene, parts: Parts) -> dict[str, Server]:
+    def _build(self, scene: Scene, parts: TestedParts) -> dict[str, SimulatedReplica]:
         ids = _stream(self.seed, "ids")
         replicas = self._chance.choice((1, 1, 2))
         skewed = self._chance.random() < 0.3
@@ -162,7 +162,7 @@ class World:
             for number in range(1, replicas + 1):
                 name = participant.name if replicas == 1 else f"{participant.name}-{number}"
                 skew = self._chance.uniform(-1, 1) * SKEW_MAX_SECONDS if skewed else 0.0
-                servers[name] = Server(
+                servers[name] = SimulatedReplica(
                     name,
                     service,
                     self.stores[participant.name],
@@ -179,7 +179,7 @@ class World:
                 )
         return servers
 
-    def _before_step(self, process: Process) -> None:
+    def _before_step(self, process: SimulatedProcess) -> None:
         """A process is about to run a callback: the storm may kill or freeze it."""
         if self.weather.calm or process is self.process:
             return
@@ -198,12 +198,12 @@ class World:
             self.trace.note(process.name, f"freezes for {seconds:.3f} s")
             self.loop.freeze(process, seconds)
 
-    def _doom(self, process: Process) -> None:
+    def _doom(self, process: SimulatedProcess) -> None:
         """Have a process killed before it does anything more."""
         if self._servers[process.name].kernel is not None or self._chance.random() < STARTING_SHARE:
             self._doomed.add(process)
 
-    def _crash(self, server: Server, how: str) -> None:
+    def _crash(self, server: SimulatedReplica, how: str) -> None:
         seconds = 0.0 if self.weather.calm else self.weather.seconds(RESTART_MAX_SECONDS)
         self._kill(server, how, seconds)
 
@@ -211,16 +211,16 @@ class World:
         for server in self.replicas(participant):
             self._kill(server, "is killed, and away for minutes", OUTAGE_SECONDS)
 
-    def _kill(self, server: Server, how: str, away_seconds: float) -> None:
+    def _kill(self, server: SimulatedReplica, how: str, away_seconds: float) -> None:
         self.trace.note(server.name, how)
         server.kill()
         self.loop.call_later(away_seconds, server.start, context=self.process.context)
 
-    def replicas(self, participant: str) -> list[Server]:
+    def replicas(self, participant: str) -> list[SimulatedReplica]:
         """The replicas of one service."""
         return [s for s in self.servers if s.service.participant.name == participant]
 
-    def _on_end(self, server: Server, error: Exception) -> None:
+    def _on_end(self, server: SimulatedReplica, error: Exception) -> None:
         self._crash(server, f"ends: {type(error).__name__}: {error}")
 
     # --- what must not happen ----------------------------------------------------------------
@@ -228,17 +228,17 @@ class World:
     def _on_error(self, message: str, error: BaseException | None) -> None:
         self.trouble("unhandled", f"{message}: {error!r}" if error else message)
 
-    def _on_deliver(self, process: Process, message: Message) -> None:
+    def _on_deliver(self, process: SimulatedProcess, message: PublishedMessage) -> None:
         self._tries[process, message.body].add(attempts_in(message.properties.headers or {}))
 
-    def _on_publish(self, process: Process, message: Message) -> None:
+    def _on_publish(self, process: SimulatedProcess, message: PublishedMessage) -> None:
         """A message of a service arrives at the broker."""
         if message.exchange == EVENTS_EXCHANGE:
             self._check_event(self._servers[process.name], message)
         else:
             self._check_copy(process, message)
 
-    def _check_event(self, server: Server, message: Message) -> None:
+    def _check_event(self, server: SimulatedReplica, message: PublishedMessage) -> None:
         """An event must have been committed before it is published."""
         event_id = message.properties.message_id or ""
         if not self.stores[server.service.participant.name].has_committed(event_id, message.body):
@@ -248,7 +248,7 @@ class World:
                 f"and never committed so",
             )
 
-    def _check_copy(self, process: Process, message: Message) -> None:
+    def _check_copy(self, process: SimulatedProcess, message: PublishedMessage) -> None:
         """What is set aside must be a copy of what was delivered, with one try more, and not for
         something that no message can help."""
         headers = message.properties.headers or {}

@@ -5,6 +5,6 @@
 The fixtures of `saga.testing.plugin` are there wherever the engine is installed.
 """
 
-from saga.testing.given import NOW, Given, assert_once, given
+from saga.testing.given import NOW, GivenParticipant, assert_once, given
 
-__all__ = ["NOW", "Given", "assert_once", "given"]
+__all__ = ["NOW", "GivenParticipant", "assert_once", "given"]

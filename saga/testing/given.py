@@ -17,7 +17,7 @@ NOW = datetime(2030, 1, 1, tzinfo=UTC)
 S = TypeVar("S", bound=State)
 
 
-class Given:
+class GivenParticipant:
     """One participant and what is known to it. Blank states are made as they are asked for."""
 
     def __init__(self, participant: Participant) -> None:
@@ -49,7 +49,7 @@ class Given:
             return ()
         return results if isinstance(results, tuple) else (results,)
 
-    def fold(self, *messages: Event | Intent, at: datetime = NOW) -> Given:
+    def fold(self, *messages: Event | Intent, at: datetime = NOW) -> GivenParticipant:
         """Evolve every state that these own events and intents concern."""
         for message in messages:
             (own_kind,) = {
@@ -70,12 +70,12 @@ class Given:
         return results
 
 
-def given(participant: Participant, *own: Event | Intent) -> Given:
+def given(participant: Participant, *own: Event | Intent) -> GivenParticipant:
     """The participant after these own events and intents."""
-    return Given(participant).fold(*own)
+    return GivenParticipant(participant).fold(*own)
 
 
-def assert_once(world: Given, message: Message, now: datetime = NOW) -> None:
+def assert_once(world: GivenParticipant, message: Message, now: datetime = NOW) -> None:
     """A message that comes twice changes nothing more; a question it led to is asked again."""
     first = world.live(message, now)
     again = world.when(message, now)

@@ -22,8 +22,8 @@ __all__ = [
     "STATES_MAX",
     "Exploration",
     "Model",
+    "ModelReport",
     "Progress",
-    "Report",
     "Schedule",
     "VerifyError",
     "as_test",
@@ -36,7 +36,7 @@ __all__ = [
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class ModelReport:
     """What came of a model. With a `schedule`, which breaks a rule, the exploration ended there."""
 
     model: Model
@@ -58,13 +58,13 @@ class Report:
 
 def verify(
     model: Model, *, states_max: int = STATES_MAX, progress: Progress | None = None
-) -> Report:
+) -> ModelReport:
     """Explore a model to its end, or to the first violation. Raises `VerifyError`."""
     machine = Machine(model)
     exploration = explore(machine, states_max=states_max, progress=progress)
     found = exploration.found
     schedule = schedule_of(machine, found) if found else None
-    return Report(
+    return ModelReport(
         model,
         exploration,
         schedule,

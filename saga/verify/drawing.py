@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 
-from saga.verify.schedule import REMARKS, WORLD, Schedule, Told
+from saga.verify.schedule import REMARKS, WORLD, Schedule, StepInWords
 
 LANE_WIDTH = 12
 _LANE = "│".center(LANE_WIDTH)
@@ -35,12 +35,12 @@ def _diagram(schedule: Schedule) -> Iterator[str]:
             yield f"{remark}: {meaning}"
 
 
-def _lanes(steps: Sequence[Told]) -> Sequence[str]:
+def _lanes(steps: Sequence[StepInWords]) -> Sequence[str]:
     """The world, then whoever takes part, in the order of their first step."""
     return list(dict.fromkeys([WORLD, *(name for s in steps for name in (s.sender, s.receiver))]))
 
 
-def _arrow(lanes: Sequence[str], step: Told) -> str:
+def _arrow(lanes: Sequence[str], step: StepInWords) -> str:
     """The lanes' lines, and an arrow from the sender's to the receiver's."""
     line = list(_LANE * len(lanes))
     start, end = (

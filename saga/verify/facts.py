@@ -35,7 +35,7 @@ class Sent:
 
 
 @dataclass(frozen=True, slots=True)
-class Done:
+class Handled:
     """The participant has reacted to the message to the end, at least once: there is, or was, its
     inbox row."""
 
@@ -63,11 +63,11 @@ class Answered:
     answer: Answer
 
 
-Fact = Sent | Done | Asked | Answered
+Fact = Sent | Handled | Asked | Answered
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class ActionOutcome:
     """What an action may lead to: these bits of the state, in its field and among the facts."""
 
     bits: int
@@ -90,7 +90,7 @@ class Action:
     """Where the field is in a state."""
     keep: int = field(init=False)
     """Everything of a state but the field."""
-    outcomes: dict[int, tuple[Outcome, ...]] = field(init=False, default_factory=dict)
+    outcomes: dict[int, tuple[ActionOutcome, ...]] = field(init=False, default_factory=dict)
     """By the field's value; kept, since they depend on nothing else."""
 
     def __post_init__(self) -> None:

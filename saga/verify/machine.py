@@ -22,15 +22,15 @@ from saga.verify.facts import (
     FIELD,
     FIELD_BITS,
     Action,
+    ActionOutcome,
     Answered,
     Asked,
-    Done,
     Fact,
-    Outcome,
+    Handled,
     Sent,
 )
 from saga.verify.model import Model, VerifyError
-from saga.view import Published, View, Violation
+from saga.view import EventsInMemory, View, Violation
 
 T = TypeVar("T")
 
@@ -140,7 +140,7 @@ class Machine:
         """When what is due at a time may be done: never before, and as late as may be."""
         return [moment for moment in self.model.moments if moment >= at] or [at]
 
-    def outcomes(self, action: Action, state: int) -> tuple[Outcome, ...]:
+    def outcomes(self, action: Action, state: int) -> tuple[ActionOutcome, ...]:
         """What the action may lead to in a state. Raises `Broken`."""
         value = state >> action.shift & FIELD
         outcomes = action.outcomes.get(value)
@@ -183,11 +183,11 @@ class Machine:
         ]
         known = zip((p.name for p in self.participants), fields, strict=False)
         books = [heard.books for heard in fields[len(self.participants) :]]
-        return View(dict(known), Published(events), books, rests=lambda _: at_rest)
+        return View(dict(known), EventsInMemory(events), books, rests=lambda _: at_rest)
 
     # --- steps ----------------------------------------------------------------------------------
 
-    def _outcomes(self, action: Action, value: int) -> Iterator[Outcome]:
+    def _outcomes(self, action: Action, value: int) -> Iterator[ActionOutcome]:
         match action.about:
             case Sent() as sent:
                 yield self._take(action, sent, sent.envelope.data, value)
@@ -200,15 +200,15 @@ class Machine:
             case Firing() as firing:
                 yield from self._fire(action, firing, value)
 
-    def _take(self, action: Action, cause: Sent, message: Message, value: int) -> Outcome:
+    def _take(self, action: Action, cause: Sent, message: Message, value: int) -> ActionOutcome:
         """A participant reacts to a message, or to the answer to what that made it ask."""
         decision, after = self._react(action, cause.envelope, message, value)
-        progress: Fact = Done(cause, action.whose)
+        progress: Fact = Handled(cause, action.whose)
         if decision.intent is not None:
             progress = self._asking(action, cause, decision.intent, after)
-        return Outcome(after | self._publish(decision) | self._fact(progress))
+        return ActionOutcome(after | self._publish(decision) | self._fact(progress))
 
-    def _hear(self, action: Action, question: Asked, value: int) -> Iterator[Outcome]:
+    def _hear(self, action: Action, question: Asked, value: int) -> Iterator[ActionOutcome]:
         """The outside hears a question, and has an answer; or the message is to be tried again, or
         is dead, which leaves things as they are."""
         number = action.whose - len(self.participants)
@@ -234,9 +234,9 @@ class Machine:
             after = _Heard(books, heard.questions | {question} if once else heard.questions)
             known = self._books[number].number(after, after)
             answered = self._fact(Answered(question, said, answer))
-            yield Outcome(known << action.shift | answered, said)
+            yield ActionOutcome(known << action.shift | answered, said)
 
-    def _give(self, action: Action, stimulus: Stimulus, value: int) -> Iterator[Outcome]:
+    def _give(self, action: Action, stimulus: Stimulus, value: int) -> Iterator[ActionOutcome]:
         """A participant carries out a command. That leaves no fact: it may be given again."""
         command, knowledge = stimulus.command, self._known[action.whose].values
         if not stimulus.when(_view_of(stimulus.participant, knowledge[value])):
@@ -254,7 +254,7 @@ class Machine:
             # Nobody takes that up again after a crash, but what becomes of the state.
             given = Sent(cause, (cause.id,), ())
             bits |= self._fact(self._asking(action, given, decision.intent, after))
-        yield Outcome(bits)
+        yield ActionOutcome(bits)
 
     def _asking(self, action: Action, cause: Sent, intent: Intent, after: int) -> Asked:
         """That the participant, whose field is this, has committed a question."""
@@ -263,7 +263,7 @@ class Machine:
         asks = known.get(_asks(cause.envelope, intent))
         return Asked(cause, action.whose, intent, asks.sequence if asks else 0)
 
-    def _fire(self, action: Action, firing: Firing, value: int) -> Iterator[Outcome]:
+    def _fire(self, action: Action, firing: Firing, value: int) -> Iterator[ActionOutcome]:
         """A participant does what is due about a state. That leaves no fact: the state tells
         whether it is due again."""
         participant = self.participants[action.whose]
@@ -275,7 +275,7 @@ class Machine:
                 f"{type(decision.intent).__name__}, which nobody would take up again after a "
                 f"crash; let an event lead to it"
             )
-        yield Outcome(after | self._publish(decision))
+        yield ActionOutcome(after | self._publish(decision))
 
     def _react(
         self, action: Action, cause: Envelope[Any], message: Message, value: int
@@ -390,7 +390,7 @@ class Machine:
                 asker = fact.question.participant
                 for now in self._moments(asker, fact.answer):
                     yield Action(asker, fact, now)
-            case Done():
+            case Handled():
                 pass
 
     def _asked(self, intent: Intent) -> Outside[Any]:
@@ -435,7 +435,7 @@ class Machine:
             fact = self._facts[bit]
             if isinstance(fact, Sent):
                 for receiver in fact.receivers:
-                    owed |= self._fact(Done(fact, receiver))
+                    owed |= self._fact(Handled(fact, receiver))
         return owed >> self._base
 
 
@@ -471,7 +471,7 @@ def _asks(cause: Envelope[Any], intent: Intent) -> tuple[type[_Asks], str]:
 
 
 def _view_of(participant: str, known: Knowledge) -> View:
-    return View({participant: known}, Published(()), rests=lambda _: False)
+    return View({participant: known}, EventsInMemory(()), rests=lambda _: False)
 
 
 def _contradictions(events: Sequence[Envelope[Any]]) -> Iterator[Violation]:

@@ -12,7 +12,7 @@ from saga.runtime.kernel.step import Firing
 from saga.verify.facts import Action, Answered, Asked, Fact, Sent
 from saga.verify.machine import Broken, Machine
 from saga.verify.model import Model, VerifyError
-from saga.verify.search import Found, moved, never_at_rest
+from saga.verify.search import Counterexample, moved, never_at_rest
 from saga.view import Violation
 
 WORLD = "world"
@@ -30,7 +30,7 @@ REMARKS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class StepInWords:
     """One step in words. `text` names it among those possible at that point."""
 
     text: str
@@ -47,7 +47,7 @@ class Schedule:
 
     model: Model
     start: str
-    steps: Sequence[Told]
+    steps: Sequence[StepInWords]
     open: Sequence[str]
     violation: Violation
 
@@ -57,7 +57,7 @@ class Schedule:
         return self.model.names.get(self.violation.subject, self.violation.subject)
 
 
-def schedule_of(machine: Machine, found: Found) -> Schedule:
+def schedule_of(machine: Machine, found: Counterexample) -> Schedule:
     """The way to what was found, in words."""
     walk = Walk(machine, found.start)
     steps = []
@@ -149,7 +149,7 @@ class Walk:
             text = f"{receiver} takes {self._names[about]}"
         return text if now == self._machine.model.moments[0] else f"{text}, at {now:%H:%M:%S}"
 
-    def take(self, choice: _Choice) -> Told:
+    def take(self, choice: _Choice) -> StepInWords:
         """Take the step."""
         about, participant = choice.action.about, choice.action.whose
         text, remark = self.text(choice), ""
@@ -165,7 +165,7 @@ class Walk:
             results = [choice.violation.detail]
         elif isinstance(about, Asked):
             results = [choice.reply]
-        return Told(
+        return StepInWords(
             text,
             self._sender(about),
             self._receiver(choice.action),

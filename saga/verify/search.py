@@ -25,7 +25,7 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class Counterexample:
     """A violation and a shortest way to it.
 
     `states` begins with the one of `start`. `broken` is the step that broke a rule by itself, in
@@ -52,7 +52,7 @@ class Exploration:
     repetitions: int
     depth: int
     seconds: float
-    found: Found | None
+    found: Counterexample | None
 
 
 def explore(
@@ -150,7 +150,7 @@ class _Search:
         self.repetitions = 0
         self.depth = 0
 
-    def run(self) -> Found | None:
+    def run(self) -> Counterexample | None:
         """Visit all states; the first violation ends it."""
         for name, state in self._machine.starts.items():
             if state not in self._numbers:
@@ -173,7 +173,7 @@ class _Search:
         self._offsets.append(len(self.targets))
         return None
 
-    def _expand(self, number: int) -> Found | None:
+    def _expand(self, number: int) -> Counterexample | None:
         """Take every step from a state."""
         machine, numbers, targets = self._machine, self._numbers, self.targets
         state, at_rest = self.states[number], self.at_rest[number]
@@ -212,7 +212,7 @@ class _Search:
         self._parents.append(parent)
         return number
 
-    def _judge(self, state: int) -> Found | None:
+    def _judge(self, state: int) -> Counterexample | None:
         number = self._numbers[state]
         judged = self._judged[self.at_rest[number]]
         visible = state & self._machine.visible
@@ -222,7 +222,7 @@ class _Search:
         violation = self._machine.judge(state)
         return self._found(violation, number) if violation else None
 
-    def stuck(self) -> Found | None:
+    def stuck(self) -> Counterexample | None:
         """The first state from which no state at rest can be reached.
 
         A state can if one of its successors can. Successors mostly come later in the breadth-first
@@ -243,9 +243,11 @@ class _Search:
             return None
         return self._found(_never_at_rest(self._machine), number)
 
-    def _found(self, violation: Violation, number: int, broken: Action | None = None) -> Found:
+    def _found(
+        self, violation: Violation, number: int, broken: Action | None = None
+    ) -> Counterexample:
         states = [self.states[number]]
         while number not in self._starts:
             number = self._parents[number]
             states.append(self.states[number])
-        return Found(violation, self._starts[number], states[::-1], broken)
+        return Counterexample(violation, self._starts[number], states[::-1], broken)

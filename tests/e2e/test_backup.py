@@ -30,11 +30,12 @@ from saga.backup.restore import Target, restore
 from saga.backup.take import Whole, take
 from saga.discovery import choreography
 from saga.envelope import MessageKey, source_of
+from saga.local.folder import CLUSTER_FOLDER
 from saga.local.postgres import PostgresCluster
-from saga.local.system import CLUSTER_FOLDER, Database, System
+from saga.local.system import Database, System
 from saga.notes import owed
 from saga.reconcile import reconcile
-from saga.runtime.kernel.database import read_database
+from saga.runtime.kernel.opening import read_database
 from saga.runtime.kernel.tables import Tables, inbox_key
 from saga.runtime.urls import sqlite_url
 from tests.e2e.test_saga import as_predicted

@@ -20,8 +20,9 @@ import pytest
 from saga.bootstrap import bootstrap
 from saga.discovery import choreography, services
 from saga.http import client
-from saga.local.node import RabbitNode, free_ports
+from saga.local.node import RabbitNode
 from saga.local.postgres import PostgresCluster
+from saga.local.server import free_ports
 from tests.integration.test_postgres_roles import run_script
 from tests.polling import until
 

@@ -35,7 +35,7 @@ from saga.history.trace import stuck
 from saga.http import client
 from saga.local.system import System
 from saga.reconcile import reconcile
-from saga.runtime.kernel.database import sqlite_engine
+from saga.runtime.kernel.sqlite import sqlite_engine
 from saga.runtime.messaging.connection import connect
 from saga.runtime.messaging.stream import FIRST, last_offset, reading
 from saga.status import status

@@ -20,8 +20,8 @@ from typer.core import TyperGroup
 from saga.cli import command_line
 from saga.deployment import Deployment
 from saga.discovery import packages, services
-from saga.runtime.kernel.database import sqlite_engine
 from saga.runtime.kernel.migrations import prepare
+from saga.runtime.kernel.sqlite import sqlite_engine
 from tests.command import saga
 from tests.integration.served import built
 

@@ -10,7 +10,8 @@ import pytest
 from order_saga.demo import demo
 from order_saga.orders import plan
 from saga.discovery import choreography
-from saga.local.system import System, SystemFault
+from saga.local import SystemFault
+from saga.local.system import System
 from saga.status import READY, status
 from tests.e2e.test_saga import as_predicted
 from tests.forked import spawn

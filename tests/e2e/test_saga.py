@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from order_saga.demo import Result, demo
-from order_saga.orders import Plan, Shares, plan
+from order_saga.demo import DemoResult, demo
+from order_saga.orders import OrderLoad, Shares, plan
 from order_saga.publish import next_plan, publish
 from saga.choreography import Choreography
 from saga.deployment import Deployment
@@ -40,7 +40,7 @@ NOTHING_BUT_CONFIRMED = {
 in_one_loop = pytest.mark.asyncio(loop_scope="session")
 
 
-def as_predicted(result: Result) -> None:
+def as_predicted(result: DemoResult) -> None:
     """Every order ended as its seed says, none for want of time, and the books are right."""
     assert result.unexpected == [], f"seed {result.seed}"
     assert result.report.violations == (), f"seed {result.seed}"
@@ -165,7 +165,7 @@ async def rests(deployment: Deployment, graph: Choreography) -> bool:
     return (await status(deployment, graph)).at_rest
 
 
-async def waiting(system: System, load: Plan, *more: Plan) -> None:
+async def waiting(system: System, load: OrderLoad, *more: OrderLoad) -> None:
     """Have a load wait in the order service's intake queues, the service being down."""
     system.kill("order")
     for part in (load, *more):

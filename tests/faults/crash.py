@@ -19,7 +19,8 @@ from typing import Any
 from sqlalchemy.engine import Connection
 
 from payment_service.gateway import SandboxGateway
-from saga.runtime.kernel.outbox import Outbox, Outgoing
+from saga.runtime.kernel.outbox import Outbox
+from saga.runtime.kernel.outgoing import Outgoing
 from saga.runtime.kernel.rows import WriteSet
 from saga.runtime.kernel.statements import on_postgresql
 from saga.runtime.messaging.acknowledgement import Acknowledger

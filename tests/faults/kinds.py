@@ -22,7 +22,8 @@ from aio_pika.abc import AbstractIncomingMessage
 
 from payment_service.gateway import Fault, FaultMode, SandboxGateway
 from saga.discovery import choreography, participants
-from saga.local.system import Database, SystemFault
+from saga.local import SystemFault
+from saga.local.system import Database
 from saga.runtime.messaging.connection import connect
 from saga.runtime.messaging.topology import HISTORY_STREAM, queues_of
 from tests.e2e.test_saga import deliver_again

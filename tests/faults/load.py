@@ -18,13 +18,14 @@ import httpx
 import yarl
 from prometheus_client.parser import text_string_to_metric_families
 
-from order_saga.demo import Result, demo
+from order_saga.demo import DemoResult, demo
 from order_saga.orders import Shares, plan
 from saga.discovery import choreography, observers, participants
 from saga.http import client
 from saga.local.node import RabbitNode
 from saga.local.postgres import PostgresCluster
-from saga.local.system import Database, Spawn, System, start_python
+from saga.local.processes import Spawn, start_python
+from saga.local.system import Database, System
 from tests.e2e.test_saga import as_predicted
 from tests.faults.proxy import Proxy
 from tests.polling import until
@@ -148,10 +149,10 @@ class Load:
     """Orders placed, and malformed messages sent."""
     ended: int = 0
     """Orders that have ended."""
-    result: Result | None = None
+    result: DemoResult | None = None
     """What came of it, once it is over."""
     _allowed: float = math.inf
-    _task: asyncio.Task[Result] | None = None
+    _task: asyncio.Task[DemoResult] | None = None
 
     @property
     def over(self) -> bool:

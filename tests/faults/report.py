@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from order_saga.demo import Result
+from order_saga.demo import DemoResult
 from saga.local.system import Database
 from tests.faults.load import REPLICAS
 
@@ -33,7 +33,7 @@ class Tally:
     found: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
 
-    def add(self, result: Result | None) -> None:
+    def add(self, result: DemoResult | None) -> None:
         """What came of a round; no result if it was not seen through."""
         if result is None:
             self.found["rounds not seen through"] += 1

@@ -12,7 +12,7 @@ from saga.choreography import Choreography
 from saga.envelope import Envelope
 from saga.local.node import RabbitNode
 from saga.reconcile.broker import read_history
-from saga.runtime.kernel.outbox import Outgoing
+from saga.runtime.kernel.outgoing import Outgoing
 from saga.runtime.messaging.connection import connect
 from saga.runtime.messaging.publisher import BrokerPublisher
 from saga.runtime.messaging.topology import apply, topology_of

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from saga.envelope import Envelope
-from saga.runtime.kernel.groups import Kernel, Outcome, Work
+from saga.runtime.kernel.kernel import Kernel
+from saga.runtime.kernel.work import Outcome, Work
 from tests.integration.test_messaging import running
 from tests.integration.toy import cancelled
 

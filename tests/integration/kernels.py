@@ -14,11 +14,13 @@ from fastapi import APIRouter
 from sqlalchemy.engine import Connection
 
 from saga.choreography import Participant, State
-from saga.message import Intent
-from saga.runtime.kernel.database import Database, open_database
-from saga.runtime.kernel.groups import GROUP_MAX, Ask, Kernel
+from saga.message import Ask, Intent
+from saga.runtime.kernel.database import Database
 from saga.runtime.kernel.kept import Kept
-from saga.runtime.kernel.outbox import LEASE_SECONDS, Outbox
+from saga.runtime.kernel.kernel import GROUP_MAX, Kernel
+from saga.runtime.kernel.leases import LEASE_SECONDS
+from saga.runtime.kernel.opening import open_database
+from saga.runtime.kernel.outbox import Outbox
 from saga.runtime.kernel.tables import Clock, Tables, utc_now
 from saga.runtime.readiness import Readiness
 from saga.runtime.service import Running

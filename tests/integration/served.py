@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, get_type_hints
 from unittest import mock
 
-from saga.runtime.kernel.database import Database, open_database
+from saga.runtime.kernel.database import Database
+from saga.runtime.kernel.opening import open_database
 from saga.runtime.process import Parts, Process
 from saga.runtime.server import Server, listen
 from saga.runtime.service import Service, process_of

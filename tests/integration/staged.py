@@ -38,11 +38,12 @@ from saga.envelope import Envelope
 from saga.local.postgres import PostgresCluster
 from saga.reconcile import reconcile
 from saga.retry import RUNGS_MS
-from saga.runtime.kernel.database import open_database
-from saga.runtime.kernel.groups import Done, Failed, Kernel, Outcome, Work
+from saga.runtime.kernel.kernel import Kernel
+from saga.runtime.kernel.opening import open_database
 from saga.runtime.kernel.outbox import Outbox
 from saga.runtime.kernel.tables import utc_now
 from saga.runtime.kernel.timer import Timekeeper
+from saga.runtime.kernel.work import Done, Failed, Outcome, Work
 from saga.runtime.messaging.connection import connect
 from saga.runtime.messaging.consumer import Consumer
 from saga.runtime.messaging.publisher import BrokerPublisher

@@ -21,8 +21,8 @@ from saga.history.rebuild import rebuild_views
 from saga.history.whereabouts import Whereabouts
 from saga.limits import TEXT_MAX_BYTES
 from saga.message import Command, Decided, Event, EventTypes, Priority, Role
-from saga.runtime.kernel.database import open_database
 from saga.runtime.kernel.fold import Fold
+from saga.runtime.kernel.opening import open_database
 from saga.runtime.kernel.step import react
 from saga.testing import NOW
 from tests.stores import HISTORY

@@ -32,7 +32,7 @@ from saga.backup import BackupError, programs
 from saga.backup import cut as cutting
 from saga.backup import restore as restoring
 from saga.backup.check import check
-from saga.backup.cut import SqliteView, View, cut, view_of
+from saga.backup.cut import DatabaseSnapshot, SqliteView, cut, view_of
 from saga.backup.manifest import MANIFEST, Manifest
 from saga.backup.parts import parts
 from saga.backup.restore import Target, restore
@@ -40,10 +40,11 @@ from saga.backup.take import Whole, take
 from saga.deployment import Deployment, dead_letters_url_in
 from saga.dlq.store import Store
 from saga.history import HistoryError
+from saga.local import SystemFault
 from saga.local.postgres import PostgresCluster
-from saga.local.system import System, SystemFault
+from saga.local.system import System
 from saga.notes import RESTORING
-from saga.runtime.kernel.database import open_database, read_database
+from saga.runtime.kernel.opening import open_database, read_database
 from saga.runtime.kernel.tables import utc_now
 from saga.runtime.messaging.connection import connect
 from saga.runtime.messaging.topology import HISTORY_STREAM
@@ -153,7 +154,9 @@ def counted(connection: sa.Connection) -> int:
     return int(connection.scalar(sa.text("SELECT count(*) FROM taken")) or 0)
 
 
-async def counts_of(pair: Pair, views: Callable[[], Mapping[str, View]]) -> tuple[int, int]:
+async def counts_of(
+    pair: Pair, views: Callable[[], Mapping[str, DatabaseSnapshot]]
+) -> tuple[int, int]:
     """What one cut has of causes and effects."""
     found = views()
     async with AsyncExitStack() as stack:
@@ -187,7 +190,7 @@ async def test_without_the_locks_a_cut_would_have_effects_without_causes(tmp_pat
                 await asyncio.sleep(0.01)
             await super().look()
 
-    def views() -> Mapping[str, View]:
+    def views() -> Mapping[str, DatabaseSnapshot]:
         return {url: Slow(url, locked=False) for url in pair.urls}
 
     async def torn() -> bool:

@@ -19,9 +19,9 @@ from saga.simulation.broker import (
     NOT_FOUND,
     PRECONDITION_FAILED,
     Broker,
-    Channel,
+    BrokerChannel,
+    BrokerDelivery,
     ChannelClosed,
-    Delivery,
 )
 from tests.polling import until
 
@@ -94,7 +94,7 @@ class Subject(Protocol):
 
 
 class SimulatedClient:
-    def __init__(self, channel: Channel) -> None:
+    def __init__(self, channel: BrokerChannel) -> None:
         self._channel = channel
         self._refused: int | None = None
 
@@ -132,7 +132,7 @@ class SimulatedClient:
         assert self._channel.is_closed
 
 
-def _of(delivery: Delivery) -> Got:
+def _of(delivery: BrokerDelivery) -> Got:
     message = delivery.message
     return Got(
         delivery.tag,

@@ -9,6 +9,7 @@ import pytest
 import yarl
 
 from saga.broker.claim import Claim, ClaimedError
+from saga.local.keeping import keep_claim
 from saga.local.system import System
 from tests.faults.proxy import Proxy
 from tests.polling import until
@@ -44,15 +45,12 @@ async def test_a_system_does_not_start_where_another_is_starting(
     await other.give_up()
 
 
-async def test_a_system_whose_connection_is_lost_takes_the_broker_again(
-    amqp_url: str, tmp_path: Path
-) -> None:
+async def test_a_system_whose_connection_is_lost_takes_the_broker_again(amqp_url: str) -> None:
     port = yarl.URL(amqp_url).port or 0
     async with Proxy(lambda: port) as proxy:
         claim = Claim(str(yarl.URL(amqp_url).with_port(proxy.port)))
         await claim.take()
-        system = System(tmp_path, amqp_url=amqp_url)
-        keeping = asyncio.ensure_future(system._keep_claim(claim))
+        keeping = asyncio.ensure_future(keep_claim(claim))
         proxy.cut()
         await until(lambda: not claim.held)
         await until(lambda: claim.held)

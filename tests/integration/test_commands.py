@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -16,16 +15,16 @@ from aio_pika.abc import AbstractChannel
 
 from saga.choreography import Participant, State
 from saga.deployment import Deployment
-from saga.dlq.desk import Desk, open_desk
+from saga.discovery import tables_in
+from saga.dlq.desk import DeadLetterDesk, open_desk
 from saga.dlq.edit import edit
-from saga.dlq.replay import Settings, replay
-from saga.dlq.store import Selection
+from saga.dlq.replay import ReplaySettings, replay
+from saga.dlq.selection import Selection
 from saga.envelope import Attributes, Envelope
 from saga.local.node import RabbitNode
-from saga.runtime.kernel.database import SqliteDatabase
-from saga.runtime.kernel.groups import Kernel
+from saga.runtime.kernel.kernel import Kernel
 from saga.runtime.kernel.outbox import Outbox
-from saga.runtime.kernel.tables import Tables
+from saga.runtime.kernel.sqlite import SqliteDatabase
 from saga.runtime.messaging.connection import connect
 from saga.runtime.messaging.consumer import Consumer
 from saga.runtime.messaging.permissions import OPERATOR, REPLAY
@@ -51,7 +50,7 @@ class Service:
     def __init__(self, participant: Participant, url: str, folder: Path) -> None:
         name = participant.name
         self.kind = KINDS[name]
-        self.tables: Tables = importlib.import_module(f"{participant.package}.store").TABLES
+        self.tables = tables_in(participant.package)
         self.database = SqliteDatabase(database_url(folder, name), self.tables)
         self.publisher = BrokerPublisher(url, f"{name} publisher")
         self.outbox = Outbox(name, self.database, self.tables, self.publisher)
@@ -271,7 +270,7 @@ def desk(users: Users, tmp_path: Path) -> Deployment:
 @asynccontextmanager
 async def with_a_dead_command(
     desk: Deployment, users: Users, channel: AbstractChannel, folder: Path
-) -> AsyncIterator[Desk]:
+) -> AsyncIterator[DeadLetterDesk]:
     errands.ill.add("a")
     try:
         async with running(RIDER, users, folder):
@@ -294,7 +293,7 @@ async def test_a_dead_command_is_replayed_into_its_receivers_intake_queue_and_do
         (letter,) = opened.store.find(EVERYTHING)
         assert (letter.type, letter.queue) == ("ride.start", "rider.intake.normal")
         async with running(RIDER, users, tmp_path) as rider:
-            result = await replay(opened, EVERYTHING, Settings(timeout_seconds=60.0))
+            result = await replay(opened, EVERYTHING, ReplaySettings(timeout_seconds=60.0))
 
             assert result.ok
             assert await rider.done() == ["ride-a"]

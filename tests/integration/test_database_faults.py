@@ -21,14 +21,15 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-import saga.runtime.kernel.database
 import saga.runtime.kernel.postgresql
+import saga.runtime.kernel.sqlite
 from common.events import HeldLine, OrderCancelled, StockReleased
 from saga.choreography import Participant, State
 from saga.message import Decided
-from saga.runtime.kernel.database import Database, open_database
-from saga.runtime.kernel.groups import Done, Failed
+from saga.runtime.kernel.database import Database
+from saga.runtime.kernel.opening import open_database
 from saga.runtime.kernel.tables import StateTable, Tables
+from saga.runtime.kernel.work import Done, Failed
 from tests.integration.kernels import Replica, Through
 from tests.integration.kernels import replica as running
 from tests.integration.toy import PARTICIPANT, Tally, cancelled, make_tables
@@ -194,7 +195,7 @@ async def blames_nobody(
 async def test_a_sqlite_file_that_somebody_has_locked_blames_no_message(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(saga.runtime.kernel.database, "BUSY_TIMEOUT_SECONDS", 0.05)
+    monkeypatch.setattr(saga.runtime.kernel.sqlite, "BUSY_TIMEOUT_SECONDS", 0.05)
     path = tmp_path / "toy.db"
 
     @asynccontextmanager

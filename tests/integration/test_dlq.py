@@ -27,20 +27,24 @@ from common.events import OrderCancelled, StockReleased
 from saga.archive.subjects import SUBJECTS, Subject
 from saga.choreography import Choreography, Participant
 from saga.deployment import Deployment, dead_letters_url_in
-from saga.dlq import DlqError, InputError
+from saga.dlq import DlqError
 from saga.dlq.collect import collect
-from saga.dlq.desk import Desk, open_desk
+from saga.dlq.desk import DeadLetterDesk, open_desk
 from saga.dlq.edit import edit, with_values
 from saga.dlq.examine import Expectation
-from saga.dlq.letters import REPLAYS, Copy, State
-from saga.dlq.replay import Result, Settings, dry_run, replay
-from saga.dlq.store import ItemState, Run, Selection, Store
+from saga.dlq.letters import REPLAYS, Copy
+from saga.dlq.replay import ReplayResult, ReplaySettings, dry_run, replay
+from saga.dlq.replays import Replay
+from saga.dlq.selection import Selection
+from saga.dlq.states import ItemState, LetterState
+from saga.dlq.store import Store
 from saga.envelope import Envelope
+from saga.errors import InputError
 from saga.message import Priority
-from saga.runtime.kernel.database import sqlite_engine
-from saga.runtime.kernel.groups import Kernel
+from saga.runtime.kernel.kernel import Kernel
 from saga.runtime.kernel.outbox import Outbox
 from saga.runtime.kernel.rows import writing
+from saga.runtime.kernel.sqlite import sqlite_engine
 from saga.runtime.kernel.tables import utc_now
 from saga.runtime.messaging.connection import connect
 from saga.runtime.messaging.consumer import Consumer
@@ -87,7 +91,7 @@ def tally(event: OrderCancelled, tally: Tally) -> StockReleased | None:
 TOY = Participant("toy", tally)
 GRAPH = Choreography([TOY])
 EVERYTHING = Selection()
-QUICK = Settings(timeout_seconds=60.0)
+QUICK = ReplaySettings(timeout_seconds=60.0)
 
 
 @dataclass
@@ -123,7 +127,7 @@ class Bench:
     async def _any(self, queue: str) -> bool:
         return await self.depth(queue) > 0
 
-    def desk(self) -> contextlib.AbstractAsyncContextManager[Desk]:
+    def desk(self) -> contextlib.AbstractAsyncContextManager[DeadLetterDesk]:
         return open_desk(self.deployment, GRAPH)
 
     async def letters(self, count: int, customer: str = "ill") -> None:
@@ -206,7 +210,7 @@ def heal() -> None:
     broken = False
 
 
-def states(desk: Desk) -> list[State]:
+def states(desk: DeadLetterDesk) -> list[LetterState]:
     return [letter.state for letter in desk.store.find(EVERYTHING)]
 
 
@@ -217,7 +221,7 @@ async def test_collecting_empties_the_queue_into_the_store(bench: Bench) -> None
     await bench.letters(3)
     async with bench.desk() as desk:
         letters = desk.store.find(EVERYTHING)
-        assert [letter.state for letter in letters] == [State.DEAD] * 3
+        assert [letter.state for letter in letters] == [LetterState.DEAD] * 3
         assert {letter.key for letter in letters} == {cancelled(n).id for n in (1, 2, 3)}
         assert {letter.queue for letter in letters} == {"toy.normal"}
         assert {letter.error_type for letter in letters} == {"Ill"}
@@ -242,7 +246,7 @@ async def test_killed_between_insert_and_ack_there_is_still_one_letter(bench: Be
 
     async with bench.desk() as desk:
         letters = desk.store.find(EVERYTHING)
-        assert [(letter.state, letter.copies) for letter in letters] == [(State.DEAD, 1)] * 2
+        assert [(letter.state, letter.copies) for letter in letters] == [(LetterState.DEAD, 1)] * 2
 
 
 async def test_copies_of_one_message_are_one_letter(bench: Bench) -> None:
@@ -345,7 +349,7 @@ async def test_a_replay_gets_letters_done_and_says_so(bench: Bench) -> None:
         assert result.ok
         assert result.counts == {ItemState.DONE: 40}
         assert set((await toy.counts()).values()) == {1}
-        assert set(states(desk)) == {State.DONE}
+        assert set(states(desk)) == {LetterState.DONE}
         actions = desk.store.actions(10)
         assert [a.action for a in actions] == ["replay", "replay", "collect"]
         assert {a.reason for a in actions[:2]} == {"healed"}
@@ -382,7 +386,7 @@ async def test_what_fails_again_stops_the_replay_and_stays_dead(bench: Bench) ->
         assert "1 of the last 1" in result.stopped
         assert result.counts == {ItemState.FAILED: 1, ItemState.WAITING: 9}
         letters = desk.store.find(EVERYTHING)
-        assert {letter.state for letter in letters} == {State.DEAD}
+        assert {letter.state for letter in letters} == {LetterState.DEAD}
         assert [letter.replays for letter in letters] == [1] + [0] * 9
         assert letters[0].attempts == 1
 
@@ -391,12 +395,14 @@ async def test_a_replay_loop_ends_at_its_cap(bench: Bench) -> None:
     await bench.letters(1, customer="never")
     async with running(bench), bench.desk() as desk:
         for _ in range(3):
-            result = await replay(desk, EVERYTHING, Settings(timeout_seconds=60, max_failing=1.0))
+            result = await replay(
+                desk, EVERYTHING, ReplaySettings(timeout_seconds=60, max_failing=1.0)
+            )
             assert result.counts == {ItemState.FAILED: 1}
         result = await replay(desk, EVERYTHING, QUICK)
         assert result.counts == {ItemState.SKIPPED: 1}
         assert result.sent == 0
-        forced = Settings(timeout_seconds=60, max_failing=1.0, force=True)
+        forced = ReplaySettings(timeout_seconds=60, max_failing=1.0, force=True)
         assert (await replay(desk, EVERYTHING, forced)).counts == {ItemState.FAILED: 1}
         (letter,) = desk.store.find(EVERYTHING)
         assert letter.replays == 4
@@ -413,20 +419,20 @@ async def test_a_selection_is_frozen_at_the_start(bench: Bench) -> None:
             result = await task
         assert result.counts == {ItemState.DONE: 2}
         await desk.collect()
-        assert states(desk).count(State.DEAD) == 1
+        assert states(desk).count(LetterState.DEAD) == 1
 
 
 async def test_what_nobody_answers_is_said_to_be_unanswered(bench: Bench) -> None:
     await bench.letters(2)
     async with bench.desk() as desk:
-        result = await replay(desk, EVERYTHING, Settings(timeout_seconds=0.3))
+        result = await replay(desk, EVERYTHING, ReplaySettings(timeout_seconds=0.3))
         assert result.counts == {ItemState.UNANSWERED: 1, ItemState.WAITING: 1}
-        assert State.SENT in states(desk)
+        assert LetterState.SENT in states(desk)
     heal()
     async with running(bench) as toy:
         await until(lambda: _done(toy, 1))
     async with bench.desk() as desk:  # Whoever looks next finds out.
-        assert states(desk).count(State.DONE) == 1
+        assert states(desk).count(LetterState.DONE) == 1
 
 
 async def test_two_replays_do_not_run_at_once(bench: Bench) -> None:
@@ -459,9 +465,9 @@ async def test_killed_half_way_a_replay_goes_on_and_each_message_has_its_effect_
             await until(lambda: _out(desk, 60))
             process.send_signal(signal.SIGKILL)
             await process.wait()
-            run = desk.store.unfinished_run()
+            run = desk.store.replays.unfinished()
             assert run is not None
-            assert len(desk.store.open_items(run)) > 0
+            assert len(desk.store.replays.open_items(run)) > 0
 
             with pytest.raises(DlqError, match="--resume"):
                 await replay(desk, Selection(type="order.cancelled"), QUICK)
@@ -475,14 +481,14 @@ async def test_killed_half_way_a_replay_goes_on_and_each_message_has_its_effect_
     assert set(counts.values()) == {1}
 
 
-def _out(desk: Desk, count: int) -> bool:
-    return sum(state is not State.DEAD for state in states(desk)) >= count
+def _out(desk: DeadLetterDesk, count: int) -> bool:
+    return sum(state is not LetterState.DEAD for state in states(desk)) >= count
 
 
-async def replay_at(deployment: str) -> Result:
+async def replay_at(deployment: str) -> ReplayResult:
     """What the killed process runs."""
     async with open_desk(Deployment.model_validate_json(deployment), GRAPH) as desk:
-        return await replay(desk, EVERYTHING, Settings(rate=100.0))
+        return await replay(desk, EVERYTHING, ReplaySettings(rate=100.0))
 
 
 # --- editing and discarding -----------------------------------------------------------------------
@@ -503,7 +509,7 @@ async def test_an_edited_copy_takes_the_letters_place(bench: Bench) -> None:
             for row in await toy.database.read(lambda c: rows(c, toy.tables.inbox))
         }
         assert ids == {edited.copy_id}
-        assert states(desk) == [State.REPLACED]
+        assert states(desk) == [LetterState.REPLACED]
         assert edited.recorded
         assert desk.store.edits_of(letter.number)[0]["diff"] == edited.diff
     copy = await _newest_of(bench, HISTORY_STREAM, edited.copy_id)
@@ -527,7 +533,7 @@ async def test_a_letter_that_was_settled_while_the_editor_was_open_is_not_edited
         with pytest.raises(InputError, match="is discarded; only a dead one can be edited"):
             await edit(desk, letter.number, change)
 
-        assert states(desk) == [State.DISCARDED]
+        assert states(desk) == [LetterState.DISCARDED]
         assert desk.store.edits_of(letter.number) == []
     assert await bench.holds("toy.normal", 0)
 
@@ -558,7 +564,7 @@ async def test_an_edit_that_breaks_the_schema_changes_nothing(bench: Bench) -> N
         for text in ("{", "[]"):
             with pytest.raises(InputError, match="JSON"):
                 await edit(desk, letter.number, partial(_instead, text))
-        assert states(desk) == [State.DEAD]
+        assert states(desk) == [LetterState.DEAD]
         assert desk.store.edits_of(letter.number) == []
         assert [action.action for action in desk.store.actions(10)] == ["collect"]
     assert await bench.holds("toy.normal", 0)
@@ -646,7 +652,7 @@ async def test_a_replay_keeps_within_a_tenth_of_its_rate(
 ) -> None:
     await _bury_many(bench, count)
     async with running(bench) as toy, bench.desk() as desk:
-        result = await replay(desk, EVERYTHING, Settings(rate=rate, timeout_seconds=30))
+        result = await replay(desk, EVERYTHING, ReplaySettings(rate=rate, timeout_seconds=30))
         assert result.ok
         assert len(await toy.counts()) == count
     assert result.rate is not None
@@ -690,11 +696,11 @@ def _copy(died: int, replays: int = 0, key: str = "event-1") -> Copy:
     )
 
 
-def _sent(store: Store, replays: int = 1) -> Run:
-    run = store.begin_run(EVERYTHING, [1], {}, "")
-    assert store.mark_sending(run, {1: replays}) == {1}
-    store.mark_sent(run, [1])
-    assert store.get(1).state is State.SENT
+def _sent(store: Store, replays: int = 1) -> Replay:
+    run = store.replays.begin(EVERYTHING, [1], {}, "")
+    assert store.replays.mark_sending(run, {1: replays}) == {1}
+    store.replays.mark_sent(run, [1])
+    assert store.get(1).state is LetterState.SENT
     return run
 
 
@@ -709,7 +715,7 @@ def test_a_copy_that_was_replayed_as_often_has_failed_again(store: Store) -> Non
     _sent(store)
     store.take([_copy(2, replays=1)], NOW)
     letter = store.get(1)
-    assert (letter.state, letter.error, letter.body) == (State.DEAD, "error 2", b"2")
+    assert (letter.state, letter.error, letter.body) == (LetterState.DEAD, "error 2", b"2")
     assert letter.first_failed_at < letter.last_failed_at
 
 
@@ -718,16 +724,16 @@ def test_a_copy_from_before_the_replay_says_nothing_of_it(store: Store) -> None:
     _sent(store)
     store.take([_copy(2)], NOW)
     letter = store.get(1)
-    assert (letter.state, letter.copies, letter.error) == (State.SENT, 2, "error 1")
+    assert (letter.state, letter.copies, letter.error) == (LetterState.SENT, 2, "error 1")
 
 
 def test_a_copy_that_comes_back_before_it_is_known_to_be_sent_is_dead(store: Store) -> None:
     store.take([_copy(1)], NOW)
-    run = store.begin_run(EVERYTHING, [1], {}, "")
-    store.mark_sending(run, {1: 1})
+    run = store.replays.begin(EVERYTHING, [1], {}, "")
+    store.replays.mark_sending(run, {1: 1})
     store.take([_copy(2, replays=1)], NOW)
-    store.mark_sent(run, [1])
-    assert store.get(1).state is State.DEAD
+    store.replays.mark_sent(run, [1])
+    assert store.get(1).state is LetterState.DEAD
 
 
 @pytest.mark.parametrize("settle", ["discard", "edit"])
@@ -741,7 +747,7 @@ def test_what_a_person_has_settled_stays_settled(store: Store, settle: str) -> N
     before = store.get(1).state
     store.take([_copy(2)], NOW)
     assert store.get(1).state is before
-    assert store.mark_sending(store.begin_run(EVERYTHING, [1], {}, ""), {1: 1}) == set()
+    assert store.replays.mark_sending(store.replays.begin(EVERYTHING, [1], {}, ""), {1: 1}) == set()
 
 
 def test_letters_are_in_order_of_their_first_failure(store: Store) -> None:
@@ -760,15 +766,15 @@ def test_only_old_letters_that_nothing_is_owed_of_are_purged(store: Store) -> No
     store.take(found, NOW)
     number = {letter.key: letter.number for letter in store.find(EVERYTHING)}
 
-    def send(*keys: str) -> Run:
-        run = store.begin_run(EVERYTHING, [number[key] for key in keys], {}, "")
-        store.mark_sending(run, {number[key]: 1 for key in keys})
-        store.mark_sent(run, [number[key] for key in keys])
+    def send(*keys: str) -> Replay:
+        run = store.replays.begin(EVERYTHING, [number[key] for key in keys], {}, "")
+        store.replays.mark_sending(run, {number[key]: 1 for key in keys})
+        store.replays.mark_sent(run, [number[key] for key in keys])
         return run
 
     run = send("sent", "done")
     store.settle_done([number["done"]])
-    store.end_run(run, "finished", {}, "")
+    store.replays.end(run, "finished", {}, "")
     send("in a replay")
     store.discard(Selection(numbers=(number["discarded"], number["young"])), "a test")
     store.begin_edit(number["replaced"], "copy", "", b"", "")
@@ -781,7 +787,7 @@ def test_only_old_letters_that_nothing_is_owed_of_are_purged(store: Store) -> No
     }
     assert {letter.key for letter in store.find(EVERYTHING)} == {"dead", "in a replay", "young"}
     assert store.edits_of(number["replaced"]) == []
-    assert store.items_of(run) == []
+    assert store.replays.items_of(run) == []
     action, *_ = store.actions(1)
     assert (action.action, action.reason) == ("purge", "old enough")
     assert action.result == {"letters": purged}

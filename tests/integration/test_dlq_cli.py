@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -17,12 +16,12 @@ from common.events import HeldLine, OrderCancelled, StockReserved
 from payment_service.gateway import SandboxGateway
 from saga.cli import app
 from saga.deployment import Deployment
-from saga.discovery import choreography, participants
-from saga.dlq.store import look
+from saga.discovery import choreography, participants, tables_in
+from saga.dlq.lookup import look
 from saga.envelope import wrap
 from saga.message import Priority
 from saga.reconcile import reconcile
-from saga.runtime.kernel.database import sqlite_engine
+from saga.runtime.kernel.sqlite import sqlite_engine
 from saga.runtime.kernel.tables import utc_now
 from saga.runtime.messaging import dead_letters as headers_of
 from saga.runtime.messaging.connection import connect
@@ -39,10 +38,7 @@ from tests import forked
 from tests.messages import message_of
 from tests.polling import until
 
-TABLES = {
-    participant.name: importlib.import_module(f"{package}.store").TABLES
-    for package, participant in participants().items()
-}
+TABLES = {participant.name: tables_in(package) for package, participant in participants().items()}
 ORDER = UUID(int=7)
 
 

@@ -24,7 +24,7 @@ import pytest
 import yarl
 from fastapi import APIRouter
 
-import saga.runtime.kernel.database
+import saga.runtime.kernel.sqlite
 import saga.runtime.readiness
 import saga.runtime.server
 import saga.runtime.service
@@ -665,7 +665,7 @@ async def test_an_order_that_could_not_be_committed_in_time_is_placed_once_when_
 async def test_while_nothing_can_be_committed_for_long_nothing_more_is_begun(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(saga.runtime.kernel.database, "BUSY_TIMEOUT_SECONDS", 0.05)
+    monkeypatch.setattr(saga.runtime.kernel.sqlite, "BUSY_TIMEOUT_SECONDS", 0.05)
     monkeypatch.setattr(saga.runtime.service, "REFUSE_SECONDS", 0.2)
     body = json.dumps(ORDER).encode()
     async with serving("order_service", tmp_path, HTTP_ANSWER_SECONDS="60") as order:

@@ -15,11 +15,11 @@ import sqlalchemy as sa
 from prometheus_client import REGISTRY
 
 from saga.runtime.kernel import timer
-from saga.runtime.kernel.groups import Done, Duplicate
 from saga.runtime.kernel.rows import writing
 from saga.runtime.kernel.step import DueStays, Firing, Wish
 from saga.runtime.kernel.tables import StateTable
 from saga.runtime.kernel.timer import Timekeeper
+from saga.runtime.kernel.work import Done, Duplicate
 from saga.runtime.metrics import DatabaseMetrics
 from saga.runtime.tasks import cancel_all
 from tests.integration.alarms import (

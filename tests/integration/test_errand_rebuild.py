@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,13 @@ from saga.archive import store
 from saga.archive.projection import Projection
 from saga.choreography import State
 from saga.deployment import Deployment
-from saga.discovery import VARIABLE
-from saga.history import InputError
+from saga.discovery import VARIABLE, tables_in
+from saga.errors import InputError
 from saga.history import rebuild as work
 from saga.history.rebuild import Rebuilt, Unanswered, rebuild, redeliver
 from saga.history.sources import Sources
 from saga.history.verify import verify
-from saga.runtime.kernel.database import open_database, read_database
+from saga.runtime.kernel.opening import open_database, read_database
 from saga.runtime.kernel.rows import writing
 from saga.runtime.kernel.tables import Tables
 from saga.runtime.messaging.frames import Posting
@@ -32,8 +31,7 @@ from tests.stores import HISTORY
 
 KINDS: dict[str, type[State]] = {"desk": Errand, "rider": Ride, "stamper": Papers}
 TABLES: dict[str, Tables] = {
-    participant.name: importlib.import_module(f"{participant.package}.store").TABLES
-    for participant in GRAPH.participants
+    participant.name: tables_in(participant.package) for participant in GRAPH.participants
 }
 PUBLIC = frozenset(event.type for event in GRAPH.recorded if not getattr(event, "private", False))
 

@@ -14,7 +14,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from saga.deployment import Deployment
 from saga.dlq.figures import FINGERPRINTS_MAX, OTHER, figures
 from saga.dlq.letters import Copy
-from saga.dlq.store import Selection, Store
+from saga.dlq.selection import Selection
+from saga.dlq.store import Store
 from saga.exporter import Exporter
 from saga.runtime.messaging.frames import NO_PROPERTIES
 from tests.polling import until

@@ -24,17 +24,18 @@ from payment_service.ledger import Receipt
 from saga.deployment import Deployment, write_secret
 from saga.dlq import DlqError
 from saga.dlq.store import Store
-from saga.history import InputError
+from saga.errors import InputError
 from saga.history.transfer import export
-from saga.local import system
+from saga.local import SystemFault, keeping
 from saga.local.node import NodeError, RabbitNode
 from saga.local.postgres import PostgresCluster, PostgresError
 from saga.local.supervision import Supervision
-from saga.local.system import System, SystemFault
+from saga.local.system import System
 from saga.runtime.disk import INODES_MIN, lack_of_room
 from saga.runtime.files import write_public, write_whole
-from saga.runtime.kernel.database import DatabaseError, open_database
-from saga.runtime.kernel.groups import Done
+from saga.runtime.kernel.database import DatabaseError
+from saga.runtime.kernel.opening import open_database
+from saga.runtime.kernel.work import Done
 from saga.runtime.messaging.connection import BrokerError, connect
 from saga.runtime.tasks import cancel_all
 from tests import forked
@@ -400,8 +401,8 @@ async def test_a_broker_that_has_met_a_disk_full_for_a_moment_is_started_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing that looks at the disk has seen it, as with a quota."""
-    monkeypatch.setattr(system, "SPEECHLESS_BYTES", 0)
-    monkeypatch.setattr(system, "_ROOM_LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(keeping, "SPEECHLESS_BYTES", 0)
+    monkeypatch.setattr(keeping, "ROOM_LOOK_SECONDS", 0.05)
     reported: list[str] = []
     with small_disk(tmp_path / "disk", NODES_DISK_MEGABYTES) as disk:
         node = RabbitNode(disk.path / "node", settings={"disk_free_limit.absolute": "1000"})

@@ -25,7 +25,7 @@ from common.events import PaymentVoided
 from inventory_service.domain import AddStock
 from saga.archive import queries, store
 from saga.archive.follower import Follower, missing
-from saga.archive.store import Gap, Place
+from saga.archive.store import Gap, LastRead
 from saga.archive.subjects import folded, subjects
 from saga.deployment import Deployment
 from saga.discovery import choreography
@@ -35,7 +35,8 @@ from saga.history.archive import Archive
 from saga.history.rebuild import rebuild_views
 from saga.history.transfer import Imported, export, take_in
 from saga.message import Priority
-from saga.runtime.kernel.database import Database, open_database
+from saga.runtime.kernel.database import Database
+from saga.runtime.kernel.opening import open_database
 from saga.runtime.kernel.tables import utc_now
 from saga.runtime.messaging.connection import BrokerError, connect
 from saga.runtime.messaging.frames import Delivery
@@ -129,7 +130,7 @@ class History:
     async def gaps(self) -> list[Gap]:
         return await self.database.read(queries.known_gaps)
 
-    async def place(self) -> Place | None:
+    async def place(self) -> LastRead | None:
         return await self.database.read(queries.place)
 
     async def has(self, *events: Envelope[Any]) -> None:

@@ -27,7 +27,8 @@ from saga.archive import store
 from saga.archive.routes import routes as routes_of_any
 from saga.envelope import rfc3339
 from saga.limits import TEXT_MAX_BYTES
-from saga.runtime.kernel.database import Database, open_database
+from saga.runtime.kernel.database import Database
+from saga.runtime.kernel.opening import open_database
 from saga.runtime.kernel.tables import Utc, Word
 from saga.runtime.readiness import Readiness
 from saga.runtime.settings import HttpSettings

@@ -21,11 +21,12 @@ from sqlalchemy.engine import Connection
 from inventory_service.domain import AddStock
 from order_saga.archive.table import order_views
 from saga.archive import queries, store
-from saga.archive.store import Gap, Place
+from saga.archive.store import Gap, LastRead
 from saga.envelope import Envelope
-from saga.history import InputError, pages
+from saga.errors import InputError
+from saga.history import pages
 from saga.history.transfer import Imported, export, take_in
-from saga.runtime.kernel.database import open_database
+from saga.runtime.kernel.opening import open_database
 from saga.runtime.messaging.stream import Record
 from tests.integration.test_history_queries import kept_by_another
 from tests.play import BROKE, Play
@@ -302,7 +303,7 @@ async def test_taking_in_does_not_move_the_place_in_the_stream(
     await take_in(other, file, GRAPH)
 
     assert await transaction(other, queries.place) is None
-    assert isinstance(await transaction(history, queries.place), Place)
+    assert isinstance(await transaction(history, queries.place), LastRead)
 
 
 SPOILED: dict[str, tuple[Callable[[list[Document]], object], str]] = {

@@ -21,10 +21,12 @@ from payment_service.domain import ChargeAnswered, Refund, RefundAnswered
 from saga.choreography import Participant
 from saga.envelope import Envelope, wrap
 from saga.message import Command, Priority
-from saga.runtime.kernel.database import DatabaseError, open_database
-from saga.runtime.kernel.groups import Conflicting, Done, Duplicate, Failed, Outcome
-from saga.runtime.kernel.outbox import Outbox, Outgoing
+from saga.runtime.kernel.database import DatabaseError
+from saga.runtime.kernel.opening import open_database
+from saga.runtime.kernel.outbox import Outbox
+from saga.runtime.kernel.outgoing import Outgoing
 from saga.runtime.kernel.rows import WriteSet
+from saga.runtime.kernel.work import Conflicting, Done, Duplicate, Failed, Outcome
 from saga.runtime.metrics import DatabaseMetrics
 from tests.integration.kernels import Replica, Through, replica
 from tests.integration.toy import (
@@ -109,7 +111,7 @@ def envelope(command: Count, source: str, id: str = "one") -> Envelope[Any]:
     return wrap(command, id=id, source=source, time=NOW, priority=Priority.NORMAL)
 
 
-@pytest.mark.parametrize("again", ["together", "later", "with care"])
+@pytest.mark.parametrize("again", ["together", "later", "pessimistically"])
 async def test_another_message_under_the_same_source_and_id_is_no_duplicate(
     again: str, database_url: str
 ) -> None:
@@ -125,7 +127,7 @@ async def test_another_message_under_the_same_source_and_id_is_no_duplicate(
             )
         else:
             outcomes = [await handle(cancelled(1), b"one")]
-            if again == "with care":
+            if again == "pessimistically":
                 assert await handle(cancelled(1), b"one") == Duplicate()
             outcomes.append(await handle(other, b"two"))
 
@@ -175,7 +177,7 @@ async def test_a_row_of_before_there_were_sources_counts_for_every_source(
 
 
 async def test_what_was_done_before_cannot_fail_any_more_nor_fail_others(database_url: str) -> None:
-    """It is decided on in the hope that it is new, and its reaction raises."""
+    """It is decided on optimistically, as if it were new, and its reaction raises."""
     async with running(database_url) as toy:
         await toy.kernel.handle(cancelled(1))
         outcomes = await asyncio.gather(

@@ -23,8 +23,9 @@ from saga.envelope import Envelope
 from saga.limits import BODY_MAX_BYTES
 from saga.local.node import RabbitNode
 from saga.message import Priority
-from saga.runtime.kernel.groups import Kernel
-from saga.runtime.kernel.outbox import Outbox, Outgoing
+from saga.runtime.kernel.kernel import Kernel
+from saga.runtime.kernel.outbox import Outbox
+from saga.runtime.kernel.outgoing import Outgoing
 from saga.runtime.messaging.connection import BrokerError, connect
 from saga.runtime.messaging.consumer import Consumer
 from saga.runtime.messaging.dead_letters import (

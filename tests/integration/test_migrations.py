@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 import shutil
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -25,12 +24,13 @@ from inventory_service.domain import AddStock
 from notification_service.domain import Notification, NotificationStatus
 from notification_service.store import NOTIFICATIONS
 from saga.archive.subjects import subjects
-from saga.discovery import services
+from saga.discovery import schema_in, services
 from saga.envelope import MessageKey
 from saga.history.rebuild import rebuild_views
 from saga.runtime.kernel import timer
-from saga.runtime.kernel.database import DatabaseError, open_database, read_database
+from saga.runtime.kernel.database import DatabaseError
 from saga.runtime.kernel.migrations import MigrationError, differences, write_script
+from saga.runtime.kernel.opening import open_database, read_database
 from saga.runtime.kernel.rows import writing
 from saga.runtime.kernel.tables import Schema, Tables, VersionConflict, utc_now
 from saga.runtime.kernel.timer import Timekeeper
@@ -79,12 +79,6 @@ def upgrade() -> None:
 BROKEN = SECOND + '    op.execute("SELECT nonsense")'
 
 
-def tables_of(package: str) -> Schema:
-    tables = importlib.import_module(f"{package}.store").TABLES
-    assert isinstance(tables, Schema)
-    return tables
-
-
 def described(connection: Connection) -> dict[str, Any]:
     """All that a database says of its tables, but for the migrations' own."""
     inspector = sa.inspect(connection)
@@ -115,7 +109,7 @@ def described(connection: Connection) -> dict[str, Any]:
 async def test_the_scripts_lead_to_what_the_store_describes(
     package: str, database_url: str
 ) -> None:
-    tables = tables_of(package)
+    tables = schema_in(package)
 
     def rebuilt(connection: Connection) -> dict[str, Any]:
         tables.metadata.drop_all(connection)
@@ -153,7 +147,7 @@ async def test_what_an_older_version_has_done_counts_after_the_upgrade(
     name: str, database_url: str, tmp_path: Path
 ) -> None:
     """And what a replica of the older version writes meanwhile, by its own statement."""
-    new = tables_of(f"{name}_service")
+    new = schema_in(f"{name}_service")
     assert isinstance(new, Tables)
     assert new.migrations is not None
     old = older(new, OLD_HEADS[name], tmp_path)
@@ -220,7 +214,7 @@ async def test_what_was_due_before_the_upgrade_is_due_after_it(
     name: str, database_url: str, tmp_path: Path
 ) -> None:
     head, insert, statuses, since_1970 = ROWS[name]
-    new = tables_of(f"{name}_service")
+    new = schema_in(f"{name}_service")
     assert isinstance(new, Tables)
 
     async def write(schema: Schema, *keys: UUID) -> None:

@@ -28,14 +28,23 @@ from order_saga.scenarios import AFTER, BEFORE
 from order_service.domain import CancelOrder, Order
 from payment_service.app import build_with
 from payment_service.gateway import Account, GatewayUnavailable, PaymentGateway, SandboxGateway
-from payment_service.ledger import Charge, Decline, GatewayRefused, Ledger, Outcome, Receipt
+from payment_service.ledger import (
+    ChargeOutcome,
+    Decline,
+    GatewayRefused,
+    Ledger,
+    LedgerCharge,
+    Receipt,
+)
 from saga.choreography import Participant, State
 from saga.envelope import Decoder, Envelope, source_of, wrap
 from saga.message import Command, Priority
 from saga.outside import Desk
-from saga.runtime.kernel.database import Database, open_database
-from saga.runtime.kernel.groups import Kernel
-from saga.runtime.kernel.outbox import Outbox, Outgoing
+from saga.runtime.kernel.database import Database
+from saga.runtime.kernel.kernel import Kernel
+from saga.runtime.kernel.opening import open_database
+from saga.runtime.kernel.outbox import Outbox
+from saga.runtime.kernel.outgoing import Outgoing
 from saga.runtime.kernel.step import Firing
 from saga.runtime.kernel.tables import Tables
 from saga.runtime.tasks import cancel_all
@@ -55,7 +64,7 @@ Visible = tuple[Hashable, ...]
 
 
 def visible(
-    states: Iterable[State], ledger: Iterable[Charge], events: Iterable[Envelope[Any]]
+    states: Iterable[State], ledger: Iterable[LedgerCharge], events: Iterable[Envelope[Any]]
 ) -> Visible:
     return (
         frozenset(states),
@@ -81,14 +90,14 @@ def known_to(model: Model) -> set[Visible]:
 class HeldProvider:
     """A provider that waits before it acts and before it answers, each time to be told to go on."""
 
-    def __init__(self, decision: Outcome) -> None:
+    def __init__(self, decision: ChargeOutcome) -> None:
         self._desk = Desk(Ledger(), decision)
         self._provider = DeskGateway(self._desk)
         self.held: list[asyncio.Future[bool]] = []
         """Told False, it is unavailable."""
 
     @property
-    def ledger(self) -> Iterable[Charge]:
+    def ledger(self) -> Iterable[LedgerCharge]:
         return self._desk.books
 
     async def charge(
@@ -161,7 +170,9 @@ class System:
     def __init__(self, model: Model, seed: int) -> None:
         self.random = random.Random(seed)
         self.model = model
-        self.provider = HeldProvider(self.random.choice([Outcome.CHARGED, Outcome.CARD_DECLINED]))
+        self.provider = HeldProvider(
+            self.random.choice([ChargeOutcome.CHARGED, ChargeOutcome.CARD_DECLINED])
+        )
         self.now = BEFORE
         self.processes: dict[str, Process] = {}
         self.published: dict[str, Envelope[Any]] = {}
@@ -368,7 +379,7 @@ async def heard(question: Question, gateway: PaymentGateway) -> str:
     return said.reason if isinstance(said, Decline) else "done"
 
 
-def books(ledger: Iterable[Charge]) -> set[Charge]:
+def books(ledger: Iterable[LedgerCharge]) -> set[LedgerCharge]:
     """What two ledgers can be compared by: no times, no references, no count of questions."""
     return {replace(c, reference="", charged_at_ms=0, asked=0, refunded_at_ms=None) for c in ledger}
 
@@ -385,7 +396,7 @@ async def test_the_models_provider_answers_as_the_sandbox_does(tmp_path: Path) -
             answer = await heard(asked, sandbox)
             said.add(answer)
             # A new charge may turn out either way in the model: one of them is the sandbox's.
-            either = [Desk(ledger, d) for d in (Outcome.CHARGED, Outcome.CARD_DECLINED)]
+            either = [Desk(ledger, d) for d in (ChargeOutcome.CHARGED, ChargeOutcome.CARD_DECLINED)]
             agreeing = [desk for desk in either if await heard(asked, DeskGateway(desk)) == answer]
             assert agreeing, f"seed {seed}: {answer}"
             ledger = agreeing[0].books

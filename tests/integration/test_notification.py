@@ -36,9 +36,9 @@ from notification_service.store import TABLES, notifications, put_in_question, q
 from saga.envelope import Envelope as Message
 from saga.envelope import wrap
 from saga.message import Event, Priority
-from saga.runtime.kernel.groups import Done, Duplicate, Failed, Outcome
 from saga.runtime.kernel.tables import utc_now
 from saga.runtime.kernel.timer import Timekeeper
+from saga.runtime.kernel.work import Done, Duplicate, Failed, Outcome
 from saga.runtime.settings import HttpSettings, SettingsError
 from saga.runtime.tasks import cancel_all
 from saga.text import harmless

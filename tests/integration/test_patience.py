@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from saga.local import SystemFault
 from saga.local.node import NodeError, RabbitNode
 from saga.local.observe import ObserveError, Prometheus
 from saga.local.patience import Patience, start_seconds
 from saga.local.postgres import PostgresCluster, PostgresError
-from saga.local.system import System, SystemFault
+from saga.local.system import System
 from saga.runtime.settings import SettingsError
 
 SILENT = """\

@@ -7,7 +7,6 @@ RabbitMQ itself does not take from a publisher is in `tests.integration.poison.R
 from __future__ import annotations
 
 import asyncio
-import importlib
 import json
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
@@ -31,13 +30,14 @@ from saga.archive.follower import Follower
 from saga.choreography import Participant
 from saga.cli import app
 from saga.deployment import Deployment
-from saga.discovery import choreography, participants
+from saga.discovery import choreography, participants, tables_in
 from saga.local.node import RabbitNode
 from saga.reconcile import reconcile
 from saga.retry import Retry, TransientError
-from saga.runtime.kernel.database import open_database, sqlite_engine
-from saga.runtime.kernel.groups import Kernel
+from saga.runtime.kernel.kernel import Kernel
+from saga.runtime.kernel.opening import open_database
 from saga.runtime.kernel.outbox import Outbox
+from saga.runtime.kernel.sqlite import sqlite_engine
 from saga.runtime.messaging.connection import connect
 from saga.runtime.messaging.consumer import Consumer
 from saga.runtime.messaging.dead_letters import KEPT, LEFT_OUT, OURS, REPLAYS
@@ -87,8 +87,7 @@ STAND_IN: Final = Participant(
 )
 """Reads the queues of the payment service, so that the tools know of it."""
 TABLES: Final = {
-    participant.name: importlib.import_module(f"{package}.store").TABLES
-    for package, participant in participants().items()
+    participant.name: tables_in(package) for package, participant in participants().items()
 }
 
 

@@ -20,8 +20,9 @@ import pytest
 import sqlalchemy as sa
 import yarl
 
-from saga.local.node import free_ports
-from saga.runtime.kernel.database import DatabaseError, open_database
+from saga.local.server import free_ports
+from saga.runtime.kernel.database import DatabaseError
+from saga.runtime.kernel.opening import open_database
 from tests.integration.toy import make_tables
 from tests.polling import until
 

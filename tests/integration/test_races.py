@@ -15,8 +15,9 @@ import pytest
 
 from payment_service.gateway import Fault, FaultMode
 from saga.dlq.desk import open_desk
-from saga.dlq.replay import Settings, replay
-from saga.dlq.store import ItemState, Selection
+from saga.dlq.replay import ReplaySettings, replay
+from saga.dlq.selection import Selection
+from saga.dlq.states import ItemState
 from saga.local.postgres import PostgresCluster
 from tests.integration.staged import (
     BROKE,
@@ -65,7 +66,7 @@ def never_charged(by: str) -> End:
 async def replay_all(stage: Stage) -> None:
     """Replay every dead letter; each has to be done."""
     async with open_desk(stage.deployment, stage.graph) as desk:
-        result = await replay(desk, Selection(), Settings(timeout_seconds=60.0))
+        result = await replay(desk, Selection(), ReplaySettings(timeout_seconds=60.0))
         assert set(result.counts) == {ItemState.DONE}, result.letters
 
 

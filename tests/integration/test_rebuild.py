@@ -24,7 +24,8 @@ from payment_service.gateway import SandboxGateway
 from saga.archive import store
 from saga.archive.subjects import subjects
 from saga.discovery import choreography
-from saga.history import HistoryError, InputError
+from saga.errors import InputError
+from saga.history import HistoryError
 from saga.history.rebuild import (
     on_their_way,
     rebuild,
@@ -34,8 +35,9 @@ from saga.history.rebuild import (
 from saga.history.sources import Sources
 from saga.history.verify import Verified, verify
 from saga.runtime.kernel import tables as kernel_tables
-from saga.runtime.kernel.database import open_database, read_database, sqlite_engine
-from saga.runtime.kernel.outbox import Outgoing
+from saga.runtime.kernel.opening import open_database, read_database
+from saga.runtime.kernel.outgoing import Outgoing
+from saga.runtime.kernel.sqlite import sqlite_engine
 from saga.runtime.kernel.tables import inbox_key
 from saga.runtime.kernel.timer import Timekeeper
 from saga.runtime.messaging.connection import connect

@@ -29,8 +29,9 @@ from saga.discovery import choreography
 from saga.envelope import Envelope
 from saga.message import Priority
 from saga.reconcile import ReconcileError, Report, reconcile
-from saga.runtime.kernel.database import open_database, sqlite_engine
+from saga.runtime.kernel.opening import open_database
 from saga.runtime.kernel.rows import writing
+from saga.runtime.kernel.sqlite import sqlite_engine
 from saga.runtime.kernel.tables import Tables, utc_now
 from saga.runtime.messaging import dead_letters
 from saga.runtime.messaging.topology import (

@@ -42,11 +42,11 @@ from payment_service.domain import Payment
 from payment_service.gateway import Account, SandboxGateway
 from saga.choreography import Participant, State
 from saga.envelope import Envelope, wrap
-from saga.message import Decided, Event, Intent, Priority
+from saga.message import Ask, Decided, Event, Intent, Priority
 from saga.runtime.kernel.database import Database
-from saga.runtime.kernel.groups import Ask, Done, Duplicate, Outcome
 from saga.runtime.kernel.rows import WriteSet
 from saga.runtime.kernel.tables import StateTable, Tables
+from saga.runtime.kernel.work import Done, Duplicate, Outcome
 from tests.integration.kernels import Replica, Through, replica, until_somebody_waits
 from tests.integration.toy import (
     NOW,

@@ -25,7 +25,7 @@ from saga.local.node import RabbitNode
 from saga.runtime import process, retry_loop
 from saga.runtime.kernel import inbox
 from saga.runtime.kernel.inbox import keep_forgetting
-from saga.runtime.kernel.outbox import Outgoing
+from saga.runtime.kernel.outgoing import Outgoing
 from saga.runtime.messaging import consumer
 from saga.runtime.messaging.connection import connect
 from saga.runtime.messaging.publisher import BrokerPublisher
@@ -35,7 +35,7 @@ from saga.runtime.retry_loop import RetryLoop
 from saga.runtime.service import Service, process_of
 from saga.runtime.settings import Settings
 from saga.runtime.tasks import cancel_all
-from saga.status import READY, Status, readiness
+from saga.status import READY, SystemStatus, readiness
 from tests.faults.proxy import Proxy
 from tests.integration.kernels import Through, replica
 from tests.integration.toy import PARTICIPANT, RecordingPublisher, cancelled, make_tables
@@ -161,7 +161,7 @@ async def test_a_copy_that_the_broker_refuses_is_said_until_it_is_taken(
         said = await readiness([str(service.base_url)])
         assert "copies: cannot publish copies of failed messages, tried" in said
         assert ("no queue takes" if missing == "binding" else DEAD_EXCHANGE) in said
-        (problem,) = Status(services={"toy": said}).problems
+        (problem,) = SystemStatus(services={"toy": said}).problems
         assert said in problem
 
         await apply(topology_of(Choreography([PARTICIPANT])), broker)

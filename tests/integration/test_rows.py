@@ -14,10 +14,12 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from saga.runtime.kernel import database as database_module
 from saga.runtime.kernel import rows
-from saga.runtime.kernel.database import Database, SqliteDatabase, open_database, sqlite_engine
+from saga.runtime.kernel import sqlite as database_module
+from saga.runtime.kernel.database import Database
+from saga.runtime.kernel.opening import open_database
 from saga.runtime.kernel.rows import OLD_VERSION, Rows, WriteSet, writing
+from saga.runtime.kernel.sqlite import SqliteDatabase, sqlite_engine
 from saga.runtime.kernel.tables import Schema, VersionConflict
 from tests.integration.kernels import until_somebody_waits
 

@@ -23,7 +23,7 @@ from payment_service.gateway import (
     PaymentGateway,
     SandboxGateway,
 )
-from payment_service.ledger import Decline, GatewayRefused, Outcome, Receipt
+from payment_service.ledger import ChargeOutcome, Decline, GatewayRefused, Receipt
 from tests.polling import until
 
 
@@ -90,7 +90,7 @@ async def test_a_customer_without_an_account_can_pay(gateway: SandboxGateway) ->
         "EUR",
         500,
     )
-    assert (line.outcome, line.asked, line.refunded_cents) == (Outcome.CHARGED, 1, 0)
+    assert (line.outcome, line.asked, line.refunded_cents) == (ChargeOutcome.CHARGED, 1, 0)
     assert abs(line.charged_at_ms / 1000 - time.time()) < 60
 
 
@@ -132,7 +132,7 @@ async def test_a_blocked_card_is_declined(gateway: SandboxGateway) -> None:
 
     assert await charge(gateway) == Decline(DeclineReason.CARD_DECLINED)
     (line,) = gateway.ledger()
-    assert (line.outcome, line.reference) == (Outcome.CARD_DECLINED, "")
+    assert (line.outcome, line.reference) == (ChargeOutcome.CARD_DECLINED, "")
 
 
 async def test_a_decline_is_for_ever_under_its_key(gateway: SandboxGateway) -> None:
@@ -288,7 +288,7 @@ async def test_a_lost_answer_is_had_by_asking_again_and_charged_once(
 
     assert await charge(gateway) == Receipt(line.reference)
     (line,) = elsewhere.ledger()
-    assert (line.outcome, line.asked) == (Outcome.CHARGED, 2)
+    assert (line.outcome, line.asked) == (ChargeOutcome.CHARGED, 2)
 
 
 async def test_a_lost_answer_to_a_refund_is_had_by_asking_again(

@@ -16,7 +16,7 @@ from faststream.rabbit import ExchangeType, RabbitBroker, RabbitExchange, Rabbit
 from saga import Service, Settings, TakingPart, taking_part
 from saga.choreography import Choreography
 from saga.envelope import Attributes
-from saga.runtime.kernel.groups import Kernel
+from saga.runtime.kernel.kernel import Kernel
 from saga.runtime.messaging.connection import BrokerError, connect
 from saga.runtime.messaging.topology import EVENTS_EXCHANGE, apply, topology_of
 from tests.moving.crew.domain import PARTICIPANT as CREW

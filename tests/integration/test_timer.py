@@ -20,7 +20,7 @@ from saga.envelope import source_of, wrap
 from saga.message import Priority
 from saga.reconcile.databases import Books, read_book
 from saga.runtime.kernel import timer
-from saga.runtime.kernel.groups import Kernel
+from saga.runtime.kernel.kernel import Kernel
 from saga.runtime.kernel.rows import UnreadableRow
 from saga.runtime.kernel.tables import utc_now
 from saga.runtime.kernel.timer import Timekeeper

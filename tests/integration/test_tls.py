@@ -13,7 +13,8 @@ import yarl
 
 from saga.broker.setup import apply_topology
 from saga.discovery import choreography
-from saga.local.node import RabbitNode, free_ports
+from saga.local.node import RabbitNode
+from saga.local.server import free_ports
 from saga.runtime.messaging.connection import BrokerError, connect
 from saga.runtime.settings import SettingsError, TlsSettings
 from tests.integration.test_service import ServiceProcess, assert_refuses

@@ -15,20 +15,21 @@ from aio_pika.abc import AbstractChannel
 from sqlalchemy.engine import Connection
 
 from inventory_service.domain import AddStock, Reservation, ReservationStatus
-from order_saga.archive.view import OrderView, Status
+from order_saga.archive.view import ArchivedOrder, Status
 from order_service.domain import CancelOrder, Order, OrderStatus
 from payment_service.domain import Payment, PaymentStatus
 from saga.archive import store
 from saga.deployment import Deployment
 from saga.discovery import tables_of
 from saga.dlq.desk import open_desk
-from saga.dlq.store import Selection
-from saga.history import HistoryError, InputError
+from saga.dlq.selection import Selection
+from saga.errors import InputError
+from saga.history import HistoryError
 from saga.history import trace as trace_module
 from saga.history.sequence import Kind
 from saga.history.trace import Trace, past, stuck, trace
 from saga.history.whereabouts import Place
-from saga.runtime.kernel.database import open_database
+from saga.runtime.kernel.opening import open_database
 from saga.runtime.kernel.rows import writing
 from saga.runtime.kernel.tables import utc_now
 from saga.runtime.messaging.topology import (
@@ -282,7 +283,7 @@ async def test_an_order_and_its_participants_are_shown_as_they_were(scene: Scene
 
     async def told(**when: object) -> tuple[object, ...]:
         found = await past(scene.deployment, GRAPH, order, **when)  # type: ignore[arg-type]  # at or before
-        assert isinstance(found.view, OrderView)
+        assert isinstance(found.view, ArchivedOrder)
         kinds = {type(state): state for states in found.states.values() for state in states}
         return found.view.status, *(
             getattr(kinds.get(kind), "status", None) for kind in (Order, Reservation, Payment)

@@ -33,13 +33,12 @@ from payment_service.ledger import Decline, Receipt
 from saga.deployment import Deployment
 from saga.discovery import choreography
 from saga.dlq.desk import open_desk
-from saga.dlq.replay import Settings as ReplaySettings
-from saga.dlq.replay import replay
-from saga.dlq.store import Selection
+from saga.dlq.replay import ReplaySettings, replay
+from saga.dlq.selection import Selection
 from saga.envelope import derived_id, trace_id_of, wrap
 from saga.message import Priority
 from saga.runtime import tracing
-from saga.runtime.kernel.database import open_database
+from saga.runtime.kernel.opening import open_database
 from saga.runtime.kernel.tables import utc_now
 from saga.runtime.messaging.connection import connect
 from saga.runtime.messaging.publisher import BrokerPublisher, posting_of

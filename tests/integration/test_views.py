@@ -39,7 +39,7 @@ from saga.cli import command_line, main
 from saga.deployment import FILE_NAME
 from saga.discovery import choreography
 from saga.history import rebuild, verify
-from saga.runtime.kernel.database import open_database
+from saga.runtime.kernel.opening import open_database
 from saga.runtime.kernel.tables import utc_now
 from saga.runtime.messaging import stream
 from saga.runtime.messaging.connection import connect

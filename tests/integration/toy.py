@@ -19,8 +19,8 @@ from saga.choreography import Participant, State
 from saga.envelope import Envelope, wrap
 from saga.message import Decided, Event, Priority
 from saga.retry import Retry, TransientError
-from saga.runtime.kernel.database import SqliteDatabase
-from saga.runtime.kernel.outbox import Outgoing
+from saga.runtime.kernel.outgoing import Outgoing
+from saga.runtime.kernel.sqlite import SqliteDatabase
 from saga.runtime.kernel.tables import StateTable, Tables
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)

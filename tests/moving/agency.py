@@ -13,10 +13,9 @@ from typing import Generic, Protocol, Self, TypeVar
 
 from saga.asking import Phase
 from saga.choreography import State
-from saga.message import Intent
+from saga.message import Ask, Intent
 from saga.outside import Desk, OutsideError
 from saga.retry import TransientError
-from saga.runtime.kernel.groups import Ask
 from saga.runtime.urls import sqlite_path
 from tests.moving.crew.domain import AgencyAnswered, BookCrew, Crew, LetGo, ReleaseCrew, SettleCrew
 from tests.moving.language import Size

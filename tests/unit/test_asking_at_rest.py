@@ -10,11 +10,10 @@ from typing import ClassVar, Self
 from saga.choreography import Participant, State
 from saga.declaration import Saga, Scenario, Stimulus
 from saga.due import Due
-from saga.message import Answer, Command, Decided, Event, Intent
+from saga.message import Answer, Ask, Command, Decided, Event, Intent
 from saga.outside import Desk, Outside
-from saga.runtime.kernel.groups import Ask
 from saga.testing import NOW
-from saga.verify import Report, model_of, verify
+from saga.verify import ModelReport, model_of, verify
 
 
 class _About:
@@ -93,7 +92,7 @@ def _catalogue(desk: Desk[Catalogue]) -> Mapping[type[Intent], Ask]:
 CATALOGUE = Outside("catalogue", "clerk", Catalogue(), ("there",), _catalogue)
 
 
-def checked(*, at_rest: bool) -> Report:
+def checked(*, at_rest: bool) -> ModelReport:
     wish = Stimulus("a reader asks", "clerk", LookUp(), NOW, at_rest=at_rest)
     return verify(
         model_of(

@@ -15,13 +15,13 @@ from typer.testing import CliRunner
 
 import saga.discovery
 from common.events import OrderPlaced
-from saga.broker.drift import MISSING, Difference
+from saga.broker.drift import MISSING, Deviation
 from saga.choreography import Choreography, Participant, State
 from saga.cli import app
 from saga.discovery import choreography
 from saga.due import Due
 from saga.graph.check import RULES, Finding, check, drifted
-from saga.graph.flow import Source
+from saga.graph.flow import SourceLine
 from saga.message import Answer, Command, Decided, Event, EventTypes, Intent, Role
 from saga.runtime.messaging.definitions import Definitions, definitions
 from saga.runtime.messaging.permissions import users_of
@@ -592,7 +592,7 @@ def test_what_breaks_a_rule_is_found_where_it_is(name: str) -> None:
     assert len(matching) == 1, [*map(str, findings)]
     _, line = inspect.getsourcelines(broken.at)
     source = matching[0].source
-    assert source == Source.of(broken.at)
+    assert source == SourceLine.of(broken.at)
     assert source is not None
     assert source.line == line
     assert Path(source.file).name == "test_check.py"
@@ -758,9 +758,9 @@ def test_a_user_without_topic_permissions_may_publish_anything_as_rabbitmq_has_i
 
 def test_what_a_live_broker_holds_differently_is_told_at_the_reaction_it_concerns() -> None:
     differences = [
-        Difference("binding", "saga.events order.placed.high inventory.high", "there", MISSING),
-        Difference("queue", "payment.dlq", "there", MISSING),
-        Difference("queue", "saga.retry.500", "there", MISSING),
+        Deviation("binding", "saga.events order.placed.high inventory.high", "there", MISSING),
+        Deviation("queue", "payment.dlq", "there", MISSING),
+        Deviation("queue", "saga.retry.500", "there", MISSING),
     ]
 
     bound, dead, waiting = drifted(choreography(), differences)
@@ -786,7 +786,7 @@ def test_saga_check_says_where_and_ends_with_1_when_something_is_found(
     status, text = said()
     assert status == 1
     line = next(line for line in text.splitlines() if "greet" in line and "unpublished" in line)
-    assert line.startswith(f"{Source.of(greet)} greet: reacts to order.placed, which nobody")
+    assert line.startswith(f"{SourceLine.of(greet)} greet: reacts to order.placed, which nobody")
 
     status, text = said("--json")
     document = json.loads(text)

@@ -11,13 +11,11 @@ from typing import Any
 import pytest
 from pamqp import encode
 
-from saga.dlq import InputError
 from saga.dlq.edit import text_of, with_values
 from saga.dlq.letters import (
     REPLAYS,
     Copy,
-    Letter,
-    State,
+    DeadLetter,
     copy_of,
     digest_of,
     from_text,
@@ -25,8 +23,11 @@ from saga.dlq.letters import (
     printable_body,
     to_json,
 )
-from saga.dlq.replay import CATCH_UP, Settings, _Pace
-from saga.dlq.store import Selection, Store
+from saga.dlq.replay import CATCH_UP, ReplaySettings, _Pace
+from saga.dlq.selection import Selection
+from saga.dlq.states import LetterState
+from saga.dlq.store import Store
+from saga.errors import InputError
 from saga.runtime.messaging import frames
 from saga.runtime.messaging.dead_letters import KEPT, key_of
 from saga.runtime.messaging.frames import Delivery
@@ -54,13 +55,15 @@ def delivered(
     return Delivery(1, False, DEAD_EXCHANGE, "payment", frames.join(properties), body)
 
 
-def letter_of(copy: Copy, **values: Any) -> Letter:
+def letter_of(copy: Copy, **values: Any) -> DeadLetter:
     fields = {
         name: getattr(copy, name)
-        for name in Letter.__dataclass_fields__
+        for name in DeadLetter.__dataclass_fields__
         if name in Copy.__dataclass_fields__
     }
-    return Letter(**fields | {"number": 1, "state": State.DEAD, "copies": 1, "note": ""} | values)
+    return DeadLetter(
+        **fields | {"number": 1, "state": LetterState.DEAD, "copies": 1, "note": ""} | values
+    )
 
 
 def test_a_copy_tells_what_its_service_noted() -> None:
@@ -260,7 +263,7 @@ def test_after_a_pause_a_pace_catches_up_only_a_little_faster() -> None:
 )
 def test_settings_that_make_no_sense_are_refused(values: dict[str, Any]) -> None:
     with pytest.raises(InputError):
-        Settings(**values)
+        ReplaySettings(**values)
 
 
 # --- what nobody foresaw --------------------------------------------------------------------------

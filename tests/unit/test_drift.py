@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from saga.broker.drift import MISSING, Difference, differences
+from saga.broker.drift import MISSING, Deviation, differences
 from saga.discovery import choreography
 from saga.runtime.messaging.definitions import Definitions, definitions
 from saga.runtime.messaging.permissions import users_of
@@ -50,7 +50,7 @@ def test_an_argument_that_differs_is_told_alone(found: Definitions) -> None:
     named(found["queues"], "payment.high")["arguments"]["x-delivery-limit"] = 20
 
     assert differences(EXPECTED, found) == [
-        Difference("queue", "payment.high", "x-delivery-limit=1000000", "x-delivery-limit=20")
+        Deviation("queue", "payment.high", "x-delivery-limit=1000000", "x-delivery-limit=20")
     ]
 
 

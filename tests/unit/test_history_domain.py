@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from common.events import CancellationReason, OrderCancelled, OrderConfirmed
 from inventory_service.domain import AddStock
 from order_saga.archive.queries import ORDER_VIEW
-from order_saga.archive.view import OrderView, Payment, Status, Stock
+from order_saga.archive.view import ArchivedOrder, PaymentProgress, Status, Stock
 from order_service.domain import CancelOrder
 from saga.message import Event, Priority
 from saga.testing import NOW
@@ -59,16 +59,16 @@ def refunded(played: Play) -> str:
     return order
 
 
-LIVES: dict[Callable[[Play], str], tuple[Status, Stock, Payment]] = {
-    confirmed: (Status.CONFIRMED, Stock.HELD, Payment.CHARGED),
-    declined: (Status.CANCELLED, Stock.RELEASED, Payment.DECLINED),
-    out_of_stock: (Status.CANCELLED, Stock.REJECTED, Payment.VOIDED),
-    overtaken: (Status.CANCELLED, Stock.RELEASED, Payment.VOIDED),
-    refunded: (Status.CANCELLED, Stock.RELEASED, Payment.REFUNDED),
+LIVES: dict[Callable[[Play], str], tuple[Status, Stock, PaymentProgress]] = {
+    confirmed: (Status.CONFIRMED, Stock.HELD, PaymentProgress.CHARGED),
+    declined: (Status.CANCELLED, Stock.RELEASED, PaymentProgress.DECLINED),
+    out_of_stock: (Status.CANCELLED, Stock.REJECTED, PaymentProgress.VOIDED),
+    overtaken: (Status.CANCELLED, Stock.RELEASED, PaymentProgress.VOIDED),
+    refunded: (Status.CANCELLED, Stock.RELEASED, PaymentProgress.REFUNDED),
 }
 
 
-def folded(played: Play, order: str) -> OrderView:
+def folded(played: Play, order: str) -> ArchivedOrder:
     return ORDER_VIEW.of(order, ((event.data, event.time) for event in played.about(order)))
 
 
@@ -140,7 +140,7 @@ def test_an_order_ends_once_and_the_first_end_counts() -> None:
 
 @for_all(told=st.lists(st.tuples(events, moments), max_size=8))
 def test_no_event_makes_a_view_fail(told: list[tuple[Event, datetime]]) -> None:
-    view = OrderView("x")
+    view = ArchivedOrder("x")
     for event, at in told:
         view = view.evolve(event, at)
     assert view.sequence == len(told)

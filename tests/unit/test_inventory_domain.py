@@ -33,7 +33,7 @@ from inventory_service.domain import (
     StockItem,
 )
 from saga.message import Event, Message, Priority
-from saga.testing import NOW, Given, assert_once, given
+from saga.testing import NOW, GivenParticipant, assert_once, given
 from tests.unit.strategies import currencies, events, moments
 
 ORDER = UUID(int=1)
@@ -87,7 +87,7 @@ def cancelled(order_id: UUID = ORDER) -> OrderCancelled:
     )
 
 
-def shelf(world: Given, sku: str) -> tuple[int, int]:
+def shelf(world: GivenParticipant, sku: str) -> tuple[int, int]:
     item = world.state(StockItem, sku)
     return item.free, item.held
 
@@ -320,7 +320,7 @@ histories = st.lists(reactions_to_events | deliveries, max_size=15)
 def test_a_message_that_comes_twice_changes_nothing_more(
     history: list[Message], message: Message
 ) -> None:
-    world = Given(PARTICIPANT)
+    world = GivenParticipant(PARTICIPANT)
     for earlier in history:
         world.live(earlier)
     assert_once(world, message)
@@ -328,7 +328,7 @@ def test_a_message_that_comes_twice_changes_nothing_more(
 
 @for_all(history=histories)
 def test_free_and_held_are_what_was_ever_put_on_the_shelf(history: list[Message]) -> None:
-    world = Given(PARTICIPANT)
+    world = GivenParticipant(PARTICIPANT)
     on_shelf: Counter[str] = Counter()
     for message in history:
         if world.live(message) and isinstance(message, AddStock):

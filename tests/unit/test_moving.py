@@ -27,7 +27,7 @@ from saga.simulation import Simulation, uncovered
 from saga.simulation.verdict import wrong_endings
 from saga.verify import VerifyError, model_of, verify
 from saga.verify import uncovered as uncovered_by_models
-from saga.view import Published, View
+from saga.view import EventsInMemory, View
 from tests.moving import NOW, ONE_MOVE, SAGA, A
 from tests.moving.language import MoveArranged, MoveGivenUp, MoveRequested, Size, Why
 from tests.moving.planted import (
@@ -101,7 +101,7 @@ def test_what_was_done_early_excuses_only_ends_that_come_of_it(
     end: Event, *, excused: bool
 ) -> None:
     envelope = wrap(end, id="1", source="/services/move", time=NOW, priority=Priority.NORMAL)
-    view = View({}, Published([envelope]), (), rests=lambda _: True)
+    view = View({}, EventsInMemory([envelope]), (), rests=lambda _: True)
     with closing(Simulation(saga=SAGA)) as simulation:
         early = simulation._scene.ends_of_dues
 

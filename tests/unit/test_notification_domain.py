@@ -40,7 +40,7 @@ from saga.due import Due
 from saga.envelope import wrap
 from saga.message import Event, Intent, Priority
 from saga.runtime.kernel.fold import Fold
-from saga.testing import NOW, Given, given
+from saga.testing import NOW, GivenParticipant, given
 from tests.unit.strategies import events, moments
 
 ORDER = UUID(int=1)
@@ -77,13 +77,13 @@ HISTORY: dict[NotificationStatus, Sequence[Event | Intent]] = {
 }
 
 
-def at(status: NotificationStatus) -> Given:
+def at(status: NotificationStatus) -> GivenParticipant:
     world = given(PARTICIPANT, *HISTORY[status])
     assert world.state(Notification, ORDER).status is status
     return world
 
 
-def status_of(world: Given) -> NotificationStatus:
+def status_of(world: GivenParticipant) -> NotificationStatus:
     return world.state(Notification, ORDER).status
 
 

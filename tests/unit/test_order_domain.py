@@ -32,7 +32,7 @@ from order_service.domain import (
 )
 from saga.due import Due
 from saga.message import Event, Message, Priority
-from saga.testing import NOW, Given, assert_once, given
+from saga.testing import NOW, GivenParticipant, assert_once, given
 from tests.unit.strategies import customers, events, moments
 
 ORDER = UUID(int=1)
@@ -206,7 +206,7 @@ def test_a_message_that_comes_twice_changes_nothing_more(
 
 @for_all(history=st.lists(messages, max_size=12))
 def test_an_order_ends_at_most_once(history: list[Message]) -> None:
-    world = Given(PARTICIPANT)
+    world = GivenParticipant(PARTICIPANT)
     published = list(world.live(place))
     for message in history:
         published += world.live(message, now=DEADLINE)

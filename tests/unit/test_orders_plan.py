@@ -17,7 +17,7 @@ from order_saga.orders import (
     MALFORMED,
     RUN_MAX,
     SEED_MAX,
-    Plan,
+    OrderLoad,
     PlanError,
     PlannedOrder,
     Shares,
@@ -166,7 +166,7 @@ def test_shares_that_exceed_the_whole_are_refused() -> None:
         Shares(high=1.5)
 
 
-def _anonymous(order: PlannedOrder, load: Plan) -> str:
+def _anonymous(order: PlannedOrder, load: OrderLoad) -> str:
     return repr(order).replace(load.prefix, "")
 
 

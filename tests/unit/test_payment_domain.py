@@ -32,7 +32,7 @@ from payment_service.domain import (
     SettleCharge,
 )
 from saga.message import Event, Intent, Message
-from saga.testing import Given, assert_once, given
+from saga.testing import GivenParticipant, assert_once, given
 from tests.unit.strategies import events, moments
 
 ORDER = UUID(int=1)
@@ -79,7 +79,7 @@ MESSAGES: dict[str, Message] = {
 }
 
 
-def after(status: PaymentStatus) -> Given:
+def after(status: PaymentStatus) -> GivenParticipant:
     return given(PARTICIPANT, *HISTORY[status])
 
 
@@ -230,7 +230,7 @@ def test_whatever_overtakes_whatever_money_stays_only_for_orders_not_cancelled(
 ) -> None:
     """Events come in any order and more than once; answers come late, in any order, and each
     question may be put to the provider long before its answer is heard."""
-    world, provider = Given(PARTICIPANT), Provider(declined)
+    world, provider = GivenParticipant(PARTICIPANT), Provider(declined)
     waiting: list[Message] = list(deliveries)
     asked: list[Intent] = []
     published: list[Event] = []

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from saga.runtime.kernel.outbox import Outgoing
+from saga.runtime.kernel.outgoing import Outgoing
 from saga.runtime.messaging.frames import FRAME_MAX_BYTES, NO_PROPERTIES, Posting
 from saga.runtime.messaging.publisher import BrokerPublisher
 from saga.runtime.messaging.wire import ChannelLost

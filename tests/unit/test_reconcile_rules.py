@@ -42,18 +42,18 @@ from order_saga import SAGA
 from order_saga.invariants import charge_unexplained
 from order_service.domain import Order, OrderStatus
 from payment_service.domain import Payment, PaymentStatus
-from payment_service.ledger import Charge, Ledger, Outcome
+from payment_service.ledger import ChargeOutcome, Ledger, LedgerCharge
 from saga.choreography import State
 from saga.envelope import Envelope, source_of, wrap
 from saga.message import Event, Priority
 from saga.reconcile import history_for, judge, rule_names, view_of
 from saga.reconcile.conservation import Rest, undecided
 from saga.reconcile.databases import Books
-from saga.reconcile.facts import Backlog, Deliveries, Letter
-from saga.reconcile.history import LOOKED_THROUGH_MAX, Owed
+from saga.reconcile.facts import Backlog, MessageFates, RestingMessage
+from saga.reconcile.history import LOOKED_THROUGH_MAX, OwedMessage
 from saga.rules import Rules
 from saga.runtime.messaging.dead_letters import key_of
-from saga.view import Invariant, Published, View, Violation
+from saga.view import EventsInMemory, Invariant, View, Violation
 
 NOW = datetime(2030, 1, 1, 12, tzinfo=UTC)
 AT = NOW - timedelta(hours=1)
@@ -78,8 +78,10 @@ def payment(status: PaymentStatus, amount_cents: int = 500, sequence: int = 1) -
     return Payment("", sequence, status, "", "EUR", amount_cents)
 
 
-def line(order_id: str, outcome: Outcome = Outcome.CHARGED, refunded_cents: int = 0) -> Charge:
-    return Charge(order_id, "ada", "EUR", 500, outcome, "r", refunded_cents=refunded_cents)
+def line(
+    order_id: str, outcome: ChargeOutcome = ChargeOutcome.CHARGED, refunded_cents: int = 0
+) -> LedgerCharge:
+    return LedgerCharge(order_id, "ada", "EUR", 500, outcome, "r", refunded_cents=refunded_cents)
 
 
 RELEASED_TEA = Reservation("", 2, ReservationStatus.RELEASED, HELD)
@@ -103,7 +105,7 @@ class Clean:
         }
         self.provider = [
             line(CONFIRMED),
-            line(DECLINED, Outcome.CARD_DECLINED),
+            line(DECLINED, ChargeOutcome.CARD_DECLINED),
             line(REFUNDED, refunded_cents=500),
         ]
         self.reservations = {
@@ -119,8 +121,8 @@ class Clean:
             "inventory": {CONFIRMED: 1, DECLINED: 2, REFUNDED: 2, "tea": 1},
             "payment": {CONFIRMED: 1, DECLINED: 1, REFUNDED: 2},
         }
-        self.undone: dict[str, dict[str, Owed]] = {}
-        self.letters: dict[str, list[Letter]] = {}
+        self.undone: dict[str, dict[str, OwedMessage]] = {}
+        self.letters: dict[str, list[RestingMessage]] = {}
         self.backlogs: dict[str, Backlog] = {}
 
         self.publish("inventory", 1, added(10))
@@ -159,8 +161,8 @@ class Clean:
         )
         self.history.take(envelope.routing_key, envelope.id, at, envelope.to_bytes())
 
-    def where(self, grace_seconds: float = GRACE_SECONDS) -> Deliveries:
-        return Deliveries(
+    def where(self, grace_seconds: float = GRACE_SECONDS) -> MessageFates:
+        return MessageFates(
             started_at=NOW,
             grace_seconds=grace_seconds,
             history=self.history,
@@ -197,7 +199,7 @@ class Clean:
     def owe(
         self, participant: str, key: str, *, subject: str = CONFIRMED, at: datetime = AT
     ) -> None:
-        owed = Owed("order.placed", subject, at, decodable=True)
+        owed = OwedMessage("order.placed", subject, at, decodable=True)
         self.undone.setdefault(participant, {})[key] = owed
 
 
@@ -251,8 +253,8 @@ def released(order_id: str) -> StockReleased:
     return StockReleased(order_id=UUID(order_id), lines=HELD)
 
 
-def letter(key: str, subject: str | None = None) -> Letter:
-    return Letter(key, subject, "failed")
+def letter(key: str, subject: str | None = None) -> RestingMessage:
+    return RestingMessage(key, subject, "failed")
 
 
 # --- each rule's broken example ----------------------------------------------------------------
@@ -454,7 +456,9 @@ def never_done(world: Clean) -> None:
 
 
 def never_buried(world: Clean) -> None:
-    world.undone["payment"] = {"bad": Owed("order.cancelled.normal", None, AT, decodable=False)}
+    world.undone["payment"] = {
+        "bad": OwedMessage("order.cancelled.normal", None, AT, decodable=False)
+    }
 
 
 BROKEN: Mapping[Callable[[Clean], None], tuple[str, str]] = {
@@ -618,7 +622,7 @@ def test_while_the_provider_is_asked_it_may_have_answered_or_not(
     world.payments[STRANGER] = payment(status)
     if answer != "none":
         declined = answer == "declined"
-        outcome = Outcome.CARD_DECLINED if declined else Outcome.CHARGED
+        outcome = ChargeOutcome.CARD_DECLINED if declined else ChargeOutcome.CHARGED
         world.provider.append(line(STRANGER, outcome))
     assert "books_differ" not in world.found()
 
@@ -786,7 +790,7 @@ def test_a_charge_is_explained_by_the_end_of_an_order_whose_beginning_is_lost() 
     rule = Invariant.of(charge_unexplained)
 
     def broken(*events: Envelope[Any]) -> list[str]:
-        view = View({}, Published(events), [books], rests=lambda _: True)
+        view = View({}, EventsInMemory(events), [books], rests=lambda _: True)
         return [subject for subject, _ in rule.broken(view)]
 
     assert (broken(), broken(told)) == ([STRANGER], [])

@@ -201,7 +201,7 @@ def test_an_error_without_words_is_named_and_a_long_one_cut(
 # --- which loops there are ------------------------------------------------------------------------
 
 LOOPS = {
-    "commits": ("saga/runtime/kernel/groups.py Kernel._commit",),
+    "commits": ("saga/runtime/kernel/kernel.py Kernel._commit",),
     "inbox": ("saga/runtime/kernel/inbox.py keep_forgetting",),
     "kept": ("saga/runtime/kernel/kept.py Kept.run",),
     "outbox": ("saga/runtime/kernel/outbox.py Outbox._watch",),
@@ -226,8 +226,8 @@ LOOPS = {
 """What the services try for ever, and where they notice that it fails."""
 SLEEPING = {
     "saga/runtime/disk.py Disks.run": "looks again, whatever was seen",
-    "saga/runtime/kernel/groups.py Kernel._commit": "commits",
-    "saga/runtime/kernel/groups.py Kernel.run": "lets others take their turn",
+    "saga/runtime/kernel/kernel.py Kernel._commit": "commits",
+    "saga/runtime/kernel/kernel.py Kernel.run": "lets others take their turn",
     "saga/runtime/kernel/inbox.py keep_forgetting": "inbox",
     "saga/runtime/kernel/kept.py Kept.run": "kept",
     "saga/runtime/kernel/outbox.py Outbox._keep_lease": "lease",

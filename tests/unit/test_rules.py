@@ -13,7 +13,7 @@ from saga.due import Due
 from saga.envelope import Envelope, source_of, wrap
 from saga.message import Command, Decided, Event, EventTypes, Priority, Role
 from saga.rules import Rules
-from saga.view import Published, View
+from saga.view import EventsInMemory, View
 from tests import errands
 
 AT = datetime(2030, 1, 1, tzinfo=UTC)
@@ -160,7 +160,7 @@ def broken(
     known: dict[str, dict[tuple[type[State], str], State]] = {}
     for name, state in states:
         known.setdefault(name, {})[type(state), state.key] = state
-    view = View(known, Published(events), rests=lambda _: at_rest)
+    view = View(known, EventsInMemory(events), rests=lambda _: at_rest)
     return {violation.rule for violation in Rules(saga).judge(view, at_rest=at_rest)}
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from saga.simulation.loop import Process, SimulatedLoop, current_process
+from saga.simulation.loop import SimulatedLoop, SimulatedProcess, current_process
 
 LONG_SECONDS = 1_000.0
 
@@ -18,7 +18,7 @@ LONG_SECONDS = 1_000.0
 def run(work: Coroutine[Any, Any, Any], *, seed: int = 1) -> SimulatedLoop:
     """Run a process's task until nothing is left to do."""
     loop = SimulatedLoop(random.Random(seed))
-    process = Process("p")
+    process = SimulatedProcess("p")
     loop.spawn(process, work)
     loop.run(LONG_SECONDS)
     loop.end(process)
@@ -67,7 +67,7 @@ def test_the_order_of_what_is_ready_is_the_seeds() -> None:
 
 def test_a_killed_process_does_nothing_more_and_others_go_on() -> None:
     loop = SimulatedLoop(random.Random(1))
-    killed, other = Process("killed"), Process("other")
+    killed, other = SimulatedProcess("killed"), SimulatedProcess("other")
     done: list[str] = []
 
     async def work() -> None:
@@ -116,7 +116,7 @@ def test_a_frozen_process_goes_on_later() -> None:
         times.append(loop.time())
 
     loop = SimulatedLoop(random.Random(1))
-    process = Process("p")
+    process = SimulatedProcess("p")
     times: list[float] = []
     loop.spawn(process, work())
     loop.run(LONG_SECONDS)
@@ -150,7 +150,7 @@ def test_an_error_that_no_code_looks_at_is_reported_even_if_nothing_is_ever_coll
     loop = SimulatedLoop(random.Random(1))
     reported: list[tuple[str, str]] = []
     loop.on_error = lambda message, error: reported.append((message, str(error)))
-    process = Process("p")
+    process = SimulatedProcess("p")
     loop.spawn(process, begin())
     loop.run(LONG_SECONDS)
     loop.end(process)

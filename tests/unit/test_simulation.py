@@ -22,22 +22,24 @@ from typer.testing import CliRunner
 
 from saga.cli import app
 from saga.commands.simulating import Summary, show, summary_as_json
-from saga.runtime.kernel.groups import Done, Duplicate, Kernel
 from saga.runtime.kernel.kept import Kept
-from saga.runtime.kernel.outbox import Outbox, Outgoing
+from saga.runtime.kernel.kernel import Kernel
+from saga.runtime.kernel.outbox import Outbox
+from saga.runtime.kernel.outgoing import Outgoing
 from saga.runtime.kernel.rows import WriteSet, writing
 from saga.runtime.kernel.step import Decision, Firing
 from saga.runtime.kernel.tables import DUE_AT
-from saga.runtime.kernel.timer import Found, Timekeeper
+from saga.runtime.kernel.timer import DueState, Timekeeper
+from saga.runtime.kernel.work import Done, Duplicate
 from saga.runtime.messaging import frames
 from saga.runtime.messaging.consumer import Deliveries, _Intake
 from saga.runtime.messaging.dead_letters import ATTEMPTS, Failure
 from saga.runtime.messaging.frames import Delivery
 from saga.runtime.messaging.publisher import BrokerPublisher
 from saga.runtime.messaging.wire import ChannelLost
-from saga.simulation import Parts, Run, Simulation, run_seeds
+from saga.simulation import Run, Simulation, TestedParts, run_seeds
 from saga.simulation import network as network_module
-from saga.simulation.loop import Process
+from saga.simulation.loop import SimulatedProcess
 from saga.simulation.network import Network
 
 SEEDS = 200
@@ -171,9 +173,9 @@ class PublishesFirst(Kernel):
     """Publishes before the commit."""
 
     def _decide(
-        self, group: Any, confirmed: Sequence[str], connection: Connection, *, careful: bool
+        self, group: Any, confirmed: Sequence[str], connection: Connection, *, pessimistic: bool
     ) -> Any:
-        results, outgoing = super()._decide(group, confirmed, connection, careful=careful)
+        results, outgoing = super()._decide(group, confirmed, connection, pessimistic=pessimistic)
         self._outbox.publish(outgoing)
         return results, []
 
@@ -182,9 +184,9 @@ class KeepsInboxRows(Kernel):
     """Keeps the inbox row of a message whose question to the provider then fails."""
 
     def _decide(
-        self, group: Any, confirmed: Sequence[str], connection: Connection, *, careful: bool
+        self, group: Any, confirmed: Sequence[str], connection: Connection, *, pessimistic: bool
     ) -> Any:
-        results, outgoing = super()._decide(group, confirmed, connection, careful=careful)
+        results, outgoing = super()._decide(group, confirmed, connection, pessimistic=pessimistic)
         asking = {
             work.envelope.key: work.digest
             for work, result in zip(group, results, strict=True)
@@ -241,7 +243,7 @@ class BlamesTheMessage(Kernel):
 class DoesNothingThatIsDue(Timekeeper):
     """Cancels no order whose deadline has passed."""
 
-    async def _fire(self, found: Found) -> None:
+    async def _fire(self, found: DueState) -> None:
         pass
 
 
@@ -279,7 +281,7 @@ class LooksAhead(Timekeeper):
 class TakesItsTime(Timekeeper):
     """Gives others time to be faster."""
 
-    async def _fire(self, found: Found) -> None:
+    async def _fire(self, found: DueState) -> None:
         await asyncio.sleep(3.0)
         await super()._fire(found)
 
@@ -334,12 +336,9 @@ class ForgetsUnconfirmed(Outbox):
 class LooksForNothingLeft(Outbox):
     """Publishes nothing that a crash has left."""
 
-    def _enter(self, connection: Connection) -> int:
-        self._take_lease(connection)
-        return 0
-
-    def _take_over(self, connection: Connection, *, lapsed: bool) -> int:
-        return 0
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._lease.take_over = lambda *_, **__: 0  # type: ignore[method-assign]  # that is it
 
 
 class PublishesEachOnce(Outbox):
@@ -364,36 +363,36 @@ class KeepsNothing(Kept):
 
 
 BROKEN = [
-    Parts(deliveries=AcknowledgesFirst),
-    Parts(kernel=PublishesFirst),
-    Parts(kernel=KeepsInboxRows),
-    Parts(kernel=KeepsNoInbox),
-    Parts(kernel=BlamesTheMessage),
-    Parts(publisher=TakesAnyAnswerForAConfirm),
-    Parts(publisher=TrustsInTheHistory),
-    Parts(outbox=ForgetsUnconfirmed),
-    Parts(outbox=LooksForNothingLeft),
-    Parts(outbox=PublishesEachOnce),
-    Parts(kept=KeepsNothing),
-    Parts(kernel=DoesItTwice),
-    Parts(kernel=DoesItAnew),
-    Parts(kernel=TakesItForDue, timekeeper=TakesItsTime),
-    Parts(kernel=TakesItForDue, timekeeper=LooksAhead),
-    Parts(kernel=KeepsWhatWasDue),
+    TestedParts(deliveries=AcknowledgesFirst),
+    TestedParts(kernel=PublishesFirst),
+    TestedParts(kernel=KeepsInboxRows),
+    TestedParts(kernel=KeepsNoInbox),
+    TestedParts(kernel=BlamesTheMessage),
+    TestedParts(publisher=TakesAnyAnswerForAConfirm),
+    TestedParts(publisher=TrustsInTheHistory),
+    TestedParts(outbox=ForgetsUnconfirmed),
+    TestedParts(outbox=LooksForNothingLeft),
+    TestedParts(outbox=PublishesEachOnce),
+    TestedParts(kept=KeepsNothing),
+    TestedParts(kernel=DoesItTwice),
+    TestedParts(kernel=DoesItAnew),
+    TestedParts(kernel=TakesItForDue, timekeeper=TakesItsTime),
+    TestedParts(kernel=TakesItForDue, timekeeper=LooksAhead),
+    TestedParts(kernel=KeepsWhatWasDue),
 ]
 RARELY_BROKEN = [
-    Parts(timekeeper=DoesNothingThatIsDue),
-    Parts(kernel=ForgetsWhatIsDue),
-    Parts(deliveries=AcknowledgesAllBelow),
-    Parts(deliveries=SetsAsideUnconfirmed),
-    Parts(deliveries=ForgetsTries),
-    Parts(kernel=LooksIntoNoInbox),
-    Parts(kernel=ForgetsTheOthers),
-    Parts(kept=KeepsTooLittle),
+    TestedParts(timekeeper=DoesNothingThatIsDue),
+    TestedParts(kernel=ForgetsWhatIsDue),
+    TestedParts(deliveries=AcknowledgesAllBelow),
+    TestedParts(deliveries=SetsAsideUnconfirmed),
+    TestedParts(deliveries=ForgetsTries),
+    TestedParts(kernel=LooksIntoNoInbox),
+    TestedParts(kernel=ForgetsTheOthers),
+    TestedParts(kept=KeepsTooLittle),
 ]
 
 
-def name_of(parts: Parts) -> str:
+def name_of(parts: TestedParts) -> str:
     return next(
         kind.__name__
         for kind in (
@@ -408,25 +407,27 @@ def name_of(parts: Parts) -> str:
     )
 
 
-def caught(parts: Parts, seeds: int) -> bool:
+def caught(parts: TestedParts, seeds: int) -> bool:
     with closing(Simulation(parts)) as simulation:
         return any(simulation.run(seed).violations for seed in range(seeds))
 
 
 @pytest.mark.parametrize("parts", BROKEN, ids=name_of)
-def test_a_broken_kernel_is_caught(parts: Parts) -> None:
+def test_a_broken_kernel_is_caught(parts: TestedParts) -> None:
     assert caught(parts, SOON)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("parts", RARELY_BROKEN, ids=name_of)
-def test_a_kernel_is_caught_that_is_broken_only_when_several_things_go_wrong(parts: Parts) -> None:
+def test_a_kernel_is_caught_that_is_broken_only_when_several_things_go_wrong(
+    parts: TestedParts,
+) -> None:
     assert caught(parts, LATER)
 
 
 @pytest.fixture(scope="module")
 def broken() -> Run:
-    simulation = Simulation(Parts(kernel=PublishesFirst))
+    simulation = Simulation(TestedParts(kernel=PublishesFirst))
     return next(run for run in map(simulation.run, range(SOON)) if run.violations)
 
 
@@ -473,8 +474,8 @@ def test_what_makes_no_run_is_wrong_usage(options: list[str]) -> None:
 async def test_no_channel_is_opened_on_a_connection_that_is_lost() -> None:
     trace = SimpleNamespace(note=lambda *_: None)
     network = SimpleNamespace(world=None, trace=trace, _connections={})
-    connection = network_module.Connection(
-        cast(Network, network), cast(Process, SimpleNamespace(name="order")), "consumer"
+    connection = network_module.SimulatedConnection(
+        cast(Network, network), cast(SimulatedProcess, SimpleNamespace(name="order")), "consumer"
     )
     connection._lose(ChannelLost("the connection was reset"))
 

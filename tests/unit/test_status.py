@@ -10,7 +10,7 @@ from saga.generate.naming import names_of
 from saga.runtime.readiness import Look, Missing, Readiness
 from saga.runtime.settings import HttpSettings
 from saga.runtime.web import create_app
-from saga.status import READY, Dues, Status, readiness
+from saga.status import READY, Dues, SystemStatus, readiness
 
 
 def answering(found: Readiness, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,7 +39,7 @@ async def test_a_service_that_is_ready_and_has_a_trouble_is_a_problem(
     said = await readiness(["http://localhost:1"])
 
     assert said.startswith(READY)
-    (problem,) = Status(services={"order": said}).problems
+    (problem,) = SystemStatus(services={"order": said}).problems
     assert "the row 'x' cannot be read" in problem
 
 
@@ -62,7 +62,7 @@ async def test_a_service_that_is_not_ready_says_what_it_lacks(
 
 
 def test_what_is_due_is_listed_by_its_table() -> None:
-    found = Status(dues={("order", "orders"): Dues(pending=3, overdue=1)})
+    found = SystemStatus(dues={("order", "orders"): Dues(pending=3, overdue=1)})
 
     document = found.to_json()
     assert found.problems == ["1 orders are overdue"]
@@ -72,7 +72,7 @@ def test_what_is_due_is_listed_by_its_table() -> None:
 
 def test_tables_of_one_name_are_told_apart_by_their_participants() -> None:
     late, fine = Dues(pending=1, overdue=1), Dues(pending=2, overdue=0)
-    found = Status(dues={("crew", "jobs"): late, ("van", "jobs"): fine})
+    found = SystemStatus(dues={("crew", "jobs"): late, ("van", "jobs"): fine})
 
     document = found.to_json()
     assert found.problems == ["1 crew.jobs are overdue"]
@@ -81,7 +81,7 @@ def test_tables_of_one_name_are_told_apart_by_their_participants() -> None:
 
 
 def test_a_table_takes_no_other_part_of_the_document_away() -> None:
-    found = Status(dues={("bank", "queues"): Dues(pending=1, overdue=0)})
+    found = SystemStatus(dues={("bank", "queues"): Dues(pending=1, overdue=0)})
 
     document = found.to_json()
     assert document["queues"] == {}

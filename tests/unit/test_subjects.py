@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from order_saga.archive.queries import ORDER_VIEW
 from saga.archive.store import Fact, decoded
-from saga.archive.subjects import Rules, Subject
+from saga.archive.subjects import Subject, SubjectRules
 from saga.archive.views import projection_of
 from saga.choreography import Choreography, Participant, State
 from saga.discovery import choreography
@@ -32,7 +32,7 @@ ORDERS = choreography()
 LATER = timedelta(days=30)
 
 
-def told(rules: Rules, events: Iterable[Envelope[Any]], subject: str = "x") -> Subject:
+def told(rules: SubjectRules, events: Iterable[Envelope[Any]], subject: str = "x") -> Subject:
     return Subject(subject).after(events, rules)
 
 
@@ -42,7 +42,7 @@ def test_the_order_in_which_events_come_makes_no_difference(
 ) -> None:
     played = play()
     events = played.about(life(played))
-    rules = Rules(ORDERS)
+    rules = SubjectRules(ORDERS)
     mixed = [*events]
     random.shuffle(mixed)
 
@@ -58,7 +58,7 @@ def test_an_order_is_settled_when_its_own_view_says_so(
     order = life(played)
     events = played.about(order)[:cut]
     view = ORDER_VIEW.of(order, ((event.data, event.time) for event in events))
-    summary = told(Rules(graph), events, order)
+    summary = told(SubjectRules(graph), events, order)
 
     assert summary.kind == "Order"
     assert summary.settled == view.settled
@@ -98,13 +98,13 @@ def test_an_order_that_has_ended_and_of_which_all_were_told_is_not_open(
     life: Callable[[Play], str],
 ) -> None:
     played = replace(play(), graph=ORDERS)
-    summary = told(Rules(ORDERS), played.about(life(played)))
+    summary = told(SubjectRules(ORDERS), played.about(life(played)))
 
     assert (summary.settled, summary.open) == (True, False)
 
 
 def test_what_was_only_put_on_the_shelf_is_another_kind_and_nothing_is_owed_about_it() -> None:
-    summary = told(Rules(ORDERS), play().about("tea"))
+    summary = told(SubjectRules(ORDERS), play().about("tea"))
 
     assert (summary.kind, summary.types) == ("StockItem", ("stock.added",))
     assert (summary.ended_by, summary.settled, summary.open) == (None, False, False)
@@ -112,14 +112,14 @@ def test_what_was_only_put_on_the_shelf_is_another_kind_and_nothing_is_owed_abou
 
 def test_a_corrected_copy_is_nobodys_fact() -> None:
     (added,) = play().about("tea")
-    rules = Rules(ORDERS)
+    rules = SubjectRules(ORDERS)
 
     assert told(rules, [added.model_copy(update={"source": EDITOR_SOURCE})]) == Subject("x")
 
 
 def test_a_type_that_no_signature_names_counts_and_says_nothing_else() -> None:
     (added,) = play().about("tea")
-    summary = told(Rules(ORDERS), [added.model_copy(update={"type": "unheard.of"})])
+    summary = told(SubjectRules(ORDERS), [added.model_copy(update={"type": "unheard.of"})])
 
     assert (summary.sequence, summary.types, summary.kind) == (1, (), "")
 
@@ -214,7 +214,7 @@ def bill(event: Done, bill: Bill) -> tuple[Billed, Pay] | None: ...
 def paid(answer: WasPaid, bill: Bill) -> Paid: ...
 
 
-JOBS = Rules(
+JOBS = SubjectRules(
     Choreography(
         [
             Participant("job", create, stop, refused, rented),
@@ -267,7 +267,7 @@ def fill(event: Low, supplier: Machine) -> Filled | None: ...
 
 
 def test_a_saga_that_goes_round_is_looked_at_after_the_first_round_too() -> None:
-    rules = Rules(Choreography([Participant("shelf", sell), Participant("supplier", fill)]))
+    rules = SubjectRules(Choreography([Participant("shelf", sell), Participant("supplier", fill)]))
     (added,) = play().about("tea")
     low = added.model_copy(update={"type": Low.type})
     filled = added.model_copy(update={"type": Filled.type})

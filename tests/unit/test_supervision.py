@@ -10,8 +10,9 @@ from typing import cast
 
 import pytest
 
+from saga.local import keeping as keeping_module
 from saga.local import supervision
-from saga.local import system as module
+from saga.local.keeping import Keeper
 from saga.local.node import NodeError, RabbitNode
 from saga.local.supervision import (
     DELAY_MAX_SECONDS,
@@ -20,7 +21,6 @@ from saga.local.supervision import (
     Supervised,
     Supervision,
 )
-from saga.local.system import System
 from tests.polling import until
 
 
@@ -92,21 +92,28 @@ class Broken:
         self.running = True
 
 
+def only_a_broker(broker: Supervised) -> Supervision:
+    servers = {"the broker": broker}
+    return Supervision(group=os.getpgrp(), stop_seconds=1, services={}, servers=servers)
+
+
+async def keep_server(keeper: Keeper, server: Broken) -> None:
+    async def start() -> None:
+        server.start()
+
+    await keeper.keep_server("the broker", cast(RabbitNode, server), start)
+
+
 async def test_a_server_that_does_not_come_back_is_tried_again_and_ends_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(supervision, "DELAY_MAX_SECONDS", 0.0)
     said: list[str] = []
-    system = System(tmp_path, report=said.append)
     broker = Supervised()
-    system._supervised = Supervision(
-        group=os.getpgrp(), stop_seconds=1, services={}, servers={"the broker": broker}
-    )
+    keeper = Keeper(tmp_path, only_a_broker(broker), lack_of_room=lambda: "", report=said.append)
     server = Broken()
 
-    keeping = asyncio.ensure_future(
-        system._keep_server("the broker", cast(RabbitNode, server), None)
-    )
+    keeping = asyncio.ensure_future(keep_server(keeper, server))
     await until(lambda: server.running)
 
     assert not keeping.done()
@@ -123,8 +130,8 @@ async def test_a_disk_without_room_ends_nothing_and_starts_nothing_until_there_i
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lack = "the disk of /data has 0 kB free, less than 25 MB"
-    monkeypatch.setattr(module, "_ROOM_LOOK_SECONDS", 0.001)
-    monkeypatch.setattr(module, "lack_of_room", lambda *_: lack)
+    lacking = [lack]
+    monkeypatch.setattr(keeping_module, "ROOM_LOOK_SECONDS", 0.001)
     saved = Supervision.save
 
     def full(*_: object) -> None:
@@ -132,19 +139,18 @@ async def test_a_disk_without_room_ends_nothing_and_starts_nothing_until_there_i
 
     monkeypatch.setattr(Supervision, "save", full)
     said: list[str] = []
-    system = System(tmp_path, report=said.append)
     broker = Supervised()
-    system._supervised = Supervision(
-        group=os.getpgrp(), stop_seconds=1, services={}, servers={"the broker": broker}
+    keeper = Keeper(
+        tmp_path,
+        only_a_broker(broker),
+        lack_of_room=lambda: "".join(lacking),
+        report=said.append,
     )
     server = Broken()
     server.starts = 2  # The next one succeeds.
 
     async def keep() -> None:
-        await asyncio.gather(
-            system._keep_saved(),
-            system._keep_server("the broker", cast(RabbitNode, server), None),
-        )
+        await asyncio.gather(keeper.keep_saved(), keep_server(keeper, server))
 
     keeping = asyncio.ensure_future(keep())
     await until(lambda: len(said) == 2)
@@ -153,7 +159,7 @@ async def test_a_disk_without_room_ends_nothing_and_starts_nothing_until_there_i
     assert "No space left on device" in said[1]
     assert not server.running
 
-    monkeypatch.setattr(module, "lack_of_room", lambda *_: "")
+    lacking.clear()
     monkeypatch.setattr(Supervision, "save", saved)
     await until(lambda: server.running and Supervision.load(tmp_path) is not None)
 

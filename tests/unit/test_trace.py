@@ -16,8 +16,8 @@ from inventory_service.domain import AddStock
 from order_service.domain import CancelOrder, ExpireOrder
 from saga.archive.store import Fact
 from saga.archive.timeline import steps_of
-from saga.dlq.letters import Letter, State
-from saga.dlq.store import ItemState
+from saga.dlq.letters import DeadLetter
+from saga.dlq.states import ItemState, LetterState
 from saga.due import OVERDUE_SECONDS
 from saga.envelope import Attributes, Envelope, derived_id
 from saga.history.debts import LATE_SECONDS, Debt, coming_of, debts_of
@@ -441,11 +441,11 @@ def test_events_that_cause_each_other_end_nowhere() -> None:
 def letter_life() -> Callable[[str, Envelope[Any]], Life]:
     def life(order: str, event: Envelope[Any]) -> Life:
         died = event.time + timedelta(seconds=7)
-        letter = Letter(
+        letter = DeadLetter(
             number=17,
             participant="payment",
             key=event.id,
-            state=State.DONE,
+            state=LetterState.DONE,
             event_id=event.id,
             type=event.type,
             subject=order,

@@ -21,8 +21,9 @@ from payment_service.gateway import GatewayConfigurationError, ledger_file
 from saga.broker.management import Management
 from saga.deployment import FILE_NAME, Deployment, DeploymentError
 from saga.discovery import packages
-from saga.runtime.kernel.database import DatabaseError, sqlite_engine
+from saga.runtime.kernel.database import DatabaseError
 from saga.runtime.kernel.postgresql import _Target
+from saga.runtime.kernel.sqlite import sqlite_engine
 from saga.runtime.messaging.connection import addresses_of, named
 from saga.runtime.settings import SettingsError, TlsSettings, load
 from saga.runtime.urls import (

@@ -46,9 +46,8 @@ from payment_service.domain import (
 from payment_service.ledger import Ledger
 from saga.choreography import Participant
 from saga.due import Due
-from saga.message import Decided, Intent
+from saga.message import Ask, Decided, Intent
 from saga.outside import Desk, Outside
-from saga.runtime.kernel.groups import Ask
 from saga.verify import Model, model_of
 from tests.swapping import retyped, swapped
 

@@ -74,7 +74,7 @@ class Kept:
         return (self._loop,)
 
     def store(self, writes: WriteSet, bodies: Sequence[bytes], position: int, owner: str) -> None:
-        """Have one row inserted, beside those of the outbox."""
+        """Queue one row for insertion, beside those of the outbox."""
         if self._minutes:
             row = {"key": key_of(position, owner), "bodies": b"\n".join(bodies)}
             writes.insert(self._rows, [row], VersionConflict(self._table.name))

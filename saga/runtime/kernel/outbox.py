@@ -1,9 +1,7 @@
 """Publishing what was committed: from memory at once, from the table after a crash.
 
-Each process that shares a database is a *replica*: it publishes the rows it has written itself. It
-holds a lease, renewed again and again, and the rows of one whose lease has run out are taken over
-by the others. So a crash delays events by the length of a lease, and a replica that lives but is
-slow keeps its rows. Where one process owns the database, it takes everything over at its start.
+Replicas share the table; each publishes the rows that its lease says are its own
+(`saga.runtime.kernel.leases`).
 """
 
 from __future__ import annotations
@@ -11,21 +9,20 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, Protocol, TypeVar
+from functools import partial
+from typing import TypeVar
 from uuid import UUID, uuid4
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from saga.envelope import Attributes, Envelope
 from saga.message import Priority
 from saga.runtime.kernel.database import Database
 from saga.runtime.kernel.kept import Kept
 from saga.runtime.kernel.lanes import Lanes
+from saga.runtime.kernel.leases import LEASE_SECONDS, Lease
+from saga.runtime.kernel.outgoing import Outgoing, Publisher
 from saga.runtime.kernel.rows import Rows, WriteSet
-from saga.runtime.kernel.statements import any_of, clock_microseconds
 from saga.runtime.kernel.tables import Clock, Tables, utc_now
 from saga.runtime.metrics import OutboxMetrics
 from saga.runtime.retry_loop import RetryLoop
@@ -44,11 +41,6 @@ BACKLOG_BUSY = 512
 SWEEP_SECONDS = 30.0
 """How often the table is looked through although nothing says that it must be."""
 BACKOFF_MIN_SECONDS, BACKOFF_MAX_SECONDS = 0.1, 1.0
-LEASE_SECONDS = 10.0
-"""How long after its last sign of life a replica's rows are left alone."""
-RENEWALS_PER_LEASE = 4
-TAKE_OVER_MAX = 1_000
-"""Rows of ended replicas taken over by one statement."""
 
 _URGENT = f".{Priority.HIGH}"
 """How an urgent event's routing key ends. A row with another end than there is waits with the
@@ -59,30 +51,6 @@ T = TypeVar("T")
 
 class EventExists(Exception):
     """A decision gave an event an id that another event waiting in the outbox has."""
-
-
-@dataclass(frozen=True, slots=True)
-class Outgoing:
-    """One committed event on its way to the broker; `envelope` is what is in `body`, unless the
-    row was read from the table."""
-
-    event_id: str
-    routing_key: str
-    body: bytes
-    envelope: Attributes | None = None
-
-    @classmethod
-    def of(cls, envelope: Envelope[Any]) -> Outgoing:
-        return cls(envelope.id, envelope.routing_key, envelope.to_bytes(), envelope)
-
-
-class Publisher(Protocol):
-    """What the outbox needs of the broker."""
-
-    async def publish_events(self, events: Sequence[Outgoing]) -> list[Exception | None]:
-        """Publish persistently, in order; for each None once the broker confirmed it, or why it
-        did not (being unroutable is such a reason). Never raises."""
-        ...
 
 
 class Outbox:
@@ -115,7 +83,6 @@ class Outbox:
         self._lease_loop = RetryLoop("lease", "keep the lease on the outbox")
         self._database = database
         self._table = tables.outbox
-        self._leases = tables.leases
         self._rows = Rows(tables.outbox)
         self._find_ours = (
             sa.select(self._table.c.event_id, self._table.c.routing_key, self._table.c.body)
@@ -123,18 +90,18 @@ class Outbox:
             .order_by(self._table.c.position)
             .limit(sa.bindparam("limit"))
         )
-        self._leasing: _Leasing | None = None
         self._publisher = publisher
         self._kept = kept
-        self._lease_seconds = lease_seconds
-        self._clock = clock
+        self._lease = Lease(
+            tables, self.owner, shared=database.shared, seconds=lease_seconds, clock=clock
+        )
         self._queue: Lanes[Outgoing] = Lanes()
         self._held: set[str] = set()
         """Ids of rows in the queue, being published, or confirmed and not yet removed."""
         self._sending: set[str] = set()
         self._batches: set[asyncio.Task[None]] = set()
         self._may_publish = False
-        """Not before `run`, nor for a while after the broker took something not."""
+        """False before `run`, and for a while after the broker has refused an event."""
         self._failure: BaseException | None = None
         self._confirmed: list[str] = []
         self._swept = False
@@ -174,24 +141,23 @@ class Outbox:
         return self.backlog > BACKLOG_BUSY
 
     async def open(self) -> None:
-        """Take a lease, and take over the rows nobody has one for; `run` will publish them."""
+        """Take a lease, and take over the rows whose owner has none; `run` will publish them."""
         self._position = await self._database.read(self._last_position)
-        self._only_in_table = await self._database.transaction(self._enter)
+        self._only_in_table = await self._database.transaction(self._lease.enter)
         self._swept = self.backlog == 0
 
     async def close(self) -> None:
         """Give the lease up, so that others need not wait for its end. `run` must have ended."""
-        release = self._leases.delete().where(self._leases.c.owner == self.owner)
         try:
-            await self._database.transaction(lambda connection: connection.execute(release))
+            await self._database.transaction(self._lease.release)
         except Exception as error:
             if not self._database.is_away(error):
                 raise
             log.warning("cannot give the lease up, it will run out: %s", error)
 
     def store(self, writes: WriteSet, rows: Sequence[Outgoing], at_microseconds: int) -> None:
-        """Have rows inserted; they will be published in their order. `EventExists` is what is
-        raised if one of them is there already."""
+        """Queue rows for insertion; they will be published in their order. `EventExists` is what
+        `writes` raises if one of them is there already."""
         position = max(self._position, at_microseconds)
         self._position = position + len(rows)
         writes.insert(
@@ -243,7 +209,7 @@ class Outbox:
         return confirmed
 
     def remove(self, writes: WriteSet, event_ids: Sequence[str]) -> None:
-        """Have rows deleted."""
+        """Queue rows for deletion."""
         writes.remove(self._rows, event_ids)
 
     def forgotten(self, event_ids: Sequence[str]) -> None:
@@ -296,7 +262,7 @@ class Outbox:
 
     def _ended(self, publishing: asyncio.Task[None]) -> None:
         self._batches.discard(publishing)
-        # Cancelled, but for the end of `run`, it was by nobody who may: its events would be lost.
+        # Only the end of `run` may cancel it; otherwise its events would be lost.
         lost = RuntimeError("publishing was cancelled") if publishing.cancelled() else None
         self._failure = self._failure or lost or publishing.exception()
         if self._failure is not None or not (self._queue or self._swept):
@@ -397,21 +363,21 @@ class Outbox:
         monotonic = asyncio.get_running_loop().time
         steadily_since = monotonic()
         while True:
-            await asyncio.sleep(self._lease_seconds / RENEWALS_PER_LEASE)
+            await asyncio.sleep(self._lease.renewal_seconds)
             began = monotonic()
             kept = await self._patiently(
-                lambda: self._database.transaction(self._renew), self._lease_loop
+                lambda: self._database.transaction(self._lease.renew), self._lease_loop
             )
             if not kept:
                 await self._recover_from_lapse()
-            if not kept or monotonic() - began > self._lease_seconds / RENEWALS_PER_LEASE:
+            if not kept or monotonic() - began > self._lease.renewal_seconds:
                 # The database was away or we were stopped, and so may have been the others: they
                 # get the time to renew theirs.
                 steadily_since = monotonic()
-            if monotonic() - steadily_since < self._lease_seconds:
+            if monotonic() - steadily_since < self._lease.seconds:
                 continue
             taken = await self._patiently(
-                lambda: self._database.transaction(lambda c: self._take_over(c, lapsed=True)),
+                lambda: self._database.transaction(partial(self._lease.take_over, lapsed=True)),
                 self._lease_loop,
             )
             if taken:
@@ -422,14 +388,8 @@ class Outbox:
 
     async def _recover_from_lapse(self) -> None:
         """Others may have taken our rows over: what we still have in the queue is theirs then."""
-        mine = sa.select(self._table.c.event_id).where(self._table.c.owner == self.owner)
-
-        def take_lease(connection: Connection) -> set[str]:
-            self._take_lease(connection)
-            return set(connection.scalars(mine))
-
         ours = await self._patiently(
-            lambda: self._database.transaction(take_lease), self._lease_loop
+            lambda: self._database.transaction(self._lease.take_again), self._lease_loop
         )
         queued = self._queue.take(len(self._queue))
         kept = [row for row in queued if row.event_id in ours]
@@ -447,50 +407,6 @@ class Outbox:
     def _last_position(self, connection: Connection) -> int:
         return connection.scalar(sa.select(sa.func.max(self._table.c.position))) or 0
 
-    def _statements(self, connection: Connection) -> _Leasing:
-        if self._leasing is None:
-            now = clock_microseconds(connection, self._clock)
-            self._leasing = _Leasing(
-                self._table, self._leases, self.owner, now, self._lease_seconds
-            )
-        return self._leasing
-
-    def _enter(self, connection: Connection) -> int:
-        """Take a lease and the rows nobody has one for; return how many."""
-        self._take_lease(connection)
-        rows = 0
-        while taken := self._take_over(connection, lapsed=False):
-            rows += taken
-        return rows
-
-    def _take_lease(self, connection: Connection) -> None:
-        # Where nobody shares the database, whoever had one before has ended.
-        mine = (self._leases.c.owner == self.owner,) if self._database.shared else ()
-        connection.execute(self._leases.delete().where(*mine))
-        connection.execute(self._statements(connection).take)
-
-    def _renew(self, connection: Connection) -> bool:
-        """Whether the lease was still ours to renew."""
-        return connection.execute(self._statements(connection).renew).rowcount == 1
-
-    def _take_over(self, connection: Connection, *, lapsed: bool) -> int:
-        """Make rows whose owner has no lease ours, up to `TAKE_OVER_MAX`; return how many.
-
-        With `lapsed`, a lease that has run out is none.
-        """
-        statements = self._statements(connection)
-        orphans = statements.orphans_of_lapsed if lapsed else statements.orphans
-        taken = connection.scalars(orphans).all()
-        if taken:
-            connection.execute(
-                self._table.update()
-                .where(any_of(connection, self._table.c.event_id, taken))
-                .values(owner=self.owner)
-            )
-        elif lapsed:
-            connection.execute(statements.forget_ended)
-        return len(taken)
-
     async def _patiently(self, attempt: Callable[[], Awaitable[T]], loop: RetryLoop) -> T:
         """Try until the database is there."""
         backoff_seconds = BACKOFF_MIN_SECONDS
@@ -506,58 +422,3 @@ class Outbox:
                 return result
             await asyncio.sleep(backoff_seconds)
             backoff_seconds = min(backoff_seconds * 2, BACKOFF_MAX_SECONDS)
-
-
-class _Leasing:
-    """A replica's statements about leases, built once; `now` is the database's clock."""
-
-    def __init__(
-        self,
-        outbox: sa.Table,
-        leases: sa.Table,
-        owner: str,
-        now: sa.ColumnElement[int],
-        lease_seconds: float,
-    ) -> None:
-        self._outbox = outbox
-        self._leases = leases
-        self._owner = owner
-        self._now = now
-        self._until = now + int(lease_seconds * 1_000_000)
-
-    @cached_property
-    def take(self) -> sa.Executable:
-        return self._leases.insert().values(owner=self._owner, until=self._until)
-
-    @cached_property
-    def renew(self) -> sa.Executable:
-        """Only where the lease is still ours."""
-        mine = self._leases.c.owner == self._owner, self._leases.c.until > self._now
-        return self._leases.update().where(*mine).values(until=self._until)
-
-    @cached_property
-    def orphans(self) -> sa.Executable:
-        """Rows whose owner has no lease."""
-        return self._not_of(sa.select(self._leases.c.owner))
-
-    @cached_property
-    def orphans_of_lapsed(self) -> sa.Executable:
-        """Rows whose owner has no lease, or one that has run out."""
-        return self._not_of(sa.select(self._leases.c.owner).where(self._leases.c.until > self._now))
-
-    @cached_property
-    def forget_ended(self) -> sa.Executable:
-        """Leases that have run out, of owners who have left no rows."""
-        owners = sa.select(self._outbox.c.owner)
-        return self._leases.delete().where(
-            self._leases.c.until <= self._now, self._leases.c.owner.not_in(owners)
-        )
-
-    def _not_of(self, owners: sa.Select[Any]) -> sa.Executable:
-        return (
-            sa.select(self._outbox.c.event_id)
-            .where(self._outbox.c.owner.not_in(owners))
-            .order_by(self._outbox.c.position)
-            .limit(TAKE_OVER_MAX)
-            .with_for_update(skip_locked=True)  # what another replica is taking over is its own
-        )

@@ -246,14 +246,14 @@ class StateTable(Generic[S]):
         return True
 
     def check(self, writes: WriteSet, versions: Mapping[str, int]) -> None:
-        """Have made sure that the states under these keys are still in these versions, which are
-        above 0; `VersionConflict` is what is raised otherwise."""
+        """Queue a check that the states under these keys are still in these versions, which are
+        above 0; `VersionConflict` is what `writes` raises otherwise."""
         writes.check(self._rows, versions, VersionConflict(self.table.name))
 
     def save(self, writes: WriteSet, states: Sequence[tuple[S, int]]) -> None:
         """Write states, each with the version it was read in, 0 if it did not exist.
 
-        `VersionConflict` is what is raised when one of them is no longer what was read.
+        `VersionConflict` is what `writes` raises when one of them is no longer what was read.
         """
         new = [self._row(state, 1) for state, version in states if version == 0]
         changed = [

@@ -16,7 +16,7 @@ from sqlalchemy.engine import Connection
 from saga.choreography import State
 from saga.due import Due
 from saga.runtime.kernel.database import Database
-from saga.runtime.kernel.groups import Kernel
+from saga.runtime.kernel.kernel import Kernel
 from saga.runtime.kernel.rows import UnreadableRow
 from saga.runtime.kernel.step import Firing, StateId
 from saga.runtime.kernel.tables import Clock, StateTable, Tables, VersionConflict, utc_now
@@ -40,7 +40,7 @@ PUT_OFF_MAX: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class DueState:
     """A state whose row says that something is due about it: as it can be read, or why not."""
 
     id: StateId
@@ -107,7 +107,7 @@ class Timekeeper:
             self._waits_until = now + AFTER_HOLD_SECONDS
         return now < self._waits_until
 
-    async def _look(self) -> Sequence[Found]:
+    async def _look(self) -> Sequence[DueState]:
         """The states whose rows say that something is due by now, but for those put off."""
         now = asyncio.get_running_loop().time()
         self._put_off = {id: at for id, at in self._put_off.items() if at > now}
@@ -130,7 +130,9 @@ class Timekeeper:
         """Rows that one look reads: those put off hide no others."""
         return BATCH_MAX + len(self._put_off)
 
-    def _read(self, connection: Connection, *, lacking: bool) -> tuple[list[Found], set[StateId]]:
+    def _read(
+        self, connection: Connection, *, lacking: bool
+    ) -> tuple[list[DueState], set[StateId]]:
         """What is found, those due first in front, and the ids of what is put off as well; with
         `lacking`, states whose rows lack a time, too."""
         now, most = self._clock(), self._most
@@ -143,7 +145,7 @@ class Timekeeper:
         ]
         return read_states(connection, waiting[:BATCH_MAX]), {(t.kind, key) for t, key, _ in rows}
 
-    async def _fire(self, found: Found) -> None:
+    async def _fire(self, found: DueState) -> None:
         try:
             if isinstance(found.state, UnreadableRow):
                 raise found.state
@@ -161,7 +163,7 @@ class Timekeeper:
         else:
             self._firing.succeeded(found.id)
 
-    async def _mend(self, found: Found) -> None:
+    async def _mend(self, found: DueState) -> None:
         """Correct a row that says another time than its state: one of another version wrote it."""
         kind, key = found.id
         (table,) = (table for table in self._tables if table.kind is kind)
@@ -190,7 +192,7 @@ def due_by(
     return sorted(rows, key=lambda row: row[2])[:limit]
 
 
-def read_states(connection: Connection, rows: Sequence[Row]) -> list[Found]:
+def read_states(connection: Connection, rows: Sequence[Row]) -> list[DueState]:
     """The states of these rows, in their order; without those that are gone."""
     keys: defaultdict[StateTable[Any], list[str]] = defaultdict(list)
     for table, key, _ in rows:
@@ -201,7 +203,9 @@ def read_states(connection: Connection, rows: Sequence[Row]) -> list[Found]:
         states |= {(table.kind, key): state for key, state in found.items()}
         states |= {(table.kind, row.key): row for row in unreadable}
     return [
-        Found(id, at, states[id]) for table, key, at in rows if (id := (table.kind, key)) in states
+        DueState(id, at, states[id])
+        for table, key, at in rows
+        if (id := (table.kind, key)) in states
     ]
 
 
@@ -217,7 +221,7 @@ class Listed:
     """Why it cannot be read."""
 
     @classmethod
-    def of(cls, found: Found) -> Listed | None:
+    def of(cls, found: DueState) -> Listed | None:
         """None if the state says that nothing is due: its service will correct the row."""
         kind, key = found.id
         if isinstance(found.state, UnreadableRow):

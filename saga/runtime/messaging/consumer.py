@@ -27,8 +27,9 @@ from saga.choreography import Participant
 from saga.envelope import Decoder, Envelope, Undecodable, digest_of
 from saga.retry import TransientError
 from saga.runtime import tracing
-from saga.runtime.kernel.groups import Conflicting, Failed, Kernel, Outcome, Work
+from saga.runtime.kernel.kernel import Kernel
 from saga.runtime.kernel.tables import Clock, utc_now
+from saga.runtime.kernel.work import Conflicting, Failed, Outcome, Work
 from saga.runtime.messaging.acknowledgement import AckChannel, Acknowledger
 from saga.runtime.messaging.connection import (
     HEARTBEAT_SECONDS,

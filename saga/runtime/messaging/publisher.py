@@ -15,7 +15,7 @@ from pydantic_core import from_json
 
 from saga.envelope import CONTENT_TYPE
 from saga.runtime import tracing
-from saga.runtime.kernel.outbox import Outgoing
+from saga.runtime.kernel.outgoing import Outgoing
 from saga.runtime.messaging import frames
 from saga.runtime.messaging.connection import BrokerError, connect
 from saga.runtime.messaging.frames import Posting
@@ -200,7 +200,7 @@ class BrokerPublisher:
         return (found.consumer_count or 0) if found is not None else 0
 
     async def publish_events(self, events: Sequence[Outgoing]) -> list[Exception | None]:
-        """See `saga.runtime.kernel.outbox.Publisher`."""
+        """See `saga.runtime.kernel.outgoing.Publisher`."""
         try:
             channel = await self.open()
             if self._recorded is not channel:

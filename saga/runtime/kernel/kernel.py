@@ -1,9 +1,8 @@
 """Group commit: the messages in flight share one transaction.
 
-A group takes what is waiting, urgent messages first. It loads states with one statement per table,
-runs the pure reactions one after the other over them, and writes at once. It does so in the hope
-that no message was done before and that nobody else writes the same states; where that is wrong,
-nothing is written, and it looks more closely. A lone message does not wait for company.
+A group takes what is waiting, urgent messages first, and is decided on optimistically: where an
+assumption turns out to be wrong, nothing is written, and the group is decided on again, this time
+pessimistically (`saga.runtime.kernel.transaction`). A lone message does not wait for others.
 """
 
 from __future__ import annotations
@@ -12,46 +11,31 @@ import asyncio
 import logging
 import random
 import time
-from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import UUID, uuid4
 
-import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from saga.choreography import Participant, State
+from saga.choreography import Participant
 from saga.envelope import Envelope, MessageKey, source_of, wrap
-from saga.message import Answer, Command, Intent, Message, Priority
+from saga.message import Answer, Ask, Command, Intent, Priority
 from saga.runtime import tracing
 from saga.runtime.kernel.database import Database
 from saga.runtime.kernel.fold import is_shared
 from saga.runtime.kernel.lanes import Lanes, Share
-from saga.runtime.kernel.outbox import Outbox, Outgoing
+from saga.runtime.kernel.outbox import Outbox
+from saga.runtime.kernel.outgoing import Outgoing
 from saga.runtime.kernel.rows import WriteSet
-from saga.runtime.kernel.step import (
-    Decision,
-    Find,
-    Firing,
-    NoReaction,
-    OutsideSignature,
-    StateId,
-    done_before,
-    react,
-    react_to_due,
-    reaction_to,
-)
+from saga.runtime.kernel.states import RestsOnBlank
+from saga.runtime.kernel.step import Decision, Firing, OutsideSignature, reaction_to
 from saga.runtime.kernel.tables import Clock, Tables, VersionConflict, utc_now
+from saga.runtime.kernel.transaction import GroupTransaction, Later, WorkResult
+from saga.runtime.kernel.work import Done, Duplicate, Failed, Outcome, Work
 from saga.runtime.metrics import KernelMetrics
 from saga.runtime.retry_loop import RetryLoop
 from saga.runtime.telemetry import ABOUT
-
-if TYPE_CHECKING:
-    from opentelemetry.context import Context
-    from opentelemetry.trace import Span
 
 log = logging.getLogger(__name__)
 
@@ -61,8 +45,8 @@ BROKERS_SHARE = 2
 """One place in so many goes to what came from the broker, however much is asked over HTTP."""
 TURNS = 1
 """Of the event loop, before a group is taken: what is about to arrive joins it."""
-CAREFUL_GROUPS = 32
-"""For so many groups after a conflict we look before we write."""
+PESSIMISTIC_GROUPS = 32
+"""After a conflict, so many groups are decided on pessimistically."""
 ASKING_MAX = 256
 """Intents being asked at once."""
 FORGET_SECONDS = 0.2
@@ -73,63 +57,6 @@ BACKOFF_MIN_SECONDS, BACKOFF_MAX_SECONDS = 0.1, 5.0
 CONFLICT_BACKOFF_MIN_SECONDS, CONFLICT_BACKOFF_MAX_SECONDS = 0.002, 0.5
 """The longest that a group waits, a random part of it, after its first and after its last conflicts
 with another replica."""
-
-Ask = Callable[[Any], Awaitable[Answer]]
-
-
-@dataclass(frozen=True, slots=True)
-class Done:
-    """Committed: `events` will be published, `own` is the new state of the message's subject.
-
-    No events: the message changed nothing.
-    """
-
-    events: tuple[Envelope[Any], ...]
-    own: State
-
-
-@dataclass(frozen=True, slots=True)
-class Duplicate:
-    """Done already, some time before."""
-
-
-class Conflicting(Exception):
-    """A message has the source and the id of another one that was done, and is not the same."""
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """Nothing of it was kept, because of `error`; trying again at once would fail again."""
-
-    error: Exception
-
-
-Outcome = Done | Duplicate | Failed
-
-
-@dataclass(slots=True, eq=False)
-class Work:
-    """A message on its way through; `message` is the answer once an intent has been asked."""
-
-    envelope: Envelope[Any]
-    message: Message
-    then: Callable[[Outcome], None] | None
-    """Who wants to know how it ended; None if nobody does any more."""
-    lanes: Lanes[Work]
-    taken_at: datetime
-    attempt: int
-    digest: bytes | None = None
-    """See `saga.envelope.digest_of`; None if it is not to be compared."""
-    firing: Firing | None = None
-    """What is due, if the message is given because of that."""
-    asked: bool = False
-    """Whether it led to a question: it is brought to its end then, whoever waits for that. What the
-    outside did cannot be undone, and nobody else knows of it."""
-    began: float = field(default_factory=time.monotonic)
-    context: Context | None = None
-    """Where its spans belong, if they are recorded."""
-    span: Span | None = None
-    """Its last reaction's."""
 
 
 class WrongAnswer(TypeError):
@@ -145,19 +72,6 @@ def _expected(intent: Intent, answer: Answer) -> Answer:
             f"{type(answer).__name__}, not by {intent.answer.__name__}; correct its `ask`"
         )
     return answer
-
-
-class _Later:
-    """Not decided on: the same message is waiting for an answer."""
-
-
-_LATER = _Later()
-_Result = Decision | Duplicate | Failed | _Later
-
-
-class _RestsOnBlank(Exception):
-    """A decision has read a state that does not exist, and does not write it: nothing can be
-    checked of that when the decision is written."""
 
 
 class Kernel:
@@ -194,8 +108,8 @@ class Kernel:
         # no version tells; and where subjects share one, replicas may deadlock.
         several = len(participant.states) > 1
         self._checks = database.shared and (several or any(map(is_shared, participant.states)))
-        self._careful = 0
-        """Groups that are still to be decided on with care."""
+        self._pessimistic_left = 0
+        """Groups that are still to be decided on pessimistically."""
         self._metrics = KernelMetrics(participant)
         self._metrics.watch(lambda: self._unresolved)
         self._commit_loop = RetryLoop("commits", "commit")
@@ -286,7 +200,7 @@ class Kernel:
         return work
 
     def abandon(self, work: Work) -> None:
-        """Nobody waits for it any more: it is not begun, if it has not begun yet. What the outside
+        """It is awaited no more: it is not begun, if it has not begun yet. What the outside
         was asked for it is recorded all the same."""
         if work.then is not None:
             work.then = None
@@ -368,12 +282,12 @@ class Kernel:
 
     def hold_back(self, held_back: bool) -> None:
         """Begin no more of what came from the broker, or go on with it. What the outside has
-        answered is committed all the same: nobody else knows of it."""
+        answered is committed all the same: only we know of it."""
         self._held_back = held_back
         self._wake.set()
 
     def _look_at_outbox(self) -> None:
-        """What was confirmed is forgotten in its time, unless nobody looks then, it is much, or
+        """Wake up to forget what was confirmed, if only that ends the wait, if it is much, or if
         messages wait for the outbox to be less busy."""
         if self._resting or self._lanes or self._outbox.removable >= FORGET_AT_ONCE:
             self._wake.set()
@@ -390,7 +304,7 @@ class Kernel:
         return True
 
     def _take(self) -> list[Work]:
-        """The next group, empty if there is nothing to do now. Work nobody awaits any more is left
+        """The next group, empty if there is nothing to do now. Work that is awaited no more is left
         out, and there may be more of that than a group takes."""
         while self._local or self._lanes:
             waiting = 0 if self._outbox.busy or self._held_back else len(self._lanes)
@@ -416,19 +330,20 @@ class Kernel:
         conflict_backoff_seconds = CONFLICT_BACKOFF_MIN_SECONDS
         while True:
             started = time.monotonic()
-            careful = self._careful > 0
+            pessimistic = self._pessimistic_left > 0
             try:
                 results, outgoing = await self._database.transaction(
-                    partial(self._decide, group, confirmed, careful=careful),
-                    brief=not careful,
+                    partial(self._decide, group, confirmed, pessimistic=pessimistic),
+                    brief=not pessimistic,
                 )
-            except _RestsOnBlank:
-                self._careful = 1  # No other replica has to do with it, so it is for this group.
+            except RestsOnBlank:
+                # No other replica has to do with it, so it is for this group.
+                self._pessimistic_left = 1
             except VersionConflict as conflict:
                 if self._database.shared:  # else it can only be a message that was done before
                     self._metrics.conflicts.inc()
-                if not careful:
-                    self._careful = CAREFUL_GROUPS
+                if not pessimistic:
+                    self._pessimistic_left = PESSIMISTIC_GROUPS
                     continue
                 if conflict_backoff_seconds == CONFLICT_BACKOFF_MAX_SECONDS:
                     self._commit_loop.failed(
@@ -442,13 +357,14 @@ class Kernel:
             except Exception as error:
                 if self._database.is_away(error):
                     self._outbox.look_again()
-                    self._careful = CAREFUL_GROUPS  # It may have been committed.
+                    self._pessimistic_left = PESSIMISTIC_GROUPS  # It may have been committed.
                     self._commit_loop.failed(error)
                     self._metrics.paused_seconds.inc(backoff_seconds)
                     await asyncio.sleep(backoff_seconds)
                     backoff_seconds = min(backoff_seconds * 2, BACKOFF_MAX_SECONDS)
-                elif group and not careful:
-                    self._careful = CAREFUL_GROUPS  # What was done before may be what is refused.
+                elif group and not pessimistic:
+                    # What was done before may be what is refused.
+                    self._pessimistic_left = PESSIMISTIC_GROUPS
                 elif len(group) > 1:
                     for number, work in enumerate(group):
                         if number == 0 or not self._has_to_wait(work):
@@ -464,8 +380,8 @@ class Kernel:
             else:
                 self._commit_loop.succeeded()
                 self._metrics.committed(len(group), time.monotonic() - started)
-                if careful and group:
-                    self._careful -= 1
+                if pessimistic and group:
+                    self._pessimistic_left -= 1
                 self._outbox.forgotten(confirmed)
                 if outgoing:
                     self._outbox.publish(outgoing)
@@ -473,11 +389,11 @@ class Kernel:
                     self._go_on(work, result)
                 return
 
-    def _go_on(self, work: Work, result: _Result) -> None:
+    def _go_on(self, work: Work, result: WorkResult) -> None:
         if tracing.active is not None and work.span is not None:
             error = result.error if isinstance(result, Failed) else None
             tracing.active.end(work.span, error)
-        if isinstance(result, _Later):
+        if isinstance(result, Later):
             work.lanes.append(work, work.envelope.priority)
             self._wake.set()
             return
@@ -534,161 +450,32 @@ class Kernel:
         work.lanes.put_first(work, work.envelope.priority)
         self._wake.set()
 
-    # On the event loop, in the database's thread or in its greenlet, from here on: no `await`.
-
     def _decide(
         self,
         group: Sequence[Work],
         confirmed: Sequence[str],
         connection: Connection,
         *,
-        careful: bool,
-    ) -> tuple[list[_Result], list[Outgoing]]:
-        """One transaction's work; everything it reads, and then writes at once.
-
-        Unless `careful`, it hopes that no message was done before, which its inbox row would tell
-        when it is written, and that nobody else writes the same states, which their versions would.
-        Raises `VersionConflict` where that was wrong, `_RestsOnBlank` where it cannot be known.
-        """
+        pessimistic: bool,
+    ) -> tuple[list[WorkResult], list[Outgoing]]:
+        """The work of one transaction, see `GroupTransaction.run`; runs where that does."""
         writes = WriteSet()
         self._outbox.remove(writes, confirmed)
         if not group:
             writes.execute(connection)
             return [], []
-        now = self._clock()
-        done = self._done(connection, group) if careful else {}
-        doubtful: list[Work] = []
-        ids = self._own_ids(group)
-        states = _States(connection, self._tables, lock=careful)
-        if careful and self._checks:  # Which states it takes must be known before one is locked.
-            seen = _States(connection, self._tables, lock=False)
-            seen.load(ids)
-            ids |= self._other_ids(group, seen)
-        states.load(ids)
-        states.load(self._other_ids(group, states))
-        results: list[_Result] = []
-        wishes: list[Mapping[str, Any]] = []
-        finished: dict[MessageKey, bytes | None] = {}
-        asked: set[MessageKey] = set()
-        outgoing: list[Outgoing] = []
-        for work in group:
-            work.span = None  # one that was begun before was rolled back, and is not told of
-            key = work.envelope.key
-            if key in asked:
-                results.append(_LATER)
-                continue
-            # Of what is due, the state tells first.
-            if key in done and not work.asked and work.firing is None:
-                results.append(_repeated(work, done[key]))
-                continue
-            traceparent = self._begin_span(work) if tracing.active is not None else None
-            began = time.perf_counter()
-            try:
-                decision = self._react(work, states.find, now, traceparent, done=key in done)
-            except sa.exc.SQLAlchemyError:
-                raise
-            except Exception as error:
-                if self._database.is_away(error):  # a state could not be loaded
-                    raise
-                results.append(Failed(error))
-                if not (work.asked or key in done):
-                    doubtful.append(work)
-                continue
-            if decision is None:
-                results.append(Duplicate())
-                continue
-            self._metrics.reacted(work.message, time.perf_counter() - began)
-            states.change(decision.changes)
-            outgoing += map(Outgoing.of, decision.events)
-            if work.firing is not None and work.firing.brought_forward and not work.asked:
-                wishes.append(audit_entry(work.envelope.id, work.firing, now, told(decision)))
-            if decision.intent is not None:
-                asked.add(key)
-                if not work.asked:
-                    doubtful.append(work)
-            elif key not in done:  # An answer may be to what another replica has done meanwhile.
-                done[key] = finished[key] = work.digest
-            results.append(decision)
-        # No inbox row is written of these, so it has to be looked for.
-        if doubtful and self._done(connection, doubtful):
-            raise VersionConflict(self._tables.inbox.name)
-        if self._checks and not careful:
-            states.check(writes)
-        self._tables.mark_done(writes, finished, now)
-        states.save(writes)
-        self._tables.note_brought_forward(writes, wishes)
-        if outgoing:
-            self._outbox.store(writes, outgoing, int(now.timestamp() * 1_000_000))
-        writes.execute(connection)
-        return results, outgoing
-
-    def _react(
-        self, work: Work, find: Find, now: datetime, traceparent: str | None, *, done: bool
-    ) -> Decision | None:
-        """Run the reaction. None if the message is what was due, and that is not due by now.
-
-        Raises `DueStays` where it is, though the inbox says that it was `done`; and what the
-        reaction raises.
-        """
-        if work.firing is not None and not work.asked:
-            decision = react_to_due(
-                self._participant,
-                work.firing,
-                work.envelope,
-                find,
-                now,
-                traceparent,
-                taken_at=work.taken_at,
-            )
-            if decision is not None and done:
-                raise done_before(self._participant.name, work.firing)
-            return decision
-        return react(
+        transaction = GroupTransaction(
             self._participant,
-            work.envelope,
-            work.message,
-            find,
-            now,
-            traceparent,
-            taken_at=work.taken_at,
-            attempt=work.attempt,
+            self._database,
+            self._tables,
+            self._outbox,
+            self._metrics,
+            connection,
+            self._clock(),
+            checks=self._checks,
+            pessimistic=pessimistic,
         )
-
-    def _done(
-        self, connection: Connection, group: Iterable[Work]
-    ) -> dict[MessageKey, bytes | None]:
-        return self._tables.already_done(connection, {work.envelope.key for work in group})
-
-    def _begin_span(self, work: Work) -> str | None:
-        """Begin the reaction's span; return what its events are to carry."""
-        reaction = self._participant.by_message.get(type(work.message))
-        if reaction is None or work.context is None or tracing.active is None:
-            return None
-        work.span = tracing.active.reaction(
-            self._participant.name, reaction.name, work.envelope, work.context
-        )
-        return tracing.active.traceparent_of(work.span)
-
-    def _own_ids(self, group: Sequence[Work]) -> set[StateId]:
-        ids: set[StateId] = set()
-        for work in group:
-            try:
-                ids.add(_own_id(self._participant, work))
-            except NoReaction:
-                continue  # `react` will say so for this message alone.
-        return ids
-
-    def _other_ids(self, group: Sequence[Work], states: _States) -> set[StateId]:
-        ids: set[StateId] = set()
-        for work in group:
-            reaction = self._participant.by_message.get(type(work.message))
-            if reaction is None:
-                continue
-            own = states.find((reaction.own, work.message.subject))
-            for kind in self._participant.states:
-                if kind is not reaction.own:
-                    ids.update((kind, key) for key in kind.keys(work.message, own))
-        return ids
+        return transaction.run(group, writes)
 
 
 def _was_asked(work: Work) -> bool:
@@ -704,94 +491,3 @@ def _is_wanted(work: Work) -> bool:
 def _set(resolved: asyncio.Future[Outcome], outcome: Outcome) -> None:
     if not resolved.done():
         resolved.set_result(outcome)
-
-
-def told(decision: Decision) -> str:
-    """What was decided, in a few words: the types of the events, and what is asked."""
-    said = [event.type for event in decision.events]
-    if decision.intent is not None:
-        said.append(f"asks {type(decision.intent).__name__}")
-    return ", ".join(said) or "nothing"
-
-
-def audit_entry(id: str, firing: Firing, at: datetime, outcome: str) -> Mapping[str, Any]:
-    """A row of the record of what was brought forward, for which the firing says who wanted it."""
-    wish = firing.brought_forward
-    return {
-        "id": id,
-        "at": at,
-        "who": wish.who if wish else "",
-        "reason": wish.reason if wish else "",
-        "kind": firing.kind.__name__,
-        "key": firing.key,
-        "command": firing.due.command.type,
-        "due_at": firing.due.at,
-        "outcome": outcome,
-    }
-
-
-def _own_id(participant: Participant, work: Work) -> StateId:
-    """The state of the message's subject. Raises `NoReaction`."""
-    return reaction_to(participant, work.message).own, work.message.subject
-
-
-def _repeated(work: Work, digest: bytes | None) -> Duplicate | Failed:
-    """What becomes of a message whose source and id were done with a content of this digest."""
-    if digest is None or work.digest is None or digest == work.digest:
-        return Duplicate()
-    source, id = work.envelope.key
-    return Failed(Conflicting(f"another message from {source!r} was done under the id {id!r}"))
-
-
-class _States:
-    """The states a group has read and changed, all under one transaction."""
-
-    def __init__(self, connection: Connection, tables: Tables, *, lock: bool) -> None:
-        self._connection = connection
-        self._tables = tables
-        self._lock = lock
-        self._states: dict[StateId, State] = {}
-        self._versions: dict[StateId, int] = {}
-        self._changed: set[StateId] = set()
-
-    def load(self, ids: set[StateId]) -> None:
-        """Read states with one statement per table; what does not exist is blank.
-
-        With `lock`, replicas cannot deadlock over what is read by one call.
-        """
-        by_kind: defaultdict[type[State], list[str]] = defaultdict(list)
-        for kind, key in ids - self._states.keys():
-            by_kind[kind].append(key)
-        for kind, table in self._tables.states.items():  # in one order, so as not to deadlock
-            if not (keys := by_kind[kind]):
-                continue
-            found = table.load(self._connection, keys, lock=self._lock)
-            for key in keys:
-                state, version = found.get(key) or (kind(key), 0)
-                self._states[kind, key] = state
-                self._versions[kind, key] = version
-
-    def find(self, state_id: StateId) -> State:
-        """The state as the group has it by now."""
-        if state_id not in self._states:
-            self.load({state_id})
-        return self._states[state_id]
-
-    def change(self, changes: Mapping[StateId, State]) -> None:
-        self._states.update(changes)
-        self._changed.update(changes)
-
-    def check(self, writes: WriteSet) -> None:
-        """Have made sure that everything is still what was read. Raises `_RestsOnBlank`."""
-        for kind, table in self._tables.states.items():  # in one order, so as not to deadlock
-            read = {key: version for (of, key), version in self._versions.items() if of is kind}
-            existing = {key: version for key, version in read.items() if version}
-            if any((kind, key) not in self._changed for key in read.keys() - existing.keys()):
-                raise _RestsOnBlank
-            table.check(writes, existing)
-
-    def save(self, writes: WriteSet) -> None:
-        """Have written what changed."""
-        for kind, table in self._tables.states.items():
-            changed = sorted(id for id in self._changed if id[0] is kind)
-            table.save(writes, [(self._states[id], self._versions[id]) for id in changed])

@@ -1,0 +1,158 @@
+"""Which dead letters a command is about: its options, and what they select."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import math
+import re
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from saga.commands.output import problem
+from saga.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from saga.dlq.desk import DeadLetterDesk
+    from saga.dlq.selection import Selection
+
+_USAGE_ERROR: Final = 2
+_DURATION: Final = re.compile(r"(-?\d+(?:\.\d+)?)([smhd]?)")
+DAY_SECONDS: Final = 86_400
+_UNIT_SECONDS: Final = {"": 1, "s": 1, "m": 60, "h": 3_600, "d": DAY_SECONDS}
+_AGE_MAX_SECONDS: Final = 100.0 * 365 * DAY_SECONDS
+
+
+def _filter(help: str, *names: str) -> Any:
+    return typer.Option(*names, help=help, rich_help_panel="Which letters", show_default=False)
+
+
+class Filters:
+    """The selection as it was asked for, with what needs no system to check it checked."""
+
+    def __init__(
+        self,
+        ids: Annotated[
+            list[str] | None,
+            typer.Argument(metavar="[ID]...", help="Letters, by their number or message id."),
+        ] = None,
+        queue: Annotated[str | None, _filter("From this queue, such as payment.normal.")] = None,
+        service: Annotated[str | None, _filter("Of this service.")] = None,
+        type: Annotated[str | None, _filter("Of this event or command type.")] = None,
+        error: Annotated[str | None, _filter("Whose error says this, in any case.")] = None,
+        fingerprint: Annotated[str | None, _filter("With this error fingerprint.")] = None,
+        subject: Annotated[
+            str | None,
+            _filter("About this subject, an order's id for instance.", "--subject", "--order"),
+        ] = None,
+        older_than: Annotated[
+            str | None, _filter("Dead for longer: seconds, or 15m, 2h, 7d.")
+        ] = None,
+        newer_than: Annotated[
+            str | None, _filter("Dead for less: seconds, or 15m, 2h, 7d.")
+        ] = None,
+    ) -> None:
+        with answering():
+            from saga.dlq.selection import Selection
+
+            self._ids = list(ids or ())
+            self._filters = Selection(
+                queue=queue,
+                service=service,
+                type=type,
+                error=error,
+                fingerprint=fingerprint,
+                subject=subject,
+                older_than=age_seconds("older-than", older_than),
+                newer_than=age_seconds("newer-than", newer_than),
+            )
+
+    @property
+    def given(self) -> bool:
+        """Whether anything was asked for in particular."""
+        return bool(self._ids) or not self._filters.everything
+
+    async def selection(self, desk: DeadLetterDesk) -> Selection:
+        """The selection; raises `InputError` if it names what does not exist."""
+        from dataclasses import replace
+
+        numbers = sorted({number for id in self._ids for number in numbers_of(desk, id)})
+        selection = replace(self._filters, numbers=tuple(numbers))
+        await desk.check(selection)
+        return selection
+
+
+def selecting(*, by_id: bool) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives a command the options of `Filters`, and what they were to it as its first argument."""
+    options = dict(inspect.signature(Filters, eval_str=True).parameters)
+    if not by_id:
+        del options["ids"]
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        _, *others = inspect.signature(function, eval_str=True).parameters.values()
+
+        @functools.wraps(function)
+        def command(**given: Any) -> None:
+            filters = Filters(**{name: given.pop(name) for name in options})
+            function(filters, **given)
+
+        # What Typer looks at.
+        parameters = [
+            parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+            for parameter in (*options.values(), *others)
+        ]
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # it may be set
+        command.__annotations__ = {p.name: p.annotation for p in parameters}
+        return command
+
+    return decorate
+
+
+@contextlib.contextmanager
+def answering() -> Iterator[None]:
+    """Bad input ends in one line that names it, and exit status 2."""
+    try:
+        yield
+    except InputError as error:
+        problem(" ".join(str(error).split()))
+        raise typer.Exit(_USAGE_ERROR) from None
+
+
+def age_seconds(name: str, text: str | None) -> float | None:
+    """The age that is given with an option; None if none is. Raises `InputError`."""
+    if text is None:
+        return None
+    match = _DURATION.fullmatch(text)
+    seconds = math.nan if match is None else float(match[1]) * _UNIT_SECONDS[match[2]]
+    if not 0 <= seconds <= _AGE_MAX_SECONDS:
+        raise InputError(
+            f"--{name} is {text!r}; it takes an age of 0 or more: seconds, or 15m, 2h, 7d"
+        )
+    return seconds
+
+
+def numbers_of(desk: DeadLetterDesk, id: str) -> list[int]:
+    """The letters with a number or a message id. Raises `InputError` if there are none."""
+    if id.isdecimal() and len(id) < 16 and desk.store.numbers_known([int(id)]):
+        return [int(id)]
+    found = desk.store.number_of(id)
+    if not found:
+        raise InputError(
+            f"there is no dead letter {id!r}; `saga dlq list --by letter` names those known"
+        )
+    return found
+
+
+def number_of(desk: DeadLetterDesk, id: str) -> int:
+    """The one letter with a number or a message id. Raises `InputError`."""
+    numbers = numbers_of(desk, id)
+    if len(numbers) > 1:
+        raise InputError(
+            f"{id!r} is dead at several services; name one of the letters "
+            f"{', '.join(map(str, numbers))}"
+        )
+    return numbers[0]

@@ -1,0 +1,150 @@
+"""Leases on outbox rows: which replica publishes which rows, and when another takes them over.
+
+Each process that shares a database is a *replica*: it publishes the rows it has written itself. It
+holds a lease, renewed again and again, and the rows of one whose lease has run out are taken over
+by the others. So a crash delays events by the length of a lease, and a replica that lives but is
+slow keeps its rows. Where one process owns the database, it takes everything over at its start.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from saga.runtime.kernel.statements import any_of, clock_microseconds
+from saga.runtime.kernel.tables import Clock, Tables
+
+LEASE_SECONDS = 10.0
+"""How long after its last sign of life a replica's rows are left alone."""
+RENEWALS_PER_LEASE = 4
+TAKE_OVER_MAX = 1_000
+"""Rows of ended replicas taken over by one statement."""
+
+
+class Lease:
+    """One replica's lease. Each method is called within a transaction."""
+
+    def __init__(
+        self, tables: Tables, owner: str, *, shared: bool, seconds: float, clock: Clock
+    ) -> None:
+        """Describe the lease of the replica `owner`; nothing is taken yet.
+
+        `shared` is whether there may be other replicas; `clock` counts where there are none.
+        """
+        self.owner = owner
+        self.seconds = seconds
+        self._outbox = tables.outbox
+        self._leases = tables.leases
+        self._shared = shared
+        self._clock = clock
+        self._built: _Statements | None = None
+
+    @property
+    def renewal_seconds(self) -> float:
+        """How often it is to be renewed."""
+        return self.seconds / RENEWALS_PER_LEASE
+
+    def enter(self, connection: Connection) -> int:
+        """Take the lease, and the rows whose owner has none; return how many."""
+        self.take(connection)
+        rows = 0
+        while taken := self.take_over(connection, lapsed=False):
+            rows += taken
+        return rows
+
+    def take(self, connection: Connection) -> None:
+        # Where there are no other replicas, the owner of an earlier lease has ended.
+        mine = (self._leases.c.owner == self.owner,) if self._shared else ()
+        connection.execute(self._leases.delete().where(*mine))
+        connection.execute(self._statements(connection).take)
+
+    def take_again(self, connection: Connection) -> set[str]:
+        """Take a lease that had run out; return the ids of the rows that are still the owner's."""
+        self.take(connection)
+        mine = sa.select(self._outbox.c.event_id).where(self._outbox.c.owner == self.owner)
+        return set(connection.scalars(mine))
+
+    def renew(self, connection: Connection) -> bool:
+        """Whether the lease was still the owner's to renew."""
+        return connection.execute(self._statements(connection).renew).rowcount == 1
+
+    def release(self, connection: Connection) -> None:
+        """Give the lease up, so that others need not wait for its end."""
+        connection.execute(self._leases.delete().where(self._leases.c.owner == self.owner))
+
+    def take_over(self, connection: Connection, *, lapsed: bool) -> int:
+        """Make rows whose owner has no lease this one's, up to `TAKE_OVER_MAX`; return how many.
+
+        With `lapsed`, a lease that has run out is none.
+        """
+        statements = self._statements(connection)
+        orphans = statements.orphans_of_lapsed if lapsed else statements.orphans
+        taken = connection.scalars(orphans).all()
+        if taken:
+            connection.execute(
+                self._outbox.update()
+                .where(any_of(connection, self._outbox.c.event_id, taken))
+                .values(owner=self.owner)
+            )
+        elif lapsed:
+            connection.execute(statements.forget_ended)
+        return len(taken)
+
+    def _statements(self, connection: Connection) -> _Statements:
+        if self._built is None:
+            now = clock_microseconds(connection, self._clock)
+            until = now + int(self.seconds * 1_000_000)
+            self._built = _Statements(self._outbox, self._leases, self.owner, now, until)
+        return self._built
+
+
+@dataclass
+class _Statements:
+    """A replica's statements about leases, built once; `now` is the database's clock."""
+
+    outbox: sa.Table
+    leases: sa.Table
+    owner: str
+    now: sa.ColumnElement[int]
+    until: sa.ColumnElement[int]
+
+    @cached_property
+    def take(self) -> sa.Executable:
+        return self.leases.insert().values(owner=self.owner, until=self.until)
+
+    @cached_property
+    def renew(self) -> sa.Executable:
+        """Only where the lease is still the owner's."""
+        mine = self.leases.c.owner == self.owner, self.leases.c.until > self.now
+        return self.leases.update().where(*mine).values(until=self.until)
+
+    @cached_property
+    def orphans(self) -> sa.Executable:
+        """Rows whose owner has no lease."""
+        return self._not_of(sa.select(self.leases.c.owner))
+
+    @cached_property
+    def orphans_of_lapsed(self) -> sa.Executable:
+        """Rows whose owner has no lease, or one that has run out."""
+        return self._not_of(sa.select(self.leases.c.owner).where(self.leases.c.until > self.now))
+
+    @cached_property
+    def forget_ended(self) -> sa.Executable:
+        """Leases that have run out, of owners who have left no rows."""
+        owners = sa.select(self.outbox.c.owner)
+        return self.leases.delete().where(
+            self.leases.c.until <= self.now, self.leases.c.owner.not_in(owners)
+        )
+
+    def _not_of(self, owners: sa.Select[Any]) -> sa.Executable:
+        return (
+            sa.select(self.outbox.c.event_id)
+            .where(self.outbox.c.owner.not_in(owners))
+            .order_by(self.outbox.c.position)
+            .limit(TAKE_OVER_MAX)
+            .with_for_update(skip_locked=True)  # what another replica is taking over is its own
+        )
