@@ -137,7 +137,7 @@ def test_the_service_has_its_queues_its_permissions_and_its_place_on_the_map(
     bound = {b["routing_key"] for b in definitions["bindings"] if "shipping." in b["destination"]}
     assert {"order.confirmed.high", "order.confirmed.normal"} <= bound
     assert "shipping" in {user["name"] for user in definitions["users"]}
-    assert "shipment.requested" in (project.folder / "README.md").read_text()
+    assert "shipment.requested" in (project.folder / "docs" / "map.svg").read_text()
     assert (project.folder / "docs" / "services" / "shipping.md").exists()
     project.type(".venv/bin/saga generate --check")
 
