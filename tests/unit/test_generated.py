@@ -100,7 +100,9 @@ def test_a_file_that_nothing_asks_for_any_more_is_removed(project: Path) -> None
     assert kept.exists()
 
 
-def test_a_folder_without_the_marks_of_a_file_that_is_written_in_part_is_not_the_projects(tmp_path: Path) -> None:
+def test_a_folder_whose_files_lack_their_marks_is_not_the_projects(
+    tmp_path: Path,
+) -> None:
     with pytest.raises(GenerateError, match=r"pyproject\.toml does not have the lines"):
         refresh(tmp_path, choreography())
     assert list(tmp_path.iterdir()) == []
