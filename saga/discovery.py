@@ -88,7 +88,7 @@ def named(where: str) -> Any:
             raise
         raise SagaError(
             f"there is no module {error.name!r}, in which {where!r} should be; run this in the "
-            f"project's folder, or correct [tool.saga]"
+            f"project's folder, or correct {VARIABLE} or [tool.saga]"
         ) from error
 
 

@@ -15,7 +15,6 @@ from saga.generate.marks import GenerateError, Marks
 from saga.graph.asyncapi import asyncapi
 from saga.graph.canvas import canvas
 from saga.graph.flow import Flow
-from saga.graph.mermaid import mermaid
 from saga.graph.svg import svg
 from saga.runtime.files import write_public
 from saga.runtime.messaging.definitions import definitions, text
@@ -23,17 +22,12 @@ from saga.runtime.messaging.permissions import users_of
 from saga.runtime.messaging.topology import topology_of
 from saga.schemas.export import schema_files, text_of
 
-README: Final = "README.md"
-_MAP: Final = Marks(
-    "<!-- The map, by `make generate`: edit the reactions, not this. -->\n",
-    "<!-- End of the map. -->\n",
-)
 PYPROJECT: Final = "pyproject.toml"
 _IMPORTS: Final = Marks(
     "# Which packages there are, by `make generate`: import-linter takes no patterns for them.\n",
     "# End of what `make generate` writes.\n",
 )
-IN_PART: Final = (README, PYPROJECT, COMPOSE, CLUSTER, PROMETHEUS)
+IN_PART: Final = (PYPROJECT, COMPOSE, CLUSTER, PROMETHEUS)
 """Files of which a part is generated; the rest is written by hand."""
 CONTRACTS: Final = "contracts"
 GENERATED: Final = ("contracts/*/v*.json", "docs/services/*.md")
@@ -58,7 +52,6 @@ def generated(root: Path, choreography: Choreography) -> dict[Path, str]:
         ),
         "contracts/asyncapi.json": text_of(asyncapi(flow, saga().name)),
         "docs/map.svg": svg(flow),
-        **_in_part(root, README, _MAP, f"\n```mermaid\n{mermaid(flow)}```\n\n"),
         **_in_part(root, PYPROJECT, _IMPORTS, _import_contracts(root, choreography)),
         **container_files(root, choreography, begun),
     }

@@ -31,6 +31,7 @@ from inventory_service.domain import (
     Reservation,
     ReservationStatus,
     StockItem,
+    delivery_key,
 )
 from saga.message import Event, Message, Priority
 from saga.testing import NOW, GivenParticipant, assert_once, given
@@ -122,6 +123,22 @@ def test_a_delivery_brings_a_sku_once_and_another_one_brings_more() -> None:
 
     assert [len(world.live(command)) for command in (first, first, second, first)] == [1, 0, 1, 0]
     assert shelf(world, "pen") == (20, 0)
+
+
+def test_a_delivery_brings_each_of_its_skus_once_and_what_it_brought_is_known() -> None:
+    world = given(PARTICIPANT)
+    pens, ink = (
+        AddStock(
+            delivery_id=UUID(int=1), sku=sku, quantity=10, unit_price_cents=150, currency="EUR"
+        )
+        for sku in ("pen", "ink")
+    )
+
+    assert [len(world.live(command)) for command in (pens, ink, pens, ink)] == [1, 1, 0, 0]
+    key = delivery_key(UUID(int=1), "ink")
+    brought = Delivery(key, quantity=10, unit_price_cents=150, currency="EUR")
+    assert world.state(Delivery, key) == brought
+    assert brought.evolve(RELEASED, NOW) == brought
 
 
 def test_a_delivery_of_before_they_had_ids_adds_up_as_it_did() -> None:

@@ -1,28 +1,75 @@
-"""The documents name what there is: settings, commands, files, tests; and their code runs."""
+"""The documents name what there is: settings, commands, files, tests; and each can be found."""
 
 from __future__ import annotations
 
 import importlib
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
+from fastapi.routing import APIRoute
 from typer.core import TyperGroup
 
+from saga.archive.routes import routes
+from saga.archive.views import projection_of
 from saga.cli import command_line
-from saga.discovery import services
+from saga.discovery import choreography, services
+from saga.runtime.kernel.database import Database
+from saga.runtime.kernel.tables import utc_now
 from saga.runtime.settings import Settings
 from tests.faults.crash import POINTS
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+DOCS = ROOT / "docs"
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *DOCS.glob("**/*.md"), ROOT / "bench" / "README.md"])
+FOLDERS = (
+    r"common|saga|order_saga|\w+_service|rabbitmq|tests|docs|bench|monitoring|contracts|scripts"
+)
+README_LINES_MAX = 170
+README_COLUMNS_MAX = 120
 
 
-def section(title: str) -> str:
-    return README.split(f"\n## {title}\n")[1].split("\n## ")[0]
+def section(page: str, title: str) -> str:
+    return (DOCS / page).read_text().split(f"\n## {title}\n")[1].split("\n## ")[0]
+
+
+def links(document: Path) -> Iterator[tuple[Path, str]]:
+    """The files that a document links to, and the headings in them."""
+    text = re.sub(r"^```.*?^```", "", document.read_text(), flags=re.MULTILINE | re.DOTALL)
+    for target in re.findall(r"\]\(([^):]+)\)", text):
+        name, _, heading = target.partition("#")
+        yield (document.parent / name).resolve() if name else document, heading
+
+
+def headings(document: Path) -> set[str]:
+    """By what a link names them, as GitHub does it."""
+    titles = re.findall(r"^#+ (.*)$", document.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def of_all_documents(test: Callable[[Path], None]) -> Callable[[Path], None]:
+    names = [document.relative_to(ROOT).as_posix() for document in DOCUMENTS]
+    return pytest.mark.parametrize("document", DOCUMENTS, ids=names)(test)
+
+
+def test_the_readme_is_read_in_one_sitting() -> None:
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert len(lines) <= README_LINES_MAX, "move what not every newcomer needs to docs/"
+    too_long = [number for number, line in enumerate(lines, 1) if len(line) > README_COLUMNS_MAX]
+    assert not too_long, "break these lines"
+
+
+def test_every_page_is_found_from_the_index() -> None:
+    found, new = set[Path](), {DOCS / "README.md"}
+    while new:
+        found |= new
+        linked = {target for page in new for target, _ in links(page)}
+        within = {page for folder in linked if folder.is_dir() for page in folder.glob("*.md")}
+        new = {page for page in linked | within if page.suffix == ".md"} - found
+    assert set(DOCS.glob("**/*.md")) <= found, "name these pages in docs/README.md"
 
 
 def blocks(language: str, text: str) -> list[str]:
@@ -41,8 +88,8 @@ def settings() -> dict[str, object]:
 
 
 def documented_settings() -> dict[str, str]:
-    rows = re.findall(r"^\| `([A-Z_]+)` \| (.*?) \| .+ \|$", section("Configuration"), re.MULTILINE)
-    return dict(rows)
+    table = section("configuration.md", "Settings")
+    return dict(re.findall(r"^\| `([A-Z_]+)` \| (.*?) \| .+ \|$", table, re.MULTILINE))
 
 
 def test_the_configuration_table_names_every_setting_and_no_other() -> None:
@@ -65,9 +112,17 @@ def commands(text: str) -> Iterator[list[str]]:
     """What is to be typed, in console blocks, and the `make` and `saga` commands within a line."""
     for block in blocks("console", text):
         for line in re.findall(r"^\$ (.*)$", block, re.MULTILINE):
-            yield line.split(" #")[0].split()
+            yield words(line.split(" #")[0])
     for code in re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)):
-        yield shlex.split(code) if code.count("'") % 2 == 0 else code.split()
+        yield words(code)
+
+
+def words(command: str) -> list[str]:
+    """A command's words, as a shell tells them apart; one of several lines has no end here."""
+    try:
+        return shlex.split(command)
+    except ValueError:
+        return command.split()
 
 
 def words_after(program: str, command: list[str]) -> list[str] | None:
@@ -79,7 +134,7 @@ def words_after(program: str, command: list[str]) -> list[str] | None:
     return None
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+@of_all_documents
 def test_every_make_target_that_is_named_exists(document: Path) -> None:
     targets = set(re.findall(r"^([a-z0-9]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for command in commands(document.read_text()):
@@ -88,29 +143,70 @@ def test_every_make_target_that_is_named_exists(document: Path) -> None:
                 assert word in targets, command
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+@of_all_documents
 def test_every_saga_command_that_is_named_exists_with_its_options(document: Path) -> None:
     saga = command_line()
     for command in commands(document.read_text()):
-        words = words_after("saga", command)
+        left = words_after("saga", command)
         found = saga
-        while words and isinstance(found, TyperGroup) and not words[0].startswith("-"):
-            assert words[0] in found.commands, command
-            found, words = found.commands[words[0]], words[1:]
+        while left and isinstance(found, TyperGroup) and not left[0].startswith("-"):
+            assert left[0] in found.commands, command
+            found, left = found.commands[left[0]], left[1:]
         options = {option for parameter in found.params for option in parameter.opts}
-        for word in words or []:
+        for word in left or []:
             if word.startswith("--"):
                 assert word in options, command
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+@of_all_documents
 def test_every_file_that_is_named_exists(document: Path) -> None:
-    text = document.read_text()
-    for target in re.findall(r"\]\(([^)#:]+)\)", text):
-        assert (document.parent / target).exists(), target
-    for target in re.findall(r"`((?:common|saga|\w+_service|rabbitmq|tests|docs)/[\w./-]+)`", text):
-        if "shipping" not in target:
+    for target, heading in links(document):
+        assert target.exists(), target
+        assert not heading or heading in headings(target), f"{target} has no heading #{heading}"
+    for target in re.findall(rf"`((?:{FOLDERS})/[\w./-]+)`", document.read_text()):
+        if "/ship" not in target and "shipping" not in target:
             assert (ROOT / target).exists(), target
+
+
+def test_every_saga_command_is_listed() -> None:
+    saga = command_line()
+    assert isinstance(saga, TyperGroup)
+    listed = re.findall(r"^\| `saga ([a-z]+)", (DOCS / "commands.md").read_text(), re.MULTILINE)
+    assert sorted(listed) == sorted(saga.commands)
+
+
+def test_every_route_of_the_history_is_listed() -> None:
+    projection = projection_of(choreography())
+    assert projection.view is not None
+    database = Mock(spec=Database)  # Asked by no route before a request.
+    routers = (
+        routes(database, projection),
+        projection.view.routes(database, choreography(), utc_now),
+    )
+    served = {
+        f"{method} {route.path}"
+        for router in routers
+        for route in router.routes
+        if isinstance(route, APIRoute)
+        for method in route.methods or ()
+    }
+    listed = re.findall(r"^\| `([^`]+)` \|", section("http.md", "The history"), re.MULTILINE)
+    assert {request.replace("{subject}", "{subject:path}") for request in listed} == served
+
+
+def test_every_package_of_the_engine_is_listed() -> None:
+    tree = section("development.md", "The engine")
+    packages = {path.parent.name for path in (ROOT / "saga").glob("*/__init__.py")}
+    assert set(re.findall(r"^saga/(\w+)/ ", tree, re.MULTILINE)) == packages
+
+
+def test_every_file_of_the_trees_exists() -> None:
+    for block in blocks("text", (DOCS / "development.md").read_text()):
+        folder = ROOT
+        for indent, name in re.findall(r"^( *)(\S+)", block, re.MULTILINE):
+            assert list((folder if indent else ROOT).glob(name)), name
+            if not indent and name.endswith("/"):
+                folder = next(ROOT.glob(name))
 
 
 def test_decisions_are_numbered_without_gaps() -> None:
@@ -123,5 +219,5 @@ def test_decisions_are_numbered_without_gaps() -> None:
 
 
 def test_every_seam_of_the_guarantees_is_one_the_fault_tests_know() -> None:
-    table = section("What is guaranteed").split("\n\n")[1]
+    table = section("guarantees.md", "When a service is killed")
     assert set(re.findall(r"`([a-z]+(?:-[a-z]+)+)`", table)) == set(POINTS)
