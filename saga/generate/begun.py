@@ -11,10 +11,11 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
-from saga.choreography import Choreography
+from saga.choreography import Choreography, Participant
 from saga.declaration import Saga
 from saga.discovery import tables_in
 from saga.envelope import Attributes, Undecodable, schema_uri
@@ -49,7 +50,7 @@ def examples(folder: Path, saga: Saga) -> dict[str, str]:
         for kind in travelling(saga.choreography)
         if not list((folder / EXAMPLES / kind.type).glob(f"v{kind.version}*.json"))
     }
-    if not wanted or saga.load is None:
+    if not wanted or saga.load is None or not all(map(_has_store, saga.participants)):
         return {}
     found: dict[str, str] = {}
     for body in messages_of(saga):
@@ -62,6 +63,11 @@ def examples(folder: Path, saga: Saga) -> dict[str, str]:
         if not wanted:
             break
     return found
+
+
+def _has_store(participant: Participant) -> bool:
+    """Whether it is so far that it keeps anything: signatures are drawn and checked before."""
+    return find_spec(f"{participant.package}.store") is not None
 
 
 def missing_scripts(choreography: Choreography) -> list[Path]:
@@ -78,7 +84,7 @@ def write_first_scripts(choreography: Choreography) -> None:
 
 
 def _without_scripts(choreography: Choreography) -> Iterator[Schema]:
-    for participant in choreography.participants:
+    for participant in filter(_has_store, choreography.participants):
         schema = tables_in(participant.package)
         if schema.migrations is not None and not any(schema.migrations.glob("v*.py")):
             yield schema

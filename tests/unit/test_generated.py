@@ -103,7 +103,7 @@ def test_a_file_that_nothing_asks_for_any_more_is_removed(project: Path) -> None
 def test_a_folder_whose_files_lack_their_marks_is_not_the_projects(
     tmp_path: Path,
 ) -> None:
-    with pytest.raises(GenerateError, match=r"pyproject\.toml does not have the lines"):
+    with pytest.raises(GenerateError, match=r"has no pyproject\.toml; name the project's folder"):
         refresh(tmp_path, choreography())
     assert list(tmp_path.iterdir()) == []
 

@@ -27,7 +27,7 @@ def test_nothing_is_found(command: tuple[str, ...]) -> None:
         [sys.executable, "-m", "saga.cli", *command],
         cwd=ROOT,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
