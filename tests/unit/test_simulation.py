@@ -37,7 +37,7 @@ from saga.runtime.messaging.dead_letters import ATTEMPTS, Failure
 from saga.runtime.messaging.frames import Delivery
 from saga.runtime.messaging.publisher import BrokerPublisher
 from saga.runtime.messaging.wire import ChannelLost
-from saga.simulation import Run, Simulation, TestedParts, run_seeds
+from saga.simulation import PartsUnderTest, Run, Simulation, run_seeds
 from saga.simulation import network as network_module
 from saga.simulation.loop import SimulatedProcess
 from saga.simulation.network import Network
@@ -363,36 +363,36 @@ class KeepsNothing(Kept):
 
 
 BROKEN = [
-    TestedParts(deliveries=AcknowledgesFirst),
-    TestedParts(kernel=PublishesFirst),
-    TestedParts(kernel=KeepsInboxRows),
-    TestedParts(kernel=KeepsNoInbox),
-    TestedParts(kernel=BlamesTheMessage),
-    TestedParts(publisher=TakesAnyAnswerForAConfirm),
-    TestedParts(publisher=TrustsInTheHistory),
-    TestedParts(outbox=ForgetsUnconfirmed),
-    TestedParts(outbox=LooksForNothingLeft),
-    TestedParts(outbox=PublishesEachOnce),
-    TestedParts(kept=KeepsNothing),
-    TestedParts(kernel=DoesItTwice),
-    TestedParts(kernel=DoesItAnew),
-    TestedParts(kernel=TakesItForDue, timekeeper=TakesItsTime),
-    TestedParts(kernel=TakesItForDue, timekeeper=LooksAhead),
-    TestedParts(kernel=KeepsWhatWasDue),
+    PartsUnderTest(deliveries=AcknowledgesFirst),
+    PartsUnderTest(kernel=PublishesFirst),
+    PartsUnderTest(kernel=KeepsInboxRows),
+    PartsUnderTest(kernel=KeepsNoInbox),
+    PartsUnderTest(kernel=BlamesTheMessage),
+    PartsUnderTest(publisher=TakesAnyAnswerForAConfirm),
+    PartsUnderTest(publisher=TrustsInTheHistory),
+    PartsUnderTest(outbox=ForgetsUnconfirmed),
+    PartsUnderTest(outbox=LooksForNothingLeft),
+    PartsUnderTest(outbox=PublishesEachOnce),
+    PartsUnderTest(kept=KeepsNothing),
+    PartsUnderTest(kernel=DoesItTwice),
+    PartsUnderTest(kernel=DoesItAnew),
+    PartsUnderTest(kernel=TakesItForDue, timekeeper=TakesItsTime),
+    PartsUnderTest(kernel=TakesItForDue, timekeeper=LooksAhead),
+    PartsUnderTest(kernel=KeepsWhatWasDue),
 ]
 RARELY_BROKEN = [
-    TestedParts(timekeeper=DoesNothingThatIsDue),
-    TestedParts(kernel=ForgetsWhatIsDue),
-    TestedParts(deliveries=AcknowledgesAllBelow),
-    TestedParts(deliveries=SetsAsideUnconfirmed),
-    TestedParts(deliveries=ForgetsTries),
-    TestedParts(kernel=LooksIntoNoInbox),
-    TestedParts(kernel=ForgetsTheOthers),
-    TestedParts(kept=KeepsTooLittle),
+    PartsUnderTest(timekeeper=DoesNothingThatIsDue),
+    PartsUnderTest(kernel=ForgetsWhatIsDue),
+    PartsUnderTest(deliveries=AcknowledgesAllBelow),
+    PartsUnderTest(deliveries=SetsAsideUnconfirmed),
+    PartsUnderTest(deliveries=ForgetsTries),
+    PartsUnderTest(kernel=LooksIntoNoInbox),
+    PartsUnderTest(kernel=ForgetsTheOthers),
+    PartsUnderTest(kept=KeepsTooLittle),
 ]
 
 
-def name_of(parts: TestedParts) -> str:
+def name_of(parts: PartsUnderTest) -> str:
     return next(
         kind.__name__
         for kind in (
@@ -407,27 +407,27 @@ def name_of(parts: TestedParts) -> str:
     )
 
 
-def caught(parts: TestedParts, seeds: int) -> bool:
+def caught(parts: PartsUnderTest, seeds: int) -> bool:
     with closing(Simulation(parts)) as simulation:
         return any(simulation.run(seed).violations for seed in range(seeds))
 
 
 @pytest.mark.parametrize("parts", BROKEN, ids=name_of)
-def test_a_broken_kernel_is_caught(parts: TestedParts) -> None:
+def test_a_broken_kernel_is_caught(parts: PartsUnderTest) -> None:
     assert caught(parts, SOON)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("parts", RARELY_BROKEN, ids=name_of)
 def test_a_kernel_is_caught_that_is_broken_only_when_several_things_go_wrong(
-    parts: TestedParts,
+    parts: PartsUnderTest,
 ) -> None:
     assert caught(parts, LATER)
 
 
 @pytest.fixture(scope="module")
 def broken() -> Run:
-    simulation = Simulation(TestedParts(kernel=PublishesFirst))
+    simulation = Simulation(PartsUnderTest(kernel=PublishesFirst))
     return next(run for run in map(simulation.run, range(SOON)) if run.violations)
 
 
