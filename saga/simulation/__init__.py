@@ -15,13 +15,13 @@ from functools import partial
 from saga import discovery
 from saga.declaration import Saga
 from saga.simulation.scene import Scene
-from saga.simulation.server import ReplaceableParts
+from saga.simulation.server import PartsUnderTest
 from saga.simulation.trace import digest_of
 from saga.simulation.verdict import violations
 from saga.simulation.world import World
 from saga.view import Violation
 
-__all__ = ["ReplaceableParts", "Run", "Simulation", "Violation", "run_seeds"]
+__all__ = ["PartsUnderTest", "Run", "Simulation", "Violation", "run_seeds"]
 
 SEEDS_AT_ONCE = 5
 """Seeds that a process is given at a time."""
@@ -90,9 +90,9 @@ def _run_here(seed: int) -> Run:
 class Simulation:
     """Runs seeds, one after the other; databases are made once for all of them."""
 
-    def __init__(self, parts: ReplaceableParts | None = None, saga: Saga | None = None) -> None:
+    def __init__(self, parts: PartsUnderTest | None = None, saga: Saga | None = None) -> None:
         """Of the project's saga, or of another one. Raises `SagaError`."""
-        self._parts = parts or ReplaceableParts()
+        self._parts = parts or PartsUnderTest()
         self._scene = Scene(saga or discovery.saga())
 
     def run(self, seed: int) -> Run:

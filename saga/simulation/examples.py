@@ -9,7 +9,7 @@ from saga.declaration import Saga
 from saga.simulation import silence
 from saga.simulation.people import envelope_of
 from saga.simulation.scene import Scene
-from saga.simulation.server import ReplaceableParts
+from saga.simulation.server import PartsUnderTest
 from saga.simulation.world import World
 
 SEEDS: Final = 20
@@ -23,7 +23,7 @@ def messages_of(saga: Saga) -> Iterator[bytes]:
     try:
         for seed in range(SEEDS):
             heard: list[bytes] = []
-            world = World(seed, scene, ReplaceableParts())
+            world = World(seed, scene, PartsUnderTest())
             world.broker.on_publish = heard.append
             with silence():
                 world.run()

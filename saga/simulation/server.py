@@ -30,7 +30,7 @@ TIMER_POLL_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class ReplaceableParts:
+class PartsUnderTest:
     """The classes under test. Tests put broken ones in their place."""
 
     kernel: type[Kernel] = Kernel
@@ -51,7 +51,7 @@ class SimulatedReplica:
         store: SimulatedStore,
         network: Network,
         *,
-        parts: ReplaceableParts,
+        parts: PartsUnderTest,
         shared: bool,
         prefetch: int,
         group_max: int,

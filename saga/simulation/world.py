@@ -23,7 +23,7 @@ from saga.simulation.outside import SimulatedOutside
 from saga.simulation.people import People
 from saga.simulation.recovery import SPREAD_SECONDS, as_read, recover
 from saga.simulation.scene import Scene
-from saga.simulation.server import ReplaceableParts, SimulatedReplica
+from saga.simulation.server import PartsUnderTest, SimulatedReplica
 from saga.simulation.trace import SimulationTrace
 from saga.simulation.unruly import UnrulyBroker, describe
 from saga.simulation.weather import Weather
@@ -68,7 +68,7 @@ TROUBLES_MAX = 20
 class World:
     """A run, from the first order until everything is at rest."""
 
-    def __init__(self, seed: int, scene: Scene, parts: ReplaceableParts) -> None:
+    def __init__(self, seed: int, scene: Scene, parts: PartsUnderTest) -> None:
         self.seed = seed
         self.scene = scene
         self.choreography = scene.choreography
@@ -147,7 +147,7 @@ class World:
 
     # --- services ----------------------------------------------------------------------------
 
-    def _build(self, scene: Scene, parts: ReplaceableParts) -> dict[str, SimulatedReplica]:
+    def _build(self, scene: Scene, parts: PartsUnderTest) -> dict[str, SimulatedReplica]:
         ids = _stream(self.seed, "ids")
         replicas = self._chance.choice((1, 1, 2))
         skewed = self._chance.random() < 0.3

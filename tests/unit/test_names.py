@@ -10,6 +10,8 @@ from typing import Final
 
 ROOT: Final = Path(__file__).parents[2]
 TOOLS: Final = ("bench", "monitoring")
+TEMPLATE: Final = ROOT / "saga" / "template"
+"""What `saga new` copies: a project of its own, with words of its own."""
 TWICE: Final = {
     "Delivery": "the broker's is AMQP's word; the warehouse's is a state, whose name is in rows "
     "and audit records that exist",
@@ -28,8 +30,8 @@ def classes() -> dict[str, list[str]]:
     found: defaultdict[str, list[str]] = defaultdict(list)
     for package in packages():
         for path in sorted((ROOT / package).rglob("*.py")):
-            if path.is_relative_to(ROOT / "saga" / "template"):
-                continue  # Another project's.
+            if path.is_relative_to(TEMPLATE):
+                continue
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.ClassDef):
                     found[node.name].append(f"{path.relative_to(ROOT)}:{node.lineno}")

@@ -37,7 +37,7 @@ from saga.runtime.messaging.dead_letters import ATTEMPTS, Failure
 from saga.runtime.messaging.frames import Delivery
 from saga.runtime.messaging.publisher import BrokerPublisher
 from saga.runtime.messaging.wire import ChannelLost
-from saga.simulation import ReplaceableParts, Run, Simulation, run_seeds
+from saga.simulation import PartsUnderTest, Run, Simulation, run_seeds
 from saga.simulation import network as network_module
 from saga.simulation.loop import SimulatedProcess
 from saga.simulation.network import Network
@@ -363,36 +363,36 @@ class KeepsNothing(Kept):
 
 
 BROKEN = [
-    ReplaceableParts(deliveries=AcknowledgesFirst),
-    ReplaceableParts(kernel=PublishesFirst),
-    ReplaceableParts(kernel=KeepsInboxRows),
-    ReplaceableParts(kernel=KeepsNoInbox),
-    ReplaceableParts(kernel=BlamesTheMessage),
-    ReplaceableParts(publisher=TakesAnyAnswerForAConfirm),
-    ReplaceableParts(publisher=TrustsInTheHistory),
-    ReplaceableParts(outbox=ForgetsUnconfirmed),
-    ReplaceableParts(outbox=LooksForNothingLeft),
-    ReplaceableParts(outbox=PublishesEachOnce),
-    ReplaceableParts(kept=KeepsNothing),
-    ReplaceableParts(kernel=DoesItTwice),
-    ReplaceableParts(kernel=DoesItAnew),
-    ReplaceableParts(kernel=TakesItForDue, timekeeper=TakesItsTime),
-    ReplaceableParts(kernel=TakesItForDue, timekeeper=LooksAhead),
-    ReplaceableParts(kernel=KeepsWhatWasDue),
+    PartsUnderTest(deliveries=AcknowledgesFirst),
+    PartsUnderTest(kernel=PublishesFirst),
+    PartsUnderTest(kernel=KeepsInboxRows),
+    PartsUnderTest(kernel=KeepsNoInbox),
+    PartsUnderTest(kernel=BlamesTheMessage),
+    PartsUnderTest(publisher=TakesAnyAnswerForAConfirm),
+    PartsUnderTest(publisher=TrustsInTheHistory),
+    PartsUnderTest(outbox=ForgetsUnconfirmed),
+    PartsUnderTest(outbox=LooksForNothingLeft),
+    PartsUnderTest(outbox=PublishesEachOnce),
+    PartsUnderTest(kept=KeepsNothing),
+    PartsUnderTest(kernel=DoesItTwice),
+    PartsUnderTest(kernel=DoesItAnew),
+    PartsUnderTest(kernel=TakesItForDue, timekeeper=TakesItsTime),
+    PartsUnderTest(kernel=TakesItForDue, timekeeper=LooksAhead),
+    PartsUnderTest(kernel=KeepsWhatWasDue),
 ]
 RARELY_BROKEN = [
-    ReplaceableParts(timekeeper=DoesNothingThatIsDue),
-    ReplaceableParts(kernel=ForgetsWhatIsDue),
-    ReplaceableParts(deliveries=AcknowledgesAllBelow),
-    ReplaceableParts(deliveries=SetsAsideUnconfirmed),
-    ReplaceableParts(deliveries=ForgetsTries),
-    ReplaceableParts(kernel=LooksIntoNoInbox),
-    ReplaceableParts(kernel=ForgetsTheOthers),
-    ReplaceableParts(kept=KeepsTooLittle),
+    PartsUnderTest(timekeeper=DoesNothingThatIsDue),
+    PartsUnderTest(kernel=ForgetsWhatIsDue),
+    PartsUnderTest(deliveries=AcknowledgesAllBelow),
+    PartsUnderTest(deliveries=SetsAsideUnconfirmed),
+    PartsUnderTest(deliveries=ForgetsTries),
+    PartsUnderTest(kernel=LooksIntoNoInbox),
+    PartsUnderTest(kernel=ForgetsTheOthers),
+    PartsUnderTest(kept=KeepsTooLittle),
 ]
 
 
-def name_of(parts: ReplaceableParts) -> str:
+def name_of(parts: PartsUnderTest) -> str:
     return next(
         kind.__name__
         for kind in (
@@ -407,27 +407,27 @@ def name_of(parts: ReplaceableParts) -> str:
     )
 
 
-def caught(parts: ReplaceableParts, seeds: int) -> bool:
+def caught(parts: PartsUnderTest, seeds: int) -> bool:
     with closing(Simulation(parts)) as simulation:
         return any(simulation.run(seed).violations for seed in range(seeds))
 
 
 @pytest.mark.parametrize("parts", BROKEN, ids=name_of)
-def test_a_broken_kernel_is_caught(parts: ReplaceableParts) -> None:
+def test_a_broken_kernel_is_caught(parts: PartsUnderTest) -> None:
     assert caught(parts, SOON)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("parts", RARELY_BROKEN, ids=name_of)
 def test_a_kernel_is_caught_that_is_broken_only_when_several_things_go_wrong(
-    parts: ReplaceableParts,
+    parts: PartsUnderTest,
 ) -> None:
     assert caught(parts, LATER)
 
 
 @pytest.fixture(scope="module")
 def broken() -> Run:
-    simulation = Simulation(ReplaceableParts(kernel=PublishesFirst))
+    simulation = Simulation(PartsUnderTest(kernel=PublishesFirst))
     return next(run for run in map(simulation.run, range(SOON)) if run.violations)
 
 
