@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from saga.declaration import Saga, SagaError, Scenario, Stimulus
     from saga.due import Due
     from saga.envelope import derived_id
+    from saga.foreign import Foreign
     from saga.limits import Moment
     from saga.load.plan import Given, Plan
     from saga.message import (
@@ -48,6 +49,7 @@ _HOMES: Final = {
     "saga.declaration": ("Saga", "SagaError", "Scenario", "Stimulus"),
     "saga.due": ("Due",),
     "saga.envelope": ("derived_id",),
+    "saga.foreign": ("Foreign",),
     "saga.limits": ("Moment",),
     "saga.load.plan": ("Given", "Plan"),
     "saga.message": (
@@ -84,6 +86,7 @@ __all__ = [
     "Event",
     "EventTypes",
     "Events",
+    "Foreign",
     "Given",
     "Intent",
     "Invariant",

@@ -55,7 +55,7 @@ def bootstrap(
     second and further replicas of a service are at `<service>-2` and so on.
     """
     marker = folder / OPERATORS_FOLDER / FILE_NAME
-    names = [service.name for service in graph.services]
+    names = [service.name for service in graph.own_services]
     users = users_of(graph)
     if marker.exists():
         known = Deployment.load(marker.parent)
@@ -72,6 +72,8 @@ def bootstrap(
         name: f"postgresql://{name}:{password}@{database_host}/{name}"
         for name, password in roles.items()
     }
+    for participant in graph.foreign:  # Whose database is its own matter.
+        _write(folder / participant.name / "amqp_url", amqp_urls[participant.name])
     for name in names:
         _write(folder / name / "amqp_url", amqp_urls[name])
         _write(folder / name / "database_url", database_urls[name])
@@ -107,7 +109,7 @@ def _http_urls(graph: Choreography, replicas: int) -> dict[str, tuple[str, ...]]
         return tuple(f"http://{host}:{HTTP_PORT}" for host in (name, *further))
 
     observers = {service.name: urls(service.name, 1) for service in graph.observers}
-    return {p.name: urls(p.name, replicas) for p in graph.participants} | observers
+    return {p.name: urls(p.name, replicas) for p in graph.in_python} | observers
 
 
 def _add_administrator(document: dict[str, Any], password: str) -> None:

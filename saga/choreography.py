@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from saga.due import Due
 from saga.envelope import Decoder, believed_of
@@ -97,7 +97,7 @@ def due_commands(kind: type[State]) -> tuple[type[Command], ...]:
     """
     if not has_due(kind):
         return ()
-    where = _where(kind.due)
+    where = place_of(kind.due)
     try:
         annotation = typing.get_type_hints(kind.due).get("return")
     except NameError as error:
@@ -143,7 +143,7 @@ class Reaction:
             if issubclass(kind, State) and not many:
                 return kind
         raise ChoreographyError(
-            f"{_where(self.function)}: take the state of the message's subject as a parameter; "
+            f"{place_of(self.function)}: take the state of the message's subject as a parameter; "
             f"events are numbered by it"
         )
 
@@ -179,7 +179,20 @@ class Reaction:
     @classmethod
     def of(cls, function: Callable[..., Any]) -> Reaction:
         """Read a reaction from its signature; `ChoreographyError` says what it lacks."""
-        where = _where(function)
+        reaction = cls.read(function)
+        if not reaction.returns:
+            raise ChoreographyError(
+                f"{place_of(function)}: returns nothing, so nothing of what it takes can be kept; "
+                f"return an event (a `final` one needs nobody to react to it), or leave the "
+                f"reaction out"
+            )
+        _ = reaction.own
+        return reaction
+
+    @classmethod
+    def read(cls, function: Callable[..., Any]) -> Reaction:
+        """The same of a signature that may name no state, and may return nothing."""
+        where = place_of(function)
         try:
             hints = typing.get_type_hints(function)
         except NameError as error:
@@ -211,22 +224,16 @@ class Reaction:
                 raise ChoreographyError(
                     f"{where}: {kind.__name__} has no `type`; name one that has"
                 )
-        if not returns:
-            raise ChoreographyError(
-                f"{where}: returns nothing, so nothing of what it takes can be kept; return an "
-                f"event (a `final` one needs nobody to react to it), or leave the reaction out"
-            )
         shapes, repeats = _shapes(hints["return"])
         for shape in shapes:
             if conflict := _conflict(shape):
                 raise ChoreographyError(f"{where}: {conflict}")
         parameters = tuple((name, *_state(where, name, hints[name])) for name in names[1:])
-        reaction = cls(function, consumes, returns, parameters, shapes, repeats)
-        _ = reaction.own
-        return reaction
+        return cls(function, consumes, returns, parameters, shapes, repeats)
 
 
-def _where(function: Callable[..., Any]) -> str:
+def place_of(function: Callable[..., Any]) -> str:
+    """What a function is called in errors: its module and its name."""
     return f"{function.__module__}.{function.__qualname__}"
 
 
@@ -299,6 +306,9 @@ class Participant:
     `package` is the one with its `store` and `app`; by default, the one its reactions are in.
     """
 
+    foreign: ClassVar[bool] = False
+    """Whether it is written in another language; see `saga.foreign.Foreign`."""
+
     def __init__(
         self,
         name: str,
@@ -314,9 +324,9 @@ class Participant:
         self._retries = dict(retries or {})
         if strangers := [f for f in self._retries if f not in functions]:
             raise ChoreographyError(
-                f"{name}: {_where(strangers[0])} has a retry policy, but is no reaction of it"
+                f"{name}: {place_of(strangers[0])} has a retry policy, but is no reaction of it"
             )
-        self.reactions = tuple(Reaction.of(function) for function in functions)
+        self.reactions = tuple(map(self._read, functions))
         self.by_message: dict[type[Message], Reaction] = {}
         for reaction in self.reactions:
             if reaction.consumes in self.by_message:
@@ -329,6 +339,9 @@ class Participant:
             kind: self._due_about(kind) for kind in self.states if has_due(kind)
         }
         """By kind of state, the commands that may be due about one."""
+
+    def _read(self, function: Callable[..., Any]) -> Reaction:
+        return Reaction.of(function)
 
     def _due_about(self, kind: type[State]) -> tuple[type[Command], ...]:
         commands = due_commands(kind)
@@ -384,7 +397,7 @@ class Participant:
         known = set(asked)
         for reaction in self.reactions:
             for intent in reaction.intends:
-                said = f"{_where(reaction.function)} may return {intent.__name__}"
+                said = f"{place_of(reaction.function)} may return {intent.__name__}"
                 if intent not in known:
                     raise ChoreographyError(
                         f"{said}, which {self.name} puts to nobody; say in its `ask` how"
@@ -472,6 +485,21 @@ class Choreography:
         """Participants and observers."""
         return (*self.participants, *self.observers)
 
+    @property
+    def own_services(self) -> tuple[Participant | Observer, ...]:
+        """Those of them that are in Python, so that their packages are known here."""
+        return (*self.in_python, *self.observers)
+
+    @cached_property
+    def in_python(self) -> tuple[Participant, ...]:
+        """The participants whose code and databases are known here."""
+        return tuple(p for p in self.participants if not p.foreign)
+
+    @cached_property
+    def foreign(self) -> tuple[Participant, ...]:
+        """The participants in other languages, of which only the signatures are known."""
+        return tuple(p for p in self.participants if p.foreign)
+
     @cached_property
     def events(self) -> tuple[type[Event], ...]:
         """Every event anybody publishes or reacts to, by type; of several versions the newest."""
@@ -535,7 +563,7 @@ class Choreography:
         for other in self.participants:
             if other is not owner and any(kind.type == event.type for kind in other.publishes):
                 raise ChoreographyError(
-                    f"{_where(reaction.function)} publishes {event.type}, which is private, and "
+                    f"{place_of(reaction.function)} publishes {event.type}, which is private, and "
                     f"{other.name} does, too; let each have one of its own"
                 )
 
@@ -548,7 +576,7 @@ class Choreography:
         partial: bool,
     ) -> None:
         """Raise `ChoreographyError` unless one other participant takes the command."""
-        where = f"{_where(reaction.function)} sends {command.type}"
+        where = f"{place_of(reaction.function)} sends {command.type}"
         takers = [
             (participant, taken)
             for participant in self.participants

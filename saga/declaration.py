@@ -216,7 +216,7 @@ class Saga:
         only what is `judged` there counts."""
         judged = self.judged(really=really)
         read = {kind for invariant in judged for kind in invariant.states}
-        for participant in self.participants:
+        for participant in self.choreography.in_python:
             for kind in participant.states:
                 if not any(issubclass(kind, watched) for watched in read):
                     yield f"no invariant reads {kind.__name__} of {participant.name}"
@@ -228,6 +228,11 @@ class Saga:
             for intent in dict.fromkeys(i for r in participant.reactions for i in r.intends):
                 if self.answering(intent) is None:
                     yield f"no outside is said to take {intent.__name__} of {participant.name}"
+
+    def elsewhere(self) -> Iterator[str]:
+        """Whose databases cannot be read here."""
+        for participant in self.choreography.foreign:
+            yield f"{participant.name} is in another language: its database cannot be read here"
 
     def unread(self) -> Iterator[str]:
         """The outsides whose real books nothing reads, without a word why."""

@@ -110,11 +110,9 @@ def observers() -> dict[str, Observer]:
 
 
 def services() -> dict[str, Participant | Observer]:
-    """By its package's name, each service."""
+    """By its package's name, each service in Python."""
     found: dict[str, Participant | Observer] = {}
-    here = saga()
-    all_of_them: tuple[Participant | Observer, ...] = (*here.participants, *here.observers)
-    for service in all_of_them:
+    for service in choreography().own_services:
         other = found.setdefault(service.package, service)
         if other is not service:
             raise ChoreographyError(

@@ -187,7 +187,7 @@ async def status(
         participant.name: await asyncio.to_thread(
             read_database, deployment.database_urls[participant.name], _count_outbox
         )
-        for participant in graph.participants
+        for participant in graph.in_python
     }
     late = utc_now() - timedelta(seconds=OVERDUE_SECONDS)
     dues: dict[Owned, Dues] = {}

@@ -27,6 +27,15 @@ async def until(
         await asyncio.sleep(_POLL_SECONDS)
 
 
+def wait_until(condition: Callable[[], bool], *, seconds: float = DEADLINE_SECONDS) -> None:
+    """The same where no event loop runs."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"still not so after {seconds} s: {_said(condition)}")
+        time.sleep(_POLL_SECONDS)
+
+
 def _said(condition: Callable[[], object]) -> str:
     try:
         return inspect.getsource(condition).strip()

@@ -15,7 +15,7 @@ from saga.archive import queries
 from saga.archive.projection import Projection
 from saga.archive.store import Fact
 from saga.archive.subjects import Subject
-from saga.archive.timeline import Hop, steps_of
+from saga.archive.timeline import Hop, milliseconds, steps_of
 from saga.limits import Moment, Text
 from saga.message import Priority
 from saga.runtime.kernel.database import Database
@@ -194,11 +194,6 @@ def routes(database: Database, projection: Projection) -> APIRouter:
         return SubjectSummary.of(found)
 
     return router
-
-
-def milliseconds(time: timedelta | None) -> float | None:
-    """How many they are; None of nothing."""
-    return None if time is None else time / timedelta(milliseconds=1)
 
 
 def cursor(first_event_at: datetime, key: str) -> str:

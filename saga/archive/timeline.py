@@ -56,6 +56,11 @@ def steps_of(facts: Sequence[Fact]) -> list[Hop]:
     return list(placed.values())
 
 
+def milliseconds(time: timedelta | None) -> float | None:
+    """How many they are; None of nothing."""
+    return None if time is None else time / timedelta(milliseconds=1)
+
+
 def _moment(fact: Fact) -> tuple[datetime, str, int, int]:
     # Of one participant, events of the same moment come in its own order.
     attributes = fact.attributes

@@ -36,8 +36,9 @@ def backup(
     """Copy all databases of a system as of one moment, while it is at work.
 
     Every service's and the history's, the store of dead letters, and, beside them, the ledger of
-    the payment provider's sandbox. Services wait for some milliseconds. Mails and the broker's
-    messages are not copied. `backup.json` is written last: a folder without it is no backup.
+    the payment provider's sandbox. Services wait for some milliseconds. Mails, the broker's
+    messages and the databases of participants in other languages are not copied. `backup.json` is
+    written last: a folder without it is no backup.
 
     Examples:
 
@@ -45,6 +46,7 @@ def backup(
     * `saga backup /backups/2030-01-31 --check`
     """
     from saga.commands.console import progress_bars
+    from saga.discovery import saga
 
     if check:
         from saga.backup.check import check as look_through
@@ -59,10 +61,14 @@ def backup(
         whole = Whole.of(data_dir)
         with progress_bars(bytes=None) as bars, stoppable():
             manifest = run(take(whole, folder, bars["bytes"]))
+    unread = list(saga().elsewhere())
     if as_json:
-        print_json({"ok": True, "folder": str(folder), **manifest.model_dump(mode="json")})
+        document = manifest.model_dump(mode="json")
+        print_json({"ok": True, "folder": str(folder), **document, "unread": unread})
         return
     _tell(folder, manifest)
+    for line in unread:
+        remark(line)
 
 
 def _tell(folder: Path, manifest: Manifest) -> None:
@@ -151,6 +157,8 @@ def restore(
 
 
 def _as_json(restored: Restored) -> dict[str, Any]:
+    from saga.discovery import saga
+
     manifest = restored.manifest
     return {
         "ok": True,
@@ -161,11 +169,13 @@ def _as_json(restored: Restored) -> dict[str, Any]:
         "in_doubt": dict(restored.in_doubt),
         "ledger_known": restored.ledger_known,
         "unknown": list(restored.unknown),
+        "unread": list(saga().elsewhere()),
     }
 
 
 def _tell_restored(restored: Restored) -> None:
     from saga.commands.console import out
+    from saga.discovery import saga
 
     manifest, asked = restored.manifest, restored.asked
     taken_at = manifest.taken_at.isoformat(timespec="milliseconds")
@@ -185,6 +195,8 @@ def _tell_restored(restored: Restored) -> None:
             f"{name} keeps no idempotency keys: what it was asked since the backup may be asked "
             f"again, and then has its effect twice"
         )
+    for line in saga().elsewhere():
+        remark(f"{line}, and may be ahead of what was restored")
     for line in asked.contradictions[:LISTED_MAX]:
         remark(line)
     for name, count in restored.in_doubt.items():

@@ -87,7 +87,8 @@ def check(
     reaction that nothing reaches, a failure that cancels nothing, an effect that is not undone, a
     cycle without a guard, a join that forgets one of its legs, a version without an upcaster, an
     event that the broker's user may not publish. With `--broker` also what a live broker holds
-    differently, as `saga topology diff` tells it. Exit status 1 if anything is found.
+    differently, as `saga topology diff` tells it. Exit status 1 if anything is found. What a
+    participant in another language has to keep is named, since no signature tells it.
 
     Examples:
 
@@ -96,6 +97,7 @@ def check(
     """
     from saga.commands.console import out
     from saga.discovery import choreography
+    from saga.foreign import DUTIES, PAGE
     from saga.graph.check import DRIFT, RULES, drifted
     from saga.graph.check import check as find
 
@@ -104,6 +106,7 @@ def check(
     found = compare(graph, amqp_url, management_url, data_dir) if broker else None
     findings += drifted(graph, found.differences) if found else []
     rules = [*RULES, *([DRIFT] if found else [])]
+    foreign = [participant.name for participant in graph.foreign]
     if as_json:
         print_json(
             {
@@ -112,6 +115,7 @@ def check(
                 "broker": found and found.broker,
                 "not_compared": list(found.not_compared) if found else [],
                 "findings": [finding.to_json() for finding in findings],
+                "foreign": {name: list(DUTIES) for name in foreign},
             }
         )
     else:
@@ -122,6 +126,11 @@ def check(
             f"{len(rules)} rules, {len(graph.participants)} participants, {reactions} reactions, "
             f"{len(graph.events)} events: {len(findings) or 'nothing'} found"
         )
+        if foreign:
+            names = ", ".join(foreign)
+            remark(f"in another language: {names}; to be kept there (the engine's {PAGE}):")
+            for duty in DUTIES:
+                remark(f"  {duty}")
         if found and found.not_compared:
             remark(f"not compared: {', '.join(found.not_compared)}; name the management API")
     if findings:
@@ -225,6 +234,8 @@ def _print_map(flow: Flow) -> None:
     }
     if any(marks.values()):
         out().print("   ".join(said for said, used in marks.items() if used))
+    if foreign := [participant.name for participant in flow.choreography.foreign]:
+        out().print(f"in another language: {', '.join(foreign)}")
 
 
 def _taken(node: Node) -> str:

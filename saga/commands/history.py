@@ -141,7 +141,7 @@ def verify(data_dir: DataDir = DATA_DIR, as_json: AsJson = False) -> None:
     * `saga history verify --json | jq '.differences[]'`
     """
     from saga.commands.console import progress_bars
-    from saga.discovery import choreography
+    from saga.discovery import choreography, saga
     from saga.history.sources import Sources
     from saga.history.verify import verify as compare
 
@@ -156,10 +156,13 @@ def verify(data_dir: DataDir = DATA_DIR, as_json: AsJson = False) -> None:
                 "open_questions": found.open_questions,
                 "trimmed_offsets": [[gap.first, gap.last] for gap in found.gaps],
                 "differences": [asdict(difference) for difference in found.differences],
+                "unread": list(saga().elsewhere()),
             }
         )
     else:
         _print_verified(found)
+        for line in saga().elsewhere():
+            remark(line)
     if not found.ok:
         raise typer.Exit(PROBLEM_FOUND)
 

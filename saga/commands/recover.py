@@ -155,12 +155,15 @@ async def _make_again(
 
 
 def _as_json(recovered: Recovered, dry_run: bool) -> dict[str, Any]:
+    from saga.discovery import saga
+
     survey = recovered.survey
     return {
         "ok": recovered.complete,
         "dry_run": dry_run,
         "since": survey.since.isoformat(),
         "events": survey.events,
+        "unread": list(saga().elsewhere()),
         "put_back": [
             {"participant": participant, "type": type_, "messages": count}
             for (participant, type_), count in sorted(recovered.put_back.items())
@@ -186,6 +189,7 @@ def _as_json(recovered: Recovered, dry_run: bool) -> dict[str, Any]:
 
 def _print(recovered: Recovered, dry_run: bool) -> None:
     from saga.commands.console import Table, out
+    from saga.discovery import saga
 
     if recovered.put_back:
         table = Table("participant", "type", "to be put back" if dry_run else "put back")
@@ -194,5 +198,5 @@ def _print(recovered: Recovered, dry_run: bool) -> None:
         out().print(table)
     if dry_run:
         remark("nothing was changed; this is what would be done:")
-    for line in recovered.remarks():
+    for line in (*recovered.remarks(), *saga().elsewhere()):
         remark(line)

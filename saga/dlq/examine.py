@@ -25,7 +25,9 @@ from saga.envelope import (
     Undecodable,
     digest_of,
     schema_uri,
+    source_of,
 )
+from saga.history import pages
 from saga.runtime.kernel.opening import read_database
 from saga.runtime.kernel.tables import Tables
 from saga.runtime.messaging.dead_letters import ORIGIN_EXCHANGE, ORIGIN_ROUTING_KEY
@@ -100,8 +102,9 @@ class Examiner:
         }
 
     async def done(self, letters: Iterable[DeadLetter]) -> set[int]:
-        """The numbers of the letters whose message its participant has dealt with. The letters
-        have to have their contents."""
+        """The numbers of the letters whose message its participant has dealt with, as far as that
+        is known: of one in another language, what it has answered. The letters have to have their
+        contents."""
         by_participant: defaultdict[str, dict[int, MessageKey]] = defaultdict(dict)
         digests: dict[int, bytes] = {}
         for letter in letters:
@@ -110,6 +113,10 @@ class Examiner:
                 digests[letter.number] = self._digest(letter)
         found: set[int] = set()
         for participant, keys in by_participant.items():
+            if self.is_foreign(participant):
+                answered = await self._answered(participant, set(keys.values()))
+                found.update(number for number, key in keys.items() if key.id in answered)
+                continue
             url = self._deployment.database_urls.get(participant)
             if url is None:
                 continue
@@ -121,6 +128,17 @@ class Examiner:
                 if key in done and done[key] in (None, digests[number])
             )
         return found
+
+    def is_foreign(self, participant: str) -> bool:
+        """Whether it is in another language, so that its inbox cannot be read."""
+        return participant in self._participants and self._participants[participant].foreign
+
+    async def _answered(self, participant: str, keys: Collection[MessageKey]) -> Collection[str]:
+        """The ids of those of these messages because of which it has published something."""
+        url = self._deployment.database_urls.get(OBSERVER.name)
+        if url is None:
+            return ()
+        return await asyncio.to_thread(pages.causes_among, url, source_of(participant), keys)
 
     def _digest(self, letter: DeadLetter) -> bytes:
         """What the inbox has of the message if it was done; nothing that was done has none."""
@@ -153,6 +171,8 @@ class Examiner:
         if done:
             expectation = Expectation.ALREADY_DONE
             detail = f"the inbox of {letter.participant} has it"
+            if self.is_foreign(letter.participant):
+                detail = f"{letter.participant} has answered it"
         elif participant is None or letter.queue not in queues_of(participant):
             expectation = Expectation.NO_QUEUE
             detail = f"{letter.queue} is no queue of {letter.participant}"

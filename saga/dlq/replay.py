@@ -444,11 +444,16 @@ class _Replaying:
         ]
         self._hear(settled, ItemState.SKIPPED, "somebody has settled it", counts=False)
         late = time.monotonic() - self._settings.timeout_seconds
-        self._hear(
-            [number for number, (_, at) in self._unheard.items() if at < late],
-            ItemState.UNANSWERED,
-            f"neither done nor dead again after {self._settings.timeout_seconds:g} s",
-        )
+        unanswered: dict[bool, list[int]] = {True: [], False: []}
+        for number, (letter, at) in self._unheard.items():
+            if at < late:
+                unanswered[self._examiner.is_foreign(letter.participant)].append(number)
+        after = f"after {self._settings.timeout_seconds:g} s"
+        detail = f"neither done nor dead again {after}"
+        self._hear(unanswered[False], ItemState.UNANSWERED, detail)
+        # It may have dealt with it by saying nothing, which nobody can tell here.
+        detail = f"neither answered nor dead again {after}; its participant's own log tells more"
+        self._hear(unanswered[True], ItemState.UNANSWERED, detail, counts=False)
 
     def _hear(
         self, numbers: Collection[int], state: ItemState, detail: str = "", *, counts: bool = True

@@ -84,7 +84,7 @@ def write_first_scripts(choreography: Choreography) -> None:
 
 
 def _without_scripts(choreography: Choreography) -> Iterator[Schema]:
-    for participant in filter(_has_store, choreography.participants):
+    for participant in filter(_has_store, choreography.in_python):
         schema = tables_in(participant.package)
         if schema.migrations is not None and not any(schema.migrations.glob("v*.py")):
             yield schema

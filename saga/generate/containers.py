@@ -52,11 +52,12 @@ def container_files(
 ) -> dict[str, str]:
     """The text that each of these files should have, by its name below `root`. Those that do not
     exist are made from what a project has `begun` with, or left out. Raises `GenerateError`."""
-    packages = {service.name: service.package for service in choreography.services}
+    packages = {service.name: service.package for service in choreography.own_services}
     services = dict(sorted(packages.items()))
-    participants = {p.name: p.package for p in choreography.participants}
+    participants = {p.name: p.package for p in choreography.in_python}
+    foreign = [participant.name for participant in choreography.foreign]
     changes: dict[str, Callable[[Path, str], str]] = {
-        COMPOSE: lambda file, text: _compose(file, text, services),
+        COMPOSE: lambda file, text: _compose(file, text, services, foreign),
         CLUSTER: lambda file, text: _with_replicas(file, text, participants),
         PROMETHEUS: lambda file, text: _scraping(file, text, services),
     }
@@ -68,18 +69,22 @@ def container_files(
     return {name: changes[name](root / name, text) for name, text in texts.items()}
 
 
-def _compose(file: Path, text: str, services: Mapping[str, str]) -> str:
+def _compose(
+    file: Path, text: str, services: Mapping[str, str], foreign: Sequence[str] = ()
+) -> str:
+    """Those in other languages have secrets here; their containers are for their authors to add."""
     used = map(int, _HOST_PORT.findall(_SERVICES.content(file, text)))
     free = itertools.count(max(used, default=_FIRST_HOST_PORT - 1) + 1)
-    folders = "".join(f"      - {name}-secrets:/secrets/{name}\n" for name in services)
-    volumes = "".join(f"  {name}-secrets:\n" for name in services)
+    everybody = sorted((*services, *foreign))
+    folders = "".join(f"      - {name}-secrets:/secrets/{name}\n" for name in everybody)
+    volumes = "".join(f"  {name}-secrets:\n" for name in everybody)
     entries = _entries(_SERVICES.content(file, text))
     for name in services:
         if name not in entries:
             entries[name] = _service(name, services[name], next(free))
     text = _FOLDERS.replaced(file, text, folders)
     text = _VOLUMES.replaced(file, text, volumes)
-    return _SERVICES.replaced(file, text, _joined(entries, list(services)))
+    return _SERVICES.replaced(file, text, _joined(entries, everybody))
 
 
 def _with_replicas(file: Path, text: str, participants: Mapping[str, str]) -> str:

@@ -296,7 +296,9 @@ def _undoes(flow: Flow) -> Iterator[Finding]:
 
 def is_guard(step: Step) -> bool:
     """Whether a reaction can bring a cycle to a stop: it may decide on nothing, and has a state
-    that evolves to tell it when."""
+    that evolves to tell it when. Of one in another language nobody knows that here."""
+    if step.participant.foreign:
+        return False
     return step.reaction.may_do_nothing and step.reaction.own.evolve is not State.evolve
 
 

@@ -70,8 +70,9 @@ def retry_as_data(retry: Retry) -> dict[str, Any]:
 def _participant(flow: Flow, participant: Participant) -> dict[str, Any]:
     return {
         "name": participant.name,
+        "foreign": participant.foreign,
         "queues": [*queues_of(participant), dead_letter_queue(participant.name)],
-        "states": [_state(kind) for kind in participant.states],
+        "states": [] if participant.foreign else [_state(kind) for kind in participant.states],
         "reactions": [
             _reaction(flow, step) for step in flow.steps if step.participant is participant
         ],

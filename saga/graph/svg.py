@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Final
 
 from saga.graph.flow import CLOCK, Flow, Node, Path, Step, is_private, label, retry_said
@@ -76,7 +76,7 @@ def svg(flow: Flow) -> str:
         "<title>The choreography: who reacts to what, and what comes of it</title>",
         f"<style>{_STYLE}{_STYLE_OF_PRIVATE if private else ''}</style>",
         f'<rect x="{-_MARGIN:g}" width="{width:g}" height="{height:g}" fill="var(--paper)"/>',
-        *_lanes(layout, lanes),
+        *_lanes(layout, lanes, {participant.name for participant in flow.choreography.foreign}),
         *_drawn_edges(flow, layout),
         *(
             part
@@ -115,13 +115,15 @@ def _said(flow: Flow, node: Node, *, joined: bool) -> str:
     return said
 
 
-def _lanes(layout: Layout[Node], names: Sequence[str]) -> Iterator[str]:
+def _lanes(layout: Layout[Node], names: Sequence[str], foreign: Collection[str]) -> Iterator[str]:
+    """The participants' lanes; those in other languages say so."""
     for lane, name in zip(layout.lanes, names, strict=True):
         yield (
             f'<rect x="{lane.x + 3:g}" y="12" width="{lane.width - 6:g}" '
             f'height="{layout.height - 4:g}" rx="10" fill="var(--lane)"/>'
         )
-        yield f'<text class="lane" x="{lane.x + lane.width / 2:g}" y="32">{in_xml(name)}</text>'
+        said = f"{name} (another language)" if name in foreign else name
+        yield f'<text class="lane" x="{lane.x + lane.width / 2:g}" y="32">{in_xml(said)}</text>'
 
 
 def _drawn_edges(flow: Flow, layout: Layout[Node]) -> Iterator[str]:

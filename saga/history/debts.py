@@ -118,9 +118,13 @@ def answers_to(
     """The types of the events that a participant's reaction to an event may come to publish; none
     if it would decide on nothing. One that raises leads to a dead letter, and that is not nothing.
 
-    Of one that `has_begun` to answer, only what is left to ask the outside.
+    Of one that `has_begun` to answer, only what is left to ask the outside. One in another language
+    owes an answer where its signature leaves it none but that.
     """
     reaction = participant.by_message[type(event.data)]
+    if participant.foreign:
+        owes = not (has_begun or reaction.may_do_nothing)
+        return tuple(kind.type for kind in reaction.emits) if owes else ()
     try:
         decision = react(participant, event, event.data, fold.find, now)
     except Exception as error:

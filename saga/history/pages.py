@@ -165,6 +165,21 @@ def known_among(url: str, keys: Collection[MessageKey]) -> set[MessageKey]:
     return _read(url, read)
 
 
+def causes_among(url: str, source: str, keys: Collection[MessageKey]) -> set[str]:
+    """The ids of those of these events because of which a participant has published something."""
+    ids = sorted({id for key in keys for id in (key.id, inbox_key(key))})
+
+    def read(connection: Connection) -> set[str]:
+        there = any_of(connection, events.c.event_id, ids)
+        about = sa.select(events.c.subject).where(there)
+        query = sa.select(events.c.causation).where(
+            events.c.subject.in_(about), events.c.source == source
+        )
+        return {cause for cause in connection.scalars(query) if cause is not None}
+
+    return _read(url, read)
+
+
 def last_sequences(url: str, source: str) -> dict[str, int]:
     """Keyed by subject: the number of the last event that a participant has published about it."""
     columns = events.c.subject, sa.func.max(events.c.sequence)

@@ -59,9 +59,14 @@ class Sources:
 
 
 def participant_named(graph: Choreography, name: str) -> Participant:
-    """A participant of that name. Raises `InputError`."""
-    for participant in graph.participants:
+    """A participant of that name, whose database is known here. Raises `InputError`."""
+    for participant in graph.in_python:
         if participant.name == name:
             return participant
-    names = ", ".join(participant.name for participant in graph.participants)
+    if any(participant.name == name for participant in graph.foreign):
+        raise InputError(
+            f"{name} is in another language: how its database is made again is for its authors to "
+            f"say; `saga history export` has the events to make it of"
+        )
+    names = ", ".join(participant.name for participant in graph.in_python)
     raise InputError(f"there is no participant {name!r}; there are {names}")

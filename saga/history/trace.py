@@ -17,7 +17,7 @@ from sqlalchemy.engine import Connection
 from saga.archive import queries
 from saga.archive.store import Fact, Gap
 from saga.archive.subjects import Subject
-from saga.archive.timeline import Hop
+from saga.archive.timeline import Hop, milliseconds
 from saga.choreography import Choreography, Participant, State
 from saga.deployment import Deployment
 from saga.discovery import tables_of
@@ -259,7 +259,7 @@ async def past(
             for (kind, key), state in fold_of(participant, events).states.items()
             if key == subject
         ]
-        for participant in graph.participants
+        for participant in graph.in_python
     }
     return Past(subject, story.summary, story.view, states, len(events))
 
@@ -304,7 +304,7 @@ async def _facts_about(
         facts = await archive.read(partial(_facts_by, [name]))
         if facts:
             return name, facts[name]
-    for participant in graph.participants:
+    for participant in graph.in_python:
         if await asyncio.to_thread(_has_state, deployment, participant, subject):
             behind = await archive.behind()
             raise HistoryError(
@@ -407,8 +407,8 @@ def _step_as_json(step: Hop) -> dict[str, Any]:
         "causation_id": attributes.causationid,
         "sequence": attributes.sequence,
         "attempt": attributes.attempt or 1,
-        "waited_ms": step.waited and step.waited.total_seconds() * 1_000,
-        "worked_ms": step.worked and step.worked.total_seconds() * 1_000,
+        "waited_ms": milliseconds(step.waited),
+        "worked_ms": milliseconds(step.worked),
         "stream_offset": step.fact.stream_offset,
     }
 

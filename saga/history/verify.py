@@ -107,7 +107,7 @@ async def verify(
 
 def _compare(sources: Sources, graph: Choreography, progress: Progress) -> Verified:
     found = Verified(gaps=read_database(sources.history_url, queries.known_gaps))
-    for participant in graph.participants:
+    for participant in graph.in_python:
         one = _Comparison(participant, graph, sources, found, progress)
         read_database(sources.database_url(participant.name), one.run)
     return found

@@ -42,8 +42,15 @@ def start_python(
     arguments: Sequence[str], environment: Mapping[str, str], log: IO[bytes], group: int
 ) -> Started:
     """A `Spawn` of the interpreter that runs us."""
+    return start_program([sys.executable, *arguments], environment, log, group)
+
+
+def start_program(
+    command: Sequence[str], environment: Mapping[str, str], log: IO[bytes], group: int
+) -> Started:
+    """The same of any program. Raises `OSError`."""
     return subprocess.Popen(
-        [sys.executable, *arguments],
+        command,
         env=environment,
         stdin=subprocess.DEVNULL,
         stdout=log,
@@ -54,7 +61,11 @@ def start_python(
 
 @dataclass(slots=True)
 class ServiceProcess:
-    """A replica of a service: how it is started, and the process while there is one."""
+    """A replica of a service: how it is started, and the process while there is one.
+
+    A participant in another language has a `command` in the place of a package; it serves nothing,
+    and has no database here.
+    """
 
     package: str
     participant: str
@@ -63,6 +74,7 @@ class ServiceProcess:
     popen: Started | None = None
     log_offset: int = 0
     environment: dict[str, str] = field(default_factory=dict)
+    command: tuple[str, ...] = ()
 
     @property
     def pid(self) -> int | None:

@@ -71,7 +71,9 @@ async def _restart(folder: Path, replica: str) -> None:
     said = "it has not been started"
     while time.monotonic() < deadline:
         process = _supervision(folder).services[replica]
-        if process.pid not in (None, pid) and process.url is not None:
+        if process.pid not in (None, pid):
+            if process.url is None:  # In another language: nobody can be asked.
+                return
             said = await readiness([process.url])
             if said.startswith(READY):
                 return

@@ -32,7 +32,7 @@ class Supervised(BaseModel):
     pid: int | None = None
     """Of a service's replica, while it runs."""
     url: str | None = None
-    """Where it serves HTTP."""
+    """Where it serves HTTP, if it does."""
     ends: list[float] = []
     """When it has ended without being asked to, within the window."""
     last_words: str = ""

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Final, Literal, NoReturn, Self
 
 import httpx
+from aio_pika.abc import AbstractChannel
 
 from saga.broker.claim import Claim
 from saga.broker.passwords import new_passwords
@@ -21,6 +22,7 @@ from saga.broker.setup import NODE_FOLDER, USERS_FILE, mend_topology, write_user
 from saga.deployment import FILE_NAME, Deployment, dead_letters_url_in, outside_urls_in
 from saga.discovery import choreography, saga, services
 from saga.dlq import DlqError
+from saga.foreign import foreign_in
 from saga.history import HistoryError
 from saga.http import client
 from saga.local import SystemFault
@@ -43,6 +45,7 @@ from saga.local.processes import (
     LAST_WORDS_CHARACTERS,
     ServiceProcess,
     Spawn,
+    start_program,
     start_python,
 )
 from saga.local.server import LOOPBACK, PORT_ATTEMPTS, free_ports
@@ -53,9 +56,9 @@ from saga.recovery.broker import recover
 from saga.runtime.disk import INODES_MIN, SERVERS_SHARE, lack_of_room, servers_min_bytes
 from saga.runtime.files import allow_open_files
 from saga.runtime.kernel.database import DatabaseError
-from saga.runtime.messaging.connection import BrokerError
+from saga.runtime.messaging.connection import BrokerError, connect
 from saga.runtime.messaging.permissions import OPERATOR, users_of
-from saga.runtime.messaging.topology import TopologyError
+from saga.runtime.messaging.topology import TopologyError, queues_of
 from saga.runtime.settings import Settings, TlsSettings, load
 from saga.runtime.tasks import cancel_all
 from saga.runtime.urls import sqlite_url
@@ -208,8 +211,9 @@ class System:
 
     @property
     def _participants(self) -> dict[str, None]:
-        """The names of the participants, in order."""
-        return dict.fromkeys(process.participant for process in self._processes.values())
+        """The names of those that serve and have a database here, in order."""
+        own = (process for process in self._processes.values() if not process.command)
+        return dict.fromkeys(process.participant for process in own)
 
     def pid(self, service: str) -> int:
         """The process id of a service; it may have ended. Raises `SystemFault`."""
@@ -300,7 +304,11 @@ class System:
             group=self._guard.pid,
             stop_seconds=self._stop_seconds(),
             services={
-                name: Supervised(service=process.participant, pid=process.pid, url=process.url)
+                name: Supervised(
+                    service=process.participant,
+                    pid=process.pid,
+                    url=None if process.command else process.url,
+                )
                 for name, process in self._processes.items()
             },
         )
@@ -433,6 +441,11 @@ class System:
             replica: ServiceProcess(found[name], name, logs / f"{replica}.log", ports[replica])
             for replica, name in replicas
         }
+        for participant in foreign_in(graph.participants):
+            name = participant.name
+            if participant.command and (self._only is None or name in self._only):
+                log = logs / f"{name}.log"
+                self._processes[name] = ServiceProcess("", name, log, command=participant.command)
         self._report(f"starting the services {', '.join(self._processes)}")
 
     async def _mend(self, node: RabbitNode | None) -> None:
@@ -490,6 +503,9 @@ class System:
 
     async def _start_service(self, name: str) -> None:
         process = self._process(name)
+        if process.command:
+            await self._start_program(name, process)
+            return
         first = not process.environment
         for attempt in range(1, PORT_ATTEMPTS + 1):
             self._spawn(name, process)
@@ -503,8 +519,46 @@ class System:
             else:
                 return
 
+    async def _start_program(self, name: str, process: ServiceProcess) -> None:
+        """Start a participant in another language; it is ready once it reads all its queues."""
+        try:
+            self._spawn(name, process)
+        except OSError as error:
+            raise SystemFault(
+                f"cannot start {name} by {' '.join(process.command)!r}: {error}; correct the "
+                f"`command` of its declaration, or leave it out and start it yourself"
+            ) from error
+        graph = choreography()
+        (queues,) = (queues_of(p) for p in graph.participants if p.name == process.participant)
+        patience = Patience()
+        async with await connect(self._broker_url(), name="saga") as connection:
+            channel = await connection.channel()
+            while unread := [queue for queue in queues if not await _readers(channel, queue)]:
+                if not process.running:
+                    raise SystemFault(
+                        f"{name} ended while starting: {process.last_words()} "
+                        f"(log: {process.log_path})"
+                    )
+                if patience.is_over:
+                    detail = f"it does not read {', '.join(unread)} (log: {process.log_path})"
+                    raise SystemFault(patience.lost_with(name, detail))
+                await asyncio.sleep(POLL_SECONDS)
+
     def _spawn(self, name: str, process: ServiceProcess) -> None:
         inherited = {key: value for key, value in os.environ.items() if key not in _OURS}
+        if process.command:
+            process.environment = {
+                **inherited,
+                **self._environment,
+                "AMQP_URL": self._broker_url(process.participant),
+                "DATA_DIR": str(self.folder),
+            }
+            with process.log_path.open("ab") as log:
+                process.log_offset = log.tell()
+                process.popen = start_program(
+                    process.command, process.environment, log, self._guard.pid
+                )
+            return
         patience = dict.fromkeys(_PATIENCE, f"{start_seconds():g}")
         process.environment = {
             **patience,
@@ -583,6 +637,12 @@ class System:
                 if self._disposable:
                     await asyncio.to_thread(server.kill)
                 await asyncio.to_thread(server.stop)
+
+
+async def _readers(channel: AbstractChannel, queue: str) -> int:
+    """How many there are of a queue."""
+    found = await channel.declare_queue(queue, passive=True)
+    return found.declaration_result.consumer_count or 0
 
 
 def _only_disk_lacks(response: httpx.Response) -> str:

@@ -71,7 +71,8 @@ class Report:
 
     `dead_letters` counts by participant. `for_people` are by rule the subjects that a person has to
     decide on. `not_covered` names what nothing looks at: then all is not said to be well. `unread`
-    says why books of outsides that keep none were not read.
+    says why books of outsides that keep none were not read, nor the databases of participants in
+    other languages.
     """
 
     ok: bool
@@ -143,10 +144,13 @@ async def reconcile(
             for each in saga.left_to_people
         },
         not_covered=not_covered,
-        unread=tuple(
-            f"the books of {outside.name} were not read: {outside.no_books}"
-            for outside in saga.outside
-            if outside.no_books
+        unread=(
+            *(
+                f"the books of {outside.name} were not read: {outside.no_books}"
+                for outside in saga.outside
+                if outside.no_books
+            ),
+            *saga.elsewhere(),
         ),
     )
 
@@ -234,7 +238,9 @@ async def _gather(deployment: Deployment, saga: Saga, grace_seconds: float) -> _
         started_at=started_at,
         grace_seconds=grace_seconds,
         history=history,
-        sequences=books.sequences,
+        # What one in another language has counted is not known; before its last event, all are.
+        sequences=books.sequences
+        | {p.name: history.last_numbers(p.name) for p in choreography.foreign},
         undone=undone,
         letters=letters,
         waiting=waiting,

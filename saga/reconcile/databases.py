@@ -51,7 +51,7 @@ def read_books(deployment: Deployment, saga: Saga) -> Books:
     # Whoever hears of a subject later is read later, so that nobody seems ahead of its cause; what
     # is left of such races is gone at the next reading.
     order = Flow(saga.choreography).participants
-    for participant in sorted(saga.participants, key=lambda p: order.index(p.name)):
+    for participant in sorted(saga.choreography.in_python, key=lambda p: order.index(p.name)):
         read = partial(read_book, participant, tables_in(participant.package), books)
         _read(deployment, participant.name, read)
     return books
@@ -109,11 +109,12 @@ def undone(
 ) -> dict[str, dict[str, OwedMessage]]:
     """What each participant owes and has no inbox row for; blocks. Raises `ReconcileError`.
 
-    What is so old that it may have done and forgotten it, nobody can tell: that is left out.
+    Of those in other languages nobody can tell that. What is so old that a participant may have
+    done and forgotten it, nobody can tell either: that is left out.
     """
     forgotten = utc_now() - timedelta(days=deployment.inbox_days)
     left: dict[str, dict[str, OwedMessage]] = {}
-    for participant in saga.participants:
+    for participant in saga.choreography.in_python:
         left[participant.name] = mine = {
             key: message
             for key, message in owed[participant.name].items()
@@ -139,7 +140,7 @@ def strike_out(owed: dict[str, OwedMessage], inbox: sa.Table, connection: Connec
 
 def table_of(saga: Saga, kind: type[State]) -> Owned:
     """The participant that keeps states of a kind, and its table. Raises `ReconcileError`."""
-    for participant in saga.participants:
+    for participant in saga.choreography.in_python:
         if (table := tables_in(participant.package).states.get(kind)) is not None:
             return participant.name, table.table.name
     raise ReconcileError(f"no participant of {saga.name} keeps {kind.__name__}")

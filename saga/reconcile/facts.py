@@ -50,7 +50,8 @@ class MessageFates:
     grace_seconds: float
     history: History
     sequences: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    """How many events each participant has committed, by subject."""
+    """How many events each participant has committed, by subject; of one in another language, at
+    least."""
     undone: Mapping[str, Mapping[str, OwedMessage]] = field(default_factory=dict)
     """By key, the messages each participant should have dealt with and has no inbox row for."""
     letters: Mapping[str, Sequence[RestingMessage]] = field(default_factory=dict)

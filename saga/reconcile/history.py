@@ -192,6 +192,14 @@ class History:
             if not known:
                 yield number
 
+    def last_numbers(self, participant: str) -> dict[str, int]:
+        """Keyed by subject: the highest number known of a participant's events."""
+        last = {subject: seen.bit_length() - 1 for subject, seen in self._seen[participant].items()}
+        for (name, subject), numbers in self._seen_beyond.items():
+            if name == participant:
+                last[subject] = max(last.get(subject, 0), *numbers)
+        return last
+
     def complete(self, participant: str, subject: str) -> bool:
         """Whether the history still has the beginning of what a participant said of a subject."""
         whole = not self.trimmed or bool(self._seen.get(participant, {}).get(subject, 0) & 2)

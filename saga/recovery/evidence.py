@@ -30,9 +30,11 @@ class DatabaseEvidence:
     def __init__(self, deployment: Deployment, graph: Choreography) -> None:
         self._deployment = deployment
         self._history_url = Archive(deployment).url
-        self._tables: dict[str, Tables] = {p.name: tables_of(p.name) for p in graph.participants}
+        self._tables: dict[str, Tables] = {p.name: tables_of(p.name) for p in graph.in_python}
 
     def kept(self, participant: str) -> Publications:
+        if participant not in self._tables:  # What it keeps is not known here.
+            return Publications(source_of(participant), {})
         tables = self._tables[participant]
 
         def read(connection: Connection) -> Publications:
@@ -51,6 +53,9 @@ class DatabaseEvidence:
     def done(self, participant: str, keys: Collection[MessageKey]) -> Collection[MessageKey]:
         if not keys:
             return ()
+        if participant not in self._tables:
+            causes = pages.causes_among(self._history_url, source_of(participant), keys)
+            return [key for key in keys if key.id in causes]
         tables = self._tables[participant]
         return read_database(self._url(participant), lambda c: tables.already_done(c, keys).keys())
 

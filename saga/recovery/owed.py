@@ -89,7 +89,8 @@ class Evidence(Protocol):
         ...
 
     def done(self, participant: str, keys: Collection[MessageKey]) -> Collection[MessageKey]:
-        """Those of these messages that a participant's inbox knows."""
+        """Those of these messages that a participant's inbox knows; of one in another language,
+        those that it has published something because of. Its inbox knows the others."""
         ...
 
     def recorded(self, since: datetime) -> Iterator[Sequence[Fact | Stray]]:

@@ -1,15 +1,24 @@
-"""What all runs share: the saga's services, their databases, and the broker's topology."""
+"""What all runs share: the saga's services, their databases, and the broker's topology.
+
+A participant in another language is played in Python: the kernel runs a stand-in, which answers
+each message by something that its signature allows, and keeps what it has said.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import random
+from collections.abc import Mapping, Sequence
+
+import sqlalchemy as sa
 
 from saga.declaration import Saga, SagaError
 from saga.discovery import tables_in
+from saga.foreign import Answers, Elsewhere, foreign_in
 from saga.graph.flow import Flow, Node
 from saga.load.plan import Load
-from saga.message import Ask, Command, Event, Intent
+from saga.message import Ask, Command, Event, Intent, Message
 from saga.rules import Rules
+from saga.runtime.kernel.tables import StateTable, Tables
 from saga.runtime.messaging.topology import topology_of
 from saga.runtime.service import Service
 from saga.simulation.database import SimulatedStore
@@ -24,15 +33,21 @@ class Scene:
                 f"{saga.name} has no load: there is nothing to simulate; declare `load`, a "
                 f"function that draws a `saga.load.plan.Plan`"
             )
-        self.saga = saga
         self.load: Load = saga.load
+        foreign = foreign_in(saga.participants)
+        self._seed = 0
+        self.saga = saga = saga.with_(*(each.played(self._choose) for each in foreign))
         self.choreography = saga.choreography
         self.rules = Rules(saga)
         flow = Flow(self.choreography)
         self.ends_of_dues = {command.type: _first_ends(flow, command) for command in flow.dues}
         """Keyed by a due command's type: the types of events that end a saga and may come of it."""
         self.topology = topology_of(self.choreography)
-        self.tables = {p.name: tables_in(p.package) for p in saga.participants}
+        stand_ins = {participant.name for participant in foreign}
+        self.tables = {
+            p.name: _elsewhere() if p.name in stand_ins else tables_in(p.package)
+            for p in saga.participants
+        }
         """By participant."""
         self.stores = {name: SimulatedStore(tables) for name, tables in self.tables.items()}
         """By participant."""
@@ -47,9 +62,46 @@ class Scene:
             found.append(Service(participant, tables, ask=own))
         return found
 
+    def begin(self, seed: int) -> None:
+        """Empty the databases for the run of a seed."""
+        self._seed = seed
+        for store in self.stores.values():
+            store.empty()
+
+    def _choose(self, message: Message, answers: Sequence[Answers]) -> Answers:
+        """The same each time in the same run: a message may be decided on again."""
+        return random.Random(f"{self._seed}/{message!r}").choice(answers)
+
     def close(self) -> None:
         for store in self.stores.values():
             store.close()
+
+
+class _PublishedTypes(sa.TypeDecorator[frozenset[str]]):
+    """Types of messages, one in each line."""
+
+    impl = sa.Text
+    cache_ok = True
+
+    def process_bind_param(self, value: frozenset[str] | None, dialect: sa.Dialect) -> str:
+        return "\n".join(sorted(value or ()))
+
+    def process_result_value(self, value: str | None, dialect: sa.Dialect) -> frozenset[str]:
+        return frozenset((value or "").split())
+
+
+def _elsewhere() -> Tables:
+    """The tables of a stand-in."""
+    metadata = sa.MetaData()
+    table = sa.Table(
+        "elsewhere",
+        metadata,
+        sa.Column("key", sa.String(255), primary_key=True),
+        sa.Column("version", sa.Integer, nullable=False),
+        sa.Column("sequence", sa.Integer, nullable=False),
+        sa.Column("published", _PublishedTypes, nullable=False),
+    )
+    return Tables(metadata, StateTable(Elsewhere, table))
 
 
 def _first_ends(flow: Flow, command: type[Command]) -> frozenset[str]:

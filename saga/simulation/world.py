@@ -73,8 +73,7 @@ class World:
         self.scene = scene
         self.choreography = scene.choreography
         self.stores = scene.stores
-        for store in self.stores.values():
-            store.empty()
+        scene.begin(seed)
         chance = _stream(seed, "schedule")
         self.loop = SimulatedLoop(chance)
         self.trace = SimulationTrace(self.loop)

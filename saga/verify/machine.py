@@ -12,12 +12,22 @@ from datetime import datetime
 from itertools import chain
 from typing import Any, Generic, TypeVar
 
-from saga.choreography import State
+from saga.choreography import ChoreographyError, State
 from saga.declaration import Stimulus
 from saga.envelope import Envelope, derived_id, is_recorded, source_of, wrap
+from saga.foreign import Elsewhere, Foreign
 from saga.message import Answer, Command, Event, Intent, Message, Priority
 from saga.outside import Outside, OutsideError
-from saga.runtime.kernel.step import Decision, DueStays, Firing, StateId, react, react_to_due
+from saga.runtime.kernel.step import (
+    Decision,
+    DueStays,
+    Firing,
+    StateId,
+    decided,
+    react,
+    react_to_due,
+    reaction_to,
+)
 from saga.verify.facts import (
     FIELD,
     FIELD_BITS,
@@ -46,6 +56,10 @@ class _Asks(State):
     nothing that anybody knows, but each time may have its effect."""
 
 
+class _InInbox(State):
+    """That a participant in another language has a message in its inbox."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Heard:
     """What an outside knows; and, where it is not idempotent, the questions that had an effect."""
@@ -68,6 +82,8 @@ class Machine:
     def __init__(self, model: Model) -> None:
         self.model = model
         self.participants = model.choreography.participants
+        self._foreign = {n: p for n, p in enumerate(self.participants) if isinstance(p, Foreign)}
+        """By number, those in other languages."""
         self._number_of = {p.name: number for number, p in enumerate(self.participants)}
         self._known: list[_Numbers[Knowledge]] = [_Numbers(p.name) for p in self.participants]
         self._books: list[_Numbers[Any]] = [_Numbers(each.name) for each in model.outside]
@@ -189,6 +205,8 @@ class Machine:
 
     def _outcomes(self, action: Action, value: int) -> Iterator[ActionOutcome]:
         match action.about:
+            case Sent() as sent if action.whose in self._foreign:
+                yield from self._answer(action, sent, value)
             case Sent() as sent:
                 yield self._take(action, sent, sent.envelope.data, value)
             case Answered() as answered:
@@ -207,6 +225,35 @@ class Machine:
         if decision.intent is not None:
             progress = self._asking(action, cause, decision.intent, after)
         return ActionOutcome(after | self._publish(decision) | self._fact(progress))
+
+    def _answer(self, action: Action, sent: Sent, value: int) -> Iterator[ActionOutcome]:
+        """A participant in another language answers a message, once, by anything that its signature
+        allows. That it was answered is known to its own inbox."""
+        participant, known = self._foreign[action.whose], self._known[action.whose]
+        before, cause = known.values[value], sent.envelope
+        in_inbox: StateId = (_InInbox, f"{cause.id}\t{cause.source}")
+        if in_inbox in before:
+            return
+
+        def find(state_id: StateId) -> State:
+            kind, key = state_id
+            return before.get(state_id) or kind(key)
+
+        reaction = reaction_to(participant, cause.data)
+        self.reacted.add((participant.name, reaction.name))
+        elsewhere = find((reaction.own, cause.subject))
+        published = elsewhere.published if isinstance(elsewhere, Elsewhere) else ()
+        try:
+            answers = participant.answers(cause.data, published)
+        except ChoreographyError as error:
+            raise VerifyError(str(error)) from error
+        for answer in answers:
+            decision = decided(participant, reaction, cause, answer, find, action.now)
+            after = {**before, **decision.changes, in_inbox: _InInbox(in_inbox[1])}
+            number = known.number(frozenset(after.items()), after)
+            bits = number << action.shift | self._publish(decision)
+            reply = " and ".join(event.type for event in answer) or "nothing"
+            yield ActionOutcome(bits | self._fact(Handled(sent, action.whose)), reply)
 
     def _hear(self, action: Action, question: Asked, value: int) -> Iterator[ActionOutcome]:
         """The outside hears a question, and has an answer; or the message is to be tried again, or
@@ -281,6 +328,12 @@ class Machine:
         self, action: Action, cause: Envelope[Any], message: Message, value: int
     ) -> tuple[Decision, int]:
         """The kernel's step: what is decided, and the field after it."""
+        if action.whose in self._foreign:
+            raise VerifyError(
+                f"{self.model.name} gives {type(message).__name__} to {self.names[action.whose]}, "
+                f"which is in another language: what it makes of that at once is not known; name "
+                f"it under `sent`, where any answer is tried"
+            )
         before = self._known[action.whose].values[value]
         participant, firing = self.participants[action.whose], action.about
         reaction = participant.by_message.get(type(message))

@@ -147,6 +147,8 @@ class Walk:
             text = f"{receiver} is told of {self._names[about.question]}: {about.reply}"
         else:
             text = f"{receiver} takes {self._names[about]}"
+            if choice.reply:
+                text = f"{text}: {choice.reply}"
         return text if now == self._machine.model.moments[0] else f"{text}, at {now:%H:%M:%S}"
 
     def take(self, choice: _Choice) -> StepInWords:

@@ -14,7 +14,7 @@ from saga.message import Event, Priority
 from saga.runtime.messaging import frames
 from saga.runtime.messaging.dead_letters import ATTEMPTS, REPLAYS, attempts_in, ours_in
 from saga.runtime.messaging.frames import Delivery
-from saga.runtime.messaging.topology import DEAD_EXCHANGE, EVENTS_EXCHANGE
+from saga.runtime.messaging.topology import DEAD_EXCHANGE, EVENTS_EXCHANGE, wait_queue
 from saga.runtime.messaging.trust import EDITOR_SOURCE, check_sender
 from tests.errands import asked, told_to_ride
 from tests.integration.toy import NOW
@@ -118,6 +118,14 @@ def test_what_the_broker_has_set_aside_is_believed_as_it_was_before(
     table: Any = [{"exchange": came_by, "queue": QUEUE, "reason": "delivery_limit"}]
     death = frames.Field(b"x-death", encode.encode_table_value(table))
     assert bool(ours_in(delivered(DEAD_EXCHANGE, "toy", death, *HEADERS))) is believed
+
+
+def test_a_copy_of_what_came_from_a_wait_queue_may_carry_the_brokers_note_of_that() -> None:
+    wait = wait_queue(500)
+    table: Any = [{"exchange": wait, "queue": wait, "reason": "expired"}]
+    death = frames.Field(b"x-death", encode.encode_table_value(table))
+    copy = delivered(DEAD_EXCHANGE, "toy", death, *HEADERS)
+    assert ours_in(copy) == {ATTEMPTS: 9, REPLAYS: 1}
 
 
 @pytest.mark.parametrize("value", [-1, 2**63 - 1, "many", True, b"9"])

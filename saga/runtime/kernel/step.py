@@ -164,6 +164,35 @@ def react(
     own = find(own_id)
     results = _as_tuple(reaction.function(message, *_arguments(reaction, message, own, find, now)))
     _check(participant, reaction, message, subject, results)
+    return decided(
+        participant,
+        reaction,
+        cause,
+        results,
+        find,
+        now,
+        traceparent,
+        taken_at=taken_at,
+        attempt=attempt,
+    )
+
+
+def decided(
+    participant: Participant,
+    reaction: Reaction,
+    cause: Envelope[Any],
+    results: tuple[Any, ...],
+    find: Find,
+    now: datetime,
+    traceparent: str | None = None,
+    *,
+    taken_at: datetime | None = None,
+    attempt: int = 1,
+) -> Decision:
+    """What becomes of a reaction's results, all of which have the subject of `cause`; see
+    `react`."""
+    own_id: StateId = (reaction.own, cause.subject)
+    own = find(own_id)
     cause_id = id_among_causes(type(cause.data), cause.key)
     events: list[Envelope[Any]] = []
     intent: Intent | None = None

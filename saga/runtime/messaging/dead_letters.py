@@ -14,9 +14,10 @@ from enum import StrEnum
 from typing import Any, Final
 
 from saga.limits import ATTEMPT_MAX, moment_of
+from saga.retry import RUNGS_MS
 from saga.runtime.messaging import frames
 from saga.runtime.messaging.frames import Delivery, Field
-from saga.runtime.messaging.topology import EVENTS_EXCHANGE
+from saga.runtime.messaging.topology import EVENTS_EXCHANGE, wait_queue
 from saga.version import engine_version
 
 ERROR_MAX_CHARACTERS = 1_000
@@ -66,6 +67,7 @@ class Reason(StrEnum):
 BROKERS: Final = (b"x-death", b"x-first-death-", b"x-last-death-", b"x-delivery-count")
 """What the names of the broker's own notes begin with. Published again, RabbitMQ 3 would go on
 counting from them."""
+_WAIT_QUEUES: Final = frozenset(map(wait_queue, RUNGS_MS))
 _ROUTING: Final = (b"CC", b"BCC")
 """Headers that send a copy elsewhere, whoever may write there."""
 _BINDING: Final = ("expiration", "user_id")
@@ -107,7 +109,8 @@ def is_believed(delivery: Delivery, queue: str | None = None) -> bool:
     A work queue gets by the default exchange, under its own name, what has waited, what was
     replayed, and what an operator sent; events come by their own exchange, from whoever may publish
     them. A copy among those that wait or are dead is its service's own, unless the broker has moved
-    it there.
+    it there. From a wait queue the broker moves to work queues only: a note of that was on what its
+    service has copied, with all its headers.
     """
     if not delivery.exchange:
         return queue in (None, delivery.routing_key)
@@ -117,7 +120,9 @@ def is_believed(delivery: Delivery, queue: str | None = None) -> bool:
     if deaths is None:
         return True
     last = deaths[0] if isinstance(deaths, list) and deaths else None
-    return isinstance(last, dict) and last.get("exchange") == ""
+    return isinstance(last, dict) and (
+        last.get("exchange") == "" or last.get("queue") in _WAIT_QUEUES
+    )
 
 
 def ours_in(delivery: Delivery, queue: str | None = None) -> Mapping[str, Any]:

@@ -1,0 +1,16 @@
+"""The service that packs parcels."""
+
+from __future__ import annotations
+
+from saga.runtime.service import Service, main
+from saga.runtime.settings import Settings
+from tests.parcels import SHOP
+from tests.parcels.shop.store import TABLES
+
+
+def build(_: Settings) -> Service:
+    return Service(SHOP, TABLES)
+
+
+if __name__ == "__main__":
+    main(build, Settings)
