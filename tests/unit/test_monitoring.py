@@ -16,9 +16,11 @@ import yaml
 from monitoring.dashboards.__main__ import FOLDER, dashboards
 from monitoring.dashboards.panels import HEIGHT
 from saga.discovery import choreography
-from saga.local.observe import MONITORING, configuration
+from saga.generate.monitoring import prometheus_config
+from saga.local.observe import configuration
 
 ROOT = Path(__file__).parents[2]
+MONITORING = ROOT / "monitoring"
 RULES = sorted((MONITORING / "rules").glob("*.yml"))
 RULE_TESTS = sorted((MONITORING / "rules" / "tests").glob("*.yml"))
 DASHBOARDS = sorted(FOLDER.glob("*.json"))
@@ -108,8 +110,9 @@ def test_every_service_is_scraped() -> None:
 
 
 def test_the_configuration_on_this_machine_differs_only_in_addresses_and_intervals() -> None:
-    written = load(MONITORING / "prometheus.yml")
-    configured = configuration({"saga": ["127.0.0.1:1", "127.0.0.1:2"]}, 0.5)
+    written = prometheus_config("orders")
+    targets = {"saga": ["127.0.0.1:1", "127.0.0.1:2"]}
+    configured = configuration(targets, 0.5, "orders")
 
     assert configured["global"] == {"scrape_interval": "500ms", "evaluation_interval": "500ms"}
     jobs = configured["scrape_configs"]
