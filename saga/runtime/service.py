@@ -292,7 +292,9 @@ def course_here(participant: Participant) -> Course | None:
         return course_of(discovery.saga(), participant)
     except SagaError as error:
         log.debug("the course of sagas is not measured: %s", error)
-        return None
+    except ImportError as error:  # What only measures keeps no service from running.
+        log.warning("the course of sagas is not measured: %s", error)
+    return None
 
 
 def routes_of(service: Service) -> Iterator[Callable[[Running], APIRouter]]:

@@ -1,4 +1,4 @@
-"""Prometheus and Grafana for any saga: dashboards, rules and alerts, the same for all.
+"""Prometheus and Grafana for any saga: dashboards, rules, alerts and runbooks, the same for all.
 
 What they show is told apart by the label `saga`, which each target gets when it is scraped; so one
 Prometheus may watch several sagas, on one broker or on several.
@@ -19,7 +19,12 @@ DATA: Final = Path(__file__).parent
 FOLDER: Final = "monitoring"
 """Of a project: where its copies are."""
 PROMETHEUS: Final = "prometheus.yml"
-_AS_THEY_ARE: Final = ("grafana/**/*.json", "grafana/**/*.yml", "rules/*.yml")
+_AS_THEY_ARE: Final = (
+    (FOLDER, "grafana/**/*.json"),
+    (FOLDER, "grafana/**/*.yml"),
+    (FOLDER, "rules/*.yml"),
+    ("docs", "runbooks/*.md"),  # Where the alerts say that they are.
+)
 _SCRAPED: Final = Marks(
     "    # The services, and the saga that they belong to, by `make generate`.\n",
     "    # End of the services.\n",
@@ -30,8 +35,8 @@ def monitoring_files(root: Path, saga: str, services: Iterable[str]) -> dict[str
     """The text that each file should have, by its name below `root`. Of `prometheus.yml`, which is
     the project's own once it is there, only the services. Raises `GenerateError`."""
     files = {
-        f"{FOLDER}/{file.relative_to(DATA).as_posix()}": file.read_text(encoding="utf-8")
-        for pattern in _AS_THEY_ARE
+        f"{folder}/{file.relative_to(DATA).as_posix()}": file.read_text(encoding="utf-8")
+        for folder, pattern in _AS_THEY_ARE
         for file in DATA.glob(pattern)
     }
     here = root / FOLDER / PROMETHEUS
