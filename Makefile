@@ -60,8 +60,8 @@ format: ## Format the code and fix what can be fixed safely
 
 generate: ## Write the files that follow from code: definitions, contracts, map, pages, dashboards
 	@scripts/setup --no-broker
-	@$(VENV)/bin/saga generate
 	@$(VENV)/bin/python -m monitoring.dashboards
+	@$(VENV)/bin/saga generate
 
 lock: ## Pin the dependencies anew (needs uv; ARGS='--upgrade' takes newer versions)
 	@scripts/lock $(ARGS)

@@ -15,13 +15,15 @@ from collections.abc import Callable
 from uuid import uuid4
 
 from common.events import PaymentCharged
-from order_service.domain import PARTICIPANT, Order, OrderStatus
+from order_saga import SAGA
+from order_service.domain import PARTICIPANT, Order
+from saga.course import course_of
 from saga.envelope import wrap
 from saga.message import Priority
 from saga.runtime.kernel.outgoing import Outgoing
 from saga.runtime.kernel.tables import utc_now
 from saga.runtime.kernel.work import Done
-from saga.runtime.metrics import KernelMetrics, OrderMetrics, OutboxMetrics
+from saga.runtime.metrics import KernelMetrics, OutboxMetrics, SagaMetrics
 
 LIMIT_MICROSECONDS = 15.0
 MESSAGES = 20_000
@@ -33,7 +35,9 @@ def last_message() -> Callable[[], None]:
     """Does once what is measured and counted for that message."""
     kernel = KernelMetrics(PARTICIPANT)
     outbox = OutboxMetrics(PARTICIPANT.name)
-    orders = OrderMetrics(OrderStatus.CONFIRMED, OrderStatus.CANCELLED, [])
+    course = course_of(SAGA, PARTICIPANT)
+    assert course is not None
+    sagas = SagaMetrics(course)
     event = PaymentCharged(order_id=uuid4(), currency="EUR", amount_cents=100, reference="")
     envelope = wrap(event, id="1", source="/", time=utc_now(), priority=Priority.HIGH)
     outcome = Done((), Order(event.subject))
@@ -42,14 +46,8 @@ def last_message() -> Callable[[], None]:
     def count() -> None:
         began = time.perf_counter()
         kernel.reacted(event, time.perf_counter() - began)
-        orders.ended(
-            OrderStatus.CONFIRMED,
-            "",
-            Priority.HIGH,
-            in_time=True,
-            seconds=0.1,
-            traceparent=envelope.traceparent,
-        )
+        sagas.ended("order.confirmed", "", Priority.HIGH, True, envelope.traceparent)
+        sagas.took("order.confirmed", Priority.HIGH, 0.1, envelope.traceparent)
         kernel.committed(1, 0.004)
         kernel.handled(envelope, outcome, 0.01)
         outbox.publish_seconds.observe(0.01)

@@ -10,22 +10,18 @@ from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.engine import Connection
 
-from common.events import STOCK_QUANTITY_MAX, Currency, Sku, StockReleased, UnitPriceCents
+from common.events import STOCK_QUANTITY_MAX, Currency, Sku, UnitPriceCents
 from inventory_service.domain import PARTICIPANT, AddStock, Delivery, StockItem, delivery_key
 from inventory_service.store import DELIVERIES, STOCK, TABLES
 from saga.envelope import MessageKey, derived_id, source_of
 from saga.runtime.kernel.rows import writing
-from saga.runtime.kernel.step import Decision
 from saga.runtime.kernel.tables import VersionConflict
-from saga.runtime.metrics import CompensationMetrics
 from saga.runtime.problem import Problem, problems
 from saga.runtime.service import Running, Service, main
 from saga.runtime.settings import Settings
 from saga.runtime.web import WITH_BODY, IdempotencyKey, answer_from, unless_away
 
 DELIVERY_ITEMS_MAX = 500
-
-_compensated = CompensationMetrics(PARTICIPANT.name, "released", "nothing")
 
 
 class NewStock(BaseModel):
@@ -142,16 +138,9 @@ def _is(brought: Delivery, item: NewStock) -> bool:
     )
 
 
-def observe(decision: Decision) -> None:
-    """Count what was released."""
-    for event in decision.events:
-        if isinstance(event.data, StockReleased):
-            _compensated("released" if event.data.lines else "nothing", event)
-
-
 def build(_: Settings) -> Service:
     """The inventory service."""
-    return Service(PARTICIPANT, TABLES, routes=routes, on_commit=observe)
+    return Service(PARTICIPANT, TABLES, routes=routes)
 
 
 def serve() -> None:

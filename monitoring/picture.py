@@ -69,7 +69,7 @@ class Source:
         self._variables = {
             "__rate_interval": f"{max(4, round(4 * self._step))}s",
             "__range": f"{round(seconds)}s",
-            "participant": ".*",
+            **dict.fromkeys(("saga", "participant", "vhost"), ".*"),
         }
 
     def lines(self, panel: dict[str, Any]) -> list[Line]:

@@ -7,13 +7,11 @@ from collections.abc import Mapping
 from datetime import datetime
 from email.message import EmailMessage
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Final, Self
 from uuid import UUID
 
 from fastapi import APIRouter, Query
-from prometheus_client import Gauge
 from pydantic import BaseModel, ConfigDict, Field
-from sqlalchemy.engine import Connection
 
 from common.events import Letter
 from notification_service.domain import (
@@ -51,7 +49,7 @@ from notification_service.store import (
 from saga.message import Answer
 from saga.runtime.kernel.database import Database
 from saga.runtime.kernel.work import Done, Duplicate
-from saga.runtime.metrics import notifications_unknown
+from saga.runtime.metrics import Figure
 from saga.runtime.problem import Problem, problems
 from saga.runtime.service import Running, Service, main
 from saga.runtime.settings import Settings, SettingsError
@@ -162,9 +160,13 @@ def routes(running: Running) -> APIRouter:
     return router
 
 
-def figures(connection: Connection, _: datetime) -> Mapping[Gauge, float]:
-    """How many mails wait for a person."""
-    return {notifications_unknown: count_unknown(connection)}
+FIGURES: Final = (
+    Figure(
+        "notification_mails_unknown",
+        "Mails of which nobody knows whether they were sent.",
+        count_unknown,
+    ),
+)
 
 
 def build_with(
@@ -226,7 +228,7 @@ def build_with(
         TABLES,
         ask={Send: send, Resend: send, PutOff: put_off},
         routes=routes,
-        figures=figures,
+        figures=FIGURES,
         recall=recall,
         # What is taken and not yet sent when the service is killed is for a person: no more of it
         # than can be sent at once.

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Annotated, Self
 from uuid import UUID, uuid4
 
 from fastapi import APIRouter, Header, Response
-from prometheus_client import Gauge
 from pydantic import BaseModel, ConfigDict, Field
-from sqlalchemy.engine import Connection
 
 from common.events import (
     LINES_MAX,
@@ -18,32 +15,21 @@ from common.events import (
     CancellationReason,
     Currency,
     NewCustomer,
-    OrderCancelled,
-    OrderConfirmed,
     OrderLine,
-    OrderPlaced,
     PlaceOrder,
     order_id_of,
 )
 from order_service.domain import PARTICIPANT, CancelOrder, Order, OrderStatus
-from order_service.store import ORDERS, TABLES, count_pending
+from order_service.store import ORDERS, TABLES
 from saga.choreography import State
-from saga.clock import elapsed
-from saga.due import OVERDUE_SECONDS
 from saga.envelope import derived_id
 from saga.message import Priority
 from saga.runtime import tracing
-from saga.runtime.kernel.step import Decision
 from saga.runtime.kernel.work import Done
-from saga.runtime.metrics import OrderMetrics, orders_overdue, orders_pending, orders_turned_away
-from saga.runtime.problem import Problem, problems, unavailable
+from saga.runtime.problem import Problem, problems
 from saga.runtime.service import Running, Service, main
 from saga.runtime.settings import Settings
 from saga.runtime.web import CHANGING, WITH_BODY, IdempotencyKey, answer_from
-
-_metrics = OrderMetrics(
-    OrderStatus.CONFIRMED, OrderStatus.CANCELLED, [str(reason) for reason in CancellationReason]
-)
 
 
 class NewLine(OrderLine):
@@ -138,13 +124,9 @@ def routes(running: Running) -> APIRouter:
         order_id = order_id_of(key)
         command = new.command(order_id)
         with tracing.request("POST /orders", str(order_id), traceparent, status=202):
-            too_many = running.outbox.backlog > running.settings.outbox_backlog_max
             # One that was placed before is told so again: that adds nothing to what waits.
-            if too_many and not (idempotency_key and await known(order_id)):
-                orders_turned_away.inc()
-                raise unavailable(
-                    f"{running.outbox.backlog} events wait for the broker; try again later"
-                )
+            if not (idempotency_key and running.backlogged and await known(order_id)):
+                running.turn_away()
             outcome = await running.give(
                 command, id=derived_id(key, command.type), priority=new.priority
             )
@@ -185,41 +167,9 @@ def routes(running: Running) -> APIRouter:
     return router
 
 
-def observe(decision: Decision) -> None:
-    """Count the order that has just been placed, or has ended."""
-    order = decision.own
-    for event in decision.events:
-        if isinstance(event.data, OrderPlaced):
-            _metrics.started(event.priority)
-        elif isinstance(event.data, OrderConfirmed | OrderCancelled):
-            assert isinstance(order, Order)  # noqa: S101 - only its reactions publish these
-            if order.placed_at is not None:
-                _metrics.ended(
-                    order.status,
-                    order.reason or "",
-                    order.priority,
-                    in_time=event.time <= order.deadline,
-                    seconds=elapsed(order.placed_at, event.time).total_seconds(),
-                    traceparent=event.traceparent,
-                )
-
-
-def figures(connection: Connection, now: datetime) -> Mapping[Gauge, float]:
-    """How many orders have not ended, and how many of them are overdue."""
-    late = now - timedelta(seconds=OVERDUE_SECONDS)
-    pending, overdue = count_pending(connection, late)
-    return {orders_pending: pending, orders_overdue: overdue}
-
-
 def build(_: Settings) -> Service:
     """The order service."""
-    return Service(
-        PARTICIPANT,
-        TABLES,
-        routes=routes,
-        on_commit=observe,
-        figures=figures,
-    )
+    return Service(PARTICIPANT, TABLES, routes=routes)
 
 
 def serve() -> None:

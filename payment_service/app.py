@@ -10,7 +10,6 @@ from uuid import UUID
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 
-from common.events import PaymentRefunded, PaymentVoided
 from payment_service.domain import (
     PARTICIPANT,
     Charge,
@@ -29,15 +28,11 @@ from payment_service.gateway import (
 )
 from payment_service.ledger import Decline
 from payment_service.store import PAYMENTS, TABLES
-from saga.runtime.kernel.step import Decision
-from saga.runtime.metrics import CompensationMetrics
 from saga.runtime.problem import Problem, problems
 from saga.runtime.service import Running, Service, main
 from saga.runtime.settings import Settings, SettingsError
 from saga.runtime.urls import sqlite_url
 from saga.runtime.web import answer_from
-
-_compensated = CompensationMetrics(PARTICIPANT.name, "refunded", "nothing")
 
 
 class PaymentSettings(Settings):
@@ -80,15 +75,6 @@ def routes(running: Running) -> APIRouter:
     return router
 
 
-def observe(decision: Decision) -> None:
-    """Count what was refunded."""
-    for event in decision.events:
-        if isinstance(event.data, PaymentRefunded):
-            _compensated("refunded", event)
-        elif isinstance(event.data, PaymentVoided):
-            _compensated("nothing", event)
-
-
 def build_with(gateway: PaymentGateway, folders: Mapping[str, Path] | None = None) -> Service:
     """The payment service, with this provider, which writes into these `folders`."""
 
@@ -114,7 +100,6 @@ def build_with(gateway: PaymentGateway, folders: Mapping[str, Path] | None = Non
         TABLES,
         ask={Charge: charge, SettleCharge: charge, Refund: refund},
         routes=routes,
-        on_commit=observe,
         close=gateway.close,
         folders=folders or {},
     )

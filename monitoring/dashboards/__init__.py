@@ -1,1 +1,2 @@
-"""The dashboards as code. `python -m monitoring.dashboards` writes them for Grafana to load."""
+"""The dashboards as code. `python -m monitoring.dashboards` writes them into the engine, from where
+`saga generate` brings them into any project."""

@@ -1,17 +1,17 @@
-"""Write each dashboard to `monitoring/grafana/dashboards`; a test keeps the files in step."""
+"""Write each dashboard to where the engine has it; a test keeps the files in step."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Final
 
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 
 from monitoring.dashboards import broker, dead_letters, overview, participants
+from saga.generate.monitoring import DATA
 
-FOLDER: Final = Path(__file__).parents[1] / "grafana" / "dashboards"
+FOLDER: Final = DATA / "grafana" / "dashboards"
 
 
 def dashboards() -> Mapping[str, str]:

@@ -4,11 +4,22 @@ from __future__ import annotations
 
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
-from monitoring.dashboards.panels import NONE_IS_RIGHT, Limits, Query, figure, graph, page, rows
+from monitoring.dashboards.panels import (
+    CHOSEN,
+    NONE_IS_RIGHT,
+    Limits,
+    Query,
+    choice,
+    figure,
+    graph,
+    page,
+    rows,
+)
 
-_WORK = 'queue=~".+[.](high|normal)"'
-_WAIT = 'queue=~"saga[.]retry[.].+"'
-_DEAD = 'queue=~".+[.]dlq"'
+_HERE = f'{CHOSEN},vhost=~"$vhost"'
+_WORK = f'{_HERE},queue=~".+[.](high|normal)"'
+_WAIT = f'{_HERE},queue=~"saga[.]retry[.].+"'
+_DEAD = f'{_HERE},queue=~".+[.]dlq"'
 
 
 def _messages(what: str) -> str:
@@ -21,7 +32,17 @@ def _from_queues(what: str) -> str:
 
 
 def dashboard() -> Dashboard:
-    found = page("Broker", "saga-broker", "Queues, deliveries and the health of RabbitMQ's nodes.")
+    found = page(
+        "Broker",
+        "saga-broker",
+        "Queues, deliveries and the health of RabbitMQ's nodes. Queues are those of the sagas and "
+        "virtual hosts that are chosen; deliveries and nodes, those of the whole broker.",
+        choice(
+            "vhost",
+            "Virtual host",
+            f"label_values(queue:rabbitmq_consumers:max{{{CHOSEN}}}, vhost)",
+        ),
+    )
     return rows(
         found,
         At_a_glance=[
@@ -84,7 +105,7 @@ def dashboard() -> Dashboard:
                 "Waiting to be read",
                 "short",
                 "Messages ready in each work queue. An urgent queue is to be nearly empty.",
-                Query(f"queue:rabbitmq_messages_ready:max{{{_WORK}}}", "{{queue}}"),
+                Query(f"queue:rabbitmq_messages_ready:max{{{_WORK}}}", "{{vhost}} {{queue}}"),
                 limits=Limits(warning=5_000, bad=50_000),
                 nothing="unknown",
                 width=12,
@@ -93,7 +114,7 @@ def dashboard() -> Dashboard:
                 "Being worked on",
                 "short",
                 "Messages delivered and not yet acknowledged; at most 300 per consumer.",
-                Query(f"queue:rabbitmq_messages_unacked:max{{{_WORK}}}", "{{queue}}"),
+                Query(f"queue:rabbitmq_messages_unacked:max{{{_WORK}}}", "{{vhost}} {{queue}}"),
                 limits=Limits(warning=1_000, bad=5_000),
                 nothing="unknown",
                 width=12,
@@ -103,7 +124,7 @@ def dashboard() -> Dashboard:
                 "short",
                 "Failed messages in the wait queues, which are called by their delay in "
                 "milliseconds.",
-                Query(f"queue:rabbitmq_messages_ready:max{{{_WAIT}}}", "{{queue}}"),
+                Query(f"queue:rabbitmq_messages_ready:max{{{_WAIT}}}", "{{vhost}} {{queue}}"),
                 limits=Limits(warning=100, bad=1_000),
                 nothing="unknown",
             ),
@@ -111,7 +132,7 @@ def dashboard() -> Dashboard:
                 "Dead-letter queues",
                 "short",
                 "Until an operator's command collects them. Look: `saga dlq list`.",
-                Query(f"queue:rabbitmq_messages_ready:max{{{_DEAD}}}", "{{queue}}"),
+                Query(f"queue:rabbitmq_messages_ready:max{{{_DEAD}}}", "{{vhost}} {{queue}}"),
                 limits=NONE_IS_RIGHT,
                 nothing="unknown",
             ),
@@ -119,7 +140,7 @@ def dashboard() -> Dashboard:
                 "Consumers",
                 "short",
                 "Readers of each work queue: one per replica.",
-                Query(f"queue:rabbitmq_consumers:max{{{_WORK}}}", "{{queue}}"),
+                Query(f"queue:rabbitmq_consumers:max{{{_WORK}}}", "{{vhost}} {{queue}}"),
                 nothing="unknown",
             ),
         ],

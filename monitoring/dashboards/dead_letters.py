@@ -5,6 +5,7 @@ from __future__ import annotations
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from monitoring.dashboards.panels import (
+    CHOSEN,
     NONE_IS_RIGHT,
     Limits,
     Query,
@@ -33,7 +34,7 @@ def dashboard() -> Dashboard:
                 "short",
                 "In queues and store together. Look: `saga dlq list`. "
                 "Runbook: docs/runbooks/DeadLettersPresent.md.",
-                Query("sum(participant:saga_dead_letters:sum)"),
+                Query(f"sum(participant:saga_dead_letters:sum{{{CHOSEN}}})"),
                 limits=NONE_IS_RIGHT,
                 nothing="unknown",
                 width=6,
@@ -41,8 +42,8 @@ def dashboard() -> Dashboard:
             figure(
                 "Oldest in the store",
                 "s",
-                "Since its first failure. Orders wait for it until their deadline.",
-                Query("max(saga_dead_letters_oldest_seconds)"),
+                "Since its first failure. The saga it belongs to waits for it.",
+                Query(f"max(saga_dead_letters_oldest_seconds{{{CHOSEN}}})"),
                 limits=Limits(warning=HOUR, bad=DAY),
                 nothing="unknown",
                 width=6,
@@ -52,7 +53,7 @@ def dashboard() -> Dashboard:
                 "short",
                 "What the last reconciliation found wrong. Look: `saga reconcile`. "
                 "Runbook: docs/runbooks/BooksDoNotAddUp.md.",
-                Query("sum(saga_reconcile_violations)"),
+                Query(f"sum(saga_reconcile_violations{{{CHOSEN}}})"),
                 limits=NONE_IS_RIGHT,
                 nothing="unknown",
                 width=6,
@@ -62,7 +63,7 @@ def dashboard() -> Dashboard:
                 "s",
                 "Since the last reconciliation that could read everything. "
                 "Runbook: docs/runbooks/BooksNotChecked.md.",
-                Query("time() - max(saga_reconcile_timestamp_seconds)"),
+                Query(f"time() - min(saga_reconcile_timestamp_seconds{{{CHOSEN}}})"),
                 limits=Limits(warning=900, bad=1_800),
                 nothing="never",
                 width=6,
@@ -73,7 +74,7 @@ def dashboard() -> Dashboard:
                 "By participant",
                 "short",
                 "In queues and store together. `saga dlq list --by service` shows the same.",
-                Query("participant:saga_dead_letters:sum", "{{participant}}"),
+                Query(f"participant:saga_dead_letters:sum{{{CHOSEN}}}", "{{participant}}"),
                 limits=NONE_IS_RIGHT,
                 nothing="unknown",
             ),
@@ -83,7 +84,7 @@ def dashboard() -> Dashboard:
                 "Alike failures have the same fingerprint: `saga dlq list --fingerprint` and the "
                 "twelve digits list them, `saga dlq replay --fingerprint` sends them again.",
                 Query(
-                    "sort_desc(sum by (participant, fingerprint) (saga_dead_letters))",
+                    f"sort_desc(sum by (participant, fingerprint) (saga_dead_letters{{{CHOSEN}}}))",
                     "{{participant}} {{fingerprint}}",
                 ),
                 limits=NONE_IS_RIGHT,
@@ -92,7 +93,7 @@ def dashboard() -> Dashboard:
                 "Age of the oldest, in the store",
                 "s",
                 "Since its first failure, by participant.",
-                Query("saga_dead_letters_oldest_seconds", "{{participant}}"),
+                Query(f"saga_dead_letters_oldest_seconds{{{CHOSEN}}}", "{{participant}}"),
                 limits=Limits(warning=HOUR, bad=DAY),
                 nothing="unknown",
             ),
@@ -105,7 +106,7 @@ def dashboard() -> Dashboard:
                 "Points lead to traces.",
                 Query(
                     "sum by (participant, reason) "
-                    "(rate(saga_messages_dead_lettered_total[$__rate_interval]))",
+                    f"(rate(saga_messages_dead_lettered_total{{{CHOSEN}}}[$__rate_interval]))",
                     "{{participant}}: {{reason}}",
                 ),
                 limits=Limits(warning=0.01, bad=0.1),
@@ -118,7 +119,7 @@ def dashboard() -> Dashboard:
                 "first.",
                 Query(
                     "sum by (participant, type) "
-                    "(rate(saga_messages_replayed_total[$__rate_interval]))",
+                    f"(rate(saga_messages_replayed_total{{{CHOSEN}}}[$__rate_interval]))",
                     "{{participant}} {{type}}",
                 ),
             ),
@@ -126,7 +127,7 @@ def dashboard() -> Dashboard:
                 "What replays made of them",
                 "short",
                 "All replays together: `done`, `failed` again, not heard of in time, not sent.",
-                Query("sum by (outcome) (saga_dead_letters_replayed)", "{{outcome}}"),
+                Query(f"sum by (outcome) (saga_dead_letters_replayed{{{CHOSEN}}})", "{{outcome}}"),
                 nothing="never replayed",
             ),
         ],
@@ -134,9 +135,9 @@ def dashboard() -> Dashboard:
             graph(
                 "Violations by rule",
                 "short",
-                "What does not add up: money, stock, orders, messages. Look: `saga reconcile`.",
+                "What does not add up, by the rule that is broken. Look: `saga reconcile`.",
                 Query(
-                    "topk(10, max by (rule) (saga_reconcile_violations))",
+                    f"topk(10, max by (saga, rule) (saga_reconcile_violations{{{CHOSEN}}}))",
                     "{{rule}}",
                 ),
                 limits=NONE_IS_RIGHT,
@@ -147,7 +148,7 @@ def dashboard() -> Dashboard:
                 "Reconciling",
                 "s",
                 "How long the last reconciliation took. It reads the whole history.",
-                Query("max(saga_reconcile_seconds)", "took"),
+                Query(f"max(saga_reconcile_seconds{{{CHOSEN}}})", "took"),
                 limits=Limits(warning=60, bad=300),
                 nothing="never checked",
                 width=6,
@@ -156,7 +157,7 @@ def dashboard() -> Dashboard:
                 "Reconciliations that failed",
                 "short",
                 "They could not read everything, in the last hour. Look: `saga reconcile`.",
-                Query("increase(saga_reconcile_failures_total[1h])", "failed"),
+                Query(f"sum(increase(saga_reconcile_failures_total{{{CHOSEN}}}[1h]))", "failed"),
                 limits=NONE_IS_RIGHT,
                 nothing="unknown",
                 width=6,

@@ -1,10 +1,11 @@
-"""*Saga overview*: whether customers are served, and if not, what sort of trouble it is."""
+"""*Saga overview*: whether sagas end, and in time, and if not, what sort of trouble it is."""
 
 from __future__ import annotations
 
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from monitoring.dashboards.panels import (
+    CHOSEN,
     NONE_IS_RIGHT,
     Limits,
     Query,
@@ -16,63 +17,60 @@ from monitoring.dashboards.panels import (
 )
 from saga.runtime.metrics import URGENT_OBJECTIVE_SECONDS
 
-_FUNNEL = {
-    "placed": "order.placed",
-    "stock reserved": "stock.reserved",
-    "charged": "payment.charged",
-    "confirmed": "order.confirmed",
-}
+
+def _rate(metric: str, more: str = "") -> str:
+    return f"sum(rate({metric}{{{CHOSEN}{more}}}[$__rate_interval]))"
 
 
 def dashboard() -> Dashboard:
     found = page(
         "Saga overview",
         "saga-overview",
-        "Orders from their start to their end: the golden signals, the objectives, the funnel.",
+        "Sagas from their beginning to their end: the golden signals, the objectives, the steps.",
     )
     return rows(
         found,
-        Are_customers_served=[
+        Do_they_end=[
             figure(
-                "Orders",
+                "Begun",
                 "reqps",
-                "Orders placed per second. `saga publish` places test orders.",
-                Query("sum(rate(saga_orders_started_total[$__rate_interval]))"),
+                "Sagas begun per second. `saga publish` begins some for a test.",
+                Query(_rate("saga_begun_total")),
                 nothing="no traffic",
             ),
             figure(
                 "Late, last hour",
                 "percentunit",
-                "Share of the orders that ended after their deadline; the objective is at most "
+                "Share of the sagas that ended after their deadline; the objective is at most "
                 "0.1 %. Red: a month's error budget is gone within two days. "
-                "Runbook: docs/runbooks/OrderDeadlinesBurnFast.md.",
-                Query("saga:orders_late:ratio_rate1h"),
+                "Runbook: docs/runbooks/DeadlinesBurnFast.md.",
+                Query(f"max(saga:late:ratio_rate1h{{{CHOSEN}}})"),
                 limits=Limits(warning=0.001, bad=0.0144),
                 nothing="no traffic",
             ),
             figure(
                 "Urgent and slow, last hour",
                 "percentunit",
-                f"Share of the urgent orders that took more than {URGENT_OBJECTIVE_SECONDS} s; the "
-                "objective is at most 1 %. Runbook: docs/runbooks/UrgentOrdersBurnFast.md.",
-                Query("saga:urgent_orders_slow:ratio_rate1h"),
+                f"Share of the urgent sagas that took more than {URGENT_OBJECTIVE_SECONDS} s; the "
+                "objective is at most 1 %. Runbook: docs/runbooks/UrgentBurnFast.md.",
+                Query(f"max(saga:urgent_slow:ratio_rate1h{{{CHOSEN}}})"),
                 limits=Limits(warning=0.01, bad=0.144),
                 nothing="no traffic",
             ),
             figure(
                 "Pending",
                 "short",
-                "Orders that have not ended. Milliseconds' worth of traffic is normal.",
-                Query("saga:orders_pending:max"),
+                "Sagas that have begun and not ended. Milliseconds' worth of traffic is normal.",
+                Query(f"sum(saga:pending:max{{{CHOSEN}}})"),
                 limits=Limits(warning=1_000, bad=10_000),
                 nothing="unknown",
             ),
             figure(
                 "Overdue",
                 "short",
-                "Orders past their deadline that have not ended. Look: `saga status`. "
-                "Runbook: docs/runbooks/OrdersStuck.md.",
-                Query("saga:orders_overdue:max"),
+                "Sagas about which something was due, and has not been done. Look: `saga status`. "
+                "Runbook: docs/runbooks/SagasStuck.md.",
+                Query(f"sum(saga:overdue:max{{{CHOSEN}}})"),
                 limits=NONE_IS_RIGHT,
                 nothing="unknown",
             ),
@@ -88,10 +86,10 @@ def dashboard() -> Dashboard:
             graph(
                 "Traffic",
                 "reqps",
-                "Orders placed, and orders ended. When fewer end than are placed, work piles up.",
-                Query("sum(rate(saga_orders_started_total[$__rate_interval]))", "placed"),
-                Query("sum(rate(saga_orders_ended_total[$__rate_interval]))", "ended"),
-                Query("sum(rate(saga_orders_turned_away_total[$__rate_interval]))", "turned away"),
+                "Sagas begun, and sagas ended. When fewer end than begin, work piles up.",
+                Query(_rate("saga_begun_total"), "begun"),
+                Query(_rate("saga_ended_total"), "ended"),
+                Query(_rate("saga_turned_away_total"), "turned away"),
                 nothing="no traffic",
                 width=6,
             ),
@@ -100,23 +98,21 @@ def dashboard() -> Dashboard:
                 "reqps",
                 "What should not happen: deadlines passed, messages failed and dead. "
                 "`saga dlq list` groups dead letters by what went wrong.",
-                Query(
-                    'sum(rate(saga_orders_ended_total{in_time="false"}[$__rate_interval]))', "late"
-                ),
-                Query("sum(rate(saga_messages_retried_total[$__rate_interval]))", "tried again"),
-                Query("sum(rate(saga_messages_dead_lettered_total[$__rate_interval]))", "dead"),
+                Query(_rate("saga_ended_total", ',in_time="false"'), "late"),
+                Query(_rate("saga_messages_retried_total"), "tried again"),
+                Query(_rate("saga_messages_dead_lettered_total"), "dead"),
                 limits=Limits(warning=0.1, bad=1),
                 width=6,
             ),
             graph(
                 "Latency by priority",
                 "s",
-                "From placing an order to its end: half of them, and 99 of 100, are faster. Points "
-                f"lead to traces. Urgent orders are to end within {URGENT_OBJECTIVE_SECONDS} s.",
+                "From beginning to end: half of the sagas, and 99 of 100, are faster. Points "
+                f"lead to traces. Urgent ones are to end within {URGENT_OBJECTIVE_SECONDS} s.",
                 *(
                     Query(
                         f"histogram_quantile({quantile}, sum by (le, priority) "
-                        "(rate(saga_order_seconds_bucket[$__rate_interval])))",
+                        f"(rate(saga_seconds_bucket{{{CHOSEN}}}[$__rate_interval])))",
                         f"{{{{priority}}}} p{quantile * 100:g}",
                     )
                     for quantile in (0.5, 0.99)
@@ -132,27 +128,25 @@ def dashboard() -> Dashboard:
                 "What waits: messages in work queues, messages being worked on, events that are "
                 "not published yet. `saga status` shows each queue.",
                 Query(
-                    'sum(queue:rabbitmq_messages_ready:max{queue=~".+[.](high|normal)"})',
+                    f'sum(queue:rabbitmq_messages_ready:max{{{CHOSEN},queue=~".+[.](high|normal)"}})',
                     "in work queues",
                 ),
-                Query("sum(saga_messages_in_flight)", "in flight"),
-                Query("sum(saga_outbox_backlog)", "unpublished"),
+                Query(f"sum(saga_messages_in_flight{{{CHOSEN}}})", "in flight"),
+                Query(f"sum(saga_outbox_backlog{{{CHOSEN}}})", "unpublished"),
                 limits=Limits(warning=5_000, bad=50_000),
                 width=6,
             ),
         ],
         Outcomes=[
             bars(
-                "Funnel",
+                "How far they came",
                 "short",
-                "How far orders came in the time shown. Between two steps lie rejections, declines "
-                "and cancellations.",
-                *(
-                    Query(
-                        f'sum(increase(saga_events_published_total{{type="{type_}"}}[$__range]))',
-                        step,
-                    )
-                    for step, type_ in _FUNNEL.items()
+                "Events published in the time shown, by type, the most frequent in front: between "
+                "two of a saga's steps lie refusals and cancellations. `saga map` draws the way.",
+                Query(
+                    f"sort_desc(sum by (type) "
+                    f"(increase(saga_events_published_total{{{CHOSEN}}}[$__range])))",
+                    "{{type}}",
                 ),
                 nothing="no traffic",
                 width=6,
@@ -160,11 +154,11 @@ def dashboard() -> Dashboard:
             graph(
                 "Outcomes",
                 "reqps",
-                "Orders that ended, by outcome and reason. A business no is no fault; "
-                "deadline_exceeded is.",
+                "Sagas that ended, by the event they ended with and the reason it gives. A "
+                "business no is no fault; a deadline that has passed is.",
                 Query(
                     "sum by (outcome, reason) "
-                    "(rate(saga_orders_ended_total[$__rate_interval])) > 0",
+                    f"(rate(saga_ended_total{{{CHOSEN}}}[$__rate_interval])) > 0",
                     "{{outcome}} {{reason}}",
                 ),
                 nothing="no traffic",
@@ -175,11 +169,12 @@ def dashboard() -> Dashboard:
             graph(
                 "Compensations",
                 "reqps",
-                "What was undone for cancelled orders; `nothing` where there was nothing to undo.",
+                "Events that say that something was undone for a cancelled saga, or that there was "
+                "nothing to undo.",
                 Query(
-                    "sum by (participant, effect) "
-                    "(rate(saga_compensations_total[$__rate_interval]))",
-                    "{{participant}}: {{effect}}",
+                    "sum by (participant, type) "
+                    f"(rate(saga_compensations_total{{{CHOSEN}}}[$__rate_interval]))",
+                    "{{participant}}: {{type}}",
                 ),
                 nothing="no traffic",
                 traces=True,
@@ -188,12 +183,12 @@ def dashboard() -> Dashboard:
         ],
         Objectives=[
             graph(
-                "Orders late, by window",
+                "Late, by window",
                 "percentunit",
                 "The windows of the burn-rate alerts. 0.1 % is the objective. "
-                "Runbook: docs/runbooks/OrderDeadlinesBurnSlowly.md.",
+                "Runbook: docs/runbooks/DeadlinesBurnSlowly.md.",
                 *(
-                    Query(f"saga:orders_late:ratio_rate{window}", window)
+                    Query(f"max(saga:late:ratio_rate{window}{{{CHOSEN}}})", window)
                     for window in ("5m", "1h", "6h", "3d")
                 ),
                 limits=Limits(warning=0.001, bad=0.0144),
@@ -201,12 +196,12 @@ def dashboard() -> Dashboard:
                 width=12,
             ),
             graph(
-                "Urgent orders slow, by window",
+                "Urgent and slow, by window",
                 "percentunit",
                 "The windows of the burn-rate alerts. 1 % is the objective. "
-                "Runbook: docs/runbooks/UrgentOrdersBurnSlowly.md.",
+                "Runbook: docs/runbooks/UrgentBurnSlowly.md.",
                 *(
-                    Query(f"saga:urgent_orders_slow:ratio_rate{window}", window)
+                    Query(f"max(saga:urgent_slow:ratio_rate{window}{{{CHOSEN}}})", window)
                     for window in ("5m", "1h", "6h", "3d")
                 ),
                 limits=Limits(warning=0.01, bad=0.144),

@@ -20,6 +20,8 @@ METRICS: Final = common.DataSourceRef(type_val="prometheus", uid="${metrics}")
 TRACE_STORE: Final = "tempo"
 """The plugin that shows traces."""
 TAG: Final = "saga"
+CHOSEN: Final = 'saga=~"$saga"'
+"""Matches the sagas that are chosen."""
 HEIGHT: Final = 8
 WIDTH: Final = 24
 
@@ -142,7 +144,8 @@ def bars(
 def page(
     title: str, uid: str, description: str, *variables: builders.QueryVariable
 ) -> builders.Dashboard:
-    """An empty dashboard that knows where metrics and traces are, and its siblings."""
+    """An empty dashboard that knows where metrics and traces are, which sagas are to be shown, and
+    its siblings."""
     found = (
         builders.Dashboard(title)
         .uid(uid)
@@ -155,6 +158,7 @@ def page(
         .tooltip(dashboard.DashboardCursorSync.CROSSHAIR)
         .with_variable(builders.DatasourceVariable("metrics").label("Metrics").type("prometheus"))
         .with_variable(builders.DatasourceVariable("traces").label("Traces").type(TRACE_STORE))
+        .with_variable(choice("saga", "Saga", "label_values(saga_build_info, saga)"))
         .link(
             builders.DashboardLink("Saga")
             .type(dashboard.DashboardLinkType.DASHBOARDS)
@@ -165,6 +169,20 @@ def page(
     for variable in variables:
         found.with_variable(variable)
     return found
+
+
+def choice(name: str, label: str, query: str) -> builders.QueryVariable:
+    """A variable with what a query finds, of which one chooses some, or all."""
+    return (
+        builders.QueryVariable(name)
+        .label(label)
+        .datasource(METRICS)
+        .query(query)
+        .refresh(dashboard.VariableRefresh.ON_TIME_RANGE_CHANGED)
+        .multi(True)
+        .include_all(True)
+        .all_value(".*")
+    )
 
 
 def rows(

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from grafana_foundation_sdk.builders.dashboard import QueryVariable
-from grafana_foundation_sdk.models.dashboard import Dashboard, VariableRefresh
+from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from monitoring.dashboards.panels import (
-    METRICS,
+    CHOSEN,
     NONE_IS_RIGHT,
     Limits,
     Query,
+    choice,
     figure,
     graph,
     page,
     rows,
 )
 
-_MINE = 'participant=~"$participant"'
+_MINE = f'{CHOSEN},participant=~"$participant"'
 
 
 def _rate(metric: str, *by: str, more: str = "") -> str:
@@ -28,16 +28,8 @@ def _quantile(metric: str, *by: str, quantile: float = 0.99) -> str:
 
 
 def dashboard() -> Dashboard:
-    participant = (
-        QueryVariable("participant")
-        .label("Participant")
-        .datasource(METRICS)
-        .query("label_values(saga_build_info, participant)")
-        .refresh(VariableRefresh.ON_TIME_RANGE_CHANGED)
-        .multi(True)
-        .include_all(True)
-        .all_value(".*")
-    )
+    participants = f"label_values(saga_build_info{{{CHOSEN}}}, participant)"
+    participant = choice("participant", "Participant", participants)
     found = page(
         "Participants",
         "saga-participants",
@@ -150,7 +142,7 @@ def dashboard() -> Dashboard:
             graph(
                 "Calls to the outside, 99 of 100",
                 "s",
-                "Payment provider: charges, refunds, and questions asked once more. By outcome.",
+                "Questions to the outside, asked once more ones among them, by outcome.",
                 Query(
                     _quantile("saga_outside_call_seconds", "participant", "call", "outcome"),
                     "{{call}} {{outcome}}",
@@ -161,7 +153,7 @@ def dashboard() -> Dashboard:
             graph(
                 "Calls to the outside",
                 "reqps",
-                "How many, by outcome. A decline is an answer.",
+                "How many, by outcome. A no is an answer.",
                 Query(
                     _rate("saga_outside_call_seconds_count", "participant", "call", "outcome"),
                     "{{call}} {{outcome}}",
@@ -319,7 +311,8 @@ def dashboard() -> Dashboard:
                 "percentunit",
                 "Cores used, by replica.",
                 Query(
-                    'rate(process_cpu_seconds_total{job="saga"}[$__rate_interval])', "{{instance}}"
+                    f'rate(process_cpu_seconds_total{{{CHOSEN},job="saga"}}[$__rate_interval])',
+                    "{{instance}}",
                 ),
                 limits=Limits(warning=0.8, bad=0.95),
                 nothing="unknown",
@@ -340,7 +333,7 @@ def dashboard() -> Dashboard:
                 "Memory",
                 "bytes",
                 "Resident memory, by replica.",
-                Query('process_resident_memory_bytes{job="saga"}', "{{instance}}"),
+                Query(f'process_resident_memory_bytes{{{CHOSEN},job="saga"}}', "{{instance}}"),
                 limits=Limits(warning=512 * 2**20, bad=2**30),
                 nothing="unknown",
             ),
@@ -354,7 +347,8 @@ def dashboard() -> Dashboard:
                 *(
                     Query(
                         f"histogram_quantile({quantile}, "
-                        f"sum by (le) (rate(saga_history_delay_seconds_bucket[$__rate_interval])))",
+                        "sum by (le) "
+                        f"(rate(saga_history_delay_seconds_bucket{{{CHOSEN}}}[$__rate_interval])))",
                         name,
                     )
                     for quantile, name in ((0.5, "half of them"), (0.99, "99 of 100"))
@@ -368,7 +362,8 @@ def dashboard() -> Dashboard:
                 "Messages of the stream: new events, those known already, and what was no event. "
                 "`saga history verify` compares what is kept with the services' databases.",
                 Query(
-                    "sum by (outcome) (rate(saga_history_messages_total[$__rate_interval]))",
+                    "sum by (outcome) "
+                    f"(rate(saga_history_messages_total{{{CHOSEN}}}[$__rate_interval]))",
                     "{{outcome}}",
                 ),
                 nothing="no traffic",

@@ -17,7 +17,7 @@ from saga.runtime.messaging.definitions import (
     password_hash,
     permission,
 )
-from saga.runtime.messaging.permissions import User
+from saga.runtime.messaging.permissions import User, name_on_broker
 from saga.runtime.urls import printable, unambiguous
 
 TIMEOUT_SECONDS: Final = 30.0
@@ -69,22 +69,33 @@ class Management:
         document: Definitions = response.json()
         return document
 
+    async def put_virtual_host(self, virtual_host: str) -> None:
+        """Make a virtual host that is not there."""
+        path = f"/api/vhosts/{_part(virtual_host)}"
+        response = await self._ask("GET", path)
+        if response.status_code == httpx.codes.NOT_FOUND:
+            await self._put(path, {})
+        else:
+            self._check(response, f"look at the virtual host {virtual_host}")
+
     async def put_users(
         self, users: Sequence[User], passwords: Mapping[str, str], virtual_host: str
     ) -> None:
         """Create the users that are missing and give all of them their permissions.
 
-        One without a password here keeps the one he has; a new one cannot log in before he has one.
+        One without a password here keeps the one it has; a new one cannot log in before it has one.
+        They are called as `name_on_broker` says; `passwords` are keyed by their names without that.
         """
         for user in users:
-            path = f"/api/users/{_part(user.name)}"
+            name = name_on_broker(user.name, virtual_host)
+            path = f"/api/users/{_part(name)}"
             response = await self._ask("GET", path)
             missing = response.status_code == httpx.codes.NOT_FOUND
             if not missing:
-                self._check(response, f"read the user {user.name}")
+                self._check(response, f"read the user {name}")
             if missing or user.name in passwords:
                 await self._put(path, _credentials(passwords.get(user.name)))
-            here = f"{_part(virtual_host)}/{_part(user.name)}"
+            here = f"{_part(virtual_host)}/{_part(name)}"
             await self._put(f"/api/permissions/{here}", permission(user))
             for topic in user.topics:
                 await self._put(

@@ -189,6 +189,14 @@ def write_users(folder: Path, graph: Choreography, passwords: Mapping[str, str])
     return file
 
 
+async def put_virtual_host(url: str, management_url: str | None) -> None:
+    """Make the virtual host that `url` names where it is not there, if the management API's address
+    is given. Raises `BrokerError`."""
+    if management_url is not None:
+        async with Management(management_url) as management:
+            await management.put_virtual_host(virtual_host_of(url))
+
+
 async def put_users(
     users: Sequence[User],
     url: str,

@@ -118,7 +118,7 @@ async def _make_again(
 
     import yarl
 
-    from saga.broker.setup import mend_topology, private_node, put_users
+    from saga.broker.setup import mend_topology, private_node, put_users, put_virtual_host
     from saga.notes import forget_owed, note_owed
     from saga.recovery.broker import recover
     from saga.runtime.messaging.permissions import users_of
@@ -127,6 +127,7 @@ async def _make_again(
         known = {user: yarl.URL(url).password for user, url in deployment.amqp_urls.items()}
         passwords = {user: word for user, word in known.items() if word} | passwords
         users = users_of(graph)
+        await put_virtual_host(deployment.amqp_url, management_url)
         put = await put_users(users, deployment.amqp_url, management_url, passwords, folder)
         if not put:
             remark("users and permissions were not looked at: that takes --management-url")

@@ -78,17 +78,21 @@ def export(
         Path | None, typer.Argument(help="Where to write; standard output if left out.")
     ] = None,
     passwords_from: PasswordsFrom = None,
+    virtual_host: Annotated[
+        str, typer.Option(help="The one that the saga has on the broker, its users' names with it.")
+    ] = "/",
     as_json: AsJson = False,
 ) -> None:
     """Write the topology, users and permissions as definitions that RabbitMQ imports at its start.
 
     Passwords go into it as salted hashes. Without them nobody in the file can log in, and where a
-    user exists already, importing it takes his password.
+    user exists already, importing it takes its password.
 
     Examples:
 
     * `saga topology export rabbitmq/definitions.json`
     * `saga topology export --passwords-from .env definitions.json`
+    * `saga topology export --virtual-host moves moves.json`
     """
     from saga.commands.console import write
     from saga.deployment import write_secret
@@ -101,7 +105,12 @@ def export(
     graph = choreography()
     topology, users = topology_of(graph), users_of(graph)
     document = text(
-        definitions(topology, users, passwords=passwords_in(passwords_from, users) or None)
+        definitions(
+            topology,
+            users,
+            passwords=passwords_in(passwords_from, users) or None,
+            virtual_host=virtual_host,
+        )
     )
     if file is None:
         write(document)  # is JSON in any case
@@ -138,15 +147,17 @@ def apply(
 ) -> None:
     """Declare the topology on a broker; what is there already stays as it is.
 
-    With the management API's address also the users and their permissions, which are set to what
-    they should be. A user keeps the password he has unless one is given here.
+    With the management API's address also the virtual host, if it is missing, and the users and
+    their permissions, which are set to what they should be. A user keeps the password it has unless
+    one is given here. Several sagas share a broker by a virtual host each, `moves` for instance,
+    where users are called `moves.history` and so on: they are all of the broker's.
 
     Examples:
 
     * `AMQP_URL=amqp://admin:secret@broker:5672/saga saga topology apply`
     * `saga topology apply --management-url http://admin:secret@broker:15672 --passwords-from .env`
     """
-    from saga.broker.setup import apply_topology, put_users
+    from saga.broker.setup import apply_topology, put_users, put_virtual_host
     from saga.discovery import choreography
     from saga.runtime.messaging.permissions import users_of
     from saga.runtime.messaging.topology import topology_of
@@ -163,6 +174,7 @@ def apply(
     private = None if amqp_url else _private(data_dir)
     url = private.amqp_url if private else _with_tls(amqp_url or "")
     with stoppable():
+        run(put_virtual_host(url, management_url))
         run(apply_topology(url, graph, patience_seconds=patience))
         put = run(put_users(users, url, management_url, passwords, data_dir if private else None))
     topology = topology_of(graph)

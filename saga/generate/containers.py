@@ -1,4 +1,4 @@
-"""The services in files about containers: in the compose files, and what Prometheus scrapes.
+"""The services in the compose files.
 
 A container is its authors' once it is there: its entry stays as it is. Entries that are missing are
 added, and those of services that do not exist any more are removed.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -18,7 +18,6 @@ from saga.generate.marks import Marks
 
 COMPOSE: Final = "compose.yaml"
 CLUSTER: Final = "compose.cluster.yaml"
-PROMETHEUS: Final = "monitoring/prometheus.yml"
 
 _FOLDERS: Final = Marks(
     "      # A folder for each service, by `make generate`.\n",
@@ -38,10 +37,6 @@ _REPLICAS: Final = Marks(
     " is no\n  # more, and leaves the others as they are.\n",
     "  # End of the second replicas.\n",
 )
-_SCRAPED: Final = Marks(
-    "        # The services, by `make generate`.\n",
-    "        # End of the services.\n",
-)
 _KEY: Final = re.compile(r"^  ([\w.-]+):\n", re.MULTILINE)
 _HOST_PORT: Final = re.compile(rf':(\d+):{HTTP_PORT}"')
 _FIRST_HOST_PORT: Final = 8001
@@ -59,7 +54,6 @@ def container_files(
     changes: dict[str, Callable[[Path, str], str]] = {
         COMPOSE: lambda file, text: _compose(file, text, services, foreign),
         CLUSTER: lambda file, text: _with_replicas(file, text, participants),
-        PROMETHEUS: lambda file, text: _scraping(file, text, services),
     }
     texts = {
         name: file.read_text(encoding="utf-8") if (file := root / name).exists() else begun[name]
@@ -94,10 +88,6 @@ def _with_replicas(file: Path, text: str, participants: Mapping[str, str]) -> st
         if replica not in entries:
             entries[replica] = _replica(name, participants[name])
     return _REPLICAS.replaced(file, text, _joined(entries, list(wanted)))
-
-
-def _scraping(file: Path, text: str, services: Iterable[str]) -> str:
-    return _SCRAPED.replaced(file, text, f"        names: [{', '.join(services)}]\n")
 
 
 def _entries(text: str) -> dict[str, str]:

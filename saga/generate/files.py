@@ -10,8 +10,9 @@ from saga.choreography import Choreography
 from saga.discovery import packages, saga, spec
 from saga.generate.begun import examples, missing_scripts, write_first_scripts
 from saga.generate.begun import texts as begun_texts
-from saga.generate.containers import CLUSTER, COMPOSE, PROMETHEUS, container_files
+from saga.generate.containers import CLUSTER, COMPOSE, container_files
 from saga.generate.marks import GenerateError, Marks
+from saga.generate.monitoring import FOLDER, PROMETHEUS, monitoring_files
 from saga.graph.asyncapi import asyncapi
 from saga.graph.canvas import canvas
 from saga.graph.flow import Flow
@@ -27,7 +28,7 @@ _IMPORTS: Final = Marks(
     "# Which packages there are, by `make generate`: import-linter takes no patterns for them.\n",
     "# End of what `make generate` writes.\n",
 )
-IN_PART: Final = (PYPROJECT, COMPOSE, CLUSTER, PROMETHEUS)
+IN_PART: Final = (PYPROJECT, COMPOSE, CLUSTER, f"{FOLDER}/{PROMETHEUS}")
 """Files of which a part is generated; the rest is written by hand."""
 CONTRACTS: Final = "contracts"
 GENERATED: Final = ("contracts/*/v*.json", "docs/services/*.md")
@@ -54,6 +55,7 @@ def generated(root: Path, choreography: Choreography) -> dict[Path, str]:
         "docs/map.svg": svg(flow),
         **_in_part(root, PYPROJECT, _IMPORTS, _import_contracts(root, choreography)),
         **container_files(root, choreography, begun),
+        **monitoring_files(root, saga().name, [service.name for service in choreography.services]),
     }
     for name, schema in schema_files(choreography).items():
         files[f"{CONTRACTS}/{name}"] = schema

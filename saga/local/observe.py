@@ -13,11 +13,13 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 import httpx
-import yaml
 import yarl
 
+from saga.broker.setup import virtual_host_of
+from saga.discovery import saga
 from saga.errors import Explained
 from saga.exporter import Exporter
+from saga.generate.monitoring import DATA, prometheus_config
 from saga.http import client
 from saga.local.guard import Guard
 from saga.local.patience import Patience
@@ -25,7 +27,6 @@ from saga.local.server import LOOPBACK, free_ports
 from saga.local.system import System
 from saga.runtime.files import write_whole
 
-MONITORING: Final = Path(__file__).parents[2] / "monitoring"
 BROKER_PLUGIN: Final = "rabbitmq_prometheus"
 BROKER_PORT: Final = 15692
 """Where that plugin listens on a broker that is not ours."""
@@ -46,20 +47,18 @@ class ObserveError(Explained):
     """Prometheus cannot be started. One line that names the way out."""
 
 
-def configuration(targets: Targets, scrape_seconds: float) -> dict[str, Any]:
-    """`monitoring/prometheus.yml` for these addresses. Raises `ObserveError`."""
-    path = MONITORING / "prometheus.yml"
-    try:
-        found: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ObserveError(
-            f"cannot read {path}: {error.strerror}; run `saga` from a checkout of the project"
-        ) from error
+def configuration(
+    targets: Targets, scrape_seconds: float, saga_name: str, virtual_host: str = "/"
+) -> dict[str, Any]:
+    """`monitoring/prometheus.yml` for these addresses."""
+    found = prometheus_config(saga_name)
     interval = f"{round(scrape_seconds * 1000)}ms"
     found["global"] |= {"scrape_interval": interval, "evaluation_interval": interval}
-    found["rule_files"] = [str(MONITORING / pattern) for pattern in found["rule_files"]]
+    found["rule_files"] = [str(DATA / pattern) for pattern in found["rule_files"]]
     for job in found["scrape_configs"]:
         del job["dns_sd_configs"]
+        if "vhost" in (parameters := job.get("params", {})):
+            parameters["vhost"] = [virtual_host]
         job["static_configs"] = [{"targets": list(targets.get(job["job_name"], ()))}]
     return found
 
@@ -177,7 +176,10 @@ class Observatory:
                 prometheus = Prometheus(self._system.folder / "prometheus", program)
                 stack.push_async_callback(asyncio.to_thread, prometheus.stop)
                 targets = await self.targets()
-                await prometheus.start(configuration(targets, self._scrape_seconds))
+                virtual_host = virtual_host_of(self._system.deployment.amqp_url)
+                await prometheus.start(
+                    configuration(targets, self._scrape_seconds, saga().name, virtual_host)
+                )
                 self._prometheus = prometheus
             self._stack = stack.pop_all()
         return self

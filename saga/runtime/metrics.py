@@ -5,7 +5,7 @@ from a message, so the number of series is bounded. What is counted per message 
 at the start; per message there is nothing but increments (`bench/metrics_cost.py`).
 
 Each replica counts what it does itself: add them up. The gauges read from a database that replicas
-share (rows, ages, pending orders) say the same at each of them: take the maximum.
+share (rows, ages, pending sagas) say the same at each of them: take the maximum.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import platform
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from datetime import datetime
+from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
 import sqlalchemy as sa
@@ -29,13 +30,15 @@ from prometheus_client.utils import floatToGoString
 from sqlalchemy.engine import Connection
 
 from saga.choreography import Participant
-from saga.message import Command, Event, Intent, Message, Priority
+from saga.course import Course
+from saga.message import Command, Event, Intent, Message, Priority, Role
 from saga.runtime.kernel.kept import position_of
 from saga.runtime.kernel.tables import Clock, Tables, utc_now
 from saga.version import engine_version
 
 if TYPE_CHECKING:
     from saga.envelope import Envelope
+    from saga.runtime.kernel.begun import Begun
     from saga.runtime.kernel.outgoing import Outgoing
     from saga.runtime.kernel.work import Outcome
     from saga.runtime.retry_loop import RetryLoop
@@ -55,11 +58,11 @@ GENERATIONS: Final = 3
 INBOX_COUNT_SECONDS: Final = 60.0
 """How old a count of the inbox may be: it is long, and counting reads all of it."""
 URGENT_OBJECTIVE_SECONDS: Final = 5
-"""How soon an urgent order is to end; the objective needs a bucket that ends there."""
+"""How soon an urgent saga is to end; the objective needs a bucket that ends there."""
 
 _FAST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _PURE = (0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.01, 0.1)
-_ORDER = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, URGENT_OBJECTIVE_SECONDS, 10, 30, 60, 300)
+_SAGA = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, URGENT_OBJECTIVE_SECONDS, 10, 30, 60, 300)
 _DUE = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 3_600)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _OUTCOMES = ("Done", "Duplicate", "Failed")
@@ -160,8 +163,8 @@ _due_late_seconds = Gauge(
 )
 _compensations = Counter(
     "saga_compensations_total",
-    "Reactions to a cancellation, by what they undid; `nothing` where there was nothing to undo.",
-    ("participant", "effect"),
+    "Events that say that something was undone, or that there is nothing to undo.",
+    ("participant", "type"),
 )
 
 # --- the outbox -------------------------------------------------------------------------------
@@ -237,30 +240,31 @@ _event_loop_lag = Histogram(
 )
 _build = Info("saga_build", "What runs.", ("participant",))
 
-# --- orders -----------------------------------------------------------------------------------
+# --- sagas ------------------------------------------------------------------------------------
 
-_orders_started = Counter("saga_orders_started_total", "Orders placed.", ("priority",))
-_orders_ended = Counter(
-    "saga_orders_ended_total",
-    "Orders that ended, by outcome, a cancellation's reason, and whether by their deadline.",
-    ("outcome", "reason", "priority", "in_time"),
+_begun = Counter("saga_begun_total", "Sagas that began.", ("saga", "priority"))
+_ended = Counter(
+    "saga_ended_total",
+    "Sagas that ended, by the event they ended with, the reason it gives, and whether by their "
+    "deadline.",
+    ("saga", "outcome", "reason", "priority", "in_time"),
 )
-_order_seconds = Histogram(
-    "saga_order_seconds",
-    "From placing an order to its end, by outcome (a cancellation's is its reason).",
-    ("outcome", "priority"),
-    buckets=_ORDER,
+_saga_seconds = Histogram(
+    "saga_seconds",
+    "From a saga's beginning to its end, by the event it ended with.",
+    ("saga", "outcome", "priority"),
+    buckets=_SAGA,
 )
-orders_turned_away = Counter(
-    "saga_orders_turned_away_total", "Orders refused because too many events wait for the broker."
+_pending = Gauge("saga_pending", "Sagas that have begun and not ended.", ("saga",))
+_overdue = Gauge(
+    "saga_overdue",
+    "Sagas about which something was due and has not been done, a deadline for instance.",
+    ("saga",),
 )
-orders_pending = Gauge("saga_orders_pending", "Orders that have not ended.")
-orders_overdue = Gauge("saga_orders_overdue", "Orders that have not ended by their deadline.")
-
-# --- notifications ----------------------------------------------------------------------------
-
-notifications_unknown = Gauge(
-    "saga_notifications_unknown", "Mails of which nobody knows whether they were sent."
+_turned_away = Counter(
+    "saga_turned_away_total",
+    "Requests to begin a saga, refused because too many events wait for the broker.",
+    ("saga",),
 )
 
 # --- the history ------------------------------------------------------------------------------
@@ -274,7 +278,7 @@ _record_delay_seconds = Histogram(
     "saga_history_delay_seconds",
     "From an event to its being kept in the history; the newest one of each transaction.",
     ("participant",),
-    buckets=_ORDER,
+    buckets=_SAGA,
 )
 _record_offset = Gauge(
     "saga_history_offset", "Offset of the stream's last message that was kept.", ("participant",)
@@ -310,6 +314,11 @@ class KernelMetrics:
         }
         for message in participant.emits:
             _published.labels(name, message.type)
+        self._compensations = {
+            event.type: _compensations.labels(name, event.type)
+            for event in participant.publishes
+            if event.role is Role.COMPENSATION
+        }
         due = {command for commands in participant.dues.values() for command in commands}
         self._due = {kind.type: _due_done_seconds.labels(name, kind.type) for kind in due}
         self._forward = {kind.type: _brought_forward.labels(name, kind.type) for kind in due}
@@ -328,6 +337,12 @@ class KernelMetrics:
         if size:
             self._group_messages.observe(size)
             self._commit_seconds.observe(seconds)
+
+    def decided(self, events: Iterable[Envelope[Any]]) -> None:
+        """Count what is undone by a decision that is committed."""
+        for event in events:
+            if (counter := self._compensations.get(event.type)) is not None:
+                counter.inc(exemplar=exemplar_of(event.traceparent))
 
     def reacted(self, message: Message, seconds: float) -> None:
         self._reactions[type(message)].observe(seconds)
@@ -433,51 +448,52 @@ class _PublishedByType(dict[str, Counter]):
         return found
 
 
-class CompensationMetrics:
-    """What one participant has undone."""
+class SagaMetrics:
+    """Sagas from their beginning to their end, as far as one participant sees them. Only of what
+    it sees there are figures."""
 
-    def __init__(self, participant: str, *effects: str) -> None:
-        self._effects = {effect: _compensations.labels(participant, effect) for effect in effects}
-
-    def __call__(self, effect: str, envelope: Envelope[Any]) -> None:
-        self._effects[effect].inc(exemplar=exemplar_of(envelope.traceparent))
-
-
-class OrderMetrics:
-    """Orders, from their start to their end."""
-
-    def __init__(self, confirmed: str, cancelled: str, reasons: Sequence[str]) -> None:
-        outcomes = [(confirmed, ""), *((cancelled, reason) for reason in reasons)]
-        self._started = {priority: _orders_started.labels(priority) for priority in Priority}
-        self._ended = {
-            (outcome, reason, priority, in_time): _orders_ended.labels(
-                outcome, reason, priority, str(in_time).lower()
-            )
-            for outcome, reason in outcomes
+    def __init__(self, course: Course) -> None:
+        self._begun = {
+            priority: _begun.labels(course.saga, priority)
             for priority in Priority
-            for in_time in (True, False)
+            if course.subject is not None
+        }
+        self._ended = {
+            (outcome, reason, priority, in_time): _ended.labels(
+                course.saga, outcome, reason, priority, str(in_time).lower()
+            )
+            for outcome, reasons in course.ends.items()
+            for reason in {"", *reasons}
+            for priority in Priority
+            for in_time in ((True, False) if course.has_deadline else (True,))
         }
         self._seconds = {
-            (outcome, reason, priority): _order_seconds.labels(reason or outcome, priority)
-            for outcome, reason, priority, _ in self._ended
+            (outcome, priority): _saga_seconds.labels(course.saga, outcome, priority)
+            for outcome in course.ends
+            for priority in Priority
+            if course.whole
         }
+        self.pending = _pending.labels(course.saga) if course.whole else None
+        self.overdue = _overdue.labels(course.saga) if course.has_deadline else None
 
-    def started(self, priority: Priority) -> None:
-        self._started[priority].inc()
+    def begun(self, priority: Priority) -> None:
+        self._begun[priority].inc()
 
     def ended(
-        self,
-        outcome: str,
-        reason: str,
-        priority: Priority,
-        *,
-        in_time: bool,
-        seconds: float,
-        traceparent: str | None,
+        self, outcome: str, reason: str, priority: Priority, in_time: bool, traceparent: str | None
     ) -> None:
-        exemplar = exemplar_of(traceparent)
-        self._ended[outcome, reason, priority, in_time].inc(exemplar=exemplar)
-        self._seconds[outcome, reason, priority].observe(seconds, exemplar)
+        counter = self._ended[outcome, reason, priority, in_time]
+        counter.inc(exemplar=exemplar_of(traceparent))
+
+    def took(
+        self, outcome: str, priority: Priority, seconds: float, traceparent: str | None
+    ) -> None:
+        self._seconds[outcome, priority].observe(seconds, exemplar_of(traceparent))
+
+
+def turned_away(saga: str) -> Counter:
+    """What counts requests to begin a saga that are refused."""
+    return _turned_away.labels(saga)
 
 
 class FollowerMetrics:
@@ -519,8 +535,23 @@ class DiskMetrics:
         _disk_stopped.labels(self._name, folder).set(stopped)
 
 
-Figures = Callable[[Connection, datetime], Mapping[Gauge, float]]
-"""Reads gauges from a service's database, as they are now."""
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A gauge that only one service has, read from its database."""
+
+    name: str
+    """Begins with its participant's name."""
+    help: str
+    read: Callable[[Connection], float]
+
+    @property
+    def gauge(self) -> Gauge:
+        return _gauge_of(self.name, self.help)
+
+
+@cache
+def _gauge_of(name: str, help: str) -> Gauge:
+    return Gauge(name, help, ("participant",))
 
 
 class DatabaseMetrics:
@@ -533,8 +564,9 @@ class DatabaseMetrics:
         self,
         participant: str,
         tables: Tables,
-        more: Figures | None = None,
+        more: Iterable[Figure] = (),
         *,
+        begun: Begun | None = None,
         clock: Clock = utc_now,
     ) -> None:
         self._participant = participant
@@ -544,7 +576,8 @@ class DatabaseMetrics:
         self._kept = _kept_seconds.labels(participant)
         self._inbox = _inbox_rows.labels(participant)
         self._tables = tables
-        self._more = more
+        self._more = {figure.gauge.labels(participant): figure for figure in more}
+        self._begun = begun
         self._clock = clock
         self._gauges: set[Gauge] = set()
         self._inbox_count = 0
@@ -579,8 +612,9 @@ class DatabaseMetrics:
             late_seconds = (now - first[1]).total_seconds() if first else 0.0
             figures[_due_waiting.labels(*labels)] = table.count_due(connection)
             figures[_due_late_seconds.labels(*labels)] = max(0.0, late_seconds)
-        if self._more is not None:
-            figures |= self._more(connection, now)
+        figures |= {gauge: figure.read(connection) for gauge, figure in self._more.items()}
+        if self._begun is not None:
+            figures |= self._begun.read(connection, now)
         for gauge, value in figures.items():
             gauge.set(value)
         self._gauges.update(figures)
@@ -663,8 +697,20 @@ async def watch_event_loop(participant: str) -> None:
         lag.observe(max(0.0, time.monotonic() - due))
 
 
+class _Measured(Collector):
+    """Of a registry, the families of which there is a sample. This module has those of every kind
+    of process, and no process measures all."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+
+    def collect(self) -> Iterator[Metric]:
+        """For an encoder."""
+        return (family for family in self._registry.collect() if family.samples)
+
+
 def exposition(accept: str, registry: CollectorRegistry = REGISTRY) -> tuple[bytes, str]:
-    """Everything, in the format that the `Accept` header asks for, and that format's media type.
+    """All that is measured, in the format that the `Accept` header asks for, and its media type.
 
     Only OpenMetrics has exemplars. A header that asks for a version which is none gets text.
     """
@@ -672,7 +718,7 @@ def exposition(accept: str, registry: CollectorRegistry = REGISTRY) -> tuple[byt
         encode, content_type = choose_encoder(accept)
     except (TypeError, ValueError):  # It compares what it could read of a version with numbers.
         encode, content_type = choose_encoder("")
-    return encode(registry), content_type
+    return encode(_Measured(registry)), content_type
 
 
 def _words(intent: type[Intent]) -> str:

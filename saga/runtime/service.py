@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,17 +15,21 @@ from typing import TypeVar
 import sqlalchemy as sa
 from fastapi import APIRouter, FastAPI
 
+from saga import discovery
 from saga.choreography import Participant
+from saga.course import Course, course_of
+from saga.declaration import SagaError
 from saga.message import Ask, Command, Intent, Priority
 from saga.runtime import dues, metrics, process
 from saga.runtime.disk import Disks, Halt
+from saga.runtime.kernel.begun import Begun
 from saga.runtime.kernel.database import Database
 from saga.runtime.kernel.inbox import keep_forgetting
 from saga.runtime.kernel.kept import Kept
 from saga.runtime.kernel.kernel import Kernel
 from saga.runtime.kernel.opening import database_file
 from saga.runtime.kernel.outbox import Outbox
-from saga.runtime.kernel.step import Decision, Firing
+from saga.runtime.kernel.step import Firing
 from saga.runtime.kernel.tables import Clock, Tables, utc_now
 from saga.runtime.kernel.timer import Timekeeper
 from saga.runtime.kernel.work import Done, Duplicate
@@ -61,12 +65,25 @@ class Running:
     disks: Disks = field(default_factory=Disks)
     retry_loops: list[RetryLoop] = field(default_factory=list)
     """All there are; `/readyz` and the metrics tell which of them are stuck."""
+    saga: str = ""
+    """The name of the saga it takes part in, where that is known."""
 
     def retry_loop(self, name: str, doing: str) -> RetryLoop:
         """One more."""
         loop = RetryLoop(name, doing)
         self.retry_loops.append(loop)
         return loop
+
+    @property
+    def backlogged(self) -> bool:
+        """Whether so many events wait for the broker that no saga is to be begun."""
+        return self.outbox.backlog > self.settings.outbox_backlog_max
+
+    def turn_away(self) -> None:
+        """Turn away a request to begin a saga, with `Problem`, while it is `backlogged`."""
+        if self.backlogged:
+            metrics.turned_away(self.saga).inc()
+            raise unavailable(f"{self.outbox.backlog} events wait for the broker; try again later")
 
     @property
     def refusing(self) -> str:
@@ -114,9 +131,8 @@ class Service:
     ask: Mapping[type[Intent], Ask] = field(default_factory=dict)
     """How each intent is put to the outside."""
     routes: Callable[[Running], APIRouter] | None = None
-    on_commit: Callable[[Decision], None] | None = None
-    figures: metrics.Figures | None = None
-    """Gauges of its own that are read from its database."""
+    figures: Sequence[metrics.Figure] = ()
+    """Gauges that only it has."""
     recall: Callable[[Database], Awaitable[None]] | None = None
     """Reads from its database what it has to know before it asks the outside."""
     close: Callable[[], Awaitable[None]] | None = None
@@ -173,6 +189,10 @@ def process_of(
     its signatures say."""
     name = service.participant.name
     service.participant.check_asks(service.ask)
+    course = course_here(service.participant)
+    begun = None if course is None else Begun(course, service.tables)
+    own = None if begun is None else begun.schema
+    schema = service.tables if own is None else service.tables.with_part(own)
 
     async def assemble(database: Database, stack: contextlib.AsyncExitStack) -> process.Parts:
         publisher = BrokerPublisher(settings.broker_url, f"{name} publisher")
@@ -194,8 +214,8 @@ def process_of(
             service.tables,
             outbox,
             service.ask,
-            on_commit=service.on_commit,
             group_max=settings.group_max,
+            begun=begun,
         )
         consumer = Consumer(
             service.participant,
@@ -205,7 +225,7 @@ def process_of(
             drain_seconds=settings.drain_seconds,
             prefetch=service.prefetch,
         )
-        figures = metrics.DatabaseMetrics(name, service.tables, service.figures)
+        figures = metrics.DatabaseMetrics(name, service.tables, service.figures, begun=begun)
         timekeepers = timekeepers_of(kernel, database, service.tables)
         disks = disks_of(
             name,
@@ -214,7 +234,12 @@ def process_of(
             on_halt=lambda halt: kernel.hold_back(halt is Halt.ALL_WORK),
         )
         await disks.look()
-        running = Running(settings, database, service.tables, kernel, outbox, disks=disks)
+        saga = "" if course is None else course.saga
+        if course is not None and course.subject is not None and service.routes is not None:
+            metrics.turned_away(saga)  # It is there before the first one is.
+        running = Running(
+            settings, database, service.tables, kernel, outbox, disks=disks, saga=saga
+        )
         on_running(running)
         for part in (outbox, kept, kernel, consumer, publisher):
             running.retry_loops.extend(part.retry_loops)
@@ -257,7 +282,19 @@ def process_of(
             finish=lambda deadline: _finish(kernel, outbox, deadline),
         )
 
-    return process.Process(name, service.tables, assemble, service.close)
+    return process.Process(name, schema, assemble, service.close)
+
+
+def course_here(participant: Participant) -> Course | None:
+    """What the participant sees of the course of the project's saga; None where it takes part in
+    none that is known, as in a test of its own."""
+    try:
+        return course_of(discovery.saga(), participant)
+    except SagaError as error:
+        log.debug("the course of sagas is not measured: %s", error)
+    except ImportError as error:  # What only measures keeps no service from running.
+        log.warning("the course of sagas is not measured: %s", error)
+    return None
 
 
 def routes_of(service: Service) -> Iterator[Callable[[Running], APIRouter]]:

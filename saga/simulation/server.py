@@ -126,7 +126,6 @@ class SimulatedReplica:
             tables,
             outbox,
             self.service.ask,
-            on_commit=self.service.on_commit,
             clock=self.clock,
             new_id=self._new_id,
             jitter=self._jitter,

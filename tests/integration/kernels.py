@@ -15,6 +15,7 @@ from sqlalchemy.engine import Connection
 
 from saga.choreography import Participant, State
 from saga.message import Ask, Intent
+from saga.runtime.kernel.begun import Begun
 from saga.runtime.kernel.database import Database
 from saga.runtime.kernel.kept import Kept
 from saga.runtime.kernel.kernel import GROUP_MAX, Kernel
@@ -109,16 +110,21 @@ async def replica(
     clock: Clock = utc_now,
     keep_minutes: float = 60.0,
     keep_bytes: int = 500_000_000,
+    begun: Begun | None = None,
 ) -> AsyncIterator[Replica]:
     """A kernel of the participant's; in the end it is cut short as by a kill."""
-    database = through(await open_database(url, tables))
+    own = None if begun is None else begun.schema
+    schema = tables if own is None else tables.with_part(own)
+    database = through(await open_database(url, schema))
     publisher = publisher or RecordingPublisher()
     kept = Kept(database, tables, minutes=keep_minutes, bytes_max=keep_bytes, clock=clock)
     outbox = Outbox(
         participant.name, database, tables, publisher, kept=kept, lease_seconds=lease_seconds
     )
     await outbox.open()
-    kernel = Kernel(participant, database, tables, outbox, ask, clock=clock, group_max=group_max)
+    kernel = Kernel(
+        participant, database, tables, outbox, ask, clock=clock, group_max=group_max, begun=begun
+    )
     tasks = [asyncio.create_task(kernel.run()), asyncio.create_task(outbox.run())]
     try:
         yield Replica(database, tables, publisher, outbox, kernel, kept)

@@ -784,10 +784,10 @@ async def test_metrics_tell_what_became_of_orders_and_messages(whole: System) ->
         ):
             assert await figure(orders, f"{histogram}_count", **mine) > 0
             assert await figure(orders, f"{histogram}_sum", **mine) > 0
-        for outcome, priority in (("confirmed", "normal"), ("unknown_sku", "high")):
-            labels = {"outcome": outcome, "priority": priority}
-            assert await figure(orders, "saga_order_seconds_count", **labels) > 0
-            assert 0 < await figure(orders, "saga_order_seconds_sum", **labels) < TIMEOUT_SECONDS
+        for outcome, priority in (("order.confirmed", "normal"), ("order.cancelled", "high")):
+            labels = {"saga": "orders", "outcome": outcome, "priority": priority}
+            assert await figure(orders, "saga_seconds_count", **labels) > 0
+            assert 0 < await figure(orders, "saga_seconds_sum", **labels) < TIMEOUT_SECONDS
         assert await figure(orders, "saga_outbox_backlog", **mine) >= 0
 
 

@@ -26,7 +26,7 @@ from common.events import HeldLine, StockReserved
 from payment_service.gateway import Account, SandboxGateway
 from saga.broker.management import Management
 from saga.broker.passwords import new_passwords
-from saga.broker.setup import apply_topology, drift, put_users
+from saga.broker.setup import apply_topology, drift, put_users, virtual_host_of
 from saga.choreography import Choreography
 from saga.discovery import choreography
 from saga.envelope import Envelope, wrap
@@ -37,7 +37,7 @@ from saga.retry import RUNGS_MS
 from saga.runtime.kernel.tables import utc_now
 from saga.runtime.messaging.connection import connect
 from saga.runtime.messaging.definitions import definitions, text
-from saga.runtime.messaging.permissions import OPERATOR, REPLAY, users_of
+from saga.runtime.messaging.permissions import OPERATOR, REPLAY, name_on_broker, users_of
 from saga.runtime.messaging.topology import (
     DEAD_EXCHANGE,
     EVENTS_EXCHANGE,
@@ -67,19 +67,18 @@ Users = dict[str, str]
 
 
 async def make_users(amqp_url: str, node: RabbitNode, graph: Choreography) -> Users:
-    """The graph's topology and users on an empty virtual host, through the management API.
-
-    Users are the whole broker's, so they have the same passwords everywhere on it.
-    """
+    """The graph's topology and users on an empty virtual host, through the management API."""
     await apply_topology(amqp_url, graph)
     users = users_of(graph)
     passwords = {user.name: f"that of {user.name}" for user in users}
     url = yarl.URL(amqp_url)
     management = str(yarl.URL(node.management_url).with_user("guest").with_password("guest"))
     async with Management(management) as api:
-        await api.put_users(users, passwords, url.path.removeprefix("/"))
+        await api.put_users(users, passwords, virtual_host_of(amqp_url))
     return {
-        name: str(url.with_user(name).with_password(password))
+        name: str(
+            url.with_user(name_on_broker(name, virtual_host_of(amqp_url))).with_password(password)
+        )
         for name, password in passwords.items()
     }
 
@@ -480,11 +479,14 @@ async def test_what_drifted_is_told_and_applied(users: Users, rabbit_node: Rabbi
         await stray.bind(EVENTS_EXCHANGE, "order.placed.normal")
     rights = {"configure": ".*", "write": ".*", "read": ".*"}
     async with httpx.AsyncClient(base_url=management, auth=("guest", "guest")) as api:
-        (await api.put(f"/api/permissions/{virtual_host}/payment", json=rights)).raise_for_status()
+        payment = name_on_broker("payment", virtual_host)
+        (
+            await api.put(f"/api/permissions/{virtual_host}/{payment}", json=rights)
+        ).raise_for_status()
 
     seen = {(d.kind, d.name) for d in (await drift(graph, url, management, folder)).differences}
     assert ("queue", "payment.high") in seen
-    assert ("permission", "payment") in seen
+    assert ("permission", payment) in seen
     assert ("binding", "saga.events order.placed.normal order.normal") in seen
     over_amqp = await drift(graph, url, None, folder)
     assert [(d.kind, d.name) for d in over_amqp.differences] == [("queue", "payment.high")]

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,11 @@ import yaml
 from monitoring.dashboards.__main__ import FOLDER, dashboards
 from monitoring.dashboards.panels import HEIGHT
 from saga.discovery import choreography
-from saga.local.observe import MONITORING, configuration
+from saga.generate.monitoring import DATA, monitoring_files, prometheus_config
+from saga.local.observe import configuration
 
 ROOT = Path(__file__).parents[2]
+MONITORING = ROOT / "monitoring"
 RULES = sorted((MONITORING / "rules").glob("*.yml"))
 RULE_TESTS = sorted((MONITORING / "rules" / "tests").glob("*.yml"))
 DASHBOARDS = sorted(FOLDER.glob("*.json"))
@@ -108,8 +111,9 @@ def test_every_service_is_scraped() -> None:
 
 
 def test_the_configuration_on_this_machine_differs_only_in_addresses_and_intervals() -> None:
-    written = load(MONITORING / "prometheus.yml")
-    configured = configuration({"saga": ["127.0.0.1:1", "127.0.0.1:2"]}, 0.5)
+    written = prometheus_config("orders")
+    targets = {"saga": ["127.0.0.1:1", "127.0.0.1:2"]}
+    configured = configuration(targets, 0.5, "orders")
 
     assert configured["global"] == {"scrape_interval": "500ms", "evaluation_interval": "500ms"}
     jobs = configured["scrape_configs"]
@@ -119,6 +123,47 @@ def test_the_configuration_on_this_machine_differs_only_in_addresses_and_interva
     for job in written["scrape_configs"]:
         del job["dns_sd_configs"]
     assert jobs == written["scrape_configs"]
+
+
+def test_any_project_gets_what_is_the_same_for_all_and_its_own_targets(tmp_path: Path) -> None:
+    files = monitoring_files(tmp_path, "moves", ["van", "move"])
+
+    assert {f"docs/runbooks/{alert}.md" for alert in ALERTS} <= files.keys()
+    for path in (*RULES, *MONITORING.glob("grafana/**/*.*")):
+        assert files[path.relative_to(ROOT).as_posix()] == path.read_text()
+    jobs = yaml.safe_load(files["monitoring/prometheus.yml"])["scrape_configs"]
+    assert jobs[0]["dns_sd_configs"][0]["names"] == ["move", "van"]
+    of_the_saga = [{"target_label": "saga", "replacement": "moves"}]
+    labels = {job["job_name"]: job.get("relabel_configs") for job in jobs}
+    assert labels == dict.fromkeys(("saga", "saga-exporter", "rabbitmq-queues"), of_the_saga) | {
+        "rabbitmq": None  # It is nobody's alone.
+    }
+
+
+def test_what_a_project_has_changed_in_its_targets_stays(tmp_path: Path) -> None:
+    there = tmp_path / "monitoring" / "prometheus.yml"
+    there.parent.mkdir()
+    written = monitoring_files(tmp_path, "moves", ["van"])["monitoring/prometheus.yml"]
+    there.write_text(written.replace("scrape_interval: 15s", "scrape_interval: 5s"))
+
+    again = monitoring_files(tmp_path, "moves", ["van", "crew"])["monitoring/prometheus.yml"]
+
+    assert "scrape_interval: 5s" in again
+    assert "names: [crew, van]" in again
+
+
+def test_what_is_not_code_is_in_the_wheel() -> None:
+    setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    packed = {
+        file
+        for pattern in setuptools["package-data"]["saga.generate.monitoring"]
+        for file in DATA.glob(pattern)
+        if file.is_file()
+    }
+
+    assert packed == {
+        file for file in DATA.rglob("*") if file.is_file() and file.suffix not in (".py", ".pyc")
+    }
 
 
 # --- dashboards -----------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from saga.choreography import Participant
 from saga.envelope import Envelope, MessageKey, source_of, wrap
 from saga.message import Answer, Ask, Command, Intent, Priority
 from saga.runtime import tracing
+from saga.runtime.kernel.begun import Begun
 from saga.runtime.kernel.database import Database
 from saga.runtime.kernel.fold import is_shared
 from saga.runtime.kernel.lanes import Lanes, Share
@@ -88,18 +89,18 @@ class Kernel:
         outbox: Outbox,
         ask: Mapping[type[Intent], Ask] | None = None,
         *,
-        on_commit: Callable[[Decision], None] | None = None,
         clock: Clock = utc_now,
         new_id: Callable[[], UUID] = uuid4,
         jitter: Callable[[float, float], float] = random.uniform,
         group_max: int = GROUP_MAX,
+        begun: Begun | None = None,
     ) -> None:
+        self._begun = begun
         self._participant = participant
         self._database = database
         self._tables = tables
         self._outbox = outbox
         self._ask = dict(ask or {})
-        self._on_commit = on_commit
         self._clock = clock
         self._new_id = new_id
         self._jitter = jitter
@@ -403,8 +404,9 @@ class Kernel:
                 self._metrics.refused(reaction.name, result.error.reason)
             self._resolve(work, result)
             return
-        if self._on_commit is not None:
-            self._on_commit(result)
+        if self._begun is not None:
+            self._begun.committed(result)
+        self._metrics.decided(result.events)
         if work.firing is not None and not work.asked:
             late = self._clock() - work.firing.due.at
             early = work.firing.brought_forward is not None
@@ -474,6 +476,7 @@ class Kernel:
             self._clock(),
             checks=self._checks,
             pessimistic=pessimistic,
+            begun=self._begun,
         )
         return transaction.run(group, writes)
 

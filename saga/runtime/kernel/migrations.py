@@ -24,7 +24,11 @@ from sqlalchemy.engine import Connection
 
 from saga.runtime.kernel.tables import Schema
 
-KERNELS: Final = frozenset({"inbox", "outbox", "outbox_kept", "outbox_leases", "due_audit"})
+OF_METRICS: Final = "saga_begun"
+"""The table that is there where the course of sagas is measured."""
+KERNELS: Final = frozenset(
+    {"inbox", "outbox", "outbox_kept", "outbox_leases", "due_audit", OF_METRICS}
+)
 """The tables that any participant may have."""
 
 
@@ -37,12 +41,11 @@ def prepare(connection: Connection, schema: Schema) -> None:
 
     Raises `MigrationError`.
     """
-    if schema.migrations is None:
-        schema.metadata.create_all(connection)
-    else:
-        _migrate(connection, schema, schema.migrations)
-        for part in schema.parts:
-            _migrate(connection, part, _folder_of(part), part=True)
+    for each in (schema, *schema.parts):
+        if each.migrations is None:
+            each.metadata.create_all(connection)
+        else:
+            _migrate(connection, each, each.migrations, part=each is not schema)
 
 
 def _migrate(
@@ -119,12 +122,13 @@ def differences(connection: Connection, schema: Schema) -> list[Any]:
 
 
 def _comparing(connection: Connection, schema: Schema) -> MigrationContext:
-    """A context in which tables are compared, but for those that say which scripts were run."""
-    versions = {part.version_table for part in schema.parts}
+    """A context in which tables are compared, but for those that say which scripts were run, and
+    what only measures."""
+    beside = {part.version_table for part in schema.parts} | {OF_METRICS}
     opts = {
         "compare_type": True,
         "version_table": schema.version_table,
-        "include_name": lambda name, kind, _: kind != "table" or name not in versions,
+        "include_name": lambda name, kind, _: kind != "table" or name not in beside,
     }
     return MigrationContext.configure(connection, opts=opts)
 

@@ -44,7 +44,7 @@ around it depend on the server's language."""
 
 Row: TypeAlias = Mapping[str, Any]
 _Process: TypeAlias = Callable[[Any], Any]
-_Kind: TypeAlias = Literal["check", "remove", "insert", "update"]
+_Kind: TypeAlias = Literal["check", "remove", "add", "insert", "update"]
 
 
 class Rows:
@@ -137,6 +137,11 @@ class WriteSet:
         if rows:
             self._writes.append(_Write("insert", into, rows, conflict))
 
+    def add(self, to: Rows, rows: Sequence[Row]) -> None:
+        """Insert rows, but none whose key is there already."""
+        if rows:
+            self._writes.append(_Write("add", to, rows, None))
+
     def update(self, of: Rows, rows: Sequence[Row], conflict: Exception) -> None:
         """Set all columns. `conflict` is raised if one of the rows has another version by now than
         its `OLD_VERSION`."""
@@ -228,6 +233,7 @@ class _Columns:
             self._out.append(kind.result_processor(dialect, None))
         self.given: dict[_Kind, list[str]] = {
             "insert": [*(column.name for column in columns), *[FORMER_KEY] * former_keys],
+            "add": [*(column.name for column in columns), *[FORMER_KEY] * former_keys],
             "update": [*changed, key.name, OLD_VERSION],
             "check": [key.name, OLD_VERSION],
             "remove": [key.name],
@@ -274,6 +280,7 @@ class _OnSqlite(_Columns):
             "update": f"UPDATE {self.table} SET {changes} WHERE {self.key} = ? AND version = ?",
             "remove": f"DELETE FROM {self.table} WHERE {self.key} = ?",
         }
+        self.texts["add"] = self.texts["insert"]
         self._processed: dict[_Kind, list[tuple[int, _Process]]] = {
             kind: [
                 (place, process)
@@ -317,7 +324,7 @@ class _OnPostgresql(_Columns):
         )
         names = ", ".join(map(self.quote, given))
         rows = f"unnest({arrays}) AS rows({names})"
-        if kind == "insert":
+        if kind in ("insert", "add"):
             unless = ""
             if self.former_keys:
                 names = ", ".join(self.names)
@@ -379,15 +386,17 @@ def _all_of(writes: tuple[tuple[_Kind, _OnPostgresql], ...]) -> str:
         first += len(columns.given[kind])
     checks: list[str] = []
     for number, (kind, _) in enumerate(writes):
-        if kind != "remove":
+        if kind not in ("remove", "add"):
             checks.append(
                 f"WHEN (SELECT count(*) FROM write_{number}) <> ${first}::bigint "
                 f"THEN 'conflict {number}'"
             )
             first += 1
-    if not checks:
+    if len(parts) == 1 and not checks:
         return parts[0]
     written = ", ".join(f"write_{number} AS ({part})" for number, part in enumerate(parts))
+    if not checks:
+        return f"WITH {written} SELECT 0"
     return f"WITH {written} SELECT CAST(CASE {' '.join(checks)} ELSE '0' END AS integer)"
 
 

@@ -119,13 +119,15 @@ class Decision:
     `events` are to be published, in this order; commands to other participants are among them, and
     are numbered, kept and published like events. `intent` is to be asked once this is committed,
     after which the reaction to its answer goes on where this one stopped. `changes` are the new
-    states, by kind and key; `own` is the new state of the message's subject.
+    states, by kind and key; `own` is the new state of the message's subject, and `before` the one
+    that was decided on.
     """
 
     events: tuple[Envelope[Any], ...]
     intent: Intent | None
     changes: Mapping[StateId, State]
     own: State
+    before: State
 
 
 def reaction_to(participant: Participant, message: Message) -> Reaction:
@@ -161,7 +163,7 @@ def react(
     reaction = reaction_to(participant, message)
     subject = message.subject
     own_id: StateId = (reaction.own, subject)
-    own = find(own_id)
+    before = own = find(own_id)
     results = _as_tuple(reaction.function(message, *_arguments(reaction, message, own, find, now)))
     _check(participant, reaction, message, subject, results)
     return decided(
@@ -223,7 +225,7 @@ def decided(
             )
         else:
             intent = result
-    return Decision(tuple(events), intent, changes, current(own_id))
+    return Decision(tuple(events), intent, changes, current(own_id), before)
 
 
 def react_to_due(

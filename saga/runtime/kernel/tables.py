@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from hashlib import sha256
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, Self, TypeVar
 
 import sqlalchemy as sa
 from pydantic import TypeAdapter
@@ -216,9 +217,13 @@ class StateTable(Generic[S]):
             query = query.where(self._key == key)
         return [(key, at) for key, at in connection.execute(query.limit(limit))]
 
-    def count_due(self, connection: Connection, *, key: str | None = None) -> int:
-        """About how many states something is due, now or later."""
+    def count_due(
+        self, connection: Connection, *, until: datetime | None = None, key: str | None = None
+    ) -> int:
+        """About how many states something is due, `until` some time or ever."""
         query = sa.select(sa.func.count()).where(self.table.c.due_at.is_not(None))
+        if until is not None:
+            query = query.where(self.table.c.due_at <= until)
         if key is not None:
             query = query.where(self._key == key)
         return connection.scalars(query).one()
@@ -284,7 +289,7 @@ class Schema:
     as they are described here, which suits databases that do not outlive the program's version.
     `parts` are tables of others in the same database, each with a line of scripts of its own, of
     which `version_table` says how far it got. Their scripts have to cope with tables that are
-    there: a part may have come out of the whole.
+    there: a part may have come out of the whole. A part without scripts is made where it is not.
     """
 
     def __init__(
@@ -299,6 +304,12 @@ class Schema:
         self.migrations = migrations
         self.version_table = version_table
         self.parts = tuple(parts)
+
+    def with_part(self, part: Schema) -> Self:
+        """The same tables, and those of a part."""
+        whole = copy(self)
+        whole.parts = (*self.parts, part)
+        return whole
 
 
 class Tables(Schema):

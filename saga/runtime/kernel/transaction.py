@@ -19,6 +19,7 @@ from sqlalchemy.engine import Connection
 from saga.choreography import Participant
 from saga.envelope import MessageKey
 from saga.runtime import tracing
+from saga.runtime.kernel.begun import Begun
 from saga.runtime.kernel.database import Database
 from saga.runtime.kernel.outbox import Outbox
 from saga.runtime.kernel.outgoing import Outgoing
@@ -67,6 +68,7 @@ class GroupTransaction:
         *,
         checks: bool,
         pessimistic: bool,
+        begun: Begun | None = None,
     ) -> None:
         self._participant = participant
         self._database = database
@@ -77,6 +79,7 @@ class GroupTransaction:
         self._now = now
         self._checks = checks
         self._pessimistic = pessimistic
+        self._begun = begun
         self._states = GroupStates(connection, tables, lock=pessimistic)
         self._done: dict[MessageKey, bytes | None] = {}
         """Messages that are known to be done, here or before, with their digests."""
@@ -103,6 +106,9 @@ class GroupTransaction:
         results = [self._decide(work) for work in group]
         if self._doubtful and self._done_before(self._doubtful):
             raise VersionConflict(self._tables.inbox.name)
+        if self._begun is not None:
+            decided = (result for result in results if isinstance(result, Decision))
+            self._begun.note(self._connection, writes, decided)
         self._write(writes)
         return results, self._outgoing
 

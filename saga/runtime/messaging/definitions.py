@@ -9,7 +9,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from saga.runtime.messaging.permissions import User
+from saga.runtime.messaging.permissions import User, name_on_broker
 from saga.runtime.messaging.topology import Topology
 
 SALT_BYTES = 4  # RabbitMQ's own number.
@@ -27,18 +27,20 @@ def definitions(
 ) -> Definitions:
     """What the broker is to hold, with the passwords as salted hashes.
 
+    Users are called as `name_on_broker` says; `passwords` are keyed by their names without that.
     A user for whom there is no password cannot log in; importing such a user takes the password
     from one who is there already.
     """
     here = {"vhost": virtual_host}
+    named = {user.name: name_on_broker(user.name, virtual_host) for user in users}
     return {
         "generated_by": "saga topology export: edit the reactions, not this file",
         "vhosts": [{"name": virtual_host}],
-        "users": [_user(user, (passwords or {}).get(user.name)) for user in users],
-        "permissions": [{"user": user.name, **here, **permission(user)} for user in users],
+        "users": [_user(named[user.name], (passwords or {}).get(user.name)) for user in users],
+        "permissions": [{"user": named[user.name], **here, **permission(user)} for user in users],
         "topic_permissions": [
             {
-                "user": user.name,
+                "user": named[user.name],
                 **here,
                 "exchange": topic.exchange,
                 "write": topic.write,
@@ -93,8 +95,8 @@ def text(document: Definitions) -> str:
     return json.dumps(document, indent=2) + "\n"
 
 
-def _user(user: User, password: str | None) -> dict[str, Any]:
-    said: dict[str, Any] = {"name": user.name, "tags": []}
+def _user(name: str, password: str | None) -> dict[str, Any]:
+    said: dict[str, Any] = {"name": name, "tags": []}
     if password is not None:
         said |= {"password_hash": password_hash(password), "hashing_algorithm": HASHING}
     return said

@@ -34,6 +34,7 @@ OPERATOR = "saga-operator"
 REPLAY = "saga-replay"
 """Takes dead letters, and puts them back into any work queue or notes them in the history."""
 
+DEFAULT_VIRTUAL_HOST = "/"
 DEFAULT_EXCHANGE = "amq.default"
 """What permissions call the exchange with the empty name."""
 NOTHING = "^$"
@@ -67,6 +68,13 @@ def users_of(choreography: Choreography) -> tuple[User, ...]:
         User(observer.name, read=only([HISTORY_STREAM])) for observer in choreography.observers
     )
     return (*services, *observers, _operator(choreography), _replay(choreography))
+
+
+def name_on_broker(user: str, virtual_host: str) -> str:
+    """What a user is called on the broker, all of whose virtual hosts have the same users: as it is
+    in the default one, and `moves.history` in the virtual host `moves`, so that each saga of
+    several on one broker has users, and passwords, of its own."""
+    return user if virtual_host == DEFAULT_VIRTUAL_HOST else f"{virtual_host}.{user}"
 
 
 def only(names: Iterable[str]) -> str:
