@@ -50,7 +50,7 @@ def examples(folder: Path, saga: Saga) -> dict[str, str]:
         for kind in travelling(saga.choreography)
         if not list((folder / EXAMPLES / kind.type).glob(f"v{kind.version}*.json"))
     }
-    if not wanted or saga.load is None or not all(map(_has_store, saga.participants)):
+    if not wanted or saga.load is None or not all(map(_has_store, saga.choreography.in_python)):
         return {}
     found: dict[str, str] = {}
     for body in messages_of(saga):

@@ -55,7 +55,7 @@ def generated(root: Path, choreography: Choreography) -> dict[Path, str]:
         "docs/map.svg": svg(flow),
         **_in_part(root, PYPROJECT, _IMPORTS, _import_contracts(root, choreography)),
         **container_files(root, choreography, begun),
-        **monitoring_files(root, saga().name, [service.name for service in choreography.services]),
+        **monitoring_files(root, saga().name, [each.name for each in choreography.own_services]),
     }
     for name, schema in schema_files(choreography).items():
         files[f"{CONTRACTS}/{name}"] = schema

@@ -20,7 +20,8 @@ from saga.discovery import services
 from saga.envelope import Attributes, Envelope, derived_id, source_of, wrap
 from saga.errors import InputError
 from saga.foreign import ANSWERS_MAX, DUTIES, PAGE, Elsewhere, Foreign
-from saga.generate.containers import COMPOSE, PROMETHEUS, container_files
+from saga.generate.containers import COMPOSE, container_files
+from saga.generate.files import generated
 from saga.graph.asyncapi import asyncapi
 from saga.graph.canvas import canvas
 from saga.graph.check import check
@@ -176,14 +177,12 @@ def test_it_is_none_of_the_services_that_are_started_and_read(
 
 
 def test_its_container_is_left_to_its_authors_and_finds_its_address(tmp_path: Path) -> None:
-    for name in (COMPOSE, PROMETHEUS):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        shutil.copy(ROOT / name, tmp_path / name)
+    shutil.copy(ROOT / COMPOSE, tmp_path / COMPOSE)
     files = container_files(tmp_path, GRAPH, {})
     assert "\n  label:\n" not in files[COMPOSE]
     assert "- label-secrets:/secrets/label\n" in files[COMPOSE]
     assert "\n  label-secrets:\n" in files[COMPOSE]
-    assert "names: [history, shop]" in files[PROMETHEUS]
+    assert "label" not in generated(ROOT, GRAPH)[ROOT / "monitoring" / "prometheus.yml"]
 
     own = "  label:\n    image: label\n\n"
     edited = files[COMPOSE].replace("  shop:\n", f"{own}  shop:\n")

@@ -163,7 +163,7 @@ def react(
     reaction = reaction_to(participant, message)
     subject = message.subject
     own_id: StateId = (reaction.own, subject)
-    before = own = find(own_id)
+    own = find(own_id)
     results = _as_tuple(reaction.function(message, *_arguments(reaction, message, own, find, now)))
     _check(participant, reaction, message, subject, results)
     return decided(
@@ -194,7 +194,7 @@ def decided(
     """What becomes of a reaction's results, all of which have the subject of `cause`; see
     `react`."""
     own_id: StateId = (reaction.own, cause.subject)
-    own = find(own_id)
+    before = find(own_id)
     cause_id = id_among_causes(type(cause.data), cause.key)
     events: list[Envelope[Any]] = []
     intent: Intent | None = None
