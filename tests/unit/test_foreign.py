@@ -182,7 +182,8 @@ def test_its_container_is_left_to_its_authors_and_finds_its_address(tmp_path: Pa
     assert "\n  label:\n" not in files[COMPOSE]
     assert "- label-secrets:/secrets/label\n" in files[COMPOSE]
     assert "\n  label-secrets:\n" in files[COMPOSE]
-    assert "label" not in generated(ROOT, GRAPH)[ROOT / "monitoring" / "prometheus.yml"]
+    scraped = generated(ROOT, GRAPH)[ROOT / "monitoring" / "prometheus.yml"]
+    assert "names: [history, shop]" in scraped
 
     own = "  label:\n    image: label\n\n"
     edited = files[COMPOSE].replace("  shop:\n", f"{own}  shop:\n")
