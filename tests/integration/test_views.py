@@ -102,6 +102,8 @@ class Scene:
             "map": [[]],
             "check": [["--definitions", str(ROOT / "rabbitmq/definitions.json")]],
             "generate": [["--check", "--root", str(ROOT)]],
+            "new": [["trips", "--folder", f"{new}-project"]],
+            "migration": [["order", "nothing has changed"]],
             "verify": [["--simulate", "--seeds", "1"]],
             "recover broker": [["--dry-run"]],
             "topology export": [[]],
