@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sysconfig
+import tomllib
 import venv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -128,7 +129,20 @@ def _environment(folder: Path, files: Path) -> Path:
     # Paths in a `.pth` file are taken as they are: the `.pth` files in them do not count.
     path = Path(sysconfig.get_path("purelib", "venv", here)) / "exported.pth"
     path.write_text("".join(f"{entry}\n" for entry in (files, *sorted(packages))))
+    _install_metadata(path.parent, files)
     return folder / "bin" / "python"
+
+
+def _install_metadata(packages: Path, files: Path) -> None:
+    """Let that commit find its own version: it may be a distribution of another name than today."""
+    file = files / "pyproject.toml"
+    project = tomllib.loads(file.read_text()).get("project") if file.exists() else None
+    if project is None:
+        return
+    name, version = project["name"], project["version"]
+    metadata = packages / f"{name.replace('-', '_')}-{version}.dist-info" / "METADATA"
+    metadata.parent.mkdir(exist_ok=True)
+    metadata.write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
 
 
 def _without_paths(environment: Mapping[str, str]) -> dict[str, str]:

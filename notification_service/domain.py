@@ -192,7 +192,8 @@ class Notification(State):
         return Due(self.resent_at + RESENDING_MAX, GiveUpResending(order_id=UUID(self.key)))
 
     def _is(self, status: NotificationStatus, detail: str = "") -> Self:
-        return replace(self, status=status, detail=detail, resent_at=None, tries=0)
+        # One attempt: what rows say that were ended before attempts were numbered.
+        return replace(self, status=status, detail=detail, resent_at=None, tries=1)
 
 
 _Begun = tuple[NotificationBegun, Send] | Send | NotificationUnconfirmed | None

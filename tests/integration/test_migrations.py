@@ -20,11 +20,12 @@ import notification_service.domain
 import notification_service.store
 import order_service.store
 import saga.archive.store
+from common.events import NotificationSent
 from inventory_service.domain import AddStock
-from notification_service.domain import Notification, NotificationStatus
+from notification_service.domain import PARTICIPANT, Notification, NotificationStatus
 from notification_service.store import NOTIFICATIONS
 from saga.archive.subjects import subjects
-from saga.discovery import schema_in, services
+from saga.discovery import schema_in, services, tables_in
 from saga.envelope import MessageKey
 from saga.history.rebuild import rebuild_views
 from saga.runtime.kernel import timer
@@ -36,7 +37,7 @@ from saga.runtime.kernel.tables import Schema, Tables, VersionConflict, utc_now
 from saga.runtime.kernel.timer import Timekeeper
 from saga.runtime.messaging.trust import EDITOR_SOURCE
 from saga.runtime.tasks import cancel_all
-from saga.testing import NOW
+from saga.testing import NOW, given
 from tests.integration.kernels import replica
 from tests.play import Play, confirmed, declined, out_of_stock
 from tests.polling import until
@@ -488,3 +489,24 @@ async def test_a_history_of_before_knows_its_subjects_after_the_upgrade(
     database = await open_database(database_url, HISTORY)
     assert await database.read(rows) == upgraded
     await database.close()
+
+
+async def test_a_mail_that_ended_before_attempts_were_numbered_is_as_its_events_tell(
+    database_url: str, tmp_path: Path
+) -> None:
+    head, insert, _, _ = ROWS["notification"]
+    new = tables_in("notification_service")
+    database = await open_database(database_url, older(new, head, tmp_path))
+    row = insert.format(key=UUID(int=1), status="sent").replace("'', 1000000", "'', NULL")
+    await database.transaction(lambda connection: connection.exec_driver_sql(row))
+    await database.close()
+
+    database = await open_database(database_url, new)
+    try:
+        kept = await database.read(lambda c: NOTIFICATIONS.find(c, str(UUID(int=1))))
+    finally:
+        await database.close()
+
+    told = given(PARTICIPANT, NotificationSent(order_id=UUID(int=1)))
+    assert kept is not None
+    assert kept.tries == told.state(Notification, UUID(int=1)).tries
