@@ -13,6 +13,7 @@ import importlib
 import os
 import sys
 import tomllib
+import traceback
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from saga.choreography import Choreography, ChoreographyError, Observer, Participant
 from saga.declaration import Saga, SagaError
+from saga.errors import Explained
 
 if TYPE_CHECKING:
     from saga.runtime.kernel.tables import Schema, Tables
@@ -51,9 +53,10 @@ def _folders() -> Iterator[Path]:
 
 def _named_in(file: Path) -> str | None:
     try:
-        found = tomllib.loads(file.read_text(encoding="utf-8")).get("tool", {}).get("saga")
+        tools = tomllib.loads(file.read_text(encoding="utf-8")).get("tool", {})
     except (OSError, ValueError) as error:
         raise SagaError(f"cannot read {file}: {error}") from error
+    found = tools.get("saga") if isinstance(tools, dict) else None
     if found is None:
         return None
     if not isinstance(found, dict) or not isinstance(found.get("saga"), str):
@@ -78,18 +81,35 @@ def named(where: str) -> Any:
     """What `module:NAME` of the project is; None if the module has no such name. Raises
     `SagaError`."""
     module, _, name = where.partition(":")
+    if not all(map(str.isidentifier, module.split("."))):
+        raise SagaError(f"{where!r} names no module; write module:NAME, as in trips:SAGA")
     # A command that was installed does not look where it is called.
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.append(here)
     try:
         return getattr(importlib.import_module(module), name, None)
-    except ModuleNotFoundError as error:
-        if error.name is None or not module.startswith(error.name):
-            raise
-        raise SagaError(
-            f"there is no module {error.name!r}, in which {where!r} should be; run this in the "
-            f"project's folder, or correct {VARIABLE} or [tool.saga]"
-        ) from error
+    except Explained:
+        raise
+    except Exception as error:  # Whatever a user's module does when it is loaded.
+        if isinstance(error, ModuleNotFoundError) and _is_within(module, error.name):
+            raise SagaError(
+                f"there is no module {error.name!r}, in which {where!r} should be; run this in the "
+                f"project's folder, or correct {VARIABLE} or [tool.saga]"
+            ) from error
+        raise SagaError(f"{module!r} cannot be loaded: {_explained(error)}") from error
+
+
+def _is_within(module: str, package: str | None) -> bool:
+    return package is not None and f"{module}.".startswith(f"{package}.")
+
+
+def _explained(error: Exception) -> str:
+    """What is wrong and where, in one line; a syntax error says where by itself."""
+    said = f"{type(error).__name__}: {error}"
+    if isinstance(error, SyntaxError):
+        return said
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{said} ({place.filename}, line {place.lineno})"
 
 
 def packages() -> list[str]:

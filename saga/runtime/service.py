@@ -290,10 +290,9 @@ def course_here(participant: Participant) -> Course | None:
     none that is known, as in a test of its own."""
     try:
         return course_of(discovery.saga(), participant)
-    except SagaError as error:
-        log.debug("the course of sagas is not measured: %s", error)
-    except ImportError as error:  # What only measures keeps no service from running.
-        log.warning("the course of sagas is not measured: %s", error)
+    except SagaError as error:  # What only measures keeps no service from running.
+        level = logging.DEBUG if error.__cause__ is None else logging.WARNING
+        log.log(level, "the course of sagas is not measured: %s", error)
     return None
 
 
