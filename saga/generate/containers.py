@@ -14,7 +14,7 @@ from typing import Final
 
 from saga.bootstrap import HTTP_PORT
 from saga.choreography import Choreography
-from saga.generate.marks import Marks
+from saga.generate.marks import Marks, text_in
 
 COMPOSE: Final = "compose.yaml"
 CLUSTER: Final = "compose.cluster.yaml"
@@ -56,7 +56,7 @@ def container_files(
         CLUSTER: lambda file, text: _with_replicas(file, text, participants),
     }
     texts = {
-        name: file.read_text(encoding="utf-8") if (file := root / name).exists() else begun[name]
+        name: text_in(file) if (file := root / name).exists() else begun[name]
         for name in changes
         if (root / name).exists() or name in begun
     }

@@ -12,6 +12,14 @@ class GenerateError(Explained):
     """The folder is none that files can be generated in. Says what it lacks."""
 
 
+def text_in(file: Path) -> str:
+    """What a file of which a part is generated says. Raises `GenerateError`."""
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise GenerateError(f"{file} is not UTF-8 ({error}); write it in UTF-8") from error
+
+
 @dataclass(frozen=True, slots=True)
 class Marks:
     """The text before and the text after a generated part; each occurs once in its file."""

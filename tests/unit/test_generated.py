@@ -22,6 +22,7 @@ from saga.choreography import Choreography, Participant, State
 from saga.discovery import choreography, participants, services
 from saga.generate.files import IN_PART, generated, refresh, stale
 from saga.generate.marks import GenerateError
+from saga.graph.canvas import NOTICE
 from saga.message import Event
 from saga.runtime.messaging.definitions import Definitions, definitions
 from saga.runtime.messaging.permissions import users_of
@@ -59,14 +60,23 @@ def test_generated_files_are_the_same_whichever_python_writes_them(
     assert dashboards() == {path.name: path.read_text() for path in FOLDER.glob("*.json")}
 
 
-@pytest.fixture
-def project(tmp_path: Path) -> Path:
-    """A folder with every generated file as it should be."""
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with every generated file as it should be. With the examples there are, since
+    each that is missing is looked for in simulations."""
+    folder = tmp_path_factory.mktemp("written")
+    shutil.copytree(ROOT / "contracts" / "examples", folder / "contracts" / "examples")
     for name in IN_PART:
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        shutil.copy(ROOT / name, tmp_path / name)
-    refresh(tmp_path, choreography())
-    return tmp_path
+        (folder / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
+    refresh(folder, choreography())
+    return folder
+
+
+@pytest.fixture
+def project(written: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    return Path(shutil.copytree(written, tmp_path / "project"))
 
 
 def test_a_file_that_was_edited_is_stale_until_it_is_written_anew(project: Path) -> None:
@@ -90,7 +100,7 @@ def test_a_file_that_was_edited_is_stale_until_it_is_written_anew(project: Path)
 
 def test_a_file_that_nothing_asks_for_any_more_is_removed(project: Path) -> None:
     left_over = project / "docs" / "services" / "closed.md"
-    left_over.write_text("# closed\n")
+    left_over.write_text(f"{NOTICE}\n\n# closed\n")
     kept = project / "contracts" / "released" / "order.placed" / "v1.json"
     kept.parent.mkdir(parents=True)
     kept.write_text("{}")
@@ -98,6 +108,32 @@ def test_a_file_that_nothing_asks_for_any_more_is_removed(project: Path) -> None
     assert refresh(project, choreography()) == [left_over]
     assert not left_over.exists()
     assert kept.exists()
+
+
+def test_what_was_not_generated_stays_beside_what_was(project: Path) -> None:
+    files = [project / "docs" / "services" / "index.md", project / "contracts" / "bank" / "v1.json"]
+    for file in files:
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("by hand\n")
+
+    assert refresh(project, choreography()) == []
+    assert [file.read_text() for file in files] == ["by hand\n"] * 2
+
+
+def test_a_generated_file_that_is_not_utf_8_is_written_anew(project: Path) -> None:
+    file = project / "contracts" / "asyncapi.json"
+    file.write_bytes(b"\xff\xfe")
+
+    assert refresh(project, choreography()) == [file]
+    assert stale(project, choreography()) == []
+
+
+@pytest.mark.parametrize("name", IN_PART)
+def test_a_file_of_ones_own_that_is_not_utf_8_is_named(name: str, project: Path) -> None:
+    (project / name).write_bytes(b"\xff\xfe")
+
+    with pytest.raises(GenerateError, match=f"{re.escape(name)} is not UTF-8"):
+        refresh(project, choreography())
 
 
 def test_a_folder_whose_files_lack_their_marks_is_not_the_projects(

@@ -13,7 +13,7 @@ from typing import Any, Final
 import yaml
 
 from saga.bootstrap import HTTP_PORT
-from saga.generate.marks import Marks
+from saga.generate.marks import Marks, text_in
 
 DATA: Final = Path(__file__).parent
 FOLDER: Final = "monitoring"
@@ -42,7 +42,7 @@ def monitoring_files(root: Path, saga: str, services: Iterable[str]) -> dict[str
     here = root / FOLDER / PROMETHEUS
     there = here if here.exists() else DATA / PROMETHEUS
     files[f"{FOLDER}/{PROMETHEUS}"] = _SCRAPED.replaced(
-        here, there.read_text(encoding="utf-8"), _scraped(saga, services)
+        here, text_in(there), _scraped(saga, services)
     )
     return files
 
