@@ -142,7 +142,8 @@ def _definitions(file: Path) -> dict[str, Any]:
         document = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise typer.BadParameter(
-            f"{file} cannot be read: {error}; name the file, or run this in the project's folder",
+            f"{file} cannot be read: {error}; write it by `saga generate`, name the file, or run "
+            f"this in the project's folder",
             param_hint="--definitions",
         ) from error
     if not isinstance(document, dict):

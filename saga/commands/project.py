@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib.metadata import packages_distributions
 from keyword import iskeyword
 from pathlib import Path
 from typing import Annotated, Final
@@ -84,7 +85,8 @@ def _check(name: str) -> None:
             f"{NAME_MAX_CHARACTERS}, and a letter first",
             param_hint="NAME",
         )
-    if name in sys.stdlib_module_names | {"saga", "tests"}:
+    installed = packages_distributions().keys()
+    if name in sys.stdlib_module_names | installed | {"saga", "tests"}:
         raise typer.BadParameter(
             f"{name!r} is the name of another package; take another", param_hint="NAME"
         )
@@ -121,6 +123,12 @@ def migration(
 
     * `saga migration booking "stays have a guest"`
     """
+    if not re.search(r"\w", message) or re.search(r'["\\\x00-\x1f]', message):
+        raise typer.BadParameter(
+            f"{message!r} cannot head a script; use words in one line, without quotation marks and "
+            f"backslashes",
+            param_hint="MESSAGE",
+        )
     from saga.commands.console import out
     from saga.discovery import tables_of
     from saga.generate.begun import lay_out
