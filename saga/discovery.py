@@ -36,7 +36,7 @@ def spec() -> str:
         return where
     for folder in _folders():
         file = folder / PYPROJECT
-        if file.is_file() and (where := _named_in(file)):
+        if file.is_file() and (where := saga_named_in(file)):
             return where
     raise SagaError(
         f'no saga is named: write saga = "module:NAME" under [tool.saga] in {PYPROJECT} here or in '
@@ -51,7 +51,7 @@ def _folders() -> Iterator[Path]:
     yield Path(__file__).parents[1]
 
 
-def _named_in(file: Path) -> str | None:
+def saga_named_in(file: Path) -> str | None:
     try:
         tools = tomllib.loads(file.read_text(encoding="utf-8")).get("tool", {})
     except (OSError, ValueError) as error:

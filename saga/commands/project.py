@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from importlib.metadata import packages_distributions
@@ -56,6 +57,21 @@ def new(
         raise typer.BadParameter(
             f"{where} is there already, and not empty; name another folder", param_hint="--folder"
         )
+    made = not where.exists()
+    try:
+        _make(name, where)
+    except (OSError, ProjectError):
+        if made:  # So that a second try finds nothing of the first.
+            shutil.rmtree(where, ignore_errors=True)
+        raise
+    files = sorted(f.relative_to(where).as_posix() for f in where.rglob("*") if f.is_file())
+    if as_json:
+        print_json({"name": name, "folder": str(where), "files": files})
+    else:
+        remark(f"{where}: {len(files)} files; go on with `cd {where} && make demo`")
+
+
+def _make(name: str, where: Path) -> None:
     for source in sorted(_TEMPLATE.rglob("*")):
         if source.is_file() and "__pycache__" not in source.parts:
             text = re.sub(rf"\b{_STAND_IN}\b", name, source.read_text(encoding="utf-8"))
@@ -63,11 +79,6 @@ def new(
             file = where.joinpath(*(_called(part, name) for part in parts))
             write_public(file, text)
     _run("-m", "saga.cli", "generate", folder=where)
-    files = sorted(f.relative_to(where).as_posix() for f in where.rglob("*") if f.is_file())
-    if as_json:
-        print_json({"name": name, "folder": str(where), "files": files})
-    else:
-        remark(f"{where}: {len(files)} files; go on with `cd {where} && make demo`")
 
 
 def _called(part: str, name: str) -> str:

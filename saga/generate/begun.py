@@ -19,6 +19,7 @@ from saga.choreography import Choreography, Participant
 from saga.declaration import Saga
 from saga.discovery import tables_in
 from saga.envelope import Attributes, Undecodable, schema_uri
+from saga.runtime.files import make_public_folder
 from saga.runtime.kernel.migrations import script_name, write_script
 from saga.runtime.kernel.tables import Schema
 from saga.schemas.export import text_of, travelling
@@ -78,7 +79,7 @@ def missing_scripts(choreography: Choreography) -> list[Path]:
 def write_first_scripts(choreography: Choreography) -> None:
     """Write those: what makes the tables. Raises `MigrationError`."""
     for schema in _without_scripts(choreography):
-        _first(schema).parent.mkdir(exist_ok=True)
+        make_public_folder(_first(schema).parent)
         if (path := write_script(schema, FIRST_SCRIPT)) is not None:
             lay_out(path)
 

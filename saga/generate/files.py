@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 from saga.choreography import Choreography
-from saga.discovery import packages, saga, spec
+from saga.discovery import VARIABLE, packages, saga, saga_named_in, spec
 from saga.generate.begun import examples, missing_scripts, write_first_scripts
 from saga.generate.begun import texts as begun_texts
 from saga.generate.containers import CLUSTER, COMPOSE, container_files
@@ -46,6 +47,8 @@ def generated(root: Path, choreography: Choreography) -> dict[Path, str]:
     """
     if not (root / PYPROJECT).is_file():
         raise GenerateError(f"{root.absolute()} has no {PYPROJECT}; name the project's folder")
+    if VARIABLE not in os.environ and saga_named_in(root / PYPROJECT) not in (None, spec()):
+        raise GenerateError(f"{root.absolute()} is the project of another saga; run this there")
     flow = Flow(choreography)
     begun = begun_texts(saga().name, spec())
     files = {name: text for name, text in begun.items() if not (root / name).exists()}

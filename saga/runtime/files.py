@@ -7,6 +7,7 @@ import errno
 import os
 import resource
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -90,11 +91,23 @@ def _write(file: Path, text: str, mode: int | None, options: int) -> None:
 def write_public(file: Path, text: str) -> None:
     """Write a file of a project, and make its folder: it holds no data, so the user's own umask
     says whom it is for. Raises `OSError`, and leaves what was there then."""
+    with _as_the_user_wants():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(file, text)
+
+
+def make_public_folder(folder: Path) -> None:
+    """Make a folder of a project, for files of that kind. Raises `OSError`."""
+    with _as_the_user_wants():
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+@contextlib.contextmanager
+def _as_the_user_wants() -> Iterator[None]:
     private = os.umask(0)
     os.umask(private if _as_found is None else _as_found)
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(file, text)
+        yield
     finally:
         os.umask(private)
 

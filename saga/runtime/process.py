@@ -179,11 +179,13 @@ async def embedded(
         stack.push_async_callback(parts.stop)
         await parts.start()
         log.info("ready")
-        yield parts
-        log.info("draining")
-        deadline = time.monotonic() + settings.drain_seconds
-        await parts.stop()
-        await parts.finish(deadline)
+        try:
+            yield parts
+        finally:
+            log.info("draining")
+            deadline = time.monotonic() + settings.drain_seconds
+            await parts.stop()
+            await parts.finish(deadline)
 
 
 def end() -> None:

@@ -22,6 +22,7 @@ from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy.engine import Connection
 
+from saga.runtime.files import write_public
 from saga.runtime.kernel.tables import Schema
 
 OF_METRICS: Final = "saga_begun"
@@ -161,10 +162,8 @@ def write_script(schema: Schema, message: str) -> Path | None:
     own = "\n".join(line for line in code if not line.lstrip().startswith("#"))
     body = textwrap.indent(textwrap.dedent(own), "    ").strip()
     path = folder / f"{script_name(number, message)}.py"
-    path.write_text(
-        _TEMPLATE.format(message=message, number=f"{number:04}", last=last, body=body),
-        encoding="utf-8",
-    )
+    script = _TEMPLATE.format(message=message, number=f"{number:04}", last=last, body=body)
+    write_public(path, script)
     return path
 
 
