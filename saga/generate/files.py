@@ -47,8 +47,6 @@ def generated(root: Path, choreography: Choreography) -> dict[Path, str]:
     """
     if not (root / PYPROJECT).is_file():
         raise GenerateError(f"{root.absolute()} has no {PYPROJECT}; name the project's folder")
-    if VARIABLE not in os.environ and saga_named_in(root / PYPROJECT) not in (None, spec()):
-        raise GenerateError(f"{root.absolute()} is the project of another saga; run this there")
     flow = Flow(choreography)
     begun = begun_texts(saga().name, spec())
     files = {name: text for name, text in begun.items() if not (root / name).exists()}
@@ -67,6 +65,8 @@ def generated(root: Path, choreography: Choreography) -> dict[Path, str]:
         files[f"{CONTRACTS}/{name}"] = schema
     for participant in choreography.participants:
         files[f"docs/services/{participant.name}.md"] = canvas(flow, participant)
+    if VARIABLE not in os.environ and saga_named_in(root / PYPROJECT) not in (None, spec()):
+        raise GenerateError(f"{root.absolute()} is the project of another saga; run this there")
     return {root / name: content for name, content in sorted(files.items())}
 
 

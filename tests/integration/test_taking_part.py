@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -45,6 +46,10 @@ async def stage(part: TakingPart, move: str) -> Stage:
     return found.stage if isinstance(found, Move) else Stage.UNKNOWN
 
 
+async def is_ready(client: httpx.AsyncClient) -> bool:
+    return (await client.get("/saga/readyz")).status_code == 200
+
+
 def client_of(app: FastAPI) -> httpx.AsyncClient:
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://application")
 
@@ -70,7 +75,7 @@ async def test_it_takes_part_from_the_lifespan_of_an_application_of_fastapi(
     async with app.router.lifespan_context(app), client_of(app) as client:
         assert (await client.post(f"/moves/{KEY}")).status_code == 200
         assert await stage(parts[0], KEY) is Stage.OPEN
-        assert (await client.get("/saga/readyz")).status_code == 200
+        await until(partial(is_ready, client))
         assert "saga_build_info{" in (await client.get("/saga/metrics")).text
 
 
