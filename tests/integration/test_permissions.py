@@ -366,7 +366,7 @@ async def test_a_restricted_participant_waits_and_dead_letters(
     ):
         channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
         exchange = await channel.get_exchange(EVENTS_EXCHANGE, ensure=False)
-        for event in (cancelled(1, customer="flaky"), cancelled(2, customer="poison")):
+        for event in (cancelled(1, who="flaky"), cancelled(2, customer="poison")):
             await exchange.publish(message_of(event.to_bytes()), event.routing_key)
         await until(lambda: toy.done(1))
         await until(lambda: _holds(channel, "toy.dlq"))

@@ -134,7 +134,7 @@ def poisons(cases: dict[str, bytes], routes: Sequence[str] = tuple(ROUTES)) -> l
             if route in ("broken", "flaky"):
                 customer = "poison" if route == "broken" else "flaky"
                 order = 1_000_000 + 10 * number + place
-                body = cancelled(order, customer=customer).to_bytes()
+                body = cancelled(order, who=customer).to_bytes()
             found.append(Poison(case, route, raw, body))
     return found
 
