@@ -50,6 +50,7 @@ from saga.runtime.messaging.topology import (
 )
 from saga.runtime.tasks import cancel_all
 from tests.forked import spawn
+from tests.integration import order_events
 from tests.integration import toy as toy_module
 from tests.integration.service_process import ServiceProcess, rows
 from tests.integration.test_messaging import running
@@ -268,7 +269,7 @@ async def test_what_payment_slips_into_anothers_queue_is_dead_and_changes_nothin
     operator: AbstractChannel,
     slipped_in: int,
 ) -> None:
-    cancelled_ = cancelled(1)
+    cancelled_ = order_events.cancelled(1)
     aside = aio_pika.Message(cancelled_.to_bytes(), headers={header: ["inventory.normal"]})
     forged = aio_pika.Message(
         cancelled_.to_bytes(), headers={header: [cancelled_.routing_key]}, message_id="forged"
