@@ -44,7 +44,7 @@ from saga.local.postgres import PostgresCluster
 from saga.runtime.kernel.database import Database
 from saga.runtime.kernel.opening import open_database
 from saga.runtime.urls import sqlite_url
-from tests.play import BROKE, SAGA, Play
+from tests.order_play import BROKE, SAGA, Play
 from tests.stores import GRAPH, HISTORY, PROJECTION
 
 EVENTS = 1_000_000

@@ -3,9 +3,9 @@
 A reaction is a pure function. Its first parameter's annotation says what is consumed; its return
 annotation, what may be published; nothing else declares a route:
 
-    def reserve(
-        event: OrderPlaced, reservation: Reservation, shelf: Mapping[str, StockItem]
-    ) -> StockReserved | StockRejected | None: ...
+    def hold(
+        event: TripBooked, room: Room, floors: Mapping[str, Floor]
+    ) -> RoomHeld | RoomRefused | None: ...
 
 Further parameters are the participant's states, given as they are at that moment, and `now`, the
 time. A state is looked up by the message's subject; a mapping of states holds those that
@@ -13,7 +13,7 @@ time. A state is looked up by the message's subject; a mapping of states holds t
 
 What a state says is due about it is a route as well, by the return annotation of `State.due`:
 
-    def due(self) -> Due[ExpireOrder] | None: ...
+    def due(self) -> Due[ExpireTrip] | None: ...
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Participants in other languages, declared by their signatures alone.
 
-    def print_label(event: OrderConfirmed) -> LabelPrinted | LabelRefused | None: ...
+    def print_label(event: TripBooked) -> LabelPrinted | LabelRefused | None: ...
 
     LABEL = Foreign("label", print_label, command=("node", "label/main.mjs"))
 

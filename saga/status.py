@@ -1,4 +1,4 @@
-"""How a running system is: queues, dead letters, outboxes, orders, and what is wrong with it."""
+"""How a running system is: queues, dead letters, outboxes, sagas, and what is wrong with it."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
 An invariant is a function whose parameters say what it reads, and which yields what breaks it:
 
-    def confirmed_unpaid(
-        orders: States[Order], payments: States[Payment], ledger: Ledger
+    def booked_unheld(
+        trips: States[Trip], rooms: States[Room], hotel: Register
     ) -> Iterator[Broken]: ...
 
 It is written once. The checker, the simulation, `saga reconcile` and the fault tests each collect a

@@ -17,7 +17,7 @@ from saga.history.sources import Sources
 from saga.runtime.kernel.database import Database
 from saga.runtime.kernel.opening import open_database, read_database
 from saga.runtime.kernel.rows import writing
-from tests.play import BROKE, Play
+from tests.order_play import BROKE, Play
 from tests.stores import HISTORY, PROJECTION, TABLES
 
 Rows = dict[str, set[tuple[Any, ...]]]

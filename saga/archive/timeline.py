@@ -1,4 +1,4 @@
-"""The events of one order, each after what caused it, with the time that each hop took."""
+"""The events of one subject, each after what caused it, with the time that each hop took."""
 
 from __future__ import annotations
 

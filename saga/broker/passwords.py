@@ -25,7 +25,7 @@ def new_passwords(users: Iterable[str]) -> dict[str, str]:
 
 
 def variable(user: str) -> str:
-    """The variable that holds a user's password, e.g. `SAGA_PASSWORD_ORDER`."""
+    """The variable that holds a user's password, e.g. `SAGA_PASSWORD_TRIP`."""
     name = user.removeprefix("saga-").upper().replace("-", "_")
     return f"SAGA_PASSWORD_{name}"
 

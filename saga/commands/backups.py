@@ -35,10 +35,10 @@ def backup(
 ) -> None:
     """Copy all databases of a system as of one moment, while it is at work.
 
-    Every service's and the history's, the store of dead letters, and, beside them, the ledger of
-    the payment provider's sandbox. Services wait for some milliseconds. Mails, the broker's
-    messages and the databases of participants in other languages are not copied. `backup.json` is
-    written last: a folder without it is no backup.
+    Every service's and the history's, the store of dead letters, and, beside them, the ledgers of
+    sandboxes. Services wait for some milliseconds. What other outsides hold, the broker's messages
+    and the databases of participants in other languages are not copied. `backup.json` is written
+    last: a folder without it is no backup.
 
     Examples:
 
@@ -91,7 +91,7 @@ def _named_urls(given: list[str]) -> dict[str, str]:
         name, equals, url = text.partition("=")
         if not (name and equals and url):
             raise typer.BadParameter(
-                "write it as NAME=URL, as in order=postgresql://order:secret@db/order",
+                "write it as NAME=URL, as in trip=postgresql://trip:secret@db/trip",
                 param_hint="--database-url",
             )
         urls[name] = url
@@ -122,7 +122,7 @@ def restore(
         bool,
         typer.Option(
             "--with-ledger",
-            help="Put the copy of the payment sandbox's ledger there too, if there is none.",
+            help="Put the copy of the sandbox's ledger there too, if there is none.",
         ),
     ] = False,
     as_json: AsJson = False,
@@ -131,13 +131,13 @@ def restore(
 
     Refuses what has data, a system that runs, a broker that is ahead, a backup that is damaged or
     of a newer version. What outsides were asked since the backup is settled under the old keys, as
-    far as their books tell. One without idempotency keys, such as a mail server, is asked again
+    far as their books tell. One without idempotency keys is asked again
     about what it may know already only if an operator says so. Killed on the way, run it again.
 
     Examples:
 
     * `saga restore /backups/2030-01-31 --into data`
-    * `saga restore /backups/2030-01-31 --database-url order=postgresql://order:secret@db/order ...`
+    * `saga restore /backups/2030-01-31 --database-url trip=postgresql://trip:secret@db/trip ...`
     """
     from saga.backup.manifest import Manifest
     from saga.backup.restore import Target

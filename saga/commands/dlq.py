@@ -98,7 +98,7 @@ def list_(
     Examples:
 
     * `saga dlq list`
-    * `saga dlq list --by letter --queue payment.normal --older-than 1h`
+    * `saga dlq list --by letter --queue room.normal --older-than 1h`
     * `saga dlq list --by type --json | jq .groups`
     """
 
@@ -201,7 +201,7 @@ def replay(
     Examples:
 
     * `saga dlq replay --dry-run`
-    * `saga dlq replay --queue payment.normal --rate 50`
+    * `saga dlq replay --queue room.normal --rate 50`
     * `saga dlq replay 17 18 --force`
     """
     with answering():
@@ -257,7 +257,7 @@ def edit(
     id: Id,
     values: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="PATH=VALUE", help="Set this, such as data.total_cents=995."),
+        typer.Option("--set", metavar="PATH=VALUE", help="Set this, such as data.nights=3."),
     ] = None,
     file: Annotated[
         Path | None, typer.Option(help="Take the corrected payload from this file.")
@@ -395,7 +395,7 @@ def export(
 ) -> None:
     """Write letters as JSON Lines, one letter a line, with everything that is known of it.
 
-    Example: `saga dlq export letters.jsonl --type stock.reserved`
+    Example: `saga dlq export letters.jsonl --type room.held`
     """
 
     async def work(desk: DeadLetterDesk) -> list[DeadLetter]:

@@ -40,14 +40,14 @@ class Filters:
             list[str] | None,
             typer.Argument(metavar="[ID]...", help="Letters, by their number or message id."),
         ] = None,
-        queue: Annotated[str | None, _filter("From this queue, such as payment.normal.")] = None,
+        queue: Annotated[str | None, _filter("From this queue, such as room.normal.")] = None,
         service: Annotated[str | None, _filter("Of this service.")] = None,
         type: Annotated[str | None, _filter("Of this event or command type.")] = None,
         error: Annotated[str | None, _filter("Whose error says this, in any case.")] = None,
         fingerprint: Annotated[str | None, _filter("With this error fingerprint.")] = None,
         subject: Annotated[
             str | None,
-            _filter("About this subject, an order's id for instance.", "--subject", "--order"),
+            _filter("About this subject, a trip's id for instance.", "--subject", "--order"),
         ] = None,
         older_than: Annotated[
             str | None, _filter("Dead for longer: seconds, or 15m, 2h, 7d.")

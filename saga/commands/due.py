@@ -34,7 +34,7 @@ _REASON_MAX: Final = 1_000
 def due(
     subject: Annotated[
         str | None,
-        typer.Argument(help="What it is due about, an order for instance.", show_default=False),
+        typer.Argument(help="What it is due about, a trip for instance.", show_default=False),
     ] = None,
     participant: Annotated[
         str | None, typer.Option(help="Only what is due in this service.", show_default=False)
@@ -68,7 +68,7 @@ def due(
     Examples:
 
     * `saga due`
-    * `saga due 9b695b7c-423b-5f77-b29e-1b10bc1cc6cc --bring-forward --reason "the customer waits"`
+    * `saga due 9b695b7c-423b-5f77-b29e-1b10bc1cc6cc --bring-forward --reason "the guest waits"`
     * `saga due --audit --json | jq -r '.entries[].who'`
     """
     from saga.deployment import Deployment

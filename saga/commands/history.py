@@ -66,14 +66,14 @@ def rebuild(
     """Make a service's database again from what it published. Stop the service first.
 
     States are folded by its own code; the inbox is what led to its events, so that what waits or is
-    dead is still done. Charges that the provider knows and no event tells of are settled once the
-    service starts. Nothing is charged, mailed or published. Exit status 1 if events are left that
+    dead is still done. What an outside knows and no event tells of is settled once the service
+    starts. Nobody outside is asked, nothing is published. Exit status 1 if events are left that
     were answered in the lost database only.
 
     Examples:
 
-    * `saga history rebuild payment --into sqlite:///data/payment.db`
-    * `saga history rebuild inventory --into postgresql://saga:secret@db/inventory --redeliver`
+    * `saga history rebuild room --into sqlite:///data/room.db`
+    * `saga history rebuild seat --into postgresql://saga:secret@db/seat --redeliver`
     * `saga history rebuild history` (folds anew what it tells of each subject, in place)
     """
     from saga.archive import OBSERVER

@@ -56,7 +56,7 @@ def up(
     Examples:
 
     * `saga up`
-    * `saga up --data-dir /var/tmp/shop`
+    * `saga up --data-dir /var/tmp/trips`
     * `saga up --database postgresql --replicas 2`
     * `saga up --observe`
     * `AMQP_URL=amqp://user:password@broker:5672/saga saga up`
@@ -122,7 +122,7 @@ def _print_addresses_as_json(folder: Path, deployment: Deployment, more: Mapping
 
 def restart(
     services: Annotated[
-        list[str], typer.Argument(help="Services, or single replicas such as `order-2`.")
+        list[str], typer.Argument(help="Services, or single replicas such as `trip-2`.")
     ],
     data_dir: DataDir = DATA_DIR,
     as_json: AsJson = False,
@@ -131,12 +131,12 @@ def restart(
 
     Each of a service's replicas finishes what it has begun, ends, and is ready again before the
     next one's turn. For settings that are read at the start, or new code. In containers:
-    `docker compose restart order`.
+    `docker compose restart trip`.
 
     Examples:
 
-    * `saga restart order`
-    * `saga restart order-2 payment --json`
+    * `saga restart trip`
+    * `saga restart trip-2 room --json`
     """
     from saga.local import restart as restarting
 
@@ -147,9 +147,9 @@ def restart(
 
 
 def status(data_dir: DataDir = DATA_DIR, as_json: AsJson = False) -> None:
-    """Show queues, dead letters, outboxes and orders of a running system.
+    """Show queues, dead letters, outboxes and sagas of a running system.
 
-    Exit status 1 when somebody should look: dead letters, overdue orders, a queue that nobody
+    Exit status 1 when somebody should look: dead letters, overdue sagas, a queue that nobody
     reads, a service that is not ready or keeps ending.
 
     Examples:
@@ -218,12 +218,12 @@ def reconcile(
         typer.Option(
             min=0.0,
             max=GRACE_MAX_SECONDS,
-            help="Judge only orders that have been still for so many seconds.",
+            help="Judge only sagas that have been still for so many seconds.",
         ),
     ] = 10.0,
     as_json: AsJson = False,
 ) -> None:
-    """Check the books: money, stock, orders and messages against each other.
+    """Check the books: states, outsides and messages against each other.
 
     Exit status 1 when something does not add up. Changes nothing.
 

@@ -55,7 +55,7 @@ PasswordsFrom = Annotated[
     str | None,
     typer.Option(
         show_default=False,
-        help="The users' passwords: a file of lines SAGA_PASSWORD_ORDER=..., one for each user, or "
+        help="The users' passwords: a file of lines SAGA_PASSWORD_TRIP=..., one for each user, or "
         "`env` for variables of these names.",
     ),
 ]

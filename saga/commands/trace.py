@@ -51,7 +51,7 @@ def _subject(text: str) -> str:
 Subject = Annotated[
     str,
     typer.Argument(
-        help="What it is about, such as an order's id.",
+        help="What it is about, such as a trip's id.",
         metavar="SUBJECT",
         callback=_subject,
         show_default=False,
@@ -74,7 +74,7 @@ def trace(
     data_dir: DataDir = DATA_DIR,
     as_json: Annotated[bool, typer.Option("--json", help="The same as `--format json`.")] = False,
 ) -> None:
-    """Show what happened to one subject, an order for instance, across all services, who owes what,
+    """Show what happened to one subject, a trip for instance, across all services, who owes what,
     and what is due when.
 
     Each event with its cause, who published it, how long its way took and how long the work;
@@ -107,7 +107,7 @@ def trace(
 
 
 def stuck(data_dir: DataDir = DATA_DIR, as_json: AsJson = False) -> None:
-    """List every order, or whatever else a saga is about, that waits for an overdue event, and who
+    """List every subject of a saga that waits for an overdue event, and who
     owes it.
 
     An answer is overdue once its participant cannot be trying any more, and what is due some
@@ -161,7 +161,7 @@ def show(
     data_dir: DataDir = DATA_DIR,
     as_json: AsJson = False,
 ) -> None:
-    """Show an order, or whatever else a saga is about, and what each participant held about it, as
+    """Show a subject of a saga, and what each participant held about it, as
     they were at some time.
 
     Folded from the events by the participants' own code. What a participant was asking the outside

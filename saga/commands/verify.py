@@ -76,7 +76,7 @@ def verify(
     Examples:
 
     * `saga verify`
-    * `saga verify --scenario "one order" --json`
+    * `saga verify --scenario "one trip" --json`
     * `saga verify --simulate --seeds 1000`
     * `saga verify --simulate --seed 33 --seeds 1`
     """

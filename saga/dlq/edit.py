@@ -86,7 +86,7 @@ def with_values(text: str, settings: Sequence[str]) -> str:
         path, equals, value = setting.partition("=")
         steps = path.split(".")
         if not equals or not all(steps):
-            raise InputError(f"--set takes path=value, such as data.total_cents=995: {setting!r}")
+            raise InputError(f"--set takes path=value, such as data.nights=3: {setting!r}")
         if steps[0] not in _ENVELOPE:
             steps.insert(0, "data")
         _set(document, steps, _value(value), setting)

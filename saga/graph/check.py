@@ -1,6 +1,6 @@
 """What can be told to be wrong with a choreography from its signatures alone.
 
-That each order ends right over every interleaving is another matter: `saga verify` explores that.
+That each saga ends right over every interleaving is another matter: `saga verify` explores that.
 This finds at once what no interleaving could mend.
 """
 

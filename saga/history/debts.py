@@ -61,7 +61,7 @@ class Coming:
 
 
 def debts_of(graph: Choreography, story: Story, now: datetime) -> list[Debt]:
-    """What is owed by now about an order, the oldest first."""
+    """What is owed by now about a subject, the oldest first."""
     found = [*_unanswered(graph, story, now), *_overdue(graph, story, now)]
     return sorted(found, key=lambda debt: debt.since)
 
@@ -80,7 +80,7 @@ def _unanswered(graph: Choreography, story: Story, now: datetime) -> Iterator[De
 
 
 def coming_of(graph: Choreography, story: Story, now: datetime) -> list[Coming]:
-    """What will happen to an order when its time comes, the first in front."""
+    """What will happen to a subject when its time comes, the first in front."""
     return [coming for coming in _dues(graph, story) if coming.at > now]
 
 
@@ -94,7 +94,7 @@ def _overdue(graph: Choreography, story: Story, now: datetime) -> Iterator[Debt]
 
 
 def _dues(graph: Choreography, story: Story) -> list[Coming]:
-    """What is due about an order, now or later, by what the participants' events tell."""
+    """What is due about a subject, now or later, by what the participants' events tell."""
     found = []
     for participant in graph.participants:
         for (kind, key), state in story.folds[participant.name].states.items():

@@ -1,4 +1,4 @@
-"""The dead letters of orders, with their lives: each death, each replay, and how they ended."""
+"""The dead letters of subjects, with their lives: each death, each replay, and how they ended."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ class Life:
     replays: Sequence[tuple[int, datetime, ItemState]]
 
 
-def lives_of(url: str | None, order_id: str) -> list[Life]:
-    """The letters about one order; blocks. Raises `DlqError`."""
+def lives_of(url: str | None, subject: str) -> list[Life]:
+    """The letters about one subject; blocks. Raises `DlqError`."""
     with _opened(url) as store:
         if store is None:
             return []
         return [
             Life(letter, _deaths(store, letter), store.replays.of_letter(letter.number))
-            for letter in store.find(Selection(subject=order_id), contents=False)
+            for letter in store.find(Selection(subject=subject), contents=False)
         ]
 
 

@@ -1,4 +1,4 @@
-"""One order's story as a sequence: what happened, row by row, to be drawn in whatever way."""
+"""One subject's story as a sequence: what happened, row by row, to be drawn in whatever way."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def sequence_of(
     whereabouts: Whereabouts | None = None,
     now: datetime,
 ) -> Diagram:
-    """The sequence of what is known of an order; `dead` are letters that are in no store yet."""
+    """The sequence of what is known of a subject; `dead` are letters that are in no store yet."""
     flow = Flow(graph)
     timed = sorted(
         [

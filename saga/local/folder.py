@@ -58,7 +58,7 @@ def broker_identity(amqp_url: str | None) -> str:
 
 
 def check_broker(folder: Path, identity: str) -> None:
-    """Databases and the events on a broker are about the same orders, or nothing adds up."""
+    """Databases and the events on a broker are about the same sagas, or nothing adds up."""
     try:
         text = (folder / _BROKER_FILE).read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
@@ -89,7 +89,7 @@ def check_database(folder: Path, participants: Iterable[str], *, on_server: bool
         other = "sqlite" if any(file.exists() for file in files) else None
     if other is not None:
         raise SystemFault(
-            f"the data folder {folder} has its orders in {other}: choose that database, "
+            f"the data folder {folder} has its states in {other}: choose that database, "
             f"or name another folder with --data-dir or DATA_DIR"
         )
 

@@ -177,7 +177,7 @@ class PostgresCluster(PrivateServer):
     def create_database(self, name: str) -> str:
         """Create an empty database, unless there is one of that name; return its URL."""
         if not _NAME.fullmatch(name):
-            raise PostgresError(f"{name!r} is no name for a database: write it like order_service")
+            raise PostgresError(f"{name!r} is no name for a database: write it like trip_service")
         # The quickest way, which writes little of it to the log.
         how = [] if self._durable else ["--template=template0", "--strategy=file_copy"]
         try:

@@ -68,7 +68,7 @@ class Supervised(BaseModel):
 
 
 class Supervision(BaseModel):
-    """The processes of a system, by name: `the order service`, `the broker`."""
+    """The processes of a system, by name: `the trip service`, `the broker`."""
 
     group: int
     """The process group that all of the services' processes are in."""

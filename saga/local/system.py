@@ -109,11 +109,11 @@ class System:
     """A whole system in one folder, owned by this process and gone when it is.
 
     async with System(folder) as system:
-        system.deployment.http_urls["order"][0]
-        system.kill("order")
-        await system.start("order")
+        system.deployment.http_urls["trip"][0]
+        system.kill("trip")
+        await system.start("trip")
 
-    Services are named as their participants are, and their further replicas `order-2`, `order-3`
+    Services are named as their participants are, and their further replicas `trip-2`, `trip-3`
     and so on. Belongs to one event loop and one task at a time, but for `kill`, which may be called
     whenever that loop is not in `start` or `stop`.
     """

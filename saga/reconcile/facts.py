@@ -40,7 +40,7 @@ class Backlog:
 class MessageFates:
     """What became of every message. Mappings are by participant.
 
-    Read in an order that makes most comparisons free of races: the databases, the outsides' books
+    Read in a sequence that makes most comparisons free of races: the databases, the outsides' books
     and the outboxes first, then the history, which by then holds all that these had published; then
     what has been done of it, then what is dead, what waits, and what is in the work queues: each
     before the place that a message goes to from there.

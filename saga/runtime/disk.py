@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 FREE_MIN_BYTES: Final = 100_000_000
 """Free bytes below which nothing new is begun, unless `DISK_FREE_MIN_BYTES` says otherwise."""
 INODES_MIN: Final = 1_000
-"""Free inodes below which nothing new is begun: each mail takes one, and so does each segment of
+"""Free inodes below which nothing new is begun: each file takes one, and so does each segment of
 the broker's. Not asked for where a file system has no table of them."""
 WAITING_SHARE: Final = 2
 """Below one part in so many of the limits, what has begun waits too."""

@@ -26,7 +26,7 @@ _as_found: int | None = None
 
 def keep_private() -> None:
     """Make files and folders for the owner alone from now on, child processes included: databases,
-    mails and logs hold customers' names, and a broker's files passwords.
+    databases and logs hold people's names, and a broker's files passwords.
 
     What is there already stays as it is, since an operator may have opened it to a group.
     """

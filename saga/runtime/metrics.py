@@ -114,7 +114,7 @@ _refused = Counter(
 )
 _outside_call_seconds = Histogram(
     "saga_outside_call_seconds",
-    "Calls to the outside, a payment provider for instance, by outcome: answered, failed.",
+    "Calls to the outside, a hotel for instance, by outcome: answered, failed.",
     ("participant", "call", "outcome"),
     buckets=_FAST,
 )
@@ -722,5 +722,5 @@ def exposition(accept: str, registry: CollectorRegistry = REGISTRY) -> tuple[byt
 
 
 def _words(intent: type[Intent]) -> str:
-    """`SettleCharge` as `settle_charge`."""
+    """`AskAgain` as `ask_again`."""
     return "".join(f"_{c.lower()}" if c.isupper() else c for c in intent.__name__).lstrip("_")

@@ -87,7 +87,7 @@ def _check_host_names(text: str) -> str:
     for name in _names(text):
         if not _HOST_NAME.fullmatch(name):
             raise ValueError(
-                f"{printable(name)!r} is no host name; write names such as shop.example.com or "
+                f"{printable(name)!r} is no host name; write names such as trips.example.com or "
                 f"*.example.com, without ports, separated by commas"
             )
     return text
@@ -144,7 +144,7 @@ class Settings(TlsSettings, HttpSettings):
     inbox_days: Annotated[float, Field(gt=30, le=3650)] = INBOX_DAYS
     """How long a service knows which messages it has done: longer than the history is kept."""
     outbox_backlog_max: Annotated[int, Field(ge=1)] = 20_000
-    """Events waiting for the broker, beyond which new orders are turned away."""
+    """Events waiting for the broker, beyond which new commands are turned away."""
     outbox_keep_minutes: Annotated[float, Field(ge=0, le=10_080)] = 60.0
     """How long what was published is kept, so that a broker that is gone can be made again; 0 keeps
     nothing."""

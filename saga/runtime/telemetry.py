@@ -1,7 +1,7 @@
 """Logs on standard error: JSON for programs, a line of text for people at a terminal.
 
-A record says which message it is about (order, event, trace) where it is logged while one is being
-worked on. Nothing is prepared for that until somebody logs.
+A record says which message it is about (subject, event, trace) where it is logged while one is
+being worked on. Nothing is prepared for that until somebody logs.
 """
 
 from __future__ import annotations
@@ -123,14 +123,13 @@ def _about(record: logging.LogRecord) -> dict[str, str]:
     envelope = ABOUT.get()
     found: dict[str, str | None] = {}
     if envelope is not None:
-        named = "order" if hasattr(envelope.data, "order_id") else "subject"
         trace = envelope.traceparent
         found = {
-            named: envelope.subject,
+            "subject": envelope.subject,
             "event": envelope.id,
             "trace": trace.split("-")[1] if trace else None,
         }
-    for name in ("order", "subject", "event", "trace"):
+    for name in ("subject", "event", "trace"):
         found[name] = getattr(record, name, None) or found.get(name)
     return {name: value for name, value in found.items() if value}
 

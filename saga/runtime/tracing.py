@@ -140,7 +140,7 @@ class Tracing:
 
     @contextmanager
     def request(self, route: str, subject: str, caller: str | None, status: int) -> Iterator[None]:
-        """An HTTP request about a saga, `POST /orders` for instance, with its status if nothing is
+        """An HTTP request about a saga, `POST /trips` for instance, with its status if nothing is
         raised. The trace is the saga's; the caller's is linked."""
         method, _, path = route.partition(" ")
         attributes = {"http.request.method": method, "http.route": path, "saga.subject": subject}

@@ -22,7 +22,7 @@ def unambiguous(url: str) -> str:
     """The URL, if its user and password end where they seem to. Raises ValueError, which does not
     quote it.
 
-    With a slash in its password, `amqp://order:12/34@broker/` names the host `order`.
+    With a slash in its password, `amqp://trip:12/34@broker/` names the host `trip`.
     """
     match = _AFTER_HOST.match(url)
     if match is not None and "@" in match["rest"]:

@@ -1,4 +1,4 @@
-"""The people in a run: customers, who ask until they are answered, and an operator."""
+"""The people in a run: callers, who ask until they are answered, and an operator."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from saga.simulation.world import World
 
 REPLY_TIMEOUT_SECONDS = 5.0
-"""How long a customer waits for the answer to a request before trying again."""
+"""How long a caller waits for the answer to a request before trying again."""
 MALFORMED_SHARE = 0.2
 """Runs in which somebody publishes what nobody can read."""
 OPERATOR_SECONDS = 4.0
@@ -48,7 +48,7 @@ def envelope_of(given: Given, seconds: float) -> Envelope[Command]:
     return wrap(
         given.command,
         id=given.key,
-        source=source_of("customer"),
+        source=source_of("caller"),
         time=EPOCH + timedelta(seconds=seconds),
         priority=given.priority,
     )
@@ -61,7 +61,7 @@ class People:
         self._world = world
         self._plan = plan
         self._chance = chance
-        self._customers = 0
+        self._callers = 0
         self._sent: list[Given] = []
         """Commands that were sent over the broker."""
         self.told: dict[str, str] = {}
@@ -70,7 +70,7 @@ class People:
     @property
     def busy(self) -> bool:
         """Whether somebody still wants something."""
-        return self._customers > 0 or self._letters_left()
+        return self._callers > 0 or self._letters_left()
 
     async def prepare(self) -> None:
         for given in self._plan.before:
@@ -91,16 +91,16 @@ class People:
     def _begin(self, work: Callable[[], Awaitable[None]]) -> None:
         async def begun() -> None:
             await work()
-            self._customers -= 1
+            self._callers -= 1
 
-        self._customers += 1
+        self._callers += 1
         self._world.loop.spawn(self._world.process, begun())
 
     async def _give(self, given: Given) -> None:
         """Somebody gives a command, and looks whether that was the end."""
         await asyncio.sleep(given.after_seconds)
         command = given.command
-        self._world.trace.note("customer", f"gives {command.type} {command.subject}")
+        self._world.trace.note("caller", f"gives {command.type} {command.subject}")
         if given.over_broker:
             self._sent.append(given)
             self._command(given)
@@ -108,7 +108,7 @@ class People:
         outcome = await self._ask(given)
         for event in outcome.events if isinstance(outcome, Done) else ():
             if isinstance(event.data, Event) and event.data.role.terminal:
-                self._world.trace.note("customer", f"is told: {event.data.outcome}")
+                self._world.trace.note("caller", f"is told: {event.data.outcome}")
                 self.told[event.subject] = event.data.outcome
 
     def _command(self, given: Given) -> None:

@@ -64,7 +64,7 @@ class SimulatedReplica:
         self.name = name
         self.service = service
         self.kernel: Kernel | None = None
-        """There once the service takes orders."""
+        """There once the service takes commands."""
         self.process = SimulatedProcess(name, alive=False)
         self._store = store
         self._network = network

@@ -66,7 +66,7 @@ TROUBLES_MAX = 20
 
 
 class World:
-    """A run, from the first order until everything is at rest."""
+    """A run, from the first command until everything is at rest."""
 
     def __init__(self, seed: int, scene: Scene, parts: PartsUnderTest) -> None:
         self.seed = seed

@@ -1,6 +1,6 @@
 """Specs of participants: given these own events, when this message, then these messages.
 
-assert given(PARTICIPANT, charge, charged).when(cancelled) == (refund,)
+assert given(PARTICIPANT, ask, asked).when(cancelled) == (take_back,)
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ async def test_a_folder_with_its_orders_elsewhere_is_refused(other: str, tmp_pat
     else:
         (tmp_path / "postgresql").mkdir()
         system = System(tmp_path)
-    with pytest.raises(SystemFault, match=f"has its orders in {other}"):
+    with pytest.raises(SystemFault, match=f"has its states in {other}"):
         await system.start()
     await system.stop()
 

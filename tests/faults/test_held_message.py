@@ -42,7 +42,7 @@ async def test_a_consumer_killed_thirty_times_on_one_message_loses_nothing(
         async with await connect(node.amqp_url, name="test") as connection:
             broker = Broker(await connection.channel(on_return_raises=True))
             await apply(topology_of(Choreography([PARTICIPANT])), broker.channel)
-            await broker.publish_all([cancelled(order) for order in range(1, 21)])
+            await broker.publish_all([cancelled(number) for number in range(1, 21)])
 
             async def delivered() -> bool:
                 return await broker.depth("toy.normal") == 0

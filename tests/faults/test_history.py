@@ -36,12 +36,12 @@ async def test_a_broker_killed_under_its_publishers_has_in_its_history_what_it_c
     if turn >= len(rabbitmqs):
         pytest.skip("make rabbitmq4 unpacks it")
     graph = Choreography([PARTICIPANT])
-    orders = itertools.count(1)
+    things = itertools.count(1)
     confirmed: set[str] = set()
 
     async def publish(publisher: BrokerPublisher) -> None:
         while True:
-            batch = [Outgoing.of(cancelled(next(orders))) for _ in range(BATCH)]
+            batch = [Outgoing.of(cancelled(next(things))) for _ in range(BATCH)]
             answers = await publisher.publish_events(batch)
             confirmed.update(
                 event.event_id for event, error in zip(batch, answers, strict=True) if not error

@@ -1,4 +1,4 @@
-"""A process that takes the toy's messages and never finishes the one about order 1."""
+"""A process that takes the toy's messages and never finishes the one about thing 1."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ import asyncpg
 import httpx
 from fastapi import APIRouter
 from sqlalchemy.engine import Connection
+from sqlalchemy.util import await_only
 
 from saga.choreography import Participant, State
 from saga.message import Ask, Intent
@@ -71,6 +72,34 @@ class Through:
 
     async def close(self) -> None:
         await self._database.close()
+
+
+class Slow(Through):
+    """Commits only once somebody else waits for what it has written."""
+
+    def __init__(self, database: Database, url: str) -> None:
+        super().__init__(database)
+        self._url = url
+        self.holding = asyncio.Event()
+        self._armed = False
+
+    async def transaction(self, work: Callable[[Connection], T], *, brief: bool = False) -> T:
+        def held(connection: Connection) -> T:
+            result = work(connection)
+            if self._armed:
+                self._armed = False
+                await_only(self._meet())
+            return result
+
+        return await super().transaction(held)  # All of it, so that something is held.
+
+    async def _meet(self) -> None:
+        self.holding.set()
+        await until_somebody_waits(self._url)
+
+    def arm(self) -> None:
+        """Hold the next commit."""
+        self._armed = True
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ from saga.runtime.urls import sqlite_url
 from tests.books import Books, Rows, rows_of
 from tests.command import saga
 from tests.integration.kernels import until_somebody_waits
-from tests.play import PRICE_CENTS, Play
+from tests.order_play import PRICE_CENTS, Play
 from tests.polling import DEADLINE_SECONDS, until
 from tests.stores import TABLES
 

@@ -34,8 +34,8 @@ from saga.runtime.messaging.topology import EVENTS_EXCHANGE
 from saga.runtime.tasks import cancel_all
 from tests import errands
 from tests.errands import DESK, GRAPH, RIDER, STAMPER, Errand, Mark, Papers, Ride, Stage
-from tests.integration.test_permissions import Users, make_users
 from tests.integration.toy import id_in_inbox, rows
+from tests.integration.users import Users, make_users
 from tests.messages import message_of
 from tests.polling import until
 

@@ -23,7 +23,6 @@ from sqlalchemy.engine import Connection
 
 import saga.runtime.kernel.postgresql
 import saga.runtime.kernel.sqlite
-from common.events import HeldLine, OrderCancelled, StockReleased
 from saga.choreography import Participant, State
 from saga.message import Decided
 from saga.runtime.kernel.database import Database
@@ -34,6 +33,7 @@ from tests.integration.kernels import Replica, Through
 from tests.integration.kernels import replica as running
 from tests.integration.toy import PARTICIPANT, Tally, cancelled, make_tables
 from tests.polling import until
+from tests.words import Cancelled, Part, Released
 
 T = TypeVar("T")
 
@@ -144,7 +144,7 @@ async def test_what_sqlite_says_is_told_apart_by_its_class(
 
 # --- the database's faults ------------------------------------------------------------------------
 
-ORDERS = range(1, 6)
+THINGS = range(1, 6)
 
 
 @dataclass
@@ -177,19 +177,19 @@ async def blames_nobody(
     url: str, fault: Fault, *, through: Callable[[Database], Watched] = Watched
 ) -> None:
     async with running(url, PARTICIPANT, make_tables(), through=through) as toy:
-        await asyncio.gather(*(toy.kernel.handle(cancelled(order)) for order in ORDERS))
+        await asyncio.gather(*(toy.kernel.handle(cancelled(number)) for number in THINGS))
         scene = Scene(toy, url)
         async with fault(scene) as said:
             handling = [
-                asyncio.create_task(toy.kernel.handle(cancelled(order, id=f"again-{order}")))
-                for order in ORDERS
+                asyncio.create_task(toy.kernel.handle(cancelled(number, id=f"again-{number}")))
+                for number in THINGS
             ]
             await until(lambda: scene.saw(said))
         outcomes = await asyncio.gather(*handling)
 
-        assert [type(outcome) for outcome in outcomes] == [Done] * len(ORDERS)
-        tallies = [await toy.find(Tally, UUID(int=order)) for order in ORDERS]
-        assert [tally and tally.count for tally in tallies] == [2] * len(ORDERS)
+        assert [type(outcome) for outcome in outcomes] == [Done] * len(THINGS)
+        tallies = [await toy.find(Tally, UUID(int=number)) for number in THINGS]
+        assert [tally and tally.count for tally in tallies] == [2] * len(THINGS)
 
 
 async def test_a_sqlite_file_that_somebody_has_locked_blames_no_message(
@@ -208,7 +208,7 @@ async def test_a_sqlite_file_that_somebody_has_locked_blames_no_message(
 
 
 LOCK = "SELECT * FROM tallies WHERE key = $1 FOR UPDATE"
-FIRST, LAST = (cancelled(order).subject for order in (ORDERS[0], ORDERS[-1]))
+FIRST, LAST = (cancelled(number).subject for number in (THINGS[0], THINGS[-1]))
 IN_DATABASE = "FROM pg_stat_activity WHERE datname = current_database()"
 CUT_OFF = f"SELECT pg_terminate_backend(pid) {IN_DATABASE} AND pid <> pg_backend_pid()"
 WAITING = f"SELECT count(*) {IN_DATABASE} AND wait_event_type = 'Lock'"
@@ -369,15 +369,15 @@ async def test_a_password_that_was_changed_blames_no_message(postgres_url: str) 
 
 @dataclass(frozen=True, slots=True)
 class Sum(State):
-    """Whatever the customer asks for; the column takes 32 bits on PostgreSQL."""
+    """Whatever `who` asks for; the column takes 32 bits on PostgreSQL."""
 
     total: int = 0
     name: str = ""
 
     def evolve(self, message: Decided, at: datetime) -> Self:
-        assert isinstance(message, StockReleased)
-        for line in message.lines:
-            match line.sku:
+        assert isinstance(message, Released)
+        for part in message.parts:
+            match part.name:
                 case "more-than-32-bits":
                     return replace(self, total=2**40)
                 case "more-than-64-bits":
@@ -389,8 +389,8 @@ class Sum(State):
         return replace(self, total=1)
 
 
-def add(event: OrderCancelled, sum_: Sum) -> StockReleased:
-    return StockReleased(order_id=event.order_id, lines=(HeldLine(sku=event.customer, quantity=1),))
+def add(event: Cancelled, sum_: Sum) -> Released:
+    return Released(thing=event.thing, parts=(Part(name=event.who, count=1),))
 
 
 def sums() -> Tables:
@@ -420,7 +420,7 @@ def sums() -> Tables:
 async def test_data_that_cannot_be_stored_is_one_message_s_poison(
     database_url: str, bad: str
 ) -> None:
-    group = [cancelled(order, customer=bad if order == 7 else "c") for order in range(1, 33)]
+    group = [cancelled(number, who=bad if number == 7 else "c") for number in range(1, 33)]
     async with running(database_url, Participant("adder", add), sums()) as adder:
         outcomes = await asyncio.gather(*(adder.kernel.handle(envelope) for envelope in group))
 

@@ -23,7 +23,6 @@ import pytest
 import sqlalchemy as sa
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 
-from common.events import OrderCancelled, StockReleased
 from saga.archive.subjects import SUBJECTS, Subject
 from saga.choreography import Choreography, Participant
 from saga.deployment import Deployment, dead_letters_url_in
@@ -69,9 +68,10 @@ from saga.runtime.tasks import cancel_all
 from tests.integration.toy import NOW, Tally, cancelled, id_in_inbox, make_tables, open_toy, rows
 from tests.messages import message_of
 from tests.polling import until
+from tests.words import Cancelled, Released
 
 broken = True
-"""Whether the reaction fails for the customer `ill`."""
+"""Whether the reaction fails for the name `ill`."""
 
 
 class Ill(Exception):
@@ -82,10 +82,10 @@ class Killed(Exception):
     """Stands for a process that ends in the middle."""
 
 
-def tally(event: OrderCancelled, tally: Tally) -> StockReleased | None:
-    if event.customer == "never" or (event.customer == "ill" and broken):
-        raise Ill(f"order {event.order_id} cannot be served")
-    return StockReleased(order_id=event.order_id, lines=())
+def tally(event: Cancelled, tally: Tally) -> Released | None:
+    if event.who == "never" or (event.who == "ill" and broken):
+        raise Ill(f"thing {event.thing} cannot be served")
+    return Released(thing=event.thing, parts=())
 
 
 TOY = Participant("toy", tally)
@@ -130,18 +130,20 @@ class Bench:
     def desk(self) -> contextlib.AbstractAsyncContextManager[DeadLetterDesk]:
         return open_desk(self.deployment, GRAPH)
 
-    async def letters(self, count: int, customer: str = "ill") -> None:
+    async def letters(self, count: int, who: str = "ill") -> None:
         """Have so many dead letters in the toy's queue."""
         before = await self.depth("toy.dlq")
         async with running(self):
-            await self.publish(cancelled(n, customer=customer) for n in range(1, count + 1))
+            await self.publish(cancelled(n, who=who) for n in range(1, count + 1))
             await until(lambda: self.holds("toy.dlq", before + count))
 
-    def record(self, order: int, ended_by: str | None = None) -> None:
-        """Have the archive know an order."""
+    def record(self, number: int, ended_by: str | None = None) -> None:
+        """Have the archive know a thing."""
         engine = sqlite_engine(self.deployment.database_urls["history"])
         SUBJECTS.table.metadata.create_all(engine)
-        state = Subject(str(UUID(int=order)), ended_by=ended_by, ended_at=NOW if ended_by else None)
+        state = Subject(
+            str(UUID(int=number)), ended_by=ended_by, ended_at=NOW if ended_by else None
+        )
         with engine.begin() as connection, writing(connection) as writes:
             SUBJECTS.save(writes, [(state, 0)])
         engine.dispose()
@@ -181,7 +183,7 @@ class Toy:
         self.consumer = Consumer(TOY, self.kernel, self.publisher, url, drain_seconds=5)
 
     async def counts(self) -> dict[str, int]:
-        """How often each order was counted."""
+        """How often each thing was counted."""
         states = self.tables.states[Tally].table
         found = await self.database.read(
             lambda c: [tuple(r) for r in c.execute(sa.select(states.c.key, states.c.count))]
@@ -296,10 +298,10 @@ async def test_a_message_that_is_nothing_at_all_is_a_letter(bench: Bench) -> Non
 
 
 async def test_what_came_under_a_key_that_is_not_its_own_is_not_replayed(bench: Bench) -> None:
-    lie = cancelled(1, customer="well")
+    lie = cancelled(1, who="well")
     async with running(bench):
         exchange = await bench.channel.get_exchange(EVENTS_EXCHANGE, ensure=False)
-        await exchange.publish(message_of(lie.to_bytes()), "order.cancelled.high")
+        await exchange.publish(message_of(lie.to_bytes()), "thing.cancelled.high")
         await until(lambda: bench.holds("toy.dlq", 1))
 
     async with bench.desk() as desk:
@@ -310,12 +312,12 @@ async def test_what_came_under_a_key_that_is_not_its_own_is_not_replayed(bench: 
 
 
 async def test_a_dry_run_says_what_would_become_of_each_letter(bench: Bench) -> None:
-    bench.record(2, ended_by="order.cancelled")
+    bench.record(2, ended_by="thing.cancelled")
     bench.record(1)
     await bench.letters(3)
     heal()
-    async with running(bench) as toy:  # Order 3's message comes again, and is done.
-        await bench.publish([cancelled(3, customer="ill")])
+    async with running(bench) as toy:  # Thing 3's message comes again, and is done.
+        await bench.publish([cancelled(3, who="ill")])
         await until(lambda: _done(toy, 3))
     await bench.bury(aio_pika.Message(b"{", message_id="torn"))
 
@@ -327,15 +329,15 @@ async def test_a_dry_run_says_what_would_become_of_each_letter(bench: Bench) -> 
     first, second, third = (verdicts[cancelled(n).id] for n in (1, 2, 3))
     assert (first.expectation, first.decodes) == (Expectation.HANDLED, True)
     assert (first.known, first.ended_by, first.saga) == (True, None, "open")
-    assert second.ended_by == "order.cancelled"
-    assert "order.cancelled was said already" in second.detail
+    assert second.ended_by == "thing.cancelled"
+    assert "thing.cancelled was said already" in second.detail
     assert not third.known
     assert third.expectation is Expectation.ALREADY_DONE
     assert verdicts["torn"].expectation is Expectation.UNDECODABLE
 
 
-async def _done(toy: Toy, order: int) -> bool:
-    return str(UUID(int=order)) in await toy.counts()
+async def _done(toy: Toy, number: int) -> bool:
+    return str(UUID(int=number)) in await toy.counts()
 
 
 # --- replaying ------------------------------------------------------------------------------------
@@ -358,7 +360,7 @@ async def test_a_replay_gets_letters_done_and_says_so(bench: Bench) -> None:
 
 
 async def test_a_replayed_message_is_as_it_was_first(bench: Bench) -> None:
-    envelope = cancelled(7, customer="ill", priority=Priority.HIGH)
+    envelope = cancelled(7, who="ill", priority=Priority.HIGH)
     async with running(bench):
         await bench.publish([envelope])
         await until(lambda: bench.holds("toy.dlq", 1))
@@ -392,7 +394,7 @@ async def test_what_fails_again_stops_the_replay_and_stays_dead(bench: Bench) ->
 
 
 async def test_a_replay_loop_ends_at_its_cap(bench: Bench) -> None:
-    await bench.letters(1, customer="never")
+    await bench.letters(1, who="never")
     async with running(bench), bench.desk() as desk:
         for _ in range(3):
             result = await replay(
@@ -470,7 +472,7 @@ async def test_killed_half_way_a_replay_goes_on_and_each_message_has_its_effect_
             assert len(desk.store.replays.open_items(run)) > 0
 
             with pytest.raises(DlqError, match="--resume"):
-                await replay(desk, Selection(type="order.cancelled"), QUICK)
+                await replay(desk, Selection(type="thing.cancelled"), QUICK)
             result = await replay(desk, EVERYTHING, QUICK)
             assert result.resumed
             assert result.run == run.number
@@ -495,14 +497,14 @@ async def replay_at(deployment: str) -> ReplayResult:
 
 
 async def test_an_edited_copy_takes_the_letters_place(bench: Bench) -> None:
-    await bench.letters(1, customer="never")
+    await bench.letters(1, who="never")
     async with running(bench) as toy, bench.desk() as desk:
         (letter,) = desk.store.find(EVERYTHING)
         edited = await edit(
-            desk, letter.number, lambda text: with_values(text, ["customer=somebody"]), why="typo"
+            desk, letter.number, lambda text: with_values(text, ["who=somebody"]), why="typo"
         )
         assert edited is not None
-        assert '+    "customer": "somebody"' in edited.diff
+        assert '+    "who": "somebody"' in edited.diff
         await until(lambda: _done(toy, 1))
         ids = {
             id_in_inbox(row[0])
@@ -514,13 +516,13 @@ async def test_an_edited_copy_takes_the_letters_place(bench: Bench) -> None:
         assert desk.store.edits_of(letter.number)[0]["diff"] == edited.diff
     copy = await _newest_of(bench, HISTORY_STREAM, edited.copy_id)
     assert copy["causationid"] == letter.key
-    assert copy["data"]["customer"] == "somebody"
+    assert copy["data"]["who"] == "somebody"
 
 
 async def test_a_letter_that_was_settled_while_the_editor_was_open_is_not_edited(
     bench: Bench,
 ) -> None:
-    await bench.letters(1, customer="never")
+    await bench.letters(1, who="never")
     async with bench.desk() as desk:
         (letter,) = desk.store.find(EVERYTHING)
 
@@ -528,7 +530,7 @@ async def test_a_letter_that_was_settled_while_the_editor_was_open_is_not_edited
             other = Store(str(bench.deployment.dead_letters_url))
             other.discard(EVERYTHING, "by another person")
             other.close()
-            return with_values(text, ["customer=somebody"])
+            return with_values(text, ["who=somebody"])
 
         with pytest.raises(InputError, match="is discarded; only a dead one can be edited"):
             await edit(desk, letter.number, change)
@@ -558,7 +560,7 @@ async def test_an_edit_that_breaks_the_schema_changes_nothing(bench: Bench) -> N
     await bench.letters(1)
     async with bench.desk() as desk:
         (letter,) = desk.store.find(EVERYTHING)
-        for setting in ("reason=boredom", "subject=somebody", "data.order_id=7", "type=order.lost"):
+        for setting in ("reason=boredom", "subject=somebody", "data.thing=7", "type=thing.lost"):
             with pytest.raises(InputError, match="cannot take"):
                 await edit(desk, letter.number, partial(_with, setting))
         for text in ("{", "[]"):
@@ -678,8 +680,8 @@ def _copy(died: int, replays: int = 0, key: str = "event-1") -> Copy:
         key=key,
         died=at.isoformat(),
         event_id=key,
-        type="order.cancelled",
-        subject="order-1",
+        type="thing.cancelled",
+        subject="thing-1",
         queue="toy.normal",
         reason="failed",
         error_type="Ill",

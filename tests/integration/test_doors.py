@@ -38,7 +38,7 @@ from saga.runtime.messaging.consumer import Consumer
 from saga.runtime.problem import PROBLEM
 from saga.runtime.settings import SettingsError
 from tests.integration.served import Answer, Headers, Served, ask, built, serving
-from tests.play import SAGA, Play
+from tests.order_play import SAGA, Play
 from tests.polling import until
 from tests.stores import PROJECTION
 

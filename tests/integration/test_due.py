@@ -32,8 +32,7 @@ from tests.integration.alarms import (
     StopAlarm,
     make_tables,
 )
-from tests.integration.kernels import Replica, Through, replica
-from tests.integration.test_replicas import Slow
+from tests.integration.kernels import Replica, Slow, Through, replica
 from tests.integration.toy import RecordingPublisher
 from tests.polling import until
 

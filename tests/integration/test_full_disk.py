@@ -18,7 +18,6 @@ import aio_pika
 import pytest
 
 from notification_service.mail import FolderMailer, MailRefused
-from payment_service.domain import Refund, RefundAnswered
 from payment_service.gateway import SandboxGateway
 from payment_service.ledger import Receipt
 from saga.deployment import Deployment, write_secret
@@ -46,6 +45,7 @@ from tests.integration.toy import INQUIRER, cancelled, make_tables
 from tests.polling import until
 from tests.small_disk import SmallDisk, small_disk
 from tests.stores import HISTORY
+from tests.words import Inquire, Inquired
 
 DISK_MEGABYTES = 16
 NODES_DISK_MEGABYTES = 120
@@ -148,15 +148,15 @@ def test_a_read_only_disk_is_told_from_a_full_one(disk: SmallDisk) -> None:
 async def test_what_waits_for_room_is_done_in_the_end_and_answers_are_kept_meanwhile(
     database_url: str,
 ) -> None:
-    asked: list[Refund] = []
+    asked: list[Inquire] = []
     answer = asyncio.Event()
 
-    async def ask(intent: Refund) -> RefundAnswered:
+    async def ask(intent: Inquire) -> Inquired:
         asked.append(intent)
         await answer.wait()
-        return RefundAnswered(order_id=intent.order_id)
+        return Inquired(thing=intent.thing)
 
-    async with replica(database_url, INQUIRER, make_tables(), {Refund: ask}) as service:
+    async with replica(database_url, INQUIRER, make_tables(), {Inquire: ask}) as service:
         first = asyncio.ensure_future(service.kernel.handle(cancelled(1)))
         await until(lambda: len(asked) == 1)
 

@@ -55,7 +55,7 @@ from saga.runtime.messaging.wire import Channel
 from saga.runtime.tasks import cancel_all
 from tests.books import demand_turns
 from tests.messages import message_of
-from tests.play import Play
+from tests.order_play import Play
 from tests.polling import until
 from tests.stores import GRAPH, HISTORY, PROJECTION
 

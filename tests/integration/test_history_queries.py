@@ -33,7 +33,7 @@ from saga.runtime.kernel.tables import Utc, Word
 from saga.runtime.readiness import Readiness
 from saga.runtime.settings import HttpSettings
 from saga.runtime.web import create_app
-from tests.play import BROKE, SAGA, Play
+from tests.order_play import BROKE, SAGA, Play
 from tests.stores import GRAPH, HISTORY, PROJECTION
 from tests.unit.test_limits import BEYOND
 

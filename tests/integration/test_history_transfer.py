@@ -29,7 +29,7 @@ from saga.history.transfer import Imported, export, take_in
 from saga.runtime.kernel.opening import open_database
 from saga.runtime.messaging.stream import Record
 from tests.integration.test_history_queries import kept_by_another
-from tests.play import BROKE, Play
+from tests.order_play import BROKE, Play
 from tests.stores import GRAPH, HISTORY, PROJECTION
 from tests.unit.test_limits import BEYOND
 

@@ -16,8 +16,6 @@ import sqlalchemy as sa
 from prometheus_client import REGISTRY
 from sqlalchemy.engine import Connection
 
-from common.events import StockReleased
-from payment_service.domain import ChargeAnswered, Refund, RefundAnswered
 from saga.choreography import Participant
 from saga.envelope import Envelope, wrap
 from saga.message import Command, Priority
@@ -41,6 +39,7 @@ from tests.integration.toy import (
     make_tables,
 )
 from tests.polling import until
+from tests.words import Inquire, Inquired, Released, Unexpected
 
 T = TypeVar("T")
 
@@ -57,8 +56,8 @@ def running(
     return replica(url, PARTICIPANT, make_tables(), group_max=group_max, **options)
 
 
-async def tally_of(toy: Replica, order: int) -> int:
-    state = await toy.find(Tally, UUID(int=order))
+async def tally_of(toy: Replica, number: int) -> int:
+    state = await toy.find(Tally, UUID(int=number))
     return state.count if state else 0
 
 
@@ -69,7 +68,7 @@ async def test_a_message_is_done_once_however_often_it_comes(database_url: str) 
         together = await asyncio.gather(*(toy.kernel.handle(cancelled(2)) for _ in range(10)))
 
         assert isinstance(first, Done)
-        assert [event.type for event in first.events] == ["stock.released"]
+        assert [event.type for event in first.events] == ["part.released"]
         assert again == Duplicate()
         assert (
             sorted(type(outcome).__name__ for outcome in together) == ["Done"] + ["Duplicate"] * 9
@@ -79,7 +78,7 @@ async def test_a_message_is_done_once_however_often_it_comes(database_url: str) 
 
 
 async def test_an_id_of_another_source_is_another_message(database_url: str) -> None:
-    own = [envelope(Count(order_id=UUID(int=order)), f"/{order}") for order in (1, 2)]
+    own = [envelope(Count(thing=UUID(int=number)), f"/{number}") for number in (1, 2)]
     async with replica(database_url, COUNTER, make_tables()) as counter:
         outcomes = [await counter.kernel.handle(command) for command in own]
         again = [await counter.kernel.handle(command) for command in own]
@@ -93,15 +92,15 @@ async def test_an_id_of_another_source_is_another_message(database_url: str) -> 
 class Count(Command):
     type: ClassVar[str] = "count"
 
-    order_id: UUID
+    thing: UUID
 
     @property
     def subject(self) -> str:
-        return str(self.order_id)
+        return str(self.thing)
 
 
-def count(command: Count, tally: Tally) -> StockReleased:
-    return StockReleased(order_id=command.order_id, lines=())
+def count(command: Count, tally: Tally) -> Released:
+    return Released(thing=command.thing, parts=())
 
 
 COUNTER = Participant("counter", count)
@@ -153,9 +152,7 @@ async def test_a_message_is_known_again_however_long_its_id_and_source(
     sources = [f"{'s' * (length - 1)}{last}" for last in "aab"]
     async with replica(database_url, COUNTER, make_tables()) as counter:
         outcomes = [
-            await counter.kernel.handle(
-                envelope(Count(order_id=UUID(int=1)), source, id="i" * length)
-            )
+            await counter.kernel.handle(envelope(Count(thing=UUID(int=1)), source, id="i" * length))
             for source in sources
         ]
 
@@ -169,7 +166,7 @@ async def test_a_row_of_before_there_were_sources_counts_for_every_source(
         old = sa.insert(toy.tables.inbox).values(message_id=cancelled(1).id, at=NOW)
         await toy.database.transaction(lambda connection: connection.execute(old).close())
         outcomes = await asyncio.gather(
-            *(toy.kernel.handle(cancelled(order), digest=b"x") for order in (1, 2))
+            *(toy.kernel.handle(cancelled(number), digest=b"x") for number in (1, 2))
         )
 
         assert [type(outcome) for outcome in outcomes] == [Duplicate, Done]
@@ -181,8 +178,8 @@ async def test_what_was_done_before_cannot_fail_any_more_nor_fail_others(databas
     async with running(database_url) as toy:
         await toy.kernel.handle(cancelled(1))
         outcomes = await asyncio.gather(
-            toy.kernel.handle(cancelled(1, customer="poison")),
-            toy.kernel.handle(cancelled(2, customer="poison")),
+            toy.kernel.handle(cancelled(1, who="poison")),
+            toy.kernel.handle(cancelled(2, who="poison")),
             toy.kernel.handle(cancelled(3)),
         )
 
@@ -211,14 +208,14 @@ async def test_what_was_done_before_is_not_refused_by_the_database(
 
 async def test_what_was_done_before_asks_nobody_again(database_url: str) -> None:
     """Its reaction does not look whether it has asked already."""
-    asked: list[Refund] = []
+    asked: list[Inquire] = []
 
-    async def ask(question: Refund) -> RefundAnswered:
+    async def ask(question: Inquire) -> Inquired:
         asked.append(question)
-        return RefundAnswered(order_id=question.order_id)
+        return Inquired(thing=question.thing)
 
     tables = make_tables()
-    async with replica(database_url, INQUIRER, tables, {Refund: ask}) as inquirer:
+    async with replica(database_url, INQUIRER, tables, {Inquire: ask}) as inquirer:
         outcomes = [await inquirer.kernel.handle(cancelled(1)) for _ in range(2)]
 
     assert [type(outcome) for outcome in outcomes] == [Done, Duplicate]
@@ -226,14 +223,14 @@ async def test_what_was_done_before_asks_nobody_again(database_url: str) -> None
 
 
 async def test_an_answer_of_another_class_is_refused_and_not_recorded(database_url: str) -> None:
-    async def ask(question: Refund) -> ChargeAnswered:
-        return ChargeAnswered(order_id=question.order_id, declined=None, reference="r")
+    async def ask(question: Inquire) -> Unexpected:
+        return Unexpected(thing=question.thing)
 
-    async with replica(database_url, INQUIRER, make_tables(), {Refund: ask}) as inquirer:
+    async with replica(database_url, INQUIRER, make_tables(), {Inquire: ask}) as inquirer:
         outcome = await inquirer.kernel.handle(cancelled(1))
 
         assert isinstance(outcome, Failed)
-        said = f"Refund about '{UUID(int=1)}' was answered by ChargeAnswered, not by RefundAnswered"
+        said = f"Inquire about '{UUID(int=1)}' was answered by Unexpected, not by Inquired"
         assert str(outcome.error).startswith(said)
         assert await inquirer.inbox() == set()
 
@@ -251,9 +248,7 @@ async def test_a_message_is_known_again_whatever_its_id(id: str, database_url: s
 async def test_a_raising_reaction_fails_alone(database_url: str) -> None:
     """A group of 32 with one poison message: 31 done, that one's inbox row absent."""
     async with running(database_url) as toy:
-        group = [
-            cancelled(order, customer="poison" if order == 7 else "c") for order in range(1, 33)
-        ]
+        group = [cancelled(number, who="poison" if number == 7 else "c") for number in range(1, 33)]
         outcomes = await asyncio.gather(*(toy.kernel.handle(envelope) for envelope in group))
 
         failed = [o for o in outcomes if isinstance(o, Failed)]
@@ -268,7 +263,7 @@ async def test_data_the_database_refuses_fails_alone(database_url: str) -> None:
     """A constraint breaks the whole group's transaction; split up, only the culprit fails."""
     async with running(database_url) as toy:
         too_many = [cancelled(1, id=f"more-{number}") for number in range(TALLY_MAX + 1)]
-        others = [cancelled(order) for order in range(2, 20)]
+        others = [cancelled(number) for number in range(2, 20)]
         outcomes = await asyncio.gather(
             *(toy.kernel.handle(envelope) for envelope in (*too_many, *others))
         )
@@ -302,7 +297,7 @@ async def test_messages_waiting_share_a_transaction(database_url: str) -> None:
         database = toy.database
         assert isinstance(database, Broken)
         before = database.begun
-        await asyncio.gather(*(toy.kernel.handle(cancelled(order)) for order in range(1, 65)))
+        await asyncio.gather(*(toy.kernel.handle(cancelled(number)) for number in range(1, 65)))
         assert database.begun - before == 2
 
 
@@ -312,7 +307,7 @@ async def test_a_database_that_is_away_is_nobodys_poison(database_url: str) -> N
         assert isinstance(database, Broken)
         database.times = 2
         outcomes = await asyncio.gather(
-            *(toy.kernel.handle(cancelled(order)) for order in range(1, 11))
+            *(toy.kernel.handle(cancelled(number)) for number in range(1, 11))
         )
         assert all(isinstance(outcome, Done) for outcome in outcomes)
 
@@ -323,7 +318,7 @@ async def test_what_comes_behind_many_that_nobody_awaits_any_more_is_done(
     async with running(database_url, group_max=2) as toy:
         await toy.kernel.handle(cancelled(1))
         # As when a connection is lost while many deliveries wait: all of them come again.
-        lost = [asyncio.create_task(toy.kernel.handle(cancelled(order))) for order in range(2, 7)]
+        lost = [asyncio.create_task(toy.kernel.handle(cancelled(number))) for number in range(2, 7)]
         await asyncio.sleep(0)
         for task in lost:
             task.cancel()
@@ -338,14 +333,14 @@ class Gate:
         self.asked = 0
         self.open = asyncio.Event()
 
-    async def __call__(self, refund: Refund) -> RefundAnswered:
+    async def __call__(self, question: Inquire) -> Inquired:
         self.asked += 1
         await self.open.wait()
-        return RefundAnswered(order_id=refund.order_id)
+        return Inquired(thing=question.thing)
 
 
 def inquiring(url: str, gate: Gate) -> AbstractAsyncContextManager[Replica]:
-    return replica(url, INQUIRER, make_tables(), {Refund: gate})
+    return replica(url, INQUIRER, make_tables(), {Inquire: gate})
 
 
 async def test_an_answer_is_kept_though_the_delivery_was_lost_meanwhile(database_url: str) -> None:
@@ -402,15 +397,15 @@ async def test_a_failed_question_is_asked_again_for_the_delivery_that_came_meanw
 ) -> None:
     asked = 0
 
-    async def refuse_once(refund: Refund) -> RefundAnswered:
+    async def refuse_once(question: Inquire) -> Inquired:
         nonlocal asked
         asked += 1
         if asked == 1:
             await asyncio.sleep(0.05)
             raise Poison
-        return RefundAnswered(order_id=refund.order_id)
+        return Inquired(thing=question.thing)
 
-    async with replica(database_url, INQUIRER, make_tables(), {Refund: refuse_once}) as toy:
+    async with replica(database_url, INQUIRER, make_tables(), {Inquire: refuse_once}) as toy:
         first = asyncio.create_task(toy.kernel.handle(cancelled(1)))
         await until(lambda: asked == 1)
         second = asyncio.create_task(toy.kernel.handle(cancelled(1)))
@@ -427,13 +422,13 @@ async def test_what_is_asked_over_http_leaves_the_broker_half_of_the_places(
 
     async with running(database_url, group_max=group_max) as toy:
 
-        async def handle(order: int, local: bool) -> None:
-            await toy.kernel.handle(cancelled(order), local=local)
+        async def handle(number: int, local: bool) -> None:
+            await toy.kernel.handle(cancelled(number), local=local)
             finished.append(local)
 
         await asyncio.gather(
-            *(handle(order, local=True) for order in range(1, 41)),
-            *(handle(order, local=False) for order in range(41, 81)),
+            *(handle(number, local=True) for number in range(1, 41)),
+            *(handle(number, local=False) for number in range(41, 81)),
         )
 
     assert abs(finished[:40].count(False) - 20) <= group_max
@@ -488,7 +483,7 @@ async def test_what_could_not_be_published_is_published_later(database_url: str)
     publisher = RecordingPublisher()
     publisher.error = ConnectionError("the broker is away")
     async with running(database_url, publisher=publisher) as toy:
-        await asyncio.gather(*(toy.kernel.handle(cancelled(order)) for order in range(1, 11)))
+        await asyncio.gather(*(toy.kernel.handle(cancelled(number)) for number in range(1, 11)))
         assert toy.outbox.backlog == 10
         publisher.error = None
         await until(lambda: toy.outbox.idle)
@@ -516,8 +511,8 @@ async def test_a_row_that_holds_no_event_holds_up_neither_others_nor_a_stop(
         await toy.database.transaction(lambda connection: connection.execute(ruined))
         toy.outbox.look_again()
         await until(lambda: publisher.refused == 1)
-        for order in range(1, 6):
-            await toy.kernel.handle(cancelled(order))
+        for number in range(1, 6):
+            await toy.kernel.handle(cancelled(number))
         toy.outbox.look_again()
         await until(lambda: toy.outbox.idle)
 
@@ -534,7 +529,7 @@ async def test_a_restart_publishes_what_the_crash_left(database_url: str) -> Non
     dead = RecordingPublisher()
     dead.error = ConnectionError("the broker is away")
     async with running(database_url, publisher=dead, lease_seconds=0.6) as toy:
-        await asyncio.gather(*(toy.kernel.handle(cancelled(order)) for order in range(1, 11)))
+        await asyncio.gather(*(toy.kernel.handle(cancelled(number)) for number in range(1, 11)))
     async with running(database_url, lease_seconds=0.6) as toy:
         await until(lambda: len(toy.publisher.published) == 10)
         await until(lambda: toy.outbox.idle)
@@ -547,13 +542,13 @@ async def test_urgent_messages_go_first_and_normal_ones_keep_their_share(databas
 
     async with running(database_url, group_max=16) as toy:
 
-        async def handle(order: int, priority: Priority) -> None:
-            await toy.kernel.handle(cancelled(order, priority=priority))
+        async def handle(number: int, priority: Priority) -> None:
+            await toy.kernel.handle(cancelled(number, priority=priority))
             finished.append(priority)
 
         await asyncio.gather(
-            *(handle(order, Priority.NORMAL) for order in range(1, 101)),
-            *(handle(order, Priority.HIGH) for order in range(101, 201)),
+            *(handle(number, Priority.NORMAL) for number in range(1, 101)),
+            *(handle(number, Priority.HIGH) for number in range(101, 201)),
         )
 
     first_eighty = finished[:80]

@@ -143,7 +143,7 @@ async def test_messages_are_done_acknowledged_and_answered(
     broker: Broker, amqp_url: str, tmp_path: Path
 ) -> None:
     async with running(amqp_url, tmp_path) as toy:
-        await broker.publish_all([cancelled(order) for order in range(1, 501)])
+        await broker.publish_all([cancelled(number) for number in range(1, 501)])
         await until(lambda: toy.done(500))
         await until(lambda: toy.outbox.idle)
     # Nothing is left, and nothing comes back now that the consumer is gone.
@@ -155,8 +155,8 @@ async def test_messages_are_done_acknowledged_and_answered(
 MALFORMED = {
     "not JSON": (b"{", "malformed"),
     "not an object": (b"[1, 2]", "malformed"),
-    "no CloudEvent": (b'{"type": "order.cancelled"}', "malformed"),
-    "a wrong type": (cancelled(1).to_bytes().replace(b'"customer_request"', b"7"), "invalid"),
+    "no CloudEvent": (b'{"type": "thing.cancelled"}', "malformed"),
+    "a wrong type": (cancelled(1).to_bytes().replace(b'"wish"', b"7"), "invalid"),
     "an unknown version": (cancelled(1).to_bytes().replace(b"cancelled:1", b"cancelled:9"), ""),
     "too large a body": (b" " * (BODY_MAX_BYTES + 1), "too_large"),
     "a 10 MB body": (b" " * 10_000_000, "too_large"),
@@ -168,8 +168,8 @@ async def test_a_malformed_message_is_dead_and_the_others_are_done(
     body: bytes, broker: Broker, amqp_url: str, tmp_path: Path
 ) -> None:
     async with running(amqp_url, tmp_path) as toy:
-        await broker.publish(body, "order.cancelled.normal", message_id="bad", type="x")
-        await broker.publish_all([cancelled(order) for order in range(1, 33)])
+        await broker.publish(body, "thing.cancelled.normal", message_id="bad", type="x")
+        await broker.publish_all([cancelled(number) for number in range(1, 33)])
         await until(lambda: toy.done(32))
         letter = await broker.dead_letter()
 
@@ -180,7 +180,7 @@ async def test_a_malformed_message_is_dead_and_the_others_are_done(
     assert letter.headers[ERROR]
     assert letter.headers[ORIGIN_QUEUE] == "toy.normal"
     assert letter.headers[ORIGIN_EXCHANGE] == EVENTS_EXCHANGE
-    assert letter.headers[ORIGIN_ROUTING_KEY] == "order.cancelled.normal"
+    assert letter.headers[ORIGIN_ROUTING_KEY] == "thing.cancelled.normal"
     assert await broker.depth("toy.normal") == 0
 
 
@@ -189,7 +189,7 @@ async def test_an_event_that_says_another_source_is_dead_and_the_real_one_is_don
 ) -> None:
     """Whoever may publish anything at all cannot use up the id of another's coming event."""
     real = cancelled(1)
-    forged = real.model_copy(update={"source": "/services/payment"})
+    forged = real.model_copy(update={"source": "/services/asker"})
     async with running(amqp_url, tmp_path) as toy:
         await broker.publish_all([forged])
         letter = await broker.dead_letter()
@@ -198,13 +198,13 @@ async def test_an_event_that_says_another_source_is_dead_and_the_real_one_is_don
 
     assert letter.body == forged.to_bytes()
     assert letter.headers[REASON] == "undecodable"
-    assert "'/services/payment'" in str(letter.headers[ERROR])
+    assert "'/services/asker'" in str(letter.headers[ERROR])
 
 
 async def test_another_event_under_the_id_of_one_that_was_done_is_dead(
     broker: Broker, amqp_url: str, tmp_path: Path
 ) -> None:
-    labels = {"participant": "toy", "type": "order.cancelled", "reason": "conflicting"}
+    labels = {"participant": "toy", "type": "thing.cancelled", "reason": "conflicting"}
     before = REGISTRY.get_sample_value("saga_messages_dead_lettered_total", labels) or 0
     other = cancelled(2, id=cancelled(1).id)
     async with running(amqp_url, tmp_path) as toy:
@@ -227,7 +227,7 @@ async def test_headers_of_ours_count_for_nothing_on_a_message_that_others_sent(
     broker: Broker, amqp_url: str, tmp_path: Path
 ) -> None:
     forged = {ATTEMPTS: 99, ORIGIN_EXCHANGE: "", ORIGIN_ROUTING_KEY: "toy.normal", "mine": "kept"}
-    poison = cancelled(1, customer="poison")
+    poison = cancelled(1, who="poison")
     async with running(amqp_url, tmp_path):
         await broker.publish(poison.to_bytes(), poison.routing_key, headers=forged)
         letter = await broker.dead_letter()
@@ -242,8 +242,8 @@ async def test_a_raising_reaction_is_dead_lettered_with_its_reason(
     broker: Broker, amqp_url: str, tmp_path: Path
 ) -> None:
     async with running(amqp_url, tmp_path) as toy:
-        poison = cancelled(7, customer="poison")
-        await broker.publish_all([*(cancelled(order) for order in range(8, 39)), poison])
+        poison = cancelled(7, who="poison")
+        await broker.publish_all([*(cancelled(number) for number in range(8, 39)), poison])
         await until(lambda: toy.done(31))
         letter = await broker.dead_letter()
         assert poison.id not in await toy.inbox()
@@ -251,13 +251,13 @@ async def test_a_raising_reaction_is_dead_lettered_with_its_reason(
     assert json.loads(letter.body)["id"] == letter.message_id == poison.id
     assert letter.headers[REASON] == "failed"
     assert letter.headers[ERROR_TYPE] == "Poison"
-    assert letter.headers[ERROR] == "a customer of that name cannot be served"
+    assert letter.headers[ERROR] == "somebody of that name cannot be served"
     assert letter.headers[ATTEMPTS] == 1
     assert letter.delivery_mode is aio_pika.DeliveryMode.PERSISTENT
 
 
 @pytest.mark.parametrize(
-    ("customer", "reason"),
+    ("who", "reason"),
     [
         ("thief", "not_its_participants"),
         ("spendthrift", "not_in_signature"),
@@ -265,13 +265,13 @@ async def test_a_raising_reaction_is_dead_lettered_with_its_reason(
     ],
 )
 async def test_a_decision_outside_the_signature_is_refused_counted_and_dead_lettered(
-    customer: str, reason: str, broker: Broker, amqp_url: str, tmp_path: Path
+    who: str, reason: str, broker: Broker, amqp_url: str, tmp_path: Path
 ) -> None:
     labels = {"participant": "toy", "reaction": "tally", "reason": reason}
     before = REGISTRY.get_sample_value("saga_reactions_refused_total", labels) or 0
-    refused = cancelled(1, customer=customer)
+    refused = cancelled(1, who=who)
     async with running(amqp_url, tmp_path) as toy:
-        await broker.publish_all([refused, *(cancelled(order) for order in range(2, 9))])
+        await broker.publish_all([refused, *(cancelled(number) for number in range(2, 9))])
         await until(lambda: toy.done(7))
         letter = await broker.dead_letter()
         assert refused.id not in await toy.inbox()
@@ -291,7 +291,7 @@ async def test_a_transient_error_is_tried_again_through_ten_waits(
     broker: Broker, amqp_url: str, tmp_path: Path
 ) -> None:
     """Nine waits and a tenth call that succeeds, urgent as before, in its own queue only."""
-    flaky = cancelled(50, customer="flaky", priority=Priority.HIGH)
+    flaky = cancelled(50, who="flaky", priority=Priority.HIGH)
     toy_module.flaky_calls.clear()
     async with running(amqp_url, tmp_path) as toy:
         await broker.publish_all([flaky])
@@ -307,7 +307,7 @@ async def test_a_message_that_always_fails_is_dead_after_max_calls(
 ) -> None:
     monkeypatch.setattr(toy_module, "flaky_until_call", 1_000)
     toy_module.flaky_calls.clear()
-    flaky = [cancelled(order, customer="flaky") for order in (60, 61)]
+    flaky = [cancelled(number, who="flaky") for number in (60, 61)]
     # Two replicas, as far as the broker knows: attempts travel with the message.
     async with running(amqp_url, tmp_path / "a"), running(amqp_url, tmp_path / "b"):
         await broker.publish_all(flaky)
@@ -318,7 +318,7 @@ async def test_a_message_that_always_fails_is_dead_after_max_calls(
         assert letter.headers[ERROR_TYPE] == "Unavailable"
         assert letter.headers[ORIGIN_QUEUE] == "toy.normal"
         assert letter.headers[ORIGIN_EXCHANGE] == EVENTS_EXCHANGE
-        assert letter.headers[ORIGIN_ROUTING_KEY] == "order.cancelled.normal"
+        assert letter.headers[ORIGIN_ROUTING_KEY] == "thing.cancelled.normal"
         assert str(letter.headers[FIRST_FAILED_AT]) < str(letter.headers[LAST_FAILED_AT])
         assert not any(name.startswith("x-death") for name in letter.headers)
     first, second = letters
@@ -330,7 +330,7 @@ async def test_a_held_delivery_comes_back_after_a_kill_though_later_ones_were_ac
     broker: Broker, amqp_url: str, tmp_path: Path
 ) -> None:
     held = cancelled(1)
-    await broker.publish_all([held, *(cancelled(order) for order in range(2, 101))])
+    await broker.publish_all([held, *(cancelled(number) for number in range(2, 101))])
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "tests.integration.holding", amqp_url, str(tmp_path)
     )
@@ -391,7 +391,7 @@ async def test_an_unroutable_event_is_an_error(broker: Broker, amqp_url: str) ->
 
     routed, unroutable = await publisher.publish_events(
         [
-            Outgoing(first.id, "order.cancelled.high", first.to_bytes()),
+            Outgoing(first.id, "thing.cancelled.high", first.to_bytes()),
             Outgoing(second.id, "nobody.listens.high", second.to_bytes()),
         ]
     )
@@ -404,10 +404,10 @@ async def test_an_unroutable_event_is_an_error(broker: Broker, amqp_url: str) ->
 @pytest.mark.parametrize(
     ("key", "body"),
     [
-        ("order.cancelled.high", b"{}"),
-        ("order.cancelled.high", b"\xff"),
-        ("order.cancelled.high", b'{"id": 1, "type": 2, "source": 3, "time": 4}'),
-        ("order.cancelled.high", cancelled(3).to_bytes().decode()),
+        ("thing.cancelled.high", b"{}"),
+        ("thing.cancelled.high", b"\xff"),
+        ("thing.cancelled.high", b'{"id": 1, "type": 2, "source": 3, "time": 4}'),
+        ("thing.cancelled.high", cancelled(3).to_bytes().decode()),
         ("x" * 300, cancelled(3).to_bytes()),
     ],
     ids=["nothing in it", "not JSON", "of other types", "text", "a routing key that is too long"],
@@ -417,7 +417,7 @@ async def test_a_row_of_the_outbox_that_holds_no_event_holds_up_no_other(
 ) -> None:
     publisher = BrokerPublisher(amqp_url, "test publisher")
     events = [
-        Outgoing(event.id, "order.cancelled.high", event.to_bytes())
+        Outgoing(event.id, "thing.cancelled.high", event.to_bytes())
         for event in (cancelled(1), cancelled(2))
     ]
 
@@ -436,7 +436,7 @@ async def test_an_event_is_not_published_while_the_broker_has_no_history(
 ) -> None:
     publisher = BrokerPublisher(amqp_url, "test publisher")
     envelope = cancelled(1)
-    event = Outgoing(envelope.id, "order.cancelled.normal", envelope.to_bytes())
+    event = Outgoing(envelope.id, "thing.cancelled.normal", envelope.to_bytes())
     await broker.channel.queue_delete(HISTORY_STREAM)
 
     (error,) = await publisher.publish_events([event])
@@ -497,7 +497,7 @@ async def test_a_killed_broker_is_waited_for_and_nothing_is_lost(tmp_path: Path)
         async with await connect(node.amqp_url, name="test") as connection:
             channel = await connection.channel()
             await apply(topology_of(Choreography([PARTICIPANT])), channel)
-            await Broker(channel).publish_all([cancelled(order) for order in range(1, 2001)])
+            await Broker(channel).publish_all([cancelled(number) for number in range(1, 2001)])
         async with running(node.amqp_url, tmp_path) as toy:
             await until(lambda: _some_done(toy))
             await asyncio.to_thread(node.settle)

@@ -39,7 +39,7 @@ from saga.runtime.messaging.trust import EDITOR_SOURCE
 from saga.runtime.tasks import cancel_all
 from saga.testing import NOW, given
 from tests.integration.kernels import replica
-from tests.play import Play, confirmed, declined, out_of_stock
+from tests.order_play import Play, confirmed, declined, out_of_stock
 from tests.polling import until
 from tests.stores import GRAPH, HISTORY, PROJECTION
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from saga.discovery import VARIABLE
 from saga.local import SystemFault
 from saga.local.node import NodeError, RabbitNode
 from saga.local.observe import ObserveError, Prometheus
@@ -76,11 +77,12 @@ def test_what_takes_longer_to_start_than_allowed_names_the_setting(
 async def test_a_service_that_takes_longer_names_the_setting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, amqp_url: str
 ) -> None:
+    monkeypatch.setenv(VARIABLE, "tests.errands:SAGA")
     monkeypatch.setenv("START_SECONDS", "0.5")
-    system = System(tmp_path, amqp_url=amqp_url, only=["order"])
-    system.programs["order"] = ("-c", "import time; time.sleep(60)")
+    system = System(tmp_path, amqp_url=amqp_url, only=["desk"])
+    system.programs["desk"] = ("-c", "import time; time.sleep(60)")
     try:
-        with pytest.raises(SystemFault, match=r"the order service was not ready .*START_SECONDS"):
+        with pytest.raises(SystemFault, match=r"the desk service was not ready .*START_SECONDS"):
             await system.start()
     finally:
         await system.stop()

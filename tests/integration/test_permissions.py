@@ -24,9 +24,8 @@ from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMe
 
 from common.events import HeldLine, StockReserved
 from payment_service.gateway import Account, SandboxGateway
-from saga.broker.management import Management
 from saga.broker.passwords import new_passwords
-from saga.broker.setup import apply_topology, drift, put_users, virtual_host_of
+from saga.broker.setup import apply_topology, drift, put_users
 from saga.choreography import Choreography
 from saga.discovery import choreography
 from saga.envelope import Envelope, wrap
@@ -51,36 +50,18 @@ from saga.runtime.messaging.topology import (
 )
 from saga.runtime.tasks import cancel_all
 from tests.forked import spawn
+from tests.integration import order_events
 from tests.integration import toy as toy_module
+from tests.integration.service_process import ServiceProcess, rows
 from tests.integration.test_messaging import running
-from tests.integration.test_service import ServiceProcess, rows
 from tests.integration.toy import PARTICIPANT, cancelled
+from tests.integration.users import Users, make_users
 from tests.messages import message_of
 from tests.polling import until
 
 RABBITMQ = Path(__file__).parents[2] / "rabbitmq"
 OTHERS = ("inventory.high", "inventory.normal", "order.high", "order.intake.normal")
 FIRST_WAIT = wait_queue(RUNGS_MS[0])
-
-Users = dict[str, str]
-"""By user, the URL to connect to as such."""
-
-
-async def make_users(amqp_url: str, node: RabbitNode, graph: Choreography) -> Users:
-    """The graph's topology and users on an empty virtual host, through the management API."""
-    await apply_topology(amqp_url, graph)
-    users = users_of(graph)
-    passwords = {user.name: f"that of {user.name}" for user in users}
-    url = yarl.URL(amqp_url)
-    management = str(yarl.URL(node.management_url).with_user("guest").with_password("guest"))
-    async with Management(management) as api:
-        await api.put_users(users, passwords, virtual_host_of(amqp_url))
-    return {
-        name: str(
-            url.with_user(name_on_broker(name, virtual_host_of(amqp_url))).with_password(password)
-        )
-        for name, password in passwords.items()
-    }
 
 
 @pytest.fixture
@@ -288,7 +269,7 @@ async def test_what_payment_slips_into_anothers_queue_is_dead_and_changes_nothin
     operator: AbstractChannel,
     slipped_in: int,
 ) -> None:
-    cancelled_ = cancelled(1)
+    cancelled_ = order_events.cancelled(1)
     aside = aio_pika.Message(cancelled_.to_bytes(), headers={header: ["inventory.normal"]})
     forged = aio_pika.Message(
         cancelled_.to_bytes(), headers={header: [cancelled_.routing_key]}, message_id="forged"
@@ -366,7 +347,7 @@ async def test_a_restricted_participant_waits_and_dead_letters(
     ):
         channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
         exchange = await channel.get_exchange(EVENTS_EXCHANGE, ensure=False)
-        for event in (cancelled(1, customer="flaky"), cancelled(2, customer="poison")):
+        for event in (cancelled(1, who="flaky"), cancelled(2, who="poison")):
             await exchange.publish(message_of(event.to_bytes()), event.routing_key)
         await until(lambda: toy.done(1))
         await until(lambda: _holds(channel, "toy.dlq"))

@@ -52,8 +52,9 @@ from saga.runtime.messaging.topology import (
 from saga.runtime.tasks import cancel_all
 from saga.status import status
 from tests.faults.proxy import Proxy
+from tests.integration.order_events import cancelled
 from tests.integration.poison import CASES, LOST, REFUSED, property_lists
-from tests.integration.toy import Tally, cancelled, id_in_inbox, make_tables, open_toy, rows
+from tests.integration.toy import Tally, id_in_inbox, make_tables, open_toy, rows
 from tests.polling import until
 from tests.raw_amqp import Message, RawClient, Refused, parts
 from tests.stores import HISTORY, PROJECTION

@@ -48,7 +48,7 @@ from tests.books import Books, demand_turns, rows_of
 from tests.integration.kernels import replica
 from tests.integration.test_history_queries import kept_by_another
 from tests.messages import message_of
-from tests.play import BROKE, Play
+from tests.order_play import BROKE, Play
 from tests.polling import until
 from tests.stores import HISTORY, PROJECTION, TABLES
 from tests.unit.test_forgotten_inbox import LOST, Recorded

@@ -46,7 +46,7 @@ from saga.runtime.messaging.topology import (
     work_queue,
 )
 from tests.messages import message_of
-from tests.play import BROKE, Play
+from tests.order_play import BROKE, Play
 from tests.stores import HISTORY, TABLES
 
 

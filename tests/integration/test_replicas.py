@@ -7,7 +7,7 @@ has read that there is nothing, so it has to decide again.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -43,11 +43,10 @@ from payment_service.gateway import Account, SandboxGateway
 from saga.choreography import Participant, State
 from saga.envelope import Envelope, wrap
 from saga.message import Ask, Decided, Event, Intent, Priority
-from saga.runtime.kernel.database import Database
 from saga.runtime.kernel.rows import WriteSet
 from saga.runtime.kernel.tables import StateTable, Tables
 from saga.runtime.kernel.work import Done, Duplicate, Outcome
-from tests.integration.kernels import Replica, Through, replica, until_somebody_waits
+from tests.integration.kernels import Replica, Slow, replica, until_somebody_waits
 from tests.integration.toy import (
     NOW,
     PARTICIPANT,
@@ -110,34 +109,6 @@ RESERVED = event(
 CANCELLED = event(
     OrderCancelled(order_id=ORDER, customer="rich", reason=CancellationReason.CUSTOMER_REQUEST)
 )
-
-
-class Slow(Through):
-    """Commits only once somebody else waits for what it has written."""
-
-    def __init__(self, database: Database, url: str) -> None:
-        super().__init__(database)
-        self._url = url
-        self.holding = asyncio.Event()
-        self._armed = False
-
-    async def transaction(self, work: Callable[[Connection], T], *, brief: bool = False) -> T:
-        def held(connection: Connection) -> T:
-            result = work(connection)
-            if self._armed:
-                self._armed = False
-                await_only(self._meet())
-            return result
-
-        return await super().transaction(held)  # All of it, so that something is held.
-
-    async def _meet(self) -> None:
-        self.holding.set()
-        await until_somebody_waits(self._url)
-
-    def arm(self) -> None:
-        """Hold the next commit."""
-        self._armed = True
 
 
 @asynccontextmanager

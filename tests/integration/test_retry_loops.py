@@ -153,7 +153,7 @@ async def test_a_copy_that_the_broker_refuses_is_said_until_it_is_taken(
         await broker.exchange_delete(DEAD_EXCHANGE)
     async with serving(amqp_url, tmp_path, caplog) as service:
         exchange = await broker.get_exchange(EVENTS_EXCHANGE, ensure=False)
-        await exchange.publish(aio_pika.Message(b"{", message_id="bad"), "order.cancelled.normal")
+        await exchange.publish(aio_pika.Message(b"{", message_id="bad"), "thing.cancelled.normal")
 
         await until(is_stuck(service, "copies"))
         assert (await stuck_loops(service))["copies"]
@@ -245,7 +245,7 @@ class Away(Through):
 
 
 class Picky(RecordingPublisher):
-    """Refuses what is about one order, as long as it is told to."""
+    """Refuses what is about one thing, as long as it is told to."""
 
     refused = ""
 
@@ -271,8 +271,8 @@ async def test_one_event_that_is_refused_again_and_again_is_said_while_others_go
     publisher.refused = picky.subject
     async with replica(database_url, PARTICIPANT, make_tables(), publisher=publisher) as toy:
         await toy.kernel.handle(picky)
-        for order in range(2, 1_000):
-            await toy.kernel.handle(cancelled(order))
+        for number in range(2, 1_000):
+            await toy.kernel.handle(cancelled(number))
             if trouble_of(toy.outbox.retry_loops, "outbox"):
                 break
         assert "nobody wants it" in trouble_of(toy.outbox.retry_loops, "outbox")

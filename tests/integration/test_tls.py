@@ -12,12 +12,13 @@ import trustme
 import yarl
 
 from saga.broker.setup import apply_topology
-from saga.discovery import choreography
+from saga.discovery import VARIABLE
 from saga.local.node import RabbitNode
 from saga.local.server import free_ports
 from saga.runtime.messaging.connection import BrokerError, connect
 from saga.runtime.settings import SettingsError, TlsSettings
-from tests.integration.test_service import ServiceProcess, assert_refuses
+from tests.integration.service_process import ServiceProcess, assert_refuses
+from tests.parcels import GRAPH
 from tests.polling import until
 
 HOST = "127.0.0.1"
@@ -80,11 +81,11 @@ def with_files(secured: Secured, **changed: str | None) -> str:
 
 async def test_a_service_works_over_tls(tmp_path: Path, secured: Secured) -> None:
     # A node is ready with its plain listener; the one for TLS may follow.
-    await apply_topology(with_files(secured), choreography(), patience_seconds=60)
-    environment = {"AMQP_URL": secured.url, **secured.files}
-    with ServiceProcess("payment_service", tmp_path, **environment) as payment:
-        await payment.says("ready")
-        async with payment.http() as http:
+    await apply_topology(with_files(secured), GRAPH, patience_seconds=60)
+    environment = {VARIABLE: "tests.parcels:SAGA", "AMQP_URL": secured.url, **secured.files}
+    with ServiceProcess("tests.parcels.shop", tmp_path, **environment) as shop:
+        await shop.says("ready")
+        async with shop.http() as http:
 
             async def is_ready() -> bool:
                 return (await http.get("/readyz")).status_code == httpx.codes.OK
@@ -106,11 +107,12 @@ def test_a_service_says_in_one_line_whom_it_does_not_trust(
     tmp_path: Path, secured: Secured
 ) -> None:
     environment = {
+        VARIABLE: "tests.parcels:SAGA",
         "AMQP_URL": secured.url,
         **secured.files,
         "AMQP_CA_FILE": secured.other_authority,
     }
-    assert_refuses("payment_service", tmp_path, "not trusted", "AMQP_CA_FILE", **environment)
+    assert_refuses("tests.parcels.shop", tmp_path, "not trusted", "AMQP_CA_FILE", **environment)
 
 
 async def test_a_host_by_another_name_is_not_trusted(secured: Secured) -> None:

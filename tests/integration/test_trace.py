@@ -41,7 +41,8 @@ from saga.runtime.messaging.topology import (
 )
 from tests.integration.test_history_queries import kept_by_another
 from tests.messages import message_of
-from tests.play import SAGA, Delivery, Play
+from tests.order_play import SAGA, Play
+from tests.play import Delivery
 from tests.stores import HISTORY, PROJECTION
 
 GRAPH = SAGA

@@ -48,7 +48,7 @@ from saga.runtime.streams import READER_GONE
 from saga.text import harmless
 from tests.books import Books
 from tests.messages import message_of
-from tests.play import PRICE_CENTS, Play
+from tests.order_play import PRICE_CENTS, Play
 from tests.stores import HISTORY, PROJECTION
 
 ROOT: Final = Path(__file__).parents[2]

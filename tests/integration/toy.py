@@ -13,8 +13,6 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from common.events import OrderCancelled, PaymentVoided, StockReleased
-from payment_service.domain import Refund, RefundAnswered
 from saga.choreography import Participant, State
 from saga.envelope import Envelope, wrap
 from saga.message import Decided, Event, Priority
@@ -22,6 +20,7 @@ from saga.retry import Retry, TransientError
 from saga.runtime.kernel.outgoing import Outgoing
 from saga.runtime.kernel.sqlite import SqliteDatabase
 from saga.runtime.kernel.tables import StateTable, Tables
+from tests.words import Cancelled, Inquire, Inquired, Released, Voided
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 
@@ -37,34 +36,34 @@ class Tally(State):
 
 
 class Poison(Exception):
-    """What the reaction raises for the customer `poison`."""
+    """What the reaction raises for the name `poison`."""
 
 
 class Unavailable(TransientError):
-    """What the reaction raises for the customer `flaky` while it is in `flaky_until_call`."""
+    """What the reaction raises for the name `flaky` while it is in `flaky_until_call`."""
 
 
 BEYOND: dict[str, Event | tuple[Event, ...]] = {
-    "thief": PaymentVoided(order_id=UUID(int=1)),
-    "spendthrift": (StockReleased(order_id=UUID(int=1), lines=()),) * 2,
-    "gossip": StockReleased(order_id=UUID(int=2), lines=()),
+    "thief": Voided(thing=UUID(int=1)),
+    "spendthrift": (Released(thing=UUID(int=1), parts=()),) * 2,
+    "gossip": Released(thing=UUID(int=2), parts=()),
 }
-"""What the reaction returns for some customers of order 1, beyond its signature."""
+"""What the reaction returns for some customers of thing 1, beyond its signature."""
 flaky_calls: list[str] = []
-"""The ids of the orders of `flaky` customers, one for each call."""
+"""The ids of the things of `flaky` customers, one for each call."""
 flaky_until_call = 10
 
 
-def tally(event: OrderCancelled, tally: Tally) -> StockReleased | None:
-    if event.customer == "flaky":
+def tally(event: Cancelled, tally: Tally) -> Released | None:
+    if event.who == "flaky":
         flaky_calls.append(event.subject)
         if flaky_calls.count(event.subject) < flaky_until_call:
-            raise Unavailable(f"no answer for order {event.order_id}")
-    if event.customer == "poison":
-        raise Poison("a customer of that name cannot be served")
-    if event.customer in BEYOND:
-        return BEYOND[event.customer]  # type: ignore[return-value]  # what a type checker refuses
-    return StockReleased(order_id=event.order_id, lines=())
+            raise Unavailable(f"no answer for thing {event.thing}")
+    if event.who == "poison":
+        raise Poison("somebody of that name cannot be served")
+    if event.who in BEYOND:
+        return BEYOND[event.who]  # type: ignore[return-value]  # what a type checker refuses
+    return Released(thing=event.thing, parts=())
 
 
 PARTICIPANT = Participant(
@@ -73,12 +72,12 @@ PARTICIPANT = Participant(
 TALLY_MAX = 3
 
 
-def inquire(event: OrderCancelled, tally: Tally) -> Refund:
-    return Refund(order_id=event.order_id, currency="EUR", amount_cents=1)
+def inquire(event: Cancelled, tally: Tally) -> Inquire:
+    return Inquire(thing=event.thing)
 
 
-def hear(answer: RefundAnswered, tally: Tally) -> StockReleased:
-    return StockReleased(order_id=answer.order_id, lines=())
+def hear(answer: Inquired, tally: Tally) -> Released:
+    return Released(thing=answer.thing, parts=())
 
 
 INQUIRER = Participant("inquirer", inquire, hear)
@@ -103,17 +102,16 @@ def open_toy(folder: Path, tables: Tables) -> SqliteDatabase:
 
 
 def cancelled(
-    order: int, *, id: str | None = None, customer: str = "c", priority: Priority = Priority.NORMAL
+    number: int, *, id: str | None = None, who: str = "c", priority: Priority = Priority.NORMAL
 ) -> Envelope[Any]:
-    """An `order.cancelled` the toy reacts to."""
-    event = OrderCancelled.model_validate_json(
-        f'{{"order_id": "{UUID(int=order)}", "customer": "{customer}",'
-        f' "reason": "customer_request"}}'
+    """A `thing.cancelled` the toy reacts to."""
+    event = Cancelled.model_validate_json(
+        f'{{"thing": "{UUID(int=number)}", "who": "{who}", "reason": "wish"}}'
     )
     return wrap(
         event,
-        id=id or f"event-{order}",
-        source="/services/order",
+        id=id or f"event-{number}",
+        source="/services/starter",
         time=NOW,
         priority=priority,
         sequence=1,

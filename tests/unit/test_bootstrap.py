@@ -9,16 +9,16 @@ import yarl
 
 from saga.bootstrap import bootstrap
 from saga.deployment import Deployment
-from saga.discovery import choreography
 from saga.runtime.messaging.permissions import OPERATOR, REPLAY
 from saga.runtime.settings import SECRETS_DIR, Settings, SettingsError, load
+from tests.circle import GRAPH
 
 NODES = ("rabbitmq-1", "rabbitmq-2")
 
 
 def made(folder: Path) -> dict[str, str]:
     """Every file below the folder, with what is in it."""
-    bootstrap(folder, choreography(), brokers=NODES, database_host="postgres", replicas=2)
+    bootstrap(folder, GRAPH, brokers=NODES, database_host="postgres", replicas=2)
     return {
         file.relative_to(folder).as_posix(): file.read_text()
         for file in folder.rglob("*")
@@ -29,7 +29,7 @@ def made(folder: Path) -> dict[str, str]:
 def test_each_service_is_told_its_own_addresses_and_nobody_elses(tmp_path: Path) -> None:
     files = made(tmp_path)
 
-    for name in [service.name for service in choreography().services]:
+    for name in [service.name for service in GRAPH.services]:
         mine = {file for file in files if file.startswith(f"{name}/")}
         assert mine == {f"{name}/amqp_url", f"{name}/database_url"}
         broker, database = (yarl.URL(files[f]) for f in sorted(mine))
@@ -50,7 +50,7 @@ def test_operators_are_told_everything(tmp_path: Path) -> None:
     known = Deployment.load(tmp_path / "operator")
     assert yarl.URL(known.amqp_url).user == OPERATOR
     assert yarl.URL(known.amqp_url_of(REPLAY)).user == REPLAY
-    assert known.http_urls["order"] == ("http://order:8000", "http://order-2:8000")
+    assert known.http_urls["starter"] == ("http://starter:8000", "http://starter-2:8000")
     assert known.http_urls["history"] == ("http://history:8000",)
 
 
@@ -63,9 +63,9 @@ def test_what_was_made_stays(tmp_path: Path) -> None:
 
 def test_what_is_missing_is_made(tmp_path: Path) -> None:
     before = made(tmp_path)
-    (tmp_path / "order" / "amqp_url").unlink()
+    (tmp_path / "starter" / "amqp_url").unlink()
 
-    assert made(tmp_path)["order/amqp_url"] == before["order/amqp_url"]
+    assert made(tmp_path)["starter/amqp_url"] == before["starter/amqp_url"]
 
 
 def test_the_broker_is_told_no_password(tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_nodes_of_a_cluster_get_one_cookie_that_nobody_else_may_read(tmp_path: P
     homes = [tmp_path / "one", tmp_path / "two"]
     bootstrap(
         tmp_path / "secrets",
-        choreography(),
+        GRAPH,
         brokers=NODES,
         database_host="postgres",
         cookies=homes,
@@ -96,12 +96,12 @@ def test_a_service_takes_its_settings_from_the_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = made(tmp_path)
-    monkeypatch.setenv(SECRETS_DIR, str(tmp_path / "payment"))
+    monkeypatch.setenv(SECRETS_DIR, str(tmp_path / "asker"))
     monkeypatch.setenv("DATABASE_URL", "sqlite:///elsewhere.db")
 
     settings = load(Settings)
 
-    assert settings.amqp_url == files["payment/amqp_url"]
+    assert settings.amqp_url == files["asker/amqp_url"]
     assert settings.database_url == "sqlite:///elsewhere.db", "the environment counts more"
 
 

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from saga.broker.drift import MISSING, Deviation, differences
-from saga.discovery import choreography
 from saga.runtime.messaging.definitions import Definitions, definitions
 from saga.runtime.messaging.permissions import users_of
 from saga.runtime.messaging.topology import topology_of
+from tests.circle import GRAPH
 
-EXPECTED = definitions(topology_of(choreography()), users_of(choreography()))
+EXPECTED = definitions(topology_of(GRAPH), users_of(GRAPH))
 
 
 @pytest.fixture
@@ -34,36 +34,36 @@ def test_nothing_differs_from_itself_nor_by_what_is_not_the_sagas(found: Definit
 
 
 def test_what_is_missing_and_what_is_too_much_is_told(found: Definitions) -> None:
-    found["queues"] = [q for q in found["queues"] if q["name"] != "payment.high"]
-    stray = {"source": "saga.events", "destination": "payment.normal", "routing_key": "#"}
+    found["queues"] = [q for q in found["queues"] if q["name"] != "asker.high"]
+    stray = {"source": "saga.events", "destination": "asker.normal", "routing_key": "#"}
     found["bindings"].append(stray | {"vhost": "/", "destination_type": "queue", "arguments": {}})
 
     missing, extra = differences(EXPECTED, found)
 
-    assert (missing.kind, missing.name, missing.found) == ("queue", "payment.high", MISSING)
+    assert (missing.kind, missing.name, missing.found) == ("queue", "asker.high", MISSING)
     assert "x-queue-type" in missing.expected
-    assert (extra.kind, extra.name) == ("binding", "saga.events # payment.normal")
+    assert (extra.kind, extra.name) == ("binding", "saga.events # asker.normal")
     assert extra.expected == MISSING
 
 
 def test_an_argument_that_differs_is_told_alone(found: Definitions) -> None:
-    named(found["queues"], "payment.high")["arguments"]["x-delivery-limit"] = 20
+    named(found["queues"], "asker.high")["arguments"]["x-delivery-limit"] = 20
 
     assert differences(EXPECTED, found) == [
-        Deviation("queue", "payment.high", "x-delivery-limit=1000000", "x-delivery-limit=20")
+        Deviation("queue", "asker.high", "x-delivery-limit=1000000", "x-delivery-limit=20")
     ]
 
 
 def test_a_right_that_is_too_much_is_told(found: Definitions) -> None:
-    payment = next(p for p in found["permissions"] if p["user"] == "payment")
-    payment["configure"] = ".*"
-    named(found["users"], "payment")["tags"] = "administrator"
+    asker = next(p for p in found["permissions"] if p["user"] == "asker")
+    asker["configure"] = ".*"
+    named(found["users"], "asker")["tags"] = "administrator"
 
     told = {(d.kind, d.name, d.expected, d.found) for d in differences(EXPECTED, found)}
 
     assert told == {
-        ("permission", "payment", "configure=^$", "configure=.*"),
-        ("user", "payment", "tags=[]", "tags=['administrator']"),
+        ("permission", "asker", "configure=^$", "configure=.*"),
+        ("user", "asker", "tags=[]", "tags=['administrator']"),
     }
 
 

@@ -21,7 +21,7 @@ from saga.envelope import Envelope, source_of
 from saga.runtime.kernel.fold import Fold
 from saga.runtime.kernel.step import StateId
 from saga.testing import NOW
-from tests.play import BROKE, Play
+from tests.order_play import BROKE, Play
 
 PARTICIPANTS = {p.name: p for p in choreography().participants}
 

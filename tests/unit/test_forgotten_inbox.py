@@ -23,7 +23,7 @@ from order_service.domain import CancelOrder, ExpireOrder
 from saga.choreography import Participant
 from saga.envelope import Envelope
 from saga.message import Answer
-from tests.play import BROKE, Play
+from tests.order_play import BROKE, Play
 
 LOST = "lost"
 """The customer of whose mails nobody knows whether they arrive."""

@@ -18,7 +18,7 @@ from order_saga.archive.view import ArchivedOrder, PaymentProgress, Status, Stoc
 from order_service.domain import CancelOrder
 from saga.message import Event, Priority
 from saga.testing import NOW
-from tests.play import Play, confirmed, declined, out_of_stock
+from tests.order_play import Play, confirmed, declined, out_of_stock
 from tests.unit.strategies import events, moments
 
 TICK = timedelta(milliseconds=5)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from typing import Any
+from uuid import UUID
 
 import pytest
 
-from common.events import OrderLine, PlaceOrder, order_id_of
 from saga.envelope import Attributes, Undecodable, digest_of
 from saga.history.story import HOLES_MAX, missing_numbers
 from saga.limits import (
@@ -19,7 +19,8 @@ from saga.limits import (
     json_of,
     moment_of,
 )
-from tests.unit.test_envelope import DECODER, PLACED, body_with, wrapped
+from tests.unit.test_envelope import BEGUN, DECODER, body_with, wrapped
+from tests.words import Begin, Part
 
 BEYOND: dict[str, bytes] = {
     "a time before 1970": body_with(time="1969-12-31T23:59:59Z"),
@@ -76,8 +77,8 @@ WITHIN: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("fields", WITHIN.values(), ids=WITHIN.keys())
 def test_a_message_at_a_limit_is_read(fields: dict[str, Any]) -> None:
-    assert DECODER.decode(body_with(**fields)).data == PLACED
-    assert Attributes.of(body_with(**fields)).type == PLACED.type
+    assert DECODER.decode(body_with(**fields)).data == BEGUN
+    assert Attributes.of(body_with(**fields)).type == BEGUN.type
 
 
 @pytest.mark.parametrize(
@@ -115,19 +116,17 @@ def test_missing_numbers_are_told_without_counting_to_the_highest() -> None:
     assert list(missing_numbers([HOLES_MAX + 2], HOLES_MAX + 2))[-1] == f"event {HOLES_MAX + 1}"
 
 
-LINE = OrderLine(sku="pen", quantity=1, unit_price_cents=5)
+PART = Part(name="pen", count=1, size=5)
 
 
-def place(customer: str = "ada", **more: Any) -> PlaceOrder:
-    return PlaceOrder(
-        order_id=order_id_of("k"), customer=customer, currency="EUR", lines=(LINE,), **more
-    )
+def begin(who: str = "ada", **more: Any) -> Begin:
+    return Begin(thing=UUID(int=1), who=who, parts=(PART,), **more)
 
 
 def test_a_command_that_is_wrapped_again_is_a_repetition_and_another_one_is_not() -> None:
-    first = wrapped(place())
-    later = wrapped(place(time_limit_seconds=300), time=datetime(2031, 1, 1, tzinfo=UTC))
-    other = wrapped(place("eve"))
+    first = wrapped(begin())
+    later = wrapped(begin(limit_seconds=300), time=datetime(2031, 1, 1, tzinfo=UTC))
+    other = wrapped(begin("eve"))
 
     digests = [digest_of(envelope, envelope.to_bytes()) for envelope in (first, later, other)]
 
@@ -135,7 +134,7 @@ def test_a_command_that_is_wrapped_again_is_a_repetition_and_another_one_is_not(
 
 
 def test_an_event_is_a_repetition_byte_for_byte() -> None:
-    envelope = wrapped(PLACED)
+    envelope = wrapped(BEGUN)
     body = envelope.to_bytes()
 
     assert digest_of(envelope, body) == digest_of(envelope, bytes(bytearray(body)))

@@ -6,7 +6,6 @@ import re
 
 import pytest
 
-from saga.discovery import choreography
 from saga.runtime.messaging.definitions import definitions
 from saga.runtime.messaging.permissions import (
     OPERATOR,
@@ -17,8 +16,8 @@ from saga.runtime.messaging.permissions import (
     users_of,
 )
 from saga.runtime.messaging.topology import queues_of, topology_of
+from tests.circle import GRAPH
 
-GRAPH = choreography()
 TOPOLOGY = topology_of(GRAPH)
 USERS = {user.name: user for user in users_of(GRAPH)}
 SERVICES = [participant.name for participant in GRAPH.participants]

@@ -10,9 +10,7 @@ from uuid import UUID
 
 import pytest
 
-from common.events import CancellationReason, OrderCancelled, PaymentVoided
 from saga.archive.store import Fact, Stray
-from saga.discovery import choreography
 from saga.envelope import Attributes, Envelope, MessageKey, source_of, wrap
 from saga.message import Event, Priority
 from saga.recovery import RecoveryError
@@ -20,10 +18,11 @@ from saga.recovery.owed import BEGINNER, Publications, Survey, Surveyor
 from saga.runtime.messaging import frames
 from saga.runtime.messaging.dead_letters import ADDRESSEE
 from saga.runtime.messaging.trust import EDITOR_SOURCE
+from tests.circle import GRAPH
+from tests.words import Cancelled, Reason, Voided
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 DAY = timedelta(days=1)
-GRAPH = choreography()
 
 
 @dataclass
@@ -70,12 +69,10 @@ class Paper:
 def cancelled(
     number: int, *, at: datetime = NOW, priority: Priority = Priority.NORMAL
 ) -> Envelope[Any]:
-    """An event that inventory, payment and notification react to."""
-    order_id = UUID(int=number)
-    event = OrderCancelled(
-        order_id=order_id, reason=CancellationReason.CUSTOMER_REQUEST, customer="c"
-    )
-    return event_of(event, f"cancelled-{number}", "order", at, priority)
+    """An event that keeper, asker and teller react to."""
+    thing = UUID(int=number)
+    event = Cancelled(thing=thing, reason=Reason.WISH, who="c")
+    return event_of(event, f"cancelled-{number}", "starter", at, priority)
 
 
 def event_of(
@@ -102,11 +99,11 @@ def done_by_all(*events: Envelope[Any]) -> dict[str, set[MessageKey]]:
 
 def test_what_a_participant_has_no_inbox_row_for_is_owed_to_it_and_nobody_else() -> None:
     event = cancelled(1)
-    inboxes = {"inventory": {event.key}}
+    inboxes = {"keeper": {event.key}}
 
     assert owed(surveyed(Paper([fact(event)], inboxes))) == {
-        ("payment", event.id),
-        ("notification", event.id),
+        ("asker", event.id),
+        ("teller", event.id),
     }
 
 
@@ -115,7 +112,7 @@ def test_what_only_its_publisher_keeps_is_owed_as_well() -> None:
     books = Paper(
         [fact(known)],
         done_by_all(known),
-        keeps={"order": [known.to_bytes(), unread.to_bytes(), b"no event"]},
+        keeps={"starter": [known.to_bytes(), unread.to_bytes(), b"no event"]},
     )
     survey = surveyed(books)
 
@@ -125,7 +122,7 @@ def test_what_only_its_publisher_keeps_is_owed_as_well() -> None:
 
 def test_messages_go_to_the_queue_of_their_priority_as_they_were() -> None:
     urgent, unread = cancelled(1, priority=Priority.HIGH), cancelled(2)
-    books = Paper([fact(urgent)], {"inventory": set()}, keeps={"order": [unread.to_bytes()]})
+    books = Paper([fact(urgent)], {"keeper": set()}, keeps={"starter": [unread.to_bytes()]})
     surveyor = Surveyor(books, GRAPH, NOW - DAY, NOW)
     postings = surveyor.postings(surveyor.run().owed)
 
@@ -133,8 +130,8 @@ def test_messages_go_to_the_queue_of_their_priority_as_they_were() -> None:
         [unread.to_bytes()] * 3
     )
     queues = [posting.routing_key for posting in postings]
-    assert {*queues[:3]} == {"inventory.high", "payment.high", "notification.high"}
-    assert {*queues[3:]} == {"inventory.normal", "payment.normal", "notification.normal"}
+    assert {*queues[:3]} == {"keeper.high", "asker.high", "teller.high"}
+    assert {*queues[3:]} == {"keeper.normal", "asker.normal", "teller.normal"}
 
 
 def test_what_was_done_meanwhile_is_owed_no_more() -> None:
@@ -142,30 +139,30 @@ def test_what_was_done_meanwhile_is_owed_no_more() -> None:
     books = Paper([fact(event)], {})
     surveyor = Surveyor(books, GRAPH, NOW - DAY, NOW)
     survey = surveyor.run()
-    books.inboxes = {"payment": {event.key}}
+    books.inboxes = {"asker": {event.key}}
 
     left = surveyor.still_owed(survey.owed)
-    assert {one.participant for one in left} == {"inventory", "notification"}
+    assert {one.participant for one in left} == {"keeper", "teller"}
 
 
 def test_a_corrected_copy_is_owed_to_the_one_it_was_for() -> None:
     event = cancelled(1)
     document = event.model_copy(update={"source": EDITOR_SOURCE, "id": "copy"}).to_bytes()
-    body = document[:-1] + f',"{ADDRESSEE}":"payment"}}'.encode()
+    body = document[:-1] + f',"{ADDRESSEE}":"asker"}}'.encode()
     books = Paper([fact(event), Fact(Attributes.of(body), body)], done_by_all(event))
 
-    assert owed(surveyed(books)) == {("payment", "copy")}
+    assert owed(surveyed(books)) == {("asker", "copy")}
 
 
 def test_what_nobody_can_read_is_owed_to_whose_queues_it_was_routed_to() -> None:
-    stray = Stray("malformed", "order.cancelled.normal", "malformed", "no JSON", b"{", None, NOW)
+    stray = Stray("malformed", "thing.cancelled.normal", "malformed", "no JSON", b"{", None, NOW)
     surveyor = Surveyor(Paper([stray]), GRAPH, NOW - DAY, NOW)
     survey = surveyor.run()
 
     assert {participant for participant, _ in owed(survey)} == {
-        "inventory",
-        "payment",
-        "notification",
+        "keeper",
+        "asker",
+        "teller",
     }
     posting = surveyor.postings(survey.owed)[0]
     assert posting.body == b"{"
@@ -190,35 +187,35 @@ def test_one_that_has_done_nothing_yet_is_owed_what_is_young() -> None:
 
 def test_an_event_that_its_participant_cannot_read_is_a_dead_letter_however_old() -> None:
     event = cancelled(1, at=NOW - 30 * DAY)
-    body = event.to_bytes().replace(b'"customer_request"', b'"no reason"')
+    body = event.to_bytes().replace(b'"wish"', b'"no reason"')
     survey = surveyed(Paper([Fact(Attributes.of(body), body)], {}))
 
     assert {id for _, id in owed(survey)} == {event.id}
 
 
 def test_events_that_were_counted_and_no_book_holds_are_named() -> None:
-    event = event_of(PaymentVoided(order_id=UUID(int=1)), "voided", "payment")
+    event = event_of(Voided(thing=UUID(int=1)), "voided", "asker")
     subject = event.subject
-    books = Paper([fact(event)], done_by_all(event), counts={"payment": {subject: 3}})
+    books = Paper([fact(event)], done_by_all(event), counts={"asker": {subject: 3}})
 
     (lost,) = surveyed(books).unknown
-    assert (lost.participant, lost.subject, lost.first, lost.last) == ("payment", subject, 2, 3)
+    assert (lost.participant, lost.subject, lost.first, lost.last) == ("asker", subject, 2, 3)
 
 
 def test_a_database_that_has_forgotten_everything_is_to_be_made_again_first() -> None:
-    event = event_of(PaymentVoided(order_id=UUID(int=1)), "voided", "payment")
+    event = event_of(Voided(thing=UUID(int=1)), "voided", "asker")
 
-    with pytest.raises(RecoveryError, match="saga history rebuild payment"):
-        surveyed(Paper([fact(event)], empty={"payment"}))
+    with pytest.raises(RecoveryError, match="saga history rebuild asker"):
+        surveyed(Paper([fact(event)], empty={"asker"}))
 
 
 def test_events_between_what_was_read_and_what_is_kept_are_named_as_well() -> None:
     subject = str(UUID(int=1))
     first, third = (
         wrap(
-            PaymentVoided(order_id=UUID(int=1)),
+            Voided(thing=UUID(int=1)),
             id=f"event-{number}",
-            source=source_of("payment"),
+            source=source_of("asker"),
             time=NOW,
             priority=Priority.NORMAL,
             sequence=number,
@@ -228,8 +225,8 @@ def test_events_between_what_was_read_and_what_is_kept_are_named_as_well() -> No
     books = Paper(
         [fact(first)],
         done_by_all(first, third),
-        keeps={"payment": [third.to_bytes()]},
-        counts={"payment": {subject: 4}},
+        keeps={"asker": [third.to_bytes()]},
+        counts={"asker": {subject: 4}},
     )
 
     lost = [(one.first, one.last) for one in surveyed(books).unknown]
@@ -237,8 +234,8 @@ def test_events_between_what_was_read_and_what_is_kept_are_named_as_well() -> No
 
 
 def test_a_database_without_an_inbox_is_not_empty_if_it_has_states() -> None:
-    event = event_of(PaymentVoided(order_id=UUID(int=1)), "voided", "payment")
-    books = Paper([fact(event)], empty={"payment"}, counts={"payment": {event.subject: 1}})
+    event = event_of(Voided(thing=UUID(int=1)), "voided", "asker")
+    books = Paper([fact(event)], empty={"asker"}, counts={"asker": {event.subject: 1}})
 
     assert surveyed(books).unknown == []
 
@@ -252,7 +249,7 @@ def test_one_that_was_there_from_the_start_is_owed_whatever_it_has_not_done() ->
 
 def test_what_its_receiver_refused_for_its_sender_is_not_put_back_by_an_operator() -> None:
     event = cancelled(1)
-    stray = Stray("forged", "stock.reserved.normal", "misrouted", "", event.to_bytes(), None, NOW)
+    stray = Stray("forged", "part.held.normal", "misrouted", "", event.to_bytes(), None, NOW)
     survey = surveyed(Paper([stray]))
 
     assert survey.owed == []
@@ -262,4 +259,4 @@ def test_what_its_receiver_refused_for_its_sender_is_not_put_back_by_an_operator
 def test_what_a_service_keeps_of_others_events_is_nobodys_word() -> None:
     forged = cancelled(1)
 
-    assert surveyed(Paper(keeps={"inventory": [forged.to_bytes()]})).owed == []
+    assert surveyed(Paper(keeps={"keeper": [forged.to_bytes()]})).owed == []

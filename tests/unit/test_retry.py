@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from order_service.domain import confirm, expire, place
 from saga.choreography import ChoreographyError, Participant
 from saga.retry import RUNGS_MS, Retry, TransientError
 from saga.runtime.messaging.dead_letters import Reason, fingerprint
+from tests.circle import begin, cancel, complete
 
 
 def waits(retry: Retry) -> list[int | None]:
@@ -73,23 +73,25 @@ def test_values_that_make_no_policy_are_refused_by_name(values: dict[str, Any]) 
 
 def test_a_reaction_may_have_a_policy_of_its_own() -> None:
     own, others = Retry(max_calls=9), Retry(max_calls=2)
-    participant = Participant("order", place, confirm, expire, retry=others, retries={confirm: own})
-    placed, confirmed, _ = (reaction.consumes for reaction in participant.reactions)
-    assert participant.retry_of(confirmed) is own
-    assert participant.retry_of(placed) is others
+    participant = Participant(
+        "thing", begin, complete, cancel, retry=others, retries={complete: own}
+    )
+    begun, completed, _ = (reaction.consumes for reaction in participant.reactions)
+    assert participant.retry_of(completed) is own
+    assert participant.retry_of(begun) is others
 
 
 def test_a_policy_for_no_reaction_is_refused() -> None:
-    with pytest.raises(ChoreographyError, match="confirm has a retry policy, but is no reaction"):
-        Participant("order", place, retries={confirm: Retry()})
+    with pytest.raises(ChoreographyError, match="complete has a retry policy, but is no reaction"):
+        Participant("thing", begin, retries={complete: Retry()})
 
 
 def test_errors_alike_but_for_ids_and_numbers_share_a_fingerprint() -> None:
     def of(error: Exception) -> str:
         return fingerprint(Reason.FAILED, error)
 
-    one = of(KeyError("order 0b9f8f0e-5d3c-4c59-9a53-0d5b5d2f7a11 took 17 ms"))
-    other = of(KeyError("order 3c1dca0e-1111-4c59-9a53-0d5b5d2f7a12 took 4 ms"))
+    one = of(KeyError("thing 0b9f8f0e-5d3c-4c59-9a53-0d5b5d2f7a11 took 17 ms"))
+    other = of(KeyError("thing 3c1dca0e-1111-4c59-9a53-0d5b5d2f7a12 took 4 ms"))
     assert one == other
-    assert one != of(KeyError("customer 17"))
-    assert one != of(ValueError("order 0b9f8f0e-5d3c-4c59-9a53-0d5b5d2f7a11 took 17 ms"))
+    assert one != of(KeyError("name 17"))
+    assert one != of(ValueError("thing 0b9f8f0e-5d3c-4c59-9a53-0d5b5d2f7a11 took 17 ms"))

@@ -11,57 +11,17 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import pytest
-from jsonschema import Draft202012Validator
 from typer.testing import CliRunner
 
 import saga.discovery
-from common.events import OrderCancelled
 from saga.choreography import Choreography, Participant, State
 from saga.cli import app
-from saga.discovery import choreography
-from saga.envelope import Decoder, schema_uri, wrap
-from saga.message import Command, Decided, Event, Priority, versions_of
+from saga.envelope import wrap
+from saga.message import Command, Decided, Event, Priority
 from saga.runtime.kernel.step import react
-from saga.schemas.export import schema_files, schema_of, travelling
+from saga.schemas.export import schema_of
 from saga.schemas.registry import RegistryError, problems, release
 from saga.testing import NOW
-
-CONTRACTS = Path(__file__).parents[2] / "contracts"
-GRAPH = choreography()
-
-
-def test_the_last_release_reads_what_is_published_now_and_the_other_way() -> None:
-    assert [*map(str, problems(CONTRACTS, GRAPH))] == []
-
-
-EXAMPLES = sorted((CONTRACTS / "examples").glob("*/*.json"))
-
-
-@pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: f"{file.parent.name}-{file.stem}")
-def test_a_stored_example_fits_its_versions_schema_and_is_read_as_the_newest(file: Path) -> None:
-    document = json.loads(file.read_text())
-    version = int(file.stem.removeprefix("v").partition("-")[0])
-    name = f"{file.parent.name}/v{version}.json"
-    released = CONTRACTS / "released" / name  # unless it is new since then
-    for path in (CONTRACTS / name, *([released] if released.exists() else [])):
-        schema = json.loads(path.read_text())
-        Draft202012Validator(schema).validate(document["data"])
-        assert document["dataschema"] == schema["$id"]
-
-    (kind,) = (kind for kind in travelling(GRAPH) if kind.type == file.parent.name)
-    newest = max(versions_of(kind))
-    read = Decoder([kind]).decode(json.dumps(document).encode())
-
-    assert read.dataschema == schema_uri(versions_of(kind)[newest])
-    if version == newest:
-        assert json.loads(read.to_bytes()) == document
-
-
-def test_there_is_an_example_of_every_version_there_is() -> None:
-    named = {name.removesuffix(".json") for name in schema_files(GRAPH)}
-
-    assert named <= {f"{file.parent.name}/{file.stem.partition('-')[0]}" for file in EXAMPLES}
-
 
 # A change, from the release before it to the one after it.
 
@@ -313,21 +273,6 @@ def with_a_default(schema: dict[str, Any]) -> dict[str, Any]:
     schema["properties"]["weight_grams"]["default"] = 1
     schema["required"].remove("weight_grams")
     return schema
-
-
-def test_a_value_that_is_new_to_a_reader_is_refused(tmp_path: Path) -> None:
-    shutil.copytree(CONTRACTS, tmp_path, dirs_exist_ok=True)
-    file = tmp_path / "released" / OrderCancelled.type / "v1.json"
-    schema = json.loads(file.read_text())
-    schema["$defs"]["CancellationReason"]["enum"].remove("deadline_exceeded")
-    file.write_text(json.dumps(schema))
-
-    (refused,) = problems(tmp_path, GRAPH)
-
-    assert str(refused) == (
-        "order.cancelled v1: readers of the last release refuse it: "
-        "reason: may be 'deadline_exceeded', which is not known"
-    )
 
 
 def test_a_contract_file_that_is_none_is_named(folder: Path) -> None:

@@ -10,14 +10,14 @@ from uuid import UUID
 
 import pytest
 
-from common.events import OrderCancelled, OrderConfirmed, PaymentVoided, StockReleased
 from saga.choreography import Participant, State
 from saga.envelope import Envelope, wrap
 from saga.message import Decided, Priority
 from saga.runtime.kernel.step import NoReaction, OutsideSignature, StateId, react
+from tests.words import Cancelled, Completed, Released, Voided
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
-ORDER = UUID(int=1)
+THING = UUID(int=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,34 +28,30 @@ class Tally(State):
         return replace(self, seen=self.seen + 1)
 
 
-def twice(
-    event: OrderCancelled, tally: Tally
-) -> tuple[StockReleased, PaymentVoided] | StockReleased | None:
-    if event.customer == "nobody":
+def twice(event: Cancelled, tally: Tally) -> tuple[Released, Voided] | Released | None:
+    if event.who == "nobody":
         return None
-    released, voided = StockReleased(order_id=ORDER, lines=()), PaymentVoided(order_id=ORDER)
+    released, voided = Released(thing=THING, parts=()), Voided(thing=THING)
     wrong: dict[str, Any] = {  # what the type checker would refuse
-        "outside": OrderConfirmed(order_id=ORDER, customer="x", currency="EUR", total_cents=1),
+        "outside": Completed(thing=THING, who="x"),
         "alone": voided,
-        "other order": (voided, released),
+        "other sequence": (voided, released),
         "a list": [released, voided],
-        "elsewhere": StockReleased(order_id=UUID(int=2), lines=()),
+        "elsewhere": Released(thing=UUID(int=2), parts=()),
     }
-    if event.customer in wrong:
-        return wrong[event.customer]  # type: ignore[no-any-return]  # on purpose
+    if event.who in wrong:
+        return wrong[event.who]  # type: ignore[no-any-return]  # on purpose
     return released, voided
 
 
 PARTICIPANT = Participant("tally", twice)
 
 
-def cause(customer: str, id: str = "cause") -> Envelope[Any]:
+def cause(who: str, id: str = "cause") -> Envelope[Any]:
     return wrap(
-        OrderCancelled.model_validate_json(
-            f'{{"order_id": "{ORDER}", "customer": "{customer}", "reason": "customer_request"}}'
-        ),
+        Cancelled.model_validate_json(f'{{"thing": "{THING}", "who": "{who}", "reason": "wish"}}'),
         id=id,
-        source="/services/order",
+        source="/services/starter",
         time=NOW,
         priority=Priority.HIGH,
     )
@@ -72,10 +68,10 @@ def test_events_are_numbered_and_inherit_from_their_cause() -> None:
     assert (released.sequence, voided.sequence) == (1, 2)
     assert released.causationid == voided.causationid == "cause"
     assert released.priority is Priority.HIGH
-    assert released.correlationid == released.subject == str(ORDER)
+    assert released.correlationid == released.subject == str(THING)
     assert released.traceparent == cause("a").traceparent
-    assert decision.own == Tally(str(ORDER), sequence=2, seen=2)
-    assert decision.changes == {(Tally, str(ORDER)): decision.own}
+    assert decision.own == Tally(str(THING), sequence=2, seen=2)
+    assert decision.changes == {(Tally, str(THING)): decision.own}
 
 
 def test_the_same_step_done_again_gives_the_same_ids() -> None:
@@ -105,25 +101,25 @@ def test_no_event_no_change() -> None:
 
 
 REFUSED = {
-    "outside": ("not_its_participants", "no reaction of tally may publish OrderConfirmed"),
-    "alone": ("not_in_signature", "returned PaymentVoided .* does not allow that"),
-    "other order": ("not_in_signature", "returned PaymentVoided and StockReleased"),
+    "outside": ("not_its_participants", "no reaction of tally may publish Completed"),
+    "alone": ("not_in_signature", "returned Voided .* does not allow that"),
+    "other sequence": ("not_in_signature", "returned Voided and Released"),
     "a list": ("not_in_signature", "returned list"),
-    "elsewhere": ("another_subject", f"about '{ORDER}', but about '{UUID(int=2)}'"),
+    "elsewhere": ("another_subject", f"about '{THING}', but about '{UUID(int=2)}'"),
 }
 
 
-@pytest.mark.parametrize("customer", REFUSED)
-def test_what_a_signature_does_not_allow_is_refused(customer: str) -> None:
-    reason, said = REFUSED[customer]
+@pytest.mark.parametrize("who", REFUSED)
+def test_what_a_signature_does_not_allow_is_refused(who: str) -> None:
+    reason, said = REFUSED[who]
     with pytest.raises(OutsideSignature, match=r"tally\.twice returned") as refused:
-        react(PARTICIPANT, cause(customer), cause(customer).data, blank, NOW)
+        react(PARTICIPANT, cause(who), cause(who).data, blank, NOW)
 
     assert refused.value.reason == reason
     assert re.search(said, str(refused.value))
 
 
-def always(event: OrderCancelled, tally: Tally) -> StockReleased:
+def always(event: Cancelled, tally: Tally) -> Released:
     return None  # type: ignore[return-value]  # on purpose
 
 
@@ -133,6 +129,6 @@ def test_nothing_is_refused_where_the_signature_promises_something() -> None:
 
 
 def test_a_message_without_reaction_is_refused() -> None:
-    voided = PaymentVoided(order_id=ORDER)
-    with pytest.raises(NoReaction, match="tally has no reaction to PaymentVoided"):
+    voided = Voided(thing=THING)
+    with pytest.raises(NoReaction, match="tally has no reaction to Voided"):
         react(PARTICIPANT, cause("a"), voided, blank, NOW)

@@ -25,7 +25,7 @@ from saga.message import Answer, Command, Decided, Event, EventTypes, Intent, Ro
 from saga.runtime.messaging.trust import EDITOR_SOURCE
 from saga.testing import NOW
 from tests import errands
-from tests.play import SAGA, Play
+from tests.order_play import SAGA, Play
 from tests.unit.test_history_domain import LIVES, play
 
 ORDERS = choreography()

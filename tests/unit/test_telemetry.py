@@ -14,13 +14,13 @@ from uuid import UUID
 
 import pytest
 
-from common.events import PaymentVoided
 from saga.envelope import Envelope, trace_id_of, wrap
 from saga.message import Priority
 from saga.runtime.telemetry import ABOUT, LogFormat, configure_logging, give_up
+from tests.words import Voided
 
 log = logging.getLogger("tests.telemetry")
-ORDER = UUID(int=7)
+THING = UUID(int=7)
 
 
 @pytest.fixture(autouse=True)
@@ -51,9 +51,9 @@ def standard_error(
 
 def message() -> Envelope[Any]:
     return wrap(
-        PaymentVoided(order_id=ORDER),
+        Voided(thing=THING),
         id="event-1",
-        source="/services/payment",
+        source="/services/asker",
         time=datetime(2030, 1, 1, tzinfo=UTC),
         priority=Priority.NORMAL,
     )
@@ -90,10 +90,10 @@ def test_a_record_names_the_message_its_task_works_on(monkeypatch: pytest.Monkey
     asyncio.run(two_tasks())
 
     first, second = map(json.loads, said.getvalue().splitlines())
-    assert first["order"] == str(ORDER)
+    assert first["subject"] == str(THING)
     assert first["event"] == "event-1"
-    assert first["trace"] == trace_id_of(str(ORDER))
-    assert not {"order", "event", "trace"} & second.keys()
+    assert first["trace"] == trace_id_of(str(THING))
+    assert not {"subject", "event", "trace"} & second.keys()
 
 
 def test_what_is_said_with_a_record_counts_more_than_what_its_task_works_on(
@@ -167,8 +167,8 @@ def test_at_a_terminal_a_record_is_a_line_of_text(monkeypatch: pytest.MonkeyPatc
 
     log.info("ready")
 
-    trace = trace_id_of(str(ORDER))
-    about = f"[order={ORDER} event=event-1 trace={trace}]"
+    trace = trace_id_of(str(THING))
+    about = f"[subject={THING} event=event-1 trace={trace}]"
     assert said.getvalue().endswith(f"order INFO tests.telemetry: ready {about}\n")
 
 

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given as for_all
 from hypothesis import strategies as st
 
-from common.events import OrderLine, OrderPlaced, PlaceOrder
 from saga.envelope import Decoder, Undecodable, wrap
 from saga.message import Command, Event, Priority
 from saga.text import harmless, in_xml, is_plain, is_utf_8, plain
+from tests.words import Begin, Begun, Part
 
-LINES = (OrderLine(sku="tea", quantity=1, unit_price_cents=250),)
+PARTS = (Part(name="tea", count=1, size=250),)
 
 NAMES = ("ada", "O'Brien", "Zoë", "山田　太郎", "علی\u200cرضا", "👩\u200d👧", "José 3", "a\u00a0b")
 """Names that people have, or write."""
@@ -37,8 +37,8 @@ def test_what_a_terminal_obeys_is_not_taken_and_the_refusal_says_where_it_is(cha
 
 
 def test_a_joiner_that_joins_nothing_is_not_taken_and_is_shown() -> None:
-    assert not is_plain("order\u200d-1")
-    assert harmless("order\u200d-1") == "order\\u200d-1"
+    assert not is_plain("thing\u200d-1")
+    assert harmless("thing\u200d-1") == "thing\\u200d-1"
 
 
 @for_all(st.text())
@@ -78,28 +78,27 @@ def body(message: Event | Command, id: str = "m") -> bytes:
 
 
 def test_an_event_from_before_is_read_whatever_its_names_have() -> None:
-    placed = OrderPlaced(
-        order_id=UUID(int=7),
-        customer="ad\u202ea",
-        currency="EUR",
-        lines=LINES,
-        total_cents=250,
+    begun = Begun(
+        thing=UUID(int=7),
+        who="ad\u202ea",
+        parts=PARTS,
+        total=250,
         priority=Priority.NORMAL,
         deadline=NOW,
     )
 
-    assert Decoder([OrderPlaced]).decode(body(placed, id="\u202e")).data == placed
+    assert Decoder([Begun]).decode(body(begun, id="\u202e")).data == begun
 
 
 @pytest.mark.parametrize(
-    ("customer", "id", "named"), [("ad\u202ea", "m", "customer"), ("ada", "\u202e", "id")]
+    ("who", "id", "named"), [("ad\u202ea", "m", "who"), ("ada", "\u202e", "id")]
 )
 def test_a_command_with_a_name_that_a_terminal_obeys_is_refused(
-    customer: str, id: str, named: str
+    who: str, id: str, named: str
 ) -> None:
-    order = PlaceOrder(order_id=UUID(int=7), customer="ada", currency="EUR", lines=LINES)
+    begin = Begin(thing=UUID(int=7), who="ada", parts=PARTS)
 
     with pytest.raises(Undecodable, match=named) as refused:
-        Decoder([PlaceOrder]).decode(body(order.model_copy(update={"customer": customer}), id))
+        Decoder([Begin]).decode(body(begin.model_copy(update={"who": who}), id))
     assert refused.value.reason == "invalid"
     assert str(refused.value).isprintable()

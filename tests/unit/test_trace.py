@@ -31,7 +31,7 @@ from saga.runtime.messaging.frames import NO_PROPERTIES
 from saga.runtime.messaging.trust import EDITOR_SOURCE
 from saga.testing import NOW
 from saga.text import harmless
-from tests.play import SAGA, Play, confirmed, declined, out_of_stock
+from tests.order_play import SAGA, Play, confirmed, declined, out_of_stock
 
 GRAPH = SAGA
 TICK = timedelta(milliseconds=5)

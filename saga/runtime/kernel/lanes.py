@@ -10,7 +10,7 @@ from saga.message import Priority
 
 NORMAL_SHARE = 8
 """One place in so many goes to a normal item, however many urgent ones wait: with what is lost on
-the way from service to service, normal orders still get a tenth of the work."""
+the way from service to service, normal messages still get a tenth of the work."""
 
 T = TypeVar("T")
 

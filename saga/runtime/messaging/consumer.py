@@ -385,7 +385,7 @@ class Deliveries:
         type_ = properties.type
         what = f"{type_} {properties.message_id} from {failure.queue}"
         # What could not be decoded may still say this.
-        about = {"order": properties.correlation_id, "event": properties.message_id}
+        about = {"subject": properties.correlation_id, "event": properties.message_id}
         if wait_ms is None:
             exchange, key = DEAD_EXCHANGE, name
             reason = error.reason if isinstance(error, Undecodable) else failure.reason

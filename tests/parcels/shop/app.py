@@ -12,5 +12,10 @@ def build(_: Settings) -> Service:
     return Service(SHOP, TABLES)
 
 
-if __name__ == "__main__":
+def serve() -> None:
+    """Run the service until it is stopped."""
     main(build, Settings)
+
+
+if __name__ == "__main__":
+    serve()
