@@ -169,7 +169,7 @@ async def running(service: Service, settings: Settings) -> AsyncIterator[Parts]:
         if process.close is not None:
             stack.push_async_callback(process.close)
         url = settings.database_url_of(process.name)
-        database = await open_database(url, service.tables, name=process.name)
+        database = await open_database(url, process.schema, name=process.name)
         stack.push_async_callback(database.close)
         parts = await process.assemble(database, stack)
         tasks = [asyncio.ensure_future(task) for task in parts.tasks]
