@@ -95,7 +95,8 @@ class Shell:
         self.folder = folder
         known = {k: v for k, v in os.environ.items() if k not in ("AMQP_URL", "PYTHONPATH", "SAGA")}
         self._environment = known | {
-            "PATH": f"{programs}:{os.environ['PATH']}",
+            # With the tools of development behind its own programs.
+            "PATH": f"{programs}:{sys.prefix}/bin:{os.environ['PATH']}",
             "PYTHONDONTWRITEBYTECODE": "1",
             "PYTEST_ADDOPTS": "-p no:cacheprovider",
         }

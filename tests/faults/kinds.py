@@ -27,7 +27,7 @@ from saga.local.system import Database
 from saga.runtime.messaging.connection import connect
 from saga.runtime.messaging.topology import HISTORY_STREAM, queues_of
 from tests.e2e.test_saga import deliver_again
-from tests.faults.load import Load
+from tests.faults.load import Load, package_of
 from tests.faults.proxy import Proxy
 from tests.polling import until
 
@@ -74,7 +74,7 @@ async def service_killed_at_a_seam(load: Load, dice: Random) -> None:
     point = dice.choice(sorted(SEAMS))
     participant = dice.choice(SEAMS[point])
     victim = dice.choice(load.stage.replicas_of(participant))
-    package = f"{participant}_service"
+    package = package_of(participant)
     program = load.stage.program(
         victim, "tests.faults.crash", package, point, str(dice.randint(1, 10))
     )

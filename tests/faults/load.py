@@ -20,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from order_saga.demo import DemoResult, demo
 from order_saga.orders import Shares, plan
-from saga.discovery import choreography, observers, participants
+from saga.discovery import choreography, observers, participants, services
 from saga.http import client
 from saga.local.node import RabbitNode
 from saga.local.postgres import PostgresCluster
@@ -45,6 +45,11 @@ COUNTED: Final = {
     "saga_commit_conflicts_total": "conflicts between replicas",
 }
 """What the services count that says what a fault led to."""
+
+
+def package_of(service: str) -> str:
+    """Where a service's `app` is."""
+    return {each.name: package for package, each in services().items()}[service]
 
 
 @dataclass
@@ -79,7 +84,7 @@ class Stage:
         ports = [f"AMQP_URL={self.brokers[service].port}"]
         if service in self.databases:
             ports.append(f"DATABASE_URL={self.databases[service].port}")
-        own = f"{service.split('-')[0]}_service.app"
+        own = f"{package_of(service.split('-')[0])}.app"
         return ("-m", "tests.faults.via", *ports, *(module or (own,)))
 
     def heal(self) -> None:

@@ -10,7 +10,7 @@ from order_saga.orders import Shares
 from saga.local.system import Database
 from tests.faults.crash import POINTS
 from tests.faults.kinds import SEAMS, run_until_it_dies
-from tests.faults.load import Stage, chosen_databases, on_stage, under_load
+from tests.faults.load import Stage, chosen_databases, on_stage, package_of, under_load
 
 SEED = 90210
 ORDERS = 240
@@ -44,7 +44,7 @@ async def kill_at(
 ) -> None:
     async with under_load(stage, orders, SEED, shares=SHARES) as load:
         program = stage.program(
-            service, "tests.faults.crash", f"{service}_service", point, str(times)
+            service, "tests.faults.crash", package_of(service), point, str(times)
         )
         died = await run_until_it_dies(load, service, program, DIES_SECONDS)
         assert died, "the load ended before the point was reached"
