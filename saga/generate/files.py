@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -73,7 +73,10 @@ def generated(root: Path, choreography: Choreography) -> dict[Path, str]:
 def stale(root: Path, choreography: Choreography) -> list[Path]:
     """The files below `root` that are missing, differ from what they should be, or are not asked
     for any more."""
-    files = generated(root, choreography)
+    return _stale(root, generated(root, choreography), missing_scripts(choreography))
+
+
+def _stale(root: Path, files: Mapping[Path, str], scripts: Sequence[Path]) -> list[Path]:
     differing = [
         file
         for file, content in files.items()
@@ -85,7 +88,7 @@ def stale(root: Path, choreography: Choreography) -> list[Path]:
         for file in root.glob(pattern)
         if file not in files and _was_generated(file)
     ]
-    return sorted([*differing, *left_over, *missing_scripts(choreography)])
+    return sorted([*differing, *left_over, *scripts])
 
 
 def _was_generated(file: Path) -> bool:
@@ -96,9 +99,8 @@ def _was_generated(file: Path) -> bool:
 
 def refresh(root: Path, choreography: Choreography) -> list[Path]:
     """Write or remove what is stale; returns that."""
-    files = generated(root, choreography)
-    changed = stale(root, choreography)
-    scripts = missing_scripts(choreography)
+    files, scripts = generated(root, choreography), missing_scripts(choreography)
+    changed = _stale(root, files, scripts)
     for file in changed:
         if file in files:
             write_public(file, files[file])

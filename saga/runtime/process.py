@@ -110,14 +110,7 @@ async def run(process: Process, settings: Settings) -> None:
         tasks = [serving, _supervised(metrics.watch_event_loop(name), crashed)]
         log.info("serving on %s", url_of(listener))
         stopping: asyncio.Future[Any] = asyncio.ensure_future(stop.wait())
-        opening = asyncio.ensure_future(
-            open_database(
-                settings.database_url_of(name),
-                process.schema,
-                name=name,
-                patience_seconds=settings.database_patience_seconds,
-            )
-        )
+        opening = asyncio.ensure_future(_opened(process, settings))
         stack.push_async_callback(lambda: cancel_all(opening, stopping, *tasks))
         await asyncio.wait({opening, stopping, crashed}, return_when=asyncio.FIRST_COMPLETED)
         if crashed.done():
@@ -162,12 +155,7 @@ async def embedded(
     async with contextlib.AsyncExitStack() as stack:
         if process.close is not None:
             stack.push_async_callback(process.close)
-        database = await open_database(
-            settings.database_url_of(process.name),
-            process.schema,
-            name=process.name,
-            patience_seconds=settings.database_patience_seconds,
-        )
+        database = await _opened(process, settings)
         stack.push_async_callback(database.close)
         parts = await process.assemble(database, stack)
         metrics.tell_build(process.name)
@@ -186,6 +174,15 @@ async def embedded(
             deadline = time.monotonic() + settings.drain_seconds
             await parts.stop()
             await parts.finish(deadline)
+
+
+async def _opened(process: Process, settings: Settings) -> Database:
+    return await open_database(
+        settings.database_url_of(process.name),
+        process.schema,
+        name=process.name,
+        patience_seconds=settings.database_patience_seconds,
+    )
 
 
 def end() -> None:
