@@ -19,8 +19,9 @@ import yarl
 
 from saga.broker.passwords import PASSWORD_BYTES, new_passwords
 from saga.choreography import Choreography
-from saga.deployment import FILE_NAME, Deployment, DeploymentError
-from saga.discovery import choreography
+from saga.deployment import FILE_NAME, Deployment, DeploymentError, outside_urls_in
+from saga.discovery import saga
+from saga.outside import Outside
 from saga.runtime.files import write_whole
 from saga.runtime.messaging.definitions import definitions, password_hash, text
 from saga.runtime.messaging.permissions import OPERATOR, users_of
@@ -32,7 +33,8 @@ ADMINISTRATOR: Final = "admin"
 """Of the broker: for its management pages."""
 OPERATORS_FOLDER: Final = "operator"
 HTTP_PORT: Final = 8000
-PROVIDER_URL: Final = "sqlite:////data/provider.db"
+OUTSIDE_FOLDER: Final = Path("/data")
+"""Where the outsides of a sandbox keep their books, as the containers see it."""
 DEAD_LETTERS_URL: Final = "sqlite:////data/dead_letters.db"
 
 # A volume is all that keeps these from others; who reads them in a container is the image's matter.
@@ -48,6 +50,7 @@ def bootstrap(
     database_host: str,
     replicas: int = 1,
     cookies: Sequence[Path] = (),
+    outsides: Sequence[Outside[Any]] = (),
 ) -> None:
     """Make what is missing in `folder`, and a cookie for the nodes of a cluster.
 
@@ -91,7 +94,7 @@ def bootstrap(
         amqp_urls=amqp_urls,
         http_urls=_http_urls(graph, replicas),
         database_urls=database_urls,
-        outside_urls={"provider": PROVIDER_URL},
+        outside_urls=outside_urls_in(OUTSIDE_FOLDER, outsides),
         dead_letters_url=DEAD_LETTERS_URL,
     )
     _write(marker, deployment.model_dump_json(indent=2) + "\n")  # last: it says that all is there
@@ -156,11 +159,12 @@ def main() -> None:
     try:
         bootstrap(
             arguments.folder,
-            choreography(),
+            saga().choreography,
             brokers=arguments.broker,
             database_host=arguments.database_host,
             replicas=arguments.replicas,
             cookies=arguments.cookie,
+            outsides=saga().outside,
         )
     except (DeploymentError, OSError, ValueError) as error:  # the last of a host
         sys.exit(f"error: {harmless(without_passwords(str(error)))}")

@@ -18,7 +18,7 @@ import httpx
 import pytest
 
 from saga.bootstrap import bootstrap
-from saga.discovery import choreography, services
+from saga.discovery import choreography, saga, services
 from saga.http import client
 from saga.local.node import RabbitNode
 from saga.local.postgres import PostgresCluster
@@ -79,6 +79,7 @@ def servers(tmp_path: Path, secrets: Path) -> Iterator[None]:
                 choreography(),
                 brokers=[f"127.0.0.1:{node.port('amqp')}"],
                 database_host=f"127.0.0.1:{cluster.port}",
+                outsides=saga().outside,
             )
             node.ctl("import_definitions", str(definitions))
             run_script(cluster, secrets / "postgres" / "roles")

@@ -20,6 +20,7 @@ from common.events import PaymentRefunded, PaymentVoided, StockAdded, StockRelea
 from monitoring.dashboards.__main__ import FOLDER, dashboards
 from saga.choreography import Choreography, Participant, State
 from saga.discovery import choreography, participants, services
+from saga.generate.begun import texts
 from saga.generate.files import IN_PART, generated, refresh, stale
 from saga.generate.marks import GenerateError
 from saga.graph.canvas import NOTICE
@@ -235,3 +236,14 @@ def test_every_event_somebody_reacts_to_is_published_by_somebody() -> None:
     published: set[type[Event]] = {kind for p in graph.participants for kind in p.publishes}
 
     assert {kind for p in graph.participants for kind in p.consumes} <= published
+
+
+def test_a_project_begins_with_the_files_that_this_one_has() -> None:
+    """But for those that name its services, and for its image, which is made of an installed
+    engine."""
+    own = {"Dockerfile", "compose.yaml", "compose.cluster.yaml"}
+    begun = texts("any", "any:SAGA")
+
+    assert len(begun.keys() - own) >= 5
+    for name in begun.keys() - own:
+        assert begun[name] == (ROOT / name).read_text(), name
