@@ -41,6 +41,7 @@ from saga.runtime.messaging.frames import Posting
 from saga.runtime.messaging.publisher import BrokerPublisher, posting_of
 from saga.runtime.messaging.topology import EVENTS_EXCHANGE, intake_queue
 from saga.runtime.messaging.wire import Unroutable
+from saga.runtime.tasks import side_by_side
 
 CONCURRENCY: Final = 32
 """Requests on their way at once."""
@@ -167,12 +168,7 @@ class _Sender:
                     await self._send(message, client)
                     self._progress(1)
 
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                for replica in range(min(concurrency, len(messages))):
-                    tasks.create_task(sender(replica))
-        except ExceptionGroup as failures:
-            raise failures.exceptions[0] from None  # Each says the same of another message.
+        await side_by_side(*(sender(replica) for replica in range(min(concurrency, len(messages)))))
 
     async def _send(self, message: PlannedOrder | Malformed, client: httpx.AsyncClient) -> None:
         if isinstance(message, Malformed):

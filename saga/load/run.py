@@ -27,6 +27,7 @@ from saga.reconcile import GRACE_SECONDS, Report, reconcile
 from saga.runtime.kernel.tables import utc_now
 from saga.runtime.messaging.publisher import BrokerPublisher, posting_of
 from saga.runtime.messaging.topology import intake_queue
+from saga.runtime.tasks import side_by_side
 from saga.status import status
 
 BROKER_PATIENCE_SECONDS: Final = 5.0
@@ -163,9 +164,7 @@ async def send(deployment: Deployment, plan: Plan, progress: Progress = lambda _
     try:
         for given in plan.before:
             await give(given)
-        async with asyncio.TaskGroup() as tasks:
-            for given in plan.given:
-                tasks.create_task(give(given))
+        await side_by_side(*(give(given) for given in plan.given))
     finally:
         await publisher.close()
 

@@ -13,6 +13,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from saga.runtime.tasks import side_by_side
+
 LOOK_EVERY_SECONDS: Final = 2.0
 """From one look's end to the next one's start, while nothing is missing."""
 LOOK_AGAIN_SECONDS: Final = 0.1
@@ -126,6 +128,4 @@ class Readiness:
 
     async def run(self) -> None:
         """Look again and again, until cancelled."""
-        async with asyncio.TaskGroup() as tasks:
-            for watch in self._watches:
-                tasks.create_task(watch.run())
+        await side_by_side(*(watch.run() for watch in self._watches))

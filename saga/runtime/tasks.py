@@ -1,8 +1,9 @@
-"""Ending tasks of asyncio's."""
+"""Ending tasks of asyncio's, and doing several things side by side."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from typing import Any, Final
 
 AGAIN_SECONDS: Final = 5.0
@@ -21,3 +22,16 @@ async def cancel_all(*tasks: asyncio.Future[Any]) -> None:
             task.cancel()
         _, running = await asyncio.wait(running, timeout=AGAIN_SECONDS)
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def side_by_side(*works: Coroutine[Any, Any, None]) -> None:
+    """Do all of them. The first that fails ends the others, and is raised.
+
+    Instead of `asyncio.TaskGroup`, which passes a cancellation on once and no more: one of the
+    tasks loses it (see `cancel_all`), and the group never ends.
+    """
+    tasks = [asyncio.create_task(work) for work in works]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        await cancel_all(*tasks)

@@ -7,36 +7,65 @@ import asyncio
 import pytest
 
 from saga.runtime import tasks
-from saga.runtime.tasks import cancel_all
+from saga.runtime.tasks import cancel_all, side_by_side
 
 
-async def test_a_task_that_lost_its_cancellation_is_cancelled_again(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(tasks, "AGAIN_SECONDS", 0.01)
-    lost: list[int] = []
+class Deaf:
+    """Work that loses its first cancellations, as `asyncio.wait_for` does on Python 3.11."""
 
-    async def work() -> None:
+    def __init__(self) -> None:
+        self.lost = 0
+
+    async def __call__(self) -> None:
         while True:
             try:
                 await asyncio.sleep(60)
             except asyncio.CancelledError:
-                if len(lost) == 2:
+                if self.lost == 2:
                     raise
-                lost.append(1)
+                self.lost += 1
 
-    task = asyncio.create_task(work())
+
+@pytest.fixture
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tasks, "AGAIN_SECONDS", 0.01)
+
+
+async def fail() -> None:
+    raise ValueError
+
+
+@pytest.mark.usefixtures("_impatient")
+async def test_a_task_that_lost_its_cancellation_is_cancelled_again() -> None:
+    deaf = Deaf()
+    task = asyncio.create_task(deaf())
     await asyncio.sleep(0)
     await cancel_all(task)
     assert task.cancelled()
-    assert len(lost) == 2
+    assert deaf.lost == 2
 
 
 async def test_how_they_ended_is_no_concern() -> None:
-    async def fail() -> None:
-        raise ValueError
-
     failed = asyncio.create_task(fail())
     await asyncio.wait({failed})
     await cancel_all(failed, asyncio.create_task(asyncio.sleep(60)))
     await cancel_all()
+
+
+@pytest.mark.usefixtures("_impatient")
+async def test_what_goes_on_side_by_side_ends_however_often_it_has_to_be_cancelled() -> None:
+    deaf = [Deaf(), Deaf()]
+    together = asyncio.create_task(side_by_side(*(one() for one in deaf)))
+    await asyncio.sleep(0.01)
+    await cancel_all(together)
+    assert together.cancelled()
+    assert [one.lost for one in deaf] == [2, 2]
+
+
+@pytest.mark.usefixtures("_impatient")
+async def test_the_first_failure_ends_what_goes_on_beside() -> None:
+    deaf = Deaf()
+    with pytest.raises(ValueError, match=r"^$"):
+        await side_by_side(deaf(), fail())
+    assert deaf.lost == 2
+    await side_by_side()
