@@ -195,9 +195,11 @@ def wrap(
     traceparent: str | None = None,
     taken_at: datetime | None = None,
     attempt: int = 1,
+    subject: str | None = None,
 ) -> Envelope[Any]:
-    """An envelope for `message`. The saga's correlation id is its subject's."""
-    subject = message.subject
+    """An envelope for `message`. The saga's correlation id is its subject's, which need not be
+    worked out again where it is given."""
+    subject = subject or message.subject
     return _made(
         id=id,
         source=source,

@@ -18,7 +18,7 @@ from sqlalchemy.engine import Connection
 
 from saga.choreography import Participant
 from saga.envelope import Envelope, wrap
-from saga.message import Command, Priority
+from saga.message import Answer, Command, Priority
 from saga.runtime.kernel.database import DatabaseError
 from saga.runtime.kernel.opening import open_database
 from saga.runtime.kernel.outbox import Outbox
@@ -222,16 +222,25 @@ async def test_what_was_done_before_asks_nobody_again(database_url: str) -> None
     assert len(asked) == 1
 
 
-async def test_an_answer_of_another_class_is_refused_and_not_recorded(database_url: str) -> None:
-    async def ask(question: Inquire) -> Unexpected:
-        return Unexpected(thing=question.thing)
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (Unexpected(thing=UUID(int=1)), "by Unexpected, not by Inquired"),
+        (Inquired(thing=UUID(int=2)), f"about '{UUID(int=2)}'"),
+    ],
+)
+async def test_an_answer_to_something_else_is_refused_and_not_recorded(
+    database_url: str, answer: Answer, said: str
+) -> None:
+    async def ask(_: Inquire) -> Answer:
+        return answer
 
     async with replica(database_url, INQUIRER, make_tables(), {Inquire: ask}) as inquirer:
         outcome = await inquirer.kernel.handle(cancelled(1))
 
         assert isinstance(outcome, Failed)
-        said = f"Inquire about '{UUID(int=1)}' was answered by Unexpected, not by Inquired"
-        assert str(outcome.error).startswith(said)
+        about = f"Inquire about '{UUID(int=1)}' was answered"
+        assert str(outcome.error).startswith(f"{about} {said}")
         assert await inquirer.inbox() == set()
 
 

@@ -126,6 +126,7 @@ def _table_in(metadata: sa.MetaData) -> sa.Table:
         sa.Column("subject", sa.String(255), primary_key=True),
         # NULL for what began before there was this table.
         sa.Column("at", Utc),
+        sqlite_with_rowid=False,  # one tree to write to instead of two
     )
 
 

@@ -53,12 +53,12 @@ class Fold:
 
     def take(self, event: Envelope[Any]) -> None:
         """Fold one of the participant's own events. Raises KeyError for a type that is not."""
-        kind = self._by_type[event.type]
-        self.states.update(evolved(self.participant, kind, event.data, self.find, event.time))
-        own = self.find((kind, event.subject))
-        self.states[kind, event.subject] = replace(own, sequence=event.sequence or own.sequence + 1)
+        own_id = self._by_type[event.type], event.subject
+        self.states.update(evolved(self.participant, own_id, event.data, self.find, event.time))
+        own = self.find(own_id)
+        self.states[own_id] = replace(own, sequence=event.sequence or own.sequence + 1)
 
     def ask(self, intent: Intent, at: datetime) -> None:
         """Fold a question to the outside, as far as it is known from elsewhere."""
-        kind = self._own[type(intent)]
-        self.states.update(evolved(self.participant, kind, intent, self.find, at))
+        own_id = self._own[type(intent)], intent.subject
+        self.states.update(evolved(self.participant, own_id, intent, self.find, at))

@@ -72,6 +72,11 @@ def _expected(intent: Intent, answer: Answer) -> Answer:
             f"{type(intent).__name__} about {intent.subject!r} was answered by "
             f"{type(answer).__name__}, not by {intent.answer.__name__}; correct its `ask`"
         )
+    if answer.subject != intent.subject:
+        raise WrongAnswer(
+            f"{type(intent).__name__} about {intent.subject!r} was answered about "
+            f"{answer.subject!r}; correct its `ask`"
+        )
     return answer
 
 

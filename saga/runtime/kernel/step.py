@@ -153,19 +153,17 @@ def react(
 ) -> Decision:
     """Run the reaction to `message`, which is `cause`'s data or the answer to what it led to.
 
-    `find` gives a state as it is now, blank if there is none; `traceparent` is for the events, by
-    default that of what caused them, unless that came from outside: its trace may be another. The
-    events say when `cause` was taken and at which try, if that is given. Raises what the reaction
-    raises, `NoReaction` and `OutsideSignature`.
+    Both have one subject. `find` gives a state as it is now, blank if there is none; `traceparent`
+    is for the events, by default that of what caused them, unless that came from outside: its trace
+    may be another. The events say when `cause` was taken and at which try, if that is given. Raises
+    what the reaction raises, `NoReaction` and `OutsideSignature`.
     """
     if traceparent is None and is_recorded(cause):
         traceparent = cause.traceparent
     reaction = reaction_to(participant, message)
-    subject = message.subject
-    own_id: StateId = (reaction.own, subject)
-    own = find(own_id)
+    own = find((reaction.own, cause.subject))
     results = _as_tuple(reaction.function(message, *_arguments(reaction, message, own, find, now)))
-    _check(participant, reaction, message, subject, results)
+    _check(participant, reaction, message, cause.subject, results)
     return decided(
         participant,
         reaction,
@@ -205,7 +203,7 @@ def decided(
 
     for result in results:
         own = current(own_id)
-        changes.update(evolved(participant, reaction.own, result, current, now))
+        changes.update(evolved(participant, own_id, result, current, now))
         if isinstance(result, Event | Command):
             own = replace(current(own_id), sequence=own.sequence + 1)
             changes[own_id] = own
@@ -221,6 +219,7 @@ def decided(
                     traceparent=traceparent,
                     taken_at=taken_at,
                     attempt=attempt,
+                    subject=cause.subject,
                 )
             )
         else:
@@ -277,14 +276,15 @@ def id_among_causes(kind: type[Message], cause: MessageKey) -> str:
 
 def evolved(
     participant: Participant,
-    own_kind: type[State],
+    own_id: StateId,
     message: Decided,
     find: Find,
     at: datetime,
 ) -> dict[StateId, State]:
     """What becomes of the participant's states by a message of its own that came about at `at`,
-    and is numbered by the state of this kind; without what stays as it is."""
-    own = find((own_kind, message.subject))
+    and is numbered by the state under this id; without what stays as it is."""
+    own_kind, _ = own_id
+    own = find(own_id)
     # States know messages as they are read: in their newest version, whichever is published.
     fact = message if isinstance(message, Intent) else message.newest()
     changes: dict[StateId, State] = {}
@@ -340,7 +340,7 @@ def _arguments(
         elif many:
             arguments.append({key: find((kind, key)) for key in kind.keys(message, own)})
         else:
-            arguments.append(own if kind is reaction.own else find((kind, message.subject)))
+            arguments.append(own if kind is reaction.own else find((kind, own.key)))
     return arguments
 
 

@@ -28,12 +28,10 @@ from saga.runtime.kernel.states import GroupStates
 from saga.runtime.kernel.step import (
     Decision,
     Firing,
-    NoReaction,
     StateId,
     done_before,
     react,
     react_to_due,
-    reaction_to,
 )
 from saga.runtime.kernel.tables import Tables, VersionConflict
 from saga.runtime.kernel.work import Conflicting, Duplicate, Failed, Work
@@ -220,13 +218,13 @@ class GroupTransaction:
         return tracing.active.traceparent_of(work.span)
 
     def _own_ids(self, group: Sequence[Work]) -> set[StateId]:
-        ids: set[StateId] = set()
-        for work in group:
-            try:
-                ids.add(_own_id(self._participant, work))
-            except NoReaction:
-                continue  # `react` will say so for this message alone.
-        return ids
+        """The states of the messages' subjects. Where there is no reaction, `react` will say so."""
+        reactions = self._participant.by_message
+        return {
+            (reaction.own, work.envelope.subject)
+            for work in group
+            if (reaction := reactions.get(type(work.message))) is not None
+        }
 
     def _other_ids(self, group: Sequence[Work], states: GroupStates) -> set[StateId]:
         ids: set[StateId] = set()
@@ -234,7 +232,7 @@ class GroupTransaction:
             reaction = self._participant.by_message.get(type(work.message))
             if reaction is None:
                 continue
-            own = states.find((reaction.own, work.message.subject))
+            own = states.find((reaction.own, work.envelope.subject))
             for kind in self._participant.states:
                 if kind is not reaction.own:
                     ids.update((kind, key) for key in kind.keys(work.message, own))
@@ -263,11 +261,6 @@ def audit_entry(id: str, firing: Firing, at: datetime, outcome: str) -> Mapping[
         "due_at": firing.due.at,
         "outcome": outcome,
     }
-
-
-def _own_id(participant: Participant, work: Work) -> StateId:
-    """The state of the message's subject. Raises `NoReaction`."""
-    return reaction_to(participant, work.message).own, work.message.subject
 
 
 def _repeated(work: Work, digest: bytes | None) -> Duplicate | Failed:
