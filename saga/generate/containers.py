@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from saga.bootstrap import HTTP_PORT
+from saga.bootstrap import HTTP_PORT, OUTSIDE_FOLDER
 from saga.choreography import Choreography
 from saga.generate.marks import Marks, text_in
 
@@ -43,17 +43,18 @@ _FIRST_HOST_PORT: Final = 8001
 
 
 def container_files(
-    root: Path, choreography: Choreography, begun: Mapping[str, str]
+    root: Path, choreography: Choreography, begun: Mapping[str, str], askers: Collection[str] = ()
 ) -> dict[str, str]:
     """The text that each of these files should have, by its name below `root`. Those that do not
-    exist are made from what a project has `begun` with, or left out. Raises `GenerateError`."""
+    exist are made from what a project has `begun` with, or left out. `askers` are the participants
+    that ask a sandbox whose books are in a file. Raises `GenerateError`."""
     packages = {service.name: service.package for service in choreography.own_services}
     services = dict(sorted(packages.items()))
     participants = {p.name: p.package for p in choreography.in_python}
     foreign = [participant.name for participant in choreography.foreign]
     changes: dict[str, Callable[[Path, str], str]] = {
-        COMPOSE: lambda file, text: _compose(file, text, services, foreign),
-        CLUSTER: lambda file, text: _with_replicas(file, text, participants),
+        COMPOSE: lambda file, text: _compose(file, text, services, foreign, askers),
+        CLUSTER: lambda file, text: _with_replicas(file, text, participants, askers),
     }
     texts = {
         name: text_in(file) if (file := root / name).exists() else begun[name]
@@ -64,7 +65,11 @@ def container_files(
 
 
 def _compose(
-    file: Path, text: str, services: Mapping[str, str], foreign: Sequence[str] = ()
+    file: Path,
+    text: str,
+    services: Mapping[str, str],
+    foreign: Sequence[str],
+    askers: Collection[str],
 ) -> str:
     """Those in other languages have secrets here; their containers are for their authors to add."""
     used = map(int, _HOST_PORT.findall(_SERVICES.content(file, text)))
@@ -75,18 +80,20 @@ def _compose(
     entries = _entries(_SERVICES.content(file, text))
     for name in services:
         if name not in entries:
-            entries[name] = _service(name, services[name], next(free))
+            entries[name] = _service(name, services[name], next(free), asks=name in askers)
     text = _FOLDERS.replaced(file, text, folders)
     text = _VOLUMES.replaced(file, text, volumes)
     return _SERVICES.replaced(file, text, _joined(entries, everybody))
 
 
-def _with_replicas(file: Path, text: str, participants: Mapping[str, str]) -> str:
+def _with_replicas(
+    file: Path, text: str, participants: Mapping[str, str], askers: Collection[str]
+) -> str:
     entries = _entries(_REPLICAS.content(file, text))
     wanted = {f"{name}-2": name for name in sorted(participants)}
     for replica, name in wanted.items():
         if replica not in entries:
-            entries[replica] = _replica(name, participants[name])
+            entries[replica] = _replica(name, participants[name], asks=name in askers)
     return _REPLICAS.replaced(file, text, _joined(entries, list(wanted)))
 
 
@@ -101,22 +108,27 @@ def _joined(entries: dict[str, str], wanted: Sequence[str]) -> str:
     return "".join(f"{entry}\n" for key, entry in entries.items() if key in wanted)
 
 
-def _service(name: str, package: str, port: int) -> str:
+def _service(name: str, package: str, port: int, *, asks: bool) -> str:
     return f"""\
   {name}:
     <<: *service
     command: [python3, -m, {package}.app]
     ports: ["127.0.0.1:{port}:{HTTP_PORT}"]
-    volumes: ["{name}-secrets:/run/secrets:ro"]
+    volumes: {_volumes(name, asks=asks)}
 """
 
 
-def _replica(name: str, package: str) -> str:
+def _replica(name: str, package: str, *, asks: bool) -> str:
     return f"""\
   {name}-2:
     <<: *replica
     command: [python3, -m, {package}.app]
     networks:
       default: {{ aliases: [{name}] }}
-    volumes: ["{name}-secrets:/run/secrets:ro"]
+    volumes: {_volumes(name, asks=asks)}
 """
+
+
+def _volumes(name: str, *, asks: bool) -> str:
+    outside = f', "outside:{OUTSIDE_FOLDER}"' if asks else ""
+    return f'["{name}-secrets:/run/secrets:ro"{outside}]'

@@ -14,7 +14,7 @@ from saga.generate.begun import texts as begun_texts
 from saga.generate.containers import CLUSTER, COMPOSE, container_files
 from saga.generate.marks import GenerateError, Marks, text_in
 from saga.generate.monitoring import FOLDER, PROMETHEUS, monitoring_files
-from saga.graph.asyncapi import asyncapi
+from saga.graph.asyncapi import GENERATED_BY, asyncapi
 from saga.graph.canvas import canvas
 from saga.graph.flow import Flow
 from saga.graph.svg import svg
@@ -32,6 +32,7 @@ _IMPORTS: Final = Marks(
 IN_PART: Final = (PYPROJECT, COMPOSE, CLUSTER, f"{FOLDER}/{PROMETHEUS}")
 """Files of which a part is generated; the rest is written by hand."""
 CONTRACTS: Final = "contracts"
+ASYNCAPI: Final = f"{CONTRACTS}/asyncapi.json"
 GENERATED: Final = ("contracts/*/v*.json", "docs/services/*.md")
 """Where files are generated; one that nothing asks for any more, and that says in its first lines
 that it was generated, is removed."""
@@ -55,10 +56,10 @@ def generated(root: Path, choreography: Choreography) -> dict[Path, str]:
         "rabbitmq/definitions.json": text(
             definitions(topology_of(choreography), users_of(choreography))
         ),
-        "contracts/asyncapi.json": text_of(asyncapi(flow, saga().name)),
+        ASYNCAPI: text_of(asyncapi(flow, saga().name)),
         "docs/map.svg": svg(flow),
         **_in_part(root, PYPROJECT, _IMPORTS, _import_contracts(root, choreography)),
-        **container_files(root, choreography, begun),
+        **container_files(root, choreography, begun, _askers()),
         **monitoring_files(root, saga().name, [each.name for each in choreography.own_services]),
     }
     for name, schema in schema_files(choreography).items():
@@ -68,6 +69,11 @@ def generated(root: Path, choreography: Choreography) -> dict[Path, str]:
     if VARIABLE not in os.environ and saga_named_in(root / PYPROJECT) not in (None, spec()):
         raise GenerateError(f"{root.absolute()} is the project of another saga; run this there")
     return {root / name: content for name, content in sorted(files.items())}
+
+
+def _askers() -> set[str]:
+    """The participants that ask a sandbox whose books are in a file."""
+    return {outside.asked_by for outside in saga().outside if outside.file is not None}
 
 
 def stale(root: Path, choreography: Choreography) -> list[Path]:
@@ -98,9 +104,12 @@ def _was_generated(file: Path) -> bool:
 
 
 def refresh(root: Path, choreography: Choreography) -> list[Path]:
-    """Write or remove what is stale; returns that."""
+    """Write or remove what is stale; returns that. Raises `GenerateError` rather than writing over
+    what a project has that was never generated in before."""
     files, scripts = generated(root, choreography), missing_scripts(choreography)
     changed = _stale(root, files, scripts)
+    if not _was_generated_in(root):
+        _check_nothing_is_in_the_way(root, [file for file in changed if file in files])
     for file in changed:
         if file in files:
             write_public(file, files[file])
@@ -108,6 +117,20 @@ def refresh(root: Path, choreography: Choreography) -> list[Path]:
             file.unlink()
     write_first_scripts(choreography)
     return changed
+
+
+def _was_generated_in(root: Path) -> bool:
+    file = root / ASYNCAPI
+    return file.is_file() and GENERATED_BY in file.read_text(encoding="utf-8", errors="replace")
+
+
+def _check_nothing_is_in_the_way(root: Path, files: Sequence[Path]) -> None:
+    names = [str(file.relative_to(root)) for file in files if file.exists()]
+    if strange := [name for name in names if name not in IN_PART]:
+        raise GenerateError(
+            f"{root.absolute()} has {', '.join(strange)}, which would be written over; give "
+            f"{'it another name' if len(strange) == 1 else 'them other names'}"
+        )
 
 
 def _in_part(root: Path, name: str, marks: Marks, content: str) -> dict[str, str]:

@@ -30,6 +30,7 @@ from saga.version import engine_version
 
 _SCHEMAS: Final = "#/components/schemas/{model}"
 _BINDING: Final = "0.3.0"
+GENERATED_BY: Final = "make generate: edit the reactions, not this file"
 
 Document = dict[str, Any]
 
@@ -39,7 +40,7 @@ def asyncapi(flow: Flow, saga: str) -> Document:
     messages = travelling(flow.choreography)
     return {
         "asyncapi": "3.0.0",
-        "x-generated-by": "make generate: edit the reactions, not this file",
+        "x-generated-by": GENERATED_BY,
         "id": f"urn:saga:{quote(saga)}",
         "info": {
             "title": saga,

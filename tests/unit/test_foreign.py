@@ -20,7 +20,7 @@ from saga.discovery import services
 from saga.envelope import Attributes, Envelope, derived_id, source_of, wrap
 from saga.errors import InputError
 from saga.foreign import ANSWERS_MAX, DUTIES, PAGE, Elsewhere, Foreign
-from saga.generate.containers import COMPOSE, container_files
+from saga.generate.containers import CLUSTER, COMPOSE, container_files
 from saga.generate.files import generated
 from saga.graph.asyncapi import asyncapi
 from saga.graph.canvas import canvas
@@ -190,6 +190,14 @@ def test_its_container_is_left_to_its_authors_and_finds_its_address(tmp_path: Pa
     (tmp_path / COMPOSE).write_text(edited)
 
     assert container_files(tmp_path, GRAPH, {})[COMPOSE] == edited
+
+
+def test_who_asks_a_sandbox_in_a_file_has_a_volume_for_it(tmp_path: Path) -> None:
+    for name in (COMPOSE, CLUSTER):
+        shutil.copy(ROOT / name, tmp_path / name)
+    for asks in (True, False):
+        for text in container_files(tmp_path, GRAPH, {}, {"shop"} if asks else ()).values():
+            assert ('secrets:ro", "outside:/data"]' in text) is asks
 
 
 def test_a_project_with_it_gets_every_file_and_an_example_of_what_it_publishes(

@@ -122,11 +122,26 @@ def test_what_was_not_generated_stays_beside_what_was(project: Path) -> None:
 
 
 def test_a_generated_file_that_is_not_utf_8_is_written_anew(project: Path) -> None:
-    file = project / "contracts" / "asyncapi.json"
+    file = project / "docs" / "map.svg"
     file.write_bytes(b"\xff\xfe")
 
     assert refresh(project, choreography()) == [file]
     assert stale(project, choreography()) == []
+
+
+def test_where_nothing_was_generated_before_nothing_is_written_over(project: Path) -> None:
+    """Of a repository that had such files of its own before it named a saga."""
+    (project / "contracts" / "asyncapi.json").unlink()
+    own = project / "docs" / "map.svg"
+    own.write_text("drawn by hand")
+
+    with pytest.raises(GenerateError, match=r"has docs/map\.svg, which would be written over"):
+        refresh(project, choreography())
+    assert own.read_text() == "drawn by hand"
+    assert own in stale(project, choreography())
+
+    own.unlink()
+    assert own in refresh(project, choreography())
 
 
 @pytest.mark.parametrize("name", IN_PART)
