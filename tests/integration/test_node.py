@@ -61,6 +61,7 @@ async def test_each_test_has_a_virtual_host_of_its_own(
     assert await take(amqp_url, "orders") == b"mine"
 
 
+@pytest.mark.long  # the broker takes its time to notice
 async def test_a_queue_without_its_process_is_removed_and_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
