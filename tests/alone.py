@@ -23,8 +23,10 @@ ASKING: Final = frozenset({"choreography", "observers", "packages", "participant
 """What `saga.discovery` tells of the saga that the project names: a test that asks is about it."""
 OF_ANY_SAGA: Final = frozenset({"tests.forked", "tests.stores"})
 """These ask as well, and serve whichever saga `SAGA` names."""
-OF_THE_TREE: Final = frozenset({"tests.unit.test_names"})
-"""They look at all packages there are, whoever's."""
+OF_THE_TREE: Final = frozenset(
+    {"tests.unit.test_names", "tests.unit.test_simulation", "tests.integration.test_due_tools"}
+)
+"""They look at all packages there are, whoever's, or run the saga that the project names."""
 LEFT_OUT: Final = (
     *(".git", ".venv*", "data", "mutants", "build", "dist", "*.egg-info", ".rabbitmq*"),
     *("__pycache__", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".hypothesis"),
@@ -91,7 +93,7 @@ def _imports(name: str, file: Path) -> Iterator[str]:
 
 
 def _of_orders(imported: str) -> bool:
-    return imported.partition(".")[0] in (*ORDERS, MEASURED)
+    return imported.partition(".")[0] in (*ORDERS, MEASURED, *GENERATED)
 
 
 def _needs(name: str, imports: Mapping[str, set[str]]) -> set[str]:
