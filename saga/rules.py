@@ -148,13 +148,24 @@ def _courses(flow: Flow) -> Iterator[_Course]:
 
 
 def _endless(course: _Course, view: View) -> Iterator[str]:
-    """Subjects that wait for something that may never arrive, though time could end the wait."""
-    for participant, kind, comes_of_it in course.timers:
+    """Subjects that wait for something that may never arrive, though time could end the wait.
+
+    Where several states about a subject have timers that lead to an end, one that is due is enough:
+    a hold that can lapse need not, as long as there is a deadline.
+    """
+    timed: set[str] = set()
+    due: set[str] = set()
+    for participant, kind, _ in course.timers:
         for (of, key), state in view.known.get(participant, {}).items():
-            if of is kind and state.due() is None:
-                types = {mark.type for mark in view.told.about(key)}
-                if types & course.begun and not types & (course.ends | comes_of_it):
-                    yield key
+            if of is kind:
+                timed.add(key)
+                if state.due() is not None:
+                    due.add(key)
+    comes_of_it = frozenset[str]().union(*(types for *_, types in course.timers))
+    for key in sorted(timed - due):
+        types = {mark.type for mark in view.told.about(key)}
+        if types & course.begun and not types & (course.ends | comes_of_it):
+            yield key
 
 
 def _expected(view: View) -> set[str]:

@@ -174,6 +174,42 @@ def test_what_only_time_ends_and_nothing_is_due_about_never_ends() -> None:
     assert broken(HOLDS, told(Held(key=KEY)), ("holder", forgotten)) == {"endless", "not_ended"}
 
 
+class GiveUp(_Command):
+    """The shelf is needed for something else."""
+
+    type: ClassVar[str] = "shelf.give_up"
+
+
+@dataclass(frozen=True, slots=True)
+class TimedShelf(Shelf):
+    """One that is cleared at a time of its own."""
+
+    until: datetime | None = None
+
+    def due(self) -> Due[GiveUp] | None:
+        return Due(self.until, GiveUp(key=self.key)) if self.until else None
+
+
+def clear_timed(event: Lapsing, shelf: TimedShelf) -> Cleared | None:
+    return Cleared(key=event.key)
+
+
+def give_up(command: GiveUp, shelf: TimedShelf) -> Cleared | None:
+    return Cleared(key=command.key)
+
+
+def test_of_several_timers_one_that_is_due_is_enough() -> None:
+    shelf = Participant("shelf", clear_timed, give_up)
+    saga = HOLDS.with_(shelf)
+    nothing_due = [("holder", Kept(KEY)), ("shelf", TimedShelf(KEY))]
+    soon = replace(TimedShelf(KEY), until=AT)
+
+    assert broken(saga, told(Held(key=KEY)), *nothing_due, at_rest=False) == {"endless"}
+    assert (
+        broken(saga, told(Held(key=KEY)), nothing_due[0], ("shelf", soon), at_rest=False) == set()
+    )
+
+
 def test_what_is_expected_later_is_waited_for() -> None:
     assert broken(HOLDS, told(Held(key=KEY)), ("holder", HELD)) == set()
 
