@@ -76,6 +76,12 @@ class Scenario:
     """Whether those are left out whose messages nobody takes, and who take no commands of others:
     they cannot change what becomes of others, and a smaller scenario is enough to see what they
     do."""
+    decisions: Mapping[str, Collection[Any]] = field(default_factory=dict)
+    """By outside, what it may decide here; any other may decide anything. For a world that is too
+    large otherwise; another scenario should have the rest."""
+    timers_last: bool = False
+    """Whether what is due is done only once all that was sent is: a world in which time is not what
+    is tried, and which is much smaller."""
 
 
 @dataclass(frozen=True)

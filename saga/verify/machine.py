@@ -133,6 +133,8 @@ class Machine:
         if actions is None:
             actions = [action for bit in _set_bits(enabling) for action in self._actions[bit]]
             actions = self._enabled[enabling] = [*actions, *self._stimuli]
+        if self.model.timers_last and not self.at_rest(state):
+            return actions
         for participant, shift, due in self._due:
             value = state >> shift & FIELD
             firings = due.get(value)

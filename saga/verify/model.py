@@ -42,6 +42,7 @@ class Model:
     judge: Judge
     outside: Sequence[Outside[Any]] = ()
     names: Mapping[str, str] = field(default_factory=dict)
+    timers_last: bool = False
 
 
 def model_of(saga: Saga, scenario: str, *, source: str = "") -> Model:
@@ -53,7 +54,12 @@ def model_of(saga: Saga, scenario: str, *, source: str = "") -> Model:
     one = saga.scenario(scenario)
     choreography = _taking_part(saga, one)
     names = {participant.name for participant in choreography.participants}
-    outside = tuple(each for each in saga.outside if each.asked_by in names)
+    outside = tuple(_deciding(one, each) for each in saga.outside if each.asked_by in names)
+    if strange := sorted(one.decisions.keys() - {each.name for each in outside}):
+        raise VerifyError(
+            f"{scenario}: `decisions` has {', '.join(strange)}, which nobody asks here; there are "
+            f"{', '.join(each.name for each in outside) or 'no outsides'}"
+        )
     for participant in choreography.participants:
         for reaction in participant.reactions:
             for intent in reaction.intends:
@@ -79,7 +85,14 @@ def model_of(saga: Saga, scenario: str, *, source: str = "") -> Model:
         judge=lambda view, at_rest: rules.judge(view, at_rest=at_rest),
         outside=outside,
         names=one.names,
+        timers_last=one.timers_last,
     )
+
+
+def _deciding(scenario: Scenario, outside: Outside[Any]) -> Outside[Any]:
+    """An outside that decides only what it may in a scenario."""
+    decisions = tuple(scenario.decisions.get(outside.name, outside.decisions))
+    return replace(outside, decisions=decisions)
 
 
 def unapplied(saga: Saga) -> Iterator[Invariant]:

@@ -28,7 +28,8 @@ from saga.simulation.verdict import wrong_endings
 from saga.verify import VerifyError, model_of, verify
 from saga.verify import uncovered as uncovered_by_models
 from saga.view import EventsInMemory, View
-from tests.moving import NOW, ONE_MOVE, SAGA, A
+from tests.moving import NOW, ONE_MOVE, RENTAL, SAGA, A
+from tests.moving.agency import Choice
 from tests.moving.language import MoveArranged, MoveGivenUp, MoveRequested, Size, Why
 from tests.moving.planted import (
     BOOKS_UNREAD,
@@ -214,6 +215,35 @@ def test_an_invariant_that_no_scenario_has_all_for_is_named() -> None:
     assert "arranged_without is judged in no scenario: none has all that it reads" in list(
         uncovered_by_models(saga, report.reacted, report.published, report.asked)
     )
+
+
+def test_an_outside_decides_only_what_a_scenario_lets_it() -> None:
+    kind = replace(ONE_MOVE, decisions={RENTAL.name: (Choice.KEEPS,)})
+    report = verify(model_of(replace(SAGA, scenarios=(kind,)), "one move"))
+
+    assert report.ok
+    assert "crew.refused" in report.published
+    assert "van.refused" not in report.published
+
+
+def test_decisions_of_an_outside_that_nobody_asks_are_an_error_that_names_it() -> None:
+    strange = replace(ONE_MOVE, decisions={"bank": ("pays",)})
+
+    with pytest.raises(
+        VerifyError, match=r"bank, which nobody asks here; there are rental, agency"
+    ):
+        model_of(replace(SAGA, scenarios=(strange,)), "one move")
+
+
+def test_where_timers_come_last_nothing_is_late_before_all_else_is_done() -> None:
+    last = replace(ONE_MOVE, stimuli=(), timers_last=True)
+    report = verify(model_of(replace(SAGA, scenarios=(last,)), "one move"))
+    lost = model_of(replace(PLANTED["an_answer_is_dropped"](), scenarios=(last,)), "one move")
+    unjudged = replace(lost, judge=lambda view, at_rest: ())
+
+    assert report.ok
+    assert ("move", "give_up_late") not in report.reacted
+    assert ("move", "give_up_late") in verify(unjudged).reacted
 
 
 def test_what_a_scenario_begins_with_counts_as_published_by_nobody() -> None:
