@@ -52,6 +52,7 @@ lint: ## Check style, types and the layers between packages
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
+	@for example in examples/*/; do (cd $$example && $(abspath $(VENV))/bin/mypy) || exit 1; done
 
 format: ## Format the code and fix what can be fixed safely
 	@scripts/setup --no-broker

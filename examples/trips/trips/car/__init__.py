@@ -1,0 +1,1 @@
+"""Books cars at the rental."""

@@ -1,0 +1,1 @@
+"""Holds seats at the airline, and has tickets issued for them."""

@@ -1,0 +1,1 @@
+"""Books rooms at the hotel."""

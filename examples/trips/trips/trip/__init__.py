@@ -1,0 +1,1 @@
+"""Takes requests for trips, has them booked, and says how each ended."""
