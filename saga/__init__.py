@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     )
     from saga.outside import Desk, Memory, Outside, OutsideError
     from saga.retry import Retry, TransientError
-    from saga.runtime.kernel.tables import Json, StateTable, Tables, Utc, Word, due_columns
+    from saga.runtime.kernel.tables import Flag, Json, StateTable, Tables, Utc, Word, due_columns
     from saga.runtime.service import Running, Service, TakingPart, taking_part
     from saga.runtime.service import main as serve
     from saga.runtime.settings import Settings
@@ -59,7 +59,7 @@ _HOMES: Final = {
     "saga.outside": ("Desk", "Memory", "Outside", "OutsideError"),
     "saga.retry": ("Retry", "TransientError"),
     "saga.runtime.kernel.tables": (
-        *("Json", "StateTable", "Tables", "Utc", "Word", "due_columns"),
+        *("Flag", "Json", "StateTable", "Tables", "Utc", "Word", "due_columns"),
     ),
     "saga.runtime.service": ("Running", "Service", "TakingPart", "serve=main", "taking_part"),
     "saga.runtime.settings": ("Settings", "settings_of=load"),
@@ -86,6 +86,7 @@ __all__ = [
     "Event",
     "EventTypes",
     "Events",
+    "Flag",
     "Foreign",
     "Given",
     "Intent",

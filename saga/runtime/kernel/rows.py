@@ -367,7 +367,7 @@ def _array_of(column: sa.Column[Any]) -> str:
             return array
     raise TypeError(
         f"the column {column} is stored as {stored!r}; states can be kept as text, integers and "
-        f"bytes"
+        f"bytes: let it be one of these, or `saga.Flag` for yes or no"
     )
 
 

@@ -79,6 +79,19 @@ class Word(sa.types.TypeDecorator[StrEnum]):
         return None if value is None else self.kind(value)
 
 
+class Flag(sa.types.TypeDecorator[bool]):
+    """Yes or no, stored as 1 or 0: the statements of a group's commit take no booleans."""
+
+    impl = sa.SmallInteger
+    cache_ok = True
+
+    def process_bind_param(self, value: bool | None, dialect: sa.Dialect) -> int | None:
+        return None if value is None else int(value)
+
+    def process_result_value(self, value: Any, dialect: sa.Dialect) -> bool | None:
+        return None if value is None else bool(value)
+
+
 class Json(sa.types.TypeDecorator[Any]):
     """A value of any type pydantic can validate, stored as JSON text."""
 
