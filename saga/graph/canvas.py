@@ -37,7 +37,7 @@ _IN_ANOTHER_LANGUAGE: Final = (
 def canvas(flow: Flow, participant: Participant) -> str:
     """The page of one participant, in Markdown."""
     domain = participant.reactions[0].function.__module__
-    package, file = domain.rpartition(".")[0], f"{domain.replace('.', '/')}.py"
+    file = f"{domain.replace('.', '/')}.py"
     if participant.foreign:
         file = SourceLine.of(participant.reactions[0].function).file
         about = f"{_IN_ANOTHER_LANGUAGE} Its signatures: [`{file}`](../../{file})."
@@ -52,8 +52,8 @@ def canvas(flow: Flow, participant: Participant) -> str:
         *_section("Publishes", _events(flow, participant)),
         *_section("Sends", _commands(flow, participant)),
         *_section("Asks outside", _intents(flow, participant)),
-        *_section("Serves over HTTP", _http(participant, _optional(f"{package}.app"))),
-        *_section("Keeps", _states(participant, _optional(f"{package}.store"))),
+        *_section("Serves over HTTP", _http(participant)),
+        *_section("Keeps", _states(participant)),
         *_section("On the broker", _broker(flow, participant)),
     ]
     return "\n\n".join(parts) + "\n"
@@ -134,10 +134,11 @@ def _intents(flow: Flow, participant: Participant) -> Iterator[Sequence[str]]:
             yield f"`{intent.__name__}`", _first_line(intent), f"`{intent.answer.__name__}`"
 
 
-def _http(participant: Participant, app: ModuleType | None) -> Iterator[Sequence[str]]:
+def _http(participant: Participant) -> Iterator[Sequence[str]]:
     yield "request", "does"
     if participant.foreign:
         return
+    app = _optional(f"{participant.package}.app")
     due = partial(dues.routes, kinds=participant.dues) if participant.dues else None
     for routes in (getattr(app, "routes", None), due):
         if routes is None:
@@ -150,11 +151,11 @@ def _http(participant: Participant, app: ModuleType | None) -> Iterator[Sequence
                     yield f"`{method} {route.path}`", _first_line(route.endpoint)
 
 
-def _states(participant: Participant, store: ModuleType | None) -> Iterator[Sequence[str]]:
+def _states(participant: Participant) -> Iterator[Sequence[str]]:
     yield "state", "what it is", "fields", "table"
     if participant.foreign:
         return
-    tables = getattr(store, "TABLES", None)
+    tables = getattr(_optional(f"{participant.package}.store"), "TABLES", None)
     for kind in participant.states:
         kept = tables.states.get(kind) if isinstance(tables, Tables) else None
         yield (
