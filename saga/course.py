@@ -14,7 +14,7 @@ from types import FunctionType
 from typing import TYPE_CHECKING
 
 from saga.choreography import Participant, State, has_due
-from saga.message import Event
+from saga.message import Event, Role
 
 if TYPE_CHECKING:
     from saga.declaration import Saga
@@ -31,7 +31,8 @@ class Course:
     ends: Mapping[str, frozenset[str]]
     """Keyed by the type of an event that ends the saga: the reasons that it may give."""
     whole: bool
-    """Whether every saga that begins here ends here, too, so that its time can be taken."""
+    """Whether every saga that begins here ends here, too, so that its time can be taken. One that
+    goes well without an event that says so does not."""
 
     @property
     def has_deadline(self) -> bool:
@@ -56,12 +57,13 @@ def course_of(saga: Saga, participant: Participant) -> Course | None:
         for event in reaction.publishes
         if event.type in mine and reaction.own is not owned
     }
+    ends_well = any(event.role is Role.COMPLETION for event in mine.values())
     return Course(
         saga.name,
         participant.name,
         owned,
         {type_: _words(event) for type_, event in mine.items()},
-        whole=owned is not None and bool(mine) and not elsewhere and not by_others,
+        whole=owned is not None and ends_well and not elsewhere and not by_others,
     )
 
 

@@ -7,7 +7,7 @@ only for subjects to which nothing more will happen by itself.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -15,7 +15,7 @@ from saga.choreography import Choreography, Participant, State
 from saga.declaration import Saga
 from saga.envelope import Envelope, source_of
 from saga.graph.flow import Flow, Step
-from saga.graph.sagas import extents_of
+from saga.graph.sagas import Extent, extents_of
 from saga.message import Answer, Event, Role
 from saga.runtime.kernel.fold import Fold, is_shared
 from saga.view import Broken, Mark, View, Violation
@@ -27,7 +27,7 @@ RULES: Final[Mapping[str, str]] = {
     "outcome_changed": "A saga ends once.",
     "said_twice": "An event is published about a subject once, unless its class `repeats`.",
     "after_the_end": "Whoever ended a saga goes on with nothing of it.",
-    "not_ended": "Each saga that was begun ends.",
+    "not_ended": "Each saga that was begun ends, if any event says that it ended well.",
     "endless": "Whatever never arrives, time ends a saga that was begun, if it can end one.",
     "effect_standing": "What was done is undone after a cancellation.",
     "question_open": "No state is left in the middle of a question to an outside.",
@@ -46,7 +46,8 @@ class _Course:
     leading: frozenset[str]
     """What leads to an end by reactions alone."""
     begun: frozenset[str]
-    """What leads to an end by itself: that, and what time ends."""
+    """What leads to an end by itself: that, and what time ends. Nothing of a saga that need not
+    end; see `_has_to_end`."""
     timers: frozenset[tuple[str, type[State], frozenset[str]]]
     """Who keeps states about which something may be due that leads to an end; and what comes of
     that first."""
@@ -113,6 +114,7 @@ def _courses(flow: Flow) -> Iterator[_Course]:
             for kind in node.reaction.emits
             if kind not in ends
         }
+        has_to_end = _has_to_end(extent, ends, in_time)
         yield _Course(
             ends=frozenset(event.type for event in ends),
             cancellations=frozenset(
@@ -131,7 +133,7 @@ def _courses(flow: Flow) -> Iterator[_Course]:
                 if effect.role is Role.EFFECT
             ),
             leading=frozenset(leading),
-            begun=frozenset(leading | timed),
+            begun=frozenset(leading | timed) if has_to_end else frozenset(),
             timers=frozenset(
                 (
                     name,
@@ -145,6 +147,18 @@ def _courses(flow: Flow) -> Iterator[_Course]:
                 for name, kind, command in timers
             ),
         )
+
+
+def _has_to_end(
+    extent: Extent, ends: Sequence[type[Event]], in_time: Collection[type[State]]
+) -> bool:
+    """Whether an event says that the saga went well, or a state that ends it has its time. One
+    that can only be cancelled goes well where nothing more happens."""
+    return any(event.role is Role.COMPLETION for event in ends) or any(
+        node.reaction.own in in_time and not set(ends).isdisjoint(node.reaction.publishes)
+        for node in extent.nodes
+        if isinstance(node, Step)
+    )
 
 
 def _endless(course: _Course, view: View) -> Iterator[str]:

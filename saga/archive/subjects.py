@@ -18,7 +18,7 @@ from saga.clock import elapsed
 from saga.graph.flow import Flow
 from saga.graph.sagas import extents_of
 from saga.message import Command, Event, Intent, Message, Role
-from saga.runtime.kernel.tables import StateTable, Utc
+from saga.runtime.kernel.tables import Flag, StateTable, Utc
 from saga.runtime.messaging.trust import EDITOR_SOURCE
 
 NEVER: Final = datetime.max.replace(tzinfo=UTC)
@@ -40,19 +40,6 @@ class _Types(sa.types.TypeDecorator[tuple[str, ...]]):
         return tuple(filter(None, value.split(_BETWEEN)))
 
 
-class _Flag(sa.types.TypeDecorator[bool]):
-    """Yes or no, stored as 1 or 0."""
-
-    impl = sa.SmallInteger
-    cache_ok = True
-
-    def process_bind_param(self, value: bool | None, dialect: sa.Dialect) -> int | None:
-        return None if value is None else int(value)
-
-    def process_result_value(self, value: Any, dialect: sa.Dialect) -> bool:
-        return bool(value)
-
-
 METADATA: Final = sa.MetaData()
 """All tables of an archive; those of a view are apart."""
 
@@ -69,8 +56,8 @@ subjects = sa.Table(
     sa.Column("last_event_at", Utc, nullable=False),
     sa.Column("ended_by", sa.String(255)),
     sa.Column("ended_at", Utc),
-    sa.Column("settled", _Flag, nullable=False),
-    sa.Column("open", _Flag, nullable=False),
+    sa.Column("settled", Flag, nullable=False),
+    sa.Column("open", Flag, nullable=False),
     sa.Index("subjects_by_time", "first_event_at", "subject"),
     # Few are open at a time, so that to find them is to read few rows.
     sa.Index(
@@ -188,6 +175,7 @@ class SubjectRules:
         self.types = frozenset(kind.type for kind in choreography.recorded)
         self.terminal = frozenset(t for t, event in self._events.items() if event.role.terminal)
         self._cancellations = self._with(Role.CANCELLATION)
+        self._completions = self._with(Role.COMPLETION)
         self._effects = self._with(Role.EFFECT)
         self._sagas: list[tuple[str, frozenset[str]]] = []
         """What each saga's subject is called, and the types of its events; the widest first."""
@@ -222,7 +210,7 @@ class SubjectRules:
         kind, whole = next((saga for saga in self._sagas if types & saga[1]), ("", types))
         ended = bool(types & self.terminal)
         settled = ended and self._undone(types)
-        if not ended and whole & self.terminal:
+        if not ended and whole & self._completions:
             return Standing(kind, settled=False, open=True)
         at_rest = all(self._is_at_rest(p, types) for p in self._choreography.participants)
         return Standing(kind, settled, open=not at_rest or (ended and not settled))
@@ -274,6 +262,8 @@ def _is_done(
 ) -> bool:
     """Whether all is there that the reaction may return together, whichever way it went; of a
     question, what the answer led to."""
+    if not reaction.returns:  # It only listens.
+        return True
     if reaction.name in within:  # An answer that only leads to the same question.
         return False
 

@@ -69,6 +69,7 @@ def publish(
     from saga.deployment import Deployment
     from saga.discovery import saga
     from saga.load import run as loading
+    from saga.load.plan import NO_END
 
     deployment = Deployment.load(data_dir)
 
@@ -80,7 +81,7 @@ def publish(
 
     with stoppable():
         plan = run(work())
-    expected = Counter(" or ".join(sorted(map(str, ends))) for ends in plan.ends.values())
+    expected = Counter(" or ".join(sorted(map(str, ends))) or NO_END for ends in plan.ends.values())
     if as_json:
         ends = {subject: sorted(map(str, ends)) for subject, ends in plan.ends.items()}
         print_json({"seed": seed, "sagas": len(plan.ends), "expected": ends})
@@ -155,6 +156,8 @@ def _print_result(name: str, sagas: int, result: LoadResult) -> None:
         table.add_row(outcome, f"{count}")
     out().print(table)
     print_report(result.report)
+    if not result.unexpected:
+        out().print("every one ended as the load predicts")
     for line in result.unexpected:
         out().print(styled(("unexpected:", "red"), f" {line}"))
 

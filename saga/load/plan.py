@@ -5,9 +5,12 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from saga.message import Command, Intent, Priority
+
+NO_END: Final = "no end"
+"""What is said of the outcome of a saga that no event has ended, and none has to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +33,8 @@ class Plan:
 
     given: Sequence[Given]
     ends: Mapping[str, frozenset[str]]
-    """By subject, how it may end: the `outcome` of an event that ends the saga."""
+    """By subject, how it may end: the `outcome` of an event that ends the saga. None at all if it
+    goes well without an event that says so: then no event may end it."""
     before: Sequence[Given] = ()
     """What has to be there first."""
     decisions: Mapping[str, Callable[[Intent], Any]] = field(default_factory=dict)

@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from saga.dlq.letters import event_id_of
+from saga.load.plan import NO_END
 from saga.message import Event
 from saga.reconcile import history_for, judge, view_of
 from saga.reconcile.broker import letter_of
@@ -64,9 +65,9 @@ def wrong_endings(
 ) -> Iterator[Violation]:
     """Sagas that are not known, or did not end as they had to.
 
-    `ends` end a saga. Keyed by subject: `planned` are the outcomes it may have, `told` is the one
-    that somebody heard of, and `brought_forward` are the types of the events that may end it as
-    well, since an operator had done early what was due about it.
+    `ends` end a saga. Keyed by subject: `planned` are the outcomes it may have, none if it must not
+    end; `told` is the one that somebody heard of, and `brought_forward` are the types of the events
+    that may end it as well, since an operator had done early what was due about it.
     """
     outcomes: defaultdict[str, set[str]] = defaultdict(set)
     early: defaultdict[str, set[str]] = defaultdict(set)
@@ -78,10 +79,11 @@ def wrong_endings(
         found = outcomes[subject]
         if not view.told.about(subject):
             yield Violation("saga_lost", subject, "it was begun, and is not known")
-        elif not found:
+        elif not found and endings:
             yield Violation("wrong_ending", subject, "it has not ended")
         elif not found <= {*map(str, endings)} | early[subject]:
             ended, had_to = (" or ".join(sorted(map(str, each))) for each in (found, endings))
+            had_to = had_to or NO_END
             yield Violation("wrong_ending", subject, f"it is {ended}; it had to be {had_to}")
         elif (heard := told.get(subject)) is not None and heard not in found:
             ended = " and ".join(sorted(found))
