@@ -190,6 +190,8 @@ class SubjectRules:
             for kind in participant.by_message
             if issubclass(kind, Event | Command)
         )
+        recorded = choreography.recorded
+        self._repeating = frozenset(kind.type for kind in recorded if kind.repeats)
         self._known: dict[tuple[frozenset[str], bool], Standing] = {}
 
     def _with(self, role: Role) -> frozenset[str]:
@@ -201,7 +203,8 @@ class SubjectRules:
         found = self._known.get((types, repeated))
         if found is None:  # There are few: a saga comes along some ways only.
             found = self._find(types)
-            if repeated and types & self._taken:
+            # What has come again is of the types that may, unless it is something unforeseen.
+            if repeated and (types & self._repeating or types) & self._taken:
                 found = found._replace(open=True)
             self._known[types, repeated] = found
         return found

@@ -208,7 +208,9 @@ def _headline(story: Story) -> str:
     if story.declared is not None:
         return f"{story.declared.name} {story.subject} {story.declared.headline(story.view, took)}"
     said = f"{summary.kind or 'subject'} {story.subject}"
-    return f"{said} ended by {summary.ended_by} after {took}" if took else f"{said} has not ended"
+    if took:
+        return f"{said} ended by {summary.ended_by} after {took}"
+    return f"{said} has not ended" if summary.open else f"{said} is at rest, and need not end"
 
 
 _STYLES: Final = {"happy": "green", "failure": "red", "compensation": "magenta"}
@@ -238,8 +240,9 @@ def _print_trace(found: Trace) -> None:
     else:
         console.print(_listed(lines))
     if not found.debts:
-        settled = found.story.summary.settled
-        console.print("nobody owes anything" if settled else "nobody owes an event by now")
+        summary = found.story.summary
+        over = summary.settled or not summary.open
+        console.print("nobody owes anything" if over else "nobody owes an event by now")
     for hole in found.story.holes:
         remark(f"{hole}")
     tell_gaps(found.gaps)

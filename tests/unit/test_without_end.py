@@ -86,6 +86,15 @@ class Liked(_Event):
     final: ClassVar[bool] = True
 
 
+class Rated(_Event):
+    """It is worth so much."""
+
+    type: ClassVar[str] = "entry.rated"
+    publisher: ClassVar[str] = "reader"
+    final: ClassVar[bool] = True
+    repeats: ClassVar[bool] = True
+
+
 class Withdrawn(_Event):
     """There is no entry any more."""
 
@@ -140,12 +149,17 @@ def stop_reading(command: StopReading, reading: Reading) -> Refused | None:
     return Refused(key=command.key)
 
 
+def rate(event: Posted, entry: Entry) -> Rated | Liked | Refused | None:
+    return Rated(key=event.key)
+
+
 def count(event: Posted) -> None:
     """One entry more."""
 
 
 BLOG: Final = Participant("blog", post, withdraw)
 READER: Final = Participant("reader", read, stop_reading)
+FICKLE: Final = Participant("reader", rate)
 COUNTER: Final = Foreign("counter", count)
 SAGA: Final = Saga("entries", (BLOG, READER, COUNTER), subject=Entry)
 
@@ -218,6 +232,13 @@ def test_the_archive_tells_whether_anybody_owes_anything_but_for_who_only_listen
     types: set[str], open_: bool
 ) -> None:
     assert SubjectRules(SAGA.choreography).standing(frozenset(types)).open is open_
+
+
+def test_what_came_again_and_nobody_takes_leaves_nothing_open() -> None:
+    rules = SubjectRules(replace(SAGA, participants=(BLOG, FICKLE)).choreography)
+
+    assert not rules.standing(frozenset({"entry.posted", "entry.rated"}), repeated=True).open
+    assert rules.standing(frozenset({"entry.posted", "entry.liked"}), repeated=True).open
 
 
 def test_how_many_have_not_ended_is_no_figure_of_it() -> None:
