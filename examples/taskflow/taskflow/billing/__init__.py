@@ -1,0 +1,1 @@
+"""Has users pay for their tasks."""

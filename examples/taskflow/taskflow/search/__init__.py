@@ -1,0 +1,1 @@
+"""Finds tasks by the words of their titles."""

@@ -1,0 +1,1 @@
+"""Keeps tasks: what is to be done, what is done, and what was withdrawn."""
