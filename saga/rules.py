@@ -43,8 +43,9 @@ class _Course:
     cancellations: frozenset[str]
     undone_by: frozenset[tuple[str, frozenset[str]]]
     """Each effect, with what undoes it."""
-    leading: frozenset[str]
-    """What leads to an end by reactions alone."""
+    going_on: frozenset[str]
+    """What leads to an end by reactions alone, but for what is sent together with an end: there a
+    coordinator has undone what was done, which is no way to a second end."""
     begun: frozenset[str]
     """What leads to an end by itself: that, and what time ends. Nothing of a saga that need not
     end; see `_has_to_end`."""
@@ -61,7 +62,7 @@ class _Course:
         for end in ends:
             for mark in marks:
                 later = (mark.sequence or 0) > (end.sequence or 0)
-                if mark.source == end.source and later and mark.type in self.leading:
+                if mark.source == end.source and later and mark.type in self.going_on:
                     yield "after_the_end", f"{mark.type} was published after {end.type}"
 
     def unfinished(self, marks: Sequence[Mark], *, waits: bool) -> Iterator[Broken]:
@@ -132,7 +133,9 @@ def _courses(flow: Flow) -> Iterator[_Course]:
                 for effect in events
                 if effect.role is Role.EFFECT
             ),
-            leading=frozenset(leading),
+            going_on=frozenset(
+                leading - {each.type for end in ends for each in flow.sent_with(end)}
+            ),
             begun=frozenset(leading | timed) if has_to_end else frozenset(),
             timers=frozenset(
                 (

@@ -257,7 +257,7 @@ def _effects(flow: Flow) -> Iterator[Finding]:
         for cancellation in _cancellations(flow.choreography.events):
             if not any(effect in saga and cancellation in saga for saga in sagas):
                 continue
-            after = flow.reachable([cancellation, *_sent_with(flow, cancellation)])
+            after = flow.reachable([cancellation, *flow.sent_with(cancellation)])
             undone_by = {
                 step.participant
                 for step in flow.steps
@@ -272,16 +272,6 @@ def _effects(flow: Flow) -> Iterator[Finding]:
                         f"{effect.type} is an effect, but {cancellation.type} does not lead "
                         f"{step.participant.name} to publish anything that undoes it",
                     )
-
-
-def _sent_with(flow: Flow, cancellation: type[Event]) -> Iterator[Node]:
-    """The commands that are sent together with a cancellation: a coordinator has effects undone by
-    them, where others react to the cancellation."""
-    for step in flow.publishers(cancellation):
-        for kinds in (*step.reaction.shapes, step.reaction.repeats):
-            types = {kind.type for kind in kinds if issubclass(kind, Event | Command)}
-            if cancellation.type in types:
-                yield from (c for c in flow.choreography.commands if c.type in types)
 
 
 def _undoes(flow: Flow) -> Iterator[Finding]:

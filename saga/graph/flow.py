@@ -214,6 +214,19 @@ class Flow:
             if any(kind.type == message.type for kind in step.reaction.emits)
         )
 
+    def sent_with(self, event: type[Event]) -> tuple[type[Command], ...]:
+        """The commands that some reaction sends together with an event: a coordinator has effects
+        undone by them, where others react to the cancellation."""
+        together = {
+            kind.type
+            for step in self.publishers(event)
+            for kinds in (*step.reaction.shapes, step.reaction.repeats)
+            if any(issubclass(kind, Event) and kind.type == event.type for kind in kinds)
+            for kind in kinds
+            if issubclass(kind, Command)
+        }
+        return tuple(c for c in self.choreography.commands if c.type in together)
+
     def takers(self, message: type[Event] | type[Command]) -> tuple[Step, ...]:
         """The reactions to this message, whatever version of it they name."""
         return tuple(node for node in self.following.get(message, ()) if isinstance(node, Step))

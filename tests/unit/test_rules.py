@@ -246,6 +246,74 @@ def test_a_command_is_sent_once_and_not_after_the_end() -> None:
     assert "after_the_end" in broken(errands.SAGA, told(ended, ride, publisher="desk"))
 
 
+class Deposit(_Command):
+    """Take a deposit for it."""
+
+    type: ClassVar[str] = "deposit.take"
+    intake: ClassVar[bool] = True
+    senders: ClassVar[tuple[str, ...]] = ("holder",)
+
+
+class ReturnDeposit(_Command):
+    """See to it that no deposit is taken; what was taken meanwhile is told."""
+
+    type: ClassVar[str] = "deposit.return"
+    intake: ClassVar[bool] = True
+    senders: ClassVar[tuple[str, ...]] = ("holder",)
+
+
+class DepositTaken(_Event):
+    """There is a deposit."""
+
+    type: ClassVar[str] = "deposit.taken"
+    publisher: ClassVar[str] = "till"
+
+
+class Sold(_Event):
+    """It is the customer's."""
+
+    type: ClassVar[str] = "hold.sold"
+    publisher: ClassVar[str] = "holder"
+    role: ClassVar[Role] = Role.COMPLETION
+    final: ClassVar[bool] = True
+
+
+def ask_deposit(command: Hold, kept: Kept) -> Deposit | None:
+    return Deposit(key=command.key)
+
+
+def sell(event: DepositTaken, kept: Kept) -> Sold | None:
+    return Sold(key=event.key)
+
+
+def call_off(command: Lapse, kept: Kept) -> tuple[Lapsed, ReturnDeposit] | None:
+    return Lapsed(key=command.key), ReturnDeposit(key=command.key)
+
+
+def take_deposit(command: Deposit, shelf: Shelf) -> DepositTaken | None:
+    return DepositTaken(key=command.key)
+
+
+def return_deposit(command: ReturnDeposit, shelf: Shelf) -> DepositTaken | None:
+    return DepositTaken(key=command.key)
+
+
+SALES = Saga(
+    "sales",
+    (
+        Participant("holder", ask_deposit, sell, call_off),
+        Participant("till", take_deposit, return_deposit),
+    ),
+)
+
+
+def test_what_a_coordinator_has_undone_with_the_end_goes_on_with_nothing() -> None:
+    lapsed, undo, ask = Lapsed(key=KEY), ReturnDeposit(key=KEY), Deposit(key=KEY)
+
+    assert "after_the_end" not in broken(SALES, told(lapsed, undo, publisher="holder"))
+    assert "after_the_end" in broken(SALES, told(lapsed, ask, publisher="holder"))
+
+
 # --- two sagas about one subject ----------------------------------------------------------------
 
 
