@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from saga.choreography import Participant, State
-from saga.message import Event, Intent, Message
+from saga.message import Decided, Intent, Message
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 
@@ -32,7 +32,7 @@ class GivenParticipant:
     def states(self, kind: type[S]) -> Iterator[S]:
         return (state for state in self._states.values() if isinstance(state, kind))
 
-    def when(self, message: Message, now: datetime = NOW) -> tuple[Event | Intent, ...]:
+    def when(self, message: Message, now: datetime = NOW) -> tuple[Decided, ...]:
         """What the participant's reaction returns; the states stay as they are."""
         reaction = self.participant.by_message[type(message)]
         own = self.state(reaction.own, message.subject)
@@ -49,7 +49,7 @@ class GivenParticipant:
             return ()
         return results if isinstance(results, tuple) else (results,)
 
-    def fold(self, *messages: Event | Intent, at: datetime = NOW) -> GivenParticipant:
+    def fold(self, *messages: Decided, at: datetime = NOW) -> GivenParticipant:
         """Evolve every state that these own events and intents concern."""
         for message in messages:
             (own_kind,) = {
@@ -63,14 +63,14 @@ class GivenParticipant:
                     self._states[kind, key] = self.state(kind, key).evolve(message, at)
         return self
 
-    def live(self, message: Message, now: datetime = NOW) -> tuple[Event | Intent, ...]:
+    def live(self, message: Message, now: datetime = NOW) -> tuple[Decided, ...]:
         """React to a message, and fold what comes of it."""
         results = self.when(message, now)
         self.fold(*results, at=now)
         return results
 
 
-def given(participant: Participant, *own: Event | Intent) -> GivenParticipant:
+def given(participant: Participant, *own: Decided) -> GivenParticipant:
     """The participant after these own events and intents."""
     return GivenParticipant(participant).fold(*own)
 

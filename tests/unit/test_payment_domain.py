@@ -31,7 +31,7 @@ from payment_service.domain import (
     RefundAnswered,
     SettleCharge,
 )
-from saga.message import Event, Intent, Message
+from saga.message import Decided, Event, Intent, Message
 from saga.testing import GivenParticipant, assert_once, given
 from tests.unit.strategies import events, moments
 
@@ -233,7 +233,7 @@ def test_whatever_overtakes_whatever_money_stays_only_for_orders_not_cancelled(
     world, provider = GivenParticipant(PARTICIPANT), Provider(declined)
     waiting: list[Message] = list(deliveries)
     asked: list[Intent] = []
-    published: list[Event] = []
+    published: list[Decided] = []
 
     while waiting or asked:
         step = data.draw(st.integers(0, len(waiting) + len(asked) - 1))
