@@ -1,0 +1,43 @@
+"""The service that takes orders, over HTTP as well as over the broker."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from fastapi import APIRouter
+from saga import Running, Service, Settings, derived_id, serve
+
+from orchestrated.coordinator.domain import PARTICIPANT, Step
+from orchestrated.coordinator.store import ORDERS, TABLES
+from orchestrated.language import CancelOrder, PlaceOrder
+
+
+def build(_: Settings) -> Service:
+    return Service(PARTICIPANT, TABLES, routes=routes)
+
+
+def routes(running: Running) -> APIRouter:
+    """What customers do. Their commands have ids of their own, so that one sent twice is done
+    once."""
+    router = APIRouter()
+
+    @router.post("/orders", status_code=202)
+    async def place(command: PlaceOrder) -> None:
+        await running.give(command, id=derived_id(command.subject, command.type))
+
+    @router.post("/orders/{order_id}/cancel", status_code=202)
+    async def cancel(order_id: UUID) -> None:
+        command = CancelOrder(order_id=order_id)
+        await running.give(command, id=derived_id(command.subject, command.type))
+
+    @router.get("/orders/{order_id}")
+    async def step(order_id: UUID) -> Step:
+        key = str(order_id)
+        found = await running.database.read(lambda connection: ORDERS.find(connection, key))
+        return Step.UNKNOWN if found is None else found.step
+
+    return router
+
+
+if __name__ == "__main__":
+    serve(build, Settings)

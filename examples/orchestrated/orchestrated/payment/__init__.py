@@ -1,0 +1,1 @@
+"""Asks the payment provider, when it is told to."""
