@@ -6,6 +6,7 @@
 .venv/bin/python -m bench keep
 .venv/bin/python -m bench grow one-sku gateway
 .venv/bin/python -m bench curve --picture bench/curve.svg
+.venv/bin/python -m bench styles --rounds 5
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import json
 import logging
 import sys
 import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Final, NoReturn
@@ -39,7 +41,9 @@ from bench.export import Export, ExportError, commit_here, export, same_packages
 from bench.growth import SCENARIOS, GrowthFinding
 from bench.keep import keeping
 from bench.machine import BenchHost
-from bench.rig import BARE, SQLITE
+from bench.rig import BARE, SQLITE, Measured
+from bench.shapes import Explored, Known, Step, shapes
+from bench.styles import CHOREOGRAPHY, ORCHESTRATION, STYLES, Styles, measure
 from saga.local.node import RabbitNode
 
 ROUNDS_MAX = 100
@@ -47,7 +51,17 @@ ORDERS_MIN, ORDERS_MAX = 100, 1_000_000
 PICTURES = (".svg", ".png", ".pdf")
 NAMES_SHOWN: Final = 5
 """System calls in a row of the table; JSON has all."""
-
+FIGURES: Final[Sequence[tuple[str, str, Callable[[Measured], float], int]]] = (
+    ("orders/s, all at once", "saturated", lambda m: m.orders_per_second, 0),
+    ("services, CPU ms per order", "saturated", lambda m: m.services_cpu_ms, 2),
+    ("broker, CPU ms per order", "saturated", lambda m: m.broker_cpu_ms, 2),
+    ("most MB of a service", "saturated", lambda m: m.peak_mb, 0),
+    ("p50 ms at the half rate", "half", lambda m: m.p50_ms, 0),
+    ("p99 ms at the half rate", "half", lambda m: m.p99_ms, 0),
+    ("p50 ms of a lone order", "lone", lambda m: m.p50_ms, 0),
+    ("p99 ms of a lone order", "lone", lambda m: m.p99_ms, 0),
+)
+"""Of both styles: name, load, figure, digits."""
 
 app = typer.Typer(add_completion=False, no_args_is_help=False, pretty_exceptions_enable=False)
 
@@ -249,6 +263,38 @@ def against_offered_load(
     Console(soft_wrap=True).print(table)
 
 
+@app.command("styles")
+def in_two_styles(
+    rounds: Annotated[int, typer.Option(min=1, max=ROUNDS_MAX, help="Rounds.")] = 5,
+    orders: Annotated[
+        int, typer.Option(min=ORDERS_MIN, max=ORDERS_MAX, help="Orders per style and slice.")
+    ] = 2_000,
+    as_json: AsJson = False,
+) -> None:
+    """The order flow choreographed and with a coordinator, in turns."""
+    with tempfile.TemporaryDirectory() as folder, RabbitNode(Path(folder) / "node") as node:
+        found = asyncio.run(
+            measure(node, Path(folder), rounds=rounds, orders=orders, report=_report)
+        )
+    _report("exploring both, and adding a step to each")
+    known, explored, steps = shapes()
+    if as_json:
+        document = {
+            **_origin(None, rounds, orders),
+            "half_rate": found.half_rate,
+            "load": found.load.to_json(),
+            "counts": [asdict(one) for one in found.counts],
+            "outages": [asdict(one) for one in found.outages],
+            "known": [asdict(one) for one in known],
+            "explored": [asdict(one) for one in explored],
+            "steps": [asdict(one) for one in steps],
+        }
+        print(json.dumps(document, indent=2))
+    else:
+        _print_styles(found)
+        _print_shapes(known, explored, steps)
+
+
 def _exported(revision: str | None, folder: Path) -> Export | None:
     """The commit that `--against` names, exported."""
     if revision is None:
@@ -326,6 +372,76 @@ def _print(found: Comparison, promised: list[PromisedFigure], others: list[Ratio
         f"the machine's pace: {_figure(found.pace(lambda pace: pace.wall_ms), 0)} ms, "
         f"of that CPU: {_figure(found.pace(lambda pace: pace.cpu_ms), 0)} ms"
     )
+
+
+def _print_styles(found: Styles) -> None:
+    console, load = Console(soft_wrap=True), found.load
+    table = Table(
+        "figure", *(style.name for style in STYLES), "orchestration / choreography",
+        title="medians (least to most); ratios of slices measured one after the other",
+    )  # fmt: skip
+    for name, kind, figure, digits in FIGURES:
+        runs = getattr(load, kind)
+        spreads = [Spread.of([figure(m) for m in runs[style.name]]) for style in STYLES]
+        ratio = load.ratio(ORCHESTRATION, CHOREOGRAPHY, figure, kind)
+        table.add_row(name, *(_figure(each, digits) for each in spreads), _figure(ratio, 2))
+    console.print(table)
+    console.print(f"the half rate is {found.half_rate:.0f} orders a second, half of what both keep")
+    table = Table("per order", "style", "messages", "deliveries", "bytes", "which")
+    for one in sorted(found.counts, key=lambda one: one.kind):
+        table.add_row(
+            one.kind,
+            one.style,
+            f"{one.total:.1f}",
+            f"{one.deliveries:.1f}",
+            f"{one.total_bytes:.0f}",
+            ", ".join(one.messages),
+        )
+    console.print(table)
+    table = Table(
+        "while the service that takes orders is away", "reserved", "charged", "ended",
+        "s from its start to the last end",
+    )  # fmt: skip
+    for style in STYLES:
+        outages = [each for each in found.outages if each.style == style.name]
+        table.add_row(
+            style.name,
+            *(_figure(Spread.of([getattr(o, what) for o in outages]), 2)
+              for what in ("reserved", "charged", "ended", "seconds_to_end")),
+        )  # fmt: skip
+    console.print(table)
+    console.print(
+        f"the machine's pace: {_figure(load.pace(lambda pace: pace.wall_ms), 0)} ms, "
+        f"of that CPU: {_figure(load.pace(lambda pace: pace.cpu_ms), 0)} ms"
+    )
+
+
+def _print_shapes(
+    known: Sequence[Known], explored: Sequence[Explored], steps: Sequence[Step]
+) -> None:
+    console = Console(soft_wrap=True)
+    table = Table("style", "participant", "knows", "takes", "says", "names imported")
+    for each in known:
+        others = ", ".join(each.others)
+        table.add_row(
+            each.style, each.participant, others, f"{each.takes}", f"{each.says}", f"{each.names}"
+        )
+    console.print(table)
+    table = Table("style", "model", "states", "steps", "s", "MB")
+    for one in explored:
+        table.add_row(
+            one.style,
+            one.model,
+            f"{one.states:,}",
+            f"{one.steps:,}",
+            f"{one.seconds:.1f}",
+            f"{one.peak_mb:.0f}",
+        )
+    console.print(table)
+    table = Table("a step more", "lines changed, by where they are")
+    for step in steps:
+        table.add_row(step.style, ", ".join(f"{what} {n}" for what, n in step.lines.items()))
+    console.print(table)
 
 
 def _print_counts(found: list[Counted], tool: Tool) -> None:

@@ -31,6 +31,8 @@ from saga.runtime.messaging.frames import Delivery, Posting
 from saga.runtime.messaging.topology import EVENTS_EXCHANGE, intake_queue
 from saga.runtime.messaging.wire import Channel
 
+ORDER: Final = "order"
+"""Who takes orders, in most variants."""
 URGENT: Final = 0.1
 SHARES: Final = Shares(
     high=URGENT, out_of_stock=0, mispriced=0, declined=0, cancelled=0, malformed=0
@@ -50,12 +52,14 @@ PATIENCE_SECONDS: Final = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """So many orders: `rate` a second, or with 0 all at once; `one_sku` for all of them, or not."""
+    """So many orders: `rate` a second, or with 0 all at once; `one_sku` for all of them, or not;
+    `taker` is the participant that they are placed at."""
 
     orders: int
     seed: int
     rate: float = 0.0
     one_sku: bool = False
+    taker: str = ORDER
 
     def plan(self) -> OrderLoad:
         """The orders, and the stock they need."""
@@ -85,7 +89,7 @@ async def run(url: str, load: Load) -> dict[str, object]:
                 "type": frames.short(envelope.type),
             }
         )
-        queue = intake_queue("order", Priority(order.priority))
+        queue = intake_queue(load.taker, Priority(order.priority))
         posting = Posting(queue, properties, envelope.to_bytes())
         postings.append((_order_of(properties), posting))
     connection = await connect(url, name="bench")

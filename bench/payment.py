@@ -1,19 +1,29 @@
 """Our payment service with a provider that only takes its time, as the opponent's does.
 
 BENCH_GATEWAY_MS=50 ... python -m bench.payment
+BENCH_GATEWAY_MS=50 ... python -m bench.payment orchestrated
+
+With an argument, that of the example of this name. The customer's name may have it decline, or take
+its time.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-from typing import Final
+import sys
+from importlib import import_module
+from typing import Any, Final
 from uuid import uuid4
 
+from common.events import DeclineReason
 from payment_service.app import PaymentSettings, build_with
 from payment_service.ledger import Decline, Receipt
 from saga.runtime.service import main
 
+DECLINED, SLOW = "declined", "slow"
+"""What a customer's name says of them."""
+SLOW_SECONDS: Final = 2.5
 GATEWAY_SECONDS: Final = float(os.environ.get("BENCH_GATEWAY_MS", "0")) / 1_000
 
 
@@ -23,16 +33,36 @@ class Timed:
     async def charge(
         self, key: str, *, customer: str, currency: str, amount_cents: int
     ) -> Receipt | Decline:
-        if GATEWAY_SECONDS:
-            await asyncio.sleep(GATEWAY_SECONDS)
+        if seconds := GATEWAY_SECONDS + SLOW_SECONDS * (SLOW in customer):
+            await asyncio.sleep(seconds)
+        if DECLINED in customer:
+            return Decline(DeclineReason.CARD_DECLINED)
         return Receipt(uuid4().hex)
 
     async def refund(self, key: str, *, currency: str, amount_cents: int) -> None:
-        raise AssertionError("nothing is cancelled here")
+        """Takes note of nothing."""
 
     async def close(self) -> None:
         """Nothing is open."""
 
 
+class TimedProvider:
+    """The same for the example: a `Provider`, which answers why it took no money."""
+
+    async def charge(self, key: str, customer: str, currency: str, amount_cents: int) -> Any:
+        answer = await Timed().charge(
+            key, customer=customer, currency=currency, amount_cents=amount_cents
+        )
+        reasons = import_module("orchestrated.language").DeclineReason
+        return reasons(answer.reason) if isinstance(answer, Decline) else None
+
+    async def refund(self, key: str, currency: str, amount_cents: int) -> None:
+        """Takes note of nothing."""
+
+
 if __name__ == "__main__":
-    main(lambda _: build_with(Timed()), PaymentSettings)
+    if len(sys.argv) > 1:
+        example = import_module(f"{sys.argv[1]}.payment.app")
+        main(lambda _: example.build_with(TimedProvider()), example.PaymentSettings)
+    else:
+        main(lambda _: build_with(Timed()), PaymentSettings)

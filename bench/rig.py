@@ -7,7 +7,15 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Final
@@ -16,7 +24,10 @@ from uuid import uuid4
 from bench.export import Export
 from bench.load import Load
 from bench.machine import Pace
+from order_saga.orders import OrderLoad
 from order_saga.publish import deliver
+from saga.deployment import Deployment
+from saga.discovery import VARIABLE
 from saga.local.node import RabbitNode
 from saga.local.processes import start_python
 from saga.local.system import Database, System
@@ -40,11 +51,29 @@ class Variant:
     environment: Mapping[str, str] = field(default_factory=dict)
     source: Export | None = None
     """The code of its services, if not today's."""
+    saga: str | None = None
+    """Its saga, as `module:NAME`, if not the order system's."""
+    services: Sequence[str] = SERVICES
+    """The first of them takes the orders."""
+    deliver: Callable[[Deployment, OrderLoad], Awaitable[None]] = deliver
+    """Puts a load's stock on its shelf."""
 
     @property
     def ours(self) -> bool:
         """Whether it is the product, which needs stock on its shelf."""
         return self.programs.keys() == {"payment"}
+
+    @contextlib.contextmanager
+    def named(self) -> Iterator[None]:
+        """Have a system, while it is started or stopped, find this variant's saga."""
+        if self.saga is None:
+            yield
+            return
+        os.environ[VARIABLE] = self.saga
+        try:
+            yield
+        finally:
+            del os.environ[VARIABLE]
 
 
 def _all(module: str) -> dict[str, Sequence[str]]:
@@ -126,9 +155,9 @@ class Bench:
     async def prepare(self, orders: int, rate: float = 0.0, *, one_sku: bool = False) -> Load:
         """A load that is new here, and its stock on the shelf."""
         self._seed += 1
-        load = Load(orders, self._seed, rate, one_sku)
+        load = Load(orders, self._seed, rate, one_sku, self._variant.services[0])
         if self._variant.ours:
-            await deliver(self.system.deployment, load.plan())
+            await self._variant.deliver(self.system.deployment, load.plan())
         return load
 
     async def send(self, load: Load) -> dict[str, list[float]]:
@@ -182,7 +211,7 @@ async def started(
         folder / vhost,
         amqp_url=node.amqp_url + vhost,
         database=variant.database,
-        only=SERVICES,
+        only=variant.services,
         disposable=True,
         declared=source is not None,
         environment={**variant.environment, **environment, "LOG_LEVEL": "WARNING"},
@@ -192,8 +221,13 @@ async def started(
     try:
         if source is not None:
             await asyncio.to_thread(source.apply_topology, node.amqp_url + vhost)
-        async with system:
+        try:
+            with variant.named():
+                await system.start()
             yield Bench(system, node, variant, seed)
+        finally:
+            with variant.named():
+                await system.stop()
     finally:
         await asyncio.to_thread(node.ctl, "delete_vhost", vhost)
 
