@@ -42,7 +42,7 @@ from bench.growth import SCENARIOS, GrowthFinding
 from bench.keep import keeping
 from bench.machine import BenchHost
 from bench.rig import BARE, SQLITE, Measured
-from bench.shapes import Explored, Known, Step, shapes
+from bench.shapes import AddedStep, Explored, Known, shapes
 from bench.styles import CHOREOGRAPHY, ORCHESTRATION, STYLES, Styles, measure
 from saga.local.node import RabbitNode
 
@@ -417,7 +417,7 @@ def _print_styles(found: Styles) -> None:
 
 
 def _print_shapes(
-    known: Sequence[Known], explored: Sequence[Explored], steps: Sequence[Step]
+    known: Sequence[Known], explored: Sequence[Explored], steps: Sequence[AddedStep]
 ) -> None:
     console = Console(soft_wrap=True)
     table = Table("style", "participant", "knows", "takes", "says", "names imported")

@@ -176,7 +176,7 @@ def _verify(folder: Path, root: Path, *scenarios: str) -> tuple[Any, float]:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class AddedStep:
     """What it takes to add a credit check: lines added and removed, by where they are."""
 
     style: str
@@ -184,7 +184,7 @@ class Step:
     """Keyed by existing participant, `language`, `saga as a whole` and `new participant`."""
 
 
-def step(style: Variant) -> Step:
+def step(style: Variant) -> AddedStep:
     """Count the lines of the diff, and see that the flow with it is sound."""
     patch = STEPS / f"{style.name}.patch"
     with tempfile.TemporaryDirectory() as name:
@@ -198,7 +198,7 @@ def step(style: Variant) -> Step:
                 shutil.copy(source, copy / each)
         subprocess.run(["git", "apply", patch], cwd=copy, check=True)  # noqa: S607 - wherever it is
         _verify(copy / folder_of(style).relative_to(ROOT), copy, *WITH_A_STEP)
-    return Step(style.name, _lines(patch.read_text()))
+    return AddedStep(style.name, _lines(patch.read_text()))
 
 
 def _lines(patch: str) -> Mapping[str, int]:
@@ -222,7 +222,7 @@ def _place(file: Path) -> str:
     return "saga as a whole" if package in ("order_saga", "orchestrated") else package
 
 
-def shapes() -> tuple[list[Known], list[Explored], list[Step]]:
+def shapes() -> tuple[list[Known], list[Explored], list[AddedStep]]:
     """All of it, of both."""
     return (
         [one for style in STYLES for one in known(style)],

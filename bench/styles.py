@@ -164,7 +164,7 @@ async def tapped(deployment: Deployment) -> AsyncIterator[Tap]:
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class OrderKind:
     """Orders that all go the same way."""
 
     name: str
@@ -173,12 +173,12 @@ class Kind:
     time_limit_seconds: int = 600
 
 
-CONFIRMED: Final = Kind("confirmed")
+CONFIRMED: Final = OrderKind("confirmed")
 KINDS: Final = (
     CONFIRMED,
-    Kind("refused by inventory", stocked=False),
-    Kind("refused by payment", customer=DECLINED),
-    Kind("out of time while payment asks", customer=SLOW, time_limit_seconds=1),
+    OrderKind("refused by inventory", stocked=False),
+    OrderKind("refused by payment", customer=DECLINED),
+    OrderKind("out of time while payment asks", customer=SLOW, time_limit_seconds=1),
 )
 
 
@@ -248,7 +248,7 @@ def takers_of(style: Variant) -> Mapping[str, int]:
 
 
 async def _orders(
-    style: Variant, deployment: Deployment, kind: Kind, count: int
+    style: Variant, deployment: Deployment, kind: OrderKind, count: int
 ) -> Sequence[Command]:
     """So many new orders, and their stock on the shelf."""
     sku = f"sku-{uuid4().hex[:12]}"
