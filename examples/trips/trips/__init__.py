@@ -115,7 +115,7 @@ def kept_otherwise(
 ) -> Iterator[Broken]:
     """What a provider keeps is what we think it keeps, and is for a booked trip."""
     for what, ours, books in (
-        ("seat", {key: seat.ticket for key, seat in seats.items()}, airline),
+        ("ticket", {key: seat.ticket for key, seat in seats.items()}, airline),
         ("room", {key: room.phase for key, room in rooms.items()}, hotel),
         ("car", {key: car.phase for key, car in cars.items()}, rental),
     ):
@@ -125,7 +125,7 @@ def kept_otherwise(
                 does = "keeps one" if kept.stands else "keeps none"
                 yield kept.key, f"the {what} is {phase}, and the provider {does}"
             elif kept.stands and stage is not Stage.BOOKED:
-                yield kept.key, f"it is {stage}, and the provider keeps a {what}"
+                yield kept.key, f"the trip is {stage}, and the provider keeps a {what}"
 
 
 # --- how that is tried ----------------------------------------------------------------------------
