@@ -104,8 +104,9 @@ def arrange(
     boxes: Mapping[N, Box], edges: Sequence[tuple[N, N]], *, top: float = 0.0, lane_width: float = 0
 ) -> Layout[N]:
     """Place the nodes below `top`; the same input gives the same layout. Lanes have at least
-    `lane_width`."""
-    down = _acyclic(list(boxes), edges)
+    `lane_width`. Of the edges that form a cycle, the last one leads up: so name first what the
+    drawing is to tell from top to bottom."""
+    down = _acyclic(edges)
     rows = _rows(list(boxes), [edge if down[edge] else edge[::-1] for edge in edges])
     places = {node: _Place(box, rows[node]) for node, box in boxes.items()}
     chains: dict[tuple[N, N], list[_Place]] = {}
@@ -143,31 +144,26 @@ def arrange(
     )
 
 
-def _acyclic(nodes: Sequence[N], edges: Sequence[tuple[N, N]]) -> dict[tuple[N, N], bool]:
-    """Whether each edge leads down; those that lead back to where one came from do not."""
+def _acyclic(edges: Sequence[tuple[N, N]]) -> dict[tuple[N, N], bool]:
+    """Whether each edge leads down: all but those that close a cycle with the ones before them."""
     after: defaultdict[N, list[N]] = defaultdict(list)
-    entered: set[N] = set()
+    down: dict[tuple[N, N], bool] = {}
     for tail, head in edges:
-        after[tail].append(head)
-        entered.add(head)
-    down = dict.fromkeys(edges, True)
-    done: set[N] = set()
-    on_the_way: list[N] = []
-
-    def visit(node: N) -> None:
-        done.add(node)
-        on_the_way.append(node)
-        for head in after[node]:
-            if head in on_the_way:
-                down[node, head] = False
-            elif head not in done:
-                visit(head)
-        on_the_way.pop()
-
-    for node in sorted(nodes, key=lambda node: node in entered):
-        if node not in done:
-            visit(node)
+        down[tail, head] = not _leads_to(after, head, tail)
+        upper, lower = (tail, head) if down[tail, head] else (head, tail)
+        after[upper].append(lower)
     return down
+
+
+def _leads_to(after: Mapping[N, Sequence[N]], start: N, end: N) -> bool:
+    waiting, seen = [start], {start}
+    for node in waiting:  # grows
+        if node == end:
+            return True
+        found = [head for head in after.get(node, ()) if head not in seen]
+        seen.update(found)
+        waiting += found
+    return False
 
 
 def _rows(nodes: Sequence[N], edges: Sequence[tuple[N, N]]) -> dict[N, int]:

@@ -90,8 +90,16 @@ def svg(flow: Flow) -> str:
 
 
 def _edges(flow: Flow) -> list[tuple[Node, Node]]:
+    """The happy path first, so that it leads down, with its joins; what undoes it leads up, where
+    one of them has to."""
     order = {node: number for number, node in enumerate(flow.in_order)}
-    return sorted(flow.edges, key=lambda edge: (order[edge[0]], order[edge[1]]))
+    paths = list(Path)
+
+    def key(edge: tuple[Node, Node]) -> tuple[int, int, int]:
+        tail, head = edge
+        return paths.index(flow.edge_path(tail, head)), order[tail], order[head]
+
+    return sorted(flow.edges, key=key)
 
 
 def _box(node: Node, said: str, lane: int) -> Box:

@@ -93,3 +93,10 @@ def test_what_joins_from_the_side_comes_as_late_as_it_can() -> None:
     layout = arrange(nodes, [("a", "b"), ("b", "c"), ("x", "c")])
 
     assert layout.nodes["x"].y == layout.nodes["b"].y
+
+
+def test_of_the_edges_of_a_cycle_the_last_one_leads_up() -> None:
+    nodes = {name: Box(0, 50, 26) for name in "abc"}
+    layout = arrange(nodes, [("b", "c"), ("c", "a"), ("a", "b")])
+
+    assert layout.nodes["b"].y < layout.nodes["c"].y < layout.nodes["a"].y
