@@ -15,6 +15,7 @@ from dataclasses import astuple, dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
+from threading import Lock
 from typing import Any, Final, Generic, Protocol, Self, TypeVar
 
 from saga import Desk, OutsideError, TransientError
@@ -193,8 +194,10 @@ class FileProvider(Generic[B]):
         self._name = name
         self._books = books
         self._path = _path(url)
+        self._turn = Lock()  # SQLite has writers try again and again, in no order.
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with _open(self._path) as connection, connection:
+            connection.execute("PRAGMA journal_mode = WAL")
             connection.execute(
                 "CREATE TABLE IF NOT EXISTS bookings (key TEXT PRIMARY KEY, what TEXT, "
                 "agreed_cents INTEGER, until TEXT, cents INTEGER, kept INTEGER, firm INTEGER, "
@@ -223,8 +226,11 @@ class FileProvider(Generic[B]):
     def _write(self, key: str, change: Callable[[B], tuple[B, T]], others: str) -> T:
         if self._path.with_suffix(".down").exists():
             raise TransientError(f"the {self._name} cannot be reached")
-        with _open(self._path) as connection, connection:
-            connection.execute("BEGIN IMMEDIATE")
+        with self._turn, _open(self._path) as connection, connection:
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError as error:  # Another replica has it for too long.
+                raise TransientError(f"the {self._name} does not answer: {error}") from error
             rows = connection.execute(
                 "SELECT * FROM bookings WHERE key = ? OR what = ?", [key, others]
             )
@@ -258,7 +264,9 @@ def _read(rows: Iterable[tuple[Any, ...]]) -> tuple[Booking, ...]:
 
 
 def _open(path: Path) -> closing[sqlite3.Connection]:
-    return closing(sqlite3.connect(path, timeout=10))
+    connection = sqlite3.connect(path, timeout=10)
+    connection.execute("PRAGMA synchronous = NORMAL")
+    return closing(connection)
 
 
 def _path(url: str) -> Path:
