@@ -140,7 +140,7 @@ async def on_stage(
             system.programs[service] = stage.program(service)
         await stack.enter_async_context(system)
         await asyncio.to_thread(stage.node.settle)
-        for url in system.deployment.http_urls["order"]:
+        for url in system.deployment.http_urls.get("order", ()):
             stage.gates.append(await way_to(partial(int, yarl.URL(url).port or 0)))
         yield stage
 

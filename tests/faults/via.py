@@ -18,8 +18,9 @@ def main(arguments: list[str]) -> None:
         variable, _, port = arguments.pop(0).partition("=")
         os.environ[variable] = str(yarl.URL(os.environ[variable]).with_port(int(port)))
     module, *sys.argv[1:] = arguments
-    if module.endswith(".app"):
-        importlib.import_module(module).serve()
+    serve = getattr(importlib.import_module(module), "serve", None)
+    if serve is not None and serve.__module__ == module:  # It may be loaded already.
+        serve()
     else:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
 
