@@ -10,7 +10,8 @@ from enum import StrEnum
 from hashlib import sha256
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, Final, Generic, Self, TypeVar
+from types import NoneType, UnionType
+from typing import Any, Final, Generic, Self, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import sqlalchemy as sa
 from pydantic import TypeAdapter
@@ -32,6 +33,8 @@ _FIRST = datetime.min.replace(tzinfo=UTC)
 _LAST = datetime.max.replace(tzinfo=UTC)
 _INBOX_KEY_MAX = 255
 """Characters."""
+_TEXT_MAX: Final = 255
+"""Characters of a key, and of a text in a state, where its column follows from its type."""
 PAGE_STATES: Final = 500
 """States that are read at once where all are."""
 
@@ -128,6 +131,32 @@ def due_columns(table: str) -> tuple[sa.Column[Any], sa.Index]:
     return sa.Column(DUE_AT, Utc), index
 
 
+def column_of(kind: type[State], name: str, annotation: Any) -> sa.Column[Any]:
+    """The column of a state's field: of texts of up to 255 characters, words of a `StrEnum`, whole
+    numbers, yes or no, and times; each may be None if the field's type says so.
+
+    Raises TypeError for anything else.
+    """
+    several = get_origin(annotation) in (Union, UnionType)
+    choices = get_args(annotation) if several else (annotation,)
+    types = [choice for choice in choices if choice is not NoneType]
+    found = _type_for(types[0]) if len(types) == 1 and isinstance(types[0], type) else None
+    if found is None:
+        raise TypeError(
+            f"which column {kind.__qualname__}.{name} has does not follow from {annotation}; make "
+            f"its table with `StateTable(...)`, which takes any columns"
+        )
+    return sa.Column(name, found, nullable=NoneType in choices)
+
+
+def _type_for(kind: type) -> Any:
+    """What a value of this type is stored as; None if that does not follow."""
+    if issubclass(kind, StrEnum):
+        return Word(kind)
+    types = {str: sa.String(_TEXT_MAX), bool: Flag(), int: sa.BigInteger(), datetime: Utc()}
+    return types.get(kind)
+
+
 class StateTable(Generic[S]):
     """Keeps one kind of state in a table with a column for each of the state's fields.
 
@@ -154,6 +183,25 @@ class StateTable(Generic[S]):
         if missing := {"version", *self._fields, *due_at} - set(table.columns.keys()):
             raise TypeError(f"table {table.name} lacks columns for {kind.__name__}: {missing}")
         self._rows = Rows(table, (self._key.name, "version", *self._fields, *due_at))
+
+    @classmethod
+    def of(cls, kind: type[S], metadata: sa.MetaData, name: str) -> StateTable[S]:
+        """A table of that name, with what follows from the state: see `column_of` for its fields.
+
+        Raises TypeError for a field whose column does not follow from its type.
+        """
+        hints = get_type_hints(kind)
+        own = (field.name for field in fields(kind) if field.name not in ("key", "sequence"))
+        table = sa.Table(
+            name,
+            metadata,
+            sa.Column("key", sa.String(_TEXT_MAX), primary_key=True),
+            sa.Column("version", sa.Integer, nullable=False),
+            sa.Column("sequence", sa.Integer, nullable=False),
+            *(column_of(kind, field, hints[field]) for field in own),
+            *(due_columns(name) if has_due(kind) else ()),
+        )
+        return cls(kind, table)
 
     def load(
         self, connection: Connection, keys: Iterable[str], *, lock: bool = False
@@ -383,6 +431,17 @@ class Tables(Schema):
         )
         self._inbox_rows = Rows(self.inbox, former_keys=True)
         self._due_audit_rows = None if self.due_audit is None else Rows(self.due_audit)
+
+    @classmethod
+    def of(cls, store: str, **kinds: type[State]) -> Tables:
+        """The tables that follow from kinds of states, each under the name that its table has.
+
+        `store` is the `__file__` of the module: migrations are in a folder beside it. See
+        `StateTable.of`.
+        """
+        metadata = sa.MetaData()
+        states = (StateTable.of(kind, metadata, name) for name, kind in kinds.items())
+        return cls(metadata, *states, migrations=Path(store).with_name("migrations"))
 
     def note_brought_forward(self, writes: WriteSet, entries: Sequence[Mapping[str, Any]]) -> None:
         """Append to the audit record of what was brought forward; see `due_audit`. An entry's `id`
