@@ -7,8 +7,8 @@ from fastapi import APIRouter
 from saga import Running, Service, Settings, serve
 from sqlalchemy.engine import Connection
 
-from taskflow.search.domain import PARTICIPANT
-from taskflow.search.store import TABLES, entries
+from taskflow.search.domain import PARTICIPANT, Entry
+from taskflow.search.store import TABLES
 
 FOUND_MAX = 50
 
@@ -30,10 +30,11 @@ def routes(running: Running) -> APIRouter:
 
 def found(connection: Connection, words: str) -> list[str]:
     """The tasks whose title has all of these words, those first that are not done."""
-    query = sa.select(entries.c.task).order_by(entries.c.done, entries.c.task).limit(FOUND_MAX)
+    entries = TABLES.states[Entry].table.c
+    query = sa.select(entries.key).order_by(entries.done, entries.key).limit(FOUND_MAX)
     for word in words.split():
-        query = query.where(entries.c.title.icontains(word, autoescape=True))
-    return list(connection.scalars(query.where(entries.c.title.is_not(None))))
+        query = query.where(entries.title.icontains(word, autoescape=True))
+    return list(connection.scalars(query.where(entries.title.is_not(None))))
 
 
 if __name__ == "__main__":

@@ -2,23 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from saga import Tables
 
-import sqlalchemy as sa
-from saga import StateTable, Tables, Word
+from taskflow.tasks.domain import Task
 
-from taskflow.tasks.domain import Stage, Task
-
-_metadata = sa.MetaData()
-tasks = sa.Table(
-    "tasks",
-    _metadata,
-    sa.Column("task", sa.String(255), primary_key=True),
-    sa.Column("version", sa.Integer, nullable=False),
-    sa.Column("sequence", sa.Integer, nullable=False),
-    sa.Column("stage", Word(Stage), nullable=False),
-    sa.Column("user", sa.String(255)),
-)
-TABLES = Tables(
-    _metadata, StateTable(Task, tasks), migrations=Path(__file__).with_name("migrations")
-)
+TABLES = Tables.of(__file__, tasks=Task)
