@@ -39,6 +39,8 @@ DUTIES: Final = (
 )
 """What nothing but its own tests can tell of such a participant, a line each."""
 
+_OF_A_LISTENER: Final = tuple(duty for duty in DUTIES if duty.startswith("inbox"))
+
 ANSWERS_MAX: Final = 64
 """How many different answers to one message are tried."""
 
@@ -195,6 +197,12 @@ class _StandIn(Participant):
 
     def _read(self, function: Callable[..., Any]) -> Reaction:
         return self._given[function]
+
+
+def duties_of(participant: Participant) -> tuple[str, ...]:
+    """Those of the `DUTIES` that it has: one that publishes nothing has only to know what it has
+    taken."""
+    return DUTIES if participant.emits else _OF_A_LISTENER
 
 
 def foreign_in(participants: Iterable[Participant]) -> tuple[Foreign, ...]:

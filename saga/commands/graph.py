@@ -97,7 +97,7 @@ def check(
     """
     from saga.commands.console import out
     from saga.discovery import choreography
-    from saga.foreign import DUTIES, PAGE
+    from saga.foreign import PAGE, duties_of
     from saga.graph.check import DRIFT, RULES, drifted
     from saga.graph.check import check as find
 
@@ -106,7 +106,7 @@ def check(
     found = compare(graph, amqp_url, management_url, data_dir) if broker else None
     findings += drifted(graph, found.differences) if found else []
     rules = [*RULES, *([DRIFT] if found else [])]
-    foreign = [participant.name for participant in graph.foreign]
+    foreign = {participant.name: duties_of(participant) for participant in graph.foreign}
     if as_json:
         print_json(
             {
@@ -115,7 +115,7 @@ def check(
                 "broker": found and found.broker,
                 "not_compared": list(found.not_compared) if found else [],
                 "findings": [finding.to_json() for finding in findings],
-                "foreign": {name: list(DUTIES) for name in foreign},
+                "foreign": {name: list(duties) for name, duties in foreign.items()},
             }
         )
     else:
@@ -129,7 +129,7 @@ def check(
         if foreign:
             names = ", ".join(foreign)
             remark(f"in another language: {names}; to be kept there (the engine's {PAGE}):")
-            for duty in DUTIES:
+            for duty in dict.fromkeys(duty for duties in foreign.values() for duty in duties):
                 remark(f"  {duty}")
         if found and found.not_compared:
             remark(f"not compared: {', '.join(found.not_compared)}; name the management API")

@@ -177,7 +177,7 @@ def _broker(flow: Flow, participant: Participant) -> Iterator[Sequence[str]]:
     bound = [event.type for event in participant.consumes]
     bound += [command.type for command in flow.choreography.sent_to(participant)]
     yield "bound to", _codes(f"{type_}.*" for type_ in bound)
-    yield "publishes", _codes(f"{message.type}.*" for message in participant.emits)
+    yield "publishes", _codes(f"{message.type}.*" for message in participant.emits) or "nothing"
     waits = {
         wait for step in _steps(flow, participant) if step.retry for wait in step.retry.waits_ms
     }

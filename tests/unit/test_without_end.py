@@ -16,7 +16,7 @@ from saga.course import course_of
 from saga.declaration import Saga
 from saga.due import Due
 from saga.envelope import Envelope, source_of, wrap
-from saga.foreign import Foreign
+from saga.foreign import Foreign, duties_of
 from saga.graph.canvas import canvas
 from saga.graph.check import check
 from saga.graph.flow import Flow
@@ -282,3 +282,10 @@ def test_a_listener_that_is_declared_in_a_package_by_itself_has_a_page(
     page = canvas(Flow(SAGA.choreography), COUNTER)
 
     assert "| `entry.posted` | `count` | nothing |" in page
+    assert "| publishes | nothing |" in page
+
+
+def test_a_listener_has_to_know_what_it_has_taken_and_nothing_else() -> None:
+    (duty,) = duties_of(COUNTER)
+
+    assert duty.startswith("inbox: ")
