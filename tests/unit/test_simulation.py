@@ -17,6 +17,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 from typer.testing import CliRunner
 
@@ -24,11 +25,12 @@ from saga.cli import app
 from saga.commands.simulating import Summary, show, summary_as_json
 from saga.runtime.kernel.kept import Kept
 from saga.runtime.kernel.kernel import Kernel
+from saga.runtime.kernel.leases import Lease
 from saga.runtime.kernel.outbox import Outbox
 from saga.runtime.kernel.outgoing import Outgoing
 from saga.runtime.kernel.rows import WriteSet, writing
 from saga.runtime.kernel.step import Decision, Firing
-from saga.runtime.kernel.tables import DUE_AT
+from saga.runtime.kernel.tables import DUE_AT, Tables, VersionConflict, utc_now
 from saga.runtime.kernel.timer import DueState, Timekeeper
 from saga.runtime.kernel.work import Done, Duplicate
 from saga.runtime.messaging import frames
@@ -39,6 +41,7 @@ from saga.runtime.messaging.publisher import BrokerPublisher
 from saga.runtime.messaging.wire import ChannelLost
 from saga.simulation import PartsUnderTest, Run, Simulation, run_seeds
 from saga.simulation import network as network_module
+from saga.simulation.database import SimulatedDatabase
 from saga.simulation.loop import SimulatedProcess
 from saga.simulation.network import Network
 
@@ -481,3 +484,21 @@ async def test_no_channel_is_opened_on_a_connection_that_is_lost() -> None:
 
     with pytest.raises(ChannelLost):
         await asyncio.wait_for(connection.open_channel(), 1)
+
+
+def test_a_lease_has_no_versions_so_it_meets_no_other_replicas() -> None:
+    named = ("database_away", "conflict", "data_refused", "commit_unknown")
+    weather = SimpleNamespace(
+        rates=SimpleNamespace(**{name: name for name in named}),
+        happens=lambda rate: rate == "conflict",
+    )
+    store = SimpleNamespace(run=lambda work: "done")
+    trace = SimpleNamespace(note=lambda *_: None)
+    parts: list[Any] = [store, "replica", None, weather, trace]
+    database: Any = SimulatedDatabase(*parts, shared=True)
+    tables = Tables(sa.MetaData())
+    lease = Lease(tables, "replica", shared=True, seconds=10.0, clock=utc_now)
+
+    assert database._commit(partial(lease.take_over, lapsed=True)) == "done"
+    with pytest.raises(VersionConflict):
+        database._commit(partial(print))
