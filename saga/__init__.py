@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from saga.runtime.service import main as serve
     from saga.runtime.settings import Settings
     from saga.runtime.settings import load as settings_of
+    from saga.sandbox import Bookkeeper, DeskBookkeeper, FileBookkeeper, KeyedBooks
     from saga.view import Broken, Events, Invariant, States, View
 
 _HOMES: Final = {
@@ -63,6 +64,7 @@ _HOMES: Final = {
     ),
     "saga.runtime.service": ("Running", "Service", "TakingPart", "serve=main", "taking_part"),
     "saga.runtime.settings": ("Settings", "settings_of=load"),
+    "saga.sandbox": ("DeskBookkeeper", "FileBookkeeper", "Bookkeeper", "KeyedBooks"),
     "saga.view": ("Broken", "Events", "Invariant", "States", "View"),
 }
 """Where each public name is; `public=private` where it is called otherwise there."""
@@ -77,21 +79,25 @@ __all__ = [
     "ARCHIVE",
     "Answer",
     "Ask",
+    "Bookkeeper",
     "Broken",
     "ChoreographyError",
     "Command",
     "Decided",
     "Desk",
+    "DeskBookkeeper",
     "Due",
     "Event",
     "EventTypes",
     "Events",
+    "FileBookkeeper",
     "Flag",
     "Foreign",
     "Given",
     "Intent",
     "Invariant",
     "Json",
+    "KeyedBooks",
     "Memory",
     "Message",
     "Moment",
