@@ -11,12 +11,12 @@ import random
 import shutil
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from typing import Final
 
 from saga import (
     ARCHIVE,
     Broken,
+    DeskBookkeeper,
     Foreign,
     Given,
     Intent,
@@ -50,13 +50,11 @@ from taskflow.mail.domain import Notice, Welcome
 from taskflow.outside import (
     BankBooks,
     Choice,
-    DeskKeeper,
     PostBooks,
     Remembered,
     asks_bank,
     asks_post,
     decides,
-    read,
 )
 from taskflow.preferences.domain import PARTICIPANT as PREFERENCES
 from taskflow.preferences.domain import Preferences
@@ -72,8 +70,8 @@ BANK: Final = Outside(
     asked_by=BILLING.name,
     blank=BankBooks(),
     decisions=(Choice.YES, Choice.NO),
-    ask=lambda desk: asks_bank(DeskKeeper(desk)),
-    read=partial(read, BankBooks),
+    ask=lambda desk: asks_bank(DeskBookkeeper(desk)),
+    read=BankBooks.read,
     setting="BANK_URL",
     file="bank.db",
     memory=Remembered,
@@ -83,8 +81,8 @@ POST: Final = Outside(
     asked_by=MAIL.name,
     blank=PostBooks(),
     decisions=(Choice.YES,),
-    ask=lambda desk: asks_post(DeskKeeper(desk)),
-    read=partial(read, PostBooks),
+    ask=lambda desk: asks_post(DeskBookkeeper(desk)),
+    read=PostBooks.read,
     setting="POST_URL",
     file="post.db",
     memory=Remembered,
@@ -128,7 +126,7 @@ def charged_wrongly(tasks: States[Task], bills: States[Bill], bank: BankBooks) -
     """A task that stands is paid for, and one that was withdrawn is not."""
     for key, task in tasks.items():
         line = bank.find(key)
-        paid = line is not None and line.done and not line.undone
+        paid = line is not None and line.stands
         stands = task.stage is not Stage.WITHDRAWN
         if paid is not stands or (bills.of(key).phase is Phase.TAKEN) is not stands:
             said = "paid" if paid else "not paid"
@@ -150,7 +148,7 @@ def told_wrongly(tasks: States[Task], notices: States[Notice], post: PostBooks) 
     """Users have heard of each task that stands, and of no withdrawn one without a correction."""
     for key, task in tasks.items():
         line = post.find(key)
-        told = line is not None and line.done and not line.undone
+        told = line is not None and line.stands
         if told is not (task.stage is not Stage.WITHDRAWN):
             yield key, f"it is {task.stage}, the mail {notices.of(key).phase}, and told: {told}"
 

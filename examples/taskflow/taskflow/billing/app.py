@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from saga import Service, Settings, serve
+from saga import FileBookkeeper, Service, Settings, serve
 
 from taskflow.billing.domain import PARTICIPANT
 from taskflow.billing.store import TABLES
-from taskflow.outside import FileKeeper, asks_bank, decides
+from taskflow.outside import BankBooks, asks_bank, decides
 
 
 class BillingSettings(Settings):
@@ -18,7 +18,7 @@ class BillingSettings(Settings):
 
 def build(settings: BillingSettings) -> Service:
     url = settings.bank_url or f"sqlite:///{settings.data_dir.absolute() / 'bank.db'}"
-    return Service(PARTICIPANT, TABLES, ask=asks_bank(FileKeeper(url, decides)))
+    return Service(PARTICIPANT, TABLES, ask=asks_bank(FileBookkeeper(url, BankBooks, decides)))
 
 
 if __name__ == "__main__":

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from saga import Service, Settings, serve
+from saga import FileBookkeeper, Service, Settings, serve
 
 from taskflow.mail.domain import PARTICIPANT
 from taskflow.mail.store import TABLES
-from taskflow.outside import FileKeeper, asks_post
+from taskflow.outside import PostBooks, asks_post
 
 
 class MailSettings(Settings):
@@ -18,7 +18,7 @@ class MailSettings(Settings):
 
 def build(settings: MailSettings) -> Service:
     url = settings.post_url or f"sqlite:///{settings.data_dir.absolute() / 'post.db'}"
-    return Service(PARTICIPANT, TABLES, ask=asks_post(FileKeeper(url)))
+    return Service(PARTICIPANT, TABLES, ask=asks_post(FileBookkeeper(url, PostBooks)))
 
 
 if __name__ == "__main__":
