@@ -11,7 +11,8 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from saga.choreography import Participant
-from saga.envelope import Decoder, Envelope, derived_id, rfc3339
+from saga.envelope import Decoder, Envelope, derived_id, rfc3339, source_of
+from saga.message import Answer
 from saga.runtime.kernel.fold import Fold
 from saga.runtime.kernel.step import Firing, cause_among_commands, due_source_of
 from saga.runtime.kernel.tables import Tables, due_at_of
@@ -63,11 +64,15 @@ def _early(participant: Participant, events: Sequence[Envelope[Any]]) -> Iterato
 def _late(
     participant: Participant, events: Sequence[Envelope[Any]], calm_at: datetime
 ) -> Iterator[Violation]:
-    """Events about a state long after something was due about it, which had to come before."""
+    """Events about a state long after something was due about it, which had to come before.
+
+    Where a question ends what is due, no event tells when: so of what came of an answer, nothing is
+    said.
+    """
     fold = Fold(participant)
     for event in sorted(events, key=lambda event: event.sequence or 0):
         firing = Firing.of(fold.own(event.type, event.subject))
-        if firing is not None:
+        if firing is not None and not _came_of_an_answer(participant, event):
             late_seconds = (event.time - max(firing.due.at, calm_at)).total_seconds()
             if late_seconds > LATE_MAX_SECONDS:
                 yield Violation(
@@ -77,6 +82,19 @@ def _late(
                     f"due, or after the storm",
                 )
         fold.take(event)
+
+
+def _came_of_an_answer(participant: Participant, event: Envelope[Any]) -> bool:
+    """Whether the outside's answer to a question led to it, as its id tells."""
+    cause = event.causationid or ""
+    senders = {sender for command in participant.intake for sender in command.senders}
+    causes = [cause, *(cause_among_commands(cause, source_of(sender)) for sender in senders)]
+    steps = [
+        f"{participant.name}.{reaction.name}.{event.type}"
+        for reaction in participant.reactions
+        if issubclass(reaction.consumes, Answer)
+    ]
+    return any(derived_id(each, step) == event.id for each in causes for step in steps)
 
 
 def _in_vain(
