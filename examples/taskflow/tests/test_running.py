@@ -22,7 +22,8 @@ from saga.local.supervision import Supervision
 from taskflow.search.app import found
 
 ROOT = Path(__file__).parents[1]
-PATIENCE_SECONDS = 60.0
+PATIENCE_SECONDS = 240.0
+"""A system starts within some seconds; on a busy machine, within some minutes."""
 
 
 def saga(*arguments: str, folder: Path, declared: str = "taskflow:SAGA") -> str:
