@@ -291,7 +291,7 @@ class Flow:
                 if self._named(taken) not in self.choreography.commands:
                     paths[step] = Path.FAILURE if results == {Path.FAILURE} else Path.HAPPY
                     paths[self._named(taken)] = paths[step]
-                elif results == {Path.COMPENSATION}:
+                elif results - {None} == {Path.COMPENSATION}:  # Questions go with their step.
                     paths[step] = paths[self._named(taken)] = Path.COMPENSATION
         # Questions lead to answers, and answers to further questions; so do commands.
         passed_on: list[Node] = [*self.intents, *self.choreography.commands]

@@ -23,7 +23,7 @@ from saga.graph.joins import joins_of
 from saga.graph.listing import listing
 from saga.graph.mermaid import mermaid
 from saga.graph.svg import svg
-from saga.message import Event, Role
+from saga.message import Answer, Command, Event, Intent, Role
 from saga.retry import Retry
 from tests import errands
 
@@ -278,6 +278,34 @@ def test_a_command_is_drawn_with_its_receiver_and_on_the_path_of_its_sender() ->
         for tail, head in ERRANDS.edges
         if errands.StartRide in (tail, head)
     } == {("desk.ask", "ride.start"), ("ride.start", "rider.ride")}
+
+
+class TakeBack(Command):
+    """Have nothing in the end."""
+
+    type: ClassVar[str] = "parcel.take_back"
+    intake: ClassVar[bool] = True
+
+
+class HaveItBack(Intent):
+    """Ask a shop to take it back."""
+
+    answer: ClassVar[type[Answer]] = Answer
+
+
+def take_back(command: TakeBack, letter: Letter) -> ParcelLost | HaveItBack | None: ...
+
+
+def cancel_letter(event: LetterSent, letter: Letter) -> TakeBack | None: ...
+
+
+def test_a_command_is_a_compensation_also_where_its_receiver_has_to_ask_first() -> None:
+    flow = Flow(
+        Choreography([Participant("post", cancel_letter), Participant("parcels", take_back)])
+    )
+
+    assert flow.path(TakeBack) is Path.COMPENSATION
+    assert flow.path(HaveItBack) is Path.COMPENSATION
 
 
 def test_a_join_is_what_any_of_its_legs_completes_or_waits_for_with_a_private_fact() -> None:
