@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final, Protocol
 from uuid import UUID
 
-from saga import Ask, Desk, Intent, OutsideError, Phase, State
+from saga import Ask, Desk, Intent, OutsideError, Phase, State, TransientError
 
 from orchestrated.language import DeclineReason
 from orchestrated.payment.domain import (
@@ -181,11 +181,14 @@ class FileProvider:
         )
 
     def _change(self, key: str, change: Callable[[Ledger], Ledger]) -> Line:
-        """Change the line under a key; the line as it is then."""
-        with closing(sqlite3.connect(self._path, timeout=10)) as connection, connection:
-            connection.execute("BEGIN IMMEDIATE")
-            line = change(_ledger(connection, "WHERE key = ?", key)).all[0]
-            connection.execute("REPLACE INTO ledger VALUES (?, ?, ?, ?, ?, ?)", astuple(line))
+        """Change the line under a key; the line as it is then. Raises `TransientError`."""
+        try:
+            with closing(sqlite3.connect(self._path, timeout=10)) as connection, connection:
+                connection.execute("BEGIN IMMEDIATE")
+                line = change(_ledger(connection, "WHERE key = ?", key)).all[0]
+                connection.execute("REPLACE INTO ledger VALUES (?, ?, ?, ?, ?, ?)", astuple(line))
+        except sqlite3.Error as error:
+            raise TransientError(f"the sandbox's ledger {self._path} is away: {error}") from error
         return line
 
 
@@ -194,8 +197,11 @@ def read(url: str) -> Ledger:
     path = _path(url)
     if not path.is_file():
         raise OutsideError(f"there is no ledger at {path}; start the service first")
-    with closing(sqlite3.connect(path, timeout=10)) as connection:
-        return _ledger(connection, "ORDER BY key")
+    try:
+        with closing(sqlite3.connect(path, timeout=10)) as connection:
+            return _ledger(connection, "ORDER BY key")
+    except sqlite3.Error as error:
+        raise OutsideError(f"the ledger at {path} cannot be read: {error}") from error
 
 
 def _ledger(connection: sqlite3.Connection, which: str, *arguments: str) -> Ledger:

@@ -18,28 +18,9 @@ reservations = sa.Table(
     sa.Column("status", Word(ReservationStatus), nullable=False),
     sa.Column("lines", Json(tuple[HeldLine, ...]), nullable=False),
 )
-stock = sa.Table(
-    "stock",
-    _metadata,
-    sa.Column("sku", sa.String(64), primary_key=True),
-    sa.Column("version", sa.Integer, nullable=False),
-    sa.Column("sequence", sa.Integer, nullable=False),
-    sa.Column("unit_price_cents", sa.BigInteger),
-    sa.Column("currency", sa.String(3), nullable=False),
-    sa.Column("free", sa.BigInteger, sa.CheckConstraint("free >= 0"), nullable=False),
-    sa.Column("held", sa.BigInteger, sa.CheckConstraint("held >= 0"), nullable=False),
-)
-deliveries = sa.Table(
-    "deliveries",
-    _metadata,
-    sa.Column("delivery", sa.String(101), primary_key=True),
-    sa.Column("version", sa.Integer, nullable=False),
-    sa.Column("sequence", sa.Integer, nullable=False),
-    sa.Column("quantity", sa.BigInteger),
-)
 TABLES = Tables(
     _metadata,
     StateTable(Reservation, reservations),
-    StateTable(StockItem, stock),
-    StateTable(Delivery, deliveries),
+    StateTable.of(StockItem, _metadata, "stock"),
+    StateTable.of(Delivery, _metadata, "deliveries"),
 )
