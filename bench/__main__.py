@@ -56,8 +56,8 @@ FIGURES: Final[Sequence[tuple[str, str, Callable[[Measured], float], int]]] = (
     ("services, CPU ms per order", "saturated", lambda m: m.services_cpu_ms, 2),
     ("broker, CPU ms per order", "saturated", lambda m: m.broker_cpu_ms, 2),
     ("most MB of a service", "saturated", lambda m: m.peak_mb, 0),
-    ("p50 ms at the half rate", "half", lambda m: m.p50_ms, 0),
-    ("p99 ms at the half rate", "half", lambda m: m.p99_ms, 0),
+    ("p50 ms at the steady rate", "half", lambda m: m.p50_ms, 0),
+    ("p99 ms at the steady rate", "half", lambda m: m.p99_ms, 0),
     ("p50 ms of a lone order", "lone", lambda m: m.p50_ms, 0),
     ("p99 ms of a lone order", "lone", lambda m: m.p99_ms, 0),
 )
@@ -281,7 +281,7 @@ def in_two_styles(
     if as_json:
         document = {
             **_origin(None, rounds, orders),
-            "half_rate": found.half_rate,
+            "steady_rate": found.steady_rate,
             "load": found.load.to_json(),
             "counts": [asdict(one) for one in found.counts],
             "outages": [asdict(one) for one in found.outages],
@@ -386,7 +386,7 @@ def _print_styles(found: Styles) -> None:
         ratio = load.ratio(ORCHESTRATION, CHOREOGRAPHY, figure, kind)
         table.add_row(name, *(_figure(each, digits) for each in spreads), _figure(ratio, 2))
     console.print(table)
-    console.print(f"the half rate is {found.half_rate:.0f} orders a second, half of what both keep")
+    console.print(f"the steady rate is {found.steady_rate:.0f} orders a second")
     table = Table("per order", "style", "messages", "deliveries", "bytes", "which")
     for one in sorted(found.counts, key=lambda one: one.kind):
         table.add_row(

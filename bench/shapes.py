@@ -32,7 +32,7 @@ STEPS: Final = Path(__file__).with_name("steps")
 """A credit check between stock and payment, as a diff for each style."""
 STEP: Final = "credit"
 COPIED: Final = (
-    *("saga", "common", "order_saga", "examples", "pyproject.toml"),
+    *("saga", "common", "order_saga", "examples/orchestrated", "pyproject.toml"),
     *("order_service", "inventory_service", "payment_service", "notification_service"),
 )
 KIB: Final = 1_024
@@ -135,7 +135,7 @@ class Explored:
     steps: int
     seconds: float
     peak_mb: float
-    """Of the process that explored it."""
+    """Of the process that explored it; no less than this one had when it started that."""
 
 
 def explored(style: Variant) -> Iterator[Explored]:

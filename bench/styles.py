@@ -50,6 +50,8 @@ QUIET_SECONDS: Final = 4.0
 """After so long without a message, no more come: longer than a slow bank takes."""
 PATIENCE_SECONDS: Final = 60.0
 LATENCY_SECONDS: Final = 5.0
+STEADY_SHARE: Final = 1 / 3
+"""Of the rate that both keep: there latencies are taken, as on a machine that has room."""
 LONE_ORDERS, LONE_PER_SECOND = 40, 5.0
 ENDS: Final = ("order.confirmed", "order.cancelled")
 PRICE_CENTS: Final = 1_250
@@ -321,7 +323,7 @@ class Styles:
     load: Comparison
     counts: Sequence[Counts]
     outages: Sequence[Outage]
-    half_rate: float
+    steady_rate: float
     """Orders a second, placed at both, at which latencies were taken."""
 
 
@@ -329,29 +331,23 @@ async def measure(
     node: RabbitNode, folder: Path, *, rounds: int, orders: int, report: Report
 ) -> Styles:
     """Both styles in turn, there and back in every round."""
-    found, outages, half = Comparison(), [], 0.0
+    found, outages, rate = Comparison(), [], 0.0
     async with all_started(STYLES, node, folder, report) as benches:
         report("counting what is published")
         counts = [one for style in STYLES for one in await counted(style, benches[style.name])]
         for number in range(1, rounds + 1):
             report(f"round {number} of {rounds}: all orders at once")
             await _turn(benches, orders, 0.0, found.saturated)
-            half = (
-                half
-                or min(
-                    measured.orders_per_second
-                    for runs in found.saturated.values()
-                    for measured in runs
-                )
-                / 2
+            rate = rate or STEADY_SHARE * min(
+                measured.orders_per_second for runs in found.saturated.values() for measured in runs
             )
-            report(f"round {number} of {rounds}: {half:.0f} orders a second")
-            await _turn(benches, max(int(half * LATENCY_SECONDS), 1), half, found.half)
+            report(f"round {number} of {rounds}: {rate:.0f} orders a second")
+            await _turn(benches, max(int(rate * LATENCY_SECONDS), 1), rate, found.half)
             report(f"round {number} of {rounds}: one order at a time")
             await _turn(benches, LONE_ORDERS, LONE_PER_SECOND, found.lone)
             report(f"round {number} of {rounds}: without the service that takes orders")
             outages += [await outage(style, benches[style.name]) for style in STYLES]
-    return Styles(found, counts, outages, half)
+    return Styles(found, counts, outages, rate)
 
 
 async def _turn(
