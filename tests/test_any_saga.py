@@ -1,0 +1,314 @@
+"""The same list of commands on every saga there is, without a line of code for any of them.
+
+The projects below `examples/` are used as their users use them: from a copy of their folder, with
+the engine that is installed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.polling import wait_until
+
+ROOT = Path(__file__).parents[1]
+SETTLED_SECONDS = 240.0
+"""By then nothing is under way any more, whatever was waited for on the way."""
+NOT_COPIED = (".venv*", "data", "__pycache__", ".*_cache", "node_modules")
+
+
+@dataclass(frozen=True)
+class Project:
+    """A saga, and where its commands are typed."""
+
+    name: str
+    folder: Path
+    count: str = "--sagas"
+    """The option that says how many of them a load begins."""
+    mix: tuple[str, ...] = ()
+    """Options without which its load would do something that no other saga's does."""
+    packages: tuple[str, ...] = ()
+    """Of this repository, what a project of it has to consist of; `folder` by itself if nothing."""
+    copied: bool = True
+    """Whether it works from a copy, too."""
+
+
+ORDERS = Project("orders", ROOT, "--orders", ("--malformed", "0"), copied=False)
+MOVING = Project("moving", ROOT, packages=("tests/moving",))
+EXAMPLES = [
+    Project(file.parent.name, file.parent)
+    for file in sorted((ROOT / "examples").glob("*/pyproject.toml"))
+]
+PROJECTS = [ORDERS, MOVING, *EXAMPLES]
+AT_ONCE = "trips"
+"""What the short runs take the whole list to; of the others there are tests of their own."""
+
+
+class Place:
+    """A project's folder, in which commands are typed, and its system's data folder."""
+
+    def __init__(self, project: Project, folder: Path, data: Path) -> None:
+        self.project = project
+        self.folder = folder
+        self.data = data
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {k: v for k, v in os.environ.items() if k not in ("AMQP_URL", "SAGA", "DATA_DIR")}
+
+    def command(self, *arguments: str) -> list[str]:
+        return [sys.executable, "-m", "saga.cli", *arguments]
+
+    def saga(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self.command(*arguments),
+            cwd=self.folder,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    def on_system(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return self.saga(*arguments, "--data-dir", str(self.data))
+
+    def say(self, *arguments: str, of_system: bool = True) -> str:
+        """What a command prints that has to succeed."""
+        done = (self.on_system if of_system else self.saga)(*arguments)
+        assert done.returncode == 0, f"{' '.join(arguments)}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    def load(self, command: str, many: int, seed: int) -> dict[str, Any]:
+        """Publish sagas, or see them through."""
+        arguments = [self.project.count, str(many), "--seed", str(seed), "--json"]
+        found: dict[str, Any] = json.loads(self.say(command, *self.project.mix, *arguments))
+        return found
+
+    def described(self, expression: str) -> Any:
+        """What an expression says of the project's saga, which is loaded where it is at home."""
+        program = f"import json; from saga.discovery import saga; print(json.dumps({expression}))"
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            cwd=self.folder,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return json.loads(done.stdout)
+
+    def settled(self) -> bool:
+        """Whether nobody owes anything, and the books are right."""
+        return (
+            self.on_system("stuck").returncode == 0
+            and self.on_system("reconcile", "--grace", "0").returncode == 0
+        )
+
+    def dead(self) -> int:
+        """How many letters are dead; they are collected for it."""
+        return int(json.loads(self.on_system("dlq", "list", "--json").stdout)["letters"])
+
+
+def typed_in(project: Project, tmp: Path) -> Place:
+    if not project.copied:
+        return Place(project, project.folder, tmp / "data")
+    ignored = shutil.ignore_patterns(*NOT_COPIED)
+    copy = tmp / project.name
+    for part in project.packages or (".",):
+        shutil.copytree(project.folder / part, copy / part, ignore=ignored)
+    for package in project.packages:
+        module = package.replace("/", ".")
+        (copy / "pyproject.toml").write_text(f'[tool.saga]\nsaga = "{module}:SAGA"\n')
+    return Place(project, copy, tmp / "data")
+
+
+@pytest.fixture(scope="module", params=PROJECTS, ids=lambda project: project.name)
+def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Place:
+    return typed_in(request.param, tmp_path_factory.mktemp(request.param.name))
+
+
+@contextmanager
+def up(place: Place) -> Iterator[None]:
+    with subprocess.Popen(
+        place.command("up", "--data-dir", str(place.data)),
+        cwd=place.folder,
+        env=place.environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as running:
+        try:
+            wait_until(lambda: place.on_system("status").returncode == 0, seconds=SETTLED_SECONDS)
+            yield
+        finally:
+            running.send_signal(signal.SIGINT)
+            running.communicate(timeout=SETTLED_SECONDS)
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(project, marks=() if project.name == AT_ONCE else pytest.mark.long)
+        for project in PROJECTS
+    ],
+    ids=lambda project: project.name,
+)
+def system(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Place]:
+    """A system that runs, in which a load has ended as predicted."""
+    place = typed_in(request.param, tmp_path_factory.mktemp(f"{request.param.name}-system"))
+    with up(place):
+        place.load("demo", 20, 1)
+        yield place
+
+
+def pids(place: Place, package: str) -> list[int]:
+    """Of the system's processes that run a service of this package."""
+    found: list[int] = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (folder / "cmdline").read_bytes().split(b"\0")
+            environment = (folder / "environ").read_bytes()
+        except OSError:
+            continue  # It has ended, or is another user's.
+        if f"{package}.app".encode() in command and bytes(place.data) in environment:
+            found.append(int(folder.name))
+    return found
+
+
+@contextmanager
+def locked(files: Sequence[Path]) -> Iterator[None]:
+    """SQLite files that nobody else can write: sandboxes that are away."""
+    connections = [sqlite3.connect(file, isolation_level=None) for file in files]
+    try:
+        for connection in connections:
+            connection.execute("BEGIN IMMEDIATE")
+        yield
+    finally:
+        for connection in connections:
+            connection.close()
+
+
+def test_every_example_is_known() -> None:
+    assert {project.name for project in EXAMPLES} == {"orchestrated", "taskflow", "trips"}
+
+
+def test_everything_that_follows_is_generated_and_nothing_is_stale(place: Place) -> None:
+    if place.project.copied:
+        before = {file: file.read_bytes() for file in place.folder.rglob("*") if file.is_file()}
+        place.say("generate", of_system=False)
+        changed = [str(file) for file, text in before.items() if file.read_bytes() != text]
+        assert not changed, "stale; run `saga generate` in the example's folder"
+    place.say("generate", "--check", of_system=False)
+
+
+def test_nothing_is_wrong_with_its_signatures(place: Place) -> None:
+    place.say("check", of_system=False)
+
+
+@pytest.mark.long
+def test_nothing_that_can_happen_ends_wrong(place: Place) -> None:
+    place.say("verify", of_system=False)
+
+
+@pytest.mark.parametrize("seeds", [5, pytest.param(200, marks=pytest.mark.long)])
+def test_nothing_goes_wrong_in_a_simulation(place: Place, seeds: int) -> None:
+    place.say("verify", "--simulate", "--seeds", str(seeds), of_system=False)
+
+
+def test_a_providers_outage_is_healed_by_a_replay(system: Place) -> None:
+    if system.project is ORDERS:
+        pytest.skip("its load writes customers into the provider's books, and has its own outage")
+    outsides = system.described("[each.file for each in saga().outside if each.file]")
+    files = [system.data / file for file in outsides]
+    assert files, "no outside of it keeps its books in a file"
+    with locked(files):
+        system.load("publish", 10, 2)
+        wait_until(lambda: system.dead() > 0, seconds=SETTLED_SECONDS)
+    with closing(sqlite3.connect(system.data / "dead_letters.db")) as connection:
+        ((subject,), *_) = connection.execute("SELECT subject FROM letters").fetchall()
+    now = datetime.now(UTC).isoformat()
+
+    assert "dead" in system.say("trace", subject)
+    shown = json.loads(system.say("show", subject, "--at", now, "--json"))
+    assert shown, "the saga as it is now"
+
+    def healed() -> bool:
+        if system.dead():
+            system.on_system("dlq", "replay", "--reason", "the provider is there again")
+        return not system.dead() and system.settled()
+
+    wait_until(healed, seconds=SETTLED_SECONDS)
+    system.say("history", "verify")
+
+
+def test_a_service_killed_under_load_loses_and_doubles_nothing(system: Place) -> None:
+    packages = system.described(
+        "[p.package for p in saga().choreography.in_python if p.name in "
+        "{each.asked_by for each in saga().outside}]"
+    )
+    ended = threading.Event()
+
+    def kill() -> None:
+        killed: set[int] = set()
+        for _ in range(3):
+            for package in packages:
+                for pid in set(pids(system, package)) - killed:
+                    os.kill(pid, signal.SIGKILL)
+                    killed.add(pid)
+            if ended.wait(2.0):
+                break
+        assert len(killed) >= len(packages)
+
+    killing = threading.Thread(target=kill)
+    killing.start()
+    try:
+        system.load("demo", 40, 3)
+    finally:
+        ended.set()
+        killing.join()
+
+
+def test_whoever_asks_is_rebuilt_from_what_was_kept(system: Place, tmp_path: Path) -> None:
+    wait_until(system.settled, seconds=SETTLED_SECONDS)
+    (asker, *_) = system.described("[each.asked_by for each in saga().outside]")
+    tables = partial(_counts, system.data / f"{asker}.db")
+    before = tables()
+
+    copy = tmp_path / "rebuilt.db"
+    system.say("history", "rebuild", asker, "--into", f"sqlite:///{copy}")
+
+    states = system.described(
+        f"[str(t.table.name) for t in __import__('saga.discovery').discovery"
+        f".tables_of('{asker}').states.values()]"
+    )
+    after = _counts(copy)
+    assert states
+    assert {name: after[name] for name in states} == {name: before[name] for name in states}
+
+
+def _counts(file: Path) -> dict[str, int]:
+    with closing(sqlite3.connect(file)) as connection:
+        names = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+        return {
+            name: connection.execute(f'SELECT count(*) FROM "{name}"').fetchone()[0]  # noqa: S608
+            for (name,) in names
+        }
