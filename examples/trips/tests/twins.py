@@ -48,6 +48,14 @@ class Twin:
     scenario: Scenario
 
 
+Recorded = (
+    HotelBooked
+    | HotelRefused
+    | HotelCancelled
+    | tuple[HotelBooked | HotelRefused, CancelRoom]
+    | CancelRoom
+    | None
+)
 TWINS: Final[dict[str, Twin]] = {}
 Make = Callable[[], Participant]
 
@@ -162,16 +170,7 @@ def a_question_on_its_way_is_taken_for_unasked() -> Participant:
 def what_is_booked_after_all_is_not_cancelled() -> Participant:
     """It was asked for when the trip was cancelled, and the answer is only noted."""
 
-    def record_booking(
-        answer: RoomAnswered, state: Room
-    ) -> (
-        HotelBooked
-        | HotelRefused
-        | HotelCancelled
-        | tuple[HotelBooked | HotelRefused, CancelRoom]
-        | CancelRoom
-        | None
-    ):
+    def record_booking(answer: RoomAnswered, state: Room) -> Recorded:
         if state.phase is Phase.ASKING:
             return hotel.record_booking(answer, state)
         return HotelCancelled(trip=answer.trip) if state.phase is Phase.SETTLING else None
@@ -241,16 +240,7 @@ def the_hold_lapses_after_the_booking_was_confirmed() -> Participant:
 def a_dearer_room_is_paid() -> Participant:
     """It does not compare the hotel's price with the one that was agreed to."""
 
-    def record_booking(
-        answer: RoomAnswered, state: Room
-    ) -> (
-        HotelBooked
-        | HotelRefused
-        | HotelCancelled
-        | tuple[HotelBooked | HotelRefused, CancelRoom]
-        | CancelRoom
-        | None
-    ):
+    def record_booking(answer: RoomAnswered, state: Room) -> Recorded:
         return hotel.record_booking(answer.model_copy(update={"cents": 0}), state)
 
     return _swapped(hotel.PARTICIPANT, record_booking)
@@ -260,16 +250,7 @@ def a_dearer_room_is_paid() -> Participant:
 def a_dearer_room_is_refused_and_kept() -> Participant:
     """It takes the hotel's other price for a refusal by the hotel."""
 
-    def record_booking(
-        answer: RoomAnswered, state: Room
-    ) -> (
-        HotelBooked
-        | HotelRefused
-        | HotelCancelled
-        | tuple[HotelBooked | HotelRefused, CancelRoom]
-        | CancelRoom
-        | None
-    ):
+    def record_booking(answer: RoomAnswered, state: Room) -> Recorded:
         if state.phase is Phase.ASKING and state.asking and answer.cents > state.asking.cents:
             return HotelRefused(trip=answer.trip, dearer=False)
         return hotel.record_booking(answer, state)
