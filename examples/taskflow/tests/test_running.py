@@ -91,6 +91,12 @@ def happened(folder: Path) -> Counter[str]:
     return Counter({"task.created": created, "task.withdrawn": withdrawn, "user.registered": users})
 
 
+def pid_of_analytics(folder: Path) -> int | None:
+    """Its process, once somebody watches over it."""
+    supervised = Supervision.load(folder)
+    return supervised.services["analytics"].pid if supervised else None
+
+
 def scalars(file: Path, columns: str, table: str) -> tuple[int, ...]:
     with closing(sqlite3.connect(file)) as connection:
         row: tuple[int, ...] = connection.execute(f"SELECT {columns} FROM {table}").fetchone()
@@ -115,9 +121,8 @@ def test_a_subscriber_is_added_later_without_a_change_elsewhere_and_may_be_down(
     wait_until(lambda: counted(folder) == happened(folder))
     assert counted(folder)["task.created"] == 20
 
-    supervised = Supervision.load(folder)
-    assert supervised is not None
-    pid = supervised.services["analytics"].pid
+    wait_until(lambda: pid_of_analytics(folder) is not None)
+    pid = pid_of_analytics(folder)
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
     saga("publish", "--sagas", "20", folder=folder)
