@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from collections.abc import Callable
 from importlib import import_module
 from typing import Any, Final
 from uuid import uuid4
@@ -19,9 +20,9 @@ from uuid import uuid4
 from common.events import DeclineReason
 from payment_service.app import PaymentSettings, build_with
 from payment_service.ledger import Decline, Receipt
-from saga.runtime.service import main
+from saga.runtime.service import Service, main
 
-DECLINED, SLOW = "declined", "slow"
+DECLINED, SLOW = "card_declined", "slow"
 """What a customer's name says of them."""
 SLOW_SECONDS: Final = 2.5
 GATEWAY_SECONDS: Final = float(os.environ.get("BENCH_GATEWAY_MS", "0")) / 1_000
@@ -46,23 +47,28 @@ class Timed:
         """Nothing is open."""
 
 
-class TimedProvider:
-    """The same for the example: a `Provider`, which answers why it took no money."""
+class TimedBookkeeper:
+    """The same for the example, by whose rules it decides: a `Bookkeeper`."""
 
-    async def charge(self, key: str, customer: str, currency: str, amount_cents: int) -> Any:
-        answer = await Timed().charge(
-            key, customer=customer, currency=currency, amount_cents=amount_cents
-        )
-        reasons = import_module("orchestrated.language").DeclineReason
-        return reasons(answer.reason) if isinstance(answer, Decline) else None
+    def __init__(self) -> None:
+        self._slow: dict[str, Any] = {}
+        """What is given back in the end."""
 
-    async def refund(self, key: str, currency: str, amount_cents: int) -> None:
-        """Takes note of nothing."""
+    async def ask(self, key: str, rule: Callable[[Any, Any], Any]) -> Any:
+        line, answer = rule(self._slow.get(key), None)
+        if slow := SLOW in line.customer:
+            self._slow[key] = line
+        if seconds := GATEWAY_SECONDS + SLOW_SECONDS * slow:
+            await asyncio.sleep(seconds)
+        return answer
 
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:
         example = import_module(f"{sys.argv[1]}.payment.app")
-        main(lambda _: example.build_with(TimedProvider()), example.PaymentSettings)
+        ask = import_module(f"{sys.argv[1]}.provider").asks(TimedBookkeeper())
+        main(
+            lambda _: Service(example.PARTICIPANT, example.TABLES, ask=ask), example.PaymentSettings
+        )
     else:
         main(lambda _: build_with(Timed()), PaymentSettings)

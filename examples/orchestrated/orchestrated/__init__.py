@@ -12,6 +12,7 @@ from saga import (
     ARCHIVE,
     Broken,
     Command,
+    DeskBookkeeper,
     Events,
     Outside,
     Phase,
@@ -44,15 +45,15 @@ from orchestrated.language import (
 from orchestrated.load import plan
 from orchestrated.payment.domain import PARTICIPANT as PAYMENT
 from orchestrated.payment.domain import Payment
-from orchestrated.provider import DeskProvider, Ledger, LedgerMemory, Outcome, asks, read
+from orchestrated.provider import Ledger, LedgerMemory, Outcome, asks
 
 PROVIDER: Final = Outside(
     "provider",
     asked_by=PAYMENT.name,
     blank=Ledger(),
     decisions=(Outcome.CHARGED, Outcome.CARD_DECLINED),
-    ask=lambda desk: asks(DeskProvider(desk)),
-    read=read,
+    ask=lambda desk: asks(DeskBookkeeper(desk)),
+    read=Ledger.read,
     setting="SANDBOX_URL",
     file="provider.db",
     memory=LedgerMemory,

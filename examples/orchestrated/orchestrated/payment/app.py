@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from saga import Service, Settings, serve
+from saga import FileBookkeeper, Service, Settings, serve
 
 from orchestrated.payment.domain import PARTICIPANT
 from orchestrated.payment.store import TABLES
-from orchestrated.provider import FileProvider, Provider, asks
+from orchestrated.provider import SLOW_SECONDS, Ledger, asks
 
 
 class PaymentSettings(Settings):
@@ -16,13 +16,9 @@ class PaymentSettings(Settings):
     """SANDBOX_URL: of the sandbox's ledger; by default a SQLite file in the data folder."""
 
 
-def build_with(provider: Provider) -> Service:
-    return Service(PARTICIPANT, TABLES, ask=asks(provider))
-
-
 def build(settings: PaymentSettings) -> Service:
     url = settings.sandbox_url or f"sqlite:///{settings.data_dir.absolute() / 'provider.db'}"
-    return build_with(FileProvider(url))
+    return Service(PARTICIPANT, TABLES, ask=asks(FileBookkeeper(url, Ledger), SLOW_SECONDS))
 
 
 if __name__ == "__main__":
