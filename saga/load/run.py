@@ -36,7 +36,7 @@ POLL_SECONDS: Final = 0.2
 ENDS_SECONDS: Final = 300.0
 """How long no saga may end, once all are begun, before the wait is given up."""
 REST_SECONDS: Final = 30.0
-"""How long compensations may take after the last saga has ended."""
+"""How long compensations, and questions on the way, may take after the last saga has ended."""
 LISTED_MAX: Final = 100
 RUNS_MAX: Final = 1_000
 """How often one seed may be used on one system."""
@@ -208,9 +208,14 @@ async def see_through(
     # What was to go well without an end may have been cancelled since.
     endless = [subject for subject, end in ends.items() if not end]
     ends |= await _ends_of(Archive(deployment), saga.choreography, endless)
-    # What has just ended is judged as well, once nothing goes on any more.
-    grace_seconds = 0.0 if at_rest else GRACE_SECONDS
-    report = await reconcile(deployment, saga=saga, grace_seconds=grace_seconds)
+    # What has just ended is judged as well, once nothing goes on any more. Nobody sees what a
+    # consumer has in its hands, so what is wrong has to stay so for as long as that may take.
+    report = await reconcile(
+        deployment,
+        saga=saga,
+        grace_seconds=0.0 if at_rest else GRACE_SECONDS,
+        settle_seconds=REST_SECONDS,
+    )
     return LoadResult(seed, plan, ends, report)
 
 
