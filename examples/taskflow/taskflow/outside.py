@@ -33,7 +33,7 @@ class Choice(StrEnum):
 
     YES = "does it"
     NO = "refuses"
-    SILENT = "does not answer"
+    SILENT = "does it, and does not answer"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +71,9 @@ def _do(key: str, line: Line | None, choice: Choice) -> tuple[Line, bool]:
     return line, line.done
 
 
-def _settle(key: str, line: Line | None, _: Choice) -> tuple[Line, bool]:
+def _settle(key: str, line: Line | None, choice: Choice) -> tuple[Line, bool]:
     """Say whether it was done; if not, it never will be."""
-    return _do(key, line, Choice.NO)
+    return _do(key, line, Choice.YES if choice is Choice.SILENT else Choice.NO)
 
 
 def _undo(key: str, line: Line | None, _: Choice) -> tuple[Line, None]:
