@@ -23,7 +23,7 @@ from orchestrated.provider import SLOW, Outcome
 PRICE_CENTS: Final = 250
 LOAD_SECONDS: Final = 3.0
 """In which all orders are placed."""
-CANCEL_AFTER_SECONDS, LAPSES_AFTER_SECONDS = 1.5, 1
+CANCEL_AFTER_SECONDS, LAPSES_AFTER_SECONDS = 1.0, 1
 """Long before a slow bank answers."""
 NEVER_SECONDS: Final = 7 * 24 * 3600
 

@@ -26,7 +26,7 @@ from orchestrated.payment.domain import (
     SettleCharge,
 )
 
-SLOW, SLOW_SECONDS = "slow", 4.0
+SLOW, SLOW_SECONDS = "slow", 2.0
 """Customers whose name says so have a bank that takes its time, in the sandbox."""
 
 
@@ -94,11 +94,12 @@ def refund(intent: Refund, line: Line | None, _: Outcome | None) -> tuple[Line, 
 
 
 def asks(provider: Bookkeeper, slow_seconds: float = 0.0) -> Mapping[type[Intent], Ask]:
-    """How each question is put to it. A slow bank's answers are held back after their effect."""
+    """How each question is put to it. A slow bank's first answer is held back after its effect."""
 
     async def ask_charge(intent: Charge) -> ChargeAnswered:
         declined = await provider.ask(intent.subject, partial(charge, intent))
-        if slow_seconds and SLOW in intent.customer:
+        slow = SLOW in intent.customer and not isinstance(intent, SettleCharge)
+        if slow_seconds and slow:
             await asyncio.sleep(slow_seconds)
         reference = "" if declined else f"receipt {intent.order_id}"
         return ChargeAnswered(order_id=intent.order_id, declined=declined, reference=reference)
