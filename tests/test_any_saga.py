@@ -195,16 +195,17 @@ def pids(place: Place, package: str) -> list[int]:
 
 
 @contextmanager
-def locked(files: Sequence[Path]) -> Iterator[None]:
-    """SQLite files that nobody else can write: sandboxes that are away."""
-    connections = [sqlite3.connect(file, isolation_level=None) for file in files]
+def away(files: Sequence[Path]) -> Iterator[None]:
+    """Sandboxes that cannot be reached: where their files were there are folders."""
+    for file in files:
+        file.rename(file.with_suffix(".away"))
+        file.mkdir()
     try:
-        for connection in connections:
-            connection.execute("BEGIN IMMEDIATE")
         yield
     finally:
-        for connection in connections:
-            connection.close()
+        for file in files:
+            file.rmdir()
+            file.with_suffix(".away").rename(file)
 
 
 def test_every_example_is_known() -> None:
@@ -240,14 +241,14 @@ def test_a_providers_outage_is_healed_by_a_replay(system: Place) -> None:
     outsides = system.described("[each.file for each in saga().outside if each.file]")
     files = [system.data / file for file in outsides]
     assert files, "no outside of it keeps its books in a file"
-    with locked(files):
+    with away(files):
         system.load("publish", 10, 2)
         wait_until(lambda: system.dead() > 0, seconds=SETTLED_SECONDS)
     with closing(sqlite3.connect(system.data / "dead_letters.db")) as connection:
         ((subject,), *_) = connection.execute("SELECT subject FROM letters").fetchall()
     now = datetime.now(UTC).isoformat()
 
-    assert "dead" in system.say("trace", subject)
+    assert "is dead letter" in system.on_system("trace", subject).stdout
     shown = json.loads(system.say("show", subject, "--at", now, "--json"))
     assert shown, "the saga as it is now"
 
