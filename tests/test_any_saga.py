@@ -29,6 +29,7 @@ from tests.polling import wait_until
 ROOT = Path(__file__).parents[1]
 SETTLED_SECONDS = 240.0
 """By then nothing is under way any more, whatever was waited for on the way."""
+pytestmark = pytest.mark.timeout(4 * SETTLED_SECONDS)
 NOT_COPIED = (".venv*", "data", "__pycache__", ".*_cache", "node_modules")
 
 
