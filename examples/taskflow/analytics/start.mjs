@@ -3,8 +3,9 @@
 import { execSync } from "node:child_process";
 import { existsSync } from "node:fs";
 
-const packages = new URL("node_modules/cloudevents", import.meta.url);
-if (!existsSync(packages)) {
+// What npm writes last: an installation that was cut short is begun anew.
+const installed = new URL("node_modules/.package-lock.json", import.meta.url);
+if (!existsSync(installed)) {
   execSync("npm install --no-package-lock --no-fund --no-audit", {
     cwd: new URL(".", import.meta.url),
     stdio: "inherit",
