@@ -18,7 +18,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -292,8 +291,7 @@ def test_a_service_killed_under_load_loses_and_doubles_nothing(system: Place) ->
 def test_whoever_asks_is_rebuilt_from_what_was_kept(system: Place, tmp_path: Path) -> None:
     wait_until(system.settled, seconds=SETTLED_SECONDS)
     (asker, *_) = system.described("[each.asked_by for each in saga().outside]")
-    tables = partial(_counts, system.data / f"{asker}.db")
-    before = tables()
+    before = _counts(system.data / f"{asker}.db")
 
     copy = tmp_path / "rebuilt.db"
     system.say("history", "rebuild", asker, "--into", f"sqlite:///{copy}")
