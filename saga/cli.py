@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from saga.commands import (
     backups,
+    browsing,
     dlq,
     due,
     exporting,
@@ -131,6 +132,7 @@ app.command("trace")(trace.trace)
 app.command("stuck")(trace.stuck)
 app.command("show")(trace.show)
 app.command("due")(due.due)
+app.command("console")(browsing.console)
 app.command("map")(graph.show_map)
 app.command("check")(graph.check)
 app.command("generate")(graph.generate)

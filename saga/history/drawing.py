@@ -144,7 +144,7 @@ _ROW: Final = 38.0
 _HEADER: Final = 56.0
 _MARGIN: Final = 16.0
 _TIMES: Final = 80.0
-_STYLE: Final = """
+STYLE: Final = """
 svg { --paper: #ffffff; --ink: #1f2328; --faint: #59636e; --line: #d1d9e0;
   --happy: #1a7f37; --failure: #cf222e; --compensation: #6639ba; }
 @media (prefers-color-scheme: dark) { svg { --paper: #0d1117; --ink: #f0f6fc; --faint: #9198a1;
@@ -193,7 +193,7 @@ def as_svg(diagram: Diagram, title: str) -> str:
         '<svg xmlns="http://www.w3.org/2000/svg" role="img" '
         f'viewBox="0 0 {width:g} {height:g}" width="{width:g}" height="{height:g}">',
         f"<title>{in_xml(title)}</title>",
-        f"<style>{_STYLE}</style>",
+        f"<style>{STYLE}</style>",
         f'<rect width="{width:g}" height="{height:g}" fill="var(--paper)"/>',
     ]
     for name, x in lanes.items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Final, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 import pydantic_settings
 import yarl
@@ -175,9 +175,10 @@ class Settings(TlsSettings, HttpSettings):
 S = TypeVar("S", bound=BaseSettings)
 
 
-def load(kind: type[S]) -> S:
+def load(kind: type[S], **given: Any) -> S:
     """Settings from the environment, and from files in the folder that `SECRETS_DIR` names, each
-    named as its setting (`amqp_url`); the environment counts more. Raises `SettingsError`."""
+    named as its setting (`amqp_url`); the environment counts more, and what is `given` most. Raises
+    `SettingsError`."""
     secrets = os.environ.get(SECRETS_DIR) or None
     if secrets is not None and not Path(secrets).is_dir():
         raise SettingsError(
@@ -187,7 +188,7 @@ def load(kind: type[S]) -> S:
         if not is_utf_8(os.environ.get(name.upper(), "")):
             raise SettingsError(f"{name.upper()} is not UTF-8: write it in UTF-8")
     try:
-        return kind(_secrets_dir=secrets)
+        return kind(_secrets_dir=secrets, **given)
     except (UnicodeDecodeError, pydantic_settings.SettingsError) as error:
         why = error.__cause__ or error
         raise SettingsError(f"cannot read a file in {secrets} ({SECRETS_DIR}): {why}") from None

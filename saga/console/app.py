@@ -1,0 +1,155 @@
+"""The console's application: what stands before its pages, what they have in common, and they."""
+
+from __future__ import annotations
+
+import logging
+import mimetypes
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import Final
+
+import httpx
+import sqlalchemy as sa
+from fastapi import APIRouter, FastAPI
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response, StreamingResponse
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from saga.console.live import Sharing
+from saga.console.pages import PAGES
+from saga.console.settings import ConsoleSettings
+from saga.console.site import Site, digest, security_policy, static
+from saga.errors import Explained, InputError
+from saga.runtime.doors import SAFE_METHODS, guard
+from saga.runtime.problem import Problem, short
+
+log = logging.getLogger(__name__)
+
+READ_ONLY: Final = "this console shows, and changes nothing; start it with --write to change things"
+_FOREVER: Final = "public, max-age=31536000, immutable"
+
+Routes = Callable[[Site], APIRouter]
+
+
+def create(site: Site, settings: ConsoleSettings) -> FastAPI:
+    """The application."""
+    app = FastAPI(
+        title="saga console",
+        openapi_url=None,
+        redirect_slashes=False,
+        root_path=site.prefix,
+    )
+    app.add_middleware(Sharing, ticker=site.ticker)
+    app.add_middleware(ReadOnly, site=site)
+    app.add_middleware(Headers)
+    guard(app, settings)
+    for routes in PAGES:
+        app.include_router(routes(site))
+
+    @app.get("/static/{name}")
+    async def asset(name: str, v: str = "") -> Response:
+        content = static(name)
+        if content is None:
+            raise HTTPException(404, f"there is no file {short(name)!r}")
+        kind = mimetypes.guess_type(name)[0] or "application/octet-stream"
+        caching = _FOREVER if v == digest(name) else "no-cache"
+        return Response(content, media_type=kind, headers={"Cache-Control": caching})
+
+    @app.get("/live")
+    async def live() -> Response:
+        return StreamingResponse(
+            site.ticker.stream(),
+            media_type="text/event-stream",
+            headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
+        )
+
+    @app.get("/livez")
+    async def livez() -> dict[str, str]:
+        return {"status": "alive"}
+
+    def trouble(request: Request, status: int, said: str) -> Response:
+        return site.page(
+            request, "trouble.html", title=HTTPStatus(status).phrase, status=status, said=said
+        )
+
+    @app.exception_handler(HTTPException)
+    async def on_http(request: Request, error: HTTPException) -> Response:
+        said = str(error.detail)
+        if error.status_code == 404 and said == HTTPStatus(404).phrase:
+            said = "There is no page of this address."
+        return trouble(request, error.status_code, said)
+
+    @app.exception_handler(RequestValidationError)
+    async def on_invalid(request: Request, error: RequestValidationError) -> Response:
+        said = "; ".join(
+            f"{found['loc'][-1]}: {short(str(found['msg']))}" for found in error.errors()[:5]
+        )
+        return trouble(request, 422, said)
+
+    @app.exception_handler(Problem)
+    async def on_problem(request: Request, problem: Problem) -> Response:
+        return trouble(request, problem.status, problem.detail)
+
+    @app.exception_handler(InputError)
+    async def on_input(request: Request, error: InputError) -> Response:
+        return trouble(request, 422, str(error))
+
+    @app.exception_handler(Explained)
+    async def on_explained(request: Request, error: Explained) -> Response:
+        return trouble(request, 503, str(error))
+
+    @app.exception_handler(httpx.HTTPError)
+    async def on_unreachable(request: Request, error: httpx.HTTPError) -> Response:
+        said = str(error) or type(error).__name__
+        return trouble(request, 503, f"A service cannot be asked ({said}); does it run?")
+
+    @app.exception_handler(sa.exc.DBAPIError)
+    async def on_database(request: Request, error: sa.exc.DBAPIError) -> Response:
+        log.warning("a database cannot be used: %s", error.orig)
+        return trouble(request, 503, f"A database cannot be used: {error.orig}.")
+
+    return app
+
+
+class ReadOnly:
+    """Turns away everything that would change something, unless the console may."""
+
+    def __init__(self, app: ASGIApp, site: Site) -> None:
+        self._app = app
+        self._site = site
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        changes = scope["type"] == "http" and scope["method"] not in SAFE_METHODS
+        if changes and not self._site.write:
+            page = self._site.page(
+                Request(scope), "trouble.html", title="Forbidden", status=403, said=READ_ONLY
+            )
+            await page(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+
+class Headers:
+    """What every answer says of how it may be used."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._headers = [
+            (b"content-security-policy", security_policy().encode()),
+            (b"x-content-type-options", b"nosniff"),
+            (b"referrer-policy", b"no-referrer"),
+            (b"cross-origin-opener-policy", b"same-origin"),
+        ]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = [*message.get("headers", ()), *self._headers]
+                if not any(name.lower() == b"cache-control" for name, _ in headers):
+                    headers.append((b"cache-control", b"no-store"))
+                message = {**message, "headers": headers}
+            await send(message)
+
+        await self._app(scope, receive, with_headers)

@@ -1,0 +1,23 @@
+"""The pages, each with its routes."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from saga.console.pages import (
+    audit,
+    books,
+    due,
+    keys,
+    letters,
+    proof,
+    sagas,
+    services,
+    stuck,
+    whole_map,
+)
+
+PAGES: Final = tuple(
+    module.routes
+    for module in (whole_map, sagas, letters, stuck, due, books, proof, services, audit, keys)
+)

@@ -1,0 +1,31 @@
+"""A console that serves."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+from saga.console.app import create
+from saga.console.live import Ticker
+from saga.console.settings import ConsoleSettings
+from saga.console.site import Site
+from saga.console.watched import Watched
+from saga.runtime.server import Server, listen, url_of
+
+
+@contextlib.asynccontextmanager
+async def serving(watched: Watched, settings: ConsoleSettings) -> AsyncIterator[str]:
+    """Serve the console until the end of the block; gives its address. Raises `OSError` for a port
+    that is in use."""
+    site = Site(watched, Ticker(), write=settings.console_write, prefix=settings.console_prefix)
+    app = create(site, settings)
+    with listen(settings.http_host, settings.http_port, way_out="--port") as listener:
+        server = Server(app, connections_max=settings.http_connections_max)
+        task = asyncio.create_task(server.serve([listener]))
+        try:
+            yield f"{url_of(listener)}{site.prefix}/"
+        finally:
+            await site.ticker.close()
+            server.should_exit = True
+            await task

@@ -1,0 +1,176 @@
+"""What the pages of a console have in common: the system they show, how they are drawn, and whether
+they may change anything."""
+
+from __future__ import annotations
+
+import hashlib
+from base64 import b64encode
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import cached_property
+from importlib.resources import files
+from typing import Any, Final
+from urllib.parse import quote, urlencode
+
+import jinja2
+from fastapi.responses import HTMLResponse
+from markupsafe import Markup
+from starlette.requests import Request
+
+from saga.console.live import Ticker
+from saga.console.watched import Watched
+from saga.graph import svg
+from saga.history import drawing
+from saga.history.sequence import duration
+from saga.text import harmless
+from saga.version import engine_version
+
+CUT_CHARACTERS: Final = 120
+"""Of a text in a table, what is shown; the whole is in its title."""
+
+
+@dataclass(frozen=True, slots=True)
+class NavigationLink:
+    """A page of the navigation; `key` follows `g` on the keyboard."""
+
+    path: str
+    name: str
+    key: str
+
+
+NAVIGATION: Final = (
+    NavigationLink("/", "Map", "m"),
+    NavigationLink("/sagas", "Sagas", "s"),
+    NavigationLink("/letters", "Dead letters", "l"),
+    NavigationLink("/stuck", "Stuck", "k"),
+    NavigationLink("/due", "Due", "d"),
+    NavigationLink("/books", "Books", "b"),
+    NavigationLink("/proof", "Proof", "p"),
+    NavigationLink("/services", "Services", "v"),
+    NavigationLink("/audit", "Audit", "a"),
+)
+
+
+@dataclass(frozen=True)
+class Site:
+    """One console. Belongs to one event loop."""
+
+    watched: Watched
+    ticker: Ticker
+    write: bool
+    """Whether it may change anything."""
+    prefix: str = ""
+    """The path under which a proxy has it, without a slash at its end."""
+
+    @cached_property
+    def _templates(self) -> jinja2.Environment:
+        templates = jinja2.Environment(
+            loader=jinja2.PackageLoader("saga.console"),
+            autoescape=True,
+            undefined=jinja2.StrictUndefined,
+            finalize=_shown,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        templates.filters |= {"when": when, "cut": cut, "lasting": lasting}
+        templates.globals |= {
+            "url": self.url,
+            "asset": self.asset,
+            "navigation": NAVIGATION,
+            "write": self.write,
+            "saga_name": self.watched.saga.name,
+            "version": engine_version(),
+        }
+        return templates
+
+    def url(self, path: str, **query: Any) -> str:
+        """The address of a page, with what of the query is not None. Parts of a path that others
+        wrote go in by `segment`."""
+        given = {name: value for name, value in query.items() if value is not None}
+        return f"{self.prefix}{path}" + (f"?{urlencode(given, doseq=True)}" if given else "")
+
+    def asset(self, name: str) -> str:
+        """The address of a file of this package, which changes with what is in it."""
+        return self.url(f"/static/{name}", v=digest(name))
+
+    def page(
+        self,
+        request: Request,
+        template: str,
+        *,
+        title: str,
+        status: int = 200,
+        command: str | None = None,
+        **context: Any,
+    ) -> HTMLResponse:
+        """A page. `command` is what does or says the same on the command line."""
+        here = request.url.path.removeprefix(self.prefix) or "/"
+        document = self._templates.get_template(template).render(
+            title=title,
+            here=here,
+            address=self.prefix + here + (f"?{request.url.query}" if request.url.query else ""),
+            command=command,
+            now=datetime.now(UTC),
+            **context,
+        )
+        return HTMLResponse(document, status_code=status)
+
+
+def segment(text: str) -> str:
+    """A text that others wrote, as a part of a path."""
+    return quote(text, safe="")
+
+
+def when(moment: datetime | None) -> Markup:
+    """A time: UTC as it stands here; a script shows it in the viewer's zone, UTC on hover."""
+    if moment is None:
+        return Markup("")
+    moment = moment.astimezone(UTC)
+    return Markup('<time datetime="{}">{} UTC</time>').format(
+        moment.isoformat(timespec="milliseconds"), moment.strftime("%Y-%m-%d %H:%M:%S")
+    )
+
+
+def lasting(length: timedelta | float | None) -> str:
+    """How long something takes, in words; seconds if it is a number."""
+    if length is None:
+        return ""
+    return duration(length if isinstance(length, timedelta) else timedelta(seconds=length))
+
+
+def cut(text: Any, characters: int = CUT_CHARACTERS) -> Markup:
+    """A text as it fits into a table; where it is longer, the whole is shown on hover."""
+    said = harmless(str(text))
+    if len(said) <= characters:
+        return Markup("{}").format(said)
+    return Markup('<span title="{}">{}…</span>').format(said[:2_000], said[:characters])
+
+
+def _shown(value: Any) -> Any:
+    """What a template prints: nothing of what others wrote is obeyed by what shows it."""
+    if value is None:
+        return ""
+    return value if isinstance(value, Markup) else harmless(str(value), lines=True)
+
+
+def static(name: str) -> bytes | None:
+    """A file of this package; None if there is none of that name."""
+    folder = files("saga.console") / "static"
+    return next((f.read_bytes() for f in folder.iterdir() if f.name == name), None)
+
+
+def digest(name: str) -> str:
+    return hashlib.sha256(static(name) or b"").hexdigest()[:12]
+
+
+def security_policy() -> str:
+    """What a page may load: what this console serves, and the styles that pictures have in them."""
+    styles = (svg.STYLE, svg.STYLE + svg.STYLE_OF_PRIVATE, drawing.STYLE)
+    hashes = " ".join(
+        f"'sha256-{b64encode(hashlib.sha256(style.encode()).digest()).decode()}'"
+        for style in styles
+    )
+    return (
+        f"default-src 'none'; script-src 'self'; style-src 'self' {hashes}; img-src 'self' data:; "
+        f"connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    )

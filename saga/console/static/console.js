@@ -1,0 +1,129 @@
+// What pages can do beyond being documents: stay up to date, show times in the viewer's zone, and
+// listen to keys. Every page reads and every form works without this file.
+"use strict";
+
+// --- times ------------------------------------------------------------------------------------
+
+const local = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "medium" });
+
+function showTimes(root) {
+  for (const time of root.querySelectorAll("time[datetime]:not([title])")) {
+    time.title = time.textContent;
+    time.textContent = local.format(new Date(time.dateTime));
+  }
+}
+
+// --- up to date -------------------------------------------------------------------------------
+
+// Of the page as it is now, what is marked `data-fresh` is put in the place of what is shown. What
+// somebody is typing into, or has opened, stays.
+async function refresh() {
+  const answer = await fetch(location.href, { headers: { "X-Live": "1" } });
+  if (!answer.ok) throw new Error(`${answer.status}`);
+  const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+  for (const shown of document.querySelectorAll("[data-fresh]")) {
+    const fresh = page.getElementById(shown.id);
+    if (!fresh) continue;
+    showTimes(fresh);
+    if (fresh.innerHTML === shown.innerHTML) continue;
+    const busy = document.activeElement;
+    if (shown.contains(busy) && busy.matches("input, textarea, select, summary")) continue;
+    const followed = shown.contains(busy) && busy.href;
+    for (const open of shown.querySelectorAll("details[id][open]")) {
+      fresh.querySelector(`#${CSS.escape(open.id)}`)?.setAttribute("open", "");
+    }
+    shown.replaceChildren(...fresh.childNodes);
+    if (followed) {
+      [...shown.querySelectorAll("a")].find((link) => link.href === followed)?.focus();
+    }
+  }
+}
+
+function keepFresh() {
+  const state = document.getElementById("live");
+  if (!document.querySelector("[data-fresh]") || document.body.dataset.still) return;
+  const ticks = new EventSource(document.body.dataset.live);
+  let looking = false;
+  let before = "";
+  ticks.addEventListener("tick", async (event) => {
+    if (looking || document.hidden || event.data === before) return;
+    const first = before === "";
+    before = event.data;
+    if (first && !state.dataset.lost) {
+      state.textContent = "live ·";
+      return; // The page has just come.
+    }
+    looking = true;
+    try {
+      await refresh();
+      state.textContent = "live ·";
+      delete state.dataset.lost;
+    } catch {
+      state.textContent = "not up to date ·";
+    } finally {
+      looking = false;
+    }
+  });
+  ticks.addEventListener("error", () => {
+    state.textContent = "waiting for the console ·";
+    state.dataset.lost = "yes";
+    before = "";
+  });
+  document.addEventListener("visibilitychange", () => {
+    if (!document.hidden) refresh().catch(() => {});
+  });
+}
+
+// --- keys -------------------------------------------------------------------------------------
+
+let leading = false;
+
+function follow(key) {
+  const link = [...document.querySelectorAll("[data-key]")].find((l) => l.dataset.key === key);
+  if (link) location.href = link.href;
+}
+
+function move(step) {
+  const rows = [...document.querySelectorAll("a.row")];
+  if (!rows.length) return;
+  const at = rows.indexOf(document.activeElement);
+  const next = at < 0 ? (step > 0 ? 0 : rows.length - 1) : at + step;
+  rows[Math.max(0, Math.min(rows.length - 1, next))].focus();
+}
+
+document.addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.target.matches("input, textarea, select")) {
+    if (event.key === "Escape") event.target.blur();
+    return;
+  }
+  if (leading) {
+    leading = false;
+    follow(event.key);
+    return;
+  }
+  switch (event.key) {
+    case "g": leading = true; break;
+    case "?": follow("?"); break;
+    case "j": move(1); break;
+    case "k": move(-1); break;
+    case "/": {
+      const field = document.querySelector("main input:not([type=hidden]), main select");
+      if (field) {
+        event.preventDefault();
+        field.focus();
+      }
+      break;
+    }
+  }
+});
+
+// --- forms ------------------------------------------------------------------------------------
+
+// A slider is a form of its own: letting go of it is sending it.
+document.addEventListener("change", (event) => {
+  if (event.target.matches("[data-send]")) event.target.form.requestSubmit();
+});
+
+showTimes(document);
+keepFresh();

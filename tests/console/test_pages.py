@@ -1,0 +1,39 @@
+"""Every page, in a real browser, light and dark, with and without scripts."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import pytest
+from axe_playwright_python.async_playwright import Axe
+from playwright.async_api import Browser
+
+from saga.console.site import NAVIGATION
+from tests.console.visits import PAGES
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("path", PAGES)
+async def test_axe_finds_nothing(
+    browser: Browser, reading: str, path: str, scheme: Literal["light", "dark"]
+) -> None:
+    page = await browser.new_page(color_scheme=scheme)
+    try:
+        errors: list[str] = []
+        page.on("console", lambda said: errors.append(said.text) if said.type == "error" else None)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        answer = await page.goto(reading + path)
+        assert answer is not None
+        assert answer.status == 200
+        assert len(await answer.body()) <= 100_000
+        found = await Axe().run(page)
+        assert not found.response["violations"], found.generate_report()
+        assert not errors
+    finally:
+        await page.close()
+
+
+async def test_every_page_of_the_navigation_is_looked_at() -> None:
+    assert {link.path for link in NAVIGATION} <= {*PAGES}

@@ -1,0 +1,16 @@
+"""The addresses that tests of the whole console go through."""
+
+from __future__ import annotations
+
+PAGES = (
+    "/",
+    "/sagas",
+    "/letters",
+    "/stuck",
+    "/due",
+    "/books",
+    "/proof",
+    "/services",
+    "/audit",
+    "/keys",
+)
