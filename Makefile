@@ -11,7 +11,7 @@ PARALLEL = --numprocesses auto --maxprocesses 4 --dist worksteal
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup: ## Create .venv from the lock file, install RabbitMQ, PostgreSQL and Prometheus
+setup: ## Create .venv from the lock file, install RabbitMQ, PostgreSQL, Prometheus, Chromium
 	@scripts/setup
 
 demo: ## Run 1000 orders through the saga and check the books (ORDERS=n, ARGS='--seed 7')

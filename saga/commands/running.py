@@ -44,13 +44,19 @@ def up(
     observe: Annotated[
         bool, typer.Option("--observe", help="Run Prometheus as well, where it is installed.")
     ] = False,
+    console: Annotated[
+        bool, typer.Option("--console/--no-console", help="Show the system in a browser as well.")
+    ] = True,
+    write: Annotated[
+        bool, typer.Option("--write", help="Let the console change things: replay, discard.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Run everything on this machine until Ctrl-C.
 
     Starts a private RabbitMQ node (or, with `AMQP_URL` set, uses that broker) and every service,
     and brings back what ends by itself, less and less often if it keeps ending. Data stays in the
-    data folder for the next start.
+    data folder for the next start. `saga console` runs beside it, and shows it in a browser.
     With `--observe`, Prometheus collects metrics of all that, with the alerts of `monitoring/`.
 
     Examples:
@@ -64,16 +70,26 @@ def up(
     one_replica_per_file(database, replicas)
     show = _print_addresses_as_json if as_json else _print_addresses
     try:
-        run(_up(data_dir, database, replicas, observe, show))
+        run(_up(data_dir, database, replicas, observe, console, write, show))
     except Stopped as stopped:
         remark(f"stopped by {stopped}")
 
 
-async def _up(folder: Path, database: Database, replicas: int, observe: bool, show: Show) -> None:
-    import asyncio
+async def _up(
+    folder: Path,
+    database: Database,
+    replicas: int,
+    observe: bool,
+    console: bool,
+    write: bool,
+    show: Show,
+) -> None:
+    import contextlib
 
+    from saga.local.console import ConsoleProcess
     from saga.local.observe import BROKER_PLUGIN, Observatory
     from saga.local.system import System
+    from saga.runtime.tasks import side_by_side
 
     system = System(
         folder,
@@ -83,13 +99,19 @@ async def _up(folder: Path, database: Database, replicas: int, observe: bool, sh
         broker_plugins=[BROKER_PLUGIN] if observe else [],
         report=remark,
     )
-    async with system:
-        if not observe:
-            show(system.folder, system.deployment, {})
-            await system.watch()
-        async with Observatory(system, report=remark) as observatory:
-            show(system.folder, system.deployment, observatory.urls)
-            await asyncio.gather(system.watch(), observatory.watch())
+    async with system, contextlib.AsyncExitStack() as stack:
+        urls: dict[str, str] = {}
+        beside: list[ConsoleProcess | Observatory] = []
+        if console:
+            process = ConsoleProcess(system.folder, write=write, report=remark)
+            beside.append(await stack.enter_async_context(process))
+            urls["console"] = process.url
+        if observe:
+            observatory = Observatory(system, report=remark)
+            beside.append(await stack.enter_async_context(observatory))
+            urls |= observatory.urls
+        show(system.folder, system.deployment, urls)
+        await side_by_side(system.watch(), *(one.watch() for one in beside))
 
 
 def _print_addresses(folder: Path, deployment: Deployment, more: Mapping[str, str]) -> None:
@@ -97,12 +119,12 @@ def _print_addresses(folder: Path, deployment: Deployment, more: Mapping[str, st
     from saga.runtime.urls import printable
 
     table = Table("", "", title="The saga runs; Ctrl-C ends it", show_header=False)
+    for name, url in more.items():
+        table.add_row(name, url)
     for name, urls in deployment.http_urls.items():
         for url in urls:
             table.add_row(f"{name} service", f"{url}/docs")
     table.add_row("RabbitMQ", printable(deployment.amqp_url))
-    for name, url in more.items():
-        table.add_row(name, url)
     table.add_row("data folder", str(folder))
     out().print(table)
 

@@ -18,6 +18,7 @@ from saga.runtime.messaging.topology import HISTORY_STREAM, queues_of
 from saga.runtime.urls import printable
 
 CLUSTER_FOLDER: Final = "postgresql"
+LOGS_FOLDER: Final = "logs"
 _BROKER_FILE: Final = "broker"
 """Says which broker's events the databases beside it go with."""
 _PRIVATE: Final = "private"
@@ -25,7 +26,7 @@ _PRIVATE: Final = "private"
 
 def make_folder(folder: Path) -> Path:
     """Make the folder; return that of the logs in it. Raises `SystemFault`."""
-    logs = folder / "logs"
+    logs = folder / LOGS_FOLDER
     try:
         logs.mkdir(parents=True, exist_ok=True)
     except OSError as error:

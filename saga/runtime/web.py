@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from saga.limits import Plain
+from saga.runtime.docs import documentation
 from saga.runtime.doors import described, guard
 from saga.runtime.kernel.database import Database
 from saga.runtime.kernel.rows import UnreadableRow
@@ -77,11 +78,13 @@ def create_app(
     app = FastAPI(
         title=title,
         version="1",
+        docs_url=None,  # Its page fetches from elsewhere; ours does not.
         redoc_url=None,
         redirect_slashes=False,  # Where to, would be for the request's Host header to say.
         responses=problems(*ALWAYS),
     )
     guard(app, settings)
+    app.include_router(documentation(title))
 
     @app.get("/livez", tags=["operations"])
     async def livez() -> dict[str, str]:

@@ -104,7 +104,7 @@ def assert_one_line(done: subprocess.CompletedProcess[str], *words: str) -> None
         assert word in line
 
 
-EVERYTHING = ("python3.11-venv", "rabbitmq-server", "postgresql", "prometheus")
+EVERYTHING = ("python3.11-venv", "rabbitmq-server", "postgresql", "prometheus", "chromium")
 
 
 def test_everything_that_is_missing_is_named_at_once_with_the_command_that_installs_it(

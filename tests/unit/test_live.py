@@ -1,0 +1,112 @@
+"""What keeps open pages up to date: one tick for all, one answer per address, and no more than a
+small share of a core."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from fastapi.responses import PlainTextResponse
+
+from saga.console import live
+from saga.console.live import Sharing, Ticker
+from tests.polling import until
+
+
+def counting(ticker: Ticker) -> tuple[FastAPI, list[str]]:
+    """An application that notes what it was asked for, behind the middleware."""
+    app, asked = FastAPI(), list[str]()
+
+    @app.get("/{name}")
+    async def page(name: str, q: str = "") -> PlainTextResponse:
+        asked.append(f"{name}?{q}")
+        await asyncio.sleep(0)
+        return PlainTextResponse(f"{name} {len(asked)}")
+
+    app.add_middleware(Sharing, ticker=ticker)
+    return app, asked
+
+
+def client(app: FastAPI) -> httpx.AsyncClient:
+    transport = httpx.ASGITransport(app)
+    return httpx.AsyncClient(transport=transport, base_url="http://console")
+
+
+LIVE = {"X-Live": "1"}
+
+
+async def test_ten_tabs_that_look_again_cost_what_one_does() -> None:
+    app, asked = counting(Ticker())
+    async with client(app) as tabs:
+        answers = await asyncio.gather(*(tabs.get("/map", headers=LIVE) for _ in range(10)))
+        await tabs.get("/map?q=1", headers=LIVE)
+
+    assert {answer.text for answer in answers} == {"map 1"}
+    assert asked == ["map?", "map?1"]
+
+
+async def test_the_next_tick_and_a_page_that_is_opened_are_answered_anew() -> None:
+    ticker = Ticker()
+    app, asked = counting(ticker)
+    async with client(app) as tabs:
+        await tabs.get("/map", headers=LIVE)
+        await tabs.get("/map")
+        ticker.tick += 1
+        await tabs.get("/map", headers=LIVE)
+
+    assert asked == ["map?"] * 3
+
+
+async def test_a_tab_that_is_closed_takes_the_answer_from_nobody() -> None:
+    app, _ = counting(Ticker())
+    async with client(app) as tabs:
+        closed = asyncio.create_task(tabs.get("/map", headers=LIVE))
+        other = asyncio.create_task(tabs.get("/map", headers=LIVE))
+        await asyncio.sleep(0)
+        closed.cancel()
+
+        assert (await other).text == "map 1"
+
+
+async def test_pages_are_brought_up_to_date_less_often_where_they_are_dear(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pauses: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        ticker.spend(0.5)
+        await really_sleep(0)
+
+    really_sleep = asyncio.sleep
+    ticker = Ticker()
+    monkeypatch.setattr(live.asyncio, "sleep", sleep)
+    async with aclosing(ticker.stream()) as stream:
+        async for _ in stream:
+            if len(pauses) >= 3:
+                break
+    await ticker.close()
+
+    assert pauses[0] == live.TICK_SECONDS
+    assert pauses[1] == pytest.approx(0.5 / live.SHARE_MAX)
+
+
+async def test_nobody_listening_is_nothing_to_do_and_closing_ends_every_stream() -> None:
+    ticker = Ticker()
+    ended: list[int] = []
+
+    async def listen(number: int) -> None:
+        async for _ in ticker.stream():
+            pass
+        ended.append(number)
+
+    listening = [asyncio.create_task(listen(number)) for number in range(3)]
+    await until(lambda: len(ticker._listeners) == 3)
+    await ticker.close()
+    await asyncio.gather(*listening)
+
+    assert sorted(ended) == [0, 1, 2]
+    assert [said async for said in ticker.stream()] == []
