@@ -54,6 +54,7 @@ def console(
     """
     from saga.console.settings import ConsoleSettings, check_host
     from saga.console.watched import Watched
+    from saga.deployment import Deployment
     from saga.discovery import saga
     from saga.runtime.settings import load
     from saga.runtime.telemetry import LogFormat, configure_logging
@@ -67,10 +68,12 @@ def console(
     settings = load(ConsoleSettings, **{k: v for k, v in given.items() if v is not None})
     with wrong_usage():
         check_host(settings.http_host, in_container=in_container)
+    watched = Watched(data_dir, saga())
+    Deployment.load(data_dir)  # Later it may be stopped; now, somebody may have named another one.
     configure_logging("console", "WARNING", LogFormat.AUTO)
     os.nice(_NICENESS)
     try:
-        run(_serve(Watched(data_dir, saga()), settings))
+        run(_serve(watched, settings))
     except Stopped as stopped:
         remark(f"stopped by {stopped}")
 

@@ -248,6 +248,7 @@ async def test_a_running_system_is_loaded_watched_and_checked_from_beside(tmp_pa
         assert [p for p in wrong["problems"] if "1 dead letters in inventory.dlq" in p]
 
         assert any("bin/prometheus" in process for process in processes_of(tmp_path))
+        assert any("saga.cli console" in process for process in processes_of(tmp_path))
         up.send_signal(signal.SIGTERM)
         printed, said = up.communicate(timeout=RUN_SECONDS)
 

@@ -26,7 +26,7 @@ from tests.command import saga
 from tests.integration.served import built
 
 PARSED_ONLY: Final = {
-    *("up", "demo", "publish", "exporter", "verify"),
+    *("up", "demo", "publish", "exporter", "console", "verify"),
     *("new", "generate", "migration", "schemas release"),
 }
 """What starts processes, writes into the project or computes for long is not run, but its command

@@ -70,7 +70,7 @@ def leaves(command: Any, *path: str) -> Iterator[tuple[str, Any]]:
 
 COMMANDS: Final = dict(leaves(command_line()))
 
-WITH_SERVICES: Final = {"up", "restart", "demo", "publish", "exporter"}
+WITH_SERVICES: Final = {"up", "restart", "demo", "publish", "exporter", "console"}
 """They need services, and the end-to-end tests run them."""
 
 
