@@ -1,0 +1,90 @@
+"""The console as a process of its own, beside the system that it shows."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+
+import httpx
+import pytest
+from playwright.async_api import Browser
+
+from saga.console.settings import check_host
+from saga.errors import InputError
+from saga.http import client
+from saga.local.console import ConsoleProcess
+from saga.local.system import System
+from saga.runtime.tasks import cancel_all
+from tests.polling import until
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+
+async def test_one_that_is_killed_comes_back_at_its_address_and_none_is_left(
+    console_system: System,
+) -> None:
+    said: list[str] = []
+    async with ConsoleProcess(console_system.folder, report=said.append) as console:
+        watching = asyncio.create_task(console.watch())
+        first = console.pid
+        assert first is not None
+        async with client(console.url, 30.0) as asking:
+            assert (await asking.get("/services")).status_code == 200
+        os.kill(first, signal.SIGKILL)
+        await until(lambda: console.pid != first)
+
+        async def answers() -> bool:
+            try:
+                async with client(console.url, 30.0) as asking:
+                    return (await asking.get("/services")).status_code == 200
+            except httpx.TransportError:
+                return False
+
+        await until(answers)
+        await cancel_all(watching)
+        last = console.pid
+    assert last is not None
+    with pytest.raises(ProcessLookupError):
+        os.kill(last, 0)
+    assert any("started again" in line for line in said)
+
+
+async def test_a_page_that_is_open_finds_a_console_that_was_started_again(
+    console_system: System, browser: Browser
+) -> None:
+    page = await browser.new_page()
+    async with ConsoleProcess(console_system.folder) as console:
+        watching = asyncio.create_task(console.watch())
+        await page.goto(f"{console.url}/services")
+        state = page.locator("#live")
+        await state.filter(has_text="live").wait_for()
+        assert console.pid is not None
+        os.kill(console.pid, signal.SIGKILL)
+        await state.filter(has_text="waiting").wait_for()
+        await state.filter(has_text="live").wait_for()
+        await page.close()
+        await cancel_all(watching)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.1.2.3", "saga.example.com", ""])
+async def test_nobody_but_this_machine_is_served_without_saying_so(host: str) -> None:
+    with pytest.raises(InputError, match="--in-container"):
+        check_host(host, in_container=False)
+    check_host(host, in_container=True)
+    check_host("127.0.0.1", in_container=False)
+
+
+async def test_the_page_of_a_services_routes_fetches_nothing_from_elsewhere(
+    console_system: System, browser: Browser
+) -> None:
+    page = await browser.new_page()
+    (url, *_) = console_system.deployment.http_urls["order"]
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    await page.goto(f"{url}/docs")
+    await page.get_by_text("/orders", exact=True).first.wait_for()
+    await page.close()
+
+    assert len(asked) >= 4
+    assert [each for each in asked if not each.startswith((url, "data:"))] == []
