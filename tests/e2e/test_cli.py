@@ -557,6 +557,7 @@ def test_python_runs_a_service_by_its_module_s_name(tmp_path: Path) -> None:
 # --- where a system keeps its data ----------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_system_keeps_its_data_to_itself_in_a_folder_of_any_name(tmp_path: Path) -> None:
     """Names that mean something in a URL; and whatever the user's umask allows others."""
     folder = tmp_path / "a%20b? c&d é[1];$x"

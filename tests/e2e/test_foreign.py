@@ -347,6 +347,7 @@ def test_what_a_lost_broker_held_is_put_back_and_handled_once(town: Town) -> Non
     assert len(events) == len({*events})
 
 
+@pytest.mark.long
 def test_with_a_command_it_is_started_brought_back_and_restarted_like_a_service(
     program: Path, tmp_path: Path
 ) -> None:

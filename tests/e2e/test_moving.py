@@ -91,6 +91,7 @@ def test_a_load_ends_as_predicted_and_the_books_are_right(town: Town) -> None:
     }
 
 
+@pytest.mark.long
 def test_the_same_load_again_begins_other_sagas(town: Town) -> None:
     moves = "SELECT count(*) FROM moves"
     ((before,),) = town.rows("move.db", moves)

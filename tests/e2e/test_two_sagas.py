@@ -30,6 +30,8 @@ from tests.e2e.test_moving import wait_for
 from tests.exported import OF_HISTORY, OF_SAGAS, unmeasured
 from tests.moving import SAGA as MOVING
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[2]
 LOAD = {"orders": ("--orders", "40", "--no-outage"), "moving": ("--sagas", "15")}
 OWNERS = {"orders": "order", "moving": "move"}

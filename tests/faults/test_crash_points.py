@@ -53,6 +53,7 @@ async def kill_at(
 # What `make test` holds; `make faults` goes through all of them.
 
 
+@pytest.mark.long
 @pytest.mark.asyncio(loop_scope="session")
 async def test_a_service_killed_after_it_was_paid_loses_and_doubles_nothing(stage: Stage) -> None:
     await kill_at(stage, "payment", "between-call-and-commit", 40)

@@ -86,6 +86,7 @@ async def goes_through(stage: Stage, outage: Outage, seconds: float) -> None:
 # What `make test` holds.
 
 
+@pytest.mark.long
 @pytest.mark.asyncio(loop_scope="session")
 async def test_a_short_outage_of_the_broker_uses_up_no_attempts(stage: Stage) -> None:
     await goes_through(stage, broker_away, SHORT_SECONDS)

@@ -397,6 +397,7 @@ async def has_taken(node: RabbitNode, size: int) -> bool:
     return True
 
 
+@pytest.mark.long
 async def test_a_broker_that_has_met_a_disk_full_for_a_moment_is_started_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
