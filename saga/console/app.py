@@ -39,8 +39,8 @@ def create(site: Site, settings: ConsoleSettings) -> FastAPI:
         title="saga console",
         openapi_url=None,
         redirect_slashes=False,
-        root_path=site.prefix,
     )
+    app.add_middleware(Below, prefix=site.prefix)
     app.add_middleware(Sharing, ticker=site.ticker)
     app.add_middleware(ReadOnly, site=site)
     app.add_middleware(Headers)
@@ -111,6 +111,17 @@ def create(site: Site, settings: ConsoleSettings) -> FastAPI:
         return trouble(request, 503, f"A database cannot be used: {error.orig}.")
 
     return app
+
+
+class Below:
+    """Has pages found with the prefix and without: some proxies leave it on, others take it off."""
+
+    def __init__(self, app: ASGIApp, prefix: str) -> None:
+        self._app = app
+        self._prefix = prefix
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._app({**scope, "root_path": self._prefix}, receive, send)
 
 
 class ReadOnly:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 
 import httpx
 import pytest
 from playwright.async_api import Browser
 
-from saga.console.settings import check_host
+from saga.console.serve import serving
+from saga.console.settings import ConsoleSettings, check_host
+from saga.console.watched import Watched
+from saga.discovery import saga
 from saga.errors import InputError
 from saga.http import client
 from saga.local.console import ConsoleProcess
@@ -88,3 +92,27 @@ async def test_the_page_of_a_services_routes_fetches_nothing_from_elsewhere(
 
     assert len(asked) >= 4
     assert [each for each in asked if not each.startswith((url, "data:"))] == []
+
+
+@pytest.mark.parametrize("path", ["/saga/keys", "/keys"])
+async def test_behind_a_proxy_every_link_is_below_its_path(
+    console_system: System, path: str
+) -> None:
+    """Some proxies leave the prefix on, and others take it off."""
+    settings = ConsoleSettings(http_port=0, console_prefix="/saga")
+    async with serving(Watched(console_system.folder, saga()), settings) as url:
+        assert url.endswith("/saga/")
+        async with client(url.removesuffix("/saga/"), 30.0) as asking:
+            answer = await asking.get(path)
+            assert answer.status_code == 200
+            links = re.findall(r'(?:href|src|action|data-live)="(/[^"]*)"', answer.text)
+            assert len(links) > 10
+            assert [link for link in links if not link.startswith("/saga")] == []
+            style = next(link for link in links if ".css" in link)
+            assert (await asking.get(style)).status_code == 200
+
+
+@pytest.mark.parametrize("prefix", ["saga", "/a b", "/..//x?", "//evil.example"])
+async def test_a_prefix_that_is_none_is_refused(prefix: str) -> None:
+    with pytest.raises(ValueError, match="no path"):
+        ConsoleSettings(console_prefix=prefix)
