@@ -11,10 +11,10 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, async_playwright
 
+from order_saga import SAGA
 from saga.console.serve import serving
 from saga.console.settings import ConsoleSettings
 from saga.console.watched import Watched
-from saga.discovery import saga
 from saga.local.system import System
 from tests.forked import spawn
 
@@ -58,4 +58,4 @@ async def writing(console_system: System) -> AsyncIterator[str]:
 
 
 def _watched(folder: Path) -> Watched:
-    return Watched(folder, saga())
+    return Watched(folder, SAGA)

@@ -11,10 +11,10 @@ import httpx
 import pytest
 from playwright.async_api import Browser
 
+from order_saga import SAGA
 from saga.console.serve import serving
 from saga.console.settings import ConsoleSettings, check_host
 from saga.console.watched import Watched
-from saga.discovery import saga
 from saga.errors import InputError
 from saga.http import client
 from saga.local.console import ConsoleProcess
@@ -100,7 +100,7 @@ async def test_behind_a_proxy_every_link_is_below_its_path(
 ) -> None:
     """Some proxies leave the prefix on, and others take it off."""
     settings = ConsoleSettings(http_port=0, console_prefix="/saga")
-    async with serving(Watched(console_system.folder, saga()), settings) as url:
+    async with serving(Watched(console_system.folder, SAGA), settings) as url:
         assert url.endswith("/saga/")
         async with client(url.removesuffix("/saga/"), 30.0) as asking:
             answer = await asking.get(path)
