@@ -10,8 +10,8 @@ from typing import Final
 from saga import (
     ARCHIVE,
     Broken,
+    DeskBookkeeper,
     Given,
-    Intent,
     Outside,
     Phase,
     Plan,
@@ -26,7 +26,7 @@ from saga import (
 
 from project_name.booking.domain import PARTICIPANT as BOOKING
 from project_name.booking.domain import Stage, Stay
-from project_name.hotel import Choice, DeskHotel, HotelBooks, HotelMemory, asks, read
+from project_name.hotel import Choice, HotelBooks, HotelMemory, asks
 from project_name.language import CallOff, RequestStay, Why
 from project_name.room.domain import PARTICIPANT as ROOM
 from project_name.room.domain import Room
@@ -36,8 +36,8 @@ HOTEL: Final = Outside(
     asked_by=ROOM.name,
     blank=HotelBooks(),
     decisions=tuple(Choice),
-    ask=lambda desk: asks(DeskHotel(desk)),
-    read=read,
+    ask=lambda desk: asks(DeskBookkeeper(desk)),
+    read=HotelBooks.read,
     setting="HOTEL_URL",
     file="hotel.db",
     memory=HotelMemory,
@@ -113,11 +113,7 @@ def plan(chance: random.Random, stays: int) -> Plan:
             later = at + chance.random() * 5
             given.append(Given(BOOKING.name, off, derived_id(key, off.type), later))
             ends[key] |= {str(Why.CALLED_OFF)}
-    return Plan(given, ends, decisions={HOTEL.name: _decide})
-
-
-def _decide(intent: Intent) -> Choice:
-    return Choice.HAS_NONE if "full" in intent.subject else Choice.KEEPS
+    return Plan(given, ends, decisions={HOTEL.name: lambda intent: Choice.of(intent.subject)})
 
 
 SAGA: Final = Saga(

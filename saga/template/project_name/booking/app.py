@@ -5,8 +5,8 @@ from __future__ import annotations
 from fastapi import APIRouter
 from saga import Running, Service, Settings, derived_id, serve
 
-from project_name.booking.domain import PARTICIPANT, Stage
-from project_name.booking.store import STAYS, TABLES
+from project_name.booking.domain import PARTICIPANT, Stage, Stay
+from project_name.booking.store import TABLES
 from project_name.language import CallOff, RequestStay
 
 
@@ -28,7 +28,8 @@ def routes(running: Running) -> APIRouter:
 
     @router.get("/stays/{stay:path}")
     async def stage(stay: str) -> Stage:
-        found = await running.database.read(lambda connection: STAYS.find(connection, stay))
+        stays = TABLES.states[Stay]
+        found = await running.database.read(lambda connection: stays.find(connection, stay))
         return Stage.UNKNOWN if found is None else found.stage
 
     return router

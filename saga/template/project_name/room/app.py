@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from saga import Service, Settings, serve
+from saga import FileBookkeeper, Service, Settings, serve
 
-from project_name.hotel import FileHotel, asks
+from project_name.hotel import Choice, HotelBooks, asks
 from project_name.room.domain import PARTICIPANT
 from project_name.room.store import TABLES
 
@@ -18,7 +18,8 @@ class RoomSettings(Settings):
 
 def build(settings: RoomSettings) -> Service:
     url = settings.hotel_url or f"sqlite:///{settings.data_dir.absolute() / 'hotel.db'}"
-    return Service(PARTICIPANT, TABLES, ask=asks(FileHotel(url)))
+    hotel = FileBookkeeper(url, HotelBooks, Choice.of)
+    return Service(PARTICIPANT, TABLES, ask=asks(hotel))
 
 
 if __name__ == "__main__":
