@@ -155,7 +155,11 @@ def up(place: Place) -> Iterator[None]:
         text=True,
     ) as running:
         try:
-            wait_until(lambda: place.on_system("status").returncode == 0, seconds=SETTLED_SECONDS)
+            wait_until(
+                lambda: running.poll() is not None or place.on_system("status").returncode == 0,
+                seconds=SETTLED_SECONDS,
+            )
+            assert running.poll() is None, running.communicate()[1]
             yield
         finally:
             running.send_signal(signal.SIGINT)

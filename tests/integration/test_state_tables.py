@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -98,6 +99,8 @@ class Lamp(State):
     watts: int = 0
     colour: Colour | None = None
     until: datetime | None = None
+    last: SwitchOff | None = None
+    steps: tuple[int, ...] = ()
 
     def due(self) -> Due[SwitchOff] | None:
         return None if self.until is None else Due(self.until, SwitchOff())
@@ -107,11 +110,21 @@ class Lamp(State):
 class Odd(State):
     """A state with a field of a type of its own."""
 
-    numbers: tuple[int, ...] = ()
+    numbers: Mapping[str, int] = field(default_factory=dict)
 
 
 UNTIL = datetime(2030, 1, 1, tzinfo=UTC)
-LIT = Lamp("l", 3, on=True, room="hall", watts=2**40, colour=Colour.RED, until=UNTIL)
+LIT = Lamp(
+    "l",
+    3,
+    on=True,
+    room="hall",
+    watts=2**40,
+    colour=Colour.RED,
+    until=UNTIL,
+    last=SwitchOff(),
+    steps=(1, 2),
+)
 
 
 @pytest.mark.parametrize("lamp", [LIT, Lamp("l")])

@@ -14,7 +14,7 @@ from types import NoneType, UnionType
 from typing import Any, Final, Generic, Self, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import sqlalchemy as sa
-from pydantic import TypeAdapter
+from pydantic import BaseModel, TypeAdapter
 from sqlalchemy.engine import Connection
 
 from saga.choreography import State, has_due
@@ -133,7 +133,8 @@ def due_columns(table: str) -> tuple[sa.Column[Any], sa.Index]:
 
 def column_of(kind: type[State], name: str, annotation: Any) -> sa.Column[Any]:
     """The column of a state's field: of texts of up to 255 characters, words of a `StrEnum`, whole
-    numbers, yes or no, and times; each may be None if the field's type says so.
+    numbers, yes or no, and times; each may be None if the field's type says so. Messages, other
+    models, and tuples are JSON.
 
     Raises TypeError for anything else.
     """
@@ -141,12 +142,19 @@ def column_of(kind: type[State], name: str, annotation: Any) -> sa.Column[Any]:
     choices = get_args(annotation) if several else (annotation,)
     types = [choice for choice in choices if choice is not NoneType]
     found = _type_for(types[0]) if len(types) == 1 and isinstance(types[0], type) else None
+    if found is None and types and all(map(_is_document, types)):
+        return sa.Column(name, Json(annotation), nullable=False)
     if found is None:
         raise TypeError(
             f"which column {kind.__qualname__}.{name} has does not follow from {annotation}; make "
             f"its table with `StateTable(...)`, which takes any columns"
         )
     return sa.Column(name, found, nullable=NoneType in choices)
+
+
+def _is_document(kind: Any) -> bool:
+    """Whether values of this type are stored as JSON."""
+    return get_origin(kind) is tuple or (isinstance(kind, type) and issubclass(kind, BaseModel))
 
 
 def _type_for(kind: type) -> Any:

@@ -7,8 +7,8 @@ from uuid import UUID
 from fastapi import APIRouter
 from saga import Running, Service, Settings, derived_id, serve
 
-from orchestrated.coordinator.domain import PARTICIPANT, Step
-from orchestrated.coordinator.store import ORDERS, TABLES
+from orchestrated.coordinator.domain import PARTICIPANT, Order, Step
+from orchestrated.coordinator.store import TABLES
 from orchestrated.language import CancelOrder, PlaceOrder
 
 
@@ -33,7 +33,8 @@ def routes(running: Running) -> APIRouter:
     @router.get("/orders/{order_id}")
     async def step(order_id: UUID) -> Step:
         key = str(order_id)
-        found = await running.database.read(lambda connection: ORDERS.find(connection, key))
+        orders = TABLES.states[Order]
+        found = await running.database.read(lambda connection: orders.find(connection, key))
         return Step.UNKNOWN if found is None else found.step
 
     return router

@@ -1,12 +1,9 @@
-"""Where the coordinator keeps its orders."""
+"""Where the coordinator keeps its orders: columns follow from the fields of the state."""
 
 from __future__ import annotations
 
-import sqlalchemy as sa
-from saga import StateTable, Tables
+from saga import Tables
 
 from orchestrated.coordinator.domain import Order
 
-_metadata = sa.MetaData()
-ORDERS = StateTable.of(Order, _metadata, "orders")
-TABLES = Tables(_metadata, ORDERS)
+TABLES = Tables.of(__file__, orders=Order)

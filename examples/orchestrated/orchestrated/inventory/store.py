@@ -1,26 +1,9 @@
-"""Where stock and reservations are kept."""
+"""Where stock and reservations are kept: columns follow from the fields of the states."""
 
 from __future__ import annotations
 
-import sqlalchemy as sa
-from saga import Json, StateTable, Tables, Word
+from saga import Tables
 
-from orchestrated.inventory.domain import Delivery, Reservation, ReservationStatus, StockItem
-from orchestrated.language import HeldLine
+from orchestrated.inventory.domain import Delivery, Reservation, StockItem
 
-_metadata = sa.MetaData()
-reservations = sa.Table(
-    "reservations",
-    _metadata,
-    sa.Column("order_id", sa.String(36), primary_key=True),
-    sa.Column("version", sa.Integer, nullable=False),
-    sa.Column("sequence", sa.Integer, nullable=False),
-    sa.Column("status", Word(ReservationStatus), nullable=False),
-    sa.Column("lines", Json(tuple[HeldLine, ...]), nullable=False),
-)
-TABLES = Tables(
-    _metadata,
-    StateTable(Reservation, reservations),
-    StateTable.of(StockItem, _metadata, "stock"),
-    StateTable.of(Delivery, _metadata, "deliveries"),
-)
+TABLES = Tables.of(__file__, reservations=Reservation, stock=StockItem, deliveries=Delivery)

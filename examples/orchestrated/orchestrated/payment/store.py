@@ -1,11 +1,9 @@
-"""Where payments are kept."""
+"""Where payments are kept: a table whose columns follow from the fields of the state."""
 
 from __future__ import annotations
 
-import sqlalchemy as sa
-from saga import StateTable, Tables
+from saga import Tables
 
 from orchestrated.payment.domain import Payment
 
-_metadata = sa.MetaData()
-TABLES = Tables(_metadata, StateTable.of(Payment, _metadata, "payments"))
+TABLES = Tables.of(__file__, payments=Payment)

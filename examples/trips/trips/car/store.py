@@ -1,20 +1,9 @@
-"""Where cars are kept."""
+"""Where cars are kept: a table whose columns follow from the fields of the state."""
 
 from __future__ import annotations
 
-import sqlalchemy as sa
-from saga import Json, Phase, StateTable, Tables, Word
+from saga import Tables
 
-from trips.car.domain import BookCar, Car
+from trips.car.domain import Car
 
-_metadata = sa.MetaData()
-cars = sa.Table(
-    "cars",
-    _metadata,
-    sa.Column("trip", sa.String(255), primary_key=True),
-    sa.Column("version", sa.Integer, nullable=False),
-    sa.Column("sequence", sa.Integer, nullable=False),
-    sa.Column("phase", Word(Phase), nullable=False),
-    sa.Column("asking", Json(BookCar | None), nullable=False),
-)
-TABLES = Tables(_metadata, StateTable(Car, cars))
+TABLES = Tables.of(__file__, cars=Car)

@@ -1,23 +1,9 @@
-"""Where seats are kept."""
+"""Where seats are kept: a table whose columns follow from the fields of the state."""
 
 from __future__ import annotations
 
-import sqlalchemy as sa
-from saga import Json, Phase, StateTable, Tables, Utc, Word, due_columns
+from saga import Tables
 
-from trips.flight.domain import HoldSeat, Seat
+from trips.flight.domain import Seat
 
-_metadata = sa.MetaData()
-seats = sa.Table(
-    "seats",
-    _metadata,
-    sa.Column("trip", sa.String(255), primary_key=True),
-    sa.Column("version", sa.Integer, nullable=False),
-    sa.Column("sequence", sa.Integer, nullable=False),
-    sa.Column("phase", Word(Phase), nullable=False),
-    sa.Column("ticket", Word(Phase), nullable=False),
-    sa.Column("until", Utc),
-    sa.Column("asking", Json(HoldSeat | None), nullable=False),
-    *due_columns("seats"),
-)
-TABLES = Tables(_metadata, StateTable(Seat, seats))
+TABLES = Tables.of(__file__, seats=Seat)

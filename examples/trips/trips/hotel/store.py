@@ -1,20 +1,9 @@
-"""Where rooms are kept."""
+"""Where rooms are kept: a table whose columns follow from the fields of the state."""
 
 from __future__ import annotations
 
-import sqlalchemy as sa
-from saga import Json, Phase, StateTable, Tables, Word
+from saga import Tables
 
-from trips.hotel.domain import BookRoom, Room
+from trips.hotel.domain import Room
 
-_metadata = sa.MetaData()
-rooms = sa.Table(
-    "rooms",
-    _metadata,
-    sa.Column("trip", sa.String(255), primary_key=True),
-    sa.Column("version", sa.Integer, nullable=False),
-    sa.Column("sequence", sa.Integer, nullable=False),
-    sa.Column("phase", Word(Phase), nullable=False),
-    sa.Column("asking", Json(BookRoom | None), nullable=False),
-)
-TABLES = Tables(_metadata, StateTable(Room, rooms))
+TABLES = Tables.of(__file__, rooms=Room)

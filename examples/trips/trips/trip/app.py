@@ -6,8 +6,8 @@ from fastapi import APIRouter
 from saga import Running, Service, Settings, derived_id, serve
 
 from trips.language import CallOff, RequestTrip
-from trips.trip.domain import PARTICIPANT, Stage
-from trips.trip.store import TABLES, TRIPS
+from trips.trip.domain import PARTICIPANT, Stage, Trip
+from trips.trip.store import TABLES
 
 
 def build(_: Settings) -> Service:
@@ -28,7 +28,8 @@ def routes(running: Running) -> APIRouter:
 
     @router.get("/trips/{trip:path}")
     async def stage(trip: str) -> Stage:
-        found = await running.database.read(lambda connection: TRIPS.find(connection, trip))
+        trips = TABLES.states[Trip]
+        found = await running.database.read(lambda connection: trips.find(connection, trip))
         return Stage.UNKNOWN if found is None else found.stage
 
     return router
