@@ -27,7 +27,7 @@ from saga.runtime.messaging.publisher import BrokerPublisher, posting_of
 from saga.runtime.messaging.topology import HISTORY_STREAM, queues_of
 from saga.runtime.messaging.trust import EDITOR_SOURCE
 
-_ENVELOPE: Final = (
+ENVELOPE: Final = (
     "specversion",
     "id",
     "source",
@@ -88,7 +88,7 @@ def with_values(text: str, settings: Sequence[str]) -> str:
         steps = path.split(".")
         if not equals or not all(steps):
             raise InputError(f"--set takes path=value, such as data.nights=3: {setting!r}")
-        if steps[0] not in _ENVELOPE:
+        if steps[0] not in ENVELOPE:
             steps.insert(0, "data")
         _set(document, steps, _value(value), setting)
     return text_of(json.dumps(document).encode())

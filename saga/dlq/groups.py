@@ -33,6 +33,7 @@ class LetterGroup:
     letters: int
     subjects: int
     services: Sequence[str]
+    queues: Sequence[str]
     types: Sequence[str]
     reason: str
     error_type: str
@@ -48,6 +49,7 @@ class LetterGroup:
             "letters": self.letters,
             "subjects": self.subjects,
             "services": list(self.services),
+            "queues": list(self.queues),
             "types": list(self.types),
             "reason": self.reason,
             "error_type": self.error_type,
@@ -93,6 +95,7 @@ def groups_in(
     rows = connection.execute(query).all()
     among = (*wanted, column.in_([row.key for row in rows]))
     services = _values(connection, column, letters.c.participant, among)
+    queues = _values(connection, column, letters.c.queue, among)
     types = _values(connection, column, letters.c.type, among)
     ends = _ends(connection, column, among)
     return [
@@ -102,6 +105,7 @@ def groups_in(
             row.size,
             row.subjects,
             services[row.key],
+            queues[row.key],
             types[row.key],
             *ends[row.key][:3],
             row.replayed,
