@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -139,16 +139,22 @@ def deaths_in(
     if begin is None:
         return found
     part = max((until - begin) / parts, timedelta(microseconds=1))
-    begins = sa.type_coerce(sa.literal(begin, letters.c.last_failed_at.type), sa.BigInteger)
-    number = ((died - begins) / (part // timedelta(microseconds=1) + 1)).label("part")
+    number = ((died - _microseconds(begin)) // (part // timedelta(microseconds=1) + 1)).label(
+        "part"
+    )
     query = (
-        sa.select(column, sa.cast(number, sa.Integer), sa.func.count())
+        sa.select(column, number, sa.func.count())
         .where(*conditions_of(selection, states, None), column.in_(found))
-        .group_by(column, sa.cast(number, sa.Integer))
+        .group_by(column, number)
     )
     for key, at, count in connection.execute(query):
         found[key][min(max(at, 0), parts - 1)] += count
     return found
+
+
+def _microseconds(moment: datetime) -> int:
+    """A time as `Utc` stores it."""
+    return (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
 
 
 def _values(

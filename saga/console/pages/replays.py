@@ -122,7 +122,7 @@ def routes(site: Site) -> APIRouter:
         replays = desk.store.replays
         counts = await asyncio.to_thread(replays.count, run)
         items = await asyncio.to_thread(replays.page_of, run, PAGE + 1, after)
-        here = letters.replaying == number
+        ours = letters.replaying == number
         return site.page(
             request,
             "replay.html",
@@ -133,8 +133,8 @@ def routes(site: Site) -> APIRouter:
             counts={str(state): counts.get(state, 0) for state in ItemState},
             items=items[:PAGE],
             next=place_of(items[PAGE - 1][0]) if len(items) > PAGE else None,
-            here=here,
-            elsewhere=run.ended_at is None and not here and at_work(desk.store.path),
+            ours=ours,
+            elsewhere=run.ended_at is None and not ours and at_work(desk.store.path),
             broke_off=letters.broke_off.get(number, ""),
         )
 
