@@ -30,10 +30,10 @@ def _given(value: Any) -> Any:
     return None if value == "" else value
 
 
-Given = Annotated[str | None, BeforeValidator(_given), Field(max_length=FIELD_MAX)]
+Given = Annotated[Annotated[str, Field(max_length=FIELD_MAX)] | None, BeforeValidator(_given)]
 """A field that may be left empty."""
 Rate = Annotated[float | None, BeforeValidator(_given)]
-After = Annotated[str | None, BeforeValidator(_given), Field(max_length=AFTER_MAX)]
+After = Annotated[Annotated[str, Field(max_length=AFTER_MAX)] | None, BeforeValidator(_given)]
 Reason = Annotated[
     Plain, BeforeValidator(_stripped), Field(min_length=1, max_length=REASON_MAX, title="reason")
 ]

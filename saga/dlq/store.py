@@ -104,7 +104,8 @@ class Store:
         first, number = letters.c.first_failed_at, letters.c.number
         query = query_of(selection, states, contents, None).order_by(first, number).limit(limit)
         if after is not None:
-            query = query.where(sa.tuple_(first, number) > sa.tuple_(*map(sa.literal, after)))
+            time, last = after
+            query = query.where((first > time) | ((first == time) & (number > last)))
         with reading(self._engine) as connection:
             return [letter_of(row, contents) for row in connection.execute(query)]
 
