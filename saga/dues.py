@@ -25,8 +25,8 @@ from saga.envelope import rfc3339
 from saga.errors import Explained, InputError
 from saga.http import client
 from saga.runtime.kernel.opening import read_database
-from saga.runtime.kernel.tables import Tables
-from saga.runtime.kernel.timer import Listed, dues_in
+from saga.runtime.kernel.tables import Tables, utc_now
+from saga.runtime.kernel.timer import Listed, dues_after, dues_in
 
 LISTED_MAX: Final = 1_000
 """What is due in one service, beyond which no more is listed."""
@@ -83,10 +83,26 @@ class Listing:
     more: int
 
 
+DuePlace = tuple[datetime, str, str, str]
+"""Where something stands in a list of what is due: its time, participant, kind of state, key."""
+
+
+@dataclass(frozen=True, slots=True)
+class DuePage:
+    """A part of what is due, those due first in front. `next` is the place of its last; None if
+    there is no more. `due` and `overdue` count what is due in all pages together."""
+
+    items: Sequence[Item]
+    next: DuePlace | None
+    due: int
+    overdue: int
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One line of the audit record."""
+    """One line of the audit record. `id` tells it from others of its participant."""
 
+    id: str
     participant: str
     at: datetime
     who: str
@@ -132,6 +148,37 @@ async def listing(
     return Listing(sorted(items, key=lambda item: item.at), more)
 
 
+async def page(
+    deployment: Deployment,
+    graph: Choreography,
+    *,
+    participant: str | None = None,
+    subject: str | None = None,
+    limit: int,
+    after: DuePlace | None = None,
+) -> DuePage:
+    """A part of what `listing` lists, behind that place. Changes nothing; raises what that does."""
+    rows: list[tuple[DuePlace, Item | None]] = []
+    due = overdue = 0
+    late = utc_now() - timedelta(seconds=OVERDUE_SECONDS)
+    for one in _with_dues(graph, participant):
+        read = partial(
+            _page, participant=one.name, key=subject, limit=limit + 1, after=after, late=late
+        )
+        found, all_due, all_overdue = await _read(deployment, one, read)
+        rows += found
+        due, overdue = due + all_due, overdue + all_overdue
+    rows.sort(key=lambda row: row[0])
+    shown = rows[:limit]
+    items = [item for _, item in shown if item is not None]
+    return DuePage(items, shown[-1][0] if len(rows) > limit else None, due, overdue)
+
+
+def auditing(graph: Choreography) -> Sequence[str]:
+    """The participants who keep a record of what was brought forward."""
+    return [participant.name for participant in _with_dues(graph, None)]
+
+
 async def audit(
     deployment: Deployment,
     graph: Choreography,
@@ -139,11 +186,13 @@ async def audit(
     participant: str | None = None,
     subject: str | None = None,
     limit: int,
+    before: tuple[datetime, str] | None = None,
 ) -> list[Entry]:
-    """What was brought forward, the newest first. Raises what `listing` does."""
+    """What was brought forward, the newest first; `before` the entry of that time and id. Raises
+    what `listing` does."""
     entries: list[Entry] = []
     for one in _with_dues(graph, participant):
-        read = partial(_entries, participant=one.name, subject=subject, limit=limit)
+        read = partial(_entries, participant=one.name, subject=subject, limit=limit, before=before)
         entries += await _read(deployment, one, read)
     return sorted(entries, key=lambda entry: entry.at, reverse=True)[:limit]
 
@@ -217,16 +266,58 @@ def _dues(connection: Connection, tables: Tables, subject: str | None) -> tuple[
     return found, max(0, count - LISTED_MAX)
 
 
+def _page(
+    connection: Connection,
+    tables: Tables,
+    participant: str,
+    key: str | None,
+    limit: int,
+    after: DuePlace | None,
+    late: datetime,
+) -> tuple[list[tuple[DuePlace, Item | None]], int, int]:
+    """Rows of a participant's tables, in no order, at most `limit` of each; and in all of them, how
+    much is due, and how much was due before `late`."""
+    found: list[tuple[DuePlace, Item | None]] = []
+    due = overdue = 0
+    for table in tables.with_dues:
+        kind = table.kind.__name__
+        start = None if after is None else _start_in(participant, kind, after)
+        for at, one, listed in dues_after(connection, table, limit, key=key, after=start):
+            item = None if listed is None else Item.of(participant, listed)
+            found.append(((at, participant, kind, one), item))
+        due += table.count_due(connection, key=key)
+        overdue += table.count_due(connection, until=late, key=key)
+    return found, due, overdue
+
+
+def _start_in(participant: str, kind: str, after: DuePlace) -> tuple[datetime, str | None]:
+    """Behind what a table's rows come that are behind that place: of what is due at the same time,
+    tables have their order."""
+    at, last_participant, last_kind, key = after
+    if (participant, kind) == (last_participant, last_kind):
+        return at, key
+    return at, "" if (participant, kind) > (last_participant, last_kind) else None
+
+
 def _entries(
-    connection: Connection, tables: Tables, participant: str, subject: str | None, limit: int
+    connection: Connection,
+    tables: Tables,
+    participant: str,
+    subject: str | None,
+    limit: int,
+    before: tuple[datetime, str] | None,
 ) -> list[Entry]:
     if (table := tables.due_audit) is None:
         return []
-    query = sa.select(table).order_by(table.c.at.desc()).limit(limit)
+    query = sa.select(table).order_by(table.c.at.desc(), table.c.id).limit(limit)
+    if before is not None:
+        at, id = before
+        query = query.where((table.c.at < at) | ((table.c.at == at) & (table.c.id > id)))
     if subject is not None:
         query = query.where(table.c.key == subject)
     return [
         Entry(
+            row.id,
             participant,
             row.at,
             row.who,

@@ -29,6 +29,10 @@ def console(
     write: Annotated[
         bool, typer.Option("--write", help="Let it change things: replay, discard, bring forward.")
     ] = False,
+    bodies: Annotated[
+        bool,
+        typer.Option("--bodies", help="Show what is in messages, not only how they are made."),
+    ] = False,
     prefix: Annotated[
         str | None,
         typer.Option(help="The path under which a proxy has it, /saga say.", show_default=False),
@@ -64,6 +68,7 @@ def console(
         "http_port": port,
         "console_prefix": prefix,
         "console_write": write or None,
+        "console_bodies": bodies or None,
     }
     settings = load(ConsoleSettings, **{k: v for k, v in given.items() if v is not None})
     with wrong_usage():

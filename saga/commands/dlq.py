@@ -3,27 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import typer
 
-from saga.commands.dlq_selection import (
-    DAY_SECONDS,
-    Filters,
-    age_seconds,
-    answering,
-    number_of,
-    selecting,
-)
+from saga.commands.dlq_selection import Filters, answering, selecting
 from saga.commands.dlq_views import (
     By,
     as_lines,
-    brief,
-    counts_of,
-    full,
-    groups_of,
     print_audit,
     print_groups,
     print_letter,
@@ -43,6 +31,7 @@ from saga.commands.output import (
     run,
     stoppable,
 )
+from saga.dlq.states import Which
 from saga.errors import InputError
 
 if TYPE_CHECKING:
@@ -50,6 +39,7 @@ if TYPE_CHECKING:
 
     from saga.dlq.desk import DeadLetterDesk
     from saga.dlq.examine import Verdict
+    from saga.dlq.groups import LetterGroup
     from saga.dlq.letters import DeadLetter
     from saga.dlq.replay import ReplayResult, ReplaySettings
     from saga.dlq.replays import Replay
@@ -63,17 +53,6 @@ app = typer.Typer(
 _ACTIONS_MAX: Final = 100_000
 
 T = TypeVar("T")
-
-
-class Which(StrEnum):
-    """Which letters `list` and `export` show; `all` are those that are done too."""
-
-    DEAD = "dead"
-    SENT = "sent"
-    DONE = "done"
-    DISCARDED = "discarded"
-    REPLACED = "replaced"
-    ALL = "all"
 
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="The letter's number or message id.")]
@@ -102,28 +81,32 @@ def list_(
     * `saga dlq list --by type --json | jq .groups`
     """
 
-    async def work(desk: DeadLetterDesk) -> list[DeadLetter]:
+    async def work(desk: DeadLetterDesk) -> tuple[list[DeadLetter], list[LetterGroup]]:
         selection = await filters.selection(desk)
-        return desk.store.find(selection, _states(state), contents=False)
-
-    letters = _at_desk(data_dir, work)
-    groups = groups_of(letters, by)
-    if as_json:
-        document: dict[str, Any] = {"letters": len(letters), "by": str(by)}
         if by is By.LETTER:
+            return desk.store.find(selection, state.states, contents=False), []
+        return [], desk.store.groups(selection, state.states, by.value)
+
+    letters, groups = _at_desk(data_dir, work)
+    count = len(letters) + sum(group.letters for group in groups)
+    if as_json:
+        document: dict[str, Any] = {"letters": count, "by": str(by)}
+        if by is By.LETTER:
+            from saga.dlq.letters import brief
+
             document["list"] = [brief(letter) for letter in letters]
         else:
-            document["groups"] = groups
+            document["groups"] = [group.to_json() for group in groups]
         print_json(document)
-    elif not letters:
+    elif not count:
         from saga.commands.console import out
 
         out().print("no dead letters" if state is Which.DEAD else f"no letters are {state}")
     elif by is By.LETTER:
         print_letters(letters)
     else:
-        print_groups(groups, by, len(letters))
-    if letters and state is Which.DEAD:
+        print_groups(groups, by, count)
+    if count and state is Which.DEAD:
         raise typer.Exit(PROBLEM_FOUND)
 
 
@@ -138,16 +121,7 @@ def show(id: Id, data_dir: DataDir = DATA_DIR, as_json: AsJson = False) -> None:
     """
 
     async def work(desk: DeadLetterDesk) -> dict[str, Any]:
-        letter = desk.store.get(number_of(desk, id))
-        verdict = (await desk.examiner().examine([letter]))[letter.number]
-        return full(letter) | {
-            "died": [
-                {"at": died, "error": headers.get("x-saga-error", "")}
-                for died, headers in desk.store.copies_of(letter.number)
-            ],
-            "edits": desk.store.edits_of(letter.number),
-            "replay": verdict.to_json(),
-        }
+        return await desk.document_about(desk.store.number_named(id))
 
     document = _at_desk(data_dir, work)
     if as_json:
@@ -292,7 +266,7 @@ def edit(
         return in_editor(text)
 
     async def work(desk: DeadLetterDesk) -> Any:
-        return await correct(desk, number_of(desk, id), change, why=why)
+        return await correct(desk, desk.store.number_named(id), change, why=why)
 
     edited = _at_desk(data_dir, work)
     if edited is None:
@@ -361,8 +335,10 @@ def purge(
 
     Example: `saga dlq purge --older-than 180d --reason "kept for half a year"`
     """
+    from saga.dlq.selection import DAY_SECONDS, age_seconds
+
     with answering():
-        seconds = age_seconds("older-than", older_than) or 0.0
+        seconds = age_seconds("--older-than", older_than) or 0.0
         if not why.strip():
             raise InputError("--reason is empty; say why the letters can be deleted")
 
@@ -400,7 +376,7 @@ def export(
 
     async def work(desk: DeadLetterDesk) -> list[DeadLetter]:
         selection = await filters.selection(desk)
-        letters = desk.store.find(selection, _states(state))
+        letters = desk.store.find(selection, state.states)
         if file is not None:
             write_text(file, as_lines(letters))
         result = {"letters": len(letters), "file": None if file is None else str(file)}
@@ -477,21 +453,15 @@ def _at_desk(data_dir: Path, work: Callable[[DeadLetterDesk], Awaitable[T]]) -> 
         return run(at_desk())
 
 
-def _states(which: Which) -> tuple[Any, ...]:
-    from saga.dlq.states import HERE, LetterState
-
-    if which is Which.ALL:
-        return tuple(LetterState)
-    return HERE if which is Which.DEAD else (LetterState(which),)
-
-
 def _dry_run(filters: Filters, settings: ReplaySettings, data_dir: Path, as_json: bool) -> None:
+    from saga.dlq.examine import counts_of
+    from saga.dlq.letters import brief
     from saga.dlq.replay import dry_run
 
     async def work(desk: DeadLetterDesk) -> list[tuple[DeadLetter, Verdict]]:
         selection = await filters.selection(desk)
         verdicts = await dry_run(desk, selection, settings)
-        counts = counts_of(verdicts)
+        counts = counts_of(verdict for _, verdict in verdicts)
         desk.store.note("dry run", "", selection.to_json(), counts)
         return verdicts
 
@@ -502,7 +472,7 @@ def _dry_run(filters: Filters, settings: ReplaySettings, data_dir: Path, as_json
                 "letters": [
                     brief(letter) | {"replay": verdict.to_json()} for letter, verdict in verdicts
                 ],
-                "counts": counts_of(verdicts),
+                "counts": counts_of(verdict for _, verdict in verdicts),
             }
         )
         return

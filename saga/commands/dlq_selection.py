@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-import math
-import re
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -21,10 +19,6 @@ if TYPE_CHECKING:
     from saga.dlq.selection import Selection
 
 _USAGE_ERROR: Final = 2
-_DURATION: Final = re.compile(r"(-?\d+(?:\.\d+)?)([smhd]?)")
-DAY_SECONDS: Final = 86_400
-_UNIT_SECONDS: Final = {"": 1, "s": 1, "m": 60, "h": 3_600, "d": DAY_SECONDS}
-_AGE_MAX_SECONDS: Final = 100.0 * 365 * DAY_SECONDS
 
 
 def _filter(help: str, *names: str) -> Any:
@@ -57,7 +51,7 @@ class Filters:
         ] = None,
     ) -> None:
         with answering():
-            from saga.dlq.selection import Selection
+            from saga.dlq.selection import Selection, age_seconds
 
             self._ids = list(ids or ())
             self._filters = Selection(
@@ -67,8 +61,8 @@ class Filters:
                 error=error,
                 fingerprint=fingerprint,
                 subject=subject,
-                older_than=age_seconds("older-than", older_than),
-                newer_than=age_seconds("newer-than", newer_than),
+                older_than=age_seconds("--older-than", older_than),
+                newer_than=age_seconds("--newer-than", newer_than),
             )
 
     @property
@@ -78,12 +72,7 @@ class Filters:
 
     async def selection(self, desk: DeadLetterDesk) -> Selection:
         """The selection; raises `InputError` if it names what does not exist."""
-        from dataclasses import replace
-
-        numbers = sorted({number for id in self._ids for number in numbers_of(desk, id)})
-        selection = replace(self._filters, numbers=tuple(numbers))
-        await desk.check(selection)
-        return selection
+        return await desk.selection(self._filters, self._ids)
 
 
 def selecting(*, by_id: bool) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -120,39 +109,3 @@ def answering() -> Iterator[None]:
     except InputError as error:
         problem(" ".join(str(error).split()))
         raise typer.Exit(_USAGE_ERROR) from None
-
-
-def age_seconds(name: str, text: str | None) -> float | None:
-    """The age that is given with an option; None if none is. Raises `InputError`."""
-    if text is None:
-        return None
-    match = _DURATION.fullmatch(text)
-    seconds = math.nan if match is None else float(match[1]) * _UNIT_SECONDS[match[2]]
-    if not 0 <= seconds <= _AGE_MAX_SECONDS:
-        raise InputError(
-            f"--{name} is {text!r}; it takes an age of 0 or more: seconds, or 15m, 2h, 7d"
-        )
-    return seconds
-
-
-def numbers_of(desk: DeadLetterDesk, id: str) -> list[int]:
-    """The letters with a number or a message id. Raises `InputError` if there are none."""
-    if id.isdecimal() and len(id) < 16 and desk.store.numbers_known([int(id)]):
-        return [int(id)]
-    found = desk.store.number_of(id)
-    if not found:
-        raise InputError(
-            f"there is no dead letter {id!r}; `saga dlq list --by letter` names those known"
-        )
-    return found
-
-
-def number_of(desk: DeadLetterDesk, id: str) -> int:
-    """The one letter with a number or a message id. Raises `InputError`."""
-    numbers = numbers_of(desk, id)
-    if len(numbers) > 1:
-        raise InputError(
-            f"{id!r} is dead at several services; name one of the letters "
-            f"{', '.join(map(str, numbers))}"
-        )
-    return numbers[0]

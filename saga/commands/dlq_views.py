@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from saga.dlq.audit import AuditEntry
     from saga.dlq.examine import Verdict
+    from saga.dlq.groups import LetterGroup
     from saga.dlq.letters import DeadLetter
     from saga.dlq.replay import ReplayResult
 
@@ -30,99 +31,28 @@ class By(StrEnum):
     LETTER = "letter"
 
 
-def brief(letter: DeadLetter) -> dict[str, Any]:
-    """A letter for a JSON document, without what is in it."""
-    return {
-        "letter": letter.number,
-        "state": str(letter.state),
-        "service": letter.participant,
-        "queue": letter.queue,
-        "message_id": letter.key,
-        "type": letter.type,
-        "subject": letter.subject,
-        "reason": letter.reason,
-        "error_type": letter.error_type,
-        "error": letter.error,
-        "fingerprint": letter.fingerprint,
-        "attempts": letter.attempts,
-        "replays": letter.replays,
-        "copies": letter.copies,
-        "first_failed_at": letter.first_failed_at.isoformat(),
-        "last_failed_at": letter.last_failed_at.isoformat(),
-        "note": letter.note,
-    }
-
-
-def full(letter: DeadLetter) -> dict[str, Any]:
-    """A letter for a JSON document, with everything that is known of it."""
-    from saga.dlq.letters import document_of, printable_body, to_json
-
-    document = document_of(letter.body) or {}
-    traceparent = document.get("traceparent")
-    trace = traceparent.split("-") if isinstance(traceparent, str) else []
-    return brief(letter) | {
-        "correlation_id": letter.properties.get("correlation_id"),
-        "causation_id": document.get("causationid"),
-        "trace_id": trace[1] if len(trace) == 4 else None,
-        "properties": json.loads(to_json(letter.properties)),
-        "headers": json.loads(to_json(letter.headers)),
-        **printable_body(letter.body),
-    }
-
-
 def as_lines(letters: Sequence[DeadLetter]) -> str:
     """JSON Lines: a letter a line, with everything that is known of it."""
+    from saga.dlq.letters import full
+
     return "".join(json.dumps(full(letter)) + "\n" for letter in letters)
 
 
-def groups_of(letters: Sequence[DeadLetter], by: By) -> list[dict[str, Any]]:
-    """The letters grouped, for a JSON document, the largest group first."""
-    grouped: defaultdict[str, list[DeadLetter]] = defaultdict(list)
-    for letter in letters:
-        match by:
-            case By.TYPE:
-                key = letter.type
-            case By.SERVICE:
-                key = letter.participant
-            case _:
-                key = letter.fingerprint
-        grouped[key].append(letter)
-    found = [
-        {
-            str(by): key,
-            "letters": len(group),
-            "subjects": len({letter.subject for letter in group if letter.subject}),
-            "services": sorted({letter.participant for letter in group}),
-            "types": sorted({letter.type for letter in group}),
-            "reason": group[-1].reason,
-            "error_type": group[-1].error_type,
-            "error": group[-1].error,
-            "replayed_before": sum(letter.replays > 0 for letter in group),
-            "first_failed_at": min(letter.first_failed_at for letter in group).isoformat(),
-            "last_failed_at": max(letter.last_failed_at for letter in group).isoformat(),
-            "example": group[0].number,
-        }
-        for key, group in grouped.items()
-    ]
-    return sorted(found, key=lambda group: -group["letters"])
-
-
-def print_groups(groups: Sequence[dict[str, Any]], by: By, letters: int) -> None:
-    """Print what `groups_of` has grouped, so many letters."""
+def print_groups(groups: Sequence[LetterGroup], by: By, letters: int) -> None:
+    """Print groups, of so many letters together."""
     from saga.commands.console import Table, out
 
     headers = (str(by), "letters", "services", "types", "error", "last", "example")
     table = Table(*headers, right=["letters"])
     for group in groups:
-        error = f"{group['error_type'] or group['reason']}: {group['error']}"
         table.add_row(
-            group[str(by)],
-            f"{group['letters']}",
-            ", ".join(group["services"]),
-            ", ".join(group["types"]),
-            _short(error),
-            _moment(group["last_failed_at"]),
-            f"{group['example']}",
+            group.key,
+            f"{group.letters}",
+            ", ".join(group.services),
+            ", ".join(group.types),
+            _short(f"{group.error_type or group.reason}: {group.error}"),
+            _moment(group.last_failed_at.isoformat()),
+            f"{group.example}",
         )
     out().print(table)
     out().print(f"{letters} dead letters; `saga dlq show ID` tells all about one")
@@ -205,6 +135,7 @@ def print_result(result: ReplayResult) -> None:
 def print_verdicts(verdicts: Sequence[tuple[DeadLetter, Verdict]]) -> None:
     """Print what a replay would do with each letter."""
     from saga.commands.console import Table, out
+    from saga.dlq.examine import counts_of
 
     table = Table("letter", "service", "type", "subject", "saga", "a replay", "because")
     for letter, verdict in verdicts[:_LISTED]:
@@ -221,16 +152,8 @@ def print_verdicts(verdicts: Sequence[tuple[DeadLetter, Verdict]]) -> None:
     out().print(table)
     if len(verdicts) > _LISTED:
         out().print(f"and {len(verdicts) - _LISTED} more; --json has all of them")
-    for expectation, count in counts_of(verdicts).items():
+    for expectation, count in counts_of(verdict for _, verdict in verdicts).items():
         out().print(f"{expectation:>20} {count:>8}")
-
-
-def counts_of(verdicts: Sequence[tuple[DeadLetter, Verdict]]) -> dict[str, int]:
-    """How many letters there are by what a replay is expected to do with them."""
-    counts: defaultdict[str, int] = defaultdict(int)
-    for _, verdict in verdicts:
-        counts[str(verdict.expectation)] += 1
-    return dict(counts)
 
 
 def print_audit(actions: Sequence[AuditEntry]) -> None:

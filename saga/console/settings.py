@@ -6,7 +6,7 @@ import ipaddress
 import re
 from typing import Annotated, Final
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field
 
 from saga.console import PORT
 from saga.errors import InputError
@@ -30,6 +30,10 @@ class ConsoleSettings(HttpSettings):
     """Whether it may change anything: replay, discard, bring forward."""
     console_prefix: Annotated[str, AfterValidator(_prefix)] = ""
     """The path under which a proxy has it."""
+    console_bodies: bool = False
+    """Whether it shows what is in messages: personal data, as a rule."""
+    body_max_bytes: Annotated[int, Field(ge=1024)] = 262_144
+    """A form may have a letter's payload in it, percent-encoded."""
 
 
 def check_host(host: str, *, in_container: bool) -> None:

@@ -17,6 +17,7 @@ from fastapi.responses import HTMLResponse
 from markupsafe import Markup
 from starlette.requests import Request
 
+from saga.console.letters import WatchedLetters
 from saga.console.live import Ticker
 from saga.console.watched import Watched
 from saga.graph import svg
@@ -61,6 +62,13 @@ class Site:
     """Whether it may change anything."""
     prefix: str = ""
     """The path under which a proxy has it, without a slash at its end."""
+    bodies: bool = False
+    """Whether it shows what is in messages, not only how they are made."""
+
+    @cached_property
+    def letters(self) -> WatchedLetters:
+        """The dead letters, as it shows them and deals with them."""
+        return WatchedLetters(self.watched)
 
     @cached_property
     def _templates(self) -> jinja2.Environment:
@@ -78,6 +86,7 @@ class Site:
             "asset": self.asset,
             "navigation": NAVIGATION,
             "write": self.write,
+            "bodies": self.bodies,
             "saga_name": self.watched.saga.name,
             "version": engine_version(),
         }
@@ -144,6 +153,22 @@ def cut(text: Any, characters: int = CUT_CHARACTERS) -> Markup:
     if len(said) <= characters:
         return Markup("{}").format(said)
     return Markup('<span title="{}">{}…</span>').format(said[:2_000], said[:characters])
+
+
+def masked(value: Any) -> Any:
+    """What a message holds, without what it says: texts and numbers are replaced by what they are
+    and how long. Names within it, true, false and null stay."""
+    match value:
+        case dict():
+            return {name: masked(each) for name, each in value.items()}
+        case list():
+            return [masked(each) for each in value]
+        case bool() | None:
+            return value
+        case str():
+            return f"‹text of {len(value)}›"
+        case _:
+            return f"‹number of {len(str(value))}›"
 
 
 def _shown(value: Any) -> Any:

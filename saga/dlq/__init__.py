@@ -12,3 +12,13 @@ from saga.errors import Explained
 
 class DlqError(Explained):
     """Dead letters cannot be worked on as things are. Names what is in the way, and the way out."""
+
+
+class SelectionChanged(DlqError):
+    """What is selected are other letters than those that were confirmed. Nothing has changed."""
+
+    def __init__(self, letters: int) -> None:
+        super().__init__(
+            f"these are other letters than those that were confirmed: {letters} by now; look again"
+        )
+        self.letters = letters

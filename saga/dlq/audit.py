@@ -52,9 +52,11 @@ def append(
     )
 
 
-def newest(connection: Connection, limit: int) -> list[AuditEntry]:
-    """The newest entries of the audit record, the newest first."""
+def newest(connection: Connection, limit: int, before: int | None = None) -> list[AuditEntry]:
+    """The newest entries of the audit record, the newest first; `before` one of that number."""
     query = sa.select(audit).order_by(audit.c.number.desc()).limit(limit)
+    if before is not None:
+        query = query.where(audit.c.number < before)
     return [
         AuditEntry(
             row.number,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import aiormq
 
@@ -12,12 +13,14 @@ from saga.choreography import Choreography
 from saga.deployment import Deployment
 from saga.dlq.collect import collect
 from saga.dlq.examine import REPLAYS_MAX, Examiner
+from saga.dlq.letters import full
 from saga.dlq.selection import Selection
 from saga.dlq.states import LetterState
 from saga.dlq.store import Store
 from saga.dlq.tables import AT_ONCE
 from saga.errors import InputError
 from saga.runtime.messaging.connection import BrokerError, connect
+from saga.runtime.messaging.dead_letters import ERROR
 from saga.runtime.messaging.permissions import REPLAY
 from saga.runtime.messaging.topology import dead_letter_queue, queues_of
 from saga.runtime.messaging.wire import Connection
@@ -25,13 +28,12 @@ from saga.runtime.urls import printable
 
 
 @dataclass(frozen=True, slots=True)
-class DeadLetterDesk:
-    """What every command on dead letters needs."""
+class ReadingDesk:
+    """What looking at dead letters needs, and settling them: all but the broker."""
 
     deployment: Deployment
     graph: Choreography
     store: Store
-    connection: Connection
 
     @property
     def participants(self) -> tuple[str, ...]:
@@ -40,22 +42,27 @@ class DeadLetterDesk:
     def examiner(self, replays_max: int = REPLAYS_MAX) -> Examiner:
         return Examiner(self.deployment, self.graph, replays_max=replays_max)
 
-    async def collect(self) -> int:
-        """Move what is dead by now into the store, and find out what became of what was sent.
+    async def selection(self, filters: Selection, ids: Iterable[str]) -> Selection:
+        """What fits the filters, and of these only the letters with one of the numbers or message
+        ids, if any are given. Raises `InputError` for what does not exist."""
+        numbers = sorted({number for id in ids for number in self.store.numbers_named(id)})
+        selection = replace(filters, numbers=tuple(numbers))
+        await self.check(selection)
+        return selection
 
-        Returns how many copies were new.
-        """
-        collected = await collect(self.connection, self.store, self.participants)
-        if collected:
-            self.store.note("collect", "", {}, {"copies": collected})
-        out = self.store.find(Selection(), [LetterState.SENT], contents=False)
-        done: set[int] = set()
-        for start in range(0, len(out), AT_ONCE):
-            numbers = tuple(letter.number for letter in out[start : start + AT_ONCE])
-            done |= await self.examiner().done(self.store.find(Selection(numbers=numbers)))
-        if done:
-            self.store.settle_done(done)
-        return collected
+    async def document_about(self, number: int) -> dict[str, Any]:
+        """All that is known of a letter, with its deaths, its edits, and what a replay would do.
+        Raises `InputError`."""
+        letter = self.store.get(number)
+        verdict = (await self.examiner().examine([letter]))[number]
+        return full(letter) | {
+            "died": [
+                {"at": died, "error": headers.get(ERROR, "")}
+                for died, headers in self.store.copies_of(number)
+            ],
+            "edits": self.store.edits_of(number),
+            "replay": verdict.to_json(),
+        }
 
     async def check(self, selection: Selection) -> None:
         """Raise `InputError` for a selection that names what does not exist."""
@@ -100,6 +107,30 @@ class DeadLetterDesk:
                 f"there is no dead letter {min(unknown)}; `saga dlq list --by letter` names "
                 f"those known"
             )
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetterDesk(ReadingDesk):
+    """What every command on dead letters needs."""
+
+    connection: Connection
+
+    async def collect(self) -> int:
+        """Move what is dead by now into the store, and find out what became of what was sent.
+
+        Returns how many copies were new.
+        """
+        collected = await collect(self.connection, self.store, self.participants)
+        if collected:
+            self.store.note("collect", "", {}, {"copies": collected})
+        out = self.store.find(Selection(), [LetterState.SENT], contents=False)
+        done: set[int] = set()
+        for start in range(0, len(out), AT_ONCE):
+            numbers = tuple(letter.number for letter in out[start : start + AT_ONCE])
+            done |= await self.examiner().done(self.store.find(Selection(numbers=numbers)))
+        if done:
+            self.store.settle_done(done)
+        return collected
 
 
 @asynccontextmanager

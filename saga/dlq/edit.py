@@ -12,7 +12,8 @@ from typing import Any, Final
 
 from pydantic_core import from_json
 
-from saga.dlq.desk import DeadLetterDesk
+from saga.choreography import Choreography, Participant
+from saga.dlq.desk import DeadLetterDesk, ReadingDesk
 from saga.dlq.examine import decoder_of
 from saga.dlq.letters import DeadLetter, document_of
 from saga.dlq.replay import alone
@@ -26,7 +27,7 @@ from saga.runtime.messaging.publisher import BrokerPublisher, posting_of
 from saga.runtime.messaging.topology import HISTORY_STREAM, queues_of
 from saga.runtime.messaging.trust import EDITOR_SOURCE
 
-_ENVELOPE: Final = (
+ENVELOPE: Final = (
     "specversion",
     "id",
     "source",
@@ -87,10 +88,59 @@ def with_values(text: str, settings: Sequence[str]) -> str:
         steps = path.split(".")
         if not equals or not all(steps):
             raise InputError(f"--set takes path=value, such as data.nights=3: {setting!r}")
-        if steps[0] not in _ENVELOPE:
+        if steps[0] not in ENVELOPE:
             steps.insert(0, "data")
         _set(document, steps, _value(value), setting)
     return text_of(json.dumps(document).encode())
+
+
+@dataclass(frozen=True, slots=True)
+class Correction:
+    """The copy that an edit of a letter makes, before it is sent."""
+
+    copy_id: str
+    body: bytes
+    diff: str
+    recorded: bool
+    """Whether it goes to the history as well: events do, commands do not."""
+
+
+def editable(desk: ReadingDesk, number: int) -> DeadLetter:
+    """A letter that can be edited as things are. Raises `InputError` for any other."""
+    letter = desk.store.get(number)
+    _must_be_dead(number, letter.state)
+    _taker(desk.graph, letter)
+    return letter
+
+
+def corrected(graph: Choreography, letter: DeadLetter, after: str) -> Correction | None:
+    """What is sent in place of a letter whose payload is to be `after`; None if that is as before.
+    Raises `InputError` for what its participant cannot take."""
+    before = text_of(letter.body)
+    if after == before:
+        return None
+    body, copy_id = _copy(letter, after)
+    participant = _taker(graph, letter)
+    try:
+        envelope = decoder_of(participant).decode(body)
+    except Undecodable as error:
+        raise InputError(
+            f"{participant.name} cannot take the edited letter {letter.number}: {error}"
+        ) from error
+    sent = any(command.type == envelope.type for command in graph.commands)
+    recorded = sent or isinstance(envelope.data, Event)
+    return Correction(copy_id, body, _diff(before, after), recorded)
+
+
+def _taker(graph: Choreography, letter: DeadLetter) -> Participant:
+    """The participant that the copy goes to."""
+    found = next((p for p in graph.participants if p.name == letter.participant), None)
+    if found is None or letter.queue not in queues_of(found):
+        raise InputError(
+            f"letter {letter.number} is from {letter.queue}, which is no queue of "
+            f"{letter.participant}"
+        )
+    return found
 
 
 async def edit(
@@ -102,27 +152,13 @@ async def edit(
     follows from what is in it, and the original as its causation. It goes to the history and to the
     origin queue. Raises `InputError`, and nothing has changed then.
     """
-    letter = desk.store.get(number)
-    _must_be_dead(number, letter.state)
-    participant = next(p for p in desk.graph.participants if p.name == letter.participant)
-    if letter.queue not in queues_of(participant):
-        raise InputError(
-            f"letter {number} is from {letter.queue}, which is no queue of {participant.name}"
-        )
-    before = text_of(letter.body)
-    after = await asyncio.to_thread(change, before)  # A person takes longer than a heartbeat.
-    if after is None or after == before:
+    letter = editable(desk, number)
+    # A person takes longer than a heartbeat.
+    after = await asyncio.to_thread(change, text_of(letter.body))
+    made = None if after is None else corrected(desk.graph, letter, after)
+    if made is None:
         return None
-    body, copy_id = _copy(letter, after)
-    try:
-        envelope = decoder_of(participant).decode(body)
-    except Undecodable as error:
-        raise InputError(
-            f"{participant.name} cannot take the edited letter {number}: {error}"
-        ) from error
-    diff = _diff(before, after)
-    sent = any(command.type == envelope.type for command in desk.graph.commands)
-    recorded = sent or isinstance(envelope.data, Event)
+    copy_id, body, diff, recorded = made.copy_id, made.body, made.diff, made.recorded
     publisher = BrokerPublisher(desk.deployment.amqp_url_of(REPLAY), "saga dlq edit")
     with alone(desk.store.path):  # No replay may send it meanwhile, nor another edit.
         try:

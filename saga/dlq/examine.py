@@ -77,6 +77,14 @@ class Verdict:
         return asdict(self)
 
 
+def counts_of(verdicts: Iterable[Verdict]) -> dict[str, int]:
+    """How many verdicts there are by what a replay is expected to do with the letter."""
+    counts: defaultdict[str, int] = defaultdict(int)
+    for verdict in verdicts:
+        counts[str(verdict.expectation)] += 1
+    return dict(counts)
+
+
 class Examiner:
     """Examines letters of one system."""
 

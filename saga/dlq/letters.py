@@ -260,6 +260,44 @@ def printable_body(body: bytes) -> dict[str, Any]:
         return {"payload_base64": base64.b64encode(body).decode()}
 
 
+def brief(letter: DeadLetter) -> dict[str, Any]:
+    """A letter for a JSON document, without what is in it."""
+    return {
+        "letter": letter.number,
+        "state": str(letter.state),
+        "service": letter.participant,
+        "queue": letter.queue,
+        "message_id": letter.key,
+        "type": letter.type,
+        "subject": letter.subject,
+        "reason": letter.reason,
+        "error_type": letter.error_type,
+        "error": letter.error,
+        "fingerprint": letter.fingerprint,
+        "attempts": letter.attempts,
+        "replays": letter.replays,
+        "copies": letter.copies,
+        "first_failed_at": letter.first_failed_at.isoformat(),
+        "last_failed_at": letter.last_failed_at.isoformat(),
+        "note": letter.note,
+    }
+
+
+def full(letter: DeadLetter) -> dict[str, Any]:
+    """A letter for a JSON document, with everything that is known of it."""
+    document = document_of(letter.body) or {}
+    traceparent = document.get("traceparent")
+    trace = traceparent.split("-") if isinstance(traceparent, str) else []
+    return brief(letter) | {
+        "correlation_id": letter.properties.get("correlation_id"),
+        "causation_id": document.get("causationid"),
+        "trace_id": trace[1] if len(trace) == 4 else None,
+        "properties": json.loads(to_json(letter.properties)),
+        "headers": json.loads(to_json(letter.headers)),
+        **printable_body(letter.body),
+    }
+
+
 def _marked(value: Any) -> Any:
     if isinstance(value, dict):
         names = {f"${name}" if _is_mark(value, name) else name: name for name in value}

@@ -16,16 +16,17 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
-from saga.dlq import DlqError
+from saga.dlq import DlqError, SelectionChanged
 from saga.dlq.collect import collect
-from saga.dlq.desk import DeadLetterDesk
+from saga.dlq.desk import DeadLetterDesk, ReadingDesk
 from saga.dlq.examine import REPLAYS_MAX, Expectation, Verdict
 from saga.dlq.letters import DeadLetter, posting_of
 from saga.dlq.replays import Replay
-from saga.dlq.selection import Selection
+from saga.dlq.selection import Selection, frozen_as
 from saga.dlq.states import HERE, ItemState, LetterState
 from saga.errors import InputError
 from saga.runtime.messaging.connection import BrokerError
@@ -46,6 +47,7 @@ UNHEARD_MAX: Final = 1_000
 """Messages sent and not yet heard of, beyond which sending waits."""
 RECENT: Final = 100
 """The messages heard of last, whose share of failures counts."""
+EXAMINED_TOGETHER: Final = 200
 TOGETHER_MAX: Final = 100
 """Messages whose confirms are awaited together."""
 BURST_SECONDS: Final = 0.25
@@ -55,6 +57,9 @@ CATCH_UP: Final = 1.08
 few messages for instance."""
 JUDGE_EVERY_SECONDS, JUDGE_EVERY_AT_FIRST_SECONDS = 0.1, 0.02
 _PAUSE_SECONDS: Final = 0.01
+_LOCK_AGAIN_SECONDS: Final = 0.05
+
+STOPPED: Final = "an operator stopped it; it waits to be resumed"
 
 _OUT: Final = (ItemState.SENDING, ItemState.SENT)
 _FAILED: Final = (ItemState.FAILED, ItemState.UNANSWERED, ItemState.REFUSED)
@@ -134,12 +139,27 @@ class ReplayResult:
 
 
 async def dry_run(
-    desk: DeadLetterDesk, selection: Selection, settings: ReplaySettings
+    desk: ReadingDesk,
+    selection: Selection,
+    settings: ReplaySettings,
+    *,
+    limit: int | None = None,
+    after: tuple[datetime, int] | None = None,
 ) -> list[tuple[DeadLetter, Verdict]]:
-    """What a replay would do with each letter of the selection, in its order. Sends nothing."""
-    letters = desk.store.find(selection, HERE)
+    """What a replay would do with each letter of the selection, in its order. Sends nothing. With a
+    `limit`, with so many, behind the letter with that first failure and number."""
+    if limit is None:
+        letters = desk.store.find(selection, HERE)
+    else:
+        letters = await asyncio.to_thread(
+            desk.store.page, selection, HERE, limit, after, contents=True
+        )
     examiner = desk.examiner(settings.max_replays)
-    verdicts = await examiner.examine(letters, force=settings.force)
+    verdicts: dict[int, Verdict] = {}
+    for start in range(0, len(letters), EXAMINED_TOGETHER):
+        part = letters[start : start + EXAMINED_TOGETHER]
+        verdicts |= await examiner.examine(part, force=settings.force)
+        await asyncio.sleep(0)  # Others may have their turn.
     return [(letter, verdicts[letter.number]) for letter in letters]
 
 
@@ -149,18 +169,23 @@ async def replay(
     settings: ReplaySettings,
     *,
     why: str = "",
+    confirmed: str | None = None,
+    stop: Stop | None = None,
     begun: Callable[[Replay, int], None] = lambda _, __: None,
     progress: Progress = lambda _: None,
 ) -> ReplayResult:
     """Replay the letters selected, or go on with the replay of them that never ended.
 
-    With None as the selection, go on with whichever never ended. `begun` is told the run and how
-    many letters are open; `progress`, how many more are heard of. Raises `DlqError`, `InputError`,
-    and `BrokerError` if the broker goes away: then the same call goes on.
+    With None as the selection, go on with whichever never ended. What was `confirmed` is what
+    `frozen_as` said of the letters selected: then it is a new replay of just these, or none.
+    `begun` is told the run and how many letters are open; `progress`, how many more are heard of.
+    Once `stop` is asked for, no more are sent, and the replay waits to be resumed. Raises
+    `DlqError`, `InputError`, and `BrokerError` if the broker goes away: then the same call goes on.
     """
+    stop = stop or Stop()
     with alone(desk.store.path):
-        run, resumed = _run(desk, selection, settings, why)
-        replaying = _Replaying(desk, run, settings, progress)
+        run, resumed = _run(desk, selection, settings, why, confirmed)
+        replaying = _Replaying(desk, run, settings, progress, stop)
         begun(run, len(desk.store.replays.open_items(run)))
         publisher = BrokerPublisher(desk.deployment.amqp_url_of(REPLAY), "saga dlq replay")
         started = time.monotonic()
@@ -182,12 +207,30 @@ async def replay(
             replaying.sending_seconds,
         )
         summary = {name: value for name, value in result.to_json().items() if name != "not_done"}
-        desk.store.replays.end(run, stopped or "finished", summary, why)
+        if stop.asked and stopped == STOPPED:
+            desk.store.replays.pause(run, stopped, summary, stop.why)
+        else:
+            desk.store.replays.end(run, stopped or "finished", summary, why)
     return result
 
 
+@dataclass(slots=True)
+class Stop:
+    """Asks a replay to send no more; it then waits to be resumed. `why` is for the audit record."""
+
+    asked: bool = False
+    why: str = ""
+
+    def ask(self, why: str) -> None:
+        self.asked, self.why = True, why
+
+
 def _run(
-    desk: DeadLetterDesk, selection: Selection | None, settings: ReplaySettings, why: str
+    desk: DeadLetterDesk,
+    selection: Selection | None,
+    settings: ReplaySettings,
+    why: str,
+    confirmed: str | None,
 ) -> tuple[Replay, bool]:
     """The run to work on: the one that never ended, or a new one."""
     unfinished = desk.store.replays.unfinished()
@@ -196,8 +239,10 @@ def _run(
             raise InputError("no replay waits to be resumed: each one begun has ended")
         letters = desk.store.find(selection, HERE, contents=False)
         numbers = [letter.number for letter in letters]
+        if confirmed is not None and frozen_as(numbers) != confirmed:
+            raise SelectionChanged(len(numbers))
         return desk.store.replays.begin(selection, numbers, asdict(settings), why), False
-    if selection is not None and selection.to_json() != unfinished.selection:
+    if selection is not None and (confirmed or selection.to_json() != unfinished.selection):
         raise DlqError(
             f"replay {unfinished.number} of {unfinished.selection or 'all letters'} was begun and "
             f"never ended; go on with it by `saga dlq replay --resume` first"
@@ -209,17 +254,43 @@ def _run(
 def alone(store: Path) -> Iterator[None]:
     """One replay or edit at a time: two replays would count each other's successes and failures,
     and a letter would be sent twice. Raises `DlqError`."""
-    descriptor = os.open(store.with_name(store.name + ".lock"), os.O_RDWR | os.O_CREAT, 0o600)
+    descriptor = os.open(_lock_of(store), os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise DlqError(
-                f"another replay or edit is at work on {store}; wait for it, or stop it first"
-            ) from error
+        # Whoever only looks, as `at_work` does, has it for an instant.
+        if not _take(descriptor, fcntl.LOCK_EX):
+            time.sleep(_LOCK_AGAIN_SECONDS)
+            if not _take(descriptor, fcntl.LOCK_EX):
+                raise DlqError(
+                    f"another replay or edit is at work on {store}; wait for it, or stop it first"
+                )
         yield
     finally:
         os.close(descriptor)
+
+
+def at_work(store: Path) -> bool:
+    """Whether a replay or an edit is at work on the store, in whatever process."""
+    try:
+        descriptor = os.open(_lock_of(store), os.O_RDWR)
+    except FileNotFoundError:
+        return False
+    try:
+        return not _take(descriptor, fcntl.LOCK_SH)
+    finally:
+        os.close(descriptor)
+
+
+def _lock_of(store: Path) -> Path:
+    return store.with_name(store.name + ".lock")
+
+
+def _take(descriptor: int, kind: int) -> bool:
+    """Whether the lock could be had at once."""
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 @dataclass(slots=True)
@@ -257,13 +328,19 @@ class _Replaying:
     """One command's work on a run."""
 
     def __init__(
-        self, desk: DeadLetterDesk, run: Replay, settings: ReplaySettings, progress: Progress
+        self,
+        desk: DeadLetterDesk,
+        run: Replay,
+        settings: ReplaySettings,
+        progress: Progress,
+        stop: Stop,
     ) -> None:
         self._desk = desk
         self._store = desk.store
         self._run = run
         self._settings = settings
         self._progress = progress
+        self._stop = stop
         self._examiner = desk.examiner(settings.max_replays)
         self._waiting: deque[int] = deque()
         self._unheard: dict[int, tuple[DeadLetter, float]] = {}
@@ -293,6 +370,8 @@ class _Replaying:
         step: int | None = next(ramp)
         left = step  # of this step of the ramp
         while self._waiting or self._unheard:
+            if self._stop.asked:
+                return STOPPED
             room = UNHEARD_MAX - len(self._unheard) if step is None else (left or 0)
             count = self._pace.allows(min(room, TOGETHER_MAX, len(self._waiting)))
             if count > 0:

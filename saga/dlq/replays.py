@@ -80,6 +80,42 @@ class Replays:
             )
             append(connection, "replay", why, replay.selection, {"run": replay.number, **result})
 
+    def pause(self, replay: Replay, why: str, result: Mapping[str, Any], reason: str) -> None:
+        """It was stopped, and waits to be resumed."""
+        summary = {"run": replay.number, "state": "stopped", **result, "stopped": why}
+        with self._engine.begin() as connection:
+            append(connection, "replay", reason, replay.selection, summary)
+
+    def get(self, number: int) -> Replay | None:
+        """The replay of that number, if there is one."""
+        with reading(self._engine) as connection:
+            row = connection.execute(sa.select(runs).where(runs.c.number == number)).first()
+        return _replay(row) if row else None
+
+    def newest(self, limit: int, before: int | None = None) -> list[Replay]:
+        """The newest replays, the newest first; `before` the one of that number."""
+        query = sa.select(runs).order_by(runs.c.number.desc()).limit(limit)
+        if before is not None:
+            query = query.where(runs.c.number < before)
+        with reading(self._engine) as connection:
+            return [_replay(row) for row in connection.execute(query)]
+
+    def page_of(
+        self, replay: Replay, limit: int, after: int | None = None
+    ) -> list[tuple[int, int, ItemState, str]]:
+        """So many letters of a replay that are not done, behind the one in that position: position,
+        number, state, and what more is known."""
+        query = (
+            sa.select(items.c.position, items.c.letter, items.c.state, items.c.detail)
+            .where(items.c.run == replay.number, items.c.state != ItemState.DONE)
+            .order_by(items.c.position)
+            .limit(limit)
+        )
+        if after is not None:
+            query = query.where(items.c.position > after)
+        with reading(self._engine) as connection:
+            return [(r.position, r.letter, r.state, r.detail) for r in connection.execute(query)]
+
     def open_items(self, replay: Replay) -> list[tuple[int, ItemState]]:
         """The letters of a replay of which it is not known what became of them, in order."""
         with reading(self._engine) as connection:

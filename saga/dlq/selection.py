@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import hashlib
+import math
+import re
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -12,8 +15,13 @@ import sqlalchemy as sa
 from saga.dlq.letters import DeadLetter, from_text, raw_of
 from saga.dlq.states import LetterState
 from saga.dlq.tables import copies, letters
+from saga.errors import InputError
 from saga.runtime.kernel.tables import utc_now
 
+DAY_SECONDS: Final = 86_400
+_AGE_MAX_SECONDS: Final = 100.0 * 365 * DAY_SECONDS
+_DURATION: Final = re.compile(r"(-?\d+(?:\.\d+)?)([smhd]?)")
+_UNIT_SECONDS: Final = {"": 1, "s": 1, "m": 60, "h": 3_600, "d": DAY_SECONDS}
 _OF_LETTER: Final = tuple(column for column in letters.c if column is not letters.c.copy)
 
 
@@ -46,41 +54,71 @@ class Selection:
         }
 
 
+def frozen_as(numbers: Iterable[int]) -> str:
+    """What tells these letters from all others, in any order: 16 hexadecimal digits. What was
+    confirmed of letters holds for just these."""
+    listed = ",".join(map(str, sorted(numbers)))
+    return hashlib.sha256(listed.encode()).hexdigest()[:16]
+
+
+def age_seconds(name: str, text: str | None) -> float | None:
+    """The age that is given as `name`, such as `15m`; None if none is. Raises `InputError`."""
+    if text is None:
+        return None
+    match = _DURATION.fullmatch(text)
+    seconds = math.nan if match is None else float(match[1]) * _UNIT_SECONDS[match[2]]
+    if not 0 <= seconds <= _AGE_MAX_SECONDS:
+        raise InputError(
+            f"{name} is {text!r}; it takes an age of 0 or more: seconds, or 15m, 2h, 7d"
+        )
+    return seconds
+
+
+def conditions_of(
+    selection: Selection, states: Collection[LetterState], now: datetime | None
+) -> Sequence[sa.ColumnElement[bool]]:
+    """What has to hold for a letter's row to be selected."""
+    c = letters.c
+    found: list[sa.ColumnElement[bool]] = []
+    if selection.numbers:
+        found.append(c.number.in_(selection.numbers))
+    if states:
+        found.append(c.state.in_(states))
+    if selection.queue is not None:
+        dlq = c.participant + ".dlq"
+        found.append((c.queue == selection.queue) | (dlq == selection.queue))
+    found += (
+        column == value
+        for column, value in (
+            (c.participant, selection.service),
+            (c.type, selection.type),
+            (c.fingerprint, selection.fingerprint),
+            (c.subject, selection.subject),
+        )
+        if value is not None
+    )
+    if selection.error is not None:
+        both = c.error_type + ": " + c.error
+        found.append(both.icontains(selection.error, autoescape=True))
+    moment = now or utc_now()
+    if selection.older_than is not None:
+        found.append(c.last_failed_at <= moment - timedelta(seconds=selection.older_than))
+    if selection.newer_than is not None:
+        found.append(c.last_failed_at >= moment - timedelta(seconds=selection.newer_than))
+    return found
+
+
 def query_of(
     selection: Selection, states: Collection[LetterState], contents: bool, now: datetime | None
 ) -> sa.Select[Any]:
     """Select the letters' rows; with `contents`, what is in their newest copies as well."""
-    c = letters.c
     query = sa.select(*_OF_LETTER)
     if contents:
-        joined = letters.join(copies, copies.c.id == c.copy)
+        joined = letters.join(copies, copies.c.id == letters.c.copy)
         query = sa.select(
             *_OF_LETTER, copies.c.headers, copies.c.properties, copies.c.raw, copies.c.body
         ).select_from(joined)
-    if selection.numbers:
-        query = query.where(c.number.in_(selection.numbers))
-    if states:
-        query = query.where(c.state.in_(states))
-    if selection.queue is not None:
-        dlq = c.participant + ".dlq"
-        query = query.where((c.queue == selection.queue) | (dlq == selection.queue))
-    for column, value in (
-        (c.participant, selection.service),
-        (c.type, selection.type),
-        (c.fingerprint, selection.fingerprint),
-        (c.subject, selection.subject),
-    ):
-        if value is not None:
-            query = query.where(column == value)
-    if selection.error is not None:
-        both = c.error_type + ": " + c.error
-        query = query.where(both.icontains(selection.error, autoescape=True))
-    moment = now or utc_now()
-    if selection.older_than is not None:
-        query = query.where(c.last_failed_at <= moment - timedelta(seconds=selection.older_than))
-    if selection.newer_than is not None:
-        query = query.where(c.last_failed_at >= moment - timedelta(seconds=selection.newer_than))
-    return query
+    return query.where(*conditions_of(selection, states, now))
 
 
 def letter_of(row: sa.Row[Any], contents: bool) -> DeadLetter:

@@ -40,5 +40,23 @@ class ItemState(StrEnum):
     REFUSED = "refused"
 
 
+class Which(StrEnum):
+    """Which letters are listed; `dead` are those whose message is nowhere else, `all` those that
+    are done too."""
+
+    DEAD = "dead"
+    SENT = "sent"
+    DONE = "done"
+    DISCARDED = "discarded"
+    REPLACED = "replaced"
+    ALL = "all"
+
+    @property
+    def states(self) -> tuple[LetterState, ...]:
+        if self is Which.ALL:
+            return tuple(LetterState)
+        return HERE if self is Which.DEAD else (LetterState(self.value),)
+
+
 OPEN: Final = (ItemState.WAITING, ItemState.SENDING, ItemState.SENT)
 """What it is not known yet of a letter of a replay how it ended."""

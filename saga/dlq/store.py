@@ -12,13 +12,15 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.engine import Connection
 
-from saga.dlq import DlqError
+from saga.dlq import DlqError, SelectionChanged
 from saga.dlq.arrivals import take
 from saga.dlq.audit import AuditEntry, append, newest
+from saga.dlq.groups import LetterGroup, deaths_in, groups_in
 from saga.dlq.letters import Copy, DeadLetter, from_text
 from saga.dlq.replays import Replays
-from saga.dlq.selection import Selection, letter_of, query_of
+from saga.dlq.selection import Selection, conditions_of, frozen_as, letter_of, query_of
 from saga.dlq.states import SETTLED, LetterState
 from saga.dlq.tables import (
     chunks,
@@ -88,6 +90,57 @@ class Store:
                 found += (letter_of(row, contents) for row in connection.execute(query))
         return sorted(found, key=lambda letter: (letter.first_failed_at, letter.number))
 
+    def page(
+        self,
+        selection: Selection,
+        states: Collection[LetterState],
+        limit: int,
+        after: tuple[datetime, int] | None = None,
+        *,
+        contents: bool = False,
+    ) -> list[DeadLetter]:
+        """So many of the letters selected, in the order of `find`, those behind the one with that
+        first failure and number."""
+        first, number = letters.c.first_failed_at, letters.c.number
+        query = query_of(selection, states, contents, None).order_by(first, number).limit(limit)
+        if after is not None:
+            time, last = after
+            query = query.where((first > time) | ((first == time) & (number > last)))
+        with reading(self._engine) as connection:
+            return [letter_of(row, contents) for row in connection.execute(query)]
+
+    def numbers(self, selection: Selection, states: Collection[LetterState]) -> list[int]:
+        """The numbers of all letters selected."""
+        with reading(self._engine) as connection:
+            return _numbers(connection, selection, states)
+
+    def groups(
+        self,
+        selection: Selection,
+        states: Collection[LetterState],
+        by: str,
+        *,
+        limit: int | None = None,
+        after: tuple[int, str] | None = None,
+    ) -> list[LetterGroup]:
+        """The letters selected, grouped by `fingerprint`, `type` or `service`, the largest group
+        first; see `groups_in`."""
+        with reading(self._engine) as connection:
+            return groups_in(connection, selection, states, by, limit=limit, after=after)
+
+    def deaths(
+        self,
+        selection: Selection,
+        states: Collection[LetterState],
+        by: str,
+        groups: Sequence[LetterGroup],
+        until: datetime,
+        parts: int,
+    ) -> dict[str, list[int]]:
+        """How many letters of each group died last in each part of the time; see `deaths_in`."""
+        with reading(self._engine) as connection:
+            return deaths_in(connection, selection, states, by, groups, until, parts)
+
     def get(self, number: int) -> DeadLetter:
         """One letter. Raises `InputError`."""
         found = self.find(Selection(numbers=(number,)))
@@ -113,6 +166,27 @@ class Store:
                 (letters.c.key == key) | (letters.c.event_id == key)
             )
             return list(connection.scalars(query))
+
+    def numbers_named(self, id: str) -> list[int]:
+        """The letters with a number or a message id. Raises `InputError` if there are none."""
+        if id.isdecimal() and len(id) < 16 and self.numbers_known([int(id)]):
+            return [int(id)]
+        found = self.number_of(id)
+        if not found:
+            raise InputError(
+                f"there is no dead letter {id!r}; `saga dlq list --by letter` names those known"
+            )
+        return found
+
+    def number_named(self, id: str) -> int:
+        """The one letter with a number or a message id. Raises `InputError`."""
+        numbers = self.numbers_named(id)
+        if len(numbers) > 1:
+            raise InputError(
+                f"{id!r} is dead at several services; name one of the letters "
+                f"{', '.join(map(str, numbers))}"
+            )
+        return numbers[0]
 
     def knows(self, subject: str) -> bool:
         with reading(self._engine) as connection:
@@ -148,20 +222,39 @@ class Store:
                     .values(state=LetterState.DONE)
                 )
 
-    def discard(self, selection: Selection, reason: str) -> list[int]:
-        """Set dead letters aside for good; `restore` brings them back. Returns their numbers."""
-        return self._turn(selection, LetterState.DEAD, LetterState.DISCARDED, reason, "discard")
+    def discard(
+        self, selection: Selection, reason: str, *, confirmed: str | None = None
+    ) -> list[int]:
+        """Set dead letters aside for good; `restore` brings them back. Returns their numbers.
 
-    def restore(self, selection: Selection, reason: str) -> list[int]:
-        """Make discarded letters dead letters again. Returns their numbers."""
-        return self._turn(selection, LetterState.DISCARDED, LetterState.DEAD, reason, "restore")
+        What was `confirmed` is what `frozen_as` said of them; if these are other letters by now,
+        nothing changes. Raises `SelectionChanged`.
+        """
+        old, new = LetterState.DEAD, LetterState.DISCARDED
+        return self._turn(selection, old, new, reason, "discard", confirmed)
+
+    def restore(
+        self, selection: Selection, reason: str, *, confirmed: str | None = None
+    ) -> list[int]:
+        """Make discarded letters dead letters again. Returns their numbers. `confirmed` is as with
+        `discard`."""
+        old, new = LetterState.DISCARDED, LetterState.DEAD
+        return self._turn(selection, old, new, reason, "restore", confirmed)
 
     def _turn(
-        self, selection: Selection, old: LetterState, new: LetterState, reason: str, action: str
+        self,
+        selection: Selection,
+        old: LetterState,
+        new: LetterState,
+        reason: str,
+        action: str,
+        confirmed: str | None,
     ) -> list[int]:
-        numbers = [letter.number for letter in self.find(selection, [old], contents=False)]
         turned: list[int] = []
         with self._engine.begin() as connection:
+            numbers = _numbers(connection, selection, [old])
+            if confirmed is not None and frozen_as(numbers) != confirmed:
+                raise SelectionChanged(len(numbers))
             for part in chunks(numbers):
                 statement = (
                     letters.update()
@@ -256,7 +349,17 @@ class Store:
         with self._engine.begin() as connection:
             append(connection, action, reason, selection, result)
 
-    def actions(self, limit: int) -> list[AuditEntry]:
-        """The newest entries of the audit record, the newest first."""
+    def actions(self, limit: int, before: int | None = None) -> list[AuditEntry]:
+        """The newest entries of the audit record, the newest first; `before` one of that number."""
         with reading(self._engine) as connection:
-            return newest(connection, limit)
+            return newest(connection, limit, before)
+
+
+def _numbers(
+    connection: Connection, selection: Selection, states: Collection[LetterState]
+) -> list[int]:
+    found: list[int] = []
+    for part in chunks(selection.numbers) if selection.numbers else [()]:
+        wanted = conditions_of(replace(selection, numbers=tuple(part)), states, None)
+        found += connection.scalars(sa.select(letters.c.number).where(*wanted))
+    return sorted(found)

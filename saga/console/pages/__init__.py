@@ -11,6 +11,7 @@ from saga.console.pages import (
     keys,
     letters,
     proof,
+    replays,
     sagas,
     services,
     stuck,
@@ -19,5 +20,17 @@ from saga.console.pages import (
 
 PAGES: Final = tuple(
     module.routes
-    for module in (whole_map, sagas, letters, stuck, due, books, proof, services, audit, keys)
+    for module in (
+        whole_map,
+        sagas,
+        letters,
+        replays,
+        stuck,
+        due,
+        books,
+        proof,
+        services,
+        audit,
+        keys,
+    )
 )

@@ -274,16 +274,22 @@ class StateTable(Generic[S]):
         until: datetime | None = None,
         key: str | None = None,
         limit: int | None = None,
+        after: tuple[datetime, str | None] | None = None,
     ) -> list[tuple[str, datetime]]:
         """The keys of states about which something is due, `until` some time or ever, with the
         times, the first in front: as they are stored, whether or not a state can be read. With
-        `key`, only that one."""
+        `key`, only that one. With `after`, those behind that time and key; behind all of that
+        time, if the key is None."""
         at = self.table.c.due_at
         query = sa.select(self._key, at).where(at.is_not(None)).order_by(at, self._key)
         if until is not None:
             query = query.where(at <= until)
         if key is not None:
             query = query.where(self._key == key)
+        if after is not None:
+            time, last = after
+            same = sa.false() if last is None else (at == time) & (self._key > last)
+            query = query.where((at > time) | same)
         return [(key, at) for key, at in connection.execute(query.limit(limit))]
 
     def count_due(

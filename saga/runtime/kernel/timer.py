@@ -192,6 +192,23 @@ def due_by(
     return sorted(rows, key=lambda row: row[2])[:limit]
 
 
+def dues_after(
+    connection: Connection,
+    table: StateTable[Any],
+    limit: int,
+    *,
+    key: str | None = None,
+    after: tuple[datetime, str | None] | None = None,
+) -> list[tuple[datetime, str, Listed | None]]:
+    """So many rows of one table that say that something is due, now or later, those due first in
+    front, with their time and key; see `StateTable.due`. With each, what is due about its state:
+    None if that says nothing is."""
+    rows = table.due(connection, key=key, limit=limit, after=after)
+    states = read_states(connection, [(table, found, at) for found, at in rows])
+    listed = {state.id[1]: Listed.of(state) for state in states}
+    return [(at, found, listed.get(found)) for found, at in rows]
+
+
 def read_states(connection: Connection, rows: Sequence[Row]) -> list[DueState]:
     """The states of these rows, in their order; without those that are gone."""
     keys: defaultdict[StateTable[Any], list[str]] = defaultdict(list)

@@ -1,0 +1,187 @@
+"""The dead letters of the system that a console shows: collected now and then, and replayed by one
+replay at a time, which goes on whoever looks."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import sqlalchemy as sa
+
+from saga.console.watched import Watched
+from saga.dlq import DlqError
+from saga.dlq.desk import ReadingDesk, open_desk
+from saga.dlq.edit import Edited, edit
+from saga.dlq.replay import ReplayResult, ReplaySettings, Stop, replay
+from saga.dlq.replays import Replay
+from saga.dlq.selection import Selection
+from saga.dlq.store import Store
+from saga.errors import Explained, InputError
+from saga.runtime.tasks import cancel_all
+
+log = logging.getLogger(__name__)
+
+COLLECT_SECONDS: Final = 4.0
+"""The queues are looked at no more often than that."""
+FIRST_WAIT_SECONDS, WAIT_SECONDS = 2.0, 0.1
+"""How long a page waits for that: the first one, and later ones, which show what is known by
+then."""
+CLOSE_SECONDS: Final = 5.0
+"""How long a replay may take to stop when the console does."""
+
+
+@dataclass(slots=True)
+class _UnderWay:
+    """A replay that this console runs."""
+
+    stop: Stop = field(default_factory=Stop)
+    run: int | None = None
+    task: asyncio.Task[ReplayResult] | None = None
+
+
+class WatchedLetters:
+    """Dead letters, as a console shows them and deals with them. Belongs to one event loop."""
+
+    def __init__(self, watched: Watched) -> None:
+        self._watched = watched
+        self._store: Store | None = None
+        self._opened: tuple[str, tuple[int, int]] | None = None
+        """The store's URL, and which file that was."""
+        self._opening = asyncio.Lock()
+        self._collecting: asyncio.Task[None] | None = None
+        self._looked_at: float | None = None
+        self._under_way: _UnderWay | None = None
+        self.collected_at: datetime | None = None
+        """When the queues were last emptied into the store."""
+        self.trouble = ""
+        """Why they could not be, the last time."""
+        self.broke_off: dict[int, str] = {}
+        """By replay: why this console could not go on with it."""
+
+    @property
+    def replaying(self) -> int | None:
+        """The replay that this console runs."""
+        return None if self._under_way is None else self._under_way.run
+
+    async def desk(self) -> ReadingDesk:
+        """What looking at letters needs. Raises `DlqError` and `DeploymentError`."""
+        deployment = self._watched.deployment
+        if (url := deployment.dead_letters_url) is None:
+            raise InputError("the deployment names no store of dead letters: dead_letters_url")
+        async with self._opening:
+            if self._store is None or self._opened != (url, _identity(self._store.path)):
+                before, self._store = self._store, await asyncio.to_thread(Store, url)
+                self._opened = url, _identity(self._store.path)
+                if before is not None:
+                    before.close()
+            return ReadingDesk(deployment, self._watched.graph, self._store)
+
+    async def collected(self) -> ReadingDesk:
+        """The desk, with what is dead by now on it: as far as that is known soon, or was found out
+        a moment ago. `collected_at` and `trouble` tell."""
+        now = time.monotonic()
+        if self._collecting is None and (
+            self._looked_at is None or now - self._looked_at >= COLLECT_SECONDS
+        ):
+            self._collecting = asyncio.create_task(self._collect())
+        if self._collecting is not None:
+            seconds = FIRST_WAIT_SECONDS if self._looked_at is None else WAIT_SECONDS
+            await asyncio.wait({self._collecting}, timeout=seconds)
+        return await self.desk()
+
+    async def _collect(self) -> None:
+        try:
+            async with open_desk(self._watched.deployment, self._watched.graph):
+                self.collected_at, self.trouble = datetime.now(UTC), ""
+        except (Explained, InputError) as error:
+            self.trouble = str(error)
+        except sa.exc.DBAPIError as error:
+            self.trouble = f"a database cannot be used: {error.orig}"
+        finally:
+            self._looked_at, self._collecting = time.monotonic(), None
+
+    # --- changing ----------------------------------------------------------------------------
+
+    async def edit(self, number: int, text: str, why: str) -> Edited | None:
+        """Send a corrected copy in place of a letter; see `saga.dlq.edit`."""
+        async with open_desk(self._watched.deployment, self._watched.graph) as desk:
+            return await edit(desk, number, lambda _: text, why=why)
+
+    async def begin(
+        self, selection: Selection | None, settings: ReplaySettings, why: str, confirmed: str | None
+    ) -> int:
+        """Begin a replay of the letters selected, which are those that were `confirmed`; or, with
+        None, go on with the one that never ended. Returns its number, once it has begun; it goes on
+        then. Raises what `saga.dlq.replay.replay` does."""
+        if self._under_way is not None:
+            raise DlqError("this console is at work on a replay; wait for it, or stop it first")
+        under_way = self._under_way = _UnderWay()
+        begun: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        def note(run: Replay, _: int) -> None:
+            under_way.run = run.number
+            self.broke_off.pop(run.number, None)
+            begun.set_result(run.number)
+
+        async def work() -> ReplayResult:
+            async with open_desk(self._watched.deployment, self._watched.graph) as desk:
+                return await replay(
+                    desk,
+                    selection,
+                    settings,
+                    why=why,
+                    confirmed=confirmed,
+                    stop=under_way.stop,
+                    begun=note,
+                )
+
+        task = under_way.task = asyncio.create_task(work())
+        task.add_done_callback(self._ended)
+        either: set[asyncio.Future[Any]] = {task, begun}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if begun.done():
+            return begun.result()
+        begun.cancel()
+        return task.result().run
+
+    def _ended(self, task: asyncio.Task[ReplayResult]) -> None:
+        under_way, self._under_way = self._under_way, None
+        if under_way is None or under_way.run is None or task.cancelled():
+            return
+        if (error := task.exception()) is not None:
+            log.warning("replay %d broke off: %s", under_way.run, error)
+            self.broke_off[under_way.run] = str(error) or type(error).__name__
+
+    def stop(self, run: int, why: str) -> None:
+        """Have the replay that this console runs send no more. Raises `DlqError`."""
+        if self._under_way is None or self._under_way.run != run:
+            raise DlqError(
+                f"replay {run} is not at work in this console; one that `saga dlq replay` runs is "
+                f"stopped by Ctrl-C there"
+            )
+        self._under_way.stop.ask(why)
+
+    async def close(self) -> None:
+        """Stop what is under way; a replay waits to be resumed then."""
+        if (under_way := self._under_way) is not None and under_way.task is not None:
+            under_way.stop.ask("the console stops")
+            await asyncio.wait({under_way.task}, timeout=CLOSE_SECONDS)
+            await cancel_all(under_way.task)
+        if self._collecting is not None:
+            await cancel_all(self._collecting)
+        if self._store is not None:
+            self._store.close()
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    """Which file it is; of one that is gone, none."""
+    with contextlib.suppress(OSError):
+        found = path.stat()
+        return found.st_dev, found.st_ino
+    return 0, 0

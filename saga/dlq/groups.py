@@ -1,0 +1,187 @@
+"""Dead letters grouped by what went wrong, counted where they are kept."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from saga.dlq.selection import Selection, conditions_of
+from saga.dlq.states import LetterState
+from saga.dlq.tables import letters
+
+_COLUMNS: Final[Mapping[str, sa.Column[str]]] = {
+    "fingerprint": letters.c.fingerprint,
+    "type": letters.c.type,
+    "service": letters.c.participant,
+}
+"""What letters may be grouped by."""
+
+
+@dataclass(frozen=True, slots=True)
+class LetterGroup:
+    """Letters that have `by` in common, a fingerprint say, whose value is `key`. What is said of
+    the error is that of the letter that died last for the first time."""
+
+    by: str
+    key: str
+    letters: int
+    subjects: int
+    services: Sequence[str]
+    queues: Sequence[str]
+    types: Sequence[str]
+    reason: str
+    error_type: str
+    error: str
+    replayed_before: int
+    first_failed_at: datetime
+    last_failed_at: datetime
+    example: int
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            self.by: self.key,
+            "letters": self.letters,
+            "subjects": self.subjects,
+            "services": list(self.services),
+            "queues": list(self.queues),
+            "types": list(self.types),
+            "reason": self.reason,
+            "error_type": self.error_type,
+            "error": self.error,
+            "replayed_before": self.replayed_before,
+            "first_failed_at": self.first_failed_at.isoformat(),
+            "last_failed_at": self.last_failed_at.isoformat(),
+            "example": self.example,
+        }
+
+
+def groups_in(
+    connection: Connection,
+    selection: Selection,
+    states: Collection[LetterState],
+    by: str,
+    *,
+    limit: int | None = None,
+    after: tuple[int, str] | None = None,
+) -> list[LetterGroup]:
+    """The groups, the largest first: so many, and those behind the one with so many letters and
+    that key."""
+    column = _COLUMNS[by]
+    wanted = conditions_of(selection, states, None)
+    count = sa.func.count().label("size")
+    query = (
+        sa.select(
+            column.label("key"),
+            count,
+            sa.func.count(sa.func.nullif(letters.c.subject, "").distinct()).label("subjects"),
+            sa.func.sum(sa.cast(letters.c.replays > 0, sa.Integer)).label("replayed"),
+            sa.func.min(letters.c.first_failed_at).label("first"),
+            sa.func.max(letters.c.last_failed_at).label("last"),
+        )
+        .where(*wanted)
+        .group_by(column)
+        .order_by(count.desc(), column)
+        .limit(limit)
+    )
+    if after is not None:
+        most, key = after
+        query = query.having((count < most) | ((count == most) & (column > key)))
+    rows = connection.execute(query).all()
+    among = (*wanted, column.in_([row.key for row in rows]))
+    services = _values(connection, column, letters.c.participant, among)
+    queues = _values(connection, column, letters.c.queue, among)
+    types = _values(connection, column, letters.c.type, among)
+    ends = _ends(connection, column, among)
+    return [
+        LetterGroup(
+            by,
+            row.key,
+            row.size,
+            row.subjects,
+            services[row.key],
+            queues[row.key],
+            types[row.key],
+            *ends[row.key][:3],
+            row.replayed,
+            row.first,
+            row.last,
+            ends[row.key][3],
+        )
+        for row in rows
+    ]
+
+
+def deaths_in(
+    connection: Connection,
+    selection: Selection,
+    states: Collection[LetterState],
+    by: str,
+    groups: Sequence[LetterGroup],
+    until: datetime,
+    parts: int,
+) -> dict[str, list[int]]:
+    """How many letters of each group died last in each of so many equal parts of the time from the
+    first of all these deaths `until` then. Keyed by the group's key."""
+    found = {group.key: [0] * parts for group in groups}
+    if not groups:
+        return found
+    column, died = _COLUMNS[by], sa.type_coerce(letters.c.last_failed_at, sa.BigInteger)
+    since = sa.select(sa.func.min(letters.c.last_failed_at)).where(
+        *conditions_of(selection, states, None), column.in_(found)
+    )
+    begin: datetime | None = connection.scalar(since)
+    if begin is None:
+        return found
+    part = max((until - begin) / parts, timedelta(microseconds=1))
+    number = ((died - _microseconds(begin)) // (part // timedelta(microseconds=1) + 1)).label(
+        "part"
+    )
+    query = (
+        sa.select(column, number, sa.func.count())
+        .where(*conditions_of(selection, states, None), column.in_(found))
+        .group_by(column, number)
+    )
+    for key, at, count in connection.execute(query):
+        found[key][min(max(at, 0), parts - 1)] += count
+    return found
+
+
+def _microseconds(moment: datetime) -> int:
+    """A time as `Utc` stores it."""
+    return (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
+
+
+def _values(
+    connection: Connection,
+    key: sa.Column[str],
+    value: sa.Column[str],
+    wanted: Sequence[sa.ColumnElement[bool]],
+) -> Mapping[str, list[str]]:
+    """The values that letters of a group have, in their order, by the group's key."""
+    found: defaultdict[str, list[str]] = defaultdict(list)
+    query = sa.select(key, value).where(*wanted).distinct().order_by(value)
+    for group, each in connection.execute(query):
+        found[group].append(each)
+    return found
+
+
+def _ends(
+    connection: Connection, key: sa.Column[str], wanted: Sequence[sa.ColumnElement[bool]]
+) -> Mapping[str, tuple[str, str, str, int]]:
+    """By the group's key: reason, type of error and error of its last letter, and the number of its
+    first. Columns beside a minimum or maximum are from its row, as SQLite has it
+    (https://www.sqlite.org/lang_select.html#bareagg)."""
+    c = letters.c
+    last = sa.select(key, sa.func.max(c.first_failed_at), c.reason, c.error_type, c.error)
+    first = sa.select(key, sa.func.min(c.first_failed_at), c.number)
+    numbers = {row[0]: row.number for row in connection.execute(first.where(*wanted).group_by(key))}
+    return {
+        row[0]: (row.reason, row.error_type, row.error, numbers[row[0]])
+        for row in connection.execute(last.where(*wanted).group_by(key))
+    }
