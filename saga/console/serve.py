@@ -18,7 +18,13 @@ from saga.runtime.server import Server, listen, url_of
 async def serving(watched: Watched, settings: ConsoleSettings) -> AsyncIterator[str]:
     """Serve the console until the end of the block; gives its address. Raises `OSError` for a port
     that is in use."""
-    site = Site(watched, Ticker(), write=settings.console_write, prefix=settings.console_prefix)
+    site = Site(
+        watched,
+        Ticker(),
+        write=settings.console_write,
+        prefix=settings.console_prefix,
+        trace_url=settings.console_trace_url,
+    )
     app = create(site, settings)
     with listen(settings.http_host, settings.http_port, way_out="--port") as listener:
         server = Server(app, connections_max=settings.http_connections_max)

@@ -61,6 +61,8 @@ class Site:
     """Whether it may change anything."""
     prefix: str = ""
     """The path under which a proxy has it, without a slash at its end."""
+    trace_url: str = ""
+    """Where a trace is shown: an address with `{trace_id}` in it; empty if it is not known."""
 
     @cached_property
     def _templates(self) -> jinja2.Environment:
@@ -72,7 +74,12 @@ class Site:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        templates.filters |= {"when": when, "cut": cut, "lasting": lasting}
+        templates.filters |= {
+            "when": when,
+            "cut": cut,
+            "lasting": lasting,
+            "segment": segment,
+        }
         templates.globals |= {
             "url": self.url,
             "asset": self.asset,
