@@ -8,7 +8,7 @@ needs it meets a `VerifyError`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final
@@ -25,6 +25,7 @@ from saga.outside import Outside, OutsideError
 from saga.rules import RULES, Rules
 from saga.runtime.kernel.fold import Fold, is_shared
 from saga.runtime.kernel.step import Decision, StateId, react
+from saga.text import first_line
 from saga.verify import ASKED_MAX, Model, VerifyError
 from saga.verify.model import Beginning, influential
 
@@ -181,12 +182,6 @@ class Foresight:
         names = {i.name: i for i in self.saga.invariants if i.name not in present.unjudged}
         own = {name: first_line(invariant.function) for name, invariant in names.items()}
         return own | dict(RULES)
-
-
-def first_line(function: Callable[..., Any]) -> str:
-    """What a function says of itself, in a line; its name if it says nothing."""
-    said = (function.__doc__ or "").strip().split("\n\n")[0]
-    return " ".join(said.split()) or function.__name__.replace("_", " ")
 
 
 def _check_whole(story: Story) -> None:
