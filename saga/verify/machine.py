@@ -208,6 +208,14 @@ class Machine:
             ]
         return told
 
+    def ends(self) -> Iterator[tuple[str, str]]:
+        """The type and the outcome of each event that has ended a saga anywhere."""
+        for fact in self._facts:
+            if isinstance(fact, Sent):
+                data = fact.envelope.data
+                if isinstance(data, Event) and data.role.terminal:
+                    yield data.type, data.outcome
+
     def known(self, state: int) -> Mapping[str, Knowledge]:
         """By participant, the states that it has then."""
         return {
