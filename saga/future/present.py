@@ -1,9 +1,9 @@
 """One subject of a running system as the beginning of a model.
 
-Its states are those that its events leave; what is owed to it is still on its way. States that are
-about more than one subject, such as a stock, are given by the caller. What the outsides know is
-what they must have said for these events to come about. What is not known is never made up: whoever
-needs it meets a `VerifyError`.
+Its states are those that its events leave; what is owed to it is still on its way. States that
+several subjects share are given by the caller. What the outsides know is what they must have said
+for these events to come about. What is not known is never made up: whoever needs it meets a
+`VerifyError`.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ from saga.dlq.states import HERE
 from saga.envelope import source_of, trace_id_of
 from saga.errors import InputError
 from saga.future.whatif import AskedStep, Consequences
-from saga.history.drawing import SIGNS, as_svg
+from saga.history.drawing import as_svg
 from saga.history.sequence import either, headline, owed_since
 from saga.history.trace import Trace, as_json, trace
 from saga.limits import TEXT_MAX_BYTES
@@ -270,9 +270,7 @@ class _OnePage:
             f"saga trace {self._subject}",
             picture=Markup(picture),  # noqa: S704 - escaped by `as_svg`
             rows=[
-                (row, SIGNS[row.kind], self._url("states", event=places[row.id]))
-                if row.id in places
-                else (row, SIGNS[row.kind], None)
+                (row, self._url("states", event=places[row.id]) if row.id in places else None)
                 for row in part.diagram.rows
             ],
             first=first,
