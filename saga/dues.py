@@ -19,7 +19,7 @@ from sqlalchemy.engine import Connection
 
 from saga.choreography import Choreography, Participant
 from saga.deployment import Deployment
-from saga.discovery import tables_of
+from saga.discovery import tables_in
 from saga.due import OVERDUE_SECONDS, Due
 from saga.envelope import rfc3339
 from saga.errors import Explained, InputError
@@ -256,7 +256,7 @@ async def _read(
     url = deployment.database_urls.get(participant.name)
     if url is None:
         raise DueError(f"the deployment names no database of {participant.name}; add its URL")
-    tables = tables_of(participant.name)
+    tables = tables_in(participant.package)
     return await asyncio.to_thread(read_database, url, lambda c: query(c, tables))
 
 

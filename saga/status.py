@@ -19,7 +19,7 @@ from sqlalchemy.engine import Connection
 
 from saga.choreography import Choreography
 from saga.deployment import Deployment
-from saga.discovery import tables_of
+from saga.discovery import tables_in
 from saga.dlq.lookup import look
 from saga.due import OVERDUE_SECONDS
 from saga.generate.naming import Owned, names_of
@@ -194,7 +194,7 @@ async def status(
     for participant in graph.participants:
         if participant.dues:
             url = deployment.database_urls[participant.name]
-            tables = tables_of(participant.name)
+            tables = tables_in(participant.package)
             found = await asyncio.to_thread(read_database, url, partial(_dues, tables, late))
             dues |= {(participant.name, table): counts for table, counts in found.items()}
     return SystemStatus(

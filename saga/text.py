@@ -8,8 +8,9 @@ does whatever others publish, so everything that shows a text shows what `harmle
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Callable
 from html import escape  # noqa: TID251  # in_xml
-from typing import Final
+from typing import Any, Final
 
 _OBEYED: Final = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 """Unicode's categories of control and format characters, lone surrogates, and line ends."""
@@ -66,6 +67,12 @@ def harmless(text: str, *, lines: bool = False) -> str:
 def in_xml(text: str) -> str:
     """A text as SVG and HTML can hold it, in an element or an attribute."""
     return escape(harmless(text, lines=True))
+
+
+def first_line(function: Callable[..., Any]) -> str:
+    """What a function says of itself first; its name, if it says nothing."""
+    said = (function.__doc__ or "").strip().split("\n\n")[0]
+    return " ".join(said.split()) or function.__name__.replace("_", " ")
 
 
 def _joins(text: str, place: int) -> bool:

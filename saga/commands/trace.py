@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from saga.commands.console import Table
     from saga.history.drawing import DrawnLine
     from saga.history.sequence import Row
-    from saga.history.story import Story
     from saga.history.trace import Overdue, Past, Trace
 
 
@@ -90,6 +89,7 @@ def trace(
     from saga.deployment import Deployment
     from saga.discovery import choreography
     from saga.history.drawing import as_mermaid, as_svg
+    from saga.history.sequence import headline
     from saga.history.trace import trace as find
 
     found = answer_to(find(Deployment.load(data_dir), choreography(), subject))
@@ -97,7 +97,7 @@ def trace(
         case TraceFormat.MERMAID:
             write(as_mermaid(found.diagram))
         case TraceFormat.SVG:
-            write(as_svg(found.diagram, _headline(found.story)))
+            write(as_svg(found.diagram, headline(found.story)))
         case TraceFormat.JSON:
             print_json(found.to_json())
         case TraceFormat.TEXT:
@@ -200,28 +200,16 @@ def show(
         _print_past(found)
 
 
-def _headline(story: Story) -> str:
-    from saga.history.sequence import duration
-
-    summary = story.summary
-    took = "" if summary.duration is None else duration(summary.duration)
-    if story.declared is not None:
-        return f"{story.declared.name} {story.subject} {story.declared.headline(story.view, took)}"
-    said = f"{summary.kind or 'subject'} {story.subject}"
-    if took:
-        return f"{said} ended by {summary.ended_by} after {took}"
-    return f"{said} has not ended" if summary.open else f"{said} is at rest, and need not end"
-
-
 _STYLES: Final = {"happy": "green", "failure": "red", "compensation": "magenta"}
 
 
 def _print_trace(found: Trace) -> None:
     from saga.commands.console import out, styled
     from saga.history.drawing import as_text
+    from saga.history.sequence import headline
 
     console = out()
-    console.print(styled((_headline(found.story), "bold")))
+    console.print(styled((headline(found.story), "bold")))
     header, lines = as_text(found.diagram)
     first = max([len(line.after) for line in lines], default=0)
     second = max([len(line.lanes) for line in lines], default=0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -94,7 +94,8 @@ def verify(
         raise typer.BadParameter("--seeds, --seed and --jobs are about runs: add --simulate")
     from saga.declaration import SagaError
     from saga.discovery import saga, spec
-    from saga.verify import STATES_MAX, model_of, uncovered
+    from saga.verify import STATES_MAX, model_of
+    from saga.verify.proof import not_covered
 
     here = saga()
     try:
@@ -104,11 +105,8 @@ def verify(
     reports = [
         _report(model_of(here, one.name, source=spec()), max_states or STATES_MAX) for one in chosen
     ]
-    reacted = {step for report in reports for step in report.reacted}
-    published = {type_ for report in reports for type_ in report.published}
-    asked = {question for report in reports for question in report.asked}
     # What a single scenario does not come to, another one may.
-    missing = list(here.unwatched() if scenario else uncovered(here, reacted, published, asked))
+    missing = list(here.unwatched() if scenario else not_covered(here, reports))
     if as_json:
         print_json(reports_as_json(reports, missing))
     else:
@@ -137,10 +135,12 @@ def _report(model: Model, states_max: int) -> ModelReport:
 
 def reports_as_json(reports: Sequence[ModelReport], missing: Sequence[str] = ()) -> dict[str, Any]:
     """What came of the models, and what none of them looked at, as a JSON document."""
+    from saga.verify.proof import remarks
+
     return {
         "ok": not missing and all(report.ok for report in reports),
         "not_covered": list(missing),
-        "remarks": list(_remarks(reports)),
+        "remarks": list(remarks(reports)),
         "models": [
             {
                 "model": report.model.name,
@@ -155,17 +155,6 @@ def reports_as_json(reports: Sequence[ModelReport], missing: Sequence[str] = ())
             for report in reports
         ],
     }
-
-
-def _remarks(reports: Sequence[ModelReport]) -> Iterator[str]:
-    """What the models leave out by their nature: no mistake of the saga."""
-    from saga.verify import ASKED_MAX
-
-    for outside in sorted({name for report in reports for name in report.cut_short}):
-        yield (
-            f"a question that {outside} refuses again and again was followed up to {ASKED_MAX} "
-            f"refusals only"
-        )
 
 
 def _violation_as_json(report: ModelReport) -> dict[str, Any] | None:
@@ -192,6 +181,7 @@ def print_reports(
     not looked at. They are `partial` where there are other scenarios, which may come to more."""
     from saga.commands.console import Table, lines_of, out, styled
     from saga.verify import as_test, diagram
+    from saga.verify.proof import remarks
 
     console = out()
     table = Table("model", *("states", "at rest", "steps", "repeated", "depth", "seconds"))
@@ -205,7 +195,7 @@ def print_reports(
             drawn, test = diagram(report.schedule), as_test(report.schedule)
             console.print(lines_of(f"\n{drawn}\n\nAs a test:\n\n{test}"))
     broken = [report.model.name for report in reports if not report.ok]
-    for line in _remarks(reports):
+    for line in remarks(reports):
         console.print(f"remark: {line}")
     for line in missing:
         console.print(f"not covered: {line}")

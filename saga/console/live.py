@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -40,7 +40,7 @@ class Ticker:
         """Note processor time that was taken for pages since the last tick."""
         self._spent_seconds += seconds
 
-    async def stream(self) -> AsyncIterator[bytes]:
+    async def stream(self) -> AsyncGenerator[bytes]:
         """Server-sent events, one per tick, until the console stops.
         https://html.spec.whatwg.org/multipage/server-sent-events.html"""
         queue: asyncio.Queue[int | None] = asyncio.Queue(maxsize=2)

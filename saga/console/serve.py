@@ -24,6 +24,7 @@ async def serving(watched: Watched, settings: ConsoleSettings) -> AsyncIterator[
         write=settings.console_write,
         prefix=settings.console_prefix,
         bodies=settings.console_bodies,
+        trace_url=settings.console_trace_url,
     )
     app = create(site, settings)
     with listen(settings.http_host, settings.http_port, way_out="--port") as listener:

@@ -22,6 +22,12 @@ def _prefix(text: str) -> str:
     return text
 
 
+def _trace_url(text: str) -> str:
+    if text and not (text.startswith(("http://", "https://")) and "{trace_id}" in text):
+        raise ValueError(f"{text!r} is no address of a trace; write http://host/trace/{{trace_id}}")
+    return text
+
+
 class ConsoleSettings(HttpSettings):
     """A console's settings; those of the command line come before the environment's."""
 
@@ -34,6 +40,8 @@ class ConsoleSettings(HttpSettings):
     """Whether it shows what is in messages: personal data, as a rule."""
     body_max_bytes: Annotated[int, Field(ge=1024)] = 262_144
     """A form may have a letter's payload in it, percent-encoded."""
+    console_trace_url: Annotated[str, AfterValidator(_trace_url)] = ""
+    """Where traces are shown: an address with `{trace_id}` in it."""
 
 
 def check_host(host: str, *, in_container: bool) -> None:

@@ -64,6 +64,8 @@ class Site:
     """The path under which a proxy has it, without a slash at its end."""
     bodies: bool = False
     """Whether it shows what is in messages, not only how they are made."""
+    trace_url: str = ""
+    """Where a trace is shown: an address with `{trace_id}` in it; empty if it is not known."""
 
     @cached_property
     def letters(self) -> WatchedLetters:
@@ -80,7 +82,12 @@ class Site:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        templates.filters |= {"when": when, "cut": cut, "lasting": lasting}
+        templates.filters |= {
+            "when": when,
+            "cut": cut,
+            "lasting": lasting,
+            "segment": segment,
+        }
         templates.globals |= {
             "url": self.url,
             "asset": self.asset,
@@ -153,22 +160,6 @@ def cut(text: Any, characters: int = CUT_CHARACTERS) -> Markup:
     if len(said) <= characters:
         return Markup("{}").format(said)
     return Markup('<span title="{}">{}…</span>').format(said[:2_000], said[:characters])
-
-
-def masked(value: Any) -> Any:
-    """What a message holds, without what it says: texts and numbers are replaced by what they are
-    and how long. Names within it, true, false and null stay."""
-    match value:
-        case dict():
-            return {name: masked(each) for name, each in value.items()}
-        case list():
-            return [masked(each) for each in value]
-        case bool() | None:
-            return value
-        case str():
-            return f"‹text of {len(value)}›"
-        case _:
-            return f"‹number of {len(str(value))}›"
 
 
 def _shown(value: Any) -> Any:

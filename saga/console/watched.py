@@ -19,9 +19,11 @@ T = TypeVar("T")
 class Watched:
     """One system, which may be stopped and started again while it is watched."""
 
-    def __init__(self, folder: Path, saga: Saga) -> None:
+    def __init__(self, folder: Path, saga: Saga, *, spec: str = "") -> None:
+        """`spec` is where the saga is declared, as `module:NAME`, if it is not the project's."""
         self.folder = folder
         self.saga = saga
+        self.spec = spec
         self._read: tuple[int, Deployment] | None = None
 
     @property

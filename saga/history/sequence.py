@@ -259,6 +259,18 @@ def either(types: Sequence[str]) -> str:
     return f"{', '.join(first)} or {last}" if first else last
 
 
+def headline(story: Story) -> str:
+    """What is to be said of a subject in a line: its kind, and how it stands."""
+    summary = story.summary
+    took = "" if summary.duration is None else duration(summary.duration)
+    if story.declared is not None:
+        return f"{story.declared.name} {story.subject} {story.declared.headline(story.view, took)}"
+    said = f"{summary.kind or 'subject'} {story.subject}"
+    if took:
+        return f"{said} ended by {summary.ended_by} after {took}"
+    return f"{said} has not ended" if summary.open else f"{said} is at rest, and need not end"
+
+
 _UNITS: Final = ((86_400.0, "d"), (3_600.0, "h"), (60.0, "min"), (1.0, "s"), (0.001, "ms"))
 
 

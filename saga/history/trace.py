@@ -20,14 +20,14 @@ from saga.archive.subjects import Subject
 from saga.archive.timeline import Hop, milliseconds
 from saga.choreography import Choreography, Participant, State
 from saga.deployment import Deployment
-from saga.discovery import tables_of
+from saga.discovery import tables_in
 from saga.due import OVERDUE_SECONDS
 from saga.envelope import Envelope, rfc3339
 from saga.errors import InputError
 from saga.history import HistoryError
 from saga.history.archive import Archive
 from saga.history.debts import Coming, Debt, coming_of, debts_of
-from saga.history.letters import letters_in, lives_of
+from saga.history.letters import Life, letters_in, lives_of
 from saga.history.sequence import Diagram, sequence_of
 from saga.history.story import Story, fold_of, tell
 from saga.history.whereabouts import Whereabouts, look
@@ -54,6 +54,8 @@ class Trace:
     """None if nothing is owed, and so nobody was asked."""
     gaps: Sequence[Gap]
     now: datetime
+    facts: Sequence[Fact] = ()
+    lives: Sequence[Life] = ()
 
     @property
     def late(self) -> bool:
@@ -180,7 +182,7 @@ async def trace(
         now=now,
     )
     gaps = await archive.read(queries.known_gaps)
-    return Trace(story, diagram, debts, coming, whereabouts, gaps, now)
+    return Trace(story, diagram, debts, coming, whereabouts, gaps, now, facts, lives)
 
 
 async def stuck(
@@ -188,15 +190,16 @@ async def stuck(
     graph: Choreography,
     *,
     now: datetime | None = None,
+    patience_seconds: float = CATCH_UP_SECONDS,
     progress: Progress = lambda _: None,
 ) -> Overdue:
     """Every subject about which somebody owes something for longer than it may take.
 
-    A history that is behind is waited for, for `CATCH_UP_SECONDS`. `progress` is told of each
+    A history that is behind is waited for, for `patience_seconds`. `progress` is told of each
     subject that was looked at. Raises what `trace` raises.
     """
     archive = Archive(deployment)
-    behind = 0 if await archive.caught_up(CATCH_UP_SECONDS) else await archive.behind()
+    behind = 0 if await archive.caught_up(patience_seconds) else await archive.behind()
     rows = await asyncio.to_thread(_overdue_rows, deployment, graph, now or utc_now())
     candidates = await archive.read(queries.open_subjects)
     # What is due may be due after the end as well.
@@ -246,13 +249,19 @@ async def past(
     whole = tell(graph, subject, facts)
     events = list(whole.events.values())
     if before is not None:
-        events = _before(whole, before)
+        events = events_before(whole, before)
     if at is not None:
         if events and at < min(event.time for event in events):
             raise InputError(queries.nothing_yet(subject, facts, graph, at))
         events = [event for event in events if event.time <= at]
-    keys = {event.key for event in events}
-    story = tell(graph, subject, [fact for fact in facts if fact.attributes.key in keys])
+    return past_of(graph, subject, facts, events)
+
+
+def past_of(
+    graph: Choreography, subject: str, facts: Sequence[Fact], events: Sequence[Envelope[Any]]
+) -> Past:
+    """A subject as it was after just these of its events."""
+    story = tell(graph, subject, facts_of(facts, events))
     states = {
         participant.name: [
             state
@@ -264,7 +273,13 @@ async def past(
     return Past(subject, story.summary, story.view, states, len(events))
 
 
-def _before(story: Story, event_id: str) -> list[Envelope[Any]]:
+def facts_of(facts: Sequence[Fact], events: Sequence[Envelope[Any]]) -> list[Fact]:
+    """Those of the facts that are these events."""
+    keys = {event.key for event in events}
+    return [fact for fact in facts if fact.attributes.key in keys]
+
+
+def events_before(story: Story, event_id: str) -> list[Envelope[Any]]:
     """The events that had happened when this one came about: earlier ones, its publisher's lower
     numbers, and its causes, whatever the clocks say; but nothing that it led to."""
     by_id: dict[str, Envelope[Any]] = {}
@@ -325,7 +340,7 @@ def _has_state(deployment: Deployment, participant: Participant, subject: str) -
     if url is None:
         return False
     own = {reaction.own for reaction in participant.reactions}
-    tables = [t for kind, t in tables_of(participant.name).states.items() if kind in own]
+    tables = [t for kind, t in tables_in(participant.package).states.items() if kind in own]
     return read_database(url, lambda c: any(t.knows(c, subject) for t in tables))
 
 
@@ -340,7 +355,7 @@ def _overdue_rows(
         url = deployment.database_urls.get(participant.name)
         if url is None or not participant.dues:
             continue
-        for table in tables_of(participant.name).with_dues:
+        for table in tables_in(participant.package).with_dues:
             kind = table.kind.__name__
             due = read_database(url, partial(table.due, until=until))
             found += (OverdueRow(participant.name, kind, key, at) for key, at in due)

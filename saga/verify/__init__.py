@@ -50,6 +50,11 @@ class ModelReport:
     """Participants and the names of the intents that they committed."""
     cut_short: frozenset[str] = field(default=frozenset())
     """The outsides of which not every chain of refusals was followed to its end."""
+    answered: frozenset[tuple[str, str | None, str]] = field(default=frozenset())
+    """Participants, the types of what they took, and of what they published because of it; see
+    `Machine.answered`."""
+    ends: frozenset[tuple[str, str]] = field(default=frozenset())
+    """The types of the events that ended a saga, each with an outcome."""
 
     @property
     def ok(self) -> bool:
@@ -72,4 +77,6 @@ def verify(
         published=frozenset(machine.published),
         asked=frozenset(machine.asked),
         cut_short=frozenset(machine.cut_short),
+        answered=frozenset(machine.answered),
+        ends=frozenset(machine.ends()),
     )

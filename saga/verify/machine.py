@@ -12,7 +12,7 @@ from datetime import datetime
 from itertools import chain
 from typing import Any, Generic, TypeVar
 
-from saga.choreography import ChoreographyError, State
+from saga.choreography import ChoreographyError, Participant, State
 from saga.declaration import Stimulus
 from saga.envelope import Envelope, derived_id, is_recorded, source_of, wrap
 from saga.foreign import Elsewhere, Foreign
@@ -39,7 +39,7 @@ from saga.verify.facts import (
     Handled,
     Sent,
 )
-from saga.verify.model import Model, VerifyError
+from saga.verify.model import Beginning, Model, VerifyError
 from saga.view import EventsInMemory, View, Violation
 
 T = TypeVar("T")
@@ -98,6 +98,9 @@ class Machine:
         """The types of the events and commands that reactions decided on."""
         self.asked: set[tuple[str, str]] = set()
         """Participants and the names of the intents that they committed."""
+        self.answered: set[tuple[str, str | None, str]] = set()
+        """Participants, the type of what they took, and of what they published because of it; None
+        for commands from outside and what is due, of which no history tells."""
         self.cut_short: set[str] = set()
         """The outsides whose refusals were followed `ASKED_MAX` times only."""
         self.visible = (1 << self._base) - 1
@@ -111,6 +114,7 @@ class Machine:
         # Looked up again and again, by some of a state's facts:
         self._enabled: dict[int, Sequence[Action]] = {}
         self._owed: dict[int, int] = {}
+        self._told: dict[int, Sequence[Envelope[Any]]] = {}
 
         self._due: list[tuple[int, int, dict[int, Sequence[Action]]]] = [
             (number, number * FIELD_BITS, {})
@@ -123,6 +127,7 @@ class Machine:
 
         self._stimuli = [Action(self._number_of[s.participant], s, s.at) for s in model.stimuli]
         self.starts = {name: self._start(commands) for name, commands in model.starts.items()}
+        self.starts |= {name: self._begin(beginning) for name, beginning in model.begun.items()}
 
     # --- states ---------------------------------------------------------------------------------
 
@@ -177,22 +182,46 @@ class Machine:
 
     def judge(self, state: int) -> Violation | None:
         """The first rule that a state breaks."""
+        return next(self.violations(state), None)
+
+    def violations(self, state: int) -> Iterator[Violation]:
+        """Every rule that a state breaks."""
         at_rest = self.at_rest(state)
-        events = self._published(state)
+        events = self.told(state)
         view = self._view(state, events, at_rest)
-        found = chain(self.model.judge(view, at_rest), _contradictions(events))
-        return next(found, None)
+        return chain(self.model.judge(view, at_rest), _contradictions(events))
 
     def facts(self, state: int) -> Iterator[Fact]:
         """The facts of a state, in the order in which facts were first seen."""
         return (self._facts[bit] for bit in _set_bits(state >> self._base))
 
-    def _published(self, state: int) -> list[Envelope[Any]]:
-        return [
-            fact.envelope
-            for fact in self.facts(state)
-            if isinstance(fact, Sent) and is_recorded(fact.envelope)
-        ]
+    def told(self, state: int) -> Sequence[Envelope[Any]]:
+        """What was published by then, in the order in which it was first seen."""
+        sent = state >> self._base & self._sent
+        told = self._told.get(sent)
+        if told is None:
+            facts = (self._facts[bit] for bit in _set_bits(sent))
+            told = self._told[sent] = [
+                fact.envelope
+                for fact in facts
+                if isinstance(fact, Sent) and is_recorded(fact.envelope)
+            ]
+        return told
+
+    def ends(self) -> Iterator[tuple[str, str]]:
+        """The type and the outcome of each event that has ended a saga anywhere."""
+        for fact in self._facts:
+            if isinstance(fact, Sent):
+                data = fact.envelope.data
+                if isinstance(data, Event) and data.role.terminal:
+                    yield data.type, data.outcome
+
+    def known(self, state: int) -> Mapping[str, Knowledge]:
+        """By participant, the states that it has then."""
+        return {
+            participant.name: self._known[number].values[state >> number * FIELD_BITS & FIELD]
+            for number, participant in enumerate(self.participants)
+        }
 
     def _view(self, state: int, events: Sequence[Envelope[Any]], at_rest: bool) -> View:
         fields = [
@@ -251,6 +280,7 @@ class Machine:
             raise VerifyError(str(error)) from error
         for answer in answers:
             decision = decided(participant, reaction, cause, answer, find, action.now)
+            self._note(participant, cause, decision)
             after = {**before, **decision.changes, in_inbox: _InInbox(in_inbox[1])}
             number = known.number(frozenset(after.items()), after)
             bits = number << action.shift | self._publish(decision)
@@ -343,14 +373,15 @@ class Machine:
             self.reacted.add((participant.name, reaction.name))
 
         def find(state_id: StateId) -> State:
-            kind, key = state_id
-            return before.get(state_id) or kind(key)
+            return before.get(state_id) or self.model.unsaid(participant.name, state_id)
 
         try:
             if isinstance(firing, Firing):
                 decision = react_to_due(participant, firing, cause, find, action.now)
             else:
                 decision = react(participant, cause, message, find, action.now)
+        except VerifyError:
+            raise  # From `unsaid`.
         except DueStays as error:
             raise Broken(Violation("due_ignored", message.subject, str(error))) from error
         except Exception as error:
@@ -360,10 +391,15 @@ class Machine:
         after = {**before, **decision.changes}
         if decision.intent is not None and not self._asked(decision.intent).idempotent:
             kind, key = asks = _asks(cause, decision.intent)
-            times = min(find(asks).sequence + 1, ASKED_MAX)
-            after[asks] = kind(key, times)
+            asked = before.get(asks)
+            after[asks] = kind(key, min((asked.sequence if asked else 0) + 1, ASKED_MAX))
         number = self._known[action.whose].number(frozenset(after.items()), after)
+        self._note(participant, cause, decision)
         return decision, number << action.shift
+
+    def _note(self, participant: Participant, cause: Envelope[Any], decision: Decision) -> None:
+        taken = cause.type if is_recorded(cause) else None
+        self.answered.update((participant.name, taken, event.type) for event in decision.events)
 
     def _broken(self, rule: str, message: Message, error: Exception) -> Broken:
         return Broken(
@@ -376,12 +412,34 @@ class Machine:
 
     # --- facts ----------------------------------------------------------------------------------
 
-    def _start(self, commands: Sequence[tuple[str, Command]]) -> int:
-        """The state at the beginning, after these commands."""
+    def _number_blanks(self) -> None:
+        """Number what is known before anything is."""
         for known in self._known:
             known.number(frozenset(), {})  # number 0
         for outside, books in zip(self.model.outside, self._books, strict=True):
             books.number(_Heard(outside.blank), _Heard(outside.blank))
+
+    def _begin(self, beginning: Beginning) -> int:
+        """The state that is given. What was published and is on its way to nobody stays a fact."""
+        self._number_blanks()
+        state = 0
+        for number, participant in enumerate(self.participants):
+            known = {**beginning.known.get(participant.name, {})}
+            field = self._known[number].number(frozenset(known.items()), known)
+            state |= field << number * FIELD_BITS
+        for number, outside in enumerate(self.model.outside):
+            heard = _Heard(beginning.books.get(outside.name, outside.blank))
+            field = self._books[number].number(heard, heard)
+            state |= field << (len(self.participants) + number) * FIELD_BITS
+        for event, receivers in beginning.told:
+            identity = event.id, event.source, event.sequence, event.data
+            numbers = tuple(sorted(self._number_of[name] for name in receivers))
+            state |= self._fact(Sent(event, identity, numbers))
+        return state
+
+    def _start(self, commands: Sequence[tuple[str, Command]]) -> int:
+        """The state at the beginning, after these commands."""
+        self._number_blanks()
         state = 0
         for name, command in commands:
             sent = self._given(command, name)

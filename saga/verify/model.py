@@ -5,17 +5,19 @@ A model is data, made of a saga and one of its scenarios; `machine` turns it int
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
-from saga.choreography import Choreography
+from saga.choreography import Choreography, Participant, State
 from saga.declaration import Saga, Scenario, Stimulus
+from saga.envelope import Envelope
 from saga.errors import Explained
 from saga.message import Command, Event
 from saga.outside import Outside
 from saga.rules import Rules
+from saga.runtime.kernel.step import StateId
 from saga.view import Invariant, View, Violation
 
 
@@ -25,6 +27,23 @@ class VerifyError(Explained):
 
 Judge = Callable[[View, bool], Iterable[Violation]]
 """What is wrong with a state of the system, which is at rest or not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Beginning:
+    """A state of a running system, for a model to begin with."""
+
+    known: Mapping[str, Mapping[StateId, State]]
+    """By participant, its states."""
+    told: Sequence[tuple[Envelope[Any], Collection[str]]]
+    """What was published, each with the participants to which it is still on its way."""
+    books: Mapping[str, Any]
+    """By outside, what it knows."""
+
+
+def _blank(participant: str, state_id: StateId) -> State:
+    kind, key = state_id
+    return kind(key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +62,11 @@ class Model:
     outside: Sequence[Outside[Any]] = ()
     names: Mapping[str, str] = field(default_factory=dict)
     timers_last: bool = False
+    begun: Mapping[str, Beginning] = field(default_factory=dict)
+    """How else it may begin, by name: in the middle of things."""
+    unsaid: Callable[[str, StateId], State] = _blank
+    """A participant's state of which nothing is known: a blank one, or a `VerifyError` where that
+    would be a guess."""
 
 
 def model_of(saga: Saga, scenario: str, *, source: str = "") -> Model:
@@ -109,15 +133,18 @@ def _taking_part(saga: Saga, scenario: Scenario) -> Choreography:
         if p.name not in scenario.without and (scenario.only is None or p.name in scenario.only)
     )
     if scenario.influential:
-        while True:
-            taken = {message for p in participants for message in (*p.consumes, *p.intake)}
-            sent = {command for p in participants for command in p.sends}
-            kept = tuple(
-                p
-                for p in participants
-                if taken.intersection(p.emits) or sent.intersection(p.intake)
-            )
-            if kept == participants:
-                break
-            participants = kept
+        participants = influential(participants)
     return Choreography(participants, partial=True)
+
+
+def influential(participants: Sequence[Participant]) -> tuple[Participant, ...]:
+    """Without those whose messages nobody takes, and who take no commands of others: they cannot
+    change what becomes of others."""
+    found = tuple(participants)
+    while True:
+        taken = {message for p in found for message in (*p.consumes, *p.intake)}
+        sent = {command for p in found for command in p.sends}
+        kept = tuple(p for p in found if taken.intersection(p.emits) or sent.intersection(p.intake))
+        if kept == found:
+            return found
+        found = kept

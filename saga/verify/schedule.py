@@ -95,7 +95,7 @@ def replay(model: Model, start: str, *steps: str) -> Violation | None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Choice:
+class Choice:
     """A step that is possible: it leads to the state `after`, or breaks a rule by itself."""
 
     action: Action
@@ -121,19 +121,19 @@ class Walk:
         self.state = 0
         self._move(machine.starts[start])
 
-    def choices(self) -> Iterator[_Choice]:
+    def choices(self) -> Iterator[Choice]:
         """The steps that are possible now."""
         for action in self._machine.actions(self.state):
             try:
                 outcomes = self._machine.outcomes(action, self.state)
             except Broken as broken:
-                yield _Choice(action, self.state, violation=broken.violation)
+                yield Choice(action, self.state, violation=broken.violation)
             else:
                 for outcome in outcomes:
                     after = self.state & action.keep | outcome.bits
-                    yield _Choice(action, after, outcome.reply)
+                    yield Choice(action, after, outcome.reply)
 
-    def text(self, choice: _Choice) -> str:
+    def text(self, choice: Choice) -> str:
         """The step in a line."""
         about, now = choice.action.about, choice.action.now
         if isinstance(about, Stimulus):
@@ -151,7 +151,7 @@ class Walk:
                 text = f"{text}: {choice.reply}"
         return text if now == self._machine.model.moments[0] else f"{text}, at {now:%H:%M:%S}"
 
-    def take(self, choice: _Choice) -> StepInWords:
+    def take(self, choice: Choice) -> StepInWords:
         """Take the step."""
         about, participant = choice.action.about, choice.action.whose
         text, remark = self.text(choice), ""

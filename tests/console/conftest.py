@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -15,8 +16,15 @@ from order_saga import SAGA
 from saga.console.serve import serving
 from saga.console.settings import ConsoleSettings
 from saga.console.watched import Watched
+from saga.deployment import FILE_NAME, Deployment
+from saga.history.archive import Archive
 from saga.local.system import System
+from tests.console.typing_in import begun, typed
 from tests.forked import spawn
+from tests.moving import SAGA as MOVING
+from tests.polling import until
+
+MOVING_SPEC = "tests.moving:SAGA"
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
@@ -55,6 +63,31 @@ async def writing(console_system: System) -> AsyncIterator[str]:
     settings = ConsoleSettings(http_port=0, console_write=True)
     async with serving(_watched(console_system.folder), settings) as url:
         yield url.rstrip("/")
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def orders_ended(console_system: System) -> None:
+    """Some orders, all of which have ended as they had to, and are in the archive."""
+    folder = console_system.folder
+    await typed(folder, "demo", "--orders", "12", "--malformed", "0", "--seed", "5")
+    archive = Archive(Deployment.load(folder))
+    await until(lambda: archive.caught_up(0))
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def moving(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
+    """The address of a console of another saga, some of which have ended."""
+    folder = tmp_path_factory.mktemp("moving")
+    running = await begun(folder, "up", "--no-console", SAGA=MOVING_SPEC)
+    try:
+        await until(lambda: (folder / FILE_NAME).exists())
+        await typed(folder, "demo", "--sagas", "6", "--seed", "3", SAGA=MOVING_SPEC)
+        watched = Watched(folder, MOVING, spec=MOVING_SPEC)
+        async with serving(watched, ConsoleSettings(http_port=0)) as url:
+            yield url.rstrip("/")
+    finally:
+        running.send_signal(signal.SIGINT)
+        await running.communicate()
 
 
 def _watched(folder: Path) -> Watched:

@@ -83,7 +83,7 @@ async def test_pages_are_brought_up_to_date_less_often_where_they_are_dear(
 
     really_sleep = asyncio.sleep
     ticker = Ticker()
-    monkeypatch.setattr(live.asyncio, "sleep", sleep)
+    monkeypatch.setattr(asyncio, "sleep", sleep)
     async with aclosing(ticker.stream()) as stream:
         async for _ in stream:
             if len(pauses) >= 3:

@@ -17,7 +17,8 @@ from pydantic import BaseModel, ConfigDict
 from starlette.requests import Request
 
 from saga.console.forms import PAGE, After, Given, Rate, Reason, place_of, read_place
-from saga.console.site import Site, masked
+from saga.console.masking import masked
+from saga.console.site import Site
 from saga.dlq import DlqError, SelectionChanged
 from saga.dlq.desk import ReadingDesk
 from saga.dlq.edit import ENVELOPE, corrected, editable, text_of

@@ -2,52 +2,410 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Annotated, Any, Final
+from urllib.parse import quote
 
 from fastapi import APIRouter, Query
 from fastapi.responses import Response
 from markupsafe import Markup
+from pydantic import ValidationError
 from starlette.requests import Request
 
-from saga.archive import queries
+from saga.archive.finding import Findings, ListPlace, fields_of, find
 from saga.archive.routes import SubjectsWanted, cursor, read_cursor
+from saga.archive.view import SubjectView
+from saga.choreography import State
+from saga.console.one import (
+    WHOLE_BODY_MAX_CHARACTERS,
+    Foreseeing,
+    Unforeseen,
+    body_of,
+    moment_of,
+    part_of,
+    states_at,
+)
 from saga.console.site import Site
+from saga.dlq.states import HERE
+from saga.envelope import source_of, trace_id_of
+from saga.errors import InputError
+from saga.future.whatif import AskedStep, Consequences
 from saga.history.drawing import as_svg
-from saga.history.trace import trace
+from saga.history.sequence import either, headline, owed_since
+from saga.history.trace import Trace, as_json, trace
+from saga.limits import TEXT_MAX_BYTES
+
+PAGE_SIZES: Final = (50, 20, 100)
+ROWS_MAX: Final = 60
+"""Of a sequence, and messages, on one page."""
+COLUMNS_MAX: Final = 4
+"""Fields of a view that a list shows."""
+_OF_VIEW: Final = "view."
+"""Stands before the names of the view's fields in the address."""
+_TABS: Final = (
+    ("story", "Story"),
+    ("states", "States"),
+    ("messages", "Messages"),
+    ("future", "What can still happen"),
+    ("what-if", "What if"),
+)
+_ENDS: Final = ("", "open", "ended", "settled")
 
 
 def routes(site: Site) -> APIRouter:
     """`/sagas`."""
     router = APIRouter()
+    foreseeing = Foreseeing(site.watched)
 
     @router.get("/sagas")
-    async def sagas(request: Request, wanted: Annotated[SubjectsWanted, Query()]) -> Response:
-        seen = None if wanted.after is None else read_cursor(wanted.after)
-        found = await site.watched.read(
-            lambda connection: queries.search(connection, wanted.search, wanted.limit, seen)
+    async def sagas(request: Request) -> Response:
+        view = _view_of(site)
+        query = {name: value for name, value in request.query_params.items() if value.strip()}
+        wanted = _Wanted.of(query)
+        found: Findings = await site.watched.read(
+            lambda connection: find(
+                connection,
+                wanted.subjects.search,
+                wanted.subjects.limit,
+                None if wanted.after is None else ListPlace(*read_cursor(wanted.after)),
+                view=view,
+                fields=wanted.fields,
+                text=wanted.text,
+            )
         )
-        more = len(found) == wanted.limit
-        last = cursor(found[-1].first_event_at, found[-1].key) if more else None
+        following = None
+        if found.next is not None:
+            following = site.url(
+                "/sagas", **{**query, "after": cursor(found.next.at, found.next.key)}
+            )
         return site.page(
             request,
             "sagas.html",
             title="Sagas",
-            subjects=found,
-            wanted=wanted.model_dump(mode="json", exclude_none=True, exclude_defaults=True),
-            next=last,
+            command="saga trace SUBJECT",
+            found=found,
+            rows=[(s, _columns(found.views.get(s.key), view)) for s in found.subjects],
+            columns=[field.name for field in _shown(view)],
+            fields=() if view is None else fields_of(view),
+            view_name=None if view is None else view.name,
+            of_view=_OF_VIEW,
+            wanted=query,
+            ends=sorted(t.type for t in site.watched.graph.events if t.role.terminal),
+            types=[kind.type for kind in site.watched.graph.recorded],
+            sizes=PAGE_SIZES,
+            following=following,
         )
 
     @router.get("/sagas/{subject:path}")
-    async def one(request: Request, subject: str) -> Response:
+    async def one(
+        request: Request,
+        subject: str,
+        show: Annotated[str, Query(max_length=20)] = "story",
+        event: Annotated[int | None, Query(ge=0, le=10**9)] = None,
+        row: Annotated[int, Query(ge=0, le=10**9)] = 0,
+        do: Annotated[list[str] | None, Query(max_length=8)] = None,
+    ) -> Response:
         watched = site.watched
         found = await trace(watched.deployment, watched.graph, subject)
-        return site.page(
-            request,
-            "saga.html",
-            title=subject,
-            command=f"saga trace {subject}",
-            found=found,
-            picture=Markup(as_svg(found.diagram, subject)),  # noqa: S704 - escaped by `as_svg`
-        )
+        page = _OnePage(site, request, found, foreseeing, event)
+        match show:
+            case "story":
+                return page.story(row)
+            case "states":
+                return page.states()
+            case "messages":
+                return page.messages(row)
+            case "message":
+                return page.message()
+            case "future":
+                return await page.future()
+            case "what-if":
+                return await page.what_if(do or [])
+            case _:
+                pass
+        raise InputError(f"show={show!r}: there are {', '.join(name for name, _ in _TABS)}")
 
     return router
+
+
+def _view_of(site: Site) -> SubjectView[Any] | None:
+    view = site.watched.saga.view
+    return view if view is not None and view.belongs_to(site.watched.graph) else None
+
+
+def _shown(view: SubjectView[Any] | None) -> Sequence[Any]:
+    """The fields of a view that a list shows: words first, as these are short."""
+    fields = [] if view is None else [f for f in fields_of(view) if not f.number]
+    return sorted(fields, key=lambda field: not field.options)[:COLUMNS_MAX]
+
+
+def _columns(state: State | None, view: SubjectView[Any] | None) -> list[str]:
+    return [
+        "" if state is None or (value := getattr(state, field.name)) is None else str(value)
+        for field in _shown(view)
+    ]
+
+
+class _Wanted:
+    """What is asked for, as the address says it."""
+
+    def __init__(
+        self, subjects: SubjectsWanted, fields: Mapping[str, str], text: str, after: str | None
+    ) -> None:
+        self.subjects = subjects
+        self.fields = fields
+        self.text = text
+        self.after = after
+
+    @classmethod
+    def of(cls, query: Mapping[str, str]) -> _Wanted:
+        """Raises `InputError`."""
+        given: dict[str, Any] = {}
+        fields: dict[str, str] = {}
+        text, after = "", None
+        for name, value in query.items():
+            if name.startswith(_OF_VIEW):
+                fields[name.removeprefix(_OF_VIEW)] = value
+            elif name == "text":
+                text = value.strip()
+            elif name == "after":
+                after = value
+            elif name == "stands":
+                given |= _standing(value)
+            elif name in ("since", "until"):
+                given[name] = _time(name, value)
+            else:
+                given[name] = value.strip()
+        if len(text) > TEXT_MAX_BYTES:
+            raise InputError(f"text: it has {len(text)} characters; up to {TEXT_MAX_BYTES} may be")
+        try:
+            return cls(SubjectsWanted(**given), fields, text, after)
+        except ValidationError as error:
+            problems = "; ".join(f"{p['loc'][-1]}: {p['msg']}" for p in error.errors()[:5])
+            raise InputError(problems) from None
+
+
+def _standing(value: str) -> dict[str, bool]:
+    if value not in _ENDS:
+        raise InputError(f"stands: {value!r} is none of {', '.join(filter(None, _ENDS))}")
+    return {value: True} if value else {}
+
+
+def _time(name: str, text: str) -> datetime:
+    """A time as a form or a person writes it; without an offset, it is UTC."""
+    try:
+        moment = datetime.fromisoformat(text.strip())
+    except ValueError:
+        raise InputError(
+            f"{name}: {text!r} is no time; write it like 2030-01-31T12:00, which is UTC"
+        ) from None
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+
+
+class _OnePage:
+    """The pages about one subject."""
+
+    def __init__(
+        self,
+        site: Site,
+        request: Request,
+        found: Trace,
+        foreseeing: Foreseeing,
+        event: int | None,
+    ) -> None:
+        self._site = site
+        self._request = request
+        self._found = found
+        self._foreseeing = foreseeing
+        self._subject = found.story.subject
+        self._moment = moment_of(site.watched.graph, found, event)
+        self._asked = event
+        self._path = f"/sagas/{quote(self._subject, safe='')}"
+
+    def _url(self, show: str, **query: Any) -> str:
+        given = {"show": None if show == "story" else show, "event": self._asked, **query}
+        return self._site.url(self._path, **given)
+
+    def _page(self, template: str, show: str, command: str, **context: Any) -> Response:
+        story = self._found.story
+        tabs = [(self._url(name), text, name == show) for name, text in _TABS]
+        return self._site.page(
+            self._request,
+            template,
+            title=headline(story),
+            command=command,
+            found=self._found,
+            story=story,
+            subject=self._subject,
+            tabs=tabs,
+            moment=self._moment,
+            show=show,
+            **context,
+        )
+
+    def story(self, first: int) -> Response:
+        found = self._found
+        rows = found.diagram.rows
+        last_page = max(0, (len(rows) - 1) // ROWS_MAX * ROWS_MAX)
+        first = min(first // ROWS_MAX * ROWS_MAX, last_page)
+        part = part_of(found, first, ROWS_MAX)
+        picture = as_svg(part.diagram, self._subject)
+        places = {
+            step.attributes.id: number
+            for number, step in enumerate(
+                (s for s in found.story.steps if s.attributes.key in found.story.events), 1
+            )
+        }
+        view = found.story.view
+        letters = [life.letter for life in found.lives]
+        return self._page(
+            "saga.html",
+            "story",
+            f"saga trace {self._subject}",
+            picture=Markup(picture),  # noqa: S704 - escaped by `as_svg`
+            rows=[
+                (row, self._url("states", event=places[row.id]) if row.id in places else None)
+                for row in part.diagram.rows
+            ],
+            first=first,
+            count=len(rows),
+            earlier=self._url("story", row=first - ROWS_MAX) if first else None,
+            later=self._url("story", row=first + ROWS_MAX) if first < last_page else None,
+            owed=[
+                (debt, either(debt.answers), owed_since(debt, found.whereabouts, found.now))
+                for debt in found.debts
+            ],
+            view=None if view is None else _facts(view),
+            letters=letters,
+            dead=sum(letter.state in HERE for letter in letters),
+            trace_id=trace_id_of(self._subject),
+            trace_link=_trace_link(self._site, self._subject),
+        )
+
+    def states(self) -> Response:
+        found, moment = self._found, self._moment
+        rows = states_at(self._site.watched, found, moment, bodies=self._site.bodies)
+        known = {row.participant for row in rows}
+        graph = self._site.watched.graph
+        event = "" if moment.step is None else moment.step.attributes.id
+        return self._page(
+            "saga_states.html",
+            "states",
+            f"saga show {self._subject}" + (f" --before {event}" if event else ""),
+            states=rows,
+            silent=[p.name for p in graph.in_python if p.name not in known],
+            foreign=[p.name for p in graph.foreign],
+            before=self._url("states", event=moment.number - 1) if moment.number else None,
+            after=None if moment.is_last else self._url("states", event=moment.number + 1),
+            action=self._site.url(self._path),
+        )
+
+    def messages(self, first: int) -> Response:
+        found = self._found
+        steps = found.story.steps
+        last_page = max(0, (len(steps) - 1) // ROWS_MAX * ROWS_MAX)
+        first = min(first // ROWS_MAX * ROWS_MAX, last_page)
+        graph = self._site.watched.graph
+        numbers = {step.attributes.id: number for number, step in enumerate(steps, 1)}
+        names = {source_of(p.name): p.name for p in graph.participants}
+        shown = [
+            (
+                number,
+                step,
+                names.get(step.attributes.source, step.attributes.source),
+                [p.name for p in graph.reacting_to(step.attributes.type)],
+                numbers.get(step.attributes.causationid or ""),
+                *body_of(step, bodies=self._site.bodies),
+                self._url("message", event=number),
+            )
+            for number, step in enumerate(steps[first : first + ROWS_MAX], first + 1)
+        ]
+        return self._page(
+            "saga_messages.html",
+            "messages",
+            f"saga trace {self._subject} --json",
+            messages=shown,
+            count=len(steps),
+            first=first,
+            earlier=self._url("messages", row=first - ROWS_MAX) if first else None,
+            later=self._url("messages", row=first + ROWS_MAX) if first < last_page else None,
+        )
+
+    def message(self) -> Response:
+        steps, number = self._found.story.steps, self._asked or 1
+        step = steps[min(max(number, 1), len(steps)) - 1]
+        body, characters = body_of(
+            step, bodies=self._site.bodies, characters=WHOLE_BODY_MAX_CHARACTERS
+        )
+        return self._page(
+            "saga_message.html",
+            "messages",
+            f"saga trace {self._subject} --json",
+            step=step,
+            body=body,
+            characters=characters,
+        )
+
+    async def future(self) -> Response:
+        outlook, present = await self._foreseeing.outlook(self._moment, self._found.whereabouts)
+        unforeseen = outlook if isinstance(outlook, Unforeseen) else None
+        return self._page(
+            "saga_future.html",
+            "future",
+            "saga verify",
+            unforeseen=unforeseen,
+            outlook=None if unforeseen else outlook,
+            present=present,
+        )
+
+    async def what_if(self, given: Sequence[str]) -> Response:
+        moment, whereabouts = self._moment, self._found.whereabouts
+        offers = await self._foreseeing.offers(moment, whereabouts)
+        usual = await self._foreseeing.course(moment, whereabouts, ())
+        steps = [_asked_step(text) for text in given]
+        asked = await self._foreseeing.course(moment, whereabouts, steps) if steps else None
+        why = next((each for each in (usual, asked) if isinstance(each, Unforeseen)), None)
+        links = [] if isinstance(offers, Unforeseen) else offers
+        return self._page(
+            "saga_what_if.html",
+            "what-if",
+            "saga verify",
+            unforeseen=why,
+            offers=[
+                (offer.words, self._url("what-if", do=[_written(step) for step in offer.steps]))
+                for offer in links
+            ],
+            words=next((o.words for o in links if o.steps == tuple(steps)), ""),
+            usual=usual if isinstance(usual, Consequences) else None,
+            asked=asked if isinstance(asked, Consequences) else None,
+        )
+
+
+def _facts(view: State) -> list[tuple[str, Any]]:
+    return [
+        (name.replace("_", " "), getattr(view, name))
+        for name in as_json(view)
+        if name not in ("key", "sequence")
+    ]
+
+
+def _trace_link(site: Site, subject: str) -> str | None:
+    pattern = getattr(site, "trace_url", "")
+    return pattern.replace("{trace_id}", trace_id_of(subject)) if pattern else None
+
+
+def _written(step: AskedStep) -> str:
+    """A step as an address has it."""
+    return f"{step.participant} {'take' if step.message else 'do'} {step.message or step.command}"
+
+
+def _asked_step(text: str) -> AskedStep:
+    match text.split(" ", 2):
+        case [participant, "take", message]:
+            return AskedStep(participant, message=message)
+        case [participant, "do", command]:
+            return AskedStep(participant, command=command)
+        case _:
+            pass
+    raise InputError(f"do={text!r} is no step; follow a link of the page")

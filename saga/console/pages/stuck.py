@@ -2,19 +2,117 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Annotated, Final
+
+from fastapi import APIRouter, Query
 from fastapi.responses import Response
 from starlette.requests import Request
 
+from saga.console.inquiry import Inquiry, apart
 from saga.console.site import Site
+from saga.history.debts import Debt
+from saga.history.sequence import either
+from saga.history.trace import Overdue, Stuck, stuck
+from saga.history.whereabouts import Whereabouts
+
+FIRST_SECONDS: Final = 0.1
+"""How long a page waits for the first answer, before it says that it is being looked for."""
+AGE_MIN_SECONDS: Final = 2.0
+AGE_MAX_SECONDS: Final = 120.0
+SHARE_MAX: Final = 0.05
+"""Of the time, what looking may take."""
+CATCH_UP_SECONDS: Final = 1.0
+SHOWN_MAX: Final = 50
+"""Sagas of one group."""
+UNEXPLAINED_MAX: Final = 20
+
+
+@dataclass(frozen=True, slots=True)
+class DebtGroup:
+    """Sagas in which the same participant owes the same answers to the same message."""
+
+    participant: str
+    answers: str
+    to: str
+    oldest: datetime
+    members: Sequence[tuple[Stuck, Debt]]
+    """The oldest first."""
 
 
 def routes(site: Site) -> APIRouter:
     """`/stuck`."""
     router = APIRouter()
 
+    async def look() -> Overdue:
+        watched = site.watched
+        deployment, graph = watched.deployment, watched.graph
+        return await apart(lambda: stuck(deployment, graph, patience_seconds=CATCH_UP_SECONDS))
+
+    looking: Inquiry[Overdue] = Inquiry(look)
+
     @router.get("/stuck")
-    async def stuck(request: Request) -> Response:
-        return site.page(request, "trouble.html", title="Stuck", said="not built yet")
+    async def page(
+        request: Request,
+        group: Annotated[int | None, Query(ge=0, le=10**6)] = None,
+        row: Annotated[int, Query(ge=0, le=10**9)] = 0,
+    ) -> Response:
+        age = looking.age_seconds
+        fresh_seconds = looking.last_seconds / SHARE_MAX
+        if age is None or age > min(AGE_MAX_SECONDS, max(AGE_MIN_SECONDS, fresh_seconds)):
+            looking.begin()
+            await looking.soon(FIRST_SECONDS)
+        found = looking.last
+        groups = [] if found is None else grouped(found)
+        chosen = None if group is None or group >= len(groups) else groups[group]
+        return site.page(
+            request,
+            "stuck.html",
+            title="Stuck",
+            command="saga stuck",
+            found=found,
+            looking=looking,
+            groups=groups,
+            chosen=chosen,
+            group=group,
+            first=row,
+            members=[] if chosen is None else _members(chosen, found, row),
+            size=SHOWN_MAX,
+            unexplained=[] if found is None else found.unexplained[:UNEXPLAINED_MAX],
+        )
 
     return router
+
+
+def grouped(found: Overdue) -> list[DebtGroup]:
+    """Who owes what to what, with the group of the oldest debt first."""
+    groups: dict[tuple[str, str, str], list[tuple[Stuck, Debt]]] = {}
+    for one in found.subjects:
+        for debt in one.debts:
+            key = debt.participant, either(debt.answers), _to(debt)
+            groups.setdefault(key, []).append((one, debt))
+    made = [
+        DebtGroup(*key, min(debt.since for _, debt in members), sorted(members, key=_since))
+        for key, members in groups.items()
+    ]
+    return sorted(made, key=lambda group: group.oldest)
+
+
+def _since(member: tuple[Stuck, Debt]) -> datetime:
+    return member[1].since
+
+
+def _to(debt: Debt) -> str:
+    if debt.event is not None:
+        return debt.event.type
+    return f"{debt.firing.due.command.type}, which is due" if debt.firing is not None else ""
+
+
+def _members(group: DebtGroup, found: Overdue | None, first: int) -> list[tuple[Stuck, Debt, str]]:
+    whereabouts = found.whereabouts if found is not None else Whereabouts()
+    return [
+        (one, debt, whereabouts.of(debt.participant, debt.event.id).detail if debt.event else "")
+        for one, debt in group.members[first : first + SHOWN_MAX]
+    ]

@@ -107,6 +107,8 @@ document.addEventListener("keydown", (event) => {
     case "?": follow("?"); break;
     case "j": move(1); break;
     case "k": move(-1); break;
+    case "n": document.querySelector("main a[rel=next]")?.click(); break;
+    case "p": document.querySelector("main a[rel=prev]")?.click(); break;
     case "/": {
       const field = document.querySelector("main input:not([type=hidden]), main select");
       if (field) {

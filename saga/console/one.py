@@ -1,0 +1,279 @@
+"""One subject as the console shows it: at any of its moments, and what can still come of it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import OrderedDict
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from itertools import permutations
+from typing import Any, Final
+
+from pydantic_core import from_json
+
+from saga.archive.timeline import Hop
+from saga.console.masking import fields_of, masked
+from saga.console.watched import Watched
+from saga.envelope import Envelope
+from saga.future.ends import Outlook, outlook
+from saga.future.present import Foresight, Present, shared_keys
+from saga.future.reading import read_shared
+from saga.future.whatif import AskedStep, Consequences, course
+from saga.history.debts import Coming, Debt, coming_of, debts_of
+from saga.history.story import Story, tell
+from saga.history.trace import Trace, events_before, facts_of, past_of
+from saga.history.whereabouts import Place, Whereabouts
+from saga.verify import VerifyError
+
+KEPT_MAX: Final = 64
+"""Outlooks that are kept, so that pages that stay open do not have them computed again."""
+PAIRS_MAX: Final = 12
+"""Pairs of messages on their way whose other order is offered."""
+BODY_MAX_CHARACTERS: Final = 1_500
+"""Of a body among others."""
+WHOLE_BODY_MAX_CHARACTERS: Final = 50_000
+
+
+@dataclass(frozen=True, slots=True)
+class StateField:
+    """A field of a participant's state before and after an event."""
+
+    participant: str
+    kind: str
+    name: str
+    before: str
+    after: str
+
+    @property
+    def changed(self) -> bool:
+        return self.before != self.after
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """A subject right after one of its events, the one of that number from 1; 0 is before all."""
+
+    number: int
+    last: int
+    step: Hop | None
+    story: Story
+    debts: Sequence[Debt]
+    coming: Sequence[Coming]
+    now: datetime
+
+    @property
+    def is_last(self) -> bool:
+        return self.number == self.last
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A question that may be asked about what would be: its words, and the steps it begins with."""
+
+    words: str
+    steps: tuple[AskedStep, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Unforeseen:
+    """Why it cannot be said what can still happen."""
+
+    why: str
+
+
+def moment_of(graph: Any, found: Trace, number: int | None) -> Moment:
+    """The moment after the event of that number; by default the present."""
+    story = found.story
+    steps = [step for step in story.steps if step.attributes.key in story.events]
+    last = len(steps)
+    if number is None or number >= last:
+        step = steps[-1] if steps else None
+        return Moment(last, last, step, story, found.debts, found.coming, found.now)
+    if number <= 0:
+        number, events = 0, []
+    else:
+        event = story.events[steps[number - 1].attributes.key]
+        events = [*events_before(story, event.id), event]
+    told = tell(graph, story.subject, facts_of(found.facts, events))
+    now = events[-1].time if events else steps[0].attributes.time
+    return Moment(
+        number,
+        last,
+        steps[number - 1] if number else None,
+        told,
+        debts_of(graph, told, now),
+        coming_of(graph, told, now),
+        now,
+    )
+
+
+def states_at(watched: Watched, found: Trace, moment: Moment, *, bodies: bool) -> list[StateField]:
+    """What each participant had about the subject before and after the moment's event."""
+    story, graph = found.story, watched.graph
+    events = moment.story.events.values()
+    before: list[Envelope[Any]] = []
+    if moment.step is not None:
+        before = events_before(story, moment.step.attributes.id)
+    then = past_of(graph, story.subject, found.facts, before).states if before else {}
+    now = past_of(graph, story.subject, found.facts, list(events)).states if events else {}
+    rows: list[StateField] = []
+    for participant in graph.in_python:
+        name = participant.name
+        of_before = {type(s).__name__: s for s in then.get(name, ())}
+        of_now = {type(s).__name__: s for s in now.get(name, ())}
+        for kind in dict.fromkeys((*of_before, *of_now)):
+            old = fields_of(of_before[kind], bodies=bodies) if kind in of_before else {}
+            new = fields_of(of_now[kind], bodies=bodies) if kind in of_now else {}
+            rows += (
+                StateField(name, kind, field, _said(old.get(field)), _said(new.get(field)))
+                for field in dict.fromkeys((*old, *new))
+                if field != "key"
+            )
+    return rows
+
+
+def _said(value: Any) -> str:
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def body_of(step: Hop, *, bodies: bool, characters: int = BODY_MAX_CHARACTERS) -> tuple[str, int]:
+    """The `data` of a message as text, cut after so many characters; and how many it has."""
+    try:
+        document = from_json(step.fact.body)
+        data = document.get("data") if isinstance(document, dict) else None
+    except ValueError:
+        return "it is no JSON", 0
+    text = json.dumps(data if bodies else masked(data), indent=1, ensure_ascii=False)
+    return text[:characters], len(text)
+
+
+class Foreseeing:
+    """Says what can still happen to subjects, and keeps that. Belongs to one event loop."""
+
+    def __init__(self, watched: Watched) -> None:
+        self._watched = watched
+        self._foresight = Foresight(watched.saga)
+        self._kept: OrderedDict[Hashable, Outlook | Unforeseen] = OrderedDict()
+        self._presents: OrderedDict[Hashable, Present] = OrderedDict()
+
+    async def outlook(
+        self, moment: Moment, whereabouts: Whereabouts | None
+    ) -> tuple[Outlook | Unforeseen, Present | None]:
+        """What can still happen from a moment on, and what was taken for granted."""
+        debts = _open_debts(moment, whereabouts)
+        key = _key(moment, debts)
+        if key not in self._kept:
+            found = await asyncio.to_thread(self._compute, moment, debts)
+            self._kept[key], present = found
+            if present is not None:
+                self._presents[key] = present
+            for kept in (self._kept, self._presents):
+                while len(kept) > KEPT_MAX:
+                    kept.popitem(last=False)
+        return self._kept[key], self._presents.get(key)
+
+    def _compute(
+        self, moment: Moment, debts: Sequence[Debt]
+    ) -> tuple[Outlook | Unforeseen, Present | None]:
+        try:
+            present = self._present(moment, debts, influential_only=True)
+            return outlook(present, self._foresight.judged(present)), present
+        except VerifyError as error:
+            return Unforeseen(str(error)), None
+        except TypeError as error:  # A state that is not hashable, say.
+            return Unforeseen(f"a state cannot be put into the model: {error}"), None
+
+    def _present(self, moment: Moment, debts: Sequence[Debt], *, influential_only: bool) -> Present:
+        graph = self._watched.graph
+        keys = shared_keys(graph, moment.story)
+        return self._foresight.present(
+            moment.story,
+            debts,
+            moment.coming,
+            read_shared(self._watched.deployment, graph, keys),
+            moment.now,
+            influential_only=influential_only,
+        )
+
+    async def offers(
+        self, moment: Moment, whereabouts: Whereabouts | None
+    ) -> list[Offer] | Unforeseen:
+        """What may be asked about a moment."""
+        debts = _open_debts(moment, whereabouts)
+
+        def make() -> list[Offer] | Unforeseen:
+            try:
+                present = self._present(moment, debts, influential_only=False)
+            except VerifyError as error:
+                return Unforeseen(str(error))
+            return list(_offers(present, whereabouts))
+
+        return await asyncio.to_thread(make)
+
+    async def course(
+        self, moment: Moment, whereabouts: Whereabouts | None, steps: Sequence[AskedStep]
+    ) -> Consequences | Unforeseen:
+        """What would follow. Raises `InputError` for steps that are not possible."""
+        debts = _open_debts(moment, whereabouts)
+
+        def take() -> Consequences | Unforeseen:
+            try:
+                return course(self._present(moment, debts, influential_only=False), steps)
+            except VerifyError as error:
+                return Unforeseen(str(error))
+
+        return await asyncio.to_thread(take)
+
+
+def _open_debts(moment: Moment, whereabouts: Whereabouts | None) -> list[Debt]:
+    """What may still be met: not what a person has settled."""
+    if whereabouts is None or not moment.is_last:
+        return list(moment.debts)
+    return [
+        debt
+        for debt in moment.debts
+        if debt.event is None
+        or whereabouts.of(debt.participant, debt.event.id).place is not Place.SETTLED
+    ]
+
+
+def _key(moment: Moment, debts: Sequence[Debt]) -> Hashable:
+    owed = tuple((d.participant, d.event.id if d.event else d.firing) for d in debts)
+    return moment.story.subject, tuple(moment.story.events), owed, moment.is_last
+
+
+def _offers(present: Present, whereabouts: Whereabouts | None) -> Sequence[Offer]:
+    found: list[Offer] = []
+    for name, event in present.pending:
+        step = AskedStep(name, message=event.id)
+        where = whereabouts.of(name, event.id) if whereabouts is not None else None
+        if where is not None and where.place is Place.DEAD:
+            words = f"the dead letter {event.type} is replayed at {name} now"
+        else:
+            words = f"{name} takes {event.type} next"
+        found.append(Offer(words, (step,)))
+    pairs = permutations(present.pending, 2)
+    for (first, one), (second, other) in list(pairs)[: 2 * PAIRS_MAX]:
+        steps = AskedStep(first, message=one.id), AskedStep(second, message=other.id)
+        words = f"{first} takes {one.type}, and then {second} takes {other.type}"
+        found.append(Offer(words, steps))
+    for coming in present.coming:
+        command = coming.firing.due.command.type
+        words = f"its time comes now: {coming.participant} does {command}"
+        found.append(Offer(words, (AskedStep(coming.participant, command=command),)))
+    for stimulus in present.model.stimuli:
+        step = AskedStep(stimulus.participant, command=stimulus.command.type)
+        found.append(Offer(stimulus.name, (step,)))
+    return found
+
+
+def part_of(found: Trace, first: int, limit: int) -> Trace:
+    """The trace with only so many rows of its picture, from that one on."""
+    rows = found.diagram.rows[first : first + limit]
+    named = {name for row in rows for name in (row.participant, *row.to)}
+    participants = tuple(name for name in found.diagram.participants if name in named)
+    return replace(found, diagram=replace(found.diagram, participants=participants, rows=rows))

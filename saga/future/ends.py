@@ -1,0 +1,217 @@
+"""Which ends a subject can still come to, the shortest way to each, and what holds on all ways."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from saga.choreography import Choreography
+from saga.future.present import Present
+from saga.graph.flow import Flow
+from saga.graph.sagas import extents_of
+from saga.message import Event
+from saga.runtime.kernel.step import Firing
+from saga.verify.machine import Broken, Machine
+from saga.verify.schedule import StepInWords, Walk
+from saga.view import Violation
+
+STATES_MAX: Final = 20_000
+SECONDS_MAX: Final = 0.15
+_LOOKED_EVERY: Final = 64
+"""States between two looks at the clock."""
+
+EndName = tuple[tuple[str, str], ...]
+"""The events that ended it, each with its outcome; none where it comes to rest without."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReachableEnd:
+    """One way to end. `way` is a shortest one to it.
+
+    `always` are the types of what has been published in every state at rest with this end, and
+    `never` those of what could have been and is in none of them.
+    """
+
+    name: EndName
+    way: Sequence[StepInWords]
+    rests: int
+    """States at rest with this end that were seen."""
+    always: Sequence[str]
+    never: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class BrokenRule:
+    """A rule that can still be broken, and a shortest way to that."""
+
+    violation: Violation
+    way: Sequence[StepInWords]
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What can still happen. If it is not `whole`, that is what was seen of it."""
+
+    whole: bool
+    states: int
+    transitions: int
+    seconds: float
+    ends: Sequence[ReachableEnd]
+    out_of_reach: Sequence[str]
+    """Types of events that end such sagas, and that this one cannot come to any more; empty if not
+    all was seen."""
+    holding: Mapping[str, str]
+    """Keyed by rule: what it says; those that hold in every state that was seen."""
+    broken: Sequence[BrokenRule]
+
+
+@dataclass(slots=True)
+class _EndSeen:
+    state: int
+    """Where it was seen first."""
+    rests: int = 0
+    always: frozenset[str] | None = None
+    ever: set[str] = field(default_factory=set)
+
+
+def outlook(
+    present: Present,
+    rules: Mapping[str, str],
+    *,
+    states_max: int = STATES_MAX,
+    seconds_max: float = SECONDS_MAX,
+) -> Outlook:
+    """Explore what can happen from here, breadth first, up to so many states or seconds; blocks.
+
+    `rules` are by name those that are judged. Raises `VerifyError` where something has to be known
+    that is not.
+    """
+    search = _Breadth(Machine(present.model), states_max, seconds_max)
+    search.run()
+    return search.outlook(present, rules)
+
+
+class _Breadth:
+    def __init__(self, machine: Machine, states_max: int, seconds_max: float) -> None:
+        self._machine = machine
+        self._states_max = states_max
+        self._began = time.monotonic()
+        self._until = self._began + seconds_max
+        self._starts = {state: name for name, state in machine.starts.items()}
+        self._parents: dict[int, int] = {}
+        self._order = list(self._starts)
+        self._seen = set(self._order)
+        self._judged: set[tuple[int, bool]] = set()
+        self._ends: dict[EndName, _EndSeen] = {}
+        self._published: set[str] = set()
+        self._broken: dict[str, tuple[Violation, int]] = {}
+        self._transitions = 0
+        self.whole = True
+
+    def run(self) -> None:
+        for number, state in enumerate(self._order):  # It grows.
+            if number % _LOOKED_EVERY == _LOOKED_EVERY - 1 and self._is_over():
+                self.whole = False
+                return
+            self._look(state)
+            self._expand(state)
+
+    def _is_over(self) -> bool:
+        return len(self._order) > self._states_max or time.monotonic() > self._until
+
+    def _expand(self, state: int) -> None:
+        for action in self._machine.actions(state):
+            try:
+                outcomes = self._machine.outcomes(action, state)
+            except Broken as broken:
+                self._broken.setdefault(broken.violation.rule, (broken.violation, state))
+                continue
+            for outcome in outcomes:
+                after = state & action.keep | outcome.bits
+                self._transitions += after != state
+                if after not in self._seen:
+                    self._seen.add(after)
+                    self._parents[after] = state
+                    self._order.append(after)
+
+    def _look(self, state: int) -> None:
+        """What a state tells of ends and rules."""
+        machine = self._machine
+        at_rest = machine.at_rest(state)
+        told = machine.told(state)
+        name = end_name(event.data for event in told)
+        end = self._ends.get(name)
+        if name and end is None:
+            end = self._ends[name] = _EndSeen(state)
+        types = {event.type for event in told}
+        self._published |= types
+        if at_rest and not self._waits(state):
+            end = end or self._ends.setdefault(name, _EndSeen(state))
+            end.rests += 1
+            end.ever |= types
+            end.always = frozenset(types) if end.always is None else end.always & types
+        seen = state & machine.visible, at_rest
+        if seen not in self._judged:
+            self._judged.add(seen)
+            for violation in machine.violations(state):
+                self._broken.setdefault(violation.rule, (violation, state))
+
+    def _waits(self, state: int) -> bool:
+        """Whether time will do something yet."""
+        return any(isinstance(action.about, Firing) for action in self._machine.actions(state))
+
+    def outlook(self, present: Present, rules: Mapping[str, str]) -> Outlook:
+        graph = present.model.choreography
+        ends = [
+            ReachableEnd(
+                name,
+                self._way(seen.state),
+                seen.rests,
+                sorted(seen.always or ()),
+                sorted(self._published - seen.ever) if seen.rests else (),
+            )
+            for name, seen in self._ends.items()
+        ]
+        reached = {type_ for end in ends for type_, _ in end.name}
+        kinds = ends_of(graph, self._published) if self.whole else ()
+        return Outlook(
+            whole=self.whole,
+            states=len(self._order),
+            transitions=self._transitions,
+            seconds=time.monotonic() - self._began,
+            ends=sorted(ends, key=lambda end: (len(end.way), end.name)),
+            out_of_reach=sorted({kind.type for kind in kinds} - reached),
+            holding={name: said for name, said in rules.items() if name not in self._broken},
+            broken=[BrokenRule(v, self._way(state)) for v, state in self._broken.values()],
+        )
+
+    def _way(self, state: int) -> list[StepInWords]:
+        """A shortest way to a state, in words."""
+        states = [state]
+        while states[-1] not in self._starts:
+            states.append(self._parents[states[-1]])
+        walk = Walk(self._machine, self._starts[states[-1]])
+        steps = []
+        for after in reversed(states[:-1]):
+            choice = next(choice for choice in walk.choices() if choice.after == after)
+            steps.append(walk.take(choice))
+        return steps
+
+
+def end_name(data: Iterable[object]) -> EndName:
+    """What is said of an end by what was published."""
+    ends = [each for each in data if isinstance(each, Event) and each.role.terminal]
+    return tuple(sorted({(end.type, end.outcome) for end in ends}))
+
+
+def ends_of(graph: Choreography, types: Iterable[str]) -> Sequence[type[Event]]:
+    """The events that end the sagas to which events of these types belong."""
+    known = {*types}
+    found: dict[type[Event], None] = {}
+    for extent in extents_of(Flow(graph)):
+        kinds = [n for n in extent.nodes if isinstance(n, type) and issubclass(n, Event)]
+        if any(kind.type in known for kind in kinds):
+            found |= dict.fromkeys(kind for kind in kinds if kind.role.terminal)
+    return sorted(found, key=lambda kind: kind.type)

@@ -1,0 +1,192 @@
+"""What came of a saga's scenarios, as a document: told of as it grows, and kept in a file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Final
+
+from pydantic import BaseModel, ValidationError
+
+from saga.declaration import Saga
+from saga.limits import Moment
+from saga.runtime.files import write_whole
+from saga.runtime.kernel.tables import utc_now
+from saga.verify import ASKED_MAX, STATES_MAX, ModelReport, model_of, uncovered, verify
+from saga.verify.drawing import as_test
+from saga.verify.schedule import Schedule
+from saga.version import engine_version
+
+FILE_NAME: Final = "proof.json"
+"""In the data folder."""
+_FILE_MODE: Final = 0o600
+
+Transition = tuple[str, str | None, str]
+"""A participant, the type of what it took, and of what it published because of it. None stands for
+commands from outside and what is due."""
+
+
+class ProofStep(BaseModel):
+    """A step of a counterexample."""
+
+    sender: str
+    receiver: str
+    what: str
+    remark: str
+    results: list[str]
+
+
+class ProofCounterexample(BaseModel):
+    """A shortest way to break a rule, and a test that fails as long as that is so."""
+
+    rule: str
+    subject: str
+    detail: str
+    start: str
+    steps: list[ProofStep]
+    open: list[str]
+    test: str
+
+
+class ProofScenario(BaseModel):
+    """What came of one scenario."""
+
+    name: str
+    states: int
+    states_at_rest: int
+    transitions: int
+    repetitions: int
+    depth: int
+    seconds: float
+    ends: list[tuple[str, str]]
+    violation: ProofCounterexample | None
+
+
+class Proof(BaseModel):
+    """What came of all scenarios that are done. While `finished_at` is None, it is under way at the
+    `current` one."""
+
+    saga: str
+    version: str
+    began_at: Moment
+    finished_at: Moment | None = None
+    current: str = ""
+    current_states: int = 0
+    names: list[str]
+    """Of all scenarios."""
+    scenarios: list[ProofScenario] = []
+    answered: list[Transition] = []
+    not_covered: list[str] = []
+    remarks: list[str] = []
+    failed: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether all was looked at, and nothing is broken."""
+        broken = any(scenario.violation for scenario in self.scenarios)
+        return self.finished_at is not None and not (broken or self.not_covered or self.failed)
+
+    def save(self, folder: Path) -> None:
+        write_whole(folder / FILE_NAME, self.model_dump_json(indent=1) + "\n", _FILE_MODE)
+
+    @classmethod
+    def load(cls, folder: Path) -> Proof | None:
+        """The last one of a system; None if there is none that can be read."""
+        try:
+            return cls.model_validate_json((folder / FILE_NAME).read_text(encoding="utf-8"))
+        except (OSError, ValidationError, UnicodeDecodeError):
+            return None
+
+
+def prove(
+    saga: Saga,
+    tell: Callable[[Proof], None],
+    *,
+    source: str = "",
+    states_max: int = STATES_MAX,
+    clock: Callable[[], datetime] = utc_now,
+) -> Proof:
+    """Explore all scenarios; `tell` is called with what is known, again and again. Raises
+    `VerifyError`."""
+    proof = Proof(
+        saga=saga.name,
+        version=engine_version(),
+        began_at=clock(),
+        names=[scenario.name for scenario in saga.scenarios],
+    )
+    reports: list[ModelReport] = []
+    for scenario in saga.scenarios:
+
+        def progress(_: int, states: int, name: str = scenario.name) -> None:
+            tell(proof.model_copy(update={"current": name, "current_states": states}))
+
+        progress(0, 0)
+        report = verify(
+            model_of(saga, scenario.name, source=source), states_max=states_max, progress=progress
+        )
+        reports.append(report)
+        proof.scenarios.append(_scenario(report))
+    proof.answered = sorted(
+        {each for report in reports for each in report.answered}, key=lambda each: str(each)
+    )
+    proof.not_covered = list(not_covered(saga, reports))
+    proof.remarks = list(remarks(reports))
+    proof.finished_at = clock()
+    tell(proof)
+    return proof
+
+
+def not_covered(saga: Saga, reports: Sequence[ModelReport]) -> Iterator[str]:
+    """What none of these models, of all scenarios, has looked at: lines for people."""
+    return uncovered(
+        saga,
+        {step for report in reports for step in report.reacted},
+        {type_ for report in reports for type_ in report.published},
+        {question for report in reports for question in report.asked},
+    )
+
+
+def remarks(reports: Sequence[ModelReport]) -> Iterator[str]:
+    """What the models leave out by their nature: no mistake of the saga."""
+    for outside in sorted({name for report in reports for name in report.cut_short}):
+        yield (
+            f"a question that {outside} refuses again and again was followed up to {ASKED_MAX} "
+            f"refusals only"
+        )
+
+
+def _scenario(report: ModelReport) -> ProofScenario:
+    seen = report.exploration
+    return ProofScenario(
+        name=report.model.name,
+        states=seen.states,
+        states_at_rest=seen.states_at_rest,
+        transitions=seen.transitions,
+        repetitions=seen.repetitions,
+        depth=seen.depth,
+        seconds=seen.seconds,
+        ends=sorted(report.ends),
+        violation=_counterexample(report.schedule) if report.schedule is not None else None,
+    )
+
+
+def _counterexample(schedule: Schedule) -> ProofCounterexample:
+    return ProofCounterexample(
+        rule=schedule.violation.rule,
+        subject=schedule.subject,
+        detail=schedule.violation.detail,
+        start=schedule.start,
+        steps=[
+            ProofStep(
+                sender=step.sender,
+                receiver=step.receiver,
+                what=step.what,
+                remark=step.remark,
+                results=list(step.results),
+            )
+            for step in schedule.steps
+        ],
+        open=list(schedule.open),
+        test=as_test(schedule),
+    )

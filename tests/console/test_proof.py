@@ -1,0 +1,216 @@
+"""Proofs, books and what is stuck, in a real browser: begun by a link, once, and seen by all."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import httpx
+import pytest
+from axe_playwright_python.async_playwright import Axe
+from playwright.async_api import Browser, Page
+
+from saga.console.serve import serving
+from saga.console.settings import ConsoleSettings
+from saga.console.watched import Watched
+from saga.local.system import System
+from saga.verify.proof import FILE_NAME, Proof
+from tests.moving import SAGA as MOVING
+from tests.moving import planted
+from tests.polling import DEADLINE_SECONDS, until
+
+MOVING_SPEC = "tests.moving:SAGA"
+BROKEN = "broken_moves"
+PATIENCE_MS = DEADLINE_SECONDS * 1_000
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+
+@asynccontextmanager
+async def opened(browser: Browser, url: str, *, scripts: bool = True) -> AsyncIterator[Page]:
+    context = await browser.new_context(java_script_enabled=scripts)
+    try:
+        page = await context.new_page()
+        answer = await page.goto(url)
+        assert answer is not None
+        assert answer.status == 200, await answer.text()
+        yield page
+    finally:
+        await context.close()
+
+
+async def text(page: Page, selector: str) -> str:
+    return " ".join((await page.locator(selector).inner_text()).split())
+
+
+async def until_it_says(page: Page, what: str) -> None:
+    """By loading the page again, as somebody without scripts does."""
+
+    async def says() -> bool:
+        await page.reload()
+        return what in await text(page, "main")
+
+    await until(says)
+
+
+async def clean(page: Page) -> None:
+    found = await Axe().run(page)
+    assert not found.response["violations"], found.generate_report()
+
+
+async def test_scenarios_are_explored_by_a_link_and_the_verdict_survives_the_console(
+    browser: Browser, tmp_path: Path
+) -> None:
+    watched = Watched(tmp_path, MOVING, spec=MOVING_SPEC)
+    async with (
+        serving(watched, ConsoleSettings(http_port=0)) as url,
+        opened(browser, f"{url}proof", scripts=False) as page,
+    ):
+        assert "nothing is proved" in await text(page, "#proof")
+        assert "was not looked at" in await text(page, "#proof")  # No system runs there.
+        await page.get_by_role("link", name="Explore now").click()
+        assert page.url == f"{url}proof"
+        await until_it_says(page, "Nothing is broken.")
+        row = await text(page, "#proof tbody tr")
+        assert row.startswith("one move holds")
+        assert "move.given_up (no_van)" in row
+    async with (
+        serving(watched, ConsoleSettings(http_port=0)) as url,
+        opened(browser, f"{url}proof") as page,
+    ):
+        assert "Nothing is broken." in await text(page, "#proof")
+        await clean(page)
+
+
+async def test_a_counterexample_is_played_step_by_step(
+    browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / f"{BROKEN}.py").write_text(
+        "from tests.moving import planted\n\n"
+        "SAGA = planted.a_compensation_is_forgotten_in_the_body()\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    saga = planted.a_compensation_is_forgotten_in_the_body()
+    watched = Watched(tmp_path, saga, spec=f"{BROKEN}:SAGA")
+    async with (
+        serving(watched, ConsoleSettings(http_port=0)) as url,
+        opened(browser, f"{url}proof") as page,
+    ):
+        await page.get_by_role("link", name="Explore now").click()
+        # Without a reload: the page stays up to date by itself.
+        broken = page.locator("#proof td.bad")
+        await broken.wait_for(timeout=PATIENCE_MS)
+        assert "is broken" in await broken.inner_text()
+        await page.get_by_role("link", name="one move").click()
+        assert "Nothing has happened yet." in await text(page, "main")
+        await page.keyboard.press("n")
+        await page.wait_for_url("**step=1")
+        await page.get_by_role("link", name="Next step").click()
+        assert await page.locator("table.steps tbody tr").count() == 2
+        await clean(page)
+        await page.keyboard.press("p")
+        await page.wait_for_url("**step=1")
+        assert await page.locator("table.steps tbody tr").count() == 1
+        assert "from saga.verify import" in await text(page, "pre")
+
+
+async def test_asking_again_begins_nothing(tmp_path: Path) -> None:
+    watched = Watched(tmp_path, MOVING, spec=MOVING_SPEC)
+    async with (
+        serving(watched, ConsoleSettings(http_port=0)) as url,
+        httpx.AsyncClient() as client,
+    ):
+        first = await client.get(f"{url}proof?run=1")
+        again = await client.get(f"{url}proof?run=1")
+        far = await client.get(f"{url}proof?run=7")
+        foreign = await client.get(f"{url}proof?run=2", headers={"Sec-Fetch-Site": "cross-site"})
+
+        assert [answer.status_code for answer in (first, again, far, foreign)] == [
+            303,
+            303,
+            303,
+            422,
+        ]
+        await until(lambda: (tmp_path / FILE_NAME).exists())
+
+        async def done() -> bool:
+            return "Nothing is broken." in (await client.get(f"{url}proof")).text
+
+        await until(done)
+
+        async def second_is_next() -> bool:
+            return "/proof?run=2" in (await client.get(f"{url}proof")).text
+
+        await until(second_is_next)
+
+
+async def test_a_seed_is_played_step_by_step(browser: Browser, reading: str) -> None:
+    async with opened(browser, f"{reading}/proof", scripts=False) as page:
+        await page.get_by_label("seed").fill("7")
+        await page.get_by_role("button", name="Play").click()
+        assert page.url == f"{reading}/proof/seed/7"
+        await until_it_says(page, "Nothing is broken.")
+        await page.get_by_role("link", name="Next step").click()
+        assert page.url.endswith("step=2")
+        assert await page.locator("tr.changed").count() >= 1
+        await page.locator("input[name=step]").fill("30")
+        await page.get_by_role("button", name="Show").click()
+        assert "step 30 of" in await text(page, "form.slider")
+    async with opened(browser, f"{reading}/proof/seed/7?step=30") as page:
+        await clean(page)
+        await page.keyboard.press("n")
+        await page.wait_for_url("**step=31")
+
+
+async def test_a_transition_that_no_model_takes_is_named(
+    browser: Browser, reading: str, console_system: System, orders_ended: None
+) -> None:
+    folder = console_system.folder
+    began = datetime.now(UTC)
+    proof = Proof(
+        saga="orders",
+        version="0",
+        began_at=began,
+        finished_at=began,
+        names=[],
+        answered=[("order", None, "order.placed"), ("order", "payment.charged", "order.confirmed")],
+    )
+    proof.save(folder)
+    try:
+        async with opened(browser, f"{reading}/proof", scripts=False) as page:
+            said = await text(page, "#proof")
+            assert "of them no model has taken" in said
+            rows = await page.locator("#proof table").nth(1).locator("tbody tr").all_inner_texts()
+            named = {tuple(row.split("\t")[:3]) for row in rows}
+            assert ("inventory", "order.placed", "stock.reserved") in named
+            assert ("order", "payment.charged", "order.confirmed") not in named
+    finally:
+        (folder / FILE_NAME).unlink()
+
+
+async def test_the_books_are_read_once_for_everybody(
+    browser: Browser, reading: str, orders_ended: None
+) -> None:
+    async with (
+        opened(browser, f"{reading}/books", scripts=False) as page,
+        opened(browser, f"{reading}/books") as other,
+    ):
+        assert "of no rule is it known" in await text(page, "#books")
+        await page.get_by_role("link", name="Reconcile now").click()
+        assert page.url == f"{reading}/books"
+        await until_it_says(page, "Read at")
+        said = await text(page, "#books")
+        assert "The books are right." in said or "violations" in said
+        assert "could not be read" in said  # What reads the mail server's books.
+        await other.get_by_text("Read at").wait_for(timeout=PATIENCE_MS)
+        await clean(other)
+
+
+async def test_nothing_is_stuck_and_the_page_says_when_it_looked(
+    browser: Browser, reading: str, orders_ended: None
+) -> None:
+    async with opened(browser, f"{reading}/stuck", scripts=False) as page:
+        await until_it_says(page, "Nothing is overdue.")
+        assert "As of" in await text(page, "#stuck")

@@ -1,0 +1,273 @@
+"""Sagas in a real browser: found, told, at any moment, and what can still come of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Literal
+from urllib.parse import quote
+
+import httpx
+import pytest
+import pytest_asyncio
+from axe_playwright_python.async_playwright import Axe
+from playwright.async_api import Browser, Page
+
+from saga.archive import queries
+from saga.archive.subjects import Subject
+from saga.deployment import Deployment
+from saga.history.archive import Archive
+from saga.local.system import System
+from tests.console.typing_in import typed
+
+TABS = ("story", "states", "messages", "message", "future", "what-if")
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def orders(console_system: System, orders_ended: None) -> list[Subject]:
+    """Orders, all of which have ended."""
+    archive = Archive(Deployment.load(console_system.folder))
+    found = await archive.read(lambda c: queries.search(c, queries.Search(settled=True), 100))
+    return [one for one in found if one.kind == "Order"]
+
+
+@asynccontextmanager
+async def opened(browser: Browser, url: str, *, scripts: bool = True) -> AsyncIterator[Page]:
+    context = await browser.new_context(java_script_enabled=scripts)
+    try:
+        page = await context.new_page()
+        answer = await page.goto(url)
+        assert answer is not None
+        assert answer.status == 200, await answer.text()
+        yield page
+    finally:
+        await context.close()
+
+
+def address(subject: str, **query: object) -> str:
+    given = "&".join(f"{name}={value}" for name, value in query.items())
+    return f"/sagas/{quote(subject, safe='')}" + (f"?{given}" if given else "")
+
+
+async def text(page: Page, selector: str) -> str:
+    return " ".join((await page.locator(selector).inner_text()).split())
+
+
+async def test_a_saga_is_found_by_a_field_of_its_view_without_scripts(
+    browser: Browser, reading: str, orders: list[Subject]
+) -> None:
+    wanted = [one.key for one in orders if one.ended_by == "order.confirmed"]
+    async with opened(browser, reading + "/sagas", scripts=False) as page:
+        await page.select_option("[name='view.status']", "confirmed")
+        await page.get_by_role("button", name="Search").click()
+
+        assert "view.status=confirmed" in page.url
+        rows = await page.locator("#subjects a.row").all_inner_texts()
+        assert {*wanted} <= {*rows}
+        statuses = await page.locator("#subjects tbody tr td:nth-child(2)").all_inner_texts()
+        assert {*statuses} == {"confirmed"}
+        await page.locator("#subjects a.row").first.click()
+        assert "confirmed" in await text(page, "h1")
+
+
+async def test_a_saga_is_found_by_a_part_of_its_id(
+    browser: Browser, reading: str, orders: list[Subject]
+) -> None:
+    key = orders[0].key
+    async with opened(browser, f"{reading}/sagas?text={key[3:20].upper()}") as page:
+        assert await page.locator("#subjects a.row").all_inner_texts() == [key]
+
+
+async def test_pages_of_sagas_follow_each_other_and_none_is_twice(
+    browser: Browser, reading: str, orders: list[Subject]
+) -> None:
+    seen: list[str] = []
+    async with opened(browser, f"{reading}/sagas?limit=5", scripts=False) as page:
+        while True:
+            seen += await page.locator("#subjects a.row").all_inner_texts()
+            if not await page.locator("a[rel=next]").count():
+                break
+            await page.locator("a[rel=next]").click()
+    assert {one.key for one in orders} <= {*seen}
+    assert len(seen) == len({*seen})
+
+
+@pytest.mark.parametrize(
+    ("query", "said"),
+    [
+        ("after=nonsense", "is no `next` of an earlier page"),
+        ("view.status=eaten", "is none of"),
+        ("view.nothing=1", "there is no such field"),
+        ("view.total_cents=many", "is no whole number"),
+        ("since=yesterday", "is no time"),
+        ("limit=100000", "limit"),
+        ("stands=upright", "is none of"),
+    ],
+)
+async def test_a_search_that_makes_no_sense_says_what_would(
+    reading: str, query: str, said: str
+) -> None:
+    async with httpx.AsyncClient() as client:
+        answer = await client.get(f"{reading}/sagas?{query}")
+    assert answer.status_code == 422
+    assert said in answer.text.replace("&#39;", "'")
+
+
+@pytest.mark.parametrize("scripts", [True, False])
+async def test_a_saga_is_told_as_the_command_tells_it(
+    browser: Browser,
+    reading: str,
+    console_system: System,
+    orders: list[Subject],
+    scripts: bool,
+) -> None:
+    key = orders[0].key
+    document = json.loads(await typed(console_system.folder, "trace", key, "--json"))
+    async with opened(browser, reading + address(key), scripts=scripts) as page:
+        labels = await page.locator("#rows tbody tr td:nth-child(3)").all_inner_texts()
+        assert [label.strip() for label in labels] == [row["label"] for row in document["rows"]]
+        assert await page.locator("#sequence svg").count() == 1
+        assert "Nobody owes anything." in await text(page, "#stands")
+
+
+async def test_the_states_at_any_moment_are_those_of_saga_show(
+    browser: Browser, reading: str, console_system: System, orders: list[Subject]
+) -> None:
+    key = next(one.key for one in orders if one.ended_by == "order.confirmed")
+    async with opened(browser, reading + address(key, show="states"), scripts=False) as page:
+        await page.locator("input[name=event]").fill("2")
+        await page.get_by_role("button", name="Show").click()
+        assert "event=2" in page.url
+        command_line = (await text(page, "footer code")).split()
+
+        rows = await page.locator("#states tbody tr").all_inner_texts()
+        changed = await page.locator("#states tr.changed").all_inner_texts()
+    assert command_line[:2] == ["saga", "show"]
+    then = json.loads(await typed(console_system.folder, *command_line[1:], "--json"))
+    assert then["participants"]["order"][0]["status"] == "pending"
+    assert any("order" in row and "status" in row and "pending" in row for row in rows)
+    assert any("Reservation" in row and "held" in row for row in changed)
+    assert not any("customer-" in row for row in rows)  # masked
+
+
+async def test_the_slider_moves_by_itself_where_there_are_scripts(
+    browser: Browser, reading: str, orders: list[Subject]
+) -> None:
+    url = reading + address(orders[0].key, show="states", event=3)
+    async with opened(browser, url) as page:
+        slider = page.locator("input[name=event]")
+        await slider.focus()
+        await slider.press("ArrowLeft")
+        await page.wait_for_url("**event=2*")
+        assert "event 2 of" in await text(page, "form.slider")
+
+
+async def test_bodies_are_masked_and_their_structure_is_shown(
+    browser: Browser, reading: str, orders: list[Subject]
+) -> None:
+    url = reading + address(orders[0].key, show="messages")
+    async with opened(browser, url, scripts=False) as page:
+        body = await page.locator("#messages pre").first.text_content() or ""
+        assert '"customer": "‹text of' in body
+        assert "‹number of" in body
+        assert "customer-" not in body
+        await page.locator("#messages a.row").first.click()
+        assert "order.placed" in await text(page, "h2")
+
+
+async def test_what_could_still_happen_is_computed_for_a_moment(
+    browser: Browser, reading: str, orders: list[Subject]
+) -> None:
+    key = next(one.key for one in orders if one.ended_by == "order.confirmed")
+    async with opened(browser, reading + address(key, show="future", event=2)) as page:
+        said = await text(page, "#future")
+        assert "all of what can happen" in said
+        ends = await page.locator("#future table").first.locator("tbody th").all_inner_texts()
+        assert "order.confirmed (confirmed)" in ends
+        assert "order.cancelled (deadline_exceeded)" in ends
+        assert "confirmed_unpaid" in said
+        await page.get_by_role("link", name="as it is now").click()
+        assert "It cannot end by any of these any more: order.cancelled" in await text(
+            page, "#future"
+        )
+
+
+async def test_what_if_is_asked_by_links_and_answered_by_the_domains(
+    browser: Browser, reading: str, orders: list[Subject]
+) -> None:
+    key = next(one.key for one in orders if one.ended_by == "order.confirmed")
+    url = reading + address(key, show="what-if", event=2)
+    async with opened(browser, url, scripts=False) as page:
+        assert "order.confirmed (confirmed)" in await text(page, "#usual")
+        await page.get_by_role("link", name="its time comes now: order does order.expire").click()
+        said = await text(page, "#asked")
+        assert "It would come to: order.cancelled (deadline_exceeded)" in said
+        assert "Otherwise it would come to order.confirmed" in said
+        assert "publishes payment.refunded" in said
+        permalink = page.url
+    async with opened(browser, permalink) as page:
+        assert await text(page, "#asked") == said
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_axe_finds_nothing_on_a_saga(
+    browser: Browser, reading: str, orders: list[Subject], scheme: Literal["light", "dark"]
+) -> None:
+    context = await browser.new_context(color_scheme=scheme)
+    try:
+        page = await context.new_page()
+        for tab in TABS:
+            answer = await page.goto(reading + address(orders[0].key, show=tab, event=2))
+            assert answer is not None
+            assert len(await answer.body()) <= 100_000
+            found = await Axe().run(page)
+            assert not found.response["violations"], found.generate_report()
+    finally:
+        await context.close()
+
+
+async def test_a_saga_that_nobody_knows_is_said_to_be_unknown(reading: str) -> None:
+    hostile = "<script>alert(1)</script>\u202e" + "x" * 100
+    async with httpx.AsyncClient() as client:
+        answer = await client.get(reading + address(hostile))
+        step = await client.get(f"{reading}/sagas/nothing?show=upside-down")
+    assert answer.status_code == 422
+    assert "nobody knows" in answer.text
+    assert "<script>alert" not in answer.text
+    assert "\u202e" not in answer.text
+    assert step.status_code == 422
+
+
+# --- another saga --------------------------------------------------------------------------------
+
+
+@pytest.mark.long
+async def test_sagas_of_another_kind_are_shown_without_a_line_for_them(
+    browser: Browser, moving: str
+) -> None:
+    async with opened(browser, moving + "/sagas?stands=ended", scripts=False) as page:
+        assert await page.locator("#subjects a.row").count() > 0
+        await page.locator("#subjects a.row").first.click()
+        assert "Move household" in await text(page, "h1")
+        assert await page.locator("#sequence svg").count() == 1
+        await page.get_by_role("link", name="States").click()
+        await page.get_by_role("link", name="One earlier").click()
+        assert "stage" in await text(page, "#states")
+        await page.get_by_role("link", name="what could still happen then").click()
+        said = await text(page, "#future")
+        assert "move.given_up" in said or "move.arranged" in said
+        await page.get_by_role("link", name="What if").click()
+        assert "As it usually goes on" in await text(page, "#usual")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("path", ["/stuck", "/books", "/proof"])
+async def test_pages_about_all_sagas_know_another_one(
+    browser: Browser, moving: str, path: str
+) -> None:
+    async with opened(browser, moving + path) as page:
+        found = await Axe().run(page)
+        assert not found.response["violations"], found.generate_report()

@@ -1,0 +1,261 @@
+"""What can still come of an order, by the domains alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from inventory_service.domain import AddStock, StockItem
+from order_service.domain import CancelOrder
+from saga.archive.store import Fact
+from saga.discovery import choreography, saga
+from saga.envelope import Envelope
+from saga.errors import InputError
+from saga.future.ends import ReachableEnd, outlook
+from saga.future.present import Foresight, Present, SharedStates, shared_keys
+from saga.future.whatif import AskedStep, course
+from saga.history.debts import coming_of, debts_of
+from saga.history.story import Story, tell
+from saga.testing import NOW
+from saga.verify import VerifyError
+from tests.order_play import Play, confirmed, declined, out_of_stock
+
+TICK = timedelta(milliseconds=5)
+MINUTE_SECONDS = 60.0
+"""More than any exploration here takes, so that the machine's speed decides on nothing."""
+
+
+@pytest.fixture(scope="module")
+def foresight() -> Foresight:
+    return Foresight(saga())
+
+
+def stocked(**settings: Any) -> Play:
+    played = Play(at=NOW, tick=TICK, graph=choreography(), **settings)
+    played.give(
+        "inventory",
+        AddStock(
+            delivery_id=UUID(int=1), sku="tea", quantity=9, unit_price_cents=250, currency="EUR"
+        ),
+    )
+    return played
+
+
+def story_of(events: Sequence[Envelope[Any]], order: str) -> Story:
+    facts = [Fact(e, e.to_bytes(), position=n) for n, e in enumerate(events) if e.subject == order]
+    return tell(choreography(), order, facts)
+
+
+def shelf(played: Play, story: Story) -> SharedStates:
+    """What the databases have of what is about more than this order."""
+    return {
+        (name, (kind, key)): played.states[name].get((kind, key)) or kind(key)
+        for (name, kind), keys in shared_keys(choreography(), story).items()
+        for key in keys
+    }
+
+
+def present(
+    foresight: Foresight, played: Play, order: str, *, influential_only: bool = True
+) -> Present:
+    story = story_of(played.events, order)
+    graph = choreography()
+    return foresight.present(
+        story,
+        debts_of(graph, story, played.at),
+        coming_of(graph, story, played.at),
+        shelf(played, story),
+        played.at,
+        influential_only=influential_only,
+    )
+
+
+def ends(foresight: Foresight, found: Present) -> dict[str, ReachableEnd]:
+    seen = outlook(found, foresight.judged(found), seconds_max=MINUTE_SECONDS)
+    assert seen.whole
+    assert not seen.broken
+    return {" and ".join(outcome for _, outcome in end.name): end for end in seen.ends}
+
+
+def test_an_order_whose_payment_is_awaited_can_end_in_four_ways(foresight: Foresight) -> None:
+    played = stocked(down={"payment"})
+    order = played.place()
+    played.deliver()
+
+    found = ends(foresight, present(foresight, played, order))
+
+    assert sorted(found) == [
+        "confirmed",
+        "customer_request",
+        "deadline_exceeded",
+        "payment_declined",
+    ]
+    assert [step.receiver for step in found["confirmed"].way] == [
+        "payment",
+        "provider",
+        "payment",
+        "order",
+    ]
+    assert "payment.charged" in found["confirmed"].always
+    assert "stock.released" in found["confirmed"].never
+
+
+def test_an_order_that_is_charged_and_then_cancelled_is_always_refunded(
+    foresight: Foresight,
+) -> None:
+    played = stocked(down={"order"})
+    order = played.place()
+    played.deliver()
+
+    found = ends(foresight, present(foresight, played, order))
+
+    assert sorted(found) == ["confirmed", "customer_request", "deadline_exceeded"]
+    assert "payment.refunded" in found["customer_request"].always
+    assert "payment.refunded" in found["confirmed"].never
+
+
+def test_an_end_that_cannot_be_reached_any_more_is_named(foresight: Foresight) -> None:
+    played = stocked()
+    order = confirmed(played)
+
+    found = present(foresight, played, order)
+    seen = outlook(found, foresight.judged(found), seconds_max=MINUTE_SECONDS)
+
+    assert seen.out_of_reach == ["order.cancelled"]
+    assert "confirmed_unpaid" in seen.holding
+    assert not seen.broken
+
+
+@pytest.mark.parametrize("ordered", [confirmed, declined, out_of_stock])
+def test_what_came_about_was_possible_at_every_moment_before(
+    foresight: Foresight, ordered: Callable[[Play], str]
+) -> None:
+    played = stocked()
+    order = ordered(played)
+    whole = story_of(played.events, order)
+    (end,) = [e for e in whole.events.values() if e.data.__class__.__name__ in ENDS]
+    about = played.about(order)
+    for number in range(1, len(about) + 1):
+        story = story_of(about[:number], order)
+        at = about[number - 1].time
+        graph = choreography()
+        found = foresight.present(
+            story,
+            debts_of(graph, story, at),
+            coming_of(graph, story, at),
+            before(played, about[:number], order),
+            at,
+            influential_only=True,
+        )
+        seen = outlook(found, foresight.judged(found), seconds_max=MINUTE_SECONDS)
+        assert seen.whole
+        assert not seen.broken
+        assert ((end.type, end.data.outcome),) in {end.name for end in seen.ends}
+
+
+ENDS = ("OrderConfirmed", "OrderCancelled")
+
+
+def before(played: Play, about: Sequence[Envelope[Any]], order: str) -> SharedStates:
+    """The shelf as it was after these events of the order."""
+    story = story_of(about, order)
+    found = shelf(played, story)
+    held = any(event.type == "stock.reserved" for event in about)
+    full = StockItem("tea", 1, 250, "EUR", 9, 0)
+    return found if held else {key: full for key in found if key[1][1] == "tea"}
+
+
+def test_a_limit_of_states_is_told(foresight: Foresight) -> None:
+    played = stocked(down={"payment"})
+    order = played.place()
+    played.deliver()
+    found = present(foresight, played, order)
+
+    seen = outlook(found, foresight.judged(found), states_max=70, seconds_max=MINUTE_SECONDS)
+
+    assert not seen.whole
+    assert not seen.out_of_reach
+
+
+def test_a_state_that_is_not_known_is_not_made_up(foresight: Foresight) -> None:
+    played = stocked(down={"inventory"})
+    order = played.place()
+    played.deliver()
+    story = story_of(played.events, order)
+    graph = choreography()
+    debts = debts_of(graph, story, played.at)
+    found = foresight.present(story, debts, [], {}, played.at, influential_only=True)
+
+    with pytest.raises(VerifyError, match="StockItem 'tea' of inventory"):
+        outlook(found, foresight.judged(found))
+
+
+def test_a_story_with_a_hole_is_not_put_into_a_model(foresight: Foresight) -> None:
+    played = stocked()
+    order = confirmed(played)
+    events = [event for event in played.events if event.type != "stock.reserved"]
+
+    with pytest.raises(VerifyError, match="lacks something"):
+        foresight.present(story_of(events, order), [], [], {}, played.at)
+
+
+def test_what_would_be_if_the_deadline_passed_now(foresight: Foresight) -> None:
+    played = stocked(down={"payment", "notification"})
+    order = played.place()
+    played.deliver()
+    found = present(foresight, played, order, influential_only=False)
+
+    usual = course(found)
+    late = course(found, [AskedStep("order", command="order.expire")])
+
+    assert usual.end == (("order.confirmed", "confirmed"),)
+    assert late.end == (("order.cancelled", "deadline_exceeded"),)
+    assert late.asked == 1
+    assert late.rests
+    assert not late.broken
+    published = [result.strip() for step in late.steps for result in step.results]
+    assert "publishes payment.refunded" in published
+
+
+def test_what_would_be_if_two_messages_came_the_other_way_round(foresight: Foresight) -> None:
+    played = stocked(down={"payment", "inventory", "notification"})
+    order = played.place()
+    played.give("order", cancelling(order))
+    played.deliver()
+    found = present(foresight, played, order, influential_only=False)
+    placed, cancelled = (
+        next(e for e in played.about(order) if e.type == type_)
+        for type_ in ("order.placed", "order.cancelled")
+    )
+
+    usual = course(found)
+    other = course(
+        found,
+        [AskedStep("inventory", message=e.id) for e in (cancelled, placed)],
+    )
+
+    assert usual.end == other.end == (("order.cancelled", "customer_request"),)
+    assert "publishes stock.reserved" in results(usual.steps)
+    assert "publishes stock.reserved" not in results(other.steps)
+
+
+def results(steps: Sequence[Any]) -> list[str]:
+    return [result.strip() for step in steps for result in step.results]
+
+
+def cancelling(order: str) -> Any:
+
+    return CancelOrder(order_id=UUID(order))
+
+
+def test_a_step_that_is_not_possible_is_refused(foresight: Foresight) -> None:
+    played = stocked()
+    order = confirmed(played)
+    found = present(foresight, played, order, influential_only=False)
+
+    with pytest.raises(InputError, match="not on its way"):
+        course(found, [AskedStep("payment", message="nothing")])
