@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 
 from saga.console.app import create
 from saga.console.live import Ticker
+from saga.console.present import Present
 from saga.console.settings import ConsoleSettings
 from saga.console.site import Site
 from saga.console.watched import Watched
@@ -18,7 +19,14 @@ from saga.runtime.server import Server, listen, url_of
 async def serving(watched: Watched, settings: ConsoleSettings) -> AsyncIterator[str]:
     """Serve the console until the end of the block; gives its address. Raises `OSError` for a port
     that is in use."""
-    site = Site(watched, Ticker(), write=settings.console_write, prefix=settings.console_prefix)
+    site = Site(
+        watched,
+        Ticker(),
+        write=settings.console_write,
+        prefix=settings.console_prefix,
+        bodies=settings.console_bodies,
+        present=Present(watched, settings.management_url),
+    )
     app = create(site, settings)
     with listen(settings.http_host, settings.http_port, way_out="--port") as listener:
         server = Server(app, connections_max=settings.http_connections_max)

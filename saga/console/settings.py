@@ -30,6 +30,11 @@ class ConsoleSettings(HttpSettings):
     """Whether it may change anything: replay, discard, bring forward."""
     console_prefix: Annotated[str, AfterValidator(_prefix)] = ""
     """The path under which a proxy has it."""
+    console_bodies: bool = False
+    """Whether what messages say is shown as it is, and not only its shape."""
+    management_url: str | None = None
+    """The broker's management API, as an administrator: then it is told how the broker differs from
+    the signatures."""
 
 
 def check_host(host: str, *, in_container: bool) -> None:

@@ -18,6 +18,7 @@ from markupsafe import Markup
 from starlette.requests import Request
 
 from saga.console.live import Ticker
+from saga.console.present import Present
 from saga.console.watched import Watched
 from saga.graph import svg
 from saga.history import drawing
@@ -57,10 +58,14 @@ class Site:
 
     watched: Watched
     ticker: Ticker
+    present: Present
+    """What the system says of itself now."""
     write: bool
     """Whether it may change anything."""
     prefix: str = ""
     """The path under which a proxy has it, without a slash at its end."""
+    bodies: bool = False
+    """Whether what messages say is shown as it is."""
 
     @cached_property
     def _templates(self) -> jinja2.Environment:
@@ -78,6 +83,7 @@ class Site:
             "asset": self.asset,
             "navigation": NAVIGATION,
             "write": self.write,
+            "bodies": self.bodies,
             "saga_name": self.watched.saga.name,
             "version": engine_version(),
         }
@@ -136,6 +142,23 @@ def lasting(length: timedelta | float | None) -> str:
     if length is None:
         return ""
     return duration(length if isinstance(length, timedelta) else timedelta(seconds=length))
+
+
+def masked(value: Any) -> Any:
+    """The shape of what a message says: its texts and numbers by their kind and length."""
+    match value:
+        case dict():
+            return {key: masked(part) for key, part in value.items()}
+        case list():
+            return [masked(part) for part in value]
+        case str():
+            return f"text of {len(value)}"
+        case bool() | None:
+            return value
+        case int() | float():
+            return f"number of {len(str(value))}"
+        case _:
+            return type(value).__name__
 
 
 def cut(text: Any, characters: int = CUT_CHARACTERS) -> Markup:

@@ -10,6 +10,7 @@ from saga.console.pages import (
     due,
     keys,
     letters,
+    messages,
     proof,
     sagas,
     services,
@@ -19,5 +20,17 @@ from saga.console.pages import (
 
 PAGES: Final = tuple(
     module.routes
-    for module in (whole_map, sagas, letters, stuck, due, books, proof, services, audit, keys)
+    for module in (
+        whole_map,
+        messages,
+        sagas,
+        letters,
+        stuck,
+        due,
+        books,
+        proof,
+        services,
+        audit,
+        keys,
+    )
 )

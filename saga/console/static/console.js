@@ -74,6 +74,31 @@ function keepFresh() {
   });
 }
 
+// --- playing ----------------------------------------------------------------------------------
+
+// The page of the next moment, and of the one after, as long as there is one.
+const PLAY_MS = 1000;
+
+function showPlay() {
+  const button = document.querySelector("[data-play]");
+  if (!button || !document.querySelector("a[rel=next]")) return;
+  const label = button.textContent;
+  button.hidden = false;
+  button.addEventListener("click", async () => {
+    button.dataset.playing = button.dataset.playing ? "" : "yes";
+    while (button.dataset.playing) {
+      button.textContent = "Stop";
+      const next = document.querySelector("a[rel=next]");
+      if (!next) break;
+      history.replaceState(null, "", next.href);
+      await refresh().catch(() => { button.dataset.playing = ""; });
+      await new Promise((resolve) => setTimeout(resolve, PLAY_MS));
+    }
+    button.dataset.playing = "";
+    button.textContent = label;
+  });
+}
+
 // --- keys -------------------------------------------------------------------------------------
 
 let leading = false;
@@ -127,3 +152,4 @@ document.addEventListener("change", (event) => {
 
 showTimes(document);
 keepFresh();
+showPlay();
