@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -70,19 +71,29 @@ def find_messages(
     A page may have fewer, and others may follow: see `LOOKED_AT_MAX`."""
     first, last = _within(connection, wanted, before)
     low = max(first, last - LOOKED_AT_MAX + 1)
-    found: list[FoundMessage] = []
-    query = _query(wanted, low, last)
-    if wanted.attempt == 1:  # All that is found is shown.
-        query = query.limit(limit + 1)
-    for row in connection.execute(query):
-        message = _message(row)
-        if message.attempt < wanted.attempt:
-            continue
-        if len(found) == limit:
-            position = found[-1].position
-            return MessagePage(found, position, last - position + 1)
-        found.append(message)
+    positions = _positions(connection, wanted, low, last, limit + 1)
+    query = _rows().where(events.c.position.in_(positions[:limit]))
+    found = [_message(row) for row in connection.execute(query)] if positions else []
+    if len(positions) > limit:
+        oldest = found[-1].position
+        return MessagePage(found, oldest, last - oldest + 1)
     return MessagePage(found, low if low > first else None, max(last - low + 1, 0))
+
+
+def _positions(
+    connection: Connection, wanted: MessageSearch, low: int, last: int, limit: int
+) -> list[int]:
+    """Where the messages are that fit, the latest first."""
+    query = _fitting(wanted).where(events.c.position.between(low, last))
+    if wanted.attempt == 1:
+        return list(connection.scalars(query.limit(limit)))
+    rows = connection.execute(query.add_columns(events.c.body))
+    tried = (
+        row.position
+        for row in rows
+        if _ATTEMPT in row.body and seen_in(row.body).attempt >= wanted.attempt
+    )
+    return list(itertools.islice(tried, limit))
 
 
 def _within(connection: Connection, wanted: MessageSearch, before: int | None) -> tuple[int, int]:
@@ -97,20 +108,26 @@ def _within(connection: Connection, wanted: MessageSearch, before: int | None) -
     return first, last if before is None else min(last, before - 1)
 
 
-def _query(wanted: MessageSearch, low: int, last: int) -> sa.Select[Any]:
-    query = (
-        sa.select(events, _causes.c.type.label("cause"))
-        .join(_causes, _causes.c.event_id == events.c.causation, isouter=wanted.cause is None)
-        .where(events.c.position.between(low, last))
-        .order_by(events.c.position.desc())
-    )
+def _fitting(wanted: MessageSearch) -> sa.Select[Any]:
+    """The positions of what fits, but for the attempt and the times."""
+    query = sa.select(events.c.position).order_by(events.c.position.desc())
     if wanted.types:
         query = query.where(events.c.type.in_(wanted.types))
     if wanted.source is not None:
         query = query.where(events.c.source == wanted.source)
     if wanted.cause is not None:
-        query = query.where(_causes.c.type == wanted.cause)
+        caused = _causes.c.event_id == events.c.causation
+        query = query.join(_causes, caused).where(_causes.c.type == wanted.cause)
     return query
+
+
+def _rows() -> sa.Select[Any]:
+    """Messages with the types of their causes, where the archive has those, the latest first."""
+    return (
+        sa.select(events, _causes.c.type.label("cause"))
+        .join(_causes, _causes.c.event_id == events.c.causation, isouter=True)
+        .order_by(events.c.position.desc())
+    )
 
 
 def _message(row: Any) -> FoundMessage:

@@ -30,13 +30,14 @@ def console(
     write: Annotated[
         bool, typer.Option("--write", help="Let it change things: replay, discard, bring forward.")
     ] = False,
+    bodies: Annotated[
+        bool,
+        typer.Option("--bodies", help="Show what is in messages, not only how they are made."),
+    ] = False,
     prefix: Annotated[
         str | None,
         typer.Option(help="The path under which a proxy has it, /saga say.", show_default=False),
     ] = None,
-    bodies: Annotated[
-        bool, typer.Option("--bodies", help="Show what messages say, not only its shape.")
-    ] = False,
     management_url: ManagementUrl = None,
     in_container: Annotated[
         bool,

@@ -163,7 +163,7 @@ class MapFigures:
             return None
         return Inscription(
             f"{dead} dead",
-            self.url("/letters", participant=participant, type=type_),
+            self.url("/letters", service=participant, type=type_),
             f"{label(node)}: {dead} dead letters",
             "bad",
         )
@@ -254,7 +254,7 @@ class MapFigures:
             page = self.url("/services") + "#services"
             line.append(Inscription(f"{unpublished} unpublished", page, about))
         if dead := status.dead_letters.get(participant):
-            page = self.url("/letters", participant=participant)
+            page = self.url("/letters", service=participant)
             line.append(
                 Inscription(f"{dead} dead", page, f"{participant}: {dead} dead letters", "bad")
             )

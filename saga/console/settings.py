@@ -31,7 +31,7 @@ class ConsoleSettings(HttpSettings):
     console_prefix: Annotated[str, AfterValidator(_prefix)] = ""
     """The path under which a proxy has it."""
     console_bodies: bool = False
-    """Whether what messages say is shown as it is, and not only its shape."""
+    """Whether it shows what is in messages: personal data, as a rule."""
     management_url: str | None = None
     """The broker's management API, as an administrator: then it is told how the broker differs from
     the signatures."""

@@ -65,7 +65,7 @@ class Site:
     prefix: str = ""
     """The path under which a proxy has it, without a slash at its end."""
     bodies: bool = False
-    """Whether what messages say is shown as it is."""
+    """Whether it shows what is in messages, not only how they are made."""
 
     @cached_property
     def _templates(self) -> jinja2.Environment:
@@ -144,29 +144,28 @@ def lasting(length: timedelta | float | None) -> str:
     return duration(length if isinstance(length, timedelta) else timedelta(seconds=length))
 
 
-def masked(value: Any) -> Any:
-    """The shape of what a message says: its texts and numbers by their kind and length."""
-    match value:
-        case dict():
-            return {key: masked(part) for key, part in value.items()}
-        case list():
-            return [masked(part) for part in value]
-        case str():
-            return f"text of {len(value)}"
-        case bool() | None:
-            return value
-        case int() | float():
-            return f"number of {len(str(value))}"
-        case _:
-            return type(value).__name__
-
-
 def cut(text: Any, characters: int = CUT_CHARACTERS) -> Markup:
     """A text as it fits into a table; where it is longer, the whole is shown on hover."""
     said = harmless(str(text))
     if len(said) <= characters:
         return Markup("{}").format(said)
     return Markup('<span title="{}">{}…</span>').format(said[:2_000], said[:characters])
+
+
+def masked(value: Any) -> Any:
+    """What a message holds, without what it says: texts and numbers are replaced by what they are
+    and how long. Names within it, true, false and null stay."""
+    match value:
+        case dict():
+            return {name: masked(each) for name, each in value.items()}
+        case list():
+            return [masked(each) for each in value]
+        case bool() | None:
+            return value
+        case str():
+            return f"‹text of {len(value)}›"
+        case _:
+            return f"‹number of {len(str(value))}›"
 
 
 def _shown(value: Any) -> Any:

@@ -88,7 +88,7 @@ async def test_figures_change_without_a_reload_and_lead_to_the_messages(
         await row.wait_for()
         await row.locator("summary").click()
         said = await row.locator("pre").inner_text()
-        assert '"customer": "text of 3"' in said
+        assert '"customer": "‹text of 3›"' in said
         assert "ada" not in said
         await row.locator("a.row").click()
         assert urlsplit(page.url).path == f"/sagas/{order}"

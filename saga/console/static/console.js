@@ -29,12 +29,14 @@ async function refresh() {
     const busy = document.activeElement;
     if (shown.contains(busy) && busy.matches("input, textarea, select, summary")) continue;
     const followed = shown.contains(busy) && busy.href;
+    const place = [...shown.querySelectorAll("a")].indexOf(busy); // Where its address changes.
     for (const open of shown.querySelectorAll("details[id][open]")) {
       fresh.querySelector(`#${CSS.escape(open.id)}`)?.setAttribute("open", "");
     }
     shown.replaceChildren(...fresh.childNodes);
     if (followed) {
-      [...shown.querySelectorAll("a")].find((link) => link.href === followed)?.focus();
+      const links = [...shown.querySelectorAll("a")];
+      (links.find((link) => link.href === followed) ?? links[place])?.focus();
     }
   }
 }
