@@ -7,6 +7,8 @@
 .venv/bin/python -m bench grow one-sku gateway
 .venv/bin/python -m bench curve --picture bench/curve.svg
 .venv/bin/python -m bench styles --rounds 5
+.venv/bin/python -m bench console --rounds 3
+.venv/bin/python -m bench pages --events 1000000
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from pathlib import Path
 from typing import Annotated, Final, NoReturn
 
 import typer
+import uvloop
 from rich.console import Console
 from rich.table import Table
 
@@ -35,6 +38,7 @@ from bench.compare import (
     targets,
     with_before,
 )
+from bench.console import cost, pages
 from bench.counts import ALL, Counted, CountsError, Tool, choose, count, total
 from bench.curve import RATES, curve, draw
 from bench.export import Export, ExportError, commit_here, export, same_packages
@@ -293,6 +297,57 @@ def in_two_styles(
     else:
         _print_styles(found)
         _print_shapes(known, explored, steps)
+
+
+@app.command("console")
+def cost_of_the_console(
+    rounds: Annotated[int, typer.Option(min=1, max=ROUNDS_MAX, help="Rounds.")] = 3,
+    orders: Annotated[
+        int, typer.Option(min=ORDERS_MIN, max=ORDERS_MAX, help="Orders per slice.")
+    ] = 6_000,
+    as_json: AsJson = False,
+) -> None:
+    """Orders a second with the console open in ten tabs, and without, in turns. Exit status 1 if
+    that costs too much."""
+    with tempfile.TemporaryDirectory() as folder, RabbitNode(Path(folder) / "node") as node:
+        found = asyncio.run(cost(node, Path(folder), rounds=rounds, orders=orders, report=_report))
+    if as_json:
+        figures = asdict(found) | {"ratio": asdict(found.ratio), "met": found.met}
+        print(json.dumps(_origin(None, rounds, orders) | figures, indent=2))
+    else:
+        table = Table("", "orders/s", title="medians (least to most)")
+        for name, runs in (("alone", found.alone), ("open in ten tabs", found.watched)):
+            table.add_row(name, _figure(Spread.of([m.orders_per_second for m in runs]), 0))
+        table.add_row("ratio", _figure(found.ratio, 3))
+        table.add_row("of one core, the console", _figure(Spread.of(found.console_cpu), 3))
+        table.add_row("pages in a slice", _figure(Spread.of(found.pages), 0))
+        Console(soft_wrap=True).print(table)
+    if not found.met:
+        sys.exit(1)
+
+
+@app.command("pages")
+def pages_of_the_console(
+    events: Annotated[
+        int, typer.Option(min=1_000, max=100_000_000, help="Events in the archive.")
+    ] = 1_000_000,
+    as_json: AsJson = False,
+) -> None:
+    """How long each page of the console takes, and how large it is, with many events in the
+    archive. Exit status 1 if one is too slow or too large."""
+    with tempfile.TemporaryDirectory() as folder:
+        found = uvloop.run(pages(Path(folder), events=events, report=_report))
+    if as_json:
+        print(json.dumps([asdict(one) | {"met": one.met} for one in found], indent=2))
+    else:
+        table = Table("page", "status", "first ms", "median ms", "longest ms", "bytes", "met")
+        for one in found:
+            times = (f"{ms:.0f}" for ms in (one.first_ms, one.median_ms, one.longest_ms))
+            met = "yes" if one.met else "[red]no[/]"
+            table.add_row(one.path, str(one.status), *times, str(one.bytes), met)
+        Console(soft_wrap=True).print(table)
+    if not all(one.met for one in found):
+        sys.exit(1)
 
 
 def _exported(revision: str | None, folder: Path) -> Export | None:

@@ -49,6 +49,7 @@ from tests.stores import GRAPH, HISTORY, PROJECTION
 
 EVENTS = 1_000_000
 SEED = 7
+BEGIN = datetime(2030, 1, 1, tzinfo=UTC)
 TIMELINE_LIMIT_MS = 50.0
 PAGE_LIMIT_MS = 100.0
 VIEWS_LIMIT_MINUTES = 10.0
@@ -90,7 +91,7 @@ class HistoryFigure:
 
 def templates(dice: random.Random) -> list[list[Fact]]:
     """The events of some orders."""
-    play = Play(at=datetime(2030, 1, 1, tzinfo=UTC), tick=timedelta(milliseconds=7), graph=SAGA)
+    play = Play(at=BEGIN, tick=timedelta(milliseconds=7), graph=SAGA)
     play.give(
         "inventory",
         AddStock(
@@ -108,15 +109,15 @@ def templates(dice: random.Random) -> list[list[Fact]]:
     return [[Fact(e, e.to_bytes()) for e in play.about(order)] for order in orders]
 
 
-def facts(count: int) -> Iterator[list[Fact]]:
-    """So many events, some at a time."""
+def facts(count: int, begin: datetime = BEGIN) -> Iterator[list[Fact]]:
+    """So many events, some at a time: an order a second, from a time on."""
     dice = random.Random(SEED)
     kinds = templates(dice)
     batch: list[Fact] = []
     made = number = 0
     while made < count:
         kind = kinds[number % KINDS]
-        at = timedelta(seconds=number)
+        at = begin - BEGIN + timedelta(seconds=number)
         number += 1
         ids: dict[str, str] = {kind[0].attributes.subject: str(UUID(int=dice.getrandbits(128)))}
         for fact in kind:

@@ -188,10 +188,10 @@ class Bench:
         """Of each service, of the broker and of the database."""
         cluster = self.system.cluster
         servers = {
-            _BROKER: _cpu_seconds(self._node.pid),
-            _DATABASE: sum(map(_cpu_seconds, _tree(cluster.pid))) if cluster is not None else 0.0,
+            _BROKER: cpu_seconds(self._node.pid),
+            _DATABASE: sum(map(cpu_seconds, _tree(cluster.pid))) if cluster is not None else 0.0,
         }
-        services = {name: _cpu_seconds(self.system.pid(name)) for name in self.system.services}
+        services = {name: cpu_seconds(self.system.pid(name)) for name in self.system.services}
         return services | servers
 
     def _switches(self) -> dict[str, int]:
@@ -232,7 +232,7 @@ async def started(
         await asyncio.to_thread(node.ctl, "delete_vhost", vhost)
 
 
-def _cpu_seconds(pid: int) -> float:
+def cpu_seconds(pid: int) -> float:
     """User and system time that the process has used, and its ended children."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return sum(map(int, fields[11:15])) / _TICKS_PER_SECOND

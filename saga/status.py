@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +15,7 @@ from typing import Any, Final
 import aiormq
 import httpx
 import sqlalchemy as sa
-from aio_pika.abc import AbstractConnection
+from aio_pika.abc import AbstractChannel
 from sqlalchemy.engine import Connection
 
 from saga.choreography import Choreography
@@ -144,6 +145,10 @@ class SystemStatus:
 
 
 READY: Final = "ready"
+READY_BUT: Final = "ready, but"
+"""How a service's word begins that works, and has something that somebody should look into."""
+NO_ANSWER: Final = "no answer"
+_BUILD: Final = re.compile(r'^saga_build_info\{[^}\n]*\bversion="([^"\n]{1,100})"', re.MULTILINE)
 
 
 async def status(
@@ -158,27 +163,23 @@ async def status(
     Waits up to `patience_seconds` for a broker out of reach. Raises `BrokerError` or
     `DatabaseError`.
     """
-    names = {service.name for service in graph.services}
-    services = {
-        name: await readiness(urls) for name, urls in deployment.http_urls.items() if name in names
-    }
+    services = await readiness_of_all(deployment, graph)
     connection = await connect(
         deployment.amqp_url, name="saga status", patience_seconds=patience_seconds
     )
     async with connection:
+        channel = await connection.channel()
         queues = {
-            name: await _queue(connection, name)
+            name: await _queue(channel, name)
             for participant in graph.participants
             for name in queues_of(participant)
         }
         waits = {
-            wait_queue(rung): (await _queue(connection, wait_queue(rung))).messages
+            wait_queue(rung): (await _queue(channel, wait_queue(rung))).messages
             for rung in RUNGS_MS
         }
         dead = {
-            participant.name: (
-                await _queue(connection, dead_letter_queue(participant.name))
-            ).messages
+            participant.name: (await _queue(channel, dead_letter_queue(participant.name))).messages
             for participant in graph.participants
         }
     here, _ = await asyncio.to_thread(look, deployment.dead_letters_url)
@@ -209,6 +210,51 @@ async def status(
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """One process of a service: where it serves, what it says of itself (`ready`, or what it
+    lacks), and its version, if it tells that."""
+
+    url: str
+    said: str
+    version: str | None
+
+
+async def readiness_of_all(deployment: Deployment, graph: Choreography) -> dict[str, str]:
+    """What each service says of itself, see `readiness`."""
+    names = [service.name for service in graph.services if service.name in deployment.http_urls]
+    said = await asyncio.gather(*(readiness(deployment.http_urls[name]) for name in names))
+    by_name = dict(zip(names, said, strict=True))
+    return {name: by_name[name] for name in deployment.http_urls if name in by_name}
+
+
+async def replicas(deployment: Deployment, graph: Choreography) -> dict[str, Sequence[Replica]]:
+    """The processes of each service that has an address."""
+
+    async def of(name: str) -> Sequence[Replica]:
+        return await asyncio.gather(*(_replica(url) for url in deployment.http_urls[name]))
+
+    names = [service.name for service in graph.services if service.name in deployment.http_urls]
+    return dict(zip(names, await asyncio.gather(*map(of, names)), strict=True))
+
+
+async def _replica(url: str) -> Replica:
+    said = await _readiness(url)
+    version = None if said.startswith(NO_ANSWER) else await _version(url)
+    return Replica(url, said, version)
+
+
+async def _version(url: str) -> str | None:
+    """What a process tells of itself among its metrics; None if it does not."""
+    try:
+        async with client(url, REQUEST_TIMEOUT_SECONDS) as service:
+            response = await service.get("/metrics")
+    except httpx.HTTPError:
+        return None
+    found = _BUILD.search(response.text) if response.is_success else None
+    return found and found[1]
+
+
 async def readiness(urls: Iterable[str]) -> str:
     """What the replicas of a service say of themselves: `ready`, or what the first one lacks."""
     for url in urls:
@@ -222,20 +268,20 @@ async def _readiness(url: str) -> str:
         async with client(url, REQUEST_TIMEOUT_SECONDS) as service:
             response = await service.get("/readyz")
     except httpx.TransportError as error:
-        return f"no answer from {url}: {str(error) or type(error).__name__}"
+        return f"{NO_ANSWER} from {url}: {str(error) or type(error).__name__}"
     try:
         if response.status_code != httpx.codes.OK:
             return str(response.json()["detail"])
         troubles = response.json().get("troubles")  # An exporter, or an older service, has none.
         if not troubles:
             return READY
-        return "ready, but " + "; ".join(f"{thing}: {why}" for thing, why in troubles.items())
+        return f"{READY_BUT} " + "; ".join(f"{thing}: {why}" for thing, why in troubles.items())
     except (AttributeError, ValueError, KeyError, TypeError):
         return f"{response.status_code} from {url}/readyz"
 
 
-async def _queue(connection: AbstractConnection, name: str) -> QueueStatus:
-    channel = await connection.channel()  # its own: a queue that is missing closes it
+async def _queue(channel: AbstractChannel, name: str) -> QueueStatus:
+    """Raises `BrokerError` for a queue that is missing, and the channel is closed then."""
     try:
         async with asyncio.timeout(DECLARE_SECONDS):
             found = (await channel.declare_queue(name, passive=True)).declaration_result
@@ -244,9 +290,6 @@ async def _queue(connection: AbstractConnection, name: str) -> QueueStatus:
         raise BrokerError(
             f"cannot look at the queue {name}: {why}; `saga recover broker` makes it again"
         ) from error
-    finally:
-        if not channel.is_closed:
-            await channel.close()
     return QueueStatus(found.message_count or 0, found.consumer_count or 0)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Final, NoReturn
 import typer
 
 from saga.commands.output import DATA_DIR, DataDir, Stopped, remark, run, wrong_usage
+from saga.commands.topology import ManagementUrl
 
 if TYPE_CHECKING:
     from saga.console.settings import ConsoleSettings
@@ -37,6 +38,7 @@ def console(
         str | None,
         typer.Option(help="The path under which a proxy has it, /saga say.", show_default=False),
     ] = None,
+    management_url: ManagementUrl = None,
     in_container: Annotated[
         bool,
         typer.Option(
@@ -69,6 +71,7 @@ def console(
         "console_prefix": prefix,
         "console_write": write or None,
         "console_bodies": bodies or None,
+        "management_url": management_url,
     }
     settings = load(ConsoleSettings, **{k: v for k, v in given.items() if v is not None})
     with wrong_usage():

@@ -42,6 +42,9 @@ class ConsoleSettings(HttpSettings):
     """A form may have a letter's payload in it, percent-encoded."""
     console_trace_url: Annotated[str, AfterValidator(_trace_url)] = ""
     """Where traces are shown: an address with `{trace_id}` in it."""
+    management_url: str | None = None
+    """The broker's management API, as an administrator: then it is told how the broker differs from
+    the signatures."""
 
 
 def check_host(host: str, *, in_container: bool) -> None:

@@ -19,6 +19,7 @@ from starlette.requests import Request
 
 from saga.console.letters import WatchedLetters
 from saga.console.live import Ticker
+from saga.console.present import Present
 from saga.console.watched import Watched
 from saga.graph import svg
 from saga.history import drawing
@@ -58,6 +59,8 @@ class Site:
 
     watched: Watched
     ticker: Ticker
+    present: Present
+    """What the system says of itself now."""
     write: bool
     """Whether it may change anything."""
     prefix: str = ""

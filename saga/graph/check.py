@@ -108,7 +108,7 @@ def drifted(choreography: Choreography, differences: Iterable[Deviation]) -> lis
             f"found {difference.found}; see `saga topology diff`",
         )
         for difference in differences
-        for step in [_concerned(flow, difference.name)]
+        for step in [concerned(flow, difference.name)]
     ]
 
 
@@ -432,7 +432,7 @@ def _permitted(broker: Definitions, user: str, key: str) -> bool:
     )
 
 
-def _concerned(flow: Flow, name: str) -> Step | None:
+def concerned(flow: Flow, name: str) -> Step | None:
     """The reaction that something on the broker is there for: to the event that a binding names, or
     the first of the participant whose queue or user it is."""
     words = re.split(r"[ .]", name)

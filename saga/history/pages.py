@@ -14,6 +14,7 @@ from sqlalchemy.engine import Connection
 
 from saga.archive import queries
 from saga.archive.store import Fact, Stray, events, strays
+from saga.archive.traffic import position_before
 from saga.envelope import MessageKey
 from saga.runtime.kernel.opening import read_database
 from saga.runtime.kernel.statements import any_of
@@ -50,20 +51,7 @@ def began(url: str) -> datetime | None:
 def last_before(url: str, moment: datetime) -> int:
     """The position of the last event that was recorded before a time, as far as clocks tell; 0 if
     there is none."""
-
-    def search(connection: Connection) -> int:
-        at = sa.select(events.c.recorded_at)
-        low, high = 0, connection.scalar(sa.select(sa.func.max(events.c.position))) or 0
-        while low < high:
-            middle = (low + high + 1) // 2
-            recorded_at = connection.scalar(at.where(events.c.position == middle))
-            if recorded_at is not None and recorded_at < moment:
-                low = middle
-            else:
-                high = middle - 1
-        return low
-
-    return _read(url, search)
+    return _read(url, lambda connection: position_before(connection, moment))
 
 
 def by_subject(url: str, up_to: int) -> Iterator[dict[str, list[Fact]]]:

@@ -223,7 +223,10 @@ def url_of(listener: socket.socket) -> str:
 
 def listen(host: str, port: int, *, way_out: str) -> socket.socket:
     """A socket that listens there. Raises `OSError`, with a line that says the `way_out`."""
-    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    # Named as TCP, or asyncio would leave Nagle's algorithm on, and an answer in two pieces would
+    # wait for the other side's delayed acknowledgement.
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))

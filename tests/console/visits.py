@@ -4,6 +4,8 @@ from __future__ import annotations
 
 PAGES = (
     "/",
+    "/?at=2030-01-01T00:00:00Z",
+    "/messages",
     "/sagas",
     "/letters",
     "/letters?by=letter",

@@ -17,10 +17,11 @@ from typer.core import TyperGroup
 from saga.archive.routes import routes
 from saga.archive.views import projection_of
 from saga.cli import app, command_line
+from saga.console.settings import ConsoleSettings
 from saga.discovery import choreography, services
 from saga.runtime.kernel.database import Database
 from saga.runtime.kernel.tables import utc_now
-from saga.runtime.settings import Settings
+from saga.runtime.settings import HttpSettings, Settings
 from tests.faults.crash import POINTS
 
 ROOT = Path(__file__).parents[2]
@@ -78,13 +79,15 @@ def blocks(language: str, text: str) -> list[str]:
 
 
 def settings() -> dict[str, object]:
-    """The default of every setting of every service, by its variable."""
+    """The default of every setting of every service, and of the console, by its variable."""
     defaults: dict[str, object] = {}
     for package in services():
         for kind in vars(importlib.import_module(f"{package}.app")).values():
             if isinstance(kind, type) and issubclass(kind, Settings):
                 for name, field in kind.model_fields.items():
                     defaults[name.upper()] = field.default
+    for name in ConsoleSettings.model_fields.keys() - HttpSettings.model_fields.keys():
+        defaults[name.upper()] = ConsoleSettings.model_fields[name].default
     return defaults
 
 
@@ -101,12 +104,13 @@ def test_the_configuration_table_names_every_setting_and_no_other() -> None:
 def test_a_setting_is_documented_with_its_default(variable: str) -> None:
     default = settings()[variable]
     written = documented_settings()[variable]
-    if default is None:
+    if default in (None, ""):
         assert not written.startswith("`"), "say in words what holds without it"
     elif isinstance(default, float):
         assert float(written.strip("`")) == default
     else:
-        assert written == f"`{default}`"
+        said = str(default).lower() if isinstance(default, bool) else default
+        assert written == f"`{said}`"
 
 
 def commands(text: str) -> Iterator[list[str]]:

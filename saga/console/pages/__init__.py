@@ -10,6 +10,7 @@ from saga.console.pages import (
     due,
     keys,
     letters,
+    messages,
     proof,
     replays,
     sagas,
@@ -22,6 +23,7 @@ PAGES: Final = tuple(
     module.routes
     for module in (
         whole_map,
+        messages,
         sagas,
         letters,
         replays,

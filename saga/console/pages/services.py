@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 
 from fastapi import APIRouter
 from fastapi.responses import Response
 from starlette.requests import Request
 
 from saga.console.site import Site
-from saga.local.supervision import Supervision
-from saga.status import status
+from saga.runtime.urls import printable
+from saga.status import READY, READY_BUT, Replica
+
+
+@dataclass(frozen=True)
+class ReplicaRow:
+    """A process, as a line of the table."""
+
+    url: str
+    said: str
+    kind: str
+    version: str
 
 
 def routes(site: Site) -> APIRouter:
@@ -20,15 +31,50 @@ def routes(site: Site) -> APIRouter:
     @router.get("/services")
     async def services(request: Request) -> Response:
         watched = site.watched
-        supervision = await asyncio.to_thread(Supervision.load, watched.folder)
-        found = await status(watched.deployment, watched.graph, supervision)
+        glance, processes, lag = await asyncio.gather(
+            site.present.glance(request), site.present.processes(request), site.present.lag()
+        )
+        found = glance.status
+        foreign = {participant.name: participant for participant in watched.graph.foreign}
         return site.page(
             request,
             "services.html",
             title="Services",
             command="saga status",
             found=found,
-            urls=watched.deployment.http_urls,
+            lacking=glance.lacking,
+            lag=lag,
+            replicas={
+                name: [_row(replica) for replica in replicas]
+                for name, replicas in processes.items()
+            },
+            versions={
+                replica.version
+                for replicas in processes.values()
+                for replica in replicas
+                if replica.version
+            },
+            elsewhere=[
+                service.name for service in watched.graph.services if service.name not in processes
+            ],
+            foreign=foreign,
+            dues=found.dues_by_name,
         )
 
     return router
+
+
+def kind_of(said: str) -> str:
+    """How what a service says of itself is shown."""
+    if said == READY:
+        return "good"
+    return "warn" if said.startswith(READY_BUT) else "bad"
+
+
+def _row(replica: Replica) -> ReplicaRow:
+    return ReplicaRow(
+        printable(replica.url),
+        replica.said,
+        kind_of(replica.said),
+        replica.version or "not told",
+    )

@@ -2,19 +2,147 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+import asyncio
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property, partial
+from typing import Annotated, Any, TypeVar
+
+from fastapi import APIRouter, Query
 from fastapi.responses import Response
+from markupsafe import Markup
+from sqlalchemy.engine import Connection
 from starlette.requests import Request
 
+from saga.archive.traffic import (
+    WINDOW,
+    ArchiveSpan,
+    Excerpt,
+    Ways,
+    excerpt,
+    open_at,
+    span,
+    traffic,
+)
+from saga.console.map_figures import LetterCounts, MapFigures
+from saga.console.moments import Slider, read_moment
 from saga.console.site import Site
+from saga.dlq import DlqError
+from saga.dlq.lookup import count
+from saga.graph.flow import Flow
+from saga.graph.svg import svg
+from saga.history import HistoryError
+from saga.runtime.kernel.database import DatabaseError
+
+T = TypeVar("T")
 
 
 def routes(site: Site) -> APIRouter:
     """`/`."""
     router = APIRouter()
+    drawn = _Drawn(site)
 
     @router.get("/")
-    async def whole_map(request: Request) -> Response:
-        return site.page(request, "trouble.html", title="Map", said="not built yet")
+    async def whole_map(
+        request: Request,
+        at: Annotated[str | None, Query(max_length=64)] = None,
+        compare: bool = False,
+    ) -> Response:
+        past = read_moment(at)
+        moment = past or datetime.now(UTC)
+        archived, letters, glance, compared = await asyncio.gather(
+            _archived(site, moment),
+            _letters(site, moment, is_past=past is not None),
+            _unless(past, site.present.glance(request)),
+            _unless(past, site.present.compared(wanted=compare)),
+        )
+        figures = MapFigures(
+            drawn.flow,
+            site.url,
+            traffic(archived.excerpt, drawn.ways),
+            letters.counts,
+            glance,
+            compared,
+        )
+        there = archived.span
+        return site.page(
+            request,
+            "whole_map.html",
+            title="Map",
+            command="saga map",
+            still=past is not None,
+            picture=Markup(svg(drawn.flow, figures.overlay)),  # noqa: S704 - escaped by `svg`
+            figures=figures,
+            archived=archived,
+            letters=letters,
+            past=past,
+            slider=Slider.over(there.first, there.last, moment) if there else None,
+            compare=compare,
+        )
 
     return router
+
+
+async def _unless(past: datetime | None, asked: Coroutine[Any, Any, T]) -> T | None:
+    """What is known of now only."""
+    if past is None:
+        return await asked
+    asked.close()
+    return None
+
+
+class _Drawn:
+    """What is the same of every map. The domains are looked for once there is a page to show."""
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+
+    @cached_property
+    def flow(self) -> Flow:
+        return Flow(self._site.watched.graph)
+
+    @cached_property
+    def ways(self) -> Ways:
+        return Ways(self.flow)
+
+
+@dataclass(frozen=True)
+class Archived:
+    """What the archive says of a moment; or why it cannot be asked."""
+
+    excerpt: Excerpt
+    span: ArchiveSpan | None = None
+    open: int = 0
+    and_older: bool = False
+    """Whether there are sagas that began so long before that they were not looked at."""
+    lacking: str = ""
+
+
+async def _archived(site: Site, moment: datetime) -> Archived:
+    def read(connection: Connection) -> Archived:
+        found, older = open_at(connection, moment)
+        return Archived(excerpt(connection, moment), span(connection), found, older)
+
+    try:
+        return await site.watched.read(read)
+    except (DatabaseError, HistoryError) as error:
+        return Archived(Excerpt(moment - WINDOW, moment), lacking=str(error))
+
+
+@dataclass(frozen=True)
+class LettersThen:
+    """The dead letters in the store, or those that failed first in the minute before; or why
+    neither is known."""
+
+    counts: LetterCounts
+    lacking: str = ""
+
+
+async def _letters(site: Site, moment: datetime, *, is_past: bool) -> LettersThen:
+    within = (moment - WINDOW, moment) if is_past else None
+    try:
+        url = site.watched.deployment.dead_letters_url
+        return LettersThen(await asyncio.to_thread(partial(count, url, within)))
+    except DlqError as error:
+        return LettersThen({}, str(error))

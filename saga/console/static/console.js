@@ -29,12 +29,14 @@ async function refresh() {
     const busy = document.activeElement;
     if (shown.contains(busy) && busy.matches("input, textarea, select, summary")) continue;
     const followed = shown.contains(busy) && busy.href;
+    const place = [...shown.querySelectorAll("a")].indexOf(busy); // Where its address changes.
     for (const open of shown.querySelectorAll("details[id][open]")) {
       fresh.querySelector(`#${CSS.escape(open.id)}`)?.setAttribute("open", "");
     }
     shown.replaceChildren(...fresh.childNodes);
     if (followed) {
-      [...shown.querySelectorAll("a")].find((link) => link.href === followed)?.focus();
+      const links = [...shown.querySelectorAll("a")];
+      (links.find((link) => link.href === followed) ?? links[place])?.focus();
     }
   }
 }
@@ -71,6 +73,31 @@ function keepFresh() {
   });
   document.addEventListener("visibilitychange", () => {
     if (!document.hidden) refresh().catch(() => {});
+  });
+}
+
+// --- playing ----------------------------------------------------------------------------------
+
+// The page of the next moment, and of the one after, as long as there is one.
+const PLAY_MS = 1000;
+
+function showPlay() {
+  const button = document.querySelector("[data-play]");
+  if (!button || !document.querySelector("a[rel=next]")) return;
+  const label = button.textContent;
+  button.hidden = false;
+  button.addEventListener("click", async () => {
+    button.dataset.playing = button.dataset.playing ? "" : "yes";
+    while (button.dataset.playing) {
+      button.textContent = "Stop";
+      const next = document.querySelector("a[rel=next]");
+      if (!next) break;
+      history.replaceState(null, "", next.href);
+      await refresh().catch(() => { button.dataset.playing = ""; });
+      await new Promise((resolve) => setTimeout(resolve, PLAY_MS));
+    }
+    button.dataset.playing = "";
+    button.textContent = label;
   });
 }
 
@@ -129,3 +156,4 @@ document.addEventListener("change", (event) => {
 
 showTimes(document);
 keepFresh();
+showPlay();

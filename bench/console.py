@@ -1,0 +1,238 @@
+"""What the console costs those whom it shows, and how long its pages take.
+
+`cost`: orders a second of the order system under a full load, with the console open in ten tabs and
+with none, in turns. A tab listens to the console's ticks, and asks for its page again at each, as
+the script of the pages does.
+
+`pages`: how long each page takes at the server, and how large it is, with an archive of a million
+events.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import statistics
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import httpx
+from sqlalchemy.engine import Connection
+
+from bench.compare import WARM_UP_ORDERS, Spread
+from bench.history import facts
+from bench.rig import SERVICES, SQLITE, Measured, Report, cpu_seconds, started
+from order_saga import SAGA
+from saga.archive import OBSERVER, queries, store
+from saga.archive.store import Fact
+from saga.console.live import HEADER
+from saga.console.serve import serving
+from saga.console.settings import ConsoleSettings
+from saga.console.site import segment
+from saga.console.watched import Watched
+from saga.http import client
+from saga.local.console import ConsoleProcess
+from saga.local.node import RabbitNode
+from saga.local.system import System
+from saga.runtime.kernel.opening import open_database, read_database
+from tests.console.visits import PAGES
+from tests.stores import HISTORY, PROJECTION
+
+TABS: Final = 10
+OPEN_PAGE: Final = "/"
+RATIO_MIN: Final = 0.95
+"""Of the orders a second without an open page, at least so many with ten."""
+PAGE_MAX_MS: Final = 200.0
+PAGE_MAX_BYTES: Final = 100_000
+ASKED_TIMES: Final = 7
+_PATIENCE_SECONDS: Final = 60.0
+
+WATCHED: Final = replace(SQLITE, name="watched", services=(*SERVICES, OBSERVER.name))
+"""The product with its history, which the console reads."""
+
+
+# --- what it costs ------------------------------------------------------------------------------
+
+
+@dataclass
+class Tabs:
+    """Open pages, and what they have been given."""
+
+    url: str
+    pages: int = 0
+    bytes: int = 0
+    opened: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def run(self) -> None:
+        """One tab, until cancelled."""
+        async with client(self.url, _PATIENCE_SECONDS) as asking:
+            await self._ask(asking)
+            live = httpx.Timeout(_PATIENCE_SECONDS, read=None)
+            async with (
+                client(self.url, _PATIENCE_SECONDS) as listening,
+                listening.stream("GET", "/live", timeout=live) as ticks,
+            ):
+                self.opened.set()
+                first = True
+                async for line in ticks.aiter_lines():
+                    if line.startswith("data:") and not first:
+                        await self._ask(asking)
+                    first = first and not line.startswith("data:")
+
+    async def _ask(self, asking: httpx.AsyncClient) -> None:
+        answer = await asking.get(OPEN_PAGE, headers={HEADER.decode(): "1"})
+        answer.raise_for_status()
+        self.pages += 1
+        self.bytes += len(answer.content)
+
+
+@contextlib.asynccontextmanager
+async def open_tabs(url: str, count: int) -> AsyncIterator[Tabs]:
+    """So many open pages, until the end of the block."""
+    tabs = Tabs(url)
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(tabs.run()) for _ in range(count)]
+        if tasks:
+            await tabs.opened.wait()
+        try:
+            yield tabs
+        finally:
+            for task in tasks:
+                task.cancel()
+
+
+@dataclass(frozen=True)
+class ConsoleCost:
+    """What was measured with the console open, and without, slice by slice."""
+
+    alone: Sequence[Measured]
+    watched: Sequence[Measured]
+    console_cpu: Sequence[float]
+    """Of one core, what the console took in each slice in which it was open."""
+    pages: Sequence[int]
+    """In each of them, the pages that were given."""
+
+    @property
+    def ratio(self) -> Spread:
+        """Orders a second with it, to those without."""
+        pairs = zip(self.watched, self.alone, strict=True)
+        return Spread.of([one.orders_per_second / other.orders_per_second for one, other in pairs])
+
+    @property
+    def met(self) -> bool:
+        return self.ratio.median >= RATIO_MIN
+
+
+async def cost(
+    node: RabbitNode, folder: Path, *, rounds: int, orders: int, report: Report
+) -> ConsoleCost:
+    """Both in turn, there and back in every round. The console runs all the time."""
+    alone: list[Measured] = []
+    watched: list[Measured] = []
+    shares: list[float] = []
+    pages: list[int] = []
+    async with (
+        started(WATCHED, node, folder, seed=1) as bench,
+        ConsoleProcess(bench.system.folder) as console,
+    ):
+        assert console.pid is not None
+        await bench.load(WARM_UP_ORDERS)
+        for number in range(1, rounds + 1):
+            report(f"round {number} of {rounds}")
+            for count in (0, TABS, TABS, 0):
+                async with open_tabs(console.url, count) as tabs:
+                    cpu, began = cpu_seconds(console.pid), time.monotonic()
+                    measured = await bench.load(orders)
+                    seconds = time.monotonic() - began
+                if count:
+                    watched.append(measured)
+                    pages.append(tabs.pages)
+                    shares.append((cpu_seconds(console.pid) - cpu) / seconds)
+                else:
+                    alone.append(measured)
+    return ConsoleCost(alone, watched, shares, pages)
+
+
+# --- how long pages take ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PageFigure:
+    """How long a page took at the server, the median and the longest of some times, and how large
+    it is."""
+
+    path: str
+    status: int
+    first_ms: float
+    median_ms: float
+    longest_ms: float
+    bytes: int
+
+    @property
+    def met(self) -> bool:
+        small = self.bytes <= PAGE_MAX_BYTES
+        return self.status == httpx.codes.OK and self.median_ms <= PAGE_MAX_MS and small
+
+
+async def pages(folder: Path, *, events: int, report: Report) -> list[PageFigure]:
+    """Fill the archive of a system, and ask for each page."""
+    async with System(folder) as system:  # Which makes the tables.
+        url = system.deployment.database_urls[OBSERVER.name]
+    report(f"recording {events} events")
+    await _fill(url, events, report)
+    report("starting the system")
+    async with (
+        System(folder),
+        serving(Watched(folder, SAGA), ConsoleSettings(http_port=0)) as console,
+    ):
+        return [await _figure(console, path) for path in _addresses(url)]
+
+
+async def _fill(url: str, events: int, report: Report) -> None:
+    database = await open_database(url, HISTORY)
+    begin = datetime.now(UTC) - timedelta(days=2)
+    made = 0
+    for batch in facts(events, begin):
+        await database.transaction(partial(_append, batch, datetime.now(UTC)))
+        made += len(batch)
+        if made % 100_000 < len(batch):
+            report(f"{made} are recorded")
+    await database.close()
+
+
+def _append(batch: Sequence[Fact], now: datetime, connection: Connection) -> None:
+    store.append(connection, batch, now, PROJECTION)
+
+
+def _addresses(url: str) -> Iterator[str]:
+    """Those of the tests, and those that have to look far."""
+    yield from PAGES
+    (last, *_) = read_database(url, lambda c: queries.search(c, queries.Search(), 1))
+    yield f"/sagas/{segment(last.key)}"
+    now = datetime.now(UTC).timestamp()
+    for minutes in (2, 5):
+        yield f"/?at={now - minutes * 60:.0f}"
+    yield "/messages?type=order.cancelled"
+    yield "/messages?type=stock.added"  # There is none.
+    yield "/messages?cause=order.cancelled"
+    yield "/messages?attempt=2"
+    yield "/messages?before=500000"
+
+
+async def _figure(console: str, path: str) -> PageFigure:
+    times: list[float] = []
+    answers: list[httpx.Response] = []
+    async with client(console, _PATIENCE_SECONDS) as asking:
+        for _ in range(ASKED_TIMES):
+            began = time.perf_counter()
+            answers.append(await asking.get(path))
+            times.append((time.perf_counter() - began) * 1_000)
+    first, *others = times
+    last = answers[-1]
+    size = len(last.content)
+    return PageFigure(path, last.status_code, first, statistics.median(others), max(others), size)

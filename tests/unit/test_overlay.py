@@ -1,0 +1,88 @@
+"""What is written over the map is beside the drawing, which stays as it is."""
+
+from __future__ import annotations
+
+import re
+from xml.etree import ElementTree
+
+from saga.graph.flow import Flow, label
+from saga.graph.overlay import Inscription, Overlay
+from saga.graph.svg import svg
+from tests.circle import GRAPH
+
+FLOW = Flow(GRAPH)
+SVG = "{http://www.w3.org/2000/svg}"
+HOSTILE = '<b onclick="x">&\'\N{RIGHT-TO-LEFT OVERRIDE}\x1b[2J'
+
+
+def drawn(overlay: Overlay) -> ElementTree.Element:
+    return ElementTree.fromstring(svg(FLOW, overlay))  # noqa: S314 - just drawn
+
+
+def places(picture: str) -> list[str]:
+    return re.findall(r'<rect class="[a-z ]*" x="([-\d.]+)"', picture)
+
+
+def test_figures_are_links_with_names_and_no_part_of_an_image() -> None:
+    node = FLOW.in_order[0]
+    piece = Inscription("3/s", "/messages?type=a&at=1", "three a second", "bad")
+
+    picture = drawn(Overlay(nodes={node: [piece, Inscription("idle")]}))
+
+    assert picture.get("role") == "group"
+    (link,) = picture.iter(f"{SVG}a")
+    assert link.get("href") == "/messages?type=a&at=1"
+    assert link.get("aria-label") == "three a second"
+    assert "".join(link.itertext()) == "3/s"
+
+
+def test_a_lane_that_is_down_and_a_node_that_is_wrong_stand_out() -> None:
+    node, participant = FLOW.in_order[0], FLOW.participants[0]
+
+    picture = drawn(
+        Overlay(
+            lanes={participant: [[Inscription("down: no answer", kind="bad")]]},
+            down={participant},
+            marked={node: "its binding is missing"},
+        )
+    )
+
+    assert len([r for r in picture.iter(f"{SVG}rect") if r.get("class") == "down"]) == 1
+    titles = [title.text or "" for title in picture.iter(f"{SVG}title")]
+    assert any(title.startswith("its binding is missing\n") for title in titles)
+
+
+def test_an_edge_that_something_went_along_says_so_on_hover() -> None:
+    edge = FLOW.edges[0]
+
+    picture = drawn(Overlay(edges={edge: Inscription("", about="2/s")}))
+
+    (flowing,) = [p for p in picture.iter(f"{SVG}path") if "flows" in (p.get("class") or "")]
+    assert "".join(flowing.itertext()) == "2/s"
+
+
+def test_nodes_stay_in_their_places_while_figures_change() -> None:
+    few = svg(FLOW, Overlay(nodes={node: [Inscription("0/s")] for node in FLOW.nodes}))
+    many = svg(FLOW, Overlay(nodes={node: [Inscription("12.3/s · 450 ms")] for node in FLOW.nodes}))
+
+    assert places(few) == places(many)
+    assert places(few)
+
+
+def test_what_others_wrote_is_text() -> None:
+    about = {node: [Inscription(HOSTILE, HOSTILE, HOSTILE)] for node in FLOW.nodes}
+
+    picture = svg(FLOW, Overlay(nodes=about, marked=dict.fromkeys(FLOW.nodes, HOSTILE)))
+
+    assert "<b" not in picture
+    assert "\x1b" not in picture
+    assert "\N{RIGHT-TO-LEFT OVERRIDE}" not in picture
+    ElementTree.fromstring(picture)  # noqa: S314 - just drawn
+
+
+def test_without_an_overlay_the_drawing_is_an_image_of_the_policies() -> None:
+    picture = svg(FLOW)
+
+    assert 'role="img"' in picture
+    assert "<a " not in picture
+    assert all(label(step) for step in FLOW.steps)
