@@ -15,7 +15,7 @@ from order_service.domain import PARTICIPANT as ORDER
 from order_service.domain import Order
 from payment_service.domain import PARTICIPANT as PAYMENT
 from saga.archive import OBSERVER as HISTORY
-from saga.declaration import Saga
+from saga.declaration import PersonsChoice, Saga
 
 SAGA: Final = Saga(
     "orders",
@@ -26,6 +26,16 @@ SAGA: Final = Saga(
     always=ALWAYS,
     at_rest=AT_REST,
     for_people=(mails_unknown,),
+    choices=(
+        PersonsChoice(
+            mails_unknown.__name__,
+            NOTIFICATION.name,
+            {
+                "resend": "/notifications/{subject}/resend",
+                "dismiss": "/notifications/{subject}/dismiss",
+            },
+        ),
+    ),
     scenarios=SCENARIOS,
     load=plan,
     commands={

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from saga.choreography import Choreography, ChoreographyError, Observer, Participant, State
 from saga.load import OWN_COMMANDS
@@ -84,6 +85,23 @@ class Scenario:
     is tried, and which is much smaller."""
 
 
+@dataclass(frozen=True, slots=True)
+class PersonsChoice:
+    """What a person may decide about a subject that a rule of `for_people` names.
+
+    `paths` are of the participant's own HTTP, by what each does: the decision is a POST there, with
+    no body, and `{subject}` stands for the subject. The service refuses what is not for a person to
+    decide.
+    """
+
+    rule: str
+    participant: str
+    paths: Mapping[str, str]
+
+    def path(self, way: str, subject: str) -> str:
+        return self.paths[way].replace("{subject}", quote(subject, safe=""))
+
+
 @dataclass(frozen=True)
 class Saga:
     """A saga: its participants, whom they ask, what must hold, and how that is tried.
@@ -102,6 +120,8 @@ class Saga:
     at_rest: tuple[Callable[..., Iterable[Broken]], ...] = ()
     for_people: tuple[Callable[..., Iterable[Broken]], ...] = ()
     """Written like invariants: what is right, and waits for a person's decision."""
+    choices: tuple[PersonsChoice, ...] = ()
+    """What a person may decide about what these name, and where."""
     scenarios: tuple[Scenario, ...] = ()
     load: Load | None = None
     commands: Mapping[str, str] = field(default_factory=dict)
@@ -131,6 +151,13 @@ class Saga:
                 f"{self.name}: `commands` has {', '.join(strange)}; a saga may have its own "
                 f"{' and '.join(OWN_COMMANDS)}"
             )
+        rules = {invariant.name for invariant in self.left_to_people}
+        for choice in self.choices:
+            if choice.rule not in rules or choice.participant not in names:
+                raise SagaError(
+                    f"{self.name}: a choice is about {choice.rule!r} in {choice.participant!r}; "
+                    f"name a rule of `for_people` and a participant"
+                )
         for invariant in (*self.invariants, *self.left_to_people):
             self._check(invariant)
 

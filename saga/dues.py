@@ -23,7 +23,7 @@ from saga.discovery import tables_in
 from saga.due import OVERDUE_SECONDS, Due
 from saga.envelope import rfc3339
 from saga.errors import Explained, InputError
-from saga.http import client
+from saga.http import post_to_one
 from saga.runtime.kernel.opening import read_database
 from saga.runtime.kernel.tables import Tables, utc_now
 from saga.runtime.kernel.timer import Listed, dues_after, dues_in
@@ -210,20 +210,16 @@ async def bring_forward(
     if not urls:
         raise DueError(f"the deployment names no URL of the service {item.participant}; add it")
     path = f"/due/{quote(item.kind, safe='')}/{quote(item.subject, safe='')}/bring-forward"
-    for url in urls:
-        async with client(url, ASK_SECONDS) as service:
-            try:
-                answer = await service.post(path, json={"who": who, "reason": reason})
-            except httpx.ConnectError:
-                continue  # Another replica may run.
-            except httpx.HTTPError as error:
-                raise DueError(
-                    f"the service {item.participant} at {url} did not answer: "
-                    f"{str(error) or type(error).__name__}; `saga due --audit` tells whether it "
-                    f"was done"
-                ) from error
-        return _events_in(answer, item)
-    raise DueError(f"no service {item.participant} runs at {', '.join(urls)}; start it")
+    try:
+        answer = await post_to_one(urls, path, {"who": who, "reason": reason}, ASK_SECONDS)
+    except httpx.HTTPError as error:
+        raise DueError(
+            f"the service {item.participant} did not answer: "
+            f"{str(error) or type(error).__name__}; `saga due --audit` tells whether it was done"
+        ) from error
+    if answer is None:
+        raise DueError(f"no service {item.participant} runs at {', '.join(urls)}; start it")
+    return _events_in(answer, item)
 
 
 def _events_in(answer: httpx.Response, item: Item) -> Sequence[str]:

@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import ssl
-from typing import Final
+from collections.abc import Iterable
+from typing import Any, Final
 
 import httpx
 
 _NO_CERTIFICATES: Final = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 """Loading the system's certificates takes tens of milliseconds per client; these need none."""
+
+
+async def post_to_one(
+    urls: Iterable[str], path: str, document: Any, timeout_seconds: float
+) -> httpx.Response | None:
+    """The answer of the first of a service's replicas that runs; None if none does. Raises
+    `httpx.HTTPError` where one was reached and did not answer: what was asked may be done."""
+    for url in urls:
+        async with client(url, timeout_seconds) as service:
+            try:
+                return await service.post(path, json=document)
+            except httpx.ConnectError:
+                continue  # Another replica may run.
+    return None
 
 
 def client(url: str, timeout_seconds: float) -> httpx.AsyncClient:

@@ -83,6 +83,7 @@ def groups_in(
             sa.func.sum(sa.cast(letters.c.replays > 0, sa.Integer)).label("replayed"),
             sa.func.min(letters.c.first_failed_at).label("first"),
             sa.func.max(letters.c.last_failed_at).label("last"),
+            sa.func.min(letters.c.number).label("example"),
         )
         .where(*wanted)
         .group_by(column)
@@ -94,24 +95,20 @@ def groups_in(
         query = query.having((count < most) | ((count == most) & (column > key)))
     rows = connection.execute(query).all()
     among = (*wanted, column.in_([row.key for row in rows]))
-    services = _values(connection, column, letters.c.participant, among)
-    queues = _values(connection, column, letters.c.queue, among)
-    types = _values(connection, column, letters.c.type, among)
-    ends = _ends(connection, column, among)
+    kinds = _kinds(connection, column, among)
+    latest = _latest(connection, column, among)
     return [
         LetterGroup(
             by,
             row.key,
             row.size,
             row.subjects,
-            services[row.key],
-            queues[row.key],
-            types[row.key],
-            *ends[row.key][:3],
+            *kinds[row.key],
+            *latest[row.key],
             row.replayed,
             row.first,
             row.last,
-            ends[row.key][3],
+            row.example,
         )
         for row in rows
     ]
@@ -126,18 +123,13 @@ def deaths_in(
     until: datetime,
     parts: int,
 ) -> dict[str, list[int]]:
-    """How many letters of each group died last in each of so many equal parts of the time from the
-    first of all these deaths `until` then. Keyed by the group's key."""
+    """How many letters of each group died last in each of so many equal parts of the time from
+    their first failure `until` then. Keyed by the group's key."""
     found = {group.key: [0] * parts for group in groups}
     if not groups:
         return found
     column, died = _COLUMNS[by], sa.type_coerce(letters.c.last_failed_at, sa.BigInteger)
-    since = sa.select(sa.func.min(letters.c.last_failed_at)).where(
-        *conditions_of(selection, states, None), column.in_(found)
-    )
-    begin: datetime | None = connection.scalar(since)
-    if begin is None:
-        return found
+    begin = min(group.first_failed_at for group in groups)
     part = max((until - begin) / parts, timedelta(microseconds=1))
     number = ((died - _microseconds(begin)) // (part // timedelta(microseconds=1) + 1)).label(
         "part"
@@ -157,31 +149,30 @@ def _microseconds(moment: datetime) -> int:
     return (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
 
 
-def _values(
-    connection: Connection,
-    key: sa.Column[str],
-    value: sa.Column[str],
-    wanted: Sequence[sa.ColumnElement[bool]],
-) -> Mapping[str, list[str]]:
-    """The values that letters of a group have, in their order, by the group's key."""
-    found: defaultdict[str, list[str]] = defaultdict(list)
-    query = sa.select(key, value).where(*wanted).distinct().order_by(value)
-    for group, each in connection.execute(query):
-        found[group].append(each)
-    return found
-
-
-def _ends(
+def _kinds(
     connection: Connection, key: sa.Column[str], wanted: Sequence[sa.ColumnElement[bool]]
-) -> Mapping[str, tuple[str, str, str, int]]:
-    """By the group's key: reason, type of error and error of its last letter, and the number of its
-    first. Columns beside a minimum or maximum are from its row, as SQLite has it
-    (https://www.sqlite.org/lang_select.html#bareagg)."""
+) -> Mapping[str, tuple[list[str], list[str], list[str]]]:
+    """The services, queues and types that letters of a group have, by the group's key."""
     c = letters.c
-    last = sa.select(key, sa.func.max(c.first_failed_at), c.reason, c.error_type, c.error)
-    first = sa.select(key, sa.func.min(c.first_failed_at), c.number)
-    numbers = {row[0]: row.number for row in connection.execute(first.where(*wanted).group_by(key))}
+    found: defaultdict[str, tuple[set[str], set[str], set[str]]] = defaultdict(
+        lambda: (set(), set(), set())
+    )
+    query = sa.select(key, c.participant, c.queue, c.type).where(*wanted).distinct()
+    for group, *values in connection.execute(query):
+        for there, value in zip(found[group], values, strict=True):
+            there.add(value)
     return {
-        row[0]: (row.reason, row.error_type, row.error, numbers[row[0]])
-        for row in connection.execute(last.where(*wanted).group_by(key))
+        group: (sorted(services), sorted(queues), sorted(types))
+        for group, (services, queues, types) in found.items()
     }
+
+
+def _latest(
+    connection: Connection, key: sa.Column[str], wanted: Sequence[sa.ColumnElement[bool]]
+) -> Mapping[str, tuple[str, str, str]]:
+    """By the group's key: reason, type of error and error of its last letter. Columns beside a
+    maximum are from its row, as SQLite has it (https://www.sqlite.org/lang_select.html#bareagg)."""
+    c = letters.c
+    query = sa.select(key, sa.func.max(c.first_failed_at), c.reason, c.error_type, c.error)
+    rows = connection.execute(query.where(*wanted).group_by(key))
+    return {row[0]: (row.reason, row.error_type, row.error) for row in rows}

@@ -109,6 +109,11 @@ class Store:
         with reading(self._engine) as connection:
             return [letter_of(row, contents) for row in connection.execute(query)]
 
+    def count(self, selection: Selection, states: Collection[LetterState]) -> int:
+        """How many letters are selected."""
+        with reading(self._engine) as connection:
+            return _count(connection, selection, states)
+
     def numbers(self, selection: Selection, states: Collection[LetterState]) -> list[int]:
         """The numbers of all letters selected."""
         with reading(self._engine) as connection:
@@ -353,6 +358,12 @@ class Store:
         """The newest entries of the audit record, the newest first; `before` one of that number."""
         with reading(self._engine) as connection:
             return newest(connection, limit, before)
+
+
+def _count(connection: Connection, selection: Selection, states: Collection[LetterState]) -> int:
+    wanted = conditions_of(selection, states, None)
+    query = sa.select(sa.func.count()).select_from(letters).where(*wanted)
+    return connection.execute(query).scalar_one()
 
 
 def _numbers(

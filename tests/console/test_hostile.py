@@ -181,6 +181,8 @@ async def test_a_place_that_was_tampered_with_is_refused(
         (f"/letters?{quote(HOSTILE)}=1", 422),
         (f"/letters?error={quote(HOSTILE)}", 200),
         (f"/audit?record={quote(HOSTILE)}", 422),
+        (f"/decide?rule={quote(HOSTILE)}", 422),
+        (f"/decide?rule=mails_unknown&subject={quote(HOSTILE)}", 200),
         ("/letters/discard", 422),
         ("/letters/replay?max_replays=0", 422),
     ],

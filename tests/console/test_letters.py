@@ -86,7 +86,7 @@ async def test_an_outage_is_healed_by_clicks(
 ) -> None:
     async with page_of(browser) as page, outage(console_system, 8) as orders:
         await page.goto(writing + "/")
-        await page.get_by_role("link", name="Dead letters").click()
+        await page.get_by_role("link", name="Dead letters", exact=True).click()
         group = page.get_by_role("row", name="GatewayUnavailable")
         await expect(group).to_contain_text("8 about 8 subjects")
         await group.get_by_role("link").click()

@@ -17,5 +17,6 @@ PAGES = (
     "/proof",
     "/services",
     "/audit",
+    "/decide",
     "/keys",
 )

@@ -26,16 +26,16 @@ from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 from saga.archive.subjects import SUBJECTS, Subject
 from saga.choreography import Choreography, Participant
 from saga.deployment import Deployment, dead_letters_url_in
-from saga.dlq import DlqError
+from saga.dlq import DlqError, SelectionChanged
 from saga.dlq.collect import collect
 from saga.dlq.desk import DeadLetterDesk, open_desk
 from saga.dlq.edit import edit, with_values
 from saga.dlq.examine import Expectation
 from saga.dlq.letters import REPLAYS, Copy
-from saga.dlq.replay import ReplayResult, ReplaySettings, dry_run, replay
+from saga.dlq.replay import STOPPED, ReplayResult, ReplaySettings, Stop, dry_run, replay
 from saga.dlq.replays import Replay
-from saga.dlq.selection import Selection
-from saga.dlq.states import ItemState, LetterState
+from saga.dlq.selection import Selection, frozen_as
+from saga.dlq.states import HERE, ItemState, LetterState
 from saga.dlq.store import Store
 from saga.envelope import Envelope
 from saga.errors import InputError
@@ -408,6 +408,89 @@ async def test_a_replay_loop_ends_at_its_cap(bench: Bench) -> None:
         assert (await replay(desk, EVERYTHING, forced)).counts == {ItemState.FAILED: 1}
         (letter,) = desk.store.find(EVERYTHING)
         assert letter.replays == 4
+
+
+async def test_a_replay_that_is_asked_to_stop_sends_no_more_and_is_resumed(bench: Bench) -> None:
+    await bench.letters(10)
+    heal()
+    stop = Stop()
+    async with running(bench) as toy, bench.desk() as desk:
+        result = await replay(
+            desk, EVERYTHING, QUICK, stop=stop, progress=lambda _: stop.ask("to look at it")
+        )
+        assert not result.ok
+        assert result.stopped == STOPPED
+        assert 1 <= result.counts[ItemState.DONE] < 10
+        unfinished = desk.store.replays.unfinished()
+        assert unfinished is not None
+        (last, *_) = desk.store.actions(1)
+        assert (last.action, last.reason) == ("replay", "to look at it")
+        assert last.result["state"] == "stopped"
+
+        resumed = await replay(desk, None, QUICK)
+        assert (resumed.run, resumed.resumed, resumed.ok) == (result.run, True, True)
+        assert resumed.counts == {ItemState.DONE: 10}
+        assert set((await toy.counts()).values()) == {1}
+
+
+async def test_what_was_confirmed_is_replayed_and_nothing_else(bench: Bench) -> None:
+    await bench.letters(3)
+    heal()
+    async with running(bench), bench.desk() as desk:
+        confirmed = frozen_as(desk.store.numbers(EVERYTHING, HERE))
+        desk.store.discard(Selection(numbers=(1,)), "not this one")
+        with pytest.raises(SelectionChanged, match="2 by now"):
+            await replay(desk, EVERYTHING, QUICK, confirmed=confirmed)
+        assert desk.store.replays.newest(1) == []
+        with pytest.raises(SelectionChanged):
+            desk.store.discard(EVERYTHING, "all of them", confirmed=confirmed)
+        assert desk.store.find(EVERYTHING, HERE, contents=False)[0].number == 2
+
+        confirmed = frozen_as(desk.store.numbers(EVERYTHING, HERE))
+        run = desk.store.replays.begin(EVERYTHING, [2, 3], {}, "never ended")
+        with pytest.raises(DlqError, match="never ended"):
+            await replay(desk, EVERYTHING, QUICK, confirmed=confirmed)
+        desk.store.replays.end(run, "given up", {}, "")
+        assert (await replay(desk, EVERYTHING, QUICK, confirmed=confirmed)).ok
+
+
+async def test_letters_are_grouped_and_paged_where_they_are_kept(bench: Bench) -> None:
+    for number in range(7):
+        for minute in range(1 + number % 2):
+            message = message_of(cancelled(number).to_bytes())
+            message.headers |= {
+                FINGERPRINT: f"kind-{number % 3}",
+                ERROR_TYPE: f"Error{number}",
+                FIRST_FAILED_AT: NOW.isoformat(),
+                LAST_FAILED_AT: (NOW + timedelta(minutes=number + minute)).isoformat(),
+            }
+            await bench.bury(message)
+    async with bench.desk() as desk:
+        store = desk.store
+        groups = store.groups(EVERYTHING, HERE, "fingerprint")
+        assert [(group.key, group.letters) for group in groups] == [
+            ("kind-0", 3),
+            ("kind-1", 2),
+            ("kind-2", 2),
+        ]
+        assert {group.first_failed_at for group in groups} == {NOW}
+        assert [*groups[0].queues, *groups[0].services] == ["toy.normal", "toy"]
+        behind = store.groups(EVERYTHING, HERE, "fingerprint", limit=1, after=(2, "kind-1"))
+        assert behind == groups[2:]
+        (whole,) = store.groups(EVERYTHING, HERE, "service")
+        assert (whole.letters, whole.subjects) == (7, 7)
+
+        until_then = NOW + timedelta(minutes=10)
+        deaths = store.deaths(EVERYTHING, HERE, "fingerprint", groups, until_then, 5)
+        assert [sum(deaths[group.key]) for group in groups] == [3, 2, 2]
+        assert [sum(part) for part in zip(*deaths.values(), strict=True)] == [3, 2, 2, 0, 0]
+
+        seen: list[int] = []
+        after = None
+        while found := store.page(EVERYTHING, HERE, 3, after):
+            seen += [letter.number for letter in found]
+            after = found[-1].first_failed_at, found[-1].number
+        assert seen == store.numbers(EVERYTHING, HERE) == list(range(1, 8))
 
 
 async def test_a_selection_is_frozen_at_the_start(bench: Bench) -> None:

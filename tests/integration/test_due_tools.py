@@ -18,7 +18,10 @@ import httpx
 import pytest
 import sqlalchemy as sa
 
+from saga import dues as dues_of_all
 from saga.deployment import Deployment
+from saga.discovery import choreography
+from saga.dues import DuePlace
 from saga.envelope import rfc3339
 from saga.runtime import dues
 from saga.runtime.kernel.tables import utc_now
@@ -174,17 +177,7 @@ async def shop(tmp_path: Path) -> AsyncIterator[Shop]:
         serving("order_service", tmp_path) as served,
         serving("notification_service", tmp_path) as other,
     ):
-        body = {
-            "customer": "ada",
-            "currency": "EUR",
-            "lines": [{"sku": "tea", "quantity": 1, "unit_price_cents": 250}],
-        }
-        headers = [
-            (b"Content-Type", b"application/json"),
-            (b"Idempotency-Key", str(uuid4()).encode()),
-        ]
-        answer = await served.ask("POST", "/orders", headers, json.dumps(body).encode())
-        assert answer.status == 202, answer.body
+        order = await placed(served)
         Deployment(
             amqp_url="amqp://127.0.0.1:1/",
             http_urls={
@@ -195,7 +188,23 @@ async def shop(tmp_path: Path) -> AsyncIterator[Shop]:
                 one.name: f"sqlite:///{tmp_path / one.name}.db" for one in (served, other)
             },
         ).save(tmp_path)
-        yield Shop(served, tmp_path, answer.json["order_id"])
+        yield Shop(served, tmp_path, order)
+
+
+async def placed(served: Served) -> str:
+    """The id of an order that waits for what comes of it, or for its deadline."""
+    body = {
+        "customer": "ada",
+        "currency": "EUR",
+        "lines": [{"sku": "tea", "quantity": 1, "unit_price_cents": 250}],
+    }
+    headers = [
+        (b"Content-Type", b"application/json"),
+        (b"Idempotency-Key", str(uuid4()).encode()),
+    ]
+    answer = await served.ask("POST", "/orders", headers, json.dumps(body).encode())
+    assert answer.status == 202, answer.body
+    return str(answer.json["order_id"])
 
 
 async def test_saga_due_lists_what_is_due_when(shop: Shop) -> None:
@@ -212,6 +221,28 @@ async def test_saga_due_lists_what_is_due_when(shop: Shop) -> None:
     assert one["at"] < rfc3339(utc_now() + timedelta(minutes=5))
     assert all(shop.order in done.stdout for done in narrowed)
     assert {done.stdout for done in nothing} == {"nothing is due\n"}
+
+
+async def test_what_is_due_comes_in_pages_that_leave_nothing_out(shop: Shop) -> None:
+    orders = {shop.order, *[await placed(shop.served) for _ in range(4)]}
+    # At the same time, but for one; later than any timekeeper looks.
+    later = sa.text("UPDATE orders SET due_at = 4000000000000000 WHERE order_id <> :order")
+    await shop.served.database.transaction(lambda c: c.execute(later, {"order": shop.order}))
+    deployment, graph = Deployment.load(shop.folder), choreography()
+    seen: list[str] = []
+    after: DuePlace | None = None
+    while True:
+        page = await dues_of_all.page(deployment, graph, limit=2, after=after)
+        assert (page.due, page.overdue) == (5, 0)
+        seen += [item.subject for item in page.items]
+        if (after := page.next) is None:
+            break
+
+    assert seen == [shop.order, *sorted(orders - {shop.order})]
+    one = await dues_of_all.page(deployment, graph, limit=2, subject=shop.order)
+    assert ([item.subject for item in one.items], one.next) == ([shop.order], None)
+    nobody = await dues_of_all.page(deployment, graph, limit=2, participant="notification")
+    assert (nobody.items, nobody.next, nobody.due) == ([], None, 0)
 
 
 async def test_saga_due_has_it_done_now_and_keeps_who_wanted_it(shop: Shop) -> None:

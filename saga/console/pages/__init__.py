@@ -7,6 +7,7 @@ from typing import Final
 from saga.console.pages import (
     audit,
     books,
+    decide,
     due,
     keys,
     letters,
@@ -30,6 +31,7 @@ PAGES: Final = tuple(
         stuck,
         due,
         books,
+        decide,
         proof,
         services,
         audit,

@@ -20,7 +20,7 @@ from saga.console.forms import PAGE, After, Given, place_of, read_place
 from saga.console.site import Site, segment
 from saga.dlq.audit import AuditEntry
 from saga.dues import Entry
-from saga.errors import InputError
+from saga.errors import Explained, InputError
 from saga.runtime.problem import Problem
 
 LETTERS: Final = "dead letters"
@@ -87,7 +87,13 @@ def routes(site: Site) -> APIRouter:
                 f"there is no record of {wanted.record!r}; there are {', '.join(readers)}"
             )
         records = [wanted.record] if wanted.record else list(readers)
-        found = [deed for name in records for deed in await readers[name](seen.get(name))]
+        found: list[Deed] = []
+        unread: dict[str, str] = {}
+        for name in records:
+            try:
+                found += await readers[name](seen.get(name))
+            except Explained as error:
+                unread[name] = str(error)
         found.sort(key=lambda deed: deed.at, reverse=True)
         shown = found[:PAGE]
         seen |= {deed.record: deed.place for deed in shown}
@@ -99,6 +105,7 @@ def routes(site: Site) -> APIRouter:
             wanted=wanted,
             records=list(readers),
             deeds=shown,
+            unread=unread,
             next=place_of(json.dumps(seen, ensure_ascii=False)) if len(found) > PAGE else None,
         )
 
@@ -106,7 +113,6 @@ def routes(site: Site) -> APIRouter:
 
 
 def _of_letters(entry: AuditEntry, *, bodies: bool) -> Deed:
-    run = entry.result.get("run")
     return Deed(
         LETTERS,
         ("", f"{entry.number}"),
@@ -116,8 +122,19 @@ def _of_letters(entry: AuditEntry, *, bodies: bool) -> Deed:
         _said(entry.selection) or "all letters",
         entry.reason,
         _said(entry.result if bodies else _without_payload(entry.result)),
-        f"/replays/{run}" if isinstance(run, int) else "",
+        _address(entry),
     )
+
+
+def _address(entry: AuditEntry) -> str:
+    """Of the page that tells more of it."""
+    run = entry.result.get("run")
+    if isinstance(run, int):
+        return f"/replays/{run}"
+    numbers = entry.result.get("letters")
+    if isinstance(numbers, list) and len(numbers) == 1:
+        return f"/letters/{numbers[0]}"
+    return ""
 
 
 def _of_due(entry: Entry) -> Deed:

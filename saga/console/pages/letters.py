@@ -33,7 +33,7 @@ from saga.runtime.messaging.topology import queues_of
 from saga.runtime.problem import Problem
 from saga.text import harmless
 
-EXAMINED_MAX: Final = 2_000
+EXAMINED_MAX: Final = 1_000
 """Letters that a dry run examines for one page."""
 SPARKS: Final = 24
 """Parts of the time in a sparkline."""
@@ -421,7 +421,7 @@ def routes(site: Site) -> APIRouter:
 def _listed(desk: ReadingDesk, selection: Selection, wanted: LettersListed) -> dict[str, Any]:
     """What a list shows; blocks."""
     states, store = wanted.state.states, desk.store
-    found: dict[str, Any] = {"count": len(store.numbers(selection, states))}
+    found: dict[str, Any] = {"count": store.count(selection, states)}
     if wanted.by == "letter":
         place = None if wanted.after is None else read_place(wanted.after, datetime, int)
         shown = store.page(selection, states, PAGE + 1, place)

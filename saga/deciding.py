@@ -1,0 +1,44 @@
+"""What a rule leaves to people, decided: the service that knows how is asked over HTTP."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import httpx
+
+from saga.declaration import PersonsChoice
+from saga.deployment import Deployment
+from saga.errors import Explained
+from saga.http import post_to_one
+
+ASK_SECONDS: Final = 30.0
+
+
+class DecidingError(Explained):
+    """It is not decided, or nobody can tell. Says why."""
+
+
+async def decide(deployment: Deployment, choice: PersonsChoice, way: str, subject: str) -> None:
+    """Have it decided in this way, which is one of the choice's. Raises `DecidingError`."""
+    name = choice.participant
+    urls = deployment.http_urls.get(name, ())
+    if not urls:
+        raise DecidingError(f"the deployment names no URL of the service {name}; add it")
+    try:
+        answer = await post_to_one(urls, choice.path(way, subject), None, ASK_SECONDS)
+    except httpx.HTTPError as error:
+        raise DecidingError(
+            f"the service {name} did not answer: {str(error) or type(error).__name__}; it may be "
+            f"decided all the same, which `saga reconcile` tells"
+        ) from error
+    if answer is None:
+        raise DecidingError(f"no service {name} runs at {', '.join(urls)}; start it")
+    if not answer.is_success:
+        raise DecidingError(f"the service {name} has not done it: {_detail(answer)}")
+
+
+def _detail(answer: httpx.Response) -> str:
+    try:
+        return str(answer.json()["detail"])
+    except (ValueError, LookupError, TypeError):
+        return f"it answered {answer.status_code} with no problem that can be read"
