@@ -14,6 +14,7 @@ from typing import Any, Final
 from pydantic_core import from_json
 
 from saga.archive.timeline import Hop
+from saga.console.inquiry import Inquiry, apart
 from saga.console.masking import fields_of, masked
 from saga.console.watched import Watched
 from saga.envelope import Envelope
@@ -24,7 +25,7 @@ from saga.future.whatif import AskedStep, Consequences, course
 from saga.history.debts import Coming, Debt, coming_of, debts_of
 from saga.history.story import Story, tell
 from saga.history.trace import Trace, events_before, facts_of, past_of
-from saga.history.whereabouts import Place, Whereabouts
+from saga.history.whereabouts import Place, Whereabouts, look
 from saga.verify import VerifyError
 
 KEPT_MAX: Final = 64
@@ -34,6 +35,12 @@ PAIRS_MAX: Final = 12
 BODY_MAX_CHARACTERS: Final = 1_500
 """Of a body among others."""
 WHOLE_BODY_MAX_CHARACTERS: Final = 50_000
+LOOK_AGE_SECONDS: Final = 5.0
+"""How old may be what was seen at the broker."""
+LOOK_SHARE: Final = 0.05
+"""Of the time, what looking there may take."""
+LOOK_PATIENCE_SECONDS: Final = 0.05
+"""How long a page waits for that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +88,37 @@ class Unforeseen:
     """Why it cannot be said what can still happen."""
 
     why: str
+
+
+class Lookout:
+    """Looks through the broker's queues, once for all pages. Belongs to one event loop."""
+
+    def __init__(self, watched: Watched) -> None:
+        self._watched = watched
+        self._looking: Inquiry[Whereabouts] = Inquiry(self._look)
+
+    @property
+    def failed(self) -> str:
+        """Why the last look came to nothing; empty if it did not."""
+        return self._looking.failed
+
+    async def _look(self) -> Whereabouts:
+        deployment, graph = self._watched.deployment, self._watched.graph
+        return await apart(lambda: look(deployment, graph, ()))
+
+    async def seen(self, debts: Sequence[Debt]) -> Whereabouts | None:
+        """What was seen since all of this is owed; None if that is not known yet."""
+        looking = self._looking
+        owed_since = max(debt.since for debt in debts)
+        age_max = max(LOOK_AGE_SECONDS, looking.last_seconds / LOOK_SHARE)
+        known = looking.last_at is not None and looking.last_at >= owed_since
+        if not known or (looking.age_seconds or 0.0) > age_max:
+            looking.begin()
+            if not known:
+                await looking.soon(LOOK_PATIENCE_SECONDS)
+        if looking.last_at is None or looking.last_at < owed_since:
+            return None
+        return looking.last
 
 
 def moment_of(graph: Any, found: Trace, number: int | None) -> Moment:

@@ -20,6 +20,7 @@ from saga.choreography import State
 from saga.console.one import (
     WHOLE_BODY_MAX_CHARACTERS,
     Foreseeing,
+    Lookout,
     Unforeseen,
     body_of,
     moment_of,
@@ -57,6 +58,7 @@ def routes(site: Site) -> APIRouter:
     """`/sagas`."""
     router = APIRouter()
     foreseeing = Foreseeing(site.watched)
+    lookout = Lookout(site.watched)
 
     @router.get("/sagas")
     async def sagas(request: Request) -> Response:
@@ -107,8 +109,8 @@ def routes(site: Site) -> APIRouter:
         do: Annotated[list[str] | None, Query(max_length=8)] = None,
     ) -> Response:
         watched = site.watched
-        found = await trace(watched.deployment, watched.graph, subject)
-        page = _OnePage(site, request, found, foreseeing, event)
+        found = await trace(watched.deployment, watched.graph, subject, seen=lookout.seen)
+        page = _OnePage(site, request, found, foreseeing, event, lookout.failed)
         match show:
             case "story":
                 return page.story(row)
@@ -213,6 +215,7 @@ class _OnePage:
         found: Trace,
         foreseeing: Foreseeing,
         event: int | None,
+        unseen: str,
     ) -> None:
         self._site = site
         self._request = request
@@ -221,6 +224,7 @@ class _OnePage:
         self._subject = found.story.subject
         self._moment = moment_of(site.watched.graph, found, event)
         self._asked = event
+        self._unseen = unseen
         self._path = f"/sagas/{quote(self._subject, safe='')}"
 
     def _url(self, show: str, **query: Any) -> str:
@@ -240,6 +244,7 @@ class _OnePage:
             subject=self._subject,
             tabs=tabs,
             moment=self._moment,
+            unseen=self._unseen,
             show=show,
             **context,
         )
