@@ -27,6 +27,7 @@ from saga.history.story import Story, tell
 from saga.history.trace import Trace, events_before, facts_of, past_of
 from saga.history.whereabouts import Place, Whereabouts, look
 from saga.verify import VerifyError
+from saga.view import EventsInMemory, View
 
 KEPT_MAX: Final = 64
 """Outlooks that are kept, so that pages that stay open do not have them computed again."""
@@ -176,6 +177,21 @@ def _said(value: Any) -> str:
     if value is None:
         return ""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def left_to_people(watched: Watched, story: Story) -> list[tuple[str, str]]:
+    """What about a subject waits for a person's decision: the rule's name, and what was found."""
+    view = View(
+        {name: fold.states for name, fold in story.folds.items()},
+        EventsInMemory(list(story.events.values())),
+        rests=lambda _: True,
+    )
+    return [
+        (rule.name, detail)
+        for rule in watched.saga.left_to_people
+        for subject, detail in rule.broken(view)
+        if subject == story.subject
+    ]
 
 
 def body_of(step: Hop, *, bodies: bool, characters: int = BODY_MAX_CHARACTERS) -> tuple[str, int]:

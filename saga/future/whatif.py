@@ -20,7 +20,8 @@ from saga.verify.machine import Machine
 from saga.verify.schedule import Choice, StepInWords, Walk
 from saga.view import Violation
 
-STEPS_MAX: Final = 200
+STEPS_MAX: Final = 80
+"""Of one course; a saga that goes on for ever is followed no further."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from shlex import quote as quoted
 from typing import Annotated, Any, Final
 from urllib.parse import quote
 
@@ -24,6 +25,7 @@ from saga.console.one import (
     Lookout,
     Unforeseen,
     body_of,
+    left_to_people,
     moment_of,
     part_of,
     states_at,
@@ -40,7 +42,14 @@ from saga.limits import TEXT_MAX_BYTES
 
 PAGE_SIZES: Final = (50, 20, 100)
 ROWS_MAX: Final = 60
-"""Of a sequence, and messages, on one page."""
+"""Of a sequence, on one page."""
+MESSAGES_MAX: Final = 30
+STATES_MAX: Final = 250
+"""Fields of states, on one page."""
+ENDS_MAX: Final = 12
+"""Ends, and ways to them, on one page."""
+WAY_MAX: Final = 30
+"""Steps of a way that are shown."""
 COLUMNS_MAX: Final = 4
 """Fields of a view that a list shows."""
 _OF_VIEW: Final = "view."
@@ -269,7 +278,7 @@ class _OnePage:
         return self._page(
             "saga.html",
             "story",
-            f"saga trace {self._subject}",
+            f"saga trace {quoted(self._subject)}",
             picture=Markup(picture),  # noqa: S704 - escaped by `as_svg`
             rows=[
                 (row, self._url("states", event=places[row.id]) if row.id in places else None)
@@ -285,6 +294,7 @@ class _OnePage:
             ],
             view=None if view is None else _facts(view),
             letters=letters,
+            decisions=left_to_people(self._site.watched, found.story),
             dead=sum(letter.state in HERE for letter in letters),
             trace_id=trace_id_of(self._subject),
             trace_link=_trace_link(self._site, self._subject),
@@ -299,8 +309,9 @@ class _OnePage:
         return self._page(
             "saga_states.html",
             "states",
-            f"saga show {self._subject}" + (f" --before {event}" if event else ""),
-            states=rows,
+            f"saga show {quoted(self._subject)}" + (f" --before {quoted(event)}" if event else ""),
+            states=rows[:STATES_MAX],
+            more=max(0, len(rows) - STATES_MAX),
             silent=[p.name for p in graph.in_python if p.name not in known],
             foreign=[p.name for p in graph.foreign],
             before=self._url("states", event=moment.number - 1) if moment.number else None,
@@ -311,8 +322,8 @@ class _OnePage:
     def messages(self, first: int) -> Response:
         found = self._found
         steps = found.story.steps
-        last_page = max(0, (len(steps) - 1) // ROWS_MAX * ROWS_MAX)
-        first = min(first // ROWS_MAX * ROWS_MAX, last_page)
+        last_page = max(0, (len(steps) - 1) // MESSAGES_MAX * MESSAGES_MAX)
+        first = min(first // MESSAGES_MAX * MESSAGES_MAX, last_page)
         graph = self._site.watched.graph
         numbers = {step.attributes.id: number for number, step in enumerate(steps, 1)}
         names = {source_of(p.name): p.name for p in graph.participants}
@@ -326,17 +337,17 @@ class _OnePage:
                 *body_of(step, bodies=self._site.bodies),
                 self._url("message", event=number),
             )
-            for number, step in enumerate(steps[first : first + ROWS_MAX], first + 1)
+            for number, step in enumerate(steps[first : first + MESSAGES_MAX], first + 1)
         ]
         return self._page(
             "saga_messages.html",
             "messages",
-            f"saga trace {self._subject} --json",
+            f"saga trace {quoted(self._subject)} --json",
             messages=shown,
             count=len(steps),
             first=first,
-            earlier=self._url("messages", row=first - ROWS_MAX) if first else None,
-            later=self._url("messages", row=first + ROWS_MAX) if first < last_page else None,
+            earlier=self._url("messages", row=first - MESSAGES_MAX) if first else None,
+            later=self._url("messages", row=first + MESSAGES_MAX) if first < last_page else None,
         )
 
     def message(self) -> Response:
@@ -348,7 +359,7 @@ class _OnePage:
         return self._page(
             "saga_message.html",
             "messages",
-            f"saga trace {self._subject} --json",
+            f"saga trace {quoted(self._subject)} --json",
             step=step,
             body=body,
             characters=characters,
@@ -363,6 +374,8 @@ class _OnePage:
             "saga verify",
             unforeseen=unforeseen,
             outlook=None if unforeseen else outlook,
+            ends_max=ENDS_MAX,
+            way_max=WAY_MAX,
             present=present,
         )
 
