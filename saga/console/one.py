@@ -19,7 +19,7 @@ from saga.console.masking import fields_of, masked
 from saga.console.watched import Watched
 from saga.envelope import Envelope
 from saga.future.ends import Outlook, outlook
-from saga.future.present import Foresight, Present, shared_keys
+from saga.future.present import Foresight, ModelledSubject, shared_keys
 from saga.future.reading import read_shared
 from saga.future.whatif import AskedStep, Consequences, course
 from saga.history.debts import Coming, Debt, coming_of, debts_of
@@ -212,11 +212,11 @@ class Foreseeing:
         self._watched = watched
         self._foresight = Foresight(watched.saga)
         self._kept: OrderedDict[Hashable, Outlook | Unforeseen] = OrderedDict()
-        self._presents: OrderedDict[Hashable, Present] = OrderedDict()
+        self._presents: OrderedDict[Hashable, ModelledSubject] = OrderedDict()
 
     async def outlook(
         self, moment: Moment, whereabouts: Whereabouts | None
-    ) -> tuple[Outlook | Unforeseen, Present | None]:
+    ) -> tuple[Outlook | Unforeseen, ModelledSubject | None]:
         """What can still happen from a moment on, and what was taken for granted."""
         debts = _open_debts(moment, whereabouts)
         key = _key(moment, debts)
@@ -232,7 +232,7 @@ class Foreseeing:
 
     def _compute(
         self, moment: Moment, debts: Sequence[Debt]
-    ) -> tuple[Outlook | Unforeseen, Present | None]:
+    ) -> tuple[Outlook | Unforeseen, ModelledSubject | None]:
         try:
             present = self._present(moment, debts, influential_only=True)
             return outlook(present, self._foresight.judged(present)), present
@@ -241,7 +241,9 @@ class Foreseeing:
         except TypeError as error:  # A state that is not hashable, say.
             return Unforeseen(f"a state cannot be put into the model: {error}"), None
 
-    def _present(self, moment: Moment, debts: Sequence[Debt], *, influential_only: bool) -> Present:
+    def _present(
+        self, moment: Moment, debts: Sequence[Debt], *, influential_only: bool
+    ) -> ModelledSubject:
         graph = self._watched.graph
         keys = shared_keys(graph, moment.story)
         return self._foresight.present(
@@ -300,7 +302,7 @@ def _key(moment: Moment, debts: Sequence[Debt]) -> Hashable:
     return moment.story.subject, tuple(moment.story.events), owed, moment.is_last
 
 
-def _offers(present: Present, whereabouts: Whereabouts | None) -> Sequence[Offer]:
+def _offers(present: ModelledSubject, whereabouts: Whereabouts | None) -> Sequence[Offer]:
     found: list[Offer] = []
     for name, event in present.pending:
         step = AskedStep(name, message=event.id)

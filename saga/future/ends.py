@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from saga.choreography import Choreography
-from saga.future.present import Present
+from saga.future.present import ModelledSubject
 from saga.graph.flow import Flow
 from saga.graph.sagas import extents_of
 from saga.message import Event
@@ -77,7 +77,7 @@ class _EndSeen:
 
 
 def outlook(
-    present: Present,
+    present: ModelledSubject,
     rules: Mapping[str, str],
     *,
     states_max: int = STATES_MAX,
@@ -162,7 +162,7 @@ class _Breadth:
         """Whether time will do something yet."""
         return any(isinstance(action.about, Firing) for action in self._machine.actions(state))
 
-    def outlook(self, present: Present, rules: Mapping[str, str]) -> Outlook:
+    def outlook(self, present: ModelledSubject, rules: Mapping[str, str]) -> Outlook:
         graph = present.model.choreography
         ends = [
             ReachableEnd(

@@ -51,7 +51,7 @@ class UnknownState(VerifyError):
 
 
 @dataclass(frozen=True)
-class Present:
+class ModelledSubject:
     """A subject as a model has it."""
 
     model: Model
@@ -110,7 +110,7 @@ class Foresight:
         now: datetime,
         *,
         influential_only: bool = False,
-    ) -> Present:
+    ) -> ModelledSubject:
         """The model that begins where the story ends; the debts are those that may still be met.
         With `influential_only`, without those who cannot change how it ends.
 
@@ -153,7 +153,7 @@ class Foresight:
         )
         left_out = {p.name for p in self.saga.participants} - names
         remarks = list(_remarks(shared, outsides, books, left_out))
-        return Present(model, pending, coming, unjudged, untried, remarks)
+        return ModelledSubject(model, pending, coming, unjudged, untried, remarks)
 
     def _applied(self, graph: Choreography, unread: frozenset[type]) -> tuple[Rules, Sequence[str]]:
         """The rules that can be judged by what is known of one subject; and the names of those that
@@ -177,7 +177,7 @@ class Foresight:
             self._rules[key] = rules, names
         return self._rules[key]
 
-    def judged(self, present: Present) -> dict[str, str]:
+    def judged(self, present: ModelledSubject) -> dict[str, str]:
         """Keyed by name: what each rule says that is judged, in a line."""
         names = {i.name: i for i in self.saga.invariants if i.name not in present.unjudged}
         own = {name: first_line(invariant.function) for name, invariant in names.items()}

@@ -16,7 +16,7 @@ from saga.discovery import choreography, saga
 from saga.envelope import Envelope
 from saga.errors import InputError
 from saga.future.ends import ReachableEnd, outlook
-from saga.future.present import Foresight, Present, SharedStates, shared_keys
+from saga.future.present import Foresight, ModelledSubject, SharedStates, shared_keys
 from saga.future.whatif import AskedStep, course
 from saga.history.debts import coming_of, debts_of
 from saga.history.story import Story, tell
@@ -61,7 +61,7 @@ def shelf(played: Play, story: Story) -> SharedStates:
 
 def present(
     foresight: Foresight, played: Play, order: str, *, influential_only: bool = True
-) -> Present:
+) -> ModelledSubject:
     story = story_of(played.events, order)
     graph = choreography()
     return foresight.present(
@@ -74,7 +74,7 @@ def present(
     )
 
 
-def ends(foresight: Foresight, found: Present) -> dict[str, ReachableEnd]:
+def ends(foresight: Foresight, found: ModelledSubject) -> dict[str, ReachableEnd]:
     seen = outlook(found, foresight.judged(found), seconds_max=MINUTE_SECONDS)
     assert seen.whole
     assert not seen.broken
