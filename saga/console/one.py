@@ -266,7 +266,7 @@ class Foreseeing:
                 present = self._present(moment, debts, influential_only=False)
             except VerifyError as error:
                 return Unforeseen(str(error))
-            return list(_offers(present, whereabouts))
+            return offers_of(present, whereabouts)
 
         return await asyncio.to_thread(make)
 
@@ -302,7 +302,9 @@ def _key(moment: Moment, debts: Sequence[Debt]) -> Hashable:
     return moment.story.subject, tuple(moment.story.events), owed, moment.is_last
 
 
-def _offers(present: ModelledSubject, whereabouts: Whereabouts | None) -> Sequence[Offer]:
+def offers_of(present: ModelledSubject, whereabouts: Whereabouts | None) -> list[Offer]:
+    """What may be asked about a subject: each message that is on its way taken next, two of them in
+    either order, what is due done now, and what may be given from outside."""
     found: list[Offer] = []
     for name, event in present.pending:
         step = AskedStep(name, message=event.id)

@@ -152,7 +152,7 @@ class Foresight:
             unsaid=_unsaid,
         )
         left_out = {p.name for p in self.saga.participants} - names
-        remarks = list(_remarks(shared, outsides, books, left_out))
+        remarks = list(_remarks(graph, shared, outsides, books, left_out))
         return ModelledSubject(model, pending, coming, unjudged, untried, remarks)
 
     def _applied(self, graph: Choreography, unread: frozenset[type]) -> tuple[Rules, Sequence[str]]:
@@ -231,7 +231,20 @@ def _told(
     ]
 
 
+def _asked_by_commands(graph: Choreography, outside: Outside[Any]) -> bool:
+    """Whether an outside may be asked because of a command that no participant sends."""
+    sent = {command.type for command in graph.commands}
+    return any(
+        issubclass(reaction.consumes, Command)
+        and reaction.consumes.type not in sent
+        and not outside.intents.isdisjoint(reaction.intends)
+        for participant in graph.participants
+        for reaction in participant.reactions
+    )
+
+
 def _remarks(
+    graph: Choreography,
     shared: SharedStates,
     outsides: Sequence[Outside[Any]],
     books: Sequence[Mapping[str, Any]],
@@ -246,6 +259,11 @@ def _remarks(
     if kinds:
         yield f"{', '.join(kinds)}: as the databases have it now, since it is about others, too"
     for outside in outsides:
+        if _asked_by_commands(graph, outside):
+            yield (
+                f"nothing is being asked of {outside.name} because of a command from outside: no "
+                f"event would tell so yet"
+            )
         if outside.name not in books[0]:
             yield f"what {outside.name} has answered so far does not follow from the events"
     if len(books) > 1:

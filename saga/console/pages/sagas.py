@@ -242,7 +242,7 @@ class _OnePage:
         given = {"show": None if show == "story" else show, "event": self._asked, **query}
         return self._site.url(self._path, **given)
 
-    def _page(self, template: str, show: str, command: str, **context: Any) -> Response:
+    def _page(self, template: str, show: str, command: str | None, **context: Any) -> Response:
         story = self._found.story
         tabs = [(self._url(name), text, name == show) for name, text in _TABS]
         return self._site.page(
@@ -371,7 +371,7 @@ class _OnePage:
         return self._page(
             "saga_future.html",
             "future",
-            "saga verify",
+            None,
             unforeseen=unforeseen,
             outlook=None if unforeseen else outlook,
             ends_max=ENDS_MAX,
@@ -390,7 +390,7 @@ class _OnePage:
         return self._page(
             "saga_what_if.html",
             "what-if",
-            "saga verify",
+            None,
             unforeseen=why,
             offers=[
                 (offer.words, self._url("what-if", do=[_written(step) for step in offer.steps]))
