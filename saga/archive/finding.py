@@ -22,7 +22,7 @@ from saga.choreography import State
 from saga.errors import InputError
 from saga.runtime.kernel.tables import Utc
 
-ROWS_MAX: Final = 20_000
+ROWS_MAX: Final = 10_000
 """Rows that are looked at for one page."""
 _TIME: Final = "first_event_at"
 """The column by which subjects are listed. A view that has it as well, with indexes that go on with

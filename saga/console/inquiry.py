@@ -4,10 +4,12 @@ came of it last is kept."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import threading
 from collections.abc import Callable, Coroutine
 from datetime import datetime
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from saga.errors import Explained, InputError
 from saga.runtime.kernel.tables import utc_now
@@ -77,5 +79,27 @@ class Inquiry(Generic[T]):
 
 async def apart(ask: Callable[[], Coroutine[Any, Any, T]]) -> T:
     """Run a coroutine that works much between its waits on a thread and a loop of its own, so that
-    pages go on meanwhile."""
-    return await asyncio.to_thread(lambda: asyncio.run(ask()))
+    pages go on meanwhile. A console that ends does not wait for it."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[T] = loop.create_future()
+
+    def settle(result: T | None, error: BaseException | None) -> None:
+        if done.done():
+            return
+        if error is not None:
+            done.set_exception(error)
+        else:
+            done.set_result(cast("T", result))
+
+    def work() -> None:
+        result: T | None = None
+        failure: BaseException | None = None
+        try:
+            result = asyncio.run(ask())
+        except BaseException as error:
+            failure = error
+        with contextlib.suppress(RuntimeError):  # The loop is closed: nobody waits.
+            loop.call_soon_threadsafe(settle, result, failure)
+
+    threading.Thread(target=work, daemon=True).start()
+    return await done

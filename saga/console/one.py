@@ -14,18 +14,20 @@ from typing import Any, Final
 from pydantic_core import from_json
 
 from saga.archive.timeline import Hop
+from saga.console.inquiry import Inquiry, apart
 from saga.console.masking import fields_of, masked
 from saga.console.watched import Watched
 from saga.envelope import Envelope
 from saga.future.ends import Outlook, outlook
-from saga.future.present import Foresight, Present, shared_keys
+from saga.future.present import Foresight, ModelledSubject, shared_keys
 from saga.future.reading import read_shared
 from saga.future.whatif import AskedStep, Consequences, course
 from saga.history.debts import Coming, Debt, coming_of, debts_of
 from saga.history.story import Story, tell
 from saga.history.trace import Trace, events_before, facts_of, past_of
-from saga.history.whereabouts import Place, Whereabouts
+from saga.history.whereabouts import Place, Whereabouts, look
 from saga.verify import VerifyError
+from saga.view import EventsInMemory, View
 
 KEPT_MAX: Final = 64
 """Outlooks that are kept, so that pages that stay open do not have them computed again."""
@@ -34,6 +36,12 @@ PAIRS_MAX: Final = 12
 BODY_MAX_CHARACTERS: Final = 1_500
 """Of a body among others."""
 WHOLE_BODY_MAX_CHARACTERS: Final = 50_000
+LOOK_AGE_SECONDS: Final = 5.0
+"""How old may be what was seen at the broker."""
+LOOK_SHARE: Final = 0.05
+"""Of the time, what looking there may take."""
+LOOK_PATIENCE_SECONDS: Final = 0.05
+"""How long a page waits for that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +89,37 @@ class Unforeseen:
     """Why it cannot be said what can still happen."""
 
     why: str
+
+
+class Lookout:
+    """Looks through the broker's queues, once for all pages. Belongs to one event loop."""
+
+    def __init__(self, watched: Watched) -> None:
+        self._watched = watched
+        self._looking: Inquiry[Whereabouts] = Inquiry(self._look)
+
+    @property
+    def failed(self) -> str:
+        """Why the last look came to nothing; empty if it did not."""
+        return self._looking.failed
+
+    async def _look(self) -> Whereabouts:
+        deployment, graph = self._watched.deployment, self._watched.graph
+        return await apart(lambda: look(deployment, graph, ()))
+
+    async def seen(self, debts: Sequence[Debt]) -> Whereabouts | None:
+        """What was seen since all of this is owed; None if that is not known yet."""
+        looking = self._looking
+        owed_since = max(debt.since for debt in debts)
+        age_max = max(LOOK_AGE_SECONDS, looking.last_seconds / LOOK_SHARE)
+        known = looking.last_at is not None and looking.last_at >= owed_since
+        if not known or (looking.age_seconds or 0.0) > age_max:
+            looking.begin()
+            if not known:
+                await looking.soon(LOOK_PATIENCE_SECONDS)
+        if looking.last_at is None or looking.last_at < owed_since:
+            return None
+        return looking.last
 
 
 def moment_of(graph: Any, found: Trace, number: int | None) -> Moment:
@@ -140,6 +179,21 @@ def _said(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
+def left_to_people(watched: Watched, story: Story) -> list[tuple[str, str]]:
+    """What about a subject waits for a person's decision: the rule's name, and what was found."""
+    view = View(
+        {name: fold.states for name, fold in story.folds.items()},
+        EventsInMemory(list(story.events.values())),
+        rests=lambda _: True,
+    )
+    return [
+        (rule.name, detail)
+        for rule in watched.saga.left_to_people
+        for subject, detail in rule.broken(view)
+        if subject == story.subject
+    ]
+
+
 def body_of(step: Hop, *, bodies: bool, characters: int = BODY_MAX_CHARACTERS) -> tuple[str, int]:
     """The `data` of a message as text, cut after so many characters; and how many it has."""
     try:
@@ -158,11 +212,11 @@ class Foreseeing:
         self._watched = watched
         self._foresight = Foresight(watched.saga)
         self._kept: OrderedDict[Hashable, Outlook | Unforeseen] = OrderedDict()
-        self._presents: OrderedDict[Hashable, Present] = OrderedDict()
+        self._presents: OrderedDict[Hashable, ModelledSubject] = OrderedDict()
 
     async def outlook(
         self, moment: Moment, whereabouts: Whereabouts | None
-    ) -> tuple[Outlook | Unforeseen, Present | None]:
+    ) -> tuple[Outlook | Unforeseen, ModelledSubject | None]:
         """What can still happen from a moment on, and what was taken for granted."""
         debts = _open_debts(moment, whereabouts)
         key = _key(moment, debts)
@@ -178,7 +232,7 @@ class Foreseeing:
 
     def _compute(
         self, moment: Moment, debts: Sequence[Debt]
-    ) -> tuple[Outlook | Unforeseen, Present | None]:
+    ) -> tuple[Outlook | Unforeseen, ModelledSubject | None]:
         try:
             present = self._present(moment, debts, influential_only=True)
             return outlook(present, self._foresight.judged(present)), present
@@ -187,7 +241,9 @@ class Foreseeing:
         except TypeError as error:  # A state that is not hashable, say.
             return Unforeseen(f"a state cannot be put into the model: {error}"), None
 
-    def _present(self, moment: Moment, debts: Sequence[Debt], *, influential_only: bool) -> Present:
+    def _present(
+        self, moment: Moment, debts: Sequence[Debt], *, influential_only: bool
+    ) -> ModelledSubject:
         graph = self._watched.graph
         keys = shared_keys(graph, moment.story)
         return self._foresight.present(
@@ -210,7 +266,7 @@ class Foreseeing:
                 present = self._present(moment, debts, influential_only=False)
             except VerifyError as error:
                 return Unforeseen(str(error))
-            return list(_offers(present, whereabouts))
+            return offers_of(present, whereabouts)
 
         return await asyncio.to_thread(make)
 
@@ -246,7 +302,9 @@ def _key(moment: Moment, debts: Sequence[Debt]) -> Hashable:
     return moment.story.subject, tuple(moment.story.events), owed, moment.is_last
 
 
-def _offers(present: Present, whereabouts: Whereabouts | None) -> Sequence[Offer]:
+def offers_of(present: ModelledSubject, whereabouts: Whereabouts | None) -> list[Offer]:
+    """What may be asked about a subject: each message that is on its way taken next, two of them in
+    either order, what is due done now, and what may be given from outside."""
     found: list[Offer] = []
     for name, event in present.pending:
         step = AskedStep(name, message=event.id)

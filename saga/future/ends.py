@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from saga.choreography import Choreography
-from saga.future.present import Present
+from saga.future.present import ModelledSubject
 from saga.graph.flow import Flow
 from saga.graph.sagas import extents_of
 from saga.message import Event
@@ -19,6 +19,7 @@ from saga.view import Violation
 
 STATES_MAX: Final = 20_000
 SECONDS_MAX: Final = 0.15
+"""Of processor time: what is looked at should not depend on what else the machine does."""
 _LOOKED_EVERY: Final = 64
 """States between two looks at the clock."""
 
@@ -77,13 +78,14 @@ class _EndSeen:
 
 
 def outlook(
-    present: Present,
+    present: ModelledSubject,
     rules: Mapping[str, str],
     *,
     states_max: int = STATES_MAX,
     seconds_max: float = SECONDS_MAX,
 ) -> Outlook:
-    """Explore what can happen from here, breadth first, up to so many states or seconds; blocks.
+    """Explore what can happen from here, breadth first, up to so many states or seconds of the
+    processor; blocks.
 
     `rules` are by name those that are judged. Raises `VerifyError` where something has to be known
     that is not.
@@ -97,7 +99,7 @@ class _Breadth:
     def __init__(self, machine: Machine, states_max: int, seconds_max: float) -> None:
         self._machine = machine
         self._states_max = states_max
-        self._began = time.monotonic()
+        self._began = time.thread_time()
         self._until = self._began + seconds_max
         self._starts = {state: name for name, state in machine.starts.items()}
         self._parents: dict[int, int] = {}
@@ -119,7 +121,7 @@ class _Breadth:
             self._expand(state)
 
     def _is_over(self) -> bool:
-        return len(self._order) > self._states_max or time.monotonic() > self._until
+        return len(self._order) > self._states_max or time.thread_time() > self._until
 
     def _expand(self, state: int) -> None:
         for action in self._machine.actions(state):
@@ -162,7 +164,7 @@ class _Breadth:
         """Whether time will do something yet."""
         return any(isinstance(action.about, Firing) for action in self._machine.actions(state))
 
-    def outlook(self, present: Present, rules: Mapping[str, str]) -> Outlook:
+    def outlook(self, present: ModelledSubject, rules: Mapping[str, str]) -> Outlook:
         graph = present.model.choreography
         ends = [
             ReachableEnd(
@@ -180,7 +182,7 @@ class _Breadth:
             whole=self.whole,
             states=len(self._order),
             transitions=self._transitions,
-            seconds=time.monotonic() - self._began,
+            seconds=time.thread_time() - self._began,
             ends=sorted(ends, key=lambda end: (len(end.way), end.name)),
             out_of_reach=sorted({kind.type for kind in kinds} - reached),
             holding={name: said for name, said in rules.items() if name not in self._broken},

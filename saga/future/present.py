@@ -51,7 +51,7 @@ class UnknownState(VerifyError):
 
 
 @dataclass(frozen=True)
-class Present:
+class ModelledSubject:
     """A subject as a model has it."""
 
     model: Model
@@ -110,7 +110,7 @@ class Foresight:
         now: datetime,
         *,
         influential_only: bool = False,
-    ) -> Present:
+    ) -> ModelledSubject:
         """The model that begins where the story ends; the debts are those that may still be met.
         With `influential_only`, without those who cannot change how it ends.
 
@@ -152,8 +152,8 @@ class Foresight:
             unsaid=_unsaid,
         )
         left_out = {p.name for p in self.saga.participants} - names
-        remarks = list(_remarks(shared, outsides, books, left_out))
-        return Present(model, pending, coming, unjudged, untried, remarks)
+        remarks = list(_remarks(graph, shared, outsides, books, left_out))
+        return ModelledSubject(model, pending, coming, unjudged, untried, remarks)
 
     def _applied(self, graph: Choreography, unread: frozenset[type]) -> tuple[Rules, Sequence[str]]:
         """The rules that can be judged by what is known of one subject; and the names of those that
@@ -177,7 +177,7 @@ class Foresight:
             self._rules[key] = rules, names
         return self._rules[key]
 
-    def judged(self, present: Present) -> dict[str, str]:
+    def judged(self, present: ModelledSubject) -> dict[str, str]:
         """Keyed by name: what each rule says that is judged, in a line."""
         names = {i.name: i for i in self.saga.invariants if i.name not in present.unjudged}
         own = {name: first_line(invariant.function) for name, invariant in names.items()}
@@ -231,7 +231,20 @@ def _told(
     ]
 
 
+def _asked_by_commands(graph: Choreography, outside: Outside[Any]) -> bool:
+    """Whether an outside may be asked because of a command that no participant sends."""
+    sent = {command.type for command in graph.commands}
+    return any(
+        issubclass(reaction.consumes, Command)
+        and reaction.consumes.type not in sent
+        and not outside.intents.isdisjoint(reaction.intends)
+        for participant in graph.participants
+        for reaction in participant.reactions
+    )
+
+
 def _remarks(
+    graph: Choreography,
     shared: SharedStates,
     outsides: Sequence[Outside[Any]],
     books: Sequence[Mapping[str, Any]],
@@ -246,6 +259,11 @@ def _remarks(
     if kinds:
         yield f"{', '.join(kinds)}: as the databases have it now, since it is about others, too"
     for outside in outsides:
+        if _asked_by_commands(graph, outside):
+            yield (
+                f"nothing is being asked of {outside.name} because of a command from outside: no "
+                f"event would tell so yet"
+            )
         if outside.name not in books[0]:
             yield f"what {outside.name} has answered so far does not follow from the events"
     if len(books) > 1:

@@ -13,14 +13,15 @@ from typing import Final
 from saga.declaration import Stimulus
 from saga.errors import InputError
 from saga.future.ends import EndName, end_name
-from saga.future.present import Present
+from saga.future.present import ModelledSubject
 from saga.runtime.kernel.step import Firing
 from saga.verify.facts import Answered, Asked, Sent
 from saga.verify.machine import Machine
 from saga.verify.schedule import Choice, StepInWords, Walk
 from saga.view import Violation
 
-STEPS_MAX: Final = 200
+STEPS_MAX: Final = 80
+"""Of one course; a saga that goes on for ever is followed no further."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,7 @@ class Consequences:
     broken: Sequence[Violation]
 
 
-def course(present: Present, wanted: Sequence[AskedStep] = ()) -> Consequences:
+def course(present: ModelledSubject, wanted: Sequence[AskedStep] = ()) -> Consequences:
     """What would follow if these steps were taken next, in this order; blocks.
 
     Raises `InputError` for a step that cannot be taken, and `VerifyError` where something has to be

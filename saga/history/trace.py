@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 from functools import partial
@@ -30,7 +30,7 @@ from saga.history.debts import Coming, Debt, coming_of, debts_of
 from saga.history.letters import Life, letters_in, lives_of
 from saga.history.sequence import Diagram, sequence_of
 from saga.history.story import Story, fold_of, tell
-from saga.history.whereabouts import Whereabouts, look
+from saga.history.whereabouts import Whereabouts, in_store, look
 from saga.runtime.kernel.opening import read_database
 from saga.runtime.kernel.tables import utc_now
 
@@ -39,6 +39,8 @@ CATCH_UP_SECONDS: Final = 10.0
 """How long a history that is behind may take to come to the stream's end."""
 
 Progress = Callable[[int], None]
+Seen = Callable[[Sequence[Debt]], Awaitable[Whereabouts | None]]
+"""What somebody has seen at the broker since these were owed; None if nobody has looked."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Trace:
     coming: Sequence[Coming]
     """What will happen when its time comes."""
     whereabouts: Whereabouts | None
-    """None if nothing is owed, and so nobody was asked."""
+    """None if nothing is owed, or nobody has looked."""
     gaps: Sequence[Gap]
     now: datetime
     facts: Sequence[Fact] = ()
@@ -155,9 +157,15 @@ class Past:
 
 
 async def trace(
-    deployment: Deployment, graph: Choreography, subject: str, *, now: datetime | None = None
+    deployment: Deployment,
+    graph: Choreography,
+    subject: str,
+    *,
+    now: datetime | None = None,
+    seen: Seen | None = None,
 ) -> Trace:
-    """Find out all about a subject. Changes nothing.
+    """Find out all about a subject. Changes nothing. Looks through the broker's queues, unless it
+    is told what was `seen` there.
 
     Raises `InputError` for one that nobody knows, `HistoryError`, `DatabaseError`,
     `BrokerError` and `DlqError`.
@@ -169,8 +177,11 @@ async def trace(
     debts, coming = debts_of(graph, story, now), coming_of(graph, story, now)
     lives = await asyncio.to_thread(lives_of, deployment.dead_letters_url, subject)
     whereabouts = None
-    if debts:
-        whereabouts = await look(deployment, graph, [life.letter for life in lives])
+    letters = [life.letter for life in lives]
+    if debts and seen is None:
+        whereabouts = await look(deployment, graph, letters)
+    elif debts and seen is not None and (at_broker := await seen(debts)) is not None:
+        whereabouts = replace(at_broker, found=at_broker.found | in_store(letters))
     diagram = sequence_of(
         graph,
         story,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -12,14 +13,17 @@ import pytest
 from inventory_service.domain import AddStock, StockItem
 from order_service.domain import CancelOrder
 from saga.archive.store import Fact
+from saga.console.one import left_to_people, offers_of
+from saga.console.watched import Watched
 from saga.discovery import choreography, saga
 from saga.envelope import Envelope
 from saga.errors import InputError
 from saga.future.ends import ReachableEnd, outlook
-from saga.future.present import Foresight, Present, SharedStates, shared_keys
+from saga.future.present import Foresight, ModelledSubject, SharedStates, shared_keys
 from saga.future.whatif import AskedStep, course
 from saga.history.debts import coming_of, debts_of
 from saga.history.story import Story, tell
+from saga.history.whereabouts import Place, Where, Whereabouts
 from saga.testing import NOW
 from saga.verify import VerifyError
 from tests.order_play import Play, confirmed, declined, out_of_stock
@@ -61,7 +65,7 @@ def shelf(played: Play, story: Story) -> SharedStates:
 
 def present(
     foresight: Foresight, played: Play, order: str, *, influential_only: bool = True
-) -> Present:
+) -> ModelledSubject:
     story = story_of(played.events, order)
     graph = choreography()
     return foresight.present(
@@ -74,7 +78,7 @@ def present(
     )
 
 
-def ends(foresight: Foresight, found: Present) -> dict[str, ReachableEnd]:
+def ends(foresight: Foresight, found: ModelledSubject) -> dict[str, ReachableEnd]:
     seen = outlook(found, foresight.judged(found), seconds_max=MINUTE_SECONDS)
     assert seen.whole
     assert not seen.broken
@@ -259,3 +263,27 @@ def test_a_step_that_is_not_possible_is_refused(foresight: Foresight) -> None:
 
     with pytest.raises(InputError, match="not on its way"):
         course(found, [AskedStep("payment", message="nothing")])
+
+
+def test_the_replay_of_a_dead_letter_is_offered_by_its_name(foresight: Foresight) -> None:
+    played = stocked(down={"payment", "notification"})
+    order = played.place()
+    played.deliver()
+    found = present(foresight, played, order, influential_only=False)
+    ((_, event),) = found.pending
+    dead = Whereabouts({("payment", event.id): Where(Place.DEAD, "a dead letter")})
+
+    offers = {offer.words: offer.steps for offer in offers_of(found, dead)}
+
+    steps = offers["the dead letter stock.reserved is replayed at payment now"]
+    assert course(found, steps).end == (("order.confirmed", "confirmed"),)
+    assert "its time comes now: order does order.expire" in offers
+    assert "somebody gives order.cancel to order" in offers
+
+
+def test_what_waits_for_a_person_is_named(foresight: Foresight) -> None:
+    played = stocked()
+    order = confirmed(played)
+    watched = Watched(Path(), saga())
+
+    assert left_to_people(watched, story_of(played.events, order)) == []

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Sequence
+from shlex import quote as quoted
 from typing import Annotated, Final
 
 from fastapi import APIRouter, Path, Query
@@ -88,7 +89,7 @@ def routes(site: Site) -> APIRouter:
             request,
             "proof_scenario.html",
             title=one.name,
-            command=f'saga verify --scenario "{one.name}"',
+            command=f"saga verify --scenario {quoted(one.name)}",
             scenario=one,
             step=min(step, last),
             last=last,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from shlex import quote as quoted
 from typing import Annotated, Any, Final
 from urllib.parse import quote
 
@@ -13,6 +14,7 @@ from markupsafe import Markup
 from pydantic import ValidationError
 from starlette.requests import Request
 
+from saga.archive import finding
 from saga.archive.finding import Findings, ListPlace, fields_of, find
 from saga.archive.routes import SubjectsWanted, cursor, read_cursor
 from saga.archive.view import SubjectView
@@ -20,8 +22,10 @@ from saga.choreography import State
 from saga.console.one import (
     WHOLE_BODY_MAX_CHARACTERS,
     Foreseeing,
+    Lookout,
     Unforeseen,
     body_of,
+    left_to_people,
     moment_of,
     part_of,
     states_at,
@@ -38,7 +42,14 @@ from saga.limits import TEXT_MAX_BYTES
 
 PAGE_SIZES: Final = (50, 20, 100)
 ROWS_MAX: Final = 60
-"""Of a sequence, and messages, on one page."""
+"""Of a sequence, on one page."""
+MESSAGES_MAX: Final = 30
+STATES_MAX: Final = 250
+"""Fields of states, on one page."""
+ENDS_MAX: Final = 12
+"""Ends, and ways to them, on one page."""
+WAY_MAX: Final = 30
+"""Steps of a way that are shown."""
 COLUMNS_MAX: Final = 4
 """Fields of a view that a list shows."""
 _OF_VIEW: Final = "view."
@@ -57,6 +68,7 @@ def routes(site: Site) -> APIRouter:
     """`/sagas`."""
     router = APIRouter()
     foreseeing = Foreseeing(site.watched)
+    lookout = Lookout(site.watched)
 
     @router.get("/sagas")
     async def sagas(request: Request) -> Response:
@@ -95,6 +107,7 @@ def routes(site: Site) -> APIRouter:
             types=[kind.type for kind in site.watched.graph.recorded],
             sizes=PAGE_SIZES,
             following=following,
+            looked_at=f"{finding.ROWS_MAX:,}",
         )
 
     @router.get("/sagas/{subject:path}")
@@ -107,8 +120,8 @@ def routes(site: Site) -> APIRouter:
         do: Annotated[list[str] | None, Query(max_length=8)] = None,
     ) -> Response:
         watched = site.watched
-        found = await trace(watched.deployment, watched.graph, subject)
-        page = _OnePage(site, request, found, foreseeing, event)
+        found = await trace(watched.deployment, watched.graph, subject, seen=lookout.seen)
+        page = _OnePage(site, request, found, foreseeing, event, lookout.failed)
         match show:
             case "story":
                 return page.story(row)
@@ -213,6 +226,7 @@ class _OnePage:
         found: Trace,
         foreseeing: Foreseeing,
         event: int | None,
+        unseen: str,
     ) -> None:
         self._site = site
         self._request = request
@@ -221,13 +235,14 @@ class _OnePage:
         self._subject = found.story.subject
         self._moment = moment_of(site.watched.graph, found, event)
         self._asked = event
+        self._unseen = unseen
         self._path = f"/sagas/{quote(self._subject, safe='')}"
 
     def _url(self, show: str, **query: Any) -> str:
         given = {"show": None if show == "story" else show, "event": self._asked, **query}
         return self._site.url(self._path, **given)
 
-    def _page(self, template: str, show: str, command: str, **context: Any) -> Response:
+    def _page(self, template: str, show: str, command: str | None, **context: Any) -> Response:
         story = self._found.story
         tabs = [(self._url(name), text, name == show) for name, text in _TABS]
         return self._site.page(
@@ -240,6 +255,7 @@ class _OnePage:
             subject=self._subject,
             tabs=tabs,
             moment=self._moment,
+            unseen=self._unseen,
             show=show,
             **context,
         )
@@ -262,7 +278,7 @@ class _OnePage:
         return self._page(
             "saga.html",
             "story",
-            f"saga trace {self._subject}",
+            f"saga trace {quoted(self._subject)}",
             picture=Markup(picture),  # noqa: S704 - escaped by `as_svg`
             rows=[
                 (row, self._url("states", event=places[row.id]) if row.id in places else None)
@@ -278,6 +294,7 @@ class _OnePage:
             ],
             view=None if view is None else _facts(view),
             letters=letters,
+            decisions=left_to_people(self._site.watched, found.story),
             dead=sum(letter.state in HERE for letter in letters),
             trace_id=trace_id_of(self._subject),
             trace_link=_trace_link(self._site, self._subject),
@@ -292,8 +309,9 @@ class _OnePage:
         return self._page(
             "saga_states.html",
             "states",
-            f"saga show {self._subject}" + (f" --before {event}" if event else ""),
-            states=rows,
+            f"saga show {quoted(self._subject)}" + (f" --before {quoted(event)}" if event else ""),
+            states=rows[:STATES_MAX],
+            more=max(0, len(rows) - STATES_MAX),
             silent=[p.name for p in graph.in_python if p.name not in known],
             foreign=[p.name for p in graph.foreign],
             before=self._url("states", event=moment.number - 1) if moment.number else None,
@@ -304,8 +322,8 @@ class _OnePage:
     def messages(self, first: int) -> Response:
         found = self._found
         steps = found.story.steps
-        last_page = max(0, (len(steps) - 1) // ROWS_MAX * ROWS_MAX)
-        first = min(first // ROWS_MAX * ROWS_MAX, last_page)
+        last_page = max(0, (len(steps) - 1) // MESSAGES_MAX * MESSAGES_MAX)
+        first = min(first // MESSAGES_MAX * MESSAGES_MAX, last_page)
         graph = self._site.watched.graph
         numbers = {step.attributes.id: number for number, step in enumerate(steps, 1)}
         names = {source_of(p.name): p.name for p in graph.participants}
@@ -319,17 +337,17 @@ class _OnePage:
                 *body_of(step, bodies=self._site.bodies),
                 self._url("message", event=number),
             )
-            for number, step in enumerate(steps[first : first + ROWS_MAX], first + 1)
+            for number, step in enumerate(steps[first : first + MESSAGES_MAX], first + 1)
         ]
         return self._page(
             "saga_messages.html",
             "messages",
-            f"saga trace {self._subject} --json",
+            f"saga trace {quoted(self._subject)} --json",
             messages=shown,
             count=len(steps),
             first=first,
-            earlier=self._url("messages", row=first - ROWS_MAX) if first else None,
-            later=self._url("messages", row=first + ROWS_MAX) if first < last_page else None,
+            earlier=self._url("messages", row=first - MESSAGES_MAX) if first else None,
+            later=self._url("messages", row=first + MESSAGES_MAX) if first < last_page else None,
         )
 
     def message(self) -> Response:
@@ -341,7 +359,7 @@ class _OnePage:
         return self._page(
             "saga_message.html",
             "messages",
-            f"saga trace {self._subject} --json",
+            f"saga trace {quoted(self._subject)} --json",
             step=step,
             body=body,
             characters=characters,
@@ -353,9 +371,11 @@ class _OnePage:
         return self._page(
             "saga_future.html",
             "future",
-            "saga verify",
+            None,
             unforeseen=unforeseen,
             outlook=None if unforeseen else outlook,
+            ends_max=ENDS_MAX,
+            way_max=WAY_MAX,
             present=present,
         )
 
@@ -370,7 +390,7 @@ class _OnePage:
         return self._page(
             "saga_what_if.html",
             "what-if",
-            "saga verify",
+            None,
             unforeseen=why,
             offers=[
                 (offer.words, self._url("what-if", do=[_written(step) for step in offer.steps]))
