@@ -340,11 +340,11 @@ def pages_of_the_console(
     if as_json:
         print(json.dumps([asdict(one) | {"met": one.met} for one in found], indent=2))
     else:
-        table = Table("page", "status", "first ms", "median ms", "longest ms", "bytes", "met")
+        table = Table("status", "first ms", "median ms", "longest ms", "bytes", "met", "page")
         for one in found:
             times = (f"{ms:.0f}" for ms in (one.first_ms, one.median_ms, one.longest_ms))
             met = "yes" if one.met else "[red]no[/]"
-            table.add_row(one.path, str(one.status), *times, str(one.bytes), met)
+            table.add_row(str(one.status), *times, str(one.bytes), met, one.path[:40])
         Console(soft_wrap=True).print(table)
     if not all(one.met for one in found):
         sys.exit(1)

@@ -160,7 +160,8 @@ async def status(
 ) -> SystemStatus:
     """Read the status; changes nothing. `supervision` is what a `saga up` tells of its processes.
 
-    Waits up to `patience_seconds` for a broker out of reach. Raises `BrokerError` or
+    Of participants that the deployment does not have, only their queues are told. Waits up to
+    `patience_seconds` for a broker out of reach. Raises `BrokerError` or
     `DatabaseError`.
     """
     services = await readiness_of_all(deployment, graph)
@@ -189,11 +190,12 @@ async def status(
             read_database, deployment.database_urls[participant.name], _count_outbox
         )
         for participant in graph.in_python
+        if participant.name in deployment.database_urls
     }
     late = utc_now() - timedelta(seconds=OVERDUE_SECONDS)
     dues: dict[Owned, Dues] = {}
     for participant in graph.participants:
-        if participant.dues:
+        if participant.dues and participant.name in deployment.database_urls:
             url = deployment.database_urls[participant.name]
             tables = tables_in(participant.package)
             found = await asyncio.to_thread(read_database, url, partial(_dues, tables, late))

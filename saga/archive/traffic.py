@@ -32,13 +32,13 @@ from saga.runtime.messaging.trust import EDITOR_SOURCE
 
 WINDOW: Final = timedelta(seconds=60)
 """How far back figures reach."""
-ROWS_MAX: Final = 4_000
+ROWS_MAX: Final = 3_000
 """Events of a window that are looked at."""
-BODIES_MAX: Final = 800
+BODIES_MAX: Final = 600
 """Of these, how many bodies are read: every second one, every third one, and so on."""
-CAUSES_MAX: Final = 800
+CAUSES_MAX: Final = 600
 """Causes that were recorded before the window, and are looked for there."""
-SUBJECTS_MAX: Final = 20_000
+SUBJECTS_MAX: Final = 10_000
 """Subjects that began last before a moment, and are looked at to count those that were open."""
 
 Edge = tuple[Node, Node]

@@ -12,8 +12,8 @@ from typing import Any, Final
 
 from saga.archive.traffic import Passing, Traffic
 from saga.broker.drift import Deviation
+from saga.console.lookout import Compared, Glance
 from saga.console.moments import in_seconds
-from saga.console.present import Compared, Glance
 from saga.console.site import lasting
 from saga.graph.check import concerned
 from saga.graph.flow import Flow, Node, Step, label

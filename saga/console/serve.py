@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 
 from saga.console.app import create
 from saga.console.live import Ticker
-from saga.console.present import Present
+from saga.console.lookout import Lookout
 from saga.console.settings import ConsoleSettings
 from saga.console.site import Site
 from saga.console.watched import Watched
@@ -26,7 +26,7 @@ async def serving(watched: Watched, settings: ConsoleSettings) -> AsyncIterator[
         prefix=settings.console_prefix,
         bodies=settings.console_bodies,
         trace_url=settings.console_trace_url,
-        present=Present(watched, settings.management_url),
+        lookout=Lookout(watched, settings.management_url),
     )
     app = create(site, settings)
     with listen(settings.http_host, settings.http_port, way_out="--port") as listener:

@@ -19,7 +19,7 @@ from starlette.requests import Request
 
 from saga.console.letters import WatchedLetters
 from saga.console.live import Ticker
-from saga.console.present import Present
+from saga.console.lookout import Lookout
 from saga.console.watched import Watched
 from saga.graph import svg
 from saga.history import drawing
@@ -59,7 +59,7 @@ class Site:
 
     watched: Watched
     ticker: Ticker
-    present: Present
+    lookout: Lookout
     """What the system says of itself now."""
     write: bool
     """Whether it may change anything."""

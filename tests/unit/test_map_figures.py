@@ -11,8 +11,8 @@ from saga.archive.traffic import Excerpt, Passing, Recorded, Traffic
 from saga.broker.drift import Deviation
 from saga.broker.setup import Drift
 from saga.choreography import Choreography
+from saga.console.lookout import Compared, Glance
 from saga.console.map_figures import MapFigures, briefly, rate_said
-from saga.console.present import Compared, Glance
 from saga.graph.flow import Flow, Step, label
 from saga.graph.svg import svg
 from saga.runtime.messaging.topology import queues_of

@@ -32,7 +32,7 @@ def routes(site: Site) -> APIRouter:
     async def services(request: Request) -> Response:
         watched = site.watched
         glance, processes, lag = await asyncio.gather(
-            site.present.glance(request), site.present.processes(request), site.present.lag()
+            site.lookout.glance(request), site.lookout.processes(request), site.lookout.lag()
         )
         found = glance.status
         foreign = {participant.name: participant for participant in watched.graph.foreign}

@@ -54,8 +54,8 @@ def routes(site: Site) -> APIRouter:
         archived, letters, glance, compared = await asyncio.gather(
             _archived(site, moment),
             _letters(site, moment, is_past=past is not None),
-            _unless(past, site.present.glance(request)),
-            _unless(past, site.present.compared(wanted=compare)),
+            _unless(past, site.lookout.glance(request)),
+            _unless(past, site.lookout.compared(wanted=compare)),
         )
         figures = MapFigures(
             drawn.flow,

@@ -108,7 +108,7 @@ class Lag:
 _AWAY: Final = (BrokerError, DatabaseError, DlqError)
 
 
-class Present:
+class Lookout:
     """What is known of one system now. Belongs to one event loop."""
 
     def __init__(self, watched: Watched, management_url: str | None = None) -> None:
