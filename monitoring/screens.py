@@ -20,7 +20,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final, Literal
 
-from playwright.async_api import Browser, Page, async_playwright
+from playwright.async_api import Browser, Page, ViewportSize, async_playwright
 
 import saga.console
 from order_saga.orders import OrderLoad, Shares, plan
@@ -46,7 +46,8 @@ PICTURES: Final = (*PAGES, "saga")
 SCHEMES: Final[tuple[Literal["light", "dark"], ...]] = ("light", "dark")
 SEED: Final = 7
 ORDERS, ORDERS_WHILE_DOWN = 120, 24
-WIDTH, HEIGHT = 1200, 800
+SIZE: Final[ViewportSize] = {"width": 1200, "height": 800}
+WHOLE_MAP: Final[ViewportSize] = {"width": 1900, "height": 1400}
 PATIENCE_SECONDS: Final = 120.0
 _POLL_SECONDS: Final = 0.2
 
@@ -73,9 +74,7 @@ async def photograph(folder: Path) -> None:
             settings = ConsoleSettings(http_port=0, console_write=True)
             async with serving(watched, settings) as url, _browser(program) as browser:
                 for scheme in SCHEMES:
-                    page = await browser.new_page(
-                        color_scheme=scheme, viewport={"width": WIDTH, "height": HEIGHT}
-                    )
+                    page = await browser.new_page(color_scheme=scheme)
                     await _photograph(page, url.rstrip("/"), folder, scheme)
                     await page.close()
     STATE.write_text(state() + "\n", encoding="utf-8")
@@ -93,6 +92,7 @@ async def _browser(program: str) -> AsyncIterator[Browser]:
 
 async def _photograph(page: Page, url: str, folder: Path, scheme: str) -> None:
     for name, path in PAGES.items():
+        await page.set_viewport_size(WHOLE_MAP if name == "map" else SIZE)
         await page.goto(url + path)
         await page.screenshot(path=folder / f"{name}-{scheme}.png")
     await page.goto(f"{url}/sagas?ended=true")
