@@ -97,6 +97,8 @@ async def test_a_page_of_another_site_changes_nothing(
             ):
                 answer = await client.post(path, data={"reason": "none"}, headers=headers)
                 assert answer.status_code == 403, path
+        reading = await client.get("/letters/replay", headers={"Sec-Fetch-Site": "cross-site"})
+        assert reading.status_code == 200
         assert store.actions(1) == before
 
 

@@ -59,6 +59,7 @@ def routes(site: Site) -> APIRouter:
             chosen=chosen,
             first=row,
             size=OFFENDERS_MAX,
+            decidable={choice.rule for choice in site.watched.saga.choices},
             begin=site.url("/books", run=checking.number + 1),
         )
 

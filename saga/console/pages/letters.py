@@ -231,7 +231,10 @@ def routes(site: Site) -> APIRouter:
         counts: dict[str, int] = {}
         if place is None:
             counts = counts_of(verdict for _, verdict in verdicts)
-            await asyncio.to_thread(desk.store.note, "dry run", "", selection.to_json(), counts)
+            # As the command does; but a page of another site, which may link here, writes nothing.
+            if request.headers.get("sec-fetch-site") != "cross-site":
+                selected = selection.to_json()
+                await asyncio.to_thread(desk.store.note, "dry run", "", selected, counts)
         shown = verdicts[:PAGE]
         return site.page(
             request,
