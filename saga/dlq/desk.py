@@ -82,7 +82,7 @@ class ReadingDesk:
         if (
             selection.type is not None
             and selection.type not in types
-            and not self.store.find(Selection(type=selection.type), contents=False)
+            and not self.store.has(Selection(type=selection.type))
         ):
             raise InputError(
                 f"there is no event or command of type {selection.type!r}; there are "
@@ -94,9 +94,8 @@ class ReadingDesk:
             and not await self.examiner().knows(selection.subject)
         ):
             raise InputError(f"nothing is known of {selection.subject!r}")
-        if selection.fingerprint is not None and not self.store.find(
-            Selection(fingerprint=selection.fingerprint), contents=False
-        ):
+        fingerprint = selection.fingerprint
+        if fingerprint is not None and not self.store.has(Selection(fingerprint=fingerprint)):
             raise InputError(
                 f"no letter has the fingerprint {selection.fingerprint!r}; `saga dlq list` names "
                 f"those there are"

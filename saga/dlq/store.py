@@ -109,6 +109,12 @@ class Store:
         with reading(self._engine) as connection:
             return [letter_of(row, contents) for row in connection.execute(query)]
 
+    def has(self, selection: Selection) -> bool:
+        """Whether there is any such letter, in whatever state."""
+        query = sa.select(letters.c.number).where(*conditions_of(selection, (), None)).limit(1)
+        with reading(self._engine) as connection:
+            return connection.scalar(query) is not None
+
     def count(self, selection: Selection, states: Collection[LetterState]) -> int:
         """How many letters are selected."""
         with reading(self._engine) as connection:

@@ -48,6 +48,7 @@ letters = sa.Table(
     sa.UniqueConstraint("participant", "key"),
     sa.Index("letters_by_state", "state", "first_failed_at"),
     sa.Index("letters_by_subject", "subject"),
+    sa.Index("letters_by_fingerprint", "fingerprint", "state", "first_failed_at"),
     sqlite_autoincrement=True,  # A number is never given twice.
 )
 copies = sa.Table(
@@ -150,6 +151,14 @@ def _add_raw(engine: sa.Engine) -> None:
             connection.exec_driver_sql("ALTER TABLE copies ADD COLUMN raw BLOB")
 
 
+def _add_indexes(engine: sa.Engine) -> None:
+    """Add indexes that files from before lack."""
+    there = {index["name"] for index in sa.inspect(engine).get_indexes(letters.name)}
+    for index in letters.indexes:
+        if index.name not in there:
+            index.create(engine)
+
+
 def make_tables(engine: sa.Engine) -> None:
     """Make what is missing. Commands that make the same file at the same time get in each other's
     way while they switch it to WAL, where SQLite does not heed the busy timeout."""
@@ -157,6 +166,7 @@ def make_tables(engine: sa.Engine) -> None:
     while True:
         try:
             _metadata.create_all(engine)
+            _add_indexes(engine)
             return _add_raw(engine)
         except sa.exc.OperationalError as error:
             if not any(word in str(error.orig) for word in _AT_THE_SAME_TIME):
