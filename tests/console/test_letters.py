@@ -169,7 +169,7 @@ async def test_without_scripts_and_with_a_console_that_ends_meanwhile(
             await page.get_by_role("button", name="Show").click()
             await page.get_by_role("link", name="Dry run and replay").click()
             await page.get_by_label("reason").fill("no scripts here")
-            await page.get_by_label("messages a second").fill("0.2")
+            await page.get_by_label("messages a second").fill("0.1")
             await page.get_by_role("button", name="Replay these 3 letters").click()
             await expect(page.get_by_text("At work in this console")).to_be_visible()
             path = page.url.removeprefix(ending)
