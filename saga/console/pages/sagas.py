@@ -178,6 +178,8 @@ class _Wanted:
         fields: dict[str, str] = {}
         text, after = "", None
         for name, value in query.items():
+            if "\0" in value:
+                raise InputError(f"{name}: nothing that is kept has a NUL character in it")
             if name.startswith(_OF_VIEW):
                 fields[name.removeprefix(_OF_VIEW)] = value
             elif name == "text":
