@@ -91,7 +91,7 @@ class Unforeseen:
     why: str
 
 
-class Lookout:
+class BrokerSight:
     """Looks through the broker's queues, once for all pages. Belongs to one event loop."""
 
     def __init__(self, watched: Watched) -> None:

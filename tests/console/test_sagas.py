@@ -102,6 +102,8 @@ async def test_pages_of_sagas_follow_each_other_and_none_is_twice(
         ("view.status=eaten", "is none of"),
         ("view.nothing=1", "there is no such field"),
         ("view.total_cents=many", "is no whole number"),
+        ("view.customer=%00", "has a NUL character"),
+        ("text=%00", "has a NUL character"),
         ("since=yesterday", "is no time"),
         ("limit=100000", "limit"),
         ("stands=upright", "is none of"),

@@ -21,8 +21,8 @@ from saga.archive.view import SubjectView
 from saga.choreography import State
 from saga.console.one import (
     WHOLE_BODY_MAX_CHARACTERS,
+    BrokerSight,
     Foreseeing,
-    Lookout,
     Unforeseen,
     body_of,
     left_to_people,
@@ -68,7 +68,7 @@ def routes(site: Site) -> APIRouter:
     """`/sagas`."""
     router = APIRouter()
     foreseeing = Foreseeing(site.watched)
-    lookout = Lookout(site.watched)
+    sight = BrokerSight(site.watched)
 
     @router.get("/sagas")
     async def sagas(request: Request) -> Response:
@@ -120,8 +120,8 @@ def routes(site: Site) -> APIRouter:
         do: Annotated[list[str] | None, Query(max_length=8)] = None,
     ) -> Response:
         watched = site.watched
-        found = await trace(watched.deployment, watched.graph, subject, seen=lookout.seen)
-        page = _OnePage(site, request, found, foreseeing, event, lookout.failed)
+        found = await trace(watched.deployment, watched.graph, subject, seen=sight.seen)
+        page = _OnePage(site, request, found, foreseeing, event, sight.failed)
         match show:
             case "story":
                 return page.story(row)
@@ -178,6 +178,8 @@ class _Wanted:
         fields: dict[str, str] = {}
         text, after = "", None
         for name, value in query.items():
+            if "\0" in value:
+                raise InputError(f"{name}: nothing that is kept has a NUL character in it")
             if name.startswith(_OF_VIEW):
                 fields[name.removeprefix(_OF_VIEW)] = value
             elif name == "text":
