@@ -85,14 +85,14 @@ def find(
     *,
     view: SubjectView[Any] | None = None,
     fields: Mapping[str, str] | None = None,
-    text: str = "",
+    containing: str = "",
 ) -> Findings:
     """At most `limit` subjects that fit all that is given, the latest first.
 
-    `fields` are what columns of the view hold, as texts; `text` is what one of its texts or the key
+    `fields` are what columns of the view hold, as texts; `containing` is what one of its texts or the key
     has in it, in whatever case. Raises `InputError` for a field that cannot hold that.
     """
-    query = _Query(wanted, view, _values(view, fields or {}), text)
+    query = _Query(wanted, view, _values(view, fields or {}), containing)
     rows = connection.execute(query.page(after, limit + 1)).all()
     more, unfinished = None, False
     if len(rows) > limit:

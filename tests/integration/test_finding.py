@@ -88,9 +88,9 @@ async def test_orders_are_found_by_the_fields_of_their_view(found: Found) -> Non
 
 
 async def test_orders_are_found_by_text_in_whatever_case(found: Found) -> None:
-    assert await found.all(text=BROKE.upper()) == found.keys[1::3]
-    assert await found.all(text=found.keys[4][5:18].upper()) == [found.keys[4]]
-    assert await found.all(text="%") == []
+    assert await found.all(containing=BROKE.upper()) == found.keys[1::3]
+    assert await found.all(containing=found.keys[4][5:18].upper()) == [found.keys[4]]
+    assert await found.all(containing="%") == []
 
 
 async def test_orders_are_found_by_how_they_stand(found: Found) -> None:

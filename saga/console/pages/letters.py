@@ -366,7 +366,7 @@ def routes(site: Site) -> APIRouter:
             status=422 if said else 200,
             command=f'saga dlq edit {number} --reason "..."',
             number=number,
-            text=_in_json(text),
+            payload=_in_json(text),
             too_long=len(escape(text)) > EDITABLE_MAX,
             diff=diff,
             said=said,

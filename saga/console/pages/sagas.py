@@ -83,7 +83,7 @@ def routes(site: Site) -> APIRouter:
                 None if wanted.after is None else ListPlace(*read_cursor(wanted.after)),
                 view=view,
                 fields=wanted.fields,
-                text=wanted.text,
+                containing=wanted.text,
             )
         )
         following = None
