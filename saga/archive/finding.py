@@ -89,8 +89,8 @@ def find(
 ) -> Findings:
     """At most `limit` subjects that fit all that is given, the latest first.
 
-    `fields` are what columns of the view hold, as texts; `containing` is what one of its texts or the key
-    has in it, in whatever case. Raises `InputError` for a field that cannot hold that.
+    `fields` are what columns of the view hold, as texts; `containing` is what one of its texts or
+    the key has in it, in whatever case. Raises `InputError` for a field that cannot hold that.
     """
     query = _Query(wanted, view, _values(view, fields or {}), containing)
     rows = connection.execute(query.page(after, limit + 1)).all()
