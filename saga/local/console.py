@@ -3,33 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import socket
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-import httpx
-
 from saga.console import PORT
 from saga.errors import Explained
-from saga.http import client
+from saga.local.beside import BesideProgram
 from saga.local.folder import LOGS_FOLDER
-from saga.local.guard import Guard
-from saga.local.patience import Patience
 from saga.local.server import LOOPBACK, free_ports
 
 NAME: Final = "console"
-ASK_SECONDS: Final = 5.0
-STOP_SECONDS: Final = 10.0
 AGAIN_SECONDS: Final = 5.0
 """After how long one that has ended is started again."""
-
-_POLL_SECONDS: Final = 0.05
 _WATCH_SECONDS: Final = 1.0
 
 
@@ -52,8 +42,9 @@ class ConsoleProcess:
         self._write = write
         self._report = report
         self._port = 0
-        self._guard = Guard()
-        self._process: subprocess.Popen[bytes] | None = None
+        self._program = BesideProgram(
+            "the console", self._folder / LOGS_FOLDER / f"{NAME}.log", ConsoleError
+        )
 
     @property
     def url(self) -> str:
@@ -62,11 +53,7 @@ class ConsoleProcess:
 
     @property
     def pid(self) -> int | None:
-        return self._process.pid if self._process is not None else None
-
-    @property
-    def log_path(self) -> Path:
-        return self._folder / LOGS_FOLDER / f"{NAME}.log"
+        return self._program.pid
 
     async def __aenter__(self) -> Self:
         """Return when it answers. Raises `ConsoleError`, `OSError` and `SystemFault`."""
@@ -74,7 +61,7 @@ class ConsoleProcess:
         try:
             await self._start()
         except BaseException:
-            await self._stop()
+            await asyncio.to_thread(self._program.stop)
             raise
         return self
 
@@ -84,60 +71,30 @@ class ConsoleProcess:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await self._stop()
+        await asyncio.to_thread(self._program.stop)
 
     async def watch(self) -> None:
         """Start it again whenever it has ended, until cancelled: without it the system runs on."""
         while True:
             await asyncio.sleep(_WATCH_SECONDS)
-            if not self._running:
-                self._report(f"the console has ended and is started again; log: {self.log_path}")
+            if not self._program.running:
+                log = self._program.log_path
+                self._report(f"the console has ended and is started again; log: {log}")
                 try:
                     await self._start()
                 except (ConsoleError, OSError) as error:
                     self._report(str(error))
                 await asyncio.sleep(AGAIN_SECONDS)
 
-    @property
-    def _running(self) -> bool:
-        return self._process is not None and self._process.poll() is None
-
-    def _spawn(self) -> None:
+    async def _start(self) -> None:
         options = ["--host", LOOPBACK, "--port", str(self._port)]
         options += ["--write"] if self._write else []
-        with self.log_path.open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "saga.cli", "console", *options],
-                env=os.environ | {"DATA_DIR": str(self._folder)},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                process_group=self._guard.pid,
-            )
-
-    async def _start(self) -> None:
-        self._spawn()
-        patience = Patience()
-        async with client(self.url, ASK_SECONDS) as api:
-            while True:
-                if not self._running:
-                    raise ConsoleError(f"the console ended while starting: see {self.log_path}")
-                with contextlib.suppress(httpx.TransportError):
-                    if (await api.get("/livez")).status_code == httpx.codes.OK:
-                        return
-                if patience.is_over:
-                    raise ConsoleError(patience.lost_with("the console", f"see {self.log_path}"))
-                await asyncio.sleep(_POLL_SECONDS)
-
-    async def _stop(self) -> None:
-        if self._process is not None:
-            self._process.terminate()
-            try:
-                await asyncio.to_thread(self._process.wait, STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                await asyncio.to_thread(self._process.wait)
-        self._guard.dismiss()
+        await self._program.start(
+            [sys.executable, "-m", "saga.cli", "console", *options],
+            environment=os.environ | {"DATA_DIR": str(self._folder)},
+            url=self.url,
+            path="/livez",
+        )
 
 
 def _is_free(port: int) -> bool:

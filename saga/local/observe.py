@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import shutil
-import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -21,8 +20,7 @@ from saga.errors import Explained
 from saga.exporter import Exporter
 from saga.generate.monitoring import DATA, prometheus_config
 from saga.http import client
-from saga.local.guard import Guard
-from saga.local.patience import Patience
+from saga.local.beside import BesideProgram
 from saga.local.server import LOOPBACK, free_ports
 from saga.local.system import System
 from saga.runtime.files import write_whole
@@ -33,10 +31,6 @@ BROKER_PORT: Final = 15692
 SCRAPE_SECONDS: Final = 5.0
 RECONCILE_SECONDS: Final = 60.0
 RETENTION: Final = "7d"
-ASK_SECONDS: Final = 5.0
-STOP_SECONDS: Final = 10.0
-
-_POLL_SECONDS: Final = 0.05
 _WATCH_SECONDS: Final = 1.0
 
 Targets = Mapping[str, Sequence[str]]
@@ -68,10 +62,9 @@ class Prometheus:
 
     def __init__(self, folder: Path, program: str) -> None:
         self._folder = folder
-        self._program = program
+        self._path = program
         self._port = 0
-        self._guard = Guard()
-        self._process: subprocess.Popen[bytes] | None = None
+        self._program = BesideProgram("Prometheus", folder / "prometheus.log", ObserveError)
 
     @property
     def url(self) -> str:
@@ -80,11 +73,11 @@ class Prometheus:
 
     @property
     def running(self) -> bool:
-        return self._process is not None and self._process.poll() is None
+        return self._program.running
 
     @property
     def log_path(self) -> Path:
-        return self._folder / "prometheus.log"
+        return self._program.log_path
 
     async def start(self, configured: Mapping[str, Any]) -> None:
         """Start it; return when it is ready. Raises `ObserveError`, `OSError` or `SystemFault`."""
@@ -92,46 +85,20 @@ class Prometheus:
         path = self._folder / "prometheus.json"  # JSON is YAML
         write_whole(path, json.dumps(configured, indent=2))
         self._port = free_ports(["prometheus"])["prometheus"]
-        self._process = self._spawn(
+        command = [
+            self._path,
             f"--config.file={path}",
             f"--storage.tsdb.path={self._folder / 'data'}",
             f"--storage.tsdb.retention.time={RETENTION}",
             f"--web.listen-address={LOOPBACK}:{self._port}",
             "--enable-feature=exemplar-storage",
             "--log.level=warn",
-        )
-        patience = Patience()
-        async with client(self.url, ASK_SECONDS) as api:
-            while True:
-                if not self.running:
-                    raise ObserveError(f"Prometheus ended while starting: see {self.log_path}")
-                with contextlib.suppress(httpx.TransportError):
-                    if (await api.get("/-/ready")).status_code == httpx.codes.OK:
-                        return
-                if patience.is_over:
-                    raise ObserveError(patience.lost_with("Prometheus", f"see {self.log_path}"))
-                await asyncio.sleep(_POLL_SECONDS)
-
-    def _spawn(self, *options: str) -> subprocess.Popen[bytes]:
-        with self.log_path.open("ab") as log:
-            return subprocess.Popen(
-                [self._program, *options],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                process_group=self._guard.pid,
-            )
+        ]
+        await self._program.start(command, url=self.url, path="/-/ready")
 
     def stop(self) -> None:
-        """End it; no process is left. May be called again."""
-        if self._process is not None:
-            self._process.terminate()
-            try:
-                self._process.wait(STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
-        self._guard.dismiss()
+        """End it; no process is left. Blocks; may be called again."""
+        self._program.stop()
 
 
 class Observatory:
