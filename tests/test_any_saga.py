@@ -6,23 +6,27 @@ the engine that is installed.
 
 from __future__ import annotations
 
+import html
 import json
 import os
+import re
 import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
+from tests.console.visits import PAGES
 from tests.polling import wait_until
 
 ROOT = Path(__file__).parents[1]
@@ -239,6 +243,48 @@ def test_nothing_that_can_happen_ends_wrong(place: Place) -> None:
 @pytest.mark.parametrize("seeds", [5, pytest.param(200, marks=pytest.mark.long)])
 def test_nothing_goes_wrong_in_a_simulation(place: Place, seeds: int) -> None:
     place.say("verify", "--simulate", "--seeds", str(seeds), of_system=False)
+
+
+def test_every_page_of_its_console_reads(system: Place) -> None:
+    with console_of(system) as pages:
+        found = re.search(r'href="(/sagas/[^"?]+)"', pages("/sagas"))
+        assert found, "no saga is listed"
+        for path in PAGES:
+            assert "<h1>" in pages(path), path
+        for show in ("story", "states", "messages", "future", "what-if"):
+            assert "<h1>" in pages(f"{found[1]}?show={show}"), show
+        drawn = re.findall(r'<a href="(/messages[^"]+)"', pages("/"))
+        assert drawn, "nothing flows on the map"
+        assert "<h1>" in pages(html.unescape(drawn[0]))
+
+
+@contextmanager
+def console_of(place: Place) -> Iterator[Callable[[str], str]]:
+    """What a console of the system answers, by path."""
+    with subprocess.Popen(
+        place.command("console", "--port", "0", "--data-dir", str(place.data)),
+        cwd=place.folder,
+        env=place.environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as running:
+        try:
+            assert running.stderr is not None
+            said = running.stderr.readline()
+            address = re.search(r"http://\S+(?=/$)", said.strip())
+            assert address, said
+
+            def page(path: str) -> str:
+                answer = httpx.get(address[0] + path, timeout=SETTLED_SECONDS, trust_env=False)
+                assert answer.status_code == 200, f"{path}: {answer.text}"
+                return answer.text
+
+            yield page
+        finally:
+            running.send_signal(signal.SIGINT)
+            running.communicate(timeout=SETTLED_SECONDS)
 
 
 def test_a_providers_outage_is_healed_by_a_replay(system: Place) -> None:
