@@ -99,6 +99,24 @@ async def test_figures_change_without_a_reload_and_lead_to_the_messages(
         assert urlsplit(page.url).path == f"/sagas/{order}"
 
 
+async def test_the_keyboard_stays_at_a_figure_that_changes(
+    console_system: System, reading: str, browser: Browser
+) -> None:
+    await place(console_system)
+    async with opened(browser, f"{reading}/") as page:
+        link = figure(page, "order.placed")
+        await link.wait_for()
+        await link.focus()
+        before = await link.get_attribute("href")
+
+        async def has_changed() -> bool:
+            return await link.get_attribute("href") != before
+
+        await until(has_changed)
+        focused = await page.evaluate("document.activeElement.getAttribute('aria-label')")
+        assert (focused or "").startswith("order.placed: ")
+
+
 async def test_bodies_are_shown_where_that_is_allowed(console_system: System) -> None:
     order = await place(console_system, customer="grace")
     settings = ConsoleSettings(http_port=0, console_bodies=True)
