@@ -86,7 +86,8 @@ async def _up(
 ) -> None:
     import contextlib
 
-    from saga.local.console import ConsoleProcess
+    from saga.local import SystemFault
+    from saga.local.console import ConsoleError, ConsoleProcess
     from saga.local.observe import BROKER_PLUGIN, Observatory
     from saga.local.system import System
     from saga.runtime.tasks import side_by_side
@@ -104,8 +105,11 @@ async def _up(
         beside: list[ConsoleProcess | Observatory] = []
         if console:
             process = ConsoleProcess(system.folder, write=write, report=remark)
-            beside.append(await stack.enter_async_context(process))
-            urls["console"] = process.url
+            try:
+                beside.append(await stack.enter_async_context(process))
+                urls["console"] = process.url
+            except (ConsoleError, SystemFault, OSError) as error:
+                remark(f"{error}; the system runs without it")
         if observe:
             observatory = Observatory(system, report=remark)
             beside.append(await stack.enter_async_context(observatory))

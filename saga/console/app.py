@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from fastapi import APIRouter, FastAPI
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response, StreamingResponse
+from pydantic_core import from_json
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -23,7 +24,7 @@ from saga.console.settings import ConsoleSettings
 from saga.console.site import Site, digest, security_policy, static
 from saga.errors import Explained, InputError
 from saga.runtime.doors import SAFE_METHODS, guard
-from saga.runtime.problem import Problem, short
+from saga.runtime.problem import PROBLEM, Problem, short
 
 log = logging.getLogger(__name__)
 
@@ -43,8 +44,10 @@ def create(site: Site, settings: ConsoleSettings) -> FastAPI:
     app.add_middleware(Below, prefix=site.prefix)
     app.add_middleware(Sharing, ticker=site.ticker)
     app.add_middleware(ReadOnly, site=site)
-    app.add_middleware(Headers)
     guard(app, settings)
+    # Outside of what turns requests away: that is told on a page like any other.
+    app.add_middleware(ToldOnPages, site=site)
+    app.add_middleware(Headers)
     for routes in PAGES:
         app.include_router(routes(site))
 
@@ -142,6 +145,44 @@ class ReadOnly:
         await self._app(scope, receive, send)
 
 
+class ToldOnPages:
+    """Shows on a page what stands before all routes says as a problem: `saga.runtime.doors`."""
+
+    def __init__(self, app: ASGIApp, site: Site) -> None:
+        self._app = app
+        self._site = site
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        problem: list[Message] = []
+
+        async def unless_problem(message: Message) -> None:
+            if problem or (message["type"] == "http.response.start" and _is_problem(message)):
+                problem.append(message)
+            else:
+                await send(message)
+
+        await self._app(scope, receive, unless_problem)
+        if problem:
+            start, *parts = problem
+            status = start["status"]
+            said = from_json(b"".join(part.get("body", b"") for part in parts))["detail"]
+            page = self._site.page(
+                Request({**scope, "root_path": self._site.prefix}),
+                "trouble.html",
+                title=HTTPStatus(status).phrase,
+                status=status,
+                said=said,
+            )
+            await page(scope, receive, send)
+
+
+def _is_problem(start: Message) -> bool:
+    return (b"content-type", PROBLEM.encode()) in start["headers"]
+
+
 class Headers:
     """What every answer says of how it may be used."""
 
@@ -150,7 +191,7 @@ class Headers:
         self._headers = [
             (b"content-security-policy", security_policy().encode()),
             (b"x-content-type-options", b"nosniff"),
-            (b"referrer-policy", b"no-referrer"),
+            (b"referrer-policy", b"same-origin"),  # Without one, forms have no Origin.
             (b"cross-origin-opener-policy", b"same-origin"),
         ]
 

@@ -112,6 +112,11 @@ class Site:
         """The address of a file of this package, which changes with what is in it."""
         return self.url(f"/static/{name}", v=digest(name))
 
+    def _below(self, path: str) -> str:
+        """A request's path without the prefix, which some proxies leave on and others take off."""
+        has_it = path == self.prefix or path.startswith(f"{self.prefix}/")
+        return (path[len(self.prefix) :] if has_it else path) or "/"
+
     def page(
         self,
         request: Request,
@@ -123,7 +128,7 @@ class Site:
         **context: Any,
     ) -> HTMLResponse:
         """A page. `command` is what does or says the same on the command line."""
-        here = request.url.path.removeprefix(self.prefix) or "/"
+        here = self._below(request.url.path)
         document = self._templates.get_template(template).render(
             title=title,
             here=here,

@@ -6,6 +6,7 @@ import asyncio
 import os
 import socket
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -18,8 +19,9 @@ from saga.local.folder import LOGS_FOLDER
 from saga.local.server import LOOPBACK, free_ports
 
 NAME: Final = "console"
-AGAIN_SECONDS: Final = 5.0
-"""After how long one that has ended is started again."""
+AGAIN_SECONDS, AGAIN_MAX_SECONDS = 1.0, 300.0
+"""After how long one that has ended is started again: twice as long each time that it ends anew
+before it has run as long."""
 _WATCH_SECONDS: Final = 1.0
 
 
@@ -75,16 +77,23 @@ class ConsoleProcess:
 
     async def watch(self) -> None:
         """Start it again whenever it has ended, until cancelled: without it the system runs on."""
+        pause, started = AGAIN_SECONDS, time.monotonic()
         while True:
             await asyncio.sleep(_WATCH_SECONDS)
-            if not self._program.running:
-                log = self._program.log_path
-                self._report(f"the console has ended and is started again; log: {log}")
-                try:
-                    await self._start()
-                except (ConsoleError, OSError) as error:
-                    self._report(str(error))
-                await asyncio.sleep(AGAIN_SECONDS)
+            if self._program.running:
+                continue
+            ran = time.monotonic() - started
+            pause = AGAIN_SECONDS if ran > AGAIN_MAX_SECONDS else min(2 * pause, AGAIN_MAX_SECONDS)
+            self._report(
+                f"the console has ended and is started again in {pause:g} s; "
+                f"log: {self._program.log_path}"
+            )
+            await asyncio.sleep(pause)
+            started = time.monotonic()
+            try:
+                await self._start()
+            except (ConsoleError, OSError) as error:
+                self._report(str(error))
 
     async def _start(self) -> None:
         options = ["--host", LOOPBACK, "--port", str(self._port)]

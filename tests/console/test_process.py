@@ -94,7 +94,7 @@ async def test_the_page_of_a_services_routes_fetches_nothing_from_elsewhere(
     assert [each for each in asked if not each.startswith((url, "data:"))] == []
 
 
-@pytest.mark.parametrize("path", ["/saga/keys", "/keys"])
+@pytest.mark.parametrize("path", ["/saga/sagas", "/sagas", "/saga/", "/"])
 async def test_behind_a_proxy_every_link_is_below_its_path(
     console_system: System, path: str
 ) -> None:
@@ -107,9 +107,19 @@ async def test_behind_a_proxy_every_link_is_below_its_path(
             assert answer.status_code == 200
             links = re.findall(r'(?:href|src|action|data-live)="(/[^"]*)"', answer.text)
             assert len(links) > 10
-            assert [link for link in links if not link.startswith("/saga")] == []
+            assert [link for link in links if not re.match("/saga(/|$)", link)] == []
+            assert 'aria-current="page"' in answer.text
             style = next(link for link in links if ".css" in link)
             assert (await asking.get(style)).status_code == 200
+
+
+async def test_what_is_turned_away_before_any_page_is_told_on_one(reading: str) -> None:
+    async with client(reading, 30.0) as asking:
+        answer = await asking.get("/", headers={"Host": "evil.example.com"})
+    assert answer.status_code == 421
+    assert answer.headers["content-type"].startswith("text/html")
+    assert "HTTP_ALLOWED_HOSTS" in answer.text
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
 
 
 @pytest.mark.parametrize("prefix", ["saga", "/a b", "/..//x?", "//evil.example"])
