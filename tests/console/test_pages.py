@@ -35,5 +35,23 @@ async def test_axe_finds_nothing(
         await page.close()
 
 
+@pytest.mark.parametrize("path", PAGES)
+async def test_every_page_reads_and_every_form_can_be_sent_without_scripts(
+    browser: Browser, writing: str, path: str
+) -> None:
+    page = await browser.new_page(java_script_enabled=False)
+    try:
+        await page.goto(writing + path)
+        assert await page.locator("h1").inner_text()
+        assert await page.locator("main").inner_text()
+        forms, links = page.locator("main form"), page.locator("a")
+        for form in await forms.all():
+            assert await form.locator("button:visible").count() > 0
+        for link in await links.all():
+            assert await link.get_attribute("href"), await link.inner_text()
+    finally:
+        await page.close()
+
+
 async def test_every_page_of_the_navigation_is_looked_at() -> None:
     assert {link.path for link in NAVIGATION} <= {*PAGES}
