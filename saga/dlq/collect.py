@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable
 from typing import Final
 
@@ -15,6 +14,7 @@ from saga.dlq.store import Store
 from saga.runtime.kernel.tables import utc_now
 from saga.runtime.messaging.topology import dead_letter_queue
 from saga.runtime.messaging.wire import Connection
+from saga.runtime.tasks import in_thread
 
 PREFETCH: Final = 1_000
 """Messages committed together; a quorum queue gives a consumer no more than 2,000."""
@@ -44,7 +44,7 @@ async def _move_some(connection: Connection, store: Store, participant: str) -> 
             return None
         now = utc_now()
         kept = [copy_of(message, participant, now) for message in found]
-        collected = await asyncio.to_thread(store.take, kept, now)
+        collected = await in_thread(store.take, kept, now)
         for message in found:
             channel.ack(message.tag)
         return collected

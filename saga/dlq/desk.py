@@ -24,12 +24,17 @@ from saga.runtime.messaging.dead_letters import ERROR
 from saga.runtime.messaging.permissions import REPLAY
 from saga.runtime.messaging.topology import dead_letter_queue, queues_of
 from saga.runtime.messaging.wire import Connection
+from saga.runtime.tasks import in_thread
 from saga.runtime.urls import printable
 
 
 @dataclass(frozen=True, slots=True)
 class ReadingDesk:
-    """What looking at dead letters needs, and settling them: all but the broker."""
+    """What looking at dead letters needs, and settling them: all but the broker.
+
+    The store blocks, for seconds where another command is writing into it; so it is asked in
+    threads here, and whoever else runs on the event loop goes on.
+    """
 
     deployment: Deployment
     graph: Choreography
@@ -45,22 +50,23 @@ class ReadingDesk:
     async def selection(self, filters: Selection, ids: Iterable[str]) -> Selection:
         """What fits the filters, and of these only the letters with one of the numbers or message
         ids, if any are given. Raises `InputError` for what does not exist."""
-        numbers = sorted({number for id in ids for number in self.store.numbers_named(id)})
+        numbers = await in_thread(self._numbered, list(ids))
         selection = replace(filters, numbers=tuple(numbers))
         await self.check(selection)
         return selection
 
+    def _numbered(self, ids: Iterable[str]) -> list[int]:
+        return sorted({number for id in ids for number in self.store.numbers_named(id)})
+
     async def document_about(self, number: int) -> dict[str, Any]:
         """All that is known of a letter, with its deaths, its edits, and what a replay would do.
         Raises `InputError`."""
-        letter = self.store.get(number)
+        letter = await in_thread(self.store.get, number)
+        copies = await in_thread(self.store.copies_of, number)
         verdict = (await self.examiner().examine([letter]))[number]
         return full(letter) | {
-            "died": [
-                {"at": died, "error": headers.get(ERROR, "")}
-                for died, headers in self.store.copies_of(number)
-            ],
-            "edits": self.store.edits_of(number),
+            "died": [{"at": died, "error": headers.get(ERROR, "")} for died, headers in copies],
+            "edits": await in_thread(self.store.edits_of, number),
             "replay": verdict.to_json(),
         }
 
@@ -82,7 +88,7 @@ class ReadingDesk:
         if (
             selection.type is not None
             and selection.type not in types
-            and not self.store.has(Selection(type=selection.type))
+            and not await in_thread(self.store.has, Selection(type=selection.type))
         ):
             raise InputError(
                 f"there is no event or command of type {selection.type!r}; there are "
@@ -90,17 +96,20 @@ class ReadingDesk:
             )
         if (
             selection.subject is not None
-            and not self.store.knows(selection.subject)
+            and not await in_thread(self.store.knows, selection.subject)
             and not await self.examiner().knows(selection.subject)
         ):
             raise InputError(f"nothing is known of {selection.subject!r}")
         fingerprint = selection.fingerprint
-        if fingerprint is not None and not self.store.has(Selection(fingerprint=fingerprint)):
+        if fingerprint is not None and not await in_thread(
+            self.store.has, Selection(fingerprint=fingerprint)
+        ):
             raise InputError(
                 f"no letter has the fingerprint {selection.fingerprint!r}; `saga dlq list` names "
                 f"those there are"
             )
-        unknown = set(selection.numbers) - self.store.numbers_known(selection.numbers)
+        known = await in_thread(self.store.numbers_known, selection.numbers)
+        unknown = set(selection.numbers) - known
         if unknown:
             raise InputError(
                 f"there is no dead letter {min(unknown)}; `saga dlq list --by letter` names "
@@ -121,14 +130,15 @@ class DeadLetterDesk(ReadingDesk):
         """
         collected = await collect(self.connection, self.store, self.participants)
         if collected:
-            self.store.note("collect", "", {}, {"copies": collected})
-        out = self.store.find(Selection(), [LetterState.SENT], contents=False)
+            await in_thread(self.store.note, "collect", "", {}, {"copies": collected})
+        out = await in_thread(self.store.numbers, Selection(), [LetterState.SENT])
         done: set[int] = set()
         for start in range(0, len(out), AT_ONCE):
-            numbers = tuple(letter.number for letter in out[start : start + AT_ONCE])
-            done |= await self.examiner().done(self.store.find(Selection(numbers=numbers)))
+            numbers = tuple(out[start : start + AT_ONCE])
+            letters = await in_thread(self.store.find, Selection(numbers=numbers))
+            done |= await self.examiner().done(letters)
         if done:
-            self.store.settle_done(done)
+            await in_thread(self.store.settle_done, done)
         return collected
 
 
@@ -142,7 +152,7 @@ async def open_desk(deployment: Deployment, graph: Choreography) -> AsyncIterato
         raise InputError("the deployment names no store of dead letters: dead_letters_url")
     connection = await connect(deployment.amqp_url_of(REPLAY), name="saga dlq")
     try:
-        store = Store(deployment.dead_letters_url)
+        store = await in_thread(Store, deployment.dead_letters_url)
         try:
             desk = DeadLetterDesk(deployment, graph, store, connection)
             await desk.collect()

@@ -26,6 +26,7 @@ from saga.runtime.messaging.permissions import REPLAY
 from saga.runtime.messaging.publisher import BrokerPublisher, posting_of
 from saga.runtime.messaging.topology import HISTORY_STREAM, queues_of
 from saga.runtime.messaging.trust import EDITOR_SOURCE
+from saga.runtime.tasks import in_thread
 
 ENVELOPE: Final = (
     "specversion",
@@ -152,7 +153,7 @@ async def edit(
     follows from what is in it, and the original as its causation. It goes to the history and to the
     origin queue. Raises `InputError`, and nothing has changed then.
     """
-    letter = editable(desk, number)
+    letter = await in_thread(editable, desk, number)
     # A person takes longer than a heartbeat.
     after = await asyncio.to_thread(change, text_of(letter.body))
     made = None if after is None else corrected(desk.graph, letter, after)
@@ -164,13 +165,14 @@ async def edit(
         try:
             await publisher.open()
             # It may have been replayed or discarded while the editor was open.
-            _must_be_dead(number, desk.store.begin_edit(number, copy_id, diff, body, why))
+            begin = desk.store.begin_edit
+            _must_be_dead(number, await in_thread(begin, number, copy_id, diff, body, why))
             if recorded:
                 await publisher.publish("", posting_of(body, HISTORY_STREAM))
             await publisher.publish("", posting_of(body, letter.queue))
         finally:
             await publisher.close()
-        desk.store.end_edit(number, copy_id, why)
+        await in_thread(desk.store.end_edit, number, copy_id, why)
     return Edited(number, copy_id, letter.queue, diff, recorded)
 
 

@@ -33,7 +33,7 @@ from saga.runtime.messaging.connection import BrokerError
 from saga.runtime.messaging.permissions import REPLAY
 from saga.runtime.messaging.publisher import BrokerPublisher
 from saga.runtime.messaging.wire import Unroutable
-from saga.runtime.tasks import cancel_all
+from saga.runtime.tasks import cancel_all, in_thread
 from saga.runtime.urls import printable
 
 RAMP: Final = (1, 5, 25, 125)
@@ -149,11 +149,9 @@ async def dry_run(
     """What a replay would do with each letter of the selection, in its order. Sends nothing. With a
     `limit`, with so many, behind the letter with that first failure and number."""
     if limit is None:
-        letters = desk.store.find(selection, HERE)
+        letters = await in_thread(desk.store.find, selection, HERE)
     else:
-        letters = await asyncio.to_thread(
-            desk.store.page, selection, HERE, limit, after, contents=True
-        )
+        letters = await in_thread(desk.store.page, selection, HERE, limit, after, contents=True)
     examiner = desk.examiner(settings.max_replays)
     verdicts: dict[int, Verdict] = {}
     for start in range(0, len(letters), EXAMINED_TOGETHER):
@@ -184,9 +182,10 @@ async def replay(
     """
     stop = stop or Stop()
     with alone(desk.store.path):
-        run, resumed = _run(desk, selection, settings, why, confirmed)
+        run, resumed = await in_thread(_run, desk, selection, settings, why, confirmed)
+        replays = desk.store.replays
         replaying = _Replaying(desk, run, settings, progress, stop)
-        begun(run, len(desk.store.replays.open_items(run)))
+        begun(run, len(await in_thread(replays.open_items, run)))
         publisher = BrokerPublisher(desk.deployment.amqp_url_of(REPLAY), "saga dlq replay")
         started = time.monotonic()
         try:
@@ -195,11 +194,11 @@ async def replay(
         finally:
             await publisher.close()
         seconds = time.monotonic() - started
-        counts = desk.store.replays.count(run)
+        counts = await in_thread(replays.count, run)
         result = ReplayResult(
             run.number,
             counts,
-            desk.store.replays.items_of(run),
+            await in_thread(replays.items_of, run),
             stopped,
             resumed,
             seconds,
@@ -208,9 +207,9 @@ async def replay(
         )
         summary = {name: value for name, value in result.to_json().items() if name != "not_done"}
         if stop.asked and stopped == STOPPED:
-            desk.store.replays.pause(run, stopped, summary, stop.why)
+            await in_thread(replays.pause, run, stopped, summary, stop.why)
         else:
-            desk.store.replays.end(run, stopped or "finished", summary, why)
+            await in_thread(replays.end, run, stopped or "finished", summary, why)
     return result
 
 
@@ -394,12 +393,13 @@ class _Replaying:
     async def _take_up(self) -> None:
         """Where the run stands. Of what was being sent nobody knows whether it went: it is sent
         again, unless it is done, or dead again, which it was not without having been sent."""
-        items = dict(self._store.replays.open_items(self._run))
+        items = dict(await in_thread(self._store.replays.open_items, self._run))
         now = time.monotonic()
-        for letter in self._letters([n for n, state in items.items() if state in _OUT]):
+        out = [number for number, state in items.items() if state in _OUT]
+        for letter in await in_thread(self._letters, out):
             if letter.state is LetterState.DEAD:
                 del items[letter.number]
-                self._hear([letter.number], ItemState.FAILED, "it is dead again")
+                await self._hear([letter.number], ItemState.FAILED, "it is dead again")
             elif items[letter.number] is ItemState.SENT:
                 del items[letter.number]
                 self._unheard[letter.number] = letter, now
@@ -417,7 +417,7 @@ class _Replaying:
     async def _send(self, publisher: BrokerPublisher, count: int) -> int:
         """Send the next letters that may be sent; returns how many were."""
         numbers = [self._waiting.popleft() for _ in range(count)]
-        letters = await asyncio.to_thread(self._letters, numbers)
+        letters = await in_thread(self._letters, numbers)
         verdicts = await self._examiner.examine(letters, force=self._settings.force)
         going: list[DeadLetter] = []
         for letter in letters:
@@ -426,13 +426,13 @@ class _Replaying:
             if skipped is None:
                 going.append(letter)
             else:
-                self._hear([letter.number], *skipped, counts=False)
+                await self._hear([letter.number], *skipped, counts=False)
         # One that is sending already was counted before it was first sent.
         replays = {
             letter.number: letter.replays + (letter.state is LetterState.DEAD) for letter in going
         }
-        may_go = await asyncio.to_thread(self._store.replays.mark_sending, self._run, replays)
-        self._hear(
+        may_go = await in_thread(self._store.replays.mark_sending, self._run, replays)
+        await self._hear(
             [letter.number for letter in going if letter.number not in may_go],
             ItemState.SKIPPED,
             "somebody else has dealt with it",
@@ -473,20 +473,23 @@ class _Replaying:
         now = time.monotonic()
         if not self.sent:
             self._first_at = now
-        confirmed: list[int] = []
+        confirmed: list[DeadLetter] = []
         away: BaseException | None = None
         for letter, result in zip(letters, results, strict=True):
             if result is None:
-                confirmed.append(letter.number)
-                self._unheard[letter.number] = letter, now
-                self._participants.add(letter.participant)
+                confirmed.append(letter)
             elif isinstance(result, Unroutable):
-                self._hear([letter.number], ItemState.REFUSED, f"not routed: {result}")
+                await self._hear([letter.number], ItemState.REFUSED, f"not routed: {result}")
             else:
                 away = result
         self.sent += len(confirmed)
         self._last_at = now
-        await asyncio.to_thread(self._store.replays.mark_sent, self._run, confirmed)
+        numbers = [letter.number for letter in confirmed]
+        await in_thread(self._store.replays.mark_sent, self._run, numbers)
+        # Not before: what is heard of them is noted after they are noted as sent.
+        for letter in confirmed:
+            self._unheard[letter.number] = letter, now
+            self._participants.add(letter.participant)
         if away is not None:
             raise BrokerError(
                 f"RabbitMQ at {printable(self._desk.deployment.amqp_url_of(REPLAY))} went away: "
@@ -511,17 +514,17 @@ class _Replaying:
         await collect(self._desk.connection, self._store, sorted(self._participants))
         letters = [letter for letter, _ in self._unheard.values()]
         # In this order: what is done never dies again.
-        states = await asyncio.to_thread(self._store.states_of, list(self._unheard))
+        states = await in_thread(self._store.states_of, list(self._unheard))
         done = await self._examiner.done(letters)
-        self._hear(sorted(done), ItemState.DONE)
+        await self._hear(sorted(done), ItemState.DONE)
         dead = [n for n in self._unheard if states.get(n) is LetterState.DEAD]
-        self._hear(dead, ItemState.FAILED, "it is dead again")
+        await self._hear(dead, ItemState.FAILED, "it is dead again")
         settled = [
             n
             for n in self._unheard
             if states.get(n) in (LetterState.DISCARDED, LetterState.REPLACED)
         ]
-        self._hear(settled, ItemState.SKIPPED, "somebody has settled it", counts=False)
+        await self._hear(settled, ItemState.SKIPPED, "somebody has settled it", counts=False)
         late = time.monotonic() - self._settings.timeout_seconds
         unanswered: dict[bool, list[int]] = {True: [], False: []}
         for number, (letter, at) in self._unheard.items():
@@ -529,17 +532,17 @@ class _Replaying:
                 unanswered[self._examiner.is_foreign(letter.participant)].append(number)
         after = f"after {self._settings.timeout_seconds:g} s"
         detail = f"neither done nor dead again {after}"
-        self._hear(unanswered[False], ItemState.UNANSWERED, detail)
+        await self._hear(unanswered[False], ItemState.UNANSWERED, detail)
         # It may have dealt with it by saying nothing, which nobody can tell here.
         detail = f"neither answered nor dead again {after}; its participant's own log tells more"
-        self._hear(unanswered[True], ItemState.UNANSWERED, detail, counts=False)
+        await self._hear(unanswered[True], ItemState.UNANSWERED, detail, counts=False)
 
-    def _hear(
+    async def _hear(
         self, numbers: Collection[int], state: ItemState, detail: str = "", *, counts: bool = True
     ) -> None:
         if not numbers:
             return
-        self._store.replays.mark_items(self._run, numbers, state, detail)
+        await in_thread(self._store.replays.mark_items, self._run, numbers, state, detail)
         for number in numbers:
             self._unheard.pop(number, None)
             if counts:

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any, Final
+import contextlib
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Any, Final, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 AGAIN_SECONDS: Final = 5.0
 """How long a task may take to clean up before it is cancelled once more."""
@@ -22,6 +27,19 @@ async def cancel_all(*tasks: asyncio.Future[Any]) -> None:
             task.cancel()
         _, running = await asyncio.wait(running, timeout=AGAIN_SECONDS)
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call a function that blocks in a thread. It has ended when this does, also by cancellation:
+    what it changes is changed by then, and what it uses may be closed."""
+    call = asyncio.ensure_future(asyncio.to_thread(partial(function, *args, **kwargs)))
+    try:
+        return await asyncio.shield(call)
+    except asyncio.CancelledError:
+        while not call.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait({call})
+        raise
 
 
 async def side_by_side(*works: Coroutine[Any, Any, None]) -> None:

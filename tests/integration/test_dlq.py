@@ -433,6 +433,35 @@ async def test_a_replay_that_is_asked_to_stop_sends_no_more_and_is_resumed(bench
         assert set((await toy.counts()).values()) == {1}
 
 
+async def test_the_store_keeps_nothing_else_on_the_event_loop_waiting(bench: Bench) -> None:
+    await bench.letters(3)
+    name = Path(dead_letters_url_in(bench.folder)).name
+    on_the_loop: list[str] = []
+
+    def watch(connection: sa.Connection, _: object, statement: str, *__: object) -> None:
+        with contextlib.suppress(RuntimeError):  # There is no loop in a thread.
+            asyncio.get_running_loop()
+            if str(connection.engine.url).endswith(name):
+                on_the_loop.append(statement)
+
+    sa.event.listen(sa.Engine, "before_cursor_execute", watch)
+    try:
+        async with bench.desk() as desk:
+            chosen = Selection(subject=str(UUID(int=1)), type=Cancelled.type)
+            (number,) = (await desk.selection(chosen, ["1"])).numbers
+            await desk.document_about(number)
+            await dry_run(desk, EVERYTHING, QUICK)
+            task = asyncio.create_task(replay(desk, EVERYTHING, QUICK))
+            await until(lambda: bench.holds("toy.normal", 1))
+            heal()
+            async with running(bench):
+                assert (await task).ok
+    finally:
+        sa.event.remove(sa.Engine, "before_cursor_execute", watch)
+
+    assert on_the_loop == []
+
+
 async def test_what_was_confirmed_is_replayed_and_nothing_else(bench: Bench) -> None:
     await bench.letters(3)
     heal()
