@@ -20,7 +20,7 @@ from saga.dlq.desk import ReadingDesk, open_desk
 from saga.dlq.edit import Edited, edit
 from saga.dlq.replay import ReplayResult, ReplaySettings, Stop, replay
 from saga.dlq.replays import Replay
-from saga.dlq.selection import Selection
+from saga.dlq.selection import FrozenSelection, Selection
 from saga.dlq.store import Store
 from saga.errors import Explained, InputError
 from saga.runtime.tasks import cancel_all
@@ -114,7 +114,11 @@ class WatchedLetters:
             return await edit(desk, number, lambda _: text, why=why)
 
     async def begin(
-        self, selection: Selection | None, settings: ReplaySettings, why: str, confirmed: str | None
+        self,
+        selection: Selection | None,
+        settings: ReplaySettings,
+        why: str,
+        confirmed: FrozenSelection | None,
     ) -> int:
         """Begin a replay of the letters selected, which are those that were `confirmed`; or, with
         None, go on with the one that never ended. Returns its number, once it has begun; it goes on

@@ -26,7 +26,7 @@ from saga.dlq.desk import DeadLetterDesk, ReadingDesk
 from saga.dlq.examine import REPLAYS_MAX, Expectation, Verdict
 from saga.dlq.letters import DeadLetter, posting_of
 from saga.dlq.replays import Replay
-from saga.dlq.selection import Selection, frozen_as
+from saga.dlq.selection import FrozenSelection, Selection
 from saga.dlq.states import HERE, ItemState, LetterState
 from saga.errors import InputError
 from saga.runtime.messaging.connection import BrokerError
@@ -167,15 +167,15 @@ async def replay(
     settings: ReplaySettings,
     *,
     why: str = "",
-    confirmed: str | None = None,
+    confirmed: FrozenSelection | None = None,
     stop: Stop | None = None,
     begun: Callable[[Replay, int], None] = lambda _, __: None,
     progress: Progress = lambda _: None,
 ) -> ReplayResult:
     """Replay the letters selected, or go on with the replay of them that never ended.
 
-    With None as the selection, go on with whichever never ended. What was `confirmed` is what
-    `frozen_as` said of the letters selected: then it is a new replay of just these, or none.
+    With None as the selection, go on with whichever never ended. With what was `confirmed` of the
+    letters selected, it is a new replay of just these, or none; others that came later are left.
     `begun` is told the run and how many letters are open; `progress`, how many more are heard of.
     Once `stop` is asked for, no more are sent, and the replay waits to be resumed. Raises
     `DlqError`, `InputError`, and `BrokerError` if the broker goes away: then the same call goes on.
@@ -229,19 +229,24 @@ def _run(
     selection: Selection | None,
     settings: ReplaySettings,
     why: str,
-    confirmed: str | None,
+    confirmed: FrozenSelection | None,
 ) -> tuple[Replay, bool]:
     """The run to work on: the one that never ended, or a new one."""
     unfinished = desk.store.replays.unfinished()
     if unfinished is None:
         if selection is None:
             raise InputError("no replay waits to be resumed: each one begun has ended")
-        letters = desk.store.find(selection, HERE, contents=False)
+        now = None if confirmed is None else confirmed.at
+        letters = desk.store.find(selection, HERE, contents=False, now=now)
         numbers = [letter.number for letter in letters]
-        if confirmed is not None and frozen_as(numbers) != confirmed:
-            raise SelectionChanged(len(numbers))
+        if confirmed is not None:
+            numbers = confirmed.within(numbers)
+            if not confirmed.are(numbers):
+                raise SelectionChanged(desk.store.count(selection, HERE))
         return desk.store.replays.begin(selection, numbers, asdict(settings), why), False
-    if selection is not None and (confirmed or selection.to_json() != unfinished.selection):
+    if selection is not None and (
+        confirmed is not None or selection.to_json() != unfinished.selection
+    ):
         raise DlqError(
             f"replay {unfinished.number} of {unfinished.selection or 'all letters'} was begun and "
             f"never ended; go on with it by `saga dlq replay --resume` first"

@@ -8,7 +8,7 @@ import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import sqlalchemy as sa
 
@@ -16,6 +16,7 @@ from saga.dlq.letters import DeadLetter, from_text, raw_of
 from saga.dlq.states import LetterState
 from saga.dlq.tables import copies, letters
 from saga.errors import InputError
+from saga.limits import moment_of
 from saga.runtime.kernel.tables import utc_now
 
 DAY_SECONDS: Final = 86_400
@@ -54,9 +55,46 @@ class Selection:
         }
 
 
-def frozen_as(numbers: Iterable[int]) -> str:
-    """What tells these letters from all others, in any order: 16 hexadecimal digits. What was
-    confirmed of letters holds for just these."""
+@dataclass(frozen=True, slots=True)
+class FrozenSelection:
+    """The letters that a selection had `at` one moment, as an operator confirmed them.
+
+    What arrives after the `newest` of them, or reaches an age after that moment, is not among them.
+    `digest` tells these letters from all others: 16 hexadecimal digits.
+    """
+
+    newest: int
+    at: datetime
+    digest: str
+
+    @classmethod
+    def of(cls, numbers: Collection[int], at: datetime) -> Self:
+        """The letters with these numbers, as they were selected `at` then."""
+        return cls(max(numbers, default=0), at, _digest(numbers))
+
+    @classmethod
+    def read(cls, text: str) -> Self:
+        """What `str` made a text of. Raises `InputError`."""
+        newest, _, rest = text.partition("/")
+        at, _, digest = rest.partition("/")
+        moment = moment_of(at)
+        if moment is None or not (newest.isascii() and newest.isdecimal() and len(newest) < 20):
+            raise InputError("what was confirmed is not what a page of letters says; look again")
+        return cls(int(newest), moment, digest)
+
+    def __str__(self) -> str:
+        return f"{self.newest}/{self.at.isoformat()}/{self.digest}"
+
+    def within(self, numbers: Iterable[int]) -> list[int]:
+        """Those of the numbers that are of letters which were there then."""
+        return [number for number in numbers if number <= self.newest]
+
+    def are(self, numbers: Iterable[int]) -> bool:
+        """Whether it is these letters, in any order."""
+        return _digest(numbers) == self.digest
+
+
+def _digest(numbers: Iterable[int]) -> str:
     listed = ",".join(map(str, sorted(numbers)))
     return hashlib.sha256(listed.encode()).hexdigest()[:16]
 

@@ -20,7 +20,7 @@ from saga.dlq.audit import AuditEntry, append, newest
 from saga.dlq.groups import LetterGroup, deaths_in, groups_in
 from saga.dlq.letters import Copy, DeadLetter, from_text
 from saga.dlq.replays import Replays
-from saga.dlq.selection import Selection, conditions_of, frozen_as, letter_of, query_of
+from saga.dlq.selection import FrozenSelection, Selection, conditions_of, letter_of, query_of
 from saga.dlq.states import SETTLED, LetterState
 from saga.dlq.tables import (
     chunks,
@@ -120,10 +120,16 @@ class Store:
         with reading(self._engine) as connection:
             return _count(connection, selection, states)
 
-    def numbers(self, selection: Selection, states: Collection[LetterState]) -> list[int]:
+    def numbers(
+        self,
+        selection: Selection,
+        states: Collection[LetterState],
+        *,
+        now: datetime | None = None,
+    ) -> list[int]:
         """The numbers of all letters selected."""
         with reading(self._engine) as connection:
-            return _numbers(connection, selection, states)
+            return _numbers(connection, selection, states, now)
 
     def groups(
         self,
@@ -234,18 +240,18 @@ class Store:
                 )
 
     def discard(
-        self, selection: Selection, reason: str, *, confirmed: str | None = None
+        self, selection: Selection, reason: str, *, confirmed: FrozenSelection | None = None
     ) -> list[int]:
         """Set dead letters aside for good; `restore` brings them back. Returns their numbers.
 
-        What was `confirmed` is what `frozen_as` said of them; if these are other letters by now,
-        nothing changes. Raises `SelectionChanged`.
+        If the letters that were `confirmed` are not all of that selection any more, nothing
+        changes; others that came later stay as they are. Raises `SelectionChanged`.
         """
         old, new = LetterState.DEAD, LetterState.DISCARDED
         return self._turn(selection, old, new, reason, "discard", confirmed)
 
     def restore(
-        self, selection: Selection, reason: str, *, confirmed: str | None = None
+        self, selection: Selection, reason: str, *, confirmed: FrozenSelection | None = None
     ) -> list[int]:
         """Make discarded letters dead letters again. Returns their numbers. `confirmed` is as with
         `discard`."""
@@ -259,13 +265,17 @@ class Store:
         new: LetterState,
         reason: str,
         action: str,
-        confirmed: str | None,
+        confirmed: FrozenSelection | None,
     ) -> list[int]:
         turned: list[int] = []
         with self._engine.begin() as connection:
-            numbers = _numbers(connection, selection, [old])
-            if confirmed is not None and frozen_as(numbers) != confirmed:
-                raise SelectionChanged(len(numbers))
+            if confirmed is None:
+                numbers = _numbers(connection, selection, [old])
+            else:
+                then = _numbers(connection, selection, [old], confirmed.at)
+                numbers = confirmed.within(then)
+                if not confirmed.are(numbers):
+                    raise SelectionChanged(_count(connection, selection, [old]))
             for part in chunks(numbers):
                 statement = (
                     letters.update()
@@ -373,10 +383,13 @@ def _count(connection: Connection, selection: Selection, states: Collection[Lett
 
 
 def _numbers(
-    connection: Connection, selection: Selection, states: Collection[LetterState]
+    connection: Connection,
+    selection: Selection,
+    states: Collection[LetterState],
+    now: datetime | None = None,
 ) -> list[int]:
     found: list[int] = []
     for part in chunks(selection.numbers) if selection.numbers else [()]:
-        wanted = conditions_of(replace(selection, numbers=tuple(part)), states, None)
+        wanted = conditions_of(replace(selection, numbers=tuple(part)), states, now)
         found += connection.scalars(sa.select(letters.c.number).where(*wanted))
     return sorted(found)

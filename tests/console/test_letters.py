@@ -19,7 +19,7 @@ from saga.console.serve import serving
 from saga.console.settings import ConsoleSettings
 from saga.console.watched import Watched
 from saga.dlq.replay import alone
-from saga.dlq.selection import Selection
+from saga.dlq.selection import FrozenSelection, Selection
 from saga.dlq.states import HERE, LetterState
 from saga.local.system import System
 from tests import forked
@@ -200,7 +200,8 @@ async def test_two_consoles_and_the_command_line_at_once_replay_each_letter_once
         await provider(console_system.deployment, FaultMode.NONE)
         path = "/letters/replay?service=payment"
         form = {"reason": "all at once", "confirmed": await hidden_in(first, path)}
-        assert await hidden_in(second, path) == form["confirmed"]
+        letters = FrozenSelection.read(form["confirmed"])
+        assert FrozenSelection.read(await hidden_in(second, path)).digest == letters.digest
         command = ("dlq", "replay", "--service", "payment", "--data-dir", console_system.folder)
 
         *answers, _ = await asyncio.gather(
@@ -254,13 +255,15 @@ async def test_what_is_confirmed_are_these_letters_and_no_others(
 
             path, form = list(forms.items())[1]
             form["confirmed"] = await hidden_in(client, path)
+            await bury(console_system.deployment, 4, mark="frozen")  # The fourth one is new.
+            await until(lambda: shows(client, f"/letters?{filters}", "<strong>3</strong>"))
             answer = await client.post(path, data=form)
             assert answer.status_code == 303
-            assert store.find(Selection(fingerprint="frozen"), HERE) == []
+            assert len(store.find(Selection(fingerprint="frozen"), HERE)) == 1
             restoring = f"/letters/restore?{filters}"
             again = {"reason": "it was needed", "confirmed": await hidden_in(client, restoring)}
             assert (await client.post(restoring, data=again)).status_code == 303
-            assert len(store.find(Selection(fingerprint="frozen"), HERE)) == 3
+            assert len(store.find(Selection(fingerprint="frozen"), HERE)) == 4
             actions = [(entry.action, entry.reason) for entry in store.actions(3)]
             assert ("restore", "it was needed") in actions
             assert ("discard", "as confirmed") in actions

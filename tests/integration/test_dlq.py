@@ -34,7 +34,7 @@ from saga.dlq.examine import Expectation
 from saga.dlq.letters import REPLAYS, Copy
 from saga.dlq.replay import STOPPED, ReplayResult, ReplaySettings, Stop, dry_run, replay
 from saga.dlq.replays import Replay
-from saga.dlq.selection import Selection, frozen_as
+from saga.dlq.selection import FrozenSelection, Selection
 from saga.dlq.states import HERE, ItemState, LetterState
 from saga.dlq.store import Store
 from saga.envelope import Envelope
@@ -466,7 +466,7 @@ async def test_what_was_confirmed_is_replayed_and_nothing_else(bench: Bench) -> 
     await bench.letters(3)
     heal()
     async with running(bench), bench.desk() as desk:
-        confirmed = frozen_as(desk.store.numbers(EVERYTHING, HERE))
+        confirmed = FrozenSelection.of(desk.store.numbers(EVERYTHING, HERE), utc_now())
         desk.store.discard(Selection(numbers=(1,)), "not this one")
         with pytest.raises(SelectionChanged, match="2 by now"):
             await replay(desk, EVERYTHING, QUICK, confirmed=confirmed)
@@ -475,12 +475,22 @@ async def test_what_was_confirmed_is_replayed_and_nothing_else(bench: Bench) -> 
             desk.store.discard(EVERYTHING, "all of them", confirmed=confirmed)
         assert desk.store.find(EVERYTHING, HERE, contents=False)[0].number == 2
 
-        confirmed = frozen_as(desk.store.numbers(EVERYTHING, HERE))
+        confirmed = FrozenSelection.of(desk.store.numbers(EVERYTHING, HERE), utc_now())
         run = desk.store.replays.begin(EVERYTHING, [2, 3], {}, "never ended")
         with pytest.raises(DlqError, match="never ended"):
             await replay(desk, EVERYTHING, QUICK, confirmed=confirmed)
         desk.store.replays.end(run, "given up", {}, "")
-        assert (await replay(desk, EVERYTHING, QUICK, confirmed=confirmed)).ok
+        await bench.bury(message_of(cancelled(4).to_bytes()))
+        await until(lambda: _came(desk, 4))
+        assert (await replay(desk, EVERYTHING, QUICK, confirmed=confirmed)).counts == {
+            ItemState.DONE: 2
+        }
+        assert desk.store.numbers(EVERYTHING, HERE) == [4]
+
+
+async def _came(desk: DeadLetterDesk, number: int) -> bool:
+    await desk.collect()
+    return bool(desk.store.numbers_known([number]))
 
 
 async def test_letters_are_grouped_and_paged_where_they_are_kept(bench: Bench) -> None:

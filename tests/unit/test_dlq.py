@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from pamqp import encode
 
+from saga.dlq import SelectionChanged
 from saga.dlq.edit import text_of, with_values
 from saga.dlq.letters import (
     REPLAYS,
@@ -24,8 +25,8 @@ from saga.dlq.letters import (
     to_json,
 )
 from saga.dlq.replay import CATCH_UP, ReplaySettings, _Pace
-from saga.dlq.selection import Selection
-from saga.dlq.states import LetterState
+from saga.dlq.selection import FrozenSelection, Selection
+from saga.dlq.states import HERE, LetterState
 from saga.dlq.store import Store
 from saga.errors import InputError
 from saga.runtime.messaging import frames
@@ -349,3 +350,31 @@ COUNTED: dict[str, Any] = {"x-delivery-count": 1}
 def test_text_of_others_cannot_command_a_terminal() -> None:
     assert harmless("a\x1b[2J\x9b\u202e\nb") == "a\\x1b[2J\\x9b\\u202e\\nb"
     assert harmless("é\nb\r", lines=True) == "é\nb\\r"
+
+
+def failed(id: str, minute: int = 0) -> Copy:
+    at = datetime(2020, 1, 1, 12, minute, tzinfo=UTC)
+    return copy_of(delivered(b"{" + id.encode(), id), "payment", at)
+
+
+def test_what_arrives_or_grows_old_later_leaves_what_was_confirmed_as_it_was(
+    tmp_path: Path,
+) -> None:
+    store = Store(f"sqlite:///{tmp_path / 'letters.db'}")
+    an_hour_old, at = Selection(older_than=3_600), datetime(2020, 1, 1, 13, tzinfo=UTC)
+    store.take([failed("1"), failed("2"), failed("3", minute=30)], NOW)
+    shown = store.numbers(an_hour_old, HERE, now=at)
+    confirmed = FrozenSelection.read(str(FrozenSelection.of(shown, at)))
+    store.take([failed("4")], NOW)
+
+    assert len(store.numbers(an_hour_old, HERE)) == 4
+    assert store.discard(an_hour_old, "these two", confirmed=confirmed) == shown == [1, 2]
+    with pytest.raises(SelectionChanged, match="2 by now"):
+        store.discard(an_hour_old, "once more", confirmed=confirmed)
+    store.close()
+
+
+@pytest.mark.parametrize("text", ["", "x", "1/2", "1/never/x", "-1/2026-01-01/x", "1/0001-01-01/x"])
+def test_what_no_page_has_confirmed_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match="look again"):
+        FrozenSelection.read(text)

@@ -25,10 +25,11 @@ from saga.dlq.edit import ENVELOPE, corrected, editable, text_of
 from saga.dlq.examine import REPLAYS_MAX, counts_of
 from saga.dlq.letters import DeadLetter
 from saga.dlq.replay import FAILING_MAX, ReplaySettings, dry_run
-from saga.dlq.selection import Selection, age_seconds, frozen_as
+from saga.dlq.selection import FrozenSelection, Selection, age_seconds
 from saga.dlq.states import HERE, LetterState, Which
 from saga.errors import InputError
 from saga.limits import INTEGER_MAX
+from saga.runtime.kernel.tables import utc_now
 from saga.runtime.messaging.topology import queues_of
 from saga.runtime.problem import Problem
 from saga.text import harmless
@@ -225,7 +226,8 @@ def routes(site: Site) -> APIRouter:
         desk = await letters.collected()
         selection = await wanted.selection(desk)
         place = None if wanted.after is None else read_place(wanted.after, datetime, int)
-        found = await asyncio.to_thread(desk.store.numbers, selection, HERE)
+        at = utc_now()
+        found = await asyncio.to_thread(desk.store.numbers, selection, HERE, now=at)
         limit = PAGE if place else EXAMINED_MAX
         verdicts = await dry_run(desk, selection, wanted.settings, limit=limit, after=place)
         counts: dict[str, int] = {}
@@ -246,7 +248,7 @@ def routes(site: Site) -> APIRouter:
             wanted=wanted,
             said=said,
             count=len(found),
-            confirmed=frozen_as(found),
+            confirmed=FrozenSelection.of(found, at),
             counts=counts,
             unexamined=0 if place else len(found) - len(verdicts),
             verdicts=shown,
@@ -270,9 +272,10 @@ def routes(site: Site) -> APIRouter:
             max_replays=wanted.max_replays,
             force=wanted.force,
         )
+        confirmed = FrozenSelection.read(form.confirmed)
         selection = await wanted.selection(await letters.desk())
         try:
-            run = await letters.begin(selection, settings, form.reason, form.confirmed)
+            run = await letters.begin(selection, settings, form.reason, confirmed)
         except SelectionChanged as error:
             return await replay_page(request, wanted, str(error), 409)
         except DlqError as error:
@@ -290,7 +293,8 @@ def routes(site: Site) -> APIRouter:
     ) -> Response:
         desk = await letters.collected()
         selection = await _selected(wanted, desk)
-        found = await asyncio.to_thread(desk.store.numbers, selection, [turning.old])
+        at = utc_now()
+        found = await asyncio.to_thread(desk.store.numbers, selection, [turning.old], now=at)
         examples = await asyncio.to_thread(desk.store.page, selection, [turning.old], EXAMPLES_MAX)
         return site.page(
             request,
@@ -302,7 +306,7 @@ def routes(site: Site) -> APIRouter:
             turning=turning,
             said=said,
             count=len(found),
-            confirmed=frozen_as(found),
+            confirmed=FrozenSelection.of(found, at),
             examples=examples,
         )
 
@@ -317,11 +321,12 @@ def routes(site: Site) -> APIRouter:
             wanted: Annotated[LetterFilters, Query()],
             form: Annotated[TurnConfirmed, Form()],
         ) -> Response:
+            confirmed = FrozenSelection.read(form.confirmed)
             desk = await letters.desk()
             selection = await _selected(wanted, desk)
             change = desk.store.discard if turning.verb == "discard" else desk.store.restore
             try:
-                await asyncio.to_thread(change, selection, form.reason, confirmed=form.confirmed)
+                await asyncio.to_thread(change, selection, form.reason, confirmed=confirmed)
             except SelectionChanged as error:
                 return await turn_page(request, wanted, turning, str(error), 409)
             query = {"state": turning.new, "by": "letter", **wanted.filters}
