@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Final
 
 import httpx
@@ -11,7 +12,8 @@ from saga.deployment import Deployment
 from saga.errors import Explained
 from saga.http import post_to_one
 
-ASK_SECONDS: Final = 30.0
+ASK_SECONDS: Final = 8.0
+"""How long a service may take; less than an answer's deadline, so that its own is heard of."""
 
 
 class DecidingError(Explained):
@@ -25,11 +27,13 @@ async def decide(deployment: Deployment, choice: PersonsChoice, way: str, subjec
     if not urls:
         raise DecidingError(f"the deployment names no URL of the service {name}; add it")
     try:
-        answer = await post_to_one(urls, choice.path(way, subject), None, ASK_SECONDS)
-    except httpx.HTTPError as error:
+        async with asyncio.timeout(ASK_SECONDS):
+            answer = await post_to_one(urls, choice.path(way, subject), None, ASK_SECONDS)
+    except (httpx.HTTPError, TimeoutError) as error:
+        why = str(error) or type(error).__name__
         raise DecidingError(
-            f"the service {name} did not answer: {str(error) or type(error).__name__}; it may be "
-            f"decided all the same, which `saga reconcile` tells"
+            f"the service {name} did not answer within {ASK_SECONDS:g} s: {why}; it may be decided "
+            f"all the same, which `saga reconcile` tells"
         ) from error
     if answer is None:
         raise DecidingError(f"no service {name} runs at {', '.join(urls)}; start it")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 from base64 import b64encode
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
@@ -51,6 +52,8 @@ NAVIGATION: Final = (
     NavigationLink("/services", "Services", "v"),
     NavigationLink("/audit", "Audit", "a"),
 )
+DECIDE: Final = NavigationLink("/decide", "Decide", "c")
+"""In the navigation of a saga that says how to decide what its rules leave to people."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,11 @@ class Site:
         return WatchedLetters(self.watched)
 
     @cached_property
+    def navigation(self) -> Sequence[NavigationLink]:
+        """The pages that are a key away."""
+        return (*NAVIGATION, DECIDE) if self.watched.saga.choices else NAVIGATION
+
+    @cached_property
     def _templates(self) -> jinja2.Environment:
         templates = jinja2.Environment(
             loader=jinja2.PackageLoader("saga.console"),
@@ -94,7 +102,7 @@ class Site:
         templates.globals |= {
             "url": self.url,
             "asset": self.asset,
-            "navigation": NAVIGATION,
+            "navigation": self.navigation,
             "write": self.write,
             "bodies": self.bodies,
             "saga_name": self.watched.saga.name,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import html
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
 
@@ -14,15 +17,25 @@ from sqlalchemy.engine import Connection
 from notification_service.domain import Notification, NotificationStatus
 from notification_service.store import NOTIFICATIONS
 from order_saga import SAGA
+from order_service.domain import Order
+from saga.console import people
+from saga.console.live import Ticker
+from saga.console.lookout import Lookout
+from saga.console.people import undecided_in
 from saga.console.serve import serving as console
 from saga.console.settings import ConsoleSettings
+from saga.console.site import Site
 from saga.console.watched import Watched
-from saga.declaration import PersonsChoice, SagaError
-from saga.deployment import Deployment
+from saga.deciding import ASK_SECONDS
+from saga.declaration import PersonsChoice, Saga, SagaError
+from saga.deployment import Deployment, dead_letters_url_in
 from saga.runtime.kernel.rows import writing
+from saga.view import Broken, Invariant, States
 from tests.integration.served import Served, serving
+from tests.polling import until
 
 RULE = "mails_unknown"
+SUBJECT = re.compile(r'class="row" href="/decide\?rule=mails_unknown&amp;subject=([^"]+)"')
 UNKNOWN = "00000000-0000-4000-8000-000000000000"
 
 
@@ -49,23 +62,24 @@ async def client(service: Served, tmp_path: Path) -> AsyncIterator[httpx.AsyncCl
         yield client
 
 
-async def unknown(service: Served) -> str:
-    """An order about whose mail nobody knows whether it was sent."""
-    order = str(uuid4())
-    state = Notification(order, status=NotificationStatus.UNKNOWN, detail="no answer", tries=1)
+async def unknown(
+    service: Served, count: int = 1, status: NotificationStatus = NotificationStatus.UNKNOWN
+) -> list[str]:
+    """So many orders about whose mail nobody knows whether it was sent."""
+    states = [Notification(str(uuid4()), status=status, detail="no answer") for _ in range(count)]
 
     def save(connection: Connection) -> None:
         with writing(connection) as writes:
-            NOTIFICATIONS.save(writes, [(state, 0)])
+            NOTIFICATIONS.save(writes, [(state, 0) for state in states])
 
     await service.database.transaction(save)
-    return order
+    return [state.key for state in states]
 
 
 async def test_a_mail_is_dismissed_once_with_a_reason_that_is_kept(
     service: Served, client: httpx.AsyncClient
 ) -> None:
-    order = await unknown(service)
+    (order,) = await unknown(service)
     address = f"/decide?rule={RULE}&subject={order}"
     page = await client.get(address)
     assert page.status_code == 200
@@ -82,9 +96,93 @@ async def test_a_mail_is_dismissed_once_with_a_reason_that_is_kept(
     assert found.json["status"] == "dismissed"
     audit = (await client.get("/audit")).text
     assert "The record of order could not be read, and is not in this list" in audit
-    assert audit.count("decide: dismiss") == 2
-    assert audit.count("the customer has called") == 2
+    assert audit.count("decide: dismiss") == 4  # What was asked, and what came of it.
+    assert audit.count("the customer has called") == 4
     assert "failed: the service notification has not done it" in audit
+
+
+async def test_those_who_wait_are_listed_from_page_to_page(
+    service: Served, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(people, "LOOKED_AT_MAX", 100)
+    waiting = await unknown(service, 120)
+    await unknown(service, 300, NotificationStatus.SENT)
+    home = await client.get("/decide")
+    assert 'data-key="c" aria-current="page">Decide</a>' in home.text
+
+    listed: list[str] = []
+    page, pages = home, 1
+    while more := re.search(r'rel="next" href="([^"]+)"', page.text):
+        listed += SUBJECT.findall(page.text)
+        page = await client.get(html.unescape(more[1]))
+        pages += 1
+    listed += SUBJECT.findall(page.text)
+
+    assert listed == sorted(waiting)
+    assert pages >= 4
+
+
+async def test_a_rule_over_more_than_one_kind_is_left_to_a_reconciliation(
+    service: Served, tmp_path: Path
+) -> None:
+    def both(notifications: States[Notification], orders: States[Order]) -> Iterator[Broken]:
+        yield "no one", "ever"
+
+    found = await undecided_in(Watched(tmp_path, SAGA), Invariant.of(both), 50)
+    assert not found.found
+    assert "a reconciliation tells" in found.why_not
+
+
+def test_only_a_saga_with_something_to_decide_has_that_in_its_navigation(tmp_path: Path) -> None:
+    def navigation(saga: Saga) -> set[str]:
+        watched = Watched(tmp_path, saga)
+        return {link.path for link in Site(watched, Ticker(), Lookout(watched), False).navigation}
+
+    assert "/decide" in navigation(SAGA)
+    assert "/decide" not in navigation(replace(SAGA, choices=()))
+
+
+async def test_what_a_slow_service_did_is_noted_after_the_answers_deadline(tmp_path: Path) -> None:
+    asked, go_on = asyncio.Event(), asyncio.Event()
+
+    async def resend(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        asked.set()
+        await go_on.wait()
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(resend, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    Deployment(
+        amqp_url="amqp://127.0.0.1:1/",
+        http_urls={"notification": (f"http://127.0.0.1:{port}",)},
+        database_urls={},
+        dead_letters_url=dead_letters_url_in(tmp_path),
+    ).save(tmp_path)
+    settings = ConsoleSettings(http_port=0, console_write=True, http_answer_seconds=0.5)
+    async with (
+        server,
+        console(Watched(tmp_path, SAGA), settings) as url,
+        httpx.AsyncClient(base_url=url, timeout=60) as client,
+    ):
+
+        async def audit_says(said: str) -> bool:
+            return said in (await client.get("/audit?record=dead+letters")).text
+
+        address = f"/decide?rule={RULE}&subject={UNKNOWN}"
+        answer = await client.post(address, data={"way": "resend", "reason": "she asks"})
+        assert answer.status_code == 503
+        assert asked.is_set()
+        assert await audit_says("state: asked")
+        assert not await audit_says("state: done")
+        go_on.set()
+        await until(lambda: audit_says("state: done"))
+
+
+def test_a_service_is_waited_for_no_longer_than_an_answer_may_take() -> None:
+    assert ConsoleSettings().http_answer_seconds > ASK_SECONDS
 
 
 @pytest.mark.parametrize(

@@ -10,21 +10,25 @@ from fastapi.responses import RedirectResponse, Response
 from pydantic import BaseModel, ConfigDict
 from starlette.requests import Request
 
-from saga.console.forms import Given, Reason
+from saga.console.forms import PAGE, After, Given, Reason, place_of, read_place
+from saga.console.people import Undecided, undecided_in
 from saga.console.site import Site
 from saga.deciding import DecidingError, decide
 from saga.declaration import PersonsChoice
 from saga.errors import InputError
 from saga.runtime.problem import Problem, short
+from saga.runtime.tasks import in_thread
 
 
 class DecisionAsked(BaseModel):
-    """What is to be decided on: a rule, and a subject that it names."""
+    """What is to be decided on: a rule, and a subject that it names. `after` is a place in the list
+    of those that wait."""
 
     model_config = ConfigDict(extra="forbid")
 
     rule: Given = None
     subject: Given = None
+    after: After = None
 
 
 class DecisionMade(BaseModel):
@@ -41,6 +45,9 @@ def routes(site: Site) -> APIRouter:
     router = APIRouter()
     saga = site.watched.saga
     choices = {choice.rule: choice for choice in saga.choices}
+    rules = {rule.name: rule for rule in saga.left_to_people}
+    deeds: set[asyncio.Task[str]] = set()
+    """What is being decided, which goes on whoever waits for it."""
 
     def choice_of(asked: DecisionAsked) -> PersonsChoice | None:
         if asked.rule is not None and asked.rule not in choices:
@@ -49,6 +56,33 @@ def routes(site: Site) -> APIRouter:
                 f"{', '.join(choices) or 'no such rules in this saga'}"
             )
         return None if asked.rule is None else choices[asked.rule]
+
+    async def waiting(asked: DecisionAsked) -> dict[str, Undecided]:
+        """By rule, who waits; nobody where it is clear whom it is about."""
+        if asked.subject is not None:
+            return {}
+        after = None if asked.after is None else read_place(asked.after, str)[0]
+        names = choices if asked.rule is None else [asked.rule]
+        return {name: await undecided_in(site.watched, rules[name], PAGE, after) for name in names}
+
+    async def done(choice: PersonsChoice, subject: str, made: DecisionMade) -> str:
+        """Have it decided; in the audit record before it is asked, and what came of it after.
+        Returns why it was not, if so."""
+        desk = await site.letters.desk()
+        action, selection = f"decide: {made.way}", {"rule": choice.rule, "subject": subject}
+
+        async def note(result: dict[str, str]) -> None:
+            said = {"participant": choice.participant, **result}
+            await in_thread(desk.store.note, action, made.reason, selection, said)
+
+        await note({"state": "asked"})
+        try:
+            await decide(site.watched.deployment, choice, made.way, subject)
+        except DecidingError as error:
+            await note({"failed": str(error)})
+            return str(error)
+        await note({"state": "done"})
+        return ""
 
     @router.get("/decide")
     async def ask(request: Request, asked: Annotated[DecisionAsked, Query()]) -> Response:
@@ -59,8 +93,10 @@ def routes(site: Site) -> APIRouter:
             command="saga reconcile",
             asked=asked,
             choice=choice_of(asked),
-            rules={rule.name: rule.function.__doc__ or "" for rule in saga.left_to_people},
+            rules={name: rule.function.__doc__ or "" for name, rule in rules.items()},
             choices=choices,
+            waiting=(found := await waiting(asked)),
+            places={name: place_of(each.next) for name, each in found.items() if each.next},
         )
 
     @router.post("/decide")
@@ -70,19 +106,12 @@ def routes(site: Site) -> APIRouter:
         choice = choice_of(asked)
         if choice is None or asked.subject is None or made.way not in choice.paths:
             raise InputError("name a rule, a subject that it names, and one of the ways to decide")
-        desk = await site.letters.desk()
-        result = {"participant": choice.participant, "done": True}
-        trouble: DecidingError | None = None
-        try:
-            await decide(site.watched.deployment, choice, made.way, asked.subject)
-        except DecidingError as error:
-            trouble = error
-            result = {"participant": choice.participant, "failed": str(error)}
-        selection = {"rule": asked.rule, "subject": asked.subject}
-        action = f"decide: {made.way}"
-        await asyncio.to_thread(desk.store.note, action, made.reason, selection, result)
-        if trouble is not None:
-            raise Problem(409, str(trouble)) from trouble
+        deed = asyncio.create_task(done(choice, asked.subject, made))
+        deeds.add(deed)
+        deed.add_done_callback(deeds.discard)
+        # Where the answer's deadline passes first, it is noted all the same what came of it.
+        if trouble := await asyncio.shield(deed):
+            raise Problem(409, trouble)
         return RedirectResponse(site.url("/audit"), 303)
 
     return router

@@ -238,11 +238,10 @@ class StateTable(Generic[S]):
         return connection.execute(query).first() is not None
 
     def pages(
-        self, connection: Connection
+        self, connection: Connection, after: str | None = None
     ) -> Iterator[tuple[dict[str, S], Sequence[UnreadableRow]]]:
-        """All states, `PAGE_STATES` at a time, in the order of their keys; and what of each page
-        cannot be read."""
-        after: str | None = None
+        """All states, or those behind a key, `PAGE_STATES` at a time, in the order of their keys;
+        and what of each page cannot be read."""
         while True:
             query = sa.select(self._key).order_by(self._key).limit(PAGE_STATES)
             keys = connection.scalars(query if after is None else query.where(self._key > after))
