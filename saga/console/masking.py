@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from datetime import datetime
 from enum import Enum
-from typing import Any
+from typing import Any, Final
 
 from saga.choreography import State
+from saga.history.sequence import Diagram, Kind
 from saga.history.trace import as_json
+from saga.runtime.messaging.dead_letters import BROKERS, ERROR, KEPT, OURS
 
 
 def masked(value: Any) -> Any:
@@ -26,6 +29,53 @@ def masked(value: Any) -> Any:
             return f"‹text of {len(value)}›"
         case _:
             return f"‹number of {len(str(value))}›"
+
+
+_QUOTED: Final = re.compile(
+    r"""(?<!\w)(['"`])(?:(?P<closed>(?:\\.|(?!\1)[^\\]|(?<=\w)\1(?=\w))*)\1|(?P<cut>.*)\Z)""",
+    re.DOTALL,
+)
+_INPUT: Final = re.compile(
+    r"(?P<before>input_value=)(?P<value>.*?)(?=, input_type=|\]|\Z)", re.DOTALL
+)
+_PARAMETERS: Final = re.compile(
+    r"(?P<before>\[parameters: )(?P<value>.*?)(?=\]\s|\]?\Z)", re.DOTALL
+)
+
+
+def masked_error(error: str) -> str:
+    """The text of an error with what it quotes left out: between quotes, as a value that pydantic
+    did not take, as a parameter of a query. Its own words, and where it was, stay."""
+    for found in (_INPUT, _PARAMETERS):
+        error = found.sub(lambda match: f"{match['before']}{masked(match['value'])}", error)
+    return _QUOTED.sub(_masked_quotation, error)
+
+
+def _masked_quotation(match: re.Match[str]) -> str:
+    quote, closed, rest = match[1], match["closed"], match["cut"]
+    return f"{quote}{masked(rest if closed is None else closed)}{'' if closed is None else quote}"
+
+
+def masked_diagram(diagram: Diagram) -> Diagram:
+    """A sequence with what errors quote left out of its rows' notes."""
+    rows = (
+        replace(row, note=masked_error(row.note)) if row.kind in (Kind.DEAD, Kind.OWED) else row
+        for row in diagram.rows
+    )
+    return replace(diagram, rows=tuple(rows))
+
+
+def masked_headers(headers: Mapping[str, Any]) -> dict[str, Any]:
+    """A message's headers, as JSON values, with what publishers may have put there left out: the
+    engine's own and the broker's notes stay, and of an error what `masked_error` leaves."""
+    return {name: _masked_header(name, value) for name, value in headers.items()}
+
+
+def _masked_header(name: str, value: Any) -> Any:
+    if name == ERROR and isinstance(value, str):
+        return masked_error(value)
+    noted = name in OURS and name not in (ERROR, KEPT)
+    return value if noted or name.encode().startswith(BROKERS) else masked(value)
 
 
 def fields_of(state: State, *, bodies: bool) -> dict[str, Any]:

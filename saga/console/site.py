@@ -21,6 +21,7 @@ from starlette.requests import Request
 from saga.console.letters import WatchedLetters
 from saga.console.live import Ticker
 from saga.console.lookout import Lookout
+from saga.console.masking import masked_error
 from saga.console.watched import Watched
 from saga.graph import svg
 from saga.history import drawing
@@ -98,6 +99,7 @@ class Site:
             "cut": cut,
             "lasting": lasting,
             "segment": segment,
+            "error_text": str if self.bodies else masked_error,
         }
         templates.globals |= {
             "url": self.url,

@@ -97,9 +97,11 @@ async def books_are_right(deployment: Deployment) -> bool:
     return report.ok
 
 
-async def bury(deployment: Deployment, count: int, *, said: str = "", mark: str = "buried") -> None:
+async def bury(
+    deployment: Deployment, count: int, *, said: str = "", mark: str = "buried", error: str = ""
+) -> None:
     """So many messages in payment's queue of dead letters that nobody can decode, with `said` in
-    every field that a publisher fills in."""
+    every field that a publisher fills in, or an `error` that quotes what is in a header."""
     async with await connect(deployment.amqp_url_of("payment"), name="test") as connection:
         channel = await connection.channel()
         exchange = await channel.get_exchange(DEAD_EXCHANGE, ensure=False)
@@ -112,9 +114,9 @@ async def bury(deployment: Deployment, count: int, *, said: str = "", mark: str 
                 headers={
                     "x-saga-reason": "undecodable",
                     "x-saga-error-type": said[:200] or "Buried",
-                    "x-saga-error": said or "it was buried",
+                    "x-saga-error": error or said or "it was buried",
                     "x-saga-fingerprint": f"{mark}{said}"[:60],
-                    "x-said": said,
+                    "x-said": said or error,
                 },
             )
             await exchange.publish(message, "payment")

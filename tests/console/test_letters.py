@@ -398,6 +398,23 @@ async def test_what_is_in_messages_is_shown_and_edited_only_where_that_is_allowe
     await until(lambda: books_are_right(console_system.deployment))
 
 
+async def test_what_an_error_quotes_is_shown_only_where_bodies_are(
+    console_system: System, writing: str
+) -> None:
+    await bury(console_system.deployment, 1, mark="quoted", error="no customer 'Ada' here")
+    listed = "/letters?fingerprint=quoted"
+    async with asking(writing) as client, console(console_system, bodies=True) as url:
+        await until(lambda: shows(client, listed, "<strong>1</strong>"))
+        with store_of(console_system) as store:
+            (letter,) = store.find(Selection(fingerprint="quoted"))
+        async with asking(url) as allowed:
+            for path in (listed, f"{listed}&by=letter", f"/letters/{letter.number}"):
+                assert await shows(client, path, "no customer &#39;‹text of 3›&#39; here")
+                assert not await shows(client, path, "Ada")
+                assert await shows(allowed, path, "no customer &#39;Ada&#39; here")
+    discard_all(console_system)
+
+
 async def test_what_is_due_is_brought_forward_once_and_noted(
     browser: Browser, console_system: System, writing: str
 ) -> None:

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict
 from starlette.requests import Request
 
 from saga.console.forms import PAGE, After, Given, Rate, Reason, place_of, read_place
-from saga.console.masking import masked
+from saga.console.masking import masked, masked_headers
 from saga.console.site import Site
 from saga.dlq import DlqError, SelectionChanged
 from saga.dlq.desk import ReadingDesk
@@ -355,6 +355,7 @@ def routes(site: Site) -> APIRouter:
             number=number,
             letter=document,
             payload=_payload(document, bodies=site.bodies),
+            headers=document["headers"] if site.bodies else masked_headers(document["headers"]),
             died=died[-DEATHS_MAX:],
             deaths=len(died),
             replays=replays[-DEATHS_MAX:],

@@ -19,6 +19,7 @@ from saga.archive.finding import Findings, ListPlace, fields_of, find
 from saga.archive.routes import SubjectsWanted, cursor, read_cursor
 from saga.archive.view import SubjectView
 from saga.choreography import State
+from saga.console.masking import masked_diagram
 from saga.console.one import (
     WHOLE_BODY_MAX_CHARACTERS,
     BrokerSight,
@@ -268,7 +269,8 @@ class _OnePage:
         last_page = max(0, (len(rows) - 1) // ROWS_MAX * ROWS_MAX)
         first = min(first // ROWS_MAX * ROWS_MAX, last_page)
         part = part_of(found, first, ROWS_MAX)
-        picture = as_svg(part.diagram, self._subject)
+        diagram = part.diagram if self._site.bodies else masked_diagram(part.diagram)
+        picture = as_svg(diagram, self._subject)
         places = {
             step.attributes.id: number
             for number, step in enumerate(
@@ -284,7 +286,7 @@ class _OnePage:
             picture=Markup(picture),  # noqa: S704 - escaped by `as_svg`
             rows=[
                 (row, self._url("states", event=places[row.id]) if row.id in places else None)
-                for row in part.diagram.rows
+                for row in diagram.rows
             ],
             first=first,
             count=len(rows),
