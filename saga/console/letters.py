@@ -103,6 +103,9 @@ class WatchedLetters:
             self.trouble = str(error)
         except sa.exc.DBAPIError as error:
             self.trouble = f"a database cannot be used: {error.orig}"
+        except Exception as error:
+            log.exception("dead letters could not be collected")
+            self.trouble = f"{type(error).__name__}: {error}"
         finally:
             self._looked_at, self._collecting = time.monotonic(), None
 
@@ -119,10 +122,12 @@ class WatchedLetters:
         settings: ReplaySettings,
         why: str,
         confirmed: FrozenSelection | None,
+        *,
+        resuming: int | None = None,
     ) -> int:
         """Begin a replay of the letters selected, which are those that were `confirmed`; or, with
-        None, go on with the one that never ended. Returns its number, once it has begun; it goes on
-        then. Raises what `saga.dlq.replay.replay` does."""
+        None, go on with the one that never ended, which is `resuming`. Returns its number, once it
+        has begun; it goes on then. Raises what `saga.dlq.replay.replay` does."""
         if self._under_way is not None:
             raise DlqError("this console is at work on a replay; wait for it, or stop it first")
         under_way = self._under_way = _UnderWay()
@@ -141,6 +146,7 @@ class WatchedLetters:
                     settings,
                     why=why,
                     confirmed=confirmed,
+                    resuming=resuming,
                     stop=under_way.stop,
                     begun=note,
                 )

@@ -168,13 +168,15 @@ async def replay(
     *,
     why: str = "",
     confirmed: FrozenSelection | None = None,
+    resuming: int | None = None,
     stop: Stop | None = None,
     begun: Callable[[Replay, int], None] = lambda _, __: None,
     progress: Progress = lambda _: None,
 ) -> ReplayResult:
     """Replay the letters selected, or go on with the replay of them that never ended.
 
-    With None as the selection, go on with whichever never ended. With what was `confirmed` of the
+    With None as the selection, go on with the one that never ended: whichever that is, or the one
+    that is `resuming`. With what was `confirmed` of the
     letters selected, it is a new replay of just these, or none; others that came later are left.
     `begun` is told the run and how many letters are open; `progress`, how many more are heard of.
     Once `stop` is asked for, no more are sent, and the replay waits to be resumed. Raises
@@ -182,7 +184,7 @@ async def replay(
     """
     stop = stop or Stop()
     with alone(desk.store.path):
-        run, resumed = await in_thread(_run, desk, selection, settings, why, confirmed)
+        run, resumed = await in_thread(_run, desk, selection, settings, why, confirmed, resuming)
         replays = desk.store.replays
         replaying = _Replaying(desk, run, settings, progress, stop)
         begun(run, len(await in_thread(replays.open_items, run)))
@@ -230,9 +232,12 @@ def _run(
     settings: ReplaySettings,
     why: str,
     confirmed: FrozenSelection | None,
+    resuming: int | None,
 ) -> tuple[Replay, bool]:
     """The run to work on: the one that never ended, or a new one."""
     unfinished = desk.store.replays.unfinished()
+    if resuming is not None and (unfinished is None or unfinished.number != resuming):
+        raise DlqError(f"replay {resuming} does not wait to be resumed any more; look again")
     if unfinished is None:
         if selection is None:
             raise InputError("no replay waits to be resumed: each one begun has ended")

@@ -15,6 +15,7 @@ from playwright.async_api import Browser, Page, expect
 
 from order_saga import SAGA
 from payment_service.gateway import FaultMode
+from saga.console.pages import letters
 from saga.console.serve import serving
 from saga.console.settings import ConsoleSettings
 from saga.console.watched import Watched
@@ -311,7 +312,7 @@ async def shows(client: httpx.AsyncClient, path: str, text: str) -> bool:
 
 
 async def test_the_numbers_are_the_command_lines(
-    browser: Browser, console_system: System, reading: str
+    browser: Browser, console_system: System, reading: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await bury(console_system.deployment, 60, mark="counted")
     async with asking(reading) as client, page_of(browser) as page:
@@ -345,6 +346,10 @@ async def test_the_numbers_are_the_command_lines(
                 assert len(await answer.body()) <= 100_000
                 found = await Axe().run(page)
                 assert not found.response["violations"], found.generate_report()
+
+        monkeypatch.setattr(letters, "EXAMINED_MAX", 10)
+        await client.get("/letters/replay?fingerprint=counted")
+        assert await shows(client, "/audit", "cannot be decoded: 10; not examined: 50")
     discard_all(console_system)
 
 

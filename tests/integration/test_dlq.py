@@ -488,6 +488,19 @@ async def test_what_was_confirmed_is_replayed_and_nothing_else(bench: Bench) -> 
         assert desk.store.numbers(EVERYTHING, HERE) == [4]
 
 
+async def test_the_replay_that_was_looked_at_is_resumed_and_no_other(bench: Bench) -> None:
+    await bench.letters(1)
+    async with bench.desk() as desk:
+        ended = desk.store.replays.begin(EVERYTHING, [1], {}, "looked at")
+        desk.store.replays.end(ended, "finished", {}, "")
+        with pytest.raises(DlqError, match="replay 1 does not wait"):
+            await replay(desk, None, QUICK, resuming=ended.number)
+        other = desk.store.replays.begin(EVERYTHING, [1], {}, "begun meanwhile")
+        with pytest.raises(DlqError, match="replay 1 does not wait"):
+            await replay(desk, None, QUICK, resuming=ended.number)
+        assert desk.store.replays.open_items(other) == [(1, ItemState.WAITING)]
+
+
 async def _came(desk: DeadLetterDesk, number: int) -> bool:
     await desk.collect()
     return bool(desk.store.numbers_known([number]))

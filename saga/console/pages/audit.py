@@ -157,15 +157,17 @@ def _without_payload(result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _said(values: Mapping[str, Any]) -> str:
-    """What is not empty among these, in one line."""
+    """What is not empty among these, in one line; no is not empty."""
     return "; ".join(
         f"{name.replace('_', ' ')}: {_in_words(value)}"
         for name, value in values.items()
-        if value not in (None, 0, "", [])
+        if value is False or value not in (None, 0, "", [])
     )
 
 
 def _in_words(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if not isinstance(value, list):
         return str(value)
     named = ", ".join(map(str, value[:NUMBERS_MAX]))

@@ -235,8 +235,10 @@ def routes(site: Site) -> APIRouter:
             counts = counts_of(verdict for _, verdict in verdicts)
             # As the command does; but a page of another site, which may link here, writes nothing.
             if request.headers.get("sec-fetch-site") != "cross-site":
+                left = len(found) - len(verdicts)
+                result = counts | ({"not examined": left} if left else {})
                 selected = selection.to_json()
-                await asyncio.to_thread(desk.store.note, "dry run", "", selected, counts)
+                await asyncio.to_thread(desk.store.note, "dry run", "", selected, result)
         shown = verdicts[:PAGE]
         return site.page(
             request,

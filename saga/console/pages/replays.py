@@ -161,7 +161,7 @@ def routes(site: Site) -> APIRouter:
                 f"at it again",
             )
         try:
-            await letters.begin(None, settings, form.reason, None)
+            await letters.begin(None, settings, form.reason, None, resuming=number)
         except (DlqError, InputError) as error:
             raise Problem(409, str(error)) from error
         return RedirectResponse(site.url(f"/replays/{number}"), 303)
