@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Coroutine, Hashable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import permutations
@@ -37,11 +37,11 @@ BODY_MAX_CHARACTERS: Final = 1_500
 """Of a body among others."""
 WHOLE_BODY_MAX_CHARACTERS: Final = 50_000
 LOOK_AGE_SECONDS: Final = 5.0
-"""How old may be what was seen at the broker."""
-LOOK_SHARE: Final = 0.05
-"""Of the time, what looking there may take."""
-LOOK_PATIENCE_SECONDS: Final = 0.05
-"""How long a page waits for that."""
+"""How old what was seen at the broker may be on a page that is opened."""
+LOOK_AGAIN_SECONDS: Final = 60.0
+"""The same on a page that brings itself up to date: what waits is in another order after a look."""
+LOOK_PATIENCE_SECONDS: Final = 1.0
+"""How long a page waits for a look."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,32 +94,42 @@ class Unforeseen:
 class BrokerSight:
     """Looks through the broker's queues, once for all pages. Belongs to one event loop."""
 
-    def __init__(self, watched: Watched) -> None:
-        self._watched = watched
-        self._looking: Inquiry[Whereabouts] = Inquiry(self._look)
+    def __init__(self, look_there: Callable[[], Coroutine[Any, Any, Whereabouts]]) -> None:
+        self._looking: Inquiry[Whereabouts] = Inquiry(look_there)
+
+    @classmethod
+    def of(cls, watched: Watched) -> BrokerSight:
+        """One that looks at the broker of this system."""
+
+        async def look_there() -> Whereabouts:
+            deployment, graph = watched.deployment, watched.graph
+            return await apart(lambda: look(deployment, graph, ()))
+
+        return cls(look_there)
 
     @property
     def failed(self) -> str:
         """Why the last look came to nothing; empty if it did not."""
         return self._looking.failed
 
-    async def _look(self) -> Whereabouts:
-        deployment, graph = self._watched.deployment, self._watched.graph
-        return await apart(lambda: look(deployment, graph, ()))
+    @property
+    def seen_at(self) -> datetime | None:
+        """When the last look that came to an end was begun."""
+        return self._looking.last_at
 
-    async def seen(self, debts: Sequence[Debt]) -> Whereabouts | None:
-        """What was seen since all of this is owed; None if that is not known yet."""
+    async def seen(self, debts: Sequence[Debt], *, live: bool) -> Whereabouts | None:
+        """What was seen since all of this is owed; None if that is not known, as the look takes
+        long, or failed. A page that is `live` asks for itself again, and has the queues looked
+        through less often than one that is opened."""
         looking = self._looking
         owed_since = max(debt.since for debt in debts)
-        age_max = max(LOOK_AGE_SECONDS, looking.last_seconds / LOOK_SHARE)
-        known = looking.last_at is not None and looking.last_at >= owed_since
-        if not known or (looking.age_seconds or 0.0) > age_max:
-            looking.begin()
-            if not known:
-                await looking.soon(LOOK_PATIENCE_SECONDS)
-        if looking.last_at is None or looking.last_at < owed_since:
+        age_max = LOOK_AGAIN_SECONDS if live else LOOK_AGE_SECONDS
+        too_early = looking.last_at is None or looking.last_at < owed_since
+        looking.begin_if_older(0.0 if too_early and not live else age_max)
+        await looking.soon(LOOK_PATIENCE_SECONDS)
+        if looking.failed or looking.last_at is None or looking.last_at < owed_since:
             return None
-        return looking.last
+        return looking.last if (looking.age_seconds or 0.0) <= age_max else None
 
 
 def moment_of(graph: Any, found: Trace, number: int | None) -> Moment:

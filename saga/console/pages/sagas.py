@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from shlex import quote as quoted
 from typing import Annotated, Any, Final
 from urllib.parse import quote
@@ -19,6 +20,7 @@ from saga.archive.finding import Findings, ListPlace, fields_of, find
 from saga.archive.routes import SubjectsWanted, cursor, read_cursor
 from saga.archive.view import SubjectView
 from saga.choreography import State
+from saga.console.lookout import is_live
 from saga.console.one import (
     WHOLE_BODY_MAX_CHARACTERS,
     BrokerSight,
@@ -35,9 +37,11 @@ from saga.dlq.states import HERE
 from saga.envelope import source_of, trace_id_of
 from saga.errors import InputError
 from saga.future.whatif import AskedStep, Consequences
+from saga.history.debts import Debt
 from saga.history.drawing import as_svg
 from saga.history.sequence import either, headline, owed_since
 from saga.history.trace import Trace, as_json, trace
+from saga.history.whereabouts import Whereabouts
 from saga.limits import TEXT_MAX_BYTES
 
 PAGE_SIZES: Final = (50, 20, 100)
@@ -61,6 +65,8 @@ _TABS: Final = (
     ("future", "What can still happen"),
     ("what-if", "What if"),
 )
+_LOOKING: Final = ("story", "future", "what-if")
+"""Of these, those that say where messages are."""
 _ENDS: Final = ("", "open", "ended", "settled")
 
 
@@ -68,7 +74,7 @@ def routes(site: Site) -> APIRouter:
     """`/sagas`."""
     router = APIRouter()
     foreseeing = Foreseeing(site.watched)
-    sight = BrokerSight(site.watched)
+    sight = BrokerSight.of(site.watched)
 
     @router.get("/sagas")
     async def sagas(request: Request) -> Response:
@@ -120,8 +126,9 @@ def routes(site: Site) -> APIRouter:
         do: Annotated[list[str] | None, Query(max_length=8)] = None,
     ) -> Response:
         watched = site.watched
-        found = await trace(watched.deployment, watched.graph, subject, seen=sight.seen)
-        page = _OnePage(site, request, found, foreseeing, event, sight.failed)
+        seen = partial(sight.seen, live=is_live(request)) if show in _LOOKING else _unseen
+        found = await trace(watched.deployment, watched.graph, subject, seen=seen)
+        page = _OnePage(site, request, found, foreseeing, event, sight)
         match show:
             case "story":
                 return page.story(row)
@@ -140,6 +147,11 @@ def routes(site: Site) -> APIRouter:
         raise InputError(f"show={show!r}: there are {', '.join(name for name, _ in _TABS)}")
 
     return router
+
+
+async def _unseen(_: Sequence[Debt]) -> Whereabouts | None:
+    """For pages that say nothing of where messages are."""
+    return None
 
 
 def _view_of(site: Site) -> SubjectView[Any] | None:
@@ -228,7 +240,7 @@ class _OnePage:
         found: Trace,
         foreseeing: Foreseeing,
         event: int | None,
-        unseen: str,
+        sight: BrokerSight,
     ) -> None:
         self._site = site
         self._request = request
@@ -237,7 +249,7 @@ class _OnePage:
         self._subject = found.story.subject
         self._moment = moment_of(site.watched.graph, found, event)
         self._asked = event
-        self._unseen = unseen
+        self._sight = sight
         self._path = f"/sagas/{quote(self._subject, safe='')}"
 
     def _url(self, show: str, **query: Any) -> str:
@@ -257,7 +269,8 @@ class _OnePage:
             subject=self._subject,
             tabs=tabs,
             moment=self._moment,
-            unseen=self._unseen,
+            looking=show in _LOOKING and bool(self._found.debts),
+            sight=self._sight,
             show=show,
             **context,
         )

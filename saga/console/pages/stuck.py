@@ -12,6 +12,8 @@ from fastapi.responses import Response
 from starlette.requests import Request
 
 from saga.console.inquiry import Inquiry, apart
+from saga.console.lookout import is_live
+from saga.console.one import LOOK_AGAIN_SECONDS
 from saga.console.site import Site
 from saga.history.debts import Debt
 from saga.history.sequence import either
@@ -21,7 +23,7 @@ from saga.history.whereabouts import Whereabouts
 FIRST_SECONDS: Final = 0.1
 """How long a page waits for the first answer, before it says that it is being looked for."""
 AGE_MIN_SECONDS: Final = 2.0
-AGE_MAX_SECONDS: Final = 120.0
+AGE_MAX_SECONDS: Final = LOOK_AGAIN_SECONDS
 SHARE_MAX: Final = 0.05
 """Of the time, what looking may take."""
 CATCH_UP_SECONDS: Final = 1.0
@@ -59,10 +61,9 @@ def routes(site: Site) -> APIRouter:
         group: Annotated[int | None, Query(ge=0, le=10**6)] = None,
         row: Annotated[int, Query(ge=0, le=10**9)] = 0,
     ) -> Response:
-        age = looking.age_seconds
-        fresh_seconds = looking.last_seconds / SHARE_MAX
-        if age is None or age > min(AGE_MAX_SECONDS, max(AGE_MIN_SECONDS, fresh_seconds)):
-            looking.begin()
+        fresh_seconds = max(AGE_MIN_SECONDS, looking.last_seconds / SHARE_MAX)
+        age_max = LOOK_AGAIN_SECONDS if is_live(request) else min(AGE_MAX_SECONDS, fresh_seconds)
+        if looking.begin_if_older(age_max):
             await looking.soon(FIRST_SECONDS)
         found = looking.last
         groups = [] if found is None else grouped(found)
