@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Hashable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from itertools import permutations
-from typing import Any, Final
+from itertools import combinations, islice
+from typing import Any, Final, TypeVar
 
 from pydantic_core import from_json
 
@@ -29,8 +30,13 @@ from saga.history.whereabouts import Place, Whereabouts, look
 from saga.verify import VerifyError
 from saga.view import EventsInMemory, View
 
+T = TypeVar("T")
+
 KEPT_MAX: Final = 64
 """Outlooks that are kept, so that pages that stay open do not have them computed again."""
+KEPT_SECONDS: Final = 10.0
+"""For how long, as they follow from more than the subject's events: what it shares with others, and
+the time."""
 PAIRS_MAX: Final = 12
 """Pairs of messages on their way whose other order is offered."""
 BODY_MAX_CHARACTERS: Final = 1_500
@@ -89,6 +95,14 @@ class Unforeseen:
     """Why it cannot be said what can still happen."""
 
     why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Foreseen:
+    """What can still happen, and what that takes for granted."""
+
+    outlook: Outlook
+    present: ModelledSubject
 
 
 class BrokerSight:
@@ -221,35 +235,30 @@ class Foreseeing:
     def __init__(self, watched: Watched) -> None:
         self._watched = watched
         self._foresight = Foresight(watched.saga)
-        self._kept: OrderedDict[Hashable, Outlook | Unforeseen] = OrderedDict()
-        self._presents: OrderedDict[Hashable, ModelledSubject] = OrderedDict()
+        self._kept: OrderedDict[Hashable, tuple[float, Foreseen]] = OrderedDict()
+        """With the time by the monotonic clock when each was computed."""
 
     async def outlook(
         self, moment: Moment, whereabouts: Whereabouts | None
-    ) -> tuple[Outlook | Unforeseen, ModelledSubject | None]:
+    ) -> Foreseen | Unforeseen:
         """What can still happen from a moment on, and what was taken for granted."""
         debts = _open_debts(moment, whereabouts)
         key = _key(moment, debts)
-        if key not in self._kept:
-            found = await asyncio.to_thread(self._compute, moment, debts)
-            self._kept[key], present = found
-            if present is not None:
-                self._presents[key] = present
-            for kept in (self._kept, self._presents):
-                while len(kept) > KEPT_MAX:
-                    kept.popitem(last=False)
-        return self._kept[key], self._presents.get(key)
+        made_at, kept = self._kept.get(key, (0.0, None))
+        if kept is not None and time.monotonic() - made_at < KEPT_SECONDS:
+            return kept
 
-    def _compute(
-        self, moment: Moment, debts: Sequence[Debt]
-    ) -> tuple[Outlook | Unforeseen, ModelledSubject | None]:
-        try:
+        def compute() -> Foreseen:
             present = self._present(moment, debts, influential_only=True)
-            return outlook(present, self._foresight.judged(present)), present
-        except VerifyError as error:
-            return Unforeseen(str(error)), None
-        except TypeError as error:  # A state that is not hashable, say.
-            return Unforeseen(f"a state cannot be put into the model: {error}"), None
+            return Foreseen(outlook(present, self._foresight.judged(present)), present)
+
+        found = await _foreseen(compute)
+        self._kept.pop(key, None)
+        if isinstance(found, Foreseen) and found.outlook.whole:
+            self._kept[key] = time.monotonic(), found
+            while len(self._kept) > KEPT_MAX:
+                self._kept.popitem(last=False)
+        return found
 
     def _present(
         self, moment: Moment, debts: Sequence[Debt], *, influential_only: bool
@@ -270,29 +279,32 @@ class Foreseeing:
     ) -> list[Offer] | Unforeseen:
         """What may be asked about a moment."""
         debts = _open_debts(moment, whereabouts)
-
-        def make() -> list[Offer] | Unforeseen:
-            try:
-                present = self._present(moment, debts, influential_only=False)
-            except VerifyError as error:
-                return Unforeseen(str(error))
-            return offers_of(present, whereabouts)
-
-        return await asyncio.to_thread(make)
+        return await _foreseen(
+            lambda: offers_of(self._present(moment, debts, influential_only=False), whereabouts)
+        )
 
     async def course(
         self, moment: Moment, whereabouts: Whereabouts | None, steps: Sequence[AskedStep]
     ) -> Consequences | Unforeseen:
         """What would follow. Raises `InputError` for steps that are not possible."""
         debts = _open_debts(moment, whereabouts)
+        return await _foreseen(
+            lambda: course(self._present(moment, debts, influential_only=False), steps)
+        )
 
-        def take() -> Consequences | Unforeseen:
-            try:
-                return course(self._present(moment, debts, influential_only=False), steps)
-            except VerifyError as error:
-                return Unforeseen(str(error))
 
-        return await asyncio.to_thread(take)
+async def _foreseen(compute: Callable[[], T]) -> T | Unforeseen:
+    """What is computed on a thread, or why it cannot be."""
+
+    def work() -> T | Unforeseen:
+        try:
+            return compute()
+        except VerifyError as error:
+            return Unforeseen(str(error))
+        except TypeError as error:  # A state that is not hashable, say.
+            return Unforeseen(f"a state cannot be put into the model: {error}")
+
+    return await asyncio.to_thread(work)
 
 
 def _open_debts(moment: Moment, whereabouts: Whereabouts | None) -> list[Debt]:
@@ -324,11 +336,11 @@ def offers_of(present: ModelledSubject, whereabouts: Whereabouts | None) -> list
         else:
             words = f"{name} takes {event.type} next"
         found.append(Offer(words, (step,)))
-    pairs = permutations(present.pending, 2)
-    for (first, one), (second, other) in list(pairs)[: 2 * PAIRS_MAX]:
-        steps = AskedStep(first, message=one.id), AskedStep(second, message=other.id)
-        words = f"{first} takes {one.type}, and then {second} takes {other.type}"
-        found.append(Offer(words, steps))
+    for pair in islice(combinations(present.pending, 2), PAIRS_MAX):
+        for (first, one), (second, other) in (pair, pair[::-1]):
+            steps = AskedStep(first, message=one.id), AskedStep(second, message=other.id)
+            words = f"{first} takes {one.type}, and then {second} takes {other.type}"
+            found.append(Offer(words, steps))
     for coming in present.coming:
         command = coming.firing.due.command.type
         words = f"its time comes now: {coming.participant} does {command}"

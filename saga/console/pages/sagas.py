@@ -381,17 +381,17 @@ class _OnePage:
         )
 
     async def future(self) -> Response:
-        outlook, present = await self._foreseeing.outlook(self._moment, self._found.whereabouts)
-        unforeseen = outlook if isinstance(outlook, Unforeseen) else None
+        found = await self._foreseeing.outlook(self._moment, self._found.whereabouts)
+        unforeseen = found if isinstance(found, Unforeseen) else None
         return self._page(
             "saga_future.html",
             "future",
             None,
             unforeseen=unforeseen,
-            outlook=None if unforeseen else outlook,
+            outlook=None if isinstance(found, Unforeseen) else found.outlook,
             ends_max=ENDS_MAX,
             way_max=WAY_MAX,
-            present=present,
+            present=None if isinstance(found, Unforeseen) else found.present,
         )
 
     async def what_if(self, given: Sequence[str]) -> Response:
