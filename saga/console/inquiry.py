@@ -64,6 +64,11 @@ class Inquiry(Generic[T]):
         """Begin the one of that number, if it is the next one: so what asks again begins none."""
         return number == self.number + 1 and self.begin()
 
+    def cancel(self) -> None:
+        """Give up the one that is under way."""
+        if self._task is not None:
+            self._task.cancel()
+
     async def soon(self, patience_seconds: float) -> None:
         """Return once it is done, or so many seconds have passed."""
         if self._task is not None:
