@@ -17,6 +17,10 @@ from playwright.async_api import Browser, Page
 from saga.console.serve import serving
 from saga.console.settings import ConsoleSettings
 from saga.console.watched import Watched
+from saga.history.debts import Debt
+from saga.history.story import tell
+from saga.history.trace import Overdue, Stuck
+from saga.history.whereabouts import Whereabouts
 from saga.local.system import System
 from saga.verify.proof import FILE_NAME, Proof, ProofCounterexample, ProofScenario
 from tests.moving import SAGA as MOVING
@@ -295,3 +299,39 @@ async def test_nothing_is_stuck_and_the_page_says_when_it_looked(
     async with opened(browser, f"{reading}/stuck", scripts=False) as page:
         await until_it_says(page, "Nothing is overdue.")
         assert "As of" in await text(page, "#stuck")
+
+
+async def test_a_group_of_what_is_stuck_keeps_its_address_while_others_come_and_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = MOVING.choreography
+    now = datetime(2030, 1, 1, tzinfo=UTC)
+    owing = ["van", "crew"]
+
+    async def overdue(*_: Any, **__: Any) -> Overdue:
+        found = []
+        for number, name in enumerate(owing):
+            story = tell(graph, f"move-of-{name}", [])
+            since = now + timedelta(seconds=number)
+            found.append(Stuck(story, [Debt(name, None, ("an.answer",), since, since)]))
+        return Overdue(found, [], Whereabouts(), 0)
+
+    monkeypatch.setattr("saga.console.pages.stuck.stuck", overdue)
+    monkeypatch.setattr("saga.console.pages.stuck.AGE_MIN_SECONDS", 0.0)
+    monkeypatch.setattr(Watched, "deployment", None)
+    async with (
+        serving(Watched(tmp_path, MOVING), ConsoleSettings(http_port=0)) as url,
+        httpx.AsyncClient() as client,
+    ):
+        crew = f"{url}stuck?participant=crew&answers=an.answer&to="
+
+        async def says(address: str, what: str, but: str) -> bool:
+            page = (await client.get(address)).text
+            return what in page and but not in page
+
+        await until(lambda: says(crew, "move-of-crew", "move-of-van"))
+        owing.reverse()
+        await until(lambda: says(f"{url}stuck", ">crew</a></th>", "nothing"))
+        await until(lambda: says(crew, "move-of-crew", "move-of-van"))
+        owing.remove("crew")
+        await until(lambda: says(crew, "is overdue any more", "move-of"))

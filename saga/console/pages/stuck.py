@@ -30,6 +30,8 @@ CATCH_UP_SECONDS: Final = 1.0
 SHOWN_MAX: Final = 50
 """Sagas of one group."""
 UNEXPLAINED_MAX: Final = 20
+KEY_MAX: Final = 2_000
+"""Characters of what names a group in an address."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,15 @@ class DebtGroup:
     oldest: datetime
     members: Sequence[tuple[Stuck, Debt]]
     """The oldest first."""
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        return self.participant, self.answers, self.to
+
+    @property
+    def query(self) -> dict[str, str]:
+        """What names it in an address, whichever groups there are besides."""
+        return {"participant": self.participant, "answers": self.answers, "to": self.to}
 
 
 def routes(site: Site) -> APIRouter:
@@ -58,7 +69,9 @@ def routes(site: Site) -> APIRouter:
     @router.get("/stuck")
     async def page(
         request: Request,
-        group: Annotated[int | None, Query(ge=0, le=10**6)] = None,
+        participant: Annotated[str, Query(max_length=KEY_MAX)] = "",
+        answers: Annotated[str, Query(max_length=KEY_MAX)] = "",
+        to: Annotated[str, Query(max_length=KEY_MAX)] = "",
         row: Annotated[int, Query(ge=0, le=10**9)] = 0,
     ) -> Response:
         fresh_seconds = max(AGE_MIN_SECONDS, looking.last_seconds / SHARE_MAX)
@@ -67,7 +80,8 @@ def routes(site: Site) -> APIRouter:
             await looking.soon(FIRST_SECONDS)
         found = looking.last
         groups = [] if found is None else grouped(found)
-        chosen = None if group is None or group >= len(groups) else groups[group]
+        wanted = participant, answers, to
+        chosen = next((group for group in groups if group.key == wanted), None)
         return site.page(
             request,
             "stuck.html",
@@ -77,7 +91,7 @@ def routes(site: Site) -> APIRouter:
             looking=looking,
             groups=groups,
             chosen=chosen,
-            group=group,
+            wanted=any(wanted),
             first=row,
             members=[] if chosen is None else _members(chosen, found, row),
             size=SHOWN_MAX,
