@@ -1,17 +1,22 @@
-"""How often the console looks through the broker's queues, and how long what it saw is shown."""
+"""How often the console looks through the broker's queues, and how long what it knows is shown."""
 
 from __future__ import annotations
 
 import asyncio
 from datetime import datetime, timedelta
+from pathlib import Path
 
 import pytest
 
 from saga.console import one
+from saga.console.lookout import LAG_AGE_MAX_SECONDS, Lookout
 from saga.console.one import LOOK_AGAIN_SECONDS, LOOK_AGE_SECONDS, BrokerSight
+from saga.console.watched import Watched
+from saga.discovery import saga
 from saga.errors import Explained
 from saga.history.debts import Debt
 from saga.history.whereabouts import Whereabouts
+from saga.runtime.kernel.tables import utc_now
 from saga.testing import NOW
 
 
@@ -99,3 +104,19 @@ async def test_what_was_seen_before_a_debt_says_nothing_of_it(looks: Looks) -> N
     assert await looks.seen(live=True, since=looks.now) is None
     assert looks.count == 1
     assert await looks.seen(since=looks.now) == 2
+
+
+async def test_what_was_known_of_the_historys_lag_is_not_said_for_ever(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class CaughtUp:
+        async def behind(self) -> int:
+            return 0
+
+    monkeypatch.setattr(Watched, "archive", CaughtUp())
+    lookout = Lookout(Watched(tmp_path, saga()))
+    assert (await lookout.lag()).behind == 0
+
+    later = utc_now() + timedelta(seconds=LAG_AGE_MAX_SECONDS + 1)
+    monkeypatch.setattr("saga.console.lookout.utc_now", lambda: later)
+    assert (await lookout.lag()).behind is None

@@ -20,7 +20,9 @@ from saga.archive.finding import Findings, ListPlace, fields_of, find
 from saga.archive.routes import SubjectsWanted, cursor, read_cursor
 from saga.archive.view import SubjectView
 from saga.choreography import State
-from saga.console.lookout import is_live
+from saga.console import masking
+from saga.console.lookout import Lag, is_live
+from saga.console.masking import headline_of
 from saga.console.one import (
     WHOLE_BODY_MAX_CHARACTERS,
     BrokerSight,
@@ -39,10 +41,11 @@ from saga.errors import InputError
 from saga.future.whatif import AskedStep, Consequences
 from saga.history.debts import Debt
 from saga.history.drawing import as_svg
-from saga.history.sequence import either, headline, owed_since
-from saga.history.trace import Trace, as_json, trace
+from saga.history.sequence import either, owed_since
+from saga.history.trace import Trace, UnknownSubject, trace
 from saga.history.whereabouts import Whereabouts
 from saga.limits import TEXT_MAX_BYTES
+from saga.runtime.problem import Problem
 
 PAGE_SIZES: Final = (50, 20, 100)
 ROWS_MAX: Final = 60
@@ -101,9 +104,11 @@ def routes(site: Site) -> APIRouter:
             request,
             "sagas.html",
             title="Sagas",
-            command="saga trace SUBJECT",
             found=found,
-            rows=[(s, _columns(found.views.get(s.key), view)) for s in found.subjects],
+            rows=[
+                (s, _columns(found.views.get(s.key), view, bodies=site.bodies))
+                for s in found.subjects
+            ],
             columns=[field.name for field in _shown(view)],
             fields=() if view is None else fields_of(view),
             view_name=None if view is None else view.name,
@@ -127,8 +132,11 @@ def routes(site: Site) -> APIRouter:
     ) -> Response:
         watched = site.watched
         seen = partial(sight.seen, live=is_live(request)) if show in _LOOKING else _unseen
-        found = await trace(watched.deployment, watched.graph, subject, seen=seen)
-        page = _OnePage(site, request, found, foreseeing, event, sight)
+        try:
+            found = await trace(watched.deployment, watched.graph, subject, seen=seen)
+        except UnknownSubject as error:
+            raise Problem(404, str(error)) from error
+        page = _OnePage(site, request, found, foreseeing, event, sight, await site.lookout.lag())
         match show:
             case "story":
                 return page.story(row)
@@ -165,11 +173,10 @@ def _shown(view: SubjectView[Any] | None) -> Sequence[Any]:
     return sorted(fields, key=lambda field: not field.options)[:COLUMNS_MAX]
 
 
-def _columns(state: State | None, view: SubjectView[Any] | None) -> list[str]:
-    return [
-        "" if state is None or (value := getattr(state, field.name)) is None else str(value)
-        for field in _shown(view)
-    ]
+def _columns(state: State | None, view: SubjectView[Any] | None, *, bodies: bool) -> list[str]:
+    told = {} if state is None else masking.fields_of(state, bodies=bodies)
+    values = [told.get(field.name) for field in _shown(view)]
+    return ["" if value is None else str(value) for value in values]
 
 
 class _Wanted:
@@ -207,10 +214,13 @@ class _Wanted:
         if len(text) > TEXT_MAX_BYTES:
             raise InputError(f"text: it has {len(text)} characters; up to {TEXT_MAX_BYTES} may be")
         try:
-            return cls(SubjectsWanted(**given), fields, text, after)
+            subjects = SubjectsWanted(**given)
         except ValidationError as error:
             problems = "; ".join(f"{p['loc'][-1]}: {p['msg']}" for p in error.errors()[:5])
             raise InputError(problems) from None
+        if subjects.limit > max(PAGE_SIZES):
+            raise InputError(f"limit: a page has up to {max(PAGE_SIZES)} sagas")
+        return cls(subjects, fields, text, after)
 
 
 def _standing(value: str) -> dict[str, bool]:
@@ -241,6 +251,7 @@ class _OnePage:
         foreseeing: Foreseeing,
         event: int | None,
         sight: BrokerSight,
+        lag: Lag,
     ) -> None:
         self._site = site
         self._request = request
@@ -250,6 +261,7 @@ class _OnePage:
         self._moment = moment_of(site.watched.graph, found, event)
         self._asked = event
         self._sight = sight
+        self._lag = lag
         self._path = f"/sagas/{quote(self._subject, safe='')}"
 
     def _url(self, show: str, **query: Any) -> str:
@@ -262,7 +274,7 @@ class _OnePage:
         return self._site.page(
             self._request,
             template,
-            title=headline(story),
+            title=headline_of(story, bodies=self._site.bodies),
             command=command,
             found=self._found,
             story=story,
@@ -271,6 +283,7 @@ class _OnePage:
             moment=self._moment,
             looking=show in _LOOKING and bool(self._found.debts),
             sight=self._sight,
+            lag=self._lag,
             show=show,
             **context,
         )
@@ -307,7 +320,7 @@ class _OnePage:
                 (debt, either(debt.answers), owed_since(debt, found.whereabouts, found.now))
                 for debt in found.debts
             ],
-            view=None if view is None else _facts(view),
+            view=None if view is None else _facts(view, bodies=self._site.bodies),
             letters=letters,
             decisions=left_to_people(self._site.watched, found.story),
             dead=sum(letter.state in HERE for letter in letters),
@@ -417,12 +430,13 @@ class _OnePage:
         )
 
 
-def _facts(view: State) -> list[tuple[str, Any]]:
-    return [
-        (name.replace("_", " "), getattr(view, name))
-        for name in as_json(view)
-        if name not in ("key", "sequence")
-    ]
+def _facts(view: State, *, bodies: bool) -> list[tuple[str, Any]]:
+    facts = []
+    for name, told in masking.fields_of(view, bodies=bodies).items():
+        if name not in ("key", "sequence"):
+            value = getattr(view, name)
+            facts.append((name.replace("_", " "), value if isinstance(value, datetime) else told))
+    return facts
 
 
 def _trace_link(site: Site, subject: str) -> str | None:
