@@ -119,6 +119,12 @@ def print_json(document: dict[str, Any]) -> None:
     sys.stdout.flush()
 
 
+def print_json_line(document: dict[str, Any]) -> None:
+    """Print a JSON document on standard output, in a line of its own, as one of several."""
+    sys.stdout.write(json.dumps(document) + "\n")
+    sys.stdout.flush()
+
+
 class Stopped(Exception):
     """A signal asked for the end. `status` is the shell's exit status for that."""
 

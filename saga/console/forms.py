@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Annotated, Any, Final
 
 from pydantic import BeforeValidator, Field
+from starlette.requests import Request
 
 from saga.limits import INTEGER_MAX, Plain
 from saga.runtime.dues import REASON_MAX
@@ -38,6 +39,12 @@ Reason = Annotated[
     Plain, BeforeValidator(_stripped), Field(min_length=1, max_length=REASON_MAX, title="reason")
 ]
 """Why something is changed: for an audit record."""
+
+
+def asked_here(request: Request) -> bool:
+    """Whether no page of another site, nor of another port, has the browser ask: only then work is
+    begun for a GET. See https://www.w3.org/TR/fetch-metadata/#sec-fetch-site-header."""
+    return request.headers.get("sec-fetch-site", "none") in ("same-origin", "none")
 
 
 def place_of(*values: int | str | datetime) -> str:

@@ -53,9 +53,21 @@ class Inquiry(Generic[T]):
         self._task = asyncio.create_task(self._run())
         return True
 
+    def begin_if_older(self, seconds: float) -> bool:
+        """Begin one, unless one was begun within so many seconds, whatever came of it; whether it
+        did."""
+        if self.began_at is not None and (utc_now() - self.began_at).total_seconds() <= seconds:
+            return False
+        return self.begin()
+
     def begin_number(self, number: int) -> bool:
         """Begin the one of that number, if it is the next one: so what asks again begins none."""
         return number == self.number + 1 and self.begin()
+
+    def cancel(self) -> None:
+        """Give up the one that is under way."""
+        if self._task is not None:
+            self._task.cancel()
 
     async def soon(self, patience_seconds: float) -> None:
         """Return once it is done, or so many seconds have passed."""

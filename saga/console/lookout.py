@@ -34,6 +34,8 @@ DRIFT_SECONDS: Final = 60.0
 """The same of what the broker holds."""
 LAG_SECONDS: Final = 10.0
 """The same of how far the history is behind."""
+LAG_AGE_MAX_SECONDS: Final = 30.0
+"""After this, what was known of it is not said any more."""
 LAG_MAX_SECONDS: Final = 5.0
 """How long the history's stream may take to tell where it ends."""
 LAG_WAIT_SECONDS: Final = 0.05
@@ -140,9 +142,16 @@ class Lookout:
         and the next one has it."""
         if self._asking_lag is None or self._asking_lag.done():
             self._asking_lag = asyncio.ensure_future(self._lag.get(self._look_at_lag, again=False))
-        if self._lag.known is None:
+        if self._known_lag is None:
             await asyncio.wait({self._asking_lag}, timeout=LAG_WAIT_SECONDS)
-        return self._lag.known or Lag(why_not="the stream is being asked; look again in a second")
+        return self._known_lag or Lag(why_not="the stream is being asked; look again in a second")
+
+    @property
+    def _known_lag(self) -> Lag | None:
+        known = self._lag.known
+        if known is None or (utc_now() - known.at).total_seconds() > LAG_AGE_MAX_SECONDS:
+            return None
+        return known
 
     async def compared(self, *, wanted: bool) -> Compared:
         """How the broker differs. It is compared by itself where its management API is known; where

@@ -10,7 +10,8 @@ from enum import Enum
 from typing import Any, Final
 
 from saga.choreography import State
-from saga.history.sequence import Diagram, Kind
+from saga.history.sequence import Diagram, Kind, duration, headline
+from saga.history.story import Story
 from saga.history.trace import as_json
 from saga.runtime.messaging.dead_letters import BROKERS, ERROR, KEPT, OURS
 
@@ -90,3 +91,18 @@ def fields_of(state: State, *, bodies: bool) -> dict[str, Any]:
         if isinstance(getattr(state, field.name), Enum | datetime)
     }
     return {name: value if name in plain else masked(value) for name, value in shown.items()}
+
+
+def headline_of(story: Story, *, bodies: bool) -> str:
+    """What is to be said of a subject in a line; without `bodies`, of its saga's view only the
+    words that the line has."""
+    view, whole = story.view, headline(story)
+    if bodies or story.declared is None or view is None:
+        return whole
+    there = set(re.split(r"[\s,;()]+", whole))
+    values = [getattr(view, field.name) for field in fields(view)]
+    said = [story.declared.name, story.subject]
+    said += [str(v.value) for v in values if isinstance(v, Enum) and str(v.value) in there]
+    if story.summary.duration is not None:
+        said += ["after", duration(story.summary.duration)]
+    return " ".join(said)

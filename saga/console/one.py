@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Coroutine, Hashable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from itertools import permutations
-from typing import Any, Final
+from itertools import combinations, islice
+from typing import Any, Final, TypeVar
 
 from pydantic_core import from_json
 
@@ -29,19 +30,24 @@ from saga.history.whereabouts import Place, Whereabouts, look
 from saga.verify import VerifyError
 from saga.view import EventsInMemory, View
 
+T = TypeVar("T")
+
 KEPT_MAX: Final = 64
 """Outlooks that are kept, so that pages that stay open do not have them computed again."""
+KEPT_SECONDS: Final = 10.0
+"""For how long, as they follow from more than the subject's events: what it shares with others, and
+the time."""
 PAIRS_MAX: Final = 12
 """Pairs of messages on their way whose other order is offered."""
 BODY_MAX_CHARACTERS: Final = 1_500
 """Of a body among others."""
 WHOLE_BODY_MAX_CHARACTERS: Final = 50_000
 LOOK_AGE_SECONDS: Final = 5.0
-"""How old may be what was seen at the broker."""
-LOOK_SHARE: Final = 0.05
-"""Of the time, what looking there may take."""
-LOOK_PATIENCE_SECONDS: Final = 0.05
-"""How long a page waits for that."""
+"""How old what was seen at the broker may be on a page that is opened."""
+LOOK_AGAIN_SECONDS: Final = 60.0
+"""The same on a page that brings itself up to date: what waits is in another order after a look."""
+LOOK_PATIENCE_SECONDS: Final = 1.0
+"""How long a page waits for a look."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,35 +97,53 @@ class Unforeseen:
     why: str
 
 
+@dataclass(frozen=True, slots=True)
+class Foreseen:
+    """What can still happen, and what that takes for granted."""
+
+    outlook: Outlook
+    present: ModelledSubject
+
+
 class BrokerSight:
     """Looks through the broker's queues, once for all pages. Belongs to one event loop."""
 
-    def __init__(self, watched: Watched) -> None:
-        self._watched = watched
-        self._looking: Inquiry[Whereabouts] = Inquiry(self._look)
+    def __init__(self, look_there: Callable[[], Coroutine[Any, Any, Whereabouts]]) -> None:
+        self._looking: Inquiry[Whereabouts] = Inquiry(look_there)
+
+    @classmethod
+    def of(cls, watched: Watched) -> BrokerSight:
+        """One that looks at the broker of this system."""
+
+        async def look_there() -> Whereabouts:
+            deployment, graph = watched.deployment, watched.graph
+            return await apart(lambda: look(deployment, graph, ()))
+
+        return cls(look_there)
 
     @property
     def failed(self) -> str:
         """Why the last look came to nothing; empty if it did not."""
         return self._looking.failed
 
-    async def _look(self) -> Whereabouts:
-        deployment, graph = self._watched.deployment, self._watched.graph
-        return await apart(lambda: look(deployment, graph, ()))
+    @property
+    def seen_at(self) -> datetime | None:
+        """When the last look that came to an end was begun."""
+        return self._looking.last_at
 
-    async def seen(self, debts: Sequence[Debt]) -> Whereabouts | None:
-        """What was seen since all of this is owed; None if that is not known yet."""
+    async def seen(self, debts: Sequence[Debt], *, live: bool) -> Whereabouts | None:
+        """What was seen since all of this is owed; None if that is not known, as the look takes
+        long, or failed. A page that is `live` asks for itself again, and has the queues looked
+        through less often than one that is opened."""
         looking = self._looking
         owed_since = max(debt.since for debt in debts)
-        age_max = max(LOOK_AGE_SECONDS, looking.last_seconds / LOOK_SHARE)
-        known = looking.last_at is not None and looking.last_at >= owed_since
-        if not known or (looking.age_seconds or 0.0) > age_max:
-            looking.begin()
-            if not known:
-                await looking.soon(LOOK_PATIENCE_SECONDS)
-        if looking.last_at is None or looking.last_at < owed_since:
+        age_max = LOOK_AGAIN_SECONDS if live else LOOK_AGE_SECONDS
+        too_early = looking.last_at is None or looking.last_at < owed_since
+        looking.begin_if_older(0.0 if too_early and not live else age_max)
+        await looking.soon(LOOK_PATIENCE_SECONDS)
+        if looking.failed or looking.last_at is None or looking.last_at < owed_since:
             return None
-        return looking.last
+        return looking.last if (looking.age_seconds or 0.0) <= age_max else None
 
 
 def moment_of(graph: Any, found: Trace, number: int | None) -> Moment:
@@ -211,35 +235,30 @@ class Foreseeing:
     def __init__(self, watched: Watched) -> None:
         self._watched = watched
         self._foresight = Foresight(watched.saga)
-        self._kept: OrderedDict[Hashable, Outlook | Unforeseen] = OrderedDict()
-        self._presents: OrderedDict[Hashable, ModelledSubject] = OrderedDict()
+        self._kept: OrderedDict[Hashable, tuple[float, Foreseen]] = OrderedDict()
+        """With the time by the monotonic clock when each was computed."""
 
     async def outlook(
         self, moment: Moment, whereabouts: Whereabouts | None
-    ) -> tuple[Outlook | Unforeseen, ModelledSubject | None]:
+    ) -> Foreseen | Unforeseen:
         """What can still happen from a moment on, and what was taken for granted."""
         debts = _open_debts(moment, whereabouts)
         key = _key(moment, debts)
-        if key not in self._kept:
-            found = await asyncio.to_thread(self._compute, moment, debts)
-            self._kept[key], present = found
-            if present is not None:
-                self._presents[key] = present
-            for kept in (self._kept, self._presents):
-                while len(kept) > KEPT_MAX:
-                    kept.popitem(last=False)
-        return self._kept[key], self._presents.get(key)
+        made_at, kept = self._kept.get(key, (0.0, None))
+        if kept is not None and time.monotonic() - made_at < KEPT_SECONDS:
+            return kept
 
-    def _compute(
-        self, moment: Moment, debts: Sequence[Debt]
-    ) -> tuple[Outlook | Unforeseen, ModelledSubject | None]:
-        try:
+        def compute() -> Foreseen:
             present = self._present(moment, debts, influential_only=True)
-            return outlook(present, self._foresight.judged(present)), present
-        except VerifyError as error:
-            return Unforeseen(str(error)), None
-        except TypeError as error:  # A state that is not hashable, say.
-            return Unforeseen(f"a state cannot be put into the model: {error}"), None
+            return Foreseen(outlook(present, self._foresight.judged(present)), present)
+
+        found = await _foreseen(compute)
+        self._kept.pop(key, None)
+        if isinstance(found, Foreseen) and found.outlook.whole:
+            self._kept[key] = time.monotonic(), found
+            while len(self._kept) > KEPT_MAX:
+                self._kept.popitem(last=False)
+        return found
 
     def _present(
         self, moment: Moment, debts: Sequence[Debt], *, influential_only: bool
@@ -260,29 +279,32 @@ class Foreseeing:
     ) -> list[Offer] | Unforeseen:
         """What may be asked about a moment."""
         debts = _open_debts(moment, whereabouts)
-
-        def make() -> list[Offer] | Unforeseen:
-            try:
-                present = self._present(moment, debts, influential_only=False)
-            except VerifyError as error:
-                return Unforeseen(str(error))
-            return offers_of(present, whereabouts)
-
-        return await asyncio.to_thread(make)
+        return await _foreseen(
+            lambda: offers_of(self._present(moment, debts, influential_only=False), whereabouts)
+        )
 
     async def course(
         self, moment: Moment, whereabouts: Whereabouts | None, steps: Sequence[AskedStep]
     ) -> Consequences | Unforeseen:
         """What would follow. Raises `InputError` for steps that are not possible."""
         debts = _open_debts(moment, whereabouts)
+        return await _foreseen(
+            lambda: course(self._present(moment, debts, influential_only=False), steps)
+        )
 
-        def take() -> Consequences | Unforeseen:
-            try:
-                return course(self._present(moment, debts, influential_only=False), steps)
-            except VerifyError as error:
-                return Unforeseen(str(error))
 
-        return await asyncio.to_thread(take)
+async def _foreseen(compute: Callable[[], T]) -> T | Unforeseen:
+    """What is computed on a thread, or why it cannot be."""
+
+    def work() -> T | Unforeseen:
+        try:
+            return compute()
+        except VerifyError as error:
+            return Unforeseen(str(error))
+        except TypeError as error:  # A state that is not hashable, say.
+            return Unforeseen(f"a state cannot be put into the model: {error}")
+
+    return await asyncio.to_thread(work)
 
 
 def _open_debts(moment: Moment, whereabouts: Whereabouts | None) -> list[Debt]:
@@ -314,11 +336,11 @@ def offers_of(present: ModelledSubject, whereabouts: Whereabouts | None) -> list
         else:
             words = f"{name} takes {event.type} next"
         found.append(Offer(words, (step,)))
-    pairs = permutations(present.pending, 2)
-    for (first, one), (second, other) in list(pairs)[: 2 * PAIRS_MAX]:
-        steps = AskedStep(first, message=one.id), AskedStep(second, message=other.id)
-        words = f"{first} takes {one.type}, and then {second} takes {other.type}"
-        found.append(Offer(words, steps))
+    for pair in islice(combinations(present.pending, 2), PAIRS_MAX):
+        for (first, one), (second, other) in (pair, pair[::-1]):
+            steps = AskedStep(first, message=one.id), AskedStep(second, message=other.id)
+            words = f"{first} takes {one.type}, and then {second} takes {other.type}"
+            found.append(Offer(words, steps))
     for coming in present.coming:
         command = coming.firing.due.command.type
         words = f"its time comes now: {coming.participant} does {command}"

@@ -1,10 +1,10 @@
 """Work that would keep the pages waiting, in a process of its own that gives way to all others:
 
-    python -m saga.console.proving proof FOLDER
+    python -m saga.console.proving proof
     python -m saga.console.proving seed NUMBER
 
-The first keeps in the folder what it finds; the second writes the run to standard output. It ends
-with the console, whose end of standard input it holds.
+It writes documents to standard output, one a line: the proof, again and again as it grows, or the
+run. It ends with the console, whose end of standard input it holds.
 """
 
 from __future__ import annotations
@@ -15,19 +15,22 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
-from saga.commands.output import print_json, problem
+from saga.commands.output import print_json_line, problem
 from saga.console.watched import Watched
 from saga.discovery import VARIABLE, saga, spec
 from saga.errors import Explained
+from saga.verify.proof import Proof, prove
 
 NICENESS: Final = 10
-OUTPUT_MAX_BYTES: Final = 32_000_000
-"""Of what such a process writes."""
+LINE_MAX_BYTES: Final = 32_000_000
+"""Of a line that such a process writes. The last one is kept."""
+TELL_SECONDS: Final = 0.5
+"""How often it tells of a proof that grows."""
 ERROR_MAX_CHARACTERS: Final = 2_000
 """Of what it says of its failure."""
 
@@ -59,9 +62,11 @@ class PlayedRun:
     """Rule, subject and detail."""
 
 
-async def prove_apart(watched: Watched) -> None:
-    """Have all scenarios explored; what comes of it is in the folder. Raises `ProvingError`."""
-    await _run(watched, "proof", str(watched.folder.resolve()))
+async def prove_apart(watched: Watched, tell: Callable[[Proof], None]) -> Proof:
+    """Have all scenarios explored; `tell` is called with what is known so far. Raises
+    `ProvingError`."""
+    line = await _run(watched, "proof", take=lambda line: tell(Proof.model_validate_json(line)))
+    return Proof.model_validate_json(line)
 
 
 async def play_apart(watched: Watched, seed: int) -> PlayedRun:
@@ -86,7 +91,10 @@ def _line(text: str) -> PlayedLine:
     return PlayedLine(0.0, "", text)
 
 
-async def _run(watched: Watched, *arguments: str) -> bytes:
+async def _run(
+    watched: Watched, *arguments: str, take: Callable[[bytes], None] = lambda _: None
+) -> bytes:
+    """The last line that it writes; `take` is called with each."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -96,20 +104,42 @@ async def _run(watched: Watched, *arguments: str) -> bytes:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         env={**os.environ, VARIABLE: watched.spec or spec()},
-        limit=OUTPUT_MAX_BYTES,
+        limit=LINE_MAX_BYTES,
     )
     assert process.stdout is not None  # noqa: S101 - they are pipes
     assert process.stderr is not None  # noqa: S101
     try:
-        output, said = await asyncio.gather(process.stdout.read(), process.stderr.read())
+        line, said = await asyncio.gather(last_line(process.stdout, take), _end(process.stderr))
         code = await process.wait()
     finally:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
     if code:
-        last = said.decode(errors="replace").strip()[-ERROR_MAX_CHARACTERS:]
-        raise ProvingError(last or f"the process ended with status {code}")
-    return output
+        raise ProvingError(said or f"the process ended with status {code}")
+    return line
+
+
+async def last_line(stream: asyncio.StreamReader, take: Callable[[bytes], None]) -> bytes:
+    """The last line of a stream; `take` is called with each. Raises `ProvingError` for one that is
+    longer than the stream's limit."""
+    last = b""
+    while True:
+        try:
+            line = await stream.readline()
+        except ValueError as error:
+            raise ProvingError(f"it has found more than is read: {error}") from error
+        if not line:
+            return last
+        last = line
+        take(line)
+
+
+async def _end(stream: asyncio.StreamReader) -> str:
+    """The last characters of a stream."""
+    last = b""
+    while part := await stream.read(65_536):
+        last = (last + part)[-4 * ERROR_MAX_CHARACTERS :]
+    return last.decode(errors="replace").strip()[-ERROR_MAX_CHARACTERS:]
 
 
 # --- in the process -----------------------------------------------------------------------------
@@ -120,8 +150,8 @@ def main(arguments: Sequence[str]) -> int:
     threading.Thread(target=_end_with_the_console, daemon=True).start()
     try:
         match arguments:
-            case ["proof", folder]:
-                _prove(Path(folder))
+            case ["proof"]:
+                _prove()
             case ["seed", seed]:
                 _play(int(seed))
             case _:
@@ -138,10 +168,16 @@ def _end_with_the_console() -> None:
     os._exit(1)
 
 
-def _prove(folder: Path) -> None:
-    from saga.verify.proof import prove
+def _prove() -> None:
+    told_at = 0.0
 
-    prove(saga(), lambda proof: proof.save(folder), source=spec())
+    def tell(proof: Proof) -> None:
+        nonlocal told_at
+        if proof.finished_at or time.monotonic() - told_at > TELL_SECONDS:
+            print_json_line(proof.model_dump(mode="json"))
+            told_at = time.monotonic()
+
+    prove(saga(), tell, source=spec())
 
 
 def _play(seed: int) -> None:
@@ -152,7 +188,7 @@ def _play(seed: int) -> None:
         run = simulation.run(seed)
     finally:
         simulation.close()
-    print_json(
+    print_json_line(
         {
             "digest": run.digest,
             "steps": run.steps,

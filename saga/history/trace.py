@@ -43,6 +43,10 @@ Seen = Callable[[Sequence[Debt]], Awaitable[Whereabouts | None]]
 """What somebody has seen at the broker since these were owed; None if nobody has looked."""
 
 
+class UnknownSubject(InputError):
+    """No event is about that subject, and no participant has a state of it."""
+
+
 @dataclass(frozen=True)
 class Trace:
     """What is known of one subject by now."""
@@ -167,7 +171,7 @@ async def trace(
     """Find out all about a subject. Changes nothing. Looks through the broker's queues, unless it
     is told what was `seen` there.
 
-    Raises `InputError` for one that nobody knows, `HistoryError`, `DatabaseError`,
+    Raises `UnknownSubject` for one that nobody knows, `HistoryError`, `DatabaseError`,
     `BrokerError` and `DlqError`.
     """
     archive = Archive(deployment)
@@ -339,7 +343,7 @@ async def _facts_about(
             )
     gaps = await archive.read(queries.known_gaps)
     trimmed = ", ".join(map(str, gaps))
-    raise InputError(
+    raise UnknownSubject(
         f"nobody knows {subject!r}"
         + (f"; but the history lacks the stream's offsets {trimmed}" if gaps else "")
     )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -15,8 +17,12 @@ from playwright.async_api import Browser, Page
 from saga.console.serve import serving
 from saga.console.settings import ConsoleSettings
 from saga.console.watched import Watched
+from saga.history.debts import Debt
+from saga.history.story import tell
+from saga.history.trace import Overdue, Stuck
+from saga.history.whereabouts import Whereabouts
 from saga.local.system import System
-from saga.verify.proof import FILE_NAME, Proof
+from saga.verify.proof import FILE_NAME, Proof, ProofCounterexample, ProofScenario
 from tests.moving import SAGA as MOVING
 from tests.moving import planted
 from tests.polling import DEADLINE_SECONDS, until
@@ -146,6 +152,85 @@ async def test_asking_again_begins_nothing(tmp_path: Path) -> None:
         await until(second_is_next)
 
 
+async def test_a_page_of_another_site_begins_no_run_and_no_exploration(tmp_path: Path) -> None:
+    watched = Watched(tmp_path, MOVING, spec=MOVING_SPEC)
+    async with (
+        serving(watched, ConsoleSettings(http_port=0)) as url,
+        httpx.AsyncClient() as client,
+    ):
+        for site in ("cross-site", "same-site"):
+            foreign = {"Sec-Fetch-Site": site}
+            played = await client.get(f"{url}proof/seed/7", headers=foreign)
+            assert "This run is not kept." in played.text
+            explored = await client.get(f"{url}proof?run=1", headers=foreign)
+            assert explored.status_code == 422
+        open_tab = await client.get(f"{url}proof/seed/7", headers={"X-Live": "1"})
+        assert "This run is not kept." in open_tab.text
+
+
+def proof_of_moves(**found: Any) -> Proof:
+    began = datetime(2030, 1, 1, tzinfo=UTC)
+    given: dict[str, Any] = {"began_at": began, "finished_at": began, "names": ["one move"]}
+    return Proof(saga=MOVING.name, version="0", **given | found)
+
+
+async def test_the_last_verdict_stays_until_there_is_another_and_a_broken_rule_comes_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    violation = ProofCounterexample(
+        rule="van_is_returned", subject="", detail="", start="", steps=[], open=[], test=""
+    )
+    numbers = dict.fromkeys(
+        ("states", "states_at_rest", "transitions", "repetitions", "depth", "seconds"), 1
+    )
+    broken = ProofScenario(name="one move", ends=[], violation=violation, **numbers)
+    last = proof_of_moves(scenarios=[broken], not_covered=["a reaction"])
+    last.save(tmp_path)
+    go_on = asyncio.Event()
+
+    async def prove_slowly(_: Watched, tell: Callable[[Proof], None]) -> Proof:
+        tell(proof_of_moves(finished_at=None, current="one move", current_states=77))
+        await go_on.wait()
+        return proof_of_moves(began_at=last.began_at + timedelta(days=1))
+
+    monkeypatch.setattr("saga.console.pages.proof.prove_apart", prove_slowly)
+    async with (
+        serving(Watched(tmp_path, MOVING), ConsoleSettings(http_port=0)) as url,
+        httpx.AsyncClient() as client,
+    ):
+        await client.get(f"{url}proof?run=1")
+
+        async def says(*what: str) -> bool:
+            page = (await client.get(f"{url}proof")).text
+            return all(each in page for each in what)
+
+        await until(lambda: says("77 states of", "A rule can be broken."))
+        assert Proof.load(tmp_path) == last
+        go_on.set()
+        await until(lambda: says("Nothing is broken."))
+        assert Proof.load(tmp_path) != last
+
+
+async def test_a_proof_that_cannot_be_saved_is_kept_by_the_console(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def prove_at_once(_: Watched, __: Callable[[Proof], None]) -> Proof:
+        return proof_of_moves()
+
+    monkeypatch.setattr("saga.console.pages.proof.prove_apart", prove_at_once)
+    async with (
+        serving(Watched(tmp_path / "absent", MOVING), ConsoleSettings(http_port=0)) as url,
+        httpx.AsyncClient() as client,
+    ):
+        await client.get(f"{url}proof?run=1")
+
+        async def says_so() -> bool:
+            page = (await client.get(f"{url}proof")).text
+            return "could not be saved" in page and "Nothing is broken." in page
+
+        await until(says_so)
+
+
 async def test_a_seed_is_played_step_by_step(browser: Browser, reading: str) -> None:
     async with opened(browser, f"{reading}/proof", scripts=False) as page:
         await page.get_by_label("seed").fill("7")
@@ -214,3 +299,39 @@ async def test_nothing_is_stuck_and_the_page_says_when_it_looked(
     async with opened(browser, f"{reading}/stuck", scripts=False) as page:
         await until_it_says(page, "Nothing is overdue.")
         assert "As of" in await text(page, "#stuck")
+
+
+async def test_a_group_of_what_is_stuck_keeps_its_address_while_others_come_and_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = MOVING.choreography
+    now = datetime(2030, 1, 1, tzinfo=UTC)
+    owing = ["van", "crew"]
+
+    async def overdue(*_: Any, **__: Any) -> Overdue:
+        found = []
+        for number, name in enumerate(owing):
+            story = tell(graph, f"move-of-{name}", [])
+            since = now + timedelta(seconds=number)
+            found.append(Stuck(story, [Debt(name, None, ("an.answer",), since, since)]))
+        return Overdue(found, [], Whereabouts(), 0)
+
+    monkeypatch.setattr("saga.console.pages.stuck.stuck", overdue)
+    monkeypatch.setattr("saga.console.pages.stuck.AGE_MIN_SECONDS", 0.0)
+    monkeypatch.setattr(Watched, "deployment", None)
+    async with (
+        serving(Watched(tmp_path, MOVING), ConsoleSettings(http_port=0)) as url,
+        httpx.AsyncClient() as client,
+    ):
+        crew = f"{url}stuck?participant=crew&answers=an.answer&to="
+
+        async def says(address: str, what: str, but: str) -> bool:
+            page = (await client.get(address)).text
+            return what in page and but not in page
+
+        await until(lambda: says(crew, "move-of-crew", "move-of-van"))
+        owing.reverse()
+        await until(lambda: says(f"{url}stuck", ">crew</a></th>", "nothing"))
+        await until(lambda: says(crew, "move-of-crew", "move-of-van"))
+        owing.remove("crew")
+        await until(lambda: says(crew, "is overdue any more", "move-of"))

@@ -14,8 +14,10 @@ import pytest_asyncio
 from axe_playwright_python.async_playwright import Axe
 from playwright.async_api import Browser, Page
 
+from order_saga.archive.table import ORDERS
 from saga.archive import queries
 from saga.archive.subjects import Subject
+from saga.console.lookout import Lag, Lookout
 from saga.deployment import Deployment
 from saga.history.archive import Archive
 from saga.local.system import System
@@ -106,6 +108,7 @@ async def test_pages_of_sagas_follow_each_other_and_none_is_twice(
         ("text=%00", "has a NUL character"),
         ("since=yesterday", "is no time"),
         ("limit=100000", "limit"),
+        ("limit=101", "up to 100 sagas"),
         ("stands=upright", "is none of"),
     ],
 )
@@ -132,7 +135,7 @@ async def test_a_saga_is_told_as_the_command_tells_it(
         labels = await page.locator("#rows tbody tr td:nth-child(3)").all_inner_texts()
         assert [label.strip() for label in labels] == [row["label"] for row in document["rows"]]
         assert await page.locator("#sequence svg").count() == 1
-        assert "Nobody owes anything." in await text(page, "#stands")
+        assert "obody owes anything." in await text(page, "#stands")
 
 
 async def test_the_states_at_any_moment_are_those_of_saga_show(
@@ -178,6 +181,50 @@ async def test_bodies_are_masked_and_their_structure_is_shown(
         assert "customer-" not in body
         await page.locator("#messages a.row").first.click()
         assert "order.placed" in await text(page, "h2")
+
+
+async def test_what_a_view_says_is_masked_and_found_all_the_same(
+    reading: str, console_system: System, orders: list[Subject]
+) -> None:
+    one = orders[0]
+    view = await Archive(Deployment.load(console_system.folder)).read(
+        lambda connection: ORDERS.load(connection, [one.key])[one.key][0]
+    )
+    async with httpx.AsyncClient() as client:
+        found = await client.get(f"{reading}/sagas?view.customer={quote(view.customer)}")
+        told = await client.get(reading + address(one.key))
+    for answer in (found, told):
+        assert one.key in answer.text
+        shown = answer.text.replace(f'value="{view.customer}"', "")
+        assert view.customer not in shown
+        assert view.status in shown
+    assert f"‹text of {len(view.customer)}›" in told.text
+    assert f"order {one.key} {view.status}" in told.text
+
+
+@pytest.mark.parametrize(
+    ("lag", "said"),
+    [
+        (Lag(7), "7 messages behind"),
+        (Lag(why_not="the stream is away"), "the stream is away"),
+        (Lag(0), "had all that was published"),
+    ],
+    ids=["behind", "unknown", "caught up"],
+)
+async def test_nothing_is_called_fine_by_a_history_that_may_be_behind(
+    reading: str, orders: list[Subject], monkeypatch: pytest.MonkeyPatch, lag: Lag, said: str
+) -> None:
+    async def known(_: Lookout) -> Lag:
+        return lag
+
+    monkeypatch.setattr(Lookout, "lag", known)
+    caught_up = lag.behind == 0
+    async with httpx.AsyncClient() as client:
+        pages = {tab: await client.get(reading + address(orders[0].key, show=tab)) for tab in TABS}
+    for tab, page in pages.items():
+        assert said in page.text, tab
+    assert ('class="fine"' in pages["story"].text) == caught_up
+    assert ("after what the history has" not in pages["future"].text) == caught_up
 
 
 async def test_what_could_still_happen_is_computed_for_a_moment(
@@ -231,12 +278,14 @@ async def test_axe_finds_nothing_on_a_saga(
         await context.close()
 
 
-async def test_a_saga_that_nobody_knows_is_said_to_be_unknown(reading: str) -> None:
+async def test_a_saga_that_nobody_knows_is_said_to_be_unknown(
+    reading: str, orders: list[Subject]
+) -> None:
     hostile = "<script>alert(1)</script>\u202e" + "x" * 100
     async with httpx.AsyncClient() as client:
         answer = await client.get(reading + address(hostile))
-        step = await client.get(f"{reading}/sagas/nothing?show=upside-down")
-    assert answer.status_code == 422
+        step = await client.get(reading + address(orders[0].key, show="upside-down"))
+    assert answer.status_code == 404
     assert "nobody knows" in answer.text
     assert "<script>alert" not in answer.text
     assert "\u202e" not in answer.text

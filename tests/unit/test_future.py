@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -13,7 +15,16 @@ import pytest
 from inventory_service.domain import AddStock, StockItem
 from order_service.domain import CancelOrder
 from saga.archive.store import Fact
-from saga.console.one import left_to_people, offers_of
+from saga.console import one
+from saga.console.one import (
+    PAIRS_MAX,
+    Foreseeing,
+    Foreseen,
+    Moment,
+    Unforeseen,
+    left_to_people,
+    offers_of,
+)
 from saga.console.watched import Watched
 from saga.discovery import choreography, saga
 from saga.envelope import Envelope
@@ -279,6 +290,100 @@ def test_the_replay_of_a_dead_letter_is_offered_by_its_name(foresight: Foresight
     assert course(found, steps).end == (("order.confirmed", "confirmed"),)
     assert "its time comes now: order does order.expire" in offers
     assert "somebody gives order.cancel to order" in offers
+
+
+def test_pairs_are_offered_in_both_orders_however_many_there_are(foresight: Foresight) -> None:
+    played = stocked(down={"payment"})
+    order = played.place()
+    played.deliver()
+    found = present(foresight, played, order, influential_only=False)
+    ((name, event),) = found.pending
+    many = [(name, event.model_copy(update={"id": f"{number}"})) for number in range(40)]
+
+    offers = offers_of(replace(found, pending=many), None)
+
+    pairs = {tuple(step.message for step in o.steps) for o in offers if len(o.steps) == 2}
+    assert len(pairs) == 2 * PAIRS_MAX
+    assert pairs == {pair[::-1] for pair in pairs}
+
+
+class Asked:
+    """What the console foresees of an order whose payment is awaited."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        played = stocked(down={"payment"})
+        order = played.place()
+        played.deliver()
+        story, graph = story_of(played.events, order), choreography()
+        self.moment = Moment(
+            number=1,
+            last=1,
+            step=None,
+            story=story,
+            debts=debts_of(graph, story, played.at),
+            coming=coming_of(graph, story, played.at),
+            now=played.at,
+        )
+        self.monkeypatch = monkeypatch
+        self.foreseeing = Foreseeing(Watched(Path(), saga()))
+        monkeypatch.setattr(Watched, "deployment", None)
+        monkeypatch.setattr(one, "read_shared", lambda *_: shelf(played, story))
+        monkeypatch.setattr(one, "KEPT_SECONDS", MINUTE_SECONDS)
+        self.bounded(seconds_max=MINUTE_SECONDS)
+
+    def bounded(self, **limits: Any) -> None:
+        self.monkeypatch.setattr(one, "outlook", partial(outlook, **limits))
+
+    async def outlook(self) -> Foreseen | Unforeseen:
+        return await self.foreseeing.outlook(self.moment, None)
+
+
+async def test_an_outlook_is_kept_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = Asked(monkeypatch)
+    first = await asked.outlook()
+    assert await asked.outlook() is first
+    monkeypatch.setattr(one, "KEPT_SECONDS", 0.0)
+    assert await asked.outlook() is not first
+
+
+async def test_neither_a_part_of_an_outlook_nor_a_refusal_is_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = Asked(monkeypatch)
+    asked.bounded(states_max=70, seconds_max=MINUTE_SECONDS)
+    part = await asked.outlook()
+    assert isinstance(part, Foreseen)
+    assert not part.outlook.whole
+
+    def refuse(*_: Any) -> SharedStates:
+        raise VerifyError("the shelf is away")
+
+    with monkeypatch.context() as away:
+        away.setattr(one, "read_shared", refuse)
+        assert await asked.outlook() == Unforeseen("the shelf is away")
+    asked.bounded(seconds_max=MINUTE_SECONDS)
+    whole = await asked.outlook()
+    assert isinstance(whole, Foreseen)
+    assert whole.outlook.whole
+
+
+async def test_a_state_that_no_model_takes_is_a_reason_for_every_question(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = Asked(monkeypatch)
+
+    def unhashable(*_: Any, **__: Any) -> Any:
+        raise TypeError("unhashable type: 'list'")
+
+    monkeypatch.setattr(Foresight, "present", unhashable)
+    foreseeing, moment = asked.foreseeing, asked.moment
+    for found in (
+        await asked.outlook(),
+        await foreseeing.offers(moment, None),
+        await foreseeing.course(moment, None, ()),
+    ):
+        assert isinstance(found, Unforeseen)
+        assert "unhashable" in found.why
 
 
 def test_what_waits_for_a_person_is_named(foresight: Foresight) -> None:

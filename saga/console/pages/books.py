@@ -8,6 +8,7 @@ from fastapi import APIRouter, Query
 from fastapi.responses import RedirectResponse, Response
 from starlette.requests import Request
 
+from saga.console.forms import asked_here
 from saga.console.inquiry import Inquiry, apart
 from saga.console.site import Site
 from saga.errors import InputError
@@ -41,7 +42,7 @@ def routes(site: Site) -> APIRouter:
         # It reads the whole history and changes nothing. Each run has a number, so that nothing
         # that is asked for again, by a refresh say, begins another one.
         if run is not None:
-            if request.headers.get("sec-fetch-site", "none") == "cross-site":
+            if not asked_here(request):
                 raise InputError("run: a page of another site does not begin a reconciliation")
             checking.begin_number(run)
             return RedirectResponse(site.url("/books"), status_code=303)

@@ -4,7 +4,6 @@ went wrong."""
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import Sequence
 from shlex import quote as quoted
 from typing import Annotated, Final
@@ -13,10 +12,14 @@ from fastapi import APIRouter, Path, Query
 from fastapi.responses import RedirectResponse, Response
 from starlette.requests import Request
 
+from saga.console.forms import asked_here
 from saga.console.inquiry import Inquiry
+from saga.console.lookout import is_live
+from saga.console.playing import SeedRuns
 from saga.console.production import production, unmodelled
-from saga.console.proving import PlayedLine, PlayedRun, play_apart, prove_apart
+from saga.console.proving import PlayedLine, play_apart, prove_apart
 from saga.console.site import Site
+from saga.console.watched import Watched
 from saga.deployment import DeploymentError
 from saga.errors import InputError
 from saga.history import HistoryError
@@ -25,8 +28,6 @@ from saga.runtime.problem import Problem
 from saga.verify.proof import Proof
 
 SEED_MAX: Final = 2**31
-RUNS_MAX: Final = 4
-"""Runs of the simulation that are kept."""
 PLAYED_SECONDS: Final = 0.1
 """How long a page waits for a run, before it says that it is under way."""
 LINES_MAX: Final = 25
@@ -37,8 +38,9 @@ def routes(site: Site) -> APIRouter:
     """`/proof`."""
     router = APIRouter()
     watched = site.watched
-    proving: Inquiry[None] = Inquiry(lambda: prove_apart(watched))
-    playing: OrderedDict[int, Inquiry[PlayedRun]] = OrderedDict()
+    proofs = _Proofs(watched)
+    proving = proofs.exploring
+    runs = SeedRuns(lambda seed: play_apart(watched, seed))
 
     @router.get("/proof")
     async def proof(
@@ -46,13 +48,11 @@ def routes(site: Site) -> APIRouter:
     ) -> Response:
         # As with the books: each run has a number, and a refresh begins none.
         if run is not None:
-            if request.headers.get("sec-fetch-site", "none") == "cross-site":
+            if not asked_here(request):
                 raise InputError("run: a page of another site begins no exploration")
             proving.begin_number(run)
             return RedirectResponse(site.url("/proof"), status_code=303)
-        found = await asyncio.to_thread(Proof.load, watched.folder)
-        if found is not None and found.saga != watched.saga.name:
-            found = None
+        found = await proofs.finished()
         taken, unread = None, ""
         try:
             taken = await watched.read(lambda connection: production(connection, watched.graph))
@@ -66,7 +66,9 @@ def routes(site: Site) -> APIRouter:
             title="Proof",
             command="saga verify",
             proving=proving,
-            proof=found,
+            proof=found or proofs.growing,
+            growing=proofs.growing,
+            unsaved=proofs.unsaved,
             taken=taken,
             unread=unread,
             missing=missing,
@@ -79,7 +81,7 @@ def routes(site: Site) -> APIRouter:
     async def scenario(
         request: Request, name: str, step: Annotated[int, Query(ge=0, le=10**9)] = 0
     ) -> Response:
-        found = await asyncio.to_thread(Proof.load, watched.folder)
+        found = await proofs.finished() or proofs.growing
         one = next((s for s in found.scenarios if s.name == name), None) if found else None
         if one is None:
             raise Problem(404, f"nothing is known of a scenario {name!r}; see /proof")
@@ -105,15 +107,12 @@ def routes(site: Site) -> APIRouter:
         seed: Annotated[int, Path(ge=0, le=SEED_MAX)],
         step: Annotated[int, Query(ge=1, le=10**9)] = 1,
     ) -> Response:
-        if seed not in playing:
-            playing[seed] = Inquiry(lambda: play_apart(watched, seed))
-            while len(playing) > RUNS_MAX:
-                playing.popitem(last=False)
-        inquiry = playing[seed]
-        if inquiry.last is None and not inquiry.failed:
-            inquiry.begin()
-            await inquiry.soon(PLAYED_SECONDS)
-        lines = inquiry.last.lines if inquiry.last is not None else ()
+        # A page that was left open begins nothing, nor does one of another site.
+        if asked_here(request) and not is_live(request):
+            await runs.begin(seed).soon(PLAYED_SECONDS)
+        inquiry = runs.get(seed)
+        run = inquiry.last if inquiry is not None else None
+        lines = run.lines if run is not None else ()
         step = max(1, min(step, len(lines)))
         first = max(0, (step - 1) // LINES_MAX * LINES_MAX)
         return site.page(
@@ -123,7 +122,7 @@ def routes(site: Site) -> APIRouter:
             command=f"saga verify --simulate --seed {seed} --seeds 1",
             seed=seed,
             inquiry=inquiry,
-            run=inquiry.last,
+            run=run,
             step=step,
             last=len(lines),
             first=first,
@@ -132,6 +131,45 @@ def routes(site: Site) -> APIRouter:
         )
 
     return router
+
+
+class _Proofs:
+    """The last exploration that was finished, and the one that is under way. Belongs to one event
+    loop."""
+
+    def __init__(self, watched: Watched) -> None:
+        self._watched = watched
+        self.growing: Proof | None = None
+        """What is known so far of the one that is under way."""
+        self.unsaved = ""
+        """Why the last one is not in the data folder; empty if it is."""
+        self.exploring: Inquiry[Proof] = Inquiry(self._explore)
+
+    async def _explore(self) -> Proof:
+        try:
+            proof = await prove_apart(self._watched, self._grow)
+        finally:
+            self.growing = None
+        self.unsaved = ""
+        try:
+            await asyncio.to_thread(proof.save, self._watched.folder)
+        except OSError as error:
+            self.unsaved = str(error)
+        return proof
+
+    def _grow(self, proof: Proof) -> None:
+        if not proof.finished_at:  # That is shown once it is saved.
+            self.growing = proof
+
+    async def finished(self) -> Proof | None:
+        """The last that was finished, by this console or by one that saved it."""
+        saved = await asyncio.to_thread(Proof.load, self._watched.folder)
+        found = [
+            proof
+            for proof in (saved, self.exploring.last)
+            if proof is not None and proof.finished_at and proof.saga == self._watched.saga.name
+        ]
+        return max(found, key=lambda proof: proof.began_at, default=None)
 
 
 def _parts(lines: Sequence[PlayedLine], step: int) -> list[tuple[str, str, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from shlex import quote as quoted
 from typing import Annotated, Any, Final
 from urllib.parse import quote
@@ -19,7 +20,9 @@ from saga.archive.finding import Findings, ListPlace, fields_of, find
 from saga.archive.routes import SubjectsWanted, cursor, read_cursor
 from saga.archive.view import SubjectView
 from saga.choreography import State
-from saga.console.masking import masked_diagram
+from saga.console import masking
+from saga.console.lookout import Lag, is_live
+from saga.console.masking import headline_of, masked_diagram
 from saga.console.one import (
     WHOLE_BODY_MAX_CHARACTERS,
     BrokerSight,
@@ -36,10 +39,13 @@ from saga.dlq.states import HERE
 from saga.envelope import source_of, trace_id_of
 from saga.errors import InputError
 from saga.future.whatif import AskedStep, Consequences
+from saga.history.debts import Debt
 from saga.history.drawing import as_svg
-from saga.history.sequence import either, headline, owed_since
-from saga.history.trace import Trace, as_json, trace
+from saga.history.sequence import either, owed_since
+from saga.history.trace import Trace, UnknownSubject, trace
+from saga.history.whereabouts import Whereabouts
 from saga.limits import TEXT_MAX_BYTES
+from saga.runtime.problem import Problem
 
 PAGE_SIZES: Final = (50, 20, 100)
 ROWS_MAX: Final = 60
@@ -62,6 +68,8 @@ _TABS: Final = (
     ("future", "What can still happen"),
     ("what-if", "What if"),
 )
+_LOOKING: Final = ("story", "future", "what-if")
+"""Of these, those that say where messages are."""
 _ENDS: Final = ("", "open", "ended", "settled")
 
 
@@ -69,7 +77,7 @@ def routes(site: Site) -> APIRouter:
     """`/sagas`."""
     router = APIRouter()
     foreseeing = Foreseeing(site.watched)
-    sight = BrokerSight(site.watched)
+    sight = BrokerSight.of(site.watched)
 
     @router.get("/sagas")
     async def sagas(request: Request) -> Response:
@@ -96,9 +104,11 @@ def routes(site: Site) -> APIRouter:
             request,
             "sagas.html",
             title="Sagas",
-            command="saga trace SUBJECT",
             found=found,
-            rows=[(s, _columns(found.views.get(s.key), view)) for s in found.subjects],
+            rows=[
+                (s, _columns(found.views.get(s.key), view, bodies=site.bodies))
+                for s in found.subjects
+            ],
             columns=[field.name for field in _shown(view)],
             fields=() if view is None else fields_of(view),
             view_name=None if view is None else view.name,
@@ -121,8 +131,12 @@ def routes(site: Site) -> APIRouter:
         do: Annotated[list[str] | None, Query(max_length=8)] = None,
     ) -> Response:
         watched = site.watched
-        found = await trace(watched.deployment, watched.graph, subject, seen=sight.seen)
-        page = _OnePage(site, request, found, foreseeing, event, sight.failed)
+        seen = partial(sight.seen, live=is_live(request)) if show in _LOOKING else _unseen
+        try:
+            found = await trace(watched.deployment, watched.graph, subject, seen=seen)
+        except UnknownSubject as error:
+            raise Problem(404, str(error)) from error
+        page = _OnePage(site, request, found, foreseeing, event, sight, await site.lookout.lag())
         match show:
             case "story":
                 return page.story(row)
@@ -143,6 +157,11 @@ def routes(site: Site) -> APIRouter:
     return router
 
 
+async def _unseen(_: Sequence[Debt]) -> Whereabouts | None:
+    """For pages that say nothing of where messages are."""
+    return None
+
+
 def _view_of(site: Site) -> SubjectView[Any] | None:
     view = site.watched.saga.view
     return view if view is not None and view.belongs_to(site.watched.graph) else None
@@ -154,11 +173,10 @@ def _shown(view: SubjectView[Any] | None) -> Sequence[Any]:
     return sorted(fields, key=lambda field: not field.options)[:COLUMNS_MAX]
 
 
-def _columns(state: State | None, view: SubjectView[Any] | None) -> list[str]:
-    return [
-        "" if state is None or (value := getattr(state, field.name)) is None else str(value)
-        for field in _shown(view)
-    ]
+def _columns(state: State | None, view: SubjectView[Any] | None, *, bodies: bool) -> list[str]:
+    told = {} if state is None else masking.fields_of(state, bodies=bodies)
+    values = [told.get(field.name) for field in _shown(view)]
+    return ["" if value is None else str(value) for value in values]
 
 
 class _Wanted:
@@ -196,10 +214,13 @@ class _Wanted:
         if len(text) > TEXT_MAX_BYTES:
             raise InputError(f"text: it has {len(text)} characters; up to {TEXT_MAX_BYTES} may be")
         try:
-            return cls(SubjectsWanted(**given), fields, text, after)
+            subjects = SubjectsWanted(**given)
         except ValidationError as error:
             problems = "; ".join(f"{p['loc'][-1]}: {p['msg']}" for p in error.errors()[:5])
             raise InputError(problems) from None
+        if subjects.limit > max(PAGE_SIZES):
+            raise InputError(f"limit: a page has up to {max(PAGE_SIZES)} sagas")
+        return cls(subjects, fields, text, after)
 
 
 def _standing(value: str) -> dict[str, bool]:
@@ -229,7 +250,8 @@ class _OnePage:
         found: Trace,
         foreseeing: Foreseeing,
         event: int | None,
-        unseen: str,
+        sight: BrokerSight,
+        lag: Lag,
     ) -> None:
         self._site = site
         self._request = request
@@ -238,7 +260,8 @@ class _OnePage:
         self._subject = found.story.subject
         self._moment = moment_of(site.watched.graph, found, event)
         self._asked = event
-        self._unseen = unseen
+        self._sight = sight
+        self._lag = lag
         self._path = f"/sagas/{quote(self._subject, safe='')}"
 
     def _url(self, show: str, **query: Any) -> str:
@@ -251,14 +274,16 @@ class _OnePage:
         return self._site.page(
             self._request,
             template,
-            title=headline(story),
+            title=headline_of(story, bodies=self._site.bodies),
             command=command,
             found=self._found,
             story=story,
             subject=self._subject,
             tabs=tabs,
             moment=self._moment,
-            unseen=self._unseen,
+            looking=show in _LOOKING and bool(self._found.debts),
+            sight=self._sight,
+            lag=self._lag,
             show=show,
             **context,
         )
@@ -296,7 +321,7 @@ class _OnePage:
                 (debt, either(debt.answers), owed_since(debt, found.whereabouts, found.now))
                 for debt in found.debts
             ],
-            view=None if view is None else _facts(view),
+            view=None if view is None else _facts(view, bodies=self._site.bodies),
             letters=letters,
             decisions=left_to_people(self._site.watched, found.story),
             dead=sum(letter.state in HERE for letter in letters),
@@ -370,17 +395,17 @@ class _OnePage:
         )
 
     async def future(self) -> Response:
-        outlook, present = await self._foreseeing.outlook(self._moment, self._found.whereabouts)
-        unforeseen = outlook if isinstance(outlook, Unforeseen) else None
+        found = await self._foreseeing.outlook(self._moment, self._found.whereabouts)
+        unforeseen = found if isinstance(found, Unforeseen) else None
         return self._page(
             "saga_future.html",
             "future",
             None,
             unforeseen=unforeseen,
-            outlook=None if unforeseen else outlook,
+            outlook=None if isinstance(found, Unforeseen) else found.outlook,
             ends_max=ENDS_MAX,
             way_max=WAY_MAX,
-            present=present,
+            present=None if isinstance(found, Unforeseen) else found.present,
         )
 
     async def what_if(self, given: Sequence[str]) -> Response:
@@ -406,12 +431,13 @@ class _OnePage:
         )
 
 
-def _facts(view: State) -> list[tuple[str, Any]]:
-    return [
-        (name.replace("_", " "), getattr(view, name))
-        for name in as_json(view)
-        if name not in ("key", "sequence")
-    ]
+def _facts(view: State, *, bodies: bool) -> list[tuple[str, Any]]:
+    facts = []
+    for name, told in masking.fields_of(view, bodies=bodies).items():
+        if name not in ("key", "sequence"):
+            value = getattr(view, name)
+            facts.append((name.replace("_", " "), value if isinstance(value, datetime) else told))
+    return facts
 
 
 def _trace_link(site: Site, subject: str) -> str | None:

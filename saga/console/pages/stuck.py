@@ -12,6 +12,8 @@ from fastapi.responses import Response
 from starlette.requests import Request
 
 from saga.console.inquiry import Inquiry, apart
+from saga.console.lookout import is_live
+from saga.console.one import LOOK_AGAIN_SECONDS
 from saga.console.site import Site
 from saga.history.debts import Debt
 from saga.history.sequence import either
@@ -21,13 +23,15 @@ from saga.history.whereabouts import Whereabouts
 FIRST_SECONDS: Final = 0.1
 """How long a page waits for the first answer, before it says that it is being looked for."""
 AGE_MIN_SECONDS: Final = 2.0
-AGE_MAX_SECONDS: Final = 120.0
+AGE_MAX_SECONDS: Final = LOOK_AGAIN_SECONDS
 SHARE_MAX: Final = 0.05
 """Of the time, what looking may take."""
 CATCH_UP_SECONDS: Final = 1.0
 SHOWN_MAX: Final = 50
 """Sagas of one group."""
 UNEXPLAINED_MAX: Final = 20
+KEY_MAX: Final = 2_000
+"""Characters of what names a group in an address."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +44,15 @@ class DebtGroup:
     oldest: datetime
     members: Sequence[tuple[Stuck, Debt]]
     """The oldest first."""
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        return self.participant, self.answers, self.to
+
+    @property
+    def query(self) -> dict[str, str]:
+        """What names it in an address, whichever groups there are besides."""
+        return {"participant": self.participant, "answers": self.answers, "to": self.to}
 
 
 def routes(site: Site) -> APIRouter:
@@ -56,17 +69,19 @@ def routes(site: Site) -> APIRouter:
     @router.get("/stuck")
     async def page(
         request: Request,
-        group: Annotated[int | None, Query(ge=0, le=10**6)] = None,
+        participant: Annotated[str, Query(max_length=KEY_MAX)] = "",
+        answers: Annotated[str, Query(max_length=KEY_MAX)] = "",
+        to: Annotated[str, Query(max_length=KEY_MAX)] = "",
         row: Annotated[int, Query(ge=0, le=10**9)] = 0,
     ) -> Response:
-        age = looking.age_seconds
-        fresh_seconds = looking.last_seconds / SHARE_MAX
-        if age is None or age > min(AGE_MAX_SECONDS, max(AGE_MIN_SECONDS, fresh_seconds)):
-            looking.begin()
+        fresh_seconds = max(AGE_MIN_SECONDS, looking.last_seconds / SHARE_MAX)
+        age_max = LOOK_AGAIN_SECONDS if is_live(request) else min(AGE_MAX_SECONDS, fresh_seconds)
+        if looking.begin_if_older(age_max):
             await looking.soon(FIRST_SECONDS)
         found = looking.last
         groups = [] if found is None else grouped(found)
-        chosen = None if group is None or group >= len(groups) else groups[group]
+        wanted = participant, answers, to
+        chosen = next((group for group in groups if group.key == wanted), None)
         return site.page(
             request,
             "stuck.html",
@@ -76,7 +91,7 @@ def routes(site: Site) -> APIRouter:
             looking=looking,
             groups=groups,
             chosen=chosen,
-            group=group,
+            wanted=any(wanted),
             first=row,
             members=[] if chosen is None else _members(chosen, found, row),
             size=SHOWN_MAX,
