@@ -89,7 +89,7 @@ class MapFigures:
     @property
     def letter_count(self) -> int:
         """All there are, or, where that is not known or of the past, those in `letters`."""
-        if self.glance is not None and not self.glance.lacking:
+        if self.glance is not None and self.glance.whole:
             return sum(self.glance.status.dead_letters.values())
         return sum(self.letters.values())
 
@@ -222,6 +222,8 @@ class MapFigures:
 
     def _health(self, participant: str, said: str | None) -> Inscription:
         page = self.url("/services") + "#services"
+        if said is None and self.glance is not None and self.glance.at is None:
+            return Inscription("being asked", page, f"{participant} is being asked")
         if said is None:
             return Inscription("not asked", page, f"{participant} has no address to be asked at")
         if said == READY:
@@ -232,8 +234,9 @@ class MapFigures:
         return Inscription(_shortened(text), page, f"{participant}: {text}", kind)
 
     def _waiting(self, participant: str, glance: Glance) -> Line:
-        if glance.lacking:
-            return [Inscription("backlog not known", about=glance.lacking, kind="warn")]
+        if glance.no_broker or glance.at is None:
+            about = glance.no_broker or "the broker is being asked"
+            return [Inscription("backlog not known", about=about, kind="warn")]
         status = glance.status
         queues = [status.queues[name] for name in self._queues[participant]]
         waiting = sum(queue.messages for queue in queues)
