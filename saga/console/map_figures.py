@@ -218,7 +218,11 @@ class MapFigures:
         if self.glance is None:
             return []
         health = self._health(participant, self.glance.status.services.get(participant))
-        return [[health], self._waiting(participant, self.glance)]
+        return [
+            [health],
+            self._waiting(participant, self.glance),
+            self._uncollected(participant, self.glance),
+        ]
 
     def _health(self, participant: str, said: str | None) -> Inscription:
         page = self.url("/services") + "#services"
@@ -262,6 +266,17 @@ class MapFigures:
                 Inscription(f"{dead} dead", page, f"{participant}: {dead} dead letters", "bad")
             )
         return line
+
+    def _uncollected(self, participant: str, glance: Glance) -> Line:
+        """The dead letters that no figure of a reaction counts."""
+        if not (count := glance.status.uncollected.get(participant)):
+            return []
+        about = (
+            f"{participant}: {count} of its dead letters are still in their queue, "
+            f"so they are counted at no reaction"
+        )
+        page = self.url("/letters", service=participant)
+        return [Inscription(f"{count} dead not collected yet", page, about, "warn")]
 
     @cached_property
     def _queues(self) -> Mapping[str, list[str]]:

@@ -16,11 +16,12 @@ from saga.archive import OBSERVER
 from saga.console.serve import serving
 from saga.console.settings import ConsoleSettings
 from saga.console.watched import Watched
+from saga.dlq.desk import open_desk
 from saga.http import client
 from saga.local.system import System
 from saga.runtime.kernel.opening import open_database
 from saga.runtime.urls import sqlite_url
-from tests.console.orders import ordered
+from tests.console.orders import bury, discard_all, ordered
 from tests.polling import until
 from tests.stores import HISTORY
 
@@ -139,3 +140,28 @@ async def test_the_map_says_that_its_figures_lack_what_the_history_has_not_recor
             return re.search(r"The history was \d+ messages behind its stream", said) is not None
 
         await until(is_told)
+
+
+async def test_dead_letters_still_in_their_queues_are_told_beside_figures_that_lack_them(
+    console_system: System, reading: str
+) -> None:
+    deployment = console_system.deployment
+    try:
+        await bury(deployment, 3, mark="uncollected")
+
+        async def is_told() -> bool:
+            said = await get(reading, "/")
+            return "3 dead not collected yet" in said and (
+                "3 dead letters are still in their queues. They are counted at no reaction" in said
+            )
+
+        await until(is_told)
+        assert "not among those of the minute before" in await get(reading, "/?at=0")
+    finally:
+        async with open_desk(deployment, SAGA.choreography):
+            discard_all(console_system)
+
+    async def is_collected() -> bool:
+        return "not collected yet" not in await get(reading, "/")
+
+    await until(is_collected)

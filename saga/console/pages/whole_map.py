@@ -57,7 +57,7 @@ def routes(site: Site) -> APIRouter:
         archived, letters, glance, lag, compared = await asyncio.gather(
             _archived(site, moment, is_past=past is not None),
             _letters(site, moment, is_past=past is not None),
-            _unless(past, site.lookout.glance(request)),
+            site.lookout.glance(request),
             _unless(past, site.lookout.lag()),
             _unless(past, site.lookout.compared(wanted=compare)),
         )
@@ -66,7 +66,7 @@ def routes(site: Site) -> APIRouter:
             site.url,
             traffic(archived.excerpt, drawn.ways),
             letters.counts,
-            glance,
+            None if past else glance,
             compared,
         )
         there = archived.span
@@ -81,6 +81,7 @@ def routes(site: Site) -> APIRouter:
             archived=archived,
             letters=letters,
             glance=glance,
+            uncollected=sum(glance.status.uncollected.values()),
             lag=lag,
             observers_down=_observers_down(site, glance),
             recorder=OBSERVER.name,
@@ -92,11 +93,10 @@ def routes(site: Site) -> APIRouter:
     return router
 
 
-def _observers_down(site: Site, glance: Glance | None) -> dict[str, str]:
+def _observers_down(site: Site, glance: Glance) -> dict[str, str]:
     """By observer that is down, what it lacks."""
     observers = {observer.name for observer in site.watched.graph.observers}
-    down = {} if glance is None else glance.down
-    return {name: said for name, said in down.items() if name in observers}
+    return {name: said for name, said in glance.down.items() if name in observers}
 
 
 async def _unless(past: datetime | None, asked: Coroutine[Any, Any, T]) -> T | None:
