@@ -36,6 +36,7 @@ from saga.runtime.messaging.topology import (
     queues_of,
     wait_queue,
 )
+from saga.runtime.urls import printable
 
 REQUEST_TIMEOUT_SECONDS: Final = 5.0
 
@@ -203,21 +204,28 @@ async def at_broker(
     connection = await connect(
         deployment.amqp_url, name="saga status", patience_seconds=patience_seconds
     )
-    async with connection:
-        channel = await connection.channel()
-        queues = {
-            name: await _queue(channel, name)
-            for participant in graph.participants
-            for name in queues_of(participant)
-        }
-        waits = {
-            wait_queue(rung): (await _queue(channel, wait_queue(rung))).messages
-            for rung in RUNGS_MS
-        }
-        dead = {
-            participant.name: (await _queue(channel, dead_letter_queue(participant.name))).messages
-            for participant in graph.participants
-        }
+    try:
+        async with connection:
+            channel = await connection.channel()
+            queues = {
+                name: await _queue(channel, name)
+                for participant in graph.participants
+                for name in queues_of(participant)
+            }
+            waits = {
+                wait_queue(rung): (await _queue(channel, wait_queue(rung))).messages
+                for rung in RUNGS_MS
+            }
+            dead = {
+                participant.name: (
+                    await _queue(channel, dead_letter_queue(participant.name))
+                ).messages
+                for participant in graph.participants
+            }
+    except (aiormq.exceptions.AMQPError, ConnectionError) as error:
+        raise BrokerError(
+            f"RabbitMQ at {printable(deployment.amqp_url)} failed: {error}"
+        ) from error
     return SystemStatus(
         queues=queues,
         waits={name: count for name, count in waits.items() if count},
