@@ -5,7 +5,8 @@ with none, in turns. A tab listens to the console's ticks, and asks for its page
 the script of the pages does.
 
 `pages`: how long each page takes at the server, and how large it is, with an archive of a million
-events.
+events. Pages that have something looked for beside them, what is stuck, say, begin no such inquiry
+then: it would work in the same process, and slow down the pages that are asked for after them.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Final
+from unittest import mock
 
 import httpx
 from sqlalchemy.engine import Connection
@@ -30,6 +32,7 @@ from bench.rig import SERVICES, SQLITE, Measured, Report, cpu_seconds, started
 from order_saga import SAGA
 from saga.archive import OBSERVER, queries, store
 from saga.archive.store import Fact
+from saga.console.inquiry import Inquiry
 from saga.console.live import HEADER
 from saga.console.serve import serving
 from saga.console.settings import ConsoleSettings
@@ -193,10 +196,18 @@ async def pages(folder: Path, *, events: int, report: Report) -> list[PageFigure
         serving(Watched(folder, SAGA), ConsoleSettings(http_port=0)) as console,
     ):
         found = []
-        for path in _addresses(url):
-            found.append(await _figure(console, path))
-            report(f"{path}: {found[-1].median_ms:.0f} ms")
+        with without_inquiries():
+            for path in _addresses(url):
+                found.append(await _figure(console, path))
+                report(f"{path}: {found[-1].median_ms:.0f} ms")
         return found
+
+
+@contextlib.contextmanager
+def without_inquiries() -> Iterator[None]:
+    """No page of this process begins one until the end of the block."""
+    with mock.patch.object(Inquiry, "begin", return_value=False):
+        yield
 
 
 async def _fill(url: str, events: int, report: Report) -> None:

@@ -36,6 +36,7 @@ from saga.runtime.messaging.topology import (
     queues_of,
     wait_queue,
 )
+from saga.runtime.urls import printable
 
 REQUEST_TIMEOUT_SECONDS: Final = 5.0
 
@@ -90,6 +91,30 @@ class SystemStatus:
         pending = sum(dues.pending for dues in self.dues.values())
         return not (waiting or sum(self.outboxes.values()) or pending)
 
+    def beside(self, other: SystemStatus) -> SystemStatus:
+        """Both, of which each tells a part. Dead letters of a participant add up."""
+        dead = Counter(self.dead_letters)
+        dead.update(other.dead_letters)
+        return SystemStatus(
+            services={**self.services, **other.services},
+            crash_loops=(*self.crash_loops, *other.crash_loops),
+            queues={**self.queues, **other.queues},
+            waits={**self.waits, **other.waits},
+            dead_letters=dict(dead),
+            stored_dead_letters={**self.stored_dead_letters, **other.stored_dead_letters},
+            outboxes={**self.outboxes, **other.outboxes},
+            dues={**self.dues, **other.dues},
+        )
+
+    @property
+    def uncollected(self) -> dict[str, int]:
+        """By participant, the dead letters in its queue, if there are any."""
+        return {
+            name: count
+            for name, letters in self.dead_letters.items()
+            if (count := letters - self.stored_dead_letters.get(name, 0))
+        }
+
     @property
     def problems(self) -> list[str]:
         """What somebody should look into, a line each."""
@@ -103,8 +128,7 @@ class SystemStatus:
             *(f"nobody reads {name}" for name, queue in self.queues.items() if not queue.consumers),
             *(
                 f"{count} dead letters in {dead_letter_queue(name)}"
-                for name, letters in self.dead_letters.items()
-                if (count := letters - self.stored_dead_letters.get(name, 0))
+                for name, count in self.uncollected.items()
             ),
             *(
                 f"{count} dead letters of {name} in the store; see `saga dlq list`"
@@ -164,25 +188,54 @@ async def status(
     `patience_seconds` for a broker out of reach. Raises `BrokerError` or
     `DatabaseError`.
     """
-    services = await readiness_of_all(deployment, graph)
+    services = SystemStatus(
+        services=await readiness_of_all(deployment, graph),
+        crash_loops=supervision.problems(time.time()) if supervision else (),
+    )
+    waiting = await at_broker(deployment, graph, patience_seconds=patience_seconds)
+    return services.beside(waiting).beside(await in_databases(deployment, graph))
+
+
+async def at_broker(
+    deployment: Deployment, graph: Choreography, *, patience_seconds: float = 0.0
+) -> SystemStatus:
+    """What of the status the broker tells: queues, waits, and the dead letters in their queues.
+    Raises `BrokerError`."""
     connection = await connect(
         deployment.amqp_url, name="saga status", patience_seconds=patience_seconds
     )
-    async with connection:
-        channel = await connection.channel()
-        queues = {
-            name: await _queue(channel, name)
-            for participant in graph.participants
-            for name in queues_of(participant)
-        }
-        waits = {
-            wait_queue(rung): (await _queue(channel, wait_queue(rung))).messages
-            for rung in RUNGS_MS
-        }
-        dead = {
-            participant.name: (await _queue(channel, dead_letter_queue(participant.name))).messages
-            for participant in graph.participants
-        }
+    try:
+        async with connection:
+            channel = await connection.channel()
+            queues = {
+                name: await _queue(channel, name)
+                for participant in graph.participants
+                for name in queues_of(participant)
+            }
+            waits = {
+                wait_queue(rung): (await _queue(channel, wait_queue(rung))).messages
+                for rung in RUNGS_MS
+            }
+            dead = {
+                participant.name: (
+                    await _queue(channel, dead_letter_queue(participant.name))
+                ).messages
+                for participant in graph.participants
+            }
+    except (aiormq.exceptions.AMQPError, ConnectionError) as error:
+        raise BrokerError(
+            f"RabbitMQ at {printable(deployment.amqp_url)} failed: {error}"
+        ) from error
+    return SystemStatus(
+        queues=queues,
+        waits={name: count for name, count in waits.items() if count},
+        dead_letters=dead,
+    )
+
+
+async def in_databases(deployment: Deployment, graph: Choreography) -> SystemStatus:
+    """What of the status databases tell: the dead letters in the store, outboxes, what is due.
+    Raises `DatabaseError` and `DlqError`."""
     here, _ = await asyncio.to_thread(look, deployment.dead_letters_url)
     stored = Counter(kept.participant for kept in here)
     outboxes = {
@@ -200,12 +253,9 @@ async def status(
             tables = tables_in(participant.package)
             found = await asyncio.to_thread(read_database, url, partial(_dues, tables, late))
             dues |= {(participant.name, table): counts for table, counts in found.items()}
+    names = {participant.name for participant in graph.participants}
     return SystemStatus(
-        services=services,
-        crash_loops=supervision.problems(time.time()) if supervision else (),
-        queues=queues,
-        waits={name: count for name, count in waits.items() if count},
-        dead_letters={name: count + stored[name] for name, count in dead.items()},
+        dead_letters={name: count for name, count in stored.items() if name in names},
         stored_dead_letters=dict(stored),
         outboxes=outboxes,
         dues=dues,
@@ -259,10 +309,8 @@ async def _version(url: str) -> str | None:
 
 async def readiness(urls: Iterable[str]) -> str:
     """What the replicas of a service say of themselves: `ready`, or what the first one lacks."""
-    for url in urls:
-        if (said := await _readiness(url)) != READY:
-            return said
-    return READY
+    said = await asyncio.gather(*map(_readiness, urls))
+    return next((each for each in said if each != READY), READY)
 
 
 async def _readiness(url: str) -> str:

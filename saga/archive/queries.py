@@ -147,6 +147,12 @@ def open_subjects(connection: Connection) -> list[str]:
     return list(connection.scalars(query.order_by(subjects.c.first_event_at, subjects.c.subject)))
 
 
+def count_open(connection: Connection) -> int:
+    """How many subjects a `search` for open ones finds."""
+    query = sa.select(sa.func.count()).select_from(subjects).where(IS_OPEN)
+    return connection.scalar(query) or 0
+
+
 def known_among(connection: Connection, wanted: Collection[str]) -> list[str]:
     """Those of these subjects about which there is any event."""
     query = sa.select(subjects.c.subject)

@@ -173,6 +173,8 @@ def excerpt(connection: Connection, until: datetime, window: timedelta = WINDOW)
     if first > last:
         return Excerpt(since, until)
     rows = _rows(connection, first, last)
+    if not rows:  # They are copies that went to one participant only.
+        return Excerpt(since, until)
     shortened = last - first + 1 == ROWS_MAX
     every = -(-len(rows) // BODIES_MAX)
     return Excerpt(
@@ -236,14 +238,14 @@ def seen_in(body: bytes) -> Seen:
 
 
 def open_at(connection: Connection, at: datetime) -> tuple[int, bool]:
-    """How many sagas had begun by then and not ended; and whether there were more before then than
-    are looked at, `SUBJECTS_MAX`. Those that have no end, and of which nobody owes anything now,
-    are not counted."""
+    """How many sagas were open then, as far as can be told: of those that had begun, the ones that
+    ended later, and the ones that are open now (see `Subject.open`), which may have ended and not
+    be settled. And whether there were more before then than are looked at, `SUBJECTS_MAX`."""
     table = subjects.c
     began = sa.select(table.ended_at, table.open).where(table.first_event_at <= at)
     last = began.order_by(table.first_event_at.desc()).limit(SUBJECTS_MAX).subquery()
     was_open = (last.c.ended_at > sa.literal(at, Utc)) | (
-        last.c.ended_at.is_(None) & (last.c.open == sa.literal(True, table.open.type))
+        last.c.open == sa.literal(True, table.open.type)
     )
     looked_at, count = connection.execute(
         sa.select(

@@ -29,6 +29,8 @@ from saga.runtime.problem import PROBLEM, Problem, short
 log = logging.getLogger(__name__)
 
 READ_ONLY: Final = "this console shows, and changes nothing; start it with --write to change things"
+LIVE: Final = "/live"
+"""The stream of ticks."""
 _FOREVER: Final = "public, max-age=31536000, immutable"
 
 Routes = Callable[[Site], APIRouter]
@@ -42,7 +44,7 @@ def create(site: Site, settings: ConsoleSettings) -> FastAPI:
         redirect_slashes=False,
     )
     app.add_middleware(Below, prefix=site.prefix)
-    app.add_middleware(Sharing, ticker=site.ticker)
+    app.add_middleware(Sharing, ticker=site.ticker, apart=(LIVE, site.url(LIVE)))
     app.add_middleware(ReadOnly, site=site)
     guard(app, settings)
     # Outside of what turns requests away: that is told on a page like any other.
@@ -60,7 +62,7 @@ def create(site: Site, settings: ConsoleSettings) -> FastAPI:
         caching = _FOREVER if v == digest(name) else "no-cache"
         return Response(content, media_type=kind, headers={"Cache-Control": caching})
 
-    @app.get("/live")
+    @app.get(LIVE)
     async def live() -> Response:
         return StreamingResponse(
             site.ticker.stream(),

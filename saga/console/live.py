@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
 from typing import Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -81,16 +81,17 @@ class Ticker:
 
 class Sharing:
     """Middleware: what several open pages ask for at the same address within one tick is made
-    once."""
+    once. It is collected before it is sent, so what has no end must be `apart`, by its path."""
 
-    def __init__(self, app: ASGIApp, ticker: Ticker) -> None:
+    def __init__(self, app: ASGIApp, ticker: Ticker, apart: Collection[str] = ()) -> None:
         self._app = app
         self._ticker = ticker
+        self._apart = apart
         self._tick = -1
         self._answers: dict[bytes, asyncio.Future[list[Message]]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "GET" or not _is_live(scope):
+        if not (_is_live(scope) and scope["path"] not in self._apart):
             await self._app(scope, receive, send)
             return
         if self._tick != self._ticker.tick or len(self._answers) >= KEPT_MAX:
@@ -106,6 +107,8 @@ class Sharing:
 
 
 def _is_live(scope: Scope) -> bool:
+    if scope["type"] != "http" or scope["method"] != "GET":
+        return False
     return any(name == HEADER for name, _ in scope["headers"])
 
 

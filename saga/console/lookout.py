@@ -1,12 +1,13 @@
 """What the system says of itself now: asked once for all pages that show it, and at most so often
-for those that bring themselves up to date."""
+for those that bring themselves up to date. No page waits long for it: where a service or the broker
+hangs, it shows what was known last, and says so."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Final, Generic, TypeVar
 
@@ -23,15 +24,30 @@ from saga.local.supervision import Supervision
 from saga.runtime.kernel.database import DatabaseError
 from saga.runtime.kernel.tables import utc_now
 from saga.runtime.messaging.connection import BrokerError
-from saga.status import READY, READY_BUT, Replica, SystemStatus, readiness_of_all, replicas, status
+from saga.status import (
+    READY,
+    READY_BUT,
+    Replica,
+    SystemStatus,
+    at_broker,
+    in_databases,
+    readiness_of_all,
+    replicas,
+)
 
 STATUS_SECONDS: Final = 5.0
 """How old it may be what a page shows of the status that brings itself up to date: to ask the
 broker and every service is work for them."""
+WAIT_SECONDS: Final = 1.0
+"""How long a page waits for a newer answer, before it shows the last one."""
+PART_MAX_SECONDS: Final = 10.0
+"""How long the broker, or the databases, may take to tell their part of the status."""
 REPLICAS_SECONDS: Final = 15.0
 """The same of the processes: to tell its version, each makes all of its figures."""
 DRIFT_SECONDS: Final = 60.0
 """The same of what the broker holds."""
+COMPARED_WAIT_SECONDS: Final = 5.0
+"""How long a page waits for that where it was asked for."""
 LAG_SECONDS: Final = 10.0
 """The same of how far the history is behind."""
 LAG_AGE_MAX_SECONDS: Final = 30.0
@@ -54,20 +70,32 @@ class _LastAnswer(Generic[T]):
         self._known: T | None = None
 
     @property
-    def known(self) -> T | None:
-        """The last answer, if there is one, while another may be asked for."""
-        return self._known
+    def asking(self) -> bool:
+        """Whether another one is on its way."""
+        return self._asking is not None and not self._asking.done()
 
-    async def get(self, ask: Callable[[], Awaitable[T]], *, again: bool) -> T:
-        """The last answer, unless it is too old, or another one is wanted: who asks while it is
-        being asked, waits for the same."""
+    async def soon(
+        self, ask: Callable[[], Awaitable[T]], seconds: float, *, again: bool = False
+    ) -> T | None:
+        """The last answer, or None if there is none yet. If it is too old, or another one is wanted
+        `again`, that one, if it comes within so many seconds: who asks while it is being asked,
+        waits for the same."""
+        asking = self._asked(ask, again=again)
+        await asyncio.wait({asking}, timeout=seconds)
+        return asking.result() if asking.done() else self._known
+
+    def _asked(self, ask: Callable[[], Awaitable[T]], *, again: bool) -> asyncio.Future[T]:
         asking = self._asking
         old = time.monotonic() - self._asked_at > self._seconds
         if asking is None or (asking.done() and (again or old or asking.exception() is not None)):
             asking = self._asking = asyncio.ensure_future(ask())
+            asking.add_done_callback(self._keep)
             self._asked_at = time.monotonic()
-        self._known = await asyncio.shield(asking)
-        return self._known
+        return asking
+
+    def _keep(self, asked: asyncio.Future[T]) -> None:
+        if not asked.cancelled() and asked.exception() is None:
+            self._known = asked.result()
 
 
 @dataclass(frozen=True)
@@ -75,9 +103,19 @@ class Glance:
     """A system as it is now, as far as it can be asked."""
 
     status: SystemStatus
-    """Where something cannot be asked, without what comes after it."""
-    lacking: str = ""
-    """Why it is not whole; empty if it is."""
+    """Without what cannot be asked."""
+    no_broker: str = ""
+    """Why it is without what the broker tells; empty if it is not."""
+    no_databases: str = ""
+    """The same of the databases."""
+    at: datetime | None = field(default_factory=utc_now)
+    """When it was asked; None if there is no answer yet."""
+    being_asked: bool = False
+    """Whether a newer answer is on its way."""
+
+    @property
+    def whole(self) -> bool:
+        return self.at is not None and not self.no_broker and not self.no_databases
 
     @property
     def down(self) -> Mapping[str, str]:
@@ -87,6 +125,17 @@ class Glance:
             for name, said in self.status.services.items()
             if said != READY and not said.startswith(READY_BUT)
         }
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The replicas of each service that has an address, as far as they have answered."""
+
+    replicas: Mapping[str, Sequence[Replica]] = field(default_factory=dict)
+    at: datetime | None = None
+    """When they were asked; None if there is no answer yet."""
+    being_asked: bool = False
+    """Whether a newer answer is on its way."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +154,8 @@ class Lag:
     behind: int | None = None
     why_not: str = ""
     at: datetime = field(default_factory=utc_now)
+    being_asked: bool = False
+    """Whether that is why it is not known."""
 
 
 _AWAY: Final = (BrokerError, DatabaseError, DlqError)
@@ -118,40 +169,34 @@ class Lookout:
         self._watched = watched
         self._management_url = management_url
         self._glance = _LastAnswer[Glance](STATUS_SECONDS)
-        self._processes = _LastAnswer[Mapping[str, Sequence[Replica]]](REPLICAS_SECONDS)
+        self._processes = _LastAnswer[Processes](REPLICAS_SECONDS)
         self._lag = _LastAnswer[Lag](LAG_SECONDS)
-        self._asking_lag: asyncio.Task[Lag] | None = None
         self._compared = _LastAnswer[Compared](DRIFT_SECONDS)
 
     async def glance(self, request: Request) -> Glance:
-        """How it is; a page that comes for the first time has it asked anew. Raises
-        `DeploymentError`."""
+        """How it is; a page that comes for the first time has it asked anew, and waits for that up
+        to `WAIT_SECONDS`. Raises `DeploymentError`."""
         _ = self._watched.deployment  # An error of each who asks, not of the first.
-        return await self._glance.get(self._look, again=not is_live(request))
+        found = await self._glance.soon(self._look, WAIT_SECONDS, again=not is_live(request))
+        found = found or Glance(SystemStatus(), at=None)
+        return replace(found, being_asked=self._glance.asking)
 
-    async def processes(self, request: Request) -> Mapping[str, Sequence[Replica]]:
-        """The replicas of each service. Raises `DeploymentError`."""
-        deployment, graph = self._watched.deployment, self._watched.graph
-        return await self._processes.get(
-            lambda: replicas(deployment, graph), again=not is_live(request)
-        )
+    async def processes(self, request: Request) -> Processes:
+        """The replicas of each service, in the same way. Raises `DeploymentError`."""
+        _ = self._watched.deployment
+        again = not is_live(request)
+        found = await self._processes.soon(self._look_at_processes, WAIT_SECONDS, again=again)
+        return replace(found or Processes(), being_asked=self._processes.asking)
 
     async def lag(self) -> Lag:
         """How far the history was behind, as it was known last. To find the end of a stream takes a
         second, as it does not say where it is: so a page waits no longer than `LAG_WAIT_SECONDS`,
         and the next one has it."""
-        if self._asking_lag is None or self._asking_lag.done():
-            self._asking_lag = asyncio.ensure_future(self._lag.get(self._look_at_lag, again=False))
-        if self._known_lag is None:
-            await asyncio.wait({self._asking_lag}, timeout=LAG_WAIT_SECONDS)
-        return self._known_lag or Lag(why_not="the stream is being asked; look again in a second")
-
-    @property
-    def _known_lag(self) -> Lag | None:
-        known = self._lag.known
-        if known is None or (utc_now() - known.at).total_seconds() > LAG_AGE_MAX_SECONDS:
-            return None
-        return known
+        found = await self._lag.soon(self._look_at_lag, LAG_WAIT_SECONDS)
+        if found is None or (utc_now() - found.at).total_seconds() > LAG_AGE_MAX_SECONDS:
+            why = "the stream is being asked; look again in a second"
+            return Lag(why_not=why, being_asked=True)
+        return found
 
     async def compared(self, *, wanted: bool) -> Compared:
         """How the broker differs. It is compared by itself where its management API is known; where
@@ -166,17 +211,27 @@ class Lookout:
                 "management API"
             )
             return Compared(why_not=f"Not compared: {way}.")
-        return await self._compared.get(self._compare, again=wanted)
+        seconds = COMPARED_WAIT_SECONDS if wanted else WAIT_SECONDS
+        return await self._compared.soon(self._compare, seconds, again=wanted) or Compared(
+            why_not="Not compared yet: the broker is being asked; look again in a second."
+        )
 
     async def _look(self) -> Glance:
-        watched = self._watched
-        supervision = await asyncio.to_thread(Supervision.load, watched.folder)
-        try:
-            return Glance(await status(watched.deployment, watched.graph, supervision))
-        except _AWAY as error:
-            services = await readiness_of_all(watched.deployment, watched.graph)
-            loops = supervision.problems(time.time()) if supervision else ()
-            return Glance(SystemStatus(services=services, crash_loops=loops), str(error))
+        at = utc_now()
+        deployment, graph = self._watched.deployment, self._watched.graph
+        supervision = await asyncio.to_thread(Supervision.load, self._watched.folder)
+        services, (waiting, no_broker), (kept, no_databases) = await asyncio.gather(
+            readiness_of_all(deployment, graph),
+            _or_why_not("the broker", at_broker(deployment, graph)),
+            _or_why_not("a database", in_databases(deployment, graph)),
+        )
+        loops = supervision.problems(time.time()) if supervision else ()
+        said = SystemStatus(services=services, crash_loops=loops)
+        return Glance(said.beside(waiting).beside(kept), no_broker, no_databases, at)
+
+    async def _look_at_processes(self) -> Processes:
+        at = utc_now()
+        return Processes(await replicas(self._watched.deployment, self._watched.graph), at)
 
     async def _look_at_lag(self) -> Lag:
         try:
@@ -194,6 +249,17 @@ class Lookout:
             return Compared(await drift(watched.graph, url, self._management_url, watched.folder))
         except (BrokerError, NodeError) as error:
             return Compared(why_not=f"Not compared: {error}")
+
+
+async def _or_why_not(name: str, part: Awaitable[SystemStatus]) -> tuple[SystemStatus, str]:
+    """What can be asked of a status, and why there is no more."""
+    try:
+        async with asyncio.timeout(PART_MAX_SECONDS):
+            return await part, ""
+    except _AWAY as error:
+        return SystemStatus(), str(error)
+    except TimeoutError:
+        return SystemStatus(), f"{name} gave no answer for {PART_MAX_SECONDS:g} s"
 
 
 def is_live(request: Request) -> bool:

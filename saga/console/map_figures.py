@@ -89,7 +89,7 @@ class MapFigures:
     @property
     def letter_count(self) -> int:
         """All there are, or, where that is not known or of the past, those in `letters`."""
-        if self.glance is not None and not self.glance.lacking:
+        if self.glance is not None and self.glance.whole:
             return sum(self.glance.status.dead_letters.values())
         return sum(self.letters.values())
 
@@ -218,10 +218,16 @@ class MapFigures:
         if self.glance is None:
             return []
         health = self._health(participant, self.glance.status.services.get(participant))
-        return [[health], self._waiting(participant, self.glance)]
+        return [
+            [health],
+            self._waiting(participant, self.glance),
+            self._uncollected(participant, self.glance),
+        ]
 
     def _health(self, participant: str, said: str | None) -> Inscription:
         page = self.url("/services") + "#services"
+        if said is None and self.glance is not None and self.glance.at is None:
+            return Inscription("being asked", page, f"{participant} is being asked")
         if said is None:
             return Inscription("not asked", page, f"{participant} has no address to be asked at")
         if said == READY:
@@ -232,8 +238,9 @@ class MapFigures:
         return Inscription(_shortened(text), page, f"{participant}: {text}", kind)
 
     def _waiting(self, participant: str, glance: Glance) -> Line:
-        if glance.lacking:
-            return [Inscription("backlog not known", about=glance.lacking, kind="warn")]
+        if glance.no_broker or glance.at is None:
+            about = glance.no_broker or "the broker is being asked"
+            return [Inscription("backlog not known", about=about, kind="warn")]
         status = glance.status
         queues = [status.queues[name] for name in self._queues[participant]]
         waiting = sum(queue.messages for queue in queues)
@@ -259,6 +266,17 @@ class MapFigures:
                 Inscription(f"{dead} dead", page, f"{participant}: {dead} dead letters", "bad")
             )
         return line
+
+    def _uncollected(self, participant: str, glance: Glance) -> Line:
+        """The dead letters that no figure of a reaction counts."""
+        if not (count := glance.status.uncollected.get(participant)):
+            return []
+        about = (
+            f"{participant}: {count} of its dead letters are still in their queue, "
+            f"so they are counted at no reaction"
+        )
+        page = self.url("/letters", service=participant)
+        return [Inscription(f"{count} dead not collected yet", page, about, "warn")]
 
     @cached_property
     def _queues(self) -> Mapping[str, list[str]]:

@@ -11,7 +11,7 @@ from saga.text import in_xml
 
 LINE: Final = 14.0
 """Pixels that a line of figures takes."""
-LANE_LINES: Final = 2
+LANE_LINES: Final = 3
 """Lines below a participant's name."""
 LINE_CHARACTERS: Final = 16
 """A node has room for a line of so many, so that it stays in its place while figures change."""

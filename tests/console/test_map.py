@@ -277,3 +277,9 @@ async def test_ten_tabs_are_answered_once_a_tick(reading: str) -> None:
     answers = await asyncio.gather(*(ask() for _ in range(10)))
 
     assert len(set(answers)) <= 2  # A tick may have come between.
+
+
+async def test_the_open_sagas_lead_to_a_search_that_shows_what_it_is_for(reading: str) -> None:
+    said = await get(reading, "/")
+    (link,) = re.findall(r'<a href="(/sagas[^"]*)">\d+ sagas open</a>', said)
+    assert '<option value="open" selected>' in await get(reading, link)

@@ -15,17 +15,21 @@ from inventory_service.domain import AddStock
 from order_service.domain import CancelOrder
 from saga.archive import store, traffic
 from saga.archive.messages import MessageSearch, find_messages
+from saga.archive.queries import Search, count_open, search
 from saga.archive.traffic import Passing, Traffic, Ways, excerpt, open_at, position_before, span
+from saga.archive.views import projection_of
 from saga.envelope import Envelope
 from saga.graph.flow import Flow, label
 from saga.runtime.kernel.database import Database
 from saga.runtime.kernel.opening import open_database
+from saga.runtime.messaging.trust import EDITOR_SOURCE
 from tests.order_play import SAGA, Play
-from tests.stores import HISTORY, PROJECTION
+from tests.stores import HISTORY
 
 TEN = datetime(2030, 1, 1, 10, tzinfo=UTC)
 TICK = timedelta(milliseconds=10)
 WAYS = Ways(Flow(SAGA))
+PLAYED = projection_of(SAGA)
 
 
 @pytest.fixture
@@ -57,7 +61,7 @@ class Recording:
 
     async def keep(self, event: Envelope[Any]) -> None:
         fact = store.Fact(event, event.to_bytes())
-        await self.history.transaction(lambda c: store.append(c, [fact], event.time, PROJECTION))
+        await self.history.transaction(lambda c: store.append(c, [fact], event.time, PLAYED))
 
     async def traffic(self, at: datetime) -> Traffic:
         return traffic.traffic(await self.history.read(lambda c: excerpt(c, at)), WAYS)
@@ -165,7 +169,9 @@ async def test_a_moment_is_found_wherever_it_is(recording: Recording) -> None:
     )
 
 
-async def test_sagas_are_open_until_they_end(recording: Recording) -> None:
+async def test_sagas_are_open_until_they_have_ended_and_are_settled(
+    recording: Recording,
+) -> None:
     play = recording.play
     play.provider_down = True
     play.at = TEN + timedelta(minutes=10)
@@ -179,7 +185,7 @@ async def test_sagas_are_open_until_they_end(recording: Recording) -> None:
     play.deliver()
     await recording.record()
 
-    for minutes, expected in ((0, 0), (2, 0), (11, 1), (21, 0), (31, 1)):
+    for minutes, expected in ((0, 0), (2, 0), (11, 1), (21, 1), (31, 2)):
         at = TEN + timedelta(minutes=minutes)
         assert await recording.history.read(partial(open_at, at=at)) == (expected, False)
 
@@ -228,3 +234,39 @@ async def test_pages_of_messages_have_each_of_them_once(
             break
 
     assert seen == list(range(len(recording.play.events), 0, -1))
+
+
+async def test_a_minute_in_which_only_edited_copies_were_recorded_has_no_message(
+    recording: Recording, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    event = recording.play.events[-1]
+    at = TEN + timedelta(minutes=7)
+    for number in (1, 2):
+        copy = {"id": f"copy-{number}", "source": EDITOR_SOURCE, "time": at}
+        await recording.keep(event.model_copy(update=copy))
+
+    for rows_max in (3_000, 2):
+        monkeypatch.setattr(traffic, "ROWS_MAX", rows_max)
+        found = await recording.traffic(at)
+        assert found.excerpt.rows == ()
+        assert not found.nodes
+
+
+async def test_those_open_now_are_the_ones_that_a_search_for_open_ones_lists(
+    recording: Recording,
+) -> None:
+    play = recording.play
+    play.provider_down = True
+    play.at = TEN + timedelta(minutes=10)
+    order = play.place()
+    play.deliver()
+    play.at = TEN + timedelta(minutes=20)
+    play.give("order", CancelOrder(order_id=UUID(order)))
+    await recording.record()
+
+    listed = await recording.history.read(lambda c: search(c, Search(open=True), 50))
+
+    assert [(one.key, one.ended_by) for one in listed] == [(order, "order.cancelled")]
+    assert await recording.history.read(count_open) == 1
+    now = TEN + timedelta(minutes=21)
+    assert await recording.history.read(partial(open_at, at=now)) == (1, False)

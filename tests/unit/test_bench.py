@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 from bench.compare import Comparison, Spread, ratios, targets, with_before
+from bench.console import without_inquiries
 from bench.counts import ALL, Counted, CountsError, choose, read_perf, read_strace, total
 from bench.export import Export
 from bench.machine import Pace, cpu_model
 from bench.rig import BARE, LIMIT, PER_MESSAGE, POSTGRESQL, SQLITE, Measured, before
+from saga.console.inquiry import Inquiry
 
 OTHER = Export("v1", "c0ffee", Path("/files"), Path("/python"))
 PACE = Pace(wall_ms=150.0, cpu_ms=140.0)
@@ -157,3 +159,19 @@ def test_without_a_tool_the_way_to_get_one_is_named(
         choose()
     with pytest.raises(CountsError, match="perf is missing"):
         choose("perf")
+
+
+async def test_pages_are_timed_without_what_is_looked_for_beside_them() -> None:
+    asked: list[str] = []
+
+    async def ask() -> None:
+        asked.append("asked")
+
+    inquiry = Inquiry(ask)
+    with without_inquiries():
+        assert not inquiry.begin_number(1)
+        await inquiry.soon(60.0)
+    assert not asked
+    assert inquiry.begin()
+    await inquiry.soon(60.0)
+    assert asked

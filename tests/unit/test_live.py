@@ -9,10 +9,11 @@ from contextlib import aclosing
 import httpx
 import pytest
 from fastapi import FastAPI
-from fastapi.responses import PlainTextResponse
+from fastapi.responses import PlainTextResponse, StreamingResponse
+from starlette.types import Message, Scope
 
 from saga.console import live
-from saga.console.live import Sharing, Ticker
+from saga.console.live import HEADER, Sharing, Ticker
 from tests.polling import until
 
 
@@ -110,3 +111,28 @@ async def test_nobody_listening_is_nothing_to_do_and_closing_ends_every_stream()
 
     assert sorted(ended) == [0, 1, 2]
     assert [said async for said in ticker.stream()] == []
+
+
+async def test_what_has_no_end_is_not_collected() -> None:
+    app, ticker = FastAPI(), Ticker()
+
+    @app.get("/live")
+    async def stream() -> StreamingResponse:
+        return StreamingResponse(ticker.stream())
+
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    async def receive() -> Message:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    address = {"path": "/live", "raw_path": b"/live", "query_string": b""}
+    scope: Scope = {"type": "http", "method": "GET", **address, "headers": [(HEADER, b"1")]}
+    sharing = Sharing(app, ticker, apart={"/live"})
+    asking = asyncio.create_task(sharing(scope, receive, send))
+    await until(lambda: any(message.get("body") for message in sent))
+    await ticker.close()
+    await asking

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -14,6 +15,7 @@ from saga.choreography import Choreography
 from saga.console.lookout import Compared, Glance
 from saga.console.map_figures import MapFigures, briefly, rate_said
 from saga.graph.flow import Flow, Step, label
+from saga.graph.overlay import LANE_LINES
 from saga.graph.svg import svg
 from saga.runtime.messaging.topology import queues_of
 from saga.status import QueueStatus, SystemStatus
@@ -162,3 +164,21 @@ def test_rows_that_went_by_most_come_first() -> None:
 
     assert figures.rows[0].name == label(last)
     assert figures.per_second == "30/s"
+
+
+def test_dead_letters_that_no_reaction_counts_are_told_as_such() -> None:
+    flow = Flow(CIRCLE)
+    glance = at_work(CIRCLE)
+    glance = replace(glance, status=replace(glance.status, stored_dead_letters={"keeper": 1}))
+
+    lanes = MapFigures(flow, url, busy(flow), {}, glance).overlay.lanes
+
+    said = {
+        name: [piece.text for line in lines[2:] for piece in line] for name, lines in lanes.items()
+    }
+    assert said["keeper"] == ["2 dead not collected yet"]
+    assert said["asker"] == ["3 dead not collected yet"]
+    status = replace(glance.status, stored_dead_letters=glance.status.dead_letters)
+    collected = MapFigures(flow, url, busy(flow), {}, replace(glance, status=status)).overlay
+    assert not any(lines[2] for lines in collected.lanes.values())
+    assert all(len(lines) <= LANE_LINES for lines in lanes.values())

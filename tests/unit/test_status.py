@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import aiormq
 import httpx
 import pytest
 
 from saga import status
+from saga.deployment import Deployment
 from saga.generate.naming import names_of
+from saga.runtime.messaging.connection import BrokerError
 from saga.runtime.readiness import Look, Missing, Readiness
 from saga.runtime.settings import HttpSettings
 from saga.runtime.web import create_app
 from saga.status import READY, Dues, SystemStatus, readiness
+from tests.circle import GRAPH
 
 
 def answering(found: Readiness, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,3 +101,35 @@ def test_a_thing_is_called_as_its_participant_calls_it_where_no_other_is_called_
         "vans",
         "van.events",
     ]
+
+
+async def test_a_broker_that_goes_while_it_is_asked_is_one_that_cannot_be_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Going:
+        async def __aenter__(self) -> None: ...
+
+        async def __aexit__(self, *error: object) -> None: ...
+
+        async def channel(self) -> None:
+            raise aiormq.exceptions.ConnectionClosed(320, "CONNECTION_FORCED")
+
+    async def connect(url: str, **how: object) -> Going:
+        return Going()
+
+    monkeypatch.setattr(status, "connect", connect)
+    deployment = Deployment(amqp_url="amqp://broker", http_urls={}, database_urls={})
+
+    with pytest.raises(BrokerError, match="CONNECTION_FORCED"):
+        await status.at_broker(deployment, GRAPH)
+
+
+def test_a_status_is_put_together_from_its_parts() -> None:
+    waiting = SystemStatus(dead_letters={"a": 2, "b": 0})
+    kept = SystemStatus(dead_letters={"a": 1}, stored_dead_letters={"a": 1, "gone": 4})
+
+    whole = waiting.beside(kept)
+
+    assert whole.dead_letters == {"a": 3, "b": 0}
+    assert whole.uncollected == {"a": 2}
+    assert whole.stored_dead_letters == {"a": 1, "gone": 4}

@@ -15,6 +15,8 @@ from markupsafe import Markup
 from sqlalchemy.engine import Connection
 from starlette.requests import Request
 
+from saga.archive import OBSERVER
+from saga.archive.queries import count_open
 from saga.archive.traffic import (
     WINDOW,
     ArchiveSpan,
@@ -25,6 +27,7 @@ from saga.archive.traffic import (
     span,
     traffic,
 )
+from saga.console.lookout import Glance
 from saga.console.map_figures import LetterCounts, MapFigures
 from saga.console.moments import Slider, read_moment
 from saga.console.site import Site
@@ -51,10 +54,11 @@ def routes(site: Site) -> APIRouter:
     ) -> Response:
         past = read_moment(at)
         moment = past or datetime.now(UTC)
-        archived, letters, glance, compared = await asyncio.gather(
-            _archived(site, moment),
+        archived, letters, glance, lag, compared = await asyncio.gather(
+            _archived(site, moment, is_past=past is not None),
             _letters(site, moment, is_past=past is not None),
-            _unless(past, site.lookout.glance(request)),
+            site.lookout.glance(request),
+            _unless(past, site.lookout.lag()),
             _unless(past, site.lookout.compared(wanted=compare)),
         )
         figures = MapFigures(
@@ -62,7 +66,7 @@ def routes(site: Site) -> APIRouter:
             site.url,
             traffic(archived.excerpt, drawn.ways),
             letters.counts,
-            glance,
+            None if past else glance,
             compared,
         )
         there = archived.span
@@ -76,12 +80,23 @@ def routes(site: Site) -> APIRouter:
             figures=figures,
             archived=archived,
             letters=letters,
+            glance=glance,
+            uncollected=sum(glance.status.uncollected.values()),
+            lag=lag,
+            observers_down=_observers_down(site, glance),
+            recorder=OBSERVER.name,
             past=past,
             slider=Slider.over(there.first, there.last, moment) if there else None,
             compare=compare,
         )
 
     return router
+
+
+def _observers_down(site: Site, glance: Glance) -> dict[str, str]:
+    """By observer that is down, what it lacks."""
+    observers = {observer.name for observer in site.watched.graph.observers}
+    return {name: said for name, said in glance.down.items() if name in observers}
 
 
 async def _unless(past: datetime | None, asked: Coroutine[Any, Any, T]) -> T | None:
@@ -119,9 +134,10 @@ class Archived:
     lacking: str = ""
 
 
-async def _archived(site: Site, moment: datetime) -> Archived:
+async def _archived(site: Site, moment: datetime, *, is_past: bool) -> Archived:
     def read(connection: Connection) -> Archived:
-        found, older = open_at(connection, moment)
+        # Now, they are those that the page behind the figure lists.
+        found, older = open_at(connection, moment) if is_past else (count_open(connection), False)
         return Archived(excerpt(connection, moment), span(connection), found, older)
 
     try:

@@ -41,20 +41,17 @@ async function refresh() {
   }
 }
 
+// A page listens while it is seen: browsers allow few connections to one host (six, over HTTP/1.1),
+// and pages that nobody sees would hold them all.
 function keepFresh() {
   const state = document.getElementById("live");
-  if (!document.querySelector("[data-fresh]") || document.body.dataset.still) return;
-  const ticks = new EventSource(document.body.dataset.live);
+  if (!document.querySelector("main [data-fresh]") || document.body.dataset.still) return;
+  let ticks = null;
   let looking = false;
   let before = "";
-  ticks.addEventListener("tick", async (event) => {
-    if (looking || document.hidden || event.data === before) return;
-    const first = before === "";
-    before = event.data;
-    if (first && !state.dataset.lost) {
-      state.textContent = "live ·";
-      return; // The page has just come.
-    }
+
+  async function look() {
+    if (looking) return;
     looking = true;
     try {
       await refresh();
@@ -65,15 +62,39 @@ function keepFresh() {
     } finally {
       looking = false;
     }
-  });
-  ticks.addEventListener("error", () => {
-    state.textContent = "waiting for the console ·";
-    state.dataset.lost = "yes";
+  }
+
+  function listen() {
     before = "";
-  });
+    ticks = new EventSource(document.body.dataset.live);
+    ticks.addEventListener("tick", (event) => {
+      if (looking || event.data === before) return;
+      const first = before === "";
+      before = event.data;
+      if (first && !state.dataset.lost) state.textContent = "live ·"; // The page has just come.
+      else look();
+    });
+    ticks.addEventListener("error", () => {
+      state.textContent = "waiting for the console ·";
+      state.dataset.lost = "yes";
+      before = "";
+    });
+  }
+
+  function attend() {
+    if (document.hidden) {
+      ticks?.close();
+      ticks = null;
+    } else if (!ticks) {
+      listen();
+    }
+  }
+
   document.addEventListener("visibilitychange", () => {
-    if (!document.hidden) refresh().catch(() => {});
+    attend();
+    if (!document.hidden) look();
   });
+  attend();
 }
 
 // --- playing ----------------------------------------------------------------------------------
