@@ -22,6 +22,7 @@ from saga.local.system import System
 from saga.runtime.messaging.connection import connect
 from saga.runtime.messaging.topology import EVENTS_EXCHANGE
 from saga.status import status
+from tests.console.visits import follow
 from tests.polling import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -85,7 +86,7 @@ async def test_figures_change_without_a_reload_and_lead_to_the_messages(
         await until(leads_to_it)  # Earlier tests have placed others.
         assert await page.evaluate("window.stays")
 
-        await link.click()
+        await follow(page, link)
 
         assert urlsplit(page.url).path == "/messages"
         assert "type=order.placed" in page.url
@@ -95,7 +96,7 @@ async def test_figures_change_without_a_reload_and_lead_to_the_messages(
         said = await row.locator("pre").inner_text()
         assert '"customer": "‹text of 3›"' in said
         assert "ada" not in said
-        await row.locator("a.row").click()
+        await follow(page, row.locator("a.row"))
         assert urlsplit(page.url).path == f"/sagas/{order}"
 
 
@@ -137,7 +138,7 @@ async def test_the_past_is_asked_for_by_a_form_without_scripts(
         slider = page.locator("input[type=range]")
         await slider.wait_for()
         last = await slider.get_attribute("max")
-        await page.get_by_role("button", name="Show it").click()
+        await follow(page, page.get_by_role("button", name="Show it"))
         assert re.search(r"[?&]at=\d+$", page.url)
         await page.get_by_text("As it was at").wait_for()
         text = await page.locator("#moment").inner_text()
@@ -145,7 +146,7 @@ async def test_the_past_is_asked_for_by_a_form_without_scripts(
         assert "Not looked at" in await page.locator("#drift").inner_text()
         await page.goto(f"{reading}/?at={last}")
         assert await figure(page, "order.placed").count() == 1
-        await page.get_by_role("link", name="Minute before").click()
+        await follow(page, page.get_by_role("link", name="Minute before"))
         assert "at=" in page.url
 
 
@@ -217,7 +218,11 @@ async def test_what_the_broker_holds_is_compared_when_it_is_asked_for(
     console_system: System, reading: str
 ) -> None:
     assert "Not compared" in await get(reading, "/")
-    assert "It holds what the signatures ask for." in await get(reading, "/?compare=true")
+
+    async def is_compared() -> bool:
+        return "It holds what the signatures ask for." in await get(reading, "/?compare=true")
+
+    await until(is_compared)
 
     connection = await connect(console_system.deployment.amqp_url, name="test")
     async with connection:

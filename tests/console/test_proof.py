@@ -23,6 +23,7 @@ from saga.history.trace import Overdue, Stuck
 from saga.history.whereabouts import Whereabouts
 from saga.local.system import System
 from saga.verify.proof import FILE_NAME, Proof, ProofCounterexample, ProofScenario
+from tests.console.visits import follow
 from tests.moving import SAGA as MOVING
 from tests.moving import planted
 from tests.polling import DEADLINE_SECONDS, until
@@ -76,7 +77,7 @@ async def test_scenarios_are_explored_by_a_link_and_the_verdict_survives_the_con
     ):
         assert "nothing is proved" in await text(page, "#proof")
         assert "was not looked at" in await text(page, "#proof")  # No system runs there.
-        await page.get_by_role("link", name="Explore now").click()
+        await follow(page, page.get_by_role("link", name="Explore now"))
         assert page.url == f"{url}proof"
         await until_it_says(page, "Nothing is broken.")
         row = await text(page, "#proof tbody tr")
@@ -104,16 +105,16 @@ async def test_a_counterexample_is_played_step_by_step(
         serving(watched, ConsoleSettings(http_port=0)) as url,
         opened(browser, f"{url}proof") as page,
     ):
-        await page.get_by_role("link", name="Explore now").click()
+        await follow(page, page.get_by_role("link", name="Explore now"))
         # Without a reload: the page stays up to date by itself.
         broken = page.locator("#proof td.bad")
         await broken.wait_for(timeout=PATIENCE_MS)
         assert "is broken" in await broken.inner_text()
-        await page.get_by_role("link", name="one move").click()
+        await follow(page, page.get_by_role("link", name="one move"))
         assert "Nothing has happened yet." in await text(page, "main")
         await page.keyboard.press("n")
         await page.wait_for_url("**step=1")
-        await page.get_by_role("link", name="Next step").click()
+        await follow(page, page.get_by_role("link", name="Next step"))
         assert await page.locator("table.steps tbody tr").count() == 2
         await clean(page)
         await page.keyboard.press("p")
@@ -234,14 +235,14 @@ async def test_a_proof_that_cannot_be_saved_is_kept_by_the_console(
 async def test_a_seed_is_played_step_by_step(browser: Browser, reading: str) -> None:
     async with opened(browser, f"{reading}/proof", scripts=False) as page:
         await page.get_by_label("seed").fill("7")
-        await page.get_by_role("button", name="Play").click()
+        await follow(page, page.get_by_role("button", name="Play"))
         assert page.url == f"{reading}/proof/seed/7"
         await until_it_says(page, "Nothing is broken.")
-        await page.get_by_role("link", name="Next step").click()
+        await follow(page, page.get_by_role("link", name="Next step"))
         assert page.url.endswith("step=2")
         assert await page.locator("tr.changed").count() >= 1
         await page.locator("input[name=step]").fill("30")
-        await page.get_by_role("button", name="Show").click()
+        await follow(page, page.get_by_role("button", name="Show"))
         assert "step 30 of" in await text(page, "form.slider")
     async with opened(browser, f"{reading}/proof/seed/7?step=30") as page:
         await clean(page)
@@ -283,7 +284,7 @@ async def test_the_books_are_read_once_for_everybody(
         opened(browser, f"{reading}/books") as other,
     ):
         assert "of no rule is it known" in await text(page, "#books")
-        await page.get_by_role("link", name="Reconcile now").click()
+        await follow(page, page.get_by_role("link", name="Reconcile now"))
         assert page.url == f"{reading}/books"
         await until_it_says(page, "Read at")
         said = await text(page, "#books")

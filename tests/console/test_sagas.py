@@ -22,6 +22,7 @@ from saga.deployment import Deployment
 from saga.history.archive import Archive
 from saga.local.system import System
 from tests.console.typing_in import typed
+from tests.console.visits import follow
 
 TABS = ("story", "states", "messages", "message", "future", "what-if")
 
@@ -64,14 +65,14 @@ async def test_a_saga_is_found_by_a_field_of_its_view_without_scripts(
     wanted = [one.key for one in orders if one.ended_by == "order.confirmed"]
     async with opened(browser, reading + "/sagas", scripts=False) as page:
         await page.select_option("[name='view.status']", "confirmed")
-        await page.get_by_role("button", name="Search").click()
+        await follow(page, page.get_by_role("button", name="Search"))
 
         assert "view.status=confirmed" in page.url
         rows = await page.locator("#subjects a.row").all_inner_texts()
         assert {*wanted} <= {*rows}
         statuses = await page.locator("#subjects tbody tr td:nth-child(2)").all_inner_texts()
         assert {*statuses} == {"confirmed"}
-        await page.locator("#subjects a.row").first.click()
+        await follow(page, page.locator("#subjects a.row").first)
         assert "confirmed" in await text(page, "h1")
 
 
@@ -92,7 +93,7 @@ async def test_pages_of_sagas_follow_each_other_and_none_is_twice(
             seen += await page.locator("#subjects a.row").all_inner_texts()
             if not await page.locator("a[rel=next]").count():
                 break
-            await page.locator("a[rel=next]").click()
+            await follow(page, page.locator("a[rel=next]"))
     assert {one.key for one in orders} <= {*seen}
     assert len(seen) == len({*seen})
 
@@ -144,7 +145,7 @@ async def test_the_states_at_any_moment_are_those_of_saga_show(
     key = next(one.key for one in orders if one.ended_by == "order.confirmed")
     async with opened(browser, reading + address(key, show="states"), scripts=False) as page:
         await page.locator("input[name=event]").fill("2")
-        await page.get_by_role("button", name="Show").click()
+        await follow(page, page.get_by_role("button", name="Show"))
         assert "event=2" in page.url
         command_line = (await text(page, "footer code")).split()
 
@@ -179,7 +180,7 @@ async def test_bodies_are_masked_and_their_structure_is_shown(
         assert '"customer": "‹text of' in body
         assert "‹number of" in body
         assert "customer-" not in body
-        await page.locator("#messages a.row").first.click()
+        await follow(page, page.locator("#messages a.row").first)
         assert "order.placed" in await text(page, "h2")
 
 
@@ -238,7 +239,7 @@ async def test_what_could_still_happen_is_computed_for_a_moment(
         assert "order.confirmed (confirmed)" in ends
         assert "order.cancelled (deadline_exceeded)" in ends
         assert "confirmed_unpaid" in said
-        await page.get_by_role("link", name="as it is now").click()
+        await follow(page, page.get_by_role("link", name="as it is now"))
         assert "It cannot end by any of these any more: order.cancelled" in await text(
             page, "#future"
         )
@@ -251,7 +252,9 @@ async def test_what_if_is_asked_by_links_and_answered_by_the_domains(
     url = reading + address(key, show="what-if", event=2)
     async with opened(browser, url, scripts=False) as page:
         assert "order.confirmed (confirmed)" in await text(page, "#usual")
-        await page.get_by_role("link", name="its time comes now: order does order.expire").click()
+        await follow(
+            page, page.get_by_role("link", name="its time comes now: order does order.expire")
+        )
         said = await text(page, "#asked")
         assert "It would come to: order.cancelled (deadline_exceeded)" in said
         assert "Otherwise it would come to order.confirmed" in said
@@ -301,16 +304,16 @@ async def test_sagas_of_another_kind_are_shown_without_a_line_for_them(
 ) -> None:
     async with opened(browser, moving + "/sagas?stands=ended", scripts=False) as page:
         assert await page.locator("#subjects a.row").count() > 0
-        await page.locator("#subjects a.row").first.click()
+        await follow(page, page.locator("#subjects a.row").first)
         assert "Move household" in await text(page, "h1")
         assert await page.locator("#sequence svg").count() == 1
-        await page.get_by_role("link", name="States").click()
-        await page.get_by_role("link", name="One earlier").click()
+        await follow(page, page.get_by_role("link", name="States"))
+        await follow(page, page.get_by_role("link", name="One earlier"))
         assert "stage" in await text(page, "#states")
-        await page.get_by_role("link", name="what could still happen then").click()
+        await follow(page, page.get_by_role("link", name="what could still happen then"))
         said = await text(page, "#future")
         assert "move.given_up" in said or "move.arranged" in said
-        await page.get_by_role("link", name="What if").click()
+        await follow(page, page.get_by_role("link", name="What if"))
         assert "As it usually goes on" in await text(page, "#usual")
 
 

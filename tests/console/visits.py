@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from playwright.async_api import Locator, Page
+
 PAGES = (
     "/",
     "/?at=2030-01-01T00:00:00Z",
@@ -20,3 +22,9 @@ PAGES = (
     "/decide",
     "/keys",
 )
+
+
+async def follow(page: Page, link: Locator) -> None:
+    """Click what leads to another page, and wait until that is whole."""
+    async with page.expect_navigation():
+        await link.click()
