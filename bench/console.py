@@ -90,7 +90,7 @@ class Tabs:
                     first = first and not line.startswith("data:")
 
     async def _ask(self, asking: httpx.AsyncClient) -> None:
-        answer = await asking.get(OPEN_PAGE, headers={HEADER.decode(): "1"})
+        answer = await asking.get(OPEN_PAGE, headers={HEADER: "1"})
         answer.raise_for_status()
         self.pages += 1
         self.bytes += len(answer.content)

@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
 from typing import Final
 
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 TICK_SECONDS: Final = 2.0
@@ -20,7 +21,7 @@ SHARE_MAX: Final = 0.02
 """Of one core, what bringing pages up to date may take."""
 RETRY_MS: Final = 2_000
 """After how long a browser looks for a console that has gone."""
-HEADER: Final = b"x-live"
+HEADER: Final = "x-live"
 """Sent by a page that asks for itself again."""
 KEPT_MAX: Final = 200
 """Answers kept within a tick."""
@@ -91,7 +92,8 @@ class Sharing:
         self._answers: dict[bytes, asyncio.Future[list[Message]]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if not (_is_live(scope) and scope["path"] not in self._apart):
+        fetched = scope["type"] == "http" and scope["method"] == "GET"
+        if not fetched or scope["path"] in self._apart or not is_live(Request(scope)):
             await self._app(scope, receive, send)
             return
         if self._tick != self._ticker.tick or len(self._answers) >= KEPT_MAX:
@@ -106,10 +108,9 @@ class Sharing:
             await send(message)
 
 
-def _is_live(scope: Scope) -> bool:
-    if scope["type"] != "http" or scope["method"] != "GET":
-        return False
-    return any(name == HEADER for name, _ in scope["headers"])
+def is_live(request: Request) -> bool:
+    """Whether a page asks for itself again."""
+    return HEADER in request.headers
 
 
 async def _collected(

@@ -14,7 +14,7 @@ from typing import Final, Generic, TypeVar
 from starlette.requests import Request
 
 from saga.broker.setup import Drift, drift, private_node
-from saga.console.live import HEADER
+from saga.console.live import is_live
 from saga.console.watched import Watched
 from saga.deployment import DeploymentError
 from saga.dlq import DlqError
@@ -260,8 +260,3 @@ async def _or_why_not(name: str, part: Awaitable[SystemStatus]) -> tuple[SystemS
         return SystemStatus(), str(error)
     except TimeoutError:
         return SystemStatus(), f"{name} gave no answer for {PART_MAX_SECONDS:g} s"
-
-
-def is_live(request: Request) -> bool:
-    """Whether a page asks for itself again."""
-    return HEADER.decode() in request.headers

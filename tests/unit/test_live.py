@@ -130,7 +130,12 @@ async def test_what_has_no_end_is_not_collected() -> None:
         raise AssertionError
 
     address = {"path": "/live", "raw_path": b"/live", "query_string": b""}
-    scope: Scope = {"type": "http", "method": "GET", **address, "headers": [(HEADER, b"1")]}
+    scope: Scope = {
+        "type": "http",
+        "method": "GET",
+        **address,
+        "headers": [(HEADER.encode(), b"1")],
+    }
     sharing = Sharing(app, ticker, apart={"/live"})
     asking = asyncio.create_task(sharing(scope, receive, send))
     await until(lambda: any(message.get("body") for message in sent))

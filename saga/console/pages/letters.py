@@ -16,7 +16,7 @@ from markupsafe import escape
 from pydantic import BaseModel, ConfigDict
 from starlette.requests import Request
 
-from saga.console.forms import PAGE, After, Given, Rate, Reason, place_of, read_place
+from saga.console.forms import PAGE, After, Given, Rate, Reason, asked_here, place_of, read_place
 from saga.console.masking import masked, masked_headers
 from saga.console.site import Site
 from saga.dlq import DlqError, SelectionChanged
@@ -233,8 +233,8 @@ def routes(site: Site) -> APIRouter:
         counts: dict[str, int] = {}
         if place is None:
             counts = counts_of(verdict for _, verdict in verdicts)
-            # As the command does; but a page of another site, which may link here, writes nothing.
-            if request.headers.get("sec-fetch-site") != "cross-site":
+            # As the command does; but a page of elsewhere, which may link here, writes nothing.
+            if asked_here(request):
                 left = len(found) - len(verdicts)
                 result = counts | ({"not examined": left} if left else {})
                 selected = selection.to_json()

@@ -14,7 +14,7 @@ from starlette.requests import Request
 
 from saga.console.forms import asked_here
 from saga.console.inquiry import Inquiry
-from saga.console.lookout import is_live
+from saga.console.live import is_live
 from saga.console.playing import SeedRuns
 from saga.console.production import production, unmodelled
 from saga.console.proving import PlayedLine, play_apart, prove_apart

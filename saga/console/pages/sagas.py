@@ -21,7 +21,8 @@ from saga.archive.routes import SubjectsWanted, cursor, read_cursor
 from saga.archive.view import SubjectView
 from saga.choreography import State
 from saga.console import masking
-from saga.console.lookout import Lag, is_live
+from saga.console.live import is_live
+from saga.console.lookout import Lag
 from saga.console.masking import headline_of, masked_diagram
 from saga.console.one import (
     WHOLE_BODY_MAX_CHARACTERS,

@@ -12,7 +12,7 @@ from fastapi.responses import Response
 from starlette.requests import Request
 
 from saga.console.inquiry import Inquiry, apart
-from saga.console.lookout import is_live
+from saga.console.live import is_live
 from saga.console.one import LOOK_AGAIN_SECONDS
 from saga.console.site import Site
 from saga.history.debts import Debt
