@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from urllib.parse import urlsplit
 from uuid import uuid4
 
@@ -22,7 +20,7 @@ from saga.local.system import System
 from saga.runtime.messaging.connection import connect
 from saga.runtime.messaging.topology import EVENTS_EXCHANGE
 from saga.status import status
-from tests.console.visits import follow
+from tests.console.visits import follow, opened
 from tests.polling import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -54,16 +52,6 @@ async def refused(console: str, path: str) -> str:
         answer = await asking.get(path)
     assert answer.status_code == 422, answer.text
     return answer.text
-
-
-@asynccontextmanager
-async def opened(browser: Browser, url: str, *, scripts: bool = True) -> AsyncIterator[Page]:
-    page = await browser.new_page(java_script_enabled=scripts)
-    try:
-        await page.goto(url)
-        yield page
-    finally:
-        await page.close()
 
 
 def figure(page: Page, name: str) -> Locator:

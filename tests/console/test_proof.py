@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from saga.history.trace import Overdue, Stuck
 from saga.history.whereabouts import Whereabouts
 from saga.local.system import System
 from saga.verify.proof import FILE_NAME, Proof, ProofCounterexample, ProofScenario
-from tests.console.visits import follow
+from tests.console.visits import follow, opened, text
 from tests.moving import SAGA as MOVING
 from tests.moving import planted
 from tests.polling import DEADLINE_SECONDS, until
@@ -33,23 +32,6 @@ BROKEN = "broken_moves"
 PATIENCE_MS = DEADLINE_SECONDS * 1_000
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
-
-
-@asynccontextmanager
-async def opened(browser: Browser, url: str, *, scripts: bool = True) -> AsyncIterator[Page]:
-    context = await browser.new_context(java_script_enabled=scripts)
-    try:
-        page = await context.new_page()
-        answer = await page.goto(url)
-        assert answer is not None
-        assert answer.status == 200, await answer.text()
-        yield page
-    finally:
-        await context.close()
-
-
-async def text(page: Page, selector: str) -> str:
-    return " ".join((await page.locator(selector).inner_text()).split())
 
 
 async def until_it_says(page: Page, what: str) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Literal
 from urllib.parse import quote
 
@@ -12,7 +10,7 @@ import httpx
 import pytest
 import pytest_asyncio
 from axe_playwright_python.async_playwright import Axe
-from playwright.async_api import Browser, Page
+from playwright.async_api import Browser
 
 from order_saga.archive.table import ORDERS
 from saga.archive import queries
@@ -22,7 +20,7 @@ from saga.deployment import Deployment
 from saga.history.archive import Archive
 from saga.local.system import System
 from tests.console.typing_in import typed
-from tests.console.visits import follow
+from tests.console.visits import follow, opened, text
 
 TABS = ("story", "states", "messages", "message", "future", "what-if")
 
@@ -37,26 +35,9 @@ async def orders(console_system: System, orders_ended: None) -> list[Subject]:
     return [one for one in found if one.kind == "Order"]
 
 
-@asynccontextmanager
-async def opened(browser: Browser, url: str, *, scripts: bool = True) -> AsyncIterator[Page]:
-    context = await browser.new_context(java_script_enabled=scripts)
-    try:
-        page = await context.new_page()
-        answer = await page.goto(url)
-        assert answer is not None
-        assert answer.status == 200, await answer.text()
-        yield page
-    finally:
-        await context.close()
-
-
 def address(subject: str, **query: object) -> str:
     given = "&".join(f"{name}={value}" for name, value in query.items())
     return f"/sagas/{quote(subject, safe='')}" + (f"?{given}" if given else "")
-
-
-async def text(page: Page, selector: str) -> str:
-    return " ".join((await page.locator(selector).inner_text()).split())
 
 
 async def test_a_saga_is_found_by_a_field_of_its_view_without_scripts(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from playwright.async_api import Locator, Page
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from playwright.async_api import Browser, Locator, Page
 
 PAGES = (
     "/",
@@ -22,6 +25,25 @@ PAGES = (
     "/decide",
     "/keys",
 )
+
+
+@asynccontextmanager
+async def opened(browser: Browser, url: str, *, scripts: bool = True) -> AsyncIterator[Page]:
+    """A page that was answered well, in a context of its own."""
+    context = await browser.new_context(java_script_enabled=scripts)
+    try:
+        page = await context.new_page()
+        answer = await page.goto(url)
+        assert answer is not None
+        assert answer.status == 200, await answer.text()
+        yield page
+    finally:
+        await context.close()
+
+
+async def text(page: Page, selector: str) -> str:
+    """What is read there, on one line."""
+    return " ".join((await page.locator(selector).inner_text()).split())
 
 
 async def follow(page: Page, link: Locator) -> None:
