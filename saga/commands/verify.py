@@ -30,8 +30,8 @@ def verify(
         typer.Option(
             min=1,
             show_default=False,
-            help="Give up beyond so many states in memory, some 200 bytes each; by default, beyond "
-            "five million.",
+            help="End a model beyond so many states in memory, some 400 bytes each, and say how "
+            "far that came; by default, beyond five million.",
         ),
     ] = None,
     simulate: Annotated[
@@ -95,7 +95,7 @@ def verify(
     from saga.declaration import SagaError
     from saga.discovery import saga, spec
     from saga.verify import STATES_MAX, model_of
-    from saga.verify.proof import not_covered
+    from saga.verify.proof import not_covered, unfinished
 
     here = saga()
     try:
@@ -106,7 +106,9 @@ def verify(
         _report(model_of(here, one.name, source=spec()), max_states or STATES_MAX) for one in chosen
     ]
     # What a single scenario does not come to, another one may.
-    missing = list(here.unwatched() if scenario else not_covered(here, reports))
+    missing = list(
+        (*unfinished(reports), *here.unwatched()) if scenario else not_covered(here, reports)
+    )
     if as_json:
         print_json(reports_as_json(reports, missing))
     else:
@@ -194,7 +196,7 @@ def print_reports(
         if report.schedule is not None:
             drawn, test = diagram(report.schedule), as_test(report.schedule)
             console.print(lines_of(f"\n{drawn}\n\nAs a test:\n\n{test}"))
-    broken = [report.model.name for report in reports if not report.ok]
+    broken = [report.model.name for report in reports if report.schedule is not None]
     for line in remarks(reports):
         console.print(f"remark: {line}")
     for line in missing:

@@ -58,13 +58,15 @@ class ModelReport:
 
     @property
     def ok(self) -> bool:
-        return self.schedule is None
+        """Whether every state was seen, and none breaks a rule."""
+        return self.schedule is None and self.exploration.whole
 
 
 def verify(
     model: Model, *, states_max: int = STATES_MAX, progress: Progress | None = None
 ) -> ModelReport:
-    """Explore a model to its end, or to the first violation. Raises `VerifyError`."""
+    """Explore a model to its end, to the first violation, or until `states_max` states are in
+    memory. Raises `VerifyError`."""
     machine = Machine(model)
     exploration = explore(machine, states_max=states_max, progress=progress)
     found = exploration.found

@@ -92,6 +92,8 @@ class Action:
     """Everything of a state but the field."""
     outcomes: dict[int, tuple[ActionOutcome, ...]] = field(init=False, default_factory=dict)
     """By the field's value; kept, since they depend on nothing else."""
+    quiet: dict[int, tuple[int, ...]] = field(init=False, default_factory=dict)
+    """Of those, by the field's value: the facts that come without a change of the field."""
 
     def __post_init__(self) -> None:
         self.shift = self.whose * FIELD_BITS

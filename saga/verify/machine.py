@@ -171,6 +171,40 @@ class Machine:
             outcomes = action.outcomes[value] = tuple(self._outcomes(action, value))
         return outcomes
 
+    def settled(self, state: int) -> int:
+        """The state once everything has happened that changes nothing but hidden facts: a message
+        was handled that led to nothing, a question was put or answered again.
+
+        Whatever can happen in a state can happen after that as well, rules see the same, and no
+        state at rest is out of reach that was not before: so nothing is lost by looking at the
+        settled state alone.
+        """
+        settled = state
+        while True:
+            for action in self.actions(settled):
+                value = settled >> action.shift & FIELD
+                quiet = action.quiet.get(value)
+                if quiet is None:
+                    quiet = self._quiet(action, settled)
+                for bits in quiet:
+                    new = bits & ~settled
+                    if new and not new & self.visible:
+                        settled |= new
+            if settled == state:
+                return settled
+            state = settled
+
+    def _quiet(self, action: Action, state: int) -> tuple[int, ...]:
+        """The facts that the action may add in a state without a change of its field."""
+        value = state >> action.shift & FIELD
+        try:
+            outcomes = self.outcomes(action, state)
+        except Broken:
+            outcomes = ()  # It is found where the state is expanded.
+        added = (o.bits & action.keep for o in outcomes if o.bits >> action.shift & FIELD == value)
+        quiet = action.quiet[value] = tuple(filter(None, added))
+        return quiet
+
     def at_rest(self, state: int) -> bool:
         """Whether all that was sent is done."""
         facts = state >> self._base

@@ -16,6 +16,7 @@ from saga.runtime.kernel.tables import utc_now
 from saga.verify import ASKED_MAX, STATES_MAX, ModelReport, model_of, uncovered, verify
 from saga.verify.drawing import as_test
 from saga.verify.schedule import Schedule
+from saga.verify.search import STATE_BYTES
 from saga.version import engine_version
 
 FILE_NAME: Final = "proof.json"
@@ -60,6 +61,8 @@ class ProofScenario(BaseModel):
     depth: int
     seconds: float
     ends: list[tuple[str, str]]
+    whole: bool = True
+    """Whether that is all, rather than what fitted into memory."""
     violation: ProofCounterexample | None
 
 
@@ -142,12 +145,26 @@ def prove(
 
 def not_covered(saga: Saga, reports: Sequence[ModelReport]) -> Iterator[str]:
     """What none of these models, of all scenarios, has looked at: lines for people."""
-    return uncovered(
+    yield from unfinished(reports)
+    yield from uncovered(
         saga,
         {step for report in reports for step in report.reacted},
         {type_ for report in reports for type_ in report.published},
         {question for report in reports for question in report.asked},
     )
+
+
+def unfinished(reports: Sequence[ModelReport]) -> Iterator[str]:
+    """The models that were not explored to the end, and how far that came: lines for people."""
+    for report in reports:
+        seen = report.exploration
+        if not seen.whole:
+            yield (
+                f"{report.model.name} was not explored to its end: all of up to {seen.depth} steps "
+                f"was tried, {seen.states:,} states; allow more with --max-states (some "
+                f"{STATE_BYTES} bytes each), or look for a reaction that says something new each "
+                f"time"
+            )
 
 
 def remarks(reports: Sequence[ModelReport]) -> Iterator[str]:
@@ -170,6 +187,7 @@ def _scenario(report: ModelReport) -> ProofScenario:
         depth=seen.depth,
         seconds=seen.seconds,
         ends=sorted(report.ends),
+        whole=seen.whole,
         violation=_counterexample(report.schedule) if report.schedule is not None else None,
     )
 

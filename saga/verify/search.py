@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
 from saga.declaration import Stimulus
@@ -16,8 +16,10 @@ from saga.view import Violation
 
 STATES_MAX = 5_000_000
 """States of one model that are kept in memory."""
-STATE_BYTES = 200
+STATE_BYTES = 400
 """What one takes there, roughly, with its transitions."""
+STEP_BY_STEP_MAX = 200_000
+"""States that are kept to find a shortest way to a violation."""
 PROGRESS_SECONDS = 1.0
 
 Progress = Callable[[int, int], None]
@@ -40,10 +42,10 @@ class Counterexample:
 
 @dataclass(frozen=True, slots=True)
 class Exploration:
-    """What was seen: every state there is, unless something was `found`.
+    """What was seen: every state there is, unless something was `found` or it is not `whole`.
 
     `transitions` lead to another state; `repetitions` back to the same, as most of the deliveries
-    that come twice.
+    that come twice. Where states are settled, those are counted.
     """
 
     states: int
@@ -51,21 +53,31 @@ class Exploration:
     transitions: int
     repetitions: int
     depth: int
+    """Steps up to which everything was tried."""
     seconds: float
     found: Counterexample | None
+    whole: bool = True
+    """Whether that is all, rather than what fitted into memory."""
 
 
 def explore(
-    machine: Machine, *, states_max: int = STATES_MAX, progress: Progress | None = None
+    machine: Machine,
+    *,
+    states_max: int = STATES_MAX,
+    progress: Progress | None = None,
+    settled: bool = True,
 ) -> Exploration:
-    """Visit every state, or stop at the first violation.
+    """Visit every state, or stop at the first violation, or at `states_max` states in memory.
 
-    Raises `VerifyError`, for instance if there are more than `states_max`.
+    States are looked at once they are `settled` (see `Machine.settled`), which says the same of the
+    rules with a fraction of the states. Raises `VerifyError`.
     """
     started = time.monotonic()
-    search = _Search(machine, states_max, progress)
-    found = search.run() or search.stuck()
-    return Exploration(
+    search = _Search(machine, states_max, progress, machine.settled if settled else _as_it_is)
+    found = search.run()
+    if found is None and search.whole:
+        found = search.stuck()
+    seen = Exploration(
         states=len(search.states),
         states_at_rest=sum(search.at_rest),
         transitions=len(search.targets),
@@ -73,7 +85,36 @@ def explore(
         depth=search.depth,
         seconds=time.monotonic() - started,
         found=found,
+        whole=search.whole,
     )
+    if found is None or not settled:
+        return seen
+    found = _step_by_step(machine, found)
+    return replace(seen, seconds=time.monotonic() - started, found=found)
+
+
+def _as_it_is(state: int) -> int:
+    return state
+
+
+def _step_by_step(machine: Machine, found: Counterexample) -> Counterexample:
+    """A shortest way to a violation that takes each step by itself.
+
+    One violation is known, so few states are in the way of the first one, usually; if they are too
+    many, it is the shortest of those that settle as the way that was `found` does.
+    """
+    search = _Search(machine, STEP_BY_STEP_MAX, None, _as_it_is)
+    if shortest := search.run():
+        return shortest
+    if search.whole and (shortest := search.stuck()):
+        return shortest
+    way = {machine.settled(state) for state in found.states}
+    search = _Search(machine, STATES_MAX, None, _as_it_is, within=way)
+    if along := search.run():
+        return along
+    stuck = machine.settled(found.states[-1])
+    number = next(n for n, state in enumerate(search.states) if machine.settled(state) == stuck)
+    return search.found(found.violation, number)
 
 
 def moved(machine: Machine, action: Action, before: int, after: int) -> Violation | None:
@@ -132,12 +173,27 @@ def _too_many(machine: Machine, states_max: int) -> VerifyError:
 
 
 class _Search:
-    def __init__(self, machine: Machine, states_max: int, progress: Progress | None) -> None:
+    """Visits the states that the `settle`d ones lead to; of them those that settle `within` a set,
+    if there is one."""
+
+    def __init__(
+        self,
+        machine: Machine,
+        states_max: int,
+        progress: Progress | None,
+        settle: Callable[[int], int],
+        *,
+        within: Collection[int] | None = None,
+    ) -> None:
         self._machine = machine
         self._states_max = states_max
         self._progress = progress
+        self._settle = settle
+        self._within = within
+        self.whole = True
         self._starts: dict[int, str] = {}
         self._numbers: dict[int, int] = {}
+        """Keyed by state, settled or not: the number of the settled one."""
         self._judged: tuple[set[int], set[int]] = set(), set()
         """What rules have seen, in motion and at rest."""
         # By the number of a state, which is its place in the breadth-first order:
@@ -153,9 +209,10 @@ class _Search:
     def run(self) -> Counterexample | None:
         """Visit all states; the first violation ends it."""
         for name, state in self._machine.starts.items():
-            if state not in self._numbers:
-                self._starts[self._add(state, 0)] = name
-                if found := self._judge(state):
+            number = self._number(state, 0)
+            if number is not None and number not in self._starts:
+                self._starts[number] = name
+                if found := self._judge(number):
                     return found
         told_at = time.monotonic()
         level_end = len(self.states)
@@ -164,6 +221,9 @@ class _Search:
             if number == level_end:
                 self.depth += 1
                 level_end = len(self.states)
+            if len(self._numbers) > self._states_max:
+                self.whole = False
+                return None
             if found := self._expand(number):
                 return found
             number += 1
@@ -186,7 +246,7 @@ class _Search:
                 try:
                     outcomes = machine.outcomes(action, state)
                 except Broken as broken:
-                    return self._found(broken.violation, number, action)
+                    return self.found(broken.violation, number, action)
             for outcome in outcomes:
                 after = state & action.keep | outcome.bits
                 if after == state:
@@ -194,33 +254,44 @@ class _Search:
                     continue
                 known = numbers.get(after)
                 if known is None:
-                    known = self._add(after, number)
-                    if found := self._judge(after):
+                    seen = len(self.states)
+                    known = self._number(after, number)
+                    if known is None:
+                        continue
+                    if known == seen and (found := self._judge(known)):
                         return found
-                targets.append(known)
+                if known == number:
+                    self.repetitions += 1
+                else:
+                    targets.append(known)
                 if at_rest and (violation := moved(machine, action, state, after)):
-                    found = self._found(violation, number)
+                    found = self.found(violation, number)
                     return replace(found, states=[*found.states, after])
         return None
 
-    def _add(self, state: int, parent: int) -> int:
-        number = self._numbers[state] = len(self.states)
-        if number >= self._states_max:
-            raise _too_many(self._machine, self._states_max)
-        self.states.append(state)
-        self.at_rest.append(self._machine.at_rest(state))
-        self._parents.append(parent)
+    def _number(self, state: int, parent: int) -> int | None:
+        """The number of a state once it is settled; None if it is none of those to be visited."""
+        settled = self._settle(state)
+        if self._within is not None and self._machine.settled(settled) not in self._within:
+            return None
+        number = self._numbers.get(settled)
+        if number is None:
+            number = self._numbers[settled] = len(self.states)
+            self.states.append(settled)
+            self.at_rest.append(self._machine.at_rest(settled))
+            self._parents.append(parent)
+        self._numbers[state] = number
         return number
 
-    def _judge(self, state: int) -> Counterexample | None:
-        number = self._numbers[state]
+    def _judge(self, number: int) -> Counterexample | None:
+        state = self.states[number]
         judged = self._judged[self.at_rest[number]]
         visible = state & self._machine.visible
         if visible in judged:
             return None
         judged.add(visible)
         violation = self._machine.judge(state)
-        return self._found(violation, number) if violation else None
+        return self.found(violation, number) if violation else None
 
     def stuck(self) -> Counterexample | None:
         """The first state from which no state at rest can be reached.
@@ -241,9 +312,9 @@ class _Search:
         number = can.find(0)
         if number < 0:
             return None
-        return self._found(_never_at_rest(self._machine), number)
+        return self.found(_never_at_rest(self._machine), number)
 
-    def _found(
+    def found(
         self, violation: Violation, number: int, broken: Action | None = None
     ) -> Counterexample:
         states = [self.states[number]]

@@ -25,6 +25,7 @@ from saga.cli import app
 from saga.commands.verify import print_reports, reports_as_json
 from saga.message import Decided
 from saga.verify import Model, Schedule, VerifyError, as_test, diagram, model_of, replay, verify
+from saga.verify.proof import unfinished
 from saga.view import View, Violation
 from tests.unit.twins import (
     TWINS,
@@ -65,12 +66,11 @@ def test_one_order_cannot_end_wrong_whatever_happens() -> None:
     assert report.exploration.repetitions > report.exploration.transitions > 0
 
 
-@pytest.mark.long
 def test_two_orders_for_the_last_unit_cannot_end_wrong_whatever_happens() -> None:
     report = verify(two_orders())
 
     assert report.schedule is None
-    assert report.exploration.states > 100_000
+    assert report.exploration.states > 10_000
 
 
 def test_one_order_goes_every_way_an_order_can_go() -> None:
@@ -261,19 +261,30 @@ def test_whoever_nobody_listens_to_is_left_out_of_two_orders() -> None:
     assert [p.name for p in choreography.participants] == ["inventory", "order", "payment"]
 
 
-def test_too_many_states_are_an_error_that_says_what_to_do() -> None:
-    with pytest.raises(VerifyError, match=r"one order: more than 500 states; .*--max-states"):
-        verify(one_order(), states_max=500)
+def test_a_model_that_does_not_fit_is_never_fine() -> None:
+    report = verify(two_orders(), states_max=500)
+
+    assert report.schedule is None
+    assert not report.ok
+    document = reports_as_json([report], [*unfinished([report])])
+    assert document["ok"] is False
+    (line,) = document["not_covered"]
+    depth = report.exploration.depth
+    assert line.startswith(f"two orders was not explored to its end: all of up to {depth} steps")
+    assert "--max-states" in line
+
+
+def test_the_command_says_how_far_it_came() -> None:
+    result = CliRunner().invoke(app, ["verify", "--scenario", "one order", "--max-states", "99"])
+
+    assert result.exit_code == 1
+    assert "one order was not explored to its end" in " ".join(result.output.split())
+    assert "nothing is broken of what was looked at" in result.output
 
 
 def test_progress_is_told() -> None:
     told: list[tuple[int, int]] = []
-    with pytest.raises(VerifyError):
-        verify(
-            two_orders(),
-            states_max=5_000,
-            progress=lambda depth, states: told.append((depth, states)),
-        )
+    verify(two_orders(), progress=lambda depth, states: told.append((depth, states)))
 
     assert told == sorted(told)
     assert told

@@ -13,7 +13,7 @@ from typing import Any, Final, get_type_hints
 
 from saga import Due, Participant, Phase, Scenario
 
-from trips import DEARER, ONE_TRIP
+from trips import ONE_TRIP
 from trips.flight import domain as flight
 from trips.flight.domain import LapseHold, Seat
 from trips.hotel import domain as hotel
@@ -128,7 +128,7 @@ def a_refusal_is_forgotten_while_the_other_is_asked() -> Participant:
 # --- compensations ----------------------------------------------------------------------------------
 
 
-@twin("kept_otherwise", 18)
+@twin("kept_otherwise", 20)
 def the_hotel_is_not_cancelled_when_there_is_no_car() -> Participant:
     """It knows of all reasons to cancel but the latest."""
 
@@ -236,7 +236,7 @@ def the_hold_lapses_after_the_booking_was_confirmed() -> Participant:
 # --- prices -----------------------------------------------------------------------------------------
 
 
-@twin("overpaid", 17, DEARER)
+@twin("overpaid", 17, ONE_TRIP)
 def a_dearer_room_is_paid() -> Participant:
     """It does not compare the hotel's price with the one that was agreed to."""
 
@@ -246,7 +246,7 @@ def a_dearer_room_is_paid() -> Participant:
     return _swapped(hotel.PARTICIPANT, record_booking)
 
 
-@twin("kept_otherwise", 9, DEARER)
+@twin("kept_otherwise", 9, ONE_TRIP)
 def a_dearer_room_is_refused_and_kept() -> Participant:
     """It takes the hotel's other price for a refusal by the hotel."""
 

@@ -160,10 +160,6 @@ ONE_TRIP: Final = Scenario(
     stimuli=[Stimulus("the customer calls off", TRIP.name, CallOff(trip=A), NOW, _is_known)],
     moments=(NOW, LATER),
     names={A: "A", B: "B"},
-    decisions={each.name: (Choice.KEEPS, Choice.HAS_NONE) for each in PROVIDERS},
-)
-DEARER: Final = replace(
-    ONE_TRIP, name="a trip that has become dearer", decisions={}, stimuli=(), timers_last=True
 )
 LAST_SEAT: Final = replace(
     ONE_TRIP,
@@ -244,6 +240,6 @@ SAGA: Final = Saga(
     outside=PROVIDERS,
     always=(booked_in_part, overpaid, sold_twice, car_too_early),
     at_rest=(kept_otherwise,),
-    scenarios=(ONE_TRIP, DEARER, LAST_SEAT),
+    scenarios=(ONE_TRIP, LAST_SEAT),
     load=plan,
 )
