@@ -6,7 +6,7 @@ as the number of a value seen before. Above them is one bit for each fact (`fact
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import chain
@@ -90,7 +90,7 @@ class Machine:
         """By outside, what it may know; their fields come after those of the participants."""
         self.names = [*(p.name for p in self.participants), *(o.name for o in model.outside)]
         """Of participants and outsides, by their fields."""
-        self._base = (len(self.participants) + len(model.outside)) * FIELD_BITS
+        self.base = (len(self.participants) + len(model.outside)) * FIELD_BITS
         """Where the facts begin."""
         self.reacted: set[tuple[str, str]] = set()
         """Participants and their reactions that were run."""
@@ -103,7 +103,7 @@ class Machine:
         for commands from outside and what is due, of which no history tells."""
         self.cut_short: set[str] = set()
         """The outsides whose refusals were followed `ASKED_MAX` times only."""
-        self.visible = (1 << self._base) - 1
+        self.visible = (1 << self.base) - 1
         """The part of a state that rules look at: what is known, and what was sent."""
         # By fact, whose number is its bit:
         self._facts: list[Fact] = []
@@ -125,7 +125,9 @@ class Machine:
         is in a state, and by the field's value what may be done."""
         self._firings: dict[tuple[int, Firing, datetime], Action] = {}
 
-        self._stimuli = [Action(self._number_of[s.participant], s, s.at) for s in model.stimuli]
+        self.on_outcomes: Callable[[Action, int, Sequence[ActionOutcome]], None] | None = None
+        """Told what an action leads to by its field's value, once for each."""
+        self.stimuli = [Action(self._number_of[s.participant], s, s.at) for s in model.stimuli]
         self.starts = {name: self._start(commands) for name, commands in model.starts.items()}
         self.starts |= {name: self._begin(beginning) for name, beginning in model.begun.items()}
 
@@ -133,23 +135,23 @@ class Machine:
 
     def actions(self, state: int) -> Sequence[Action]:
         """What may happen in a state."""
-        enabling = state >> self._base & self._enabling
+        enabling = state >> self.base & self._enabling
         actions = self._enabled.get(enabling)
         if actions is None:
             actions = [action for bit in _set_bits(enabling) for action in self._actions[bit]]
-            actions = self._enabled[enabling] = [*actions, *self._stimuli]
+            actions = self._enabled[enabling] = [*actions, *self.stimuli]
         if self.model.timers_last and not self.at_rest(state):
             return actions
         for participant, shift, due in self._due:
             value = state >> shift & FIELD
             firings = due.get(value)
             if firings is None:
-                firings = due[value] = list(self._dues(participant, value))
+                firings = due[value] = list(self.dues(participant, value))
             if firings:
                 actions = [*actions, *firings]
         return actions
 
-    def _dues(self, participant: int, value: int) -> Iterator[Action]:
+    def dues(self, participant: int, value: int) -> Iterator[Action]:
         """What a participant may do because it is due, by what it knows."""
         found = map(Firing.of, self._known[participant].values[value].values())
         for firing in filter(None, found):
@@ -165,10 +167,15 @@ class Machine:
 
     def outcomes(self, action: Action, state: int) -> tuple[ActionOutcome, ...]:
         """What the action may lead to in a state. Raises `Broken`."""
-        value = state >> action.shift & FIELD
+        return self.outcomes_of(action, state >> action.shift & FIELD)
+
+    def outcomes_of(self, action: Action, value: int) -> tuple[ActionOutcome, ...]:
+        """What the action may lead to, by the value of its field. Raises `Broken`."""
         outcomes = action.outcomes.get(value)
         if outcomes is None:
             outcomes = action.outcomes[value] = tuple(self._outcomes(action, value))
+            if self.on_outcomes is not None:
+                self.on_outcomes(action, value, outcomes)
         return outcomes
 
     def settled(self, state: int) -> int:
@@ -207,7 +214,7 @@ class Machine:
 
     def at_rest(self, state: int) -> bool:
         """Whether all that was sent is done."""
-        facts = state >> self._base
+        facts = state >> self.base
         sent = facts & self._sent
         owed = self._owed.get(sent)
         if owed is None:
@@ -227,11 +234,28 @@ class Machine:
 
     def facts(self, state: int) -> Iterator[Fact]:
         """The facts of a state, in the order in which facts were first seen."""
-        return (self._facts[bit] for bit in _set_bits(state >> self._base))
+        return map(self.fact, self.bits(state))
+
+    def bits(self, state: int) -> Iterator[int]:
+        """The numbers of the facts of a state."""
+        return _set_bits(state >> self.base)
+
+    def fact(self, bit: int) -> Fact:
+        """The fact of that number."""
+        return self._facts[bit]
+
+    def bit_of(self, fact: Fact) -> int | None:
+        """The number of a fact, if there was one."""
+        return self._bits.get(fact)
+
+    def actions_about(self, bit: int) -> Sequence[Action]:
+        """What the fact of that number makes possible; the same of all facts that are alike, and in
+        the same order."""
+        return self._actions[bit]
 
     def told(self, state: int) -> Sequence[Envelope[Any]]:
         """What was published by then, in the order in which it was first seen."""
-        sent = state >> self._base & self._sent
+        sent = state >> self.base & self._sent
         told = self._told.get(sent)
         if told is None:
             facts = (self._facts[bit] for bit in _set_bits(sent))
@@ -485,6 +509,10 @@ class Machine:
             state |= self._fact(self._given(message, name))
         return state
 
+    def sent_at_first(self) -> list[int]:
+        """The numbers of the facts that the messages of the scenario are."""
+        return [self._bits[self._given(message, name)] for name, message in self.model.sent]
+
     def _given(self, message: Command | Event, to: str) -> Sent:
         envelope = self._command(f"{to}/{message!r}", message, self.model.moments[0])
         return Sent(envelope, (envelope.id,), (self._number_of[to],))
@@ -521,8 +549,8 @@ class Machine:
                 self._enabling |= 1 << bit
             if isinstance(fact, Sent):
                 self._sent |= 1 << bit
-                self.visible |= 1 << self._base + bit
-        return 1 << self._base + bit
+                self.visible |= 1 << self.base + bit
+        return 1 << self.base + bit
 
     def _enabled_by(self, fact: Fact) -> Iterator[Action]:
         match fact:
@@ -583,7 +611,7 @@ class Machine:
             if isinstance(fact, Sent):
                 for receiver in fact.receivers:
                     owed |= self._fact(Handled(fact, receiver))
-        return owed >> self._base
+        return owed >> self.base
 
 
 class _Numbers(Generic[T]):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from array import array
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from saga.declaration import Stimulus
@@ -12,6 +12,8 @@ from saga.runtime.kernel.step import Firing
 from saga.verify.facts import FIELD, Action
 from saga.verify.machine import Broken, Machine
 from saga.verify.model import VerifyError
+from saga.verify.reduction import Reduction, Settled, reduction_of
+from saga.verify.symmetry import ToldApart
 from saga.view import Violation
 
 STATES_MAX = 5_000_000
@@ -65,16 +67,23 @@ def explore(
     *,
     states_max: int = STATES_MAX,
     progress: Progress | None = None,
-    settled: bool = True,
+    reduce: Callable[[Machine], Reduction] = reduction_of,
 ) -> Exploration:
     """Visit every state, or stop at the first violation, or at `states_max` states in memory.
 
-    States are looked at once they are `settled` (see `Machine.settled`), which says the same of the
-    rules with a fraction of the states. Raises `VerifyError`.
+    One state may stand for many, of which rules say the same; see `reduction`. Raises
+    `VerifyError`.
     """
     started = time.monotonic()
-    search = _Search(machine, states_max, progress, machine.settled if settled else _as_it_is)
-    found = search.run()
+    reduction = reduce(machine)
+    search = _Search(machine, states_max, progress, reduction)
+    try:
+        found = search.run()
+    except ToldApart:
+        machine.on_outcomes = None
+        reduction = Settled(machine)
+        search = _Search(machine, states_max, progress, reduction)
+        found = search.run()
     if found is None and search.whole:
         found = search.stuck()
     seen = Exploration(
@@ -87,33 +96,35 @@ def explore(
         found=found,
         whole=search.whole,
     )
-    if found is None or not settled:
+    if found is None:
         return seen
-    found = _step_by_step(machine, found)
+    found = _step_by_step(machine, found, reduction)
     return replace(seen, seconds=time.monotonic() - started, found=found)
 
 
-def _as_it_is(state: int) -> int:
-    return state
-
-
-def _step_by_step(machine: Machine, found: Counterexample) -> Counterexample:
+def _step_by_step(machine: Machine, found: Counterexample, reduction: Reduction) -> Counterexample:
     """A shortest way to a violation that takes each step by itself.
 
     One violation is known, so few states are in the way of the first one, usually; if they are too
-    many, it is the shortest of those that settle as the way that was `found` does.
+    many, it is the shortest of those for which the same states stand as on the way that was found.
     """
-    search = _Search(machine, STEP_BY_STEP_MAX, None, _as_it_is)
+    search = _Search(machine, STEP_BY_STEP_MAX, None, Reduction(machine))
     if shortest := search.run():
         return shortest
     if search.whole and (shortest := search.stuck()):
         return shortest
-    way = {machine.settled(state) for state in found.states}
-    search = _Search(machine, STATES_MAX, None, _as_it_is, within=way)
+    way = {reduction.stands_for(state) for state in found.states}
+    search = _Search(
+        machine,
+        STATES_MAX,
+        None,
+        Reduction(machine),
+        lambda state: reduction.stands_for(state) in way,
+    )
     if along := search.run():
         return along
-    stuck = machine.settled(found.states[-1])
-    number = next(n for n, state in enumerate(search.states) if machine.settled(state) == stuck)
+    stuck = reduction.stands_for(found.states[-1])
+    number = next(n for n, s in enumerate(search.states) if reduction.stands_for(s) == stuck)
     return search.found(found.violation, number)
 
 
@@ -173,27 +184,25 @@ def _too_many(machine: Machine, states_max: int) -> VerifyError:
 
 
 class _Search:
-    """Visits the states that the `settle`d ones lead to; of them those that settle `within` a set,
-    if there is one."""
+    """Visits the states that stand for others, if they are `wanted`."""
 
     def __init__(
         self,
         machine: Machine,
         states_max: int,
         progress: Progress | None,
-        settle: Callable[[int], int],
-        *,
-        within: Collection[int] | None = None,
+        reduction: Reduction,
+        wanted: Callable[[int], bool] = lambda state: True,
     ) -> None:
         self._machine = machine
         self._states_max = states_max
         self._progress = progress
-        self._settle = settle
-        self._within = within
+        self._reduction = reduction
+        self._wanted = wanted
         self.whole = True
         self._starts: dict[int, str] = {}
         self._numbers: dict[int, int] = {}
-        """Keyed by state, settled or not: the number of the settled one."""
+        """Keyed by state: the number of the one that stands for it."""
         self._judged: tuple[set[int], set[int]] = set(), set()
         """What rules have seen, in motion and at rest."""
         # By the number of a state, which is its place in the breadth-first order:
@@ -270,28 +279,28 @@ class _Search:
         return None
 
     def _number(self, state: int, parent: int) -> int | None:
-        """The number of a state once it is settled; None if it is none of those to be visited."""
-        settled = self._settle(state)
-        if self._within is not None and self._machine.settled(settled) not in self._within:
+        """The number of the state that stands for this; None if it is not wanted."""
+        if not self._wanted(state):
             return None
-        number = self._numbers.get(settled)
+        standing = self._reduction.stands_for(state)
+        number = self._numbers.get(standing)
         if number is None:
-            number = self._numbers[settled] = len(self.states)
-            self.states.append(settled)
-            self.at_rest.append(self._machine.at_rest(settled))
+            number = self._numbers[standing] = len(self.states)
+            self.states.append(standing)
+            self.at_rest.append(self._machine.at_rest(standing))
             self._parents.append(parent)
         self._numbers[state] = number
         return number
 
     def _judge(self, number: int) -> Counterexample | None:
-        state = self.states[number]
         judged = self._judged[self.at_rest[number]]
-        visible = state & self._machine.visible
-        if visible in judged:
-            return None
-        judged.add(visible)
-        violation = self._machine.judge(state)
-        return self.found(violation, number) if violation else None
+        for state in self._reduction.images(self.states[number]):
+            visible = state & self._machine.visible
+            if visible not in judged:
+                judged.add(visible)
+                if violation := self._machine.judge(state):
+                    return self.found(violation, number)
+        return None
 
     def stuck(self) -> Counterexample | None:
         """The first state from which no state at rest can be reached.

@@ -163,7 +163,7 @@ async def test_the_last_verdict_stays_until_there_is_another_and_a_broken_rule_c
     violation = ProofCounterexample(
         rule="van_is_returned", subject="", detail="", start="", steps=[], open=[], test=""
     )
-    numbers = dict.fromkeys(
+    numbers: dict[str, Any] = dict.fromkeys(
         ("states", "states_at_rest", "transitions", "repetitions", "depth", "seconds"), 1
     )
     broken = ProofScenario(name="one move", ends=[], violation=violation, **numbers)

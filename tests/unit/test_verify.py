@@ -284,7 +284,8 @@ def test_the_command_says_how_far_it_came() -> None:
 
 def test_progress_is_told() -> None:
     told: list[tuple[int, int]] = []
-    verify(two_orders(), progress=lambda depth, states: told.append((depth, states)))
+    model = model_of(SAGA, "an order and its mail")
+    verify(model, progress=lambda depth, states: told.append((depth, states)))
 
     assert told == sorted(told)
     assert told
