@@ -16,11 +16,13 @@ import copy
 import random
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, is_dataclass
-from datetime import date, datetime
+from dataclasses import dataclass, fields, is_dataclass, replace
+from datetime import UTC, date, datetime
 from enum import Enum
+from functools import wraps
 from types import FrameType
 from typing import Any, Final, TypeVar, cast
 from uuid import UUID
@@ -29,7 +31,7 @@ from pydantic import BaseModel
 
 from saga.choreography import Participant, Reaction, State
 from saga.envelope import Envelope
-from saga.message import Message
+from saga.message import Decided, Intent, Message
 from saga.runtime.kernel.step import (
     Decision,
     Find,
@@ -45,11 +47,14 @@ T = TypeVar("T")
 
 SHOWN_MAX: Final = 160
 """Characters of a value that a finding shows."""
+SAMPLE_MAX: Final = 5
+"""Calls of one reaction in one run that are made twice."""
 REASON: Final = "memory of the module, chance, the clock or the order of a set"
 """What a reaction must not use."""
 
 _ATOMS: Final = (str, bytes, int, float, bool, type(None), UUID, datetime, date, Enum, type)
 """What nobody can change."""
+_SOME_TIME: Final = datetime(2030, 1, 1, tzinfo=UTC)
 _CLOCK: Final = {"now", "utcnow", "today"}
 _TIMES: Final = {"time", "time_ns", "monotonic", "monotonic_ns", "perf_counter", "perf_counter_ns"}
 _CHANCE: Final = {"urandom", "getrandom", "generate_time_safe"}
@@ -251,6 +256,110 @@ class Calls:
             f"{who} changes the {kind.__name__} {key!r} in place: {_shown(state, after)}; let it "
             f"return a new one"
         )
+
+
+class Sample:
+    """What was seen in one run, in which the first calls of each reaction are made twice."""
+
+    def __init__(self) -> None:
+        self.impure: dict[str, None] = {}
+        """In words."""
+        self._calls: Counter[str] = Counter()
+
+    def begin(self) -> None:
+        """Another run begins."""
+        self.impure.clear()
+        self._calls.clear()
+
+    def note(self, what: str) -> None:
+        self.impure[what] = None
+
+    def wants(self, reaction: str) -> bool:
+        """Whether its next call is to be made twice."""
+        self._calls[reaction] += 1
+        return self._calls[reaction] <= SAMPLE_MAX
+
+
+def sampled(participant: Participant, sample: Sample) -> Participant:
+    """The participant, whose reactions are called twice as long as the sample wants that, as are
+    the `evolve` of the states that they were given. What is kept is what came of the first call."""
+    other = copy.copy(participant)
+    other.reactions = tuple(
+        replace(one, function=_twice(one, participant.name, sample))
+        for one in participant.reactions
+    )
+    other.by_message = {reaction.consumes: reaction for reaction in other.reactions}
+    instead = {
+        old.function: new.function
+        for old, new in zip(participant.reactions, other.reactions, strict=True)
+    }
+    other.retries = {instead[function]: retry for function, retry in participant.retries.items()}
+    return other
+
+
+def _twice(reaction: Reaction, of: str, sample: Sample) -> Callable[..., Any]:
+    """The reaction's function, which says what is not pure about it, and does the same."""
+    name, function, found = f"{of}.{reaction.name}", reaction.function, sample.note
+
+    @wraps(function)
+    def called(message: Message, *arguments: Any) -> Any:
+        if not sample.wants(name):
+            return function(message, *arguments)
+        before, again = fresh((message, arguments)), fresh((message, arguments), backwards=True)
+        result, error = _result(function, message, arguments)
+        if (message, arguments) != before:
+            found(
+                f"{name} changes its arguments in place: "
+                f"{_shown((before[0], *before[1]), (message, *arguments))}; let it leave them as "
+                f"they are"
+            )
+        with _watched() as uses:
+            other, other_error = _result(function, again[0], again[1])
+            decided = result if isinstance(result, tuple) else (result,)
+            for state in _states_in(arguments):
+                for one in filter(None, decided):
+                    _evolve_twice(state, one, name, found)
+        if uses:
+            found(f"{name} is not pure: {uses[0]}")
+        elif result != other or type(error) is not type(other_error):
+            found(
+                f"{name} is not pure: called at once again with equal arguments, it decided "
+                f"otherwise: {_shown(error or result, other_error or other)}; let it use its "
+                f"arguments alone, not {REASON}"
+            )
+        if error is not None:
+            raise error
+        return result
+
+    return called
+
+
+def _result(
+    function: Callable[..., Any], message: Message, arguments: Sequence[Any]
+) -> tuple[Any, Exception | None]:
+    try:
+        return function(message, *arguments), None
+    except Exception as error:  # Whatever a domain raises.
+        return None, error
+
+
+def _states_in(arguments: Sequence[Any]) -> Iterator[State]:
+    for each in arguments:
+        if isinstance(each, State):
+            yield each
+        elif isinstance(each, Mapping):
+            yield from each.values()
+
+
+def _evolve_twice(state: State, decided: Decided, name: str, found: Callable[[str], None]) -> None:
+    fact = decided if isinstance(decided, Intent) else decided.newest()
+    first, second = fresh(state), fresh(state, backwards=True)
+    one, other = first.evolve(fact, _SOME_TIME), second.evolve(fact, _SOME_TIME)
+    who = f"{type(state).__name__}.evolve, by what {name} decided,"
+    if (first, second) != (state, state):
+        found(f"{who} changes the {type(state).__name__} in place: {_shown(state, first)}")
+    elif one != other:
+        found(f"{who} is not pure: {_shown(one, other)}; let it use its arguments alone")
 
 
 def fresh(value: T, *, backwards: bool = False) -> T:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
@@ -11,18 +13,25 @@ from typing import Self
 import pytest
 
 from common.events import OrderPlaced, PlaceOrder
+from order_saga import SAGA
 from order_service import domain as order
 from order_service.domain import Order
 from saga.choreography import Participant, State
-from saga.message import Command, Decided, Event
+from saga.declaration import Saga
+from saga.envelope import wrap
+from saga.message import Command, Decided, Event, Priority
 from saga.purity import Calls, Impure, fresh
 from saga.runtime.kernel.step import StateId
+from saga.simulation import Simulation
 from saga.testing import NOW
 from saga.verify import Model, verify, verify_elsewhere
 from tests.swapping import swapped
 from tests.unit.impure import (
     IMPURE,
     a_cancellation_is_remembered_for_another_reaction,
+    a_reaction_changes_its_message,
+    an_order_is_placed_once_by_memory,
+    dice_are_thrown_that_decide_on_nothing,
     lines_are_held_in_the_order_of_a_set,
 )
 from tests.unit.twins import one_order
@@ -119,9 +128,6 @@ def _blank(state_id: StateId) -> State:
 
 
 def _call(reaction: Callable[..., TeaPicked]) -> None:
-    from saga.envelope import wrap
-    from saga.message import Priority
-
     command = PickTea(leaves=frozenset({"a", "b"}))
     cause = wrap(
         command, id="1", source="/tests", time=NOW, priority=Priority.NORMAL, sequence=None
@@ -144,3 +150,45 @@ def test_a_fresh_copy_is_equal_and_goes_through_sets_the_other_way_round() -> No
     assert copied is not command
     assert [*copied.leaves] == [*command.leaves][::-1]
     assert PickTea(leaves=copied.leaves) == command
+
+
+def found_by_simulation(saga: Saga) -> list[str]:
+    with contextlib.closing(Simulation(saga=saga)) as simulation:
+        return [v.detail for v in simulation.run(0).violations if v.rule == "impure"]
+
+
+@pytest.mark.parametrize(
+    "twin",
+    [
+        an_order_is_placed_once_by_memory,
+        dice_are_thrown_that_decide_on_nothing,
+        a_reaction_changes_its_message,
+    ],
+    ids=lambda twin: str(twin.__name__),
+)
+def test_the_simulation_sees_what_is_not_pure(twin: Callable[[], Model]) -> None:
+    instead = [p for p in twin().choreography.participants if p.name in ("order", "inventory")]
+    (said,) = (said for each, said in IMPURE if each is twin)
+
+    found = found_by_simulation(SAGA.with_(*instead))
+
+    assert found
+    assert all(" ".join(said.split()[:3]) in detail for detail in found), found
+
+
+def test_the_simulation_sees_a_state_that_reads_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = Order.evolve
+
+    def evolve(self: Order, message: Decided, at: datetime) -> Order:
+        time.time()
+        return ours(self, message, at)
+
+    monkeypatch.setattr(Order, "evolve", evolve)
+
+    assert any(
+        "evolve reads the clock (time.time)" in detail for detail in found_by_simulation(SAGA)
+    )
+
+
+def test_the_simulation_finds_our_own_reactions_pure() -> None:
+    assert found_by_simulation(SAGA) == []
