@@ -321,8 +321,9 @@ class Participant:
         module = functions[0].__module__ if functions else ""
         self.package = package or module.rpartition(".")[0] or module
         self._retry = retry or Retry()
-        self._retries = dict(retries or {})
-        if strangers := [f for f in self._retries if f not in functions]:
+        self.retries = dict(retries or {})
+        """By function, the policies of single reactions."""
+        if strangers := [f for f in self.retries if f not in functions]:
             raise ChoreographyError(
                 f"{name}: {place_of(strangers[0])} has a retry policy, but is no reaction of it"
             )
@@ -367,7 +368,7 @@ class Participant:
     def retry_of(self, message: type[Message] | None) -> Retry:
         """The policy for messages of this type; without one, the participant's own."""
         reaction = self.by_message.get(message) if message is not None else None
-        return self._retries.get(reaction.function, self._retry) if reaction else self._retry
+        return self.retries.get(reaction.function, self._retry) if reaction else self._retry
 
     @cached_property
     def states(self) -> tuple[type[State], ...]:

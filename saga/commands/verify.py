@@ -68,6 +68,9 @@ def verify(
     every seam, dead letters that come back or never do, deadlines and cancellations at any point,
     and each answer of whom they ask: in each scenario of the saga.
 
+    Each reaction is called twice with equal arguments, then once more after all others, and in
+    another process: it must decide the same each time, and leave its arguments as they are.
+
     Exit status 1 when a rule can be broken: shown are a shortest way to do it, and a test that
     fails as long as that is so. Also when there is a reaction, an event, a state or an outside that
     no scenario or invariant looks at: each is named. With --scenario, only what no invariant looks
@@ -94,7 +97,7 @@ def verify(
         raise typer.BadParameter("--seeds, --seed and --jobs are about runs: add --simulate")
     from saga.declaration import SagaError
     from saga.discovery import saga, spec
-    from saga.verify import STATES_MAX, model_of
+    from saga.verify import STATES_MAX, model_of, verify_elsewhere
     from saga.verify.proof import not_covered, unfinished
 
     here = saga()
@@ -105,10 +108,12 @@ def verify(
     reports = [
         _report(model_of(here, one.name, source=spec()), max_states or STATES_MAX) for one in chosen
     ]
+    reports, unseen = verify_elsewhere(reports)
     # What a single scenario does not come to, another one may.
-    missing = list(
-        (*unfinished(reports), *here.unwatched()) if scenario else not_covered(here, reports)
-    )
+    missing = [
+        *((*unfinished(reports), *here.unwatched()) if scenario else not_covered(here, reports)),
+        *unseen,
+    ]
     if as_json:
         print_json(reports_as_json(reports, missing))
     else:
@@ -153,6 +158,7 @@ def reports_as_json(reports: Sequence[ModelReport], missing: Sequence[str] = ())
                 "depth": report.exploration.depth,
                 "seconds": round(report.exploration.seconds, 3),
                 "violation": _violation_as_json(report),
+                "impure": [violation.detail for violation in report.impure],
             }
             for report in reports
         ],
@@ -196,7 +202,9 @@ def print_reports(
         if report.schedule is not None:
             drawn, test = diagram(report.schedule), as_test(report.schedule)
             console.print(lines_of(f"\n{drawn}\n\nAs a test:\n\n{test}"))
-    broken = [report.model.name for report in reports if report.schedule is not None]
+        for violation in report.impure:
+            console.print(f"broken: {violation.rule}: {report.model.name}: {violation.detail}")
+    broken = [r.model.name for r in reports if r.schedule is not None or r.impure]
     for line in remarks(reports):
         console.print(f"remark: {line}")
     for line in missing:

@@ -90,7 +90,7 @@ def outlook(
     `rules` are by name those that are judged. Raises `VerifyError` where something has to be known
     that is not.
     """
-    search = _Breadth(Machine(present.model), states_max, seconds_max)
+    search = _Breadth(Machine(present.model, checked=False), states_max, seconds_max)
     search.run()
     return search.outlook(present, rules)
 

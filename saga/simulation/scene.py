@@ -17,6 +17,7 @@ from saga.foreign import Answers, Elsewhere, foreign_in
 from saga.graph.flow import Flow, Node
 from saga.load.plan import Load
 from saga.message import Ask, Command, Event, Intent, Message
+from saga.purity import Sample, sampled
 from saga.rules import Rules
 from saga.runtime.kernel.tables import StateTable, Tables
 from saga.runtime.messaging.topology import topology_of
@@ -49,13 +50,19 @@ class Scene:
             for p in saga.participants
         }
         """By participant."""
+        self.sample = Sample()
+        """Whether reactions depend on their arguments alone, as seen in this run."""
+        self._playing = [
+            p if p.name in stand_ins else sampled(p, self.sample)
+            for p in self.choreography.participants
+        ]
         self.stores = {name: SimulatedStore(tables) for name, tables in self.tables.items()}
         """By participant."""
 
     def services(self, asks: Mapping[type[Intent], Ask]) -> list[Service]:
         """The services, which ask the outside in these ways."""
         found = []
-        for participant in self.choreography.participants:
+        for participant in self._playing:
             intents = {i for reaction in participant.reactions for i in reaction.intends}
             own = {intent: ask for intent, ask in asks.items() if intent in intents}
             tables = self.tables[participant.name]
@@ -65,6 +72,7 @@ class Scene:
     def begin(self, seed: int) -> None:
         """Empty the databases for the run of a seed."""
         self._seed = seed
+        self.sample.begin()
         for store in self.stores.values():
             store.empty()
 

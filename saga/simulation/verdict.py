@@ -45,6 +45,7 @@ def violations(world: World) -> tuple[list[Violation], frozenset[str]]:
             _ends_brought_forward(world),
         ),
         *_wrong_timers(world),
+        *(Violation("impure", "", detail) for detail in world.scene.sample.impure),
     ], frozenset(types | heard)
 
 

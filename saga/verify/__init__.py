@@ -8,14 +8,20 @@ tell how a violation comes about. `coverage` says what no scenario has come to.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final
 
+from saga.purity import Calls
+from saga.verify.again import differences
 from saga.verify.coverage import uncovered
 from saga.verify.drawing import as_test, diagram
 from saga.verify.machine import ASKED_MAX, Machine
 from saga.verify.model import Model, VerifyError, model_of
 from saga.verify.schedule import Schedule, replay, schedule_of
 from saga.verify.search import STATES_MAX, Exploration, Progress, explore
+from saga.view import Violation
 
 __all__ = [
     "ASKED_MAX",
@@ -32,7 +38,11 @@ __all__ = [
     "replay",
     "uncovered",
     "verify",
+    "verify_elsewhere",
 ]
+
+IMPURE_MAX: Final = 3
+"""Differences that a finding about one participant names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +65,15 @@ class ModelReport:
     `Machine.answered`."""
     ends: frozenset[tuple[str, str]] = field(default=frozenset())
     """The types of the events that ended a saga, each with an outcome."""
+    calls: Sequence[Calls] = field(default=(), repr=False)
+    """What the reactions were called with."""
+    impure: tuple[Violation, ...] = ()
+    """What came out otherwise when all calls were made again, in the opposite order."""
 
     @property
     def ok(self) -> bool:
-        """Whether every state was seen, and none breaks a rule."""
-        return self.schedule is None and self.exploration.whole
+        """Whether every state was seen, none breaks a rule, and no reaction is impure."""
+        return self.schedule is None and self.exploration.whole and not self.impure
 
 
 def verify(
@@ -81,4 +95,39 @@ def verify(
         cut_short=frozenset(machine.cut_short),
         answered=frozenset(machine.answered),
         ends=frozenset(machine.ends()),
+        calls=machine.calls,
+        impure=() if found else _different(machine),
     )
+
+
+def _different(machine: Machine) -> tuple[Violation, ...]:
+    """The first difference of each reaction."""
+    found = [
+        Violation("impure", subject, detail)
+        for calls in machine.calls
+        for subject, detail in itertools.islice(calls.again(), IMPURE_MAX)
+    ]
+    return tuple(dict.fromkeys(found))
+
+
+def verify_elsewhere(
+    reports: Sequence[ModelReport],
+) -> tuple[list[ModelReport], list[str]]:
+    """Make the calls of these models again in a process that hashes otherwise; where that cannot be
+    done, a line for people says why."""
+    by_source: dict[str, list[ModelReport]] = {}
+    for report in reports:
+        if report.ok:
+            by_source.setdefault(report.model.source, []).append(report)
+    found: dict[str, list[Violation]] = {}
+    missing = []
+    for source, ours in by_source.items():
+        different, why = differences(source, {each.model.name: each.calls for each in ours})
+        for model, violation in different:
+            found.setdefault(model, []).append(violation)
+        if why:
+            missing.append(f"no reaction was called in another process as well: {why}")
+    return [
+        replace(report, impure=(*report.impure, *found.get(report.model.name, ())))
+        for report in reports
+    ], missing

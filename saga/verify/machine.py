@@ -18,14 +18,13 @@ from saga.envelope import Envelope, derived_id, is_recorded, source_of, wrap
 from saga.foreign import Elsewhere, Foreign
 from saga.message import Answer, Command, Event, Intent, Message, Priority
 from saga.outside import Outside, OutsideError
+from saga.purity import Calls, Impure
 from saga.runtime.kernel.step import (
     Decision,
     DueStays,
     Firing,
     StateId,
     decided,
-    react,
-    react_to_due,
     reaction_to,
 )
 from saga.verify.facts import (
@@ -77,13 +76,19 @@ class Broken(Exception):
 
 
 class Machine:
-    """The states and steps of one model."""
+    """The states and steps of one model. Unless that is left out, reactions are `checked` for
+    depending on their arguments alone."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, *, checked: bool = True) -> None:
         self.model = model
         self.participants = model.choreography.participants
         self._foreign = {n: p for n, p in enumerate(self.participants) if isinstance(p, Foreign)}
         """By number, those in other languages."""
+        self.calls = [Calls(each, checked=checked) for each in self.participants]
+        """By number, what each participant's reactions were called with."""
+        self._broke: dict[tuple[Action, int], Broken] = {}
+        """Steps that break a rule by themselves, by the field's value: what does not depend on its
+        arguments alone might not break it again."""
         self._number_of = {p.name: number for number, p in enumerate(self.participants)}
         self._known: list[_Numbers[Knowledge]] = [_Numbers(p.name) for p in self.participants]
         self._books: list[_Numbers[Any]] = [_Numbers(each.name) for each in model.outside]
@@ -173,7 +178,13 @@ class Machine:
         """What the action may lead to, by the value of its field. Raises `Broken`."""
         outcomes = action.outcomes.get(value)
         if outcomes is None:
-            outcomes = action.outcomes[value] = tuple(self._outcomes(action, value))
+            if (broke := self._broke.get((action, value))) is not None:
+                raise broke
+            try:
+                outcomes = action.outcomes[value] = tuple(self._outcomes(action, value))
+            except Broken as broken:
+                self._broke[action, value] = broken
+                raise
             if self.on_outcomes is not None:
                 self.on_outcomes(action, value, outcomes)
         return outcomes
@@ -433,11 +444,11 @@ class Machine:
         def find(state_id: StateId) -> State:
             return before.get(state_id) or self.model.unsaid(participant.name, state_id)
 
+        due = firing if isinstance(firing, Firing) else None
         try:
-            if isinstance(firing, Firing):
-                decision = react_to_due(participant, firing, cause, find, action.now)
-            else:
-                decision = react(participant, cause, message, find, action.now)
+            decision = self.calls[action.whose].decide(due, cause, message, find, action.now)
+        except Impure as impure:
+            raise Broken(Violation("impure", message.subject, str(impure))) from impure
         except VerifyError:
             raise  # From `unsaid`.
         except DueStays as error:
@@ -503,7 +514,14 @@ class Machine:
             sent = self._given(command, name)
             action = Action(self._number_of[name], sent, self.model.moments[0])
             value = state >> action.shift & FIELD
-            decision, after = self._react(action, sent.envelope, command, value)
+            try:
+                decision, after = self._react(action, sent.envelope, command, value)
+            except Broken as broken:
+                found = broken.violation
+                raise VerifyError(
+                    f"{self.model.name} cannot begin: {command.type} breaks {found.rule}: "
+                    f"{found.detail}"
+                ) from broken
             state = state & action.keep | after | self._publish(decision)
         for name, message in self.model.sent:
             state |= self._fact(self._given(message, name))

@@ -13,7 +13,15 @@ from saga.declaration import Saga
 from saga.limits import Moment
 from saga.runtime.files import write_whole
 from saga.runtime.kernel.tables import utc_now
-from saga.verify import ASKED_MAX, STATES_MAX, ModelReport, model_of, uncovered, verify
+from saga.verify import (
+    ASKED_MAX,
+    STATES_MAX,
+    ModelReport,
+    model_of,
+    uncovered,
+    verify,
+    verify_elsewhere,
+)
 from saga.verify.drawing import as_test
 from saga.verify.schedule import Schedule
 from saga.verify.search import STATE_BYTES
@@ -81,12 +89,15 @@ class Proof(BaseModel):
     scenarios: list[ProofScenario] = []
     answered: list[Transition] = []
     not_covered: list[str] = []
+    impure: list[str] = []
+    """Reactions that do not depend on their arguments alone: what came out otherwise when their
+    calls were made again."""
     remarks: list[str] = []
 
     @property
     def broken(self) -> bool:
         """Whether a rule can be broken, whatever else was not looked at."""
-        return any(scenario.violation for scenario in self.scenarios)
+        return bool(self.impure) or any(scenario.violation for scenario in self.scenarios)
 
     @property
     def ok(self) -> bool:
@@ -133,10 +144,12 @@ def prove(
         )
         reports.append(report)
         proof.scenarios.append(_scenario(report))
+    reports, unseen = verify_elsewhere(reports)
+    proof.impure = list(dict.fromkeys(v.detail for report in reports for v in report.impure))
     proof.answered = sorted(
         {each for report in reports for each in report.answered}, key=lambda each: str(each)
     )
-    proof.not_covered = list(not_covered(saga, reports))
+    proof.not_covered = [*not_covered(saga, reports), *unseen]
     proof.remarks = list(remarks(reports))
     proof.finished_at = clock()
     tell(proof)

@@ -162,7 +162,9 @@ def react(
         traceparent = cause.traceparent
     reaction = reaction_to(participant, message)
     own = find((reaction.own, cause.subject))
-    results = _as_tuple(reaction.function(message, *_arguments(reaction, message, own, find, now)))
+    results = _as_tuple(
+        reaction.function(message, *arguments_of(reaction, message, own, find, now))
+    )
     _check(participant, reaction, message, cause.subject, results)
     return decided(
         participant,
@@ -330,7 +332,7 @@ def _list(kinds: Iterable[type]) -> str:
     return " and ".join(kind.__name__ for kind in kinds) or "nothing"
 
 
-def _arguments(
+def arguments_of(
     reaction: Reaction, message: Message, own: State, find: Find, now: datetime
 ) -> list[Any]:
     arguments: list[Any] = []

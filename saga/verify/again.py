@@ -1,0 +1,160 @@
+"""All calls of some models made again, in a process that hashes strings otherwise.
+
+The order of a set of strings differs from process to process: what a reaction takes from it differs
+between replicas, and after a restart. Within one process that never shows. Nor does what a module
+has read when it was loaded.
+"""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import json
+import os
+import pickle
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from enum import Enum
+from typing import Any, Final
+
+from saga.choreography import Participant
+from saga.declaration import Saga
+from saga.purity import Call, CallOutcome, Calls, names_in
+from saga.verify.model import Model
+from saga.view import Violation
+
+SEEDS: Final = range(1, 41)
+"""Of hashes, among which those are looked for that turn sets around."""
+PROCESSES_MAX: Final = 2
+PAIRS_MAX: Final = 200
+"""Sets of two strings, of which as many as possible are to be turned around."""
+_PROBE: Final = """\
+import sys
+pairs = zip(sys.argv[1::2], sys.argv[2::2])
+print("".join(str([*{a, b}].index(a)) for a, b in pairs))
+"""
+REASON: Final = "the order of a set (sort it), nor anything else that another process has otherwise"
+
+_Made = Mapping[str, Sequence[tuple[Call, CallOutcome]]]
+"""By participant, its calls, and what came of them here."""
+
+
+def differences(
+    source: str, made: Mapping[str, Sequence[Calls]]
+) -> tuple[list[tuple[str, Violation]], str]:
+    """What comes out otherwise in another process, by model; and why that is not known, if it is
+    not. Blocks, for as long as it takes to load the saga.
+
+    `source` is an expression for the saga, or a model, as `module:expression`; keyed by model,
+    `made` are the calls.
+    """
+    try:
+        asked = pickle.dumps(
+            {
+                model: {each.participant.name: each.made for each in calls}
+                for model, calls in made.items()
+            }
+        )
+    except Exception as error:  # Whatever a domain's classes make of that.
+        return [], f"what its reactions were called with cannot be sent there: {error}"
+    found: dict[tuple[str, Violation], None] = {}
+    for seed in _seeds([*itertools.islice(_pairs(made), PAIRS_MAX)]):
+        run = subprocess.run(
+            [sys.executable, "-c", f"from {__name__} import main; main()", source],
+            env={**_hashing(seed), "PYTHONPATH": os.pathsep.join(sys.path)},
+            input=asked,
+            capture_output=True,
+            check=False,
+        )
+        if run.returncode:
+            said = run.stderr.decode(errors="replace").strip().splitlines()
+            return [], f"it ended with status {run.returncode}: {said[-1] if said else 'no word'}"
+        for model, subject, detail in json.loads(run.stdout):
+            found[model, Violation("impure", subject, detail)] = None
+        if found:
+            break
+    return [*found], ""
+
+
+def _hashing(seed: int) -> Mapping[str, str]:
+    """The environment of a process that hashes like that."""
+    return {**os.environ, "PYTHONHASHSEED": str(seed)}
+
+
+def _pairs(made: Mapping[str, Sequence[Calls]]) -> Iterator[tuple[str, str]]:
+    """Strings that may come to be in one set: two that were in the same field of arguments."""
+    words: defaultdict[tuple[type, str], dict[str, None]] = defaultdict(dict)
+    for calls in made.values():
+        for each in calls:
+            for call, _ in each.made:
+                for value in (call.message, *call.states.values()):
+                    for place, word in _strings(value):
+                        words[place][word] = None
+    by_size = sorted(words.values(), key=len)  # Few values: all of them are likely to meet.
+    return iter(dict.fromkeys(pair for each in by_size for pair in itertools.combinations(each, 2)))
+
+
+def _strings(value: Any) -> Iterator[tuple[tuple[type, str], str]]:
+    """The strings in a value, each with the field that it is in."""
+    for name in names_in(value):
+        inner = getattr(value, name)
+        for each in inner if isinstance(inner, tuple | list | frozenset | set) else (inner,):
+            if isinstance(each, str):
+                if each and not isinstance(each, Enum) and "\0" not in each:
+                    yield (type(value), name), each
+            else:
+                yield from _strings(each)
+
+
+def _seeds(pairs: Sequence[tuple[str, str]]) -> Iterator[int]:
+    """Seeds under which these sets of two are gone through the other way round, each at least once,
+    if a few processes are enough for that."""
+    ours = [[*{a, b}].index(a) for a, b in pairs]
+    turned: dict[int, set[int]] = {}
+    for seed in SEEDS if pairs else SEEDS[:1]:
+        run = subprocess.run(
+            [sys.executable, "-S", "-c", _PROBE, *itertools.chain(*pairs)],
+            env=_hashing(seed),
+            capture_output=True,
+            check=True,
+            encoding="ascii",
+        )
+        theirs = map(int, run.stdout.strip())
+        turned[seed] = {n for n, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b}
+    left = {*range(len(pairs))}
+    for _ in range(PROCESSES_MAX):
+        best = max(turned, key=lambda seed: len(turned[seed] & left))
+        yield best
+        left -= turned.pop(best)
+        if not left:
+            return
+
+
+def _participants(source: str) -> Mapping[str, Participant]:
+    module, _, expression = source.partition(":")
+    found = eval(expression, vars(importlib.import_module(module)))  # noqa: S307 - the project's
+    if isinstance(found, Model):
+        return {each.name: each for each in found.choreography.participants}
+    assert isinstance(found, Saga)  # noqa: S101 - what models are made of
+    return {each.name: each for each in found.participants}
+
+
+def _differing(source: str, asked: Mapping[str, _Made]) -> Iterator[tuple[str, str, str]]:
+    participants = _participants(source)
+    for model, made in asked.items():
+        for name, before in made.items():
+            calls = Calls(participants[name])
+            calls.made = [*before]
+            for subject, detail in calls.again("in another process", REASON):
+                yield model, subject, detail
+
+
+def main() -> None:
+    """Answer the process that has begun this one: the calls come in, the differences go out."""
+    answer = os.dup(1)
+    os.dup2(2, 1)  # What a module prints when it is loaded is no answer.
+    source, asked = sys.argv[1], pickle.load(sys.stdin.buffer)  # noqa: S301 - our own
+    with os.fdopen(answer, "w") as out:
+        json.dump([*_differing(source, asked)], out)

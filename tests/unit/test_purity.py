@@ -1,0 +1,194 @@
+"""`saga verify` finds reactions that do not depend on their arguments alone."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime
+from typing import Self
+
+import pytest
+
+from common.events import OrderPlaced, PlaceOrder
+from order_saga import SAGA
+from order_service import domain as order
+from order_service.domain import Order
+from saga.choreography import Participant, State
+from saga.declaration import Saga
+from saga.envelope import wrap
+from saga.message import Command, Decided, Event, Priority
+from saga.purity import Calls, Impure, fresh
+from saga.runtime.kernel.step import StateId
+from saga.simulation import Simulation
+from saga.testing import NOW
+from saga.verify import Model, verify, verify_elsewhere
+from tests.swapping import swapped
+from tests.unit.impure import (
+    IMPURE,
+    a_cancellation_is_remembered_for_another_reaction,
+    a_reaction_changes_its_message,
+    an_order_is_placed_once_by_memory,
+    dice_are_thrown_that_decide_on_nothing,
+    lines_are_held_in_the_order_of_a_set,
+)
+from tests.unit.twins import one_order
+
+
+@pytest.mark.parametrize(("twin", "said"), IMPURE, ids=[twin.__name__ for twin, _ in IMPURE])
+def test_a_call_made_twice_shows_what_is_not_pure(twin: Callable[[], Model], said: str) -> None:
+    schedule = verify(twin()).schedule
+
+    assert schedule is not None
+    assert schedule.violation.rule == "impure"
+    assert said in schedule.violation.detail
+
+
+def test_what_reactions_remember_of_each_other_shows_when_all_calls_are_made_again() -> None:
+    report = verify(a_cancellation_is_remembered_for_another_reaction())
+
+    assert (report.ok, report.schedule) == (False, None)
+    (found, *_) = report.impure
+    assert found.rule == "impure"
+    assert "inventory.reserve is not pure: called after others again" in found.detail
+    assert "StockReserved, then StockRejected" in found.detail
+
+
+def test_the_order_of_a_set_shows_in_another_process() -> None:
+    report = verify(lines_are_held_in_the_order_of_a_set())
+    assert report.ok
+
+    (report,), missing = verify_elsewhere([report])
+
+    assert not missing
+    assert not report.ok
+    assert "inventory.reserve is not pure: called in another process" in report.impure[0].detail
+    assert "StockReserved.lines is" in report.impure[0].detail
+
+
+def test_our_own_reactions_are_pure_in_another_process_too() -> None:
+    reports, missing = verify_elsewhere([verify(one_order(source="order_saga:SAGA"))])
+
+    assert [report.ok for report in reports] == [True]
+    assert missing == []
+
+
+def test_a_process_that_cannot_be_begun_is_no_proof() -> None:
+    _, missing = verify_elsewhere([verify(one_order(source="order_saga:TEA"))])
+
+    (line,) = missing
+    assert "no reaction was called in another process as well" in line
+    assert "TEA" in line
+
+
+def test_writing_a_log_uses_no_clock() -> None:
+    def place(command: PlaceOrder, state: Order, now: datetime) -> OrderPlaced | None:
+        logging.getLogger("tests").warning("placed")
+        return order.place(command, state, now)
+
+    assert verify(one_order(swapped(order.PARTICIPANT, place))).ok
+
+
+class PickTea(Command):
+    type = "tea.pick"
+    leaves: frozenset[str]
+
+    @property
+    def subject(self) -> str:
+        return "tea"
+
+
+class TeaPicked(Event):
+    type = "tea.picked"
+    leaf: str
+
+    @property
+    def subject(self) -> str:
+        return "tea"
+
+
+class Tea(State):
+    def evolve(self, message: Decided, at: datetime) -> Self:
+        return replace(self)
+
+
+def picks_first(command: PickTea, tea: Tea) -> TeaPicked:
+    return TeaPicked(leaf=next(iter(command.leaves)))
+
+
+def picks_least(command: PickTea, tea: Tea) -> TeaPicked:
+    return TeaPicked(leaf=min(command.leaves))
+
+
+def _blank(state_id: StateId) -> State:
+    kind, key = state_id
+    return kind(key)
+
+
+def _call(reaction: Callable[..., TeaPicked]) -> None:
+    command = PickTea(leaves=frozenset({"a", "b"}))
+    cause = wrap(
+        command, id="1", source="/tests", time=NOW, priority=Priority.NORMAL, sequence=None
+    )
+    Calls(Participant("garden", reaction)).decide(None, cause, command, _blank, NOW)
+
+
+def test_the_order_of_a_set_among_the_arguments_shows_at_once() -> None:
+    _call(picks_least)
+    with pytest.raises(Impure, match=r"garden.picks_first is not pure: .*TeaPicked.leaf is"):
+        _call(picks_first)
+
+
+def test_a_fresh_copy_is_equal_and_goes_through_sets_the_other_way_round() -> None:
+    command = PickTea(leaves=frozenset({"a", "b", "c"}))
+
+    copied = fresh(command, backwards=True)
+
+    assert copied == command
+    assert copied is not command
+    assert [*copied.leaves] == [*command.leaves][::-1]
+    assert PickTea(leaves=copied.leaves) == command
+
+
+def found_by_simulation(saga: Saga) -> list[str]:
+    with contextlib.closing(Simulation(saga=saga)) as simulation:
+        return [v.detail for v in simulation.run(0).violations if v.rule == "impure"]
+
+
+@pytest.mark.parametrize(
+    "twin",
+    [
+        an_order_is_placed_once_by_memory,
+        dice_are_thrown_that_decide_on_nothing,
+        a_reaction_changes_its_message,
+    ],
+    ids=lambda twin: str(twin.__name__),
+)
+def test_the_simulation_sees_what_is_not_pure(twin: Callable[[], Model]) -> None:
+    instead = [p for p in twin().choreography.participants if p.name in ("order", "inventory")]
+    (said,) = (said for each, said in IMPURE if each is twin)
+
+    found = found_by_simulation(SAGA.with_(*instead))
+
+    assert found
+    assert all(" ".join(said.split()[:3]) in detail for detail in found), found
+
+
+def test_the_simulation_sees_a_state_that_reads_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = Order.evolve
+
+    def evolve(self: Order, message: Decided, at: datetime) -> Order:
+        time.time()
+        return ours(self, message, at)
+
+    monkeypatch.setattr(Order, "evolve", evolve)
+
+    assert any(
+        "evolve reads the clock (time.time)" in detail for detail in found_by_simulation(SAGA)
+    )
+
+
+def test_the_simulation_finds_our_own_reactions_pure() -> None:
+    assert found_by_simulation(SAGA) == []
