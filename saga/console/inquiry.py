@@ -9,14 +9,22 @@ import logging
 import threading
 from collections.abc import Callable, Coroutine
 from datetime import datetime
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Final, Generic, TypeVar, cast
 
+from fastapi.responses import RedirectResponse, Response
+from starlette.requests import Request
+
+from saga.console.forms import asked_here
+from saga.console.live import is_live
 from saga.errors import Explained, InputError
 from saga.runtime.kernel.tables import utc_now
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+SHOWN_SECONDS: Final = 0.1
+"""How long a page waits for what it has begun, before it says that it is under way."""
 
 
 class Inquiry(Generic[T]):
@@ -87,6 +95,31 @@ class Inquiry(Generic[T]):
         else:
             self.last_at = began_at
             self.last_seconds = (utc_now() - began_at).total_seconds()
+
+
+def begun_by(
+    request: Request, inquiry: Inquiry[Any], run: int | None, page: str
+) -> Response | None:
+    """Begin the run whose number an address has, and lead to the `page` without it; None if it has
+    none. What is asked for again, by a refresh say, begins no other one. Raises `InputError` for a
+    page of another site."""
+    if run is None:
+        return None
+    if not asked_here(request):
+        raise InputError("run: a page of another site begins nothing here")
+    inquiry.begin_number(run)
+    return RedirectResponse(page, status_code=303)
+
+
+async def begun_for(
+    request: Request, inquiry: Inquiry[Any], *, fresh_seconds: float, live_seconds: float
+) -> None:
+    """Begin one for a page that is shown, and wait a moment for it; unless one was begun within
+    `fresh_seconds`, or, where the page brings itself up to date, within `live_seconds`. A page of
+    another site begins none."""
+    age_seconds = live_seconds if is_live(request) else min(fresh_seconds, live_seconds)
+    if asked_here(request) and inquiry.begin_if_older(age_seconds):
+        await inquiry.soon(SHOWN_SECONDS)
 
 
 async def apart(ask: Callable[[], Coroutine[Any, Any, T]]) -> T:
