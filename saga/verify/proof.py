@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Final
 
 from pydantic import BaseModel, ValidationError
 
-from saga.declaration import Saga
+from saga.declaration import Saga, Scenario
 from saga.limits import Moment
 from saga.runtime.files import write_whole
 from saga.runtime.kernel.tables import utc_now
 from saga.verify import ASKED_MAX, STATES_MAX, ModelReport, model_of, uncovered, verify
 from saga.verify.drawing import as_test
 from saga.verify.schedule import Schedule
+from saga.verify.sources import sources
 from saga.version import engine_version
 
 FILE_NAME: Final = "proof.json"
@@ -73,12 +75,15 @@ class Proof(BaseModel):
     finished_at: Moment | None = None
     current: str = ""
     current_states: int = 0
+    current_depth: int = 0
     names: list[str]
     """Of all scenarios."""
     scenarios: list[ProofScenario] = []
     answered: list[Transition] = []
     not_covered: list[str] = []
     remarks: list[str] = []
+    code: dict[str, str] = {}
+    """What it was made with; see `saga.verify.sources`. Empty in those of before that was noted."""
 
     @property
     def broken(self) -> bool:
@@ -91,6 +96,10 @@ class Proof(BaseModel):
         return self.finished_at is not None and not (self.broken or self.not_covered)
 
     def save(self, folder: Path) -> None:
+        """Write it, unless there is one of this saga that was begun later. Raises `OSError`."""
+        there = self.load(folder)
+        if there is not None and there.saga == self.saga and there.began_at > self.began_at:
+            return
         write_whole(folder / FILE_NAME, self.model_dump_json(indent=1) + "\n", _FILE_MODE)
 
     @classmethod
@@ -102,27 +111,42 @@ class Proof(BaseModel):
             return None
 
 
+@dataclass(frozen=True, slots=True)
+class Proven:
+    """A proof, and the reports that it was made of."""
+
+    proof: Proof
+    reports: Sequence[ModelReport]
+
+
 def prove(
     saga: Saga,
     tell: Callable[[Proof], None],
     *,
+    scenarios: Sequence[Scenario] | None = None,
     source: str = "",
     states_max: int = STATES_MAX,
     clock: Callable[[], datetime] = utc_now,
-) -> Proof:
+) -> Proven:
     """Explore all scenarios; `tell` is called with what is known, again and again. Raises
-    `VerifyError`."""
+    `VerifyError`.
+
+    With only some of the `scenarios`, what these do not come to is not said to be not covered:
+    another one may.
+    """
+    chosen = saga.scenarios if scenarios is None else scenarios
     proof = Proof(
         saga=saga.name,
         version=engine_version(),
         began_at=clock(),
-        names=[scenario.name for scenario in saga.scenarios],
+        names=[scenario.name for scenario in chosen],
     )
     reports: list[ModelReport] = []
-    for scenario in saga.scenarios:
+    for scenario in chosen:
 
-        def progress(_: int, states: int, name: str = scenario.name) -> None:
-            tell(proof.model_copy(update={"current": name, "current_states": states}))
+        def progress(depth: int, states: int, name: str = scenario.name) -> None:
+            now = {"current": name, "current_states": states, "current_depth": depth}
+            tell(proof.model_copy(update=now))
 
         progress(0, 0)
         report = verify(
@@ -133,11 +157,12 @@ def prove(
     proof.answered = sorted(
         {each for report in reports for each in report.answered}, key=lambda each: str(each)
     )
-    proof.not_covered = list(not_covered(saga, reports))
+    proof.not_covered = list(not_covered(saga, reports) if scenarios is None else saga.unwatched())
     proof.remarks = list(remarks(reports))
+    proof.code = sources(saga)
     proof.finished_at = clock()
     tell(proof)
-    return proof
+    return Proven(proof, reports)
 
 
 def not_covered(saga: Saga, reports: Sequence[ModelReport]) -> Iterator[str]:
