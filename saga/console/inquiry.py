@@ -124,9 +124,12 @@ async def begun_for(
 
 async def apart(ask: Callable[[], Coroutine[Any, Any, T]]) -> T:
     """Run a coroutine that works much between its waits on a thread and a loop of its own, so that
-    pages go on meanwhile. A console that ends does not wait for it."""
+    pages go on meanwhile. To be cancelled is passed on to it; it is not waited for then, nor by a
+    console that ends."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[T] = loop.create_future()
+    asking: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]]] = []
+    given_up = threading.Event()
 
     def settle(result: T | None, error: BaseException | None) -> None:
         if done.done():
@@ -136,15 +139,30 @@ async def apart(ask: Callable[[], Coroutine[Any, Any, T]]) -> T:
         else:
             done.set_result(cast("T", result))
 
+    async def run() -> T:
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - it is one
+        asking.append((asyncio.get_running_loop(), task))
+        if given_up.is_set():
+            raise asyncio.CancelledError
+        return await ask()
+
     def work() -> None:
         result: T | None = None
         failure: BaseException | None = None
         try:
-            result = asyncio.run(ask())
+            result = asyncio.run(run())
         except BaseException as error:
             failure = error
         with contextlib.suppress(RuntimeError):  # The loop is closed: nobody waits.
             loop.call_soon_threadsafe(settle, result, failure)
 
     threading.Thread(target=work, daemon=True).start()
-    return await done
+    try:
+        return await done
+    except asyncio.CancelledError:
+        given_up.set()
+        for its_loop, task in asking:
+            with contextlib.suppress(RuntimeError):  # It has ended.
+                its_loop.call_soon_threadsafe(task.cancel)
+        raise
