@@ -20,13 +20,18 @@ _ATTEMPT: Final = b'"attempt"'
 """What the body of an event holds that did not come of a first attempt."""
 
 _causes = events.alias("causes")
+_answers = events.alias("answers")
 
 
 @dataclass(frozen=True, slots=True)
 class MessageSearch:
     """Which messages: those that fit all that is given, of any of the `types`, recorded after
     `since` and up to `until`, from `source`, because of one of the type `cause`, at least at that
-    `attempt`."""
+    `attempt`.
+
+    With `taken_by`, the source of a participant: those that it has published something because of.
+    Times are then those at which that was recorded, and positions too.
+    """
 
     since: datetime | None = None
     until: datetime | None = None
@@ -34,6 +39,7 @@ class MessageSearch:
     source: str | None = None
     cause: str | None = None
     attempt: int = 1
+    taken_by: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,28 +74,32 @@ def find_messages(
     connection: Connection, wanted: MessageSearch, limit: int, before: int | None = None
 ) -> MessagePage:
     """At most `limit` messages, the latest first, that were recorded before the position `before`.
-    A page may have fewer, and others may follow: see `LOOKED_AT_MAX`."""
+    A page may have fewer, and others may follow: see `LOOKED_AT_MAX`. What was taken and led to
+    several messages may be on the next page once more."""
     first, last = _within(connection, wanted, before)
     low = max(first, last - LOOKED_AT_MAX + 1)
-    positions = _positions(connection, wanted, low, last, limit + 1)
-    query = _rows().where(events.c.position.in_(positions[:limit]))
-    found = [_message(row) for row in connection.execute(query)] if positions else []
-    if len(positions) > limit:
-        oldest = found[-1].position
+    places = _places(connection, wanted, low, last, limit + 1)
+    there = [position for position, _ in places[:limit]]
+    query = _rows().where(events.c.position.in_(there))
+    rows = {row.position: row for row in connection.execute(query)} if places else {}
+    found = [_message(rows[position]) for position in there]
+    if len(places) > limit:
+        oldest = places[limit - 1][1]
         return MessagePage(found, oldest, last - oldest + 1)
     return MessagePage(found, low if low > first else None, max(last - low + 1, 0))
 
 
-def _positions(
+def _places(
     connection: Connection, wanted: MessageSearch, low: int, last: int, limit: int
-) -> list[int]:
-    """Where the messages are that fit, the latest first."""
-    query = _fitting(wanted).where(events.c.position.between(low, last))
+) -> list[tuple[int, int]]:
+    """Where the messages are that fit, each with the place that it is in the listing for: its own,
+    or that of what came of it last. The latest first."""
+    query = _fitting(wanted).where(_listed(wanted).c.position.between(low, last))
     if wanted.attempt == 1:
-        return list(connection.scalars(query.limit(limit)))
+        return [(row[0], row[1]) for row in connection.execute(query.limit(limit))]
     rows = connection.execute(query.add_columns(events.c.body))
     tried = (
-        row.position
+        (row[0], row[1])
         for row in rows
         if _ATTEMPT in row.body and seen_in(row.body).attempt >= wanted.attempt
     )
@@ -109,8 +119,19 @@ def _within(connection: Connection, wanted: MessageSearch, before: int | None) -
 
 
 def _fitting(wanted: MessageSearch) -> sa.Select[Any]:
-    """The positions of what fits, but for the attempt and the times."""
-    query = sa.select(events.c.position).order_by(events.c.position.desc())
+    """The positions of what fits, but for the attempt and the times; see `_places`."""
+    if wanted.taken_by is None:
+        query = sa.select(events.c.position, events.c.position.label("listed"))
+        query = query.order_by(events.c.position.desc())
+    else:
+        place = sa.func.max(_answers.c.position).label("listed")
+        query = (
+            sa.select(events.c.position, place)
+            .join(_answers, _answers.c.causation == events.c.event_id)
+            .where(_answers.c.source == wanted.taken_by)
+            .group_by(events.c.event_id)  # Its key: PostgreSQL knows that the rest follows from it.
+            .order_by(place.desc())
+        )
     if wanted.types:
         query = query.where(events.c.type.in_(wanted.types))
     if wanted.source is not None:
@@ -119,6 +140,11 @@ def _fitting(wanted: MessageSearch) -> sa.Select[Any]:
         caused = _causes.c.event_id == events.c.causation
         query = query.join(_causes, caused).where(_causes.c.type == wanted.cause)
     return query
+
+
+def _listed(wanted: MessageSearch) -> sa.FromClause:
+    """What the times and positions of a search are about."""
+    return events if wanted.taken_by is None else _answers
 
 
 def _rows() -> sa.Select[Any]:

@@ -251,7 +251,8 @@ def reconcile(
 ) -> None:
     """Check the books: states, outsides and messages against each other.
 
-    Exit status 1 when something does not add up. Changes nothing.
+    Exit status 1 when something does not add up. Changes nothing in the system. What was found is
+    kept in the data folder as `books.json`, where the console shows it.
 
     Examples:
 
@@ -260,10 +261,26 @@ def reconcile(
     """
     from saga import reconcile as books
     from saga.deployment import Deployment
+    from saga.discovery import saga
+    from saga.reconcile.saved import SavedReport
+    from saga.runtime.kernel.tables import utc_now
 
     deployment = Deployment.load(data_dir)
+    began_at = utc_now()
     with stoppable():
         report = run(books.reconcile(deployment, grace_seconds=grace))
+    said = SavedReport.of(
+        saga(),
+        report,
+        command=f"saga reconcile --grace {grace:g}",
+        began_at=began_at,
+        took=utc_now() - began_at,
+        grace_seconds=grace,
+    )
+    try:
+        said.save(data_dir)
+    except OSError as error:
+        remark(f"the console will not show this: cannot write {error.filename}: {error.strerror}")
     if as_json:
         print_json(report_as_json(report))
     else:

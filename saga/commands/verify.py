@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from saga.commands import simulating
-from saga.commands.output import PROBLEM_FOUND, AsJson, print_json
+from saga.commands.output import (
+    DATA_DIR,
+    PROBLEM_FOUND,
+    AsJson,
+    DataDir,
+    print_json,
+    remark,
+)
 
 if TYPE_CHECKING:
-    from saga.verify import Model, ModelReport
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from saga.verify import ModelReport
+    from saga.verify.proof import Proof
 
 SEEDS_MAX: Final = 100_000
 JOBS_MAX: Final = 256
@@ -60,6 +72,7 @@ def verify(
             min=1, max=JOBS_MAX, help="With --simulate: processes to run them in; 1 by default."
         ),
     ] = None,
+    data_dir: DataDir = DATA_DIR,
     as_json: AsJson = False,
 ) -> None:
     """Try everything that can happen to a saga, and say whether any of it ends wrong.
@@ -75,6 +88,9 @@ def verify(
     fails as long as that is so. Also when there is a reaction, an event, a state or an outside that
     no scenario or invariant looks at: each is named. With --scenario, only what no invariant looks
     at.
+
+    What all scenarios came to is kept as `proof.json` in the data folder, if there is one, where
+    the console shows it.
 
     Examples:
 
@@ -97,23 +113,21 @@ def verify(
         raise typer.BadParameter("--seeds, --seed and --jobs are about runs: add --simulate")
     from saga.declaration import SagaError
     from saga.discovery import saga, spec
-    from saga.verify import STATES_MAX, model_of, verify_elsewhere
-    from saga.verify.proof import not_covered, unfinished
+    from saga.verify import STATES_MAX
+    from saga.verify.proof import prove
 
     here = saga()
     try:
-        chosen = [here.scenario(name) for name in scenario] if scenario else here.scenarios
+        chosen = [here.scenario(name) for name in scenario] if scenario else None
     except SagaError as error:
         raise typer.BadParameter(str(error)) from error
-    reports = [
-        _report(model_of(here, one.name, source=spec()), max_states or STATES_MAX) for one in chosen
-    ]
-    reports, unseen = verify_elsewhere(reports)
-    # What a single scenario does not come to, another one may.
-    missing = [
-        *((*unfinished(reports), *here.unwatched()) if scenario else not_covered(here, reports)),
-        *unseen,
-    ]
+    with _telling() as tell:
+        proven = prove(
+            here, tell, scenarios=chosen, source=spec(), states_max=max_states or STATES_MAX
+        )
+    if chosen is None:
+        _keep(proven.proof, data_dir)
+    reports, missing = proven.reports, proven.proof.not_covered
     if as_json:
         print_json(reports_as_json(reports, missing))
     else:
@@ -122,22 +136,29 @@ def verify(
         raise typer.Exit(PROBLEM_FOUND)
 
 
-def _report(model: Model, states_max: int) -> ModelReport:
-    """Explore a model; on a terminal, say how far it has got."""
-    import saga.verify
+@contextlib.contextmanager
+def _telling() -> Iterator[Callable[[Proof], None]]:
+    """On a terminal, says how far a proof has got."""
     from saga.commands.console import err
 
     console = err()
     if not console.is_terminal:
-        return saga.verify.verify(model, states_max=states_max)
-    with console.status(model.name) as status:
-        return saga.verify.verify(
-            model,
-            states_max=states_max,
-            progress=lambda depth, states: status.update(
-                f"{model.name}: {states:,} states, {depth} steps deep"
-            ),
+        yield lambda _: None
+        return
+    with console.status("") as status:
+        yield lambda proof: status.update(
+            f"{proof.current}: {proof.current_states:,} states, {proof.current_depth} steps deep"
         )
+
+
+def _keep(proof: Proof, folder: Path) -> None:
+    """Save a proof of all scenarios where the console finds it: in the folder of a system, if there
+    is one."""
+    try:
+        if folder.is_dir():
+            proof.save(folder)
+    except OSError as error:
+        remark(f"the console will not show this: cannot write {error.filename}: {error.strerror}")
 
 
 def reports_as_json(reports: Sequence[ModelReport], missing: Sequence[str] = ()) -> dict[str, Any]:

@@ -9,14 +9,22 @@ import logging
 import threading
 from collections.abc import Callable, Coroutine
 from datetime import datetime
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Final, Generic, TypeVar, cast
 
+from fastapi.responses import RedirectResponse, Response
+from starlette.requests import Request
+
+from saga.console.forms import asked_here
+from saga.console.live import is_live
 from saga.errors import Explained, InputError
 from saga.runtime.kernel.tables import utc_now
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+SHOWN_SECONDS: Final = 0.1
+"""How long a page waits for what it has begun, before it says that it is under way."""
 
 
 class Inquiry(Generic[T]):
@@ -89,11 +97,39 @@ class Inquiry(Generic[T]):
             self.last_seconds = (utc_now() - began_at).total_seconds()
 
 
+def begun_by(
+    request: Request, inquiry: Inquiry[Any], run: int | None, page: str
+) -> Response | None:
+    """Begin the run whose number an address has, and lead to the `page` without it; None if it has
+    none. What is asked for again, by a refresh say, begins no other one. Raises `InputError` for a
+    page of another site."""
+    if run is None:
+        return None
+    if not asked_here(request):
+        raise InputError("run: a page of another site begins nothing here")
+    inquiry.begin_number(run)
+    return RedirectResponse(page, status_code=303)
+
+
+async def begun_for(
+    request: Request, inquiry: Inquiry[Any], *, fresh_seconds: float, live_seconds: float
+) -> None:
+    """Begin one for a page that is shown, and wait a moment for it; unless one was begun within
+    `fresh_seconds`, or, where the page brings itself up to date, within `live_seconds`. A page of
+    another site begins none."""
+    age_seconds = live_seconds if is_live(request) else min(fresh_seconds, live_seconds)
+    if asked_here(request) and inquiry.begin_if_older(age_seconds):
+        await inquiry.soon(SHOWN_SECONDS)
+
+
 async def apart(ask: Callable[[], Coroutine[Any, Any, T]]) -> T:
     """Run a coroutine that works much between its waits on a thread and a loop of its own, so that
-    pages go on meanwhile. A console that ends does not wait for it."""
+    pages go on meanwhile. To be cancelled is passed on to it; it is not waited for then, nor by a
+    console that ends."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[T] = loop.create_future()
+    asking: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]]] = []
+    given_up = threading.Event()
 
     def settle(result: T | None, error: BaseException | None) -> None:
         if done.done():
@@ -103,15 +139,30 @@ async def apart(ask: Callable[[], Coroutine[Any, Any, T]]) -> T:
         else:
             done.set_result(cast("T", result))
 
+    async def run() -> T:
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - it is one
+        asking.append((asyncio.get_running_loop(), task))
+        if given_up.is_set():
+            raise asyncio.CancelledError
+        return await ask()
+
     def work() -> None:
         result: T | None = None
         failure: BaseException | None = None
         try:
-            result = asyncio.run(ask())
+            result = asyncio.run(run())
         except BaseException as error:
             failure = error
         with contextlib.suppress(RuntimeError):  # The loop is closed: nobody waits.
             loop.call_soon_threadsafe(settle, result, failure)
 
     threading.Thread(target=work, daemon=True).start()
-    return await done
+    try:
+        return await done
+    except asyncio.CancelledError:
+        given_up.set()
+        for its_loop, task in asking:
+            with contextlib.suppress(RuntimeError):  # It has ended.
+                its_loop.call_soon_threadsafe(task.cancel)
+        raise

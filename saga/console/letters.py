@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,12 +15,12 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
+from saga.console.inquiry import apart
 from saga.console.watched import Watched
 from saga.dlq import DlqError
 from saga.dlq.desk import ReadingDesk, open_desk
 from saga.dlq.edit import Edited, edit
 from saga.dlq.replay import ReplayResult, ReplaySettings, Stop, replay
-from saga.dlq.replays import Replay
 from saga.dlq.selection import FrozenSelection, Selection
 from saga.dlq.store import Store
 from saga.errors import Explained, InputError
@@ -96,9 +97,14 @@ class WatchedLetters:
         return await self.desk()
 
     async def _collect(self) -> None:
+        deployment, graph = self._watched.deployment, self._watched.graph
+
+        async def collect() -> datetime:
+            async with open_desk(deployment, graph):
+                return datetime.now(UTC)
+
         try:
-            async with open_desk(self._watched.deployment, self._watched.graph):
-                self.collected_at, self.trouble = datetime.now(UTC), ""
+            self.collected_at, self.trouble = await apart(collect), ""
         except (Explained, InputError) as error:
             self.trouble = str(error)
         except sa.exc.DBAPIError as error:
@@ -113,8 +119,13 @@ class WatchedLetters:
 
     async def edit(self, number: int, text: str, why: str) -> Edited | None:
         """Send a corrected copy in place of a letter; see `saga.dlq.edit`."""
-        async with open_desk(self._watched.deployment, self._watched.graph) as desk:
-            return await edit(desk, number, lambda _: text, why=why)
+        deployment, graph = self._watched.deployment, self._watched.graph
+
+        async def change() -> Edited | None:
+            async with open_desk(deployment, graph) as desk:
+                return await edit(desk, number, lambda _: text, why=why)
+
+        return await apart(change)
 
     async def begin(
         self,
@@ -131,15 +142,18 @@ class WatchedLetters:
         if self._under_way is not None:
             raise DlqError("this console is at work on a replay; wait for it, or stop it first")
         under_way = self._under_way = _UnderWay()
-        begun: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        begun: asyncio.Future[int] = loop.create_future()
+        deployment, graph = self._watched.deployment, self._watched.graph
 
-        def note(run: Replay, _: int) -> None:
-            under_way.run = run.number
-            self.broke_off.pop(run.number, None)
-            begun.set_result(run.number)
+        def note(number: int) -> None:
+            under_way.run = number
+            self.broke_off.pop(number, None)
+            if not begun.done():
+                begun.set_result(number)
 
         async def work() -> ReplayResult:
-            async with open_desk(self._watched.deployment, self._watched.graph) as desk:
+            async with open_desk(deployment, graph) as desk:
                 return await replay(
                     desk,
                     selection,
@@ -148,10 +162,11 @@ class WatchedLetters:
                     confirmed=confirmed,
                     resuming=resuming,
                     stop=under_way.stop,
-                    begun=note,
+                    begun=lambda run, _: _on(loop, note, run.number),
                 )
 
-        task = under_way.task = asyncio.create_task(work())
+        # Beside the pages: it has much to do with the broker, from its beginning on.
+        task = under_way.task = asyncio.create_task(apart(work))
         task.add_done_callback(self._ended)
         either: set[asyncio.Future[Any]] = {task, begun}
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
@@ -187,6 +202,12 @@ class WatchedLetters:
             await cancel_all(self._collecting)
         if self._store is not None:
             self._store.close()
+
+
+def _on(loop: asyncio.AbstractEventLoop, call: Callable[[int], None], number: int) -> None:
+    """Call it on the console's own loop, from another thread."""
+    with contextlib.suppress(RuntimeError):  # The console has ended.
+        loop.call_soon_threadsafe(call, number)
 
 
 def _identity(path: Path) -> tuple[int, int]:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import partial
 from typing import Final, Generic, TypeVar
 
 from starlette.requests import Request
@@ -19,6 +20,7 @@ from saga.console.watched import Watched
 from saga.deployment import DeploymentError
 from saga.dlq import DlqError
 from saga.history import HistoryError
+from saga.history.waiting import WaitingMessages, read_waiting
 from saga.local.node import NodeError
 from saga.local.supervision import Supervision
 from saga.runtime.kernel.database import DatabaseError
@@ -48,8 +50,12 @@ DRIFT_SECONDS: Final = 60.0
 """The same of what the broker holds."""
 COMPARED_WAIT_SECONDS: Final = 5.0
 """How long a page waits for that where it was asked for."""
+UNTAKEN_SECONDS: Final = 5.0
+"""The same of what was published and not taken: to know it, every inbox is read."""
+UNTAKEN_WAIT_SECONDS: Final = 0.2
+"""How long the map waits for that."""
 LAG_SECONDS: Final = 10.0
-"""The same of how far the history is behind."""
+"""How old it may be how far the history is behind."""
 LAG_AGE_MAX_SECONDS: Final = 30.0
 """After this, what was known of it is not said any more."""
 LAG_MAX_SECONDS: Final = 5.0
@@ -158,6 +164,15 @@ class Lag:
     """Whether that is why it is not known."""
 
 
+@dataclass(frozen=True)
+class Untaken:
+    """What was published and not taken; or why that is not known."""
+
+    messages: WaitingMessages = field(default_factory=WaitingMessages)
+    why_not: str = ""
+    at: datetime = field(default_factory=utc_now)
+
+
 _AWAY: Final = (BrokerError, DatabaseError, DlqError)
 
 
@@ -171,6 +186,7 @@ class Lookout:
         self._glance = _LastAnswer[Glance](STATUS_SECONDS)
         self._processes = _LastAnswer[Processes](REPLICAS_SECONDS)
         self._lag = _LastAnswer[Lag](LAG_SECONDS)
+        self._untaken = _LastAnswer[Untaken](UNTAKEN_SECONDS)
         self._compared = _LastAnswer[Compared](DRIFT_SECONDS)
 
     async def glance(self, request: Request) -> Glance:
@@ -197,6 +213,21 @@ class Lookout:
             why = "the stream is being asked; look again in a second"
             return Lag(why_not=why, being_asked=True)
         return found
+
+    async def untaken(self, seconds: float, *, again: bool = False) -> Untaken:
+        """What participants have not taken yet, waiting so long for it."""
+        return await self._untaken.soon(self._look_at_untaken, seconds, again=again) or Untaken(
+            why_not="the inboxes are being read; look again in a second"
+        )
+
+    async def untaken_if_any(self, glance: Glance) -> Untaken:
+        """The same for the map, which has nothing read while nothing waits on the broker."""
+        if glance.no_broker or glance.at is None:
+            return Untaken(why_not=glance.no_broker or "the broker is being asked")
+        status = glance.status
+        if not any(queue.messages for queue in status.queues.values()) and not status.waits:
+            return Untaken(at=glance.at)
+        return await self.untaken(UNTAKEN_WAIT_SECONDS)
 
     async def compared(self, *, wanted: bool) -> Compared:
         """How the broker differs. It is compared by itself where its management API is known; where
@@ -241,6 +272,19 @@ class Lookout:
             return Lag(why_not=str(error))
         except TimeoutError:
             return Lag(why_not=f"the stream gave no answer for {LAG_MAX_SECONDS:g} s")
+
+    async def _look_at_untaken(self) -> Untaken:
+        at = utc_now()
+        watched = self._watched
+        try:
+            async with asyncio.timeout(PART_MAX_SECONDS):
+                read = partial(read_waiting, watched.deployment, watched.graph)
+                return Untaken(await asyncio.to_thread(read), at=at)
+        except (*_AWAY, HistoryError, DeploymentError) as error:
+            return Untaken(why_not=str(error), at=at)
+        except TimeoutError:
+            why = f"the inboxes gave no answer for {PART_MAX_SECONDS:g} s"
+            return Untaken(why_not=why, at=at)
 
     async def _compare(self) -> Compared:
         watched = self._watched

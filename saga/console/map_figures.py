@@ -3,7 +3,7 @@ counts, and what is wrong."""
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from saga.archive.traffic import Passing, Traffic
 from saga.broker.drift import Deviation
-from saga.console.lookout import Compared, Glance
+from saga.console.lookout import Compared, Glance, Untaken
 from saga.console.moments import in_seconds
 from saga.console.site import lasting
 from saga.graph.check import concerned
@@ -56,16 +56,15 @@ class MapFigures:
     letters: LetterCounts
     glance: Glance | None = None
     compared: Compared | None = None
+    untaken: Untaken | None = None
+    """What was published and not taken, of now too."""
 
     @cached_property
     def overlay(self) -> Overlay:
         """What is written over the map."""
         return Overlay(
             nodes={node: self._line(node) for node in self.flow.in_order},
-            edges={
-                edge: Inscription("", about=self._said_of_edge(*edge, passing))
-                for edge, passing in self.traffic.edges.items()
-            },
+            edges={edge: line for edge in self.flow.edges if (line := self._at_edge(*edge))},
             lanes={name: self._lane(name) for name in self.flow.participants},
             down=self.glance.down if self.glance else (),
             marked=self._marked,
@@ -170,26 +169,30 @@ class MapFigures:
 
     def _behind(self, node: Node, **more: Any) -> str | None:
         """The page with the messages that a node's figures count."""
-        excerpt = self.traffic.excerpt
         if not self._passing(node).count:
             return None
-        wanted: dict[str, Any] = {}
         if isinstance(node, Step):
-            types = self._led_to[node]
-            wanted = {"participant": node.participant.name, "type": types}
-            taken = _type_of(node.reaction.consumes)
-            if taken in self._recorded:
-                wanted["cause"] = taken
+            wanted = self._because_of(node)
         elif (type_ := _type_of(node)) in self._recorded:
             wanted = {"type": type_}
         else:  # It is in no archive: what came of it is.
             steps = [step for step in self.flow.following.get(node, ()) if isinstance(step, Step)]
             types = sorted({type_ for step in steps for type_ in self._led_to[step]})
             wanted = {"participant": steps[0].participant.name if steps else None, "type": types}
+        return self._messages(**wanted, **more)
+
+    def _because_of(self, step: Step) -> dict[str, Any]:
+        """What came of a reaction."""
+        wanted: dict[str, Any] = {"participant": step.participant.name, "type": self._led_to[step]}
+        taken = _type_of(step.reaction.consumes)
+        return {**wanted, "cause": taken} if taken in self._recorded else wanted
+
+    def _messages(self, **wanted: Any) -> str:
+        """The page of the messages of the time that the figures are of."""
+        excerpt = self.traffic.excerpt
         return self.url(
             "/messages",
             **wanted,
-            **more,
             at=in_seconds(excerpt.until),
             seconds=f"{excerpt.seconds:.3f}".removesuffix(".000"),
         )
@@ -202,6 +205,51 @@ class MapFigures:
     def _led_to(self) -> Mapping[Step, list[str]]:
         """The types of the messages that come of a reaction, through questions too."""
         return {step: sorted(_led_to(self.flow, step)) for step in self.flow.steps}
+
+    # --- one edge ---------------------------------------------------------------------------
+
+    def _at_edge(self, tail: Node, head: Node) -> Line:
+        """What went along it, and what waits at its end."""
+        pieces: list[Inscription] = []
+        if (passing := self.traffic.edges.get((tail, head))) is not None:
+            rate = rate_said(self.traffic.per_second(passing))
+            about = self._said_of_edge(tail, head, passing)
+            pieces.append(Inscription(rate, self._behind_edge(tail, head), about))
+        if (waiting := self._waiting_at(tail, head)) is not None:
+            pieces.append(waiting)
+        return pieces
+
+    def _behind_edge(self, tail: Node, head: Node) -> str:
+        """The page with the messages that went along an edge; of what is in no archive, with those
+        that came of it."""
+        if isinstance(tail, Step):
+            wanted = self._because_of(tail)
+            if (type_ := _type_of(head)) is not None:
+                return self._messages(**{**wanted, "type": type_})
+            answered = [
+                step for step in self.flow.following.get(head, ()) if isinstance(step, Step)
+            ]
+            types = sorted({type_ for step in answered for type_ in self._led_to[step]})
+            return self._messages(**{**wanted, "type": types})
+        if isinstance(head, Step) and (type_ := _type_of(tail)) in self._recorded:
+            return self._messages(type=type_, taken_by=head.participant.name)
+        return self._messages(**self._because_of(head)) if isinstance(head, Step) else ""
+
+    def _waiting_at(self, tail: Node, head: Node) -> Inscription | None:
+        if not isinstance(head, Step) or (type_ := _type_of(tail)) is None or not self.untaken:
+            return None
+        participant = head.participant.name
+        if not (count := self._untaken[participant, type_]):
+            return None
+        return Inscription(
+            f"{count} waiting",
+            self.url("/waiting", participant=participant, type=type_),
+            f"{participant} has not taken {count} messages of type {type_}",
+        )
+
+    @cached_property
+    def _untaken(self) -> Mapping[tuple[str, str], int]:
+        return self.untaken.messages.counts if self.untaken else Counter()
 
     def _said_of_edge(self, tail: Node, head: Node, passing: Passing) -> str:
         said = [f"{label(tail)} → {label(head)}: {rate_said(self.traffic.per_second(passing))}"]
@@ -251,7 +299,7 @@ class MapFigures:
         line = [
             Inscription(
                 f"{waiting} waiting",
-                self.url("/services") + "#queues",
+                self.url("/waiting", participant=participant),
                 about,
                 "bad" if unread else "",
             )

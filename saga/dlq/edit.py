@@ -161,7 +161,7 @@ async def edit(
         return None
     copy_id, body, diff, recorded = made.copy_id, made.body, made.diff, made.recorded
     publisher = BrokerPublisher(desk.deployment.amqp_url_of(REPLAY), "saga dlq edit")
-    with alone(desk.store.path):  # No replay may send it meanwhile, nor another edit.
+    async with alone(desk.store.path):  # No replay may send it meanwhile, nor another edit.
         try:
             await publisher.open()
             # It may have been replayed or discarded while the editor was open.

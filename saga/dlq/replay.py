@@ -13,8 +13,8 @@ import fcntl
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -57,7 +57,8 @@ CATCH_UP: Final = 1.08
 few messages for instance."""
 JUDGE_EVERY_SECONDS, JUDGE_EVERY_AT_FIRST_SECONDS = 0.1, 0.02
 _PAUSE_SECONDS: Final = 0.01
-_LOCK_AGAIN_SECONDS: Final = 0.05
+_LOCK_AGAIN_SECONDS: Final = 0.02
+_LOCK_LOOKS_MAX: Final = 5
 
 STOPPED: Final = "an operator stopped it; it waits to be resumed"
 
@@ -183,7 +184,7 @@ async def replay(
     `DlqError`, `InputError`, and `BrokerError` if the broker goes away: then the same call goes on.
     """
     stop = stop or Stop()
-    with alone(desk.store.path):
+    async with alone(desk.store.path):
         run, resumed = await in_thread(_run, desk, selection, settings, why, confirmed, resuming)
         replays = desk.store.replays
         replaying = _Replaying(desk, run, settings, progress, stop)
@@ -259,19 +260,21 @@ def _run(
     return unfinished, True
 
 
-@contextmanager
-def alone(store: Path) -> Iterator[None]:
+@asynccontextmanager
+async def alone(store: Path) -> AsyncIterator[None]:
     """One replay or edit at a time: two replays would count each other's successes and failures,
     and a letter would be sent twice. Raises `DlqError`."""
     descriptor = os.open(_lock_of(store), os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        # Whoever only looks, as `at_work` does, has it for an instant.
-        if not _take(descriptor, fcntl.LOCK_EX):
-            time.sleep(_LOCK_AGAIN_SECONDS)
-            if not _take(descriptor, fcntl.LOCK_EX):
+        looks = 0
+        while not _take(descriptor, fcntl.LOCK_EX):
+            # Who only looks, as `at_work` does, has it for an instant.
+            if looks == _LOCK_LOOKS_MAX:
                 raise DlqError(
                     f"another replay or edit is at work on {store}; wait for it, or stop it first"
                 )
+            looks += 1
+            await asyncio.sleep(_LOCK_AGAIN_SECONDS)
         yield
     finally:
         os.close(descriptor)

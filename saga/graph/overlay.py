@@ -15,6 +15,10 @@ LANE_LINES: Final = 3
 """Lines below a participant's name."""
 LINE_CHARACTERS: Final = 16
 """A node has room for a line of so many, so that it stays in its place while figures change."""
+EDGE_CHARACTERS: Final = 6
+"""The same of an edge."""
+EDGE_INTO_CHARACTERS: Final = 14
+"""The same of an edge to who takes the message, at which something may wait."""
 _BETWEEN: Final = " · "
 
 
@@ -40,8 +44,8 @@ class Overlay:
     """What to write over the map of a choreography."""
 
     nodes: Mapping[Node, Line] = field(default_factory=dict)
-    edges: Mapping[tuple[Node, Node], Inscription] = field(default_factory=dict)
-    """Those along which something went: what is said of it is shown on hover."""
+    edges: Mapping[tuple[Node, Node], Line] = field(default_factory=dict)
+    """Those along which something went, or at which something waits."""
     lanes: Mapping[str, Sequence[Line]] = field(default_factory=dict)
     """By participant, at most `LANE_LINES`."""
     down: Collection[str] = ()
@@ -55,12 +59,12 @@ def length(line: Line) -> int:
     return len(_BETWEEN.join(piece.text for piece in line))
 
 
-def drawn_line(line: Line, x: float, y: float) -> str:
-    """A line, its middle at `x`; empty where it has no piece."""
+def drawn_line(line: Line, x: float, y: float, kind: str = "small") -> str:
+    """A line, its middle at `x`; empty where it has no piece. `kind` is its class."""
     if not line:
         return ""
     pieces = in_xml(_BETWEEN).join(map(_drawn, line))
-    return f'<text class="small" x="{x:g}" y="{y:g}">{pieces}</text>'
+    return f'<text class="{kind}" x="{x:g}" y="{y:g}">{pieces}</text>'
 
 
 def drawn_lines(lines: Iterable[Line], x: float, y: float) -> Iterable[str]:

@@ -7,13 +7,16 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import Final
 
 from saga.graph.flow import CLOCK, Flow, Node, Path, Step, is_private, label, retry_said
+from saga.graph.inscribed import spots
 from saga.graph.joins import JOINED, Join, completed_by, told
 from saga.graph.layout import Box, Layout, Placed, Point, arrange
 from saga.graph.overlay import (
+    EDGE_CHARACTERS,
+    EDGE_INTO_CHARACTERS,
     LANE_LINES,
     LINE,
     LINE_CHARACTERS,
-    Inscription,
+    Line,
     Overlay,
     drawn_line,
     drawn_lines,
@@ -106,6 +109,7 @@ def svg(flow: Flow, overlay: Overlay | None = None) -> str:
             for node, placed in layout.nodes.items()
             for part in _drawn(flow, node, placed, said[node], joined.get(node), overlay)
         ),
+        *(_at_edges(layout, overlay) if overlay else ()),
         *_legend(
             layout.height + 16,
             joins=bool(joined),
@@ -187,16 +191,30 @@ def _drawn_edges(flow: Flow, layout: Layout[Node], overlay: Overlay | None) -> I
         yield _tip(path, points)
 
 
-def _edge_with(passed: Inscription | None, path: Path, curve: str) -> str:
-    """An edge, and what went along it. The same link is at the node where it ends, so that the
-    keyboard does not come to it twice."""
-    if passed is None:
+def _edge_with(line: Line | None, path: Path, curve: str) -> str:
+    """An edge, and on hover what is written at it."""
+    if not line:
         return f'<path class="edge {path} idle" d="{curve}"/>'
-    about = in_xml(passed.about)
-    drawn = f'<path class="edge {path} flows" d="{curve}"><title>{about}</title></path>'
-    if passed.href is None:
-        return drawn
-    return f'<a href="{in_xml(passed.href)}" tabindex="-1" aria-label="{about}">{drawn}</a>'
+    about = in_xml("; ".join(piece.about or piece.text for piece in line))
+    return f'<path class="edge {path} flows" d="{curve}"><title>{about}</title></path>'
+
+
+def _at_edges(layout: Layout[Node], overlay: Overlay) -> Iterator[str]:
+    """What is written at the edges: after all that it may lie upon."""
+    widths = {edge: _room_at(*edge) * _SMALL + 4 for edge in layout.edges}
+    places = spots(layout, widths, LINE)
+    for edge, line in overlay.edges.items():
+        yield drawn_line(line, *places[edge], "small on-edge")
+
+
+def _room_at(tail: Node, head: Node) -> int:
+    """Characters that there is room for at an edge."""
+    delivered = isinstance(head, Step) and not isinstance(tail, Step)
+    return EDGE_INTO_CHARACTERS if delivered and not _is_asked(tail) else EDGE_CHARACTERS
+
+
+def _is_asked(node: Node) -> bool:
+    return not isinstance(node, Step) and issubclass(node, Intent)
 
 
 def _curve(points: Sequence[Point]) -> str:

@@ -19,10 +19,15 @@ from saga.view import Invariant, Violation
 class RuleStanding(StrEnum):
     """What can be said of a rule."""
 
-    HOLDS = "holds"
     BROKEN = "broken"
     UNREAD = "could not be read"
     UNKNOWN = "not looked at yet"
+    HOLDS = "holds"
+
+    @property
+    def rank(self) -> int:
+        """What somebody should look at comes first."""
+        return list(RuleStanding).index(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +69,7 @@ def verdicts(saga: Saga, report: Report | None) -> list[RuleVerdict]:
         counts = [rows[name] for name in reads if name in rows]
         checked = sum(counts) if counts and standing is not RuleStanding.UNREAD else None
         found.append(RuleVerdict(name, said, reads, standing, broken[name], checked))
-    order = [RuleStanding.BROKEN, RuleStanding.UNREAD, RuleStanding.UNKNOWN, RuleStanding.HOLDS]
-    return sorted(found, key=lambda verdict: order.index(verdict.standing))
+    return sorted(found, key=lambda verdict: verdict.standing.rank)
 
 
 def _rows(saga: Saga, report: Report) -> dict[str, int]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Final
 
 from pydantic import BaseModel, ValidationError
 
-from saga.declaration import Saga
+from saga.declaration import Saga, Scenario
 from saga.limits import Moment
 from saga.runtime.files import write_whole
 from saga.runtime.kernel.tables import utc_now
@@ -25,6 +26,7 @@ from saga.verify import (
 from saga.verify.drawing import as_test
 from saga.verify.schedule import Schedule
 from saga.verify.search import STATE_BYTES
+from saga.verify.sources import sources
 from saga.version import engine_version
 
 FILE_NAME: Final = "proof.json"
@@ -84,6 +86,7 @@ class Proof(BaseModel):
     finished_at: Moment | None = None
     current: str = ""
     current_states: int = 0
+    current_depth: int = 0
     names: list[str]
     """Of all scenarios."""
     scenarios: list[ProofScenario] = []
@@ -93,6 +96,8 @@ class Proof(BaseModel):
     """Reactions that do not depend on their arguments alone: what came out otherwise when their
     calls were made again."""
     remarks: list[str] = []
+    code: dict[str, str] = {}
+    """What it was made with; see `saga.verify.sources`. Empty in those of before that was noted."""
 
     @property
     def broken(self) -> bool:
@@ -105,6 +110,10 @@ class Proof(BaseModel):
         return self.finished_at is not None and not (self.broken or self.not_covered)
 
     def save(self, folder: Path) -> None:
+        """Write it, unless there is one of this saga that was begun later. Raises `OSError`."""
+        there = self.load(folder)
+        if there is not None and there.saga == self.saga and there.began_at > self.began_at:
+            return
         write_whole(folder / FILE_NAME, self.model_dump_json(indent=1) + "\n", _FILE_MODE)
 
     @classmethod
@@ -116,27 +125,42 @@ class Proof(BaseModel):
             return None
 
 
+@dataclass(frozen=True, slots=True)
+class Proven:
+    """A proof, and the reports that it was made of."""
+
+    proof: Proof
+    reports: Sequence[ModelReport]
+
+
 def prove(
     saga: Saga,
     tell: Callable[[Proof], None],
     *,
+    scenarios: Sequence[Scenario] | None = None,
     source: str = "",
     states_max: int = STATES_MAX,
     clock: Callable[[], datetime] = utc_now,
-) -> Proof:
+) -> Proven:
     """Explore all scenarios; `tell` is called with what is known, again and again. Raises
-    `VerifyError`."""
+    `VerifyError`.
+
+    With only some of the `scenarios`, what these do not come to is not said to be not covered:
+    another one may.
+    """
+    chosen = saga.scenarios if scenarios is None else scenarios
     proof = Proof(
         saga=saga.name,
         version=engine_version(),
         began_at=clock(),
-        names=[scenario.name for scenario in saga.scenarios],
+        names=[scenario.name for scenario in chosen],
     )
     reports: list[ModelReport] = []
-    for scenario in saga.scenarios:
+    for scenario in chosen:
 
-        def progress(_: int, states: int, name: str = scenario.name) -> None:
-            tell(proof.model_copy(update={"current": name, "current_states": states}))
+        def progress(depth: int, states: int, name: str = scenario.name) -> None:
+            now = {"current": name, "current_states": states, "current_depth": depth}
+            tell(proof.model_copy(update=now))
 
         progress(0, 0)
         report = verify(
@@ -149,11 +173,17 @@ def prove(
     proof.answered = sorted(
         {each for report in reports for each in report.answered}, key=lambda each: str(each)
     )
-    proof.not_covered = [*not_covered(saga, reports), *unseen]
+    beyond = (
+        not_covered(saga, reports)
+        if scenarios is None
+        else (*unfinished(reports), *saga.unwatched())
+    )
+    proof.not_covered = [*beyond, *unseen]
     proof.remarks = list(remarks(reports))
+    proof.code = sources(saga)
     proof.finished_at = clock()
     tell(proof)
-    return proof
+    return Proven(proof, reports)
 
 
 def not_covered(saga: Saga, reports: Sequence[ModelReport]) -> Iterator[str]:

@@ -281,7 +281,7 @@ async def test_a_replay_that_the_command_line_has_begun_is_shown_and_kept_clear_
             await until(lambda: shows(client, "/letters?fingerprint=begun", "<strong>2</strong>"))
             form = {"reason": "too late", "confirmed": await hidden_in(client, path)}
             numbers = [each.number for each in store.find(Selection(fingerprint="begun"))]
-            with alone(store.path):  # As `saga dlq replay` has it.
+            async with alone(store.path):  # As `saga dlq replay` has it.
                 selection = Selection(fingerprint="begun")
                 run = store.replays.begin(selection, numbers, {"rate": 5.0}, "by a command")
                 address = f"/replays/{run.number}"

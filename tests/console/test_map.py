@@ -9,6 +9,7 @@ from uuid import uuid4
 
 import aio_pika
 import pytest
+from axe_playwright_python.async_playwright import Axe
 from playwright.async_api import Browser, Locator, Page
 
 from order_saga import SAGA
@@ -179,6 +180,68 @@ async def test_a_service_that_is_down_is_red_and_says_why(
     await until(is_up)
 
 
+async def test_the_keyboard_comes_from_an_edge_to_the_messages_that_went_along_it(
+    console_system: System, reading: str, browser: Browser
+) -> None:
+    order = await place(console_system)
+    async with opened(browser, f"{reading}/") as page:
+        link = page.locator('#map a[aria-label^="order.placed → inventory.reserve: "]')
+
+        async def leads_to_it() -> bool:
+            path = await link.get_attribute("href") if await link.count() else None
+            return path is not None and order in await get(reading, path)
+
+        await until(leads_to_it)
+        found = await Axe().run(page)
+        assert not found.response["violations"], found.generate_report()
+        await link.focus()
+        async with page.expect_navigation():
+            await page.keyboard.press("Enter")
+        assert "taken_by=inventory" in page.url
+        await page.locator("tbody tr", has_text=order).first.wait_for()
+
+
+async def test_what_waits_at_an_edge_leads_to_the_sagas_that_wait(
+    console_system: System, writing: str, browser: Browser
+) -> None:
+    console_system.kill("payment")
+    try:
+        order = await place(console_system)  # It is cancelled, which payment has to know.
+
+        async def is_told() -> bool:
+            return "payment has not taken" in await get(writing, "/")
+
+        await until(is_told)
+        async with opened(browser, f"{writing}/", scripts=False) as page:
+            of_type = page.locator('#map a[aria-label^="payment has not taken "]').first
+            path = await of_type.get_attribute("href") or ""
+            assert "participant=payment" in path
+            assert "type=order.cancelled" in path
+            of_all = page.locator('#map a[aria-label^="payment: "]', has_text="waiting")
+            await follow(page, of_all)
+            assert urlsplit(page.url).path == "/waiting"
+            row = page.locator("#waiting tbody tr", has_text=order)
+            assert "order.cancelled" in await row.inner_text()
+            await follow(page, row.locator("a.row"))
+            assert urlsplit(page.url).path == f"/sagas/{order}"
+    finally:
+        await console_system.start("payment")
+
+    async def is_taken() -> bool:
+        said = await get(writing, "/waiting?participant=payment")
+        return order not in said and "None that is known of" in said
+
+    await until(is_taken)
+
+
+async def test_a_participant_that_there_is_not_is_named(reading: str) -> None:
+    async with client(reading, SECONDS) as asking:
+        answer = await asking.get("/waiting?participant=nobody")
+    assert answer.status_code == 404
+    assert "there is no participant" in answer.text
+    assert "inventory" in answer.text
+
+
 async def test_the_services_are_as_the_status_says(console_system: System, reading: str) -> None:
     async def agrees() -> bool:
         found = await status(console_system.deployment, SAGA.choreography)
@@ -254,6 +317,8 @@ async def test_what_is_not_there_is_no_error(reading: str) -> None:
         "/messages?type=&participant=&cause=&attempt=1&at=&seconds=",
         "/messages?before=9223372036854775807",
         "/?at=0",
+        f"/waiting?type={HOSTILE}",
+        f"/messages?taken_by={HOSTILE}",
         "/?at=2030-01-01T00:00:00%2B02:00",
     ):
         said = await get(reading, path)

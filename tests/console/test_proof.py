@@ -21,7 +21,10 @@ from saga.history.story import tell
 from saga.history.trace import Overdue, Stuck
 from saga.history.whereabouts import Whereabouts
 from saga.local.system import System
+from saga.reconcile.saved import FILE_NAME as BOOKS_FILE_NAME
+from saga.reconcile.saved import SavedReport
 from saga.verify.proof import FILE_NAME, Proof, ProofCounterexample, ProofScenario
+from tests.console.typing_in import begun, typed
 from tests.console.visits import follow, opened, text
 from tests.moving import SAGA as MOVING
 from tests.moving import planted
@@ -268,12 +271,83 @@ async def test_the_books_are_read_once_for_everybody(
         assert "of no rule is it known" in await text(page, "#books")
         await follow(page, page.get_by_role("link", name="Reconcile now"))
         assert page.url == f"{reading}/books"
-        await until_it_says(page, "Read at")
+        await until_it_says(page, " with saga console;")
         said = await text(page, "#books")
-        assert "The books are right." in said or "violations" in said
+        assert "The books were right then." in said or "violations" in said
         assert "could not be read" in said  # What reads the mail server's books.
-        await other.get_by_text("Read at").wait_for(timeout=PATIENCE_MS)
+        await other.get_by_text("saga console").wait_for(timeout=PATIENCE_MS)
         await clean(other)
+
+
+async def test_what_a_command_has_found_is_shown_and_the_newest_counts(
+    browser: Browser, reading: str, console_system: System, orders_ended: None
+) -> None:
+    folder = console_system.folder
+    async with opened(browser, f"{reading}/books", scripts=False) as page:
+        await typed(folder, "reconcile", "--grace", "0")
+        await until_it_says(page, "with saga reconcile --grace 0;")
+        saved, why = SavedReport.load(folder)
+        assert saved is not None, why
+        assert saved.by in await text(page, "#books")
+        older = saved.model_copy(update={"began_at": saved.began_at - timedelta(days=1)})
+        older.save(folder)
+        assert SavedReport.load(folder) == (saved, "")
+
+
+async def test_a_verdict_that_cannot_be_kept_or_read_is_told_on_the_page_and_by_the_command(
+    reading: str, console_system: System, orders_ended: None
+) -> None:
+    file = console_system.folder / BOOKS_FILE_NAME
+    before = file.read_bytes() if file.exists() else None
+    file.unlink(missing_ok=True)
+    file.mkdir()
+    try:
+        async with httpx.AsyncClient() as client:
+            said = (await client.get(f"{reading}/books")).text
+            assert "is not shown: cannot read" in said
+        process = await begun(console_system.folder, "reconcile", "--grace", "0")
+        _, err = await process.communicate()
+        assert process.returncode == 0
+        assert "the console will not show this: cannot write" in err.decode()
+        assert "Traceback" not in err.decode()
+    finally:
+        file.rmdir()
+        if before is not None:
+            file.write_bytes(before)
+
+
+async def test_what_a_command_has_proved_is_shown_with_whether_the_code_has_changed(
+    browser: Browser, tmp_path: Path
+) -> None:
+    watched = Watched(tmp_path, MOVING, spec=MOVING_SPEC)
+    await typed(tmp_path, "verify", SAGA=MOVING_SPEC)
+    async with (
+        serving(watched, ConsoleSettings(http_port=0)) as url,
+        opened(browser, f"{url}proof", scripts=False) as page,
+    ):
+        said = await text(page, "#proof")
+        assert "Nothing is broken." in said
+        assert "are as they were." in said
+        proof = Proof.load(tmp_path)
+        assert proof is not None
+        assert "tests.moving" in proof.code
+        assert "saga.verify.machine" in proof.code
+        proof.code["tests.moving"] = "another"
+        proof.code["tests.moving.gone"] = "there"
+        proof.save(tmp_path)
+        await page.reload()
+        said = await text(page, "#proof")
+        assert "2 of " in said
+        assert "tests.moving, tests.moving.gone." in said
+
+
+async def test_only_a_proof_of_all_scenarios_is_kept_and_only_where_a_system_is(
+    tmp_path: Path,
+) -> None:
+    await typed(tmp_path, "verify", "--scenario", "one move", SAGA=MOVING_SPEC)
+    assert Proof.load(tmp_path) is None
+    await typed(tmp_path / "none", "verify", SAGA=MOVING_SPEC)
+    assert not (tmp_path / "none").exists()
 
 
 async def test_nothing_is_stuck_and_the_page_says_when_it_looked(

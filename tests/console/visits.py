@@ -17,6 +17,7 @@ PAGES = (
     "/letters/replay",
     "/replays",
     "/stuck",
+    "/waiting",
     "/due",
     "/books",
     "/proof",

@@ -270,3 +270,33 @@ async def test_those_open_now_are_the_ones_that_a_search_for_open_ones_lists(
     assert await recording.history.read(count_open) == 1
     now = TEN + timedelta(minutes=21)
     assert await recording.history.read(partial(open_at, at=now)) == (1, False)
+
+
+async def test_what_went_along_an_edge_is_what_its_receiver_has_taken(
+    recording: Recording,
+) -> None:
+    play = recording.play
+    play.at = TEN + timedelta(minutes=3)
+    play.down = {"payment"}
+    waits = play.place()
+    play.deliver()
+    await recording.record()
+    until = TEN + timedelta(minutes=10)
+    wanted = MessageSearch(
+        types=["stock.reserved"], taken_by="/services/payment", since=TEN, until=until
+    )
+
+    page = await recording.history.read(lambda c: find_messages(c, wanted, limit=50))
+
+    assert [message.type for message in page.messages] == ["stock.reserved"] * 2
+    assert waits not in {message.subject for message in page.messages}
+    found = traffic.traffic(
+        await recording.history.read(lambda c: excerpt(c, until, timedelta(minutes=10))), WAYS
+    )
+    edges = {(label(tail), label(head)): p.count for (tail, head), p in found.edges.items()}
+    assert edges["stock.reserved", "payment.charge"] == len(page.messages)
+    first = await recording.history.read(lambda c: find_messages(c, wanted, limit=1))
+    rest = await recording.history.read(
+        lambda c: find_messages(c, wanted, limit=5, before=first.before)
+    )
+    assert [*first.messages, *rest.messages] == list(page.messages)

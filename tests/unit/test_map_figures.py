@@ -12,11 +12,12 @@ from saga.archive.traffic import Excerpt, Passing, Recorded, Traffic
 from saga.broker.drift import Deviation
 from saga.broker.setup import Drift
 from saga.choreography import Choreography
-from saga.console.lookout import Compared, Glance
+from saga.console.lookout import Compared, Glance, Untaken
 from saga.console.map_figures import MapFigures, briefly, rate_said
 from saga.graph.flow import Flow, Step, label
 from saga.graph.overlay import LANE_LINES
 from saga.graph.svg import svg
+from saga.history.waiting import UntakenMessage, WaitingMessages
 from saga.runtime.messaging.topology import queues_of
 from saga.status import QueueStatus, SystemStatus
 from saga.testing import NOW
@@ -93,6 +94,42 @@ def test_a_figure_leads_to_the_messages_that_it_counts() -> None:
     assert hold is not None
     assert "participant=keeper&type=['part.held', 'part.refused']" in hold
     assert f"cause={begun}" in hold
+
+
+def test_what_went_along_an_edge_leads_to_these_messages() -> None:
+    flow = Flow(CIRCLE)
+    edges = MapFigures(flow, url, busy(flow), {}).overlay.edges
+    links = {(label(tail), label(head)): line[0].href or "" for (tail, head), line in edges.items()}
+
+    assert {*edges} == {*flow.edges}
+    assert all(link.startswith("/messages?") for link in links.values())
+    taken = next(link for (_, head), link in links.items() if head == "keeper.hold")
+    begun = next(tail for tail, head in links if head == "keeper.hold")
+    assert taken.startswith(f"/messages?type={begun}&taken_by=keeper&")
+    published = links["keeper.hold", "part.held"]
+    assert published.startswith(f"/messages?participant=keeper&type=part.held&cause={begun}&")
+    abouts = [line[0].about for line in edges.values()]
+    assert len({*abouts}) == len(abouts)  # By which a screen reader tells them apart.
+
+
+def test_what_waits_for_a_participant_is_at_the_edge_of_its_type() -> None:
+    flow = Flow(CIRCLE)
+    (edge,) = [edge for edge in flow.edges if label(edge[1]) == "keeper.hold"]
+    type_ = label(edge[0])
+    message = UntakenMessage("keeper", type_, "a", "1", "/services/starter", NOW)
+    other = replace(message, participant="teller", type="no.such")
+    waiting = Untaken(WaitingMessages([message, replace(message, id="2"), other], 3))
+
+    overlay = MapFigures(flow, url, Traffic(EXCERPT, {}, {}), {}, at_work(CIRCLE), None, waiting)
+    overlay_edges = overlay.overlay.edges
+
+    assert {*overlay_edges} == {edge}
+    (piece,) = overlay_edges[edge]
+    assert (piece.text, piece.href) == ("2 waiting", f"/waiting?participant=keeper&type={type_}")
+    lane = overlay.overlay.lanes["keeper"]
+    assert any(
+        piece.href == "/waiting?participant=keeper" and "waiting" in piece.text for piece in lane[1]
+    )
 
 
 def test_what_is_down_is_red_and_what_only_has_a_trouble_is_not() -> None:

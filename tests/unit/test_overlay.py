@@ -55,10 +55,42 @@ def test_a_lane_that_is_down_and_a_node_that_is_wrong_stand_out() -> None:
 def test_an_edge_that_something_went_along_says_so_on_hover() -> None:
     edge = FLOW.edges[0]
 
-    picture = drawn(Overlay(edges={edge: Inscription("", about="2/s")}))
+    line = [Inscription("2/s", "/messages", about="two a second"), Inscription("7 waiting")]
+    picture = drawn(Overlay(edges={edge: line}))
 
     (flowing,) = [p for p in picture.iter(f"{SVG}path") if "flows" in (p.get("class") or "")]
-    assert "".join(flowing.itertext()) == "2/s"
+    assert "".join(flowing.itertext()) == "two a second; 7 waiting"
+    (link,) = picture.iter(f"{SVG}a")
+    assert link.get("tabindex") is None  # The keyboard comes to it.
+    assert (link.get("href"), link.get("aria-label")) == ("/messages", "two a second")
+
+
+def test_what_is_written_at_edges_lies_on_no_node_and_stays_where_it_is() -> None:
+    few = {edge: [Inscription("0/s")] for edge in FLOW.edges}
+    many = {edge: [Inscription("99/s"), Inscription("99 waiting")] for edge in FLOW.edges[::2]}
+
+    first, second = (at_edges(svg(FLOW, Overlay(edges=edges))) for edges in (few, many))
+
+    assert len(first) == len(FLOW.edges)
+    assert set(second) <= set(first)
+    nodes = [
+        [float(each) for each in found]
+        for found in re.findall(
+            r'<rect class="(?:step|event|command)[a-z ]*" x="([-\d.]+)" y="([-\d.]+)" '
+            r'width="([-\d.]+)" height="([-\d.]+)"',
+            svg(FLOW, Overlay()),
+        )
+    ]
+    assert nodes
+    for x, y in first:
+        assert not any(
+            left < x < left + width and top < y < top + height for left, top, width, height in nodes
+        )
+
+
+def at_edges(picture: str) -> list[tuple[float, float]]:
+    found = re.findall(r'<text class="small on-edge" x="([-\d.]+)" y="([-\d.]+)"', picture)
+    return [(float(x), float(y)) for x, y in found]
 
 
 def test_nodes_stay_in_their_places_while_figures_change() -> None:

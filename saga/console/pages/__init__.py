@@ -17,6 +17,7 @@ from saga.console.pages import (
     sagas,
     services,
     stuck,
+    waiting,
     whole_map,
 )
 
@@ -29,6 +30,7 @@ PAGES: Final = tuple(
         letters,
         replays,
         stuck,
+        waiting,
         due,
         books,
         decide,

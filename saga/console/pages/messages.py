@@ -35,6 +35,7 @@ class MessagesWanted(BaseModel):
     type: Annotated[list[Text], Field(max_length=50)] = []
     participant: Text | None = None
     cause: Text | None = None
+    taken_by: Text | None = None
     attempt: Annotated[int, Field(ge=1, le=ATTEMPT_MAX)] = 1
     at: Annotated[str | None, Field(max_length=64)] = None
     seconds: Annotated[float | None, Field(gt=0, le=SECONDS_MAX)] = None
@@ -66,6 +67,7 @@ class MessagesWanted(BaseModel):
             source=None if self.participant is None else source_of(self.participant),
             cause=self.cause,
             attempt=self.attempt,
+            taken_by=None if self.taken_by is None else source_of(self.taken_by),
         )
 
     @property

@@ -13,7 +13,7 @@ from fastapi.responses import RedirectResponse, Response
 from starlette.requests import Request
 
 from saga.console.forms import asked_here
-from saga.console.inquiry import Inquiry
+from saga.console.inquiry import SHOWN_SECONDS, Inquiry, begun_by
 from saga.console.live import is_live
 from saga.console.playing import SeedRuns
 from saga.console.production import production, unmodelled
@@ -21,15 +21,13 @@ from saga.console.proving import PlayedLine, play_apart, prove_apart
 from saga.console.site import Site
 from saga.console.watched import Watched
 from saga.deployment import DeploymentError
-from saga.errors import InputError
 from saga.history import HistoryError
 from saga.runtime.kernel.database import DatabaseError
 from saga.runtime.problem import Problem
 from saga.verify.proof import Proof
+from saga.verify.sources import changed
 
 SEED_MAX: Final = 2**31
-PLAYED_SECONDS: Final = 0.1
-"""How long a page waits for a run, before it says that it is under way."""
 LINES_MAX: Final = 25
 """Of a run, on one page."""
 
@@ -46,12 +44,8 @@ def routes(site: Site) -> APIRouter:
     async def proof(
         request: Request, run: Annotated[int | None, Query(ge=1, le=10**9)] = None
     ) -> Response:
-        # As with the books: each run has a number, and a refresh begins none.
-        if run is not None:
-            if not asked_here(request):
-                raise InputError("run: a page of another site begins no exploration")
-            proving.begin_number(run)
-            return RedirectResponse(site.url("/proof"), status_code=303)
+        if (begun := begun_by(request, proving, run, site.url("/proof"))) is not None:
+            return begun
         found = await proofs.finished()
         taken, unread = None, ""
         try:
@@ -69,6 +63,7 @@ def routes(site: Site) -> APIRouter:
             proof=found or proofs.growing,
             growing=proofs.growing,
             unsaved=proofs.unsaved,
+            changed=await asyncio.to_thread(changed, found.code) if found and found.code else None,
             taken=taken,
             unread=unread,
             missing=missing,
@@ -109,7 +104,7 @@ def routes(site: Site) -> APIRouter:
     ) -> Response:
         # A page that was left open begins nothing, nor does one of another site.
         if asked_here(request) and not is_live(request):
-            await runs.begin(seed).soon(PLAYED_SECONDS)
+            await runs.begin(seed).soon(SHOWN_SECONDS)
         inquiry = runs.get(seed)
         run = inquiry.last if inquiry is not None else None
         lines = run.lines if run is not None else ()
@@ -154,7 +149,7 @@ class _Proofs:
         try:
             await asyncio.to_thread(proof.save, self._watched.folder)
         except OSError as error:
-            self.unsaved = str(error)
+            self.unsaved = f"cannot write {error.filename}: {error.strerror}"
         return proof
 
     def _grow(self, proof: Proof) -> None:

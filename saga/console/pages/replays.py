@@ -108,7 +108,7 @@ def routes(site: Site) -> APIRouter:
             title="Replays",
             command="saga dlq audit",
             replays=shown,
-            at_work=at_work(desk.store.path),
+            at_work=await asyncio.to_thread(at_work, desk.store.path),
             next=place_of(shown[-1].number) if len(found) > PAGE else None,
         )
 
@@ -123,6 +123,7 @@ def routes(site: Site) -> APIRouter:
         counts = await asyncio.to_thread(replays.count, run)
         items = await asyncio.to_thread(replays.page_of, run, PAGE + 1, after)
         ours = letters.replaying == number
+        waits = run.ended_at is None and not ours
         return site.page(
             request,
             "replay.html",
@@ -134,7 +135,7 @@ def routes(site: Site) -> APIRouter:
             items=items[:PAGE],
             next=place_of(items[PAGE - 1][0]) if len(items) > PAGE else None,
             ours=ours,
-            elsewhere=run.ended_at is None and not ours and at_work(desk.store.path),
+            elsewhere=waits and await asyncio.to_thread(at_work, desk.store.path),
             broke_off=letters.broke_off.get(number, ""),
         )
 

@@ -11,8 +11,7 @@ from fastapi import APIRouter, Query
 from fastapi.responses import Response
 from starlette.requests import Request
 
-from saga.console.inquiry import Inquiry, apart
-from saga.console.live import is_live
+from saga.console.inquiry import Inquiry, apart, begun_for
 from saga.console.one import LOOK_AGAIN_SECONDS
 from saga.console.site import Site
 from saga.history.debts import Debt
@@ -20,10 +19,7 @@ from saga.history.sequence import either
 from saga.history.trace import Overdue, Stuck, stuck
 from saga.history.whereabouts import Whereabouts
 
-FIRST_SECONDS: Final = 0.1
-"""How long a page waits for the first answer, before it says that it is being looked for."""
 AGE_MIN_SECONDS: Final = 2.0
-AGE_MAX_SECONDS: Final = LOOK_AGAIN_SECONDS
 SHARE_MAX: Final = 0.05
 """Of the time, what looking may take."""
 CATCH_UP_SECONDS: Final = 1.0
@@ -75,9 +71,9 @@ def routes(site: Site) -> APIRouter:
         row: Annotated[int, Query(ge=0, le=10**9)] = 0,
     ) -> Response:
         fresh_seconds = max(AGE_MIN_SECONDS, looking.last_seconds / SHARE_MAX)
-        age_max = LOOK_AGAIN_SECONDS if is_live(request) else min(AGE_MAX_SECONDS, fresh_seconds)
-        if looking.begin_if_older(age_max):
-            await looking.soon(FIRST_SECONDS)
+        await begun_for(
+            request, looking, fresh_seconds=fresh_seconds, live_seconds=LOOK_AGAIN_SECONDS
+        )
         found = looking.last
         groups = [] if found is None else grouped(found)
         wanted = participant, answers, to

@@ -36,6 +36,7 @@ from saga.dlq.lookup import count
 from saga.graph.flow import Flow
 from saga.graph.svg import svg
 from saga.history import HistoryError
+from saga.history.waiting import LOOKED_AT_MAX
 from saga.runtime.kernel.database import DatabaseError
 
 T = TypeVar("T")
@@ -61,6 +62,7 @@ def routes(site: Site) -> APIRouter:
             _unless(past, site.lookout.lag()),
             _unless(past, site.lookout.compared(wanted=compare)),
         )
+        untaken = None if past else await site.lookout.untaken_if_any(glance)
         figures = MapFigures(
             drawn.flow,
             site.url,
@@ -68,6 +70,7 @@ def routes(site: Site) -> APIRouter:
             letters.counts,
             None if past else glance,
             compared,
+            untaken,
         )
         there = archived.span
         return site.page(
@@ -83,6 +86,8 @@ def routes(site: Site) -> APIRouter:
             glance=glance,
             uncollected=sum(glance.status.uncollected.values()),
             lag=lag,
+            untaken=untaken,
+            looked_at_max=LOOKED_AT_MAX,
             observers_down=_observers_down(site, glance),
             recorder=OBSERVER.name,
             past=past,
