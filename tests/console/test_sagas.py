@@ -210,7 +210,7 @@ async def test_nothing_is_called_fine_by_a_history_that_may_be_behind(
 
 
 async def test_what_could_still_happen_is_computed_for_a_moment(
-    browser: Browser, reading: str, orders: list[Subject]
+    browser: Browser, reading: str, console_system: System, orders: list[Subject]
 ) -> None:
     key = next(one.key for one in orders if one.ended_by == "order.confirmed")
     async with opened(browser, reading + address(key, show="future", event=2)) as page:
@@ -220,10 +220,16 @@ async def test_what_could_still_happen_is_computed_for_a_moment(
         assert "order.confirmed (confirmed)" in ends
         assert "order.cancelled (deadline_exceeded)" in ends
         assert "confirmed_unpaid" in said
+        command_line = (await text(page, "footer code")).split()
         await follow(page, page.get_by_role("link", name="as it is now"))
         assert "It cannot end by any of these any more: order.cancelled" in await text(
             page, "#future"
         )
+    assert command_line == ["saga", "future", key, "--event", "2"]
+    told = json.loads(await typed(console_system.folder, *command_line[1:], "--json"))
+    assert [[event["type"] for event in end["events"]] for end in told["ends"]] == [
+        [end.split(" ")[0]] for end in ends
+    ]
 
 
 async def test_what_if_is_asked_by_links_and_answered_by_the_domains(
@@ -240,9 +246,11 @@ async def test_what_if_is_asked_by_links_and_answered_by_the_domains(
         assert "It would come to: order.cancelled (deadline_exceeded)" in said
         assert "Otherwise it would come to order.confirmed" in said
         assert "publishes payment.refunded" in said
+        command = await text(page, "footer code")
         permalink = page.url
     async with opened(browser, permalink) as page:
         assert await text(page, "#asked") == said
+    assert command == f"saga future {key} --event 2 --if 'order do order.expire'"
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

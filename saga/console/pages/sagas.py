@@ -28,10 +28,10 @@ from saga.console.one import (
     WHOLE_BODY_MAX_CHARACTERS,
     BrokerSight,
     Foreseeing,
+    Supposed,
     Unforeseen,
     body_of,
     left_to_people,
-    moment_of,
     part_of,
     states_at,
 )
@@ -39,6 +39,7 @@ from saga.console.site import Site
 from saga.dlq.states import HERE
 from saga.envelope import source_of, trace_id_of
 from saga.errors import InputError
+from saga.future.moment import moment_of
 from saga.future.whatif import AskedStep, Consequences
 from saga.history.debts import Debt
 from saga.history.drawing import as_svg
@@ -401,7 +402,7 @@ class _OnePage:
         return self._page(
             "saga_future.html",
             "future",
-            None,
+            self._future_command(),
             unforeseen=unforeseen,
             outlook=None if isinstance(found, Unforeseen) else found.outlook,
             ends_max=ENDS_MAX,
@@ -410,26 +411,31 @@ class _OnePage:
         )
 
     async def what_if(self, given: Sequence[str]) -> Response:
-        moment, whereabouts = self._moment, self._found.whereabouts
-        offers = await self._foreseeing.offers(moment, whereabouts)
-        usual = await self._foreseeing.course(moment, whereabouts, ())
-        steps = [_asked_step(text) for text in given]
-        asked = await self._foreseeing.course(moment, whereabouts, steps) if steps else None
-        why = next((each for each in (usual, asked) if isinstance(each, Unforeseen)), None)
-        links = [] if isinstance(offers, Unforeseen) else offers
+        steps = [AskedStep.read(text) for text in given]
+        found = await self._foreseeing.supposed(self._moment, self._found.whereabouts, steps)
+        if isinstance(found, Unforeseen):
+            found = Supposed((), found, None, ())
+        asked, usual = found.asked, found.usual
         return self._page(
             "saga_what_if.html",
             "what-if",
-            None,
-            unforeseen=why,
+            self._future_command(*(f"--if {quoted(str(step))}" for step in steps)),
+            unforeseen=next(
+                (each for each in (usual, asked) if isinstance(each, Unforeseen)), None
+            ),
             offers=[
-                (offer.words, self._url("what-if", do=[_written(step) for step in offer.steps]))
-                for offer in links
+                (offer.words, self._url("what-if", do=list(map(str, offer.steps))))
+                for offer in found.offers
             ],
-            words=next((o.words for o in links if o.steps == tuple(steps)), ""),
+            words=next((o.words for o in found.offers if o.steps == tuple(steps)), ""),
             usual=usual if isinstance(usual, Consequences) else None,
             asked=asked if isinstance(asked, Consequences) else None,
+            remarks=found.remarks,
         )
+
+    def _future_command(self, *options: str) -> str:
+        event = () if self._asked is None else (f"--event {min(self._asked, self._moment.last)}",)
+        return " ".join(("saga future", quoted(self._subject), *event, *options))
 
 
 def _facts(view: State, *, bodies: bool) -> list[tuple[str, Any]]:
@@ -444,19 +450,3 @@ def _facts(view: State, *, bodies: bool) -> list[tuple[str, Any]]:
 def _trace_link(site: Site, subject: str) -> str | None:
     pattern = getattr(site, "trace_url", "")
     return pattern.replace("{trace_id}", trace_id_of(subject)) if pattern else None
-
-
-def _written(step: AskedStep) -> str:
-    """A step as an address has it."""
-    return f"{step.participant} {'take' if step.message else 'do'} {step.message or step.command}"
-
-
-def _asked_step(text: str) -> AskedStep:
-    match text.split(" ", 2):
-        case [participant, "take", message]:
-            return AskedStep(participant, message=message)
-        case [participant, "do", command]:
-            return AskedStep(participant, command=command)
-        case _:
-            pass
-    raise InputError(f"do={text!r} is no step; follow a link of the page")
