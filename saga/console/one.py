@@ -24,11 +24,9 @@ from saga.future.moment import Moment, modelled
 from saga.future.present import Foresight, ModelledSubject
 from saga.future.whatif import AskedStep, Consequences, Offer, course, offers_of
 from saga.history.debts import Debt
-from saga.history.story import Story
 from saga.history.trace import Trace, events_before, past_of
 from saga.history.whereabouts import Whereabouts, look
 from saga.verify import VerifyError
-from saga.view import EventsInMemory, View
 
 T = TypeVar("T")
 
@@ -159,21 +157,6 @@ def _said(value: Any) -> str:
     if value is None:
         return ""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def left_to_people(watched: Watched, story: Story) -> list[tuple[str, str]]:
-    """What about a subject waits for a person's decision: the rule's name, and what was found."""
-    view = View(
-        {name: fold.states for name, fold in story.folds.items()},
-        EventsInMemory(list(story.events.values())),
-        rests=lambda _: True,
-    )
-    return [
-        (rule.name, detail)
-        for rule in watched.saga.left_to_people
-        for subject, detail in rule.broken(view)
-        if subject == story.subject
-    ]
 
 
 def body_of(step: Hop, *, bodies: bool, characters: int = BODY_MAX_CHARACTERS) -> tuple[str, int]:

@@ -10,7 +10,7 @@ from typing import TypeVar
 from saga.choreography import Choreography
 from saga.deployment import Deployment
 from saga.errors import InputError
-from saga.future.moment import Moment, moment_of
+from saga.future.moment import Moment, moment_after
 from saga.history.archive import Archive
 from saga.history.debts import Debt
 from saga.history.trace import CATCH_UP_SECONDS, Trace, UnknownSubject, trace
@@ -74,7 +74,7 @@ async def standing(
             f"{error}; but the history is {behind} messages behind the stream: start its service, "
             f"and wait"
         ) from error
-    moment = moment_of(graph, found, event)
+    moment = moment_after(graph, found, event)
     if event is not None and event > moment.last:
         raise InputError(f"--event: it has {moment.last} events, so there is no event {event}")
     return WhereItStands(found, moment, behind, why_not)

@@ -45,7 +45,7 @@ class Moment:
         ]
 
 
-def moment_of(graph: Choreography, found: Trace, number: int | None) -> Moment:
+def moment_after(graph: Choreography, found: Trace, number: int | None) -> Moment:
     """The moment after the event of that number; by default the present."""
     story = found.story
     steps = [step for step in story.steps if step.attributes.key in story.events]

@@ -19,7 +19,7 @@ from payment_service.domain import ChargeAnswered, Payment, PaymentStatus, Refun
 from saga.archive.store import Fact
 from saga.choreography import Participant
 from saga.console import one
-from saga.console.one import Foreseeing, Foreseen, Unforeseen, left_to_people
+from saga.console.one import Foreseeing, Foreseen, Unforeseen
 from saga.console.watched import Watched
 from saga.discovery import choreography, saga
 from saga.envelope import Envelope
@@ -506,11 +506,3 @@ async def test_a_state_that_no_model_takes_is_a_reason_for_every_question(
     for found in (await asked.outlook(), await foreseeing.supposed(moment, None, ())):
         assert isinstance(found, Unforeseen)
         assert "unhashable" in found.why
-
-
-def test_what_waits_for_a_person_is_named(foresight: Foresight) -> None:
-    played = stocked()
-    order = confirmed(played)
-    watched = Watched(Path(), saga())
-
-    assert left_to_people(watched, story_of(played.events, order)) == []
