@@ -21,6 +21,7 @@ from saga.commands import (
     dlq,
     due,
     exporting,
+    future,
     graph,
     history,
     load,
@@ -129,6 +130,7 @@ app.command("reconcile")(running.reconcile)
 app.command("backup")(backups.backup)
 app.command("restore")(backups.restore)
 app.command("trace")(trace.trace)
+app.command("future")(future.future)
 app.command("stuck")(trace.stuck)
 app.command("show")(trace.show)
 app.command("due")(due.due)

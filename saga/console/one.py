@@ -9,7 +9,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Hashable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from itertools import combinations, islice
 from typing import Any, Final, TypeVar
 
 from pydantic_core import from_json
@@ -19,16 +18,15 @@ from saga.console.inquiry import Inquiry, apart
 from saga.console.masking import fields_of, masked
 from saga.console.watched import Watched
 from saga.envelope import Envelope
+from saga.future.asking import computed
 from saga.future.ends import Outlook, outlook
-from saga.future.present import Foresight, ModelledSubject, shared_keys
-from saga.future.reading import read_shared
-from saga.future.whatif import AskedStep, Consequences, course
-from saga.history.debts import Coming, Debt, coming_of, debts_of
-from saga.history.story import Story, tell
-from saga.history.trace import Trace, events_before, facts_of, past_of
-from saga.history.whereabouts import Place, Whereabouts, look
+from saga.future.moment import Moment, modelled
+from saga.future.present import Foresight, ModelledSubject
+from saga.future.whatif import AskedStep, Consequences, Offer, course, offers_of
+from saga.history.debts import Debt
+from saga.history.trace import Trace, events_before, past_of
+from saga.history.whereabouts import Whereabouts, look
 from saga.verify import VerifyError
-from saga.view import EventsInMemory, View
 
 T = TypeVar("T")
 
@@ -37,8 +35,6 @@ KEPT_MAX: Final = 64
 KEPT_SECONDS: Final = 10.0
 """For how long, as they follow from more than the subject's events: what it shares with others, and
 the time."""
-PAIRS_MAX: Final = 12
-"""Pairs of messages on their way whose other order is offered."""
 BODY_MAX_CHARACTERS: Final = 1_500
 """Of a body among others."""
 WHOLE_BODY_MAX_CHARACTERS: Final = 50_000
@@ -66,31 +62,6 @@ class StateField:
 
 
 @dataclass(frozen=True, slots=True)
-class Moment:
-    """A subject right after one of its events, the one of that number from 1; 0 is before all."""
-
-    number: int
-    last: int
-    step: Hop | None
-    story: Story
-    debts: Sequence[Debt]
-    coming: Sequence[Coming]
-    now: datetime
-
-    @property
-    def is_last(self) -> bool:
-        return self.number == self.last
-
-
-@dataclass(frozen=True, slots=True)
-class Offer:
-    """A question that may be asked about what would be: its words, and the steps it begins with."""
-
-    words: str
-    steps: tuple[AskedStep, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Unforeseen:
     """Why it cannot be said what can still happen."""
 
@@ -103,6 +74,17 @@ class Foreseen:
 
     outlook: Outlook
     present: ModelledSubject
+
+
+@dataclass(frozen=True, slots=True)
+class Supposed:
+    """What may be asked about a moment; what usually follows from it, and what would, if something
+    was asked; and what that takes for granted."""
+
+    offers: Sequence[Offer]
+    usual: Consequences | Unforeseen
+    asked: Consequences | Unforeseen | None
+    remarks: Sequence[str]
 
 
 class BrokerSight:
@@ -146,32 +128,6 @@ class BrokerSight:
         return looking.last if (looking.age_seconds or 0.0) <= age_max else None
 
 
-def moment_of(graph: Any, found: Trace, number: int | None) -> Moment:
-    """The moment after the event of that number; by default the present."""
-    story = found.story
-    steps = [step for step in story.steps if step.attributes.key in story.events]
-    last = len(steps)
-    if number is None or number >= last:
-        step = steps[-1] if steps else None
-        return Moment(last, last, step, story, found.debts, found.coming, found.now)
-    if number <= 0:
-        number, events = 0, []
-    else:
-        event = story.events[steps[number - 1].attributes.key]
-        events = [*events_before(story, event.id), event]
-    told = tell(graph, story.subject, facts_of(found.facts, events))
-    now = events[-1].time if events else steps[0].attributes.time
-    return Moment(
-        number,
-        last,
-        steps[number - 1] if number else None,
-        told,
-        debts_of(graph, told, now),
-        coming_of(graph, told, now),
-        now,
-    )
-
-
 def states_at(watched: Watched, found: Trace, moment: Moment, *, bodies: bool) -> list[StateField]:
     """What each participant had about the subject before and after the moment's event."""
     story, graph = found.story, watched.graph
@@ -203,21 +159,6 @@ def _said(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def left_to_people(watched: Watched, story: Story) -> list[tuple[str, str]]:
-    """What about a subject waits for a person's decision: the rule's name, and what was found."""
-    view = View(
-        {name: fold.states for name, fold in story.folds.items()},
-        EventsInMemory(list(story.events.values())),
-        rests=lambda _: True,
-    )
-    return [
-        (rule.name, detail)
-        for rule in watched.saga.left_to_people
-        for subject, detail in rule.broken(view)
-        if subject == story.subject
-    ]
-
-
 def body_of(step: Hop, *, bodies: bool, characters: int = BODY_MAX_CHARACTERS) -> tuple[str, int]:
     """The `data` of a message as text, cut after so many characters; and how many it has."""
     try:
@@ -242,7 +183,7 @@ class Foreseeing:
         self, moment: Moment, whereabouts: Whereabouts | None
     ) -> Foreseen | Unforeseen:
         """What can still happen from a moment on, and what was taken for granted."""
-        debts = _open_debts(moment, whereabouts)
+        debts = moment.open_debts(whereabouts)
         key = _key(moment, debts)
         made_at, kept = self._kept.get(key, (0.0, None))
         if kept is not None and time.monotonic() - made_at < KEPT_SECONDS:
@@ -263,34 +204,35 @@ class Foreseeing:
     def _present(
         self, moment: Moment, debts: Sequence[Debt], *, influential_only: bool
     ) -> ModelledSubject:
-        graph = self._watched.graph
-        keys = shared_keys(graph, moment.story)
-        return self._foresight.present(
-            moment.story,
-            debts,
-            moment.coming,
-            read_shared(self._watched.deployment, graph, keys),
-            moment.now,
-            influential_only=influential_only,
+        watched = self._watched
+        return modelled(
+            watched.deployment, self._foresight, moment, debts, influential_only=influential_only
         )
 
-    async def offers(
-        self, moment: Moment, whereabouts: Whereabouts | None
-    ) -> list[Offer] | Unforeseen:
-        """What may be asked about a moment."""
-        debts = _open_debts(moment, whereabouts)
-        return await _foreseen(
-            lambda: offers_of(self._present(moment, debts, influential_only=False), whereabouts)
-        )
-
-    async def course(
+    async def supposed(
         self, moment: Moment, whereabouts: Whereabouts | None, steps: Sequence[AskedStep]
-    ) -> Consequences | Unforeseen:
-        """What would follow. Raises `InputError` for steps that are not possible."""
-        debts = _open_debts(moment, whereabouts)
-        return await _foreseen(
-            lambda: course(self._present(moment, debts, influential_only=False), steps)
-        )
+    ) -> Supposed | Unforeseen:
+        """What would follow from a moment on if these steps came next. Raises `InputError` for
+        steps that are not possible."""
+        debts = moment.open_debts(whereabouts)
+
+        def compute() -> Supposed:
+            present = self._present(moment, debts, influential_only=False)
+            return Supposed(
+                offers_of(present, whereabouts),
+                _course(present, ()),
+                _course(present, steps) if steps else None,
+                present.remarks,
+            )
+
+        return await _foreseen(compute)
+
+
+def _course(present: ModelledSubject, steps: Sequence[AskedStep]) -> Consequences | Unforeseen:
+    try:
+        return computed(lambda: course(present, steps))
+    except VerifyError as error:
+        return Unforeseen(str(error))
 
 
 async def _foreseen(compute: Callable[[], T]) -> T | Unforeseen:
@@ -298,57 +240,16 @@ async def _foreseen(compute: Callable[[], T]) -> T | Unforeseen:
 
     def work() -> T | Unforeseen:
         try:
-            return compute()
+            return computed(compute)
         except VerifyError as error:
             return Unforeseen(str(error))
-        except TypeError as error:  # A state that is not hashable, say.
-            return Unforeseen(f"a state cannot be put into the model: {error}")
 
     return await asyncio.to_thread(work)
-
-
-def _open_debts(moment: Moment, whereabouts: Whereabouts | None) -> list[Debt]:
-    """What may still be met: not what a person has settled."""
-    if whereabouts is None or not moment.is_last:
-        return list(moment.debts)
-    return [
-        debt
-        for debt in moment.debts
-        if debt.event is None
-        or whereabouts.of(debt.participant, debt.event.id).place is not Place.SETTLED
-    ]
 
 
 def _key(moment: Moment, debts: Sequence[Debt]) -> Hashable:
     owed = tuple((d.participant, d.event.id if d.event else d.firing) for d in debts)
     return moment.story.subject, tuple(moment.story.events), owed, moment.is_last
-
-
-def offers_of(present: ModelledSubject, whereabouts: Whereabouts | None) -> list[Offer]:
-    """What may be asked about a subject: each message that is on its way taken next, two of them in
-    either order, what is due done now, and what may be given from outside."""
-    found: list[Offer] = []
-    for name, event in present.pending:
-        step = AskedStep(name, message=event.id)
-        where = whereabouts.of(name, event.id) if whereabouts is not None else None
-        if where is not None and where.place is Place.DEAD:
-            words = f"the dead letter {event.type} is replayed at {name} now"
-        else:
-            words = f"{name} takes {event.type} next"
-        found.append(Offer(words, (step,)))
-    for pair in islice(combinations(present.pending, 2), PAIRS_MAX):
-        for (first, one), (second, other) in (pair, pair[::-1]):
-            steps = AskedStep(first, message=one.id), AskedStep(second, message=other.id)
-            words = f"{first} takes {one.type}, and then {second} takes {other.type}"
-            found.append(Offer(words, steps))
-    for coming in present.coming:
-        command = coming.firing.due.command.type
-        words = f"its time comes now: {coming.participant} does {command}"
-        found.append(Offer(words, (AskedStep(coming.participant, command=command),)))
-    for stimulus in present.model.stimuli:
-        step = AskedStep(stimulus.participant, command=stimulus.command.type)
-        found.append(Offer(stimulus.name, (step,)))
-    return found
 
 
 def part_of(found: Trace, first: int, limit: int) -> Trace:

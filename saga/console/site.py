@@ -96,6 +96,7 @@ class Site:
         )
         templates.filters |= {
             "when": when,
+            "utc_field": utc_field,
             "cut": cut,
             "lasting": lasting,
             "segment": segment,
@@ -163,6 +164,11 @@ def when(moment: datetime | None) -> Markup:
     return Markup('<time datetime="{}">{} UTC</time>').format(
         moment.isoformat(timespec="milliseconds"), moment.strftime("%Y-%m-%d %H:%M:%S")
     )
+
+
+def utc_field(moment: datetime | None) -> str:
+    """A time as a field of a form has it: UTC, to the second."""
+    return "" if moment is None else f"{moment.astimezone(UTC):%Y-%m-%dT%H:%M:%S}"
 
 
 def lasting(length: timedelta | float | None) -> str:

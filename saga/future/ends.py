@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from saga.choreography import Choreography
+from saga.choreography import Choreography, State
 from saga.future.present import ModelledSubject
 from saga.graph.flow import Flow
 from saga.graph.sagas import extents_of
 from saga.message import Event
+from saga.runtime.kernel.fold import is_shared
 from saga.runtime.kernel.step import Firing
+from saga.verify.facts import Action
 from saga.verify.machine import Broken, Machine
 from saga.verify.schedule import StepInWords, Walk
 from saga.view import Violation
@@ -66,6 +68,11 @@ class Outlook:
     holding: Mapping[str, str]
     """Keyed by rule: what it says; those that hold in every state that was seen."""
     broken: Sequence[BrokenRule]
+    cut_short: Sequence[str]
+    """The outsides whose refusals were followed `ASKED_MAX` times in a row, and no further."""
+    depends_on: Sequence[str]
+    """The kinds of states that were read here and that others may change meanwhile, and whose they
+    are: all this is so for as long as nobody does."""
 
 
 @dataclass(slots=True)
@@ -108,7 +115,8 @@ class _Breadth:
         self._judged: set[tuple[int, bool]] = set()
         self._ends: dict[EndName, _EndSeen] = {}
         self._published: set[str] = set()
-        self._broken: dict[str, tuple[Violation, int]] = {}
+        self._broken: dict[str, tuple[Violation, int, Action | None]] = {}
+        """By rule, where it is broken first, and the step that breaks it there, if one does."""
         self._transitions = 0
         self.whole = True
 
@@ -128,7 +136,7 @@ class _Breadth:
             try:
                 outcomes = self._machine.outcomes(action, state)
             except Broken as broken:
-                self._broken.setdefault(broken.violation.rule, (broken.violation, state))
+                self._broken.setdefault(broken.violation.rule, (broken.violation, state, action))
                 continue
             for outcome in outcomes:
                 after = state & action.keep | outcome.bits
@@ -158,7 +166,7 @@ class _Breadth:
         if seen not in self._judged:
             self._judged.add(seen)
             for violation in machine.violations(state):
-                self._broken.setdefault(violation.rule, (violation, state))
+                self._broken.setdefault(violation.rule, (violation, state, None))
 
     def _waits(self, state: int) -> bool:
         """Whether time will do something yet."""
@@ -186,11 +194,28 @@ class _Breadth:
             ends=sorted(ends, key=lambda end: (len(end.way), end.name)),
             out_of_reach=sorted({kind.type for kind in kinds} - reached),
             holding={name: said for name, said in rules.items() if name not in self._broken},
-            broken=[BrokenRule(v, self._way(state)) for v, state in self._broken.values()],
+            broken=[
+                BrokenRule(violation, self._way(state, last))
+                for violation, state, last in self._broken.values()
+            ],
+            cut_short=sorted(self._machine.cut_short),
+            depends_on=sorted(self._shared_read(graph)),
         )
 
-    def _way(self, state: int) -> list[StepInWords]:
-        """A shortest way to a state, in words."""
+    def _shared_read(self, graph: Choreography) -> Iterator[str]:
+        """The kinds of states about more than one subject that reactions took which were run."""
+        for participant in graph.in_python:
+            kinds = {
+                kind
+                for reaction in participant.reactions
+                if (participant.name, reaction.name) in self._machine.reacted
+                for _, kind, _ in reaction.parameters
+                if issubclass(kind, State) and is_shared(kind)
+            }
+            yield from (f"{kind.__name__} of {participant.name}" for kind in kinds)
+
+    def _way(self, state: int, last: Action | None = None) -> list[StepInWords]:
+        """A shortest way to a state, in words, and the `last` step there, if one is given."""
         states = [state]
         while states[-1] not in self._starts:
             states.append(self._parents[states[-1]])
@@ -198,6 +223,9 @@ class _Breadth:
         steps = []
         for after in reversed(states[:-1]):
             choice = next(choice for choice in walk.choices() if choice.after == after)
+            steps.append(walk.take(choice))
+        if last is not None:
+            choice = next(choice for choice in walk.choices() if choice.action is last)
             steps.append(walk.take(choice))
         return steps
 
@@ -217,3 +245,9 @@ def ends_of(graph: Choreography, types: Iterable[str]) -> Sequence[type[Event]]:
         if any(kind.type in known for kind in kinds):
             found |= dict.fromkeys(kind for kind in kinds if kind.role.terminal)
     return sorted(found, key=lambda kind: kind.type)
+
+
+def end_in_words(name: EndName) -> str:
+    """An end, as `trip.given_up (too_late)`."""
+    said = [type_ if outcome in ("", type_) else f"{type_} ({outcome})" for type_, outcome in name]
+    return " and ".join(said) or "at rest, without an end"

@@ -64,6 +64,8 @@ class ModelledSubject:
     """Types of commands that may be given from outside, whose content nobody knows."""
     remarks: Sequence[str]
     """What is taken for granted."""
+    shared: Sequence[str] = ()
+    """The kinds of states that others may change meanwhile, and whose they are."""
 
     @property
     def starts(self) -> Sequence[str]:
@@ -152,8 +154,9 @@ class Foresight:
             unsaid=_unsaid,
         )
         left_out = {p.name for p in self.saga.participants} - names
-        remarks = list(_remarks(graph, shared, outsides, books, left_out))
-        return ModelledSubject(model, pending, coming, unjudged, untried, remarks)
+        kinds = sorted({f"{k.__name__} of {name}" for name, (k, _) in shared if name in names})
+        remarks = list(_remarks(graph, kinds, outsides, books, left_out))
+        return ModelledSubject(model, pending, coming, unjudged, untried, remarks, kinds)
 
     def _applied(self, graph: Choreography, unread: frozenset[type]) -> tuple[Rules, Sequence[str]]:
         """The rules that can be judged by what is known of one subject; and the names of those that
@@ -245,7 +248,7 @@ def _asked_by_commands(graph: Choreography, outside: Outside[Any]) -> bool:
 
 def _remarks(
     graph: Choreography,
-    shared: SharedStates,
+    kinds: Sequence[str],
     outsides: Sequence[Outside[Any]],
     books: Sequence[Mapping[str, Any]],
     left_out: Collection[str],
@@ -255,9 +258,11 @@ def _remarks(
             f"without {', '.join(sorted(left_out))}: nobody takes what is published there, so it "
             f"cannot change how this ends"
         )
-    kinds = sorted({f"{kind.__name__} of {name}" for name, (kind, _) in shared})
     if kinds:
-        yield f"{', '.join(kinds)}: as the databases have it now, since it is about others, too"
+        yield (
+            f"{', '.join(kinds)}: as the databases have it now, since it is about others, too; "
+            f"what these do to it meanwhile is not looked at"
+        )
     for outside in outsides:
         if _asked_by_commands(graph, outside):
             yield (
@@ -375,6 +380,7 @@ class _Replay:
         self._outsides = outsides
         self._by_id = {event.id: event for event in story.events.values()}
         self._fold = Fold(participant)
+        self._shared = shared
         self._fold.states.update(shared)
         own = [e for e in story.events.values() if e.source == source_of(participant.name)]
         self._steps: dict[str | None, list[Envelope[Any]]] = {}
@@ -401,6 +407,8 @@ class _Replay:
             for event in events:
                 if self._fold.kind_of(event.type) is not None:
                     self._fold.take(event)
+            # These events are in what the databases have of it already.
+            self._fold.states.update(self._shared)
         return ways
 
     def _may_have_asked(self, event: Envelope[Any]) -> bool:

@@ -17,15 +17,9 @@ def diagram(schedule: Schedule) -> str:
 
 
 def _diagram(schedule: Schedule) -> Iterator[str]:
-    lanes = _lanes(schedule.steps)
     yield f"{schedule.model.name}: {schedule.start}"
     yield ""
-    yield "    " + "".join(lane[: LANE_WIDTH - 1].center(LANE_WIDTH) for lane in lanes)
-    for number, step in enumerate(schedule.steps, 1):
-        remark = f"  ({step.remark})" if step.remark else ""
-        yield f"{number:>3} {_arrow(lanes, step)}  {step.what}{remark}"
-        for result in step.results:
-            yield f"    {_LANE * len(lanes)}    {step.receiver}: {result}"
+    yield from drawn(schedule.steps)
     yield ""
     yield f"broken: {schedule.violation.rule}: {schedule.subject}: {schedule.violation.detail}"
     for question in schedule.open:
@@ -33,6 +27,17 @@ def _diagram(schedule: Schedule) -> Iterator[str]:
     for remark, meaning in REMARKS.items():
         if any(step.remark == remark for step in schedule.steps):
             yield f"{remark}: {meaning}"
+
+
+def drawn(steps: Sequence[StepInWords]) -> Iterator[str]:
+    """Steps as arrows between lanes, a line for each, and below it what came of that."""
+    lanes = _lanes(steps)
+    yield "    " + "".join(lane[: LANE_WIDTH - 1].center(LANE_WIDTH) for lane in lanes)
+    for number, step in enumerate(steps, 1):
+        remark = f"  ({step.remark})" if step.remark else ""
+        yield f"{number:>3} {_arrow(lanes, step)}  {step.what}{remark}"
+        for result in step.results:
+            yield f"    {_LANE * len(lanes)}    {step.receiver}: {result}"
 
 
 def _lanes(steps: Sequence[StepInWords]) -> Sequence[str]:

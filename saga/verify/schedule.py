@@ -202,7 +202,7 @@ class Walk:
         return published + asked
 
     def _name(self, fact: Fact, message: str, subject: str) -> str:
-        name = f"{message} {self._machine.model.names.get(subject, subject)}"
+        name = f"{message} {self._machine.model.names.get(subject, subject)}".rstrip()
         self._used[name] += 1
         if self._used[name] > 1:
             name = f"{name} #{self._used[name]}"
@@ -240,6 +240,6 @@ class Walk:
                 return about.name
             case Firing():
                 subject = self._machine.model.names.get(about.key, about.key)
-                return f"{about.due.command.type} {subject}, which is due"
+                return f"{about.due.command.type} {subject}".rstrip() + ", which is due"
             case _:
                 return self._names[about]

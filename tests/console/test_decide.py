@@ -7,6 +7,7 @@ import html
 import re
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from uuid import uuid4
 
@@ -18,10 +19,11 @@ from notification_service.domain import Notification, NotificationStatus
 from notification_service.store import NOTIFICATIONS
 from order_saga import SAGA
 from order_service.domain import Order
+from saga.archive.store import Fact
 from saga.console import people
 from saga.console.live import Ticker
 from saga.console.lookout import Lookout
-from saga.console.people import undecided_in
+from saga.console.people import AskedOnce, asked_once, undecided_in
 from saga.console.serve import serving as console
 from saga.console.settings import ConsoleSettings
 from saga.console.site import Site
@@ -29,9 +31,12 @@ from saga.console.watched import Watched
 from saga.deciding import ASK_SECONDS
 from saga.declaration import PersonsChoice, Saga, SagaError
 from saga.deployment import Deployment, dead_letters_url_in
+from saga.history.story import tell
 from saga.runtime.kernel.rows import writing
+from saga.runtime.kernel.tables import utc_now
 from saga.view import Broken, Invariant, States
 from tests.integration.served import Served, serving
+from tests.order_play import Play
 from tests.polling import until
 
 RULE = "mails_unknown"
@@ -214,3 +219,54 @@ def test_a_choice_about_what_does_not_exist_is_refused() -> None:
     choice = PersonsChoice("no_rule", "notification", {})
     with pytest.raises(SagaError, match="a choice is about 'no_rule'"):
         SAGA.__class__("orders", SAGA.participants, choices=(choice,))
+
+
+# --- what is asked only once, on the page of its saga ---------------------------------------------
+
+
+async def told_of(watched: Watched, played: Play, order: str) -> tuple[list[AskedOnce], list[str]]:
+    facts = [Fact(event, event.to_bytes(), position=n) for n, event in enumerate(played.events)]
+    about = [fact for fact in facts if fact.attributes.subject == order]
+    asked, waits = await asked_once(watched, tell(SAGA.choreography, order, about))
+    return asked, [f"{each.rule}: {each.detail} ({each.can_be_decided})" for each in waits]
+
+
+def played_order() -> tuple[Play, str]:
+    played = Play(at=utc_now(), tick=timedelta(milliseconds=5))
+    order = played.place(sku="nothing")
+    played.deliver()
+    return played, order
+
+
+async def test_a_sagas_mail_is_listed_as_its_service_has_it_now(
+    service: Served, tmp_path: Path
+) -> None:
+    played, order = played_order()
+    state = Notification(order, status=NotificationStatus.UNKNOWN, detail="no answer")
+
+    def save(connection: Connection) -> None:
+        with writing(connection) as writes:
+            NOTIFICATIONS.save(writes, [(state, 0)])
+
+    await service.database.transaction(save)
+
+    (mail,), waits = await told_of(Watched(tmp_path, SAGA), played, order)
+    # Its events tell that it was sent; not every step of a question is an event.
+    assert (mail.state, mail.why_not) == (state, "")
+    assert (mail.participant, mail.outsides) == ("notification", ["mail server"])
+    assert waits == [f"{RULE}: no answer (True)"]
+
+    cannot = Watched(tmp_path, replace(SAGA, choices=()))
+    assert (await told_of(cannot, played, order))[1] == [f"{RULE}: no answer (False)"]
+
+
+async def test_a_mail_whose_service_cannot_be_read_is_told_by_its_events(tmp_path: Path) -> None:
+    Deployment(amqp_url="amqp://127.0.0.1:1/", http_urls={}, database_urls={}).save(tmp_path)
+    played, order = played_order()
+
+    (mail,), waits = await told_of(Watched(tmp_path, SAGA), played, order)
+
+    assert isinstance(mail.state, Notification)
+    assert mail.state.status is NotificationStatus.SENT
+    assert "names no database of notification" in mail.why_not
+    assert waits == []

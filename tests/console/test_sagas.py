@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from typing import Literal
-from urllib.parse import quote
+from urllib.parse import parse_qs, quote, urlsplit
+from zoneinfo import ZoneInfo
 
 import httpx
 import pytest
@@ -65,6 +67,60 @@ async def test_a_saga_is_found_by_a_part_of_its_id(
         assert await page.locator("#subjects a.row").all_inner_texts() == [key]
 
 
+@pytest.mark.parametrize("zone", ["America/New_York", "Australia/Adelaide"])
+@pytest.mark.parametrize("scripts", [True, False])
+async def test_times_are_typed_in_the_zone_in_which_they_are_shown(
+    browser: Browser, reading: str, orders: list[Subject], zone: str, scripts: bool
+) -> None:
+    began = {one.key: one.first_event_at for one in orders}
+    until = max(began.values()).replace(microsecond=0)
+    earlier = {key for key, at in began.items() if at < until}
+    typed_in = until.astimezone(ZoneInfo(zone) if scripts else UTC)
+    async with opened(browser, reading + "/sagas", scripts=scripts, zone=zone) as page:
+        field = page.get_by_label(f"until, {zone if scripts else 'UTC'}")
+        await field.fill(f"{typed_in:%Y-%m-%dT%H:%M:%S}")
+        await follow(page, page.get_by_role("button", name="Search"))
+
+        (asked,) = parse_qs(urlsplit(page.url).query)["until"]
+        assert asked == f"{until:%Y-%m-%dT%H:%M:%S}" + ("Z" if scripts else "")
+        rows = await page.locator("#subjects a.row").all_inner_texts()
+        assert {*rows} & began.keys() == earlier
+        field = page.get_by_label(f"until, {zone if scripts else 'UTC'}")
+        shown = datetime.fromisoformat(await field.input_value())
+        assert shown == typed_in.replace(tzinfo=None)
+
+
+async def test_a_time_that_nobody_changed_is_sent_as_it_came(
+    browser: Browser, reading: str, orders_ended: None
+) -> None:
+    # In Berlin, this half past two was half past two for the second time.
+    moment = datetime(2024, 10, 27, 1, 30, 0, 250_000, UTC)
+    url = f"{reading}/sagas?since={quote(moment.isoformat())}"
+    async with opened(browser, url, zone="Europe/Berlin") as page:
+        assert await page.get_by_label("since").input_value() == "2024-10-27T02:30"
+        await page.select_option("[name=stands]", "ended")
+        await follow(page, page.get_by_role("button", name="Search"))
+        (asked,) = parse_qs(urlsplit(page.url).query)["since"]
+        assert datetime.fromisoformat(asked) == moment
+        await page.get_by_label("since").fill("")
+        await follow(page, page.get_by_role("button", name="Search"))
+        assert parse_qs(urlsplit(page.url).query).get("since") is None
+
+
+async def test_messages_are_looked_for_up_to_a_time_of_the_viewers_zone(
+    browser: Browser, reading: str, orders: list[Subject]
+) -> None:
+    zone = "America/New_York"
+    last = max(one.last_event_at for one in orders)
+    typed_in = last.astimezone(ZoneInfo(zone))
+    async with opened(browser, reading + "/messages", zone=zone) as page:
+        await page.get_by_label(f"up to, {zone}").fill(f"{typed_in:%Y-%m-%dT%H:%M:%S}")
+        await follow(page, page.get_by_role("button", name="Search"))
+        (asked,) = parse_qs(urlsplit(page.url).query)["at"]
+        assert asked == f"{last:%Y-%m-%dT%H:%M:%SZ}"
+        assert "Recorded up to" in await text(page, "main")
+
+
 async def test_pages_of_sagas_follow_each_other_and_none_is_twice(
     browser: Browser, reading: str, orders: list[Subject]
 ) -> None:
@@ -118,6 +174,7 @@ async def test_a_saga_is_told_as_the_command_tells_it(
         assert [label.strip() for label in labels] == [row["label"] for row in document["rows"]]
         assert await page.locator("#sequence svg").count() == 1
         assert "obody owes anything." in await text(page, "#stands")
+        assert "Notification mail server notification status sent" in await text(page, "#asked")
 
 
 async def test_the_states_at_any_moment_are_those_of_saga_show(
@@ -210,7 +267,7 @@ async def test_nothing_is_called_fine_by_a_history_that_may_be_behind(
 
 
 async def test_what_could_still_happen_is_computed_for_a_moment(
-    browser: Browser, reading: str, orders: list[Subject]
+    browser: Browser, reading: str, console_system: System, orders: list[Subject]
 ) -> None:
     key = next(one.key for one in orders if one.ended_by == "order.confirmed")
     async with opened(browser, reading + address(key, show="future", event=2)) as page:
@@ -220,10 +277,16 @@ async def test_what_could_still_happen_is_computed_for_a_moment(
         assert "order.confirmed (confirmed)" in ends
         assert "order.cancelled (deadline_exceeded)" in ends
         assert "confirmed_unpaid" in said
+        command_line = (await text(page, "footer code")).split()
         await follow(page, page.get_by_role("link", name="as it is now"))
         assert "It cannot end by any of these any more: order.cancelled" in await text(
             page, "#future"
         )
+    assert command_line == ["saga", "future", key, "--event", "2"]
+    told = json.loads(await typed(console_system.folder, *command_line[1:], "--json"))
+    assert [[event["type"] for event in end["events"]] for end in told["ends"]] == [
+        [end.split(" ")[0]] for end in ends
+    ]
 
 
 async def test_what_if_is_asked_by_links_and_answered_by_the_domains(
@@ -240,9 +303,11 @@ async def test_what_if_is_asked_by_links_and_answered_by_the_domains(
         assert "It would come to: order.cancelled (deadline_exceeded)" in said
         assert "Otherwise it would come to order.confirmed" in said
         assert "publishes payment.refunded" in said
+        command = await text(page, "footer code")
         permalink = page.url
     async with opened(browser, permalink) as page:
         assert await text(page, "#asked") == said
+    assert command == f"saga future {key} --event 2 --if 'order do order.expire'"
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -29,9 +29,11 @@ PAGES = (
 
 
 @asynccontextmanager
-async def opened(browser: Browser, url: str, *, scripts: bool = True) -> AsyncIterator[Page]:
-    """A page that was answered well, in a context of its own."""
-    context = await browser.new_context(java_script_enabled=scripts)
+async def opened(
+    browser: Browser, url: str, *, scripts: bool = True, zone: str | None = None
+) -> AsyncIterator[Page]:
+    """A page that was answered well, in a context of its own, for somebody in that time zone."""
+    context = await browser.new_context(java_script_enabled=scripts, timezone_id=zone)
     try:
         page = await context.new_page()
         answer = await page.goto(url)

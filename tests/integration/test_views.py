@@ -96,6 +96,10 @@ class Scene:
             "backup": [[new]],
             "restore": [[str(self.folder / "copied"), "--data-dir", f"{new}.data"]],
             "trace": [[order] for order in self.orders],
+            "future": [
+                *([order] for order in self.orders),
+                *([order, "--if", "order do order.cancel"] for order in self.orders[-1:]),
+            ],
             "stuck": [[]],
             "show": [[order] for order in self.orders],
             "due": [[], ["--audit"], *([order] for order in self.orders)],
@@ -278,7 +282,7 @@ def scene(
 
 SLOW: Final = {"history rebuild", "history verify", "reconcile", "verify"}
 """They read much, and print as the others do."""
-SHOWING_CUSTOMERS: Final = {"show", "trace", "history verify", "dlq show"}
+SHOWING_CUSTOMERS: Final = {"show", "trace", "future", "history verify", "dlq show"}
 
 
 def _wait_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
@@ -12,31 +12,29 @@ from uuid import UUID
 
 import pytest
 
+from common.events import PaymentCharged, PaymentDeclined, PaymentVoided
 from inventory_service.domain import AddStock, StockItem
 from order_service.domain import CancelOrder
+from payment_service.domain import ChargeAnswered, Payment, PaymentStatus, Refund
 from saga.archive.store import Fact
+from saga.choreography import Participant
 from saga.console import one
-from saga.console.one import (
-    PAIRS_MAX,
-    Foreseeing,
-    Foreseen,
-    Moment,
-    Unforeseen,
-    left_to_people,
-    offers_of,
-)
+from saga.console.one import Foreseeing, Foreseen, Unforeseen
 from saga.console.watched import Watched
 from saga.discovery import choreography, saga
 from saga.envelope import Envelope
 from saga.errors import InputError
+from saga.future import moment
 from saga.future.ends import ReachableEnd, outlook
+from saga.future.moment import Moment
 from saga.future.present import Foresight, ModelledSubject, SharedStates, shared_keys
-from saga.future.whatif import AskedStep, course
+from saga.future.whatif import PAIRS_MAX, AskedStep, course, offers_of
 from saga.history.debts import coming_of, debts_of
 from saga.history.story import Story, tell
 from saga.history.whereabouts import Place, Where, Whereabouts
 from saga.testing import NOW
 from saga.verify import VerifyError
+from saga.view import Broken, States
 from tests.order_play import Play, confirmed, declined, out_of_stock
 
 TICK = timedelta(milliseconds=5)
@@ -276,6 +274,134 @@ def test_a_step_that_is_not_possible_is_refused(foresight: Foresight) -> None:
         course(found, [AskedStep("payment", message="nothing")])
 
 
+@pytest.mark.parametrize("command", ["order.burn", "stock.reserved", "nothing"])
+def test_a_command_that_nobody_can_give_is_no_step(foresight: Foresight, command: str) -> None:
+    played = stocked(down={"payment"})
+    order = played.place()
+    played.deliver()
+    found = present(foresight, played, order, influential_only=False)
+
+    with pytest.raises(InputError, match=r"there are: .*order do order\.expire"):
+        course(found, [AskedStep("order", command=command)])
+
+
+def test_a_message_is_named_by_its_type_where_there_is_one_of_it(foresight: Foresight) -> None:
+    played = stocked(down={"payment"})
+    order = played.place()
+    played.deliver()
+    found = present(foresight, played, order, influential_only=False)
+    ((_, event),) = found.pending
+    payment = AskedStep.read("payment take stock.reserved")
+    expired = AskedStep.read("order do order.expire")
+
+    assert course(found, [payment]) == course(found, [AskedStep("payment", message=event.id)])
+    # What is not published yet has no id that anybody knows.
+    charged = AskedStep("order", message="payment.charged")
+    assert course(found, [payment, charged]).end == (("order.confirmed", "confirmed"),)
+    assert course(found, [payment, expired]).end == (("order.cancelled", "deadline_exceeded"),)
+
+
+def test_of_several_messages_of_a_type_each_is_named_by_its_id(foresight: Foresight) -> None:
+    played = stocked(down={"payment"})
+    order = played.place()
+    played.deliver()
+    found = present(foresight, played, order, influential_only=False)
+    ((start, begun),) = found.model.begun.items()
+    reserved = next(event for event, _ in begun.told if event.type == "stock.reserved")
+    twin = reserved.model_copy(update={"id": "twin"})
+    begun = replace(begun, told=[*begun.told, (twin, ["payment"])])
+    found = replace(found, model=replace(found.model, begun={start: begun}))
+
+    with pytest.raises(InputError, match=rf"there are several; .*{reserved.id}.*twin"):
+        course(found, [AskedStep("payment", message="stock.reserved")])
+
+
+@pytest.mark.parametrize("written", ["payment take stock.reserved", "order do order.expire"])
+def test_a_step_is_written_as_it_is_read(written: str) -> None:
+    assert str(AskedStep.read(written)) == written
+
+
+@pytest.mark.parametrize("written", ["", "payment", "payment take", "payment give it", "take x"])
+def test_what_is_no_step_is_refused_with_how_one_is_written(written: str) -> None:
+    with pytest.raises(InputError, match="is no step; write PARTICIPANT take MESSAGE"):
+        AskedStep.read(written)
+
+
+def nothing_is_charged(payments: States[Payment]) -> Iterator[Broken]:
+    """Nobody ever pays."""
+    for key, payment in payments.items():
+        if payment.status is PaymentStatus.CHARGED:
+            yield key, "it is charged"
+
+
+def test_a_rule_that_is_broken_on_the_way_is_told_though_the_end_mends_it() -> None:
+    whole = saga()
+    strict = Foresight(replace(whole, always=(*whole.always, nothing_is_charged)))
+    played = stocked(down={"payment"})
+    order = played.place()
+    played.deliver()
+    found = present(strict, played, order, influential_only=False)
+
+    late = course(found, [AskedStep("order", command="order.expire")])
+    assert "publishes payment.refunded" in results(late.steps)
+    assert [violation.rule for violation in late.broken] == ["nothing_is_charged"]
+
+    influential = present(strict, played, order)
+    seen = outlook(influential, strict.judged(influential), seconds_max=MINUTE_SECONDS)
+    (broken,) = seen.broken
+    assert broken.violation.rule == "nothing_is_charged"
+    assert "publishes payment.charged" in results(broken.way[-1:])
+    assert "nothing_is_charged" not in seen.holding
+
+
+def stumble(
+    answer: ChargeAnswered, payment: Payment
+) -> (
+    PaymentCharged | PaymentDeclined | PaymentVoided | tuple[PaymentCharged, Refund] | Refund | None
+):
+    raise ValueError("it broke")
+
+
+def test_a_step_that_breaks_a_rule_by_itself_ends_the_way_to_it() -> None:
+    own = next(p for p in saga().participants if p.name == "payment")
+    others = [r.function for r in own.reactions if r.consumes is not ChargeAnswered]
+    broken = Foresight(saga().with_(Participant("payment", *others, stumble)))
+    played = stocked(down={"payment"})
+    order = played.place()
+    played.deliver()
+
+    found = present(broken, played, order)
+    seen = outlook(found, broken.judged(found), seconds_max=MINUTE_SECONDS)
+    asked = course(found, [AskedStep("payment", message="stock.reserved")])
+
+    each = next(each for each in seen.broken if "it broke" in each.violation.detail)
+    assert "it broke" in results(each.way[-1:])[0]
+    assert each.violation.rule in {violation.rule for violation in asked.broken}
+
+
+def test_an_end_that_others_may_still_bring_about_is_not_called_out_of_reach(
+    foresight: Foresight,
+) -> None:
+    played = stocked(down={"inventory"})
+    order = played.place()
+    played.deliver()
+    waiting = present(foresight, played, order)
+    seen = outlook(waiting, foresight.judged(waiting), seconds_max=MINUTE_SECONDS)
+
+    # There is enough on the shelf now, but others may take it first.
+    assert "out_of_stock" not in {outcome for end in seen.ends for _, outcome in end.name}
+    assert seen.depends_on == ["StockItem of inventory"]
+    assert any("what these do to it meanwhile is not looked at" in r for r in waiting.remarks)
+
+
+def test_what_is_shared_counts_only_where_somebody_still_looks_at_it(foresight: Foresight) -> None:
+    played = stocked()
+    order = confirmed(played)
+    found = present(foresight, played, order)
+
+    assert outlook(found, foresight.judged(found), seconds_max=MINUTE_SECONDS).depends_on == []
+
+
 def test_the_replay_of_a_dead_letter_is_offered_by_its_name(foresight: Foresight) -> None:
     played = stocked(down={"payment", "notification"})
     order = played.place()
@@ -327,7 +453,7 @@ class Asked:
         self.monkeypatch = monkeypatch
         self.foreseeing = Foreseeing(Watched(Path(), saga()))
         monkeypatch.setattr(Watched, "deployment", None)
-        monkeypatch.setattr(one, "read_shared", lambda *_: shelf(played, story))
+        monkeypatch.setattr(moment, "read_shared", lambda *_: shelf(played, story))
         monkeypatch.setattr(one, "KEPT_SECONDS", MINUTE_SECONDS)
         self.bounded(seconds_max=MINUTE_SECONDS)
 
@@ -359,7 +485,7 @@ async def test_neither_a_part_of_an_outlook_nor_a_refusal_is_kept(
         raise VerifyError("the shelf is away")
 
     with monkeypatch.context() as away:
-        away.setattr(one, "read_shared", refuse)
+        away.setattr(moment, "read_shared", refuse)
         assert await asked.outlook() == Unforeseen("the shelf is away")
     asked.bounded(seconds_max=MINUTE_SECONDS)
     whole = await asked.outlook()
@@ -377,18 +503,6 @@ async def test_a_state_that_no_model_takes_is_a_reason_for_every_question(
 
     monkeypatch.setattr(Foresight, "present", unhashable)
     foreseeing, moment = asked.foreseeing, asked.moment
-    for found in (
-        await asked.outlook(),
-        await foreseeing.offers(moment, None),
-        await foreseeing.course(moment, None, ()),
-    ):
+    for found in (await asked.outlook(), await foreseeing.supposed(moment, None, ())):
         assert isinstance(found, Unforeseen)
         assert "unhashable" in found.why
-
-
-def test_what_waits_for_a_person_is_named(foresight: Foresight) -> None:
-    played = stocked()
-    order = confirmed(played)
-    watched = Watched(Path(), saga())
-
-    assert left_to_people(watched, story_of(played.events, order)) == []

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from dataclasses import fields
+from datetime import datetime
+from enum import Enum
 from functools import partial
 from shlex import quote as quoted
 from typing import Annotated, Any, Final
@@ -28,24 +30,25 @@ from saga.console.one import (
     WHOLE_BODY_MAX_CHARACTERS,
     BrokerSight,
     Foreseeing,
+    Supposed,
     Unforeseen,
     body_of,
-    left_to_people,
-    moment_of,
     part_of,
     states_at,
 )
+from saga.console.people import AskedOnce, LeftToPeople, asked_once
 from saga.console.site import Site
 from saga.dlq.states import HERE
 from saga.envelope import source_of, trace_id_of
 from saga.errors import InputError
+from saga.future.moment import moment_after
 from saga.future.whatif import AskedStep, Consequences
 from saga.history.debts import Debt
 from saga.history.drawing import as_svg
 from saga.history.sequence import either, owed_since
 from saga.history.trace import Trace, UnknownSubject, trace
 from saga.history.whereabouts import Whereabouts
-from saga.limits import TEXT_MAX_BYTES
+from saga.limits import TEXT_MAX_BYTES, moment_of
 from saga.runtime.problem import Problem
 
 PAGE_SIZES: Final = (50, 20, 100)
@@ -115,6 +118,8 @@ def routes(site: Site) -> APIRouter:
             view_name=None if view is None else view.name,
             of_view=_OF_VIEW,
             wanted=query,
+            since=wanted.subjects.since,
+            until=wanted.subjects.until,
             ends=sorted(t.type for t in site.watched.graph.events if t.role.terminal),
             types=[kind.type for kind in site.watched.graph.recorded],
             sizes=PAGE_SIZES,
@@ -140,7 +145,7 @@ def routes(site: Site) -> APIRouter:
         page = _OnePage(site, request, found, foreseeing, event, sight, await site.lookout.lag())
         match show:
             case "story":
-                return page.story(row)
+                return page.story(row, *await asked_once(watched, found.story))
             case "states":
                 return page.states()
             case "messages":
@@ -232,13 +237,13 @@ def _standing(value: str) -> dict[str, bool]:
 
 def _time(name: str, text: str) -> datetime:
     """A time as a form or a person writes it; without an offset, it is UTC."""
-    try:
-        moment = datetime.fromisoformat(text.strip())
-    except ValueError:
+    said = text.strip()
+    moment = moment_of(said) or moment_of(said.replace(" ", "+"))  # A plus that was not encoded.
+    if moment is None:
         raise InputError(
             f"{name}: {text!r} is no time; write it like 2030-01-31T12:00, which is UTC"
-        ) from None
-    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+        )
+    return moment
 
 
 class _OnePage:
@@ -259,7 +264,7 @@ class _OnePage:
         self._found = found
         self._foreseeing = foreseeing
         self._subject = found.story.subject
-        self._moment = moment_of(site.watched.graph, found, event)
+        self._moment = moment_after(site.watched.graph, found, event)
         self._asked = event
         self._sight = sight
         self._lag = lag
@@ -289,7 +294,9 @@ class _OnePage:
             **context,
         )
 
-    def story(self, first: int) -> Response:
+    def story(
+        self, first: int, asked: Sequence[AskedOnce], waits: Sequence[LeftToPeople]
+    ) -> Response:
         found = self._found
         rows = found.diagram.rows
         last_page = max(0, (len(rows) - 1) // ROWS_MAX * ROWS_MAX)
@@ -324,7 +331,8 @@ class _OnePage:
             ],
             view=None if view is None else _facts(view, bodies=self._site.bodies),
             letters=letters,
-            decisions=left_to_people(self._site.watched, found.story),
+            asked=[(each, _words(each.state)) for each in asked],
+            waits=waits,
             dead=sum(letter.state in HERE for letter in letters),
             trace_id=trace_id_of(self._subject),
             trace_link=_trace_link(self._site, self._subject),
@@ -401,7 +409,7 @@ class _OnePage:
         return self._page(
             "saga_future.html",
             "future",
-            None,
+            self._future_command(),
             unforeseen=unforeseen,
             outlook=None if isinstance(found, Unforeseen) else found.outlook,
             ends_max=ENDS_MAX,
@@ -410,26 +418,31 @@ class _OnePage:
         )
 
     async def what_if(self, given: Sequence[str]) -> Response:
-        moment, whereabouts = self._moment, self._found.whereabouts
-        offers = await self._foreseeing.offers(moment, whereabouts)
-        usual = await self._foreseeing.course(moment, whereabouts, ())
-        steps = [_asked_step(text) for text in given]
-        asked = await self._foreseeing.course(moment, whereabouts, steps) if steps else None
-        why = next((each for each in (usual, asked) if isinstance(each, Unforeseen)), None)
-        links = [] if isinstance(offers, Unforeseen) else offers
+        steps = [AskedStep.read(text) for text in given]
+        found = await self._foreseeing.supposed(self._moment, self._found.whereabouts, steps)
+        if isinstance(found, Unforeseen):
+            found = Supposed((), found, None, ())
+        asked, usual = found.asked, found.usual
         return self._page(
             "saga_what_if.html",
             "what-if",
-            None,
-            unforeseen=why,
+            self._future_command(*(f"--if {quoted(str(step))}" for step in steps)),
+            unforeseen=next(
+                (each for each in (usual, asked) if isinstance(each, Unforeseen)), None
+            ),
             offers=[
-                (offer.words, self._url("what-if", do=[_written(step) for step in offer.steps]))
-                for offer in links
+                (offer.words, self._url("what-if", do=list(map(str, offer.steps))))
+                for offer in found.offers
             ],
-            words=next((o.words for o in links if o.steps == tuple(steps)), ""),
+            words=next((o.words for o in found.offers if o.steps == tuple(steps)), ""),
             usual=usual if isinstance(usual, Consequences) else None,
             asked=asked if isinstance(asked, Consequences) else None,
+            remarks=found.remarks,
         )
+
+    def _future_command(self, *options: str) -> str:
+        event = () if self._asked is None else (f"--event {min(self._asked, self._moment.last)}",)
+        return " ".join(("saga future", quoted(self._subject), *event, *options))
 
 
 def _facts(view: State, *, bodies: bool) -> list[tuple[str, Any]]:
@@ -441,22 +454,16 @@ def _facts(view: State, *, bodies: bool) -> list[tuple[str, Any]]:
     return facts
 
 
+def _words(state: State) -> list[tuple[str, Any]]:
+    """What a state says in words and times, which nobody has to mask."""
+    values = {field.name.replace("_", " "): getattr(state, field.name) for field in fields(state)}
+    return [
+        (name, value.value if isinstance(value, Enum) else value)
+        for name, value in values.items()
+        if isinstance(value, Enum | datetime)
+    ]
+
+
 def _trace_link(site: Site, subject: str) -> str | None:
     pattern = getattr(site, "trace_url", "")
     return pattern.replace("{trace_id}", trace_id_of(subject)) if pattern else None
-
-
-def _written(step: AskedStep) -> str:
-    """A step as an address has it."""
-    return f"{step.participant} {'take' if step.message else 'do'} {step.message or step.command}"
-
-
-def _asked_step(text: str) -> AskedStep:
-    match text.split(" ", 2):
-        case [participant, "take", message]:
-            return AskedStep(participant, message=message)
-        case [participant, "do", command]:
-            return AskedStep(participant, command=command)
-        case _:
-            pass
-    raise InputError(f"do={text!r} is no step; follow a link of the page")

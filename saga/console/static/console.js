@@ -1,5 +1,5 @@
-// What pages can do beyond being documents: stay up to date, show times in the viewer's zone, and
-// listen to keys. Every page reads and every form works without this file.
+// What pages can do beyond being documents: stay up to date, show and take times in the viewer's
+// zone, and listen to keys. Every page reads and every form works without this file.
 "use strict";
 
 // --- times ------------------------------------------------------------------------------------
@@ -11,6 +11,29 @@ function showTimes(root) {
     time.title = time.textContent;
     time.textContent = local.format(new Date(time.dateTime));
   }
+}
+
+// A time that is typed is of the viewer's zone, and is sent as UTC. One that nobody has changed is
+// sent as it came: it may have parts of a second, or be in the hour that clocks go through twice.
+function asField(moment) {
+  const shifted = new Date(moment.getTime() - moment.getTimezoneOffset() * 60_000);
+  return shifted.toISOString().slice(0, 19);
+}
+
+function takeLocalTimes(root) {
+  for (const field of root.querySelectorAll("input[data-utc]")) {
+    if (field.dataset.utc) field.value = asField(new Date(field.dataset.utc));
+    field.dataset.shown = field.value;
+    const zone = field.closest("label").querySelector("[data-zone]");
+    zone.textContent = Intl.DateTimeFormat().resolvedOptions().timeZone;
+  }
+  root.addEventListener("formdata", ({ target, formData }) => {
+    for (const field of target.querySelectorAll("input[data-utc]")) {
+      const { utc, shown } = field.dataset;
+      const moment = field.value && field.value !== shown ? new Date(field.value) : null;
+      formData.set(field.name, moment ? moment.toISOString().replace(".000Z", "Z") : field.value && utc);
+    }
+  });
 }
 
 // --- up to date -------------------------------------------------------------------------------
@@ -176,5 +199,6 @@ document.addEventListener("change", (event) => {
 });
 
 showTimes(document);
+takeLocalTimes(document);
 keepFresh();
 showPlay();
