@@ -9,15 +9,18 @@ from typing import Final
 from common.events import (
     CancellationReason,
     HeldLine,
+    LetterKind,
     NotificationUnconfirmed,
     OrderCancelled,
     OrderConfirmed,
     OrderPlaced,
     PaymentCharged,
+    PaymentRefunded,
     RejectionReason,
     StockAdded,
     StockRejected,
     StockReserved,
+    total_of,
 )
 from inventory_service.domain import PARTICIPANT as INVENTORY
 from inventory_service.domain import (
@@ -39,6 +42,10 @@ from saga.view import Broken, Events, States
 _ENDINGS: Final = {
     OrderStatus.CONFIRMED: OrderConfirmed.type,
     OrderStatus.CANCELLED: OrderCancelled.type,
+}
+_TOLD_IN: Final = {
+    LetterKind.CONFIRMED: OrderConfirmed.type,
+    LetterKind.CANCELLED: OrderCancelled.type,
 }
 _WITHOUT_AMOUNT: Final = (PaymentStatus.NONE, PaymentStatus.DECLINED, PaymentStatus.VOIDED)
 
@@ -83,15 +90,22 @@ def stock_not_conserved(stock: States[StockItem], added: Events[StockAdded]) -> 
 
 
 def delivery_differs(deliveries: States[Delivery], added: Events[StockAdded]) -> Iterator[Broken]:
-    """What is known of a delivery is what it brought."""
+    """What is known of a delivery is what it brought, and at which price."""
     brought = {
-        delivery_key(event.data.delivery_id, event.subject): event.data.quantity
+        delivery_key(event.data.delivery_id, event.subject): event.data
         for event in added
         if event.data.delivery_id is not None
     }
     for key, delivery in deliveries.items():
-        if key in brought and delivery.quantity != brought[key]:
-            yield key, f"it brought {brought[key]} units, and counts as {delivery.quantity}"
+        if (event := brought.get(key)) is None:
+            continue
+        if delivery.quantity != event.quantity:
+            yield key, f"it brought {event.quantity} units, and counts as {delivery.quantity}"
+        said, counts = (
+            f"{each.unit_price_cents} cents {each.currency}" for each in (event, delivery)
+        )
+        if said != counts:
+            yield key, f"it brought units at {said} each, and counts as at {counts}"
 
 
 def held_mismatch(stock: States[StockItem], reservations: States[Reservation]) -> Iterator[Broken]:
@@ -107,14 +121,56 @@ def held_mismatch(stock: States[StockItem], reservations: States[Reservation]) -
 
 
 def held_differs(orders: States[Order], reservations: States[Reservation]) -> Iterator[Broken]:
-    """What is held for an order is what was ordered."""
+    """What is held for an order, or was, is what was ordered."""
     for key, reservation in reservations.items():
-        if reservation.status is ReservationStatus.HELD and key in orders:
+        holds = reservation.status is ReservationStatus.HELD
+        # Nothing was held for what was cancelled first; see `ReservationStatus`.
+        if (holds or reservation.lines) and key in orders:
             held, ordered = (
                 dict(_units(lines)) for lines in (reservation.lines, orders[key].lines)
             )
             if held != ordered:
-                yield key, f"{held} is held, {ordered} was ordered"
+                yield key, f"{held} {'is' if holds else 'was'} held, {ordered} was ordered"
+
+
+def totals_differ(
+    orders: States[Order],
+    told: Events[OrderPlaced | StockReserved | PaymentCharged | PaymentRefunded | OrderConfirmed],
+) -> Iterator[Broken]:
+    """What is said of an order's total, from beginning to end, is what its lines add up to."""
+    for order_id, order in orders.items():
+        if order.total_cents != (total := total_of(order.lines)):
+            yield order_id, f"it is over {order.total_cents} cents, its lines add up to {total}"
+    for event in told:
+        match event.data:
+            case PaymentCharged() | PaymentRefunded() as said:
+                over = said.amount_cents, said.currency
+            case said:
+                over = said.total_cents, said.currency
+        ordered = orders.get(event.subject)
+        if ordered is not None and over != (ordered.total_cents, ordered.currency):
+            yield (
+                event.subject,
+                f"{event.type} is over {over[0]} cents {over[1]}, the order over "
+                f"{ordered.total_cents} cents {ordered.currency}",
+            )
+
+
+def customers_differ(
+    orders: States[Order],
+    payments: States[Payment],
+    told: Events[OrderPlaced | StockReserved | OrderConfirmed | OrderCancelled],
+    ledger: Ledger,
+) -> Iterator[Broken]:
+    """Whoever placed an order is whom every event about it, and the provider, names."""
+    named = [(event.subject, event.type, event.data.customer) for event in told]
+    # Once the provider has answered, a payment names nobody.
+    named += [(key, "the payment", p.customer) for key, p in payments.items() if p.customer]
+    named += [(charge.key, "the provider's charge", charge.customer) for charge in ledger]
+    for order_id, what, customer in named:
+        order = orders.get(order_id)
+        if order is not None and customer != order.customer:
+            yield order_id, f"{what} names {customer!r}, {order.customer!r} placed the order"
 
 
 def confirmed_unpaid(
@@ -150,13 +206,13 @@ def outcome_differs(
     orders: States[Order], ends: Events[OrderConfirmed | OrderCancelled]
 ) -> Iterator[Broken]:
     """The order service says of an ended order what its events say."""
-    published = _by_order(ends)
     for order_id, order in orders.items():
+        published = ends.types_about(order_id)
         ending = _ENDINGS.get(order.status)
-        if ending is None or ending in published[order_id]:
+        if ending is None or ending in published:
             continue
-        if published[order_id]:
-            told = " and ".join(sorted(published[order_id]))
+        if published:
+            told = " and ".join(sorted(published))
             yield order_id, f"{told} was published, but it is {order.status}"
         elif ends.complete(ORDER.name, order_id):
             yield order_id, f"it is {order.status}, but {ending} was never published"
@@ -190,7 +246,7 @@ def charge_unexplained(
     """The provider keeps money only for orders that some book of ours knows. After a backup was
     restored it may have been told of others, which nobody can tell any more."""
     # The history may have lost an order's first event, and have its end.
-    known = orders.keys() | {event.subject for event in told}
+    known = orders.keys() | set(told.subjects())
     for charge in ledger:
         if charge.kept_cents > 0 and charge.key not in known:
             yield (
@@ -199,6 +255,19 @@ def charge_unexplained(
                 f"order service nor the history knows such an order; pay it back, unless its "
                 f"client sends the order again",
             )
+
+
+def mailed_unended(
+    notifications: States[Notification], ends: Events[OrderConfirmed | OrderCancelled]
+) -> Iterator[Broken]:
+    """A mail tells of an end that was published."""
+    for order_id, notification in notifications.items():
+        if notification.letter is None:
+            continue
+        kind = notification.letter.kind
+        told = _TOLD_IN[kind] in ends.types_about(order_id)
+        if not told and ends.complete(ORDER.name, order_id):
+            yield order_id, f"the mail tells that it is {kind}, which was never published"
 
 
 def mailed_twice(doubtful: Events[NotificationUnconfirmed], mails: MailLog) -> Iterator[Broken]:
@@ -259,10 +328,13 @@ _THEIRS: Final = {
 # --- at rest ------------------------------------------------------------------------------------
 
 
-def not_terminal(orders: States[Order]) -> Iterator[Broken]:
-    """Every order is confirmed or cancelled."""
+def not_terminal(
+    orders: States[Order], ends: Events[OrderConfirmed | OrderCancelled]
+) -> Iterator[Broken]:
+    """Every order comes to an end: it is confirmed or cancelled."""
     for order_id, order in orders.items():
-        if order.status not in _ENDINGS:
+        # See `outcome_unheard` for those whose end was published.
+        if order.status not in _ENDINGS and not ends.types_about(order_id):
             yield order_id, f"it is {order.status}"
 
 
@@ -270,10 +342,9 @@ def outcome_unheard(
     orders: States[Order], ends: Events[OrderConfirmed | OrderCancelled]
 ) -> Iterator[Broken]:
     """An order whose end was published has ended."""
-    published = _by_order(ends)
     for order_id, order in orders.items():
-        if order.status not in _ENDINGS and published[order_id]:
-            told = " and ".join(sorted(published[order_id]))
+        if order.status not in _ENDINGS and (published := ends.types_about(order_id)):
+            told = " and ".join(sorted(published))
             yield order_id, f"{told} was published, but it is {order.status}"
 
 
@@ -285,7 +356,7 @@ def order_missing(
 ) -> Iterator[Broken]:
     """Whatever was published, paid or held for an order, the order service knows the order."""
     held = {k for k, r in reservations.items() if r.status is ReservationStatus.HELD}
-    missing = {event.subject: "there are events about it" for event in told}
+    missing = dict.fromkeys(told.subjects(), "there are events about it")
     missing |= dict.fromkeys(held, "stock is held for it")
     missing |= dict.fromkeys(payments, "there is a payment for it")
     for order_id, witness in missing.items():
@@ -322,13 +393,27 @@ def held_not_confirmed(
 
 
 def mail_untrue(orders: States[Order], notifications: States[Notification]) -> Iterator[Broken]:
-    """A mail tells how its order ended."""
+    """A mail tells how its order ended, whose it is, and over how much or why not."""
     for order_id, notification in notifications.items():
-        status = orders.of(order_id).status
-        if notification.letter is None or status not in _ENDINGS:
+        order = orders.of(order_id)
+        letter = notification.letter
+        if letter is None or order.status not in _ENDINGS:
             continue
-        if notification.letter.kind.value != status.value:
-            yield order_id, f"the mail tells that it is {notification.letter.kind}, it is {status}"
+        true: dict[str, object] = {"kind": order.status.value, "customer": order.customer}
+        if order.status is OrderStatus.CONFIRMED:
+            true |= {"total_cents": order.total_cents, "currency": order.currency}
+        else:
+            true["reason"] = order.reason
+        for name, value in true.items():
+            if (said := getattr(letter, name)) != value:
+                yield order_id, f"the mail tells {name} {said}, the order's is {value}"
+
+
+def mail_unsettled(notifications: States[Notification]) -> Iterator[Broken]:
+    """No mail is left in the middle of being handed over, known or not by events."""
+    for order_id, notification in notifications.items():
+        if notification.status is NotificationStatus.SENDING:
+            yield order_id, "its mail may have been sent, and nobody goes on with it"
 
 
 def payment_unsettled(orders: States[Order], payments: States[Payment]) -> Iterator[Broken]:
@@ -442,6 +527,9 @@ ALWAYS = (
     outcome_differs,
     books_differ,
     charge_unexplained,
+    totals_differ,
+    customers_differ,
+    mailed_unended,
     mailed_twice,
 )
 AT_REST = (
@@ -452,6 +540,7 @@ AT_REST = (
     held_not_confirmed,
     payment_unsettled,
     mail_untrue,
+    mail_unsettled,
     not_mailed,
 )
 
@@ -465,10 +554,3 @@ def _units(lines: Iterable[HeldLine]) -> Counter[str]:
 
 def _taken(ledger: Ledger) -> dict[str, LedgerCharge]:
     return {charge.key: charge for charge in ledger if not charge.declined}
-
-
-def _by_order(ends: Events[OrderConfirmed | OrderCancelled]) -> defaultdict[str, set[str]]:
-    published: defaultdict[str, set[str]] = defaultdict(set)
-    for event in ends:
-        published[event.subject].add(event.type)
-    return published

@@ -15,7 +15,7 @@ from __future__ import annotations
 import inspect
 import types
 import typing
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Generic, Protocol, TypeVar
@@ -70,12 +70,20 @@ class States(Mapping[str, S]):
 class Events(Generic[E]):
     """The events of some types, each once. Those that wait in an outbox are among them."""
 
-    def __init__(self, told: EventLog, types: Collection[str]) -> None:
+    def __init__(self, told: EventLog, types: Set[str]) -> None:
         self._told = told
         self._types = types
 
     def __iter__(self) -> Iterator[Envelope[E]]:
         return self._told.events(self._types)
+
+    def subjects(self) -> Iterator[str]:
+        """What they are about; reads none of them."""
+        return (subject for subject in self._told.subjects() if self.types_about(subject))
+
+    def types_about(self, subject: str) -> frozenset[str]:
+        """Which types there are about a subject; reads none of them."""
+        return frozenset(mark.type for mark in self._told.about(subject)) & self._types
 
     def complete(self, publisher: str, subject: str) -> bool:
         """Whether the first event of that participant about a subject is known: retention on the

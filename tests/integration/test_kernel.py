@@ -310,6 +310,22 @@ async def test_messages_waiting_share_a_transaction(database_url: str) -> None:
         assert database.begun - before == 2
 
 
+async def test_messages_about_one_subject_share_a_transaction(database_url: str) -> None:
+    """Each is decided on as those before it in the group have left the state."""
+    async with running(database_url) as toy:
+        messages = [cancelled(1, id=f"event {number}") for number in range(TALLY_MAX)]
+        outcomes = await asyncio.gather(*(toy.kernel.handle(message) for message in messages))
+
+        numbers = [
+            event.sequence
+            for outcome in outcomes
+            if isinstance(outcome, Done)
+            for event in outcome.events
+        ]
+        assert numbers == list(range(1, TALLY_MAX + 1))
+        assert await tally_of(toy, 1) == TALLY_MAX
+
+
 async def test_a_database_that_is_away_is_nobodys_poison(database_url: str) -> None:
     async with running(database_url, through=Broken) as toy:
         database = toy.database
@@ -486,6 +502,24 @@ async def test_a_publisher_that_is_cancelled_by_others_ends_the_outbox(tmp_path:
     with pytest.raises(RuntimeError, match="cancelled"):
         await running_outbox
     await toy_database.close()
+
+
+async def test_urgent_events_are_published_first(tmp_path: Path) -> None:
+    publisher = RecordingPublisher()
+    toy_database = await open_database(f"sqlite:///{tmp_path / 'toy.db'}", make_tables())
+    outbox = Outbox("toy", toy_database, make_tables(), publisher)
+    await outbox.open()
+    normal = [Outgoing(f"normal {number}", "a.b.normal", b"{}") for number in range(200)]
+    outbox.publish([*normal, Outgoing("urgent", "a.b.high", b"{}")])
+    running_outbox = asyncio.create_task(outbox.run())
+    await until(lambda: len(publisher.published) == 201)
+    running_outbox.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running_outbox
+    await toy_database.close()
+
+    assert publisher.published[0] == "urgent"
+    assert publisher.published[1:] == [row.event_id for row in normal]
 
 
 async def test_what_could_not_be_published_is_published_later(database_url: str) -> None:

@@ -103,3 +103,13 @@ async def test_an_acknowledgement_lost_with_its_channel_harms_nobody() -> None:
     await settle()
     acknowledger.resolve(2)
     await settle()
+
+
+async def test_what_is_rejected_is_not_acknowledged_with_what_came_before_it() -> None:
+    broker = Broker(2)
+    acknowledger = Acknowledger(broker)
+    acknowledger.reject(2)
+    acknowledger.resolve(1)
+    await settle()
+    assert broker.acks == [(1, False)]
+    assert broker.closed_because is None

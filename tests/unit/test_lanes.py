@@ -114,3 +114,10 @@ def test_only_what_stands_ahead_of_all_others_is_taken_ahead() -> None:
     assert lanes.take_ahead(even, 8) == [4, 10]
     assert lanes.take_ahead(even, 8) == []
     assert len(lanes) == 4
+
+
+def test_a_line_that_is_through_has_saved_nothing_up() -> None:
+    share = Share(NORMAL_SHARE)
+    assert share.of(100, 1_000, 1) == (99, 1)
+
+    assert share.of(NORMAL_SHARE, 1_000, 1_000) == (NORMAL_SHARE - 1, 1)

@@ -168,6 +168,28 @@ def test_whoever_knows_only_the_events_does_not_send_it_again_either() -> None:
     (state,) = fold.states.values()
     assert isinstance(state, Notification)
     assert state.status is NotificationStatus.SENDING
+    assert state.tries == 1
+
+
+def test_the_second_attempt_may_be_put_off_like_the_first() -> None:
+    world = at(NotificationStatus.WAITING)
+    world.live(confirmed)
+    answer = refused.model_copy(update={"number": 2})
+
+    assert world.live(answer) == (put_off.model_copy(update={"number": 2}),)
+    assert status_of(world) is NotificationStatus.WAITING
+    assert world.live(confirmed) == (Send(order_id=ORDER, letter=LETTER, number=3),)
+
+
+@pytest.mark.parametrize("end", [accepted, lost], ids=["accepted", "lost"])
+def test_what_has_come_to_an_end_counts_one_attempt(end: SendAnswered) -> None:
+    world = at(NotificationStatus.WAITING)
+    world.live(confirmed)
+    assert world.state(Notification, ORDER).tries == 2
+
+    world.live(end)
+
+    assert world.state(Notification, ORDER).tries == 1
 
 
 def test_an_unknown_mail_that_turns_out_to_be_accepted_is_sent() -> None:
@@ -243,6 +265,7 @@ def test_a_person_may_have_an_unknown_mail_sent_again() -> None:
     assert world.live(please_resend) == (resend,)
     assert status_of(world) is NotificationStatus.RESENDING
     assert world.live(accepted) == (sent,)
+    assert world.state(Notification, ORDER).resent_at is None
 
 
 @pytest.mark.parametrize("result", [Result.REFUSED, Result.REJECTED, Result.UNKNOWN])
@@ -257,6 +280,20 @@ def test_what_was_sent_again_in_vain_is_unknown_as_before(result: Result) -> Non
 @pytest.mark.parametrize("answer", [refused, rejected, lost], ids=["refused", "rejected", "lost"])
 def test_a_late_answer_to_the_first_sending_does_not_end_the_second(answer: SendAnswered) -> None:
     assert at(NotificationStatus.RESENDING).when(answer) == ()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [refused.model_copy(update={"number": 0}), refused.model_copy(update={"again": True})],
+    ids=["to a first sending of the same number", "to another sending again"],
+)
+def test_only_the_answer_to_this_sending_again_ends_it(answer: SendAnswered) -> None:
+    assert at(NotificationStatus.RESENDING).when(answer) == ()
+
+
+def test_nothing_is_due_where_it_is_not_known_when_sending_again_began() -> None:
+    assert Notification(str(ORDER), status=NotificationStatus.RESENDING).due() is None
+    assert Notification(str(ORDER), status=NotificationStatus.SENT, resent_at=NOW).due() is None
 
 
 def test_sending_again_that_takes_too_long_was_cut_short() -> None:
@@ -281,7 +318,10 @@ def test_whoever_knows_only_the_events_has_what_was_being_sent_again_as_unknown(
 
 
 def test_a_person_may_leave_an_unknown_mail_as_it_is() -> None:
-    assert at(NotificationStatus.UNKNOWN).live(please_dismiss) == (dismissed,)
+    world = at(NotificationStatus.UNKNOWN)
+
+    assert world.live(please_dismiss) == (dismissed,)
+    assert world.state(Notification, ORDER).detail == lost.detail
 
 
 @pytest.mark.parametrize(

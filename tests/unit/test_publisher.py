@@ -88,3 +88,51 @@ async def test_a_caller_that_is_cancelled_stays_cancelled() -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+async def test_who_is_cancelled_while_the_connection_opens_stays_cancelled() -> None:
+    opening = asyncio.Event()
+
+    async def connect(url: str, *, name: str, patience_seconds: float) -> Any:
+        opening.set()
+        await asyncio.Event().wait()
+
+    task = asyncio.create_task(BrokerPublisher("amqp://broker/", "test", connect=connect).open())
+    await opening.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_each_new_channel_is_asked_for_the_history() -> None:
+    """A broker that has started again may not have its streams back yet."""
+    looked_at: list[int] = []
+    channels: list[Connection] = []
+
+    class Restarted(Connection):
+        """A broker whose channels are lost one after the other."""
+
+        async def open_channel(self, *, confirms: bool = False) -> Connection:
+            channel = Restarted(when_opening=None)
+            if confirms:
+                channels.append(channel)
+            return channel
+
+        async def look_at(self, queue: str) -> Connection:
+            looked_at.append(len(channels))
+            return self
+
+        async def publish(self, _: str, postings: Sequence[Posting], __: float) -> list[Any]:
+            return [ChannelLost("gone") if self.lost else None] * len(postings)
+
+    async def connect(url: str, *, name: str, patience_seconds: float) -> Any:
+        return Restarted(when_opening=None)
+
+    body = b'{"id":"1","type":"t","correlationid":"c","source":"/s","time":"2026-01-01T00:00:00Z"}'
+    publisher = BrokerPublisher("amqp://broker/", "test", connect=connect)
+    for _ in range(2):
+        for _ in range(2):
+            assert await publisher.publish_events([Outgoing("1", "t.normal", body)]) == [None]
+        channels[-1].lost = "the broker has started again"
+
+    assert looked_at == [1, 2]

@@ -11,7 +11,7 @@ from saga.choreography import Participant, State
 from saga.declaration import Saga
 from saga.due import Due
 from saga.envelope import Envelope, source_of, wrap
-from saga.message import Command, Decided, Event, EventTypes, Priority, Role
+from saga.message import Answer, Command, Decided, Event, EventTypes, Intent, Priority, Role
 from saga.rules import Rules
 from saga.view import EventsInMemory, View
 from tests import errands
@@ -379,3 +379,273 @@ def test_what_ends_again_each_year_ends_nothing_for_good() -> None:
     yearly = Saga("yearly", (Participant("letters", renew),))
 
     assert broken(yearly, told(Renewed(key=KEY), Renewed(key=KEY))) == set()
+
+
+# --- numbers, and what else is about the same subject -------------------------------------------
+
+
+def unnumbered(*events: Event | Command) -> list[Envelope[Event | Command]]:
+    return [event.model_copy(update={"sequence": None}) for event in told(*events)]
+
+
+def test_what_has_no_number_counts_as_the_first() -> None:
+    lapsed, held = unnumbered(Lapsed(key=KEY)), unnumbered(Held(key=KEY))
+    lapsing, freed = unnumbered(Lapsing(key=KEY)), unnumbered(Freed(key=KEY))
+    (first_lapsing,), (first_freed,) = told(Lapsing(key=KEY)), told(Freed(key=KEY))
+
+    assert "after_the_end" not in broken(HOLDS, lapsed + lapsing)
+    assert "after_the_end" in broken(HOLDS, [*lapsed, first_lapsing])
+    assert "effect_standing" in broken(HOLDS, lapsed + held + freed)
+    assert "effect_standing" not in broken(HOLDS, [*lapsed, *held, first_freed])
+
+
+def test_nothing_is_undone_before_it_was_done() -> None:
+    ended = told(Freed(key=KEY), Held(key=KEY), Lapsing(key=KEY), Lapsed(key=KEY))
+
+    assert "effect_standing" in broken(HOLDS, ended)
+
+
+class Noted(_Event):
+    """It was noted where it stands."""
+
+    type: ClassVar[str] = "shelf.noted"
+    publisher: ClassVar[str] = "shelf"
+    final: ClassVar[bool] = True
+
+
+def note(event: Held, shelf: Shelf) -> Noted | None:
+    return Noted(key=event.key)
+
+
+def test_what_leads_nowhere_begins_nothing() -> None:
+    noting = HOLDS.with_(Participant("shelf", clear, note))
+
+    assert broken(noting, told(Noted(key=KEY))) == set()
+    assert broken(noting, told(Lapsing(key=KEY))) == {"not_ended"}
+
+
+class Remind(_Command):
+    """It is held for a while now."""
+
+    type: ClassVar[str] = "hold.remind"
+
+
+class Reminded(_Event):
+    """The customer was reminded of it."""
+
+    type: ClassVar[str] = "hold.reminded"
+    publisher: ClassVar[str] = "holder"
+    final: ClassVar[bool] = True
+
+
+@dataclass(frozen=True, slots=True)
+class Reminding(State):
+    """What is held, and is reminded of before it lapses."""
+
+    def due(self) -> Due[Lapse] | Due[Remind] | None:
+        return None
+
+
+def hold_reminding(command: Hold, kept: Reminding) -> Held | None:
+    return Held(key=command.key)
+
+
+def lapse_reminding(command: Lapse, kept: Reminding) -> Lapsed | None:
+    return Lapsed(key=command.key)
+
+
+def remind(command: Remind, kept: Reminding) -> Reminded | None:
+    return Reminded(key=command.key)
+
+
+def test_what_came_of_another_timer_is_not_the_end_on_its_way() -> None:
+    saga = Saga("reminding", (Participant("holder", hold_reminding, lapse_reminding, remind),))
+    reminded = told(Held(key=KEY), Reminded(key=KEY))
+
+    assert "endless" in broken(saga, reminded, ("holder", Reminding(KEY)), at_rest=False)
+
+
+def test_one_subject_that_moves_hides_no_other() -> None:
+    events = [*told(Held(key="a")), *told(Held(key="b"))]
+    view = View({}, EventsInMemory(events), rests=lambda subject: subject != "a")
+
+    found = [(each.rule, each.subject) for each in Rules(HOLDS).judge(view)]
+
+    assert found == [("not_ended", "b")]
+
+
+def test_what_a_subject_waits_for_is_said_with_what_was_found() -> None:
+    cut_short = told(Held(key=KEY), Lapsing(key=KEY))
+    view = View({}, EventsInMemory(cut_short), rests=lambda _: True)
+
+    (found,) = Rules(HOLDS).judge(view, explain=lambda subject: f"; waiting for {subject}")
+
+    assert found.detail == "hold.lapsing and hold.taken was published, and no end; waiting for k"
+
+
+# --- open questions -----------------------------------------------------------------------------
+
+
+class Price(Answer):
+    """What it costs."""
+
+    key: str
+
+    @property
+    def subject(self) -> str:
+        return self.key
+
+
+class AskPrice(Intent):
+    """Ask what it costs."""
+
+    answer: ClassVar[type[Answer]] = Price
+
+    key: str
+
+    @property
+    def subject(self) -> str:
+        return self.key
+
+
+class Priced(_Event):
+    """It is known what it costs."""
+
+    type: ClassVar[str] = "thing.priced"
+    publisher: ClassVar[str] = "pricer"
+    final: ClassVar[bool] = True
+    repeats: ClassVar[bool] = True
+
+
+class Look(_Command):
+    """Look at it."""
+
+    type: ClassVar[str] = "thing.look"
+
+
+class Looked(_Event):
+    """It was looked at."""
+
+    type: ClassVar[str] = "thing.looked_at"
+    publisher: ClassVar[str] = "pricer"
+    final: ClassVar[bool] = True
+    repeats: ClassVar[bool] = True
+
+
+class StopAsking(_Command):
+    """It takes too long."""
+
+    type: ClassVar[str] = "thing.stop_asking"
+
+
+@dataclass(frozen=True, slots=True)
+class Question(State):
+    """What something costs, as far as that is known."""
+
+    asking: bool = False
+    until: datetime | None = None
+    expected: bool = False
+
+    def evolve(self, message: Decided, at: datetime) -> Self:
+        return replace(self, asking=isinstance(message, AskPrice))
+
+    def due(self) -> Due[StopAsking] | None:
+        if self.until is None:
+            return None
+        return Due(self.until, StopAsking(key=self.key), expected=self.expected)
+
+
+@dataclass(frozen=True, slots=True)
+class Seen(State):
+    """Whether something was looked at; nobody is asked for that."""
+
+    looked: bool = False
+
+
+def ask_price(command: Hold, question: Question) -> AskPrice | None:
+    return AskPrice(key=command.key)
+
+
+def note_price(answer: Price, question: Question) -> Priced | None:
+    return Priced(key=answer.key)
+
+
+def stop_asking(command: StopAsking, question: Question) -> Priced | None:
+    return Priced(key=command.key)
+
+
+def look(command: Look, seen: Seen) -> Looked | None:
+    return Looked(key=command.key)
+
+
+PRICES = Saga("prices", (Participant("pricer", ask_price, note_price, stop_asking, look),))
+priced = told(Priced(key=KEY), Priced(key=KEY), Priced(key=KEY))
+ASKING = Question(KEY, sequence=2, asking=True)
+"""It was priced twice, and is asked about again."""
+
+
+def open_questions(
+    *states: State,
+    events: Sequence[Envelope[Event | Command]] = tuple(priced),
+    moving: str = "",
+    busy: str = "",
+) -> list[str]:
+    """The subjects that are left in the middle of a question."""
+    known = {"pricer": {(type(state), state.key): state for state in states}} if states else {}
+    view = View(
+        known,
+        EventsInMemory(events),
+        rests=lambda subject: subject != moving,
+        busy=lambda participant, subject: (participant, subject) == ("pricer", busy),
+    )
+    found = list(Rules(PRICES).judge(view, explain=lambda subject: f"; see {subject}"))
+    assert all(
+        (each.rule, each.detail)
+        == (
+            "question_open",
+            "the Question of pricer is in the middle of a question: no event tells of what it is "
+            f"now; see {each.subject}",
+        )
+        for each in found
+    )
+    return [each.subject for each in found]
+
+
+def test_a_question_that_is_left_open_is_found() -> None:
+    assert open_questions(ASKING) == [KEY]
+    assert open_questions(replace(ASKING, asking=False)) == []
+    assert open_questions() == []
+
+
+def test_a_question_is_not_left_while_something_goes_on() -> None:
+    assert open_questions(ASKING, moving=KEY) == []
+    assert open_questions(ASKING, busy=KEY) == []
+
+
+def test_a_question_that_time_ends_is_not_left_open() -> None:
+    assert open_questions(replace(ASKING, until=AT)) == []
+    assert open_questions(replace(ASKING, until=AT, expected=True)) == [KEY]
+
+
+def test_a_state_about_which_nobody_is_asked_is_in_no_question() -> None:
+    looked = told(Looked(key=KEY))
+
+    assert open_questions(Seen(KEY, sequence=1, looked=True), events=looked) == []
+
+
+def test_one_question_that_is_not_left_hides_no_other() -> None:
+    others = [
+        Seen(KEY, sequence=2, looked=True),
+        replace(ASKING, key="moving"),
+        replace(ASKING, key="timed", until=AT),
+    ]
+
+    assert open_questions(*others, ASKING, moving="moving") == [KEY]
+
+
+def test_of_a_question_whose_events_are_not_all_known_nothing_can_be_said() -> None:
+    first, second, third = priced
+
+    assert open_questions(ASKING, events=[second, first]) == [KEY]
+    assert open_questions(ASKING, events=[second, third]) == []
+    assert open_questions(ASKING, events=[first]) == []

@@ -10,10 +10,18 @@ from uuid import UUID
 
 import pytest
 
+from order_service.domain import Order, OrderStatus
 from saga.choreography import Participant, State
 from saga.envelope import Envelope, wrap
 from saga.message import Decided, Priority
-from saga.runtime.kernel.step import NoReaction, OutsideSignature, StateId, react
+from saga.runtime.kernel.step import (
+    Firing,
+    NoReaction,
+    OutsideSignature,
+    StateId,
+    Wish,
+    react,
+)
 from tests.words import Cancelled, Completed, Released, Voided
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
@@ -132,3 +140,18 @@ def test_a_message_without_reaction_is_refused() -> None:
     voided = Voided(thing=THING)
     with pytest.raises(NoReaction, match="tally has no reaction to Voided"):
         react(PARTICIPANT, cause("a"), voided, blank, NOW)
+
+
+def test_what_is_due_waits_for_its_time_unless_it_is_brought_forward() -> None:
+    order = Order(str(THING), status=OrderStatus.PENDING, deadline=NOW)
+    firing = Firing.of(order)
+    early = Firing.of(order, brought_forward=Wish("ada", "she asked for it"))
+    assert firing is not None
+    assert early is not None
+    before = NOW - timedelta(microseconds=1)
+
+    assert not firing.may_be_done(order, before)
+    assert firing.may_be_done(order, NOW)
+    assert early.may_be_done(order, before)
+    assert not firing.may_be_done(replace(order, status=OrderStatus.CONFIRMED), NOW)
+    assert not early.may_be_done(replace(order, deadline=before), NOW)

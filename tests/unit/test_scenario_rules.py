@@ -1,0 +1,192 @@
+"""What must hold in the worlds of `saga verify` beside what holds everywhere, rule by rule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from common.events import (
+    CancellationReason,
+    HeldLine,
+    OrderLine,
+    RejectionReason,
+    StockAdded,
+    StockRejected,
+)
+from inventory_service.domain import Reservation, ReservationStatus
+from order_saga.invariants import not_undone, reason_untrue, rejected_untrue
+from order_service.domain import Order, OrderStatus
+from payment_service.domain import Payment, PaymentStatus
+from saga.choreography import State
+from saga.envelope import source_of, wrap
+from saga.message import Event, Priority
+from saga.view import EventsInMemory, Invariant, View
+
+NOW = datetime(2030, 1, 1, tzinfo=UTC)
+A, B = str(UUID(int=1)), str(UUID(int=2))
+MUG = OrderLine(sku="mug", quantity=2, unit_price_cents=1250)
+PEN = OrderLine(sku="pen", quantity=1, unit_price_cents=150)
+
+
+def broken(rule: Callable[..., Any], *found: State | Event) -> list[tuple[str, str]]:
+    """What breaks the rule where there are these states and events."""
+    states = {(type(each), each.key): each for each in found if isinstance(each, State)}
+    events = [
+        wrap(
+            event,
+            id=str(number),
+            source=source_of(event.publisher or ""),
+            time=NOW,
+            priority=Priority.NORMAL,
+            sequence=1,
+        )
+        for number, event in enumerate(each for each in found if isinstance(each, Event))
+    ]
+    view = View({"all": states}, EventsInMemory(events), rests=lambda _: True)
+    return list(Invariant.of(rule).broken(view))
+
+
+def order(key: str = A, **values: Any) -> Order:
+    cancelled = Order(
+        key,
+        status=OrderStatus.CANCELLED,
+        lines=(MUG, PEN),
+        deadline=NOW + timedelta(seconds=300),
+        ended_at=NOW,
+        reason=CancellationReason.CUSTOMER_REQUEST,
+    )
+    return replace(cancelled, **values)
+
+
+CONFIRMED = order(B, status=OrderStatus.CONFIRMED, reason=None)
+
+
+# --- not_undone ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reservation", [ReservationStatus.RELEASED, ReservationStatus.REJECTED])
+@pytest.mark.parametrize(
+    "payment", [PaymentStatus.VOIDED, PaymentStatus.DECLINED, PaymentStatus.REFUNDED]
+)
+def test_what_was_released_and_given_back_is_undone(
+    reservation: ReservationStatus, payment: PaymentStatus
+) -> None:
+    held = Reservation(A, status=reservation, lines=(HeldLine(sku="mug", quantity=2),))
+
+    assert broken(not_undone, order(), held, Payment(A, status=payment)) == []
+
+
+def test_whoever_has_said_nothing_has_undone_nothing() -> None:
+    assert broken(not_undone, CONFIRMED, order(reason=None)) == [
+        (A, "it is cancelled, and the reservation is none"),
+        (A, "it is cancelled, and the payment is none"),
+    ]
+
+
+# --- rejected_untrue ----------------------------------------------------------------------------
+
+
+def rejected(reason: RejectionReason, sku: str = "mug") -> StockRejected:
+    return StockRejected(order_id=UUID(A), reason=reason, sku=sku)
+
+
+def added(quantity: int, cents: int = 1250) -> StockAdded:
+    return StockAdded(
+        delivery_id=UUID(int=9),
+        sku="mug",
+        quantity=quantity,
+        unit_price_cents=cents,
+        currency="CHF",
+    )
+
+
+@pytest.mark.parametrize(
+    ("reason", "shelf", "is_true"),
+    [
+        (RejectionReason.UNKNOWN_SKU, [], True),
+        (RejectionReason.UNKNOWN_SKU, [added(2)], False),
+        (RejectionReason.PRICE_MISMATCH, [added(2, 1260)], True),
+        (RejectionReason.PRICE_MISMATCH, [added(2)], False),
+        (RejectionReason.PRICE_MISMATCH, [], False),
+        (RejectionReason.OUT_OF_STOCK, [added(1)], True),
+        (RejectionReason.OUT_OF_STOCK, [added(2)], False),
+        (RejectionReason.OUT_OF_STOCK, [], False),
+    ],
+)
+def test_a_rejection_is_true_of_what_was_put_on_the_shelf(
+    reason: RejectionReason, shelf: list[StockAdded], is_true: bool
+) -> None:
+    found = broken(rejected_untrue, order(), rejected(reason), *shelf)
+
+    assert (found == []) == is_true
+    assert all(
+        (subject, said.startswith(f"mug was rejected as {reason}, and on the shelf was put "))
+        == (A, True)
+        for subject, said in found
+    )
+
+
+def test_all_orders_want_of_the_shelf() -> None:
+    out = rejected(RejectionReason.OUT_OF_STOCK)
+
+    assert broken(rejected_untrue, order(), order(B), out, added(3)) == []
+    assert len(broken(rejected_untrue, order(), order(B), out, added(4))) == 1
+
+
+# --- reason_untrue ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("cancelled", "others", "said"),
+    [
+        (order(), [], None),
+        (order(reason=None), [], "it was cancelled for no reason"),
+        (
+            order(reason=CancellationReason.DEADLINE_EXCEEDED),
+            [],
+            "it was cancelled for its deadline, before that had passed",
+        ),
+        (
+            order(reason=CancellationReason.DEADLINE_EXCEEDED, ended_at=None),
+            [],
+            "it was cancelled for its deadline, before that had passed",
+        ),
+        (order(reason=CancellationReason.DEADLINE_EXCEEDED, deadline=NOW), [], None),
+        (
+            order(reason=CancellationReason.PAYMENT_DECLINED),
+            [Payment(A, status=PaymentStatus.DECLINED)],
+            None,
+        ),
+        (
+            order(reason=CancellationReason.PAYMENT_DECLINED),
+            [Payment(A, status=PaymentStatus.VOIDED)],
+            "it was cancelled as not paid, and the payment is voided",
+        ),
+        (
+            order(reason=CancellationReason.OUT_OF_STOCK),
+            [rejected(RejectionReason.OUT_OF_STOCK)],
+            None,
+        ),
+        (
+            order(reason=CancellationReason.OUT_OF_STOCK),
+            [rejected(RejectionReason.UNKNOWN_SKU)],
+            "it was cancelled as out_of_stock, and inventory said unknown_sku",
+        ),
+        (
+            order(reason=CancellationReason.OUT_OF_STOCK),
+            [],
+            "it was cancelled as out_of_stock, and inventory said None",
+        ),
+    ],
+)
+def test_an_order_is_cancelled_for_what_happened(
+    cancelled: Order, others: list[State | Event], said: str | None
+) -> None:
+    found = broken(reason_untrue, CONFIRMED, cancelled, *others)
+
+    assert found == ([] if said is None else [(A, said)])
