@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 RUNGS_MS = (100, 500, 1_000, 5_000, 15_000, 60_000, 300_000, 900_000, 3_600_000)
 """The delays there are on the broker: each has a wait queue that all services share."""
@@ -55,11 +56,18 @@ class Retry:
     @property
     def waits_ms(self) -> tuple[int, ...]:
         """How long is waited after each call but the last, in milliseconds."""
-        return tuple(self._rung_ms(calls) for calls in range(1, self.max_calls))
+        return _waits_ms(self)
 
     def _rung_ms(self, calls: int) -> int:
-        # Grown step by step: a large exponent must not overflow before the cap applies.
-        seconds = self.delay
-        for _ in range(calls - 1):
-            seconds = min(seconds * self.backoff, self.max_delay)
-        return next(rung for rung in RUNGS_MS if rung >= seconds * 1_000)
+        return _waits_ms(self)[calls - 1]
+
+
+@lru_cache(maxsize=256)
+def _waits_ms(retry: Retry) -> tuple[int, ...]:
+    # Grown step by step: a large exponent must not overflow before the cap applies.
+    waits = []
+    seconds = retry.delay
+    for _ in range(1, retry.max_calls):
+        waits.append(next(rung for rung in RUNGS_MS if rung >= seconds * 1_000))
+        seconds = min(seconds * retry.backoff, retry.max_delay)
+    return tuple(waits)

@@ -9,13 +9,13 @@ slow keeps its rows. Where one process owns the database, it takes everything ov
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from functools import cached_property, lru_cache
+from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from saga.runtime.kernel.statements import any_of, clock_microseconds
+from saga.runtime.kernel.statements import any_of, database_clock, on_postgresql
 from saga.runtime.kernel.tables import Clock, Tables
 
 LEASE_SECONDS = 10.0
@@ -41,7 +41,6 @@ class Lease:
         self._leases = tables.leases
         self._shared = shared
         self._clock = clock
-        self._built: _Statements | None = None
 
     @property
     def renewal_seconds(self) -> float:
@@ -58,32 +57,37 @@ class Lease:
 
     def take(self, connection: Connection) -> None:
         # Where there are no other replicas, the owner of an earlier lease has ended.
-        mine = (self._leases.c.owner == self.owner,) if self._shared else ()
-        connection.execute(self._leases.delete().where(*mine))
-        connection.execute(self._statements(connection).take)
+        statements, values = self._statements(connection)
+        if self._shared:
+            connection.execute(statements.forget_mine, values)
+        else:
+            connection.execute(statements.forget_all)
+        connection.execute(statements.take, values)
 
     def take_again(self, connection: Connection) -> set[str]:
         """Take a lease that had run out; return the ids of the rows that are still the owner's."""
         self.take(connection)
-        mine = sa.select(self._outbox.c.event_id).where(self._outbox.c.owner == self.owner)
-        return set(connection.scalars(mine))
+        statements, values = self._statements(connection)
+        return set(connection.scalars(statements.rows_of_mine, values))
 
     def renew(self, connection: Connection) -> bool:
         """Whether the lease was still the owner's to renew."""
-        return connection.execute(self._statements(connection).renew).rowcount == 1
+        statements, values = self._statements(connection)
+        return connection.execute(statements.renew, values).rowcount == 1
 
     def release(self, connection: Connection) -> None:
         """Give the lease up, so that others need not wait for its end."""
-        connection.execute(self._leases.delete().where(self._leases.c.owner == self.owner))
+        statements, values = self._statements(connection)
+        connection.execute(statements.forget_mine, values)
 
     def take_over(self, connection: Connection, *, lapsed: bool) -> int:
         """Make rows whose owner has no lease this one's, up to `TAKE_OVER_MAX`; return how many.
 
         With `lapsed`, a lease that has run out is none.
         """
-        statements = self._statements(connection)
+        statements, values = self._statements(connection)
         orphans = statements.orphans_of_lapsed if lapsed else statements.orphans
-        taken = connection.scalars(orphans).all()
+        taken = connection.scalars(orphans, values).all()
         if taken:
             connection.execute(
                 self._outbox.update()
@@ -91,36 +95,58 @@ class Lease:
                 .values(owner=self.owner)
             )
         elif lapsed:
-            connection.execute(statements.forget_ended)
+            connection.execute(statements.forget_ended, values)
         return len(taken)
 
-    def _statements(self, connection: Connection) -> _Statements:
-        if self._built is None:
-            now = clock_microseconds(connection, self._clock)
-            until = now + int(self.seconds * 1_000_000)
-            self._built = _Statements(self._outbox, self._leases, self.owner, now, until)
-        return self._built
+    def _statements(self, connection: Connection) -> tuple[_Statements, dict[str, Any]]:
+        """The statements, and the values of their parameters."""
+        length = int(self.seconds * 1_000_000)
+        values: dict[str, Any] = {"replica": self.owner, "length": length}
+        if not on_postgresql(connection):
+            values["now"] = int(self._clock().timestamp() * 1_000_000)
+        return _statements(self._outbox, self._leases, on_postgresql(connection)), values
+
+
+@lru_cache(maxsize=64)
+def _statements(outbox: sa.Table, leases: sa.Table, postgresql: bool) -> _Statements:
+    return _Statements(outbox, leases, database_clock(postgresql=postgresql))
+
+
+_REPLICA: Final = sa.bindparam("replica", type_=sa.String)
+_LENGTH: Final = sa.bindparam("length", type_=sa.BigInteger)
 
 
 @dataclass
 class _Statements:
-    """A replica's statements about leases, built once; `now` is the database's clock."""
+    """The statements about leases of one participant's outbox. They are built once: that takes
+    longer than to execute them. `now` is the database's clock, `length` that of a lease, both in
+    microseconds."""
 
     outbox: sa.Table
     leases: sa.Table
-    owner: str
     now: sa.ColumnElement[int]
-    until: sa.ColumnElement[int]
+
+    @cached_property
+    def forget_all(self) -> sa.Delete:
+        return self.leases.delete()
+
+    @cached_property
+    def forget_mine(self) -> sa.Delete:
+        return self.leases.delete().where(self.leases.c.owner == _REPLICA)
+
+    @cached_property
+    def rows_of_mine(self) -> sa.Select[Any]:
+        return sa.select(self.outbox.c.event_id).where(self.outbox.c.owner == _REPLICA)
 
     @cached_property
     def take(self) -> sa.Executable:
-        return self.leases.insert().values(owner=self.owner, until=self.until)
+        return self.leases.insert().values(owner=_REPLICA, until=self.now + _LENGTH)
 
     @cached_property
     def renew(self) -> sa.Executable:
         """Only where the lease is still the owner's."""
-        mine = self.leases.c.owner == self.owner, self.leases.c.until > self.now
-        return self.leases.update().where(*mine).values(until=self.until)
+        mine = self.leases.c.owner == _REPLICA, self.leases.c.until > self.now
+        return self.leases.update().where(*mine).values(until=self.now + _LENGTH)
 
     @cached_property
     def orphans(self) -> sa.Executable:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Collection
-from datetime import datetime
+from collections.abc import Collection
 from typing import Final
 
 import sqlalchemy as sa
@@ -34,17 +33,13 @@ def any_of(
     return column.in_(keys)
 
 
-def clock_microseconds(
-    connection: Connection, clock: Callable[[], datetime]
-) -> sa.ColumnElement[int]:
+def database_clock(*, postgresql: bool) -> sa.ColumnElement[int]:
     """The database's clock, in microseconds since 1970, whenever a statement with it is executed.
-    SQLite has none but ours: `clock`."""
-    if on_postgresql(connection):
+    SQLite has none: there it is the parameter `now`."""
+    if postgresql:
         seconds = sa.extract("epoch", sa.func.clock_timestamp())
         return sa.cast(seconds * 1_000_000, sa.BigInteger)
-    return sa.bindparam(
-        None, callable_=lambda: int(clock().timestamp() * 1_000_000), type_=sa.BigInteger
-    )
+    return sa.bindparam("now", type_=sa.BigInteger)
 
 
 def is_taken(error: sa.exc.IntegrityError) -> bool:
