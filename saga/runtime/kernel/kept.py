@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from saga.runtime.kernel.database import Database
-from saga.runtime.kernel.rows import Rows, WriteSet
+from saga.runtime.kernel.rows import WriteSet
 from saga.runtime.kernel.statements import any_of
 from saga.runtime.kernel.tables import Clock, Tables, VersionConflict, utc_now
 from saga.runtime.retry_loop import RetryLoop
@@ -56,11 +56,14 @@ class Kept:
         minutes: float,
         bytes_max: int,
         clock: Clock = utc_now,
+        pruned_max: int = PRUNED_MAX,
     ) -> None:
-        """Nothing is kept for 0 `minutes`. Beyond `bytes_max`, the oldest goes earlier."""
+        """Nothing is kept for 0 `minutes`. Beyond `bytes_max`, the oldest goes earlier. One
+        transaction removes up to `pruned_max` rows."""
+        self._pruned_max = pruned_max
         self._database = database
         self._table = tables.kept
-        self._rows = Rows(tables.kept)
+        self._rows = tables.kept_rows
         self._minutes = minutes
         self._bytes_max = bytes_max
         self._clock = clock
@@ -103,17 +106,17 @@ class Kept:
                 self._loop.failed(error)
             else:
                 self._loop.succeeded()
-            await asyncio.sleep(PAUSE_SECONDS if pruned == PRUNED_MAX else LOOK_SECONDS)
+            await asyncio.sleep(PAUSE_SECONDS if pruned == self._pruned_max else LOOK_SECONDS)
 
     def _count(self, connection: Connection) -> int:
         return connection.scalar(sa.select(sa.func.sum(sa.func.length(self._table.c.bodies)))) or 0
 
     async def _prune(self) -> int:
-        """Remove the oldest rows, up to `PRUNED_MAX`; return how many."""
+        """Remove the oldest rows, up to `pruned_max`; return how many."""
         before = self._clock() - timedelta(minutes=self._minutes)
         oldest = key_of(int(before.timestamp() * 1_000_000), "")
         key, bodies = self._table.c.key, self._table.c.bodies
-        query = sa.select(key, sa.func.length(bodies)).order_by(key).limit(PRUNED_MAX)
+        query = sa.select(key, sa.func.length(bodies)).order_by(key).limit(self._pruned_max)
         found = await self._database.read(lambda connection: connection.execute(query).all())
         doomed: list[str] = []
         size = self._size

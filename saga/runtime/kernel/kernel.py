@@ -25,7 +25,7 @@ from saga.runtime import tracing
 from saga.runtime.kernel.begun import Begun
 from saga.runtime.kernel.database import Database
 from saga.runtime.kernel.fold import is_shared
-from saga.runtime.kernel.lanes import Lanes, Share
+from saga.runtime.kernel.lanes import NORMAL_SHARE, Lanes, Share
 from saga.runtime.kernel.outbox import Outbox
 from saga.runtime.kernel.outgoing import Outgoing
 from saga.runtime.kernel.rows import WriteSet
@@ -98,8 +98,12 @@ class Kernel:
         new_id: Callable[[], UUID] = uuid4,
         jitter: Callable[[float, float], float] = random.uniform,
         group_max: int = GROUP_MAX,
+        asking_max: int = ASKING_MAX,
+        normal_share: int = NORMAL_SHARE,
         begun: Begun | None = None,
     ) -> None:
+        """`group_max` messages are in one transaction, `asking_max` intents asked at once; see
+        `Lanes` for `normal_share`."""
         self._begun = begun
         self._participant = participant
         self._database = database
@@ -119,8 +123,8 @@ class Kernel:
         self._metrics = KernelMetrics(participant)
         self._metrics.watch(lambda: self._unresolved)
         self._commit_loop = RetryLoop("commits", "commit")
-        self._lanes: Lanes[Work] = Lanes()
-        self._local: Lanes[Work] = Lanes()
+        self._lanes: Lanes[Work] = Lanes(normal_share)
+        self._local: Lanes[Work] = Lanes(normal_share)
         self._share = Share(BROKERS_SHARE)
         self._asked: dict[MessageKey, list[Work]] = {}
         """Keyed by the message that led to a question which is open: what waits for its end because
@@ -132,7 +136,7 @@ class Kernel:
         self._resting = False
         """Whether nothing but the wake-up ends the wait."""
         self._held_back = False
-        self._asking = asyncio.Semaphore(ASKING_MAX)
+        self._asking = asyncio.Semaphore(asking_max)
         self._asks: set[asyncio.Task[None]] = set()
         self._unresolved = 0
 

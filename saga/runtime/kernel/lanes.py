@@ -44,10 +44,11 @@ class Share:
 class Lanes(Generic[T]):
     """Items in the order they came, one line for each priority."""
 
-    def __init__(self) -> None:
+    def __init__(self, normal_share: int = NORMAL_SHARE) -> None:
+        """One place in `normal_share` goes to normal items while urgent ones wait."""
         self._high: deque[T] = deque()
         self._normal: deque[T] = deque()
-        self._share = Share(NORMAL_SHARE)
+        self._share = Share(normal_share)
 
     def __len__(self) -> int:
         return len(self._high) + len(self._normal)

@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from functools import partial
-from typing import TypeVar
+from functools import lru_cache, partial
+from typing import Any, TypeVar
 from uuid import UUID, uuid4
 
 import sqlalchemy as sa
@@ -22,7 +22,7 @@ from saga.runtime.kernel.kept import Kept
 from saga.runtime.kernel.lanes import Lanes
 from saga.runtime.kernel.leases import LEASE_SECONDS, Lease
 from saga.runtime.kernel.outgoing import Outgoing, Publisher
-from saga.runtime.kernel.rows import Rows, WriteSet
+from saga.runtime.kernel.rows import WriteSet
 from saga.runtime.kernel.tables import Clock, Tables, utc_now
 from saga.runtime.metrics import OutboxMetrics
 from saga.runtime.retry_loop import RetryLoop
@@ -72,7 +72,16 @@ class Outbox:
         lease_seconds: float = LEASE_SECONDS,
         clock: Clock = utc_now,
         new_id: Callable[[], UUID] = uuid4,
+        batch_max: int = BATCH_MAX,
+        batches_max: int = BATCHES_MAX,
+        held_max: int = HELD_MAX,
+        backlog_busy: int = BACKLOG_BUSY,
     ) -> None:
+        """The limits are explained with their defaults."""
+        self._batch_max = batch_max
+        self._batches_max = batches_max
+        self._held_max = held_max
+        self._backlog_busy = backlog_busy
         self.owner = new_id().hex
         """This replica, until its process ends."""
         self._metrics = OutboxMetrics(participant)
@@ -83,13 +92,7 @@ class Outbox:
         self._lease_loop = RetryLoop("lease", "keep the lease on the outbox")
         self._database = database
         self._table = tables.outbox
-        self._rows = Rows(tables.outbox)
-        self._find_ours = (
-            sa.select(self._table.c.event_id, self._table.c.routing_key, self._table.c.body)
-            .where(self._table.c.owner == self.owner)
-            .order_by(self._table.c.position)
-            .limit(sa.bindparam("limit"))
-        )
+        self._rows = tables.outbox_rows
         self._publisher = publisher
         self._kept = kept
         self._lease = Lease(
@@ -138,7 +141,7 @@ class Outbox:
     @property
     def busy(self) -> bool:
         """Whether the broker does not keep up: what is taken from it must not pile up here."""
-        return self.backlog > BACKLOG_BUSY
+        return self.backlog > self._backlog_busy
 
     async def open(self) -> None:
         """Take a lease, and take over the rows whose owner has none; `run` will publish them."""
@@ -181,7 +184,7 @@ class Outbox:
         """Take over rows whose transaction has just committed."""
         if self._kept is not None:
             self._kept.stored(row.body for row in rows)
-        if len(self._held) + len(rows) > HELD_MAX:
+        if len(self._held) + len(rows) > self._held_max:
             self._only_in_table += len(rows)
             self._swept = False
             self._wake.set()
@@ -253,8 +256,8 @@ class Outbox:
 
     def _publish_waiting(self) -> None:
         """Begin to publish what waits, as far as it may."""
-        while self._queue and self._may_publish and len(self._batches) < BATCHES_MAX:
-            batch = self._queue.take(BATCH_MAX)
+        while self._queue and self._may_publish and len(self._batches) < self._batches_max:
+            batch = self._queue.take(self._batch_max)
             self._sending.update(row.event_id for row in batch)
             publishing = asyncio.create_task(self._publish_batch(batch))
             self._batches.add(publishing)
@@ -332,13 +335,16 @@ class Outbox:
         if self._ruined and asyncio.get_running_loop().time() >= self._ruined_until:
             self._ruined.clear()
         # Beyond those that are refused again and again, too, or nothing else would be found.
-        limit = len(self._held) + len(self._publish_loop.failing) + len(self._ruined) + BATCH_MAX
+        beside = len(self._held) + len(self._publish_loop.failing) + len(self._ruined)
+        limit = beside + self._batch_max
         expected = self._only_in_table
         held = set(self._held)  # What is forgotten while we read was held before.
         self._swept = True  # Before reading: what is committed meanwhile may be missed.
         rows = await self._patiently(
             lambda: self._database.read(
-                lambda c: c.execute(self._find_ours, {"limit": limit}).all()
+                lambda c: c.execute(
+                    _rows_of(self._table), {"replica": self.owner, "most": limit}
+                ).all()
             ),
             self._sweep_loop,
         )
@@ -405,7 +411,7 @@ class Outbox:
         )
 
     def _last_position(self, connection: Connection) -> int:
-        return connection.scalar(sa.select(sa.func.max(self._table.c.position))) or 0
+        return connection.scalar(_last_of(self._table)) or 0
 
     async def _patiently(self, attempt: Callable[[], Awaitable[T]], loop: RetryLoop) -> T:
         """Try until the database is there."""
@@ -422,3 +428,21 @@ class Outbox:
                 return result
             await asyncio.sleep(backoff_seconds)
             backoff_seconds = min(backoff_seconds * 2, BACKOFF_MAX_SECONDS)
+
+
+@lru_cache(maxsize=64)
+def _rows_of(outbox: sa.Table) -> sa.Select[Any]:
+    """The first `most` rows that a `replica` publishes. Built once: that takes longer than to
+    execute it."""
+    return (
+        sa.select(outbox.c.event_id, outbox.c.routing_key, outbox.c.body)
+        .where(outbox.c.owner == sa.bindparam("replica"))
+        .order_by(outbox.c.position)
+        .limit(sa.bindparam("most"))
+    )
+
+
+@lru_cache(maxsize=64)
+def _last_of(outbox: sa.Table) -> sa.Select[Any]:
+    """The highest position."""
+    return sa.select(sa.func.max(outbox.c.position))
