@@ -23,6 +23,8 @@ from saga.message import Intent, Priority
 
 LOAD_SECONDS: Final = (0.01, 0.01, 3.0)
 """In which all orders are placed."""
+CANCELLED_SHARE: Final = 0.5
+"""Orders that somebody cancels, or tries to: what is undone is what goes wrong."""
 CANCEL_MAX_SECONDS: Final = 8.0
 PERSON_MAX_SECONDS: Final = 40.0
 """Within which a person looks at a mail."""
@@ -62,7 +64,7 @@ def plan(chance: random.Random, orders: int) -> Plan:
                 command.priority,
             )
         )
-        if chance.random() < 0.3:
+        if chance.random() < CANCELLED_SHARE:
             cancelled_at = at_seconds + chance.random() * CANCEL_MAX_SECONDS
             cancel = CancelOrder(order_id=command.order_id)
             id = derived_id(key, cancel.type)
@@ -122,7 +124,7 @@ def _command(
         lines=tuple(lines),
         priority=chance.choice(priorities),
         time_limit_seconds=(
-            chance.randint(1, SHORT_SECONDS) if chance.random() < 0.2 else NEVER_SECONDS
+            chance.randint(1, SHORT_SECONDS) if chance.random() < 0.3 else NEVER_SECONDS
         ),
     )
     return key, command

@@ -16,6 +16,7 @@ from saga import discovery
 from saga.declaration import Saga
 from saga.simulation.scene import Scene
 from saga.simulation.server import PartsUnderTest
+from saga.simulation.stuck import STUCK_SECONDS
 from saga.simulation.trace import digest_of
 from saga.simulation.verdict import violations
 from saga.simulation.world import World
@@ -90,8 +91,16 @@ def _run_here(seed: int) -> Run:
 class Simulation:
     """Runs seeds, one after the other; databases are made once for all of them."""
 
-    def __init__(self, parts: PartsUnderTest | None = None, saga: Saga | None = None) -> None:
-        """Of the project's saga, or of another one. Raises `SagaError`."""
+    def __init__(
+        self,
+        parts: PartsUnderTest | None = None,
+        saga: Saga | None = None,
+        *,
+        stuck_seconds: float = STUCK_SECONDS,
+    ) -> None:
+        """Of the project's saga, or of another one. A step that takes longer than `stuck_seconds`
+        of CPU time ends its run. Raises `SagaError`."""
+        self._stuck_seconds = stuck_seconds
         self._parts = parts or PartsUnderTest()
         self._scene = Scene(saga or discovery.saga())
 
@@ -105,7 +114,7 @@ class Simulation:
     def _play(self, seed: int) -> tuple[list[str], list[Violation], frozenset[str], float, int]:
         """The trace, what is wrong, what happened, and how long it took; nothing else is left of
         the world."""
-        world = World(seed, self._scene, self._parts)
+        world = World(seed, self._scene, self._parts, self._stuck_seconds)
         world.run()
         found, happened = violations(world)
         world.troubles.extend(found)

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Any
 
 from pamqp import encode
@@ -49,7 +50,11 @@ class PublishedMessage:
 
     @property
     def properties(self) -> Properties:
-        return frames.properties_in(self.raw)
+        return _properties_in(self.raw)
+
+
+_properties_in = lru_cache(maxsize=1_024)(frames.properties_in)
+"""Each message is looked at some ten times."""
 
 
 @dataclass(frozen=True, slots=True)

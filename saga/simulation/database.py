@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from saga.runtime.kernel.kernel import Kernel
 from saga.runtime.kernel.leases import Lease
+from saga.runtime.kernel.outgoing import Outgoing
 from saga.runtime.kernel.tables import Tables, VersionConflict
+from saga.runtime.kernel.work import Work
+from saga.simulation.faults import fault
 from saga.simulation.loop import SimulatedLoop, settle
 from saga.simulation.trace import SimulationTrace
 from saga.simulation.weather import Weather
@@ -48,6 +52,7 @@ class SimulatedStore:
             f"CREATE TRIGGER witness AFTER INSERT ON {tables.outbox.name} BEGIN INSERT OR "  # noqa: S608 - names of our own
             f"REPLACE INTO {_COMMITTED} VALUES (new.event_id, new.body); END"
         )
+        self._outbox = tables.outbox.name
         self._count_outbox = f"SELECT count(*) FROM {tables.outbox.name}"  # noqa: S608 - ours
         self._names = [*(table.name for table in tables.metadata.sorted_tables), _COMMITTED]
 
@@ -72,6 +77,11 @@ class SimulatedStore:
         """How many rows are in the outbox."""
         count: int = self._raw.execute(self._count_outbox).fetchone()[0]
         return count
+
+    def waiting_of(self, owner: str) -> set[str]:
+        """The ids of the events in the outbox that are a replica's to publish."""
+        rows = self._raw.execute(f"SELECT event_id FROM {self._outbox} WHERE owner = ?", (owner,))  # noqa: S608 - ours
+        return {row[0] for row in rows}
 
     def run(self, work: Callable[[Connection], T], *, keep: bool = True) -> T:
         """Run a transaction at once; without `keep`, roll it back at its end."""
@@ -101,8 +111,14 @@ class SimulatedDatabase:
         trace: SimulationTrace,
         *,
         shared: bool,
+        on_group: Callable[[Sequence[Work]], None] = lambda _: None,
+        on_commit: Callable[[Sequence[Outgoing]], None] = lambda _: None,
     ) -> None:
+        """`on_group` is called with what a kernel begins to decide on, `on_commit` with the events
+        that it gets to know are committed."""
         self.shared = shared
+        self._on_group = on_group
+        self._on_commit = on_commit
         self._store = store
         self._name = name
         self._loop = loop
@@ -112,10 +128,17 @@ class SimulatedDatabase:
 
     async def transaction(self, work: Callable[[Connection], T], *, brief: bool = False) -> T:
         """Run `work` once those before it have ended; it does, even if the caller is cancelled."""
+        group = group_of(work)
+        if group is not None:
+            self._on_group(group)
         done: asyncio.Future[T] = self._loop.create_future()
         self._waiting.append((work, done))
         self._loop.call_later(self._duration(), self._next_transaction)
-        return await done
+        result = await done
+        if group:
+            _, outgoing = cast(Any, result)
+            self._on_commit(outgoing)
+        return result
 
     async def read(self, query: Callable[[Connection], T]) -> T:
         await asyncio.sleep(self._weather.latency())
@@ -145,25 +168,36 @@ class SimulatedDatabase:
         self._loop.call_later(self._weather.latency(), settle, done, result)
 
     def _commit(self, work: Callable[[Connection], T]) -> T:
-        weather, rates = self._weather, self._weather.rates
-        if weather.happens(rates.database_away):
+        weather = self._weather
+        group = group_of(work)
+        sort = " ".join(sorted({type(each.message).__name__ for each in group or ()}))
+        if weather.strikes("database_away", self._name, sort):
             if weather.happens(0.5):
                 self._store.run(work, keep=False)
             self._trace.note(self._name, "transaction failed")
             raise _away("simulated: rolled back")
         # What the outbox writes by itself, its lease, has no versions, and data of nobody's.
         decides = isinstance(work, partial) and not _is_of_a_lease(work)
-        if decides and weather.happens(rates.conflict):
+        if decides and weather.strikes("conflict", self._name, sort):
             self._trace.note(self._name, "transaction met another replica's")
             raise VersionConflict("simulated")
-        if decides and weather.happens(rates.data_refused):
+        # And what only forgets confirmed events has none that could be refused.
+        if decides and group != [] and weather.strikes("data_refused", self._name, sort):
             self._trace.note(self._name, "transaction's data refused")
             raise sa.exc.IntegrityError("simulated", None, Exception("refused"))
         result = self._store.run(work)
-        if weather.happens(rates.commit_unknown):
+        if weather.strikes("commit_unknown", self._name, sort):
             self._trace.note(self._name, "committed, which is not known")
             raise _away("simulated: committed or not")
         return result
+
+
+def group_of(work: Callable[..., Any]) -> Sequence[Work] | None:
+    """The messages that a kernel decides on in a transaction; None of any other transaction."""
+    if isinstance(work, partial) and isinstance(getattr(work.func, "__self__", None), Kernel):
+        group: Sequence[Work] = work.args[0]
+        return group
+    return None
 
 
 def _is_of_a_lease(work: partial[Any]) -> bool:
@@ -171,4 +205,4 @@ def _is_of_a_lease(work: partial[Any]) -> bool:
 
 
 def _away(text: str) -> sa.exc.OperationalError:
-    return sa.exc.OperationalError(text, None, Exception("simulated"))
+    return fault(sa.exc.OperationalError(text, None, Exception("simulated")))

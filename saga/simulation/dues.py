@@ -17,6 +17,7 @@ from saga.runtime.kernel.fold import Fold
 from saga.runtime.kernel.step import Firing, cause_among_commands, due_source_of
 from saga.runtime.kernel.tables import Tables, due_at_of
 from saga.simulation.database import SimulatedStore
+from saga.simulation.rules import violation
 from saga.view import Violation
 
 LATE_MAX_SECONDS: Final = 40.0
@@ -52,7 +53,7 @@ def _early(participant: Participant, events: Sequence[Envelope[Any]]) -> Iterato
         if any(derived_id(cause, f"{step}.{event.type}") == event.id for step in steps):
             firing = Firing.of(fold.own(event.type, event.subject))
             if firing is not None and event.time < firing.due.at:
-                yield Violation(
+                yield violation(
                     "due_early",
                     event.subject,
                     f"{event.type} came of what was due at {rfc3339(firing.due.at)} only, at "
@@ -75,7 +76,7 @@ def _late(
         if firing is not None and not _came_of_an_answer(participant, event):
             late_seconds = (event.time - max(firing.due.at, calm_at)).total_seconds()
             if late_seconds > LATE_MAX_SECONDS:
-                yield Violation(
+                yield violation(
                     "due_late",
                     event.subject,
                     f"{event.type} came {late_seconds:.0f} s after {firing.due.command.type} was "
@@ -105,7 +106,7 @@ def _in_vain(
     for key in inbox:
         id, _, source = key.partition("\t")
         if source == due_source_of(participant.name) and id not in causes:
-            yield Violation(
+            yield violation(
                 "due_in_vain", id, f"{participant.name} did what was not due, or not any more"
             )
 
@@ -123,5 +124,5 @@ def _lost(tables: Tables, connection: Connection) -> list[Violation]:
             for key, state in states.items():
                 if due_at_of(state) != rows.get(key):
                     detail = f"due at {due_at_of(state)}, and its row says {rows.get(key)}"
-                    found.append(Violation("due_lost", key, detail))
+                    found.append(violation("due_lost", key, detail))
     return found

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import math
 import random
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from contextvars import Context, ContextVar, copy_context
 from dataclasses import dataclass, field
@@ -68,6 +70,15 @@ class _Handle(asyncio.TimerHandle):
         super().__init__(when, callback, args, loop, context)
         self.process = context[_process]
 
+    @property
+    def what(self) -> str:
+        """The code that it runs."""
+        callback = self._callback  # type: ignore[attr-defined]  # asyncio's own
+        task = getattr(callback, "__self__", None)
+        if isinstance(task, asyncio.Task):
+            return _innermost(task.get_coro())
+        return str(getattr(callback, "__qualname__", callback))
+
 
 class SimulatedLoop(asyncio.BaseEventLoop):
     """Runs callbacks until it is told to stop. All on it has to be in a `SimulatedProcess`."""
@@ -80,21 +91,34 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         self._timers: list[tuple[float, int, _Handle]] = []
         self._timer_count = 0
         self._stopped = False
+        self._seen: Counter[str] | None = None
+        """What the steps are, while they are counted."""
         self.steps = 0
         self.before_step: Callable[[SimulatedProcess], None] = lambda _: None
         """Called with the process whose callback is to run next; may kill it."""
         self.on_error: Callable[[str, BaseException | None], None] = lambda _, __: None
         """Called with what no task or callback has dealt with."""
 
-    def run(self, until: float) -> None:
-        """Run until the time `until`, or until stopped, or until nothing is left to do."""
+    def run(self, until: float, steps_max: float = math.inf) -> None:
+        """Run until the time `until`, or until stopped, or until nothing is left to do, or until
+        there were `steps_max` steps in all."""
         asyncio._set_running_loop(self)
         self._stopped = False
         try:
-            while not self._stopped and self._next(until):
+            while not self._stopped and self.steps < steps_max and self._next(until):
                 pass
         finally:
             asyncio._set_running_loop(None)
+
+    def most_of(self, steps: int, until: float) -> str:
+        """Run so many steps more, and say what most of them were."""
+        self._seen = Counter()
+        try:
+            self.run(until, self.steps + steps)
+            ((what, count),) = self._seen.most_common(1) or [("nothing", 0)]
+        finally:
+            self._seen = None
+        return f"{count} of {steps} more were {what}"
 
     def stop(self) -> None:
         self._stopped = True
@@ -177,6 +201,8 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         if process.alive:
             self.steps += 1
             self._now += STEP_SECONDS
+            if self._seen is not None:
+                self._seen[f"{process.name}: {handle.what}"] += 1
             handle._run()
         return True
 
@@ -237,6 +263,16 @@ class SimulatedLoop(asyncio.BaseEventLoop):
 
     def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
         """asyncio counts them to know when to tidy up."""
+
+
+def _innermost(coroutine: Any) -> str:
+    """The function of ours that a task is in, as deep as one can see."""
+    name = "nothing"
+    while hasattr(coroutine, "cr_code"):
+        if coroutine.cr_code.co_filename != asyncio.tasks.__file__:
+            name = coroutine.__qualname__
+        coroutine = coroutine.cr_await
+    return name
 
 
 def settle(future: asyncio.Future[Any], result: Any) -> None:

@@ -23,6 +23,7 @@ from saga.simulation.broker import (
     ChannelClosed,
     PublishedMessage,
 )
+from saga.simulation.faults import fault, is_fault
 from saga.simulation.loop import SimulatedLoop, SimulatedProcess, current_process, settle
 from saga.simulation.trace import SimulationTrace
 from saga.simulation.unruly import UnrulyBroker, describe
@@ -30,6 +31,7 @@ from saga.simulation.weather import Weather
 
 Taker = Callable[[Any, Delivery], None]
 """See `saga.runtime.messaging.wire.Taker`."""
+OnDeliver = Callable[[SimulatedProcess, object, int, str, PublishedMessage], None]
 SLOW_SECONDS = 45.0
 """What a slow frame may take: longer than a publisher waits for its confirm."""
 NOTICE_MAX_SECONDS = 33.0
@@ -88,8 +90,12 @@ class Network:
         """Called with a process that is to be killed before it does anything more."""
         self.on_publish: Callable[[SimulatedProcess, PublishedMessage], None] = lambda _, __: None
         """Called with what arrives at the broker, and from whom."""
-        self.on_deliver: Callable[[SimulatedProcess, PublishedMessage], None] = lambda _, __: None
-        """Called with what a process gets."""
+        self.on_taken: Callable[[PublishedMessage], None] = lambda _: None
+        """Called with what the broker takes of that."""
+        self.on_deliver: OnDeliver = lambda *_: None
+        """Called with what a process gets, and its channel, tag and queue."""
+        self.on_channel_lost: Callable[[SimulatedProcess, object], None] = lambda _, __: None
+        """Called with a process that gets to know that its channel is no more."""
         self.on_loss: Callable[[float], None] = lambda _: None
         """Called when the broker is lost, with the time at which an empty one lets clients in."""
         self._connections: dict[SimulatedConnection, None] = {}
@@ -108,7 +114,7 @@ class Network:
             if not self._is_away(process):
                 return SimulatedConnection(self, process, name)
             if self.loop.time() >= deadline:
-                raise BrokerError("cannot reach the simulated broker")
+                raise fault(BrokerError("cannot reach the simulated broker"))
             await asyncio.sleep(RETRY_SECONDS)
 
     def on_frame(self, connection: SimulatedConnection, receiver: SimulatedProcess) -> None:
@@ -180,7 +186,7 @@ class SimulatedConnection:
     async def open_channel(self, *, confirms: bool = False) -> ClientChannel:
         """Open a channel. Raises `ChannelLost` on a connection that is lost by now."""
         if self.lost.is_set():
-            raise ChannelLost("the connection is lost")
+            raise fault(ChannelLost("the connection is lost"))
         channel = ClientChannel(self)
         self.channels.append(channel)
         await channel.ask(self._open, channel)
@@ -231,7 +237,7 @@ class SimulatedConnection:
             return
         self.network.trace.note("network", f"{self.process.name} loses its {self.name}")
         self.end()
-        error = ChannelLost("the connection was reset")
+        error = fault(ChannelLost("the connection was reset"))
         self._later(self.network.weather.latency(), self.process, self._lose, error)
 
     def stick(self) -> None:
@@ -242,7 +248,7 @@ class SimulatedConnection:
         self._cut()
         for receiver, notice in (
             (self.network.world, self._disconnect),
-            (self.process, lambda: self._lose(ChannelLost("no heartbeat came"))),
+            (self.process, lambda: self._lose(fault(ChannelLost("no heartbeat came")))),
         ):
             self._later(self.network.weather.seconds(NOTICE_MAX_SECONDS), receiver, notice)
 
@@ -265,6 +271,7 @@ class ClientChannel:
     def __init__(self, connection: SimulatedConnection) -> None:
         self.connection = connection
         self.lost = ""
+        self._is_fault = False
         self.on_lost: list[Callable[[], None]] = []
         self.server: BrokerChannel
         self._answers: list[asyncio.Future[Any]] = []
@@ -277,7 +284,8 @@ class ClientChannel:
     def ask(self, receive: Callable[..., None], *arguments: Any) -> asyncio.Future[Any]:
         """Send a frame to the broker's side; return what its answer will be."""
         if self.lost:
-            raise ChannelLost(self.lost)
+            lost = ChannelLost(self.lost)
+            raise fault(lost) if self._is_fault else lost
         answer: asyncio.Future[Any] = self.connection.network.loop.create_future()
         self._answers.append(answer)
         self.connection.up.send(receive, *arguments, answer)
@@ -287,6 +295,8 @@ class ClientChannel:
         """The channel is no more: what waits for an answer gets an error."""
         if self.lost:
             return
+        self._is_fault = is_fault(error)
+        self.connection.network.on_channel_lost(self.connection.process, self)
         self.lost = str(error) or "the connection was stuck"
         for answer in self._answers:
             settle(answer, error)
@@ -339,7 +349,7 @@ class ClientChannel:
             f"gets {describe(delivery.message)} from {queue}, tag {delivery.tag}"
             f"{', again' if delivery.redelivered else ''}",
         )
-        network.on_deliver(self.connection.process, delivery.message)
+        network.on_deliver(self.connection.process, self, delivery.tag, queue, delivery.message)
         try:
             taker(self, _incoming(delivery))
         except Exception as error:
@@ -395,7 +405,9 @@ class ClientChannel:
         weather = network.weather
         if self.server.is_closed:
             return
-        refused = weather.happens(weather.rates.refused_publish)
+        refused = weather.strikes(
+            "refused_publish", self.connection.process.name, published.properties.type or ""
+        )
         taken = not refused or weather.happens(0.5)
         network.trace.note(
             "broker",
@@ -406,6 +418,7 @@ class ClientChannel:
         network.on_publish(self.connection.process, published)
         routed = True
         if taken:
+            network.on_taken(published)
             try:
                 routed = network.broker.publish(
                     published.exchange,

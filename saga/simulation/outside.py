@@ -14,6 +14,8 @@ from saga.simulation.loop import SimulatedLoop, SimulatedProcess, current_proces
 from saga.simulation.trace import SimulationTrace
 from saga.simulation.weather import Weather
 
+OUTAGE_SECONDS = 60.0
+"""How long it may be away."""
 SLOW_SECONDS = 20.0
 """What a slow answer may take."""
 
@@ -34,7 +36,10 @@ class SimulatedOutside:
         world: SimulatedProcess,
         chance: random.Random,
         planned: Callable[[Intent], Any] | None,
+        on_crash: Callable[[SimulatedProcess], None],
     ) -> None:
+        self._on_crash = on_crash
+        self._away_until = 0.0
         self.books = outside.blank
         self.heard: set[type[Intent]] = set()
         """What it was asked."""
@@ -62,30 +67,43 @@ class SimulatedOutside:
                 result = self._hear(intent)
             except Exception as error:
                 result = error
-            slow = self._weather.happens(self._weather.rates.slow_outside)
+            name = type(intent).__name__
+            slow = self._weather.strikes("slow_outside", self._outside.name, name)
             seconds = self._weather.seconds(SLOW_SECONDS) if slow else self._weather.latency()
             self._loop.call_later(seconds, settle, answer, result, context=asker.context)
+            if self._weather.strikes("crash_at_question", self._outside.name, name):
+                self._on_crash(asker)
 
         self._loop.call_later(self._weather.latency(), take, context=self._world.context)
         return await answer
 
     def _hear(self, intent: Intent) -> Answer:
-        weather, rates, outside = self._weather, self._weather.rates, self._outside
-        if outside.idempotent and weather.happens(rates.outside_away):
+        weather, outside, name = self._weather, self._outside, type(intent).__name__
+        if outside.idempotent and self._is_away(name):
             raise TransientError("simulated: away")
         self.heard.add(type(intent))
         answer, books, said = outside.hear(self.books, intent, self._decision(intent))
         if books != self.books:
             self.books = books
             self._trace.note(outside.name, f"{said}: {type(intent).__name__} {intent.subject[:8]}")
-        if outside.idempotent and weather.happens(rates.lost_answer):
+        if outside.idempotent and weather.strikes("lost_answer", outside.name, name):
             raise TransientError("simulated: the answer is lost")
         return answer
+
+    def _is_away(self, name: str) -> bool:
+        weather, where = self._weather, self._outside.name
+        if weather.strikes("outside_outage", where, name):
+            self._away_until = self._loop.time() + weather.seconds(OUTAGE_SECONDS)
+            self._trace.note(where, "is away")
+        gone = not weather.calm and self._loop.time() < self._away_until
+        return gone or weather.strikes("outside_away", where, name)
 
     def _decision(self, intent: Intent) -> Any:
         if self._planned is not None:
             return self._planned(intent)
         usual, *others = self._outside.decisions
-        if others and self._weather.happens(self._weather.rates.outside_unusual):
+        if others and self._weather.strikes(
+            "outside_unusual", self._outside.name, type(intent).__name__
+        ):
             return self._chance.choice(others)
         return usual

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from functools import partial
@@ -35,6 +36,11 @@ if TYPE_CHECKING:
 
 REPLY_TIMEOUT_SECONDS = 5.0
 """How long a caller waits for the answer to a request before trying again."""
+IN_ITS_COURSE_SHARE = 0.7
+"""How often a command about a saga that has begun is given in its course instead of at its time:
+most take much less time than a plan can aim at."""
+COURSE_MESSAGES = 5
+"""Within so many messages."""
 MALFORMED_SHARE = 0.2
 """Runs in which somebody publishes what nobody can read."""
 OPERATOR_SECONDS = 4.0
@@ -62,6 +68,10 @@ class People:
         self._plan = plan
         self._chance = chance
         self._callers = 0
+        self._moments: dict[str, list[tuple[int, asyncio.Event]]] = {}
+        """Keyed by subject: after how many messages somebody gives a command about it."""
+        self._messages: Counter[str] = Counter()
+        """By subject."""
         self._sent: list[Given] = []
         """Commands that were sent over the broker."""
         self.told: dict[str, str] = {}
@@ -78,8 +88,14 @@ class People:
 
     def begin(self) -> None:
         """Have all commands given, and whatever fails replayed."""
-        for given in self._plan.given:
-            self._begin(partial(self._give, given))
+        self._world.watch.on_message = self._hear
+        begun: set[str] = set()
+        for given in sorted(self._plan.given, key=lambda given: given.after_seconds):
+            moment = None
+            if given.command.subject in begun and self._chance.random() < IN_ITS_COURSE_SHARE:
+                moment = self._moment(given.command.subject)
+            begun.add(given.command.subject)
+            self._begin(partial(self._give, given, moment))
         if self._chance.random() < MALFORMED_SHARE:
             event = self._chance.choice(self._world.choreography.events)
             key = f"{event.type}.{self._chance.choice(list(Priority))}"
@@ -96,10 +112,29 @@ class People:
         self._callers += 1
         self._world.loop.spawn(self._world.process, begun())
 
-    async def _give(self, given: Given) -> None:
-        """Somebody gives a command, and looks whether that was the end."""
-        await asyncio.sleep(given.after_seconds)
+    def _moment(self, subject: str) -> asyncio.Event:
+        """A moment in the course of a saga: when so many messages about it have been delivered."""
+        moment = asyncio.Event()
+        count = self._chance.randint(1, COURSE_MESSAGES)
+        self._moments.setdefault(subject, []).append((count, moment))
+        return moment
+
+    def _hear(self, subject: str) -> None:
+        """A message about a subject is delivered."""
+        self._messages[subject] += 1
+        for count, moment in self._moments.get(subject, ()):
+            if self._messages[subject] >= count and not moment.is_set():
+                # In its process: whoever waits there goes on there.
+                self._world.loop.call_soon(moment.set, context=self._world.process.context)
+
+    async def _give(self, given: Given, moment: asyncio.Event | None) -> None:
+        """Somebody gives a command, at its time or at that moment if it comes before, and looks
+        whether that was the end."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(given.after_seconds):
+                await (moment or asyncio.Event()).wait()
         command = given.command
+        self._world.watch.given(given.key, given.priority)
         self._world.trace.note("caller", f"gives {command.type} {command.subject}")
         if given.over_broker:
             self._sent.append(given)

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import random
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 from uuid import UUID
 
 from saga.runtime.kernel.kept import Kept
-from saga.runtime.kernel.kernel import Kernel
-from saga.runtime.kernel.outbox import Outbox
+from saga.runtime.kernel.kernel import ASKING_MAX, GROUP_MAX, Kernel
+from saga.runtime.kernel.lanes import NORMAL_SHARE
+from saga.runtime.kernel.outbox import BACKLOG_BUSY, BATCH_MAX, BATCHES_MAX, HELD_MAX, Outbox
+from saga.runtime.kernel.outgoing import Outgoing
 from saga.runtime.kernel.timer import Timekeeper
-from saga.runtime.messaging.consumer import Deliveries
+from saga.runtime.kernel.work import Work
+from saga.runtime.messaging.consumer import PREFETCH, Deliveries
 from saga.runtime.messaging.publisher import BrokerPublisher
 from saga.runtime.messaging.topology import queues_of
 from saga.runtime.service import Service
 from saga.simulation.broker import EPOCH
 from saga.simulation.database import SimulatedDatabase, SimulatedStore
+from saga.simulation.faults import is_fault
 from saga.simulation.loop import SimulatedProcess
 from saga.simulation.network import Network, read
 
@@ -27,6 +33,34 @@ BROKER_PATIENCE_SECONDS = 5.0
 KEEP_MINUTES, KEEP_BYTES = 60.0, 500_000_000
 TIMER_POLL_SECONDS = 5.0
 """How often a service looks for what is due: seldom, which saves a tenth of a run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Capacities:
+    """The limits of the parts; small ones are reached in a run."""
+
+    group_max: int
+    asking_max: int
+    normal_share: int
+    batch_max: int
+    batches_max: int
+    held_max: int
+    backlog_busy: int
+    prefetch: int
+
+    @classmethod
+    def draw(cls, chance: random.Random) -> Capacities:
+        """Draw each by itself: as in production, or so small that it is reached."""
+        return cls(
+            group_max=chance.choice((1, 2, GROUP_MAX)),
+            asking_max=chance.choice((1, ASKING_MAX)),
+            normal_share=chance.choice((2, NORMAL_SHARE)),
+            batch_max=chance.choice((1, 3, BATCH_MAX)),
+            batches_max=chance.choice((1, BATCHES_MAX)),
+            held_max=chance.choice((1, 4, HELD_MAX)),
+            backlog_busy=chance.choice((0, 2, BACKLOG_BUSY)),
+            prefetch=chance.choice((1, 3, PREFETCH)),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,25 +87,30 @@ class SimulatedReplica:
         *,
         parts: PartsUnderTest,
         shared: bool,
-        prefetch: int,
-        group_max: int,
+        limits: Capacities,
+        on_group: Callable[[SimulatedProcess, Sequence[Work]], None],
+        on_commit: Callable[[SimulatedProcess, Sequence[Outgoing]], None],
         lease_seconds: float,
         skew_seconds: float,
         new_id: Callable[[], UUID],
         jitter: Callable[[float, float], float],
-        on_end: Callable[[SimulatedReplica, Exception], None],
+        on_end: Callable[[SimulatedReplica, Exception, bool], None],
     ) -> None:
         self.name = name
         self.service = service
         self.kernel: Kernel | None = None
         """There once the service takes commands."""
+        self._starting = False
+        """Whether it does not take messages yet."""
         self.process = SimulatedProcess(name, alive=False)
         self._store = store
         self._network = network
         self._parts = parts
         self._shared = shared
-        self._prefetch = min(prefetch, service.prefetch)
-        self._group_max = group_max
+        self.limits = limits
+        self.outbox: Outbox | None = None
+        self._on_group = on_group
+        self._on_commit = on_commit
         self._lease_seconds = lease_seconds
         self._skew = timedelta(seconds=skew_seconds)
         self._new_id = new_id
@@ -82,6 +121,7 @@ class SimulatedReplica:
         """Start a process."""
         self._network.trace.note(self.name, "starts")
         self.process = SimulatedProcess(self.name)
+        self._starting = True
         self._supervise(self._serve)
 
     def kill(self) -> None:
@@ -95,7 +135,7 @@ class SimulatedReplica:
 
     async def _serve(self) -> None:
         name, tables = self.service.participant.name, self.service.tables
-        network = self._network
+        network, limits, process = self._network, self.limits, self.process
         database = SimulatedDatabase(
             self._store,
             self.name,
@@ -103,6 +143,8 @@ class SimulatedReplica:
             network.weather,
             network.trace,
             shared=self._shared,
+            on_group=partial(self._on_group, process),
+            on_commit=partial(self._on_commit, process),
         )
         publisher = self._parts.publisher("", "publisher", connect=network.connect)
         # Nothing is removed from it: a run is shorter than that.
@@ -118,7 +160,12 @@ class SimulatedReplica:
             lease_seconds=self._lease_seconds,
             clock=self.clock,
             new_id=self._new_id,
+            batch_max=limits.batch_max,
+            batches_max=limits.batches_max,
+            held_max=limits.held_max,
+            backlog_busy=limits.backlog_busy,
         )
+        self.outbox = outbox
         await outbox.open()
         kernel = self._parts.kernel(
             self.service.participant,
@@ -129,7 +176,9 @@ class SimulatedReplica:
             clock=self.clock,
             new_id=self._new_id,
             jitter=self._jitter,
-            group_max=self._group_max,
+            group_max=limits.group_max,
+            asking_max=limits.asking_max,
+            normal_share=limits.normal_share,
         )
         runs = [kernel.run, outbox.run]
         if tables.with_dues:
@@ -143,7 +192,8 @@ class SimulatedReplica:
         await publisher.open(BROKER_PATIENCE_SECONDS)
         deliveries = self._parts.deliveries(self.service.participant, kernel, publisher, self.clock)
         takers = {queue: deliveries.taker(queue) for queue in queues_of(self.service.participant)}
-        await read(network, "consumer", takers, self._prefetch)
+        self._starting = False
+        await read(network, "consumer", takers, min(limits.prefetch, self.service.prefetch))
 
     def _supervise(self, work: Callable[[], Awaitable[None]]) -> None:
         """Run what must not end; if it does, the process ends with it."""
@@ -154,13 +204,18 @@ class SimulatedReplica:
         process = self.process
         task = self._network.loop.spawn(process, supervised())
         task.add_done_callback(
-            lambda done: self._ended(process, done), context=self._network.world.context
+            lambda done: self._ended(process, done, starting=work == self._serve),
+            context=self._network.world.context,
         )
 
-    def _ended(self, process: SimulatedProcess, task: asyncio.Task[Any]) -> None:
+    def _ended(self, process: SimulatedProcess, task: asyncio.Task[Any], *, starting: bool) -> None:
         if process.alive:
             if task.cancelled():
                 error: BaseException | None = RuntimeError("a task that nobody cancelled")
             else:
                 error = task.exception()
-            self._on_end(self, error if isinstance(error, Exception) else RuntimeError("no error"))
+            # One that has started has to survive whatever comes.
+            explained = starting and self._starting and is_fault(error)
+            if not isinstance(error, Exception):
+                error = RuntimeError(f"it ended with {error!r}")
+            self._on_end(self, error, explained)

@@ -45,11 +45,11 @@ class UnrulyBroker(Broker):
         if not self.has(queue.name):
             self._trace.note("broker", f"{describe(message)} is not in {queue.name}")
             return
-        weather, rates = self._weather, self._weather.rates
         if "x-dead-letter-exchange" in queue.arguments:  # Neither dead letters nor the history.
-            if weather.happens(rates.duplicate):
+            type_ = message.properties.type or ""
+            if self._weather.strikes("duplicate", queue.name, type_):
                 self._put_late(queue, message, "doubles")
-            if weather.happens(rates.reorder):
+            if self._weather.strikes("reorder", queue.name, type_):
                 self._put_late(queue, message, "holds up")
                 return
         super()._put(queue, message)

@@ -24,6 +24,7 @@ from saga.runtime.messaging.topology import HISTORY_STREAM, dead_letter_queue, q
 from saga.simulation import dues
 from saga.simulation.broker import EPOCH
 from saga.simulation.network import delivered
+from saga.simulation.rules import violation
 from saga.simulation.world import World
 from saga.view import View, Violation
 
@@ -51,10 +52,17 @@ def violations(world: World) -> tuple[list[Violation], frozenset[str]]:
 
 def _unrest(world: World) -> Iterator[Violation]:
     """What still goes on, or is stuck."""
-    if not world.at_rest:
+    if not world.at_rest and not any(each.rule == "no_progress" for each in world.troubles):
         loads = {queue: world.broker.load_of(queue) for queue in world.queues()}
         left = ", ".join(f"{load} in {queue}" for queue, load in loads.items() if load)
-        yield Violation("never_at_rest", "", f"messages left: {left or 'none'}")
+        busy = ", ".join(s.name for s in world.servers if not (s.kernel and s.kernel.idle))
+        waiting = sum(store.unpublished() for store in world.stores.values())
+        yield violation(
+            "never_at_rest",
+            "",
+            f"at {world.loop.time():.0f} s, messages left: {left or 'none'}; busy: "
+            f"{busy or 'no service'}; events in outboxes: {waiting}",
+        )
 
 
 def wrong_endings(
@@ -79,16 +87,16 @@ def wrong_endings(
     for subject, endings in planned.items():
         found = outcomes[subject]
         if not view.told.about(subject):
-            yield Violation("saga_lost", subject, "it was begun, and is not known")
+            yield violation("saga_lost", subject, "it was begun, and is not known")
         elif not found and endings:
-            yield Violation("wrong_ending", subject, "it has not ended")
+            yield violation("wrong_ending", subject, "it has not ended")
         elif not found <= {*map(str, endings)} | early[subject]:
             ended, had_to = (" or ".join(sorted(map(str, each))) for each in (found, endings))
             had_to = had_to or NO_END
-            yield Violation("wrong_ending", subject, f"it is {ended}; it had to be {had_to}")
+            yield violation("wrong_ending", subject, f"it is {ended}; it had to be {had_to}")
         elif (heard := told.get(subject)) is not None and heard not in found:
             ended = " and ".join(sorted(found))
-            yield Violation(
+            yield violation(
                 "wrong_ending", subject, f"it is {ended}, and somebody was told that it is {heard}"
             )
 

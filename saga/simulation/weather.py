@@ -6,12 +6,19 @@ Each kind of fault is there in about half of the runs, so that the others also m
 from __future__ import annotations
 
 import random
+from collections import defaultdict
 from dataclasses import dataclass, fields
 
 FAIR_SHARE = 0.05
 """Runs in which nothing goes wrong."""
 KIND_SHARE = 0.5
 """Runs, of the others, that have a kind of fault."""
+RARE_TIMES = 2
+RARE_FACTOR = 4.0
+RARE_RATE_MAX = 0.8
+"""What comes to a place after something else did, such as what undoes it, a fault befalls so many
+times as often, up to a rate, the first `RARE_TIMES`. What comes first is let through as it is, or
+the rest would never come."""
 STORM_SECONDS = (2.0, 10.0, 60.0)
 """How long it may last; less if everything comes to rest before."""
 
@@ -55,13 +62,17 @@ class Rates:
     """A transaction takes seconds."""
     outside_away: float = 0.8
     """An outside does nothing and says so."""
+    outside_outage: float = 1 / 3
+    """An outside is away for a while, from a question on."""
     lost_answer: float = 0.6
     """An outside does what it is asked, and its answer is lost."""
     slow_outside: float = 2 / 3
     """An outside takes seconds for its answer."""
     outside_unusual: float = 1 / 2
     """An outside decides otherwise than usual, where no plan says how it does."""
-    broker_forgets: float = 1 / 100
+    crash_at_question: float = 1 / 4
+    """A process is killed when the outside has just heard its question."""
+    broker_forgets: float = 1 / 50
     """The broker ends, from a frame on, and an empty one starts in its place."""
 
 
@@ -72,12 +83,26 @@ class Weather:
         self._chance = chance
         self.rates = _rates(chance)
         self.storm_seconds = chance.choice(STORM_SECONDS)
+        self._met: defaultdict[tuple[str, str], dict[str, int]] = defaultdict(dict)
+        """Keyed by kind of fault and place: how often it could have befallen what, in the order in
+        which that came first."""
         self.calm = True
         """Whether nothing goes wrong, as before the storm and after it."""
 
     def happens(self, rate: float) -> bool:
         """Whether a fault of this rate happens now."""
         return rate > 0 and not self.calm and self._chance.random() < rate
+
+    def strikes(self, kind: str, where: str, what: str) -> bool:
+        """Whether a kind of fault, one of `Rates`, befalls a thing of this sort at a place now."""
+        rate: float = getattr(self.rates, kind)
+        if rate <= 0 or self.calm:
+            return False
+        met = self._met[kind, where]
+        if met.setdefault(what, 0) < RARE_TIMES and what != next(iter(met)):
+            rate = min(rate * RARE_FACTOR, RARE_RATE_MAX)
+        met[what] += 1
+        return self._chance.random() < rate
 
     def seconds(self, most: float) -> float:
         """How long something takes that may take up to `most`: a short time is as likely as a

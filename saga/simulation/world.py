@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
-from collections import defaultdict
 from collections.abc import Collection, Iterator
 from datetime import timedelta
 from functools import partial
@@ -14,18 +14,20 @@ from saga.archive.store import Fact, Stray
 from saga.load.plan import Plan
 from saga.retry import RUNGS_MS
 from saga.runtime.kernel.timer import due_by
-from saga.runtime.messaging.dead_letters import ERROR_TYPE, attempts_in
-from saga.runtime.messaging.topology import EVENTS_EXCHANGE, HISTORY_STREAM, queues_of, wait_queue
-from saga.simulation.broker import EPOCH, PublishedMessage
-from saga.simulation.loop import SimulatedLoop, SimulatedProcess
+from saga.runtime.messaging.topology import HISTORY_STREAM, queues_of, wait_queue
+from saga.simulation.broker import EPOCH
+from saga.simulation.loop import SimulatedLoop, SimulatedProcess, current_process
 from saga.simulation.network import Network
 from saga.simulation.outside import SimulatedOutside
 from saga.simulation.people import People
 from saga.simulation.recovery import SPREAD_SECONDS, as_read, recover
+from saga.simulation.rules import violation
 from saga.simulation.scene import Scene
-from saga.simulation.server import PartsUnderTest, SimulatedReplica
+from saga.simulation.server import Capacities, PartsUnderTest, SimulatedReplica
+from saga.simulation.stuck import STUCK_SECONDS, EndlessStep, watched
 from saga.simulation.trace import SimulationTrace
-from saga.simulation.unruly import UnrulyBroker, describe
+from saga.simulation.unruly import UnrulyBroker
+from saga.simulation.watch import Watch
 from saga.simulation.weather import Weather
 from saga.view import Violation
 
@@ -48,8 +50,6 @@ DUE_MAX_SECONDS = 3 * 86_400.0
 """What is due later than so long after the beginning is not waited for."""
 JUMPS_MAX = 20
 """How often the clock may jump to what is due, before a run is given up."""
-INFRASTRUCTURE_ERRORS = ("OperationalError", "VersionConflict", "ConnectionError", "TimeoutError")
-"""What is nobody's fault and must not use up a message's tries."""
 LOSSES_MAX = 2
 """How often the broker may be lost."""
 KILLED_SHARE = 0.3
@@ -61,6 +61,8 @@ FAR_SECONDS = 300.0
 STEPS_MAX = 30_000
 """Steps after which a run is given up, counted from where the clock has jumped last: one that goes
 well takes up to 10,000."""
+LOOKED_AT_STEPS = 100
+"""So many steps more of a run that is given up are looked at."""
 TROUBLES_MAX = 20
 """Troubles after which a run is given up."""
 
@@ -68,8 +70,15 @@ TROUBLES_MAX = 20
 class World:
     """A run, from the first command until everything is at rest."""
 
-    def __init__(self, seed: int, scene: Scene, parts: PartsUnderTest) -> None:
+    def __init__(
+        self,
+        seed: int,
+        scene: Scene,
+        parts: PartsUnderTest,
+        stuck_seconds: float = STUCK_SECONDS,
+    ) -> None:
         self.seed = seed
+        self._stuck_seconds = stuck_seconds
         self.scene = scene
         self.choreography = scene.choreography
         self.stores = scene.stores
@@ -93,6 +102,7 @@ class World:
                 self.process,
                 chance,
                 self.plan.decisions.get(outside.name),
+                self._doom,
             )
             for outside in scene.saga.outside
         ]
@@ -111,8 +121,6 @@ class World:
         self._until_crash = self.weather.steps_until(self.weather.rates.crash)
         self._until_freeze = self.weather.steps_until(self.weather.rates.freeze)
         self._doomed: set[SimulatedProcess] = set()
-        self._tries: defaultdict[tuple[SimulatedProcess, bytes], set[int]] = defaultdict(set)
-        """How often the messages that a process has got had failed before, by their bodies."""
         self._recorded: dict[bytes, Fact | Stray] = {}
         """Keyed by body: what the history had read when the broker was lost last."""
         self._losses = 0
@@ -121,8 +129,11 @@ class World:
         self.network.on_loss = self._lose_broker
         self.loop.before_step = self._before_step
         self.loop.on_error = self._on_error
-        self.network.on_publish = self._on_publish
-        self.network.on_deliver = self._on_deliver
+        self.watch = Watch(self._servers, self.stores, self.trouble)
+        self.network.on_publish = self.watch.published
+        self.network.on_taken = self.watch.taken
+        self.network.on_deliver = self.watch.delivered
+        self.network.on_channel_lost = self.watch.channel_lost
 
     @property
     def servers(self) -> Collection[SimulatedReplica]:
@@ -135,14 +146,35 @@ class World:
             server.start()
         self.loop.spawn(self.process, self._live())
         try:
-            self.loop.run(self._ends_seconds)
-            while self._jump_to is not None:
-                self._jump(self._jump_to)
-                self.loop.run(self._ends_seconds)
+            with watched(self.loop, self._stuck_seconds, self._is_stuck):
+                self.loop.run(self._ends_seconds, self._steps_max)
+                while self._jump_to is not None:
+                    self._jump(self._jump_to)
+                    self.loop.run(self._ends_seconds, self._steps_max)
+                self._look_back()
         finally:
             for process in (self.process, *(server.process for server in self.servers)):
                 self.loop.end(process)
             self.loop.close()
+
+    def _is_stuck(self, where: str) -> None:
+        """A step does not end."""
+        self.trouble(
+            "no_progress",
+            f"a step of {current_process().name} has not ended within "
+            f"{self._stuck_seconds:g} s of CPU time; it runs {where}",
+        )
+        self.loop.stop()
+
+    def _look_back(self) -> None:
+        """Say why a run was given up that needs too many steps."""
+        if self.loop.steps >= self._steps_max and not self.at_rest:
+            steps, seconds = self.loop.steps, self.loop.time()
+            what = self.loop.most_of(LOOKED_AT_STEPS, math.inf)
+            self.trouble(
+                "no_progress",
+                f"it was given up after {steps:,} steps, at {seconds:.0f} s; {what}",
+            )
 
     # --- services ----------------------------------------------------------------------------
 
@@ -150,8 +182,7 @@ class World:
         ids = _stream(self.seed, "ids")
         replicas = self._chance.choice((1, 1, 2))
         skewed = self._chance.random() < 0.3
-        prefetch = self._chance.choice((1, 3, 300))
-        group_max = self._chance.choice((2, 128))
+        limits = Capacities.draw(self._chance)
         # Renewing it is most of what replicas do when there is nothing to do.
         lease_seconds = self._chance.choice((10.0, 30.0))
         servers = {}
@@ -168,8 +199,9 @@ class World:
                     self.network,
                     parts=parts,
                     shared=replicas > 1,
-                    prefetch=prefetch,
-                    group_max=group_max,
+                    limits=limits,
+                    on_group=lambda process, group: self.watch.group_begun(process, group),
+                    on_commit=lambda process, rows: self.watch.committed(process, rows),
                     lease_seconds=lease_seconds,
                     skew_seconds=skew,
                     new_id=lambda: UUID(int=ids.getrandbits(128), version=4),
@@ -219,52 +251,21 @@ class World:
         """The replicas of one service."""
         return [s for s in self.servers if s.service.participant.name == participant]
 
-    def _on_end(self, server: SimulatedReplica, error: Exception) -> None:
+    def _on_end(self, server: SimulatedReplica, error: Exception, explained: bool) -> None:
+        if not explained:
+            self.trouble("process_ended", f"{server.name} ended: {type(error).__name__}: {error}")
         self._crash(server, f"ends: {type(error).__name__}: {error}")
 
     # --- what must not happen ----------------------------------------------------------------
 
     def _on_error(self, message: str, error: BaseException | None) -> None:
+        if isinstance(error, EndlessStep):
+            return  # It is said better.
         self.trouble("unhandled", f"{message}: {error!r}" if error else message)
-
-    def _on_deliver(self, process: SimulatedProcess, message: PublishedMessage) -> None:
-        self._tries[process, message.body].add(attempts_in(message.properties.headers or {}))
-
-    def _on_publish(self, process: SimulatedProcess, message: PublishedMessage) -> None:
-        """A message of a service arrives at the broker."""
-        if message.exchange == EVENTS_EXCHANGE:
-            self._check_event(self._servers[process.name], message)
-        else:
-            self._check_copy(process, message)
-
-    def _check_event(self, server: SimulatedReplica, message: PublishedMessage) -> None:
-        """An event must have been committed before it is published."""
-        event_id = message.properties.message_id or ""
-        if not self.stores[server.service.participant.name].has_committed(event_id, message.body):
-            self.trouble(
-                "published_uncommitted",
-                f"{message.routing_key} {event_id} of {server.name} was published, "
-                f"and never committed so",
-            )
-
-    def _check_copy(self, process: SimulatedProcess, message: PublishedMessage) -> None:
-        """What is set aside must be a copy of what was delivered, with one try more, and not for
-        something that no message can help."""
-        headers = message.properties.headers or {}
-        tries = attempts_in(headers)
-        if tries - 1 not in self._tries[process, message.body]:
-            self.trouble(
-                "tries_not_counted", f"{describe(message)} was set aside after try {tries}"
-            )
-        if headers.get(ERROR_TYPE) in INFRASTRUCTURE_ERRORS:
-            self.trouble(
-                "infrastructure_blamed",
-                f"{describe(message)} was set aside for {headers[ERROR_TYPE]!r}",
-            )
 
     def trouble(self, kind: str, detail: str) -> None:
         self.trace.note("TROUBLE", f"{kind}: {detail}")
-        self.troubles.append(Violation(kind, "", detail))
+        self.troubles.append(violation(kind, "", detail))
         if len(self.troubles) == TROUBLES_MAX:
             self.loop.stop()
 
@@ -327,7 +328,7 @@ class World:
         idle = self._idles()
         due_seconds = self._due_seconds() if idle else None
         self.at_rest = idle and due_seconds is None
-        if self.at_rest or self.loop.steps > self._steps_max:
+        if self.at_rest:
             self.loop.stop()
         elif due_seconds is not None and self.weather.calm and self._is_far(due_seconds):
             if self._jumps < JUMPS_MAX:
