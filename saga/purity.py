@@ -29,6 +29,7 @@ from uuid import UUID
 
 from pydantic import BaseModel
 
+from saga.branches import Branch, branches_in
 from saga.choreography import Participant, Reaction, State
 from saga.envelope import Envelope
 from saga.message import Decided, Intent, Message
@@ -264,11 +265,14 @@ class Sample:
     def __init__(self) -> None:
         self.impure: dict[str, None] = {}
         """In words."""
+        self.took: set[Branch] = set()
+        """What the reactions decided on, whatever became of it."""
         self._calls: Counter[str] = Counter()
 
     def begin(self) -> None:
         """Another run begins."""
         self.impure.clear()
+        self.took.clear()
         self._calls.clear()
 
     def note(self, what: str) -> None:
@@ -304,7 +308,7 @@ def _twice(reaction: Reaction, of: str, sample: Sample) -> Callable[..., Any]:
     @wraps(function)
     def called(message: Message, *arguments: Any) -> Any:
         if not sample.wants(name):
-            return function(message, *arguments)
+            return noted(function(message, *arguments))
         before, again = fresh((message, arguments)), fresh((message, arguments), backwards=True)
         result, error = _result(function, message, arguments)
         if (message, arguments) != before:
@@ -329,6 +333,11 @@ def _twice(reaction: Reaction, of: str, sample: Sample) -> Callable[..., Any]:
             )
         if error is not None:
             raise error
+        return noted(result)
+
+    def noted(result: Any) -> Any:
+        decided = result if isinstance(result, tuple) else () if result is None else (result,)
+        sample.took |= branches_in(of, reaction, tuple(map(type, decided)))
         return result
 
     return called

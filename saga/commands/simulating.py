@@ -5,13 +5,17 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from saga.commands.output import LISTED_MAX, print_json
+from saga.runtime.kernel.tables import utc_now
+from saga.version import engine_version
 
 if TYPE_CHECKING:
     from saga.simulation import Run
+    from saga.simulation.tried import SimulatedRuns
 
 SEEDS: Final = 200
 TRACE_MAX: Final = 40
@@ -28,6 +32,7 @@ class Summary:
     seconds: float
     missing: Sequence[str] = ()
     """What no run has come to, or nothing looks at."""
+    began_at: datetime = field(default_factory=utc_now)
 
     @property
     def digest(self) -> str:
@@ -51,13 +56,13 @@ class Summary:
         return [run for run in self.runs if run.violations]
 
 
-def simulate(seeds: int, first: int, jobs: int, *, as_json: bool) -> bool:
-    """Run seeds and print what came of them; whether nothing was wrong."""
+def simulate(seeds: int, first: int, jobs: int) -> Summary:
+    """Run seeds; on a terminal, say how far that has come."""
     from saga.commands.console import progress_bars
     from saga.discovery import saga
     from saga.simulation import run_seeds, uncovered
 
-    began = time.monotonic()
+    began_at, began = utc_now(), time.monotonic()
     runs: list[Run] = []
     with progress_bars(seeds=seeds) as advance:
         for run in run_seeds(first, seeds, jobs=jobs):
@@ -65,12 +70,28 @@ def simulate(seeds: int, first: int, jobs: int, *, as_json: bool) -> bool:
             advance["seeds"](1)
     happened = {what for run in runs for what in run.happened}
     missing = list(uncovered(saga(), happened) if seeds >= SEEDS else saga().unwatched())
-    summary = Summary(runs, time.monotonic() - began, missing)
+    return Summary(runs, time.monotonic() - began, missing, began_at)
+
+
+def tell(summary: Summary, *, as_json: bool) -> bool:
+    """Print what came of runs; whether nothing was wrong."""
     if as_json:
         print_json(summary_as_json(summary))
     else:
         show(summary)
     return not summary.broken and not summary.missing
+
+
+def as_document(summary: Summary) -> SimulatedRuns:
+    """What is kept of runs."""
+    from saga.discovery import saga
+    from saga.simulation.tried import SimulatedRuns
+    from saga.verify.sources import sources
+
+    here = saga()
+    return SimulatedRuns.of(
+        here.name, engine_version(), summary.began_at, summary.runs, sources(here)
+    )
 
 
 def _again(run: Run) -> str:

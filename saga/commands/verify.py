@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from saga.commands import simulating
+from saga.commands.covering import show_coverage
 from saga.commands.output import (
     DATA_DIR,
     PROBLEM_FOUND,
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from saga.simulation.tried import SimulatedRuns
     from saga.verify import ModelReport
     from saga.verify.proof import Proof
 
@@ -59,19 +61,32 @@ def verify(
         typer.Option(
             min=1,
             max=SEEDS_MAX,
-            help=f"With --simulate: how many runs; {simulating.SEEDS} by default.",
+            help=f"With --simulate or --coverage: how many runs; {simulating.SEEDS} by default.",
         ),
     ] = None,
     seed: Annotated[
         int | None,
-        typer.Option(min=0, help="With --simulate: the first run's seed; 0 by default."),
+        typer.Option(
+            min=0, help="With --simulate or --coverage: the first run's seed; 0 by default."
+        ),
     ] = None,
     jobs: Annotated[
         int | None,
         typer.Option(
-            min=1, max=JOBS_MAX, help="With --simulate: processes to run them in; 1 by default."
+            min=1,
+            max=JOBS_MAX,
+            help="With --simulate or --coverage: processes to run them in; 1 by default.",
         ),
     ] = None,
+    coverage: Annotated[
+        bool,
+        typer.Option(
+            "--coverage",
+            help="Explore the models and simulate, then show what that took of all that reactions "
+            "may decide on, which kinds of fault there were, and what production has done that no "
+            "model has.",
+        ),
+    ] = False,
     data_dir: DataDir = DATA_DIR,
     as_json: AsJson = False,
 ) -> None:
@@ -90,7 +105,7 @@ def verify(
     at.
 
     What all scenarios came to is kept as `proof.json` in the data folder, if there is one, where
-    the console shows it.
+    the console shows it; what 200 seeds or more did as `simulation.json`.
 
     Examples:
 
@@ -98,19 +113,28 @@ def verify(
     * `saga verify --scenario "one trip" --json`
     * `saga verify --simulate --seeds 1000`
     * `saga verify --simulate --seed 33 --seeds 1`
+    * `saga verify --coverage`
     """
+    if coverage and (simulate or scenario):
+        raise typer.BadParameter(
+            "--coverage is about all scenarios and the simulation; leave out --simulate and "
+            "--scenario"
+        )
     if simulate:
         if scenario or max_states is not None:
             raise typer.BadParameter(
                 "--scenario and --max-states are about the models; leave them out, or --simulate"
             )
-        if not simulating.simulate(
-            seeds or simulating.SEEDS, seed or 0, jobs or 1, as_json=as_json
-        ):
+        summary = simulating.simulate(seeds or simulating.SEEDS, seed or 0, jobs or 1)
+        if len(summary.runs) >= simulating.SEEDS:
+            keep(simulating.as_document(summary), data_dir)
+        if not simulating.tell(summary, as_json=as_json):
             raise typer.Exit(PROBLEM_FOUND)
         return
-    if seeds is not None or seed is not None or jobs is not None:
-        raise typer.BadParameter("--seeds, --seed and --jobs are about runs: add --simulate")
+    if not coverage and (seeds is not None or seed is not None or jobs is not None):
+        raise typer.BadParameter(
+            "--seeds, --seed and --jobs are about runs: add --simulate or --coverage"
+        )
     from saga.declaration import SagaError
     from saga.discovery import saga, spec
     from saga.verify import STATES_MAX
@@ -128,6 +152,18 @@ def verify(
     if chosen is None:
         keep(proven.proof, data_dir)
     reports, missing = proven.reports, proven.proof.not_covered
+    if coverage:
+        runs = None
+        if here.load is not None:
+            summary = simulating.simulate(seeds or simulating.SEEDS, seed or 0, jobs or 1)
+            runs = simulating.as_document(summary)
+            if runs.seeds >= simulating.SEEDS:
+                keep(runs, data_dir)
+        show_coverage(here, proven.proof, runs, data_dir, as_json=as_json)
+        if missing or proven.proof.broken or (runs is not None and runs.broken):
+            remark("something is broken or not covered: see saga verify, saga verify --simulate")
+            raise typer.Exit(PROBLEM_FOUND)
+        return
     if as_json:
         print_json(reports_as_json(reports, missing))
     else:
@@ -151,16 +187,16 @@ def _telling() -> Iterator[Callable[[Proof], None]]:
         )
 
 
-def keep(proof: Proof, folder: Path) -> None:
-    """Save a proof of all scenarios where the console finds it, if there is a system's folder. One
-    that was not named, and is only called `data`, may be anything."""
+def keep(found: Proof | SimulatedRuns, folder: Path) -> None:
+    """Save what all scenarios or many runs came to where the console finds it, if there is a
+    system's folder. One that was not named, and is only called `data`, may be anything."""
     from saga.deployment import FILE_NAME
     from saga.local.folder import is_used
 
     try:
         named = folder != DATA_DIR or (folder / FILE_NAME).exists() or is_used(folder)
         if named and folder.is_dir():
-            proof.save(folder)
+            found.save(folder)
     except OSError as error:
         remark(f"the console will not show this: cannot write {error.filename}: {error.strerror}")
 

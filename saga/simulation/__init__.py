@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from saga import discovery
+from saga.branches import Branch
 from saga.declaration import Saga
 from saga.simulation.scene import Scene
 from saga.simulation.server import PartsUnderTest
@@ -43,6 +44,10 @@ class Run:
     steps: int
     happened: frozenset[str] = frozenset()
     """The types of events that were published, and the names of questions that were asked."""
+    took: frozenset[Branch] = frozenset()
+    """What reactions decided on, whatever became of it."""
+    faults: frozenset[str] = frozenset()
+    """The kinds of fault that there were, as `saga.simulation.weather.Rates` names them."""
 
 
 def uncovered(saga: Saga, happened: Collection[str]) -> Iterator[str]:
@@ -107,18 +112,28 @@ class Simulation:
     def run(self, seed: int) -> Run:
         """Run a seed. Blocks, for some tens of milliseconds."""
         with silence(), _garbage_collected_at_the_end():
-            lines, found, happened, seconds, steps = self._play(seed)
+            troubles, run = self._play(seed)
         # By now every error has been told that nobody had looked at.
-        return Run(seed, digest_of(lines), tuple(found), tuple(lines), seconds, steps, happened)
+        return replace(run, violations=tuple(troubles))
 
-    def _play(self, seed: int) -> tuple[list[str], list[Violation], frozenset[str], float, int]:
-        """The trace, what is wrong, what happened, and how long it took; nothing else is left of
-        the world."""
+    def _play(self, seed: int) -> tuple[list[Violation], Run]:
+        """What is wrong, to which more may come, and the run; nothing else is left of the world."""
         world = World(seed, self._scene, self._parts, self._stuck_seconds)
         world.run()
         found, happened = violations(world)
         world.troubles.extend(found)
-        return world.trace.lines, world.troubles, happened, world.loop.time(), world.loop.steps
+        lines = world.trace.lines
+        return world.troubles, Run(
+            seed,
+            digest_of(lines),
+            violations=(),
+            trace=tuple(lines),
+            simulated_seconds=world.loop.time(),
+            steps=world.loop.steps,
+            happened=happened,
+            took=frozenset(self._scene.sample.took),
+            faults=frozenset(world.weather.struck),
+        )
 
     def close(self) -> None:
         self._scene.close()

@@ -142,7 +142,7 @@ class SimulatedDatabase:
 
     async def read(self, query: Callable[[Connection], T]) -> T:
         await asyncio.sleep(self._weather.latency())
-        if self._weather.happens(self._weather.rates.database_away):
+        if self._weather.hits("database_away"):
             raise _away("simulated: cannot be read")
         result = self._store.run(query)
         await asyncio.sleep(self._weather.latency())
@@ -155,7 +155,7 @@ class SimulatedDatabase:
         """Nothing to close: the store goes on."""
 
     def _duration(self) -> float:
-        if self._weather.happens(self._weather.rates.slow_database):
+        if self._weather.hits("slow_database"):
             return self._weather.seconds(SLOW_SECONDS)
         return self._weather.latency()
 

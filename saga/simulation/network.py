@@ -56,7 +56,7 @@ class _Line:
             return
         weather, loop = self._network.weather, self._network.loop
         self._frames.append((receive, arguments))
-        if weather.happens(weather.rates.slow_frame):
+        if weather.hits("slow_frame"):
             self._slow_until = loop.time() + weather.seconds(SLOW_SECONDS)
         latency = max(weather.latency(), self._slow_until - loop.time())
         loop.call_later(latency, self._arrive, context=self._receiver.context)
@@ -119,25 +119,25 @@ class Network:
 
     def on_frame(self, connection: SimulatedConnection, receiver: SimulatedProcess) -> None:
         """A frame is on its way: something may happen to its connection, or its sender."""
-        weather, rates = self.weather, self.weather.rates
-        if receiver is self.world and weather.happens(rates.crash_at_frame):
+        weather = self.weather
+        if receiver is self.world and weather.hits("crash_at_frame"):
             self.on_crash(connection.process)
-        if weather.happens(rates.reset):
+        if weather.hits("reset"):
             connection.reset()
-        if weather.happens(rates.stuck):
+        if weather.hits("stuck"):
             connection.stick()
-        if weather.happens(rates.partition):
+        if weather.hits("partition"):
             self.trace.note("network", f"{connection.process.name} is cut off")
             self._away(connection.process)
             for other in list(self._connections):
                 if other.process is connection.process:
                     other.stick()
-        if weather.happens(rates.broker_restart):
+        if weather.hits("broker_restart"):
             self.trace.note("broker", "is restarted")
             self._away(None)
             self.broker.starts(self._away_until[None])
             self._reset_all()
-        if weather.happens(rates.broker_forgets):
+        if weather.hits("broker_forgets"):
             self.trace.note("broker", "is lost")
             self._away(None)
             self.on_loss(self._away_until[None])

@@ -150,7 +150,7 @@ class People:
         """Send a command over the broker, twice if the confirm is lost."""
         envelope = envelope_of(given, self._world.loop.time())
         body = envelope.to_bytes()
-        for _ in range(2 if self._world.weather.happens(self._world.weather.rates.reset) else 1):
+        for _ in range(2 if self._world.weather.hits("reset") else 1):
             posting = posting_of(body, intake_queue(given.participant, envelope.priority))
             self._publish("", posting.routing_key, body, posting.properties)
 

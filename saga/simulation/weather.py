@@ -86,8 +86,19 @@ class Weather:
         self._met: defaultdict[tuple[str, str], dict[str, int]] = defaultdict(dict)
         """Keyed by kind of fault and place: how often it could have befallen what, in the order in
         which that came first."""
+        self.struck: set[str] = set()
+        """The kinds of fault, of those in `Rates`, that there were."""
         self.calm = True
         """Whether nothing goes wrong, as before the storm and after it."""
+
+    def hits(self, kind: str) -> bool:
+        """Whether a kind of fault, one of `Rates`, happens now."""
+        return self._noted(kind, self.happens(getattr(self.rates, kind)))
+
+    def _noted(self, kind: str, happens: bool) -> bool:
+        if happens:
+            self.struck.add(kind)
+        return happens
 
     def happens(self, rate: float) -> bool:
         """Whether a fault of this rate happens now."""
@@ -102,7 +113,7 @@ class Weather:
         if met.setdefault(what, 0) < RARE_TIMES and what != next(iter(met)):
             rate = min(rate * RARE_FACTOR, RARE_RATE_MAX)
         met[what] += 1
-        return self._chance.random() < rate
+        return self._noted(kind, self._chance.random() < rate)
 
     def seconds(self, most: float) -> float:
         """How long something takes that may take up to `most`: a short time is as likely as a
@@ -115,8 +126,9 @@ class Weather:
             return 0.0
         return self._chance.random() * 0.004
 
-    def steps_until(self, rate: float) -> float:
-        """In how many steps a fault of this rate comes."""
+    def steps_until(self, kind: str) -> float:
+        """In how many steps a fault of this kind comes."""
+        rate: float = getattr(self.rates, kind)
         if rate <= 0:
             return float("inf")
         return 1 + self._chance.expovariate(rate)

@@ -118,8 +118,8 @@ class World:
         """The time of what is due next, where nothing else is left to happen in this run."""
         self._chance = chance
         self._servers = self._build(scene, parts)
-        self._until_crash = self.weather.steps_until(self.weather.rates.crash)
-        self._until_freeze = self.weather.steps_until(self.weather.rates.freeze)
+        self._until_crash = self.weather.steps_until("crash")
+        self._until_freeze = self.weather.steps_until("freeze")
         self._doomed: set[SimulatedProcess] = set()
         self._recorded: dict[bytes, Fact | Stray] = {}
         """Keyed by body: what the history had read when the broker was lost last."""
@@ -221,10 +221,12 @@ class World:
         if process in self._doomed:
             self._crash(server, "is killed, having sent something")
         elif self._until_crash <= 0:
-            self._until_crash = self.weather.steps_until(self.weather.rates.crash)
+            self._until_crash = self.weather.steps_until("crash")
+            self.weather.struck.add("crash")
             self._crash(server, "is killed")
         elif self._until_freeze <= 0:
-            self._until_freeze = self.weather.steps_until(self.weather.rates.freeze)
+            self._until_freeze = self.weather.steps_until("freeze")
+            self.weather.struck.add("freeze")
             seconds = self.weather.seconds(FREEZE_MAX_SECONDS)
             self.trace.note(process.name, f"freezes for {seconds:.3f} s")
             self.loop.freeze(process, seconds)

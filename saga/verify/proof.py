@@ -10,6 +10,7 @@ from typing import Final
 
 from pydantic import BaseModel, ValidationError
 
+from saga.branches import Branch
 from saga.declaration import Saga, Scenario
 from saga.limits import Moment
 from saga.runtime.files import write_whole
@@ -23,6 +24,7 @@ from saga.verify import (
     verify,
     verify_elsewhere,
 )
+from saga.verify.coverage import branches_taken
 from saga.verify.drawing import as_test
 from saga.verify.schedule import Schedule
 from saga.verify.search import STATE_BYTES
@@ -91,6 +93,8 @@ class Proof(BaseModel):
     """Of all scenarios."""
     scenarios: list[ProofScenario] = []
     answered: list[Transition] = []
+    took: list[tuple[Branch, int]] = []
+    """What reactions decided on, each with the number of different calls that did."""
     not_covered: list[str] = []
     impure: list[str] = []
     """Reactions that do not depend on their arguments alone: what came out otherwise when their
@@ -179,6 +183,7 @@ def prove(
         else (*unfinished(reports), *saga.unwatched())
     )
     proof.not_covered = [*beyond, *unseen]
+    proof.took = sorted(branches_taken(calls for r in reports for calls in r.calls).items())
     proof.remarks = list(remarks(reports))
     proof.code = sources(saga)
     proof.finished_at = clock()

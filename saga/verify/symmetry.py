@@ -1,6 +1,6 @@
 """Subjects that are alike: states that differ only in which of them is which are one.
 
-Two orders of the same things are interchangeable: whatever can happen to one can happen to the
+Two sagas of the same things are interchangeable: whatever can happen to one can happen to the
 other. That is never assumed. Swapping them is learned from what the reactions do: for each step
 that is tried, the step with the subjects swapped is tried as well, and what comes of the two says
 what becomes of a field's value, and of a fact, when they are swapped. Where that is no one-to-one

@@ -21,6 +21,7 @@ PAGES = (
     "/due",
     "/books",
     "/proof",
+    "/proof/map",
     "/services",
     "/audit",
     "/decide",

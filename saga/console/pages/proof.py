@@ -10,6 +10,7 @@ from typing import Annotated, Final
 
 from fastapi import APIRouter, Path, Query
 from fastapi.responses import RedirectResponse, Response
+from markupsafe import Markup
 from starlette.requests import Request
 
 from saga.console.forms import asked_here
@@ -21,9 +22,13 @@ from saga.console.proving import PlayedLine, play_apart, prove_apart
 from saga.console.site import Site
 from saga.console.watched import Watched
 from saga.deployment import DeploymentError
+from saga.graph.flow import Flow
+from saga.graph.svg import svg
 from saga.history import HistoryError
 from saga.runtime.kernel.database import DatabaseError
 from saga.runtime.problem import Problem
+from saga.simulation.tried import SimulatedRuns
+from saga.verify.coverage import CoverageRow, coverage, tried_on, untried
 from saga.verify.proof import Proof
 from saga.verify.sources import changed
 
@@ -54,6 +59,8 @@ def routes(site: Site) -> APIRouter:
             unread = str(error)
         missing = unmodelled(taken.transitions, found.answered) if taken and found else []
         known = {each.key for each in taken.transitions} if taken else set()
+        runs = await asyncio.to_thread(SimulatedRuns.load, watched.folder)
+        covered = _covered(watched, found, runs)
         return site.page(
             request,
             "proof.html",
@@ -68,8 +75,27 @@ def routes(site: Site) -> APIRouter:
             unread=unread,
             missing=missing,
             only_modelled=[each for each in found.answered if each not in known] if found else [],
+            runs=runs,
+            covered=covered,
+            untried=untried(covered),
             begin=site.url("/proof", run=proving.number + 1),
             scenarios=[scenario.name for scenario in watched.saga.scenarios],
+        )
+
+    @router.get("/proof/map")
+    async def tried_map(request: Request) -> Response:
+        found = await proofs.finished()
+        runs = await asyncio.to_thread(SimulatedRuns.load, watched.folder)
+        flow = Flow(watched.graph)
+        overlay = tried_on(flow, _covered(watched, found, runs))
+        return site.page(
+            request,
+            "proof_map.html",
+            title="What was tried, on the map",
+            command="saga verify --coverage",
+            proof=found,
+            runs=runs,
+            picture=Markup(svg(flow, overlay)),  # noqa: S704 - escaped by `svg`
         )
 
     @router.get("/proof/scenario/{name:path}")
@@ -126,6 +152,12 @@ def routes(site: Site) -> APIRouter:
         )
 
     return router
+
+
+def _covered(
+    watched: Watched, proof: Proof | None, runs: SimulatedRuns | None
+) -> list[CoverageRow]:
+    return coverage(watched.saga, proof.took if proof else None, runs.took if runs else None)
 
 
 class _Proofs:

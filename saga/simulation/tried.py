@@ -1,0 +1,75 @@
+"""What runs of the simulation came to, as a document that is kept in a file."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from pydantic import BaseModel, ValidationError
+
+from saga.branches import Branch
+from saga.limits import Moment
+from saga.runtime.files import write_whole
+from saga.simulation.weather import Rates
+
+if TYPE_CHECKING:
+    from saga.simulation import Run
+
+FILE_NAME: Final = "simulation.json"
+"""In the data folder."""
+_FILE_MODE: Final = 0o600
+
+
+class SimulatedRuns(BaseModel):
+    """So many seeds, from the first on; in how many of them a branch was taken, and a kind of fault
+    (one of `saga.simulation.weather.Rates`) happened."""
+
+    saga: str
+    version: str
+    began_at: Moment
+    first_seed: int
+    seeds: int
+    broken: list[int]
+    """The seeds of runs that ended wrong."""
+    took: list[tuple[Branch, int]]
+    faults: dict[str, int]
+    code: dict[str, str]
+    """See `saga.verify.sources`."""
+
+    @property
+    def fault_kinds(self) -> dict[str, int]:
+        """All kinds of fault that the simulation has, each with the runs in which it happened."""
+        return {field.name: self.faults.get(field.name, 0) for field in fields(Rates)}
+
+    @classmethod
+    def of(
+        cls, saga: str, version: str, began_at: Moment, runs: Sequence[Run], code: dict[str, str]
+    ) -> SimulatedRuns:
+        took = Counter(branch for run in runs for branch in run.took)
+        faults = Counter(kind for run in runs for kind in run.faults)
+        return cls(
+            saga=saga,
+            version=version,
+            began_at=began_at,
+            first_seed=runs[0].seed,
+            seeds=len(runs),
+            broken=[run.seed for run in runs if run.violations],
+            took=sorted(took.items()),
+            faults=dict(sorted(faults.items())),
+            code=code,
+        )
+
+    def save(self, folder: Path) -> None:
+        """Write it. Raises `OSError`."""
+        write_whole(folder / FILE_NAME, self.model_dump_json(indent=1) + "\n", _FILE_MODE)
+
+    @classmethod
+    def load(cls, folder: Path) -> SimulatedRuns | None:
+        """The last ones of a system; None if there are none that can be read."""
+        try:
+            return cls.model_validate_json((folder / FILE_NAME).read_text(encoding="utf-8"))
+        except (OSError, ValidationError, UnicodeDecodeError):
+            return None
