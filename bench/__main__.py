@@ -18,10 +18,11 @@ import json
 import logging
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Final, NoReturn
+from typing import Annotated, Any, Final, NoReturn, TypeVar
 
 import typer
 import uvloop
@@ -49,6 +50,8 @@ from bench.rig import BARE, SQLITE, Measured
 from bench.shapes import AddedStep, Explored, Known, shapes
 from bench.styles import CHOREOGRAPHY, ORCHESTRATION, STYLES, Styles, measure
 from saga.local.node import RabbitNode
+
+T = TypeVar("T")
 
 ROUNDS_MAX = 100
 ORDERS_MIN, ORDERS_MAX = 100, 1_000_000
@@ -185,11 +188,15 @@ def grow(
     names = scenario or list(SCENARIOS)
     if strangers := [name for name in names if name not in SCENARIOS]:
         raise typer.BadParameter(f"there is no scenario {strangers[0]!r}")
-    found: list[GrowthFinding] = []
-    with tempfile.TemporaryDirectory() as folder, RabbitNode(Path(folder) / "node") as node:
+
+    async def one_by_one(node: RabbitNode, folder: Path) -> list[GrowthFinding]:
+        findings: list[GrowthFinding] = []
         for name in names:
             _report(name)
-            found += asyncio.run(SCENARIOS[name](node, Path(folder), orders, _report))
+            findings += await SCENARIOS[name](node, folder, orders, _report)
+        return findings
+
+    found = _on_a_node(one_by_one)
     if as_json:
         print(json.dumps([asdict(one) | {"met": one.met} for one in found], indent=2))
     else:
@@ -212,10 +219,7 @@ def cost_of_keeping(
     as_json: AsJson = False,
 ) -> None:
     """What it costs to keep what was published. Exit status 1 if that is too much."""
-    with tempfile.TemporaryDirectory() as folder, RabbitNode(Path(folder) / "node") as node:
-        found = asyncio.run(
-            keeping(node, Path(folder), rounds=rounds, orders=orders, report=_report)
-        )
+    found = _on_a_node(partial(keeping, rounds=rounds, orders=orders, report=_report))
     if as_json:
         print(json.dumps([asdict(one) | {"met": one.met} for one in found], indent=2))
     else:
@@ -247,10 +251,8 @@ def against_offered_load(
     """Throughput and latency against the load that is offered."""
     if picture.suffix not in PICTURES:
         raise typer.BadParameter(f"{picture} does not end in {', '.join(PICTURES)}")
-    with tempfile.TemporaryDirectory() as folder, RabbitNode(Path(folder) / "node") as node:
-        points = asyncio.run(
-            curve(node, Path(folder), rounds=rounds, rates=sorted(rate or RATES), report=_report)
-        )
+    rates = sorted(rate or RATES)
+    points = _on_a_node(partial(curve, rounds=rounds, rates=rates, report=_report))
     draw(points, picture)
     if as_json:
         print(json.dumps([asdict(point) for point in points], indent=2))
@@ -276,10 +278,7 @@ def in_two_styles(
     as_json: AsJson = False,
 ) -> None:
     """The order flow choreographed and with a coordinator, in turns."""
-    with tempfile.TemporaryDirectory() as folder, RabbitNode(Path(folder) / "node") as node:
-        found = asyncio.run(
-            measure(node, Path(folder), rounds=rounds, orders=orders, report=_report)
-        )
+    found = _on_a_node(partial(measure, rounds=rounds, orders=orders, report=_report))
     _report("exploring both, and adding a step to each")
     known, explored, steps = shapes()
     if as_json:
@@ -309,8 +308,7 @@ def cost_of_the_console(
 ) -> None:
     """Orders a second with the console open in ten tabs, and without, in turns. Exit status 1 if
     that costs too much."""
-    with tempfile.TemporaryDirectory() as folder, RabbitNode(Path(folder) / "node") as node:
-        found = asyncio.run(cost(node, Path(folder), rounds=rounds, orders=orders, report=_report))
+    found = _on_a_node(partial(cost, rounds=rounds, orders=orders, report=_report))
     if as_json:
         figures = asdict(found) | {"ratio": asdict(found.ratio), "met": found.met}
         print(json.dumps(_origin(None, rounds, orders) | figures, indent=2))
@@ -331,12 +329,15 @@ def pages_of_the_console(
     events: Annotated[
         int, typer.Option(min=1_000, max=100_000_000, help="Events in the archive.")
     ] = 1_000_000,
+    letters: Annotated[
+        int, typer.Option(min=1, max=10_000_000, help="Dead letters in the store.")
+    ] = 100_000,
     as_json: AsJson = False,
 ) -> None:
     """How long each page of the console takes, and how large it is, with many events in the
-    archive. Exit status 1 if one is too slow or too large."""
+    archive and many dead letters in the store. Exit status 1 if one is too slow or too large."""
     with tempfile.TemporaryDirectory() as folder:
-        found = uvloop.run(pages(Path(folder), events=events, report=_report))
+        found = uvloop.run(pages(Path(folder), events=events, letters=letters, report=_report))
     if as_json:
         print(json.dumps([asdict(one) | {"met": one.met} for one in found], indent=2))
     else:
@@ -348,6 +349,12 @@ def pages_of_the_console(
         Console(soft_wrap=True).print(table)
     if not all(one.met for one in found):
         sys.exit(1)
+
+
+def _on_a_node(measured: Callable[[RabbitNode, Path], Coroutine[Any, Any, T]]) -> T:
+    """What is measured on a broker of its own, in a folder that is gone afterwards."""
+    with tempfile.TemporaryDirectory() as folder, RabbitNode(Path(folder) / "node") as node:
+        return asyncio.run(measured(node, Path(folder)))
 
 
 def _exported(revision: str | None, folder: Path) -> Export | None:

@@ -5,14 +5,16 @@ with none, in turns. A tab listens to the console's ticks, and asks for its page
 the script of the pages does.
 
 `pages`: how long each page takes at the server, and how large it is, with an archive of a million
-events. Pages that have something looked for beside them, what is stuck, say, begin no such inquiry
-then: it would work in the same process, and slow down the pages that are asked for after them.
+events and a hundred thousand dead letters. Pages that have something looked for beside them, what
+is stuck, say, begin no such inquiry then: it would work in the same process, and slow down the
+pages that are asked for after them.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import statistics
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -24,6 +26,8 @@ from typing import Final
 from unittest import mock
 
 import httpx
+from pamqp import encode
+from pamqp.common import FieldTable
 from sqlalchemy.engine import Connection
 
 from bench.compare import WARM_UP_ORDERS, Spread
@@ -38,11 +42,17 @@ from saga.console.serve import serving
 from saga.console.settings import ConsoleSettings
 from saga.console.site import segment
 from saga.console.watched import Watched
+from saga.dlq.collect import PREFETCH
+from saga.dlq.letters import Copy, copy_of
+from saga.dlq.store import Store
 from saga.http import client
 from saga.local.console import ConsoleProcess
 from saga.local.node import RabbitNode
 from saga.local.system import System
 from saga.runtime.kernel.opening import open_database, read_database
+from saga.runtime.messaging import frames
+from saga.runtime.messaging.frames import Delivery
+from saga.runtime.messaging.topology import DEAD_EXCHANGE
 from tests.console.visits import PAGES
 from tests.stores import HISTORY, PROJECTION
 
@@ -56,6 +66,10 @@ ASKED_TIMES: Final = 7
 SLOW_MS: Final = 10_000.0
 """A page that takes longer is asked for once."""
 _PATIENCE_SECONDS: Final = 60.0
+FAILURES: Final = 20
+"""Kinds of dead letters, each a group."""
+PARTICIPANTS: Final = ("payment", "order", "inventory")
+"""Those whose letters they are."""
 
 WATCHED: Final = replace(SQLITE, name="watched", services=(*SERVICES, OBSERVER.name))
 """The product with its history, which the console reads."""
@@ -184,12 +198,15 @@ class PageFigure:
         return self.status == httpx.codes.OK and self.median_ms <= PAGE_MAX_MS and small
 
 
-async def pages(folder: Path, *, events: int, report: Report) -> list[PageFigure]:
-    """Fill the archive of a system, and ask for each page."""
+async def pages(folder: Path, *, events: int, letters: int, report: Report) -> list[PageFigure]:
+    """Fill the archive of a system and its store of dead letters, and ask for each page."""
     async with System(folder) as system:  # Which makes the tables.
         url = system.deployment.database_urls[OBSERVER.name]
+        dead_letters_url = system.deployment.dead_letters_url
     report(f"recording {events} events")
     await _fill(url, events, report)
+    report(f"burying {letters} letters")
+    bury(str(dead_letters_url), letters)
     report("starting the system")
     async with (
         System(folder),
@@ -226,6 +243,41 @@ def _append(batch: Sequence[Fact], now: datetime, connection: Connection) -> Non
     store.append(connection, batch, now, PROJECTION)
 
 
+def bury(url: str, count: int) -> None:
+    """Have a store keep so many dead letters of `FAILURES` kinds, each about a saga of its own."""
+    now = datetime.now(UTC)
+    store = Store(url)
+    try:
+        for first in range(0, count, PREFETCH):
+            numbers = range(first, min(first + PREFETCH, count))
+            for participant in PARTICIPANTS:
+                mine = [n for n in numbers if PARTICIPANTS[n % len(PARTICIPANTS)] == participant]
+                store.take([_dead(n, participant, now) for n in mine], now)
+    finally:
+        store.close()
+
+
+def _dead(number: int, participant: str, now: datetime) -> Copy:
+    """A copy as its participant left it in its queue, some minutes to two days ago."""
+    failure = number % FAILURES
+    died = now - timedelta(seconds=number * 7_919 % 172_800 + 600)
+    headers: FieldTable = {
+        "x-saga-reason": "failed",
+        "x-saga-error-type": "Unavailable",
+        "x-saga-error": f"the provider gave no answer: it is failure {failure}, which has no end",
+        "x-saga-fingerprint": f"failure-{failure}",
+        "x-saga-last-failed-at": died.isoformat(),
+        "x-saga-attempts": 4,
+    }
+    id_ = f"buried-{number}"
+    event = {"id": id_, "type": "stock.reserved", "subject": f"order-{number}", "data": {}}
+    properties = {"headers": encode.field_table(headers), "message_id": frames.short(id_)}
+    delivery = Delivery(
+        1, False, DEAD_EXCHANGE, participant, frames.join(properties), json.dumps(event).encode()
+    )
+    return copy_of(delivery, participant, now)
+
+
 def _addresses(url: str) -> Iterator[str]:
     """Those of the tests, and those that have to look far."""
     yield from PAGES
@@ -239,6 +291,9 @@ def _addresses(url: str) -> Iterator[str]:
     yield "/messages?cause=order.cancelled"
     yield "/messages?attempt=2"
     yield "/messages?before=500000"
+    yield "/messages?type=stock.reserved&taken_by=payment"
+    yield "/letters?by=type"
+    yield "/letters?by=service"
 
 
 async def _figure(console: str, path: str) -> PageFigure:

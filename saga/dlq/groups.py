@@ -13,7 +13,7 @@ from sqlalchemy.engine import Connection
 
 from saga.dlq.selection import Selection, conditions_of
 from saga.dlq.states import LetterState
-from saga.dlq.tables import letters
+from saga.dlq.tables import AT_ONCE, chunks, letters
 
 _COLUMNS: Final[Mapping[str, sa.Column[str]]] = {
     "fingerprint": letters.c.fingerprint,
@@ -72,19 +72,14 @@ def groups_in(
 ) -> list[LetterGroup]:
     """The groups, the largest first: so many, and those behind the one with so many letters and
     that key."""
-    column = _COLUMNS[by]
-    wanted = conditions_of(selection, states, None)
+    column, there = _COLUMNS[by], _there(connection, states)
+    wanted = conditions_of(selection, there, None)
     count = sa.func.count().label("size")
+    # Columns beside a maximum are from its row, as SQLite has it
+    # (https://www.sqlite.org/lang_select.html#bareagg): `latest` is the last letter's number.
+    last = sa.func.max(letters.c.first_failed_at)
     query = (
-        sa.select(
-            column.label("key"),
-            count,
-            sa.func.count(sa.func.nullif(letters.c.subject, "").distinct()).label("subjects"),
-            sa.func.sum(sa.cast(letters.c.replays > 0, sa.Integer)).label("replayed"),
-            sa.func.min(letters.c.first_failed_at).label("first"),
-            sa.func.max(letters.c.last_failed_at).label("last"),
-            sa.func.min(letters.c.number).label("example"),
-        )
+        sa.select(column.label("key"), count, last, letters.c.number.label("latest"))
         .where(*wanted)
         .group_by(column)
         .order_by(count.desc(), column)
@@ -94,24 +89,38 @@ def groups_in(
         most, key = after
         query = query.having((count < most) | ((count == most) & (column > key)))
     rows = connection.execute(query).all()
-    # Of all groups: asked for some of them, SQLite goes by an index, from row to row.
+    if limit is not None:  # What more is said of the others is not read.
+        wanted = [*wanted, column.in_([row.key for row in rows])]
+    details = _details(connection, column, wanted)
     kinds = _kinds(connection, column, wanted)
-    latest = _latest(connection, column, wanted)
+    errors = _errors(connection, [row.latest for row in rows])
     return [
         LetterGroup(
             by,
             row.key,
             row.size,
-            row.subjects,
+            (more := details[row.key]).subjects,
             *kinds[row.key],
-            *latest[row.key],
-            row.replayed,
-            row.first,
-            row.last,
-            row.example,
+            *errors[row.latest],
+            more.replayed,
+            more.first,
+            more.last,
+            more.example,
         )
         for row in rows
     ]
+
+
+def _there(connection: Connection, states: Collection[LetterState]) -> list[LetterState]:
+    """Those of the states that some letter has. With one, as a rule, groups are in the order of an
+    index (`letters_by_group`), and need not be sorted."""
+    some = sa.select(letters.c.number).limit(1)
+    found = [
+        state
+        for state in states or tuple(LetterState)
+        if connection.scalar(some.where(letters.c.state == state)) is not None
+    ]
+    return found or list(states)
 
 
 def deaths_in(
@@ -134,11 +143,10 @@ def deaths_in(
     number = ((died - _microseconds(begin)) // (part // timedelta(microseconds=1) + 1)).label(
         "part"
     )
-    query = (
-        sa.select(column, number, sa.func.count())
-        .where(*conditions_of(selection, states, None))
-        .group_by(column, number)
-    )
+    wanted = conditions_of(selection, _there(connection, states), None)
+    query = sa.select(column, number, sa.func.count()).where(*wanted).group_by(column, number)
+    if len(groups) <= AT_ONCE:
+        query = query.where(column.in_([group.key for group in groups]))
     for key, at, count in connection.execute(query):
         if key in found:
             found[key][min(max(at, 0), parts - 1)] += count
@@ -168,12 +176,32 @@ def _kinds(
     }
 
 
-def _latest(
+def _details(
     connection: Connection, key: sa.Column[str], wanted: Sequence[sa.ColumnElement[bool]]
-) -> Mapping[str, tuple[str, str, str]]:
-    """By the group's key: reason, type of error and error of its last letter. Columns beside a
-    maximum are from its row, as SQLite has it (https://www.sqlite.org/lang_select.html#bareagg)."""
+) -> Mapping[str, Any]:
+    """By the group's key, what is counted of its letters."""
     c = letters.c
-    query = sa.select(key, sa.func.max(c.first_failed_at), c.reason, c.error_type, c.error)
-    rows = connection.execute(query.where(*wanted).group_by(key))
-    return {row[0]: (row.reason, row.error_type, row.error) for row in rows}
+    query = (
+        sa.select(
+            key,
+            sa.func.count(sa.func.nullif(c.subject, "").distinct()).label("subjects"),
+            sa.func.sum(sa.cast(c.replays > 0, sa.Integer)).label("replayed"),
+            sa.func.min(c.first_failed_at).label("first"),
+            sa.func.max(c.last_failed_at).label("last"),
+            sa.func.min(c.number).label("example"),
+        )
+        .where(*wanted)
+        .group_by(key)
+    )
+    return {row[0]: row for row in connection.execute(query)}
+
+
+def _errors(connection: Connection, numbers: Sequence[int]) -> Mapping[int, tuple[str, str, str]]:
+    """By letter: reason, type of error and error."""
+    c = letters.c
+    query = sa.select(c.number, c.reason, c.error_type, c.error)
+    return {
+        row.number: (row.reason, row.error_type, row.error)
+        for part in chunks(numbers)
+        for row in connection.execute(query.where(c.number.in_(part)))
+    }

@@ -49,6 +49,12 @@ letters = sa.Table(
     sa.Index("letters_by_state", "state", "first_failed_at"),
     sa.Index("letters_by_subject", "subject"),
     sa.Index("letters_by_fingerprint", "fingerprint", "state", "first_failed_at"),
+    # All that is counted of groups, so that no row of the table has to be looked up for them.
+    sa.Index(
+        "letters_by_group",
+        *("state", "fingerprint", "type", "participant", "queue", "subject"),
+        *("first_failed_at", "last_failed_at", "replays"),
+    ),
     sqlite_autoincrement=True,  # A number is never given twice.
 )
 copies = sa.Table(

@@ -53,6 +53,18 @@ class Recording:
         )
         self.play.give("inventory", command)
 
+    def cancel_unpaid(self) -> str:
+        """An order ten minutes after ten, which is not charged since the provider is down, and is
+        cancelled ten minutes later; nobody has heard of that yet."""
+        play = self.play
+        play.provider_down = True
+        play.at = TEN + timedelta(minutes=10)
+        order = play.place()
+        play.deliver()
+        play.at = TEN + timedelta(minutes=20)
+        play.give("order", CancelOrder(order_id=UUID(order)))
+        return order
+
     async def record(self) -> None:
         """Have the archive keep what was published since, each at its own time."""
         for event in self.play.events[self.recorded :]:
@@ -173,12 +185,7 @@ async def test_sagas_are_open_until_they_have_ended_and_are_settled(
     recording: Recording,
 ) -> None:
     play = recording.play
-    play.provider_down = True
-    play.at = TEN + timedelta(minutes=10)
-    order = play.place()
-    play.deliver()
-    play.at = TEN + timedelta(minutes=20)
-    play.give("order", CancelOrder(order_id=UUID(order)))
+    recording.cancel_unpaid()
     play.deliver()
     play.at = TEN + timedelta(minutes=30)
     play.place()
@@ -255,13 +262,7 @@ async def test_a_minute_in_which_only_edited_copies_were_recorded_has_no_message
 async def test_those_open_now_are_the_ones_that_a_search_for_open_ones_lists(
     recording: Recording,
 ) -> None:
-    play = recording.play
-    play.provider_down = True
-    play.at = TEN + timedelta(minutes=10)
-    order = play.place()
-    play.deliver()
-    play.at = TEN + timedelta(minutes=20)
-    play.give("order", CancelOrder(order_id=UUID(order)))
+    order = recording.cancel_unpaid()
     await recording.record()
 
     listed = await recording.history.read(lambda c: search(c, Search(open=True), 50))

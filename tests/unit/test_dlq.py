@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from pamqp import encode
 
-from saga.dlq import SelectionChanged
+from saga.dlq import SelectionChanged, tables
 from saga.dlq.edit import text_of, with_values
 from saga.dlq.letters import (
     REPLAYS,
@@ -312,6 +313,52 @@ def test_messages_of_one_id_and_other_bodies_are_letters_of_their_own(tmp_path: 
     letters = store.find(Selection())
     assert {letter.body for letter in letters} == {b"{1", b"{2", b"{3"}
     assert [letter.copies for letter in letters] == [1, 1, 1]
+    store.close()
+
+
+@pytest.mark.parametrize("by", ["fingerprint", "type", "service"])
+def test_groups_are_counted_from_an_index_alone(tmp_path: Path, by: str) -> None:
+    store = Store(f"sqlite:///{tmp_path / 'letters.db'}")
+    store.take([dead(b"{%d" % number) for number in range(5)], NOW)
+    asked: list[tuple[str, Any]] = []
+    engine = store._engine
+    sa.event.listen(
+        engine,
+        "before_cursor_execute",
+        lambda _, __, text, values, *___: asked.append((text, values)),
+    )
+
+    groups = store.groups(Selection(), HERE, by, limit=3)
+    store.deaths(Selection(), HERE, by, groups, NOW, 4)
+
+    with engine.connect() as connection:
+        plans = [
+            [row[3] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {text}", values)]
+            for text, values in asked
+            if text.lstrip().startswith("SELECT")
+        ]
+    store.close()
+    looks = [step for plan in plans for step in plan if " letters" in step]
+    assert len(looks) > 5
+    by_number = "SEARCH letters USING INTEGER PRIMARY KEY (rowid=?)"
+    assert looks.count(by_number) == 1  # What is said of the last error.
+    assert all("USING COVERING INDEX" in step for step in looks if step != by_number)
+
+
+def test_letters_of_several_states_are_one_group(tmp_path: Path) -> None:
+    store = Store(f"sqlite:///{tmp_path / 'letters.db'}")
+    store.take([dead(b"{%d" % number) for number in range(3)], NOW)
+    with store._engine.begin() as connection:
+        table = tables.letters
+        being_sent = table.c.number == 2
+        connection.execute(table.update().where(being_sent).values(state=LetterState.SENDING))
+
+    (group,) = store.groups(Selection(), HERE, "fingerprint")
+    (alone,) = store.groups(Selection(), [LetterState.SENDING], "fingerprint")
+    everything = store.groups(Selection(), (), "type", limit=1)
+
+    assert (group.letters, alone.letters, everything[0].letters) == (3, 1, 3)
+    assert store.groups(Selection(), [LetterState.DISCARDED], "fingerprint", limit=1) == []
     store.close()
 
 
