@@ -21,7 +21,7 @@ from sqlalchemy.engine import Connection
 from saga.choreography import Choreography
 from saga.deployment import Deployment
 from saga.discovery import tables_in
-from saga.dlq.lookup import look
+from saga.dlq.lookup import count_stored
 from saga.due import OVERDUE_SECONDS
 from saga.generate.naming import Owned, names_of
 from saga.http import client
@@ -236,8 +236,7 @@ async def at_broker(
 async def in_databases(deployment: Deployment, graph: Choreography) -> SystemStatus:
     """What of the status databases tell: the dead letters in the store, outboxes, what is due.
     Raises `DatabaseError` and `DlqError`."""
-    here, _ = await asyncio.to_thread(look, deployment.dead_letters_url)
-    stored = Counter(kept.participant for kept in here)
+    stored = await asyncio.to_thread(count_stored, deployment.dead_letters_url)
     outboxes = {
         participant.name: await asyncio.to_thread(
             read_database, deployment.database_urls[participant.name], _count_outbox

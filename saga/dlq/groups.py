@@ -11,7 +11,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from saga.dlq.selection import Selection, conditions_of
+from saga.dlq.selection import Selection, conditions_of, states_there
 from saga.dlq.states import LetterState
 from saga.dlq.tables import AT_ONCE, chunks, letters
 
@@ -72,7 +72,7 @@ def groups_in(
 ) -> list[LetterGroup]:
     """The groups, the largest first: so many, and those behind the one with so many letters and
     that key."""
-    column, there = _COLUMNS[by], _there(connection, states)
+    column, there = _COLUMNS[by], states_there(connection, states)
     wanted = conditions_of(selection, there, None)
     count = sa.func.count().label("size")
     # Columns beside a maximum are from its row, as SQLite has it
@@ -111,18 +111,6 @@ def groups_in(
     ]
 
 
-def _there(connection: Connection, states: Collection[LetterState]) -> list[LetterState]:
-    """Those of the states that some letter has. With one, as a rule, groups are in the order of an
-    index (`letters_by_group`), and need not be sorted."""
-    some = sa.select(letters.c.number).limit(1)
-    found = [
-        state
-        for state in states or tuple(LetterState)
-        if connection.scalar(some.where(letters.c.state == state)) is not None
-    ]
-    return found or list(states)
-
-
 def deaths_in(
     connection: Connection,
     selection: Selection,
@@ -143,7 +131,7 @@ def deaths_in(
     number = ((died - _microseconds(begin)) // (part // timedelta(microseconds=1) + 1)).label(
         "part"
     )
-    wanted = conditions_of(selection, _there(connection, states), None)
+    wanted = conditions_of(selection, states_there(connection, states), None)
     query = sa.select(column, number, sa.func.count()).where(*wanted).group_by(column, number)
     if len(groups) <= AT_ONCE:
         query = query.where(column.in_([group.key for group in groups]))

@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from typing import Any, Final, Self
 
 import sqlalchemy as sa
+from sqlalchemy.engine import Connection
 
 from saga.dlq.letters import DeadLetter, from_text, raw_of
 from saga.dlq.states import LetterState
@@ -144,6 +145,18 @@ def conditions_of(
     if selection.newer_than is not None:
         found.append(c.last_failed_at >= moment - timedelta(seconds=selection.newer_than))
     return found
+
+
+def states_there(connection: Connection, states: Collection[LetterState]) -> list[LetterState]:
+    """Those of the states that some letter has; none of them means any. With one, as a rule, rows
+    come in the order of an index, and need not be sorted."""
+    some = sa.select(letters.c.number).limit(1)
+    found = [
+        state
+        for state in states or tuple(LetterState)
+        if connection.scalar(some.where(letters.c.state == state)) is not None
+    ]
+    return found or list(states)
 
 
 def query_of(

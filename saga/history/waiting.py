@@ -21,7 +21,7 @@ from saga.archive.store import events
 from saga.choreography import Choreography
 from saga.deployment import Deployment
 from saga.discovery import tables_in
-from saga.dlq.lookup import look
+from saga.dlq.lookup import known_among
 from saga.envelope import MessageKey
 from saga.history.archive import Archive
 from saga.runtime.kernel.opening import read_database
@@ -104,12 +104,10 @@ def read_waiting(
         if url is None:
             unread[participant.name] = "the deployment names no database of it"
         elif owed:
-            tables = tables_in(participant.package)
-            untaken += read_database(url, partial(_not_done, owed, tables))
-    if untaken:
-        here, settled = look(deployment.dead_letters_url)
-        dead = {(letter.participant, letter.key) for letter in (*here, *settled)}
-        untaken = [each for each in untaken if (each.participant, each.id) not in dead]
+            left = read_database(url, partial(_not_done, owed, tables_in(participant.package)))
+            keys = [message.id for message in left]
+            dead = known_among(deployment.dead_letters_url, participant.name, keys)
+            untaken += (message for message in left if message.id not in dead)
     untaken.sort(key=lambda message: message.at)
     return WaitingMessages(untaken, min(last, LOOKED_AT_MAX), last > LOOKED_AT_MAX, unread)
 
