@@ -341,11 +341,13 @@ def pages_of_the_console(
     if as_json:
         print(json.dumps([asdict(one) | {"met": one.met} for one in found], indent=2))
     else:
-        table = Table("status", "first ms", "median ms", "longest ms", "bytes", "met", "page")
+        times = ("first ms", "median ms", "longest ms", "CPU ms")
+        table = Table("status", *times, "bytes", "met", "page")
         for one in found:
-            times = (f"{ms:.0f}" for ms in (one.first_ms, one.median_ms, one.longest_ms))
+            spent = (one.first_ms, one.median_ms, one.longest_ms, one.cpu_ms)
+            figures = (*(f"{ms:.0f}" for ms in spent), str(one.bytes))
             met = "yes" if one.met else "[red]no[/]"
-            table.add_row(str(one.status), *times, str(one.bytes), met, one.path[:40])
+            table.add_row(str(one.status), *figures, met, one.path[:40])
         Console(soft_wrap=True).print(table)
     if not all(one.met for one in found):
         sys.exit(1)

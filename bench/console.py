@@ -182,14 +182,16 @@ async def cost(
 
 @dataclass(frozen=True)
 class PageFigure:
-    """How long a page took at the server, the median and the longest of some times, and how large
-    it is."""
+    """How long a page took at the server, the median and the longest of some times, how much of the
+    processor its process took for it (the median, which other processes disturb less), and how
+    large it is."""
 
     path: str
     status: int
     first_ms: float
     median_ms: float
     longest_ms: float
+    cpu_ms: float
     bytes: int
 
     @property
@@ -298,16 +300,19 @@ def _addresses(url: str) -> Iterator[str]:
 
 async def _figure(console: str, path: str) -> PageFigure:
     times: list[float] = []
+    cpu: list[float] = []
     answers: list[httpx.Response] = []
     async with client(console, _PATIENCE_SECONDS) as asking:
         while len(times) < ASKED_TIMES:
-            began = time.perf_counter()
+            began, used = time.perf_counter(), time.process_time()
             answers.append(await asking.get(path))
             times.append((time.perf_counter() - began) * 1_000)
+            cpu.append((time.process_time() - used) * 1_000)
             if times[-1] > SLOW_MS:  # That says enough.
                 break
     first, *others = times
     others = others or times
     last = answers[-1]
     size = len(last.content)
-    return PageFigure(path, last.status_code, first, statistics.median(others), max(others), size)
+    median, longest = statistics.median(others), max(others)
+    return PageFigure(path, last.status_code, first, median, longest, statistics.median(cpu), size)

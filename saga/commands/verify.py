@@ -126,7 +126,7 @@ def verify(
             here, tell, scenarios=chosen, source=spec(), states_max=max_states or STATES_MAX
         )
     if chosen is None:
-        _keep(proven.proof, data_dir)
+        keep(proven.proof, data_dir)
     reports, missing = proven.reports, proven.proof.not_covered
     if as_json:
         print_json(reports_as_json(reports, missing))
@@ -151,11 +151,15 @@ def _telling() -> Iterator[Callable[[Proof], None]]:
         )
 
 
-def _keep(proof: Proof, folder: Path) -> None:
-    """Save a proof of all scenarios where the console finds it: in the folder of a system, if there
-    is one."""
+def keep(proof: Proof, folder: Path) -> None:
+    """Save a proof of all scenarios where the console finds it, if there is a system's folder. One
+    that was not named, and is only called `data`, may be anything."""
+    from saga.deployment import FILE_NAME
+    from saga.local.folder import is_used
+
     try:
-        if folder.is_dir():
+        named = folder != DATA_DIR or (folder / FILE_NAME).exists() or is_used(folder)
+        if named and folder.is_dir():
             proof.save(folder)
     except OSError as error:
         remark(f"the console will not show this: cannot write {error.filename}: {error.strerror}")

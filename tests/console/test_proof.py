@@ -341,13 +341,9 @@ async def test_what_a_command_has_proved_is_shown_with_whether_the_code_has_chan
         assert "tests.moving, tests.moving.gone." in said
 
 
-async def test_only_a_proof_of_all_scenarios_is_kept_and_only_where_a_system_is(
-    tmp_path: Path,
-) -> None:
+async def test_a_proof_of_one_scenario_is_not_kept(tmp_path: Path) -> None:
     await typed(tmp_path, "verify", "--scenario", "one move", SAGA=MOVING_SPEC)
     assert Proof.load(tmp_path) is None
-    await typed(tmp_path / "none", "verify", SAGA=MOVING_SPEC)
-    assert not (tmp_path / "none").exists()
 
 
 async def test_nothing_is_stuck_and_the_page_says_when_it_looked(

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Self
 
@@ -22,10 +23,11 @@ from order_service.domain import Order, OrderStatus
 from payment_service.domain import Payment, PaymentStatus
 from saga.choreography import Participant, State
 from saga.cli import app
-from saga.commands.verify import print_reports, reports_as_json
+from saga.commands.verify import keep, print_reports, reports_as_json
 from saga.message import Decided
+from saga.testing import NOW
 from saga.verify import Model, Schedule, VerifyError, as_test, diagram, model_of, replay, verify
-from saga.verify.proof import unfinished
+from saga.verify.proof import Proof, unfinished
 from saga.view import View, Violation
 from tests.unit.twins import (
     TWINS,
@@ -373,3 +375,35 @@ def test_a_scenario_that_there_is_none_of_is_wrong_usage() -> None:
 
     assert result.exit_code == 2
     assert "three orders" in result.output
+
+
+def test_a_proof_is_kept_where_a_system_is_and_in_no_folder_that_only_happens_to_be_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    proof = Proof(saga="orders", version="0", began_at=NOW, finished_at=NOW, names=[])
+    monkeypatch.chdir(tmp_path)
+    unnamed, named = Path("data"), tmp_path / "named"
+
+    keep(proof, unnamed)
+    keep(proof, named)
+    assert not unnamed.exists()
+    assert not named.exists()  # No folder is made for it.
+
+    unnamed.mkdir()
+    named.mkdir()
+    keep(proof, unnamed)
+    keep(proof, named)
+    assert Proof.load(unnamed) is None
+    assert Proof.load(named) == proof
+
+    (unnamed / "saga.json").touch()
+    keep(proof, unnamed)
+    assert Proof.load(unnamed) == proof
+
+    keep(proof.model_copy(update={"began_at": NOW - timedelta(days=1)}), named)
+    assert Proof.load(named) == proof  # The one that was begun last counts.
+
+    (named / "proof.json").unlink()
+    (named / "proof.json").mkdir()
+    keep(proof, named)
+    assert "cannot write" in capsys.readouterr().err
