@@ -341,6 +341,7 @@ async def test_what_a_command_has_proved_is_shown_with_whether_the_code_has_chan
         assert "tests.moving, tests.moving.gone." in said
 
 
+@pytest.mark.long
 async def test_a_proof_of_one_scenario_is_not_kept(tmp_path: Path) -> None:
     await typed(tmp_path, "verify", "--scenario", "one move", SAGA=MOVING_SPEC)
     assert Proof.load(tmp_path) is None

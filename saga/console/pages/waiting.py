@@ -50,7 +50,6 @@ def routes(site: Site) -> APIRouter:
             request,
             "waiting.html",
             title="Waiting",
-            command="saga stuck",
             participant=participant,
             type=type_,
             participants=[one.name for one in graph.participants],
