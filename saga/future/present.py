@@ -263,6 +263,12 @@ def _remarks(
             f"{', '.join(kinds)}: as the databases have it now, since it is about others, too; "
             f"what these do to it meanwhile is not looked at"
         )
+    known = sorted(outside.name for outside in outsides if outside.name in books[0])
+    if known:
+        yield (
+            f"{', '.join(known)}: known by what was answered about this; what others have asked "
+            f"for there, and use up, is not looked at"
+        )
     for outside in outsides:
         if _asked_by_commands(graph, outside):
             yield (
