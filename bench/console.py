@@ -42,6 +42,7 @@ from saga.http import client
 from saga.local.console import ConsoleProcess
 from saga.local.node import RabbitNode
 from saga.local.system import System
+from saga.runtime.garbage import start_up_skipped
 from saga.runtime.kernel.opening import open_database, read_database
 from tests.console.visits import PAGES
 from tests.stores import HISTORY, PROJECTION
@@ -56,6 +57,23 @@ ASKED_TIMES: Final = 7
 SLOW_MS: Final = 10_000.0
 """A page that takes longer is asked for once."""
 _PATIENCE_SECONDS: Final = 60.0
+
+OF_A_SAGA: Final = (
+    "show=states",
+    "show=messages",
+    "show=future",
+    "show=future&event=2",
+    "show=what-if",
+    "show=what-if&event=2&do=order+do+order.expire",
+)
+SEARCHES: Final = (
+    "text=customer-4242",
+    "text=nobody",  # Whom no order has: all that may be looked at is.
+    "text=nobody&since=2000-01-01T00:00:00Z&ended_by=order.cancelled",
+    "ended_by=order.cancelled",
+    "type=payment.refunded",
+    "settled=true&view.customer=customer-4242&text=4242",
+)
 
 WATCHED: Final = replace(SQLITE, name="watched", services=(*SERVICES, OBSERVER.name))
 """The product with its history, which the console reads."""
@@ -196,7 +214,7 @@ async def pages(folder: Path, *, events: int, report: Report) -> list[PageFigure
         serving(Watched(folder, SAGA), ConsoleSettings(http_port=0)) as console,
     ):
         found = []
-        with without_inquiries():
+        with without_inquiries(), start_up_skipped():  # As the command does.
             for path in _addresses(url):
                 found.append(await _figure(console, path))
                 report(f"{path}: {found[-1].median_ms:.0f} ms")
@@ -229,8 +247,11 @@ def _append(batch: Sequence[Fact], now: datetime, connection: Connection) -> Non
 def _addresses(url: str) -> Iterator[str]:
     """Those of the tests, and those that have to look far."""
     yield from PAGES
-    (last, *_) = read_database(url, lambda c: queries.search(c, queries.Search(), 1))
+    confirmed = queries.Search(ended_by="order.confirmed")
+    (last,) = read_database(url, lambda c: queries.search(c, confirmed, 1))
     yield f"/sagas/{segment(last.key)}"
+    yield from (f"/sagas/{segment(last.key)}?{query}" for query in OF_A_SAGA)
+    yield from (f"/sagas?{query}" for query in SEARCHES)
     now = datetime.now(UTC).timestamp()
     for minutes in (2, 5):
         yield f"/?at={now - minutes * 60:.0f}"

@@ -1,11 +1,13 @@
 """Finding subjects by whatever is known of them, a bounded number of rows at a time.
 
-What no index finds is looked for among the latest subjects only, and it is said how far that went:
-so an answer takes as long with a million events as with a thousand.
+What no index finds is looked for among the latest subjects only, some at a time, until there is a
+page of it, so many were looked at, or it has taken so long; and it is said how far that went. So an
+answer takes as long with a million events as with a thousand, also on a busy machine.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -24,6 +26,9 @@ from saga.runtime.kernel.tables import Utc
 
 ROWS_MAX: Final = 10_000
 """Rows that are looked at for one page."""
+ROWS_AT_ONCE: Final = 2_000
+SECONDS_MAX: Final = 0.1
+"""After this no more rows are looked at for one page."""
 _TIME: Final = "first_event_at"
 """The column by which subjects are listed. A view that has it as well, with indexes that go on with
 it, is searched by its own columns first."""
@@ -53,12 +58,14 @@ class ViewField:
 class Findings:
     """A page. `views` are by key what their saga's own view tells. `next` is where to go on; if it
     says `unfinished`, that is not because the page is full, but because so many rows were looked
-    at."""
+    at, or for so long."""
 
     subjects: Sequence[Subject]
     views: Mapping[str, State]
     next: ListPlace | None
     unfinished: bool
+    looked_at: int = 0
+    """Rows, where no index finds those that fit."""
 
 
 def fields_of(view: SubjectView[Any]) -> tuple[ViewField, ...]:
@@ -93,17 +100,43 @@ def find(
     the key has in it, in whatever case. Raises `InputError` for a field that cannot hold that.
     """
     query = _Query(wanted, view, _values(view, fields or {}), containing)
-    rows = connection.execute(query.page(after, limit + 1)).all()
-    more, unfinished = None, False
-    if len(rows) > limit:
-        rows = rows[:limit]
-        more = ListPlace(rows[-1].at, rows[-1].key)
-    elif not query.indexed and (last := connection.execute(query.last(after)).first()):
-        more, unfinished = ListPlace(last.at, last.key), True
-    keys = [row.key for row in rows]
+    places, behind, looked_at = _places(connection, query, limit + 1, after)
+    unfinished = len(places) <= limit and behind is not None
+    more = behind
+    if len(places) > limit:
+        places = places[:limit]
+        more = places[-1]
+    keys = [place.key for place in places]
     known = SUBJECTS.load(connection, keys)
     views = view.table.load_readable(connection, keys)[0] if view is not None else {}
-    return Findings([known[key][0] for key in keys if key in known], views, more, unfinished)
+    found = [known[key][0] for key in keys if key in known]
+    return Findings(found, views, more, unfinished, looked_at)
+
+
+def _places(
+    connection: Connection, query: _Query, wanted: int, after: ListPlace | None
+) -> tuple[list[ListPlace], ListPlace | None, int]:
+    """The places of at most so many that fit; the last one that was looked at, if there may be more
+    behind it; and how many were."""
+    if query.indexed:
+        rows = connection.execute(query.looked_at(after).limit(wanted))
+        return [ListPlace(row.at, row.key) for row in rows], None, 0
+    until = time.monotonic() + SECONDS_MAX
+    found: list[ListPlace] = []
+    looked_at, behind = 0, after
+    while True:
+        count = min(ROWS_AT_ONCE, ROWS_MAX - looked_at)
+        rows = connection.execute(query.fitting(behind, count, wanted - len(found)))
+        found += (ListPlace(row.at, row.key) for row in rows)
+        looked_at += count
+        if len(found) >= wanted:
+            return found, None, looked_at
+        last = connection.execute(query.last(behind, count)).first()
+        if last is None:
+            return found, None, looked_at
+        behind = ListPlace(last.at, last.key)
+        if looked_at >= ROWS_MAX or time.monotonic() > until:
+            return found, behind, looked_at
 
 
 def _values(view: SubjectView[Any] | None, given: Mapping[str, str]) -> dict[str, Any]:
@@ -149,13 +182,14 @@ class _Query:
         self._first: list[sa.ColumnElement[bool]] = []
         """What indexes find, and the rest."""
         self._then: list[sa.ColumnElement[bool]] = []
-        self._joined: dict[str, sa.Table] = {}
+        self._joined: dict[str, tuple[sa.Table, bool]] = {}
+        """By name, the tables that are looked into, and whether what they do not have fits, too."""
         self._split()
 
     @property
     def indexed(self) -> bool:
         """Whether every row that is looked at fits."""
-        return not self._then
+        return not self._then and not self._text
 
     def _split(self) -> None:
         wanted, table = self._wanted, subjects.c
@@ -202,19 +236,19 @@ class _Query:
     _by_index = False
 
     def _add_text(self) -> None:
-        self._join(subjects)
-        columns: list[sa.ColumnElement[Any]] = [subjects.c.subject]
+        self._texts: list[sa.ColumnElement[Any]] = []
         if self._view is not None:
-            self._join(self._view)
-            columns += [c for c in self._view.c if isinstance(c.type, sa.String)]
-        self._then.append(
-            sa.or_(*(column.icontains(self._text, autoescape=True) for column in columns))
-        )
+            self._joined.setdefault(self._view.name, (self._view, self._base is not self._view))
+            self._texts += [
+                column
+                for column in self._view.c
+                if isinstance(column.type, sa.String) and not column.primary_key
+            ]
 
     def _join(self, table: sa.Table) -> None:
-        self._joined[table.name] = table
+        self._joined[table.name] = table, False
 
-    def _looked_at(self, after: ListPlace | None) -> sa.Select[Any]:
+    def looked_at(self, after: ListPlace | None) -> sa.Select[Any]:
         """The rows that are looked at, in order."""
         at = self._base.c[_TIME]
         query = sa.select(at.label("at"), self._key.label("key")).where(*self._first)
@@ -223,21 +257,22 @@ class _Query:
             query = query.where(sa.tuple_(at, self._key) < seen)
         return query.order_by(at.desc(), self._key.desc())
 
-    def page(self, after: ListPlace | None, limit: int) -> sa.Select[Any]:
-        if self.indexed:
-            return self._looked_at(after).limit(limit)
-        rows = self._looked_at(after).limit(ROWS_MAX).subquery("rows")
-        query = sa.select(rows.c.at, rows.c.key)
+    def fitting(self, after: ListPlace | None, count: int, limit: int) -> sa.Select[Any]:
+        """Those that fit, at most `limit`, among the next `count` rows."""
+        rows = self.looked_at(after).limit(count).subquery("rows")
         source: sa.FromClause = rows
-        for table in self._joined.values():
+        for table, outer in self._joined.values():
             (key,) = table.primary_key.columns
-            source = source.join(table, key == rows.c.key)
-        newest = rows.c.at.desc(), rows.c.key.desc()
-        return query.select_from(source).where(*self._then).order_by(*newest).limit(limit)
+            source = source.join(table, key == rows.c.key, isouter=outer)
+        query = sa.select(rows.c.at, rows.c.key).select_from(source).where(*self._then)
+        if self._text:
+            texts = [rows.c.key, *self._texts]
+            query = query.where(sa.or_(*(t.icontains(self._text, autoescape=True) for t in texts)))
+        return query.order_by(rows.c.at.desc(), rows.c.key.desc()).limit(limit)
 
-    def last(self, after: ListPlace | None) -> sa.Select[Any]:
-        """The last row that is looked at, if there may be more."""
-        return self._looked_at(after).offset(ROWS_MAX - 1).limit(1)
+    def last(self, after: ListPlace | None, count: int) -> sa.Select[Any]:
+        """The last of the next `count` rows, if there are so many."""
+        return self.looked_at(after).offset(count - 1).limit(1)
 
 
 def _leading(table: sa.Table) -> Collection[str]:

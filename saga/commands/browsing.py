@@ -90,8 +90,10 @@ async def _serve(watched: Watched, settings: ConsoleSettings) -> NoReturn:
     import asyncio
 
     from saga.console.serve import serving
+    from saga.runtime.garbage import start_up_skipped
 
     async with serving(watched, settings) as url:
-        remark(f"the console is at {url}")
-        await asyncio.Event().wait()
+        with start_up_skipped():
+            remark(f"the console is at {url}")
+            await asyncio.Event().wait()
     raise AssertionError("nothing ends the wait but a signal")

@@ -33,14 +33,24 @@ def collected_seldom(participant: str) -> Iterator[None]:
     """
     metrics = GarbageMetrics(participant)
     before = gc.get_threshold()
+    with start_up_skipped():
+        gc.set_threshold(YOUNG_OBJECTS)
+        gc.callbacks.append(metrics.collecting)
+        try:
+            yield
+        finally:
+            gc.callbacks.remove(metrics.collecting)
+            gc.set_threshold(*before)
+            metrics.close()
+
+
+@contextmanager
+def start_up_skipped() -> Iterator[None]:
+    """Have the collector skip what exists by now, until the end: to look through all that was
+    imported takes it 150 ms, again and again. Blocks for a full collection."""
     gc.collect()  # What is garbage by now would be kept for ever.
     gc.freeze()
-    gc.set_threshold(YOUNG_OBJECTS)
-    gc.callbacks.append(metrics.collecting)
     try:
         yield
     finally:
-        gc.callbacks.remove(metrics.collecting)
-        gc.set_threshold(*before)
         gc.unfreeze()
-        metrics.close()

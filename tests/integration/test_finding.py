@@ -116,6 +116,38 @@ async def test_rows_that_are_looked_at_have_a_limit_which_is_told(
     assert await found.all(Search(type="stock.rejected")) == found.keys[0::3]
 
 
+async def test_the_time_of_a_search_has_a_limit_which_is_told(
+    found: Found, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(finding, "SECONDS_MAX", 0.0)
+    monkeypatch.setattr(finding, "ROWS_AT_ONCE", 4)
+    page = await found.find(containing=BROKE, limit=5)
+
+    assert (page.unfinished, page.looked_at) == (True, 4)
+    assert page.next is not None
+    assert page.next.key == found.keys[3]
+    assert await found.all(containing=BROKE) == found.keys[1::3]
+
+
+async def test_a_search_goes_on_until_its_page_is_full(
+    found: Found, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(finding, "SECONDS_MAX", 60.0)
+    monkeypatch.setattr(finding, "ROWS_AT_ONCE", 2)
+    page = await found.find(containing=BROKE, limit=2)
+
+    assert [one.key for one in page.subjects] == found.keys[1:5:3]
+    assert not page.unfinished
+    assert page.next is not None
+    assert page.looked_at < ORDERS
+    assert (await found.find(containing="nobody")).looked_at >= ORDERS
+
+
+async def test_what_the_view_does_not_know_is_found_by_a_part_of_its_id(found: Found) -> None:
+    assert {*await found.all()} - {*found.keys} == {"tea"}
+    assert await found.all(containing="TEA") == ["tea"]
+
+
 @pytest.mark.parametrize(
     ("fields", "said"),
     [

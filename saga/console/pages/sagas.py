@@ -17,7 +17,6 @@ from markupsafe import Markup
 from pydantic import ValidationError
 from starlette.requests import Request
 
-from saga.archive import finding
 from saga.archive.finding import Findings, ListPlace, fields_of, find
 from saga.archive.routes import SubjectsWanted, cursor, read_cursor
 from saga.archive.view import SubjectView
@@ -124,7 +123,6 @@ def routes(site: Site) -> APIRouter:
             types=[kind.type for kind in site.watched.graph.recorded],
             sizes=PAGE_SIZES,
             following=following,
-            looked_at=f"{finding.ROWS_MAX:,}",
         )
 
     @router.get("/sagas/{subject:path}")
