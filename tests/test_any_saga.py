@@ -303,6 +303,12 @@ def test_a_providers_outage_is_healed_by_a_replay(system: Place) -> None:
     assert "is dead letter" in system.on_system("trace", subject).stdout
     shown = json.loads(system.say("show", subject, "--at", now, "--json"))
     assert shown, "the saga as it is now"
+    future = json.loads(system.on_system("future", subject, "--json").stdout)
+    assert future["ends"], "what can still become of it"
+    replayed = [step["if"] for step in future["steps"] if "is replayed" in step["what"]]
+    for step in replayed[0]:
+        asked = json.loads(system.on_system("future", subject, "--if", step, "--json").stdout)
+        assert asked["what_if"]["way"], "what a replay would lead to"
 
     def healed() -> bool:
         if system.dead():

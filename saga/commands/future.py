@@ -124,12 +124,15 @@ class _Subject:
         """What can still happen."""
         from saga.future.asking import computed
         from saga.future.ends import outlook
+        from saga.future.whatif import beside_courses
         from saga.verify import VerifyError
 
         present = self._modelled(influential_only=True)
         judged = self._foresight.judged(present)
         seen = computed(
-            lambda: outlook(present, judged, states_max=max_states, seconds_max=math.inf)
+            lambda: beside_courses(
+                present, outlook(present, judged, states_max=max_states, seconds_max=math.inf)
+            )
         )
         offers, why_none = [], ""
         try:
@@ -247,6 +250,7 @@ def _outlook_as_json(seen: Outlook, present: ModelledSubject) -> dict[str, Any]:
             {
                 "events": _end_as_json(end.name),
                 "way": _way_as_json(end.way),
+                "shortest": end.shortest,
                 # What was not looked at may have others with it.
                 "always": list(end.always) if seen.whole else None,
                 "never": list(end.never) if seen.whole else None,
@@ -325,6 +329,7 @@ def _print_outlook(seen: Outlook) -> None:
         if seen.whole:
             always, never = ", ".join(end.always), ", ".join(end.never)
         steps = f"{len(end.way)}" if end.way else "it is there"
+        steps = steps if end.shortest else f"not known; one way has {steps}"
         table.add_row(end_in_words(end.name), steps, always, never)
     if seen.ends:
         console.print(table)
@@ -342,7 +347,8 @@ def _print_outlook(seen: Outlook) -> None:
         console.print(f"  {said} ({name})")
     for end in seen.ends[:LISTED_MAX]:
         if end.way:
-            _print_way(f"a shortest way to {end_in_words(end.name)}", end.way)
+            a_way = "a shortest way" if end.shortest else "one way"
+            _print_way(f"{a_way} to {end_in_words(end.name)}", end.way)
     if len(seen.ends) > LISTED_MAX:
         console.print(f"{len(seen.ends) - LISTED_MAX} more ends are further away")
 

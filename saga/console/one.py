@@ -22,7 +22,7 @@ from saga.future.asking import computed
 from saga.future.ends import Outlook, outlook
 from saga.future.moment import Moment, modelled
 from saga.future.present import Foresight, ModelledSubject
-from saga.future.whatif import AskedStep, Consequences, Offer, course, offers_of
+from saga.future.whatif import AskedStep, Consequences, Offer, beside_courses, course, offers_of
 from saga.history.debts import Debt
 from saga.history.trace import Trace, events_before, past_of
 from saga.history.whereabouts import Whereabouts, look
@@ -191,7 +191,8 @@ class Foreseeing:
 
         def compute() -> Foreseen:
             present = self._present(moment, debts, influential_only=True)
-            return Foreseen(outlook(present, self._foresight.judged(present)), present)
+            seen = outlook(present, self._foresight.judged(present))
+            return Foreseen(beside_courses(present, seen), present)
 
         found = await _foreseen(compute)
         self._kept.pop(key, None)

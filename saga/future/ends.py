@@ -31,7 +31,7 @@ EndName = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True, slots=True)
 class ReachableEnd:
-    """One way to end. `way` is a shortest one to it.
+    """One way to end. `way` leads to it.
 
     `always` are the types of what has been published in every state at rest with this end, and
     `never` those of what could have been and is in none of them.
@@ -43,6 +43,8 @@ class ReachableEnd:
     """States at rest with this end that were seen."""
     always: Sequence[str]
     never: Sequence[str]
+    shortest: bool = True
+    """Whether `way` is; where not all was looked at, it may be one that was gone for its end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +193,7 @@ class _Breadth:
             states=len(self._order),
             transitions=self._transitions,
             seconds=time.thread_time() - self._began,
-            ends=sorted(ends, key=lambda end: (len(end.way), end.name)),
+            ends=sorted(ends, key=by_length),
             out_of_reach=sorted({kind.type for kind in kinds} - reached),
             holding={name: said for name, said in rules.items() if name not in self._broken},
             broken=[
@@ -228,6 +230,11 @@ class _Breadth:
             choice = next(choice for choice in walk.choices() if choice.action is last)
             steps.append(walk.take(choice))
         return steps
+
+
+def by_length(end: ReachableEnd) -> tuple[int, EndName]:
+    """The order in which ends are listed: the nearest in front."""
+    return len(end.way), end.name
 
 
 def end_name(data: Iterable[object]) -> EndName:

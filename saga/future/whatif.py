@@ -7,16 +7,17 @@ order in which they were published, and the outsides say what they usually say.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations, islice
 from typing import Final, Self
 
 from saga.declaration import Stimulus
 from saga.errors import InputError
-from saga.future.ends import EndName, end_name
+from saga.future.ends import BrokenRule, EndName, Outlook, ReachableEnd, by_length, end_name
 from saga.future.present import ModelledSubject
 from saga.history.whereabouts import Place, Whereabouts
 from saga.runtime.kernel.step import Firing
+from saga.verify import VerifyError
 from saga.verify.facts import Answered, Asked, Sent
 from saga.verify.machine import Machine
 from saga.verify.schedule import Choice, StepInWords, Walk
@@ -24,6 +25,8 @@ from saga.view import Violation
 
 STEPS_MAX: Final = 80
 """Of one course; a saga that goes on for ever is followed no further."""
+COURSES_MAX: Final = 8
+"""Courses that are followed for their ends, where not all could be looked at."""
 PAIRS_MAX: Final = 12
 """Pairs of messages on their way whose other order is offered."""
 NAMED_MAX: Final = 12
@@ -92,6 +95,36 @@ def course(present: ModelledSubject, wanted: Sequence[AskedStep] = ()) -> Conseq
     """
     machine = Machine(present.model, checked=False)
     return _Going(machine, present.starts[0]).course(wanted)
+
+
+def beside_courses(present: ModelledSubject, seen: Outlook) -> Outlook:
+    """An outlook and, where not all was looked at, the ends to which the usual course leads, and
+    what follows if one of the things that may come next comes first; blocks.
+
+    What is near is seen first, and a saga's good end may be far away.
+    """
+    if seen.whole:
+        return seen
+    machine = Machine(present.model)
+    ends = {end.name: end for end in seen.ends}
+    broken = {each.violation.rule: each for each in seen.broken}
+    singles = [offer.steps for offer in offers_of(present, None) if len(offer.steps) == 1]
+    for steps in [(), *singles[: COURSES_MAX - 1]]:
+        try:
+            found = _Going(machine, present.starts[0]).course(steps)
+        except VerifyError:  # Something is not known on this way; what was seen was seen.
+            continue
+        if found.end or found.rests:
+            end = ReachableEnd(found.end, found.steps, int(found.rests), (), (), shortest=False)
+            ends.setdefault(found.end, end)
+        for violation in found.broken:
+            broken.setdefault(violation.rule, BrokenRule(violation, found.steps))
+    return replace(
+        seen,
+        ends=sorted(ends.values(), key=by_length),
+        holding={name: said for name, said in seen.holding.items() if name not in broken},
+        broken=list(broken.values()),
+    )
 
 
 class _Going:

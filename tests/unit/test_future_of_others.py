@@ -25,6 +25,7 @@ from saga.future import moment
 from saga.future.ends import Outlook, outlook
 from saga.future.moment import modelled, moment_after
 from saga.future.present import Foresight, ModelledSubject, shared_keys
+from saga.future.whatif import beside_courses
 from saga.history.debts import coming_of, debts_of
 from saga.history.sequence import sequence_of
 from saga.history.story import Story, tell
@@ -188,6 +189,15 @@ def test_a_seat_that_others_may_have_taken_is_left_out_and_that_is_said(
     assert seen.ends
     assert seen.out_of_reach == []
     assert not seen.broken
+    # What is near was seen first; what usually comes of it is among the ends all the same.
+    assert "trip.booked" not in ends_of(seen)
+    beside = beside_courses(present, seen)
+    booked = next(end for end in beside.ends if ("trip.booked", "trip.booked") in end.name)
+    assert not booked.shortest
+    assert "trip: publishes trip.booked" in [
+        f"{step.receiver}: {said}" for step in booked.way for said in step.results
+    ]
+    assert ends_of(seen) < ends_of(beside)
     (said,) = [remark for remark in present.remarks if "what others have asked" in remark]
     assert said.startswith("airline, hotel chain, rental: known by what was answered about this")
     assert seen.depends_on == []  # No state of the participants is about more than one trip.
