@@ -37,6 +37,7 @@ from saga.runtime.kernel.step import (
     cause_among_commands,
     due_source_of,
     evolved,
+    id_among_causes,
     results_of,
 )
 
@@ -46,6 +47,8 @@ HYPOTHESES_MAX: Final = 200
 """What a participant may have done without a word, beyond which it is given up to explain it."""
 COMMANDS_MAX: Final = 32
 """Contents of one command from outside that are tried."""
+LOOKED_MAX: Final = 20
+"""Events that may be published between a look at what is due and its being done."""
 TIMER_PATIENCE: Final = timedelta(seconds=60)
 """So late something may be done that was due, while its service starts for instance."""
 SHOWN_MAX_CHARACTERS: Final = 200
@@ -94,7 +97,7 @@ class _Hypothesis:
     def key(self) -> Any:
         """Two with one key go on in the same way."""
         asked = tuple((q.cause, type(q.intent)) for q in self.questions)
-        return tuple(self.states.items()), asked, self.taken
+        return tuple(self.states.items()), tuple(self.books.items()), asked, self.taken
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,8 +297,9 @@ class Reviewer:
         if note.missing:
             findings.miss(note.missing, part.subject, note.count)
             return
-        findings.published[name] += 1
-        findings.taken[name, note.reaction] += 1
+        if note.count:
+            findings.published[name] += 1
+            findings.taken[name, note.reaction] += 1
         for what in note.left:
             findings.leave(what, part.subject)
         if note.group is not None:
@@ -319,7 +323,7 @@ class Reviewer:
             yield _Cause(cause_id, cause.envelope.data), way
             return
         for firing in self._firings(part, way):
-            if firing.id(self._name) == cause_id:
+            if self._has_id(firing, cause_id):
                 yield _Cause(cause_id, firing.due.command), way
                 return
         for reaction in self._of_commands:
@@ -332,6 +336,13 @@ class Reviewer:
             state = way.states.get((kind, part.subject))
             if state is not None and (firing := Firing.of(state)) is not None:
                 yield firing
+
+    def _has_id(self, firing: Firing, id: str | None) -> bool:
+        """Whether that is the command's id: it tells the sequence that the state had when somebody
+        looked what is due, and something may have been published until it was done."""
+        first = max(0, firing.sequence - LOOKED_MAX)
+        sequences = range(firing.sequence, first - 1, -1)
+        return any(replace(firing, sequence=n).id(self._name) == id for n in sequences)
 
     def _may_lead_to(self, reaction: Reaction, type_: str, depth: int = 0) -> bool:
         """Whether a reaction may publish events of that type, at once or once it is answered."""
@@ -620,6 +631,8 @@ class Reviewer:
         for question in way.questions:
             rest = tuple(q for q in way.questions if q is not question)
             for answer, books in self._answers(way.books, question.intent):
+                # The outside may have done it, and its answer was not heard.
+                yield replace(way, books=books, before=way, note=None)
                 heard = replace(way, books=books, questions=rest)
                 cause = _Cause(question.cause, answer)
                 yield from self._quietly(part, heard, cause, position, way.taken)
@@ -648,12 +661,13 @@ class Reviewer:
     ) -> Iterator[tuple[Command, frozenset[str]]]:
         """Commands of that kind which may have led to an event: with what the event has under the
         same names, and in what else they hold, each with the names of that, whatever there is."""
-        event = part.own[at].envelope.data
+        events = part.own[at : at + part.together(at)]
         given: dict[str, Any] = {}
         choices: dict[str, Sequence[Any]] = {}
         for name, info in kind.model_fields.items():
-            if hasattr(event, name):
-                given[name] = getattr(event, name)
+            told = (e.envelope.data for e in events if hasattr(e.envelope.data, name))
+            if (data := next(told, None)) is not None:
+                given[name] = getattr(data, name)
             elif (value := _of_subject(info.annotation, part.subject)) is not None and (
                 info.is_required()
             ):
@@ -685,8 +699,7 @@ class Reviewer:
             attempts = (a for w in ways for a in self._attempts(part, w, recorded))
             best = min(attempts, key=lambda attempt: attempt.rank, default=None)
         if best is None:
-            missing = f"what led to {recorded} of {self._name} is not in the history"
-            note = _Note(missing=missing, count=count)
+            note = self._unexplained(part, event, recorded, count)
         else:
             group = DifferenceGroup(self._name, best.reaction, best.kind, best.what)
             note = _Note(best.reaction, (), group, recorded, best.decided)
@@ -699,6 +712,24 @@ class Reviewer:
         return replace(
             before, at=way.at + count, states=states, questions=questions, before=before, note=note
         )
+
+    def _unexplained(self, part: _Share, event: RecordedEvent, recorded: str, count: int) -> _Note:
+        """Why nothing can be said of what was recorded."""
+        envelope = event.envelope
+        commands = [
+            reaction.consumes.type
+            for reaction in self._of_commands
+            if issubclass(reaction.consumes, Command) and self._may_lead_to(reaction, envelope.type)
+        ]
+        known = (envelope.causationid or "") in part.known
+        if commands and not known and not self._is_missing(part, event):
+            what = (
+                f"{recorded} of {self._name}: it followed from {' or '.join(commands)}, of which "
+                f"the events tell too little"
+            )
+            return _Note(left=[what], count=0)
+        missing = f"what led to {recorded} of {self._name} is not in the history"
+        return _Note(missing=missing, count=count)
 
     def _is_missing(self, part: _Share, event: RecordedEvent) -> bool:
         """Whether an event followed from one that has to be in the history, and is not."""
@@ -725,7 +756,7 @@ class Reviewer:
         """If something was done because it was due, and would not be due then."""
         event = part.own[way.at].envelope
         firings = list(self._firings(part, way))
-        if any(firing.id(self._name) == event.causationid for firing in firings):
+        if any(self._has_id(firing, event.causationid) for firing in firings):
             return
         together = part.together(way.at)
         for reaction in self._of_due:
@@ -879,6 +910,10 @@ class Reviewer:
             findings.pending[name] += 1
             return
         what, kind, shown = said
+        lost = part.lost(self.participant, reaction, envelope)
+        if lost:
+            findings.miss(f"{lost} of {name} is not in the history", part.subject)
+            return
         findings.silent[name] += 1
         findings.taken[name, reaction.name] += 1
         if quiet_later:
@@ -952,7 +987,7 @@ class Reviewer:
                     continue
                 if way.at < len(part.own):
                     after = part.own[way.at].envelope
-                    if after.time <= over or after.causationid == id:
+                    if after.time <= over or self._has_id(firing, after.causationid):
                         continue
                     kind = DifferenceKind.EARLY
                 else:
@@ -1056,8 +1091,8 @@ class _Share:
         return found
 
     def latest(self, message: RecordedEvent) -> int:
-        """How many there were at most if it took its messages in the order in which they were
-        published: until it decided on one that came later by the same queue."""
+        """How many there were at most if messages do not overtake each other: until it decided on
+        one that came later by the same queue, from the same publisher or because of this one."""
         for place, event in enumerate(self.own):
             cause = self.known.get(event.envelope.causationid or "")
             if (
@@ -1065,9 +1100,37 @@ class _Share:
                 and cause is not None
                 and cause.position > message.position
                 and cause.envelope.priority is message.envelope.priority
+                and self._follows(cause, message)
             ):
                 return place
         return len(self.own)
+
+    def lost(self, participant: Participant, reaction: Reaction, cause: Envelope[Any]) -> str:
+        """The type of what a participant published because of a cause, and what the history lacks:
+        something is recorded that followed from it. Empty if there is none."""
+        id = id_among_causes(type(cause.data), cause.key)
+        causes = {event.envelope.causationid for event in self.known.values()} - self.known.keys()
+        answers = (participant.by_message.get(intent.answer) for intent in reaction.intends)
+        for one in filter(None, (reaction, *answers)):
+            for kind in one.emits:
+                step = f"{participant.name}.{one.name}.{kind.type}"
+                if derived_id(id, step) in causes:
+                    return kind.type
+        return ""
+
+    def _follows(self, later: RecordedEvent, message: RecordedEvent) -> bool:
+        """Whether one message must have been sent after another one."""
+        if later.envelope.source == message.envelope.source:
+            return True
+        seen: set[str] = set()
+        cause = later.envelope.causationid
+        while cause is not None and cause not in seen:
+            if cause == message.envelope.id:
+                return True
+            seen.add(cause)
+            event = self.known.get(cause)
+            cause = event.envelope.causationid if event is not None else None
+        return False
 
 
 def _was_said(event: RecordedEvent, name: str) -> bool:
