@@ -25,13 +25,14 @@ from saga.course import words_in
 from saga.envelope import Envelope, derived_id, source_of
 from saga.history.debts import LATE_SECONDS
 from saga.history.story import missing_numbers, reaction_behind
-from saga.message import Answer, Command, Event, Intent, Message
+from saga.message import Answer, Command, Decided, Event, Intent, Message
 from saga.outside import Outside, OutsideError
 from saga.past.findings import DifferenceGroup, DifferenceKind, PastFindings
 from saga.past.recorded import Reached, RecordedEvent, RecordedSubject
 from saga.past.shared import SharedPast
 from saga.runtime.kernel.fold import Fold
 from saga.runtime.kernel.step import (
+    Find,
     Firing,
     StateId,
     cause_among_commands,
@@ -174,6 +175,9 @@ class Reviewer:
         self._shared_kinds = shared.kinds if shared is not None else frozenset()
         self._way = way or OnTheirWay()
         self._fold = Fold(participant)
+        kept = [kind for kind in participant.states if kind not in self._shared_kinds]
+        self._only_own = kept[0] if len(kept) == 1 else None
+        """The only kind of state that is about one subject, if there is one only."""
         sent = {command.type for command in graph.sent_to(participant)}
         self._takes = {
             kind.type
@@ -193,6 +197,9 @@ class Reviewer:
             + timedelta(milliseconds=sum(participant.retry_of(kind).waits_ms))
             for kind in participant.by_message
         }
+        self._explaining: dict[tuple[type[Message], str, str], str] = {}
+        """Keyed by what was taken, and by type and field of what was published: the field that this
+        followed from last time, to be tried first."""
         self._blank = {outside.name: outside.blank for outside in outsides}
 
     def review(self, told: RecordedSubject) -> Review:
@@ -285,10 +292,9 @@ class Reviewer:
         doubtful = None
         for cause, before in self._causes(part, way):
             for after, told in self._steps(part, before, cause, 0):
-                found = replace(after, note=_Note(told.reaction, told.left))
                 if not told.doubtful:
-                    return found
-                doubtful = doubtful or found
+                    return after
+                doubtful = doubtful or after
         return doubtful
 
     def _tell(self, part: _Share, note: _Note) -> None:
@@ -313,7 +319,7 @@ class Reviewer:
             if question.cause == cause_id:
                 rest = tuple(q for q in way.questions if q is not question)
                 for answer, books in self._answers(way.books, question.intent):
-                    hidden = _unknown_in(answer)
+                    hidden = _unknown_in(answer, part.subject)
                     yield (
                         _Cause(cause_id, answer, hidden),
                         replace(way, books=books, questions=rest),
@@ -375,18 +381,18 @@ class Reviewer:
             if compared is None:
                 return
             if compared.differing:
-                solved = self._solve(part, way, cause, compared.differing, event)
+                solved = self._solve(part, way, cause, compared.differing, event, results)
                 if solved is None:
                     return
                 results, compared = solved.results, solved.told(compared)
-            compared.reaction = reaction.name
-            yield self._after(part, way, reaction, results, cause, position), compared
+            note = _Note(reaction.name, compared.left)
+            yield self._after(part, way, reaction, results, cause, position, note), compared
         elif results and depth < ANSWERS_MAX:
             before = self._after(part, way, reaction, results, cause, position)
             (question,) = [q for q in before.questions if q.cause == cause.id][-1:]
             rest = tuple(q for q in before.questions if q is not question)
             for answer, books in self._answers(before.books, question.intent):
-                heard = _Cause(cause.id, answer, _unknown_in(answer))
+                heard = _Cause(cause.id, answer, _unknown_in(answer, part.subject))
                 asked = replace(before, books=books, questions=rest)
                 yield from self._steps(part, asked, heard, depth + 1)
 
@@ -406,7 +412,7 @@ class Reviewer:
             position,
         )
 
-    def _finder(self, states: Mapping[StateId, State], position: int) -> Any:
+    def _finder(self, states: Mapping[StateId, State], position: int) -> Find:
         shared, kinds = self._shared, self._shared_kinds
 
         def find(id: StateId) -> State:
@@ -430,8 +436,7 @@ class Reviewer:
 
         def noting(id: StateId) -> State:
             used.add(id)
-            state: State = find(id)
-            return state
+            return find(id)
 
         reaction = self.participant.by_message[type(cause.message)]
         about = self.participant, reaction, cause.message, part.subject
@@ -485,16 +490,18 @@ class Reviewer:
         cause: _Cause,
         differing: Sequence[tuple[int, str]],
         event: RecordedEvent,
+        results: tuple[Any, ...],
     ) -> _Solution | None:
         """The results, if what differs follows from fields of the message that nobody has recorded;
         and what that leaves open."""
         message = cause.message
-        found = _Solution(())
-        said = self._said(part, way, message, event)
+        found = _Solution(results)
+        said = [result.newest() for result in results if not isinstance(result, Intent)]
         for number, name in differing:
             recorded = part.own[way.at + number].envelope.data
             wanted = getattr(recorded, name)
-            for hidden in sorted(cause.hidden):
+            known = self._explaining.get((type(message), recorded.type, name), "")
+            for hidden in sorted(cause.hidden, key=lambda hidden: (hidden != known, hidden)):
                 value = getattr(message, hidden)
                 varied = self._varied(part, way, message, hidden, (wanted, _another(value)), event)
                 same = (
@@ -509,6 +516,7 @@ class Reviewer:
                 if getattr(after[number], name) == wanted:
                     message, said = other, after
                     found.doubtful |= isinstance(wanted, Enum | bool)
+                self._explaining[type(message), recorded.type, name] = hidden
                 found.left.append(
                     f"{name} of {recorded.type}: it follows from {hidden} of "
                     f"{_what(cause.message)}, which is not recorded"
@@ -516,8 +524,9 @@ class Reviewer:
                 break
             else:
                 return None
-        decided = self._decide(part, way, message, event.envelope.time, event.position)
-        found.results = decided[1] if decided is not None else ()
+        if message is not cause.message:
+            decided = self._decide(part, way, message, event.envelope.time, event.position)
+            found.results = decided[1] if decided is not None else ()
         return found
 
     def _varied(
@@ -556,6 +565,7 @@ class Reviewer:
         results: Iterable[Any],
         cause: _Cause,
         position: int,
+        note: _Note | None = None,
     ) -> _Hypothesis:
         """What is after these results, with what was recorded in the place of what is decided."""
         states = dict(way.states)
@@ -565,26 +575,44 @@ class Reviewer:
         for result in results:
             if isinstance(result, Intent):
                 intent = result
-                time = part.own[min(at, len(part.own) - 1)].envelope.time if part.own else _EPOCH
-                self._keep(states, evolved(self.participant, own_id, result, find, time))
+                self._evolve(states, own_id, result, find, part.time_at(at))
             else:
                 self._fold_in(states, part.own[at], find)
                 at += 1
-        questions = tuple(q for q in way.questions if q.cause != cause.id)
+        questions = way.questions
+        if questions:
+            questions = tuple(q for q in questions if q.cause != cause.id)
         if intent is not None:
             questions += (_OpenQuestion(cause.id, intent),)
-        return _Hypothesis(at, states, way.books, questions, way.taken, way)
+        return _Hypothesis(at, states, way.books, questions, way.taken, way, note)
 
-    def _fold_in(self, states: dict[StateId, State], event: RecordedEvent, find: Any) -> None:
+    def _fold_in(self, states: dict[StateId, State], event: RecordedEvent, find: Find) -> None:
+        """What an own event makes of the states about its subject."""
         envelope = event.envelope
         kind = self._fold.kind_of(envelope.type)
         assert kind is not None  # noqa: S101 - see `_cannot_be_told`
         own_id: StateId = (kind, envelope.subject)
-        self._keep(states, evolved(self.participant, own_id, envelope.data, find, envelope.time))
+        self._evolve(states, own_id, envelope.data, find, envelope.time)
         if kind not in self._shared_kinds:
             states[own_id] = replace(find(own_id), sequence=envelope.sequence or 0)
 
-    def _keep(self, states: dict[StateId, State], changes: Mapping[StateId, State]) -> None:
+    def _evolve(
+        self,
+        states: dict[StateId, State],
+        own_id: StateId,
+        message: Decided,
+        find: Find,
+        at: datetime,
+    ) -> None:
+        """See `evolved`; but for what several subjects share, which is known from elsewhere."""
+        if self._only_own and own_id[0] is self._only_own:
+            before = find(own_id)
+            fact = message if isinstance(message, Intent) else message.newest()
+            after = before.evolve(fact, at)
+            if after is not before:
+                states[own_id] = after
+            return
+        changes = evolved(self.participant, own_id, message, find, at)
         own = (item for item in changes.items() if item[0][0] not in self._shared_kinds)
         states.update(own)
 
@@ -810,7 +838,7 @@ class Reviewer:
             differing = [
                 (number, name)
                 for number, name in compared.differing
-                if self._solve(part, way, cause, [(number, name)], event) is None
+                if self._solve(part, way, cause, [(number, name)], event, results) is None
             ]
             shown = ", ".join(
                 f"{name} {_value(getattr(said[n].newest(), name, None))} instead of "
@@ -829,7 +857,7 @@ class Reviewer:
             answered = False
             for answer, books in self._answers(before.books, question.intent):
                 answered = True
-                heard = _Cause(cause.id, answer, _unknown_in(answer))
+                heard = _Cause(cause.id, answer, _unknown_in(answer, part.subject))
                 asked = replace(before, books=books, questions=rest)
                 yield from self._attempts_at(part, asked, heard, recorded, depth + 1)
             if not answered:
@@ -1027,7 +1055,6 @@ class _Told:
 
     differing: list[tuple[int, str]] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
-    reaction: str = ""
     doubtful: bool = False
 
 
@@ -1142,8 +1169,10 @@ def _was_said(event: RecordedEvent, name: str) -> bool:
     return name in data.model_fields_set or type(data).model_fields[name].default is None
 
 
-def _unknown_in(answer: Answer) -> frozenset[str]:
-    return frozenset(type(answer).model_fields)
+def _unknown_in(answer: Answer, subject: str) -> frozenset[str]:
+    """The fields of an answer that nobody has recorded."""
+    fields = type(answer).model_fields
+    return frozenset(name for name in fields if str(getattr(answer, name)) != subject)
 
 
 def _what(message: Message) -> str:

@@ -127,9 +127,10 @@ class Onward:
     def take(self, told: RecordedSubject, reviews: Mapping[str, Review]) -> None:
         """Note the states of one subject; if it is not at rest, explore on from there."""
         for name, review in reviews.items():
-            for states in review.passed:
-                for (kind, _), state in states.items():
-                    self._note_shape(name, kind, state, told.subject)
+            # Most states stay what they are from one event to the next.
+            passed = {id(state): state for states in review.passed for state in states.values()}
+            for state in passed.values():
+                self._note_shape(name, state, told.subject)
         if not any(review.pending or review.dues for review in reviews.values()):
             return
         self.pending += 1
@@ -155,8 +156,8 @@ class Onward:
         for among in self._parts(debts, coming):
             self._go_on(story, debts, coming, among)
 
-    def _note_shape(self, name: str, kind: type[State], state: State, subject: str) -> None:
-        key = name, kind, shape_of(state)
+    def _note_shape(self, name: str, state: State, subject: str) -> None:
+        key = name, type(state), shape_of(state)
         found = self._shapes.get(key)
         if found is not None:
             found.count += 1

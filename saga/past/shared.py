@@ -7,7 +7,7 @@ state that came of it is kept in a file.
 
 from __future__ import annotations
 
-import os
+import mmap
 import pickle
 import tempfile
 from array import array
@@ -56,16 +56,21 @@ class SharedPast:
         self._versions: dict[StateId, _Versions] = {}
         # Written and read by this process alone.
         self._size = 0
-        self._unwritten = False
+        self._map: mmap.mmap | None = None
+        """What is written, once something was read; nothing is written any more then."""
         self._file = tempfile.TemporaryFile(prefix="saga-shared-")  # noqa: SIM115 - see `close`
 
     def close(self) -> None:
+        if self._map is not None:
+            self._map.close()
         self._file.close()
 
     def take(
         self, events: Iterable[RecordedEvent], again: Callable[[str], RecordedSubject]
     ) -> None:
-        """Fold what the participant published next; `again` reads a subject once more."""
+        """Fold what the participant published next; `again` reads a subject once more. All is to be
+        taken before anything is asked for."""
+        assert self._map is None  # noqa: S101 - a fault of ours
         for event in events:
             envelope = event.envelope
             kind = self._fold.kind_of(envelope.type)
@@ -115,7 +120,6 @@ class SharedPast:
         versions.lengths.append(len(body))
         self._file.write(body)
         self._size += len(body)
-        self._unwritten = True
         self._latest[id] = state
 
     def at(self, id: StateId, position: int) -> State:
@@ -148,11 +152,12 @@ class SharedPast:
             return id[0](id[1])
         if number == len(versions.positions):
             return self._latest[id]
-        if self._unwritten:
+        if self._map is None:
+            # What is read of it needs no system call, which would give way to the reading thread.
             self._file.flush()
-            self._unwritten = False
+            self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
         start = versions.offsets[number - 1]
-        body = os.pread(self._file.fileno(), versions.lengths[number - 1], start)
+        body = self._map[start : start + versions.lengths[number - 1]]
         state: Any = pickle.loads(body)  # noqa: S301 - this process has written it
         assert isinstance(state, State)  # noqa: S101 - nothing else is in the file
         return state
