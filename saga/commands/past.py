@@ -195,7 +195,8 @@ def show_past(run: Against, *, drawn_by: int) -> None:
         console.print(f"not looked at: {why}: {seen.count:,} times{where}")
     if differences:
         count = sum(one.count for one in differences)
-        said = f"{count:,} decisions would be others, of {len(differences)} kinds"
+        kinds = f"{len(differences)} kind{'s' if len(differences) > 1 else ''}"
+        said = f"{count:,} decisions would be others, of {kinds}"
         console.print(styled((said, "red")))
     elif run.onward is not None and run.onward.breaks:
         console.print(styled(("no decision would be another, but something can go wrong", "red")))
@@ -251,10 +252,10 @@ def _show_onward(run: Against) -> None:
             )
     for why, left in onward.left_out.items():
         console.print(f"not looked at: what can become of {left.count:,} subjects {why}")
-    for line in onward.scenarios_left_out:
-        console.print(f"not looked at: {line}")
     for line in onward.remarks:
         console.print(f"remark: {line}")
+    for line in onward.scenarios_left_out:
+        console.print(f"remark: for states that are in no scenario, this was not looked at: {line}")
     for unreached in onward.unreached[:LISTED_MAX]:
         console.print(
             f"in no scenario: {unreached.kind} of {unreached.participant} with "

@@ -29,7 +29,8 @@ from saga.verify.search import explore
 
 STATES_MAX: Final = 200_000
 """States that are looked at from one recorded state on."""
-SCENARIO_STATES_MAX: Final = 5_000_000
+SCENARIO_STATES_MAX: Final = 1_000_000
+"""States of one scenario that are looked at for what it comes to; `saga verify` looks at more."""
 CLASSES_MAX: Final = 2_000
 """Recorded states that are explored from; the others are named."""
 SHAPES_MAX: Final = 10_000
@@ -109,7 +110,7 @@ class Onward:
         self._shapes: dict[tuple[str, type[State], Shape], NotCompared] = {}
         self.unreached: list[UnreachedState] = []
         self.scenarios_left_out: list[str] = []
-        """Why the states that scenarios come to are not all known."""
+        """What scenarios come to beside what was seen, and why it was not."""
 
     @property
     def states(self) -> Sequence[RecordedState]:
@@ -120,7 +121,7 @@ class Onward:
     def ok(self) -> bool:
         """Whether nothing can go wrong, and all of it was looked at."""
         looked = all(state.whole and not state.refused for state in self._classes.values())
-        return looked and not (self.breaks or self.left_out or self.scenarios_left_out)
+        return looked and not (self.breaks or self.left_out)
 
     # --- where they are -------------------------------------------------------------------------
 
@@ -278,15 +279,23 @@ class Onward:
             tell_of(scenario.name)
             try:
                 machine = Machine(model_of(self._saga, scenario.name))
-                found = explore(machine, states_max=SCENARIO_STATES_MAX).found
             except VerifyError as error:
                 self.scenarios_left_out.append(f"{scenario.name}: {error}")
                 continue
-            if found is not None:
-                self.scenarios_left_out.append(
-                    f"{scenario.name} breaks {found.violation.rule}, so not all of it was seen; "
-                    f"`saga verify` shows how"
-                )
+            try:
+                seen = explore(machine, states_max=SCENARIO_STATES_MAX)
+            except VerifyError as error:
+                self.scenarios_left_out.append(f"all of {scenario.name}: {error}")
+            else:
+                if seen.found is not None:
+                    self.scenarios_left_out.append(
+                        f"all of {scenario.name}: it breaks {seen.found.violation.rule}; `saga "
+                        f"verify` shows how"
+                    )
+                elif not seen.whole:
+                    self.scenarios_left_out.append(
+                        f"{scenario.name} beyond its first {seen.states:,} states"
+                    )
             reached.update(
                 (name, kind, shape_of(state))
                 for name, known in machine.knowledge()

@@ -13,6 +13,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from typer.testing import CliRunner
 
 from common.events import (
     CancellationReason,
@@ -36,6 +37,7 @@ from payment_service import domain as payment
 from payment_service.domain import Charge, Payment, Refund, SettleCharge
 from saga.archive.store import Fact
 from saga.choreography import Participant
+from saga.cli import app
 from saga.declaration import Saga
 from saga.due import Due
 from saga.history.transfer import KIND, VERSION
@@ -529,3 +531,80 @@ def test_recorded_states_that_no_scenario_comes_to_are_named(
     unreached = {(each.participant, each.shape[0]) for each in run.onward.unreached}
     assert ("inventory", "status=held") in unreached
     assert ("order", "status=pending") not in unreached
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The project's saga with one small scenario."""
+    one = next(scenario for scenario in SAGA.scenarios if scenario.name == "one order")
+    saga = replace(SAGA, scenarios=(replace(one, starts={"": ()}),))
+    monkeypatch.setattr("saga.discovery.saga", lambda: saga)
+
+
+def verify(*arguments: str | Path) -> tuple[int, str]:
+    """The exit status and the output of `saga verify --from-history`."""
+    done = CliRunner().invoke(app, ["verify", "--from-history", *map(str, arguments)])
+    return done.exit_code, done.output
+
+
+@pytest.mark.usefixtures("small")
+def test_the_command_says_what_was_compared_and_what_was_not(recorded: RecordedOrders) -> None:
+    status, said = verify("--data-dir", Path(recorded.url.removeprefix("sqlite:///")).parent)
+
+    assert status == 0
+    assert "nothing differs, and nothing can go wrong from here" in said
+    assert f"events about {ORDERS + 2} subjects above" in said
+    assert "not compared: reference of payment.charged: it follows from reference" in said
+    assert "in no scenario: Reservation of inventory with status=held" in said
+
+
+def test_the_command_fails_for_a_difference_and_names_an_example(
+    recorded: RecordedOrders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def release(event: OrderCancelled, reservation: Reservation) -> StockReleased | None:
+        return None
+
+    changed = replace(SAGA, scenarios=()).with_(swapped(inventory.PARTICIPANT, release))
+    monkeypatch.setattr("saga.discovery.saga", lambda: changed)
+    file = exported(tmp_path / "all.jsonl.gz", recorded.facts)
+
+    status, said = verify("--export", file)
+    json_status, document = verify("--export", file, "--json")
+
+    released = DECLINED + CALLED_OFF + EXPIRED
+    (one,) = json.loads(document)["differences"]
+    assert (status, json_status) == (1, 1)
+    assert (
+        f"inventory.release publishes nothing where it published: stock.released: {released}"
+        in (said)
+    )
+    assert f"saga trace {one['subject']}" in said
+    assert (one["kind"], one["count"]) == ("silent", released)
+
+
+@pytest.mark.usefixtures("small")
+def test_the_command_says_of_how_many_a_sample_is(recorded: RecordedOrders, tmp_path: Path) -> None:
+    file = exported(tmp_path / "all.jsonl.gz", recorded.facts)
+
+    _, said = verify("--export", file, "--sample", "10", "--seed", "7")
+
+    assert f"about 10 subjects of {ORDERS + 2}, drawn by seed 7, above" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["--from-history", "--simulate"], "--from-history is by itself"),
+        (["--from-history", "--seed", "1"], "add --sample"),
+        (["--sample", "1"], "add --from-history"),
+        (["--from-history", "--export", "nothing.jsonl"], "cannot read nothing.jsonl"),
+    ],
+)
+def test_options_that_do_not_go_together_are_named(arguments: list[str], why: str) -> None:
+    done = CliRunner().invoke(app, ["verify", *arguments])
+
+    assert done.exit_code == 2
+    assert why in " ".join(done.output.replace("│", " ").split())
