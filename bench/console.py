@@ -89,23 +89,6 @@ SEARCHES: Final = (
     "settled=true&view.customer=customer-4242&text=4242",
 )
 
-OF_A_SAGA: Final = (
-    "show=states",
-    "show=messages",
-    "show=future",
-    "show=future&event=2",
-    "show=what-if",
-    "show=what-if&event=2&do=order+do+order.expire",
-)
-SEARCHES: Final = (
-    "text=customer-4242",
-    "text=nobody",  # Whom no order has: all that may be looked at is.
-    "text=nobody&since=2000-01-01T00:00:00Z&ended_by=order.cancelled",
-    "ended_by=order.cancelled",
-    "type=payment.refunded",
-    "settled=true&view.customer=customer-4242&text=4242",
-)
-
 WATCHED: Final = replace(SQLITE, name="watched", services=(*SERVICES, OBSERVER.name))
 """The product with its history, which the console reads."""
 

@@ -101,12 +101,13 @@ def _words(event: type[Event]) -> frozenset[str]:
     made_by = getattr(event.outcome, "fget", None)
     names = made_by.__code__.co_names if isinstance(made_by, FunctionType) else ()
     fields = (field for name, field in event.model_fields.items() if name in names)
-    return frozenset(word for field in fields for word in _listed(field.annotation))
+    return frozenset(word for field in fields for word in words_in(field.annotation))
 
 
-def _listed(annotation: object) -> frozenset[str]:
+def words_in(annotation: object) -> frozenset[str]:
+    """The texts that a type lists: of enums, and `Literal`s."""
     if isinstance(annotation, type) and issubclass(annotation, enum.Enum):
         return frozenset(str(member.value) for member in annotation)
     if typing.get_origin(annotation) is typing.Literal:
         return frozenset(map(str, typing.get_args(annotation)))
-    return frozenset().union(*map(_listed, typing.get_args(annotation)))
+    return frozenset().union(*map(words_in, typing.get_args(annotation)))

@@ -11,7 +11,7 @@ from uuid import uuid4
 from saga.choreography import Choreography, Participant, State
 from saga.envelope import Envelope, MessageKey, wrap
 from saga.message import Answer, Command, Intent, Message, Priority
-from saga.runtime.kernel.step import StateId, react
+from saga.runtime.kernel.step import Firing, StateId, react
 from saga.runtime.kernel.tables import utc_now
 
 
@@ -49,6 +49,13 @@ class Play:
         cause = wrap(
             command, id=str(uuid4()), source="/test", time=self.at, priority=Priority.NORMAL
         )
+        self._react(self._participants[participant], cause)
+
+    def do_due(self, participant: str, state_id: StateId) -> None:
+        """Have done what is due about a state."""
+        firing = Firing.of(self.states[participant][state_id])
+        assert firing is not None
+        cause = firing.envelope(participant, self.at)
         self._react(self._participants[participant], cause)
 
     def deliver(self) -> None:

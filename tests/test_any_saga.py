@@ -319,6 +319,16 @@ def test_a_providers_outage_is_healed_by_a_replay(system: Place) -> None:
     system.say("history", "verify")
 
 
+def test_what_it_has_done_would_be_done_again(system: Place) -> None:
+    told = json.loads(system.on_system("verify", "--from-history", "--json").stdout)
+
+    # What was tried again, or is sent again by an operator, comes late.
+    assert {one["kind"] for one in told["differences"]} <= {"early"}
+    assert told["not_looked_at"] == []
+    assert told["can_go_wrong"] == []
+    assert sum(one["published"] for one in told["compared"].values()) > 0
+
+
 def test_a_service_killed_under_load_loses_and_doubles_nothing(system: Place) -> None:
     packages = system.described(
         "[p.package for p in saga().choreography.in_python if p.name in "

@@ -367,7 +367,7 @@ def append(
     while _fold_next(connection, position, projection):
         pass
     rows = [
-        _row(id, fact, position + number, now)
+        row_of(id, fact, position + number, now)
         for number, (id, fact) in enumerate(facts.items(), start=1)
     ]
     _insert_events(connection, rows)
@@ -553,7 +553,8 @@ def _conflicting(fact: Fact) -> Stray:
     )
 
 
-def _row(id: str, fact: Fact, position: int, now: datetime) -> dict[str, Any]:
+def row_of(id: str, fact: Fact, position: int, now: datetime) -> dict[str, Any]:
+    """The row of an event under that id."""
     attributes = fact.attributes
     return {
         "event_id": id,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -18,10 +19,10 @@ from saga.commands.output import (
     print_json,
     remark,
 )
+from saga.commands.past import verify_past
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from saga.simulation.tried import SimulatedRuns
     from saga.verify import ModelReport
@@ -67,7 +68,9 @@ def verify(
     seed: Annotated[
         int | None,
         typer.Option(
-            min=0, help="With --simulate or --coverage: the first run's seed; 0 by default."
+            min=0,
+            help="With --simulate or --coverage: the first run's seed. With --sample: what draws "
+            "it. 0 by default.",
         ),
     ] = None,
     jobs: Annotated[
@@ -87,6 +90,30 @@ def verify(
             "model has.",
         ),
     ] = False,
+    from_history: Annotated[
+        bool,
+        typer.Option(
+            "--from-history",
+            help="Instead of the scenarios, decide again what recorded sagas have decided, and "
+            "explore on from where those are that are under way.",
+        ),
+    ] = False,
+    export: Annotated[
+        Path | None,
+        typer.Option(
+            show_default=False,
+            help="With --from-history: read what `saga history export` wrote, not the archive of "
+            "the system in the data folder.",
+        ),
+    ] = None,
+    sample: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            show_default=False,
+            help="With --from-history: so many subjects, drawn by --seed; all if left out.",
+        ),
+    ] = None,
     data_dir: DataDir = DATA_DIR,
     as_json: AsJson = False,
 ) -> None:
@@ -107,6 +134,10 @@ def verify(
     What all scenarios came to is kept as `proof.json` in the data folder, if there is one, where
     the console shows it; what 200 seeds or more did as `simulation.json`.
 
+    With --from-history, before a deployment: says which decisions of recorded sagas would be others
+    with the reactions of this working tree, with an example each, and what can go wrong from where
+    sagas are now. Exit status 1 for any of that, and for what could not be looked at.
+
     Examples:
 
     * `saga verify`
@@ -114,12 +145,23 @@ def verify(
     * `saga verify --simulate --seeds 1000`
     * `saga verify --simulate --seed 33 --seeds 1`
     * `saga verify --coverage`
+    * `saga verify --from-history --sample 20000 --seed 7`
+    * `saga verify --from-history --export 2030-01.jsonl.gz --json`
     """
-    if coverage and (simulate or scenario):
+    if coverage and (simulate or scenario or from_history):
         raise typer.BadParameter(
-            "--coverage is about all scenarios and the simulation; leave out --simulate and "
-            "--scenario"
+            "--coverage is about all scenarios and the simulation; leave out --simulate, "
+            "--scenario and --from-history"
         )
+    if from_history:
+        _check_alone(scenario, simulate, seeds, jobs)
+        if seed is not None and sample is None:
+            raise typer.BadParameter("--seed draws a sample: add --sample")
+        if not verify_past(data_dir, export, sample, seed or 0, max_states, as_json=as_json):
+            raise typer.Exit(PROBLEM_FOUND)
+        return
+    if export is not None or sample is not None:
+        raise typer.BadParameter("--export and --sample are about records: add --from-history")
     if simulate:
         if scenario or max_states is not None:
             raise typer.BadParameter(
@@ -170,6 +212,16 @@ def verify(
         print_reports(reports, missing, partial=bool(scenario))
     if missing or not all(report.ok for report in reports):
         raise typer.Exit(PROBLEM_FOUND)
+
+
+def _check_alone(
+    scenario: Sequence[str] | None, simulate: bool, seeds: int | None, jobs: int | None
+) -> None:
+    """Refuse options that have nothing to do with recorded sagas."""
+    if scenario or simulate or seeds is not None or jobs is not None:
+        raise typer.BadParameter(
+            "--from-history is by itself: leave out --scenario, --simulate, --seeds and --jobs"
+        )
 
 
 @contextlib.contextmanager

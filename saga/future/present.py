@@ -98,10 +98,11 @@ class Foresight:
         kept = influential(whole.participants)
         ends = any(kind.role.terminal for p in kept for kind in p.publishes)
         # Where nothing that ends a saga is taken by anybody, all of them count.
-        self._influential = Choreography(kept, partial=True) if ends else whole
-        self._rules: dict[tuple[bool, frozenset[type]], tuple[Rules, Sequence[str]]] = {}
-        """By whether only those who have influence take part, and the types of books that are not
-        known; making rules takes longer than applying them."""
+        self.influential = Choreography(kept, partial=True) if ends else whole
+        """Those who can change how a saga ends."""
+        self._rules: dict[tuple[tuple[str, ...], frozenset[type]], tuple[Rules, Sequence[str]]] = {}
+        """By who takes part, and the types of books that are not known; making rules takes longer
+        than applying them."""
 
     def present(
         self,
@@ -112,14 +113,16 @@ class Foresight:
         now: datetime,
         *,
         influential_only: bool = False,
+        among: Choreography | None = None,
     ) -> ModelledSubject:
         """The model that begins where the story ends; the debts are those that may still be met.
-        With `influential_only`, without those who cannot change how it ends.
+        With `influential_only`, without those who cannot change how it ends; or only with those
+        `among` whom it is to go on.
 
         Raises `VerifyError` for a story of which something is missing or cannot be read.
         """
         _check_whole(story)
-        graph = self._influential if influential_only else self.saga.choreography
+        graph = among or (self.influential if influential_only else self.saga.choreography)
         names = {participant.name for participant in graph.participants}
         pending = [
             (d.participant, d.event)
@@ -154,6 +157,8 @@ class Foresight:
             unsaid=_unsaid,
         )
         left_out = {p.name for p in self.saga.participants} - names
+        if among is not None:
+            left_out = set()  # Whoever chose these knows why.
         kinds = sorted({f"{k.__name__} of {name}" for name, (k, _) in shared if name in names})
         remarks = list(_remarks(graph, kinds, outsides, books, left_out))
         return ModelledSubject(model, pending, coming, unjudged, untried, remarks, kinds)
@@ -161,7 +166,7 @@ class Foresight:
     def _applied(self, graph: Choreography, unread: frozenset[type]) -> tuple[Rules, Sequence[str]]:
         """The rules that can be judged by what is known of one subject; and the names of those that
         cannot."""
-        key = graph is self._influential, unread
+        key = tuple(participant.name for participant in graph.participants), unread
         if key not in self._rules:
             left_out = [
                 invariant

@@ -33,25 +33,25 @@ T = TypeVar("T")
 def count(url: str) -> int:
     """How many events there are. Raises `DatabaseError`."""
     query = sa.select(sa.func.count()).select_from(events)
-    return _read(url, lambda connection: connection.scalar(query) or 0)
+    return read_at_once(url, lambda connection: connection.scalar(query) or 0)
 
 
 def last_position(url: str) -> int:
     """The position of the newest event; 0 if there is none."""
     query = sa.select(sa.func.max(events.c.position))
-    return _read(url, lambda connection: connection.scalar(query) or 0)
+    return read_at_once(url, lambda connection: connection.scalar(query) or 0)
 
 
 def began(url: str) -> datetime | None:
     """The time of the first event; None if there is none."""
     query = sa.select(events.c.time).order_by(events.c.position).limit(1)
-    return _read(url, lambda connection: connection.scalar(query))
+    return read_at_once(url, lambda connection: connection.scalar(query))
 
 
 def last_before(url: str, moment: datetime) -> int:
     """The position of the last event that was recorded before a time, as far as clocks tell; 0 if
     there is none."""
-    return _read(url, lambda connection: position_before(connection, moment))
+    return read_at_once(url, lambda connection: position_before(connection, moment))
 
 
 def by_subject(url: str, up_to: int) -> Iterator[dict[str, list[Fact]]]:
@@ -70,7 +70,7 @@ def by_subject(url: str, up_to: int) -> Iterator[dict[str, list[Fact]]]:
                 found[fact.attributes.subject].append(fact)
         return found
 
-    return _pages(url, page, lambda found: list(found)[-1])
+    return paged(url, page, lambda found: list(found)[-1])
 
 
 def by_position(url: str, up_to: int, *, after: int = 0) -> Iterator[list[Fact | Stray]]:
@@ -83,7 +83,7 @@ def by_position(url: str, up_to: int, *, after: int = 0) -> Iterator[list[Fact |
         rows = connection.execute(query.order_by(column).limit(EVENTS_AT_ONCE))
         return [(row.position, queries.item_of(row)) for row in rows]
 
-    for found in _pages(url, page, lambda found: found[-1][0]):
+    for found in paged(url, page, lambda found: found[-1][0]):
         yield [item for _, item in found]
 
 
@@ -105,13 +105,13 @@ def strays_of(url: str) -> Iterator[list[Stray]]:
         query = sa.select(strays).where(any_of(connection, column, keys)).order_by(column)
         return [Stray(**row._mapping) for row in connection.execute(query)] if keys else []
 
-    return _pages(url, page, lambda found: found[-1].key)
+    return paged(url, page, lambda found: found[-1].key)
 
 
 def about(url: str, subjects: Collection[str]) -> dict[str, list[Fact]]:
     """The events about some subjects, by subject."""
     found: defaultdict[str, list[Fact]] = defaultdict(list)
-    for fact in _read(url, lambda c: queries.facts_about(c, subjects)):
+    for fact in read_at_once(url, lambda c: queries.facts_about(c, subjects)):
         found[fact.attributes.subject].append(fact)
     return found
 
@@ -126,7 +126,7 @@ def subjects_of(url: str, source: str) -> Iterator[list[str]]:
             query = query.where(column > after)
         return list(connection.scalars(query.limit(EVENTS_AT_ONCE)))
 
-    return _pages(url, page, lambda found: found[-1])
+    return paged(url, page, lambda found: found[-1])
 
 
 def with_keys(url: str, keys: Collection[MessageKey]) -> list[Fact]:
@@ -138,7 +138,7 @@ def with_keys(url: str, keys: Collection[MessageKey]) -> list[Fact]:
         found = queries.facts_in(connection, queries.ROWS.where(there))
         return [fact for fact in found if fact.attributes.key in keys]
 
-    return _read(url, read)
+    return read_at_once(url, read)
 
 
 def known_among(url: str, keys: Collection[MessageKey]) -> set[MessageKey]:
@@ -150,7 +150,7 @@ def known_among(url: str, keys: Collection[MessageKey]) -> set[MessageKey]:
         rows = connection.execute(query.where(any_of(connection, events.c.event_id, sorted(ids))))
         return {MessageKey(row.source, ids[row.event_id].id) for row in rows} & {*keys}
 
-    return _read(url, read)
+    return read_at_once(url, read)
 
 
 def causes_among(url: str, source: str, keys: Collection[MessageKey]) -> set[str]:
@@ -165,30 +165,33 @@ def causes_among(url: str, source: str, keys: Collection[MessageKey]) -> set[str
         )
         return {cause for cause in connection.scalars(query) if cause is not None}
 
-    return _read(url, read)
+    return read_at_once(url, read)
 
 
 def last_sequences(url: str, source: str) -> dict[str, int]:
     """Keyed by subject: the number of the last event that a participant has published about it."""
     columns = events.c.subject, sa.func.max(events.c.sequence)
     query = sa.select(*columns).where(events.c.source == source).group_by(events.c.subject)
-    return _read(url, lambda c: {row[0]: row[1] or 0 for row in c.execute(query)})
+    return read_at_once(url, lambda c: {row[0]: row[1] or 0 for row in c.execute(query)})
 
 
 K = TypeVar("K")
 P = TypeVar("P", bound=Collection[object])
 
 
-def _read(url: str, query: Callable[[Connection], T]) -> T:
+def read_at_once(url: str, query: Callable[[Connection], T]) -> T:
+    """Run `query` on a history, as of one moment; blocks. Raises `DatabaseError`."""
     # In a thread of its own: whoever asks may be in an event loop's greenlet, and reading from
     # PostgreSQL needs a loop.
     with ThreadPoolExecutor(1, thread_name_prefix="history-reader") as reader:
         return reader.submit(read_database, url, query).result()
 
 
-def _pages(
+def paged(
     url: str, page: Callable[[K | None, Connection], P], last: Callable[[P], K]
 ) -> Iterator[P]:
+    """The pages of a history until an empty one: `page` reads the one behind what is `last` of the
+    page before, while that one is worked on."""
     with ThreadPoolExecutor(1, thread_name_prefix="history-reader") as reader:
         ahead = reader.submit(read_database, url, partial(page, None))
         while found := ahead.result():

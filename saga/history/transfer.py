@@ -181,6 +181,19 @@ async def take_in(
         await database.close()
 
 
+def read(file: Path) -> Iterator[Sequence[Fact | Stray]]:
+    """The events of a file, and the messages that are none, some at a time; blocks. Raises
+    `InputError` for a file that is none, naming the line."""
+    _header(file)
+    yield from _batches(file)
+
+
+def gaps_in(file: Path) -> list[tuple[int, int]]:
+    """First and last of the offsets that the history lacked which a file was written from. Raises
+    `InputError`."""
+    return [(first, last) for first, last in _header(file).gaps]
+
+
 def _take_in(
     connection: Connection,
     file: Path,

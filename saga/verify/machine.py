@@ -292,6 +292,11 @@ class Machine:
             for number, participant in enumerate(self.participants)
         }
 
+    def knowledge(self) -> Iterator[tuple[str, Knowledge]]:
+        """All that each participant has known in any state by now, with its name."""
+        for participant, known in zip(self.participants, self._known, strict=True):
+            yield from ((participant.name, value) for value in known.values)
+
     def _view(self, state: int, events: Sequence[Envelope[Any]], at_rest: bool) -> View:
         fields = [
             numbers.values[state >> number * FIELD_BITS & FIELD]

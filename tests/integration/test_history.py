@@ -718,7 +718,7 @@ async def test_a_position_that_an_older_replica_took_is_no_fault_of_an_event(
     """It takes no turns."""
     shared = History(await open_database(postgres_url, HISTORY))
     older, newer = played(1).events, played(1).events
-    row = store._row(older[0].id, store.Fact(older[0], older[0].to_bytes()), 1, utc_now())
+    row = store.row_of(older[0].id, store.Fact(older[0], older[0].to_bytes()), 1, utc_now())
     wrote, go_on = threading.Event(), threading.Event()
 
     def write(connection: Connection) -> None:

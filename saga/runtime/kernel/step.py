@@ -161,11 +161,7 @@ def react(
     if traceparent is None and is_recorded(cause):
         traceparent = cause.traceparent
     reaction = reaction_to(participant, message)
-    own = find((reaction.own, cause.subject))
-    results = _as_tuple(
-        reaction.function(message, *arguments_of(reaction, message, own, find, now))
-    )
-    _check(participant, reaction, message, cause.subject, results)
+    results = results_of(participant, reaction, message, cause.subject, find, now)
     return decided(
         participant,
         reaction,
@@ -177,6 +173,24 @@ def react(
         taken_at=taken_at,
         attempt=attempt,
     )
+
+
+def results_of(
+    participant: Participant,
+    reaction: Reaction,
+    message: Message,
+    subject: str,
+    find: Find,
+    now: datetime,
+) -> tuple[Decided, ...]:
+    """What the reaction returns for a message about that subject. Raises what it raises, and
+    `OutsideSignature`."""
+    own = find((reaction.own, subject))
+    results = _as_tuple(
+        reaction.function(message, *arguments_of(reaction, message, own, find, now))
+    )
+    _check(participant, reaction, message, subject, results)
+    return results
 
 
 def decided(

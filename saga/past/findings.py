@@ -1,0 +1,124 @@
+"""What came of deciding again: counted, with one example each, so that memory has a limit."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final
+
+LATE_SHARE: Final = 0.05
+"""Of the messages that a reaction has taken: so many may have come late without a word. Messages
+overtake each other where one is tried again, or replicas take turns; that most of them did is no
+explanation."""
+KINDS_MAX: Final = 10_000
+"""Differences that are told apart; the others are counted together."""
+
+
+class DifferenceKind(StrEnum):
+    """In what way a decision is another one."""
+
+    OTHER_EVENT = "publishes another event"
+    OTHER_FIELDS = "publishes other values"
+    SPEAKS = "publishes where it published nothing"
+    SILENT = "publishes nothing where it published"
+    RAISES = "raises an error"
+    DUE = "is due at another time"
+    EARLY = "publishes where it published nothing, unless the message came late"
+
+
+@dataclass(frozen=True, slots=True)
+class DifferenceGroup:
+    """What is counted as one difference: a reaction, the kind, and what is published now and then.
+
+    `reaction` is that of this working tree; where it has none, what was taken is named instead.
+    """
+
+    participant: str
+    reaction: str
+    kind: DifferenceKind
+    what: str
+
+
+@dataclass(slots=True)
+class FoundDifference:
+    """How often, and one subject where it is so; `recorded` and `decided` are of that one."""
+
+    group: DifferenceGroup
+    count: int
+    subject: str
+    recorded: str
+    decided: str
+
+
+@dataclass(slots=True)
+class NotCompared:
+    """How often something could not be compared, or was not looked at, and one subject of these."""
+
+    count: int
+    subject: str
+
+
+@dataclass
+class PastFindings:
+    """What was compared in one run, and what was found."""
+
+    published: Counter[str] = field(default_factory=Counter)
+    """Keyed by participant: decisions that were recorded, and made again."""
+    silent: Counter[str] = field(default_factory=Counter)
+    """Keyed by participant: messages that led to nothing, and do so again."""
+    pending: Counter[str] = field(default_factory=Counter)
+    """Keyed by participant: messages on their way, of which there is nothing to compare yet."""
+    taken: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """Keyed by participant and reaction: the messages that it was compared by."""
+    ran: set[tuple[str, str]] = field(default_factory=set)
+    """Participants and their reactions that anything recorded came to."""
+    differing: dict[DifferenceGroup, FoundDifference] = field(default_factory=dict)
+    not_told: dict[str, NotCompared] = field(default_factory=dict)
+    """Keyed by what: that of which the record cannot tell whether it is the same."""
+    not_looked_at: dict[str, NotCompared] = field(default_factory=dict)
+    """Keyed by why: what would have to be there to be compared, and is not."""
+
+    def differ(self, group: DifferenceGroup, subject: str, recorded: str, decided: str) -> None:
+        """Count a difference."""
+        if group not in self.differing and len(self.differing) >= KINDS_MAX:
+            group = DifferenceGroup(group.participant, group.reaction, group.kind, "and others")
+        found = self.differing.get(group)
+        if found is None:
+            self.differing[group] = FoundDifference(group, 1, subject, recorded, decided)
+        else:
+            found.count += 1
+
+    def leave(self, what: str, subject: str, count: int = 1) -> None:
+        """Count what the record does not tell."""
+        _add(self.not_told, what, subject, count)
+
+    def miss(self, why: str, subject: str, count: int = 1) -> None:
+        """Count what was not looked at."""
+        _add(self.not_looked_at, why, subject, count)
+
+    @property
+    def compared(self) -> int:
+        return self.published.total() + self.silent.total()
+
+    def differences(self) -> list[FoundDifference]:
+        """The differences, the most frequent first."""
+        found = [one for one in self.differing.values() if not self._may_be_late(one)]
+        return sorted(found, key=lambda one: (-one.count, str(one.group)))
+
+    def late(self) -> list[FoundDifference]:
+        """What is no difference if these few messages came late."""
+        found = [one for one in self.differing.values() if self._may_be_late(one)]
+        return sorted(found, key=lambda one: (-one.count, str(one.group)))
+
+    def _may_be_late(self, found: FoundDifference) -> bool:
+        group = found.group
+        taken = self.taken[group.participant, group.reaction]
+        return group.kind is DifferenceKind.EARLY and found.count <= LATE_SHARE * taken
+
+
+def _add(counts: dict[str, NotCompared], key: str, subject: str, count: int) -> None:
+    if key in counts:
+        counts[key].count += count
+    else:
+        counts[key] = NotCompared(count, subject)

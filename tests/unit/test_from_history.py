@@ -1,0 +1,610 @@
+"""Recorded sagas against changed reactions: what would have been decided otherwise is found, and
+nothing else is."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+from typer.testing import CliRunner
+
+from common.events import (
+    CancellationReason,
+    OrderCancelled,
+    OrderConfirmed,
+    OrderPlaced,
+    PaymentCharged,
+    PaymentDeclined,
+    PaymentVoided,
+    PlaceOrder,
+    StockRejected,
+    StockReleased,
+    StockReserved,
+)
+from inventory_service import domain as inventory
+from inventory_service.domain import AddStock, Reservation, StockItem
+from order_saga import SAGA
+from order_service import domain as order
+from order_service.domain import CancelOrder, Order, OrderStatus
+from payment_service import domain as payment
+from payment_service.domain import Charge, Payment, Refund, SettleCharge
+from saga.archive.store import Fact
+from saga.choreography import Participant
+from saga.cli import app
+from saga.declaration import Saga
+from saga.due import Due
+from saga.history.transfer import KIND, VERSION
+from saga.past.again import OnTheirWay
+from saga.past.against import Against, compare
+from saga.past.exported import archive_of
+from saga.past.findings import DifferenceKind, FoundDifference
+from saga.testing import NOW
+from tests import moving, parcels
+from tests.order_play import BROKE, Play
+from tests.recorded import archive_with, facts_of, simulated
+from tests.swapping import retyped, swapped, without
+
+TICK = timedelta(milliseconds=5)
+BARE = Saga("orders", participants=SAGA.participants, outside=SAGA.outside)
+"""Without what reads states and events that some twins do not have."""
+ORDERS = 100
+PAID, DECLINED, SOLD_OUT, CALLED_OFF, EXPIRED = 60, 15, 15, 7, 3
+
+
+@dataclass(frozen=True)
+class RecordedOrders:
+    """An archive of orders, and how they were played."""
+
+    url: str
+    facts: list[Fact]
+
+
+def stocked() -> Play:
+    played = Play(at=NOW, tick=TICK)
+    played.give(
+        "inventory",
+        AddStock(
+            delivery_id=UUID(int=1), sku="tea", quantity=5_000, unit_price_cents=250, currency="EUR"
+        ),
+    )
+    return played
+
+
+def expired(played: Play, order_id: str) -> None:
+    """Let the order's deadline pass."""
+    played.down.add("payment")
+    played.deliver()
+    state = played.states["order"][Order, order_id]
+    assert isinstance(state, Order)
+    played.at = state.deadline + TICK
+    played.do_due("order", (Order, order_id))
+    played.down.clear()
+    played.deliver()
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> RecordedOrders:
+    """A hundred orders that ended in every way, each with its compensations."""
+    played = stocked()
+    for _ in range(PAID):
+        played.place(quantity=3)
+        played.deliver()
+    for _ in range(DECLINED):
+        played.place(customer=BROKE)
+        played.deliver()
+    for _ in range(SOLD_OUT):
+        played.place(quantity=10_000)
+        played.deliver()
+    for _ in range(CALLED_OFF):
+        order_id = played.place()
+        played.down.add("order")
+        played.deliver()
+        played.give("order", CancelOrder(order_id=UUID(order_id)))
+        played.down.clear()
+        played.deliver()
+    for _ in range(EXPIRED):
+        expired(played, played.place())
+    played.at += timedelta(days=1)
+    played.place()  # By then, everything before was taken.
+    played.deliver()
+    facts = facts_of(played.events)
+    return RecordedOrders(archive_with(tmp_path_factory.mktemp("recorded"), facts), facts)
+
+
+def against(recorded: RecordedOrders, *stand_ins: Participant, saga: Saga = SAGA) -> Against:
+    return compare(saga.with_(*stand_ins), recorded.url, scenarios=False)
+
+
+def found(run: Against) -> dict[tuple[str, str, DifferenceKind], FoundDifference]:
+    """The differences, by participant, reaction and kind."""
+    groups = ((one.group, one) for one in run.findings.differences())
+    return {(group.participant, group.reaction, group.kind): one for group, one in groups}
+
+
+# --- nothing is found where nothing is changed ----------------------------------------------------
+
+
+def test_of_an_unchanged_tree_nothing_is_said(recorded: RecordedOrders) -> None:
+    run = against(recorded)
+
+    assert run.ok
+    assert run.findings.differences() == []
+    assert run.findings.late() == []
+    assert run.findings.not_looked_at == {}
+    assert run.subjects == run.total == ORDERS + 2
+    assert run.findings.compared > 5 * ORDERS
+    assert "order.expire" not in list(run.untouched())
+
+
+def test_of_a_pure_refactoring_nothing_is_said(recorded: RecordedOrders) -> None:
+    def hold(
+        event: OrderPlaced, reservation: Reservation, shelf: Mapping[str, StockItem]
+    ) -> StockReserved | StockRejected | None:
+        return inventory.reserve(event, reservation, shelf)
+
+    def ask_for_money(event: StockReserved, state: Payment) -> Charge | None:
+        amount = event.total_cents
+        if state.status not in (payment.PaymentStatus.NONE, payment.PaymentStatus.CHARGING):
+            return None
+        return Charge(
+            order_id=event.order_id,
+            customer=event.customer,
+            currency=event.currency,
+            amount_cents=amount,
+        )
+
+    run = against(
+        recorded,
+        renamed(inventory.PARTICIPANT, "reserve", hold),
+        renamed(payment.PARTICIPANT, "charge", ask_for_money),
+    )
+
+    assert run.ok
+    assert run.findings.differences() == []
+
+
+def renamed(participant: Participant, name: str, instead: Callable[..., Any]) -> Participant:
+    """The participant with another function for one of its reactions."""
+    functions = [instead if r.name == name else r.function for r in participant.reactions]
+    return Participant(participant.name, *functions, package=participant.package)
+
+
+@pytest.mark.parametrize("saga", [SAGA, moving.SAGA, parcels.SAGA], ids=lambda saga: saga.name)
+def test_of_runs_full_of_faults_only_late_messages_are_said(saga: Saga, tmp_path: Path) -> None:
+    compared = 0
+    for seed, facts in simulated(saga, range(3)):
+        run = compare(saga, archive_with(tmp_path, facts, f"{seed}.db"), scenarios=False)
+
+        kinds = {one.group.kind for one in run.findings.differences()}
+        assert kinds <= {DifferenceKind.EARLY}, seed
+        assert run.findings.not_looked_at == {}, seed
+        assert run.onward is not None
+        assert run.onward.ok, seed
+        compared += run.findings.compared
+    assert compared > 15
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("saga", [SAGA, moving.SAGA, parcels.SAGA], ids=lambda saga: saga.name)
+def test_of_many_runs_full_of_faults_only_late_messages_are_said(
+    saga: Saga, tmp_path: Path
+) -> None:
+    for seed, facts in simulated(saga, range(3, 200)):
+        run = compare(saga, archive_with(tmp_path, facts, f"{seed}.db"), scenarios=False)
+
+        assert {d.group.kind for d in run.findings.differences()} <= {DifferenceKind.EARLY}, seed
+        assert run.findings.not_looked_at == {}, seed
+
+
+# --- what is found --------------------------------------------------------------------------------
+
+
+def test_another_rounding_of_a_total_is_found(recorded: RecordedOrders) -> None:
+    def place(command: PlaceOrder, state: Order, now: datetime) -> OrderPlaced | None:
+        placed = order.place(command, state, now)
+        if placed is None:
+            return None
+        whole = -(-placed.total_cents // 100) * 100
+        return placed.model_copy(update={"total_cents": whole})
+
+    differing = found(against(recorded, swapped(order.PARTICIPANT, place)))
+
+    ((key, one),) = differing.items()
+    assert key == ("order", "place", DifferenceKind.OTHER_FIELDS)
+    assert one.group.what == "total_cents of order.placed"
+    assert one.count == PAID  # The others' totals are whole.
+    assert one.decided == "total_cents 800 instead of 750"
+
+
+def test_a_compensation_that_is_dropped_for_one_reason_is_found(recorded: RecordedOrders) -> None:
+    def release(event: OrderCancelled, reservation: Reservation) -> StockReleased | None:
+        if event.reason is CancellationReason.PAYMENT_DECLINED:
+            return None
+        return inventory.release(event, reservation)
+
+    differing = found(against(recorded, swapped(inventory.PARTICIPANT, release)))
+
+    ((key, one),) = differing.items()
+    assert key == ("inventory", "release", DifferenceKind.SILENT)
+    assert (one.group.what, one.count) == ("stock.released", DECLINED)
+
+
+def test_a_refund_that_is_dropped_for_one_reason_is_found(recorded: RecordedOrders) -> None:
+    def compensate(
+        event: OrderCancelled, state: Payment
+    ) -> PaymentVoided | SettleCharge | Refund | None:
+        if event.reason is CancellationReason.CUSTOMER_REQUEST:
+            return None
+        return payment.compensate(event, state)
+
+    differing = found(against(recorded, swapped(payment.PARTICIPANT, compensate)))
+
+    ((key, one),) = differing.items()
+    assert key == ("payment", "compensate", DifferenceKind.SILENT)
+    assert (one.group.what, one.count) == ("payment.refunded", CALLED_OFF)
+
+
+def confirm_early(event: StockReserved, state: Order) -> OrderConfirmed | None:
+    """Before it is paid."""
+    if state.status is not OrderStatus.PENDING:
+        return None
+    return OrderConfirmed(
+        order_id=event.order_id,
+        customer=state.customer,
+        currency=event.currency,
+        total_cents=event.total_cents,
+    )
+
+
+def test_a_reaction_that_decides_earlier_is_found(recorded: RecordedOrders) -> None:
+    early = renamed(order.PARTICIPANT, "confirm", confirm_early)
+
+    differing = found(against(recorded, early))
+
+    assert differing["order", "confirm_early", DifferenceKind.EARLY].count >= PAID
+    ended = differing["order", "(payment.charged)", DifferenceKind.SILENT]
+    assert ended.count == PAID + 1
+    assert ended.group.what == "order.confirmed, as no reaction takes payment.charged"
+
+
+def test_a_reaction_that_decides_earlier_beside_the_old_one_is_found(
+    recorded: RecordedOrders,
+) -> None:
+    functions = [reaction.function for reaction in order.PARTICIPANT.reactions]
+    both = Participant("order", *functions, confirm_early, package=order.PARTICIPANT.package)
+
+    differing = found(against(recorded, both))
+
+    ((key, one),) = differing.items()
+    assert key == ("order", "confirm_early", DifferenceKind.EARLY)
+    assert one.group.what == "order.confirmed because of stock.reserved"
+
+
+def test_a_reaction_that_speaks_where_it_was_silent_is_found(recorded: RecordedOrders) -> None:
+    def release(event: OrderCancelled, reservation: Reservation) -> StockReleased | None:
+        if reservation.status is inventory.ReservationStatus.REJECTED:
+            return StockReleased(order_id=event.order_id, lines=())
+        return inventory.release(event, reservation)
+
+    differing = found(against(recorded, swapped(inventory.PARTICIPANT, release)))
+
+    ((key, one),) = differing.items()
+    assert key == ("inventory", "release", DifferenceKind.SPEAKS)
+    assert (one.group.what, one.count) == ("stock.released because of order.cancelled", SOLD_OUT)
+
+
+def test_another_event_is_found(recorded: RecordedOrders) -> None:
+    def give_up_unpaid(event: PaymentDeclined, state: Order) -> OrderConfirmed | None:
+        return OrderConfirmed(
+            order_id=event.order_id, customer=state.customer, currency="EUR", total_cents=1
+        )
+
+    differing = found(against(recorded, swapped(order.PARTICIPANT, give_up_unpaid)))
+
+    ((key, one),) = differing.items()
+    assert key == ("order", "give_up_unpaid", DifferenceKind.OTHER_EVENT)
+    assert one.group.what == "order.confirmed where it published order.cancelled"
+    assert one.count == DECLINED
+
+
+def test_a_reaction_that_raises_is_found(recorded: RecordedOrders) -> None:
+    def confirm(event: PaymentCharged, state: Order) -> OrderConfirmed | None:
+        if event.amount_cents == 750:
+            raise ValueError("three of them")
+        return order.confirm(event, state)
+
+    differing = found(against(recorded, swapped(order.PARTICIPANT, confirm)))
+
+    ((key, one),) = differing.items()
+    assert key == ("order", "confirm", DifferenceKind.RAISES)
+    assert (one.count, one.decided) == (PAID, "ValueError: three of them")
+
+
+def test_what_is_asked_for_shows_in_what_follows(recorded: RecordedOrders) -> None:
+    def charge(event: StockReserved, state: Payment) -> Charge | None:
+        question = payment.charge(event, state)
+        if question is None:
+            return None
+        return question.model_copy(update={"amount_cents": question.amount_cents - 1})
+
+    differing = found(against(recorded, swapped(payment.PARTICIPANT, charge)))
+
+    one = differing["payment", "record_charge", DifferenceKind.OTHER_FIELDS]
+    assert one.group.what == "amount_cents of payment.charged"
+    assert one.decided in ("amount_cents 749 instead of 750", "amount_cents 499 instead of 500")
+    assert differing.keys() == {("payment", "record_charge", DifferenceKind.OTHER_FIELDS)}
+
+
+def test_one_difference_does_not_lead_to_the_next(recorded: RecordedOrders) -> None:
+    def reserve(
+        event: OrderPlaced, reservation: Reservation, shelf: Mapping[str, StockItem]
+    ) -> StockReserved | StockRejected | None:
+        decided = inventory.reserve(event, reservation, shelf)
+        if isinstance(decided, StockReserved):
+            return decided.model_copy(update={"total_cents": 1})
+        return decided
+
+    differing = found(against(recorded, swapped(inventory.PARTICIPANT, reserve)))
+
+    assert differing.keys() == {("inventory", "reserve", DifferenceKind.OTHER_FIELDS)}
+
+
+def test_a_deadline_at_another_time_is_found(recorded: RecordedOrders) -> None:
+    @dataclass(frozen=True, slots=True)
+    class Patient(Order):
+        def due(self) -> Due[order.ExpireOrder] | None:
+            known = Order.due(self)
+            return None if known is None else replace(known, at=known.at + timedelta(days=1))
+
+    patient = retyped(order.PARTICIPANT, Order, Patient)
+
+    differing = found(against(recorded, patient, saga=BARE))
+
+    one = differing["order", "expire", DifferenceKind.DUE]
+    assert (one.group.what, one.count) == ("order.cancelled", EXPIRED)
+
+
+# --- what is not looked at is named ---------------------------------------------------------------
+
+
+def test_what_the_record_does_not_tell_is_named(recorded: RecordedOrders) -> None:
+    told = against(recorded).findings.not_told
+
+    assert {key.partition(":")[0]: seen.count for key, seen in told.items()} == {
+        "reference of payment.charged": PAID + CALLED_OFF + EXPIRED + 1,
+    }
+
+
+def test_a_hole_is_named(recorded: RecordedOrders, tmp_path: Path) -> None:
+    lost = next(f for f in recorded.facts if f.attributes.type == "stock.reserved")
+    url = archive_with(tmp_path, [fact for fact in recorded.facts if fact is not lost])
+
+    run = compare(SAGA, url, scenarios=False)
+
+    assert not run.ok
+    assert run.findings.differences() == []
+    assert set(run.findings.not_looked_at) == {
+        "stock.reserved of inventory is not in the history",
+        "what led to payment.charged of payment is not in the history",
+    }
+
+
+def test_what_this_version_cannot_read_is_named(recorded: RecordedOrders) -> None:
+    gone = without(without(inventory.PARTICIPANT, "release"), "shelve")
+
+    run = against(recorded, gone, saga=BARE)
+
+    assert not run.ok
+    assert "this version cannot read stock.released" in run.findings.not_looked_at
+
+
+def test_of_an_empty_archive_nothing_is_fine(tmp_path: Path) -> None:
+    assert not compare(SAGA, archive_with(tmp_path, []), scenarios=False).ok
+
+
+def test_a_sample_says_of_how_many_it_is(recorded: RecordedOrders) -> None:
+    def subjects(seed: int) -> tuple[int, int, int]:
+        run = compare(SAGA, recorded.url, sample=20, seed=seed, scenarios=False)
+        return run.subjects, run.total, run.events
+
+    assert subjects(1)[:2] == (20, ORDERS + 2)
+    assert subjects(1) == subjects(1)
+    assert len({subjects(seed) for seed in range(5)}) > 1
+
+
+# --- exports --------------------------------------------------------------------------------------
+
+
+def exported(file: Path, facts: list[Fact]) -> Path:
+    """A file as `saga history export` writes it."""
+    lines = [json.dumps({"export": KIND, "version": VERSION, "stream": None, "offset": None})]
+    lines += [json.dumps({"offset": None, "event": json.loads(fact.body)}) for fact in facts]
+    lines.append(json.dumps({"end": {"events": len(facts), "strays": 0}}))
+    file.write_bytes(gzip.compress(("\n".join(lines) + "\n").encode()))
+    return file
+
+
+def test_an_export_is_read_like_the_archive_and_duplicates_count_once(
+    recorded: RecordedOrders, tmp_path: Path
+) -> None:
+    twice = exported(tmp_path / "twice.jsonl.gz", [*recorded.facts, *recorded.facts])
+
+    with archive_of(twice) as url:
+        run = compare(SAGA, url, scenarios=False)
+
+    assert run.ok
+    assert run.findings == against(recorded).findings
+
+
+# --- from where they are --------------------------------------------------------------------------
+
+
+def under_way(tmp_path: Path, count: int) -> str:
+    """An archive in which so many orders wait for their payment."""
+    played = stocked()
+    played.place()
+    played.deliver()
+    played.down.add("payment")
+    for number in range(count):
+        played.place(customer=f"customer {number}")
+        played.deliver()
+    return archive_with(tmp_path, facts_of(played.events))
+
+
+def test_equal_sagas_are_explored_once(tmp_path: Path) -> None:
+    run = compare(SAGA, under_way(tmp_path, 50), scenarios=False)
+
+    assert run.ok
+    assert run.onward is not None
+    assert run.onward.pending == 50
+    (state,) = run.onward.states
+    assert state.count == 50
+    assert state.states > 100
+
+
+def test_what_can_go_wrong_from_here_is_found(tmp_path: Path) -> None:
+    def compensate(
+        event: OrderCancelled, state: Payment
+    ) -> PaymentVoided | SettleCharge | Refund | None:
+        if state.status is payment.PaymentStatus.CHARGED:
+            return None  # The money is kept.
+        return payment.compensate(event, state)
+
+    changed = SAGA.with_(swapped(payment.PARTICIPANT, compensate))
+    run = compare(changed, under_way(tmp_path, 20), scenarios=False)
+
+    assert not run.ok
+    assert run.onward is not None
+    broken = run.onward.breaks["charged_not_confirmed"]
+    assert broken.count == 20
+    assert "order.cancelled" in " ".join(step.what for step in broken.way)
+
+
+def test_an_exploration_that_is_cut_short_is_no_all_clear(tmp_path: Path) -> None:
+    run = compare(SAGA, under_way(tmp_path, 1), states_max=70, scenarios=False)
+
+    assert run.findings.differences() == []
+    assert not run.ok
+    assert run.onward is not None
+    assert [state.whole for state in run.onward.states] == [False]
+
+
+def test_a_message_that_is_dead_is_on_its_way(recorded: RecordedOrders, tmp_path: Path) -> None:
+    played = stocked()
+    played.place()
+    played.down.add("payment")
+    played.deliver()
+    (dead,) = played.waiting
+    played.waiting.clear()
+    played.down.clear()
+    played.at += timedelta(minutes=2)
+    played.place()
+    played.deliver()
+    url = archive_with(tmp_path, facts_of(played.events))
+    waiting = OnTheirWay({("payment", dead.event.id)})
+
+    lost = compare(SAGA, url, scenarios=False).findings
+    known = compare(SAGA, url, way=waiting, scenarios=False).findings
+
+    assert [one.group.kind for one in lost.differences()] == [DifferenceKind.SPEAKS]
+    assert known.differences() == []
+    assert known.pending["payment"] == 1
+
+
+def test_recorded_states_that_no_scenario_comes_to_are_named(
+    recorded: RecordedOrders, tmp_path: Path
+) -> None:
+    one = next(scenario for scenario in SAGA.scenarios if scenario.name == "one order")
+    small = replace(SAGA, scenarios=(replace(one, starts={"": ()}),))
+    few = [fact for fact in recorded.facts if fact.attributes.time < NOW + timedelta(minutes=1)]
+
+    run = compare(small, archive_with(tmp_path, few))
+
+    assert run.onward is not None
+    unreached = {(each.participant, each.shape[0]) for each in run.onward.unreached}
+    assert ("inventory", "status=held") in unreached
+    assert ("order", "status=pending") not in unreached
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The project's saga with one small scenario."""
+    one = next(scenario for scenario in SAGA.scenarios if scenario.name == "one order")
+    saga = replace(SAGA, scenarios=(replace(one, starts={"": ()}),))
+    monkeypatch.setattr("saga.discovery.saga", lambda: saga)
+
+
+def verify(*arguments: str | Path) -> tuple[int, str]:
+    """The exit status and the output of `saga verify --from-history`."""
+    done = CliRunner().invoke(app, ["verify", "--from-history", *map(str, arguments)])
+    return done.exit_code, done.output
+
+
+@pytest.mark.usefixtures("small")
+def test_the_command_says_what_was_compared_and_what_was_not(recorded: RecordedOrders) -> None:
+    status, said = verify("--data-dir", Path(recorded.url.removeprefix("sqlite:///")).parent)
+
+    assert status == 0
+    assert "nothing differs, and nothing can go wrong from here" in said
+    assert f"events about {ORDERS + 2} subjects above" in said
+    assert "not compared: reference of payment.charged: it follows from reference" in said
+    assert "in no scenario: Reservation of inventory with status=held" in said
+
+
+def test_the_command_fails_for_a_difference_and_names_an_example(
+    recorded: RecordedOrders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def release(event: OrderCancelled, reservation: Reservation) -> StockReleased | None:
+        return None
+
+    changed = replace(SAGA, scenarios=()).with_(swapped(inventory.PARTICIPANT, release))
+    monkeypatch.setattr("saga.discovery.saga", lambda: changed)
+    file = exported(tmp_path / "all.jsonl.gz", recorded.facts)
+
+    status, said = verify("--export", file)
+    json_status, document = verify("--export", file, "--json")
+
+    released = DECLINED + CALLED_OFF + EXPIRED
+    (one,) = json.loads(document)["differences"]
+    assert (status, json_status) == (1, 1)
+    assert (
+        f"inventory.release publishes nothing where it published: stock.released: {released}"
+        in (said)
+    )
+    assert f"saga trace {one['subject']}" in said
+    assert (one["kind"], one["count"]) == ("silent", released)
+
+
+@pytest.mark.usefixtures("small")
+def test_the_command_says_of_how_many_a_sample_is(recorded: RecordedOrders, tmp_path: Path) -> None:
+    file = exported(tmp_path / "all.jsonl.gz", recorded.facts)
+
+    _, said = verify("--export", file, "--sample", "10", "--seed", "7")
+
+    assert f"about 10 subjects of {ORDERS + 2}, drawn by seed 7, above" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["--from-history", "--simulate"], "--from-history is by itself"),
+        (["--from-history", "--seed", "1"], "add --sample"),
+        (["--sample", "1"], "add --from-history"),
+        (["--from-history", "--export", "nothing.jsonl"], "cannot read nothing.jsonl"),
+    ],
+)
+def test_options_that_do_not_go_together_are_named(arguments: list[str], why: str) -> None:
+    done = CliRunner().invoke(app, ["verify", *arguments])
+
+    assert done.exit_code == 2
+    assert why in " ".join(done.output.replace("│", " ").split())
