@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from saga.choreography import Choreography, ChoreographyError, Observer, Participant, State
 from saga.load import OWN_COMMANDS
-from saga.message import Command, Event, Intent
+from saga.message import Command, Event, Intent, Priority
 from saga.outside import Outside
 from saga.view import Broken, Invariant, View, Violation
 
@@ -83,6 +83,9 @@ class Scenario:
     timers_last: bool = False
     """Whether what is due is done only once all that was sent is: a world in which time is not what
     is tried, and which is much smaller."""
+    priorities: Mapping[str, Priority] = field(default_factory=dict)
+    """By subject, how what comes from outside about it travels; what is not here is normal. All
+    events about these have to travel like that, what is due as well (`Due.priority`)."""
 
 
 @dataclass(frozen=True, slots=True)

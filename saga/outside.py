@@ -6,7 +6,7 @@ given. So the same adapter that puts questions to the real one puts them to a `D
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -38,6 +38,28 @@ class Desk(Generic[B]):
     books: B
     decision: Any
     said: str = ""
+
+
+class AwayDesk(Desk[B]):
+    """An outside that fails: as soon as it is asked, or once it is `done` with the question."""
+
+    def __init__(self, books: B, decision: Any, error: Exception, *, done: bool) -> None:
+        self.error = error
+        self.done = done
+        self.kept = books
+        self.decision = decision
+        self.said = ""
+
+    @property
+    def books(self) -> B:
+        if not self.done:
+            raise self.error
+        return self.kept
+
+    @books.setter
+    def books(self, books: B) -> None:
+        self.kept = books
+        raise self.error
 
 
 class Memory(Protocol):
@@ -84,7 +106,9 @@ class Outside(Generic[B]):
     """All it may decide on something new, the usual one first."""
     ask: Callable[[Desk[B]], Mapping[type[Intent], Ask]]
     fails: tuple[type[Exception], ...] = (TransientError,)
-    """What a question may end with besides an answer: its message is tried again, or dead."""
+    """What a question may end with besides an answer: its message is tried again, or dead. Of an
+    outside that is idempotent, the checker has every question end with each of them, too, before it
+    has its effect and after: the adapter must let that through."""
     idempotent: bool = True
     """Whether the same question, asked again, has no second effect and gets the same answer."""
     read: Callable[[str], B] | None = None
@@ -115,6 +139,21 @@ class Outside(Generic[B]):
         desk = Desk(books, decision)
         answer = at_once(self.ask(desk)[type(intent)](intent), self.name)
         return answer, desk.books, desk.said or str(decision)
+
+    def hear_in_vain(self, books: B, intent: Intent) -> Iterator[tuple[Answer, B, str]]:
+        """What the participant takes for an answer, the books after it, and how it came about,
+        where the outside fails in each of its ways: nothing, as long as the adapter lets that
+        through. Raises what else the question ends with."""
+        for kind in self.fails:
+            for done in (False, True):
+                error = kind.__new__(kind, f"{self.name} is away")
+                desk = AwayDesk(books, self.decisions[0], error, done=done)
+                try:
+                    answer = at_once(self.ask(desk)[type(intent)](intent), self.name)
+                except self.fails:
+                    continue
+                said = f"{kind.__name__}, {'when all' if done else 'before anything'} is done"
+                yield answer, desk.kept, said
 
 
 def at_once(question: Awaitable[Answer], name: str) -> Answer:

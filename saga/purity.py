@@ -13,6 +13,7 @@ order of a set that it has made itself, in a process that hashes otherwise (`sag
 from __future__ import annotations
 
 import copy
+import gc
 import random
 import sys
 import time
@@ -371,6 +372,17 @@ def _evolve_twice(state: State, decided: Decided, name: str, found: Callable[[st
         found(f"{who} is not pure: {_shown(one, other)}; let it use its arguments alone")
 
 
+def repeated(call: Callable[[], T], who: str) -> T:
+    """What comes of a call that is made twice. Raises what it raises, and `Impure`."""
+    first, second = call(), call()
+    if first != second:
+        raise Impure(
+            f"{who} is not pure: asked at once again, it did otherwise: {_shown(first, second)}; "
+            f"let it use its books and what is decided alone, not {REASON}"
+        )
+    return first
+
+
 def fresh(value: T, *, backwards: bool = False) -> T:
     """An equal copy that shares nothing that can be changed; `backwards`, with sets whose members
     come in the opposite order."""
@@ -414,12 +426,16 @@ def _watched() -> Iterator[list[str]]:
         if event == "c_call" and (what := _used(function)) and (place := _place(frame)):
             uses.append(f"{place} {what}")
 
-    before = sys.getprofile()
+    # Garbage of others is none of this: finalizers and `gc.callbacks` may well use the clock.
+    before, collects = sys.getprofile(), gc.isenabled()
+    gc.disable()
     sys.setprofile(notice)
     try:
         yield uses
     finally:
         sys.setprofile(before)
+        if collects:
+            gc.enable()
 
 
 def _used(function: Any) -> str:

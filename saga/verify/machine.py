@@ -6,9 +6,12 @@ as the number of a value seen before. Above them is one bit for each fact (`fact
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from itertools import chain
 from typing import Any, Generic, TypeVar
 
@@ -18,7 +21,7 @@ from saga.envelope import Envelope, derived_id, is_recorded, source_of, wrap
 from saga.foreign import Elsewhere, Foreign
 from saga.message import Answer, Command, Event, Intent, Message, Priority
 from saga.outside import Outside, OutsideError
-from saga.purity import Calls, Impure
+from saga.purity import Calls, Impure, repeated
 from saga.runtime.kernel.step import (
     Decision,
     DueStays,
@@ -241,7 +244,8 @@ class Machine:
         at_rest = self.at_rest(state)
         events = self.told(state)
         view = self._view(state, events, at_rest)
-        return chain(self.model.judge(view, at_rest), _contradictions(events))
+        lost = _priorities_lost(events, self.model.priorities)
+        return chain(self.model.judge(view, at_rest), _contradictions(events), lost)
 
     def facts(self, state: int) -> Iterator[Fact]:
         """The facts of a state, in the order in which facts were first seen."""
@@ -369,15 +373,7 @@ class Machine:
         if question in heard.questions:
             return  # It was put once, and has arrived.
         labels: dict[tuple[Answer, Any], str] = {}
-        for decision in outside.decisions:
-            try:
-                answer, after, said = outside.hear(heard.books, question.intent, decision)
-            except outside.fails:
-                continue
-            except OutsideError as error:
-                raise VerifyError(str(error)) from error
-            except Exception as error:
-                raise self._broken("question_refused", question.intent, error) from error
+        for answer, after, said in self._answers(outside, heard.books, question):
             if question.number == ASKED_MAX and after == heard.books:
                 self.cut_short.add(outside.name)
                 continue
@@ -388,6 +384,25 @@ class Machine:
             known = self._books[number].number(after, after)
             answered = self._fact(Answered(question, said, answer))
             yield ActionOutcome(known << action.shift | answered, said)
+
+    def _answers(
+        self, outside: Outside[Any], books: Any, question: Asked
+    ) -> Iterator[tuple[Answer, Any, str]]:
+        """All that may come of a question: by each decision, and where the outside fails."""
+        intent = question.intent
+        try:
+            for decision in outside.decisions:
+                hear = partial(outside.hear, books, intent, decision)
+                with suppress(*outside.fails):
+                    yield repeated(hear, f"{outside.name}, asked {type(intent).__name__},")
+            if outside.idempotent:  # Otherwise its decisions say what each failure has done.
+                yield from outside.hear_in_vain(books, intent)
+        except OutsideError as error:
+            raise VerifyError(str(error)) from error
+        except Impure as impure:
+            raise Broken(Violation("impure", intent.subject, str(impure))) from impure
+        except Exception as error:
+            raise self._broken("question_refused", intent, error) from error
 
     def _give(self, action: Action, stimulus: Stimulus, value: int) -> Iterator[ActionOutcome]:
         """A participant carries out a command. That leaves no fact: it may be given again."""
@@ -506,7 +521,7 @@ class Machine:
             field = self._books[number].number(heard, heard)
             state |= field << (len(self.participants) + number) * FIELD_BITS
         for event, receivers in beginning.told:
-            identity = event.id, event.source, event.sequence, event.data
+            identity = event.id, event.source, event.sequence, event.priority, event.data
             numbers = tuple(sorted(self._number_of[name] for name in receivers))
             state |= self._fact(Sent(event, identity, numbers))
         return state
@@ -528,34 +543,40 @@ class Machine:
                     f"{found.detail}"
                 ) from broken
             state = state & action.keep | after | self._publish(decision)
+        places: Counter[tuple[str | None, str]] = Counter()
         for name, message in self.model.sent:
-            state |= self._fact(self._given(message, name))
+            place = message.publisher if isinstance(message, Event) else None, message.subject
+            places[place] += 1
+            state |= self._fact(self._given(message, name, places[place]))
         return state
 
     def sent_at_first(self) -> list[int]:
         """The numbers of the facts that the messages of the scenario are."""
         return [self._bits[self._given(message, name)] for name, message in self.model.sent]
 
-    def _given(self, message: Command | Event, to: str) -> Sent:
-        envelope = self._command(f"{to}/{message!r}", message, self.model.moments[0])
+    def _given(self, message: Command | Event, to: str, number: int = 1) -> Sent:
+        """What is sent at the beginning; if it is an event, its publisher's one of that number."""
+        envelope = self._command(f"{to}/{message!r}", message, self.model.moments[0], number)
         return Sent(envelope, (envelope.id,), (self._number_of[to],))
 
-    def _command(self, name: str, message: Command | Event, at: datetime) -> Envelope[Any]:
+    def _command(
+        self, name: str, message: Command | Event, at: datetime, number: int = 1
+    ) -> Envelope[Any]:
         publisher = message.publisher if isinstance(message, Event) else None
         return wrap(
             message,
             id=derived_id(self.model.name, name),
             source=source_of(publisher or "world"),
             time=at,
-            priority=Priority.NORMAL,
-            sequence=1 if publisher else None,
+            priority=self.model.priorities.get(message.subject, Priority.NORMAL),
+            sequence=number if publisher else None,
         )
 
     def _publish(self, decision: Decision) -> int:
         bits = 0
         for event in decision.events:
             self.published.add(event.type)
-            identity = event.id, event.source, event.sequence, event.data
+            identity = event.id, event.source, event.sequence, event.priority, event.data
             reacting = self.model.choreography.reacting_to(event.type)
             receivers = tuple(self._number_of[p.name] for p in reacting)
             bits |= self._fact(Sent(event, identity, receivers))
@@ -692,4 +713,19 @@ def _contradictions(events: Sequence[Envelope[Any]]) -> Iterator[Violation]:
                 "sequence_reused",
                 event.subject,
                 f"{other.type} and {event.type} are both number {event.sequence} of {event.source}",
+            )
+
+
+def _priorities_lost(
+    events: Sequence[Envelope[Any]], priorities: Mapping[str, Priority]
+) -> Iterator[Violation]:
+    """Events that travel otherwise than what came from outside about their subject."""
+    for event in events:
+        priority = priorities.get(event.subject, event.priority)
+        if event.priority is not priority:
+            yield Violation(
+                "priority_lost",
+                event.subject,
+                f"it is of {priority} priority, and its {event.type} of {event.priority}: say the "
+                f"priority of what is due",
             )

@@ -14,7 +14,7 @@ from saga.choreography import Choreography, Participant, State
 from saga.declaration import Saga, Scenario, Stimulus
 from saga.envelope import Envelope
 from saga.errors import Explained
-from saga.message import Command, Event
+from saga.message import Command, Event, Priority
 from saga.outside import Outside
 from saga.rules import Rules
 from saga.runtime.kernel.step import StateId
@@ -62,6 +62,8 @@ class Model:
     outside: Sequence[Outside[Any]] = ()
     names: Mapping[str, str] = field(default_factory=dict)
     timers_last: bool = False
+    priorities: Mapping[str, Priority] = field(default_factory=dict)
+    """By subject, how what comes from outside about it travels."""
     begun: Mapping[str, Beginning] = field(default_factory=dict)
     """How else it may begin, by name: in the middle of things."""
     unsaid: Callable[[str, StateId], State] = _blank
@@ -110,6 +112,7 @@ def model_of(saga: Saga, scenario: str, *, source: str = "") -> Model:
         outside=outside,
         names=one.names,
         timers_last=one.timers_last,
+        priorities=one.priorities,
     )
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, date, datetime
-from typing import Self
+from datetime import UTC, date, datetime, timedelta
+from typing import Any, Self
 from uuid import uuid4
 
 from common.events import (
@@ -21,16 +21,21 @@ from common.events import (
 )
 from inventory_service import domain as inventory
 from inventory_service.domain import Reservation, StockItem
+from order_saga.outsides import PROVIDER, DeskGateway
 from order_service import domain as order
-from order_service.domain import Order
+from order_service.domain import ExpireOrder, Order
+from payment_service.app import build_with
+from payment_service.ledger import Decline, Ledger, Receipt
 from saga.choreography import Participant
+from saga.due import Due
 from saga.message import Decided
+from saga.outside import Outside
 from saga.verify import Model
 from tests.swapping import retyped, swapped
 from tests.unit.twins import one_order
 
 
-def _model(make: Callable[[], Participant]) -> Callable[[], Model]:
+def _model(make: Callable[[], Participant | Outside[Any]]) -> Callable[[], Model]:
     def model() -> Model:
         return one_order(make(), source=f"{__name__}:{make.__name__}()")
 
@@ -140,6 +145,34 @@ def a_state_keeps_when_it_was_made() -> Participant:
     return retyped(order.PARTICIPANT, Order, OrderByTheClock)
 
 
+@dataclass(frozen=True, slots=True)
+class OrderDueByTheClock(Order):
+    def due(self) -> Due[ExpireOrder] | None:
+        due = Order.due(self)
+        return due if due and datetime.now(UTC) < due.at + timedelta(days=365_000) else None
+
+
+@_model
+def what_is_due_depends_on_the_clock() -> Participant:
+    return retyped(order.PARTICIPANT, Order, OrderDueByTheClock)
+
+
+@_model
+def a_provider_gives_receipts_by_chance() -> Outside[Ledger]:
+    """The rules of whom is asked have to be pure as well."""
+
+    class Chancy(DeskGateway):
+        async def charge(
+            self, key: str, *, customer: str, currency: str, amount_cents: int
+        ) -> Receipt | Decline:
+            answer = await super().charge(
+                key, customer=customer, currency=currency, amount_cents=amount_cents
+            )
+            return Receipt(f"{uuid4()}") if isinstance(answer, Receipt) else answer
+
+    return replace(PROVIDER, ask=lambda desk: build_with(Chancy(desk)).ask)
+
+
 _EVOLVED = [0]
 
 
@@ -201,6 +234,11 @@ IMPURE: list[tuple[Callable[[], Model], str]] = [
     (
         a_state_counts_with_its_module,
         "OrderThatCounts.evolve, by what order.place decided, is not pure",
+    ),
+    (what_is_due_depends_on_the_clock, "OrderDueByTheClock.due reads the clock (datetime.now)"),
+    (
+        a_provider_gives_receipts_by_chance,
+        "provider, asked Charge, is not pure: asked at once again",
     ),
     (a_reaction_changes_its_state, "order.place changes the Order"),
     (a_reaction_changes_its_message, "inventory.reserve changes its OrderPlaced in place"),

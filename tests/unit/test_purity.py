@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import time
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from order_saga import SAGA
 from order_service import domain as order
 from order_service.domain import Order
 from saga.choreography import Participant, State
+from saga.commands.verify import print_reports, reports_as_json
 from saga.declaration import Saga
 from saga.envelope import wrap
 from saga.message import Command, Decided, Event, Priority
@@ -25,6 +27,7 @@ from saga.runtime.kernel.step import StateId
 from saga.simulation import Simulation
 from saga.testing import NOW
 from saga.verify import Model, verify, verify_elsewhere
+from saga.verify.proof import Proof, prove
 from tests.swapping import swapped
 from tests.unit.impure import (
     IMPURE,
@@ -66,6 +69,34 @@ def test_the_order_of_a_set_shows_in_another_process() -> None:
     assert not report.ok
     assert "inventory.reserve is not pure: called in another process" in report.impure[0].detail
     assert "StockReserved.lines is" in report.impure[0].detail
+
+
+def test_what_shows_only_afterwards_is_a_finding_of_the_command(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    report = verify(a_cancellation_is_remembered_for_another_reaction())
+
+    print_reports([report])
+    printed = capsys.readouterr().out
+    assert "broken: impure: one order: inventory.reserve is not pure" in printed
+    assert "broken: one order" in printed
+    document = reports_as_json([report])
+    assert document["ok"] is False
+    assert "inventory.reserve is not pure" in document["models"][0]["impure"][0]
+
+
+def test_a_proof_names_what_is_not_pure() -> None:
+    twin = a_cancellation_is_remembered_for_another_reaction()
+    (inventory,) = (p for p in twin.choreography.participants if p.name == "inventory")
+    alone = replace(SAGA.with_(inventory), scenarios=(SAGA.scenario("one order"),))
+    told: list[Proof] = []
+
+    proof = prove(alone, told.append, source=twin.source).proof
+
+    assert proof.broken
+    assert not proof.ok
+    assert "inventory.reserve is not pure" in proof.impure[0]
+    assert told[-1].impure == proof.impure
 
 
 def test_our_own_reactions_are_pure_in_another_process_too() -> None:
@@ -192,3 +223,20 @@ def test_the_simulation_sees_a_state_that_reads_the_clock(monkeypatch: pytest.Mo
 
 def test_the_simulation_finds_our_own_reactions_pure() -> None:
     assert found_by_simulation(SAGA) == []
+
+
+def test_collecting_garbage_uses_no_clock() -> None:
+    """As with a metric of its pauses; hypothesis does that, too."""
+
+    def note(phase: str, info: object) -> None:
+        time.perf_counter()
+
+    threshold = gc.get_threshold()
+    gc.callbacks.append(note)
+    gc.set_threshold(1)
+    try:
+        assert verify(one_order(order.PARTICIPANT)).schedule is None
+        assert gc.isenabled()
+    finally:
+        gc.callbacks.remove(note)
+        gc.set_threshold(*threshold)
