@@ -211,9 +211,8 @@ def outcome_differs(
         ending = _ENDINGS.get(order.status)
         if ending is None or ending in published:
             continue
-        if published:
-            told = " and ".join(sorted(published))
-            yield order_id, f"{told} was published, but it is {order.status}"
+        if other := next(iter(published), None):
+            yield order_id, f"{other} was published, but it is {order.status}"
         elif ends.complete(ORDER.name, order_id):
             yield order_id, f"it is {order.status}, but {ending} was never published"
 

@@ -199,7 +199,6 @@ class Rules:
     """All that must hold of one saga, for the participants that take part."""
 
     def __init__(self, saga: Saga, choreography: Choreography | None = None) -> None:
-        self.saga = saga
         graph = choreography or saga.choreography
         self._recorded = {message.type: message for message in graph.recorded}
         flow = Flow(graph)

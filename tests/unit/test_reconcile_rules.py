@@ -41,7 +41,7 @@ from inventory_service.domain import (
 )
 from notification_service.domain import Notification, NotificationStatus
 from order_saga import SAGA
-from order_saga.invariants import charge_unexplained
+from order_saga.invariants import charge_unexplained, stock_not_conserved
 from order_saga.outsides import MailLog
 from order_service.domain import Order, OrderStatus
 from payment_service.domain import Payment, PaymentStatus
@@ -399,6 +399,10 @@ def confirmed_and_refunded_by_the_provider(world: Clean) -> None:
     world.provider[0] = replace(world.provider[0], refunded_cents=500)
 
 
+def confirmed_and_never_taken(world: Clean) -> None:
+    del world.provider[0]
+
+
 def confirmed_and_released(world: Clean) -> None:
     world.reservations[CONFIRMED] = RELEASED_TEA
 
@@ -417,6 +421,11 @@ def ended_by_hand(world: Clean) -> None:
 
 def ended_only_in_the_history(world: Clean) -> None:
     world.orders[DECLINED] = order(OrderStatus.PENDING)
+
+
+def ended_twice_only_in_the_history(world: Clean) -> None:
+    ended_only_in_the_history(world)
+    world.publish("order", 3, confirmed(DECLINED))
 
 
 def events_about_a_stranger(world: Clean) -> None:
@@ -737,6 +746,12 @@ BROKEN: Mapping[Callable[[Clean], None], tuple[str, str, str]] = {
         "the provider gave back 500 cents",
     ),
     confirmed_and_released: ("confirmed_not_held", CONFIRMED, "no stock is held for it"),
+    confirmed_and_never_taken: ("confirmed_unpaid", CONFIRMED, "the provider took no money"),
+    ended_twice_only_in_the_history: (
+        "outcome_unheard",
+        DECLINED,
+        "order.cancelled and order.confirmed was published, but it is pending",
+    ),
     ended_twice: (
         "outcome_changed",
         CONFIRMED,
@@ -1518,6 +1533,28 @@ def test_of_an_open_question_a_trimmed_history_may_say_nothing() -> None:
 
     assert world.found() == {}
     assert world.history.incomplete >= {CONFIRMED}
+
+
+def test_a_hole_behind_a_beginning_that_is_known_is_not_for_want_of_that() -> None:
+    world = Clean()
+    world.retell(
+        lambda event: None if event == NotificationSent(order_id=UUID(CONFIRMED)) else event
+    )
+    world.history.first_offset = 1
+    world.found()
+
+    assert CONFIRMED not in world.history.incomplete
+
+
+def test_units_that_came_before_deliveries_were_numbered_count() -> None:
+    unnumbered = wrap(
+        added(3), id="1", source="/services/inventory", time=AT, priority=Priority.NORMAL
+    )
+    item = StockItem("tea", 0, 250, "EUR", free=3)
+    states: dict[tuple[type[State], str], State] = {(StockItem, "tea"): item}
+    view = View({"inventory": states}, EventsInMemory([unnumbered]), rests=lambda _: True)
+
+    assert list(Invariant.of(stock_not_conserved).broken(view)) == []
 
 
 def test_a_mail_that_is_not_begun_hides_no_other() -> None:
