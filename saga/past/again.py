@@ -217,6 +217,10 @@ class Reviewer:
                 incoming.append(event)
         if not own and not incoming:
             return Review()
+        # What an operator has corrected was taken in the place of what it corrects.
+        corrected = {event.envelope.causationid for event in incoming if event.addressee}
+        if corrected:
+            incoming = [e for e in incoming if e.addressee or e.envelope.id not in corrected]
         if why := self._cannot_be_told(told, own):
             self._findings.miss(why, told.subject, max(1, len(own)))
             return Review()
