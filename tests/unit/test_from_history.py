@@ -40,7 +40,7 @@ from saga.choreography import Participant, State
 from saga.cli import app
 from saga.declaration import Saga
 from saga.due import Due
-from saga.envelope import Attributes, wrap
+from saga.envelope import Attributes, Envelope, wrap
 from saga.history.transfer import KIND, VERSION
 from saga.message import Command, Event, Message, Priority
 from saga.past.again import OnTheirWay
@@ -612,6 +612,60 @@ def test_an_older_version_is_compared_in_the_fields_that_it_had(
         assert list(run.findings.not_told) == [
             "level of lamp.lit: it was published before there was such a field"
         ]
+
+
+@dataclass(frozen=True, slots=True)
+class Watch(State):
+    pass
+
+
+class LampSeen(_AboutLamp, Event):
+    type: ClassVar[str] = "lamp.seen"
+    final: ClassVar[bool] = True
+
+
+def see(event: LampLit, watch: Watch, now: datetime) -> LampSeen | None:
+    """Whoever comes late sees nothing."""
+    return LampSeen(lamp=event.lamp) if now < NOW + timedelta(seconds=1) else None
+
+
+def see_always(event: LampLit, watch: Watch, now: datetime) -> LampSeen | None:
+    return LampSeen(lamp=event.lamp)
+
+
+@pytest.mark.parametrize(("reaction", "differs"), [(see, False), (see_always, True)])
+def test_what_led_to_nothing_may_have_been_taken_late(
+    reaction: Callable[..., Any], differs: bool, tmp_path: Path
+) -> None:
+    watch = Participant("watch", reaction)
+    saga = Saga("lamps", participants=(Participant("lamp", light_up), watch))
+
+    def lit(lamp: str, number: int, after: timedelta) -> Envelope[Any]:
+        return wrap(
+            LampLit(lamp=lamp, colour="red", level=7),
+            id=str(UUID(int=number)),
+            source="/services/lamp",
+            time=NOW + after,
+            priority=Priority.NORMAL,
+            causation=str(UUID(int=number + 1)),
+            sequence=1,
+        )
+
+    late, later = lit("hall", 1, timedelta(0)), lit("yard", 3, timedelta(days=1))
+    answer = wrap(
+        LampSeen(lamp="yard"),
+        id=str(UUID(int=5)),
+        source="/services/watch",
+        time=NOW,
+        priority=Priority.NORMAL,
+        causation=later.id,
+        sequence=1,
+    )
+
+    run = compare(saga, archive_with(tmp_path, facts_of([late, later, answer])))
+
+    kinds = [one.group.kind for one in run.findings.differences()]
+    assert kinds == ([DifferenceKind.SPEAKS] if differs else [])
 
 
 def test_recorded_states_that_no_scenario_comes_to_are_named(
