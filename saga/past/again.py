@@ -217,6 +217,10 @@ class Reviewer:
                 incoming.append(event)
         if not own and not incoming:
             return Review()
+        # What an operator has corrected was taken in the place of what it corrects.
+        corrected = {event.envelope.causationid for event in incoming if event.addressee}
+        if corrected:
+            incoming = [e for e in incoming if e.addressee or e.envelope.id not in corrected]
         if why := self._cannot_be_told(told, own):
             self._findings.miss(why, told.subject, max(1, len(own)))
             return Review()
@@ -953,10 +957,40 @@ class Reviewer:
         self, part: _Share, way: _Hypothesis, message: RecordedEvent
     ) -> tuple[str, DifferenceKind, str] | None:
         """What a message would lead to there; None if that is nothing, or may be."""
+        said = None
+        for now, position in self._moments(part, way, message):
+            said = self._aloud_at(part, way, message, now, position)
+            if said is None:
+                return None
+        return said
+
+    def _moments(
+        self, part: _Share, way: _Hypothesis, message: RecordedEvent
+    ) -> Iterator[tuple[datetime, int]]:
+        """When a message may have been taken there, where that makes a difference: by the clock,
+        and by a place in the history."""
+        sent = message.envelope.time
+        end = part.own[way.at].position if way.at < len(part.own) else part.end
+        yield sent, end
+        reaction = self.participant.by_message[type(message.envelope.data)]
+        if any(kind is datetime for _, kind, _ in reaction.parameters):
+            times = (part.time_at(way.at), self._reached.newest)
+            yield from ((time, end) for time in times if time is not None and time > sent)
+        if self._shared is not None:
+            yield sent, message.position + 1
+
+    def _aloud_at(
+        self,
+        part: _Share,
+        way: _Hypothesis,
+        message: RecordedEvent,
+        now: datetime,
+        position: int,
+    ) -> tuple[str, DifferenceKind, str] | None:
+        """The same at one moment."""
         envelope = message.envelope
-        position = part.own[way.at].position if way.at < len(part.own) else part.end
         try:
-            decided = self._decide(part, way, envelope.data, envelope.time, position)
+            decided = self._decide(part, way, envelope.data, now, position)
         except Exception as error:
             said = f"{type(error).__name__}: {error}"
             return f"{type(error).__name__} because of {envelope.type}", DifferenceKind.RAISES, said

@@ -12,7 +12,8 @@ LATE_SHARE: Final = 0.05
 overtake each other where one is tried again, or replicas take turns; that most of them did is no
 explanation."""
 KINDS_MAX: Final = 10_000
-"""Differences that are told apart; the others are counted together."""
+"""Differences, and things that were not compared, which are told apart; the others are counted
+together."""
 
 
 class DifferenceKind(StrEnum):
@@ -118,6 +119,8 @@ class PastFindings:
 
 
 def _add(counts: dict[str, NotCompared], key: str, subject: str, count: int) -> None:
+    if key not in counts and len(counts) >= KINDS_MAX:
+        key = "and others"
     if key in counts:
         counts[key].count += count
     else:

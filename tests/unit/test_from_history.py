@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from uuid import UUID
 
 import pytest
@@ -36,18 +36,23 @@ from order_service.domain import CancelOrder, Order, OrderStatus
 from payment_service import domain as payment
 from payment_service.domain import Charge, Payment, Refund, SettleCharge
 from saga.archive.store import Fact
-from saga.choreography import Participant
+from saga.choreography import Participant, State
 from saga.cli import app
 from saga.declaration import Saga
 from saga.due import Due
+from saga.envelope import Attributes, Envelope, wrap
 from saga.history.transfer import KIND, VERSION
+from saga.message import Command, Event, Message, Priority
 from saga.past.again import OnTheirWay
 from saga.past.against import Against, compare
 from saga.past.exported import archive_of
 from saga.past.findings import DifferenceKind, FoundDifference
+from saga.runtime.messaging.dead_letters import ADDRESSEE
+from saga.runtime.messaging.trust import EDITOR_SOURCE
 from saga.testing import NOW
 from tests import moving, parcels
 from tests.order_play import BROKE, Play
+from tests.play import Delivery
 from tests.recorded import archive_with, facts_of, simulated
 from tests.swapping import retyped, swapped, without
 
@@ -516,6 +521,151 @@ def test_a_message_that_is_dead_is_on_its_way(recorded: RecordedOrders, tmp_path
     assert [one.group.kind for one in lost.differences()] == [DifferenceKind.SPEAKS]
     assert known.differences() == []
     assert known.pending["payment"] == 1
+
+
+def test_a_corrected_copy_was_taken_in_the_place_of_what_it_corrects(tmp_path: Path) -> None:
+    played = stocked()
+    played.place()
+    played.down.add("payment")
+    played.deliver()
+    (dead,) = played.waiting
+    played.waiting.clear()
+    document = json.loads(dead.event.to_bytes())
+    document |= {
+        "id": str(UUID(int=7)),
+        "source": EDITOR_SOURCE,
+        "causationid": dead.event.id,
+        ADDRESSEE: "payment",
+    }
+    document["data"]["total_cents"] += 100
+    body = json.dumps(document).encode()
+    played.down.clear()
+    played.waiting.append(Delivery("payment", SAGA.choreography.decoder.decode(body)))
+    before = len(played.events)
+    played.deliver()
+    facts = facts_of(played.events)
+    facts.insert(before, Fact(Attributes.of(body), body))
+
+    run = compare(SAGA, archive_with(tmp_path, facts), scenarios=False)
+
+    assert run.ok
+    assert run.findings.late() == []
+    assert run.findings.published["payment"] == 1
+
+
+class _AboutLamp(Message):
+    lamp: str
+
+    @property
+    def subject(self) -> str:
+        return self.lamp
+
+
+class LightUp(_AboutLamp, Command):
+    type: ClassVar[str] = "lamp.light_up"
+
+
+class LampLitBefore(_AboutLamp, Event):
+    type: ClassVar[str] = "lamp.lit"
+    colour: str
+
+    def upcast(self) -> LampLit:
+        return LampLit(lamp=self.lamp, colour=self.colour, level=0)
+
+
+class LampLit(_AboutLamp, Event):
+    type: ClassVar[str] = "lamp.lit"
+    version: ClassVar[int] = 2
+    colour: str
+    level: int
+
+
+@dataclass(frozen=True, slots=True)
+class Lamp(State):
+    lit: bool = False
+
+
+def light_up(command: LightUp, lamp: Lamp) -> LampLit | None:
+    return LampLit(lamp=command.lamp, colour="red", level=7)
+
+
+@pytest.mark.parametrize("colour", ["red", "blue"])
+def test_an_older_version_is_compared_in_the_fields_that_it_had(
+    colour: str, tmp_path: Path
+) -> None:
+    published = wrap(
+        LampLitBefore(lamp="hall", colour=colour),
+        id=str(UUID(int=1)),
+        source="/services/lamp",
+        time=NOW,
+        priority=Priority.NORMAL,
+        causation=str(UUID(int=2)),
+        sequence=1,
+    )
+    saga = Saga("lamps", participants=(Participant("lamp", light_up),))
+
+    run = compare(saga, archive_with(tmp_path, facts_of([published])))
+
+    differing = [one.group.what for one in run.findings.differences()]
+    assert differing == ([] if colour == "red" else ["colour of lamp.lit"])
+    if colour == "red":
+        assert list(run.findings.not_told) == [
+            "level of lamp.lit: it was published before there was such a field"
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class Watch(State):
+    pass
+
+
+class LampSeen(_AboutLamp, Event):
+    type: ClassVar[str] = "lamp.seen"
+    final: ClassVar[bool] = True
+
+
+def see(event: LampLit, watch: Watch, now: datetime) -> LampSeen | None:
+    """Whoever comes late sees nothing."""
+    return LampSeen(lamp=event.lamp) if now < NOW + timedelta(seconds=1) else None
+
+
+def see_always(event: LampLit, watch: Watch, now: datetime) -> LampSeen | None:
+    return LampSeen(lamp=event.lamp)
+
+
+@pytest.mark.parametrize(("reaction", "differs"), [(see, False), (see_always, True)])
+def test_what_led_to_nothing_may_have_been_taken_late(
+    reaction: Callable[..., Any], differs: bool, tmp_path: Path
+) -> None:
+    watch = Participant("watch", reaction)
+    saga = Saga("lamps", participants=(Participant("lamp", light_up), watch))
+
+    def lit(lamp: str, number: int, after: timedelta) -> Envelope[Any]:
+        return wrap(
+            LampLit(lamp=lamp, colour="red", level=7),
+            id=str(UUID(int=number)),
+            source="/services/lamp",
+            time=NOW + after,
+            priority=Priority.NORMAL,
+            causation=str(UUID(int=number + 1)),
+            sequence=1,
+        )
+
+    late, later = lit("hall", 1, timedelta(0)), lit("yard", 3, timedelta(days=1))
+    answer = wrap(
+        LampSeen(lamp="yard"),
+        id=str(UUID(int=5)),
+        source="/services/watch",
+        time=NOW,
+        priority=Priority.NORMAL,
+        causation=later.id,
+        sequence=1,
+    )
+
+    run = compare(saga, archive_with(tmp_path, facts_of([late, later, answer])))
+
+    kinds = [one.group.kind for one in run.findings.differences()]
+    assert kinds == ([DifferenceKind.SPEAKS] if differs else [])
 
 
 def test_recorded_states_that_no_scenario_comes_to_are_named(
