@@ -229,10 +229,13 @@ def _show_onward(run: Against) -> None:
         return
     states = onward.states
     seen = sum(state.states for state in states)
-    console.print(
-        f"explored: {onward.pending:,} subjects are under way, in {len(states):,} states that "
-        f"differ by more than names; {seen:,} states can be reached from there"
-    )
+    if onward.pending:
+        console.print(
+            f"explored: {onward.pending:,} subjects are under way, in {len(states):,} states that "
+            f"differ by more than names; {seen:,} states can be reached from there"
+        )
+    else:
+        console.print("explored: nothing, as no subject is under way")
     for one in onward.breaks.values():
         console.print(
             f"\nbroken: {one.rule}: {one.detail}: from where {one.count:,} subjects are, for "

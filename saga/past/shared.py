@@ -154,6 +154,7 @@ class SharedPast:
             return self._latest[id]
         if self._map is None:
             # What is read of it needs no system call, which would give way to the reading thread.
+            self._own.clear()
             self._file.flush()
             self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
         start = versions.offsets[number - 1]
