@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from typing import Final
+from uuid import UUID
 
 from inventory_service.domain import PARTICIPANT as INVENTORY
 from notification_service.domain import PARTICIPANT as NOTIFICATION
+from notification_service.domain import DismissNotification, ResendNotification
 from order_saga.archive.queries import ORDER_VIEW
 from order_saga.invariants import ALWAYS, AT_REST, mails_unknown
 from order_saga.load import plan
@@ -33,6 +35,10 @@ SAGA: Final = Saga(
             {
                 "resend": "/notifications/{subject}/resend",
                 "dismiss": "/notifications/{subject}/dismiss",
+            },
+            {
+                "resend": lambda order_id: ResendNotification(order_id=UUID(order_id)),
+                "dismiss": lambda order_id: DismissNotification(order_id=UUID(order_id)),
             },
         ),
     ),

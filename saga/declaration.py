@@ -94,12 +94,14 @@ class PersonsChoice:
 
     `paths` are of the participant's own HTTP, by what each does: the decision is a POST there, with
     no body, and `{subject}` stands for the subject. The service refuses what is not for a person to
-    decide.
+    decide. `commands` are, by the same names, what the service then gives itself about a subject:
+    the simulation decides by these.
     """
 
     rule: str
     participant: str
     paths: Mapping[str, str]
+    commands: Mapping[str, Callable[[str], Command]] = field(default_factory=dict)
 
     def path(self, way: str, subject: str) -> str:
         return self.paths[way].replace("{subject}", quote(subject, safe=""))
@@ -160,6 +162,11 @@ class Saga:
                 raise SagaError(
                     f"{self.name}: a choice is about {choice.rule!r} in {choice.participant!r}; "
                     f"name a rule of `for_people` and a participant"
+                )
+            if strange := sorted(choice.commands.keys() - choice.paths.keys()):
+                raise SagaError(
+                    f"{self.name}: a choice about {choice.rule!r} has commands for "
+                    f"{', '.join(strange)}, and no path; its ways are {', '.join(choice.paths)}"
                 )
         for invariant in (*self.invariants, *self.left_to_people):
             self._check(invariant)

@@ -113,9 +113,12 @@ class SimulatedDatabase:
         shared: bool,
         on_group: Callable[[Sequence[Work]], None] = lambda _: None,
         on_commit: Callable[[Sequence[Outgoing]], None] = lambda _: None,
+        on_doubt: Callable[[], None] = lambda: None,
     ) -> None:
         """`on_group` is called with what a kernel begins to decide on, `on_commit` with the events
-        that it gets to know are committed."""
+        that it gets to know are committed, `on_doubt` where it does not know, or may not try again.
+        """
+        self._on_doubt = on_doubt
         self.shared = shared
         self._on_group = on_group
         self._on_commit = on_commit
@@ -184,10 +187,12 @@ class SimulatedDatabase:
         # And what only forgets confirmed events has none that could be refused.
         if decides and group != [] and weather.strikes("data_refused", self._name, sort):
             self._trace.note(self._name, "transaction's data refused")
+            self._on_doubt()
             raise sa.exc.IntegrityError("simulated", None, Exception("refused"))
         result = self._store.run(work)
         if weather.strikes("commit_unknown", self._name, sort):
             self._trace.note(self._name, "committed, which is not known")
+            self._on_doubt()
             raise _away("simulated: committed or not")
         return result
 

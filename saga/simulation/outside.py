@@ -7,9 +7,11 @@ import random
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from saga.envelope import Envelope, MessageKey
 from saga.message import Answer, Ask, Intent
 from saga.outside import Outside
 from saga.retry import TransientError
+from saga.runtime.telemetry import ABOUT
 from saga.simulation.loop import SimulatedLoop, SimulatedProcess, current_process, settle
 from saga.simulation.trace import SimulationTrace
 from saga.simulation.weather import Weather
@@ -37,7 +39,13 @@ class SimulatedOutside:
         chance: random.Random,
         planned: Callable[[Intent], Any] | None,
         on_crash: Callable[[SimulatedProcess], None],
+        trouble: Callable[[str, str], None],
     ) -> None:
+        self._trouble = trouble
+        self._effects: set[tuple[type[Intent], str, MessageKey]] = set()
+        """The questions that had one, each with the message that led to it."""
+        self.unusual: set[str] = set()
+        """Subjects about which it has decided otherwise than usual."""
         self._on_crash = on_crash
         self._away_until = 0.0
         self.books = outside.blank
@@ -59,12 +67,12 @@ class SimulatedOutside:
     async def _ask(self, intent: Intent) -> Answer:
         """The question goes there, where it is heard, and its answer, or error, comes back."""
         answer: asyncio.Future[Answer] = self._loop.create_future()
-        asker = current_process()
+        asker, cause = current_process(), ABOUT.get()
 
         def take() -> None:
             result: Answer | Exception
             try:
-                result = self._hear(intent)
+                result = self._hear(intent, cause)
             except Exception as error:
                 result = error
             name = type(intent).__name__
@@ -77,18 +85,33 @@ class SimulatedOutside:
         self._loop.call_later(self._weather.latency(), take, context=self._world.context)
         return await answer
 
-    def _hear(self, intent: Intent) -> Answer:
+    def _hear(self, intent: Intent, cause: Envelope[Any] | None) -> Answer:
         weather, outside, name = self._weather, self._outside, type(intent).__name__
         if outside.idempotent and self._is_away(name):
             raise TransientError("simulated: away")
         self.heard.add(type(intent))
-        answer, books, said = outside.hear(self.books, intent, self._decision(intent))
+        decision = self._decision(intent)
+        if decision != outside.decisions[0]:
+            self.unusual.add(intent.subject)
+        answer, books, said = outside.hear(self.books, intent, decision)
         if books != self.books:
             self.books = books
+            if not outside.idempotent and cause is not None:
+                self._check_effect(intent, cause)
             self._trace.note(outside.name, f"{said}: {type(intent).__name__} {intent.subject[:8]}")
         if outside.idempotent and weather.strikes("lost_answer", outside.name, name):
             raise TransientError("simulated: the answer is lost")
         return answer
+
+    def _check_effect(self, intent: Intent, cause: Envelope[Any]) -> None:
+        effect = type(intent), intent.subject, cause.key
+        if effect in self._effects:
+            self._trouble(
+                "effect_twice",
+                f"{cause.type} {cause.id} had {self._outside.name} do twice what it was asked by "
+                f"{type(intent).__name__} about {intent.subject}",
+            )
+        self._effects.add(effect)
 
     def _is_away(self, name: str) -> bool:
         weather, where = self._weather, self._outside.name

@@ -45,6 +45,8 @@ MALFORMED_SHARE = 0.2
 """Runs in which somebody publishes what nobody can read."""
 OPERATOR_SECONDS = 4.0
 """How often the operator looks for dead letters."""
+DECIDE_SHARE = 0.03
+"""How often people look, in a storm, at what is left to them, and decide at once."""
 HURRY_SHARE = 0.05
 """How often an operator who looks has something done now that is due later."""
 
@@ -68,6 +70,11 @@ class People:
         self._plan = plan
         self._chance = chance
         self._callers = 0
+        self._looked = False
+        self._decisions = 0
+        self._decided: dict[str, Command] = {}
+        """Keyed by subject: what a person decided on it after the storm."""
+        self._in_vain: set[str] = set()
         self._moments: dict[str, list[tuple[int, asyncio.Event]]] = {}
         """Keyed by subject: after how many messages somebody gives a command about it."""
         self._messages: Counter[str] = Counter()
@@ -88,7 +95,6 @@ class People:
 
     def begin(self) -> None:
         """Have all commands given, and whatever fails replayed."""
-        self._world.watch.on_message = self._hear
         begun: set[str] = set()
         for given in sorted(self._plan.given, key=lambda given: given.after_seconds):
             moment = None
@@ -104,7 +110,7 @@ class People:
             )
         self._world.loop.spawn(self._world.process, self._operate())
 
-    def _begin(self, work: Callable[[], Awaitable[None]]) -> None:
+    def _begin(self, work: Callable[[], Awaitable[Any]]) -> None:
         async def begun() -> None:
             await work()
             self._callers -= 1
@@ -119,7 +125,7 @@ class People:
         self._moments.setdefault(subject, []).append((count, moment))
         return moment
 
-    def _hear(self, subject: str) -> None:
+    def hear(self, subject: str) -> None:
         """A message about a subject is delivered."""
         self._messages[subject] += 1
         for count, moment in self._moments.get(subject, ()):
@@ -210,8 +216,47 @@ class People:
             await asyncio.sleep(OPERATOR_SECONDS)
             for participant in self._world.choreography.participants:
                 self._replay(participant.name)
-            if not self._world.weather.calm and self._chance.random() < HURRY_SHARE:
+            if self._world.weather.calm:
+                continue
+            if self._chance.random() < HURRY_SHARE:
                 self._hurry()
+            if self._chance.random() < DECIDE_SHARE:
+                for _, name, ways in self._world.left.open():
+                    self._begin_to_decide(name, self._chance.choice(ways))
+
+    def decide(self) -> bool:
+        """Decide on all that is left to people, once the storm is over; whether there is anything
+        to decide. As nothing goes wrong then, what is left again has been decided in vain."""
+        if not self._world.weather.calm:
+            return any(True for _ in self._world.left.open())
+        self.look()
+        began = False
+        for subject, participant, ways in self._world.left.open():
+            if subject not in self._decided:
+                self._decided[subject] = self._chance.choice(ways)
+                self._begin_to_decide(participant, self._decided[subject])
+                began = True
+            elif subject not in self._in_vain:
+                self._in_vain.add(subject)
+                self._world.trouble(
+                    "decided_in_vain",
+                    f"{subject}: it is left to people after {self._decided[subject].type} as it "
+                    f"was before",
+                )
+        return began
+
+    def look(self) -> None:
+        """See whether there is a reason for all that is left to people, before they decide."""
+        if not self._looked:
+            for subject, why in self._world.left.unexplained():
+                self._world.trouble("left_unexplained", f"{subject}: {why}")
+        self._looked = True
+
+    def _begin_to_decide(self, participant: str, command: Command) -> None:
+        self._decisions += 1
+        key = f"decision {self._decisions}"
+        self._world.trace.note("person", f"decides: {command.type} {command.subject}")
+        self._begin(partial(self._ask, Given(participant, command, key)))
 
     def _hurry(self) -> None:
         """Bring forward what is due about some state."""

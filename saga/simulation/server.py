@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 from uuid import UUID
 
-from saga.runtime.kernel.kept import Kept
+from saga.runtime.kernel.kept import PRUNED_MAX, Kept
 from saga.runtime.kernel.kernel import ASKING_MAX, GROUP_MAX, Kernel
 from saga.runtime.kernel.lanes import NORMAL_SHARE
 from saga.runtime.kernel.outbox import BACKLOG_BUSY, BATCH_MAX, BATCHES_MAX, HELD_MAX, Outbox
@@ -47,10 +47,16 @@ class Capacities:
     held_max: int
     backlog_busy: int
     prefetch: int
+    keep_minutes: float
+    keep_bytes: int
+    pruned_max: int
 
     @classmethod
-    def draw(cls, chance: random.Random) -> Capacities:
-        """Draw each by itself: as in production, or so small that it is reached."""
+    def draw(cls, chance: random.Random, *, forgets: bool) -> Capacities:
+        """Draw each by itself: as in production, or so small that it is reached. Where the broker
+        may forget everything, all that was published is kept."""
+        keep_minutes = chance.choice((0.1, KEEP_MINUTES))
+        keep_bytes = chance.choice((2_000, KEEP_BYTES))
         return cls(
             group_max=chance.choice((1, 2, GROUP_MAX)),
             asking_max=chance.choice((1, ASKING_MAX)),
@@ -60,6 +66,9 @@ class Capacities:
             held_max=chance.choice((1, 4, HELD_MAX)),
             backlog_busy=chance.choice((0, 2, BACKLOG_BUSY)),
             prefetch=chance.choice((1, 3, PREFETCH)),
+            keep_minutes=KEEP_MINUTES if forgets else keep_minutes,
+            keep_bytes=KEEP_BYTES if forgets else keep_bytes,
+            pruned_max=chance.choice((1, PRUNED_MAX)),
         )
 
 
@@ -90,6 +99,7 @@ class SimulatedReplica:
         limits: Capacities,
         on_group: Callable[[SimulatedProcess, Sequence[Work]], None],
         on_commit: Callable[[SimulatedProcess, Sequence[Outgoing]], None],
+        on_doubt: Callable[[], None],
         lease_seconds: float,
         skew_seconds: float,
         new_id: Callable[[], UUID],
@@ -111,6 +121,7 @@ class SimulatedReplica:
         self.outbox: Outbox | None = None
         self._on_group = on_group
         self._on_commit = on_commit
+        self._on_doubt = on_doubt
         self._lease_seconds = lease_seconds
         self._skew = timedelta(seconds=skew_seconds)
         self._new_id = new_id
@@ -145,11 +156,16 @@ class SimulatedReplica:
             shared=self._shared,
             on_group=partial(self._on_group, process),
             on_commit=partial(self._on_commit, process),
+            on_doubt=self._on_doubt,
         )
         publisher = self._parts.publisher("", "publisher", connect=network.connect)
-        # Nothing is removed from it: a run is shorter than that.
         kept = self._parts.kept(
-            database, tables, minutes=KEEP_MINUTES, bytes_max=KEEP_BYTES, clock=self.clock
+            database,
+            tables,
+            minutes=limits.keep_minutes,
+            bytes_max=limits.keep_bytes,
+            clock=self.clock,
+            pruned_max=limits.pruned_max,
         )
         outbox = self._parts.outbox(
             name,
@@ -181,6 +197,8 @@ class SimulatedReplica:
             normal_share=limits.normal_share,
         )
         runs = [kernel.run, outbox.run]
+        if limits.keep_minutes < KEEP_MINUTES or limits.keep_bytes < KEEP_BYTES:
+            runs.append(kept.run)  # In any other run there is nothing to remove.
         if tables.with_dues:
             timekeeper = self._parts.timekeeper(
                 kernel, database, tables, clock=self.clock, poll_seconds=TIMER_POLL_SECONDS

@@ -19,6 +19,7 @@ from saga.reconcile.broker import letter_of
 from saga.reconcile.databases import Books, read_book, strike_out
 from saga.reconcile.facts import Backlog, MessageFates
 from saga.retry import RUNGS_MS
+from saga.runtime.kernel.kept import position_of
 from saga.runtime.messaging.dead_letters import key_of
 from saga.runtime.messaging.topology import HISTORY_STREAM, dead_letter_queue, queues_of, wait_queue
 from saga.simulation import dues
@@ -28,10 +29,14 @@ from saga.simulation.rules import violation
 from saga.simulation.world import World
 from saga.view import View, Violation
 
+REMOVED_WITHIN_SECONDS = 30.0
+"""How long after its time, and after the storm, what was kept may still be there."""
+
 
 def violations(world: World) -> tuple[list[Violation], frozenset[str]]:
     """Everything that is wrong with how a run has ended; and what has happened in it, as
     `coverage` names it."""
+    world.people.look()
     view, deliveries = _seen(world)
     types = {mark.type for about in view.told.subjects() for mark in view.told.about(about)}
     heard = {intent.__name__ for outside in world.outsides for intent in outside.heard}
@@ -46,7 +51,8 @@ def violations(world: World) -> tuple[list[Violation], frozenset[str]]:
             _ends_brought_forward(world),
         ),
         *_wrong_timers(world),
-        *(Violation("impure", "", detail) for detail in world.scene.sample.impure),
+        *_kept_too_long(world),
+        *(violation("impure", "", detail) for detail in world.scene.sample.impure),
     ], frozenset(types | heard)
 
 
@@ -114,6 +120,26 @@ def _ends_brought_forward(world: World) -> Mapping[str, Set[str]]:
 
 def _audited(audit: sa.Table, connection: Connection) -> Sequence[Any]:
     return connection.execute(sa.select(audit.c.key, audit.c.command)).all()
+
+
+def _kept_too_long(world: World) -> Iterator[Violation]:
+    """What should have been removed by now. A service looks after it at times, if it is there."""
+    if world.loop.time() < world.weather.storm_seconds + REMOVED_WITHIN_SECONDS:
+        return
+    for server in world.servers:
+        most = timedelta(minutes=server.limits.keep_minutes, seconds=REMOVED_WITHIN_SECONDS)
+        before = server.clock() - most
+        store = world.stores[server.service.participant.name]
+        key = store.run(partial(_oldest_kept, server.service.tables.kept))
+        if key is not None and position_of(key) < before.timestamp() * 1_000_000:
+            yield violation(
+                "kept_too_long", "", f"{server.name} keeps {key}, although it is before {before}"
+            )
+
+
+def _oldest_kept(kept: sa.Table, connection: Connection) -> str | None:
+    found: str | None = connection.scalar(sa.select(sa.func.min(kept.c.key)))
+    return found
 
 
 def _wrong_timers(world: World) -> Iterator[Violation]:

@@ -13,13 +13,15 @@ FAIR_SHARE = 0.05
 """Runs in which nothing goes wrong."""
 KIND_SHARE = 0.5
 """Runs, of the others, that have a kind of fault."""
+OFTEN_SHARES = {"outside_unusual": 0.8}
+"""Those of kinds of fault that are there more often: what people have to decide comes of them."""
 RARE_TIMES = 2
 RARE_FACTOR = 4.0
 RARE_RATE_MAX = 0.8
 """What comes to a place after something else did, such as what undoes it, a fault befalls so many
 times as often, up to a rate, the first `RARE_TIMES`. What comes first is let through as it is, or
 the rest would never come."""
-STORM_SECONDS = (2.0, 10.0, 60.0)
+STORM_SECONDS = (5.0, 20.0, 60.0)
 """How long it may last; less if everything comes to rest before."""
 
 
@@ -68,7 +70,7 @@ class Rates:
     """An outside does what it is asked, and its answer is lost."""
     slow_outside: float = 2 / 3
     """An outside takes seconds for its answer."""
-    outside_unusual: float = 1 / 2
+    outside_unusual: float = 0.9
     """An outside decides otherwise than usual, where no plan says how it does."""
     crash_at_question: float = 1 / 4
     """A process is killed when the outside has just heard its question."""
@@ -140,6 +142,6 @@ def _rates(chance: random.Random) -> Rates:
     for kind in fields(Rates):
         # Down to a tenth of the worst, small ones as likely as large ones.
         worst: float = getattr(rates, kind.name)
-        there = not fair and chance.random() < KIND_SHARE
+        there = not fair and chance.random() < OFTEN_SHARES.get(kind.name, KIND_SHARE)
         setattr(rates, kind.name, worst * 10 ** -chance.random() if there else 0.0)
     return rates

@@ -16,6 +16,7 @@ from saga.retry import RUNGS_MS
 from saga.runtime.kernel.timer import due_by
 from saga.runtime.messaging.topology import HISTORY_STREAM, queues_of, wait_queue
 from saga.simulation.broker import EPOCH
+from saga.simulation.doubt import UnclearAnswers
 from saga.simulation.loop import SimulatedLoop, SimulatedProcess, current_process
 from saga.simulation.network import Network
 from saga.simulation.outside import SimulatedOutside
@@ -103,11 +104,13 @@ class World:
                 chance,
                 self.plan.decisions.get(outside.name),
                 self._doom,
+                self.trouble,
             )
             for outside in scene.saga.outside
         ]
         self.troubles: list[Violation] = []
         """What must not happen, and did."""
+        self.left = UnclearAnswers(scene, self.outsides, self.loop)
         self.people = People(self, self.plan, chance)
         self.at_rest = False
         self._ends_seconds = self.weather.storm_seconds + PATIENCE_SECONDS
@@ -130,6 +133,7 @@ class World:
         self.loop.before_step = self._before_step
         self.loop.on_error = self._on_error
         self.watch = Watch(self._servers, self.stores, self.trouble)
+        self.watch.on_message = self._on_message
         self.network.on_publish = self.watch.published
         self.network.on_taken = self.watch.taken
         self.network.on_deliver = self.watch.delivered
@@ -182,7 +186,8 @@ class World:
         ids = _stream(self.seed, "ids")
         replicas = self._chance.choice((1, 1, 2))
         skewed = self._chance.random() < 0.3
-        limits = Capacities.draw(self._chance)
+        forgets = self.weather.rates.broker_forgets > 0
+        limits = Capacities.draw(self._chance, forgets=forgets)
         # Renewing it is most of what replicas do when there is nothing to do.
         lease_seconds = self._chance.choice((10.0, 30.0))
         servers = {}
@@ -202,6 +207,7 @@ class World:
                     limits=limits,
                     on_group=lambda process, group: self.watch.group_begun(process, group),
                     on_commit=lambda process, rows: self.watch.committed(process, rows),
+                    on_doubt=partial(self.left.interrupted, participant.name),
                     lease_seconds=lease_seconds,
                     skew_seconds=skew,
                     new_id=lambda: UUID(int=ids.getrandbits(128), version=4),
@@ -246,6 +252,7 @@ class World:
 
     def _kill(self, server: SimulatedReplica, how: str, away_seconds: float) -> None:
         self.trace.note(server.name, how)
+        self.left.interrupted(server.service.participant.name)
         server.kill()
         self.loop.call_later(away_seconds, server.start, context=self.process.context)
 
@@ -264,6 +271,11 @@ class World:
         if isinstance(error, EndlessStep):
             return  # It is said better.
         self.trouble("unhandled", f"{message}: {error!r}" if error else message)
+
+    def _on_message(self, process: SimulatedProcess, subject: str) -> None:
+        self.people.hear(subject)
+        participant = self._servers[process.name].service.participant.name
+        self.left.meets(participant, process, subject)
 
     def trouble(self, kind: str, detail: str) -> None:
         self.trace.note("TROUBLE", f"{kind}: {detail}")
@@ -327,7 +339,7 @@ class World:
     def _look(self) -> None:
         """End the run once it is at rest, or goes round in circles; or have the clock jump, if all
         that is left is due when the run would be over."""
-        idle = self._idles()
+        idle = self._idles() and not self.people.decide()
         due_seconds = self._due_seconds() if idle else None
         self.at_rest = idle and due_seconds is None
         if self.at_rest:
@@ -351,7 +363,8 @@ class World:
         self.loop.jump(to_seconds)
         self._ends_seconds = to_seconds + PATIENCE_SECONDS
         self._steps_max = self.loop.steps + STEPS_MAX
-        self.loop.call_later(REST_SECONDS, self._look, context=self.process.context)
+        # A copy of it: what is begun there enters it itself.
+        self.loop.call_later(REST_SECONDS, self._look, context=self.process.context.copy())
 
     def _idles(self) -> bool:
         """Whether nothing will happen any more, but for what is due."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import subprocess
@@ -23,7 +24,29 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 from typer.testing import CliRunner
 
-from common.events import OrderCancelled, PaymentVoided
+from common.events import (
+    NotificationBegun,
+    NotificationDismissed,
+    NotificationSent,
+    NotificationUnconfirmed,
+    OrderCancelled,
+    OrderConfirmed,
+    PaymentVoided,
+)
+from notification_service.domain import PARTICIPANT as NOTIFICATION
+from notification_service.domain import (
+    DismissNotification,
+    Notification,
+    PutOff,
+    Resend,
+    ResendNotification,
+    Result,
+    Send,
+    SendAnswered,
+    dismiss,
+    record,
+    tell_confirmed,
+)
 from order_saga import SAGA
 from payment_service.domain import PARTICIPANT as PAYMENT
 from payment_service.domain import (
@@ -41,7 +64,7 @@ from saga.cli import app
 from saga.commands.simulating import Summary, show, summary_as_json
 from saga.declaration import Saga
 from saga.envelope import Envelope
-from saga.message import Priority
+from saga.message import Answer, Ask, Intent, Priority
 from saga.retry import RUNGS_MS, Retry
 from saga.runtime.kernel.kept import Kept
 from saga.runtime.kernel.kernel import Kernel
@@ -536,6 +559,76 @@ def forgets_every_refund(
     return None if isinstance(decided, Refund) else decided
 
 
+class AsksTwice(Kernel):
+    """Asks the outside again where it has just answered."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._ask = {intent: partial(self._twice, ask) for intent, ask in self._ask.items()}
+
+    async def _twice(self, ask: Ask, intent: Intent) -> Answer:
+        with contextlib.suppress(Exception):
+            await ask(intent)
+        return await ask(intent)
+
+
+class KeepsForEver(Kept):
+    """Removes nothing."""
+
+    async def _prune(self) -> int:
+        return 0
+
+
+TURNS = itertools.cycle((True, False))
+
+
+def with_mails(**reactions: Any) -> Saga:
+    """The saga whose notification service reacts so."""
+    functions = [
+        reactions.get(reaction.name, reaction.function) for reaction in NOTIFICATION.reactions
+    ]
+    mails = Participant(
+        NOTIFICATION.name,
+        *functions,
+        retry=NOTIFICATION.retry_of(None),
+        package=NOTIFICATION.package,
+    )
+    return SAGA.with_(mails)
+
+
+def knows_of_no_mail_whether_it_was_sent(
+    answer: SendAnswered, notification: Notification
+) -> NotificationSent | PutOff | NotificationUnconfirmed | None:
+    unknown = answer.model_copy(update={"result": Result.UNKNOWN})
+    return record(unknown, notification)
+
+
+def sends_no_mail(
+    event: OrderConfirmed, notification: Notification
+) -> tuple[NotificationBegun, Send] | tuple[NotificationBegun, NotificationUnconfirmed] | None:
+    decided = tell_confirmed(event, notification)
+    if not isinstance(decided, tuple):
+        return None
+    begun, _ = decided
+    return begun, NotificationUnconfirmed(order_id=event.order_id, detail="was not tried")
+
+
+def resends_nothing(command: ResendNotification, notification: Notification) -> Resend | None:
+    return None
+
+
+def dismisses_now_and_then(
+    command: DismissNotification, notification: Notification
+) -> NotificationDismissed | None:
+    return dismiss(command, notification) if next(TURNS) else None
+
+
+def dismisses_nothing(
+    command: DismissNotification, notification: Notification
+) -> NotificationDismissed | None:
+    return None
+
+
 @dataclass(frozen=True)
 class Twin:
     """A broken kernel, and the rules that catch it, each within so many seeds."""
@@ -587,18 +680,20 @@ BROKEN = [
     Twin.of("due_in_vain", kernel=TakesItForDue, timekeeper=TakesItsTime),
     Twin.of("due_early", kernel=TakesItForDue, timekeeper=LooksAhead),
     Twin.of("due_lost", kernel=KeepsWhatWasDue),
-    Twin.of("due_late", timekeeper=DoesNothingThatIsDue),
-    Twin.of("due_late", kernel=ForgetsWhatIsDue),
     Twin.of("tries_not_counted", deliveries=ForgetsTries),
     Twin.of("taken_while_busy", outbox=TakesMoreThanItPublishes),
     Twin.of("taken_while_busy", outbox=ForgetsWhatItHasNoRoomFor),
-    Twin.of("urgent_waits", kernel=TakesAllForNormal),
     Twin.of("normal_starves", kernel=TakesUrgentOnly),
     Twin.of("priority_changed", kernel=ForgetsPriorities),
+    Twin.of("effect_twice", kernel=AsksTwice),
+    Twin.of("kept_too_long", kept=KeepsForEver),
     Twin.of("retried_otherwise", saga=with_payment(compensate), deliveries=HasOnePolicy),
     Twin.of("retried_otherwise", deliveries=TriesInTheSameRhythm),
 ]
 RARELY_BROKEN = [
+    Twin.of("due_late", seeds=LATER, timekeeper=DoesNothingThatIsDue),
+    Twin.of("due_late", seeds=LATER, kernel=ForgetsWhatIsDue),
+    Twin.of("urgent_waits", seeds=LATER, kernel=TakesAllForNormal),
     Twin.of("lost", seeds=LATER, deliveries=AcknowledgesAllBelow),
     Twin.of("lost", seeds=LATER, deliveries=SetsAsideUnconfirmed),
     Twin.of("lost", seeds=LATER, kernel=LooksIntoNoInbox),
@@ -618,6 +713,23 @@ def test_a_kernel_is_caught_that_is_broken_only_when_several_things_go_wrong(twi
     assert not twin.missed()
 
 
+MAILS = [
+    ({"record": knows_of_no_mail_whether_it_was_sent}, "left_unexplained"),
+    ({"tell_confirmed": sends_no_mail}, "left_unexplained"),
+    ({"resend": resends_nothing}, "decided_in_vain"),
+    ({"dismiss": dismisses_nothing}, "decided_in_vain"),
+    ({"dismiss": dismisses_now_and_then}, "impure"),
+]
+"""What is wrong with how a service deals with mails, and the rule that finds it."""
+
+
+@pytest.mark.parametrize(("reactions", "rule"), MAILS)
+def test_what_is_left_to_people_has_a_reason_and_an_end(
+    reactions: dict[str, Any], rule: str
+) -> None:
+    assert not Twin.of(rule, seeds=2 * SOON, saga=with_mails(**reactions)).missed()
+
+
 @pytest.mark.parametrize(
     "compensation",
     [
@@ -632,13 +744,84 @@ def test_a_refund_that_never_happened_is_missed_soon(compensation: Any) -> None:
 
 
 def test_each_rule_of_the_simulation_catches_a_broken_kernel() -> None:
-    shown = {rule for twin in BROKEN for rule in twin.rules}
+    shown = {rule for twin in (*BROKEN, *RARELY_BROKEN) for rule in twin.rules}
+    shown |= {rule for _, rule in MAILS}
     assert not set(RULES) - shown
 
 
 def test_a_rule_that_has_no_name_is_no_verdict() -> None:
     with pytest.raises(KeyError, match="never_heard_of"):
         violation("never_heard_of", "", "")
+
+
+REACHED: set[str] = set()
+"""The limits that the parts below have come to."""
+
+
+class SpiedOutbox(Outbox):
+    """Tells which of its limits it has come to."""
+
+    @property
+    def busy(self) -> bool:
+        if super().busy:
+            REACHED.add("backlog")
+        return super().busy
+
+    def publish(self, rows: Sequence[Outgoing]) -> None:
+        if len(self._held) + len(rows) > self._held_max:
+            REACHED.add("held")
+        super().publish(rows)
+
+    def _publish_waiting(self) -> None:
+        super()._publish_waiting()
+        if self._queue and len(self._batches) == self._batches_max:
+            REACHED.add("batches")
+
+    async def _publish_batch(self, batch: Sequence[Outgoing]) -> None:
+        if self._queue and len(batch) == self._batch_max:
+            REACHED.add("batch")
+        await super()._publish_batch(batch)
+
+
+class SpiedKernel(Kernel):
+    """Tells which of its limits it has come to."""
+
+    def _take(self) -> list[Work]:
+        group = super()._take()
+        if self._lanes and len(group) == self._group_max:
+            REACHED.add("group")
+        return group
+
+    async def _ask_outside(self, work: Work, intent: Intent) -> None:
+        if self._asking.locked():
+            REACHED.add("asking")
+        await super()._ask_outside(work, intent)
+
+
+class SpiedKept(Kept):
+    """Tells which of its limits it has come to."""
+
+    async def _prune(self) -> int:
+        too_much = self._size > self._bytes_max
+        removed = await super()._prune()
+        if removed:
+            REACHED.add("kept bytes" if too_much else "kept minutes")
+        if removed == self._pruned_max:
+            REACHED.add("removed at once")
+        return removed
+
+
+def test_every_limit_is_reached() -> None:
+    limits = {"backlog", "held", "batches", "batch", "group", "asking"}
+    limits |= {"kept bytes", "kept minutes", "removed at once"}
+    REACHED.clear()
+    spied = PartsUnderTest(kernel=SpiedKernel, outbox=SpiedOutbox, kept=SpiedKept)
+    with closing(Simulation(spied)) as simulation:
+        for seed in range(SOON):
+            assert simulation.run(seed).violations == ()
+            if limits == REACHED:
+                return
+    assert limits - REACHED == set()
 
 
 @pytest.fixture(scope="module")
