@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
+from uuid import UUID
 
 from common.events import (
     CancellationReason,
     HeldLine,
+    Letter,
     LetterKind,
     NotificationUnconfirmed,
     OrderCancelled,
     OrderConfirmed,
+    OrderLine,
     OrderPlaced,
     PaymentCharged,
     PaymentRefunded,
@@ -30,7 +33,7 @@ from inventory_service.domain import (
     StockItem,
     delivery_key,
 )
-from notification_service.domain import Notification, NotificationStatus
+from notification_service.domain import CUT_SHORT, Notification, NotificationStatus
 from order_saga.outsides import MailLog
 from order_service.domain import PARTICIPANT as ORDER
 from order_service.domain import Order, OrderStatus
@@ -87,6 +90,56 @@ def stock_not_conserved(stock: States[StockItem], added: Events[StockAdded]) -> 
                 f"{units} units were put on the shelf, but {item.free} are free and "
                 f"{item.held} held: {item.free + item.held}",
             )
+
+
+def price_differs(stock: States[StockItem], added: Events[StockAdded]) -> Iterator[Broken]:
+    """A SKU's price is that of its last delivery."""
+    last = {(event.subject, event.sequence): event.data for event in added}
+    for sku, item in stock.items():
+        said = last.get((sku, item.sequence))
+        if said is not None and _price(item, item.currency) != _price(said, said.currency):
+            yield (
+                sku,
+                f"it costs {item.unit_price_cents} cents {item.currency}, its last delivery said "
+                f"{said.unit_price_cents} cents {said.currency}",
+            )
+
+
+def delivered_twice(added: Events[StockAdded]) -> Iterator[Broken]:
+    """A delivery brings a SKU once."""
+    counts = Counter(
+        (event.subject, event.data.delivery_id)
+        for event in added
+        if event.data.delivery_id is not None
+    )
+    for (sku, delivery_id), count in counts.items():
+        if count > 1:
+            yield sku, f"delivery {delivery_id} counts {count} times"
+
+
+def sold_untrue(
+    reservations: States[Reservation],
+    placed: Events[OrderPlaced],
+    stock: States[StockItem],
+    added: Events[StockAdded],
+) -> Iterator[Broken]:
+    """What is held was for sale, at the price and in the currency that its order says."""
+    prices: defaultdict[str, set[tuple[int | None, str]]] = defaultdict(set)
+    for sku, item in stock.items():
+        prices[sku].add(_price(item, item.currency))
+    for delivery in added:
+        prices[delivery.subject].add(_price(delivery.data, delivery.data.currency))
+    for order in placed:
+        if reservations.of(order.subject).status is not ReservationStatus.HELD:
+            continue
+        for line in order.data.lines:
+            price = _price(line, order.data.currency)
+            if price not in prices[line.sku] and added.complete(INVENTORY.name, line.sku):
+                yield (
+                    order.subject,
+                    f"{line.sku} is held for it at {line.unit_price_cents} cents "
+                    f"{order.data.currency}, for which it never was for sale",
+                )
 
 
 def delivery_differs(deliveries: States[Delivery], added: Events[StockAdded]) -> Iterator[Broken]:
@@ -469,24 +522,79 @@ def not_undone(
             yield order_id, f"it is cancelled, and the payment is {payment}"
 
 
+FIRST_DELIVERY: Final = UUID(int=1)
+"""What this brings is on the shelf before anything is ordered."""
+
+
 def rejected_untrue(
-    orders: States[Order], rejected: Events[StockRejected], added: Events[StockAdded]
+    placed: Events[OrderPlaced],
+    rejected: Events[StockRejected],
+    reserved: Events[StockReserved],
+    added: Events[StockAdded],
 ) -> Iterator[Broken]:
-    """Inventory rejects an order only for what was, or was not, put on the shelf."""
-    shelf = {event.data.sku: event.data for event in added}
-    wanted = sum((_units(order.lines) for order in orders.values()), Counter[str]())
+    """Inventory rejects an order only for what, at some time, was on the shelf or was not."""
+    orders = {event.subject: event.data for event in placed}
     for event in rejected:
         reason, sku = event.data.reason, event.data.sku
-        lines = [line for line in orders.of(event.subject).lines if line.sku == sku]
-        put = shelf.get(sku)
+        lines = [line for line in orders[event.subject].lines if line.sku == sku]
+        moments = _moments(sku, added)
+        held = sum(
+            _units(other.data.lines)[sku] for other in reserved if other.subject != event.subject
+        )
         true = {
-            RejectionReason.UNKNOWN_SKU: put is None,
-            RejectionReason.PRICE_MISMATCH: put is not None
-            and any(line.unit_price_cents != put.unit_price_cents for line in lines),
-            RejectionReason.OUT_OF_STOCK: put is not None and put.quantity < wanted[sku],
+            RejectionReason.UNKNOWN_SKU: any(not there for there in moments),
+            RejectionReason.PRICE_MISMATCH: any(
+                _price(line, orders[event.subject].currency)
+                != _price(there[-1], there[-1].currency)
+                for there in moments
+                if there
+                for line in lines
+            ),
+            RejectionReason.OUT_OF_STOCK: any(
+                sum(each.quantity for each in there) - held < _units(lines)[sku]
+                for there in moments
+                if there
+            ),
         }
         if not true[reason]:
-            yield event.subject, f"{sku} was rejected as {reason}, and on the shelf was put {put!r}"
+            yield event.subject, f"{sku} was rejected as {reason}, which was at no time so"
+
+
+def _moments(sku: str, added: Events[StockAdded]) -> Sequence[Sequence[StockAdded]]:
+    """The deliveries of a SKU that may have been there when somebody looked."""
+    numbered = {event.sequence or 0: event.data for event in added if event.subject == sku}
+    brought = [numbered[number] for number in sorted(numbered)]
+    before = sum(each.delivery_id == FIRST_DELIVERY for each in brought)
+    return [brought[:count] for count in range(before, len(brought) + 1)]
+
+
+def letter_untrue(
+    notifications: States[Notification], ends: Events[OrderConfirmed | OrderCancelled]
+) -> Iterator[Broken]:
+    """A mail tells what the event tells that it is about."""
+    for event in ends:
+        letter = notifications.of(event.subject).letter
+        if letter is None:
+            continue
+        match event.data:
+            case OrderConfirmed() as end:
+                true = Letter(
+                    kind=LetterKind.CONFIRMED,
+                    customer=end.customer,
+                    currency=end.currency,
+                    total_cents=end.total_cents,
+                )
+            case end:
+                true = Letter(kind=LetterKind.CANCELLED, customer=end.customer, reason=end.reason)
+        if letter != true:
+            yield event.subject, f"the mail tells {letter!r}; {event.type} told {end!r}"
+
+
+def doubt_untrue(doubtful: Events[NotificationUnconfirmed]) -> Iterator[Broken]:
+    """Where every mail is taken, nobody is in doubt about one but by a crash."""
+    for event in doubtful:
+        if event.data.detail != CUT_SHORT:
+            yield event.subject, f"it counts as unknown, though it was taken: {event.data.detail!r}"
 
 
 def reason_untrue(
@@ -518,9 +626,12 @@ ALWAYS = (
     refund_exceeds_charge,
     stock_negative,
     stock_not_conserved,
+    price_differs,
+    delivered_twice,
     delivery_differs,
     held_mismatch,
     held_differs,
+    sold_untrue,
     confirmed_unpaid,
     confirmed_not_held,
     outcome_differs,
@@ -542,6 +653,10 @@ AT_REST = (
     mail_unsettled,
     not_mailed,
 )
+
+
+def _price(of: OrderLine | StockAdded | StockItem, currency: str) -> tuple[int | None, str]:
+    return of.unit_price_cents, currency
 
 
 def _units(lines: Iterable[HeldLine]) -> Counter[str]:

@@ -32,7 +32,7 @@ from notification_service.store import put_in_question
 from payment_service import app as payment
 from payment_service.domain import PARTICIPANT as PAYMENT
 from payment_service.domain import Charge, Payment, PaymentStatus, Refund, SettleCharge
-from payment_service.gateway import SandboxGateway, ledger_file
+from payment_service.gateway import GatewayUnavailable, SandboxGateway, ledger_file
 from payment_service.ledger import (
     ChargeOutcome,
     Decline,
@@ -166,6 +166,7 @@ PROVIDER = Outside(
     blank=Ledger(),
     decisions=(ChargeOutcome.CHARGED, ChargeOutcome.CARD_DECLINED),
     ask=asks_provider,
+    fails=(GatewayUnavailable,),
     read=read_ledger,
     setting="SANDBOX_URL",
     file="provider.db",

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 from common.events import (
@@ -14,10 +14,12 @@ from common.events import (
     OrderCancelled,
     OrderConfirmed,
     OrderLine,
+    OrderPlaced,
     PlaceOrder,
+    total_of,
 )
 from inventory_service.domain import PARTICIPANT as INVENTORY
-from inventory_service.domain import AddStock
+from inventory_service.domain import AddStock, Delivery, delivery_key
 from notification_service.domain import PARTICIPANT as NOTIFICATION
 from notification_service.domain import (
     RESENDING_MAX,
@@ -26,12 +28,20 @@ from notification_service.domain import (
     NotificationStatus,
     ResendNotification,
 )
-from order_saga.invariants import not_undone, reason_untrue, rejected_untrue
+from order_saga.invariants import (
+    FIRST_DELIVERY,
+    doubt_untrue,
+    letter_untrue,
+    not_undone,
+    reason_untrue,
+    rejected_untrue,
+)
+from order_saga.outsides import MAIL_SERVER, Mailing
 from order_service.domain import PARTICIPANT as ORDER
 from order_service.domain import CancelOrder, Order, OrderStatus
 from saga.declaration import Scenario, Stimulus
-from saga.message import Event
-from saga.view import View
+from saga.message import Command, Event, Priority
+from saga.view import Broken, View, Violation
 
 BEFORE: Final = datetime(2030, 1, 1, tzinfo=UTC)
 """When orders are placed, and all time up to their deadlines."""
@@ -42,44 +52,45 @@ AFTER: Final = BEFORE + timedelta(seconds=TIME_LIMIT_SECONDS)
 EVENTS_MAX: Final = 3
 """About a mail, after which nobody wants it sent again: each time adds one."""
 
-Line = tuple[str, int, int]
-"""SKU, quantity, unit price in cents."""
-
-MUG: Final[Line] = ("mug", 1, 1250)
-TWO_MUGS: Final[Line] = ("mug", 2, 1250)
-PEN: Final[Line] = ("pen", 1, 150)
 CURRENCY: Final[Currency] = "CHF"
 """One that is nobody's default."""
+OTHER_CURRENCY: Final[Currency] = "EUR"
+
+
+class Goods(NamedTuple):
+    """Units of one SKU, on a shelf or in an order, which has one currency for all of them."""
+
+    sku: str
+    quantity: int
+    unit_price_cents: int
+    currency: Currency = CURRENCY
+
+
+TWO_MUGS: Final = Goods("mug", 2, 1250)
+THREE_MUGS: Final = Goods("mug", 3, 1250)
+FOUR_MUGS: Final = Goods("mug", 4, 1250)
+FIVE_MUGS: Final = Goods("mug", 5, 1250)
+PENS: Final = Goods("pen", 4, 150)
 
 
 def _orders(
     name: str,
     *,
-    starts: Mapping[str, Iterable[Line]],
-    orders: Mapping[str, Iterable[Line]],
-    influential: bool,
+    starts: Mapping[str, Iterable[Goods]],
+    orders: Mapping[str, Iterable[Goods]],
+    influential: bool = False,
+    priority: Priority = Priority.NORMAL,
 ) -> Scenario:
     ids = {label: UUID(int=number) for number, label in enumerate(orders, 1)}
     return Scenario(
         name,
         starts={
-            start: [
-                (
-                    INVENTORY.name,
-                    AddStock(
-                        delivery_id=UUID(int=1),
-                        sku=sku,
-                        quantity=quantity,
-                        unit_price_cents=cents,
-                        currency=CURRENCY,
-                    ),
-                )
-                for sku, quantity, cents in shelf
-            ]
+            start: [(INVENTORY.name, _delivery(FIRST_DELIVERY, goods)) for goods in shelf]
             for start, shelf in starts.items()
         },
         sent=[
-            (ORDER.name, _place(label, order_id, orders[label])) for label, order_id in ids.items()
+            (ORDER.name, _place(label, order_id, [*orders[label]], priority))
+            for label, order_id in ids.items()
         ],
         stimuli=[
             stimulus for label, order_id in ids.items() for stimulus in _stimuli(label, order_id)
@@ -90,19 +101,37 @@ def _orders(
         always=(rejected_untrue, reason_untrue),
         at_rest=(not_undone,),
         influential=influential,
+        priorities={str(order_id): priority for order_id in ids.values()},
     )
 
 
-def _place(label: str, order_id: UUID, lines: Iterable[Line]) -> PlaceOrder:
+def _delivery(delivery_id: UUID, goods: Goods) -> AddStock:
+    return AddStock(
+        delivery_id=delivery_id,
+        sku=goods.sku,
+        quantity=goods.quantity,
+        unit_price_cents=goods.unit_price_cents,
+        currency=goods.currency,
+    )
+
+
+def _place(
+    label: str, order_id: UUID, goods: Sequence[Goods], priority: Priority = Priority.NORMAL
+) -> PlaceOrder:
     return PlaceOrder(
         order_id=order_id,
         customer=f"customer {label}",
-        currency=CURRENCY,
-        lines=tuple(
-            OrderLine(sku=sku, quantity=quantity, unit_price_cents=cents)
-            for sku, quantity, cents in lines
-        ),
+        currency=goods[0].currency,
+        lines=_lines(goods),
+        priority=priority,
         time_limit_seconds=TIME_LIMIT_SECONDS,
+    )
+
+
+def _lines(goods: Iterable[Goods]) -> tuple[OrderLine, ...]:
+    return tuple(
+        OrderLine(sku=each.sku, quantity=each.quantity, unit_price_cents=each.unit_price_cents)
+        for each in goods
     )
 
 
@@ -119,15 +148,37 @@ def _stimuli(label: str, order_id: UUID) -> Iterator[Stimulus]:
 ONE_ORDER: Final = _orders(
     "one order",
     starts={
-        "all is in stock": (TWO_MUGS, PEN),
-        "a mug is missing": (MUG, PEN),
-        "pens are unknown": (TWO_MUGS,),
-        "pens have another price": (TWO_MUGS, ("pen", 1, 160)),
+        "all is in stock": (FIVE_MUGS, PENS),
+        "a mug is missing": (FOUR_MUGS, PENS),
+        "pens are unknown": (FIVE_MUGS,),
+        "pens have another price": (FIVE_MUGS, PENS._replace(unit_price_cents=160)),
     },
-    orders={"A": (MUG, MUG, PEN)},
-    influential=False,
+    orders={"A": (TWO_MUGS, THREE_MUGS, PENS)},
 )
 """One order of three lines, two of them for mugs, whatever is in stock."""
+
+ANOTHER_CURRENCY: Final = _orders(
+    "another currency",
+    starts={
+        "all is priced in it": [
+            each._replace(currency=OTHER_CURRENCY) for each in (FIVE_MUGS, PENS)
+        ],
+        "pens are priced in ours": (FIVE_MUGS._replace(currency=OTHER_CURRENCY), PENS),
+    },
+    orders={"A": [each._replace(currency=OTHER_CURRENCY) for each in (FIVE_MUGS, PENS)]},
+)
+"""An order in another currency than all others, which is not that of all it orders."""
+
+AN_URGENT_ORDER: Final = _orders(
+    "an urgent order",
+    starts={
+        "all is in stock": (FIVE_MUGS, PENS),
+        "a mug is missing": (FOUR_MUGS, PENS),
+    },
+    orders={"A": (FIVE_MUGS, PENS)},
+    priority=Priority.HIGH,
+)
+"""Whatever comes of an urgent order is urgent."""
 
 AN_ORDER_AND_ITS_MAIL: Final = replace(
     ONE_ORDER,
@@ -139,61 +190,166 @@ AN_ORDER_AND_ITS_MAIL: Final = replace(
 
 TWO_ORDERS: Final = _orders(
     "two orders",
-    starts={"one mug is left": (MUG, PEN)},
-    orders={"A": (MUG,), "B": (MUG, PEN)},
+    starts={"mugs are there for one": (FOUR_MUGS, PENS)},
+    orders={"A": (THREE_MUGS,), "B": (TWO_MUGS, PENS)},
     influential=True,
 )
-"""Two orders that both want the last mug, one of them a pen too."""
+"""Two orders that both want the last mugs, one of them pens too."""
 
 
-def _mail(name: str, end: Event) -> Scenario:
+def _shelf() -> Scenario:
+    """Two orders meet on a shelf, to which more is delivered, and whose price changes."""
+    ids = {"A": UUID(int=1), "B": UUID(int=2)}
+    wanted = {"A": (THREE_MUGS,), "B": (TWO_MUGS,)}
+
+    def delivered(delivery_id: UUID, goods: Goods) -> Stimulus:
+        key = delivery_key(delivery_id, goods.sku)
+
+        def kept(view: View) -> Iterator[Violation]:
+            known = view.states(Delivery).of(key)
+            if (known.quantity, known.unit_price_cents) != (goods.quantity, goods.unit_price_cents):
+                detail = f"{goods} was delivered, and it is not known that it was"
+                yield Violation("delivery_lost", goods.sku, detail)
+
+        return Stimulus(
+            f"{goods.quantity} come at {goods.unit_price_cents} cents",
+            INVENTORY.name,
+            _delivery(delivery_id, goods),
+            BEFORE,
+            then=kept,
+            at_rest=True,
+        )
+
+    placed = [
+        OrderPlaced(
+            order_id=order_id,
+            customer=f"customer {label}",
+            currency=CURRENCY,
+            lines=_lines(wanted[label]),
+            total_cents=total_of(_lines(wanted[label])),
+            priority=Priority.NORMAL,
+            deadline=AFTER,
+        )
+        for label, order_id in ids.items()
+    ]
+    cancelled = [
+        OrderCancelled(
+            order_id=order_id,
+            customer=f"customer {label}",
+            reason=CancellationReason.CUSTOMER_REQUEST,
+        )
+        for label, order_id in ids.items()
+    ]
+    return Scenario(
+        "a shelf",
+        starts={
+            "mugs are there for both": [(INVENTORY.name, _delivery(FIRST_DELIVERY, FIVE_MUGS))],
+            "mugs are there for one": [(INVENTORY.name, _delivery(FIRST_DELIVERY, FOUR_MUGS))],
+            "nothing is there": [],
+        },
+        sent=[(INVENTORY.name, event) for event in (*placed, *cancelled)],
+        stimuli=[
+            delivered(UUID(int=2), FOUR_MUGS),
+            delivered(UUID(int=3), Goods("mug", 0, 1400)),
+        ],
+        moments=(BEFORE,),
+        names={str(order_id): label for label, order_id in ids.items()},
+        only={INVENTORY.name},
+        always=(rejected_untrue,),
+    )
+
+
+A_SHELF: Final = _shelf()
+
+
+def _nothing_wrong(_: View) -> Iterator[Violation]:
+    """Whatever comes of a command, rules tell what is wrong with it."""
+    return iter(())
+
+
+def _mail(
+    name: str,
+    end: Event,
+    *,
+    always: Sequence[Callable[..., Iterable[Broken]]] = (),
+    decisions: Mapping[str, Collection[Any]] | None = None,
+) -> Scenario:
     order_id = UUID(end.subject)
 
-    def is_unknown(view: View) -> bool:
-        notification = view.states(Notification).of(end.subject)
-        unknown = notification.status is NotificationStatus.UNKNOWN
-        return unknown and notification.sequence <= EVENTS_MAX
+    def decides(what: str, command: Command, done: NotificationStatus) -> Iterator[Stimulus]:
+        """A person decides about what is unknown; and about what is not, which changes nothing."""
+
+        def is_unknown(view: View) -> bool:
+            notification = view.states(Notification).of(end.subject)
+            unknown = notification.status is NotificationStatus.UNKNOWN
+            return unknown and notification.sequence <= EVENTS_MAX
+
+        def is_known(view: View) -> bool:
+            status = view.states(Notification).of(end.subject).status
+            return status not in (NotificationStatus.UNKNOWN, done)
+
+        def is_done(view: View) -> bool:
+            return view.states(Notification).of(end.subject).status is done
+
+        def stays(view: View) -> Iterator[Violation]:
+            if view.states(Notification).of(end.subject).status is done:
+                detail = f"{command.type} was carried out, and nobody was to decide"
+                yield Violation("decided_in_vain", end.subject, detail)
+
+        yield Stimulus(what, NOTIFICATION.name, command, BEFORE, is_unknown, at_rest=True)
+        for otherwise, when, then in (
+            (f"{what}, which is not unknown", is_known, stays),
+            (f"{what}, once more", is_done, _nothing_wrong),
+        ):
+            yield Stimulus(otherwise, NOTIFICATION.name, command, BEFORE, when, then, at_rest=True)
 
     return Scenario(
         name,
         sent=[(NOTIFICATION.name, end)],
         stimuli=[
-            Stimulus(
+            *decides(
                 "a person has it sent again",
-                NOTIFICATION.name,
                 ResendNotification(order_id=order_id),
-                BEFORE,
-                is_unknown,
-                at_rest=True,
+                NotificationStatus.RESENDING,
             ),
-            Stimulus(
+            *decides(
                 "a person dismisses it",
-                NOTIFICATION.name,
                 DismissNotification(order_id=order_id),
-                BEFORE,
-                is_unknown,
-                at_rest=True,
+                NotificationStatus.DISMISSED,
             ),
         ],
         moments=(BEFORE, BEFORE + RESENDING_MAX),
         names={end.subject: "A"},
         only={NOTIFICATION.name},
+        always=(letter_untrue, *always),
+        decisions=decisions or {},
     )
 
 
 _A: Final = UUID(int=1)
-MAIL_OF_A_CONFIRMATION: Final = _mail(
-    "a mail of a confirmation",
-    OrderConfirmed(order_id=_A, customer="customer A", currency=CURRENCY, total_cents=2650),
+_CONFIRMED: Final = OrderConfirmed(
+    order_id=_A, customer="customer A", currency=CURRENCY, total_cents=2650
 )
+MAIL_OF_A_CONFIRMATION: Final = _mail("a mail of a confirmation", _CONFIRMED)
 MAIL_OF_A_CANCELLATION: Final = _mail(
     "a mail of a cancellation",
     OrderCancelled(order_id=_A, customer="customer A", reason=CancellationReason.CUSTOMER_REQUEST),
 )
+A_MAIL_THAT_IS_TAKEN: Final = _mail(
+    "a mail that is taken",
+    _CONFIRMED,
+    always=(doubt_untrue,),
+    decisions={MAIL_SERVER.name: (Mailing.ACCEPTED,)},
+)
+"""Nothing is ever in doubt about it but by a crash."""
 SCENARIOS: Final = (
     ONE_ORDER,
+    ANOTHER_CURRENCY,
+    AN_URGENT_ORDER,
     AN_ORDER_AND_ITS_MAIL,
     TWO_ORDERS,
+    A_SHELF,
     MAIL_OF_A_CONFIRMATION,
     MAIL_OF_A_CANCELLATION,
+    A_MAIL_THAT_IS_TAKEN,
 )

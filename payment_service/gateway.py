@@ -68,10 +68,10 @@ class PaymentGateway(Protocol):
         ...
 
     async def refund(self, key: str, *, currency: str, amount_cents: int) -> None:
-        """Give back what was charged under `key`: once, and at most what was charged.
+        """Give back what was charged under `key`, once.
 
-        Raises `GatewayUnavailable`, and `GatewayRefused` if nothing was charged under the key,
-        or another amount or currency has been.
+        Raises `GatewayUnavailable`, and `GatewayRefused` if nothing was charged under the key, or
+        less, or another amount or currency was given back.
         """
         ...
 

@@ -82,16 +82,19 @@ def refunded(
     amount_cents: int,
     at_ms: int | None = None,
 ) -> LedgerCharge:
-    """The line after a refund under its key: once, and at most what was charged. Raises
-    `GatewayRefused` if nothing was charged, or another refund was made."""
+    """The line after a refund under its key, once. Raises `GatewayRefused` if nothing was charged,
+    or less, or another refund was made."""
     if charge is None or charge.declined:
         raise GatewayRefused(f"nothing was charged under {key}")
-    cents = min(amount_cents, charge.amount_cents)
-    if currency != charge.currency or charge.refunded_cents not in (0, cents):
+    if amount_cents > charge.amount_cents:
+        raise GatewayRefused(
+            f"{amount_cents} cents are more than the {charge.amount_cents} charged under {key}"
+        )
+    if currency != charge.currency or charge.refunded_cents not in (0, amount_cents):
         raise GatewayRefused(f"{key} is the key of a different refund")
     if charge.refunded_cents:
         return charge
-    return replace(charge, refunded_cents=cents, refunded_at_ms=at_ms)
+    return replace(charge, refunded_cents=amount_cents, refunded_at_ms=at_ms)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import GenericAlias
 from typing import Any, get_type_hints
 
 from saga.choreography import Participant, State
@@ -25,8 +26,12 @@ def retyped(participant: Participant, kind: type[State], instead: type[State]) -
         def reaction(*arguments: Any) -> Any:
             return function(*arguments)
 
+        kinds: dict[Any, Any] = {
+            kind: instead,
+            GenericAlias(Mapping, (str, kind)): GenericAlias(Mapping, (str, instead)),
+        }
         hints = get_type_hints(function)
-        reaction.__annotations__ = {n: instead if h is kind else h for n, h in hints.items()}
+        reaction.__annotations__ = {name: kinds.get(hint, hint) for name, hint in hints.items()}
         return reaction
 
     functions = (taking(r.function) for r in participant.reactions)

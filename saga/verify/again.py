@@ -17,6 +17,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
+from pathlib import Path
 from typing import Any, Final
 
 from saga.choreography import Participant
@@ -62,8 +63,9 @@ def differences(
     found: dict[tuple[str, Violation], None] = {}
     for seed in _seeds([*itertools.islice(_pairs(made), PAIRS_MAX)]):
         run = subprocess.run(
-            [sys.executable, "-c", f"from {__name__} import main; main()", source],
-            env={**_hashing(seed), "PYTHONPATH": os.pathsep.join(sys.path)},
+            # As the command finds the project's modules: see `discovery.named`.
+            [sys.executable, "-P", "-c", f"from {__name__} import main; main()", source],
+            env=_hashing(seed),
             input=asked,
             capture_output=True,
             check=False,
@@ -134,15 +136,19 @@ def _seeds(pairs: Sequence[tuple[str, str]]) -> Iterator[int]:
 
 def _participants(source: str) -> Mapping[str, Participant]:
     module, _, expression = source.partition(":")
-    found = eval(expression, vars(importlib.import_module(module)))  # noqa: S307 - the project's
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)
+    found = eval(expression or "SAGA", vars(importlib.import_module(module)))  # noqa: S307 - the project's
     if isinstance(found, Model):
         return {each.name: each for each in found.choreography.participants}
     assert isinstance(found, Saga)  # noqa: S101 - what models are made of
     return {each.name: each for each in found.participants}
 
 
-def _differing(source: str, asked: Mapping[str, _Made]) -> Iterator[tuple[str, str, str]]:
-    participants = _participants(source)
+def _differing(
+    participants: Mapping[str, Participant], asked: Mapping[str, _Made]
+) -> Iterator[tuple[str, str, str]]:
     for model, made in asked.items():
         for name, before in made.items():
             calls = Calls(participants[name])
@@ -155,6 +161,8 @@ def main() -> None:
     """Answer the process that has begun this one: the calls come in, the differences go out."""
     answer = os.dup(1)
     os.dup2(2, 1)  # What a module prints when it is loaded is no answer.
-    source, asked = sys.argv[1], pickle.load(sys.stdin.buffer)  # noqa: S301 - our own
+    source = sys.argv[1]
+    participants = _participants(source)
+    asked = pickle.load(sys.stdin.buffer)  # noqa: S301 - our own
     with os.fdopen(answer, "w") as out:
-        json.dump([*_differing(source, asked)], out)
+        json.dump([*_differing(participants, asked)], out)

@@ -215,12 +215,13 @@ async def test_a_refund_asked_again_gives_nothing_more(gateway: SandboxGateway) 
     assert isinstance(await charge(gateway, "order-3", amount_cents=1), Decline)
 
 
-async def test_a_refund_gives_at_most_what_was_charged(gateway: SandboxGateway) -> None:
+async def test_a_refund_of_more_than_was_charged_is_refused(gateway: SandboxGateway) -> None:
     await charge(gateway)
-    await refund(gateway, amount_cents=9_999)
+    with pytest.raises(GatewayRefused, match="9999 cents are more than the 500 charged under"):
+        await refund(gateway, amount_cents=9_999)
 
     (line,) = gateway.ledger()
-    assert line.refunded_cents == 500
+    assert line.refunded_cents == 0
 
 
 async def test_a_refunded_charge_asked_again_keeps_its_answer(gateway: SandboxGateway) -> None:

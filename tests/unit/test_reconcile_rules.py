@@ -378,6 +378,21 @@ def delivered_in_another_currency(world: Clean) -> None:
     world.deliveries[key] = replace(world.deliveries[key], currency="SEK")
 
 
+def dearer_than_delivered(world: Clean) -> None:
+    world.stock["tea"] = replace(world.stock["tea"], unit_price_cents=260)
+
+
+def delivered_again(world: Clean) -> None:
+    world.publish("inventory", 2, added(10))
+
+
+def held_at_another_price(world: Clean) -> None:
+    dear = (OrderLine(sku="tea", quantity=2, unit_price_cents=300),)
+    event = placed(STRANGER).model_copy(update={"lines": dear, "total_cents": 600})
+    world.publish("order", 1, event)
+    world.reservations[STRANGER] = HELD_TEA
+
+
 def held_for_nobody(world: Clean) -> None:
     world.stock["tea"] = replace(world.stock["tea"], free=7, held=3)
 
@@ -728,6 +743,17 @@ BROKEN: Mapping[Callable[[Clean], None], tuple[str, str, str]] = {
         delivery_key(DELIVERY, "tea"),
         "it brought units at 250 cents EUR each, and counts as at 250 cents SEK",
     ),
+    dearer_than_delivered: (
+        "price_differs",
+        "tea",
+        "it costs 260 cents EUR, its last delivery said 250 cents EUR",
+    ),
+    delivered_again: ("delivered_twice", "tea", f"delivery {DELIVERY} counts 2 times"),
+    held_at_another_price: (
+        "sold_untrue",
+        STRANGER,
+        "tea is held for it at 300 cents EUR, for which it never was for sale",
+    ),
     held_for_nobody: (
         "held_mismatch",
         "tea",
@@ -1020,6 +1046,14 @@ def sold_more_than_there_is(world: Clean) -> None:
     world.stock["tea"] = replace(world.stock["tea"], free=-1)
 
 
+def sold_at_another_price(world: Clean) -> None:
+    """What was delivered, and all orders were for, has another price in all our books."""
+    world.correct(StockAdded, "tea", unit_price_cents=300)
+    dearer = {key: replace(one, unit_price_cents=300) for key, one in world.deliveries.items()}
+    world.deliveries = dearer
+    world.stock["tea"] = replace(world.stock["tea"], unit_price_cents=300)
+
+
 def confirmed_and_given_back(world: Clean) -> None:
     """All books agree that the money of a confirmed order was given back."""
     world.payments[CONFIRMED] = payment(PaymentStatus.REFUNDED, sequence=2)
@@ -1106,6 +1140,15 @@ ALONE: Mapping[str, tuple[Callable[[Clean], None], str]] = {
         "10 units were put on the shelf, but 7 are free and 2 held: 9",
     ),
     "delivery_differs": (delivered_less, "it brought 10 units, and counts as 9"),
+    "price_differs": (
+        dearer_than_delivered,
+        "it costs 260 cents EUR, its last delivery said 250 cents EUR",
+    ),
+    "delivered_twice": (delivered_again, f"delivery {DELIVERY} counts 2 times"),
+    "sold_untrue": (
+        sold_at_another_price,
+        "tea is held for it at 250 cents EUR, for which it never was for sale",
+    ),
     "held_mismatch": (held_for_nobody, "the shelf says 3 units are held, the reservations hold 2"),
     "held_differs": (ordered_otherwise, "{'tea': 2} is held, {'tea': 1} was ordered"),
     "confirmed_unpaid": (confirmed_and_given_back, "the payment is refunded"),

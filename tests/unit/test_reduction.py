@@ -90,12 +90,12 @@ def test_a_mistake_is_found_either_way(twin: Twin) -> None:
 
 
 def alike(*subjects: str) -> Scenario:
-    """Orders of the same customer for the last mug."""
+    """Orders of the same customer for the last four mugs."""
     ids = {label: UUID(int=number) for number, label in enumerate(subjects, 1)}
     return replace(
         TWO_ORDERS,
         name="alike",
-        starts={"one mug is left": TWO_ORDERS.starts["one mug is left"][:1]},
+        starts={start: mugs[:1] for start, (*mugs, _) in TWO_ORDERS.starts.items()},
         sent=[
             (
                 ORDER.name,
@@ -103,7 +103,7 @@ def alike(*subjects: str) -> Scenario:
                     order_id=order_id,
                     customer="ada",
                     currency=CURRENCY,
-                    lines=(OrderLine(sku="mug", quantity=1, unit_price_cents=1250),),
+                    lines=(OrderLine(sku="mug", quantity=4, unit_price_cents=1250),),
                     time_limit_seconds=300,
                 ),
             )
