@@ -31,7 +31,7 @@ verify: ## Run every test, the long ones included; the unit tests on every Pytho
 	@$(VENV)/bin/pytest -m "long or not long" --timeout 0 $(ARGS)
 	@$(if $(ARGS),,scripts/every-python)
 
-mutants: ## Change the domains, one thing at a time, and see whether a test notices
+mutants: ## Change domains, rules and kernel, one thing at a time: does a test notice?
 	@scripts/setup --no-broker
 	@scripts/mutants
 

@@ -326,11 +326,15 @@ async def test_messages_about_one_subject_share_a_transaction(database_url: str)
         assert await tally_of(toy, 1) == TALLY_MAX
 
 
-async def test_a_database_that_is_away_is_nobodys_poison(database_url: str) -> None:
+async def test_a_database_that_is_away_is_nobodys_poison(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However the group would be tried again, were its data to blame."""
+    monkeypatch.setattr("saga.runtime.kernel.kernel.BACKOFF_MIN_SECONDS", 0.001)
     async with running(database_url, through=Broken) as toy:
         database = toy.database
         assert isinstance(database, Broken)
-        database.times = 2
+        database.times = 6
         outcomes = await asyncio.gather(
             *(toy.kernel.handle(cancelled(number)) for number in range(1, 11))
         )
@@ -396,6 +400,23 @@ async def test_a_message_that_comes_twice_at_once_asks_the_outside_once(database
         assert (
             sorted(type(outcome).__name__ for outcome in outcomes) == ["Done"] + ["Duplicate"] * 4
         )
+        assert gate.asked == 1
+
+
+async def test_a_message_that_comes_again_while_the_outside_is_asked_waits_for_that(
+    database_url: str,
+) -> None:
+    gate = Gate()
+    async with inquiring(database_url, gate) as toy:
+        first = asyncio.create_task(toy.kernel.handle(cancelled(1)))
+        await until(lambda: gate.asked == 1)
+        again = asyncio.create_task(toy.kernel.handle(cancelled(1)))
+        nobodys = Released(thing=UUID(int=9), parts=())
+        behind = wrap(nobodys, id="behind", source="/", time=NOW, priority=Priority.NORMAL)
+        assert isinstance(await toy.kernel.handle(behind), Failed), "the other one was looked at"
+        gate.open.set()
+
+        assert (type(await first), await again) == (Done, Duplicate())
         assert gate.asked == 1
 
 
@@ -528,6 +549,9 @@ async def test_what_could_not_be_published_is_published_later(database_url: str)
     async with running(database_url, publisher=publisher) as toy:
         await asyncio.gather(*(toy.kernel.handle(cancelled(number)) for number in range(1, 11)))
         assert toy.outbox.backlog == 10
+        await until(lambda: any(loop.failing for loop in toy.outbox.retry_loops))
+        assert toy.outbox.removable == 0
+        assert await toy.outbox_rows() == 10
         publisher.error = None
         await until(lambda: toy.outbox.idle)
         assert len(publisher.published) == len(set(publisher.published)) == 10
