@@ -196,26 +196,28 @@ def _retry() -> Iterator[KernelMutant]:
         "        if calls >= self.max_calls or not isinstance(error, TransientError):\n",
         f"{tests}::test_what_is_transient_is_the_policys_to_say",
     )
+    wait = "        waits.append(next(rung for rung in RUNGS_MS if rung >= seconds * 1_000))\n"
+    grow = "        seconds = min(seconds * retry.backoff, retry.max_delay)\n"
     yield KernelMutant(
         "the first wait is grown already",
         file,
-        "        for _ in range(calls - 1):\n",
-        "        for _ in range(calls):\n",
+        wait + grow,
+        grow + wait,
         f"{tests}::test_the_default_is_three_calls_five_seconds_apart_and_more",
     )
     yield KernelMutant(
         "waits grow beyond their limit",
         file,
-        "            seconds = min(seconds * self.backoff, self.max_delay)\n",
-        "            seconds = min(seconds * self.backoff, 3_600.0)\n",
+        grow,
+        "        seconds = min(seconds * retry.backoff, 3_600.0)\n",
         grows,
     )
     yield KernelMutant(
         "a wait is rounded down",
         file,
-        "        return next(rung for rung in RUNGS_MS if rung >= seconds * 1_000)\n",
-        "        return next(rung for rung in reversed(RUNGS_MS) "
-        "if rung <= max(seconds * 1_000, 100))\n",
+        wait,
+        "        under = [rung for rung in RUNGS_MS if rung <= seconds * 1_000]\n"
+        "        waits.append(max(under, default=RUNGS_MS[0]))\n",
         f"{tests}::test_every_wait_is_a_rung_and_never_shorter_than_asked",
     )
 
