@@ -67,13 +67,22 @@ class _Handle(asyncio.TimerHandle):
     ) -> None:
         if context is None:
             context = copy_context()
-        super().__init__(when, callback, args, loop, context)
+        # What asyncio's own constructors do, which call each other: there are thousands in a run.
+        self._context = context
+        self._loop = loop
+        self._callback = callback
+        self._args = args
+        self._cancelled = False
+        self._repr = None
+        self._source_traceback = None
+        self._when = when
+        self._scheduled = False
         self.process = context[_process]
 
     @property
     def what(self) -> str:
         """The code that it runs."""
-        callback = self._callback  # type: ignore[attr-defined]  # asyncio's own
+        callback = self._callback
         task = getattr(callback, "__self__", None)
         if isinstance(task, asyncio.Task):
             return _innermost(task.get_coro())

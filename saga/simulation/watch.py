@@ -9,6 +9,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Final
 
 from saga.choreography import Participant
@@ -35,6 +36,8 @@ INFRASTRUCTURE_ERRORS: Final = (
 
 UNCOUNTED_MAX: Final = 3
 """Events that an outbox may count too few: a sweep may find some before they are handed over."""
+_attributes_of = lru_cache(maxsize=1_024)(Attributes.of)
+"""Each message is published once, and delivered several times."""
 Trouble = Callable[[str, str], None]
 """Called with a rule and what broke it."""
 
@@ -102,7 +105,7 @@ class Watch:
         tries = attempts_in(message.properties.headers or {})
         self._delivered[process, message.body][tries] += 1
         try:
-            about = Attributes.of(message.body)
+            about = _attributes_of(message.body)
         except Undecodable:
             return
         priority = Priority(queue.rpartition(".")[2])
@@ -223,7 +226,7 @@ class Watch:
                 f"{message.routing_key} {event_id} of {server.name} was published, "
                 f"and never committed so",
             )
-        about = Attributes.of(message.body)
+        about = _attributes_of(message.body)
         self._priorities.setdefault(about.id, about.priority)
         cause = self._priorities.get(about.causationid or "", about.priority)
         if cause is not about.priority or message.routing_key != about.routing_key:

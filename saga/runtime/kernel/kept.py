@@ -11,7 +11,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
-from typing import Final
+from functools import lru_cache
+from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -116,8 +117,8 @@ class Kept:
         before = self._clock() - timedelta(minutes=self._minutes)
         oldest = key_of(int(before.timestamp() * 1_000_000), "")
         key, bodies = self._table.c.key, self._table.c.bodies
-        query = sa.select(key, sa.func.length(bodies)).order_by(key).limit(self._pruned_max)
-        found = await self._database.read(lambda connection: connection.execute(query).all())
+        query, most = _oldest_of(self._table), {"most": self._pruned_max}
+        found = await self._database.read(lambda connection: connection.execute(query, most).all())
         doomed: list[str] = []
         size = self._size
         for name, length in found:
@@ -133,6 +134,14 @@ class Kept:
             )
             self._size = max(0, self._size - sum(removed))
         return len(doomed)
+
+
+@lru_cache(maxsize=64)
+def _oldest_of(kept: sa.Table) -> sa.Select[Any]:
+    """The keys and lengths of the `most` oldest rows. Built once: that takes longer than to execute
+    it."""
+    lengths = sa.func.length(kept.c.bodies)
+    return sa.select(kept.c.key, lengths).order_by(kept.c.key).limit(sa.bindparam("most"))
 
 
 def kept_events(connection: Connection, tables: Tables) -> Iterator[list[bytes]]:

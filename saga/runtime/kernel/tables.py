@@ -244,12 +244,16 @@ class StateTable(Generic[S]):
         """All states, or those behind a key, `PAGE_STATES` at a time, in the order of their keys;
         and what of each page cannot be read."""
         while True:
-            query = sa.select(self._key).order_by(self._key).limit(PAGE_STATES)
+            query = self._first_page
             keys = connection.scalars(query if after is None else query.where(self._key > after))
             if not (page := keys.all()):
                 return
             after = page[-1]
             yield self.load_readable(connection, page)
+
+    @cached_property
+    def _first_page(self) -> sa.Select[Any]:
+        return sa.select(self._key).order_by(self._key).limit(PAGE_STATES)
 
     def load_readable(
         self, connection: Connection, keys: Sequence[str]
