@@ -30,7 +30,8 @@ from saga.simulation.world import World
 from saga.view import View, Violation
 
 REMOVED_WITHIN_SECONDS = 30.0
-"""How long after its time, and after the storm, what was kept may still be there."""
+"""How long after its time, after the storm, and after the clock has jumped, what was kept may
+still be there."""
 
 
 def violations(world: World) -> tuple[list[Violation], frozenset[str]]:
@@ -124,7 +125,8 @@ def _audited(audit: sa.Table, connection: Connection) -> Sequence[Any]:
 
 def _kept_too_long(world: World) -> Iterator[Violation]:
     """What should have been removed by now. A service looks after it at times, if it is there."""
-    if world.loop.time() < world.weather.storm_seconds + REMOVED_WITHIN_SECONDS:
+    since = max(world.weather.storm_seconds, world.jumped_to)
+    if world.loop.time() < since + REMOVED_WITHIN_SECONDS:
         return
     for server in world.servers:
         most = timedelta(minutes=server.limits.keep_minutes, seconds=REMOVED_WITHIN_SECONDS)

@@ -49,9 +49,9 @@ def test_each_alternative_of_a_signature_is_a_branch() -> None:
 
 
 def test_whatever_is_decided_is_among_the_branches() -> None:
-    for saga in (SAGA, MOVING):
+    for saga, names in ((SAGA, ["one order", "an order and its mail"]), (MOVING, ["one move"])):
         known = {*branches_of(saga.participants)}
-        reports = [verify(model_of(saga, one.name)) for one in saga.scenarios]
+        reports = [verify(model_of(saga, name)) for name in names]
         taken = branches_taken(calls for report in reports for calls in report.calls)
         assert taken.keys() <= known
 
@@ -151,7 +151,8 @@ def test_coverage_is_of_everything(beside: str) -> None:
 def test_the_command_shows_branches_faults_and_that_production_was_not_looked_at(
     tmp_path: Path,
 ) -> None:
-    command = ["verify", "--coverage", "--seeds", "3", "--json", "--data-dir", str(tmp_path)]
+    few = ["--seeds", "3", "--max-states", "200"]
+    command = ["verify", "--coverage", *few, "--json", "--data-dir", str(tmp_path)]
     result = CliRunner().invoke(app, command)
 
     document = json.loads(result.stdout)
@@ -160,4 +161,4 @@ def test_the_command_shows_branches_faults_and_that_production_was_not_looked_at
     assert "crash" in document["faults"]
     assert document["production"] is None
     assert "no running system" in document["production_not_looked_at"]
-    assert result.exit_code == 0
+    assert result.exit_code == 1  # Not all was explored.
