@@ -26,6 +26,7 @@ from saga.simulation import dues
 from saga.simulation.broker import EPOCH
 from saga.simulation.network import delivered
 from saga.simulation.rules import violation
+from saga.simulation.server import KEEP_MINUTES
 from saga.simulation.world import World
 from saga.view import View, Violation
 
@@ -125,10 +126,11 @@ def _audited(audit: sa.Table, connection: Connection) -> Sequence[Any]:
 
 def _kept_too_long(world: World) -> Iterator[Violation]:
     """What should have been removed by now. A service looks after it at times, if it is there."""
-    since = max(world.weather.storm_seconds, world.jumped_to)
-    if world.loop.time() < since + REMOVED_WITHIN_SECONDS:
+    if world.loop.time() < world.steady_since_seconds + REMOVED_WITHIN_SECONDS:
         return
     for server in world.servers:
+        if server.limits.keep_minutes == KEEP_MINUTES:
+            continue  # Longer than a run takes, unless its clock jumps.
         most = timedelta(minutes=server.limits.keep_minutes, seconds=REMOVED_WITHIN_SECONDS)
         before = server.clock() - most
         store = world.stores[server.service.participant.name]

@@ -117,8 +117,8 @@ class World:
         """When the run is given up."""
         self._steps_max = STEPS_MAX
         self._jumps = 0
-        self.jumped_to = 0.0
-        """To where the clock has jumped last."""
+        self.steady_since_seconds = self.weather.storm_seconds
+        """Since when the storm is over, and the clock has not jumped."""
         self._jump_to: float | None = None
         """The time of what is due next, where nothing else is left to happen in this run."""
         self._chance = chance
@@ -362,8 +362,8 @@ class World:
         self.trace.note("world", f"nothing happens for {to_seconds - self.loop.time():.0f} s")
         self._jump_to = None
         self._jumps += 1
+        self.steady_since_seconds = to_seconds
         self.loop.jump(to_seconds)
-        self.jumped_to = to_seconds
         self._ends_seconds = to_seconds + PATIENCE_SECONDS
         self._steps_max = self.loop.steps + STEPS_MAX
         # A copy of it: what is begun there enters it itself.
