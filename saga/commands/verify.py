@@ -45,8 +45,8 @@ def verify(
         typer.Option(
             min=1,
             show_default=False,
-            help="End a model beyond so many states in memory, some 400 bytes each, and say how "
-            "far that came; by default, beyond five million.",
+            help="End a model beyond so many states in memory, some 1,000 bytes each, and say how "
+            "far that came; by default, beyond two million.",
         ),
     ] = None,
     simulate: Annotated[
@@ -269,6 +269,7 @@ def reports_as_json(reports: Sequence[ModelReport], missing: Sequence[str] = ())
                 "transitions": report.exploration.transitions,
                 "repetitions": report.exploration.repetitions,
                 "depth": report.exploration.depth,
+                "whole": report.exploration.whole,
                 "seconds": round(report.exploration.seconds, 3),
                 "violation": _violation_as_json(report),
                 "impure": [violation.detail for violation in report.impure],

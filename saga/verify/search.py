@@ -16,9 +16,9 @@ from saga.verify.reduction import Reduction, Settled, reduction_of
 from saga.verify.symmetry import ToldApart
 from saga.view import Violation
 
-STATES_MAX = 5_000_000
+STATES_MAX = 2_000_000
 """States of one model that are kept in memory."""
-STATE_BYTES = 400
+STATE_BYTES = 1_000
 """What one takes there, roughly, with its transitions."""
 STEP_BY_STEP_MAX = 200_000
 """States that are kept to find a shortest way to a violation."""
@@ -74,19 +74,26 @@ def explore(
     One state may stand for many, of which rules say the same; see `reduction`. Raises
     `VerifyError`.
     """
-    started = time.monotonic()
-    reduction = reduce(machine)
-    search = _Search(machine, states_max, progress, reduction)
     try:
-        found = search.run()
+        return _explore(machine, reduce(machine), states_max, progress)
     except ToldApart:
         machine.on_outcomes = None
-        reduction = Settled(machine)
-        search = _Search(machine, states_max, progress, reduction)
-        found = search.run()
+        return _explore(machine, Settled(machine), states_max, progress)
+    finally:
+        machine.on_outcomes = None
+
+
+def _explore(
+    machine: Machine, reduction: Reduction, states_max: int, progress: Progress | None
+) -> Exploration:
+    started = time.monotonic()
+    search = _Search(machine, states_max, progress, reduction)
+    found = search.run()
     if found is None and search.whole:
         found = search.stuck()
-    seen = Exploration(
+    if found is not None:
+        found = step_by_step(machine, found, reduction, states_max)
+    return Exploration(
         states=len(search.states),
         states_at_rest=sum(search.at_rest),
         transitions=len(search.targets),
@@ -96,19 +103,17 @@ def explore(
         found=found,
         whole=search.whole,
     )
-    if found is None:
-        return seen
-    found = _step_by_step(machine, found, reduction)
-    return replace(seen, seconds=time.monotonic() - started, found=found)
 
 
-def _step_by_step(machine: Machine, found: Counterexample, reduction: Reduction) -> Counterexample:
+def step_by_step(
+    machine: Machine, found: Counterexample, reduction: Reduction, states_max: int
+) -> Counterexample:
     """A shortest way to a violation that takes each step by itself.
 
     One violation is known, so few states are in the way of the first one, usually; if they are too
     many, it is the shortest of those for which the same states stand as on the way that was found.
     """
-    search = _Search(machine, STEP_BY_STEP_MAX, None, Reduction(machine))
+    search = _Search(machine, min(states_max, STEP_BY_STEP_MAX), None, Reduction(machine))
     if shortest := search.run():
         return shortest
     if search.whole and (shortest := search.stuck()):
@@ -116,16 +121,23 @@ def _step_by_step(machine: Machine, found: Counterexample, reduction: Reduction)
     way = {reduction.stands_for(state) for state in found.states}
     search = _Search(
         machine,
-        STATES_MAX,
+        states_max,
         None,
         Reduction(machine),
         lambda state: reduction.stands_for(state) in way,
     )
     if along := search.run():
         return along
-    stuck = reduction.stands_for(found.states[-1])
-    number = next(n for n, s in enumerate(search.states) if reduction.stands_for(s) == stuck)
-    return search.found(found.violation, number)
+    last = reduction.stands_for(found.states[-1])
+    for number, state in enumerate(search.states):
+        if reduction.stands_for(state) == last:
+            return search.found(found.violation, number)
+    violation = found.violation
+    raise VerifyError(
+        f"{machine.model.name}: {violation.rule} can be broken: {violation.subject}: "
+        f"{violation.detail}; to tell how takes more than {states_max} states: allow more with "
+        f"--max-states (some {STATE_BYTES} bytes each)"
+    )
 
 
 def moved(machine: Machine, action: Action, before: int, after: int) -> Violation | None:
@@ -230,7 +242,7 @@ class _Search:
             if number == level_end:
                 self.depth += 1
                 level_end = len(self.states)
-            if len(self._numbers) > self._states_max:
+            if len(self.states) >= self._states_max:
                 self.whole = False
                 return None
             if found := self._expand(number):

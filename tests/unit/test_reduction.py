@@ -11,6 +11,7 @@ import pytest
 from common.events import (
     OrderLine,
     OrderPlaced,
+    PaymentRefunded,
     PlaceOrder,
     RejectionReason,
     StockRejected,
@@ -22,12 +23,14 @@ from order_saga import SAGA
 from order_saga.scenarios import CURRENCY, TWO_ORDERS
 from order_service.domain import PARTICIPANT as ORDER
 from order_service.domain import Order, OrderStatus
+from payment_service import domain as payment
+from payment_service.domain import Payment, RefundAnswered
 from saga.choreography import Participant
 from saga.declaration import Scenario
-from saga.verify import Model, model_of, verify
+from saga.verify import Model, VerifyError, model_of, verify
 from saga.verify.machine import Machine
 from saga.verify.reduction import Reduction, Settled, reduction_of
-from saga.verify.search import explore
+from saga.verify.search import explore, step_by_step
 from saga.verify.symmetry import Symmetry
 from saga.view import View, Violation
 from tests.errands import SAGA as ERRANDS
@@ -179,3 +182,30 @@ def test_a_reaction_that_tells_them_apart_is_noticed() -> None:
 
     settled, looked_at = states_of(model)
     assert looked_at == settled
+
+
+def test_a_way_is_told_though_a_reaction_on_it_tells_them_apart() -> None:
+    def record_refund(answer: RefundAnswered, state: Payment) -> PaymentRefunded | None:
+        return None if answer.order_id == UUID(int=2) else payment.record_refund(answer, state)
+
+    scenario = replace(alike("A", "B"), always=(), at_rest=(), stimuli=TWO_ORDERS.stimuli)
+    model = model_with(scenario, swapped(payment.PARTICIPANT, record_refund))
+
+    report = verify(replace(model, judge=cancelled_at_rest))
+    assert report.schedule is not None
+    assert report.schedule.violation.rule == "kept"
+
+
+def test_a_way_that_does_not_fit_is_said_to_be_there() -> None:
+    machine = Machine(replace(model_of(SAGA, "one order"), judge=cancelled_at_rest))
+    found = explore(machine).found
+    assert found is not None
+
+    with pytest.raises(VerifyError, match=r"kept can be broken: .*; to tell how .*--max-states"):
+        step_by_step(machine, found, Settled(machine), 2)
+
+
+def cancelled_at_rest(view: View, at_rest: bool) -> Iterable[Violation]:
+    for key, order in view.states(Order).items():
+        if at_rest and order.status is OrderStatus.CANCELLED:
+            yield Violation("kept", key, "it was cancelled")
