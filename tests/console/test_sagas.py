@@ -84,7 +84,9 @@ async def test_times_are_typed_in_the_zone_in_which_they_are_shown(
         (asked,) = parse_qs(urlsplit(page.url).query)["until"]
         assert asked == f"{until:%Y-%m-%dT%H:%M:%S}" + ("Z" if scripts else "")
         rows = await page.locator("#subjects a.row").all_inner_texts()
-        assert {*rows} & began.keys() == earlier
+        known = {*rows} & began.keys()  # Of many, a page has the newest.
+        assert known <= earlier
+        assert bool(known) == bool(earlier)
         field = page.get_by_label(f"until, {zone if scripts else 'UTC'}")
         shown = datetime.fromisoformat(await field.input_value())
         assert shown == typed_in.replace(tzinfo=None)

@@ -10,8 +10,8 @@ from uuid import UUID
 
 import pytest
 
-from order_service.domain import Order, OrderStatus
 from saga.choreography import Participant, State
+from saga.due import Due
 from saga.envelope import Envelope, wrap
 from saga.message import Decided, Priority
 from saga.runtime.kernel.step import (
@@ -22,7 +22,7 @@ from saga.runtime.kernel.step import (
     Wish,
     react,
 )
-from tests.words import Cancelled, Completed, Released, Voided
+from tests.words import Cancel, Cancelled, Completed, Released, Voided
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 THING = UUID(int=1)
@@ -142,16 +142,27 @@ def test_a_message_without_reaction_is_refused() -> None:
         react(PARTICIPANT, cause("a"), voided, blank, NOW)
 
 
+@dataclass(frozen=True, slots=True)
+class Waiting(State):
+    until: datetime | None = None
+
+    def evolve(self, message: Decided, at: datetime) -> Self:
+        return self
+
+    def due(self) -> Due[Cancel] | None:
+        return Due(self.until, Cancel(thing=UUID(self.key))) if self.until else None
+
+
 def test_what_is_due_waits_for_its_time_unless_it_is_brought_forward() -> None:
-    order = Order(str(THING), status=OrderStatus.PENDING, deadline=NOW)
-    firing = Firing.of(order)
-    early = Firing.of(order, brought_forward=Wish("ada", "she asked for it"))
+    waiting = Waiting(str(THING), until=NOW)
+    firing = Firing.of(waiting)
+    early = Firing.of(waiting, brought_forward=Wish("ada", "she asked for it"))
     assert firing is not None
     assert early is not None
     before = NOW - timedelta(microseconds=1)
 
-    assert not firing.may_be_done(order, before)
-    assert firing.may_be_done(order, NOW)
-    assert early.may_be_done(order, before)
-    assert not firing.may_be_done(replace(order, status=OrderStatus.CONFIRMED), NOW)
-    assert not early.may_be_done(replace(order, deadline=before), NOW)
+    assert not firing.may_be_done(waiting, before)
+    assert firing.may_be_done(waiting, NOW)
+    assert early.may_be_done(waiting, before)
+    assert not firing.may_be_done(replace(waiting, until=None), NOW)
+    assert not early.may_be_done(replace(waiting, until=before), NOW)

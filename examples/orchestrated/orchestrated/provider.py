@@ -84,10 +84,12 @@ def charge(
 
 
 def refund(intent: Refund, line: Line | None, _: Outcome | None) -> tuple[Line, None]:
-    """Give the money back: once, and at most what was charged."""
+    """Give the money back: once, and no more than was charged."""
     if line is None or line.declined:
         raise ValueError(f"nothing was charged under {intent.subject}")
-    cents = min(intent.amount_cents, line.amount_cents)
+    cents = intent.amount_cents
+    if cents > line.amount_cents:
+        raise ValueError(f"{cents} cents are more than was charged under {intent.subject}")
     if intent.currency != line.currency or line.refunded_cents not in (0, cents):
         raise ValueError(f"{line.key} is the key of a different refund")
     return replace(line, refunded_cents=cents), None
