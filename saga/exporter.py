@@ -79,7 +79,11 @@ class Exporter(Collector):
         )
         listener = listen(settings.http_host, settings.http_port, way_out="--host or --port")
         self.url = f"{url_of(listener)}/metrics"
-        self._server = Server(app, connections_max=settings.http_connections_max)
+        self._server = Server(
+            app,
+            connections_max=settings.http_connections_max,
+            headers_max_bytes=settings.http_headers_max_bytes,
+        )
         serving = self._server.serve([listener])
         self._thread = threading.Thread(target=asyncio.run, args=(serving,), daemon=True)
         self._thread.start()

@@ -30,7 +30,11 @@ async def serving(watched: Watched, settings: ConsoleSettings) -> AsyncIterator[
     )
     app = create(site, settings)
     with listen(settings.http_host, settings.http_port, way_out="--port") as listener:
-        server = Server(app, connections_max=settings.http_connections_max)
+        server = Server(
+            app,
+            connections_max=settings.http_connections_max,
+            headers_max_bytes=settings.http_headers_max_bytes,
+        )
         task = asyncio.create_task(server.serve([listener]))
         try:
             yield f"{url_of(listener)}{site.prefix}/"

@@ -104,7 +104,11 @@ async def run(process: Process, settings: Settings) -> None:
             listen(settings.http_host, settings.http_port, way_out="HTTP_HOST or HTTP_PORT")
         )
         entrance = Entrance(starting_app(f"{name} service", settings))
-        server = Server(entrance, connections_max=settings.http_connections_max)
+        server = Server(
+            entrance,
+            connections_max=settings.http_connections_max,
+            headers_max_bytes=settings.http_headers_max_bytes,
+        )
         crashed: asyncio.Future[Any] = loop.create_future()
         serving = _supervised(server.serve([listener]), crashed)
         tasks = [serving, _supervised(metrics.watch_event_loop(name), crashed)]

@@ -18,6 +18,7 @@ import asyncio
 import contextlib
 import logging
 import socket
+import sys
 from collections.abc import Iterator
 from typing import Final
 
@@ -28,7 +29,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from saga.runtime.files import allow_open_files
-from saga.runtime.problem import Problem, unavailable
+from saga.runtime.headers import SECURITY_HEADERS
+from saga.runtime.problem import Problem, headers_too_long, unavailable
 
 REQUEST_SECONDS: Final = 10.0
 """How long a client may take to send a request, or to read its answer."""
@@ -40,6 +42,8 @@ GRACEFUL_SECONDS: Final = 5
 TURNED_AWAY_MAX: Final = 100
 """Connections beyond the maximum that are told so; further ones are cut."""
 
+HEADERS_MAX_BYTES: Final = 65_536
+"""The longest line and headers of a request together, where nothing else is said."""
 OPEN_FILES_BESIDE: Final = 256
 """Files that a process may have open beside its HTTP connections; a service has a few dozen."""
 
@@ -55,7 +59,13 @@ class Server(uvicorn.Server):
     Leaves signals to its owner: stopping HTTP is only one step of a drain.
     """
 
-    def __init__(self, app: ASGIApp, *, connections_max: int) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        connections_max: int,
+        headers_max_bytes: int = HEADERS_MAX_BYTES,
+    ) -> None:
         """Raises `OSError` where so many connections cannot be open."""
         try:
             allow_open_files(connections_max + OPEN_FILES_BESIDE)
@@ -70,11 +80,14 @@ class Server(uvicorn.Server):
                 log_config=None,
                 workers=1,  # else uvicorn reads WEB_CONCURRENCY
                 timeout_graceful_shutdown=GRACEFUL_SECONDS,
+                h11_max_incomplete_event_size=headers_max_bytes,
+                server_header=False,
+                proxy_headers=False,  # `saga.runtime.doors` believes those that are named.
             )
         )
         # What is wrong with a request, its client is told.
         logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
-        self.server_state = self._state = _State(connections_max)
+        self.server_state = self._state = _State(connections_max, headers_max_bytes)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -89,9 +102,10 @@ class Server(uvicorn.Server):
 class _State(ServerState):
     """What the connections of a server have in common."""
 
-    def __init__(self, connections_max: int) -> None:
+    def __init__(self, connections_max: int, headers_max_bytes: int) -> None:
         super().__init__()
         self._connections_max = connections_max
+        self.headers_max_bytes = headers_max_bytes
         self._swept_at: float | None = None
 
     def has_room_for(self, newcomer: _Connection) -> bool:
@@ -136,12 +150,16 @@ class _Connection(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn has it
         super().connection_made(transport)
         self.since = self.loop.time()
-        assert isinstance(self.server_state, _State)  # noqa: S101 - only `Server` makes us
-        if not self.server_state.has_room_for(self):
-            if self.server_state.is_overrun():
+        if not self._shared.has_room_for(self):
+            if self._shared.is_overrun():
                 self.cut()
             else:
                 self._end(unavailable("there are too many connections; try again later"))
+
+    @property
+    def _shared(self) -> _State:
+        assert isinstance(self.server_state, _State)  # noqa: S101 - only `Server` makes us
+        return self.server_state
 
     @property
     def waits_for_client(self) -> bool:
@@ -183,7 +201,7 @@ class _Connection(H11Protocol):
             cycle.message_event.set()
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             answer = problem.response()
-            headers = [*answer.raw_headers, (b"connection", b"close")]
+            headers = [*answer.raw_headers, *SECURITY_HEADERS.items(), (b"connection", b"close")]
             for event in (
                 h11.Response(status_code=answer.status_code, headers=headers),
                 h11.Data(data=bytes(answer.body)),
@@ -202,7 +220,11 @@ class _Connection(H11Protocol):
             super().data_received(data)
 
     def send_400_response(self, msg: str) -> None:
-        self._end(Problem(400, "what was sent is no HTTP request"))
+        error = sys.exception()  # uvicorn calls this where it handles one of h11's
+        if isinstance(error, h11.RemoteProtocolError) and error.error_status_hint == 431:
+            self._end(headers_too_long(self._shared.headers_max_bytes))
+        else:
+            self._end(Problem(400, "what was sent is no HTTP request"))
 
     def on_response_complete(self) -> None:
         self.since = self.loop.time()

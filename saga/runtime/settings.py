@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 from pathlib import Path
@@ -93,6 +94,18 @@ def _check_host_names(text: str) -> str:
     return text
 
 
+def _check_networks(text: str) -> str:
+    for name in _names(text):
+        try:
+            ipaddress.ip_network(name, strict=False)
+        except ValueError:
+            raise ValueError(
+                f"{printable(name)!r} is no address; write addresses or networks such as "
+                f"10.0.0.7, 10.1.0.0/16, separated by commas"
+            ) from None
+    return text
+
+
 class HttpSettings(BaseSettings):
     """How a process serves HTTP."""
 
@@ -109,6 +122,17 @@ class HttpSettings(BaseSettings):
     http_connections_max: Annotated[int, Field(ge=10, le=100_000)] = 500
     """How many connections there may be at once. They share the process's file descriptors, 1,024
     on many machines, with its broker and its database."""
+    http_requests_per_second: Annotated[float, Field(ge=0, le=1_000_000, allow_inf_nan=False)] = (
+        2_000.0
+    )
+    """How many requests an address may send, beyond which it is told to wait; 0 for no limit. By
+    default about what one process can answer: a load from one machine is never held back, and who
+    serves strangers sets less."""
+    http_proxies: Annotated[str, AfterValidator(_check_networks)] | None = None
+    """The addresses or networks of proxies, separated by commas, that are believed when they say
+    who asks (`X-Forwarded-For`)."""
+    http_headers_max_bytes: Annotated[int, Field(ge=8_192, le=1_048_576)] = 65_536
+    """The longest line and headers of an HTTP request together."""
     body_max_bytes: Annotated[int, Field(ge=1024)] = 65_536
     """The longest HTTP request body."""
 
@@ -116,6 +140,12 @@ class HttpSettings(BaseSettings):
     def allowed_hosts(self) -> list[str]:
         """The names in `http_allowed_hosts`."""
         return _names(self.http_allowed_hosts or "")
+
+    @property
+    def proxies(self) -> list[str]:
+        """The networks in `http_proxies`."""
+        names = _names(self.http_proxies or "")
+        return [str(ipaddress.ip_network(name, strict=False)) for name in names]
 
 
 def _names(text: str) -> list[str]:

@@ -87,7 +87,11 @@ async def serving(package: str, folder: Path, **environment: str) -> AsyncIterat
         stack.push_async_callback(database.close)
         parts = await process.assemble(database, stack)
         listener = listen(LOOPBACK, 0, way_out="port")
-        server = Server(parts.app, connections_max=settings.http_connections_max)
+        server = Server(
+            parts.app,
+            connections_max=settings.http_connections_max,
+            headers_max_bytes=settings.http_headers_max_bytes,
+        )
         port = listener.getsockname()[1]
         tasks = [asyncio.ensure_future(task) for task in (server.serve([listener]), *parts.tasks)]
         try:
