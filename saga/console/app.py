@@ -23,6 +23,7 @@ from saga.console.pages import PAGES
 from saga.console.settings import ConsoleSettings
 from saga.console.site import Site, digest, security_policy, static
 from saga.errors import Explained, InputError
+from saga.http import said_by
 from saga.runtime.doors import SAFE_METHODS, guard
 from saga.runtime.headers import POLICY, SecurityHeaders
 from saga.runtime.problem import PROBLEM, Problem, short
@@ -109,8 +110,7 @@ def create(site: Site, settings: ConsoleSettings) -> FastAPI:
 
     @app.exception_handler(httpx.HTTPError)
     async def on_unreachable(request: Request, error: httpx.HTTPError) -> Response:
-        said = str(error) or type(error).__name__
-        return trouble(request, 503, f"A service cannot be asked ({said}); does it run?")
+        return trouble(request, 503, f"A service cannot be asked ({said_by(error)}); does it run?")
 
     @app.exception_handler(sa.exc.DBAPIError)
     async def on_database(request: Request, error: sa.exc.DBAPIError) -> Response:

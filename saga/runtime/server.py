@@ -6,6 +6,7 @@ nothing, half a header or half a body would keep its connection for ever. Here
 
 - a request has to arrive whole within `REQUEST_SECONDS`, else it is answered with 408;
 - an answer has to be read within that time as well, else the connection is cut;
+- a TLS handshake is part of the request, and its connection counts from the beginning;
 - where there are as many connections as there may be, the one whose client has kept us waiting for
   longest makes room; if we are at work for all of them, a new one is answered with 503.
 
@@ -18,13 +19,15 @@ import asyncio
 import contextlib
 import logging
 import socket
+import ssl
 import sys
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Coroutine, Generator, Iterator
+from typing import Any, Final
 
 import h11
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
@@ -65,8 +68,10 @@ class Server(uvicorn.Server):
         *,
         connections_max: int,
         headers_max_bytes: int = HEADERS_MAX_BYTES,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
-        """Raises `OSError` where so many connections cannot be open."""
+        """Raises `OSError` where so many connections cannot be open. With `tls`, it speaks HTTPS
+        only."""
         try:
             allow_open_files(connections_max + OPEN_FILES_BESIDE)
         except OSError as error:
@@ -87,7 +92,7 @@ class Server(uvicorn.Server):
         )
         # What is wrong with a request, its client is told.
         logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
-        self.server_state = self._state = _State(connections_max, headers_max_bytes)
+        self.server_state = self._state = _State(connections_max, headers_max_bytes, tls)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -102,10 +107,13 @@ class Server(uvicorn.Server):
 class _State(ServerState):
     """What the connections of a server have in common."""
 
-    def __init__(self, connections_max: int, headers_max_bytes: int) -> None:
+    def __init__(
+        self, connections_max: int, headers_max_bytes: int, tls: ssl.SSLContext | None
+    ) -> None:
         super().__init__()
         self._connections_max = connections_max
         self.headers_max_bytes = headers_max_bytes
+        self.tls = tls
         self._swept_at: float | None = None
 
     def has_room_for(self, newcomer: _Connection) -> bool:
@@ -139,6 +147,27 @@ class _State(ServerState):
         return [c for c in self.connections if isinstance(c, _Connection)]
 
 
+class _FirstStepMade:
+    """A coroutine whose first step is made at once, and whose others when it is awaited."""
+
+    def __init__(self, coroutine: Coroutine[Any, Any, asyncio.Transport | None]) -> None:
+        self._coroutine = coroutine
+        self._waits_for = coroutine.send(None)
+
+    def __await__(self) -> Generator[Any, Any, asyncio.Transport | None]:
+        while True:
+            try:
+                try:
+                    yield self._waits_for
+                except BaseException as error:
+                    self._waits_for = self._coroutine.throw(error)
+                else:
+                    self._waits_for = self._coroutine.send(None)
+            except StopIteration as end:
+                found: asyncio.Transport | None = end.value
+                return found
+
+
 class _Connection(H11Protocol):
     """A connection that ends when its client takes too long."""
 
@@ -146,15 +175,56 @@ class _Connection(H11Protocol):
     """The time from which on the client has had to send a request, or to read the last answer."""
     ended = False
     """Whether the last that is said on it was said."""
+    greeting: asyncio.Task[None] | None = None
+    """The TLS handshake, while there is one. Nothing can be told before its end."""
+    early = b""
+    """What came right behind the handshake."""
+    lost = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn has it
         super().connection_made(transport)
         self.since = self.loop.time()
+        tls = self._shared.tls
         if not self._shared.has_room_for(self):
-            if self._shared.is_overrun():
+            if tls is not None or self._shared.is_overrun():
                 self.cut()
             else:
                 self._end(unavailable("there are too many connections; try again later"))
+        elif tls is not None:
+            transport.pause_reading()  # What comes first is for TLS to read, which goes on reading.
+            # Its first step is made here: on uvloop, data may come before a task has begun.
+            handshake = _FirstStepMade(
+                self.loop.start_tls(
+                    transport,
+                    self,
+                    tls,
+                    server_side=True,
+                    ssl_handshake_timeout=REQUEST_SECONDS,
+                    ssl_shutdown_timeout=LINGER_SECONDS,
+                )
+            )
+            self.greeting = asyncio.ensure_future(self._greet(transport, handshake))
+
+    async def _greet(self, plain: asyncio.Transport, handshake: _FirstStepMade) -> None:
+        """Speak TLS on the connection from now on.
+
+        uvicorn would know of a connection only when its handshake is over, for which asyncio gives
+        a minute; so any number of clients could begin one and stay.
+        """
+        try:
+            secured = await handshake
+        except OSError:  # TLS errors, a time-out and lost connections are all of its kind.
+            secured = None
+        self.greeting = None
+        if secured is None or self.lost:
+            plain.abort()
+            self.connections.discard(self)
+            return
+        self.transport = secured
+        self.flow = FlowControl(secured)
+        self.scheme = "https"
+        if self.early:
+            self.data_received(self.early)
 
     @property
     def _shared(self) -> _State:
@@ -175,6 +245,9 @@ class _Connection(H11Protocol):
         if self.ended:
             if waited_seconds > LINGER_SECONDS:
                 self.cut()
+        elif self.greeting is not None:
+            if waited_seconds > REQUEST_SECONDS:
+                self.cut()
         elif waited_seconds > REQUEST_SECONDS and self.waits_for_client:
             if self.transport.get_write_buffer_size():
                 self.cut()  # It does not read, so there is no use in telling it anything.
@@ -187,6 +260,9 @@ class _Connection(H11Protocol):
 
     def cut(self) -> None:
         """End it now, without a word."""
+        if self.greeting is not None:
+            self.greeting.cancel()  # uvloop does not end a handshake because its connection did.
+            self.connections.discard(self)
         self.transport.abort()
 
     def _end(self, problem: Problem) -> None:
@@ -216,8 +292,14 @@ class _Connection(H11Protocol):
     # What uvicorn's own protocol does, with the ends above.
 
     def data_received(self, data: bytes) -> None:
-        if not self.ended:
+        if self.greeting is not None:
+            self.early += data
+        elif not self.ended:
             super().data_received(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.lost = True
+        super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
         error = sys.exception()  # uvicorn calls this where it handles one of h11's
@@ -231,16 +313,16 @@ class _Connection(H11Protocol):
         super().on_response_complete()
 
     def shutdown(self) -> None:
-        if self.ended:
+        if self.ended or self.greeting is not None:
             self.cut()
         else:
             super().shutdown()
 
 
-def url_of(listener: socket.socket) -> str:
+def url_of(listener: socket.socket, scheme: str) -> str:
     """Where a client on this machine finds what listens there."""
     host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def listen(host: str, port: int, *, way_out: str) -> socket.socket:

@@ -84,6 +84,15 @@ class TlsSettings(Discreet, BaseSettings):
         return text_of(url.update_query(named | dict(url.query)))
 
 
+class ClientTlsSettings(BaseSettings):
+    """What it takes to ask a service over HTTPS."""
+
+    model_config = SettingsConfigDict(extra="ignore", frozen=True, env_ignore_empty=True)
+
+    http_ca_file: Path | None = None
+    """The certificates (PEM) to trust; by default the system's."""
+
+
 def _check_host_names(text: str) -> str:
     for name in _names(text):
         if not _HOST_NAME.fullmatch(name):
@@ -122,6 +131,11 @@ class HttpSettings(BaseSettings):
     http_connections_max: Annotated[int, Field(ge=10, le=100_000)] = 500
     """How many connections there may be at once. They share the process's file descriptors, 1,024
     on many machines, with its broker and its database."""
+    http_cert_file: Path | None = None
+    """The certificate to show (PEM), with what stands between it and the authority; then it speaks
+    HTTPS, and nothing else. See `saga.runtime.tls`."""
+    http_key_file: Path | None = None
+    """Its key (PEM), unless that is in the same file."""
     http_requests_per_second: Annotated[float, Field(ge=0, le=1_000_000, allow_inf_nan=False)] = (
         2_000.0
     )
@@ -135,6 +149,11 @@ class HttpSettings(BaseSettings):
     """The longest line and headers of an HTTP request together."""
     body_max_bytes: Annotated[int, Field(ge=1024)] = 65_536
     """The longest HTTP request body."""
+
+    @property
+    def http_scheme(self) -> str:
+        """How its addresses begin."""
+        return "http" if self.http_cert_file is None else "https"
 
     @property
     def allowed_hosts(self) -> list[str]:
