@@ -30,6 +30,7 @@ from saga.runtime.messaging.connection import BrokerError
 from saga.runtime.readiness import Readiness
 from saga.runtime.server import Server, listen, url_of
 from saga.runtime.settings import HttpSettings, load
+from saga.runtime.tls import context_of
 from saga.runtime.web import create_app
 from saga.text import harmless
 
@@ -78,8 +79,13 @@ class Exporter(Collector):
             registry=registry,
         )
         listener = listen(settings.http_host, settings.http_port, way_out="--host or --port")
-        self.url = f"{url_of(listener)}/metrics"
-        self._server = Server(app, connections_max=settings.http_connections_max)
+        self.url = f"{url_of(listener, settings.http_scheme)}/metrics"
+        self._server = Server(
+            app,
+            connections_max=settings.http_connections_max,
+            headers_max_bytes=settings.http_headers_max_bytes,
+            tls=context_of(settings),
+        )
         serving = self._server.serve([listener])
         self._thread = threading.Thread(target=asyncio.run, args=(serving,), daemon=True)
         self._thread.start()

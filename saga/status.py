@@ -24,7 +24,7 @@ from saga.discovery import tables_in
 from saga.dlq.lookup import count_stored
 from saga.due import OVERDUE_SECONDS
 from saga.generate.naming import Owned, names_of
-from saga.http import client
+from saga.http import client, said_by
 from saga.local.supervision import Supervision
 from saga.retry import RUNGS_MS
 from saga.runtime.kernel.opening import read_database
@@ -317,7 +317,7 @@ async def _readiness(url: str) -> str:
         async with client(url, REQUEST_TIMEOUT_SECONDS) as service:
             response = await service.get("/readyz")
     except httpx.TransportError as error:
-        return f"{NO_ANSWER} from {url}: {str(error) or type(error).__name__}"
+        return f"{NO_ANSWER} from {url}: {said_by(error)}"
     try:
         if response.status_code != httpx.codes.OK:
             return str(response.json()["detail"])

@@ -23,7 +23,9 @@ from saga.console.pages import PAGES
 from saga.console.settings import ConsoleSettings
 from saga.console.site import Site, digest, security_policy, static
 from saga.errors import Explained, InputError
+from saga.http import said_by
 from saga.runtime.doors import SAFE_METHODS, guard
+from saga.runtime.headers import POLICY, SecurityHeaders
 from saga.runtime.problem import PROBLEM, Problem, short
 
 log = logging.getLogger(__name__)
@@ -49,7 +51,8 @@ def create(site: Site, settings: ConsoleSettings) -> FastAPI:
     guard(app, settings)
     # Outside of what turns requests away: that is told on a page like any other.
     app.add_middleware(ToldOnPages, site=site)
-    app.add_middleware(Headers)
+    own = {POLICY: security_policy().encode(), b"referrer-policy": b"same-origin"}
+    app.add_middleware(SecurityHeaders, own=own)  # Without a referrer, forms have no Origin.
     for routes in PAGES:
         app.include_router(routes(site))
 
@@ -107,8 +110,7 @@ def create(site: Site, settings: ConsoleSettings) -> FastAPI:
 
     @app.exception_handler(httpx.HTTPError)
     async def on_unreachable(request: Request, error: httpx.HTTPError) -> Response:
-        said = str(error) or type(error).__name__
-        return trouble(request, 503, f"A service cannot be asked ({said}); does it run?")
+        return trouble(request, 503, f"A service cannot be asked ({said_by(error)}); does it run?")
 
     @app.exception_handler(sa.exc.DBAPIError)
     async def on_database(request: Request, error: sa.exc.DBAPIError) -> Response:
@@ -178,32 +180,14 @@ class ToldOnPages:
                 status=status,
                 said=said,
             )
+            page.headers.update(_kept(start))
             await page(scope, receive, send)
+
+
+def _kept(start: Message) -> dict[str, str]:
+    """Of a problem's headers, those that count on a page too: when to come back."""
+    return {n.decode(): v.decode() for n, v in start["headers"] if n.lower() == b"retry-after"}
 
 
 def _is_problem(start: Message) -> bool:
     return (b"content-type", PROBLEM.encode()) in start["headers"]
-
-
-class Headers:
-    """What every answer says of how it may be used."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-        self._headers = [
-            (b"content-security-policy", security_policy().encode()),
-            (b"x-content-type-options", b"nosniff"),
-            (b"referrer-policy", b"same-origin"),  # Without one, forms have no Origin.
-            (b"cross-origin-opener-policy", b"same-origin"),
-        ]
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = [*message.get("headers", ()), *self._headers]
-                if not any(name.lower() == b"cache-control" for name, _ in headers):
-                    headers.append((b"cache-control", b"no-store"))
-                message = {**message, "headers": headers}
-            await send(message)
-
-        await self._app(scope, receive, with_headers)

@@ -13,6 +13,7 @@ from saga.console.settings import ConsoleSettings
 from saga.console.site import Site
 from saga.console.watched import Watched
 from saga.runtime.server import Server, listen, url_of
+from saga.runtime.tls import context_of
 
 
 @contextlib.asynccontextmanager
@@ -30,10 +31,15 @@ async def serving(watched: Watched, settings: ConsoleSettings) -> AsyncIterator[
     )
     app = create(site, settings)
     with listen(settings.http_host, settings.http_port, way_out="--port") as listener:
-        server = Server(app, connections_max=settings.http_connections_max)
+        server = Server(
+            app,
+            connections_max=settings.http_connections_max,
+            headers_max_bytes=settings.http_headers_max_bytes,
+            tls=context_of(settings),
+        )
         task = asyncio.create_task(server.serve([listener]))
         try:
-            yield f"{url_of(listener)}{site.prefix}/"
+            yield f"{url_of(listener, settings.http_scheme)}{site.prefix}/"
         finally:
             await site.ticker.close()
             server.should_exit = True

@@ -17,6 +17,7 @@ from saga.errors import Explained
 from saga.local.beside import BesideProgram
 from saga.local.folder import LOGS_FOLDER
 from saga.local.server import LOOPBACK, free_ports
+from saga.runtime.settings import HttpSettings, load
 
 NAME: Final = "console"
 AGAIN_SECONDS, AGAIN_MAX_SECONDS = 1.0, 300.0
@@ -51,7 +52,7 @@ class ConsoleProcess:
     @property
     def url(self) -> str:
         """Where it serves, once it was started; the same when it was started again."""
-        return f"http://{LOOPBACK}:{self._port}"
+        return f"{load(HttpSettings).http_scheme}://{LOOPBACK}:{self._port}"
 
     @property
     def pid(self) -> int | None:

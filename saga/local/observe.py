@@ -24,6 +24,7 @@ from saga.local.beside import BesideProgram
 from saga.local.server import LOOPBACK, free_ports
 from saga.local.system import System
 from saga.runtime.files import write_whole
+from saga.runtime.settings import ClientTlsSettings, load
 
 BROKER_PLUGIN: Final = "rabbitmq_prometheus"
 BROKER_PORT: Final = 15692
@@ -32,6 +33,10 @@ SCRAPE_SECONDS: Final = 5.0
 RECONCILE_SECONDS: Final = 60.0
 RETENTION: Final = "7d"
 _WATCH_SECONDS: Final = 1.0
+
+EXPORTER: Final = "saga-exporter"
+OURS: Final = ("saga", EXPORTER)
+"""The jobs that scrape what our own server serves."""
 
 Targets = Mapping[str, Sequence[str]]
 """By job of `monitoring/prometheus.yml`, the addresses to scrape."""
@@ -42,17 +47,27 @@ class ObserveError(Explained):
 
 
 def configuration(
-    targets: Targets, scrape_seconds: float, saga_name: str, virtual_host: str = "/"
+    targets: Targets,
+    scrape_seconds: float,
+    saga_name: str,
+    virtual_host: str = "/",
+    scheme: str = "http",
 ) -> dict[str, Any]:
-    """`monitoring/prometheus.yml` for these addresses."""
+    """`monitoring/prometheus.yml` for these addresses; `scheme` is how our own are asked. Raises
+    `SettingsError`."""
     found = prometheus_config(saga_name)
     interval = f"{round(scrape_seconds * 1000)}ms"
     found["global"] |= {"scrape_interval": interval, "evaluation_interval": interval}
     found["rule_files"] = [str(DATA / pattern) for pattern in found["rule_files"]]
+    authority = load(ClientTlsSettings).http_ca_file
     for job in found["scrape_configs"]:
         del job["dns_sd_configs"]
         if "vhost" in (parameters := job.get("params", {})):
             parameters["vhost"] = [virtual_host]
+        if scheme == "https" and job["job_name"] in OURS:
+            job["scheme"] = scheme
+            if authority is not None:
+                job["tls_config"] = {"ca_file": str(authority.absolute())}
         job["static_configs"] = [{"targets": list(targets.get(job["job_name"], ()))}]
     return found
 
@@ -145,7 +160,13 @@ class Observatory:
                 targets = await self.targets()
                 virtual_host = virtual_host_of(self._system.deployment.amqp_url)
                 await prometheus.start(
-                    configuration(targets, self._scrape_seconds, saga().name, virtual_host)
+                    configuration(
+                        targets,
+                        self._scrape_seconds,
+                        saga().name,
+                        virtual_host,
+                        yarl.URL(exporter.url).scheme,
+                    )
                 )
                 self._prometheus = prometheus
             self._stack = stack.pop_all()
@@ -181,7 +202,7 @@ class Observatory:
         broker = await self._broker()
         return {
             "saga": [address_of(url) for url in urls],
-            "saga-exporter": [address_of(self.exporter_url)],
+            EXPORTER: [address_of(self.exporter_url)],
             "rabbitmq": broker,
             "rabbitmq-queues": broker,
         }

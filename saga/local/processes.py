@@ -75,6 +75,7 @@ class ServiceProcess:
     log_offset: int = 0
     environment: dict[str, str] = field(default_factory=dict)
     command: tuple[str, ...] = ()
+    scheme: str = "http"
 
     @property
     def pid(self) -> int | None:
@@ -91,7 +92,7 @@ class ServiceProcess:
 
     @property
     def url(self) -> str:
-        return f"http://{LOOPBACK}:{self.port}"
+        return f"{self.scheme}://{LOOPBACK}:{self.port}"
 
     def last_words(self) -> str:
         """Why it ended: the signal that killed it, or what its log since its start says last."""

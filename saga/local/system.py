@@ -59,7 +59,7 @@ from saga.runtime.kernel.database import DatabaseError
 from saga.runtime.messaging.connection import BrokerError, connect
 from saga.runtime.messaging.permissions import OPERATOR, users_of
 from saga.runtime.messaging.topology import TopologyError, queues_of
-from saga.runtime.settings import Settings, TlsSettings, load
+from saga.runtime.settings import HttpSettings, Settings, TlsSettings, load
 from saga.runtime.tasks import cancel_all
 from saga.runtime.urls import sqlite_url
 
@@ -437,8 +437,12 @@ class System:
             for number in range(1, (1 if name in observers else self._replicas) + 1)
         ]
         ports = free_ports([replica for replica, _ in replicas])
+        secured = self._environment.get("HTTP_CERT_FILE")
+        scheme = "https" if secured else load(HttpSettings).http_scheme
         self._processes = {
-            replica: ServiceProcess(found[name], name, logs / f"{replica}.log", ports[replica])
+            replica: ServiceProcess(
+                found[name], name, logs / f"{replica}.log", ports[replica], scheme=scheme
+            )
             for replica, name in replicas
         }
         for participant in foreign_in(graph.participants):

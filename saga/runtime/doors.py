@@ -3,10 +3,13 @@
 Each is a piece of ASGI middleware. `guard` puts all of them around an application, in this order:
 
 1. `Faults`: an error nobody foresaw is logged once, and answered with 500.
-2. `Visitors`: requests that a web page of another site makes are turned away.
-3. `Bodies`: a body has a limit.
-4. `Deadline`: an answer has a deadline.
-5. `Heads`: what answers GET answers HEAD.
+2. uvicorn's `ProxyHeadersMiddleware`, where proxies are named: a request is its sender's.
+3. `Callers`: an address has a limit of requests.
+4. `Sizes`: a request's line and headers have a limit.
+5. `Visitors`: requests that a web page of another site makes are turned away.
+6. `Bodies`: a body has a limit.
+7. `Deadline`: an answer has a deadline.
+8. `Heads`: what answers GET answers HEAD.
 """
 
 from __future__ import annotations
@@ -14,8 +17,11 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
+import math
 import re
 import socket
+import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Final
@@ -23,8 +29,9 @@ from urllib.parse import urlsplit
 
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-from saga.runtime.problem import Problem, short, unavailable
+from saga.runtime.problem import Problem, headers_too_long, short, unavailable
 from saga.runtime.settings import HttpSettings
 
 log = logging.getLogger(__name__)
@@ -32,6 +39,17 @@ log = logging.getLogger(__name__)
 SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 """They change nothing (RFC 9110, section 9.2.1)."""
 HOSTS_REMEMBERED_MAX: Final = 128
+BURST_SECONDS: Final = 10.0
+"""A caller who has been quiet may send the requests of so many seconds at once."""
+CALLERS_REMEMBERED_MAX: Final = 10_000
+"""Some 2 MB. Beyond, the one that has been quiet for longest is forgotten."""
+UNCOUNTED: Final = frozenset({"/livez", "/readyz"})
+"""What supervisors and load balancers ask. It costs next to nothing, and a service that is alive
+must not be restarted because somebody behind the same address asks too much."""
+TELL_SECONDS: Final = 60.0
+"""From one line in the log about callers who ask too much to the next."""
+_IPV6_NETWORK_BITS: Final = 64
+"""What one customer of a provider has at least, all of whose addresses are one caller."""
 
 _HOST: Final = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^:\[\]/?#@\s]+)(?::\d*)?")
 
@@ -44,6 +62,11 @@ def guard(app: FastAPI, settings: HttpSettings) -> None:
     app.add_middleware(Deadline, seconds=settings.http_answer_seconds)
     app.add_middleware(Bodies, max_bytes=settings.body_max_bytes)
     app.add_middleware(Visitors, allowed=names)
+    app.add_middleware(Sizes, max_bytes=settings.http_headers_max_bytes)
+    if settings.http_requests_per_second:
+        app.add_middleware(Callers, per_second=settings.http_requests_per_second)
+    if settings.proxies:
+        app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=settings.proxies)
     app.add_middleware(Faults)
 
 
@@ -87,6 +110,102 @@ class Faults:
             log.error("%s failed", described(scope), exc_info=error)
             answer = Problem(500, "an internal error; the service's log tells more").response()
             await answer(scope, receive, send)
+
+
+class Callers:
+    """Turns away what an address asks beyond `per_second`, with 429 and the time to wait.
+
+    Who has been quiet may ask for `BURST_SECONDS` as much at once (the generic cell rate algorithm:
+    one time per address, from which on it has its whole burst again). What is turned away does not
+    count, so a caller who goes on too fast still gets their share.
+    """
+
+    def __init__(
+        self, app: ASGIApp, per_second: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._app = app
+        self._per_second = per_second
+        self._clock = clock
+        # At least one, also where that is a request in many seconds.
+        self._burst_seconds = max(BURST_SECONDS - 1 / per_second, 0.0)
+        self._free_at: OrderedDict[str, float] = OrderedDict()
+        """By caller; the latest one last."""
+        self._told_at = -math.inf
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] not in UNCOUNTED:
+            caller = _caller(scope)
+            wait_seconds = self._wait_seconds(caller)
+            if wait_seconds > 0:
+                await self._refusal(caller, wait_seconds).response()(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+    def _wait_seconds(self, caller: str) -> float:
+        """How long until the caller may ask; if they may now, this request is counted."""
+        now = self._clock()
+        free_at = max(self._free_at.get(caller, now), now)
+        if (wait_seconds := free_at - now - self._burst_seconds) > 0:
+            return wait_seconds
+        self._free_at[caller] = free_at + 1 / self._per_second
+        self._free_at.move_to_end(caller)
+        if len(self._free_at) > CALLERS_REMEMBERED_MAX:
+            self._free_at.popitem(last=False)
+        return 0.0
+
+    def _refusal(self, caller: str, wait_seconds: float) -> Problem:
+        seconds = math.ceil(wait_seconds)
+        if self._clock() - self._told_at >= TELL_SECONDS:
+            self._told_at = self._clock()
+            log.warning(
+                "%s asks more than %g times a second and is told to wait; "
+                "HTTP_REQUESTS_PER_SECOND sets that",
+                short(caller),
+                self._per_second,
+            )
+        return Problem(
+            429,
+            f"more than {self._per_second:g} requests a second from {short(caller)}; "
+            f"ask again in {seconds} s",
+            headers={"Retry-After": str(seconds)},
+        )
+
+
+def _caller(scope: Scope) -> str:
+    """Who asks: an address, or the network of a provider's customer."""
+    host: str = (scope.get("client") or ("unknown",))[0]
+    if ":" not in host:
+        return host
+    try:
+        address = ipaddress.IPv6Address(host)
+    except ValueError:
+        return host
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return str(ipaddress.IPv6Network((int(address), _IPV6_NETWORK_BITS), strict=False))
+
+
+class Sizes:
+    """Turns away requests whose line and headers are longer than `max_bytes` together.
+
+    The server limits what it keeps of headers that are not whole yet, and not those that come in
+    one piece.
+    """
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and _head_bytes(scope) > self._max_bytes:
+            await headers_too_long(self._max_bytes).response()(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+
+def _head_bytes(scope: Scope) -> int:
+    line = len(scope["method"]) + len(scope.get("raw_path", b"")) + len(scope["query_string"])
+    return line + sum(len(name) + len(value) + len(": \r\n") for name, value in scope["headers"])
 
 
 class Visitors:

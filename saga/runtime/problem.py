@@ -58,6 +58,11 @@ def unavailable(detail: str) -> Problem:
     return Problem(503, detail, headers={"Retry-After": str(BUSY_RETRY_SECONDS)})
 
 
+def headers_too_long(max_bytes: int) -> Problem:
+    """The problem of a request whose line and headers are beyond the limit."""
+    return Problem(431, f"the request's line and headers may have at most {max_bytes} bytes")
+
+
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """How a route declares in its OpenAPI document the problems it may answer with."""
     return {

@@ -27,6 +27,7 @@ from saga.runtime.messaging.connection import BrokerError
 from saga.runtime.server import Server, listen, url_of
 from saga.runtime.settings import Settings, SettingsError, load
 from saga.runtime.tasks import cancel_all
+from saga.runtime.tls import context_of
 from saga.runtime.web import Entrance, starting_app
 
 log = logging.getLogger(__name__)
@@ -104,11 +105,16 @@ async def run(process: Process, settings: Settings) -> None:
             listen(settings.http_host, settings.http_port, way_out="HTTP_HOST or HTTP_PORT")
         )
         entrance = Entrance(starting_app(f"{name} service", settings))
-        server = Server(entrance, connections_max=settings.http_connections_max)
+        server = Server(
+            entrance,
+            connections_max=settings.http_connections_max,
+            headers_max_bytes=settings.http_headers_max_bytes,
+            tls=context_of(settings),
+        )
         crashed: asyncio.Future[Any] = loop.create_future()
         serving = _supervised(server.serve([listener]), crashed)
         tasks = [serving, _supervised(metrics.watch_event_loop(name), crashed)]
-        log.info("serving on %s", url_of(listener))
+        log.info("serving on %s", url_of(listener, settings.http_scheme))
         stopping: asyncio.Future[Any] = asyncio.ensure_future(stop.wait())
         opening = asyncio.ensure_future(_opened(process, settings))
         stack.push_async_callback(lambda: cancel_all(opening, stopping, *tasks))

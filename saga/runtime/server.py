@@ -6,6 +6,7 @@ nothing, half a header or half a body would keep its connection for ever. Here
 
 - a request has to arrive whole within `REQUEST_SECONDS`, else it is answered with 408;
 - an answer has to be read within that time as well, else the connection is cut;
+- a TLS handshake is part of the request, and its connection counts from the beginning;
 - where there are as many connections as there may be, the one whose client has kept us waiting for
   longest makes room; if we are at work for all of them, a new one is answered with 503.
 
@@ -18,17 +19,21 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import Iterator
-from typing import Final
+import ssl
+import sys
+from collections.abc import Coroutine, Generator, Iterator
+from typing import Any, Final
 
 import h11
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from saga.runtime.files import allow_open_files
-from saga.runtime.problem import Problem, unavailable
+from saga.runtime.headers import SECURITY_HEADERS
+from saga.runtime.problem import Problem, headers_too_long, unavailable
 
 REQUEST_SECONDS: Final = 10.0
 """How long a client may take to send a request, or to read its answer."""
@@ -40,6 +45,8 @@ GRACEFUL_SECONDS: Final = 5
 TURNED_AWAY_MAX: Final = 100
 """Connections beyond the maximum that are told so; further ones are cut."""
 
+HEADERS_MAX_BYTES: Final = 65_536
+"""The longest line and headers of a request together, where nothing else is said."""
 OPEN_FILES_BESIDE: Final = 256
 """Files that a process may have open beside its HTTP connections; a service has a few dozen."""
 
@@ -55,8 +62,16 @@ class Server(uvicorn.Server):
     Leaves signals to its owner: stopping HTTP is only one step of a drain.
     """
 
-    def __init__(self, app: ASGIApp, *, connections_max: int) -> None:
-        """Raises `OSError` where so many connections cannot be open."""
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        connections_max: int,
+        headers_max_bytes: int = HEADERS_MAX_BYTES,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        """Raises `OSError` where so many connections cannot be open. With `tls`, it speaks HTTPS
+        only."""
         try:
             allow_open_files(connections_max + OPEN_FILES_BESIDE)
         except OSError as error:
@@ -70,11 +85,14 @@ class Server(uvicorn.Server):
                 log_config=None,
                 workers=1,  # else uvicorn reads WEB_CONCURRENCY
                 timeout_graceful_shutdown=GRACEFUL_SECONDS,
+                h11_max_incomplete_event_size=headers_max_bytes,
+                server_header=False,
+                proxy_headers=False,  # `saga.runtime.doors` believes those that are named.
             )
         )
         # What is wrong with a request, its client is told.
         logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
-        self.server_state = self._state = _State(connections_max)
+        self.server_state = self._state = _State(connections_max, headers_max_bytes, tls)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -89,9 +107,13 @@ class Server(uvicorn.Server):
 class _State(ServerState):
     """What the connections of a server have in common."""
 
-    def __init__(self, connections_max: int) -> None:
+    def __init__(
+        self, connections_max: int, headers_max_bytes: int, tls: ssl.SSLContext | None
+    ) -> None:
         super().__init__()
         self._connections_max = connections_max
+        self.headers_max_bytes = headers_max_bytes
+        self.tls = tls
         self._swept_at: float | None = None
 
     def has_room_for(self, newcomer: _Connection) -> bool:
@@ -125,6 +147,27 @@ class _State(ServerState):
         return [c for c in self.connections if isinstance(c, _Connection)]
 
 
+class _FirstStepMade:
+    """A coroutine whose first step is made at once, and whose others when it is awaited."""
+
+    def __init__(self, coroutine: Coroutine[Any, Any, asyncio.Transport | None]) -> None:
+        self._coroutine = coroutine
+        self._waits_for = coroutine.send(None)
+
+    def __await__(self) -> Generator[Any, Any, asyncio.Transport | None]:
+        while True:
+            try:
+                try:
+                    yield self._waits_for
+                except BaseException as error:
+                    self._waits_for = self._coroutine.throw(error)
+                else:
+                    self._waits_for = self._coroutine.send(None)
+            except StopIteration as end:
+                found: asyncio.Transport | None = end.value
+                return found
+
+
 class _Connection(H11Protocol):
     """A connection that ends when its client takes too long."""
 
@@ -132,16 +175,61 @@ class _Connection(H11Protocol):
     """The time from which on the client has had to send a request, or to read the last answer."""
     ended = False
     """Whether the last that is said on it was said."""
+    greeting: asyncio.Task[None] | None = None
+    """The TLS handshake, while there is one. Nothing can be told before its end."""
+    early = b""
+    """What came right behind the handshake."""
+    lost = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn has it
         super().connection_made(transport)
         self.since = self.loop.time()
-        assert isinstance(self.server_state, _State)  # noqa: S101 - only `Server` makes us
-        if not self.server_state.has_room_for(self):
-            if self.server_state.is_overrun():
+        tls = self._shared.tls
+        if not self._shared.has_room_for(self):
+            if tls is not None or self._shared.is_overrun():
                 self.cut()
             else:
                 self._end(unavailable("there are too many connections; try again later"))
+        elif tls is not None:
+            transport.pause_reading()  # What comes first is for TLS to read, which goes on reading.
+            # Its first step is made here: on uvloop, data may come before a task has begun.
+            handshake = _FirstStepMade(
+                self.loop.start_tls(
+                    transport,
+                    self,
+                    tls,
+                    server_side=True,
+                    ssl_handshake_timeout=REQUEST_SECONDS,
+                    ssl_shutdown_timeout=LINGER_SECONDS,
+                )
+            )
+            self.greeting = asyncio.ensure_future(self._greet(transport, handshake))
+
+    async def _greet(self, plain: asyncio.Transport, handshake: _FirstStepMade) -> None:
+        """Speak TLS on the connection from now on.
+
+        uvicorn would know of a connection only when its handshake is over, for which asyncio gives
+        a minute; so any number of clients could begin one and stay.
+        """
+        try:
+            secured = await handshake
+        except OSError:  # TLS errors, a time-out and lost connections are all of its kind.
+            secured = None
+        self.greeting = None
+        if secured is None or self.lost:
+            plain.abort()
+            self.connections.discard(self)
+            return
+        self.transport = secured
+        self.flow = FlowControl(secured)
+        self.scheme = "https"
+        if self.early:
+            self.data_received(self.early)
+
+    @property
+    def _shared(self) -> _State:
+        assert isinstance(self.server_state, _State)  # noqa: S101 - only `Server` makes us
+        return self.server_state
 
     @property
     def waits_for_client(self) -> bool:
@@ -157,6 +245,9 @@ class _Connection(H11Protocol):
         if self.ended:
             if waited_seconds > LINGER_SECONDS:
                 self.cut()
+        elif self.greeting is not None:
+            if waited_seconds > REQUEST_SECONDS:
+                self.cut()
         elif waited_seconds > REQUEST_SECONDS and self.waits_for_client:
             if self.transport.get_write_buffer_size():
                 self.cut()  # It does not read, so there is no use in telling it anything.
@@ -169,6 +260,9 @@ class _Connection(H11Protocol):
 
     def cut(self) -> None:
         """End it now, without a word."""
+        if self.greeting is not None:
+            self.greeting.cancel()  # uvloop does not end a handshake because its connection did.
+            self.connections.discard(self)
         self.transport.abort()
 
     def _end(self, problem: Problem) -> None:
@@ -183,7 +277,7 @@ class _Connection(H11Protocol):
             cycle.message_event.set()
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             answer = problem.response()
-            headers = [*answer.raw_headers, (b"connection", b"close")]
+            headers = [*answer.raw_headers, *SECURITY_HEADERS.items(), (b"connection", b"close")]
             for event in (
                 h11.Response(status_code=answer.status_code, headers=headers),
                 h11.Data(data=bytes(answer.body)),
@@ -198,27 +292,37 @@ class _Connection(H11Protocol):
     # What uvicorn's own protocol does, with the ends above.
 
     def data_received(self, data: bytes) -> None:
-        if not self.ended:
+        if self.greeting is not None:
+            self.early += data
+        elif not self.ended:
             super().data_received(data)
 
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.lost = True
+        super().connection_lost(exc)
+
     def send_400_response(self, msg: str) -> None:
-        self._end(Problem(400, "what was sent is no HTTP request"))
+        error = sys.exception()  # uvicorn calls this where it handles one of h11's
+        if isinstance(error, h11.RemoteProtocolError) and error.error_status_hint == 431:
+            self._end(headers_too_long(self._shared.headers_max_bytes))
+        else:
+            self._end(Problem(400, "what was sent is no HTTP request"))
 
     def on_response_complete(self) -> None:
         self.since = self.loop.time()
         super().on_response_complete()
 
     def shutdown(self) -> None:
-        if self.ended:
+        if self.ended or self.greeting is not None:
             self.cut()
         else:
             super().shutdown()
 
 
-def url_of(listener: socket.socket) -> str:
+def url_of(listener: socket.socket, scheme: str) -> str:
     """Where a client on this machine finds what listens there."""
     host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def listen(host: str, port: int, *, way_out: str) -> socket.socket:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 from pathlib import Path
@@ -83,6 +84,15 @@ class TlsSettings(Discreet, BaseSettings):
         return text_of(url.update_query(named | dict(url.query)))
 
 
+class ClientTlsSettings(BaseSettings):
+    """What it takes to ask a service over HTTPS."""
+
+    model_config = SettingsConfigDict(extra="ignore", frozen=True, env_ignore_empty=True)
+
+    http_ca_file: Path | None = None
+    """The certificates (PEM) to trust; by default the system's."""
+
+
 def _check_host_names(text: str) -> str:
     for name in _names(text):
         if not _HOST_NAME.fullmatch(name):
@@ -90,6 +100,18 @@ def _check_host_names(text: str) -> str:
                 f"{printable(name)!r} is no host name; write names such as trips.example.com or "
                 f"*.example.com, without ports, separated by commas"
             )
+    return text
+
+
+def _check_networks(text: str) -> str:
+    for name in _names(text):
+        try:
+            ipaddress.ip_network(name, strict=False)
+        except ValueError:
+            raise ValueError(
+                f"{printable(name)!r} is no address; write addresses or networks such as "
+                f"10.0.0.7, 10.1.0.0/16, separated by commas"
+            ) from None
     return text
 
 
@@ -109,13 +131,40 @@ class HttpSettings(BaseSettings):
     http_connections_max: Annotated[int, Field(ge=10, le=100_000)] = 500
     """How many connections there may be at once. They share the process's file descriptors, 1,024
     on many machines, with its broker and its database."""
+    http_cert_file: Path | None = None
+    """The certificate to show (PEM), with what stands between it and the authority; then it speaks
+    HTTPS, and nothing else. See `saga.runtime.tls`."""
+    http_key_file: Path | None = None
+    """Its key (PEM), unless that is in the same file."""
+    http_requests_per_second: Annotated[float, Field(ge=0, le=1_000_000, allow_inf_nan=False)] = (
+        2_000.0
+    )
+    """How many requests an address may send, beyond which it is told to wait; 0 for no limit. By
+    default about what one process can answer: a load from one machine is never held back, and who
+    serves strangers sets less."""
+    http_proxies: Annotated[str, AfterValidator(_check_networks)] | None = None
+    """The addresses or networks of proxies, separated by commas, that are believed when they say
+    who asks (`X-Forwarded-For`)."""
+    http_headers_max_bytes: Annotated[int, Field(ge=8_192, le=1_048_576)] = 65_536
+    """The longest line and headers of an HTTP request together."""
     body_max_bytes: Annotated[int, Field(ge=1024)] = 65_536
     """The longest HTTP request body."""
+
+    @property
+    def http_scheme(self) -> str:
+        """How its addresses begin."""
+        return "http" if self.http_cert_file is None else "https"
 
     @property
     def allowed_hosts(self) -> list[str]:
         """The names in `http_allowed_hosts`."""
         return _names(self.http_allowed_hosts or "")
+
+    @property
+    def proxies(self) -> list[str]:
+        """The networks in `http_proxies`."""
+        names = _names(self.http_proxies or "")
+        return [str(ipaddress.ip_network(name, strict=False)) for name in names]
 
 
 def _names(text: str) -> list[str]:

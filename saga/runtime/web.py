@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from saga.limits import Plain
 from saga.runtime.docs import documentation
 from saga.runtime.doors import described, guard
+from saga.runtime.headers import SecurityHeaders
 from saga.runtime.kernel.database import Database
 from saga.runtime.kernel.rows import UnreadableRow
 from saga.runtime.metrics import OPENMETRICS, TEXT, exposition
@@ -30,9 +31,9 @@ log = logging.getLogger(__name__)
 
 ERRORS_MAX: Final = 20
 """What is wrong with a request, beyond which no more is listed."""
-ALWAYS: Final = (400, 408, 421, 503)
+ALWAYS: Final = (400, 408, 421, 429, 431, 503)
 """The problems that any request may meet: it cannot be read, is not sent in time, is meant for
-somebody else, or cannot be answered in time."""
+somebody else, is one too many, is too long, or cannot be answered in time."""
 CHANGING: Final = (403, 413)
 """Those that a request which changes something may meet besides."""
 WITH_BODY: Final = (*CHANGING, 415, 422)
@@ -84,6 +85,7 @@ def create_app(
         responses=problems(*ALWAYS),
     )
     guard(app, settings)
+    app.add_middleware(SecurityHeaders)
     app.include_router(documentation(title))
 
     @app.get("/livez", tags=["operations"])

@@ -22,6 +22,7 @@ from saga.runtime.server import Server, listen
 from saga.runtime.service import Service, process_of
 from saga.runtime.settings import Settings, load
 from saga.runtime.tasks import cancel_all
+from saga.runtime.tls import context_of
 from tests.polling import DEADLINE_SECONDS, until
 
 LOOPBACK = "127.0.0.1"
@@ -87,7 +88,12 @@ async def serving(package: str, folder: Path, **environment: str) -> AsyncIterat
         stack.push_async_callback(database.close)
         parts = await process.assemble(database, stack)
         listener = listen(LOOPBACK, 0, way_out="port")
-        server = Server(parts.app, connections_max=settings.http_connections_max)
+        server = Server(
+            parts.app,
+            connections_max=settings.http_connections_max,
+            headers_max_bytes=settings.http_headers_max_bytes,
+            tls=context_of(settings),
+        )
         port = listener.getsockname()[1]
         tasks = [asyncio.ensure_future(task) for task in (server.serve([listener]), *parts.tasks)]
         try:

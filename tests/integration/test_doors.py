@@ -6,9 +6,12 @@ The routes and their parameters are taken from that document, so a new one is co
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
 import json
 import logging
 import os
+import re
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, closing
@@ -24,15 +27,20 @@ import pytest
 import yarl
 from fastapi import APIRouter
 
+import saga.runtime.doors
 import saga.runtime.kernel.sqlite
 import saga.runtime.readiness
 import saga.runtime.server
 import saga.runtime.service
+import saga.runtime.web
 from order_service.domain import CancelOrder
 from saga.archive import store
 from saga.deployment import Deployment
 from saga.discovery import packages
 from saga.exporter import Exporter
+from saga.runtime.docs import FILES, PATH
+from saga.runtime.doors import UNCOUNTED
+from saga.runtime.headers import SECURITY_HEADERS
 from saga.runtime.kernel.tables import utc_now
 from saga.runtime.messaging.consumer import Consumer
 from saga.runtime.problem import PROBLEM
@@ -45,6 +53,8 @@ from tests.stores import PROJECTION
 JSON: Final = (b"Content-Type", b"application/json")
 NOWHERE: Final = Deployment(amqp_url="amqp://127.0.0.1:1/", http_urls={}, database_urls={})
 """A system of which nothing runs."""
+PAGES: Final = (PATH, *FILES)
+"""What browsers load, with headers of their own."""
 OPERATIONS: Final = ("/livez", "/readyz", "/metrics")
 """The paths that are no service's own."""
 
@@ -395,15 +405,16 @@ NO_FOREIGN_PAGES: Final[tuple[Headers, ...]] = (
 
 
 @asynccontextmanager
-async def every_process(folder: Path) -> AsyncIterator[list[tuple[int, Door]]]:
+async def every_process(folder: Path, **environment: str) -> AsyncIterator[list[tuple[int, Door]]]:
     """Every door of every process that serves HTTP, with its port."""
+    environment = OWN_NAMES | environment
     async with AsyncExitStack() as stack:
         found: list[tuple[int, Door]] = []
         for package in packages():
-            opened = open_for_business(package, folder, **OWN_NAMES)
+            opened = open_for_business(package, folder, **environment)
             served, own = await stack.enter_async_context(opened)
             found += [(served.port, door) for door in own]
-        with mock.patch.dict(os.environ, OWN_NAMES):
+        with mock.patch.dict(os.environ, environment):
             exporter = stack.enter_context(Exporter(NOWHERE, host="127.0.0.1", port=0))
         port = yarl.URL(exporter.url).port or 0
         yield found + [(port, door) for door in await doors(port, {})]
@@ -457,6 +468,124 @@ async def test_every_name_is_known_where_that_is_asked_for(tmp_path: Path) -> No
 def test_a_name_that_is_none_is_refused_at_the_start(names: str, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"HTTP_ALLOWED_HOSTS: .* is no host name; write names"):
         built("order_service", tmp_path, HTTP_ALLOWED_HOSTS=names)
+
+
+# --- how often, and how much ---------------------------------------------------------------------
+
+PROXIED: Final = {"HTTP_PROXIES": "127.0.0.0/8, ::1", "HTTP_REQUESTS_PER_SECOND": "0.001"}
+"""A request in a thousand seconds of each address, and clients that say whose request it is."""
+
+
+def caller(number: int) -> tuple[bytes, bytes]:
+    return (b"X-Forwarded-For", f"10.0.{number // 250}.{number % 250 + 1}".encode())
+
+
+async def test_every_door_tells_who_asks_too_often_how_long_to_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(saga.runtime.doors, "BURST_SECONDS", 2_000.0)  # two of them at once
+    async with every_process(tmp_path, **PROXIED) as every:
+        for number, (port, door) in enumerate(every):
+            asked = sensible(door)
+
+            async def answer(
+                door: Door = door, port: int = port, asked: Requested = asked, number: int = number
+            ) -> Answer:
+                headers = [*asked.headers, caller(number)]
+                found = await ask(port, door.method, asked.target, headers, asked.body)
+                assert wrong_with(door, found) == ""
+                return found
+
+            first = [(await answer()).status for _ in range(2)]
+            assert 429 not in first, door.path
+            turned_away = await answer()
+            if door.path in UNCOUNTED:
+                assert turned_away.status == first[0]
+            else:
+                assert turned_away.status == 429, (door.path, turned_away)
+                assert 0 < int(turned_away.headers["retry-after"]) <= 1_000
+                assert "requests a second from 10.0." in turned_away.detail
+
+
+async def test_who_asks_is_not_for_a_client_to_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(saga.runtime.doors, "BURST_SECONDS", 2_000.0)
+    not_ours = PROXIED | {"HTTP_PROXIES": "10.9.9.9"}
+    async with serving("order_service", tmp_path, **not_ours) as order:
+        answers = [await order.ask("GET", "/metrics", [caller(number)]) for number in range(3)]
+
+    assert [answer.status for answer in answers] == [200, 200, 429]
+    assert "from 127.0.0.1" in answers[-1].detail
+
+
+async def test_every_door_says_that_headers_are_too_long(tmp_path: Path) -> None:
+    async with every_process(tmp_path, HTTP_HEADERS_MAX_BYTES="8192") as every:
+        for port, door in every:
+            asked = sensible(door)
+            for length, too_long in ((7_000, False), (8_192, True), (70_000, True)):
+                long = [*asked.headers, (b"X-Long", b"x" * length)]
+                answer = await ask(port, door.method, asked.target, long, asked.body)
+                assert (answer.status == 431) is too_long, (door.path, length, answer)
+                assert wrong_with(door, answer) == ""
+
+
+async def test_every_answer_of_every_process_says_how_it_may_be_used(tmp_path: Path) -> None:
+    async with every_process(tmp_path) as every:
+        ports = dict.fromkeys(port for port, _ in every)
+        beside = [path for path in (*PAGES, "/openapi.json", "/nothing") for _ in ports]
+        asked = [(port, door.method, sensible(door)) for port, door in every]
+        asked += [(port, "PUT", Requested(door.target())) for port, door in every]
+        asked += [
+            (port, "GET", Requested(path.encode()))
+            for port, path in zip([*ports] * len(beside), beside, strict=False)
+        ]
+        asked += [
+            (port, "GET", Requested(b"/livez", [(b"Host", b"evil.example")])) for port in ports
+        ]
+        found = {
+            (port, method, request.target): await ask(
+                port, method, request.target, request.headers, request.body
+            )
+            for port, method, request in asked
+        }
+
+    for which, answer in found.items():
+        assert "server" not in answer.headers, which
+        for name, value in SECURITY_HEADERS.items():
+            said = answer.headers[name.decode()]
+            assert said == value.decode() or which[2].decode() in PAGES, (which, name, said)
+    statuses = {answer.status for answer in found.values()}
+    assert statuses >= {200, 404, 405, 421}
+
+
+async def test_an_answer_nobody_foresaw_says_it_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving("order_service", tmp_path) as order:
+        monkeypatch.setattr(saga.runtime.web, "exposition", None)  # So that /metrics raises.
+        answer = await order.ask("GET", "/metrics")
+
+    assert answer.status == 500
+    assert SECURITY_HEADERS.keys() <= {name.encode() for name in answer.headers}
+
+
+async def test_the_page_about_a_services_routes_may_load_what_it_needs_and_nothing_else(
+    tmp_path: Path,
+) -> None:
+    async with serving("order_service", tmp_path) as order:
+        page = await order.ask("GET", "/docs")
+        script = await order.ask("GET", "/docs/swagger-ui-bundle.js")
+
+    policy = page.headers["content-security-policy"]
+    scripts = re.findall(rb"<script>(.*?)</script>", page.body, re.DOTALL)
+    assert scripts
+    for each in scripts:
+        assert f"'sha256-{base64.b64encode(hashlib.sha256(each).digest()).decode()}'" in policy
+    assert "default-src 'none'; script-src 'self' 'sha256-" in policy
+    assert "frame-ancestors 'none'" in policy
+    assert "unsafe-inline" not in policy.partition("style-src")[0]
+    assert (script.status, script.headers["cache-control"]) == (200, "max-age=86400")
 
 
 # --- what is told ---------------------------------------------------------------------------------

@@ -21,12 +21,13 @@ from fastapi import FastAPI, Request
 from fastapi.responses import Response
 
 import saga.runtime.server
+from saga.runtime.headers import SECURITY_HEADERS
 from saga.runtime.problem import PROBLEM
 from saga.runtime.readiness import Readiness
 from saga.runtime.server import Server, listen
 from saga.runtime.settings import HttpSettings
 from saga.runtime.web import create_app
-from tests.integration.served import LOOPBACK, ask, parsed, said
+from tests.integration.served import LOOPBACK, Answer, ask, parsed, said
 from tests.polling import DEADLINE_SECONDS, until
 
 ROOT = Path(__file__).parents[2]
@@ -91,6 +92,12 @@ async def serving(
         await running
 
 
+def as_may_be_used(answer: Answer) -> bool:
+    """Whether it says how it may be used, and not what serves it."""
+    expected = {name.decode(): value.decode() for name, value in SECURITY_HEADERS.items()}
+    return expected.items() <= answer.headers.items() and "server" not in answer.headers
+
+
 def connections(server: Server) -> int:
     return len(server.server_state.connections)
 
@@ -136,6 +143,7 @@ async def test_a_connection_on_which_no_whole_request_comes_is_closed_with_the_r
     assert answer.headers["content-type"] == PROBLEM
     assert answer.headers["connection"] == "close"
     assert "no whole request within" in answer.detail
+    assert as_may_be_used(answer)
     assert application.called == 0
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
@@ -255,7 +263,6 @@ NO_HTTP = {
     "a NUL in a header": GET + b"X: a\0b\r\n\r\n",
     "a length that is none": GET + b"Content-Length: many\r\n\r\n",
     "two lengths": POST + b"Content-Length: 11\r\n\r\n",
-    "headers without end": GET + b"X: " + b"x" * 100_000,
 }
 
 
@@ -269,7 +276,24 @@ async def test_what_is_no_request_is_a_problem_and_nothing_for_the_log(
     assert answer.status == 400
     assert answer.headers["content-type"] == PROBLEM
     assert "no HTTP request" in answer.detail
+    assert as_may_be_used(answer)
     assert not [record for record in caplog.records if record.name.startswith("uvicorn")]
+
+
+LAST = GET + b"Connection: close\r\n"
+
+
+@pytest.mark.parametrize("end", [b"", b"\r\n\r\n"], ids=["without end", "whole"])
+async def test_headers_that_are_too_long_are_named_however_they_come(
+    end: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serving(Application()) as (_, port):
+        answer = parsed(await said(port, LAST + b"X: " + b"x" * 70_000 + end))
+
+    assert answer.status == 431
+    assert "may have at most 65536 bytes" in answer.detail
+    assert as_may_be_used(answer)
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 @pytest.mark.parametrize("more", [b"x" * 5_000, b"5\r\n12345\r\n" * 500, b"\0\r\n\r\n" * 500])
