@@ -88,6 +88,7 @@ def past_as_json(run: Against) -> dict[str, Any]:
     found, onward = run.findings, run.onward
     document: dict[str, Any] = {
         "ok": run.ok,
+        "whole": run.whole,
         "subjects": run.subjects,
         "of": run.total,
         "events": run.events,
@@ -182,10 +183,12 @@ def show_past(run: Against, *, drawn_by: int) -> None:
     _show_onward(run)
     for one in found.late():
         taken = found.taken[one.group.participant, one.group.reaction]
-        console.print(
-            f"remark: {one.count:,} of {taken:,} messages came late to {_reaction(one)}, or it "
-            f"would have said {one.decided}: {_trace(one.subject)}"
+        said = (
+            f"may have come late: {one.count:,} of the {taken:,} messages that {_reaction(one)} "
+            f"took, or it publishes {one.group.what}, where it published nothing: "
+            f"{_trace(one.subject)}"
         )
+        console.print(styled((said, "yellow")))
     for what, seen in found.not_told.items():
         console.print(f"not compared: {what}: {seen.count:,} times")
     if untouched := list(run.untouched()):
@@ -202,7 +205,7 @@ def show_past(run: Against, *, drawn_by: int) -> None:
         console.print(styled(("no decision would be another, but something can go wrong", "red")))
     elif not found.compared:
         console.print(styled(("nothing was compared", "yellow")))
-    elif not run.ok:
+    elif not run.ok or not run.whole:
         console.print(styled(("nothing differs of what was looked at", "yellow")))
     else:
         said = "nothing differs, and nothing can go wrong from here"

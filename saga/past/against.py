@@ -48,6 +48,13 @@ class Against:
         wrong = found.differences() or found.not_looked_at or not found.compared
         return not wrong and (self.onward is None or self.onward.ok)
 
+    @property
+    def whole(self) -> bool:
+        """Whether it was all subjects, all reactions and all fields, and no message came late."""
+        found = self.findings
+        left = found.not_told or found.late() or self.subjects < self.total
+        return not left and next(self.untouched(), None) is None
+
     def untouched(self) -> Iterator[str]:
         """The reactions to which nothing recorded came, as `participant.reaction`."""
         for participant in self.saga.choreography.in_python:

@@ -8,9 +8,9 @@ from enum import StrEnum
 from typing import Final
 
 LATE_SHARE: Final = 0.05
-"""Of the messages that a reaction has taken: so many may have come late without a word. Messages
-overtake each other where one is tried again, or replicas take turns; that most of them did is no
-explanation."""
+"""Of the messages that a reaction has taken: so many may have come late without a word, whatever
+would have followed from each. Messages overtake each other where one is tried again, or replicas
+take turns; that most of them did is no explanation."""
 KINDS_MAX: Final = 10_000
 """Differences, and things that were not compared, which are told apart; the others are counted
 together."""
@@ -104,18 +104,25 @@ class PastFindings:
 
     def differences(self) -> list[FoundDifference]:
         """The differences, the most frequent first."""
-        found = [one for one in self.differing.values() if not self._may_be_late(one)]
-        return sorted(found, key=lambda one: (-one.count, str(one.group)))
+        return self._sorted(late=False)
 
     def late(self) -> list[FoundDifference]:
         """What is no difference if these few messages came late."""
-        found = [one for one in self.differing.values() if self._may_be_late(one)]
-        return sorted(found, key=lambda one: (-one.count, str(one.group)))
+        return self._sorted(late=True)
 
-    def _may_be_late(self, found: FoundDifference) -> bool:
-        group = found.group
-        taken = self.taken[group.participant, group.reaction]
-        return group.kind is DifferenceKind.EARLY and found.count <= LATE_SHARE * taken
+    def _sorted(self, *, late: bool) -> list[FoundDifference]:
+        early: Counter[tuple[str, str]] = Counter()
+        for group, one in self.differing.items():
+            if group.kind is DifferenceKind.EARLY:
+                early[group.participant, group.reaction] += one.count
+        few = {key for key, count in early.items() if count <= LATE_SHARE * self.taken[key]}
+        found = [
+            one
+            for group, one in self.differing.items()
+            if late
+            is (group.kind is DifferenceKind.EARLY and (group.participant, group.reaction) in few)
+        ]
+        return sorted(found, key=lambda one: (-one.count, str(one.group)))
 
 
 def _add(counts: dict[str, NotCompared], key: str, subject: str, count: int) -> None:

@@ -41,6 +41,7 @@ from payment_service.domain import Charge, Payment, Refund, SettleCharge
 from saga.archive.store import Fact
 from saga.choreography import Participant, State
 from saga.cli import app
+from saga.commands.past import show_past
 from saga.declaration import Saga
 from saga.due import Due
 from saga.envelope import Attributes, Envelope, wrap
@@ -49,7 +50,7 @@ from saga.message import Command, Event, Message, Priority
 from saga.past.again import OnTheirWay
 from saga.past.against import Against, compare
 from saga.past.exported import archive_of
-from saga.past.findings import DifferenceKind, FoundDifference
+from saga.past.findings import DifferenceGroup, DifferenceKind, FoundDifference, PastFindings
 from saga.runtime.messaging.dead_letters import ADDRESSEE
 from saga.runtime.messaging.trust import EDITOR_SOURCE
 from saga.testing import NOW
@@ -766,7 +767,7 @@ def test_the_command_says_what_was_compared_and_what_was_not(recorded: RecordedO
     status, said = verify("--data-dir", Path(recorded.url.removeprefix("sqlite:///")).parent)
 
     assert status == 0
-    assert "nothing differs, and nothing can go wrong from here" in said
+    assert said.rstrip().endswith("nothing differs of what was looked at")
     assert f"events about {ORDERS + 2} subjects above" in said
     assert "not compared: reference of payment.charged: it follows from reference" in said
     assert "in no scenario: Reservation of inventory with status=held" in said
@@ -803,6 +804,44 @@ def test_the_command_says_of_how_many_a_sample_is(recorded: RecordedOrders, tmp_
     _, said = verify("--export", file, "--sample", "10", "--seed", "7")
 
     assert f"about 10 subjects of {ORDERS + 2}, drawn by seed 7, above" in said
+
+
+def test_only_what_was_compared_in_full_differs_nowhere(capsys: pytest.CaptureFixture[str]) -> None:
+    saga = Saga("lamps", participants=(Participant("lamp", light_up),))
+
+    def ending(**changed: Any) -> str:
+        group = DifferenceGroup("lamp", "light_up", DifferenceKind.EARLY, "lamp.lit")
+        run = Against(saga, total=2, subjects=changed.get("subjects", 2))
+        run.findings.published["lamp"] = run.findings.taken["lamp", "light_up"] = 40
+        run.findings.ran |= changed.get("ran", {("lamp", "light_up")})
+        for field in changed.get("left", ()):
+            run.findings.leave(field, "hall")
+        for _ in range(changed.get("late", 0)):
+            run.findings.differ(group, "hall", "nothing", "lamp.lit")
+        show_past(run, drawn_by=0)
+        return capsys.readouterr().out
+
+    some = "nothing differs of what was looked at"
+    assert "nothing differs, and nothing can go wrong from here" in ending()
+    assert some in ending(subjects=1)
+    assert some in ending(ran=frozenset())
+    assert some in ending(left=["level of lamp.lit"])
+    late = ending(late=2)
+    assert "may have come late: 2 of the 40 messages that lamp.light_up took" in late
+    assert some in late
+    assert "3 decisions would be others" in ending(late=3)
+
+
+def test_messages_that_came_late_are_counted_by_reaction_not_by_what_follows() -> None:
+    findings = PastFindings()
+    findings.taken["lamp", "light_up"] = 40
+    for what in ("lamp.lit", "lamp.seen"):
+        group = DifferenceGroup("lamp", "light_up", DifferenceKind.EARLY, what)
+        for _ in range(2):
+            findings.differ(group, "hall", "nothing", what)
+
+    assert findings.late() == []
+    assert [one.count for one in findings.differences()] == [2, 2]
 
 
 @pytest.mark.parametrize(
