@@ -58,7 +58,15 @@ _ATOMS: Final = (str, bytes, int, float, bool, type(None), UUID, datetime, date,
 """What nobody can change."""
 _SOME_TIME: Final = datetime(2030, 1, 1, tzinfo=UTC)
 _CLOCK: Final = {"now", "utcnow", "today"}
-_TIMES: Final = {"time", "time_ns", "monotonic", "monotonic_ns", "perf_counter", "perf_counter_ns"}
+_CLOCKS: Final = (
+    "time",
+    "monotonic",
+    "perf_counter",
+    "process_time",
+    "thread_time",
+    "clock_gettime",
+)
+_TIMES: Final = {*_CLOCKS, *(f"{name}_ns" for name in _CLOCKS)}
 _CHANCE: Final = {"urandom", "getrandom", "generate_time_safe"}
 _GLOBAL_DICE: Final = getattr(random.random, "__self__", None)
 """What the functions of `random` draw from. Other dice are made from a seed, or memory."""
@@ -149,7 +157,7 @@ class Calls:
         decision, error = self._make(call, found)
         first = CallOutcome.of(decision, error)
         self.made.append((call, first))
-        with _watched() as uses:
+        with watched() as uses:
             second = CallOutcome.of(*self._make(call, found, backwards=True))
         if uses:
             raise Impure(f"{self._name(call)} is not pure: {uses[0]}")
@@ -318,7 +326,7 @@ def _twice(reaction: Reaction, of: str, sample: Sample) -> Callable[..., Any]:
                 f"{_shown((before[0], *before[1]), (message, *arguments))}; let it leave them as "
                 f"they are"
             )
-        with _watched() as uses:
+        with watched() as uses:
             other, other_error = _result(function, again[0], again[1])
             decided = result if isinstance(result, tuple) else (result,)
             for state in _states_in(arguments):
@@ -418,7 +426,7 @@ def _fresh(value: Any, backwards: bool) -> Any:
 
 
 @contextmanager
-def _watched() -> Iterator[list[str]]:
+def watched() -> Iterator[list[str]]:
     """Gives what is used of the clock and of chance by what is called meanwhile, in words."""
     uses: list[str] = []
 

@@ -24,7 +24,7 @@ from saga.commands.verify import print_reports, reports_as_json
 from saga.declaration import Saga
 from saga.envelope import wrap
 from saga.message import Command, Decided, Event, Priority
-from saga.purity import Calls, Impure, fresh
+from saga.purity import Calls, Impure, fresh, watched
 from saga.runtime.kernel.step import StateId
 from saga.simulation import Simulation
 from saga.testing import NOW
@@ -225,6 +225,20 @@ def test_the_simulation_sees_a_state_that_reads_the_clock(monkeypatch: pytest.Mo
     assert any(
         "evolve reads the clock (time.time)" in detail for detail in found_by_simulation(SAGA)
     )
+
+
+@pytest.mark.parametrize(
+    "clock", ["time", "monotonic_ns", "perf_counter", "process_time_ns", "thread_time"]
+)
+def test_every_clock_is_noticed(clock: str) -> None:
+    with watched() as uses:
+        getattr(time, clock)()
+        time.clock_gettime(time.CLOCK_MONOTONIC)
+
+    assert [use.split("(")[1].partition(")")[0] for use in uses] == [
+        f"time.{clock}",
+        "time.clock_gettime",
+    ]
 
 
 def test_the_simulation_finds_our_own_reactions_pure() -> None:
