@@ -49,7 +49,7 @@ must not be restarted because somebody behind the same address asks too much."""
 TELL_SECONDS: Final = 60.0
 """From one line in the log about callers who ask too much to the next."""
 _IPV6_NETWORK_BITS: Final = 64
-"""What one customer of a provider has at least, all of whose addresses are one caller."""
+"""What one line of an internet provider has at least: all of its addresses are one caller."""
 
 _HOST: Final = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^:\[\]/?#@\s]+)(?::\d*)?")
 
@@ -172,7 +172,7 @@ class Callers:
 
 
 def _caller(scope: Scope) -> str:
-    """Who asks: an address, or the network of a provider's customer."""
+    """Who asks: an address, or, of IPv6, a network."""
     host: str = (scope.get("client") or ("unknown",))[0]
     if ":" not in host:
         return host
