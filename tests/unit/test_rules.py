@@ -7,9 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import ClassVar, Self
 
-from notification_service.domain import PARTICIPANT as NOTIFICATION
-from order_saga import SAGA as ORDERS
-from saga.choreography import Choreography, Participant, State
+from saga.choreography import Participant, State
 from saga.declaration import Saga
 from saga.due import Due
 from saga.envelope import Envelope, source_of, wrap
@@ -653,15 +651,3 @@ def test_of_a_question_whose_events_are_not_all_known_nothing_can_be_said() -> N
     assert open_questions(ASKING, events=[first]) == []
     (somewhere,) = unnumbered(Priced(key=KEY))
     assert open_questions(replace(ASKING, sequence=1), events=[first, somewhere]) == []
-
-
-# --- who takes part -----------------------------------------------------------------------------
-
-
-def test_only_rules_that_read_what_there_is_are_judged() -> None:
-    everything, mails = Rules(ORDERS), Rules(ORDERS, Choreography((NOTIFICATION,)))
-    names = [{rule.name for rule in rules.always} for rules in (everything, mails)]
-
-    assert names[0] == {rule.name for rule in ORDERS.always_holds}
-    assert names[1] == {"mailed_unended", "mailed_twice"}
-    assert {rule.name for rule in mails.at_rest} == {"mail_unsettled", "not_mailed"}

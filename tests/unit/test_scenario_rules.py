@@ -21,12 +21,15 @@ from common.events import (
     StockReserved,
 )
 from inventory_service.domain import Reservation, ReservationStatus
+from notification_service.domain import PARTICIPANT as NOTIFICATION
+from order_saga import SAGA
 from order_saga.invariants import FIRST_DELIVERY, not_undone, reason_untrue, rejected_untrue
 from order_service.domain import Order, OrderStatus
 from payment_service.domain import Payment, PaymentStatus
-from saga.choreography import State
+from saga.choreography import Choreography, State
 from saga.envelope import source_of, wrap
 from saga.message import Event, Priority
+from saga.rules import Rules
 from saga.view import EventsInMemory, Invariant, View
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
@@ -206,3 +209,15 @@ def test_an_order_is_cancelled_for_what_happened(
     found = broken(reason_untrue, CONFIRMED, cancelled, *others)
 
     assert found == ([] if said is None else [(A, said)])
+
+
+# --- who takes part -----------------------------------------------------------------------------
+
+
+def test_only_rules_that_read_what_there_is_are_judged() -> None:
+    everything, mails = Rules(SAGA), Rules(SAGA, Choreography((NOTIFICATION,)))
+    names = [{rule.name for rule in rules.always} for rules in (everything, mails)]
+
+    assert names[0] == {rule.name for rule in SAGA.always_holds}
+    assert names[1] == {"mailed_unended", "mailed_twice"}
+    assert {rule.name for rule in mails.at_rest} == {"mail_unsettled", "not_mailed"}
