@@ -430,7 +430,9 @@ class Reviewer:
         """The reaction that decided on an event, if there is still one of that name, and the cause
         is known; the likely one is tried first."""
         cause = part.known.get(event.causationid or "")
-        id = cause and id_among_causes(type(cause.envelope.data), cause.envelope.key)
+        id = None
+        if cause is not None:
+            id = id_among_causes(type(cause.envelope.data), cause.envelope.key)
 
         def decided(reaction: Reaction) -> bool:
             if id is None:
