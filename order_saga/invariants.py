@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Final
 from uuid import UUID
 
@@ -216,10 +217,12 @@ def customers_differ(
     ledger: Ledger,
 ) -> Iterator[Broken]:
     """Whoever placed an order is whom every event about it, and the provider, names."""
-    named = [(event.subject, event.type, event.data.customer) for event in told]
-    # Once the provider has answered, a payment names nobody.
-    named += [(key, "the payment", p.customer) for key, p in payments.items() if p.customer]
-    named += [(charge.key, "the provider's charge", charge.customer) for charge in ledger]
+    named = chain(
+        ((event.subject, event.type, event.data.customer) for event in told),
+        # Once the provider has answered, a payment names nobody.
+        ((key, "the payment", p.customer) for key, p in payments.items() if p.customer),
+        ((charge.key, "the provider's charge", charge.customer) for charge in ledger),
+    )
     for order_id, what, customer in named:
         order = orders.get(order_id)
         if order is not None and customer != order.customer:

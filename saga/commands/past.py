@@ -104,6 +104,7 @@ def past_as_json(run: Against) -> dict[str, Any]:
         "came_late": [_difference_as_json(one) for one in found.late()],
         "not_looked_at": _counts_as_json(found.not_looked_at),
         "not_recorded": _counts_as_json(found.not_told),
+        "asked_outside": run.asked(),
         "untouched_reactions": list(run.untouched()),
     }
     if onward is not None:
@@ -191,6 +192,8 @@ def show_past(run: Against, *, drawn_by: int) -> None:
         console.print(styled((said, "yellow")))
     for what, seen in found.not_told.items():
         console.print(f"not compared: {what}: {seen.count:,} times")
+    if asked := run.asked():
+        console.print(f"not compared: what is asked outside ({', '.join(asked)}): no event tells")
     if untouched := list(run.untouched()):
         console.print(f"not compared: nothing recorded came to {', '.join(untouched)}")
     for why, seen in found.not_looked_at.items():

@@ -136,7 +136,9 @@ def verify(
 
     With --from-history, before a deployment: says which decisions of recorded sagas would be others
     with the reactions of this working tree, with an example each, and what can go wrong from where
-    sagas are now. Exit status 1 for any of that, and for what could not be looked at.
+    sagas are now. Exit status 1 for any of that, and for what could not be looked at. What is asked
+    outside is in no event: that a reaction still asks shows in what it publishes after the answer,
+    what it asks for shows nowhere.
 
     Examples:
 

@@ -95,6 +95,11 @@ class _Hypothesis:
     """What is to be told of the step that led here."""
 
     @property
+    def by_another_path(self) -> bool:
+        """Whether the event before was decided on in another way than then."""
+        return self.note is not None and self.note.group is not None
+
+    @property
     def key(self) -> Any:
         """Two with one key go on in the same way."""
         asked = tuple((q.cause, type(q.intent)) for q in self.questions)
@@ -270,6 +275,8 @@ class Reviewer:
             if at == len(part.own):
                 break
             after = self._next(part, ways, thorough=thorough)
+            if after and not thorough and self._asks and after[0].by_another_path:
+                return None
             if not after and not waiting:
                 if not thorough and self._asks:
                     return None
@@ -289,17 +296,21 @@ class Reviewer:
                 found.append(after)
                 if not thorough:
                     break
-        return found[:HYPOTHESES_MAX]
+        as_before = [way for way in found if not way.by_another_path]
+        return (as_before or found)[:HYPOTHESES_MAX]
 
     def _as_recorded(self, part: _Share, way: _Hypothesis) -> _Hypothesis | None:
         """What is after the next decision, if this working tree decides what was recorded."""
-        doubtful = None
+        doubtful = other_path = None
         for cause, before in self._causes(part, way):
             for after, told in self._steps(part, before, cause, 0):
-                if not told.doubtful:
+                if after.by_another_path:
+                    other_path = other_path or after
+                elif not told.doubtful:
                     return after
-                doubtful = doubtful or after
-        return doubtful
+                else:
+                    doubtful = doubtful or after
+        return doubtful or other_path
 
     def _tell(self, part: _Share, note: _Note) -> None:
         """Count what came of one decision."""
@@ -389,7 +400,7 @@ class Reviewer:
                 if solved is None:
                     return
                 results, compared = solved.results, solved.told(compared)
-            note = _Note(reaction.name, compared.left)
+            note = self._note_of(part, event.envelope, reaction, compared)
             yield self._after(part, way, reaction, results, cause, position, note), compared
         elif results and depth < ANSWERS_MAX:
             before = self._after(part, way, reaction, results, cause, position)
@@ -399,6 +410,50 @@ class Reviewer:
                 heard = _Cause(cause.id, answer, _unknown_in(answer, part.subject))
                 asked = replace(before, books=books, questions=rest)
                 yield from self._steps(part, asked, heard, depth + 1)
+
+    def _note_of(
+        self, part: _Share, event: Envelope[Any], reaction: Reaction, compared: _Told
+    ) -> _Note:
+        """What is to be told of an event that a reaction publishes as it was recorded. Its id tells
+        which reaction it was then: an outside may have been asked by one, and not by the other."""
+        before = self._reaction_then(part, event, reaction)
+        then, now = self._path(before or reaction), self._path(reaction)
+        if then == now:
+            return _Note(reaction.name, compared.left)
+        what = f"{event.type}: {now}, where it was {then}"
+        group = DifferenceGroup(self._name, reaction.name, DifferenceKind.PATH, what)
+        return _Note(reaction.name, compared.left, group, f"{event.type} {then}", now)
+
+    def _reaction_then(
+        self, part: _Share, event: Envelope[Any], likely: Reaction
+    ) -> Reaction | None:
+        """The reaction that decided on an event, if there is still one of that name, and the cause
+        is known; the likely one is tried first."""
+        cause = part.known.get(event.causationid or "")
+        id = None
+        if cause is not None:
+            id = id_among_causes(type(cause.envelope.data), cause.envelope.key)
+
+        def decided(reaction: Reaction) -> bool:
+            if id is None:
+                return self._was_due(reaction, event)
+            return derived_id(id, f"{self._name}.{reaction.name}.{event.type}") == event.id
+
+        if decided(likely):
+            return likely
+        return next(filter(decided, self.participant.reactions), None)
+
+    def _path(self, reaction: Reaction) -> str:
+        """How a reaction comes to decide."""
+        if not issubclass(reaction.consumes, Answer):
+            return "decided at once"
+        asked = dict.fromkeys(
+            intent.__name__
+            for other in self.participant.reactions
+            for intent in other.intends
+            if intent.answer is reaction.consumes
+        )
+        return f"decided after an answer to {' or '.join(asked)}"
 
     def _decide(
         self, part: _Share, way: _Hypothesis, message: Message, now: datetime, position: int

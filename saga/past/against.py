@@ -50,10 +50,17 @@ class Against:
 
     @property
     def whole(self) -> bool:
-        """Whether it was all subjects, all reactions and all fields, and no message came late."""
+        """Whether it was all subjects, all reactions and all fields, no message came late, and
+        nobody outside is asked."""
         found = self.findings
-        left = found.not_told or found.late() or self.subjects < self.total
+        left = found.not_told or found.late() or self.subjects < self.total or self.asked()
         return not left and next(self.untouched(), None) is None
+
+    def asked(self) -> list[str]:
+        """The names of what is asked outside. What it holds is in no event."""
+        participants = self.saga.choreography.in_python
+        reactions = (reaction for p in participants for reaction in p.reactions)
+        return sorted({intent.__name__ for each in reactions for intent in each.intends})
 
     def untouched(self) -> Iterator[str]:
         """The reactions to which nothing recorded came, as `participant.reaction`."""

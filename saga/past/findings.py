@@ -25,6 +25,7 @@ class DifferenceKind(StrEnum):
     SILENT = "publishes nothing where it published"
     RAISES = "raises an error"
     DUE = "is due at another time"
+    PATH = "publishes the same by another path"
     EARLY = "publishes where it published nothing, unless the message came late"
 
 

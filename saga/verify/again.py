@@ -29,6 +29,8 @@ from saga.view import Violation
 SEEDS: Final = range(1, 41)
 """Of hashes, among which those are looked for that turn sets around."""
 PROCESSES_MAX: Final = 2
+TIMEOUT_SECONDS: Final = 600
+"""For one of them; all calls of a large saga take seconds."""
 PAIRS_MAX: Final = 200
 """Sets of two strings, of which as many as possible are to be turned around."""
 _PROBE: Final = """\
@@ -61,15 +63,23 @@ def differences(
     except Exception as error:  # Whatever a domain's classes make of that.
         return [], f"what its reactions were called with cannot be sent there: {error}"
     found: dict[tuple[str, Violation], None] = {}
-    for seed in _seeds([*itertools.islice(_pairs(made), PAIRS_MAX)]):
-        run = subprocess.run(
-            # As the command finds the project's modules: see `discovery.named`.
-            [sys.executable, "-P", "-c", f"from {__name__} import main; main()", source],
-            env=_hashing(seed),
-            input=asked,
-            capture_output=True,
-            check=False,
-        )
+    try:
+        seeds = [*_seeds([*itertools.islice(_pairs(made), PAIRS_MAX)])]
+    except (OSError, subprocess.SubprocessError) as error:
+        return [], f"which order it has sets in cannot be told: {error}"
+    for seed in seeds:
+        try:
+            run = subprocess.run(
+                # As the command finds the project's modules: see `discovery.named`.
+                [sys.executable, "-P", "-c", f"from {__name__} import main; main()", source],
+                env=_hashing(seed),
+                input=asked,
+                capture_output=True,
+                check=False,
+                timeout=TIMEOUT_SECONDS,
+            )
+        except (OSError, subprocess.SubprocessError) as error:
+            return [], f"it cannot be run: {type(error).__name__}: {error}"
         if run.returncode:
             said = run.stderr.decode(errors="replace").strip().splitlines()
             return [], f"it ended with status {run.returncode}: {said[-1] if said else 'no word'}"
@@ -121,6 +131,7 @@ def _seeds(pairs: Sequence[tuple[str, str]]) -> Iterator[int]:
             env=_hashing(seed),
             capture_output=True,
             check=True,
+            timeout=TIMEOUT_SECONDS,
             encoding="ascii",
         )
         theirs = map(int, run.stdout.strip())

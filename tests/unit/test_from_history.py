@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 
 from common.events import (
     CancellationReason,
+    DeclineReason,
     OrderCancelled,
     OrderConfirmed,
     OrderPlaced,
@@ -389,6 +390,23 @@ def test_what_is_asked_for_shows_in_what_follows(recorded: RecordedOrders) -> No
     assert one.group.what == "amount_cents of payment.charged"
     assert one.decided in ("amount_cents 751 instead of 750", "amount_cents 501 instead of 500")
     assert differing.keys() == {("payment", "record_charge", DifferenceKind.OTHER_FIELDS)}
+
+
+def test_an_answer_that_is_not_waited_for_any_more_is_found(recorded: RecordedOrders) -> None:
+    def charge(event: StockReserved, state: Payment) -> Charge | PaymentDeclined | None:
+        if event.customer == BROKE:  # As the provider would say.
+            return PaymentDeclined(order_id=event.order_id, reason=DeclineReason.CARD_DECLINED)
+        return payment.charge(event, state)
+
+    differing = found(against(recorded, swapped(payment.PARTICIPANT, charge)))
+
+    ((key, one),) = differing.items()
+    assert key == ("payment", "charge", DifferenceKind.PATH)
+    assert one.count == DECLINED
+    assert one.group.what == (
+        "payment.declined: decided at once, where it was decided after an answer to Charge or "
+        "SettleCharge"
+    )
 
 
 def test_one_difference_does_not_lead_to_the_next(recorded: RecordedOrders) -> None:
@@ -770,6 +788,7 @@ def test_the_command_says_what_was_compared_and_what_was_not(recorded: RecordedO
     assert said.rstrip().endswith("nothing differs of what was looked at")
     assert f"events about {ORDERS + 2} subjects above" in said
     assert "not compared: reference of payment.charged: it follows from reference" in said
+    assert "not compared: what is asked outside (Charge, " in said
     assert "in no scenario: Reservation of inventory with status=held" in said
 
 

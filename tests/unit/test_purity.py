@@ -260,3 +260,15 @@ def test_collecting_garbage_uses_no_clock() -> None:
     finally:
         gc.callbacks.remove(note)
         gc.set_threshold(*threshold)
+
+
+def test_a_process_that_does_not_answer_is_said_not_to_have_been_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    report = verify(lines_are_held_in_the_order_of_a_set())
+    monkeypatch.setattr("saga.verify.again.TIMEOUT_SECONDS", 0.01)
+
+    (_,), missing = verify_elsewhere([report])
+
+    (said,) = missing
+    assert said.startswith("no reaction was called in another process as well: ")
