@@ -21,6 +21,7 @@ class DifferenceKind(StrEnum):
 
     OTHER_EVENT = "publishes another event"
     OTHER_FIELDS = "publishes other values"
+    DROPPED = "publishes no such field"
     SPEAKS = "publishes where it published nothing"
     SILENT = "publishes nothing where it published"
     RAISES = "raises an error"

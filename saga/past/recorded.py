@@ -6,9 +6,12 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Final
+from functools import cache
+from types import UnionType
+from typing import Any, Final, Union, get_args, get_origin
 
 import sqlalchemy as sa
+from pydantic import BaseModel
 from pydantic_core import from_json
 from sqlalchemy.engine import Connection
 
@@ -26,6 +29,8 @@ from saga.runtime.messaging.trust import EDITOR_SOURCE
 SUBJECTS_AT_ONCE: Final = 500
 KEYS_AT_ONCE: Final = 5_000
 EVENTS_AT_ONCE: Final = 2_000
+SHOWN_MAX_CHARACTERS: Final = 200
+"""Of a value in an example."""
 
 MessageKind = type[Event] | type[Command]
 
@@ -35,13 +40,17 @@ class RecordedEvent:
     """An event of the history, or a command that a participant sent, in its newest version.
 
     `older` is the version in which it was published, if that is not the newest. A copy that an
-    operator has corrected went to one participant only, the `addressee`.
+    operator has corrected went to one participant only, the `addressee`. `unread` is what it holds
+    under names that its class does not have, with the values; `outdated` are the names of an older
+    version that the newest one does not have.
     """
 
     envelope: Envelope[Any]
     position: int
     older: MessageKind | None = None
     addressee: str = ""
+    unread: Sequence[tuple[str, str]] = ()
+    outdated: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,8 +216,54 @@ class RecordReader:
         # Another program may have put down another subject than the event says.
         if envelope.subject != row.subject:
             return None
+        document = from_json(row.body)
         if versions := self._versions.get(envelope.type):
-            published_in = versions.get(from_json(row.body).get("dataschema"))
+            published_in = versions.get(document.get("dataschema"))
             if published_in is not type(envelope.data):
                 older = published_in
-        return RecordedEvent(envelope, row.position, older, addressee)
+        kind = type(envelope.data)
+        unread = tuple(unread_in(document["data"], older or kind))
+        outdated: tuple[str, ...] = ()
+        if older is not None:
+            outdated = tuple(name for name in older.model_fields if name not in kind.model_fields)
+        return RecordedEvent(envelope, row.position, older, addressee, unread, outdated)
+
+
+def unread_in(value: Any, annotation: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """The names in a JSON value that its type does not have, each with what is under it."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        if not isinstance(value, dict):
+            return
+        names, nested = _reads(annotation)
+        for name in value.keys() - names:
+            yield f"{path}{name}", str(value[name])[:SHOWN_MAX_CHARACTERS]
+        for name, inner in nested.items():
+            yield from unread_in(value.get(name), inner, f"{path}{name}.")
+        return
+    origin, inside = get_origin(annotation), [a for a in get_args(annotation) if _has_models(a)]
+    if origin in (Union, UnionType):
+        # Whichever of them it is, it has that.
+        readings = [list(unread_in(value, each, path)) for each in inside]
+        yield from min(readings, key=len, default=[])
+        return
+    items = value if isinstance(value, list) else value.values() if isinstance(value, dict) else ()
+    for item in items:
+        for each in inside[:1]:
+            yield from unread_in(item, each, path)
+
+
+@cache
+def _reads(kind: type[BaseModel]) -> tuple[frozenset[str], Mapping[str, Any]]:
+    """The names that a class reads, and the types of those that have names inside."""
+    fields: dict[str, Any] = {}
+    for name, info in kind.model_fields.items():
+        for each in (name, info.alias, info.validation_alias):
+            if isinstance(each, str):
+                fields[each] = info.annotation
+    return frozenset(fields), {name: each for name, each in fields.items() if _has_models(each)}
+
+
+def _has_models(annotation: Any) -> bool:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return True
+    return any(map(_has_models, get_args(annotation)))
