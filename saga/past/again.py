@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 
 from saga.choreography import Choreography, Participant, State
+from saga.envelope import Envelope
 from saga.history.debts import LATE_SECONDS
 from saga.history.story import missing_numbers, reaction_behind
 from saga.message import Answer, Command
@@ -27,6 +28,8 @@ from saga.runtime.kernel.step import Firing, StateId
 
 HYPOTHESES_MAX: Final = 200
 """What a participant may have done without a word, beyond which it is given up to explain it."""
+IN_HAND_PATIENCE: Final = timedelta(seconds=60)
+"""So long a participant may have a message in its hands, besides what its queues have."""
 TIMER_PATIENCE: Final = timedelta(seconds=60)
 """So late something may be done that was due, while its service starts for instance."""
 
@@ -34,12 +37,25 @@ TIMER_PATIENCE: Final = timedelta(seconds=60)
 @dataclass(frozen=True, slots=True)
 class OnTheirWay:
     """Messages by participant and id: those that are `waiting`, in a queue or dead, and dead
-    letters that an operator has put away, the `settled` ones. It is `whole` if all queues were
-    looked through."""
+    letters that an operator has put away, the `settled` ones."""
 
     waiting: Collection[tuple[str, str]] = ()
     settled: Collection[tuple[str, str]] = ()
-    whole: bool = False
+    looked_at: datetime | None = None
+    """When somebody began to look through the queues; None if nobody did."""
+    ready: Mapping[str, int] = field(default_factory=dict)
+    """Keyed by participant that reads its queues: the messages in them, which were not looked at.
+    """
+
+    def has_taken(self, name: str, message: Envelope[Any]) -> bool:
+        """Whether a participant must have taken a message that is not waiting."""
+        if self.looked_at is None or self.ready.get(name):
+            return False
+        return message.time + IN_HAND_PATIENCE <= self.looked_at
+
+    def is_at_work(self, name: str, moment: datetime) -> bool:
+        """Whether a participant is known to be at work, after that moment."""
+        return name in self.ready and self.looked_at is not None and self.looked_at > moment
 
 
 @dataclass(frozen=True, slots=True)
@@ -380,6 +396,8 @@ class _SubjectReview:
         if self._is_on_its_way(message) and not quiet_later:
             review.pending.append(message)
             findings.pending[name] += 1
+            if self._may_have_been_taken(message):
+                self._miss_silence(f"taken {envelope.type}")
             return
         what, kind, shown = said
         lost = part.lost(self._past.participant, reaction, envelope)
@@ -433,14 +451,31 @@ class _SubjectReview:
 
     def _is_on_its_way(self, message: RecordedEvent) -> bool:
         """Whether a message may not have been taken yet."""
+        name, envelope, reviewer = self._past.name, message.envelope, self._reviewer
+        if (name, envelope.id) in reviewer.way.waiting:
+            return True
+        answered = reviewer.reached.answered.get(name)
+        patience = reviewer.patience[type(envelope.data)]
+        if reviewer.way.looked_at is not None:  # Then it waits for no try.
+            patience = timedelta(seconds=LATE_SECONDS)
+        if answered is not None and envelope.time + patience <= answered:
+            return False
+        return not reviewer.way.has_taken(name, envelope)
+
+    def _may_have_been_taken(self, message: RecordedEvent) -> bool:
+        """Whether a message that may be on its way may as well have led to nothing, since the time
+        for all tries is over, and no queue is known to have it."""
         envelope, reviewer = message.envelope, self._reviewer
         if (self._past.name, envelope.id) in reviewer.way.waiting:
-            return True
-        answered = reviewer.reached.answered.get(self._past.name)
-        patience = reviewer.patience[type(envelope.data)]
-        if reviewer.way.whole:  # Then it is in the participant's hands, if anywhere.
-            patience = timedelta(seconds=LATE_SECONDS)
-        return answered is None or envelope.time + patience > answered
+            return False
+        over = envelope.time + reviewer.patience[type(envelope.data)]
+        return reviewer.reached.newest is not None and over < reviewer.reached.newest
+
+    def _miss_silence(self, what: str) -> None:
+        """Note that what seems to be on its way may have led to nothing."""
+        name = self._past.name
+        why = f"whether {name} has {what}: it has answered nothing newer, and no queue tells"
+        self._findings.miss(why, self._part.subject)
 
     def _look_at_dues(self, path: Sequence[Hypothesis], review: Review) -> None:
         """What was due, and was not done before something else was decided."""
@@ -457,9 +492,13 @@ class _SubjectReview:
                         continue
                     kind = DifferenceKind.EARLY
                 else:
-                    answered = self._reviewer.reached.answered.get(name)
-                    if answered is None or answered <= over:
+                    reached = self._reviewer.reached
+                    answered = reached.answered.get(name)
+                    at_work = self._reviewer.way.is_at_work(name, over)
+                    if not at_work and (answered is None or answered <= over):
                         review.dues.append(firing)
+                        if reached.newest is not None and over < reached.newest:
+                            self._miss_silence(f"done {firing.due.command.type}, which was due")
                         continue
                     kind = DifferenceKind.SPEAKS
                 seen.add(id)

@@ -25,6 +25,7 @@ from saga.past.onward import Onward
 from saga.past.recorded import RecordedSubject, RecordReader
 from saga.past.shared import SharedPast
 from saga.runtime.kernel.fold import is_shared
+from saga.runtime.kernel.tables import utc_now
 from saga.runtime.messaging.trust import EDITOR_SOURCE
 
 Progress = Callable[[int], None]
@@ -79,13 +80,16 @@ async def on_their_way(sources: Sources, graph: Choreography, folder: Path) -> O
     deployment = sources.deployment
     url = dead_letters_url_in(folder) if deployment is None else deployment.dead_letters_url
     letters = await asyncio.to_thread(letters_in, url)
+    looked_at, ready = None, {}
     if deployment is None:
         found = in_store(letters)
     else:
         await Archive(deployment).catch_up(CATCH_UP_SECONDS)
-        found = (await look(deployment, graph, letters)).found
+        looked_at = utc_now()
+        seen = await look(deployment, graph, letters)
+        found, ready = seen.found, seen.ready
     settled = frozenset(key for key, where in found.items() if where.place is Place.SETTLED)
-    return OnTheirWay(found.keys() - settled, settled, whole=deployment is not None)
+    return OnTheirWay(found.keys() - settled, settled, looked_at, ready)
 
 
 def compare(
