@@ -22,6 +22,7 @@ def verify_past(
     sample: int | None,
     seed: int,
     states_max: int | None,
+    jobs: int,
     *,
     as_json: bool,
 ) -> bool:
@@ -29,12 +30,12 @@ def verify_past(
     it was looked at."""
     from saga.commands.console import err, progress_bars
     from saga.discovery import saga
-    from saga.past.against import compare
+    from saga.past.against import compare, totals
 
     here = saga()
     with _archive(folder, export) as (url, way):
         console = err()
-        with progress_bars(subjects=_count(url, sample)) as bars:
+        with progress_bars(**totals(here, url, sample)) as bars:
 
             def scenario(name: str) -> None:
                 if console.is_terminal:
@@ -47,7 +48,8 @@ def verify_past(
                 seed=seed,
                 way=way,
                 states_max=states_max,
-                subjects=bars["subjects"],
+                jobs=jobs,
+                progress=bars,
                 scenario=scenario,
             )
     if as_json:
@@ -74,13 +76,6 @@ def _archive(folder: Path, export: Path | None) -> Iterator[tuple[str, Any]]:
         with progress_bars(read=None) as bars, wrong_usage():
             url = files.enter_context(archive_of(export, bars["read"]))
         yield url, None
-
-
-def _count(url: str, sample: int | None) -> int:
-    from saga.past.recorded import count_subjects
-
-    total = count_subjects(url)
-    return total if sample is None else min(sample, total)
 
 
 def past_as_json(run: Against) -> dict[str, Any]:
@@ -134,6 +129,8 @@ def _counts_as_json(counts: Mapping[str, NotCompared]) -> list[dict[str, Any]]:
 def _onward_as_json(onward: Onward) -> dict[str, Any]:
     return {
         "pending": onward.pending,
+        "states_seen": onward.budget - onward.left,
+        "states_max": onward.budget,
         "states": [asdict(state) for state in onward.states],
         "can_go_wrong": [
             {
@@ -238,7 +235,8 @@ def _show_onward(run: Against) -> None:
     if onward.pending:
         console.print(
             f"explored: {onward.pending:,} subjects are under way, in {len(states):,} states that "
-            f"differ by more than names; {seen:,} states can be reached from there"
+            f"differ by more than names; {seen:,} states can be reached from there, of at most "
+            f"{onward.budget:,} that are looked at"
         )
     else:
         console.print("explored: nothing, as no subject is under way")
@@ -260,7 +258,10 @@ def _show_onward(run: Against) -> None:
                 f"{state.states:,} states; allow more with --max-states: {_trace(state.subject)}"
             )
     for why, left in onward.left_out.items():
-        console.print(f"not looked at: what can become of {left.count:,} subjects {why}")
+        console.print(
+            f"not looked at: what can become of {left.count:,} subjects {why}: "
+            f"{_trace(left.subject)}"
+        )
     for line in onward.remarks:
         console.print(f"remark: {line}")
     for line in onward.scenarios_left_out:

@@ -46,7 +46,8 @@ def verify(
             min=1,
             show_default=False,
             help="End a model beyond so many states in memory, some 1,000 bytes each, and say how "
-            "far that came; by default, beyond two million.",
+            "far that came; by default, beyond two million. With --from-history, beyond 200,000, "
+            "and all models together beyond ten times as many.",
         ),
     ] = None,
     simulate: Annotated[
@@ -78,7 +79,8 @@ def verify(
         typer.Option(
             min=1,
             max=JOBS_MAX,
-            help="With --simulate or --coverage: processes to run them in; 1 by default.",
+            help="With --simulate, --coverage or --from-history: processes to do it in; 1 by "
+            "default.",
         ),
     ] = None,
     coverage: Annotated[
@@ -148,7 +150,7 @@ def verify(
     * `saga verify --simulate --seed 33 --seeds 1`
     * `saga verify --coverage`
     * `saga verify --from-history --sample 20000 --seed 7`
-    * `saga verify --from-history --export 2030-01.jsonl.gz --json`
+    * `saga verify --from-history --export 2030-01.jsonl.gz --jobs 4 --json`
     """
     if coverage and (simulate or scenario or from_history):
         raise typer.BadParameter(
@@ -156,10 +158,12 @@ def verify(
             "--scenario and --from-history"
         )
     if from_history:
-        _check_alone(scenario, simulate, seeds, jobs)
+        _check_alone(scenario, simulate, seeds)
         if seed is not None and sample is None:
             raise typer.BadParameter("--seed draws a sample: add --sample")
-        if not verify_past(data_dir, export, sample, seed or 0, max_states, as_json=as_json):
+        if not verify_past(
+            data_dir, export, sample, seed or 0, max_states, jobs or 1, as_json=as_json
+        ):
             raise typer.Exit(PROBLEM_FOUND)
         return
     if export is not None or sample is not None:
@@ -177,7 +181,8 @@ def verify(
         return
     if not coverage and (seeds is not None or seed is not None or jobs is not None):
         raise typer.BadParameter(
-            "--seeds, --seed and --jobs are about runs: add --simulate or --coverage"
+            "--seeds, --seed and --jobs are about runs: add --simulate, --coverage or "
+            "--from-history"
         )
     from saga.declaration import SagaError
     from saga.discovery import saga, spec
@@ -216,13 +221,11 @@ def verify(
         raise typer.Exit(PROBLEM_FOUND)
 
 
-def _check_alone(
-    scenario: Sequence[str] | None, simulate: bool, seeds: int | None, jobs: int | None
-) -> None:
+def _check_alone(scenario: Sequence[str] | None, simulate: bool, seeds: int | None) -> None:
     """Refuse options that have nothing to do with recorded sagas."""
-    if scenario or simulate or seeds is not None or jobs is not None:
+    if scenario or simulate or seeds is not None:
         raise typer.BadParameter(
-            "--from-history is by itself: leave out --scenario, --simulate, --seeds and --jobs"
+            "--from-history is by itself: leave out --scenario, --simulate and --seeds"
         )
 
 

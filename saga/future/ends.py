@@ -17,6 +17,7 @@ from saga.runtime.kernel.step import Firing
 from saga.verify.facts import Action
 from saga.verify.machine import Broken, Machine
 from saga.verify.schedule import StepInWords, Walk
+from saga.verify.search import moved, never_rests
 from saga.view import Violation
 
 STATES_MAX: Final = 20_000
@@ -111,7 +112,9 @@ class _Breadth:
         self._began = time.thread_time()
         self._until = self._began + seconds_max
         self._starts = {state: name for name, state in machine.starts.items()}
-        self._parents: dict[int, int] = {}
+        self._before: dict[int, list[int]] = {}
+        """Keyed by state: those from which a step leads there; in front, a shortest way to it."""
+        self._rests: list[int] = []
         self._order = list(self._starts)
         self._seen = set(self._order)
         self._judged: set[tuple[int, bool]] = set()
@@ -129,11 +132,26 @@ class _Breadth:
                 return
             self._look(state)
             self._expand(state)
+        if not any(action for _, _, action in self._broken.values()):
+            self._find_stuck()
+
+    def _find_stuck(self) -> None:
+        """Find the nearest state from which none at rest can be reached, if there is one."""
+        can = set(self._rests)
+        for state in self._rests:  # It grows.
+            new = [before for before in self._before.get(state, ()) if before not in can]
+            can.update(new)
+            self._rests += new
+        stuck = next((state for state in self._order if state not in can), None)
+        if stuck is not None:
+            violation = never_rests(self._machine)
+            self._broken.setdefault(violation.rule, (violation, stuck, None))
 
     def _is_over(self) -> bool:
         return len(self._order) > self._states_max or time.thread_time() > self._until
 
     def _expand(self, state: int) -> None:
+        at_rest = self._machine.at_rest(state)
         for action in self._machine.actions(state):
             try:
                 outcomes = self._machine.outcomes(action, state)
@@ -142,16 +160,22 @@ class _Breadth:
                 continue
             for outcome in outcomes:
                 after = state & action.keep | outcome.bits
-                self._transitions += after != state
+                if after == state:
+                    continue
+                self._transitions += 1
                 if after not in self._seen:
                     self._seen.add(after)
-                    self._parents[after] = state
                     self._order.append(after)
+                self._before.setdefault(after, []).append(state)
+                if at_rest and (violation := moved(self._machine, action, state, after)):
+                    self._broken.setdefault(violation.rule, (violation, state, action))
 
     def _look(self, state: int) -> None:
         """What a state tells of ends and rules."""
         machine = self._machine
         at_rest = machine.at_rest(state)
+        if at_rest:
+            self._rests.append(state)
         told = machine.told(state)
         name = end_name(event.data for event in told)
         end = self._ends.get(name)
@@ -220,7 +244,7 @@ class _Breadth:
         """A shortest way to a state, in words, and the `last` step there, if one is given."""
         states = [state]
         while states[-1] not in self._starts:
-            states.append(self._parents[states[-1]])
+            states.append(self._before[states[-1]][0])
         walk = Walk(self._machine, self._starts[states[-1]])
         steps = []
         for after in reversed(states[:-1]):

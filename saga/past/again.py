@@ -76,11 +76,12 @@ class _Attempt:
 @dataclass
 class Review:
     """How one participant stands to one subject. `pending` are the messages that it has still to
-    take, `asking` what it asks outside, `dues` what its states have due."""
+    take, `asking` the ids of those because of which it is asking the outside, `dues` what its
+    states have due."""
 
     states: Mapping[StateId, State] = field(default_factory=dict)
     pending: list[RecordedEvent] = field(default_factory=list)
-    asking: int = 0
+    asking: list[str] = field(default_factory=list)
     dues: list[Firing] = field(default_factory=list)
     passed: list[Mapping[StateId, State]] = field(default_factory=list)
     """Its states between its events, the last ones behind."""
@@ -101,7 +102,7 @@ class Reviewer:
         way: OnTheirWay | None = None,
     ) -> None:
         self.participant = participant
-        self.past = ParticipantPast(participant, graph, outsides, shared, findings.ran)
+        self.past = ParticipantPast(participant, graph, outsides, shared, findings)
         self.findings = findings
         self.reached = reached
         self.way = way or OnTheirWay()
@@ -178,7 +179,12 @@ class _SubjectReview:
         for way in path:
             if way.note is not None:
                 self._tell(way.note)
-        review = Review(last.states, asking=len(last.questions), passed=[w.states for w in path])
+        review = Review(last.states, passed=[way.states for way in path])
+        for question in last.questions:
+            cause = self._part.known.get(question.cause)
+            # Of one that it has done with, something else has become of the question.
+            if cause is None or self._is_on_its_way(cause):
+                review.asking.append(question.cause)
         answered = {event.envelope.causationid for event in self._part.own}
         for message in self._part.incoming:
             if message.envelope.id not in answered and message.envelope.id not in last.taken:

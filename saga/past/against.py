@@ -4,31 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Collection, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 from saga.archive import queries
 from saga.choreography import Choreography, Participant
 from saga.declaration import Saga
 from saga.deployment import dead_letters_url_in
-from saga.envelope import source_of
 from saga.history import pages
 from saga.history.archive import Archive
 from saga.history.letters import letters_in
 from saga.history.rebuild import CATCH_UP_SECONDS
 from saga.history.sources import Sources
 from saga.history.whereabouts import Place, in_store, look
-from saga.past.again import OnTheirWay, Reviewer
+from saga.past.again import OnTheirWay
 from saga.past.findings import PastFindings
-from saga.past.onward import Onward
-from saga.past.recorded import RecordedSubject, RecordReader
+from saga.past.onward import Onward, Shapes, UnderWay
+from saga.past.over import GoingOver, sharing
+from saga.past.recorded import RecordReader, count_published, count_subjects
 from saga.past.shared import SharedPast
-from saga.runtime.kernel.fold import is_shared
 from saga.runtime.kernel.tables import utc_now
-from saga.runtime.messaging.trust import EDITOR_SOURCE
 
 Progress = Callable[[int], None]
+BARS: Final = ("shared", "subjects", "explored")
+"""What takes long, one after the other."""
 
 
 @dataclass
@@ -51,10 +53,12 @@ class Against:
 
     @property
     def whole(self) -> bool:
-        """Whether it was all subjects, all reactions and all fields, no message came late, and
-        nobody outside is asked."""
+        """Whether it was all subjects, all reactions and all fields, no message came late, nobody
+        outside is asked, and what can still happen was taken for granted nowhere."""
         found = self.findings
         left = found.not_told or found.late() or self.subjects < self.total or self.asked()
+        if self.onward is not None and self.onward.remarks:
+            return False
         return not left and next(self.untouched(), None) is None
 
     def asked(self) -> list[str]:
@@ -92,6 +96,15 @@ async def on_their_way(sources: Sources, graph: Choreography, folder: Path) -> O
     return OnTheirWay(found.keys() - settled, settled, looked_at, ready)
 
 
+def totals(saga: Saga, url: str, sample: int | None) -> dict[str, int | None]:
+    """How far each bar goes: events that change what subjects share, subjects to decide again on,
+    and subjects to explore from, which nobody knows before. Blocks. Raises `DatabaseError`."""
+    shared = sum(count_published(url, each) for each in sharing(saga.choreography))
+    total = count_subjects(url)
+    subjects = total if sample is None else min(sample, total)
+    return dict(zip(BARS, (shared, subjects, None), strict=True))
+
+
 def compare(
     saga: Saga,
     url: str,
@@ -101,85 +114,59 @@ def compare(
     way: OnTheirWay | None = None,
     states_max: int | None = None,
     scenarios: bool = True,
-    subjects: Progress = lambda _: None,
+    jobs: int = 1,
+    progress: Mapping[str, Progress] | None = None,
     scenario: Callable[[str], None] = lambda _: None,
 ) -> Against:
     """Decide again what the archive at that URL has, and explore on from where its sagas are.
 
-    With a `sample`, so many subjects are drawn by the seed. `subjects` is told of each that was
-    looked at, `scenario` of the name of each scenario before it is explored. Blocks. Raises
-    `DatabaseError`.
+    With a `sample`, so many subjects are drawn by the seed. With several `jobs`, processes decide
+    again; the saga has to be the project's then. `progress` is told of each step, by the name of
+    its bar, see `totals`; `scenario` of the name of each scenario before it is explored. Blocks.
+    Raises `DatabaseError`.
     """
+    tell = {name: lambda _: None for name in BARS} | dict(progress or {})
     graph = saga.choreography
     reader = RecordReader(url, graph, pages.last_position(url))
     run = Against(saga, reader.count())
     chosen = reader.sample(sample, seed) if sample is not None and sample < run.total else None
     with contextlib.ExitStack() as files:
         shared = {
-            p.name: files.enter_context(_shared(reader, p))
-            for p in graph.in_python
-            if any(map(is_shared, p.states))
+            participant.name: files.enter_context(_shared(reader, participant, tell["shared"]))
+            for participant in sharing(graph)
         }
         reached = reader.reached()
-        reviewers = [
-            Reviewer(
-                participant,
-                graph,
-                saga.asked_by(participant.name),
-                run.findings,
-                reached,
-                shared=shared.get(participant.name),
-                way=way,
-            )
-            for participant in graph.in_python
-        ]
         for gap in pages.read_at_once(url, queries.known_gaps):
             run.findings.miss(f"the history lacks the stream's offsets {gap}", "")
-        onward = Onward(saga, shared, reached, states_max=states_max)
-        sources = {source_of(p.name) for p in graph.participants} | {EDITOR_SOURCE}
-        foreign = [p for p in graph.participants if p.foreign]
-        for page in reader.told(chosen):
-            for told in page:
-                reviews = {r.participant.name: r.review(told) for r in reviewers}
-                _note_the_rest(run.findings, told, sources, foreign)
-                onward.take(told, reviews)
-                run.events += len(told.events) + len(told.unreadable)
-            run.subjects += len(page)
-            subjects(len(page))
-        onward.finish(scenarios=scenarios, tell_of=scenario)
-        run.onward = onward
+        going_over = GoingOver(saga, reader, reached, shared, way or OnTheirWay())
+        waiting: dict[str, UnderWay] = {}
+        shapes = Shapes()
+        for found in going_over.batches(chosen, jobs):
+            run.findings.add(found.findings)
+            run.events += found.events
+            run.subjects += found.subjects
+            waiting |= {each.subject: each for each in found.waiting}
+            shapes.add(found.shapes)
+            tell["subjects"](found.subjects)
+        onward = run.onward = Onward(saga, shared, reached, states_max=states_max)
+        for told in itertools.chain.from_iterable(reader.told(reader.batches([*waiting]))):
+            onward.take(told, waiting[told.subject])
+            tell["explored"](1)
+        if scenarios:
+            onward.compare_scenarios(shapes, scenario)
     return run
 
 
 @contextlib.contextmanager
-def _shared(reader: RecordReader, participant: Participant) -> Iterator[SharedPast]:
+def _shared(
+    reader: RecordReader, participant: Participant, progress: Progress
+) -> Iterator[SharedPast]:
     """The shared states of a participant, by all that it published."""
     past = SharedPast(participant)
     try:
         for page in reader.published_by(participant):
             past.take(page, reader.one)
+            progress(len(page))
         yield past
     finally:
         past.close()
-
-
-def _note_the_rest(
-    findings: PastFindings,
-    told: RecordedSubject,
-    sources: Collection[str],
-    foreign: Sequence[Participant],
-) -> None:
-    """Note what no participant's part is: what nobody here can read, or published."""
-    for source, type_ in told.unreadable:
-        if source in sources:
-            findings.miss(f"this version cannot read {type_}", told.subject)
-        else:
-            findings.miss(f"{source} is no participant of this version", told.subject)
-    by = {participant.name: source_of(participant.name) for participant in foreign}
-    for event in told.events:
-        source = event.envelope.source
-        if source not in sources:
-            findings.miss(f"{source} is no participant of this version", told.subject)
-        for name, its_source in by.items():
-            if source == its_source:
-                findings.leave(f"what {name} decided, which is in another language", told.subject)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Final
 
@@ -82,15 +83,39 @@ class PastFindings:
     not_looked_at: dict[str, NotCompared] = field(default_factory=dict)
     """Keyed by why: what would have to be there to be compared, and is not."""
 
-    def differ(self, group: DifferenceGroup, subject: str, recorded: str, decided: str) -> None:
+    def differ(
+        self, group: DifferenceGroup, subject: str, recorded: str, decided: str, count: int = 1
+    ) -> None:
         """Count a difference."""
         if group not in self.differing and len(self.differing) >= KINDS_MAX:
             group = DifferenceGroup(group.participant, group.reaction, group.kind, "and others")
         found = self.differing.get(group)
         if found is None:
-            self.differing[group] = FoundDifference(group, 1, subject, recorded, decided)
+            self.differing[group] = FoundDifference(group, count, subject, recorded, decided)
         else:
-            found.count += 1
+            found.count += count
+
+    def drain(self) -> PastFindings:
+        """What was found since this was asked last."""
+        kept = [getattr(self, each.name) for each in fields(self)]
+        found = PastFindings(*(copy(each) for each in kept))
+        for each in kept:
+            each.clear()
+        return found
+
+    def add(self, other: PastFindings) -> None:
+        """Count what was found elsewhere as well."""
+        self.published += other.published
+        self.silent += other.silent
+        self.pending += other.pending
+        self.taken += other.taken
+        self.ran |= other.ran
+        for one in other.differing.values():
+            self.differ(one.group, one.subject, one.recorded, one.decided, one.count)
+        for what, seen in other.not_told.items():
+            self.leave(what, seen.subject, seen.count)
+        for why, seen in other.not_looked_at.items():
+            self.miss(why, seen.subject, seen.count)
 
     def leave(self, what: str, subject: str, count: int = 1) -> None:
         """Count what the record does not tell."""

@@ -1,33 +1,70 @@
 """When two recorded sagas are in the same state but for names, and when a state is of a kind.
 
 Ids, texts and times are renamed, in the order in which they come up; of times only their order is
-kept. Numbers stay what they are, and so do the words that a type lists, as an enum does: reactions
-decide by these.
+kept. Numbers stay what they are, and so do the words that a type lists, as an enum does, and those
+that the saga's code names: reactions decide by these. One that decides by what a text begins with,
+how long it is, or how much time has passed may yet tell apart what is alike here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Mapping, Sequence
+import sys
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from datetime import datetime
 from enum import Enum
+from types import CodeType, FunctionType, ModuleType
 from typing import Any, Final
 from uuid import UUID
 
 from pydantic import BaseModel
 
-from saga.choreography import Choreography, State
+from saga.choreography import State
 from saga.course import words_in
+from saga.declaration import Saga
 
 Shape = tuple[str, ...]
 """What a state is, without values that tell one subject from another: `field=value` each."""
 
 
-def words_of(graph: Choreography) -> frozenset[str]:
-    """The texts that the types of messages list."""
-    kinds = {kind for p in graph.participants for kind in (*p.messages, *p.by_message)}
+def words_of(saga: Saga) -> frozenset[str]:
+    """The texts that the types of messages list, and those that the saga's code names."""
+    participants = saga.choreography.participants
+    kinds = {kind for p in participants for kind in (*p.messages, *p.by_message)}
     annotations = (f.annotation for kind in kinds for f in kind.model_fields.values())
-    return frozenset().union(*map(words_in, annotations))
+    listed = frozenset().union(*map(words_in, annotations))
+    functions = [reaction.function for p in participants for reaction in p.reactions]
+    functions += [invariant.function for invariant in saga.invariants]
+    functions += [outside.ask for outside in saga.outside]
+    states = (kind for p in participants for kind in p.states)
+    modules = {sys.modules.get(each.__module__) for each in (*functions, *kinds, *states)}
+    named = (_texts_in(each) for each in (*functions, *filter(None, modules)))
+    return listed.union(*named)
+
+
+def _texts_in(value: Any, module: str = "") -> Iterator[str]:
+    """The texts that are named in code: in a function, a class or a module."""
+    match value:
+        case str():
+            yield value
+        case tuple() | frozenset():
+            for each in value:
+                yield from _texts_in(each, module)
+        case CodeType():
+            yield from _texts_in(value.co_consts)
+        case FunctionType():
+            yield from _texts_in(value.__code__)
+        case property() if isinstance(value.fget, FunctionType):
+            yield from _texts_in(value.fget)
+        case ModuleType():
+            for each in vars(value).values():
+                if not isinstance(each, ModuleType):
+                    yield from _texts_in(each, value.__name__)
+        case type() if value.__module__ == module:
+            for each in vars(value).values():
+                inner = getattr(each, "__func__", each)
+                if not isinstance(inner, type):
+                    yield from _texts_in(inner, module)
 
 
 class Renaming:

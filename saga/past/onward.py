@@ -13,6 +13,7 @@ from typing import Final
 from saga.archive.store import Fact
 from saga.choreography import Choreography, State
 from saga.declaration import Saga
+from saga.envelope import source_of
 from saga.future.ends import outlook
 from saga.future.present import Foresight, SharedStates, shared_keys
 from saga.history.debts import Coming, Debt, coming_of, debts_of
@@ -29,6 +30,8 @@ from saga.verify.search import explore
 
 STATES_MAX: Final = 200_000
 """States that are looked at from one recorded state on."""
+STATES_IN_ALL: Final = 10
+"""So many times that are looked at from all of them."""
 SCENARIO_STATES_MAX: Final = 1_000_000
 """States of one scenario that are looked at for what it comes to; `saga verify` looks at more."""
 CLASSES_MAX: Final = 2_000
@@ -36,6 +39,69 @@ CLASSES_MAX: Final = 2_000
 SHAPES_MAX: Final = 10_000
 
 Told = Callable[[str], None]
+Waiting = tuple[str, str]
+"""A participant, and the id of a message that it has to deal with."""
+
+
+@dataclass(frozen=True, slots=True)
+class UnderWay:
+    """A subject that has not come to rest: what `waits` for whom, and the messages because of which
+    somebody is `asking` the outside."""
+
+    subject: str
+    waits: frozenset[Waiting]
+    asking: frozenset[Waiting]
+
+
+def under_way(
+    graph: Choreography, told: RecordedSubject, reviews: Mapping[str, Review]
+) -> UnderWay | None:
+    """What a subject waits for; None if it is at rest."""
+    waits = {(name, m.envelope.id) for name, review in reviews.items() for m in review.pending}
+    waits.update(_elsewhere(graph, told))
+    asking = {(name, cause) for name, review in reviews.items() for cause in review.asking}
+    if not waits and not asking and not any(review.dues for review in reviews.values()):
+        return None
+    return UnderWay(told.subject, frozenset(waits), frozenset(asking))
+
+
+def _elsewhere(graph: Choreography, told: RecordedSubject) -> Iterator[Waiting]:
+    """What participants in other languages have to answer, by their signatures."""
+    foreign = [participant for participant in graph.participants if participant.foreign]
+    if not foreign:
+        return
+    begun = {(event.envelope.source, event.envelope.causationid) for event in told.events}
+    for event in told.events:
+        for participant in foreign:
+            reaction = participant.by_message.get(type(event.envelope.data))
+            if reaction is None or reaction.may_do_nothing:
+                continue
+            if (source_of(participant.name), event.envelope.id) not in begun:
+                yield participant.name, event.envelope.id
+
+
+class Shapes:
+    """What recorded states are, apart from their values: how often, and of which subject."""
+
+    def __init__(self) -> None:
+        self.seen: dict[tuple[str, type[State], Shape], NotCompared] = {}
+
+    def take(self, subject: str, reviews: Mapping[str, Review]) -> None:
+        for name, review in reviews.items():
+            # Most states stay what they are from one event to the next.
+            passed = {id(state): state for states in review.passed for state in states.values()}
+            for state in passed.values():
+                self._note((name, type(state), shape_of(state)), NotCompared(1, subject))
+
+    def add(self, other: Shapes) -> None:
+        for key, seen in other.seen.items():
+            self._note(key, seen)
+
+    def _note(self, key: tuple[str, type[State], Shape], seen: NotCompared) -> None:
+        if (found := self.seen.get(key)) is not None:
+            found.count += seen.count
+        elif len(self.seen) < SHAPES_MAX:
+            self.seen[key] = seen
 
 
 @dataclass(slots=True)
@@ -45,7 +111,8 @@ class RecordedState:
     subject: str
     count: int = 1
     states: int = 0
-    """Those that can be reached from it, and were looked at."""
+    """Those that can be reached from it, and were looked at; what is known of another one is not
+    looked at again."""
     whole: bool = True
     """Whether that was all."""
     refused: str = ""
@@ -80,6 +147,27 @@ class UnreachedState:
     subject: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Beginning:
+    """From where some participants go on, together."""
+
+    story: Story
+    debts: Sequence[Debt]
+    coming: Sequence[Coming]
+    shared: SharedStates
+    among: Choreography
+
+
+@dataclass
+class _Explored:
+    """What was seen from one beginning: so many states, and the rules that can be broken."""
+
+    states: int = 0
+    whole: bool = True
+    refused: str = ""
+    breaks: list[PossibleBreak] = field(default_factory=list)
+
+
 class Onward:
     """Explores on from recorded sagas that have not come to rest."""
 
@@ -96,8 +184,11 @@ class Onward:
         self._shared = shared
         self._reached = reached
         self._states_max = states_max or STATES_MAX
+        self.budget = self.left = self._states_max * STATES_IN_ALL
+        """States that may be looked at in all, and those of them that are left."""
         self._foresight = Foresight(saga)
-        self._words = words_of(self._graph)
+        self._words = words_of(saga)
+        self._explored: dict[Hashable, _Explored] = {}
         self._classes: dict[Hashable, RecordedState] = {}
         self.pending = 0
         """Sagas that are still under way."""
@@ -105,9 +196,7 @@ class Onward:
         """Keyed by rule."""
         self.left_out: dict[str, NotCompared] = {}
         """Keyed by why: pending sagas that were not explored from."""
-        self.remarks: dict[str, None] = {}
-        """What is taken for granted, or is not judged."""
-        self._shapes: dict[tuple[str, type[State], Shape], NotCompared] = {}
+        self._remarks: dict[str, None] = {}
         self.unreached: list[UnreachedState] = []
         self.scenarios_left_out: list[str] = []
         """What scenarios come to beside what was seen, and why it was not."""
@@ -118,6 +207,19 @@ class Onward:
         return list(self._classes.values())
 
     @property
+    def remarks(self) -> Sequence[str]:
+        """What is taken for granted, or is not judged."""
+        alike = sum(state.count - 1 for state in self.states)
+        if not alike:
+            return list(self._remarks)
+        return [
+            *self._remarks,
+            f"{alike:,} subjects were explored by one that differs from them in ids, times, and "
+            f"texts that no code names: a reaction that decides by what else there is to a text, "
+            f"or by how much time has passed, may tell them apart",
+        ]
+
+    @property
     def ok(self) -> bool:
         """Whether nothing can go wrong, and all of it was looked at."""
         looked = all(state.whole and not state.refused for state in self._classes.values())
@@ -125,45 +227,65 @@ class Onward:
 
     # --- where they are -------------------------------------------------------------------------
 
-    def take(self, told: RecordedSubject, reviews: Mapping[str, Review]) -> None:
-        """Note the states of one subject; if it is not at rest, explore on from there."""
-        for name, review in reviews.items():
-            # Most states stay what they are from one event to the next.
-            passed = {id(state): state for states in review.passed for state in states.values()}
-            for state in passed.values():
-                self._note_shape(name, state, told.subject)
-        if not any(review.pending or review.dues for review in reviews.values()):
-            return
+    def take(self, told: RecordedSubject, waiting: UnderWay) -> None:
+        """Explore on from a subject that is under way."""
         self.pending += 1
-        if told.unreadable:
+        now = self._reached.newest
+        if told.unreadable or now is None:
             self._leave_out("of which this version cannot read an event", told.subject)
             return
         facts = [Fact(e.envelope, e.envelope.to_bytes(), position=e.position) for e in told.events]
         story = tell(self._graph, told.subject, facts)
-        now = self._reached.newest
-        if now is None:
-            return
-        waits = {
-            (name, message.envelope.id)
-            for name, review in reviews.items()
-            for message in review.pending
-        }
+        owed = waiting.waits | waiting.asking
         debts = [
             debt
             for debt in debts_of(self._graph, story, now)
-            if debt.event is None or (debt.participant, debt.event.id) in waits
+            if debt.event is None or (debt.participant, debt.event.id) in owed
         ]
+        known = {(debt.participant, debt.event.id) for debt in debts if debt.event is not None}
+        if unknown := sorted({name for name, _ in waiting.asking - known}):
+            asks = f"about which {' and '.join(unknown)} is asking the outside: no event tells what"
+            self._leave_out(asks, told.subject)
+            return
         coming = coming_of(self._graph, story, now)
+        shared = self._shared_now(story)
+        parts: dict[Hashable, _Beginning] = {}
         for among in self._parts(debts, coming):
-            self._go_on(story, debts, coming, among)
+            part = _Beginning(story, debts, coming, shared, among)
+            parts[self._likeness(part)] = part
+        if not parts:
+            waits = " and ".join(sorted({name for name, _ in owed}))
+            self._leave_out(f"which wait for {waits}: the events tell too little", told.subject)
+            return
+        if (same := self._classes.get(tuple(parts))) is not None:
+            same.count += 1
+            return
+        if len(self._classes) >= CLASSES_MAX:
+            self._leave_out(f"in another than the first {CLASSES_MAX:,} states", told.subject)
+            return
+        if self.left <= 0:
+            self._leave_out(
+                f"in states that were met once {self.budget:,} had been looked at in all; allow "
+                f"more with --max-states",
+                told.subject,
+            )
+            return
+        here = self._classes[tuple(parts)] = RecordedState(told.subject)
+        for key, part in parts.items():
+            new = key not in self._explored
+            if new:
+                self._explored[key] = self._explore(part)
+            self._note(here, self._explored[key], new=new)
 
-    def _note_shape(self, name: str, state: State, subject: str) -> None:
-        key = name, type(state), shape_of(state)
-        found = self._shapes.get(key)
-        if found is not None:
-            found.count += 1
-        elif len(self._shapes) < SHAPES_MAX:
-            self._shapes[key] = NotCompared(1, subject)
+    def _note(self, here: RecordedState, seen: _Explored, *, new: bool) -> None:
+        """Note what was seen from a part of a subject."""
+        here.states += seen.states if new else 0
+        here.whole &= seen.whole
+        here.refused = here.refused or seen.refused
+        for one in seen.breaks:
+            known = self.breaks.setdefault(one.rule, one)
+            if here not in known.from_states:
+                known.from_states.append(here)
 
     def _leave_out(self, why: str, subject: str) -> None:
         found = self.left_out.setdefault(why, NotCompared(0, subject))
@@ -180,47 +302,38 @@ class Onward:
             if participant.name in names - inside:
                 yield Choreography((participant,), partial=True)
 
-    def _go_on(
-        self, story: Story, debts: Sequence[Debt], coming: Sequence[Coming], among: Choreography
-    ) -> None:
-        shared = self._shared_now(story)
-        key = self._likeness(story, debts, coming, shared, among)
-        known = self._classes.get(key)
-        if known is not None:
-            known.count += 1
-            return
-        if len(self._classes) >= CLASSES_MAX:
-            self._leave_out(f"in another than the first {CLASSES_MAX} states", story.subject)
-            return
-        here = self._classes[key] = RecordedState(story.subject)
-        assert self._reached.newest is not None  # noqa: S101 - see `take`
-        now = self._reached.newest
+    def _explore(self, part: _Beginning) -> _Explored:
+        """What can be reached from there."""
+        story, now = part.story, self._reached.newest
+        assert now is not None  # noqa: S101 - see `take`
         try:
-            present = self._foresight.present(story, debts, coming, shared, now, among=among)
+            present = self._foresight.present(
+                story, part.debts, part.coming, part.shared, now, among=part.among
+            )
             seen = outlook(
                 present,
                 self._foresight.judged(present),
-                states_max=self._states_max,
+                states_max=min(self._states_max, self.left),
                 seconds_max=float("inf"),
             )
         except VerifyError as error:
-            here.refused = str(error)
-            return
+            return _Explored(refused=str(error))
         except TypeError as error:
-            here.refused = f"a state cannot be put into the model: {error}"
-            return
-        here.states, here.whole = seen.states, seen.whole
-        for rule in present.unjudged:
-            self.remarks[f"{rule} is not judged: it reads more than one subject"] = None
-        for type_ in present.untried:
-            self.remarks[f"{type_} is not given: what it would hold is in no event"] = None
-        for broken in seen.broken:
-            rule = broken.violation.rule
-            if rule not in self.breaks:
-                self.breaks[rule] = PossibleBreak(
-                    rule, broken.violation.detail, story.subject, broken.way
-                )
-            self.breaks[rule].from_states.append(here)
+            return _Explored(refused=f"a state cannot be put into the model: {error}")
+        self.left -= seen.states
+        remarks = [
+            *(f"{rule} is not judged: it reads more than one subject" for rule in present.unjudged),
+            *(f"{t} is not given: what it would hold is in no event" for t in present.untried),
+            *present.remarks,
+            *(f"{each}: its refusals were not followed to their end" for each in seen.cut_short),
+            *(f"all this is so as long as nobody else changes {each}" for each in seen.depends_on),
+        ]
+        self._remarks |= dict.fromkeys(remarks)
+        breaks = [
+            PossibleBreak(each.violation.rule, each.violation.detail, story.subject, each.way)
+            for each in seen.broken
+        ]
+        return _Explored(seen.states, seen.whole, breaks=breaks)
 
     def _shared_now(self, story: Story) -> SharedStates:
         """What the subject shares with others, as it is by the end of the history."""
@@ -230,22 +343,15 @@ class Onward:
             for key in sorted(keys)
         }
 
-    def _likeness(
-        self,
-        story: Story,
-        debts: Sequence[Debt],
-        coming: Sequence[Coming],
-        shared: SharedStates,
-        among: Choreography,
-    ) -> Hashable:
+    def _likeness(self, part: _Beginning) -> Hashable:
         """What two sagas have in common that are in the same state but for names."""
         assert self._reached.newest is not None  # noqa: S101 - see `take`
-        names = {participant.name for participant in among.participants}
+        names = {participant.name for participant in part.among.participants}
         renaming = Renaming(self._words, self._reached.newest)
-        renaming.of(story.subject)
+        renaming.of(part.story.subject)
         told = tuple(
             (event.type, event.source, event.sequence, renaming.of(event.data))
-            for event in story.events.values()
+            for event in part.story.events.values()
         )
         waits = tuple(
             (
@@ -255,25 +361,23 @@ class Onward:
                 if debt.firing
                 else renaming.of(debt.event.data if debt.event else None),
             )
-            for debt in debts
+            for debt in part.debts
             if debt.participant in names
         )
         due = tuple(
             (one.participant, renaming.of(one.at), renaming.of(one.firing.due.command))
-            for one in coming
+            for one in part.coming
             if one.participant in names
         )
         common = tuple(
-            (name, kind, renaming.of(state)) for (name, (kind, _)), state in shared.items()
+            (name, kind, renaming.of(state)) for (name, (kind, _)), state in part.shared.items()
         )
         return tuple(sorted(names)), told, waits, due, common, renaming.order()
 
     # --- what scenarios come to -----------------------------------------------------------------
 
-    def finish(self, *, scenarios: bool = True, tell_of: Told = lambda _: None) -> None:
-        """Compare the recorded states with those of the scenarios' models. Blocks."""
-        if not scenarios:
-            return
+    def compare_scenarios(self, shapes: Shapes, tell_of: Told = lambda _: None) -> None:
+        """Compare recorded states with those of the scenarios' models. Blocks."""
         reached: set[tuple[str, type[State], Shape]] = set()
         for scenario in self._saga.scenarios:
             tell_of(scenario.name)
@@ -303,7 +407,7 @@ class Onward:
             )
         self.unreached = [
             UnreachedState(name, kind.__name__, shape, seen.count, seen.subject)
-            for (name, kind, shape), seen in self._shapes.items()
+            for (name, kind, shape), seen in shapes.seen.items()
             if (name, kind, shape) not in reached
         ]
         self.unreached.sort(key=lambda one: (-one.count, one.participant, one.shape))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache
@@ -78,6 +78,12 @@ def count_subjects(url: str) -> int:
     return read_at_once(url, lambda connection: connection.scalar(query) or 0)
 
 
+def count_published(url: str, participant: Participant) -> int:
+    """How many events of a participant an archive has. Raises `DatabaseError`."""
+    query = sa.select(sa.func.count()).where(events.c.source == source_of(participant.name))
+    return read_at_once(url, lambda connection: connection.scalar(query) or 0)
+
+
 class RecordReader:
     """Reads one archive up to a position. Its methods block, and raise `DatabaseError`."""
 
@@ -139,28 +145,29 @@ class RecordReader:
                     kept[place] = subject
         return sorted(kept)
 
-    def told(self, chosen: Sequence[str] | None = None) -> Iterator[list[RecordedSubject]]:
-        """What is recorded about the chosen subjects, or about all, some subjects at a time."""
+    def batches(self, chosen: Sequence[str] | None = None) -> Iterator[list[str]]:
+        """The chosen subjects, or all, so many as are read at once."""
+        for page in self.subjects() if chosen is None else [chosen]:
+            for start in range(0, len(page), SUBJECTS_AT_ONCE):
+                yield list(page[start : start + SUBJECTS_AT_ONCE])
 
-        def page(after: str | None, connection: Connection) -> list[RecordedSubject]:
-            column = events.c.subject
-            query = sa.select(column).distinct().order_by(column).limit(SUBJECTS_AT_ONCE)
-            if after is not None:
-                query = query.where(column > after)
-            return self._about(connection, list(connection.scalars(query)))
+    def told(self, batches: Iterable[Sequence[str]]) -> Iterator[list[RecordedSubject]]:
+        """What is recorded about subjects, a batch at a time; the next one is read while the last
+        one is worked on."""
+        left = iter(batches)
 
-        def chosen_page(after: str | None, connection: Connection) -> list[RecordedSubject]:
-            assert chosen is not None  # noqa: S101 - it is called only then
-            start = 0 if after is None else places[after] + 1
-            return self._about(connection, chosen[start : start + SUBJECTS_AT_ONCE])
+        def page(_: object, connection: Connection) -> list[RecordedSubject]:
+            return self._about(connection, next(left, ()))
 
-        places = {subject: place for place, subject in enumerate(chosen or ())}
-        read = page if chosen is None else chosen_page
-        return paged(self.url, read, lambda found: found[-1].subject)
+        return paged(self.url, page, lambda _: None)
+
+    def these(self, subjects: Sequence[str]) -> list[RecordedSubject]:
+        """What is recorded about some subjects."""
+        return read_at_once(self.url, lambda connection: self._about(connection, subjects))
 
     def one(self, subject: str) -> RecordedSubject:
         """What is recorded about one subject."""
-        (told,) = read_at_once(self.url, lambda connection: self._about(connection, [subject]))
+        (told,) = self.these([subject])
         return told
 
     def published_by(self, participant: Participant) -> Iterator[list[RecordedEvent]]:

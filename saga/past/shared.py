@@ -15,7 +15,8 @@ from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from typing import Any, Final
+from pathlib import Path
+from typing import IO, Any, Final, NamedTuple
 
 from saga.choreography import Participant, State
 from saga.envelope import source_of
@@ -43,27 +44,47 @@ class _Versions:
         self.lengths = array("l")
 
 
+class HandedOver(NamedTuple):
+    """Shared states on their way to another process: the file and its size, and what is in it."""
+
+    path: str
+    latest: dict[StateId, State]
+    versions: dict[StateId, _Versions]
+    size: int
+
+
 class SharedPast:
     """The shared states of one participant. To be closed; its file ends with it."""
 
-    def __init__(self, participant: Participant) -> None:
+    def __init__(self, participant: Participant, given: HandedOver | None = None) -> None:
+        """With what is `given`, those that another process has taken; it must not be closed there
+        before it is closed here. Raises `OSError`."""
         self.kinds = frozenset(filter(is_shared, participant.states))
         self._participant = participant
         self._source = source_of(participant.name)
         self._fold = Fold(participant)
-        self._latest: dict[StateId, State] = {}
         self._own: OrderedDict[StateId, State] = OrderedDict()
-        self._versions: dict[StateId, _Versions] = {}
-        # Written and read by this process alone.
-        self._size = 0
         self._map: mmap.mmap | None = None
         """What is written, once something was read; nothing is written any more then."""
-        self._file = tempfile.TemporaryFile(prefix="saga-shared-")  # noqa: SIM115 - see `close`
+        self._file: IO[bytes]
+        self._latest: dict[StateId, State]
+        self._versions: dict[StateId, _Versions]
+        if given is None:
+            self._file = tempfile.NamedTemporaryFile(prefix="saga-shared-")  # noqa: SIM115
+            self._latest, self._versions, self._size = {}, {}, 0
+        else:
+            self._file = Path(given.path).open("rb")  # noqa: SIM115 - see `close`
+            self._latest, self._versions, self._size = given.latest, given.versions, given.size
 
     def close(self) -> None:
         if self._map is not None:
             self._map.close()
         self._file.close()
+
+    def handed_over(self) -> HandedOver:
+        """What another process needs to read the same, for as long as this is not closed."""
+        self._file.flush()
+        return HandedOver(self._file.name, self._latest, self._versions, self._size)
 
     def take(
         self, events: Iterable[RecordedEvent], again: Callable[[str], RecordedSubject]
@@ -155,7 +176,8 @@ class SharedPast:
         if self._map is None:
             # What is read of it needs no system call, which would give way to the reading thread.
             self._own.clear()
-            self._file.flush()
+            if self._file.writable():
+                self._file.flush()
             self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
         start = versions.offsets[number - 1]
         body = self._map[start : start + versions.lengths[number - 1]]

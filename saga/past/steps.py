@@ -18,7 +18,7 @@ from saga.envelope import source_of
 from saga.message import Answer, Command, Decided, Event, Intent, Message
 from saga.outside import Outside, OutsideError
 from saga.past import guesses
-from saga.past.findings import DifferenceGroup
+from saga.past.findings import DifferenceGroup, PastFindings
 from saga.past.part import RecordedPart
 from saga.past.recorded import RecordedEvent
 from saga.past.shared import SharedPast
@@ -133,14 +133,13 @@ class StepAgain:
 
 @dataclass
 class ParticipantPast:
-    """A participant as its record is gone over, whatever the subject. `ran` gets its name with
-    those of the reactions that anything comes to."""
+    """A participant as its record is gone over, whatever the subject."""
 
     participant: Participant
     graph: Choreography
     outsides: Collection[Outside[Any]]
     shared: SharedPast | None
-    ran: set[tuple[str, str]]
+    findings: PastFindings
     explaining: dict[tuple[type[Message], str, str], str] = field(default_factory=dict)
     """Keyed by what was taken, and by type and field of what was published: the field that this
     followed from last time, to be tried first."""
@@ -280,7 +279,7 @@ class Steps:
         reaction = participant.by_message.get(type(cause.message))
         if reaction is None:
             return None
-        self.past.ran.add((self.past.name, reaction.name))
+        self.past.findings.ran.add((self.past.name, reaction.name))
         find = self._finder(way.states, position)
         try:
             results = results_of(participant, reaction, cause.message, self.part.subject, find, now)

@@ -177,10 +177,11 @@ def never_at_rest(
                     waiting.append(after)
         if len(seen) > states_max:
             raise _too_many(machine, states_max)
-    return _never_at_rest(machine)
+    return never_rests(machine)
 
 
-def _never_at_rest(machine: Machine) -> Violation:
+def never_rests(machine: Machine) -> Violation:
+    """The violation where no state at rest can be reached."""
     return Violation(
         "never_at_rest",
         machine.model.name,
@@ -333,7 +334,7 @@ class _Search:
         number = can.find(0)
         if number < 0:
             return None
-        return self.found(_never_at_rest(self._machine), number)
+        return self.found(never_rests(self._machine), number)
 
     def found(
         self, violation: Violation, number: int, broken: Action | None = None
