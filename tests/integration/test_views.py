@@ -39,6 +39,7 @@ from saga.cli import command_line, main
 from saga.deployment import FILE_NAME
 from saga.discovery import choreography
 from saga.history import rebuild, verify
+from saga.past import against, onward
 from saga.runtime.kernel.opening import open_database
 from saga.runtime.kernel.tables import utc_now
 from saga.runtime.messaging import stream
@@ -108,7 +109,7 @@ class Scene:
             "generate": [["--check", "--root", str(ROOT)]],
             "new": [["trips", "--folder", f"{new}-project"]],
             "migration": [["order", "nothing has changed"]],
-            "verify": [["--simulate", "--seeds", "1"]],
+            "verify": [["--simulate", "--seeds", "1"], ["--from-history"]],
             "recover broker": [["--dry-run"]],
             "topology export": [[]],
             "topology apply": [["--amqp-url", self.url]],
@@ -293,6 +294,8 @@ def _wait_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "CATCH_UP_SECONDS", 0.1)
     for name in ("END_SECONDS", "STALL_SECONDS"):
         monkeypatch.setattr(stream, name, 0.1)
+    monkeypatch.setattr(against, "CATCH_UP_SECONDS", 0.1)
+    monkeypatch.setattr(onward, "SCENARIO_STATES_MAX", 500)
 
 
 def test_it_is_known_how_every_command_is_called(tmp_path: Path) -> None:

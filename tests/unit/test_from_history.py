@@ -572,6 +572,64 @@ def test_what_can_go_wrong_from_here_is_found(tmp_path: Path) -> None:
     assert "order.cancelled" in " ".join(step.what for step in broken.way)
 
 
+def test_sagas_are_told_apart_by_texts_that_the_code_names(tmp_path: Path) -> None:
+    def charge(event: StockReserved, state: Payment) -> Charge | PaymentDeclined | None:
+        if event.customer == "customer 7":
+            return PaymentDeclined(order_id=event.order_id, reason=DeclineReason.CARD_DECLINED)
+        return payment.charge(event, state)
+
+    changed = SAGA.with_(swapped(payment.PARTICIPANT, charge))
+    run = compare(changed, under_way(tmp_path, 20), scenarios=False)
+
+    assert run.onward is not None
+    assert sorted(state.count for state in run.onward.states) == [1, 19]
+
+
+def test_that_equal_sagas_were_not_all_explored_is_said(tmp_path: Path) -> None:
+    some = compare(SAGA, under_way(tmp_path, 3), scenarios=False).onward
+
+    assert some is not None
+    assert [line for line in some.remarks if line.startswith("2 subjects were explored by one")]
+
+
+def test_what_is_taken_for_granted_is_said(tmp_path: Path) -> None:
+    played = stocked()
+    played.place()
+    played.deliver()
+    played.down.add("inventory")
+    played.place()
+    played.deliver()
+
+    run = compare(SAGA, archive_with(tmp_path, facts_of(played.events)), scenarios=False)
+
+    assert run.onward is not None
+    said = "\n".join(run.onward.remarks)
+    assert "StockItem of inventory: as the databases have it now" in said
+    assert "all this is so as long as nobody else changes StockItem of inventory" in said
+    assert not run.whole
+
+
+def test_all_states_have_one_budget(tmp_path: Path) -> None:
+    played = stocked()
+    played.place()
+    played.deliver()
+    played.down.add("payment")
+    for quantity in range(1, 21):  # Each in another state.
+        played.place(quantity=quantity)
+        played.deliver()
+    url = archive_with(tmp_path, facts_of(played.events))
+
+    run = compare(SAGA, url, states_max=70, scenarios=False)
+
+    assert run.onward is not None
+    looked = sum(state.states for state in run.onward.states)
+    assert run.onward.left <= 0
+    assert run.onward.budget <= looked < 2 * run.onward.budget
+    ((why, left),) = run.onward.left_out.items()
+    assert "once 700 had been looked at in all" in why
+    assert len(run.onward.states) + left.count == 20
+
+
 def test_an_exploration_that_is_cut_short_is_no_all_clear(tmp_path: Path) -> None:
     run = compare(SAGA, under_way(tmp_path, 1), states_max=70, scenarios=False)
 

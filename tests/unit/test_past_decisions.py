@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -18,11 +18,13 @@ from saga.archive.store import Fact
 from saga.choreography import Participant, State
 from saga.declaration import Saga
 from saga.envelope import Attributes, Envelope, derived_id, wrap
-from saga.message import Answer, Ask, Command, Event, Intent, Message, Priority
+from saga.foreign import Foreign
+from saga.message import Answer, Ask, Command, Event, Intent, Message, Priority, Role
 from saga.outside import Desk, Outside
 from saga.past.again import OnTheirWay
 from saga.past.against import Against, compare
 from saga.past.findings import DifferenceKind
+from saga.view import Broken, Events
 from tests.recorded import archive_with, facts_of
 
 START = datetime(2030, 1, 1, tzinfo=UTC)
@@ -56,14 +58,20 @@ class LampChecked(_AboutLamp, Event):
 class LampState(State):
     lit: bool = False
 
+    def evolve(self, message: Any, at: datetime) -> LampState:
+        return replace(self, lit=True)
+
 
 @dataclass(frozen=True, slots=True)
 class WatchState(State):
-    pass
+    done: bool = False
+
+    def evolve(self, message: Any, at: datetime) -> WatchState:
+        return replace(self, done=True)
 
 
 def switch(command: Switch, lamp: LampState) -> LampSwitched | None:
-    return LampSwitched(lamp=command.lamp)
+    return None if lamp.lit else LampSwitched(lamp=command.lamp)
 
 
 LAMP = Participant("lamp", switch)
@@ -98,7 +106,7 @@ def kinds(run: Against) -> list[DifferenceKind]:
 
 
 def check(event: LampSwitched, watch: WatchState) -> LampChecked | None:
-    return LampChecked(lamp=event.lamp)
+    return None if watch.done else LampChecked(lamp=event.lamp)
 
 
 def check_nothing(event: LampSwitched, watch: WatchState) -> LampChecked | None:
@@ -112,9 +120,7 @@ def watched(reaction: Callable[..., Any]) -> Saga:
 def unanswered(tmp_path: Path) -> str:
     """Of one lamp a day ago and of one now, and nobody has said anything about either."""
     old, new = LampSwitched(lamp="hall"), LampSwitched(lamp="yard")
-    return archive_with(
-        tmp_path, facts_of([event(old, 1), event(new, 2, after=timedelta(days=1))])
-    )
+    return archive_with(tmp_path, facts_of([event(old, 1), event(new, 2, after=timedelta(days=1))]))
 
 
 def looked(**ready: int) -> OnTheirWay:
@@ -349,3 +355,157 @@ def test_a_question_that_is_gone_beside_its_event_is_found(
     found = [(d.group.reaction, d.group.kind, d.recorded) for d in run.findings.differences()]
     assert found == ([("read", DifferenceKind.SILENT, "lamp.measured")] if differs else [])
     assert run.findings.not_looked_at == {}
+
+
+def test_a_question_that_is_open_beside_its_event_is_not_at_rest(tmp_path: Path) -> None:
+    switched = event(LampSwitched(lamp="hall"), 1)
+    read_ = event(MeterRead(lamp="hall"), 5, by="meter", because_of=switched.id)
+    saga = Saga("lamps", participants=(LAMP, Participant("meter", read, measured)), outside=(LAB,))
+
+    run = compare(saga, archive_with(tmp_path, facts_of([switched, read_])))
+
+    assert run.onward is not None
+    assert run.onward.pending == 1
+    assert list(run.onward.left_out) == [
+        "about which meter is asking the outside: no event tells what"
+    ]
+    assert not run.ok
+
+
+def keep_measuring(answer: Measured, meter: MeterState) -> LampMeasured | Measure:
+    return Measure(lamp=answer.lamp)
+
+
+def test_what_never_comes_to_rest_from_here_is_found(tmp_path: Path) -> None:
+    switched = event(LampSwitched(lamp="hall"), 1)
+    meter = Participant("meter", ask_only, keep_measuring)
+    saga = Saga("lamps", participants=(LAMP, meter), outside=(LAB,))
+
+    run = compare(saga, archive_with(tmp_path, facts_of([switched])))
+
+    assert run.onward is not None
+    assert list(run.onward.breaks) == ["never_at_rest"]
+
+
+def ask_only(event: LampSwitched, meter: MeterState) -> Measure:
+    return Measure(lamp=event.lamp)
+
+
+class LampCheckedAgain(_AboutLamp, Event):
+    type: ClassVar[str] = "lamp.checked_again"
+    publisher: ClassVar[str] = "watch"
+    final: ClassVar[bool] = True
+
+
+@dataclass(frozen=True, slots=True)
+class DoubtfulWatch(State):
+    checked: int = 0
+
+    def evolve(self, message: Any, at: datetime) -> DoubtfulWatch:
+        return replace(self, checked=self.checked + 1)
+
+
+def check_twice(event: LampSwitched, watch: DoubtfulWatch) -> LampChecked | LampCheckedAgain | None:
+    """A message that comes twice leads to more."""
+    if watch.checked > 1:
+        return None
+    return LampCheckedAgain(lamp=event.lamp) if watch.checked else LampChecked(lamp=event.lamp)
+
+
+def test_what_moves_at_rest_from_here_is_found(tmp_path: Path) -> None:
+    switched = event(LampSwitched(lamp="hall"), 1)
+    saga = Saga("lamps", participants=(LAMP, Participant("watch", check_twice)))
+
+    run = compare(saga, archive_with(tmp_path, facts_of([switched])))
+
+    assert run.onward is not None
+    assert "moved_at_rest" in run.onward.breaks
+
+
+# --- participants in other languages --------------------------------------------------------------
+
+
+class LampInsured(_AboutLamp, Event):
+    type: ClassVar[str] = "lamp.insured"
+    publisher: ClassVar[str] = "insurer"
+    final: ClassVar[bool] = True
+
+
+def insure(event: LampSwitched) -> LampInsured: ...
+
+
+@pytest.mark.parametrize("answered", [False, True])
+def test_what_waits_for_a_participant_in_another_language_is_not_at_rest(
+    answered: bool, tmp_path: Path
+) -> None:
+    switched = event(LampSwitched(lamp="hall"), 1)
+    insured = event(LampInsured(lamp="hall"), 5, by="insurer", because_of=switched.id)
+    saga = Saga("lamps", participants=(LAMP, Foreign("insurer", insure)))
+
+    facts = facts_of([switched, insured] if answered else [switched])
+    run = compare(saga, archive_with(tmp_path, facts))
+
+    assert run.onward is not None
+    assert run.onward.pending == (0 if answered else 1)
+    assert len(run.onward.states) == (0 if answered else 1)
+
+
+# --- subjects of which several participants go on by themselves -----------------------------------
+
+
+class Burn(_AboutLamp, Command):
+    type: ClassVar[str] = "lamp.burn"
+
+
+class LampBurnt(_AboutLamp, Event):
+    type: ClassVar[str] = "lamp.burnt"
+    publisher: ClassVar[str] = "lamp"
+    role: ClassVar[Role] = Role.COMPLETION
+
+
+class LampReplaced(_AboutLamp, Event):
+    type: ClassVar[str] = "lamp.replaced"
+    final: ClassVar[bool] = True
+
+
+class LampReordered(_AboutLamp, Event):
+    type: ClassVar[str] = "lamp.reordered"
+    final: ClassVar[bool] = True
+
+
+def burn(command: Burn, lamp: LampState) -> LampBurnt | None:
+    return None if lamp.lit else LampBurnt(lamp=command.lamp)
+
+
+def replace_it(event: LampBurnt, watch: WatchState) -> LampReplaced | None:
+    return None if watch.done else LampReplaced(lamp=event.lamp)
+
+
+def reorder(event: LampBurnt, store: WatchState) -> LampReordered | None:
+    return None if store.done else LampReordered(lamp=event.lamp)
+
+
+def left_alone(followed: Events[LampReplaced | LampReordered]) -> Iterator[Broken]:
+    """Nothing follows."""
+    for each in followed:
+        yield each.subject, "something followed"
+
+
+def test_a_subject_of_which_several_go_on_by_themselves_counts_once(tmp_path: Path) -> None:
+    saga = Saga(
+        "lamps",
+        participants=(
+            Participant("lamp", burn),
+            Participant("shop", replace_it),
+            Participant("store", reorder),
+        ),
+        always=(left_alone,),
+    )
+    burnt = [event(LampBurnt(lamp=f"lamp {number}"), number) for number in (1, 2, 3)]
+
+    run = compare(saga, archive_with(tmp_path, facts_of(burnt)))
+
+    assert run.onward is not None
+    assert run.onward.pending == 3
+    assert [state.count for state in run.onward.states] == [3]
+    assert run.onward.breaks["left_alone"].count == 3
