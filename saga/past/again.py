@@ -7,55 +7,26 @@ have been taken.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Final
 
-from saga.choreography import Choreography, Participant, State
-from saga.envelope import Envelope
+from saga.choreography import State
 from saga.history.debts import LATE_SECONDS
 from saga.history.story import missing_numbers, reaction_behind
 from saga.message import Answer, Command
-from saga.outside import Outside
 from saga.past.comparing import Comparing
-from saga.past.findings import DifferenceGroup, DifferenceKind, PastFindings
+from saga.past.findings import DifferenceGroup, DifferenceKind
 from saga.past.part import RecordedPart
-from saga.past.recorded import Reached, RecordedEvent, RecordedSubject
-from saga.past.shared import SharedPast
+from saga.past.recorded import RecordedEvent, RecordedSubject
 from saga.past.steps import Hypothesis, ParticipantPast, PastCause, StepAgain, StepNote, Steps
 from saga.runtime.kernel.step import Firing, StateId
 
 HYPOTHESES_MAX: Final = 200
 """What a participant may have done without a word, beyond which it is given up to explain it."""
-IN_HAND_PATIENCE: Final = timedelta(seconds=60)
-"""So long a participant may have a message in its hands, besides what its queues have."""
 TIMER_PATIENCE: Final = timedelta(seconds=60)
 """So late something may be done that was due, while its service starts for instance."""
-
-
-@dataclass(frozen=True, slots=True)
-class OnTheirWay:
-    """Messages by participant and id: those that are `waiting`, in a queue or dead, and dead
-    letters that an operator has put away, the `settled` ones."""
-
-    waiting: Collection[tuple[str, str]] = ()
-    settled: Collection[tuple[str, str]] = ()
-    looked_at: datetime | None = None
-    """When somebody began to look through the queues; None if nobody did."""
-    ready: Mapping[str, int] = field(default_factory=dict)
-    """Keyed by participant that reads its queues: the messages in them, which were not looked at.
-    """
-
-    def has_taken(self, name: str, message: Envelope[Any]) -> bool:
-        """Whether a participant must have taken a message that is not waiting."""
-        if self.looked_at is None or self.ready.get(name):
-            return False
-        return message.time + IN_HAND_PATIENCE <= self.looked_at
-
-    def is_at_work(self, name: str, moment: datetime) -> bool:
-        """Whether a participant is known to be at work, after that moment."""
-        return name in self.ready and self.looked_at is not None and self.looked_at > moment
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,86 +58,62 @@ class Review:
     """Its states between its events, the last ones behind."""
 
 
-class Reviewer:
-    """Decides again what one participant has decided."""
-
-    def __init__(
-        self,
-        participant: Participant,
-        graph: Choreography,
-        outsides: Collection[Outside[Any]],
-        findings: PastFindings,
-        reached: Reached,
-        *,
-        shared: SharedPast | None = None,
-        way: OnTheirWay | None = None,
-    ) -> None:
-        self.participant = participant
-        self.past = ParticipantPast(participant, graph, outsides, shared, findings)
-        self.findings = findings
-        self.reached = reached
-        self.way = way or OnTheirWay()
-        self.patience = {
-            kind: timedelta(seconds=LATE_SECONDS)
-            + timedelta(milliseconds=sum(participant.retry_of(kind).waits_ms))
-            for kind in participant.by_message
-        }
-
-    def review(self, told: RecordedSubject) -> Review:
-        """Decide again on what the participant took about one subject, and note what differs."""
-        past = self.past
-        own: list[RecordedEvent] = []
-        incoming: list[RecordedEvent] = []
-        for event in told.events:
-            envelope = event.envelope
-            if envelope.source == past.source and not event.addressee:
-                own.append(event)
-            if event.addressee:
-                if event.addressee == past.name:
-                    incoming.append(event)
-            elif envelope.type in past.takes:
+def review(past: ParticipantPast, told: RecordedSubject) -> Review:
+    """Decide again on what a participant took about one subject, and note what differs."""
+    own: list[RecordedEvent] = []
+    incoming: list[RecordedEvent] = []
+    for event in told.events:
+        envelope = event.envelope
+        if envelope.source == past.source and not event.addressee:
+            own.append(event)
+        if event.addressee:
+            if event.addressee == past.name:
                 incoming.append(event)
-        if not own and not incoming:
-            return Review()
-        # What an operator has corrected was taken in the place of what it corrects.
-        corrected = {event.envelope.causationid for event in incoming if event.addressee}
-        if corrected:
-            incoming = [e for e in incoming if e.addressee or e.envelope.id not in corrected]
-        if why := self._cannot_be_told(told, own):
-            self.findings.miss(why, told.subject, max(1, len(own)))
-            return Review()
-        if len({past.fold.kind_of(event.envelope.type) for event in own}) <= 1:
-            own.sort(key=lambda event: event.envelope.sequence or 0)
-        known = {event.envelope.id: event for event in told.events}
-        return _SubjectReview(self, RecordedPart(told.subject, own, incoming, known)).run()
+        elif envelope.type in past.takes:
+            incoming.append(event)
+    if not own and not incoming:
+        return Review()
+    # What an operator has corrected was taken in the place of what it corrects.
+    corrected = {event.envelope.causationid for event in incoming if event.addressee}
+    if corrected:
+        incoming = [e for e in incoming if e.addressee or e.envelope.id not in corrected]
+    if why := _cannot_be_told(past, told, own):
+        past.findings.miss(why, told.subject, max(1, len(own)))
+        return Review()
+    if len({past.fold.kind_of(event.envelope.type) for event in own}) <= 1:
+        own.sort(key=lambda event: event.envelope.sequence or 0)
+    known = {event.envelope.id: event for event in told.events}
+    return _SubjectReview(past, RecordedPart(told.subject, own, incoming, known)).run()
 
-    def _cannot_be_told(self, told: RecordedSubject, own: Sequence[RecordedEvent]) -> str:
-        """Why nothing can be said of the participant's part; empty if something can."""
-        name = self.past.name
-        for source, type_ in told.unreadable:
-            if source == self.past.source:
-                return f"this version cannot read {type_} of {name}, nor what follows from it"
-        numbers: dict[type[State] | None, list[int]] = {}
-        for event in own:
-            kind = self.past.fold.kind_of(event.envelope.type)
-            if kind is None:
-                return f"{name} publishes no {event.envelope.type} any more"
-            numbers.setdefault(kind, []).append(event.envelope.sequence or 0)
-        for seen in numbers.values():
-            if next(missing_numbers(sorted(seen), max(seen)), None) is not None:
-                return f"events of {name} are missing from the history"
-            if len({*seen}) != len(seen):
-                return f"events of {name} have the same number"
-        return ""
+
+def _cannot_be_told(
+    past: ParticipantPast, told: RecordedSubject, own: Sequence[RecordedEvent]
+) -> str:
+    """Why nothing can be said of the participant's part; empty if something can."""
+    name = past.name
+    for source, type_ in told.unreadable:
+        if source == past.source:
+            return f"this version cannot read {type_} of {name}, nor what follows from it"
+    numbers: dict[type[State] | None, list[int]] = {}
+    for event in own:
+        kind = past.fold.kind_of(event.envelope.type)
+        if kind is None:
+            return f"{name} publishes no {event.envelope.type} any more"
+        numbers.setdefault(kind, []).append(event.envelope.sequence or 0)
+    for seen in numbers.values():
+        if next(missing_numbers(sorted(seen), max(seen)), None) is not None:
+            return f"events of {name} are missing from the history"
+        if len({*seen}) != len(seen):
+            return f"events of {name} have the same number"
+    return ""
 
 
 class _SubjectReview:
     """A review of one participant's part of one subject."""
 
-    def __init__(self, reviewer: Reviewer, part: RecordedPart) -> None:
-        self._reviewer = reviewer
-        self._past = reviewer.past
-        self._findings = reviewer.findings
+    def __init__(self, past: ParticipantPast, part: RecordedPart) -> None:
+        self._past = past
+        self._findings = past.findings
         self._part = part
         self._steps = Steps(self._past, part)
         self._comparing = Comparing(self._steps)
@@ -395,7 +342,7 @@ class _SubjectReview:
                 said = decided
         if said is None:
             return
-        if (name, envelope.id) in self._reviewer.way.settled:
+        if (name, envelope.id) in self._past.way.settled:
             findings.leave("dead letters that an operator has put away", part.subject)
             return
         # One that would be silent by now has been overtaken, or was taken in its turn.
@@ -450,32 +397,33 @@ class _SubjectReview:
         yield sent, end
         reaction = self._past.participant.by_message[type(message.envelope.data)]
         if any(kind is datetime for _, kind, _ in reaction.parameters):
-            times = (self._part.time_at(way.at), self._reviewer.reached.newest)
+            times = (self._part.time_at(way.at), self._past.reached.newest)
             yield from ((time, end) for time in times if time is not None and time > sent)
         if self._past.shared is not None:
             yield sent, message.position + 1
 
     def _is_on_its_way(self, message: RecordedEvent) -> bool:
         """Whether a message may not have been taken yet."""
-        name, envelope, reviewer = self._past.name, message.envelope, self._reviewer
-        if (name, envelope.id) in reviewer.way.waiting:
+        past, envelope = self._past, message.envelope
+        name = past.name
+        if (name, envelope.id) in past.way.waiting:
             return True
-        answered = reviewer.reached.answered.get(name)
-        patience = reviewer.patience[type(envelope.data)]
-        if reviewer.way.looked_at is not None:  # Then it waits for no try.
+        answered = past.reached.answered.get(name)
+        patience = past.patience[type(envelope.data)]
+        if past.way.looked_at is not None:  # Then it waits for no try.
             patience = timedelta(seconds=LATE_SECONDS)
         if answered is not None and envelope.time + patience <= answered:
             return False
-        return not reviewer.way.has_taken(name, envelope)
+        return not past.way.has_taken(name, envelope)
 
     def _may_have_been_taken(self, message: RecordedEvent) -> bool:
         """Whether a message that may be on its way may as well have led to nothing, since the time
         for all tries is over, and no queue is known to have it."""
-        envelope, reviewer = message.envelope, self._reviewer
-        if (self._past.name, envelope.id) in reviewer.way.waiting:
+        past, envelope = self._past, message.envelope
+        if (past.name, envelope.id) in past.way.waiting:
             return False
-        over = envelope.time + reviewer.patience[type(envelope.data)]
-        return reviewer.reached.newest is not None and over < reviewer.reached.newest
+        over = envelope.time + past.patience[type(envelope.data)]
+        return past.reached.newest is not None and over < past.reached.newest
 
     def _miss_silence(self, what: str) -> None:
         """Note that what seems to be on its way may have led to nothing."""
@@ -498,9 +446,9 @@ class _SubjectReview:
                         continue
                     kind = DifferenceKind.EARLY
                 else:
-                    reached = self._reviewer.reached
+                    reached = self._past.reached
                     answered = reached.answered.get(name)
-                    at_work = self._reviewer.way.is_at_work(name, over)
+                    at_work = self._past.way.is_at_work(name, over)
                     if not at_work and (answered is None or answered <= over):
                         review.dues.append(firing)
                         if reached.newest is not None and over < reached.newest:

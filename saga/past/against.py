@@ -20,11 +20,10 @@ from saga.history.letters import letters_in
 from saga.history.rebuild import CATCH_UP_SECONDS
 from saga.history.sources import Sources
 from saga.history.whereabouts import Place, in_store, look
-from saga.past.again import OnTheirWay
 from saga.past.findings import PastFindings
 from saga.past.onward import Onward, Shapes, UnderWay
 from saga.past.over import GoingOver, sharing
-from saga.past.recorded import RecordReader, count_published, count_subjects
+from saga.past.recorded import OnTheirWay, RecordReader, count_published, count_subjects
 from saga.past.shared import SharedPast
 from saga.runtime.kernel.tables import utc_now
 

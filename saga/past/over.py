@@ -14,11 +14,12 @@ from saga import discovery
 from saga.choreography import Choreography, Participant
 from saga.declaration import Saga
 from saga.envelope import source_of
-from saga.past.again import OnTheirWay, Reviewer
+from saga.past.again import review
 from saga.past.findings import PastFindings
 from saga.past.onward import Shapes, UnderWay, under_way
-from saga.past.recorded import Reached, RecordedSubject, RecordReader
+from saga.past.recorded import OnTheirWay, Reached, RecordedSubject, RecordReader
 from saga.past.shared import HandedOver, SharedPast
+from saga.past.steps import ParticipantPast
 from saga.runtime.kernel.fold import is_shared
 from saga.runtime.messaging.trust import EDITOR_SOURCE
 
@@ -54,15 +55,15 @@ class GoingOver:
         self._shared = shared
         self._way = way
         self._findings = PastFindings()
-        self._reviewers = [
-            Reviewer(
+        self._pasts = [
+            ParticipantPast(
                 participant,
                 self._graph,
                 saga.asked_by(participant.name),
                 self._findings,
                 reached,
-                shared=shared.get(participant.name),
-                way=way,
+                way,
+                shared.get(participant.name),
             )
             for participant in self._graph.in_python
         ]
@@ -98,7 +99,7 @@ class GoingOver:
         """What came of a batch."""
         done = BatchReview(self._findings)
         for told in batch:
-            reviews = {r.participant.name: r.review(told) for r in self._reviewers}
+            reviews = {past.name: review(past, told) for past in self._pasts}
             self._note_the_rest(told)
             done.shapes.take(told.subject, reviews)
             if (waiting := under_way(self._graph, told, reviews)) is not None:

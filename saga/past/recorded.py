@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cache
 from types import UnionType
 from typing import Any, Final, Union, get_args, get_origin
@@ -29,6 +29,8 @@ from saga.runtime.messaging.trust import EDITOR_SOURCE
 SUBJECTS_AT_ONCE: Final = 500
 KEYS_AT_ONCE: Final = 5_000
 EVENTS_AT_ONCE: Final = 2_000
+IN_HAND_PATIENCE: Final = timedelta(seconds=60)
+"""So long a participant may have a message in its hands, besides what its queues have."""
 SHOWN_MAX_CHARACTERS: Final = 200
 """Of a value in an example."""
 
@@ -70,6 +72,30 @@ class Reached:
 
     newest: datetime | None
     answered: Mapping[str, datetime] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class OnTheirWay:
+    """Messages by participant and id: those that are `waiting`, in a queue or dead, and dead
+    letters that an operator has put away, the `settled` ones."""
+
+    waiting: Collection[tuple[str, str]] = ()
+    settled: Collection[tuple[str, str]] = ()
+    looked_at: datetime | None = None
+    """When somebody began to look through the queues; None if nobody did."""
+    ready: Mapping[str, int] = field(default_factory=dict)
+    """Keyed by participant that reads its queues: the messages in them, which were not looked at.
+    """
+
+    def has_taken(self, name: str, message: Envelope[Any]) -> bool:
+        """Whether a participant must have taken a message that is not waiting."""
+        if self.looked_at is None or self.ready.get(name):
+            return False
+        return message.time + IN_HAND_PATIENCE <= self.looked_at
+
+    def is_at_work(self, name: str, moment: datetime) -> bool:
+        """Whether a participant is known to be at work, after that moment."""
+        return name in self.ready and self.looked_at is not None and self.looked_at > moment
 
 
 def count_subjects(url: str) -> int:

@@ -9,18 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Any, Final
 
 from saga.choreography import Choreography, Participant, Reaction, State
 from saga.envelope import source_of
+from saga.history.debts import LATE_SECONDS
 from saga.message import Answer, Command, Decided, Event, Intent, Message
 from saga.outside import Outside, OutsideError
 from saga.past import guesses
 from saga.past.findings import DifferenceGroup, PastFindings
 from saga.past.part import RecordedPart
-from saga.past.recorded import RecordedEvent
+from saga.past.recorded import OnTheirWay, Reached, RecordedEvent
 from saga.past.shared import SharedPast
 from saga.runtime.kernel.fold import Fold
 from saga.runtime.kernel.step import Find, Firing, StateId, evolved, results_of
@@ -133,13 +134,16 @@ class StepAgain:
 
 @dataclass
 class ParticipantPast:
-    """A participant as its record is gone over, whatever the subject."""
+    """A participant as its record is gone over, whatever the subject: by what its `findings` are
+    counted, how far the system has come, and what is on its way."""
 
     participant: Participant
     graph: Choreography
     outsides: Collection[Outside[Any]]
-    shared: SharedPast | None
     findings: PastFindings
+    reached: Reached
+    way: OnTheirWay
+    shared: SharedPast | None = None
     explaining: dict[tuple[type[Message], str, str], str] = field(default_factory=dict)
     """Keyed by what was taken, and by type and field of what was published: the field that this
     followed from last time, to be tried first."""
@@ -160,6 +164,11 @@ class ParticipantPast:
             for r in participant.reactions
             if issubclass(r.consumes, Command) and r.consumes not in due
         ]
+        self.patience = {
+            kind: timedelta(seconds=LATE_SECONDS)
+            + timedelta(milliseconds=sum(participant.retry_of(kind).waits_ms))
+            for kind in participant.by_message
+        }
         self.asks = any(reaction.intends for reaction in participant.reactions)
         self.beginning = Hypothesis(
             0, {}, {outside.name: outside.blank for outside in self.outsides}

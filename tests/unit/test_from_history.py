@@ -48,10 +48,10 @@ from saga.due import Due
 from saga.envelope import Attributes, Envelope, wrap
 from saga.history.transfer import KIND, VERSION
 from saga.message import Command, Event, Message, Priority
-from saga.past.again import OnTheirWay
 from saga.past.against import Against, compare
 from saga.past.exported import archive_of
 from saga.past.findings import DifferenceGroup, DifferenceKind, FoundDifference, PastFindings
+from saga.past.recorded import OnTheirWay
 from saga.runtime.messaging.dead_letters import ADDRESSEE
 from saga.runtime.messaging.trust import EDITOR_SOURCE
 from saga.testing import NOW

@@ -21,9 +21,9 @@ from saga.envelope import Attributes, Envelope, derived_id, wrap
 from saga.foreign import Foreign
 from saga.message import Answer, Ask, Command, Event, Intent, Message, Priority, Role
 from saga.outside import Desk, Outside
-from saga.past.again import OnTheirWay
 from saga.past.against import Against, compare
 from saga.past.findings import DifferenceKind
+from saga.past.recorded import OnTheirWay
 from saga.view import Broken, Events
 from tests.recorded import archive_with, facts_of
 
@@ -431,7 +431,8 @@ class LampInsured(_AboutLamp, Event):
     final: ClassVar[bool] = True
 
 
-def insure(event: LampSwitched) -> LampInsured: ...
+def insure(event: LampSwitched) -> LampInsured:
+    raise NotImplementedError
 
 
 @pytest.mark.parametrize("answered", [False, True])
