@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 from saga.commands.output import answer_to, print_json
 
 if TYPE_CHECKING:
-    from saga.console.production import Production
     from saga.declaration import Saga
+    from saga.past.production import Production
     from saga.simulation.tried import SimulatedRuns
     from saga.verify.coverage import CoverageRow
     from saga.verify.proof import Proof
@@ -36,10 +36,10 @@ def show_coverage(
 
 def _production(saga: Saga, folder: Path) -> tuple[Production | None, str]:
     """What the archive tells; or why it was not looked at."""
-    from saga.console.production import production
     from saga.deployment import Deployment, DeploymentError
     from saga.history import HistoryError
     from saga.history.archive import Archive
+    from saga.past.production import production
     from saga.runtime.kernel.database import DatabaseError
 
     try:
@@ -57,7 +57,7 @@ def _as_json(
     taken: Production | None,
     why_not: str,
 ) -> dict[str, Any]:
-    from saga.console.production import unmodelled
+    from saga.past.production import unmodelled
 
     return {
         "branches": [
@@ -80,6 +80,7 @@ def _as_json(
             "of": taken.of,
             "transitions": len(taken.transitions),
             "in_no_model": [asdict(one) for one in unmodelled(taken.transitions, proof.answered)],
+            "lost_causes": [asdict(one) for one in taken.lost],
         },
         "production_not_looked_at": why_not or None,
     }
@@ -93,7 +94,7 @@ def _show(
     why_not: str,
 ) -> None:
     from saga.commands.console import Table, out, styled
-    from saga.console.production import unmodelled
+    from saga.past.production import unmodelled
     from saga.verify.coverage import untried
 
     console = out()
@@ -129,6 +130,11 @@ def _show(
             f"in production and in no model: {one.participant} takes "
             f"{one.taken or 'a command, or what is due'} and publishes {one.published}, "
             f"{one.count} times: saga trace {one.subject}"
+        )
+    for one in taken.lost:
+        console.print(
+            f"not looked at: what {one.participant} took when it published {one.published}, "
+            f"{one.count} times: the archive lacks it: saga trace {one.subject}"
         )
     console.print(
         f"production, its newest {taken.events:,} of {taken.of:,} events: "

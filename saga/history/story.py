@@ -16,7 +16,7 @@ from saga.archive.timeline import Hop, steps_of
 from saga.archive.view import SubjectView
 from saga.archive.views import projection_of
 from saga.choreography import Choreography, Participant, Reaction, State
-from saga.envelope import Envelope, MessageKey, believed_of, derived_id, source_of
+from saga.envelope import Attributes, Envelope, MessageKey, believed_of, derived_id, source_of
 from saga.message import Answer, Command, Event
 from saga.runtime.kernel.fold import Fold
 from saga.runtime.kernel.step import id_among_causes
@@ -161,7 +161,7 @@ def _missing(
     return tuple(publishers), " or ".join(sorted(types))
 
 
-def reaction_behind(participant: Participant, event: Envelope[Any]) -> Reaction | None:
+def reaction_behind(participant: Participant, event: Attributes) -> Reaction | None:
     """The reaction that decided on an event, which the event's id tells; None if none did because
     of a message of which the history knows."""
     if event.causationid is None:

@@ -14,8 +14,8 @@ from inventory_service.domain import AddStock
 from saga.archive import finding, store
 from saga.archive.finding import Findings, find
 from saga.archive.queries import Search
-from saga.console.production import production, unmodelled
 from saga.errors import InputError
+from saga.past.production import production, unmodelled
 from saga.runtime.kernel.database import Database
 from saga.runtime.kernel.opening import open_database
 from tests.order_play import BROKE, SAGA, Play, confirmed, declined, out_of_stock
@@ -172,5 +172,21 @@ async def test_production_tells_what_was_taken_and_published(found: Found) -> No
     assert taken["inventory", "order.placed", "stock.reserved"] == 2 * ORDERS // 3
     assert taken["order", "payment.charged", "order.confirmed"] == ORDERS // 3
     assert seen.events == len(found.play.events)
+    assert seen.lost == []
     known = [key for key in taken if key[0] != "payment"]
     assert {each.participant for each in unmodelled(seen.transitions, known)} == {"payment"}
+
+
+async def test_a_cause_that_is_lost_is_no_command(database_url: str) -> None:
+    history = await open_database(database_url, HISTORY)
+    play = Play(at=AT, tick=timedelta(milliseconds=10), graph=SAGA)
+    confirmed(play)
+    lost = {event.id for event in play.events if event.type == "order.placed"}
+    facts = [store.Fact(e, e.to_bytes()) for e in play.events if e.id not in lost]
+    await history.transaction(lambda c: store.append(c, facts, play.at, PROJECTION))
+
+    seen = await history.read(lambda connection: production(connection, SAGA))
+    await history.close()
+
+    assert [(each.participant, each.count) for each in seen.lost] == [("inventory", 1)]
+    assert not [each for each in seen.transitions if each.participant == "inventory"]

@@ -17,7 +17,6 @@ from saga.console.forms import asked_here
 from saga.console.inquiry import SHOWN_SECONDS, Inquiry, begun_by
 from saga.console.live import is_live
 from saga.console.playing import SeedRuns
-from saga.console.production import production, unmodelled
 from saga.console.proving import PlayedLine, play_apart, prove_apart
 from saga.console.site import Site
 from saga.console.watched import Watched
@@ -25,6 +24,7 @@ from saga.deployment import DeploymentError
 from saga.graph.flow import Flow
 from saga.graph.svg import svg
 from saga.history import HistoryError
+from saga.past.production import production, unmodelled
 from saga.runtime.kernel.database import DatabaseError
 from saga.runtime.problem import Problem
 from saga.simulation.tried import SimulatedRuns
