@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import copy
 import gc
-import random
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -44,6 +42,7 @@ from saga.runtime.kernel.step import (
     react_to_due,
     reaction_to,
 )
+from saga.surroundings import UNDECIDING, WATCHED_CODE, used_by_builtin
 
 T = TypeVar("T")
 
@@ -57,19 +56,6 @@ REASON: Final = "memory of the module, chance, the clock or the order of a set"
 _ATOMS: Final = (str, bytes, int, float, bool, type(None), UUID, datetime, date, Enum, type)
 """What nobody can change."""
 _SOME_TIME: Final = datetime(2030, 1, 1, tzinfo=UTC)
-_CLOCK: Final = {"now", "utcnow", "today"}
-_CLOCKS: Final = (
-    "time",
-    "monotonic",
-    "perf_counter",
-    "process_time",
-    "thread_time",
-    "clock_gettime",
-)
-_TIMES: Final = {*_CLOCKS, *(f"{name}_ns" for name in _CLOCKS)}
-_CHANCE: Final = {"urandom", "getrandom", "generate_time_safe"}
-_GLOBAL_DICE: Final = getattr(random.random, "__self__", None)
-"""What the functions of `random` draw from. Other dice are made from a seed, or memory."""
 
 
 class Impure(Exception):
@@ -431,7 +417,13 @@ def watched() -> Iterator[list[str]]:
     uses: list[str] = []
 
     def notice(frame: FrameType, event: str, function: Any) -> None:
-        if event == "c_call" and (what := _used(function)) and (place := _place(frame)):
+        if event == "c_call":
+            what = used_by_builtin(function, frame)
+        elif event == "call" and frame.f_code in WATCHED_CODE:
+            what = WATCHED_CODE[frame.f_code](frame)
+        else:
+            return
+        if what and (place := _place(frame)):
             uses.append(f"{place} {what}")
 
     # Garbage of others is none of this: finalizers and `gc.callbacks` may well use the clock.
@@ -446,27 +438,12 @@ def watched() -> Iterator[list[str]]:
             gc.enable()
 
 
-def _used(function: Any) -> str:
-    """What a built-in function uses besides its arguments, in words; empty if nothing."""
-    name, of = getattr(function, "__name__", ""), getattr(function, "__self__", None)
-    if (of is time and name in _TIMES) or (
-        isinstance(of, type) and issubclass(of, date) and name in _CLOCK
-    ):
-        return f"reads the clock ({of.__name__}.{name}); let the reaction take `now: datetime`"
-    if name in _CHANCE or (of is _GLOBAL_DICE and of is not None):
-        return (
-            f"draws at random ({name}); let it derive what it needs from its arguments, as "
-            f"`uuid.uuid5` does"
-        )
-    return ""
-
-
 def _place(frame: FrameType | None) -> str:
-    """The function outside the standard library from which one is called; empty if what is called
-    only writes a log."""
+    """The function outside the standard library from which one is called; empty where nothing can
+    be decided by what is called: it only writes a log, for instance."""
     while frame is not None:
         module = str(frame.f_globals.get("__name__", "")).partition(".")[0]
-        if module == "logging":
+        if module in UNDECIDING:
             return ""
         if module not in sys.stdlib_module_names or module == "__main__":
             return frame.f_code.co_qualname

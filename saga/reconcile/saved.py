@@ -4,25 +4,20 @@ the console write the same one, and the console shows it."""
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Final
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from saga.declaration import Saga
 from saga.dlq.audit import who
-from saga.limits import Moment
+from saga.document import SavedDocument
 from saga.reconcile import Report
 from saga.reconcile.verdicts import RuleStanding, verdicts
-from saga.runtime.files import write_whole
 from saga.version import engine_version
 
-FILE_NAME: Final = "books.json"
-"""In the data folder."""
 OFFENDERS_MAX: Final = 200
 """Of one rule, and of one kind of decisions, that are kept; how many there were is kept too."""
 DETAIL_MAX_CHARACTERS: Final = 1_000
-_FILE_MODE: Final = 0o600
 
 
 class SavedViolation(BaseModel):
@@ -50,17 +45,16 @@ class SavedSubjects(BaseModel):
     subjects: list[str]
 
 
-class SavedReport(BaseModel):
+class SavedReport(SavedDocument):
     """What a reconciliation said; see `saga.reconcile.Report`."""
 
-    saga: str
-    version: str
-    """Of the engine."""
+    file_name = "books.json"
+    written_by = "saga reconcile"
+
     by: str
     """Who asked for it, and where."""
     command: str
     """What they asked."""
-    began_at: Moment
     seconds: float
     grace_seconds: float
     ok: bool
@@ -121,31 +115,6 @@ class SavedReport(BaseModel):
             not_covered=list(report.not_covered),
             unread=list(report.unread),
         )
-
-    def save(self, folder: Path) -> None:
-        """Write it, unless there is one of a reconciliation that began later. Raises `OSError`."""
-        there, _ = self.load(folder)
-        if there is None or there.saga != self.saga or there.began_at <= self.began_at:
-            write_whole(folder / FILE_NAME, self.model_dump_json(indent=1) + "\n", _FILE_MODE)
-
-    @classmethod
-    def load(cls, folder: Path) -> tuple[SavedReport | None, str]:
-        """The last one of a system, or None; then, if there is a document, why it cannot be
-        read."""
-        path = folder / FILE_NAME
-        try:
-            return cls.model_validate_json(path.read_text(encoding="utf-8")), ""
-        except FileNotFoundError:
-            return None, ""
-        except OSError as error:
-            return None, f"cannot read {path}: {error.strerror}"
-        except UnicodeDecodeError:
-            return None, f"cannot read {path}: it is not UTF-8"
-        except ValidationError:
-            return (
-                None,
-                f"cannot read {path}: it is not what `saga reconcile` of this version writes",
-            )
 
 
 def _in_utf8(text: str) -> str:

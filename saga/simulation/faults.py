@@ -17,9 +17,10 @@ def fault(error: E) -> E:
 
 
 def is_fault(error: BaseException | None) -> bool:
-    """Whether an error, or what it was raised from, was caused by the simulation."""
+    """Whether an error, or what it was raised `from`, was caused by the simulation. What is raised
+    while a fault is handled, and names no cause, is a mistake of its own."""
     while error is not None:
         if _NOTE in getattr(error, "__notes__", ()):
             return True
-        error = error.__cause__ or error.__context__
+        error = error.__cause__
     return False

@@ -5,31 +5,24 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import fields
-from pathlib import Path
-from typing import TYPE_CHECKING, Final
-
-from pydantic import BaseModel, ValidationError
+from typing import TYPE_CHECKING
 
 from saga.branches import Branch
+from saga.document import SavedDocument
 from saga.limits import Moment
-from saga.runtime.files import write_whole
 from saga.simulation.weather import Rates
 
 if TYPE_CHECKING:
     from saga.simulation import Run
 
-FILE_NAME: Final = "simulation.json"
-"""In the data folder."""
-_FILE_MODE: Final = 0o600
 
-
-class SimulatedRuns(BaseModel):
+class SimulatedRuns(SavedDocument):
     """So many seeds, from the first on; in how many of them a branch was taken, and a kind of fault
     (one of `saga.simulation.weather.Rates`) happened."""
 
-    saga: str
-    version: str
-    began_at: Moment
+    file_name = "simulation.json"
+    written_by = "saga verify --simulate"
+
     first_seed: int
     seeds: int
     broken: list[int]
@@ -61,15 +54,3 @@ class SimulatedRuns(BaseModel):
             faults=dict(sorted(faults.items())),
             code=code,
         )
-
-    def save(self, folder: Path) -> None:
-        """Write it. Raises `OSError`."""
-        write_whole(folder / FILE_NAME, self.model_dump_json(indent=1) + "\n", _FILE_MODE)
-
-    @classmethod
-    def load(cls, folder: Path) -> SimulatedRuns | None:
-        """The last ones of a system; None if there are none that can be read."""
-        try:
-            return cls.model_validate_json((folder / FILE_NAME).read_text(encoding="utf-8"))
-        except (OSError, ValidationError, UnicodeDecodeError):
-            return None

@@ -22,21 +22,21 @@ from typing import Any, Final
 
 from saga.choreography import Participant
 from saga.declaration import Saga
-from saga.purity import Call, CallOutcome, Calls, names_in
+from saga.purity import SHOWN_MAX, Call, CallOutcome, Calls, names_in
 from saga.verify.model import Model
 from saga.view import Violation
 
 SEEDS: Final = range(1, 41)
 """Of hashes, among which those are looked for that turn sets around."""
-PROCESSES_MAX: Final = 2
+PROCESSES_MAX: Final = 8
+"""Processes that make all calls again; few are needed, unless many strings meet in one call."""
 TIMEOUT_SECONDS: Final = 600
 """For one of them; all calls of a large saga take seconds."""
-PAIRS_MAX: Final = 200
-"""Sets of two strings, of which as many as possible are to be turned around."""
+PAIRS_MAX: Final = 20_000
+"""Sets of two strings that are to be turned around."""
 _PROBE: Final = """\
-import sys
-pairs = zip(sys.argv[1::2], sys.argv[2::2])
-print("".join(str([*{a, b}].index(a)) for a, b in pairs))
+import json, sys
+print("".join(str([*{a, b}].index(a)) for a, b in json.load(sys.stdin)))
 """
 REASON: Final = "the order of a set (sort it), nor anything else that another process has otherwise"
 
@@ -46,9 +46,9 @@ _Made = Mapping[str, Sequence[tuple[Call, CallOutcome]]]
 
 def differences(
     source: str, made: Mapping[str, Sequence[Calls]]
-) -> tuple[list[tuple[str, Violation]], str]:
-    """What comes out otherwise in another process, by model; and why that is not known, if it is
-    not. Blocks, for as long as it takes to load the saga.
+) -> tuple[list[tuple[str, Violation]], list[str]]:
+    """What comes out otherwise in another process, by model; and what was not looked at, as lines
+    for people. Blocks, for as long as it takes to load the saga.
 
     `source` is an expression for the saga, or a model, as `module:expression`; keyed by model,
     `made` are the calls.
@@ -61,12 +61,13 @@ def differences(
             }
         )
     except Exception as error:  # Whatever a domain's classes make of that.
-        return [], f"what its reactions were called with cannot be sent there: {error}"
+        return [], _nowhere(f"what its reactions were called with cannot be sent there: {error}")
     found: dict[tuple[str, Violation], None] = {}
+    pairs = [*_pairs(made)]
     try:
-        seeds = [*_seeds([*itertools.islice(_pairs(made), PAIRS_MAX)])]
+        seeds, unturned = _seeds(pairs[:PAIRS_MAX])
     except (OSError, subprocess.SubprocessError) as error:
-        return [], f"which order it has sets in cannot be told: {error}"
+        return [], _nowhere(f"which order it has sets in cannot be told: {error}")
     for seed in seeds:
         try:
             run = subprocess.run(
@@ -79,15 +80,34 @@ def differences(
                 timeout=TIMEOUT_SECONDS,
             )
         except (OSError, subprocess.SubprocessError) as error:
-            return [], f"it cannot be run: {type(error).__name__}: {error}"
+            return [], _nowhere(f"it cannot be run: {type(error).__name__}: {error}")
         if run.returncode:
             said = run.stderr.decode(errors="replace").strip().splitlines()
-            return [], f"it ended with status {run.returncode}: {said[-1] if said else 'no word'}"
+            last = said[-1] if said else "no word"
+            return [], _nowhere(f"it ended with status {run.returncode}: {last}")
         for model, subject, detail in json.loads(run.stdout):
             found[model, Violation("impure", subject, detail)] = None
         if found:
             break
-    return [*found], ""
+    return [*found], [*_not_turned([*unturned, *pairs[PAIRS_MAX:]], len(pairs))]
+
+
+def _nowhere(why: str) -> list[str]:
+    return [f"no reaction was called in another process as well: {why}"]
+
+
+def _not_turned(left: Sequence[tuple[str, str]], count: int) -> Iterator[str]:
+    """A line for people about sets whose order was the same in all processes."""
+    if left:
+        one, other = (
+            each if len(each) <= SHOWN_MAX else f"{each[:SHOWN_MAX]}..." for each in left[0]
+        )
+        yield (
+            f"what reactions take from sets was not looked at in either order for {len(left):,} of "
+            f"{count:,} pairs of strings that meet in a call, such as {one!r} and {other!r}: up to "
+            f"{PAIRS_MAX:,} are looked at in up to {PROCESSES_MAX} processes; let scenarios send "
+            f"fewer different strings in one message"
+        )
 
 
 def _hashing(seed: int) -> Mapping[str, str]:
@@ -96,16 +116,19 @@ def _hashing(seed: int) -> Mapping[str, str]:
 
 
 def _pairs(made: Mapping[str, Sequence[Calls]]) -> Iterator[tuple[str, str]]:
-    """Strings that may come to be in one set: two that were in the same field of arguments."""
-    words: defaultdict[tuple[type, str], dict[str, None]] = defaultdict(dict)
+    """Strings that may come to be in one set, each pair once: two that are in the same field of one
+    call's arguments. A reaction sees nothing of what another call was given."""
+    found: dict[tuple[str, str], None] = {}
     for calls in made.values():
         for each in calls:
             for call, _ in each.made:
+                words: defaultdict[tuple[type, str], set[str]] = defaultdict(set)
                 for value in (call.message, *call.states.values()):
                     for place, word in _strings(value):
-                        words[place][word] = None
-    by_size = sorted(words.values(), key=len)  # Few values: all of them are likely to meet.
-    return iter(dict.fromkeys(pair for each in by_size for pair in itertools.combinations(each, 2)))
+                        words[place].add(word)
+                for met in words.values():
+                    found.update(dict.fromkeys(itertools.combinations(sorted(met), 2)))
+    return iter(found)
 
 
 def _strings(value: Any) -> Iterator[tuple[tuple[type, str], str]]:
@@ -114,21 +137,23 @@ def _strings(value: Any) -> Iterator[tuple[tuple[type, str], str]]:
         inner = getattr(value, name)
         for each in inner if isinstance(inner, tuple | list | frozenset | set) else (inner,):
             if isinstance(each, str):
-                if each and not isinstance(each, Enum) and "\0" not in each:
+                if each and not isinstance(each, Enum):
                     yield (type(value), name), each
             else:
                 yield from _strings(each)
 
 
-def _seeds(pairs: Sequence[tuple[str, str]]) -> Iterator[int]:
+def _seeds(pairs: Sequence[tuple[str, str]]) -> tuple[list[int], list[tuple[str, str]]]:
     """Seeds under which these sets of two are gone through the other way round, each at least once,
-    if a few processes are enough for that."""
+    if `PROCESSES_MAX` are enough for that; and the sets for which they are not."""
     ours = [[*{a, b}].index(a) for a, b in pairs]
+    asked = json.dumps(pairs)
     turned: dict[int, set[int]] = {}
     for seed in SEEDS if pairs else SEEDS[:1]:
         run = subprocess.run(
-            [sys.executable, "-S", "-c", _PROBE, *itertools.chain(*pairs)],
+            [sys.executable, "-S", "-c", _PROBE],
             env=_hashing(seed),
+            input=asked,
             capture_output=True,
             check=True,
             timeout=TIMEOUT_SECONDS,
@@ -137,12 +162,11 @@ def _seeds(pairs: Sequence[tuple[str, str]]) -> Iterator[int]:
         theirs = map(int, run.stdout.strip())
         turned[seed] = {n for n, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b}
     left = {*range(len(pairs))}
-    for _ in range(PROCESSES_MAX):
-        best = max(turned, key=lambda seed: len(turned[seed] & left))
-        yield best
-        left -= turned.pop(best)
-        if not left:
-            return
+    seeds: list[int] = []
+    while len(seeds) < PROCESSES_MAX and (left or not seeds):
+        seeds.append(max(turned, key=lambda seed: len(turned[seed] & left)))
+        left -= turned.pop(seeds[-1])
+    return seeds, [pairs[number] for number in sorted(left)]
 
 
 def _participants(source: str) -> Mapping[str, Participant]:

@@ -3,7 +3,7 @@ say fine about that."""
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -103,13 +103,11 @@ def tried_on(flow: Flow, rows: Sequence[CoverageRow]) -> Overlay:
     nodes: dict[Node, Line] = {}
     edges: dict[tuple[Node, Node], Line] = {}
     marked: dict[Node, str] = {}
+    by_reaction: defaultdict[tuple[str, str], list[CoverageRow]] = defaultdict(list)
+    for row in rows:
+        by_reaction[row.branch.participant, row.branch.reaction].append(row)
     for step in flow.steps:
-        of_step = [
-            row
-            for row in rows
-            if (row.branch.participant, row.branch.reaction)
-            == (step.participant.name, step.reaction.name)
-        ]
+        of_step = by_reaction[step.participant.name, step.reaction.name]
         if not of_step:
             nodes[step] = [Inscription("not looked at", about=f"{step.name}: not looked at")]
             continue

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
-from typing import Final
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field
 
 from saga.branches import Branch
 from saga.declaration import Saga, Scenario
+from saga.document import SavedDocument
 from saga.limits import Moment
-from saga.runtime.files import write_whole
 from saga.runtime.kernel.tables import utc_now
 from saga.verify import (
     ASKED_MAX,
@@ -30,10 +28,6 @@ from saga.verify.schedule import Schedule
 from saga.verify.search import STATE_BYTES
 from saga.verify.sources import sources
 from saga.version import engine_version
-
-FILE_NAME: Final = "proof.json"
-"""In the data folder."""
-_FILE_MODE: Final = 0o600
 
 Transition = tuple[str, str | None, str]
 """A participant, the type of what it took, and of what it published because of it. None stands for
@@ -78,29 +72,29 @@ class ProofScenario(BaseModel):
     violation: ProofCounterexample | None
 
 
-class Proof(BaseModel):
+class Proof(SavedDocument):
     """What came of all scenarios that are done. While `finished_at` is None, it is under way at the
     `current` one."""
 
-    saga: str
-    version: str
-    began_at: Moment
+    file_name = "proof.json"
+    written_by = "saga verify"
+
     finished_at: Moment | None = None
     current: str = ""
     current_states: int = 0
     current_depth: int = 0
     names: list[str]
     """Of all scenarios."""
-    scenarios: list[ProofScenario] = []
-    answered: list[Transition] = []
-    took: list[tuple[Branch, int]] = []
+    scenarios: list[ProofScenario] = Field(default_factory=list)
+    answered: list[Transition] = Field(default_factory=list)
+    took: list[tuple[Branch, int]] = Field(default_factory=list)
     """What reactions decided on, each with the number of different calls that did."""
-    not_covered: list[str] = []
-    impure: list[str] = []
+    not_covered: list[str] = Field(default_factory=list)
+    impure: list[str] = Field(default_factory=list)
     """Reactions that do not depend on their arguments alone: what came out otherwise when their
     calls were made again."""
-    remarks: list[str] = []
-    code: dict[str, str] = {}
+    remarks: list[str] = Field(default_factory=list)
+    code: dict[str, str] = Field(default_factory=dict)
     """What it was made with; see `saga.verify.sources`. Empty in those of before that was noted."""
 
     @property
@@ -112,21 +106,6 @@ class Proof(BaseModel):
     def ok(self) -> bool:
         """Whether all was looked at, and nothing is broken."""
         return self.finished_at is not None and not (self.broken or self.not_covered)
-
-    def save(self, folder: Path) -> None:
-        """Write it, unless there is one of this saga that was begun later. Raises `OSError`."""
-        there = self.load(folder)
-        if there is not None and there.saga == self.saga and there.began_at > self.began_at:
-            return
-        write_whole(folder / FILE_NAME, self.model_dump_json(indent=1) + "\n", _FILE_MODE)
-
-    @classmethod
-    def load(cls, folder: Path) -> Proof | None:
-        """The last one of a system; None if there is none that can be read."""
-        try:
-            return cls.model_validate_json((folder / FILE_NAME).read_text(encoding="utf-8"))
-        except (OSError, ValidationError, UnicodeDecodeError):
-            return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,7 +79,7 @@ class _Swap:
 
     def __init__(self, machine: Machine, one: str, other: str) -> None:
         self._machine = machine
-        self._one, self._other = one, other
+        self._names = {one: other, other: one}
         self._values: list[dict[int, int]] = [{0: 0} for _ in machine.names]
         """By field, of each value the one with the subjects swapped."""
         self._shifts = [field * FIELD_BITS for field in range(len(machine.names))]
@@ -107,9 +107,8 @@ class _Swap:
     def _named(self, message: Message) -> tuple[Hashable, ...]:
         """What a message says, with the subjects swapped."""
         kind, said = _named(message)
-        names = {self._one: self._other, self._other: self._one}
-        each = "|".join(re.escape(name) for name in names)
-        return kind, re.sub(f'"({each})"', lambda found: f'"{names[found[1]]}"', said)
+        each = "|".join(map(re.escape, self._names))
+        return kind, re.sub(f'"({each})"', lambda found: f'"{self._names[found[1]]}"', said)
 
     def state(self, state: int) -> int:
         """The state with the subjects swapped."""
@@ -195,8 +194,7 @@ class _Swap:
         return machine.stimuli[self._stimuli[machine.stimuli.index(action)]]
 
     def _firing(self, action: Action, firing: Firing, value: int) -> Action:
-        names = {self._one: self._other, self._other: self._one}
-        key = names.get(firing.key, firing.key)
+        key = self._names.get(firing.key, firing.key)
         field = action.whose
         for partner in self._machine.dues(field, self._values[field][value]):
             about = partner.about

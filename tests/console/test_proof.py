@@ -21,9 +21,8 @@ from saga.history.story import tell
 from saga.history.trace import Overdue, Stuck
 from saga.history.whereabouts import Whereabouts
 from saga.local.system import System
-from saga.reconcile.saved import FILE_NAME as BOOKS_FILE_NAME
 from saga.reconcile.saved import SavedReport
-from saga.verify.proof import FILE_NAME, Proof, ProofCounterexample, ProofScenario
+from saga.verify.proof import Proof, ProofCounterexample, ProofScenario
 from tests.console.typing_in import begun, typed
 from tests.console.visits import follow, opened, text
 from tests.moving import SAGA as MOVING
@@ -125,7 +124,7 @@ async def test_asking_again_begins_nothing(tmp_path: Path) -> None:
             303,
             422,
         ]
-        await until(lambda: (tmp_path / FILE_NAME).exists())
+        await until(lambda: (tmp_path / Proof.file_name).exists())
 
         async def done() -> bool:
             return "Nothing is broken." in (await client.get(f"{url}proof")).text
@@ -258,7 +257,7 @@ async def test_a_transition_that_no_model_takes_is_named(
             assert ("inventory", "order.placed", "stock.reserved") in named
             assert ("order", "payment.charged", "order.confirmed") not in named
     finally:
-        (folder / FILE_NAME).unlink()
+        (folder / Proof.file_name).unlink()
 
 
 async def test_the_books_are_read_once_for_everybody(
@@ -286,18 +285,18 @@ async def test_what_a_command_has_found_is_shown_and_the_newest_counts(
     async with opened(browser, f"{reading}/books", scripts=False) as page:
         await typed(folder, "reconcile", "--grace", "0")
         await until_it_says(page, "with saga reconcile --grace 0;")
-        saved, why = SavedReport.load(folder)
+        saved, why = SavedReport.read(folder)
         assert saved is not None, why
         assert saved.by in await text(page, "#books")
         older = saved.model_copy(update={"began_at": saved.began_at - timedelta(days=1)})
         older.save(folder)
-        assert SavedReport.load(folder) == (saved, "")
+        assert SavedReport.read(folder) == (saved, "")
 
 
 async def test_a_verdict_that_cannot_be_kept_or_read_is_told_on_the_page_and_by_the_command(
     reading: str, console_system: System, orders_ended: None
 ) -> None:
-    file = console_system.folder / BOOKS_FILE_NAME
+    file = console_system.folder / SavedReport.file_name
     before = file.read_bytes() if file.exists() else None
     file.unlink(missing_ok=True)
     file.mkdir()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -127,6 +127,8 @@ def test_what_runs_came_to_is_kept(tmp_path: Path) -> None:
     keep(document, tmp_path)
 
     assert SimulatedRuns.load(tmp_path) == document
+    keep(document.model_copy(update={"began_at": document.began_at - timedelta(days=1)}), tmp_path)
+    assert SimulatedRuns.load(tmp_path) == document  # Those that were begun last count.
     (tmp_path / "simulation.json").write_text("{")
     assert SimulatedRuns.load(tmp_path) is None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import logging
 import sys
 import time
@@ -28,7 +29,7 @@ from saga.purity import Calls, Impure, fresh, watched
 from saga.runtime.kernel.step import StateId
 from saga.simulation import Simulation
 from saga.testing import NOW
-from saga.verify import Model, verify, verify_elsewhere
+from saga.verify import Model, again, verify, verify_elsewhere
 from saga.verify.proof import Proof, prove
 from tests.swapping import swapped
 from tests.unit.impure import (
@@ -118,6 +119,29 @@ def test_a_process_that_cannot_be_begun_is_no_proof() -> None:
     (line,) = missing
     assert "no reaction was called in another process as well" in line
     assert "TEA" in line
+
+
+@pytest.mark.parametrize(("limit", "of"), [("PAIRS_MAX", 0), ("PROCESSES_MAX", 0)])
+def test_sets_whose_order_was_the_same_everywhere_are_not_looked_at(
+    limit: str, of: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = verify(one_order(source="order_saga:SAGA"))
+    monkeypatch.setattr(again, limit, of)
+
+    _, missing = verify_elsewhere([report])
+
+    (line,) = missing
+    assert "was not looked at in either order for 1 of 1 pairs of strings" in line
+    assert "'mug' and 'pen'" in line
+
+
+def test_the_order_of_sets_of_words_of_any_length_and_number_is_turned() -> None:
+    words = [f"\ud800\0{n}" + "x" * 140_000 for n in range(5)]
+    pairs = [*itertools.combinations(words, 2)]
+    seeds, left = again._seeds(pairs)
+
+    assert not left
+    assert 1 < len(seeds) <= again.PROCESSES_MAX
 
 
 def test_writing_a_log_uses_no_clock() -> None:

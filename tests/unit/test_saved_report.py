@@ -10,7 +10,7 @@ import pytest
 from order_saga import SAGA
 from saga.reconcile import Report, Violation
 from saga.reconcile import saved as saving
-from saga.reconcile.saved import FILE_NAME, SavedReport
+from saga.reconcile.saved import SavedReport
 from saga.reconcile.verdicts import RuleStanding
 from saga.testing import NOW
 
@@ -41,8 +41,8 @@ def test_what_is_kept_is_what_was_found(tmp_path: Path) -> None:
 
     said.save(tmp_path)
 
-    assert SavedReport.load(tmp_path) == (said, "")
-    assert (tmp_path / FILE_NAME).stat().st_mode & 0o077 == 0
+    assert SavedReport.read(tmp_path) == (said, "")
+    assert (tmp_path / SavedReport.file_name).stat().st_mode & 0o077 == 0
     assert (said.violations, said.ok, said.seconds) == (1, False, 3.0)
     assert said.for_people["mail_unknown"].count == 2
 
@@ -69,22 +69,22 @@ def test_what_began_later_stays(tmp_path: Path) -> None:
     last.save(tmp_path)
 
     last.model_copy(update={"began_at": NOW - timedelta(seconds=1)}).save(tmp_path)
-    assert SavedReport.load(tmp_path)[0] == last
+    assert SavedReport.read(tmp_path)[0] == last
 
     newer = last.model_copy(update={"began_at": NOW + timedelta(seconds=1)})
     newer.save(tmp_path)
-    assert SavedReport.load(tmp_path)[0] == newer
+    assert SavedReport.read(tmp_path)[0] == newer
 
 
 def test_none_is_no_trouble_and_what_cannot_be_read_is_named(tmp_path: Path) -> None:
-    assert SavedReport.load(tmp_path) == (None, "")
-    file = tmp_path / FILE_NAME
+    assert SavedReport.read(tmp_path) == (None, "")
+    file = tmp_path / SavedReport.file_name
 
     for content in (b"{", b"\xff", b'{"saga": "orders"}'):
         file.write_bytes(content)
-        found, why = SavedReport.load(tmp_path)
+        found, why = SavedReport.read(tmp_path)
         assert found is None
         assert str(file) in why
 
     saved(report_of()).save(tmp_path)
-    assert SavedReport.load(tmp_path)[1] == ""
+    assert SavedReport.read(tmp_path)[1] == ""

@@ -77,15 +77,17 @@ from saga.runtime.kernel.tables import DUE_AT, Tables, VersionConflict, utc_now
 from saga.runtime.kernel.timer import DueState, Timekeeper
 from saga.runtime.kernel.work import Done, Duplicate, Outcome, Work
 from saga.runtime.messaging import frames
+from saga.runtime.messaging.connection import BrokerError
 from saga.runtime.messaging.consumer import Deliveries, _Intake
 from saga.runtime.messaging.dead_letters import ATTEMPTS, Failure, Reason, attempts_in, ours_in
 from saga.runtime.messaging.frames import Delivery
-from saga.runtime.messaging.publisher import BrokerPublisher
+from saga.runtime.messaging.publisher import BrokerPublisher, PublishChannel
 from saga.runtime.messaging.wire import ChannelLost
 from saga.runtime.retry_loop import RetryLoop
 from saga.simulation import PartsUnderTest, Run, Simulation, run_seeds
 from saga.simulation import network as network_module
 from saga.simulation.database import SimulatedDatabase
+from saga.simulation.faults import fault, is_fault
 from saga.simulation.loop import SimulatedProcess
 from saga.simulation.network import Network
 from saga.simulation.rules import RULES, violation
@@ -432,6 +434,16 @@ class GivesUpWithTheDatabase(Outbox):
         return await attempt()
 
 
+class StumblesOverTheBroker(BrokerPublisher):
+    """Makes a mistake of its own of a broker that is away."""
+
+    async def open(self, patience_seconds: float = 0.0) -> PublishChannel:
+        try:
+            return await super().open(patience_seconds)
+        except BrokerError:
+            raise ZeroDivisionError("tries per second, in no seconds")  # noqa: B904 - without a cause
+
+
 class NeverRests(Kernel):
     """Looks for work again and again, and takes none."""
 
@@ -667,6 +679,7 @@ BROKEN = [
     Twin.of("lost", kernel=KeepsNoInbox),
     Twin.of("infrastructure_blamed", kernel=BlamesTheMessage),
     Twin.of("process_ended", outbox=GivesUpWithTheDatabase),
+    Twin.of("process_ended", publisher=StumblesOverTheBroker),
     Twin.of("no_progress", kernel=NeverRests),
     Twin.of("no_progress", kernel=TurnsForEver),
     Twin.of("unpublished", publisher=TakesAnyAnswerForAConfirm),
@@ -880,6 +893,23 @@ async def test_no_channel_is_opened_on_a_connection_that_is_lost() -> None:
 
     with pytest.raises(ChannelLost):
         await asyncio.wait_for(connection.open_channel(), 1)
+
+
+def test_a_fault_explains_what_is_raised_from_it_and_not_what_comes_while_it_is_handled() -> None:
+    def meets_it(*, names_it: bool) -> Exception:
+        try:
+            try:
+                raise fault(ConnectionError("the broker is away"))
+            except ConnectionError as error:
+                if names_it:
+                    raise BrokerError("cannot connect") from error
+                raise ZeroDivisionError  # noqa: B904 - what this is about
+        except Exception as error:
+            return error
+
+    assert is_fault(meets_it(names_it=True))
+    assert not is_fault(meets_it(names_it=False))
+    assert not is_fault(None)
 
 
 def test_a_lease_has_no_versions_so_it_meets_no_other_replicas() -> None:

@@ -95,7 +95,7 @@ class _Reconciliations:
 
     async def newest(self) -> tuple[SavedReport | None, str]:
         """The newest of this saga; and why what was saved cannot be read, if so."""
-        saved, unreadable = await asyncio.to_thread(SavedReport.load, self._watched.folder)
+        saved, unreadable = await asyncio.to_thread(SavedReport.read, self._watched.folder)
         found = [
             report
             for report in (saved, self.reading.last)
