@@ -1,0 +1,45 @@
+"""The key store that settings name."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from saga.personal.keystore import KeyStore
+from saga.personal.master import MasterKeyError, MasterKeys
+from saga.runtime.settings import PersonalSettings
+from saga.runtime.urls import sqlite_url
+
+STORE_FILE: Final = "persons.db"
+KEY_FILE: Final = "persons.key"
+"""In the data folder, where settings name no others."""
+
+
+def store_url(settings: PersonalSettings) -> str:
+    """Where the keys of persons are."""
+    return settings.persons_database_url or sqlite_url(settings.data_dir / STORE_FILE)
+
+
+def master_keys(settings: PersonalSettings) -> MasterKeys:
+    """Raises `MasterKeyError`."""
+    if settings.personal_key is not None:
+        return MasterKeys.of(settings.personal_key.get_secret_value(), "PERSONAL_KEY")
+    file = settings.personal_key_file or settings.data_dir / KEY_FILE
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise MasterKeyError(
+            f"cannot read the master key {file}: {why}; name its file in PERSONAL_KEY_FILE, or "
+            f"mount it as personal_key into the folder that SECRETS_DIR names"
+        ) from None
+    return MasterKeys.of(text, str(file))
+
+
+def open_store(settings: PersonalSettings, *, patience_seconds: float = 0.0) -> KeyStore:
+    """Open the key store. Blocks. Raises `MasterKeyError`, `KeyStoreError` and `KeyStoreAway`."""
+    return KeyStore.open_store(
+        store_url(settings),
+        master_keys(settings),
+        cache_seconds=settings.personal_cache_seconds,
+        patience_seconds=patience_seconds,
+    )
