@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Final, TypeVar
+from typing import Final, Self, TypeVar
 
 from pydantic import BaseModel
 
@@ -73,6 +73,12 @@ class Persons:
         except KeyStoreAway as error:
             log.warning("%s; what enters is turned away until it is there", error)
 
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
     async def close(self) -> None:
         """Let go of the store."""
         if self._worker is not None:
@@ -93,6 +99,11 @@ class Persons:
                     return None
                 found[value] = known
         return _with(message, found)
+
+    async def as_given(self, message: M) -> M:
+        """The message as it is to be published: sealed where this process seals. Raises as
+        `seal_message` does."""
+        return await self.seal_message(message) if self.sealing else message
 
     async def seal_message(self, message: M) -> M:
         """The message with its personal values sealed. Raises `SealingAway`, and ValueError for a

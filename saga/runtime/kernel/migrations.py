@@ -55,12 +55,12 @@ def _migrate(
     script = _scripts(migrations)
     known = {revision.revision for revision in script.walk_revisions()}
     found = _revisions(connection, schema)
+    if not part:
+        _check_whose(connection, schema, found)
     if unknown := set(found) - known:
         raise MigrationError(
             f"its tables are of a newer version ({', '.join(sorted(unknown))}); run that version"
         )
-    if not part:
-        _check_whose(connection, schema, found)
     with EnvironmentContext(
         Config(), script, fn=lambda revision, _: script._upgrade_revs("head", revision)
     ) as environment:
