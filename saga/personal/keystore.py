@@ -429,9 +429,9 @@ class KeyStore:
         self._sealed.clear()
         return self.person(person_id)
 
-    def rotate(self) -> int:
-        """Wrap every key by the newest master key; returns how many were not. Others may work
-        meanwhile, if they know both master keys. Raises `KeyStoreAway` and `KeyStoreError`."""
+    def rotate(self) -> tuple[str, int]:
+        """Wrap every key by the newest master key; returns its id, and how many were not. Others
+        may work meanwhile, if they know both. Raises `KeyStoreAway` and `MasterKeyError`."""
         newest, count = self._keys.newest_id, 0
         count += self._ground.write(self._rewrap_index)
         while True:
@@ -440,8 +440,7 @@ class KeyStore:
             if not done:
                 self._ground.wipe()
                 break
-        log.info("%d keys were wrapped again, by master key %s", count, newest)
-        return count
+        return newest, count
 
     def wrapped_by(self) -> dict[str, int]:
         """How many persons' keys each master key wraps, keyed by its id."""
