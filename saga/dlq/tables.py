@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,13 +12,12 @@ from sqlalchemy.engine import Connection
 
 from saga.dlq import DlqError
 from saga.dlq.states import ItemState, LetterState
-from saga.runtime.kernel.sqlite import BUSY_TIMEOUT_SECONDS
+from saga.runtime.kernel.sqlite import made_by_one
 from saga.runtime.kernel.tables import Utc, Word
 from saga.runtime.urls import printable, sqlite_path
 
 AT_ONCE: Final = 500
 """Values in one IN (...); SQLite takes a limited number."""
-_AT_THE_SAME_TIME: Final = ("locked", "already exists", "duplicate column")
 
 _metadata = sa.MetaData()
 
@@ -166,17 +164,11 @@ def _add_indexes(engine: sa.Engine) -> None:
 
 
 def make_tables(engine: sa.Engine) -> None:
-    """Make what is missing. Commands that make the same file at the same time get in each other's
-    way while they switch it to WAL, where SQLite does not heed the busy timeout."""
-    deadline = time.monotonic() + BUSY_TIMEOUT_SECONDS
-    while True:
-        try:
-            _metadata.create_all(engine)
-            _add_indexes(engine)
-            return _add_raw(engine)
-        except sa.exc.OperationalError as error:
-            if not any(word in str(error.orig) for word in _AT_THE_SAME_TIME):
-                raise
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.01)
+    """Make what is missing."""
+
+    def make() -> None:
+        _metadata.create_all(engine)
+        _add_indexes(engine)
+        _add_raw(engine)
+
+    made_by_one(make)

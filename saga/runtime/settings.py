@@ -5,12 +5,20 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Final, TypeVar
 
 import pydantic_settings
 import yarl
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from saga.errors import Explained
@@ -171,12 +179,50 @@ def _names(text: str) -> list[str]:
     return [name for part in text.split(",") if (name := part.strip())]
 
 
-class Settings(TlsSettings, HttpSettings):
+class Sealing(StrEnum):
+    """Whether personal fields of messages are sealed where they enter."""
+
+    OFF = "off"
+    SEALED = "sealed"
+
+
+class PersonalShown(StrEnum):
+    """How a sealed value is shown to a caller of whom nothing is known."""
+
+    MASKED = "masked"
+    CLEAR = "clear"
+
+
+class PersonalSettings(Discreet, BaseSettings):
+    """How personal data is sealed, and where the keys of persons are; see `saga.personal`."""
+
+    model_config = SettingsConfigDict(
+        extra="ignore", frozen=True, env_ignore_empty=True, hide_input_in_errors=True
+    )
+
+    personal: Annotated[Sealing, BeforeValidator(str.lower)] = Sealing.OFF
+    """Whether clear values of personal fields are sealed where they enter."""
+    personal_shown: Annotated[PersonalShown, BeforeValidator(str.lower)] = PersonalShown.MASKED
+    """What answers over HTTP show where nothing tells whether the caller may read it. A value that
+    the request itself names is shown."""
+    persons_database_url: str | None = None
+    """Where the keys of persons are; by default a SQLite file in `data_dir`."""
+    personal_key: SecretStr | None = None
+    """The master keys themselves, as `SECRETS_DIR` has them in the file `personal_key`."""
+    personal_key_file: Path | None = None
+    """The file of the master keys, the newest in the first line; by default `persons.key` in
+    `data_dir`."""
+    personal_cache_seconds: Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False)] = 30.0
+    """How long a process goes on using a person's key that it has read: so long after a person is
+    forgotten, the last one may still open what is theirs."""
+    data_dir: Path = Path("data")
+    """The folder of the embedded databases, one file per service."""
+
+
+class Settings(TlsSettings, HttpSettings, PersonalSettings):
     """One service's settings."""
 
     amqp_url: str = "amqp://guest:guest@127.0.0.1:5672/"
-    data_dir: Path = Path("data")
-    """The folder of the embedded databases, one file per service."""
     database_url: str | None = None
     """Where this service keeps its state; by default a SQLite file in `data_dir`."""
     database_patience_seconds: Annotated[float, Field(ge=0, le=3600)] = 30.0

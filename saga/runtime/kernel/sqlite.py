@@ -34,6 +34,8 @@ SLOW_COMMITS_MAX = 8
 """So many more slow commits than quick ones tell a slow disk from a busy processor."""
 COMMITS_ASIDE = 512
 """How many commits are left to the thread then, before the disk is tried again."""
+_AT_THE_SAME_TIME = ("locked", "already exists", "duplicate column")
+"""How the errors of those who make one file together read."""
 _LACKING = ("no such table", "no such column")
 """How SQLite's errors begin then; it has no code for them."""
 
@@ -97,7 +99,7 @@ class SqliteDatabase:
             self._brief = self._engine.connect()
             self._driver = cast(sqlite3.Connection, self._brief.connection.dbapi_connection)
             self._driver.execute("PRAGMA busy_timeout = 0")  # The event loop does not wait.
-            self._identity = _identity(self._path)
+            self._identity = file_identity(self._path)
         except BaseException as error:
             os.close(self._lock)
             if not isinstance(error, sa.exc.DBAPIError | MigrationError):
@@ -124,7 +126,7 @@ class SqliteDatabase:
 
     def _check_file(self) -> None:
         """Raise `DatabaseGone` unless the path still leads to the file that is open."""
-        if _identity(self._path) != self._identity:
+        if file_identity(self._path) != self._identity:
             raise DatabaseGone(
                 f"{self._path} is no longer the file that this service has opened: put that one "
                 f"back, or restart the service"
@@ -238,7 +240,22 @@ def sqlite_file(url: str) -> Path:
     return path
 
 
-def _identity(path: Path) -> tuple[int, int] | None:
+def made_by_one(make: Callable[[], None]) -> None:
+    """Make tables in a file that others may be making at the same time: they get in each other's
+    way while they switch it to WAL, where SQLite does not heed the busy timeout."""
+    deadline = time.monotonic() + BUSY_TIMEOUT_SECONDS
+    while True:
+        try:
+            return make()
+        except sa.exc.OperationalError as error:
+            if not any(word in str(error.orig) for word in _AT_THE_SAME_TIME):
+                raise
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+
+
+def file_identity(path: Path) -> tuple[int, int] | None:
     """The device and the inode that a path leads to; None if it leads nowhere."""
     try:
         found = path.stat()

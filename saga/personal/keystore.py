@@ -1,0 +1,617 @@
+"""Where the keys of persons are: one row each, in a database of its own.
+
+Several processes may use one store, on a SQLite file or a PostgreSQL server. A person is found by
+an HMAC of the clear value, whose key is random, so the store names nobody. It and the persons' keys
+are wrapped by a master key that is no part of the store; see `saga.personal.master`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import os
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any, Final, Generic, NamedTuple, Protocol, Self, TypeVar
+
+import sqlalchemy as sa
+from cryptography.hazmat.primitives.ciphers.aead import AESSIV
+from sqlalchemy.engine import Connection, RowMapping
+
+from saga.errors import Explained
+from saga.personal.master import MasterKeys
+from saga.personal.seal import (
+    KEY_BYTES,
+    PERSON_BYTES,
+    Forgotten,
+    Unsealable,
+    open_under,
+    person_id_in,
+    seal_under,
+    sealed,
+    text_of_bytes,
+)
+from saga.retry import TransientError
+from saga.runtime.kernel.database import DatabaseError, is_postgresql
+from saga.runtime.kernel.sqlite import file_identity, made_by_one, sqlite_engine, sqlite_file
+from saga.runtime.kernel.tables import Schema, Utc, microseconds_of
+from saga.runtime.urls import printable
+
+log = logging.getLogger(__name__)
+
+CACHE_SECONDS: Final = 30.0
+"""How long a process may go on using a key that it has read, by default."""
+CACHED_MAX: Final = 20_000
+"""Persons whose keys a process knows without asking."""
+AT_ONCE: Final = 500
+"""Persons looked up by one statement."""
+REASON_MAX_CHARACTERS: Final = 255
+_INDEX: Final = "index"
+_LIST_PAGE: Final = 500
+
+T = TypeVar("T")
+K = TypeVar("K")
+V = TypeVar("V")
+
+_metadata = sa.MetaData()
+secrets_table = sa.Table(
+    "secrets",
+    _metadata,
+    sa.Column("name", sa.String(32), primary_key=True),
+    sa.Column("wrapped", sa.LargeBinary, nullable=False),
+    sa.Column("wrapped_by", sa.String(32), nullable=False),
+)
+persons_table = sa.Table(
+    "persons",
+    _metadata,
+    sa.Column("person_id", sa.String(22), primary_key=True),
+    sa.Column("digest", sa.LargeBinary, unique=True),
+    sa.Column("wrapped", sa.LargeBinary),
+    sa.Column("wrapped_by", sa.String(32)),
+    sa.Column("created_at", Utc, nullable=False),
+    sa.Column("forgotten_at", Utc),
+    sa.Column("reason", sa.String(REASON_MAX_CHARACTERS)),
+)
+
+
+class KeyStoreError(Explained):
+    """The key store cannot be used as it is. Says why, and the way out."""
+
+
+class KeyStoreAway(TransientError, Explained):
+    """The key store does not answer: nothing can be sealed or opened until it does."""
+
+
+class UnknownPerson(Explained, LookupError):
+    """The key store has nobody by that id."""
+
+
+@dataclass(frozen=True, slots=True)
+class Person:
+    """One row: whose key there is, or was."""
+
+    person_id: str
+    created_at: datetime
+    forgotten_at: datetime | None
+    reason: str
+
+
+class _Cache(Generic[K, V]):
+    """What was read lately: at most so many, and for so long. Threads may share one."""
+
+    def __init__(self, seconds: float, at_most: int) -> None:
+        self._seconds = seconds
+        self._at_most = at_most
+        self._found: OrderedDict[K, tuple[float, V]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: K) -> V | None:
+        entry = self._found.get(key)
+        if entry is None or entry[0] < time.monotonic():
+            return None
+        return entry[1]
+
+    def put(self, key: K, value: V, read_at: float) -> None:
+        """`read_at` is when reading it began: what was forgotten meanwhile is not known longer."""
+        with self._lock:
+            self._found[key] = read_at + self._seconds, value
+            self._found.move_to_end(key)
+            while len(self._found) > self._at_most:
+                self._found.popitem(last=False)
+
+    def clear(self) -> None:
+        with self._lock:
+            self._found.clear()
+
+
+class _Ground(Protocol):
+    """A database, as threads use it: calls block, and may come from several threads."""
+
+    def write(self, work: Callable[[Connection], T]) -> T:
+        """Run `work` in a transaction that is durable when this returns. Raises `KeyStoreAway`."""
+        ...
+
+    def read(self, work: Callable[[Connection], T]) -> T:
+        """Run `work` on what is committed. Raises `KeyStoreAway`."""
+        ...
+
+    def wipe(self) -> None:
+        """See to it that what was deleted is in no file any more."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class _File:
+    """A SQLite file that several processes use."""
+
+    def __init__(self, url: str) -> None:
+        self._path = sqlite_file(url)
+        self._engine = sqlite_engine(url)
+
+        @sa.event.listens_for(self._engine, "connect")
+        def configure(connection: Any, _: Any) -> None:
+            connection.execute("PRAGMA secure_delete=ON")
+
+        try:
+            _make_private(self._path)
+            made_by_one(lambda: _metadata.create_all(self._engine))
+            self._identity = file_identity(self._path)
+        except (sa.exc.DBAPIError, OSError) as error:
+            raise KeyStoreAway(f"cannot open the key store {self._path}: {_why(error)}") from error
+
+    def write(self, work: Callable[[Connection], T]) -> T:
+        with self._there(), self._engine.begin() as connection:
+            result = work(connection)
+        self._check()
+        return result
+
+    def read(self, work: Callable[[Connection], T]) -> T:
+        with self._there(), self._engine.connect().execution_options(reads=True) as connection:
+            return work(connection)
+
+    def wipe(self) -> None:
+        with self._there():
+            raw = self._engine.raw_connection()
+            try:
+                raw.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            finally:
+                raw.close()
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    @contextmanager
+    def _there(self) -> Iterator[None]:
+        self._check()
+        try:
+            yield
+        except sa.exc.IntegrityError:
+            raise
+        except (sa.exc.DBAPIError, OSError) as error:
+            raise KeyStoreAway(f"the key store {self._path} is away: {_why(error)}") from error
+
+    def _check(self) -> None:
+        """What is written into a file that was removed is lost."""
+        if file_identity(self._path) != self._identity:
+            raise KeyStoreAway(
+                f"the key store {self._path} is no longer the file that was opened: put it back, "
+                f"or restart what uses it"
+            )
+
+
+class _Server:
+    """A PostgreSQL database, used from threads: its client runs on an event loop of its own."""
+
+    def __init__(self, url: str, patience_seconds: float) -> None:
+        from saga.runtime.kernel.postgresql import PostgresDatabase
+
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(
+            target=self._loop.run_forever, name="key-store", daemon=True
+        )
+        self._thread.start()
+        self._name = printable(url)
+        try:
+            self._database = self._asked(
+                PostgresDatabase.open(
+                    url, Schema(_metadata), name="saga persons", patience_seconds=patience_seconds
+                )
+            )
+        except BaseException as error:
+            self._end()
+            if isinstance(error, DatabaseError):
+                raise KeyStoreAway(f"cannot open the key store: {error}") from error
+            raise
+
+    def write(self, work: Callable[[Connection], T]) -> T:
+        return self._run(self._database.transaction(work))
+
+    def read(self, work: Callable[[Connection], T]) -> T:
+        return self._run(self._database.read(work))
+
+    def wipe(self) -> None:
+        """A server vacuums when it sees fit; its WAL and its backups are its administrator's."""
+
+    def close(self) -> None:
+        try:
+            self._asked(self._database.close())
+        finally:
+            self._end()
+
+    def _run(self, asked: Coroutine[Any, Any, T]) -> T:
+        try:
+            return self._asked(asked)
+        except Exception as error:
+            if not self._database.is_away(error):
+                raise
+            raise KeyStoreAway(f"the key store {self._name} is away: {_why(error)}") from error
+
+    def _asked(self, asked: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(asked, self._loop).result()
+
+    def _end(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+class KeyStore:
+    """Seals and opens. Safe to call from several threads; every call but `known` may block for as
+    long as the database takes."""
+
+    def __init__(
+        self,
+        ground: _Ground,
+        keys: MasterKeys,
+        *,
+        cache_seconds: float = CACHE_SECONDS,
+        cached_max: int = CACHED_MAX,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        """Use `open_store`. Raises `KeyStoreError` if the store is another master key's."""
+        self._ground = ground
+        self._keys = keys
+        self._now = now
+        self.cache_seconds = cache_seconds
+        self._sealed: _Cache[str, str] = _Cache(cache_seconds, cached_max)
+        """Keyed by the clear value."""
+        self._ciphers: _Cache[str, AESSIV] = _Cache(cache_seconds, cached_max)
+        """Keyed by person id."""
+        self._index = self._index_key()
+
+    @classmethod
+    def open_store(
+        cls,
+        url: str,
+        keys: MasterKeys,
+        *,
+        cache_seconds: float = CACHE_SECONDS,
+        patience_seconds: float = 0.0,
+    ) -> Self:
+        """Open the store at a database's URL, and make it where there is none. Blocks.
+
+        Raises `KeyStoreAway` for one that is out of reach, and `KeyStoreError`.
+        """
+        try:
+            ground: _Ground = _Server(url, patience_seconds) if is_postgresql(url) else _File(url)
+        except DatabaseError as error:
+            raise KeyStoreError(f"PERSONS_DATABASE_URL: {error}") from error
+        try:
+            return cls(ground, keys, cache_seconds=cache_seconds)
+        except BaseException:
+            ground.close()
+            raise
+
+    def close(self) -> None:
+        """Let go of the database."""
+        self._ground.close()
+
+    def known(self, value: str) -> str | None:
+        """The value sealed, where that is known without asking the database."""
+        return self._sealed.get(value)
+
+    def seal(self, value: str) -> str:
+        """The value, sealed under its person's key; a new person's is made. One that is sealed
+        stays as it is. Raises `KeyStoreAway`, and ValueError for a value that is too long."""
+        return self.seal_all((value,))[value]
+
+    def seal_all(self, values: Iterable[str]) -> dict[str, str]:
+        """Each of the values, sealed, in one transaction. Raises as `seal` does."""
+        result: dict[str, str] = {}
+        unknown: list[str] = []
+        for value in dict.fromkeys(values):
+            if sealed(value):
+                result[value] = value
+            elif (found := self._sealed.get(value)) is not None:
+                result[value] = found
+            else:
+                unknown.append(value)
+        if not unknown:
+            return result
+        read_at = time.monotonic()
+        by_digest = {self._digest(value): value for value in unknown}
+        rows = self._ground.read(lambda connection: _find(connection, list(by_digest)))
+        if missing := [digest for digest in by_digest if digest not in rows]:
+            rows |= self._ground.write(lambda connection: self._make(connection, missing))
+        for digest, value in by_digest.items():
+            row = rows[digest]
+            cipher = self._ciphers.get(row.person_id)
+            if cipher is None:
+                key = row.key or self._keys.unwrap(row.wrapped, row.wrapped_by, row.person_id)
+                cipher = AESSIV(key)
+            result[value] = seal_under(cipher, row.person_id, value)
+            self._ciphers.put(row.person_id, cipher, read_at)
+            self._sealed.put(value, result[value], read_at)
+        return result
+
+    def open(self, value: str) -> str:
+        """What a sealed text says; one that is in clear stays as it is. Raises `Forgotten`,
+        `Unsealable` and `KeyStoreAway`."""
+        if not sealed(value):
+            return value
+        person_id = person_id_in(value)
+        cipher = self._ciphers.get(person_id)
+        if cipher is None:
+            read_at = time.monotonic()
+            cipher = self._read_cipher(person_id)
+            self._ciphers.put(person_id, cipher, read_at)
+        return open_under(cipher, value)
+
+    def sealed_of(self, value: str) -> str | None:
+        """The sealed form of a clear value whose person is known; None for one who is not, or who
+        was forgotten. Nobody is made. Raises `KeyStoreAway`."""
+        if sealed(value):
+            return value
+        if (found := self._sealed.get(value)) is not None:
+            return found
+        if self.person_of(value) is None:
+            return None
+        return self.seal(value)
+
+    def person_of(self, value: str) -> str | None:
+        """The id of the person with that value, in clear or sealed; None where none is known.
+        Raises `KeyStoreAway`."""
+        if sealed(value):
+            return person_id_in(value)
+        digest = self._digest(value)
+        rows = self._ground.read(lambda connection: _find(connection, [digest]))
+        return rows[digest].person_id if digest in rows else None
+
+    def person(self, person_id: str) -> Person:
+        """Raises `UnknownPerson` and `KeyStoreAway`."""
+        query = sa.select(persons_table).where(persons_table.c.person_id == person_id)
+        row = self._ground.read(lambda connection: connection.execute(query).mappings().first())
+        if row is None:
+            raise UnknownPerson(f"the key store knows no person {person_id!r}")
+        return _person(row)
+
+    def persons(self) -> Iterator[Person]:
+        """Everybody there is or was, by id; read page by page."""
+        after = ""
+        while True:
+            query = (
+                sa.select(persons_table)
+                .where(persons_table.c.person_id > after)
+                .order_by(persons_table.c.person_id)
+                .limit(_LIST_PAGE)
+            )
+            page = self._ground.read(_rows_of(query))
+            yield from map(_person, page)
+            if len(page) < _LIST_PAGE:
+                return
+            after = page[-1]["person_id"]
+
+    def forget(self, person_id: str, reason: str) -> Person:
+        """Destroy the person's key, and what finds it. Other processes may go on using what they
+        have read for `cache_seconds` more; this one does not. Once more, it changes nothing.
+
+        Raises `UnknownPerson`, `KeyStoreAway` and ValueError for a reason that is none.
+        """
+        if not 0 < len(reason) <= REASON_MAX_CHARACTERS:
+            raise ValueError(f"a reason has 1 to {REASON_MAX_CHARACTERS} characters")
+        at = self._now()
+        statement = (
+            sa.update(persons_table)
+            .where(persons_table.c.person_id == person_id, persons_table.c.forgotten_at.is_(None))
+            .values(digest=None, wrapped=None, wrapped_by=None, forgotten_at=at, reason=reason)
+        )
+        self._ground.write(lambda connection: connection.execute(statement).rowcount)
+        self._ground.wipe()
+        self._ciphers.clear()
+        self._sealed.clear()
+        return self.person(person_id)
+
+    def rotate(self) -> tuple[str, int]:
+        """Wrap every key by the newest master key; returns its id, and how many were not. Others
+        may work meanwhile, if they know both. Raises `KeyStoreAway` and `MasterKeyError`."""
+        newest, count = self._keys.newest_id, 0
+        count += self._ground.write(self._rewrap_index)
+        while True:
+            done: int = self._ground.write(self._rewrap_page)
+            count += done
+            if not done:
+                self._ground.wipe()
+                break
+        return newest, count
+
+    def wrapped_by(self) -> dict[str, int]:
+        """How many persons' keys each master key wraps, keyed by its id."""
+        query = (
+            sa.select(persons_table.c.wrapped_by, sa.func.count())
+            .where(persons_table.c.wrapped_by.is_not(None))
+            .group_by(persons_table.c.wrapped_by)
+        )
+        found = self._ground.read(lambda connection: connection.execute(query).all())
+        return {row[0]: row[1] for row in found}
+
+    def _digest(self, value: str) -> bytes:
+        return hmac.digest(self._index, value.encode(), "sha256")
+
+    def _index_key(self) -> bytes:
+        """The key that persons are looked up by; the first to open the store makes it."""
+        query = sa.select(secrets_table).where(secrets_table.c.name == _INDEX)
+
+        def make(connection: Connection) -> Any:
+            wrapped, wrapped_by = self._keys.wrap(os.urandom(32), _INDEX)
+            _insert_new(
+                connection,
+                secrets_table,
+                [{"name": _INDEX, "wrapped": wrapped, "wrapped_by": wrapped_by}],
+            )
+            return connection.execute(query).mappings().one()
+
+        row = self._ground.read(lambda connection: connection.execute(query).mappings().first())
+        if row is None:
+            row = self._ground.write(make)
+        return self._keys.unwrap(row["wrapped"], row["wrapped_by"], _INDEX)
+
+    def _make(self, connection: Connection, digests: Sequence[bytes]) -> dict[bytes, _Key]:
+        """Rows of new persons. Who was made by somebody else meanwhile is that one's."""
+        at, made, rows = self._now(), {}, []
+        for digest in digests:
+            person_id, key = new_person_id(), os.urandom(KEY_BYTES)
+            wrapped, wrapped_by = self._keys.wrap(key, person_id)
+            made[digest] = _Key(person_id, wrapped, wrapped_by, key)
+            rows.append(
+                {
+                    "person_id": person_id,
+                    "digest": digest,
+                    "wrapped": wrapped,
+                    "wrapped_by": wrapped_by,
+                    "created_at": at,
+                }
+            )
+        inserted = _insert_new(connection, persons_table, rows)
+        return made if inserted == len(rows) else _find(connection, digests)
+
+    def _read_cipher(self, person_id: str) -> AESSIV:
+        query = sa.select(persons_table).where(persons_table.c.person_id == person_id)
+        row = self._ground.read(lambda connection: connection.execute(query).mappings().first())
+        if row is None:
+            raise Unsealable(
+                f"a value of person {person_id} cannot be opened: this key store knows nobody by "
+                f"that id"
+            )
+        if row["forgotten_at"] is not None:
+            raise Forgotten(person_id, row["forgotten_at"], row["reason"] or "")
+        return AESSIV(self._keys.unwrap(row["wrapped"], row["wrapped_by"], person_id))
+
+    def _rewrap_index(self, connection: Connection) -> int:
+        table = secrets_table
+        query = sa.select(table).where(table.c.wrapped_by != self._keys.newest_id).with_for_update()
+        rows = connection.execute(query).mappings().all()
+        for row in rows:
+            key = self._keys.unwrap(row["wrapped"], row["wrapped_by"], row["name"])
+            wrapped, by = self._keys.wrap(key, row["name"])
+            connection.execute(
+                sa.update(table)
+                .where(table.c.name == row["name"])
+                .values(wrapped=wrapped, wrapped_by=by)
+            )
+        return len(rows)
+
+    def _rewrap_page(self, connection: Connection) -> int:
+        table = persons_table
+        query = (
+            sa.select(table.c.person_id, table.c.wrapped, table.c.wrapped_by)
+            .where(table.c.wrapped_by.is_not(None), table.c.wrapped_by != self._keys.newest_id)
+            .limit(AT_ONCE)
+            .with_for_update()
+        )
+        rows = connection.execute(query).all()
+        for person_id, before, before_by in rows:
+            key = self._keys.unwrap(before, before_by, person_id)
+            wrapped, by = self._keys.wrap(key, person_id)
+            connection.execute(
+                sa.update(table)
+                .where(table.c.person_id == person_id)
+                .values(wrapped=wrapped, wrapped_by=by)
+            )
+        return len(rows)
+
+
+class _Key(NamedTuple):
+    """A person's row, as far as it takes to seal. `key` is known of one that was just made."""
+
+    person_id: str
+    wrapped: bytes
+    wrapped_by: str
+    key: bytes | None = None
+
+
+_FIND: Final = sa.select(
+    persons_table.c.digest,
+    persons_table.c.person_id,
+    persons_table.c.wrapped,
+    persons_table.c.wrapped_by,
+).where(persons_table.c.digest.in_(sa.bindparam("digests", expanding=True)))
+
+
+def _find(connection: Connection, digests: Sequence[bytes]) -> dict[bytes, _Key]:
+    found = {}
+    for start in range(0, len(digests), AT_ONCE):
+        rows = connection.execute(_FIND, {"digests": digests[start : start + AT_ONCE]})
+        for digest, person_id, wrapped, wrapped_by in rows:
+            found[bytes(digest)] = _Key(person_id, wrapped, wrapped_by)
+    return found
+
+
+@cache
+def _insert_of(table: sa.Table) -> Any:
+    from sqlalchemy.dialects.postgresql import insert
+
+    return insert(table).on_conflict_do_nothing()
+
+
+def _insert_new(connection: Connection, table: sa.Table, rows: Sequence[Mapping[str, Any]]) -> int:
+    """Insert the rows that clash with none; returns how many they were, or less where the driver
+    does not tell."""
+    if connection.dialect.name != "sqlite":
+        return connection.execute(_insert_of(table), list(rows)).rowcount
+    names = list(rows[0])
+    utc = {name for name in names if isinstance(table.c[name].type, Utc)}
+    values = [
+        tuple(microseconds_of(value) if name in utc else value for name, value in row.items())
+        for row in rows
+    ]
+    # Past SQLAlchemy, whose parameters would take longer than to seal does.
+    places = ", ".join("?" * len(names))
+    statement = f"INSERT OR IGNORE INTO {table.name} ({', '.join(names)}) VALUES ({places})"  # noqa: S608 - names of ours
+    return connection.exec_driver_sql(statement, values).rowcount
+
+
+def _rows_of(query: sa.Select[Any]) -> Callable[[Connection], Sequence[RowMapping]]:
+    return lambda connection: connection.execute(query).mappings().all()
+
+
+def _person(row: RowMapping) -> Person:
+    return Person(row["person_id"], row["created_at"], row["forgotten_at"], row["reason"] or "")
+
+
+def new_person_id() -> str:
+    """The random id of one more person."""
+    return text_of_bytes(os.urandom(PERSON_BYTES))
+
+
+def _make_private(path: Path) -> None:
+    """An empty file that only its owner reads, where there is none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    except FileExistsError:
+        return
+    log.warning("made an empty key store, %s: it knows nobody who was sealed before", path)
+
+
+def _why(error: BaseException) -> str:
+    cause = error.orig if isinstance(error, sa.exc.DBAPIError) else error
+    return str(cause).partition("\n")[0] or type(error).__name__
