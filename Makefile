@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test verify mutants faults rabbitmq4 bench lint format generate lock clean
+.PHONY: help setup demo up test verify mutants faults rabbitmq4 bench lint format generate docs lock clean
 ORDERS ?= 1000
 ROUNDS ?= 10
 # The virtual environment; scripts/setup makes it with PYTHON, if that is set.
@@ -63,6 +63,10 @@ generate: ## Write the files that follow from code: definitions, contracts, map,
 	@scripts/setup --no-broker
 	@$(VENV)/bin/python -m monitoring.dashboards
 	@$(VENV)/bin/saga generate
+
+docs: ## Build the documentation's site, which works from disk, and check its links
+	@scripts/setup --no-broker
+	@$(VENV)/bin/python -m handbook $(ARGS)
 
 lock: ## Pin the dependencies anew (needs uv; ARGS='--upgrade' takes newer versions)
 	@scripts/lock $(ARGS)
