@@ -19,6 +19,7 @@ import httpx
 from joserfc import jws, jwt
 from joserfc.errors import ExpiredTokenError, JoseError, UnsupportedAlgorithmError
 from joserfc.jwk import ECKey, OKPKey, RSAKey
+from joserfc.jws import JWSAlgModel
 from pydantic_core import from_json
 
 from saga.auth.caller import Caller, How, IssuerAway, NotAllowed
@@ -60,7 +61,7 @@ class Signatures(jws.JWSRegistry):
     """The algorithms that are accepted: the library's own registry warns of the name EdDSA, which
     issuers go on using."""
 
-    def get_alg(self, name: str) -> jws.JWSAlgModel:
+    def get_alg(self, name: str) -> JWSAlgModel:
         if name not in ALGORITHMS:
             raise UnsupportedAlgorithmError(name)
         return self.algorithms[name]
@@ -223,8 +224,8 @@ def _imported(one: dict[str, Any]) -> Key | None:
         # Without what else stands there: `use` and `key_ops` are judged here.
         if kind is RSAKey and not _is_long_enough(str(one["n"])):
             return None
-        bare = {
-            name: one[name] for name in ("kty", "n", "e", "crv", "x", "y", "alg") if name in one
+        bare: dict[str, str | list[str]] = {
+            name: str(one[name]) for name in _PARAMETERS if name in one
         }
         key = kind.import_key(bare)
     except (JoseError, ValueError, TypeError, KeyError):
