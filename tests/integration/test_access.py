@@ -26,7 +26,7 @@ import pytest
 from order_service.domain import CancelOrder
 from saga.archive import store
 from saga.auth import access, keys
-from saga.auth.audit import Decision, entries
+from saga.auth.audit import Audited, entries
 from saga.auth.keys import changing, last_used
 from saga.auth.settings import Auth
 from saga.deployment import Deployment
@@ -105,7 +105,7 @@ async def furnished(served: Served, callers: Callers, customer: str = "adalbert"
             return {"order_id": str(uuid4())}
 
 
-def trail(callers: Callers) -> list[Decision]:
+def trail(callers: Callers) -> list[Audited]:
     """What was recorded, the first decision first."""
     return [*entries(callers.folder / "audit")][::-1]
 
