@@ -29,6 +29,7 @@ from payment_service.gateway import (
 )
 from payment_service.ledger import Decline
 from payment_service.store import PAYMENTS, TABLES
+from saga.auth.scopes import needs
 from saga.personal.persons import Persons, SealingAway
 from saga.personal.seal import Forgotten
 from saga.runtime.problem import Problem, problems
@@ -64,7 +65,11 @@ def routes(running: Running) -> APIRouter:
     """`/payments`."""
     router = APIRouter(tags=["payments"])
 
-    @router.get("/payments/{order_id}", responses=problems(404, 422))
+    @router.get(
+        "/payments/{order_id}",
+        responses=problems(404, 422),
+        dependencies=[needs("payments:read")],
+    )
     async def get(order_id: UUID) -> PaymentView:
         """The payment for one order."""
         key = str(order_id)

@@ -24,6 +24,7 @@ from saga.commands import (
     future,
     graph,
     history,
+    keys,
     load,
     persons,
     project,
@@ -148,6 +149,7 @@ app.add_typer(dlq.app, name="dlq")
 app.add_typer(history.app, name="history")
 app.add_typer(recover.app, name="recover")
 app.add_typer(persons.app, name="persons")
+app.add_typer(keys.app, name="keys")
 
 
 def main() -> None:

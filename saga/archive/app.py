@@ -11,6 +11,7 @@ from saga.archive.follower import Follower
 from saga.archive.routes import routes
 from saga.archive.store import places, schema_of
 from saga.archive.views import projection_of
+from saga.auth.access import serve_routes
 from saga.discovery import choreography
 from saga.personal.persons import Persons
 from saga.runtime import metrics, process
@@ -53,10 +54,10 @@ def build(settings: Settings) -> process.Process:
             readiness=readiness,
             before_scrape=lambda: _read_figures(follower),
         )
-        app.include_router(routes(database, projection))
+        serve_routes(app, routes(database, projection))
         if (view := projection.view) is not None:
             routes_of_view = view.routes(database, projection.choreography, utc_now)
-            app.include_router(guarded(routes_of_view, persons))
+            serve_routes(app, guarded(routes_of_view, persons))
         return process.Parts(
             app,
             tasks=(follower.run(), readiness.run(), disks.run()),

@@ -10,12 +10,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
+from dataclasses import replace
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
+from saga.auth.caller import Caller
 from saga.personal.marks import Personal, personal_fields, personal_values, with_personal
 from saga.personal.persons import Persons, SealingAway
 from saga.personal.seal import Forgotten, Unsealable, sealed, shown
@@ -94,6 +96,11 @@ def _guard(route: APIRoute, persons: Persons) -> None:
             given = {
                 name: await _sealed(persons, value, name in marked) for name, value in given.items()
             }
+        # After the bodies, in which a person may be new.
+        for name, value in given.items():
+            if isinstance(value, Caller) and value.owner is not None:
+                texts = await texts_of(value.owner)
+                given[name] = replace(value, sealed_owner=texts[-1])
         return await _for_reader(persons, await endpoint(**given), named)
 
     route.endpoint = route.dependant.call = sealed_endpoint

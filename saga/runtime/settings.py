@@ -21,6 +21,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from saga.auth.settings import AuthSettings
 from saga.errors import Explained
 from saga.runtime.disk import FREE_MIN_BYTES
 from saga.runtime.telemetry import LogFormat
@@ -123,7 +124,7 @@ def _check_networks(text: str) -> str:
     return text
 
 
-class HttpSettings(BaseSettings):
+class HttpSettings(AuthSettings):
     """How a process serves HTTP."""
 
     model_config = SettingsConfigDict(extra="ignore", frozen=True, env_ignore_empty=True)
