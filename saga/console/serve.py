@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
+from saga.console.access import access_of
 from saga.console.app import create
 from saga.console.live import Ticker
 from saga.console.lookout import Lookout
@@ -19,7 +20,8 @@ from saga.runtime.tls import context_of
 @contextlib.asynccontextmanager
 async def serving(watched: Watched, settings: ConsoleSettings) -> AsyncIterator[str]:
     """Serve the console until the end of the block; gives its address. Raises `OSError` for a port
-    that is in use."""
+    that is in use, and `SettingsError` where nobody could log in."""
+    access = access_of(settings)
     site = Site(
         watched,
         Ticker(),
@@ -28,6 +30,7 @@ async def serving(watched: Watched, settings: ConsoleSettings) -> AsyncIterator[
         bodies=settings.console_bodies,
         trace_url=settings.console_trace_url,
         lookout=Lookout(watched, settings.management_url),
+        access=access,
     )
     app = create(site, settings)
     with listen(settings.http_host, settings.http_port, way_out="--port") as listener:

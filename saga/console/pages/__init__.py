@@ -11,6 +11,7 @@ from saga.console.pages import (
     due,
     keys,
     letters,
+    login,
     messages,
     proof,
     replays,
@@ -38,5 +39,6 @@ PAGES: Final = tuple(
         services,
         audit,
         keys,
+        login,
     )
 )

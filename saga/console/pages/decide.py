@@ -10,6 +10,7 @@ from fastapi.responses import RedirectResponse, Response
 from pydantic import BaseModel, ConfigDict
 from starlette.requests import Request
 
+from saga.console.access import needs
 from saga.console.forms import PAGE, After, Given, Reason, place_of, read_place
 from saga.console.people import Undecided, undecided_in
 from saga.console.site import Site
@@ -84,7 +85,7 @@ def routes(site: Site) -> APIRouter:
         await note({"state": "done"})
         return ""
 
-    @router.get("/decide")
+    @router.get("/decide", dependencies=[needs("decisions:read")])
     async def ask(request: Request, asked: Annotated[DecisionAsked, Query()]) -> Response:
         return site.page(
             request,
@@ -99,7 +100,7 @@ def routes(site: Site) -> APIRouter:
             places={name: place_of(each.next) for name, each in found.items() if each.next},
         )
 
-    @router.post("/decide")
+    @router.post("/decide", dependencies=[needs("decisions:write")])
     async def make(
         asked: Annotated[DecisionAsked, Query()], made: Annotated[DecisionMade, Form()]
     ) -> Response:
