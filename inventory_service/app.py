@@ -13,6 +13,7 @@ from sqlalchemy.engine import Connection
 from common.events import STOCK_QUANTITY_MAX, Currency, Sku, UnitPriceCents
 from inventory_service.domain import PARTICIPANT, AddStock, Delivery, StockItem, delivery_key
 from inventory_service.store import DELIVERIES, STOCK, TABLES
+from saga.auth.scopes import needs
 from saga.envelope import MessageKey, derived_id, source_of
 from saga.runtime.kernel.rows import writing
 from saga.runtime.kernel.tables import VersionConflict
@@ -89,7 +90,12 @@ def routes(running: Running) -> APIRouter:
             except VersionConflict:
                 continue  # Another replica remembers the same key: by now it is known.
 
-    @router.post("/stock", status_code=202, responses=problems(*WITH_BODY))
+    @router.post(
+        "/stock",
+        status_code=202,
+        responses=problems(*WITH_BODY),
+        dependencies=[needs("stock:write")],
+    )
     async def add(
         delivery: StockDelivery,
         idempotency_key: IdempotencyKey = None,
@@ -118,7 +124,7 @@ def routes(running: Running) -> APIRouter:
         found = await answer_from(running.database, lambda connection: STOCK.load(connection, skus))
         return [StockView.of(found[sku][0]) for sku in skus]
 
-    @router.get("/stock/{sku}", responses=problems(404, 422))
+    @router.get("/stock/{sku}", responses=problems(404, 422), dependencies=[needs("stock:read")])
     async def get(sku: Sku) -> StockView:
         """One SKU on the shelf."""
         item = await answer_from(running.database, lambda connection: STOCK.find(connection, sku))

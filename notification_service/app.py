@@ -46,6 +46,7 @@ from notification_service.store import (
     oldest,
     questions,
 )
+from saga.auth.scopes import needs
 from saga.message import Answer
 from saga.runtime.kernel.database import Database
 from saga.runtime.kernel.work import Done, Duplicate
@@ -122,7 +123,11 @@ def routes(running: Running) -> APIRouter:
         await find_unknown(order_id)
         raise Problem(409, f"another request about order {order_id} was faster; look again")
 
-    @router.get("/notifications", responses=problems(422))
+    @router.get(
+        "/notifications",
+        responses=problems(422),
+        dependencies=[needs("mails:read", personal=True)],
+    )
     async def list_(
         status: NotificationStatus = NotificationStatus.UNKNOWN,
         limit: Annotated[int, Query(ge=1, le=LISTED_MAX)] = 100,
@@ -133,13 +138,19 @@ def routes(running: Running) -> APIRouter:
         )
         return [NotificationView.of(notification) for notification in found]
 
-    @router.get("/notifications/{order_id}", responses=problems(404, 422))
+    @router.get(
+        "/notifications/{order_id}",
+        responses=problems(404, 422),
+        dependencies=[needs("mails:read", personal=True)],
+    )
     async def get(order_id: UUID) -> NotificationView:
         """The mail about one order's end."""
         return NotificationView.of(await find(order_id))
 
     @router.post(
-        "/notifications/{order_id}/resend", responses=problems(404, 409, 422, 502, *CHANGING)
+        "/notifications/{order_id}/resend",
+        responses=problems(404, 409, 422, 502, *CHANGING),
+        dependencies=[needs("mails:write")],
     )
     async def resend(order_id: UUID) -> NotificationView:
         """Send an unknown one, even if that makes two; 502 if it is unknown as before."""
@@ -150,7 +161,11 @@ def routes(running: Running) -> APIRouter:
             raise Problem(502, f"{resent.detail}; the notification is unknown as before")
         return NotificationView.of(resent)
 
-    @router.post("/notifications/{order_id}/dismiss", responses=problems(404, 409, 422, *CHANGING))
+    @router.post(
+        "/notifications/{order_id}/dismiss",
+        responses=problems(404, 409, 422, *CHANGING),
+        dependencies=[needs("mails:write")],
+    )
     async def dismiss(order_id: UUID) -> NotificationView:
         """Leave an unknown one as it is."""
         await find_unknown(order_id)

@@ -21,6 +21,8 @@ from common.events import (
 )
 from order_service.domain import PARTICIPANT, CancelOrder, Order, OrderStatus
 from order_service.store import ORDERS, TABLES
+from saga.auth.caller import Caller
+from saga.auth.scopes import needs, theirs
 from saga.choreography import State
 from saga.envelope import derived_id
 from saga.message import Priority
@@ -106,20 +108,24 @@ def routes(running: Running) -> APIRouter:
         key = str(order_id)
         return await answer_from(running.database, lambda connection: ORDERS.find(connection, key))
 
-    async def find(order_id: UUID) -> Order:
-        order = await known(order_id)
+    async def find(order_id: UUID, caller: Caller) -> Order:
+        order, missing = await known(order_id), Problem(404, f"there is no order {order_id}")
         if order is None:
-            raise Problem(404, f"there is no order {order_id}")
+            raise missing
+        theirs(caller, order.customer, missing)
         return order
 
     @router.post("/orders", status_code=202, responses=problems(*WITH_BODY))
     async def place(
         new: NewOrder,
         response: Response,
+        caller: Annotated[Caller, needs("orders:write", own=True)],
         idempotency_key: IdempotencyKey = None,
         traceparent: Annotated[str | None, Header()] = None,
     ) -> OrderView:
-        """Place an order. Sent again with the same `Idempotency-Key`, it is placed once."""
+        """Place an order. Sent again with the same `Idempotency-Key`, it is placed once. A customer
+        places orders in their own name only."""
+        theirs(caller, new.customer, Problem(403, "an order is placed in one's own name only"))
         key = idempotency_key or str(uuid4())
         order_id = order_id_of(key)
         command = new.command(order_id)
@@ -130,7 +136,7 @@ def routes(running: Running) -> APIRouter:
             outcome = await running.give(
                 command, id=derived_id(key, command.type), priority=new.priority
             )
-            order = outcome.own if isinstance(outcome, Done) else await find(order_id)
+            order = outcome.own if isinstance(outcome, Done) else await find(order_id, caller)
             view = OrderView.of(order)
             if not view.was_placed_by(command):
                 raise Problem(
@@ -142,22 +148,27 @@ def routes(running: Running) -> APIRouter:
         return view
 
     @router.get("/orders/{order_id}", responses=problems(404, 422))
-    async def get(order_id: UUID) -> OrderView:
+    async def get(
+        order_id: UUID,
+        caller: Annotated[Caller, needs("orders:read", own=True, personal=True)],
+    ) -> OrderView:
         """An order as it stands."""
-        return OrderView.of(await find(order_id))
+        return OrderView.of(await find(order_id, caller))
 
     @router.post(
         "/orders/{order_id}/cancel", status_code=202, responses=problems(404, 409, 422, *CHANGING)
     )
     async def cancel(
-        order_id: UUID, traceparent: Annotated[str | None, Header()] = None
+        order_id: UUID,
+        caller: Annotated[Caller, needs("orders:write", own=True)],
+        traceparent: Annotated[str | None, Header()] = None,
     ) -> OrderView:
         """Cancel a pending order; 409 if it has ended already."""
         route = "POST /orders/{order_id}/cancel"
         with tracing.request(route, str(order_id), traceparent, status=202):
-            command, order = CancelOrder(order_id=order_id), await find(order_id)
+            command, order = CancelOrder(order_id=order_id), await find(order_id, caller)
             outcome = await running.give(command, priority=order.priority)
-            view = OrderView.of(await find(order_id))
+            view = OrderView.of(await find(order_id, caller))
             if isinstance(outcome, Done) and not outcome.events:
                 raise Problem(
                     409, f"order {order_id} is {view.status} already", order_status=view.status

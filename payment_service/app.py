@@ -28,6 +28,7 @@ from payment_service.gateway import (
 )
 from payment_service.ledger import Decline
 from payment_service.store import PAYMENTS, TABLES
+from saga.auth.scopes import needs
 from saga.runtime.problem import Problem, problems
 from saga.runtime.service import Running, Service, main
 from saga.runtime.settings import Settings, SettingsError
@@ -61,7 +62,11 @@ def routes(running: Running) -> APIRouter:
     """`/payments`."""
     router = APIRouter(tags=["payments"])
 
-    @router.get("/payments/{order_id}", responses=problems(404, 422))
+    @router.get(
+        "/payments/{order_id}",
+        responses=problems(404, 422),
+        dependencies=[needs("payments:read")],
+    )
     async def get(order_id: UUID) -> PaymentView:
         """The payment for one order."""
         key = str(order_id)

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from saga.archive import OBSERVER as ARCHIVE
     from saga.asking import Phase, ask, record, record_undone, take_back
+    from saga.auth.caller import Caller
+    from saga.auth.scopes import needs, theirs
     from saga.choreography import ChoreographyError, Observer, Participant, State
     from saga.declaration import Saga, SagaError, Scenario, Stimulus
     from saga.due import Due
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from saga.outside import Desk, Memory, Outside, OutsideError
     from saga.retry import Retry, TransientError
     from saga.runtime.kernel.tables import Flag, Json, StateTable, Tables, Utc, Word, due_columns
+    from saga.runtime.problem import Problem
     from saga.runtime.service import Running, Service, TakingPart, taking_part
     from saga.runtime.service import main as serve
     from saga.runtime.settings import Settings
@@ -46,6 +49,8 @@ if TYPE_CHECKING:
 _HOMES: Final = {
     "saga.archive": ("ARCHIVE=OBSERVER",),
     "saga.asking": ("Phase", "ask", "record", "record_undone", "take_back"),
+    "saga.auth.caller": ("Caller",),
+    "saga.auth.scopes": ("needs", "theirs"),
     "saga.choreography": ("ChoreographyError", "Observer", "Participant", "State"),
     "saga.declaration": ("Saga", "SagaError", "Scenario", "Stimulus"),
     "saga.due": ("Due",),
@@ -62,6 +67,7 @@ _HOMES: Final = {
     "saga.runtime.kernel.tables": (
         *("Flag", "Json", "StateTable", "Tables", "Utc", "Word", "due_columns"),
     ),
+    "saga.runtime.problem": ("Problem",),
     "saga.runtime.service": ("Running", "Service", "TakingPart", "serve=main", "taking_part"),
     "saga.runtime.settings": ("Settings", "settings_of=load"),
     "saga.sandbox": ("DeskBookkeeper", "FileBookkeeper", "Bookkeeper", "KeyedBooks"),
@@ -81,6 +87,7 @@ __all__ = [
     "Ask",
     "Bookkeeper",
     "Broken",
+    "Caller",
     "ChoreographyError",
     "Command",
     "Decided",
@@ -108,6 +115,7 @@ __all__ = [
     "Phase",
     "Plan",
     "Priority",
+    "Problem",
     "Retry",
     "Role",
     "Running",
@@ -129,12 +137,14 @@ __all__ = [
     "ask",
     "derived_id",
     "due_columns",
+    "needs",
     "record",
     "record_undone",
     "serve",
     "settings_of",
     "take_back",
     "taking_part",
+    "theirs",
 ]
 
 

@@ -18,6 +18,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from saga import reconcile as books
+from saga.auth.access import begin
 from saga.clock import elapsed
 from saga.deployment import Deployment
 from saga.discovery import choreography, saga
@@ -67,8 +68,9 @@ class Exporter(Collector):
         """Where Prometheus is to look, once it is entered."""
 
     def __enter__(self) -> Self:
-        """Raises `OSError` for an address that cannot be listened on."""
+        """Raises `OSError` for an address that cannot be listened on, and `SettingsError`."""
         settings = self._settings
+        begin(settings, "exporter")
         registry = CollectorRegistry()
         registry.register(self)
         app = create_app(

@@ -16,6 +16,8 @@ from saga.archive import queries
 from saga.archive.routes import PAGE_DEFAULT, PAGE_MAX, TimelineStep, cursor, read_cursor
 from saga.archive.store import Fact
 from saga.archive.timeline import steps_of
+from saga.auth.caller import Caller
+from saga.auth.scopes import needs, theirs
 from saga.choreography import Choreography
 from saga.limits import INTEGER_MAX, TEXT_MAX_BYTES, Moment
 from saga.message import Priority
@@ -130,18 +132,30 @@ def routes(database: Database, choreography: Choreography, clock: Clock = utc_no
     """`/orders` and `/stats`."""
     router = APIRouter(tags=["history"])
 
-    async def facts_of(order_id: UUID) -> list[Fact]:
+    async def facts_of(order_id: UUID, caller: Caller) -> list[Fact]:
         key = str(order_id)
         facts = await answer_from(
             database, lambda connection: queries.facts_about(connection, [key])
         )
+        missing = Problem(404, f"nothing is known of an order {order_id}")
         if not facts:
-            raise Problem(404, f"nothing is known of an order {order_id}")
+            raise missing
+        if caller.owner is not None:
+            told = queries.events_until(facts, choreography, None)
+            theirs(caller, orders.ORDER_VIEW.of(key, told).customer, missing)
         return facts
 
     @router.get("/orders", responses=problems(422))
-    async def search(wanted: Annotated[Wanted, Query()]) -> OrderPage:
-        """Orders, the latest first. `since` and `until` are about their first event."""
+    async def search(
+        wanted: Annotated[Wanted, Query()],
+        caller: Annotated[Caller, needs("orders:read", own=True, personal=True)],
+    ) -> OrderPage:
+        """Orders, the latest first. `since` and `until` are about their first event. A customer
+        finds their own."""
+        if caller.owner is not None:
+            if wanted.customer not in (None, caller.owner):
+                return OrderPage(orders=[], next=None)
+            wanted = wanted.model_copy(update={"customer": caller.owner})
         seen = None if wanted.after is None else _read_cursor(wanted.after)
         found = await answer_from(
             database,
@@ -154,9 +168,13 @@ def routes(database: Database, choreography: Choreography, clock: Clock = utc_no
         )
 
     @router.get("/orders/{order_id}", responses=problems(404, 422))
-    async def get(order_id: UUID, at: Moment | None = None) -> OrderSummary:
+    async def get(
+        order_id: UUID,
+        caller: Annotated[Caller, needs("orders:read", own=True, personal=True)],
+        at: Moment | None = None,
+    ) -> OrderSummary:
         """An order as it stands, or as it stood `at` some time."""
-        facts = await facts_of(order_id)
+        facts = await facts_of(order_id, caller)
         told = queries.events_until(facts, choreography, at)
         view = orders.ORDER_VIEW.of(str(order_id), told)
         if not view.sequence:
@@ -164,12 +182,15 @@ def routes(database: Database, choreography: Choreography, clock: Clock = utc_no
         return OrderSummary.of(view)
 
     @router.get("/orders/{order_id}/timeline", responses=problems(404, 422))
-    async def timeline(order_id: UUID) -> Timeline:
+    async def timeline(
+        order_id: UUID,
+        caller: Annotated[Caller, needs("orders:read", own=True, personal=True)],
+    ) -> Timeline:
         """Every event of an order, each after its cause, with the time that each hop took."""
-        steps = steps_of(await facts_of(order_id))
+        steps = steps_of(await facts_of(order_id, caller))
         return Timeline(order_id=order_id, steps=[TimelineStep.of(step) for step in steps])
 
-    @router.get("/stats", responses=problems(422))
+    @router.get("/stats", responses=problems(422), dependencies=[needs("stats:read")])
     async def stats(since: Moment | None = None, until: Moment | None = None) -> Stats:
         """Outcomes, reasons, revenue and latencies by the hour; of the last day by default."""
         end = until or clock()

@@ -11,6 +11,7 @@ from saga.archive.follower import Follower
 from saga.archive.routes import routes
 from saga.archive.store import places, schema_of
 from saga.archive.views import projection_of
+from saga.auth.access import serve_routes
 from saga.discovery import choreography
 from saga.runtime import metrics, process
 from saga.runtime.disk import Disks, Halt
@@ -48,9 +49,9 @@ def build(settings: Settings) -> process.Process:
             readiness=readiness,
             before_scrape=lambda: _read_figures(follower),
         )
-        app.include_router(routes(database, projection))
+        serve_routes(app, routes(database, projection))
         if (view := projection.view) is not None:
-            app.include_router(view.routes(database, projection.choreography, utc_now))
+            serve_routes(app, view.routes(database, projection.choreography, utc_now))
         return process.Parts(
             app,
             tasks=(follower.run(), readiness.run(), disks.run()),

@@ -16,6 +16,7 @@ from saga.archive.projection import Projection
 from saga.archive.store import Fact
 from saga.archive.subjects import Subject
 from saga.archive.timeline import Hop, milliseconds, steps_of
+from saga.auth.scopes import needs
 from saga.limits import Moment, Text
 from saga.message import Priority
 from saga.runtime.kernel.database import Database
@@ -158,7 +159,7 @@ def routes(database: Database, projection: Projection) -> APIRouter:
             raise Problem(404, f"nothing is known of {subject!r}")
         return facts
 
-    @router.get("/subjects", responses=problems(422))
+    @router.get("/subjects", responses=problems(422), dependencies=[needs("history:read")])
     async def search(wanted: Annotated[SubjectsWanted, Query()]) -> SubjectPage:
         """Subjects of all sagas, the latest first. `since` and `until` are about their first
         event."""
@@ -174,13 +175,21 @@ def routes(database: Database, projection: Projection) -> APIRouter:
         )
 
     # Before the next one: a subject may have slashes in it.
-    @router.get("/subjects/{subject:path}/timeline", responses=problems(404, 422))
+    @router.get(
+        "/subjects/{subject:path}/timeline",
+        responses=problems(404, 422),
+        dependencies=[needs("history:read", personal=True)],
+    )
     async def timeline(subject: Key) -> SubjectTimeline:
         """Every event about a subject, each after its cause, with the time that each hop took."""
         steps = steps_of(await facts_of(subject))
         return SubjectTimeline(subject=subject, steps=[TimelineStep.of(step) for step in steps])
 
-    @router.get("/subjects/{subject:path}", responses=problems(404, 422))
+    @router.get(
+        "/subjects/{subject:path}",
+        responses=problems(404, 422),
+        dependencies=[needs("history:read")],
+    )
     async def get(subject: Key, at: Moment | None = None) -> SubjectSummary:
         """A subject as it stands, or as it stood `at` some time. One whose key ends in `/timeline`
         is found with `GET /subjects?subject=`."""

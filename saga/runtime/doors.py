@@ -7,9 +7,10 @@ Each is a piece of ASGI middleware. `guard` puts all of them around an applicati
 3. `Callers`: an address has a limit of requests.
 4. `Sizes`: a request's line and headers have a limit.
 5. `Visitors`: requests that a web page of another site makes are turned away.
-6. `Bodies`: a body has a limit.
-7. `Deadline`: an answer has a deadline.
-8. `Heads`: what answers GET answers HEAD.
+6. `Gate` (`saga.auth.gate`), where callers have to be known.
+7. `Bodies`: a body has a limit.
+8. `Deadline`: an answer has a deadline.
+9. `Heads`: what answers GET answers HEAD.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ import math
 import re
 import socket
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Final
@@ -31,7 +31,11 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
+from saga.auth.access import Access
+from saga.auth.gate import Gate
+from saga.runtime.metrics import refused
 from saga.runtime.problem import Problem, headers_too_long, short, unavailable
+from saga.runtime.rates import Rates
 from saga.runtime.settings import HttpSettings
 
 log = logging.getLogger(__name__)
@@ -39,10 +43,6 @@ log = logging.getLogger(__name__)
 SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 """They change nothing (RFC 9110, section 9.2.1)."""
 HOSTS_REMEMBERED_MAX: Final = 128
-BURST_SECONDS: Final = 10.0
-"""A caller who has been quiet may send the requests of so many seconds at once."""
-CALLERS_REMEMBERED_MAX: Final = 10_000
-"""Some 2 MB. Beyond, the one that has been quiet for longest is forgotten."""
 UNCOUNTED: Final = frozenset({"/livez", "/readyz"})
 """What supervisors and load balancers ask. It costs next to nothing, and a service that is alive
 must not be restarted because somebody behind the same address asks too much."""
@@ -54,13 +54,15 @@ _IPV6_NETWORK_BITS: Final = 64
 _HOST: Final = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^:\[\]/?#@\s]+)(?::\d*)?")
 
 
-def guard(app: FastAPI, settings: HttpSettings) -> None:
-    """Put all of them around the application."""
+def guard(app: FastAPI, settings: HttpSettings, access: Access | None = None) -> None:
+    """Put all of them around the application; `access` knows its callers."""
     names = [*settings.allowed_hosts, settings.http_host, socket.gethostname()]
     # The last one that is added is the first one that is asked.
     app.add_middleware(Heads)
     app.add_middleware(Deadline, seconds=settings.http_answer_seconds)
     app.add_middleware(Bodies, max_bytes=settings.body_max_bytes)
+    if access is not None:
+        app.add_middleware(Gate, access=access, per_second=settings.auth_requests_per_second)
     app.add_middleware(Visitors, allowed=names)
     app.add_middleware(Sizes, max_bytes=settings.http_headers_max_bytes)
     if settings.http_requests_per_second:
@@ -113,12 +115,7 @@ class Faults:
 
 
 class Callers:
-    """Turns away what an address asks beyond `per_second`, with 429 and the time to wait.
-
-    Who has been quiet may ask for `BURST_SECONDS` as much at once (the generic cell rate algorithm:
-    one time per address, from which on it has its whole burst again). What is turned away does not
-    count, so a caller who goes on too fast still gets their share.
-    """
+    """Turns away what an address asks beyond `per_second`, with 429 and the time to wait."""
 
     def __init__(
         self, app: ASGIApp, per_second: float, clock: Callable[[], float] = time.monotonic
@@ -126,32 +123,18 @@ class Callers:
         self._app = app
         self._per_second = per_second
         self._clock = clock
-        # At least one, also where that is a request in many seconds.
-        self._burst_seconds = max(BURST_SECONDS - 1 / per_second, 0.0)
-        self._free_at: OrderedDict[str, float] = OrderedDict()
-        """By caller; the latest one last."""
+        self._rates = Rates(per_second, clock)
         self._told_at = -math.inf
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] not in UNCOUNTED:
             caller = _caller(scope)
-            wait_seconds = self._wait_seconds(caller)
+            wait_seconds = self._rates.wait_seconds(caller)
             if wait_seconds > 0:
+                refused("address_rate")
                 await self._refusal(caller, wait_seconds).response()(scope, receive, send)
                 return
         await self._app(scope, receive, send)
-
-    def _wait_seconds(self, caller: str) -> float:
-        """How long until the caller may ask; if they may now, this request is counted."""
-        now = self._clock()
-        free_at = max(self._free_at.get(caller, now), now)
-        if (wait_seconds := free_at - now - self._burst_seconds) > 0:
-            return wait_seconds
-        self._free_at[caller] = free_at + 1 / self._per_second
-        self._free_at.move_to_end(caller)
-        if len(self._free_at) > CALLERS_REMEMBERED_MAX:
-            self._free_at.popitem(last=False)
-        return 0.0
 
     def _refusal(self, caller: str, wait_seconds: float) -> Problem:
         seconds = math.ceil(wait_seconds)
@@ -198,6 +181,7 @@ class Sizes:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and _head_bytes(scope) > self._max_bytes:
+            refused("too_long")
             await headers_too_long(self._max_bytes).response()(scope, receive, send)
             return
         await self._app(scope, receive, send)
@@ -238,6 +222,7 @@ class Visitors:
             if problem is None and scope["method"] not in SAFE_METHODS:
                 problem = _of_another_site(headers, host)
             if problem is not None:
+                refused("visitor")
                 await problem.response()(scope, receive, send)
                 return
         await self._app(scope, receive, send)

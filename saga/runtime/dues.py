@@ -13,6 +13,7 @@ from fastapi import APIRouter, Path, Query
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.engine import Connection
 
+from saga.auth.scopes import needs
 from saga.choreography import State
 from saga.limits import TEXT_MAX_BYTES, Plain
 from saga.message import Priority
@@ -88,7 +89,7 @@ def routes(running: Running, kinds: Iterable[type[State]]) -> APIRouter:
     """`/due`, of a service about whose states of these kinds something may be due."""
     router = APIRouter(prefix="/due", tags=["due"])
 
-    @router.get("", responses=problems(422))
+    @router.get("", responses=problems(422), dependencies=[needs("dues:read")])
     async def list_(
         limit: Annotated[int, Query(ge=1, le=LISTED_MAX)] = 100,
     ) -> list[DueView]:
@@ -105,6 +106,7 @@ def routes(running: Running, kinds: Iterable[type[State]]) -> APIRouter:
             _bringing_forward(running, kind),
             methods=["POST"],
             responses=problems(404, 409, 500, *WITH_BODY),
+            dependencies=[needs("dues:write")],
         )
     return router
 

@@ -194,6 +194,22 @@ _outbox_swept = Counter(
     ("participant",),
 )
 
+# --- HTTP -------------------------------------------------------------------------------------
+
+_http_refused = Counter(
+    "saga_http_requests_refused_total",
+    "HTTP requests turned away before their route, by reason.",
+    ("reason",),
+)
+REFUSED_FOR: Final = (
+    *("address_rate", "caller_rate", "unauthenticated", "forbidden", "not_theirs", "issuer_away"),
+    *("visitor", "too_long"),
+)
+"""The reasons: too many requests from an address or a caller; nobody known; without the scope;
+another's; tokens cannot be checked; a page of another site, or of no name of ours; a line and
+headers, or a body, beyond the limit."""
+_refused_for = {reason: _http_refused.labels(reason) for reason in REFUSED_FOR}
+
 # --- the database, the process ----------------------------------------------------------------
 
 _database_up = Gauge(
@@ -489,6 +505,11 @@ class SagaMetrics:
         self, outcome: str, priority: Priority, seconds: float, traceparent: str | None
     ) -> None:
         self._seconds[outcome, priority].observe(seconds, exemplar_of(traceparent))
+
+
+def refused(reason: str) -> None:
+    """Count an HTTP request that is turned away, for one of `REFUSED_FOR`."""
+    _refused_for[reason].inc()
 
 
 def turned_away(saga: str) -> Counter:

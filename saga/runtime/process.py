@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import uvloop
 from fastapi import FastAPI
 
+from saga.auth.access import begin
 from saga.choreography import ChoreographyError
 from saga.message import AmbiguousMessage
 from saga.runtime import metrics, streams, telemetry, tracing
@@ -101,6 +102,7 @@ async def run(process: Process, settings: Settings) -> None:
     async with contextlib.AsyncExitStack() as stack:
         if process.close is not None:
             stack.push_async_callback(process.close)
+        begin(settings, name)
         listener = stack.enter_context(
             listen(settings.http_host, settings.http_port, way_out="HTTP_HOST or HTTP_PORT")
         )
@@ -161,6 +163,7 @@ async def embedded(
     async with contextlib.AsyncExitStack() as stack:
         if process.close is not None:
             stack.push_async_callback(process.close)
+        begin(settings, process.name)
         database = await _opened(process, settings)
         stack.push_async_callback(database.close)
         parts = await process.assemble(database, stack)

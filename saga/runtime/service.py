@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from fastapi import APIRouter, FastAPI
 
 from saga import discovery
+from saga.auth.access import serve_routes
 from saga.choreography import Participant
 from saga.course import Course, course_of
 from saga.declaration import SagaError
@@ -259,7 +260,7 @@ def process_of(
             before_scrape=lambda: _read_figures(name, running, figures),
         )
         for routes in routes_of(service):
-            app.include_router(routes(running))
+            serve_routes(app, routes(running))
 
         async def start() -> None:
             await publisher.open(settings.broker_patience_seconds)

@@ -13,6 +13,7 @@ import yarl
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from saga.auth.settings import AuthSettings
 from saga.errors import Explained
 from saga.runtime.disk import FREE_MIN_BYTES
 from saga.runtime.telemetry import LogFormat
@@ -115,7 +116,7 @@ def _check_networks(text: str) -> str:
     return text
 
 
-class HttpSettings(BaseSettings):
+class HttpSettings(AuthSettings):
     """How a process serves HTTP."""
 
     model_config = SettingsConfigDict(extra="ignore", frozen=True, env_ignore_empty=True)
@@ -175,8 +176,6 @@ class Settings(TlsSettings, HttpSettings):
     """One service's settings."""
 
     amqp_url: str = "amqp://guest:guest@127.0.0.1:5672/"
-    data_dir: Path = Path("data")
-    """The folder of the embedded databases, one file per service."""
     database_url: str | None = None
     """Where this service keeps its state; by default a SQLite file in `data_dir`."""
     database_patience_seconds: Annotated[float, Field(ge=0, le=3600)] = 30.0

@@ -16,13 +16,15 @@ from sqlalchemy.engine import Connection
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from saga.auth.access import access_of
+from saga.auth.scopes import NotTheirs, settle
 from saga.limits import Plain
 from saga.runtime.docs import documentation
 from saga.runtime.doors import described, guard
 from saga.runtime.headers import SecurityHeaders
 from saga.runtime.kernel.database import Database
 from saga.runtime.kernel.rows import UnreadableRow
-from saga.runtime.metrics import OPENMETRICS, TEXT, exposition
+from saga.runtime.metrics import OPENMETRICS, TEXT, exposition, refused
 from saga.runtime.problem import Problem, problems, short, unavailable
 from saga.runtime.readiness import Readiness
 from saga.runtime.settings import HttpSettings
@@ -72,9 +74,10 @@ def create_app(
     before_scrape: Callable[[], Awaitable[None]],
     registry: CollectorRegistry = REGISTRY,
 ) -> FastAPI:
-    """An application with what every service serves.
+    """An application with what every service serves; `serve_routes` adds a service's own.
 
-    `before_scrape` brings up to date what is measured only when somebody asks.
+    `before_scrape` brings up to date what is measured only when somebody asks. Raises
+    `SettingsError` where strangers would reach it, and that is not said on purpose.
     """
     app = FastAPI(
         title=title,
@@ -84,7 +87,9 @@ def create_app(
         redirect_slashes=False,  # Where to, would be for the request's Host header to say.
         responses=problems(*ALWAYS),
     )
-    guard(app, settings)
+    access = access_of(settings)
+    app.state.closed = access is not None
+    guard(app, settings, access)
     app.add_middleware(SecurityHeaders)
     app.include_router(documentation(title))
 
@@ -128,6 +133,12 @@ def create_app(
     async def on_unreadable(request: Request, error: UnreadableRow) -> JSONResponse:
         log.error("%s: %s", described(request.scope), error)
         return Problem(500, str(error)).response()
+
+    @app.exception_handler(NotTheirs)
+    async def on_anothers(request: Request, problem: NotTheirs) -> JSONResponse:
+        settle(request, "it is another's")
+        refused("not_theirs")
+        return problem.response()
 
     @app.exception_handler(Problem)
     async def on_problem(_: Request, problem: Problem) -> JSONResponse:

@@ -11,8 +11,9 @@ import pytest
 from fastapi import FastAPI
 from starlette.types import Message, Receive, Scope, Send
 
-import saga.runtime.doors
-from saga.runtime.doors import BURST_SECONDS, UNCOUNTED, Callers, guard
+import saga.runtime.rates
+from saga.runtime.doors import UNCOUNTED, Callers, guard
+from saga.runtime.rates import BURST_SECONDS
 from saga.runtime.settings import HttpSettings, SettingsError, load
 
 PER_SECOND = 4.0
@@ -136,7 +137,7 @@ def test_what_supervisors_ask_is_never_turned_away_and_counts_for_nobody() -> No
 def test_so_many_callers_are_remembered_and_the_quietest_is_forgotten(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(saga.runtime.doors, "CALLERS_REMEMBERED_MAX", 3)
+    monkeypatch.setattr(saga.runtime.rates, "CALLERS_REMEMBERED_MAX", 3)
     ask = Asked(per_second=0.15)  # one at once, and one more
     for host in ("a", "b", "c"):
         assert ask(host)[0] == 200
@@ -145,8 +146,8 @@ def test_so_many_callers_are_remembered_and_the_quietest_is_forgotten(
 
     assert ask("d")[0] == 200
 
-    assert len(ask.callers._free_at) == 3
-    assert "b" not in ask.callers._free_at
+    assert len(ask.callers._rates._free_at) == 3
+    assert "b" not in ask.callers._rates._free_at
 
 
 def test_the_log_tells_of_it_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:

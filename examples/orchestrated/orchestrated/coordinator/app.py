@@ -5,7 +5,7 @@ from __future__ import annotations
 from uuid import UUID
 
 from fastapi import APIRouter
-from saga import Running, Service, Settings, derived_id, serve
+from saga import Running, Service, Settings, derived_id, needs, serve
 
 from orchestrated.coordinator.domain import PARTICIPANT, Order, Step
 from orchestrated.coordinator.store import TABLES
@@ -21,16 +21,16 @@ def routes(running: Running) -> APIRouter:
     once."""
     router = APIRouter()
 
-    @router.post("/orders", status_code=202)
+    @router.post("/orders", status_code=202, dependencies=[needs("orders:write")])
     async def place(command: PlaceOrder) -> None:
         await running.give(command, id=derived_id(command.subject, command.type))
 
-    @router.post("/orders/{order_id}/cancel", status_code=202)
+    @router.post("/orders/{order_id}/cancel", status_code=202, dependencies=[needs("orders:write")])
     async def cancel(order_id: UUID) -> None:
         command = CancelOrder(order_id=order_id)
         await running.give(command, id=derived_id(command.subject, command.type))
 
-    @router.get("/orders/{order_id}")
+    @router.get("/orders/{order_id}", dependencies=[needs("orders:read")])
     async def step(order_id: UUID) -> Step:
         key = str(order_id)
         orders = TABLES.states[Order]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Annotated
 from uuid import uuid4
 
 from fastapi import APIRouter
-from saga import Running, Service, Settings, serve
+from saga import Caller, Problem, Running, Service, Settings, needs, serve, theirs
 
 from taskflow.language import ChangePreferences
 from taskflow.preferences.domain import PARTICIPANT
@@ -20,7 +21,10 @@ def routes(running: Running) -> APIRouter:
     router = APIRouter()
 
     @router.put("/preferences", status_code=202)
-    async def change(command: ChangePreferences) -> None:
+    async def change(
+        command: ChangePreferences, caller: Annotated[Caller, needs("users:write", own=True)]
+    ) -> None:
+        theirs(caller, command.user, Problem(403, "users change what is their own only"))
         await running.give(command, id=str(uuid4()))
 
     return router

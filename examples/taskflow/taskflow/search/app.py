@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 from fastapi import APIRouter
-from saga import Running, Service, Settings, serve
+from saga import Running, Service, Settings, needs, serve
 from sqlalchemy.engine import Connection
 
 from taskflow.search.domain import PARTICIPANT, Entry
@@ -20,7 +20,7 @@ def build(_: Settings) -> Service:
 def routes(running: Running) -> APIRouter:
     router = APIRouter()
 
-    @router.get("/tasks")
+    @router.get("/tasks", dependencies=[needs("tasks:read")])
     async def find(words: str) -> list[str]:
         """Up to `FOUND_MAX` tasks whose title has these words, those first that are not done."""
         return await running.database.read(lambda connection: found(connection, words))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fastapi import APIRouter
-from saga import Running, Service, Settings, derived_id, serve
+from saga import Running, Service, Settings, derived_id, needs, serve
 
 from taskflow.language import CompleteTask, CreateTask
 from taskflow.tasks.domain import PARTICIPANT
@@ -18,11 +18,11 @@ def routes(running: Running) -> APIRouter:
     """What users do. Their commands have ids of their own, so that one sent twice is done once."""
     router = APIRouter()
 
-    @router.post("/tasks", status_code=202)
+    @router.post("/tasks", status_code=202, dependencies=[needs("tasks:write")])
     async def create(command: CreateTask) -> None:
         await running.give(command, id=derived_id(command.task, command.type))
 
-    @router.post("/tasks/complete", status_code=202)
+    @router.post("/tasks/complete", status_code=202, dependencies=[needs("tasks:write")])
     async def complete(command: CompleteTask) -> None:
         await running.give(command, id=derived_id(command.task, command.type))
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from fastapi import APIRouter
-from saga import Running, Service, Settings, derived_id, serve
+from saga import Caller, Problem, Running, Service, Settings, derived_id, needs, serve, theirs
 
 from taskflow.language import RegisterUser
 from taskflow.users.domain import PARTICIPANT
@@ -18,7 +20,10 @@ def routes(running: Running) -> APIRouter:
     router = APIRouter()
 
     @router.post("/users", status_code=202)
-    async def register(command: RegisterUser) -> None:
+    async def register(
+        command: RegisterUser, caller: Annotated[Caller, needs("users:write", own=True)]
+    ) -> None:
+        theirs(caller, command.user, Problem(403, "users change what is their own only"))
         await running.give(command, id=derived_id(command.user, command.type))
 
     return router

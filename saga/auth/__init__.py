@@ -1,0 +1,1 @@
+"""Who asks over HTTP, what they may, and the record of it: tokens, API keys, scopes, audit."""

@@ -1,0 +1,220 @@
+"""The record of who was let in and who was not: one JSON line a decision.
+
+Lines go to the logger `saga.audit`. `Trail` keeps them in a file per process, of bounded size;
+`entries` reads what all processes wrote. No line has a token or a key in it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from saga.auth.caller import Caller
+from saga.errors import Explained
+
+log = logging.getLogger("saga.audit")
+own_log = logging.getLogger(__name__)
+
+FILE_MAX_BYTES: Final = 20_000_000
+"""How long a file gets before the next one is begun."""
+TEXT_MAX_CHARACTERS: Final = 255
+"""Of each thing in a line that a caller may have chosen."""
+LINE_MAX_BYTES: Final = 16_384
+_TELL_SECONDS: Final = 60.0
+_LOOK_AFTER_LINES: Final = 500
+"""Another process with the same file may have begun the next one: so often it is looked at."""
+
+
+class AuditError(Explained):
+    """A trail that cannot be kept or read. Names the folder."""
+
+
+class Decision(BaseModel):
+    """One line of the trail. `who` is None for a caller who is not known."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    at: datetime
+    process: str
+    allowed: bool
+    who: str | None
+    name: str = ""
+    how: str | None
+    action: str
+    scope: str = ""
+    subject: str | None = None
+    reason: str = ""
+    personal: bool = False
+    address: str = ""
+
+
+_process = "saga"
+
+
+def decided(
+    caller: Caller | None,
+    *,
+    action: str,
+    scope: str,
+    subject: str | None = None,
+    allowed: bool,
+    reason: str = "",
+    personal: bool = False,
+    address: str = "",
+) -> None:
+    """Record a decision. `subject` is what it is about, `personal` whether that shows data of
+    people, `address` the network address it was asked from."""
+    if not log.isEnabledFor(logging.INFO):
+        return
+    line = {
+        "at": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "process": _process,
+        "allowed": allowed,
+        "who": None if caller is None else caller.subject[:TEXT_MAX_CHARACTERS],
+        "name": "" if caller is None else caller.name[:TEXT_MAX_CHARACTERS],
+        "how": None if caller is None else caller.how.value,
+        "action": action[:TEXT_MAX_CHARACTERS],
+        "scope": scope,
+        "subject": None if subject is None else subject[:TEXT_MAX_CHARACTERS],
+        "reason": reason[:TEXT_MAX_CHARACTERS],
+        "personal": personal,
+        "address": address,
+    }
+    log.info("%s", json.dumps(line, separators=(",", ":")))
+
+
+def keep(folder: Path, process: str, keep_bytes: int, *, asked_for: bool) -> None:
+    """Keep this process's decisions in a file in `folder`; where that takes none and nobody
+    `asked_for` it, print them to stderr. Raises `AuditError` where somebody did."""
+    global _process
+    _process = process
+    for handler in [*log.handlers]:
+        if isinstance(handler, Trail | _Printed):
+            log.removeHandler(handler)
+            handler.close()
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    try:
+        log.addHandler(Trail(folder, process, keep_bytes))
+    except OSError as error:
+        if asked_for:
+            raise AuditError(
+                f"cannot keep the audit trail in {folder} (AUDIT_DIR): {error.strerror}"
+            ) from None
+        own_log.info("the audit trail is printed: %s takes no files (%s)", folder, error.strerror)
+        log.addHandler(_Printed())
+
+
+class _Printed(logging.StreamHandler[Any]):
+    """Prints lines bare: each is a document of its own."""
+
+
+class Trail(logging.Handler):
+    """Appends lines to `<process>.jsonl`. A full file gets the time as part of its name, so that
+    processes which share it lose nothing; the oldest go when all have `keep_bytes`."""
+
+    def __init__(self, folder: Path, process: str, keep_bytes: int) -> None:
+        """Raises `OSError`."""
+        super().__init__()
+        self._folder, self._process, self._keep_bytes = folder, process, keep_bytes
+        self._file = folder / f"{process}.jsonl"
+        self._told_at = -_TELL_SECONDS
+        self._written = 0
+        folder.mkdir(parents=True, exist_ok=True)
+        self._descriptor = self._open()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            os.write(self._descriptor, f"{record.getMessage()}\n".encode())
+            self._written += 1
+            if self._written % _LOOK_AFTER_LINES == 0:
+                self._turn_over()
+        except OSError as error:
+            now = time.monotonic()
+            if now - self._told_at >= _TELL_SECONDS:
+                self._told_at = now
+                own_log.error("the audit trail lacks lines: %s: %s", self._file, error.strerror)
+
+    def _open(self) -> int:
+        options = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+        return os.open(self._file, options, 0o600)
+
+    def _turn_over(self) -> None:
+        ours = os.fstat(self._descriptor)
+        try:
+            there = self._file.stat()
+        except FileNotFoundError:
+            there = None
+        if there is not None and there.st_ino == ours.st_ino:
+            if ours.st_size < FILE_MAX_BYTES:
+                return
+            self._file.rename(self._folder / f"{self._process}.{time.time_ns()}.jsonl")
+        fresh = self._open()
+        os.close(self._descriptor)
+        self._descriptor = fresh
+        self._forget()
+
+    def _forget(self) -> None:
+        full = sorted(self._folder.glob(f"{self._process}.*.jsonl"), reverse=True)
+        kept = FILE_MAX_BYTES  # of the one that is being written
+        for file in full:
+            with contextlib.suppress(FileNotFoundError):
+                kept += file.stat().st_size
+                if kept > self._keep_bytes:
+                    file.unlink()
+
+    def close(self) -> None:
+        with self.lock or contextlib.nullcontext():
+            if self._descriptor >= 0:
+                os.close(self._descriptor)
+                self._descriptor = -1
+        super().close()
+
+
+def entries(folder: Path) -> Iterator[Decision]:
+    """The decisions that all processes recorded in `folder`, the latest of each file first, files
+    merged by time. Lines that cannot be read are left out. Raises `AuditError`."""
+    import heapq
+
+    try:
+        files = [file for file in folder.glob("*.jsonl") if file.is_file()]
+    except OSError as error:
+        raise AuditError(f"cannot read {folder}: {error.strerror}") from None
+    yield from heapq.merge(
+        *(_backwards(file) for file in files), key=lambda found: found.at, reverse=True
+    )
+
+
+def _backwards(file: Path) -> Iterator[Decision]:
+    try:
+        stream = file.open("rb")
+    except OSError as error:
+        raise AuditError(f"cannot read {file}: {error.strerror}") from None
+    with stream:
+        end = stream.seek(0, os.SEEK_END)
+        rest = b""
+        while end > 0:
+            begin = max(end - LINE_MAX_BYTES, 0)
+            stream.seek(begin)
+            first, *lines = (stream.read(end - begin) + rest).split(b"\n")
+            rest, end = first, begin
+            if len(rest) > LINE_MAX_BYTES:
+                rest = b""  # No line of ours.
+            for line in reversed(lines):
+                yield from _read(line)
+        yield from _read(rest)
+
+
+def _read(line: bytes) -> Iterator[Decision]:
+    if line:
+        with contextlib.suppress(ValidationError):
+            yield Decision.model_validate_json(line)

@@ -1,0 +1,189 @@
+"""What callers may do: scopes declared beside routes, and roles as sets of scopes.
+
+@router.get("/rooms/{room}")
+async def get(room: str, caller: Annotated[Caller, needs("rooms:read", own=True)]) -> Room: ...
+
+@router.post("/rooms", dependencies=[needs("rooms:write")])
+async def add(...) -> None: ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final
+
+from fastapi import Request, Security
+from fastapi.dependencies.models import Dependant
+from fastapi.openapi.models import HTTPBearer
+from fastapi.routing import APIRoute
+from fastapi.security.base import SecurityBase
+
+from saga.auth import audit
+from saga.auth.caller import ANYBODY, EVERYTHING, Caller, NotAllowed
+from saga.auth.keys import SCOPE
+from saga.runtime.metrics import refused
+from saga.runtime.problem import Problem
+
+READER, OPERATOR, ADMIN = "reader", "operator", "admin"
+ROLES: Final[Mapping[str, frozenset[str]]] = {
+    READER: frozenset({"*:read"}),
+    OPERATOR: frozenset({"*:read", "*:write"}),
+    ADMIN: frozenset({EVERYTHING}),
+}
+"""`personal:read` is in none but the last."""
+SCHEME: Final = "bearer"
+"""As OpenAPI calls it."""
+ASKING: Final = "saga.asking"
+"""Where in a request's ASGI scope it stands who asks: an `Asking`."""
+REALM: Final = "saga"
+
+
+def in_claim(claims: Mapping[str, Any], path: str) -> list[str]:
+    """The texts that a claim holds, one or a list of them. A dot leads into an object, unless the
+    whole path is a claim's name (such as `https://example.com/roles`)."""
+    found: Any = claims.get(path)
+    if found is None:
+        found = claims
+        for name in path.split("."):
+            found = found.get(name) if isinstance(found, Mapping) else None
+    values = found if isinstance(found, list) else [found]
+    return [value for value in values if isinstance(value, str)]
+
+
+def needs(scope: str, *, own: bool = False, personal: bool = False) -> Any:
+    """What a route takes of its caller, who is the dependency's value.
+
+    With `own`, callers who act for one owner only are let in too: the route has to ask `theirs`
+    about what it shows or changes. `personal` says that it shows data of people. Raises
+    `ValueError` for a scope that does not read like `rooms:read`.
+    """
+    return Security(Needs(scope, own=own, personal=personal), scopes=[scope])
+
+
+class Needs(SecurityBase):
+    """The dependency, and what OpenAPI shows of it."""
+
+    def __init__(self, scope: str, *, own: bool, personal: bool) -> None:
+        if not SCOPE.fullmatch(scope) or "*" in scope:
+            raise ValueError(f"{scope!r} is no scope; write it like rooms:read")
+        self.scope, self.own, self.personal = scope, own, personal
+        self.model = HTTPBearer(
+            description="A token of the issuer, or an API key (`saga keys create`)."
+        )
+        self.scheme_name = SCHEME
+
+    async def __call__(self, request: Request) -> Caller:
+        asking: Asking | None = request.scope.get(ASKING)
+        if asking is None:
+            return ANYBODY  # There is no gate: `AUTH` is off.
+        caller = asking.caller
+        if caller is None:  # A route that takes a caller, below a path that is open to all.
+            raise unknown(NotAllowed("nobody is known on a path that is open", presented=False))
+        if not caller.may(self.scope):
+            self._deny(request, caller, f"needs {self.scope}")
+        if caller.owner is not None and not self.own:
+            self._deny(request, caller, "acts for one owner only")
+        if caller.owner is None:
+            self.record(request, caller)
+        else:  # Whose it is, the route will know.
+            asking.decide = partial(self.record, request, caller)
+        return caller
+
+    def _deny(self, request: Request, caller: Caller, reason: str) -> None:
+        self.record(request, caller, reason)
+        refused("forbidden")
+        words = f'Bearer realm="{REALM}", error="insufficient_scope", scope="{self.scope}"'
+        raise Problem(
+            403,
+            f"this takes {self.scope}, which the caller does not have"
+            if not caller.may(self.scope)
+            else "this is not for callers who act for one owner only",
+            headers={"WWW-Authenticate": words},
+        )
+
+    def record(self, request: Request, caller: Caller, reason: str = "") -> None:
+        """Write the decision down; with a reason, the caller was denied."""
+        about = next(iter(request.path_params.values()), None)
+        audit.decided(
+            caller,
+            action=action_of(request),
+            scope=self.scope,
+            subject=None if about is None else str(about),
+            allowed=not reason,
+            reason=reason,
+            personal=self.personal,
+            address=request.client.host if request.client else "",
+        )
+
+
+@dataclass(slots=True)
+class Asking:
+    """Who asks, of one request. `caller` is None where a path is open to all."""
+
+    caller: Caller | None
+    decide: Callable[[str], None] | None = None
+    """Writes down a decision that only the route can make: whose it is."""
+
+    def settle(self, reason: str = "") -> None:
+        """Write down what is undecided, once; with a reason, it was denied."""
+        decide, self.decide = self.decide, None
+        if decide is not None:
+            decide(reason)
+
+
+def settle(request: Request, reason: str) -> None:
+    """Write down that a caller was denied by the route."""
+    asking: Asking | None = request.scope.get(ASKING)
+    if asking is not None:
+        asking.settle(reason)
+
+
+def unknown(error: NotAllowed) -> Problem:
+    """The answer to a caller who is not known. Why not, the audit trail tells."""
+    invalid = ', error="invalid_token"' if error.presented else ""
+    return Problem(
+        401,
+        "the token or key is not accepted; the service's audit trail tells why"
+        if error.presented
+        else "this takes a token or an API key: send Authorization: Bearer <token>",
+        headers={"WWW-Authenticate": f'Bearer realm="{REALM}"{invalid}'},
+    )
+
+
+class NotTheirs(Problem):
+    """What a caller asks for belongs to another: as if it were not there."""
+
+
+def theirs(caller: Caller, owner: str, otherwise: Problem) -> None:
+    """Let only those see or change what belongs to `owner` who act for all, or for that owner.
+    Raises `NotTheirs`, which is answered as `otherwise`: as if it were not there."""
+    if not caller.acts_for(owner):
+        raise NotTheirs(
+            otherwise.status, otherwise.detail, headers=otherwise.headers, **otherwise.more
+        )
+
+
+def action_of(request: Request) -> str:
+    """The request's method and its route's path, which has no data in it."""
+    route = request.scope.get("route")
+    path = getattr(route, "path", None) or request.scope.get("path", "")
+    return f"{request.method} {path}"
+
+
+def need_of(route: APIRoute) -> Needs | None:
+    """What a route declares; None if nothing."""
+    return next((need for need, _ in _declared(route.dependant)), None)
+
+
+def takes_its_caller(route: APIRoute) -> bool:
+    """Whether a route is given the caller that it declares."""
+    return any(need.own and name is not None for need, name in _declared(route.dependant))
+
+
+def _declared(dependant: Dependant) -> Iterator[tuple[Needs, str | None]]:
+    for dependency in dependant.dependencies:
+        if isinstance(dependency.call, Needs):
+            yield dependency.call, dependency.name
+        yield from _declared(dependency)
