@@ -16,8 +16,8 @@ from fastapi.responses import Response
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from saga.auth.audit import decided
 from saga.auth.access import is_open
+from saga.auth.audit import decided
 from saga.auth.caller import Caller, How, NotAllowed
 from saga.auth.keys import SCOPE, ApiKeys, KeysError
 from saga.auth.scopes import action_of

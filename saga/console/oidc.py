@@ -45,7 +45,12 @@ AGE_MAX_SECONDS: Final = 600
 
 
 class LoginError(Explained):
-    """Nobody is logged in by this; says why, in words for whoever asks."""
+    """Nobody is logged in by this; says why, in words for whoever asks. The reason is for the
+    records, and may tell more."""
+
+    def __init__(self, said: str, *, reason: str = "") -> None:
+        super().__init__(said)
+        self.reason = reason or said
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +125,8 @@ class LoginProvider:
         self._tokens = IdTokens(settings)
         self._issuer = str(settings.auth_issuer)
         self._client_id = str(settings.auth_client_id)
-        self._client_secret = settings.auth_client_secret
+        secret = settings.auth_client_secret
+        self._client_secret = None if secret is None else secret.get_secret_value()
         self._scope = settings.auth_login_scope
         self._clock = clock
         self._begun: OrderedDict[str, BegunLogin] = OrderedDict()
@@ -185,11 +191,12 @@ class LoginProvider:
             caller = await self._tokens.logged_in(token, login.nonce)
         except IssuerAway:
             raise LoginError("the provider's keys cannot be read now: try again later") from None
-        except NotAllowed as error:
-            log.warning("an id token was refused: %s", error.reason)
+        except NotAllowed as refusal:
+            log.warning("an id token was refused: %s", refusal.reason)
             raise LoginError(
-                "what the provider says about you cannot be believed; the console's log tells why"
-            ) from error
+                "what the provider says about you is not believed; the console's log tells why",
+                reason=refusal.reason,
+            ) from refusal
         return caller, login.page
 
     async def _exchanged(self, code: str, login: BegunLogin) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property, partial
 from importlib.resources import files
+from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote, urlencode
 
@@ -82,6 +83,8 @@ class Site:
     """Where a trace is shown: an address with `{trace_id}` in it; empty if it is not known."""
     access: ConsoleAccess | None = None
     """Who is logged in; None where nobody logs in, and all may do what the console may."""
+    audit_folder: Path | None = None
+    """Where processes record who was let in and who was not."""
 
     @cached_property
     def letters(self) -> WatchedLetters:

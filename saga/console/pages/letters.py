@@ -360,7 +360,7 @@ def routes(site: Site) -> APIRouter:
         desk = await letters.collected()
         await _must_be_known(desk, number)
         document = await desk.document_about(number)
-        died = document.pop("died")
+        died, headers = document.pop("died"), document["headers"]
         replays = await asyncio.to_thread(desk.store.replays.of_letter, number)
         return site.page(
             request,
@@ -370,9 +370,7 @@ def routes(site: Site) -> APIRouter:
             number=number,
             letter=document,
             payload=_payload(document, bodies=site.clear(request)),
-            headers=document["headers"]
-            if site.clear(request)
-            else masked_headers(document["headers"]),
+            headers=headers if site.clear(request) else masked_headers(headers),
             died=died[-DEATHS_MAX:],
             deaths=len(died),
             replays=replays[-DEATHS_MAX:],

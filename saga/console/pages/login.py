@@ -130,7 +130,7 @@ def routes(site: Site) -> APIRouter:
             caller, page = await access.provider.finish(access.browser_id(request), answer)
             _check(caller)
         except LoginError as error:
-            _note(request, None, reason=str(error), how="the provider")
+            _note(request, None, reason=error.reason, how="the provider")
             return login_page(request, "/", str(error), 403)
         return logged_in(request, caller, page)
 
@@ -151,7 +151,7 @@ def routes(site: Site) -> APIRouter:
             _note(request, None, reason=error.reason, how="an API key")
             return login_page(request, page, "That is no key that holds here.", 403)
         except LoginError as error:
-            _note(request, None, reason=str(error), how="an API key")
+            _note(request, None, reason=error.reason, how="an API key")
             return login_page(request, page, str(error), 403)
         return logged_in(request, caller, page)
 
