@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -180,27 +180,30 @@ class Trail(logging.Handler):
         super().close()
 
 
-def entries(folder: Path) -> Iterator[Decision]:
-    """The decisions that all processes recorded in `folder`, the latest of each file first, files
-    merged by time. Lines that cannot be read are left out. Raises `AuditError`."""
+def entries(folder: Path, until: datetime | None = None) -> Iterator[Decision]:
+    """The decisions that all processes recorded in `folder`, of up to a moment, the latest of each
+    file first, files merged by time. Lines that cannot be read are left out. Raises
+    `AuditError`."""
     import heapq
 
     try:
-        files = [file for file in folder.glob("*.jsonl") if file.is_file()]
+        files = sorted(file for file in folder.glob("*.jsonl") if file.is_file())
     except OSError as error:
         raise AuditError(f"cannot read {folder}: {error.strerror}") from None
     yield from heapq.merge(
-        *(_backwards(file) for file in files), key=lambda found: found.at, reverse=True
+        *(_backwards(file, until) for file in files), key=lambda found: found.at, reverse=True
     )
 
 
-def _backwards(file: Path) -> Iterator[Decision]:
+def _backwards(file: Path, until: datetime | None) -> Iterator[Decision]:
     try:
         stream = file.open("rb")
     except OSError as error:
         raise AuditError(f"cannot read {file}: {error.strerror}") from None
     with stream:
         end = stream.seek(0, os.SEEK_END)
+        if until is not None:
+            end = _end_of(stream, end, until)
         rest = b""
         while end > 0:
             begin = max(end - LINE_MAX_BYTES, 0)
@@ -212,6 +215,24 @@ def _backwards(file: Path) -> Iterator[Decision]:
             for line in reversed(lines):
                 yield from _read(line)
         yield from _read(rest)
+
+
+def _end_of(stream: BinaryIO, size: int, until: datetime) -> int:
+    """Where the lines of up to a moment end, found by halves: a file's lines are in order of
+    time."""
+    low, high = 0, size
+    while low < high:
+        middle = (low + high) // 2
+        stream.seek(middle)
+        if middle > low:
+            stream.readline(LINE_MAX_BYTES)  # The rest of a line.
+        found = next(_read(stream.readline(LINE_MAX_BYTES)), None)
+        end = stream.tell()
+        if end > high or (found is not None and found.at > until):
+            high = middle
+        else:
+            low = end
+    return low
 
 
 def _read(line: bytes) -> Iterator[Decision]:

@@ -18,6 +18,7 @@ from saga.console.pages import (
     sagas,
     services,
     stuck,
+    trail,
     waiting,
     whole_map,
 )
@@ -38,6 +39,7 @@ PAGES: Final = tuple(
         proof,
         services,
         audit,
+        trail,
         keys,
         login,
     )
