@@ -223,15 +223,17 @@ def _end_of(stream: BinaryIO, size: int, until: datetime) -> int:
     low, high = 0, size
     while low < high:
         middle = (low + high) // 2
-        stream.seek(middle)
-        if middle > low:
+        stream.seek(max(middle - 1, 0))
+        if middle:
             stream.readline(LINE_MAX_BYTES)  # The rest of a line.
+        if stream.tell() >= high:
+            high = middle
+            continue
         found = next(_read(stream.readline(LINE_MAX_BYTES)), None)
-        end = stream.tell()
-        if end > high or (found is not None and found.at > until):
+        if found is not None and found.at > until:
             high = middle
         else:
-            low = end
+            low = stream.tell()
     return low
 
 

@@ -24,7 +24,7 @@ from saga.auth.scopes import action_of
 from saga.auth.settings import is_loopback
 from saga.console.live import is_live
 from saga.console.oidc import LoginProvider
-from saga.console.sessions import Session, Sessions, random_id
+from saga.console.sessions import LoginSession, Sessions, random_id
 from saga.console.settings import ConsoleSettings
 from saga.dlq.audit import acting_as
 from saga.runtime.doors import SAFE_METHODS
@@ -46,14 +46,15 @@ _SESSION, _CSRF = "session", "csrf"
 
 
 class PageNeeds:
-    """What a route takes of who asks: a scope, or without one that they are logged in. With
+    """What a route takes of who asks: scopes, or without one that they are logged in. With
     `personal`, it shows what messages say to those who may see that."""
 
-    def __init__(self, scope: str | None, *, personal: bool = False) -> None:
+    def __init__(self, *scopes: str, personal: bool = False) -> None:
         """Raises `ValueError` for a scope that does not read like `letters:read`."""
-        if scope is not None and (not SCOPE.fullmatch(scope) or "*" in scope):
-            raise ValueError(f"{scope!r} is no scope; write it like letters:read")
-        self.scope = scope
+        for scope in scopes:
+            if not SCOPE.fullmatch(scope) or "*" in scope:
+                raise ValueError(f"{scope!r} is no scope; write it like letters:read")
+        self.scopes = scopes
         self.personal = personal
 
     async def __call__(self, request: Request) -> None:
@@ -80,11 +81,12 @@ class PageNeeds:
             refused("forbidden")
             raise Problem(403, refusal)
 
-    def _refusal(self, request: Request, session: Session) -> str:
+    def _refusal(self, request: Request, session: LoginSession) -> str:
         if request.method not in SAFE_METHODS and not _is_own_form(request, session.csrf):
             return "this form is from no page that you were given here: load its page again"
-        if self.scope is not None and not session.caller.may(self.scope):
-            return f"that takes the scope {self.scope}, which {person(session.caller)} has not"
+        for scope in self.scopes:
+            if not session.caller.may(scope):
+                return f"that takes the scope {scope}, which {person(session.caller)} has not"
         return ""
 
     def _note(
@@ -95,7 +97,7 @@ class PageNeeds:
         decided(
             caller,
             action=action_of(request),
-            scope=self.scope or "",
+            scope=" ".join(self.scopes),
             subject=subject,
             allowed=not reason,
             reason=reason,
@@ -112,13 +114,13 @@ class Everyone:
 
 
 EVERYONE: Final = Depends(Everyone())
-LOGGED_IN: Final = Depends(PageNeeds(None))
+LOGGED_IN: Final = Depends(PageNeeds())
 """Declares that a route is for all who are logged in."""
 
 
-def needs(scope: str, *, personal: bool = False) -> Any:
+def needs(*scopes: str, personal: bool = False) -> Any:
     """Declares beside a route what it takes; see `PageNeeds`."""
-    return Depends(PageNeeds(scope, personal=personal))
+    return Depends(PageNeeds(*scopes, personal=personal))
 
 
 class NotLoggedIn(Exception):
@@ -177,7 +179,7 @@ class ConsoleAccess:
 
     # --- who asks ----------------------------------------------------------------------------
 
-    def find(self, request: Request) -> Session | None:
+    def find(self, request: Request) -> LoginSession | None:
         """The session of who asks. What a page that is open asks by itself keeps none alive."""
         id_ = self.session_id(request)
         if id_ is None:
@@ -273,9 +275,9 @@ def _given(body: bytes, receive: Receive) -> Receive:
     return give
 
 
-def session_of(request: Request) -> Session | None:
+def session_of(request: Request) -> LoginSession | None:
     """The session of who asks, as `Doorkeeper` found it."""
-    found: Session | None = request.scope.get("state", {}).get(_SESSION)
+    found: LoginSession | None = request.scope.get("state", {}).get(_SESSION)
     return found
 
 

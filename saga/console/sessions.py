@@ -21,7 +21,7 @@ ID_BYTES: Final = 32
 
 
 @dataclass(slots=True)
-class Session:
+class LoginSession:
     """One person in one browser, from login to logout."""
 
     caller: Caller
@@ -56,19 +56,19 @@ class Sessions:
         self._longest_seconds = longest_seconds
         self._clock = clock
         self._secret = secrets.token_bytes(ID_BYTES)
-        self._sessions: OrderedDict[str, Session] = OrderedDict()
+        self._sessions: OrderedDict[str, LoginSession] = OrderedDict()
         """By digest of the id; the one that was used last stands last."""
 
     def begin(self, caller: Caller) -> str:
         """A new session, always under a new id, which is for the browser alone."""
         id_ = random_id()
         now = self._clock()
-        self._sessions[_digest(id_)] = Session(caller, self.csrf_of(id_), now, now)
+        self._sessions[_digest(id_)] = LoginSession(caller, self.csrf_of(id_), now, now)
         while len(self._sessions) > SESSIONS_MAX:
             self._sessions.popitem(last=False)
         return id_
 
-    def find(self, id_: str, *, active: bool) -> Session | None:
+    def find(self, id_: str, *, active: bool) -> LoginSession | None:
         """The session of that id, unless it has ended. `active` says that the person asks, and not
         a page that is open: only that keeps it from being idle."""
         digest = _digest(id_)

@@ -328,9 +328,7 @@ async def test_a_page_of_another_site_begins_no_login(client: httpx.AsyncClient)
 # --- sessions -------------------------------------------------------------------------------------
 
 
-async def test_a_session_that_has_ended_logs_nobody_in(
-    provider: Provider, tmp_path: Path
-) -> None:
+async def test_a_session_that_has_ended_logs_nobody_in(provider: Provider, tmp_path: Path) -> None:
     settings = settings_of(provider, tmp_path, console_session_idle_minutes=1e-9)
     async with guarded(settings) as url, visitor(url, provider, "reader-1") as client:
         answer = await client.get("/letters")
@@ -370,9 +368,7 @@ def test_sessions_are_so_many_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sessions.find(second, active=True) is None
 
 
-async def test_two_people_at_once_see_what_each_may(
-    provider: Provider, tmp_path: Path
-) -> None:
+async def test_two_people_at_once_see_what_each_may(provider: Provider, tmp_path: Path) -> None:
     """Also at one address within one tick, which is made once for all tabs of one person."""
     settings = settings_of(provider, tmp_path, console_write=True)
     live = {"X-Live": "1"}

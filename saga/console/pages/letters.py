@@ -47,6 +47,8 @@ SHOWN_MAX: Final = 20_000
 EDITABLE_MAX: Final = 50_000
 """The same, of one that can be edited here."""
 DIFF_MAX: Final = 15_000
+EDITING: Final = [needs("letters:write", PERSONAL, personal=True)]
+"""Who edits a payload sees it."""
 
 Number = Annotated[int, Path(ge=1, le=INTEGER_MAX)]
 
@@ -412,12 +414,12 @@ def routes(site: Site) -> APIRouter:
         except InputError as error:
             raise Problem(409, str(error)) from error
 
-    @router.get("/letters/{number}/edit", dependencies=[needs("letters:write", personal=True)])
+    @router.get("/letters/{number}/edit", dependencies=EDITING)
     async def edit(request: Request, number: Number) -> Response:
         letter = await letter_to_edit(request, number)
         return await edit_page(request, number, text_of(letter.body))
 
-    @router.post("/letters/{number}/edit", dependencies=[needs("letters:write", personal=True)])
+    @router.post("/letters/{number}/edit", dependencies=EDITING)
     async def difference(
         request: Request, number: Number, form: Annotated[EditedText, Form()]
     ) -> Response:
@@ -431,7 +433,7 @@ def routes(site: Site) -> APIRouter:
             return await edit_page(request, number, form.payload, said=said)
         return await edit_page(request, number, form.payload, diff=made.diff[:DIFF_MAX])
 
-    @router.post("/letters/{number}/send", dependencies=[needs("letters:write", personal=True)])
+    @router.post("/letters/{number}/send", dependencies=EDITING)
     async def send(
         request: Request, number: Number, form: Annotated[EditConfirmed, Form()]
     ) -> Response:
