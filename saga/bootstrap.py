@@ -17,12 +17,18 @@ from typing import Any, Final
 
 import yarl
 
+from saga.auth.keys import changing, new_key, read_keys, write_keys
+from saga.auth.scopes import OPERATOR as ROLE
+from saga.auth.scopes import ROLES
+from saga.auth.settings import KEYS_FILE_NAME
 from saga.broker.passwords import PASSWORD_BYTES, new_passwords
 from saga.choreography import Choreography
 from saga.deployment import FILE_NAME, Deployment, DeploymentError, outside_urls_in
 from saga.discovery import saga
+from saga.http import KEY_FILE_NAME
 from saga.outside import Outside
 from saga.runtime.files import write_whole
+from saga.runtime.kernel.tables import utc_now
 from saga.runtime.messaging.definitions import definitions, password_hash, text
 from saga.runtime.messaging.permissions import OPERATOR, users_of
 from saga.runtime.messaging.topology import Topology
@@ -32,6 +38,8 @@ from saga.text import harmless
 ADMINISTRATOR: Final = "admin"
 """Of the broker: for its management pages."""
 OPERATORS_FOLDER: Final = "operator"
+OPERATORS_KEY: Final = "operators"
+"""The name of the API key that operators' commands send."""
 HTTP_PORT: Final = 8000
 OUTSIDE_FOLDER: Final = Path("/data")
 """Where the outsides of a sandbox keep their books, as the containers see it."""
@@ -89,6 +97,7 @@ def bootstrap(
     cookie = _kept(folder / OPERATORS_FOLDER / "erlang-cookie")
     for node in cookies:
         _write(node / ".erlang.cookie", cookie, _OWNER_ONLY)
+    _share_keys(folder, names)
     deployment = Deployment(
         amqp_url=amqp_urls[OPERATOR],
         amqp_urls=amqp_urls,
@@ -98,6 +107,22 @@ def bootstrap(
         dead_letters_url=DEAD_LETTERS_URL,
     )
     _write(marker, deployment.model_dump_json(indent=2) + "\n")  # last: it says that all is there
+
+
+def _share_keys(folder: Path, names: Sequence[str]) -> None:
+    """Make the operators' API key, and tell every service whose keys there are: as they stand in
+    the operators' folder, so that one which is revoked there is revoked everywhere from the next
+    start of this on."""
+    own = folder / OPERATORS_FOLDER
+    file = own / KEYS_FILE_NAME
+    if not (own / KEY_FILE_NAME).exists():
+        text, key = new_key(OPERATORS_KEY, ROLES[ROLE], now=utc_now())
+        with changing(file) as keys:
+            keys.append(key)
+        _write(own / KEY_FILE_NAME, text)
+    known = read_keys(file)
+    for name in (OPERATORS_FOLDER, *names):
+        write_keys(folder / name / KEYS_FILE_NAME, known, _READABLE)
 
 
 def _amqp_url(user: str, password: str, brokers: Sequence[str]) -> str:

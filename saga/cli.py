@@ -24,6 +24,7 @@ from saga.commands import (
     future,
     graph,
     history,
+    keys,
     load,
     project,
     recover,
@@ -146,6 +147,7 @@ app.add_typer(schemas.app, name="schemas")
 app.add_typer(dlq.app, name="dlq")
 app.add_typer(history.app, name="history")
 app.add_typer(recover.app, name="recover")
+app.add_typer(keys.app, name="keys")
 
 
 def main() -> None:

@@ -89,7 +89,8 @@ def _credentials(scope: Scope) -> str:
         raise NotAllowed("neither a token nor a key came with it", presented=False)
     if len(found) > 1:
         raise NotAllowed("it has several Authorization headers")
-    kind, _, credentials = found[0].decode("latin-1").partition(" ")
+    text: str = found[0].decode("latin-1")
+    kind, _, credentials = text.partition(" ")
     if kind.lower() != "bearer" or not credentials.strip():
         raise NotAllowed("its Authorization header has no Bearer token")
     return credentials.strip()

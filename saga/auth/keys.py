@@ -26,6 +26,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 from saga.auth.caller import Caller, How, NotAllowed
 from saga.errors import Explained, InputError
 from saga.runtime.files import write_whole
+from saga.runtime.urls import printable
 
 log = logging.getLogger(__name__)
 
@@ -95,6 +96,10 @@ def new_key(
     now: datetime,
 ) -> tuple[str, ApiKey]:
     """A key, and what is kept of it. Raises `InputError`."""
+    scopes = sorted(set(scopes))
+    for scope in scopes:
+        if not SCOPE.fullmatch(scope):
+            raise InputError(f"{printable(scope)!r} is no scope; write stock:write, *:read or *")
     id = secrets.token_hex(ID_BYTES)
     text = f"{PREFIX}{id}_{secrets.token_urlsafe(SECRET_BYTES)}"
     try:
@@ -102,14 +107,15 @@ def new_key(
             id=id,
             name=name,
             sha256=_digest(text),
-            scopes=tuple(sorted(set(scopes))),
+            scopes=tuple(scopes),
             owner=owner,
             created_at=now,
             expires_at=expires_at,
         )
     except ValidationError as error:
         why = "; ".join(
-            f"{found['loc'][0]}: {found['msg']}" for found in error.errors(include_url=False)
+            f"{'.'.join(map(str, found['loc']))}: {found['msg']}"
+            for found in error.errors(include_url=False)
         )
         raise InputError(f"no such key can be made: {why}") from None
 

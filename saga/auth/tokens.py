@@ -10,7 +10,6 @@ import asyncio
 import hashlib
 import logging
 import time
-import warnings
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,8 +17,9 @@ from typing import Any, Final
 
 import httpx
 from joserfc import jws, jwt
-from joserfc.errors import ExpiredTokenError, JoseError, SecurityWarning
+from joserfc.errors import ExpiredTokenError, JoseError, UnsupportedAlgorithmError
 from joserfc.jwk import ECKey, OKPKey, RSAKey
+from joserfc.jws import JWSAlgModel
 from pydantic_core import from_json
 
 from saga.auth.caller import Caller, How, IssuerAway, NotAllowed
@@ -56,8 +56,18 @@ FRESH_SECONDS: Final = 600.0
 """Older keys are fetched again, while they go on being used."""
 DISCOVERY: Final = "/.well-known/openid-configuration"
 
-_REGISTRY: Final = jws.JWSRegistry(algorithms=ALGORITHMS, strict_check_header=False)
-warnings.filterwarnings("ignore", "EdDSA is deprecated", SecurityWarning)
+
+class Signatures(jws.JWSRegistry):
+    """The algorithms that are accepted: the library's own registry warns of the name EdDSA, which
+    issuers go on using."""
+
+    def get_alg(self, name: str) -> JWSAlgModel:
+        if name not in ALGORITHMS:
+            raise UnsupportedAlgorithmError(name)
+        return self.algorithms[name]
+
+
+SIGNATURES: Final = Signatures(strict_check_header=False)
 
 Key = RSAKey | ECKey | OKPKey
 Fetch = Callable[[str], Awaitable[bytes]]
@@ -212,13 +222,21 @@ def _imported(one: dict[str, Any]) -> Key | None:
         return None
     try:
         # Without what else stands there: `use` and `key_ops` are judged here.
-        bare = {
-            name: one[name] for name in ("kty", "n", "e", "crv", "x", "y", "alg") if name in one
+        if kind is RSAKey and not _is_long_enough(str(one["n"])):
+            return None
+        bare: dict[str, str | list[str]] = {
+            name: str(one[name]) for name in _PARAMETERS if name in one
         }
         key = kind.import_key(bare)
     except (JoseError, ValueError, TypeError, KeyError):
         return None
     return key if any(_fits(key, algorithm) for algorithm in ALGORITHMS) else None
+
+
+def _is_long_enough(modulus: str) -> bool:
+    """Whether a base64url number has as many bits as an RSA key needs, and no more than it may."""
+    low, high = RSA_BITS
+    return low <= len(modulus) * 6 <= high + 16
 
 
 def _fits(key: Key, algorithm: str) -> bool:
@@ -297,7 +315,7 @@ class Tokens:
             raise NotAllowed("the id of its key is no text")
         key = await self.keys.fitting(kid, algorithm)
         try:
-            claims = jwt.decode(token, key, list(ALGORITHMS), registry=_REGISTRY).claims
+            claims = jwt.decode(token, key, list(ALGORITHMS), registry=SIGNATURES).claims
             self._claims.validate(claims)
         except ExpiredTokenError:
             raise NotAllowed("the token has expired") from None

@@ -222,7 +222,7 @@ class Observatory:
         broker_url = yarl.URL(self._system.deployment.amqp_url)
         address = address_of(str(broker_url.with_port(BROKER_PORT)))
         try:
-            async with client(f"http://{address}", 2.0) as broker:
+            async with client(f"http://{address}", 2.0, with_key=False) as broker:
                 (await broker.get("/metrics")).raise_for_status()
         except httpx.HTTPError as error:
             self._report(

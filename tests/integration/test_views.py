@@ -35,6 +35,8 @@ from common.events import OrderLine, PlaceOrder
 from inventory_service.domain import AddStock
 from saga import reconcile as books
 from saga.archive import store
+from saga.auth.keys import changing, new_key
+from saga.auth.settings import KEYS_FILE_NAME
 from saga.cli import command_line, main
 from saga.deployment import FILE_NAME
 from saga.discovery import choreography
@@ -110,6 +112,9 @@ class Scene:
             "migration": [["order", "nothing has changed"]],
             "verify": [["--simulate", "--seeds", "1"]],
             "recover broker": [["--dry-run"]],
+            "keys create": [["[red]shop[/red]", "--role", "reader"]],
+            "keys list": [[]],
+            "keys revoke": [[self._key()]] if command == "keys revoke" else [[new]],
             "topology export": [[]],
             "topology apply": [["--amqp-url", self.url]],
             "topology diff": [["--amqp-url", self.url]],
@@ -131,6 +136,13 @@ class Scene:
             "history import": [[str(self.folder / "kept.jsonl"), "--into", f"sqlite:///{new}.db"]],
         }
         return calls[command]
+
+    def _key(self) -> str:
+        """The id of a key that was just made."""
+        _, key = new_key("[red]shop[/red]", ["*:read"], now=utc_now())
+        with changing(self.folder / KEYS_FILE_NAME) as keys:
+            keys.append(key)
+        return key.id
 
 
 @dataclass(frozen=True)
