@@ -17,6 +17,7 @@ from saga.console.site import Site
 from saga.deciding import DecidingError, decide
 from saga.declaration import PersonsChoice
 from saga.errors import InputError
+from saga.http import KeyRefused
 from saga.runtime.problem import Problem, short
 from saga.runtime.tasks import in_thread
 
@@ -79,7 +80,7 @@ def routes(site: Site) -> APIRouter:
         await note({"state": "asked"})
         try:
             await decide(site.watched.deployment, choice, made.way, subject)
-        except DecidingError as error:
+        except (DecidingError, KeyRefused) as error:
             await note({"failed": str(error)})
             return str(error)
         await note({"state": "done"})
