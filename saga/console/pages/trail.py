@@ -82,6 +82,7 @@ def routes(site: Site) -> APIRouter:
             found=found,
             unread=unread,
             folder=site.audit_folder,
+            kept=site.audit_folder is not None and site.audit_folder.is_dir(),
             next=None if found.next is None else place_of(*found.next),
         )
 
