@@ -42,6 +42,7 @@ PERSONAL: Final = "personal:read"
 """What it takes to see what messages say."""
 NAME_MAX: Final = 100
 """Characters of a person's name, and of what their provider calls them, in records."""
+_BY_PROXIES: Final = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto")
 _SESSION, _CSRF = "session", "csrf"
 
 
@@ -299,8 +300,8 @@ def browser_id_of(request: Request, access: ConsoleAccess) -> str:
 
 def person(caller: Caller) -> str:
     """Who acts, for records: first what no one else is called, then what they call themselves."""
-    subject = harmless(caller.subject[:NAME_MAX])
-    name = harmless(caller.name[:NAME_MAX])
+    subject = harmless(caller.subject)[:NAME_MAX]
+    name = harmless(caller.name)[:NAME_MAX]
     return f"{subject} ({name})" if name and name != subject else subject
 
 
@@ -318,8 +319,11 @@ def is_secure(request: Request) -> bool:
 
 
 def is_readable_by_others(request: Request) -> bool:
-    """Whether what the browser sends may be read on its way here."""
-    return not is_secure(request) and not is_loopback(request.url.hostname or "")
+    """Whether what the browser sends may be read on its way here: it comes without TLS, and not
+    from this machine, or by a proxy that does not say that it has TLS and is believed."""
+    passed_on = any(name in request.headers for name in _BY_PROXIES)
+    local = is_loopback(request.url.hostname or "") and not passed_on
+    return not is_secure(request) and not local
 
 
 def _cookie(request: Request, what: str) -> str:

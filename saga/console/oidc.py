@@ -244,6 +244,10 @@ class LoginProvider:
         query = urlencode({"client_id": self._client_id, "post_logout_redirect_uri": back})
         return f"{address}{'&' if '?' in address else '?'}{query}"
 
+    async def close(self) -> None:
+        """Give up what is being fetched."""
+        await self._tokens.keys.close()
+
     # --- what the provider says --------------------------------------------------------------
 
     async def _document(self) -> ProviderDocument:

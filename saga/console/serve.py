@@ -55,6 +55,8 @@ async def serving(watched: Watched, settings: ConsoleSettings) -> AsyncIterator[
             server.should_exit = True
             await task
             await site.letters.close()
+            if access is not None and access.provider is not None:
+                await access.provider.close()
 
 
 def _keep_trail(settings: ConsoleSettings) -> None:

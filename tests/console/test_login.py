@@ -16,7 +16,9 @@ from joserfc import jwt
 from joserfc.jwk import OctKey, RSAKey
 
 from saga.auth.audit import entries
+from saga.auth.caller import Caller, How
 from saga.auth.keys import new_key, write_keys
+from saga.auth.settings import Auth
 from saga.console import oidc
 from saga.console.access import access_of
 from saga.console.pages.login import local
@@ -68,6 +70,16 @@ async def is_logged_in(client: httpx.AsyncClient) -> bool:
     return (await client.get("/keys")).status_code == 200
 
 
+def kept_in(tokens: list[str]) -> Callable[[str], str]:
+    """Has the provider's id tokens noted there, and left as they are."""
+
+    def keep(token: str) -> str:
+        tokens.append(token)
+        return token
+
+    return keep
+
+
 def claims_in(token: str) -> dict[str, Any]:
     body = token.split(".")[1]
     found: dict[str, Any] = json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))
@@ -113,7 +125,7 @@ async def test_a_browser_has_a_random_id_and_no_token(
     client: httpx.AsyncClient, provider: Provider
 ) -> None:
     given: list[str] = []
-    provider.meddle = lambda token: given.append(token) or token  # type: ignore[func-returns-value]
+    provider.meddle = kept_in(given)
 
     back = await logged_in(client, provider, "reader-1")
 
@@ -233,7 +245,7 @@ async def test_a_token_that_the_provider_gave_another_client_logs_nobody_in(
     client: httpx.AsyncClient, provider: Provider, tmp_path: Path
 ) -> None:
     others: list[str] = []
-    provider.meddle = lambda token: others.append(token) or token  # type: ignore[func-returns-value]
+    provider.meddle = kept_in(others)
     (tmp_path / "other").mkdir()
     other_client = settings_of(provider, tmp_path / "other", auth_client_id="another shop")
     async with guarded(other_client) as elsewhere, visitor(elsewhere, provider, "admin-1"):
@@ -341,8 +353,6 @@ async def test_a_session_that_has_ended_logs_nobody_in(provider: Provider, tmp_p
 
 def test_sessions_end_idle_or_not_and_open_pages_keep_none_alive() -> None:
     now = 0.0
-    from saga.auth.caller import Caller, How
-
     caller = Caller("ada", How.LOGIN, frozenset())
     sessions = Sessions(10.0, 25.0, clock=lambda: now)
     active, watching, idle = (sessions.begin(caller) for _ in range(3))
@@ -355,8 +365,6 @@ def test_sessions_end_idle_or_not_and_open_pages_keep_none_alive() -> None:
 
 
 def test_sessions_are_so_many_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
-    from saga.auth.caller import Caller, How
-
     monkeypatch.setattr("saga.console.sessions.SESSIONS_MAX", 3)
     assert SESSIONS_MAX == 10_000
     caller = Caller("ada", How.LOGIN, frozenset())
@@ -517,6 +525,10 @@ async def test_nobody_logs_in_where_others_could_read_it(
         assert begun.headers["location"].startswith("/login?")
         answer = await client.post("/login/key", data={"key": key}, headers=named)
         assert answer.status_code == 403
+        assert "/login/provider" in (await client.get("/login")).text
+        for by_proxy in ({"X-Forwarded-For": "10.0.0.7"}, {"X-Forwarded-Proto": "https"}):
+            page = await client.get("/login", headers=by_proxy)  # It is not in HTTP_PROXIES.
+            assert "/login/provider" not in page.text
 
 
 async def test_behind_a_proxy_with_tls_the_cookie_is_for_this_host_alone(
@@ -573,7 +585,7 @@ def test_on_an_address_that_others_reach_somebody_has_to_be_able_to_log_in(
 def test_on_this_machine_alone_nobody_logs_in_unless_that_is_wanted(tmp_path: Path) -> None:
     made_key(tmp_path, "*")
     assert access_of(ConsoleSettings(data_dir=tmp_path)) is None
-    assert access_of(ConsoleSettings(data_dir=tmp_path, auth="on")) is not None
+    assert access_of(ConsoleSettings(data_dir=tmp_path, auth=Auth.ON)) is not None
 
 
 def test_a_scope_without_an_id_token_is_refused() -> None:

@@ -22,12 +22,14 @@ from saga.auth import audit
 from saga.auth.audit import entries
 from saga.auth.caller import Caller, How
 from saga.auth.scopes import ROLES
+from saga.auth.settings import Auth
 from saga.console.access import (
     PERSONAL,
     ConsoleAccess,
     Everyone,
     PageNeeds,
     declared,
+    person,
     routes_in,
 )
 from saga.console.app import create
@@ -38,6 +40,8 @@ from saga.console.settings import ConsoleSettings
 from saga.console.site import Site
 from saga.console.watched import Watched
 from saga.deployment import Deployment, dead_letters_url_in
+from saga.runtime.dues import BringForward
+from saga.runtime.headers import SECURITY_HEADERS
 
 FOR_EVERYONE: Final = {
     "GET /livez",
@@ -111,7 +115,7 @@ def guarded(tmp_path: Path) -> Guarded:
         audit_folder=tmp_path / "audit",
     )
     audit.keep(tmp_path / "audit", "console", 10_000_000, asked_for=True)
-    return Guarded(create(site, ConsoleSettings(auth="on", data_dir=tmp_path)), access)
+    return Guarded(create(site, ConsoleSettings(auth=Auth.ON, data_dir=tmp_path)), access)
 
 
 def address(path: str) -> str:
@@ -201,9 +205,11 @@ def test_no_page_asks_the_site_what_only_its_visitor_can_answer() -> None:
 async def test_nobody_gets_anywhere_without_logging_in(guarded: Guarded) -> None:
     async with guarded.client(None) as client:
         for method, path, need in guarded.routes:
+            answer = await client.request(method, address(path), data=FORM)
+            assert {name.decode() for name in SECURITY_HEADERS} <= {*answer.headers}, path
             if isinstance(need, Everyone):
                 continue
-            answer = await client.request(method, address(path), data=FORM)
+            assert answer.headers["cache-control"] == "no-store"
             if method == "GET":
                 assert answer.status_code == 303, path
                 assert answer.headers["location"].startswith("/login?page=")
@@ -309,6 +315,13 @@ async def test_each_decision_is_recorded_with_who_and_what(
     ]
     assert lines[0].name == "Ada"
     assert lines[0].how == "login"
+
+
+def test_whatever_people_are_called_a_record_takes_it_and_shows_it_harmlessly() -> None:
+    for subject, name in (("\x1b" * 255, "\u202e" * 255), ("é" * 255, "名" * 255)):
+        said = person(Caller(subject, How.LOGIN, frozenset(), name=name))
+        assert BringForward.model_validate({"who": said, "reason": "x"}).who == said
+    assert person(caller(name="bob-2")) == "ada-1 (bob-2)"  # What nobody else is called, first.
 
 
 async def test_a_page_that_brings_itself_up_to_date_is_recorded_once(
