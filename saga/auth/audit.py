@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import to_json
@@ -177,27 +177,30 @@ class Trail:
         os.close(self._descriptor)
 
 
-def entries(folder: Path) -> Iterator[Audited]:
-    """The decisions that all processes recorded in `folder`, the latest of each file first, files
-    merged by time. Lines that cannot be read are left out. Raises `AuditError`."""
+def entries(folder: Path, until: datetime | None = None) -> Iterator[Audited]:
+    """The decisions that all processes recorded in `folder`, of up to a moment, the latest of each
+    file first, files merged by time. Lines that cannot be read are left out. Raises
+    `AuditError`."""
     import heapq
 
     try:
-        files = [file for file in folder.glob("*.jsonl") if file.is_file()]
+        files = sorted(file for file in folder.glob("*.jsonl") if file.is_file())
     except OSError as error:
         raise AuditError(f"cannot read {folder}: {error.strerror}") from None
     yield from heapq.merge(
-        *(_backwards(file) for file in files), key=lambda found: found.at, reverse=True
+        *(_backwards(file, until) for file in files), key=lambda found: found.at, reverse=True
     )
 
 
-def _backwards(file: Path) -> Iterator[Audited]:
+def _backwards(file: Path, until: datetime | None) -> Iterator[Audited]:
     try:
         stream = file.open("rb")
     except OSError as error:
         raise AuditError(f"cannot read {file}: {error.strerror}") from None
     with stream:
         end = stream.seek(0, os.SEEK_END)
+        if until is not None:
+            end = _end_of(stream, end, until)
         rest = b""
         while end > 0:
             begin = max(end - LINE_MAX_BYTES, 0)
@@ -209,6 +212,26 @@ def _backwards(file: Path) -> Iterator[Audited]:
             for line in reversed(lines):
                 yield from _read(line)
         yield from _read(rest)
+
+
+def _end_of(stream: BinaryIO, size: int, until: datetime) -> int:
+    """Where the lines of up to a moment end, found by halves: a file's lines are in order of
+    time."""
+    low, high = 0, size
+    while low < high:
+        middle = (low + high) // 2
+        stream.seek(max(middle - 1, 0))
+        if middle:
+            stream.readline(LINE_MAX_BYTES)  # The rest of a line.
+        if stream.tell() >= high:
+            high = middle
+            continue
+        found = next(_read(stream.readline(LINE_MAX_BYTES)), None)
+        if found is not None and found.at > until:
+            high = middle
+        else:
+            low = stream.tell()
+    return low
 
 
 def _read(line: bytes) -> Iterator[Audited]:

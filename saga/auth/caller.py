@@ -46,7 +46,7 @@ class Caller:
         return value == self.owner or self.may(READS_PERSONS)
 
     def acts_for(self, owner: str) -> bool:
-        """Whether what belongs to `owner`, in clear or sealed, is this caller's to see and to change."""
+        """Whether what belongs to `owner`, in clear or sealed, is this caller's business."""
         return self.owner is None or owner in (self.owner, self.sealed_owner)
 
 

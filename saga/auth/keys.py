@@ -31,6 +31,8 @@ from saga.runtime.urls import printable
 log = logging.getLogger(__name__)
 
 PREFIX: Final = "sagakey_"
+SUBJECT_PREFIX: Final = "key:"
+"""Before a key's id: so who has it is called."""
 SECRET_BYTES: Final = 32
 ID_BYTES: Final = 5
 KEYS_MAX: Final = 1_000
@@ -74,7 +76,9 @@ class ApiKey(BaseModel):
 
     @property
     def caller(self) -> Caller:
-        return Caller(f"key:{self.id}", How.KEY, frozenset(self.scopes), self.owner, self.name)
+        return Caller(
+            f"{SUBJECT_PREFIX}{self.id}", How.KEY, frozenset(self.scopes), self.owner, self.name
+        )
 
 
 class _KeysDocument(BaseModel):
@@ -217,6 +221,15 @@ class ApiKeys:
         if not key.is_live(datetime.now(UTC)):
             raise NotAllowed(f"the key {id} expired at {key.expires_at:%Y-%m-%d %H:%M} UTC")
         self._note(id)
+        return key.caller
+
+    def again(self, caller: Caller) -> Caller:
+        """The same caller, as their key is by now. Raises `NotAllowed` where it is revoked, or has
+        expired."""
+        self._read_again()
+        key = self._keys.get(caller.subject.removeprefix(SUBJECT_PREFIX))
+        if key is None or not key.is_live(datetime.now(UTC)):
+            raise NotAllowed(f"{caller.subject} is revoked, or has expired")
         return key.caller
 
     def _look(self) -> _Found | None:

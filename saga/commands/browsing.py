@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Final, NoReturn
 
 import typer
 
-from saga.commands.output import DATA_DIR, DataDir, Stopped, remark, run, wrong_usage
+from saga.commands.output import DATA_DIR, DataDir, Stopped, remark, run
 from saga.commands.topology import ManagementUrl
 
 if TYPE_CHECKING:
@@ -39,18 +39,13 @@ def console(
         typer.Option(help="The path under which a proxy has it, /saga say.", show_default=False),
     ] = None,
     management_url: ManagementUrl = None,
-    in_container: Annotated[
-        bool,
-        typer.Option(
-            "--in-container", help="Serve beyond this machine: the port is published on loopback."
-        ),
-    ] = False,
 ) -> None:
     """Show a running system in a browser, until Ctrl-C: the map with what flows on it, sagas, dead
     letters, what is stuck or due, the books and the proofs.
 
     It shows, and changes nothing, unless it is started with `--write`. The system may be stopped
-    and started again meanwhile.
+    and started again meanwhile. On an address that others reach, people log in: at the issuer in
+    `AUTH_ISSUER`, or by an API key.
 
     Examples:
 
@@ -58,7 +53,7 @@ def console(
     * `saga console --port 0 --write`
     * `saga console --prefix /saga` (behind a proxy)
     """
-    from saga.console.settings import ConsoleSettings, check_host
+    from saga.console.settings import ConsoleSettings
     from saga.console.watched import Watched
     from saga.deployment import Deployment
     from saga.discovery import saga
@@ -66,6 +61,7 @@ def console(
     from saga.runtime.telemetry import LogFormat, configure_logging
 
     given = {
+        "data_dir": data_dir,
         "http_host": host,
         "http_port": port,
         "console_prefix": prefix,
@@ -74,8 +70,6 @@ def console(
         "management_url": management_url,
     }
     settings = load(ConsoleSettings, **{k: v for k, v in given.items() if v is not None})
-    with wrong_usage():
-        check_host(settings.http_host, in_container=in_container)
     watched = Watched(data_dir, saga())
     Deployment.load(data_dir)  # Later it may be stopped; now, somebody may have named another one.
     configure_logging("console", "WARNING", LogFormat.AUTO)
@@ -89,11 +83,15 @@ def console(
 async def _serve(watched: Watched, settings: ConsoleSettings) -> NoReturn:
     import asyncio
 
+    from saga.auth.access import is_open
     from saga.console.serve import serving
     from saga.runtime.garbage import start_up_skipped
 
     async with serving(watched, settings) as url:
         with start_up_skipped():
             remark(f"the console is at {url}")
+            if is_open(settings):
+                why = f": {settings.auth_off_reason}" if settings.auth_off_reason else ""
+                remark(f"nobody logs in: AUTH is off on {settings.http_host}{why}")
             await asyncio.Event().wait()
     raise AssertionError("nothing ends the wait but a signal")

@@ -7,3 +7,5 @@ from typing import Final
 
 PORT: Final = 8600
 """Where a console serves, if it is not told otherwise."""
+NAME: Final = "console"
+"""What its part of the audit trail is called."""

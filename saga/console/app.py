@@ -12,13 +12,22 @@ import httpx
 import sqlalchemy as sa
 from fastapi import APIRouter, FastAPI
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import Response, StreamingResponse
+from fastapi.responses import RedirectResponse, Response, StreamingResponse
 from pydantic_core import from_json
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from saga.console.live import Sharing
+from saga.console.access import (
+    EVERYONE,
+    LOGGED_IN,
+    Doorkeeper,
+    NotLoggedIn,
+    declared,
+    routes_in,
+    session_of,
+)
+from saga.console.live import Sharing, is_live
 from saga.console.pages import PAGES
 from saga.console.settings import ConsoleSettings
 from saga.console.site import Site, digest, security_policy, static
@@ -31,6 +40,11 @@ from saga.runtime.problem import PROBLEM, Problem, short
 log = logging.getLogger(__name__)
 
 READ_ONLY: Final = "this console shows, and changes nothing; start it with --write to change things"
+NOBODY: Final = (
+    "Nobody is logged in, or no more: log in, and then ask again; nothing was done by this."
+)
+ALWAYS: Final = frozenset({"/login/key", "/logout"})
+"""Forms that change nothing but who is logged in."""
 LIVE: Final = "/live"
 """The stream of ticks."""
 _FOREVER: Final = "public, max-age=31536000, immutable"
@@ -39,15 +53,20 @@ Routes = Callable[[Site], APIRouter]
 
 
 def create(site: Site, settings: ConsoleSettings) -> FastAPI:
-    """The application."""
+    """The application. Raises `RuntimeError` for a route that does not say who may."""
     app = FastAPI(
         title="saga console",
         openapi_url=None,
         redirect_slashes=False,
     )
+    app.state.site = site
     app.add_middleware(Below, prefix=site.prefix)
-    app.add_middleware(Sharing, ticker=site.ticker, apart=(LIVE, site.url(LIVE)))
+    app.add_middleware(
+        Sharing, ticker=site.ticker, apart=(LIVE, site.url(LIVE)), made_for=_made_for
+    )
     app.add_middleware(ReadOnly, site=site)
+    if site.access is not None:
+        app.add_middleware(Doorkeeper, access=site.access)
     guard(app, settings)
     # Outside of what turns requests away: that is told on a page like any other.
     app.add_middleware(ToldOnPages, site=site)
@@ -56,7 +75,7 @@ def create(site: Site, settings: ConsoleSettings) -> FastAPI:
     for routes in PAGES:
         app.include_router(routes(site))
 
-    @app.get("/static/{name}")
+    @app.get("/static/{name}", dependencies=[EVERYONE])
     async def asset(name: str, v: str = "") -> Response:
         content = static(name)
         if content is None:
@@ -65,7 +84,7 @@ def create(site: Site, settings: ConsoleSettings) -> FastAPI:
         caching = _FOREVER if v == digest(name) else "no-cache"
         return Response(content, media_type=kind, headers={"Cache-Control": caching})
 
-    @app.get(LIVE)
+    @app.get(LIVE, dependencies=[LOGGED_IN])
     async def live() -> Response:
         return StreamingResponse(
             site.ticker.stream(),
@@ -73,9 +92,13 @@ def create(site: Site, settings: ConsoleSettings) -> FastAPI:
             headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
         )
 
-    @app.get("/livez")
+    @app.get("/livez", dependencies=[EVERYONE])
     async def livez() -> dict[str, str]:
         return {"status": "alive"}
+
+    for route in routes_in(app.routes):
+        if declared(route) is None:
+            raise RuntimeError(f"{route.path} does not say who may: declare it with `needs`")
 
     def trouble(request: Request, status: int, said: str) -> Response:
         return site.page(
@@ -88,6 +111,14 @@ def create(site: Site, settings: ConsoleSettings) -> FastAPI:
         if error.status_code == 404 and said == HTTPStatus(404).phrase:
             said = "There is no page of this address."
         return trouble(request, error.status_code, said)
+
+    @app.exception_handler(NotLoggedIn)
+    async def on_nobody(request: Request, _: NotLoggedIn) -> Response:
+        page = site.below(request.url.path)
+        page += f"?{request.url.query}" if request.url.query else ""
+        if request.method in SAFE_METHODS and not is_live(request):
+            return RedirectResponse(site.url("/login", page=page), 303)
+        return trouble(request, 401, NOBODY)
 
     @app.exception_handler(RequestValidationError)
     async def on_invalid(request: Request, error: RequestValidationError) -> Response:
@@ -140,13 +171,17 @@ class ReadOnly:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         changes = scope["type"] == "http" and scope["method"] not in SAFE_METHODS
-        if changes and not self._site.write:
+        if changes and not self._site.write and not self._logs(scope):
             page = self._site.page(
                 Request(scope), "trouble.html", title="Forbidden", status=403, said=READ_ONLY
             )
             await page(scope, receive, send)
             return
         await self._app(scope, receive, send)
+
+    def _logs(self, scope: Scope) -> bool:
+        """Whether it logs somebody in or out, and changes nothing else."""
+        return self._site.access is not None and self._site.below(scope["path"]) in ALWAYS
 
 
 class ToldOnPages:
@@ -187,6 +222,12 @@ class ToldOnPages:
 def _kept(start: Message) -> dict[str, str]:
     """Of a problem's headers, those that count on a page too: when to come back."""
     return {n.decode(): v.decode() for n, v in start["headers"] if n.lower() == b"retry-after"}
+
+
+def _made_for(request: Request) -> object:
+    """Pages differ by who looks: by what they may, and by their forms."""
+    session = session_of(request)
+    return None if session is None else session.csrf
 
 
 def _is_problem(start: Message) -> bool:

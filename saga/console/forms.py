@@ -26,15 +26,15 @@ def _stripped(value: Any) -> Any:
     return value.strip() if isinstance(value, str) else value
 
 
-def _given(value: Any) -> Any:
+def or_none(value: Any) -> Any:
     """A form sends the fields that were left empty as well."""
     return None if value == "" else value
 
 
-Given = Annotated[Annotated[str, Field(max_length=FIELD_MAX)] | None, BeforeValidator(_given)]
+Given = Annotated[Annotated[str, Field(max_length=FIELD_MAX)] | None, BeforeValidator(or_none)]
 """A field that may be left empty."""
-Rate = Annotated[float | None, BeforeValidator(_given)]
-After = Annotated[Annotated[str, Field(max_length=AFTER_MAX)] | None, BeforeValidator(_given)]
+Rate = Annotated[float | None, BeforeValidator(or_none)]
+After = Annotated[Annotated[str, Field(max_length=AFTER_MAX)] | None, BeforeValidator(or_none)]
 Reason = Annotated[
     Plain, BeforeValidator(_stripped), Field(min_length=1, max_length=REASON_MAX, title="reason")
 ]

@@ -8,6 +8,7 @@ import contextlib
 import logging
 import threading
 from collections.abc import Callable, Coroutine
+from contextvars import copy_context
 from datetime import datetime
 from typing import Any, Final, Generic, TypeVar, cast
 
@@ -157,7 +158,8 @@ async def apart(ask: Callable[[], Coroutine[Any, Any, T]]) -> T:
         with contextlib.suppress(RuntimeError):  # The loop is closed: nobody waits.
             loop.call_soon_threadsafe(settle, result, failure)
 
-    threading.Thread(target=work, daemon=True).start()
+    # Whose doing it is goes along (`saga.dlq.audit.acting_as`).
+    threading.Thread(target=copy_context().run, args=(work,), daemon=True).start()
     try:
         return await done
     except asyncio.CancelledError:

@@ -18,6 +18,7 @@ import sqlalchemy as sa
 from saga.console.inquiry import apart
 from saga.console.watched import Watched
 from saga.dlq import DlqError
+from saga.dlq.audit import acting_as
 from saga.dlq.desk import ReadingDesk, open_desk
 from saga.dlq.edit import Edited, edit
 from saga.dlq.replay import ReplayResult, ReplaySettings, Stop, replay
@@ -90,7 +91,8 @@ class WatchedLetters:
         if self._collecting is None and (
             self._looked_at is None or now - self._looked_at >= COLLECT_SECONDS
         ):
-            self._collecting = asyncio.create_task(self._collect())
+            with acting_as(None):  # The console collects, whoever looks.
+                self._collecting = asyncio.create_task(self._collect())
         if self._collecting is not None:
             seconds = FIRST_WAIT_SECONDS if self._looked_at is None else WAIT_SECONDS
             await asyncio.wait({self._collecting}, timeout=seconds)

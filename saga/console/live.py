@@ -82,14 +82,23 @@ class Ticker:
 
 class Sharing:
     """Middleware: what several open pages ask for at the same address within one tick is made
-    once. It is collected before it is sent, so what has no end must be `apart`, by its path."""
+    once, for each of those whom it is made for. It is collected before it is sent, so what has no
+    end must be `apart`, by its path."""
 
-    def __init__(self, app: ASGIApp, ticker: Ticker, apart: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        ticker: Ticker,
+        apart: Collection[str] = (),
+        made_for: Callable[[Request], object] = lambda _: None,
+    ) -> None:
+        """`made_for` tells apart those to whom the same address shows something else."""
         self._app = app
         self._ticker = ticker
+        self._made_for = made_for
         self._apart = apart
         self._tick = -1
-        self._answers: dict[bytes, asyncio.Future[list[Message]]] = {}
+        self._answers: dict[tuple[object, bytes], asyncio.Future[list[Message]]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         fetched = scope["type"] == "http" and scope["method"] == "GET"
@@ -98,7 +107,7 @@ class Sharing:
             return
         if self._tick != self._ticker.tick or len(self._answers) >= KEPT_MAX:
             self._tick, self._answers = self._ticker.tick, {}
-        address = scope["raw_path"] + b"?" + scope["query_string"]
+        address = self._made_for(Request(scope)), scope["raw_path"] + b"?" + scope["query_string"]
         answer = self._answers.get(address)
         if answer is None:
             making = asyncio.ensure_future(_collected(self._app, scope, receive, self._ticker))

@@ -6,6 +6,10 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
+from saga.auth import audit
+from saga.auth.audit import AuditError
+from saga.console import NAME
+from saga.console.access import access_of
 from saga.console.app import create
 from saga.console.live import Ticker
 from saga.console.lookout import Lookout
@@ -13,13 +17,17 @@ from saga.console.settings import ConsoleSettings
 from saga.console.site import Site
 from saga.console.watched import Watched
 from saga.runtime.server import Server, listen, url_of
+from saga.runtime.settings import SettingsError
 from saga.runtime.tls import context_of
 
 
 @contextlib.asynccontextmanager
 async def serving(watched: Watched, settings: ConsoleSettings) -> AsyncIterator[str]:
     """Serve the console until the end of the block; gives its address. Raises `OSError` for a port
-    that is in use."""
+    that is in use, and `SettingsError` where nobody could log in."""
+    access = access_of(settings)
+    if access is not None:
+        _keep_trail(settings)
     site = Site(
         watched,
         Ticker(),
@@ -28,6 +36,8 @@ async def serving(watched: Watched, settings: ConsoleSettings) -> AsyncIterator[
         bodies=settings.console_bodies,
         trace_url=settings.console_trace_url,
         lookout=Lookout(watched, settings.management_url),
+        access=access,
+        audit_folder=settings.audit_folder,
     )
     app = create(site, settings)
     with listen(settings.http_host, settings.http_port, way_out="--port") as listener:
@@ -45,3 +55,17 @@ async def serving(watched: Watched, settings: ConsoleSettings) -> AsyncIterator[
             server.should_exit = True
             await task
             await site.letters.close()
+            if access is not None and access.provider is not None:
+                await access.provider.close()
+
+
+def _keep_trail(settings: ConsoleSettings) -> None:
+    try:
+        audit.keep(
+            settings.audit_folder,
+            NAME,
+            settings.audit_keep_bytes,
+            asked_for=settings.audit_dir is not None,
+        )
+    except AuditError as error:
+        raise SettingsError(str(error)) from None

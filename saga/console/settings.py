@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from typing import Annotated, Final
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, SecretStr
 
 from saga.console import PORT
-from saga.errors import InputError
 from saga.runtime.settings import HttpSettings
 
 _PREFIX: Final = re.compile(r"(/[\w.~-]+)*")
@@ -25,6 +23,12 @@ def _prefix(text: str) -> str:
 def _trace_url(text: str) -> str:
     if text and not (text.startswith(("http://", "https://")) and "{trace_id}" in text):
         raise ValueError(f"{text!r} is no address of a trace; write http://host/trace/{{trace_id}}")
+    return text
+
+
+def _login_scope(text: str) -> str:
+    if "openid" not in text.split():
+        raise ValueError("it has no `openid`, without which there is no id token; add that")
     return text
 
 
@@ -45,17 +49,13 @@ class ConsoleSettings(HttpSettings):
     management_url: str | None = None
     """The broker's management API, as an administrator: then it is told how the broker differs from
     the signatures."""
-
-
-def check_host(host: str, *, in_container: bool) -> None:
-    """Nobody logs in yet, so only this machine may ask. Raises `InputError`."""
-    try:
-        local = host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        local = False
-    if not local and not in_container:
-        raise InputError(
-            f"--host is {host!r}, and a console asks nobody who he is: serve it on 127.0.0.1, "
-            f"behind a proxy that does ask; or, in a container whose port is published on "
-            f"127.0.0.1 only, add --in-container"
-        )
+    auth_client_id: str | None = None
+    """What the issuer knows this console as; then people log in there."""
+    auth_client_secret: SecretStr | None = None
+    """What the console proves that with; none for a public client."""
+    auth_login_scope: Annotated[str, AfterValidator(_login_scope)] = "openid profile"
+    """What the issuer is asked for, so that the id token has the claim of the roles."""
+    console_session_idle_minutes: Annotated[float, Field(gt=0, le=10_080)] = 30.0
+    """Whoever does nothing for so long is logged out."""
+    console_session_hours: Annotated[float, Field(gt=0, le=720)] = 10.0
+    """Whoever has been logged in for so long logs in again."""

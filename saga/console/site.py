@@ -8,8 +8,9 @@ from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.resources import files
+from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote, urlencode
 
@@ -18,6 +19,7 @@ from fastapi.responses import HTMLResponse
 from markupsafe import Markup
 from starlette.requests import Request
 
+from saga.console.access import CSRF, PERSONAL, ConsoleAccess, person, session_of
 from saga.console.letters import WatchedLetters
 from saga.console.live import Ticker
 from saga.console.lookout import Lookout
@@ -35,26 +37,32 @@ CUT_CHARACTERS: Final = 120
 
 @dataclass(frozen=True, slots=True)
 class NavigationLink:
-    """A page of the navigation; `key` follows `g` on the keyboard."""
+    """A page of the navigation; `key` follows `g` on the keyboard. Who has not its `scope` is not
+    led there."""
 
     path: str
     name: str
     key: str
+    scope: str
 
 
 NAVIGATION: Final = (
-    NavigationLink("/", "Map", "m"),
-    NavigationLink("/sagas", "Sagas", "s"),
-    NavigationLink("/letters", "Dead letters", "l"),
-    NavigationLink("/stuck", "Stuck", "k"),
-    NavigationLink("/due", "Due", "d"),
-    NavigationLink("/books", "Books", "b"),
-    NavigationLink("/proof", "Proof", "p"),
-    NavigationLink("/services", "Services", "v"),
-    NavigationLink("/audit", "Audit", "a"),
+    NavigationLink("/", "Map", "m", "map:read"),
+    NavigationLink("/sagas", "Sagas", "s", "sagas:read"),
+    NavigationLink("/letters", "Dead letters", "l", "letters:read"),
+    NavigationLink("/stuck", "Stuck", "k", "sagas:read"),
+    NavigationLink("/due", "Due", "d", "dues:read"),
+    NavigationLink("/books", "Books", "b", "books:read"),
+    NavigationLink("/proof", "Proof", "p", "proof:read"),
+    NavigationLink("/services", "Services", "v", "services:read"),
+    NavigationLink("/audit", "Audit", "a", "audit:read"),
 )
-DECIDE: Final = NavigationLink("/decide", "Decide", "c")
+DECIDE: Final = NavigationLink("/decide", "Decide", "c", "decisions:read")
 """In the navigation of a saga that says how to decide what its rules leave to people."""
+
+
+CHANGING: Final = ("letters:write", "dues:write", "decisions:write")
+"""What it takes to change something here."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +81,10 @@ class Site:
     """Whether it shows what is in messages, not only how they are made."""
     trace_url: str = ""
     """Where a trace is shown: an address with `{trace_id}` in it; empty if it is not known."""
+    access: ConsoleAccess | None = None
+    """Who is logged in; None where nobody logs in, and all may do what the console may."""
+    audit_folder: Path | None = None
+    """Where processes record who was let in and who was not."""
 
     @cached_property
     def letters(self) -> WatchedLetters:
@@ -100,14 +112,12 @@ class Site:
             "cut": cut,
             "lasting": lasting,
             "segment": segment,
-            "error_text": str if self.bodies else masked_error,
+            "error_text": _error_text,
         }
         templates.globals |= {
             "url": self.url,
             "asset": self.asset,
-            "navigation": self.navigation,
             "write": self.write,
-            "bodies": self.bodies,
             "saga_name": self.watched.saga.name,
             "version": engine_version(),
         }
@@ -123,10 +133,24 @@ class Site:
         """The address of a file of this package, which changes with what is in it."""
         return self.url(f"/static/{name}", v=digest(name))
 
-    def _below(self, path: str) -> str:
+    def below(self, path: str) -> str:
         """A request's path without the prefix, which some proxies leave on and others take off."""
         has_it = path == self.prefix or path.startswith(f"{self.prefix}/")
         return (path[len(self.prefix) :] if has_it else path) or "/"
+
+    def may(self, request: Request, scope: str) -> bool:
+        """Whether who asks may do what takes that scope, and the console may change something where
+        it does."""
+        if not (self.write or scope.endswith(":read")):
+            return False
+        if self.access is None:
+            return True
+        session = session_of(request)
+        return session is not None and session.caller.may(scope)
+
+    def clear(self, request: Request) -> bool:
+        """Whether who asks is shown what is in messages, not only how they are made."""
+        return self.bodies and self.may(request, PERSONAL)
 
     def page(
         self,
@@ -139,16 +163,36 @@ class Site:
         **context: Any,
     ) -> HTMLResponse:
         """A page. `command` is what does or says the same on the command line."""
-        here = self._below(request.url.path)
-        document = self._templates.get_template(template).render(
-            title=title,
-            here=here,
-            address=self.prefix + here + (f"?{request.url.query}" if request.url.query else ""),
-            command=command,
-            now=datetime.now(UTC),
-            **context,
-        )
+        here = self.below(request.url.path)
+        session = session_of(request)
+        may = partial(self.may, request)
+        shown = {
+            "title": title,
+            "here": here,
+            "address": self.prefix + here + (f"?{request.url.query}" if request.url.query else ""),
+            "command": command,
+            "now": datetime.now(UTC),
+            "logs_in": self.access is not None,
+            "person": None if session is None else person(session.caller),
+            "csrf_field": Markup("") if session is None else csrf_field(session.csrf),
+            "may": may,
+            "changes": any(map(may, CHANGING)),
+            "bodies": self.clear(request),
+            "navigation": [link for link in self.navigation if may(link.scope)],
+        }
+        document = self._templates.get_template(template).render(shown | context)
         return HTMLResponse(document, status_code=status)
+
+
+def csrf_field(value: str) -> Markup:
+    """What stands in a form, and proves that a page of ours has it."""
+    return Markup('<input type="hidden" name="{}" value="{}">').format(CSRF, value)
+
+
+@jinja2.pass_context
+def _error_text(context: jinja2.runtime.Context, error: object) -> str:
+    """What an error says, as far as who asks is shown what it quotes."""
+    return str(error) if context["bodies"] else masked_error(str(error))
 
 
 def segment(text: str) -> str:

@@ -6,7 +6,9 @@ import getpass
 import json
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -71,8 +73,24 @@ def newest(connection: Connection, limit: int, before: int | None = None) -> lis
     ]
 
 
+_acting: ContextVar[str | None] = ContextVar("acting", default=None)
+
+
+@contextmanager
+def acting_as(person: str | None) -> Iterator[None]:
+    """What is done within the block, and what is begun there, is that person's doing; None for the
+    account's."""
+    token = _acting.set(person)
+    try:
+        yield
+    finally:
+        _acting.reset(token)
+
+
 def who() -> str:
-    """Who acts, for the audit record: `user@host`."""
+    """Who acts, for the audit record: the person of `acting_as`, or else `user@host`."""
+    if (person := _acting.get()) is not None:
+        return person
     try:
         user = getpass.getuser()
     except (OSError, KeyError):  # A container's user may have no name.

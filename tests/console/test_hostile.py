@@ -144,6 +144,7 @@ LISTS = (
     "/replays?after=",
     "/due?after=",
     "/audit?after=",
+    "/audit/trail?after=",
     "/decide?after=",
 )
 

@@ -13,9 +13,8 @@ from playwright.async_api import Browser
 
 from order_saga import SAGA
 from saga.console.serve import serving
-from saga.console.settings import ConsoleSettings, check_host
+from saga.console.settings import ConsoleSettings
 from saga.console.watched import Watched
-from saga.errors import InputError
 from saga.http import client
 from saga.local.console import ConsoleProcess
 from saga.local.system import System
@@ -69,14 +68,6 @@ async def test_a_page_that_is_open_finds_a_console_that_was_started_again(
         await state.filter(has_text="live").wait_for()
         await page.close()
         await cancel_all(watching)
-
-
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.1.2.3", "saga.example.com", ""])
-async def test_nobody_but_this_machine_is_served_without_saying_so(host: str) -> None:
-    with pytest.raises(InputError, match="--in-container"):
-        check_host(host, in_container=False)
-    check_host(host, in_container=True)
-    check_host("127.0.0.1", in_container=False)
 
 
 async def test_the_page_of_a_services_routes_fetches_nothing_from_elsewhere(

@@ -24,6 +24,7 @@ PAGES = (
     "/proof/map",
     "/services",
     "/audit",
+    "/audit/trail",
     "/decide",
     "/keys",
 )

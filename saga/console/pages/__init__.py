@@ -11,12 +11,14 @@ from saga.console.pages import (
     due,
     keys,
     letters,
+    login,
     messages,
     proof,
     replays,
     sagas,
     services,
     stuck,
+    trail,
     waiting,
     whole_map,
 )
@@ -37,6 +39,8 @@ PAGES: Final = tuple(
         proof,
         services,
         audit,
+        trail,
         keys,
+        login,
     )
 )

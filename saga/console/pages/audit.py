@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from starlette.requests import Request
 
 from saga import dues
+from saga.console.access import needs
 from saga.console.forms import PAGE, After, Given, place_of, read_place
 from saga.console.site import Site, segment
 from saga.dlq.audit import AuditEntry
@@ -59,11 +60,11 @@ def routes(site: Site) -> APIRouter:
     router = APIRouter()
     watched = site.watched
 
-    async def of_letters(seen: tuple[str, str] | None) -> Sequence[Deed]:
+    async def of_letters(bodies: bool, seen: tuple[str, str] | None) -> Sequence[Deed]:
         desk = await site.letters.desk()
         before = None if seen is None else _number(seen[1])
         found = await asyncio.to_thread(desk.store.actions, PAGE + 1, before)
-        return [_of_letters(entry, bodies=site.bodies) for entry in found]
+        return [_of_letters(entry, bodies=bodies) for entry in found]
 
     async def of_dues(participant: str, seen: tuple[str, str] | None) -> Sequence[Deed]:
         before = None if seen is None else (_moment(seen[0]), seen[1])
@@ -76,10 +77,10 @@ def routes(site: Site) -> APIRouter:
         )
         return [_of_due(entry) for entry in found]
 
-    @router.get("/audit")
+    @router.get("/audit", dependencies=[needs("audit:read", personal=True)])
     async def audit(request: Request, wanted: Annotated[AuditListed, Query()]) -> Response:
         seen = {} if wanted.after is None else _read(wanted.after)
-        readers = {LETTERS: of_letters} | {
+        readers = {LETTERS: partial(of_letters, site.clear(request))} | {
             name: partial(of_dues, name) for name in dues.auditing(watched.graph)
         }
         if wanted.record is not None and wanted.record not in readers:

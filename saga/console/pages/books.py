@@ -9,6 +9,7 @@ from fastapi import APIRouter, Query
 from fastapi.responses import Response
 from starlette.requests import Request
 
+from saga.console.access import needs
 from saga.console.inquiry import Inquiry, apart, begun_by
 from saga.console.site import Site
 from saga.console.watched import Watched
@@ -28,7 +29,7 @@ def routes(site: Site) -> APIRouter:
     router = APIRouter()
     books = _Reconciliations(site.watched)
 
-    @router.get("/books")
+    @router.get("/books", dependencies=[needs("books:read")])
     async def page(
         request: Request,
         run: Annotated[int | None, Query(ge=1, le=10**9)] = None,

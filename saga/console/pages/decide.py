@@ -10,12 +10,14 @@ from fastapi.responses import RedirectResponse, Response
 from pydantic import BaseModel, ConfigDict
 from starlette.requests import Request
 
+from saga.console.access import needs
 from saga.console.forms import PAGE, After, Given, Reason, place_of, read_place
 from saga.console.people import Undecided, undecided_in
 from saga.console.site import Site
 from saga.deciding import DecidingError, decide
 from saga.declaration import PersonsChoice
 from saga.errors import InputError
+from saga.http import KeyRefused
 from saga.runtime.problem import Problem, short
 from saga.runtime.tasks import in_thread
 
@@ -78,13 +80,13 @@ def routes(site: Site) -> APIRouter:
         await note({"state": "asked"})
         try:
             await decide(site.watched.deployment, choice, made.way, subject)
-        except DecidingError as error:
+        except (DecidingError, KeyRefused) as error:
             await note({"failed": str(error)})
             return str(error)
         await note({"state": "done"})
         return ""
 
-    @router.get("/decide")
+    @router.get("/decide", dependencies=[needs("decisions:read")])
     async def ask(request: Request, asked: Annotated[DecisionAsked, Query()]) -> Response:
         return site.page(
             request,
@@ -99,7 +101,7 @@ def routes(site: Site) -> APIRouter:
             places={name: place_of(each.next) for name, each in found.items() if each.next},
         )
 
-    @router.post("/decide")
+    @router.post("/decide", dependencies=[needs("decisions:write")])
     async def make(
         asked: Annotated[DecisionAsked, Query()], made: Annotated[DecisionMade, Form()]
     ) -> Response:

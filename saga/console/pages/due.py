@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from starlette.requests import Request
 
 from saga import dues
+from saga.console.access import needs
 from saga.console.forms import PAGE, After, Given, Reason, place_of, read_place
 from saga.console.site import Site, segment
 from saga.dlq.audit import who
@@ -46,7 +47,7 @@ def routes(site: Site) -> APIRouter:
     router = APIRouter()
     watched = site.watched
 
-    @router.get("/due")
+    @router.get("/due", dependencies=[needs("dues:read")])
     async def list_(request: Request, wanted: Annotated[DueListed, Query()]) -> Response:
         place = None
         if wanted.after is not None:
@@ -74,7 +75,7 @@ def routes(site: Site) -> APIRouter:
             next=place_of(*found.next) if found.next else None,
         )
 
-    @router.get("/due/{participant}/{kind}/{subject:path}")
+    @router.get("/due/{participant}/{kind}/{subject:path}", dependencies=[needs("dues:read")])
     async def one(request: Request, participant: str, kind: str, subject: str) -> Response:
         item = await item_of(participant, kind, subject)
         entries = await dues.audit(
@@ -100,7 +101,7 @@ def routes(site: Site) -> APIRouter:
             moment=datetime.now(UTC),
         )
 
-    @router.post("/due/{participant}/{kind}/{subject:path}")
+    @router.post("/due/{participant}/{kind}/{subject:path}", dependencies=[needs("dues:write")])
     async def forward(
         participant: str, kind: str, subject: str, form: Annotated[ForwardWanted, Form()]
     ) -> Response:

@@ -6,6 +6,7 @@ from fastapi import APIRouter
 from fastapi.responses import Response
 from starlette.requests import Request
 
+from saga.console.access import LOGGED_IN
 from saga.console.site import Site
 
 
@@ -13,7 +14,7 @@ def routes(site: Site) -> APIRouter:
     """`/keys`."""
     router = APIRouter()
 
-    @router.get("/keys")
+    @router.get("/keys", dependencies=[LOGGED_IN])
     async def keys(request: Request) -> Response:
         return site.page(request, "keys.html", title="Keyboard")
 

@@ -16,6 +16,7 @@ from markupsafe import escape
 from pydantic import BaseModel, ConfigDict
 from starlette.requests import Request
 
+from saga.console.access import PERSONAL, needs
 from saga.console.forms import PAGE, After, Given, Rate, Reason, asked_here, place_of, read_place
 from saga.console.masking import masked, masked_headers
 from saga.console.site import Site
@@ -46,6 +47,8 @@ SHOWN_MAX: Final = 20_000
 EDITABLE_MAX: Final = 50_000
 """The same, of one that can be edited here."""
 DIFF_MAX: Final = 15_000
+EDITING: Final = [needs("letters:write", PERSONAL, personal=True)]
+"""Who edits a payload sees it."""
 
 Number = Annotated[int, Path(ge=1, le=INTEGER_MAX)]
 
@@ -192,7 +195,7 @@ def routes(site: Site) -> APIRouter:
     router = APIRouter()
     letters = site.letters
 
-    @router.get("/letters")
+    @router.get("/letters", dependencies=[needs("letters:read", personal=True)])
     async def list_(request: Request, wanted: Annotated[LettersListed, Query()]) -> Response:
         desk = await letters.collected()
         context: dict[str, Any] = {"said": "", "groups": [], "letters": [], "next": None}
@@ -258,11 +261,11 @@ def routes(site: Site) -> APIRouter:
             unfinished=await asyncio.to_thread(desk.store.replays.unfinished),
         )
 
-    @router.get("/letters/replay")
+    @router.get("/letters/replay", dependencies=[needs("letters:read", personal=True)])
     async def dry(request: Request, wanted: Annotated[ReplayWanted, Query()]) -> Response:
         return await replay_page(request, wanted)
 
-    @router.post("/letters/replay")
+    @router.post("/letters/replay", dependencies=[needs("letters:write")])
     async def begin(
         request: Request,
         wanted: Annotated[ReplayWanted, Query()],
@@ -334,20 +337,32 @@ def routes(site: Site) -> APIRouter:
             query = {"state": turning.new, "by": "letter", **wanted.filters}
             return RedirectResponse(site.url("/letters", **query), 303)
 
-        router.add_api_route(path, look, methods=["GET"], response_class=Response)
-        router.add_api_route(path, turn, methods=["POST"], response_class=Response)
+        router.add_api_route(
+            path,
+            look,
+            methods=["GET"],
+            response_class=Response,
+            dependencies=[needs("letters:write", personal=True)],
+        )
+        router.add_api_route(
+            path,
+            turn,
+            methods=["POST"],
+            response_class=Response,
+            dependencies=[needs("letters:write")],
+        )
 
     for each in TURNINGS:
         turns(each)
 
     # --- one of them -------------------------------------------------------------------------
 
-    @router.get("/letters/{number}")
+    @router.get("/letters/{number}", dependencies=[needs("letters:read", personal=True)])
     async def one(request: Request, number: Number) -> Response:
         desk = await letters.collected()
         await _must_be_known(desk, number)
         document = await desk.document_about(number)
-        died = document.pop("died")
+        died, headers = document.pop("died"), document["headers"]
         replays = await asyncio.to_thread(desk.store.replays.of_letter, number)
         return site.page(
             request,
@@ -356,8 +371,8 @@ def routes(site: Site) -> APIRouter:
             command=f"saga dlq show {number}",
             number=number,
             letter=document,
-            payload=_payload(document, bodies=site.bodies),
-            headers=document["headers"] if site.bodies else masked_headers(document["headers"]),
+            payload=_payload(document, bodies=site.clear(request)),
+            headers=headers if site.clear(request) else masked_headers(headers),
             died=died[-DEATHS_MAX:],
             deaths=len(died),
             replays=replays[-DEATHS_MAX:],
@@ -380,12 +395,17 @@ def routes(site: Site) -> APIRouter:
             said=said,
         )
 
-    async def letter_to_edit(number: int) -> DeadLetter:
-        if not site.bodies:
+    async def letter_to_edit(request: Request, number: int) -> DeadLetter:
+        if not site.clear(request):
+            way = (
+                f"it takes the scope {PERSONAL}"
+                if site.bodies
+                else "start the console with --bodies"
+            )
             raise Problem(
                 403,
-                "what is in messages is not shown here, so it cannot be edited; start the console "
-                f"with --bodies, or use `saga dlq edit {number}`",
+                "what is in messages is not shown to you here, so it cannot be edited; "
+                f"{way}, or use `saga dlq edit {number}`",
             )
         desk = await letters.desk()
         await _must_be_known(desk, number)
@@ -394,16 +414,16 @@ def routes(site: Site) -> APIRouter:
         except InputError as error:
             raise Problem(409, str(error)) from error
 
-    @router.get("/letters/{number}/edit")
+    @router.get("/letters/{number}/edit", dependencies=EDITING)
     async def edit(request: Request, number: Number) -> Response:
-        letter = await letter_to_edit(number)
+        letter = await letter_to_edit(request, number)
         return await edit_page(request, number, text_of(letter.body))
 
-    @router.post("/letters/{number}/edit")
+    @router.post("/letters/{number}/edit", dependencies=EDITING)
     async def difference(
         request: Request, number: Number, form: Annotated[EditedText, Form()]
     ) -> Response:
-        letter = await letter_to_edit(number)
+        letter = await letter_to_edit(request, number)
         try:
             made = corrected(site.watched.graph, letter, form.payload)
         except InputError as error:
@@ -413,11 +433,11 @@ def routes(site: Site) -> APIRouter:
             return await edit_page(request, number, form.payload, said=said)
         return await edit_page(request, number, form.payload, diff=made.diff[:DIFF_MAX])
 
-    @router.post("/letters/{number}/send")
+    @router.post("/letters/{number}/send", dependencies=EDITING)
     async def send(
         request: Request, number: Number, form: Annotated[EditConfirmed, Form()]
     ) -> Response:
-        await letter_to_edit(number)
+        await letter_to_edit(request, number)
         try:
             await letters.edit(number, form.payload, form.reason)
         except InputError as error:

@@ -14,6 +14,7 @@ from pydantic_core import from_json
 from starlette.requests import Request
 
 from saga.archive.messages import LOOKED_AT_MAX, FoundMessage, MessageSearch, find_messages
+from saga.console.access import needs
 from saga.console.masking import masked
 from saga.console.moments import read_moment
 from saga.console.site import Site, segment
@@ -90,7 +91,7 @@ def routes(site: Site) -> APIRouter:
     """`/messages`."""
     router = APIRouter()
 
-    @router.get("/messages")
+    @router.get("/messages", dependencies=[needs("messages:read", personal=True)])
     async def messages(request: Request, wanted: Annotated[MessagesWanted, Query()]) -> Response:
         search = wanted.search
         found = await site.watched.read(
@@ -106,7 +107,7 @@ def routes(site: Site) -> APIRouter:
             wanted=wanted,
             search=search,
             found=found,
-            rows=[_row(site, message) for message in found.messages],
+            rows=[_row(site, message, bare=site.clear(request)) for message in found.messages],
             types=[kind.type for kind in graph.recorded],
             participants=[participant.name for participant in graph.participants],
             looked_at_max=LOOKED_AT_MAX,
@@ -115,12 +116,12 @@ def routes(site: Site) -> APIRouter:
     return router
 
 
-def _row(site: Site, message: FoundMessage) -> MessageRow:
+def _row(site: Site, message: FoundMessage, *, bare: bool) -> MessageRow:
     return MessageRow(
         message,
         message.source.removeprefix(_SOURCE),
         site.url(f"/sagas/{segment(message.subject)}"),
-        _body(message.body, bare=site.bodies),
+        _body(message.body, bare=bare),
     )
 
 

@@ -13,6 +13,7 @@ from fastapi.responses import RedirectResponse, Response
 from markupsafe import Markup
 from starlette.requests import Request
 
+from saga.console.access import needs
 from saga.console.forms import asked_here
 from saga.console.inquiry import SHOWN_SECONDS, Inquiry, begun_by
 from saga.console.live import is_live
@@ -45,7 +46,7 @@ def routes(site: Site) -> APIRouter:
     proving = proofs.exploring
     runs = SeedRuns(lambda seed: play_apart(watched, seed))
 
-    @router.get("/proof")
+    @router.get("/proof", dependencies=[needs("proof:read")])
     async def proof(
         request: Request, run: Annotated[int | None, Query(ge=1, le=10**9)] = None
     ) -> Response:
@@ -82,7 +83,7 @@ def routes(site: Site) -> APIRouter:
             scenarios=[scenario.name for scenario in watched.saga.scenarios],
         )
 
-    @router.get("/proof/map")
+    @router.get("/proof/map", dependencies=[needs("proof:read")])
     async def tried_map(request: Request) -> Response:
         found = await proofs.finished()
         runs = await asyncio.to_thread(SimulatedRuns.load, watched.folder)
@@ -98,7 +99,7 @@ def routes(site: Site) -> APIRouter:
             picture=Markup(svg(flow, overlay)),  # noqa: S704 - escaped by `svg`
         )
 
-    @router.get("/proof/scenario/{name:path}")
+    @router.get("/proof/scenario/{name:path}", dependencies=[needs("proof:read")])
     async def scenario(
         request: Request, name: str, step: Annotated[int, Query(ge=0, le=10**9)] = 0
     ) -> Response:
@@ -118,11 +119,11 @@ def routes(site: Site) -> APIRouter:
             last=last,
         )
 
-    @router.get("/proof/seed")
+    @router.get("/proof/seed", dependencies=[needs("proof:read")])
     async def chosen(seed: Annotated[int, Query(ge=0, le=SEED_MAX)]) -> Response:
         return RedirectResponse(site.url(f"/proof/seed/{seed}"), status_code=303)
 
-    @router.get("/proof/seed/{seed}")
+    @router.get("/proof/seed/{seed}", dependencies=[needs("proof:read")])
     async def play(
         request: Request,
         seed: Annotated[int, Path(ge=0, le=SEED_MAX)],

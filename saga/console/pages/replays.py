@@ -13,6 +13,7 @@ from fastapi.responses import RedirectResponse, Response
 from pydantic import BaseModel, ConfigDict
 from starlette.requests import Request
 
+from saga.console.access import needs
 from saga.console.forms import PAGE, After, Rate, Reason, place_of, read_place
 from saga.console.pages.letters import Number
 from saga.console.site import Site
@@ -96,7 +97,7 @@ def routes(site: Site) -> APIRouter:
     router = APIRouter()
     letters = site.letters
 
-    @router.get("/replays")
+    @router.get("/replays", dependencies=[needs("letters:read")])
     async def list_(request: Request, wanted: Annotated[ReplaysListed, Query()]) -> Response:
         desk = await letters.desk()
         before = None if wanted.after is None else read_place(wanted.after, int)[0]
@@ -112,7 +113,7 @@ def routes(site: Site) -> APIRouter:
             next=place_of(shown[-1].number) if len(found) > PAGE else None,
         )
 
-    @router.get("/replays/{number}")
+    @router.get("/replays/{number}", dependencies=[needs("letters:read", personal=True)])
     async def one(
         request: Request, number: Number, wanted: Annotated[ReplaysListed, Query()]
     ) -> Response:
@@ -139,7 +140,7 @@ def routes(site: Site) -> APIRouter:
             broke_off=letters.broke_off.get(number, ""),
         )
 
-    @router.post("/replays/{number}/stop")
+    @router.post("/replays/{number}/stop", dependencies=[needs("letters:write")])
     async def stop(number: Number, form: Annotated[StopWanted, Form()]) -> Response:
         try:
             letters.stop(number, form.reason)
@@ -147,7 +148,7 @@ def routes(site: Site) -> APIRouter:
             raise Problem(409, str(error)) from error
         return RedirectResponse(site.url(f"/replays/{number}"), 303)
 
-    @router.post("/replays/{number}/resume")
+    @router.post("/replays/{number}/resume", dependencies=[needs("letters:write")])
     async def resume(number: Number, form: Annotated[ResumeWanted, Form()]) -> Response:
         desk = await letters.desk()
         run = await asyncio.to_thread(_known, desk, number)

@@ -22,6 +22,7 @@ from saga.archive.routes import SubjectsWanted, cursor, read_cursor
 from saga.archive.view import SubjectView
 from saga.choreography import State
 from saga.console import masking
+from saga.console.access import needs
 from saga.console.live import is_live
 from saga.console.lookout import Lag
 from saga.console.masking import headline_of, masked_diagram
@@ -82,7 +83,7 @@ def routes(site: Site) -> APIRouter:
     foreseeing = Foreseeing(site.watched)
     sight = BrokerSight.of(site.watched)
 
-    @router.get("/sagas")
+    @router.get("/sagas", dependencies=[needs("sagas:read", personal=True)])
     async def sagas(request: Request) -> Response:
         view = _view_of(site)
         query = {name: value for name, value in request.query_params.items() if value.strip()}
@@ -109,7 +110,7 @@ def routes(site: Site) -> APIRouter:
             title="Sagas",
             found=found,
             rows=[
-                (s, _columns(found.views.get(s.key), view, bodies=site.bodies))
+                (s, _columns(found.views.get(s.key), view, bodies=site.clear(request)))
                 for s in found.subjects
             ],
             columns=[field.name for field in _shown(view)],
@@ -125,7 +126,7 @@ def routes(site: Site) -> APIRouter:
             following=following,
         )
 
-    @router.get("/sagas/{subject:path}")
+    @router.get("/sagas/{subject:path}", dependencies=[needs("sagas:read", personal=True)])
     async def one(
         request: Request,
         subject: str,
@@ -259,6 +260,7 @@ class _OnePage:
     ) -> None:
         self._site = site
         self._request = request
+        self._clear = site.clear(request)
         self._found = found
         self._foreseeing = foreseeing
         self._subject = found.story.subject
@@ -278,7 +280,7 @@ class _OnePage:
         return self._site.page(
             self._request,
             template,
-            title=headline_of(story, bodies=self._site.bodies),
+            title=headline_of(story, bodies=self._clear),
             command=command,
             found=self._found,
             story=story,
@@ -300,7 +302,7 @@ class _OnePage:
         last_page = max(0, (len(rows) - 1) // ROWS_MAX * ROWS_MAX)
         first = min(first // ROWS_MAX * ROWS_MAX, last_page)
         part = part_of(found, first, ROWS_MAX)
-        diagram = part.diagram if self._site.bodies else masked_diagram(part.diagram)
+        diagram = part.diagram if self._clear else masked_diagram(part.diagram)
         picture = as_svg(diagram, self._subject)
         places = {
             step.attributes.id: number
@@ -327,7 +329,7 @@ class _OnePage:
                 (debt, either(debt.answers), owed_since(debt, found.whereabouts, found.now))
                 for debt in found.debts
             ],
-            view=None if view is None else _facts(view, bodies=self._site.bodies),
+            view=None if view is None else _facts(view, bodies=self._clear),
             letters=letters,
             asked=[(each, _words(each.state)) for each in asked],
             waits=waits,
@@ -338,7 +340,7 @@ class _OnePage:
 
     def states(self) -> Response:
         found, moment = self._found, self._moment
-        rows = states_at(self._site.watched, found, moment, bodies=self._site.bodies)
+        rows = states_at(self._site.watched, found, moment, bodies=self._clear)
         known = {row.participant for row in rows}
         graph = self._site.watched.graph
         event = "" if moment.step is None else moment.step.attributes.id
@@ -370,7 +372,7 @@ class _OnePage:
                 names.get(step.attributes.source, step.attributes.source),
                 [p.name for p in graph.reacting_to(step.attributes.type)],
                 numbers.get(step.attributes.causationid or ""),
-                *body_of(step, bodies=self._site.bodies),
+                *body_of(step, bodies=self._clear),
                 self._url("message", event=number),
             )
             for number, step in enumerate(steps[first : first + MESSAGES_MAX], first + 1)
@@ -389,9 +391,7 @@ class _OnePage:
     def message(self) -> Response:
         steps, number = self._found.story.steps, self._asked or 1
         step = steps[min(max(number, 1), len(steps)) - 1]
-        body, characters = body_of(
-            step, bodies=self._site.bodies, characters=WHOLE_BODY_MAX_CHARACTERS
-        )
+        body, characters = body_of(step, bodies=self._clear, characters=WHOLE_BODY_MAX_CHARACTERS)
         return self._page(
             "saga_message.html",
             "messages",

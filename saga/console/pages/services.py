@@ -11,6 +11,7 @@ from fastapi.responses import Response
 from starlette.requests import Request
 
 from saga.choreography import Choreography
+from saga.console.access import needs
 from saga.console.lookout import Processes
 from saga.console.site import Site
 from saga.deployment import Deployment
@@ -32,7 +33,7 @@ def routes(site: Site) -> APIRouter:
     """`/services`."""
     router = APIRouter()
 
-    @router.get("/services")
+    @router.get("/services", dependencies=[needs("services:read")])
     async def services(request: Request) -> Response:
         watched = site.watched
         glance, processes, lag = await asyncio.gather(

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Query
 from fastapi.responses import Response
 from starlette.requests import Request
 
+from saga.console.access import needs
 from saga.console.inquiry import Inquiry, apart, begun_for
 from saga.console.one import LOOK_AGAIN_SECONDS
 from saga.console.site import Site
@@ -62,7 +63,7 @@ def routes(site: Site) -> APIRouter:
 
     looking: Inquiry[Overdue] = Inquiry(look)
 
-    @router.get("/stuck")
+    @router.get("/stuck", dependencies=[needs("sagas:read", personal=True)])
     async def page(
         request: Request,
         participant: Annotated[str, Query(max_length=KEY_MAX)] = "",

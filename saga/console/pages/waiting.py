@@ -9,6 +9,7 @@ from fastapi import APIRouter, Query
 from fastapi.responses import Response
 from starlette.requests import Request
 
+from saga.console.access import needs
 from saga.console.live import is_live
 from saga.console.lookout import WAIT_SECONDS
 from saga.console.site import Site
@@ -24,7 +25,7 @@ def routes(site: Site) -> APIRouter:
     """`/waiting`."""
     router = APIRouter()
 
-    @router.get("/waiting")
+    @router.get("/waiting", dependencies=[needs("sagas:read")])
     async def waiting(
         request: Request,
         participant: Annotated[str, Query(max_length=64)] = "",

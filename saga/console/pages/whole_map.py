@@ -27,6 +27,7 @@ from saga.archive.traffic import (
     span,
     traffic,
 )
+from saga.console.access import needs
 from saga.console.lookout import Glance
 from saga.console.map_figures import LetterCounts, MapFigures
 from saga.console.moments import Slider, read_moment
@@ -47,7 +48,7 @@ def routes(site: Site) -> APIRouter:
     router = APIRouter()
     drawn = _Drawn(site)
 
-    @router.get("/")
+    @router.get("/", dependencies=[needs("map:read")])
     async def whole_map(
         request: Request,
         at: Annotated[str | None, Query(max_length=64)] = None,

@@ -80,8 +80,8 @@ function keepFresh() {
       await refresh();
       state.textContent = "live ·";
       delete state.dataset.lost;
-    } catch {
-      state.textContent = "not up to date ·";
+    } catch (error) {
+      state.textContent = error.message === "401" ? "logged out ·" : "not up to date ·";
     } finally {
       looking = false;
     }

@@ -1,0 +1,203 @@
+"""Logging in and out."""
+
+from __future__ import annotations
+
+import logging
+from typing import Annotated, Final
+from urllib.parse import urlsplit
+
+from fastapi import APIRouter, Form, Query
+from fastapi.responses import RedirectResponse, Response
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.requests import Request
+
+from saga.auth.audit import decided
+from saga.auth.caller import Caller, How, NotAllowed
+from saga.console.access import (
+    EVERYONE,
+    LOGGED_IN,
+    ConsoleAccess,
+    address_of,
+    browser_id_of,
+    is_form_of_browser,
+    is_readable_by_others,
+    person,
+    session_of,
+)
+from saga.console.forms import Given, asked_here
+from saga.console.oidc import LoginError
+from saga.console.site import Site, csrf_field
+from saga.runtime.problem import Problem
+
+log = logging.getLogger(__name__)
+
+KEY_MAX: Final = 200
+"""Characters of an API key."""
+
+
+class LoginWanted(BaseModel):
+    """Which page to show once somebody is logged in."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    page: Given = None
+
+
+class KeyGiven(LoginWanted):
+    """An API key; it is looked up, and not kept."""
+
+    key: Annotated[str, Field(max_length=KEY_MAX)]
+
+
+def local(page: str | None) -> str:
+    """The page, if it is one of this console; else the first one. Browsers take backslashes for
+    slashes, and leave out tabs and line ends."""
+    if page is None or not page.startswith("/") or page.startswith(("//", "/login", "/logout")):
+        return "/"
+    if "\\" in page or not page.isprintable():
+        return "/"
+    try:
+        parts = urlsplit(page)
+    except ValueError:
+        return "/"
+    return "/" if parts.scheme or parts.netloc else page
+
+
+def routes(site: Site) -> APIRouter:
+    """`/login` and `/logout`; there are none where nobody logs in."""
+    router = APIRouter()
+    if (found := site.access) is None:
+        return router
+    access: ConsoleAccess = found
+
+    def login_page(request: Request, page: str, said: str = "", status: int = 200) -> Response:
+        browser = browser_id_of(request, access)
+        answer = site.page(
+            request,
+            "login.html",
+            title="Log in",
+            status=status,
+            said=said,
+            page=page,
+            provider=None if access.provider is None else access.provider.host,
+            by_key=access.keys is not None,
+            insecure=is_readable_by_others(request),
+            csrf_field=csrf_field(access.sessions.csrf_of(browser)),
+        )
+        access.with_browser_id(request, answer, browser)
+        return answer
+
+    def logged_in(request: Request, caller: Caller, page: str) -> Response:
+        _note(request, caller)
+        if (before := access.session_id(request)) is not None:
+            access.sessions.end(before)
+        answer = RedirectResponse(f"{site.prefix}{local(page)}", 303)
+        access.open_session(request, answer, access.sessions.begin(caller))
+        return answer
+
+    @router.get("/login", dependencies=[EVERYONE])
+    async def ask(request: Request, wanted: Annotated[LoginWanted, Query()]) -> Response:
+        page = local(wanted.page)
+        if session_of(request) is not None:
+            return RedirectResponse(f"{site.prefix}{page}", 303)
+        return login_page(request, page)
+
+    # --- at the provider ---------------------------------------------------------------------
+
+    @router.get("/login/provider", dependencies=[EVERYONE])
+    async def begin(request: Request, wanted: Annotated[LoginWanted, Query()]) -> Response:
+        page = local(wanted.page)
+        if access.provider is None:
+            raise Problem(404, "nobody logs in at a provider here: AUTH_CLIENT_ID is not set")
+        if not asked_here(request) or is_readable_by_others(request):
+            return RedirectResponse(site.url("/login", page=page), 303)
+        browser = browser_id_of(request, access)
+        try:
+            address = await access.provider.begin(browser, f"{_own(request)}/login/done", page)
+        except LoginError as error:
+            log.warning("nobody can log in: %s", error)
+            return login_page(request, page, str(error), 503)
+        answer = RedirectResponse(address, 303)
+        access.with_browser_id(request, answer, browser)
+        return answer
+
+    @router.get("/login/done", dependencies=[EVERYONE])
+    async def finish(request: Request) -> Response:
+        if access.provider is None:
+            raise Problem(404, "nobody logs in at a provider here: AUTH_CLIENT_ID is not set")
+        answer = dict(request.query_params)
+        try:
+            caller, page = await access.provider.finish(access.browser_id(request), answer)
+            _check(caller)
+        except LoginError as error:
+            _note(request, None, reason=error.reason, how="the provider")
+            return login_page(request, "/", str(error), 403)
+        return logged_in(request, caller, page)
+
+    # --- by a key ----------------------------------------------------------------------------
+
+    @router.post("/login/key", dependencies=[EVERYONE])
+    async def by_key(request: Request, given: Annotated[KeyGiven, Form()]) -> Response:
+        page = local(given.page)
+        if access.keys is None or is_readable_by_others(request):
+            return login_page(request, page, "", 403)
+        if not is_form_of_browser(request, access):
+            said = "This form is from no page that you were given here; this one is."
+            return login_page(request, page, said, 403)
+        try:
+            caller = access.keys.caller(given.key.strip())
+            _check(caller)
+        except NotAllowed as error:
+            _note(request, None, reason=error.reason, how="an API key")
+            return login_page(request, page, "That is no key that holds here.", 403)
+        except LoginError as error:
+            _note(request, None, reason=error.reason, how="an API key")
+            return login_page(request, page, str(error), 403)
+        return logged_in(request, caller, page)
+
+    # --- out ---------------------------------------------------------------------------------
+
+    @router.post("/logout", dependencies=[LOGGED_IN])
+    async def log_out(request: Request) -> Response:
+        session = session_of(request)
+        elsewhere = None
+        if session is not None and session.caller.how is How.LOGIN and access.provider is not None:
+            elsewhere = await access.provider.logout_address(f"{_own(request)}/logout")
+        request.scope["state"].clear()  # The page is for nobody any more.
+        answer = site.page(request, "logout.html", title="You are logged out", elsewhere=elsewhere)
+        if elsewhere is not None:
+            # No redirect: that would be the form's, which may lead to this console only.
+            answer.headers["Refresh"] = f"0; url={elsewhere}"
+        access.close_session(request, answer)
+        return answer
+
+    @router.get("/logout", dependencies=[EVERYONE])
+    async def logged_out(request: Request) -> Response:
+        return site.page(request, "logout.html", title="You are logged out", elsewhere=None)
+
+    def _own(request: Request) -> str:
+        """The address of this console, as the browser has it."""
+        return f"{request.url.scheme}://{request.url.netloc}{site.prefix}"
+
+    return router
+
+
+def _check(caller: Caller) -> None:
+    """A console shows everybody's sagas, so it is not for who acts for one owner only. Raises
+    `LoginError`."""
+    if caller.owner is not None:
+        raise LoginError(
+            f"{person(caller)} has no role that a console knows, and acts for one owner only: it "
+            f"takes reader, operator or admin in AUTH_ROLES_CLAIM, or a key without an owner"
+        )
+
+
+def _note(request: Request, caller: Caller | None, *, reason: str = "", how: str = "") -> None:
+    decided(
+        caller,
+        action=f"log in by {how}" if how else "log in",
+        scope="",
+        allowed=caller is not None,
+        reason=reason,
+        address=address_of(request),
+    )
