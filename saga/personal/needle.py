@@ -172,17 +172,30 @@ def _begin_of_run(window: bytes, seen: int) -> int:
 
 
 def _windows(chunks: Iterable[bytes]) -> Iterator[tuple[bytes, int]]:
-    """Pieces that overlap, and how many bytes of each were in the one before."""
+    """Pieces that overlap, and how many bytes of each were in the one before. Of what is all zeros,
+    as a file that was made before it is used, nothing."""
     tail = b""
+    for piece in _of_one_size(chunks):
+        if tail.strip(b"\0") or piece.strip(b"\0"):
+            yield tail + piece, len(tail)
+        tail = (tail + piece[-OVERLAP_BYTES:])[-OVERLAP_BYTES:]
+
+
+def _of_one_size(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """The same bytes in pieces of `CHUNK_BYTES`, but for the last."""
+    waiting: list[bytes] = []
+    size = 0
     for chunk in chunks:
-        for start in range(0, len(chunk), CHUNK_BYTES):
-            piece = chunk[start : start + CHUNK_BYTES]
-            if not tail.strip(b"\0") and not piece.strip(b"\0"):
-                tail = piece[-OVERLAP_BYTES:]
-                continue
-            window = tail + piece
-            yield window, len(tail)
-            tail = window[-OVERLAP_BYTES:]
+        waiting.append(chunk)
+        size += len(chunk)
+        if size >= CHUNK_BYTES:
+            whole = b"".join(waiting)
+            end = size - size % CHUNK_BYTES
+            for start in range(0, end, CHUNK_BYTES):
+                yield whole[start : start + CHUNK_BYTES]
+            waiting, size = [whole[end:]], size - end
+    if size:
+        yield b"".join(waiting)
 
 
 def _decoded(run: bytes) -> bytes:
@@ -229,15 +242,19 @@ def _in_utf_16(units: list[list[str]], order: str) -> bytes:
 def _in_numbers(units: list[list[str]]) -> bytes:
     """As Erlang, Python and others print bytes that they take for no text: `65,100,97`."""
     between = rb",\s{0,80}"
-    return rb"(?<!\d)" + between.join(
-        _any_of(
-            between.join(b"%d" % byte for byte in form.encode(encoding, "ignore"))
-            for form in unit
-            for encoding in (("utf-8",) if form.isascii() else ("utf-8", "latin-1"))
-            if form.encode(encoding, "ignore").decode(encoding) == form
+    return (
+        rb"(?<!\d)"
+        + between.join(
+            _any_of(
+                between.join(b"%d" % byte for byte in form.encode(encoding, "ignore"))
+                for form in unit
+                for encoding in (("utf-8",) if form.isascii() else ("utf-8", "latin-1"))
+                if form.encode(encoding, "ignore").decode(encoding) == form
+            )
+            for unit in units
         )
-        for unit in units
-    ) + rb"(?!\d)"
+        + rb"(?!\d)"
+    )
 
 
 def _in_punycode(text: str) -> bytes | None:
@@ -275,9 +292,7 @@ def _ways_of_one(char: str) -> list[bytes]:
     ways.append(b"".join(escaped + b"[uU]" + _digits(pair) for pair in pairs))
     ways.append(escaped + b"(?:U0{0,4}|[ux]\\{0{0,6})" + _digits(f"{code:x}") + rb"\}?")
     ways.append(b"".join(b"%u" + _digits(pair) for pair in pairs))
-    ways.append(
-        rb"&(?:amp;){0,4}#(?:0{0,6}%d|[xX]0{0,6}%b);?" % (code, _digits(f"{code:x}"))
-    )
+    ways.append(rb"&(?:amp;){0,4}#(?:0{0,6}%d|[xX]0{0,6}%b);?" % (code, _digits(f"{code:x}")))
     for name in _ENTITIES.get(char, ()):
         ways.append(b"&(?:amp;){0,4}" + re.escape(name.encode()))
     if char.isascii() and not char.isalnum():
