@@ -15,7 +15,6 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import product
 from typing import Final
 
 from saga.errors import InputError
@@ -33,21 +32,25 @@ LAYERS_MAX: Final = 2
 
 _ESCAPES: Final = rb"\\{0,7}"
 """Further backslashes: a text may be escaped again wherever it is quoted."""
-_BROKEN: Final = (
-    rb"(?:=\r?\n|=\\r\\n|=\\n|\?=(?:\s|\\[rnt]){1,8}=\?[^?\s]{1,40}\?[qQ]\?|''\s+'|\"\s{1,80}\")?"
-)
-"""Where a line of a mail was cut, between two characters."""
+_BROKEN: Final = rb"(?:=\r?\n|=\\r\\n|=\\n)?"
+"""Where a line of quoted-printable was cut."""
 _SPACE: Final = (
     rb"(?:[ \t\r\n_+\xa0]|\xc2\xa0|%(?:25){0,4}(?:20|A0|C2%(?:25){0,4}A0|a0|c2%(?:25){0,4}a0)"
-    rb"|=20|=A0|=C2=A0|&nbsp;|&#0*(?:32|160);|"
-    rb"\\" + _ESCAPES + rb"(?:[rnt]|u00[2aA]0|x20|xa0|xA0|040)|\?=\s{1,8}=\?[^?\s]{1,40}\?[qQ]\?)"
+    rb"|=20|=A0|=C2=A0|&nbsp;|&#(?:0*(?:32|160)|[xX]0*(?:20|[aA]0));?|"
+    rb"\\" + _ESCAPES + rb"(?:[rnt]|u00[2aA]0|x20|xa0|xA0|040))"
     rb"{1,16}"
 )
 _RUNS: Final = frozenset(
     b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/_-=?\\\r\n\t "
 )
 """What may be in a run of base64 or hexadecimal, over several lines too."""
-_BETWEEN_WORDS: Final = re.compile(rb"=?=?\?=(?:\s|\\[rnt])+=\?[^?\s]{1,40}\?[bB]\?")
+_WORD: Final = re.compile(
+    rb"=\?[A-Za-z0-9*_-]{1,40}\?(?P<how>[bBqQ])\?(?P<what>[^?\s]{0,1000})\?="
+    rb"(?:(?:\s|\\[rnt]){1,8}(?==\?[A-Za-z0-9*_-]{1,40}\?[bBqQ]\?))?"
+)
+"""An encoded word of a mail's header (RFC 2047); what is between two of them is nothing."""
+_AROUND_WORDS_BYTES: Final = 4_000
+"""What is looked through with an encoded word: the rest of a text may be beside it."""
 _BREAKS: Final = re.compile(rb"\\[rn]|[\r\n\t ]")
 _TO_STANDARD: Final = bytes.maketrans(b"-_", b"+/")
 _ENTITIES: Final[dict[str, list[str]]] = defaultdict(list)
@@ -75,28 +78,28 @@ class Needle:
     """A text to be looked for. Raises `InputError` for one that cannot be."""
 
     def __init__(self, text: str) -> None:
-        words = unicodedata.normalize("NFC", " ".join(text.split()))
-        if not CHARACTERS_MIN <= len(words) <= CHARACTERS_MAX:
+        given = " ".join(text.split())
+        if not CHARACTERS_MIN <= len(given) <= CHARACTERS_MAX:
             raise InputError(
-                f"the text to look for has {len(words)} characters; give one of {CHARACTERS_MIN} "
+                f"the text to look for has {len(given)} characters; give one of {CHARACTERS_MIN} "
                 f"to {CHARACTERS_MAX}: a shorter one is found by chance everywhere"
             )
-        units = _units(words)
+        words = unicodedata.normalize("NFC", given)
+        # Some characters are another one by NFC, and are looked for as they are, too.
+        both = [_units(words)] + ([[_cases(char) for char in given]] if given != words else [])
         self._patterns = {
-            "text": re.compile(_in_text(units), re.DOTALL),
-            "UTF-16": re.compile(
-                b"|".join(_in_utf_16(units, order) for order in ("utf-16-le", "utf-16-be")),
-                re.DOTALL,
+            "text": _one_of(map(_in_text, both)),
+            "UTF-16": _one_of(
+                _in_utf_16(units, order) for units in both for order in ("utf-16-le", "utf-16-be")
             ),
-            "numbers": re.compile(_in_numbers(units)),
+            "numbers": _one_of(map(_in_numbers, both)),
         }
         if (other := _in_punycode(words)) is not None:
             self._patterns["domain"] = re.compile(re.escape(other), re.IGNORECASE)
         # As many bits as the text has, in six at a time.
         digits = max(6, len(words) * 4 // 3)
         self._base64 = re.compile(
-            rb"[A-Za-z0-9+/_-]{%d,}(?:(?:=?=?\?=(?:\s|\\[rnt])+=\?[^?\s]{1,40}\?[bB]\?"
-            rb"|(?:\\[rn]|[\r\n])+[\t ]?)[A-Za-z0-9+/_-]+)*" % min(digits, 12)
+            rb"[A-Za-z0-9+/_-]{%d,}(?:(?:\\[rn]|[\r\n])+[\t ]?[A-Za-z0-9+/_-]+)*" % min(digits, 12)
         )
         self._digits = digits
         self._hex = re.compile(rb"[0-9a-fA-F]{%d,}" % (2 * len(words)))
@@ -125,6 +128,7 @@ class Needle:
     def _encoded(self, window: bytes, seen: int, layers: int, within: str) -> Iterator[str]:
         """What is found once what may be base64 or hexadecimal is decoded."""
         for name, decoded in (
+            ("words", self._from_words(window, seen)),
             ("base64", self._from_base64(window, seen)),
             ("hexadecimal", self._from_hex(window, seen)),
         ):
@@ -145,17 +149,28 @@ class Needle:
                 if len(run) >= self._digits:
                     whole.append(run)
                 continue
-            first, *others = _BETWEEN_WORDS.split(run)
-            rest = b"".join(map(_decoded, others))
-            run = _BREAKS.sub(b"", first)
+            run = _BREAKS.sub(b"", run)
             for place in range(4):
-                yield _decoded(run[place:]) + rest
+                yield _decoded(run[place:])
         if whole:
             # After each run, zeros: twelve bytes and more, which no form of a text has in it.
             ends = [b"A" * (16 + -length % 4) for length in range(4)]
             for place in range(4):
                 padded = [run[place:] + ends[(len(run) - place) & 3] for run in whole]
                 yield binascii.a2b_base64(b"".join(padded).translate(_TO_STANDARD))
+
+    def _from_words(self, window: bytes, seen: int) -> Iterator[bytes]:
+        """Headers of mails whose words are encoded, if the text is only in what they say."""
+        end = 0
+        for match in _WORD.finditer(window) if b"=?" in window else ():
+            if match.end() <= max(seen, end):
+                continue
+            begin = max(end, match.start() - _AROUND_WORDS_BYTES)
+            end = min(match.end() + _AROUND_WORDS_BYTES, len(window))
+            header = window[begin:end]
+            said = _WORD.sub(_word, header)
+            if len([*self._plainly(said)]) > len([*self._plainly(header)]):
+                yield said
 
     def _from_hex(self, window: bytes, seen: int) -> Iterator[bytes]:
         for run in self._hex.findall(window, _begin_of_run(window, seen)):
@@ -198,11 +213,18 @@ def _of_one_size(chunks: Iterable[bytes]) -> Iterator[bytes]:
         yield b"".join(waiting)
 
 
+def _word(match: re.Match[bytes]) -> bytes:
+    """What an encoded word says."""
+    if match["how"] in b"bB":
+        return _decoded(match["what"].rstrip(b"="))
+    return binascii.a2b_qp(match["what"], header=True)
+
+
 def _decoded(run: bytes) -> bytes:
     run = _BREAKS.sub(b"", run).translate(_TO_STANDARD)
     # The last digit of a run of 4n + 1 holds six bits of a byte that is not there.
     length = len(run) - (len(run) % 4 == 1)
-    return binascii.a2b_base64(run[:length] + b"A" * (-length % 4))
+    return binascii.a2b_base64(run[:length] + b"=" * (-length % 4))
 
 
 # --- the forms of a text ------------------------------------------------------------------------
@@ -220,12 +242,15 @@ def _units(text: str) -> list[list[str]]:
 
 
 def _variants(unit: str) -> list[str]:
-    cases = (unit, unit.lower(), unit.upper(), unit.title(), unit.casefold())
     return list(
         dict.fromkeys(
-            unicodedata.normalize(form, case) for case in cases for form in ("NFC", "NFD")
+            unicodedata.normalize(form, case) for case in _cases(unit) for form in ("NFC", "NFD")
         )
     )
+
+
+def _cases(unit: str) -> list[str]:
+    return list(dict.fromkeys((unit, unit.lower(), unit.upper(), unit.title(), unit.casefold())))
 
 
 def _in_text(units: list[list[str]]) -> bytes:
@@ -268,6 +293,10 @@ def _in_punycode(text: str) -> bytes | None:
         return None
 
 
+def _one_of(patterns: Iterable[bytes]) -> re.Pattern[bytes]:
+    return re.compile(b"|".join(patterns))
+
+
 def _any_of(ways: Iterable[bytes]) -> bytes:
     return b"(?:" + b"|".join(dict.fromkeys(ways)) + b")"
 
@@ -275,8 +304,10 @@ def _any_of(ways: Iterable[bytes]) -> bytes:
 def _ways(form: str) -> Iterator[bytes]:
     """Patterns for a character with its marks. Each begins with a byte that says which it is: the
     search skips all others quickly."""
-    for ways in product(*map(_ways_of_one, form)):
-        yield _BROKEN.join(ways)
+    first, *marks = form
+    others = b"".join(_BROKEN + _any_of(_ways_of_one(mark)) for mark in marks)
+    for way in _ways_of_one(first):
+        yield way + others
 
 
 def _ways_of_one(char: str) -> list[bytes]:
