@@ -208,15 +208,15 @@ class Looker:
             self._miss(name, "there is no such file or folder")
             return
         for _ in range(ROUNDS_MAX):
-            new = [
-                (path, status)
+            new = {
+                identity: path
                 for path, status in sorted_files(folder, self._miss)
-                if _identity(status) not in self._seen
-            ]
+                if (identity := (status.st_dev, status.st_ino)) not in self._seen
+            }
             if not new:
                 return
-            for path, status in new:
-                self._seen.add(_identity(status))
+            self._seen |= new.keys()
+            for path in new.values():
                 self.file(_group(name, folder, path), path)
 
     def file(self, group: str, path: Path) -> None:
@@ -260,8 +260,8 @@ class Looker:
         for file in (_beside(path, "-wal"), path, _beside(path, "-journal")):
             if not file.is_file():
                 continue
-            identity = _identity(file.stat())
-            if identity not in self._seen:
+            status = file.stat()
+            if (identity := (status.st_dev, status.st_ino)) not in self._seen:
                 self._seen.add(identity)
                 self.file(str(path), file)
 
@@ -409,10 +409,6 @@ def _row_bytes(row: tuple[Any, ...]) -> bytes:
 
 def _beside(path: Path, suffix: str) -> Path:
     return path.with_name(path.name + suffix)
-
-
-def _identity(status: os.stat_result) -> tuple[int, int]:
-    return status.st_dev, status.st_ino
 
 
 def _group(name: str, folder: Path, path: Path) -> str:

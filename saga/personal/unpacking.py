@@ -114,7 +114,7 @@ def _within(name: str, stream: IO[bytes], unopened: Unopened, depth: int) -> Ite
     if kind is None or (kind == "zip" and not stream.seekable()):
         if kind is not None:
             unopened(name, "it is a zip in a stream, which is read from its end")
-        yield name, chunks_of(rest)
+        yield name, _whole(name, rest, unopened)
     elif kind == "zip":
         stream.seek(0)
         yield from _parts(name, stream, head, unopened, depth + 1)
@@ -235,6 +235,14 @@ def _through(
             gist = " ".join(said.read(400).decode(errors="replace").split())
         if status:
             unopened(name, f"{Path(command[0]).name} failed: {gist or f'exit status {status}'}")
+
+
+def _whole(name: str, stream: IO[bytes], unopened: Unopened) -> Iterator[bytes]:
+    """What can be had of a stream."""
+    try:
+        yield from chunks_of(stream)
+    except _DAMAGED as error:
+        unopened(name, f"cannot read it to its end: {str(error) or type(error).__name__}")
 
 
 def chunks_of(stream: IO[bytes]) -> Iterator[bytes]:
