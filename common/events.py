@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from saga.limits import Moment
 from saga.message import Command, Event, EventTypes, Priority, Role
+from saga.personal import Personal
 from saga.text import plain
 
 _ORDERS = UUID("8a1c9a38-6a6e-5f0b-9d53-0f3c4d2f6b11")
@@ -26,8 +27,8 @@ TIME_LIMIT_MAX_SECONDS = 7 * 24 * 3600
 
 Sku = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 # No database has to store control characters.
-Customer = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{1,128}$")]
-"""As events carry it: older ones have what was taken then."""
+Customer = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{1,128}$"), Personal]
+"""As events carry it: older ones have what was taken then. Sealed where persons' data is."""
 NewCustomer = Annotated[Customer, AfterValidator(plain)]
 """As it is taken from people."""
 Reference = Annotated[str, Field(max_length=255)]
@@ -300,12 +301,24 @@ class NotificationUnconfirmed(OrderEvent):
     detail: Detail
 
 
+class DismissalReason(StrEnum):
+    """Why a mail is not sent that was owed, or may not have arrived."""
+
+    OPERATOR = "operator"
+    """A person decided so."""
+    FORGOTTEN = "forgotten"
+    """Nobody can read any more whom it is for."""
+
+
 class NotificationDismissed(OrderEvent):
-    """A person decided that an unconfirmed mail is not sent again."""
+    """A mail is not sent: a person decided so of an unconfirmed one, or whom it is for was
+    forgotten."""
 
     type: ClassVar[str] = "notification.dismissed"
     publisher: ClassVar[str] = "notification"
     final: ClassVar[bool] = True
+
+    reason: DismissalReason = DismissalReason.OPERATOR
 
 
 class StockAdded(Event):

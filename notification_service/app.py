@@ -32,6 +32,7 @@ from notification_service.mail import (
     FolderMailer,
     Mailer,
     MailError,
+    MailForgotten,
     MailRefused,
     MailRejected,
     MailUnconfirmed,
@@ -47,6 +48,8 @@ from notification_service.store import (
     questions,
 )
 from saga.message import Answer
+from saga.personal.persons import Persons, SealingAway
+from saga.personal.seal import Forgotten, sealed
 from saga.runtime.kernel.database import Database
 from saga.runtime.kernel.work import Done, Duplicate
 from saga.runtime.metrics import Figure
@@ -175,6 +178,7 @@ def build_with(
     folders: Mapping[str, Path] | None = None,
     *,
     resend_seconds: float | None = RESEND_SECONDS,
+    persons: Persons | None = None,
 ) -> Service:
     """The notification service, with this way to send, which writes into these `folders`; one that
     is known not to wait needs no `resend_seconds`."""
@@ -184,9 +188,19 @@ def build_with(
     async def recall(database: Database) -> None:
         in_question.update(await database.read(questions))
 
-    def write(intent: Send | Resend) -> EmailMessage:
+    async def write(intent: Send | Resend) -> EmailMessage:
+        """The mail, to a customer whose name is read here and nowhere else. Waits for nothing: what
+        cannot be read now is tried again with the event."""
+        letter = intent.letter
         try:
-            return writer.write(intent.order_id, intent.letter)
+            if persons is not None and sealed(letter.customer):
+                name = await persons.open_now(letter.customer)
+                letter = letter.model_copy(update={"customer": name})
+            return writer.write(intent.order_id, letter)
+        except Forgotten as error:
+            raise MailForgotten(str(error)) from error
+        except SealingAway as error:
+            raise MailRefused(f"whom it is for cannot be read: {error}") from error
         except ValueError as error:
             raise MailRejected(f"no mail can be written: {error}") from error
 
@@ -199,15 +213,17 @@ def build_with(
         try:
             if isinstance(intent, Resend) and resend_seconds is not None:
                 async with asyncio.timeout(resend_seconds):
-                    await mailer.send(write(intent))
+                    await mailer.send(await write(intent))
             else:
-                await mailer.send(write(intent))
+                await mailer.send(await write(intent))
         except TimeoutError:
             result, detail = Result.UNKNOWN, f"no answer within {resend_seconds:g} s"
         except MailRefused as error:
             result, detail = Result.REFUSED, str(error)
         except MailRejected as error:
             result, detail = Result.REJECTED, str(error)
+        except MailForgotten as error:
+            result, detail = Result.FORGOTTEN, str(error)
         except MailUnconfirmed as error:
             result, detail = Result.UNKNOWN, str(error)
         return SendAnswered(
@@ -234,6 +250,7 @@ def build_with(
         # than can be sent at once.
         prefetch=CONNECTIONS_MAX,
         folders=folders or {},
+        persons=persons,
     )
 
 
@@ -255,7 +272,7 @@ def build(settings: MailSettings) -> Service:
             mailer = FolderMailer(folders["mails"])
     except MailError as error:
         raise SettingsError(f"{variable}: {error}") from error
-    return build_with(writer, mailer, folders)
+    return build_with(writer, mailer, folders, persons=Persons(settings))
 
 
 def serve() -> None:

@@ -19,6 +19,7 @@ from uuid import UUID
 
 from common.events import (
     Detail,
+    DismissalReason,
     Letter,
     LetterKind,
     NotificationBegun,
@@ -47,6 +48,8 @@ class Result(StrEnum):
     REJECTED = "rejected"
     """It was not accepted, and never will be as it is."""
     UNKNOWN = "unknown"
+    FORGOTTEN = "forgotten"
+    """Nothing was handed over, and never will be: nobody can read whom it is for."""
 
 
 class SendAnswered(Answer):
@@ -216,13 +219,18 @@ def tell_cancelled(event: OrderCancelled, notification: Notification) -> _Begun:
 
 def record(
     answer: SendAnswered, notification: Notification
-) -> NotificationSent | PutOff | NotificationUnconfirmed | None:
+) -> NotificationSent | PutOff | NotificationUnconfirmed | NotificationDismissed | None:
     match notification.status, answer.result:
         case NotificationStatus.SENT, _:
             return None
         # If it was unknown, it no longer is; if it was dismissed, it went out all the same.
         case _, Result.ACCEPTED:
             return NotificationSent(order_id=answer.order_id)
+        case (
+            NotificationStatus.SENDING | NotificationStatus.WAITING | NotificationStatus.RESENDING,
+            Result.FORGOTTEN,
+        ):
+            return NotificationDismissed(order_id=answer.order_id, reason=DismissalReason.FORGOTTEN)
         case NotificationStatus.SENDING, Result.UNKNOWN:
             return NotificationUnconfirmed(order_id=answer.order_id, detail=answer.detail)
         case NotificationStatus.RESENDING, _ if answer.again and (

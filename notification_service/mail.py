@@ -73,6 +73,10 @@ class MailRejected(Exception):
     """The mail was not accepted, and never will be as it is."""
 
 
+class MailForgotten(Exception):
+    """Nobody can read any more whom the mail is for. Nothing was sent."""
+
+
 class MailUnconfirmed(Exception):
     """The mail was handed over, or nearly, and nobody knows whether it was accepted."""
 

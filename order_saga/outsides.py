@@ -21,6 +21,7 @@ from common.events import Currency
 from notification_service import app as notification
 from notification_service.domain import PARTICIPANT as NOTIFICATION
 from notification_service.mail import (
+    MailForgotten,
     MailRefused,
     MailRejected,
     MailUnconfirmed,
@@ -185,6 +186,7 @@ class Mailing(StrEnum):
     REJECTED = "rejected"
     LOST = "lost before it was taken"
     TAKEN = "taken without a word"
+    FORGOTTEN = "not written, as nobody can read whom it is for"
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +219,8 @@ class DeskMailer:
                 raise MailRefused("not now")
             case Mailing.REJECTED:
                 raise MailRejected("never")
+            case Mailing.FORGOTTEN:
+                raise MailForgotten("forgotten")
             case Mailing.LOST:
                 raise MailUnconfirmed("no answer")
             case _:

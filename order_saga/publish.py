@@ -35,6 +35,7 @@ from saga.envelope import CONTENT_TYPE, source_of, wrap
 from saga.errors import Explained
 from saga.http import client
 from saga.message import Priority
+from saga.personal.persons import Persons
 from saga.runtime.messaging import frames
 from saga.runtime.messaging.connection import BrokerError
 from saga.runtime.messaging.frames import Posting
@@ -123,8 +124,11 @@ async def publish(
     await publisher.open(BROKER_PATIENCE_SECONDS)
     started = time.monotonic()
     try:
-        sender = _Sender(deployment, publisher, published, direct=direct, progress=progress)
-        await sender.send(_mixed(plan), rate, concurrency)
+        async with Persons(deployment.personal_settings()) as persons:
+            sender = _Sender(
+                deployment, publisher, persons, published, direct=direct, progress=progress
+            )
+            await sender.send(_mixed(plan), rate, concurrency)
     finally:
         await publisher.close()
     published.seconds = time.monotonic() - started
@@ -143,6 +147,7 @@ class _Sender:
         self,
         deployment: Deployment,
         publisher: BrokerPublisher,
+        persons: Persons,
         published: PublishedOrders,
         *,
         direct: bool,
@@ -150,6 +155,7 @@ class _Sender:
     ) -> None:
         self._deployment = deployment
         self._publisher = publisher
+        self._persons = persons
         self._published = published
         self._direct = direct
         self._progress = progress
@@ -203,7 +209,7 @@ class _Sender:
 
     async def _command(self, order: PlannedOrder) -> None:
         envelope = wrap(
-            order.command(TIME_LIMIT_SECONDS),
+            await self._persons.as_given(order.command(TIME_LIMIT_SECONDS)),
             id=order.key,
             source=source_of("saga-publish"),
             time=datetime.now(UTC),

@@ -24,6 +24,7 @@ from order_service.store import ORDERS, TABLES
 from saga.choreography import State
 from saga.envelope import derived_id
 from saga.message import Priority
+from saga.personal import Personal
 from saga.runtime import tracing
 from saga.runtime.kernel.work import Done
 from saga.runtime.problem import Problem, problems
@@ -68,7 +69,7 @@ class OrderView(BaseModel):
     order_id: UUID = Field(validation_alias="key")
     status: OrderStatus
     reason: CancellationReason | None
-    customer: str
+    customer: Annotated[str, Personal]
     currency: str
     lines: tuple[OrderLine, ...]
     total_cents: int

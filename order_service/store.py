@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from common.events import CancellationReason, OrderLine
 from order_service.domain import Order, OrderStatus
 from saga.message import Priority
+from saga.personal.seal import SEALED_MAX_CHARACTERS
 from saga.runtime.kernel.tables import Json, StateTable, Tables, Utc, Word, due_columns
 
 _metadata = sa.MetaData()
@@ -20,7 +21,7 @@ orders = sa.Table(
     sa.Column("version", sa.Integer, nullable=False),
     sa.Column("sequence", sa.Integer, nullable=False),
     sa.Column("status", Word(OrderStatus), nullable=False),
-    sa.Column("customer", sa.String(128), nullable=False),
+    sa.Column("customer", sa.String(SEALED_MAX_CHARACTERS), nullable=False),
     sa.Column("currency", sa.String(3), nullable=False),
     sa.Column("lines", Json(tuple[OrderLine, ...]), nullable=False),
     sa.Column("total_cents", sa.BigInteger, nullable=False),

@@ -22,12 +22,15 @@ from payment_service.domain import (
 )
 from payment_service.gateway import (
     GatewayConfigurationError,
+    GatewayUnavailable,
     PaymentGateway,
     SandboxGateway,
     ledger_file,
 )
 from payment_service.ledger import Decline
 from payment_service.store import PAYMENTS, TABLES
+from saga.personal.persons import Persons, SealingAway
+from saga.personal.seal import Forgotten
 from saga.runtime.problem import Problem, problems
 from saga.runtime.service import Running, Service, main
 from saga.runtime.settings import Settings, SettingsError
@@ -75,7 +78,11 @@ def routes(running: Running) -> APIRouter:
     return router
 
 
-def build_with(gateway: PaymentGateway, folders: Mapping[str, Path] | None = None) -> Service:
+def build_with(
+    gateway: PaymentGateway,
+    folders: Mapping[str, Path] | None = None,
+    persons: Persons | None = None,
+) -> Service:
     """The payment service, with this provider, which writes into these `folders`."""
 
     async def charge(intent: Charge) -> ChargeAnswered:
@@ -102,18 +109,29 @@ def build_with(gateway: PaymentGateway, folders: Mapping[str, Path] | None = Non
         routes=routes,
         close=gateway.close,
         folders=folders or {},
+        persons=persons,
     )
 
 
 def build(settings: PaymentSettings) -> Service:
     """The payment service, with the sandbox as its provider. Raises `SettingsError`."""
     url = settings.sandbox_url or sqlite_url(settings.data_dir / "provider.db")
+    persons = Persons(settings)
+
+    async def name_of(customer: str) -> str | None:
+        try:
+            return await persons.open(customer)
+        except Forgotten:
+            return None
+        except SealingAway as error:
+            raise GatewayUnavailable(f"whom to ask for the money: {error}") from error
+
     try:
-        gateway = SandboxGateway(url)
+        gateway = SandboxGateway(url, name_of=name_of)
     except GatewayConfigurationError as error:
         setting = "SANDBOX_URL" if settings.sandbox_url else "DATA_DIR"
         raise SettingsError(f"{setting}: {error}") from error
-    return build_with(gateway, {"ledger": ledger_file(url).absolute().parent})
+    return build_with(gateway, {"ledger": ledger_file(url).absolute().parent}, persons)
 
 
 def serve() -> None:

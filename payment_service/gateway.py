@@ -8,7 +8,7 @@ import random
 import sqlite3
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
@@ -30,7 +30,7 @@ from payment_service.ledger import (
 )
 from saga.errors import Explained
 from saga.retry import TransientError
-from saga.runtime.kernel.sqlite import BUSY_TIMEOUT_SECONDS, sqlite_engine
+from saga.runtime.kernel.sqlite import made_by_one, sqlite_engine
 from saga.runtime.urls import printable, sqlite_path
 
 GROUP_MAX = 256
@@ -43,6 +43,11 @@ half an hour after which the broker takes a delivery back."""
 FULL_DISK_POLL_SECONDS = 0.2
 ANSWER_DELAY_MAX_MS = 600_000
 AMOUNT_MAX_CENTS = 2**63 - 1
+
+
+NameOf = Callable[[str], Awaitable[str | None]]
+"""The name that a sealed customer stands for, read at the last moment; None if nobody can read it
+any more."""
 
 
 class GatewayUnavailable(TransientError):
@@ -141,6 +146,13 @@ _accounts = sa.Table(
     sa.Column("card_blocked", sa.Boolean, nullable=False),
     sa.Column("answer_delay_ms", sa.Integer, nullable=False),
 )
+_payers = sa.Table(
+    "payers",
+    _metadata,
+    sa.Column("customer", sa.String, primary_key=True),
+    sa.Column("name", sa.String, nullable=False),
+)
+"""Whose a reference is, where it is another text than the name: as a provider knows its payers."""
 _faults = sa.Table(
     "faults",
     _metadata,
@@ -153,6 +165,9 @@ _FIND_CHARGES = sa.select(_charges).where(_charges.c.key.in_(sa.bindparam("keys"
 _FIND_ACCOUNTS = sa.select(_accounts).where(
     _accounts.c.customer.in_(sa.bindparam("customers", expanding=True))
 )
+_FIND_PAYERS = sa.select(_payers).where(
+    _payers.c.customer.in_(sa.bindparam("customers", expanding=True))
+)
 _FIND_FAULT = sa.select(_faults.c.mode, _faults.c.share)
 
 
@@ -164,6 +179,8 @@ class _Question:
     customer: str | None
     currency: str
     amount_cents: int
+    payer: str | None = None
+    """The customer's name, where `customer` is another text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,15 +197,20 @@ class SandboxGateway:
     Concurrent questions share a transaction, in a thread of its own. Any number of processes may
     open the same file at the same time: one to serve, others to `set_accounts` and `set_fault`
     while it does, and to read its `ledger`. Those three block while another
-    process writes, and raise SQLAlchemy's `OperationalError` if that takes `BUSY_TIMEOUT_SECONDS`.
+    process writes, and raise SQLAlchemy's `OperationalError` if that takes 10 seconds.
+
+    Lines of the ledger name a customer by the reference that we give, a sealed name for instance,
+    so that the same charge is the same whether or not the name can still be read. Accounts go by
+    the name itself.
     """
 
-    def __init__(self, url: str, *, seed: int | None = None) -> None:
+    def __init__(self, url: str, *, seed: int | None = None, name_of: NameOf | None = None) -> None:
         """Open the ledger at `url`, such as `sqlite:///data/provider.db`, and make what is missing.
 
-        `seed` is for which questions a fault of some share hits. Raises
-        `GatewayConfigurationError`.
+        `seed` is for which questions a fault of some share hits; `name_of` reads a sealed customer.
+        Raises `GatewayConfigurationError`.
         """
+        self._name_of = name_of
         path = ledger_file(url)
         self._engine = sqlite_engine(url)
         try:
@@ -211,7 +233,9 @@ class SandboxGateway:
         self, key: str, *, customer: str, currency: str, amount_cents: int
     ) -> Receipt | Decline:
         """See `PaymentGateway`. The first question decides; the account may change afterwards."""
-        return await self._ask(_Question(key, customer, currency, amount_cents))
+        name = customer if self._name_of is None else await self._name_of(customer)
+        payer = None if name == customer else name
+        return await self._ask(_Question(key, customer, currency, amount_cents, payer))
 
     async def refund(self, key: str, *, currency: str, amount_cents: int) -> None:
         """See `PaymentGateway`."""
@@ -321,6 +345,14 @@ def _is_full(error: sa.exc.OperationalError) -> bool:
     return code & _PRIMARY_CODE in _FULL
 
 
+@dataclass(frozen=True, slots=True)
+class _Payer:
+    """A line of `_payers`."""
+
+    customer: str
+    name: str
+
+
 class _Books:
     """What one group needs of the ledger: read at once, changed in memory, written at once."""
 
@@ -330,6 +362,13 @@ class _Books:
         self.charges = {row["key"]: _charge_of(row) for row in found}
         customers = {question.customer for question in questions if question.customer is not None}
         customers |= {charge.customer for charge in self.charges.values()}
+        known = connection.execute(_FIND_PAYERS, {"customers": list(customers)})
+        self.payers = {row.customer: _Payer(row.customer, row.name) for row in known}
+        self._payers_read = dict(self.payers)
+        for question in questions:
+            if question.customer is not None and question.payer is not None:
+                self.payers[question.customer] = _Payer(question.customer, question.payer)
+        customers = {self._name(customer) for customer in customers}
         held = connection.execute(_FIND_ACCOUNTS, {"customers": list(customers)}).mappings()
         self.accounts = {row["customer"]: Account(**row) for row in held}
         fault = connection.execute(_FIND_FAULT).one_or_none()
@@ -341,6 +380,7 @@ class _Books:
         for table, now, before in (
             (_charges, self.charges, self._charges_read),
             (_accounts, self.accounts, self._accounts_read),
+            (_payers, self.payers, self._payers_read),
         ):
             changed = [asdict(item) for key, item in now.items() if item != before.get(key)]
             _put(connection, table, changed)
@@ -348,7 +388,7 @@ class _Books:
     def charge(self, question: _Question) -> _Answer:
         """Decide, if this is the first question under its key; count it."""
         customer = question.customer or ""
-        account = self.accounts.get(customer, Account(customer))
+        account = self.accounts.get(self._name(customer), Account(customer))
         charge = self.charges.get(question.key) or self._decide(question, account)
         try:
             said = charge.answer(customer, question.currency, question.amount_cents)
@@ -368,7 +408,7 @@ class _Books:
                 self._pay_in(account, -question.amount_cents)
         return LedgerCharge(
             key=question.key,
-            customer=account.customer,
+            customer=question.customer or "",
             currency=question.currency,
             amount_cents=question.amount_cents,
             outcome=outcome,
@@ -388,9 +428,14 @@ class _Books:
             return _Answer(refusal)
         if charge is not before:
             self.charges[question.key] = charge
-            if account := self.accounts.get(charge.customer):
+            if account := self.accounts.get(self._name(charge.customer)):
                 self._pay_in(account, charge.refunded_cents)
         return _Answer(Receipt(charge.reference))
+
+    def _name(self, customer: str) -> str:
+        """What the accounts call a customer."""
+        payer = self.payers.get(customer)
+        return customer if payer is None else payer.name
 
     def _pay_in(self, account: Account, cents: int) -> None:
         if account.funds_cents is not None:
@@ -417,16 +462,8 @@ def _charge_of(row: sa.RowMapping) -> LedgerCharge:
 
 
 def _make_tables(engine: Engine) -> None:
-    """Make what is missing. Processes that make the same file at the same time get in each
-    other's way while they switch it to WAL, where SQLite does not heed the busy timeout."""
-    deadline = time.monotonic() + BUSY_TIMEOUT_SECONDS
-    while True:
-        try:
-            return _metadata.create_all(engine)
-        except sa.exc.OperationalError as error:
-            if "locked" not in str(error.orig) or time.monotonic() > deadline:
-                raise
-            time.sleep(0.01)
+    """Make what is missing."""
+    made_by_one(lambda: _metadata.create_all(engine))
 
 
 def ledger_file(url: str) -> Path:

@@ -7,6 +7,7 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from payment_service.domain import Payment, PaymentStatus
+from saga.personal.seal import SEALED_MAX_CHARACTERS
 from saga.runtime.kernel.tables import StateTable, Tables, Word
 
 _metadata = sa.MetaData()
@@ -18,7 +19,7 @@ payments = sa.Table(
     sa.Column("version", sa.Integer, nullable=False),
     sa.Column("sequence", sa.Integer, nullable=False),
     sa.Column("status", Word(PaymentStatus), nullable=False),
-    sa.Column("customer", sa.String(128), nullable=False),
+    sa.Column("customer", sa.String(SEALED_MAX_CHARACTERS), nullable=False),
     sa.Column("currency", sa.String(3), nullable=False),
     sa.Column("amount_cents", sa.BigInteger, nullable=False),
 )

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, mod
 from saga.errors import Explained
 from saga.outside import Outside, OutsideError
 from saga.runtime.files import write_whole
-from saga.runtime.settings import INBOX_DAYS, Discreet
+from saga.runtime.settings import INBOX_DAYS, Discreet, PersonalSettings, Sealing, load
 from saga.runtime.urls import sqlite_url, unambiguous, without_passwords
 
 FILE_NAME = "saga.json"
@@ -57,6 +57,12 @@ class Deployment(Discreet, BaseModel):
     """By name, where the outsides keep their books; see `saga.outside.Outside`."""
     inbox_days: float = INBOX_DAYS
     """The services' setting: what is older than that they may have done and forgotten."""
+    personal: Sealing = Sealing.OFF
+    """Whether what enters is sealed: what a command publishes then is, too."""
+    persons_database_url: str | None = None
+    """Where the keys of persons are; by default as the environment says."""
+    personal_key_file: Path | None = None
+    """The file of the master keys; by default as the environment says. The keys are not here."""
     dead_letters_url: str | None = None
     """The operator's store of dead letters; by default a file beside the one this is read from."""
 
@@ -73,6 +79,19 @@ class Deployment(Discreet, BaseModel):
             before = {"provider": given.pop("sandbox_url")}
             given["outside_urls"] = before | (given.get("outside_urls") or {})
         return given
+
+    def personal_settings(self, folder: Path | None = None) -> PersonalSettings:
+        """How a command seals and opens: as the system does, and with what the environment and
+        `SECRETS_DIR` say of the master keys. Raises `SettingsError`."""
+        given: dict[str, Any] = {
+            "persons_database_url": self.persons_database_url,
+            "personal_key_file": self.personal_key_file,
+            "data_dir": folder,
+        }
+        said = {name: value for name, value in given.items() if value is not None}
+        if self.personal is Sealing.SEALED:
+            said["personal"] = self.personal
+        return load(PersonalSettings, **said)
 
     def outside_url(self, outside: Outside[Any]) -> str:
         """Where an outside keeps its books. Raises `OutsideError`."""

@@ -35,7 +35,8 @@ class OrderSearch:
     """Which orders: those that fit everything that is given. Times are of their first event, from
     `since` to before `until`; amounts are of their total."""
 
-    customer: str | None = None
+    customers: tuple[str, ...] = ()
+    """The texts that one customer goes by: their name, and what it is sealed as."""
     status: Status | None = None
     reason: CancellationReason | None = None
     priority: Priority | None = None
@@ -76,14 +77,15 @@ def search(
         for column, value in ((table.priority, wanted.priority), (table.currency, wanted.currency))
         if value is not None
     ]
-    indexed = (
-        (table.customer, wanted.customer),
-        (table.reason, wanted.reason),
-        (table.status, wanted.status),
+    indexed: tuple[tuple[sa.ColumnElement[Any], tuple[Any, ...]], ...] = (
+        (table.customer, wanted.customers),
+        (table.reason, () if wanted.reason is None else (wanted.reason,)),
+        (table.status, () if wanted.status is None else (wanted.status,)),
     )
-    given = [(column, value) for column, value in indexed if value is not None]
-    for number, (column, value) in enumerate(given):
-        conditions.append((_without_index(column) if number else column) == value)
+    given = [(column, values) for column, values in indexed if values]
+    for number, (column, values) in enumerate(given):
+        sought = _without_index(column) if number else column
+        conditions.append(sought == values[0] if len(values) == 1 else sought.in_(values))
     if wanted.total_cents_min is not None:
         conditions.append(table.total_cents >= wanted.total_cents_min)
     if wanted.total_cents_max is not None:

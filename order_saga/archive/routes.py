@@ -19,8 +19,10 @@ from saga.archive.timeline import steps_of
 from saga.choreography import Choreography
 from saga.limits import INTEGER_MAX, TEXT_MAX_BYTES, Moment
 from saga.message import Priority
+from saga.personal import Personal
 from saga.runtime.kernel.database import Database
 from saga.runtime.kernel.tables import Clock, utc_now
+from saga.runtime.personal import texts_of
 from saga.runtime.problem import Problem, problems
 from saga.runtime.web import answer_from
 
@@ -40,7 +42,7 @@ class OrderSummary(BaseModel):
     order_id: UUID = Field(validation_alias="key")
     status: Status
     reason: CancellationReason | None
-    customer: str
+    customer: Annotated[str, Personal]
     currency: str
     total_cents: int
     charged_cents: int
@@ -121,9 +123,11 @@ class Wanted(BaseModel):
     limit: Annotated[int, Field(ge=1, le=PAGE_MAX)] = PAGE_DEFAULT
     after: Annotated[str, Field(max_length=TEXT_MAX_BYTES)] | None = None
 
-    @property
-    def search(self) -> orders.OrderSearch:
-        return orders.OrderSearch(**self.model_dump(exclude={"limit", "after"}))
+    async def search(self) -> orders.OrderSearch:
+        """What to look for: a customer by the name, and by what it is sealed as."""
+        given = self.model_dump(exclude={"limit", "after", "customer"})
+        customers = () if self.customer is None else await texts_of(self.customer)
+        return orders.OrderSearch(customers=customers, **given)
 
 
 def routes(database: Database, choreography: Choreography, clock: Clock = utc_now) -> APIRouter:
@@ -143,9 +147,9 @@ def routes(database: Database, choreography: Choreography, clock: Clock = utc_no
     async def search(wanted: Annotated[Wanted, Query()]) -> OrderPage:
         """Orders, the latest first. `since` and `until` are about their first event."""
         seen = None if wanted.after is None else _read_cursor(wanted.after)
+        search = await wanted.search()
         found = await answer_from(
-            database,
-            lambda connection: orders.search(connection, wanted.search, wanted.limit, seen),
+            database, lambda connection: orders.search(connection, search, wanted.limit, seen)
         )
         more = len(found) == wanted.limit
         return OrderPage(

@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from common.events import CancellationReason
 from order_saga.archive.view import ArchivedOrder, PaymentProgress, Status, Stock
 from saga.message import Priority
+from saga.personal.seal import SEALED_MAX_CHARACTERS
 from saga.runtime.kernel.tables import Schema, StateTable, Utc, Word
 
 
@@ -40,7 +41,7 @@ order_views = sa.Table(
     sa.Column("sequence", sa.Integer, nullable=False),
     sa.Column("status", _EventWord(Status, Status.UNKNOWN), nullable=False),
     sa.Column("reason", _EventWord(CancellationReason, None)),
-    sa.Column("customer", sa.String(128), nullable=False),
+    sa.Column("customer", sa.String(SEALED_MAX_CHARACTERS), nullable=False),
     sa.Column("currency", sa.String(3), nullable=False),
     sa.Column("total_cents", sa.BigInteger, nullable=False),
     sa.Column("charged_cents", sa.BigInteger, nullable=False),

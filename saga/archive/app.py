@@ -12,10 +12,12 @@ from saga.archive.routes import routes
 from saga.archive.store import places, schema_of
 from saga.archive.views import projection_of
 from saga.discovery import choreography
+from saga.personal.persons import Persons
 from saga.runtime import metrics, process
 from saga.runtime.disk import Disks, Halt
 from saga.runtime.kernel.database import Database
 from saga.runtime.kernel.tables import utc_now
+from saga.runtime.personal import guarded
 from saga.runtime.readiness import Look, Missing, Readiness
 from saga.runtime.retry_loop import troubles
 from saga.runtime.service import disks_of
@@ -28,7 +30,10 @@ def build(settings: Settings) -> process.Process:
     # What can be read are the messages of all participants, so their domains come first.
     projection = projection_of(choreography())
 
-    async def assemble(database: Database, _: contextlib.AsyncExitStack) -> process.Parts:
+    async def assemble(database: Database, stack: contextlib.AsyncExitStack) -> process.Parts:
+        persons = Persons(settings)
+        stack.push_async_callback(persons.close)
+        await persons.check()
         follower = Follower(settings.broker_url, database, projection)
         disks = disks_of(
             OBSERVER.name,
@@ -50,7 +55,8 @@ def build(settings: Settings) -> process.Process:
         )
         app.include_router(routes(database, projection))
         if (view := projection.view) is not None:
-            app.include_router(view.routes(database, projection.choreography, utc_now))
+            routes_of_view = view.routes(database, projection.choreography, utc_now)
+            app.include_router(guarded(routes_of_view, persons))
         return process.Parts(
             app,
             tasks=(follower.run(), readiness.run(), disks.run()),

@@ -58,9 +58,11 @@ def check(folder: Folder = CONTRACTS, as_json: AsJson = False) -> None:
     """
     from saga.commands.console import out
     from saga.discovery import choreography
-    from saga.schemas.registry import problems
+    from saga.schemas.registry import not_sealed_yet, problems
 
-    found = problems(_existing(folder), choreography())
+    graph = choreography()
+    found = problems(_existing(folder), graph)
+    unsealed = not_sealed_yet(folder, graph)
     if as_json:
         print_json(
             {
@@ -68,6 +70,7 @@ def check(folder: Folder = CONTRACTS, as_json: AsJson = False) -> None:
                 "problems": [
                     {"type": p.type, "version": p.version, "message": p.message} for p in found
                 ],
+                "not_sealed_yet": unsealed,
             }
         )
     else:
@@ -75,6 +78,11 @@ def check(folder: Folder = CONTRACTS, as_json: AsJson = False) -> None:
             out().print(str(each))
         if not found:
             remark("readers of the last release read what is published now, and the other way")
+        if unsealed:
+            remark(
+                f"as long as PERSONAL is off: the last release reads no sealed values of "
+                f"{', '.join(unsealed)}; seal once what is released next is running everywhere"
+            )
     if found:
         raise typer.Exit(PROBLEM_FOUND)
 

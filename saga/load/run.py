@@ -24,6 +24,7 @@ from saga.history import pages
 from saga.history.archive import Archive
 from saga.load.plan import NO_END, Given, Plan
 from saga.message import Command, Event
+from saga.personal.persons import Persons
 from saga.reconcile import GRACE_SECONDS, Report, reconcile
 from saga.runtime.kernel.tables import utc_now
 from saga.runtime.messaging.publisher import BrokerPublisher, posting_of
@@ -152,14 +153,17 @@ def _known_among(subjects: Sequence[str], connection: Connection) -> list[str]:
 
 
 async def send(deployment: Deployment, plan: Plan, progress: Progress = lambda _: None) -> None:
-    """Give all commands of a plan, each in its time. Raises what the publisher raises."""
+    """Give all commands of a plan, each in its time, sealed where the system seals. Raises what the
+    publisher raises, and `SealingAway`."""
+    persons = Persons(deployment.personal_settings())
     publisher = BrokerPublisher(deployment.amqp_url, "saga publish")
     await publisher.open(BROKER_PATIENCE_SECONDS)
     began = time.monotonic()
 
     async def give(given: Given) -> None:
         await asyncio.sleep(max(0.0, began + given.after_seconds - time.monotonic()))
-        await publisher.publish("", posting_of(_body(given), _queue(given)))
+        command = await persons.as_given(given.command)
+        await publisher.publish("", posting_of(_body(given, command), _queue(given)))
         progress(1)
 
     try:
@@ -167,11 +171,11 @@ async def send(deployment: Deployment, plan: Plan, progress: Progress = lambda _
             await give(given)
         await side_by_side(*(give(given) for given in plan.given))
     finally:
+        await persons.close()
         await publisher.close()
 
 
-def _body(given: Given) -> bytes:
-    command: Command = given.command
+def _body(given: Given, command: Command) -> bytes:
     envelope = wrap(
         command,
         id=given.key,

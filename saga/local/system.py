@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Literal, NoReturn, Self
+from typing import Any, Final, Literal, NoReturn, Self
 
 import httpx
 from aio_pika.abc import AbstractChannel
@@ -51,6 +51,7 @@ from saga.local.processes import (
 from saga.local.server import LOOPBACK, PORT_ATTEMPTS, free_ports
 from saga.local.supervision import Supervised, Supervision
 from saga.notes import forget_owed, note_owed, owed
+from saga.personal.opening import KEY_FILE, made_key, store_url
 from saga.recovery import RecoveryError
 from saga.recovery.broker import recover
 from saga.runtime.disk import INODES_MIN, SERVERS_SHARE, lack_of_room, servers_min_bytes
@@ -59,7 +60,14 @@ from saga.runtime.kernel.database import DatabaseError
 from saga.runtime.messaging.connection import BrokerError, connect
 from saga.runtime.messaging.permissions import OPERATOR, users_of
 from saga.runtime.messaging.topology import TopologyError, queues_of
-from saga.runtime.settings import HttpSettings, Settings, TlsSettings, load
+from saga.runtime.settings import (
+    HttpSettings,
+    PersonalSettings,
+    Sealing,
+    Settings,
+    TlsSettings,
+    load,
+)
 from saga.runtime.tasks import cancel_all
 from saga.runtime.urls import sqlite_url
 
@@ -261,9 +269,28 @@ class System:
             outside_urls=outside_urls_in(self.folder, saga().outside),
             inbox_days=float(self._environment.get("INBOX_DAYS") or load(Settings).inbox_days),
             dead_letters_url=dead_letters_url_in(self.folder),
+            **self._places_of_persons(),
         )
         self._deployment.save(self.folder)
         await self._put_back()
+
+    def _places_of_persons(self) -> dict[str, Any]:
+        personal = self._personal()
+        if personal.personal is Sealing.OFF:
+            return {}
+        return {
+            "personal": personal.personal,
+            "persons_database_url": store_url(personal),
+            "personal_key_file": None
+            if personal.personal_key is not None
+            else (personal.personal_key_file or self.folder / KEY_FILE).absolute(),
+        }
+
+    def _personal(self) -> PersonalSettings:
+        """How the services seal personal data, by the environment that they get."""
+        names = {name: name.upper() for name in PersonalSettings.model_fields}
+        given = {n: self._environment[v] for n, v in names.items() if v in self._environment}
+        return load(PersonalSettings, **given | {"data_dir": self.folder})
 
     def kill(self, service: str) -> None:
         """Kill a service with SIGKILL; `start` brings it back."""
@@ -400,6 +427,11 @@ class System:
         logs = make_folder(self.folder)
         if lack := self._lack_of_room():
             raise SystemFault(f"nothing can be started: {lack}")
+        personal = self._personal()
+        if personal.personal is Sealing.SEALED and not (
+            personal.personal_key or personal.personal_key_file
+        ):
+            made_key(self.folder)
         found = {
             service.name: package
             for package, service in services().items()

@@ -121,12 +121,24 @@ def with_personal(message: M, change: Callable[[str], str]) -> M:
     return changed
 
 
+def document_with_personal(
+    kind: type[BaseModel], document: Any, change: Callable[[str], str]
+) -> Any:
+    """What JSON has of a message of this class, whether that is a valid one or not, with the texts
+    in its personal fields changed."""
+    for path in personal_fields(kind):
+        document = _changed(document, path, change)
+    return document
+
+
 def _changed(value: Any, path: Path, change: Callable[[str], str]) -> Any:
     """`value` with what is at `path` in it changed; itself where nothing is."""
     if not path:
         return change(value) if isinstance(value, str) and value else value
     step, rest = path[0], path[1:]
     if step != EACH:
+        if isinstance(value, dict):  # As JSON has it.
+            return value | {step: _changed(value[step], rest, change)} if step in value else value
         if not isinstance(value, BaseModel) or step not in type(value).model_fields:
             return value  # Another one of a union.
         before = getattr(value, step)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import secrets
+from pathlib import Path
 from typing import Final
 
 from saga.personal.keystore import KeyStore
 from saga.personal.master import MasterKeyError, MasterKeys
+from saga.runtime.files import write_whole
 from saga.runtime.settings import PersonalSettings
 from saga.runtime.urls import sqlite_url
 
@@ -33,6 +37,16 @@ def master_keys(settings: PersonalSettings) -> MasterKeys:
             f"mount it as personal_key into the folder that SECRETS_DIR names"
         ) from None
     return MasterKeys.of(text, str(file))
+
+
+def made_key(folder: Path) -> Path:
+    """The key file of a system in this folder, made if there is none: for one that is tried out on
+    this machine. Raises `OSError`."""
+    file = folder / KEY_FILE
+    if not file.exists():
+        key = base64.b64encode(secrets.token_bytes(48)).decode()
+        write_whole(file, f"{key}\n", 0o600)
+    return file
 
 
 def open_store(settings: PersonalSettings, *, patience_seconds: float = 0.0) -> KeyStore:

@@ -20,6 +20,7 @@ from saga.choreography import Participant
 from saga.course import Course, course_of
 from saga.declaration import SagaError
 from saga.message import Ask, Command, Intent, Priority
+from saga.personal.persons import Persons
 from saga.runtime import dues, metrics, process
 from saga.runtime.disk import Disks, Halt
 from saga.runtime.kernel.begun import Begun
@@ -35,6 +36,7 @@ from saga.runtime.kernel.timer import Timekeeper
 from saga.runtime.kernel.work import Done, Duplicate
 from saga.runtime.messaging.consumer import PREFETCH, Consumer
 from saga.runtime.messaging.publisher import BrokerPublisher
+from saga.runtime.personal import guarded, seal_given
 from saga.runtime.problem import unavailable
 from saga.runtime.readiness import Look, Missing, Readiness
 from saga.runtime.retry_loop import RetryLoop, troubles
@@ -67,6 +69,8 @@ class Running:
     """All there are; `/readyz` and the metrics tell which of them are stuck."""
     saga: str = ""
     """The name of the saga it takes part in, where that is known."""
+    persons: Persons | None = None
+    """Seals what enters, where personal data is sealed."""
 
     def retry_loop(self, name: str, doing: str) -> RetryLoop:
         """One more."""
@@ -106,9 +110,12 @@ class Running:
         """Have a command carried out that somebody waits for; see `Kernel.give`.
 
         Raises `Problem` where nothing can be committed: it would only wait among others. And where
-        the disk is nearly full: the room that is left is for what has begun.
+        the disk is nearly full: the room that is left is for what has begun. And while personal
+        data of the command cannot be sealed, with nothing of it kept.
         """
         self._check()
+        if self.persons is not None and self.persons.sealing:
+            command = await seal_given(self.persons, command)
         return await self.kernel.give(command, id=id, priority=priority)
 
     async def fire(self, firing: Firing) -> Done | Duplicate:
@@ -140,6 +147,8 @@ class Service:
     """Keyed by what is in them, a label of metrics: where it writes besides its database."""
     prefetch: int = PREFETCH
     """Messages of one queue that may be in the works at once."""
+    persons: Persons | None = None
+    """What opens personal data for the outside; without it, the service opens none."""
 
 
 def main(build: Callable[[S], Service], kind: type[S]) -> None:
@@ -195,6 +204,9 @@ def process_of(
     schema = service.tables if own is None else service.tables.with_part(own)
 
     async def assemble(database: Database, stack: contextlib.AsyncExitStack) -> process.Parts:
+        persons = service.persons or Persons(settings)
+        stack.push_async_callback(persons.close)
+        await persons.check()
         publisher = BrokerPublisher(settings.broker_url, f"{name} publisher")
         stack.push_async_callback(publisher.close)
         kept = Kept(
@@ -224,6 +236,7 @@ def process_of(
             settings.broker_url,
             drain_seconds=settings.drain_seconds,
             prefetch=service.prefetch,
+            persons=persons,
         )
         figures = metrics.DatabaseMetrics(name, service.tables, service.figures, begun=begun)
         timekeepers = timekeepers_of(kernel, database, service.tables)
@@ -238,13 +251,21 @@ def process_of(
         if course is not None and course.subject is not None and service.routes is not None:
             metrics.turned_away(saga)  # It is there before the first one is.
         running = Running(
-            settings, database, service.tables, kernel, outbox, disks=disks, saga=saga
+            settings,
+            database,
+            service.tables,
+            kernel,
+            outbox,
+            disks=disks,
+            saga=saga,
+            persons=persons,
         )
         on_running(running)
         for part in (outbox, kept, kernel, consumer, publisher):
             running.retry_loops.extend(part.retry_loops)
         for timekeeper in timekeepers:
             running.retry_loops.extend(timekeeper.retry_loops)
+        running.retry_loops.append(persons.loop)
         forgetting = running.retry_loop("inbox", "look through the inbox")
         readiness = Readiness(
             Look(lambda: _unread(consumer), explain=_no_broker),
@@ -259,7 +280,7 @@ def process_of(
             before_scrape=lambda: _read_figures(name, running, figures),
         )
         for routes in routes_of(service):
-            app.include_router(routes(running))
+            app.include_router(guarded(routes(running), persons))
 
         async def start() -> None:
             await publisher.open(settings.broker_patience_seconds)

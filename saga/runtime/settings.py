@@ -186,6 +186,13 @@ class Sealing(StrEnum):
     SEALED = "sealed"
 
 
+class PersonalShown(StrEnum):
+    """How a sealed value is shown to a caller of whom nothing is known."""
+
+    MASKED = "masked"
+    CLEAR = "clear"
+
+
 class PersonalSettings(Discreet, BaseSettings):
     """How personal data is sealed, and where the keys of persons are; see `saga.personal`."""
 
@@ -195,6 +202,9 @@ class PersonalSettings(Discreet, BaseSettings):
 
     personal: Annotated[Sealing, BeforeValidator(str.lower)] = Sealing.OFF
     """Whether clear values of personal fields are sealed where they enter."""
+    personal_shown: Annotated[PersonalShown, BeforeValidator(str.lower)] = PersonalShown.MASKED
+    """What answers over HTTP show where nothing tells whether the caller may read it. A value that
+    the request itself names is shown."""
     persons_database_url: str | None = None
     """Where the keys of persons are; by default a SQLite file in `data_dir`."""
     personal_key: SecretStr | None = None

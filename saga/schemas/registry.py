@@ -23,6 +23,7 @@ from saga.choreography import Choreography
 from saga.envelope import Decoder, Undecodable, schema_uri
 from saga.errors import Explained
 from saga.message import Event, versions_of
+from saga.personal.seal import SEALED_PATTERN
 from saga.runtime.files import write_public
 from saga.schemas.compare import Schema, unreadable
 from saga.schemas.export import (
@@ -69,6 +70,21 @@ def problems(folder: Path, choreography: Choreography) -> list[SchemaProblem]:
     for message in messages.values():
         found += _examples(folder / EXAMPLES, message)
     return sorted(found, key=lambda problem: (problem.type, problem.version))
+
+
+def not_sealed_yet(folder: Path, choreography: Choreography) -> list[str]:
+    """The released messages with fields that may be sealed, of which the last release reads the
+    clear text alone: `PERSONAL=sealed` has to wait until the next one is out. Raises
+    `RegistryError`."""
+    messages = {message.type: message for message in travelling(choreography)}
+    found = []
+    for (type_, version), released in _released(folder).items():
+        kind = versions_of(messages[type_]).get(version) if type_ in messages else None
+        now = "" if kind is None else json.dumps(schema_of(kind))
+        pattern = json.dumps(SEALED_PATTERN)
+        if now.count(pattern) > json.dumps(released).count(pattern):
+            found.append(f"{type_} v{version}")
+    return sorted(found)
 
 
 def release(folder: Path, choreography: Choreography) -> list[Path]:

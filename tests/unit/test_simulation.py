@@ -598,7 +598,7 @@ def with_mails(**reactions: Any) -> Saga:
 
 def knows_of_no_mail_whether_it_was_sent(
     answer: SendAnswered, notification: Notification
-) -> NotificationSent | PutOff | NotificationUnconfirmed | None:
+) -> NotificationSent | PutOff | NotificationUnconfirmed | NotificationDismissed | None:
     unknown = answer.model_copy(update={"result": Result.UNKNOWN})
     return record(unknown, notification)
 

@@ -389,7 +389,7 @@ def a_mail_tells_another_reason() -> Participant:
 def no_mail_is_ever_known_to_be_sent() -> Participant:
     def record(
         answer: SendAnswered, state: Notification
-    ) -> NotificationSent | PutOff | NotificationUnconfirmed | None:
+    ) -> NotificationSent | PutOff | NotificationUnconfirmed | NotificationDismissed | None:
         if answer.result is Result.ACCEPTED:
             answer = answer.model_copy(update={"result": Result.UNKNOWN})
         return notification.record(answer, state)

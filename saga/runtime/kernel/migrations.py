@@ -55,12 +55,12 @@ def _migrate(
     script = _scripts(migrations)
     known = {revision.revision for revision in script.walk_revisions()}
     found = _revisions(connection, schema)
+    if not part:
+        _check_whose(connection, schema, found)
     if unknown := set(found) - known:
         raise MigrationError(
             f"its tables are of a newer version ({', '.join(sorted(unknown))}); run that version"
         )
-    if not part:
-        _check_whose(connection, schema, found)
     with EnvironmentContext(
         Config(), script, fn=lambda revision, _: script._upgrade_revs("head", revision)
     ) as environment:
@@ -115,6 +115,35 @@ def known_revisions(schema: Schema) -> frozenset[str]:
         return frozenset()
     walk = _scripts(schema.migrations).walk_revisions()
     return frozenset(revision.revision for revision in walk)
+
+
+def widen_text(connection: Connection, table: str, column: str, characters: int) -> None:
+    """Let a column of texts hold longer ones. For scripts; no row is written anew.
+
+    SQLite heeds no length and has no statement for it, but says what a table was made with: so the
+    text of that is changed, in the way its documentation of ALTER TABLE describes.
+    """
+    if connection.dialect.name != "sqlite":
+        wide = sa.String(characters).compile(dialect=connection.dialect)
+        connection.exec_driver_sql(f'ALTER TABLE "{table}" ALTER COLUMN "{column}" TYPE {wide}')
+        return
+    made = {"name": table}
+    query = sa.text("SELECT sql FROM sqlite_master WHERE type = 'table' AND name = :name")
+    before = connection.execute(query, made).scalar_one()
+    pattern = re.compile(rf"(?P<column>\b{column}\b\"? VARCHAR)\(\d+\)")
+    after, found = pattern.subn(rf"\g<column>({characters})", before)
+    if found != 1:
+        raise MigrationError(f"{table}.{column} is no column of texts with a length")
+    if after == before:
+        return
+    version = connection.exec_driver_sql("PRAGMA schema_version").scalar_one()
+    connection.exec_driver_sql("PRAGMA writable_schema = ON")
+    connection.execute(
+        sa.text("UPDATE sqlite_master SET sql = :sql WHERE type = 'table' AND name = :name"),
+        {**made, "sql": after},
+    )
+    connection.exec_driver_sql(f"PRAGMA schema_version = {version + 1}")
+    connection.exec_driver_sql("PRAGMA writable_schema = OFF")
 
 
 def differences(connection: Connection, schema: Schema) -> list[Any]:

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -25,6 +25,7 @@ from faststream.rabbit import RabbitBroker, RabbitQueue
 
 from saga.choreography import Participant
 from saga.envelope import Decoder, Envelope, Undecodable, digest_of
+from saga.personal.persons import Persons
 from saga.retry import TransientError
 from saga.runtime import tracing
 from saga.runtime.kernel.kernel import Kernel
@@ -48,6 +49,7 @@ from saga.runtime.messaging.dead_letters import (
 )
 from saga.runtime.messaging.frames import Delivery, Posting
 from saga.runtime.messaging.publisher import BrokerPublisher
+from saga.runtime.messaging.sealing import IntakeSeal
 from saga.runtime.messaging.topology import DEAD_EXCHANGE, queues_of, wait_queue
 from saga.runtime.messaging.trust import check_sender
 from saga.runtime.messaging.wire import ChannelLost, ReconnectingConnection, Taker
@@ -80,11 +82,12 @@ class Consumer:
         drain_seconds: float,
         prefetch: int = PREFETCH,
         clock: Clock = utc_now,
+        persons: Persons | None = None,
     ) -> None:
         self._participant = participant
         self._publisher = publisher
         self._drain_seconds = drain_seconds
-        self._deliveries = Deliveries(participant, kernel, publisher, clock)
+        self._deliveries = Deliveries(participant, kernel, publisher, clock, persons)
         self._connection_loop = RetryLoop(
             "consumer_connection", "hold the consumer's connection to the broker"
         )
@@ -213,6 +216,10 @@ class _Intake:
         return bool(self.deciding or self.tasks)
 
 
+def _conflicts(outcome: Outcome) -> bool:
+    return isinstance(outcome, Failed) and isinstance(outcome.error, Conflicting)
+
+
 class Deliveries:
     """What becomes of a participant's messages, whoever brings them: they are decided on, or set
     aside, and then acknowledged."""
@@ -223,11 +230,15 @@ class Deliveries:
         kernel: Kernel,
         publisher: BrokerPublisher,
         clock: Clock = utc_now,
+        persons: Persons | None = None,
     ) -> None:
+        """With `persons`, personal data of commands from outside is sealed before anything is kept
+        of them; see `saga.runtime.messaging.sealing`."""
         self._participant = participant
         self._kernel = kernel
         self._publisher = publisher
         self._clock = clock
+        self._intake_seal = IntakeSeal(persons, participant.intake) if persons else None
         self._metrics = ConsumerMetrics(participant)
         self._decoder = Decoder((*participant.consumes, *participant.intake))
         self._intakes: dict[str, _Intake] = {}
@@ -293,9 +304,48 @@ class Deliveries:
             failure = Failure(Reason.UNDECODABLE, error, intake.queue, self._clock())
             self._begin(intake, delivery, partial(self._bury, delivery, failure))
             return
+        seal = self._intake_seal
+        if seal is None or not seal.concerns(envelope):
+            self._decide(intake, delivery, envelope, attempts)
+        elif (known := seal.at_once(delivery, envelope)) is not None:
+            self._decide(intake, known.delivery, known.envelope, attempts, known.former_digest)
+        else:
+            self._start(intake, self._decide_sealed(seal, intake, delivery, envelope, attempts))
+
+    async def _decide_sealed(
+        self,
+        seal: IntakeSeal,
+        intake: _Intake,
+        delivery: Delivery,
+        envelope: Envelope[Any],
+        attempts: int,
+    ) -> None:
+        """Have it decided on once it is sealed, however long the key store is away."""
+        try:
+            known = await seal.once_sealed(delivery, envelope)
+        except ValueError as error:
+            self._metrics.undecodable(delivery.properties.type)
+            why = Undecodable("invalid", str(error))
+            failure = Failure(Reason.UNDECODABLE, why, intake.queue, self._clock())
+            self._begin(intake, delivery, partial(self._bury, delivery, failure))
+        else:
+            self._decide(intake, known.delivery, known.envelope, attempts, known.former_digest)
+
+    def _decide(
+        self,
+        intake: _Intake,
+        delivery: Delivery,
+        envelope: Envelope[Any],
+        attempts: int,
+        former_digest: bytes | None = None,
+    ) -> None:
+        """Have a message decided on. `former_digest` is its digest as it was before it was sealed:
+        it may have been done then."""
         if tracing.active is not None:
             self._begin(
-                intake, delivery, partial(self._decide_traced, delivery, intake, envelope, attempts)
+                intake,
+                delivery,
+                partial(self._decide_traced, delivery, intake, envelope, attempts, former_digest),
             )
             return
 
@@ -303,6 +353,18 @@ class Deliveries:
 
         def then(outcome: Outcome) -> None:
             del intake.deciding[delivery.tag]
+            if former_digest is not None and _conflicts(outcome):
+                intake.deciding[delivery.tag] = self._kernel.take(
+                    envelope, finish, attempt=attempts + 1, digest=former_digest
+                )
+            else:
+                settle(outcome)
+
+        def finish(outcome: Outcome) -> None:
+            del intake.deciding[delivery.tag]
+            settle(outcome)
+
+        def settle(outcome: Outcome) -> None:
             if isinstance(outcome, Failed):
                 self._begin(
                     intake,
@@ -334,22 +396,37 @@ class Deliveries:
             else:
                 self._settle(intake, delivery)
 
-        task = asyncio.create_task(settled())
+        self._start(intake, settled())
+
+    @staticmethod
+    def _start(intake: _Intake, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
         intake.tasks.add(task)
         task.add_done_callback(intake.tasks.discard)
 
     async def _decide_traced(
-        self, delivery: Delivery, intake: _Intake, envelope: Envelope[Any], attempts: int
+        self,
+        delivery: Delivery,
+        intake: _Intake,
+        envelope: Envelope[Any],
+        attempts: int,
+        former_digest: bytes | None,
     ) -> None:
         with tracing.process(
             intake.queue, delivery, envelope.subject, envelope.traceparent, attempts
         ):
             digest = digest_of(envelope, delivery.body)
             outcome = await self._kernel.handle(envelope, attempt=attempts + 1, digest=digest)
+            if former_digest is not None and _conflicts(outcome):
+                outcome = await self._kernel.handle(
+                    envelope, attempt=attempts + 1, digest=former_digest
+                )
             if isinstance(outcome, Failed):
                 await self._fail(delivery, intake, envelope, attempts, outcome)
 
     async def _bury(self, delivery: Delivery, failure: Failure) -> None:
+        if self._intake_seal is not None:
+            delivery = await self._intake_seal.unreadable(delivery)
         about = delivery.properties.correlation_id or ""
         with tracing.process(failure.queue, delivery, about):
             await self._set_aside(delivery, failure)

@@ -383,6 +383,10 @@ class Delivery:
         self.body = body
         self._properties: Properties | None = None
 
+    def with_body(self, body: bytes) -> Delivery:
+        """The same delivery with another body."""
+        return Delivery(self.tag, self.redelivered, self.exchange, self.routing_key, self.raw, body)
+
     @property
     def properties(self) -> Properties:
         """The properties, read when first asked for."""

@@ -1,0 +1,235 @@
+"""What a process asks the key store: to seal what enters, and to open at the last moment.
+
+Belongs to one event loop. The store is opened when it is first needed, in a thread, and asked
+there; what is known already is answered at once. Values that come at the same time share one
+transaction.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Final, Self, TypeVar
+
+from pydantic import BaseModel
+
+from saga.errors import Explained
+from saga.personal.keystore import KeyStore, KeyStoreAway, KeyStoreError
+from saga.personal.marks import personal_values, with_personal
+from saga.personal.master import MasterKeyError
+from saga.personal.opening import open_store
+from saga.personal.seal import sealed
+from saga.runtime.retry_loop import RetryLoop
+from saga.runtime.settings import PersonalSettings, Sealing
+
+log = logging.getLogger(__name__)
+
+GROUP_MAX: Final = 500
+"""Values sealed in one transaction."""
+BACKOFF_MIN_SECONDS, BACKOFF_MAX_SECONDS = 0.1, 5.0
+PATIENCE_SECONDS: Final = 1_200.0
+"""How long opening waits for a key store that is away: less than the half an hour after which the
+broker takes a delivery back."""
+
+T = TypeVar("T")
+M = TypeVar("M", bound=BaseModel)
+
+
+class SealingAway(Explained):
+    """Nothing can be sealed or opened for now. Says why; it may pass, or be put right."""
+
+
+_AWAY: Final = (KeyStoreAway, KeyStoreError, MasterKeyError)
+
+
+class Persons:
+    """One process's access to the keys of persons."""
+
+    def __init__(
+        self, settings: PersonalSettings, open_it: Callable[[], KeyStore] | None = None
+    ) -> None:
+        """Opens nothing yet; `open_it` makes the store, by default as the settings say."""
+        self.settings = settings
+        self.sealing = settings.personal is Sealing.SEALED
+        """Whether clear values of personal fields are sealed here."""
+        self.loop = RetryLoop("persons", "use the key store of persons", vital=False)
+        self._open_it = open_it or partial(open_store, settings)
+        self._store: KeyStore | None = None
+        self._thread: ThreadPoolExecutor | None = None
+        self._waiting: dict[str, asyncio.Future[str]] = {}
+        """Keyed by the clear value."""
+        self._worker: asyncio.Task[None] | None = None
+
+    async def check(self) -> None:
+        """Open the store, if anything is to be sealed. One that is away is waited for later. Raises
+        `KeyStoreError` and `MasterKeyError`, which no waiting mends."""
+        if not self.sealing:
+            return
+        try:
+            await self._ask(lambda store: None)
+        except KeyStoreAway as error:
+            log.warning("%s; what enters is turned away until it is there", error)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Let go of the store."""
+        if self._worker is not None:
+            self._worker.cancel()
+            await asyncio.gather(self._worker, return_exceptions=True)
+        if self._thread is not None:
+            await asyncio.to_thread(self._thread.shutdown)
+        if self._store is not None:
+            await asyncio.to_thread(self._store.close)
+
+    def sealed_at_once(self, message: M) -> M | None:
+        """The message with its personal values sealed, where that needs no asking; else None."""
+        found: dict[str, str] = {}
+        for value in personal_values(message):
+            if not sealed(value):
+                known = None if self._store is None else self._store.known(value)
+                if known is None:
+                    return None
+                found[value] = known
+        return _with(message, found)
+
+    async def as_given(self, message: M) -> M:
+        """The message as it is to be published: sealed where this process seals. Raises as
+        `seal_message` does."""
+        return await self.seal_message(message) if self.sealing else message
+
+    async def seal_message(self, message: M) -> M:
+        """The message with its personal values sealed. Raises `SealingAway`, and ValueError for a
+        value that is too long."""
+        done = self.sealed_at_once(message)
+        if done is not None:
+            return done
+        return _with(message, await self.seal(personal_values(message)))
+
+    async def seal(self, values: Iterable[str]) -> dict[str, str]:
+        """Each of the values, sealed. Raises as `seal_message` does."""
+        result: dict[str, str] = {}
+        waiting: dict[str, asyncio.Future[str]] = {}
+        for value in values:
+            if sealed(value):
+                result[value] = value
+            elif self._store is not None and (known := self._store.known(value)) is not None:
+                result[value] = known
+            elif value not in waiting:
+                waiting[value] = self._sealing_of(value)
+        for value, future in waiting.items():
+            try:
+                result[value] = await asyncio.shield(future)
+            except _AWAY as error:
+                raise SealingAway(str(error)) from error
+        return result
+
+    async def open(self, value: str) -> str:
+        """What a value says, sealed or not. A store that is away is waited for; raises `Forgotten`,
+        `Unsealable`, and at last `SealingAway`."""
+        if not sealed(value):
+            return value
+        clock = asyncio.get_running_loop().time
+        deadline, backoff_seconds, this = clock() + PATIENCE_SECONDS, BACKOFF_MIN_SECONDS, object()
+        try:
+            while True:
+                try:
+                    opened = await self._ask(lambda store: store.open(value))
+                except _AWAY as error:
+                    self.loop.failed(error, this)
+                    if clock() > deadline:
+                        raise SealingAway(str(error)) from error
+                    await asyncio.sleep(backoff_seconds)
+                    backoff_seconds = min(backoff_seconds * 2, BACKOFF_MAX_SECONDS)
+                else:
+                    self.loop.succeeded(this)
+                    return opened
+        finally:
+            self.loop.forget(this)
+
+    async def open_now(self, value: str) -> str:
+        """The same without waiting. Raises `SealingAway` at once."""
+        if not sealed(value):
+            return value
+        try:
+            return await self._ask(lambda store: store.open(value))
+        except _AWAY as error:
+            raise SealingAway(str(error)) from error
+
+    async def texts_of(self, value: str) -> tuple[str, ...]:
+        """The texts that stand for a clear value: itself, as from before anything was sealed, and
+        its sealed form, if its person is known. Raises `SealingAway`."""
+        try:
+            found = await self._ask(lambda store: store.sealed_of(value))
+        except _AWAY as error:
+            raise SealingAway(str(error)) from error
+        return (value,) if found is None or found == value else (value, found)
+
+    def _sealing_of(self, value: str) -> asyncio.Future[str]:
+        future = self._waiting.get(value)
+        if future is None:
+            future = self._waiting[value] = asyncio.get_running_loop().create_future()
+            if self._worker is None or self._worker.done():
+                self._worker = asyncio.create_task(self._seal_waiting())
+        return future
+
+    async def _seal_waiting(self) -> None:
+        """Seal what waits, group by group; who comes meanwhile joins the next one."""
+        while self._waiting:
+            group = dict(list(self._waiting.items())[:GROUP_MAX])
+            for value in group:
+                del self._waiting[value]
+            try:
+                done = await self._ask(partial(KeyStore.seal_all, values=group))
+            except asyncio.CancelledError:
+                for future in group.values():
+                    future.cancel()
+                raise
+            except Exception as error:
+                await self._one_by_one(group, error)
+            else:
+                for value, future in group.items():
+                    _resolve(future, done[value])
+
+    async def _one_by_one(self, group: Mapping[str, asyncio.Future[str]], error: Exception) -> None:
+        """A value that cannot be sealed is nobody else's fault."""
+        alone = len(group) == 1 or isinstance(error, _AWAY)
+        for value, future in group.items():
+            try:
+                if alone:
+                    raise error
+                _resolve(future, await self._ask(partial(KeyStore.seal, value=value)))
+            except Exception as failed:
+                if not future.done():
+                    future.set_exception(failed)
+                    future.exception()  # Who asked may have gone.
+
+    async def _ask(self, question: Callable[[KeyStore], T]) -> T:
+        """Ask in the thread of the store, which one is opened in as well."""
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix="persons")
+
+        def work() -> T:
+            if self._store is None:
+                self._store = self._open_it()
+            return question(self._store)
+
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+
+def _with(message: M, sealed_by_value: Mapping[str, str]) -> M:
+    if not sealed_by_value:
+        return message
+    return with_personal(message, lambda value: sealed_by_value.get(value, value))
+
+
+def _resolve(future: asyncio.Future[str], value: str) -> None:
+    if not future.done():
+        future.set_result(value)

@@ -1,0 +1,137 @@
+"""Personal data of commands that come in clear over the broker: sealed before anything is kept.
+
+What the publisher has sent stays with the broker as long as the delivery is not acknowledged, and
+in its files until it writes over them; a retry and a dead letter are made of the sealed body.
+Events are what their participant has published: the history has them as they are, and so have the
+states.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Iterable
+from typing import Any, Final, NamedTuple
+
+from saga.envelope import Envelope, digest_of, is_recorded
+from saga.limits import json_of
+from saga.message import Command
+from saga.personal.marks import (
+    document_with_personal,
+    personal_fields,
+    personal_values,
+    with_personal,
+)
+from saga.personal.persons import Persons, SealingAway
+from saga.personal.seal import CLEAR_MAX_BYTES, sealed
+from saga.runtime.messaging.frames import Delivery
+
+BACKOFF_MIN_SECONDS, BACKOFF_MAX_SECONDS = 0.1, 5.0
+_CUT: Final = "…"
+
+
+class SealedDelivery(NamedTuple):
+    """A delivery that names nobody, and the digest it would have had in clear."""
+
+    delivery: Delivery
+    envelope: Envelope[Any]
+    former_digest: bytes
+
+
+class IntakeSeal:
+    """Seals what one participant takes from its queues. Belongs to one event loop."""
+
+    def __init__(self, persons: Persons, intake: Iterable[type[Command]]) -> None:
+        self._persons = persons
+        self._kinds = {kind.type: kind for kind in intake if personal_fields(kind)}
+
+    def concerns(self, envelope: Envelope[Any]) -> bool:
+        """Whether that is a command from outside with something in clear."""
+        return (
+            self._persons.sealing
+            and envelope.type in self._kinds
+            and not is_recorded(envelope)
+            and not all(map(sealed, personal_values(envelope.data)))
+        )
+
+    def at_once(self, delivery: Delivery, envelope: Envelope[Any]) -> SealedDelivery | None:
+        """The delivery sealed, if that needs no asking of the key store."""
+        data = self._persons.sealed_at_once(envelope.data)
+        return None if data is None else _sealed(delivery, envelope, data)
+
+    async def once_sealed(self, delivery: Delivery, envelope: Envelope[Any]) -> SealedDelivery:
+        """The delivery sealed, however long the key store is away. Raises ValueError for a value
+        that is too long."""
+        by_value = await self._insist(personal_values(envelope.data))
+        data = with_personal(envelope.data, lambda value: by_value.get(value, value))
+        return _sealed(delivery, envelope, data)
+
+    async def unreadable(self, delivery: Delivery) -> Delivery:
+        """A delivery that is no message, with what stands where its type has personal fields
+        sealed. One that is no JSON, or says no type of ours, stays as it is."""
+        if not self._persons.sealing:
+            return delivery
+        try:
+            document = json_of(delivery.body)
+        except ValueError:
+            return delivery
+        kind = self._kinds.get(_text(document, "type"))
+        if kind is None or not isinstance(document, dict):
+            return delivery
+        found: dict[str, str] = {}
+
+        def note(value: str) -> str:
+            found[value] = _cut(value)
+            return value
+
+        document_with_personal(kind, document.get("data"), note)
+        if not found:
+            return delivery
+        by_value = await self._insist(found.values())
+        body = _changed(kind, document, lambda value: by_value[found[value]])
+        return delivery.with_body(body)
+
+    async def _insist(self, values: Iterable[str]) -> dict[str, str]:
+        given = list(values)
+        backoff_seconds, this = BACKOFF_MIN_SECONDS, object()
+        try:
+            while True:
+                try:
+                    by_value = await self._persons.seal(given)
+                except SealingAway as error:
+                    self._persons.loop.failed(error, this)
+                    await asyncio.sleep(backoff_seconds)
+                    backoff_seconds = min(backoff_seconds * 2, BACKOFF_MAX_SECONDS)
+                else:
+                    self._persons.loop.succeeded(this)
+                    return by_value
+        finally:
+            self._persons.loop.forget(this)
+
+
+def _sealed(delivery: Delivery, envelope: Envelope[Any], data: Command) -> SealedDelivery:
+    by_value = dict(zip(personal_values(envelope.data), personal_values(data), strict=True))
+    body = _changed(type(data), json_of(delivery.body), lambda value: by_value.get(value, value))
+    return SealedDelivery(
+        delivery.with_body(body),
+        envelope.model_copy(update={"data": data}),
+        digest_of(envelope, delivery.body),
+    )
+
+
+def _changed(kind: type[Command], document: Any, change: Callable[[str], str]) -> bytes:
+    """The JSON document with the personal texts in its data changed, and all else as it came."""
+    data = document_with_personal(kind, document.get("data"), change)
+    return json.dumps(document | {"data": data}, ensure_ascii=False).encode()
+
+
+def _text(document: Any, name: str) -> str:
+    found = document.get(name) if isinstance(document, dict) else None
+    return found if isinstance(found, str) else ""
+
+
+def _cut(value: str) -> str:
+    """What of a text is sealed where it is longer than any that is taken."""
+    if len(value.encode(errors="replace")) <= CLEAR_MAX_BYTES:
+        return value
+    return value.encode(errors="replace")[: CLEAR_MAX_BYTES - 3].decode(errors="ignore") + _CUT
