@@ -89,10 +89,11 @@ class Memory(Protocol):
 class Clear:
     """Somebody who is to be forgotten, as an outside knows them."""
 
-    values: Collection[str]
-    """All that they are called in clear."""
-    stand_in: str
-    """What is written in the place of each: it names nobody."""
+    values: Mapping[str, str]
+    """Keyed by what they are called in clear: its sealed form, which takes its place. Empty where
+    the key was destroyed before the outside was told."""
+    references: Collection[str]
+    """All sealed forms that the outside may know them by."""
     subjects: Collection[str]
     """What was done for them."""
     folder: Path

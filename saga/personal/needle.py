@@ -304,7 +304,7 @@ def _any_of(ways: Iterable[bytes]) -> bytes:
 def _ways(form: str) -> Iterator[bytes]:
     """Patterns for a character with its marks. Each begins with a byte that says which it is: the
     search skips all others quickly."""
-    first, *marks = form
+    first, marks = form[0], form[1:]
     others = b"".join(_BROKEN + _any_of(_ways_of_one(mark)) for mark in marks)
     for way in _ways_of_one(first):
         yield way + others
