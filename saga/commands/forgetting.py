@@ -17,7 +17,6 @@ from saga.commands.output import (
     answer_to,
     plain_text,
     print_json,
-    problem,
     remark,
 )
 
@@ -62,8 +61,9 @@ def forget(
     also: Annotated[
         list[Path] | None,
         typer.Option(
-            help="A file or folder to look through as well: exports, backups, another machine's "
-            "disk. May be given several times.",
+            help="A file or folder to look through as well: exports, another machine's disk, "
+            "backups, in whose copies of outsides' books the person is forgotten, too. May be "
+            "given several times.",
             show_default=False,
         ),
     ] = None,
@@ -98,7 +98,7 @@ def forget(
     elif verify:
         _verify(_given(person), data_dir, also or [], as_json=as_json)
     elif resume:
-        _resume(data_dir, wait, as_json=as_json)
+        _resume(data_dir, also or [], wait, as_json=as_json)
     else:
         _forget(_given(person), reason or "", data_dir, also or [], wait, yes=yes, as_json=as_json)
 
@@ -163,7 +163,9 @@ def _forget(
                 _show(whom)
                 remark("nothing was done; --yes does it")
             return
-        outcome = answer_to(forgetter.forget(whom, reason, wait_seconds=wait, report=remark))
+        outcome = answer_to(
+            forgetter.forget(whom, reason, wait_seconds=wait, backups=also, report=remark)
+        )
     looks = _looks(outcome, data_dir, also)
     well = _well(outcome) and all(look.clean for look in looks)
     if as_json:
@@ -189,7 +191,7 @@ def _looks(outcome: Outcome, data_dir: Path, also: list[Path]) -> list[Look]:
     return [_look(value, data_dir, also) for value in outcome.whom.values]
 
 
-def _resume(data_dir: Path, wait: float, *, as_json: bool) -> None:
+def _resume(data_dir: Path, also: list[Path], wait: float, *, as_json: bool) -> None:
     from saga.personal.requests import waiting_in
 
     outcomes: list[Outcome] = []
@@ -199,10 +201,12 @@ def _resume(data_dir: Path, wait: float, *, as_json: bool) -> None:
         with _forgetter(data_dir) as forgetter:
             for request in waiting:
                 whom = answer_to(forgetter.whom(request.person_id))
-                done = forgetter.forget(whom, request.reason, wait_seconds=wait, report=remark)
+                done = forgetter.forget(
+                    whom, request.reason, wait_seconds=wait, backups=also, report=remark
+                )
                 outcomes.append(answer_to(done))
         for outcome in outcomes:
-            looks += _looks(outcome, data_dir, [])
+            looks += _looks(outcome, data_dir, also)
     well = all(map(_well, outcomes)) and all(look.clean for look in looks)
     if as_json:
         print_json(
@@ -321,7 +325,7 @@ def _show_look(look: Look) -> None:
     if len(found) > LISTED_MAX:
         out().print(f"and in {len(found) - LISTED_MAX} more; --json has all")
     for unseen in look.unseen:
-        problem(f"could not look at {unseen.name}: {unseen.why}")
+        remark(f"could not look at {unseen.name}: {unseen.why}")
     if look.clean:
         out().print(f"it is nowhere in {sum(place.bytes for place in look.places) / _MB:.1f} MB")
 
@@ -381,7 +385,7 @@ def _show_outcome(outcome: Outcome) -> None:
     if outcome.ended:
         out().print(f"ended before their time: {len(outcome.ended)}")
     if outcome.request is not None:
-        problem(
+        remark(
             f"person {person_id} is not forgotten yet: {len(outcome.request.waits_for)} sagas are "
             f"open; `saga forget --resume` goes on, `saga forget --status` lists what waits"
         )
@@ -393,7 +397,7 @@ def _show_outcome(outcome: Outcome) -> None:
     for name, count in outcome.taken_out.items():
         out().print(f"taken out of {name}: {count}")
     for line in outcome.left:
-        problem(f"left to do: {line}")
+        remark(f"left to do: {line}")
 
 
 def _whom_json(whom: Whom) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from saga.archive import OBSERVER
 from saga.archive.queries import IS_OPEN
 from saga.archive.store import events, strays
 from saga.archive.subjects import subjects as subjects_table
+from saga.backup.manifest import MANIFEST, Manifest, digest_of
 from saga.declaration import Saga
 from saga.deployment import Deployment
 from saga.dlq.audit import who
@@ -51,6 +52,7 @@ from saga.runtime.kernel.statements import any_of, on_postgresql
 from saga.runtime.kernel.tables import utc_now
 from saga.runtime.settings import PersonalSettings, Sealing
 from saga.runtime.tasks import in_thread
+from saga.runtime.urls import sqlite_url
 
 ASK_SECONDS: Final = 30.0
 """How long a service may take to end a saga."""
@@ -181,11 +183,19 @@ class Forgetter:
     # --- doing -------------------------------------------------------------------------------
 
     async def forget(
-        self, whom: Whom, reason: str, *, wait_seconds: float, report: Report
+        self,
+        whom: Whom,
+        reason: str,
+        *,
+        wait_seconds: float,
+        backups: Sequence[Path] = (),
+        report: Report,
     ) -> Outcome:
         """End what is open, and forget them; or keep the request, if something is still open after
-        `wait_seconds`. Done again, it goes on where it stopped. Raises what the key store, the
-        outsides and databases raise."""
+        `wait_seconds`. Outsides take them out of the copies of their books in `backups`, too, as
+        far as these are folders with a backup. Done again, it goes on where it stopped.
+
+        Raises what the key store, the outsides and databases raise."""
         outcome = Outcome(whom)
         asked = Request(
             person_id=whom.person.person_id,
@@ -202,6 +212,9 @@ class Forgetter:
             return outcome
         await self._destroy(whom, reason, outcome, report)
         await in_thread(self._take_out, whom, outcome)
+        for folder in backups:
+            if (folder / MANIFEST).is_file():
+                await in_thread(self._take_out_of_backup, whom, outcome, folder)
         await in_thread(self._note, whom, reason, outcome)
         requests.drop(self._folder, whom.person.person_id)
         return outcome
@@ -290,6 +303,27 @@ class Forgetter:
             except (OutsideError, OSError) as error:
                 why = explained(error) if isinstance(error, OSError) else str(error)
                 outcome.left.append(f"{outside.name}: {why}; then run this again")
+
+    def _take_out_of_backup(self, whom: Whom, outcome: Outcome, folder: Path) -> None:
+        """Have outsides take out what a backup's copies of their books have in clear."""
+        manifest = Manifest.load(folder)
+        outsides = dict(manifest.outside)
+        for outside in self._saga.outside:
+            copied = outsides.get(outside.name)
+            if copied is None or outside.forget is None:
+                continue
+            file = folder / copied.file
+            clear = Clear(
+                values=whom.values,
+                references=whom.references,
+                subjects=whom.subjects,
+                folder=folder,
+                books_url=sqlite_url(file),
+            )
+            outcome.taken_out[f"{outside.name} in {folder}"] = outside.forget(clear)
+            changed = {"bytes": file.stat().st_size, "sha256": digest_of(file)}
+            outsides[outside.name] = copied.model_copy(update=changed)
+        manifest.model_copy(update={"outside": outsides}).save(folder)
 
     def _note(self, whom: Whom, reason: str, outcome: Outcome) -> None:
         """Say in the audit record who forgot whom, and why."""
