@@ -26,6 +26,7 @@ from saga.commands import (
     graph,
     history,
     load,
+    persons,
     project,
     recover,
     running,
@@ -148,6 +149,7 @@ app.add_typer(schemas.app, name="schemas")
 app.add_typer(dlq.app, name="dlq")
 app.add_typer(history.app, name="history")
 app.add_typer(recover.app, name="recover")
+app.add_typer(persons.app, name="persons")
 
 
 def main() -> None:

@@ -11,7 +11,6 @@ import asyncio
 import hmac
 import logging
 import os
-import secrets
 import threading
 import time
 from collections import OrderedDict
@@ -19,8 +18,9 @@ from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Se
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
-from typing import Any, Final, Generic, Protocol, Self, TypeVar
+from typing import Any, Final, Generic, NamedTuple, Protocol, Self, TypeVar
 
 import sqlalchemy as sa
 from cryptography.hazmat.primitives.ciphers.aead import AESSIV
@@ -41,7 +41,7 @@ from saga.personal.seal import (
 from saga.retry import TransientError
 from saga.runtime.kernel.database import DatabaseError, is_postgresql
 from saga.runtime.kernel.sqlite import file_identity, made_by_one, sqlite_engine, sqlite_file
-from saga.runtime.kernel.tables import Schema, Utc
+from saga.runtime.kernel.tables import Schema, Utc, microseconds_of
 from saga.runtime.urls import printable
 
 log = logging.getLogger(__name__)
@@ -342,12 +342,13 @@ class KeyStore:
         if missing := [digest for digest in by_digest if digest not in rows]:
             rows |= self._ground.write(lambda connection: self._make(connection, missing))
         for digest, value in by_digest.items():
-            person_id, wrapped, wrapped_by = rows[digest]
-            cipher = self._ciphers.get(person_id) or AESSIV(
-                self._keys.unwrap(wrapped, wrapped_by, person_id)
-            )
-            result[value] = seal_under(cipher, person_id, value)
-            self._ciphers.put(person_id, cipher, read_at)
+            row = rows[digest]
+            cipher = self._ciphers.get(row.person_id)
+            if cipher is None:
+                key = row.key or self._keys.unwrap(row.wrapped, row.wrapped_by, row.person_id)
+                cipher = AESSIV(key)
+            result[value] = seal_under(cipher, row.person_id, value)
+            self._ciphers.put(row.person_id, cipher, read_at)
             self._sealed.put(value, result[value], read_at)
         return result
 
@@ -382,7 +383,7 @@ class KeyStore:
             return person_id_in(value)
         digest = self._digest(value)
         rows = self._ground.read(lambda connection: _find(connection, [digest]))
-        return rows[digest][0] if digest in rows else None
+        return rows[digest].person_id if digest in rows else None
 
     def person(self, person_id: str) -> Person:
         """Raises `UnknownPerson` and `KeyStoreAway`."""
@@ -437,9 +438,9 @@ class KeyStore:
         self._sealed.clear()
         return self.person(person_id)
 
-    def rotate(self) -> int:
-        """Wrap every key by the newest master key; returns how many were not. Others may work
-        meanwhile, if they know both master keys. Raises `KeyStoreAway` and `KeyStoreError`."""
+    def rotate(self) -> tuple[str, int]:
+        """Wrap every key by the newest master key; returns its id, and how many were not. Others
+        may work meanwhile, if they know both. Raises `KeyStoreAway` and `MasterKeyError`."""
         newest, count = self._keys.newest_id, 0
         count += self._ground.write(self._rewrap_index)
         while True:
@@ -448,8 +449,7 @@ class KeyStore:
             if not done:
                 self._ground.wipe()
                 break
-        log.info("%d keys were wrapped again, by master key %s", count, newest)
-        return count
+        return newest, count
 
     def wrapped_by(self) -> dict[str, int]:
         """How many persons' keys each master key wraps, keyed by its id."""
@@ -469,7 +469,7 @@ class KeyStore:
         query = sa.select(secrets_table).where(secrets_table.c.name == _INDEX)
 
         def make(connection: Connection) -> Any:
-            wrapped, wrapped_by = self._keys.wrap(secrets.token_bytes(32), _INDEX)
+            wrapped, wrapped_by = self._keys.wrap(os.urandom(32), _INDEX)
             _insert_new(
                 connection,
                 secrets_table,
@@ -484,10 +484,11 @@ class KeyStore:
 
     def _make(self, connection: Connection, digests: Sequence[bytes]) -> dict[bytes, _Key]:
         """Rows of new persons. Who was made by somebody else meanwhile is that one's."""
-        at, rows = self._now(), []
+        at, made, rows = self._now(), {}, []
         for digest in digests:
-            person_id = new_person_id()
-            wrapped, wrapped_by = self._keys.wrap(secrets.token_bytes(KEY_BYTES), person_id)
+            person_id, key = new_person_id(), os.urandom(KEY_BYTES)
+            wrapped, wrapped_by = self._keys.wrap(key, person_id)
+            made[digest] = _Key(person_id, wrapped, wrapped_by, key)
             rows.append(
                 {
                     "person_id": person_id,
@@ -497,8 +498,8 @@ class KeyStore:
                     "created_at": at,
                 }
             )
-        _insert_new(connection, persons_table, rows)
-        return _find(connection, digests)
+        inserted = _insert_new(connection, persons_table, rows)
+        return made if inserted == len(rows) else _find(connection, digests)
 
     def _read_cipher(self, person_id: str) -> AESSIV:
         query = sa.select(persons_table).where(persons_table.c.person_id == person_id)
@@ -546,31 +547,54 @@ class KeyStore:
         return len(rows)
 
 
-_Key = tuple[str, bytes, str]
-"""A person's id, their wrapped key, and which master key wraps it."""
+class _Key(NamedTuple):
+    """A person's row, as far as it takes to seal. `key` is known of one that was just made."""
+
+    person_id: str
+    wrapped: bytes
+    wrapped_by: str
+    key: bytes | None = None
+
+
+_FIND: Final = sa.select(
+    persons_table.c.digest,
+    persons_table.c.person_id,
+    persons_table.c.wrapped,
+    persons_table.c.wrapped_by,
+).where(persons_table.c.digest.in_(sa.bindparam("digests", expanding=True)))
 
 
 def _find(connection: Connection, digests: Sequence[bytes]) -> dict[bytes, _Key]:
-    table, found = persons_table, {}
+    found = {}
     for start in range(0, len(digests), AT_ONCE):
-        query = sa.select(
-            table.c.digest, table.c.person_id, table.c.wrapped, table.c.wrapped_by
-        ).where(table.c.digest.in_(digests[start : start + AT_ONCE]))
-        for digest, person_id, wrapped, wrapped_by in connection.execute(query):
-            found[bytes(digest)] = person_id, wrapped, wrapped_by
+        rows = connection.execute(_FIND, {"digests": digests[start : start + AT_ONCE]})
+        for digest, person_id, wrapped, wrapped_by in rows:
+            found[bytes(digest)] = _Key(person_id, wrapped, wrapped_by)
     return found
 
 
-def _insert_new(connection: Connection, table: sa.Table, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Insert the rows that clash with none."""
-    if connection.dialect.name == "postgresql":
-        from sqlalchemy.dialects.postgresql import insert as insert_postgresql
+@cache
+def _insert_of(table: sa.Table) -> Any:
+    from sqlalchemy.dialects.postgresql import insert
 
-        connection.execute(insert_postgresql(table).on_conflict_do_nothing(), list(rows))
-    else:
-        from sqlalchemy.dialects.sqlite import insert as insert_sqlite
+    return insert(table).on_conflict_do_nothing()
 
-        connection.execute(insert_sqlite(table).on_conflict_do_nothing(), list(rows))
+
+def _insert_new(connection: Connection, table: sa.Table, rows: Sequence[Mapping[str, Any]]) -> int:
+    """Insert the rows that clash with none; returns how many they were, or less where the driver
+    does not tell."""
+    if connection.dialect.name != "sqlite":
+        return connection.execute(_insert_of(table), list(rows)).rowcount
+    names = list(rows[0])
+    utc = {name for name in names if isinstance(table.c[name].type, Utc)}
+    values = [
+        tuple(microseconds_of(value) if name in utc else value for name, value in row.items())
+        for row in rows
+    ]
+    # Past SQLAlchemy, whose parameters would take longer than to seal does.
+    places = ", ".join("?" * len(names))
+    statement = f"INSERT OR IGNORE INTO {table.name} ({', '.join(names)}) VALUES ({places})"  # noqa: S608 - names of ours
+    return connection.exec_driver_sql(statement, values).rowcount
 
 
 def _rows_of(query: sa.Select[Any]) -> Callable[[Connection], Sequence[RowMapping]]:

@@ -107,7 +107,12 @@ def personal_values(message: BaseModel) -> list[str]:
         return value
 
     for path in personal_fields(type(message)):
-        _changed(message, path, note)
+        if len(path) == 1:  # As most are.
+            value = getattr(message, path[0])
+            if isinstance(value, str) and value:
+                found.append(value)
+        else:
+            _changed(message, path, note)
     return found
 
 

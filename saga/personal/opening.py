@@ -7,9 +7,10 @@ import secrets
 from pathlib import Path
 from typing import Final
 
-from saga.personal.keystore import KeyStore
+from saga.personal.keystore import KeyStore, KeyStoreError
 from saga.personal.master import MasterKeyError, MasterKeys
 from saga.runtime.files import write_whole
+from saga.runtime.kernel.opening import database_file
 from saga.runtime.settings import PersonalSettings
 from saga.runtime.urls import sqlite_url
 
@@ -49,10 +50,19 @@ def made_key(folder: Path) -> Path:
     return file
 
 
-def open_store(settings: PersonalSettings, *, patience_seconds: float = 0.0) -> KeyStore:
-    """Open the key store. Blocks. Raises `MasterKeyError`, `KeyStoreError` and `KeyStoreAway`."""
+def open_store(
+    settings: PersonalSettings, *, patience_seconds: float = 0.0, existing: bool = False
+) -> KeyStore:
+    """Open the key store; a file that is not there is made, unless it has to be `existing`. Blocks.
+    Raises `MasterKeyError`, `KeyStoreError` and `KeyStoreAway`."""
+    url = store_url(settings)
+    if existing and (file := database_file(url)) is not None and not file.is_file():
+        raise KeyStoreError(
+            f"there is no key store {file}: name it in PERSONS_DATABASE_URL, or its folder with "
+            f"--data-dir"
+        )
     return KeyStore.open_store(
-        store_url(settings),
+        url,
         master_keys(settings),
         cache_seconds=settings.personal_cache_seconds,
         patience_seconds=patience_seconds,

@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from operator import methodcaller
 from typing import Final, Self, TypeVar
 
 from pydantic import BaseModel
@@ -187,7 +188,7 @@ class Persons:
             for value in group:
                 del self._waiting[value]
             try:
-                done = await self._ask(partial(KeyStore.seal_all, values=group))
+                done = await self._ask(methodcaller("seal_all", group))
             except asyncio.CancelledError:
                 for future in group.values():
                     future.cancel()
@@ -205,7 +206,7 @@ class Persons:
             try:
                 if alone:
                     raise error
-                _resolve(future, await self._ask(partial(KeyStore.seal, value=value)))
+                _resolve(future, await self._ask(methodcaller("seal", value)))
             except Exception as failed:
                 if not future.done():
                     future.set_exception(failed)

@@ -39,11 +39,13 @@ from saga.cli import command_line, main
 from saga.deployment import FILE_NAME
 from saga.discovery import choreography
 from saga.history import rebuild, verify
+from saga.personal.opening import made_key, open_store
 from saga.runtime.kernel.opening import open_database
 from saga.runtime.kernel.tables import utc_now
 from saga.runtime.messaging import stream
 from saga.runtime.messaging.connection import connect
 from saga.runtime.messaging.topology import DEAD_EXCHANGE, apply, topology_of
+from saga.runtime.settings import PersonalSettings, load
 from saga.runtime.streams import READER_GONE
 from saga.text import harmless
 from tests.books import Books
@@ -112,6 +114,8 @@ class Scene:
             "verify": [["--simulate", "--seeds", "1"]],
             "recover broker": [["--dry-run"]],
             "topology export": [[]],
+            "persons list": [self._with_persons()] if command == "persons list" else [[]],
+            "persons rotate-key": [[]],
             "topology apply": [["--amqp-url", self.url]],
             "topology diff": [["--amqp-url", self.url]],
             "schemas export": [[new]],
@@ -132,6 +136,15 @@ class Scene:
             "history import": [[str(self.folder / "kept.jsonl"), "--into", f"sqlite:///{new}.db"]],
         }
         return calls[command]
+
+    def _with_persons(self) -> list[str]:
+        """No arguments, once there is a key store in which somebody was forgotten."""
+        made_key(self.folder)
+        store = open_store(load(PersonalSettings, data_dir=self.folder))
+        store.seal(NAMES[0])
+        store.forget(str(store.person_of(NAMES[0])), "[red]asked to[/red]")
+        store.close()
+        return []
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,11 @@ class VersionConflict(Exception):
     """Somebody else wrote the state that was read; decide again on what it is now."""
 
 
+def microseconds_of(moment: datetime) -> int:
+    """An aware time as it is stored: integer microseconds since 1970."""
+    return (moment - _EPOCH) // timedelta(microseconds=1)
+
+
 class Utc(sa.types.TypeDecorator[datetime]):
     """An aware time, stored as integer microseconds since 1970, so that it sorts and indexes.
 
@@ -55,7 +60,7 @@ class Utc(sa.types.TypeDecorator[datetime]):
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: sa.Dialect) -> int | None:
-        return None if value is None else (value - _EPOCH) // timedelta(microseconds=1)
+        return None if value is None else microseconds_of(value)
 
     def process_result_value(self, value: Any, dialect: sa.Dialect) -> datetime | None:
         if value is None:

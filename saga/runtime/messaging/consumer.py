@@ -49,7 +49,7 @@ from saga.runtime.messaging.dead_letters import (
 )
 from saga.runtime.messaging.frames import Delivery, Posting
 from saga.runtime.messaging.publisher import BrokerPublisher
-from saga.runtime.messaging.sealing import IntakeSeal
+from saga.runtime.messaging.sealing import IntakeSeal, SealedCommand
 from saga.runtime.messaging.topology import DEAD_EXCHANGE, queues_of, wait_queue
 from saga.runtime.messaging.trust import check_sender
 from saga.runtime.messaging.wire import ChannelLost, ReconnectingConnection, Taker
@@ -307,8 +307,8 @@ class Deliveries:
         seal = self._intake_seal
         if seal is None or not seal.concerns(envelope):
             self._decide(intake, delivery, envelope, attempts)
-        elif (known := seal.at_once(delivery, envelope)) is not None:
-            self._decide(intake, known.delivery, known.envelope, attempts, known.former_digest)
+        elif (known := seal.at_once(envelope)) is not None:
+            self._decide(intake, delivery, known.envelope, attempts, known)
         else:
             self._start(intake, self._decide_sealed(seal, intake, delivery, envelope, attempts))
 
@@ -322,14 +322,17 @@ class Deliveries:
     ) -> None:
         """Have it decided on once it is sealed, however long the key store is away."""
         try:
-            known = await seal.once_sealed(delivery, envelope)
+            known = await seal.once_sealed(envelope)
         except ValueError as error:
             self._metrics.undecodable(delivery.properties.type)
             why = Undecodable("invalid", str(error))
             failure = Failure(Reason.UNDECODABLE, why, intake.queue, self._clock())
             self._begin(intake, delivery, partial(self._bury, delivery, failure))
+        except Exception:
+            log.exception("a delivery of %s was not sealed; the broker has it", intake.queue)
+            intake.acknowledger.reject(delivery.tag)
         else:
-            self._decide(intake, known.delivery, known.envelope, attempts, known.former_digest)
+            self._decide(intake, delivery, known.envelope, attempts, known)
 
     def _decide(
         self,
@@ -337,15 +340,15 @@ class Deliveries:
         delivery: Delivery,
         envelope: Envelope[Any],
         attempts: int,
-        former_digest: bytes | None = None,
+        sealed: SealedCommand | None = None,
     ) -> None:
-        """Have a message decided on. `former_digest` is its digest as it was before it was sealed:
-        it may have been done then."""
+        """Have a message decided on, one that was `sealed` here for instance: that may have been
+        done before anything was, so its digest in clear counts as well."""
         if tracing.active is not None:
             self._begin(
                 intake,
                 delivery,
-                partial(self._decide_traced, delivery, intake, envelope, attempts, former_digest),
+                partial(self._decide_traced, delivery, intake, envelope, attempts, sealed),
             )
             return
 
@@ -353,9 +356,9 @@ class Deliveries:
 
         def then(outcome: Outcome) -> None:
             del intake.deciding[delivery.tag]
-            if former_digest is not None and _conflicts(outcome):
+            if sealed is not None and _conflicts(outcome):
                 intake.deciding[delivery.tag] = self._kernel.take(
-                    envelope, finish, attempt=attempts + 1, digest=former_digest
+                    envelope, finish, attempt=attempts + 1, digest=sealed.former_digest
                 )
             else:
                 settle(outcome)
@@ -369,7 +372,7 @@ class Deliveries:
                 self._begin(
                     intake,
                     delivery,
-                    partial(self._fail, delivery, intake, envelope, attempts, outcome),
+                    partial(self._fail, delivery, intake, envelope, attempts, outcome, sealed),
                 )
             else:
                 self._settle(intake, delivery)
@@ -410,19 +413,19 @@ class Deliveries:
         intake: _Intake,
         envelope: Envelope[Any],
         attempts: int,
-        former_digest: bytes | None,
+        sealed: SealedCommand | None,
     ) -> None:
         with tracing.process(
             intake.queue, delivery, envelope.subject, envelope.traceparent, attempts
         ):
             digest = digest_of(envelope, delivery.body)
             outcome = await self._kernel.handle(envelope, attempt=attempts + 1, digest=digest)
-            if former_digest is not None and _conflicts(outcome):
+            if sealed is not None and _conflicts(outcome):
                 outcome = await self._kernel.handle(
-                    envelope, attempt=attempts + 1, digest=former_digest
+                    envelope, attempt=attempts + 1, digest=sealed.former_digest
                 )
             if isinstance(outcome, Failed):
-                await self._fail(delivery, intake, envelope, attempts, outcome)
+                await self._fail(delivery, intake, envelope, attempts, outcome, sealed)
 
     async def _bury(self, delivery: Delivery, failure: Failure) -> None:
         if self._intake_seal is not None:
@@ -438,7 +441,10 @@ class Deliveries:
         envelope: Envelope[Any],
         attempts: int,
         outcome: Failed,
+        sealed: SealedCommand | None,
     ) -> None:
+        if sealed is not None:
+            delivery = sealed.delivery(delivery)
         conflicts = isinstance(outcome.error, Conflicting)
         reason = Reason.CONFLICTING if conflicts else Reason.FAILED
         failure = Failure(reason, outcome.error, intake.queue, self._clock())

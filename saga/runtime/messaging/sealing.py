@@ -30,12 +30,27 @@ BACKOFF_MIN_SECONDS, BACKOFF_MAX_SECONDS = 0.1, 5.0
 _CUT: Final = "…"
 
 
-class SealedDelivery(NamedTuple):
-    """A delivery that names nobody, and the digest it would have had in clear."""
+class SealedCommand(NamedTuple):
+    """A command that names nobody, with the one it was made of: kept in memory until it is done."""
 
-    delivery: Delivery
     envelope: Envelope[Any]
-    former_digest: bytes
+    in_clear: Envelope[Any]
+
+    @property
+    def former_digest(self) -> bytes:
+        """The digest under which it may have been done, before anything was sealed."""
+        return digest_of(self.in_clear, b"")
+
+    def delivery(self, delivery: Delivery) -> Delivery:
+        """The delivery with the personal texts in its body sealed, and all else as it came: of this
+        a retry or a dead letter is made."""
+        data = self.envelope.data
+        by_value = dict(
+            zip(personal_values(self.in_clear.data), personal_values(data), strict=True)
+        )
+        return delivery.with_body(
+            _changed(type(data), json_of(delivery.body), lambda value: by_value.get(value, value))
+        )
 
 
 class IntakeSeal:
@@ -54,17 +69,17 @@ class IntakeSeal:
             and not all(map(sealed, personal_values(envelope.data)))
         )
 
-    def at_once(self, delivery: Delivery, envelope: Envelope[Any]) -> SealedDelivery | None:
-        """The delivery sealed, if that needs no asking of the key store."""
+    def at_once(self, envelope: Envelope[Any]) -> SealedCommand | None:
+        """The command sealed, if that needs no asking of the key store."""
         data = self._persons.sealed_at_once(envelope.data)
-        return None if data is None else _sealed(delivery, envelope, data)
+        return None if data is None else _sealed(envelope, data)
 
-    async def once_sealed(self, delivery: Delivery, envelope: Envelope[Any]) -> SealedDelivery:
-        """The delivery sealed, however long the key store is away. Raises ValueError for a value
+    async def once_sealed(self, envelope: Envelope[Any]) -> SealedCommand:
+        """The command sealed, however long the key store is away. Raises ValueError for a value
         that is too long."""
         by_value = await self._insist(personal_values(envelope.data))
         data = with_personal(envelope.data, lambda value: by_value.get(value, value))
-        return _sealed(delivery, envelope, data)
+        return _sealed(envelope, data)
 
     async def unreadable(self, delivery: Delivery) -> Delivery:
         """A delivery that is no message, with what stands where its type has personal fields
@@ -109,14 +124,8 @@ class IntakeSeal:
             self._persons.loop.forget(this)
 
 
-def _sealed(delivery: Delivery, envelope: Envelope[Any], data: Command) -> SealedDelivery:
-    by_value = dict(zip(personal_values(envelope.data), personal_values(data), strict=True))
-    body = _changed(type(data), json_of(delivery.body), lambda value: by_value.get(value, value))
-    return SealedDelivery(
-        delivery.with_body(body),
-        envelope.model_copy(update={"data": data}),
-        digest_of(envelope, delivery.body),
-    )
+def _sealed(envelope: Envelope[Any], data: Command) -> SealedCommand:
+    return SealedCommand(envelope.model_copy(update={"data": data}), envelope)
 
 
 def _changed(kind: type[Command], document: Any, change: Callable[[str], str]) -> bytes:

@@ -1,0 +1,272 @@
+"""The keys of persons on a file and on a server: made once, rotated, destroyed, away."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import os
+import sqlite3
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from saga.personal import Forgotten, Unsealable, sealed
+from saga.personal.keystore import KeyStore, KeyStoreAway, UnknownPerson
+from saga.personal.master import MasterKeyError, MasterKeys
+from saga.personal.opening import made_key, master_keys, open_store
+from saga.personal.persons import Persons, SealingAway
+from saga.runtime.settings import PersonalSettings, load
+from saga.runtime.urls import sqlite_url
+from tests.command import saga
+
+Open = Callable[..., KeyStore]
+
+
+def master_key() -> str:
+    return base64.b64encode(os.urandom(48)).decode()
+
+
+ONE, OTHER = MasterKeys.of(KEY := master_key(), "here"), MasterKeys.of(master_key(), "there")
+
+
+@pytest.fixture
+def opened(database_url: str) -> Iterator[Open]:
+    """Opens the store, as each process does."""
+    stores: list[KeyStore] = []
+
+    def open_it(keys: MasterKeys = ONE, cache_seconds: float = 30.0) -> KeyStore:
+        stores.append(KeyStore.open_store(database_url, keys, cache_seconds=cache_seconds))
+        return stores[-1]
+
+    yield open_it
+    for store in stores:
+        store.close()
+
+
+def test_processes_seal_alike_and_open_each_others(opened: Open) -> None:
+    one, other = opened(), opened()
+
+    assert one.seal("anna") == other.seal("anna") != one.seal("ben")
+    assert other.open(one.seal("anna")) == "anna"
+    assert other.seal(one.seal("anna")) == one.seal("anna")
+    assert one.person_of("anna") == one.person_of(one.seal("anna"))
+    assert one.person_of("nobody") is one.sealed_of("nobody") is None
+
+
+def test_who_is_new_to_several_at_once_gets_one_key(opened: Open) -> None:
+    stores = [opened(cache_seconds=0.0) for _ in range(4)]
+    names = [f"customer {number}" for number in range(50)]
+
+    with ThreadPoolExecutor(len(stores)) as threads:
+        found = list(threads.map(lambda store: store.seal_all(names), stores))
+
+    assert all(each == found[0] for each in found)
+    assert len([*stores[0].persons()]) == len(names)
+
+
+def test_a_forgotten_persons_values_cannot_be_opened_by_anybody(opened: Open) -> None:
+    one, other = opened(), opened(cache_seconds=0.0)
+    text = one.seal("anna")
+    person = one.person_of("anna")
+    assert person is not None
+    assert other.open(text) == "anna"
+
+    forgotten = one.forget(person, "asked to")
+
+    for store in (one, other, opened()):
+        with pytest.raises(Forgotten, match="asked to") as error:
+            store.open(text)
+        assert error.value.person_id == person
+    assert one.forget(person, "again") == forgotten
+    assert one.seal("anna") != text  # Somebody new.
+    with pytest.raises(UnknownPerson):
+        one.forget("nobody", "asked to")
+
+
+def test_a_key_is_not_used_for_longer_than_it_may_be(opened: Open) -> None:
+    one, other = opened(), opened(cache_seconds=30.0)
+    text = other.seal("anna")
+    person = other.person_of("anna")
+    assert person is not None
+
+    one.forget(person, "asked to")
+
+    assert other.open(text) == "anna"  # Within the time that is said.
+    other._ciphers._seconds = -1.0
+    other._ciphers.put(person, other._ciphers.get(person), 0.0)  # type: ignore[arg-type]  # as if late
+    with pytest.raises(Forgotten):
+        other.open(text)
+
+
+def test_rotation_wraps_every_key_anew_and_opens_what_was_sealed(opened: Open) -> None:
+    before = opened()
+    texts = before.seal_all([f"customer {number}" for number in range(1_200)])
+    newest = master_key()
+    both = MasterKeys.of(f"{newest}  # of today\n\n{KEY}\n", "here")
+
+    with pytest.raises(MasterKeyError, match=ONE.newest_id):
+        opened(MasterKeys.of(newest, "here"))
+    id, count = opened(both).rotate()
+
+    assert (id, count) == (both.newest_id, 1_201)  # And the key that persons are looked up by.
+    after = opened(MasterKeys.of(newest, "here"))
+    assert after.wrapped_by() == {both.newest_id: 1_200}
+    assert all(after.open(text) == name for name, text in texts.items())
+    assert after.seal_all(texts) == texts
+    assert after.rotate() == (both.newest_id, 0)
+
+
+def test_another_master_key_is_an_error_that_names_both(opened: Open) -> None:
+    opened().seal("anna")
+
+    with pytest.raises(MasterKeyError) as error:
+        opened(OTHER)
+
+    assert ONE.newest_id in str(error.value)
+    assert OTHER.newest_id in str(error.value)
+
+
+def test_what_another_store_sealed_is_told_apart(opened: Open, tmp_path: Path) -> None:
+    elsewhere = KeyStore.open_store(sqlite_url(tmp_path / "elsewhere.db"), ONE)
+    text = elsewhere.seal("anna")
+    elsewhere.close()
+
+    with pytest.raises(Unsealable, match="knows nobody by that id"):
+        opened().open(text)
+
+
+def test_a_destroyed_key_is_in_no_file_any_more(tmp_path: Path) -> None:
+    store = KeyStore.open_store(sqlite_url(tmp_path / "persons.db"), ONE)
+    store.seal("anna")
+    person = str(store.person_of("anna"))
+    with closing(sqlite3.connect(tmp_path / "persons.db")) as connection:
+        ((digest, wrapped),) = connection.execute("SELECT digest, wrapped FROM persons")
+
+    def holding(data: bytes) -> list[str]:
+        return [file.name for file in tmp_path.iterdir() if data in file.read_bytes()]
+
+    assert holding(wrapped)
+    assert holding(digest)
+    store.forget(person, "asked to")
+
+    assert holding(wrapped) == holding(digest) == []
+    store.close()
+
+
+def test_a_file_that_is_taken_away_is_away_and_not_made_anew(tmp_path: Path) -> None:
+    file = tmp_path / "persons.db"
+    store = KeyStore.open_store(sqlite_url(file), ONE)
+    store.seal("anna")
+    file.rename(tmp_path / "aside.db")
+
+    with pytest.raises(KeyStoreAway, match="no longer the file"):
+        store.seal("ben")
+    assert sealed(store.seal("anna"))  # It is known.
+    (tmp_path / "aside.db").rename(file)
+    assert store.open(store.seal("ben")) == "ben"
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("# nothing\n", "holds no key"),
+        ("not base64!", "key 1 in here is not base64"),
+        (base64.b64encode(b"short").decode(), "has 5 bytes"),
+        ("\n".join(master_key() for _ in range(17)), "holds 17 keys"),
+    ],
+)
+def test_a_master_key_that_is_none_is_named_without_being_quoted(text: str, why: str) -> None:
+    with pytest.raises(MasterKeyError, match=why) as error:
+        MasterKeys.of(text, "here")
+
+    assert text.strip() not in str(error.value)
+
+
+def test_the_master_key_comes_from_a_file_or_from_the_secrets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(MasterKeyError, match="PERSONAL_KEY_FILE"):
+        master_keys(load(PersonalSettings, data_dir=tmp_path))
+    file = made_key(tmp_path)
+    assert made_key(tmp_path).read_text() == file.read_text()
+    assert file.stat().st_mode & 0o077 == 0
+    from_file = master_keys(load(PersonalSettings, data_dir=tmp_path))
+    (tmp_path / "personal_key").write_text(master_key())
+    monkeypatch.setenv("SECRETS_DIR", str(tmp_path))
+
+    assert master_keys(load(PersonalSettings, data_dir=tmp_path)).ids != from_file.ids
+    assert KEY not in repr(load(PersonalSettings, personal_key=KEY))
+
+
+async def test_many_who_come_at_once_share_transactions(tmp_path: Path) -> None:
+    made_key(tmp_path)
+    settings = load(PersonalSettings, data_dir=tmp_path, personal="sealed")
+    groups: list[int] = []
+
+    class Counting(KeyStore):
+        def seal_all(self, values: object) -> dict[str, str]:
+            names = list(values)  # type: ignore[call-overload]  # of texts
+            groups.append(len(names))
+            return super().seal_all(names)
+
+    def open_it() -> KeyStore:
+        url = sqlite_url(tmp_path / "persons.db")
+        return Counting.open_store(url, master_keys(settings))
+
+    async with Persons(settings, open_it) as persons:
+        names = [f"customer {number}" for number in range(100)]
+        found = await asyncio.gather(*(persons.seal([name, name]) for name in names))
+
+    assert {name for each in found for name in each} == set(names)
+    assert sum(groups) == len(names)
+    assert len(groups) < 10
+
+
+async def test_a_value_that_cannot_be_sealed_is_nobody_elses_fault(tmp_path: Path) -> None:
+    made_key(tmp_path)
+    settings = load(PersonalSettings, data_dir=tmp_path, personal="sealed")
+    async with Persons(settings) as persons:
+        good, bad = await asyncio.gather(
+            persons.seal(["anna"]), persons.seal(["x" * 600]), return_exceptions=True
+        )
+
+    assert isinstance(good, dict)
+    assert isinstance(bad, ValueError)
+
+
+async def test_a_store_that_was_away_is_opened_later(tmp_path: Path) -> None:
+    settings = load(PersonalSettings, data_dir=tmp_path, personal="sealed")
+    async with Persons(settings) as persons:
+        with pytest.raises(MasterKeyError):
+            await persons.check()
+        with pytest.raises(SealingAway, match="PERSONAL_KEY_FILE"):
+            await persons.seal(["anna"])
+        made_key(tmp_path)
+
+        assert sealed((await persons.seal(["anna"]))["anna"])
+
+
+def test_the_command_rotates_and_lists(tmp_path: Path) -> None:
+    file = made_key(tmp_path)
+    settings = load(PersonalSettings, data_dir=tmp_path)
+    refused = saga("persons", "list", "--data-dir", str(tmp_path))
+    assert refused.returncode == 1
+    assert "there is no key store" in refused.stderr
+    store = open_store(settings)
+    store.seal("anna")
+    store.close()
+    file.write_text(f"{master_key()}\n{file.read_text()}")
+
+    rotated = saga("persons", "rotate-key", "--data-dir", str(tmp_path))
+
+    assert rotated.returncode == 0, rotated.stderr
+    assert "2 keys are wrapped again" in rotated.stderr
+    again = saga("persons", "rotate-key", "--data-dir", str(tmp_path))
+    assert "already" in again.stderr
+    listed = saga("persons", "list", "--data-dir", str(tmp_path), "--json")
+    assert listed.returncode == 0
+    assert "anna" not in listed.stdout
