@@ -22,7 +22,7 @@ from saga.commands.output import (
 
 if TYPE_CHECKING:
     from saga.personal.forgetting import Forgetter, Outcome, Whom
-    from saga.personal.looking import Look
+    from saga.personal.looking import SearchReport
     from saga.personal.requests import Request
 
 _GIVEN_MAX: Final = 2_000
@@ -179,7 +179,7 @@ def _forget(
         raise typer.Exit(PROBLEM_FOUND)
 
 
-def _looks(outcome: Outcome, data_dir: Path, also: list[Path]) -> list[Look]:
+def _looks(outcome: Outcome, data_dir: Path, also: list[Path]) -> list[SearchReport]:
     """The search, for each of what they are called in clear, if they are forgotten."""
     if outcome.request is not None:
         return []
@@ -195,7 +195,7 @@ def _resume(data_dir: Path, also: list[Path], wait: float, *, as_json: bool) -> 
     from saga.personal.requests import waiting_in
 
     outcomes: list[Outcome] = []
-    looks: list[Look] = []
+    looks: list[SearchReport] = []
     waiting = waiting_in(data_dir)
     if waiting:
         with _forgetter(data_dir) as forgetter:
@@ -291,7 +291,7 @@ def _verify(given: str, data_dir: Path, also: list[Path], *, as_json: bool) -> N
         raise typer.Exit(PROBLEM_FOUND)
 
 
-def _look(text: str, data_dir: Path, also: list[Path]) -> Look:
+def _look(text: str, data_dir: Path, also: list[Path]) -> SearchReport:
     from saga.commands.console import progress_bars
     from saga.deployment import Deployment, DeploymentError
     from saga.discovery import saga
@@ -311,7 +311,7 @@ def _look(text: str, data_dir: Path, also: list[Path]) -> Look:
         return answer_to(looker.everywhere(grounds, saga().choreography))
 
 
-def _show_look(look: Look) -> None:
+def _show_look(look: SearchReport) -> None:
     from saga.commands.console import Table, out
 
     table = Table("looked through", "parts", "MB", "found", right=("parts", "MB", "found"))
@@ -330,7 +330,7 @@ def _show_look(look: Look) -> None:
         out().print(f"it is nowhere in {sum(place.bytes for place in look.places) / _MB:.1f} MB")
 
 
-def _look_json(look: Look) -> dict[str, Any]:
+def _look_json(look: SearchReport) -> dict[str, Any]:
     return {
         "found": look.count,
         "places": [

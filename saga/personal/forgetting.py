@@ -85,7 +85,7 @@ class Whom:
     letters: tuple[DeadLetter, ...]
     """Dead letters about them that nothing was done with."""
     dues: tuple[Item, ...]
-    """What is due about these subjects, a mail that waits for instance."""
+    """What is due about these subjects, something to be sent again for instance."""
 
 
 @dataclass

@@ -49,7 +49,7 @@ Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class SearchedPlace:
     """Something that was looked through."""
 
     group: str
@@ -68,10 +68,10 @@ class Unseen:
 
 
 @dataclass
-class Look:
+class SearchReport:
     """What a search has come to."""
 
-    places: list[Place] = field(default_factory=list)
+    places: list[SearchedPlace] = field(default_factory=list)
     unseen: list[Unseen] = field(default_factory=list)
 
     @property
@@ -85,7 +85,7 @@ class Look:
         return not self.unseen and not self.count
 
     @property
-    def with_it(self) -> Iterator[Place]:
+    def with_it(self) -> Iterator[SearchedPlace]:
         """The places where the text is."""
         return (place for place in self.places if place.found.count)
 
@@ -182,11 +182,11 @@ class Looker:
     def __init__(self, needle: Needle, progress: Progress = lambda _: None) -> None:
         self._needle = needle
         self._progress = progress
-        self.look = Look()
+        self.look = SearchReport()
         self._seen: set[tuple[int, int]] = set()
         """Files that were looked at, which several names may lead to."""
 
-    async def everywhere(self, grounds: Grounds, graph: Choreography) -> Look:
+    async def everywhere(self, grounds: Grounds, graph: Choreography) -> SearchReport:
         """Look through everything. Raises nothing of what is in the way: that is `unseen`."""
         self.look.unseen += grounds.unseen
         for name, folder in grounds.folders.items():
@@ -237,11 +237,11 @@ class Looker:
                 file.seek(0)
                 found = self._needle.find_in(told(chunks_of(file)))
             named = self._needle.find_in([os.fsencode(path.name)])
-            self.look.places.append(Place(group, str(path), size, found + named))
+            self.look.places.append(SearchedPlace(group, str(path), size, found + named))
             for name, chunks in parts_of_file(path, self._miss):
                 size = 0
                 inner = self._needle.find_in(told(chunks))
-                self.look.places.append(Place(group, name, size, inner))
+                self.look.places.append(SearchedPlace(group, name, size, inner))
         except FileNotFoundError:
             return  # Removed since; what took its place is listed in the next round.
         except OSError as error:
@@ -282,7 +282,7 @@ class Looker:
         except sqlite3.Error as error:
             self._miss(name, str(error))
             return
-        self.look.places.append(Place(group, name, size, found))
+        self.look.places.append(SearchedPlace(group, name, size, found))
 
     async def server(self, name: str, url: str, *, own_port: int | None) -> None:
         """A database on a PostgreSQL server: every value of every table, and what its statistics
@@ -314,7 +314,7 @@ class Looker:
             counted = _Counted(str(value).encode() + _BETWEEN for (value,) in rows)
             found = self._needle.find_in(counted)
             self._progress(counted.bytes)
-            self.look.places.append(Place(where, name, counted.bytes, found))
+            self.look.places.append(SearchedPlace(where, name, counted.bytes, found))
 
     # --- the broker --------------------------------------------------------------------------
 
@@ -338,7 +338,9 @@ class Looker:
                             f"look again once they are done",
                         )
                     else:
-                        self.look.places.append(Place(where, f"the queue {queue.name}", 0, Found()))
+                        self.look.places.append(
+                            SearchedPlace(where, f"the queue {queue.name}", 0, Found())
+                        )
         except (BrokerError, StreamError, aiormq.AMQPError, OSError) as error:
             self._miss(where, str(error))
         self._miss(
@@ -368,7 +370,7 @@ class Looker:
                     size += sum(map(len, data))
                     self._progress(sum(map(len, data)))
                     offset = records[-1].offset
-        self.look.places.append(Place(where, f"the stream {HISTORY_STREAM}", size, found))
+        self.look.places.append(SearchedPlace(where, f"the stream {HISTORY_STREAM}", size, found))
 
     def _miss(self, name: str, why: str) -> None:
         self.look.unseen.append(Unseen(name, why))

@@ -3,7 +3,7 @@
 A text is looked for character by character, each in any of the forms that programs write it in, so
 that mixtures are found as well: upper or lower case, composed or decomposed (NFC, NFD), in UTF-8,
 Latin-1, or UTF-16 of either byte order, escaped as JSON, Python, C, PostgreSQL, SQL, URLs, HTML,
-mails or Erlang do. What may be base64 or hexadecimal is decoded and looked through in the same way.
+MIME or Erlang do. What may be base64 or hexadecimal is decoded and looked through in the same way.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from saga.errors import InputError
 CHARACTERS_MIN: Final = 4
 """A shorter text is found by chance in what is compressed or encoded."""
 CHARACTERS_MAX: Final = 320
-"""As many as an e-mail address has."""
+"""As many as the longest address has, `name@host`."""
 CHUNK_BYTES: Final = 1 << 22
 """Looked through at once."""
 OVERLAP_BYTES: Final = 1 << 18
@@ -48,7 +48,7 @@ _WORD: Final = re.compile(
     rb"=\?[A-Za-z0-9*_-]{1,40}\?(?P<how>[bBqQ])\?(?P<what>[^?\s]{0,1000})\?="
     rb"(?:(?:\s|\\[rnt]){1,8}(?==\?[A-Za-z0-9*_-]{1,40}\?[bBqQ]\?))?"
 )
-"""An encoded word of a mail's header (RFC 2047); what is between two of them is nothing."""
+"""An encoded word of a MIME header (RFC 2047); what is between two of them is nothing."""
 _AROUND_WORDS_BYTES: Final = 4_000
 """What is looked through with an encoded word: the rest of a text may be beside it."""
 _BREAKS: Final = re.compile(rb"\\[rn]|[\r\n\t ]")
@@ -160,7 +160,7 @@ class Needle:
                 yield binascii.a2b_base64(b"".join(padded).translate(_TO_STANDARD))
 
     def _from_words(self, window: bytes, seen: int) -> Iterator[bytes]:
-        """Headers of mails whose words are encoded, if the text is only in what they say."""
+        """MIME headers whose words are encoded, if the text is only in what they say."""
         end = 0
         for match in _WORD.finditer(window) if b"=?" in window else ():
             if match.end() <= max(seen, end):
@@ -283,7 +283,7 @@ def _in_numbers(units: list[list[str]]) -> bytes:
 
 
 def _in_punycode(text: str) -> bytes | None:
-    """An address whose domain has letters beyond ASCII, as mail servers write it."""
+    """An address whose domain has letters beyond ASCII, as DNS has it."""
     name, at, domain = text.rpartition("@")
     if not at or domain.isascii():
         return None
