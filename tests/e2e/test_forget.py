@@ -130,12 +130,22 @@ async def replayed(system: System, order_id: str) -> None:
         await replay(desk, selection, ReplaySettings(), why="the provider is back")
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def scene(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Scene]:
+@pytest_asyncio.fixture(
+    scope="module",
+    loop_scope="module",
+    params=["sqlite", pytest.param("postgresql", marks=pytest.mark.long)],
+)
+async def scene(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Scene]:
     environment = {"PERSONAL": "sealed", "PERSONAL_CACHE_SECONDS": FEW_SECONDS}
     folder = tmp_path_factory.mktemp("forgetting")
     async with System(
-        folder / "data", disposable=True, spawn=spawn, environment=environment
+        folder / "data",
+        database=request.param,
+        disposable=True,
+        spawn=spawn,
+        environment=environment,
     ) as system:
         async with client(system, "inventory") as asking:
             stock = {"items": [TEA | {"quantity": 1_000, "currency": "EUR"}]}

@@ -25,7 +25,7 @@ from aio_pika.abc import AbstractChannel
 from saga.backup import programs
 from saga.choreography import Choreography
 from saga.deployment import DeploymentError
-from saga.personal.looking import Grounds, SearchReport, Looker, size_of
+from saga.personal.looking import Grounds, Looker, SearchReport, size_of
 from saga.personal.needle import Needle
 from saga.runtime.messaging.connection import connect
 from saga.runtime.messaging.topology import HISTORY_STREAM, apply, topology_of
