@@ -25,6 +25,7 @@ from aio_pika.abc import AbstractChannel
 from saga.backup import programs
 from saga.choreography import Choreography
 from saga.deployment import DeploymentError
+from saga.local.folder import CLUSTER_FOLDER, note_broker
 from saga.personal.looking import Grounds, Looker, SearchReport, size_of
 from saga.personal.needle import Needle
 from saga.runtime.messaging.connection import connect
@@ -222,6 +223,27 @@ def test_a_long_file_is_looked_through_in_bounded_memory(tmp_path: Path) -> None
 def test_a_folder_without_a_system_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DeploymentError, match="no running system"):
         Grounds.of(tmp_path, ())
+
+
+@pytest.mark.parametrize(
+    ("broker", "cluster", "unseen"),
+    [
+        ("private", False, []),
+        ("private", True, ["the databases"]),
+        ("broker.example:5672/", False, ["the broker"]),
+    ],
+)
+def test_of_a_system_that_does_not_run_what_is_elsewhere_is_not_seen(
+    broker: str, cluster: bool, unseen: list[str], tmp_path: Path
+) -> None:
+    note_broker(tmp_path, broker)
+    if cluster:
+        (tmp_path / CLUSTER_FOLDER).mkdir()
+
+    grounds = Grounds.of(tmp_path, ())
+
+    assert [one.name for one in grounds.unseen] == unseen
+    assert grounds.amqp_url is None
 
 
 async def test_a_text_is_found_in_a_database_on_a_server(postgres_url: str, tmp_path: Path) -> None:
