@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from email import policy
 from email.headerregistry import BaseHeader, HeaderRegistry
 from email.message import EmailMessage
@@ -19,6 +19,7 @@ import aiosmtplib
 import yarl
 
 from common.events import CancellationReason, Letter, LetterKind
+from saga.personal.needle import Needle
 from saga.retry import TransientError
 from saga.runtime.urls import unambiguous
 from saga.text import harmless
@@ -39,6 +40,7 @@ _REASONS = {
     CancellationReason.DEADLINE_EXCEEDED: "we could not complete it in time",
 }
 _ADDRESS = re.compile(r"[\w.!#$%&'*+/=?^`{|}~-]+@[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*", re.ASCII)
+_TAKEN_OUT = b"Whom this mail was for was forgotten, and it was taken out.\r\n"
 _PERMANENT = range(500, 600)
 
 
@@ -196,6 +198,30 @@ def mailed_in(folder: Path) -> Iterator[str]:
     for name in os.listdir(folder):
         if name.startswith("order.") and name.endswith(".eml"):
             yield name.removesuffix(".eml").rpartition(".")[2]
+
+
+def take_out(folder: Path, order_ids: Collection[str], names: Collection[str]) -> int:
+    """Take out what mails in a `FolderMailer`'s folder say: those about the orders, and those with
+    a name in them. That they were sent can still be told. Returns how many. Blocks; raises
+    `OSError`."""
+    needles = [Needle(name) for name in names]
+    count = 0
+    for file in sorted(folder.glob("*.eml")):
+        text = file.read_bytes()
+        if text == _TAKEN_OUT:
+            continue
+        whose = file.name.removesuffix(".eml").rpartition(".")[2]
+        if whose in order_ids or any(needle.find_in([text]).count for needle in needles):
+            # In the same blocks of the disk: in new ones, the old text would stay where it was.
+            with file.open("r+b") as stream:
+                stream.write(bytes(len(text)))
+                stream.flush()
+                os.fsync(stream.fileno())
+                stream.seek(0)
+                stream.write(_TAKEN_OUT)
+                stream.truncate()
+            count += 1
+    return count
 
 
 class SmtpMailer:

@@ -17,7 +17,7 @@ from order_service.domain import PARTICIPANT as ORDER
 from order_service.domain import Order
 from payment_service.domain import PARTICIPANT as PAYMENT
 from saga.archive import OBSERVER as HISTORY
-from saga.declaration import PersonsChoice, Saga
+from saga.declaration import EarlyEnd, PersonsChoice, Saga
 
 SAGA: Final = Saga(
     "orders",
@@ -42,6 +42,7 @@ SAGA: Final = Saga(
             },
         ),
     ),
+    early_end=EarlyEnd(ORDER.name, "/orders/{subject}/cancel"),
     scenarios=SCENARIOS,
     load=plan,
     commands={

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sqlite3
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -29,11 +30,13 @@ from notification_service.mail import (
     address_book,
     mailed_in,
 )
+from notification_service.mail import take_out as take_out_of_mails
 from notification_service.store import put_in_question
 from payment_service import app as payment
 from payment_service.domain import PARTICIPANT as PAYMENT
 from payment_service.domain import Charge, Payment, PaymentStatus, Refund, SettleCharge
 from payment_service.gateway import GatewayUnavailable, SandboxGateway, ledger_file
+from payment_service.gateway import take_out as take_out_of_ledger
 from payment_service.ledger import (
     ChargeOutcome,
     Decline,
@@ -44,7 +47,7 @@ from payment_service.ledger import (
 )
 from saga.choreography import State
 from saga.message import Ask, Intent
-from saga.outside import Desk, Outside, OutsideError
+from saga.outside import Clear, Desk, Outside, OutsideError
 
 _CURRENCY: Final[TypeAdapter[Any]] = TypeAdapter(Currency)
 
@@ -161,6 +164,18 @@ def read_ledger(url: str) -> Ledger:
         raise OutsideError(f"cannot read the payment provider's ledger: {error}") from error
 
 
+def forget_payer(whom: Clear) -> int:
+    """Take a customer out of the sandbox's books. Raises `OutsideError`."""
+    if whom.books_url is None:
+        raise OutsideError(
+            "the deployment does not say where the payment provider keeps its books; add its URL"
+        )
+    try:
+        return take_out_of_ledger(whom.books_url, whom.references, whom.values)
+    except (sqlite3.Error, ValueError) as error:
+        raise OutsideError(f"cannot write in the payment provider's ledger: {error}") from error
+
+
 PROVIDER = Outside(
     "provider",
     asked_by=PAYMENT.name,
@@ -172,6 +187,7 @@ PROVIDER = Outside(
     setting="SANDBOX_URL",
     file="provider.db",
     memory=LedgerMemory,
+    forget=forget_payer,
 )
 
 
@@ -231,9 +247,20 @@ class DeskMailer:
             raise MailUnconfirmed("no answer")
 
 
+def mail_folder(data_folder: Path) -> Path:
+    """The folder that takes the place of a server."""
+    return Path(os.environ.get("MAIL_DIR") or data_folder / "mail")
+
+
+def forget_addressee(whom: Clear) -> int:
+    """Take a customer's mails out of the folder that takes the place of a server. Raises
+    `OSError`."""
+    return take_out_of_mails(mail_folder(whom.folder), whom.subjects, whom.values)
+
+
 def mailed_about(data_folder: Path) -> Collection[str]:
     """The orders about which there are mails in the folder that takes the place of a server."""
-    folder = Path(os.environ.get("MAIL_DIR") or data_folder / "mail")
+    folder = mail_folder(data_folder)
     return set(mailed_in(folder)) if folder.is_dir() else ()
 
 
@@ -262,6 +289,8 @@ MAIL_SERVER = Outside(
     fails=(MailRefused, MailRejected),
     idempotent=False,
     traces=mailed_about,
+    papers=lambda data_folder: (mail_folder(data_folder),),
+    forget=forget_addressee,
     doubt=leave_to_a_person,
     no_books=(
         "a mail server keeps none; what it may have taken without a word is an event, and for a "

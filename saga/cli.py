@@ -21,6 +21,7 @@ from saga.commands import (
     dlq,
     due,
     exporting,
+    forgetting,
     future,
     graph,
     history,
@@ -131,6 +132,7 @@ app.command("restart")(running.restart)
 app.command("reconcile")(running.reconcile)
 app.command("backup")(backups.backup)
 app.command("restore")(backups.restore)
+app.command("forget")(forgetting.forget)
 app.command("trace")(trace.trace)
 app.command("future")(future.future)
 app.command("stuck")(trace.stuck)

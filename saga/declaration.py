@@ -107,6 +107,19 @@ class PersonsChoice:
         return self.paths[way].replace("{subject}", quote(subject, safe=""))
 
 
+@dataclass(frozen=True, slots=True)
+class EarlyEnd:
+    """How a saga that is open is ended before its time, where whom it is for is to be forgotten: a
+    POST to a participant's own HTTP, with no body, where `{subject}` stands for the subject. The
+    service refuses it (409) once it has ended by itself."""
+
+    participant: str
+    path: str
+
+    def path_for(self, subject: str) -> str:
+        return self.path.replace("{subject}", quote(subject, safe=""))
+
+
 @dataclass(frozen=True)
 class Saga:
     """A saga: its participants, whom they ask, what must hold, and how that is tried.
@@ -127,6 +140,8 @@ class Saga:
     """Written like invariants: what is right, and waits for a person's decision."""
     choices: tuple[PersonsChoice, ...] = ()
     """What a person may decide about what these name, and where."""
+    early_end: EarlyEnd | None = None
+    """How one is ended of which somebody is to be forgotten; without it, that waits for its end."""
     scenarios: tuple[Scenario, ...] = ()
     load: Load | None = None
     commands: Mapping[str, str] = field(default_factory=dict)
@@ -155,6 +170,11 @@ class Saga:
             raise SagaError(
                 f"{self.name}: `commands` has {', '.join(strange)}; a saga may have its own "
                 f"{' and '.join(OWN_COMMANDS)}"
+            )
+        if self.early_end is not None and self.early_end.participant not in names:
+            raise SagaError(
+                f"{self.name}: it is to be ended early by {self.early_end.participant!r}, which is "
+                f"no participant; name one of {', '.join(sorted(names))}"
             )
         rules = {invariant.name for invariant in self.left_to_people}
         for choice in self.choices:

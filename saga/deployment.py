@@ -61,6 +61,8 @@ class Deployment(Discreet, BaseModel):
     """Whether what enters is sealed: what a command publishes then is, too."""
     persons_database_url: str | None = None
     """Where the keys of persons are; by default as the environment says."""
+    personal_cache_seconds: float | None = None
+    """How long a service goes on using a person's key; by default as the environment says."""
     personal_key_file: Path | None = None
     """The file of the master keys; by default as the environment says. The keys are not here."""
     dead_letters_url: str | None = None
@@ -85,6 +87,7 @@ class Deployment(Discreet, BaseModel):
         `SECRETS_DIR` say of the master keys. Raises `SettingsError`."""
         given: dict[str, Any] = {
             "persons_database_url": self.persons_database_url,
+            "personal_cache_seconds": self.personal_cache_seconds,
             "personal_key_file": self.personal_key_file,
             "data_dir": folder,
         }

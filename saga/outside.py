@@ -85,6 +85,23 @@ class Memory(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Clear:
+    """Somebody who is to be forgotten, as an outside knows them."""
+
+    values: Mapping[str, str]
+    """Keyed by what they are called in clear: its sealed form, which takes its place. Empty where
+    the key was destroyed before the outside was told."""
+    references: Collection[str]
+    """All sealed forms that the outside may know them by."""
+    subjects: Collection[str]
+    """What was done for them."""
+    folder: Path
+    """The system's data folder."""
+    books_url: str | None
+    """Where the outside keeps its books, if it keeps any."""
+
+
 Doubt = Callable[["Connection", Collection[str], str], int]
 """Notes about so many subjects why it is not known what was asked; see `Outside.doubt`."""
 
@@ -127,6 +144,14 @@ class Outside(Generic[B]):
     it is asked again. Returns of how many that is so."""
     memory: Callable[[B], Memory] | None = None
     """What its books tell of questions that no event tells of."""
+    papers: Callable[[Path], Collection[Path]] | None = None
+    """Where else it keeps what it was told, for a system with that data folder: files and folders
+    that the search for a forgotten person has to look through."""
+    forget: Callable[[Clear], int] | None = None
+    """Takes what a person is called in clear out of its books and its papers, so that no byte of it
+    is left, and the books add up as before. Returns in how many places it was; blocks. None for
+    one that only people can ask for that. Raises `OutsideError`, `OSError` and what databases
+    raise."""
 
     @cached_property
     def intents(self) -> frozenset[type[Intent]]:

@@ -47,6 +47,15 @@ def note_broker(folder: Path, identity: str) -> None:
     write_whole(folder / _BROKER_FILE, identity + "\n")
 
 
+def has_own_broker(folder: Path) -> bool:
+    """Whether the broker that the folder belongs to has its files in it."""
+    try:
+        text = (folder / _BROKER_FILE).read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return False
+    return text.strip() == _PRIVATE
+
+
 def broker_identity(amqp_url: str | None) -> str:
     """The broker, whoever logs in there; a private one is wherever its folder is."""
     if amqp_url is None:

@@ -280,6 +280,7 @@ class System:
             return {}
         return {
             "personal": personal.personal,
+            "personal_cache_seconds": personal.personal_cache_seconds,
             "persons_database_url": store_url(personal),
             "personal_key_file": None
             if personal.personal_key is not None

@@ -410,6 +410,15 @@ class KeyStore:
                 return
             after = page[-1]["person_id"]
 
+    def traces(self, person_id: str) -> tuple[bytes, ...]:
+        """What the store keeps of a person that is to be gone once they are forgotten: their
+        wrapped key, and what finds them. Raises `KeyStoreAway`."""
+        query = sa.select(persons_table.c.wrapped, persons_table.c.digest).where(
+            persons_table.c.person_id == person_id
+        )
+        row = self._ground.read(lambda connection: connection.execute(query).first())
+        return tuple(bytes(value) for value in row or () if value is not None)
+
     def forget(self, person_id: str, reason: str) -> Person:
         """Destroy the person's key, and what finds it. Other processes may go on using what they
         have read for `cache_seconds` more; this one does not. Once more, it changes nothing.

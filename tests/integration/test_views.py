@@ -100,6 +100,7 @@ class Scene:
             "reconcile": [["--grace", "0"]],
             "backup": [[new]],
             "restore": [[str(self.folder / "copied"), "--data-dir", f"{new}.data"]],
+            "forget": [["--status"], ["--resume"], ["--verify", NAMES[0]], ["--verify", "nobody"]],
             "trace": [[order] for order in self.orders],
             "future": [
                 *([order] for order in self.orders),

@@ -207,6 +207,25 @@ class SqliteDatabase:
         os.close(self._lock)
 
 
+def scrub(path: Path) -> None:
+    """Have no byte of what was deleted in a file and its log. Others may use it meanwhile: blocks
+    while they write, or read what was. Raises `sqlite3.Error`, also where that does not end within
+    `BUSY_TIMEOUT_SECONDS`."""
+    with contextlib.closing(
+        sqlite3.connect(path, timeout=BUSY_TIMEOUT_SECONDS, isolation_level=None)
+    ) as connection:
+        connection.execute("PRAGMA secure_delete = ON")
+        connection.execute("PRAGMA temp_store = MEMORY")  # Its copy is in no other file.
+        connection.execute("VACUUM")
+        deadline = time.monotonic() + BUSY_TIMEOUT_SECONDS
+        while connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
+            if time.monotonic() > deadline:
+                raise sqlite3.OperationalError(
+                    f"{path}-wal is being read all the time, so what was deleted is still in it"
+                )
+            time.sleep(0.05)
+
+
 def read_file(url: str, query: Callable[[Connection], T]) -> T:
     """Run `query` on a file that others use, as of one moment. Blocks. Raises `DatabaseError`."""
     path = sqlite_file(url)

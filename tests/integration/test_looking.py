@@ -1,0 +1,333 @@
+"""What is planted in a place where a system keeps bytes is found there, and what cannot be looked
+at is said."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import lzma
+import os
+import shutil
+import sqlite3
+import subprocess
+import tarfile
+import zipfile
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Final
+
+import aio_pika
+import asyncpg
+import pytest
+from aio_pika.abc import AbstractChannel
+
+from saga.backup import programs
+from saga.choreography import Choreography
+from saga.deployment import DeploymentError
+from saga.local.folder import CLUSTER_FOLDER, note_broker
+from saga.personal.looking import Grounds, Looker, SearchReport, size_of
+from saga.personal.needle import Needle
+from saga.runtime.messaging.connection import connect
+from saga.runtime.messaging.topology import HISTORY_STREAM, apply, topology_of
+from tests.integration.toy import PARTICIPANT
+from tests.spellings import ENCODINGS, spellings
+
+NAME: Final = "Zoë O'Neil-Ünsal"
+GRAPH: Final = Choreography([PARTICIPANT])
+
+
+def looked(path: Path) -> SearchReport:
+    looker = Looker(Needle(NAME))
+    looker.folder("here", path)
+    return looker.look
+
+
+def in_a_log(path: Path, written: bytes) -> None:
+    (path / "service.log").write_bytes(b"one\n" * 50 + written + b"\nanother\n")
+
+
+def in_a_folder_below(path: Path, written: bytes) -> None:
+    (path / "a" / "b").mkdir(parents=True)
+    (path / "a" / "b" / "books.json").write_bytes(written)
+
+
+def in_gzip(path: Path, written: bytes) -> None:
+    (path / "export.jsonl.gz").write_bytes(gzip.compress(b"before " + written))
+
+
+def in_xz(path: Path, written: bytes) -> None:
+    (path / "misnamed.txt").write_bytes(lzma.compress(written))
+
+
+def in_a_zip(path: Path, written: bytes) -> None:
+    with zipfile.ZipFile(path / "all.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("inner.txt", written)
+
+
+def in_a_compressed_tar(path: Path, written: bytes) -> None:
+    with tarfile.open(path / "backup.tar.gz", "w:gz") as archive:
+        info = tarfile.TarInfo("inner/file")
+        info.size = len(written)
+        archive.addfile(info, io.BytesIO(written))
+
+
+def in_zstandard(path: Path, written: bytes) -> None:
+    program = shutil.which("zstd")
+    if program is None:
+        pytest.skip("there is no program zstd")
+    done = subprocess.run([program, "-c"], input=written, capture_output=True, check=True)
+    (path / "export.jsonl.zst").write_bytes(done.stdout)
+
+
+def in_gzip_in_a_zip_in_a_zip(path: Path, written: bytes) -> None:
+    inner = io.BytesIO()
+    with zipfile.ZipFile(inner, "w") as archive:
+        archive.writestr("inner.gz", gzip.compress(written))
+    with zipfile.ZipFile(path / "outer.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("inner.zip", inner.getvalue())
+
+
+def in_a_row(path: Path, written: bytes) -> None:
+    with closing(sqlite3.connect(path / "service.db")) as database, database:
+        database.execute("CREATE TABLE states (id INTEGER PRIMARY KEY, state BLOB)")
+        database.execute("INSERT INTO states (state) VALUES (?)", [written])
+
+
+def in_a_row_of_several_pages(path: Path, written: bytes) -> None:
+    """Where the text goes over the border of a page, the file's bytes do not have it in a piece."""
+    with closing(sqlite3.connect(path / "service.db")) as database, database:
+        database.execute("PRAGMA page_size = 512")
+        database.execute("CREATE TABLE states (id INTEGER PRIMARY KEY, state BLOB)")
+        for length in range(480, 1_000, 20):
+            database.execute("INSERT INTO states (state) VALUES (?)", [b"x" * length + written])
+
+
+def in_a_free_page(path: Path, written: bytes) -> None:
+    with closing(sqlite3.connect(path / "service.db", isolation_level=None)) as database:
+        database.execute("PRAGMA secure_delete = OFF")
+        database.execute("CREATE TABLE states (id INTEGER PRIMARY KEY, state BLOB)")
+        database.execute("INSERT INTO states (state) VALUES (?)", [written])
+        database.execute("DELETE FROM states")
+
+
+def in_a_write_ahead_log(path: Path, written: bytes) -> None:
+    with closing(sqlite3.connect(path / "at_work.db", isolation_level=None)) as database:
+        database.execute("PRAGMA journal_mode = WAL")
+        database.execute("CREATE TABLE states (id INTEGER PRIMARY KEY, state BLOB)")
+        database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        database.execute("INSERT INTO states (state) VALUES (?)", [written])
+        # As a service leaves it that was killed.
+        shutil.copy(path / "at_work.db", path / "service.db")
+        shutil.copy(path / "at_work.db-wal", path / "service.db-wal")
+    (path / "at_work.db").unlink()
+
+
+PLACES: Final[list[Callable[[Path, bytes], None]]] = [
+    in_a_log,
+    in_a_folder_below,
+    in_gzip,
+    in_xz,
+    in_a_zip,
+    in_a_compressed_tar,
+    in_zstandard,
+    in_gzip_in_a_zip_in_a_zip,
+    in_a_row,
+    in_a_row_of_several_pages,
+    in_a_free_page,
+    in_a_write_ahead_log,
+]
+
+
+@pytest.mark.parametrize("plant", PLACES)
+def test_a_text_is_found_in_a_file_in_every_encoding(
+    plant: Callable[[Path, bytes], None], tmp_path: Path
+) -> None:
+    whole = b"\x00\n".join(written for _, written in spellings(NAME))
+    plant(tmp_path, b"somebody else")
+    assert looked(tmp_path).clean
+    shutil.rmtree(tmp_path)
+    tmp_path.mkdir()
+
+    plant(tmp_path, b"before " + whole + b" after")
+
+    found = looked(tmp_path)
+    assert found.count >= len([*spellings(NAME)])
+    assert not found.unseen
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("plant", PLACES)
+def test_each_encoding_is_found_by_itself_in_each_kind_of_file(
+    plant: Callable[[Path, bytes], None], encoding: str, tmp_path: Path
+) -> None:
+    plant(tmp_path, b"before " + ENCODINGS[encoding](NAME) + b" after")
+
+    assert looked(tmp_path).count
+
+
+def test_a_name_of_a_file_and_of_what_is_in_an_archive_is_found(tmp_path: Path) -> None:
+    (tmp_path / f"{NAME}.txt").write_text("nothing")
+    with zipfile.ZipFile(tmp_path / "all.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(f"{NAME}.txt", "nothing")
+
+    names = [place.name for place in looked(tmp_path).with_it]
+
+    assert str(tmp_path / f"{NAME}.txt") in names
+    assert any(name.endswith("(its entry)") for name in names)
+
+
+def test_a_link_to_a_file_is_followed_and_a_file_is_looked_at_once(tmp_path: Path) -> None:
+    elsewhere, folder = tmp_path / "elsewhere", tmp_path / "folder"
+    folder.mkdir()
+    elsewhere.write_text(NAME)
+    (folder / "link").symlink_to(elsewhere)
+    os.link(elsewhere, folder / "again")
+
+    assert looked(folder).count == 1
+
+
+def test_what_cannot_be_opened_is_said_and_all_is_not_well(tmp_path: Path) -> None:
+    whole = gzip.compress(os.urandom(10_000))
+    (tmp_path / "half.gz").write_bytes(whole[:5_000])
+    (tmp_path / "no.zip").write_bytes(b"PK\x03\x04 and so on")
+    (tmp_path / "broken.db").write_bytes(b"SQLite format 3\0" + b"\xff" * 4_000)
+
+    found = looked(tmp_path)
+
+    assert not found.clean
+    assert not found.count
+    said = " ".join(unseen.name for unseen in found.unseen)
+    assert "half.gz" in said
+    assert "no.zip" in said
+    assert "broken.db" in said
+
+
+def test_a_folder_that_is_not_there_was_not_looked_at(tmp_path: Path) -> None:
+    assert [unseen.why for unseen in looked(tmp_path / "none").unseen] == [
+        "there is no such file or folder"
+    ]
+
+
+def test_a_long_file_is_looked_through_in_bounded_memory(tmp_path: Path) -> None:
+    with (tmp_path / "sparse").open("wb") as file:
+        file.truncate(300_000_000)
+        file.seek(299_999_000)
+        file.write(NAME.encode())
+
+    assert looked(tmp_path).count == 1
+    assert size_of([tmp_path]) == 300_000_000
+
+
+def test_a_folder_without_a_system_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DeploymentError, match="no running system"):
+        Grounds.of(tmp_path, ())
+
+
+@pytest.mark.parametrize(
+    ("broker", "cluster", "unseen"),
+    [
+        ("private", False, []),
+        ("private", True, ["the databases"]),
+        ("broker.example:5672/", False, ["the broker"]),
+    ],
+)
+def test_of_a_system_that_does_not_run_what_is_elsewhere_is_not_seen(
+    broker: str, cluster: bool, unseen: list[str], tmp_path: Path
+) -> None:
+    note_broker(tmp_path, broker)
+    if cluster:
+        (tmp_path / CLUSTER_FOLDER).mkdir()
+
+    grounds = Grounds.of(tmp_path, ())
+
+    assert [one.name for one in grounds.unseen] == unseen
+    assert grounds.amqp_url is None
+
+
+async def test_a_text_is_found_in_a_database_on_a_server(postgres_url: str, tmp_path: Path) -> None:
+    connection = await asyncpg.connect(postgres_url)
+    await connection.execute(
+        'CREATE TABLE texts (t text); CREATE TABLE "js:on" (j json, b jsonb);'
+        "CREATE TABLE bytes (b bytea); CREATE TABLE lists (l text[]); CREATE TABLE others (t text)"
+    )
+    # Long ones are compressed, and kept apart.
+    await connection.execute("INSERT INTO texts VALUES ($1)", f"{'long ' * 1_000}{NAME}")
+    await connection.execute(
+        'INSERT INTO "js:on" VALUES ($1::text::json, $1::text::jsonb)',
+        ENCODINGS["JSON"](NAME).decode(),
+    )
+    await connection.execute("INSERT INTO bytes VALUES ($1)", NAME.encode("utf-16-le"))
+    await connection.execute("INSERT INTO lists VALUES ($1)", ["somebody", NAME])
+    await connection.execute("INSERT INTO others VALUES ('somebody')")
+    looker = Looker(Needle(NAME))
+
+    await looker.server("texts", postgres_url, own_port=None)
+
+    by_table = {
+        place.name.split()[2]: place.found.count
+        for place in looker.look.places
+        if "public." in place.name
+    }
+    assert by_table == {
+        "public.texts": 1,
+        "public.js:on": 2,
+        "public.bytes": 1,
+        "public.lists": 1,
+        "public.others": 0,
+    }
+    assert [unseen.name for unseen in looker.look.unseen] == ["the files of the server of texts"]
+
+    async with connection.transaction(isolation="repeatable_read"):
+        snapshot = await connection.fetchval("SELECT pg_export_snapshot()")
+        await programs.dump(postgres_url, snapshot, tmp_path / "texts.pgdump")
+    await connection.close()
+
+    assert looked(tmp_path).count == 5
+
+
+async def test_what_statistics_have_kept_of_a_text_is_found(postgres_url: str) -> None:
+    connection = await asyncpg.connect(postgres_url)
+    await connection.execute("CREATE TABLE texts (t text)")
+    await connection.execute("INSERT INTO texts SELECT $1 FROM generate_series(1, 50)", NAME)
+    await connection.execute("ANALYZE texts")
+    await connection.execute("DELETE FROM texts")
+    looker = Looker(Needle(NAME))
+
+    await looker.server("texts", postgres_url, own_port=None)
+
+    assert [place.name.split()[2] for place in looker.look.with_it] == ["pg_catalog.pg_stats"]
+    await connection.close()
+
+
+async def test_a_server_that_is_away_was_not_looked_at(closed_port: int) -> None:
+    looker = Looker(Needle(NAME))
+
+    await looker.server("texts", f"postgresql://x:y@127.0.0.1:{closed_port}/texts", own_port=None)
+
+    assert not looker.look.clean
+    assert any("texts" in unseen.name for unseen in looker.look.unseen)
+
+
+async def post(channel: AbstractChannel, queue: str, text: str) -> None:
+    await channel.default_exchange.publish(aio_pika.Message(text.encode()), queue)
+
+
+async def test_a_text_is_found_in_the_stream_of_a_broker_elsewhere(amqp_url: str) -> None:
+    async with await connect(amqp_url, name="test") as connection:
+        channel = await connection.channel()
+        await apply(topology_of(GRAPH), channel)
+        waiting = next(queue for queue in topology_of(GRAPH).queues if "dlq" in queue.name).name
+        for number in range(100):
+            await post(channel, HISTORY_STREAM, f"{number} {NAME}")
+        await post(channel, waiting, NAME)
+
+    looker = Looker(Needle(NAME))
+    await looker.broker(amqp_url, GRAPH)
+
+    counts = {place.name: place.found.count for place in looker.look.places}
+    assert counts[f"the stream {HISTORY_STREAM}"] == 100
+    said = " ".join(f"{unseen.name}: {unseen.why}" for unseen in looker.look.unseen)
+    assert f"the queue {waiting}: it holds 1 messages" in said
+    assert "the files of the broker" in said
