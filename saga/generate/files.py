@@ -12,6 +12,7 @@ from saga.discovery import VARIABLE, packages, saga, saga_named_in, spec
 from saga.generate.begun import examples, missing_scripts, write_first_scripts
 from saga.generate.begun import texts as begun_texts
 from saga.generate.containers import CLUSTER, COMPOSE, container_files
+from saga.generate.kubernetes import kubernetes_files
 from saga.generate.marks import GenerateError, Marks, text_in
 from saga.generate.monitoring import FOLDER, PROMETHEUS, monitoring_files
 from saga.graph.asyncapi import GENERATED_BY, asyncapi
@@ -60,6 +61,7 @@ def generated(root: Path, choreography: Choreography) -> dict[Path, str]:
         "docs/map.svg": svg(flow),
         **_in_part(root, PYPROJECT, _IMPORTS, _import_contracts(root, choreography)),
         **container_files(root, choreography, begun, _askers()),
+        **kubernetes_files(saga()),
         **monitoring_files(root, saga().name, [each.name for each in choreography.own_services]),
     }
     for name, schema in schema_files(choreography).items():

@@ -257,6 +257,7 @@ def test_a_project_begins_with_the_files_that_this_one_has() -> None:
     """But for those that name its services, and for its image, which is made of an installed
     engine."""
     own = {"Dockerfile", "compose.yaml", "compose.cluster.yaml"}
+    own |= {"deploy/kubernetes/site/kustomization.yaml"}
     begun = texts("any", "any:SAGA")
 
     assert len(begun.keys() - own) >= 5

@@ -11,7 +11,7 @@ from saga.generate.kubernetes.names import called, together
 from saga.graph.flow import Flow
 from saga.outside import Outside
 
-_OWN_DATA = "emptyDir: { sizeLimit: 64Mi }"
+_OWN_DATA = "emptyDir: { sizeLimit: 2Gi }"
 _SHARED_DATA = "persistentVolumeClaim: { claimName: data }"
 
 
