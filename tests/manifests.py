@@ -225,7 +225,7 @@ class Network:
 
 def _has_port(ports: Sequence[Document] | None, port: int) -> bool:
     return ports is None or any(
-        each["protocol"] == "TCP" and each["port"] <= port <= each.get("endPort", each["port"])
+        each["protocol"] == "TCP" and each["port"] <= port <= (each.get("endPort") or each["port"])
         for each in ports
     )
 

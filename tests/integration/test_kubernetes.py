@@ -1,4 +1,4 @@
-"""What `saga generate` writes for Kubernetes: rendered by kubectl, and validated. Nothing is run."""
+"""What `saga generate` writes for Kubernetes, rendered by kubectl and validated; nothing is run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import yaml
@@ -25,8 +25,9 @@ from saga.generate.begun import texts
 from saga.generate.kubernetes import FOLDER, kubernetes_files
 from saga.generate.kubernetes.edges import edges_of
 from saga.generate.kubernetes.scalers import MESSAGES_PER_SECOND, WORK_SECONDS
+from saga.generate.kubernetes.secrets import write_secrets
 from saga.generate.marks import GenerateError
-from saga.message import Event
+from saga.message import Event, Role
 from saga.runtime.messaging.topology import queues_of, topology_of
 from tests import circle
 from tests.manifests import (
@@ -56,6 +57,7 @@ from saga.discovery import saga, spec
 from saga.generate.begun import texts
 from saga.generate.kubernetes import FOLDER, kubernetes_files
 from saga.generate.kubernetes.names import called
+from saga.graph.flow import Flow
 from saga.runtime.messaging.topology import queues_of
 declared = saga()
 flow = Flow(declared.choreography)
@@ -273,22 +275,27 @@ def test_the_secrets_that_are_named_are_those_that_can_be_made(
     deployed: Deployed, tmp_path: Path
 ) -> None:
     folder = tmp_path / "secrets"
-    for _ in range(2):  # again, and nothing is another
-        before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
-        python(deployed.project, "-m", "saga.generate.kubernetes.secrets", str(folder))
-        now = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
-        changed = {file.name for file in before if now[file] != before[file]}
-        assert changed <= {"definitions.json"}  # hashes with another salt
+    python(deployed.project, "-m", "saga.generate.kubernetes.secrets", str(folder))
     made = {d["metadata"]["name"]: {*d["data"]} for d in rendered(folder)}
     made["rabbitmq-default-user"] = {"connection_string", "username", "password"}
     made["api-keys"] = {"api_keys.json"}
 
-    wanted = {name: keys for name, keys in referred(deployed.documents)}
+    wanted = dict(referred(deployed.documents))
     foreign = {*deployed.saga["participants"]} - {*deployed.saga["services"]}
     assert wanted.keys() | {f"{name}-secrets" for name in foreign} == made.keys()
     for name, keys in referred(deployed.documents):
         assert keys <= made[name]
+
+
+def test_secrets_that_are_there_stay_and_are_for_no_repository(tmp_path: Path) -> None:
+    folder = tmp_path / "secrets"
+    write_secrets(folder, TOYS)
+    before = rendered(folder)
+    write_secrets(folder, TOYS)
+
+    assert rendered(folder) == before
     assert folder.stat().st_mode & 0o077 == 0
+    assert (folder / ".gitignore").read_text() == "*\n"
 
 
 def referred(documents: Sequence[Document]) -> Iterator[tuple[str, set[str]]]:
@@ -323,10 +330,13 @@ def containers(document: Document) -> list[Document]:
 
 
 def test_the_policies_are_the_edges_of_the_map_and_no_others(deployed: Deployed) -> None:
-    drawn = {}
-    for message, publishers, takers in deployed.saga["edges"]:
-        drawn[message] = (f"{' and '.join(publishers)} -> {', '.join(takers) or 'nobody'}",)
-        drawn[message] += (frozenset(called(n) for n in (*publishers, *takers)),)
+    drawn = {
+        message: (
+            f"{' and '.join(publishers)} -> {', '.join(takers) or 'nobody'}",
+            frozenset(called(name) for name in (*publishers, *takers)),
+        )
+        for message, publishers, takers in deployed.saga["edges"]
+    }
     allowed = {}
     for policy in of_kind(deployed.documents, "NetworkPolicy"):
         notes = policy["metadata"].get("annotations", {})
@@ -413,9 +423,12 @@ def test_a_question_to_the_outside_has_a_policy_that_is_closed(deployed: Deploye
 class Lent(Event):
     """The same edge under another name."""
 
-    type = "part.lent"
-    role = Held.role
-    subject = Held.subject
+    type: ClassVar[str] = "part.lent"
+    role: ClassVar[Role] = Held.role
+
+    @property
+    def subject(self) -> str:
+        return "thing"
 
 
 class Loan(State):

@@ -24,8 +24,9 @@ def scalers(graph: Choreography) -> str:
     """A scaler per participant in Python; who follows the history is one reader, and is not
     scaled."""
     return f"""\
-# A replica more for each {WORK_SECONDS} seconds' work that wait in a queue, and one less a minute once they do not.
-# {MESSAGES_PER_SECOND} messages/s of a replica are half of what was measured: measure yours (docs/scale.md), and patch.
+# A replica more for each {WORK_SECONDS} seconds' work that wait in a queue, and one less a minute
+# once they do not. {MESSAGES_PER_SECOND} messages/s of a replica are half of what was measured:
+# measure yours, and patch.
 {together([*map(_scaler, graph.in_python), _POLICY])}"""
 
 

@@ -19,6 +19,7 @@ import yarl
 
 from saga.bootstrap import OPERATORS_FOLDER, bootstrap
 from saga.broker.passwords import variable
+from saga.commands.output import remark
 from saga.declaration import Saga, SagaError
 from saga.deployment import FILE_NAME, Deployment, DeploymentError, write_secret
 from saga.discovery import saga
@@ -97,7 +98,7 @@ def main() -> None:
         write_secrets(folder, saga())
     except (DeploymentError, SagaError, OSError, ValueError) as error:
         sys.exit(f"error: {harmless(without_passwords(str(error)))}")
-    print(f"{folder} has the passwords; `kubectl apply -k {folder}` makes the Secrets")
+    remark(f"{folder}: `kubectl apply -k {folder}` makes the Secrets of it")
 
 
 if __name__ == "__main__":
