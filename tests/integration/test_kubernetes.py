@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from itertools import permutations
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,12 +21,13 @@ from pydantic_settings import BaseSettings
 
 from saga.choreography import Participant, State
 from saga.cli import command_line
+from saga.console.settings import ConsoleSettings
 from saga.declaration import Saga
 from saga.generate.begun import texts
 from saga.generate.kubernetes import FOLDER, kubernetes_files
 from saga.generate.kubernetes.edges import edges_of
 from saga.generate.kubernetes.scalers import MESSAGES_PER_SECOND, WORK_SECONDS
-from saga.generate.kubernetes.secrets import write_secrets
+from saga.generate.kubernetes.secrets import API_KEYS, TOOLS_KEY, missing, write_secrets
 from saga.generate.marks import GenerateError
 from saga.message import Event, Role
 from saga.runtime.messaging.topology import queues_of, topology_of
@@ -224,10 +226,14 @@ def test_the_queues_that_are_not_scaled_on_are_those_that_no_participant_reads()
 
 
 def test_each_setting_that_is_given_is_one(deployed: Deployed) -> None:
+    assert {*settings(ConsoleSettings)} < {*settings(BaseSettings)}
     known = {*settings(BaseSettings), *options()}
     known |= {"SECRETS_DIR", "ADMIN", "ADMIN_PASSWORD"}  # the last two are parts of another
-    known |= {"API_KEYS_FILE"}
+    if find_spec("saga.auth") is None:
+        known |= {"API_KEYS_FILE", "SAGA_API_KEY_FILE", "AUTH_ISSUER", "AUTH_AUDIENCE"}
+    site = deployed.saga["files"][f"{FOLDER}/site/kustomization.yaml"]
 
+    assert {*re.findall("name: ([A-Z_]+)", site)} == {"AUTH_ISSUER", "AUTH_AUDIENCE"} <= known
     for document, template in pods(deployed.documents):
         given = {each["name"] for c in template["spec"]["containers"] for each in c["env"]}
         assert given <= known, document["metadata"]["name"]
@@ -275,10 +281,12 @@ def test_the_secrets_that_are_named_are_those_that_can_be_made(
     deployed: Deployed, tmp_path: Path
 ) -> None:
     folder = tmp_path / "secrets"
+    for name in (API_KEYS, TOOLS_KEY):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("made by a person")
     python(deployed.project, "-m", "saga.generate.kubernetes.secrets", str(folder))
     made = {d["metadata"]["name"]: {*d["data"]} for d in rendered(folder)}
     made["rabbitmq-default-user"] = {"connection_string", "username", "password"}
-    made["api-keys"] = {"api_keys.json"}
 
     wanted = dict(referred(deployed.documents))
     foreign = {*deployed.saga["participants"]} - {*deployed.saga["services"]}
@@ -291,6 +299,7 @@ def test_secrets_that_are_there_stay_and_are_for_no_repository(tmp_path: Path) -
     folder = tmp_path / "secrets"
     write_secrets(folder, TOYS)
     before = rendered(folder)
+    assert missing(folder) == [folder / API_KEYS, folder / TOOLS_KEY]
     write_secrets(folder, TOYS)
 
     assert rendered(folder) == before
@@ -313,6 +322,8 @@ def referred(documents: Sequence[Document]) -> Iterator[tuple[str, set[str]]]:
             for mount in container["volumeMounts"]:
                 if mount["name"] == "secrets" and "subPath" in mount:
                     yield "operator-secrets", {mount["subPath"]}
+                if mount["mountPath"] == "/run/operator":
+                    yield "operator-secrets", {Path(TOOLS_KEY).name}
     for cluster in of_kind(documents, "Cluster"):
         yield cluster["spec"]["bootstrap"]["initdb"]["secret"]["name"], {"username", "password"}
     for authentication in of_kind(documents, "TriggerAuthentication"):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -17,7 +17,6 @@ from saga.commands.exporting import PORT as EXPORTER_PORT
 from saga.declaration import Saga
 from saga.generate.kubernetes.edges import edges_of, policies
 from saga.generate.kubernetes.names import called, checked
-from saga.generate.kubernetes.readme import readme
 from saga.generate.kubernetes.rules import prometheus_rule
 from saga.generate.kubernetes.scalers import scalers
 from saga.generate.kubernetes.services import databases, services
@@ -62,6 +61,7 @@ def kubernetes_files(saga: Saga) -> dict[str, str]:
         "PRE_STOP": _PRE_STOP_SECONDS,
         "GRACE": f"{grace_seconds:g}",
         "DIGEST": _digest(saga),
+        "SECRETS": "".join(_secrets(saga)),
     }
     files = {
         file.name: _filled(file.read_text(encoding="utf-8"), values)
@@ -80,7 +80,7 @@ def kubernetes_files(saga: Saga) -> dict[str, str]:
         **{f"{FOLDER}/base/{name}": content for name, content in files.items()},
         f"{FOLDER}/scalers/kustomization.yaml": NOTICE + _filled(_SCALERS, values),
         f"{FOLDER}/scalers/scalers.yaml": NOTICE + scalers(graph),
-        f"{FOLDER}/README.md": readme(saga),
+        f"{FOLDER}/README.md": _filled((_DATA / "readme.md").read_text(encoding="utf-8"), values),
     }
 
 
@@ -89,6 +89,17 @@ def _digest(saga: Saga) -> str:
     graph = saga.choreography
     document = text(definitions(topology_of(graph), users_of(graph)))
     return hashlib.sha256(document.encode()).hexdigest()[:_DIGEST_CHARACTERS]
+
+
+def _secrets(saga: Saga) -> Iterator[str]:
+    """Rows of a table: the Secrets of services, and their keys."""
+    for service in saga.choreography.own_services:
+        name = called(service.name)
+        yield f"| `{name}-secrets` | `amqp_url`, `database_url` |\n"
+        password = "`password`: the one in `database_url`"
+        yield f"| `{name}-db-owner` | `username`: `{service.name}`; {password} |\n"
+    for participant in saga.choreography.foreign:
+        yield f"| `{called(participant.name)}-secrets` | `amqp_url` |\n"
 
 
 def _filled(content: str, values: Mapping[str, object]) -> str:

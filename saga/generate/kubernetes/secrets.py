@@ -29,6 +29,10 @@ from saga.text import harmless
 
 BROKER_PASSWORDS: Final = "broker-passwords"
 """A line for each user of the broker, as `saga topology apply --passwords-from` reads them."""
+API_KEYS: Final = "api-keys/api_keys.json"
+"""The keys that services take, as hashes."""
+TOOLS_KEY: Final = f"{OPERATORS_FOLDER}/saga_api_key"
+"""The one of these with which the operators' tools ask services."""
 _OWNER_ONLY: Final = 0o700
 
 
@@ -52,14 +56,22 @@ def write_secrets(folder: Path, declared: Saga) -> None:
         "".join(f"{variable(user)}={yarl.URL(url).password}\n" for user, url in users.items()),
     )
     write_secret(folder / ".gitignore", "*\n")
-    write_secret(folder / "kustomization.yaml", _kustomization(namespace, declared))
+    write_secret(folder / "kustomization.yaml", _kustomization(folder, namespace, declared))
 
 
-def _kustomization(namespace: str, declared: Saga) -> str:
+def missing(folder: Path) -> list[Path]:
+    """The files that only people can make: API keys."""
+    return [file for file in (folder / API_KEYS, folder / TOOLS_KEY) if not file.is_file()]
+
+
+def _kustomization(folder: Path, namespace: str, declared: Saga) -> str:
     graph = declared.choreography
     of_services = "".join(_of_service(service.name) for service in graph.own_services)
     of_others = "".join(_of_foreign(participant.name) for participant in graph.foreign)
-    operators = [FILE_NAME, BROKER_PASSWORDS]
+    operators = [f"{OPERATORS_FOLDER}/{name}" for name in (FILE_NAME, BROKER_PASSWORDS)]
+    lacking = missing(folder)
+    operators += [TOOLS_KEY] if folder / TOOLS_KEY not in lacking else []
+    keys = _OF_KEYS if folder / API_KEYS not in lacking else ""
     return f"""\
 # Passwords: for no repository. `kubectl apply -k` makes the Secrets of it.
 apiVersion: kustomize.config.k8s.io/v1beta1
@@ -68,8 +80,14 @@ namespace: {namespace}
 generatorOptions: {{ disableNameSuffixHash: true }}
 secretGenerator:
   - name: operator-secrets
-    files: [{", ".join(f"{OPERATORS_FOLDER}/{name}" for name in operators)}]
-{of_services}{of_others}"""
+    files: [{", ".join(operators)}]
+{keys}{of_services}{of_others}"""
+
+
+_OF_KEYS = f"""\
+  - name: api-keys
+    files: [{API_KEYS}]
+"""
 
 
 def _of_service(name: str) -> str:
@@ -98,6 +116,8 @@ def main() -> None:
         write_secrets(folder, saga())
     except (DeploymentError, SagaError, OSError, ValueError) as error:
         sys.exit(f"error: {harmless(without_passwords(str(error)))}")
+    for file in missing(folder):
+        remark(f"{file} is missing: put an API key there, and run this again")
     remark(f"{folder}: `kubectl apply -k {folder}` makes the Secrets of it")
 
 
