@@ -96,8 +96,8 @@ def _secrets(saga: Saga) -> Iterator[str]:
     for service in saga.choreography.own_services:
         name = called(service.name)
         yield f"| `{name}-secrets` | `amqp_url`, `database_url` |\n"
-        password = "`password`: the one in `database_url`"
-        yield f"| `{name}-db-owner` | `username`: `{service.name}`; {password} |\n"
+        other = "`password`: the one in `database_url`"
+        yield f"| `{name}-db-owner` | `username`: `{service.name}`; {other} |\n"
     for participant in saga.choreography.foreign:
         yield f"| `{called(participant.name)}-secrets` | `amqp_url` |\n"
 
