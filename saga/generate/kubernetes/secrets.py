@@ -29,7 +29,7 @@ from saga.text import harmless
 
 BROKER_PASSWORDS: Final = "broker-passwords"
 """A line for each user of the broker, as `saga topology apply --passwords-from` reads them."""
-API_KEYS: Final = "api-keys/api_keys.json"
+API_KEYS: Final = f"{OPERATORS_FOLDER}/api_keys.json"
 """The keys that services take, as hashes."""
 TOOLS_KEY: Final = f"{OPERATORS_FOLDER}/saga_api_key"
 """The one of these with which the operators' tools ask services."""
@@ -60,7 +60,7 @@ def write_secrets(folder: Path, declared: Saga) -> None:
 
 
 def missing(folder: Path) -> list[Path]:
-    """The files that only people can make: API keys."""
+    """The files with API keys that are not there yet."""
     return [file for file in (folder / API_KEYS, folder / TOOLS_KEY) if not file.is_file()]
 
 
