@@ -345,7 +345,8 @@ def even(document: Any) -> Any:
             return [even(each) for each in document]
         case dict():
             return {key: even(value) for key, value in document.items()}
-    return document
+        case _:
+            return document
 
 
 # --- secrets --------------------------------------------------------------------------------------
