@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import secrets
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -59,11 +59,13 @@ def bootstrap(
     replicas: int = 1,
     cookies: Sequence[Path] = (),
     outsides: Sequence[Outside[Any]] = (),
+    host_of: Callable[[str], str] = str,
 ) -> None:
     """Make what is missing in `folder`, and a cookie for the nodes of a cluster.
 
     `brokers` and `database_host` are hosts, with ports if need be, as the containers see them; the
-    second and further replicas of a service are at `<service>-2` and so on.
+    second and further replicas of a service are at `<service>-2` and so on. `{service}` in
+    `database_host` stands for each service's own; `host_of` says at which host a service is.
     """
     marker = folder / OPERATORS_FOLDER / FILE_NAME
     names = [service.name for service in graph.own_services]
@@ -80,7 +82,7 @@ def bootstrap(
 
     amqp_urls = {user: _amqp_url(user, password, brokers) for user, password in passwords.items()}
     database_urls = {
-        name: f"postgresql://{name}:{password}@{database_host}/{name}"
+        name: f"postgresql://{name}:{password}@{_database_at(database_host, host_of(name))}/{name}"
         for name, password in roles.items()
     }
     for participant in graph.foreign:  # Whose database is its own matter.
@@ -101,7 +103,7 @@ def bootstrap(
     deployment = Deployment(
         amqp_url=amqp_urls[OPERATOR],
         amqp_urls=amqp_urls,
-        http_urls=_http_urls(graph, replicas),
+        http_urls=_http_urls(graph, replicas, host_of),
         database_urls=database_urls,
         outside_urls=outside_urls_in(OUTSIDE_FOLDER, outsides),
         dead_letters_url=DEAD_LETTERS_URL,
@@ -131,10 +133,17 @@ def _amqp_url(user: str, password: str, brokers: Sequence[str]) -> str:
     return str(url.update_query(also=",".join(others)) if others else url)
 
 
-def _http_urls(graph: Choreography, replicas: int) -> dict[str, tuple[str, ...]]:
+def _database_at(host: str, service: str) -> str:
+    return host.replace("{service}", service)
+
+
+def _http_urls(
+    graph: Choreography, replicas: int, host_of: Callable[[str], str]
+) -> dict[str, tuple[str, ...]]:
     def urls(name: str, count: int) -> tuple[str, ...]:
-        further = [f"{name}-{number}" for number in range(2, count + 1)]
-        return tuple(f"http://{host}:{HTTP_PORT}" for host in (name, *further))
+        first = host_of(name)
+        further = [f"{first}-{number}" for number in range(2, count + 1)]
+        return tuple(f"http://{host}:{HTTP_PORT}" for host in (first, *further))
 
     observers = {service.name: urls(service.name, 1) for service in graph.observers}
     return {p.name: urls(p.name, replicas) for p in graph.in_python} | observers

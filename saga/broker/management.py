@@ -69,6 +69,12 @@ class Management:
         document: Definitions = response.json()
         return document
 
+    async def running_nodes(self) -> int:
+        """How many nodes of its cluster run."""
+        response = await self._ask("GET", "/api/nodes?columns=running")
+        self._check(response, "count the nodes")
+        return sum(1 for node in response.json() if node.get("running"))
+
     async def put_virtual_host(self, virtual_host: str) -> None:
         """Make a virtual host that is not there."""
         path = f"/api/vhosts/{_part(virtual_host)}"

@@ -189,6 +189,28 @@ def write_users(folder: Path, graph: Choreography, passwords: Mapping[str, str])
     return file
 
 
+async def wait_for_nodes(management_url: str, nodes: int, *, patience_seconds: float) -> None:
+    """Wait until so many nodes of the broker run: a queue gets its replicas on those that run when
+    it is made. Raises `BrokerError` once that takes longer than `patience_seconds`."""
+    deadline = time.monotonic() + patience_seconds
+    async with Management(management_url) as management:
+        while True:
+            try:
+                running = await management.running_nodes()
+            except BrokerError:
+                if time.monotonic() > deadline:
+                    raise
+            else:
+                if running >= nodes:
+                    return
+                if time.monotonic() > deadline:
+                    raise BrokerError(
+                        f"{running} of {nodes} nodes of RabbitMQ at {printable(management_url)} "
+                        f"run; start the others, or say another number with --nodes"
+                    )
+            await asyncio.sleep(RETRY_SECONDS)
+
+
 async def put_virtual_host(url: str, management_url: str | None) -> None:
     """Make the virtual host that `url` names where it is not there, if the management API's address
     is given. Raises `BrokerError`."""

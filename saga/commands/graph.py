@@ -161,8 +161,8 @@ def generate(
     """Write every file that follows from the participants' signatures, where it is stale.
 
     The broker's definitions, the AsyncAPI document, a JSON Schema per event version, a page per
-    service, and the map as a picture. In the compose files and for Prometheus, what a service is
-    missing there.
+    service, the map as a picture, and manifests for Kubernetes. In the compose files and for
+    Prometheus, what a service is missing there.
 
     Examples:
 

@@ -141,6 +141,16 @@ def apply(
     amqp_url: AmqpUrl = None,
     management_url: ManagementUrl = None,
     passwords_from: PasswordsFrom = None,
+    nodes: Annotated[
+        int,
+        typer.Option(
+            envvar="BROKER_NODES",
+            min=1,
+            max=100,
+            help="How many nodes the broker has: as many are waited for, since queues get replicas "
+            "on those that run when they are made. Needs --management-url if there are several.",
+        ),
+    ] = 1,
     patience: Patience = 0.0,
     data_dir: DataDir = DATA_DIR,
     as_json: AsJson = False,
@@ -157,7 +167,7 @@ def apply(
     * `AMQP_URL=amqp://admin:secret@broker:5672/saga saga topology apply`
     * `saga topology apply --management-url http://admin:secret@broker:15672 --passwords-from .env`
     """
-    from saga.broker.setup import apply_topology, put_users, put_virtual_host
+    from saga.broker.setup import apply_topology, put_users, put_virtual_host, wait_for_nodes
     from saga.discovery import choreography
     from saga.runtime.messaging.permissions import users_of
     from saga.runtime.messaging.topology import topology_of
@@ -170,10 +180,17 @@ def apply(
             "users are created through the management API; name it with --management-url",
             param_hint="--passwords-from",
         )
+    if nodes > 1 and management_url is None:
+        raise typer.BadParameter(
+            "nodes are counted through the management API; name it with --management-url",
+            param_hint="--nodes",
+        )
     passwords = passwords_in(passwords_from, users)
     private = None if amqp_url else _private(data_dir)
     url = private.amqp_url if private else _with_tls(amqp_url or "")
     with stoppable():
+        if management_url is not None:
+            run(wait_for_nodes(management_url, nodes, patience_seconds=patience))
         run(put_virtual_host(url, management_url))
         run(apply_topology(url, graph, patience_seconds=patience))
         put = run(put_users(users, url, management_url, passwords, data_dir if private else None))

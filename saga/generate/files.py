@@ -12,6 +12,8 @@ from saga.discovery import VARIABLE, packages, saga, saga_named_in, spec
 from saga.generate.begun import examples, missing_scripts, write_first_scripts
 from saga.generate.begun import texts as begun_texts
 from saga.generate.containers import CLUSTER, COMPOSE, container_files
+from saga.generate.kubernetes import FOLDER as KUBERNETES
+from saga.generate.kubernetes import kubernetes_files
 from saga.generate.marks import GenerateError, Marks, text_in
 from saga.generate.monitoring import FOLDER, PROMETHEUS, monitoring_files
 from saga.graph.asyncapi import GENERATED_BY, asyncapi
@@ -60,6 +62,7 @@ def generated(root: Path, choreography: Choreography) -> dict[Path, str]:
         "docs/map.svg": svg(flow),
         **_in_part(root, PYPROJECT, _IMPORTS, _import_contracts(root, choreography)),
         **container_files(root, choreography, begun, _askers()),
+        **kubernetes_files(saga()),
         **monitoring_files(root, saga().name, [each.name for each in choreography.own_services]),
     }
     for name, schema in schema_files(choreography).items():
@@ -97,6 +100,11 @@ def _stale(root: Path, files: Mapping[Path, str], scripts: Sequence[Path]) -> li
     return sorted([*differing, *left_over, *scripts])
 
 
+def _is_ours(file: Path) -> bool:
+    """Whether it may be written over."""
+    return not file.exists() or _was_generated(file)
+
+
 def _was_generated(file: Path) -> bool:
     """Whether it is ours to remove: what people have put beside it stays."""
     with file.open(encoding="utf-8", errors="replace") as stream:
@@ -108,8 +116,10 @@ def refresh(root: Path, choreography: Choreography) -> list[Path]:
     what a project has that was never generated in before."""
     files, scripts = generated(root, choreography), missing_scripts(choreography)
     changed = _stale(root, files, scripts)
-    if not _was_generated_in(root):
-        _check_nothing_is_in_the_way(root, [file for file in changed if file in files])
+    new = [file for file in changed if file in files]
+    if _was_generated_in(root):  # An earlier version did, and not there.
+        new = [f for f in new if f.is_relative_to(root / KUBERNETES) and not _is_ours(f)]
+    _check_nothing_is_in_the_way(root, new)
     for file in changed:
         if file in files:
             write_public(file, files[file])

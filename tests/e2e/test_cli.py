@@ -389,6 +389,7 @@ WRONG_USAGE = {
     ("publish", "--concurrency", "0"): "--concurrency.*'0'",
     ("reconcile", "--grace", "-1"): "--grace.*'-1'",
     ("topology", "apply"): "AMQP_URL",
+    ("topology", "apply", "--nodes", "3"): "--nodes.*--management-url",
     ("topology", "diff"): "AMQP_URL",
     ("topology", "export", "--passwords-from", "nowhere"): "--passwords-from.*nowhere",
     ("map", "--format", "poem"): "--format.*'poem'",

@@ -144,6 +144,16 @@ def test_where_nothing_was_generated_before_nothing_is_written_over(project: Pat
     assert own in refresh(project, choreography())
 
 
+def test_manifests_of_ones_own_are_not_written_over(project: Path) -> None:
+    """Of a repository in which an earlier version has generated."""
+    own = project / "deploy" / "kubernetes" / "base" / "services.yaml"
+    own.write_text("kind: List\n")
+
+    with pytest.raises(GenerateError, match=r"has deploy/kubernetes/base/services\.yaml, which"):
+        refresh(project, choreography())
+    assert own.read_text() == "kind: List\n"
+
+
 @pytest.mark.parametrize("name", IN_PART)
 def test_a_file_of_ones_own_that_is_not_utf_8_is_named(name: str, project: Path) -> None:
     (project / name).write_bytes(b"\xff\xfe")
@@ -257,6 +267,7 @@ def test_a_project_begins_with_the_files_that_this_one_has() -> None:
     """But for those that name its services, and for its image, which is made of an installed
     engine."""
     own = {"Dockerfile", "compose.yaml", "compose.cluster.yaml"}
+    own |= {"deploy/kubernetes/site/kustomization.yaml"}
     begun = texts("any", "any:SAGA")
 
     assert len(begun.keys() - own) >= 5
