@@ -1,7 +1,7 @@
 # The image of every service and of the command `saga`. Which one runs is the command's to say:
 #
-#   docker build -t order-saga:0.1.0 .
-#   docker run --rm order-saga:0.1.0 saga --help
+#   docker build -t order-saga:0.2.0 .
+#   docker run --rm order-saga:0.2.0 saga --help
 #
 # It runs as user 10001, needs no writable file but what is below /data and /audit, and is told
 # secrets by files in SECRETS_DIR (see compose.yaml). Another base needs Python 3.11 or later, with

@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test verify mutants faults rabbitmq4 bench lint format generate docs lock clean
+.PHONY: help setup demo up test verify mutants faults rabbitmq4 bench lint format generate docs lock release clean
 ORDERS ?= 1000
 ROUNDS ?= 10
 # The virtual environment; scripts/setup makes it with PYTHON, if that is set.
@@ -70,6 +70,10 @@ docs: ## Build the documentation's site, which works from disk, and check its li
 
 lock: ## Pin the dependencies anew (needs uv; ARGS='--upgrade' takes newer versions)
 	@scripts/lock $(ARGS)
+
+release: ## Build the wheel and its bill of materials into dist/, the same each time (ARGS=--image)
+	@scripts/setup --no-broker
+	@scripts/release $(ARGS)
 
 clean: ## Remove the environment, caches and what runs left behind
 	rm -rf .venv* build dist *.egg-info data .runtime .pytest_cache .mypy_cache .ruff_cache \

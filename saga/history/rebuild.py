@@ -34,7 +34,7 @@ from saga.history.archive import Archive
 from saga.history.letters import letters_in
 from saga.history.outside import Remembered, memory_of
 from saga.history.sources import Sources, participant_named
-from saga.history.story import Hole, holes_of
+from saga.history.story import Hole, corrected_in, holes_of
 from saga.history.whereabouts import look
 from saga.message import Command, Event
 from saga.runtime.kernel.database import DatabaseError
@@ -215,7 +215,7 @@ class _Work:
             self.rebuilt.events += len(own)
             self.rebuilt.holes += (
                 hole
-                for hole in holes_of(self._graph, known)
+                for hole in holes_of(self._graph, known, corrected_in(facts))
                 if self._participant.name in hole.publishers
             )
             for fact in facts:

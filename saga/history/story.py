@@ -6,7 +6,7 @@ Pure: nothing here reads a database or asks a broker.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -20,6 +20,7 @@ from saga.envelope import Attributes, Envelope, MessageKey, believed_of, derived
 from saga.message import Answer, Command, Event
 from saga.runtime.kernel.fold import Fold
 from saga.runtime.kernel.step import id_among_causes
+from saga.runtime.messaging.trust import EDITOR_SOURCE
 
 HOLES_MAX: Final = 100
 """Missing numbers in a row that are told one by one."""
@@ -76,7 +77,7 @@ def tell(graph: Choreography, subject: str, facts: Sequence[Fact]) -> Story:
         view=declared.of(subject, told) if declared is not None else None,
         declared=declared,
         folds={p.name: fold_of(p, events.values()) for p in graph.participants},
-        holes=list(holes_of(graph, events.values())),
+        holes=list(holes_of(graph, events.values(), corrected_in(facts))),
     )
 
 
@@ -89,10 +90,18 @@ def fold_of(participant: Participant, events: Iterable[Envelope[Any]]) -> Fold:
     return fold
 
 
-def holes_of(graph: Choreography, events: Collection[Envelope[Any]]) -> Iterator[Hole]:
+def corrected_in(facts: Iterable[Fact]) -> frozenset[str]:
+    """The ids of copies that an operator corrected: facts of nobody, and causes all the same."""
+    found = (fact.attributes for fact in facts)
+    return frozenset(each.id for each in found if each.source == EDITOR_SOURCE)
+
+
+def holes_of(
+    graph: Choreography, events: Collection[Envelope[Any]], corrected: Set[str] = frozenset()
+) -> Iterator[Hole]:
     """What is missing among events about some subjects: numbers that their publishers did not leave
-    out, and causes that must have been events."""
-    known = {event.id: event for event in events}
+    out, and causes that must have been events or copies that were `corrected`."""
+    known = {event.id for event in events} | corrected
     follow: dict[str, tuple[str, str]] | None = None
     for participant in graph.participants:
         name, source = participant.name, source_of(participant.name)

@@ -27,7 +27,7 @@ SINGLE, ADDED = (
 )
 
 Document = dict[str, Any]
-PINNED = re.compile(r"[a-z0-9./-]+:v?\d+\.\d+(\.\d+)?[a-z0-9.-]*")
+PINNED = re.compile(r"[a-z0-9./-]+:v?\d+\.\d+(\.\d+)?[a-z0-9.-]*(@sha256:[0-9a-f]{64})?")
 ONLY_ONCE = ("command", "entrypoint", "test")
 """What a second file replaces; other lists are added to."""
 

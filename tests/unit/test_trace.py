@@ -334,6 +334,24 @@ def test_a_number_left_out_is_a_hole() -> None:
     ]
 
 
+def test_what_a_corrected_copy_has_led_to_has_its_cause_in_the_history() -> None:
+    played = play()
+    order = confirmed(played)
+    events = played.about(order)
+    reserved = next(event for event in events if event.type == "stock.reserved")
+    copy = reserved.to_bytes().replace(
+        b'"/services/inventory"', f'"{EDITOR_SOURCE}","{ADDRESSEE}":"payment"'.encode()
+    )
+    original = reserved.model_copy(update={"id": "original"})
+    facts = [Fact(e, e.to_bytes()) for e in (*(e for e in events if e is not reserved), original)]
+
+    def holes(facts: Sequence[Fact]) -> list[str]:
+        return [str(hole) for hole in tell(GRAPH, order, facts).holes]
+
+    assert any("to which payment reacted" in hole for hole in holes(facts))
+    assert holes([*facts, Fact(Attributes.of(copy), copy)]) == []
+
+
 def squatted(played: Play, order: str, type_: str) -> tuple[Envelope[Any], Envelope[Any]]:
     """An event of this type, and one of another source that has used its id before."""
     real = next(event for event in played.about(order) if event.type == type_)
