@@ -154,9 +154,6 @@ class ParticipantPast:
         self.source = source_of(participant.name)
         self.fold = Fold(participant)
         self.shared_kinds = self.shared.kinds if self.shared is not None else frozenset()
-        kept = [kind for kind in participant.states if kind not in self.shared_kinds]
-        self.only_own = kept[0] if len(kept) == 1 else None
-        """The only kind of state that is about one subject, if there is one only."""
         due = {command for commands in participant.dues.values() for command in commands}
         self.of_due = [r for r in participant.reactions if r.consumes in due]
         self.of_commands = [
@@ -382,13 +379,6 @@ class Steps:
         at: datetime,
     ) -> None:
         """See `evolved`; but for what several subjects share, which is known from elsewhere."""
-        if self.past.only_own and own_id[0] is self.past.only_own:
-            before = find(own_id)
-            fact = message if isinstance(message, Intent) else message.newest()
-            after = before.evolve(fact, at)
-            if after is not before:
-                states[own_id] = after
-            return
         changes = evolved(self.past.participant, own_id, message, find, at)
         own = (item for item in changes.items() if item[0][0] not in self.past.shared_kinds)
         states.update(own)
