@@ -103,7 +103,7 @@ class UnclearAnswers:
         for name, tables in self._tables.items():
             for kind, table in tables.states.items():
                 if any(issubclass(kind, read) for read in invariant.states):
-                    pages = self._stores[name].run(partial(_pages, table))
+                    pages = self._stores[name].read(partial(_pages, table))
                     found = known.setdefault(name, {})
                     for states, _ in pages:
                         found |= {(kind, key): state for key, state in states.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from datetime import datetime
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -36,8 +36,8 @@ def violations(
     events = [decoder.decode(body) for body in store.committed()]
     yield from _early(participant, events)
     yield from _late(participant, events, calm_at)
-    yield from _in_vain(participant, events, store.run(partial(_inbox, tables)))
-    yield from store.run(partial(_lost, tables))
+    yield from _in_vain(participant, events, store.read(partial(_inbox, tables)))
+    yield from store.read(partial(_lost, tables))
 
 
 def _early(participant: Participant, events: Sequence[Envelope[Any]]) -> Iterator[Violation]:
@@ -112,7 +112,12 @@ def _in_vain(
 
 
 def _inbox(tables: Tables, connection: Connection) -> Sequence[str]:
-    return connection.scalars(sa.select(tables.inbox.c.message_id)).all()
+    return connection.scalars(_keys_in(tables.inbox)).all()
+
+
+@lru_cache(maxsize=64)
+def _keys_in(inbox: sa.Table) -> sa.Select[Any]:
+    return sa.select(inbox.c.message_id)
 
 
 def _lost(tables: Tables, connection: Connection) -> list[Violation]:

@@ -385,7 +385,7 @@ class World:
         times = [
             (at - EPOCH).total_seconds()
             for server in self.servers
-            for _, _, at in self.stores[server.service.participant.name].run(
+            for _, _, at in self.stores[server.service.participant.name].read(
                 partial(due_by, tables=server.service.tables.with_dues, until=until, limit=1)
             )
         ]

@@ -110,7 +110,7 @@ class Kept:
             await asyncio.sleep(PAUSE_SECONDS if pruned == self._pruned_max else LOOK_SECONDS)
 
     def _count(self, connection: Connection) -> int:
-        return connection.scalar(sa.select(sa.func.sum(sa.func.length(self._table.c.bodies)))) or 0
+        return connection.scalar(_size_of(self._table)) or 0
 
     async def _prune(self) -> int:
         """Remove the oldest rows, up to `pruned_max`; return how many."""
@@ -137,6 +137,12 @@ class Kept:
 
 
 @lru_cache(maxsize=64)
+def _size_of(kept: sa.Table) -> sa.Select[Any]:
+    """The bytes of all rows."""
+    return sa.select(sa.func.sum(sa.func.length(kept.c.bodies)))
+
+
+@lru_cache(maxsize=64)
 def _oldest_of(kept: sa.Table) -> sa.Select[Any]:
     """The keys and lengths of the `most` oldest rows. Built once: that takes longer than to execute
     it."""
@@ -147,13 +153,23 @@ def _oldest_of(kept: sa.Table) -> sa.Select[Any]:
 def kept_events(connection: Connection, tables: Tables) -> Iterator[list[bytes]]:
     """The bodies of the events that are kept or wait in the outbox, some at a time; an event may be
     among them more than once. Bodies of the outbox that hold no event are among them, too."""
-    key, bodies = tables.kept.c.key, tables.kept.c.bodies
-    after = ""
-    while True:
-        query = sa.select(key, bodies).where(key > after).order_by(key).limit(READ_AT_ONCE)
-        rows = connection.execute(query).all()
-        if not rows:
-            break
-        after = rows[-1].key
-        yield [body for row in rows for body in row.bodies.split(b"\n")]
-    yield list(connection.scalars(sa.select(tables.outbox.c.body)))
+    after, more = "", True
+    while more:
+        rows = connection.execute(_kept_after(tables.kept), {"after": after}).all()
+        if rows:
+            after = rows[-1].key
+            yield [body for row in rows for body in row.bodies.split(b"\n")]
+        more = len(rows) == READ_AT_ONCE
+    yield list(connection.scalars(_bodies_in(tables.outbox)))
+
+
+@lru_cache(maxsize=64)
+def _kept_after(kept: sa.Table) -> sa.Select[Any]:
+    key = kept.c.key
+    after = sa.bindparam("after", type_=key.type)
+    return sa.select(key, kept.c.bodies).where(key > after).order_by(key).limit(READ_AT_ONCE)
+
+
+@lru_cache(maxsize=64)
+def _bodies_in(outbox: sa.Table) -> sa.Select[Any]:
+    return sa.select(outbox.c.body)
