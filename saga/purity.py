@@ -407,8 +407,8 @@ def _fresh(value: Any, backwards: bool) -> Any:
                 inside[name] = _fresh(inner, backwards)
         return copied
     if is_dataclass(value):
-        other = copy.copy(value) if kind.__new__ is not object.__new__ else _copied(value)
-        for name in _fields_of(kind):
+        other = _copied(value)
+        for name in _fields_of(cast("Any", kind)):
             inner = getattr(value, name)
             if not isinstance(inner, _ATOMS):
                 object.__setattr__(other, name, _fresh(inner, backwards))
@@ -418,18 +418,21 @@ def _fresh(value: Any, backwards: bool) -> Any:
 
 def _copied(value: Any) -> Any:
     """What `copy.copy` makes of a dataclass, which asks it again how it wants to be copied."""
-    kind = type(value)
+    kind: Any = type(value)
+    if kind.__new__ is not object.__new__:
+        return copy.copy(value)
     other = object.__new__(kind)
-    if (inside := getattr(value, "__dict__", None)) is not None:
+    inside = getattr(value, "__dict__", {})
+    if inside:
         other.__dict__.update(inside)
-    else:
-        for name in _fields_of(kind):
+    for name in _fields_of(kind):
+        if name not in inside:  # It has a slot.
             object.__setattr__(other, name, getattr(value, name))
     return other
 
 
 @lru_cache(maxsize=1_024)
-def _fields_of(kind: type) -> tuple[str, ...]:
+def _fields_of(kind: Any) -> tuple[str, ...]:
     return tuple(field.name for field in fields(kind))
 
 

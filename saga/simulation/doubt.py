@@ -15,7 +15,6 @@ from typing import Any
 from sqlalchemy.engine import Connection
 
 from saga.choreography import Participant, State
-from saga.envelope import Decoder
 from saga.message import Command
 from saga.runtime.kernel.step import StateId
 from saga.runtime.kernel.tables import StateTable
@@ -33,6 +32,7 @@ class UnclearAnswers:
         self, scene: Scene, outsides: Collection[SimulatedOutside], loop: SimulatedLoop
     ) -> None:
         self._saga = scene.saga
+        self._decoder = scene.recorded
         self._stores: Mapping[str, SimulatedStore] = scene.stores
         self._tables = scene.tables
         self._outsides = outsides
@@ -110,8 +110,7 @@ class UnclearAnswers:
         events: list[Any] = []
         if invariant.events:
             for participant in self._saga.participants:
-                decoder = Decoder(participant.emits)
-                events += map(decoder.decode, self._stores[participant.name].committed())
+                events += map(self._decoder.decode, self._stores[participant.name].committed())
         books = [outside.books for outside in self._outsides]
         return View(known, EventsInMemory(events), books, rests=lambda _: True)
 

@@ -156,14 +156,14 @@ def _wrong_timers(world: World) -> Iterator[Violation]:
     for participant in world.choreography.participants:
         name = participant.name
         yield from dues.violations(
-            participant, world.scene.tables[name], world.stores[name], calm_at
+            participant, world.scene.tables[name], world.stores[name], world.scene.recorded, calm_at
         )
 
 
 def _seen(world: World) -> tuple[View, MessageFates]:
     saga, graph = world.scene.saga, world.choreography
     ends = {event.type for event in graph.events if event.role.terminal}
-    history = history_for(saga, ends)
+    history = history_for(saga, ends, world.scene.recorded)
     for message in world.broker.messages_in(HISTORY_STREAM):
         properties = message.properties
         history.take(message.routing_key, properties.message_id, properties.timestamp, message.body)

@@ -214,6 +214,7 @@ class World:
                     skew_seconds=skew,
                     new_id=lambda: UUID(int=ids.getrandbits(128), version=4),
                     jitter=self._chance.uniform,
+                    decoder=scene.taken[participant.name],
                     on_end=self._on_end,
                 )
         return servers

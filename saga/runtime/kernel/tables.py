@@ -343,10 +343,9 @@ class StateTable(Generic[S]):
 
     @cached_property
     def _lacking_due(self) -> sa.Select[Any]:
-        lacking = self.table.c.due_at.is_(None)
-        if self._due_where is not None:
-            lacking &= self._due_where
+        due = sa.true() if self._due_where is None else self._due_where
         most = sa.bindparam("most", type_=sa.Integer)
+        lacking = self.table.c.due_at.is_(None) & due
         return sa.select(self._key).where(lacking).order_by(self._key).limit(most)
 
     def mend_due(self, connection: Connection, key: str) -> bool:

@@ -223,13 +223,16 @@ class Deliveries:
         kernel: Kernel,
         publisher: BrokerPublisher,
         clock: Clock = utc_now,
+        *,
+        decoder: Decoder | None = None,
     ) -> None:
+        """`decoder` reads what the participant takes; by default, one that remembers nothing."""
         self._participant = participant
         self._kernel = kernel
         self._publisher = publisher
         self._clock = clock
         self._metrics = ConsumerMetrics(participant)
-        self._decoder = Decoder((*participant.consumes, *participant.intake))
+        self._decoder = decoder or Decoder((*participant.consumes, *participant.intake))
         self._intakes: dict[str, _Intake] = {}
         """By queue: each has one consumer at a time."""
         self._stopping = False
