@@ -16,10 +16,11 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
+from sqlalchemy.sql.dml import ReturningDelete
 
 from saga.runtime.kernel.database import Database
 from saga.runtime.kernel.rows import WriteSet
-from saga.runtime.kernel.statements import any_of
+from saga.runtime.kernel.statements import among, as_parameter, on_postgresql
 from saga.runtime.kernel.tables import Clock, Tables, VersionConflict, utc_now
 from saga.runtime.retry_loop import RetryLoop
 
@@ -116,7 +117,6 @@ class Kept:
         """Remove the oldest rows, up to `pruned_max`; return how many."""
         before = self._clock() - timedelta(minutes=self._minutes)
         oldest = key_of(int(before.timestamp() * 1_000_000), "")
-        key, bodies = self._table.c.key, self._table.c.bodies
         query, most = _oldest_of(self._table), {"most": self._pruned_max}
         found = await self._database.read(lambda connection: connection.execute(query, most).all())
         doomed: list[str] = []
@@ -127,13 +127,22 @@ class Kept:
             doomed.append(name)
             size -= length
         if doomed:
-            remove = self._table.delete().returning(sa.func.length(bodies))
             # Another replica may have been faster.
             removed = await self._database.transaction(
-                lambda c: c.scalars(remove.where(any_of(c, key, doomed))).all()
+                lambda connection: connection.scalars(
+                    _removal(self._table, on_postgresql(connection)),
+                    {"keys": as_parameter(connection, doomed)},
+                ).all()
             )
             self._size = max(0, self._size - sum(removed))
         return len(doomed)
+
+
+@lru_cache(maxsize=64)
+def _removal(kept: sa.Table, postgresql: bool) -> ReturningDelete[Any]:
+    """Removes the rows with these `keys`, and gives their lengths."""
+    here = among(kept.c.key, "keys", postgresql=postgresql)
+    return kept.delete().where(here).returning(sa.func.length(kept.c.bodies))
 
 
 @lru_cache(maxsize=64)
