@@ -6,9 +6,9 @@ https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/formats/json-format.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, lru_cache
 from hashlib import blake2b, sha1, sha256
 from typing import Annotated, Any, Final, Generic, Literal, NamedTuple, TypeVar
 from uuid import UUID
@@ -251,12 +251,7 @@ class Decoder:
     def __init__(self, types: Iterable[type[Event | Command]]) -> None:
         """Raises `AmbiguousMessage` if two classes claim the same type and version."""
         asked = tuple(dict.fromkeys(types))
-        check_distinct(asked)
-        self._models: dict[tuple[str, str], type[Envelope[Any]]] = {}
-        """By type and `dataschema`."""
-        # Of what was asked for comes last what has the last word.
-        for message in (*_versions_of(asked), *asked):
-            self._models[message.type, schema_uri(message)] = _model_of(message)
+        self._models = _models_of(asked)
         self._types = {message.type for message in asked}
 
     def decode(self, body: bytes) -> Envelope[Any]:
@@ -291,6 +286,17 @@ class Decoder:
         if isinstance(envelope.data, Command):
             _check_plain(envelope)
         return _newest(envelope)
+
+
+@lru_cache(maxsize=256)
+def _models_of(
+    asked: tuple[type[Event | Command], ...],
+) -> Mapping[tuple[str, str], type[Envelope[Any]]]:
+    """Keyed by type and `dataschema`. Raises `AmbiguousMessage`."""
+    check_distinct(asked)
+    # Of what was asked for comes last what has the last word.
+    messages = (*_versions_of(asked), *asked)
+    return {(message.type, schema_uri(message)): _model_of(message) for message in messages}
 
 
 def _versions_of(asked: Iterable[type[Event | Command]]) -> Iterator[type[Event | Command]]:

@@ -15,13 +15,12 @@ from __future__ import annotations
 import copy
 import gc
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
 from datetime import UTC, date, datetime
 from enum import Enum
-from functools import wraps
+from functools import lru_cache, wraps
 from types import FrameType
 from typing import Any, Final, TypeVar, cast
 from uuid import UUID
@@ -48,8 +47,6 @@ T = TypeVar("T")
 
 SHOWN_MAX: Final = 160
 """Characters of a value that a finding shows."""
-SAMPLE_MAX: Final = 5
-"""Calls of one reaction in one run that are made twice."""
 REASON: Final = "memory of the module, chance, the clock or the order of a set"
 """What a reaction must not use."""
 
@@ -255,33 +252,35 @@ class Calls:
 
 
 class Sample:
-    """What was seen in one run, in which the first calls of each reaction are made twice."""
+    """What was seen in one run, in which the first call that takes each branch is made twice."""
 
     def __init__(self) -> None:
         self.impure: dict[str, None] = {}
         """In words."""
         self.took: set[Branch] = set()
         """What the reactions decided on, whatever became of it."""
-        self._calls: Counter[str] = Counter()
+        self._twice: set[tuple[str, tuple[type, ...]]] = set()
 
     def begin(self) -> None:
         """Another run begins."""
         self.impure.clear()
         self.took.clear()
-        self._calls.clear()
+        self._twice.clear()
 
     def note(self, what: str) -> None:
         self.impure[what] = None
 
-    def wants(self, reaction: str) -> bool:
-        """Whether its next call is to be made twice."""
-        self._calls[reaction] += 1
-        return self._calls[reaction] <= SAMPLE_MAX
+    def wants(self, reaction: str, came: tuple[type, ...]) -> bool:
+        """Whether a call of which this came, results or an error, is to be made again."""
+        if (reaction, came) in self._twice:
+            return False
+        self._twice.add((reaction, came))
+        return True
 
 
 def sampled(participant: Participant, sample: Sample) -> Participant:
-    """The participant, whose reactions are called twice as long as the sample wants that, as are
-    the `evolve` of the states that they were given. What is kept is what came of the first call."""
+    """The participant, whose reactions are called twice where the sample wants that, as are the
+    `evolve` of the states that they were given. What is kept is what came of the first call."""
     other = copy.copy(participant)
     other.reactions = tuple(
         replace(one, function=_twice(one, participant.name, sample))
@@ -302,9 +301,7 @@ def _twice(reaction: Reaction, of: str, sample: Sample) -> Callable[..., Any]:
 
     @wraps(function)
     def called(message: Message, *arguments: Any) -> Any:
-        if not sample.wants(name):
-            return noted(function(message, *arguments))
-        before, again = fresh((message, arguments)), fresh((message, arguments), backwards=True)
+        before = fresh((message, arguments))
         result, error = _result(function, message, arguments)
         if (message, arguments) != before:
             found(
@@ -312,11 +309,27 @@ def _twice(reaction: Reaction, of: str, sample: Sample) -> Callable[..., Any]:
                 f"{_shown((before[0], *before[1]), (message, *arguments))}; let it leave them as "
                 f"they are"
             )
+        decided = result if isinstance(result, tuple) else () if result is None else (result,)
+        kinds = tuple(map(type, decided))
+        if sample.wants(name, kinds if error is None else (type(error),)):
+            again(before, decided, result, error)
+            if error is None:
+                sample.took |= branches_in(of, reaction, kinds)
+        if error is not None:
+            raise error
+        return result
+
+    def again(
+        before: tuple[Message, tuple[Any, ...]],
+        decided: Sequence[Decided],
+        result: Any,
+        error: Exception | None,
+    ) -> None:
+        message, arguments = fresh(before, backwards=True)
         with watched() as uses:
-            other, other_error = _result(function, again[0], again[1])
-            decided = result if isinstance(result, tuple) else (result,)
-            for state in _states_in(arguments):
-                for one in filter(None, decided):
+            other, other_error = _result(function, message, arguments)
+            for state in _states_in(before[1]):
+                for one in decided:
                     _evolve_twice(state, one, name, found)
         if uses:
             found(f"{name} is not pure: {uses[0]}")
@@ -326,14 +339,6 @@ def _twice(reaction: Reaction, of: str, sample: Sample) -> Callable[..., Any]:
                 f"otherwise: {_shown(error or result, other_error or other)}; let it use its "
                 f"arguments alone, not {REASON}"
             )
-        if error is not None:
-            raise error
-        return noted(result)
-
-    def noted(result: Any) -> Any:
-        decided = result if isinstance(result, tuple) else () if result is None else (result,)
-        sample.took |= branches_in(of, reaction, tuple(map(type, decided)))
-        return result
 
     return called
 
@@ -402,13 +407,33 @@ def _fresh(value: Any, backwards: bool) -> Any:
                 inside[name] = _fresh(inner, backwards)
         return copied
     if is_dataclass(value):
-        other = copy.copy(value)
-        for field in fields(value):
-            inner = getattr(value, field.name)
+        other = _copied(value)
+        for name in _fields_of(cast("Any", kind)):
+            inner = getattr(value, name)
             if not isinstance(inner, _ATOMS):
-                object.__setattr__(other, field.name, _fresh(inner, backwards))
+                object.__setattr__(other, name, _fresh(inner, backwards))
         return other
     return copy.deepcopy(value)
+
+
+def _copied(value: Any) -> Any:
+    """What `copy.copy` makes of a dataclass, which asks it again how it wants to be copied."""
+    kind: Any = type(value)
+    if kind.__new__ is not object.__new__:
+        return copy.copy(value)
+    other = object.__new__(kind)
+    inside = getattr(value, "__dict__", {})
+    if inside:
+        other.__dict__.update(inside)
+    for name in _fields_of(kind):
+        if name not in inside:  # It has a slot.
+            object.__setattr__(other, name, getattr(value, name))
+    return other
+
+
+@lru_cache(maxsize=1_024)
+def _fields_of(kind: Any) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(kind))
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from saga.choreography import Choreography
 from saga.declaration import Saga
 from saga.deployment import Deployment
 from saga.dlq import DlqError, lookup
-from saga.envelope import Undecodable
+from saga.envelope import Decoder, Undecodable
 from saga.generate.naming import names_of
 from saga.reconcile import broker, conservation, databases
 from saga.reconcile.conservation import Rest, Waiting, undecided
@@ -251,13 +251,15 @@ async def _gather(deployment: Deployment, saga: Saga, grace_seconds: float) -> _
     return _Gathered(books, outside, deliveries, view_of(books, outside, deliveries))
 
 
-def history_for(saga: Saga, types: Collection[str] = ()) -> History:
-    """A history that keeps what the saga's rules read, and the events of these types."""
+def history_for(saga: Saga, types: Collection[str] = (), decoder: Decoder | None = None) -> History:
+    """A history that keeps what the saga's rules read, and the events of these types; `decoder`
+    reads what the saga records, by default one that remembers nothing."""
     invariants = (*saga.invariants, *saga.left_to_people)
     return History(
         saga.choreography,
         read={*types, *(kind.type for each in invariants for kind in each.events)},
         asking={p.name for p in saga.participants if any(r.intends for r in p.reactions)},
+        decoder=decoder,
     )
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import sqlalchemy as sa
@@ -73,7 +73,7 @@ def read_book(
     for name, figure in tables.figures.items():
         books.figures[participant.name, name] = figure(connection)
     books.sequences[participant.name] = sequences_in(connection, tables)
-    books.outbox += connection.scalars(sa.select(tables.outbox.c.body))
+    books.outbox += connection.scalars(_streamed(tables.outbox.c.body))
 
 
 def read_outside(deployment: Deployment, saga: Saga) -> dict[str, Any]:
@@ -133,7 +133,7 @@ def strike_out(owed: dict[str, OwedMessage], inbox: sa.Table, connection: Connec
         if message.source is not None
         for row in inbox_keys(MessageKey(message.source, key))
     }
-    for row in _stream(connection, sa.select(inbox.c.message_id)):
+    for row in connection.execute(_streamed(inbox.c.message_id)):
         if (key := by_row.get(row.message_id)) is not None:
             owed.pop(key, None)
 
@@ -158,9 +158,11 @@ def _read(deployment: Deployment, participant: str, query: Callable[[Connection]
         raise ReconcileError(f"cannot read the database of {participant}: {reason}") from error
 
 
-def _stream(connection: Connection, query: sa.Select[Any]) -> Iterable[Any]:
-    """The query's rows, a bounded number in memory."""
-    return connection.execute(query.execution_options(yield_per=ROWS_AT_ONCE))
+@lru_cache(maxsize=256)
+def _streamed(*columns: sa.Column[Any]) -> sa.Select[Any]:
+    """All rows, a bounded number of them in memory. Built once: that takes longer than to execute
+    it on few rows."""
+    return sa.select(*columns).execution_options(yield_per=ROWS_AT_ONCE)
 
 
 def sequences_in(connection: Connection, tables: Tables) -> dict[str, int]:
@@ -170,7 +172,7 @@ def sequences_in(connection: Connection, tables: Tables) -> dict[str, int]:
         (key,) = state.table.primary_key.columns
         found.update(
             (row[0], row[1])
-            for row in _stream(connection, sa.select(key, state.table.c.sequence))
+            for row in connection.execute(_streamed(key, state.table.c.sequence))
             if row[1]
         )
     return found

@@ -62,10 +62,11 @@ class History:
         *,
         read: Collection[str] = (),
         asking: Collection[str] = (),
+        decoder: Decoder | None = None,
     ) -> None:
         self._read = frozenset(read)
         self._asking = {source_of(name) for name in asking}
-        self._decoder = Decoder(choreography.recorded)
+        self._decoder = decoder or Decoder(choreography.recorded)
         self._reactors = {
             message.type: frozenset(p.name for p in choreography.reacting_to(message.type))
             for message in choreography.recorded

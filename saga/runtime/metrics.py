@@ -19,7 +19,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import sqlalchemy as sa
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, Info
@@ -301,11 +301,19 @@ _record_offset = Gauge(
 )
 
 Exemplar = dict[str, str] | None
+Labelled = TypeVar("Labelled", Counter, Gauge, Histogram)
 
 
 def exemplar_of(traceparent: str | None) -> Exemplar:
     """What links one observation to its trace."""
     return {"trace_id": traceparent[3:35]} if traceparent else None
+
+
+@cache
+def _labelled(metric: Labelled, *labels: str) -> Labelled:
+    """The metric with these labels, which come from the code. Each start of a service asks for some
+    hundred, and a simulated run has twenty starts."""
+    return metric.labels(*labels)
 
 
 class KernelMetrics:
@@ -319,31 +327,31 @@ class KernelMetrics:
         for type_ in types_of(participant):
             self._add(type_)
         self._reactions = {
-            kind: _reaction_seconds.labels(name, reaction.name)
+            kind: _labelled(_reaction_seconds, name, reaction.name)
             for kind, reaction in participant.by_message.items()
         }
         self._calls = {
-            (intent, outcome): _outside_call_seconds.labels(name, _words(intent), outcome)
+            (intent, outcome): _labelled(_outside_call_seconds, name, _words(intent), outcome)
             for reaction in participant.reactions
             for intent in reaction.intends
             for outcome in ("answered", "failed")
         }
         for message in participant.emits:
-            _published.labels(name, message.type)
+            _labelled(_published, name, message.type)
         self._compensations = {
-            event.type: _compensations.labels(name, event.type)
+            event.type: _labelled(_compensations, name, event.type)
             for event in participant.publishes
             if event.role is Role.COMPENSATION
         }
         due = {command for commands in participant.dues.values() for command in commands}
-        self._due = {kind.type: _due_done_seconds.labels(name, kind.type) for kind in due}
-        self._forward = {kind.type: _brought_forward.labels(name, kind.type) for kind in due}
-        self._group_messages = _group_messages.labels(name)
-        self._commit_seconds = _commit_seconds.labels(name)
-        self._in_flight = _in_flight.labels(name)
+        self._due = {kind.type: _labelled(_due_done_seconds, name, kind.type) for kind in due}
+        self._forward = {kind.type: _labelled(_brought_forward, name, kind.type) for kind in due}
+        self._group_messages = _labelled(_group_messages, name)
+        self._commit_seconds = _labelled(_commit_seconds, name)
+        self._in_flight = _labelled(_in_flight, name)
         self._exemplar_from = 0.0
-        self.conflicts = _conflicts.labels(name)
-        self.paused_seconds = _paused_seconds.labels(name, "database")
+        self.conflicts = _labelled(_conflicts, name)
+        self.paused_seconds = _labelled(_paused_seconds, name, "database")
 
     def watch(self, in_flight: Callable[[], float]) -> None:
         """What is in flight is looked up when somebody asks."""
@@ -365,7 +373,7 @@ class KernelMetrics:
 
     def refused(self, reaction: str, reason: str) -> None:
         """Count a decision of which nothing was kept; `reason` comes from a fixed set."""
-        _refused.labels(self._name, reaction, reason).inc()
+        _labelled(_refused, self._name, reaction, reason).inc()
 
     def fired(self, command: str, late_seconds: float | None) -> None:
         """Count what was due and is done, so long after its time; None: it was brought forward."""
@@ -392,9 +400,9 @@ class KernelMetrics:
 
     def _add(self, type_: str) -> str:
         for outcome in _OUTCOMES:
-            counter = _consumed.labels(self._name, type_, outcome.lower())
+            counter = _labelled(_consumed, self._name, type_, outcome.lower())
             self._outcomes[type_, outcome] = counter
-        self._seconds[type_] = _message_seconds.labels(self._name, type_)
+        self._seconds[type_] = _labelled(_message_seconds, self._name, type_)
         return type_
 
 
@@ -405,23 +413,23 @@ class ConsumerMetrics:
         self._name = participant.name
         self._types = frozenset(types_of(participant))
         for type_ in self._types:
-            _retried.labels(self._name, type_)
-            _dead_lettered.labels(self._name, type_, "failed")
-            _replayed.labels(self._name, type_)
-        self._paused_seconds = _paused_seconds.labels(self._name, "broker")
+            _labelled(_retried, self._name, type_)
+            _labelled(_dead_lettered, self._name, type_, "failed")
+            _labelled(_replayed, self._name, type_)
+        self._paused_seconds = _labelled(_paused_seconds, self._name, "broker")
 
     def undecodable(self, type_: str | None) -> None:
-        _consumed.labels(self._name, self._known(type_), "undecodable").inc()
+        _labelled(_consumed, self._name, self._known(type_), "undecodable").inc()
 
     def retried(self, type_: str | None) -> None:
-        _retried.labels(self._name, self._known(type_)).inc()
+        _labelled(_retried, self._name, self._known(type_)).inc()
 
     def replayed(self, type_: str | None) -> None:
-        _replayed.labels(self._name, self._known(type_)).inc()
+        _labelled(_replayed, self._name, self._known(type_)).inc()
 
     def dead_lettered(self, type_: str | None, reason: str, traceparent: str | None) -> None:
         """Count one dead letter; `reason` comes from a fixed set."""
-        counter = _dead_lettered.labels(self._name, self._known(type_), reason)
+        counter = _labelled(_dead_lettered, self._name, self._known(type_), reason)
         counter.inc(exemplar=exemplar_of(traceparent))
 
     def paused(self, seconds: float) -> None:
@@ -437,10 +445,10 @@ class OutboxMetrics:
     def __init__(self, participant: str) -> None:
         self._name = participant
         self._published = _PublishedByType(participant)
-        self._backlog = _outbox_backlog.labels(participant)
-        self.swept = _outbox_swept.labels(participant)
-        self.publish_seconds = _publish_seconds.labels(participant)
-        self.paused_seconds = _paused_seconds.labels(participant, "broker")
+        self._backlog = _labelled(_outbox_backlog, participant)
+        self.swept = _labelled(_outbox_swept, participant)
+        self.publish_seconds = _labelled(_publish_seconds, participant)
+        self.paused_seconds = _labelled(_paused_seconds, participant, "broker")
 
     def watch(self, backlog: Callable[[], float]) -> None:
         """How long the backlog is is looked up when somebody asks."""
@@ -451,7 +459,7 @@ class OutboxMetrics:
             if error is None:
                 self._published[event.routing_key.rpartition(".")[0]].inc()
             else:
-                _publish_failures.labels(self._name, type(error).__name__).inc()
+                _labelled(_publish_failures, self._name, type(error).__name__).inc()
 
 
 class _PublishedByType(dict[str, Counter]):
@@ -460,7 +468,8 @@ class _PublishedByType(dict[str, Counter]):
         self._name = participant
 
     def __missing__(self, type_: str) -> Counter:
-        found = self[type_] = _published.labels(self._name, type_)
+        found: Counter = _labelled(_published, self._name, type_)
+        self[type_] = found
         return found
 
 

@@ -23,6 +23,7 @@ from saga.runtime.kernel.tables import Tables, VersionConflict
 from saga.runtime.kernel.work import Work
 from saga.simulation.faults import fault
 from saga.simulation.loop import SimulatedLoop, settle
+from saga.simulation.statements import QuickConnection
 from saga.simulation.trace import SimulationTrace
 from saga.simulation.weather import Weather
 
@@ -45,6 +46,7 @@ class SimulatedStore:
         self._connection = self._engine.connect()
         raw: Any = self._connection.connection.driver_connection
         self._raw = raw
+        self._quick = cast("Connection", QuickConnection(self._connection))
         tables.metadata.create_all(self._connection)
         # What was ever committed to be published, by a witness that no code of ours can miss.
         raw.execute(f"CREATE TABLE {_COMMITTED} (event_id PRIMARY KEY, body)")
@@ -83,11 +85,15 @@ class SimulatedStore:
         rows = self._raw.execute(f"SELECT event_id FROM {self._outbox} WHERE owner = ?", (owner,))  # noqa: S608 - ours
         return {row[0] for row in rows}
 
+    def read(self, query: Callable[[Connection], T]) -> T:
+        """Run what only reads, at once: nothing else can happen meanwhile."""
+        return query(self._quick)
+
     def run(self, work: Callable[[Connection], T], *, keep: bool = True) -> T:
         """Run a transaction at once; without `keep`, roll it back at its end."""
         self._raw.execute("BEGIN")
         try:
-            result = work(self._connection)
+            result = work(self._quick)
         except BaseException:
             self._raw.execute("ROLLBACK")
             raise
@@ -147,7 +153,7 @@ class SimulatedDatabase:
         await asyncio.sleep(self._weather.latency())
         if self._weather.hits("database_away"):
             raise _away("simulated: cannot be read")
-        result = self._store.run(query)
+        result = self._store.read(query)
         await asyncio.sleep(self._weather.latency())
         return result
 

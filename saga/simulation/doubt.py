@@ -15,7 +15,6 @@ from typing import Any
 from sqlalchemy.engine import Connection
 
 from saga.choreography import Participant, State
-from saga.envelope import Decoder
 from saga.message import Command
 from saga.runtime.kernel.step import StateId
 from saga.runtime.kernel.tables import StateTable
@@ -33,6 +32,7 @@ class UnclearAnswers:
         self, scene: Scene, outsides: Collection[SimulatedOutside], loop: SimulatedLoop
     ) -> None:
         self._saga = scene.saga
+        self._decoder = scene.recorded
         self._stores: Mapping[str, SimulatedStore] = scene.stores
         self._tables = scene.tables
         self._outsides = outsides
@@ -103,15 +103,14 @@ class UnclearAnswers:
         for name, tables in self._tables.items():
             for kind, table in tables.states.items():
                 if any(issubclass(kind, read) for read in invariant.states):
-                    pages = self._stores[name].run(partial(_pages, table))
+                    pages = self._stores[name].read(partial(_pages, table))
                     found = known.setdefault(name, {})
                     for states, _ in pages:
                         found |= {(kind, key): state for key, state in states.items()}
         events: list[Any] = []
         if invariant.events:
             for participant in self._saga.participants:
-                decoder = Decoder(participant.emits)
-                events += map(decoder.decode, self._stores[participant.name].committed())
+                events += map(self._decoder.decode, self._stores[participant.name].committed())
         books = [outside.books for outside in self._outsides]
         return View(known, EventsInMemory(events), books, rests=lambda _: True)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from datetime import datetime
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -26,18 +26,25 @@ its service may still be frozen, or wait for its database."""
 
 
 def violations(
-    participant: Participant, tables: Tables, store: SimulatedStore, calm_at: datetime
+    participant: Participant,
+    tables: Tables,
+    store: SimulatedStore,
+    decoder: Decoder,
+    calm_at: datetime,
 ) -> Iterator[Violation]:
     """What is wrong with what one participant did because it was due, in a storm that was over by
-    `calm_at`."""
+    `calm_at`; the decoder reads what it publishes."""
     if not tables.with_dues:
         return
-    decoder = Decoder(participant.emits)
-    events = [decoder.decode(body) for body in store.committed()]
+    events = sorted(map(decoder.decode, store.committed()), key=_sequence_of)
     yield from _early(participant, events)
     yield from _late(participant, events, calm_at)
-    yield from _in_vain(participant, events, store.run(partial(_inbox, tables)))
-    yield from store.run(partial(_lost, tables))
+    yield from _in_vain(participant, events, store.read(partial(_inbox, tables)))
+    yield from store.read(partial(_lost, tables))
+
+
+def _sequence_of(event: Envelope[Any]) -> int:
+    return event.sequence or 0
 
 
 def _early(participant: Participant, events: Sequence[Envelope[Any]]) -> Iterator[Violation]:
@@ -48,7 +55,7 @@ def _early(participant: Participant, events: Sequence[Envelope[Any]]) -> Iterato
         for commands in participant.dues.values()
         for command in commands
     ]
-    for event in sorted(events, key=lambda event: event.sequence or 0):
+    for event in events:
         cause = cause_among_commands(event.causationid or "", due_source_of(name))
         if any(derived_id(cause, f"{step}.{event.type}") == event.id for step in steps):
             firing = Firing.of(fold.own(event.type, event.subject))
@@ -71,7 +78,7 @@ def _late(
     said.
     """
     fold = Fold(participant)
-    for event in sorted(events, key=lambda event: event.sequence or 0):
+    for event in events:
         firing = Firing.of(fold.own(event.type, event.subject))
         if firing is not None and not _came_of_an_answer(participant, event):
             late_seconds = (event.time - max(firing.due.at, calm_at)).total_seconds()
@@ -112,7 +119,12 @@ def _in_vain(
 
 
 def _inbox(tables: Tables, connection: Connection) -> Sequence[str]:
-    return connection.scalars(sa.select(tables.inbox.c.message_id)).all()
+    return connection.scalars(_keys_in(tables.inbox)).all()
+
+
+@lru_cache(maxsize=64)
+def _keys_in(inbox: sa.Table) -> sa.Select[Any]:
+    return sa.select(inbox.c.message_id)
 
 
 def _lost(tables: Tables, connection: Connection) -> list[Violation]:

@@ -165,7 +165,7 @@ class People:
         for given in self._sent:
             tables = self._world.scene.tables[given.participant]
             known = partial(_knows, tables, given.command.subject)
-            if not self._world.stores[given.participant].run(known):
+            if not self._world.stores[given.participant].read(known):
                 self._command(given)
 
     def _publish(self, exchange: str, key: str, body: bytes, properties: bytes) -> None:
@@ -265,13 +265,13 @@ class People:
             (name, table, key)
             for name, tables in scene.tables.items()
             for table in tables.with_dues
-            for key, _ in self._world.stores[name].run(table.due)
+            for key, _ in self._world.stores[name].read(table.due)
         ]
         if not found:
             return
         name, table, key = self._chance.choice(found)
         servers = [s for s in self._world.replicas(name) if s.kernel is not None]
-        state = self._world.stores[name].run(lambda connection: table.find(connection, key))
+        state = self._world.stores[name].read(lambda connection: table.find(connection, key))
         firing = state and Firing.of(state, brought_forward=Wish("operator", "in a hurry"))
         if not servers or not firing:
             return

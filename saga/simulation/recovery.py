@@ -55,11 +55,11 @@ class SimulatedEvidence:
                 kept.take(bodies, self._facts.keys().__and__)
             return kept
 
-        return self._world.stores[participant].run(read)
+        return self._world.stores[participant].read(read)
 
     def done(self, participant: str, keys: Collection[MessageKey]) -> Collection[MessageKey]:
         tables = self._tables[participant]
-        return self._world.stores[participant].run(partial(_done, tables, keys))
+        return self._world.stores[participant].read(partial(_done, tables, keys))
 
     def recorded(self, since: datetime) -> Iterator[Sequence[Fact | Stray]]:
         yield self._recorded

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import sqlalchemy as sa
 
 from saga.declaration import Saga, SagaError
 from saga.discovery import tables_in
+from saga.envelope import Envelope
 from saga.foreign import Answers, Elsewhere, foreign_in
 from saga.graph.flow import Flow, Node
 from saga.load.plan import Load
@@ -23,6 +25,7 @@ from saga.runtime.kernel.tables import StateTable, Tables
 from saga.runtime.messaging.topology import topology_of
 from saga.runtime.service import Service
 from saga.simulation.database import SimulatedStore
+from saga.simulation.decoding import RememberingDecoder
 
 
 class Scene:
@@ -56,6 +59,14 @@ class Scene:
             p if p.name in stand_ins else sampled(p, self.sample)
             for p in self.choreography.participants
         ]
+        self._remembered: dict[bytes, Envelope[Any]] = {}
+        self.recorded = RememberingDecoder(self.choreography.recorded, self._remembered)
+        """Reads what the history keeps."""
+        self.taken = {
+            p.name: RememberingDecoder((*p.consumes, *p.intake), self._remembered)
+            for p in self._playing
+        }
+        """By participant: reads what it takes."""
         self.stores = {name: SimulatedStore(tables) for name, tables in self.tables.items()}
         """By participant."""
 
@@ -73,6 +84,7 @@ class Scene:
         """Empty the databases for the run of a seed."""
         self._seed = seed
         self.sample.begin()
+        self._remembered.clear()
         for store in self.stores.values():
             store.empty()
 

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 from uuid import UUID
 
+from saga.envelope import Decoder
 from saga.runtime.kernel.kept import PRUNED_MAX, Kept
 from saga.runtime.kernel.kernel import ASKING_MAX, GROUP_MAX, Kernel
 from saga.runtime.kernel.lanes import NORMAL_SHARE
@@ -104,6 +105,7 @@ class SimulatedReplica:
         skew_seconds: float,
         new_id: Callable[[], UUID],
         jitter: Callable[[float, float], float],
+        decoder: Decoder,
         on_end: Callable[[SimulatedReplica, Exception, bool], None],
     ) -> None:
         self.name = name
@@ -126,6 +128,7 @@ class SimulatedReplica:
         self._skew = timedelta(seconds=skew_seconds)
         self._new_id = new_id
         self._jitter = jitter
+        self._decoder = decoder
         self._on_end = on_end
 
     def start(self) -> None:
@@ -208,7 +211,9 @@ class SimulatedReplica:
             self._supervise(run)
         self.kernel = kernel
         await publisher.open(BROKER_PATIENCE_SECONDS)
-        deliveries = self._parts.deliveries(self.service.participant, kernel, publisher, self.clock)
+        deliveries = self._parts.deliveries(
+            self.service.participant, kernel, publisher, self.clock, decoder=self._decoder
+        )
         takers = {queue: deliveries.taker(queue) for queue in queues_of(self.service.participant)}
         self._starting = False
         await read(network, "consumer", takers, min(limits.prefetch, self.service.prefetch))

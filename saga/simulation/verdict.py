@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence, Set
 from datetime import timedelta
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import sqlalchemy as sa
@@ -115,13 +115,18 @@ def _ends_brought_forward(world: World) -> Mapping[str, Set[str]]:
     found: defaultdict[str, set[str]] = defaultdict(set)
     for name, tables in world.scene.tables.items():
         if (audit := tables.due_audit) is not None:
-            for subject, command in world.stores[name].run(partial(_audited, audit)):
+            for subject, command in world.stores[name].read(partial(_audited, audit)):
                 found[subject] |= world.scene.ends_of_dues.get(command, frozenset())
     return found
 
 
 def _audited(audit: sa.Table, connection: Connection) -> Sequence[Any]:
-    return connection.execute(sa.select(audit.c.key, audit.c.command)).all()
+    return connection.execute(_all_in(audit)).all()
+
+
+@lru_cache(maxsize=64)
+def _all_in(audit: sa.Table) -> sa.Select[Any]:
+    return sa.select(audit.c.key, audit.c.command)
 
 
 def _kept_too_long(world: World) -> Iterator[Violation]:
@@ -134,7 +139,7 @@ def _kept_too_long(world: World) -> Iterator[Violation]:
         most = timedelta(minutes=server.limits.keep_minutes, seconds=REMOVED_WITHIN_SECONDS)
         before = server.clock() - most
         store = world.stores[server.service.participant.name]
-        key = store.run(partial(_oldest_kept, server.service.tables.kept))
+        key = store.read(partial(_oldest_kept, server.service.tables.kept))
         if key is not None and position_of(key) < before.timestamp() * 1_000_000:
             yield violation(
                 "kept_too_long", "", f"{server.name} keeps {key}, although it is before {before}"
@@ -151,14 +156,14 @@ def _wrong_timers(world: World) -> Iterator[Violation]:
     for participant in world.choreography.participants:
         name = participant.name
         yield from dues.violations(
-            participant, world.scene.tables[name], world.stores[name], calm_at
+            participant, world.scene.tables[name], world.stores[name], world.scene.recorded, calm_at
         )
 
 
 def _seen(world: World) -> tuple[View, MessageFates]:
     saga, graph = world.scene.saga, world.choreography
     ends = {event.type for event in graph.events if event.role.terminal}
-    history = history_for(saga, ends)
+    history = history_for(saga, ends, world.scene.recorded)
     for message in world.broker.messages_in(HISTORY_STREAM):
         properties = message.properties
         history.take(message.routing_key, properties.message_id, properties.timestamp, message.body)
@@ -168,8 +173,8 @@ def _seen(world: World) -> tuple[View, MessageFates]:
         name, tables = participant.name, world.scene.tables[participant.name]
         undone[name] = dict(history.owed[name])
         store = world.stores[name]
-        store.run(partial(read_book, participant, tables, books))
-        store.run(partial(strike_out, undone[name], tables.inbox))
+        store.read(partial(read_book, participant, tables, books))
+        store.read(partial(strike_out, undone[name], tables.inbox))
     for body in books.outbox:
         history.take_unpublished(body)
     owners = {queue: p.name for p in graph.participants for queue in queues_of(p)}

@@ -214,6 +214,7 @@ class World:
                     skew_seconds=skew,
                     new_id=lambda: UUID(int=ids.getrandbits(128), version=4),
                     jitter=self._chance.uniform,
+                    decoder=scene.taken[participant.name],
                     on_end=self._on_end,
                 )
         return servers
@@ -385,7 +386,7 @@ class World:
         times = [
             (at - EPOCH).total_seconds()
             for server in self.servers
-            for _, _, at in self.stores[server.service.participant.name].run(
+            for _, _, at in self.stores[server.service.participant.name].read(
                 partial(due_by, tables=server.service.tables.with_dues, until=until, limit=1)
             )
         ]

@@ -16,10 +16,11 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
+from sqlalchemy.sql.dml import ReturningDelete
 
 from saga.runtime.kernel.database import Database
 from saga.runtime.kernel.rows import WriteSet
-from saga.runtime.kernel.statements import any_of
+from saga.runtime.kernel.statements import among, as_parameter, on_postgresql
 from saga.runtime.kernel.tables import Clock, Tables, VersionConflict, utc_now
 from saga.runtime.retry_loop import RetryLoop
 
@@ -110,13 +111,12 @@ class Kept:
             await asyncio.sleep(PAUSE_SECONDS if pruned == self._pruned_max else LOOK_SECONDS)
 
     def _count(self, connection: Connection) -> int:
-        return connection.scalar(sa.select(sa.func.sum(sa.func.length(self._table.c.bodies)))) or 0
+        return connection.scalar(_size_of(self._table)) or 0
 
     async def _prune(self) -> int:
         """Remove the oldest rows, up to `pruned_max`; return how many."""
         before = self._clock() - timedelta(minutes=self._minutes)
         oldest = key_of(int(before.timestamp() * 1_000_000), "")
-        key, bodies = self._table.c.key, self._table.c.bodies
         query, most = _oldest_of(self._table), {"most": self._pruned_max}
         found = await self._database.read(lambda connection: connection.execute(query, most).all())
         doomed: list[str] = []
@@ -127,13 +127,28 @@ class Kept:
             doomed.append(name)
             size -= length
         if doomed:
-            remove = self._table.delete().returning(sa.func.length(bodies))
             # Another replica may have been faster.
             removed = await self._database.transaction(
-                lambda c: c.scalars(remove.where(any_of(c, key, doomed))).all()
+                lambda connection: connection.scalars(
+                    _removal(self._table, on_postgresql(connection)),
+                    {"keys": as_parameter(connection, doomed)},
+                ).all()
             )
             self._size = max(0, self._size - sum(removed))
         return len(doomed)
+
+
+@lru_cache(maxsize=64)
+def _removal(kept: sa.Table, postgresql: bool) -> ReturningDelete[Any]:
+    """Removes the rows with these `keys`, and gives their lengths."""
+    here = among(kept.c.key, "keys", postgresql=postgresql)
+    return kept.delete().where(here).returning(sa.func.length(kept.c.bodies))
+
+
+@lru_cache(maxsize=64)
+def _size_of(kept: sa.Table) -> sa.Select[Any]:
+    """The bytes of all rows."""
+    return sa.select(sa.func.sum(sa.func.length(kept.c.bodies)))
 
 
 @lru_cache(maxsize=64)
@@ -147,13 +162,23 @@ def _oldest_of(kept: sa.Table) -> sa.Select[Any]:
 def kept_events(connection: Connection, tables: Tables) -> Iterator[list[bytes]]:
     """The bodies of the events that are kept or wait in the outbox, some at a time; an event may be
     among them more than once. Bodies of the outbox that hold no event are among them, too."""
-    key, bodies = tables.kept.c.key, tables.kept.c.bodies
-    after = ""
-    while True:
-        query = sa.select(key, bodies).where(key > after).order_by(key).limit(READ_AT_ONCE)
-        rows = connection.execute(query).all()
-        if not rows:
-            break
-        after = rows[-1].key
-        yield [body for row in rows for body in row.bodies.split(b"\n")]
-    yield list(connection.scalars(sa.select(tables.outbox.c.body)))
+    after, more = "", True
+    while more:
+        rows = connection.execute(_kept_after(tables.kept), {"after": after}).all()
+        if rows:
+            after = rows[-1].key
+            yield [body for row in rows for body in row.bodies.split(b"\n")]
+        more = len(rows) == READ_AT_ONCE
+    yield list(connection.scalars(_bodies_in(tables.outbox)))
+
+
+@lru_cache(maxsize=64)
+def _kept_after(kept: sa.Table) -> sa.Select[Any]:
+    key = kept.c.key
+    after = sa.bindparam("after", type_=key.type)
+    return sa.select(key, kept.c.bodies).where(key > after).order_by(key).limit(READ_AT_ONCE)
+
+
+@lru_cache(maxsize=64)
+def _bodies_in(outbox: sa.Table) -> sa.Select[Any]:
+    return sa.select(outbox.c.body)

@@ -15,7 +15,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from saga.runtime.kernel.statements import any_of, database_clock, on_postgresql
+from saga.runtime.kernel.statements import database_clock, on_postgresql
 from saga.runtime.kernel.tables import Clock, Tables
 
 LEASE_SECONDS = 10.0
@@ -86,17 +86,11 @@ class Lease:
         With `lapsed`, a lease that has run out is none.
         """
         statements, values = self._statements(connection)
-        orphans = statements.orphans_of_lapsed if lapsed else statements.orphans
-        taken = connection.scalars(orphans, values).all()
-        if taken:
-            connection.execute(
-                self._outbox.update()
-                .where(any_of(connection, self._outbox.c.event_id, taken))
-                .values(owner=self.owner)
-            )
-        elif lapsed:
+        take = statements.take_from_lapsed if lapsed else statements.take_orphans
+        taken = connection.execute(take, values).rowcount
+        if lapsed and not taken:
             connection.execute(statements.forget_ended, values)
-        return len(taken)
+        return taken
 
     def _statements(self, connection: Connection) -> tuple[_Statements, dict[str, Any]]:
         """The statements, and the values of their parameters."""
@@ -149,13 +143,13 @@ class _Statements:
         return self.leases.update().where(*mine).values(until=self.now + _LENGTH)
 
     @cached_property
-    def orphans(self) -> sa.Executable:
-        """Rows whose owner has no lease."""
+    def take_orphans(self) -> sa.Executable:
+        """Take rows whose owner has no lease."""
         return self._not_of(sa.select(self.leases.c.owner))
 
     @cached_property
-    def orphans_of_lapsed(self) -> sa.Executable:
-        """Rows whose owner has no lease, or one that has run out."""
+    def take_from_lapsed(self) -> sa.Executable:
+        """Take rows whose owner has no lease, or one that has run out."""
         return self._not_of(sa.select(self.leases.c.owner).where(self.leases.c.until > self.now))
 
     @cached_property
@@ -167,10 +161,13 @@ class _Statements:
         )
 
     def _not_of(self, owners: sa.Select[Any]) -> sa.Executable:
-        return (
+        orphans = (
             sa.select(self.outbox.c.event_id)
             .where(self.outbox.c.owner.not_in(owners))
             .order_by(self.outbox.c.position)
             .limit(TAKE_OVER_MAX)
             .with_for_update(skip_locked=True)  # what another replica is taking over is its own
+        )
+        return (
+            self.outbox.update().where(self.outbox.c.event_id.in_(orphans)).values(owner=_REPLICA)
         )

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Collection
-from typing import Final
+from typing import Any, Final
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.engine import Connection
 
+_TEXTS: Final = ARRAY(sa.Text)
 _UNIQUE_VIOLATION: Final = "23505"
 _SQLITE_UNIQUE: Final = (
     sqlite3.SQLITE_CONSTRAINT_UNIQUE,
@@ -28,9 +30,24 @@ def any_of(
 ) -> sa.ColumnElement[bool]:
     """The condition that a text column has one of these values."""
     if on_postgresql(connection):
-        values = sa.literal(list(keys), postgresql.ARRAY(sa.Text))
+        values = sa.literal(list(keys), _TEXTS)
         return column == sa.any_(values)
     return column.in_(keys)
+
+
+def among(
+    column: sa.ColumnElement[str], parameter: str, *, postgresql: bool
+) -> sa.ColumnElement[bool]:
+    """The same, of a statement that is built once; see `as_parameter` for the values."""
+    if postgresql:
+        return column == sa.any_(sa.bindparam(parameter, type_=_TEXTS))
+    each = sa.func.json_each(sa.bindparam(parameter, type_=sa.Text)).table_valued("value")
+    return column.in_(sa.select(each.c.value))
+
+
+def as_parameter(connection: Connection, keys: Collection[str]) -> Any:
+    """Texts as the parameter of `among`."""
+    return list(keys) if on_postgresql(connection) else json.dumps(list(keys))
 
 
 def database_clock(*, postgresql: bool) -> sa.ColumnElement[int]:

@@ -249,16 +249,23 @@ class StateTable(Generic[S]):
         """All states, or those behind a key, `PAGE_STATES` at a time, in the order of their keys;
         and what of each page cannot be read."""
         while True:
-            query = self._first_page
-            keys = connection.scalars(query if after is None else query.where(self._key > after))
-            if not (page := keys.all()):
+            if after is None:
+                page = connection.scalars(self._first_page).all()
+            else:
+                page = connection.scalars(self._next_page, {"after": after}).all()
+            if page:
+                yield self.load_readable(connection, page)
+            if len(page) < PAGE_STATES:
                 return
             after = page[-1]
-            yield self.load_readable(connection, page)
 
     @cached_property
     def _first_page(self) -> sa.Select[Any]:
         return sa.select(self._key).order_by(self._key).limit(PAGE_STATES)
+
+    @cached_property
+    def _next_page(self) -> sa.Select[Any]:
+        return self._first_page.where(self._key > sa.bindparam("after", type_=self._key.type))
 
     def load_readable(
         self, connection: Connection, keys: Sequence[str]
@@ -292,8 +299,7 @@ class StateTable(Generic[S]):
         if key is None and after is None and until is not None and limit is not None:
             found = connection.execute(self._due_until, {"until": until, "most": limit})
             return [(key, at) for key, at in found]
-        at = self.table.c.due_at
-        query = sa.select(self._key, at).where(at.is_not(None)).order_by(at, self._key)
+        at, query = self.table.c.due_at, self._all_due
         if until is not None:
             query = query.where(at <= until)
         if key is not None:
@@ -302,7 +308,13 @@ class StateTable(Generic[S]):
             time, last = after
             same = sa.false() if last is None else (at == time) & (self._key > last)
             query = query.where((at > time) | same)
-        return [(key, at) for key, at in connection.execute(query.limit(limit))]
+        query = query if limit is None else query.limit(limit)
+        return [(key, at) for key, at in connection.execute(query)]
+
+    @cached_property
+    def _all_due(self) -> sa.Select[Any]:
+        at = self.table.c.due_at
+        return sa.select(self._key, at).where(at.is_not(None)).order_by(at, self._key)
 
     @cached_property
     def _due_until(self) -> sa.Select[Any]:
@@ -327,14 +339,19 @@ class StateTable(Generic[S]):
             query = query.where(self._key == key)
         return connection.scalars(query).one()
 
-    def without_due(self, connection: Connection, *, limit: int | None = None) -> Sequence[str]:
+    def without_due(self, connection: Connection, *, limit: int = PAGE_STATES) -> Sequence[str]:
         """The keys of rows that lack the time at which something is due, though it is by
         `due_where`."""
         if self._due_where is None:
             return []
-        lacking = self.table.c.due_at.is_(None) & self._due_where
-        query = sa.select(self._key).where(lacking).order_by(self._key)
-        return connection.scalars(query.limit(limit)).all()
+        return connection.scalars(self._lacking_due, {"most": limit}).all()
+
+    @cached_property
+    def _lacking_due(self) -> sa.Select[Any]:
+        due = sa.true() if self._due_where is None else self._due_where
+        most = sa.bindparam("most", type_=sa.Integer)
+        lacking = self.table.c.due_at.is_(None) & due
+        return sa.select(self._key).where(lacking).order_by(self._key).limit(most)
 
     def mend_due(self, connection: Connection, key: str) -> bool:
         """Write beside a state when something is due about it, if the row says another time.

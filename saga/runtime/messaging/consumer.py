@@ -231,16 +231,19 @@ class Deliveries:
         publisher: BrokerPublisher,
         clock: Clock = utc_now,
         persons: Persons | None = None,
+        *,
+        decoder: Decoder | None = None,
     ) -> None:
         """With `persons`, personal data of commands from outside is sealed before anything is kept
-        of them; see `saga.runtime.messaging.sealing`."""
+        of them; see `saga.runtime.messaging.sealing`. `decoder` reads what the participant takes;
+        by default, one that remembers nothing."""
         self._participant = participant
         self._kernel = kernel
         self._publisher = publisher
         self._clock = clock
         self._intake_seal = IntakeSeal(persons, participant.intake) if persons else None
         self._metrics = ConsumerMetrics(participant)
-        self._decoder = Decoder((*participant.consumes, *participant.intake))
+        self._decoder = decoder or Decoder((*participant.consumes, *participant.intake))
         self._intakes: dict[str, _Intake] = {}
         """By queue: each has one consumer at a time."""
         self._stopping = False
