@@ -79,6 +79,7 @@ persons_table = sa.Table(
     sa.Column("created_at", Utc, nullable=False),
     sa.Column("forgotten_at", Utc),
     sa.Column("reason", sa.String(REASON_MAX_CHARACTERS)),
+    sqlite_with_rowid=False,
 )
 
 
