@@ -29,6 +29,7 @@ from saga.local.system import Database, System
 from tests.e2e.test_saga import as_predicted
 from tests.faults.proxy import Proxy
 from tests.polling import until
+from tests.secured import secured_if_wanted
 
 DATABASES: Final[tuple[Database, ...]] = ("sqlite", "postgresql")
 DUPLICATE: Final = "duplicate"
@@ -123,12 +124,18 @@ class Stage:
 async def on_stage(
     folder: Path, database: Database, spawn: Spawn = start_python
 ) -> AsyncIterator[Stage]:
-    """A new system, with as many replicas as `REPLICAS` says."""
-    system = System(
-        folder, database=database, replicas=REPLICAS[database], disposable=True, spawn=spawn
-    )
-    stage = Stage(system)
+    """A new system, with as many replicas as `REPLICAS` says; with `SECURED=1` in the environment,
+    its callers have to be known, and names are sealed."""
     async with AsyncExitStack() as stack:
+        system = System(
+            folder,
+            database=database,
+            replicas=REPLICAS[database],
+            disposable=True,
+            spawn=spawn,
+            environment=stack.enter_context(secured_if_wanted(folder)),
+        )
+        stage = Stage(system)
 
         async def way_to(port: Callable[[], int]) -> Proxy:
             return await stack.enter_async_context(Proxy(port))
