@@ -20,7 +20,15 @@ from saga.past.comparing import Comparing
 from saga.past.findings import DifferenceGroup, DifferenceKind
 from saga.past.part import RecordedPart
 from saga.past.recorded import RecordedEvent, RecordedSubject
-from saga.past.steps import Hypothesis, ParticipantPast, PastCause, StepAgain, StepNote, Steps
+from saga.past.steps import (
+    Hypothesis,
+    OpenQuestion,
+    ParticipantPast,
+    PastCause,
+    StepAgain,
+    StepNote,
+    Steps,
+)
 from saga.runtime.kernel.step import Firing, StateId
 
 HYPOTHESES_MAX: Final = 200
@@ -127,11 +135,7 @@ class _SubjectReview:
             if way.note is not None:
                 self._tell(way.note)
         review = Review(last.states, passed=[way.states for way in path])
-        for question in last.questions:
-            cause = self._part.known.get(question.cause)
-            # Of one that it has done with, something else has become of the question.
-            if cause is None or self._is_on_its_way(cause):
-                review.asking.append(question.cause)
+        review.asking += [q.cause for q in last.questions if self._is_open(q, last)]
         answered = {event.envelope.causationid for event in self._part.own}
         for message in self._part.incoming:
             if message.envelope.id not in answered and message.envelope.id not in last.taken:
@@ -401,6 +405,20 @@ class _SubjectReview:
             yield from ((time, end) for time in times if time is not None and time > sent)
         if self._past.shared is not None:
             yield sent, message.position + 1
+
+    def _is_open(self, question: OpenQuestion, last: Hypothesis) -> bool:
+        """Whether a question may not have been answered yet: nothing has been published since, or
+        its message would still lead to something."""
+        message, part = self._part.known.get(question.cause), self._part
+        if message is not None and not self._is_on_its_way(message):
+            return False
+        if question.at == len(part.own):
+            return True
+        if message is None:
+            return False
+        cause = PastCause(question.cause, message.envelope.data)
+        step = self._steps.take(last, cause, part.time_at(last.at), part.position_at(last.at))
+        return step is not None and not step.silent
 
     def _is_on_its_way(self, message: RecordedEvent) -> bool:
         """Whether a message may not have been taken yet."""

@@ -122,7 +122,7 @@ def compare(
     With a `sample`, so many subjects are drawn by the seed. With several `jobs`, processes decide
     again; the saga has to be the project's then. `progress` is told of each step, by the name of
     its bar, see `totals`; `scenario` of the name of each scenario before it is explored. Blocks.
-    Raises `DatabaseError`.
+    Raises `DatabaseError`, and `HistoryError` if a process ends.
     """
     tell = {name: lambda _: None for name in BARS} | dict(progress or {})
     graph = saga.choreography

@@ -7,6 +7,7 @@ import signal
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -14,6 +15,7 @@ from saga import discovery
 from saga.choreography import Choreography, Participant
 from saga.declaration import Saga
 from saga.envelope import source_of
+from saga.history import HistoryError
 from saga.past.again import review
 from saga.past.findings import PastFindings
 from saga.past.onward import Shapes, UnderWay, under_way
@@ -71,7 +73,8 @@ class GoingOver:
         self._foreign = {source_of(p.name): p.name for p in self._graph.participants if p.foreign}
 
     def batches(self, chosen: Sequence[str] | None, jobs: int) -> Iterator[BatchReview]:
-        """What came of the chosen subjects, or of all, in their order. Raises `DatabaseError`."""
+        """What came of the chosen subjects, or of all, in their order. Raises `DatabaseError`, and
+        `HistoryError` if a process ends."""
         if jobs == 1:
             yield from map(self.over, self._reader.told(self._reader.batches(chosen)))
             return
@@ -88,6 +91,11 @@ class GoingOver:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
+        except BrokenProcessPool as error:
+            raise HistoryError(
+                f"one of {jobs} processes has ended, perhaps for want of memory, so not all was "
+                f"looked at; allow fewer with --jobs"
+            ) from error
         finally:
             pool.shutdown(cancel_futures=True)
 

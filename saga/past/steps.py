@@ -34,10 +34,12 @@ LOOKED_MAX: Final = 20
 
 @dataclass(frozen=True, slots=True)
 class OpenQuestion:
-    """What a participant has committed to ask because of a message."""
+    """What a participant has committed to ask because of a message, once it had published so many
+    events."""
 
     cause: str
     intent: Intent
+    at: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -344,7 +346,7 @@ class Steps:
         if questions:
             questions = tuple(q for q in questions if q.cause != step.cause.id)
         if intent is not None:
-            questions += (OpenQuestion(step.cause.id, intent),)
+            questions += (OpenQuestion(step.cause.id, intent, at),)
         return Hypothesis(at, states, way.books, questions, way.taken, way, note)
 
     def passed(self, way: Hypothesis, count: int, note: StepNote) -> Hypothesis:

@@ -17,6 +17,7 @@ from inventory_service import domain as inventory
 from inventory_service.domain import AddStock, Reservation
 from order_saga import SAGA
 from saga.archive import store
+from saga.history import HistoryError
 from saga.past import recorded
 from saga.past.against import Against, compare, totals
 from saga.past.findings import DifferenceKind
@@ -87,6 +88,14 @@ def test_several_processes_find_what_one_does(
     assert two.onward.pending == one.onward.pending == 1
     bars = totals(SAGA, url, None)
     assert told_by_two == told_by_one == {**bars, "explored": 1}
+
+
+def test_a_process_that_ends_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = archive_with(tmp_path, facts_of(played().events))
+    monkeypatch.setenv("SAGA", "tests.no_such_saga")  # A process that cannot begin has ended.
+
+    with pytest.raises(HistoryError, match="one of 2 processes has ended"):
+        compare(SAGA, url, jobs=2, scenarios=False)
 
 
 async def test_a_difference_is_found_on_either_database(database_url: str) -> None:
