@@ -107,8 +107,11 @@ class _Prepared:
             and not compiled.literal_execute_params
             and not compiled.insert_prefetch
             and not compiled.update_prefetch
+            and not any(
+                bound.required and name not in parameters for name, bound in compiled.binds.items()
+            )
         )
-        """Whether nothing has to be done about it for each execution."""
+        """Whether nothing has to be done about it for each execution, and nothing is missing."""
         if not self._is_plain:
             return
         self.text = str(compiled)

@@ -13,10 +13,11 @@ from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Self
+from uuid import UUID
 
 import pytest
 
-from common.events import OrderPlaced, PlaceOrder
+from common.events import OrderLine, OrderPlaced, PlaceOrder
 from order_saga import SAGA
 from order_service import domain as order
 from order_service.domain import Order
@@ -25,7 +26,7 @@ from saga.commands.verify import print_reports, reports_as_json
 from saga.declaration import Saga
 from saga.envelope import wrap
 from saga.message import Command, Decided, Event, Priority
-from saga.purity import Calls, Impure, fresh, watched
+from saga.purity import Calls, Impure, Sample, fresh, sampled, watched
 from saga.runtime.kernel.step import StateId
 from saga.simulation import Simulation
 from saga.testing import NOW
@@ -142,6 +143,31 @@ def test_the_order_of_sets_of_words_of_any_length_and_number_is_turned() -> None
 
     assert not left
     assert 1 < len(seeds) <= again.PROCESSES_MAX
+
+
+def test_the_first_call_that_takes_a_branch_in_a_run_is_made_twice() -> None:
+    made: list[str] = []
+
+    def place(command: PlaceOrder, state: Order, now: datetime) -> OrderPlaced | None:
+        made.append(command.customer)
+        return None if command.customer == "known" else order.place(command, state, now)
+
+    sample = Sample()
+    watched_participant = sampled(swapped(order.PARTICIPANT, place), sample)
+    function = watched_participant.by_message[PlaceOrder].function
+
+    def calls_of(customer: str) -> int:
+        made.clear()
+        line = OrderLine(sku="tea", quantity=1, unit_price_cents=300)
+        command = PlaceOrder(order_id=UUID(int=1), customer=customer, currency="EUR", lines=(line,))
+        function(command, Order(command.subject), NOW)
+        return len(made)
+
+    assert [calls_of(who) for who in ("one", "two", "known", "known", "one")] == [2, 1, 2, 1, 1]
+    assert {branch.decides for branch in sample.took} == {("order.placed",), ()}
+    sample.begin()
+    assert [calls_of(who) for who in ("two", "one")] == [2, 1]
+    assert not sample.impure
 
 
 def test_writing_a_log_uses_no_clock() -> None:
