@@ -183,7 +183,8 @@ def entries(folder: Path) -> Iterator[Audited]:
     import heapq
 
     try:
-        files = [file for file in folder.glob("*.jsonl") if file.is_file()]
+        # Of each process, that which is being written first: for what is of the same millisecond.
+        files = sorted((file for file in folder.glob("*.jsonl") if file.is_file()), reverse=True)
     except OSError as error:
         raise AuditError(f"cannot read {folder}: {error.strerror}") from None
     yield from heapq.merge(
