@@ -184,7 +184,8 @@ def entries(folder: Path, until: datetime | None = None) -> Iterator[Audited]:
     import heapq
 
     try:
-        files = sorted(file for file in folder.glob("*.jsonl") if file.is_file())
+        # Of each process, that which is being written first: for what is of the same millisecond.
+        files = sorted((file for file in folder.glob("*.jsonl") if file.is_file()), reverse=True)
     except OSError as error:
         raise AuditError(f"cannot read {folder}: {error.strerror}") from None
     yield from heapq.merge(
