@@ -4,6 +4,7 @@
 .venv/bin/python -m bench compare --against HEAD~3
 .venv/bin/python -m bench counts --rounds 1
 .venv/bin/python -m bench keep
+.venv/bin/python -m bench personal
 .venv/bin/python -m bench grow one-sku gateway
 .venv/bin/python -m bench curve --picture bench/curve.svg
 .venv/bin/python -m bench styles --rounds 5
@@ -46,6 +47,7 @@ from bench.export import Export, ExportError, commit_here, export, same_packages
 from bench.growth import SCENARIOS, GrowthFinding
 from bench.keep import keeping
 from bench.machine import BenchHost
+from bench.personal import sealing
 from bench.rig import BARE, SQLITE, Measured
 from bench.shapes import AddedStep, Explored, Known, shapes
 from bench.styles import CHOREOGRAPHY, ORCHESTRATION, STYLES, Styles, measure
@@ -234,6 +236,29 @@ def cost_of_keeping(
             )
         Console(soft_wrap=True).print(table)
     if not all(one.met for one in found):
+        sys.exit(1)
+
+
+@app.command("personal")
+def cost_of_sealing(
+    rounds: Annotated[int, typer.Option(min=1, max=ROUNDS_MAX, help="Rounds.")] = 8,
+    orders: Annotated[
+        int, typer.Option(min=ORDERS_MIN, max=ORDERS_MAX, help="Orders per variant and slice.")
+    ] = 3_000,
+    as_json: AsJson = False,
+) -> None:
+    """What it costs to seal personal data. Exit status 1 if that is too much."""
+    found = _on_a_node(partial(sealing, rounds=rounds, orders=orders, report=_report))
+    if as_json:
+        print(json.dumps(asdict(found) | {"met": found.met}, indent=2))
+    else:
+        table = Table("sealed", "orders/s", "CPU", "met")
+        met = "yes" if found.met else "[red]no[/]"
+        table.add_row(
+            "to in clear", _figure(found.orders_per_second, 3), _figure(found.cpu, 3), met
+        )
+        Console(soft_wrap=True).print(table)
+    if not found.met:
         sys.exit(1)
 
 

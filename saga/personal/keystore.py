@@ -30,13 +30,14 @@ from saga.errors import Explained
 from saga.personal.master import MasterKeys
 from saga.personal.seal import (
     KEY_BYTES,
+    PERSON_BYTES,
     Forgotten,
     Unsealable,
-    new_person_id,
     open_under,
     person_id_in,
     seal_under,
     sealed,
+    text_of_bytes,
 )
 from saga.retry import TransientError
 from saga.runtime.kernel.database import DatabaseError, is_postgresql
@@ -78,6 +79,7 @@ persons_table = sa.Table(
     sa.Column("created_at", Utc, nullable=False),
     sa.Column("forgotten_at", Utc),
     sa.Column("reason", sa.String(REASON_MAX_CHARACTERS)),
+    sqlite_with_rowid=False,
 )
 
 
@@ -603,6 +605,11 @@ def _rows_of(query: sa.Select[Any]) -> Callable[[Connection], Sequence[RowMappin
 
 def _person(row: RowMapping) -> Person:
     return Person(row["person_id"], row["created_at"], row["forgotten_at"], row["reason"] or "")
+
+
+def new_person_id() -> str:
+    """The random id of one more person."""
+    return text_of_bytes(os.urandom(PERSON_BYTES))
 
 
 def _make_private(path: Path) -> None:

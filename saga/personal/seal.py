@@ -8,7 +8,6 @@ person's key, wherever they stand, so that what compares and looks up values goe
 from __future__ import annotations
 
 import base64
-import os
 import re
 from binascii import Error as NotBase64
 from datetime import datetime
@@ -59,11 +58,6 @@ def person_id_in(value: str) -> str:
     if not sealed(value):
         raise Unsealable("it is no sealed value: one begins with ~1. and the id of a person")
     return value[3:25]
-
-
-def new_person_id() -> str:
-    """The random id of one more person."""
-    return text_of_bytes(os.urandom(PERSON_BYTES))
 
 
 def seal_under(cipher: AESSIV, person_id: str, clear: str) -> str:

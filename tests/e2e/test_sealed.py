@@ -131,10 +131,16 @@ async def test_a_name_is_in_mails_and_at_the_provider_and_nowhere_else(system: S
     assert await ended(system, declined) == "payment_declined"
     assert PATIENT in await mail_about(system, confirmed)
     assert POOR in await mail_about(system, declined)
+    store = keys(system.deployment)
     for name in (PATIENT, POOR):
+        text = store.sealed_of(name)
+        assert text is not None
+        kept = {place.partition(".db")[0] for place in places_of(text, system.folder)}
+        assert {"order", "history", "payment", "notification", BROKER} <= kept
         found = places_of(name, system.folder)
         assert "mail" in found
         assert {place for place in found if not place.startswith("provider.db")} == {"mail"}
+    store.close()
 
 
 async def test_a_command_in_clear_over_the_broker_is_sealed_before_it_is_kept(

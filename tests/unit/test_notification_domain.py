@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from common.events import (
     CancellationReason,
+    DismissalReason,
     Letter,
     LetterKind,
     NotificationBegun,
@@ -58,6 +59,7 @@ accepted = SendAnswered(order_id=ORDER, result=Result.ACCEPTED)
 refused = SendAnswered(order_id=ORDER, result=Result.REFUSED, detail="451 later")
 rejected = SendAnswered(order_id=ORDER, result=Result.REJECTED, detail="550 who?")
 lost = SendAnswered(order_id=ORDER, result=Result.UNKNOWN, detail="connection lost")
+forgotten = SendAnswered(order_id=ORDER, result=Result.FORGOTTEN, detail="forgotten")
 sent = NotificationSent(order_id=ORDER)
 unconfirmed = NotificationUnconfirmed(order_id=ORDER, detail=lost.detail)
 put_off = PutOff(order_id=ORDER, result=Result.REFUSED, detail=refused.detail)
@@ -190,6 +192,26 @@ def test_what_has_come_to_an_end_counts_one_attempt(end: SendAnswered) -> None:
     world.live(end)
 
     assert world.state(Notification, ORDER).tries == 1
+
+
+@pytest.mark.parametrize(
+    "status",
+    [NotificationStatus.SENDING, NotificationStatus.WAITING, NotificationStatus.RESENDING],
+)
+def test_a_mail_to_who_was_forgotten_is_settled_and_not_tried_again(
+    status: NotificationStatus,
+) -> None:
+    assert at(status).when(forgotten) == (
+        NotificationDismissed(order_id=ORDER, reason=DismissalReason.FORGOTTEN),
+    )
+
+
+@pytest.mark.parametrize(
+    "status",
+    [NotificationStatus.SENT, NotificationStatus.UNKNOWN, NotificationStatus.DISMISSED],
+)
+def test_forgetting_somebody_changes_nothing_about_other_mails(status: NotificationStatus) -> None:
+    assert at(status).when(forgotten) == ()
 
 
 def test_an_unknown_mail_that_turns_out_to_be_accepted_is_sent() -> None:

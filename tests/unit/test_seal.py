@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, Field, ValidationError
 
 from saga.personal import Personal, Unsealable, personal_fields, sealed, shown
+from saga.personal.keystore import new_person_id
 from saga.personal.marks import document_with_personal, personal_values, with_personal
 from saga.personal.seal import (
     CLEAR_MAX_BYTES,
     SEALED_MAX_CHARACTERS,
     SEALED_PATTERN,
-    new_person_id,
     open_under,
     person_id_in,
     seal_under,

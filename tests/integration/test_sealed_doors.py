@@ -1,0 +1,378 @@
+"""The doors with sealing on: what a route sees, what an answer shows, what is kept of a command."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, cast
+from uuid import UUID
+
+import httpx
+import pytest
+from fastapi import APIRouter, FastAPI, Query
+from pydantic import BaseModel, Field
+
+from common.events import OrderLine, PlaceOrder
+from order_service.domain import PARTICIPANT, Order
+from saga.envelope import Envelope, digest_of, source_of, wrap
+from saga.message import Priority
+from saga.personal import Personal, sealed
+from saga.personal.opening import STORE_FILE, made_key, open_store
+from saga.personal.persons import Persons
+from saga.runtime.kernel.kernel import Kernel
+from saga.runtime.kernel.work import Conflicting, Done, Failed
+from saga.runtime.messaging import frames
+from saga.runtime.messaging.consumer import Deliveries, DeliveryChannel
+from saga.runtime.messaging.frames import Delivery, Posting
+from saga.runtime.messaging.publisher import BrokerPublisher
+from saga.runtime.messaging.topology import intake_queue
+from saga.runtime.personal import MAY_READ, guarded, texts_of
+from saga.runtime.problem import Problem
+from saga.runtime.settings import PersonalSettings, load
+from tests.polling import until
+from tests.unit.test_deliveries import CopyingPublisher, HoldingKernel, WatchedChannel
+
+NAME = "Anna Muster"
+NOW = datetime(2030, 1, 1, tzinfo=UTC)
+QUEUE = intake_queue("order", Priority.NORMAL)
+
+
+@pytest.fixture
+async def persons(tmp_path: Path) -> AsyncIterator[Persons]:
+    made_key(tmp_path)
+    async with Persons(load(PersonalSettings, data_dir=tmp_path, personal="sealed")) as persons:
+        yield persons
+
+
+# --- HTTP ---------------------------------------------------------------------------------------
+
+Name = Annotated[str, Field(max_length=40), Personal]
+
+
+class Guest(BaseModel):
+    """Who comes."""
+
+    name: Name
+    nights: int = 1
+
+
+class Search(BaseModel):
+    """Whom to look for."""
+
+    name: Name | None = None
+
+
+class House:
+    """A service's routes, and what its functions were given."""
+
+    def __init__(self) -> None:
+        self.seen: list[Any] = []
+        self.router = APIRouter()
+        self.router.post("/guests")(self.add)
+        self.router.post("/named")(self.add_named)
+        self.router.get("/guests")(self.find)
+        self.router.get("/all")(self.all)
+
+    async def add(self, guest: Guest) -> Guest:
+        self.seen.append(guest.name)
+        return guest
+
+    async def add_named(self, name: Name) -> Guest:
+        self.seen.append(name)
+        return Guest(name=name)
+
+    async def find(self, wanted: Annotated[Search, Query()]) -> list[Guest]:
+        self.seen.append(await texts_of(wanted.name or ""))
+        return [Guest(name=self.seen[0])]
+
+    async def all(self) -> list[Guest]:
+        return [Guest(name=name) for name in self.seen]
+
+
+@pytest.fixture
+def house() -> House:
+    return House()
+
+
+def asking(house: House, persons: Persons) -> httpx.AsyncClient:
+    app = FastAPI()
+
+    @app.exception_handler(Problem)
+    async def on_problem(_: Any, problem: Problem) -> Any:
+        return problem.response()
+
+    app.include_router(guarded(house.router, persons))
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost")
+
+
+async def test_a_route_sees_sealed_values_and_its_caller_the_name_they_gave(
+    house: House, persons: Persons
+) -> None:
+    async with asking(house, persons) as http:
+        added = await http.post("/guests", json={"name": NAME})
+        named = await http.post("/named", params={"name": NAME})
+
+    assert added.json() == {"name": NAME, "nights": 1}
+    assert named.json()["name"] == NAME
+    assert len({*house.seen}) == 1
+    assert sealed(house.seen[0])
+    assert await persons.open(house.seen[0]) == NAME
+
+
+async def test_limits_are_those_of_the_clear_text(house: House, persons: Persons) -> None:
+    async with asking(house, persons) as http:
+        refused = await http.post("/guests", json={"name": "x" * 41})
+
+    assert refused.status_code == 422
+    assert house.seen == []
+
+
+async def test_others_see_a_masked_name_unless_they_may_read_it(
+    house: House, persons: Persons
+) -> None:
+    async with asking(house, persons) as http:
+        await http.post("/guests", json={"name": NAME})
+        masked = (await http.get("/all")).json()
+        token = MAY_READ.set(lambda clear: clear == NAME)
+        shown = (await http.get("/all")).json()
+        MAY_READ.reset(token)
+
+    assert [guest["name"] for guest in masked] == [f"person {house.seen[0][3:7]}…"]
+    assert [guest["name"] for guest in shown] == [NAME]
+
+
+async def test_a_setting_shows_names_to_all(house: House, tmp_path: Path) -> None:
+    made_key(tmp_path)
+    settings = load(PersonalSettings, data_dir=tmp_path, personal="sealed", personal_shown="clear")
+    async with Persons(settings) as persons, asking(house, persons) as http:
+        await http.post("/guests", json={"name": NAME})
+
+        assert (await http.get("/all")).json()[0]["name"] == NAME
+
+
+async def test_a_look_up_asks_for_both_texts_and_makes_nobody(
+    house: House, persons: Persons, tmp_path: Path
+) -> None:
+    async with asking(house, persons) as http:
+        await http.post("/guests", json={"name": NAME})
+        found = await http.get("/guests", params={"name": NAME})
+        await http.get("/guests", params={"name": "Nobody"})
+
+    assert house.seen[1] == (NAME, house.seen[0])
+    assert house.seen[2] == ("Nobody",)
+    assert found.json()[0]["name"] == NAME
+    store = open_store(persons.settings)
+    assert len([*store.persons()]) == 1
+    store.close()
+
+
+async def test_a_sealed_text_is_taken_if_it_is_of_this_key_store_only(
+    house: House, persons: Persons
+) -> None:
+    text = (await persons.seal([NAME]))[NAME]
+    forged = f"~1.{text[3:25]}.{'A' * 40}"
+    async with asking(house, persons) as http:
+        taken = await http.post("/guests", json={"name": text})
+        refused = await http.post("/guests", json={"name": forged})
+
+    assert taken.status_code == 200
+    assert house.seen == [text]
+    assert refused.status_code == 422
+    assert "cannot be opened" in refused.json()["detail"]
+
+
+async def test_a_forgotten_persons_text_is_refused_and_shown_to_nobody(
+    house: House, persons: Persons
+) -> None:
+    async with asking(house, persons) as http:
+        await http.post("/guests", json={"name": NAME})
+        (text,) = house.seen
+        store = persons._store
+        assert store is not None
+        await asyncio.to_thread(store.forget, text[3:25], "asked to")
+        refused = await http.post("/guests", json={"name": text})
+        MAY_READ.set(lambda _: True)
+        shown = (await http.get("/all")).json()
+
+    assert refused.status_code == 422
+    assert "asked to" in refused.json()["detail"]
+    assert shown[0]["name"].startswith("person ")
+
+
+async def test_while_the_key_store_is_away_nothing_enters(
+    house: House, persons: Persons, tmp_path: Path
+) -> None:
+    await persons.check()
+    (tmp_path / STORE_FILE).rename(tmp_path / "aside")
+    async with asking(house, persons) as http:
+        refused = await http.post("/guests", json={"name": NAME})
+        (tmp_path / "aside").rename(tmp_path / STORE_FILE)
+        taken = await http.post("/guests", json={"name": NAME})
+
+    assert refused.status_code == 503
+    assert "Retry-After" in refused.headers
+    assert taken.status_code == 200
+    assert len(house.seen) == 1
+
+
+async def test_without_sealing_a_route_is_left_as_it_is(house: House, tmp_path: Path) -> None:
+    before = [getattr(route, "endpoint", None) for route in house.router.routes]
+
+    guarded(house.router, Persons(load(PersonalSettings, data_dir=tmp_path)))
+
+    assert [getattr(route, "endpoint", None) for route in house.router.routes] == before
+
+
+# --- the broker ---------------------------------------------------------------------------------
+
+
+class BodyPublisher(CopyingPublisher):
+    """Keeps the bodies of copies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bodies: list[bytes] = []
+
+    async def publish(self, exchange: str, posting: Posting) -> None:
+        self.bodies.append(posting.body)
+        await super().publish(exchange, posting)
+
+
+class Intake:
+    """The order service's intake queue, with a kernel that holds what it is given."""
+
+    def __init__(self, persons: Persons, kernel: HoldingKernel | None = None) -> None:
+        self.kernel = kernel or HoldingKernel()
+        self.publisher, self.channel = BodyPublisher(), WatchedChannel()
+        deliveries = Deliveries(
+            PARTICIPANT,
+            cast(Kernel, self.kernel),
+            cast(BrokerPublisher, self.publisher),
+            lambda: NOW,
+            persons,
+        )
+        self._take = deliveries.taker(QUEUE)
+
+    def deliver(self, body: bytes) -> None:
+        delivery = Delivery(1, False, "", QUEUE, frames.NO_PROPERTIES, body)
+        self._take(cast(DeliveryChannel, self.channel), delivery)
+
+    async def taken(self, count: int = 1) -> Any:
+        await until(lambda: len(self.kernel.taken) >= count)
+        return self.kernel.taken[count - 1]
+
+
+def command() -> Envelope[Any]:
+    place = PlaceOrder(
+        order_id=UUID(int=1),
+        customer=NAME,
+        currency="EUR",
+        lines=(OrderLine(sku="tea", quantity=1, unit_price_cents=250),),
+    )
+    return wrap(place, id="c1", source=source_of("shop"), time=NOW, priority=Priority.NORMAL)
+
+
+def body(**changes: Any) -> bytes:
+    document = json.loads(command().to_bytes())
+    document["data"] |= changes
+    return json.dumps(document | {"note": "kept as it came"}).encode()
+
+
+async def test_the_kernel_is_given_the_sealed_command(persons: Persons) -> None:
+    intake = Intake(persons)
+    intake.deliver(body())
+
+    given = (await intake.taken()).envelope.data.customer
+
+    assert await persons.open(given) == NAME != given
+    assert intake.channel.acked == []
+    (await intake.taken()).then(Done((), Order(str(UUID(int=1)))))
+    await until(lambda: intake.channel.acked == [1])
+
+
+@pytest.mark.parametrize("times", [1, 2], ids=["new", "known"])
+async def test_a_dead_letter_of_a_command_has_the_sealed_name(persons: Persons, times: int) -> None:
+    intake = Intake(persons)
+    for number in range(times):
+        intake.deliver(body())
+        (await intake.taken(number + 1)).then(Failed(ValueError("a mistake")))
+        await until(partial(_has_copies, intake, number + 1))
+
+    for copy in intake.publisher.bodies:
+        document = json.loads(copy)
+        assert await persons.open(document["data"]["customer"]) == NAME
+        assert NAME.encode() not in copy
+        assert document["note"] == "kept as it came"
+
+
+@pytest.mark.parametrize("name", [NAME, f"{NAME}\x07", NAME * 200])
+async def test_a_command_that_cannot_be_read_is_dead_without_its_name(
+    persons: Persons, name: str
+) -> None:
+    intake = Intake(persons)
+    intake.deliver(body(customer=name, currency="none"))
+    await until(lambda: bool(intake.publisher.bodies))
+
+    (copy,) = intake.publisher.bodies
+    assert NAME.encode() not in copy
+    opened = await persons.open(json.loads(copy)["data"]["customer"])
+    assert opened == name or (opened.endswith("…") and name.startswith(opened[:-1]))
+
+
+async def test_what_is_no_json_is_dead_as_it_came(persons: Persons) -> None:
+    intake = Intake(persons)
+    intake.deliver(b"{" + NAME.encode())
+    await until(lambda: bool(intake.publisher.bodies))
+
+    assert intake.publisher.bodies == [b"{" + NAME.encode()]
+
+
+async def test_a_command_waits_for_the_key_store(persons: Persons, tmp_path: Path) -> None:
+    await persons.check()
+    (tmp_path / STORE_FILE).rename(tmp_path / "aside")
+    intake = Intake(persons)
+    intake.deliver(body())
+    await until(lambda: bool(persons.loop.failing))
+    assert intake.kernel.taken == []
+    assert intake.channel.acked == []
+    assert intake.publisher.bodies == []
+
+    (tmp_path / "aside").rename(tmp_path / STORE_FILE)
+
+    assert sealed((await intake.taken()).envelope.data.customer)
+
+
+class RecordingKernel(HoldingKernel):
+    """Knows a command that was done in clear, before anything was sealed."""
+
+    def __init__(self, done: bytes) -> None:
+        super().__init__()
+        self.done = done
+
+    def take(self, envelope: Any, then: Any, *, attempt: int, digest: bytes) -> Any:
+        work = super().take(envelope, then, attempt=attempt, digest=digest)
+        known = digest == self.done
+        outcome = Done((), Order(str(UUID(int=1)))) if known else Failed(Conflicting("another"))
+        asyncio.get_running_loop().call_soon(then, outcome)
+        return work
+
+
+async def test_what_was_done_in_clear_is_known_when_it_comes_again(persons: Persons) -> None:
+    for done, acked in ((digest_of(command(), b""), True), (b"another command", False)):
+        intake = Intake(persons, RecordingKernel(done))
+        intake.deliver(body())
+
+        await until(partial(_is_acked, intake))
+        assert (intake.publisher.bodies == []) is acked
+
+
+def _is_acked(intake: Intake) -> bool:
+    return intake.channel.acked == [1]
+
+
+def _has_copies(intake: Intake, count: int) -> bool:
+    return len(intake.publisher.bodies) == count
