@@ -215,6 +215,11 @@ class Forgetter:
         for folder in backups:
             if (folder / MANIFEST).is_file():
                 await in_thread(self._take_out_of_backup, whom, outcome, folder)
+        if not whom.values:
+            outcome.left.append(
+                "their key was gone already, so what they are called in clear is not known here: "
+                "`saga forget --verify` looks for it, if you give it"
+            )
         await in_thread(self._note, whom, reason, outcome)
         requests.drop(self._folder, whom.person.person_id)
         return outcome
