@@ -18,6 +18,7 @@ import pytest_asyncio
 
 from common.events import OrderLine, PlaceOrder, order_id_of
 from payment_service.gateway import Account, Fault, FaultMode, SandboxGateway
+from saga.broker.setup import NODE_FOLDER
 from saga.deployment import Deployment
 from saga.discovery import choreography
 from saga.dlq.desk import open_desk
@@ -136,7 +137,7 @@ async def test_a_name_is_in_mails_and_at_the_provider_and_nowhere_else(system: S
         text = store.sealed_of(name)
         assert text is not None
         kept = {place.partition(".db")[0] for place in places_of(text, system.folder)}
-        assert {"order", "history", "payment", "notification", BROKER} <= kept
+        assert {"order", "history", "payment", "notification", NODE_FOLDER} <= kept
         found = places_of(name, system.folder)
         assert "mail" in found
         assert {place for place in found if not place.startswith("provider.db")} == {"mail"}

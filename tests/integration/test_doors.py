@@ -145,6 +145,8 @@ class Door:
             )
         if "const" in schema or "enum" in schema:
             return schema.get("const", *schema.get("enum", ())[:1])
+        if "anyOf" in schema:
+            return self._example(schema["anyOf"][0])
         match schema["type"]:
             case "object":
                 needed = schema.get("required", ())
