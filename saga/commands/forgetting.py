@@ -183,11 +183,6 @@ def _looks(outcome: Outcome, data_dir: Path, also: list[Path]) -> list[SearchRep
     """The search, for each of what they are called in clear, if they are forgotten."""
     if outcome.request is not None:
         return []
-    if not outcome.whom.values:
-        remark(
-            "what they are called in clear is not known any more: `saga forget --verify` looks for "
-            "it, if you give it"
-        )
     return [_look(value, data_dir, also) for value in outcome.whom.values]
 
 
@@ -394,6 +389,7 @@ def _show_outcome(outcome: Outcome) -> None:
         out().print(
             f"person {person_id} is forgotten since {outcome.forgotten_at:%Y-%m-%d %H:%M:%S}"
         )
+        remark("copies of the key store from before still hold the key: destroy them")
     for name, count in outcome.taken_out.items():
         out().print(f"taken out of {name}: {count}")
     for line in outcome.left:

@@ -215,6 +215,11 @@ class Forgetter:
         for folder in backups:
             if (folder / MANIFEST).is_file():
                 await in_thread(self._take_out_of_backup, whom, outcome, folder)
+        if not whom.values:
+            outcome.left.append(
+                "their key was gone already, so what they are called in clear is not known here: "
+                "`saga forget --verify` looks for it, if you give it"
+            )
         await in_thread(self._note, whom, reason, outcome)
         requests.drop(self._folder, whom.person.person_id)
         return outcome
@@ -277,7 +282,7 @@ class Forgetter:
                 "for a while: rotate the master key (`saga persons rotate-key`) and destroy the "
                 "old one"
             )
-        elif await in_thread(_has_any, sqlite_file(url), traces):
+        elif await in_thread(_left_of, sqlite_file(url), traces):
             outcome.left.append(
                 f"{sqlite_file(url)} still holds the wrapped key in a free page or its log: end "
                 f"what reads it, then run this again"
@@ -410,13 +415,16 @@ def _sealed_texts(body: bytes, marker: bytes) -> set[str]:
     return {text for text in texts if sealed(text)}
 
 
-def _has_any(path: Path, traces: tuple[bytes, ...]) -> bool:
+def _left_of(path: Path, traces: tuple[bytes, ...]) -> bool:
     """Whether a SQLite file or its log holds any of these, after it was scrubbed."""
-    if not traces:
-        return False
     with contextlib.suppress(sqlite3.Error):  # What it has left is found.
         scrub(path)
-    longest = max(map(len, traces))
+    return holds_any(path, traces)
+
+
+def holds_any(path: Path, traces: tuple[bytes, ...]) -> bool:
+    """Whether any of these is in the bytes of a SQLite file or its log. Raises `OSError`."""
+    longest = max(map(len, traces), default=0)
     for file in (path, path.with_name(path.name + "-wal")):
         if not file.is_file():
             continue

@@ -269,6 +269,22 @@ async def test_it_is_on_record_who_forgot_whom_and_why(scene: Scene) -> None:
     assert NAME not in json.dumps(entries, ensure_ascii=False)
 
 
+async def test_done_again_it_changes_nothing_and_says_what_was_not_looked_for(
+    scene: Scene,
+) -> None:
+    _, record = await scene.saga("dlq", "audit")
+    person = record["actions"][0]["selection"]["person"]
+
+    status, done = await scene.saga("forget", person, "--reason", "asked again", "--yes")
+
+    assert status == 1  # Nobody knows the name any more, so nobody has looked for it.
+    assert [line for line in done["left"] if "saga forget --verify" in line]
+    assert done["looked"] == []
+    assert done["taken_out"] == {"provider": 0, "mail server": 0}
+    _, shown = await scene.saga("forget", person, "--reason", "a look")
+    assert shown["forgotten_at"] == done["forgotten_at"]
+
+
 async def test_who_comes_again_is_somebody_new(scene: Scene) -> None:
     order_id = await place(scene.system, NAME)
     await at_rest(scene.system, order_id)

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Final
+from uuid import uuid4
 
 import aio_pika
 import asyncpg
@@ -26,6 +27,8 @@ from saga.backup import programs
 from saga.choreography import Choreography
 from saga.deployment import DeploymentError
 from saga.local.folder import CLUSTER_FOLDER, note_broker
+from saga.local.node import RabbitNode
+from saga.local.postgres import PostgresCluster
 from saga.personal.looking import Grounds, Looker, SearchReport, size_of
 from saga.personal.needle import Needle
 from saga.runtime.messaging.connection import connect
@@ -331,3 +334,46 @@ async def test_a_text_is_found_in_the_stream_of_a_broker_elsewhere(amqp_url: str
     said = " ".join(f"{unseen.name}: {unseen.why}" for unseen in looker.look.unseen)
     assert f"the queue {waiting}: it holds 1 messages" in said
     assert "the files of the broker" in said
+
+
+@pytest.mark.parametrize("kind", ["classic", "quorum", "stream"])
+async def test_a_text_is_found_in_the_files_of_a_broker_of_our_own(
+    kind: str, amqp_url: str, rabbit_node: RabbitNode
+) -> None:
+    name = f"{NAME} {uuid4()}"  # Other tests use the same node.
+    async with await connect(amqp_url, name="test") as connection:
+        channel = await connection.channel()
+        queue = await channel.declare_queue(
+            f"a {kind}", durable=True, arguments={"x-queue-type": kind}
+        )
+        for encoding in ("UTF-8", "JSON, all escaped", "base64, one byte later"):
+            message = aio_pika.Message(
+                ENCODINGS[encoding](name), delivery_mode=aio_pika.DeliveryMode.PERSISTENT
+            )
+            await channel.default_exchange.publish(message, queue.name)
+
+    looker = Looker(Needle(name))
+    looker.folder("node", rabbit_node.folder)
+
+    kinds = {encoding for place in looker.look.with_it for encoding in place.found.encodings}
+    assert kinds == {"text", "base64 of text"}
+    assert sum(place.found.encodings["text"] for place in looker.look.with_it) >= 2
+
+
+@pytest.mark.long
+async def test_a_text_is_found_in_the_files_of_a_server_of_our_own(
+    postgres_url: str, postgres_cluster: PostgresCluster
+) -> None:
+    connection = await asyncpg.connect(postgres_url)
+    await connection.execute("CREATE TABLE texts (t text)")
+    await connection.execute("INSERT INTO texts VALUES ($1)", NAME)
+    await connection.execute("DELETE FROM texts")
+    await connection.execute("CHECKPOINT")
+    await connection.close()
+    looker = Looker(Needle(NAME))
+
+    looker.folder("server", postgres_cluster.folder)
+
+    names = [place.name for place in looker.look.with_it]
+    assert [name for name in names if "/pg_wal/" in name]
+    assert [name for name in names if "/base/" in name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import sqlite3
 from collections.abc import Collection
 from contextlib import closing
@@ -16,7 +17,10 @@ from order_saga.outsides import MAIL_SERVER, PROVIDER
 from payment_service.gateway import Account, SandboxGateway
 from payment_service.ledger import Decline, Receipt
 from saga.outside import Clear, OutsideError
+from saga.personal import forgetting
+from saga.personal.keystore import KeyStore
 from saga.personal.looking import Looker
+from saga.personal.master import MasterKeys
 from saga.personal.needle import Needle
 from saga.runtime.kernel.sqlite import scrub
 from saga.runtime.urls import sqlite_url
@@ -122,6 +126,46 @@ async def test_an_account_that_was_never_used_is_renamed(tmp_path: Path) -> None
     assert PROVIDER.forget is not None
     assert PROVIDER.forget(clear(tmp_path)) == 1
     assert found_in(tmp_path) == 0
+
+
+def a_store(folder: Path) -> KeyStore:
+    keys = MasterKeys.of(base64.b64encode(bytes(48)).decode(), "the test")
+    return KeyStore.open_store(sqlite_url(folder / "persons.db"), keys)
+
+
+def test_the_bytes_of_a_destroyed_key_are_gone(tmp_path: Path) -> None:
+    store = a_store(tmp_path)
+    store.seal(NAME)
+    person_id = store.person_of(NAME)
+    assert person_id is not None
+    traces = store.traces(person_id)
+    assert len(traces) == 2
+    assert forgetting.holds_any(tmp_path / "persons.db", traces)
+
+    store.forget(person_id, "asked for")
+
+    assert not forgetting.holds_any(tmp_path / "persons.db", traces)
+    assert store.traces(person_id) == ()
+    store.close()
+
+
+def test_a_destroyed_key_that_a_reader_keeps_in_the_log_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("saga.runtime.kernel.sqlite.BUSY_TIMEOUT_SECONDS", 0.2)
+    store = a_store(tmp_path)
+    store.seal(NAME)
+    person_id = store.person_of(NAME)
+    assert person_id is not None
+    traces = store.traces(person_id)
+    with closing(sqlite3.connect(tmp_path / "persons.db", isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT * FROM persons").fetchall()
+
+        store.forget(person_id, "asked for")
+
+        assert forgetting.holds_any(tmp_path / "persons.db", traces)
+    store.close()
 
 
 def test_books_that_are_nowhere_are_named(tmp_path: Path) -> None:
