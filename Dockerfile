@@ -3,8 +3,9 @@
 #   docker build -t order-saga:0.1.0 .
 #   docker run --rm order-saga:0.1.0 saga --help
 #
-# It runs as user 10001, needs no writable file but what is below /data, and is told secrets by files
-# in SECRETS_DIR (see compose.yaml). Another base needs Python 3.11 or later, with the module venv.
+# It runs as user 10001, needs no writable file but what is below /data and /audit, and is told
+# secrets by files in SECRETS_DIR (see compose.yaml). Another base needs Python 3.11 or later, with
+# the module venv.
 ARG BASE=docker.io/library/python:3.13.7-slim-trixie
 
 FROM ${BASE} AS build
@@ -24,7 +25,7 @@ RUN /opt/build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /wheels 
 
 FROM ${BASE}
 RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin saga \
-    && install --directory --owner saga --group saga /data
+    && install --directory --owner saga --group saga /data /audit
 COPY --from=build /opt/saga /opt/saga
 ENV PATH=/opt/saga/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 \
     PYTHONPATH=/opt/saga/app SAGA=order_saga:SAGA DATA_DIR=/data HTTP_HOST=0.0.0.0 HTTP_PORT=8000

@@ -4,6 +4,7 @@
 .venv/bin/python -m bench compare --against HEAD~3
 .venv/bin/python -m bench counts --rounds 1
 .venv/bin/python -m bench keep
+.venv/bin/python -m bench auth --rounds 5
 .venv/bin/python -m bench grow one-sku gateway
 .venv/bin/python -m bench curve --picture bench/curve.svg
 .venv/bin/python -m bench styles --rounds 5
@@ -29,6 +30,7 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
+from bench.auth import authentication
 from bench.compare import (
     Comparison,
     PromisedFigure,
@@ -230,6 +232,32 @@ def cost_of_keeping(
                 _figure(one.orders_per_second, 3),
                 _figure(one.cpu, 3),
                 f"{one.kept_bytes_per_order:.0f}",
+                "yes" if one.met else "[red]no[/]",
+            )
+        Console(soft_wrap=True).print(table)
+    if not all(one.met for one in found):
+        sys.exit(1)
+
+
+@app.command("auth")
+def cost_of_knowing_who_asks(
+    rounds: Annotated[int, typer.Option(min=1, max=ROUNDS_MAX, help="Rounds.")] = 5,
+    orders: Annotated[
+        int, typer.Option(min=ORDERS_MIN, max=ORDERS_MAX, help="Orders per way and slice.")
+    ] = 3_000,
+    as_json: AsJson = False,
+) -> None:
+    """What tokens and API keys cost, over HTTP. Exit status 1 if that is too much."""
+    found = _on_a_node(partial(authentication, rounds=rounds, orders=orders, report=_report))
+    if as_json:
+        print(json.dumps([asdict(one) | {"met": one.met} for one in found], indent=2))
+    else:
+        table = Table("known by", "orders/s", "CPU of the service", "met")
+        for one in found:
+            table.add_row(
+                one.way,
+                _figure(one.orders_per_second, 3),
+                _figure(one.cpu, 3),
                 "yes" if one.met else "[red]no[/]",
             )
         Console(soft_wrap=True).print(table)

@@ -1,22 +1,23 @@
 """The record of who was let in and who was not: one JSON line a decision.
 
-Lines go to the logger `saga.audit`. `Trail` keeps them in a file per process, of bounded size;
-`entries` reads what all processes wrote. No line has a token or a key in it.
+`Trail` keeps them in a file per process, of bounded size; `entries` reads what all processes wrote.
+Without a file, and besides where it has handlers of its own, lines go to the logger `saga.audit`.
+No line has a token or a key in it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import BinaryIO, Final
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import to_json
 
 from saga.auth.caller import Caller
 from saga.errors import Explained
@@ -38,7 +39,7 @@ class AuditError(Explained):
     """A trail that cannot be kept or read. Names the folder."""
 
 
-class Decision(BaseModel):
+class Audited(BaseModel):
     """One line of the trail. `who` is None for a caller who is not known."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -58,6 +59,7 @@ class Decision(BaseModel):
 
 
 _process = "saga"
+_trail: Trail | None = None
 
 
 def decided(
@@ -73,8 +75,6 @@ def decided(
 ) -> None:
     """Record a decision. `subject` is what it is about, `personal` whether that shows data of
     people, `address` the network address it was asked from."""
-    if not log.isEnabledFor(logging.INFO):
-        return
     line = {
         "at": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "process": _process,
@@ -89,42 +89,41 @@ def decided(
         "personal": personal,
         "address": address,
     }
-    log.info("%s", json.dumps(line, separators=(",", ":")))
+    text = to_json(line)
+    if _trail is not None:  # A record of a logger takes as long as all else here.
+        _trail.write(text)
+    if _trail is None or log.handlers:
+        log.info("%s", text.decode())
 
 
 def keep(folder: Path, process: str, keep_bytes: int, *, asked_for: bool) -> None:
     """Keep this process's decisions in a file in `folder`; where that takes none and nobody
     `asked_for` it, print them to stderr. Raises `AuditError` where somebody did."""
-    global _process
+    global _process, _trail
     _process = process
-    for handler in [*log.handlers]:
-        if isinstance(handler, Trail | _Printed):
-            log.removeHandler(handler)
-            handler.close()
+    if _trail is not None:
+        _trail.close()
+        _trail = None
     log.setLevel(logging.INFO)
     log.propagate = False
     try:
-        log.addHandler(Trail(folder, process, keep_bytes))
+        _trail = Trail(folder, process, keep_bytes)
     except OSError as error:
         if asked_for:
             raise AuditError(
                 f"cannot keep the audit trail in {folder} (AUDIT_DIR): {error.strerror}"
             ) from None
         own_log.info("the audit trail is printed: %s takes no files (%s)", folder, error.strerror)
-        log.addHandler(_Printed())
+        if not log.handlers:
+            log.addHandler(logging.StreamHandler())  # Bare: each line is a document of its own.
 
 
-class _Printed(logging.StreamHandler[Any]):
-    """Prints lines bare: each is a document of its own."""
-
-
-class Trail(logging.Handler):
+class Trail:
     """Appends lines to `<process>.jsonl`. A full file gets the time as part of its name, so that
     processes which share it lose nothing; the oldest go when all have `keep_bytes`."""
 
     def __init__(self, folder: Path, process: str, keep_bytes: int) -> None:
         """Raises `OSError`."""
-        super().__init__()
         self._folder, self._process, self._keep_bytes = folder, process, keep_bytes
         self._file = folder / f"{process}.jsonl"
         self._told_at = -_TELL_SECONDS
@@ -132,9 +131,10 @@ class Trail(logging.Handler):
         folder.mkdir(parents=True, exist_ok=True)
         self._descriptor = self._open()
 
-    def emit(self, record: logging.LogRecord) -> None:
+    def write(self, line: bytes) -> None:
+        """Append a line. What the disk does not take is lost, and that is logged."""
         try:
-            os.write(self._descriptor, f"{record.getMessage()}\n".encode())
+            os.write(self._descriptor, line + b"\n")
             self._written += 1
             if self._written % _LOOK_AFTER_LINES == 0:
                 self._turn_over()
@@ -173,14 +173,11 @@ class Trail(logging.Handler):
                     file.unlink()
 
     def close(self) -> None:
-        with self.lock or contextlib.nullcontext():
-            if self._descriptor >= 0:
-                os.close(self._descriptor)
-                self._descriptor = -1
-        super().close()
+        """Take no more."""
+        os.close(self._descriptor)
 
 
-def entries(folder: Path, until: datetime | None = None) -> Iterator[Decision]:
+def entries(folder: Path, until: datetime | None = None) -> Iterator[Audited]:
     """The decisions that all processes recorded in `folder`, of up to a moment, the latest of each
     file first, files merged by time. Lines that cannot be read are left out. Raises
     `AuditError`."""
@@ -195,7 +192,7 @@ def entries(folder: Path, until: datetime | None = None) -> Iterator[Decision]:
     )
 
 
-def _backwards(file: Path, until: datetime | None) -> Iterator[Decision]:
+def _backwards(file: Path, until: datetime | None) -> Iterator[Audited]:
     try:
         stream = file.open("rb")
     except OSError as error:
@@ -237,7 +234,7 @@ def _end_of(stream: BinaryIO, size: int, until: datetime) -> int:
     return low
 
 
-def _read(line: bytes) -> Iterator[Decision]:
+def _read(line: bytes) -> Iterator[Audited]:
     if line:
         with contextlib.suppress(ValidationError):
-            yield Decision.model_validate_json(line)
+            yield Audited.model_validate_json(line)

@@ -34,7 +34,7 @@ class Caller:
     name: str = ""
 
     def may(self, scope: str) -> bool:
-        """Whether what was granted covers a scope such as `stock:read`."""
+        """Whether what was granted covers a scope such as `rooms:read`."""
         return covers(self.scopes, scope)
 
     def acts_for(self, owner: str) -> bool:
@@ -64,7 +64,7 @@ class IssuerAway(Exception):
 @lru_cache(_REMEMBERED_MAX)
 def covers(granted: frozenset[str], scope: str) -> bool:
     """Whether one of the granted scopes covers this one. `*` covers all, `*:read` what is read,
-    `stock:*` all of stock."""
+    `rooms:*` all of rooms."""
     if EVERYTHING in granted or scope in granted:
         return True
     what, _, how = scope.partition(":")

@@ -16,7 +16,7 @@ from saga.auth.scopes import ASKING, Asking, unknown
 from saga.runtime.docs import FILES, PATH
 from saga.runtime.metrics import refused
 from saga.runtime.problem import Problem, short, unavailable
-from saga.runtime.rates import Rates
+from saga.runtime.rates import CallerRates
 
 OPEN: Final = frozenset({"/livez", "/readyz", "/metrics", "/openapi.json", PATH, *FILES})
 """What asks nobody who they are: whether the process works, counts, and what its routes are."""
@@ -35,7 +35,7 @@ class Gate:
         """`per_second` limits what one caller may ask; 0 is no limit."""
         self._app = app
         self._access = access
-        self._rates = Rates(per_second, clock) if per_second else None
+        self._rates = CallerRates(per_second, clock) if per_second else None
         self._per_second = per_second
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

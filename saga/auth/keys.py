@@ -81,7 +81,7 @@ class ApiKey(BaseModel):
         )
 
 
-class _Document(BaseModel):
+class _KeysDocument(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     keys: Annotated[tuple[ApiKey, ...], Field(max_length=KEYS_MAX)] = ()
@@ -99,7 +99,7 @@ def new_key(
     scopes = sorted(set(scopes))
     for scope in scopes:
         if not SCOPE.fullmatch(scope):
-            raise InputError(f"{printable(scope)!r} is no scope; write stock:write, *:read or *")
+            raise InputError(f"{printable(scope)!r} is no scope; write rooms:write, *:read or *")
     id = secrets.token_hex(ID_BYTES)
     text = f"{PREFIX}{id}_{secrets.token_urlsafe(SECRET_BYTES)}"
     try:
@@ -136,7 +136,7 @@ def read_keys(file: Path) -> tuple[ApiKey, ...]:
     if len(content) > FILE_MAX_BYTES:
         raise KeysError(f"{file} is longer than {FILE_MAX_BYTES} bytes: revoke keys in it")
     try:
-        return _Document.model_validate_json(content).keys
+        return _KeysDocument.model_validate_json(content).keys
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, first["loc"])) or "the document"
@@ -145,7 +145,7 @@ def read_keys(file: Path) -> tuple[ApiKey, ...]:
 
 def write_keys(file: Path, keys: Iterable[ApiKey], mode: int | None = _OWNER_ONLY) -> None:
     """Write them all. Raises `KeysError`."""
-    document = _Document(keys=tuple(keys)).model_dump_json(indent=2, exclude_none=True)
+    document = _KeysDocument(keys=tuple(keys)).model_dump_json(indent=2, exclude_none=True)
     try:
         write_whole(file, f"{document}\n", mode)
     except OSError as error:

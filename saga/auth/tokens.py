@@ -19,7 +19,6 @@ import httpx
 from joserfc import jws, jwt
 from joserfc.errors import ExpiredTokenError, JoseError, UnsupportedAlgorithmError
 from joserfc.jwk import ECKey, OKPKey, RSAKey
-from joserfc.jws import JWSAlgModel
 from pydantic_core import from_json
 
 from saga.auth.caller import Caller, How, IssuerAway, NotAllowed
@@ -61,7 +60,7 @@ class Signatures(jws.JWSRegistry):
     """The algorithms that are accepted: the library's own registry warns of the name EdDSA, which
     issuers go on using."""
 
-    def get_alg(self, name: str) -> JWSAlgModel:
+    def get_alg(self, name: str) -> Any:
         if name not in ALGORITHMS:
             raise UnsupportedAlgorithmError(name)
         return self.algorithms[name]

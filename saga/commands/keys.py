@@ -48,7 +48,7 @@ def create(
     ],
     scope: Annotated[
         list[str] | None,
-        typer.Option(help="What it may do, such as stock:write or *:read.", show_default=False),
+        typer.Option(help="What it may do, such as rooms:write or *:read.", show_default=False),
     ] = None,
     role: Annotated[
         str | None,
@@ -76,7 +76,7 @@ def create(
 
     Examples:
 
-    * `saga keys create shop --scope orders:write --scope orders:read`
+    * `saga keys create reception --scope stays:write --scope stays:read`
     * `saga keys create ann --role operator --days 30`
     """
     from datetime import timedelta

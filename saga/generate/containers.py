@@ -131,4 +131,4 @@ def _replica(name: str, package: str, *, asks: bool) -> str:
 
 def _volumes(name: str, *, asks: bool) -> str:
     outside = f', "outside:{OUTSIDE_FOLDER}"' if asks else ""
-    return f'["{name}-secrets:/run/secrets:ro"{outside}]'
+    return f'["{name}-secrets:/run/secrets:ro", "audit:/audit"{outside}]'

@@ -35,7 +35,7 @@ from saga.auth.access import Access
 from saga.auth.gate import Gate
 from saga.runtime.metrics import refused
 from saga.runtime.problem import Problem, headers_too_long, short, unavailable
-from saga.runtime.rates import Rates
+from saga.runtime.rates import CallerRates
 from saga.runtime.settings import HttpSettings
 
 log = logging.getLogger(__name__)
@@ -123,7 +123,7 @@ class Callers:
         self._app = app
         self._per_second = per_second
         self._clock = clock
-        self._rates = Rates(per_second, clock)
+        self._rates = CallerRates(per_second, clock)
         self._told_at = -math.inf
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -13,7 +13,7 @@ CALLERS_REMEMBERED_MAX: Final = 10_000
 """Some 2 MB. Beyond, the one that has been quiet for longest is forgotten."""
 
 
-class Rates:
+class CallerRates:
     """A limit of `per_second` for each caller, and of `BURST_SECONDS` as much at once (the generic
     cell rate algorithm: one time per caller, from which on they have their whole burst again).
 

@@ -26,8 +26,9 @@ import pytest
 from order_service.domain import CancelOrder
 from saga.archive import store
 from saga.auth import access, keys
-from saga.auth.audit import Decision, entries
+from saga.auth.audit import Audited, entries
 from saga.auth.keys import changing, last_used
+from saga.auth.settings import Auth
 from saga.deployment import Deployment
 from saga.discovery import packages
 from saga.exporter import Exporter
@@ -39,6 +40,7 @@ from tests.integration.served import Answer, Served, built, serving
 from tests.issuer import OWNER, Issuer, ec_key
 from tests.issuer import served as issuing
 from tests.order_play import SAGA, Play
+from tests.polling import until
 from tests.stores import PROJECTION
 
 ROOT: Final = Path(__file__).parents[2]
@@ -103,7 +105,7 @@ async def furnished(served: Served, callers: Callers, customer: str = "adalbert"
             return {"order_id": str(uuid4())}
 
 
-def trail(callers: Callers) -> list[Decision]:
+def trail(callers: Callers) -> list[Audited]:
     """What was recorded, the first decision first."""
     return [*entries(callers.folder / "audit")][::-1]
 
@@ -190,13 +192,13 @@ async def test_a_route_for_owners_that_never_learns_who_asks_is_refused(
 def test_an_address_that_others_reach_takes_callers_that_can_be_known(
     host: str, tmp_path: Path, callers: Callers
 ) -> None:
-    alone = {"http_host": host, "data_dir": tmp_path}
+    alone: dict[str, Any] = {"http_host": host, "data_dir": tmp_path}
 
     with pytest.raises(SettingsError, match="nobody could be known"):
         access.access_of(HttpSettings(**alone))
     with pytest.raises(SettingsError, match="AUTH_OFF_REASON"):
-        access.access_of(HttpSettings(**alone, auth="off"))
-    assert access.access_of(HttpSettings(**alone, auth="off", auth_off_reason="a lab")) is None
+        access.access_of(HttpSettings(**alone, auth=Auth.OFF))
+    assert access.access_of(HttpSettings(**alone, auth=Auth.OFF, auth_off_reason="a lab")) is None
     file = callers.folder / "api_keys.json"
     assert access.access_of(HttpSettings(**alone, api_keys_file=file)) is not None
 
@@ -207,7 +209,7 @@ def test_on_loopback_nobody_is_asked_who_they_are_unless_that_is_wanted(
 ) -> None:
     assert access.access_of(HttpSettings(http_host=host, data_dir=tmp_path)) is None
     with pytest.raises(SettingsError, match="nobody could be known"):
-        access.access_of(HttpSettings(http_host=host, data_dir=tmp_path, auth="on"))
+        access.access_of(HttpSettings(http_host=host, data_dir=tmp_path, auth=Auth.ON))
 
 
 @pytest.mark.parametrize("package", packages())

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import yarl
 
+from saga.auth.caller import NotAllowed
+from saga.auth.keys import ApiKeys, changing
 from saga.bootstrap import bootstrap
 from saga.deployment import Deployment
 from saga.runtime.messaging.permissions import OPERATOR, REPLAY
@@ -31,7 +33,8 @@ def test_each_service_is_told_its_own_addresses_and_nobody_elses(tmp_path: Path)
 
     for name in [service.name for service in GRAPH.services]:
         mine = {file for file in files if file.startswith(f"{name}/")}
-        assert mine == {f"{name}/amqp_url", f"{name}/database_url"}
+        assert mine == {f"{name}/{told}" for told in ("amqp_url", "database_url", "api_keys.json")}
+        mine.remove(f"{name}/api_keys.json")
         broker, database = (yarl.URL(files[f]) for f in sorted(mine))
         assert (broker.user, broker.host, broker.query["also"]) == (name, *NODES)
         assert (database.user, database.host, database.path) == (name, "postgres", f"/{name}")
@@ -52,6 +55,30 @@ def test_operators_are_told_everything(tmp_path: Path) -> None:
     assert yarl.URL(known.amqp_url_of(REPLAY)).user == REPLAY
     assert known.http_urls["starter"] == ("http://starter:8000", "http://starter-2:8000")
     assert known.http_urls["history"] == ("http://history:8000",)
+
+
+def test_operators_have_a_key_that_every_service_knows_by_its_hash(tmp_path: Path) -> None:
+    files = made(tmp_path)
+
+    key = files["operator/saga_api_key"]
+    assert [name for name in files if key in files[name]] == ["operator/saga_api_key"]
+    for name in ("operator", *(service.name for service in GRAPH.services)):
+        caller = ApiKeys(tmp_path / name / "api_keys.json").caller(key)
+        assert caller.may("anything:write")
+        assert not caller.may("personal:read")
+
+
+def test_a_key_that_operators_revoke_is_revoked_everywhere_by_the_next_start(
+    tmp_path: Path,
+) -> None:
+    key = made(tmp_path)["operator/saga_api_key"]
+    with changing(tmp_path / "operator" / "api_keys.json") as keys:
+        keys.clear()
+
+    made(tmp_path)
+
+    with pytest.raises(NotAllowed, match="revoked"):
+        ApiKeys(tmp_path / "starter" / "api_keys.json").caller(key)
 
 
 def test_what_was_made_stays(tmp_path: Path) -> None:

@@ -204,7 +204,7 @@ def test_it_has_a_container_a_replica_and_is_scraped_and_the_others_are_as_they_
         before, now = services(ROOT, name), services(project.folder, name)
         added = now.pop(container)
         assert added["command"] == ["python3", "-m", "recommendation_service.app"]
-        assert added["volumes"] == ["recommendation-secrets:/run/secrets:ro"]
+        assert added["volumes"] == ["recommendation-secrets:/run/secrets:ro", "audit:/audit"]
         volumes = (
             {"recommendation-secrets:/secrets/recommendation"} if name == "compose.yaml" else set()
         )

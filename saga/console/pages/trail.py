@@ -15,7 +15,7 @@ from fastapi.responses import Response
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 from starlette.requests import Request
 
-from saga.auth.audit import AuditError, Decision, entries
+from saga.auth.audit import Audited, AuditError, entries
 from saga.console.access import needs
 from saga.console.forms import PAGE, After, Given, or_none, place_of, read_place
 from saga.console.site import Site
@@ -36,7 +36,7 @@ class TrailListed(BaseModel):
     personal: Annotated[Literal["yes"] | None, BeforeValidator(or_none)] = None
     after: After = None
 
-    def fits(self, decision: Decision) -> bool:
+    def fits(self, decision: Audited) -> bool:
         who = f"{decision.who or ''} {decision.name}"
         return (
             (self.person is None or self.person.casefold() in who.casefold())
@@ -56,7 +56,7 @@ class FoundLines:
     """A page of them; `next` is the place behind which there is more to look at: a time, and how
     many lines of just that time are done with."""
 
-    found: Sequence[Decision]
+    found: Sequence[Audited]
     looked_at: int
     next: tuple[datetime, int] | None
 
@@ -92,7 +92,7 @@ def routes(site: Site) -> APIRouter:
 def _look(folder: Path, wanted: TrailListed, place: tuple[datetime, int] | None) -> FoundLines:
     """A page of what fits, of the newest lines behind that place; blocks. Raises `AuditError`."""
     until, done = (None, 0) if place is None else place
-    found: list[Decision] = []
+    found: list[Audited] = []
     looked_at, at, of_that_time = 0, until, 0
     for decision in entries(folder, until):
         of_that_time = of_that_time + 1 if decision.at == at else 1
