@@ -11,7 +11,7 @@ import pytest
 from fastapi import FastAPI
 from starlette.types import Message, Scope
 
-import saga.runtime.doors
+import saga.runtime.rates
 from order_saga import SAGA
 from saga.console.app import create
 from saga.console.live import Ticker
@@ -99,7 +99,7 @@ async def test_every_answer_says_how_it_may_be_used(tmp_path: Path) -> None:
 async def test_every_page_tells_who_asks_too_often_how_long_to_wait(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(saga.runtime.doors, "BURST_SECONDS", 1_000.0)  # one of them at once
+    monkeypatch.setattr(saga.runtime.rates, "BURST_SECONDS", 1_000.0)  # one of them at once
     app = console(tmp_path, http_requests_per_second=0.001, http_proxies=PROXY)
 
     for number, (method, path) in enumerate(sorted(set(routes_of(app.routes)))):
