@@ -68,12 +68,21 @@ def caller(*scopes: str, name: str = "") -> Caller:
     return Caller("ada-1", How.LOGIN, frozenset(scopes), name=name)
 
 
+@dataclass
+class Clock:
+    now: float = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
 @dataclass(frozen=True)
 class Guarded:
     """A console at which people are logged in, without a server before it."""
 
     app: FastAPI
     access: ConsoleAccess
+    clock: Clock
 
     @property
     def routes(self) -> Iterator[tuple[str, str, PageNeeds | Everyone | None]]:
@@ -104,7 +113,8 @@ def guarded(tmp_path: Path) -> Guarded:
         dead_letters_url=dead_letters_url_in(tmp_path),
     ).save(tmp_path)
     watched = Watched(tmp_path, SAGA)
-    access = ConsoleAccess(Sessions(3600.0, 3600.0), provider=None, keys=None)
+    clock = Clock()
+    access = ConsoleAccess(Sessions(60.0, 600.0, clock), provider=None, keys=None)
     site = Site(
         watched,
         Ticker(),
@@ -115,7 +125,7 @@ def guarded(tmp_path: Path) -> Guarded:
         audit_folder=tmp_path / "audit",
     )
     audit.keep(tmp_path / "audit", "console", 10_000_000, asked_for=True)
-    return Guarded(create(site, ConsoleSettings(auth=Auth.ON, data_dir=tmp_path)), access)
+    return Guarded(create(site, ConsoleSettings(auth=Auth.ON, data_dir=tmp_path)), access, clock)
 
 
 def address(path: str) -> str:
@@ -292,6 +302,18 @@ async def test_a_form_reaches_its_route_without_the_proof(guarded: Guarded) -> N
     assert answer.status_code in (404, 409, 503), answer.text
 
 
+@pytest.mark.parametrize("header", [{"X-Live": "1"}, {"Accept": "text/event-stream"}, {}])
+async def test_pages_that_are_open_keep_nobody_logged_in(
+    header: dict[str, str], guarded: Guarded
+) -> None:
+    async with guarded.client(caller("*:read")) as client:
+        for _ in range(3):
+            guarded.clock.now += 25.0
+            await client.get("/keys", headers=header)
+        still = (await client.get("/keys")).status_code == 200
+    assert still == (header == {})
+
+
 # --- recorded -------------------------------------------------------------------------------------
 
 
@@ -302,6 +324,8 @@ async def test_each_decision_is_recorded_with_who_and_what(
         await client.get("/sagas/4711")
         await client.get("/letters/17")
         await client.get("/services", headers={"X-Live": "1"})
+    async with guarded.client(caller("sagas:read")) as masked:
+        await masked.get("/sagas/4712")
     async with guarded.client(None) as nobody:
         await nobody.get("/letters")
 
@@ -311,6 +335,7 @@ async def test_each_decision_is_recorded_with_who_and_what(
         ("ada-1", "GET /sagas/{subject:path}", "4711", True, True),
         ("ada-1", "GET /letters/{number}", "17", False, False),
         ("ada-1", "GET /services", None, False, False),
+        ("ada-1", "GET /sagas/{subject:path}", "4712", True, False),
         (None, "GET /letters", None, False, False),
     ]
     assert lines[0].name == "Ada"
@@ -329,8 +354,10 @@ async def test_a_page_that_brings_itself_up_to_date_is_recorded_once(
 ) -> None:
     async with guarded.client(caller("*:read")) as client:
         live = {"X-Live": "1"}
+        site: Site = guarded.app.state.site
         for headers in (live, live, {}, live):
             await client.get("/services", headers=headers)
+            site.ticker.tick += 1  # Else all of one tick are given one answer.
         await client.get("/audit", headers=live)  # What was not opened before is a look as well.
     found = [each.action for each in entries(tmp_path / "audit")]
     assert sorted(found) == ["GET /audit", "GET /services", "GET /services"]
