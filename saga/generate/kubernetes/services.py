@@ -18,11 +18,8 @@ _SHARED_DATA = "persistentVolumeClaim: { claimName: data }"
 def services(saga: Saga) -> str:
     """All but the databases. What services have in common is in service-patch.yaml."""
     askers = {outside.asked_by for outside in saga.outside if outside.file is not None}
-    given = {
-        step.participant.name
-        for command in Flow(saga.choreography).given
-        for step in Flow(saga.choreography).takers(command)
-    }
+    flow = Flow(saga.choreography)
+    given = {step.participant.name for command in flow.given for step in flow.takers(command)}
     documents: list[str] = []
     for service in saga.choreography.own_services:
         documents.append(_service(service, shares=service.name in askers))
@@ -46,6 +43,7 @@ def _service(service: Participant | Observer, *, shares: bool) -> str:
     name = called(service.name)
     component = "observer" if isinstance(service, Observer) else "participant"
     module = f"{service.package}.app"
+    labels = f"{{ <<: *{name}, volume: data }}" if shares else f"*{name}"
     return f"""\
 apiVersion: apps/v1
 kind: Deployment
@@ -55,7 +53,7 @@ metadata:
 spec:
   selector: {{ matchLabels: {{ app.kubernetes.io/name: {name} }} }}
   template:
-    metadata: {{ labels: {{ <<: *{name}{", volume: data" if shares else ""} }} }}
+    metadata: {{ labels: {labels} }}
     spec:
 {_BESIDE_THE_BOOKS if shares else ""}\
       containers:
