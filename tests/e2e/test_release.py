@@ -56,7 +56,7 @@ def test_a_release_built_twice_is_the_same_files_with_a_bill_of_all_that_is_lock
     assert built.returncode == 0, built.stderr
     first = {file.name: file.read_bytes() for file in (checkout / "dist").iterdir()}
     assert first.keys() == {WHEEL, BILL, "SHA256SUMS"}
-    assert {line for line in built.stdout.splitlines()} == {
+    assert set(built.stdout.splitlines()) == {
         f"{hashlib.sha256(first[name]).hexdigest()}  {name}" for name in (WHEEL, BILL)
     }
     again = release(checkout.rename(tmp_path / "elsewhere"), mask=0o077)
