@@ -21,7 +21,7 @@ LOCKS = ("requirements.lock", "requirements-dev.lock")
 
 # What the script needs of any system, and nothing of Debian's.
 PROGRAMS = (
-    *("awk", "bash", "cat", "chmod", "cp", "dirname", "env", "grep", "mkdir", "mktemp", "rm"),
+    *("awk", "bash", "cat", "chmod", "cp", "cut", "dirname", "env", "grep", "mkdir", "mktemp", "rm"),
     *("sed", "sha256sum", "sleep", "tail", "tee", "uname"),
 )
 
