@@ -21,8 +21,21 @@ LOCKS = ("requirements.lock", "requirements-dev.lock")
 
 # What the script needs of any system, and nothing of Debian's.
 PROGRAMS = (
-    *("awk", "bash", "cat", "chmod", "cp", "cut", "dirname", "env", "grep", "mkdir", "mktemp", "rm"),
-    *("sed", "sha256sum", "sleep", "tail", "tee", "uname"),
+    *(
+        "awk",
+        "bash",
+        "cat",
+        "chmod",
+        "cp",
+        "cut",
+        "dirname",
+        "env",
+        "grep",
+        "mkdir",
+        "mktemp",
+        "rm",
+    ),
+    *("rm", "sed", "sha256sum", "sleep", "tail", "tee", "uname"),
 )
 
 PYTHON = """\
@@ -302,6 +315,18 @@ def test_uv_installs_by_the_same_hashes_and_pip_where_it_cannot(
     assert all("--require-hashes" in line for line in told)
     assert f"--requirement {LOCKS[0]}" in told[0]
     assert (f"--requirement {LOCKS[0]}" in machine.installed) == bool(status)
+
+
+def test_an_index_that_cannot_be_asked_is_named_with_the_reason(machine: Machine) -> None:
+    why = "Could not fetch URL https://index/: There was a problem confirming the ssl certificate"
+    said = f'  echo "{why}"\n  echo "ERROR: No matching distribution found"\n  exit 1 ;;\nesac\n'
+    before, _, _ = PYTHON.rpartition(" ;;\nesac\n")
+    machine.has("python3", f"{before}\n{said}")
+
+    done = machine.setup("--embedded", AMQP_URL="amqp://elsewhere/")
+
+    assert done.returncode == 1
+    assert why in done.stderr.splitlines()[-1]
 
 
 LACKING = {
