@@ -24,6 +24,7 @@ import yarl
 
 from saga.errors import Explained
 from saga.local.patience import WAY_OUT, Patience, start_seconds
+from saga.local.places import RABBITMQ, RABBITMQ_OF_HOMEBREW, homes, program_folders
 from saga.local.server import LOOPBACK, SPEECHLESS_BYTES, PortTaken, PrivateServer, free_ports
 from saga.runtime.disk import FREE_MIN_BYTES, lack_of_room, servers_min_bytes
 from saga.runtime.files import write_whole
@@ -43,7 +44,6 @@ writer again."""
 
 _POLL_SECONDS: Final = 0.05
 _PROBE_SECONDS: Final = 2.0
-_PROGRAM_FOLDERS: Final = ("/usr/local/bin", "/usr/bin", "/bin", "/usr/local/sbin", "/usr/sbin")
 
 # The plugins known to listen, with the settings that keep each on loopback and on its own port.
 _PLUGIN_LISTENERS: Final[Mapping[str, str]] = {
@@ -93,7 +93,8 @@ class NodeError(Explained):
 
 
 def find_rabbitmq() -> Path:
-    """Return the folder of the installed RabbitMQ: `$RABBITMQ_HOME`, else the newest package.
+    """Return the folder of the installed RabbitMQ: `$RABBITMQ_HOME`, else the newest that a package
+    manager has put where `saga.local.places` says.
 
     The wrappers on PATH are no use here: run by root, they switch user and drop the environment.
     Raises NodeError where there is none.
@@ -104,16 +105,12 @@ def find_rabbitmq() -> Path:
                 f"RABBITMQ_HOME={home} has no sbin/rabbitmq-server: correct or unset it"
             )
         return Path(home)
-    found = [
-        server.parent.parent
-        for server in Path("/usr/lib/rabbitmq/lib").glob("rabbitmq_server-*/sbin/rabbitmq-server")
-        if os.access(server, os.X_OK)
-    ]
+    found = homes(RABBITMQ, RABBITMQ_OF_HOMEBREW, "sbin/rabbitmq-server")
     if not found:
         raise NodeError(
             "RabbitMQ is not installed: run `make setup`, or set AMQP_URL to a running broker"
         )
-    return max(found, key=lambda folder: [int(n) for n in re.findall(r"\d+", folder.name)])
+    return found[-1]
 
 
 class RabbitNode(PrivateServer):
@@ -408,7 +405,7 @@ class RabbitNode(PrivateServer):
         self._environment = {
             "HOME": str(self.folder),
             "LANG": "C.UTF-8",
-            "PATH": os.pathsep.join(_PROGRAM_FOLDERS),
+            "PATH": os.pathsep.join(program_folders()),
             # The dump of a VM that ends on a full disk would take the room that its start needs.
             "ERL_CRASH_DUMP_SECONDS": "0",
             # A name server of its own: it neither depends on the system's nor leaves one behind.

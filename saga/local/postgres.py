@@ -14,13 +14,16 @@ import secrets
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Final
 
 from saga.errors import Explained
 from saga.local.patience import WAY_OUT, Patience, start_seconds
+from saga.local.places import POSTGRESQL, POSTGRESQL_OF_HOMEBREW, homes, program_folders
 from saga.local.server import LOOPBACK, SPEECHLESS_BYTES, PortTaken, PrivateServer, free_ports
 from saga.runtime.disk import lack_of_room
 
@@ -33,6 +36,13 @@ _POLL_SECONDS: Final = 0.02
 _GIST_CHARACTERS: Final = 300
 _NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,62}")
 
+_ASK_SECONDS: Final = 10.0
+"""How long a program may take that only tells something."""
+_BECOME: Final = (
+    "import os, sys; _, uid, gid, *command = sys.argv; os.setgroups([]); os.setgid(int(gid)); "
+    "os.setuid(int(uid)); os.execv(command[0], command)"
+)
+"""A program for Python that becomes a command of another user."""
 # PostgreSQL refuses to be run by root.
 _UNPRIVILEGED_USERS: Final = ("postgres", "nobody")
 
@@ -42,7 +52,8 @@ class PostgresError(Explained):
 
 
 def find_postgresql() -> Path:
-    """The folder of the installed PostgreSQL: `$POSTGRESQL_HOME`, else the newest package.
+    """The folder of the installed PostgreSQL: `$POSTGRESQL_HOME`, else the newest that a package
+    manager has put where `saga.local.places` says.
 
     Raises `PostgresError` where there is none.
     """
@@ -50,16 +61,12 @@ def find_postgresql() -> Path:
         if not os.access(Path(home, "bin", "initdb"), os.X_OK):
             raise PostgresError(f"POSTGRESQL_HOME={home} has no bin/initdb: correct or unset it")
         return Path(home)
-    found = [
-        program.parent.parent
-        for program in Path("/usr/lib/postgresql").glob("*/bin/initdb")
-        if os.access(program, os.X_OK)
-    ]
+    found = homes(POSTGRESQL, POSTGRESQL_OF_HOMEBREW, "bin/initdb")
     if not found:
         raise PostgresError(
             "PostgreSQL is not installed: run `make setup`, or name its folder in POSTGRESQL_HOME"
         )
-    return max(found, key=lambda folder: [int(n) for n in re.findall(r"\d+", folder.name)])
+    return found[-1]
 
 
 def find_program(name: str) -> Path:
@@ -68,8 +75,8 @@ def find_program(name: str) -> Path:
     if home := os.environ.get("POSTGRESQL_HOME"):
         found = [Path(home, "bin", name)]
     else:
-        found = list(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))
-        found.sort(key=lambda path: [int(n) for n in re.findall(r"\d+", path.parts[4])])
+        folders = homes(POSTGRESQL, POSTGRESQL_OF_HOMEBREW, f"bin/{name}")
+        found = [folder / "bin" / name for folder in folders]
     for program in reversed(found):
         if os.access(program, os.X_OK):
             return program
@@ -287,6 +294,8 @@ class PostgresCluster(PrivateServer):
         if os.geteuid() != 0:
             return []
         user = _unprivileged()
+        if not _has_setpriv():
+            return [sys.executable, "-c", _BECOME, str(user.pw_uid), str(user.pw_gid)]
         command = ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups"]
         if any(not parent.stat().st_mode & 0o001 for parent in self._data.parents):
             # The way to the data leads through somebody's private folder.
@@ -300,7 +309,8 @@ class PostgresCluster(PrivateServer):
                 os.chown(path, user.pw_uid, user.pw_gid)
 
     def _call(self, command: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
-        program = next(Path(word).name for word in command if "/bin/" in word)
+        ours = find_postgresql() / "bin"
+        program = next(Path(word).name for word in command if Path(word).parent == ours)
         seconds = start_seconds()
         try:
             done = subprocess.run(
@@ -345,19 +355,55 @@ def _unprivileged() -> pwd.struct_passwd:
     )
 
 
+@cache
+def _has_setpriv() -> bool:
+    """Whether there is the one of util-linux: BusyBox has another, and macOS none."""
+    try:
+        told = subprocess.run(
+            ["setpriv", "--help"],  # noqa: S607 - on our own PATH
+            env=environment_for_programs(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_ASK_SECONDS,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return b"--reuid" in told.stdout
+
+
 def environment_for_programs() -> dict[str, str]:
     """Made from nothing: a PG* variable of the caller's is about another server."""
-    return {"LANG": "C.UTF-8", "PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"}
+    environment = {"LANG": "C.UTF-8", "PATH": os.pathsep.join(program_folders())}
+    if sys.platform == "darwin":  # Where an unknown locale makes the server refuse to start.
+        environment["LC_ALL"] = "C"
+    return environment
 
 
 def _children(pid: int) -> list[int]:
+    """The processes that a process has started, where it has not waited for them."""
     try:
-        return [
-            int(n)
-            for n in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="utf-8").split()
-        ]
+        told = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="utf-8")
+        return [int(child) for child in told.split()]
     except (OSError, ValueError):
+        return _children_by_ps(pid)
+
+
+def _children_by_ps(pid: int) -> list[int]:
+    """The same where there is no /proc."""
+    try:
+        told = subprocess.run(
+            ["ps", "-A", "-o", "pid=,ppid="],  # noqa: S607 - on our own PATH
+            env=environment_for_programs(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_ASK_SECONDS,
+            check=True,
+        )
+        pairs = [tuple(map(int, line.split())) for line in told.stdout.splitlines()]
+    except (OSError, ValueError, subprocess.SubprocessError):
         return []
+    return [child for child, parent in pairs if parent == pid]
 
 
 def _answers(port: int) -> bool:

@@ -111,6 +111,8 @@ def test_every_image_is_pinned(document: Document) -> None:
         assert PINNED.fullmatch(service["image"]), service["image"]
     (base,) = re.findall(r"^ARG BASE=(.*)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
     assert PINNED.fullmatch(base)
+    developers = json.loads((ROOT / ".devcontainer" / "devcontainer.json").read_text())
+    assert PINNED.fullmatch(developers["image"])
 
 
 @BOTH

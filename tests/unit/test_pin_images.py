@@ -18,6 +18,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FILES = (
+    ".devcontainer/devcontainer.json",
     *("Dockerfile", "compose.yaml", "compose.cluster.yaml"),
     *(f"saga/generate/project/{name}" for name in ("Dockerfile", "compose.yaml")),
     "saga/generate/project/compose.cluster.yaml",
@@ -84,7 +85,7 @@ def pin(checkout: Path, registry: str, *arguments: str) -> subprocess.CompletedP
 
 def images(checkout: Path) -> list[str]:
     text = "\n".join((checkout / name).read_text() for name in FILES)
-    found = re.findall(r"^(?:\s*image: |ARG BASE=)(\S+)$", text, re.MULTILINE)
+    found = re.findall(r"^(?:\s*\"?image\"?: |ARG BASE=)\"?([^\s\",]+)\"?,?$", text, re.MULTILINE)
     return [image for image in found if not image.startswith("localhost/")]
 
 

@@ -13,13 +13,29 @@ from pathlib import Path
 
 import pytest
 
+from saga.local import places
+from saga.local.places import POSTGRESQL, homes
+
 ROOT = Path(__file__).parents[2]
 LOCKS = ("requirements.lock", "requirements-dev.lock")
 
 # What the script needs of any system, and nothing of Debian's.
 PROGRAMS = (
-    *("awk", "bash", "cat", "chmod", "cp", "dirname", "env", "grep", "mkdir", "mktemp", "rm"),
-    *("sed", "sha256sum", "sleep", "tail", "tee"),
+    *(
+        "awk",
+        "bash",
+        "cat",
+        "chmod",
+        "cp",
+        "cut",
+        "dirname",
+        "env",
+        "grep",
+        "mkdir",
+        "mktemp",
+        "rm",
+    ),
+    *("rm", "sed", "sha256sum", "sleep", "tail", "tee", "uname"),
 )
 
 PYTHON = """\
@@ -123,8 +139,8 @@ def test_everything_that_is_missing_is_named_at_once_with_the_command_that_insta
 @pytest.mark.parametrize(
     ("user", "programs", "said", "unsaid"),
     [
-        (0, {}, "no apt-get here", "root|sudo"),
-        (1000, {}, "no apt-get here", "root|sudo"),
+        (0, {}, "no apt-get, dnf, pacman, apk or brew here", "root|sudo"),
+        (1000, {}, "no apt-get, dnf, pacman, apk or brew here", "root|sudo"),
         (1000, {"apt-get": "exit 0"}, "Run as root: apt-get install", "sudo"),
         (1000, {"apt-get": "exit 0", "sudo": "exit 1"}, "Run: sudo apt-get install", "as root"),
         (0, {"apt-get": "echo 'E: no such package'; exit 100"}, "E: no such package", "root|sudo"),
@@ -151,6 +167,196 @@ def test_what_is_missing_is_installed_in_one_go(machine: Machine, tmp_path: Path
 
     (line,) = (tmp_path / "apt").read_text().splitlines()
     assert {*EVERYTHING} <= {*line.split()}
+
+
+PACKAGES = {
+    "dnf": ("rabbitmq-server", "postgresql-server", "golang-github-prometheus", "chromium"),
+    "pacman": ("rabbitmq", "postgresql", "prometheus", "chromium"),
+    "apk": ("rabbitmq-server", "postgresql", "prometheus", "chromium"),
+    "brew": ("rabbitmq", "postgresql@17", "prometheus", "chromium"),
+}
+"""By package manager, what its system calls what is wanted."""
+
+
+@pytest.mark.parametrize("manager", PACKAGES)
+def test_every_package_manager_installs_what_its_system_calls_it(
+    manager: str, machine: Machine, tmp_path: Path
+) -> None:
+    machine.user(501 if manager == "brew" else 0)
+    machine.has(manager, f'#!/bin/bash\necho "$@" >>{tmp_path}/told\n')
+
+    done = machine.setup("--own-broker")
+
+    assert done.returncode == 0, done.stderr
+    (line,) = (tmp_path / "told").read_text().splitlines()
+    assert [word for word in line.split() if word in PACKAGES[manager]] == [*PACKAGES[manager]]
+    assert f"setup: {' '.join(PACKAGES[manager])} from the system's packages" in done.stderr
+
+
+@pytest.mark.parametrize("manager", PACKAGES)
+def test_where_a_package_is_not_to_be_had_one_line_has_the_command_and_a_container(
+    manager: str, machine: Machine
+) -> None:
+    machine.user(501 if manager == "brew" else 0)
+    machine.has(manager, "#!/bin/bash\necho 'E: no such package'; exit 1\n")
+    machine.has("podman", "#!/bin/bash\nexit 1\n")
+
+    done = machine.setup("--embedded")
+
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert f"{manager} cannot install them (E: no such package)" in last
+    assert "podman run --detach --publish 127.0.0.1:5672:5672 docker.io/library/rabbitmq:" in last
+    assert "then AMQP_URL=amqp://guest:guest@127.0.0.1:5672/ make demo" in last
+
+
+@pytest.mark.parametrize("engine", ["docker", "podman"])
+def test_a_container_engine_alone_is_a_way_to_a_broker(engine: str, machine: Machine) -> None:
+    machine.has(engine, "#!/bin/bash\nexit 1\n")
+
+    assert_one_line(machine.setup("--embedded"), f"here: {engine} run --detach", "AMQP_URL=")
+    assert machine.setup("--embedded", AMQP_URL="amqp://elsewhere/").returncode == 0
+
+
+def test_the_container_is_of_the_image_that_the_compose_file_has() -> None:
+    (image,) = re.findall(r"^RABBITMQ_IMAGE=(\S+)", (ROOT / "scripts/setup").read_text(), re.M)
+    compose = (ROOT / "compose.yaml").read_text()
+    assert re.findall(r"image: (\S+/rabbitmq:[^@\s]+)", compose) == [image]
+
+
+def test_homebrew_is_not_asked_as_root(machine: Machine) -> None:
+    machine.has("brew", "#!/bin/bash\nexit 1\n")
+
+    assert_one_line(machine.setup("--embedded"), "Run as another user than root: brew install")
+
+
+def test_macos_takes_homebrew_and_what_it_has_put_there(machine: Machine, tmp_path: Path) -> None:
+    machine.user(501)
+    machine.has("uname", "#!/bin/bash\necho Darwin\n")
+    machine.has("apt-get", "#!/bin/bash\nexit 1\n")  # of Java's, say
+    for program in ("brew", "prometheus", "promtool", "chromium", "shasum"):
+        machine.has(program, "#!/bin/bash\n[ $# -eq 2 ] && cat >/dev/null; exit 0\n")
+    (machine.programs / "sha256sum").unlink()  # macOS has the other one.
+    prefix = tmp_path / "homebrew"
+    for program in ("rabbitmq/sbin/rabbitmq-server", "postgresql@16/bin/initdb"):
+        place = prefix / "opt" / program
+        place.parent.mkdir(parents=True)
+        place.touch(mode=0o755)
+
+    done = machine.setup("--own-broker", HOMEBREW_PREFIX=str(prefix))
+
+    assert done.returncode == 0, done.stderr
+    assert "from the system's packages" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "initdb",
+    ["usr/lib/postgresql/15/bin", "usr/pgsql-17/bin", "usr/bin"],
+    ids=["deb", "rpm", "any"],
+)
+def test_postgresql_is_found_by_the_script_where_it_is_found_by_the_program(
+    initdb: str, machine: Machine, tmp_path: Path
+) -> None:
+    script = machine.script.read_text().replace(" /usr)", f" {tmp_path}/usr)")
+    machine.script.write_text(script.replace('"/usr/pgsql-', f'"{tmp_path}/usr/pgsql-'))
+    (tmp_path / initdb).mkdir(parents=True, exist_ok=True)
+    (tmp_path / initdb / "initdb").touch(mode=0o755)
+    machine.has("apt-get", f'#!/bin/bash\necho "$@" >>{tmp_path}/apt\n')
+
+    assert machine.setup("--own-broker").returncode == 0
+
+    (line,) = (tmp_path / "apt").read_text().splitlines()
+    assert "postgresql" not in line.split()
+    assert homes(POSTGRESQL, (), "bin/initdb", root=tmp_path) == [(tmp_path / initdb).parent]
+
+
+def test_the_script_and_the_program_look_in_the_same_places() -> None:
+    script = (ROOT / "scripts" / "setup").read_text()
+
+    def listed(name: str) -> tuple[str, ...]:
+        (words,) = re.findall(rf"^{name}=\((.*)\)$", script, re.MULTILINE)
+        found = [word.strip('"') for word in words.split()]
+        return tuple(word for word in found if not word.startswith("$"))
+
+    assert listed("rabbitmq_places") == tuple(f"/{place}" for place in places.RABBITMQ)
+    assert listed("postgresql_places") == tuple(f"/{place}" for place in POSTGRESQL)
+    assert listed("rabbitmq_of_homebrew") == places.RABBITMQ_OF_HOMEBREW
+    assert listed("postgresql_of_homebrew") == places.POSTGRESQL_OF_HOMEBREW
+    assert listed("brews") == places.HOMEBREW_PREFIXES
+
+
+def test_a_checkout_on_a_drive_of_windows_is_refused(machine: Machine) -> None:
+    script = machine.script.read_text()
+    machine.script.write_text(script.replace("^/mnt/[a-z]/", f"^{machine.checkout}"))
+
+    done = machine.setup("--no-broker", WSL_DISTRO_NAME="Debian")
+
+    assert_one_line(done, "is on a drive of Windows'", "clone it below $HOME in WSL")
+
+
+def test_installing_packages_is_never_silent_for_long(machine: Machine) -> None:
+    machine.has("apt-get", "#!/bin/bash\nsleep 2\n")
+
+    done = machine.setup("--embedded")
+
+    assert done.returncode == 0, done.stderr
+    assert "setup: installing rabbitmq-server: still at it" in done.stderr.splitlines()
+
+
+@pytest.mark.parametrize("status", [0, 1])
+def test_uv_installs_by_the_same_hashes_and_pip_where_it_cannot(
+    status: int, machine: Machine, tmp_path: Path
+) -> None:
+    machine.has("uv", f'#!/bin/bash\necho "$@" >>{tmp_path}/uv\nexit {status}\n')
+
+    assert machine.setup("--embedded", AMQP_URL="amqp://elsewhere/").returncode == 0
+
+    told = (tmp_path / "uv").read_text().splitlines()
+    assert all("--require-hashes" in line for line in told)
+    assert f"--requirement {LOCKS[0]}" in told[0]
+    assert (f"--requirement {LOCKS[0]}" in machine.installed) == bool(status)
+
+
+def test_an_index_that_cannot_be_asked_is_named_with_the_reason(machine: Machine) -> None:
+    why = "Could not fetch URL https://index/: There was a problem confirming the ssl certificate"
+    said = f'  echo "{why}"\n  echo "ERROR: No matching distribution found"\n  exit 1 ;;\nesac\n'
+    before, _, _ = PYTHON.rpartition(" ;;\nesac\n")
+    machine.has("python3", f"{before}\n{said}")
+
+    done = machine.setup("--embedded", AMQP_URL="amqp://elsewhere/")
+
+    assert done.returncode == 1
+    assert why in done.stderr.splitlines()[-1]
+
+
+LACKING = {
+    "mapfile": r"\b(mapfile|readarray)\b",
+    "changing case": r"\$\{\w+(,|\^)",
+    "associative arrays": r"\b(declare|local|typeset) -\w*A",
+    "namerefs": r"\b(declare|local) -n\b",
+    "|& and &>>": r"\|&|&>>",
+    "a negative index": r"\[-\d+\]\}",
+    "printf of a time": r"%\(",
+    "operators on parameters": r"\$\{\w+@",
+    "read with fractions or its status": r"read -\w* ?-?t",
+    "wait -n": r"\bwait -n",
+    "coproc": r"\bcoproc\b",
+    "GNU's options": r"(^|[|;&(!])\s*(mktemp|cp|rm|date|sed|tail|head|sort|diff)\b[^|;]* --[a-z]",
+    "GNU's readlink and sed": r"readlink -f|sed -i |sed -r|grep -P|\bnproc\b|date -d",
+}
+"""What bash 3.2 lacks, or the programs of BSD."""
+
+
+@pytest.mark.parametrize("name", ["setup", "every-python", "mutants", "lock", "release"])
+def test_what_users_call_takes_no_more_than_macos_has(name: str) -> None:
+    lines = (ROOT / "scripts" / name).read_text().splitlines()
+    found = [
+        (number, what, line)
+        for number, line in enumerate(lines, start=1)
+        for what, pattern in LACKING.items()
+        if not line.lstrip().startswith("#") and re.search(pattern, line)
+    ]
+    assert found == []
 
 
 def test_standard_output_is_left_to_the_command_that_comes_after(machine: Machine) -> None:

@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import os
 import sqlite3
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -56,6 +57,9 @@ def sqlite_engine(url: str) -> Engine:
         connection.isolation_level = None  # We begin; the driver must not do it later.
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
+        if sys.platform == "darwin":  # Where fsync leaves it in the disk's own memory.
+            connection.execute("PRAGMA fullfsync=ON")
+            connection.execute("PRAGMA checkpoint_fullfsync=ON")
 
     @sa.event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
