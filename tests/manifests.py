@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import jsonschema
-import kubernetes_validate  # type: ignore[import-untyped]
+import kubernetes_validate
 import yaml
 from kubernetes_validate import utils
 
