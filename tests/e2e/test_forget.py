@@ -291,6 +291,7 @@ async def test_done_again_it_changes_nothing_and_says_what_was_not_looked_for(
     assert shown["forgotten_at"] == done["forgotten_at"]
 
 
+@pytest.mark.long
 async def test_who_comes_again_is_somebody_new_and_their_dead_letters_hurt_nobody(
     scene: Scene,
 ) -> None:
