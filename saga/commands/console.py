@@ -1,7 +1,8 @@
 """Where results go, and how: the one place that knows Rich and standard output.
 
 Whatever is printed here is text, never markup: nothing in it is taken for a style, an emoji's name
-or a terminal's escape sequence. So no view has to think of what others wrote.
+or a terminal's escape sequence. So no view has to think of what others wrote. Sealed values are
+masked, but for documents: those are for programs, and for `jq`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.style import Style
 from rich.text import Text
 
+from saga.personal.seal import masked_in
 from saga.text import harmless
 
 _WIDTH_IN_A_PIPE: Final = 100_000
@@ -43,7 +45,7 @@ class Console(rich.console.Console):
 
     def render_str(self, text: str, *, style: str | Style = "", **_: Any) -> Text:
         """What Rich makes of every text it is given: one line, whatever is in it."""
-        return Text(harmless(text), style=style)
+        return Text(harmless(masked_in(text)), style=style)
 
 
 def out() -> Console:
@@ -60,7 +62,9 @@ def styled(*parts: Styled) -> Line:
     """A line of these parts."""
     return Text.assemble(
         *(
-            harmless(part) if isinstance(part, str) else (harmless(part[0]), part[1])
+            harmless(masked_in(part))
+            if isinstance(part, str)
+            else (harmless(masked_in(part[0])), part[1])
             for part in parts
         )
     )
@@ -68,7 +72,7 @@ def styled(*parts: Styled) -> Line:
 
 def lines_of(text: str) -> Line:
     """A text of several lines, a diff say."""
-    return Text(harmless(text, lines=True))
+    return Text(harmless(masked_in(text), lines=True))
 
 
 def stacked(*lines: Line | str) -> Line:

@@ -28,6 +28,7 @@ SEALED_MAX_CHARACTERS: Final = 732
 """Of a sealed text: what the longest value comes to. Columns that hold one are as wide."""
 SEALED_PATTERN: Final = r"^~1\.[A-Za-z0-9_-]{22}\.[A-Za-z0-9_-]{23,706}$"
 _SEALED: Final = re.compile(SEALED_PATTERN.removesuffix("$") + r"\Z")
+_WITHIN: Final = re.compile(SEALED_PATTERN.removeprefix("^").removesuffix("$"))
 _CONSTANT: Final = b"saga personal value 1"
 """Associated data: no wrapped key, nor anything else of ours, can be taken for a value."""
 
@@ -95,6 +96,13 @@ def shown(value: str) -> str:
     if at and name and host:
         return f"{name[0]}…@{host[0]}…"
     return f"{value[0]}…" if value else ""
+
+
+def masked_in(text: str) -> str:
+    """A text for people, with each sealed value in it `shown`."""
+    if PREFIX not in text:
+        return text
+    return _WITHIN.sub(lambda match: shown(match[0]), text)
 
 
 def text_of_bytes(data: bytes) -> str:

@@ -19,6 +19,7 @@ from saga.personal.seal import (
     CLEAR_MAX_BYTES,
     SEALED_MAX_CHARACTERS,
     SEALED_PATTERN,
+    masked_in,
     open_under,
     person_id_in,
     seal_under,
@@ -177,6 +178,14 @@ def test_a_reader_from_before_is_compared_with_what_is_written_in_clear() -> Non
     assert unreadable(now, before, defaults_written=True) == [
         "street: maxLength is 8, where 7 is read"
     ]
+
+
+@given(values, values.filter(lambda text: not text[:1].isalnum() and text[:1] not in "-_"))
+def test_sealed_values_within_a_text_are_masked_and_nothing_else(before: str, after: str) -> None:
+    text = seal_under(KEY, ANNA, "Anna Muster")
+
+    assert masked_in(f"{before}{text}{after}") == f"{before}person AAAA…{after}"
+    assert masked_in(before) == before
 
 
 @pytest.mark.parametrize(
