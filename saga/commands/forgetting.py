@@ -369,6 +369,8 @@ def _show(whom: Whom) -> None:
         for item in whom.dues[:LISTED_MAX]:
             what = item.due.command.type if item.due else "cannot be read"
             out().print(f"  {item.at:%Y-%m-%d %H:%M:%S} {item.participant} {item.subject}: {what}")
+    if whom.dues_not_listed:
+        remark(f"{whom.dues_not_listed} more are due, and were not looked at: `saga due SUBJECT`")
 
 
 def _show_outcome(outcome: Outcome) -> None:

@@ -12,7 +12,7 @@ import contextlib
 import sqlite3
 import time
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Final
@@ -86,6 +86,8 @@ class Whom:
     """Dead letters about them that nothing was done with."""
     dues: tuple[Item, ...]
     """What is due about these subjects, something to be sent again for instance."""
+    dues_not_listed: int
+    """So many more are due, about whatever subject."""
 
 
 @dataclass
@@ -124,13 +126,8 @@ class Forgetter:
         marker = f"{PREFIX}{person.person_id}."
         subjects, texts = await in_thread(self._mentioned, marker)
         async with open_desk(self._deployment, self._saga.choreography) as desk:
-            letters = await in_thread(desk.store.find, Selection(), HERE)
-        theirs = [
-            letter
-            for letter in letters
-            if letter.subject in subjects or marker.encode() in (letter.body or b"")
-        ]
-        dues = (await listing(self._deployment, self._saga.choreography)).items
+            letters = await in_thread(_letters_about, desk.store, {*subjects}, marker.encode())
+        dues = await listing(self._deployment, self._saga.choreography)
         values = await in_thread(self._opened, texts)
         if not sealed(given) and given != person.person_id and given not in values:
             values[given] = await in_thread(self._store.seal, given)  # Of no event yet.
@@ -140,8 +137,9 @@ class Forgetter:
             references=tuple(sorted(texts | {*values.values()})),
             subjects=subjects,
             open=await self._open_among(subjects),
-            letters=tuple(theirs),
-            dues=tuple(item for item in dues if item.subject in {*subjects}),
+            letters=letters,
+            dues=tuple(item for item in dues.items if item.subject in {*subjects}),
+            dues_not_listed=dues.more,
         )
 
     def _person(self, given: str) -> Person:
@@ -375,6 +373,23 @@ def check_reason(reason: str) -> None:
             f"the --reason has {len(reason)} characters; write 1 to {REASON_MAX_CHARACTERS}, and "
             f"nothing that tells who it is about"
         )
+
+
+def _letters_about(
+    store: Store, subjects: Collection[str], marker: bytes
+) -> tuple[DeadLetter, ...]:
+    """The dead letters about these subjects, or whose body has the marker in it."""
+    found: list[DeadLetter] = []
+    after: tuple[datetime, int] | None = None
+    while page := store.page(Selection(), HERE, AT_ONCE, after, contents=True):
+        # Their bodies are of no use any more, and may be long.
+        found += (
+            replace(letter, body=b"", raw=b"")
+            for letter in page
+            if letter.subject in subjects or marker in letter.body
+        )
+        after = page[-1].first_failed_at, page[-1].number
+    return tuple(found)
 
 
 def _naming(connection: Connection, marker: str) -> list[tuple[str | None, bytes]]:

@@ -110,23 +110,28 @@ async def at_rest(system: System, *order_ids: str) -> None:
     await until(rests)
 
 
-async def replayed(system: System, order_id: str) -> None:
-    """Wait until a charge is dead, and have it tried again."""
-    gateway = SandboxGateway(system.deployment.outside_urls["provider"])
+async def dead(system: System, order_id: str) -> tuple[int, ...]:
+    """The numbers of the dead letters about an order."""
+    async with open_desk(system.deployment, choreography()) as desk:
+        found = desk.store.find(Selection(subject=order_id), HERE, contents=False)
+        return tuple(letter.number for letter in found)
 
-    async def numbers() -> tuple[int, ...]:
-        async with open_desk(system.deployment, choreography()) as desk:
-            found = desk.store.find(Selection(subject=order_id), HERE, contents=False)
-            return tuple(letter.number for letter in found)
 
+async def until_dead(system: System, order_id: str) -> None:
     async def is_dead() -> bool:
-        return bool(await numbers())
+        return bool(await dead(system, order_id))
 
     await until(is_dead)
+
+
+async def replayed(system: System, order_id: str) -> None:
+    """Wait until a charge is dead, and have it tried again by a provider that is back."""
+    await until_dead(system, order_id)
+    gateway = SandboxGateway(system.deployment.outside_urls["provider"])
     gateway.set_fault(Fault())
     await gateway.close()
     async with open_desk(system.deployment, choreography()) as desk:
-        selection = Selection(numbers=await numbers())
+        selection = Selection(numbers=await dead(system, order_id))
         await replay(desk, selection, ReplaySettings(), why="the provider is back")
 
 
@@ -193,6 +198,7 @@ async def test_a_dry_run_shows_what_would_happen_and_does_nothing(scene: Scene) 
     assert not shown["done"]
     assert {*shown["subjects"]} == {*scene.orders}
     assert shown["open"] == scene.orders[-1:]
+    assert shown["letters"] == []  # The one there was has been replayed.
     assert (await scene.saga("forget", "--status"))[1]["requests"] == []
 
 
@@ -285,11 +291,33 @@ async def test_done_again_it_changes_nothing_and_says_what_was_not_looked_for(
     assert shown["forgotten_at"] == done["forgotten_at"]
 
 
-async def test_who_comes_again_is_somebody_new(scene: Scene) -> None:
+@pytest.mark.long
+async def test_who_comes_again_is_somebody_new_and_their_dead_letters_hurt_nobody(
+    scene: Scene,
+) -> None:
+    gateway = SandboxGateway(scene.system.deployment.outside_urls["provider"])
+    gateway.set_fault(Fault(FaultMode.UNAVAILABLE))
+    await gateway.close()
     order_id = await place(scene.system, NAME)
-    await at_rest(scene.system, order_id)
+    await until_dead(scene.system, order_id)
 
     status, shown = await scene.saga("forget", "--reason", "a look", given=NAME)
 
     assert status == 0
-    assert shown["subjects"] == [order_id]
+    assert shown["subjects"] == shown["open"] == [order_id]
+    assert len(shown["letters"]) == 1
+
+    how = ("--reason", "asked once more", "--yes", "--wait", "30", *scene.also)
+    status, done = await scene.saga("forget", *how, given=NAME)
+    assert status == (0 if done["done"] else 1), done
+    await replayed(scene.system, order_id)
+    await at_rest(scene.system, order_id)
+    if not done["done"]:  # It waited for what the letter was about.
+        status, done = await scene.saga("forget", "--resume", *scene.also)
+        assert status == 0, done
+    assert [look["found"] for look in done["looked"]] == [0]
+
+    async def is_right() -> bool:
+        return (await reconcile(scene.system.deployment, grace_seconds=0.0)).ok
+
+    await until(is_right)
