@@ -299,31 +299,31 @@ async def test_a_provider_that_is_away_is_told(tmp_path: Path) -> None:
     assert "cannot be asked" in answer.text
 
 
-@pytest.mark.parametrize(
-    "page",
-    [
-        "https://evil.example/",
-        "//evil.example/",
-        "/\\evil.example/",
-        "\\\\evil.example",
-        "/\t/evil.example/",
-        "/\n//evil.example",
-        "javascript:alert(1)",
-        "evil.example",
-        " //evil.example",
-        "http:evil.example",
-        "/login?page=/login",
-        "",
-    ],
+ELSEWHERE = (
+    "https://evil.example/",
+    "//evil.example/",
+    "/\\evil.example/",
+    "\\\\evil.example",
+    "/\t/evil.example/",
+    "/\n//evil.example",
+    "javascript:alert(1)",
+    "evil.example",
+    " //evil.example",
+    "http:evil.example",
+    "/login?page=/login",
+    "",
 )
+
+
 async def test_a_login_leads_to_pages_of_this_console_only(
-    page: str, client: httpx.AsyncClient, provider: Provider
+    client: httpx.AsyncClient, provider: Provider
 ) -> None:
-    assert local(page) == "/"
-    back = await logged_in(client, provider, "reader-1", page)
-    assert (back.status_code, back.headers["location"]) == (303, "/")
-    there = await client.get("/login", params={"page": page})
-    assert (there.status_code, there.headers["location"]) == (303, "/")
+    for page in ELSEWHERE:
+        assert local(page) == "/"
+        back = await logged_in(client, provider, "reader-1", page)
+        assert (back.status_code, back.headers["location"]) == (303, "/"), page
+        there = await client.get("/login", params={"page": page})
+        assert (there.status_code, there.headers["location"]) == (303, "/"), page
 
 
 def test_pages_of_this_console_are_led_to() -> None:
