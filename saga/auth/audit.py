@@ -7,7 +7,10 @@ No line has a token or a key in it.
 
 from __future__ import annotations
 
+import asyncio
+import atexit
 import contextlib
+import heapq
 import logging
 import os
 import time
@@ -30,6 +33,10 @@ FILE_MAX_BYTES: Final = 20_000_000
 TEXT_MAX_CHARACTERS: Final = 255
 """Of each thing in a line that a caller may have chosen."""
 LINE_MAX_BYTES: Final = 16_384
+FLUSH_SECONDS: Final = 0.05
+"""For so long a line may wait for others: each write lets go of the interpreter, which the thread
+of the database then has."""
+_WAITING_MAX: Final = 256
 _TELL_SECONDS: Final = 60.0
 _LOOK_AFTER_LINES: Final = 500
 """Another process with the same file may have begun the next one: so often it is looked at."""
@@ -108,6 +115,7 @@ def keep(folder: Path, process: str, keep_bytes: int, *, asked_for: bool) -> Non
     log.propagate = False
     try:
         _trail = Trail(folder, process, keep_bytes)
+        atexit.register(_trail.flush)
     except OSError as error:
         if asked_for:
             raise AuditError(
@@ -128,15 +136,41 @@ class Trail:
         self._file = folder / f"{process}.jsonl"
         self._told_at = -_TELL_SECONDS
         self._written = 0
+        self._waiting: list[bytes] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._flushing: asyncio.TimerHandle | None = None
         folder.mkdir(parents=True, exist_ok=True)
         self._descriptor = self._open()
 
     def write(self, line: bytes) -> None:
-        """Append a line. What the disk does not take is lost, and that is logged."""
+        """Append a line, within `FLUSH_SECONDS` where an event loop runs."""
+        self._waiting.append(line + b"\n")
         try:
-            os.write(self._descriptor, line + b"\n")
-            self._written += 1
-            if self._written % _LOOK_AFTER_LINES == 0:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            self.flush()
+            return
+        if len(self._waiting) >= _WAITING_MAX:
+            self.flush()
+        elif (
+            self._flushing is None
+            or self._flushing.when() < loop.time() - 1
+            or (self._loop is not loop)
+        ):
+            self._loop = loop
+            self._flushing = loop.call_later(FLUSH_SECONDS, self.flush)
+
+    def flush(self) -> None:
+        """Write what waits. What the disk does not take is lost, and that is logged."""
+        self._flushing = None
+        lines, self._waiting = self._waiting, []
+        if not lines:
+            return
+        try:
+            os.write(self._descriptor, b"".join(lines))
+            self._written += len(lines)
+            if self._written >= _LOOK_AFTER_LINES:
+                self._written = 0
                 self._turn_over()
         except OSError as error:
             now = time.monotonic()
@@ -173,7 +207,8 @@ class Trail:
                     file.unlink()
 
     def close(self) -> None:
-        """Take no more."""
+        """Write what waits, and take no more."""
+        self.flush()
         os.close(self._descriptor)
 
 
@@ -181,10 +216,11 @@ def entries(folder: Path, until: datetime | None = None) -> Iterator[Audited]:
     """The decisions that all processes recorded in `folder`, of up to a moment, the latest of each
     file first, files merged by time. Lines that cannot be read are left out. Raises
     `AuditError`."""
-    import heapq
-
+    if _trail is not None:
+        _trail.flush()
     try:
-        files = sorted(file for file in folder.glob("*.jsonl") if file.is_file())
+        # Of each process, that which is being written first: for what is of the same millisecond.
+        files = sorted((file for file in folder.glob("*.jsonl") if file.is_file()), reverse=True)
     except OSError as error:
         raise AuditError(f"cannot read {folder}: {error.strerror}") from None
     yield from heapq.merge(

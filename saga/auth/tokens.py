@@ -27,7 +27,7 @@ from saga.auth.settings import AuthSettings, check_fetched_safely
 from saga.runtime.settings import SettingsError
 from saga.runtime.tasks import cancel_all
 from saga.runtime.tls import trusted
-from saga.text import harmless
+from saga.text import harmless, is_utf_8
 
 log = logging.getLogger(__name__)
 
@@ -249,6 +249,11 @@ def _fits(key: Key, algorithm: str) -> bool:
     return algorithm in _EDWARDS and key.get("crv") == "Ed25519"
 
 
+def _is_name(text: str) -> bool:
+    """Whether a text can be kept as somebody's name; half a surrogate pair cannot."""
+    return 0 < len(text) <= SUBJECT_MAX and is_utf_8(text)
+
+
 class Tokens:
     """Knows callers by their tokens. One per process."""
 
@@ -326,16 +331,16 @@ class Tokens:
         """A caller with a role acts for all, with that role's scopes. One without acts for the
         owner that the token names, with the scopes that stand in it."""
         subject = claims["sub"]
-        if not isinstance(subject, str) or not 0 < len(subject) <= SUBJECT_MAX:
+        if not isinstance(subject, str) or not _is_name(subject):
             raise NotAllowed(f"sub is no text of 1 to {SUBJECT_MAX} characters")
         name = claims.get("preferred_username", claims.get("name", ""))
-        name = name[:SUBJECT_MAX] if isinstance(name, str) else ""
+        name = name if isinstance(name, str) and _is_name(name) else ""
         roles = [role for role in in_claim(claims, self._roles) if role in ROLES]
         if roles:
             scopes = frozenset[str]().union(*(ROLES[role] for role in roles))
             return Caller(subject, How.TOKEN, scopes, None, name)
         owner = in_claim(claims, self._owner)
-        if len(owner) != 1 or not 0 < len(owner[0]) <= SUBJECT_MAX:
+        if len(owner) != 1 or not _is_name(owner[0]):
             raise NotAllowed(f"there is no role in it, and no owner in {self._owner}")
         granted = " ".join(in_claim(claims, "scope") or in_claim(claims, "scp")).split()
         return Caller(subject, How.TOKEN, frozenset(granted), owner[0], name)

@@ -27,8 +27,8 @@ import pytest
 import yarl
 from fastapi import APIRouter
 
-import saga.runtime.doors
 import saga.runtime.kernel.sqlite
+import saga.runtime.rates
 import saga.runtime.readiness
 import saga.runtime.server
 import saga.runtime.service
@@ -483,7 +483,7 @@ def caller(number: int) -> tuple[bytes, bytes]:
 async def test_every_door_tells_who_asks_too_often_how_long_to_wait(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(saga.runtime.doors, "BURST_SECONDS", 2_000.0)  # two of them at once
+    monkeypatch.setattr(saga.runtime.rates, "BURST_SECONDS", 2_000.0)  # two of them at once
     async with every_process(tmp_path, **PROXIED) as every:
         for number, (port, door) in enumerate(every):
             asked = sensible(door)
@@ -510,7 +510,7 @@ async def test_every_door_tells_who_asks_too_often_how_long_to_wait(
 async def test_who_asks_is_not_for_a_client_to_say(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(saga.runtime.doors, "BURST_SECONDS", 2_000.0)
+    monkeypatch.setattr(saga.runtime.rates, "BURST_SECONDS", 2_000.0)
     not_ours = PROXIED | {"HTTP_PROXIES": "10.9.9.9"}
     async with serving("order_service", tmp_path, **not_ours) as order:
         answers = [await order.ask("GET", "/metrics", [caller(number)]) for number in range(3)]

@@ -78,8 +78,8 @@ def ask_everything(package: str, folder: Path, examples: int) -> None:
         schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
         customer = callers.issuer.customers("orders:read orders:write")
         asked = 0
-        for found in schema.get_all_operations():
-            operation = found.ok()
+        operations: list[Any] = [*schema.get_all_operations()]
+        for operation in (found.ok() for found in operations):
             if operation.path in OPEN:
                 continue
             for credentials in (callers.keys[EVERY_SCOPE], customer):

@@ -281,6 +281,13 @@ async def test_a_subject_is_a_text_of_some_length(sub: Any) -> None:
     assert await world.refused(world.issuer.token(sub=sub))
 
 
+def test_a_subject_that_cannot_be_written_down_is_none() -> None:
+    world = World()
+
+    with pytest.raises(NotAllowed):
+        world.tokens._caller_of(world.issuer.claims(sub="\ud800"))
+
+
 @pytest.mark.parametrize(
     ("settings", "why"),
     [

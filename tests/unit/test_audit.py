@@ -1,0 +1,218 @@
+"""The record of decisions as files, and the keys that are kept as hashes."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from saga.auth import audit, keys
+from saga.auth.audit import AuditError, entries
+from saga.auth.caller import Caller, How, NotAllowed, covers
+from saga.auth.keys import ApiKeys, KeysError, new_key, read_keys, write_keys
+from saga.errors import InputError
+from saga.runtime.kernel.tables import utc_now
+
+OLGA = Caller("olga", How.TOKEN, frozenset({"*:read"}))
+
+
+@pytest.fixture(autouse=True)
+def as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for name in ("_trail", "_process"):
+        monkeypatch.setattr(audit, name, getattr(audit, name))
+    yield
+    audit.log.propagate = True
+
+
+def decide(number: int) -> None:
+    audit.decided(
+        OLGA, action="GET /rooms/{room}", scope="rooms:read", subject=str(number), allowed=True
+    )
+
+
+def test_decisions_are_read_as_they_were_recorded_the_latest_first(tmp_path: Path) -> None:
+    for process in ("one", "two"):
+        audit.keep(tmp_path, process, 1_000_000, asked_for=True)
+        decide(1)
+        audit.decided(None, action="GET /", scope="", allowed=False, reason="no\ntoken")
+
+    found = [*entries(tmp_path)]
+
+    assert [(one.process, one.who, one.allowed, one.reason) for one in found] == [
+        ("two", None, False, "no\ntoken"),
+        ("two", "olga", True, ""),
+        ("one", None, False, "no\ntoken"),
+        ("one", "olga", True, ""),
+    ]
+    assert all(len(file.read_text().splitlines()) == 2 for file in tmp_path.glob("*.jsonl"))
+
+
+def test_the_trail_is_turned_over_and_only_so_much_of_it_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit, "FILE_MAX_BYTES", 2_000)
+    monkeypatch.setattr(audit, "_LOOK_AFTER_LINES", 5)
+    audit.keep(tmp_path, "one", 10_000, asked_for=True)
+
+    for number in range(300):
+        decide(number)
+
+    sizes = [file.stat().st_size for file in tmp_path.glob("*.jsonl")]
+    assert len(sizes) > 2
+    assert sum(sizes) < 12_000
+    subjects = [int(one.subject or -1) for one in entries(tmp_path)]
+    assert subjects == [*range(299, 299 - len(subjects), -1)]
+
+
+def test_processes_that_share_a_file_lose_nothing_when_it_is_turned_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit, "FILE_MAX_BYTES", 1_000)
+    monkeypatch.setattr(audit, "_LOOK_AFTER_LINES", 3)
+    both = [audit.Trail(tmp_path, "one", 1_000_000) for _ in range(2)]
+
+    for number in range(200):
+        both[number % 2].write(json.dumps({"number": number}).encode())
+
+    lines = [line for file in tmp_path.glob("*.jsonl") for line in file.read_text().splitlines()]
+    assert sorted(json.loads(line)["number"] for line in lines) == [*range(200)]
+
+
+def test_lines_that_are_none_are_left_out(tmp_path: Path) -> None:
+    audit.keep(tmp_path, "one", 1_000_000, asked_for=True)
+    decide(1)
+    with (tmp_path / "one.jsonl").open("ab") as file:
+        file.write(b"\xff\n{}\n" + b"x" * 100_000 + b"\nnull\n")
+    decide(2)
+
+    assert [one.subject for one in entries(tmp_path)] == ["2", "1"]
+
+
+def test_a_folder_that_somebody_asked_for_has_to_take_files(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(AuditError, match="AUDIT_DIR"):
+        audit.keep(tmp_path / "file" / "x", "one", 1_000_000, asked_for=True)
+
+
+def test_without_a_folder_decisions_go_to_the_logger(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    audit.keep(tmp_path / "file" / "x", "one", 1_000_000, asked_for=False)
+    audit.log.addHandler(caplog.handler)
+    try:
+        decide(7)
+    finally:
+        audit.log.handlers.clear()
+
+    assert json.loads(caplog.messages[-1])["subject"] == "7"
+    assert logging.getLogger("saga.audit") is audit.log
+
+
+# --- keys -----------------------------------------------------------------------------------------
+
+
+def test_of_a_key_only_its_hash_is_kept_in_a_file_for_its_owner_alone(tmp_path: Path) -> None:
+    file = tmp_path / "api_keys.json"
+    text, key = new_key("reception", ["rooms:read"], owner="ada", now=utc_now())
+    write_keys(file, [key])
+
+    assert text.rpartition("_")[2] not in file.read_text()
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert ApiKeys(file).caller(text) == Caller(
+        f"key:{key.id}", How.KEY, frozenset({"rooms:read"}), "ada", "reception"
+    )
+
+
+def test_a_key_that_is_not_quite_it_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "api_keys.json"
+    text, key = new_key("reception", ["rooms:read"], now=utc_now())
+    write_keys(file, [key])
+    known = ApiKeys(file)
+    other = new_key("other", ["*"], now=utc_now())[0]
+
+    for wrong in (text[:-1], f"{text}A", text.upper(), other, f"{text[:19]}{other[19:]}", "", "x"):
+        with pytest.raises(NotAllowed) as error:
+            known.caller(wrong)
+        assert text.rpartition("_")[2] not in error.value.reason
+
+
+def test_a_key_ends_when_it_expires(tmp_path: Path) -> None:
+    file = tmp_path / "api_keys.json"
+    past = utc_now() - timedelta(days=2)
+    text, key = new_key("old", ["*"], expires_at=past + timedelta(days=1), now=past)
+    write_keys(file, [key])
+
+    with pytest.raises(NotAllowed, match="expired"):
+        ApiKeys(file).caller(text)
+
+
+def test_keys_that_cannot_be_read_any_more_stay_as_they_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(keys, "LOOK_SECONDS", 0.0)
+    file = tmp_path / "api_keys.json"
+    text, key = new_key("reception", ["*"], now=utc_now())
+    write_keys(file, [key])
+    known = ApiKeys(file)
+
+    file.write_text("{")
+    assert known.caller(text).name == "reception"
+    assert "stay valid" in caplog.text
+    file.unlink()
+    with pytest.raises(NotAllowed):
+        known.caller(text)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"keys": [{}]}', '{"keys": 1}', " " * 1_000_001])
+def test_a_file_that_holds_no_keys_is_refused_by_its_name(content: str, tmp_path: Path) -> None:
+    file = tmp_path / "api_keys.json"
+    file.write_text(content)
+
+    with pytest.raises(KeysError, match=r"api_keys\.json"):
+        read_keys(file)
+
+
+@pytest.mark.parametrize("scope", ["", "rooms", "rooms:", ":read", "Rooms:read", "a b:c", "*:*:*"])
+def test_a_scope_that_is_none_makes_no_key(scope: str) -> None:
+    with pytest.raises(InputError):
+        new_key("x", [scope], now=utc_now())
+
+
+def test_that_a_key_is_used_is_noted_once_a_minute(tmp_path: Path) -> None:
+    file = tmp_path / "api_keys.json"
+    text, key = new_key("reception", ["*"], now=utc_now())
+    write_keys(file, [key])
+    known = ApiKeys(file, tmp_path / "audit")
+    assert keys.last_used(tmp_path / "audit", key.id) is None
+
+    known.caller(text)
+    noted = tmp_path / "audit" / "keys" / key.id
+    os.utime(noted, (1, 1))
+    known.caller(text)
+
+    assert noted.stat().st_mtime == 1
+    assert time.time() > 1
+
+
+@pytest.mark.parametrize(
+    ("granted", "scope", "is_covered"),
+    [
+        ("*", "personal:read", True),
+        ("*:read", "rooms:read", True),
+        ("*:read", "rooms:write", False),
+        ("*:read", "personal:read", False),
+        ("personal:read", "personal:read", True),
+        ("rooms:*", "rooms:write", True),
+        ("rooms:*", "rooms2:write", False),
+        ("rooms:read", "rooms:write", False),
+    ],
+)
+def test_what_is_granted_covers_so_much(granted: str, scope: str, is_covered: bool) -> None:
+    assert covers(frozenset({granted}), scope) is is_covered
