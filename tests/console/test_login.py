@@ -460,7 +460,9 @@ async def test_a_key_is_taken_once_and_may_then_what_its_scopes_say(tmp_path: Pa
         out = await client.post("/logout", data={"csrf": csrf_in(shown.text)})
         assert "refresh" not in out.headers
         assert not await is_logged_in(client)
-    assert key not in (tmp_path / "audit" / "console.jsonl").read_text()
+    recorded = "".join(each.model_dump_json() for each in entries(tmp_path / "audit"))
+    assert "GET /letters" in recorded
+    assert key not in recorded
 
 
 async def test_a_key_that_is_revoked_ends_its_sessions(
