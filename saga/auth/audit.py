@@ -207,9 +207,11 @@ class Trail:
                     file.unlink()
 
     def close(self) -> None:
-        """Write what waits, and take no more."""
+        """Write what waits, and take no more. To close it again does nothing."""
         self.flush()
-        os.close(self._descriptor)
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
 
 
 def entries(folder: Path, until: datetime | None = None) -> Iterator[Audited]:

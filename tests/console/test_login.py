@@ -299,31 +299,31 @@ async def test_a_provider_that_is_away_is_told(tmp_path: Path) -> None:
     assert "cannot be asked" in answer.text
 
 
-@pytest.mark.parametrize(
-    "page",
-    [
-        "https://evil.example/",
-        "//evil.example/",
-        "/\\evil.example/",
-        "\\\\evil.example",
-        "/\t/evil.example/",
-        "/\n//evil.example",
-        "javascript:alert(1)",
-        "evil.example",
-        " //evil.example",
-        "http:evil.example",
-        "/login?page=/login",
-        "",
-    ],
+ELSEWHERE = (
+    "https://evil.example/",
+    "//evil.example/",
+    "/\\evil.example/",
+    "\\\\evil.example",
+    "/\t/evil.example/",
+    "/\n//evil.example",
+    "javascript:alert(1)",
+    "evil.example",
+    " //evil.example",
+    "http:evil.example",
+    "/login?page=/login",
+    "",
 )
+
+
 async def test_a_login_leads_to_pages_of_this_console_only(
-    page: str, client: httpx.AsyncClient, provider: Provider
+    client: httpx.AsyncClient, provider: Provider
 ) -> None:
-    assert local(page) == "/"
-    back = await logged_in(client, provider, "reader-1", page)
-    assert (back.status_code, back.headers["location"]) == (303, "/")
-    there = await client.get("/login", params={"page": page})
-    assert (there.status_code, there.headers["location"]) == (303, "/")
+    for page in ELSEWHERE:
+        assert local(page) == "/"
+        back = await logged_in(client, provider, "reader-1", page)
+        assert (back.status_code, back.headers["location"]) == (303, "/"), page
+        there = await client.get("/login", params={"page": page})
+        assert (there.status_code, there.headers["location"]) == (303, "/"), page
 
 
 def test_pages_of_this_console_are_led_to() -> None:
@@ -460,7 +460,9 @@ async def test_a_key_is_taken_once_and_may_then_what_its_scopes_say(tmp_path: Pa
         out = await client.post("/logout", data={"csrf": csrf_in(shown.text)})
         assert "refresh" not in out.headers
         assert not await is_logged_in(client)
-    assert key not in (tmp_path / "audit" / "console.jsonl").read_text()
+    recorded = "".join(each.model_dump_json() for each in entries(tmp_path / "audit"))
+    assert "GET /letters" in recorded
+    assert key not in recorded
 
 
 async def test_a_key_that_is_revoked_ends_its_sessions(
