@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import sys
 from pathlib import Path
 from typing import Final
 from uuid import uuid4
@@ -71,11 +73,25 @@ async def customers_see_their_own(folder: Path, url: str) -> None:
         assert (await client.get(path)).json()["customer"] == NAME
 
 
+async def is_forgotten(folder: Path, name: str) -> None:
+    """What is open for them is ended with our key, and their name is nowhere afterwards."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "saga.cli", "forget", "--reason", "they asked", "--yes"),
+        *("--data-dir", str(folder), "--json"),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, err = await process.communicate(name.encode())
+    assert process.returncode == 0, (out, err)
+
+
 async def test_a_load_through_an_outage_ends_as_predicted_and_names_stay_sealed(
     tmp_path: Path,
 ) -> None:
     folder = tmp_path / "data"
     with secured(folder) as environment:
+        environment["PERSONAL_CACHE_SECONDS"] = "0.2"
         async with System(folder, disposable=True, spawn=spawn, environment=environment) as system:
             planned = plan(ORDERS, SEED, None)
             result = await demo(system.deployment, choreography(), planned, seed=SEED)
@@ -85,6 +101,7 @@ async def test_a_load_through_an_outage_ends_as_predicted_and_names_stay_sealed(
             async with asking(url, None) as stranger:
                 assert (await stranger.get(f"/orders/{uuid4()}")).status_code == 401
             await customers_see_their_own(folder, url)
+            await is_forgotten(folder, NAME)
             names = {order.customer for order in planned.orders}
             store = open_store(system.deployment.personal_settings())
             assert all(store.person_of(name) is not None for name in names)
