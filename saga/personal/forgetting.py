@@ -25,6 +25,8 @@ from saga.archive import OBSERVER
 from saga.archive.queries import IS_OPEN
 from saga.archive.store import events, strays
 from saga.archive.subjects import subjects as subjects_table
+from saga.auth.keys import KeysError, changing
+from saga.auth.settings import AuthSettings
 from saga.backup.manifest import MANIFEST, Manifest, digest_of
 from saga.declaration import Saga
 from saga.deployment import Deployment
@@ -50,7 +52,7 @@ from saga.runtime.kernel.opening import read_database
 from saga.runtime.kernel.sqlite import scrub, sqlite_file
 from saga.runtime.kernel.statements import any_of, on_postgresql
 from saga.runtime.kernel.tables import utc_now
-from saga.runtime.settings import PersonalSettings, Sealing
+from saga.runtime.settings import PersonalSettings, Sealing, load
 from saga.runtime.tasks import in_thread
 from saga.runtime.urls import sqlite_url
 
@@ -61,6 +63,7 @@ AT_ONCE: Final = 500
 MARGIN_SECONDS: Final = 0.5
 """What is waited longer than keys are known for: what was opened last is written then."""
 _PERSON_CHARACTERS: Final = 22
+_API_KEYS: Final = "API keys"
 
 Report = Callable[[str], None]
 
@@ -287,7 +290,17 @@ class Forgetter:
             )
 
     def _take_out(self, whom: Whom, outcome: Outcome) -> None:
-        """Have outsides take out what they have in clear."""
+        """Revoke their API keys, which name them, and have outsides take out what they have in
+        clear."""
+        file = load(AuthSettings, data_dir=self._folder).keys_file
+        if whom.values and file.is_file():
+            try:
+                with changing(file) as keys:
+                    others = [k for k in keys if not {k.owner, k.name} & whom.values.keys()]
+                    outcome.taken_out[_API_KEYS] = len(keys) - len(others)
+                    keys[:] = others
+            except KeysError as error:
+                outcome.left.append(f"their API keys: {error}; then run this again")
         for outside in self._saga.outside:
             if outside.forget is None:
                 outcome.left.append(
