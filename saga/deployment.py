@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 
 import yarl
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from saga.errors import Explained
 from saga.outside import Outside, OutsideError
@@ -63,7 +63,7 @@ class Deployment(Discreet, BaseModel):
     """Where the keys of persons are; by default as the environment says."""
     personal_cache_seconds: float | None = None
     """How long a service goes on using a person's key; by default as the environment says."""
-    personal_key_file: Path | None = None
+    personal_key_file: Path | None = Field(default=None, repr=False)
     """The file of the master keys; by default as the environment says. The keys are not here."""
     dead_letters_url: str | None = None
     """The operator's store of dead letters; by default a file beside the one this is read from."""

@@ -227,16 +227,16 @@ def _consumer() -> Iterator[KernelMutant]:
     yield KernelMutant(
         "a delivery is acknowledged when it is taken",
         file,
-        "        intake.deciding[delivery.tag] = self._kernel.take(\n",
+        "        intake.deciding[delivery.tag] = self._kernel.take(\n            envelope, then,",
         "        self._settle(intake, delivery)\n"
-        "        intake.deciding[delivery.tag] = self._kernel.take(\n",
+        "        intake.deciding[delivery.tag] = self._kernel.take(\n            envelope, then,",
         f"{tests}::test_a_delivery_is_acknowledged_once_it_is_decided_on_and_not_before",
     )
     yield KernelMutant(
         "a failed delivery is acknowledged before its copy is confirmed",
         file,
-        "        task = asyncio.create_task(settled())\n",
-        "        self._settle(intake, delivery)\n        task = asyncio.create_task(settled())\n",
+        "        self._start(intake, settled())\n",
+        "        self._settle(intake, delivery)\n        self._start(intake, settled())\n",
         f"{tests}::test_what_fails_waits_as_a_copy_and_is_acknowledged_once_that_is_confirmed",
     )
     yield KernelMutant(

@@ -170,7 +170,11 @@ def _is_there(url: str) -> bool:
 def _own_port(folder: Path) -> int | None:
     """The port in the lock file of a server with its files in the data folder."""
     try:
-        lines = (folder / CLUSTER_FOLDER / "data" / "postmaster.pid").read_text().splitlines()
+        lines = (
+            (folder / CLUSTER_FOLDER / "data" / "postmaster.pid")
+            .read_text(encoding="utf-8")
+            .splitlines()
+        )
         return int(lines[3])
     except (OSError, ValueError, IndexError):
         return None

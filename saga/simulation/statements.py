@@ -42,7 +42,7 @@ class QuickConnection:
 
     def execute(
         self, statement: sa.Executable, parameters: Any = None, **options: Any
-    ) -> _Answer | sa.CursorResult[Any]:
+    ) -> _Fetched | sa.CursorResult[Any]:
         """See `sqlalchemy.Connection.execute`."""
         prepared = self._prepared_for(statement, parameters, options)
         if prepared is None:
@@ -82,11 +82,11 @@ class QuickConnection:
             found = known[statement] = _Prepared(statement, self.dialect, parameters or _NOTHING)
         return found if found.takes(parameters or _NOTHING) else None
 
-    def _ask(self, prepared: _Prepared, parameters: Mapping[str, Any]) -> _Answer:
+    def _ask(self, prepared: _Prepared, parameters: Mapping[str, Any]) -> _Fetched:
         values = prepared.values(parameters)
         try:
             cursor = self._raw.execute(prepared.text, values)
-            return _Answer(prepared, cursor.fetchall(), cursor.rowcount)
+            return _Fetched(prepared, cursor.fetchall(), cursor.rowcount)
         except sqlite3.Error as error:
             raise as_sqlalchemy(error, prepared.text, self._connection) from error
 
@@ -151,7 +151,7 @@ class _Prepared:
         ]
 
 
-class _Answer:
+class _Fetched:
     """What came of a statement; see `sqlalchemy.CursorResult`."""
 
     def __init__(self, prepared: _Prepared, rows: list[tuple[Any, ...]], rowcount: int) -> None:
@@ -172,7 +172,7 @@ class _Answer:
 class _Scalars:
     """The first values of all rows; see `sqlalchemy.ScalarResult`."""
 
-    def __init__(self, answer: _Answer) -> None:
+    def __init__(self, answer: _Fetched) -> None:
         self._answer = answer
 
     def __iter__(self) -> Iterator[Any]:

@@ -142,7 +142,7 @@ def test_the_order_of_sets_of_words_of_any_length_and_number_is_turned() -> None
     seeds, left = again._seeds(pairs)
 
     assert not left
-    assert 1 < len(seeds) <= again.PROCESSES_MAX
+    assert 1 <= len(seeds) <= again.PROCESSES_MAX
 
 
 def test_the_first_call_that_takes_a_branch_in_a_run_is_made_twice() -> None:
@@ -229,14 +229,17 @@ def test_the_order_of_a_set_among_the_arguments_shows_at_once() -> None:
 
 
 def test_a_fresh_copy_is_equal_and_goes_through_sets_the_other_way_round() -> None:
-    command = PickTea(leaves=frozenset({"a", "b", "c"}))
+    turned = 0
+    for letters in ("abc", "def", "ghi", "jkl", "mno"):
+        command = PickTea(leaves=frozenset(letters))
 
-    copied = fresh(command, backwards=True)
+        copied = fresh(command, backwards=True)
 
-    assert copied == command
-    assert copied is not command
-    assert [*copied.leaves] == [*command.leaves][::-1]
-    assert PickTea(leaves=copied.leaves) == command
+        assert copied == command
+        assert copied is not command
+        turned += [*copied.leaves] == [*command.leaves][::-1]
+        assert PickTea(leaves=copied.leaves) == command
+    assert turned >= 3  # Where hashes collide, one may stay where it is.
 
 
 def found_by_simulation(saga: Saga) -> list[str]:

@@ -222,6 +222,10 @@ LOOPS = {
     "stream": ("saga/archive/follower.py Follower._pause",),
     "due": ("saga/runtime/kernel/timer.py Timekeeper._look",),
     "due_subjects": ("saga/runtime/kernel/timer.py Timekeeper._fire",),
+    "persons": (
+        "saga/personal/persons.py Persons.open",
+        "saga/runtime/messaging/sealing.py IntakeSeal._insist",
+    ),
 }
 """What the services try for ever, and where they notice that it fails."""
 SLEEPING = {
@@ -244,7 +248,12 @@ SLEEPING = {
     "saga/archive/follower.py Follower.start": "has a deadline",
     "payment_service/gateway.py SandboxGateway._ask": "plays a slow provider",
     "payment_service/gateway.py SandboxGateway._commit_with_room": "has a deadline",
-    "payment_service/gateway.py _make_tables": "has a deadline",
+    "saga/runtime/kernel/sqlite.py made_by_one": "has a deadline",
+    "saga/runtime/kernel/sqlite.py scrub": "has a deadline",
+    "saga/runtime/messaging/sealing.py IntakeSeal._insist": "persons",
+    "saga/personal/persons.py Persons.open": "persons",
+    "saga/personal/forgetting.py Forgetter._destroy": "waits once, for what processes know",
+    "saga/personal/forgetting.py Forgetter._end": "has a deadline",
 }
 """What sleeps in a service: in a loop, or why it is none that may be stuck."""
 
@@ -261,7 +270,8 @@ def calls() -> Iterator[tuple[str, ast.Call]]:
                 yield f"{path.relative_to(ROOT)} {'.'.join(names)}", child
             yield from walk(path, child, names)
 
-    packages = [ROOT / "saga" / "runtime", ROOT / "saga" / "archive", *ROOT.glob("*_service")]
+    engine = [ROOT / "saga" / name for name in ("runtime", "archive", "personal")]
+    packages = [*engine, *ROOT.glob("*_service")]
     for path in sorted(path for package in packages for path in package.rglob("*.py")):
         if path.name != "retry_loop.py":
             yield from walk(path, ast.parse(path.read_text()), ())

@@ -35,7 +35,7 @@ PROGRAMS = (
         "mktemp",
         "rm",
     ),
-    *("rm", "sed", "sha256sum", "sleep", "tail", "tee", "uname"),
+    *("sed", "sha256sum", "sleep", "tail", "tee", "uname"),
 )
 
 PYTHON = """\

@@ -9,7 +9,9 @@ from saga.generate.monitoring import DATA
 
 def prometheus_rule() -> str:
     """All groups of the rules' files, as they are there."""
-    groups = "".join(_groups(file.read_text("utf-8")) for file in sorted(DATA.glob("rules/*.yml")))
+    groups = "".join(
+        _groups(file.read_text(encoding="utf-8")) for file in sorted(DATA.glob("rules/*.yml"))
+    )
     return f"""\
 # From monitoring/rules, which Prometheus without its operator reads.
 apiVersion: monitoring.coreos.com/v1
