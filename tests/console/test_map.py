@@ -21,6 +21,7 @@ from saga.local.system import System
 from saga.runtime.messaging.connection import connect
 from saga.runtime.messaging.topology import EVENTS_EXCHANGE
 from saga.status import status
+from saga.version import engine_version
 from tests.console.visits import follow, opened
 from tests.polling import until
 
@@ -255,7 +256,7 @@ async def test_the_services_are_as_the_status_says(console_system: System, readi
     said = await get(reading, "/services")
     for (url,) in console_system.deployment.http_urls.values():
         assert url in said
-    assert said.count("<td>0.1.0</td>") == len(console_system.deployment.http_urls)
+    assert said.count(f"<td>{engine_version()}</td>") == len(console_system.deployment.http_urls)
 
 
 async def test_how_far_the_history_is_behind_is_told_once_it_is_known(reading: str) -> None:

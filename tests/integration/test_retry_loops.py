@@ -43,6 +43,7 @@ from tests.polling import until
 
 LOOPS = {
     "outbox",
+    "persons",
     "outbox_rows",
     "sweep",
     "lease",

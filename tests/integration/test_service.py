@@ -191,7 +191,8 @@ async def test_a_service_is_served_on_loopback_unless_told_otherwise(
 ) -> None:
     # A listener on every interface would answer at 127.0.0.2 as well.
     for host, answers in ((None, False), ("0.0.0.0", True)):
-        environment = {"HTTP_HOST": host} if host else {}
+        open_to_all = {"AUTH": "off", "AUTH_OFF_REASON": "a test of addresses"}
+        environment = {"HTTP_HOST": host, **open_to_all} if host else {}
         with ServiceProcess("order_service", tmp_path, AMQP_URL=broker_url, **environment) as order:
             await order.says("ready")
             elsewhere = order.address.with_host("127.0.0.2")
