@@ -400,7 +400,7 @@ UNREADABLE: Final = itertools.cycle(
 def test_a_system_whose_description_cannot_be_read_is_named_in_one_line(tmp_path: Path) -> None:
     scene = Scene(tmp_path, "amqp://127.0.0.1:1/", [str(uuid4())])
     need_none = {"up", "restart", "demo", "check", "topology apply", "topology diff"}
-    need_none |= {"history import", "restore", "verify"}
+    need_none |= {"history import", "restore", "verify", "keys create", "keys list", "keys revoke"}
     for command, described in COMMANDS.items():
         options = {name for parameter in described.params for name in parameter.opts}
         if "--data-dir" in options and command not in need_none:
