@@ -24,7 +24,7 @@ OLGA = Caller("olga", How.TOKEN, frozenset({"*:read"}))
 
 @pytest.fixture(autouse=True)
 def as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for name in ("_trail", "_process"):
+    for name in ("_trail", "_strangers", "_process"):
         monkeypatch.setattr(audit, name, getattr(audit, name))
     yield
     audit.log.propagate = True
@@ -50,7 +50,7 @@ def test_decisions_are_read_as_they_were_recorded_the_latest_first(tmp_path: Pat
         ("one", None, False, "no\ntoken"),
         ("one", "olga", True, ""),
     ]
-    assert all(len(file.read_text().splitlines()) == 2 for file in tmp_path.glob("*.jsonl"))
+    assert all(len(file.read_text().splitlines()) == 1 for file in tmp_path.glob("*.jsonl"))
 
 
 def test_the_trail_is_turned_over_and_only_so_much_of_it_is_kept(
@@ -68,6 +68,28 @@ def test_the_trail_is_turned_over_and_only_so_much_of_it_is_kept(
     assert sum(sizes) < 12_000
     subjects = [int(one.subject or -1) for one in entries(tmp_path)]
     assert subjects == [*range(299, 299 - len(subjects), -1)]
+
+
+def test_strangers_push_out_no_decision_about_those_who_are_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit, "FILE_MAX_BYTES", 2_000)
+    monkeypatch.setattr(audit, "STRANGERS_KEEP_BYTES", 6_000)
+    monkeypatch.setattr(audit, "_LOOK_AFTER_LINES", 5)
+    audit.keep(tmp_path, "one", 10_000, asked_for=True)
+    for number in range(20):
+        decide(number)
+    for _ in range(300):
+        audit.decided(None, action="GET /rooms", scope="", allowed=False, reason="no token")
+    for number in range(20, 30):  # Nor do the known ones push the strangers' out.
+        decide(number)
+
+    found = [*entries(tmp_path)]
+    assert [int(e.subject or -1) for e in found if e.who] == [*range(29, -1, -1)]
+    strangers = [*tmp_path.glob("one-strangers*.jsonl")]
+    assert 2 <= len(strangers)
+    assert sum(file.stat().st_size for file in strangers) < 8_000
+    assert 0 < sum(e.who is None for e in found) < 300
 
 
 def test_processes_that_share_a_file_lose_nothing_when_it_is_turned_over(
