@@ -2,8 +2,8 @@
 
 `Trail` keeps them in files of bounded size: of each process one for callers who are known, and one
 for strangers, who could push all else out of a common one. `entries` reads what all processes
-wrote. Without a file, and besides where it has handlers of its own, lines go to the logger `saga.audit`.
-No line has a token or a key in it.
+wrote. Without a file, and besides where it has handlers of its own, lines go to the logger
+`saga.audit`. No line has a token or a key in it.
 """
 
 from __future__ import annotations
@@ -92,15 +92,15 @@ def decided(
         "at": datetime.now(UTC).isoformat(timespec="microseconds"),
         "process": _process,
         "allowed": allowed,
-        "who": None if caller is None else caller.subject[:TEXT_MAX_CHARACTERS],
-        "name": "" if caller is None else caller.name[:TEXT_MAX_CHARACTERS],
+        "who": None if caller is None else _recorded(caller.subject),
+        "name": "" if caller is None else _recorded(caller.name),
         "how": None if caller is None else caller.how.value,
-        "action": action[:TEXT_MAX_CHARACTERS],
+        "action": _recorded(action),
         "scope": scope,
-        "subject": None if subject is None else subject[:TEXT_MAX_CHARACTERS],
-        "reason": reason[:TEXT_MAX_CHARACTERS],
+        "subject": None if subject is None else _recorded(subject),
+        "reason": _recorded(reason),
         "personal": personal,
-        "address": address,
+        "address": _recorded(address),
     }
     text = to_json(line)
     trail = _strangers if caller is None else _trail
@@ -108,6 +108,12 @@ def decided(
         trail.write(text)
     if trail is None or log.handlers:
         log.info("%s", text.decode())
+
+
+def _recorded(text: str) -> str:
+    """A text as it fits into a line; half a surrogate pair, which no JSON can hold, as its
+    escape."""
+    return text.encode("utf-8", "backslashreplace").decode()[:TEXT_MAX_CHARACTERS]
 
 
 def keep(folder: Path, process: str, keep_bytes: int, *, asked_for: bool) -> None:

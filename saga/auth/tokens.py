@@ -301,8 +301,12 @@ class Tokens:
             del self._remembered[digest]
         claims = await self._verified(token)
         caller = self._caller_of(claims)
+        try:
+            expires_at = float(claims["exp"]) + self._leeway
+        except OverflowError:
+            raise NotAllowed("exp is no time") from None
         forgotten_at = self._clock() + REMEMBERED_SECONDS
-        self._remembered[digest] = (caller, float(claims["exp"]) + self._leeway, forgotten_at)
+        self._remembered[digest] = (caller, expires_at, forgotten_at)
         if len(self._remembered) > REMEMBERED_MAX:
             self._remembered.popitem(last=False)
         return caller
