@@ -65,13 +65,13 @@ class PageNeeds:
             return
         session = session_of(request)
         if session is None:
-            if not is_live(request):
-                self._note(request, None, "nobody is logged in")
+            self._note(request, None, "nobody is logged in")
             raise NotLoggedIn
         refusal = self._refusal(request, session)
-        # A page that brings itself up to date is one look.
+        # A page that brings itself up to date is one look; what changes something is none.
+        live = request.method in SAFE_METHODS and is_live(request)
         address = f"{request.method} {request.url.path}?{request.url.query}"
-        if session.is_news(address) or not is_live(request) or refusal:
+        if session.is_news(address) or not live or refusal:
             self._note(
                 request,
                 session.caller,
