@@ -160,6 +160,13 @@ class Keys:
             )
             return
         self._fetched_at = self._clock()
+        if not self._keys:  # It has withdrawn them all.
+            log.error(
+                "no token of %s is believed: no key of its set can be used, which takes RSA of "
+                "2048 bits or more, P-256 or Ed25519",
+                self._issuer,
+            )
+            return
         log.info("%d keys of %s are known", sum(map(len, self._keys.values())), self._issuer)
 
     async def _document(self) -> bytes:
@@ -190,7 +197,8 @@ def _read_file(file: Path) -> bytes:
 
 
 def _keys_in(document: Any) -> dict[str | None, list[Key]]:
-    """The keys in a set that may sign, by id. Others are left out. Raises `ValueError`."""
+    """The keys in a set that may sign, by id. Others are left out, which may leave none. Raises
+    `ValueError` for what is no set of keys."""
     listed = document.get("keys") if isinstance(document, dict) else None
     if not isinstance(listed, list):
         raise ValueError("it is no set of keys: there is no list `keys`")
@@ -202,8 +210,6 @@ def _keys_in(document: Any) -> dict[str | None, list[Key]]:
             continue
         if (key := _imported(one)) is not None:
             keys.setdefault(one.get("kid"), []).append(key)
-    if not keys:
-        raise ValueError("no key in it can be used: RSA of 2048 bits or more, P-256 or Ed25519")
     return keys
 
 
