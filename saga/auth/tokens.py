@@ -24,6 +24,7 @@ from pydantic_core import from_json
 from saga.auth.caller import Caller, How, IssuerAway, NotAllowed
 from saga.auth.scopes import ROLES, in_claim
 from saga.auth.settings import AuthSettings, check_fetched_safely
+from saga.personal.seal import sealed
 from saga.runtime.settings import SettingsError
 from saga.runtime.tasks import cancel_all
 from saga.runtime.tls import trusted
@@ -352,5 +353,7 @@ class Tokens:
         owner = in_claim(claims, self._owner)
         if len(owner) != 1 or not _is_name(owner[0]):
             raise NotAllowed(f"there is no role in it, and no owner in {self._owner}")
+        if sealed(owner[0]):
+            raise NotAllowed(f"the owner in {self._owner} is a sealed text, and nobody's name")
         granted = " ".join(in_claim(claims, "scope") or in_claim(claims, "scp")).split()
         return Caller(subject, How.TOKEN, frozenset(granted), owner[0], name)

@@ -208,15 +208,15 @@ def access_of(settings: ConsoleSettings) -> ConsoleAccess | None:
     if is_open(settings):
         return None
     file = settings.keys_file
-    try:
-        keys = ApiKeys(file, settings.audit_folder) if file.is_file() else None
-    except KeysError as error:
-        raise SettingsError(str(error)) from None
-    if keys is None and settings.api_keys_file is not None:
+    if settings.api_keys_file is not None and not file.is_file():
         raise SettingsError(
             f"API_KEYS_FILE names {file}, which is no file; make a key: "
             f"saga keys create --file {file}"
         )
+    try:
+        keys = ApiKeys(file, settings.audit_folder)  # Whose file may be made later.
+    except KeysError as error:
+        raise SettingsError(str(error)) from None
     provider = None
     if settings.auth_client_id is not None:
         if settings.auth_issuer is None:

@@ -172,6 +172,17 @@ def test_of_a_key_only_its_hash_is_kept_in_a_file_for_its_owner_alone(tmp_path: 
     )
 
 
+def test_the_owner_of_a_key_is_named_in_clear(tmp_path: Path) -> None:
+    sealed = f"~1.{'A' * 22}.{'B' * 23}"
+    with pytest.raises(InputError, match="in clear"):
+        new_key("reception", ["rooms:read"], owner=sealed, now=utc_now())
+
+    text, key = new_key("reception", ["rooms:read"], owner="ada", now=utc_now())
+    write_keys(tmp_path / "api_keys.json", [key.model_copy(update={"owner": sealed})])
+    with pytest.raises(NotAllowed, match="sealed"):
+        ApiKeys(tmp_path / "api_keys.json").caller(text)
+
+
 def test_a_key_that_is_not_quite_it_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "api_keys.json"
     text, key = new_key("reception", ["rooms:read"], now=utc_now())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +15,8 @@ from saga.auth.settings import AuthSettings
 from saga.auth.tokens import Tokens
 from saga.runtime.settings import SettingsError, load
 from tests.issuer import AUDIENCE, OWNER, Issuer, SigningKey, ec_key, ed_key, forged, rsa_key
+
+SEALED = f"~1.{'A' * 22}.{'B' * 23}"
 
 
 class World:
@@ -291,6 +294,20 @@ async def test_who_has_no_role_acts_for_one_owner_with_the_scopes_in_the_token()
     assert not caller.may("orders:write")
     assert caller.acts_for(OWNER)
     assert not caller.acts_for("eve")
+
+
+def test_what_belongs_to_nobody_is_the_business_of_those_who_act_for_all() -> None:
+    own = Caller("ada", How.TOKEN, frozenset({"*"}), "ada")
+
+    assert not own.acts_for(None)
+    assert not replace(own, sealed_owner="~1.x").acts_for(None)
+    assert replace(own, owner=None).acts_for(None)
+
+
+async def test_an_owner_is_named_in_clear() -> None:
+    world = World()
+
+    assert "sealed" in await world.refused(world.issuer.customers("orders:read", owner=SEALED))
 
 
 async def test_the_owner_is_in_the_claim_that_is_named() -> None:
