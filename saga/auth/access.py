@@ -67,6 +67,16 @@ def is_open(settings: HttpSettings) -> bool:
     return True
 
 
+def check_said(settings: HttpSettings) -> None:
+    """Raises `SettingsError` where nobody is asked who they are because of the address alone: in an
+    application of somebody else, that does not say who reaches it."""
+    if is_open(settings) and not (settings.auth is Auth.OFF and settings.auth_off_reason):
+        raise SettingsError(
+            "in another application, HTTP_HOST does not say who reaches the routes of this one: "
+            "set AUTH=on, or say AUTH=off and why in AUTH_OFF_REASON"
+        )
+
+
 @lru_cache(_REMEMBERED_MAX)
 def _made(settings: HttpSettings, _: object) -> Access:
     # Once per settings and file, so that all applications of a process know the same callers.
