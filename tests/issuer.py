@@ -94,6 +94,7 @@ def forged(issuer: Issuer) -> dict[str, str]:
     now = int(time.time())
     head, body, signature = issuer.token().split(".")
     kid = issuer.keys[0].kid
+    unquotable = encoded({"alg": _ALGORITHMS[type(issuer.keys[0])], "crit": ["\ud800"]})
     return {
         "expired": issuer.token(exp=now - 600, iat=now - 1_200),
         "not valid yet": issuer.token(nbf=now + 600),
@@ -109,6 +110,8 @@ def forged(issuer: Issuer) -> dict[str, str]:
         "with another's claims": f"{head}.{encoded(issuer.claims(sub='eve'))}.{signature}",
         "without a signature": f"{head}.{body}.",
         "cut": issuer.token()[:-20],
+        "with a header that no JSON can quote": f"{unquotable}.{body}.{signature}",
+        "without a time to its end": issuer.token(exp=10**400),
         "too long": issuer.token(extra="x" * 10_000),
         "no token": "letmein",
         "no key": "sagakey_0123456789_" + "A" * 43,

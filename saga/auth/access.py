@@ -29,14 +29,12 @@ _REMEMBERED_MAX = 16
 class Access:
     """Knows callers by their tokens and keys. One per process."""
 
-    def __init__(self, tokens: Tokens | None, keys: ApiKeys | None) -> None:
+    def __init__(self, tokens: Tokens | None, keys: ApiKeys) -> None:
         self._tokens, self._keys = tokens, keys
 
     async def caller(self, credentials: str) -> Caller:
         """Who presents a token or a key. Raises `NotAllowed`, `IssuerAway`."""
         if credentials.startswith(PREFIX):
-            if self._keys is None:
-                raise NotAllowed("no API keys are known here")
             return self._keys.caller(credentials)
         if self._tokens is None:
             raise NotAllowed("no tokens are believed here")
@@ -69,6 +67,16 @@ def is_open(settings: HttpSettings) -> bool:
     return True
 
 
+def check_said(settings: HttpSettings) -> None:
+    """Raises `SettingsError` where nobody is asked who they are because of the address alone: in an
+    application of somebody else, that does not say who reaches it."""
+    if is_open(settings) and not (settings.auth is Auth.OFF and settings.auth_off_reason):
+        raise SettingsError(
+            "in another application, HTTP_HOST does not say who reaches the routes of this one: "
+            "set AUTH=on, or say AUTH=off and why in AUTH_OFF_REASON"
+        )
+
+
 @lru_cache(_REMEMBERED_MAX)
 def _made(settings: HttpSettings, _: object) -> Access:
     # Once per settings and file, so that all applications of a process know the same callers.
@@ -76,14 +84,12 @@ def _made(settings: HttpSettings, _: object) -> Access:
     if settings.auth_issuer is not None or settings.auth_audience is not None:
         tokens = Tokens(settings)
     file = settings.keys_file
-    keys = None
-    if file.is_file():
-        keys = ApiKeys(file, settings.audit_folder)
-    elif settings.api_keys_file is not None:
+    if settings.api_keys_file is not None and not file.is_file():
         raise SettingsError(
             f"API_KEYS_FILE names {file}, which is no file; make a key: "
             f"saga keys create --file {file}"
         )
+    keys = ApiKeys(file, settings.audit_folder)  # Whose file may be made later.
     if tokens is None and not keys:
         raise SettingsError(
             f"nobody could be known on {settings.http_host} (HTTP_HOST): set AUTH_ISSUER and "

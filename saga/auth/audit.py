@@ -1,8 +1,9 @@
 """The record of who was let in and who was not: one JSON line a decision.
 
-`Trail` keeps them in a file per process, of bounded size; `entries` reads what all processes wrote.
-Without a file, and besides where it has handlers of its own, lines go to the logger `saga.audit`.
-No line has a token or a key in it.
+`Trail` keeps them in files of bounded size: of each process one for callers who are known, and one
+for strangers, who could push all else out of a common one. `entries` reads what all processes
+wrote. Without a file, and besides where it has handlers of its own, lines go to the logger
+`saga.audit`. No line has a token or a key in it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import contextlib
 import heapq
 import logging
 import os
+import re
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -30,6 +32,8 @@ own_log = logging.getLogger(__name__)
 
 FILE_MAX_BYTES: Final = 20_000_000
 """How long a file gets before the next one is begun."""
+STRANGERS_KEEP_BYTES: Final = 100_000_000
+"""How much is kept of callers nobody knows, at most."""
 TEXT_MAX_CHARACTERS: Final = 255
 """Of each thing in a line that a caller may have chosen."""
 LINE_MAX_BYTES: Final = 16_384
@@ -67,6 +71,8 @@ class Audited(BaseModel):
 
 _process = "saga"
 _trail: Trail | None = None
+_strangers: Trail | None = None
+"""For callers who are not known; there is one if there is a `_trail`."""
 
 
 def decided(
@@ -83,39 +89,54 @@ def decided(
     """Record a decision. `subject` is what it is about, `personal` whether that shows data of
     people, `address` the network address it was asked from."""
     line = {
-        "at": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "at": datetime.now(UTC).isoformat(timespec="microseconds"),
         "process": _process,
         "allowed": allowed,
-        "who": None if caller is None else caller.subject[:TEXT_MAX_CHARACTERS],
-        "name": "" if caller is None else caller.name[:TEXT_MAX_CHARACTERS],
+        "who": None if caller is None else _recorded(caller.subject),
+        "name": "" if caller is None else _recorded(caller.name),
         "how": None if caller is None else caller.how.value,
-        "action": action[:TEXT_MAX_CHARACTERS],
+        "action": _recorded(action),
         "scope": scope,
-        "subject": None if subject is None else subject[:TEXT_MAX_CHARACTERS],
-        "reason": reason[:TEXT_MAX_CHARACTERS],
+        "subject": None if subject is None else _recorded(subject),
+        "reason": _recorded(reason),
         "personal": personal,
-        "address": address,
+        "address": _recorded(address),
     }
     text = to_json(line)
-    if _trail is not None:  # A record of a logger takes as long as all else here.
-        _trail.write(text)
-    if _trail is None or log.handlers:
+    trail = _strangers if caller is None else _trail
+    if trail is not None:  # A record of a logger takes as long as all else here.
+        trail.write(text)
+    if trail is None or log.handlers:
         log.info("%s", text.decode())
 
 
+def _recorded(text: str) -> str:
+    """A text as it fits into a line; half a surrogate pair, which no JSON can hold, as its
+    escape."""
+    return text.encode("utf-8", "backslashreplace").decode()[:TEXT_MAX_CHARACTERS]
+
+
 def keep(folder: Path, process: str, keep_bytes: int, *, asked_for: bool) -> None:
-    """Keep this process's decisions in a file in `folder`; where that takes none and nobody
+    """Keep this process's decisions in files in `folder`; where that takes none and nobody
     `asked_for` it, print them to stderr. Raises `AuditError` where somebody did."""
-    global _process, _trail
+    global _process, _trail, _strangers
     _process = process
-    if _trail is not None:
-        _trail.close()
-        _trail = None
+    for trail in (_trail, _strangers):
+        if trail is not None:
+            trail.close()
+    _trail = _strangers = None
     log.setLevel(logging.INFO)
     log.propagate = False
     try:
-        _trail = Trail(folder, process, keep_bytes)
-        atexit.register(_trail.flush)
+        known = Trail(folder, process, keep_bytes)
+        try:
+            strangers = Trail(folder, f"{process}-strangers", min(keep_bytes, STRANGERS_KEEP_BYTES))
+        except OSError:
+            known.close()
+            raise
+        _trail, _strangers = known, strangers
+        atexit.register(known.flush)
+        atexit.register(strangers.flush)
     except OSError as error:
         if asked_for:
             raise AuditError(
@@ -198,7 +219,10 @@ class Trail:
         self._forget()
 
     def _forget(self) -> None:
-        full = sorted(self._folder.glob(f"{self._process}.*.jsonl"), reverse=True)
+        ours = re.compile(rf"{re.escape(self._process)}\.[0-9]+\.jsonl")
+        full = sorted(
+            (file for file in self._folder.iterdir() if ours.fullmatch(file.name)), reverse=True
+        )
         kept = FILE_MAX_BYTES  # of the one that is being written
         for file in full:
             with contextlib.suppress(FileNotFoundError):
@@ -218,10 +242,11 @@ def entries(folder: Path, until: datetime | None = None) -> Iterator[Audited]:
     """The decisions that all processes recorded in `folder`, of up to a moment, the latest of each
     file first, files merged by time. Lines that cannot be read are left out. Raises
     `AuditError`."""
-    if _trail is not None:
-        _trail.flush()
+    for trail in (_trail, _strangers):
+        if trail is not None:
+            trail.flush()
     try:
-        # Of each process, that which is being written first: for what is of the same millisecond.
+        # Of each process, that which is being written first: for what is of the same time.
         files = sorted((file for file in folder.glob("*.jsonl") if file.is_file()), reverse=True)
     except OSError as error:
         raise AuditError(f"cannot read {folder}: {error.strerror}") from None

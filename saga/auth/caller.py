@@ -45,9 +45,12 @@ class Caller:
         all are."""
         return value == self.owner or self.may(READS_PERSONS)
 
-    def acts_for(self, owner: str) -> bool:
-        """Whether what belongs to `owner`, in clear or sealed, is this caller's business."""
-        return self.owner is None or owner in (self.owner, self.sealed_owner)
+    def acts_for(self, owner: str | None) -> bool:
+        """Whether what belongs to `owner`, in clear or sealed, is this caller's business. What
+        belongs to nobody is that of callers who act for all."""
+        if self.owner is None:
+            return True
+        return owner is not None and owner in (self.owner, self.sealed_owner)
 
 
 ANYBODY: Final = Caller("anybody", How.OFF, frozenset({EVERYTHING}))

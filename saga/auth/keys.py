@@ -25,6 +25,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 
 from saga.auth.caller import Caller, How, NotAllowed
 from saga.errors import Explained, InputError
+from saga.personal.seal import sealed
 from saga.runtime.files import write_whole
 from saga.runtime.urls import printable
 
@@ -100,6 +101,8 @@ def new_key(
     for scope in scopes:
         if not SCOPE.fullmatch(scope):
             raise InputError(f"{printable(scope)!r} is no scope; write rooms:write, *:read or *")
+    if owner is not None and sealed(owner):
+        raise InputError("an owner is named in clear, and this is a sealed text")
     id = secrets.token_hex(ID_BYTES)
     text = f"{PREFIX}{id}_{secrets.token_urlsafe(SECRET_BYTES)}"
     try:
@@ -192,7 +195,7 @@ class _Found:
 
 
 class ApiKeys:
-    """The keys in a file, which is read again when it has changed."""
+    """The keys in a file, which is read again when it has changed, or is made."""
 
     def __init__(self, file: Path, used_folder: Path | None = None) -> None:
         """Notes in `used_folder` which keys were used, if it can. Raises `KeysError`."""
@@ -204,6 +207,7 @@ class ApiKeys:
         self._used_at: dict[str, float] = {}
 
     def __len__(self) -> int:
+        self._read_again()
         return len(self._keys)
 
     def caller(self, text: str) -> Caller:
@@ -220,6 +224,8 @@ class ApiKeys:
             raise NotAllowed(f"it is not the key {id}")
         if not key.is_live(datetime.now(UTC)):
             raise NotAllowed(f"the key {id} expired at {key.expires_at:%Y-%m-%d %H:%M} UTC")
+        if key.owner is not None and sealed(key.owner):
+            raise NotAllowed(f"the owner of the key {id} is a sealed text, and nobody's name")
         self._note(id)
         return key.caller
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Final
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 KEYS_FILE_NAME: Final = "api_keys.json"
@@ -69,7 +69,9 @@ class AuthSettings(BaseSettings):
     """The folder of the embedded databases, one file per service; and of the audit trail."""
     auth: Annotated[Auth | None, BeforeValidator(lambda text: text and str(text).lower())] = None
     """By default off on a loopback address, and on elsewhere."""
-    auth_off_reason: Annotated[str, Field(max_length=1_000)] | None = None
+    auth_off_reason: (
+        Annotated[str, StringConstraints(strip_whitespace=True, max_length=1_000)] | None
+    ) = None
     """Why nobody is asked who they are, on an address that others reach: said at each start."""
     auth_issuer: Annotated[str, AfterValidator(check_fetched_safely)] | None = None
     """Whose tokens are believed: their `iss`, and where the discovery document is found."""

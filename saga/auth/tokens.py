@@ -24,6 +24,7 @@ from pydantic_core import from_json
 from saga.auth.caller import Caller, How, IssuerAway, NotAllowed
 from saga.auth.scopes import ROLES, in_claim
 from saga.auth.settings import AuthSettings, check_fetched_safely
+from saga.personal.seal import sealed
 from saga.runtime.settings import SettingsError
 from saga.runtime.tasks import cancel_all
 from saga.runtime.tls import trusted
@@ -160,6 +161,13 @@ class Keys:
             )
             return
         self._fetched_at = self._clock()
+        if not self._keys:  # It has withdrawn them all.
+            log.error(
+                "no token of %s is believed: no key of its set can be used, which takes RSA of "
+                "2048 bits or more, P-256 or Ed25519",
+                self._issuer,
+            )
+            return
         log.info("%d keys of %s are known", sum(map(len, self._keys.values())), self._issuer)
 
     async def _document(self) -> bytes:
@@ -190,7 +198,8 @@ def _read_file(file: Path) -> bytes:
 
 
 def _keys_in(document: Any) -> dict[str | None, list[Key]]:
-    """The keys in a set that may sign, by id. Others are left out. Raises `ValueError`."""
+    """The keys in a set that may sign, by id. Others are left out, which may leave none. Raises
+    `ValueError` for what is no set of keys."""
     listed = document.get("keys") if isinstance(document, dict) else None
     if not isinstance(listed, list):
         raise ValueError("it is no set of keys: there is no list `keys`")
@@ -202,8 +211,6 @@ def _keys_in(document: Any) -> dict[str | None, list[Key]]:
             continue
         if (key := _imported(one)) is not None:
             keys.setdefault(one.get("kid"), []).append(key)
-    if not keys:
-        raise ValueError("no key in it can be used: RSA of 2048 bits or more, P-256 or Ed25519")
     return keys
 
 
@@ -301,8 +308,12 @@ class Tokens:
             del self._remembered[digest]
         claims = await self._verified(token)
         caller = self._caller_of(claims)
+        try:
+            expires_at = float(claims["exp"]) + self._leeway
+        except OverflowError:
+            raise NotAllowed("exp is no time") from None
         forgotten_at = self._clock() + REMEMBERED_SECONDS
-        self._remembered[digest] = (caller, float(claims["exp"]) + self._leeway, forgotten_at)
+        self._remembered[digest] = (caller, expires_at, forgotten_at)
         if len(self._remembered) > REMEMBERED_MAX:
             self._remembered.popitem(last=False)
         return caller
@@ -342,5 +353,7 @@ class Tokens:
         owner = in_claim(claims, self._owner)
         if len(owner) != 1 or not _is_name(owner[0]):
             raise NotAllowed(f"there is no role in it, and no owner in {self._owner}")
+        if sealed(owner[0]):
+            raise NotAllowed(f"the owner in {self._owner} is a sealed text, and nobody's name")
         granted = " ".join(in_claim(claims, "scope") or in_claim(claims, "scp")).split()
         return Caller(subject, How.TOKEN, frozenset(granted), owner[0], name)

@@ -65,13 +65,13 @@ class PageNeeds:
             return
         session = session_of(request)
         if session is None:
-            if not is_live(request):
-                self._note(request, None, "nobody is logged in")
+            self._note(request, None, "nobody is logged in")
             raise NotLoggedIn
         refusal = self._refusal(request, session)
-        # A page that brings itself up to date is one look.
+        # A page that brings itself up to date is one look; what changes something is none.
+        live = request.method in SAFE_METHODS and is_live(request)
         address = f"{request.method} {request.url.path}?{request.url.query}"
-        if session.is_news(address) or not is_live(request) or refusal:
+        if session.is_news(address) or not live or refusal:
             self._note(
                 request,
                 session.caller,
@@ -208,15 +208,15 @@ def access_of(settings: ConsoleSettings) -> ConsoleAccess | None:
     if is_open(settings):
         return None
     file = settings.keys_file
-    try:
-        keys = ApiKeys(file, settings.audit_folder) if file.is_file() else None
-    except KeysError as error:
-        raise SettingsError(str(error)) from None
-    if keys is None and settings.api_keys_file is not None:
+    if settings.api_keys_file is not None and not file.is_file():
         raise SettingsError(
             f"API_KEYS_FILE names {file}, which is no file; make a key: "
             f"saga keys create --file {file}"
         )
+    try:
+        keys = ApiKeys(file, settings.audit_folder)  # Whose file may be made later.
+    except KeysError as error:
+        raise SettingsError(str(error)) from None
     provider = None
     if settings.auth_client_id is not None:
         if settings.auth_issuer is None:

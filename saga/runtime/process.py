@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import uvloop
 from fastapi import FastAPI
 
-from saga.auth.access import begin
+from saga.auth.access import begin, check_said
 from saga.choreography import ChoreographyError
 from saga.message import AmbiguousMessage
 from saga.runtime import metrics, streams, telemetry, tracing
@@ -158,8 +158,10 @@ async def embedded(
 ) -> AsyncIterator[Parts]:
     """What a process does, within an application of somebody else, until the end of the block.
 
-    Raises `DatabaseError` and `BrokerError`.
+    Raises `DatabaseError`, `BrokerError`, and `SettingsError` where `AUTH` does not say who may
+    ask.
     """
+    check_said(settings)
     async with contextlib.AsyncExitStack() as stack:
         if process.close is not None:
             stack.push_async_callback(process.close)

@@ -184,7 +184,9 @@ async def taking_part(
     What a process of its own does besides (logs, traces, signals, HTTP) is the application's. When
     the participant cannot go on, `on_crash` is called; by default this process is told to end by
     SIGTERM, as one that stays would only seem to work. Several participants may take part in one
-    process. Raises what `serve` ends with: `DatabaseError`, `BrokerError`, `ChoreographyError`.
+    process. Raises what `serve` ends with: `DatabaseError`, `BrokerError`, `ChoreographyError`, and
+    `SettingsError` unless `AUTH=on`, or `AUTH=off` with `AUTH_OFF_REASON`: who reaches `part.app`
+    is not for `HTTP_HOST` to say.
     """
     found: list[Running] = []
     made = process_of(service, settings, found.append)

@@ -477,6 +477,18 @@ async def test_a_key_that_is_revoked_ends_its_sessions(
         assert not await is_logged_in(client)
 
 
+async def test_a_key_file_that_is_made_after_the_start_counts_beside_a_provider(
+    provider: Provider, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("saga.auth.keys.LOOK_SECONDS", 0.0)
+    async with guarded(settings_of(provider, tmp_path)) as url, stranger(url) as client:
+        assert "/login/key" not in (await client.get("/login")).text
+        key = made_key(tmp_path, "*:read")
+        assert "/login/key" in (await client.get("/login")).text
+        await by_key(client, key)
+        assert await is_logged_in(client)
+
+
 async def test_what_is_no_key_that_holds_logs_nobody_in(tmp_path: Path) -> None:
     old = made_key(tmp_path, "*", expires_at=datetime.now(UTC) - timedelta(seconds=1))
     async with guarded(settings_of(None, tmp_path)) as url, stranger(url) as client:

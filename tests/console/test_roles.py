@@ -363,6 +363,20 @@ async def test_a_page_that_brings_itself_up_to_date_is_recorded_once(
     assert sorted(found) == ["GET /audit", "GET /services", "GET /services"]
 
 
+async def test_what_only_says_that_it_brings_a_page_up_to_date_is_recorded_each_time(
+    guarded: Guarded, tmp_path: Path
+) -> None:
+    live = {"X-Live": "1"}
+    async with guarded.client(caller("*")) as client:
+        for _ in range(2):
+            await client.post("/due/order/Order/4711", data=form_of(client), headers=live)
+    async with guarded.client(None) as nobody:
+        await nobody.get("/letters", headers=live)
+
+    found = [(each.who, each.action.partition(" ")[0]) for each in entries(tmp_path / "audit")]
+    assert found == [(None, "GET"), ("ada-1", "POST"), ("ada-1", "POST")]
+
+
 async def test_the_trail_is_shown_and_searched(guarded: Guarded, tmp_path: Path) -> None:
     async with guarded.client(caller("*:read", "personal:read", name="Ada")) as ada:
         await ada.get("/sagas/4711")

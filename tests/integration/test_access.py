@@ -27,6 +27,7 @@ from order_service.domain import CancelOrder
 from saga.archive import store
 from saga.auth import access, keys
 from saga.auth.audit import Audited, entries
+from saga.auth.caller import NotAllowed
 from saga.auth.keys import changing, last_used
 from saga.auth.settings import Auth
 from saga.deployment import Deployment
@@ -196,8 +197,9 @@ def test_an_address_that_others_reach_takes_callers_that_can_be_known(
 
     with pytest.raises(SettingsError, match="nobody could be known"):
         access.access_of(HttpSettings(**alone))
-    with pytest.raises(SettingsError, match="AUTH_OFF_REASON"):
-        access.access_of(HttpSettings(**alone, auth=Auth.OFF))
+    for reason in (None, "", " \t"):
+        with pytest.raises(SettingsError, match="AUTH_OFF_REASON"):
+            access.access_of(HttpSettings(**alone, auth=Auth.OFF, auth_off_reason=reason))
     assert access.access_of(HttpSettings(**alone, auth=Auth.OFF, auth_off_reason="a lab")) is None
     file = callers.folder / "api_keys.json"
     assert access.access_of(HttpSettings(**alone, api_keys_file=file)) is not None
@@ -425,6 +427,26 @@ async def test_a_key_counts_within_seconds_and_no_more_once_it_is_revoked(
         with changing(file) as known:
             known.remove(key)
         await until_status(served, path, text, 401)
+
+
+async def test_a_key_file_that_is_made_after_the_start_counts_where_tokens_do(
+    callers: Callers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keys, "LOOK_SECONDS", 0.0)
+    settings = HttpSettings(
+        http_host="0.0.0.0",
+        data_dir=tmp_path,
+        auth_issuer=callers.issuer.url,
+        auth_audience="orders",
+    )
+    known = access.access_of(settings)
+    assert known is not None
+    text, key = keys.new_key("shop", ["*"], now=utc_now())
+    with pytest.raises(NotAllowed):
+        await known.caller(text)
+
+    keys.write_keys(settings.keys_file, [key])
+    assert (await known.caller(text)).name == "shop"
 
 
 async def until_status(served: Served, path: str, credentials: str, status: int) -> None:

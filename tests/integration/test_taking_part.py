@@ -15,11 +15,15 @@ from faststream import FastStream
 from faststream.rabbit import ExchangeType, RabbitBroker, RabbitExchange, RabbitMessage, RabbitQueue
 
 from saga import Service, Settings, TakingPart, taking_part
+from saga.auth.keys import new_key, write_keys
+from saga.auth.settings import Auth
 from saga.choreography import Choreography
 from saga.envelope import Attributes
 from saga.runtime.kernel.kernel import Kernel
+from saga.runtime.kernel.tables import utc_now
 from saga.runtime.messaging.connection import BrokerError, connect
 from saga.runtime.messaging.topology import EVENTS_EXCHANGE, apply, topology_of
+from saga.runtime.settings import SettingsError
 from tests.moving.crew.domain import PARTICIPANT as CREW
 from tests.moving.language import RequestMove, Size
 from tests.moving.move.domain import PARTICIPANT as MOVE
@@ -36,7 +40,9 @@ KEY = "smith/2030-04"
 async def settings(amqp_url: str, tmp_path: Path) -> Settings:
     async with await connect(amqp_url, name="test") as connection:
         await apply(topology_of(Choreography([MOVE, VAN, CREW])), await connection.channel())
-    return Settings(amqp_url=amqp_url, data_dir=tmp_path)
+    return Settings(
+        amqp_url=amqp_url, data_dir=tmp_path, auth=Auth.OFF, auth_off_reason="tests alone ask it"
+    )
 
 
 async def stage(part: TakingPart, move: str) -> Stage:
@@ -77,6 +83,36 @@ async def test_it_takes_part_from_the_lifespan_of_an_application_of_fastapi(
         assert await stage(parts[0], KEY) is Stage.OPEN
         await until(partial(is_ready, client))
         assert "saga_build_info{" in (await client.get("/saga/metrics")).text
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"auth": None, "auth_off_reason": None},
+        {"auth": None},
+        {"auth_off_reason": None},
+    ],
+)
+async def test_in_another_application_it_has_to_be_said_who_may_ask(
+    settings: Settings, said: dict[str, object]
+) -> None:
+    """Also where it would listen on loopback by itself: it is the application that is reached."""
+    with pytest.raises(SettingsError, match="AUTH=on"):
+        async with taking_part(SERVICE, settings.model_copy(update=said)):
+            pytest.fail("it takes part, open to whoever reaches the application")
+
+
+async def test_in_another_application_its_routes_know_their_callers(
+    settings: Settings, tmp_path: Path
+) -> None:
+    write_keys(tmp_path / "api_keys.json", [new_key("shop", ["*"], now=utc_now())[1]])
+    closed = settings.model_copy(update={"auth": Auth.ON, "auth_off_reason": None})
+    app = FastAPI()
+    async with taking_part(SERVICE, closed) as part, client_of(app) as client:
+        app.mount("/saga", part.app)
+
+        assert (await client.get("/saga/moves/x")).status_code == 401
+        await until(partial(is_ready, client))
 
 
 async def test_it_takes_part_from_the_lifespan_of_an_application_of_faststream(

@@ -24,7 +24,7 @@ OLGA = Caller("olga", How.TOKEN, frozenset({"*:read"}))
 
 @pytest.fixture(autouse=True)
 def as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for name in ("_trail", "_process"):
+    for name in ("_trail", "_strangers", "_process"):
         monkeypatch.setattr(audit, name, getattr(audit, name))
     yield
     audit.log.propagate = True
@@ -50,7 +50,7 @@ def test_decisions_are_read_as_they_were_recorded_the_latest_first(tmp_path: Pat
         ("one", None, False, "no\ntoken"),
         ("one", "olga", True, ""),
     ]
-    assert all(len(file.read_text().splitlines()) == 2 for file in tmp_path.glob("*.jsonl"))
+    assert all(len(file.read_text().splitlines()) == 1 for file in tmp_path.glob("*.jsonl"))
 
 
 def test_the_trail_is_turned_over_and_only_so_much_of_it_is_kept(
@@ -70,6 +70,28 @@ def test_the_trail_is_turned_over_and_only_so_much_of_it_is_kept(
     assert subjects == [*range(299, 299 - len(subjects), -1)]
 
 
+def test_strangers_push_out_no_decision_about_those_who_are_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit, "FILE_MAX_BYTES", 2_000)
+    monkeypatch.setattr(audit, "STRANGERS_KEEP_BYTES", 6_000)
+    monkeypatch.setattr(audit, "_LOOK_AFTER_LINES", 5)
+    audit.keep(tmp_path, "one", 10_000, asked_for=True)
+    for number in range(20):
+        decide(number)
+    for _ in range(300):
+        audit.decided(None, action="GET /rooms", scope="", allowed=False, reason="no token")
+    for number in range(20, 30):  # Nor do the known ones push the strangers' out.
+        decide(number)
+
+    found = [*entries(tmp_path)]
+    assert [int(e.subject or -1) for e in found if e.who] == [*range(29, -1, -1)]
+    strangers = [*tmp_path.glob("one-strangers*.jsonl")]
+    assert len(strangers) >= 2
+    assert sum(file.stat().st_size for file in strangers) < 8_000
+    assert 0 < sum(e.who is None for e in found) < 300
+
+
 def test_processes_that_share_a_file_lose_nothing_when_it_is_turned_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -82,6 +104,26 @@ def test_processes_that_share_a_file_lose_nothing_when_it_is_turned_over(
 
     lines = [line for file in tmp_path.glob("*.jsonl") for line in file.read_text().splitlines()]
     assert sorted(json.loads(line)["number"] for line in lines) == [*range(200)]
+
+
+def test_texts_that_no_json_can_hold_are_recorded_as_their_escapes(tmp_path: Path) -> None:
+    audit.keep(tmp_path, "one", 1_000_000, asked_for=True)
+    bad = "a\ud800"
+    audit.decided(
+        Caller(bad, How.TOKEN, frozenset(), name=bad),
+        action=bad,
+        scope="",
+        subject=bad,
+        allowed=False,
+        reason=bad,
+        address=bad,
+    )
+    audit.decided(None, action="GET /", scope="", allowed=False, reason="\ud800" * 1_000)
+
+    stranger, known = entries(tmp_path)
+    assert len(stranger.reason) == audit.TEXT_MAX_CHARACTERS
+    said = {known.who, known.name, known.action, known.subject, known.reason, known.address}
+    assert said == {"a\\ud800"}
 
 
 def test_lines_that_are_none_are_left_out(tmp_path: Path) -> None:
@@ -128,6 +170,17 @@ def test_of_a_key_only_its_hash_is_kept_in_a_file_for_its_owner_alone(tmp_path: 
     assert ApiKeys(file).caller(text) == Caller(
         f"key:{key.id}", How.KEY, frozenset({"rooms:read"}), "ada", "reception"
     )
+
+
+def test_the_owner_of_a_key_is_named_in_clear(tmp_path: Path) -> None:
+    sealed = f"~1.{'A' * 22}.{'B' * 23}"
+    with pytest.raises(InputError, match="in clear"):
+        new_key("reception", ["rooms:read"], owner=sealed, now=utc_now())
+
+    text, key = new_key("reception", ["rooms:read"], owner="ada", now=utc_now())
+    write_keys(tmp_path / "api_keys.json", [key.model_copy(update={"owner": sealed})])
+    with pytest.raises(NotAllowed, match="sealed"):
+        ApiKeys(tmp_path / "api_keys.json").caller(text)
 
 
 def test_a_key_that_is_not_quite_it_is_refused(tmp_path: Path) -> None:

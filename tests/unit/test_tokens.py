@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +15,8 @@ from saga.auth.settings import AuthSettings
 from saga.auth.tokens import Tokens
 from saga.runtime.settings import SettingsError, load
 from tests.issuer import AUDIENCE, OWNER, Issuer, SigningKey, ec_key, ed_key, forged, rsa_key
+
+SEALED = f"~1.{'A' * 22}.{'B' * 23}"
 
 
 class World:
@@ -84,8 +87,7 @@ async def test_no_key_of_another_kind_is_used_for_an_algorithm() -> None:
 async def test_a_short_rsa_key_is_none() -> None:
     world = World(Issuer("https://issuer.example", rsa_key("short", 1_024)))
 
-    with pytest.raises(IssuerAway):
-        await world.whose(world.issuer.token())
+    assert "no key 'short'" in await world.refused(world.issuer.token())
 
 
 async def test_a_key_for_encryption_signs_nothing() -> None:
@@ -176,6 +178,20 @@ async def test_a_withdrawn_key_counts_no_more() -> None:
     assert "no key 'old'" in await world.refused(token)
 
 
+async def test_where_all_keys_are_withdrawn_none_counts_any_more(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    world = World()
+    token = world.issuer.token(exp=int(time.time()) + 10_000)
+    await world.whose(token)
+    world.issuer.keys.clear()
+    await world.tokens.keys._fetched()
+    world.passed = tokens.REMEMBERED_SECONDS + 1
+
+    assert "no key" in await world.refused(token)
+    assert "no key of its set can be used" in caplog.text
+
+
 async def test_known_keys_go_on_while_the_issuer_is_away() -> None:
     world = World()
     await world.whose(world.issuer.token())
@@ -218,10 +234,7 @@ async def test_keys_may_be_in_a_file(tmp_path: Any) -> None:
 
 @pytest.mark.parametrize(
     "document",
-    [b"", b"[]", b"{}", b'{"keys": {}}', b'{"keys": []}', b'{"keys": [1]}', b"\xff", b"[" * 9_999,
-     json.dumps({"keys": [{"kty": "RSA", "n": "AQ", "e": "x" * 9_999}]}).encode(),
-     json.dumps({"keys": [{"kty": "oct", "k": "AQ"}]}).encode(),
-     json.dumps({"keys": [{"kty": "EC", "crv": "P-256", "x": 1, "y": None}]}).encode(),
+    [b"", b"[]", b"{}", b'{"keys": {}}', b"\xff", b"[" * 9_999,
      json.dumps({"keys": [{}] * 101}).encode()],
 )  # fmt: skip
 async def test_what_is_no_set_of_keys_leaves_nobody_known(document: bytes, tmp_path: Any) -> None:
@@ -231,6 +244,23 @@ async def test_what_is_no_set_of_keys_leaves_nobody_known(document: bytes, tmp_p
 
     with pytest.raises(IssuerAway):
         await world.whose(world.issuer.token())
+
+
+@pytest.mark.parametrize(
+    "document",
+    [b'{"keys": []}', b'{"keys": [1]}',
+     json.dumps({"keys": [{"kty": "RSA", "n": "AQ", "e": "x" * 9_999}]}).encode(),
+     json.dumps({"keys": [{"kty": "oct", "k": "AQ"}]}).encode(),
+     json.dumps({"keys": [{"kty": "EC", "crv": "P-256", "x": 1, "y": None}]}).encode()],
+)  # fmt: skip
+async def test_a_set_without_a_key_that_can_be_used_believes_no_token(
+    document: bytes, tmp_path: Any
+) -> None:
+    file = tmp_path / "keys.json"
+    file.write_bytes(document)
+    world = World(auth_jwks=str(file))
+
+    assert "no key" in await world.refused(world.issuer.token())
 
 
 # --- what a caller may ----------------------------------------------------------------------------
@@ -264,6 +294,20 @@ async def test_who_has_no_role_acts_for_one_owner_with_the_scopes_in_the_token()
     assert not caller.may("orders:write")
     assert caller.acts_for(OWNER)
     assert not caller.acts_for("eve")
+
+
+def test_what_belongs_to_nobody_is_the_business_of_those_who_act_for_all() -> None:
+    own = Caller("ada", How.TOKEN, frozenset({"*"}), "ada")
+
+    assert not own.acts_for(None)
+    assert not replace(own, sealed_owner="~1.x").acts_for(None)
+    assert replace(own, owner=None).acts_for(None)
+
+
+async def test_an_owner_is_named_in_clear() -> None:
+    world = World()
+
+    assert "sealed" in await world.refused(world.issuer.customers("orders:read", owner=SEALED))
 
 
 async def test_the_owner_is_in_the_claim_that_is_named() -> None:

@@ -80,7 +80,7 @@ def routes(site: Site) -> APIRouter:
             said=said,
             page=page,
             provider=None if access.provider is None else access.provider.host,
-            by_key=access.keys is not None,
+            by_key=access.provider is None or bool(access.keys),
             insecure=is_readable_by_others(request),
             csrf_field=csrf_field(access.sessions.csrf_of(browser)),
         )
