@@ -83,9 +83,10 @@ class OrderLine(HeldLine):
     unit_price_cents: UnitPriceCents
 
 
-def order_id_of(idempotency_key: str) -> UUID:
-    """The id of the order placed under this key: the same however often it is placed."""
-    return uuid5(_ORDERS, idempotency_key)
+def order_id_of(idempotency_key: str, owner: str | None = None) -> UUID:
+    """The id of the order placed under this key: the same however often it is placed. Each owner
+    has keys of their own; without one, it is the operators' key."""
+    return uuid5(_ORDERS if owner is None else uuid5(_ORDERS, owner), idempotency_key)
 
 
 def total_of(lines: tuple[OrderLine, ...]) -> int:

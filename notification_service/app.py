@@ -153,7 +153,7 @@ def routes(running: Running) -> APIRouter:
     @router.post(
         "/notifications/{order_id}/resend",
         responses=problems(404, 409, 422, 502, *CHANGING),
-        dependencies=[needs("mails:write")],
+        dependencies=[needs("mails:write", personal=True)],
     )
     async def resend(order_id: UUID) -> NotificationView:
         """Send an unknown one, even if that makes two; 502 if it is unknown as before."""
@@ -167,7 +167,7 @@ def routes(running: Running) -> APIRouter:
     @router.post(
         "/notifications/{order_id}/dismiss",
         responses=problems(404, 409, 422, *CHANGING),
-        dependencies=[needs("mails:write")],
+        dependencies=[needs("mails:write", personal=True)],
     )
     async def dismiss(order_id: UUID) -> NotificationView:
         """Leave an unknown one as it is."""

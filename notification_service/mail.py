@@ -19,7 +19,7 @@ import aiosmtplib
 import yarl
 
 from common.events import CancellationReason, Letter, LetterKind
-from saga.personal.needle import Needle
+from saga.personal.needle import Needle, can_be_sought
 from saga.retry import TransientError
 from saga.runtime.urls import unambiguous
 from saga.text import harmless
@@ -202,9 +202,9 @@ def mailed_in(folder: Path) -> Iterator[str]:
 
 def take_out(folder: Path, order_ids: Collection[str], names: Collection[str]) -> int:
     """Take out what mails in a `FolderMailer`'s folder say: those about the orders, and those with
-    a name in them. That they were sent can still be told. Returns how many. Blocks; raises
-    `OSError`."""
-    needles = [Needle(name) for name in names]
+    a name in them that is neither too short nor too long to be looked for. That they were sent can
+    still be told. Returns how many. Blocks; raises `OSError`."""
+    needles = [Needle(name) for name in names if can_be_sought(name)]
     count = 0
     for file in sorted(folder.glob("*.eml")):
         text = file.read_bytes()

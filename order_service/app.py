@@ -128,15 +128,19 @@ def routes(running: Running) -> APIRouter:
         places orders in their own name only."""
         theirs(caller, new.customer, Problem(403, "an order is placed in one's own name only"))
         key = idempotency_key or str(uuid4())
-        order_id = order_id_of(key)
+        # Sealed where it can be: from an id, nobody guesses the name of who was forgotten.
+        owner = caller.sealed_owner or caller.owner
+        order_id = order_id_of(key, owner)
         command = new.command(order_id)
+        if owner is None:
+            id = derived_id(key, command.type)
+        else:  # No operator's key leads to it: what it is made of ends otherwise.
+            id = derived_id(str(order_id), f"{command.type} of its owner")
         with tracing.request("POST /orders", str(order_id), traceparent, status=202):
             # One that was placed before is told so again: that adds nothing to what waits.
             if not (idempotency_key and running.backlogged and await known(order_id)):
                 running.turn_away()
-            outcome = await running.give(
-                command, id=derived_id(key, command.type), priority=new.priority
-            )
+            outcome = await running.give(command, id=id, priority=new.priority)
             order = outcome.own if isinstance(outcome, Done) else await find(order_id, caller)
             view = OrderView.of(order)
             if not view.was_placed_by(command):
@@ -161,7 +165,7 @@ def routes(running: Running) -> APIRouter:
     )
     async def cancel(
         order_id: UUID,
-        caller: Annotated[Caller, needs("orders:write", own=True)],
+        caller: Annotated[Caller, needs("orders:write", own=True, personal=True)],
         traceparent: Annotated[str | None, Header()] = None,
     ) -> OrderView:
         """Cancel a pending order; 409 if it has ended already."""

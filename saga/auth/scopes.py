@@ -115,7 +115,7 @@ class Needs(SecurityBase):
             subject=None if about is None else str(about),
             allowed=not reason,
             reason=reason,
-            personal=self.personal,
+            personal=self.personal and not reason,
             address=request.client.host if request.client else "",
         )
 

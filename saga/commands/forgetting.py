@@ -183,7 +183,18 @@ def _looks(outcome: Outcome, data_dir: Path, also: list[Path]) -> list[SearchRep
     """The search, for each of what they are called in clear, if they are forgotten."""
     if outcome.request is not None:
         return []
-    return [_look(value, data_dir, also) for value in outcome.whom.values]
+    return [_look_or_say(value, data_dir, also) for value in outcome.whom.values]
+
+
+def _look_or_say(value: str, data_dir: Path, also: list[Path]) -> SearchReport:
+    """The search; for what cannot be looked for, one that says so, and is not fine."""
+    from saga.errors import InputError
+    from saga.personal.looking import SearchReport, Unseen
+
+    try:
+        return _look(value, data_dir, also)
+    except InputError as error:
+        return SearchReport(unseen=[Unseen("what they are called in clear", str(error))])
 
 
 def _resume(data_dir: Path, also: list[Path], wait: float, *, as_json: bool) -> None:

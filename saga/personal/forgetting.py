@@ -316,7 +316,7 @@ class Forgetter:
             )
             try:
                 outcome.taken_out[outside.name] = outside.forget(clear)
-            except (OutsideError, OSError) as error:
+            except (OutsideError, InputError, OSError) as error:
                 why = explained(error) if isinstance(error, OSError) else str(error)
                 outcome.left.append(f"{outside.name}: {why}; then run this again")
 

@@ -74,12 +74,17 @@ class Found:
         return Found(self.count + other.count, self.encodings + other.encodings)
 
 
+def can_be_sought(text: str) -> bool:
+    """Whether a `Needle` can be made of a text."""
+    return CHARACTERS_MIN <= len(" ".join(text.split())) <= CHARACTERS_MAX
+
+
 class Needle:
     """A text to be looked for. Raises `InputError` for one that cannot be."""
 
     def __init__(self, text: str) -> None:
         given = " ".join(text.split())
-        if not CHARACTERS_MIN <= len(given) <= CHARACTERS_MAX:
+        if not can_be_sought(given):
             raise InputError(
                 f"the text to look for has {len(given)} characters; give one of {CHARACTERS_MIN} "
                 f"to {CHARACTERS_MAX}: a shorter one is found by chance everywhere"

@@ -192,3 +192,15 @@ def test_mails_are_taken_out_and_it_is_still_known_that_they_were_sent(tmp_path:
     assert "Ada" in (folder / f"order.confirmed.{other}.eml").read_text()
     assert "forgotten" in (folder / f"order.confirmed.{theirs}.eml").read_text()
     assert take_out(folder, [theirs], [NAME]) == 0
+
+
+def test_mails_to_a_name_too_short_to_be_looked_for_are_found_by_their_order(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "mail"
+    FolderMailer(folder)
+    theirs = str(uuid4())
+    (folder / f"order.confirmed.{theirs}.eml").write_text("Dear Bob")
+
+    assert take_out(folder, [theirs], ["Bob"]) == 1
+    assert "Bob" not in (folder / f"order.confirmed.{theirs}.eml").read_text()

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from saga.commands.forgetting import _look_or_say
 from saga.declaration import EarlyEnd, Saga, SagaError
 from saga.personal.requests import FILE_NAME, Request, RequestsError, drop, keep, waiting_in
 from tests.command import saga
@@ -80,3 +81,10 @@ def test_a_saga_is_ended_early_by_one_of_its_participants() -> None:
         Saga("errands", early_end=EarlyEnd("nobody", "/{subject}"), **given)
 
     assert EarlyEnd("any", "/a/{subject}/end").path_for("x/y") == "/a/x%2Fy/end"
+
+
+def test_a_name_too_short_to_be_looked_for_was_not_looked_for(tmp_path: Path) -> None:
+    look = _look_or_say("Bob", tmp_path, [])
+
+    assert not look.clean
+    assert "3 characters" in look.unseen[0].why
