@@ -272,6 +272,7 @@ def build_with(
 def build(settings: MailSettings) -> Service:
     """The notification service. Raises `SettingsError`."""
     variable = "MAIL_TO"
+    persons = Persons(settings)
     try:
         addresses = address_book(settings.mail_to)
         variable = "MAIL_FROM"
@@ -280,14 +281,16 @@ def build(settings: MailSettings) -> Service:
         folders: dict[str, Path] = {}
         if settings.smtp_url is not None:
             variable = "SMTP_URL"
-            mailer = SmtpMailer(settings.smtp_url, settings.smtp_timeout_seconds)
+            mailer = SmtpMailer(
+                settings.smtp_url, settings.smtp_timeout_seconds, quoting=not persons.sealing
+            )
         else:
             variable = "MAIL_DIR" if settings.mail_dir else "DATA_DIR"
             folders["mails"] = (settings.mail_dir or settings.data_dir / "mail").absolute()
             mailer = FolderMailer(folders["mails"])
     except MailError as error:
         raise SettingsError(f"{variable}: {error}") from error
-    return build_with(writer, mailer, folders, persons=Persons(settings))
+    return build_with(writer, mailer, folders, persons=persons)
 
 
 def serve() -> None:

@@ -41,6 +41,8 @@ _REASONS = {
 }
 _ADDRESS = re.compile(r"[\w.!#$%&'*+/=?^`{|}~-]+@[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*", re.ASCII)
 _TAKEN_OUT = b"Whom this mail was for was forgotten, and it was taken out.\r\n"
+_ENHANCED = re.compile(r"[245]\.\d{1,3}\.\d{1,3}(?!\S)", re.ASCII)
+"""A status code of RFC 3463, which a server's answer may begin with."""
 _PERMANENT = range(500, 600)
 
 
@@ -227,9 +229,10 @@ def take_out(folder: Path, order_ids: Collection[str], names: Collection[str]) -
 class SmtpMailer:
     """Hands mails to a mail server, over a connection each."""
 
-    def __init__(self, url: str, timeout_seconds: float) -> None:
+    def __init__(self, url: str, timeout_seconds: float, *, quoting: bool = True) -> None:
         """`url` is `smtp://host:25`, `smtp+starttls://user:password@host:587` or
-        `smtps://user:password@host:465`. Raises `MailError`."""
+        `smtps://user:password@host:465`. Errors repeat what the server said, without the
+        recipient's address; unless `quoting`, only its codes. Raises `MailError`."""
         try:
             parsed = yarl.URL(unambiguous(url))
         except ValueError:
@@ -251,6 +254,7 @@ class SmtpMailer:
         self._user = unquote(parsed.raw_user or "") or None
         self._password = unquote(parsed.raw_password or "") or None
         self._timeout_seconds = timeout_seconds
+        self._quoting = quoting
         self._connections = asyncio.Semaphore(CONNECTIONS_MAX)
 
     async def send(self, mail: EmailMessage) -> None:
@@ -272,28 +276,40 @@ class SmtpMailer:
 
     async def _hand_over(self, server: aiosmtplib.SMTP, mail: EmailMessage) -> None:
         where = f"the mail server {self._host}:{self._port}"
+        to = str(mail["To"])
         try:
             await server.connect()
             await server.mail(str(mail["From"]))
-            await server.rcpt(str(mail["To"]))
+            await server.rcpt(to)
         except aiosmtplib.SMTPRecipientRefused as error:
-            raise _refusal(f"{where} refused the recipient", error) from error
+            raise self._refusal(f"{where} refused the recipient", error, to) from error
         except (aiosmtplib.SMTPException, OSError) as error:
-            raise MailRefused(f"{where} took no mail: {_said(error)}") from error
+            raise MailRefused(f"{where} took no mail: {self._said(error, to)}") from error
         try:
             await server.data(mail.as_bytes())
         except aiosmtplib.SMTPDataError as error:  # It has answered, and that answer is no.
-            raise _refusal(f"{where} refused the mail", error) from error
+            raise self._refusal(f"{where} refused the mail", error, to) from error
         except (aiosmtplib.SMTPException, OSError) as error:
-            raise MailUnconfirmed(f"{where} was lost before it answered: {_said(error)}") from error
+            raise MailUnconfirmed(
+                f"{where} was lost before it answered: {self._said(error, to)}"
+            ) from error
+
+    def _refusal(
+        self, what: str, error: aiosmtplib.SMTPResponseException, to: str
+    ) -> MailRejected | MailRefused:
+        kind = MailRejected if error.code in _PERMANENT else MailRefused
+        return kind(f"{what}: {self._said(error, to)}")
+
+    def _said(self, error: Exception, to: str) -> str:
+        """What went wrong. It gets into databases, dead letters, logs and the history, so it does
+        not name whom the mail is for, as servers like to."""
+        if not isinstance(error, aiosmtplib.SMTPResponseException):
+            return _without(to, str(error)) or type(error).__name__
+        if self._quoting:
+            return f"{error.code} {_without(to, error.message)}"
+        enhanced = _ENHANCED.match(error.message)
+        return f"{error.code} {enhanced[0]}" if enhanced else str(error.code)
 
 
-def _refusal(what: str, error: aiosmtplib.SMTPResponseException) -> Exception:
-    kind = MailRejected if error.code in _PERMANENT else MailRefused
-    return kind(f"{what}: {_said(error)}")
-
-
-def _said(error: Exception) -> str:
-    if isinstance(error, aiosmtplib.SMTPResponseException):
-        return f"{error.code} {error.message}"
-    return str(error) or type(error).__name__
+def _without(address: str, text: str) -> str:
+    return re.sub(re.escape(address), "(the recipient)", text, flags=re.IGNORECASE)

@@ -20,7 +20,13 @@ from aiosmtpd.smtp import SMTP, Envelope, Session
 
 from common.events import CancellationReason, Letter, LetterKind, OrderCancelled, OrderConfirmed
 from notification_service.app import MailSettings, build, build_with, routes
-from notification_service.domain import RESENDING_MAX, Notification, NotificationStatus
+from notification_service.domain import (
+    RESENDING_MAX,
+    Notification,
+    NotificationStatus,
+    Send,
+    SendAnswered,
+)
 from notification_service.mail import (
     FolderMailer,
     Mailer,
@@ -39,7 +45,7 @@ from saga.message import Event, Priority
 from saga.runtime.kernel.tables import utc_now
 from saga.runtime.kernel.timer import Timekeeper
 from saga.runtime.kernel.work import Done, Duplicate, Failed, Outcome
-from saga.runtime.settings import HttpSettings, SettingsError
+from saga.runtime.settings import HttpSettings, Sealing, SettingsError
 from saga.runtime.tasks import cancel_all
 from saga.text import harmless
 from tests.integration.kernels import Replica, client_of, replica
@@ -155,6 +161,39 @@ async def test_a_mail_that_is_refused_for_good_is_rejected(server: Server) -> No
     server.rcpt, server.data = "250 OK", "554 spam"
     with pytest.raises(MailRejected, match="refused the mail: 554 spam"):
         await mailer(server).send(mail())
+
+
+@pytest.mark.parametrize("quoting", [True, False])
+async def test_an_error_does_not_repeat_the_address_that_a_server_quotes(
+    server: Server, quoting: bool
+) -> None:
+    quotes = SmtpMailer(f"smtp://127.0.0.1:{server.port}", TIMEOUT_SECONDS, quoting=quoting)
+    answer = "550 5.1.1 <Ada@customers.example>: Recipient address rejected"
+    repeated = " <(the recipient)>: Recipient address rejected" if quoting else ""
+
+    server.rcpt = answer
+    with pytest.raises(MailRejected) as refused:
+        await quotes.send(mail())
+    server.rcpt, server.data = "250 OK", answer
+    with pytest.raises(MailRejected) as rejected:
+        await quotes.send(mail())
+
+    for error in refused, rejected:
+        assert str(error.value).endswith(f": 550 5.1.1{repeated}")
+
+
+async def test_with_sealing_no_word_of_a_mail_server_is_repeated(
+    server: Server, tmp_path: Path
+) -> None:
+    server.rcpt = "451 <ada@shop.example>: greylisted"
+    url = f"smtp://127.0.0.1:{server.port}"
+    service = build(MailSettings(smtp_url=url, data_dir=tmp_path, personal=Sealing.SEALED))
+
+    intent = Send(order_id=ORDER, letter=LETTER.model_copy(update={"customer": "ada@shop.example"}))
+    answer = await service.ask[Send](intent)
+
+    assert isinstance(answer, SendAnswered)
+    assert answer.detail.endswith("refused the recipient: 451")
 
 
 async def test_a_server_that_is_away_has_refused_the_mail() -> None:
