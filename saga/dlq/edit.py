@@ -21,6 +21,8 @@ from saga.dlq.states import LetterState
 from saga.envelope import Undecodable, derived_id
 from saga.errors import InputError
 from saga.message import Event
+from saga.personal.marks import personal_values
+from saga.personal.seal import PREFIX, sealed
 from saga.runtime.messaging.dead_letters import ADDRESSEE
 from saga.runtime.messaging.permissions import REPLAY
 from saga.runtime.messaging.publisher import BrokerPublisher, posting_of
@@ -128,6 +130,11 @@ def corrected(graph: Choreography, letter: DeadLetter, after: str) -> Correction
         raise InputError(
             f"{participant.name} cannot take the edited letter {letter.number}: {error}"
         ) from error
+    if PREFIX in before and not all(map(sealed, personal_values(envelope.data))):
+        raise InputError(
+            f"the edited letter {letter.number} names somebody in clear, and the history keeps it "
+            f"for good: leave the sealed text as it is, or take one from another message"
+        )
     sent = any(command.type == envelope.type for command in graph.commands)
     recorded = sent or isinstance(envelope.data, Event)
     return Correction(copy_id, body, _diff(before, after), recorded)

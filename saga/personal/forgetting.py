@@ -364,7 +364,7 @@ def open_keys(deployment: Deployment, folder: Path) -> KeyStore:
     raises."""
     settings = deployment.personal_settings(folder)
     check_sealing(settings)
-    return open_store(settings)
+    return open_store(settings, existing=True)
 
 
 def check_sealing(settings: PersonalSettings) -> None:

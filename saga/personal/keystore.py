@@ -344,15 +344,19 @@ class KeyStore:
         if missing := [digest for digest in by_digest if digest not in rows]:
             rows |= self._ground.write(lambda connection: self._make(connection, missing))
         for digest, value in by_digest.items():
-            row = rows[digest]
-            cipher = self._ciphers.get(row.person_id)
-            if cipher is None:
-                key = row.key or self._keys.unwrap(row.wrapped, row.wrapped_by, row.person_id)
-                cipher = AESSIV(key)
-            result[value] = seal_under(cipher, row.person_id, value)
-            self._ciphers.put(row.person_id, cipher, read_at)
-            self._sealed.put(value, result[value], read_at)
+            result[value] = self._seal_under(rows[digest], value, read_at)
         return result
+
+    def _seal_under(self, row: _Key, value: str, read_at: float) -> str:
+        """Seal a value under the key of a row that was read, and remember both."""
+        cipher = self._ciphers.get(row.person_id)
+        if cipher is None:
+            key = row.key or self._keys.unwrap(row.wrapped, row.wrapped_by, row.person_id)
+            cipher = AESSIV(key)
+        text = seal_under(cipher, row.person_id, value)
+        self._ciphers.put(row.person_id, cipher, read_at)
+        self._sealed.put(value, text, read_at)
+        return text
 
     def open(self, value: str) -> str:
         """What a sealed text says; one that is in clear stays as it is. Raises `Forgotten`,
@@ -374,9 +378,10 @@ class KeyStore:
             return value
         if (found := self._sealed.get(value)) is not None:
             return found
-        if self.person_of(value) is None:
-            return None
-        return self.seal(value)
+        read_at, digest = time.monotonic(), self._digest(value)
+        # Under the row that was found: somebody forgotten meanwhile is not made again.
+        row = self._ground.read(lambda connection: _find(connection, [digest])).get(digest)
+        return None if row is None else self._seal_under(row, value, read_at)
 
     def person_of(self, value: str) -> str | None:
         """The id of the person with that value, in clear or sealed; None where none is known.

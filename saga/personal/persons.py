@@ -22,7 +22,7 @@ from saga.personal.keystore import KeyStore, KeyStoreAway, KeyStoreError
 from saga.personal.marks import personal_values, with_personal
 from saga.personal.master import MasterKeyError
 from saga.personal.opening import open_store
-from saga.personal.seal import sealed
+from saga.personal.seal import Unsealable, sealed
 from saga.runtime.retry_loop import RetryLoop
 from saga.runtime.settings import PersonalSettings, Sealing
 
@@ -144,6 +144,7 @@ class Persons:
                 try:
                     opened = await self._ask(lambda store: store.open(value))
                 except _AWAY as error:
+                    self._check_awaited(error)
                     self.loop.failed(error, this)
                     if clock() > deadline:
                         raise SealingAway(str(error)) from error
@@ -162,7 +163,14 @@ class Persons:
         try:
             return await self._ask(lambda store: store.open(value))
         except _AWAY as error:
+            self._check_awaited(error)
             raise SealingAway(str(error)) from error
+
+    def _check_awaited(self, error: Exception) -> None:
+        """Where nothing is sealed, no keys are to come, and anybody may write a text that only
+        looks sealed: it is not waited for. Raises `Unsealable`."""
+        if not self.sealing and not isinstance(error, KeyStoreAway):
+            raise Unsealable(f"it looks like a sealed value, and nothing is sealed here: {error}")
 
     async def texts_of(self, value: str) -> tuple[str, ...]:
         """The texts that stand for a clear value: itself, as from before anything was sealed, and

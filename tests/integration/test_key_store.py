@@ -6,14 +6,15 @@ import asyncio
 import base64
 import os
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from saga.personal import Forgotten, Unsealable, sealed
+from saga.personal import Forgotten, Unsealable, keystore, sealed
 from saga.personal.keystore import KeyStore, KeyStoreAway, UnknownPerson
 from saga.personal.master import MasterKeyError, MasterKeys
 from saga.personal.opening import made_key, master_keys, open_store
@@ -54,6 +55,36 @@ def test_processes_seal_alike_and_open_each_others(opened: Open) -> None:
     assert other.seal(one.seal("anna")) == one.seal("anna")
     assert one.person_of("anna") == one.person_of(one.seal("anna"))
     assert one.person_of("nobody") is one.sealed_of("nobody") is None
+
+
+def test_looking_somebody_up_makes_nobody_even_where_they_are_forgotten_meanwhile(
+    opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, elsewhere = opened(cache_seconds=0.0), opened()
+    person_id = store.person_of(store.seal("anna"))
+    assert person_id is not None
+    find = keystore._find
+
+    def found(connection: Any, digests: Sequence[bytes]) -> Any:
+        rows = find(connection, digests)
+        monkeypatch.setattr(keystore, "_find", find)
+        elsewhere.forget(person_id, "asked")
+        return rows
+
+    monkeypatch.setattr(keystore, "_find", found)
+    store.sealed_of("anna")
+
+    assert len([*elsewhere.persons()]) == 1
+    assert elsewhere.person_of("anna") is None
+
+
+async def test_where_nothing_is_sealed_no_key_is_waited_for(tmp_path: Path) -> None:
+    text = f"~1.{'a' * 22}.{'b' * 24}"
+    async with Persons(load(PersonalSettings, data_dir=tmp_path, personal="off")) as persons:
+        with pytest.raises(Unsealable, match="nothing is sealed here"):
+            await persons.open(text)
+        with pytest.raises(Unsealable, match="nothing is sealed here"):
+            await persons.open_now(text)
 
 
 def test_who_is_new_to_several_at_once_gets_one_key(opened: Open) -> None:

@@ -18,7 +18,11 @@ from pydantic import BaseModel, Field
 
 from common.events import OrderLine, PlaceOrder
 from order_service.domain import PARTICIPANT, Order
+from saga.discovery import choreography
+from saga.dlq.edit import corrected, text_of, with_values
+from saga.dlq.letters import copy_of
 from saga.envelope import Envelope, digest_of, source_of, wrap
+from saga.errors import InputError
 from saga.message import Priority
 from saga.personal import Personal, sealed
 from saga.personal.opening import STORE_FILE, made_key, open_store
@@ -29,14 +33,16 @@ from saga.runtime.messaging import frames
 from saga.runtime.messaging.consumer import Deliveries, DeliveryChannel
 from saga.runtime.messaging.frames import Delivery, Posting
 from saga.runtime.messaging.publisher import BrokerPublisher
-from saga.runtime.messaging.topology import intake_queue
+from saga.runtime.messaging.topology import intake_queue, work_queue
 from saga.runtime.personal import MAY_READ, guarded, texts_of
 from saga.runtime.problem import Problem
 from saga.runtime.settings import PersonalSettings, load
 from tests.polling import until
 from tests.unit.test_deliveries import CopyingPublisher, HoldingKernel, WatchedChannel
+from tests.unit.test_dlq import delivered, letter_of
 
 NAME = "Anna Muster"
+EXAMPLES = Path(__file__).parents[2] / "contracts" / "examples"
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 QUEUE = intake_queue("order", Priority.NORMAL)
 
@@ -376,3 +382,19 @@ def _is_acked(intake: Intake) -> bool:
 
 def _has_copies(intake: Intake, count: int) -> bool:
     return len(intake.publisher.bodies) == count
+
+
+# --- dead letters -------------------------------------------------------------------------------
+
+
+def test_an_edit_writes_no_name_in_clear_over_a_sealed_one() -> None:
+    example = json.loads((EXAMPLES / "order.placed" / "v1.json").read_text())
+    example["data"]["customer"] = f"~1.{'a' * 22}.{'b' * 24}"
+    queue = work_queue("inventory", Priority.NORMAL)
+    delivery = delivered(json.dumps(example).encode(), x_saga_origin_queue=queue)
+    letter = letter_of(copy_of(delivery, "inventory", NOW))
+    text = text_of(letter.body)
+
+    with pytest.raises(InputError, match="names somebody in clear"):
+        corrected(choreography(), letter, with_values(text, [f"data.customer={NAME}"]))
+    assert corrected(choreography(), letter, with_values(text, ["data.priority=normal"])) is not None
