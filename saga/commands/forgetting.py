@@ -392,7 +392,9 @@ def _show_outcome(outcome: Outcome) -> None:
         remark(line)
     if outcome.ended:
         out().print(f"ended before their time: {len(outcome.ended)}")
-    if outcome.request is not None:
+    for line in outcome.again:
+        remark(f"failed: {line}; mend it, then `saga forget --resume`")
+    if outcome.request is not None and outcome.forgotten_at is None and not outcome.again:
         remark(
             f"person {person_id} is not forgotten yet: {len(outcome.request.waits_for)} sagas are "
             f"open; `saga forget --resume` goes on, `saga forget --status` lists what waits"
@@ -431,7 +433,7 @@ def _outcome_json(outcome: Outcome) -> dict[str, Any]:
         "refused": outcome.refused,
         "waits": None if outcome.request is None else _request_json(outcome.request),
         "taken_out": outcome.taken_out,
-        "left": outcome.left,
+        "left": [*outcome.left, *outcome.again],
     }
 
 

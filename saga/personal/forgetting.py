@@ -109,6 +109,12 @@ class Outcome:
     """Keyed by outside: in how many places it had them in clear."""
     left: list[str] = field(default_factory=list)
     """What is for people to do, a line each."""
+    again: list[str] = field(default_factory=list)
+    """What failed and may go well when it is run again, a line each; the request waits."""
+
+    def took(self, name: str, count: int) -> None:
+        """So many more were taken out of a place."""
+        self.taken_out[name] = self.taken_out.get(name, 0) + count
 
 
 class Forgetter:
@@ -211,8 +217,15 @@ class Forgetter:
             outcome.request = asked.model_copy(update={"waits_for": still_open})
             requests.keep(self._folder, outcome.request)
             return outcome
-        await self._destroy(whom, reason, outcome, report)
+        # While what they are called is known: nobody can tell once the key is gone.
         await in_thread(self._take_out, whom, outcome)
+        if outcome.again:
+            outcome.request = asked.model_copy(update={"waits_for": ()})
+            requests.keep(self._folder, outcome.request)
+            return outcome
+        outcome.left.clear()  # It is said once more below.
+        await self._destroy(whom, reason, outcome, report)
+        await in_thread(self._take_out, whom, outcome)  # What was written meanwhile.
         for folder in backups:
             if (folder / MANIFEST).is_file():
                 await in_thread(self._take_out_of_backup, whom, outcome, folder)
@@ -222,7 +235,11 @@ class Forgetter:
                 "`saga forget --verify` looks for it, if you give it"
             )
         await in_thread(self._note, whom, reason, outcome)
-        requests.drop(self._folder, whom.person.person_id)
+        if outcome.again:
+            outcome.request = asked.model_copy(update={"waits_for": ()})
+            requests.keep(self._folder, outcome.request)
+        else:
+            requests.drop(self._folder, whom.person.person_id)
         return outcome
 
     async def _end(
@@ -293,14 +310,19 @@ class Forgetter:
         """Revoke their API keys, which name them, and have outsides take out what they have in
         clear."""
         file = load(AuthSettings, data_dir=self._folder).keys_file
-        if whom.values and file.is_file():
+        if not whom.values and file.is_file():
+            outcome.left.append(
+                "API keys were not looked for: what they are called in clear is not known; "
+                "`saga keys list` has the names"
+            )
+        elif file.is_file():
             try:
                 with changing(file) as keys:
                     others = [k for k in keys if not {k.owner, k.name} & whom.values.keys()]
-                    outcome.taken_out[_API_KEYS] = len(keys) - len(others)
+                    outcome.took(_API_KEYS, len(keys) - len(others))
                     keys[:] = others
             except KeysError as error:
-                outcome.left.append(f"their API keys: {error}; then run this again")
+                outcome.again.append(f"their API keys: {error}")
         for outside in self._saga.outside:
             if outside.forget is None:
                 outcome.left.append(
@@ -315,10 +337,10 @@ class Forgetter:
                 books_url=self._deployment.outside_urls.get(outside.name),
             )
             try:
-                outcome.taken_out[outside.name] = outside.forget(clear)
+                outcome.took(outside.name, outside.forget(clear))
             except (OutsideError, InputError, OSError) as error:
                 why = explained(error) if isinstance(error, OSError) else str(error)
-                outcome.left.append(f"{outside.name}: {why}; then run this again")
+                outcome.again.append(f"{outside.name}: {why}")
 
     def _take_out_of_backup(self, whom: Whom, outcome: Outcome, folder: Path) -> None:
         """Have outsides take out what a backup's copies of their books have in clear."""

@@ -5,12 +5,15 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from pathlib import Path
 from stat import S_IMODE
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from saga.commands.forgetting import _look_or_say
 from saga.declaration import EarlyEnd, Saga, SagaError
+from saga.outside import OutsideError
+from saga.personal.forgetting import Forgetter, Whom
 from saga.personal.requests import FILE_NAME, Request, RequestsError, drop, keep, waiting_in
 from tests.command import saga
 from tests.errands import SAGA
@@ -88,3 +91,20 @@ def test_a_name_too_short_to_be_looked_for_was_not_looked_for(tmp_path: Path) ->
 
     assert not look.clean
     assert "3 characters" in look.unseen[0].why
+
+
+async def test_the_key_stays_as_long_as_an_outside_still_has_the_name(tmp_path: Path) -> None:
+    def away(_: object) -> int:
+        raise OutsideError("its books are locked")
+
+    outside: Any = SimpleNamespace(name="shop", forget=away)
+    fakes: Any = SimpleNamespace(outside=[outside], outside_urls={})
+    no_store: Any = None  # Destroying the key would fail.
+    person: Any = SimpleNamespace(person_id="one")
+    whom = Whom(person, {"Ada": "~1"}, (), (), (), (), (), 0)
+
+    forgetter = Forgetter(fakes, tmp_path, fakes, no_store)
+    outcome = await forgetter.forget(whom, "asked", wait_seconds=0, report=print)
+
+    assert outcome.again == ["shop: its books are locked"]
+    assert [request.person_id for request in waiting_in(tmp_path)] == ["one"]
