@@ -204,8 +204,10 @@ def take_out(url: str, customers: Iterable[str], names: Mapping[str, str]) -> in
     count = 0
     with closing(sqlite3.connect(path, timeout=BUSY_TIMEOUT_SECONDS)) as connection:
         connection.execute("PRAGMA secure_delete = ON")
+        tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
         with connection:
-            for customer in customers:
+            # Books of before there were references have no payers.
+            for customer in customers if _payers.name in tables else ():
                 count += connection.execute(
                     "UPDATE OR REPLACE accounts SET customer = ?1"
                     " WHERE customer IN (SELECT name FROM payers WHERE customer = ?1)",

@@ -358,10 +358,15 @@ class Forgetter:
                 folder=folder,
                 books_url=sqlite_url(file),
             )
-            outcome.taken_out[f"{outside.name} in {folder}"] = outside.forget(clear)
+            try:
+                outcome.took(f"{outside.name} in {folder}", outside.forget(clear))
+            except (OutsideError, InputError, OSError) as error:
+                why = explained(error) if isinstance(error, OSError) else str(error)
+                outcome.left.append(f"{outside.name} in {folder}: {why}")
+            # Also where it failed: it may have written some.
             changed = {"bytes": file.stat().st_size, "sha256": digest_of(file)}
             outsides[outside.name] = copied.model_copy(update=changed)
-        manifest.model_copy(update={"outside": outsides}).save(folder)
+            manifest.model_copy(update={"outside": outsides}).save(folder)
 
     def _note(self, whom: Whom, reason: str, outcome: Outcome) -> None:
         """Say in the audit record who forgot whom, and why."""

@@ -222,6 +222,8 @@ class Looker:
             self._seen |= new.keys()
             for path in new.values():
                 self.file(_group(name, folder, path), path)
+        else:
+            self._miss(name, f"new files came all the time, {ROUNDS_MAX} times: look again")
 
     def file(self, group: str, path: Path) -> None:
         """The bytes of one file, what is in it if it is an archive, its rows if it is a SQLite
@@ -437,12 +439,12 @@ def sorted_files(
     paths: Iterable[Path] = (
         (
             Path(where) / name
-            for where, _, names in os.walk(
+            for where, below, names in os.walk(
                 folder,
                 onerror=lambda error: unread(str(error.filename), error.strerror or str(error)),
                 followlinks=False,
             )
-            for name in names
+            for name in (*names, *(one for one in below if (Path(where) / one).is_symlink()))
         )
         if folder.is_dir()
         else (folder,)
@@ -457,6 +459,8 @@ def sorted_files(
             continue
         if stat.S_ISREG(status.st_mode):
             found.append((path, status))
+        elif stat.S_ISDIR(status.st_mode):
+            unread(str(path), f"a link to the folder {path.resolve()}: look there by --also")
     return sorted(found, key=lambda each: (not each[0].name.endswith("wal"), each[0]))
 
 

@@ -27,6 +27,13 @@ DEPTH_MAX: Final = 5
 """Archives in archives."""
 HEAD_BYTES: Final = 512
 """What tells an archive: a tar says so at 257."""
+_SQLITE: Final = b"SQLite format 3\0"
+_NOT_OPENED: Final = {
+    b"7z\xbc\xaf\x27\x1c": "7-Zip",
+    b"Rar!\x1a\x07": "RAR",
+    b"\x04\x22\x4d\x18": "LZ4",
+    b"\x1f\x9d": "compress",
+}
 _DUMP: Final = b"PGDMP"
 
 Unopened = Callable[[str, str], None]
@@ -73,6 +80,8 @@ def parts_of_file(path: Path, unopened: Unopened) -> Iterator[Part]:
             yield from _of_dump(path, unopened)
         elif _kind(head) is not None:
             yield from _parts(str(path), file, head, unopened, 1)
+        else:
+            _tell_unopened(str(path), head, unopened)
 
 
 def _parts(
@@ -111,6 +120,9 @@ def _within(name: str, stream: IO[bytes], unopened: Unopened, depth: int) -> Ite
     head = _exactly(stream, HEAD_BYTES)
     rest: IO[bytes] = io.BufferedReader(_Rewound(head, stream))
     kind = _kind(head)
+    _tell_unopened(name, head, unopened)
+    if head.startswith(_SQLITE):
+        unopened(name, "its bytes were looked at, not its rows: unpack it, and look by --also")
     if kind is None or (kind == "zip" and not stream.seekable()):
         if kind is not None:
             unopened(name, "it is a zip in a stream, which is read from its end")
@@ -257,6 +269,13 @@ def _exactly(stream: IO[bytes], count: int) -> bytes:
     while len(data) < count and (more := stream.read(count - len(data))):
         data += more
     return data
+
+
+def _tell_unopened(name: str, head: bytes, unopened: Unopened) -> None:
+    """Name what begins like an archive of a kind that is not opened here."""
+    for magic, kind in _NOT_OPENED.items():
+        if head.startswith(magic):
+            unopened(name, f"it is a file of {kind}: unpack it, and look by --also")
 
 
 def _kind(head: bytes) -> str | None:

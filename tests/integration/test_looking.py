@@ -207,6 +207,24 @@ def test_what_cannot_be_opened_is_said_and_all_is_not_well(tmp_path: Path) -> No
     assert "broken.db" in said
 
 
+def test_what_is_opened_by_nobody_here_is_said(tmp_path: Path) -> None:
+    elsewhere, folder = tmp_path / "elsewhere", tmp_path / "folder"
+    elsewhere.mkdir()
+    (elsewhere / "mail.eml").write_text(NAME)
+    folder.mkdir()
+    (folder / "mails").symlink_to(elsewhere)
+    (folder / "old.7z").write_bytes(b"7z\xbc\xaf\x27\x1c and so on")
+    with closing(sqlite3.connect(tmp_path / "books.db")) as connection:
+        connection.execute("CREATE TABLE names (name TEXT)")
+    (folder / "books.db.gz").write_bytes(gzip.compress((tmp_path / "books.db").read_bytes()))
+
+    said = {Path(unseen.name).name: unseen.why for unseen in looked(folder).unseen}
+
+    assert "--also" in said["mails"]
+    assert "7-Zip" in said["old.7z"]
+    assert "rows" in said["books.db.gz!"]
+
+
 def test_a_folder_that_is_not_there_was_not_looked_at(tmp_path: Path) -> None:
     assert [unseen.why for unseen in looked(tmp_path / "none").unseen] == [
         "there is no such file or folder"

@@ -204,3 +204,15 @@ def test_mails_to_a_name_too_short_to_be_looked_for_are_found_by_their_order(
 
     assert take_out(folder, [theirs], ["Bob"]) == 1
     assert "Bob" not in (folder / f"order.confirmed.{theirs}.eml").read_text()
+
+
+async def test_books_from_before_there_were_payers_are_forgotten_in_too(tmp_path: Path) -> None:
+    gateway = SandboxGateway(sqlite_url(tmp_path / "provider.db"))
+    gateway.set_accounts([Account(NAME, card_blocked=True)])
+    await gateway.close()
+    with closing(sqlite3.connect(tmp_path / "provider.db")) as books, books:
+        books.execute("DROP TABLE payers")
+
+    assert PROVIDER.forget is not None
+    assert PROVIDER.forget(clear(tmp_path)) == 1
+    assert found_in(tmp_path) == 0

@@ -397,4 +397,6 @@ def test_an_edit_writes_no_name_in_clear_over_a_sealed_one() -> None:
 
     with pytest.raises(InputError, match="names somebody in clear"):
         corrected(choreography(), letter, with_values(text, [f"data.customer={NAME}"]))
-    assert corrected(choreography(), letter, with_values(text, ["data.priority=normal"])) is not None
+    assert (
+        corrected(choreography(), letter, with_values(text, ["data.priority=normal"])) is not None
+    )
