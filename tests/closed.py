@@ -26,6 +26,7 @@ from saga.runtime.kernel.tables import utc_now
 from saga.runtime.problem import PROBLEM
 from tests.integration.served import Answer, Served, serving
 from tests.issuer import AUDIENCE, Issuer, forged
+from tests.openapi import example_of
 
 OPEN: Final = frozenset({"/livez", "/readyz", "/metrics"})
 EVERY_SCOPE: Final = "*"
@@ -67,24 +68,7 @@ class Operation:
         if "requestBody" not in self.declared:
             return b""
         content = self.declared["requestBody"]["content"]["application/json"]
-        return json.dumps(self._example(content["schema"])).encode()
-
-    def _example(self, schema: Mapping[str, Any]) -> Any:
-        if "$ref" in schema:
-            name = schema["$ref"].split("/")[-1]
-            return self._example(self.document["components"]["schemas"][name])
-        if "const" in schema or "enum" in schema:
-            return schema.get("const", *schema.get("enum", ())[:1])
-        match schema.get("type"):
-            case "object":
-                needed = schema.get("required", ())
-                return {name: self._example(schema["properties"][name]) for name in needed}
-            case "array":
-                return [self._example(schema["items"])]
-            case "integer":
-                return int(schema.get("minimum", 1))
-            case _:
-                return "A"
+        return json.dumps(example_of(self.document, content["schema"])).encode()
 
     async def asked(self, served: Served, credentials: str | None) -> Answer:
         """Its answer to somebody with that token or key."""

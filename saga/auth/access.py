@@ -116,6 +116,13 @@ def begin(settings: HttpSettings, process: str) -> None:
             "AUTH is off: whoever reaches %s may ask for everything%s", settings.http_host, why
         )
         return
+    keep_trail(settings, process)
+    log.info("callers of %s are known by %s", settings.http_host, _known_by(settings))
+
+
+def keep_trail(settings: HttpSettings, process: str) -> None:
+    """Begin a process's audit trail. Raises `SettingsError` where its folder was asked for and
+    takes none."""
     try:
         audit.keep(
             settings.audit_folder,
@@ -125,7 +132,6 @@ def begin(settings: HttpSettings, process: str) -> None:
         )
     except AuditError as error:
         raise SettingsError(str(error)) from None
-    log.info("callers of %s are known by %s", settings.http_host, _known_by(settings))
 
 
 def _known_by(settings: AuthSettings) -> str:

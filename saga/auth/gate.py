@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from typing import Final
@@ -15,7 +14,7 @@ from saga.auth.caller import Caller, IssuerAway, NotAllowed
 from saga.auth.scopes import ASKING, Asking, unknown
 from saga.runtime.docs import FILES, PATH
 from saga.runtime.metrics import refused
-from saga.runtime.problem import Problem, short, unavailable
+from saga.runtime.problem import short, too_many, unavailable
 from saga.runtime.rates import CallerRates
 
 OPEN: Final = frozenset({"/livez", "/readyz", "/metrics", "/openapi.json", PATH, *FILES})
@@ -59,13 +58,8 @@ class Gate:
         if wait_seconds > 0:
             refused("caller_rate")
             _denied(scope, caller, "asks too much")
-            seconds = math.ceil(wait_seconds)
-            answer = Problem(
-                429,
-                f"more than {self._per_second:g} requests a second from "
-                f"{short(caller.name or caller.subject)}; ask again in {seconds} s",
-                headers={"Retry-After": str(seconds)},
-            )
+            who = caller.name or caller.subject
+            answer = too_many(self._per_second, who, wait_seconds)
             await answer.response()(scope, receive, send)
             return
         asking = Asking(caller)

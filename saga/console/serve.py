@@ -6,8 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
-from saga.auth import audit
-from saga.auth.audit import AuditError
+from saga.auth.access import keep_trail
 from saga.console import NAME
 from saga.console.access import access_of
 from saga.console.app import create
@@ -17,7 +16,6 @@ from saga.console.settings import ConsoleSettings
 from saga.console.site import Site
 from saga.console.watched import Watched
 from saga.runtime.server import Server, listen, url_of
-from saga.runtime.settings import SettingsError
 from saga.runtime.tls import context_of
 
 
@@ -27,7 +25,7 @@ async def serving(watched: Watched, settings: ConsoleSettings) -> AsyncIterator[
     that is in use, and `SettingsError` where nobody could log in."""
     access = access_of(settings)
     if access is not None:
-        _keep_trail(settings)
+        keep_trail(settings, NAME)
     site = Site(
         watched,
         Ticker(),
@@ -57,15 +55,3 @@ async def serving(watched: Watched, settings: ConsoleSettings) -> AsyncIterator[
             await site.letters.close()
             if access is not None and access.provider is not None:
                 await access.provider.close()
-
-
-def _keep_trail(settings: ConsoleSettings) -> None:
-    try:
-        audit.keep(
-            settings.audit_folder,
-            NAME,
-            settings.audit_keep_bytes,
-            asked_for=settings.audit_dir is not None,
-        )
-    except AuditError as error:
-        raise SettingsError(str(error)) from None

@@ -34,7 +34,7 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from saga.auth.access import Access
 from saga.auth.gate import Gate
 from saga.runtime.metrics import refused
-from saga.runtime.problem import Problem, headers_too_long, short, unavailable
+from saga.runtime.problem import Problem, headers_too_long, short, too_many, unavailable
 from saga.runtime.rates import CallerRates
 from saga.runtime.settings import HttpSettings
 
@@ -137,7 +137,6 @@ class Callers:
         await self._app(scope, receive, send)
 
     def _refusal(self, caller: str, wait_seconds: float) -> Problem:
-        seconds = math.ceil(wait_seconds)
         if self._clock() - self._told_at >= TELL_SECONDS:
             self._told_at = self._clock()
             log.warning(
@@ -146,12 +145,7 @@ class Callers:
                 short(caller),
                 self._per_second,
             )
-        return Problem(
-            429,
-            f"more than {self._per_second:g} requests a second from {short(caller)}; "
-            f"ask again in {seconds} s",
-            headers={"Retry-After": str(seconds)},
-        )
+        return too_many(self._per_second, caller, wait_seconds)
 
 
 def _caller(scope: Scope) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -61,6 +62,16 @@ def unavailable(detail: str) -> Problem:
 def headers_too_long(max_bytes: int) -> Problem:
     """The problem of a request whose line and headers are beyond the limit."""
     return Problem(431, f"the request's line and headers may have at most {max_bytes} bytes")
+
+
+def too_many(per_second: float, who: str, wait_seconds: float) -> Problem:
+    """The problem of a caller who asks more than `per_second`, with the time to wait."""
+    seconds = math.ceil(wait_seconds)
+    return Problem(
+        429,
+        f"more than {per_second:g} requests a second from {short(who)}; ask again in {seconds} s",
+        headers={"Retry-After": str(seconds)},
+    )
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:

@@ -46,6 +46,7 @@ from saga.runtime.messaging.consumer import Consumer
 from saga.runtime.problem import PROBLEM
 from saga.runtime.settings import SettingsError
 from tests.integration.served import Answer, Headers, Served, ask, built, serving
+from tests.openapi import example_of
 from tests.order_play import SAGA, Play
 from tests.polling import until
 from tests.stores import PROJECTION
@@ -136,29 +137,7 @@ class Door:
         if "requestBody" not in self.operation:
             return None
         content = self.operation["requestBody"]["content"]["application/json"]
-        return self._example(content["schema"])
-
-    def _example(self, schema: Mapping[str, Any]) -> Any:
-        if "$ref" in schema:
-            return self._example(
-                self.document["components"]["schemas"][schema["$ref"].split("/")[-1]]
-            )
-        if "const" in schema or "enum" in schema:
-            return schema.get("const", *schema.get("enum", ())[:1])
-        if "anyOf" in schema:
-            return self._example(schema["anyOf"][0])
-        match schema["type"]:
-            case "object":
-                needed = schema.get("required", ())
-                return {name: self._example(schema["properties"][name]) for name in needed}
-            case "array":
-                return [self._example(schema["items"])]
-            case "integer":
-                return int(schema.get("minimum", 1))
-            case "string":
-                return "A"
-            case other:
-                raise AssertionError(f"no example of {other}")
+        return example_of(self.document, content["schema"])
 
     def target(self, **values: bytes) -> bytes:
         """The path with these values of its parameters, percent-encoded, or known ones."""
