@@ -5,8 +5,8 @@
     LABEL = Foreign("label", print_label, command=("node", "label/main.mjs"))
 
 Queues, user, permissions, contracts and the place on the map follow from that as from any other
-participant's. Nobody here sees its code or its database; what it has to keep is in `DUTIES`, and in
-`docs/other-languages.md` at length.
+participant's. Its code and its database are not visible here; what it has to keep is in `DUTIES`,
+and in `docs/other-languages.md` at length.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`saga forget`: somebody is forgotten, and it is proved that they are."""
+"""`saga forget`: forget a person, and prove that they are forgotten."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def forget(
     data_dir: DataDir = DATA_DIR,
     as_json: AsJson = False,
 ) -> None:
-    """Destroy the key of a person, so that nobody can read what was sealed under it.
+    """Destroy the key of a person, so that what was sealed under it cannot be read any more.
 
     What is open for them is ended first, as the saga declares; where that takes longer than
     `--wait`, the request is kept. Outsides take out what they have in clear. At last every place

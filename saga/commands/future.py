@@ -37,7 +37,7 @@ STATES_LIMIT: Final = 5_000_000
 ANYTIME: Final = "what was dealt with does not come again; what is on its way may, late or twice"
 AS_USUAL: Final = (
     "after what is asked for, messages arrive in the order in which they were published, and "
-    "whoever is asked outside answers as usual"
+    "each outside answers as usual"
 )
 
 
@@ -215,7 +215,7 @@ class _Subject:
         }
 
     def _where(self, participant: str, message: str) -> str:
-        """Where a message is, in words; empty if nobody has looked."""
+        """Where a message is, in words; empty if the broker was not read."""
         seen = self._stands.found.whereabouts
         return "" if seen is None else seen.of(participant, message).detail
 
@@ -317,7 +317,7 @@ def _print_outlook(seen: Outlook) -> None:
     counts = f"{seen.states:,} states and {seen.transitions:,} steps"
     as_long_as = ""
     if seen.depends_on:
-        as_long_as = f", as long as nobody else changes {', '.join(seen.depends_on)}"
+        as_long_as = f", as long as nothing else changes {', '.join(seen.depends_on)}"
     if seen.whole:
         console.print(f"all of what can happen to it{as_long_as}: {counts}")
     else:

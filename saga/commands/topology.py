@@ -85,7 +85,7 @@ def export(
 ) -> None:
     """Write the topology, users and permissions as definitions that RabbitMQ imports at its start.
 
-    Passwords go into it as salted hashes. Without them nobody in the file can log in, and where a
+    Passwords go into it as salted hashes. Without them no user in the file can log in, and where a
     user exists already, importing it takes its password.
 
     Examples:

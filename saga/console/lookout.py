@@ -125,7 +125,7 @@ class Glance:
 
     @property
     def down(self) -> Mapping[str, str]:
-        """By service that does not do its work, what it lacks."""
+        """Keyed by service that does not do its work: what it lacks."""
         return {
             name: said
             for name, said in self.status.services.items()
@@ -190,7 +190,7 @@ class Lookout:
         self._compared = _LastAnswer[Compared](DRIFT_SECONDS)
 
     async def glance(self, request: Request) -> Glance:
-        """How it is; a page that comes for the first time has it asked anew, and waits for that up
+        """How it is; a page that comes for the first time has it asked again, and waits for that up
         to `WAIT_SECONDS`. Raises `DeploymentError`."""
         _ = self._watched.deployment  # An error of each who asks, not of the first.
         found = await self._glance.soon(self._look, WAIT_SECONDS, again=not is_live(request))

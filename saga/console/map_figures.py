@@ -28,7 +28,7 @@ SLOWEST_SHOWN: Final = 0.05
 """A second; what comes more seldom is said to do so."""
 
 LetterCounts = Mapping[tuple[str, str], int]
-"""By participant and type of message, how many dead letters."""
+"""Keyed by participant and type of message: how many dead letters."""
 
 
 @dataclass(frozen=True)
@@ -295,7 +295,7 @@ class MapFigures:
         unread = any(not queue.consumers for queue in queues)
         about = f"{participant}: {waiting} messages wait in its queues"
         if unread:
-            about += ", and nobody reads at least one of them"
+            about += ", and at least one of them has no consumer"
         line = [
             Inscription(
                 f"{waiting} waiting",

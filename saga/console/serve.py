@@ -22,7 +22,7 @@ from saga.runtime.tls import context_of
 @contextlib.asynccontextmanager
 async def serving(watched: Watched, settings: ConsoleSettings) -> AsyncIterator[str]:
     """Serve the console until the end of the block; gives its address. Raises `OSError` for a port
-    that is in use, and `SettingsError` where nobody could log in."""
+    that is in use, and `SettingsError` where no user could log in."""
     access = access_of(settings)
     if access is not None:
         keep_trail(settings, NAME)

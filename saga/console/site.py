@@ -82,7 +82,8 @@ class Site:
     trace_url: str = ""
     """Where a trace is shown: an address with `{trace_id}` in it; empty if it is not known."""
     access: ConsoleAccess | None = None
-    """Who is logged in; None where nobody logs in, and all may do what the console may."""
+    """The user who is logged in; None where there is no login, and all clients may do what the
+    console may."""
     audit_folder: Path | None = None
     """Where processes record who was let in and who was not."""
 

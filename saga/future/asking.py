@@ -81,7 +81,7 @@ async def standing(
 
 
 async def _nobody(_: Sequence[Debt]) -> Whereabouts | None:
-    """Where the broker is away: nobody has seen what is there."""
+    """Where the broker is away: what is there is unknown."""
     return None
 
 

@@ -34,7 +34,7 @@ class Moment:
         return self.number == self.last
 
     def open_debts(self, whereabouts: Whereabouts | None) -> list[Debt]:
-        """What may still be met: not what a person has settled."""
+        """What may still be met: not what an operator has settled."""
         if whereabouts is None or not self.is_last:
             return list(self.debts)
         return [
@@ -90,6 +90,6 @@ def modelled(
         influential_only=influential_only,
     )
     if present.shared and not moment.is_last:
-        then = f"{', '.join(present.shared)}: not as it was then, which nobody has kept"
+        then = f"{', '.join(present.shared)}: not as it was then, which was not kept"
         present = replace(present, remarks=(*present.remarks, then))
     return present

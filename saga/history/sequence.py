@@ -23,7 +23,7 @@ from saga.runtime.messaging.dead_letters import ADDRESSEE
 from saga.runtime.messaging.trust import EDITOR_SOURCE
 
 ELSEWHERE: Final = "elsewhere"
-"""Whoever is no participant of this version."""
+"""A publisher that is no participant of this version."""
 ERROR_MAX_CHARACTERS: Final = 80
 
 
@@ -162,7 +162,7 @@ def _corrected(step: Hop) -> Row:
     return Row(
         Kind.REPLAY,
         addressee if isinstance(addressee, str) else ELSEWHERE,
-        f"{step.attributes.type} again, corrected by a person",
+        f"{step.attributes.type} again, corrected by an operator",
         timedelta(0),
         id=step.attributes.id,
     )

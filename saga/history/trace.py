@@ -40,7 +40,7 @@ CATCH_UP_SECONDS: Final = 10.0
 
 Progress = Callable[[int], None]
 Seen = Callable[[Sequence[Debt]], Awaitable[Whereabouts | None]]
-"""What somebody has seen at the broker since these were owed; None if nobody has looked."""
+"""What was seen at the broker since these were owed; None if it was not read."""
 
 
 class UnknownSubject(InputError):
@@ -57,7 +57,7 @@ class Trace:
     coming: Sequence[Coming]
     """What will happen when its time comes."""
     whereabouts: Whereabouts | None
-    """None if nothing is owed, or nobody has looked."""
+    """None if nothing is owed, or the broker was not read."""
     gaps: Sequence[Gap]
     now: datetime
     facts: Sequence[Fact] = ()
@@ -135,8 +135,8 @@ class Overdue:
     subjects: Sequence[Stuck]
     """The oldest debt first."""
     unexplained: Sequence[OverdueRow]
-    """Overdue rows of which the history does not tell: it lacks their events, nobody can read
-    them, or they say another time than their states."""
+    """Overdue rows of which the history does not tell: it lacks their events, they cannot be
+    read, or they say another time than their states."""
     whereabouts: Whereabouts
     behind: int
     """How many messages of the stream the history lacks: of what they are about, nothing is known.
@@ -171,7 +171,7 @@ async def trace(
     """Find out all about a subject. Changes nothing. Looks through the broker's queues, unless it
     is told what was `seen` there.
 
-    Raises `UnknownSubject` for one that nobody knows, `HistoryError`, `DatabaseError`,
+    Raises `UnknownSubject` for an unknown one, `HistoryError`, `DatabaseError`,
     `BrokerError` and `DlqError`.
     """
     archive = Archive(deployment)
@@ -208,7 +208,7 @@ async def stuck(
     patience_seconds: float = CATCH_UP_SECONDS,
     progress: Progress = lambda _: None,
 ) -> Overdue:
-    """Every subject about which somebody owes something for longer than it may take.
+    """Every subject about which a participant owes something for longer than it may take.
 
     A history that is behind is waited for, for `patience_seconds`. `progress` is told of each
     subject that was looked at. Raises what `trace` raises.
@@ -344,7 +344,7 @@ async def _facts_about(
     gaps = await archive.read(queries.known_gaps)
     trimmed = ", ".join(map(str, gaps))
     raise UnknownSubject(
-        f"nobody knows {subject!r}"
+        f"unknown {subject!r}"
         + (f"; but the history lacks the stream's offsets {trimmed}" if gaps else "")
     )
 

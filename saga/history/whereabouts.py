@@ -1,4 +1,5 @@
-"""Where a message is that somebody owes an answer to: in a queue, waiting, dead, or nowhere."""
+"""Where a message is that a participant owes an answer to: in a queue, waiting, dead, or
+nowhere."""
 
 from __future__ import annotations
 
@@ -47,9 +48,9 @@ class Whereabouts:
     """What one look at the broker and at the store of dead letters has found."""
 
     found: dict[tuple[str, str], Where] = field(default_factory=dict)
-    """By participant and event."""
+    """Keyed by participant and event."""
     ready: dict[str, int] = field(default_factory=dict)
-    """By participant whose queues are read, how many messages wait in them."""
+    """Keyed by participant whose queues are read: how many messages wait in them."""
     dead: list[Copy] = field(default_factory=list)
     """What is in the dead-letter queues."""
 
@@ -88,7 +89,9 @@ async def look(
             name = participant.name
             backlog = await broker.backlog(connection, queues_of(participant))
             for key in backlog.waiting:
-                queued = Where(Place.QUEUED, f"waiting in the queues of {name}, which nobody reads")
+                queued = Where(
+                    Place.QUEUED, f"waiting in the queues of {name}, which has no consumer"
+                )
                 seen.found.setdefault((name, key), queued)
             if backlog.read:
                 seen.ready[name] = backlog.ready
@@ -113,14 +116,16 @@ async def look(
 
 
 def in_store(letters: Iterable[DeadLetter]) -> dict[tuple[str, str], Where]:
-    """Keyed by participant and event: where those are that the operator's store has, or a person
+    """Keyed by participant and event: where those are that the operator's store has, or an operator
     has settled."""
     found: dict[tuple[str, str], Where] = {}
     for letter in letters:
         if letter.state in HERE:
             where = Where(Place.DEAD, f"dead letter {letter.number}: {_error(letter)}")
         elif letter.state in SETTLED:
-            where = Where(Place.SETTLED, f"dead letter {letter.number}, {letter.state} by a person")
+            where = Where(
+                Place.SETTLED, f"dead letter {letter.number}, {letter.state} by an operator"
+            )
         else:
             continue
         if letter.reason != Reason.CONFLICTING:  # That one only has an event's id.

@@ -397,7 +397,7 @@ class RabbitNode(PrivateServer):
 
         cookie = self.folder / _COOKIE_FILE
         if not cookie.exists():
-            # Whoever reads the cookie may run code in the node, so nobody else ever may.
+            # A user who reads the cookie may run code in the node, so no other user ever may.
             write_whole(cookie, self._peer.cookie if self._peer else secrets.token_hex(20), 0o400)
 
         on_loopback = "-kernel inet_dist_use_interface {127,0,0,1}"

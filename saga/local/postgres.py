@@ -298,7 +298,7 @@ class PostgresCluster(PrivateServer):
             return [sys.executable, "-c", _BECOME, str(user.pw_uid), str(user.pw_gid)]
         command = ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups"]
         if any(not parent.stat().st_mode & 0o001 for parent in self._data.parents):
-            # The way to the data leads through somebody's private folder.
+            # The way to the data leads through another user's private folder.
             command += ["--inh-caps=+dac_override", "--ambient-caps=+dac_override"]
         return command
 

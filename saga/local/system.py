@@ -177,7 +177,8 @@ class System:
         self._spawn_process = spawn
         self._report = report
         self.programs: dict[str, Sequence[str]] = {}
-        """By service, what Python is to run from the next start on instead of its own module."""
+        """Keyed by service: what Python is to run from the next start on instead of its own
+        module."""
         self._processes: dict[str, ServiceProcess] = {}
         self._starts: set[asyncio.Future[object]] = set()
         """Of servers, those that have not ended."""
@@ -486,8 +487,8 @@ class System:
         self._report(f"starting the services {', '.join(self._processes)}")
 
     async def _mend(self, node: RabbitNode | None) -> None:
-        """Have the broker hold all queues, whatever it has lost. What they held is owed from then
-        on, until it was put back."""
+        """Create all queues on the broker again, whatever it has lost. What they held is owed from
+        then on, until it was put back."""
 
         def before(what: str) -> None:
             if known:
@@ -599,7 +600,7 @@ class System:
         patience = dict.fromkeys(_PATIENCE, f"{start_seconds():g}")
         process.environment = {
             **patience,
-            # The broker and PostgreSQL write there, whose ends would be everybody's.
+            # The broker and PostgreSQL write there; if they end, all services do.
             "DISK_FOLDERS": str(self.folder),
             **inherited,
             **self._environment,

@@ -52,7 +52,7 @@ class Against:
 
     @property
     def whole(self) -> bool:
-        """Whether it was all subjects, all reactions and all fields, no message came late, nobody
+        """Whether it was all subjects, all reactions and all fields, no message came late, no
         outside is asked, and what can still happen was taken for granted nowhere."""
         found = self.findings
         left = found.not_told or found.late() or self.subjects < self.total or self.asked()
@@ -97,7 +97,7 @@ async def on_their_way(sources: Sources, graph: Choreography, folder: Path) -> O
 
 def totals(saga: Saga, url: str, sample: int | None) -> dict[str, int | None]:
     """How far each bar goes: events that change what subjects share, subjects to decide again on,
-    and subjects to explore from, which nobody knows before. Blocks. Raises `DatabaseError`."""
+    and subjects to explore from, which is not known before. Blocks. Raises `DatabaseError`."""
     shared = sum(count_published(url, each) for each in sharing(saga.choreography))
     total = count_subjects(url)
     subjects = total if sample is None else min(sample, total)

@@ -46,7 +46,7 @@ Waiting = tuple[str, str]
 @dataclass(frozen=True, slots=True)
 class UnderWay:
     """A subject that has not come to rest: what `waits` for whom, and the messages because of which
-    somebody is `asking` the outside."""
+    a participant is `asking` the outside."""
 
     subject: str
     waits: frozenset[Waiting]
@@ -326,7 +326,7 @@ class Onward:
             *(f"{t} is not given: what it would hold is in no event" for t in present.untried),
             *present.remarks,
             *(f"{each}: its refusals were not followed to their end" for each in seen.cut_short),
-            *(f"all this is so as long as nobody else changes {each}" for each in seen.depends_on),
+            *(f"all this is so as long as nothing else changes {each}" for each in seen.depends_on),
         ]
         self._remarks |= dict.fromkeys(remarks)
         breaks = [

@@ -118,7 +118,8 @@ class GoingOver:
         return done
 
     def _note_the_rest(self, told: RecordedSubject) -> None:
-        """Note what no participant's part is: what nobody here can read, or published."""
+        """Note what is no participant's part: what cannot be read here, or was not published
+        here."""
         for source, type_ in told.unreadable:
             if source in self._sources:
                 self._findings.miss(f"this version cannot read {type_}", told.subject)

@@ -82,7 +82,7 @@ class OnTheirWay:
     waiting: Collection[tuple[str, str]] = ()
     settled: Collection[tuple[str, str]] = ()
     looked_at: datetime | None = None
-    """When somebody began to look through the queues; None if nobody did."""
+    """When reading the queues began; None if they were not read."""
     ready: Mapping[str, int] = field(default_factory=dict)
     """Keyed by participant that reads its queues: the messages in them, which were not looked at.
     """

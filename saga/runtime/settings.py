@@ -214,8 +214,8 @@ class PersonalSettings(Discreet, BaseSettings):
     """The file of the master keys, the newest in the first line; by default `persons.key` in
     `data_dir`."""
     personal_cache_seconds: Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False)] = 30.0
-    """How long a process goes on using a person's key that it has read: so long after a person is
-    forgotten, the last one may still open what is theirs."""
+    """How long a process goes on using a person's key that it has read: so long after a person
+    is forgotten, the last one may still open what is theirs."""
     data_dir: Path = Path("data")
     """The folder of the embedded databases, one file per service."""
 

@@ -241,7 +241,7 @@ class World:
             self.loop.freeze(process, seconds)
 
     def _doom(self, process: SimulatedProcess) -> None:
-        """Have a process killed before it does anything more."""
+        """Kill a process before it does anything more."""
         if self._servers[process.name].kernel is not None or self._chance.random() < STARTING_SHARE:
             self._doomed.add(process)
 

@@ -142,7 +142,7 @@ def step_by_step(
 
 def moved(machine: Machine, action: Action, before: int, after: int) -> Violation | None:
     """The violation, if anything to be seen changed in a step from a state at rest. What is due is
-    done at rest as well, and so is what somebody may want then."""
+    done at rest as well, and so is what a client may want then."""
     if not machine.at_rest(before) or not (after ^ before) & machine.visible:
         return None
     about = action.about
@@ -218,7 +218,7 @@ class _Search:
         """Keyed by state: the number of the one that stands for it."""
         self._judged: tuple[set[int], set[int]] = set(), set()
         """What rules have seen, in motion and at rest."""
-        # By the number of a state, which is its place in the breadth-first order:
+        # Keyed by the number of a state: which is its place in the breadth-first order:
         self.states: list[int] = []
         self.at_rest = bytearray()
         self._parents = array("I")

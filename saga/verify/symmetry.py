@@ -4,7 +4,7 @@ Two sagas of the same things are interchangeable: whatever can happen to one can
 other. That is never assumed. Swapping them is learned from what the reactions do: for each step
 that is tried, the step with the subjects swapped is tried as well, and what comes of the two says
 what becomes of a field's value, and of a fact, when they are swapped. Where that is no one-to-one
-mapping, the subjects are told apart by somebody.
+mapping, a rule or a reaction tells the subjects apart.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class _Swap:
         self._machine = machine
         self._names = {one: other, other: one}
         self._values: list[dict[int, int]] = [{0: 0} for _ in machine.names]
-        """By field, of each value the one with the subjects swapped."""
+        """Keyed by field: of each value the one with the subjects swapped."""
         self._shifts = [field * FIELD_BITS for field in range(len(machine.names))]
         self._facts: dict[int, int] = {}
         self._chunks: dict[tuple[int, int], int] = {}

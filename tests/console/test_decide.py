@@ -70,7 +70,7 @@ async def client(service: Served, tmp_path: Path) -> AsyncIterator[httpx.AsyncCl
 async def unknown(
     service: Served, count: int = 1, status: NotificationStatus = NotificationStatus.UNKNOWN
 ) -> list[str]:
-    """So many orders about whose mail nobody knows whether it was sent."""
+    """So many orders about whose mail it is unknown whether it was sent."""
     states = [Notification(str(uuid4()), status=status, detail="no answer") for _ in range(count)]
 
     def save(connection: Connection) -> None:

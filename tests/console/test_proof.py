@@ -37,7 +37,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 
 async def until_it_says(page: Page, what: str) -> None:
-    """By loading the page again, as somebody without scripts does."""
+    """Load the page again, as a browser without scripts does."""
 
     async def says() -> bool:
         await page.reload()

@@ -1,5 +1,5 @@
 """Who may do what: each page and each form says it beside its route, and is held to that, made from
-the routes, so that a new one is tried without anybody thinking of it."""
+the routes, so that a new one is tried by itself."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class Guarded:
 
     @asynccontextmanager
     async def client(self, who: Caller | None) -> AsyncIterator[httpx.AsyncClient]:
-        """The browser of somebody, or of nobody who is logged in."""
+        """The browser of a user, or one in which no user is logged in."""
         transport = httpx.ASGITransport(self.app)
         url = "https://127.0.0.1"
         async with httpx.AsyncClient(transport=transport, base_url=url, timeout=60) as client:
@@ -346,7 +346,7 @@ def test_whatever_people_are_called_a_record_takes_it_and_shows_it_harmlessly() 
     for subject, name in (("\x1b" * 255, "\u202e" * 255), ("é" * 255, "名" * 255)):
         said = person(Caller(subject, How.LOGIN, frozenset(), name=name))
         assert BringForward.model_validate({"who": said, "reason": "x"}).who == said
-    assert person(caller(name="bob-2")) == "ada-1 (bob-2)"  # What nobody else is called, first.
+    assert person(caller(name="bob-2")) == "ada-1 (bob-2)"  # What is unique about a user, first.
 
 
 async def test_a_page_that_brings_itself_up_to_date_is_recorded_once(

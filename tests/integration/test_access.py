@@ -503,7 +503,7 @@ CLIENT: Final = {"client_id": "saga-services", "client_secret": "none of its bus
 
 
 def token_of(provider: str, user: str) -> str:
-    """What a person gets who logs in at a provider of OpenID Connect."""
+    """What an operator gets who logs in at a provider of OpenID Connect."""
     back = "http://127.0.0.1:1/back"
     with httpx.Client(base_url=provider, trust_env=False) as browser:
         discovered = browser.get("/.well-known/openid-configuration").json()

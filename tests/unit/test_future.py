@@ -295,7 +295,7 @@ def test_a_message_is_named_by_its_type_where_there_is_one_of_it(foresight: Fore
     expired = AskedStep.read("order do order.expire")
 
     assert course(found, [payment]) == course(found, [AskedStep("payment", message=event.id)])
-    # What is not published yet has no id that anybody knows.
+    # What is not published yet has no known id.
     charged = AskedStep("order", message="payment.charged")
     assert course(found, [payment, charged]).end == (("order.confirmed", "confirmed"),)
     assert course(found, [payment, expired]).end == (("order.cancelled", "deadline_exceeded"),)
@@ -328,7 +328,7 @@ def test_what_is_no_step_is_refused_with_how_one_is_written(written: str) -> Non
 
 
 def nothing_is_charged(payments: States[Payment]) -> Iterator[Broken]:
-    """Nobody ever pays."""
+    """No customer ever pays."""
     for key, payment in payments.items():
         if payment.status is PaymentStatus.CHARGED:
             yield key, "it is charged"

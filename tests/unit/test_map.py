@@ -33,7 +33,7 @@ OURS = {"order", "inventory", "payment", "notification"}
 
 
 def node(name: str) -> Node:
-    """By its label; a command or an event before the reaction of the same name."""
+    """Keyed by label; a command or an event before the reaction of the same name."""
     return next(node for node in FLOW.nodes if label(node) == name)
 
 
@@ -281,7 +281,7 @@ def test_a_command_is_drawn_with_its_receiver_and_on_the_path_of_its_sender() ->
 
 
 class TakeBack(Command):
-    """Have nothing in the end."""
+    """End with nothing."""
 
     type: ClassVar[str] = "parcel.take_back"
     intake: ClassVar[bool] = True

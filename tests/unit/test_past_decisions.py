@@ -118,7 +118,7 @@ def watched(reaction: Callable[..., Any]) -> Saga:
 
 
 def unanswered(tmp_path: Path) -> str:
-    """Of one lamp a day ago and of one now, and nobody has said anything about either."""
+    """Of one lamp a day ago and of one now, and without an event about either."""
     old, new = LampSwitched(lamp="hall"), LampSwitched(lamp="yard")
     return archive_with(tmp_path, facts_of([event(old, 1), event(new, 2, after=timedelta(days=1))]))
 
@@ -218,7 +218,7 @@ def test_an_event_of_which_all_is_read_does_not_differ(tmp_path: Path) -> None:
     assert fitted(lambda data: None, tmp_path).ok
 
 
-# --- commands that nobody has recorded ------------------------------------------------------------
+# --- commands that were not recorded --------------------------------------------------------------
 
 
 class Rent(_AboutLamp, Command):

@@ -615,7 +615,7 @@ def test_what_cannot_be_read_and_what_a_person_corrected_is_in_the_sequence_too(
     assert ("inventory", "stock.reserved, which this version cannot read") in [
         (row.participant, row.label) for row in rows
     ]
-    assert ("payment", "stock.reserved again, corrected by a person") in [
+    assert ("payment", "stock.reserved again, corrected by an operator") in [
         (row.participant, row.label) for row in rows
     ]
     assert story.view is not None

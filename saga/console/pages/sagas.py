@@ -235,7 +235,7 @@ def _standing(value: str) -> dict[str, bool]:
 
 
 def _time(name: str, text: str) -> datetime:
-    """A time as a form or a person writes it; without an offset, it is UTC."""
+    """A time as a form or an operator writes it; without an offset, it is UTC."""
     said = text.strip()
     moment = moment_of(said) or moment_of(said.replace(" ", "+"))  # A plus that was not encoded.
     if moment is None:
@@ -453,7 +453,7 @@ def _facts(view: State, *, bodies: bool) -> list[tuple[str, Any]]:
 
 
 def _words(state: State) -> list[tuple[str, Any]]:
-    """What a state says in words and times, which nobody has to mask."""
+    """What a state says in words and times, which need not be masked."""
     values = {field.name.replace("_", " "): getattr(state, field.name) for field in fields(state)}
     return [
         (name, value.value if isinstance(value, Enum) else value)

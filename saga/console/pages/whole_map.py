@@ -100,7 +100,7 @@ def routes(site: Site) -> APIRouter:
 
 
 def _observers_down(site: Site, glance: Glance) -> dict[str, str]:
-    """By observer that is down, what it lacks."""
+    """Keyed by observer that is down: what it lacks."""
     observers = {observer.name for observer in site.watched.graph.observers}
     return {name: said for name, said in glance.down.items() if name in observers}
 

@@ -245,7 +245,7 @@ class Kernel:
         return await self._done_locally(envelope)
 
     async def fire(self, firing: Firing) -> Done | Duplicate:
-        """Carry out what is due about a state, once, whoever else does so at the same time.
+        """Carry out what is due about a state, once, even if other replicas try at the same time.
 
         `Duplicate` if it is not due: its time has not come by the kernel's clock, or another
         replica or another message was faster. Then nothing is noted, so it may be fired later.
@@ -496,7 +496,7 @@ def _was_asked(work: Work) -> bool:
 
 
 def _is_wanted(work: Work) -> bool:
-    """Whether anybody waits for it, or it has to be brought to its end."""
+    """Whether a client waits for it, or it has to be brought to its end."""
     return work.then is not None or work.asked
 
 
