@@ -279,12 +279,12 @@ class Follower:
             if last is not None and last < place.offset:
                 raise AnotherStream(
                     f"{HISTORY_STREAM} ends at offset {last}, but was read up to {place.offset}: "
-                    f"it has lost its end, or was made again"
+                    f"it has lost its end, or was created again"
                 )
         if records[0].offset == place.offset and store.place_key(records[0]) != place.key:
             raise AnotherStream(
                 f"at offset {place.offset} of {HISTORY_STREAM} is another message than was read "
-                f"there: it was made again"
+                f"there: it was created again"
             )
         return records
 

@@ -138,7 +138,7 @@ async def restore(
     except OSError as error:
         raise BackupError(
             f"cannot write in {target.folder}: {error.strerror or error}; run this again once that "
-            f"is mended"
+            f"is fixed"
         ) from error
     unknown = tuple(
         outside.name

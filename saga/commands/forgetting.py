@@ -393,7 +393,7 @@ def _show_outcome(outcome: Outcome) -> None:
     if outcome.ended:
         out().print(f"ended before their time: {len(outcome.ended)}")
     for line in outcome.again:
-        remark(f"failed: {line}; mend it, then `saga forget --resume`")
+        remark(f"failed: {line}; fix it, then `saga forget --resume`")
     if outcome.request is not None and outcome.forgotten_at is None and not outcome.again:
         remark(
             f"person {person_id} is not forgotten yet: {len(outcome.request.waits_for)} sagas are "

@@ -1,4 +1,4 @@
-"""`saga recover`: what is gone, made again from what others know."""
+"""`saga recover`: what is gone, rebuilt from what others know."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from saga.recovery.broker import Recovered
 
 app = typer.Typer(
-    help="What is gone, made again from what others know.",
+    help="What is gone, rebuilt from what others know.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
 )

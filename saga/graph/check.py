@@ -1,7 +1,7 @@
 """What can be told to be wrong with a choreography from its signatures alone.
 
 That each saga ends right over every interleaving is another matter: `saga verify` explores that.
-This finds at once what no interleaving could mend.
+This finds at once what no interleaving could fix.
 """
 
 from __future__ import annotations

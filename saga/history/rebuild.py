@@ -1,4 +1,4 @@
-"""A service's database, made again from what it said: its states, and the inbox that follows.
+"""A service's database, rebuilt from what it said: its states, and the inbox that follows.
 
 Side effects are fenced: nothing is asked of the outside or published. Own events are
 folded; reactions are only run to see whether they would decide on anything.

@@ -65,7 +65,7 @@ def participant_named(graph: Choreography, name: str) -> Participant:
             return participant
     if any(participant.name == name for participant in graph.foreign):
         raise InputError(
-            f"{name} is in another language: how its database is made again is for its authors to "
+            f"{name} is in another language: how its database is rebuilt is for its authors to "
             f"say; `saga history export` has the events to make it of"
         )
     names = ", ".join(participant.name for participant in graph.in_python)

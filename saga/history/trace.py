@@ -344,7 +344,7 @@ async def _facts_about(
     gaps = await archive.read(queries.known_gaps)
     trimmed = ", ".join(map(str, gaps))
     raise UnknownSubject(
-        f"unknown {subject!r}"
+        f"no events about {subject!r}"
         + (f"; but the history lacks the stream's offsets {trimmed}" if gaps else "")
     )
 

@@ -66,7 +66,7 @@ class Persons:
 
     async def check(self) -> None:
         """Open the store, if anything is to be sealed. One that is away is waited for later. Raises
-        `KeyStoreError` and `MasterKeyError`, which no waiting mends."""
+        `KeyStoreError` and `MasterKeyError`, which no waiting fixes."""
         if not self.sealing:
             return
         try:

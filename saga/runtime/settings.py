@@ -242,7 +242,7 @@ class Settings(TlsSettings, HttpSettings, PersonalSettings):
     outbox_backlog_max: Annotated[int, Field(ge=1)] = 20_000
     """Events waiting for the broker, beyond which new commands are turned away."""
     outbox_keep_minutes: Annotated[float, Field(ge=0, le=10_080)] = 60.0
-    """How long what was published is kept, so that a broker that is gone can be made again; 0 keeps
+    """How long what was published is kept, so that a broker that is gone can be rebuilt; 0 keeps
     nothing."""
     outbox_keep_bytes: Annotated[int, Field(ge=1_000_000)] = 500_000_000
     """How much of it at most: beyond that, the oldest goes earlier."""

@@ -56,7 +56,7 @@ LOSSES_MAX = 2
 KILLED_SHARE = 0.3
 """Recoveries that are killed, and begun again."""
 RECOVERY_MAX_SECONDS = 10.0
-"""How long an empty broker may be there before it is made again."""
+"""How long an empty broker may be there before it is rebuilt."""
 FAR_SECONDS = 300.0
 """So far ahead, the clock jumps to what is due if nothing else is left."""
 STEPS_MAX = 30_000
@@ -323,7 +323,7 @@ class World:
         self.loop.call_at(recovered_at, self._recover, context=self.process.context)
 
     def _recover(self) -> None:
-        """An operator has it made again, once it is there."""
+        """An operator rebuilds it, once it is there."""
         if not self.broker.has(HISTORY_STREAM):
             self.loop.call_later(REST_SECONDS, self._recover, context=self.process.context)
             return

@@ -225,7 +225,7 @@ async def test_nobody_gets_anywhere_without_logging_in(guarded: Guarded) -> None
                 assert answer.headers["location"].startswith("/login?page=")
             else:
                 assert answer.status_code == 401, path
-                assert "Nobody is logged in" in answer.text
+                assert "The user is not logged in" in answer.text
 
 
 async def test_each_route_lets_in_who_has_its_scope_and_nobody_else(guarded: Guarded) -> None:

@@ -337,7 +337,7 @@ async def test_a_saga_that_nobody_knows_is_said_to_be_unknown(
         answer = await client.get(reading + address(hostile))
         step = await client.get(reading + address(orders[0].key, show="upside-down"))
     assert answer.status_code == 404
-    assert "nobody knows" in answer.text
+    assert "no events about" in answer.text
     assert "<script>alert" not in answer.text
     assert "\u202e" not in answer.text
     assert step.status_code == 422

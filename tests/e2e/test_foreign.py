@@ -222,7 +222,7 @@ def test_it_takes_part_and_all_of_it_is_in_the_trace(town: Town) -> None:
     wait_until(lambda: town.stages()[parcel] == "sent")
     wait_until(lambda: town.traced(parcel) == SENT)
     shown = town.saga("trace", parcel).stdout
-    assert "nobody owes anything" in shown
+    assert "no participant owes anything" in shown
     assert "label.printed" in shown
     packed, printed, _ = town.events(parcel)
     assert printed["causation_id"] == packed["id"]

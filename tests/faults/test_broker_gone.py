@@ -1,4 +1,4 @@
-"""The broker is gone with all it held, under load, and is made again from the services' books.
+"""The broker is gone with all it held, under load, and is rebuilt from the services' books.
 
 `ROUNDS`, `SEED` and `DATABASE` in the environment are as for the other rounds.
 """

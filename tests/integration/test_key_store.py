@@ -165,7 +165,7 @@ def test_what_another_store_sealed_is_told_apart(opened: Open, tmp_path: Path) -
     text = elsewhere.seal("anna")
     elsewhere.close()
 
-    with pytest.raises(Unsealable, match="knows nobody by that id"):
+    with pytest.raises(Unsealable, match="knows no person of that id"):
         opened().open(text)
 
 

@@ -1,4 +1,4 @@
-"""A service's database made again from its events, and compared with them."""
+"""A service's database rebuilt from its events, and compared with them."""
 
 from __future__ import annotations
 

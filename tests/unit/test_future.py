@@ -415,7 +415,7 @@ def test_the_replay_of_a_dead_letter_is_offered_by_its_name(foresight: Foresight
     steps = offers["the dead letter stock.reserved is replayed at payment now"]
     assert course(found, steps).end == (("order.confirmed", "confirmed"),)
     assert "its time comes now: order does order.expire" in offers
-    assert "somebody gives order.cancel to order" in offers
+    assert "a client gives order.cancel to order" in offers
 
 
 def test_pairs_are_offered_in_both_orders_however_many_there_are(foresight: Foresight) -> None:

@@ -93,8 +93,8 @@ def test_a_runbook_says_what_it_means_how_to_look_and_how_to_mend(alert: str) ->
     assert text.startswith(f"# {alert}\n")
     assert re.findall(r"^## (.+)$", text, re.MULTILINE) == [
         "What it means",
-        "How to look",
-        "How to mend",
+        "How to diagnose it",
+        "How to fix it",
     ]
     assert "```console" in text
 

@@ -896,7 +896,7 @@ BROKEN: Mapping[Callable[[Clean], None], tuple[str, str, str]] = {
     left_sending: (
         "mail_unsettled",
         CONFIRMED,
-        "its mail may have been sent, and nobody goes on with it",
+        "its mail may have been sent, and no process goes on with it",
     ),
     mailed_otherwise: (
         "mail_untrue",
@@ -1188,7 +1188,7 @@ ALONE: Mapping[str, tuple[Callable[[Clean], None], str]] = {
     "held_not_confirmed": (cancelled_and_held, "it is cancelled, but its stock is held"),
     "payment_unsettled": (left_charging, "the payment is charging"),
     "mail_untrue": (mailed_another_total, "the mail tells total_cents 501, the order's is 500"),
-    "mail_unsettled": (left_sending, "its mail may have been sent, and nobody goes on with it"),
+    "mail_unsettled": (left_sending, "its mail may have been sent, and no process goes on with it"),
     "not_mailed": (sent_and_never_taken, "it counts as sent, and no mail was taken"),
     "outcome_changed": (
         cancelled_and_then_confirmed,

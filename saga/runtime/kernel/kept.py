@@ -1,4 +1,4 @@
-"""Keeping what was published for a while, so that a broker that is gone can be made again.
+"""Keeping what was published for a while, so that a broker that is gone can be rebuilt.
 
 A confirm says that the broker has an event, and the outbox forgets it then. What the broker loses
 before all participants have taken it would be nowhere else. So each transaction also writes its

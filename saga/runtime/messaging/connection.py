@@ -163,20 +163,20 @@ def _tls_context(url: str) -> ssl.SSLContext | None:
 
 
 def _check_tls(url: str, error: BaseException) -> None:
-    """Raise `BrokerError` for what waiting does not mend: no TLS there, or a certificate we do not
+    """Raise `BrokerError` for what waiting does not fix: no TLS there, or a certificate we do not
     trust."""
     cause = error.__cause__
     said = " ".join(map(str, error.args))
     where = f"RabbitMQ at {printable(url)}"
     if isinstance(cause, ssl.SSLCertVerificationError):
-        mend = (
+        fix = (
             "write the host in AMQP_URL as the certificate has it"
             if cause.verify_code in _OTHER_NAME
             else "name the certificate of its authority in AMQP_CA_FILE"
         )
         raise BrokerError(
             f"{where} shows a certificate that is not trusted: "
-            f"{cause.verify_message.rstrip('.')}; {mend}"
+            f"{cause.verify_message.rstrip('.')}; {fix}"
         ) from error
     if _NO_CERTIFICATE in said:
         raise BrokerError(
