@@ -69,7 +69,7 @@ def create(site: Site, settings: ConsoleSettings) -> FastAPI:
         app.add_middleware(Doorkeeper, access=site.access)
     guard(app, settings)
     # Outside of what turns requests away: that is told on a page like any other.
-    app.add_middleware(ToldOnPages, site=site)
+    app.add_middleware(ProblemPages, site=site)
     own = {POLICY: security_policy().encode(), b"referrer-policy": b"same-origin"}
     app.add_middleware(SecurityHeaders, own=own)  # Without a referrer, forms have no Origin.
     for routes in PAGES:
@@ -184,7 +184,7 @@ class ReadOnly:
         return self._site.access is not None and self._site.below(scope["path"]) in ALWAYS
 
 
-class ToldOnPages:
+class ProblemPages:
     """Shows on a page what stands before all routes says as a problem: `saga.runtime.doors`."""
 
     def __init__(self, app: ASGIApp, site: Site) -> None:

@@ -13,7 +13,7 @@ from saga.verify.facts import FIELD, Action
 from saga.verify.machine import Broken, Machine
 from saga.verify.model import VerifyError
 from saga.verify.reduction import Reduction, Settled, reduction_of
-from saga.verify.symmetry import ToldApart
+from saga.verify.symmetry import NotInterchangeable
 from saga.view import Violation
 
 STATES_MAX = 2_000_000
@@ -76,7 +76,7 @@ def explore(
     """
     try:
         return _explore(machine, reduce(machine), states_max, progress)
-    except ToldApart:
+    except NotInterchangeable:
         machine.on_outcomes = None
         return _explore(machine, Settled(machine), states_max, progress)
     finally:

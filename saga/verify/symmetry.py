@@ -34,7 +34,7 @@ _CHUNK_BITS = 16
 _CHUNK = (1 << _CHUNK_BITS) - 1
 
 
-class ToldApart(Exception):
+class NotInterchangeable(Exception):
     """Subjects about which the same was sent are not interchangeable."""
 
 
@@ -50,7 +50,7 @@ class Symmetry:
             one, *others = subjects
             alike = [one]
             for other in others:
-                with suppress(ToldApart):
+                with suppress(NotInterchangeable):
                     self._swaps.append(_Swap(machine, alike[-1], other))
                     alike.append(other)
             self.alike *= factorial(len(alike))
@@ -133,16 +133,16 @@ class _Swap:
         return sum(1 << self._facts[place + bit] for bit in range(_CHUNK_BITS) if chunk >> bit & 1)
 
     def learn(self, action: Action, value: int, outcomes: Sequence[ActionOutcome]) -> None:
-        """Try the step with the subjects swapped, and note what that says. Raises `ToldApart`."""
+        """Try the step with the subjects swapped, and note what that says. Raises `NotInterchangeable`."""
         machine = self._machine
         field = action.whose
         partner = self._action(action, value)
         try:
             swapped = machine.outcomes_of(partner, self._values[field][value])
         except Broken as broken:
-            raise ToldApart from broken
+            raise NotInterchangeable from broken
         if [each.reply for each in outcomes] != [each.reply for each in swapped]:
-            raise ToldApart
+            raise NotInterchangeable
         for one, other in zip(outcomes, swapped, strict=True):
             shift = action.shift
             self._pair_values(field, one.bits >> shift & FIELD, other.bits >> shift & FIELD)
@@ -186,7 +186,7 @@ class _Swap:
         if isinstance(about, Sent | Asked | Answered):
             bit = machine.bit_of(about)
             if bit is None or bit not in self._facts:
-                raise ToldApart
+                raise NotInterchangeable
             number = machine.actions_about(bit).index(action)
             return machine.actions_about(self._facts[bit])[number]
         if isinstance(about, Firing):
@@ -205,7 +205,7 @@ class _Swap:
                 action.now,
             ):
                 return partner
-        raise ToldApart
+        raise NotInterchangeable
 
     def _pair_values(self, field: int, one: int, other: int) -> None:
         if one not in self._values[field]:
@@ -214,7 +214,7 @@ class _Swap:
                 for value in (one, other)
             )
             if of_one != of_other:
-                raise ToldApart
+                raise NotInterchangeable
         _pair(self._values[field], one, other)
 
     def _dues(self, field: int, value: int) -> Iterator[Firing]:
@@ -229,7 +229,7 @@ class _Swap:
 
 def _pair(pairs: dict[int, int], one: int, other: int) -> None:
     if pairs.setdefault(one, other) != other or pairs.setdefault(other, one) != one:
-        raise ToldApart
+        raise NotInterchangeable
 
 
 def _named(message: Message) -> tuple[str, str]:
@@ -237,8 +237,8 @@ def _named(message: Message) -> tuple[str, str]:
 
 
 def _partners(swapped: Sequence[Hashable], all_: Sequence[Hashable]) -> list[int]:
-    """The place of each among all, where each is once. Raises `ToldApart`."""
+    """The place of each among all, where each is once. Raises `NotInterchangeable`."""
     places = {each: place for place, each in enumerate(all_)}
     if len(places) != len(all_) or {*swapped} != places.keys():
-        raise ToldApart
+        raise NotInterchangeable
     return [places[each] for each in swapped]
