@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from saga.deployment import Deployment
-    from saga.future.asking import WhereItStands
+    from saga.future.asking import SubjectAtMoment
     from saga.future.ends import EndName, Outlook
     from saga.future.present import Foresight, ModelledSubject
     from saga.future.whatif import AskedStep, Consequences, Offer
@@ -115,7 +115,9 @@ class _Subject:
     """The subject that is asked about. Each answer is printed; it says whether nothing in it is
     wrong, or was left out."""
 
-    def __init__(self, deployment: Deployment, foresight: Foresight, stands: WhereItStands) -> None:
+    def __init__(
+        self, deployment: Deployment, foresight: Foresight, stands: SubjectAtMoment
+    ) -> None:
         self._deployment = deployment
         self._foresight = foresight
         self._stands = stands
