@@ -23,7 +23,7 @@ from saga.history.whereabouts import Place, in_store, look
 from saga.past.findings import PastFindings
 from saga.past.onward import Onward, Shapes, UnderWay
 from saga.past.over import GoingOver, sharing
-from saga.past.recorded import OnTheirWay, RecordReader, count_published, count_subjects
+from saga.past.recorded import PendingMessages, RecordReader, count_published, count_subjects
 from saga.past.shared import SharedPast
 from saga.runtime.kernel.tables import utc_now
 
@@ -74,7 +74,7 @@ class Against:
                     yield f"{participant.name}.{reaction.name}"
 
 
-async def on_their_way(sources: Sources, graph: Choreography, folder: Path) -> OnTheirWay:
+async def on_their_way(sources: Sources, graph: Choreography, folder: Path) -> PendingMessages:
     """What of the system in a folder is known to be on its way, or put away: by its queues if it
     runs, and by the store of dead letters. The history has to have caught up with it.
 
@@ -92,7 +92,7 @@ async def on_their_way(sources: Sources, graph: Choreography, folder: Path) -> O
         seen = await look(deployment, graph, letters)
         found, ready = seen.found, seen.ready
     settled = frozenset(key for key, where in found.items() if where.place is Place.SETTLED)
-    return OnTheirWay(found.keys() - settled, settled, looked_at, ready)
+    return PendingMessages(found.keys() - settled, settled, looked_at, ready)
 
 
 def totals(saga: Saga, url: str, sample: int | None) -> dict[str, int | None]:
@@ -110,7 +110,7 @@ def compare(
     *,
     sample: int | None = None,
     seed: int = 0,
-    way: OnTheirWay | None = None,
+    way: PendingMessages | None = None,
     states_max: int | None = None,
     scenarios: bool = True,
     jobs: int = 1,
@@ -137,7 +137,7 @@ def compare(
         reached = reader.reached()
         for gap in pages.read_at_once(url, queries.known_gaps):
             run.findings.miss(f"the history lacks the stream's offsets {gap}", "")
-        going_over = GoingOver(saga, reader, reached, shared, way or OnTheirWay())
+        going_over = GoingOver(saga, reader, reached, shared, way or PendingMessages())
         waiting: dict[str, UnderWay] = {}
         shapes = Shapes()
         for found in going_over.batches(chosen, jobs):

@@ -75,7 +75,7 @@ class Reached:
 
 
 @dataclass(frozen=True, slots=True)
-class OnTheirWay:
+class PendingMessages:
     """Messages by participant and id: those that are `waiting`, in a queue or dead, and dead
     letters that an operator has put away, the `settled` ones."""
 

@@ -21,7 +21,7 @@ from saga.outside import Outside, OutsideError
 from saga.past import guesses
 from saga.past.findings import DifferenceGroup, PastFindings
 from saga.past.part import RecordedPart
-from saga.past.recorded import OnTheirWay, Reached, RecordedEvent
+from saga.past.recorded import PendingMessages, Reached, RecordedEvent
 from saga.past.shared import SharedPast
 from saga.runtime.kernel.fold import Fold
 from saga.runtime.kernel.step import Find, Firing, StateId, evolved, results_of
@@ -144,7 +144,7 @@ class ParticipantPast:
     outsides: Collection[Outside[Any]]
     findings: PastFindings
     reached: Reached
-    way: OnTheirWay
+    way: PendingMessages
     shared: SharedPast | None = None
     explaining: dict[tuple[type[Message], str, str], str] = field(default_factory=dict)
     """Keyed by what was taken, and by type and field of what was published: the field that this

@@ -51,7 +51,7 @@ from saga.message import Command, Event, Message, Priority
 from saga.past.against import Against, compare
 from saga.past.exported import archive_of
 from saga.past.findings import DifferenceGroup, DifferenceKind, FoundDifference, PastFindings
-from saga.past.recorded import OnTheirWay
+from saga.past.recorded import PendingMessages
 from saga.runtime.messaging.dead_letters import ADDRESSEE
 from saga.runtime.messaging.trust import EDITOR_SOURCE
 from saga.testing import NOW
@@ -651,7 +651,7 @@ def test_a_message_that_is_dead_is_on_its_way(recorded: RecordedOrders, tmp_path
     played.place()
     played.deliver()
     url = archive_with(tmp_path, facts_of(played.events))
-    waiting = OnTheirWay({("payment", dead.event.id)})
+    waiting = PendingMessages({("payment", dead.event.id)})
 
     lost = compare(SAGA, url, scenarios=False).findings
     known = compare(SAGA, url, way=waiting, scenarios=False).findings

@@ -23,7 +23,7 @@ from saga.message import Answer, Ask, Command, Event, Intent, Message, Priority,
 from saga.outside import Desk, Outside
 from saga.past.against import Against, compare
 from saga.past.findings import DifferenceKind
-from saga.past.recorded import OnTheirWay
+from saga.past.recorded import PendingMessages
 from saga.view import Broken, Events
 from tests.recorded import archive_with, facts_of
 
@@ -123,9 +123,9 @@ def unanswered(tmp_path: Path) -> str:
     return archive_with(tmp_path, facts_of([event(old, 1), event(new, 2, after=timedelta(days=1))]))
 
 
-def looked(**ready: int) -> OnTheirWay:
+def looked(**ready: int) -> PendingMessages:
     """So much was in the queues when the newest event was a second old."""
-    return OnTheirWay(looked_at=START + timedelta(days=1, seconds=1), ready=ready)
+    return PendingMessages(looked_at=START + timedelta(days=1, seconds=1), ready=ready)
 
 
 def test_silence_of_one_who_never_answered_is_compared_where_its_queues_are_known(
