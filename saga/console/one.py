@@ -25,7 +25,7 @@ from saga.future.present import Foresight, ModelledSubject
 from saga.future.whatif import AskedStep, Consequences, Offer, beside_courses, course, offers_of
 from saga.history.debts import Debt
 from saga.history.trace import Trace, events_before, past_of
-from saga.history.whereabouts import Whereabouts, look
+from saga.history.whereabouts import MessageLocations, look
 from saga.verify import VerifyError
 
 T = TypeVar("T")
@@ -90,14 +90,14 @@ class Supposed:
 class BrokerSight:
     """Looks through the broker's queues, once for all pages. Belongs to one event loop."""
 
-    def __init__(self, look_there: Callable[[], Coroutine[Any, Any, Whereabouts]]) -> None:
-        self._looking: Inquiry[Whereabouts] = Inquiry(look_there)
+    def __init__(self, look_there: Callable[[], Coroutine[Any, Any, MessageLocations]]) -> None:
+        self._looking: Inquiry[MessageLocations] = Inquiry(look_there)
 
     @classmethod
     def of(cls, watched: Watched) -> BrokerSight:
         """One that looks at the broker of this system."""
 
-        async def look_there() -> Whereabouts:
+        async def look_there() -> MessageLocations:
             deployment, graph = watched.deployment, watched.graph
             return await apart(lambda: look(deployment, graph, ()))
 
@@ -113,7 +113,7 @@ class BrokerSight:
         """When the last look that came to an end was begun."""
         return self._looking.last_at
 
-    async def seen(self, debts: Sequence[Debt], *, live: bool) -> Whereabouts | None:
+    async def seen(self, debts: Sequence[Debt], *, live: bool) -> MessageLocations | None:
         """What was seen since all of this is owed; None if that is not known, as the look takes
         long, or failed. A page that is `live` asks for itself again, and has the queues looked
         through less often than one that is opened."""
@@ -180,7 +180,7 @@ class Foreseeing:
         """With the time by the monotonic clock when each was computed."""
 
     async def outlook(
-        self, moment: Moment, whereabouts: Whereabouts | None
+        self, moment: Moment, whereabouts: MessageLocations | None
     ) -> Foreseen | Unforeseen:
         """What can still happen from a moment on, and what was taken for granted."""
         debts = moment.open_debts(whereabouts)
@@ -211,7 +211,7 @@ class Foreseeing:
         )
 
     async def supposed(
-        self, moment: Moment, whereabouts: Whereabouts | None, steps: Sequence[AskedStep]
+        self, moment: Moment, whereabouts: MessageLocations | None, steps: Sequence[AskedStep]
     ) -> Supposed | Unforeseen:
         """What would follow from a moment on if these steps came next. Raises `InputError` for
         steps that are not possible."""

@@ -14,7 +14,7 @@ from saga.future.moment import Moment, moment_after
 from saga.history.archive import Archive
 from saga.history.debts import Debt
 from saga.history.trace import CATCH_UP_SECONDS, Trace, UnknownSubject, trace
-from saga.history.whereabouts import Whereabouts
+from saga.history.whereabouts import MessageLocations
 from saga.runtime.messaging.connection import BrokerError
 from saga.verify import VerifyError
 
@@ -80,7 +80,7 @@ async def standing(
     return SubjectAtMoment(found, moment, behind, why_not)
 
 
-async def _nobody(_: Sequence[Debt]) -> Whereabouts | None:
+async def _nobody(_: Sequence[Debt]) -> MessageLocations | None:
     """Where the broker is away: what is there is unknown."""
     return None
 

@@ -14,7 +14,7 @@ from saga.future.reading import read_shared
 from saga.history.debts import Coming, Debt, coming_of, debts_of
 from saga.history.story import Story, tell
 from saga.history.trace import Trace, events_before, facts_of
-from saga.history.whereabouts import Place, Whereabouts
+from saga.history.whereabouts import MessageLocations, Place
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Moment:
     def is_last(self) -> bool:
         return self.number == self.last
 
-    def open_debts(self, whereabouts: Whereabouts | None) -> list[Debt]:
+    def open_debts(self, whereabouts: MessageLocations | None) -> list[Debt]:
         """What may still be met: not what an operator has settled."""
         if whereabouts is None or not self.is_last:
             return list(self.debts)

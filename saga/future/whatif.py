@@ -15,7 +15,7 @@ from saga.declaration import Stimulus
 from saga.errors import InputError
 from saga.future.ends import BrokenRule, EndName, Outlook, ReachableEnd, by_length, end_name
 from saga.future.present import ModelledSubject
-from saga.history.whereabouts import Place, Whereabouts
+from saga.history.whereabouts import MessageLocations, Place
 from saga.runtime.kernel.step import Firing
 from saga.verify import VerifyError
 from saga.verify.facts import Answered, Asked, Sent
@@ -222,7 +222,7 @@ def _some(named: Iterable[object]) -> str:
     return "; ".join([*said[:NAMED_MAX], *more])
 
 
-def offers_of(present: ModelledSubject, whereabouts: Whereabouts | None) -> list[Offer]:
+def offers_of(present: ModelledSubject, whereabouts: MessageLocations | None) -> list[Offer]:
     """What may be asked about a subject: each message that is on its way taken next, two of them in
     either order, what is due done now, and what may be given from outside."""
     found: list[Offer] = []

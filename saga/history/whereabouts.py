@@ -44,7 +44,7 @@ class Where:
 
 
 @dataclass
-class Whereabouts:
+class MessageLocations:
     """What one look at the broker and at the store of dead letters has found."""
 
     found: dict[tuple[str, str], Where] = field(default_factory=dict)
@@ -71,12 +71,12 @@ class Whereabouts:
 
 async def look(
     deployment: Deployment, graph: Choreography, letters: Iterable[DeadLetter]
-) -> Whereabouts:
+) -> MessageLocations:
     """Look through the queues. Changes nothing, but what waits is in another order afterwards.
 
     Raises `BrokerError` and `HistoryError`.
     """
-    seen = Whereabouts()
+    seen = MessageLocations()
     connection = await connect(deployment.amqp_url, name="saga trace")
     try:
         # Each place before the one that a message goes to from there.
@@ -133,7 +133,7 @@ def in_store(letters: Iterable[DeadLetter]) -> dict[tuple[str, str], Where]:
     return found
 
 
-def _put(seen: Whereabouts, participant: str, body: bytes, place: Place, detail: str) -> None:
+def _put(seen: MessageLocations, participant: str, body: bytes, place: Place, detail: str) -> None:
     if event_id := event_id_of(body):
         seen.found[participant, event_id] = Where(place, detail)
 

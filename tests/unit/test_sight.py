@@ -15,7 +15,7 @@ from saga.console.watched import Watched
 from saga.discovery import saga
 from saga.errors import Explained
 from saga.history.debts import Debt
-from saga.history.whereabouts import Whereabouts
+from saga.history.whereabouts import MessageLocations
 from saga.runtime.kernel.tables import utc_now
 from saga.testing import NOW
 
@@ -37,13 +37,13 @@ class Looks:
     def later(self, seconds: float) -> None:
         self.now += timedelta(seconds=seconds)
 
-    async def look(self) -> Whereabouts:
+    async def look(self) -> MessageLocations:
         self.count += 1
         if self.held is not None:
             await self.held.wait()
         if self.fails:
             raise Explained("the broker is away")
-        return Whereabouts(ready={"payment": self.count})
+        return MessageLocations(ready={"payment": self.count})
 
     async def seen(self, *, live: bool = False, since: datetime = NOW) -> int | None:
         """The number of the look that is shown."""

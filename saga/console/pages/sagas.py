@@ -47,7 +47,7 @@ from saga.history.debts import Debt
 from saga.history.drawing import as_svg
 from saga.history.sequence import either, owed_since
 from saga.history.trace import Trace, UnknownSubject, trace
-from saga.history.whereabouts import Whereabouts
+from saga.history.whereabouts import MessageLocations
 from saga.limits import TEXT_MAX_BYTES, moment_of
 from saga.runtime.problem import Problem
 
@@ -162,7 +162,7 @@ def routes(site: Site) -> APIRouter:
     return router
 
 
-async def _unseen(_: Sequence[Debt]) -> Whereabouts | None:
+async def _unseen(_: Sequence[Debt]) -> MessageLocations | None:
     """For pages that say nothing of where messages are."""
     return None
 
