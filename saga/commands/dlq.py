@@ -10,7 +10,7 @@ import typer
 
 from saga.commands.dlq_selection import Filters, answering, selecting
 from saga.commands.dlq_views import (
-    By,
+    GroupBy,
     as_lines,
     print_audit,
     print_groups,
@@ -65,7 +65,7 @@ Why = Annotated[
 @selecting(by_id=False)
 def list_(
     filters: Filters,
-    by: Annotated[By, typer.Option(help="What to group by.")] = By.FINGERPRINT,
+    by: Annotated[GroupBy, typer.Option(help="What to group by.")] = GroupBy.FINGERPRINT,
     state: Annotated[Which, typer.Option(help="Letters in this state.")] = Which.DEAD,
     data_dir: DataDir = DATA_DIR,
     as_json: AsJson = False,
@@ -83,7 +83,7 @@ def list_(
 
     async def work(desk: DeadLetterDesk) -> tuple[list[DeadLetter], list[LetterGroup]]:
         selection = await filters.selection(desk)
-        if by is By.LETTER:
+        if by is GroupBy.LETTER:
             return desk.store.find(selection, state.states, contents=False), []
         return [], desk.store.groups(selection, state.states, by.value)
 
@@ -91,7 +91,7 @@ def list_(
     count = len(letters) + sum(group.letters for group in groups)
     if as_json:
         document: dict[str, Any] = {"letters": count, "by": str(by)}
-        if by is By.LETTER:
+        if by is GroupBy.LETTER:
             from saga.dlq.letters import brief
 
             document["list"] = [brief(letter) for letter in letters]
@@ -102,7 +102,7 @@ def list_(
         from saga.commands.console import out
 
         out().print("no dead letters" if state is Which.DEAD else f"no letters are {state}")
-    elif by is By.LETTER:
+    elif by is GroupBy.LETTER:
         print_letters(letters)
     else:
         print_groups(groups, by, count)
