@@ -31,7 +31,7 @@ from saga.commands.output import (
     run,
     stoppable,
 )
-from saga.dlq.states import Which
+from saga.dlq.states import LetterScope
 from saga.errors import InputError
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ Why = Annotated[
 def list_(
     filters: Filters,
     by: Annotated[GroupBy, typer.Option(help="What to group by.")] = GroupBy.FINGERPRINT,
-    state: Annotated[Which, typer.Option(help="Letters in this state.")] = Which.DEAD,
+    state: Annotated[LetterScope, typer.Option(help="Letters in this state.")] = LetterScope.DEAD,
     data_dir: DataDir = DATA_DIR,
     as_json: AsJson = False,
 ) -> None:
@@ -101,12 +101,12 @@ def list_(
     elif not count:
         from saga.commands.console import out
 
-        out().print("no dead letters" if state is Which.DEAD else f"no letters are {state}")
+        out().print("no dead letters" if state is LetterScope.DEAD else f"no letters are {state}")
     elif by is GroupBy.LETTER:
         print_letters(letters)
     else:
         print_groups(groups, by, count)
-    if count and state is Which.DEAD:
+    if count and state is LetterScope.DEAD:
         raise typer.Exit(PROBLEM_FOUND)
 
 
@@ -365,7 +365,7 @@ def export(
     file: Annotated[
         Path | None, typer.Argument(help="Where to write; standard output if left out.")
     ] = None,
-    state: Annotated[Which, typer.Option(help="Letters in this state.")] = Which.DEAD,
+    state: Annotated[LetterScope, typer.Option(help="Letters in this state.")] = LetterScope.DEAD,
     data_dir: DataDir = DATA_DIR,
     as_json: AsJson = False,
 ) -> None:
