@@ -31,7 +31,7 @@ from saga.future.present import Foresight, ModelledSubject, SharedStates, shared
 from saga.future.whatif import PAIRS_MAX, AskedStep, course, offers_of
 from saga.history.debts import coming_of, debts_of
 from saga.history.story import Story, tell
-from saga.history.whereabouts import MessageLocations, Place, Where
+from saga.history.whereabouts import MessageLocation, MessageLocations, Place
 from saga.testing import NOW
 from saga.verify import VerifyError
 from saga.view import Broken, States
@@ -408,7 +408,7 @@ def test_the_replay_of_a_dead_letter_is_offered_by_its_name(foresight: Foresight
     played.deliver()
     found = present(foresight, played, order, influential_only=False)
     ((_, event),) = found.pending
-    dead = MessageLocations({("payment", event.id): Where(Place.DEAD, "a dead letter")})
+    dead = MessageLocations({("payment", event.id): MessageLocation(Place.DEAD, "a dead letter")})
 
     offers = {offer.words: offer.steps for offer in offers_of(found, dead)}
 
