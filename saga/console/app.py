@@ -60,7 +60,7 @@ def create(site: Site, settings: ConsoleSettings) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.site = site
-    app.add_middleware(Below, prefix=site.prefix)
+    app.add_middleware(PathPrefix, prefix=site.prefix)
     app.add_middleware(
         Sharing, ticker=site.ticker, apart=(LIVE, site.url(LIVE)), made_for=_made_for
     )
@@ -151,7 +151,7 @@ def create(site: Site, settings: ConsoleSettings) -> FastAPI:
     return app
 
 
-class Below:
+class PathPrefix:
     """Serves pages with the prefix and without: some proxies leave it on, others take it off."""
 
     def __init__(self, app: ASGIApp, prefix: str) -> None:

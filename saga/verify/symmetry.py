@@ -133,7 +133,8 @@ class _Swap:
         return sum(1 << self._facts[place + bit] for bit in range(_CHUNK_BITS) if chunk >> bit & 1)
 
     def learn(self, action: Action, value: int, outcomes: Sequence[ActionOutcome]) -> None:
-        """Try the step with the subjects swapped, and note what that says. Raises `NotInterchangeable`."""
+        """Try the step with the subjects swapped, and note what that says. Raises
+        `NotInterchangeable`."""
         machine = self._machine
         field = action.whose
         partner = self._action(action, value)
