@@ -176,7 +176,7 @@ class Untaken:
 _AWAY: Final = (BrokerError, DatabaseError, DlqError)
 
 
-class Lookout:
+class SystemWatcher:
     """What is known of one system now. Belongs to one event loop."""
 
     def __init__(self, watched: Watched, management_url: str | None = None) -> None:

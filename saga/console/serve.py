@@ -11,7 +11,7 @@ from saga.console import NAME
 from saga.console.access import access_of
 from saga.console.app import create
 from saga.console.live import Ticker
-from saga.console.lookout import Lookout
+from saga.console.lookout import SystemWatcher
 from saga.console.settings import ConsoleSettings
 from saga.console.site import Site
 from saga.console.watched import Watched
@@ -33,7 +33,7 @@ async def serving(watched: Watched, settings: ConsoleSettings) -> AsyncIterator[
         prefix=settings.console_prefix,
         bodies=settings.console_bodies,
         trace_url=settings.console_trace_url,
-        lookout=Lookout(watched, settings.management_url),
+        lookout=SystemWatcher(watched, settings.management_url),
         access=access,
         audit_folder=settings.audit_folder,
     )

@@ -22,7 +22,7 @@ from starlette.requests import Request
 from saga.console.access import CSRF, PERSONAL, ConsoleAccess, person, session_of
 from saga.console.letters import WatchedLetters
 from saga.console.live import Ticker
-from saga.console.lookout import Lookout
+from saga.console.lookout import SystemWatcher
 from saga.console.masking import masked_error
 from saga.console.watched import Watched
 from saga.graph import svg
@@ -71,7 +71,7 @@ class Site:
 
     watched: Watched
     ticker: Ticker
-    lookout: Lookout
+    lookout: SystemWatcher
     """What the system says of itself now."""
     write: bool
     """Whether it may change anything."""

@@ -34,7 +34,7 @@ from saga.console.access import (
 )
 from saga.console.app import create
 from saga.console.live import Ticker
-from saga.console.lookout import Lookout
+from saga.console.lookout import SystemWatcher
 from saga.console.sessions import Sessions
 from saga.console.settings import ConsoleSettings
 from saga.console.site import Site
@@ -118,7 +118,7 @@ def guarded(tmp_path: Path) -> Guarded:
     site = Site(
         watched,
         Ticker(),
-        Lookout(watched, None),
+        SystemWatcher(watched, None),
         write=True,
         bodies=True,
         access=access,
@@ -182,7 +182,7 @@ def test_a_console_with_a_route_that_does_not_say_it_does_not_start(
 
     monkeypatch.setattr(saga.console.app, "PAGES", (routes,))
     watched = Watched(tmp_path, SAGA)
-    site = Site(watched, Ticker(), Lookout(watched, None), write=True)
+    site = Site(watched, Ticker(), SystemWatcher(watched, None), write=True)
     with pytest.raises(RuntimeError, match="/new does not say who may"):
         create(site, ConsoleSettings())
 

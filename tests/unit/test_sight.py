@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from saga.console import one
-from saga.console.lookout import LAG_AGE_MAX_SECONDS, Lookout
+from saga.console.lookout import LAG_AGE_MAX_SECONDS, SystemWatcher
 from saga.console.one import LOOK_AGAIN_SECONDS, LOOK_AGE_SECONDS, BrokerSight
 from saga.console.watched import Watched
 from saga.discovery import saga
@@ -114,7 +114,7 @@ async def test_what_was_known_of_the_historys_lag_is_not_said_for_ever(
             return 0
 
     monkeypatch.setattr(Watched, "archive", CaughtUp())
-    lookout = Lookout(Watched(tmp_path, saga()))
+    lookout = SystemWatcher(Watched(tmp_path, saga()))
     assert (await lookout.lag()).behind == 0
 
     later = utc_now() + timedelta(seconds=LAG_AGE_MAX_SECONDS + 1)
