@@ -25,7 +25,7 @@ from saga.simulation.faults import fault
 from saga.simulation.loop import SimulatedLoop, settle
 from saga.simulation.statements import QuickConnection
 from saga.simulation.trace import SimulationTrace
-from saga.simulation.weather import Weather
+from saga.simulation.weather import FaultSchedule
 
 SLOW_SECONDS = 8.0
 """What a slow transaction may take."""
@@ -113,7 +113,7 @@ class SimulatedDatabase:
         store: SimulatedStore,
         name: str,
         loop: SimulatedLoop,
-        weather: Weather,
+        weather: FaultSchedule,
         trace: SimulationTrace,
         *,
         shared: bool,

@@ -27,7 +27,7 @@ from saga.simulation.faults import fault, is_fault
 from saga.simulation.loop import SimulatedLoop, SimulatedProcess, current_process, settle
 from saga.simulation.trace import SimulationTrace
 from saga.simulation.unruly import UnrulyBroker, describe
-from saga.simulation.weather import Weather
+from saga.simulation.weather import FaultSchedule
 
 Taker = Callable[[Any, Delivery], None]
 """See `saga.runtime.messaging.wire.Taker`."""
@@ -76,7 +76,7 @@ class Network:
         self,
         loop: SimulatedLoop,
         broker: UnrulyBroker,
-        weather: Weather,
+        weather: FaultSchedule,
         trace: SimulationTrace,
         world: SimulatedProcess,
     ) -> None:

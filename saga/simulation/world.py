@@ -29,7 +29,7 @@ from saga.simulation.stuck import STUCK_SECONDS, EndlessStep, watched
 from saga.simulation.trace import SimulationTrace
 from saga.simulation.unruly import UnrulyBroker
 from saga.simulation.watch import Watch
-from saga.simulation.weather import Weather
+from saga.simulation.weather import FaultSchedule
 from saga.view import Violation
 
 SAGAS = (1, 4, 6)
@@ -87,7 +87,7 @@ class World:
         chance = _stream(seed, "schedule")
         self.loop = SimulatedLoop(chance)
         self.trace = SimulationTrace(self.loop)
-        self.weather = Weather(_stream(seed, "weather"))
+        self.weather = FaultSchedule(_stream(seed, "weather"))
         self.process = SimulatedProcess("world")
         self.broker = UnrulyBroker(self.loop, self.weather, self.trace)
         self.broker.apply(scene.topology)
