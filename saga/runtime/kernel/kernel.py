@@ -32,7 +32,7 @@ from saga.runtime.kernel.rows import WriteSet
 from saga.runtime.kernel.states import RestsOnBlank
 from saga.runtime.kernel.step import Decision, Firing, OutsideSignature, reaction_to
 from saga.runtime.kernel.tables import Clock, Tables, VersionConflict, utc_now
-from saga.runtime.kernel.transaction import GroupTransaction, Later, WorkResult
+from saga.runtime.kernel.transaction import Deferred, GroupTransaction, WorkResult
 from saga.runtime.kernel.work import Done, Duplicate, Failed, Outcome, Work
 from saga.runtime.metrics import KernelMetrics
 from saga.runtime.retry_loop import RetryLoop
@@ -403,7 +403,7 @@ class Kernel:
         if tracing.active is not None and work.span is not None:
             error = result.error if isinstance(result, Failed) else None
             tracing.active.end(work.span, error)
-        if isinstance(result, Later):
+        if isinstance(result, Deferred):
             work.lanes.append(work, work.envelope.priority)
             self._wake.set()
             return

@@ -38,12 +38,12 @@ from saga.runtime.kernel.work import Conflicting, Duplicate, Failed, Work
 from saga.runtime.metrics import KernelMetrics
 
 
-class Later:
+class Deferred:
     """Not decided on: the same message is waiting for an answer."""
 
 
-_LATER = Later()
-WorkResult = Decision | Duplicate | Failed | Later
+_LATER = Deferred()
+WorkResult = Decision | Duplicate | Failed | Deferred
 """What a transaction makes of one message."""
 
 
