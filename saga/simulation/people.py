@@ -19,7 +19,7 @@ from saga.envelope import Envelope, source_of, wrap
 from saga.load.plan import Given, Plan
 from saga.message import Command, Event, Priority
 from saga.runtime.kernel.kernel import Kernel
-from saga.runtime.kernel.step import Firing, Wish
+from saga.runtime.kernel.step import Firing, ForwardRequest
 from saga.runtime.kernel.tables import Tables
 from saga.runtime.kernel.work import Done, Duplicate
 from saga.runtime.messaging import frames
@@ -272,7 +272,9 @@ class People:
         name, table, key = self._chance.choice(found)
         servers = [s for s in self._world.replicas(name) if s.kernel is not None]
         state = self._world.stores[name].read(lambda connection: table.find(connection, key))
-        firing = state and Firing.of(state, brought_forward=Wish("operator", "in a hurry"))
+        firing = state and Firing.of(
+            state, brought_forward=ForwardRequest("operator", "in a hurry")
+        )
         if not servers or not firing:
             return
         server = self._chance.choice(servers)

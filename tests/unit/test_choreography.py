@@ -594,7 +594,7 @@ class Promise(State):
 
 
 @dataclass(frozen=True, slots=True)
-class Wish(State):
+class ForwardRequest(State):
     def due(self) -> Due[Any] | None:
         raise NotImplementedError
 
@@ -644,7 +644,7 @@ def test_nothing_is_due_about_a_state_that_does_not_say_so() -> None:
     assert Participant("post", plain).dues == {}
 
 
-@pytest.mark.parametrize("kind", [Promise, Wish, Hope])
+@pytest.mark.parametrize("kind", [Promise, ForwardRequest, Hope])
 def test_an_annotation_that_names_no_command_is_refused(kind: type[State]) -> None:
     with pytest.raises(ChoreographyError, match=rf"{kind.__name__}.due: annotate"):
         due_commands(kind)
