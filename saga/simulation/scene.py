@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from saga.declaration import Saga, SagaError
 from saga.discovery import tables_in
 from saga.envelope import Envelope
-from saga.foreign import Answers, Elsewhere, foreign_in
+from saga.foreign import Answers, ForeignState, foreign_in
 from saga.graph.flow import Flow, Node
 from saga.load.plan import Load
 from saga.message import Ask, Command, Event, Intent, Message
@@ -121,7 +121,7 @@ def _elsewhere() -> Tables:
         sa.Column("sequence", sa.Integer, nullable=False),
         sa.Column("published", _PublishedTypes, nullable=False),
     )
-    return Tables(metadata, StateTable(Elsewhere, table))
+    return Tables(metadata, StateTable(ForeignState, table))
 
 
 def _first_ends(flow: Flow, command: type[Command]) -> frozenset[str]:

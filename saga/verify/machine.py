@@ -18,7 +18,7 @@ from typing import Any, Generic, TypeVar
 from saga.choreography import ChoreographyError, Participant, State
 from saga.declaration import Stimulus
 from saga.envelope import Envelope, derived_id, is_recorded, source_of, wrap
-from saga.foreign import Elsewhere, Foreign
+from saga.foreign import Foreign, ForeignState
 from saga.message import Answer, Command, Event, Intent, Message, Priority
 from saga.outside import Outside, OutsideError
 from saga.purity import Calls, Impure, repeated
@@ -351,7 +351,7 @@ class Machine:
         reaction = reaction_to(participant, cause.data)
         self.reacted.add((participant.name, reaction.name))
         elsewhere = find((reaction.own, cause.subject))
-        published = elsewhere.published if isinstance(elsewhere, Elsewhere) else ()
+        published = elsewhere.published if isinstance(elsewhere, ForeignState) else ()
         try:
             answers = participant.answers(cause.data, published)
         except ChoreographyError as error:
