@@ -19,7 +19,7 @@ from saga.commands.output import (
     run,
     stoppable,
 )
-from saga.commands.topology import ManagementUrl, PasswordsFrom, Patience, passwords_in
+from saga.commands.topology import ManagementUrl, PasswordsFrom, StartDeadline, passwords_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,7 +56,7 @@ def broker(
     ] = None,
     management_url: ManagementUrl = None,
     passwords_from: PasswordsFrom = None,
-    patience: Patience = 60.0,
+    patience: StartDeadline = 60.0,
     data_dir: DataDir = DATA_DIR,
     as_json: AsJson = False,
 ) -> None:

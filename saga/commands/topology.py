@@ -60,7 +60,7 @@ PasswordsFrom = Annotated[
     ),
 ]
 
-Patience = Annotated[
+StartDeadline = Annotated[
     float,
     typer.Option(
         "--patience",
@@ -151,7 +151,7 @@ def apply(
             "on those that run when they are made. Needs --management-url if there are several.",
         ),
     ] = 1,
-    patience: Patience = 0.0,
+    patience: StartDeadline = 0.0,
     data_dir: DataDir = DATA_DIR,
     as_json: AsJson = False,
 ) -> None:

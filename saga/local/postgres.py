@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Final
 
 from saga.errors import Explained
-from saga.local.patience import WAY_OUT, Patience, start_seconds
+from saga.local.patience import WAY_OUT, StartDeadline, start_seconds
 from saga.local.places import POSTGRESQL, POSTGRESQL_OF_HOMEBREW, homes, program_folders
 from saga.local.server import LOOPBACK, SPEECHLESS_BYTES, PortTaken, PrivateServer, free_ports
 from saga.runtime.disk import lack_of_room
@@ -237,7 +237,7 @@ class PostgresCluster(PrivateServer):
             ]
         )
 
-    def _run(self, patience: Patience) -> None:
+    def _run(self, patience: StartDeadline) -> None:
         """Start the server once, and wait until it answers."""
         settings = {
             "listen_addresses": LOOPBACK,

@@ -39,7 +39,7 @@ from saga.local.folder import (
 from saga.local.guard import Guard
 from saga.local.keeping import POLL_SECONDS, Keeper, keep_claim, renew_broker
 from saga.local.node import NodeError, RabbitNode
-from saga.local.patience import Patience, start_seconds
+from saga.local.patience import StartDeadline, start_seconds
 from saga.local.postgres import PostgresCluster
 from saga.local.processes import (
     LAST_WORDS_CHARACTERS,
@@ -568,7 +568,7 @@ class System:
             ) from error
         graph = choreography()
         (queues,) = (queues_of(p) for p in graph.participants if p.name == process.participant)
-        patience = Patience()
+        patience = StartDeadline()
         async with await connect(self._broker_url(), name="saga") as connection:
             channel = await connection.channel()
             while unread := [queue for queue in queues if not await _readers(channel, queue)]:
@@ -623,7 +623,7 @@ class System:
             )
 
     async def _wait_until_ready(self, name: str, process: ServiceProcess) -> None:
-        patience = Patience()
+        patience = StartDeadline()
         answer = "no answer yet"
         async with client(process.url, _ASK_SECONDS) as service:
             while True:
