@@ -69,7 +69,7 @@ class Unforeseen:
 
 
 @dataclass(frozen=True, slots=True)
-class Foreseen:
+class Forecast:
     """What can still happen, and what that takes for granted."""
 
     outlook: Outlook
@@ -176,12 +176,12 @@ class Foreseeing:
     def __init__(self, watched: Watched) -> None:
         self._watched = watched
         self._foresight = Foresight(watched.saga)
-        self._kept: OrderedDict[Hashable, tuple[float, Foreseen]] = OrderedDict()
+        self._kept: OrderedDict[Hashable, tuple[float, Forecast]] = OrderedDict()
         """With the time by the monotonic clock when each was computed."""
 
     async def outlook(
         self, moment: Moment, whereabouts: MessageLocations | None
-    ) -> Foreseen | Unforeseen:
+    ) -> Forecast | Unforeseen:
         """What can still happen from a moment on, and what was taken for granted."""
         debts = moment.open_debts(whereabouts)
         key = _key(moment, debts)
@@ -189,14 +189,14 @@ class Foreseeing:
         if kept is not None and time.monotonic() - made_at < KEPT_SECONDS:
             return kept
 
-        def compute() -> Foreseen:
+        def compute() -> Forecast:
             present = self._present(moment, debts, influential_only=True)
             seen = outlook(present, self._foresight.judged(present))
-            return Foreseen(beside_courses(present, seen), present)
+            return Forecast(beside_courses(present, seen), present)
 
         found = await _foreseen(compute)
         self._kept.pop(key, None)
-        if isinstance(found, Foreseen) and found.outlook.whole:
+        if isinstance(found, Forecast) and found.outlook.whole:
             self._kept[key] = time.monotonic(), found
             while len(self._kept) > KEPT_MAX:
                 self._kept.popitem(last=False)

@@ -19,7 +19,7 @@ from payment_service.domain import ChargeAnswered, Payment, PaymentStatus, Refun
 from saga.archive.store import Fact
 from saga.choreography import Participant
 from saga.console import one
-from saga.console.one import Foreseeing, Foreseen, Unforeseen
+from saga.console.one import Forecast, Foreseeing, Unforeseen
 from saga.console.watched import Watched
 from saga.discovery import choreography, saga
 from saga.envelope import Envelope
@@ -460,7 +460,7 @@ class Asked:
     def bounded(self, **limits: Any) -> None:
         self.monkeypatch.setattr(one, "outlook", partial(outlook, **limits))
 
-    async def outlook(self) -> Foreseen | Unforeseen:
+    async def outlook(self) -> Forecast | Unforeseen:
         return await self.foreseeing.outlook(self.moment, None)
 
 
@@ -478,7 +478,7 @@ async def test_neither_a_part_of_an_outlook_nor_a_refusal_is_kept(
     asked = Asked(monkeypatch)
     asked.bounded(states_max=70, seconds_max=MINUTE_SECONDS)
     part = await asked.outlook()
-    assert isinstance(part, Foreseen)
+    assert isinstance(part, Forecast)
     assert not part.outlook.whole
 
     def refuse(*_: Any) -> SharedStates:
@@ -489,7 +489,7 @@ async def test_neither_a_part_of_an_outlook_nor_a_refusal_is_kept(
         assert await asked.outlook() == Unforeseen("the shelf is away")
     asked.bounded(seconds_max=MINUTE_SECONDS)
     whole = await asked.outlook()
-    assert isinstance(whole, Foreseen)
+    assert isinstance(whole, Forecast)
     assert whole.outlook.whole
 
 
