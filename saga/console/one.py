@@ -170,7 +170,7 @@ def body_of(step: Hop, *, bodies: bool, characters: int = BODY_MAX_CHARACTERS) -
     return text[:characters], len(text)
 
 
-class Foreseeing:
+class Forecaster:
     """Says what can still happen to subjects, and keeps that. Belongs to one event loop."""
 
     def __init__(self, watched: Watched) -> None:

@@ -19,7 +19,7 @@ from payment_service.domain import ChargeAnswered, Payment, PaymentStatus, Refun
 from saga.archive.store import Fact
 from saga.choreography import Participant
 from saga.console import one
-from saga.console.one import Forecast, Foreseeing, Unforeseen
+from saga.console.one import Forecast, Forecaster, Unforeseen
 from saga.console.watched import Watched
 from saga.discovery import choreography, saga
 from saga.envelope import Envelope
@@ -451,7 +451,7 @@ class Asked:
             now=played.at,
         )
         self.monkeypatch = monkeypatch
-        self.foreseeing = Foreseeing(Watched(Path(), saga()))
+        self.foreseeing = Forecaster(Watched(Path(), saga()))
         monkeypatch.setattr(Watched, "deployment", None)
         monkeypatch.setattr(moment, "read_shared", lambda *_: shelf(played, story))
         monkeypatch.setattr(one, "KEPT_SECONDS", MINUTE_SECONDS)

@@ -29,7 +29,7 @@ from saga.console.masking import headline_of, masked_diagram
 from saga.console.one import (
     WHOLE_BODY_MAX_CHARACTERS,
     BrokerSight,
-    Foreseeing,
+    Forecaster,
     Supposed,
     Unforeseen,
     body_of,
@@ -80,7 +80,7 @@ _ENDS: Final = ("", "open", "ended", "settled")
 def routes(site: Site) -> APIRouter:
     """`/sagas`."""
     router = APIRouter()
-    foreseeing = Foreseeing(site.watched)
+    foreseeing = Forecaster(site.watched)
     sight = BrokerSight.of(site.watched)
 
     @router.get("/sagas", dependencies=[needs("sagas:read", personal=True)])
@@ -253,7 +253,7 @@ class _OnePage:
         site: Site,
         request: Request,
         found: Trace,
-        foreseeing: Foreseeing,
+        foreseeing: Forecaster,
         event: int | None,
         sight: BrokerSight,
         lag: Lag,
