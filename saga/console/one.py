@@ -77,7 +77,7 @@ class Forecast:
 
 
 @dataclass(frozen=True, slots=True)
-class Supposed:
+class WhatIf:
     """What may be asked about a moment; what usually follows from it, and what would, if something
     was asked; and what that takes for granted."""
 
@@ -212,14 +212,14 @@ class Forecaster:
 
     async def supposed(
         self, moment: Moment, whereabouts: MessageLocations | None, steps: Sequence[AskedStep]
-    ) -> Supposed | Unforeseen:
+    ) -> WhatIf | Unforeseen:
         """What would follow from a moment on if these steps came next. Raises `InputError` for
         steps that are not possible."""
         debts = moment.open_debts(whereabouts)
 
-        def compute() -> Supposed:
+        def compute() -> WhatIf:
             present = self._present(moment, debts, influential_only=False)
-            return Supposed(
+            return WhatIf(
                 offers_of(present, whereabouts),
                 _course(present, ()),
                 _course(present, steps) if steps else None,

@@ -30,8 +30,8 @@ from saga.console.one import (
     WHOLE_BODY_MAX_CHARACTERS,
     BrokerSight,
     Forecaster,
-    Supposed,
     Unforeseen,
+    WhatIf,
     body_of,
     part_of,
     states_at,
@@ -419,7 +419,7 @@ class _OnePage:
         steps = [AskedStep.read(text) for text in given]
         found = await self._foreseeing.supposed(self._moment, self._found.whereabouts, steps)
         if isinstance(found, Unforeseen):
-            found = Supposed((), found, None, ())
+            found = WhatIf((), found, None, ())
         asked, usual = found.asked, found.usual
         return self._page(
             "saga_what_if.html",
