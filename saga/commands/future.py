@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from saga.deployment import Deployment
     from saga.future.asking import SubjectAtMoment
     from saga.future.ends import EndName, Outlook
-    from saga.future.present import Foresight, ModelledSubject
+    from saga.future.present import ModelledSubject, SubjectModels
     from saga.future.whatif import AskedStep, Consequences, Offer
     from saga.verify.schedule import StepInWords
 
@@ -92,14 +92,14 @@ def future(
     from saga.deployment import Deployment
     from saga.discovery import choreography, saga
     from saga.future.asking import standing
-    from saga.future.present import Foresight
+    from saga.future.present import SubjectModels
     from saga.future.whatif import AskedStep
 
     with wrong_usage():
         steps = [AskedStep.read(text) for text in asked or ()]
     deployment = Deployment.load(data_dir)
     stands = answer_to(standing(deployment, choreography(), subject, event))
-    about = _Subject(deployment, Foresight(saga()), stands)
+    about = _Subject(deployment, SubjectModels(saga()), stands)
     fine = (
         about.tell_what_if(steps, as_json=as_json)
         if steps
@@ -116,7 +116,7 @@ class _Subject:
     wrong, or was left out."""
 
     def __init__(
-        self, deployment: Deployment, foresight: Foresight, stands: SubjectAtMoment
+        self, deployment: Deployment, foresight: SubjectModels, stands: SubjectAtMoment
     ) -> None:
         self._deployment = deployment
         self._foresight = foresight

@@ -21,7 +21,7 @@ from saga.envelope import Envelope
 from saga.future.asking import computed
 from saga.future.ends import Outlook, outlook
 from saga.future.moment import Moment, modelled
-from saga.future.present import Foresight, ModelledSubject
+from saga.future.present import ModelledSubject, SubjectModels
 from saga.future.whatif import AskedStep, Consequences, Offer, beside_courses, course, offers_of
 from saga.history.debts import Debt
 from saga.history.trace import Trace, events_before, past_of
@@ -175,7 +175,7 @@ class Forecaster:
 
     def __init__(self, watched: Watched) -> None:
         self._watched = watched
-        self._foresight = Foresight(watched.saga)
+        self._foresight = SubjectModels(watched.saga)
         self._kept: OrderedDict[Hashable, tuple[float, Forecast]] = OrderedDict()
         """With the time by the monotonic clock when each was computed."""
 

@@ -9,7 +9,7 @@ from datetime import datetime
 from saga.archive.timeline import Hop
 from saga.choreography import Choreography
 from saga.deployment import Deployment
-from saga.future.present import Foresight, ModelledSubject, shared_keys
+from saga.future.present import ModelledSubject, SubjectModels, shared_keys
 from saga.future.reading import read_shared
 from saga.history.debts import Coming, Debt, coming_of, debts_of
 from saga.history.story import Story, tell
@@ -73,7 +73,7 @@ def moment_after(graph: Choreography, found: Trace, number: int | None) -> Momen
 
 def modelled(
     deployment: Deployment,
-    foresight: Foresight,
+    foresight: SubjectModels,
     moment: Moment,
     debts: Sequence[Debt],
     *,

@@ -89,7 +89,7 @@ def shared_keys(graph: Choreography, story: Story) -> dict[tuple[str, type[State
     return found
 
 
-class Foresight:
+class SubjectModels:
     """Makes models of one saga's subjects."""
 
     def __init__(self, saga: Saga) -> None:

@@ -15,7 +15,7 @@ from saga.choreography import Choreography, State
 from saga.declaration import Saga
 from saga.envelope import source_of
 from saga.future.ends import outlook
-from saga.future.present import Foresight, SharedStates, shared_keys
+from saga.future.present import SharedStates, SubjectModels, shared_keys
 from saga.history.debts import Coming, Debt, coming_of, debts_of
 from saga.history.story import Story, tell
 from saga.past.again import Review
@@ -186,7 +186,7 @@ class Onward:
         self._states_max = states_max or STATES_MAX
         self.budget = self.left = self._states_max * STATES_IN_ALL
         """States that may be looked at in all, and those of them that are left."""
-        self._foresight = Foresight(saga)
+        self._foresight = SubjectModels(saga)
         self._words = words_of(saga)
         self._explored: dict[Hashable, _Explored] = {}
         self._classes: dict[Hashable, RecordedState] = {}
