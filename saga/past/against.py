@@ -21,7 +21,7 @@ from saga.history.rebuild import CATCH_UP_SECONDS
 from saga.history.sources import Sources
 from saga.history.whereabouts import Place, in_store, look
 from saga.past.findings import PastFindings
-from saga.past.onward import Onward, Shapes, UnderWay
+from saga.past.onward import OpenSagaExplorer, Shapes, UnderWay
 from saga.past.over import GoingOver, sharing
 from saga.past.recorded import PendingMessages, RecordReader, count_published, count_subjects
 from saga.past.shared import SharedPast
@@ -41,7 +41,7 @@ class Against:
     subjects: int = 0
     events: int = 0
     findings: PastFindings = field(default_factory=PastFindings)
-    onward: Onward | None = None
+    onward: OpenSagaExplorer | None = None
 
     @property
     def ok(self) -> bool:
@@ -147,7 +147,7 @@ def compare(
             waiting |= {each.subject: each for each in found.waiting}
             shapes.add(found.shapes)
             tell["subjects"](found.subjects)
-        onward = run.onward = Onward(saga, shared, reached, states_max=states_max)
+        onward = run.onward = OpenSagaExplorer(saga, shared, reached, states_max=states_max)
         for told in itertools.chain.from_iterable(reader.told(reader.batches([*waiting]))):
             onward.take(told, waiting[told.subject])
             tell["explored"](1)

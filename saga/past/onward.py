@@ -168,7 +168,7 @@ class _Explored:
     breaks: list[PossibleBreak] = field(default_factory=list)
 
 
-class Onward:
+class OpenSagaExplorer:
     """Explores on from recorded sagas that have not come to rest."""
 
     def __init__(
