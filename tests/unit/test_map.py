@@ -375,7 +375,7 @@ def test_the_page_of_a_service_says_what_it_sends_and_who_sends_what_it_takes() 
     assert "| `ride.start` v1 | Ride there. | `rider.ride` |" in desk
     assert (
         "| `errand.ridden` v1 | The rider is back, and the stamp is not. "
-        "| step | no participant needs to |"
+        "| step | none: it is private |"
     ) in desk
     assert "| `ride.start`, a command of desk | `ride` |" in rider
     assert "| bound to | `ride.start.*` |" in rider
