@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from saga.commands.load import SEED_MAX, with_system
+from saga.commands.load import SEED_MAX, print_predicted, with_system
 from saga.commands.output import (
     DATA_DIR,
     PROBLEM_FOUND,
@@ -113,7 +113,7 @@ def publish(
     )
     from order_saga.publish import next_plan
     from order_saga.publish import publish as send
-    from saga.commands.console import out, progress_bars
+    from saga.commands.console import progress_bars
     from saga.deployment import Deployment
 
     deployment = Deployment.load(data_dir)
@@ -140,8 +140,7 @@ def publish(
         f"{published.orders} orders and {published.malformed} malformed messages sent in "
         f"{published.seconds:.1f} s; `saga status` and `saga reconcile` tell what comes of them"
     )
-    for outcome, count in document["expected"].items():
-        out().print(f"{outcome:>20} {count:>8}")
+    print_predicted(document["expected"])
 
 
 def _published_as_json(seed: int, plan: OrderLoad, published: PublishedOrders) -> dict[str, Any]:
@@ -265,8 +264,9 @@ def _print_result(result: DemoResult) -> None:
     )
     if result.replayed is not None:
         console.print(
-            f"the provider's outage held up {result.held_up} orders, which the times above leave "
-            f"out; {result.healed} were confirmed by replaying their dead letters"
+            f"the provider's outage held up {result.held_up} orders, which the times above "
+            f"{'include' if result.held_up == len(result.ends) else 'leave out'}; "
+            f"{result.healed} were confirmed by replaying their dead letters"
         )
     print_report(result.report)
     for line in result.unexpected:

@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
 from saga.choreography import Choreography, ChoreographyError, Observer, Participant
@@ -83,18 +84,23 @@ def named(where: str) -> Any:
     module, _, name = where.partition(":")
     if not all(map(str.isidentifier, module.split("."))):
         raise SagaError(f"{where!r} names no module; write module:NAME, as in trips:SAGA")
+    return getattr(loaded(module, where), name, None)
+
+
+def loaded(module: str, where: str = "") -> ModuleType:
+    """A module of the project, imported; `where` is what asks for it. Raises `SagaError`."""
     # A command that was installed does not look where it is called.
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.append(here)
     try:
-        return getattr(importlib.import_module(module), name, None)
+        return importlib.import_module(module)
     except Explained:
         raise
     except Exception as error:  # Whatever a user's module does when it is loaded.
         if isinstance(error, ModuleNotFoundError) and _is_within(module, error.name):
             raise SagaError(
-                f"there is no module {error.name!r}, in which {where!r} should be; run this in the "
-                f"project's folder, or correct {VARIABLE} or [tool.saga]"
+                f"there is no module {error.name!r}, in which {where or module!r} should be; run "
+                f"this in the project's folder, or correct {VARIABLE} or [tool.saga]"
             ) from error
         raise SagaError(f"{module!r} cannot be loaded: {_explained(error)}") from error
 

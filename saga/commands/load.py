@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -65,7 +65,7 @@ def publish(
     """
     from collections import Counter
 
-    from saga.commands.console import out, progress_bars
+    from saga.commands.console import progress_bars
     from saga.deployment import Deployment
     from saga.discovery import saga
     from saga.load import run as loading
@@ -90,8 +90,17 @@ def publish(
         f"{len(plan.given)} commands sent; `saga status` and `saga reconcile` tell what comes of "
         f"them"
     )
-    for outcome, count in sorted(expected.items()):
-        out().print(f"{outcome:>20} {count:>8}")
+    print_predicted(dict(sorted(expected.items())))
+
+
+def print_predicted(ends: Mapping[str, int]) -> None:
+    """How many sagas of a load have to end in which way."""
+    from saga.commands.console import out
+
+    width = max(map(len, ends), default=0)
+    out().print("what has to come of them:")
+    for end, count in ends.items():
+        out().print(f"{end:>{width + 2}} {count:>8}")
 
 
 def demo(

@@ -58,7 +58,7 @@ def check(folder: Folder = CONTRACTS, as_json: AsJson = False) -> None:
     """
     from saga.commands.console import out
     from saga.discovery import choreography
-    from saga.schemas.registry import not_sealed_yet, problems
+    from saga.schemas.registry import RELEASED, has_release, not_sealed_yet, problems
 
     graph = choreography()
     found = problems(_existing(folder), graph)
@@ -67,6 +67,7 @@ def check(folder: Folder = CONTRACTS, as_json: AsJson = False) -> None:
         print_json(
             {
                 "ok": not found,
+                "compared_with_a_release": has_release(folder),
                 "problems": [
                     {"type": p.type, "version": p.version, "message": p.message} for p in found
                 ],
@@ -76,7 +77,12 @@ def check(folder: Folder = CONTRACTS, as_json: AsJson = False) -> None:
     else:
         for each in found:
             out().print(str(each))
-        if not found:
+        if not found and not has_release(folder):
+            remark(
+                f"no release is noted in {folder / RELEASED}, so nothing was compared with one; "
+                f"every version has an example that can be read. `saga schemas release` notes one"
+            )
+        elif not found:
             remark("readers of the last release read what is published now, and the other way")
         if unsealed:
             remark(

@@ -17,6 +17,7 @@ from fastapi import APIRouter
 from fastapi.routing import APIRoute
 
 from saga.choreography import Participant, State
+from saga.discovery import loaded
 from saga.graph.flow import Flow, SourceLine, Step, label, retry_said
 from saga.message import Answer, Command, Event
 from saga.runtime import dues
@@ -204,5 +205,5 @@ def _codes(words: Iterable[str]) -> str:
 
 
 def _optional(module: str) -> ModuleType | None:
-    """A module of a service, if it has that."""
-    return importlib.import_module(module) if importlib.util.find_spec(module) else None
+    """A module of a service, if it has that. Raises `SagaError`."""
+    return loaded(module) if importlib.util.find_spec(module) else None

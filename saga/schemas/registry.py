@@ -72,6 +72,12 @@ def problems(folder: Path, choreography: Choreography) -> list[SchemaProblem]:
     return sorted(found, key=lambda problem: (problem.type, problem.version))
 
 
+def has_release(folder: Path) -> bool:
+    """Whether a release is noted there, so that `problems` had something to compare with. Raises
+    `RegistryError`."""
+    return bool(_released(folder))
+
+
 def not_sealed_yet(folder: Path, choreography: Choreography) -> list[str]:
     """The released messages with fields that may be sealed, of which the last release reads the
     clear text alone: `PERSONAL=sealed` has to wait until the next one is out. Raises

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from enum import StrEnum
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -24,6 +26,7 @@ from common.events import NotificationSent
 from inventory_service.domain import AddStock
 from notification_service.domain import PARTICIPANT, Notification, NotificationStatus
 from notification_service.store import NOTIFICATIONS
+from saga import State
 from saga.archive.subjects import subjects
 from saga.discovery import schema_in, services, tables_in
 from saga.envelope import MessageKey
@@ -64,6 +67,8 @@ def upgrade() -> None:
     op.create_index("outbox_by_owner", "outbox", ["owner", "position"])
     op.create_table("outbox_leases", sa.Column("owner", sa.String(32), primary_key=True),
                     sa.Column("until", sa.BigInteger, nullable=False))
+    op.create_table("outbox_kept", sa.Column("key", sa.String(64), primary_key=True),
+                    sa.Column("bodies", sa.LargeBinary, nullable=False))
     op.execute("INSERT INTO inbox VALUES ('m', 1, NULL)")
 """
 SECOND = """
@@ -136,7 +141,7 @@ def older(tables: Schema, head: str, folder: Path) -> Schema:
     for script in tables.migrations.glob("v*.py"):
         if script.name[1:5] <= head:
             shutil.copy(script, there)
-    return Schema(tables.metadata, migrations=there)
+    return Schema(sa.MetaData(), migrations=there)
 
 
 OLD_HEADS = {"order": "0002", "inventory": "0002", "payment": "0002", "notification": "0001"}
@@ -411,6 +416,83 @@ def test_the_next_script_is_written_from_the_difference(tables: Tables) -> None:
     assert write_script(tables, "nothing") is None
 
 
+class Size(StrEnum):
+    SMALL = "small"
+    LARGE = "it's large"
+
+
+@dataclass(frozen=True, slots=True)
+class Parcel(State):
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredParcel(State):
+    note: str = ""
+    size: Size = Size.LARGE
+    tries: int = 3
+    sealed: bool = True
+    stops: tuple[str, ...] = ("a", "b")
+    seen_at: datetime = NOW
+    left_at: datetime | None = None
+
+
+def parcels(kind: type[State], folder: Path) -> Tables:
+    """The tables of a participant whose `store.py` lies in this folder."""
+    (folder / "migrations").mkdir(exist_ok=True)
+    return Tables.of(str(folder / "store.py"), parcels=kind)
+
+
+async def test_rows_of_before_have_what_a_new_field_begins_with(
+    database_url: str, tmp_path: Path
+) -> None:
+    before = parcels(Parcel, tmp_path)
+    assert write_script(before, "First tables")
+
+    def insert(key: str, connection: Connection) -> None:
+        with writing(connection) as writes:
+            before.states[Parcel].save(writes, [(Parcel(key, note="n"), 0)])
+
+    database = await open_database(database_url, before)
+    await database.transaction(partial(insert, "one"))
+    await database.close()
+    after = parcels(MeasuredParcel, tmp_path)
+    assert write_script(after, "Parcels are measured")
+
+    database = await open_database(database_url, after)
+    try:
+        # As a replica of the version before does, as long as there is one.
+        await database.transaction(partial(insert, "two"))
+        states = after.states[MeasuredParcel]
+        found = await database.read(lambda c: [states.find(c, key) for key in ("one", "two")])
+    finally:
+        await database.close()
+
+    assert found == [MeasuredParcel("one", note="n"), MeasuredParcel("two", note="n")]
+
+
+async def test_a_service_whose_scripts_lack_a_column_or_a_table_does_not_start(
+    database_url: str, tmp_path: Path
+) -> None:
+    assert write_script(parcels(Parcel, tmp_path), "First tables")
+    more = parcels(MeasuredParcel, tmp_path)
+    columns = "left_at, sealed, seen_at, size, stops, tries"
+    with pytest.raises(DatabaseError, match=f"parcels has no column {columns}.*`saga migration`"):
+        await open_database(database_url, more)
+
+    another = parcels(Parcel, tmp_path)
+    sa.Table("more", another.metadata, sa.Column("id", sa.Integer, primary_key=True))
+    with pytest.raises(DatabaseError, match=r"there is no table more.*`saga migration`"):
+        await open_database(database_url, another)
+
+
+def test_a_column_that_nothing_says_the_value_of_is_refused(tables: Tables) -> None:
+    tables.inbox.append_column(sa.Column("weight", sa.Integer, nullable=False))
+
+    with pytest.raises(MigrationError, match=r"inbox\.weight takes no NULL.*server_default"):
+        write_script(tables, "Messages are weighed")
+
+
 def test_tables_without_a_folder_have_no_scripts() -> None:
     with pytest.raises(MigrationError, match="no folder for migrations"):
         write_script(Tables(sa.MetaData()), "x")
@@ -437,7 +519,7 @@ async def test_a_history_of_before_knows_its_subjects_after_the_upgrade(
     for script in saga.archive.store.TABLES.migrations.glob("v*.py"):
         if script.name[1:5] <= "0003":
             shutil.copy(script, folder)
-    old = Schema(saga.archive.store.TABLES.metadata, migrations=folder)
+    old = Schema(sa.MetaData(), migrations=folder)
     play = Play(at=NOW, tick=timedelta(milliseconds=3))
     stock = AddStock(
         delivery_id=UUID(int=1), sku="tea", quantity=9, unit_price_cents=250, currency="EUR"

@@ -9,6 +9,7 @@ import pytest
 
 from saga import discovery
 from saga.declaration import SagaError
+from saga.graph import canvas
 
 
 @pytest.fixture
@@ -41,6 +42,16 @@ def test_a_module_that_cannot_be_loaded_is_named_with_the_line(
 
     with pytest.raises(SagaError, match=f"'broken_saga' cannot be loaded: .*{why}"):
         discovery.named("broken_saga:SAGA")
+
+
+def test_a_page_of_a_service_whose_module_cannot_be_loaded_names_the_line(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(folder)
+    (folder / "broken_app.py").write_text("1 / 0\n")
+
+    with pytest.raises(SagaError, match=r"'broken_app' cannot be loaded: .*broken_app\.py, line 1"):
+        canvas._optional("broken_app")
 
 
 def test_a_project_file_whose_tools_are_no_table_names_no_saga(

@@ -16,6 +16,7 @@ from typing import Any, Final, Literal
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata, produce_migrations, render_python_code
 from alembic.config import Config
+from alembic.operations.ops import AddColumnOp, ModifyTableOps, UpgradeOps
 from alembic.runtime.environment import EnvironmentContext
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
@@ -23,7 +24,7 @@ from alembic.util import CommandError
 from sqlalchemy.engine import Connection
 
 from saga.runtime.files import write_public
-from saga.runtime.kernel.tables import Schema
+from saga.runtime.kernel.tables import Schema, Tables
 
 OF_METRICS: Final = "saga_begun"
 """The table that is there where the course of sagas is measured."""
@@ -40,8 +41,29 @@ class MigrationError(Exception):
 def prepare(connection: Connection, schema: Schema) -> None:
     """Create or change the tables in the connection's transaction, if they are not up to date.
 
-    Raises `MigrationError`.
+    Raises `MigrationError`, also where no script makes what the code reads and writes.
     """
+    _run_scripts(connection, schema)
+    there = sa.inspect(connection)
+    for each in (schema, *schema.parts):
+        for table in each.metadata.tables.values():
+            if table.name == OF_METRICS:
+                continue
+            found = there.has_table(table.name) and there.get_columns(table.name)
+            if not found:
+                raise _not_made(f"there is no table {table.name}")
+            if lacking := set(table.columns.keys()) - {column["name"] for column in found}:
+                columns = ", ".join(sorted(lacking))
+                raise _not_made(f"its table {table.name} has no column {columns}")
+
+
+def _not_made(what: str) -> MigrationError:
+    return MigrationError(
+        f"{what}, and no script in its migrations adds it; write one with `saga migration`"
+    )
+
+
+def _run_scripts(connection: Connection, schema: Schema) -> None:
     for each in (schema, *schema.parts):
         if each.migrations is None:
             each.metadata.create_all(connection)
@@ -181,9 +203,10 @@ def write_script(schema: Schema, message: str) -> Path | None:
     last = _scripts(folder).get_current_head()
     engine = sa.create_engine("sqlite://")
     with engine.begin() as connection:
-        prepare(connection, schema)
+        _run_scripts(connection, schema)
         context = _comparing(connection, schema)
         operations = produce_migrations(context, schema.metadata).upgrade_ops
+        _fill_rows(operations, schema, connection.dialect)
     if operations is None or operations.is_empty():
         return None
     number = int(last or 0) + 1
@@ -194,6 +217,32 @@ def write_script(schema: Schema, message: str) -> Path | None:
     script = _TEMPLATE.format(message=message, number=f"{number:04}", last=last, body=body)
     write_public(path, script)
     return path
+
+
+def _fill_rows(operations: UpgradeOps | None, schema: Schema, dialect: sa.Dialect) -> None:
+    """Give each new column that takes no NULL a default: that of the state's field. Without one, no
+    database adds it to a table with rows, and a replica of the version before could add no row."""
+    fields = {
+        state.table.name: state.kind("")
+        for state in (schema.states.values() if isinstance(schema, Tables) else ())
+    }
+    for table in operations.ops if operations else ():
+        for each in table.ops if isinstance(table, ModifyTableOps) else ():
+            if not isinstance(each, AddColumnOp):
+                continue
+            column, new = each.column, fields.get(each.table_name)
+            if column.nullable or column.server_default is not None:
+                continue
+            value = getattr(new, column.name, None)
+            if value is None:
+                raise MigrationError(
+                    f"{each.table_name}.{column.name} takes no NULL, and nothing says what is in "
+                    f"it of rows that are there; make it nullable, or give it a `server_default`"
+                )
+            literal = sa.literal(value, column.type).compile(
+                dialect=dialect, compile_kwargs={"literal_binds": True}
+            )
+            column.server_default = sa.DefaultClause(sa.text(str(literal)))
 
 
 def script_name(number: int, message: str) -> str:
