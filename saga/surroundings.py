@@ -1,5 +1,5 @@
-"""What the standard library reads of a process's surroundings: the clock, chance, the environment
-and the machine. `saga.purity` notices it when a reaction calls one of these.
+"""What the standard library reads of a process's surroundings: the clock, chance, the environment,
+files, the network and the machine. `saga.purity` notices it when a reaction calls one of these.
 
 What is noticed are calls that Python code makes. Reading a value, such as `time.timezone` or
 `os.sep`, is no call, and what C code calls by itself, as in `map(time.time, ...)`, is not seen.
@@ -15,6 +15,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from datetime import date, datetime
+from socket import SocketType
 from types import CodeType, FrameType, FunctionType
 from typing import Any, Final
 
@@ -27,6 +28,8 @@ _GLOBAL_DICE: Final = getattr(random.random, "__self__", None)
 _CHANCE: Final = {"urandom", "getrandom", "generate_time_safe"}
 _CLOCK_UNLESS_GIVEN: Final = {"gmtime": 1, "asctime": 1, "strftime": 2}
 """Functions of `time` that read the clock when they are called with fewer arguments."""
+_FILES: Final = {"open", "open_code"}
+"""Functions of `io` that read or write files."""
 _ZONE: Final = {"localtime", "ctime", "mktime"}
 """Functions of `time` that go by the machine's time zone, whatever they are given."""
 PURE_TIME: Final = {
@@ -79,6 +82,10 @@ def used_by_builtin(function: Any, frame: FrameType) -> str:
         return _used_of_dates(of, name, frame)
     if of is posix and name not in PURE_OS:
         return _asks(f"os.{name}")
+    if getattr(of, "__name__", "") == "_io" and name in _FILES:
+        return _asks(name)
+    if isinstance(of, SocketType):
+        return _asks(f"socket.{name}")
     return ""
 
 

@@ -101,7 +101,7 @@ def wrong_endings(
         elif not found <= {*map(str, endings)} | early[subject]:
             ended, had_to = (" or ".join(sorted(map(str, each))) for each in (found, endings))
             had_to = had_to or NO_END
-            yield violation("wrong_ending", subject, f"it is {ended}; it had to be {had_to}")
+            yield violation("wrong_ending", subject, f"it is {ended}; the load says {had_to}")
         elif (heard := told.get(subject)) is not None and heard not in found:
             ended = " and ".join(sorted(found))
             yield violation(

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from saga.local.system import System
+from saga.runtime.tasks import cancel_all
 from tests.forked import spawn
 from tests.polling import until
 
@@ -26,7 +27,7 @@ PAGES = {"README.md": "## Place an order\n", "docs/walk-through.md": "# The walk
 STARTS = "make "
 """What `newcomer` has done already begins with this."""
 _DEFINITION = re.compile(r"\w+(\(\)|=)")
-_CHANGES = (" -d ", " publish ")
+_CHANGES = (" -d ", " publish ", " replay ", "kill ")
 """What must not be typed twice, even if its output is late."""
 
 
@@ -82,7 +83,11 @@ async def newcomer(folder: Path) -> AsyncIterator[System]:
     (folder / ".venv").symlink_to(sys.prefix)
     async with System(folder / "data", disposable=True, spawn=spawn) as system:
         await system.start()
-        yield system
+        watching = asyncio.ensure_future(system.watch())
+        try:
+            yield system
+        finally:
+            await cancel_all(watching)
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -283,6 +283,25 @@ def test_a_contract_file_that_is_none_is_named(folder: Path) -> None:
             problems(folder, graph(send_old))
 
 
+def test_without_a_release_nothing_is_said_to_have_been_compared(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crates = Choreography([Participant("crate", send_old)])
+    monkeypatch.setattr(saga.discovery, "choreography", lambda: crates)
+    command = ["schemas", "check", str(folder)]
+    compared = CliRunner().invoke(app, command)
+    assert "readers of the last release read what is published" in compared.stderr
+    shutil.rmtree(folder / "released")
+
+    result = CliRunner().invoke(app, command)
+
+    assert result.exit_code == 0
+    assert "nothing was compared" in result.stderr
+    assert "readers of the last release" not in result.stderr
+    as_json = CliRunner().invoke(app, [*command, "--json"])
+    assert json.loads(as_json.stdout)["compared_with_a_release"] is False
+
+
 def test_saga_schemas_refuses_releases_and_exports(
     folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -121,6 +121,11 @@ NOTICED = [
     'os.path.abspath(".")',
     'os.path.getmtime("/")',
     "os.process_cpu_count()",
+    "open(os.devnull)",
+    "io.open(os.devnull)",
+    "pathlib.Path(os.devnull).read_text()",
+    'pathlib.Path(os.devnull).write_text("")',
+    "socket.socket().getsockname()",
 ]
 """Calls, none of which has a space in it."""
 

@@ -253,7 +253,7 @@ def test_how_many_have_not_ended_is_no_figure_of_it() -> None:
     ("events", "found"),
     [
         ((Posted(key=KEY),), []),
-        ((Posted(key=KEY), Withdrawn(key=KEY)), ["it is entry.withdrawn; it had to be no end"]),
+        ((Posted(key=KEY), Withdrawn(key=KEY)), ["it is entry.withdrawn; the load says no end"]),
         ((), ["it was begun, and is not known"]),
     ],
 )
