@@ -28,6 +28,8 @@ _GLOBAL_DICE: Final = getattr(random.random, "__self__", None)
 _CHANCE: Final = {"urandom", "getrandom", "generate_time_safe"}
 _CLOCK_UNLESS_GIVEN: Final = {"gmtime": 1, "asctime": 1, "strftime": 2}
 """Functions of `time` that read the clock when they are called with fewer arguments."""
+_IO: Final = getattr(open, "__self__", None)
+"""The module of `open`."""
 _FILES: Final = {"open", "open_code"}
 """Functions of `io` that read or write files."""
 _ZONE: Final = {"localtime", "ctime", "mktime"}
@@ -82,7 +84,7 @@ def used_by_builtin(function: Any, frame: FrameType) -> str:
         return _used_of_dates(of, name, frame)
     if of is posix and name not in PURE_OS:
         return _asks(f"os.{name}")
-    if getattr(of, "__name__", "") == "_io" and name in _FILES:
+    if of is _IO and name in _FILES:
         return _asks(name)
     if isinstance(of, SocketType):
         return _asks(f"socket.{name}")

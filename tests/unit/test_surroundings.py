@@ -6,10 +6,13 @@ from __future__ import annotations
 import contextlib
 import datetime
 import inspect
+import io
 import os
+import pathlib
 import posix
 import random
 import secrets
+import socket
 import sys
 import time
 import uuid
@@ -121,11 +124,11 @@ NOTICED = [
     'os.path.abspath(".")',
     'os.path.getmtime("/")',
     "os.process_cpu_count()",
-    "open(os.devnull)",
-    "io.open(os.devnull)",
+    "open(os.devnull).close()",
+    "io.open(os.devnull).close()",
     "pathlib.Path(os.devnull).read_text()",
     'pathlib.Path(os.devnull).write_text("")',
-    "socket.socket().getsockname()",
+    "socket.socket().close()",
 ]
 """Calls, none of which has a space in it."""
 
@@ -232,7 +235,10 @@ IN_PYTHON = [
 
 GIVEN = {
     "__name__": "toy",
-    **{each.__name__: each for each in (datetime, os, random, secrets, time, uuid)},
+    **{
+        each.__name__: each
+        for each in (datetime, io, os, pathlib, random, secrets, socket, time, uuid)
+    },
     "MOMENT": time.gmtime(0),
     "NAIVE": datetime.datetime(2030, 1, 1),  # noqa: DTZ001 - what is called on it is looked for
     "AWARE": datetime.datetime(2030, 1, 1, tzinfo=datetime.UTC),
