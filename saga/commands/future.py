@@ -51,7 +51,7 @@ def future(
             show_default=False,
             help="What if this came next? `PARTICIPANT take MESSAGE`, by its id or its type, for a "
             "message on its way or a dead letter that is replayed; `PARTICIPANT do COMMAND` for "
-            "what is due, or can be given from outside. Repeat for several, the first in front. "
+            "what is due, or can be given from outside. Repeat for several, in their order. "
             "Without it, the steps that there are are listed.",
         ),
     ] = None,

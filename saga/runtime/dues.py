@@ -93,7 +93,7 @@ def routes(running: Running, kinds: Iterable[type[State]]) -> APIRouter:
     async def list_(
         limit: Annotated[int, Query(ge=1, le=LISTED_MAX)] = 100,
     ) -> list[DueView]:
-        """What is due and when, the first in front."""
+        """What is due and when, earliest first."""
         found = await answer_from(
             running.database, partial(dues_in, tables=running.tables.with_dues, limit=limit)
         )
