@@ -401,7 +401,7 @@ def audit(
     data_dir: DataDir = DATA_DIR,
     as_json: AsJson = False,
 ) -> None:
-    """List what was done with dead letters: who, when, why, which, and what came of it.
+    """List what was done with dead letters: who, when, why, which, and with what result.
 
     Example: `saga dlq audit --limit 10`
     """

@@ -403,7 +403,7 @@ def _print_way(caption: str, steps: Sequence[StepInWords]) -> None:
         for line in lines:
             console.print(line)
         return
-    table = Table("step", "from", "to", "what", "what comes of it")
+    table = Table("step", "from", "to", "what", "result")
     for number, step in enumerate(steps, 1):
         what = f"{step.what} ({step.remark})" if step.remark else step.what
         table.add_row(f"{number}", step.sender, step.receiver, what, ", ".join(step.results))

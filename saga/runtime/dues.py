@@ -116,7 +116,7 @@ def _bringing_forward(
 ) -> Callable[[str, BringForward], Awaitable[BroughtForward]]:
     async def bring_forward(key: Key, wish: BringForward) -> BroughtForward:
         """Do now what is due about one state later; 404 if nothing is, 409 if something else is
-        faster. Who wants it and why is kept, with what came of it."""
+        faster. Who wants it and why is kept, with the result."""
         table = running.tables.states[kind]
         found = await answer_from(running.database, lambda connection: table.find(connection, key))
         firing = found and Firing.of(found, brought_forward=ForwardRequest(wish.who, wish.reason))
