@@ -138,7 +138,7 @@ def publish(
         return
     remark(
         f"{published.orders} orders and {published.malformed} malformed messages sent in "
-        f"{published.seconds:.1f} s; `saga status` and `saga reconcile` tell what comes of them"
+        f"{published.seconds:.1f} s; `saga status` and `saga reconcile` show the results"
     )
     print_predicted(document["expected"])
 

@@ -77,7 +77,7 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """What is due, the first in front; `more` is how many are not listed."""
+    """What is due, earliest first; `more` is how many are not listed."""
 
     items: Sequence[Item]
     more: int

@@ -28,7 +28,7 @@ _MEGABYTE = 1_000_000
 def backup(
     folder: Annotated[Path, typer.Argument(help="An empty folder, or one to be made.")],
     check: Annotated[
-        bool, typer.Option("--check", help="Take none: check the one that is in the folder.")
+        bool, typer.Option("--check", help="Take no backup: check the one in the folder.")
     ] = False,
     data_dir: DataDir = DATA_DIR,
     as_json: AsJson = False,

@@ -36,7 +36,7 @@ def console(
     ] = False,
     prefix: Annotated[
         str | None,
-        typer.Option(help="The path under which a proxy has it, /saga say.", show_default=False),
+        typer.Option(help="The path under which a proxy serves it, as /saga.", show_default=False),
     ] = None,
     management_url: ManagementUrl = None,
 ) -> None:

@@ -328,7 +328,7 @@ def purge(
     data_dir: DataDir = DATA_DIR,
     as_json: AsJson = False,
 ) -> None:
-    """Delete old letters that nothing is owed of: sent, done, discarded or replaced.
+    """Delete old letters that are settled: sent, done, discarded or replaced.
 
     Nothing else ever deletes a letter, and nothing brings these back. No age below the services'
     INBOX_DAYS is taken: up to then, `saga reconcile` may have to know what became of a message.
@@ -401,7 +401,7 @@ def audit(
     data_dir: DataDir = DATA_DIR,
     as_json: AsJson = False,
 ) -> None:
-    """List what was done with dead letters: who, when, why, which, and what came of it.
+    """List what was done with dead letters: who, when, why, which, and with what result.
 
     Example: `saga dlq audit --limit 10`
     """

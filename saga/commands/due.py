@@ -59,7 +59,7 @@ def due(
     data_dir: DataDir = DATA_DIR,
     as_json: AsJson = False,
 ) -> None:
-    """List what is due in all services, and when; have it done now, or list what was.
+    """List what is due in all services, and when; do it now, or list what was.
 
     Exit status 1 if something should have been done by now. `--bring-forward` asks the service to
     do now what is due about the subject: that is kept in its audit record, with who asked, why, and

@@ -51,7 +51,7 @@ def future(
             show_default=False,
             help="What if this came next? `PARTICIPANT take MESSAGE`, by its id or its type, for a "
             "message on its way or a dead letter that is replayed; `PARTICIPANT do COMMAND` for "
-            "what is due, or can be given from outside. Repeat for several, the first in front. "
+            "what is due, or can be given from outside. Repeat for several, in their order. "
             "Without it, the steps that there are are listed.",
         ),
     ] = None,
@@ -403,7 +403,7 @@ def _print_way(caption: str, steps: Sequence[StepInWords]) -> None:
         for line in lines:
             console.print(line)
         return
-    table = Table("step", "from", "to", "what", "what comes of it")
+    table = Table("step", "from", "to", "what", "result")
     for number, step in enumerate(steps, 1):
         what = f"{step.what} ({step.remark})" if step.remark else step.what
         table.add_row(f"{number}", step.sender, step.receiver, what, ", ".join(step.results))

@@ -40,7 +40,7 @@ def show_map(
     format: Annotated[MapFormat, typer.Option(help="What to draw it as.")] = MapFormat.TEXT,
     as_json: Annotated[bool, typer.Option("--json", help="The same as `--format json`.")] = False,
 ) -> None:
-    """Show who reacts to what, and what comes of it: the happy path, failures and compensations.
+    """Show who reacts to what, and with what result: the happy path, failures and compensations.
 
     It is read from the participants' signatures, so it is what runs. No broker is needed.
 

@@ -63,7 +63,7 @@ def rebuild(
     data_dir: DataDir = DATA_DIR,
     as_json: AsJson = False,
 ) -> None:
-    """Make a service's database again from what it published. Stop the service first.
+    """Rebuild a service's database from what it published. Stop the service first.
 
     States are folded by its own code; the inbox is what led to its events, so that what waits or is
     dead is still done. What an outside knows and no event tells of is settled once the service

@@ -87,8 +87,8 @@ def publish(
         print_json({"seed": seed, "sagas": len(plan.ends), "expected": ends})
         return
     remark(
-        f"{len(plan.given)} commands sent; `saga status` and `saga reconcile` tell what comes of "
-        f"them"
+        f"{len(plan.given)} commands sent; `saga status` and `saga reconcile` show the "
+        "results"
     )
     print_predicted(dict(sorted(expected.items())))
 

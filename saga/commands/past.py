@@ -26,7 +26,7 @@ def verify_past(
     *,
     as_json: bool,
 ) -> bool:
-    """Compare and print what came of it; whether nothing differs, nothing can go wrong, and all of
+    """Compare and print the result; whether nothing differs, nothing can go wrong, and all of
     it was looked at."""
     from saga.commands.console import err, progress_bars
     from saga.discovery import saga
@@ -159,7 +159,7 @@ def _trace(subject: str) -> str:
 
 
 def show_past(run: Against, *, drawn_by: int) -> None:
-    """Print what came of it: the differences by reaction, what can go wrong, and all that was not
+    """Print the result: the differences by reaction, what can go wrong, and all that was not
     compared, with why."""
     from saga.commands.console import Table, out, styled
 

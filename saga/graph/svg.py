@@ -97,7 +97,7 @@ def svg(flow: Flow, overlay: Overlay | None = None) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" role="{role}" '
         f'viewBox="{-_MARGIN:g} 0 {width:g} {height:g}" width="{width:g}" height="{height:g}">',
         *([] if overlay else [_GENERATED]),
-        "<title>The choreography: who reacts to what, and what comes of it</title>",
+        "<title>The choreography: who reacts to what, and with what result</title>",
         f"<style>{STYLE}{STYLE_OF_PRIVATE if private else ''}</style>",
         f'<rect x="{-_MARGIN:g}" width="{width:g}" height="{height:g}" fill="var(--paper)"/>',
         *_lanes(

@@ -80,7 +80,7 @@ def _unanswered(graph: Choreography, story: Story, now: datetime) -> Iterator[De
 
 
 def coming_of(graph: Choreography, story: Story, now: datetime) -> list[Coming]:
-    """What will happen to a subject when its time comes, the first in front."""
+    """What will happen to a subject when its time comes, earliest first."""
     return [coming for coming in _dues(graph, story) if coming.at > now]
 
 

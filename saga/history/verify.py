@@ -182,7 +182,7 @@ class _Comparison:
             thread.submit(lambda: asyncio.run(archive.catch_up(CATCH_UP_SECONDS))).result()
 
     def _take(self, connection: Connection, kind: type[State], states: Mapping[str, State]) -> None:
-        """Fold the events that these rows count, and compare what comes of it."""
+        """Fold the events that these rows count, and compare the result."""
         facts = pages.about(self._history_url, list(states))
         for key, live in states.items():
             self._known.add((kind, key))

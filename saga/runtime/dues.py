@@ -93,7 +93,7 @@ def routes(running: Running, kinds: Iterable[type[State]]) -> APIRouter:
     async def list_(
         limit: Annotated[int, Query(ge=1, le=LISTED_MAX)] = 100,
     ) -> list[DueView]:
-        """What is due and when, the first in front."""
+        """What is due and when, earliest first."""
         found = await answer_from(
             running.database, partial(dues_in, tables=running.tables.with_dues, limit=limit)
         )
@@ -116,7 +116,7 @@ def _bringing_forward(
 ) -> Callable[[str, BringForward], Awaitable[BroughtForward]]:
     async def bring_forward(key: Key, wish: BringForward) -> BroughtForward:
         """Do now what is due about one state later; 404 if nothing is, 409 if something else is
-        faster. Who wants it and why is kept, with what came of it."""
+        faster. Who wants it and why is kept, with the result."""
         table = running.tables.states[kind]
         found = await answer_from(running.database, lambda connection: table.find(connection, key))
         firing = found and Firing.of(found, brought_forward=ForwardRequest(wish.who, wish.reason))

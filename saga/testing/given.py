@@ -64,7 +64,7 @@ class GivenParticipant:
         return self
 
     def live(self, message: Message, now: datetime = NOW) -> tuple[Decided, ...]:
-        """React to a message, and fold what comes of it."""
+        """React to a message, and fold the result."""
         results = self.when(message, now)
         self.fold(*results, at=now)
         return results

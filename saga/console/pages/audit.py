@@ -40,7 +40,7 @@ class AuditListed(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class AuditLine:
-    """One line of a record: who did what, to what, why, and what came of it. `record` and `place`
+    """One line of a record: who did what, to what, why, and with what result. `record` and `place`
     tell where the line is."""
 
     record: str

@@ -293,7 +293,7 @@ class StateTable(Generic[S]):
         after: tuple[datetime, str | None] | None = None,
     ) -> list[tuple[str, datetime]]:
         """The keys of states about which something is due, `until` some time or ever, with the
-        times, the first in front: as they are stored, whether or not a state can be read. With
+        times, earliest first: as they are stored, whether or not a state can be read. With
         `key`, only that one. With `after`, those behind that time and key; behind all of that
         time, if the key is None."""
         if key is None and after is None and until is not None and limit is not None:
