@@ -73,7 +73,7 @@ def _path(scope: Scope) -> str:
     """The path within this application, which may be mounted in another."""
     path: str = scope["path"]
     below: str = scope.get("root_path", "")
-    return path.removeprefix(below)
+    return path.removeprefix(below) if below else path
 
 
 def _credentials(scope: Scope) -> str:
