@@ -42,7 +42,8 @@ class Gate:
             await self._app({**scope, ASKING: Asking(None)}, receive, send)
             return
         try:
-            caller = await self._access.caller(_credentials(scope))
+            credentials = _credentials(scope)
+            caller = self._access.known(credentials) or await self._access.caller(credentials)
         except NotAllowed as error:
             refused("unauthenticated")
             _denied(scope, None, error.reason)
@@ -66,7 +67,8 @@ class Gate:
         try:
             await self._app({**scope, ASKING: asking}, receive, send)
         finally:
-            asking.settle()
+            if asking.decide is not None:
+                asking.settle()
 
 
 def _path(scope: Scope) -> str:
