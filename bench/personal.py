@@ -1,12 +1,14 @@
-"""What it costs to seal personal data: the product with `PERSONAL=sealed` and without, in turns.
+"""What it costs to seal personal data: the product with `PERSONAL=sealed` and without, each under
+the same load at the same time, so that what else the machine does falls on both alike.
 
 Orders arrive in clear. Either each is of a customer who is new, so every one needs a key of its
 own, which the order service makes and the payment service reads; or customers come again, and their
-keys are known. Turns are short and many, so that what else the machine does falls on all alike.
+keys are known.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,7 +30,7 @@ CUSTOMERS: Final = {"new": 0, "coming again": COMING_AGAIN}
 
 @dataclass(frozen=True, slots=True)
 class SealingCost:
-    """Ratios of the product with sealing to the same without it, slice by slice."""
+    """Ratios of the product with sealing to the same without it, pair by pair."""
 
     customers: str
     orders_per_second: Spread
@@ -43,18 +45,24 @@ class SealingCost:
 async def sealing(
     node: RabbitNode, folder: Path, *, rounds: int, orders: int, report: Report
 ) -> list[SealingCost]:
-    """Measure each twice in every round, there and back."""
+    """Measure each pair twice in every round."""
     variants: list[Variant] = [SQLITE, SEALED]
-    turns = [(variant.name, customers) for customers in CUSTOMERS for variant in variants]
-    found: dict[tuple[str, str], list[Measured]] = {turn: [] for turn in turns}
+    found: dict[tuple[str, str], list[Measured]] = {}
     async with all_started(variants, node, folder, report) as benches:
-        for variant, customers in turns:
-            await benches[variant].load(WARM_UP_ORDERS, customers=CUSTOMERS[customers])
+
+        async def both(customers: str, orders: int) -> list[Measured]:
+            count = CUSTOMERS[customers]
+            return await asyncio.gather(
+                *(benches[each.name].load(orders, customers=count) for each in variants)
+            )
+
+        for customers in CUSTOMERS:
+            await both(customers, WARM_UP_ORDERS)
         for number in range(1, rounds + 1):
             report(f"round {number} of {rounds}")
-            for variant, customers in turns + turns[::-1]:
-                measured = await benches[variant].load(orders, customers=CUSTOMERS[customers])
-                found[variant, customers].append(measured)
+            for customers in [*CUSTOMERS, *reversed(CUSTOMERS)]:
+                for variant, measured in zip(variants, await both(customers, orders), strict=True):
+                    found.setdefault((variant.name, customers), []).append(measured)
 
     def ratio(customers: str, figure: Callable[[Measured], float]) -> Spread:
         pairs = zip(found[SEALED.name, customers], found[SQLITE.name, customers], strict=True)
