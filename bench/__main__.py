@@ -372,7 +372,7 @@ def pages_of_the_console(
         sys.exit(1)
 
 
-class Priced(Protocol):
+class CostRatio(Protocol):
     """What something costs: ratios to the same load without it."""
 
     @property
@@ -386,7 +386,7 @@ class Priced(Protocol):
 
 
 def _tell(
-    found: Sequence[Priced],
+    found: Sequence[CostRatio],
     names: Mapping[str, Sequence[str]],
     more: Mapping[str, Sequence[str]] = MappingProxyType({}),
     *,

@@ -60,12 +60,12 @@ class Persons:
         self._open_it = open_it or partial(open_store, settings)
         self._store: KeyStore | None = None
         self._thread: ThreadPoolExecutor | None = None
-        self._seals = _Together(
+        self._seals = _Batcher(
             self._ask,
             lambda store, values: store.seal_all(values),
             lambda store, value: store.seal(value),
         )
-        self._opens = _Together(
+        self._opens = _Batcher(
             self._ask,
             lambda store, values: store.open_all(values),
             lambda store, value: store.open(value),
@@ -207,7 +207,7 @@ class Persons:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
 
-class _Together:
+class _Batcher:
     """Asks the store about values that wait, group by group; who comes meanwhile joins the next
     one. A value that is waited for already is asked about once."""
 
