@@ -217,7 +217,7 @@ async def _placed(client: Client, loads: Sequence[Placing]) -> _Slice:
     after = list(map(exact_cpu_seconds, pids))
     async with asyncio.timeout(CONFIRMED_SECONDS):
         for url in urls:
-            while await asyncio.to_thread(_backlog, url):  # noqa: ASYNC110 - nobody tells
+            while await asyncio.to_thread(_backlog, url):  # noqa: ASYNC110 - no event tells it
                 await asyncio.sleep(0.05)
     return _Slice(
         [load.orders / took for load, took in zip(loads, seconds, strict=True)],

@@ -30,7 +30,7 @@ GATEWAY_SECONDS: Final = float(os.environ.get("BENCH_GATEWAY_MS", "0")) / 1_000
 
 
 class Timed:
-    """Charges everybody, after a while, and forgets it."""
+    """Charge every customer after a while, and keep no record of it."""
 
     def __init__(self, persons: Persons) -> None:
         self._persons = persons

@@ -73,7 +73,7 @@ class Persons:
 
     async def check(self) -> None:
         """Open the store, if anything is to be sealed. One that is away is waited for later. Raises
-        `KeyStoreError` and `MasterKeyError`, which no waiting mends."""
+        `KeyStoreError` and `MasterKeyError`, which no waiting fixes."""
         if not self.sealing:
             return
         try:
@@ -173,8 +173,8 @@ class Persons:
             raise SealingAway(str(error)) from error
 
     def _check_awaited(self, error: Exception) -> None:
-        """Where nothing is sealed, no keys are to come, and anybody may write a text that only
-        looks sealed: it is not waited for. Raises `Unsealable`."""
+        """Where nothing is sealed, no keys are to come, and any client may write a text that
+        only looks sealed: it is not waited for. Raises `Unsealable`."""
         if not self.sealing and not isinstance(error, KeyStoreAway):
             raise Unsealable(f"it looks like a sealed value, and nothing is sealed here: {error}")
 
@@ -260,7 +260,7 @@ class _Batcher:
         except Exception as error:
             if len(values) == 1 or isinstance(error, KeyStoreAway | KeyStoreError):
                 raise
-        # What is wrong with one value is nobody else's fault.
+        # A value that cannot be sealed or opened must not fail the others.
         each: dict[str, str | Exception] = await self._ask(
             lambda store: {value: self._outcome(store, value) for value in values}
         )

@@ -119,7 +119,7 @@ async def test_decisions_wait_for_others_and_keep_the_time_at_which_they_were_ma
     assert (tmp_path / "one.jsonl").stat().st_size == 0
 
     async with asyncio.timeout(30):
-        while not (tmp_path / "one.jsonl").stat().st_size:  # noqa: ASYNC110 - nobody tells
+        while not (tmp_path / "one.jsonl").stat().st_size:  # noqa: ASYNC110 - no event tells it
             await asyncio.sleep(0.01)
 
     (found,) = entries(tmp_path)
