@@ -7,6 +7,7 @@ rounds even out both.
 from __future__ import annotations
 
 import contextlib
+import math
 import statistics
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -51,6 +52,14 @@ class Spread:
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
         return cls(statistics.median(values), min(values), max(values))
+
+    @classmethod
+    def of_many(cls, values: Sequence[float]) -> Spread:
+        """Of many short slices, of which the least and the most tell nothing: instead, between what
+        19 of 20 such medians lie (the sign test, by its normal approximation)."""
+        ordered = sorted(values)
+        aside = max(0, int(len(ordered) / 2 - 0.98 * math.sqrt(len(ordered))))
+        return cls(statistics.median(ordered), ordered[aside], ordered[-1 - aside])
 
 
 @dataclass(slots=True)

@@ -53,17 +53,23 @@ PATIENCE_SECONDS: Final = 30.0
 @dataclass(frozen=True, slots=True)
 class Load:
     """So many orders: `rate` a second, or with 0 all at once; `one_sku` for all of them, or not;
-    `taker` is the participant that they are placed at."""
+    `taker` is the participant that they are placed at, and `customers` how many customers come
+    again and again, where not each order has a new one."""
 
     orders: int
     seed: int
     rate: float = 0.0
     one_sku: bool = False
     taker: str = ORDER
+    customers: int = 0
 
     def plan(self) -> OrderLoad:
         """The orders, and the stock they need."""
         made = plan(self.orders, self.seed, SHARES)
+        if self.customers:
+            again = [f"customer-{order.number % self.customers}" for order in made.orders]
+            named = zip(made.orders, again, strict=True)
+            made = replace(made, orders=tuple(replace(o, customer=who) for o, who in named))
         if not self.one_sku:
             return made
         need = replace(made.stock[0], quantity=self.orders)

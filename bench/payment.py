@@ -20,6 +20,7 @@ from uuid import uuid4
 from common.events import DeclineReason
 from payment_service.app import PaymentSettings, build_with
 from payment_service.ledger import Decline, Receipt
+from saga.personal.persons import Persons
 from saga.runtime.service import Service, main
 
 DECLINED, SLOW = "card_declined", "slow"
@@ -31,9 +32,13 @@ GATEWAY_SECONDS: Final = float(os.environ.get("BENCH_GATEWAY_MS", "0")) / 1_000
 class Timed:
     """Charge every customer after a while, and keep no record of it."""
 
+    def __init__(self, persons: Persons) -> None:
+        self._persons = persons
+
     async def charge(
         self, key: str, *, customer: str, currency: str, amount_cents: int
     ) -> Receipt | Decline:
+        customer = await self._persons.open(customer)  # As the product's gateway does.
         if seconds := GATEWAY_SECONDS + SLOW_SECONDS * (SLOW in customer):
             await asyncio.sleep(seconds)
         if DECLINED in customer:
@@ -63,6 +68,12 @@ class TimedBookkeeper:
         return answer
 
 
+def build(settings: PaymentSettings) -> Service:
+    """The product's payment service with that provider."""
+    persons = Persons(settings)
+    return build_with(Timed(persons), persons=persons)
+
+
 if __name__ == "__main__":
     if len(sys.argv) > 1:
         example = import_module(f"{sys.argv[1]}.payment.app")
@@ -71,4 +82,4 @@ if __name__ == "__main__":
             lambda _: Service(example.PARTICIPANT, example.TABLES, ask=ask), example.PaymentSettings
         )
     else:
-        main(lambda _: build_with(Timed()), PaymentSettings)
+        main(build, PaymentSettings)

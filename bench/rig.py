@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import sys
+import time
 from collections.abc import (
     AsyncIterator,
     Awaitable,
@@ -130,9 +131,11 @@ class Bench:
         self._variant = variant
         self._seed = seed
 
-    async def load(self, orders: int, rate: float = 0.0, *, one_sku: bool = False) -> Measured:
+    async def load(
+        self, orders: int, rate: float = 0.0, *, one_sku: bool = False, customers: int = 0
+    ) -> Measured:
         """Place so many orders, `rate` a second or all at once, and wait for their ends."""
-        load = await self.prepare(orders, rate, one_sku=one_sku)
+        load = await self.prepare(orders, rate, one_sku=one_sku, customers=customers)
         pace_before = Pace.now()
         cpu, slept = self._cpu_seconds(), self._switches()
         found = await self.send(load)
@@ -152,10 +155,12 @@ class Bench:
             pace_after=Pace.now(),
         )
 
-    async def prepare(self, orders: int, rate: float = 0.0, *, one_sku: bool = False) -> Load:
+    async def prepare(
+        self, orders: int, rate: float = 0.0, *, one_sku: bool = False, customers: int = 0
+    ) -> Load:
         """A load that is new here, and its stock on the shelf."""
         self._seed += 1
-        load = Load(orders, self._seed, rate, one_sku, self._variant.services[0])
+        load = Load(orders, self._seed, rate, one_sku, self._variant.services[0], customers)
         if self._variant.ours:
             await self._variant.deliver(self.system.deployment, load.plan())
         return load
@@ -191,7 +196,7 @@ class Bench:
             _BROKER: cpu_seconds(self._node.pid),
             _DATABASE: sum(map(cpu_seconds, _tree(cluster.pid))) if cluster is not None else 0.0,
         }
-        services = {name: cpu_seconds(self.system.pid(name)) for name in self.system.services}
+        services = {name: exact_cpu_seconds(self.system.pid(name)) for name in self.system.services}
         return services | servers
 
     def _switches(self) -> dict[str, int]:
@@ -236,6 +241,11 @@ def cpu_seconds(pid: int) -> float:
     """User and system time that the process has used, and its ended children."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return sum(map(int, fields[11:15])) / _TICKS_PER_SECOND
+
+
+def exact_cpu_seconds(pid: int) -> float:
+    """User and system time of the process itself, not in ticks but in nanoseconds (Linux)."""
+    return time.clock_gettime((~pid << 3) | 2)  # MAKE_PROCESS_CPUCLOCK, CPUCLOCK_SCHED
 
 
 def _peak_bytes(pid: int) -> int:

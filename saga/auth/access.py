@@ -32,10 +32,16 @@ class Access:
     def __init__(self, tokens: Tokens | None, keys: ApiKeys) -> None:
         self._tokens, self._keys = tokens, keys
 
-    async def caller(self, credentials: str) -> Caller:
-        """Who presents a token or a key. Raises `NotAllowed`, `IssuerAway`."""
+    def known(self, credentials: str) -> Caller | None:
+        """Who presents a key, or a token that was checked before. Raises `NotAllowed`."""
         if credentials.startswith(PREFIX):
             return self._keys.caller(credentials)
+        return None if self._tokens is None else self._tokens.known(credentials)
+
+    async def caller(self, credentials: str) -> Caller:
+        """Who presents a token or a key. Raises `NotAllowed`, `IssuerAway`."""
+        if (known := self.known(credentials)) is not None:
+            return known
         if self._tokens is None:
             raise NotAllowed("no tokens are believed here")
         return await self._tokens.caller(credentials)

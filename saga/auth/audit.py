@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import to_json
@@ -88,43 +88,76 @@ def decided(
 ) -> None:
     """Record a decision. `subject` is what it is about, `personal` whether that shows data of
     people, `address` the network address it was asked from."""
-    line = {
-        "at": datetime.now(UTC).isoformat(timespec="microseconds"),
-        "process": _process,
-        "allowed": allowed,
-        "who": None if caller is None else _recorded(caller.subject),
-        "name": "" if caller is None else _recorded(caller.name),
-        "how": None if caller is None else caller.how.value,
-        "action": _recorded(action),
-        "scope": scope,
-        "subject": None if subject is None else _recorded(subject),
-        "reason": _recorded(reason),
-        "personal": personal,
-        "address": _recorded(address),
-    }
-    text = to_json(line)
+    decision = _Decision(
+        time.time(),
+        caller,
+        action[:TEXT_MAX_CHARACTERS],
+        scope,
+        None if subject is None else subject[:TEXT_MAX_CHARACTERS],
+        allowed,
+        reason[:TEXT_MAX_CHARACTERS],
+        personal,
+        address[:TEXT_MAX_CHARACTERS],
+    )
     trail = _strangers if caller is None else _trail
     if trail is not None:  # A record of a logger takes as long as all else here.
-        trail.write(text)
+        trail.write(decision)
     if trail is None or log.handlers:
-        log.info("%s", text.decode())
+        log.info("%s", decision.line().decode())
+
+
+class _Decision(NamedTuple):
+    """A line of the trail, until it is written: making its text of it takes longer than all else
+    that is done about a request's caller, so that is left for many at once."""
+
+    at: float
+    """In seconds since 1970."""
+    caller: Caller | None
+    action: str
+    scope: str
+    subject: str | None
+    allowed: bool
+    reason: str
+    personal: bool
+    address: str
+
+    def line(self) -> bytes:
+        caller = self.caller
+        return to_json(
+            {
+                "at": datetime.fromtimestamp(self.at, UTC).isoformat(timespec="microseconds"),
+                "process": _process,
+                "allowed": self.allowed,
+                "who": None if caller is None else _recorded(caller.subject),
+                "name": "" if caller is None else _recorded(caller.name),
+                "how": None if caller is None else caller.how.value,
+                "action": _recorded(self.action),
+                "scope": self.scope,
+                "subject": None if self.subject is None else _recorded(self.subject),
+                "reason": _recorded(self.reason),
+                "personal": self.personal,
+                "address": _recorded(self.address),
+            }
+        )
 
 
 def _recorded(text: str) -> str:
     """A text as it fits into a line; half a surrogate pair, which no JSON can hold, as its
     escape."""
-    return text.encode("utf-8", "backslashreplace").decode()[:TEXT_MAX_CHARACTERS]
+    if not text.isascii():
+        text = text.encode("utf-8", "backslashreplace").decode()
+    return text[:TEXT_MAX_CHARACTERS]
 
 
 def keep(folder: Path, process: str, keep_bytes: int, *, asked_for: bool) -> None:
     """Keep this process's decisions in files in `folder`; where that takes none and no setting
     `asked_for` it, print them to stderr. Raises `AuditError` where one does."""
     global _process, _trail, _strangers
-    _process = process
     for trail in (_trail, _strangers):
         if trail is not None:
             trail.close()
     _trail = _strangers = None
+    _process = process
     log.setLevel(logging.INFO)
     log.propagate = False
     try:
@@ -157,15 +190,17 @@ class Trail:
         self._file = folder / f"{process}.jsonl"
         self._told_at = -_TELL_SECONDS
         self._written = 0
-        self._waiting: list[bytes] = []
+        self._waiting: list[_Decision] = []
+        self._before = b""
+        """What ends a line of which the disk took a part only."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._flushing: asyncio.TimerHandle | None = None
         folder.mkdir(parents=True, exist_ok=True)
         self._descriptor = self._open()
 
-    def write(self, line: bytes) -> None:
-        """Append a line, within `FLUSH_SECONDS` where an event loop runs."""
-        self._waiting.append(line + b"\n")
+    def write(self, decision: _Decision) -> None:
+        """Append its line, within `FLUSH_SECONDS` where an event loop runs."""
+        self._waiting.append(decision)
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
@@ -184,12 +219,16 @@ class Trail:
     def flush(self) -> None:
         """Write what waits. What the disk does not take is lost, and that is logged."""
         self._flushing = None
-        lines, self._waiting = self._waiting, []
-        if not lines:
+        waiting, self._waiting = self._waiting, []
+        if not waiting:
             return
+        lines = self._before + b"".join([decision.line() + b"\n" for decision in waiting])
+        self._before = b"\n"
         try:
-            os.write(self._descriptor, b"".join(lines))
-            self._written += len(lines)
+            while lines:  # A full disk takes a part of them before it says that it is full.
+                lines = lines[os.write(self._descriptor, lines) :]
+            self._before = b""
+            self._written += len(waiting)
             if self._written >= _LOOK_AFTER_LINES:
                 self._written = 0
                 self._turn_over()

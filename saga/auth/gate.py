@@ -42,7 +42,8 @@ class Gate:
             await self._app({**scope, ASKING: Asking(None)}, receive, send)
             return
         try:
-            caller = await self._access.caller(_credentials(scope))
+            credentials = _credentials(scope)
+            caller = self._access.known(credentials) or await self._access.caller(credentials)
         except NotAllowed as error:
             refused("unauthenticated")
             _denied(scope, None, error.reason)
@@ -66,14 +67,15 @@ class Gate:
         try:
             await self._app({**scope, ASKING: asking}, receive, send)
         finally:
-            asking.settle()
+            if asking.decide is not None:
+                asking.settle()
 
 
 def _path(scope: Scope) -> str:
     """The path within this application, which may be mounted in another."""
     path: str = scope["path"]
     below: str = scope.get("root_path", "")
-    return path.removeprefix(below)
+    return path.removeprefix(below) if below else path
 
 
 def _credentials(scope: Scope) -> str:

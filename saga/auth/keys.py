@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import hmac
 import logging
+import math
 import os
 import re
 import secrets
@@ -19,7 +20,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, NamedTuple
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
@@ -74,6 +75,11 @@ class ApiKey(BaseModel):
 
     def is_live(self, now: datetime) -> bool:
         return self.expires_at is None or now < self.expires_at
+
+    @property
+    def ends_at(self) -> float:
+        """In seconds since 1970; infinite for one that has no end."""
+        return math.inf if self.expires_at is None else self.expires_at.timestamp()
 
     @property
     def caller(self) -> Caller:
@@ -194,6 +200,15 @@ class _Found:
     changed_at: int
 
 
+class _Known(NamedTuple):
+    """Who has a key that was checked."""
+
+    id: str
+    caller: Caller
+    expires_at: float
+    """In seconds since 1970."""
+
+
 class ApiKeys:
     """The keys in a file, which is read again when it has changed, or is made."""
 
@@ -204,6 +219,8 @@ class ApiKeys:
         self._found = self._look()
         self._looked_at = time.monotonic()
         self._keys = {key.id: key for key in read_keys(file)}
+        self._known: dict[bytes, _Known] = {}
+        """Those that were used since the file was read, keyed by their hash."""
         self._used_at: dict[str, float] = {}
 
     def __len__(self) -> int:
@@ -212,10 +229,20 @@ class ApiKeys:
 
     def caller(self, text: str) -> Caller:
         """Whose key that is. Raises `NotAllowed`."""
+        self._read_again()
+        digest = hashlib.sha256(text.encode(errors="backslashreplace")).digest()
+        known = self._known.get(digest)
+        if known is None or time.time() >= known.expires_at:
+            key = self._checked(text)
+            known = self._known[digest] = _Known(key.id, key.caller, key.ends_at)
+        self._note(known.id)
+        return known.caller
+
+    def _checked(self, text: str) -> ApiKey:
+        """The key that it is. Raises `NotAllowed`."""
         match = _KEY.fullmatch(text)
         if match is None:
             raise NotAllowed("it does not read like a key")
-        self._read_again()
         id = match[1]
         key = self._keys.get(id)
         if key is None:
@@ -226,8 +253,7 @@ class ApiKeys:
             raise NotAllowed(f"the key {id} expired at {key.expires_at:%Y-%m-%d %H:%M} UTC")
         if key.owner is not None and sealed(key.owner):
             raise NotAllowed(f"the owner of the key {id} is a sealed text, and not a name")
-        self._note(id)
-        return key.caller
+        return key
 
     def again(self, caller: Caller) -> Caller:
         """The same caller, as their key is by now. Raises `NotAllowed` where it is revoked, or has
@@ -260,6 +286,7 @@ class ApiKeys:
             log.error("%s; the keys read before stay valid", error)
             return
         self._keys = {key.id: key for key in keys}
+        self._known = {}
         log.info("%d API keys are read from %s", len(keys), self._file)
 
     def _note(self, id: str) -> None:

@@ -107,7 +107,9 @@ class Needs(SecurityBase):
 
     def record(self, request: Request, caller: Caller, reason: str = "") -> None:
         """Write the decision down; with a reason, the caller was denied."""
-        about = next(iter(request.path_params.values()), None)
+        scope = request.scope
+        about = next(iter(scope["path_params"].values()), None)
+        client = scope.get("client")
         audit.decided(
             caller,
             action=action_of(request),
@@ -116,7 +118,7 @@ class Needs(SecurityBase):
             allowed=not reason,
             reason=reason,
             personal=self.personal and not reason,
-            address=request.client.host if request.client else "",
+            address=client[0] if client else "",
         )
 
 

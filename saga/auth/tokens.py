@@ -296,16 +296,24 @@ class Tokens:
         self._remembered: OrderedDict[bytes, tuple[Caller, float, float]] = OrderedDict()
         """Keyed by a token's hash: who, until which time, and until when by the clock."""
 
-    async def caller(self, token: str) -> Caller:
-        """Whose token that is. Raises `NotAllowed`, and `IssuerAway` while no key is known."""
+    def known(self, token: str) -> Caller | None:
+        """Whose token that is, where it was checked before. Raises `NotAllowed` for one that is too
+        long."""
         if len(token) > TOKEN_MAX_BYTES:
             raise NotAllowed(f"the token is longer than {TOKEN_MAX_BYTES} bytes")
         digest = hashlib.sha256(token.encode()).digest()
-        if (known := self._remembered.get(digest)) is not None:
-            caller, expires_at, forgotten_at = known
-            if self._now() < expires_at and self._clock() < forgotten_at:
-                return caller
-            del self._remembered[digest]
+        if (remembered := self._remembered.get(digest)) is None:
+            return None
+        caller, expires_at, forgotten_at = remembered
+        if self._now() < expires_at and self._clock() < forgotten_at:
+            return caller
+        del self._remembered[digest]
+        return None
+
+    async def caller(self, token: str) -> Caller:
+        """Whose token that is. Raises `NotAllowed`, and `IssuerAway` while no key is known."""
+        if (known := self.known(token)) is not None:
+            return known
         claims = await self._verified(token)
         caller = self._caller_of(claims)
         try:
@@ -313,6 +321,7 @@ class Tokens:
         except OverflowError:
             raise NotAllowed("exp is no time") from None
         forgotten_at = self._clock() + REMEMBERED_SECONDS
+        digest = hashlib.sha256(token.encode()).digest()
         self._remembered[digest] = (caller, expires_at, forgotten_at)
         if len(self._remembered) > REMEMBERED_MAX:
             self._remembered.popitem(last=False)

@@ -11,6 +11,7 @@ import asyncio
 import hmac
 import logging
 import os
+import sqlite3
 import threading
 import time
 from collections import OrderedDict
@@ -144,6 +145,20 @@ class _Ground(Protocol):
         """Run `work` on what is committed. Raises `KeyStoreAway`."""
         ...
 
+    def find(self, digests: Sequence[bytes]) -> dict[bytes, _Key]:
+        """The rows of those who are known, keyed by digest. Raises `KeyStoreAway`."""
+        ...
+
+    def find_ids(self, person_ids: Sequence[str]) -> dict[str, _Key]:
+        """The rows with a key among these, keyed by person id. Raises `KeyStoreAway`."""
+        ...
+
+    def add(self, rows: Sequence[_NewRow]) -> dict[bytes, _Key]:
+        """Insert the rows, in a transaction that is durable when this returns, but for those of
+        digests that have one. Returns what is found by their digests then, if any had. Raises
+        `KeyStoreAway`."""
+        ...
+
     def wipe(self) -> None:
         """See to it that what was deleted is in no file any more."""
         ...
@@ -152,7 +167,11 @@ class _Ground(Protocol):
 
 
 class _File:
-    """A SQLite file that several processes use."""
+    """A SQLite file that several processes use.
+
+    What sealing and opening ask for goes past SQLAlchemy, which took more of the processor than the
+    ciphers do.
+    """
 
     def __init__(self, url: str) -> None:
         self._path = sqlite_file(url)
@@ -165,6 +184,9 @@ class _File:
         try:
             _make_private(self._path)
             made_by_one(lambda: _metadata.create_all(self._engine))
+            self._held = self._engine.connect()
+            self._driver: Any = self._held.connection.dbapi_connection  # sqlite3's
+            self._driving = threading.Lock()
             self._identity = file_identity(self._path)
         except (sa.exc.DBAPIError, OSError) as error:
             raise KeyStoreAway(f"cannot open the key store {self._path}: {_why(error)}") from error
@@ -179,6 +201,38 @@ class _File:
         with self._there(), self._engine.connect().execution_options(reads=True) as connection:
             return work(connection)
 
+    def find(self, digests: Sequence[bytes]) -> dict[bytes, _Key]:
+        with self._there(), self._driving:
+            return self._found("digest", digests)
+
+    def find_ids(self, person_ids: Sequence[str]) -> dict[str, _Key]:
+        with self._there(), self._driving:
+            found = self._found("person_id", person_ids)
+        return {row.person_id: row for row in found.values()}
+
+    def add(self, rows: Sequence[_NewRow]) -> dict[bytes, _Key]:
+        with self._there(), self._driving:
+            self._driver.execute("BEGIN IMMEDIATE")
+            try:
+                added = self._driver.executemany(_ADD, map(_in_sqlite, rows)).rowcount
+                known = {} if added == len(rows) else self._found("digest", _digests_of(rows))
+                self._driver.commit()
+            except BaseException:
+                self._driver.rollback()
+                raise
+        self._check()
+        return known
+
+    def _found(self, column: str, values: Sequence[Any]) -> dict[bytes, _Key]:
+        """The rows with a key that have one of these values, keyed by digest."""
+        found = {}
+        for start in range(0, len(values), AT_ONCE):
+            page = values[start : start + AT_ONCE]
+            places = ", ".join("?" * len(page))
+            for digest, *row in self._driver.execute(f"{_FIND_IN} {column} IN ({places})", page):
+                found[digest] = _Key(*row)
+        return found
+
     def wipe(self) -> None:
         with self._there():
             raw = self._engine.raw_connection()
@@ -188,6 +242,7 @@ class _File:
                 raw.close()
 
     def close(self) -> None:
+        self._held.close()
         self._engine.dispose()
 
     @contextmanager
@@ -197,7 +252,7 @@ class _File:
             yield
         except sa.exc.IntegrityError:
             raise
-        except (sa.exc.DBAPIError, OSError) as error:
+        except (sa.exc.DBAPIError, sqlite3.Error, OSError) as error:
             raise KeyStoreAway(f"the key store {self._path} is away: {_why(error)}") from error
 
     def _check(self) -> None:
@@ -239,10 +294,29 @@ class _Server:
     def read(self, work: Callable[[Connection], T]) -> T:
         return self._run(self._database.read(work))
 
+    def find(self, digests: Sequence[bytes]) -> dict[bytes, _Key]:
+        return self.read(lambda connection: _find(connection, persons_table.c.digest, digests))
+
+    def find_ids(self, person_ids: Sequence[str]) -> dict[str, _Key]:
+        column = persons_table.c.person_id
+        found = self.read(lambda connection: _find(connection, column, person_ids))
+        return {row.person_id: row for row in found.values()}
+
+    def add(self, rows: Sequence[_NewRow]) -> dict[bytes, _Key]:
+        def work(connection: Connection) -> dict[bytes, _Key]:
+            added = _insert_new(connection, persons_table, [row._asdict() for row in rows])
+            if added == len(rows):
+                return {}
+            return _find(connection, persons_table.c.digest, _digests_of(rows))
+
+        return self.write(work)
+
     def wipe(self) -> None:
         """A server vacuums when it sees fit; its WAL and its backups are its administrator's."""
 
     def close(self) -> None:
+        if self._loop.is_closed():
+            return
         try:
             self._asked(self._database.close())
         finally:
@@ -313,7 +387,7 @@ class KeyStore:
             raise
 
     def close(self) -> None:
-        """Let go of the database."""
+        """Let go of the database. To close it again does nothing."""
         self._ground.close()
 
     def known(self, value: str) -> str | None:
@@ -340,9 +414,9 @@ class KeyStore:
             return result
         read_at = time.monotonic()
         by_digest = {self._digest(value): value for value in unknown}
-        rows = self._ground.read(lambda connection: _find(connection, list(by_digest)))
+        rows = self._ground.find(list(by_digest))
         if missing := [digest for digest in by_digest if digest not in rows]:
-            rows |= self._ground.write(lambda connection: self._make(connection, missing))
+            rows |= self._make(missing)
         for digest, value in by_digest.items():
             result[value] = self._seal_under(rows[digest], value, read_at)
         return result
@@ -371,6 +445,27 @@ class KeyStore:
             self._ciphers.put(person_id, cipher, read_at)
         return open_under(cipher, value)
 
+    def opened(self, value: str) -> str | None:
+        """What a sealed text says, where that is known without asking the database. Raises
+        `Unsealable`."""
+        cipher = self._ciphers.get(person_id_in(value))
+        return None if cipher is None else open_under(cipher, value)
+
+    def open_all(self, values: Iterable[str]) -> dict[str, str]:
+        """What each of the sealed texts says, with one query. Raises as `open` does."""
+        texts = [*values]
+        unknown = [
+            person_id
+            for person_id in dict.fromkeys(map(person_id_in, texts))
+            if self._ciphers.get(person_id) is None
+        ]
+        if len(unknown) > 1:  # One alone, `open` reads.
+            read_at = time.monotonic()
+            for person_id, row in self._ground.find_ids(unknown).items():
+                key = self._keys.unwrap(row.wrapped, row.wrapped_by, person_id)
+                self._ciphers.put(person_id, AESSIV(key), read_at)
+        return {value: self.open(value) for value in texts}
+
     def sealed_of(self, value: str) -> str | None:
         """The sealed form of a clear value whose person is known; None for one who is not, or who
         was forgotten. No key is made. Raises `KeyStoreAway`."""
@@ -380,7 +475,7 @@ class KeyStore:
             return found
         read_at, digest = time.monotonic(), self._digest(value)
         # Under the row that was found: a person forgotten meanwhile is not made again.
-        row = self._ground.read(lambda connection: _find(connection, [digest])).get(digest)
+        row = self._ground.find([digest]).get(digest)
         return None if row is None else self._seal_under(row, value, read_at)
 
     def person_of(self, value: str) -> str | None:
@@ -389,7 +484,7 @@ class KeyStore:
         if sealed(value):
             return person_id_in(value)
         digest = self._digest(value)
-        rows = self._ground.read(lambda connection: _find(connection, [digest]))
+        rows = self._ground.find([digest])
         return rows[digest].person_id if digest in rows else None
 
     def person(self, person_id: str) -> Person:
@@ -489,7 +584,7 @@ class KeyStore:
             row = self._ground.write(make)
         return self._keys.unwrap(row["wrapped"], row["wrapped_by"], _INDEX)
 
-    def _make(self, connection: Connection, digests: Sequence[bytes]) -> dict[bytes, _Key]:
+    def _make(self, digests: Sequence[bytes]) -> dict[bytes, _Key]:
         """Rows of new persons. A person that another process made meanwhile stays as that one made
         it."""
         at, made, rows = self._now(), {}, []
@@ -497,17 +592,8 @@ class KeyStore:
             person_id, key = new_person_id(), os.urandom(KEY_BYTES)
             wrapped, wrapped_by = self._keys.wrap(key, person_id)
             made[digest] = _Key(person_id, wrapped, wrapped_by, key)
-            rows.append(
-                {
-                    "person_id": person_id,
-                    "digest": digest,
-                    "wrapped": wrapped,
-                    "wrapped_by": wrapped_by,
-                    "created_at": at,
-                }
-            )
-        inserted = _insert_new(connection, persons_table, rows)
-        return made if inserted == len(rows) else _find(connection, digests)
+            rows.append(_NewRow(person_id, digest, wrapped, wrapped_by, at))
+        return self._ground.add(rows) or made
 
     def _read_cipher(self, person_id: str) -> AESSIV:
         query = sa.select(persons_table).where(persons_table.c.person_id == person_id)
@@ -564,45 +650,59 @@ class _Key(NamedTuple):
     key: bytes | None = None
 
 
-_FIND: Final = sa.select(
-    persons_table.c.digest,
-    persons_table.c.person_id,
-    persons_table.c.wrapped,
-    persons_table.c.wrapped_by,
-).where(persons_table.c.digest.in_(sa.bindparam("digests", expanding=True)))
+class _NewRow(NamedTuple):
+    """A row of the table of persons, by its columns."""
+
+    person_id: str
+    digest: bytes
+    wrapped: bytes
+    wrapped_by: str
+    created_at: datetime
 
 
-def _find(connection: Connection, digests: Sequence[bytes]) -> dict[bytes, _Key]:
-    found = {}
-    for start in range(0, len(digests), AT_ONCE):
-        rows = connection.execute(_FIND, {"digests": digests[start : start + AT_ONCE]})
+def _in_sqlite(row: _NewRow) -> tuple[object, ...]:
+    return (*row[:-1], microseconds_of(row.created_at))
+
+
+def _digests_of(rows: Iterable[_NewRow]) -> list[bytes]:
+    return [row.digest for row in rows]
+
+
+_FIND_IN: Final = (
+    "SELECT digest, person_id, wrapped, wrapped_by FROM persons WHERE wrapped IS NOT NULL AND"
+)
+_ADD: Final = (
+    "INSERT OR IGNORE INTO persons (person_id, digest, wrapped, wrapped_by, created_at) "
+    "VALUES (?, ?, ?, ?, ?)"
+)
+
+
+def _find(
+    connection: Connection, column: sa.Column[Any], values: Sequence[Any]
+) -> dict[bytes, _Key]:
+    """The rows with a key that have one of these values in the column, keyed by digest."""
+    table, found = persons_table.c, {}
+    query = sa.select(table.digest, table.person_id, table.wrapped, table.wrapped_by)
+    for start in range(0, len(values), AT_ONCE):
+        page = column.in_(values[start : start + AT_ONCE])
+        rows = connection.execute(query.where(table.wrapped.is_not(None), page))
         for digest, person_id, wrapped, wrapped_by in rows:
             found[bytes(digest)] = _Key(person_id, wrapped, wrapped_by)
     return found
 
 
 @cache
-def _insert_of(table: sa.Table) -> Any:
-    from sqlalchemy.dialects.postgresql import insert
+def _insert_of(table: sa.Table, dialect: str) -> Any:
+    from sqlalchemy.dialects import postgresql, sqlite
 
+    insert = sqlite.insert if dialect == "sqlite" else postgresql.insert
     return insert(table).on_conflict_do_nothing()
 
 
 def _insert_new(connection: Connection, table: sa.Table, rows: Sequence[Mapping[str, Any]]) -> int:
     """Insert the rows that clash with none; returns how many they were, or less where the driver
     does not tell."""
-    if connection.dialect.name != "sqlite":
-        return connection.execute(_insert_of(table), list(rows)).rowcount
-    names = list(rows[0])
-    utc = {name for name in names if isinstance(table.c[name].type, Utc)}
-    values = [
-        tuple(microseconds_of(value) if name in utc else value for name, value in row.items())
-        for row in rows
-    ]
-    # Past SQLAlchemy, whose parameters would take longer than to seal does.
-    places = ", ".join("?" * len(names))
-    statement = f"INSERT OR IGNORE INTO {table.name} ({', '.join(names)}) VALUES ({places})"  # noqa: S608 - names of ours
-    return connection.exec_driver_sql(statement, values).rowcount
+    return connection.execute(_insert_of(table, connection.dialect.name), list(rows)).rowcount
 
 
 def _rows_of(query: sa.Select[Any]) -> Callable[[Connection], Sequence[RowMapping]]:

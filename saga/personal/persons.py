@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from operator import methodcaller
-from typing import Final, Self, TypeVar
+from itertools import islice
+from typing import Any, Final, Self, TypeVar
 
 from pydantic import BaseModel
 
@@ -60,9 +60,16 @@ class Persons:
         self._open_it = open_it or partial(open_store, settings)
         self._store: KeyStore | None = None
         self._thread: ThreadPoolExecutor | None = None
-        self._waiting: dict[str, asyncio.Future[str]] = {}
-        """Keyed by the clear value."""
-        self._worker: asyncio.Task[None] | None = None
+        self._seals = _Batcher(
+            self._ask,
+            lambda store, values: store.seal_all(values),
+            lambda store, value: store.seal(value),
+        )
+        self._opens = _Batcher(
+            self._ask,
+            lambda store, values: store.open_all(values),
+            lambda store, value: store.open(value),
+        )
 
     async def check(self) -> None:
         """Open the store, if anything is to be sealed. One that is away is waited for later. Raises
@@ -82,9 +89,8 @@ class Persons:
 
     async def close(self) -> None:
         """Let go of the store."""
-        if self._worker is not None:
-            self._worker.cancel()
-            await asyncio.gather(self._worker, return_exceptions=True)
+        await self._seals.close()
+        await self._opens.close()
         if self._thread is not None:
             await asyncio.to_thread(self._thread.shutdown)
         if self._store is not None:
@@ -124,7 +130,7 @@ class Persons:
             elif self._store is not None and (known := self._store.known(value)) is not None:
                 result[value] = known
             elif value not in waiting:
-                waiting[value] = self._sealing_of(value)
+                waiting[value] = self._seals.result_of(value)
         for value, future in waiting.items():
             try:
                 result[value] = await asyncio.shield(future)
@@ -142,7 +148,7 @@ class Persons:
         try:
             while True:
                 try:
-                    opened = await self._ask(lambda store: store.open(value))
+                    opened = await self._opened(value)
                 except _AWAY as error:
                     self._check_awaited(error)
                     self.loop.failed(error, this)
@@ -161,7 +167,7 @@ class Persons:
         if not sealed(value):
             return value
         try:
-            return await self._ask(lambda store: store.open(value))
+            return await self._opened(value)
         except _AWAY as error:
             self._check_awaited(error)
             raise SealingAway(str(error)) from error
@@ -175,50 +181,18 @@ class Persons:
     async def texts_of(self, value: str) -> tuple[str, ...]:
         """The texts that stand for a clear value: itself, as from before anything was sealed, and
         its sealed form, if its person is known. Raises `SealingAway`."""
+        if self._store is not None and (known := self._store.known(value)) is not None:
+            return value, known
         try:
             found = await self._ask(lambda store: store.sealed_of(value))
         except _AWAY as error:
             raise SealingAway(str(error)) from error
         return (value,) if found is None or found == value else (value, found)
 
-    def _sealing_of(self, value: str) -> asyncio.Future[str]:
-        future = self._waiting.get(value)
-        if future is None:
-            future = self._waiting[value] = asyncio.get_running_loop().create_future()
-            if self._worker is None or self._worker.done():
-                self._worker = asyncio.create_task(self._seal_waiting())
-        return future
-
-    async def _seal_waiting(self) -> None:
-        """Seal what waits, group by group; who comes meanwhile joins the next one."""
-        while self._waiting:
-            group = dict(list(self._waiting.items())[:GROUP_MAX])
-            for value in group:
-                del self._waiting[value]
-            try:
-                done = await self._ask(methodcaller("seal_all", group))
-            except asyncio.CancelledError:
-                for future in group.values():
-                    future.cancel()
-                raise
-            except Exception as error:
-                await self._one_by_one(group, error)
-            else:
-                for value, future in group.items():
-                    _resolve(future, done[value])
-
-    async def _one_by_one(self, group: Mapping[str, asyncio.Future[str]], error: Exception) -> None:
-        """A value that cannot be sealed must not fail the others."""
-        alone = len(group) == 1 or isinstance(error, _AWAY)
-        for value, future in group.items():
-            try:
-                if alone:
-                    raise error
-                _resolve(future, await self._ask(methodcaller("seal", value)))
-            except Exception as failed:
-                if not future.done():
-                    future.set_exception(failed)
-                    future.exception()  # Who asked may have gone.
+    async def _opened(self, value: str) -> str:
+        """What a sealed text says, at once where its person's key is known."""
+        found = None if self._store is None else self._store.opened(value)
+        return await asyncio.shield(self._opens.result_of(value)) if found is None else found
 
     async def _ask(self, question: Callable[[KeyStore], T]) -> T:
         """Ask in the thread of the store, which one is opened in as well."""
@@ -233,12 +207,83 @@ class Persons:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
 
+class _Batcher:
+    """Asks the store about values that wait, group by group; who comes meanwhile joins the next
+    one. A value that is waited for already is asked about once."""
+
+    def __init__(
+        self,
+        ask: Callable[[Callable[[KeyStore], Any]], Awaitable[Any]],
+        about_all: Callable[[KeyStore, Iterable[str]], dict[str, str]],
+        about_one: Callable[[KeyStore, str], str],
+    ) -> None:
+        """`about_one` tells what is wrong where `about_all` raises."""
+        self._ask, self._about_all, self._about_one = ask, about_all, about_one
+        self._waiting: dict[str, asyncio.Future[str]] = {}
+        self._worker: asyncio.Task[None] | None = None
+
+    def result_of(self, value: str) -> asyncio.Future[str]:
+        """What the store answers. Others may wait for the same future: shield it."""
+        future = self._waiting.get(value)
+        if future is None:
+            future = self._waiting[value] = asyncio.get_running_loop().create_future()
+            if self._worker is None or self._worker.done():
+                self._worker = asyncio.create_task(self._work())
+        return future
+
+    async def close(self) -> None:
+        """Answer nothing more."""
+        if self._worker is not None:
+            self._worker.cancel()
+            await asyncio.gather(self._worker, return_exceptions=True)
+
+    async def _work(self) -> None:
+        while self._waiting:
+            group = dict(islice(self._waiting.items(), GROUP_MAX))
+            for value in group:
+                del self._waiting[value]
+            try:
+                done = await self._asked([*group])
+            except asyncio.CancelledError:
+                for future in group.values():
+                    future.cancel()
+                raise
+            except Exception as error:
+                done = dict.fromkeys(group, error)
+            for value, future in group.items():
+                _settle(future, done[value])
+
+    async def _asked(self, values: list[str]) -> Mapping[str, str | Exception]:
+        try:
+            found: dict[str, str] = await self._ask(lambda store: self._about_all(store, values))
+            return found
+        except Exception as error:
+            if len(values) == 1 or isinstance(error, KeyStoreAway | KeyStoreError):
+                raise
+        # A value that cannot be sealed or opened must not fail the others.
+        each: dict[str, str | Exception] = await self._ask(
+            lambda store: {value: self._outcome(store, value) for value in values}
+        )
+        return each
+
+    def _outcome(self, store: KeyStore, value: str) -> str | Exception:
+        try:
+            return self._about_one(store, value)
+        except Exception as error:
+            return error
+
+
 def _with(message: M, sealed_by_value: Mapping[str, str]) -> M:
     if not sealed_by_value:
         return message
     return with_personal(message, lambda value: sealed_by_value.get(value, value))
 
 
-def _resolve(future: asyncio.Future[str], value: str) -> None:
-    if not future.done():
-        future.set_result(value)
+def _settle(future: asyncio.Future[str], outcome: str | Exception) -> None:
+    if future.done():
+        return
+    if isinstance(outcome, str):
+        future.set_result(outcome)
+        return
+    future.set_exception(outcome)
+    future.exception()  # Who asked may have gone.

@@ -6,7 +6,7 @@ import asyncio
 import base64
 import os
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from saga.personal import Forgotten, Unsealable, keystore, sealed
+from saga.personal import Forgotten, Unsealable, sealed
 from saga.personal.keystore import KeyStore, KeyStoreAway, UnknownPerson
 from saga.personal.master import MasterKeyError, MasterKeys
 from saga.personal.opening import made_key, master_keys, open_store
@@ -63,16 +63,15 @@ def test_looking_somebody_up_makes_nobody_even_where_they_are_forgotten_meanwhil
     store, elsewhere = opened(cache_seconds=0.0), opened()
     person_id = store.person_of(store.seal("anna"))
     assert person_id is not None
-    find = keystore._find
+    find = store._ground.find
 
-    def found(connection: Any, digests: Sequence[bytes]) -> Any:
-        rows = find(connection, digests)
-        monkeypatch.setattr(keystore, "_find", find)
+    def found(digests: Sequence[bytes]) -> Any:
+        rows = find(digests)
         elsewhere.forget(person_id, "asked")
         return rows
 
-    monkeypatch.setattr(keystore, "_find", found)
-    store.sealed_of("anna")
+    monkeypatch.setattr(store._ground, "find", found)
+    assert store.sealed_of("anna") is not None
 
     assert len([*elsewhere.persons()]) == 1
     assert elsewhere.person_of("anna") is None
@@ -255,6 +254,95 @@ async def test_many_who_come_at_once_share_transactions(tmp_path: Path) -> None:
     assert {name for each in found for name in each} == set(names)
     assert sum(groups) == len(names)
     assert len(groups) < 10
+
+
+async def test_many_that_are_opened_at_once_share_a_query_and_are_known_from_then_on(
+    opened: Open, tmp_path: Path
+) -> None:
+    names = [f"customer {number}" for number in range(100)]
+    sealer, groups = opened(), []
+    texts = [*sealer.seal_all(names).values()]
+    forgotten = sealer.seal("forgotten")
+    person_id = sealer.person_of(forgotten)
+    assert person_id is not None
+    sealer.forget(person_id, "asked")
+    reader = opened()
+    open_all = reader.open_all
+
+    def counting(values: Iterable[str]) -> dict[str, str]:
+        groups.append([*values])
+        return open_all(groups[-1])
+
+    reader.open_all = counting  # type: ignore[method-assign]  # to count
+    settings = load(PersonalSettings, data_dir=tmp_path, personal="sealed")
+    async with Persons(settings, lambda: reader) as persons:
+        asked = [*texts[:50], forgotten, *texts[50:]]
+        found = await asyncio.gather(*map(persons.open_now, asked), return_exceptions=True)
+        assert isinstance(found.pop(50), Forgotten)
+        assert found == names
+        assert len(groups) < 5
+
+        groups.clear()
+        assert [await persons.open(text) for text in texts] == names
+        assert not groups
+        with pytest.raises(Forgotten):
+            await persons.open_now(forgotten)
+
+
+async def test_what_was_opened_is_asked_for_again_once_its_time_is_over(
+    opened: Open, tmp_path: Path
+) -> None:
+    sealer, reader = opened(), opened(cache_seconds=0.0)
+    text = sealer.seal("anna")
+    settings = load(PersonalSettings, data_dir=tmp_path, personal="sealed")
+    async with Persons(settings, lambda: reader) as persons:
+        assert await persons.open_now(text) == "anna"
+        person_id = sealer.person_of(text)
+        assert person_id is not None
+        sealer.forget(person_id, "asked")
+
+        with pytest.raises(Forgotten):
+            await persons.open_now(text)
+        assert await persons.texts_of("anna") == ("anna",)
+
+
+async def test_where_the_process_forgets_somebody_nothing_of_theirs_is_opened_from_then_on(
+    opened: Open, tmp_path: Path
+) -> None:
+    store = opened(cache_seconds=3_600.0)
+    settings = load(PersonalSettings, data_dir=tmp_path, personal="sealed")
+    async with Persons(settings, lambda: store) as persons:
+        text = (await persons.seal(["anna"]))["anna"]
+        assert await persons.open_now(text) == "anna"
+        person_id = store.person_of(text)
+        assert person_id is not None
+        store.forget(person_id, "asked")
+
+        with pytest.raises(Forgotten):
+            await persons.open_now(text)
+        assert await persons.texts_of("anna") == ("anna",)
+
+
+async def test_a_key_that_was_changed_is_no_other_persons_trouble(tmp_path: Path) -> None:
+    made_key(tmp_path)
+    settings = load(PersonalSettings, data_dir=tmp_path, personal="sealed")
+    with closing(open_store(settings)) as sealer:
+        good, bad = sealer.seal("anna"), sealer.seal("ben")
+        bad_id = sealer.person_of(bad)
+    with closing(sqlite3.connect(tmp_path / "persons.db")) as driver, driver:
+        driver.execute("UPDATE persons SET wrapped = zeroblob(80) WHERE person_id = ?", (bad_id,))
+    async with Persons(settings) as persons:
+        opened, refused = await asyncio.gather(
+            persons.open_now(good), persons.open_now(bad), return_exceptions=True
+        )
+        both = await asyncio.gather(
+            persons.seal(["anna"]), persons.seal(["ben"]), return_exceptions=True
+        )
+
+    assert opened == "anna"
+    assert isinstance(refused, SealingAway)
+    assert both[0] == {"anna": good}
+    assert isinstance(both[1], SealingAway)
 
 
 async def test_a_value_that_cannot_be_sealed_is_nobody_elses_fault(tmp_path: Path) -> None:

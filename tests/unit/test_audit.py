@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import json
 import logging
 import os
 import time
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
+from typing import Self
 
 import pytest
 
@@ -100,10 +103,63 @@ def test_processes_that_share_a_file_lose_nothing_when_it_is_turned_over(
     both = [audit.Trail(tmp_path, "one", 1_000_000) for _ in range(2)]
 
     for number in range(200):
-        both[number % 2].write(json.dumps({"number": number}).encode())
+        monkeypatch.setattr(audit, "_trail", both[number % 2])
+        decide(number)
 
-    lines = [line for file in tmp_path.glob("*.jsonl") for line in file.read_text().splitlines()]
-    assert sorted(json.loads(line)["number"] for line in lines) == [*range(200)]
+    assert sorted(int(one.subject or -1) for one in entries(tmp_path)) == [*range(200)]
+
+
+async def test_decisions_wait_for_others_and_keep_the_time_at_which_they_were_made(
+    tmp_path: Path,
+) -> None:
+    audit.keep(tmp_path, "one", 1_000_000, asked_for=True)
+    before = utc_now()
+    decide(1)
+    after = utc_now()
+    assert (tmp_path / "one.jsonl").stat().st_size == 0
+
+    async with asyncio.timeout(30):
+        while not (tmp_path / "one.jsonl").stat().st_size:  # noqa: ASYNC110 - no event tells it
+            await asyncio.sleep(0.01)
+
+    (found,) = entries(tmp_path)
+    assert before <= found.at <= after
+
+
+async def test_not_more_than_so_many_decisions_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit, "_WAITING_MAX", 5)
+    audit.keep(tmp_path, "one", 1_000_000, asked_for=True)
+
+    for number in range(12):
+        decide(number)
+
+    assert len((tmp_path / "one.jsonl").read_text().splitlines()) == 10
+    audit.keep(tmp_path, "two", 1_000_000, asked_for=True)  # What ends the first one's trail.
+    lines = (tmp_path / "one.jsonl").read_text().splitlines()
+    assert [json.loads(line)["process"] for line in lines] == ["one"] * 12
+
+
+def test_a_disk_that_takes_half_a_line_costs_no_line_that_comes_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    audit.keep(tmp_path, "one", 1_000_000, asked_for=True)
+    write, room = os.write, [30, 0]
+
+    def nearly_full(descriptor: int, data: bytes) -> int:
+        if not room:
+            return write(descriptor, data[:50])  # As a disk may: the rest is to be given again.
+        if taken := room.pop(0):
+            return write(descriptor, data[:taken])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "write", nearly_full)
+    for number in range(3):
+        decide(number)
+
+    assert "lacks lines" in caplog.text
+    assert [one.subject for one in entries(tmp_path)] == ["2", "1"]
 
 
 def test_texts_that_no_json_can_hold_are_recorded_as_their_escapes(tmp_path: Path) -> None:
@@ -190,7 +246,9 @@ def test_a_key_that_is_not_quite_it_is_refused(tmp_path: Path) -> None:
     known = ApiKeys(file)
     other = new_key("other", ["*"], now=utc_now())[0]
 
-    for wrong in (text[:-1], f"{text}A", text.upper(), other, f"{text[:19]}{other[19:]}", "", "x"):
+    for wrong in (
+        text[:-1], f"{text}A", text.upper(), other, f"{text[:19]}{other[19:]}", "", "x", "\ud800",
+    ):  # fmt: skip
         with pytest.raises(NotAllowed) as error:
             known.caller(wrong)
         assert text.rpartition("_")[2] not in error.value.reason
@@ -204,6 +262,34 @@ def test_a_key_ends_when_it_expires(tmp_path: Path) -> None:
 
     with pytest.raises(NotAllowed, match="expired"):
         ApiKeys(file).caller(text)
+
+
+def test_a_key_that_was_known_before_ends_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keys, "LOOK_SECONDS", 0.0)
+    file, now = tmp_path / "api_keys.json", utc_now()
+    ends, ends_key = new_key("ends", ["*"], expires_at=now + timedelta(hours=1), now=now)
+    revoked, revoked_key = new_key("revoked", ["*"], now=now)
+    write_keys(file, [ends_key, revoked_key])
+    known = ApiKeys(file)
+    assert [known.caller(text).name for text in (ends, revoked)] == ["ends", "revoked"]
+
+    write_keys(file, [ends_key.model_copy(update={"scopes": ("rooms:read",)})])
+    with pytest.raises(NotAllowed, match="revoked"):
+        known.caller(revoked)
+    assert known.caller(ends).scopes == {"rooms:read"}
+
+    class Later(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> Self:
+            return cls.fromtimestamp(time.time(), tz)
+
+    later = time.time() + 3_601
+    monkeypatch.setattr(keys, "datetime", Later)
+    monkeypatch.setattr(time, "time", lambda: later)
+    with pytest.raises(NotAllowed, match="expired"):
+        known.caller(ends)
 
 
 def test_keys_that_cannot_be_read_any_more_stay_as_they_were(

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import cast
 
 import pytest
+from fastapi.routing import APIRoute
 
 from bench.compare import Comparison, Spread, ratios, targets, with_before
 from bench.console import without_inquiries
 from bench.counts import ALL, Counted, CountsError, choose, read_perf, read_strace, total
 from bench.export import Export
+from bench.load import Load
 from bench.machine import Pace, cpu_model
 from bench.rig import BARE, LIMIT, PER_MESSAGE, POSTGRESQL, SQLITE, Measured, before
+from bench.without_door import routes_without_door
+from order_service.app import routes
+from saga.auth.scopes import need_of
 from saga.console.inquiry import Inquiry
+from saga.runtime.service import Running
 
 OTHER = Export("v1", "c0ffee", Path("/files"), Path("/python"))
 PACE = Pace(wall_ms=150.0, cpu_ms=140.0)
@@ -175,3 +182,30 @@ async def test_pages_are_timed_without_what_is_looked_for_beside_them() -> None:
     assert inquiry.begin()
     await inquiry.soon(60.0)
     assert asked
+
+
+def test_of_many_slices_the_spread_tells_where_such_medians_lie() -> None:
+    spread = Spread.of_many([*range(101), 10_000.0, -10_000.0])
+
+    assert spread.median == 50
+    assert 35 < spread.least < 45 < 55 < spread.most < 65
+    assert Spread.of_many([1.0, 3.0]) == Spread(2.0, 1.0, 3.0)
+
+
+def test_the_service_without_a_door_has_all_routes_of_the_product_and_asks_nobody() -> None:
+    running = cast(Running, None)  # Routes ask for it when they are called.
+    product = [route for route in routes(running).routes if isinstance(route, APIRoute)]
+    without = [r for r in routes_without_door(running).routes if isinstance(r, APIRoute)]
+
+    assert [(r.path, r.methods) for r in without] == [(r.path, r.methods) for r in product]
+    assert all(need_of(route) for route in product)
+    assert not any(need_of(route) or route.dependant.dependencies for route in without)
+
+
+def test_customers_who_come_again_are_so_many() -> None:
+    new = Load(30, seed=1).plan().orders
+    again = Load(30, seed=1, customers=7).plan().orders
+
+    assert len({order.customer for order in new}) == 30
+    assert len({order.customer for order in again}) == 7
+    assert [order.key for order in again] == [order.key for order in new]
