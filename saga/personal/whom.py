@@ -16,7 +16,7 @@ from sqlalchemy.engine import Connection
 
 from saga.archive import OBSERVER
 from saga.archive.queries import IS_OPEN
-from saga.archive.store import events, strays
+from saga.archive.store import Fact, events, strays
 from saga.archive.subjects import subjects as subjects_table
 from saga.choreography import Choreography
 from saga.deployment import Deployment
@@ -28,12 +28,15 @@ from saga.dlq.store import Store
 from saga.dues import Item, listing
 from saga.errors import InputError
 from saga.history.archive import Archive
+from saga.history.debts import coming_of, debts_of
+from saga.history.pages import about
+from saga.history.story import tell
 from saga.personal.keystore import KeyStore, Person, UnknownPerson
 from saga.personal.requests import waiting_for
 from saga.personal.seal import PREFIX, Forgotten, Unsealable, person_id_in, sealed
 from saga.runtime.kernel.opening import read_database
 from saga.runtime.kernel.statements import any_of, on_postgresql
-from saga.runtime.kernel.tables import Tables
+from saga.runtime.kernel.tables import Tables, utc_now
 from saga.runtime.tasks import in_thread
 
 AT_ONCE: Final = 500
@@ -136,8 +139,26 @@ class PersonLookup:
         return found
 
     async def open_among(self, subjects: Sequence[str]) -> tuple[str, ...]:
+        """Those of these subjects that have not ended, or about which something is owed or due."""
+        return await in_thread(self._open_among, subjects)
+
+    def _open_among(self, subjects: Sequence[str]) -> tuple[str, ...]:
         url = self._deployment.database_urls[OBSERVER.name]
-        return await in_thread(read_database, url, lambda connection: _open(connection, subjects))
+        maybe = read_database(url, lambda connection: _maybe_open(connection, subjects))
+        found: list[str] = []
+        for start in range(0, len(maybe), AT_ONCE):
+            some = maybe[start : start + AT_ONCE]
+            told = about(url, some)
+            found += (subject for subject in some if self._is_open(subject, told[subject]))
+        return tuple(found)
+
+    def _is_open(self, subject: str, facts: Sequence[Fact]) -> bool:
+        """By the participants' own reactions, which know better than the types of its events."""
+        graph, now = self._choreography, utc_now()
+        story = tell(graph, subject, facts)
+        if story.summary.ended_at is None:
+            return True
+        return bool(debts_of(graph, story, now) or coming_of(graph, story, now))
 
     async def not_recorded(self, person_id: str) -> str:
         """Why what was published about a person by now may not all be in the archive, once it was
@@ -210,14 +231,15 @@ def _holds(connection: Connection, body: sa.Column[bytes], marker: str) -> sa.Co
     return sa.func.instr(body, marker.encode()) > 0
 
 
-def _open(connection: Connection, subjects: Sequence[str]) -> tuple[str, ...]:
+def _maybe_open(connection: Connection, subjects: Sequence[str]) -> list[str]:
+    """Those about which somebody may owe something, by the types of their events."""
     found: list[str] = []
     column = subjects_table.c.subject
     for start in range(0, len(subjects), AT_ONCE):
         some = subjects[start : start + AT_ONCE]
         query = sa.select(column).where(IS_OPEN, any_of(connection, column, some))
         found += connection.scalars(query)
-    return tuple(sorted(found))
+    return sorted(found)
 
 
 def _sealed_texts(body: bytes, marker: bytes) -> set[str]:
