@@ -16,8 +16,8 @@ from saga.commands.output import (
     DataDir,
     answer_to,
     explanation,
-    plain_text,
     print_json,
+    reason_option,
     remark,
 )
 
@@ -43,11 +43,7 @@ def forget(
     ] = None,
     reason: Annotated[
         str | None,
-        typer.Option(
-            help="Why, for the key store and the audit record; nothing that tells who it is.",
-            callback=plain_text,
-            show_default=False,
-        ),
+        reason_option("Why, for the key store and the audit record; nothing that tells who it is."),
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do it; by default it is only shown.")] = False,
     wait: Annotated[

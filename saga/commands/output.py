@@ -65,6 +65,11 @@ def plain_text(text: str | None) -> str | None:
     return text
 
 
+def reason_option(help: str) -> Any:
+    """The option `--reason`: words of a person, for a record."""
+    return typer.Option("--reason", help=help, callback=plain_text, show_default=False)
+
+
 def moment_of(text: str | None, option: str) -> datetime | None:
     """The time that is given with an option; None if none is."""
     if text is None:
