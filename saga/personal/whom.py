@@ -146,19 +146,12 @@ class PersonLookup:
         url = self._deployment.database_urls[OBSERVER.name]
         maybe = read_database(url, lambda connection: _maybe_open(connection, subjects))
         found: list[str] = []
+        now = utc_now()
         for start in range(0, len(maybe), AT_ONCE):
             some = maybe[start : start + AT_ONCE]
             told = about(url, some)
-            found += (subject for subject in some if self._is_open(subject, told[subject]))
+            found += (one for one in some if is_open(self._choreography, one, told[one], now))
         return tuple(found)
-
-    def _is_open(self, subject: str, facts: Sequence[Fact]) -> bool:
-        """By the participants' own reactions, which know better than the types of its events."""
-        graph, now = self._choreography, utc_now()
-        story = tell(graph, subject, facts)
-        if story.summary.ended_at is None:
-            return True
-        return bool(debts_of(graph, story, now) or coming_of(graph, story, now))
 
     async def not_recorded(self, person_id: str) -> str:
         """Why what was published about a person by now may not all be in the archive, once it was
@@ -190,6 +183,15 @@ class PersonLookup:
             ):
                 return participant.name
         return ""
+
+
+def is_open(graph: Choreography, subject: str, facts: Sequence[Fact], now: datetime) -> bool:
+    """Whether a subject has not ended, or something is owed or due about it. By the participants'
+    own reactions, which know better than the types of its events."""
+    story = tell(graph, subject, facts)
+    if story.summary.ended_at is None:
+        return True
+    return bool(debts_of(graph, story, now) or coming_of(graph, story, now))
 
 
 def marker_of(person_id: str) -> str:
