@@ -1,8 +1,8 @@
-"""Forgetting somebody: what is open is ended, their key destroyed, and what outsides have in clear
+"""Forgetting a person: what is open is ended, their key destroyed, and what outsides have in clear
 taken out.
 
-What was sealed under the key stays where it is, in histories, backups and dead letters, and nobody
-can read it any more: books add up and histories fold as before.
+What was sealed under the key stays where it is, in histories, backups and dead letters, and cannot
+be read any more: books add up and histories fold as before.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ Report = Callable[[str], None]
 
 
 class ForgettingError(Explained):
-    """Somebody cannot be forgotten as asked. Says what is in the way."""
+    """A person cannot be forgotten as asked. Says what is in the way."""
 
 
 @dataclass
@@ -99,8 +99,8 @@ class Forgetter:
         self._lookup = PersonLookup(deployment, folder, saga.choreography, store)
 
     async def whom(self, given: str) -> Whom:
-        """Somebody by what they are called in clear, by a sealed text, or by their id. Raises
-        `InputError` for nobody who is known, and what databases raise."""
+        """Find a person by their clear name, by a sealed text, or by their id. Raises
+        `InputError` for an unknown person, and what databases raise."""
         return await self._lookup.whom(given)
 
     async def forget(
@@ -127,7 +127,7 @@ class Forgetter:
             waits_for=whom.open,
             texts=tuple(whom.values.values()),
         )
-        # From now on: whoever ends this command, it is known.
+        # From now on it is known, even if this command is ended.
         request = await in_thread(requests.take_up, self._folder, asked)
         traces = await in_thread(self._store.traces, whom.person.person_id, whom.values)
         if traces:
@@ -165,7 +165,7 @@ class Forgetter:
         waits = await self._until_nothing_is_open(outcome, request, deadline, report)
         if waits is not None:
             return waits
-        # While what they are called is known: nobody can tell once the key is gone.
+        # While what they are called is known: it cannot be told once the key is gone.
         await in_thread(self._take_out, outcome)
         if outcome.again:
             return request.model_copy(update=_FOR_NOTHING_OPEN)
@@ -311,7 +311,7 @@ class Forgetter:
         for outside in self._saga.outside:
             if outside.forget is None:
                 outcome.left.append(
-                    f"{outside.name} cannot be told by us to forget somebody: ask those who run it"
+                    f"{outside.name} cannot be told by us to forget a person: ask those who run it"
                 )
                 continue
             clear = Clear(
@@ -328,7 +328,7 @@ class Forgetter:
                 outcome.again.append(f"{outside.name}: {why}")
 
     def _take_out_of_backup(self, outcome: Outcome, folder: Path) -> None:
-        """Have outsides take out what a backup's copies of their books have in clear."""
+        """Remove what a backup's copies of the outsides' books have in clear."""
         whom = outcome.whom
         manifest = Manifest.load(folder)
         outsides = dict(manifest.outside)
@@ -388,8 +388,8 @@ def check_sealing(settings: PersonalSettings) -> None:
     there = is_postgresql(url) or sqlite_file(url).is_file()
     if settings.personal is Sealing.OFF and not there:
         raise ForgettingError(
-            "nothing is sealed in this system, so nobody can be forgotten: what entered in clear "
-            "is in histories and backups for good; set PERSONAL=sealed for what comes, see "
+            "nothing is sealed in this system, so no person can be forgotten: what entered in "
+            "clear is in histories and backups for good; set PERSONAL=sealed for what comes, see "
             "docs/personal-data.md"
         )
 

@@ -1,4 +1,4 @@
-"""Requests to forget somebody that wait for a saga to end: a file in the data folder, without a
+"""Requests to forget a person that wait for a saga to end: a file in the data folder, without a
 clear word in it. Several processes may change it at once."""
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class RequestsError(Explained):
 
 
 class Request(BaseModel):
-    """Somebody who is to be forgotten as soon as nothing open is theirs."""
+    """A person to be forgotten as soon as no open saga is theirs."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -90,7 +90,7 @@ def problems_in(folder: Path) -> tuple[str, ...]:
     if not waiting:
         return ()
     return (
-        f"{len(waiting)} requests to forget somebody wait, the oldest since "
+        f"{len(waiting)} requests to forget a person wait, the oldest since "
         f"{waiting[0].asked_at:%Y-%m-%d %H:%M:%S}; see `saga forget --status`",
     )
 

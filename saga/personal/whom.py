@@ -1,4 +1,4 @@
-"""What a system has about somebody the key store knows: in its archive, its dead letters, its
+"""What a system has about a person the key store knows: in its archive, its dead letters, its
 outboxes."""
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _PERSON_CHARACTERS: Final = 22
 
 @dataclass(frozen=True, slots=True)
 class Whom:
-    """Somebody the key store knows, and all that a system has about them."""
+    """A person the key store knows, and all that a system has about them."""
 
     person: Person
     values: dict[str, str]
@@ -58,7 +58,7 @@ class Whom:
     subjects: tuple[str, ...]
     """What was done for them."""
     open: tuple[str, ...]
-    """Those of these that somebody may still owe an event."""
+    """Those of these to which a participant may still owe an event."""
     letters: tuple[DeadLetter, ...]
     """Dead letters about them that nothing was done with."""
     dues: tuple[Item, ...]
@@ -79,8 +79,8 @@ class PersonLookup:
         self._store = store
 
     async def whom(self, given: str) -> Whom:
-        """Somebody by what they are called in clear, by a sealed text, or by their id. Raises
-        `InputError` for nobody who is known, and what databases raise."""
+        """Find a person by their clear name, by a sealed text, or by their id. Raises
+        `InputError` for an unknown person, and what databases raise."""
         person = await in_thread(self._person, given)
         marker = marker_of(person.person_id)
         subjects, texts = await in_thread(self._mentioned, marker)
@@ -114,7 +114,7 @@ class PersonLookup:
         person_id = person_id_in(given) if sealed(given) else self._store.person_of(given)
         if person_id is None:
             raise InputError(
-                "the key store knows nobody who is called that: they were never sealed, or are "
+                "the key store knows no person of that name: they were never sealed, or are "
                 "forgotten already, or a request about them waits (`saga forget --status`); "
                 "`saga forget --verify` looks for what is in clear"
             )
@@ -234,7 +234,7 @@ def _holds(connection: Connection, body: sa.Column[bytes], marker: str) -> sa.Co
 
 
 def _maybe_open(connection: Connection, subjects: Sequence[str]) -> list[str]:
-    """Those about which somebody may owe something, by the types of their events."""
+    """Those about which a participant may owe something, by the types of their events."""
     found: list[str] = []
     column = subjects_table.c.subject
     for start in range(0, len(subjects), AT_ONCE):
