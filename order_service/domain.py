@@ -10,6 +10,7 @@ from uuid import UUID
 
 from common.events import (
     CancellationReason,
+    Customer,
     OrderCancelled,
     OrderConfirmed,
     OrderLine,
@@ -61,7 +62,7 @@ class Order(State):
     """What is known of one order."""
 
     status: OrderStatus = OrderStatus.UNKNOWN
-    customer: str = ""
+    customer: Customer = ""
     currency: str = ""
     lines: tuple[OrderLine, ...] = ()
     total_cents: int = 0

@@ -14,6 +14,7 @@ from uuid import UUID
 
 from common.events import (
     Currency,
+    Customer,
     DeclineReason,
     OrderCancelled,
     PaymentCharged,
@@ -113,7 +114,7 @@ class Payment(State):
     """
 
     status: PaymentStatus = PaymentStatus.NONE
-    customer: str = ""
+    customer: Customer = ""
     currency: Currency = "EUR"
     amount_cents: int = 0
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from saga.auth.caller import Caller
     from saga.auth.scopes import needs, theirs
     from saga.choreography import ChoreographyError, Observer, Participant, State
-    from saga.declaration import Saga, SagaError, Scenario, Stimulus
+    from saga.declaration import EarlyEnd, Saga, SagaError, Scenario, Stimulus
     from saga.due import Due
     from saga.envelope import derived_id
     from saga.foreign import Foreign
@@ -35,7 +35,8 @@ if TYPE_CHECKING:
         Priority,
         Role,
     )
-    from saga.outside import Desk, Memory, Outside, OutsideError
+    from saga.outside import Clear, Desk, Memory, Outside, OutsideError
+    from saga.personal.marks import Personal
     from saga.retry import Retry, TransientError
     from saga.runtime.kernel.tables import Flag, Json, StateTable, Tables, Utc, Word, due_columns
     from saga.runtime.problem import Problem
@@ -52,7 +53,7 @@ _HOMES: Final = {
     "saga.auth.caller": ("Caller",),
     "saga.auth.scopes": ("needs", "theirs"),
     "saga.choreography": ("ChoreographyError", "Observer", "Participant", "State"),
-    "saga.declaration": ("Saga", "SagaError", "Scenario", "Stimulus"),
+    "saga.declaration": ("EarlyEnd", "Saga", "SagaError", "Scenario", "Stimulus"),
     "saga.due": ("Due",),
     "saga.envelope": ("derived_id",),
     "saga.foreign": ("Foreign",),
@@ -62,7 +63,8 @@ _HOMES: Final = {
         *("Answer", "Ask", "Command", "Decided", "Event", "EventTypes", "Intent", "Message"),
         *("Priority", "Role"),
     ),
-    "saga.outside": ("Desk", "Memory", "Outside", "OutsideError"),
+    "saga.outside": ("Clear", "Desk", "Memory", "Outside", "OutsideError"),
+    "saga.personal.marks": ("Personal",),
     "saga.retry": ("Retry", "TransientError"),
     "saga.runtime.kernel.tables": (
         *("Flag", "Json", "StateTable", "Tables", "Utc", "Word", "due_columns"),
@@ -89,11 +91,13 @@ __all__ = [
     "Broken",
     "Caller",
     "ChoreographyError",
+    "Clear",
     "Command",
     "Decided",
     "Desk",
     "DeskBookkeeper",
     "Due",
+    "EarlyEnd",
     "Event",
     "EventTypes",
     "Events",
@@ -112,6 +116,7 @@ __all__ = [
     "Outside",
     "OutsideError",
     "Participant",
+    "Personal",
     "Phase",
     "Plan",
     "Priority",

@@ -36,7 +36,7 @@ from saga.commands import (
     trace,
     verify,
 )
-from saga.commands.output import problem
+from saga.commands.output import explanation, problem
 from saga.load import OWN_COMMANDS
 from saga.runtime import streams
 from saga.runtime.files import keep_private
@@ -168,7 +168,7 @@ def main() -> None:
     except Exception as error:
         if isinstance(error, typer.BadParameter.__bases__[0]):  # every kind of wrong usage
             _refuse(error)
-        line = _explanation(error)
+        line = explanation(error)
         if line is None:
             raise
         problem(line)
@@ -211,34 +211,6 @@ def _refuse(error: Any) -> NoReturn:
     where = f" (see `{error.ctx.command_path} --help`)" if error.ctx is not None else ""
     problem(f"{line}{where}")
     sys.exit(USAGE_ERROR)
-
-
-def _explanation(error: Exception) -> str | None:
-    """The one line that explains a known error; None if it is none."""
-    import httpx
-    import sqlalchemy as sa
-
-    from saga.errors import Explained
-    from saga.runtime.disk import explained
-
-    if isinstance(error, Explained):
-        return " ".join(str(error).split())
-    if isinstance(error, httpx.HTTPError):
-        return f"a service cannot be asked: {str(error) or type(error).__name__}; does it run?"
-    if isinstance(error, sa.exc.DBAPIError):
-        return f"a database cannot be used: {error.orig}; {_way_out_of(str(error.orig))}"
-    if isinstance(error, OSError):
-        return explained(error)
-    return None
-
-
-def _way_out_of(said: str) -> str:
-    """What to do where a database says this of itself."""
-    if "disk is full" in said or "No space left" in said:
-        return "free space on its disk"
-    if "readonly" in said:
-        return "make its file and its folder writable"
-    return "does its system run?"
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
+from pathlib import Path
 from typing import Any, Final
 
 import aiormq
@@ -26,6 +27,7 @@ from saga.due import OVERDUE_SECONDS
 from saga.generate.naming import Owned, names_of
 from saga.http import client, said_by
 from saga.local.supervision import Supervision
+from saga.personal.requests import problems_in
 from saga.retry import RUNGS_MS
 from saga.runtime.kernel.opening import read_database
 from saga.runtime.kernel.tables import Tables, utc_now
@@ -66,6 +68,8 @@ class SystemStatus:
     nevertheless."""
     crash_loops: Sequence[str] = ()
     """A line for each process that keeps ending."""
+    forgetting: Sequence[str] = ()
+    """A line about requests to forget somebody that wait, if any do."""
     queues: Mapping[str, QueueStatus] = field(default_factory=dict)
     """Keyed by name: the queues that participants read."""
     waits: Mapping[str, int] = field(default_factory=dict)
@@ -99,6 +103,7 @@ class SystemStatus:
         return SystemStatus(
             services={**self.services, **other.services},
             crash_loops=(*self.crash_loops, *other.crash_loops),
+            forgetting=(*self.forgetting, *other.forgetting),
             queues={**self.queues, **other.queues},
             waits={**self.waits, **other.waits},
             dead_letters=dict(dead),
@@ -144,6 +149,7 @@ class SystemStatus:
                 for table, dues in self.dues_by_name.items()
                 if dues.overdue
             ),
+            *self.forgetting,
         ]
 
     def to_json(self) -> dict[str, Any]:
@@ -164,6 +170,7 @@ class SystemStatus:
             "dead_letters": dict(self.dead_letters),
             "stored_dead_letters": dict(self.stored_dead_letters),
             "outboxes": dict(self.outboxes),
+            "forgetting": list(self.forgetting),
             "dues": {},
         }
         for (participant, table), dues in self.dues.items():
@@ -185,9 +192,11 @@ async def status(
     graph: Choreography,
     supervision: Supervision | None = None,
     *,
+    folder: Path | None = None,
     patience_seconds: float = 0.0,
 ) -> SystemStatus:
-    """Read the status; changes nothing. `supervision` is what a `saga up` tells of its processes.
+    """Read the status; changes nothing. `supervision` is what a `saga up` tells of its processes;
+    in the data `folder` are requests to forget somebody.
 
     Of participants that the deployment does not have, only their queues are told. Waits up to
     `patience_seconds` for a broker out of reach. Raises `BrokerError` or
@@ -196,6 +205,7 @@ async def status(
     services = SystemStatus(
         services=await readiness_of_all(deployment, graph),
         crash_loops=supervision.problems(time.time()) if supervision else (),
+        forgetting=() if folder is None else await asyncio.to_thread(problems_in, folder),
     )
     waiting = await at_broker(deployment, graph, patience_seconds=patience_seconds)
     return services.beside(waiting).beside(await in_databases(deployment, graph))

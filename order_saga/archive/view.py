@@ -14,6 +14,7 @@ from typing import Self
 
 from common.events import (
     CancellationReason,
+    Customer,
     OrderCancelled,
     OrderConfirmed,
     OrderPlaced,
@@ -76,7 +77,7 @@ class ArchivedOrder(State):
 
     status: Status = Status.UNKNOWN
     reason: CancellationReason | None = None
-    customer: str = ""
+    customer: Customer = ""
     currency: str = ""
     total_cents: int = 0
     charged_cents: int = 0

@@ -7,12 +7,10 @@ A key reads `sagakey_<id>_<secret>`: who sees one in a log knows what it is and 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import hmac
 import logging
 import math
-import os
 import re
 import secrets
 import time
@@ -27,7 +25,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 from saga.auth.caller import Caller, How, NotAllowed
 from saga.errors import Explained, InputError
 from saga.personal.seal import sealed
-from saga.runtime.files import write_whole
+from saga.runtime.files import locked, write_whole
 from saga.runtime.urls import printable
 
 log = logging.getLogger(__name__)
@@ -165,20 +163,16 @@ def write_keys(file: Path, keys: Iterable[ApiKey], mode: int | None = _OWNER_ONL
 def changing(file: Path) -> Iterator[list[ApiKey]]:
     """The keys in a file, to be changed; written at the end. One process at a time changes them.
     Raises `KeysError`."""
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        lock = os.open(f"{file}.lock", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, _OWNER_ONLY)
-    except OSError as error:
-        raise KeysError(f"cannot change the API keys in {file}: {error.strerror}") from None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked(file))
+        except OSError as error:
+            raise KeysError(f"cannot change the API keys in {file}: {error.strerror}") from None
         keys = [*read_keys(file)]
         yield keys
         if len(keys) > KEYS_MAX:
             raise KeysError(f"{file} may hold {KEYS_MAX} keys at most: revoke some")
         write_keys(file, keys, None if file.exists() else _OWNER_ONLY)
-    finally:
-        os.close(lock)
 
 
 def last_used(folder: Path, id: str) -> datetime | None:

@@ -25,8 +25,8 @@ from saga.commands.output import (
     PROBLEM_FOUND,
     AsJson,
     DataDir,
-    plain_text,
     print_json,
+    reason_option,
     remark,
     run,
     stoppable,
@@ -56,9 +56,7 @@ T = TypeVar("T")
 
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="The letter's number or message id.")]
-Why = Annotated[
-    str, typer.Option("--reason", help="Why; for the audit record.", callback=plain_text)
-]
+Why = Annotated[str, reason_option("Why; for the audit record.")]
 
 
 @app.command("list")
@@ -288,9 +286,7 @@ def edit(
 @selecting(by_id=True)
 def discard(
     filters: Filters,
-    why: Annotated[
-        str, typer.Option("--reason", help="Why; it stays with the letter.", callback=plain_text)
-    ],
+    why: Annotated[str, reason_option("Why; it stays with the letter.")],
     data_dir: DataDir = DATA_DIR,
     as_json: AsJson = False,
 ) -> None:

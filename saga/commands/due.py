@@ -12,8 +12,8 @@ from saga.commands.output import (
     AsJson,
     DataDir,
     answer_to,
-    plain_text,
     print_json,
+    reason_option,
     remark,
     run,
     stoppable,
@@ -43,12 +43,7 @@ def due(
         bool, typer.Option("--bring-forward", help="Do it now, before its time.")
     ] = False,
     reason: Annotated[
-        str | None,
-        typer.Option(
-            help="Why it is brought forward; for the audit record.",
-            callback=plain_text,
-            show_default=False,
-        ),
+        str | None, reason_option("Why it is brought forward; for the audit record.")
     ] = None,
     audit: Annotated[
         bool, typer.Option("--audit", help="List what was brought forward instead.")

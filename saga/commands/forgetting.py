@@ -15,15 +15,17 @@ from saga.commands.output import (
     AsJson,
     DataDir,
     answer_to,
-    plain_text,
+    explanation,
     print_json,
+    reason_option,
     remark,
 )
 
 if TYPE_CHECKING:
-    from saga.personal.forgetting import Forgetter, Outcome, Whom
+    from saga.personal.forgetting import Forgetter, Outcome
     from saga.personal.looking import SearchReport
     from saga.personal.requests import Request
+    from saga.personal.whom import Whom
 
 _GIVEN_MAX: Final = 2_000
 """Characters of a line on standard input."""
@@ -41,11 +43,7 @@ def forget(
     ] = None,
     reason: Annotated[
         str | None,
-        typer.Option(
-            help="Why, for the key store and the audit record; nothing that tells who it is.",
-            callback=plain_text,
-            show_default=False,
-        ),
+        reason_option("Why, for the key store and the audit record; nothing that tells who it is."),
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do it; by default it is only shown.")] = False,
     wait: Annotated[
@@ -198,39 +196,59 @@ def _look_or_say(value: str, data_dir: Path, also: list[Path]) -> SearchReport:
 
 
 def _resume(data_dir: Path, also: list[Path], wait: float, *, as_json: bool) -> None:
+    """Go on with each request that waits, whatever becomes of the others."""
     from saga.personal.requests import waiting_in
 
     outcomes: list[Outcome] = []
     looks: list[SearchReport] = []
+    failed: dict[str, str] = {}
     waiting = waiting_in(data_dir)
     if waiting:
         with _forgetter(data_dir) as forgetter:
             for request in waiting:
-                whom = answer_to(forgetter.whom(request.person_id))
-                done = forgetter.forget(
-                    whom, request.reason, wait_seconds=wait, backups=also, report=remark
-                )
-                outcomes.append(answer_to(done))
+                try:
+                    whom = answer_to(forgetter.whom(request.person_id))
+                    done = forgetter.forget(
+                        whom, request.reason, wait_seconds=wait, backups=also, report=remark
+                    )
+                    outcomes.append(answer_to(done))
+                except typer.Exit:  # A signal ends all of it.
+                    raise
+                except Exception as error:
+                    failed[request.person_id] = _explained(error)
         for outcome in outcomes:
             looks += _looks(outcome, data_dir, also)
-    well = all(map(_well, outcomes)) and all(look.clean for look in looks)
+    well = not failed and all(map(_well, outcomes)) and all(look.clean for look in looks)
     if as_json:
         print_json(
             {
                 "ok": well,
                 "requests": [_outcome_json(outcome) for outcome in outcomes],
+                "failed": [{"person": id, "why": why} for id, why in failed.items()],
                 "looked": [_look_json(look) for look in looks],
             }
         )
     else:
-        if not outcomes:
+        if not waiting:
             remark("no request waits")
         for outcome in outcomes:
             _show_outcome(outcome)
+        for person_id, why in failed.items():
+            remark(f"person {person_id}: {why}; the request still waits")
         for look in looks:
             _show_look(look)
     if not well:
         raise typer.Exit(PROBLEM_FOUND)
+
+
+def _explained(error: Exception) -> str:
+    """What is wrong, in a line. Raises what is no error of a user's or the surroundings'."""
+    if isinstance(error, typer.BadParameter):
+        return error.format_message()
+    line = explanation(error)
+    if line is None:
+        raise error
+    return line
 
 
 def _status(data_dir: Path, *, as_json: bool) -> None:
@@ -250,7 +268,7 @@ def _status(data_dir: Path, *, as_json: bool) -> None:
                 one.person_id,
                 one.reason,
                 one.who,
-                ", ".join(one.waits_for) or "--resume",
+                ", ".join(one.waits_for) or one.why or "--resume",
             )
         out().print(table)
     if waiting:
@@ -355,7 +373,7 @@ def _look_json(look: SearchReport) -> dict[str, Any]:
 
 
 def _well(outcome: Outcome) -> bool:
-    return outcome.request is None and not outcome.left
+    return outcome.request is None and not outcome.left and not outcome.again
 
 
 def _show(whom: Whom) -> None:
@@ -366,7 +384,10 @@ def _show(whom: Whom) -> None:
     if person.forgotten_at is not None:
         since = f"forgotten at {person.forgotten_at:%Y-%m-%d %H:%M:%S}: {person.reason}"
     out().print(f"person {person.person_id}, {since}")
-    out().print(f"sagas: {len(whom.subjects)}, of which open, and to be ended: {len(whom.open)}")
+    out().print(
+        f"sagas, as far as the history has them by now: {len(whom.subjects)}, of which open, and "
+        f"to be ended: {len(whom.open)}"
+    )
     for subject in whom.open[:LISTED_MAX]:
         out().print(f"  {subject}")
     if whom.letters:
@@ -395,9 +416,11 @@ def _show_outcome(outcome: Outcome) -> None:
     for line in outcome.again:
         remark(f"failed: {line}; fix it, then `saga forget --resume`")
     if outcome.request is not None and outcome.forgotten_at is None and not outcome.again:
+        count = len(outcome.request.waits_for)
         remark(
-            f"person {person_id} is not forgotten yet: {len(outcome.request.waits_for)} sagas are "
-            f"open; `saga forget --resume` goes on, `saga forget --status` lists what waits"
+            f"person {person_id} is not forgotten yet: "
+            f"{f'{count} sagas are open' if count else outcome.request.why}; "
+            f"`saga forget --resume` goes on, `saga forget --status` lists what waits"
         )
         return
     if outcome.forgotten_at is not None:
@@ -433,7 +456,8 @@ def _outcome_json(outcome: Outcome) -> dict[str, Any]:
         "refused": outcome.refused,
         "waits": None if outcome.request is None else _request_json(outcome.request),
         "taken_out": outcome.taken_out,
-        "left": [*outcome.left, *outcome.again],
+        "left": outcome.left,
+        "again": outcome.again,
     }
 
 

@@ -65,6 +65,11 @@ def plain_text(text: str | None) -> str | None:
     return text
 
 
+def reason_option(help: str) -> Any:
+    """The option `--reason`: words of a person, for a record."""
+    return typer.Option("--reason", help=help, callback=plain_text, show_default=False)
+
+
 def moment_of(text: str | None, option: str) -> datetime | None:
     """The time that is given with an option; None if none is."""
     if text is None:
@@ -201,3 +206,31 @@ def answer_to(question: Coroutine[Any, Any, T]) -> T:
     with stoppable(), wrong_usage():
         return run(question)
     raise AssertionError  # `stoppable` lets nothing pass
+
+
+def explanation(error: Exception) -> str | None:
+    """The one line that explains a known error; None if it is none."""
+    import httpx
+    import sqlalchemy as sa
+
+    from saga.errors import Explained
+    from saga.runtime.disk import explained
+
+    if isinstance(error, Explained):
+        return " ".join(str(error).split())
+    if isinstance(error, httpx.HTTPError):
+        return f"a service cannot be asked: {str(error) or type(error).__name__}; does it run?"
+    if isinstance(error, sa.exc.DBAPIError):
+        return f"a database cannot be used: {error.orig}; {_way_out_of(str(error.orig))}"
+    if isinstance(error, OSError):
+        return explained(error)
+    return None
+
+
+def _way_out_of(said: str) -> str:
+    """What to do where a database says this of itself."""
+    if "disk is full" in said or "No space left" in said:
+        return "free space on its disk"
+    if "readonly" in said:
+        return "make its file and its folder writable"
+    return "does its system run?"

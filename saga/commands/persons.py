@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from saga.commands.output import DATA_DIR, AsJson, DataDir, print_json, remark
+from saga.commands.output import DATA_DIR, PROBLEM_FOUND, AsJson, DataDir, print_json, remark
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from saga.personal.in_clear import ClearReport
     from saga.personal.keystore import KeyStore
 
 app = typer.Typer(
@@ -85,6 +86,54 @@ def rotate_key(data_dir: DataDir = DATA_DIR, as_json: AsJson = False) -> None:
         if count
         else f"every key is wrapped by master key {newest} already"
     )
+
+
+@app.command("in-clear")
+def in_clear(data_dir: DataDir = DATA_DIR, as_json: AsJson = False) -> None:
+    """List where personal fields are kept in clear: what entered before `PERSONAL=sealed`.
+
+    Reads the whole history, the dead letters and the databases of the participants, and changes
+    nothing: what was recorded is not rewritten. Says of each place how it gets rid of them, and
+    when. Exit status 1 if there are any, or something could not be read.
+
+    Examples:
+
+    * `saga persons in-clear`
+    * `saga persons in-clear --json | jq '.places[] | {name, count, goes_at}'`
+    """
+    from saga.deployment import Deployment
+    from saga.discovery import saga
+    from saga.personal.in_clear import look_for_clear
+    from saga.runtime.kernel.tables import utc_now
+
+    report = look_for_clear(Deployment.load(data_dir), saga(), utc_now())
+    if as_json:
+        print_json(report.to_json())
+    else:
+        _show_in_clear(report)
+    if not report.clean:
+        raise typer.Exit(PROBLEM_FOUND)
+
+
+def _show_in_clear(report: ClearReport) -> None:
+    from saga.commands.console import Table, out
+
+    table = Table(
+        "in clear in", "count", "oldest", "newest", "until", "how it goes", right=("count",)
+    )
+    for one in report.places:
+        times = (one.oldest, one.newest, one.goes_at)
+        shown = (at.strftime("%Y-%m-%d %H:%M") if at else "" for at in times)
+        table.add_row(one.name, f"{one.count}", *shown, one.goes)
+    if report.places:
+        out().print(table)
+    for name, why in report.unseen:
+        remark(f"could not look at {name}: {why}")
+    for name, why in report.elsewhere:
+        remark(f"not looked at: {name}: {why}")
+    count = sum(report.looked_at.values())
+    if not report.places:
+        out().print(f"nothing is in clear in the {count} messages and rows that were looked at")
 
 
 @contextlib.contextmanager

@@ -176,7 +176,8 @@ def status(data_dir: DataDir = DATA_DIR, as_json: AsJson = False) -> None:
     """Show queues, dead letters, outboxes and sagas of a running system.
 
     Exit status 1 when an operator should look: dead letters, overdue sagas, a queue without
-    consumers, a service that is not ready or keeps ending.
+    consumers, a service that is not ready or keeps ending, a person who is still to
+    be forgotten.
 
     Examples:
 
@@ -192,7 +193,8 @@ def status(data_dir: DataDir = DATA_DIR, as_json: AsJson = False) -> None:
     deployment = Deployment.load(data_dir)
     try:
         with stoppable():
-            found = run(checks.status(deployment, choreography(), Supervision.load(data_dir)))
+            supervision = Supervision.load(data_dir)
+            found = run(checks.status(deployment, choreography(), supervision, folder=data_dir))
     except BrokerError:
         if lack := _lack_of_room(data_dir):  # That may be why.
             remark(lack)

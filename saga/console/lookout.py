@@ -23,6 +23,7 @@ from saga.history import HistoryError
 from saga.history.waiting import WaitingMessages, read_waiting
 from saga.local.node import NodeError
 from saga.local.supervision import Supervision
+from saga.personal.requests import problems_in
 from saga.runtime.kernel.database import DatabaseError
 from saga.runtime.kernel.tables import utc_now
 from saga.runtime.messaging.connection import BrokerError
@@ -257,7 +258,8 @@ class SystemWatcher:
             _or_why_not("a database", in_databases(deployment, graph)),
         )
         loops = supervision.problems(time.time()) if supervision else ()
-        said = SystemStatus(services=services, crash_loops=loops)
+        forgetting = await asyncio.to_thread(problems_in, self._watched.folder)
+        said = SystemStatus(services=services, crash_loops=loops, forgetting=forgetting)
         return SystemSnapshot(said.beside(waiting).beside(kept), no_broker, no_databases, at)
 
     async def _look_at_processes(self) -> Processes:

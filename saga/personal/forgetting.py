@@ -11,46 +11,34 @@ import asyncio
 import contextlib
 import sqlite3
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Final
 
 import httpx
-import sqlalchemy as sa
-from sqlalchemy.engine import Connection
 
-from saga.archive import OBSERVER
-from saga.archive.queries import IS_OPEN
-from saga.archive.store import events, strays
-from saga.archive.subjects import subjects as subjects_table
 from saga.auth.keys import KeysError, changing
 from saga.auth.settings import AuthSettings
 from saga.backup.manifest import MANIFEST, Manifest, digest_of
-from saga.declaration import Saga
+from saga.declaration import EarlyEnd, Saga
 from saga.deployment import Deployment
 from saga.dlq.audit import who
-from saga.dlq.desk import open_desk
-from saga.dlq.letters import DeadLetter
-from saga.dlq.selection import Selection
-from saga.dlq.states import HERE
 from saga.dlq.store import Store
-from saga.dues import Item, listing
+from saga.envelope import rfc3339
 from saga.errors import Explained, InputError
 from saga.http import post_to_one
 from saga.outside import Clear, OutsideError
 from saga.personal import requests
-from saga.personal.keystore import REASON_MAX_CHARACTERS, KeyStore, Person, UnknownPerson
+from saga.personal.keystore import REASON_MAX_CHARACTERS, KeyStore
 from saga.personal.needle import CHUNK_BYTES
 from saga.personal.opening import open_store, store_url
 from saga.personal.requests import Request
-from saga.personal.seal import PREFIX, Forgotten, Unsealable, person_id_in, sealed
+from saga.personal.whom import POLL_SECONDS, PersonLookup, Whom
 from saga.runtime.disk import explained
 from saga.runtime.kernel.database import is_postgresql
-from saga.runtime.kernel.opening import read_database
 from saga.runtime.kernel.sqlite import scrub, sqlite_file
-from saga.runtime.kernel.statements import any_of, on_postgresql
 from saga.runtime.kernel.tables import utc_now
 from saga.runtime.settings import PersonalSettings, Sealing, load
 from saga.runtime.tasks import in_thread
@@ -58,39 +46,22 @@ from saga.runtime.urls import sqlite_url
 
 ASK_SECONDS: Final = 30.0
 """How long a service may take to end a saga."""
-POLL_SECONDS: Final = 0.2
-AT_ONCE: Final = 500
 MARGIN_SECONDS: Final = 0.5
 """What is waited longer than keys are known for: what was opened last is written then."""
-_PERSON_CHARACTERS: Final = 22
+LISTED_MAX: Final = 20
+"""Subjects that are named in one line."""
 _API_KEYS: Final = "API keys"
+_ROTATE: Final = (
+    "rotate the master key (`saga persons rotate-key`) and destroy the old one, which alone can "
+    "unwrap it"
+)
+_FOR_NOTHING_OPEN: Final = {"waits_for": (), "why": "what failed is to be done again"}
 
 Report = Callable[[str], None]
 
 
 class ForgettingError(Explained):
     """A person cannot be forgotten as asked. Says what is in the way."""
-
-
-@dataclass(frozen=True, slots=True)
-class Whom:
-    """A person the key store knows, and all that a system has about them."""
-
-    person: Person
-    values: dict[str, str]
-    """Keyed by what they are called in clear: its sealed form. Empty, once the key is gone."""
-    references: tuple[str, ...]
-    """All sealed texts of theirs."""
-    subjects: tuple[str, ...]
-    """What was done for them."""
-    open: tuple[str, ...]
-    """Those of these to which a participant may still owe an event."""
-    letters: tuple[DeadLetter, ...]
-    """Dead letters about them that nothing was done with."""
-    dues: tuple[Item, ...]
-    """What is due about these subjects, something to be sent again for instance."""
-    dues_not_listed: int
-    """So many more are due, about whatever subject."""
 
 
 @dataclass
@@ -125,69 +96,12 @@ class Forgetter:
         self._folder = folder
         self._saga = saga
         self._store = store
-
-    # --- looking -----------------------------------------------------------------------------
+        self._lookup = PersonLookup(deployment, folder, saga.choreography, store)
 
     async def whom(self, given: str) -> Whom:
         """Find a person by their clear name, by a sealed text, or by their id. Raises
         `InputError` for an unknown person, and what databases raise."""
-        person = await in_thread(self._person, given)
-        marker = f"{PREFIX}{person.person_id}."
-        subjects, texts = await in_thread(self._mentioned, marker)
-        async with open_desk(self._deployment, self._saga.choreography) as desk:
-            letters = await in_thread(_letters_about, desk.store, {*subjects}, marker.encode())
-        dues = await listing(self._deployment, self._saga.choreography)
-        values = await in_thread(self._opened, texts)
-        if not sealed(given) and given != person.person_id and given not in values:
-            values[given] = await in_thread(self._store.seal, given)  # Of no event yet.
-        return Whom(
-            person=person,
-            values=values,
-            references=tuple(sorted(texts | {*values.values()})),
-            subjects=subjects,
-            open=await self._open_among(subjects),
-            letters=letters,
-            dues=tuple(item for item in dues.items if item.subject in {*subjects}),
-            dues_not_listed=dues.more,
-        )
-
-    def _person(self, given: str) -> Person:
-        if len(given) == _PERSON_CHARACTERS:
-            try:
-                return self._store.person(given)
-            except UnknownPerson:
-                pass  # It may be a name as well.
-        person_id = person_id_in(given) if sealed(given) else self._store.person_of(given)
-        if person_id is None:
-            raise InputError(
-                "the key store knows no person of that name: they were never sealed, or are "
-                "forgotten already; `saga forget --verify` looks for what is in clear"
-            )
-        return self._store.person(person_id)
-
-    def _mentioned(self, marker: str) -> tuple[tuple[str, ...], set[str]]:
-        """The subjects of events that name a person, and the sealed texts in these."""
-        url = self._deployment.database_urls[OBSERVER.name]
-        rows = read_database(url, lambda connection: _naming(connection, marker))
-        texts: set[str] = set()
-        for _, body in rows:
-            texts |= _sealed_texts(body, marker.encode())
-        return tuple(sorted({subject for subject, _ in rows if subject})), texts
-
-    def _opened(self, texts: Collection[str]) -> dict[str, str]:
-        found: dict[str, str] = {}
-        for text in texts:
-            try:
-                found[self._store.open(text)] = text
-            except (Forgotten, Unsealable):
-                continue
-        return found
-
-    async def _open_among(self, subjects: Sequence[str]) -> tuple[str, ...]:
-        url = self._deployment.database_urls[OBSERVER.name]
-        return await in_thread(read_database, url, lambda connection: _open(connection, subjects))
-
-    # --- doing -------------------------------------------------------------------------------
+        return await self._lookup.whom(given)
 
     async def forget(
         self,
@@ -202,7 +116,8 @@ class Forgetter:
         `wait_seconds`. Outsides take them out of the copies of their books in `backups`, too, as
         far as these are folders with a backup. Done again, it goes on where it stopped.
 
-        Raises what the key store, the outsides and databases raise."""
+        Raises what the key store, the outsides, the broker and databases raise; the request waits
+        then."""
         outcome = Outcome(whom)
         asked = Request(
             person_id=whom.person.person_id,
@@ -210,65 +125,92 @@ class Forgetter:
             who=who(),
             asked_at=utc_now(),
             waits_for=whom.open,
+            texts=tuple(whom.values.values()),
         )
         # From now on it is known, even if this command is ended.
-        requests.keep(self._folder, asked)
-        still_open = await self._end(whom, outcome, wait_seconds, report)
-        if still_open:
-            outcome.request = asked.model_copy(update={"waits_for": still_open})
-            requests.keep(self._folder, outcome.request)
-            return outcome
-        # While what they are called is known: it cannot be told once the key is gone.
-        await in_thread(self._take_out, whom, outcome)
-        if outcome.again:
-            outcome.request = asked.model_copy(update={"waits_for": ()})
-            requests.keep(self._folder, outcome.request)
-            return outcome
-        outcome.left.clear()  # It is said once more below.
-        await self._destroy(whom, reason, outcome, report)
-        await in_thread(self._take_out, whom, outcome)  # What was written meanwhile.
+        request = await in_thread(requests.take_up, self._folder, asked)
+        traces = await in_thread(self._store.traces, whom.person.person_id, whom.values)
+        if traces:
+            waits = await self._clear_the_way(outcome, request, wait_seconds, report)
+            if waits is not None:
+                return await self._put_off(outcome, waits)
+        request = await self._destroy(outcome, request, traces, report)
+        await in_thread(self._take_out, outcome)  # What was written meanwhile.
         for folder in backups:
             if (folder / MANIFEST).is_file():
-                await in_thread(self._take_out_of_backup, whom, outcome, folder)
+                await in_thread(self._take_out_of_backup, outcome, folder)
         if not whom.values:
             outcome.left.append(
                 "their key was gone already, so what they are called in clear is not known here: "
                 "`saga forget --verify` looks for it, if you give it"
             )
-        await in_thread(self._note, whom, reason, outcome)
+        await in_thread(self._note, request, outcome)
         if outcome.again:
-            outcome.request = asked.model_copy(update={"waits_for": ()})
-            requests.keep(self._folder, outcome.request)
-        else:
-            requests.drop(self._folder, whom.person.person_id)
+            return await self._put_off(outcome, request.model_copy(update=_FOR_NOTHING_OPEN))
+        await in_thread(requests.drop, self._folder, request.person_id)
         return outcome
 
-    async def _end(
-        self, whom: Whom, outcome: Outcome, wait_seconds: float, report: Report
-    ) -> tuple[str, ...]:
-        """End what is open; returns what still is."""
-        if not whom.open:
-            return ()
+    async def _put_off(self, outcome: Outcome, request: Request) -> Outcome:
+        await in_thread(requests.keep, self._folder, request)
+        outcome.request = request
+        return outcome
+
+    async def _clear_the_way(
+        self, outcome: Outcome, request: Request, wait_seconds: float, report: Report
+    ) -> Request | None:
+        """Do all that has to be done while their key is there. Returns None once it may be
+        destroyed: nothing of theirs is open then, and nothing begins any more; or the request, with
+        what it waits for."""
+        deadline = time.monotonic() + wait_seconds
+        waits = await self._until_nothing_is_open(outcome, request, deadline, report)
+        if waits is not None:
+            return waits
+        # While what they are called is known: it cannot be told once the key is gone.
+        await in_thread(self._take_out, outcome)
+        if outcome.again:
+            return request.model_copy(update=_FOR_NOTHING_OPEN)
+        outcome.left.clear()  # It is said once more, once the key is gone.
+        await in_thread(self._store.retire, request.person_id)
+        await self._outwait(report, "nothing new is sealed for them; processes may go on")
+        return await self._until_nothing_is_open(outcome, request, deadline, report)
+
+    async def _until_nothing_is_open(
+        self, outcome: Outcome, request: Request, deadline: float, report: Report
+    ) -> Request | None:
+        """End what is open, as of what was published by now. Returns None once nothing is; or the
+        request, with what it waits for."""
+        while True:
+            if why := await self._lookup.not_recorded(request.person_id):
+                outcome.refused.append(f"what is open is not known: {why}")
+                return request.model_copy(update={"waits_for": (), "why": why})
+            outcome.whom = await self._lookup.whom(request.person_id)
+            if not outcome.whom.open:
+                return None
+            still_open = await self._end(outcome, deadline, report)
+            if still_open:
+                return request.model_copy(update={"waits_for": still_open, "why": ""})
+
+    async def _end(self, outcome: Outcome, deadline: float, report: Report) -> tuple[str, ...]:
+        """End what is open; returns what still is at the deadline."""
+        open_now = outcome.whom.open
+        outcome.refused.clear()  # Those that still are open are asked once more.
         if self._saga.early_end is None:
             outcome.refused.append(
                 f"{self._saga.name} does not say how a saga is ended before its time "
                 f"(`Saga.early_end`): each ends by itself"
             )
         else:
-            for subject in whom.open:
-                await self._end_one(subject, outcome)
-        report(f"waiting for {len(whom.open)} open sagas to end, {wait_seconds:g} s at most")
-        deadline = time.monotonic() + wait_seconds
-        while still_open := await self._open_among(whom.open):
+            for subject in open_now:
+                await self._end_one(self._saga.early_end, subject, outcome)
+        wait_seconds = max(0.0, deadline - time.monotonic())
+        report(f"waiting for {len(open_now)} open sagas to end, {wait_seconds:.3g} s at most")
+        while still_open := await self._lookup.open_among(open_now):
             if time.monotonic() > deadline:
                 break
             await asyncio.sleep(POLL_SECONDS)
         return still_open
 
-    async def _end_one(self, subject: str, outcome: Outcome) -> None:
-        early = self._saga.early_end
-        if early is None:
-            return
+    async def _end_one(self, early: EarlyEnd, subject: str, outcome: Outcome) -> None:
         urls = self._deployment.http_urls.get(early.participant, ())
         try:
             answer = await post_to_one(urls, early.path_for(subject), None, ASK_SECONDS)
@@ -281,35 +223,77 @@ class Forgetter:
         if answer is None:
             outcome.refused.append(f"{subject}: no service {early.participant} runs; start it")
         elif answer.is_success:
-            outcome.ended.append(subject)
+            if subject not in outcome.ended:
+                outcome.ended.append(subject)
         elif answer.status_code != httpx.codes.CONFLICT:  # Then it has ended by itself.
             outcome.refused.append(f"{subject}: {early.participant} answered {answer.status_code}")
 
-    async def _destroy(self, whom: Whom, reason: str, outcome: Outcome, report: Report) -> None:
-        """Destroy the key, in the store and in what processes have read of it."""
-        person_id = whom.person.person_id
-        traces = await in_thread(self._store.traces, person_id)
-        forgotten = await in_thread(self._store.forget, person_id, reason)
+    async def _destroy(
+        self, outcome: Outcome, request: Request, traces: tuple[bytes, ...], report: Report
+    ) -> Request:
+        """Destroy the key, in the store and in what processes have read of it; returns the request,
+        which knows whether the key was looked for. None of `traces` means that it was gone
+        already."""
+        person_id, before = request.person_id, outcome.whom
+        forgotten = await in_thread(self._store.forget, person_id, request.reason)
         outcome.forgotten_at = forgotten.forgotten_at
-        wait_seconds = self._store.cache_seconds + MARGIN_SECONDS
-        report(f"the key is destroyed; processes may know it for {wait_seconds:g} s more, waiting")
-        await asyncio.sleep(wait_seconds)
+        if traces:
+            await self._outwait(report, "the key is destroyed; processes may know it")
+            await self._say_what_began(outcome, before)
         url = store_url(self._deployment.personal_settings(self._folder))
         if is_postgresql(url):
             outcome.left.append(
                 "the key store is on a server, whose log and dead rows may hold the wrapped key "
-                "for a while: rotate the master key (`saga persons rotate-key`) and destroy the "
-                "old one"
+                f"for a while: {_ROTATE}"
             )
+        elif not traces:
+            if not request.key_store_searched:
+                outcome.left.append(
+                    f"{sqlite_file(url)} was not looked through for the wrapped key, which was "
+                    f"gone already, so that its bytes are not known: {_ROTATE}"
+                )
         elif await in_thread(_left_of, sqlite_file(url), traces):
             outcome.left.append(
                 f"{sqlite_file(url)} still holds the wrapped key in a free page or its log: end "
-                f"what reads it, then run this again"
+                f"what reads it, and {_ROTATE}"
+            )
+        else:
+            request = request.model_copy(update={"key_store_searched": True})
+            await in_thread(requests.keep, self._folder, request)
+        return request
+
+    async def _outwait(self, report: Report, what: str) -> None:
+        """Wait until no process uses what it has read of the key store before now."""
+        wait_seconds = self._store.cache_seconds + MARGIN_SECONDS
+        report(f"{what} for {wait_seconds:g} s more, waiting")
+        await asyncio.sleep(wait_seconds)
+
+    async def _say_what_began(self, outcome: Outcome, before: Whom) -> None:
+        """Name what began while the key was being destroyed: by a command that somebody had sealed
+        before, and that came late. It goes on under the sealed text."""
+        why = await self._lookup.not_recorded(before.person.person_id)
+        if why:
+            outcome.left.append(
+                f"whether something began for them while the key was destroyed is not known: {why}"
+            )
+        after = await self._lookup.whom(before.person.person_id)
+        outcome.whom = replace(
+            after,
+            values=before.values,
+            references=tuple(sorted({*before.references, *after.references})),
+        )
+        began = [subject for subject in after.subjects if subject not in {*before.subjects}]
+        if began:
+            shown = ", ".join(began[:LISTED_MAX]) + (", …" if len(began) > LISTED_MAX else "")
+            outcome.left.append(
+                f"{len(began)} sagas began while the key was destroyed, and go on under the sealed "
+                f"text: nobody can be told by name how they end, so look at them: {shown}"
             )
 
-    def _take_out(self, whom: Whom, outcome: Outcome) -> None:
+    def _take_out(self, outcome: Outcome) -> None:
         """Revoke their API keys, which name them, and have outsides take out what they have in
         clear."""
+        whom = outcome.whom
         file = load(AuthSettings, data_dir=self._folder).keys_file
         if not whom.values and file.is_file():
             outcome.left.append(
@@ -343,8 +327,9 @@ class Forgetter:
                 why = explained(error) if isinstance(error, OSError) else str(error)
                 outcome.again.append(f"{outside.name}: {why}")
 
-    def _take_out_of_backup(self, whom: Whom, outcome: Outcome, folder: Path) -> None:
+    def _take_out_of_backup(self, outcome: Outcome, folder: Path) -> None:
         """Remove what a backup's copies of the outsides' books have in clear."""
+        whom = outcome.whom
         manifest = Manifest.load(folder)
         outsides = dict(manifest.outside)
         for outside in self._saga.outside:
@@ -369,7 +354,7 @@ class Forgetter:
             outsides[outside.name] = copied.model_copy(update=changed)
             manifest.model_copy(update={"outside": outsides}).save(folder)
 
-    def _note(self, whom: Whom, reason: str, outcome: Outcome) -> None:
+    def _note(self, request: Request, outcome: Outcome) -> None:
         """Say in the audit record who forgot whom, and why."""
         url = self._deployment.dead_letters_url
         if url is None:
@@ -377,12 +362,14 @@ class Forgetter:
         store = Store(url)
         try:
             result = {
-                "subjects": len(whom.subjects),
+                "asked_by": request.who,
+                "asked_at": rfc3339(request.asked_at),
+                "subjects": len(outcome.whom.subjects),
                 "ended": len(outcome.ended),
                 "taken_out": outcome.taken_out,
                 "left": len(outcome.left),
             }
-            store.note("forget", reason, {"person": whom.person.person_id}, result)
+            store.note("forget", request.reason, {"person": request.person_id}, result)
         finally:
             store.close()
 
@@ -414,61 +401,6 @@ def check_reason(reason: str) -> None:
             f"the --reason has {len(reason)} characters; write 1 to {REASON_MAX_CHARACTERS}, and "
             f"nothing that tells who it is about"
         )
-
-
-def _letters_about(
-    store: Store, subjects: Collection[str], marker: bytes
-) -> tuple[DeadLetter, ...]:
-    """The dead letters about these subjects, or whose body has the marker in it."""
-    found: list[DeadLetter] = []
-    after: tuple[datetime, int] | None = None
-    while page := store.page(Selection(), HERE, AT_ONCE, after, contents=True):
-        # Their bodies are of no use any more, and may be long.
-        found += (
-            replace(letter, body=b"", raw=b"")
-            for letter in page
-            if letter.subject in subjects or marker in letter.body
-        )
-        after = page[-1].first_failed_at, page[-1].number
-    return tuple(found)
-
-
-def _naming(connection: Connection, marker: str) -> list[tuple[str | None, bytes]]:
-    """Subject and body of every event and stray that names a person."""
-    found: list[tuple[str | None, bytes]] = []
-    for table, subject in ((events, events.c.subject), (strays, sa.null())):
-        body = table.c.body
-        has = (
-            sa.func.pg_catalog.position(body, marker.encode())
-            if on_postgresql(connection)
-            else sa.func.instr(body, marker.encode())
-        )
-        query = sa.select(subject, body).where(has > 0)
-        found += [(row[0], bytes(row[1])) for row in connection.execute(query)]
-    return found
-
-
-def _open(connection: Connection, subjects: Sequence[str]) -> tuple[str, ...]:
-    found: list[str] = []
-    column = subjects_table.c.subject
-    for start in range(0, len(subjects), AT_ONCE):
-        some = subjects[start : start + AT_ONCE]
-        query = sa.select(column).where(IS_OPEN, any_of(connection, column, some))
-        found += connection.scalars(query)
-    return tuple(sorted(found))
-
-
-def _sealed_texts(body: bytes, marker: bytes) -> set[str]:
-    """The sealed texts of a person in a document."""
-    texts: set[str] = set()
-    start = body.find(marker)
-    while start >= 0:
-        end = start + len(marker)
-        while end < len(body) and (body[end : end + 1].isalnum() or body[end] in b"-_"):
-            end += 1
-        texts.add(body[start:end].decode("ascii"))
-        start = body.find(marker, end)
-    return {text for text in texts if sealed(text)}
 
 
 def _left_of(path: Path, traces: tuple[bytes, ...]) -> bool:

@@ -511,14 +511,30 @@ class KeyStore:
                 return
             after = page[-1]["person_id"]
 
-    def traces(self, person_id: str) -> tuple[bytes, ...]:
+    def traces(self, person_id: str, values: Iterable[str] = ()) -> tuple[bytes, ...]:
         """What the store keeps of a person that is to be gone once they are forgotten: their
-        wrapped key, and what finds them. Raises `KeyStoreAway`."""
+        wrapped key, and what finds them, also by these clear values. None once the key is gone.
+        Raises `KeyStoreAway`."""
         query = sa.select(persons_table.c.wrapped, persons_table.c.digest).where(
             persons_table.c.person_id == person_id
         )
         row = self._ground.read(lambda connection: connection.execute(query).first())
-        return tuple(bytes(value) for value in row or () if value is not None)
+        if row is None or row.wrapped is None:
+            return ()
+        found = [bytes(value) for value in row if value is not None]
+        return tuple(dict.fromkeys((*found, *map(self._digest, values))))
+
+    def retire(self, person_id: str) -> None:
+        """Have nothing new sealed under a person's key, which still opens what was: who comes under
+        the same name is somebody new. Other processes may go on for `cache_seconds` more. Once
+        more, it changes nothing. Raises `KeyStoreAway`."""
+        statement = (
+            sa.update(persons_table)
+            .where(persons_table.c.person_id == person_id, persons_table.c.digest.is_not(None))
+            .values(digest=None)
+        )
+        self._ground.write(lambda connection: connection.execute(statement).rowcount)
+        self._sealed.clear()
 
     def forget(self, person_id: str, reason: str) -> Person:
         """Destroy the person's key, and what finds it. Other processes may go on using what they

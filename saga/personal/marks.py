@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from functools import cache
 from types import UnionType
-from typing import Annotated, Any, Final, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Final, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic.json_schema import JsonSchemaValue
@@ -113,6 +114,33 @@ def personal_values(message: BaseModel) -> list[str]:
                 found.append(value)
         else:
             _changed(message, path, note)
+    return found
+
+
+def personal_state_fields(kind: type) -> tuple[Path, ...]:
+    """The same of a state, a dataclass: the paths to its personal fields."""
+    state: Any = kind
+    return _in_state(state)
+
+
+@cache
+def _in_state(kind: Any) -> tuple[Path, ...]:
+    hints = get_type_hints(kind, include_extras=True)
+    return tuple(
+        (field.name, *path) for field in fields(kind) for path in _in_type(hints[field.name], ())
+    )
+
+
+def values_in_state(state: Any) -> list[str]:
+    """The texts in a state's personal fields, sealed or in clear, but for empty ones."""
+    found: list[str] = []
+
+    def note(value: str) -> str:
+        found.append(value)
+        return value
+
+    for name, *path in personal_state_fields(type(state)):
+        _changed(getattr(state, name), tuple(path), note)
     return found
 
 

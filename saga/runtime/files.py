@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import resource
 import stat
@@ -19,6 +20,8 @@ _OTHERS: Final = 0o077
 _NO_NEW_FILE: Final = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY)
 """The errors of a folder that takes no new file, or lets none take the place of one that is there:
 another user's where only owners may remove files, or one that is mounted by itself."""
+
+_OWNER_ONLY: Final = 0o600
 
 _as_found: int | None = None
 """The umask that the process was started with, once it has another."""
@@ -86,6 +89,19 @@ def _write(file: Path, text: str, mode: int | None, options: int) -> None:
         if mode is not None:
             os.fchmod(descriptor, mode)  # The umask may have taken some away.
         stream.write(text)
+
+
+@contextlib.contextmanager
+def locked(file: Path) -> Iterator[None]:
+    """Let one process at a time read a file and write it again; others wait until this ends. The
+    lock is a file beside it, which stays. Blocks. Raises `OSError`, before anything is done."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lock = os.open(f"{file}.lock", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, _OWNER_ONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
 
 
 def write_public(file: Path, text: str) -> None:

@@ -389,3 +389,25 @@ def test_the_command_rotates_and_lists(tmp_path: Path) -> None:
     listed = saga("persons", "list", "--data-dir", str(tmp_path), "--json")
     assert listed.returncode == 0
     assert "anna" not in listed.stdout
+
+
+def test_under_a_retired_persons_key_nothing_new_is_sealed_and_what_was_can_be_opened(
+    opened: Open,
+) -> None:
+    store, other = opened(), opened(cache_seconds=0.0)
+    text = store.seal("anna")
+    person = str(store.person_of("anna"))
+    traces = store.traces(person, ["anna"])
+
+    store.retire(person)
+    store.retire(person)
+
+    assert store.open(text) == other.open(text) == "anna"
+    assert store.person(person).forgotten_at is None
+    assert store.sealed_of("anna") is None
+    new = other.seal("anna")
+    assert other.person_of(new) != person
+    assert store.traces(person, ["anna"]) == traces  # Also what found them by the name.
+    store.forget(person, "asked to")
+    assert store.traces(person, ["anna"]) == ()
+    assert other.open(new) == "anna"

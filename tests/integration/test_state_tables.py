@@ -7,14 +7,18 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import pytest
 import sqlalchemy as sa
+from pydantic import Field
 
 from saga.choreography import State
 from saga.due import Due
 from saga.message import Command
+from saga.personal import Personal
+from saga.personal.marks import values_in_state
+from saga.personal.seal import SEALED_MAX_CHARACTERS
 from saga.runtime.kernel.opening import open_database
 from saga.runtime.kernel.rows import writing
 from saga.runtime.kernel.tables import Flag, Schema, StateTable, Tables
@@ -160,3 +164,31 @@ def test_its_migrations_are_beside_the_module() -> None:
 def test_a_field_whose_column_does_not_follow_is_named() -> None:
     with pytest.raises(TypeError, match=r"Odd\.numbers .* make its table with `StateTable"):
         Tables.of(__file__, odd=Odd)
+
+
+@dataclass(frozen=True, slots=True)
+class Guest(State):
+    """Somebody, by a name that may be sealed."""
+
+    name: Annotated[str, Field(max_length=8), Personal] = ""
+
+
+async def test_the_longest_sealed_name_fits_into_a_column_that_follows(database_url: str) -> None:
+    metadata = sa.MetaData()
+    guests = StateTable.of(Guest, metadata, "guests")
+    name = "~1." + "a" * 22 + "." + "b" * (SEALED_MAX_CHARACTERS - 26)
+    database = await open_database(database_url, Schema(metadata))
+    try:
+
+        def keep(connection: sa.Connection) -> None:
+            with writing(connection) as writes:
+                guests.save(writes, [(Guest("a", sequence=1, name=name), 0)])
+
+        await database.transaction(keep)
+        found = await database.read(lambda connection: guests.find(connection, "a"))
+    finally:
+        await database.close()
+
+    assert found is not None
+    assert found.name == name
+    assert values_in_state(found) == [name]

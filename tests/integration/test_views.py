@@ -121,6 +121,7 @@ class Scene:
             "keys revoke": [[self._key()]] if command == "keys revoke" else [[new]],
             "topology export": [[]],
             "persons list": [self._with_persons()] if command == "persons list" else [[]],
+            "persons in-clear": [[]],
             "persons rotate-key": [[]],
             "topology apply": [["--amqp-url", self.url]],
             "topology diff": [["--amqp-url", self.url]],

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import json
+import multiprocessing
 from datetime import UTC, datetime
 from pathlib import Path
 from stat import S_IMODE
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from saga.commands import forgetting
 from saga.commands.forgetting import _look_or_say
 from saga.declaration import EarlyEnd, Saga, SagaError
-from saga.outside import OutsideError
-from saga.personal.forgetting import Forgetter, Whom
-from saga.personal.requests import FILE_NAME, Request, RequestsError, drop, keep, waiting_in
+from saga.personal.forgetting import Outcome
+from saga.personal.keystore import Person
+from saga.personal.requests import (
+    FILE_NAME,
+    Request,
+    RequestsError,
+    drop,
+    keep,
+    problems_in,
+    waiting_in,
+)
+from saga.personal.whom import Whom
+from saga.runtime.messaging.connection import BrokerError
+from saga.status import SystemStatus
 from tests.command import saga
 from tests.errands import SAGA
 
@@ -33,7 +46,7 @@ def test_a_request_waits_until_it_is_dropped(tmp_path: Path) -> None:
     keep(tmp_path, a_request("two", "s2"))
     keep(tmp_path, a_request("one", "s3"))
 
-    assert waiting_in(tmp_path) == (a_request("two", "s2"), a_request("one", "s3"))
+    assert waiting_in(tmp_path) == (a_request("one", "s3"), a_request("two", "s2"))
     assert S_IMODE((tmp_path / FILE_NAME).stat().st_mode) == 0o600
 
     drop(tmp_path, "two")
@@ -93,18 +106,76 @@ def test_a_name_too_short_to_be_looked_for_was_not_looked_for(tmp_path: Path) ->
     assert "3 characters" in look.unseen[0].why
 
 
-async def test_the_key_stays_as_long_as_an_outside_still_has_the_name(tmp_path: Path) -> None:
-    def away(_: object) -> int:
-        raise OutsideError("its books are locked")
+def test_a_request_that_fails_does_not_keep_the_others_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep(tmp_path, a_request("one", "s1"))
+    keep(tmp_path, a_request("two", "s2"))
 
-    outside: Any = SimpleNamespace(name="shop", forget=away)
-    fakes: Any = SimpleNamespace(outside=[outside], outside_urls={})
-    no_store: Any = None  # Destroying the key would fail.
-    person: Any = SimpleNamespace(person_id="one")
-    whom = Whom(person, {"Ada": "~1"}, (), (), (), (), (), 0)
+    class Fake:
+        def __init__(self, _: Path) -> None: ...
 
-    forgetter = Forgetter(fakes, tmp_path, fakes, no_store)
-    outcome = await forgetter.forget(whom, "asked", wait_seconds=0, report=print)
+        def __enter__(self) -> Fake:
+            return self
 
-    assert outcome.again == ["shop: its books are locked"]
-    assert [request.person_id for request in waiting_in(tmp_path)] == ["one"]
+        def __exit__(self, *_: object) -> None: ...
+
+        async def whom(self, given: str) -> Whom:
+            if given == "one":
+                raise BrokerError("the broker is away")
+            person = Person(given, datetime(2030, 1, 1, tzinfo=UTC), None, "")
+            return Whom(person, {}, (), (), (), (), (), 0)
+
+        async def forget(self, whom: Whom, reason: str, **_: object) -> Outcome:
+            return Outcome(whom, forgotten_at=datetime(2030, 1, 2, tzinfo=UTC))
+
+    monkeypatch.setattr(forgetting, "_forgetter", Fake)
+
+    done = saga("forget", "--resume", "--json", "--data-dir", str(tmp_path))
+
+    assert done.returncode == 1
+    document = json.loads(done.stdout)
+    assert document["failed"] == [{"person": "one", "why": "the broker is away"}]
+    assert [request["person"] for request in document["requests"]] == ["two"]
+
+
+def _ask(folder: Path, first: int) -> None:
+    for number in range(first, first + 20):
+        keep(folder, a_request(f"person {number}"))
+
+
+def test_no_request_is_lost_where_several_ask_at_once(tmp_path: Path) -> None:
+    processes = [
+        multiprocessing.get_context("spawn").Process(target=_ask, args=(tmp_path, first))
+        for first in (0, 20, 40)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert len(waiting_in(tmp_path)) == 60
+
+
+def test_more_requests_than_are_kept_are_refused_and_lose_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("saga.personal.requests.REQUESTS_MAX", 1)
+    keep(tmp_path, a_request("one"))
+
+    with pytest.raises(RequestsError, match="--resume"):
+        keep(tmp_path, a_request("two"))
+
+    assert waiting_in(tmp_path) == (a_request("one"),)
+
+
+def test_the_status_names_requests_that_wait(tmp_path: Path) -> None:
+    assert problems_in(tmp_path) == ()
+    keep(tmp_path, a_request("one", "s1"))
+
+    (problem,) = SystemStatus(forgetting=problems_in(tmp_path)).problems
+
+    assert problem.startswith("1 requests to forget a person wait, the oldest since 2030-01-31")
+    (tmp_path / FILE_NAME).write_text("{")
+    assert "cannot read" in problems_in(tmp_path)[0]

@@ -26,10 +26,11 @@ from trips.language import Why
 from trips.trip.domain import PARTICIPANT as TRIP
 from trips.trip.domain import ExpireTrip, Trip
 
-KEY = "smith/oslo"
+KEY = "oslo/1"
 UNTIL = NOW + timedelta(minutes=10)
 requested = said.TripRequested(
     trip=KEY,
+    traveller="Ada Smith",
     flight="LX 40",
     flight_cents=200,
     held_until=UNTIL,

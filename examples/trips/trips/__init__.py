@@ -13,6 +13,7 @@ from typing import Final
 from saga import (
     ARCHIVE,
     Broken,
+    EarlyEnd,
     Events,
     Given,
     Intent,
@@ -135,10 +136,13 @@ LIMIT_SECONDS: Final = 300
 LATER: Final = NOW + timedelta(seconds=LIMIT_SECONDS)
 
 
-def _wish(trip: str, flight: str = "LX 40", **other: int) -> RequestTrip:
+def _wish(
+    trip: str, flight: str = "LX 40", traveller: str = "Ada Smith", **other: int
+) -> RequestTrip:
     limits = {"hold_seconds": LIMIT_SECONDS, "time_limit_seconds": LIMIT_SECONDS} | other
     return RequestTrip(
         trip=trip,
+        traveller=traveller,
         flight=flight,
         flight_cents=20_000,
         hotel="Bristol",
@@ -153,7 +157,7 @@ def _is_known(view: View) -> bool:
     return view.states(Trip).of(A).stage is not Stage.UNKNOWN
 
 
-A, B = "smith/oslo", "jones/oslo"
+A, B = "oslo/1", "oslo/2"
 ONE_TRIP: Final = Scenario(
     "one trip",
     sent=[(TRIP.name, _wish(A))],
@@ -201,10 +205,11 @@ def plan(chance: random.Random, trips: int) -> Plan:
         if not rivals:
             last = f", {LAST}" if chance.random() < 0.1 else ""
             flight = f"LX {chance.randrange(10**6)}/{number}{last}"
-        key = f"customer {chance.randrange(10**6)}/{number} {kind}".rstrip()
+        key = f"trip {chance.randrange(10**6)}/{number} {kind}".rstrip()
         wish = _wish(
             key,
             flight,
+            f"Traveller {chance.randrange(10**6)}",
             hold_seconds=SHORT_SECONDS if "short-hold" in kind else NEVER_SECONDS,
             time_limit_seconds=SHORT_SECONDS if "short-limit" in kind else NEVER_SECONDS,
         )
@@ -238,6 +243,7 @@ SAGA: Final = Saga(
     observers=(ARCHIVE,),
     subject=Trip,
     outside=PROVIDERS,
+    early_end=EarlyEnd(TRIP.name, "/trips/{subject}/call-off"),
     always=(booked_in_part, overpaid, sold_twice, car_too_early),
     at_rest=(kept_otherwise,),
     scenarios=(ONE_TRIP, LAST_SEAT),

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
-from saga import Command, Event, EventTypes, Message, Moment, Role
+from pydantic import Field
+from saga import Command, Event, EventTypes, Message, Moment, Personal, Role
+
+Traveller = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{1,128}$"), Personal]
+"""Whom a trip is for. Where `PERSONAL=sealed`, it is sealed from the request on."""
 
 
 class AboutTrip(Message):
-    """`trip` is any string, such as `smith/oslo`."""
+    """`trip` is any string that tells nothing of the traveller, such as `oslo/4711`: it is in the
+    history for good, and in clear."""
 
     trip: str
 
@@ -27,6 +32,7 @@ class RequestTrip(AboutTrip, Command):
     type: ClassVar[str] = "trip.request"
     intake: ClassVar[bool] = True
 
+    traveller: Traveller
     flight: str
     flight_cents: int
     hotel: str
@@ -51,6 +57,7 @@ class TripRequested(AboutTrip, Event):
     type: ClassVar[str] = "trip.requested"
     publisher: ClassVar[str] = "trip"
 
+    traveller: Traveller
     flight: str
     flight_cents: int
     held_until: Moment

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection
 from functools import partial
 from typing import Final
 
-from saga import Intent, Outside, Phase, State
+from saga import Clear, Intent, Outside, Phase, State
 
 from trips.car import rental
 from trips.car.domain import PARTICIPANT as CAR
@@ -69,6 +69,11 @@ class ProviderMemory:
         return None
 
 
+def names_nobody(_: Clear) -> int:
+    """No provider here is told who travels, so there is nobody to take out of its books."""
+    return 0
+
+
 AIRLINE: Final = Outside(
     "airline",
     asked_by=FLIGHT.name,
@@ -79,6 +84,7 @@ AIRLINE: Final = Outside(
     setting="AIRLINE_URL",
     file="airline.db",
     memory=partial(ProviderMemory, book=airline.hold_again, give_up=airline.give_up_again),
+    forget=names_nobody,
 )
 HOTEL_CHAIN: Final = Outside(
     "hotel chain",
@@ -90,6 +96,7 @@ HOTEL_CHAIN: Final = Outside(
     setting="HOTEL_URL",
     file="hotel-chain.db",
     memory=partial(ProviderMemory, book=chain.book_again, give_up=chain.give_up_again),
+    forget=names_nobody,
 )
 RENTAL: Final = Outside(
     "rental",
@@ -101,5 +108,6 @@ RENTAL: Final = Outside(
     setting="RENTAL_URL",
     file="rental.db",
     memory=partial(ProviderMemory, book=rental.book_again, give_up=rental.give_up_again),
+    forget=names_nobody,
 )
 PROVIDERS: Final = (AIRLINE, HOTEL_CHAIN, RENTAL)

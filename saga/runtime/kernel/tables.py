@@ -12,7 +12,18 @@ from hashlib import sha256
 from operator import itemgetter
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Final, Generic, Self, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    Final,
+    Generic,
+    Self,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import sqlalchemy as sa
 from pydantic import BaseModel, TypeAdapter
@@ -20,6 +31,8 @@ from sqlalchemy.engine import Connection
 
 from saga.choreography import State, has_due
 from saga.envelope import MessageKey
+from saga.personal.marks import Personal
+from saga.personal.seal import SEALED_MAX_CHARACTERS
 from saga.runtime.kernel.rows import (
     FORMER_KEY,
     OLD_VERSION,
@@ -138,16 +151,16 @@ def due_columns(table: str) -> tuple[sa.Column[Any], sa.Index]:
 
 
 def column_of(kind: type[State], name: str, annotation: Any) -> sa.Column[Any]:
-    """The column of a state's field: of texts of up to 255 characters, words of a `StrEnum`, whole
-    numbers, yes or no, and times; each may be None if the field's type says so. Messages, other
-    models, and tuples are JSON.
+    """The column of a state's field: of texts of up to 255 characters, or as long as a sealed one
+    where they are `Personal`, words of a `StrEnum`, whole numbers, yes or no, and times; each may
+    be None if the field's type says so. Messages, other models, and tuples are JSON.
 
     Raises TypeError for anything else.
     """
     several = get_origin(annotation) in (Union, UnionType)
     choices = get_args(annotation) if several else (annotation,)
     types = [choice for choice in choices if choice is not NoneType]
-    found = _type_for(types[0]) if len(types) == 1 and isinstance(types[0], type) else None
+    found = _type_for(types[0]) if len(types) == 1 else None
     if found is None and types and all(map(_is_document, types)):
         return sa.Column(name, Json(annotation), nullable=False)
     if found is None:
@@ -163,8 +176,14 @@ def _is_document(kind: Any) -> bool:
     return get_origin(kind) is tuple or (isinstance(kind, type) and issubclass(kind, BaseModel))
 
 
-def _type_for(kind: type) -> Any:
+def _type_for(kind: Any) -> Any:
     """What a value of this type is stored as; None if that does not follow."""
+    if get_origin(kind) is Annotated:
+        kind, *marks = get_args(kind)
+        if kind is str and Personal in marks:
+            return sa.String(SEALED_MAX_CHARACTERS)
+    if not isinstance(kind, type):
+        return None
     if issubclass(kind, StrEnum):
         return Word(kind)
     types = {str: sa.String(_TEXT_MAX), bool: Flag(), int: sa.BigInteger(), datetime: Utc()}
@@ -204,7 +223,7 @@ class StateTable(Generic[S]):
 
         Raises TypeError for a field whose column does not follow from its type.
         """
-        hints = get_type_hints(kind)
+        hints = get_type_hints(kind, include_extras=True)
         own = (field.name for field in fields(kind) if field.name not in ("key", "sequence"))
         table = sa.Table(
             name,

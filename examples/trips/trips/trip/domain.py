@@ -21,6 +21,7 @@ from trips.language import (
     HotelBooked,
     HotelRefused,
     RequestTrip,
+    Traveller,
     TripAssembled,
     TripBooked,
     TripCancelled,
@@ -65,6 +66,7 @@ class Trip(State):
     """What is known of one trip. `car` and `car_cents` are asked for once it needs a car."""
 
     stage: Stage = Stage.UNKNOWN
+    traveller: Traveller = ""
     cents: int = 0
     """What the customer has agreed to pay for all of it."""
     car: str = ""
@@ -77,6 +79,7 @@ class Trip(State):
                 return replace(
                     self,
                     stage=Stage.OPEN,
+                    traveller=message.traveller,
                     cents=message.flight_cents + message.hotel_cents + message.car_cents,
                     car=message.car,
                     car_cents=message.car_cents,
@@ -109,6 +112,7 @@ def request(command: RequestTrip, trip: Trip, now: datetime) -> TripRequested | 
         return None
     return TripRequested(
         trip=command.trip,
+        traveller=command.traveller,
         flight=command.flight,
         flight_cents=command.flight_cents,
         held_until=now + timedelta(seconds=command.hold_seconds),
