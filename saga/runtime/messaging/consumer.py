@@ -303,17 +303,27 @@ class Deliveries:
             envelope = self._decoder.decode(delivery.body)
             check_sender(delivery.exchange, delivery.routing_key, envelope, intake.queue)
         except Exception as error:  # What the decoder did not foresee is undecodable too.
-            self._metrics.undecodable(delivery.properties.type)
-            failure = Failure(Reason.UNDECODABLE, error, intake.queue, self._clock())
-            self._begin(intake, delivery, partial(self._bury, delivery, failure))
+            self._refuse(intake, delivery, error)
             return
         seal = self._intake_seal
         if seal is None or not seal.concerns(envelope):
             self._decide(intake, delivery, envelope, attempts)
-        elif (known := seal.at_once(envelope)) is not None:
+            return
+        try:
+            known = seal.at_once(envelope)
+        except ValueError as error:
+            self._refuse(intake, delivery, Undecodable("invalid", str(error)))
+            return
+        if known is not None:
             self._decide(intake, delivery, known.envelope, attempts, known)
         else:
             self._start(intake, self._decide_sealed(seal, intake, delivery, envelope, attempts))
+
+    def _refuse(self, intake: _Intake, delivery: Delivery, error: Exception) -> None:
+        """Have a delivery set aside that is no message for us."""
+        self._metrics.undecodable(delivery.properties.type)
+        failure = Failure(Reason.UNDECODABLE, error, intake.queue, self._clock())
+        self._begin(intake, delivery, partial(self._bury, delivery, failure))
 
     async def _decide_sealed(
         self,
@@ -327,10 +337,7 @@ class Deliveries:
         try:
             known = await seal.once_sealed(envelope)
         except ValueError as error:
-            self._metrics.undecodable(delivery.properties.type)
-            why = Undecodable("invalid", str(error))
-            failure = Failure(Reason.UNDECODABLE, why, intake.queue, self._clock())
-            self._begin(intake, delivery, partial(self._bury, delivery, failure))
+            self._refuse(intake, delivery, Undecodable("invalid", str(error)))
         except Exception:
             log.exception("a delivery of %s was not sealed; the broker has it", intake.queue)
             intake.acknowledger.reject(delivery.tag)
