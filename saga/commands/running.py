@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from saga.commands.hiding import hide
 from saga.commands.output import (
     DATA_DIR,
     LISTED_MAX,
@@ -281,12 +283,35 @@ def reconcile(
         said.save(data_dir)
     except OSError as error:
         remark(f"the console will not show this: cannot write {error.filename}: {error.strerror}")
+    report = _discreet(deployment, report)
     if as_json:
         print_json(report_as_json(report))
     else:
         print_report(report)
     if not report.ok:
         raise typer.Exit(PROBLEM_FOUND)
+
+
+def _discreet(deployment: Deployment, report: Report) -> Report:
+    """The report, once what is printed hides whom it names. Where the history does not tell who
+    that is, what its findings quote is left out."""
+    from saga.commands.hiding import Discretion
+    from saga.console.masking import masked_error
+    from saga.discovery import choreography
+    from saga.errors import Explained
+
+    discretion = Discretion(deployment, choreography())
+    subjects = {violation.subject for violation in report.violations if violation.subject}
+    if discretion.shows_all or not subjects:
+        return report
+    try:
+        with stoppable():
+            named = run(discretion.named_about(deployment, subjects))
+    except Explained:
+        found = (replace(one, detail=masked_error(one.detail)) for one in report.violations)
+        return replace(report, violations=(*found,))
+    hide(named)
+    return report
 
 
 def report_as_json(report: Report) -> dict[str, Any]:

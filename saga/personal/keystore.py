@@ -266,8 +266,8 @@ class _Server:
 
 
 class KeyStore:
-    """Seals and opens. Safe to call from several threads; every call but `known` and `known_open` may block for as
-    long as the database takes."""
+    """Seals and opens. Safe to call from several threads; every call but `known` and `known_open`
+    may block for as long as the database takes."""
 
     def __init__(
         self,

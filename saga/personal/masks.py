@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from saga.limits import json_of
 from saga.message import Command, Event, versions_of
-from saga.personal.marks import Path, changed_at, changed_texts, personal_fields
+from saga.personal.marks import EACH, Path, changed_at, changed_texts, personal_fields
 from saga.personal.seal import PREFIX, masked_in, sealed, shown
 
 HIDDEN_MAX: Final = 2_000
@@ -35,6 +35,16 @@ class Masks:
             # A body may say one version and be another, so that those of all are looked at.
             self._paths[kind.type] = tuple(dict.fromkeys((*self._paths.get(kind.type, ()), *paths)))
 
+    @property
+    def names(self) -> frozenset[str]:
+        """What personal fields are called: a state that is folded from messages calls them the
+        same."""
+        return frozenset(
+            next(step for step in reversed(path) if step != EACH)
+            for paths in self._paths.values()
+            for path in paths
+        )
+
     def changed(self, type_: Any, data: Any, change: Change) -> Any:
         """The data of a message of this type with the texts in its personal fields changed. Of a
         type that nobody here knows, any text may be one."""
@@ -48,7 +58,6 @@ class Masks:
     def values_in(self, type_: Any, data: Any) -> frozenset[str]:
         """The personal texts in the data of a message of this type; none, if nobody knows it."""
         found: set[str] = set()
-
 
         def note(value: str) -> str:
             found.add(value)

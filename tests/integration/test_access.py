@@ -49,6 +49,7 @@ from tests.stores import PROJECTION
 ROOT: Final = Path(__file__).parents[2]
 EXAMPLES: Final = [file.parent for file in sorted(ROOT.glob("examples/*/pyproject.toml"))]
 NOWHERE: Final = Deployment(amqp_url="amqp://127.0.0.1:1/", http_urls={}, database_urls={})
+MARKER: Final = "Zebedee Quigley"
 OPERATIONS: Final = ("/livez", "/readyz", "/metrics", "/openapi.json", "/docs")
 
 
@@ -270,6 +271,40 @@ async def test_a_customer_does_with_their_own_orders_what_their_token_says(
         only_reads = callers.issuer.customers("orders:read")
         assert (await asked(served, "POST", f"{path}/cancel", only_reads)).status == 403
         assert (await asked(served, "POST", f"{path}/cancel", ada)).status == 202
+
+
+@pytest.mark.parametrize("package", packages())
+@pytest.mark.parametrize("personal", ["off", "sealed"])
+async def test_old_names_in_clear_are_shown_to_who_may_read_them_only(
+    package: str, personal: str, callers: Callers
+) -> None:
+    """Every route that shows something, of a system with an event from before names were sealed."""
+    settings = {}
+    if personal == "sealed":
+        settings = {"PERSONAL": "sealed", "PERSONAL_KEY_FILE": str(made_key(callers.folder))}
+    callers.let_in("*:read", "personal:read")
+    reader = callers.keys["*:read"]
+    async with closed(package, callers, **settings) as served:
+        known = await furnished(served, callers, MARKER) | {"subject": ""}
+        known["subject"] = known["order_id"]
+        shown: dict[str, bool] = {}
+        for operation in await operations_of(served, known):
+            if operation.method == "GET":
+                answer = await operation.asked(served, reader)
+                assert MARKER not in answer.body.decode(), operation.path
+                assert "~1." not in answer.body.decode(), operation.path
+                all_ = await operation.asked(served, callers.keys[EVERY_SCOPE])
+                shown[operation.path] = MARKER in all_.body.decode()
+    expected = {
+        "order": {"/orders/{order_id}"},
+        "history": {
+            "/orders",
+            "/orders/{order_id}",
+            "/orders/{order_id}/timeline",
+            "/subjects/{subject}/timeline",
+        },
+    }
+    assert {path for path, is_ in shown.items() if is_} == expected.get(served.name, set())
 
 
 async def test_anothers_order_is_as_if_it_were_not_there(callers: Callers) -> None:
