@@ -10,12 +10,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
 from typing import Any, Final
 
 from saga.limits import json_of
 from saga.message import Command, Event, versions_of
 from saga.personal.marks import EACH, Path, changed_at, changed_texts, personal_fields
 from saga.personal.seal import PREFIX, masked_in, sealed, shown
+from saga.text import harmless
 
 HIDDEN_MAX: Final = 2_000
 """Values that are hidden at a time: of what is beyond them, nothing is shown at all."""
@@ -83,9 +85,13 @@ class Hidden:
 
     def __init__(self, values: Iterable[str] = ()) -> None:
         self._values = frozenset(value for value in values if value and not sealed(value))
-        longest_first = sorted(self._values, key=lambda value: (-len(value), value))
-        self._any = _any_of(longest_first) if self._values else None
         self._beyond = len(self._values) > HIDDEN_MAX
+
+    @cached_property
+    def _any(self) -> re.Pattern[str] | None:
+        """What finds any of the values: made once somebody asks, as few do."""
+        longest_first = sorted(self._values, key=lambda value: (-len(value), value))
+        return _any_of(longest_first) if self._values else None
 
     def and_of(self, values: Iterable[str]) -> Hidden:
         """The same, with more values."""
@@ -125,6 +131,7 @@ def _any_of(values: Iterable[str]) -> re.Pattern[str]:
 def _forms(value: str) -> Iterable[str]:
     """The texts that a value may stand as in an error or a document."""
     yield value
+    yield harmless(value)
     yield repr(value)[1:-1]
     yield ascii(value)[1:-1]
     yield json.dumps(value)[1:-1]

@@ -19,11 +19,12 @@ from pydantic import BaseModel
 
 from saga.auth.caller import Caller
 from saga.personal.marks import Personal, personal_fields, personal_values, with_personal
-from saga.personal.masks import Masks
+from saga.personal.masks import Hidden, Masks
 from saga.personal.persons import Persons, SealingAway
 from saga.personal.seal import Forgotten, Unsealable, sealed, shown
 from saga.runtime.problem import Problem, unavailable
 from saga.runtime.settings import PersonalShown
+from saga.runtime.telemetry import NAMED
 
 MayRead = Callable[[str], bool]
 """Whether the caller may read this value, which is given in clear."""
@@ -114,6 +115,8 @@ def _guard(route: APIRoute, persons: Persons) -> None:
         named = frozenset(value for value in _named_in(given, marked) if not sealed(value))
         asked = _Asked(persons, named)
         _ASKED.set(asked)
+        if named:
+            NAMED.set(Hidden(named))
         if not looking_up:
             given = {
                 name: await _sealed(persons, value, name in marked) for name, value in given.items()

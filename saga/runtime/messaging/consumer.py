@@ -25,6 +25,8 @@ from faststream.rabbit import RabbitBroker, RabbitQueue
 
 from saga.choreography import Participant
 from saga.envelope import Decoder, Envelope, Undecodable, digest_of
+from saga.personal.marks import personal_values
+from saga.personal.masks import Hidden
 from saga.personal.persons import Persons
 from saga.retry import TransientError
 from saga.runtime import tracing
@@ -457,7 +459,10 @@ class Deliveries:
             delivery = sealed.delivery(delivery)
         conflicts = isinstance(outcome.error, Conflicting)
         reason = Reason.CONFLICTING if conflicts else Reason.FAILED
-        failure = Failure(reason, outcome.error, intake.queue, self._clock())
+        named = Hidden(personal_values(envelope.data))
+        if sealed is not None:
+            named = named.and_of(personal_values(sealed.in_clear.data))
+        failure = Failure(reason, outcome.error, intake.queue, self._clock(), named)
         retry = self._participant.retry_of(type(envelope.data))
         wait_ms = None if conflicts else retry.wait_ms(attempts + 1, outcome.error)
         await self._set_aside(delivery, failure, wait_ms, envelope.traceparent)
@@ -473,7 +478,7 @@ class Deliveries:
         name = self._participant.name
         error = failure.error
         if tracing.active is not None:
-            tracing.active.fail(error)
+            tracing.active.fail(error, failure.said)
         properties = delivery.properties
         type_ = properties.type
         what = f"{type_} {properties.message_id} from {failure.queue}"
@@ -489,9 +494,9 @@ class Deliveries:
                 "dead: %s: %s: %s",
                 what,
                 type(error).__name__,
-                error,
+                failure.said,
                 exc_info=unforeseen,
-                extra=about,
+                extra=about | {"hidden": failure.named},
             )
         else:
             exchange, key = wait_queue(wait_ms), failure.queue
@@ -501,7 +506,7 @@ class Deliveries:
                 wait_ms,
                 what,
                 type(error).__name__,
-                error,
+                failure.said,
                 extra=about,
             )
         backoff_seconds = BACKOFF_MIN_SECONDS
