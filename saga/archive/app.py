@@ -53,6 +53,7 @@ def build(settings: Settings) -> process.Process:
             settings,
             readiness=readiness,
             before_scrape=lambda: _read_figures(follower),
+            process=OBSERVER.name,
         )
         serve_routes(app, guarded(routes(database, projection), persons))
         if (view := projection.view) is not None:

@@ -281,6 +281,7 @@ def process_of(
             settings,
             readiness=readiness,
             before_scrape=lambda: _read_figures(name, running, figures),
+            process=name,
         )
         for routes in routes_of(service):
             serve_routes(app, guarded(routes(running), persons))

@@ -391,6 +391,49 @@ async def test_an_operator_acts_on_everybodys_orders(callers: Callers) -> None:
 # --- the record -----------------------------------------------------------------------------------
 
 
+async def test_what_no_route_takes_is_recorded_of_known_callers_too(callers: Callers) -> None:
+    async with closed("order_service", callers) as served:
+        olga = callers.issuer.token()
+        headers = [
+            (b"Authorization", f"Bearer {olga}".encode()),
+            (b"Content-Type", b"application/json"),
+        ]
+
+        await asked(served, "GET", "/no/such/path", olga)
+        await asked(served, "PUT", "/orders", olga)
+        await served.ask("POST", "/orders", headers, b"{no json")
+        await served.ask("POST", "/orders", headers, b"x" * 100_000)
+
+        await until(lambda: len(trail(callers)) == 4)
+    found = [(e.who, e.action, e.allowed, e.reason) for e in trail(callers)]
+    assert found == [
+        ("olga", "GET /no/such/path", False, "answered 404"),
+        ("olga", "PUT /orders", False, "answered 405"),
+        ("olga", "POST /orders", False, "answered 422"),
+        ("olga", "POST /orders", False, "answered 413"),
+    ]
+
+
+async def test_why_a_service_is_not_ready_is_told_to_who_may_know(callers: Callers) -> None:
+    async with closed("order_service", callers) as served:
+        nobody, forged, reader, customer = [
+            await asked(served, "GET", "/readyz", credentials)
+            for credentials in (
+                None,
+                "not.a.token",
+                callers.issuer.token(roles=["reader"]),
+                callers.issuer.customers("health:read"),
+            )
+        ]
+    assert {answer.status for answer in (nobody, forged, reader, customer)} == {503}
+    for answer in (nobody, forged, customer):
+        assert answer.json["missing"].keys() == reader.json["missing"].keys()
+        assert {*answer.json["missing"].values()} == {"why, is told to who may health:read"}
+        assert "127.0.0.1" not in answer.body.decode()
+    assert "health:read" not in reader.body.decode()
+    assert [entry.reason for entry in trail(callers)] == ["the token cannot be read"]
+
+
 async def test_each_decision_is_recorded_once_and_no_token_is(callers: Callers) -> None:
     async with closed("order_service", callers) as served:
         ada, eve = (callers.issuer.customers("orders:read", owner=who) for who in (OWNER, "eve"))
