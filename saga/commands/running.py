@@ -52,6 +52,12 @@ def up(
     write: Annotated[
         bool, typer.Option("--write", help="Let the console change things: replay, discard.")
     ] = False,
+    tls: Annotated[
+        bool,
+        typer.Option(
+            "--tls", help="Serve HTTPS, by a certificate for this machine if none is given."
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Run everything on this machine until Ctrl-C.
@@ -60,6 +66,8 @@ def up(
     and brings back what ends by itself, less and less often if it keeps ending. Data stays in the
     data folder for the next start. `saga console` runs beside it, and shows it in a browser.
     With `--observe`, Prometheus collects metrics of all that, with the alerts of `monitoring/`.
+    With `--tls`, or `HTTP_CERT_FILE`, all of it is asked at https://; `saga.json` tells commands
+    whom to trust.
 
     Examples:
 
@@ -67,10 +75,15 @@ def up(
     * `saga up --data-dir /var/tmp/trips`
     * `saga up --database postgresql --replicas 2`
     * `saga up --observe`
+    * `saga up --tls`
     * `AMQP_URL=amqp://user:password@broker:5672/saga saga up`
     """
     one_replica_per_file(database, replicas)
     show = _print_addresses_as_json if as_json else _print_addresses
+    if tls and not os.environ.get("HTTP_CERT_FILE"):
+        from saga.local.certificates import local_certificate
+
+        os.environ |= local_certificate(data_dir).environment  # As if they had been given.
     try:
         run(_up(data_dir, database, replicas, observe, console, write, show))
     except Stopped as stopped:
