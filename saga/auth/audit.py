@@ -34,7 +34,7 @@ own_log = logging.getLogger(__name__)
 FILE_MAX_BYTES: Final = 20_000_000
 """How long a file gets before the next one is begun."""
 STRANGERS_KEEP_BYTES: Final = 100_000_000
-"""How much is kept of callers nobody knows, at most."""
+"""How much is kept of unknown callers, at most."""
 TEXT_MAX_CHARACTERS: Final = 255
 """Of each thing in a line that a caller may have chosen."""
 LINE_MAX_BYTES: Final = 16_384

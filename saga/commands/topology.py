@@ -60,7 +60,7 @@ PasswordsFrom = Annotated[
     ),
 ]
 
-Patience = Annotated[
+StartDeadline = Annotated[
     float,
     typer.Option(
         "--patience",
@@ -85,7 +85,7 @@ def export(
 ) -> None:
     """Write the topology, users and permissions as definitions that RabbitMQ imports at its start.
 
-    Passwords go into it as salted hashes. Without them nobody in the file can log in, and where a
+    Passwords go into it as salted hashes. Without them no user in the file can log in, and where a
     user exists already, importing it takes its password.
 
     Examples:
@@ -151,7 +151,7 @@ def apply(
             "on those that run when they are made. Needs --management-url if there are several.",
         ),
     ] = 1,
-    patience: Patience = 0.0,
+    patience: StartDeadline = 0.0,
     data_dir: DataDir = DATA_DIR,
     as_json: AsJson = False,
 ) -> None:

@@ -19,7 +19,7 @@ from saga.choreography import State
 from saga.limits import TEXT_MAX_BYTES, Plain
 from saga.message import Priority
 from saga.runtime.kernel.rows import writing
-from saga.runtime.kernel.step import Firing, Wish
+from saga.runtime.kernel.step import Firing, ForwardRequest
 from saga.runtime.kernel.timer import Listed, dues_in
 from saga.runtime.kernel.transaction import audit_entry
 from saga.runtime.kernel.work import Done
@@ -51,11 +51,13 @@ class BringForward(BaseModel):
     who: Annotated[Plain, Field(min_length=1, max_length=WHO_MAX)]
     reason: Annotated[Plain, Field(min_length=1, max_length=REASON_MAX)]
 
-    def of(self, caller: Caller) -> Wish:
+    def of(self, caller: Caller) -> ForwardRequest:
         """The wish as it is recorded."""
         if caller.how is How.OFF:
-            return Wish(self.who, self.reason)
-        return Wish(caller.recorded_as, f"{self.reason} (for {self.who}, as the caller says)")
+            return ForwardRequest(self.who, self.reason)
+        return ForwardRequest(
+            caller.recorded_as, f"{self.reason} (for {self.who}, as the caller says)"
+        )
 
 
 class DueView(BaseModel):

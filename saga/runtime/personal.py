@@ -2,7 +2,7 @@
 
 A route is written as if nothing were sealed. What its parameters mark as `Personal` is sealed when
 it is called, and what its answer marks is opened again for a caller who named it themselves or may
-read it, and masked for everybody else.
+read it, and masked for all others.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ async def seal_given(persons: Persons, message: BaseModel) -> Any:
     503 while nothing can be sealed, 422 for what cannot, or only looks sealed."""
     try:
         for value in personal_values(message):
-            if sealed(value):  # Nobody may pass off a text of theirs as another's.
+            if sealed(value):  # No client may pass off its own text as a sealed one.
                 await persons.open_now(value)
         return await persons.as_given(message)
     except SealingAway as error:

@@ -35,7 +35,7 @@ ERRORS_MAX: Final = 20
 """What is wrong with a request, beyond which no more is listed."""
 ALWAYS: Final = (400, 408, 421, 429, 431, 503)
 """The problems that any request may meet: it cannot be read, is not sent in time, is meant for
-somebody else, is one too many, is too long, or cannot be answered in time."""
+another host, is one too many, is too long, or cannot be answered in time."""
 CHANGING: Final = (403, 413)
 """Those that a request which changes something may meet besides."""
 WITH_BODY: Final = (*CHANGING, 415, 422)
