@@ -84,8 +84,8 @@ class AuditTrail:
 
     @classmethod
     def kept(cls, folder: Path, process: str, keep_bytes: int, *, asked_for: bool) -> AuditTrail:
-        """Keep decisions in files in `folder`; where that takes none and nobody `asked_for` it,
-        print them to stderr. Raises `AuditError` where somebody did."""
+        """Keep decisions in files in `folder`; where that takes none and no setting `asked_for`
+        it, print them to stderr. Raises `AuditError` where one did."""
         log.setLevel(logging.INFO)
         log.propagate = False
         try:
@@ -160,7 +160,7 @@ def _recorded(text: str) -> str:
 
 
 _open: Final[weakref.WeakSet[Trail]] = weakref.WeakSet()
-"""Those of this process: what waits in them is written before somebody reads, and at the end."""
+"""Those of this process: what waits in them is written before the files are read, and at the end."""
 
 
 @atexit.register

@@ -14,7 +14,7 @@ READS_PERSONS: Final = "personal:read"
 GUARDED: Final = frozenset({"personal"})
 """What `*:read` and `*:write` leave out: it has to be granted by its name, or with everything."""
 NAME_MAX: Final = 100
-"""Characters, of what a record calls somebody."""
+"""Characters, of what a record calls a caller."""
 _REMEMBERED_MAX: Final = 4_096
 
 
@@ -58,8 +58,7 @@ class Caller:
 
     @property
     def recorded_as(self) -> str:
-        """How a record names them: first what no one else is called, then what they call
-        themselves."""
+        """How a record names them: first what is unique, then what they call themselves."""
         subject, name = (harmless(text)[:NAME_MAX] for text in (self.subject, self.name))
         return f"{subject} ({name})" if name and name != subject else subject
 

@@ -19,7 +19,7 @@ from saga.runtime.rates import CallerRates
 
 READY: Final = "/readyz"
 OPEN: Final = frozenset({"/livez", READY, "/metrics", "/openapi.json", PATH, *FILES})
-"""What asks nobody who they are: whether the process works, counts, and what its routes are."""
+"""Paths without authentication: whether the process works, its metrics, and what its routes are."""
 
 
 class Gate:

@@ -52,13 +52,13 @@ def discreet_verdict(letter: DeadLetter, verdict: Verdict, discretion: Discretio
 
 def discreet_document(document: dict[str, Any], discretion: Discretion) -> dict[str, Any]:
     """What `full` tells of a letter, without whom it names; what cannot be read as a message may
-    name anybody."""
+    hold any name."""
     if discretion.shows_all:
         return document
     if "payload" in document:
         return document | {"payload": discretion.payload(document["payload"])}
     told = {name: value for name, value in document.items() if name not in _UNREAD}
-    told["payload_text"] = "it is no message, and may name somebody: PERSONAL_SHOWN=clear shows it"
+    told["payload_text"] = "it is no message, and may hold names: PERSONAL_SHOWN=clear shows it"
     return told
 
 

@@ -1,7 +1,7 @@
 """What commands do not show: whom messages name in clear, from before names were sealed.
 
 Nothing is hidden where names may be shown: `PERSONAL_SHOWN=clear` says so, or nothing is sealed and
-nobody is asked who they are. What was found to be hidden is masked in all that the command prints
+`AUTH` is off. What was found to be hidden is masked in all that the command prints
 (`saga.commands.console`, `print_json`). Copies for programs (`history export`, `dlq export`) and
 what an editor is given stay whole.
 """
@@ -72,7 +72,7 @@ class Discretion:
         self._masks = Masks((*graph.recorded, *graph.commands))
 
     def hide(self, bodies: Iterable[bytes]) -> None:
-        """Have what the command prints name nobody whom these messages name."""
+        """Hide the names in these messages in all that the command prints."""
         hide(self.named_in(bodies))
 
     async def named_about(self, deployment: Deployment, subjects: Iterable[str]) -> frozenset[str]:
@@ -105,8 +105,8 @@ class Discretion:
         return self.shows_all or field not in self._masks.names
 
     def payload(self, document: Any) -> Any:
-        """The document of a message with those it names masked; all of its texts, where nobody
-        knows its type."""
+        """The document of a message with those it names masked; all of its texts, where its type
+        is unknown."""
         from saga.personal.seal import sealed, shown
 
         if self.shows_all or not isinstance(document, dict) or "data" not in document:

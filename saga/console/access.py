@@ -250,8 +250,8 @@ def access_of(settings: ConsoleSettings) -> ConsoleAccess | None:
 
 class Doorkeeper:
     """Middleware: finds out who asks, has the records name them, and takes from each form what
-    proves that it comes from a page of theirs. What somebody asks that no route takes, a path or a
-    body, it writes down."""
+    proves that it comes from a page of theirs. A request that no route takes, because of its path
+    or its body, it writes down."""
 
     def __init__(self, app: ASGIApp, access: ConsoleAccess) -> None:
         self._app = app

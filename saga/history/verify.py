@@ -66,7 +66,7 @@ class Difference:
         return self.participant, self.table, self.key, self.column
 
     def masked(self) -> Difference:
-        """The same without what the column holds, which names somebody."""
+        """The same without what the column holds, which is a name."""
         return replace(self, live=shown(self.live), history=shown(self.history))
 
 

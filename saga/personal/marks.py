@@ -138,7 +138,7 @@ def document_with_personal(
 
 def changed_at(value: Any, path: Path, change: Callable[[str], str]) -> Any:
     """`value` with what is at `path` in it changed; itself where nothing is. What JSON has there
-    in the place of a text is no value of the field, and may name somebody in any of its texts."""
+    in the place of a text is no value of the field, and may hold names in any of its texts."""
     if not path:
         return changed_texts(value, change)
     step, rest = path[0], path[1:]

@@ -49,7 +49,7 @@ class Masks:
 
     def changed(self, type_: Any, data: Any, change: Change) -> Any:
         """The data of a message of this type with the texts in its personal fields changed. Of a
-        type that nobody here knows, any text may be one."""
+        type that is unknown here, any text may be one."""
         paths = self._paths.get(type_) if isinstance(type_, str) else None
         if paths is None or (paths and not isinstance(data, dict)):
             return changed_texts(data, change)
@@ -58,7 +58,7 @@ class Masks:
         return data
 
     def values_in(self, type_: Any, data: Any) -> frozenset[str]:
-        """The personal texts in the data of a message of this type; none, if nobody knows it."""
+        """The personal texts in the data of a message of this type; none, if that is unknown."""
         found: set[str] = set()
 
         def note(value: str) -> str:
@@ -89,7 +89,7 @@ class Hidden:
 
     @cached_property
     def _any(self) -> re.Pattern[str] | None:
-        """What finds any of the values: made once somebody asks, as few do."""
+        """What finds any of the values: made once it is needed, which is seldom."""
         longest_first = sorted(self._values, key=lambda value: (-len(value), value))
         return _any_of(longest_first) if self._values else None
 

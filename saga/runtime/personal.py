@@ -165,8 +165,8 @@ class _Asked:
     """The personal values that it gave in clear."""
 
     def shows_all(self) -> bool:
-        """Whether nothing has to be opened or masked: nothing is sealed, and nobody is asked who
-        they are."""
+        """Whether nothing has to be opened or masked: nothing is sealed, and `AUTH`
+        is off."""
         return MAY_READ.get() is None and not self.persons.sealing
 
     async def readable(self, value: str) -> str:
@@ -190,7 +190,7 @@ async def _for_reader(asked: _Asked, answer: Any) -> Any:
 
 
 def _by_settings(persons: Persons) -> MayRead:
-    """Whether values are shown where nobody is asked who they are: those in clear where nothing is
+    """Whether values are shown where `AUTH` is off: those in clear where nothing is
     sealed, and else as `PERSONAL_SHOWN` says."""
     clear = not persons.sealing or persons.settings.personal_shown is PersonalShown.CLEAR
     return lambda _: clear

@@ -81,7 +81,7 @@ def create_app(
 ) -> FastAPI:
     """An application with what every service serves; `serve_routes` adds a service's own.
 
-    `before_scrape` brings up to date what is measured only when somebody asks. `process` is what
+    `before_scrape` brings up to date what is measured only when metrics are read. `process` is what
     its audit trail is called. Raises `SettingsError` where strangers would reach it, and that is
     not said on purpose.
     """
@@ -107,7 +107,7 @@ def create_app(
     @app.get("/readyz", tags=["operations"], response_model=None)
     async def readyz(request: Request) -> dict[str, Any] | JSONResponse:
         """Broker, database and consumers were there when they were last looked at. `troubles` are
-        what somebody should look into nevertheless. Why, is told to who may read that."""
+        what an operator should look into nevertheless. Why, is told to who may read that."""
         age = round(readiness.age_seconds, 1)
         missing, troubles = readiness.missing(), dict(readiness.troubles())
         if not _is_told_why(request):
@@ -180,7 +180,7 @@ def _is_told_why(request: Request) -> bool:
     """Whether who asks may read the texts of errors, in which addresses and paths may be."""
     asking: Asking | None = request.scope.get(ASKING)
     if asking is None:
-        return True  # Nobody is asked who they are.
+        return True  # `AUTH` is off.
     caller = asking.caller
     return caller is not None and caller.owner is None and caller.may(HEALTH)
 

@@ -344,7 +344,7 @@ def test_whatever_people_are_called_a_record_takes_it_and_shows_it_harmlessly() 
     for subject, name in (("\x1b" * 255, "\u202e" * 255), ("é" * 255, "名" * 255)):
         said = Caller(subject, How.LOGIN, frozenset(), name=name).recorded_as
         assert BringForward.model_validate({"who": said, "reason": "x"}).who == said
-    assert caller(name="bob-2").recorded_as == "ada-1 (bob-2)"  # What nobody else is called, first.
+    assert caller(name="bob-2").recorded_as == "ada-1 (bob-2)"  # What is unique, first.
 
 
 async def test_a_page_that_brings_itself_up_to_date_is_recorded_once(

@@ -21,7 +21,7 @@ SEALED = f"~1.{'a' * 22}.{'b' * 24}"
 
 
 class Place(Event):
-    """Where somebody lives."""
+    """Where a guest lives."""
 
     type: ClassVar[str] = "masked.place"
     street: Annotated[str, Personal]

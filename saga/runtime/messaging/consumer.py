@@ -322,7 +322,7 @@ class Deliveries:
             self._start(intake, self._decide_sealed(seal, intake, delivery, envelope, attempts))
 
     def _refuse(self, intake: _Intake, delivery: Delivery, error: Exception) -> None:
-        """Have a delivery set aside that is no message for us."""
+        """Set a delivery aside that is no message for us."""
         self._metrics.undecodable(delivery.properties.type)
         failure = Failure(Reason.UNDECODABLE, error, intake.queue, self._clock())
         self._begin(intake, delivery, partial(self._bury, delivery, failure))

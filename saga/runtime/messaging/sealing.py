@@ -32,7 +32,7 @@ _CUT: Final = "…"
 
 
 class SealedCommand(NamedTuple):
-    """A command that names nobody, with the one it was made of, or itself where nothing had to be
+    """A command without clear names, with the one it was made of, or itself where nothing had to be
     sealed: kept in memory until it is done."""
 
     envelope: Envelope[Any]
