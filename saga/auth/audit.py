@@ -160,7 +160,7 @@ def _recorded(text: str) -> str:
 
 
 _open: Final[weakref.WeakSet[Trail]] = weakref.WeakSet()
-"""Those of this process: what waits in them is written before the files are read, and at the end."""
+"""Those of this process: what waits is written before the files are read, and at the end."""
 
 
 @atexit.register
