@@ -34,7 +34,7 @@ from saga.runtime.kernel.tables import utc_now
 COST_MAX: Final = 0.05
 """Of the order service's CPU: where that is what limits orders a second, of these as well."""
 OFF_COST_MAX: Final = 0.02
-"""The same, for a hook that is there and asks nobody."""
+"""The same, for a hook that is there and asks no caller."""
 CONNECTIONS: Final = 16
 CONFIRMED_SECONDS: Final = 60.0
 ISSUER: Final = "https://issuer.example"
@@ -59,8 +59,8 @@ class AuthCost:
 
     @property
     def met(self) -> bool:
-        """By the CPU, as orders a second depend on what else runs on the machine. Tokens that are
-        each used once are no load that there is: they are shown, and no more."""
+        """Whether the CPU is within the limit: orders a second depend on what else runs on the
+        machine. Tokens that are each used once are no load that there is: they are shown, and no more."""
         limit = OFF_COST_MAX if self.way == OFF else COST_MAX
         return self.way == FRESH or self.cpu.median <= 1 + limit
 

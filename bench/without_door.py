@@ -24,7 +24,7 @@ from saga.runtime.settings import Settings
 
 
 def routes_without_door(running: Running) -> APIRouter:
-    """The product's routes, which take no caller any more: anybody is given to them."""
+    """The product's routes, which take no caller any more: any client is let in."""
     router = APIRouter()
     for route in routes(running).routes:
         assert isinstance(route, APIRoute)

@@ -27,6 +27,8 @@ from saga.deployment import FILE_NAME, Deployment, DeploymentError, outside_urls
 from saga.discovery import saga
 from saga.http import KEY_FILE_NAME
 from saga.outside import Outside
+from saga.personal.masks import Masks
+from saga.personal.master import new_master_key
 from saga.runtime.files import write_whole
 from saga.runtime.kernel.tables import utc_now
 from saga.runtime.messaging.definitions import definitions, password_hash, text
@@ -43,6 +45,10 @@ OPERATORS_KEY: Final = "operators"
 HTTP_PORT: Final = 8000
 OUTSIDE_FOLDER: Final = Path("/data")
 """Where the outsides of a sandbox keep their books, as the containers see it."""
+PERSONS: Final = "saga_persons"
+"""The role and the database of the key store, where messages name people."""
+PERSONAL_KEY: Final = "personal_key"
+"""Its master key, as `SECRETS_DIR` has it."""
 DEAD_LETTERS_URL: Final = "sqlite:////data/dead_letters.db"
 
 # A volume is all that keeps these from others; who reads them in a container is the image's matter.
@@ -70,8 +76,10 @@ def bootstrap(
     marker = folder / OPERATORS_FOLDER / FILE_NAME
     names = [service.name for service in graph.own_services]
     users = users_of(graph)
+    persons_url = None
     if marker.exists():
         known = Deployment.load(marker.parent)
+        persons_url = known.persons_database_url
         passwords = {user: yarl.URL(url).password or "" for user, url in known.amqp_urls.items()}
         roles = {name: yarl.URL(url).password or "" for name, url in known.database_urls.items()}
     else:
@@ -91,6 +99,10 @@ def bootstrap(
         _write(folder / name / "amqp_url", amqp_urls[name])
         _write(folder / name / "database_url", database_urls[name])
         _write(folder / "postgres" / "roles" / name, roles[name])
+    if Masks((*graph.recorded, *graph.commands)).names:
+        persons_url = _share_key_store(
+            folder, names, persons_url, _database_at(database_host, host_of(PERSONS))
+        )
     _kept(folder / "postgres" / "superuser")
     _kept(folder / "grafana" / "admin-password")
     document = definitions(Topology(), users, passwords=passwords)
@@ -105,6 +117,7 @@ def bootstrap(
         amqp_urls=amqp_urls,
         http_urls=_http_urls(graph, replicas, host_of),
         database_urls=database_urls,
+        persons_database_url=persons_url,
         outside_urls=outside_urls_in(OUTSIDE_FOLDER, outsides),
         dead_letters_url=DEAD_LETTERS_URL,
     )
@@ -125,6 +138,23 @@ def _share_keys(folder: Path, names: Sequence[str]) -> None:
     known = read_keys(file)
     for name in (OPERATORS_FOLDER, *names):
         write_keys(folder / name / KEYS_FILE_NAME, known, _READABLE)
+
+
+def _share_key_store(folder: Path, names: Sequence[str], known: str | None, host: str) -> str:
+    """Make the master key for sealing, in the operators' folder, and tell every service; gives
+    where the key store is. The operators' file counts: a key that is put into its first line is
+    everywhere from the next start of this on."""
+    password = (yarl.URL(known).password if known else None) or new_passwords([PERSONS])[PERSONS]
+    url = f"postgresql://{PERSONS}:{password}@{host}/{PERSONS}"
+    _write(folder / "postgres" / "roles" / PERSONS, password)
+    own = folder / OPERATORS_FOLDER / PERSONAL_KEY
+    if not own.exists():
+        _write(own, new_master_key())
+    key = own.read_text(encoding="utf-8")
+    for name in names:
+        _write(folder / name / PERSONAL_KEY, key)
+        _write(folder / name / "persons_database_url", url)
+    return url
 
 
 def _amqp_url(user: str, password: str, brokers: Sequence[str]) -> str:

@@ -24,6 +24,7 @@ from saga.commands import (
     forgetting,
     future,
     graph,
+    hiding,
     history,
     keys,
     load,
@@ -111,6 +112,7 @@ def _options(
     ] = False,
 ) -> None:
     """What all commands take."""
+    hiding.begin()
 
 
 def command_line() -> Any:

@@ -14,6 +14,7 @@ from saga.errors import Explained
 from saga.outside import Outside, OutsideError
 from saga.runtime.files import write_whole
 from saga.runtime.settings import INBOX_DAYS, Discreet, PersonalSettings, Sealing, load
+from saga.runtime.tls import OF_DEPLOYMENT
 from saga.runtime.urls import sqlite_url, unambiguous, without_passwords
 
 FILE_NAME = "saga.json"
@@ -65,6 +66,9 @@ class Deployment(Discreet, BaseModel):
     """How long a service goes on using a person's key; by default as the environment says."""
     personal_key_file: Path | None = Field(default=None, repr=False)
     """The file of the master keys; by default as the environment says. The keys are not here."""
+    http_ca_file: Path | None = None
+    """The authority by which services are known that are asked over HTTPS, unless the environment
+    names another one; see `saga.runtime.tls.trusted`."""
     dead_letters_url: str | None = None
     """The operator's store of dead letters; by default a file beside the one this is read from."""
 
@@ -131,6 +135,7 @@ class Deployment(Discreet, BaseModel):
             )
             # Not `from error`: it holds what the file does, passwords among that.
             raise DeploymentError(f"cannot read {path}: {without_passwords(problems)}") from None
+        OF_DEPLOYMENT.set(found.http_ca_file)
         if found.dead_letters_url is not None:
             return found
         return found.model_copy(update={"dead_letters_url": dead_letters_url_in(folder)})

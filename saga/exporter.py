@@ -79,6 +79,7 @@ class Exporter(Collector):
             readiness=Readiness(),
             before_scrape=self._look_at_letters,
             registry=registry,
+            process="exporter",
         )
         listener = listen(settings.http_host, settings.http_port, way_out="--host or --port")
         self.url = f"{url_of(listener, settings.http_scheme)}/metrics"

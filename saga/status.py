@@ -69,7 +69,7 @@ class SystemStatus:
     crash_loops: Sequence[str] = ()
     """A line for each process that keeps ending."""
     forgetting: Sequence[str] = ()
-    """A line about requests to forget somebody that wait, if any do."""
+    """A line about requests to forget a person that wait, if any do."""
     queues: Mapping[str, QueueStatus] = field(default_factory=dict)
     """Keyed by name: the queues that participants read."""
     waits: Mapping[str, int] = field(default_factory=dict)
@@ -196,7 +196,7 @@ async def status(
     patience_seconds: float = 0.0,
 ) -> SystemStatus:
     """Read the status; changes nothing. `supervision` is what a `saga up` tells of its processes;
-    in the data `folder` are requests to forget somebody.
+    in the data `folder` are requests to forget their owners.
 
     Of participants that the deployment does not have, only their queues are told. Waits up to
     `patience_seconds` for a broker out of reach. Raises `BrokerError` or

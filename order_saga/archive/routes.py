@@ -22,6 +22,7 @@ from saga.choreography import Choreography
 from saga.limits import INTEGER_MAX, TEXT_MAX_BYTES, Moment
 from saga.message import Priority
 from saga.personal import Personal
+from saga.personal.masks import Masks
 from saga.runtime.kernel.database import Database
 from saga.runtime.kernel.tables import Clock, utc_now
 from saga.runtime.personal import texts_of
@@ -135,6 +136,7 @@ class Wanted(BaseModel):
 def routes(database: Database, choreography: Choreography, clock: Clock = utc_now) -> APIRouter:
     """`/orders` and `/stats`."""
     router = APIRouter(tags=["history"])
+    masks = Masks(choreography.recorded)
 
     async def facts_of(order_id: UUID, caller: Caller) -> list[Fact]:
         key = str(order_id)
@@ -192,7 +194,8 @@ def routes(database: Database, choreography: Choreography, clock: Clock = utc_no
     ) -> Timeline:
         """Every event of an order, each after its cause, with the time that each hop took."""
         steps = steps_of(await facts_of(order_id, caller))
-        return Timeline(order_id=order_id, steps=[TimelineStep.of(step) for step in steps])
+        shown = [await TimelineStep.of(step, masks) for step in steps]
+        return Timeline(order_id=order_id, steps=shown)
 
     @router.get("/stats", responses=problems(422), dependencies=[needs("stats:read")])
     async def stats(since: Moment | None = None, until: Moment | None = None) -> Stats:

@@ -53,8 +53,9 @@ def build(settings: Settings) -> process.Process:
             settings,
             readiness=readiness,
             before_scrape=lambda: _read_figures(follower),
+            process=OBSERVER.name,
         )
-        serve_routes(app, routes(database, projection))
+        serve_routes(app, guarded(routes(database, projection), persons))
         if (view := projection.view) is not None:
             routes_of_view = view.routes(database, projection.choreography, utc_now)
             serve_routes(app, guarded(routes_of_view, persons))

@@ -19,7 +19,9 @@ from saga.archive.timeline import Hop, milliseconds, steps_of
 from saga.auth.scopes import needs
 from saga.limits import Moment, Text
 from saga.message import Priority
+from saga.personal.masks import Masks
 from saga.runtime.kernel.database import Database
+from saga.runtime.personal import data_as_shown
 from saga.runtime.problem import Problem, problems
 from saga.runtime.web import answer_from
 
@@ -97,8 +99,10 @@ class TimelineStep(BaseModel):
     data: Any
 
     @classmethod
-    def of(cls, step: Hop) -> Self:
+    async def of(cls, step: Hop, masks: Masks) -> Self:
+        """The step as the caller may see it."""
         attributes = step.attributes
+        data = from_json(step.fact.body).get("data")
         return cls(
             id=attributes.id,
             type=attributes.type,
@@ -111,7 +115,7 @@ class TimelineStep(BaseModel):
             waited_ms=milliseconds(step.waited),
             worked_ms=milliseconds(step.worked),
             stream_offset=step.fact.stream_offset,
-            data=from_json(step.fact.body).get("data"),
+            data=await data_as_shown(masks, attributes.type, data),
         )
 
 
@@ -150,6 +154,7 @@ Key = Annotated[Text, Path(description="What the subject is known by.")]
 def routes(database: Database, projection: Projection) -> APIRouter:
     """`/subjects`."""
     router = APIRouter(tags=["subjects"])
+    masks = Masks(projection.choreography.recorded)
 
     async def facts_of(subject: str) -> list[Fact]:
         facts = await answer_from(
@@ -183,7 +188,8 @@ def routes(database: Database, projection: Projection) -> APIRouter:
     async def timeline(subject: Key) -> SubjectTimeline:
         """Every event about a subject, each after its cause, with the time that each hop took."""
         steps = steps_of(await facts_of(subject))
-        return SubjectTimeline(subject=subject, steps=[TimelineStep.of(step) for step in steps])
+        shown = [await TimelineStep.of(step, masks) for step in steps]
+        return SubjectTimeline(subject=subject, steps=shown)
 
     @router.get(
         "/subjects/{subject:path}",

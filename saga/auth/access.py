@@ -9,8 +9,7 @@ from pathlib import Path
 from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
 
-from saga.auth import audit
-from saga.auth.audit import AuditError
+from saga.auth.audit import AuditError, AuditTrail
 from saga.auth.caller import Caller, NotAllowed
 from saga.auth.keys import PREFIX, ApiKeys, KeysError
 from saga.auth.scopes import need_of, takes_its_caller
@@ -114,7 +113,7 @@ def _state(file: Path) -> tuple[int, int] | None:
 
 
 def begin(settings: HttpSettings, process: str) -> None:
-    """Say at a process's start who may ask it, and begin its audit trail. Raises
+    """Say at a process's start who may ask it, and that its decisions can be kept. Raises
     `SettingsError`."""
     if access_of(settings) is None:
         why = f": {settings.auth_off_reason}" if settings.auth_off_reason else ""
@@ -122,15 +121,15 @@ def begin(settings: HttpSettings, process: str) -> None:
             "AUTH is off: every client that reaches %s may do everything%s", settings.http_host, why
         )
         return
-    keep_trail(settings, process)
+    trail_of(settings, process).close()  # Its application has its own.
     log.info("callers of %s are known by %s", settings.http_host, _known_by(settings))
 
 
-def keep_trail(settings: HttpSettings, process: str) -> None:
-    """Begin a process's audit trail. Raises `SettingsError` where its folder was asked for and
-    takes none."""
+def trail_of(settings: HttpSettings, process: str) -> AuditTrail:
+    """The audit trail of a process. Raises `SettingsError` where its folder was asked for and takes
+    none."""
     try:
-        audit.keep(
+        return AuditTrail.kept(
             settings.audit_folder,
             process,
             settings.audit_keep_bytes,

@@ -1,9 +1,9 @@
 """The record of who was let in and who was not: one JSON line a decision.
 
-`Trail` keeps them in files of bounded size: of each process one for callers who are known, and one
-for strangers, who could push all else out of a common one. `entries` reads what all processes
-wrote. Without a file, and besides where it has handlers of its own, lines go to the logger
-`saga.audit`. No line has a token or a key in it.
+An `AuditTrail` belongs to what asks callers who they are, so that two participants in one
+application have two. Its files are of bounded size. `entries` reads what all processes wrote.
+Without a file, and besides where it has handlers of its own, lines go to the logger `saga.audit`.
+No line has a token or a key in it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import logging
 import os
 import re
 import time
+import weakref
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -69,41 +70,84 @@ class Audited(BaseModel):
     address: str = ""
 
 
-_process = "saga"
-_trail: Trail | None = None
-_strangers: Trail | None = None
-"""For callers who are not known; there is one if there is a `_trail`."""
+class AuditTrail:
+    """One process's record of its decisions, or that of one participant of several in a process.
 
+    There are two files: one for callers who are known, and one for strangers, who could push all
+    else out of a common one. Without files, lines go to the logger alone.
+    """
 
-def decided(
-    caller: Caller | None,
-    *,
-    action: str,
-    scope: str,
-    subject: str | None = None,
-    allowed: bool,
-    reason: str = "",
-    personal: bool = False,
-    address: str = "",
-) -> None:
-    """Record a decision. `subject` is what it is about, `personal` whether that shows data of
-    people, `address` the network address it was asked from."""
-    decision = _Decision(
-        time.time(),
-        caller,
-        action[:TEXT_MAX_CHARACTERS],
-        scope,
-        None if subject is None else subject[:TEXT_MAX_CHARACTERS],
-        allowed,
-        reason[:TEXT_MAX_CHARACTERS],
-        personal,
-        address[:TEXT_MAX_CHARACTERS],
-    )
-    trail = _strangers if caller is None else _trail
-    if trail is not None:  # A record of a logger takes as long as all else here.
-        trail.write(decision)
-    if trail is None or log.handlers:
-        log.info("%s", decision.line().decode())
+    def __init__(self, process: str, known: Trail | None, strangers: Trail | None) -> None:
+        """Use `kept`."""
+        self._process = process
+        self._known, self._strangers = known, strangers
+
+    @classmethod
+    def kept(cls, folder: Path, process: str, keep_bytes: int, *, asked_for: bool) -> AuditTrail:
+        """Keep decisions in files in `folder`; where that takes none and no setting `asked_for`
+        it, print them to stderr. Raises `AuditError` where one did."""
+        log.setLevel(logging.INFO)
+        log.propagate = False
+        try:
+            known = Trail(folder, process, keep_bytes)
+            try:
+                strangers = Trail(
+                    folder, f"{process}-strangers", min(keep_bytes, STRANGERS_KEEP_BYTES)
+                )
+            except OSError:
+                known.close()
+                raise
+        except OSError as error:
+            if asked_for:
+                raise AuditError(
+                    f"cannot keep the audit trail in {folder} (AUDIT_DIR): {error.strerror}"
+                ) from None
+            own_log.info(
+                "the audit trail is printed: %s takes no files (%s)", folder, error.strerror
+            )
+            if not log.handlers:
+                log.addHandler(logging.StreamHandler())  # Bare: each line is its own document.
+            return cls(process, None, None)
+        return cls(process, known, strangers)
+
+    def decided(
+        self,
+        caller: Caller | None,
+        *,
+        action: str,
+        scope: str,
+        subject: str | None = None,
+        allowed: bool,
+        reason: str = "",
+        personal: bool = False,
+        address: str = "",
+    ) -> None:
+        """Record a decision. `subject` is what it is about, `personal` whether that shows data of
+        people, `address` the network address it was asked from."""
+        decision = _Decision(
+            time.time(),
+            self._process,
+            caller,
+            action[:TEXT_MAX_CHARACTERS],
+            scope,
+            None if subject is None else subject[:TEXT_MAX_CHARACTERS],
+            allowed,
+            reason[:TEXT_MAX_CHARACTERS],
+            personal,
+            address[:TEXT_MAX_CHARACTERS],
+        )
+        trail = self._strangers if caller is None else self._known
+        if trail is not None:  # A record of a logger takes as long as all else here.
+            trail.write(decision)
+        if trail is None or log.handlers:
+            log.info("%s", decision.line().decode())
+
+    def close(self) -> None:
+        """Write what waits, and keep no more in files."""
+        for trail in (self._known, self._strangers):
+            if trail is not None:
+                trail.close()
+        self._known = self._strangers = None
 
 
 class _Decision(NamedTuple):
@@ -112,6 +156,7 @@ class _Decision(NamedTuple):
 
     at: float
     """In seconds since 1970."""
+    process: str
     caller: Caller | None
     action: str
     scope: str
@@ -126,7 +171,7 @@ class _Decision(NamedTuple):
         return to_json(
             {
                 "at": datetime.fromtimestamp(self.at, UTC).isoformat(timespec="microseconds"),
-                "process": _process,
+                "process": self.process,
                 "allowed": self.allowed,
                 "who": None if caller is None else _recorded(caller.subject),
                 "name": "" if caller is None else _recorded(caller.name),
@@ -149,35 +194,14 @@ def _recorded(text: str) -> str:
     return text[:TEXT_MAX_CHARACTERS]
 
 
-def keep(folder: Path, process: str, keep_bytes: int, *, asked_for: bool) -> None:
-    """Keep this process's decisions in files in `folder`; where that takes none and no setting
-    `asked_for` it, print them to stderr. Raises `AuditError` where one does."""
-    global _process, _trail, _strangers
-    for trail in (_trail, _strangers):
-        if trail is not None:
-            trail.close()
-    _trail = _strangers = None
-    _process = process
-    log.setLevel(logging.INFO)
-    log.propagate = False
-    try:
-        known = Trail(folder, process, keep_bytes)
-        try:
-            strangers = Trail(folder, f"{process}-strangers", min(keep_bytes, STRANGERS_KEEP_BYTES))
-        except OSError:
-            known.close()
-            raise
-        _trail, _strangers = known, strangers
-        atexit.register(known.flush)
-        atexit.register(strangers.flush)
-    except OSError as error:
-        if asked_for:
-            raise AuditError(
-                f"cannot keep the audit trail in {folder} (AUDIT_DIR): {error.strerror}"
-            ) from None
-        own_log.info("the audit trail is printed: %s takes no files (%s)", folder, error.strerror)
-        if not log.handlers:
-            log.addHandler(logging.StreamHandler())  # Bare: each line is a document of its own.
+_open: Final[weakref.WeakSet[Trail]] = weakref.WeakSet()
+"""Those of this process: what waits is written before the files are read, and at the end."""
+
+
+@atexit.register
+def _flush_all() -> None:
+    for trail in [*_open]:
+        trail.flush()
 
 
 class Trail:
@@ -197,6 +221,11 @@ class Trail:
         self._flushing: asyncio.TimerHandle | None = None
         folder.mkdir(parents=True, exist_ok=True)
         self._descriptor = self._open()
+        _open.add(self)
+
+    def __del__(self) -> None:
+        if getattr(self, "_descriptor", -1) >= 0:
+            self.close()
 
     def write(self, decision: _Decision) -> None:
         """Append its line, within `FLUSH_SECONDS` where an event loop runs."""
@@ -271,6 +300,7 @@ class Trail:
 
     def close(self) -> None:
         """Write what waits, and take no more. To close it again does nothing."""
+        _open.discard(self)
         self.flush()
         if self._descriptor >= 0:
             os.close(self._descriptor)
@@ -281,9 +311,7 @@ def entries(folder: Path, until: datetime | None = None) -> Iterator[Audited]:
     """The decisions that all processes recorded in `folder`, of up to a moment, the latest of each
     file first, files merged by time. Lines that cannot be read are left out. Raises
     `AuditError`."""
-    for trail in (_trail, _strangers):
-        if trail is not None:
-            trail.flush()
+    _flush_all()
     try:
         # Of each process, that which is being written first: for what is of the same time.
         files = sorted((file for file in folder.glob("*.jsonl") if file.is_file()), reverse=True)

@@ -7,10 +7,14 @@ from enum import StrEnum
 from functools import lru_cache
 from typing import Final
 
+from saga.text import harmless
+
 EVERYTHING: Final = "*"
 READS_PERSONS: Final = "personal:read"
 GUARDED: Final = frozenset({"personal"})
 """What `*:read` and `*:write` leave out: it has to be granted by its name, or with everything."""
+NAME_MAX: Final = 100
+"""Characters, of what a record calls a caller."""
 _REMEMBERED_MAX: Final = 4_096
 
 
@@ -51,6 +55,12 @@ class Caller:
         if self.owner is None:
             return True
         return owner is not None and owner in (self.owner, self.sealed_owner)
+
+    @property
+    def recorded_as(self) -> str:
+        """How a record names them: first what is unique, then what they call themselves."""
+        subject, name = (harmless(text)[:NAME_MAX] for text in (self.subject, self.name))
+        return f"{subject} ({name})" if name and name != subject else subject
 
 
 ANYBODY: Final = Caller("anybody", How.OFF, frozenset({EVERYTHING}))

@@ -20,7 +20,7 @@ from fastapi.openapi.models import HTTPBearer
 from fastapi.routing import APIRoute
 from fastapi.security.base import SecurityBase
 
-from saga.auth import audit
+from saga.auth.audit import AuditTrail
 from saga.auth.caller import ANYBODY, EVERYTHING, Caller, NotAllowed
 from saga.auth.keys import SCOPE
 from saga.runtime.metrics import refused
@@ -110,7 +110,11 @@ class Needs(SecurityBase):
         scope = request.scope
         about = next(iter(scope["path_params"].values()), None)
         client = scope.get("client")
-        audit.decided(
+        asking: Asking = scope[ASKING]
+        asking.recorded = True
+        if asking.trail is None:
+            return
+        asking.trail.decided(
             caller,
             action=action_of(request),
             scope=self.scope,
@@ -127,6 +131,10 @@ class Asking:
     """Who asks, of one request. `caller` is None where a path is open to all."""
 
     caller: Caller | None
+    trail: AuditTrail | None = None
+    """Where it is written down what they may."""
+    recorded: bool = False
+    """Whether it is."""
     decide: Callable[[str], None] | None = None
     """Writes down a decision that only the route can make: whose it is."""
 

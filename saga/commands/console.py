@@ -2,7 +2,8 @@
 
 Whatever is printed here is text, never markup: nothing in it is taken for a style, an emoji's name
 or a terminal's escape sequence. So no view has to think of what others wrote. Sealed values are
-masked, but for documents: those are for programs, and for `jq`.
+masked, but for documents: those are for programs, and for `jq`. So is what a command hides
+(`saga.commands.hiding`), in documents, too.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.style import Style
 from rich.text import Text
 
-from saga.personal.seal import masked_in
+from saga.commands.hiding import hidden
 from saga.text import harmless
 
 _WIDTH_IN_A_PIPE: Final = 100_000
@@ -45,7 +46,7 @@ class Console(rich.console.Console):
 
     def render_str(self, text: str, *, style: str | Style = "", **_: Any) -> Text:
         """What Rich makes of every text it is given: one line, whatever is in it."""
-        return Text(harmless(masked_in(text)), style=style)
+        return Text(harmless(hidden().text(text)), style=style)
 
 
 def out() -> Console:
@@ -62,9 +63,9 @@ def styled(*parts: Styled) -> Line:
     """A line of these parts."""
     return Text.assemble(
         *(
-            harmless(masked_in(part))
+            harmless(hidden().text(part))
             if isinstance(part, str)
-            else (harmless(masked_in(part[0])), part[1])
+            else (harmless(hidden().text(part[0])), part[1])
             for part in parts
         )
     )
@@ -72,7 +73,7 @@ def styled(*parts: Styled) -> Line:
 
 def lines_of(text: str) -> Line:
     """A text of several lines, a diff say."""
-    return Text(harmless(masked_in(text), lines=True))
+    return Text(harmless(hidden().text(text), lines=True))
 
 
 def stacked(*lines: Line | str) -> Line:
@@ -82,7 +83,7 @@ def stacked(*lines: Line | str) -> Line:
 
 def write(document: str) -> None:
     """Write a whole document, as a diagram or JSON Lines, to standard output."""
-    sys.stdout.write(harmless(document, lines=True))
+    sys.stdout.write(harmless(hidden().document(document), lines=True))
     sys.stdout.flush()
 
 

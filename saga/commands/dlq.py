@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
@@ -12,6 +13,9 @@ from saga.commands.dlq_selection import Filters, answering, selecting
 from saga.commands.dlq_views import (
     GroupBy,
     as_lines,
+    discreet,
+    discreet_document,
+    discreet_verdict,
     print_audit,
     print_groups,
     print_letter,
@@ -20,6 +24,7 @@ from saga.commands.dlq_views import (
     print_verdicts,
 )
 from saga.commands.editing import contents_of, in_editor, write_text
+from saga.commands.hiding import Discretion, hide
 from saga.commands.output import (
     DATA_DIR,
     PROBLEM_FOUND,
@@ -81,9 +86,16 @@ def list_(
 
     async def work(desk: DeadLetterDesk) -> tuple[list[DeadLetter], list[LetterGroup]]:
         selection = await filters.selection(desk)
+        discretion = Discretion(desk.deployment, desk.graph)
         if by is GroupBy.LETTER:
-            return desk.store.find(selection, state.states, contents=False), []
-        return [], desk.store.groups(selection, state.states, by.value)
+            found = desk.store.find(selection, state.states, contents=not discretion.shows_all)
+            return [discreet(letter, discretion) for letter in found], []
+        groups = desk.store.groups(selection, state.states, by.value)
+        if discretion.shows_all:
+            return [], groups
+        examples = (desk.store.get(group.example) for group in groups)
+        errors = (discreet(example, discretion).error for example in examples)
+        return [], [replace(one, error=error) for one, error in zip(groups, errors, strict=True)]
 
     letters, groups = _at_desk(data_dir, work)
     count = len(letters) + sum(group.letters for group in groups)
@@ -118,10 +130,15 @@ def show(id: Id, data_dir: DataDir = DATA_DIR, as_json: AsJson = False) -> None:
     * `saga dlq show 17 --json | jq .replay`
     """
 
-    async def work(desk: DeadLetterDesk) -> dict[str, Any]:
-        return await desk.document_about(desk.store.number_named(id))
+    async def work(desk: DeadLetterDesk) -> tuple[dict[str, Any], frozenset[str]]:
+        number = desk.store.number_named(id)
+        discretion = Discretion(desk.deployment, desk.graph)
+        named = discretion.named_in([desk.store.get(number).body])
+        document = discreet_document(await desk.document_about(number), discretion)
+        return document, named
 
-    document = _at_desk(data_dir, work)
+    document, named = _at_desk(data_dir, work)
+    hide(named)
     if as_json:
         print_json(document)
     else:
@@ -263,10 +280,19 @@ def edit(
             return with_values(text, values)
         return in_editor(text)
 
-    async def work(desk: DeadLetterDesk) -> Any:
-        return await correct(desk, desk.store.number_named(id), change, why=why)
+    async def work(desk: DeadLetterDesk) -> tuple[Any, frozenset[str]]:
+        number, bodies = desk.store.number_named(id), list[bytes]()
 
-    edited = _at_desk(data_dir, work)
+        def noted(text: str) -> str | None:
+            after = change(text)
+            bodies.extend(each.encode() for each in (text, after) if each is not None)
+            return after
+
+        edited = await correct(desk, number, noted, why=why)
+        return edited, Discretion(desk.deployment, desk.graph).named_in(bodies)
+
+    edited, named = _at_desk(data_dir, work)
+    hide(named)
     if edited is None:
         if as_json:
             print_json({"changed": False})
@@ -457,9 +483,13 @@ def _dry_run(filters: Filters, settings: ReplaySettings, data_dir: Path, as_json
     async def work(desk: DeadLetterDesk) -> list[tuple[DeadLetter, Verdict]]:
         selection = await filters.selection(desk)
         verdicts = await dry_run(desk, selection, settings)
+        discretion = Discretion(desk.deployment, desk.graph)
         counts = counts_of(verdict for _, verdict in verdicts)
         desk.store.note("dry run", "", selection.to_json(), counts)
-        return verdicts
+        return [
+            (discreet(letter, discretion), discreet_verdict(letter, verdict, discretion))
+            for letter, verdict in verdicts
+        ]
 
     verdicts = _at_desk(data_dir, work)
     if as_json:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import itertools
 import json
 from collections import defaultdict
+from dataclasses import replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from saga.commands.hiding import Discretion
     from saga.dlq.audit import AuditEntry
     from saga.dlq.examine import Verdict
     from saga.dlq.groups import LetterGroup
     from saga.dlq.letters import DeadLetter
     from saga.dlq.replay import ReplayResult
 
+_UNREAD: Final = ("payload_text", "payload_base64")
 _LISTED: Final = 200
 """Letters or verdicts shown one by one in a terminal; JSON has all of them."""
 _ERROR_CHARACTERS: Final = 80
@@ -29,6 +32,34 @@ class GroupBy(StrEnum):
     TYPE = "type"
     SERVICE = "service"
     LETTER = "letter"
+
+
+def discreet(letter: DeadLetter, discretion: Discretion) -> DeadLetter:
+    """The letter without whom it names in what went wrong."""
+    from saga.personal.masks import Hidden
+
+    named = discretion.named_in([letter.body])
+    return replace(letter, error=Hidden(named).text(letter.error)) if named else letter
+
+
+def discreet_verdict(letter: DeadLetter, verdict: Verdict, discretion: Discretion) -> Verdict:
+    """The verdict without whom its letter names."""
+    from saga.personal.masks import Hidden
+
+    named = discretion.named_in([letter.body])
+    return replace(verdict, detail=Hidden(named).text(verdict.detail)) if named else verdict
+
+
+def discreet_document(document: dict[str, Any], discretion: Discretion) -> dict[str, Any]:
+    """What `full` tells of a letter, without whom it names; what cannot be read as a message may
+    hold any name."""
+    if discretion.shows_all:
+        return document
+    if "payload" in document:
+        return document | {"payload": discretion.payload(document["payload"])}
+    told = {name: value for name, value in document.items() if name not in _UNREAD}
+    told["payload_text"] = "it is no message, and may hold names: PERSONAL_SHOWN=clear shows it"
+    return told
 
 
 def as_lines(letters: Sequence[DeadLetter]) -> str:

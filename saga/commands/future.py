@@ -89,6 +89,8 @@ def future(
       "hotel take trip.asked_for"`
     * `saga future 9b695b7c-423b-5f77-b29e-1b10bc1cc6cc --if "trip do trip.give_up" --json`
     """
+    from saga.commands.hiding import Discretion
+    from saga.commands.trace import bodies_of
     from saga.deployment import Deployment
     from saga.discovery import choreography, saga
     from saga.future.asking import standing
@@ -99,6 +101,7 @@ def future(
         steps = [AskedStep.read(text) for text in asked or ()]
     deployment = Deployment.load(data_dir)
     stands = answer_to(standing(deployment, choreography(), subject, event))
+    Discretion(deployment, choreography()).hide(bodies_of(stands.found))
     about = _Subject(deployment, SubjectModels(saga()), stands)
     fine = (
         about.tell_what_if(steps, as_json=as_json)

@@ -141,13 +141,19 @@ def verify(data_dir: DataDir = DATA_DIR, as_json: AsJson = False) -> None:
     * `saga history verify --json | jq '.differences[]'`
     """
     from saga.commands.console import progress_bars
+    from saga.commands.hiding import Discretion
     from saga.discovery import choreography, saga
     from saga.history.sources import Sources
     from saga.history.verify import verify as compare
 
+    sources = Sources.of(data_dir)
     with progress_bars(rows=None) as bars:
-        compared = compare(Sources.of(data_dir), choreography(), progress=bars["rows"])
+        compared = compare(sources, choreography(), progress=bars["rows"])
         found = answer_to(compared)
+    discretion = Discretion(sources.deployment, choreography())
+    found.differences = [
+        one if discretion.names_nobody(one.column) else one.masked() for one in found.differences
+    ]
     if as_json:
         print_json(
             {

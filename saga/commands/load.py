@@ -86,10 +86,7 @@ def publish(
         ends = {subject: sorted(map(str, ends)) for subject, ends in plan.ends.items()}
         print_json({"seed": seed, "sagas": len(plan.ends), "expected": ends})
         return
-    remark(
-        f"{len(plan.given)} commands sent; `saga status` and `saga reconcile` show the "
-        "results"
-    )
+    remark(f"{len(plan.given)} commands sent; `saga status` and `saga reconcile` show the results")
     print_predicted(dict(sorted(expected.items())))
 
 

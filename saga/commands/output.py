@@ -16,6 +16,7 @@ from typing import Annotated, Any, Final, Literal, TypeVar
 
 import typer
 
+from saga.commands.hiding import hidden
 from saga.errors import InputError
 from saga.text import harmless, plain
 
@@ -66,7 +67,7 @@ def plain_text(text: str | None) -> str | None:
 
 
 def reason_option(help: str) -> Any:
-    """The option `--reason`: words of a person, for a record."""
+    """The option `--reason`: words of an operator, for a record."""
     return typer.Option("--reason", help=help, callback=plain_text, show_default=False)
 
 
@@ -106,7 +107,7 @@ def remark(line: str) -> None:
 def _tell(who: str, line: str) -> None:
     from saga.runtime.urls import without_passwords
 
-    sys.stderr.write(f"{who}: {harmless(without_passwords(line))}\n")
+    sys.stderr.write(f"{who}: {harmless(without_passwords(hidden().text(line)))}\n")
     sys.stderr.flush()
 
 
@@ -120,13 +121,13 @@ class Remarks(logging.Handler):
 
 def print_json(document: dict[str, Any]) -> None:
     """Print the one JSON document of a command on standard output."""
-    sys.stdout.write(json.dumps(document, indent=2) + "\n")
+    sys.stdout.write(json.dumps(hidden().document(document), indent=2) + "\n")
     sys.stdout.flush()
 
 
 def print_json_line(document: dict[str, Any]) -> None:
     """Print a JSON document on standard output, in a line of its own, as one of several."""
-    sys.stdout.write(json.dumps(document) + "\n")
+    sys.stdout.write(json.dumps(hidden().document(document)) + "\n")
     sys.stdout.flush()
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from saga.commands.hiding import hide
 from saga.commands.output import (
     DATA_DIR,
     LISTED_MAX,
@@ -50,6 +52,12 @@ def up(
     write: Annotated[
         bool, typer.Option("--write", help="Let the console change things: replay, discard.")
     ] = False,
+    tls: Annotated[
+        bool,
+        typer.Option(
+            "--tls", help="Serve HTTPS, by a certificate for this machine if none is given."
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Run everything on this machine until Ctrl-C.
@@ -58,6 +66,8 @@ def up(
     and brings back what ends by itself, less and less often if it keeps ending. Data stays in the
     data folder for the next start. `saga console` runs beside it, and shows it in a browser.
     With `--observe`, Prometheus collects metrics of all that, with the alerts of `monitoring/`.
+    With `--tls`, or `HTTP_CERT_FILE`, all of it is asked at https://; `saga.json` tells commands
+    whom to trust.
 
     Examples:
 
@@ -65,10 +75,15 @@ def up(
     * `saga up --data-dir /var/tmp/trips`
     * `saga up --database postgresql --replicas 2`
     * `saga up --observe`
+    * `saga up --tls`
     * `AMQP_URL=amqp://user:password@broker:5672/saga saga up`
     """
     one_replica_per_file(database, replicas)
     show = _print_addresses_as_json if as_json else _print_addresses
+    if tls and not os.environ.get("HTTP_CERT_FILE"):
+        from saga.local.certificates import local_certificate
+
+        os.environ |= local_certificate(data_dir).environment  # As if they had been given.
     try:
         run(_up(data_dir, database, replicas, observe, console, write, show))
     except Stopped as stopped:
@@ -176,7 +191,7 @@ def status(data_dir: DataDir = DATA_DIR, as_json: AsJson = False) -> None:
     """Show queues, dead letters, outboxes and sagas of a running system.
 
     Exit status 1 when an operator should look: dead letters, overdue sagas, a queue without
-    consumers, a service that is not ready or keeps ending, a person who is still to
+    consumers, a service that is not ready or keeps ending, a customer who is still to
     be forgotten.
 
     Examples:
@@ -283,12 +298,35 @@ def reconcile(
         said.save(data_dir)
     except OSError as error:
         remark(f"the console will not show this: cannot write {error.filename}: {error.strerror}")
+    report = _discreet(deployment, report)
     if as_json:
         print_json(report_as_json(report))
     else:
         print_report(report)
     if not report.ok:
         raise typer.Exit(PROBLEM_FOUND)
+
+
+def _discreet(deployment: Deployment, report: Report) -> Report:
+    """The report, once what is printed hides whom it names. Where the history does not tell who
+    that is, what its findings quote is left out."""
+    from saga.commands.hiding import Discretion
+    from saga.console.masking import masked_error
+    from saga.discovery import choreography
+    from saga.errors import Explained
+
+    discretion = Discretion(deployment, choreography())
+    subjects = {violation.subject for violation in report.violations if violation.subject}
+    if discretion.shows_all or not subjects:
+        return report
+    try:
+        with stoppable():
+            named = run(discretion.named_about(deployment, subjects))
+    except Explained:
+        found = (replace(one, detail=masked_error(one.detail)) for one in report.violations)
+        return replace(report, violations=(*found,))
+    hide(named)
+    return report
 
 
 def report_as_json(report: Report) -> dict[str, Any]:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from saga.commands.console import Table
     from saga.history.drawing import DrawnLine
-    from saga.history.sequence import Row
+    from saga.history.sequence import Diagram, Row
     from saga.history.trace import Overdue, Past, Trace
 
 
@@ -86,18 +86,21 @@ def trace(
     * `saga trace 9b695b7c-423b-5f77-b29e-1b10bc1cc6cc --format mermaid`
     """
     from saga.commands.console import write
+    from saga.commands.hiding import Discretion, hidden
     from saga.deployment import Deployment
     from saga.discovery import choreography
     from saga.history.drawing import as_mermaid, as_svg
     from saga.history.sequence import headline
     from saga.history.trace import trace as find
 
-    found = answer_to(find(Deployment.load(data_dir), choreography(), subject))
+    deployment = Deployment.load(data_dir)
+    found = answer_to(find(deployment, choreography(), subject))
+    Discretion(deployment, choreography()).hide(bodies_of(found))
     match TraceFormat.JSON if as_json else format:
         case TraceFormat.MERMAID:
-            write(as_mermaid(found.diagram))
+            write(as_mermaid(_discreet(found.diagram)))
         case TraceFormat.SVG:
-            write(as_svg(found.diagram, headline(found.story)))
+            write(as_svg(_discreet(found.diagram), hidden().text(headline(found.story))))
         case TraceFormat.JSON:
             print_json(found.to_json())
         case TraceFormat.TEXT:
@@ -172,15 +175,16 @@ def show(
     * `saga show 9b695b7c-423b-5f77-b29e-1b10bc1cc6cc --at 2030-01-31T12:00:00Z`
     * `saga show 9b695b7c-423b-5f77-b29e-1b10bc1cc6cc --before 241bc73d-4713-5adf-bccc-69d99eb64adb`
     """
+    from saga.commands.hiding import Discretion
     from saga.deployment import Deployment
     from saga.discovery import choreography
     from saga.history.trace import as_json as state_as_json
     from saga.history.trace import past
 
     moment = moment_of(at, "--at")
-    found = answer_to(
-        past(Deployment.load(data_dir), choreography(), subject, at=moment, before=before)
-    )
+    deployment = Deployment.load(data_dir)
+    found = answer_to(past(deployment, choreography(), subject, at=moment, before=before))
+    Discretion(deployment, choreography()).hide(fact.body for fact in found.facts)
     if as_json:
         print_json(
             {
@@ -198,6 +202,22 @@ def show(
         )
     else:
         _print_past(found)
+
+
+def bodies_of(found: Trace) -> list[bytes]:
+    """The messages that a trace tells of."""
+    return [fact.body for fact in found.facts] + [life.letter.body for life in found.lives]
+
+
+def _discreet(diagram: Diagram) -> Diagram:
+    """The diagram with its notes as they may be shown, before they are drawn: some drawings write
+    texts in a way of their own."""
+    from dataclasses import replace
+
+    from saga.commands.hiding import hidden
+
+    rows = tuple(replace(row, note=hidden().text(row.note)) for row in diagram.rows)
+    return replace(diagram, rows=rows)
 
 
 _STYLES: Final = {"happy": "green", "failure": "red", "compensation": "magenta"}

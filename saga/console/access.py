@@ -16,12 +16,13 @@ from fastapi.responses import Response
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from saga.auth.access import is_open
-from saga.auth.audit import decided
+from saga.auth.access import is_open, trail_of
+from saga.auth.audit import AuditTrail
 from saga.auth.caller import Caller, How, NotAllowed
 from saga.auth.keys import SCOPE, ApiKeys, KeysError
 from saga.auth.scopes import action_of
 from saga.auth.settings import is_loopback
+from saga.console import NAME
 from saga.console.live import is_live
 from saga.console.oidc import LoginProvider
 from saga.console.sessions import LoginSession, Sessions, random_id
@@ -31,7 +32,6 @@ from saga.runtime.doors import SAFE_METHODS
 from saga.runtime.metrics import refused
 from saga.runtime.problem import Problem
 from saga.runtime.settings import SettingsError
-from saga.text import harmless
 
 if TYPE_CHECKING:
     from saga.console.site import Site
@@ -40,10 +40,8 @@ CSRF: Final = "csrf"
 """The field that each form has, with what its page was given for it."""
 PERSONAL: Final = "personal:read"
 """What it takes to see what messages say."""
-NAME_MAX: Final = 100
-"""Characters of a user's name, and of what their provider calls them, in records."""
 _BY_PROXIES: Final = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto")
-_SESSION, _CSRF = "session", "csrf"
+_SESSION, _CSRF, _REACHED = "session", "csrf", "reached"
 
 
 class PageNeeds:
@@ -61,6 +59,7 @@ class PageNeeds:
     async def __call__(self, request: Request) -> None:
         """Raises `NotLoggedIn`, and `Problem` for who may not."""
         site: Site = request.app.state.site
+        _reached(request)
         if site.access is None:
             return
         session = session_of(request)
@@ -87,7 +86,7 @@ class PageNeeds:
             return "this form is from no page that you were given here: load its page again"
         for scope in self.scopes:
             if not session.caller.may(scope):
-                return f"that takes the scope {scope}, which {person(session.caller)} has not"
+                return f"that takes the scope {scope}, which {session.caller.recorded_as} has not"
         return ""
 
     def _note(
@@ -95,7 +94,10 @@ class PageNeeds:
     ) -> None:
         about = request.path_params
         subject = next((str(about[name]) for name in ("subject", "number") if name in about), None)
-        decided(
+        site: Site = request.app.state.site
+        if site.access is None:
+            return
+        site.access.trail.decided(
             caller,
             action=action_of(request),
             scope=" ".join(self.scopes),
@@ -110,7 +112,13 @@ class PageNeeds:
 class Everyone:
     """Marks a route as open: it is needed before a login, and shows nothing of the system."""
 
-    async def __call__(self) -> None: ...
+    async def __call__(self, request: Request) -> None:
+        _reached(request)
+
+
+def _reached(request: Request) -> None:
+    """A route decides who may; what reaches none is written down by the `Doorkeeper`."""
+    request.scope.setdefault("state", {})[_REACHED] = True
 
 
 EVERYONE: Final = Depends(Everyone())
@@ -146,9 +154,16 @@ class ConsoleAccess:
     """Who is logged in at a console, and how they log in: at a provider, by an API key, or both."""
 
     def __init__(
-        self, sessions: Sessions, *, provider: LoginProvider | None, keys: ApiKeys | None
+        self,
+        sessions: Sessions,
+        trail: AuditTrail,
+        *,
+        provider: LoginProvider | None,
+        keys: ApiKeys | None,
     ) -> None:
         self.sessions = sessions
+        self.trail = trail
+        """Where it is written down who was let in, and who was not."""
         self.provider = provider
         self.keys = keys
 
@@ -230,12 +245,13 @@ def access_of(settings: ConsoleSettings) -> ConsoleAccess | None:
     sessions = Sessions(
         settings.console_session_idle_minutes * 60, settings.console_session_hours * 3600
     )
-    return ConsoleAccess(sessions, provider=provider, keys=keys)
+    return ConsoleAccess(sessions, trail_of(settings, NAME), provider=provider, keys=keys)
 
 
 class Doorkeeper:
     """Middleware: finds out who asks, has the records name them, and takes from each form what
-    proves that it comes from a page of theirs."""
+    proves that it comes from a page of theirs. A request that no route takes, because of its path
+    or its body, it writes down."""
 
     def __init__(self, app: ASGIApp, access: ConsoleAccess) -> None:
         self._app = app
@@ -252,8 +268,27 @@ class Doorkeeper:
         if scope["method"] not in SAFE_METHODS:
             body, state[_CSRF] = _without_csrf(await request.body())
             receive = _given(body, receive)
-        with acting_as(None if session is None else person(session.caller)):
-            await self._app(scope, receive, send)
+        status = 0
+
+        async def noted(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            with acting_as(None if session is None else session.caller.recorded_as):
+                await self._app(scope, receive, noted)
+        finally:
+            if session is not None and _REACHED not in state:
+                self._access.trail.decided(
+                    session.caller,
+                    action=action_of(request),
+                    scope="",
+                    allowed=False,
+                    reason=f"answered {status}" if status else "not answered",
+                    address=address_of(request),
+                )
 
 
 def _without_csrf(body: bytes) -> tuple[bytes, str]:
@@ -295,13 +330,6 @@ def is_form_of_browser(request: Request, access: ConsoleAccess) -> bool:
 def browser_id_of(request: Request, access: ConsoleAccess) -> str:
     """What stands for a browser in which no user is logged in; new if it has none."""
     return access.browser_id(request) or random_id()
-
-
-def person(caller: Caller) -> str:
-    """Who acts, for records: first what is unique, then what they call themselves."""
-    subject = harmless(caller.subject)[:NAME_MAX]
-    name = harmless(caller.name)[:NAME_MAX]
-    return f"{subject} ({name})" if name and name != subject else subject
 
 
 def address_of(request: Request) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hmac
 import logging
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Final
@@ -32,7 +32,10 @@ from saga.runtime.tls import trusted
 log = logging.getLogger(__name__)
 
 LOGINS_MAX: Final = 1_000
-"""Logins that have begun and not ended; beyond, the oldest is forgotten."""
+"""Logins that have begun and not ended; beyond, the first one is forgotten of the address that has
+begun the most."""
+LOGINS_OF_ADDRESS_MAX: Final = 50
+"""The same of one network address; beyond, its first one is forgotten."""
 LOGIN_SECONDS: Final = 600.0
 """How long an operator may take at the provider."""
 ASK_SECONDS: Final = 5.0
@@ -64,6 +67,8 @@ class BegunLogin:
     redirect_uri: str
     page: str
     """The page to show afterwards."""
+    address: str
+    """Where it was begun: the network address."""
     ends_at: float
 
 
@@ -140,16 +145,21 @@ class LoginProvider:
 
     # --- there -----------------------------------------------------------------------------------
 
-    async def begin(self, browser: str, redirect_uri: str, page: str) -> str:
-        """The address to send the browser to. Raises `LoginError`."""
+    async def begin(self, browser: str, redirect_uri: str, page: str, address: str) -> str:
+        """The address to send the browser to, which asks from a network `address`. Raises
+        `LoginError`."""
         provider = await self._document()
         state, verifier = random_id(), random_id()
         login = BegunLogin(
-            browser, random_id(), verifier, redirect_uri, page, self._clock() + LOGIN_SECONDS
+            browser,
+            random_id(),
+            verifier,
+            redirect_uri,
+            page,
+            address,
+            self._clock() + LOGIN_SECONDS,
         )
-        self._begun[state] = login
-        while len(self._begun) > LOGINS_MAX:
-            self._begun.popitem(last=False)
+        self._remember(state, login)
         asking = OAuth2Client(
             None,
             client_id=self._client_id,
@@ -157,13 +167,29 @@ class LoginProvider:
             redirect_uri=redirect_uri,
             code_challenge_method="S256",
         )
-        address, _ = asking.create_authorization_url(
+        leads_to, _ = asking.create_authorization_url(
             provider.authorization_endpoint,
             state=state,
             code_verifier=verifier,
             nonce=login.nonce,
         )
-        return str(address)
+        return str(leads_to)
+
+    def _remember(self, state: str, login: BegunLogin) -> None:
+        """Keep a login that was begun. Who begins too many loses the first of their own, so that no
+        stranger ends another's."""
+        now = self._clock()
+        while self._begun and next(iter(self._begun.values())).ends_at <= now:
+            self._begun.popitem(last=False)
+        self._begun[state] = login
+        count = Counter(begun.address for begun in self._begun.values())
+        if count[login.address] > LOGINS_OF_ADDRESS_MAX:
+            self._drop_first_of(login.address)
+        elif len(self._begun) > LOGINS_MAX:
+            self._drop_first_of(count.most_common(1)[0][0])
+
+    def _drop_first_of(self, address: str) -> None:
+        del self._begun[next(s for s, begun in self._begun.items() if begun.address == address)]
 
     # --- and back --------------------------------------------------------------------------------
 

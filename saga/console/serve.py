@@ -6,8 +6,6 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
-from saga.auth.access import keep_trail
-from saga.console import NAME
 from saga.console.access import access_of
 from saga.console.app import create
 from saga.console.live import Ticker
@@ -24,8 +22,6 @@ async def serving(watched: Watched, settings: ConsoleSettings) -> AsyncIterator[
     """Serve the console until the end of the block; gives its address. Raises `OSError` for a port
     that is in use, and `SettingsError` where no user could log in."""
     access = access_of(settings)
-    if access is not None:
-        keep_trail(settings, NAME)
     site = Site(
         watched,
         Ticker(),

@@ -19,7 +19,7 @@ from fastapi.responses import HTMLResponse
 from markupsafe import Markup
 from starlette.requests import Request
 
-from saga.console.access import CSRF, PERSONAL, ConsoleAccess, person, session_of
+from saga.console.access import CSRF, PERSONAL, ConsoleAccess, session_of
 from saga.console.letters import WatchedLetters
 from saga.console.live import Ticker
 from saga.console.lookout import SystemWatcher
@@ -174,7 +174,7 @@ class Site:
             "command": command,
             "now": datetime.now(UTC),
             "logs_in": self.access is not None,
-            "person": None if session is None else person(session.caller),
+            "person": None if session is None else session.caller.recorded_as,
             "csrf_field": Markup("") if session is None else csrf_field(session.csrf),
             "may": may,
             "changes": any(map(may, CHANGING)),

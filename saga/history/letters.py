@@ -41,7 +41,7 @@ def lives_of(url: str | None, subject: str) -> list[Life]:
             return []
         return [
             Life(letter, _deaths(store, letter), store.replays.of_letter(letter.number))
-            for letter in store.find(Selection(subject=subject), contents=False)
+            for letter in store.find(Selection(subject=subject))
         ]
 
 

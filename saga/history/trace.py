@@ -158,6 +158,8 @@ class Past:
     states: Mapping[str, Sequence[State]]
     events: int
     """How many events about it there were by then."""
+    facts: Sequence[Fact] = ()
+    """All events about it, of whatever time."""
 
 
 async def trace(
@@ -285,7 +287,7 @@ def past_of(
         ]
         for participant in graph.in_python
     }
-    return Past(subject, story.summary, story.view, states, len(events))
+    return Past(subject, story.summary, story.view, states, len(events), facts)
 
 
 def facts_of(facts: Sequence[Fact], events: Sequence[Envelope[Any]]) -> list[Fact]:

@@ -13,7 +13,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 from typing import Any, Final
 
@@ -31,6 +31,7 @@ from saga.history.archive import Archive
 from saga.history.sources import Sources
 from saga.history.story import missing_numbers
 from saga.message import Answer, Command, Priority
+from saga.personal.seal import shown
 from saga.runtime.kernel.fold import Fold, is_shared
 from saga.runtime.kernel.opening import read_database
 from saga.runtime.kernel.rows import UnreadableRow
@@ -63,6 +64,10 @@ class Difference:
     @property
     def identity(self) -> tuple[str, ...]:
         return self.participant, self.table, self.key, self.column
+
+    def masked(self) -> Difference:
+        """The same without what the column holds, which is a name."""
+        return replace(self, live=shown(self.live), history=shown(self.history))
 
 
 @dataclass

@@ -61,6 +61,7 @@ from saga.runtime.messaging.connection import BrokerError, connect
 from saga.runtime.messaging.permissions import OPERATOR, users_of
 from saga.runtime.messaging.topology import TopologyError, queues_of
 from saga.runtime.settings import (
+    ClientTlsSettings,
     HttpSettings,
     PersonalSettings,
     Sealing,
@@ -270,10 +271,16 @@ class System:
             outside_urls=outside_urls_in(self.folder, saga().outside),
             inbox_days=float(self._environment.get("INBOX_DAYS") or load(Settings).inbox_days),
             dead_letters_url=dead_letters_url_in(self.folder),
+            http_ca_file=self._authority(),
             **self._places_of_persons(),
         )
         self._deployment.save(self.folder)
         await self._put_back()
+
+    def _authority(self) -> Path | None:
+        """Whom commands have to trust to ask the services."""
+        file = self._environment.get("HTTP_CA_FILE") or load(ClientTlsSettings).http_ca_file
+        return None if file is None else Path(file).absolute()
 
     def _places_of_persons(self) -> dict[str, Any]:
         personal = self._personal()

@@ -14,6 +14,8 @@ from saga.past import guesses
 from saga.past.findings import DifferenceGroup, DifferenceKind
 from saga.past.recorded import SHOWN_MAX_CHARACTERS, RecordedEvent
 from saga.past.steps import StepAgain, StepNote, Steps
+from saga.personal.marks import with_personal
+from saga.personal.seal import shown
 from saga.runtime.kernel.step import cause_among_commands, due_source_of, id_among_causes
 
 
@@ -193,7 +195,7 @@ class Comparing:
             decided = found.step.published[number].newest()
             recorded = self._part.own[found.step.way.at + number].envelope.data
             names[f"{name} of {decided.type}"] = None
-            now, then = _shown(getattr(decided, name, None)), _shown(getattr(recorded, name))
+            now, then = _shown(decided, name), _shown(recorded, name)
             values.append(f"{name} {now} instead of {then}")
         return ", ".join(names), ", ".join(values)
 
@@ -224,5 +226,7 @@ def _what(message: Message) -> str:
     return message.type if isinstance(message, Command) else type(message).__name__
 
 
-def _shown(value: Any) -> str:
+def _shown(message: Message, name: str) -> str:
+    """What a message has in a field, but for whom it names."""
+    value = getattr(with_personal(message, shown), name, None)
     return str(value)[:SHOWN_MAX_CHARACTERS] if value is not None else "nothing"

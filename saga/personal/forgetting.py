@@ -269,7 +269,7 @@ class Forgetter:
         await asyncio.sleep(wait_seconds)
 
     async def _say_what_began(self, outcome: Outcome, before: Whom) -> None:
-        """Name what began while the key was being destroyed: by a command that somebody had sealed
+        """Name what began while the key was being destroyed: by a command that was sealed
         before, and that came late. It goes on under the sealed text."""
         why = await self._lookup.not_recorded(before.person.person_id)
         if why:
@@ -287,7 +287,7 @@ class Forgetter:
             shown = ", ".join(began[:LISTED_MAX]) + (", …" if len(began) > LISTED_MAX else "")
             outcome.left.append(
                 f"{len(began)} sagas began while the key was destroyed, and go on under the sealed "
-                f"text: nobody can be told by name how they end, so look at them: {shown}"
+                f"text: no customer can be told by name how they end, so look at them: {shown}"
             )
 
     def _take_out(self, outcome: Outcome) -> None:

@@ -75,7 +75,7 @@ class ClearReport:
     places: list[InClear] = field(default_factory=list)
     """With such values."""
     looked_at: dict[str, int] = field(default_factory=dict)
-    """By place, how many events, letters or rows were looked at."""
+    """Keyed by place: how many events, letters or rows were looked at."""
     unseen: list[tuple[str, str]] = field(default_factory=list)
     """Names of places, and why these were not looked at."""
     elsewhere: list[tuple[str, str]] = field(default_factory=list)

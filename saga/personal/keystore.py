@@ -340,8 +340,8 @@ class _Server:
 
 
 class KeyStore:
-    """Seals and opens. Safe to call from several threads; every call but `known` may block for as
-    long as the database takes."""
+    """Seals and opens. Safe to call from several threads; every call but `known` and `opened`
+    may block for as long as the database takes."""
 
     def __init__(
         self,
@@ -526,7 +526,7 @@ class KeyStore:
 
     def retire(self, person_id: str) -> None:
         """Have nothing new sealed under a person's key, which still opens what was: who comes under
-        the same name is somebody new. Other processes may go on for `cache_seconds` more. Once
+        the same name is a new person. Other processes may go on for `cache_seconds` more. Once
         more, it changes nothing. Raises `KeyStoreAway`."""
         statement = (
             sa.update(persons_table)

@@ -113,7 +113,7 @@ def personal_values(message: BaseModel) -> list[str]:
             if isinstance(value, str) and value:
                 found.append(value)
         else:
-            _changed(message, path, note)
+            changed_at(message, path, note)
     return found
 
 
@@ -140,7 +140,7 @@ def values_in_state(state: Any) -> list[str]:
         return value
 
     for name, *path in personal_state_fields(type(state)):
-        _changed(getattr(state, name), tuple(path), note)
+        changed_at(getattr(state, name), tuple(path), note)
     return found
 
 
@@ -149,7 +149,7 @@ def with_personal(message: M, change: Callable[[str], str]) -> M:
     is. Nothing is validated again: a sealed text is taken wherever a clear one was."""
     whole: Any = message
     for path in personal_fields(type(message)):
-        whole = _changed(whole, path, change)
+        whole = changed_at(whole, path, change)
     changed: M = whole
     return changed
 
@@ -160,28 +160,41 @@ def document_with_personal(
     """What JSON has of a message of this class, whether that is a valid one or not, with the texts
     in its personal fields changed."""
     for path in personal_fields(kind):
-        document = _changed(document, path, change)
+        document = changed_at(document, path, change)
     return document
 
 
-def _changed(value: Any, path: Path, change: Callable[[str], str]) -> Any:
-    """`value` with what is at `path` in it changed; itself where nothing is."""
+def changed_at(value: Any, path: Path, change: Callable[[str], str]) -> Any:
+    """`value` with what is at `path` in it changed; itself where nothing is. What JSON has there
+    in the place of a text is no value of the field, and may hold names in any of its texts."""
     if not path:
-        return change(value) if isinstance(value, str) and value else value
+        return changed_texts(value, change)
     step, rest = path[0], path[1:]
     if step != EACH:
         if isinstance(value, dict):  # As JSON has it.
-            return value | {step: _changed(value[step], rest, change)} if step in value else value
+            return value | {step: changed_at(value[step], rest, change)} if step in value else value
         if not isinstance(value, BaseModel) or step not in type(value).model_fields:
             return value  # Another one of a union.
         before = getattr(value, step)
-        after = _changed(before, rest, change)
+        after = changed_at(before, rest, change)
         return value if after is before else value.model_copy(update={step: after})
     if isinstance(value, dict):
-        pairs = {key: _changed(each, rest, change) for key, each in value.items()}
+        pairs = {key: changed_at(each, rest, change) for key, each in value.items()}
         return value if all(pairs[key] is value[key] for key in pairs) else pairs
     if isinstance(value, list | tuple | set | frozenset):
-        parts = [_changed(each, rest, change) for each in value]
+        parts = [changed_at(each, rest, change) for each in value]
         same = all(a is b for a, b in zip(parts, value, strict=True))
         return value if same else type(value)(parts)
+    return value
+
+
+def changed_texts(value: Any, change: Callable[[str], str]) -> Any:
+    """A JSON value with each text in it changed, but for the empty ones, which tell nothing, and
+    the names of an object's members."""
+    if isinstance(value, str):
+        return change(value) if value else value
+    if isinstance(value, dict):
+        return {name: changed_texts(each, change) for name, each in value.items()}
+    if isinstance(value, list):
+        return [changed_texts(each, change) for each in value]
     return value

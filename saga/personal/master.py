@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import secrets
 from hashlib import sha256
 from typing import Final
 
@@ -17,7 +18,13 @@ from saga.errors import Explained
 MASTER_MIN_BYTES: Final = 32
 MASTER_KEYS_MAX: Final = 16
 """Lines: the newest, and those before it that still wrap something."""
+_NEW_BYTES: Final = 48
 _HOW: Final = "make one with: openssl rand -base64 48"
+
+
+def new_master_key() -> str:
+    """The text of a file with a key that is new."""
+    return base64.b64encode(secrets.token_bytes(_NEW_BYTES)).decode() + "\n"
 
 
 class MasterKeyError(Explained):

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-import secrets
 from pathlib import Path
 from typing import Final
 
 from saga.personal.keystore import KeyStore, KeyStoreError
-from saga.personal.master import MasterKeyError, MasterKeys
+from saga.personal.master import MasterKeyError, MasterKeys, new_master_key
 from saga.runtime.files import write_whole
 from saga.runtime.kernel.opening import database_file
 from saga.runtime.settings import PersonalSettings
@@ -45,8 +43,7 @@ def made_key(folder: Path) -> Path:
     this machine. Raises `OSError`."""
     file = folder / KEY_FILE
     if not file.exists():
-        key = base64.b64encode(secrets.token_bytes(48)).decode()
-        write_whole(file, f"{key}\n", 0o600)
+        write_whole(file, new_master_key(), 0o600)
     return file
 
 

@@ -8,6 +8,7 @@ transaction.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +23,7 @@ from saga.personal.keystore import KeyStore, KeyStoreAway, KeyStoreError
 from saga.personal.marks import personal_values, with_personal
 from saga.personal.master import MasterKeyError
 from saga.personal.opening import open_store
-from saga.personal.seal import Unsealable, sealed
+from saga.personal.seal import Forgotten, Unsealable, sealed
 from saga.runtime.retry_loop import RetryLoop
 from saga.runtime.settings import PersonalSettings, Sealing
 
@@ -107,6 +108,23 @@ class Persons:
                 found[value] = known
         return _with(message, found)
 
+    def opens_at_once(self, message: BaseModel) -> bool:
+        """Whether the sealed values of a message are known to be this key store's, without asking
+        it. Raises `Unsealable` where one is known not to be."""
+        return all(
+            self._store is not None and self._store.opened(value) is not None
+            for value in personal_values(message)
+            if sealed(value)
+        )
+
+    async def check_sealed(self, message: BaseModel) -> None:
+        """Let no text pass for a sealed value that only looks like one. What was sealed of who is
+        forgotten is one. Raises `Unsealable` and `SealingAway`."""
+        for value in personal_values(message):
+            if sealed(value):
+                with contextlib.suppress(Forgotten):
+                    await self.open_now(value)
+
     async def as_given(self, message: M) -> M:
         """The message as it is to be published: sealed where this process seals. Raises as
         `seal_message` does."""
@@ -176,7 +194,10 @@ class Persons:
         """Where nothing is sealed, no keys are to come, and any client may write a text that
         only looks sealed: it is not waited for. Raises `Unsealable`."""
         if not self.sealing and not isinstance(error, KeyStoreAway):
-            raise Unsealable(f"it looks like a sealed value, and nothing is sealed here: {error}")
+            raise Unsealable(
+                "a text looks like a sealed value, and nothing is sealed here; name the person in "
+                "clear"
+            ) from error
 
     async def texts_of(self, value: str) -> tuple[str, ...]:
         """The texts that stand for a clear value: itself, as from before anything was sealed, and

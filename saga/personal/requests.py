@@ -82,7 +82,7 @@ def waiting_for(folder: Path, person_id: str) -> Request | None:
 
 
 def problems_in(folder: Path) -> tuple[str, ...]:
-    """What somebody should look into: that requests wait, or that it cannot be told."""
+    """What an operator should look into: that requests wait, or that it cannot be told."""
     try:
         waiting = waiting_in(folder)
     except RequestsError as error:

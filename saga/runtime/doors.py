@@ -31,7 +31,7 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-from saga.auth.access import Access
+from saga.auth.access import Access, trail_of
 from saga.auth.gate import Gate
 from saga.runtime.metrics import refused
 from saga.runtime.problem import Problem, headers_too_long, short, too_many, unavailable
@@ -54,15 +54,23 @@ _IPV6_NETWORK_BITS: Final = 64
 _HOST: Final = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^:\[\]/?#@\s]+)(?::\d*)?")
 
 
-def guard(app: FastAPI, settings: HttpSettings, access: Access | None = None) -> None:
-    """Put all of them around the application; `access` knows its callers."""
+def guard(
+    app: FastAPI, settings: HttpSettings, access: Access | None = None, *, process: str = "saga"
+) -> None:
+    """Put all of them around the application; `access` knows its callers, and what they may is kept
+    in the audit trail of the `process`. Raises `SettingsError`."""
     names = [*settings.allowed_hosts, settings.http_host, socket.gethostname()]
     # The last one that is added is the first one that is asked.
     app.add_middleware(Heads)
     app.add_middleware(Deadline, seconds=settings.http_answer_seconds)
     app.add_middleware(Bodies, max_bytes=settings.body_max_bytes)
     if access is not None:
-        app.add_middleware(Gate, access=access, per_second=settings.auth_requests_per_second)
+        app.add_middleware(
+            Gate,
+            access=access,
+            trail=trail_of(settings, process),
+            per_second=settings.auth_requests_per_second,
+        )
     app.add_middleware(Visitors, allowed=names)
     app.add_middleware(Sizes, max_bytes=settings.http_headers_max_bytes)
     if settings.http_requests_per_second:
@@ -128,7 +136,7 @@ class Callers:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] not in UNCOUNTED:
-            caller = _caller(scope)
+            caller = network_of(scope)
             wait_seconds = self._rates.wait_seconds(caller)
             if wait_seconds > 0:
                 refused("address_rate")
@@ -148,7 +156,7 @@ class Callers:
         return too_many(self._per_second, caller, wait_seconds)
 
 
-def _caller(scope: Scope) -> str:
+def network_of(scope: Scope) -> str:
     """Who asks: an address, or, of IPv6, a network."""
     host: str = (scope.get("client") or ("unknown",))[0]
     if ":" not in host:

@@ -13,6 +13,7 @@ from fastapi import APIRouter, Path, Query
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.engine import Connection
 
+from saga.auth.caller import Caller, How
 from saga.auth.scopes import needs
 from saga.choreography import State
 from saga.limits import TEXT_MAX_BYTES, Plain
@@ -39,12 +40,24 @@ Key = Annotated[Plain, Path(max_length=TEXT_MAX_BYTES)]
 
 
 class BringForward(BaseModel):
-    """Who wants what is due done now, and why: kept in the audit record."""
+    """Why what is due is to be done now, and who says so: kept in the audit record.
+
+    Where callers are known, the record names the caller, and `who` is no more than a part of the
+    reason.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
     who: Annotated[Plain, Field(min_length=1, max_length=WHO_MAX)]
     reason: Annotated[Plain, Field(min_length=1, max_length=REASON_MAX)]
+
+    def of(self, caller: Caller) -> ForwardRequest:
+        """The wish as it is recorded."""
+        if caller.how is How.OFF:
+            return ForwardRequest(self.who, self.reason)
+        return ForwardRequest(
+            caller.recorded_as, f"{self.reason} (for {self.who}, as the caller says)"
+        )
 
 
 class DueView(BaseModel):
@@ -106,20 +119,21 @@ def routes(running: Running, kinds: Iterable[type[State]]) -> APIRouter:
             _bringing_forward(running, kind),
             methods=["POST"],
             responses=problems(404, 409, 500, *WITH_BODY),
-            dependencies=[needs("dues:write")],
         )
     return router
 
 
 def _bringing_forward(
     running: Running, kind: type[State]
-) -> Callable[[str, BringForward], Awaitable[BroughtForward]]:
-    async def bring_forward(key: Key, wish: BringForward) -> BroughtForward:
+) -> Callable[[str, BringForward, Caller], Awaitable[BroughtForward]]:
+    async def bring_forward(
+        key: Key, wish: BringForward, caller: Annotated[Caller, needs("dues:write")]
+    ) -> BroughtForward:
         """Do now what is due about one state later; 404 if nothing is, 409 if something else is
         faster. Who wants it and why is kept, with the result."""
         table = running.tables.states[kind]
         found = await answer_from(running.database, lambda connection: table.find(connection, key))
-        firing = found and Firing.of(found, brought_forward=ForwardRequest(wish.who, wish.reason))
+        firing = found and Firing.of(found, brought_forward=wish.of(caller))
         if firing is None:
             raise Problem(404, f"nothing is due about {kind.__name__} {short(key)!r}")
         what = f"{firing.due.command.type} about {kind.__name__} {short(key)!r}"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter
@@ -19,10 +19,12 @@ from pydantic import BaseModel
 
 from saga.auth.caller import Caller
 from saga.personal.marks import Personal, personal_fields, personal_values, with_personal
+from saga.personal.masks import Hidden, Masks
 from saga.personal.persons import Persons, SealingAway
 from saga.personal.seal import Forgotten, Unsealable, sealed, shown
 from saga.runtime.problem import Problem, unavailable
 from saga.runtime.settings import PersonalShown
+from saga.runtime.telemetry import NAMED
 
 MayRead = Callable[[str], bool]
 """Whether the caller may read this value, which is given in clear."""
@@ -31,7 +33,7 @@ MAY_READ: ContextVar[MayRead | None] = ContextVar("may_read", default=None)
 """Of the request that is answered: set by what knows its caller, from a dependency that is async.
 Without it `PERSONAL_SHOWN` decides."""
 
-_PERSONS: ContextVar[Persons | None] = ContextVar("persons", default=None)
+_ASKED: ContextVar[_Asked | None] = ContextVar("asked", default=None)
 _LOOKING_UP: Final = frozenset({"GET", "HEAD"})
 
 
@@ -39,32 +41,52 @@ async def texts_of(value: str) -> tuple[str, ...]:
     """The texts to look for where a request asks for what belongs to a person: the clear value,
     as from before anything was sealed, and its sealed form. Raises `Problem` while the key store
     is away."""
-    persons = _PERSONS.get()
-    if persons is None or sealed(value):
+    asked = _ASKED.get()
+    if asked is None or not asked.persons.sealing or sealed(value):
         return (value,)
     try:
-        return await persons.texts_of(value)
+        return await asked.persons.texts_of(value)
     except SealingAway as error:
         raise unavailable(f"{error}; try again later") from error
 
 
 def guarded(router: APIRouter, persons: Persons) -> APIRouter:
-    """The router, whose routes see sealed values only. Nothing changes where nothing is sealed."""
-    if persons.sealing:
-        for route in router.routes:
-            if isinstance(route, APIRoute):
-                _guard(route, persons)
+    """The router, whose routes see sealed values only, if these are sealed here, and whose answers
+    show others' values to who may read them."""
+    for route in router.routes:
+        if isinstance(route, APIRoute):
+            _guard(route, persons)
     return router
 
 
+async def data_as_shown(masks: Masks, type_: str, data: Any) -> Any:
+    """The data of a message of that type as the caller may see it, of the request that is being
+    answered by a route that is `guarded`."""
+    asked = _ASKED.get()
+    if asked is None:
+        return masks.changed(type_, data, shown)
+    if asked.shows_all():
+        return data
+    found: dict[str, str] = {}
+
+    def note(value: str) -> str:
+        found[value] = value
+        return value
+
+    masks.changed(type_, data, note)
+    for value in found:
+        found[value] = await asked.readable(value)
+    return masks.changed(type_, data, lambda value: found[value])
+
+
 async def seal_given(persons: Persons, message: BaseModel) -> Any:
-    """A command or a body as it is given by a caller, sealed. Raises `Problem`: 503 while nothing
-    can be sealed, 422 for what cannot."""
+    """A command or a body as it is given by a caller, sealed where values are. Raises `Problem`:
+    503 while nothing can be sealed, 422 for what cannot, or only looks sealed."""
     try:
         for value in personal_values(message):
             if sealed(value):  # No client may pass off its own text as a sealed one.
                 await persons.open_now(value)
-        return await persons.seal_message(message)
+        return await persons.as_given(message)
     except SealingAway as error:
         raise unavailable(f"{error}; try again later") from error
     except Forgotten as error:
@@ -90,18 +112,21 @@ def _guard(route: APIRoute, persons: Persons) -> None:
 
     @functools.wraps(endpoint)
     async def sealed_endpoint(**given: Any) -> Any:
-        _PERSONS.set(persons)
         named = frozenset(value for value in _named_in(given, marked) if not sealed(value))
+        asked = _Asked(persons, named)
+        _ASKED.set(asked)
+        if named:
+            NAMED.set(Hidden(named))
         if not looking_up:
             given = {
                 name: await _sealed(persons, value, name in marked) for name, value in given.items()
             }
-        # After the bodies, in which a new person may be named.
-        for name, value in given.items():
-            if isinstance(value, Caller) and value.owner is not None:
-                texts = await texts_of(value.owner)
-                given[name] = replace(value, sealed_owner=texts[-1])
-        return await _for_reader(persons, await endpoint(**given), named)
+        if persons.sealing:  # After the bodies, in which a person may be new.
+            for name, value in given.items():
+                if isinstance(value, Caller) and value.owner is not None:
+                    texts = await texts_of(value.owner)
+                    given[name] = replace(value, sealed_owner=texts[-1])
+        return await _for_reader(asked, await endpoint(**given))
 
     route.endpoint = route.dependant.call = sealed_endpoint
 
@@ -131,27 +156,41 @@ class _Given(BaseModel):
     value: Annotated[str, Personal]
 
 
-async def _for_reader(persons: Persons, answer: Any, named: frozenset[str]) -> Any:
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What a request is answered with regard to."""
+
+    persons: Persons
+    named: frozenset[str]
+    """The personal values that it gave in clear."""
+
+    def shows_all(self) -> bool:
+        """Whether nothing has to be opened or masked: nothing is sealed, and `AUTH`
+        is off."""
+        return MAY_READ.get() is None and not self.persons.sealing
+
+    async def readable(self, value: str) -> str:
+        """A value as the caller may see it."""
+        try:
+            clear = await self.persons.open_now(value)
+        except (SealingAway, Forgotten, Unsealable):
+            return shown(value)
+        may_read = MAY_READ.get() or _by_settings(self.persons)
+        return clear if clear in self.named or may_read(clear) else shown(value)
+
+
+async def _for_reader(asked: _Asked, answer: Any) -> Any:
     """An answer as its reader may see it."""
     if isinstance(answer, list):
-        return [await _for_reader(persons, each, named) for each in answer]
-    if not isinstance(answer, BaseModel) or not personal_fields(type(answer)):
+        return [await _for_reader(asked, each) for each in answer]
+    if not isinstance(answer, BaseModel) or not personal_fields(type(answer)) or asked.shows_all():
         return answer
-    readable = {
-        value: await _readable(persons, value, named) for value in {*personal_values(answer)}
-    }
+    readable = {value: await asked.readable(value) for value in {*personal_values(answer)}}
     return with_personal(answer, lambda value: readable.get(value, value))
 
 
-async def _readable(persons: Persons, value: str, named: frozenset[str]) -> str:
-    may_read = MAY_READ.get() or _by_settings(persons)
-    try:
-        clear = await persons.open_now(value)
-    except (SealingAway, Forgotten, Unsealable):
-        return shown(value)
-    return clear if clear in named or may_read(clear) else shown(value)
-
-
 def _by_settings(persons: Persons) -> MayRead:
-    clear = persons.settings.personal_shown is PersonalShown.CLEAR
+    """Whether values are shown where `AUTH` is off: those in clear where nothing is
+    sealed, and else as `PERSONAL_SHOWN` says."""
+    clear = not persons.sealing or persons.settings.personal_shown is PersonalShown.CLEAR
     return lambda _: clear

@@ -106,7 +106,7 @@ async def run(process: Process, settings: Settings) -> None:
         listener = stack.enter_context(
             listen(settings.http_host, settings.http_port, way_out="HTTP_HOST or HTTP_PORT")
         )
-        entrance = Entrance(starting_app(f"{name} service", settings))
+        entrance = Entrance(starting_app(name, settings))
         server = Server(
             entrance,
             connections_max=settings.http_connections_max,

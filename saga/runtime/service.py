@@ -115,7 +115,7 @@ class Running:
         data of the command cannot be sealed, with nothing of it kept.
         """
         self._check()
-        if self.persons is not None and self.persons.sealing:
+        if self.persons is not None:
             command = await seal_given(self.persons, command)
         return await self.kernel.give(command, id=id, priority=priority)
 
@@ -281,6 +281,7 @@ def process_of(
             settings,
             readiness=readiness,
             before_scrape=lambda: _read_figures(name, running, figures),
+            process=name,
         )
         for routes in routes_of(service):
             serve_routes(app, guarded(routes(running), persons))

@@ -17,6 +17,8 @@ from enum import StrEnum
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
+from saga.personal.masks import Hidden
+from saga.personal.seal import masked_in
 from saga.runtime.urls import without_passwords
 from saga.text import harmless
 
@@ -27,6 +29,8 @@ log = logging.getLogger(__name__)
 
 ABOUT: Final[ContextVar[Envelope[Any] | None]] = ContextVar("about", default=None)
 """The message that the current task works on."""
+NAMED: Final[ContextVar[Hidden | None]] = ContextVar("named", default=None)
+"""Whom the request that is answered names."""
 STACK_MAX_CHARACTERS: Final = 8_000
 """The end of a traceback says most, so that is what is kept of a longer one."""
 
@@ -62,7 +66,8 @@ class JsonFormatter(logging.Formatter):
                 "message": str(error),
                 "stack": self.formatException(record.exc_info)[-STACK_MAX_CHARACTERS:],
             }
-        return without_passwords(json.dumps(document))  # In ASCII: nothing a terminal obeys.
+        # In ASCII: nothing a terminal obeys.
+        return without_passwords(_naming_nobody(record, json.dumps(document)))
 
 
 class TextFormatter(logging.Formatter):
@@ -75,7 +80,7 @@ class TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         about = " ".join(f"{name}={value}" for name, value in _about(record).items())
         record.about = f" [{about}]" if about else ""
-        return without_passwords(super().format(record))
+        return without_passwords(_naming_nobody(record, super().format(record)))
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's own name
         return harmless(super().formatMessage(record))
@@ -116,6 +121,13 @@ def give_up(service: str, error: Exception) -> NoReturn:
 
 def _for_people(format: LogFormat) -> bool:
     return format is LogFormat.TEXT or (format is LogFormat.AUTO and sys.stderr.isatty())
+
+
+def _naming_nobody(record: logging.LogRecord, text: str) -> str:
+    """A record's text, a traceback in it for instance, without the values that its message or its
+    request is known to name, and with short marks in the place of sealed ones."""
+    named: Hidden | None = getattr(record, "hidden", None) or NAMED.get()
+    return masked_in(text) if named is None else named.text(text)
 
 
 def _about(record: logging.LogRecord) -> dict[str, str]:

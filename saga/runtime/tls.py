@@ -7,12 +7,15 @@ restart.
 from __future__ import annotations
 
 import ssl
+from contextvars import ContextVar
 from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
 from saga.runtime.settings import ClientTlsSettings, HttpSettings, SettingsError, load
 
+OF_DEPLOYMENT: Final[ContextVar[Path | None]] = ContextVar("of_deployment", default=None)
+"""The authority of the deployment that was loaded last."""
 MINIMUM: Final = ssl.TLSVersion.TLSv1_2
 
 
@@ -44,9 +47,9 @@ def context_of(settings: HttpSettings) -> ssl.SSLContext | None:
 
 
 def trusted() -> ssl.SSLContext:
-    """Whom a client of the services trusts, by the environment: the authority in `HTTP_CA_FILE`,
-    else the system's. Raises `SettingsError`."""
-    file = load(ClientTlsSettings).http_ca_file
+    """Whom a client of the services trusts: the authority in `HTTP_CA_FILE` of the environment,
+    else that of the deployment, else the system's. Raises `SettingsError`."""
+    file = load(ClientTlsSettings).http_ca_file or OF_DEPLOYMENT.get()
     if file is None:
         return _trusting(None, 0)
     _check_readable("HTTP_CA_FILE", file)

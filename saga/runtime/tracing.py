@@ -28,6 +28,10 @@ from uuid import uuid4
 from pydantic_core import from_json
 
 from saga.envelope import Envelope, trace_id_of, w3c_trace
+from saga.message import Message
+from saga.personal.marks import personal_values
+from saga.personal.masks import Hidden
+from saga.personal.seal import masked_in
 from saga.runtime.messaging.frames import Delivery, Posting, Properties, properties_in
 from saga.runtime.settings import SettingsError
 from saga.version import DISTRIBUTION, engine_version
@@ -118,10 +122,14 @@ class Tracing:
             return self._start(name, self._trace.SpanKind.INTERNAL, attributes, parent)
         return self._root(name, self._trace.SpanKind.INTERNAL, attributes, envelope.subject)
 
-    def end(self, span: Span, error: Exception | None = None) -> None:
-        """The reaction's decision is committed, or will not be, because of `error`."""
+    def end(
+        self, span: Span, error: Exception | None = None, message: Message | None = None
+    ) -> None:
+        """The reaction's decision about a message is committed, or will not be, because of
+        `error`."""
         if error is not None:
-            self._fail(span, error)
+            named = Hidden(() if message is None else personal_values(message))
+            self._fail(span, error, named.text(str(error)))
         span.end()
 
     def traceparent_of(self, span: Span) -> str:
@@ -199,9 +207,9 @@ class Tracing:
         with self._current(span):
             yield
 
-    def fail(self, error: BaseException) -> None:
+    def fail(self, error: BaseException, said: str) -> None:
         """The current span ends with this error, although nothing is raised."""
-        self._fail(self._trace.get_current_span(), error)
+        self._fail(self._trace.get_current_span(), error, said)
 
     # --- parts ---------------------------------------------------------------------------------
 
@@ -243,7 +251,7 @@ class Tracing:
             self._context.detach(token)
             span.end()
 
-    def _fail(self, span: Span, error: BaseException) -> None:
+    def _fail(self, span: Span, error: BaseException, said: str | None = None) -> None:
         status = getattr(error, "status", None)  # an HTTP answer: an error only if it is ours
         if isinstance(status, int):
             span.set_attribute(_STATUS, status)
@@ -251,7 +259,8 @@ class Tracing:
                 return
         kind = type(error)
         span.set_attribute("error.type", f"{kind.__module__}.{kind.__qualname__}")
-        span.set_status(self._trace.StatusCode.ERROR, str(error))
+        text = masked_in(str(error)) if said is None else said
+        span.set_status(self._trace.StatusCode.ERROR, text)
 
     def _extract(self, traceparent: str | None) -> Context:
         carrier = {"traceparent": traceparent} if traceparent else {}

@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from saga.auth.access import access_of
-from saga.auth.scopes import NotTheirs, settle
+from saga.auth.scopes import ASKING, Asking, NotTheirs, settle
 from saga.limits import Plain
 from saga.runtime.docs import documentation
 from saga.runtime.doors import described, guard
@@ -43,6 +43,10 @@ WITH_BODY: Final = (*CHANGING, 415, 422)
 
 IdempotencyKey = Annotated[Plain | None, Header(min_length=1, max_length=128)]
 """The header of a request that, sent again, is done once."""
+
+HEALTH: Final = "health:read"
+"""The scope that it takes to be told why a process is not ready, beyond what is missing."""
+WHY_NOT: Final = f"why, is told to who may {HEALTH}"
 
 T = TypeVar("T")
 
@@ -73,11 +77,13 @@ def create_app(
     readiness: Readiness,
     before_scrape: Callable[[], Awaitable[None]],
     registry: CollectorRegistry = REGISTRY,
+    process: str = "saga",
 ) -> FastAPI:
     """An application with what every service serves; `serve_routes` adds a service's own.
 
-    `before_scrape` brings up to date what is measured only when metrics are read. Raises
-    `SettingsError` where strangers would reach it, and that is not said on purpose.
+    `before_scrape` brings up to date what is measured only when metrics are read. `process` is what
+    its audit trail is called. Raises `SettingsError` where strangers would reach it, and that is
+    not said on purpose.
     """
     app = FastAPI(
         title=title,
@@ -89,7 +95,7 @@ def create_app(
     )
     access = access_of(settings)
     app.state.closed = access is not None
-    guard(app, settings, access)
+    guard(app, settings, access, process=process)
     app.add_middleware(SecurityHeaders)
     app.include_router(documentation(title))
 
@@ -99,17 +105,20 @@ def create_app(
         return {"status": "alive"}
 
     @app.get("/readyz", tags=["operations"], response_model=None)
-    async def readyz() -> dict[str, Any] | JSONResponse:
+    async def readyz(request: Request) -> dict[str, Any] | JSONResponse:
         """Broker, database and consumers were there when they were last looked at. `troubles` are
-        what an operator should look into nevertheless."""
+        what an operator should look into nevertheless. Why, is told to who may read that."""
         age = round(readiness.age_seconds, 1)
-        if missing := readiness.missing():
+        missing, troubles = readiness.missing(), dict(readiness.troubles())
+        if not _is_told_why(request):
+            missing, troubles = (dict.fromkeys(found, WHY_NOT) for found in (missing, troubles))
+        if missing:
             detail = "; ".join(f"{thing}: {why}" for thing, why in missing.items())
             return Problem(503, detail, missing=missing, checked_seconds_ago=age).response()
         return {
             "status": "ready",
             "checked_seconds_ago": age,
-            "troubles": dict(readiness.troubles()),
+            "troubles": troubles,
         }
 
     @app.get(
@@ -167,6 +176,15 @@ def create_app(
     return app
 
 
+def _is_told_why(request: Request) -> bool:
+    """Whether who asks may read the texts of errors, in which addresses and paths may be."""
+    asking: Asking | None = request.scope.get(ASKING)
+    if asking is None:
+        return True  # `AUTH` is off.
+    caller = asking.caller
+    return caller is not None and caller.owner is None and caller.may(HEALTH)
+
+
 class Entrance:
     """What a server serves: an application that may give way to another one."""
 
@@ -177,14 +195,16 @@ class Entrance:
         await self.app(scope, receive, send)
 
 
-def starting_app(title: str, settings: HttpSettings) -> FastAPI:
+def starting_app(process: str, settings: HttpSettings) -> FastAPI:
     """What a process serves until its database is open, which takes as long as that is waited for
     or its tables are changed: it is alive, and not ready."""
 
     async def nothing() -> None: ...
 
     readiness = Readiness(known=lambda: {"database": "it is not open yet"})
-    app = create_app(title, settings, readiness=readiness, before_scrape=nothing)
+    app = create_app(
+        f"{process} service", settings, readiness=readiness, before_scrape=nothing, process=process
+    )
 
     @app.exception_handler(404)
     async def not_yet(_: Request, __: HTTPException) -> JSONResponse:

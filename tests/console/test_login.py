@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import httpx
 import pytest
@@ -21,6 +22,7 @@ from saga.auth.keys import new_key, write_keys
 from saga.auth.settings import Auth
 from saga.console import oidc
 from saga.console.access import access_of
+from saga.console.oidc import LoginProvider
 from saga.console.pages.login import local
 from saga.console.sessions import SESSIONS_MAX, Sessions
 from saga.console.settings import ConsoleSettings
@@ -277,6 +279,30 @@ async def test_logins_that_nobody_ends_are_forgotten(
     first, *_, last = [await began(client) for _ in range(3)]
     await refused(client, await provider.code(first, "reader-1"), "was not begun here")
     assert (await client.get(await provider.code(last, "reader-1"))).status_code == 303
+
+
+async def test_one_stranger_cannot_end_anothers_login(
+    provider: Provider, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(oidc, "LOGINS_MAX", 4)
+    monkeypatch.setattr(oidc, "LOGINS_OF_ADDRESS_MAX", 3)
+    there = LoginProvider(
+        ConsoleSettings(
+            auth_issuer=provider.issuer, auth_client_id="console", data_dir=tmp_path, auth=Auth.ON
+        )
+    )
+
+    async def begun(address: str) -> str:
+        leads_to = await there.begin("a browser", "https://console/login/done", "/", address)
+        (state,) = parse_qs(urlsplit(leads_to).query)["state"]
+        return state
+
+    hers = await begun("192.0.2.1")
+    his = [await begun("192.0.2.2") for _ in range(10)]
+    late = await begun("192.0.2.3")
+
+    assert [*there._begun] == [hers, *his[-2:], late]
+    await there.close()
 
 
 async def test_who_has_no_role_is_told_so(client: httpx.AsyncClient, provider: Provider) -> None:

@@ -18,8 +18,7 @@ from fastapi import APIRouter, FastAPI
 
 import saga.console.app
 from order_saga import SAGA
-from saga.auth import audit
-from saga.auth.audit import entries
+from saga.auth.audit import AuditTrail, entries
 from saga.auth.caller import Caller, How
 from saga.auth.scopes import ROLES
 from saga.auth.settings import Auth
@@ -29,7 +28,6 @@ from saga.console.access import (
     Everyone,
     PageNeeds,
     declared,
-    person,
     routes_in,
 )
 from saga.console.app import create
@@ -114,7 +112,8 @@ def guarded(tmp_path: Path) -> Guarded:
     ).save(tmp_path)
     watched = Watched(tmp_path, SAGA)
     clock = Clock()
-    access = ConsoleAccess(Sessions(60.0, 600.0, clock), provider=None, keys=None)
+    trail = AuditTrail.kept(tmp_path / "audit", "console", 10_000_000, asked_for=True)
+    access = ConsoleAccess(Sessions(60.0, 600.0, clock), trail, provider=None, keys=None)
     site = Site(
         watched,
         Ticker(),
@@ -124,7 +123,6 @@ def guarded(tmp_path: Path) -> Guarded:
         access=access,
         audit_folder=tmp_path / "audit",
     )
-    audit.keep(tmp_path / "audit", "console", 10_000_000, asked_for=True)
     return Guarded(create(site, ConsoleSettings(auth=Auth.ON, data_dir=tmp_path)), access, clock)
 
 
@@ -344,9 +342,9 @@ async def test_each_decision_is_recorded_with_who_and_what(
 
 def test_whatever_people_are_called_a_record_takes_it_and_shows_it_harmlessly() -> None:
     for subject, name in (("\x1b" * 255, "\u202e" * 255), ("é" * 255, "名" * 255)):
-        said = person(Caller(subject, How.LOGIN, frozenset(), name=name))
+        said = Caller(subject, How.LOGIN, frozenset(), name=name).recorded_as
         assert BringForward.model_validate({"who": said, "reason": "x"}).who == said
-    assert person(caller(name="bob-2")) == "ada-1 (bob-2)"  # What is unique about a user, first.
+    assert caller(name="bob-2").recorded_as == "ada-1 (bob-2)"  # What is unique, first.
 
 
 async def test_a_page_that_brings_itself_up_to_date_is_recorded_once(
@@ -407,7 +405,7 @@ async def test_the_trail_is_gone_through_from_page_to_page(
     """Each line once, also where several have one time, and while more are written."""
     monkeypatch.setattr("saga.console.pages.trail.LINES_MAX", 70)
     for number in range(160):
-        audit.decided(
+        guarded.access.trail.decided(
             caller("*"), action=f"did {number:03}", scope="x:read", allowed=number % 3 != 0
         )
     for query in ("action=did", "action=did&allowed=no"):
@@ -419,7 +417,21 @@ async def test_the_trail_is_gone_through_from_page_to_page(
                 more = re.search(r'rel="next" href="([^"]+)"', page.text)
                 if more is None:
                     break
-                audit.decided(caller("*"), action="did more", scope="x:read", allowed=True)
+                trail = guarded.access.trail
+                trail.decided(caller("*"), action="did more", scope="x:read", allowed=True)
                 page = await client.get(more[1].replace("&amp;", "&"))
         wanted = [n for n in range(160) if "no" not in query or n % 3 == 0]
         assert seen == [f"did {number:03}" for number in reversed(wanted)]
+
+
+async def test_what_no_route_takes_is_on_record_too(guarded: Guarded, tmp_path: Path) -> None:
+    async with guarded.client(caller("*:read")) as client:
+        await client.get("/no/such/page")
+        await client.post("/letters", data=form_of(client))
+    async with guarded.client(None) as client:
+        await client.get("/no/such/page")
+
+    found = [(e.who, e.action, e.allowed, e.reason) for e in entries(tmp_path / "audit")]
+    assert ("ada-1", "GET /no/such/page", False, "answered 404") in found
+    assert ("ada-1", "POST /letters", False, "answered 405") in found
+    assert len(found) == 2

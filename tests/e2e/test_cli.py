@@ -8,22 +8,28 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
 import socket
+import ssl
 import stat
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from urllib.parse import urlsplit
 
+import httpx
 import pytest
+import yaml
 import yarl
 
 from saga.broker.setup import NODE_FOLDER, USERS_FILE
-from saga.deployment import FILE_NAME
+from saga.deployment import FILE_NAME, Deployment
 from saga.discovery import choreography, services
 from saga.local.node import RabbitNode
+from saga.local.observe import OURS
 from saga.local.system import System
 from saga.runtime.messaging.connection import connect
 from tests import forked
@@ -330,6 +336,51 @@ def test_definitions_with_passwords_are_for_their_owner_alone(tmp_path: Path) ->
     done = saga("topology", "export", "--passwords-from", str(passwords), str(exported))
     assert done.returncode == 2
     assert f"SAGA_PASSWORD_{users[0]}" in done.stderr
+
+
+def test_a_system_with_tls_is_asked_at_https_alone_and_commands_trust_it(
+    tmp_path: Path,
+) -> None:
+    here = {"DATA_DIR": str(tmp_path)}
+    authority = tmp_path / "tls" / "ca.pem"
+    with background("up", "--tls", "--observe", **here) as up:
+        prometheus = tmp_path / "prometheus" / "prometheus.json"
+        asyncio.run(
+            until(lambda: (tmp_path / FILE_NAME).exists() and prometheus.exists(), seconds=180)
+        )
+        urls = [url for each in Deployment.load(tmp_path).http_urls.values() for url in each]
+        assert {urlsplit(url).scheme for url in urls} == {"https"}
+
+        sent = process("publish", "--orders", "5", "--seed", "7", "--malformed", "0", **here)
+        assert sent.returncode == 0, sent.stderr
+        (order_url,) = Deployment.load(tmp_path).http_urls["order"]
+        line = {"sku": "tea", "quantity": 1, "unit_price_cents": 250}
+        order = {"customer": "ada", "currency": "EUR", "lines": [line]}
+        trusting = ssl.create_default_context(cafile=str(authority))
+        placed = httpx.post(f"{order_url}/orders", json=order, verify=trusting, timeout=30)
+        assert placed.status_code == 202, placed.text
+        with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
+            httpx.get(f"{order_url}/livez")
+        with pytest.raises(httpx.RemoteProtocolError):
+            httpx.get(order_url.replace("https:", "http:") + "/livez")
+
+        calm = process("status", "--json", **here)
+        assert json.loads(calm.stdout)["problems"] == [], calm.stdout
+        told = yaml.safe_load(prometheus.read_text())
+        ours = [job for job in told["scrape_configs"] if job.get("scheme") == "https"]
+        assert {job["job_name"] for job in ours} == {*OURS}
+        assert {job["tls_config"]["ca_file"] for job in ours} == {str(authority)}
+        if program := shutil.which("promtool"):
+            done = subprocess.run(
+                [program, "check", "config", prometheus],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert done.returncode == 0, done.stderr
+        up.terminate()
+        _, said = up.communicate(timeout=RUN_SECONDS)
+    assert up.returncode == 0, said
 
 
 @pytest.mark.long

@@ -1,4 +1,4 @@
-"""Somebody is forgotten by a system of another saga, `examples/trips`: a traveller whose trip is
+"""A traveller is forgotten by a system of another saga, `examples/trips`: one whose trip is
 still open, which ends first as that saga declares."""
 
 from __future__ import annotations

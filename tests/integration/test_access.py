@@ -49,6 +49,7 @@ from tests.stores import PROJECTION
 ROOT: Final = Path(__file__).parents[2]
 EXAMPLES: Final = [file.parent for file in sorted(ROOT.glob("examples/*/pyproject.toml"))]
 NOWHERE: Final = Deployment(amqp_url="amqp://127.0.0.1:1/", http_urls={}, database_urls={})
+MARKER: Final = "Zebedee Quigley"
 OPERATIONS: Final = ("/livez", "/readyz", "/metrics", "/openapi.json", "/docs")
 
 
@@ -272,6 +273,40 @@ async def test_a_customer_does_with_their_own_orders_what_their_token_says(
         assert (await asked(served, "POST", f"{path}/cancel", ada)).status == 202
 
 
+@pytest.mark.parametrize("package", packages())
+@pytest.mark.parametrize("personal", ["off", "sealed"])
+async def test_old_names_in_clear_are_shown_to_who_may_read_them_only(
+    package: str, personal: str, callers: Callers
+) -> None:
+    """Every route that shows something, of a system with an event from before names were sealed."""
+    settings = {}
+    if personal == "sealed":
+        settings = {"PERSONAL": "sealed", "PERSONAL_KEY_FILE": str(made_key(callers.folder))}
+    callers.let_in("*:read", "personal:read")
+    reader = callers.keys["*:read"]
+    async with closed(package, callers, **settings) as served:
+        known = await furnished(served, callers, MARKER) | {"subject": ""}
+        known["subject"] = known["order_id"]
+        shown: dict[str, bool] = {}
+        for operation in await operations_of(served, known):
+            if operation.method == "GET":
+                answer = await operation.asked(served, reader)
+                assert MARKER not in answer.body.decode(), operation.path
+                assert "~1." not in answer.body.decode(), operation.path
+                all_ = await operation.asked(served, callers.keys[EVERY_SCOPE])
+                shown[operation.path] = MARKER in all_.body.decode()
+    expected = {
+        "order": {"/orders/{order_id}"},
+        "history": {
+            "/orders",
+            "/orders/{order_id}",
+            "/orders/{order_id}/timeline",
+            "/subjects/{subject}/timeline",
+        },
+    }
+    assert {path for path, is_ in shown.items() if is_} == expected.get(served.name, set())
+
+
 async def test_anothers_order_is_as_if_it_were_not_there(callers: Callers) -> None:
     async with closed("order_service", callers) as served:
         ada = callers.issuer.customers("orders:read orders:write")
@@ -354,6 +389,49 @@ async def test_an_operator_acts_on_everybodys_orders(callers: Callers) -> None:
 
 
 # --- the record -----------------------------------------------------------------------------------
+
+
+async def test_what_no_route_takes_is_recorded_of_known_callers_too(callers: Callers) -> None:
+    async with closed("order_service", callers) as served:
+        olga = callers.issuer.token()
+        headers = [
+            (b"Authorization", f"Bearer {olga}".encode()),
+            (b"Content-Type", b"application/json"),
+        ]
+
+        await asked(served, "GET", "/no/such/path", olga)
+        await asked(served, "PUT", "/orders", olga)
+        await served.ask("POST", "/orders", headers, b"{no json")
+        await served.ask("POST", "/orders", headers, b"x" * 100_000)
+
+        await until(lambda: len(trail(callers)) == 4)
+    found = [(e.who, e.action, e.allowed, e.reason) for e in trail(callers)]
+    assert found == [
+        ("olga", "GET /no/such/path", False, "answered 404"),
+        ("olga", "PUT /orders", False, "answered 405"),
+        ("olga", "POST /orders", False, "answered 422"),
+        ("olga", "POST /orders", False, "answered 413"),
+    ]
+
+
+async def test_why_a_service_is_not_ready_is_told_to_who_may_know(callers: Callers) -> None:
+    async with closed("order_service", callers) as served:
+        nobody, forged, reader, customer = [
+            await asked(served, "GET", "/readyz", credentials)
+            for credentials in (
+                None,
+                "not.a.token",
+                callers.issuer.token(roles=["reader"]),
+                callers.issuer.customers("health:read"),
+            )
+        ]
+    assert {answer.status for answer in (nobody, forged, reader, customer)} == {503}
+    for answer in (nobody, forged, customer):
+        assert answer.json["missing"].keys() == reader.json["missing"].keys()
+        assert {*answer.json["missing"].values()} == {"why, is told to who may health:read"}
+        assert "127.0.0.1" not in answer.body.decode()
+    assert "health:read" not in reader.body.decode()
+    assert [entry.reason for entry in trail(callers)] == ["the token cannot be read"]
 
 
 async def test_each_decision_is_recorded_once_and_no_token_is(callers: Callers) -> None:

@@ -1,4 +1,4 @@
-"""What begins while somebody is being forgotten, what was asked before, and what is run again."""
+"""What begins while a person is being forgotten, what was asked before, and what is run again."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ async def _empty_desk(deployment: Deployment, _: object) -> AsyncIterator[Any]:
 def once_after(
     monkeypatch: pytest.MonkeyPatch, store: KeyStore, name: str, then: Callable[[], None]
 ) -> None:
-    """Have something happen right after the next such step of the key store's."""
+    """Do something right after the next such step of the key store."""
     before = getattr(store, name)
 
     def step(*arguments: Any) -> Any:
@@ -250,7 +250,7 @@ async def test_what_begins_at_the_last_moment_and_cannot_be_ended_keeps_the_key(
     assert done.request is not None
     assert done.request.waits_for == ("late",)
     assert scene.store.open(scene.text) == NAME
-    # From now on nothing more of theirs begins: who comes under that name is somebody new.
+    # From now on nothing more of theirs begins: who comes under that name is a new person.
     assert scene.store.seal(NAME) != scene.text
     await scene.ends("late")
     again = await scene.forget(scene.person_id, declared=errands.SAGA)

@@ -21,6 +21,7 @@ import yaml
 import yarl
 from pydantic_settings import BaseSettings
 
+from saga.bootstrap import PERSONS
 from saga.choreography import Participant, State
 from saga.cli import command_line
 from saga.console.settings import ConsoleSettings
@@ -66,9 +67,11 @@ from saga.generate.begun import texts
 from saga.generate.kubernetes import FOLDER, kubernetes_files
 from saga.generate.kubernetes.names import called
 from saga.graph.flow import Flow
+from saga.personal.masks import Masks
 from saga.runtime.messaging.topology import queues_of
 declared = saga()
-flow = Flow(declared.choreography)
+graph = declared.choreography
+flow = Flow(graph)
 begun = texts(declared.name, spec())
 def names(steps):
     return sorted({step.participant.name for step in steps})
@@ -80,6 +83,7 @@ print(json.dumps({
         for m in declared.choreography.recorded
     ],
     "given": names(step for command in flow.given for step in flow.takers(command)),
+    "personal": sorted(Masks((*graph.recorded, *graph.commands)).names),
     "asks": [[outside.asked_by, outside.name] for outside in declared.outside],
     "participants": [called(p.name) for p in declared.choreography.participants],
     "services": [called(s.name) for s in declared.choreography.own_services],
@@ -106,6 +110,11 @@ class Deployed:
     def documents(self) -> Sequence[Document]:
         """Of the largest overlay."""
         return self.overlays["keda"]
+
+    @property
+    def key_stores(self) -> set[str]:
+        """The database server of the keys of persons, where messages name some."""
+        return {f"{called(PERSONS)}-db"} if self.saga["personal"] else set()
 
     def pod(self, name: str) -> Pod:
         component = "participant" if name in self.saga["participants"] else "observer"
@@ -190,7 +199,8 @@ def test_each_service_has_a_deployment_and_a_database_of_its_own(deployed: Deplo
         if document["metadata"]["labels"][COMPONENT] != "tool"
     }
     databases = of_kind(deployed.documents, "Cluster")
-    assert {f"{service}-db" for service in services} == {d["metadata"]["name"] for d in databases}
+    wanted = {f"{service}-db" for service in services} | deployed.key_stores
+    assert wanted == {d["metadata"]["name"] for d in databases}
 
 
 def test_a_cluster_has_several_of_what_may_go(deployed: Deployed) -> None:
@@ -240,10 +250,13 @@ def test_each_setting_that_is_given_is_one(deployed: Deployed) -> None:
         known |= {"API_KEYS_FILE", "SAGA_API_KEY_FILE", "AUTH_ISSUER", "AUTH_AUDIENCE"}
     site = deployed.saga["files"][f"{FOLDER}/site/kustomization.yaml"]
 
-    assert {*re.findall("name: ([A-Z_]+)", site)} == {"AUTH_ISSUER", "AUTH_AUDIENCE"} <= known
+    assert {*re.findall("name: ([A-Z_]+)", site)} == SITE_SETTINGS <= known
     for document, template in pods(deployed.documents):
         given = {each["name"] for c in template["spec"]["containers"] for each in c["env"]}
         assert given <= known, document["metadata"]["name"]
+
+
+SITE_SETTINGS = {"AUTH_ISSUER", "AUTH_AUDIENCE", "PERSONAL"}
 
 
 def settings(kind: type[BaseSettings]) -> Iterator[str]:
@@ -503,6 +516,19 @@ def test_a_service_reaches_its_own_database_and_no_other(deployed: Deployed) -> 
         assert network.allows(TOOL, database, SQL)
         assert not network.allows(PROMETHEUS, database, SQL)
         assert not network.allows(STRANGER, database, SQL)
+
+
+def test_all_services_and_tools_reach_the_key_store_and_nobody_else_does(
+    deployed: Deployed,
+) -> None:
+    network = Network(deployed.documents)
+    for server in deployed.key_stores:
+        store = Pod({"cnpg.io/cluster": server})
+        for name in deployed.saga["services"]:
+            assert network.allows(deployed.pod(name), store, SQL)
+        assert network.allows(TOOL, store, SQL)
+        assert not network.allows(PROMETHEUS, store, SQL)
+        assert not network.allows(STRANGER, store, SQL)
 
 
 def test_clients_reach_who_takes_commands_from_outside(deployed: Deployed) -> None:

@@ -114,6 +114,7 @@ def test_an_answer_that_is_not_declared_is_noticed(
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1_800)  # Of the history's many parameters, on a machine that is busy.
 @pytest.mark.parametrize("package", packages())
 def test_a_service_answers_as_its_document_says_whatever_it_is_asked(
     package: str, tmp_path: Path

@@ -42,6 +42,7 @@ from tests.unit.test_deliveries import CopyingPublisher, HoldingKernel, WatchedC
 from tests.unit.test_dlq import delivered, letter_of
 
 NAME = "Anna Muster"
+FORGED = f"~1.{'a' * 22}.{'b' * 24}"
 EXAMPLES = Path(__file__).parents[2] / "contracts" / "examples"
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 QUEUE = intake_queue("order", Priority.NORMAL)
@@ -225,12 +226,46 @@ async def test_while_the_key_store_is_away_nothing_enters(
     assert len(house.seen) == 1
 
 
-async def test_without_sealing_a_route_is_left_as_it_is(house: House, tmp_path: Path) -> None:
-    before = [getattr(route, "endpoint", None) for route in house.router.routes]
+@pytest.fixture
+async def unsealed(tmp_path: Path) -> AsyncIterator[Persons]:
+    async with Persons(load(PersonalSettings, data_dir=tmp_path / "unsealed")) as persons:
+        yield persons
 
-    guarded(house.router, Persons(load(PersonalSettings, data_dir=tmp_path)))
 
-    assert [getattr(route, "endpoint", None) for route in house.router.routes] == before
+async def test_without_sealing_a_route_sees_what_it_is_given(
+    house: House, unsealed: Persons
+) -> None:
+    async with asking(house, unsealed) as http:
+        added = await http.post("/guests", json={"name": NAME})
+        all_ = await http.get("/all")
+
+    assert house.seen == [NAME]
+    assert [added.json(), *all_.json()] == [{"name": NAME, "nights": 1}] * 2
+
+
+async def test_without_sealing_others_names_are_shown_to_who_may_read_them(
+    house: House, unsealed: Persons
+) -> None:
+    house.seen.append(NAME)
+    async with asking(house, unsealed) as http:
+        for readable, shown_as in (("nobody", "A…"), (NAME, NAME)):
+            token = MAY_READ.set(readable.__eq__)
+            try:
+                answer = await http.get("/all")
+            finally:
+                MAY_READ.reset(token)
+            assert answer.json() == [{"name": shown_as, "nights": 1}]
+
+
+async def test_without_sealing_a_text_that_only_looks_sealed_is_refused(
+    house: House, unsealed: Persons
+) -> None:
+    async with asking(house, unsealed) as http:
+        refused = await http.post("/guests", json={"name": FORGED})
+
+    assert refused.status_code == 422
+    assert "looks like a sealed value" in refused.json()["detail"]
+    assert house.seen == []
 
 
 # --- the broker ---------------------------------------------------------------------------------
@@ -329,6 +364,49 @@ async def test_a_command_that_cannot_be_read_is_dead_without_its_name(
     assert opened == name or (opened.endswith("…") and name.startswith(opened[:-1]))
 
 
+@pytest.mark.parametrize("sealing", [True, False], ids=["sealed", "off"])
+async def test_a_command_with_a_text_that_only_looks_sealed_is_dead(
+    persons: Persons, unsealed: Persons, sealing: bool
+) -> None:
+    intake = Intake(persons if sealing else unsealed)
+    intake.deliver(body(customer=FORGED))
+    await until(lambda: bool(intake.publisher.bodies))
+
+    assert intake.kernel.taken == []
+    assert json.loads(intake.publisher.bodies[0])["data"]["customer"] == FORGED
+
+
+async def test_a_changed_text_of_a_person_who_is_known_is_dead_too(persons: Persons) -> None:
+    text = (await persons.seal([NAME]))[NAME]
+    changed = text[:-2] + ("AA" if text[-2:] != "AA" else "BB")
+    intake = Intake(persons)
+    intake.deliver(body(customer=changed))
+    await until(lambda: bool(intake.publisher.bodies))
+
+    assert intake.kernel.taken == []
+
+
+async def test_a_command_that_comes_sealed_is_taken_as_it_came(persons: Persons) -> None:
+    text = (await persons.seal([NAME]))[NAME]
+    intake = Intake(persons)
+    sent = body(customer=text)
+    intake.deliver(sent)
+
+    taken = await intake.taken()
+    assert taken.envelope.data.customer == text
+    taken.then(Failed(ValueError("a mistake")))
+    await until(partial(_has_copies, intake, 1))
+    assert intake.publisher.bodies == [sent]
+
+
+async def test_a_name_within_what_is_no_text_is_sealed_in_a_dead_letter(persons: Persons) -> None:
+    intake = Intake(persons)
+    intake.deliver(body(customer={"first": NAME, "others": [NAME]}))
+    await until(lambda: bool(intake.publisher.bodies))
+
+    assert NAME.encode() not in intake.publisher.bodies[0]
+
+
 async def test_what_is_no_json_is_dead_as_it_came(persons: Persons) -> None:
     intake = Intake(persons)
     intake.deliver(b"{" + NAME.encode())
@@ -389,7 +467,7 @@ def _has_copies(intake: Intake, count: int) -> bool:
 
 def test_an_edit_writes_no_name_in_clear_over_a_sealed_one() -> None:
     example = json.loads((EXAMPLES / "order.placed" / "v1.json").read_text())
-    example["data"]["customer"] = f"~1.{'a' * 22}.{'b' * 24}"
+    example["data"]["customer"] = FORGED
     queue = work_queue("inventory", Priority.NORMAL)
     delivery = delivered(json.dumps(example).encode(), x_saga_origin_queue=queue)
     letter = letter_of(copy_of(delivery, "inventory", NOW))

@@ -168,7 +168,7 @@ def test_a_field_whose_column_does_not_follow_is_named() -> None:
 
 @dataclass(frozen=True, slots=True)
 class Guest(State):
-    """Somebody, by a name that may be sealed."""
+    """A customer, by a name that may be sealed."""
 
     name: Annotated[str, Field(max_length=8), Personal] = ""
 

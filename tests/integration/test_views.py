@@ -364,6 +364,45 @@ def test_a_command_prints_what_others_wrote_harmlessly_and_whole(
     assert left.status == (READER_GONE if printed else 0), left.err
 
 
+# --- whom messages name ---------------------------------------------------------------------------
+
+COPYING: Final = {"history export", "history import", "dlq export", "backup", "restore"}
+"""They hand on what there is, byte for byte, to who may read the databases."""
+NAMING_SOMEBODY: Final = {"forget"}
+"""Whom they were asked about."""
+
+
+@pytest.mark.parametrize("setting", [{"PERSONAL": "sealed"}, {"AUTH": "on"}], ids=["sealed", "on"])
+@pytest.mark.parametrize(
+    "command",
+    [name for name in COMMANDS if name not in WITH_SERVICES | COPYING | NAMING_SOMEBODY],
+)
+def test_a_command_shows_old_names_where_they_may_be_shown_only(
+    command: str, setting: Mapping[str, str], scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if command in SLOW and "AUTH" in setting:
+        return  # The same decision, which the others show.
+    _wait_for_nobody(monkeypatch)
+    printed = ""
+    for mode in modes(command):
+        for arguments in scene.arguments(command)[-2:]:
+            done = run(command, *arguments, *mode, folder=scene.folder, environment=setting)
+            check(done, mode)
+            printed += done.out + done.err
+    # As they stand in a text, in JSON, and as Python quotes them.
+    forms = {form for name in NAMES for form in (harmless(name), json.dumps(name)[1:-1], name)}
+    assert [form for form in forms if form in printed] == []
+
+    if command in SHOWING_CUSTOMERS:
+        shown = run(
+            command,
+            *scene.arguments(command)[0],
+            folder=scene.folder,
+            environment=dict(setting) | {"PERSONAL_SHOWN": "clear"},
+        )
+        assert [name for name in NAMES if harmless(name) in shown.out]
+
+
 # --- what is not UTF-8 ----------------------------------------------------------------------------
 
 NOT_UTF_8: Final = b"caf\xe9".decode(errors="surrogateescape")

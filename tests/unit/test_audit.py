@@ -16,7 +16,7 @@ from typing import Self
 import pytest
 
 from saga.auth import audit, keys
-from saga.auth.audit import AuditError, entries
+from saga.auth.audit import AuditError, AuditTrail, entries
 from saga.auth.caller import Caller, How, NotAllowed, covers
 from saga.auth.keys import ApiKeys, KeysError, new_key, read_keys, write_keys
 from saga.errors import InputError
@@ -26,24 +26,26 @@ OLGA = Caller("olga", How.TOKEN, frozenset({"*:read"}))
 
 
 @pytest.fixture(autouse=True)
-def as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for name in ("_trail", "_strangers", "_process"):
-        monkeypatch.setattr(audit, name, getattr(audit, name))
+def as_before() -> Iterator[None]:
     yield
     audit.log.propagate = True
 
 
-def decide(number: int) -> None:
-    audit.decided(
+def kept(folder: Path, process: str, keep_bytes: int = 1_000_000) -> AuditTrail:
+    return AuditTrail.kept(folder, process, keep_bytes, asked_for=True)
+
+
+def decide(trail: AuditTrail, number: int) -> None:
+    trail.decided(
         OLGA, action="GET /rooms/{room}", scope="rooms:read", subject=str(number), allowed=True
     )
 
 
 def test_decisions_are_read_as_they_were_recorded_the_latest_first(tmp_path: Path) -> None:
     for process in ("one", "two"):
-        audit.keep(tmp_path, process, 1_000_000, asked_for=True)
-        decide(1)
-        audit.decided(None, action="GET /", scope="", allowed=False, reason="no\ntoken")
+        trail = kept(tmp_path, process, 1_000_000)
+        decide(trail, 1)
+        trail.decided(None, action="GET /", scope="", allowed=False, reason="no\ntoken")
 
     found = [*entries(tmp_path)]
 
@@ -56,15 +58,28 @@ def test_decisions_are_read_as_they_were_recorded_the_latest_first(tmp_path: Pat
     assert all(len(file.read_text().splitlines()) == 1 for file in tmp_path.glob("*.jsonl"))
 
 
+def test_two_participants_in_one_process_have_a_record_each(tmp_path: Path) -> None:
+    one, two = kept(tmp_path, "one"), kept(tmp_path, "two")
+    for number in range(4):
+        decide(one if number % 2 else two, number)
+
+    assert [(e.process, e.subject) for e in entries(tmp_path)] == [
+        ("one", "3"),
+        ("two", "2"),
+        ("one", "1"),
+        ("two", "0"),
+    ]
+
+
 def test_the_trail_is_turned_over_and_only_so_much_of_it_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(audit, "FILE_MAX_BYTES", 2_000)
     monkeypatch.setattr(audit, "_LOOK_AFTER_LINES", 5)
-    audit.keep(tmp_path, "one", 10_000, asked_for=True)
+    trail = kept(tmp_path, "one", 10_000)
 
     for number in range(300):
-        decide(number)
+        decide(trail, number)
 
     sizes = [file.stat().st_size for file in tmp_path.glob("*.jsonl")]
     assert len(sizes) > 2
@@ -79,13 +94,13 @@ def test_strangers_push_out_no_decision_about_those_who_are_known(
     monkeypatch.setattr(audit, "FILE_MAX_BYTES", 2_000)
     monkeypatch.setattr(audit, "STRANGERS_KEEP_BYTES", 6_000)
     monkeypatch.setattr(audit, "_LOOK_AFTER_LINES", 5)
-    audit.keep(tmp_path, "one", 10_000, asked_for=True)
+    trail = kept(tmp_path, "one", 10_000)
     for number in range(20):
-        decide(number)
+        decide(trail, number)
     for _ in range(300):
-        audit.decided(None, action="GET /rooms", scope="", allowed=False, reason="no token")
+        trail.decided(None, action="GET /rooms", scope="", allowed=False, reason="no token")
     for number in range(20, 30):  # Nor do the known ones push the strangers' out.
-        decide(number)
+        decide(trail, number)
 
     found = [*entries(tmp_path)]
     assert [int(e.subject or -1) for e in found if e.who] == [*range(29, -1, -1)]
@@ -103,8 +118,7 @@ def test_processes_that_share_a_file_lose_nothing_when_it_is_turned_over(
     both = [audit.Trail(tmp_path, "one", 1_000_000) for _ in range(2)]
 
     for number in range(200):
-        monkeypatch.setattr(audit, "_trail", both[number % 2])
-        decide(number)
+        decide(AuditTrail("one", both[number % 2], None), number)
 
     assert sorted(int(one.subject or -1) for one in entries(tmp_path)) == [*range(200)]
 
@@ -112,9 +126,9 @@ def test_processes_that_share_a_file_lose_nothing_when_it_is_turned_over(
 async def test_decisions_wait_for_others_and_keep_the_time_at_which_they_were_made(
     tmp_path: Path,
 ) -> None:
-    audit.keep(tmp_path, "one", 1_000_000, asked_for=True)
+    trail = kept(tmp_path, "one")
     before = utc_now()
-    decide(1)
+    decide(trail, 1)
     after = utc_now()
     assert (tmp_path / "one.jsonl").stat().st_size == 0
 
@@ -130,13 +144,13 @@ async def test_not_more_than_so_many_decisions_wait(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(audit, "_WAITING_MAX", 5)
-    audit.keep(tmp_path, "one", 1_000_000, asked_for=True)
+    trail = kept(tmp_path, "one")
 
     for number in range(12):
-        decide(number)
+        decide(trail, number)
 
     assert len((tmp_path / "one.jsonl").read_text().splitlines()) == 10
-    audit.keep(tmp_path, "two", 1_000_000, asked_for=True)  # What ends the first one's trail.
+    trail.close()
     lines = (tmp_path / "one.jsonl").read_text().splitlines()
     assert [json.loads(line)["process"] for line in lines] == ["one"] * 12
 
@@ -144,7 +158,7 @@ async def test_not_more_than_so_many_decisions_wait(
 def test_a_disk_that_takes_half_a_line_costs_no_line_that_comes_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    audit.keep(tmp_path, "one", 1_000_000, asked_for=True)
+    trail = kept(tmp_path, "one")
     write, room = os.write, [30, 0]
 
     def nearly_full(descriptor: int, data: bytes) -> int:
@@ -156,16 +170,16 @@ def test_a_disk_that_takes_half_a_line_costs_no_line_that_comes_later(
 
     monkeypatch.setattr(os, "write", nearly_full)
     for number in range(3):
-        decide(number)
+        decide(trail, number)
 
     assert "lacks lines" in caplog.text
     assert [one.subject for one in entries(tmp_path)] == ["2", "1"]
 
 
 def test_texts_that_no_json_can_hold_are_recorded_as_their_escapes(tmp_path: Path) -> None:
-    audit.keep(tmp_path, "one", 1_000_000, asked_for=True)
+    trail = kept(tmp_path, "one", 1_000_000)
     bad = "a\ud800"
-    audit.decided(
+    trail.decided(
         Caller(bad, How.TOKEN, frozenset(), name=bad),
         action=bad,
         scope="",
@@ -174,7 +188,7 @@ def test_texts_that_no_json_can_hold_are_recorded_as_their_escapes(tmp_path: Pat
         reason=bad,
         address=bad,
     )
-    audit.decided(None, action="GET /", scope="", allowed=False, reason="\ud800" * 1_000)
+    trail.decided(None, action="GET /", scope="", allowed=False, reason="\ud800" * 1_000)
 
     stranger, known = entries(tmp_path)
     assert len(stranger.reason) == audit.TEXT_MAX_CHARACTERS
@@ -183,11 +197,11 @@ def test_texts_that_no_json_can_hold_are_recorded_as_their_escapes(tmp_path: Pat
 
 
 def test_lines_that_are_none_are_left_out(tmp_path: Path) -> None:
-    audit.keep(tmp_path, "one", 1_000_000, asked_for=True)
-    decide(1)
+    trail = kept(tmp_path, "one", 1_000_000)
+    decide(trail, 1)
     with (tmp_path / "one.jsonl").open("ab") as file:
         file.write(b"\xff\n{}\n" + b"x" * 100_000 + b"\nnull\n")
-    decide(2)
+    decide(trail, 2)
 
     assert [one.subject for one in entries(tmp_path)] == ["2", "1"]
 
@@ -195,17 +209,17 @@ def test_lines_that_are_none_are_left_out(tmp_path: Path) -> None:
 def test_a_folder_that_somebody_asked_for_has_to_take_files(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(AuditError, match="AUDIT_DIR"):
-        audit.keep(tmp_path / "file" / "x", "one", 1_000_000, asked_for=True)
+        AuditTrail.kept(tmp_path / "file" / "x", "one", 1_000_000, asked_for=True)
 
 
 def test_without_a_folder_decisions_go_to_the_logger(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").touch()
-    audit.keep(tmp_path / "file" / "x", "one", 1_000_000, asked_for=False)
+    trail = AuditTrail.kept(tmp_path / "file" / "x", "one", 1_000_000, asked_for=False)
     audit.log.addHandler(caplog.handler)
     try:
-        decide(7)
+        decide(trail, 7)
     finally:
         audit.log.handlers.clear()
 

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import jsonschema
 import pytest
 import yaml
 
 from saga import bootstrap
+from saga.deployment import Deployment
 from saga.discovery import choreography, services
+from saga.personal.opening import open_store
 from saga.runtime import healthcheck
-from saga.runtime.settings import Settings, load
+from saga.runtime.settings import PersonalSettings, Sealing, Settings, load
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = json.loads((ROOT / "tests/data/compose/compose-spec.json").read_text())
@@ -313,3 +318,54 @@ def test_a_node_of_the_cluster_is_named_as_the_others_look_for_it() -> None:
     assert sorted(nodes) == sorted(host["hostname"] for host in hosts)
     for host in hosts:
         assert host["hostname"] in host["networks"]["default"]["aliases"]
+
+
+@BOTH
+def test_names_are_sealed_if_it_says_so_and_all_have_one_key(
+    document: Document, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the containers are started with `PERSONAL=sealed`; but the key store is a file here."""
+    folder = tmp_path / "secrets"
+    bootstrap.bootstrap(
+        folder, choreography(), brokers=["rabbitmq"], database_host="postgres", outsides=()
+    )
+    role = (folder / "postgres" / "roles" / bootstrap.PERSONS).read_text()
+    store = f"postgresql://{bootstrap.PERSONS}:{role}@postgres/{bootstrap.PERSONS}"
+    here = {"PERSONS_DATABASE_URL": f"sqlite:///{tmp_path / 'persons.db'}"}
+    texts = set()
+    for name, service in ours(document).items():
+        if name == "init":
+            continue
+        (secrets,) = [s for s, target, _ in mounts(service) if target == "/run/secrets"]
+        own = folder / secrets.removesuffix("-secrets")
+        with mock.patch.dict(os.environ, interpolated(service, own, PERSONAL="sealed"), clear=True):
+            if "DATA_DIR" in os.environ:  # A command of operators.
+                settings = Deployment.load(own).personal_settings()
+            else:
+                settings = load(PersonalSettings)
+            assert settings.personal is Sealing.SEALED, name
+            assert settings.persons_database_url == store, name
+            with closing(open_store(settings.model_copy(update=lowered(here)))) as keys:
+                texts.add(keys.seal("Ada"))
+        with mock.patch.dict(os.environ, interpolated(service, own), clear=True):
+            assert load(PersonalSettings).personal is Sealing.OFF, name
+    assert len(texts) == 1
+
+
+def lowered(variables: Mapping[str, str]) -> dict[str, str]:
+    return {name.lower(): value for name, value in variables.items()}
+
+
+def interpolated(service: Document, secrets: Path, **given: str) -> dict[str, str]:
+    """A container's environment, as compose makes it of its own, with its secrets where they
+    are."""
+
+    def value(found: re.Match[str]) -> str:
+        return given.get(found["name"]) or found["otherwise"]
+
+    return {
+        name: re.sub(r"\$\{(?P<name>\w+):-(?P<otherwise>[^}]*)\}", value, str(text)).replace(
+            "/run/secrets", str(secrets)
+        )
+        for name, text in service.get("environment", {}).items()
+    }

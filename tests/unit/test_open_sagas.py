@@ -1,4 +1,4 @@
-"""What is still open when somebody is to be forgotten: by reactions, not by the types of events."""
+"""What is still open when a person is to be forgotten: by reactions, not by the types of events."""
 
 from __future__ import annotations
 

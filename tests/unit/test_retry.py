@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -10,8 +11,10 @@ from hypothesis import strategies as st
 
 from saga.choreography import ChoreographyError, Participant
 from saga.retry import RUNGS_MS, Retry, TransientError
-from saga.runtime.messaging.dead_letters import Reason, fingerprint
+from saga.runtime.messaging.dead_letters import Failure, Reason, fingerprint
 from tests.circle import begin, cancel, complete
+
+NOW = datetime(2030, 1, 1, tzinfo=UTC)
 
 
 def waits(retry: Retry) -> list[int | None]:
@@ -88,7 +91,7 @@ def test_a_policy_for_no_reaction_is_refused() -> None:
 
 def test_errors_alike_but_for_ids_and_numbers_share_a_fingerprint() -> None:
     def of(error: Exception) -> str:
-        return fingerprint(Reason.FAILED, error)
+        return fingerprint(Failure(Reason.FAILED, error, "thing.normal", NOW))
 
     one = of(KeyError("thing 0b9f8f0e-5d3c-4c59-9a53-0d5b5d2f7a11 took 17 ms"))
     other = of(KeyError("thing 3c1dca0e-1111-4c59-9a53-0d5b5d2f7a12 took 4 ms"))

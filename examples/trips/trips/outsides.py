@@ -70,7 +70,7 @@ class ProviderMemory:
 
 
 def names_nobody(_: Clear) -> int:
-    """No provider here is told who travels, so there is nobody to take out of its books."""
+    """No provider here is told who travels, so there is no traveller to take out of its books."""
     return 0
 
 

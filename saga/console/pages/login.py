@@ -11,7 +11,6 @@ from fastapi.responses import RedirectResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 
-from saga.auth.audit import decided
 from saga.auth.caller import Caller, How, NotAllowed
 from saga.console.access import (
     EVERYONE,
@@ -21,12 +20,12 @@ from saga.console.access import (
     browser_id_of,
     is_form_of_browser,
     is_readable_by_others,
-    person,
     session_of,
 )
 from saga.console.forms import Given, asked_here
 from saga.console.oidc import LoginError
 from saga.console.site import Site, csrf_field
+from saga.runtime.doors import network_of
 from saga.runtime.problem import Problem
 
 log = logging.getLogger(__name__)
@@ -113,7 +112,9 @@ def routes(site: Site) -> APIRouter:
             return RedirectResponse(site.url("/login", page=page), 303)
         browser = browser_id_of(request, access)
         try:
-            address = await access.provider.begin(browser, f"{_own(request)}/login/done", page)
+            address = await access.provider.begin(
+                browser, f"{_own(request)}/login/done", page, network_of(request.scope)
+            )
         except LoginError as error:
             log.warning("no user can log in: %s", error)
             return login_page(request, page, str(error), 503)
@@ -187,13 +188,16 @@ def _check(caller: Caller) -> None:
     Raises `LoginError`."""
     if caller.owner is not None:
         raise LoginError(
-            f"{person(caller)} has no role that a console knows, and acts for one owner only: it "
-            f"takes reader, operator or admin in AUTH_ROLES_CLAIM, or a key without an owner"
+            f"{caller.recorded_as} has no role that a console knows, and acts for one owner only: "
+            f"it takes reader, operator or admin in AUTH_ROLES_CLAIM, or a key without an owner"
         )
 
 
 def _note(request: Request, caller: Caller | None, *, reason: str = "", how: str = "") -> None:
-    decided(
+    site: Site = request.app.state.site
+    if site.access is None:
+        return
+    site.access.trail.decided(
         caller,
         action=f"log in by {how}" if how else "log in",
         scope="",

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
-from saga.bootstrap import HTTP_PORT
+from saga.bootstrap import HTTP_PORT, PERSONS
 from saga.commands.exporting import PORT as EXPORTER_PORT
 from saga.declaration import Saga
 from saga.generate.kubernetes.edges import edges_of, policies
@@ -20,6 +20,7 @@ from saga.generate.kubernetes.names import called, checked
 from saga.generate.kubernetes.rules import prometheus_rule
 from saga.generate.kubernetes.scalers import scalers
 from saga.generate.kubernetes.services import databases, services
+from saga.personal.masks import Masks
 from saga.runtime.messaging.definitions import definitions, text
 from saga.runtime.messaging.permissions import users_of
 from saga.runtime.messaging.topology import topology_of
@@ -93,9 +94,15 @@ def _digest(saga: Saga) -> str:
 
 def _secrets(saga: Saga) -> Iterator[str]:
     """Rows of a table: the Secrets of services, and their keys."""
-    for service in saga.choreography.own_services:
+    graph = saga.choreography
+    seals = bool(Masks((*graph.recorded, *graph.commands)).names)
+    more = ", `personal_key`, `persons_database_url`" if seals else ""
+    if seals:
+        other = "`password`: the one in `persons_database_url`"
+        yield f"| `{called(PERSONS)}-db-owner` | `username`: `{PERSONS}`; {other} |\n"
+    for service in graph.own_services:
         name = called(service.name)
-        yield f"| `{name}-secrets` | `amqp_url`, `database_url` |\n"
+        yield f"| `{name}-secrets` | `amqp_url`, `database_url`{more} |\n"
         other = "`password`: the one in `database_url`"
         yield f"| `{name}-db-owner` | `username`: `{service.name}`; {other} |\n"
     for participant in saga.choreography.foreign:

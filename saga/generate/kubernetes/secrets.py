@@ -17,7 +17,7 @@ from typing import Final
 
 import yarl
 
-from saga.bootstrap import OPERATORS_FOLDER, bootstrap
+from saga.bootstrap import OPERATORS_FOLDER, PERSONAL_KEY, PERSONS, bootstrap
 from saga.broker.passwords import variable
 from saga.commands.output import remark
 from saga.declaration import Saga, SagaError
@@ -66,10 +66,12 @@ def missing(folder: Path) -> list[Path]:
 
 def _kustomization(folder: Path, namespace: str, declared: Saga) -> str:
     graph = declared.choreography
-    of_services = "".join(_of_service(service.name) for service in graph.own_services)
+    seals = (folder / OPERATORS_FOLDER / PERSONAL_KEY).is_file()
+    of_services = "".join(_of_service(each.name, seals=seals) for each in graph.own_services)
     of_others = "".join(_of_foreign(participant.name) for participant in graph.foreign)
     operators = [f"{OPERATORS_FOLDER}/{name}" for name in (FILE_NAME, BROKER_PASSWORDS)]
     lacking = missing(folder)
+    operators += [f"{OPERATORS_FOLDER}/{PERSONAL_KEY}"] if seals else []
     operators += [TOOLS_KEY] if folder / TOOLS_KEY not in lacking else []
     keys = _OF_KEYS if folder / API_KEYS not in lacking else ""
     return f"""\
@@ -81,7 +83,7 @@ generatorOptions: {{ disableNameSuffixHash: true }}
 secretGenerator:
   - name: operator-secrets
     files: [{", ".join(operators)}]
-{keys}{of_services}{of_others}"""
+{keys}{_owner(PERSONS) if seals else ""}{of_services}{of_others}"""
 
 
 _OF_KEYS = f"""\
@@ -90,10 +92,18 @@ _OF_KEYS = f"""\
 """
 
 
-def _of_service(name: str) -> str:
+def _of_service(name: str, *, seals: bool) -> str:
+    keys = ["amqp_url", "database_url"]
+    keys += [PERSONAL_KEY, "persons_database_url"] if seals else []
     return f"""\
   - name: {called(name)}-secrets
-    files: [{name}/amqp_url, {name}/database_url]
+    files: [{", ".join(f"{name}/{key}" for key in keys)}]
+{_owner(name)}"""
+
+
+def _owner(name: str) -> str:
+    """Who owns a database."""
+    return f"""\
   - name: {called(name)}-db-owner
     type: kubernetes.io/basic-auth
     literals: [username={name}]

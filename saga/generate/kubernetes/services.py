@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final
 
-from saga.bootstrap import HTTP_PORT
+from saga.bootstrap import HTTP_PORT, PERSONS
 from saga.choreography import Choreography, Observer, Participant
 from saga.declaration import Saga
 from saga.generate.kubernetes.names import called, together
 from saga.graph.flow import Flow
 from saga.outside import Outside
+from saga.personal.masks import Masks
 
 _OWN_DATA = "emptyDir: { sizeLimit: 2Gi }"
 _SHARED_DATA = "persistentVolumeClaim: { claimName: data }"
@@ -33,9 +35,13 @@ def services(saga: Saga) -> str:
 
 def databases(graph: Choreography) -> str:
     """A cluster of CloudNativePG per service, which that service may connect to, and no other."""
+    each = [_database(service.name, _pod_of(service.name)) for service in graph.own_services]
+    if Masks((*graph.recorded, *graph.commands)).names:
+        each.append(_database(PERSONS, _SERVICES))
     return f"""\
-# A database server each: so a service reaches its own, and no other's.
-{together(_database(service.name) for service in graph.own_services)}"""
+# A database server each: so a service reaches its own, and no other's but the key store of persons,
+# which is all services', and in no backup with the others.
+{together(each)}"""
 
 
 def _service(service: Participant | Observer, *, shares: bool) -> str:
@@ -129,7 +135,18 @@ def _questions(outside: Outside[object]) -> Iterator[str]:
     yield from sorted(intent.__name__ for intent in outside.intents)
 
 
-def _database(service: str) -> str:
+_SERVICES: Final = (
+    "matchExpressions: [{ key: app.kubernetes.io/component, operator: In, "
+    "values: [participant, observer] }]"
+)
+
+
+def _pod_of(service: str) -> str:
+    return f"matchLabels: {{ app.kubernetes.io/name: {called(service)} }}"
+
+
+def _database(service: str, pods: str) -> str:
+    """The database of that name, and how the `pods` that may use it are selected."""
     name = called(service)
     server = f"{name}-db"
     return f"""\
@@ -160,7 +177,7 @@ spec:
     - to: [{{ podSelector: {{ matchLabels: {{ cnpg.io/cluster: {server} }} }} }}]
       ports: [{{ port: 5432, protocol: TCP }}, {{ port: 8000, protocol: TCP }}]
   ingress:
-    - from: [{{ podSelector: {{ matchLabels: {{ app.kubernetes.io/name: {name} }} }} }}]
+    - from: [{{ podSelector: {{ {pods} }} }}]
       ports: [{{ port: 5432, protocol: TCP }}]
     - from: [{{ podSelector: {{ matchLabels: {{ cnpg.io/cluster: {server} }} }} }}]
       ports: [{{ port: 5432, protocol: TCP }}, {{ port: 8000, protocol: TCP }}]
@@ -170,7 +187,7 @@ kind: NetworkPolicy
 metadata:
   name: {name}-to-its-database
 spec:
-  podSelector: {{ matchLabels: {{ app.kubernetes.io/name: {name} }} }}
+  podSelector: {{ {pods} }}
   policyTypes: [Egress]
   egress:
     - to: [{{ podSelector: {{ matchLabels: {{ cnpg.io/cluster: {server} }} }} }}]

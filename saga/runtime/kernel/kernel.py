@@ -402,7 +402,7 @@ class Kernel:
     def _go_on(self, work: Work, result: WorkResult) -> None:
         if tracing.active is not None and work.span is not None:
             error = result.error if isinstance(result, Failed) else None
-            tracing.active.end(work.span, error)
+            tracing.active.end(work.span, error, work.envelope.data)
         if isinstance(result, Deferred):
             work.lanes.append(work, work.envelope.priority)
             self._wake.set()

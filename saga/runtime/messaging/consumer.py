@@ -25,6 +25,8 @@ from faststream.rabbit import RabbitBroker, RabbitQueue
 
 from saga.choreography import Participant
 from saga.envelope import Decoder, Envelope, Undecodable, digest_of
+from saga.personal.marks import personal_values
+from saga.personal.masks import Hidden
 from saga.personal.persons import Persons
 from saga.retry import TransientError
 from saga.runtime import tracing
@@ -305,17 +307,27 @@ class Deliveries:
             envelope = self._decoder.decode(delivery.body)
             check_sender(delivery.exchange, delivery.routing_key, envelope, intake.queue)
         except Exception as error:  # What the decoder did not foresee is undecodable too.
-            self._metrics.undecodable(delivery.properties.type)
-            failure = Failure(Reason.UNDECODABLE, error, intake.queue, self._clock())
-            self._begin(intake, delivery, partial(self._bury, delivery, failure))
+            self._refuse(intake, delivery, error)
             return
         seal = self._intake_seal
         if seal is None or not seal.concerns(envelope):
             self._decide(intake, delivery, envelope, attempts)
-        elif (known := seal.at_once(envelope)) is not None:
+            return
+        try:
+            known = seal.at_once(envelope)
+        except ValueError as error:
+            self._refuse(intake, delivery, Undecodable("invalid", str(error)))
+            return
+        if known is not None:
             self._decide(intake, delivery, known.envelope, attempts, known)
         else:
             self._start(intake, self._decide_sealed(seal, intake, delivery, envelope, attempts))
+
+    def _refuse(self, intake: _Intake, delivery: Delivery, error: Exception) -> None:
+        """Set a delivery aside that is no message for us."""
+        self._metrics.undecodable(delivery.properties.type)
+        failure = Failure(Reason.UNDECODABLE, error, intake.queue, self._clock())
+        self._begin(intake, delivery, partial(self._bury, delivery, failure))
 
     async def _decide_sealed(
         self,
@@ -329,10 +341,7 @@ class Deliveries:
         try:
             known = await seal.once_sealed(envelope)
         except ValueError as error:
-            self._metrics.undecodable(delivery.properties.type)
-            why = Undecodable("invalid", str(error))
-            failure = Failure(Reason.UNDECODABLE, why, intake.queue, self._clock())
-            self._begin(intake, delivery, partial(self._bury, delivery, failure))
+            self._refuse(intake, delivery, Undecodable("invalid", str(error)))
         except Exception:
             log.exception("a delivery of %s was not sealed; the broker has it", intake.queue)
             intake.acknowledger.reject(delivery.tag)
@@ -452,7 +461,10 @@ class Deliveries:
             delivery = sealed.delivery(delivery)
         conflicts = isinstance(outcome.error, Conflicting)
         reason = Reason.CONFLICTING if conflicts else Reason.FAILED
-        failure = Failure(reason, outcome.error, intake.queue, self._clock())
+        named = Hidden(personal_values(envelope.data))
+        if sealed is not None:
+            named = named.and_of(personal_values(sealed.in_clear.data))
+        failure = Failure(reason, outcome.error, intake.queue, self._clock(), named)
         retry = self._participant.retry_of(type(envelope.data))
         wait_ms = None if conflicts else retry.wait_ms(attempts + 1, outcome.error)
         await self._set_aside(delivery, failure, wait_ms, envelope.traceparent)
@@ -468,7 +480,7 @@ class Deliveries:
         name = self._participant.name
         error = failure.error
         if tracing.active is not None:
-            tracing.active.fail(error)
+            tracing.active.fail(error, failure.said)
         properties = delivery.properties
         type_ = properties.type
         what = f"{type_} {properties.message_id} from {failure.queue}"
@@ -484,9 +496,9 @@ class Deliveries:
                 "dead: %s: %s: %s",
                 what,
                 type(error).__name__,
-                error,
+                failure.said,
                 exc_info=unforeseen,
-                extra=about,
+                extra=about | {"hidden": failure.named},
             )
         else:
             exchange, key = wait_queue(wait_ms), failure.queue
@@ -496,7 +508,7 @@ class Deliveries:
                 wait_ms,
                 what,
                 type(error).__name__,
-                error,
+                failure.said,
                 extra=about,
             )
         backoff_seconds = BACKOFF_MIN_SECONDS

@@ -14,6 +14,7 @@ from enum import StrEnum
 from typing import Any, Final
 
 from saga.limits import ATTEMPT_MAX, moment_of
+from saga.personal.masks import Hidden
 from saga.retry import RUNGS_MS
 from saga.runtime.messaging import frames
 from saga.runtime.messaging.frames import Delivery, Field
@@ -78,6 +79,9 @@ LEFT_OUT_MAX_BYTES: Final = 4 * ERROR_MAX_CHARACTERS + 100
 _VARIABLE = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|0x[0-9a-f]+|\d+", re.IGNORECASE)
 
 
+_NOBODY: Final = Hidden()
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """What became of one try of a message from `queue`."""
@@ -86,6 +90,13 @@ class Failure:
     error: Exception
     queue: str
     at: datetime
+    named: Hidden = _NOBODY
+    """Whom the message names, which its error may repeat."""
+
+    @property
+    def said(self) -> str:
+        """What the error says, but for whom the message names."""
+        return self.named.text(str(self.error))
 
 
 BY_BODY: Final = "sha256:"
@@ -97,9 +108,10 @@ def key_of(message_id: str | None, body: bytes) -> str:
     return message_id or f"{BY_BODY}{hashlib.sha256(body).hexdigest()}"
 
 
-def fingerprint(reason: Reason, error: Exception) -> str:
+def fingerprint(failure: Failure) -> str:
     """The same for failures that are alike but for ids and numbers: 12 hexadecimal digits."""
-    alike = _VARIABLE.sub("*", f"{reason}/{type(error).__name__}/{error}")
+    kind = type(failure.error).__name__
+    alike = _VARIABLE.sub("*", f"{failure.reason}/{kind}/{failure.said}")
     return hashlib.sha256(alike.encode(errors="backslashreplace")).hexdigest()[:12]
 
 
@@ -174,8 +186,8 @@ def set_aside(
         FIRST_FAILED_AT: (time_in(said, FIRST_FAILED_AT) or failure.at.astimezone(UTC)).isoformat(),
         REASON: str(failure.reason),
         ERROR_TYPE: type(failure.error).__name__,
-        ERROR: str(failure.error)[:ERROR_MAX_CHARACTERS],
-        FINGERPRINT: fingerprint(failure.reason, failure.error),
+        ERROR: failure.said[:ERROR_MAX_CHARACTERS],
+        FINGERPRINT: fingerprint(failure),
         ATTEMPTS: attempts_in(said) + 1,
         LAST_FAILED_AT: at,
         ORIGIN_QUEUE: failure.queue,

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterable
-from typing import Any, Final, NamedTuple
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, Final, NamedTuple, TypeVar
 
 from saga.envelope import Envelope, digest_of, is_recorded
 from saga.limits import json_of
@@ -20,19 +20,20 @@ from saga.personal.marks import (
     document_with_personal,
     personal_fields,
     personal_values,
-    with_personal,
 )
 from saga.personal.persons import Persons, SealingAway
 from saga.personal.seal import CLEAR_MAX_BYTES, sealed
 from saga.runtime.messaging.frames import Delivery
+
+T = TypeVar("T")
 
 BACKOFF_MIN_SECONDS, BACKOFF_MAX_SECONDS = 0.1, 5.0
 _CUT: Final = "…"
 
 
 class SealedCommand(NamedTuple):
-    """A command without clear names, with the one it was made of: kept in memory until it is
-    done."""
+    """A command without clear names, with the one it was made of, or itself where nothing had to be
+    sealed: kept in memory until it is done."""
 
     envelope: Envelope[Any]
     in_clear: Envelope[Any]
@@ -45,6 +46,8 @@ class SealedCommand(NamedTuple):
     def delivery(self, delivery: Delivery) -> Delivery:
         """The delivery with the personal texts in its body sealed, and all else as it came: of this
         a retry or a dead letter is made."""
+        if self.envelope is self.in_clear:
+            return delivery
         data = self.envelope.data
         by_value = dict(
             zip(personal_values(self.in_clear.data), personal_values(data), strict=True)
@@ -62,24 +65,28 @@ class IntakeSeal:
         self._kinds = {kind.type: kind for kind in intake if personal_fields(kind)}
 
     def concerns(self, envelope: Envelope[Any]) -> bool:
-        """Whether that is a command from outside with something in clear."""
-        return (
-            self._persons.sealing
-            and envelope.type in self._kinds
-            and not is_recorded(envelope)
-            and not all(map(sealed, personal_values(envelope.data)))
-        )
+        """Whether that is a command from outside with something in clear that is to be sealed, or
+        with what only may look sealed."""
+        if envelope.type not in self._kinds or is_recorded(envelope):
+            return False
+        values = personal_values(envelope.data)
+        return any(map(sealed, values)) or (self._persons.sealing and bool(values))
 
     def at_once(self, envelope: Envelope[Any]) -> SealedCommand | None:
-        """The command sealed, if that needs no asking of the key store."""
+        """The command sealed, if that needs no asking of the key store. Raises ValueError for a
+        value that only looks sealed."""
+        if not self._persons.opens_at_once(envelope.data):
+            return None
+        if not self._persons.sealing:
+            return SealedCommand(envelope, envelope)
         data = self._persons.sealed_at_once(envelope.data)
         return None if data is None else _sealed(envelope, data)
 
     async def once_sealed(self, envelope: Envelope[Any]) -> SealedCommand:
         """The command sealed, however long the key store is away. Raises ValueError for a value
-        that is too long."""
-        by_value = await self._insist(personal_values(envelope.data))
-        data = with_personal(envelope.data, lambda value: by_value.get(value, value))
+        that is too long, or only looks sealed."""
+        await self._insist(lambda: self._persons.check_sealed(envelope.data))
+        data = await self._insist(lambda: self._persons.as_given(envelope.data))
         return _sealed(envelope, data)
 
     async def unreadable(self, delivery: Delivery) -> Delivery:
@@ -103,29 +110,31 @@ class IntakeSeal:
         document_with_personal(kind, document.get("data"), note)
         if not found:
             return delivery
-        by_value = await self._insist(found.values())
+        by_value = await self._insist(lambda: self._persons.seal(found.values()))
         body = _changed(kind, document, lambda value: by_value[found[value]])
         return delivery.with_body(body)
 
-    async def _insist(self, values: Iterable[str]) -> dict[str, str]:
-        given = list(values)
+    async def _insist(self, work: Callable[[], Awaitable[T]]) -> T:
+        """What comes of work with the key store, once that is there."""
         backoff_seconds, this = BACKOFF_MIN_SECONDS, object()
         try:
             while True:
                 try:
-                    by_value = await self._persons.seal(given)
+                    result = await work()
                 except SealingAway as error:
                     self._persons.loop.failed(error, this)
                     await asyncio.sleep(backoff_seconds)
                     backoff_seconds = min(backoff_seconds * 2, BACKOFF_MAX_SECONDS)
                 else:
                     self._persons.loop.succeeded(this)
-                    return by_value
+                    return result
         finally:
             self._persons.loop.forget(this)
 
 
 def _sealed(envelope: Envelope[Any], data: Command) -> SealedCommand:
+    if data is envelope.data:
+        return SealedCommand(envelope, envelope)
     return SealedCommand(envelope.model_copy(update={"data": data}), envelope)
 
 

@@ -34,7 +34,7 @@ def routes(running: Running) -> APIRouter:
         "/trips/{trip:path}/call-off", status_code=202, dependencies=[needs("trips:write")]
     )
     async def call_off(trip: str) -> None:
-        """404 for a trip that nobody asked for, 409 for one that is booked."""
+        """404 for a trip that no client asked for, 409 for one that is booked."""
         if (await find(trip)).stage is Stage.UNKNOWN:
             raise Problem(404, f"there is no trip {trip}")
         command = CallOff(trip=trip)

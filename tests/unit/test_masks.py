@@ -1,0 +1,130 @@
+"""Whom messages name, in any version, is masked where it is not to be shown."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Annotated, Any, ClassVar
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from saga.message import Event
+from saga.personal import Personal, shown
+from saga.personal.masks import HIDDEN_MAX, Hidden, Masks
+from saga.runtime.telemetry import JsonFormatter, TextFormatter
+from saga.text import harmless
+
+NAME = 'Anna "Änni" O\'Hara'
+SEALED = f"~1.{'a' * 22}.{'b' * 24}"
+
+
+class Place(Event):
+    """Where a guest lives."""
+
+    type: ClassVar[str] = "masked.place"
+    street: Annotated[str, Personal]
+    town: str = ""
+
+
+class GuestCameOnce(Event):
+    """As it was first: another field named the guest."""
+
+    type: ClassVar[str] = "masked.guest_came"
+    visitor: Annotated[str, Personal]
+
+    def upcast(self) -> GuestCame:
+        return GuestCame(name=self.visitor)
+
+
+class GuestCame(Event):
+    """As it is now."""
+
+    type: ClassVar[str] = "masked.guest_came"
+    version: ClassVar[int] = 2
+    name: Annotated[str, Personal]
+    note: str = ""
+    places: tuple[Place, ...] = ()
+
+
+MASKS = Masks((GuestCame, Place))
+
+
+@pytest.mark.parametrize(
+    ("data", "masked"),
+    [
+        ({"name": NAME, "note": "late"}, {"name": "A…", "note": "late"}),
+        ({"visitor": NAME}, {"visitor": "A…"}),
+        ({"name": SEALED}, {"name": "person aaaa…"}),
+        (
+            {"places": [{"street": NAME, "town": "Bern"}]},
+            {"places": [{"street": "A…", "town": "Bern"}]},
+        ),
+        ({"name": {"first": NAME}}, {"name": {"first": "A…"}}),
+        ({"name": 7}, {"name": 7}),
+        (NAME, "A…"),
+    ],
+)
+def test_marked_fields_of_every_version_are_masked(data: Any, masked: Any) -> None:
+    assert MASKS.changed("masked.guest_came", data, shown) == masked
+
+
+def test_of_a_type_that_nobody_knows_every_text_is_masked() -> None:
+    data = {"who": NAME, "since": 7, "others": [NAME, None]}
+
+    masked = MASKS.changed("a.foreign_one", data, shown)
+
+    assert masked == {"who": "A…", "since": 7, "others": ["A…", None]}
+    assert MASKS.values_in("a.foreign_one", data) == frozenset()
+
+
+def test_what_is_called_like_a_personal_field_is_known() -> None:
+    assert MASKS.names == {"name", "visitor", "street"}
+
+
+@given(st.from_regex(r"[A-Z][a-zé'\"\\\n\x9b]{4,20}[a-z]", fullmatch=True))
+def test_a_hidden_value_is_found_however_it_is_quoted(value: str) -> None:
+    hidden = Hidden([value])
+    for quoted in (value, repr(value), ascii(value), json.dumps(value), harmless(value)):
+        text = hidden.text(f"it was {quoted}, at 7")
+        assert quoted.strip("'\"")[1:] not in text
+        assert text.startswith("it was ")
+        assert text.endswith(", at 7")
+
+
+def test_a_value_within_a_word_is_another_word() -> None:
+    hidden = Hidden(["an", "Anna"])
+
+    assert hidden.text("an answer to Anna, Annabel and sand") == (
+        "a… answer to A…, Annabel and sand"
+    )
+
+
+def test_documents_keep_sealed_values_and_texts_for_people_do_not() -> None:
+    hidden = Hidden([NAME])
+
+    assert hidden.document({"a": [NAME, SEALED, 1]}) == {"a": ["A…", SEALED, 1]}
+    assert hidden.text(f"{NAME} and {SEALED}") == "A… and person aaaa…"
+
+
+def test_beyond_its_limit_nothing_is_shown() -> None:
+    hidden = Hidden(f"guest {number}" for number in range(HIDDEN_MAX + 1))
+
+    assert hidden.text("anything") == hidden.document("anything") == "…"
+
+
+@pytest.mark.parametrize("formatter", [JsonFormatter("room"), TextFormatter("room")])
+def test_a_log_names_nobody_whom_its_message_names(formatter: logging.Formatter) -> None:
+    try:
+        raise ValueError(f"{NAME} has no room; {SEALED} neither")
+    except ValueError as error:
+        info = (type(error), error, error.__traceback__)
+    record = logging.LogRecord("a", logging.ERROR, "a.py", 1, "failed: %s", (info[1],), info)
+    record.hidden = Hidden([NAME])
+
+    text = formatter.format(record)
+
+    assert "Hara" not in text
+    assert SEALED not in text
+    assert "has no room" in text
