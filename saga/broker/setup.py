@@ -24,7 +24,7 @@ from saga.message import Priority
 from saga.runtime.disk import lack_of_room
 from saga.runtime.messaging.connection import RETRY_SECONDS, BrokerError, connect
 from saga.runtime.messaging.definitions import Definitions, definitions, text
-from saga.runtime.messaging.partitions import count_partitions
+from saga.runtime.messaging.partitions import partitions_on
 from saga.runtime.messaging.permissions import User, users_of
 from saga.runtime.messaging.topology import (
     DECLARE_SECONDS,
@@ -40,7 +40,6 @@ from saga.runtime.messaging.topology import (
     partition_queue,
     topology_of,
 )
-from saga.runtime.messaging.wire import Connection
 from saga.runtime.urls import printable
 
 NODE_FOLDER: Final = "rabbitmq"
@@ -92,10 +91,10 @@ async def apply_topology(
     """Declare on the broker at `url` what the choreography needs; what is there already stays.
     Returns what is there now.
 
-    Queues get as many `partitions` as said, or as they have. A broker that is out of reach is waited for up to `patience_seconds`; and one that has just
-    started and does not have all of its queues back yet, for `BACK_SECONDS`. Raises `BrokerError`,
-    of which `DamagedQueue` is one, or `TopologyError` if a name is taken by something else, or there
-    are more partitions than said.
+    Queues get as many `partitions` as said, or as they have. A broker that is out of reach is
+    waited for up to `patience_seconds`; and one that has just started and does not have all of its
+    queues back yet, for `BACK_SECONDS`. Raises `BrokerError`, of which `DamagedQueue` is one, or
+    `TopologyError` if a name is taken by something else, or there are more partitions than said.
     """
     connection = await connect(url, name="saga", patience_seconds=patience_seconds)
     deadline = time.monotonic() + BACK_SECONDS
@@ -117,13 +116,6 @@ async def apply_topology(
             except _LOST as error:
                 raise _lost(url, error) from error
             await asyncio.sleep(RETRY_SECONDS)
-
-
-async def partitions_on(connection: Connection, graph: Choreography) -> int:
-    """How many partitions the queues of the saga have; 1 where they are not divided. The most, where
-    they do not have the same number: somebody was interrupted. Raises what aiormq raises."""
-    queues = [queue for p in graph.participants for queue in divisible(graph, p)]
-    return max([1, *[await count_partitions(connection, queue) for queue in queues]])
 
 
 async def partitions_at(url: str, graph: Choreography, *, patience_seconds: float = 0.0) -> int:

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -48,8 +48,8 @@ from saga.runtime.messaging.dead_letters import (
     set_aside,
 )
 from saga.runtime.messaging.frames import Delivery, Posting
-from saga.runtime.messaging.publisher import BrokerPublisher
 from saga.runtime.messaging.partitions import Members, PartitionReader
+from saga.runtime.messaging.publisher import BrokerPublisher
 from saga.runtime.messaging.sealing import IntakeSeal, SealedCommand
 from saga.runtime.messaging.topology import DEAD_EXCHANGE, queues_of, wait_queue
 from saga.runtime.messaging.trust import check_sender
@@ -300,8 +300,12 @@ class Deliveries:
     async def finish(self, seconds: float) -> None:
         """Take no more, and wait for what was taken, at most so long."""
         self._stopping = True
+        await self._settled(self._intakes.values(), seconds)
+
+    @staticmethod
+    async def _settled(intakes: Iterable[_Intake], seconds: float) -> None:
         deadline = time.monotonic() + seconds
-        while any(intake.busy for intake in self._intakes.values()):
+        while any(intake.busy for intake in intakes):
             if time.monotonic() > deadline:
                 return
             await asyncio.sleep(POLL_SECONDS)
@@ -313,9 +317,7 @@ class Deliveries:
         if intake is None:
             return
         intake.leaving = True
-        deadline = time.monotonic() + seconds
-        while intake.busy and time.monotonic() < deadline:
-            await asyncio.sleep(POLL_SECONDS)
+        await self._settled([intake], seconds)
         await asyncio.sleep(0)  # What was resolved last is acknowledged in the next turn.
 
     def _give_up(self, intake: _Intake) -> None:

@@ -18,12 +18,13 @@ from typing import Final, Protocol
 
 from aiormq.exceptions import AMQPError, ChannelNotFoundEntity
 
-from saga.choreography import Participant
+from saga.choreography import Choreography, Participant
 from saga.message import Priority
 from saga.runtime.messaging.connection import BrokerError, connect
 from saga.runtime.messaging.frames import Delivery
 from saga.runtime.messaging.topology import (
     PARTITIONS_MAX,
+    divisible,
     partition_queue,
     queues_of,
     telltale,
@@ -64,6 +65,13 @@ async def _is_there(connection: Connection, queue: str) -> bool:
     return True
 
 
+async def partitions_on(connection: Connection, graph: Choreography) -> int:
+    """How many partitions the queues of the saga have; 1 where they are not divided. The most that
+    one has, where dividing them was interrupted. Raises what aiormq raises."""
+    queues = [queue for p in graph.participants for queue in divisible(graph, p)]
+    return max([1, *[await count_partitions(connection, queue) for queue in queues]])
+
+
 async def with_partitions(
     connection: Connection, queues: Mapping[str, Priority]
 ) -> dict[str, Priority]:
@@ -89,7 +97,7 @@ def owned(partitions: Mapping[str, int], members: Sequence[str], replica: str) -
 
 
 class PartitionTaker(Protocol):
-    """What becomes of the deliveries of queues; see `saga.runtime.messaging.consumer.Deliveries`."""
+    """What becomes of deliveries; see `saga.runtime.messaging.consumer.Deliveries`."""
 
     def taker(self, queue: str) -> Callable[[Channel, Delivery], None]: ...
 

@@ -171,7 +171,12 @@ def reads(participant: Participant, queue: str) -> bool:
 
 def divisible(choreography: Choreography, participant: Participant) -> dict[str, Priority]:
     """The queues of a participant that may have partitions: those that events, or commands of
-    other participants, are routed to. The last one is `telltale`, if there is any."""
+    other participants, are routed to. The last one is `telltale`, if there is any.
+
+    None of a participant in another language: it reads the queues it was written to read.
+    """
+    if participant.foreign:
+        return {}
     types = [event.type for event in participant.consumes]
     types += [command.type for command in choreography.sent_to(participant)]
     found = {queue_of(participant, t, priority) for t in types for priority in Priority}
