@@ -24,7 +24,7 @@ from saga.message import Priority
 from saga.runtime.disk import lack_of_room
 from saga.runtime.messaging.connection import RETRY_SECONDS, BrokerError, connect
 from saga.runtime.messaging.definitions import Definitions, definitions, text
-from saga.runtime.messaging.partitions import partitions_on
+from saga.runtime.messaging.partitions import LOOK_SECONDS, partitions_on
 from saga.runtime.messaging.permissions import User, users_of
 from saga.runtime.messaging.topology import (
     DECLARE_SECONDS,
@@ -39,7 +39,9 @@ from saga.runtime.messaging.topology import (
     intake_queue,
     partition_queue,
     topology_of,
+    undivided,
 )
+from saga.runtime.messaging.wire import Connection
 from saga.runtime.urls import printable
 
 NODE_FOLDER: Final = "rabbitmq"
@@ -57,6 +59,8 @@ NOT_THERE: Final = "no queue"
 else."""
 _LOST: Final = (ConnectionError, RuntimeError)
 """What is raised on a connection that the broker has left; aiormq's are the second."""
+FOUND_SECONDS: Final = 2 * LOOK_SECONDS
+"""How long services that run may take to find new partitions before messages are put into them."""
 _AS_DESIGNED: Final = "as the choreography has it"
 
 
@@ -103,6 +107,8 @@ async def apply_topology(
             try:
                 there = await partitions_on(connection, graph)
                 topology = topology_of(graph, _as_many(partitions, there, url))
+                if partitions is not None and partitions > there:
+                    await _wait_for_readers(connection, topology)
                 await apply(topology, await connection.channel())
                 return topology
             except QueueDown as error:
@@ -116,6 +122,26 @@ async def apply_topology(
             except _LOST as error:
                 raise _lost(url, error) from error
             await asyncio.sleep(RETRY_SECONDS)
+
+
+async def _wait_for_readers(connection: Connection, topology: Topology) -> None:
+    """Declare new partitions, and wait until services that run have found them, so that nothing is
+    put where nobody reads yet. Raises what `apply` raises."""
+    divided = set(topology.hashes)
+    queues = [queue for queue in topology.queues if undivided(queue.name) in divided]
+    channel = await connection.channel()
+    await apply(Topology(queues=queues), channel)
+
+    async def read(name: str) -> bool:
+        return bool(
+            (await channel.declare_queue(name, passive=True)).declaration_result.consumer_count
+        )
+
+    served = [queue.name for queue in queues if await read(undivided(queue.name))]
+    deadline = time.monotonic() + FOUND_SECONDS
+    while served and time.monotonic() < deadline:
+        served = [name for name in served if not await read(name)]
+        await asyncio.sleep(RETRY_SECONDS)
 
 
 async def partitions_at(url: str, graph: Choreography, *, patience_seconds: float = 0.0) -> int:

@@ -206,7 +206,7 @@ def _seen(world: World) -> tuple[View, MessageFates]:
             p.name: Backlog(
                 waiting={
                     key
-                    for queue in queues_of(p)
+                    for queue in world.broker.queues_of(p)
                     for message in world.broker.messages_in(queue)
                     for key in (
                         key_of(message.properties.message_id, message.body),
