@@ -169,7 +169,13 @@ class Simulated:
         self._broker.apply(topology)
 
     async def publish(
-        self, exchange: str, key: str, body: bytes, *, expiration_ms: int | None = None
+        self,
+        exchange: str,
+        key: str,
+        body: bytes,
+        *,
+        expiration_ms: int | None = None,
+        saga: str | None = None,
     ) -> bool:
         expiration = None if expiration_ms is None else str(expiration_ms)
         try:
@@ -177,7 +183,13 @@ class Simulated:
                 exchange,
                 key,
                 body,
-                frames.join({} if expiration is None else {"expiration": frames.short(expiration)}),
+                frames.join(
+                    {
+                        name: frames.short(value)
+                        for name, value in (("expiration", expiration), ("correlation_id", saga))
+                        if value is not None
+                    }
+                ),
             )
         except ChannelClosed as error:
             raise (NoExchange if error.code == NOT_FOUND else error) from error
@@ -265,7 +277,13 @@ class Real:
             await bind(binding.queue, binding.exchange, binding.key)
 
     async def publish(
-        self, exchange: str, key: str, body: bytes, *, expiration_ms: int | None = None
+        self,
+        exchange: str,
+        key: str,
+        body: bytes,
+        *,
+        expiration_ms: int | None = None,
+        saga: str | None = None,
     ) -> bool:
         channel = await self._channel(on_return_raises=True)
         expiration = None if expiration_ms is None else str(expiration_ms)

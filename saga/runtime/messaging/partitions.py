@@ -16,13 +16,15 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Final, Protocol
 
-from aiormq.exceptions import AMQPError, ChannelNotFoundEntity
+from aiormq.exceptions import AMQPChannelError, AMQPError, ChannelNotFoundEntity
 
 from saga.choreography import Choreography, Participant
 from saga.message import Priority
 from saga.runtime.messaging.connection import BrokerError, connect
 from saga.runtime.messaging.frames import Delivery
+from saga.runtime.messaging.publisher import unless_lost
 from saga.runtime.messaging.topology import (
+    DECLARE_SECONDS,
     PARTITIONS_MAX,
     divisible,
     partition_queue,
@@ -47,7 +49,7 @@ all of them. Raises what reading the database raises."""
 
 async def count_partitions(connection: Connection, queue: str, known: int = 0) -> int:
     """How many partitions the queue has, of which so many are known; 0 where it is not divided.
-    Raises what aiormq raises."""
+    Raises what aiormq raises, and TimeoutError for a queue that is down."""
     number = known
     while number < PARTITIONS_MAX and await _is_there(connection, partition_queue(queue, number)):
         number += 1
@@ -55,13 +57,14 @@ async def count_partitions(connection: Connection, queue: str, known: int = 0) -
 
 
 async def _is_there(connection: Connection, queue: str) -> bool:
-    channel = await connection.open_channel()  # its own: a refusal closes it
-    try:
-        await channel.look_at(queue)
-    except ChannelNotFoundEntity:
-        return False
-    finally:
-        await channel.close()
+    async with asyncio.timeout(DECLARE_SECONDS):
+        channel = await connection.open_channel()  # its own: a refusal closes it
+        try:
+            await channel.look_at(queue)
+        except ChannelNotFoundEntity:
+            return False
+        finally:
+            await channel.close()
     return True
 
 
@@ -156,11 +159,15 @@ class PartitionReader:
             self._wake.clear()
             if self._reading:
                 try:
-                    await self._step()
-                except (BrokerError, AMQPError, OSError, RuntimeError, TimeoutError) as error:
+                    await unless_lost(self._step())
+                except AMQPChannelError as error:  # About one queue.
                     self._loop.failed(error)
+                except (BrokerError, AMQPError, OSError) as error:
+                    self._loop.failed(error)
+                    await self.close()
                 else:
-                    self._loop.succeeded()
+                    if not self.unread:
+                        self._loop.succeeded()
             try:
                 async with asyncio.timeout(POLL_SECONDS):
                     await self._wake.wait()
@@ -182,7 +189,7 @@ class PartitionReader:
         connection, self._connection = self._connection, None
         if connection is not None:
             try:
-                await connection.close()
+                await unless_lost(connection.close())
             except (AMQPError, OSError) as error:
                 log.info("the connection was lost before it was closed: %s", error)
 
@@ -234,17 +241,25 @@ class PartitionReader:
             await asyncio.gather(*map(self._leave, leaving))
             log.info("left to other replicas: %s", ", ".join(sorted(leaving)))
         begun = [name for name in sorted(mine) if name not in self._read]
+        failures: list[Exception] = []
         for name in begun:
-            if self._reading:
+            if not self._reading:
+                return
+            try:
                 self._read[name] = await self._begin(connection, name)
+            except (AMQPChannelError, TimeoutError) as error:  # The others are read all the same.
+                failures.append(BrokerError(f"{name} cannot be read: {error or 'no answer'}"))
         if begun:
-            log.info("reading %s", ", ".join(begun))
+            log.info("reading %s", ", ".join(name for name in begun if name in self._read))
+        if failures:
+            self._loop.failed(failures[0])
 
     async def _begin(self, connection: Connection, name: str) -> Channel:
-        channel = await connection.open_channel()
-        channel.on_lost.append(self._wake.set)
-        channel.on_cancelled.append(partial(self._cancelled, channel))
-        await channel.consume(name, self._deliveries.taker(name), prefetch=self._prefetch)
+        async with asyncio.timeout(DECLARE_SECONDS):
+            channel = await connection.open_channel()
+            channel.on_lost.append(self._wake.set)
+            channel.on_cancelled.append(partial(self._cancelled, channel))
+            await channel.consume(name, self._deliveries.taker(name), prefetch=self._prefetch)
         return channel
 
     def _cancelled(self, channel: Channel) -> None:
