@@ -53,7 +53,8 @@ ONE_AT_A_TIME: Final = "x-single-active-consumer"
 """The argument of a queue that only one consumer gets messages from, however many there are."""
 PARTITION_PATTERN: Final = r"(\.[0-9]{1,3})?"
 """What may follow a queue's name: nothing, or the number of a partition."""
-_PARTITION: Final = re.compile(r"\.[0-9]{1,3}$")
+_PARTITION: Final = re.compile(rf"(\.(?:{'|'.join(Priority)}))\.[0-9]{{1,3}}$")
+"""Wait queues end in a number as well; only what has a priority is divided."""
 
 DECLARE_SECONDS = 15.0
 """How long a broker may take to declare a queue. One whose queue has no leader never answers."""
@@ -130,7 +131,7 @@ def partition_queue(queue: str, number: int) -> str:
 
 def undivided(queue: str) -> str:
     """The queue that this one is a partition of; or the queue itself."""
-    return _PARTITION.sub("", queue)
+    return _PARTITION.sub(r"\1", queue)
 
 
 def is_partition(queue: str) -> bool:
