@@ -248,7 +248,7 @@ class PartitionReader:
             try:
                 self._read[name] = await self._begin(connection, name)
             except (AMQPChannelError, TimeoutError) as error:  # The others are read all the same.
-                failures.append(BrokerError(f"{name} cannot be read: {error or 'no answer'}"))
+                failures.append(BrokerError(f"{name} cannot be read: {str(error) or 'no answer'}"))
         if begun:
             log.info("reading %s", ", ".join(name for name in begun if name in self._read))
         if failures:
