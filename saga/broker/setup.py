@@ -130,7 +130,7 @@ async def _wait_for_readers(connection: Connection, topology: Topology) -> None:
     divided = set(topology.hashes)
     queues = [queue for queue in topology.queues if undivided(queue.name) in divided]
     channel = await connection.channel()
-    await apply(Topology(queues=queues), channel)
+    await apply(Topology(queues=queues, hashes=topology.hashes), channel)
 
     async def read(name: str) -> bool:
         return bool(
