@@ -46,12 +46,13 @@ bench: ## Compare with the same flow without a database (ARGS='--rounds 3 --orde
 	@scripts/setup --own-broker
 	@$(VENV)/bin/python -m bench compare $(ARGS)
 
-lint: ## Check style, types and the layers between packages
+lint: ## Check style, types, the layers between packages and the English
 	@scripts/setup --no-broker
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
+	$(VENV)/bin/python -m tests.english
 	@for example in examples/*/; do (cd $$example && $(abspath $(VENV))/bin/mypy) || exit 1; done
 
 format: ## Format the code and fix what can be fixed safely
@@ -68,7 +69,7 @@ docs: ## Build the documentation's site, which works from disk, and check its li
 	@scripts/setup --no-broker
 	@$(VENV)/bin/python -m handbook $(ARGS)
 
-lock: ## Pin the dependencies anew (needs uv; ARGS='--upgrade' takes newer versions)
+lock: ## Pin the dependencies again (needs uv; ARGS='--upgrade' takes newer versions)
 	@scripts/lock $(ARGS)
 
 release: ## Build the wheel and its bill of materials into dist/, the same each time (ARGS=--image)

@@ -46,7 +46,7 @@ WAYS: Final = (OFF, KEY, TOKEN, FRESH)
 
 @dataclass(frozen=True, slots=True)
 class AuthCost:
-    """What one way to be known costs: ratios to the same load where nobody is asked."""
+    """What one way to be known costs: ratios to the same load without authentication."""
 
     way: str
     orders_per_second: Spread
@@ -153,7 +153,7 @@ async def _placed(bench: Bench, orders: int, credentials: list[str]) -> _Slice:
     spent = cpu_seconds(pid) - cpu
     seconds: float = json.loads(result.read_text())
     async with asyncio.timeout(CONFIRMED_SECONDS):
-        while await asyncio.to_thread(_backlog, url):  # noqa: ASYNC110 - nobody tells
+        while await asyncio.to_thread(_backlog, url):  # noqa: ASYNC110 - there is no event to wait for
             await asyncio.sleep(0.1)
     return _Slice(orders / seconds, spent * 1_000 / orders)
 

@@ -55,8 +55,8 @@ class Spread:
 
 @dataclass(slots=True)
 class Comparison:
-    """By variant's name, what its slices measured, two a round; of the opponent and of us also
-    at half of the rate that both can keep, and, once a round, with one order at a time."""
+    """Keyed by variant's name: what its slices measured, two a round; of the opponent and of us
+    also at half of the rate that both can keep, and, once a round, with one order at a time."""
 
     saturated: dict[str, list[Measured]] = field(default_factory=dict)
     half: dict[str, list[Measured]] = field(default_factory=dict)

@@ -264,7 +264,7 @@ def _append(batch: Sequence[Fact], now: datetime, connection: Connection) -> Non
 
 
 def bury(url: str, count: int) -> None:
-    """Have a store keep so many dead letters of `FAILURES` kinds, each about a saga of its own."""
+    """Fill a store with so many dead letters of `FAILURES` kinds, each about a saga of its own."""
     now = datetime.now(UTC)
     store = Store(url)
     try:

@@ -1,5 +1,5 @@
 """How throughput and memory hold up: with many orders stored, a long backlog, a slow provider, one
-SKU that everybody wants, and a broker that was killed."""
+SKU that every order wants, and a broker that was killed."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ async def stored(
 
     Both systems are there at once and loaded in turn, each first in every other round: the machine
     changes by more in the minutes that filling takes than the product does by what is stored. The
-    one with few begins anew in every round, or it would not have few for long.
+    one with few begins again in every round, or it would not have few for long.
     """
     with_few: list[Measured] = []
     with_many: list[Measured] = []
@@ -146,7 +146,7 @@ async def backlog(
         load = await bench.prepare(BACKLOG_ORDERS)
         for service in SERVICES:
             bench.system.kill(service)
-        report(f"placing {BACKLOG_ORDERS:,} orders that nobody takes")
+        report(f"placing {BACKLOG_ORDERS:,} orders that no service takes")
         sending = asyncio.ensure_future(bench.send(load))
         await _until_waiting(bench, BACKLOG_ORDERS)
         began = asyncio.get_running_loop().time()
@@ -168,7 +168,7 @@ async def backlog(
 
 async def _until_waiting(bench: Bench, messages: int) -> None:
     queues = ("order.intake.high", "order.intake.normal")
-    while await bench.waiting(*queues) < messages:  # noqa: ASYNC110 - the broker tells nobody
+    while await bench.waiting(*queues) < messages:  # noqa: ASYNC110 - the broker sends no event
         await asyncio.sleep(0.2)
 
 

@@ -1,5 +1,5 @@
 """What the history answers how fast, with a million events: a timeline, pages of orders, the views
-folded anew.
+folded again.
 
     .venv/bin/python bench/history.py
     .venv/bin/python bench/history.py --events 100000 --database postgresql
@@ -207,11 +207,11 @@ async def measure(url: str, count: int) -> list[HistoryFigure]:
         day = [lambda c: orders.hours(c, until - timedelta(days=1), until)]
         results.append(await asked(database, "figures of a day", day, None))
         await database.close()
-        bar = progress.add_task("folding the views anew", total=count)
+        bar = progress.add_task("rebuilding the views", total=count)
         began = time.perf_counter()
         await rebuild_views(url, GRAPH, lambda events: progress.advance(bar, events))
         minutes = (time.perf_counter() - began) / 60
-        results.append(HistoryFigure("the views anew", minutes, "min", VIEWS_LIMIT_MINUTES))
+        results.append(HistoryFigure("rebuilding the views", minutes, "min", VIEWS_LIMIT_MINUTES))
     return results
 
 

@@ -29,7 +29,7 @@ GATEWAY_SECONDS: Final = float(os.environ.get("BENCH_GATEWAY_MS", "0")) / 1_000
 
 
 class Timed:
-    """Charges everybody, after a while, and forgets it."""
+    """Charge every customer after a while, and keep no record of it."""
 
     async def charge(
         self, key: str, *, customer: str, currency: str, amount_cents: int

@@ -65,7 +65,7 @@ class Variant:
 
     @contextlib.contextmanager
     def named(self) -> Iterator[None]:
-        """Have a system, while it is started or stopped, find this variant's saga."""
+        """Make a system that is started or stopped meanwhile find this variant's saga."""
         if self.saga is None:
             yield
             return

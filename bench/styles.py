@@ -97,9 +97,9 @@ class Tap:
 
     channel: Any
     messages: Counter[str] = field(default_factory=Counter)
-    """By type."""
+    """Keyed by type."""
     bytes: Counter[str] = field(default_factory=Counter)
-    """By type: of the bodies."""
+    """Keyed by type: of the bodies."""
     moved: asyncio.Event = field(default_factory=asyncio.Event)
     """Set whenever something is published."""
 
@@ -236,7 +236,7 @@ def _per(orders: int, counts: Mapping[str, int]) -> dict[str, float]:
 
 
 def takers_of(style: Variant) -> Mapping[str, int]:
-    """By type of message, how many of the participants that are run take it."""
+    """Keyed by type of message: how many of the participants that are run take it."""
     if style is ORCHESTRATION:
         graph = import_module("orchestrated").SAGA.choreography
     else:
@@ -359,5 +359,5 @@ async def _turn(
 
 
 def there_and_back(styles: Sequence[Variant]) -> Iterable[Variant]:
-    """Each twice, so that whoever comes first has no advantage."""
+    """Each twice, so that neither has the advantage of being first."""
     return (*styles, *reversed(styles))

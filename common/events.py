@@ -292,7 +292,7 @@ class NotificationSent(OrderEvent):
 
 
 class NotificationUnconfirmed(OrderEvent):
-    """Nobody knows whether the mail was accepted; it is for a person to decide what to do."""
+    """It is unknown whether the mail was accepted; an operator decides what to do."""
 
     type: ClassVar[str] = "notification.unconfirmed"
     publisher: ClassVar[str] = "notification"
@@ -306,13 +306,13 @@ class DismissalReason(StrEnum):
     """Why a mail is not sent that was owed, or may not have arrived."""
 
     OPERATOR = "operator"
-    """A person decided so."""
+    """An operator decided not to send it."""
     FORGOTTEN = "forgotten"
-    """Nobody can read any more whom it is for."""
+    """The address cannot be read any more: the customer was forgotten."""
 
 
 class NotificationDismissed(OrderEvent):
-    """A mail is not sent: a person decided so of an unconfirmed one, or whom it is for was
+    """A mail is not sent: an operator dismissed an unconfirmed one, or the customer was
     forgotten."""
 
     type: ClassVar[str] = "notification.dismissed"

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Run by the PostgreSQL image on an empty data folder: a role and a database for each service, which
-# nobody else may connect to. May be run again, for services that have been added since:
+# no other role may connect to. May be run again, for services that have been added since:
 #
 #   docker compose exec postgres sh /docker-entrypoint-initdb.d/roles.sh
 set -eu

@@ -40,7 +40,8 @@ def build(root: Path, folder: Path) -> Path:
 
 
 def _keep_to_this_machine(site: Path) -> None:
-    """Have pages load our own stand-in for the one script that the generator has elsewhere."""
+    """Make pages load our own stand-in for the one script that the generator loads from
+    elsewhere."""
     script = Path("assets", "javascripts", "worker.js")
     shutil.copyfile(Path(__file__).with_name("worker.js"), site / script)
     for page in site.rglob("*.html"):

@@ -104,7 +104,7 @@ def _message(flow: Flow, message: Travelling, about: dict[str, Any]) -> Iterator
     kind = "event" if issubclass(message, Event) else "command"
     yield f"- kind: {kind}, version {message.version}"
     yield f"- sent by: {', '.join(senders) or 'people, and other systems'}"
-    yield f"- taken by: {', '.join(takers) or 'nobody but the history'}"
+    yield f"- taken by: {', '.join(takers) or 'only the history'}"
     yield ""
     schema = message.model_json_schema()
     required = set(schema.get("required", ()))

@@ -40,7 +40,7 @@ from saga.local.system import System
 FOLDER: Final = Path(__file__).parents[1] / "docs" / "console"
 STATE: Final = FOLDER / "state.txt"
 PAGES: Final[Mapping[str, str]] = {"map": "/", "sagas": "/sagas", "letters": "/letters"}
-"""By picture, the page."""
+"""Keyed by picture: the page."""
 PICTURES: Final = (*PAGES, "saga")
 """With one saga, which is found by their search."""
 SCHEMES: Final[tuple[Literal["light", "dark"], ...]] = ("light", "dark")

@@ -1,4 +1,4 @@
-"""The notification service: mails customers, and shows to a person what it cannot decide."""
+"""The notification service: mails customers, and shows to an operator what it cannot decide."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def routes(running: Running) -> APIRouter:
             raise Problem(
                 409,
                 f"the notification about order {order_id} is {status}; only one that is unknown "
-                f"is for a person to decide",
+                f"is for an operator to decide",
                 notification_status=status,
             )
 
@@ -135,7 +135,7 @@ def routes(running: Running) -> APIRouter:
         status: NotificationStatus = NotificationStatus.UNKNOWN,
         limit: Annotated[int, Query(ge=1, le=LISTED_MAX)] = 100,
     ) -> list[NotificationView]:
-        """The oldest mails that stand there; `unknown` is what a person has to decide on."""
+        """The oldest mails that stand there; `unknown` is what an operator has to decide on."""
         found = await answer_from(
             running.database, lambda connection: oldest(connection, status, limit)
         )
@@ -181,7 +181,7 @@ def routes(running: Running) -> APIRouter:
 FIGURES: Final = (
     Figure(
         "notification_mails_unknown",
-        "Mails of which nobody knows whether they were sent.",
+        "Mails that may or may not have been sent.",
         count_unknown,
     ),
 )
@@ -261,8 +261,8 @@ def build_with(
         routes=routes,
         figures=FIGURES,
         recall=recall,
-        # What is taken and not yet sent when the service is killed is for a person: no more of it
-        # than can be sent at once.
+        # What is taken and not yet sent when the service is killed is for an operator: no more of
+        # it than can be sent at once.
         prefetch=CONNECTIONS_MAX,
         folders=folders or {},
         persons=persons,

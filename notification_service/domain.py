@@ -1,12 +1,12 @@
-"""A mail to the customer when the order has ended: begun, then sent, or left to a person.
+"""A mail to the customer when the order has ended: begun, then sent, or left to an operator.
 
 A mail cannot be taken back, and a mail server keeps no idempotency keys. So what was being sent
 when the service crashed, or when the connection broke over the text, is not sent again by itself:
-it is `unknown`, until a person has it sent again, or dismisses it. What the server refused is sent
-when the event is tried again.
+it is `unknown`, until an operator has it sent again, or dismisses it. What the server refused is
+sent when the event is tried again.
 
-While a mail is being sent again, which a state of its own tells all replicas, nobody can have it
-sent once more, or dismiss it. Where that is cut short, time ends it.
+While a mail is being sent again, which a state of its own tells all replicas, it can neither be
+sent once more nor be dismissed. Where that is cut short, time ends it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from saga.due import Due
 from saga.message import Answer, Command, Decided, Intent
 from saga.retry import Retry
 
-CUT_SHORT = "whoever was sending it did not come to the end"
+CUT_SHORT = "the process that was sending it was stopped"
 RESENDING_MAX = timedelta(minutes=15)
 """How long a mail may be on its way again; what takes longer was cut short, as by a crash."""
 
@@ -49,7 +49,7 @@ class Result(StrEnum):
     """It was not accepted, and never will be as it is."""
     UNKNOWN = "unknown"
     FORGOTTEN = "forgotten"
-    """Nothing was handed over, and never will be: nobody can read whom it is for."""
+    """Nothing was handed over, and never will be: its customer was forgotten."""
 
 
 class SendAnswered(Answer):
@@ -86,7 +86,7 @@ class Send(_MailIntent):
 
 
 class Resend(_MailIntent):
-    """Hand over again, because a person said so, what may have been sent already. `number` tells
+    """Hand over again, because an operator said so, what may have been sent already. `number` tells
     one attempt from another."""
 
     letter: Letter
@@ -124,7 +124,7 @@ class DismissNotification(_MailCommand):
 
 
 class GiveUpResending(_MailCommand):
-    """Whoever was sending an unconfirmed mail again takes too long."""
+    """The process that was sending an unconfirmed mail again takes too long."""
 
     type: ClassVar[str] = "notification.give_up_resending"
 
@@ -145,13 +145,13 @@ class NotificationStatus(StrEnum):
 @dataclass(frozen=True, slots=True)
 class Notification(State):
     """The mail about one order's end. It is `sending` by its first event, not only by the intent:
-    whoever knows nothing but the events must not send it again either."""
+    a state that is rebuilt from the events must not send it again either."""
 
     status: NotificationStatus = NotificationStatus.NONE
     letter: Letter | None = None
     begun_at: datetime | None = None
     detail: str = ""
-    """Why nobody knows whether it was sent."""
+    """Why it is unknown whether it was sent."""
     resent_at: datetime | None = None
     """When sending it again began, if that goes on."""
     tries: int = 0
@@ -242,7 +242,7 @@ def record(
             Result.REFUSED | Result.REJECTED,
         ):
             # Even if it waits already: the database may have committed that and gone before saying
-            # so. Without it the event would be done, and nobody left to send the mail.
+            # so. Without it the event would be done, and no process left to send the mail.
             # And one to an earlier attempt changes nothing, but neither is its event done.
             return PutOff(
                 order_id=answer.order_id,
@@ -300,6 +300,6 @@ PARTICIPANT = Participant(
     resend,
     dismiss,
     give_up_resending,
-    # Nobody waits at a till: a mail server may be away for a long weekend, some four days.
+    # No customer waits at a till: a mail server may be away for a long weekend, some four days.
     retry=Retry(max_calls=100, delay=5.0, backoff=2.0, max_delay=3600.0),
 )

@@ -78,11 +78,11 @@ class MailRejected(Exception):
 
 
 class MailForgotten(Exception):
-    """Nobody can read any more whom the mail is for. Nothing was sent."""
+    """The mail's customer was forgotten. Nothing was sent."""
 
 
 class MailUnconfirmed(Exception):
-    """The mail was handed over, or nearly, and nobody knows whether it was accepted."""
+    """The mail was handed over, or nearly, and it is unknown whether it was accepted."""
 
 
 AddressBook = Callable[[str], str]
@@ -107,7 +107,7 @@ def address_book(pattern: str) -> AddressBook:
 class Writer:
     """Writes mails after the templates in a folder: `<kind>.txt`, whose first line is the subject.
 
-    Raises `MailError` for what is missing there, or has a placeholder that nobody fills.
+    Raises `MailError` for what is missing there, or has an unknown placeholder.
     """
 
     def __init__(self, sender: str, addresses: AddressBook, templates: Path = TEMPLATES) -> None:
@@ -159,7 +159,7 @@ class Mailer(Protocol):
 
     async def send(self, mail: EmailMessage) -> None:
         """Return once the mail is accepted. Raises `MailRefused` and `MailRejected`, both of
-        which say that it was not, and `MailUnconfirmed`, which says that nobody knows."""
+        which say that it was not, and `MailUnconfirmed`, which says that it is unknown."""
         ...
 
 
@@ -246,7 +246,7 @@ class SmtpMailer:
             )
         if parsed.scheme == "smtp" and parsed.user:
             raise MailError(
-                "would send a password that everybody on the way can read; "
+                "would send a password that can be read on the way; "
                 "write smtp+starttls:// or smtps://"
             )
         self._host, self._port = parsed.host, parsed.port or ports[parsed.scheme]

@@ -46,8 +46,8 @@ NOTIFICATIONS = StateTable(
 
 
 def put_in_question(connection: Connection, order_ids: Iterable[str], why: str) -> int:
-    """Let the mails about these orders be sent by a person only, but for those whose outcome is
-    known, or a person's to decide already. Returns how many they are."""
+    """Let the mails about these orders be sent by an operator only, but for those whose outcome is
+    known, or an operator's to decide already. Returns how many they are."""
     open_ = (NotificationStatus.NONE, NotificationStatus.WAITING)
     known = set(connection.scalars(sa.select(in_question.c.order_id)))
     known |= set(
@@ -94,7 +94,7 @@ def oldest(
 
 
 def count_unknown(connection: Connection) -> int:
-    """How many mails wait for a person."""
+    """How many mails wait for an operator."""
     unknown = notifications.c.status == NotificationStatus.UNKNOWN
     query = sa.select(sa.func.count()).select_from(notifications).where(unknown)
     return connection.scalars(query).one()

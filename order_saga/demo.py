@@ -145,8 +145,8 @@ class DemoResult:
         return len(ends) / max((last - first).total_seconds(), 0.001)
 
     def latency_ms(self) -> dict[str, dict[str, float]]:
-        """By priority, the time from placed to ended: median and 99th percentile, of the orders
-        that no outage held up."""
+        """Keyed by priority: the time from placed to ended: median and 99th percentile, of the
+        orders that no outage held up."""
         ends = self._undisturbed()
         by_priority = {
             priority: sorted(end.latency_ms for end in ends if end.priority is priority)
@@ -300,7 +300,7 @@ class _Outage:
         self.replayed: set[str] = set()
 
     def ended(self, orders: int) -> None:
-        """So many more orders have ended. Whoever is charged after this meets the outage."""
+        """So many more orders have ended. Orders that are charged after this meet the outage."""
         self._until_down -= orders
         if self._until_down <= 0 and not self._down.is_set():
             self.down_at = datetime.now(UTC)
@@ -412,7 +412,7 @@ async def _wait_for_ends(
         if found or not sending.done():
             deadline = time.monotonic() + ENDS_SECONDS
         elif sending.done() and sending.exception() is not None:
-            break  # whoever awaits the sending hears of it
+            break  # the task that awaits the sending raises it
         elif time.monotonic() > deadline:
             break
         await asyncio.sleep(_POLL_SECONDS)

@@ -1,4 +1,4 @@
-"""What must hold of orders, payments and stock, whoever looks: see `saga.view`."""
+"""What must hold of orders, payments and stock, at every reading: see `saga.view`."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ _WITHOUT_AMOUNT: Final = (PaymentStatus.NONE, PaymentStatus.DECLINED, PaymentSta
 
 
 def refund_exceeds_charge(ledger: Ledger) -> Iterator[Broken]:
-    """Nobody gets back more than was taken."""
+    """No customer gets back more than was taken."""
     for charge in ledger:
         taken = 0 if charge.declined else charge.amount_cents
         if charge.refunded_cents > taken:
@@ -216,10 +216,10 @@ def customers_differ(
     told: Events[OrderPlaced | StockReserved | OrderConfirmed | OrderCancelled],
     ledger: Ledger,
 ) -> Iterator[Broken]:
-    """Whoever placed an order is whom every event about it, and the provider, names."""
+    """Every event about an order, and the provider, name the customer who placed it."""
     named = chain(
         ((event.subject, event.type, event.data.customer) for event in told),
-        # Once the provider has answered, a payment names nobody.
+        # Once the provider has answered, a payment names no customer.
         ((key, "the payment", p.customer) for key, p in payments.items() if p.customer),
         ((charge.key, "the provider's charge", charge.customer) for charge in ledger),
     )
@@ -299,7 +299,7 @@ def charge_unexplained(
     ledger: Ledger,
 ) -> Iterator[Broken]:
     """The provider keeps money only for orders that some book of ours knows. After a backup was
-    restored it may have been told of others, which nobody can tell any more."""
+    restored it may have been told of others, which cannot be told any more."""
     # The history may have lost an order's first event, and have its end.
     known = orders.keys() | set(told.subjects())
     for charge in ledger:
@@ -326,8 +326,8 @@ def mailed_unended(
 
 
 def mailed_twice(doubtful: Events[NotificationUnconfirmed], mails: MailLog) -> Iterator[Broken]:
-    """No mail is taken twice, unless it was doubtful whether it was, and somebody had it sent
-    again."""
+    """No mail is taken twice, unless it was doubtful whether it was, and an operator had it
+    sent again."""
     leave = Counter(event.subject for event in doubtful)
     for order_id, count in mails:
         if count > 1 + leave[order_id]:
@@ -422,7 +422,7 @@ def order_missing(
 def charged_not_confirmed(
     orders: States[Order], payments: States[Payment], ledger: Ledger
 ) -> Iterator[Broken]:
-    """Nobody pays for an order that is not confirmed, in our books and in the provider's."""
+    """No customer pays for an order that is not confirmed, in our books and in the provider's."""
     taken = _taken(ledger)
     for order_id, order in orders.items():
         if order.status is OrderStatus.CONFIRMED:
@@ -468,7 +468,7 @@ def mail_unsettled(notifications: States[Notification]) -> Iterator[Broken]:
     """No mail is left in the middle of being handed over, known or not by events."""
     for order_id, notification in notifications.items():
         if notification.status is NotificationStatus.SENDING:
-            yield order_id, "its mail may have been sent, and nobody goes on with it"
+            yield order_id, "its mail may have been sent, and no process goes on with it"
 
 
 def payment_unsettled(orders: States[Order], payments: States[Payment]) -> Iterator[Broken]:
@@ -484,7 +484,7 @@ def not_mailed(
     notifications: States[Notification],
     mails: MailLog,
 ) -> Iterator[Broken]:
-    """Whoever's order has ended got a mail, or a person knows of it."""
+    """Each customer whose order has ended got a mail, or an operator knows of it."""
     for event in ends:
         status = notifications.of(event.subject).status
         if status in (NotificationStatus.NONE, NotificationStatus.WAITING):
@@ -497,7 +497,7 @@ def not_mailed(
 
 
 def mails_unknown(notifications: States[Notification]) -> Iterator[Broken]:
-    """Mails of which nobody knows whether they were sent (`GET /notifications`)."""
+    """Mails that may or may not have been sent (`GET /notifications`)."""
     for order_id, notification in notifications.items():
         if notification.status is NotificationStatus.UNKNOWN:
             yield order_id, notification.detail
@@ -509,7 +509,8 @@ def mails_unknown(notifications: States[Notification]) -> Iterator[Broken]:
 def not_undone(
     orders: States[Order], reservations: States[Reservation], payments: States[Payment]
 ) -> Iterator[Broken]:
-    """Whoever might have done something for a cancelled order has said that nothing is left."""
+    """Each participant that may have done something for a cancelled order has said that nothing is
+    left."""
     for order_id, order in orders.items():
         if order.status is not OrderStatus.CANCELLED:
             continue
@@ -564,7 +565,7 @@ def rejected_untrue(
 
 
 def _moments(sku: str, added: Events[StockAdded]) -> Sequence[Sequence[StockAdded]]:
-    """The deliveries of a SKU that may have been there when somebody looked."""
+    """The deliveries of a SKU that may have been there when the stock was read."""
     numbered = {event.sequence or 0: event.data for event in added if event.subject == sku}
     brought = [numbered[number] for number in sorted(numbered)]
     before = sum(each.delivery_id == FIRST_DELIVERY for each in brought)
@@ -594,7 +595,7 @@ def letter_untrue(
 
 
 def doubt_untrue(doubtful: Events[NotificationUnconfirmed]) -> Iterator[Broken]:
-    """Where every mail is taken, nobody is in doubt about one but by a crash."""
+    """Where every mail is taken, none is in doubt but by a crash."""
     for event in doubtful:
         if event.data.detail != CUT_SHORT:
             yield event.subject, f"it counts as unknown, though it was taken: {event.data.detail!r}"

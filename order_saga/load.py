@@ -24,10 +24,10 @@ from saga.message import Intent, Priority
 LOAD_SECONDS: Final = (0.01, 0.01, 3.0)
 """In which all orders are placed."""
 CANCELLED_SHARE: Final = 0.5
-"""Orders that somebody cancels, or tries to: what is undone is what goes wrong."""
+"""Orders that a customer cancels, or tries to: what is undone is what goes wrong."""
 CANCEL_MAX_SECONDS: Final = 8.0
 PERSON_MAX_SECONDS: Final = 40.0
-"""Within which a person looks at a mail."""
+"""Within which an operator looks at a mail."""
 NEVER_SECONDS: Final = 7 * 24 * 3600
 """A time limit that no run reaches."""
 SHORT_SECONDS: Final = 6
@@ -36,7 +36,7 @@ PRICE_CENTS: Final = 250
 PLENTY, SCARCE, UNKNOWN = "plenty", "scarce", "unknown"
 
 _DECLINES: Final = {str(reason): ChargeOutcome(reason) for reason in DeclineReason}
-"""By customer, what the provider decides."""
+"""Keyed by customer: what the provider decides."""
 
 
 def plan(chance: random.Random, orders: int) -> Plan:
@@ -70,7 +70,7 @@ def plan(chance: random.Random, orders: int) -> Plan:
             id = derived_id(key, cancel.type)
             given.append(Given(ORDER.name, cancel, id, cancelled_at, priority=command.priority))
             endings |= {CancellationReason.CUSTOMER_REQUEST}
-        if chance.random() < 0.1:  # if it is for a person to decide by then
+        if chance.random() < 0.1:  # if it is for an operator to decide by then
             decision = chance.choice((ResendNotification, DismissNotification))
             at = at_seconds + chance.random() * PERSON_MAX_SECONDS
             wish = decision(order_id=command.order_id)
@@ -131,7 +131,7 @@ def _command(
 
 
 def _endings(command: PlaceOrder, *, enough: bool) -> frozenset[str]:
-    """How an order may end that nobody cancels and that has all the time there is."""
+    """How an order may end that is not cancelled and has all the time there is."""
     if any(line.sku == UNKNOWN for line in command.lines):
         return frozenset({CancellationReason.UNKNOWN_SKU})
     if any(line.unit_price_cents != PRICE_CENTS for line in command.lines):

@@ -420,7 +420,7 @@ MALFORMED: Final[Mapping[str, tuple[Callable[[str], tuple[Event, str]], Spoil]]]
     ),
     "subject mismatch": (
         _reserved,
-        _edited(lambda d: d.update(subject=str(order_id_of("somebody else's")))),
+        _edited(lambda d: d.update(subject=str(order_id_of("another's")))),
     ),
     "empty": (_charged, lambda _: b""),
     "unknown currency": (_placed, _edited(lambda d: d["data"].update(currency="XXX"))),

@@ -202,12 +202,12 @@ class Mailing(StrEnum):
     REJECTED = "rejected"
     LOST = "lost before it was taken"
     TAKEN = "taken without a word"
-    FORGOTTEN = "not written, as nobody can read whom it is for"
+    FORGOTTEN = "not written: its customer was forgotten"
 
 
 @dataclass(frozen=True, slots=True)
 class MailLog:
-    """By order, how often a mail about it was taken; in the order of their ids."""
+    """Keyed by order: how often a mail about it was taken; in the order of their ids."""
 
     taken: tuple[tuple[str, int], ...] = ()
 
@@ -264,9 +264,9 @@ def mailed_about(data_folder: Path) -> Collection[str]:
     return set(mailed_in(folder)) if folder.is_dir() else ()
 
 
-def leave_to_a_person(connection: Connection, subjects: Collection[str], why: str) -> int:
-    """Have a person decide on the mails about those of the subjects that are orders, but for mails
-    whose outcome is known."""
+def leave_to_an_operator(connection: Connection, subjects: Collection[str], why: str) -> int:
+    """Leave to an operator the mails about those of the subjects that are orders, but for
+    mails whose outcome is known."""
     return put_in_question(connection, filter(_is_order, subjects), why)
 
 
@@ -291,9 +291,9 @@ MAIL_SERVER = Outside(
     traces=mailed_about,
     papers=lambda data_folder: (mail_folder(data_folder),),
     forget=forget_addressee,
-    doubt=leave_to_a_person,
+    doubt=leave_to_an_operator,
     no_books=(
-        "a mail server keeps none; what it may have taken without a word is an event, and for a "
-        "person to decide"
+        "a mail server keeps none; what it may have taken without a word is an event, and "
+        "for an operator to decide"
     ),
 )

@@ -243,7 +243,7 @@ class _Sender:
             except Unroutable as error:
                 raise PublishError(f"{error}; is the topology applied?") from error
             except (
-                BrokerError,  # it connects anew when it has to
+                BrokerError,  # it connects again when it has to
                 aiormq.exceptions.AMQPError,
                 ConnectionError,
                 TimeoutError,

@@ -50,10 +50,10 @@ AFTER: Final = BEFORE + timedelta(seconds=TIME_LIMIT_SECONDS)
 """Their deadline, and all time from there."""
 
 EVENTS_MAX: Final = 3
-"""About a mail, after which nobody wants it sent again: each time adds one."""
+"""About a mail, after which no operator wants it sent again: each time adds one."""
 
 CURRENCY: Final[Currency] = "CHF"
-"""One that is nobody's default."""
+"""One that is no customer's default."""
 OTHER_CURRENCY: Final[Currency] = "EUR"
 
 
@@ -277,7 +277,8 @@ def _mail(
     order_id = UUID(end.subject)
 
     def decides(what: str, command: Command, done: NotificationStatus) -> Iterator[Stimulus]:
-        """A person decides about what is unknown; and about what is not, which changes nothing."""
+        """An operator decides about what is unknown; and about what is not, which changes
+        nothing."""
 
         def is_unknown(view: View) -> bool:
             notification = view.states(Notification).of(end.subject)
@@ -293,7 +294,7 @@ def _mail(
 
         def stays(view: View) -> Iterator[Violation]:
             if view.states(Notification).of(end.subject).status is done:
-                detail = f"{command.type} was carried out, and nobody was to decide"
+                detail = f"{command.type} was carried out, and no operator was to decide"
                 yield Violation("decided_in_vain", end.subject, detail)
 
         yield Stimulus(what, NOTIFICATION.name, command, BEFORE, is_unknown, at_rest=True)
@@ -308,12 +309,12 @@ def _mail(
         sent=[(NOTIFICATION.name, end)],
         stimuli=[
             *decides(
-                "a person has it sent again",
+                "an operator has it sent again",
                 ResendNotification(order_id=order_id),
                 NotificationStatus.RESENDING,
             ),
             *decides(
-                "a person dismisses it",
+                "an operator dismisses it",
                 DismissNotification(order_id=order_id),
                 NotificationStatus.DISMISSED,
             ),

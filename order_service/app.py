@@ -128,7 +128,7 @@ def routes(running: Running) -> APIRouter:
         places orders in their own name only."""
         theirs(caller, new.customer, Problem(403, "an order is placed in one's own name only"))
         key = idempotency_key or str(uuid4())
-        # Sealed where it can be: from an id, nobody guesses the name of who was forgotten.
+        # Sealed where it can be: the name of a forgotten customer cannot be guessed from an id.
         owner = caller.sealed_owner or caller.owner
         order_id = order_id_of(key, owner)
         command = new.command(order_id)

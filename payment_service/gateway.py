@@ -47,7 +47,7 @@ AMOUNT_MAX_CENTS = 2**63 - 1
 
 
 NameOf = Callable[[str], Awaitable[str | None]]
-"""The name that a sealed customer stands for, read at the last moment; None if nobody can read it
+"""The name that a sealed customer stands for, read at the last moment; None if it cannot be read
 any more."""
 
 

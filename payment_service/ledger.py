@@ -1,4 +1,4 @@
-"""The payment provider's rules: what becomes of a charge, whoever keeps the ledger.
+"""The payment provider's rules: what becomes of a charge, in every ledger.
 
 Pure. The sandbox applies them to a file, the checker and the simulation to a value in memory.
 """

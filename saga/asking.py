@@ -3,8 +3,8 @@
 A question fits in no transaction: it is committed as an intent, asked under an idempotency key, and
 its answer is committed. What a crash leaves in between is asked again. A cancellation may come at
 any of these moments, before the question too, and must not guess: what may have been taken is asked
-about again under the same key, and what turns out to be taken is given back. Somebody who was never
-asked before the cancellation is never asked after it; that is what `void` marks.
+about again under the same key, and what turns out to be taken is given back. An outside that was
+never asked before the cancellation is never asked after it; that is what `void` marks.
 
 The participant's own reactions say which intents and events these are:
 
@@ -40,7 +40,7 @@ class Phase(StrEnum):
     """Where something stands that an outside is asked for."""
 
     NEW = "new"
-    """Nobody was asked."""
+    """The outside was not asked."""
     ASKING = "asking"
     """The outside may have given it without our knowing yet."""
     SETTLING = "settling"
@@ -51,7 +51,7 @@ class Phase(StrEnum):
     """The outside may have taken it back without our knowing yet."""
     UNDONE = "undone"
     VOID = "void"
-    """It was not wanted any more before it was taken: nobody is asked for it from here on."""
+    """It was not wanted any more before it was taken: the outside is not asked from here on."""
 
 
 def ask(phase: Phase, question: Callable[[], Q]) -> Q | None:

@@ -170,7 +170,7 @@ def _kept(file: Path) -> str:
 
 
 def _write(file: Path, content: str, mode: int = _READABLE) -> None:
-    """Write a file in one go: whoever finds it finds all of it."""
+    """Write a file in one go: a reader finds all of it or nothing."""
     file.parent.mkdir(parents=True, exist_ok=True)
     write_whole(file, content, mode)
 

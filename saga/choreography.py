@@ -183,8 +183,8 @@ class Reaction:
         if not reaction.returns:
             raise ChoreographyError(
                 f"{place_of(function)}: returns nothing, so nothing of what it takes can be kept; "
-                f"return an event (a `final` one needs nobody to react to it), or leave the "
-                f"reaction out"
+                f"return an event (a `final` one needs no participant to react to it), or leave "
+                f"the reaction out"
             )
         _ = reaction.own
         return reaction
@@ -210,8 +210,8 @@ class Reaction:
             )
         if issubclass(consumes, Event) and consumes.private:
             raise ChoreographyError(
-                f"{where}: {consumes.__name__} is private, so nobody reacts to it; its participant "
-                f"has it in its state, and for others let it be an event that is not"
+                f"{where}: {consumes.__name__} is private, so no participant reacts to it; its "
+                f"participant has it in its state, and for others let it be an event that is not"
             )
         returns = tuple(dict.fromkeys(_flatten(hints["return"])))
         for kind in returns:
@@ -322,7 +322,7 @@ class Participant:
         self.package = package or module.rpartition(".")[0] or module
         self._retry = retry or Retry()
         self.retries = dict(retries or {})
-        """By function, the policies of single reactions."""
+        """Keyed by function: the policies of single reactions."""
         if strangers := [f for f in self.retries if f not in functions]:
             raise ChoreographyError(
                 f"{name}: {place_of(strangers[0])} has a retry policy, but is no reaction of it"
@@ -339,7 +339,7 @@ class Participant:
         self.dues: dict[type[State], tuple[type[Command], ...]] = {
             kind: self._due_about(kind) for kind in self.states if has_due(kind)
         }
-        """By kind of state, the commands that may be due about one."""
+        """Keyed by kind of state: the commands that may be due about one."""
 
     def _read(self, function: Callable[..., Any]) -> Reaction:
         return Reaction.of(function)
@@ -359,8 +359,8 @@ class Participant:
             if reaction.intends:
                 asked = " or ".join(intent.__name__ for intent in reaction.intends)
                 raise ChoreographyError(
-                    f"{said}, and {reaction.name} may return the intent {asked}, which nobody "
-                    f"would take up again after a crash; let it publish an event, and let a "
+                    f"{said}, and {reaction.name} may return the intent {asked}, which would "
+                    f"not be taken up again after a crash; let it publish an event, and let a "
                     f"reaction to an event ask"
                 )
         return commands
@@ -401,7 +401,7 @@ class Participant:
                 said = f"{place_of(reaction.function)} may return {intent.__name__}"
                 if intent not in known:
                     raise ChoreographyError(
-                        f"{said}, which {self.name} puts to nobody; say in its `ask` how"
+                        f"{said}, which {self.name} puts to no outside; say in its `ask` how"
                     )
                 answer = getattr(intent, "answer", None)
                 if answer not in self.by_message:
@@ -454,8 +454,8 @@ class Observer:
 class Choreography:
     """All participants together, and who observes them.
 
-    It is `partial` where only some take part, as in a model: what these send to others goes to
-    nobody.
+    It is `partial` where only some take part, as in a model: what these send to others goes
+    nowhere.
     """
 
     def __init__(
@@ -503,7 +503,8 @@ class Choreography:
 
     @cached_property
     def events(self) -> tuple[type[Event], ...]:
-        """Every event anybody publishes or reacts to, by type; of several versions the newest."""
+        """Every event that a participant publishes or reacts to, by type; of several versions the
+        newest."""
         kinds = {kind for p in self.participants for kind in (*p.consumes, *p.publishes)}
         return _newest(kinds)
 

@@ -17,11 +17,11 @@ ASK_SECONDS: Final = 8.0
 
 
 class DecidingError(Explained):
-    """It is not decided, or nobody can tell. Says why."""
+    """It is not decided, or it is unknown whether it is. Says why."""
 
 
 async def decide(deployment: Deployment, choice: PersonsChoice, way: str, subject: str) -> None:
-    """Have it decided in this way, which is one of the choice's. Raises `DecidingError`."""
+    """Decide it in this way, which is one of the choice's. Raises `DecidingError`."""
     name = choice.participant
     urls = deployment.http_urls.get(name, ())
     if not urls:

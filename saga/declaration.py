@@ -38,7 +38,7 @@ class Stimulus:
 
     `at` is the time then. It is given only `when` the participant's own states allow it, and
     `then` says what is wrong with them afterwards. Only one that says `at_rest` may change anything
-    once all that was sent is done: a person who decides what was left to them.
+    once all that was sent is done: an operator who decides what was left to them.
     """
 
     name: str
@@ -74,28 +74,28 @@ class Scenario:
     at_rest: tuple[Callable[..., Iterable[Broken]], ...] = ()
     """Invariants that hold only here, beside those of the saga."""
     influential: bool = False
-    """Whether those are left out whose messages nobody takes, and who take no commands of others:
-    they cannot change what becomes of others, and a smaller scenario is enough to see what they
-    do."""
+    """Whether participants are left out whose messages no other takes, and that take no commands of
+    others: they cannot change what becomes of others, and a smaller scenario is enough to see
+    what they do."""
     decisions: Mapping[str, Collection[Any]] = field(default_factory=dict)
-    """By outside, what it may decide here; any other may decide anything. For a world that is too
-    large otherwise; another scenario should have the rest."""
+    """Keyed by outside: what it may decide here; any other may decide anything. For a world that is
+    too large otherwise; another scenario should have the rest."""
     timers_last: bool = False
     """Whether what is due is done only once all that was sent is: a world in which time is not what
     is tried, and which is much smaller."""
     priorities: Mapping[str, Priority] = field(default_factory=dict)
-    """By subject, how what comes from outside about it travels; what is not here is normal. All
-    events about these have to travel like that, what is due as well (`Due.priority`)."""
+    """Keyed by subject: how what comes from outside about it travels; what is not here is normal.
+    All events about these have to travel like that, what is due as well (`Due.priority`)."""
 
 
 @dataclass(frozen=True, slots=True)
 class PersonsChoice:
-    """What a person may decide about a subject that a rule of `for_people` names.
+    """What an operator may decide about a subject that a rule of `for_people` names.
 
     `paths` are of the participant's own HTTP, by what each does: the decision is a POST there, with
-    no body, and `{subject}` stands for the subject. The service refuses what is not for a person to
-    decide. `commands` are, by the same names, what the service then gives itself about a subject:
-    the simulation decides by these.
+    no body, and `{subject}` stands for the subject. The service refuses what is not for an operator
+    to decide. `commands` are, by the same names, what the service then gives itself about a
+    subject: the simulation decides by these.
     """
 
     rule: str
@@ -137,11 +137,12 @@ class Saga:
     always: tuple[Callable[..., Iterable[Broken]], ...] = ()
     at_rest: tuple[Callable[..., Iterable[Broken]], ...] = ()
     for_people: tuple[Callable[..., Iterable[Broken]], ...] = ()
-    """Written like invariants: what is right, and waits for a person's decision."""
+    """Written like invariants: what is right, and waits for an operator's decision."""
     choices: tuple[PersonsChoice, ...] = ()
-    """What a person may decide about what these name, and where."""
+    """What an operator may decide about what these name, and where."""
     early_end: EarlyEnd | None = None
-    """How one is ended of which somebody is to be forgotten; without it, that waits for its end."""
+    """How a saga is ended early when its person is to be forgotten; without it, forgetting waits
+    for the saga's end."""
     scenarios: tuple[Scenario, ...] = ()
     load: Load | None = None
     commands: Mapping[str, str] = field(default_factory=dict)
@@ -274,8 +275,8 @@ class Saga:
         return tuple(i for i in self.invariants if not really or readable.issuperset(i.books))
 
     def unwatched(self, *, really: bool = False) -> Iterator[str]:
-        """The states and the books that no invariant reads, and the questions that no outside is
-        said to take: nobody can say that all is well with them. On a system that `really` runs,
+        """The states and the books that no invariant reads, and the questions that no outside
+        takes: whether all is well with them is unknown. On a system that `really` runs,
         only what is `judged` there counts."""
         judged = self.judged(really=really)
         read = {kind for invariant in judged for kind in invariant.states}

@@ -49,12 +49,12 @@ class Deployment(Discreet, BaseModel):
     amqp_url: str
     """As the operator's user, where the broker has one."""
     amqp_urls: dict[str, str] = {}
-    """By user of the broker, where each has a password of his own."""
+    """Keyed by user of the broker: its password, where each has its own."""
     http_urls: dict[str, tuple[HttpUrl, ...]]
     """Of each replica."""
     database_urls: dict[str, str]
     outside_urls: dict[str, str] = {}
-    """By name, where the outsides keep their books; see `saga.outside.Outside`."""
+    """Keyed by name: where the outsides keep their books; see `saga.outside.Outside`."""
     inbox_days: float = INBOX_DAYS
     """The services' setting: what is older than that they may have done and forgotten."""
     personal: Sealing = Sealing.OFF
@@ -157,6 +157,6 @@ def dead_letters_url_in(folder: Path) -> str:
 
 
 def write_secret(path: Path, text: str) -> None:
-    """Write a file that nobody else may read, at no time. Raises `OSError`, and leaves what was
+    """Write a file that no other user may read, at no time. Raises `OSError`, and leaves what was
     there then."""
     write_whole(path, text, _OWNER_ONLY)

@@ -118,19 +118,19 @@ def packages() -> list[str]:
 
 
 def participants() -> dict[str, Participant]:
-    """By its package's name, each participant."""
+    """Keyed by its package's name: each participant."""
     found = services().items()
     return {package: service for package, service in found if isinstance(service, Participant)}
 
 
 def observers() -> dict[str, Observer]:
-    """By its package's name, each observer."""
+    """Keyed by its package's name: each observer."""
     found = services().items()
     return {package: service for package, service in found if isinstance(service, Observer)}
 
 
 def services() -> dict[str, Participant | Observer]:
-    """By its package's name, each service in Python."""
+    """Keyed by its package's name: each service in Python."""
     found: dict[str, Participant | Observer] = {}
     for service in choreography().own_services:
         other = found.setdefault(service.package, service)

@@ -200,7 +200,7 @@ async def audit(
 async def bring_forward(
     deployment: Deployment, item: Item, *, who: str, reason: str
 ) -> Sequence[str]:
-    """Have its service do now what is due; returns the types of the events that came of it.
+    """Ask its service to do now what is due; returns the types of the events that came of it.
 
     Raises `DueError` where the service does not do it, and says why.
     """

@@ -120,7 +120,7 @@ class Envelope(Attributes, Generic[M]):
         return self.model_dump_json(exclude_none=True).encode()
 
 
-_AnyEnvelope = Envelope[Any]  # Kept: pydantic makes it anew where nobody does.
+_AnyEnvelope = Envelope[Any]  # Kept: pydantic makes it again otherwise.
 
 
 def schema_uri(message: type[Event | Command]) -> str:
@@ -178,7 +178,7 @@ def trace_id_of(subject: str) -> str:
 
 
 def trace_of(subject: str, span: str) -> str:
-    """A `traceparent` where nobody records spans: within the trace of the subject."""
+    """A `traceparent` where no spans are recorded: within the trace of the subject."""
     parent = sha256(f"span/{span}".encode()).hexdigest()[:16]
     return f"00-{trace_id_of(subject)}-{parent}-01"
 
@@ -241,7 +241,7 @@ def _made(**values: Any) -> Envelope[Any]:
 
 @cache
 def _model_of(message: type[Event | Command]) -> type[Envelope[Any]]:
-    """Pydantic takes milliseconds to make one, and keeps none that nobody uses."""
+    """Pydantic takes milliseconds to make one, and keeps none that is not in use."""
     return Envelope[message]  # type: ignore[valid-type]  # built at run time
 
 

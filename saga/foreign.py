@@ -5,8 +5,8 @@
     LABEL = Foreign("label", print_label, command=("node", "label/main.mjs"))
 
 Queues, user, permissions, contracts and the place on the map follow from that as from any other
-participant's. Nobody here sees its code or its database; what it has to keep is in `DUTIES`, and in
-`docs/other-languages.md` at length.
+participant's. Its code and its database are not visible here; what it has to keep is in `DUTIES`,
+and in `docs/other-languages.md` at length.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ Sample = Callable[[Any], Iterable[Event | Command]]
 
 
 @dataclass(frozen=True, slots=True)
-class Elsewhere(State):
+class ForeignState(State):
     """What is known here of a subject that a participant in another language deals with: the types
     of what it has published about it."""
 
@@ -120,7 +120,7 @@ class Foreign(Participant):
                 f"{where}: may publish {own[0]}, which is private; the states of a participant in "
                 f"another language are not folded here, so it needs no private facts"
             )
-        return replace(reaction, parameters=(("state", Elsewhere, False),))
+        return replace(reaction, parameters=(("state", ForeignState, False),))
 
     def answers(self, message: Message, published: Collection[str] = ()) -> Sequence[Answers]:
         """Everything that may be published because of a message, nothing in front.
@@ -147,7 +147,7 @@ class Foreign(Participant):
 
     def played(self, choose: Choose) -> Participant:
         """A stand-in in Python for trying the others: it answers each message by what `choose`
-        picks, and keeps an `Elsewhere` of each subject."""
+        picks, and keeps an `ForeignState` of each subject."""
         return _StandIn(
             self.name,
             {
@@ -158,7 +158,7 @@ class Foreign(Participant):
 
     def _playing(self, reaction: Reaction, choose: Choose) -> Callable[..., Any]:
         @wraps(reaction.function)
-        def play(message: Message, state: Elsewhere) -> Answers:
+        def play(message: Message, state: ForeignState) -> Answers:
             return choose(message, self.answers(message, state.published))
 
         return play

@@ -1,6 +1,6 @@
 """The four kinds of message a reaction deals in.
 
-An *event* is a fact, published to whoever reacts to it. A *command* has one receiver; it comes from
+An *event* is a fact, published to all who react to it. A *command* has one receiver; it comes from
 outside, or from another participant. An *intent* is a question a participant has decided to ask the
 outside; an *answer* is what came back. Intents and answers never leave their participant.
 """
@@ -67,11 +67,11 @@ class Event(Message):
 
     `publisher` is the participant whose events of this type its readers believe; None leaves that
     to the broker's permissions alone. `undoes` names the effects that do not stand any more after
-    it. What is `final` needs nobody to react to it. What `repeats` may be published about one
-    subject more than once.
+    it. What is `final` needs no participant to react to it. What `repeats` may be published about
+    one subject more than once.
 
     A `private` one is its participant's own: the first leg of a join, a count. The history has it,
-    so that a rebuild and the trace know it; nobody reacts to it, and it is in no contract.
+    so that a rebuild and the trace know it; no participant reacts to it, and it is in no contract.
     """
 
     type: ClassVar[str]
@@ -187,8 +187,9 @@ def check_distinct(kinds: Iterable[type[Event | Command]]) -> None:
 def versions_of(newest: type[Event] | type[Command]) -> dict[int, type[Event] | type[Command]]:
     """Every version of a type that there is a class for by now, by number.
 
-    For its own version, that is the given class, whoever else has the same. Where two classes claim
-    another version, the one beside it counts; raises `AmbiguousMessage` if that does not tell.
+    For its own version, that is the given class, even if others have the same. Where two classes
+    claim another version, the one beside it counts; raises `AmbiguousMessage` if that does not
+    tell.
     """
     base: type[Event | Command] = Command if issubclass(newest, Command) else Event
     found: defaultdict[int, list[type[Event | Command]]] = defaultdict(list)

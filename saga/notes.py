@@ -1,4 +1,4 @@
-"""Notes in a data folder of what is not at its end, for whoever works there next."""
+"""Notes in a data folder of unfinished work, for the next command there."""
 
 from __future__ import annotations
 

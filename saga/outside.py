@@ -87,7 +87,7 @@ class Memory(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Clear:
-    """Somebody who is to be forgotten, as an outside knows them."""
+    """A person to be forgotten, as an outside knows them."""
 
     values: Mapping[str, str]
     """Keyed by what they are called in clear: its sealed form, which takes its place. Empty where
@@ -140,16 +140,16 @@ class Outside(Generic[B]):
     Raises `OSError`."""
     doubt: Doubt | None = None
     """For one that is not idempotent: notes in the database of `asked_by` that it may have been
-    asked about these subjects already, and why that is not known, so that a person decides before
-    it is asked again. Returns of how many that is so."""
+    asked about these subjects already, and why that is not known, so that an operator decides
+    before it is asked again. Returns of how many that is so."""
     memory: Callable[[B], Memory] | None = None
     """What its books tell of questions that no event tells of."""
     papers: Callable[[Path], Collection[Path]] | None = None
     """Where else it keeps what it was told, for a system with that data folder: files and folders
     that the search for a forgotten person has to look through."""
     forget: Callable[[Clear], int] | None = None
-    """Takes what a person is called in clear out of its books and its papers, so that no byte of it
-    is left, and the books add up as before. Returns in how many places it was; blocks. None for
+    """Takes what an operator is called in clear out of its books and its papers, so that no byte of
+    it is left, and the books add up as before. Returns in how many places it was; blocks. None for
     one that only people can ask for that. Raises `OutsideError`, `OSError` and what databases
     raise."""
 

@@ -51,7 +51,7 @@ REASON: Final = "memory of the module, chance, the clock or the order of a set"
 """What a reaction must not use."""
 
 _ATOMS: Final = (str, bytes, int, float, bool, type(None), UUID, datetime, date, Enum, type)
-"""What nobody can change."""
+"""What cannot be changed."""
 _SOME_TIME: Final = datetime(2030, 1, 1, tzinfo=UTC)
 
 

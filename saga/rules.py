@@ -26,7 +26,7 @@ Explain = Callable[[str], str]
 RULES: Final[Mapping[str, str]] = {
     "outcome_changed": "A saga ends once.",
     "said_twice": "An event is published about a subject once, unless its class `repeats`.",
-    "after_the_end": "Whoever ended a saga goes on with nothing of it.",
+    "after_the_end": "A participant that ended a saga does nothing more about it.",
     "not_ended": "Each saga that was begun ends, if any event says that it ended well.",
     "endless": "Whatever never arrives, time ends a saga that was begun, if it can end one.",
     "effect_standing": "What was done is undone after a cancellation.",

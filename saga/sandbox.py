@@ -81,7 +81,7 @@ class KeyedBooks(Generic[L]):
 
 
 class Bookkeeper(Protocol):
-    """Somebody who keeps books."""
+    """An outside that keeps books."""
 
     async def ask(self, key: str, rule: Rule[Any, A]) -> A:
         """The answer to a question about what is under the key. Raises what the rule raises, and

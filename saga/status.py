@@ -63,25 +63,26 @@ class SystemStatus:
     """A system at one moment, read part by part while it runs."""
 
     services: Mapping[str, str] = field(default_factory=dict)
-    """By service: `ready`, or what it lacks, or what somebody should look into nevertheless."""
+    """Keyed by service: `ready`, or what it lacks, or what an operator should look into
+    nevertheless."""
     crash_loops: Sequence[str] = ()
     """A line for each process that keeps ending."""
     queues: Mapping[str, QueueStatus] = field(default_factory=dict)
-    """By name, the queues that participants read."""
+    """Keyed by name: the queues that participants read."""
     waits: Mapping[str, int] = field(default_factory=dict)
-    """By wait queue, the messages that are to be tried again; without empty ones."""
+    """Keyed by wait queue: the messages that are to be tried again; without empty ones."""
     dead_letters: Mapping[str, int] = field(default_factory=dict)
-    """By participant, in its queue and in the operator's store."""
+    """Keyed by participant, in its queue and in the operator's store."""
     stored_dead_letters: Mapping[str, int] = field(default_factory=dict)
-    """By participant, those of them in the store; without participants that have none."""
+    """Keyed by participant: those of them in the store; without participants that have none."""
     outboxes: Mapping[str, int] = field(default_factory=dict)
-    """By participant, the events that are not known to be published."""
+    """Keyed by participant: the events that are not known to be published."""
     dues: Mapping[Owned, Dues] = field(default_factory=dict)
-    """By participant and table of states, what is due about them."""
+    """Keyed by participant and table of states: what is due about them."""
 
     @property
     def dues_by_name(self) -> dict[str, Dues]:
-        """By what a table is called among those of all participants, what is due."""
+        """Keyed by what a table is called among those of all participants: what is due."""
         return {name: self.dues[owned] for owned, name in names_of(self.dues).items()}
 
     @property
@@ -109,7 +110,7 @@ class SystemStatus:
 
     @property
     def uncollected(self) -> dict[str, int]:
-        """By participant, the dead letters in its queue, if there are any."""
+        """Keyed by participant: the dead letters in its queue, if there are any."""
         return {
             name: count
             for name, letters in self.dead_letters.items()
@@ -118,7 +119,7 @@ class SystemStatus:
 
     @property
     def problems(self) -> list[str]:
-        """What somebody should look into, a line each."""
+        """What an operator should look into, a line each."""
         return [
             *(
                 f"the {name} service: {said}"
@@ -126,7 +127,11 @@ class SystemStatus:
                 if said != READY
             ),
             *self.crash_loops,
-            *(f"nobody reads {name}" for name, queue in self.queues.items() if not queue.consumers),
+            *(
+                f"no consumer reads {name}"
+                for name, queue in self.queues.items()
+                if not queue.consumers
+            ),
             *(
                 f"{count} dead letters in {dead_letter_queue(name)}"
                 for name, count in self.uncollected.items()
@@ -171,7 +176,7 @@ class SystemStatus:
 
 READY: Final = "ready"
 READY_BUT: Final = "ready, but"
-"""How a service's word begins that works, and has something that somebody should look into."""
+"""The prefix for a service that works, but has something an operator should look into."""
 NO_ANSWER: Final = "no answer"
 _BUILD: Final = re.compile(r'^saga_build_info\{[^}\n]*\bversion="([^"\n]{1,100})"', re.MULTILINE)
 

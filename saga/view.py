@@ -211,7 +211,8 @@ class Invariant:
 
     function: Callable[..., Iterable[Broken]]
     reads: tuple[Any, ...]
-    """By parameter: a kind of state, a tuple of event types, or the type of an outside's books."""
+    """Keyed by parameter: a kind of state, a tuple of event types, or the type of an outside's
+    books."""
 
     @property
     def name(self) -> str:
@@ -237,8 +238,8 @@ class Invariant:
         ]
 
     def broken(self, view: View) -> Iterable[Broken]:
-        """What breaks it in a view. Nothing where books that it reads could not be read: whoever
-        collected the view has to say so."""
+        """What breaks it in a view. Nothing where books that it reads could not be read: the
+        collector of the view has to say so."""
         arguments: list[Any] = []
         for kind in self.reads:
             if isinstance(kind, tuple):

@@ -26,7 +26,7 @@ OF_ANY_SAGA: Final = frozenset({"tests.forked", "tests.stores"})
 OF_THE_TREE: Final = frozenset(
     {"tests.unit.test_names", "tests.unit.test_simulation", "tests.integration.test_due_tools"}
 )
-"""They look at all packages there are, whoever's, or run the saga that the project names."""
+"""They look at all packages there are, or run the saga that the project names."""
 LEFT_OUT: Final = (
     *(".git", ".venv*", "data", "mutants", "build", "dist", "*.egg-info", ".rabbitmq*"),
     *("__pycache__", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".hypothesis"),
@@ -70,7 +70,7 @@ def _engines_files(root: Path) -> list[Path]:
 
 
 def _modules(root: Path) -> dict[str, Path]:
-    """By its name, each module of the tests."""
+    """Keyed by its name: each module of the tests."""
     return {
         ".".join(file.relative_to(root).with_suffix("").parts).removesuffix(".__init__"): file
         for file in (root / "tests").rglob("*.py")

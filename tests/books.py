@@ -21,7 +21,7 @@ from tests.order_play import BROKE, Play
 from tests.stores import HISTORY, PROJECTION, TABLES
 
 Rows = dict[str, set[tuple[Any, ...]]]
-"""By table, its rows."""
+"""Keyed by table: its rows."""
 
 
 @dataclass
@@ -89,7 +89,7 @@ class Books:
         await gateway.close()
 
     async def record(self, *, without: tuple[str, ...] = ()) -> None:
-        """Have the history keep the events that were played, but for these."""
+        """Keep the events that were played in the history, but for these."""
         facts = [
             store.Fact(event, event.to_bytes())
             for event in self.play.events

@@ -40,7 +40,7 @@ class Operation:
     path: str
     method: str
     known: Mapping[str, str]
-    """By path parameter, a value that exists."""
+    """Keyed by path parameter, a value that exists."""
 
     @property
     def declared(self) -> Mapping[str, Any]:
@@ -71,7 +71,7 @@ class Operation:
         return json.dumps(example_of(self.document, content["schema"])).encode()
 
     async def asked(self, served: Served, credentials: str | None) -> Answer:
-        """Its answer to somebody with that token or key."""
+        """Its answer to a caller with that token or key."""
         headers = [(b"Authorization", f"Bearer {credentials}".encode())] if credentials else []
         if self.body:
             headers.append((b"Content-Type", b"application/json"))
@@ -85,7 +85,7 @@ class Callers:
     folder: Path
     issuer: Issuer = field(default_factory=Issuer)
     keys: dict[str, str] = field(default_factory=dict)
-    """By what they may do."""
+    """Keyed by role."""
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -164,7 +164,7 @@ def _amiss(operation: Operation, who: str, answer: Answer, status: int) -> Itera
 
 
 def _shown_to_mallory(operation: Operation, answer: Answer) -> Iterator[str]:
-    """What is wrong with an answer to somebody about what is another's."""
+    """What is wrong with an answer to a caller about what is another's."""
     where = f"{operation.method} {operation.path}, asked by mallory"
     if answer.status in (403, 404, 422):
         return  # 422: not even that is told.

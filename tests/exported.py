@@ -40,7 +40,7 @@ OF_SAGAS = {"saga_begun", "saga_ended", "saga_seconds", "saga_pending", "saga_ov
 
 def unmeasured(text: str, participant: str, saga: str) -> Iterator[str]:
     """The families that one process exports after a quiet run, of which nothing shows that they are
-    measured there, or which are about somebody else."""
+    measured there, or which are about other systems."""
     for family in text_string_to_metric_families(text):
         if not family.name.startswith(OWN) or family.name.endswith("_created"):
             continue

@@ -359,7 +359,7 @@ def whole(raw: bytes, most: int) -> None:
 
 
 def carried(delivery: Delivery, copy: bytes) -> None:
-    """Everything that the message carried and no one else has written is in the copy."""
+    """Everything that the message carried, and that we do not overwrite, is in the copy."""
     values, _ = frames.split(delivery.raw)
     copied, _ = frames.split(copy)
     for name, value in values.items():

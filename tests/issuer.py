@@ -69,7 +69,7 @@ class Issuer:
         return jwt.encode(header, self.claims(**changed), key, registry=SIGNATURES)
 
     def customers(self, scopes: str, owner: str = OWNER, **changed: Any) -> str:
-        """A token of somebody without a role."""
+        """A token of a user without a role."""
         return self.token(sub=owner, roles=None, scope=scopes, **changed)
 
     def unsigned(self) -> str:
@@ -77,7 +77,7 @@ class Issuer:
         return f"{encoded({'alg': 'none', 'kid': self.keys[0].kid})}.{encoded(self.claims())}."
 
     def signed_with_the_public_key(self) -> str:
-        """By HMAC, with what everybody knows of its key."""
+        """Signed with HMAC and the public key, which every client knows."""
         key = self.keys[0]
         content = f"{encoded({'alg': 'HS256', 'kid': key.kid})}.{encoded(self.claims())}"
         known = key.as_pem(private=False)  # By hand: the library signs with no such key.
@@ -90,7 +90,7 @@ def encoded(document: dict[str, Any]) -> str:
 
 
 def forged(issuer: Issuer) -> dict[str, str]:
-    """Tokens that nobody may believe, by what is wrong with them."""
+    """Tokens that must not be believed, keyed by what is wrong with them."""
     now = int(time.time())
     head, body, signature = issuer.token().split(".")
     kid = issuer.keys[0].kid

@@ -424,7 +424,7 @@ def _dead_letters() -> Iterator[KernelMutant]:
 def _fold_and_step() -> Iterator[KernelMutant]:
     file, tests = f"{KERNEL}/fold.py", "tests/unit/test_fold.py"
     yield KernelMutant(
-        "events after a hole are numbered anew",
+        "events after a hole are numbered again",
         file,
         "replace(own, sequence=event.sequence or own.sequence + 1)\n",
         "replace(own, sequence=own.sequence + 1)\n",

@@ -19,7 +19,7 @@ PRICE_CENTS = 250
 SAGA = Choreography(
     p for p in choreography().participants if p.name in ("order", "inventory", "payment")
 )
-"""Those who decide what becomes of an order, without whoever only listens."""
+"""Those who decide what becomes of an order, without those that only listen."""
 
 
 @dataclass

@@ -52,25 +52,25 @@ class Play:
         self._react(self._participants[participant], cause)
 
     def do_due(self, participant: str, state_id: StateId) -> None:
-        """Have done what is due about a state."""
+        """Do what is due about a state."""
         firing = Firing.of(self.states[participant][state_id])
         assert firing is not None
         cause = firing.envelope(participant, self.at)
         self._react(self._participants[participant], cause)
 
     def deliver(self) -> None:
-        """Until nothing is on its way to anybody who reads."""
+        """Until nothing is on its way to a participant that reads."""
         while delivery := self._next():
             self._react(self._participants[delivery.participant], delivery.event, delivery.attempt)
 
     def retry(self) -> None:
-        """Have what failed tried again."""
+        """Try again what failed."""
         again, self.failed = self.failed, []
         self.waiting.extend(again)
         self.deliver()
 
     def retry_only(self, subject: str) -> None:
-        """Have what failed about one subject tried again."""
+        """Try again what failed about one subject."""
         others = [delivery for delivery in self.failed if delivery.event.subject != subject]
         self.failed = [d for d in self.failed if d.event.subject == subject]
         self.retry()
@@ -117,7 +117,7 @@ class Play:
         self.inboxes[participant.name].add(cause.key)
 
     def _fails(self, intent: Intent | None) -> bool:
-        """Whether nobody answers to it now."""
+        """Whether it is refused now."""
         return False
 
     def _answer(self, intent: Intent | None) -> Answer | None:

@@ -14,7 +14,7 @@ def processes_of(folder: Path) -> list[str]:
             try:
                 command = (process / "cmdline").read_bytes()
                 environment = (process / "environ").read_bytes()
-            except OSError:  # ended meanwhile, or somebody else's
+            except OSError:  # ended meanwhile, or another's
                 continue
             if os.fsencode(folder) in command + environment:
                 found.append(command.replace(b"\0", b" ").decode(errors="replace"))

@@ -183,7 +183,7 @@ class RawClient:
     async def publish(self, exchange: str, key: str, raw: bytes, body: bytes) -> None:
         """Publish a message with these bytes as its property list, and wait for the confirm.
 
-        Raises `Refused` for what the broker does not take; then the client is to be opened anew.
+        Raises `Refused` for what the broker does not take; then the client is to be opened again.
         """
         arguments = b"\0\0" + short(exchange.encode()) + short(key.encode()) + b"\x01"
         self._send(60, 40, arguments)

@@ -64,5 +64,5 @@ def small_disk(path: Path, megabytes: int, *options: str) -> Iterator[SmallDisk]
     try:
         yield SmallDisk(path)
     finally:
-        # Lazily: what still writes there when a test has failed keeps nobody waiting.
+        # Lazily: what still writes there when a test has failed keeps no test waiting.
         subprocess.run(["umount", "--lazy", path], check=True)

@@ -31,7 +31,7 @@ from tests.polling import wait_until
 
 ROOT = Path(__file__).parents[1]
 SETTLED_SECONDS = 240.0
-"""By then nothing is under way any more, whatever was waited for on the way."""
+"""Nothing is under way any more then, whatever was waited for on the way."""
 pytestmark = pytest.mark.timeout(4 * SETTLED_SECONDS)
 NOT_COPIED = (".venv*", "data", "__pycache__", ".*_cache", "node_modules")
 
@@ -118,7 +118,7 @@ class Place:
         return json.loads(done.stdout)
 
     def settled(self) -> bool:
-        """Whether nobody owes anything, and the books are right."""
+        """Whether no participant owes anything, and the books are right."""
         return (
             self.on_system("stuck").returncode == 0
             and self.on_system("reconcile", "--grace", "0").returncode == 0

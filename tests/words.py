@@ -189,7 +189,7 @@ class Voided(ThingEvent):
 
 
 class Noted(ThingEvent):
-    """Somebody has been told how the thing ended."""
+    """Another was told how the thing ended."""
 
     type: ClassVar[str] = "end.noted"
     publisher: ClassVar[str] = "teller"

@@ -72,7 +72,7 @@ def dashboard() -> Dashboard:
                 nothing="unknown",
             ),
             figure(
-                "Queues nobody reads",
+                "Queues without consumers",
                 "short",
                 "Work queues without a consumer. Runbook: docs/runbooks/QueueWithoutConsumers.md.",
                 Query(f"count(queue:rabbitmq_consumers:max{{{_WORK}}} == 0) or vector(0)"),

@@ -1,4 +1,5 @@
-"""*Dead letters*: what nobody could process, since when, and what replays made of it; the books."""
+"""*Dead letters*: what could not be processed, since when, and what replays made of it; the
+books."""
 
 from __future__ import annotations
 
@@ -23,8 +24,8 @@ def dashboard() -> Dashboard:
     found = page(
         "Dead letters",
         "saga-dead-letters",
-        "Messages set aside for a person, in the broker's queues and in the operator's store, and "
-        "what the last reconciliation found.",
+        "Messages set aside for an operator, in the broker's queues and in the operator's store, "
+        "and what the last reconciliation found.",
     )
     return rows(
         found,
@@ -79,7 +80,7 @@ def dashboard() -> Dashboard:
                 nothing="unknown",
             ),
             bars(
-                "By fingerprint, in the store",
+                "Fingerprints in the store",
                 "short",
                 "Alike failures have the same fingerprint: `saga dlq list --fingerprint` and the "
                 "twelve digits list them, `saga dlq replay --fingerprint` sends them again.",
@@ -102,8 +103,8 @@ def dashboard() -> Dashboard:
             graph(
                 "Dying",
                 "mps",
-                "By reason. `failed` is a reaction's error; the others say what could not be read. "
-                "Points lead to traces.",
+                "One line per reason. `failed` is a reaction's error; the others say what could "
+                "not be read. Points lead to traces.",
                 Query(
                     "sum by (participant, reason) "
                     f"(rate(saga_messages_dead_lettered_total{{{CHOSEN}}}[$__rate_interval]))",

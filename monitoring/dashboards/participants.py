@@ -81,7 +81,7 @@ def dashboard() -> Dashboard:
             graph(
                 "Messages taken",
                 "mps",
-                "By type. A participant reacts once to each type.",
+                "One line per type. A participant reacts once to each type.",
                 Query(
                     _rate("saga_messages_consumed_total", "participant", "type"),
                     "{{participant}} {{type}}",

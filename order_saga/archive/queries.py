@@ -127,7 +127,8 @@ def hours(connection: Connection, since: datetime, until: datetime) -> list[Hour
     ended_in = _hour_of(table.ended_at)
     in_time = table.ended_at >= since, table.ended_at < until
     outcome = (ended_in, table.status, table.reason, table.currency)
-    # Only of what was paid: anyone may order for any amount, and SQLite fails where sums overflow.
+    # Only of what was paid: a customer may order for any amount, and SQLite fails where sums
+    # overflow.
     revenue = sa.case((table.status == Status.CONFIRMED, table.total_cents), else_=0)
     ended = (
         sa.select(*outcome, sa.func.count(), sa.func.sum(revenue))

@@ -33,7 +33,7 @@ STATS_MAX: Final = timedelta(days=31)
 
 
 class OrderSummary(BaseModel):
-    """An order as its events tell it. Times are UTC; amounts are 0 where nobody named one.
+    """An order as its events tell it. Times are UTC; amounts are 0 where no event names one.
 
     `stock` and `payment` tell how far it has come, and `settled` whether nothing is left to do.
     `events` counts what was told of it.

@@ -1,6 +1,6 @@
-"""What the events say of an order, whoever published them and in whatever order they came.
+"""What the events say of an order, from all publishers and in whatever order they came.
 
-A view is no state of a participant: nobody decides by it. Events of different participants reach
+A view is no state of a participant: no decision rests on it. Events of different participants reach
 the history side by side, so each sets only what no other event sets, or what does not depend on
 which came first: all orders of events lead to the same view.
 """
@@ -34,8 +34,8 @@ LONG_AGO = datetime.min.replace(tzinfo=UTC)
 
 
 class Status(StrEnum):
-    """Where an order stands; confirmed and cancelled are terminal. Nobody has said that an unknown
-    one was placed, though something happened to it."""
+    """Where an order stands; confirmed and cancelled are terminal. An unknown one has events, but
+    none that it was placed."""
 
     UNKNOWN = "unknown"
     PENDING = "pending"
@@ -71,7 +71,7 @@ class ArchivedOrder(State):
     """One order, as its events tell it; `sequence` counts them.
 
     `first_event_at` and `last_event_at` span all of its events, whatever their types. An amount is
-    0 as long as nobody has named it.
+    0 as long as no event has named it.
     """
 
     status: Status = Status.UNKNOWN

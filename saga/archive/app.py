@@ -81,7 +81,7 @@ async def _read(database: Database) -> Missing:
 
 
 def _known(follower: Follower, disks: Disks) -> Missing:
-    """What is missing as far as the service knows without asking anybody."""
+    """What is missing as far as the service knows without a query."""
     missing = troubles(follower.retry_loops)
     if disks.lack:
         missing["disk"] = disks.lack

@@ -183,7 +183,8 @@ class _Query:
         """What indexes find, and the rest."""
         self._then: list[sa.ColumnElement[bool]] = []
         self._joined: dict[str, tuple[sa.Table, bool]] = {}
-        """By name, the tables that are looked into, and whether what they do not have fits, too."""
+        """Keyed by name: the tables that are looked into, and whether what they
+        do not have fits, too."""
         self._split()
 
     @property

@@ -144,8 +144,8 @@ class Follower:
                 await self._ended.wait()
 
     async def run(self) -> None:
-        """Follow the stream until `stop`, however often broker or database go away. What nobody has
-        thought of is a problem in `/readyz`, and tried again as well."""
+        """Follow the stream until `stop`, however often broker or database go away. An unexpected
+        error is a problem in `/readyz`, and tried again as well."""
         await self._started.wait()
         while not self._stopping.is_set():
             try:
@@ -279,12 +279,12 @@ class Follower:
             if last is not None and last < place.offset:
                 raise AnotherStream(
                     f"{HISTORY_STREAM} ends at offset {last}, but was read up to {place.offset}: "
-                    f"it has lost its end, or was made anew"
+                    f"it has lost its end, or was created again"
                 )
         if records[0].offset == place.offset and store.place_key(records[0]) != place.key:
             raise AnotherStream(
                 f"at offset {place.offset} of {HISTORY_STREAM} is another message than was read "
-                f"there: it was made anew"
+                f"there: it was created again"
             )
         return records
 

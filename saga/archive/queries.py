@@ -68,7 +68,8 @@ def facts_in(connection: Connection, query: sa.Select[Any]) -> list[Fact]:
 
 def item_of(row: Any) -> Fact | Stray:
     """An event from its row. An older version, or another program, may have kept what is beyond the
-    limits that hold now (`saga.limits`): nobody can reckon with that, so it is no event."""
+    limits that hold now (`saga.limits`): such numbers cannot be computed with, so it is no
+    event."""
     try:
         attributes = Attributes.of(row.body)
     except Undecodable as error:
@@ -142,7 +143,7 @@ IS_OPEN: Final = sa.literal_column("open", sa.Integer) == sa.literal_column("1",
 
 
 def open_subjects(connection: Connection) -> list[str]:
-    """The subjects about which somebody may owe something, those first that began first."""
+    """The subjects about which a participant may owe something, the oldest first."""
     query = sa.select(subjects.c.subject).where(IS_OPEN)
     return list(connection.scalars(query.order_by(subjects.c.first_event_at, subjects.c.subject)))
 

@@ -37,7 +37,7 @@ class SubjectSummary(BaseModel):
     `kind` is what its saga calls such a subject; null if the signatures know no saga with events
     of these types. `ended_by` is the type of the event that ended it. `settled` says that it has
     ended and all effects of a cancelled one are undone; `open`, that by the types of its events
-    somebody may owe one. `events` counts what was told of it.
+    a participant may owe one. `events` counts what was told of it.
     """
 
     model_config = ConfigDict(from_attributes=True)

@@ -206,8 +206,8 @@ def key(record: Record) -> str:
 
 
 def place_key(record: Record) -> str:
-    """What the message at a place is recognised by. One that was put back into a stream made anew
-    is another one than it was in the stream before, though it may come to the same offset."""
+    """What the message at a place is recognised by. One that was put back into a stream created
+    again is another one than it was in the stream before, though it may come to the same offset."""
     return f"{record.restored} {key(record)}"[:KEY_MAX] if record.restored else key(record)
 
 

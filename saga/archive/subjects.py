@@ -112,11 +112,11 @@ class Subject(State):
     ended_by: str | None = None
     ended_at: datetime | None = None
     settled: bool = False
-    """It has ended; and where it was cancelled, every effect was undone, and whoever may have had
-    one has said that there is none any more."""
+    """It has ended; and where it was cancelled, every effect was undone, and each participant that
+    may have had one has said that there is none any more."""
     open: bool = True
-    """By the types of its events, somebody may owe one. Whether they do, their states tell. Where
-    events of a type have come again, types do not tell which of them were answered."""
+    """A participant may owe an event, by the types of the saga's. Whether it does, its state tells.
+    Where events of a type have come again, types do not tell which of them were answered."""
 
     @property
     def duration(self) -> timedelta | None:
@@ -130,7 +130,7 @@ class Subject(State):
         end = None if self.ended_at is None else (self.ended_at, self.ended_by or "")
         for attributes in told:
             if attributes.source == EDITOR_SOURCE:
-                continue  # A copy that went to one participant only: nobody's fact.
+                continue  # A copy that went to one participant only: not a fact.
             count += 1
             type_, at = attributes.type, attributes.time
             first, last = min(first, at), max(last, at)

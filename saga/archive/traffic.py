@@ -93,7 +93,7 @@ class Excerpt:
     rows: Sequence[Recorded] = ()
     shortened: bool = False
     causes: Mapping[str, Cause] = field(default_factory=dict)
-    """By id, those recorded before."""
+    """Keyed by id: those recorded before."""
     bodies: Mapping[int, Seen] = field(default_factory=dict)
     every: int = 1
 
@@ -282,9 +282,9 @@ class Ways:
         self._numbers: dict[Node | Edge, int] = {}
         self._alone = {kind.type: self._way((kind,)) for kind in flow.choreography.recorded}
         self._by_cause: dict[tuple[str, str, str], Way] = {}
-        """By source, type of the cause and type of the message."""
+        """Keyed by source, type of the cause and type of the message."""
         self._only: dict[tuple[str, str], Way | None] = {}
-        """By source and type of the message; None where there is more than one."""
+        """Keyed by source and type of the message; None where there is more than one."""
         for step in flow.steps:
             source = source_of(step.participant.name)
             for nodes in self._from(step):

@@ -42,8 +42,8 @@ class Access:
 
 
 def access_of(settings: HttpSettings) -> Access | None:
-    """Who may ask; None where everybody may. Raises `SettingsError` where that is not said on
-    purpose, or nobody could be known."""
+    """Who may ask; None where all clients may. Raises `SettingsError` where that is not said on
+    purpose, or no caller could be known."""
     if is_open(settings):
         return None
     try:
@@ -53,7 +53,7 @@ def access_of(settings: HttpSettings) -> Access | None:
 
 
 def is_open(settings: HttpSettings) -> bool:
-    """Whether nobody is asked who they are. Raises `SettingsError` where others reach the address,
+    """Whether authentication is off. Raises `SettingsError` where others reach the address,
     and no reason is given."""
     local = is_loopback(settings.http_host)
     wanted = settings.auth or (Auth.OFF if local else Auth.ON)
@@ -68,8 +68,8 @@ def is_open(settings: HttpSettings) -> bool:
 
 
 def check_said(settings: HttpSettings) -> None:
-    """Raises `SettingsError` where nobody is asked who they are because of the address alone: in an
-    application of somebody else, that does not say who reaches it."""
+    """Raises `SettingsError` where authentication is off because of the address alone: within
+    another application, that does not say who reaches it."""
     if is_open(settings) and not (settings.auth is Auth.OFF and settings.auth_off_reason):
         raise SettingsError(
             "in another application, HTTP_HOST does not say who reaches the routes of this one: "
@@ -92,7 +92,7 @@ def _made(settings: HttpSettings, _: object) -> Access:
     keys = ApiKeys(file, settings.audit_folder)  # Whose file may be made later.
     if tokens is None and not keys:
         raise SettingsError(
-            f"nobody could be known on {settings.http_host} (HTTP_HOST): set AUTH_ISSUER and "
+            f"no caller could be known on {settings.http_host} (HTTP_HOST): set AUTH_ISSUER and "
             f"AUTH_AUDIENCE, or make an API key (saga keys create --file {file}), or say "
             f"AUTH=off and AUTH_OFF_REASON"
         )
@@ -113,7 +113,7 @@ def begin(settings: HttpSettings, process: str) -> None:
     if access_of(settings) is None:
         why = f": {settings.auth_off_reason}" if settings.auth_off_reason else ""
         log.info(
-            "AUTH is off: whoever reaches %s may ask for everything%s", settings.http_host, why
+            "AUTH is off: every client that reaches %s may do everything%s", settings.http_host, why
         )
         return
     keep_trail(settings, process)

@@ -33,7 +33,7 @@ own_log = logging.getLogger(__name__)
 FILE_MAX_BYTES: Final = 20_000_000
 """How long a file gets before the next one is begun."""
 STRANGERS_KEEP_BYTES: Final = 100_000_000
-"""How much is kept of callers nobody knows, at most."""
+"""How much is kept of unknown callers, at most."""
 TEXT_MAX_CHARACTERS: Final = 255
 """Of each thing in a line that a caller may have chosen."""
 LINE_MAX_BYTES: Final = 16_384
@@ -117,8 +117,8 @@ def _recorded(text: str) -> str:
 
 
 def keep(folder: Path, process: str, keep_bytes: int, *, asked_for: bool) -> None:
-    """Keep this process's decisions in files in `folder`; where that takes none and nobody
-    `asked_for` it, print them to stderr. Raises `AuditError` where somebody did."""
+    """Keep this process's decisions in files in `folder`; where that takes none and no setting
+    `asked_for` it, print them to stderr. Raises `AuditError` where one does."""
     global _process, _trail, _strangers
     _process = process
     for trail in (_trail, _strangers):

@@ -18,7 +18,7 @@ class How(StrEnum):
     """How a caller was known."""
 
     OFF = "off"
-    """Not at all: nobody is asked who they are."""
+    """Not at all: authentication is off."""
     TOKEN = "token"  # noqa: S105 - a word, and no secret
     KEY = "key"
     LOGIN = "login"
@@ -26,7 +26,7 @@ class How(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks. `owner` ties a person to their own sagas; without one, a caller acts for all."""
+    """Who asks. `owner` ties a user to their own sagas; without one, a caller acts for all."""
 
     subject: str
     how: How
@@ -47,14 +47,14 @@ class Caller:
 
     def acts_for(self, owner: str | None) -> bool:
         """Whether what belongs to `owner`, in clear or sealed, is this caller's business. What
-        belongs to nobody is that of callers who act for all."""
+        belongs to no owner is for callers who act for all."""
         if self.owner is None:
             return True
         return owner is not None and owner in (self.owner, self.sealed_owner)
 
 
 ANYBODY: Final = Caller("anybody", How.OFF, frozenset({EVERYTHING}))
-"""Whoever asks where `AUTH` is off."""
+"""Every caller where `AUTH` is off."""
 
 
 class NotAllowed(Exception):
@@ -69,7 +69,7 @@ class NotAllowed(Exception):
 
 
 class IssuerAway(Exception):
-    """The issuer's keys were never fetched, and cannot be now: nobody can be known."""
+    """The issuer's keys were never fetched, and cannot be now: no caller can be known."""
 
 
 @lru_cache(_REMEMBERED_MAX)

@@ -18,7 +18,7 @@ from saga.runtime.problem import short, too_many, unavailable
 from saga.runtime.rates import CallerRates
 
 OPEN: Final = frozenset({"/livez", "/readyz", "/metrics", "/openapi.json", PATH, *FILES})
-"""What asks nobody who they are: whether the process works, counts, and what its routes are."""
+"""Paths without authentication: whether the process works, its metrics, and what its routes are."""
 
 
 class Gate:

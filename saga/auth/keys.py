@@ -225,7 +225,7 @@ class ApiKeys:
         if not key.is_live(datetime.now(UTC)):
             raise NotAllowed(f"the key {id} expired at {key.expires_at:%Y-%m-%d %H:%M} UTC")
         if key.owner is not None and sealed(key.owner):
-            raise NotAllowed(f"the owner of the key {id} is a sealed text, and nobody's name")
+            raise NotAllowed(f"the owner of the key {id} is a sealed text, and not a name")
         self._note(id)
         return key.caller
 

@@ -81,7 +81,7 @@ class Needs(SecurityBase):
             return ANYBODY  # There is no gate: `AUTH` is off.
         caller = asking.caller
         if caller is None:  # A route that takes a caller, below a path that is open to all.
-            raise unknown(NotAllowed("nobody is known on a path that is open", presented=False))
+            raise unknown(NotAllowed("no caller is known on a path that is open", presented=False))
         if not caller.may(self.scope):
             self._deny(request, caller, f"needs {self.scope}")
         if caller.owner is not None and not self.own:

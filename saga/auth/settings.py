@@ -46,7 +46,7 @@ def check_fetched_safely(url: str) -> str:
     if parts.scheme == "http" and is_loopback(host):
         return url
     raise ValueError(
-        "keys that come over plain HTTP may be anybody's; write https://, or http:// to loopback"
+        "keys that come over plain HTTP may be forged; write https://, or http:// to loopback"
     )
 
 
@@ -72,7 +72,7 @@ class AuthSettings(BaseSettings):
     auth_off_reason: (
         Annotated[str, StringConstraints(strip_whitespace=True, max_length=1_000)] | None
     ) = None
-    """Why nobody is asked who they are, on an address that others reach: said at each start."""
+    """Why authentication is off on an address that others reach; logged at each start."""
     auth_issuer: Annotated[str, AfterValidator(check_fetched_safely)] | None = None
     """Whose tokens are believed: their `iss`, and where the discovery document is found."""
     auth_audience: str | None = None
@@ -84,7 +84,7 @@ class AuthSettings(BaseSettings):
     auth_roles_claim: Annotated[str, AfterValidator(_check_claim)] = "roles"
     """The claim with a token's roles, as a path: `realm_access.roles`."""
     auth_owner_claim: Annotated[str, AfterValidator(_check_claim)] = "sub"
-    """The claim that ties a person to their own sagas, as a path."""
+    """The claim that ties a user to their own sagas, as a path."""
     auth_requests_per_second: Annotated[float, Field(ge=0, le=1_000_000, allow_inf_nan=False)] = (
         2_000.0
     )

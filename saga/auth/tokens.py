@@ -116,7 +116,7 @@ class Keys:
             if self._fetched_at is None:
                 raise IssuerAway
         elif now - self._fetched_at > FRESH_SECONDS and self._may_try(FETCH_AGAIN_SECONDS):
-            self._begin()  # Whoever asks now need not wait.
+            self._begin()  # Callers that ask now need not wait.
         found = self._find(kid, algorithm)
         if found is None and (self._is_fetching or self._may_try(FETCH_AGAIN_SECONDS)):
             await self._fetched()
@@ -144,7 +144,7 @@ class Keys:
         return self._fetching
 
     async def _fetched(self) -> None:
-        # Whoever leaves takes nobody else's answer away.
+        # A caller that leaves does not take the others' answer away.
         await asyncio.shield(self._begin())
 
     async def _read(self) -> None:
@@ -257,7 +257,7 @@ def _fits(key: Key, algorithm: str) -> bool:
 
 
 def _is_name(text: str) -> bool:
-    """Whether a text can be kept as somebody's name; half a surrogate pair cannot."""
+    """Whether a text can be kept as a caller's name; half a surrogate pair cannot."""
     return 0 < len(text) <= SUBJECT_MAX and is_utf_8(text)
 
 
@@ -294,7 +294,7 @@ class Tokens:
             sub={"essential": True},
         )
         self._remembered: OrderedDict[bytes, tuple[Caller, float, float]] = OrderedDict()
-        """By a token's hash: who, until which time, and until when by the clock."""
+        """Keyed by a token's hash: who, until which time, and until when by the clock."""
 
     async def caller(self, token: str) -> Caller:
         """Whose token that is. Raises `NotAllowed`, and `IssuerAway` while no key is known."""
@@ -354,6 +354,6 @@ class Tokens:
         if len(owner) != 1 or not _is_name(owner[0]):
             raise NotAllowed(f"there is no role in it, and no owner in {self._owner}")
         if sealed(owner[0]):
-            raise NotAllowed(f"the owner in {self._owner} is a sealed text, and nobody's name")
+            raise NotAllowed(f"the owner in {self._owner} is a sealed text, and not a name")
         granted = " ".join(in_claim(claims, "scope") or in_claim(claims, "scp")).split()
         return Caller(subject, How.TOKEN, frozenset(granted), owner[0], name)

@@ -4,7 +4,7 @@ For some milliseconds no database takes in messages: each one's writers wait for
 locks held at once, a snapshot of each is opened; then the locks are let go, and the copies are made
 from the snapshots while the services are at work. Whatever a message had led to anywhere before the
 locks is in the snapshots, its cause as well: a cause is committed before it is published, and
-published before anybody takes it.
+published before a participant takes it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ ATTEMPTS: Final = 4
 BETWEEN_SECONDS: Final = 1.0
 """Between two attempts, for the services to catch up."""
 CONNECT_SECONDS: Final = 30.0
-"""How long a server may take to let us in: nobody waits for us yet."""
+"""How long a server may take to let us in: no transaction waits for us yet."""
 PAGES_AT_ONCE: Final = 1_024
 """Of a SQLite file that are copied before the progress is told."""
 _POLL_SECONDS: Final = 0.001
@@ -64,7 +64,7 @@ class Busy(Exception):
 
 
 class _Stopped(Exception):
-    """Nobody waits for the copy any more."""
+    """No task waits for the copy any more."""
 
 
 class DatabaseSnapshot(Protocol):
@@ -78,7 +78,7 @@ class DatabaseSnapshot(Protocol):
         ...
 
     async def hold(self, deadline: float) -> None:
-        """Have every transaction that takes in messages wait. Raises `Busy` if that is not to be
+        """Make every transaction that takes in messages wait. Raises `Busy` if that is not to be
         had by then, a time of `time.monotonic`."""
         ...
 
@@ -194,7 +194,7 @@ class SqliteView:
 
 class PostgresView:
     """A database on a server. `table` is what every transaction writes that takes in messages: its
-    lock alone is needed, so that nobody waits for us who holds what we wait for."""
+    lock alone is needed, so that no transaction that waits for us holds what we wait for."""
 
     kind: Kind = "postgresql"
 
@@ -276,7 +276,7 @@ async def cut(views: Mapping[str, DatabaseSnapshot]) -> Cut:
             busy = str(error)
             continue
         finally:
-            # Also when we are cancelled: nobody must wait for us.
+            # Also when we are cancelled: no transaction must wait for us.
             await asyncio.shield(_each(view.let_go() for view in views.values()))
         return Cut(taken_at, time.monotonic() - began)
     raise BackupError(
@@ -316,5 +316,5 @@ def _synced_bytes(file: Path) -> int:
 
 
 def make_private(file: Path) -> None:
-    """Make an empty file that nobody else may read. Raises `OSError`, also if it is there."""
+    """Make an empty file that no other user may read. Raises `OSError`, also if it is there."""
     os.close(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))

@@ -69,8 +69,8 @@ class Manifest(_Document):
     dead_letters: Copied | None = None
     """The operator's store, if there is one."""
     outside: dict[str, Copied] = {}
-    """By name, the books that an outside keeps beside us: they are not ours, and only ever put
-    where there are none."""
+    """Keyed by name: the books that an outside keeps beside us: they are not ours, and only ever
+    put where there are none."""
 
     @property
     def copies(self) -> Iterator[tuple[str, Copied]]:
@@ -144,7 +144,7 @@ def digest_of(path: Path, progress: Progress = lambda _: None) -> str:
 
 
 def sync(path: Path) -> None:
-    """Have what a file or a folder holds on the disk. Raises `OSError`."""
+    """Flush what a file or a folder holds to the disk. Raises `OSError`."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -3,7 +3,7 @@
 An outside that keeps idempotency keys gives the same answer again; what its ledger has and our
 books do not is put in the middle of that question, so that whatever comes next settles it under the
 same key. An outside without keys would do it twice; so nothing that it may have done already is
-asked of it again by a service: a person decides. Only looked up, never asked.
+asked of it again by a service: an operator decides. Only looked up, never asked.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ async def _run(name: str, url: str, *arguments: str, database: bool) -> None:
         find_program(name),
         *connect,
         *arguments,
-        # In its arguments, everybody on the machine would see the password.
+        # In its arguments, every user of the machine would see the password.
         env=environment_for_programs() | ({"PGPASSWORD": password} if password else {}),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.DEVNULL,

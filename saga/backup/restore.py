@@ -83,7 +83,7 @@ class Restored:
     manifest: Manifest
     asked: AskedAgain
     in_doubt: Mapping[str, int]
-    """Keyed by outside: about how many subjects a person decides before it is asked again."""
+    """Keyed by outside: about how many subjects an operator decides before it is asked again."""
     ledger_known: bool
     """Whether the outsides' books were there: the backup's copies know no later answer."""
     unknown: tuple[str, ...] = ()
@@ -138,7 +138,7 @@ async def restore(
     except OSError as error:
         raise BackupError(
             f"cannot write in {target.folder}: {error.strerror or error}; run this again once that "
-            f"is mended"
+            f"is fixed"
         ) from error
     unknown = tuple(
         outside.name
@@ -387,7 +387,7 @@ async def _look_outside(
     target: Target, manifest: Manifest, known: Mapping[str, Part], places: Mapping[str, str]
 ) -> tuple[AskedAgain, Mapping[str, int]]:
     """Put into the databases what outsides may have done: what they were asked, and, keyed by
-    outside, about how many subjects a person decides."""
+    outside, about how many subjects an operator decides."""
     asked = AskedAgain()
     subjects: set[str] = set()
     here = saga()

@@ -149,7 +149,7 @@ async def _copy(
 
 
 def _claim(folder: Path) -> bool:
-    """Have an empty folder; returns whether it was made. Raises `BackupError`."""
+    """Ensure an empty folder; returns whether it was made. Raises `BackupError`."""
     try:
         try:
             folder.mkdir(mode=0o700, parents=True)

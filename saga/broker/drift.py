@@ -1,7 +1,7 @@
 """What a broker holds against what the choreography asks for.
 
 Both sides are definitions, as RabbitMQ exports and imports them. Only what bears the saga's names
-is compared: other exchanges, queues and users are nobody's concern here.
+is compared: other exchanges, queues and users are ignored.
 """
 
 from __future__ import annotations

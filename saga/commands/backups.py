@@ -202,8 +202,8 @@ def _tell_restored(restored: Restored) -> None:
     for name, count in restored.in_doubt.items():
         if count:
             out().print(
-                f"subjects that {name} may have been asked about since the backup: {count}; a "
-                f"person decides on each before it is asked again"
+                f"subjects that {name} may have been asked about since the backup: {count}; an "
+                f"operator decides on each before it is asked again"
             )
     remark(
         f"what happened after {taken_at} and is in no book that is left cannot be known: what was "

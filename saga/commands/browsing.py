@@ -71,7 +71,7 @@ def console(
     }
     settings = load(ConsoleSettings, **{k: v for k, v in given.items() if v is not None})
     watched = Watched(data_dir, saga())
-    Deployment.load(data_dir)  # Later it may be stopped; now, somebody may have named another one.
+    Deployment.load(data_dir)  # Later it may be stopped; by now, another one may have been named.
     configure_logging("console", "WARNING", LogFormat.AUTO)
     os.nice(_NICENESS)
     try:
@@ -92,6 +92,6 @@ async def _serve(watched: Watched, settings: ConsoleSettings) -> NoReturn:
             remark(f"the console is at {url}")
             if is_open(settings):
                 why = f": {settings.auth_off_reason}" if settings.auth_off_reason else ""
-                remark(f"nobody logs in: AUTH is off on {settings.http_host}{why}")
+                remark(f"there is no login: AUTH is off on {settings.http_host}{why}")
             await asyncio.Event().wait()
     raise AssertionError("nothing ends the wait but a signal")

@@ -10,7 +10,7 @@ import typer
 
 from saga.commands.dlq_selection import Filters, answering, selecting
 from saga.commands.dlq_views import (
-    By,
+    GroupBy,
     as_lines,
     print_audit,
     print_groups,
@@ -31,7 +31,7 @@ from saga.commands.output import (
     run,
     stoppable,
 )
-from saga.dlq.states import Which
+from saga.dlq.states import LetterScope
 from saga.errors import InputError
 
 if TYPE_CHECKING:
@@ -65,8 +65,8 @@ Why = Annotated[
 @selecting(by_id=False)
 def list_(
     filters: Filters,
-    by: Annotated[By, typer.Option(help="What to group by.")] = By.FINGERPRINT,
-    state: Annotated[Which, typer.Option(help="Letters in this state.")] = Which.DEAD,
+    by: Annotated[GroupBy, typer.Option(help="What to group by.")] = GroupBy.FINGERPRINT,
+    state: Annotated[LetterScope, typer.Option(help="Letters in this state.")] = LetterScope.DEAD,
     data_dir: DataDir = DATA_DIR,
     as_json: AsJson = False,
 ) -> None:
@@ -83,7 +83,7 @@ def list_(
 
     async def work(desk: DeadLetterDesk) -> tuple[list[DeadLetter], list[LetterGroup]]:
         selection = await filters.selection(desk)
-        if by is By.LETTER:
+        if by is GroupBy.LETTER:
             return desk.store.find(selection, state.states, contents=False), []
         return [], desk.store.groups(selection, state.states, by.value)
 
@@ -91,7 +91,7 @@ def list_(
     count = len(letters) + sum(group.letters for group in groups)
     if as_json:
         document: dict[str, Any] = {"letters": count, "by": str(by)}
-        if by is By.LETTER:
+        if by is GroupBy.LETTER:
             from saga.dlq.letters import brief
 
             document["list"] = [brief(letter) for letter in letters]
@@ -101,12 +101,12 @@ def list_(
     elif not count:
         from saga.commands.console import out
 
-        out().print("no dead letters" if state is Which.DEAD else f"no letters are {state}")
-    elif by is By.LETTER:
+        out().print("no dead letters" if state is LetterScope.DEAD else f"no letters are {state}")
+    elif by is GroupBy.LETTER:
         print_letters(letters)
     else:
         print_groups(groups, by, count)
-    if count and state is Which.DEAD:
+    if count and state is LetterScope.DEAD:
         raise typer.Exit(PROBLEM_FOUND)
 
 
@@ -365,7 +365,7 @@ def export(
     file: Annotated[
         Path | None, typer.Argument(help="Where to write; standard output if left out.")
     ] = None,
-    state: Annotated[Which, typer.Option(help="Letters in this state.")] = Which.DEAD,
+    state: Annotated[LetterScope, typer.Option(help="Letters in this state.")] = LetterScope.DEAD,
     data_dir: DataDir = DATA_DIR,
     as_json: AsJson = False,
 ) -> None:

@@ -22,7 +22,7 @@ _LISTED: Final = 200
 _ERROR_CHARACTERS: Final = 80
 
 
-class By(StrEnum):
+class GroupBy(StrEnum):
     """What `list` groups by; `letter` lists each by itself."""
 
     FINGERPRINT = "fingerprint"
@@ -38,7 +38,7 @@ def as_lines(letters: Sequence[DeadLetter]) -> str:
     return "".join(json.dumps(full(letter)) + "\n" for letter in letters)
 
 
-def print_groups(groups: Sequence[LetterGroup], by: By, letters: int) -> None:
+def print_groups(groups: Sequence[LetterGroup], by: GroupBy, letters: int) -> None:
     """Print groups, of so many letters together."""
     from saga.commands.console import Table, out
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from saga.dues import Item, Listing
 
 _SHOWN: Final = 200
-"""What is shown one by one to a person; JSON has more of it."""
+"""What is shown one by one to an operator; JSON has more of it."""
 _REASON_MAX: Final = 1_000
 
 
@@ -40,7 +40,7 @@ def due(
         str | None, typer.Option(help="Only what is due in this service.", show_default=False)
     ] = None,
     bring_forward: Annotated[
-        bool, typer.Option("--bring-forward", help="Have it done now, before its time.")
+        bool, typer.Option("--bring-forward", help="Do it now, before its time.")
     ] = False,
     reason: Annotated[
         str | None,

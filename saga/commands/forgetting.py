@@ -1,4 +1,4 @@
-"""`saga forget`: somebody is forgotten, and it is proved that they are."""
+"""`saga forget`: forget a person, and prove that they are forgotten."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def forget(
     data_dir: DataDir = DATA_DIR,
     as_json: AsJson = False,
 ) -> None:
-    """Destroy the key of a person, so that nobody can read what was sealed under it.
+    """Destroy the key of a person, so that what was sealed under it cannot be read any more.
 
     What is open for them is ended first, as the saga declares; where that takes longer than
     `--wait`, the request is kept. Outsides take out what they have in clear. At last every place
@@ -393,7 +393,7 @@ def _show_outcome(outcome: Outcome) -> None:
     if outcome.ended:
         out().print(f"ended before their time: {len(outcome.ended)}")
     for line in outcome.again:
-        remark(f"failed: {line}; mend it, then `saga forget --resume`")
+        remark(f"failed: {line}; fix it, then `saga forget --resume`")
     if outcome.request is not None and outcome.forgotten_at is None and not outcome.again:
         remark(
             f"person {person_id} is not forgotten yet: {len(outcome.request.waits_for)} sagas are "

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from saga.deployment import Deployment
-    from saga.future.asking import WhereItStands
+    from saga.future.asking import SubjectAtMoment
     from saga.future.ends import EndName, Outlook
-    from saga.future.present import Foresight, ModelledSubject
+    from saga.future.present import ModelledSubject, SubjectModels
     from saga.future.whatif import AskedStep, Consequences, Offer
     from saga.verify.schedule import StepInWords
 
@@ -37,7 +37,7 @@ STATES_LIMIT: Final = 5_000_000
 ANYTIME: Final = "what was dealt with does not come again; what is on its way may, late or twice"
 AS_USUAL: Final = (
     "after what is asked for, messages arrive in the order in which they were published, and "
-    "whoever is asked outside answers as usual"
+    "each outside answers as usual"
 )
 
 
@@ -92,14 +92,14 @@ def future(
     from saga.deployment import Deployment
     from saga.discovery import choreography, saga
     from saga.future.asking import standing
-    from saga.future.present import Foresight
+    from saga.future.present import SubjectModels
     from saga.future.whatif import AskedStep
 
     with wrong_usage():
         steps = [AskedStep.read(text) for text in asked or ()]
     deployment = Deployment.load(data_dir)
     stands = answer_to(standing(deployment, choreography(), subject, event))
-    about = _Subject(deployment, Foresight(saga()), stands)
+    about = _Subject(deployment, SubjectModels(saga()), stands)
     fine = (
         about.tell_what_if(steps, as_json=as_json)
         if steps
@@ -115,7 +115,9 @@ class _Subject:
     """The subject that is asked about. Each answer is printed; it says whether nothing in it is
     wrong, or was left out."""
 
-    def __init__(self, deployment: Deployment, foresight: Foresight, stands: WhereItStands) -> None:
+    def __init__(
+        self, deployment: Deployment, foresight: SubjectModels, stands: SubjectAtMoment
+    ) -> None:
         self._deployment = deployment
         self._foresight = foresight
         self._stands = stands
@@ -215,7 +217,7 @@ class _Subject:
         }
 
     def _where(self, participant: str, message: str) -> str:
-        """Where a message is, in words; empty if nobody has looked."""
+        """Where a message is, in words; empty if the broker was not read."""
         seen = self._stands.found.whereabouts
         return "" if seen is None else seen.of(participant, message).detail
 
@@ -317,7 +319,7 @@ def _print_outlook(seen: Outlook) -> None:
     counts = f"{seen.states:,} states and {seen.transitions:,} steps"
     as_long_as = ""
     if seen.depends_on:
-        as_long_as = f", as long as nobody else changes {', '.join(seen.depends_on)}"
+        as_long_as = f", as long as nothing else changes {', '.join(seen.depends_on)}"
     if seen.whole:
         console.print(f"all of what can happen to it{as_long_as}: {counts}")
     else:

@@ -83,7 +83,7 @@ def check(
 ) -> None:
     """Look for what is wrong with the choreography, from the signatures alone. Changes nothing.
 
-    An event that nobody publishes or reacts to, a command that its receiver would refuse, a
+    An event that no participant publishes or reacts to, a command that its receiver would refuse, a
     reaction that nothing reaches, a failure that cancels nothing, an effect that is not undone, a
     cycle without a guard, a join that forgets one of its legs, a version without an upcaster, an
     event that the broker's user may not publish. With `--broker` also what a live broker holds

@@ -67,14 +67,14 @@ def rebuild(
 
     States are folded by its own code; the inbox is what led to its events, so that what waits or is
     dead is still done. What an outside knows and no event tells of is settled once the service
-    starts. Nobody outside is asked, nothing is published. Exit status 1 if events are left that
+    starts. No outside is asked, nothing is published. Exit status 1 if events are left that
     were answered in the lost database only.
 
     Examples:
 
     * `saga history rebuild room --into sqlite:///data/room.db`
     * `saga history rebuild seat --into postgresql://saga:secret@db/seat --redeliver`
-    * `saga history rebuild history` (folds anew what it tells of each subject, in place)
+    * `saga history rebuild history` (folds again what it tells of each subject, in place)
     """
     from saga.archive import OBSERVER
     from saga.commands.console import progress_bars
@@ -93,7 +93,7 @@ def rebuild(
         if as_json:
             print_json({"ok": True, "subjects": subjects})
         else:
-            remark(f"{subjects} subjects folded anew from {total} events")
+            remark(f"{subjects} subjects folded again from {total} events")
         return
     if into is None:
         raise typer.BadParameter("name the new database", param_hint="--into")
@@ -270,7 +270,7 @@ def _print_rebuilt(rebuilt: Rebuilt, sent: int) -> None:
     if rebuilt.asked:
         out().print(f"{rebuilt.asked} questions to the outside are open, and will be settled")
     if not rebuilt.looked_at_broker:
-        remark("the system does not run, so nobody could say what waits on its broker")
+        remark("the system does not run, so what waits on its broker is unknown")
     waiting = len(rebuilt.unanswered) - len(rebuilt.lost)
     if waiting:
         out().print(f"{waiting} events are on their way to it")

@@ -44,7 +44,7 @@ KeysFile = Annotated[
 @app.command()
 def create(
     name: Annotated[
-        str, typer.Argument(help="Whose it is: a program, or a person.", callback=plain_text)
+        str, typer.Argument(help="Whose it is: a program, or an operator.", callback=plain_text)
     ],
     scope: Annotated[
         list[str] | None,

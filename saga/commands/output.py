@@ -56,7 +56,7 @@ def one_replica_per_file(database: str, replicas: int) -> None:
 
 
 def plain_text(text: str | None) -> str | None:
-    """The callback of an option that takes words of a person, which are kept."""
+    """The callback of an option that takes words of an operator, which are kept."""
     if text is not None:
         try:
             return plain(text)

@@ -13,7 +13,7 @@ from saga.commands.output import LISTED_MAX, answer_to, print_json, remark, wron
 if TYPE_CHECKING:
     from saga.past.against import Against
     from saga.past.findings import FoundDifference, NotCompared
-    from saga.past.onward import Onward
+    from saga.past.onward import OpenSagaExplorer
 
 
 def verify_past(
@@ -126,7 +126,7 @@ def _counts_as_json(counts: Mapping[str, NotCompared]) -> list[dict[str, Any]]:
     return [{"what": what, **asdict(seen)} for what, seen in counts.items()]
 
 
-def _onward_as_json(onward: Onward) -> dict[str, Any]:
+def _onward_as_json(onward: OpenSagaExplorer) -> dict[str, Any]:
     return {
         "pending": onward.pending,
         "states_seen": onward.budget - onward.left,

@@ -24,8 +24,8 @@ app = typer.Typer(
 
 @app.command("list")
 def list_(data_dir: DataDir = DATA_DIR, as_json: AsJson = False) -> None:
-    """List the persons with a key, and those that were forgotten. Names nobody: the key store knows
-    ids only.
+    """List the persons with a key, and those that were forgotten. Shows no names: the key store
+    knows ids only.
 
     Examples:
 

@@ -42,7 +42,7 @@ def new(
 ) -> None:
     """Make a project: a saga of two participants that runs, is proved and tested as it is.
 
-    It has an event, a compensation, a deadline, somebody outside who is asked, invariants, a
+    It has an event, a compensation, a deadline, an outside that is asked, invariants, a
     scenario, a load, tests, a Makefile and a README. Everything that follows from its signatures is
     generated. Put your own domain in, one piece after the other.
 

@@ -1,4 +1,4 @@
-"""`saga recover`: what is gone, made again from what others know."""
+"""`saga recover`: what is gone, rebuilt from what others know."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from saga.commands.output import (
     run,
     stoppable,
 )
-from saga.commands.topology import ManagementUrl, PasswordsFrom, Patience, passwords_in
+from saga.commands.topology import ManagementUrl, PasswordsFrom, StartDeadline, passwords_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from saga.recovery.broker import Recovered
 
 app = typer.Typer(
-    help="What is gone, made again from what others know.",
+    help="What is gone, rebuilt from what others know.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
 )
@@ -56,7 +56,7 @@ def broker(
     ] = None,
     management_url: ManagementUrl = None,
     passwords_from: PasswordsFrom = None,
-    patience: Patience = 60.0,
+    patience: StartDeadline = 60.0,
     data_dir: DataDir = DATA_DIR,
     as_json: AsJson = False,
 ) -> None:

@@ -153,7 +153,7 @@ def restart(
     data_dir: DataDir = DATA_DIR,
     as_json: AsJson = False,
 ) -> None:
-    """Start services of a running `saga up` anew, without the others noticing.
+    """Start services of a running `saga up` again, without the others noticing.
 
     Each of a service's replicas finishes what it has begun, ends, and is ready again before the
     next one's turn. For settings that are read at the start, or new code. In containers:
@@ -175,8 +175,8 @@ def restart(
 def status(data_dir: DataDir = DATA_DIR, as_json: AsJson = False) -> None:
     """Show queues, dead letters, outboxes and sagas of a running system.
 
-    Exit status 1 when somebody should look: dead letters, overdue sagas, a queue that nobody
-    reads, a service that is not ready or keeps ending.
+    Exit status 1 when an operator should look: dead letters, overdue sagas, a queue without
+    consumers, a service that is not ready or keeps ending.
 
     Examples:
 
@@ -322,7 +322,7 @@ def print_report(report: Report) -> None:
         if subjects:
             more = " ..." if len(subjects) > LISTED_MAX else ""
             console.print(
-                f"{name.replace('_', ' ')}, for a person to decide on: {len(subjects)}, about "
+                f"{name.replace('_', ' ')}, for an operator to decide on: {len(subjects)}, about "
                 f"{', '.join(subjects[:LISTED_MAX])}{more}"
             )
     for name, count in report.checked.items():

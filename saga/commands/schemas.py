@@ -44,7 +44,7 @@ def export(folder: Folder = CONTRACTS, as_json: AsJson = False) -> None:
 
 @app.command()
 def check(folder: Folder = CONTRACTS, as_json: AsJson = False) -> None:
-    """Tell what would break a reader of the last release, or nobody could read any more.
+    """Tell what would break a reader of the last release, or could not be read any more.
 
     Compares the event classes with the schemas released last: readers of those have to read what is
     published now, and what was published then has to be read now, through upcasters where it is of

@@ -69,7 +69,7 @@ Partitions = Annotated[
     ),
 ]
 
-Patience = Annotated[
+StartDeadline = Annotated[
     float,
     typer.Option(
         "--patience",
@@ -95,7 +95,7 @@ def export(
 ) -> None:
     """Write the topology, users and permissions as definitions that RabbitMQ imports at its start.
 
-    Passwords go into it as salted hashes. Without them nobody in the file can log in, and where a
+    Passwords go into it as salted hashes. Without them no user in the file can log in, and where a
     user exists already, importing it takes its password.
 
     Examples:
@@ -172,7 +172,7 @@ def apply(
             "within seconds. Needs the broker's plugin rabbitmq_consistent_hash_exchange.",
         ),
     ] = None,
-    patience: Patience = 0.0,
+    patience: StartDeadline = 0.0,
     data_dir: DataDir = DATA_DIR,
     as_json: AsJson = False,
 ) -> None:

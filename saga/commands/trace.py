@@ -230,7 +230,9 @@ def _print_trace(found: Trace) -> None:
     if not found.debts:
         summary = found.story.summary
         over = summary.settled or not summary.open
-        console.print("nobody owes anything" if over else "nobody owes an event by now")
+        console.print(
+            "no participant owes anything" if over else "no participant owes an event by now"
+        )
     for hole in found.story.holes:
         remark(f"{hole}")
     tell_gaps(found.gaps)

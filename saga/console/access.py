@@ -1,6 +1,6 @@
 """Who may see and do what at a console.
 
-Each route says beside itself what it takes, by `needs`, or that it is for everyone, by `EVERYONE`;
+Each route says beside itself what it takes, by `needs`, or that it is open, by `EVERYONE`;
 a console with a route that says neither does not start. `Doorkeeper` finds out who asks, before any
 route; what is asked of the route is checked before anything of it runs.
 """
@@ -41,7 +41,7 @@ CSRF: Final = "csrf"
 PERSONAL: Final = "personal:read"
 """What it takes to see what messages say."""
 NAME_MAX: Final = 100
-"""Characters of a person's name, and of what their provider calls them, in records."""
+"""Characters of a user's name, and of what their provider calls them, in records."""
 _BY_PROXIES: Final = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto")
 _SESSION, _CSRF = "session", "csrf"
 
@@ -65,7 +65,7 @@ class PageNeeds:
             return
         session = session_of(request)
         if session is None:
-            self._note(request, None, "nobody is logged in")
+            self._note(request, None, "no user is logged in")
             raise NotLoggedIn
         refusal = self._refusal(request, session)
         # A page that brings itself up to date is one look; what changes something is none.
@@ -108,8 +108,7 @@ class PageNeeds:
 
 
 class Everyone:
-    """Says that a route is for everyone: whoever is not logged in needs it, and it shows nothing
-    of the system."""
+    """Marks a route as open: it is needed before a login, and shows nothing of the system."""
 
     async def __call__(self) -> None: ...
 
@@ -125,7 +124,7 @@ def needs(*scopes: str, personal: bool = False) -> Any:
 
 
 class NotLoggedIn(Exception):
-    """Nobody is logged in who asks; they may log in, and ask again."""
+    """The client is not logged in; it may log in, and ask again."""
 
 
 def routes_in(routes: Iterable[Any]) -> Iterator[Any]:
@@ -160,11 +159,11 @@ class ConsoleAccess:
         return request.cookies.get(_cookie(request, "session"))
 
     def browser_id(self, request: Request) -> str | None:
-        """What stands for a browser in which nobody is logged in."""
+        """What stands for a browser in which no user is logged in."""
         return request.cookies.get(_cookie(request, "login"))
 
     def open_session(self, request: Request, answer: Response, id_: str) -> None:
-        """Have the browser keep a session's id, and forget what came before it."""
+        """Set a session's id in the browser, in place of what came before it."""
         _set(request, answer, "session", id_)
         _delete(request, answer, "login")
 
@@ -175,7 +174,7 @@ class ConsoleAccess:
         _delete(request, answer, "session")
 
     def with_browser_id(self, request: Request, answer: Response, id_: str) -> None:
-        """Have the browser keep what stands for it until somebody is logged in."""
+        """Set in the browser what stands for it until a user is logged in."""
         _set(request, answer, "login", id_)
 
     # --- who asks ----------------------------------------------------------------------------
@@ -203,8 +202,8 @@ class ConsoleAccess:
 
 
 def access_of(settings: ConsoleSettings) -> ConsoleAccess | None:
-    """How people log in; None where nobody does. Raises `SettingsError` where nobody could, or
-    nobody said on purpose that all who reach the console may do all."""
+    """How users log in; None where there is no login. Raises `SettingsError` where no user could
+    log in, and it is not said on purpose that all clients may do everything."""
     if is_open(settings):
         return None
     file = settings.keys_file
@@ -224,9 +223,9 @@ def access_of(settings: ConsoleSettings) -> ConsoleAccess | None:
         provider = LoginProvider(settings)
     if provider is None and not keys:
         raise SettingsError(
-            f"nobody could log in to the console on {settings.http_host} (HTTP_HOST): set "
+            f"no user could log in to the console on {settings.http_host} (HTTP_HOST): set "
             f"AUTH_ISSUER and AUTH_CLIENT_ID, or make an API key (saga keys create --file {file}), "
-            f"or say AUTH=off and AUTH_OFF_REASON; on 127.0.0.1 nobody has to"
+            f"or say AUTH=off and AUTH_OFF_REASON; on 127.0.0.1 no login is needed"
         )
     sessions = Sessions(
         settings.console_session_idle_minutes * 60, settings.console_session_hours * 3600
@@ -294,12 +293,12 @@ def is_form_of_browser(request: Request, access: ConsoleAccess) -> bool:
 
 
 def browser_id_of(request: Request, access: ConsoleAccess) -> str:
-    """What stands for a browser in which nobody is logged in; new if it has none."""
+    """What stands for a browser in which no user is logged in; new if it has none."""
     return access.browser_id(request) or random_id()
 
 
 def person(caller: Caller) -> str:
-    """Who acts, for records: first what no one else is called, then what they call themselves."""
+    """Who acts, for records: first what is unique, then what they call themselves."""
     subject = harmless(caller.subject)[:NAME_MAX]
     name = harmless(caller.name)[:NAME_MAX]
     return f"{subject} ({name})" if name and name != subject else subject
@@ -328,8 +327,8 @@ def is_readable_by_others(request: Request) -> bool:
 
 def _cookie(request: Request, what: str) -> str:
     """The name of a cookie. With `__Host-`, a browser takes it over TLS from this host alone; over
-    plain HTTP it takes none of that name. Cookies know no ports, so the name has it: two consoles
-    on one machine log nobody out of the other one."""
+    plain HTTP it takes none of that name. Cookies know no ports, so the name has it: logging out
+    of one of two consoles on a machine does not log out of the other."""
     port = request.url.port
     name = f"saga-{what}" if port is None else f"saga-{what}-{port}"
     return f"__Host-{name}" if is_secure(request) else name

@@ -40,8 +40,8 @@ from saga.runtime.problem import PROBLEM, Problem, short
 log = logging.getLogger(__name__)
 
 READ_ONLY: Final = "this console shows, and changes nothing; start it with --write to change things"
-NOBODY: Final = (
-    "Nobody is logged in, or no more: log in, and then ask again; nothing was done by this."
+NOT_LOGGED_IN: Final = (
+    "The user is not logged in, or no longer: log in, and then ask again; nothing was done by this."
 )
 ALWAYS: Final = frozenset({"/login/key", "/logout"})
 """Forms that change nothing but who is logged in."""
@@ -60,7 +60,7 @@ def create(site: Site, settings: ConsoleSettings) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.site = site
-    app.add_middleware(Below, prefix=site.prefix)
+    app.add_middleware(PathPrefix, prefix=site.prefix)
     app.add_middleware(
         Sharing, ticker=site.ticker, apart=(LIVE, site.url(LIVE)), made_for=_made_for
     )
@@ -69,7 +69,7 @@ def create(site: Site, settings: ConsoleSettings) -> FastAPI:
         app.add_middleware(Doorkeeper, access=site.access)
     guard(app, settings)
     # Outside of what turns requests away: that is told on a page like any other.
-    app.add_middleware(ToldOnPages, site=site)
+    app.add_middleware(ProblemPages, site=site)
     own = {POLICY: security_policy().encode(), b"referrer-policy": b"same-origin"}
     app.add_middleware(SecurityHeaders, own=own)  # Without a referrer, forms have no Origin.
     for routes in PAGES:
@@ -118,7 +118,7 @@ def create(site: Site, settings: ConsoleSettings) -> FastAPI:
         page += f"?{request.url.query}" if request.url.query else ""
         if request.method in SAFE_METHODS and not is_live(request):
             return RedirectResponse(site.url("/login", page=page), 303)
-        return trouble(request, 401, NOBODY)
+        return trouble(request, 401, NOT_LOGGED_IN)
 
     @app.exception_handler(RequestValidationError)
     async def on_invalid(request: Request, error: RequestValidationError) -> Response:
@@ -151,8 +151,8 @@ def create(site: Site, settings: ConsoleSettings) -> FastAPI:
     return app
 
 
-class Below:
-    """Has pages found with the prefix and without: some proxies leave it on, others take it off."""
+class PathPrefix:
+    """Serves pages with the prefix and without: some proxies leave it on, others take it off."""
 
     def __init__(self, app: ASGIApp, prefix: str) -> None:
         self._app = app
@@ -180,11 +180,11 @@ class ReadOnly:
         await self._app(scope, receive, send)
 
     def _logs(self, scope: Scope) -> bool:
-        """Whether it logs somebody in or out, and changes nothing else."""
+        """Whether it logs a user in or out, and changes nothing else."""
         return self._site.access is not None and self._site.below(scope["path"]) in ALWAYS
 
 
-class ToldOnPages:
+class ProblemPages:
     """Shows on a page what stands before all routes says as a problem: `saga.runtime.doors`."""
 
     def __init__(self, app: ASGIApp, site: Site) -> None:

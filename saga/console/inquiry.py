@@ -1,5 +1,5 @@
-"""What takes longer than a page may: it is worked on beside the pages, once for everybody, and what
-came of it last is kept."""
+"""What takes longer than a page may: it is computed beside the pages, once for all users, and its
+last result is kept."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ async def apart(ask: Callable[[], Coroutine[Any, Any, T]]) -> T:
             result = asyncio.run(run())
         except BaseException as error:
             failure = error
-        with contextlib.suppress(RuntimeError):  # The loop is closed: nobody waits.
+        with contextlib.suppress(RuntimeError):  # The loop is closed: no task waits.
             loop.call_soon_threadsafe(settle, result, failure)
 
     # Whose doing it is goes along (`saga.dlq.audit.acting_as`).

@@ -1,5 +1,5 @@
 """The dead letters of the system that a console shows: collected now and then, and replayed by one
-replay at a time, which goes on whoever looks."""
+replay at a time, which goes on when no page is open."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class WatchedLetters:
         self.trouble = ""
         """Why they could not be, the last time."""
         self.broke_off: dict[int, str] = {}
-        """By replay: why this console could not go on with it."""
+        """Keyed by replay: why this console could not go on with it."""
 
     @property
     def replaying(self) -> int | None:
@@ -91,7 +91,7 @@ class WatchedLetters:
         if self._collecting is None and (
             self._looked_at is None or now - self._looked_at >= COLLECT_SECONDS
         ):
-            with acting_as(None):  # The console collects, whoever looks.
+            with acting_as(None):  # The console collects, even if no page is open.
                 self._collecting = asyncio.create_task(self._collect())
         if self._collecting is not None:
             seconds = FIRST_WAIT_SECONDS if self._looked_at is None else WAIT_SECONDS
@@ -186,7 +186,7 @@ class WatchedLetters:
             self.broke_off[under_way.run] = str(error) or type(error).__name__
 
     def stop(self, run: int, why: str) -> None:
-        """Have the replay that this console runs send no more. Raises `DlqError`."""
+        """Stop the replay that this console runs from sending more. Raises `DlqError`."""
         if self._under_way is None or self._under_way.run != run:
             raise DlqError(
                 f"replay {run} is not at work in this console; one that `saga dlq replay` runs is "

@@ -105,7 +105,7 @@ class _LastAnswer(Generic[T]):
 
 
 @dataclass(frozen=True)
-class Glance:
+class SystemSnapshot:
     """A system as it is now, as far as it can be asked."""
 
     status: SystemStatus
@@ -125,7 +125,7 @@ class Glance:
 
     @property
     def down(self) -> Mapping[str, str]:
-        """By service that does not do its work, what it lacks."""
+        """Keyed by service that does not do its work: what it lacks."""
         return {
             name: said
             for name, said in self.status.services.items()
@@ -176,25 +176,25 @@ class Untaken:
 _AWAY: Final = (BrokerError, DatabaseError, DlqError)
 
 
-class Lookout:
+class SystemWatcher:
     """What is known of one system now. Belongs to one event loop."""
 
     def __init__(self, watched: Watched, management_url: str | None = None) -> None:
         """`management_url` is where to ask the broker what it holds."""
         self._watched = watched
         self._management_url = management_url
-        self._glance = _LastAnswer[Glance](STATUS_SECONDS)
+        self._glance = _LastAnswer[SystemSnapshot](STATUS_SECONDS)
         self._processes = _LastAnswer[Processes](REPLICAS_SECONDS)
         self._lag = _LastAnswer[Lag](LAG_SECONDS)
         self._untaken = _LastAnswer[Untaken](UNTAKEN_SECONDS)
         self._compared = _LastAnswer[Compared](DRIFT_SECONDS)
 
-    async def glance(self, request: Request) -> Glance:
-        """How it is; a page that comes for the first time has it asked anew, and waits for that up
+    async def glance(self, request: Request) -> SystemSnapshot:
+        """How it is; a page that comes for the first time has it asked again, and waits for that up
         to `WAIT_SECONDS`. Raises `DeploymentError`."""
         _ = self._watched.deployment  # An error of each who asks, not of the first.
         found = await self._glance.soon(self._look, WAIT_SECONDS, again=not is_live(request))
-        found = found or Glance(SystemStatus(), at=None)
+        found = found or SystemSnapshot(SystemStatus(), at=None)
         return replace(found, being_asked=self._glance.asking)
 
     async def processes(self, request: Request) -> Processes:
@@ -220,7 +220,7 @@ class Lookout:
             why_not="the inboxes are being read; look again in a second"
         )
 
-    async def untaken_if_any(self, glance: Glance) -> Untaken:
+    async def untaken_if_any(self, glance: SystemSnapshot) -> Untaken:
         """The same for the map, which has nothing read while nothing waits on the broker."""
         if glance.no_broker or glance.at is None:
             return Untaken(why_not=glance.no_broker or "the broker is being asked")
@@ -247,7 +247,7 @@ class Lookout:
             why_not="Not compared yet: the broker is being asked; look again in a second."
         )
 
-    async def _look(self) -> Glance:
+    async def _look(self) -> SystemSnapshot:
         at = utc_now()
         deployment, graph = self._watched.deployment, self._watched.graph
         supervision = await asyncio.to_thread(Supervision.load, self._watched.folder)
@@ -258,7 +258,7 @@ class Lookout:
         )
         loops = supervision.problems(time.time()) if supervision else ()
         said = SystemStatus(services=services, crash_loops=loops)
-        return Glance(said.beside(waiting).beside(kept), no_broker, no_databases, at)
+        return SystemSnapshot(said.beside(waiting).beside(kept), no_broker, no_databases, at)
 
     async def _look_at_processes(self) -> Processes:
         at = utc_now()

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from saga.archive.traffic import Passing, Traffic
 from saga.broker.drift import Deviation
-from saga.console.lookout import Compared, Glance, Untaken
+from saga.console.lookout import Compared, SystemSnapshot, Untaken
 from saga.console.moments import in_seconds
 from saga.console.site import lasting
 from saga.graph.check import concerned
@@ -28,7 +28,7 @@ SLOWEST_SHOWN: Final = 0.05
 """A second; what comes more seldom is said to do so."""
 
 LetterCounts = Mapping[tuple[str, str], int]
-"""By participant and type of message, how many dead letters."""
+"""Keyed by participant and type of message: how many dead letters."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class MapFigures:
     url: Callable[..., str]
     traffic: Traffic
     letters: LetterCounts
-    glance: Glance | None = None
+    glance: SystemSnapshot | None = None
     compared: Compared | None = None
     untaken: Untaken | None = None
     """What was published and not taken, of now too."""
@@ -285,7 +285,7 @@ class MapFigures:
         kind = "warn" if works else "bad"
         return Inscription(_shortened(text), page, f"{participant}: {text}", kind)
 
-    def _waiting(self, participant: str, glance: Glance) -> Line:
+    def _waiting(self, participant: str, glance: SystemSnapshot) -> Line:
         if glance.no_broker or glance.at is None:
             about = glance.no_broker or "the broker is being asked"
             return [Inscription("backlog not known", about=about, kind="warn")]
@@ -297,7 +297,7 @@ class MapFigures:
         unread = any(not queue.consumers for queue in queues)
         about = f"{participant}: {waiting} messages wait in its queues"
         if unread:
-            about += ", and nobody reads at least one of them"
+            about += ", and at least one of them has no consumer"
         line = [
             Inscription(
                 f"{waiting} waiting",
@@ -317,7 +317,7 @@ class MapFigures:
             )
         return line
 
-    def _uncollected(self, participant: str, glance: Glance) -> Line:
+    def _uncollected(self, participant: str, glance: SystemSnapshot) -> Line:
         """The dead letters that no figure of a reaction counts."""
         if not (count := glance.status.uncollected.get(participant)):
             return []

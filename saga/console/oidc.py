@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 LOGINS_MAX: Final = 1_000
 """Logins that have begun and not ended; beyond, the oldest is forgotten."""
 LOGIN_SECONDS: Final = 600.0
-"""How long a person may take at the provider."""
+"""How long an operator may take at the provider."""
 ASK_SECONDS: Final = 5.0
 """How long the provider may take to answer us."""
 ANSWER_MAX_BYTES: Final = 262_144
@@ -45,7 +45,7 @@ AGE_MAX_SECONDS: Final = 600
 
 
 class LoginError(Explained):
-    """Nobody is logged in by this; says why, in words for whoever asks. The reason is for the
+    """The login failed; says why, in words for the user. The reason is for the
     records, and may tell more."""
 
     def __init__(self, said: str, *, reason: str = "") -> None:
@@ -130,7 +130,7 @@ class LoginProvider:
         self._scope = settings.auth_login_scope
         self._clock = clock
         self._begun: OrderedDict[str, BegunLogin] = OrderedDict()
-        """By state, the oldest first."""
+        """Keyed by state: the oldest first."""
         self._known: tuple[float, ProviderDocument] | None = None
 
     @property
@@ -237,7 +237,7 @@ class LoginProvider:
         try:
             provider = await self._document()
         except LoginError as error:
-            log.warning("nobody is logged out at the provider: %s", error)
+            log.warning("the user is not logged out at the provider: %s", error)
             return None
         if (address := provider.end_session_endpoint) is None:
             return None

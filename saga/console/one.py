@@ -21,11 +21,11 @@ from saga.envelope import Envelope
 from saga.future.asking import computed
 from saga.future.ends import Outlook, outlook
 from saga.future.moment import Moment, modelled
-from saga.future.present import Foresight, ModelledSubject
+from saga.future.present import ModelledSubject, SubjectModels
 from saga.future.whatif import AskedStep, Consequences, Offer, beside_courses, course, offers_of
 from saga.history.debts import Debt
 from saga.history.trace import Trace, events_before, past_of
-from saga.history.whereabouts import Whereabouts, look
+from saga.history.whereabouts import MessageLocations, look
 from saga.verify import VerifyError
 
 T = TypeVar("T")
@@ -69,7 +69,7 @@ class Unforeseen:
 
 
 @dataclass(frozen=True, slots=True)
-class Foreseen:
+class Forecast:
     """What can still happen, and what that takes for granted."""
 
     outlook: Outlook
@@ -77,7 +77,7 @@ class Foreseen:
 
 
 @dataclass(frozen=True, slots=True)
-class Supposed:
+class WhatIf:
     """What may be asked about a moment; what usually follows from it, and what would, if something
     was asked; and what that takes for granted."""
 
@@ -90,14 +90,14 @@ class Supposed:
 class BrokerSight:
     """Looks through the broker's queues, once for all pages. Belongs to one event loop."""
 
-    def __init__(self, look_there: Callable[[], Coroutine[Any, Any, Whereabouts]]) -> None:
-        self._looking: Inquiry[Whereabouts] = Inquiry(look_there)
+    def __init__(self, look_there: Callable[[], Coroutine[Any, Any, MessageLocations]]) -> None:
+        self._looking: Inquiry[MessageLocations] = Inquiry(look_there)
 
     @classmethod
     def of(cls, watched: Watched) -> BrokerSight:
         """One that looks at the broker of this system."""
 
-        async def look_there() -> Whereabouts:
+        async def look_there() -> MessageLocations:
             deployment, graph = watched.deployment, watched.graph
             return await apart(lambda: look(deployment, graph, ()))
 
@@ -113,7 +113,7 @@ class BrokerSight:
         """When the last look that came to an end was begun."""
         return self._looking.last_at
 
-    async def seen(self, debts: Sequence[Debt], *, live: bool) -> Whereabouts | None:
+    async def seen(self, debts: Sequence[Debt], *, live: bool) -> MessageLocations | None:
         """What was seen since all of this is owed; None if that is not known, as the look takes
         long, or failed. A page that is `live` asks for itself again, and has the queues looked
         through less often than one that is opened."""
@@ -170,18 +170,18 @@ def body_of(step: Hop, *, bodies: bool, characters: int = BODY_MAX_CHARACTERS) -
     return text[:characters], len(text)
 
 
-class Foreseeing:
+class Forecaster:
     """Says what can still happen to subjects, and keeps that. Belongs to one event loop."""
 
     def __init__(self, watched: Watched) -> None:
         self._watched = watched
-        self._foresight = Foresight(watched.saga)
-        self._kept: OrderedDict[Hashable, tuple[float, Foreseen]] = OrderedDict()
+        self._foresight = SubjectModels(watched.saga)
+        self._kept: OrderedDict[Hashable, tuple[float, Forecast]] = OrderedDict()
         """With the time by the monotonic clock when each was computed."""
 
     async def outlook(
-        self, moment: Moment, whereabouts: Whereabouts | None
-    ) -> Foreseen | Unforeseen:
+        self, moment: Moment, whereabouts: MessageLocations | None
+    ) -> Forecast | Unforeseen:
         """What can still happen from a moment on, and what was taken for granted."""
         debts = moment.open_debts(whereabouts)
         key = _key(moment, debts)
@@ -189,14 +189,14 @@ class Foreseeing:
         if kept is not None and time.monotonic() - made_at < KEPT_SECONDS:
             return kept
 
-        def compute() -> Foreseen:
+        def compute() -> Forecast:
             present = self._present(moment, debts, influential_only=True)
             seen = outlook(present, self._foresight.judged(present))
-            return Foreseen(beside_courses(present, seen), present)
+            return Forecast(beside_courses(present, seen), present)
 
         found = await _foreseen(compute)
         self._kept.pop(key, None)
-        if isinstance(found, Foreseen) and found.outlook.whole:
+        if isinstance(found, Forecast) and found.outlook.whole:
             self._kept[key] = time.monotonic(), found
             while len(self._kept) > KEPT_MAX:
                 self._kept.popitem(last=False)
@@ -211,15 +211,15 @@ class Foreseeing:
         )
 
     async def supposed(
-        self, moment: Moment, whereabouts: Whereabouts | None, steps: Sequence[AskedStep]
-    ) -> Supposed | Unforeseen:
+        self, moment: Moment, whereabouts: MessageLocations | None, steps: Sequence[AskedStep]
+    ) -> WhatIf | Unforeseen:
         """What would follow from a moment on if these steps came next. Raises `InputError` for
         steps that are not possible."""
         debts = moment.open_debts(whereabouts)
 
-        def compute() -> Supposed:
+        def compute() -> WhatIf:
             present = self._present(moment, debts, influential_only=False)
-            return Supposed(
+            return WhatIf(
                 offers_of(present, whereabouts),
                 _course(present, ()),
                 _course(present, steps) if steps else None,

@@ -1,4 +1,4 @@
-"""Who waits for a person's decision: read from the participant's own database, a part at a time;
+"""Who waits for an operator's decision: read from the participant's own database, a part at a time;
 and what about one subject was asked of outsides that cannot be asked twice."""
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _JUDGED_TOGETHER: Final = 50
 @dataclass(frozen=True, slots=True)
 class Undecided:
     """Who waits, as far as it was looked: `next` is the key behind which there is more to look at.
-    `why_not` says why nobody could look."""
+    `why_not` says why it could not be read."""
 
     found: Sequence[Broken] = ()
     looked_at: int = 0
@@ -102,7 +102,7 @@ def _look(
 
 @dataclass(frozen=True, slots=True)
 class LeftToPeople:
-    """What about a subject waits for a person. `can_be_decided` where the saga says how."""
+    """What about a subject waits for an operator. `can_be_decided` where the saga says how."""
 
     rule: str
     detail: str
@@ -123,8 +123,8 @@ class AskedOnce:
 
 async def asked_once(watched: Watched, story: Story) -> tuple[list[AskedOnce], list[LeftToPeople]]:
     """What about a subject was asked of outsides that are not idempotent, or is of a kind that
-    people decide about, and what of it waits for a person: as the participants have it now, since
-    not every step of a question is an event. Raises `DeploymentError`."""
+    people decide about, and what of it waits for an operator: as the participants have it now,
+    since not every step of a question is an event. Raises `DeploymentError`."""
     known = {name: dict(fold.states) for name, fold in story.folds.items()}
     found: list[AskedOnce] = []
     for participant in watched.graph.in_python:
@@ -143,7 +143,7 @@ async def asked_once(watched: Watched, story: Story) -> tuple[list[AskedOnce], l
 
 
 def _kinds_asked_once(saga: Saga, participant: Participant) -> Mapping[type[State], Sequence[str]]:
-    """By kind of state that says what became of such a question, the outsides."""
+    """Keyed by kind of state that says what became of such a question: the outsides."""
     found: dict[type[State], set[str]] = {}
     decided = {kind for rule in saga.left_to_people for kind in rule.states}
     for reaction in participant.reactions:

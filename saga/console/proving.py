@@ -63,7 +63,7 @@ class PlayedRun:
 
 
 async def prove_apart(watched: Watched, tell: Callable[[Proof], None]) -> Proof:
-    """Have all scenarios explored; `tell` is called with what is known so far. Raises
+    """Explore all scenarios; `tell` is called with what is known so far. Raises
     `ProvingError`."""
     line = await _run(watched, "proof", take=lambda line: tell(Proof.model_validate_json(line)))
     return Proof.model_validate_json(line)
@@ -164,7 +164,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _end_with_the_console() -> None:
-    os.read(sys.stdin.fileno(), 1)  # Nobody writes: this is its end.
+    os.read(sys.stdin.fileno(), 1)  # No process writes: this is its end.
     os._exit(1)
 
 

@@ -11,7 +11,7 @@ from saga.console import NAME
 from saga.console.access import access_of
 from saga.console.app import create
 from saga.console.live import Ticker
-from saga.console.lookout import Lookout
+from saga.console.lookout import SystemWatcher
 from saga.console.settings import ConsoleSettings
 from saga.console.site import Site
 from saga.console.watched import Watched
@@ -22,7 +22,7 @@ from saga.runtime.tls import context_of
 @contextlib.asynccontextmanager
 async def serving(watched: Watched, settings: ConsoleSettings) -> AsyncIterator[str]:
     """Serve the console until the end of the block; gives its address. Raises `OSError` for a port
-    that is in use, and `SettingsError` where nobody could log in."""
+    that is in use, and `SettingsError` where no user could log in."""
     access = access_of(settings)
     if access is not None:
         keep_trail(settings, NAME)
@@ -33,7 +33,7 @@ async def serving(watched: Watched, settings: ConsoleSettings) -> AsyncIterator[
         prefix=settings.console_prefix,
         bodies=settings.console_bodies,
         trace_url=settings.console_trace_url,
-        lookout=Lookout(watched, settings.management_url),
+        lookout=SystemWatcher(watched, settings.management_url),
         access=access,
         audit_folder=settings.audit_folder,
     )

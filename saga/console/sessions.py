@@ -57,7 +57,7 @@ class Sessions:
         self._clock = clock
         self._secret = secrets.token_bytes(ID_BYTES)
         self._sessions: OrderedDict[str, LoginSession] = OrderedDict()
-        """By digest of the id; the one that was used last stands last."""
+        """Keyed by digest of the id; the one that was used last stands last."""
 
     def begin(self, caller: Caller) -> str:
         """A new session, always under a new id, which is for the browser alone."""
@@ -97,7 +97,7 @@ class Sessions:
 
 
 def random_id() -> str:
-    """What nobody guesses: 256 random bits, in Base64."""
+    """A secret that cannot be guessed: 256 random bits, in Base64."""
     return secrets.token_urlsafe(ID_BYTES)
 
 

@@ -56,6 +56,6 @@ class ConsoleSettings(HttpSettings):
     auth_login_scope: Annotated[str, AfterValidator(_login_scope)] = "openid profile"
     """What the issuer is asked for, so that the id token has the claim of the roles."""
     console_session_idle_minutes: Annotated[float, Field(gt=0, le=10_080)] = 30.0
-    """Whoever does nothing for so long is logged out."""
+    """A user who is idle for so long is logged out."""
     console_session_hours: Annotated[float, Field(gt=0, le=720)] = 10.0
-    """Whoever has been logged in for so long logs in again."""
+    """A user who has been logged in for so long logs in again."""

@@ -22,7 +22,7 @@ from starlette.requests import Request
 from saga.console.access import CSRF, PERSONAL, ConsoleAccess, person, session_of
 from saga.console.letters import WatchedLetters
 from saga.console.live import Ticker
-from saga.console.lookout import Lookout
+from saga.console.lookout import SystemWatcher
 from saga.console.masking import masked_error
 from saga.console.watched import Watched
 from saga.graph import svg
@@ -71,7 +71,7 @@ class Site:
 
     watched: Watched
     ticker: Ticker
-    lookout: Lookout
+    lookout: SystemWatcher
     """What the system says of itself now."""
     write: bool
     """Whether it may change anything."""
@@ -82,7 +82,8 @@ class Site:
     trace_url: str = ""
     """Where a trace is shown: an address with `{trace_id}` in it; empty if it is not known."""
     access: ConsoleAccess | None = None
-    """Who is logged in; None where nobody logs in, and all may do what the console may."""
+    """The user who is logged in; None where there is no login, and all clients may do what the
+    console may."""
     audit_folder: Path | None = None
     """Where processes record who was let in and who was not."""
 

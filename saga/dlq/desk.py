@@ -33,7 +33,7 @@ class ReadingDesk:
     """What looking at dead letters needs, and settling them: all but the broker.
 
     The store blocks, for seconds where another command is writing into it; so it is asked in
-    threads here, and whoever else runs on the event loop goes on.
+    threads here, and other tasks of the event loop go on.
     """
 
     deployment: Deployment

@@ -132,7 +132,7 @@ def corrected(graph: Choreography, letter: DeadLetter, after: str) -> Correction
         ) from error
     if PREFIX in before and not all(map(sealed, personal_values(envelope.data))):
         raise InputError(
-            f"the edited letter {letter.number} names somebody in clear, and the history keeps it "
+            f"the edited letter {letter.number} names a person in clear, and the history keeps it "
             f"for good: leave the sealed text as it is, or take one from another message"
         )
     sent = any(command.type == envelope.type for command in graph.commands)
@@ -161,7 +161,7 @@ async def edit(
     origin queue. Raises `InputError`, and nothing has changed then.
     """
     letter = await in_thread(editable, desk, number)
-    # A person takes longer than a heartbeat.
+    # An operator takes longer than a heartbeat.
     after = await asyncio.to_thread(change, text_of(letter.body))
     made = None if after is None else corrected(desk.graph, letter, after)
     if made is None:

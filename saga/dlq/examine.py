@@ -35,7 +35,7 @@ from saga.runtime.messaging.topology import reads
 from saga.runtime.messaging.trust import check_sender
 
 REPLAYS_MAX: Final = 3
-"""How often a letter is sent again before somebody has to insist."""
+"""How often a letter is sent again before an operator has to insist."""
 _AT_ONCE: Final = 500
 
 

@@ -24,9 +24,9 @@ class Figures:
     """How many letters are in the store and nowhere else, and what became of replayed ones."""
 
     here: Mapping[tuple[str, str, str], int] = field(default_factory=dict)
-    """By participant, reason and fingerprint."""
+    """Keyed by participant, reason and fingerprint."""
     oldest: Mapping[str, datetime] = field(default_factory=dict)
-    """By participant, the first failure of the letter that failed first."""
+    """Keyed by participant: the first failure of the letter that failed first."""
     replayed: Mapping[ItemState, int] = field(default_factory=dict)
     """In all replays together; a letter counts in each."""
 

@@ -167,7 +167,7 @@ def _kinds(
 def _details(
     connection: Connection, key: sa.Column[str], wanted: Sequence[sa.ColumnElement[bool]]
 ) -> Mapping[str, Any]:
-    """By the group's key, what is counted of its letters."""
+    """Keyed by the group's key: what is counted of its letters."""
     c = letters.c
     query = (
         sa.select(
@@ -185,7 +185,7 @@ def _details(
 
 
 def _errors(connection: Connection, numbers: Sequence[int]) -> Mapping[int, tuple[str, str, str]]:
-    """By letter: reason, type of error and error."""
+    """Keyed by letter: reason, type of error and error."""
     c = letters.c
     query = sa.select(c.number, c.reason, c.error_type, c.error)
     return {

@@ -142,8 +142,8 @@ def digest_of(raw: bytes, body: bytes) -> str:
 def copy_of(message: Delivery, participant: str, now: datetime) -> Copy:
     """What a message from the participant's dead-letter queue is.
 
-    One that the broker itself has set aside carries the broker's notes only; what nobody noted is
-    taken to have died `now`.
+    One that the broker itself has set aside carries the broker's notes only; one without a note
+    is taken to have died `now`.
     """
     properties, body = message.properties, message.body
     headers = dict(message.headers)

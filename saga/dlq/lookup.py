@@ -45,7 +45,7 @@ def count(
 
 
 def count_stored(url: str | None) -> dict[str, int]:
-    """By participant, how many letters' messages are in the store and nowhere else, corrected
+    """Keyed by participant: how many letters' messages are in the store and nowhere else, corrected
     copies that were not sent included: as many as `look` finds."""
     if url is None or not path_of(url).is_file():
         return {}

@@ -404,7 +404,7 @@ class _Replaying:
         return self._too_many_fail()
 
     async def _take_up(self) -> None:
-        """Where the run stands. Of what was being sent nobody knows whether it went: it is sent
+        """Where the run stands. Of what was being sent it is unknown whether it went: it is sent
         again, unless it is done, or dead again, which it was not without having been sent."""
         items = dict(await in_thread(self._store.replays.open_items, self._run))
         now = time.monotonic()
@@ -448,7 +448,7 @@ class _Replaying:
         await self._hear(
             [letter.number for letter in going if letter.number not in may_go],
             ItemState.SKIPPED,
-            "somebody else has dealt with it",
+            "another command has dealt with it",
             counts=False,
         )
         going = [letter for letter in going if letter.number in may_go]
@@ -537,7 +537,7 @@ class _Replaying:
             for n in self._unheard
             if states.get(n) in (LetterState.DISCARDED, LetterState.REPLACED)
         ]
-        await self._hear(settled, ItemState.SKIPPED, "somebody has settled it", counts=False)
+        await self._hear(settled, ItemState.SKIPPED, "an operator has settled it", counts=False)
         late = time.monotonic() - self._settings.timeout_seconds
         unanswered: dict[bool, list[int]] = {True: [], False: []}
         for number, (letter, at) in self._unheard.items():
@@ -546,7 +546,7 @@ class _Replaying:
         after = f"after {self._settings.timeout_seconds:g} s"
         detail = f"neither done nor dead again {after}"
         await self._hear(unanswered[False], ItemState.UNANSWERED, detail)
-        # It may have dealt with it by saying nothing, which nobody can tell here.
+        # It may have dealt with it by saying nothing, which cannot be told here.
         detail = f"neither answered nor dead again {after}; its participant's own log tells more"
         await self._hear(unanswered[True], ItemState.UNANSWERED, detail, counts=False)
 

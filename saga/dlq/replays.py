@@ -117,7 +117,7 @@ class Replays:
             return [(r.position, r.letter, r.state, r.detail) for r in connection.execute(query)]
 
     def open_items(self, replay: Replay) -> list[tuple[int, ItemState]]:
-        """The letters of a replay of which it is not known what became of them, in order."""
+        """The letters of a replay whose fate is unknown, in order."""
         with reading(self._engine) as connection:
             query = (
                 sa.select(items.c.letter, items.c.state)
@@ -158,8 +158,8 @@ class Replays:
     def mark_sending(self, replay: Replay, replays: Mapping[int, int]) -> set[int]:
         """Before letters are sent: which of them, and that they will have been replayed so often.
 
-        Returns those that may go: the others are no dead letters any more, somebody having dealt
-        with them meanwhile.
+        Returns those that may go: the others are no dead letters any more, they were dealt
+        with meanwhile.
         """
         going: set[int] = set()
         with self._engine.begin() as connection:

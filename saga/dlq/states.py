@@ -40,7 +40,7 @@ class ItemState(StrEnum):
     REFUSED = "refused"
 
 
-class Which(StrEnum):
+class LetterScope(StrEnum):
     """Which letters are listed; `dead` are those whose message is nowhere else, `all` those that
     are done too."""
 
@@ -53,9 +53,9 @@ class Which(StrEnum):
 
     @property
     def states(self) -> tuple[LetterState, ...]:
-        if self is Which.ALL:
+        if self is LetterScope.ALL:
             return tuple(LetterState)
-        return HERE if self is Which.DEAD else (LetterState(self.value),)
+        return HERE if self is LetterScope.DEAD else (LetterState(self.value),)
 
 
 OPEN: Final = (ItemState.WAITING, ItemState.SENDING, ItemState.SENT)

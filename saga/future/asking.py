@@ -14,7 +14,7 @@ from saga.future.moment import Moment, moment_after
 from saga.history.archive import Archive
 from saga.history.debts import Debt
 from saga.history.trace import CATCH_UP_SECONDS, Trace, UnknownSubject, trace
-from saga.history.whereabouts import Whereabouts
+from saga.history.whereabouts import MessageLocations
 from saga.runtime.messaging.connection import BrokerError
 from saga.verify import VerifyError
 
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class WhereItStands:
+class SubjectAtMoment:
     """A subject at one of its moments. `behind` is how many messages the history lacks; None where
     the broker did not tell, for which `why_not` has the reason."""
 
@@ -51,7 +51,7 @@ async def standing(
     event: int | None = None,
     *,
     patience_seconds: float | None = None,
-) -> WhereItStands:
+) -> SubjectAtMoment:
     """How a subject stands, right after its event of that number, or now. A history that is behind
     is waited for, by default for `CATCH_UP_SECONDS`. Works without a broker as well.
 
@@ -77,11 +77,11 @@ async def standing(
     moment = moment_after(graph, found, event)
     if event is not None and event > moment.last:
         raise InputError(f"--event: it has {moment.last} events, so there is no event {event}")
-    return WhereItStands(found, moment, behind, why_not)
+    return SubjectAtMoment(found, moment, behind, why_not)
 
 
-async def _nobody(_: Sequence[Debt]) -> Whereabouts | None:
-    """Where the broker is away: nobody has seen what is there."""
+async def _nobody(_: Sequence[Debt]) -> MessageLocations | None:
+    """Where the broker is away: what is there is unknown."""
     return None
 
 

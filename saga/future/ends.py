@@ -75,7 +75,7 @@ class Outlook:
     """The outsides whose refusals were followed `ASKED_MAX` times in a row, and no further."""
     depends_on: Sequence[str]
     """The kinds of states that were read here and that others may change meanwhile, and whose they
-    are: all this is so for as long as nobody does."""
+    are: all this is so for as long as they do not change."""
 
 
 @dataclass(slots=True)
@@ -121,7 +121,8 @@ class _Breadth:
         self._ends: dict[EndName, _EndSeen] = {}
         self._published: set[str] = set()
         self._broken: dict[str, tuple[Violation, int, Action | None]] = {}
-        """By rule, where it is broken first, and the step that breaks it there, if one does."""
+        """Keyed by rule: where it is broken first, and the step that breaks it there, if one
+        does."""
         self._transitions = 0
         self.whole = True
 

@@ -9,12 +9,12 @@ from datetime import datetime
 from saga.archive.timeline import Hop
 from saga.choreography import Choreography
 from saga.deployment import Deployment
-from saga.future.present import Foresight, ModelledSubject, shared_keys
+from saga.future.present import ModelledSubject, SubjectModels, shared_keys
 from saga.future.reading import read_shared
 from saga.history.debts import Coming, Debt, coming_of, debts_of
 from saga.history.story import Story, tell
 from saga.history.trace import Trace, events_before, facts_of
-from saga.history.whereabouts import Place, Whereabouts
+from saga.history.whereabouts import MessageLocations, Place
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +33,8 @@ class Moment:
     def is_last(self) -> bool:
         return self.number == self.last
 
-    def open_debts(self, whereabouts: Whereabouts | None) -> list[Debt]:
-        """What may still be met: not what a person has settled."""
+    def open_debts(self, whereabouts: MessageLocations | None) -> list[Debt]:
+        """What may still be met: not what an operator has settled."""
         if whereabouts is None or not self.is_last:
             return list(self.debts)
         return [
@@ -73,7 +73,7 @@ def moment_after(graph: Choreography, found: Trace, number: int | None) -> Momen
 
 def modelled(
     deployment: Deployment,
-    foresight: Foresight,
+    foresight: SubjectModels,
     moment: Moment,
     debts: Sequence[Debt],
     *,
@@ -90,6 +90,6 @@ def modelled(
         influential_only=influential_only,
     )
     if present.shared and not moment.is_last:
-        then = f"{', '.join(present.shared)}: not as it was then, which nobody has kept"
+        then = f"{', '.join(present.shared)}: not as it was then, which was not kept"
         present = replace(present, remarks=(*present.remarks, then))
     return present

@@ -2,7 +2,7 @@
 
 Its states are those that its events leave; what is owed to it is still on its way. States that
 several subjects share are given by the caller. What the outsides know is what they must have said
-for these events to come about. What is not known is never made up: whoever needs it meets a
+for these events to come about. What is not known is never made up: code that needs it meets a
 `VerifyError`.
 """
 
@@ -61,7 +61,7 @@ class ModelledSubject:
     unjudged: Sequence[str]
     """Rules that are not looked at, since they read more than what is known of one subject."""
     untried: Sequence[str]
-    """Types of commands that may be given from outside, whose content nobody knows."""
+    """Types of commands that may be given from outside, whose content is unknown."""
     remarks: Sequence[str]
     """What is taken for granted."""
     shared: Sequence[str] = ()
@@ -73,8 +73,8 @@ class ModelledSubject:
 
 
 def shared_keys(graph: Choreography, story: Story) -> dict[tuple[str, type[State]], set[str]]:
-    """By participant and kind, the keys of the states about more than one subject that the events
-    about this one concern."""
+    """Keyed by participant and kind: the keys of the states about more than one subject that the
+    events about this one concern."""
     found: dict[tuple[str, type[State]], set[str]] = {}
     for participant in graph.in_python:
         fold = story.folds[participant.name]
@@ -89,7 +89,7 @@ def shared_keys(graph: Choreography, story: Story) -> dict[tuple[str, type[State
     return found
 
 
-class Foresight:
+class SubjectModels:
     """Makes models of one saga's subjects."""
 
     def __init__(self, saga: Saga) -> None:
@@ -97,12 +97,12 @@ class Foresight:
         whole = saga.choreography
         kept = influential(whole.participants)
         ends = any(kind.role.terminal for p in kept for kind in p.publishes)
-        # Where nothing that ends a saga is taken by anybody, all of them count.
+        # Where nothing that ends a saga is taken by a participant, all of them count.
         self.influential = Choreography(kept, partial=True) if ends else whole
         """Those who can change how a saga ends."""
         self._rules: dict[tuple[tuple[str, ...], frozenset[type]], tuple[Rules, Sequence[str]]] = {}
-        """By who takes part, and the types of books that are not known; making rules takes longer
-        than applying them."""
+        """Keyed by who takes part, and the types of books that are not known; making rules takes
+        longer than applying them."""
 
     def present(
         self,
@@ -158,7 +158,7 @@ class Foresight:
         )
         left_out = {p.name for p in self.saga.participants} - names
         if among is not None:
-            left_out = set()  # Whoever chose these knows why.
+            left_out = set()  # The caller who chose these knows why.
         kinds = sorted({f"{k.__name__} of {name}" for name, (k, _) in shared if name in names})
         remarks = list(_remarks(graph, kinds, outsides, books, left_out))
         return ModelledSubject(model, pending, coming, unjudged, untried, remarks, kinds)
@@ -226,8 +226,8 @@ def _known(participant: Participant, story: Story, shared: SharedStates) -> dict
 def _told(
     graph: Choreography, story: Story, pending: Sequence[tuple[str, Envelope[Any]]]
 ) -> list[tuple[Envelope[Any], list[str]]]:
-    """What was published, with those to whom it is on its way. A corrected copy, which is nobody's
-    fact, only where it is."""
+    """What was published, with those to whom it is on its way. A corrected copy, which is not
+    a fact, only where it is."""
     sources = {source_of(participant.name) for participant in graph.participants}
     receivers: dict[str, list[str]] = {}
     for name, event in pending:
@@ -260,8 +260,8 @@ def _remarks(
 ) -> Iterator[str]:
     if left_out:
         yield (
-            f"without {', '.join(sorted(left_out))}: nobody takes what is published there, so it "
-            f"cannot change how this ends"
+            f"without {', '.join(sorted(left_out))}: no participant takes what is published there, "
+            f"so it cannot change how this ends"
         )
     if kinds:
         yield (
@@ -309,7 +309,7 @@ def _stimuli(graph: Choreography, story: Story, now: datetime) -> tuple[list[Sti
             if command is None:
                 others.append(kind.type)
             else:
-                name = f"somebody gives {kind.type} to {participant.name}"
+                name = f"a client gives {kind.type} to {participant.name}"
                 given.append(Stimulus(name, participant.name, command, now, at_rest=True))
     return given, sorted(others)
 

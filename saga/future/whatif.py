@@ -1,4 +1,4 @@
-"""What if: a way that somebody asks about, taken by the domains and by nobody else.
+"""What if: a given way, taken by the domains and nothing else.
 
 After the steps that were asked for, everything goes on as it usually does: messages arrive in the
 order in which they were published, and the outsides say what they usually say.
@@ -15,7 +15,7 @@ from saga.declaration import Stimulus
 from saga.errors import InputError
 from saga.future.ends import BrokenRule, EndName, Outlook, ReachableEnd, by_length, end_name
 from saga.future.present import ModelledSubject
-from saga.history.whereabouts import Place, Whereabouts
+from saga.history.whereabouts import MessageLocations, Place
 from saga.runtime.kernel.step import Firing
 from saga.verify import VerifyError
 from saga.verify.facts import Answered, Asked, Sent
@@ -30,12 +30,12 @@ COURSES_MAX: Final = 8
 PAIRS_MAX: Final = 12
 """Pairs of messages on their way whose other order is offered."""
 NAMED_MAX: Final = 12
-"""Steps that are named to somebody who asks about one that cannot be taken."""
+"""Steps that are named to a user who asks about one that cannot be taken."""
 
 
 @dataclass(frozen=True, slots=True)
 class AskedStep:
-    """A step that somebody asks about: this participant takes the message of that id, or the only
+    """A step that a user asks about: this participant takes the message of that id, or the only
     one of that type; or, without one, does the command of that type, which is due, or is given from
     outside."""
 
@@ -170,7 +170,7 @@ class _Going:
         """The first choice that is this step: what an outside decides on comes after it."""
         named: dict[AskedStep, Choice] = {}
         typed: dict[str, Choice] = {}
-        """By the message's id, those in which the participant takes one of the type."""
+        """Keyed by the message's id: those in which the participant takes one of the type."""
         for choice, step, type_ in self._steps_possible():
             if step == wanted:
                 return choice
@@ -222,7 +222,7 @@ def _some(named: Iterable[object]) -> str:
     return "; ".join([*said[:NAMED_MAX], *more])
 
 
-def offers_of(present: ModelledSubject, whereabouts: Whereabouts | None) -> list[Offer]:
+def offers_of(present: ModelledSubject, whereabouts: MessageLocations | None) -> list[Offer]:
     """What may be asked about a subject: each message that is on its way taken next, two of them in
     either order, what is due done now, and what may be given from outside."""
     found: list[Offer] = []

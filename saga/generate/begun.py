@@ -97,7 +97,7 @@ def _first(schema: Schema) -> Path:
 
 
 def lay_out(script: Path) -> None:
-    """Have a script written as ruff would write it, where that is installed."""
+    """Format a script with ruff, where that is installed."""
     ruff = shutil.which("ruff", path=Path(sys.executable).parent) or shutil.which("ruff")
     if ruff is not None:
         for arguments in (["check", "--fix"], ["format"]):

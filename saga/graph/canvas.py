@@ -113,7 +113,7 @@ def _events(flow: Flow, participant: Participant) -> Iterator[Sequence[str]]:
 
 
 def _untaken(event: type[Event]) -> str:
-    return "nobody: it is private" if event.private else "nobody needs to"
+    return "none: it is private" if event.private else "no participant needs to"
 
 
 def _commands(flow: Flow, participant: Participant) -> Iterator[Sequence[str]]:

@@ -1,7 +1,7 @@
 """What can be told to be wrong with a choreography from its signatures alone.
 
 That each saga ends right over every interleaving is another matter: `saga verify` explores that.
-This finds at once what no interleaving could mend.
+This finds at once what no interleaving could fix.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from saga.runtime.messaging.definitions import Definitions
 from saga.runtime.messaging.topology import EVENTS_EXCHANGE
 
 RULES: Final = {
-    "unpublished": "Every event that is reacted to is published by somebody.",
+    "unpublished": "Every event that is reacted to is published by a participant.",
     "publisher": "Every published event names the participant that publishes it, the only one.",
     "sender": "Every command that participants send names them as its `senders`, and no others.",
-    "unconsumed": "Every published event is reacted to by somebody, or `final`, or `private`.",
+    "unconsumed": "Every published event is reacted to by a participant, or `final`, or `private`.",
     "unreached": "Every reaction can be reached from a command, or from what is due after one.",
     "pending": "What a command begins, and ends well, is ended by what is due at the latest.",
     "failure": "Every failure leads to a cancellation.",
-    "effect": "After every cancellation, whoever had an effect comes to undo it.",
+    "effect": "After every cancellation, each participant that had an effect comes to undo it.",
     "undoes": "What is undone is an effect, and what undoes is a compensation.",
     "cycle": (
         "Every cycle has a guard: a reaction that may decide on nothing, and whose state evolves, "
@@ -125,7 +125,9 @@ def _unpublished(flow: Flow) -> Iterator[Finding]:
     for event in flow.choreography.events:
         if not flow.publishers(event):
             for step in flow.takers(event):
-                yield _at("unpublished", step, f"reacts to {event.type}, which nobody publishes")
+                yield _at(
+                    "unpublished", step, f"reacts to {event.type}, which no participant publishes"
+                )
 
 
 def _publishers(flow: Flow) -> Iterator[Finding]:
@@ -181,7 +183,7 @@ def _receiver(flow: Flow, command: type[Command]) -> str:
 
 
 def _names(names: Iterable[str]) -> str:
-    return ", ".join(map(repr, names)) or "nobody"
+    return ", ".join(map(repr, names)) or "none"
 
 
 def _unconsumed(flow: Flow) -> Iterator[Finding]:
@@ -191,8 +193,8 @@ def _unconsumed(flow: Flow) -> Iterator[Finding]:
                 yield _at(
                     "unconsumed",
                     step,
-                    f"publishes {event.type}, which nobody reacts to; "
-                    f"mark it `final` if nobody needs to",
+                    f"publishes {event.type}, which no participant reacts to; "
+                    f"mark it `final` if none needs to",
                 )
 
 
@@ -288,7 +290,7 @@ def _undoes(flow: Flow) -> Iterator[Finding]:
 
 def is_guard(step: Step) -> bool:
     """Whether a reaction can bring a cycle to a stop: it may decide on nothing, and has a state
-    that evolves to tell it when. Of one in another language nobody knows that here."""
+    that evolves to tell it when. Of one in another language that is unknown here."""
     if step.participant.foreign:
         return False
     return step.reaction.may_do_nothing and step.reaction.own.evolve is not State.evolve

@@ -47,7 +47,7 @@ class Overlay:
     edges: Mapping[tuple[Node, Node], Line] = field(default_factory=dict)
     """Those along which something went, or at which something waits."""
     lanes: Mapping[str, Sequence[Line]] = field(default_factory=dict)
-    """By participant, at most `LANE_LINES`."""
+    """Keyed by participant, at most `LANE_LINES`."""
     down: Collection[str] = ()
     """The participants that do not do their work."""
     marked: Mapping[Node, str] = field(default_factory=dict)

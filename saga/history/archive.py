@@ -31,7 +31,7 @@ class Archive:
         url = deployment.database_urls.get(OBSERVER.name)
         if url is None:
             raise HistoryError(
-                "this system has no history service; start it anew with this version of `saga up`"
+                "this system has no history service; start it again with this version of `saga up`"
             )
         self.url = url
         self._deployment = deployment

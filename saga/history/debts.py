@@ -1,4 +1,4 @@
-"""Who owes the next event: nobody orchestrates, but the graph and the participants tell.
+"""Who owes the next event: there is no orchestrator, but the graph and the participants tell.
 
 A participant owes an answer to an event if it reacts to such events, has published nothing because
 of this one, and would decide on something: its own reaction is run, on its state as its events tell

@@ -39,8 +39,8 @@ def memory_of(saga: Saga, participant: str, urls: Mapping[str, str]) -> Remember
     """What the outsides of a participant remember; blocks. `urls` say by name where their books
     are.
 
-    Raises `HistoryError` if that cannot be read, or nobody has said how: a question that is open
-    would be lost.
+    Raises `HistoryError` if that cannot be read, or no way to read it is declared: a question that
+    is open would be lost.
     """
     memories: list[Memory] = []
     (asking,) = (p for p in saga.participants if p.name == participant)

@@ -181,7 +181,7 @@ P = TypeVar("P", bound=Collection[object])
 
 def read_at_once(url: str, query: Callable[[Connection], T]) -> T:
     """Run `query` on a history, as of one moment; blocks. Raises `DatabaseError`."""
-    # In a thread of its own: whoever asks may be in an event loop's greenlet, and reading from
+    # In a thread of its own: the caller may be in an event loop's greenlet, and reading from
     # PostgreSQL needs a loop.
     with ThreadPoolExecutor(1, thread_name_prefix="history-reader") as reader:
         return reader.submit(read_database, url, query).result()

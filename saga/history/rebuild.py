@@ -1,4 +1,4 @@
-"""A service's database, made again from what it said: its states, and the inbox that follows.
+"""A service's database, rebuilt from what it said: its states, and the inbox that follows.
 
 Side effects are fenced: nothing is asked of the outside or published. Own events are
 folded; reactions are only run to see whether they would decide on anything.
@@ -76,7 +76,7 @@ class Rebuilt:
     events: int = 0
     """Own events that were folded."""
     states: dict[str, int] = field(default_factory=dict)
-    """By table, the rows written."""
+    """Keyed by table: the rows written."""
     inbox: int = 0
     asked: int = 0
     """Questions that the outside knows and no event tells of: their states are restored, so that
@@ -102,7 +102,7 @@ async def rebuild(
     despite_holes: bool = False,
     progress: Progress = lambda _: None,
 ) -> Rebuilt:
-    """Write the participant's database anew, in one transaction, at `into`, which has to be empty.
+    """Write the participant's database again, in one transaction, at `into`, which has to be empty.
 
     `waiting` are the events on their way, by participant and id; None if that is not known.
     `progress` is told of each event read. Raises `InputError` for a participant that is none, a
@@ -362,7 +362,7 @@ async def redeliver(
 
 
 async def rebuild_views(url: str, graph: Choreography, progress: Progress = lambda _: None) -> int:
-    """Fold anew what is told of each subject, in one transaction; returns how many there are.
+    """Fold again what is told of each subject, in one transaction; returns how many there are.
 
     On PostgreSQL the history's service may be at work: it waits. Raises `InputError` and
     `HistoryError`.

@@ -17,13 +17,13 @@ from saga.graph.flow import Flow, Path
 from saga.history.debts import Coming, Debt
 from saga.history.letters import Life
 from saga.history.story import Story
-from saga.history.whereabouts import Whereabouts
+from saga.history.whereabouts import MessageLocations
 from saga.message import Command, Event
 from saga.runtime.messaging.dead_letters import ADDRESSEE
 from saga.runtime.messaging.trust import EDITOR_SOURCE
 
 ELSEWHERE: Final = "elsewhere"
-"""Whoever is no participant of this version."""
+"""A publisher that is no participant of this version."""
 ERROR_MAX_CHARACTERS: Final = 80
 
 
@@ -79,7 +79,7 @@ def sequence_of(
     dead: Sequence[Copy] = (),
     debts: Sequence[Debt] = (),
     coming: Sequence[Coming] = (),
-    whereabouts: Whereabouts | None = None,
+    whereabouts: MessageLocations | None = None,
     now: datetime,
 ) -> Diagram:
     """The sequence of what is known of a subject; `dead` are letters that are in no store yet."""
@@ -162,7 +162,7 @@ def _corrected(step: Hop) -> Row:
     return Row(
         Kind.REPLAY,
         addressee if isinstance(addressee, str) else ELSEWHERE,
-        f"{step.attributes.type} again, corrected by a person",
+        f"{step.attributes.type} again, corrected by an operator",
         timedelta(0),
         id=step.attributes.id,
     )
@@ -216,7 +216,7 @@ def _said(copy: Copy) -> str:
     return f"{copy.error_type or copy.reason}: {copy.error}"
 
 
-def _owed(debt: Debt, whereabouts: Whereabouts | None, now: datetime, began: datetime) -> Row:
+def _owed(debt: Debt, whereabouts: MessageLocations | None, now: datetime, began: datetime) -> Row:
     return Row(
         Kind.OWED,
         debt.participant,
@@ -239,7 +239,7 @@ def _due(coming: Coming, now: datetime, began: datetime) -> Row:
     )
 
 
-def owed_since(debt: Debt, whereabouts: Whereabouts | None, now: datetime) -> str:
+def owed_since(debt: Debt, whereabouts: MessageLocations | None, now: datetime) -> str:
     """Since when something is owed, whether that is late, and where the message is."""
     said = [f"for {duration(now - debt.since)}"]
     over = now - debt.by

@@ -17,8 +17,8 @@ from saga.runtime.urls import sqlite_url
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """The databases; `deployment` is None where the system does not run, and nobody can be asked
-    what waits on its broker."""
+    """The databases; `deployment` is None where the system does not run, and what waits on its
+    broker is unknown."""
 
     history_url: str
     database_urls: dict[str, str]
@@ -46,7 +46,7 @@ class Sources:
         url = deployment.database_urls.get(OBSERVER.name)
         if url is None:
             raise HistoryError(
-                "this system has no history service; start it anew with this version of `saga up`"
+                "this system has no history service; start it again with this version of `saga up`"
             )
         return cls(url, deployment.database_urls, deployment.outside_urls, deployment)
 
@@ -65,7 +65,7 @@ def participant_named(graph: Choreography, name: str) -> Participant:
             return participant
     if any(participant.name == name for participant in graph.foreign):
         raise InputError(
-            f"{name} is in another language: how its database is made again is for its authors to "
+            f"{name} is in another language: how its database is rebuilt is for its authors to "
             f"say; `saga history export` has the events to make it of"
         )
     names = ", ".join(participant.name for participant in graph.in_python)

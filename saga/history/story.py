@@ -47,7 +47,7 @@ class Story:
 
     subject: str
     steps: Sequence[Hop]
-    """Every event about it, each after its cause; those too that nobody can read."""
+    """Every event about it, each after its cause; those too that cannot be read."""
     events: Mapping[MessageKey, Envelope[Any]]
     """Those of them that can be read, by source and id, in the same order."""
     summary: Subject
@@ -57,7 +57,7 @@ class Story:
     declared: SubjectView[Any] | None
     """That view's declaration."""
     folds: Mapping[str, Fold]
-    """By participant, its states as its events leave them."""
+    """Keyed by participant: its states as its events leave them."""
     holes: Sequence[Hole]
 
 
@@ -91,7 +91,7 @@ def fold_of(participant: Participant, events: Iterable[Envelope[Any]]) -> Fold:
 
 
 def corrected_in(facts: Iterable[Fact]) -> frozenset[str]:
-    """The ids of copies that an operator corrected: facts of nobody, and causes all the same."""
+    """The ids of copies that an operator corrected: no facts, and causes all the same."""
     found = (fact.attributes for fact in facts)
     return frozenset(each.id for each in found if each.source == EDITOR_SOURCE)
 
@@ -146,7 +146,7 @@ def missing_numbers(seen: Sequence[int], last: int) -> Iterator[str]:
 def _what_follows(
     graph: Choreography, events: Iterable[Envelope[Any]]
 ) -> dict[str, tuple[str, str]]:
-    """By its id, each event that may have followed from these: its publisher and its type."""
+    """Keyed by its id: each event that may have followed from these: its publisher and its type."""
     ids = [id_among_causes(type(event.data), event.key) for event in events]
     return {
         derived_id(id, f"{participant.name}.{reaction.name}.{kind.type}"): (

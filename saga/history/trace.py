@@ -30,7 +30,7 @@ from saga.history.debts import Coming, Debt, coming_of, debts_of
 from saga.history.letters import Life, letters_in, lives_of
 from saga.history.sequence import Diagram, sequence_of
 from saga.history.story import Story, fold_of, tell
-from saga.history.whereabouts import Whereabouts, in_store, look
+from saga.history.whereabouts import MessageLocations, in_store, look
 from saga.runtime.kernel.opening import read_database
 from saga.runtime.kernel.tables import utc_now
 
@@ -39,8 +39,8 @@ CATCH_UP_SECONDS: Final = 10.0
 """How long a history that is behind may take to come to the stream's end."""
 
 Progress = Callable[[int], None]
-Seen = Callable[[Sequence[Debt]], Awaitable[Whereabouts | None]]
-"""What somebody has seen at the broker since these were owed; None if nobody has looked."""
+Seen = Callable[[Sequence[Debt]], Awaitable[MessageLocations | None]]
+"""What was seen at the broker since these were owed; None if it was not read."""
 
 
 class UnknownSubject(InputError):
@@ -56,8 +56,8 @@ class Trace:
     debts: Sequence[Debt]
     coming: Sequence[Coming]
     """What will happen when its time comes."""
-    whereabouts: Whereabouts | None
-    """None if nothing is owed, or nobody has looked."""
+    whereabouts: MessageLocations | None
+    """None if nothing is owed, or the broker was not read."""
     gaps: Sequence[Gap]
     now: datetime
     facts: Sequence[Fact] = ()
@@ -135,9 +135,9 @@ class Overdue:
     subjects: Sequence[Stuck]
     """The oldest debt first."""
     unexplained: Sequence[OverdueRow]
-    """Overdue rows of which the history does not tell: it lacks their events, nobody can read
-    them, or they say another time than their states."""
-    whereabouts: Whereabouts
+    """Overdue rows of which the history does not tell: it lacks their events, they cannot be
+    read, or they say another time than their states."""
+    whereabouts: MessageLocations
     behind: int
     """How many messages of the stream the history lacks: of what they are about, nothing is known.
     """
@@ -171,7 +171,7 @@ async def trace(
     """Find out all about a subject. Changes nothing. Looks through the broker's queues, unless it
     is told what was `seen` there.
 
-    Raises `UnknownSubject` for one that nobody knows, `HistoryError`, `DatabaseError`,
+    Raises `UnknownSubject` for an unknown one, `HistoryError`, `DatabaseError`,
     `BrokerError` and `DlqError`.
     """
     archive = Archive(deployment)
@@ -208,7 +208,7 @@ async def stuck(
     patience_seconds: float = CATCH_UP_SECONDS,
     progress: Progress = lambda _: None,
 ) -> Overdue:
-    """Every subject about which somebody owes something for longer than it may take.
+    """Every subject about which a participant owes something for longer than it may take.
 
     A history that is behind is waited for, for `patience_seconds`. `progress` is told of each
     subject that was looked at. Raises what `trace` raises.
@@ -241,7 +241,7 @@ async def stuck(
         still = {*await asyncio.to_thread(_overdue_rows, deployment, graph, now or utc_now())}
         unexplained = [row for row in unexplained if row in still]
     if not found:
-        return Overdue([], unexplained, Whereabouts(), behind)
+        return Overdue([], unexplained, MessageLocations(), behind)
     letters = await asyncio.to_thread(letters_in, deployment.dead_letters_url)
     found.sort(key=lambda one: one.debts[0].since)
     return Overdue(found, unexplained, await look(deployment, graph, letters), behind)
@@ -344,7 +344,7 @@ async def _facts_about(
     gaps = await archive.read(queries.known_gaps)
     trimmed = ", ".join(map(str, gaps))
     raise UnknownSubject(
-        f"nobody knows {subject!r}"
+        f"no events about {subject!r}"
         + (f"; but the history lacks the stream's offsets {trimmed}" if gaps else "")
     )
 
@@ -400,7 +400,7 @@ def as_json(state: State) -> dict[str, Any]:
     return {field.name: _plain(getattr(state, field.name)) for field in fields(state)}
 
 
-def debt_as_json(debt: Debt, whereabouts: Whereabouts | None, now: datetime) -> dict[str, Any]:
+def debt_as_json(debt: Debt, whereabouts: MessageLocations | None, now: datetime) -> dict[str, Any]:
     """A debt as a JSON object."""
     where = None
     if whereabouts is not None and debt.event is not None:

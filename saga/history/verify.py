@@ -70,7 +70,7 @@ class Verified:
     """What was compared, and what differs."""
 
     rows: dict[str, int] = field(default_factory=dict)
-    """By participant, the rows compared."""
+    """Keyed by participant: the rows compared."""
     open_questions: int = 0
     """Rows in the middle of a question to the outside, which no event tells of yet."""
     differences: list[Difference] = field(default_factory=list)
@@ -135,7 +135,7 @@ class _Comparison:
         self._unpublished: defaultdict[str, list[Envelope[Any]]] = defaultdict(list)
         self._known: set[StateId] = set()
         self._dues: Mapping[type[State], Mapping[str, datetime]] = {}
-        """By kind and key: when something is due, as the rows say."""
+        """Keyed by kind and key: when something is due, as the rows say."""
         reactions = participant.reactions
         after_answers = {i for r in reactions if issubclass(r.consumes, Answer) for i in r.intends}
         after_others = {

@@ -59,7 +59,7 @@ class WaitingMessages:
     older: bool = False
     """Whether there are earlier events, at which nothing was looked."""
     unread: Mapping[str, str] = field(default_factory=dict)
-    """By participant, why it is not known what it has taken."""
+    """Keyed by participant: why it is not known what it has taken."""
 
     def of(self, participant: str, type_: str | None = None) -> list[UntakenMessage]:
         """Those of one participant, of any type or of one."""
@@ -113,7 +113,7 @@ def read_waiting(
 
 
 def _newest(types: Sequence[str], connection: Connection) -> tuple[Sequence[Any], int]:
-    """Those of the newest events that somebody takes, and the last position of all."""
+    """Those of the newest events that a participant takes, and the last position of all."""
     c = events.c
     last = connection.scalar(sa.select(sa.func.max(c.position))) or 0
     query = sa.select(c.event_id, c.source, c.type, c.subject, c.time).where(

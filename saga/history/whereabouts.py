@@ -1,4 +1,5 @@
-"""Where a message is that somebody owes an answer to: in a queue, waiting, dead, or nowhere."""
+"""Where a message is that a participant owes an answer to: in a queue, waiting, dead, or
+nowhere."""
 
 from __future__ import annotations
 
@@ -36,7 +37,7 @@ class Place(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Where:
+class MessageLocation:
     """Where a message is; `detail` says what it is there."""
 
     place: Place
@@ -44,26 +45,26 @@ class Where:
 
 
 @dataclass
-class Whereabouts:
+class MessageLocations:
     """What one look at the broker and at the store of dead letters has found."""
 
-    found: dict[tuple[str, str], Where] = field(default_factory=dict)
-    """By participant and event."""
+    found: dict[tuple[str, str], MessageLocation] = field(default_factory=dict)
+    """Keyed by participant and event."""
     ready: dict[str, int] = field(default_factory=dict)
-    """By participant whose queues are read, how many messages wait in them."""
+    """Keyed by participant whose queues are read: how many messages wait in them."""
     dead: list[Copy] = field(default_factory=list)
     """What is in the dead-letter queues."""
 
-    def of(self, participant: str, event_id: str) -> Where:
+    def of(self, participant: str, event_id: str) -> MessageLocation:
         """Where an event is that this participant has not dealt with."""
         if where := self.found.get((participant, event_id)):
             return where
         if (ready := self.ready.get(participant)) is not None:
-            return Where(
+            return MessageLocation(
                 Place.IN_HAND,
                 f"in the hands of {participant}, or among {ready} messages in its queues",
             )
-        return Where(
+        return MessageLocation(
             Place.NOWHERE,
             f"in no queue of {participant} and not dead: see `saga reconcile`",
         )
@@ -71,12 +72,12 @@ class Whereabouts:
 
 async def look(
     deployment: Deployment, graph: Choreography, letters: Iterable[DeadLetter]
-) -> Whereabouts:
+) -> MessageLocations:
     """Look through the queues. Changes nothing, but what waits is in another order afterwards.
 
     Raises `BrokerError` and `HistoryError`.
     """
-    seen = Whereabouts()
+    seen = MessageLocations()
     connection = await connect(deployment.amqp_url, name="saga trace")
     try:
         # Each place before the one that a message goes to from there.
@@ -90,7 +91,9 @@ async def look(
             queues = await with_partitions(connection, queues_of(participant))
             backlog = await broker.backlog(connection, queues)
             for key in backlog.waiting:
-                queued = Where(Place.QUEUED, f"waiting in the queues of {name}, which nobody reads")
+                queued = MessageLocation(
+                    Place.QUEUED, f"waiting in the queues of {name}, which has no consumer"
+                )
                 seen.found.setdefault((name, key), queued)
             if backlog.read:
                 seen.ready[name] = backlog.ready
@@ -114,15 +117,17 @@ async def look(
     return seen
 
 
-def in_store(letters: Iterable[DeadLetter]) -> dict[tuple[str, str], Where]:
-    """Keyed by participant and event: where those are that the operator's store has, or a person
+def in_store(letters: Iterable[DeadLetter]) -> dict[tuple[str, str], MessageLocation]:
+    """Keyed by participant and event: where those are that the operator's store has, or an operator
     has settled."""
-    found: dict[tuple[str, str], Where] = {}
+    found: dict[tuple[str, str], MessageLocation] = {}
     for letter in letters:
         if letter.state in HERE:
-            where = Where(Place.DEAD, f"dead letter {letter.number}: {_error(letter)}")
+            where = MessageLocation(Place.DEAD, f"dead letter {letter.number}: {_error(letter)}")
         elif letter.state in SETTLED:
-            where = Where(Place.SETTLED, f"dead letter {letter.number}, {letter.state} by a person")
+            where = MessageLocation(
+                Place.SETTLED, f"dead letter {letter.number}, {letter.state} by an operator"
+            )
         else:
             continue
         if letter.reason != Reason.CONFLICTING:  # That one only has an event's id.
@@ -130,9 +135,9 @@ def in_store(letters: Iterable[DeadLetter]) -> dict[tuple[str, str], Where]:
     return found
 
 
-def _put(seen: Whereabouts, participant: str, body: bytes, place: Place, detail: str) -> None:
+def _put(seen: MessageLocations, participant: str, body: bytes, place: Place, detail: str) -> None:
     if event_id := event_id_of(body):
-        seen.found[participant, event_id] = Where(place, detail)
+        seen.found[participant, event_id] = MessageLocation(place, detail)
 
 
 def _error(letter: Copy | DeadLetter) -> str:

@@ -15,7 +15,7 @@ NO_END: Final = "no end"
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """A command that somebody gives to a participant, until it is taken."""
+    """A command that a client gives to a participant, until it is taken."""
 
     participant: str
     command: Command
@@ -33,12 +33,12 @@ class Plan:
 
     given: Sequence[Given]
     ends: Mapping[str, frozenset[str]]
-    """By subject, how it may end: the `outcome` of an event that ends the saga. None at all if it
-    goes well without an event that says so: then no event may end it."""
+    """Keyed by subject: how it may end: the `outcome` of an event that ends the saga. None at all
+    if it goes well without an event that says so: then no event may end it."""
     before: Sequence[Given] = ()
     """What has to be there first."""
     decisions: Mapping[str, Callable[[Intent], Any]] = field(default_factory=dict)
-    """By outside, what it decides on something new; without one, the usual, or anything in a
+    """Keyed by outside: what it decides on something new; without one, the usual, or anything in a
     storm."""
 
 

@@ -212,8 +212,8 @@ async def see_through(
     # What was to go well without an end may have been cancelled since.
     endless = [subject for subject, end in ends.items() if not end]
     ends |= await _ends_of(Archive(deployment), saga.choreography, endless)
-    # What has just ended is judged as well, once nothing goes on any more. Nobody sees what a
-    # consumer has in its hands, so what is wrong has to stay so for as long as that may take.
+    # What has just ended is judged as well, once nothing goes on any more. What a consumer has
+    # in its hands cannot be seen, so what is wrong has to stay so for as long as that may take.
     report = await reconcile(
         deployment,
         saga=saga,
@@ -253,7 +253,7 @@ async def _ends_of(
 
 
 def _at_rest(subjects: Sequence[str], connection: Connection) -> list[str]:
-    """Those of these subjects that are known, and about which nobody owes anything."""
+    """Those of these subjects that are known, and about which no participant owes anything."""
     found: list[str] = []
     for start in range(0, len(subjects), SUBJECTS_AT_ONCE):
         page = SUBJECTS.load(connection, subjects[start : start + SUBJECTS_AT_ONCE])

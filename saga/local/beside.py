@@ -14,7 +14,7 @@ import httpx
 from saga.errors import Explained
 from saga.http import client
 from saga.local.guard import Guard
-from saga.local.patience import Patience
+from saga.local.patience import StartDeadline
 
 ASK_SECONDS: Final = 5.0
 STOP_SECONDS: Final = 10.0
@@ -52,7 +52,7 @@ class BesideProgram:
         """Start it; return when it answers `path` with success. Raises its `fault` and `OSError`.
         With an `environment`, it has no other one."""
         self._spawn(command, environment)
-        patience = Patience()
+        patience = StartDeadline()
         async with client(url, ASK_SECONDS) as api:
             while True:
                 if not self.running:

@@ -21,7 +21,7 @@ from saga.runtime.settings import HttpSettings, load
 
 NAME: Final = "console"
 AGAIN_SECONDS, AGAIN_MAX_SECONDS = 1.0, 300.0
-"""After how long one that has ended is started again: twice as long each time that it ends anew
+"""After how long one that has ended is started again: twice as long each time that it ends again
 before it has run as long."""
 _WATCH_SECONDS: Final = 1.0
 

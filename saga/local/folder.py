@@ -58,7 +58,7 @@ def has_own_broker(folder: Path) -> bool:
 
 
 def broker_identity(amqp_url: str | None) -> str:
-    """The broker, whoever logs in there; a private one is wherever its folder is."""
+    """The broker, for any user; a private one is wherever its folder is."""
     if amqp_url is None:
         return _PRIVATE
     try:

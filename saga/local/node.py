@@ -23,7 +23,7 @@ from typing import Final, Protocol
 import yarl
 
 from saga.errors import Explained
-from saga.local.patience import WAY_OUT, Patience, start_seconds
+from saga.local.patience import WAY_OUT, StartDeadline, start_seconds
 from saga.local.places import RABBITMQ, RABBITMQ_OF_HOMEBREW, homes, program_folders
 from saga.local.server import LOOPBACK, SPEECHLESS_BYTES, PortTaken, PrivateServer, free_ports
 from saga.runtime.disk import FREE_MIN_BYTES, lack_of_room, servers_min_bytes
@@ -254,7 +254,7 @@ class RabbitNode(PrivateServer):
     def _choose_ports(self) -> None:
         self._ports = free_ports(["amqp", "dist", "epmd", *self._listening_plugins()])
 
-    def _run(self, patience: Patience) -> None:
+    def _run(self, patience: StartDeadline) -> None:
         if self._peer is not None:
             self._ports["epmd"] = self._peer.port("epmd")
         self._write_configuration(self._home)
@@ -398,7 +398,7 @@ class RabbitNode(PrivateServer):
 
         cookie = self.folder / _COOKIE_FILE
         if not cookie.exists():
-            # Whoever reads the cookie may run code in the node, so nobody else ever may.
+            # A user who reads the cookie may run code in the node, so no other user ever may.
             write_whole(cookie, self._peer.cookie if self._peer else secrets.token_hex(20), 0o400)
 
         on_loopback = "-kernel inet_dist_use_interface {127,0,0,1}"
@@ -442,7 +442,7 @@ class RabbitNode(PrivateServer):
 
     # --- processes ---------------------------------------------------------------------------
 
-    def _start_processes(self, home: Path, patience: Patience) -> None:
+    def _start_processes(self, home: Path, patience: StartDeadline) -> None:
         if self._peer is None and (self._epmd is None or self._epmd.poll() is not None):
             self._epmd = self._spawn(
                 [self._program("epmd"), "-address", LOOPBACK, "-port", str(self._ports["epmd"])]
@@ -472,7 +472,7 @@ class RabbitNode(PrivateServer):
                 process_group=self._guard.pid,
             )
 
-    def _wait_for_epmd(self, epmd: subprocess.Popen[bytes], patience: Patience) -> None:
+    def _wait_for_epmd(self, epmd: subprocess.Popen[bytes], patience: StartDeadline) -> None:
         while not _accepts(self._ports["epmd"]):
             if epmd.poll() is not None:
                 raise PortTaken(
@@ -483,7 +483,7 @@ class RabbitNode(PrivateServer):
                 raise NodeError(patience.lost_with(f"RabbitMQ node {self.name}", "epmd is silent"))
             time.sleep(_POLL_SECONDS)
 
-    def _wait_until_ready(self, patience: Patience) -> None:
+    def _wait_until_ready(self, patience: StartDeadline) -> None:
         assert self._vm is not None  # noqa: S101 - for the type checker; started just before
         while True:
             if self._vm.poll() is not None:

@@ -39,7 +39,7 @@ OURS: Final = ("saga", EXPORTER)
 """The jobs that scrape what our own server serves."""
 
 Targets = Mapping[str, Sequence[str]]
-"""By job of `monitoring/prometheus.yml`, the addresses to scrape."""
+"""Keyed by job of `monitoring/prometheus.yml`, the addresses to scrape."""
 
 
 class ObserveError(Explained):
@@ -151,7 +151,7 @@ class Observatory:
             program = shutil.which("prometheus")
             if program is None:
                 self._report(
-                    "Prometheus is not installed, so nobody collects metrics; on Debian: "
+                    "Prometheus is not installed, so no metrics are collected; on Debian: "
                     "apt-get install prometheus"
                 )
             else:

@@ -28,7 +28,7 @@ def start_seconds() -> float:
     return load(StartSettings).start_seconds
 
 
-class Patience:
+class StartDeadline:
     """The time that something has which is being started."""
 
     def __init__(self, seconds: float | None = None) -> None:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Final
 
 from saga.errors import Explained
-from saga.local.patience import WAY_OUT, Patience, start_seconds
+from saga.local.patience import WAY_OUT, StartDeadline, start_seconds
 from saga.local.places import POSTGRESQL, POSTGRESQL_OF_HOMEBREW, homes, program_folders
 from saga.local.server import LOOPBACK, SPEECHLESS_BYTES, PortTaken, PrivateServer, free_ports
 from saga.runtime.disk import lack_of_room
@@ -237,7 +237,7 @@ class PostgresCluster(PrivateServer):
             ]
         )
 
-    def _run(self, patience: Patience) -> None:
+    def _run(self, patience: StartDeadline) -> None:
         """Start the server once, and wait until it answers."""
         settings = {
             "listen_addresses": LOOPBACK,
@@ -298,7 +298,7 @@ class PostgresCluster(PrivateServer):
             return [sys.executable, "-c", _BECOME, str(user.pw_uid), str(user.pw_gid)]
         command = ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups"]
         if any(not parent.stat().st_mode & 0o001 for parent in self._data.parents):
-            # The way to the data leads through somebody's private folder.
+            # The way to the data leads through another user's private folder.
             command += ["--inh-caps=+dac_override", "--ambient-caps=+dac_override"]
         return command
 

@@ -1,4 +1,4 @@
-"""Starting services anew, one after the other, under a `saga up` that runs: `saga restart`."""
+"""Starting services again, one after the other, under a `saga up` that runs: `saga restart`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _POLL_SECONDS: Final = 0.05
 
 
 class RestartError(Explained):
-    """A service cannot be started anew. One line that names it and the way out."""
+    """A service cannot be started again. One line that names it and the way out."""
 
 
 async def restart(
@@ -72,7 +72,7 @@ async def _restart(folder: Path, replica: str) -> None:
     while time.monotonic() < deadline:
         process = _supervision(folder).services[replica]
         if process.pid not in (None, pid):
-            if process.url is None:  # In another language: nobody can be asked.
+            if process.url is None:  # In another language: it cannot be asked.
                 return
             said = await readiness([process.url])
             if said.startswith(READY):

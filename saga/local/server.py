@@ -13,7 +13,7 @@ from typing import ClassVar, Final, Self
 from saga.errors import Explained
 from saga.local import SystemFault
 from saga.local.guard import Guard
-from saga.local.patience import Patience
+from saga.local.patience import StartDeadline
 from saga.runtime.streams import FULL
 
 LOOPBACK: Final = "127.0.0.1"
@@ -60,7 +60,7 @@ class PrivateServer(ABC):
         """
         if self.running:
             return
-        patience = Patience(timeout_seconds)
+        patience = StartDeadline(timeout_seconds)
         again = self._has_ports  # killed or crashed: the ports are part of its identity
         try:
             self._prepare()
@@ -109,7 +109,7 @@ class PrivateServer(ABC):
     def _choose_ports(self) -> None: ...
 
     @abstractmethod
-    def _run(self, patience: Patience) -> None:
+    def _run(self, patience: StartDeadline) -> None:
         """Start its processes once, and wait until it answers. Raises `PortTaken`."""
 
     def _end_processes(self) -> None:  # noqa: B027 - some leave nothing

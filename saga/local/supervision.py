@@ -75,7 +75,7 @@ class Supervision(BaseModel):
     stop_seconds: float
     """How long a service may take to stop before it is killed."""
     services: dict[str, Supervised]
-    """By the name of the replica."""
+    """Keyed by the name of the replica."""
     servers: dict[str, Supervised] = {}
     """`the broker` and `PostgreSQL`, where they are private."""
 

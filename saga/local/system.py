@@ -39,7 +39,7 @@ from saga.local.folder import (
 from saga.local.guard import Guard
 from saga.local.keeping import POLL_SECONDS, Keeper, keep_claim, renew_broker
 from saga.local.node import NodeError, RabbitNode
-from saga.local.patience import Patience, start_seconds
+from saga.local.patience import StartDeadline, start_seconds
 from saga.local.postgres import PostgresCluster
 from saga.local.processes import (
     LAST_WORDS_CHARACTERS,
@@ -177,7 +177,8 @@ class System:
         self._spawn_process = spawn
         self._report = report
         self.programs: dict[str, Sequence[str]] = {}
-        """By service, what Python is to run from the next start on instead of its own module."""
+        """Keyed by service: what Python is to run from the next start on instead of its own
+        module."""
         self._processes: dict[str, ServiceProcess] = {}
         self._starts: set[asyncio.Future[object]] = set()
         """Of servers, those that have not ended."""
@@ -486,8 +487,8 @@ class System:
         self._report(f"starting the services {', '.join(self._processes)}")
 
     async def _mend(self, node: RabbitNode | None) -> None:
-        """Have the broker hold all queues, whatever it has lost. What they held is owed from then
-        on, until it was put back."""
+        """Create all queues on the broker again, whatever it has lost. What they held is owed from
+        then on, until it was put back."""
 
         def before(what: str) -> None:
             if known:
@@ -567,7 +568,7 @@ class System:
             ) from error
         graph = choreography()
         (queues,) = (queues_of(p) for p in graph.participants if p.name == process.participant)
-        patience = Patience()
+        patience = StartDeadline()
         async with await connect(self._broker_url(), name="saga") as connection:
             channel = await connection.channel()
             while unread := [queue for queue in queues if not await _readers(channel, queue)]:
@@ -599,7 +600,7 @@ class System:
         patience = dict.fromkeys(_PATIENCE, f"{start_seconds():g}")
         process.environment = {
             **patience,
-            # The broker and PostgreSQL write there, whose ends would be everybody's.
+            # The broker and PostgreSQL write there; if they end, all services do.
             "DISK_FOLDERS": str(self.folder),
             **inherited,
             **self._environment,
@@ -622,7 +623,7 @@ class System:
             )
 
     async def _wait_until_ready(self, name: str, process: ServiceProcess) -> None:
-        patience = Patience()
+        patience = StartDeadline()
         answer = "no answer yet"
         async with client(process.url, _ASK_SECONDS) as service:
             while True:

@@ -21,9 +21,9 @@ from saga.history.rebuild import CATCH_UP_SECONDS
 from saga.history.sources import Sources
 from saga.history.whereabouts import Place, in_store, look
 from saga.past.findings import PastFindings
-from saga.past.onward import Onward, Shapes, UnderWay
+from saga.past.onward import OpenSagaExplorer, Shapes, UnderWay
 from saga.past.over import GoingOver, sharing
-from saga.past.recorded import OnTheirWay, RecordReader, count_published, count_subjects
+from saga.past.recorded import PendingMessages, RecordReader, count_published, count_subjects
 from saga.past.shared import SharedPast
 from saga.runtime.kernel.tables import utc_now
 
@@ -41,7 +41,7 @@ class Against:
     subjects: int = 0
     events: int = 0
     findings: PastFindings = field(default_factory=PastFindings)
-    onward: Onward | None = None
+    onward: OpenSagaExplorer | None = None
 
     @property
     def ok(self) -> bool:
@@ -52,7 +52,7 @@ class Against:
 
     @property
     def whole(self) -> bool:
-        """Whether it was all subjects, all reactions and all fields, no message came late, nobody
+        """Whether it was all subjects, all reactions and all fields, no message came late, no
         outside is asked, and what can still happen was taken for granted nowhere."""
         found = self.findings
         left = found.not_told or found.late() or self.subjects < self.total or self.asked()
@@ -74,7 +74,7 @@ class Against:
                     yield f"{participant.name}.{reaction.name}"
 
 
-async def on_their_way(sources: Sources, graph: Choreography, folder: Path) -> OnTheirWay:
+async def on_their_way(sources: Sources, graph: Choreography, folder: Path) -> PendingMessages:
     """What of the system in a folder is known to be on its way, or put away: by its queues if it
     runs, and by the store of dead letters. The history has to have caught up with it.
 
@@ -92,12 +92,12 @@ async def on_their_way(sources: Sources, graph: Choreography, folder: Path) -> O
         seen = await look(deployment, graph, letters)
         found, ready = seen.found, seen.ready
     settled = frozenset(key for key, where in found.items() if where.place is Place.SETTLED)
-    return OnTheirWay(found.keys() - settled, settled, looked_at, ready)
+    return PendingMessages(found.keys() - settled, settled, looked_at, ready)
 
 
 def totals(saga: Saga, url: str, sample: int | None) -> dict[str, int | None]:
     """How far each bar goes: events that change what subjects share, subjects to decide again on,
-    and subjects to explore from, which nobody knows before. Blocks. Raises `DatabaseError`."""
+    and subjects to explore from, which is not known before. Blocks. Raises `DatabaseError`."""
     shared = sum(count_published(url, each) for each in sharing(saga.choreography))
     total = count_subjects(url)
     subjects = total if sample is None else min(sample, total)
@@ -110,7 +110,7 @@ def compare(
     *,
     sample: int | None = None,
     seed: int = 0,
-    way: OnTheirWay | None = None,
+    way: PendingMessages | None = None,
     states_max: int | None = None,
     scenarios: bool = True,
     jobs: int = 1,
@@ -137,7 +137,7 @@ def compare(
         reached = reader.reached()
         for gap in pages.read_at_once(url, queries.known_gaps):
             run.findings.miss(f"the history lacks the stream's offsets {gap}", "")
-        going_over = GoingOver(saga, reader, reached, shared, way or OnTheirWay())
+        going_over = GoingOver(saga, reader, reached, shared, way or PendingMessages())
         waiting: dict[str, UnderWay] = {}
         shapes = Shapes()
         for found in going_over.batches(chosen, jobs):
@@ -147,7 +147,7 @@ def compare(
             waiting |= {each.subject: each for each in found.waiting}
             shapes.add(found.shapes)
             tell["subjects"](found.subjects)
-        onward = run.onward = Onward(saga, shared, reached, states_max=states_max)
+        onward = run.onward = OpenSagaExplorer(saga, shared, reached, states_max=states_max)
         for told in itertools.chain.from_iterable(reader.told(reader.batches([*waiting]))):
             onward.take(told, waiting[told.subject])
             tell["explored"](1)

@@ -22,7 +22,7 @@ class AgainstRecord:
     """A step that publishes what was recorded next, but for the `differing` fields, each with the
     number of its event. `left` is what cannot be compared.
 
-    It is `doubtful` where what nobody has recorded decides between few possibilities, one of which
+    It is `doubtful` where what was not recorded decides between few possibilities, one of which
     would have to fit.
     """
 
@@ -43,7 +43,7 @@ class Comparing:
 
     def compare(self, step: StepAgain) -> AgainstRecord | None:
         """How what a step publishes compares with what was recorded next; None if they are other
-        events. What differs only by what nobody has recorded does not differ."""
+        events. What differs only by what was not recorded does not differ."""
         found = self._hold(step)
         if found is None or found.differing:
             found = self._right_before_or_after(step) or found
@@ -95,8 +95,8 @@ class Comparing:
         return None
 
     def _solve(self, found: AgainstRecord) -> None:
-        """Have fields not differ that follow from fields of the message which nobody has recorded,
-        and note that."""
+        """Treat fields as equal that follow from unrecorded fields of the message, and note
+        that."""
         step = found.step
         differing, found.differing = found.differing, []
         for number, name in differing:

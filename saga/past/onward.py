@@ -15,7 +15,7 @@ from saga.choreography import Choreography, State
 from saga.declaration import Saga
 from saga.envelope import source_of
 from saga.future.ends import outlook
-from saga.future.present import Foresight, SharedStates, shared_keys
+from saga.future.present import SharedStates, SubjectModels, shared_keys
 from saga.history.debts import Coming, Debt, coming_of, debts_of
 from saga.history.story import Story, tell
 from saga.past.again import Review
@@ -46,7 +46,7 @@ Waiting = tuple[str, str]
 @dataclass(frozen=True, slots=True)
 class UnderWay:
     """A subject that has not come to rest: what `waits` for whom, and the messages because of which
-    somebody is `asking` the outside."""
+    a participant is `asking` the outside."""
 
     subject: str
     waits: frozenset[Waiting]
@@ -168,7 +168,7 @@ class _Explored:
     breaks: list[PossibleBreak] = field(default_factory=list)
 
 
-class Onward:
+class OpenSagaExplorer:
     """Explores on from recorded sagas that have not come to rest."""
 
     def __init__(
@@ -186,7 +186,7 @@ class Onward:
         self._states_max = states_max or STATES_MAX
         self.budget = self.left = self._states_max * STATES_IN_ALL
         """States that may be looked at in all, and those of them that are left."""
-        self._foresight = Foresight(saga)
+        self._foresight = SubjectModels(saga)
         self._words = words_of(saga)
         self._explored: dict[Hashable, _Explored] = {}
         self._classes: dict[Hashable, RecordedState] = {}
@@ -326,7 +326,7 @@ class Onward:
             *(f"{t} is not given: what it would hold is in no event" for t in present.untried),
             *present.remarks,
             *(f"{each}: its refusals were not followed to their end" for each in seen.cut_short),
-            *(f"all this is so as long as nobody else changes {each}" for each in seen.depends_on),
+            *(f"all this is so as long as nothing else changes {each}" for each in seen.depends_on),
         ]
         self._remarks |= dict.fromkeys(remarks)
         breaks = [

@@ -19,7 +19,7 @@ from saga.history import HistoryError
 from saga.past.again import review
 from saga.past.findings import PastFindings
 from saga.past.onward import Shapes, UnderWay, under_way
-from saga.past.recorded import OnTheirWay, Reached, RecordedSubject, RecordReader
+from saga.past.recorded import PendingMessages, Reached, RecordedSubject, RecordReader
 from saga.past.shared import HandedOver, SharedPast
 from saga.past.steps import ParticipantPast
 from saga.runtime.kernel.fold import is_shared
@@ -49,7 +49,7 @@ class GoingOver:
         reader: RecordReader,
         reached: Reached,
         shared: Mapping[str, SharedPast],
-        way: OnTheirWay,
+        way: PendingMessages,
     ) -> None:
         self._reader = reader
         self._graph = saga.choreography
@@ -118,7 +118,8 @@ class GoingOver:
         return done
 
     def _note_the_rest(self, told: RecordedSubject) -> None:
-        """Note what no participant's part is: what nobody here can read, or published."""
+        """Note what is no participant's part: what cannot be read here, or was not published
+        here."""
         for source, type_ in told.unreadable:
             if source in self._sources:
                 self._findings.miss(f"this version cannot read {type_}", told.subject)
@@ -146,7 +147,7 @@ _here: GoingOver | None = None
 
 
 def _begin(
-    url: str, up_to: int, reached: Reached, given: Mapping[str, HandedOver], way: OnTheirWay
+    url: str, up_to: int, reached: Reached, given: Mapping[str, HandedOver], way: PendingMessages
 ) -> None:
     global _here
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that began this one.

@@ -75,14 +75,14 @@ class Reached:
 
 
 @dataclass(frozen=True, slots=True)
-class OnTheirWay:
+class PendingMessages:
     """Messages by participant and id: those that are `waiting`, in a queue or dead, and dead
     letters that an operator has put away, the `settled` ones."""
 
     waiting: Collection[tuple[str, str]] = ()
     settled: Collection[tuple[str, str]] = ()
     looked_at: datetime | None = None
-    """When somebody began to look through the queues; None if nobody did."""
+    """When reading the queues began; None if they were not read."""
     ready: Mapping[str, int] = field(default_factory=dict)
     """Keyed by participant that reads its queues: the messages in them, which were not looked at.
     """

@@ -21,7 +21,7 @@ from saga.outside import Outside, OutsideError
 from saga.past import guesses
 from saga.past.findings import DifferenceGroup, PastFindings
 from saga.past.part import RecordedPart
-from saga.past.recorded import OnTheirWay, Reached, RecordedEvent
+from saga.past.recorded import PendingMessages, Reached, RecordedEvent
 from saga.past.shared import SharedPast
 from saga.runtime.kernel.fold import Fold
 from saga.runtime.kernel.step import Find, Firing, StateId, evolved, results_of
@@ -96,7 +96,7 @@ class Hypothesis:
 
 @dataclass(frozen=True, slots=True)
 class PastCause:
-    """Why something is decided. `hidden` are the fields of the message that nobody has recorded."""
+    """Why something is decided. `hidden` are the fields of the message that were not recorded."""
 
     id: str
     message: Message
@@ -144,7 +144,7 @@ class ParticipantPast:
     outsides: Collection[Outside[Any]]
     findings: PastFindings
     reached: Reached
-    way: OnTheirWay
+    way: PendingMessages
     shared: SharedPast | None = None
     explaining: dict[tuple[type[Message], str, str], str] = field(default_factory=dict)
     """Keyed by what was taken, and by type and field of what was published: the field that this
@@ -193,8 +193,8 @@ class ParticipantPast:
         )
 
     def has_id(self, firing: Firing, id: str | None) -> bool:
-        """Whether that is the command's id: it tells the sequence that the state had when somebody
-        looked what is due, and something may have been published until it was done."""
+        """Whether that is the command's id: it tells the sequence that the state had when it
+        was read what is due, and something may have been published until it was done."""
         first = max(0, firing.sequence - LOOKED_MAX)
         sequences = range(firing.sequence, first - 1, -1)
         return any(replace(firing, sequence=n).id(self.name) == id for n in sequences)
@@ -410,6 +410,6 @@ class Steps:
 
 
 def _unknown_in(answer: Answer, subject: str) -> frozenset[str]:
-    """The fields of an answer that nobody has recorded."""
+    """The fields of an answer that were not recorded."""
     fields = type(answer).model_fields
     return frozenset(name for name in fields if str(getattr(answer, name)) != subject)

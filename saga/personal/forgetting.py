@@ -1,8 +1,8 @@
-"""Forgetting somebody: what is open is ended, their key destroyed, and what outsides have in clear
+"""Forgetting a person: what is open is ended, their key destroyed, and what outsides have in clear
 taken out.
 
-What was sealed under the key stays where it is, in histories, backups and dead letters, and nobody
-can read it any more: books add up and histories fold as before.
+What was sealed under the key stays where it is, in histories, backups and dead letters, and cannot
+be read any more: books add up and histories fold as before.
 """
 
 from __future__ import annotations
@@ -69,12 +69,12 @@ Report = Callable[[str], None]
 
 
 class ForgettingError(Explained):
-    """Somebody cannot be forgotten as asked. Says what is in the way."""
+    """A person cannot be forgotten as asked. Says what is in the way."""
 
 
 @dataclass(frozen=True, slots=True)
 class Whom:
-    """Somebody the key store knows, and all that a system has about them."""
+    """A person the key store knows, and all that a system has about them."""
 
     person: Person
     values: dict[str, str]
@@ -84,7 +84,7 @@ class Whom:
     subjects: tuple[str, ...]
     """What was done for them."""
     open: tuple[str, ...]
-    """Those of these that somebody may still owe an event."""
+    """Those of these to which a participant may still owe an event."""
     letters: tuple[DeadLetter, ...]
     """Dead letters about them that nothing was done with."""
     dues: tuple[Item, ...]
@@ -129,8 +129,8 @@ class Forgetter:
     # --- looking -----------------------------------------------------------------------------
 
     async def whom(self, given: str) -> Whom:
-        """Somebody by what they are called in clear, by a sealed text, or by their id. Raises
-        `InputError` for nobody who is known, and what databases raise."""
+        """Find a person by their clear name, by a sealed text, or by their id. Raises
+        `InputError` for an unknown person, and what databases raise."""
         person = await in_thread(self._person, given)
         marker = f"{PREFIX}{person.person_id}."
         subjects, texts = await in_thread(self._mentioned, marker)
@@ -160,7 +160,7 @@ class Forgetter:
         person_id = person_id_in(given) if sealed(given) else self._store.person_of(given)
         if person_id is None:
             raise InputError(
-                "the key store knows nobody who is called that: they were never sealed, or are "
+                "the key store knows no person of that name: they were never sealed, or are "
                 "forgotten already; `saga forget --verify` looks for what is in clear"
             )
         return self._store.person(person_id)
@@ -211,13 +211,14 @@ class Forgetter:
             asked_at=utc_now(),
             waits_for=whom.open,
         )
-        requests.keep(self._folder, asked)  # From now on: whoever ends this command, it is known.
+        # From now on it is known, even if this command is ended.
+        requests.keep(self._folder, asked)
         still_open = await self._end(whom, outcome, wait_seconds, report)
         if still_open:
             outcome.request = asked.model_copy(update={"waits_for": still_open})
             requests.keep(self._folder, outcome.request)
             return outcome
-        # While what they are called is known: nobody can tell once the key is gone.
+        # While what they are called is known: it cannot be told once the key is gone.
         await in_thread(self._take_out, whom, outcome)
         if outcome.again:
             outcome.request = asked.model_copy(update={"waits_for": ()})
@@ -326,7 +327,7 @@ class Forgetter:
         for outside in self._saga.outside:
             if outside.forget is None:
                 outcome.left.append(
-                    f"{outside.name} cannot be told by us to forget somebody: ask those who run it"
+                    f"{outside.name} cannot be told by us to forget a person: ask those who run it"
                 )
                 continue
             clear = Clear(
@@ -343,7 +344,7 @@ class Forgetter:
                 outcome.again.append(f"{outside.name}: {why}")
 
     def _take_out_of_backup(self, whom: Whom, outcome: Outcome, folder: Path) -> None:
-        """Have outsides take out what a backup's copies of their books have in clear."""
+        """Remove what a backup's copies of the outsides' books have in clear."""
         manifest = Manifest.load(folder)
         outsides = dict(manifest.outside)
         for outside in self._saga.outside:
@@ -400,8 +401,8 @@ def check_sealing(settings: PersonalSettings) -> None:
     there = is_postgresql(url) or sqlite_file(url).is_file()
     if settings.personal is Sealing.OFF and not there:
         raise ForgettingError(
-            "nothing is sealed in this system, so nobody can be forgotten: what entered in clear "
-            "is in histories and backups for good; set PERSONAL=sealed for what comes, see "
+            "nothing is sealed in this system, so no person can be forgotten: what entered in "
+            "clear is in histories and backups for good; set PERSONAL=sealed for what comes, see "
             "docs/personal-data.md"
         )
 

@@ -1,8 +1,8 @@
 """Where the keys of persons are: one row each, in a database of its own.
 
 Several processes may use one store, on a SQLite file or a PostgreSQL server. A person is found by
-an HMAC of the clear value, whose key is random, so the store names nobody. It and the persons' keys
-are wrapped by a master key that is no part of the store; see `saga.personal.master`.
+an HMAC of the clear value, whose key is random, so the store holds no names. It and the persons'
+keys are wrapped by a master key that is no part of the store; see `saga.personal.master`.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class KeyStoreAway(TransientError, Explained):
 
 
 class UnknownPerson(Explained, LookupError):
-    """The key store has nobody by that id."""
+    """The key store has no person of that id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -373,13 +373,13 @@ class KeyStore:
 
     def sealed_of(self, value: str) -> str | None:
         """The sealed form of a clear value whose person is known; None for one who is not, or who
-        was forgotten. Nobody is made. Raises `KeyStoreAway`."""
+        was forgotten. No key is made. Raises `KeyStoreAway`."""
         if sealed(value):
             return value
         if (found := self._sealed.get(value)) is not None:
             return found
         read_at, digest = time.monotonic(), self._digest(value)
-        # Under the row that was found: somebody forgotten meanwhile is not made again.
+        # Under the row that was found: a person forgotten meanwhile is not made again.
         row = self._ground.read(lambda connection: _find(connection, [digest])).get(digest)
         return None if row is None else self._seal_under(row, value, read_at)
 
@@ -401,7 +401,7 @@ class KeyStore:
         return _person(row)
 
     def persons(self) -> Iterator[Person]:
-        """Everybody there is or was, by id; read page by page."""
+        """Every person there is or was, by id; read page by page."""
         after = ""
         while True:
             query = (
@@ -490,7 +490,8 @@ class KeyStore:
         return self._keys.unwrap(row["wrapped"], row["wrapped_by"], _INDEX)
 
     def _make(self, connection: Connection, digests: Sequence[bytes]) -> dict[bytes, _Key]:
-        """Rows of new persons. Who was made by somebody else meanwhile is that one's."""
+        """Rows of new persons. A person that another process made meanwhile stays as that one made
+        it."""
         at, made, rows = self._now(), {}, []
         for digest in digests:
             person_id, key = new_person_id(), os.urandom(KEY_BYTES)
@@ -513,8 +514,8 @@ class KeyStore:
         row = self._ground.read(lambda connection: connection.execute(query).mappings().first())
         if row is None:
             raise Unsealable(
-                f"a value of person {person_id} cannot be opened: this key store knows nobody by "
-                f"that id"
+                f"a value of person {person_id} cannot be opened: this key store knows no person "
+                f"of that id"
             )
         if row["forgotten_at"] is not None:
             raise Forgotten(person_id, row["forgotten_at"], row["reason"] or "")
@@ -624,7 +625,7 @@ def _make_private(path: Path) -> None:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     except FileExistsError:
         return
-    log.warning("made an empty key store, %s: it knows nobody who was sealed before", path)
+    log.warning("made an empty key store, %s: it knows no person who was sealed before", path)
 
 
 def _why(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""The search that proves that somebody is forgotten: every place where a system keeps bytes.
+"""The search that proves that a person is forgotten: every place where a system keeps bytes.
 
 Files are read as the bytes they are, so that free pages, logs and what was deleted count as well,
 and archives are opened; databases are read row by row besides, since a long value is in several

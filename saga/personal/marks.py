@@ -22,7 +22,7 @@ Path = tuple[str, ...]
 
 
 class Personal:
-    """Marks a text that tells who somebody is: a name, an address.
+    """Marks a text that identifies a person: a name, an address.
 
     Stands after the type's other constraints, which say what is taken in clear:
     `Annotated[str, Field(max_length=128), Personal]`. A sealed text is taken besides, whatever

@@ -236,7 +236,7 @@ def _decoded(run: bytes) -> bytes:
 
 
 def _units(text: str) -> list[list[str]]:
-    """By character with its marks, in how many ways it is written."""
+    """Keyed by character with its marks: in how many ways it is written."""
     units: list[str] = []
     for char in text:
         if units and unicodedata.combining(char):

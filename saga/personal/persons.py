@@ -66,7 +66,7 @@ class Persons:
 
     async def check(self) -> None:
         """Open the store, if anything is to be sealed. One that is away is waited for later. Raises
-        `KeyStoreError` and `MasterKeyError`, which no waiting mends."""
+        `KeyStoreError` and `MasterKeyError`, which no waiting fixes."""
         if not self.sealing:
             return
         try:
@@ -167,8 +167,8 @@ class Persons:
             raise SealingAway(str(error)) from error
 
     def _check_awaited(self, error: Exception) -> None:
-        """Where nothing is sealed, no keys are to come, and anybody may write a text that only
-        looks sealed: it is not waited for. Raises `Unsealable`."""
+        """Where nothing is sealed, no keys are to come, and any client may write a text that
+        only looks sealed: it is not waited for. Raises `Unsealable`."""
         if not self.sealing and not isinstance(error, KeyStoreAway):
             raise Unsealable(f"it looks like a sealed value, and nothing is sealed here: {error}")
 
@@ -208,7 +208,7 @@ class Persons:
                     _resolve(future, done[value])
 
     async def _one_by_one(self, group: Mapping[str, asyncio.Future[str]], error: Exception) -> None:
-        """A value that cannot be sealed is nobody else's fault."""
+        """A value that cannot be sealed must not fail the others."""
         alone = len(group) == 1 or isinstance(error, _AWAY)
         for value, future in group.items():
             try:

@@ -1,4 +1,4 @@
-"""Requests to forget somebody that wait for a saga to end: a file in the data folder, without a
+"""Requests to forget a person that wait for a saga to end: a file in the data folder, without a
 clear word in it."""
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class RequestsError(Explained):
 
 
 class Request(BaseModel):
-    """Somebody who is to be forgotten as soon as nothing open is theirs."""
+    """A person to be forgotten as soon as no open saga is theirs."""
 
     model_config = ConfigDict(frozen=True)
 

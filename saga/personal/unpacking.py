@@ -184,7 +184,7 @@ class _Forward(io.RawIOBase):
 
 @contextlib.contextmanager
 def _zstd_opened(name: str, stream: IO[bytes], unopened: Unopened) -> Iterator[IO[bytes] | None]:
-    """By Python's own Zstandard, which 3.14 brought, or by the program of that name."""
+    """With Python's own Zstandard, which 3.14 brought, or the program of that name."""
     try:
         zstd = importlib.import_module("compression.zstd")
     except ImportError:

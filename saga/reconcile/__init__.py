@@ -65,15 +65,15 @@ class Report:
     - `events_undecided`: messages not done that a consumer at work may still hold; 0 on a system
       at rest;
     - `messages_waiting`: messages that wait to be tried again; `settled_by_hand`: dead letters that
-      a person discarded, or replaced by a corrected copy;
+      an operator discarded, or replaced by a corrected copy;
     - `history_first_offset`: above 0, retention has removed so many events, and conservation was
       checked for the others only;
     - `subjects_trimmed`: subjects of which a rule cannot say anything for that reason.
 
-    `dead_letters` counts by participant. `for_people` are by rule the subjects that a person has to
-    decide on. `not_covered` names what nothing looks at: then all is not said to be well. `unread`
-    says why books of outsides that keep none were not read, nor the databases of participants in
-    other languages.
+    `dead_letters` counts by participant. `for_people` are by rule the subjects that an operator has
+    to decide on. `not_covered` names what nothing looks at: then all is not said to be well.
+    `unread` says why books of outsides that keep none were not read, nor the databases of
+    participants in other languages.
     """
 
     ok: bool

@@ -33,7 +33,7 @@ FILLING_SECONDS = 5.0
 STALL_SECONDS = 30.0
 """How long the broker may send nothing of what it is known to have."""
 LETTERS_MAX = 200_000
-"""Messages looked at in one queue; each is kept from everybody else until all have been seen."""
+"""Messages looked at in one queue; each is kept from all consumers until all have been seen."""
 
 
 async def read_history(
@@ -69,7 +69,7 @@ async def _read_until(last: int, reader: StreamReader, history: History) -> None
 async def browse(connection: Connection, queue: str) -> list[RestingMessage]:
     """What rests in a quorum queue, in no order, given back when all of it has been seen.
 
-    Meanwhile nobody else gets these messages, and afterwards they are in another order: RabbitMQ
+    Meanwhile no consumer gets these messages, and afterwards they are in another order: RabbitMQ
     keeps none among more than 32 messages given back, one by one or together.
 
     Raises `ReconcileError` if there are too many.
@@ -93,7 +93,7 @@ async def waiting(
 
 
 async def backlog(connection: Connection, queues: Iterable[str]) -> Backlog:
-    """What waits in a participant's work queues. Where nobody reads, it is looked through."""
+    """What waits in a participant's work queues. Queues without consumers are looked through."""
     ready, read, waiting = 0, False, set[str]()
     for queue in queues:
         async with _channel(connection, queue) as channel:
@@ -124,7 +124,7 @@ async def look_through(connection: Connection, queue: str) -> list[Delivery]:
             take = take_alone if is_partition(queue) else take_ready
             part = await take(channel, queue, PREFETCH)
             found += part
-            # A queue that somebody fills may never be empty; what was there must have been seen.
+            # A queue that is being filled may never be empty; what was there must have been seen.
             # (The count alone is not to be trusted: it may lag behind.)
             overlong = time.monotonic() - started_at > FILLING_SECONDS
             if not part or (len(found) >= ready and overlong):

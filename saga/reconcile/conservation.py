@@ -59,7 +59,7 @@ def is_still(deliveries: MessageFates, at: datetime | None) -> bool:
     """Whether what happened at that time is longer ago than the grace.
 
     A time that is further than the grace in the future was told by a clock that is wrong, or has
-    been set back since. Nobody can wait for it to pass, so it counts as long ago; and without a
+    been set back since. That time cannot be waited for, so it counts as long ago; and without a
     grace no time counts at all.
     """
     if at is None or not deliveries.grace_seconds:
@@ -69,7 +69,7 @@ def is_still(deliveries: MessageFates, at: datetime | None) -> bool:
 
 
 class Waiting:
-    """Says what a subject waits for: its dead letters, and what nobody has dealt with."""
+    """Says what a subject waits for: its dead letters, and what no participant has dealt with."""
 
     def __init__(self, deliveries: MessageFates) -> None:
         self._reasons: defaultdict[str, list[str]] = defaultdict(list)
@@ -130,8 +130,8 @@ def unpublished(deliveries: MessageFates) -> Iterator[Broken]:
 
 
 def lost(deliveries: MessageFates) -> Iterator[Broken]:
-    """Every message is done by each participant it concerns, or settled by a person, or in one of
-    its queues, waiting to be tried again, or dead."""
+    """Every message is done by each participant it concerns, or settled by an operator, or in one
+    of its queues, waiting to be tried again, or dead."""
     for participant, undone in deliveries.undone.items():
         known = _accounted_for(deliveries, participant)
         for key, owed in undone.items():
@@ -147,7 +147,7 @@ def lost(deliveries: MessageFates) -> Iterator[Broken]:
 RULES: Final[Mapping[str, Callable[[MessageFates], Iterable[Broken]]]] = {
     rule.__name__: rule for rule in (unpublished, lost)
 }
-"""By name."""
+"""Keyed by name."""
 
 
 def _on_its_way(deliveries: MessageFates, participant: str, key: str, owed: OwedMessage) -> bool:
@@ -165,6 +165,6 @@ def _on_its_way(deliveries: MessageFates, participant: str, key: str, owed: Owed
 
 
 def _accounted_for(deliveries: MessageFates, participant: str) -> Set[str]:
-    """The keys of a participant's messages that are dead, waiting, or settled by a person."""
+    """The keys of a participant's messages that are dead, waiting, or settled by an operator."""
     letters = (*deliveries.letters.get(participant, ()), *deliveries.waiting.get(participant, ()))
     return {letter.key for letter in letters} | deliveries.settled.get(participant, frozenset())

@@ -1,4 +1,4 @@
-"""The services' own books, and the outsides': read as they are, while their owners go on."""
+"""The services' databases, and the outsides' books: read as they are, while their owners go on."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ class Books:
     """What the databases say. Each database is read in one transaction."""
 
     known: dict[str, dict[StateId, State]] = field(default_factory=dict)
-    """By participant, its states."""
+    """Keyed by participant: its states."""
     rows: dict[Owned, int] = field(default_factory=dict)
-    """By participant and table of states, its rows."""
+    """Keyed by participant and table of states: its rows."""
     figures: dict[Owned, int] = field(default_factory=dict)
-    """By participant and name, what else it counts."""
+    """Keyed by participant and name: what else it counts."""
     sequences: dict[str, dict[str, int]] = field(default_factory=dict)
     outbox: list[bytes] = field(default_factory=list)
 
@@ -48,8 +48,8 @@ class Books:
 def read_books(deployment: Deployment, saga: Saga) -> Books:
     """Read every participant's database; blocks. Raises `ReconcileError`."""
     books = Books()
-    # Whoever hears of a subject later is read later, so that nobody seems ahead of its cause; what
-    # is left of such races is gone at the next reading.
+    # Participants that hear of a subject later are read later, so that none seems ahead of its
+    # cause; what is left of such races is gone at the next reading.
     order = Flow(saga.choreography).participants
     for participant in sorted(saga.choreography.in_python, key=lambda p: order.index(p.name)):
         read = partial(read_book, participant, tables_in(participant.package), books)
@@ -109,8 +109,8 @@ def undone(
 ) -> dict[str, dict[str, OwedMessage]]:
     """What each participant owes and has no inbox row for; blocks. Raises `ReconcileError`.
 
-    Of those in other languages nobody can tell that. What is so old that a participant may have
-    done and forgotten it, nobody can tell either: that is left out.
+    Of those in other languages that is unknown. What is so old that a participant may have
+    done and forgotten it, is unknown too, and left out.
     """
     forgotten = utc_now() - timedelta(days=deployment.inbox_days)
     left: dict[str, dict[str, OwedMessage]] = {}

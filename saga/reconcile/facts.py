@@ -28,7 +28,7 @@ class Backlog:
     """Where else a participant's messages may be, besides done and dead.
 
     `ready` are in its work queues; `read` says that a consumer is at work on them, and may hold
-    more; `waiting` are the keys found there, known only where nobody reads.
+    more; `waiting` are the keys found there, known only where there is no consumer.
     """
 
     ready: int = 0
@@ -53,13 +53,14 @@ class MessageFates:
     """How many events each participant has committed, by subject; of one in another language, at
     least."""
     undone: Mapping[str, Mapping[str, OwedMessage]] = field(default_factory=dict)
-    """By key, the messages each participant should have dealt with and has no inbox row for."""
+    """Keyed by key: the messages each participant should have dealt with and has no inbox row
+    for."""
     letters: Mapping[str, Sequence[RestingMessage]] = field(default_factory=dict)
     """What is dead, in a queue or in the operator's store."""
     waiting: Mapping[str, Sequence[RestingMessage]] = field(default_factory=dict)
     """What waits on the broker to be tried again."""
     settled: Mapping[str, Set[str]] = field(default_factory=dict)
-    """The keys of messages that a person has discarded, or replaced by a corrected copy."""
+    """The keys of messages that an operator has discarded, or replaced by a corrected copy."""
     backlogs: Mapping[str, Backlog] = field(default_factory=dict)
     unpublished: int = 0
     """Rows in the outboxes."""

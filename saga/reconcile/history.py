@@ -36,7 +36,7 @@ class OwedMessage:
     decodable: bool
     copies: int = 1
     source: str | None = None
-    """Of the event; None for what nobody can have done."""
+    """Of the event; None for what cannot have been done."""
 
 
 class KeptEvent(NamedTuple):
@@ -89,9 +89,10 @@ class History:
         self.owed: dict[str, dict[str, OwedMessage]] = {
             p.name: {} for p in choreography.participants
         }
-        """By participant and key, what it has to deal with."""
+        """Keyed by participant and key: what it has to deal with."""
         self.replaced: defaultdict[str, set[str]] = defaultdict(set)
-        """By participant, the keys of messages a person has replaced by corrected copies."""
+        """Keyed by participant: the keys of messages an operator has replaced by corrected
+        copies."""
         self.last_event_at: dict[str, datetime] = {}
         """Keyed by subject: the highest time of an event."""
         self.latest_event_at: dict[str, datetime] = {}
@@ -100,11 +101,11 @@ class History:
         self.incomplete: set[str] = set()
         """The subjects of which a rule was told that their beginning is not known."""
         self._events: dict[str, dict[MessageKey, KeptEvent]] = {}
-        """By subject and key."""
+        """Keyed by subject and key."""
         self._seen: dict[str, dict[str, int]] = {p.name: {} for p in choreography.participants}
-        """By participant and subject, the events known: bit n says that event n is."""
+        """Keyed by participant and subject: the events known: bit n says that event n is."""
         self._seen_beyond: defaultdict[tuple[str, str], set[int]] = defaultdict(set)
-        """By participant and subject, the numbers beyond those bits."""
+        """Keyed by participant and subject: the numbers beyond those bits."""
 
     @property
     def trimmed(self) -> bool:
@@ -141,7 +142,7 @@ class History:
         self._keep(envelope, body)
 
     def _take_corrected(self, envelope: Envelope[Any], body: bytes) -> None:
-        """Take a copy of a dead letter that a person corrected: it went to one participant only,
+        """Take a copy of a dead letter that an operator corrected: it went to one participant only,
         and is no fact of its own."""
         addressee = (document_of(body) or {}).get(ADDRESSEE)
         if addressee in self.owed:
@@ -150,7 +151,8 @@ class History:
                 self.replaced[addressee].add(envelope.causationid)
 
     def take_unpublished(self, body: bytes) -> None:
-        """Take an event that waits in an outbox: it happened, and nobody owes a reaction yet."""
+        """Take an event that waits in an outbox: it happened, and no participant owes a reaction
+        yet."""
         self._keep(self._decoder.decode(body), body)
 
     # --- see `saga.view.Told`

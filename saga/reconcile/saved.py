@@ -39,7 +39,7 @@ class SavedVerdict(BaseModel):
 
 
 class SavedSubjects(BaseModel):
-    """Subjects that a person has to decide on: how many, and the first of them."""
+    """Subjects that an operator has to decide on: how many, and the first of them."""
 
     count: int
     subjects: list[str]

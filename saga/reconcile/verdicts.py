@@ -26,7 +26,7 @@ class RuleStanding(StrEnum):
 
     @property
     def rank(self) -> int:
-        """What somebody should look at comes first."""
+        """What an operator should look at comes first."""
         return list(RuleStanding).index(self)
 
 

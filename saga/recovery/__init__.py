@@ -1,7 +1,7 @@
-"""`saga recover`: a broker made again from what the services keep and the history knows.
+"""`saga recover`: a broker rebuilt from what the services keep and the history knows.
 
-`evidence` reads the books, `owed` finds in them what somebody has to deal with and has not, and
-`broker` puts that back into its queues, and the events into the history's stream.
+`evidence` reads the books, `owed` finds in them what a participant has to deal with and has not,
+and `broker` puts that back into its queues, and the events into the history's stream.
 """
 
 from saga.errors import Explained

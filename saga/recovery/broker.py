@@ -86,7 +86,7 @@ class Recovered:
         if self.takers:
             lines.append(
                 f"commands sent to the queues of {', '.join(self.takers)} and not taken yet are in "
-                f"no book: whoever sent them has to send them again, under the same ids"
+                f"no book: their sender has to send them again, under the same ids"
             )
         too_old = Counter((one.participant, one.type) for one in survey.too_old)
         lines += [

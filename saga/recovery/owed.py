@@ -2,8 +2,8 @@
 
 A message that a participant has dealt with has a row in its inbox. What the history knows, or its
 publisher still keeps, and what has no such row, is owed: it was in a queue, waited for its next
-try, or was dead. Whoever reads the books while services are at work may take for owed what is
-being done; done again, it is known then.
+try, or was dead. If the books are read while services are at work, what is being done may
+seem owed; done again, it is known then.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from saga.runtime.messaging.topology import EVENTS_EXCHANGE, queue_of, queues_of
 from saga.runtime.messaging.trust import EDITOR_SOURCE, check_sender
 
 SLACK: Final = timedelta(minutes=10)
-"""By how much clocks and deployments may differ."""
+"""How much clocks and deployments may differ."""
 
 AT_ONCE: Final = 2_000
 """Events that are looked up together."""

@@ -95,7 +95,7 @@ def lack_of_room(
     examine: Examine = examine,
 ) -> str:
     """What the disk of a path lacks, on one line; empty if it has room, or cannot be examined:
-    whoever writes there meets the error itself."""
+    a writer meets the error itself."""
     try:
         found = examine(path)
     except OSError as error:

@@ -2,7 +2,7 @@
 
 Each is a piece of ASGI middleware. `guard` puts all of them around an application, in this order:
 
-1. `Faults`: an error nobody foresaw is logged once, and answered with 500.
+1. `Faults`: an unexpected error is logged once, and answered with 500.
 2. uvicorn's `ProxyHeadersMiddleware`, where proxies are named: a request is its sender's.
 3. `Callers`: an address has a limit of requests.
 4. `Sizes`: a request's line and headers have a limit.
@@ -45,7 +45,7 @@ SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 HOSTS_REMEMBERED_MAX: Final = 128
 UNCOUNTED: Final = frozenset({"/livez", "/readyz"})
 """What supervisors and load balancers ask. It costs next to nothing, and a service that is alive
-must not be restarted because somebody behind the same address asks too much."""
+must not be restarted because another client behind the same address asks too much."""
 TELL_SECONDS: Final = 60.0
 """From one line in the log about callers who ask too much to the next."""
 _IPV6_NETWORK_BITS: Final = 64
@@ -84,7 +84,7 @@ class _Sent:
         self._send = send
         self.begun = False
         self.cut_off = False
-        """From now on nothing is passed on: somebody else has answered."""
+        """From now on nothing is passed on: another middleware has answered."""
 
     async def __call__(self, message: Message) -> None:
         if not self.cut_off:
@@ -294,13 +294,13 @@ class Bodies:
         if announced.isdigit() and int(announced) > self._max_bytes:
             await too_long(scope, receive, send)
             return
-        # Read it whole before anybody else does: what is within the limit fits in memory.
+        # Read it whole before the application does: what is within the limit fits in memory.
         messages: list[Message] = []
         length = 0
         while True:
             message = await receive()
             if message["type"] == "http.disconnect":
-                return  # Nobody is left to be answered.
+                return  # No client is left to be answered.
             messages.append(message)
             length += len(message.get("body", b""))
             if length > self._max_bytes:
@@ -320,8 +320,9 @@ class Deadline:
     and where the server cancels it, because it stops.
 
     What was to be done may then be done or not: a transaction that is under way is committed, or
-    it is not. Whoever asks again, under the same `Idempotency-Key` where there is one, learns it.
-    The client has its answer even if a thread that the application waits for does not let it go.
+    it is not. A client that asks again, under the same `Idempotency-Key` where there is one, learns
+    it. The client has its answer even if a thread that the application waits for does not let it
+    go.
     """
 
     def __init__(self, app: ASGIApp, seconds: float) -> None:

@@ -18,7 +18,7 @@ from saga.choreography import State
 from saga.limits import TEXT_MAX_BYTES, Plain
 from saga.message import Priority
 from saga.runtime.kernel.rows import writing
-from saga.runtime.kernel.step import Firing, Wish
+from saga.runtime.kernel.step import Firing, ForwardRequest
 from saga.runtime.kernel.timer import Listed, dues_in
 from saga.runtime.kernel.transaction import audit_entry
 from saga.runtime.kernel.work import Done
@@ -119,7 +119,7 @@ def _bringing_forward(
         faster. Who wants it and why is kept, with what came of it."""
         table = running.tables.states[kind]
         found = await answer_from(running.database, lambda connection: table.find(connection, key))
-        firing = found and Firing.of(found, brought_forward=Wish(wish.who, wish.reason))
+        firing = found and Firing.of(found, brought_forward=ForwardRequest(wish.who, wish.reason))
         if firing is None:
             raise Problem(404, f"nothing is due about {kind.__name__} {short(key)!r}")
         what = f"{firing.due.command.type} about {kind.__name__} {short(key)!r}"

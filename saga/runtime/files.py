@@ -14,7 +14,7 @@ from typing import Final
 _ANYBODY: Final = 0o666
 """The rights of a new file, before the umask takes some away."""
 _OTHERS: Final = 0o077
-"""The rights of everybody but the owner, as a umask takes them away."""
+"""The rights of all users but the owner, as a umask takes them away."""
 
 _NO_NEW_FILE: Final = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY)
 """The errors of a folder that takes no new file, or lets none take the place of one that is there:
@@ -38,7 +38,7 @@ def keep_private() -> None:
 
 
 def write_whole(file: Path, text: str, mode: int | None = None) -> None:
-    """Write a file in one go: whoever finds it finds all of it, and what was there before stays if
+    """Write a file in one go: a reader finds all of it, and what was there before stays if
     the disk takes no more. Rights are `mode`, or those of the file that was there. Raises
     `OSError`, which names the file.
 

@@ -46,7 +46,7 @@ def collected_seldom(participant: str) -> Iterator[None]:
 
 @contextmanager
 def start_up_skipped() -> Iterator[None]:
-    """Have the collector skip what exists by now, until the end: to look through all that was
+    """Make the collector skip what exists by now, until the end: to look through all that was
     imported takes it 150 ms, again and again. Blocks for a full collection."""
     gc.collect()  # What is garbage by now would be kept for ever.
     gc.freeze()

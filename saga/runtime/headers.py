@@ -1,5 +1,5 @@
-"""What every answer says of how it may be used, whoever writes it: a route, what stands before the
-routes, or the server itself."""
+"""What every answer says of how it may be used, whichever part writes it: a route, a middleware
+before the routes, or the server itself."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ SECURITY_HEADERS: Final = {
     # Most answers hold data of people; what does not says itself how long it may be kept.
     b"cache-control": b"no-store",
 }
-"""By name in lower case. There is no `Strict-Transport-Security`: it is for a host with all its
-ports, and so for whoever owns the name to say."""
+"""Keyed by name in lower case. There is no `Strict-Transport-Security`: it is for a host with all
+its ports, and so for the owner of the name to say."""
 
 
 class SecurityHeaders:

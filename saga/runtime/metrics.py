@@ -92,7 +92,7 @@ _dead_lettered = Counter(
 )
 _replayed = Counter(
     "saga_messages_replayed_total",
-    "Dead letters that came back because somebody replayed them.",
+    "Dead letters that came back because they were replayed.",
     ("participant", "type"),
 )
 _in_flight = Gauge(
@@ -137,7 +137,7 @@ _paused_seconds = Counter(
 )
 _stuck_loops = Gauge(
     "saga_retry_loop_stuck",
-    "Whether something is tried again and again without success: 1 once somebody should look.",
+    "Whether something is tried again and again without success: 1 once an operator should look.",
     ("participant", "loop"),
 )
 _due_done_seconds = Histogram(
@@ -205,7 +205,7 @@ REFUSED_FOR: Final = (
     *("address_rate", "caller_rate", "unauthenticated", "forbidden", "not_theirs", "issuer_away"),
     *("visitor", "too_long"),
 )
-"""The reasons: too many requests from an address or a caller; nobody known; without the scope;
+"""The reasons: too many requests from an address or a caller; caller unknown; without the scope;
 another's; tokens cannot be checked; a page of another site, or of no name of ours; a line and
 headers, or a body, beyond the limit."""
 _refused_for = {reason: _http_refused.labels(reason) for reason in REFUSED_FOR}
@@ -354,7 +354,7 @@ class KernelMetrics:
         self.paused_seconds = _labelled(_paused_seconds, name, "database")
 
     def watch(self, in_flight: Callable[[], float]) -> None:
-        """What is in flight is looked up when somebody asks."""
+        """What is in flight is looked up when metrics are read."""
         self._in_flight.set_function(in_flight)
 
     def committed(self, size: int, seconds: float) -> None:
@@ -451,7 +451,7 @@ class OutboxMetrics:
         self.paused_seconds = _labelled(_paused_seconds, participant, "broker")
 
     def watch(self, backlog: Callable[[], float]) -> None:
-        """How long the backlog is is looked up when somebody asks."""
+        """How long the backlog is is looked up when metrics are read."""
         self._backlog.set_function(backlog)
 
     def published(self, events: Sequence[Outgoing], errors: Sequence[Exception | None]) -> None:
@@ -585,9 +585,9 @@ def _gauge_of(name: str, help: str) -> Gauge:
 
 
 class DatabaseMetrics:
-    """The gauges that are read from a service's database when somebody asks for its metrics.
+    """The gauges that are read from a service's database when its metrics are read.
 
-    When it cannot be read they are no number, so that nobody takes an old figure for a new one.
+    When it cannot be read they are no number, so that an old figure is not taken for a new one.
     """
 
     def __init__(
@@ -687,7 +687,7 @@ class GarbageMetrics(Collector):
         self._began = 0.0
         self._seconds = [0.0] * GENERATIONS
         self._counts = [[0] * (len(_FAST) + 1) for _ in range(GENERATIONS)]
-        """By generation: how many pauses ended in each bucket."""
+        """Keyed by generation: how many pauses ended in each bucket."""
         REGISTRY.register(self)
 
     def close(self) -> None:

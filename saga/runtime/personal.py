@@ -2,7 +2,7 @@
 
 A route is written as if nothing were sealed. What its parameters mark as `Personal` is sealed when
 it is called, and what its answer marks is opened again for a caller who named it themselves or may
-read it, and masked for everybody else.
+read it, and masked for all others.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ async def seal_given(persons: Persons, message: BaseModel) -> Any:
     can be sealed, 422 for what cannot."""
     try:
         for value in personal_values(message):
-            if sealed(value):  # Nobody may pass off a text of theirs as another's.
+            if sealed(value):  # No client may pass off its own text as a sealed one.
                 await persons.open_now(value)
         return await persons.seal_message(message)
     except SealingAway as error:
@@ -96,7 +96,7 @@ def _guard(route: APIRoute, persons: Persons) -> None:
             given = {
                 name: await _sealed(persons, value, name in marked) for name, value in given.items()
             }
-        # After the bodies, in which a person may be new.
+        # After the bodies, in which a new person may be named.
         for name, value in given.items():
             if isinstance(value, Caller) and value.owner is not None:
                 texts = await texts_of(value.owner)

@@ -156,7 +156,7 @@ async def run(process: Process, settings: Settings) -> None:
 async def embedded(
     process: Process, settings: Settings, on_crash: Callable[[], None]
 ) -> AsyncIterator[Parts]:
-    """What a process does, within an application of somebody else, until the end of the block.
+    """What a process does, within another application, until the end of the block.
 
     Raises `DatabaseError`, `BrokerError`, and `SettingsError` where `AUTH` does not say who may
     ask.
@@ -202,7 +202,7 @@ def end() -> None:
 
 
 def _on_unseen(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """Log an error that nobody waited for; but one of a connection that was given up while it was
+    """Log an error that no task waited for; but one of a connection that was given up while it was
     being opened is no news, and would be a traceback beside the line that says why."""
     error = context.get("exception")
     if isinstance(error, OSError):

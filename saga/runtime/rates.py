@@ -26,7 +26,7 @@ class CallerRates:
         # At least one, also where that is a request in many seconds.
         self._burst_seconds = max(BURST_SECONDS - 1 / per_second, 0.0)
         self._free_at: OrderedDict[str, float] = OrderedDict()
-        """By caller; the latest one last."""
+        """Keyed by caller; the latest one last."""
 
     def wait_seconds(self, caller: str) -> float:
         """How long until the caller may ask; if they may now, this request is counted."""

@@ -1,4 +1,4 @@
-"""Whether a process can do its work, known before anybody asks.
+"""Whether a process can do its work, known before it is asked.
 
 What it rests on, a broker and a database, is looked at in the background, each by itself. So
 `/readyz` answers at once, also where the broker takes its time, and a busy process is not taken for
@@ -25,7 +25,7 @@ STALE_SECONDS: Final = 30.0
 """How old what is known may become before it does not count any more."""
 
 Missing = Mapping[str, str]
-"""By thing that is missing, the reason."""
+"""Keyed by thing that is missing: the reason."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class Readiness:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         """`known` says what is missing without any waiting; it is asked each time. `troubles`
-        too: by thing, what somebody should look into, although the process does its work."""
+        too: by thing, what an operator should look into, although the process does its work."""
         self.troubles = troubles
         self._watches = [_Watch(look, monotonic) for look in looks]
         self._known = known

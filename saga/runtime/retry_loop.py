@@ -1,8 +1,8 @@
 """What is tried again and again until it succeeds, and how to notice that it does not.
 
 Whatever waits for a broker or a database tries for ever, because both come back. Some causes do not
-go away, though: a binding that is missing, a right that was taken. Then somebody has to hear of it,
-and the log must not be full of it.
+go away, though: a binding that is missing, a right that was taken. Then an operator has to hear of
+it, and the log must not be full of it.
 """
 
 from __future__ import annotations
@@ -76,12 +76,12 @@ class RetryLoop:
         self._doing = doing
         self._monotonic = monotonic
         self._rows: dict[Hashable, _Row] = {}
-        """By thing, what fails now."""
+        """Keyed by thing: what fails now."""
         self._began = 0.0
         self._failures = 0
         """Since then, of all things; 0 once it is over."""
         self._logged: dict[str, float] = {}
-        """By cause, when it was logged."""
+        """Keyed by cause: when it was logged."""
         self._heard = False
         """Whether anything of this was logged, so that its end is news."""
         self._steady: asyncio.TimerHandle | None = None
@@ -93,7 +93,8 @@ class RetryLoop:
 
     @property
     def trouble(self) -> str:
-        """What has failed so often and so long that somebody should look, and why; or nothing."""
+        """What has failed so often and so long that an operator should look, and why; or
+        nothing."""
         stuck = [row for row in self._rows.values() if row.stuck]
         if not stuck:
             return ""
@@ -157,7 +158,7 @@ class RetryLoop:
         self._heard = False
 
     def forget(self, *things: Hashable) -> None:
-        """Nobody tries these any more, and they have not succeeded."""
+        """These are not tried any more, and have not succeeded."""
         for thing in things:
             self._rows.pop(thing, None)
         if not self._rows:
@@ -193,5 +194,5 @@ def _cause(error: BaseException | str) -> str:
 
 
 def troubles(retry_loops: Iterable[RetryLoop]) -> dict[str, str]:
-    """By name, those that are stuck, and why."""
+    """Keyed by name: those that are stuck, and why."""
     return {loop.name: loop.trouble for loop in retry_loops if loop.trouble}

@@ -130,7 +130,7 @@ class _State(ServerState):
         return True
 
     def is_overrun(self) -> bool:
-        """Whether so many are being turned away that nobody can be told why any more."""
+        """Whether so many are being turned away that clients cannot be told why any more."""
         return len(self.connections) > self._connections_max + TURNED_AWAY_MAX
 
     def sweep(self, now: float) -> None:

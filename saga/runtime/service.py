@@ -108,7 +108,7 @@ class Running:
     async def give(
         self, command: Command, *, id: str | None = None, priority: Priority = Priority.NORMAL
     ) -> Done | Duplicate:
-        """Have a command carried out that somebody waits for; see `Kernel.give`.
+        """Carry out a command that a client waits for; see `Kernel.give`.
 
         Raises `Problem` where nothing can be committed: it would only wait among others. And where
         the disk is nearly full: the room that is left is for what has begun. And while personal
@@ -120,7 +120,7 @@ class Running:
         return await self.kernel.give(command, id=id, priority=priority)
 
     async def fire(self, firing: Firing) -> Done | Duplicate:
-        """Have what is due done, as somebody waits for that; see `Kernel.fire`. Raises `Problem` as
+        """Do what is due while a client waits for it; see `Kernel.fire`. Raises `Problem` as
         `give` does."""
         self._check()
         return await self.kernel.fire(firing)
@@ -159,7 +159,7 @@ def main(build: Callable[[S], Service], kind: type[S]) -> None:
 
 @dataclass(frozen=True)
 class TakingPart:
-    """A participant in somebody else's application."""
+    """A participant in another's application."""
 
     running: Running
     """Gives it commands: `await running.give(RequestStay(...))`."""
@@ -171,7 +171,7 @@ class TakingPart:
 async def taking_part(
     service: Service, settings: Settings, *, on_crash: Callable[[], None] = process.end
 ) -> AsyncIterator[TakingPart]:
-    """Have a participant take part from within an application that has a life of its own: it works
+    """Run a participant within an application that has a life of its own: it works
     from here on, and is drained at the end. For the lifespan of FastAPI or FastStream.
 
         @asynccontextmanager
@@ -357,9 +357,9 @@ def disks_of(
 
 
 async def _unread(consumer: Consumer) -> Missing:
-    """The queues nobody reads, as the broker says. Raises what asking it raises."""
+    """The queues without consumers, as the broker says. Raises what asking it raises."""
     unread = await consumer.unread()
-    return {"consumers": f"nobody reads {', '.join(unread)}"} if unread else {}
+    return {"consumers": f"no consumer reads {', '.join(unread)}"} if unread else {}
 
 
 def _no_broker(why: str) -> Missing:
@@ -375,7 +375,7 @@ async def _read(running: Running) -> Missing:
 
 
 def _known(running: Running) -> Missing:
-    """What is missing as far as the service knows without asking anybody."""
+    """What is missing as far as the service knows without a query."""
     missing = troubles(loop for loop in running.retry_loops if loop.vital)
     if why := running.failing:
         missing["database"] = why

@@ -214,8 +214,8 @@ class PersonalSettings(Discreet, BaseSettings):
     """The file of the master keys, the newest in the first line; by default `persons.key` in
     `data_dir`."""
     personal_cache_seconds: Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False)] = 30.0
-    """How long a process goes on using a person's key that it has read: so long after a person is
-    forgotten, the last one may still open what is theirs."""
+    """How long a process goes on using a person's key that it has read: so long after a person
+    is forgotten, the last one may still open what is theirs."""
     data_dir: Path = Path("data")
     """The folder of the embedded databases, one file per service."""
 
@@ -242,7 +242,7 @@ class Settings(TlsSettings, HttpSettings, PersonalSettings):
     outbox_backlog_max: Annotated[int, Field(ge=1)] = 20_000
     """Events waiting for the broker, beyond which new commands are turned away."""
     outbox_keep_minutes: Annotated[float, Field(ge=0, le=10_080)] = 60.0
-    """How long what was published is kept, so that a broker that is gone can be made again; 0 keeps
+    """How long what was published is kept, so that a broker that is gone can be rebuilt; 0 keeps
     nothing."""
     outbox_keep_bytes: Annotated[int, Field(ge=1_000_000)] = 500_000_000
     """How much of it at most: beyond that, the oldest goes earlier."""

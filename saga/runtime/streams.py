@@ -1,6 +1,6 @@
 """Standard output and standard error, to which everything is written that is to be.
 
-Python's own lose output in a pipe that somebody has made non-blocking (uvloop does, and any program
+Python's own lose output in a pipe that was made non-blocking (uvloop does, and any program
 that shares the pipe may): unbuffered, as `PYTHONUNBUFFERED=1` has them, they overlook that only a
 part was written. And a character that the encoding lacks ends the program.
 """
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 READER_GONE: Final = 141
-"""The exit status if whoever read standard output has left: 128 + SIGPIPE, as a shell has it."""
+"""The exit status if the reader of standard output has left: 128 + SIGPIPE, as a shell has it."""
 
 FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 """The errors of a disk that takes no more: it is full, over quota or read-only."""
@@ -30,7 +30,7 @@ _SIGNS: Final = str.maketrans("→←✗↩■●▶◀│─┼↻⊘▸…“�
 
 
 class ReaderGone(SystemExit):
-    """Nobody reads standard output any more, so there is nothing left to do."""
+    """Standard output has no reader any more, so there is nothing left to do."""
 
     def __init__(self) -> None:
         super().__init__(READER_GONE)
@@ -45,8 +45,8 @@ class _Descriptor(io.RawIOBase):
     """
 
     def __init__(self, descriptor: int, *, leave: bool) -> None:
-        """`leave` asks for `ReaderGone` when nobody reads any more; otherwise that is nothing, and
-        neither is a full disk."""
+        """`leave` asks for `ReaderGone` when there is no reader any more; otherwise that is
+        nothing, and neither is a full disk."""
         super().__init__()
         self._descriptor = descriptor
         self._leave = leave

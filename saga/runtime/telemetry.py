@@ -1,7 +1,7 @@
 """Logs on standard error: JSON for programs, a line of text for people at a terminal.
 
 A record says which message it is about (subject, event, trace) where it is logged while one is
-being worked on. Nothing is prepared for that until somebody logs.
+being worked on. Nothing is prepared for that until a line is logged.
 """
 
 from __future__ import annotations
@@ -142,4 +142,4 @@ def _utc(record: logging.LogRecord) -> str:
 def _unforeseen(
     kind: type[BaseException], error: BaseException, traceback: TracebackType | None
 ) -> None:
-    log.critical("the process ends with an error nobody foresaw", exc_info=(kind, error, traceback))
+    log.critical("the process ends with an unexpected error", exc_info=(kind, error, traceback))

@@ -92,7 +92,8 @@ class Tracing:
 
     def close(self) -> None:
         """Hand over what was recorded, for `FLUSH_SECONDS` at most; then nothing more is."""
-        # In a thread of its own: the SDK's time limits do not hold while nobody takes the spans.
+        # In a thread of its own: the SDK's time limits do not hold while no collector takes the
+        # spans.
         closing = threading.Thread(target=self._provider.shutdown, daemon=True)
         closing.start()
         closing.join(FLUSH_SECONDS)
@@ -172,7 +173,7 @@ class Tracing:
         name = f"process {destination}"
         if creator is not None and creator[3:35] == trace_id_of(subject):
             span = self._start(name, kind, attributes, self._extract(creator), links)
-        else:  # Whoever sent it has a trace of its own.
+        else:  # Its sender has a trace of its own.
             span = self._root(name, kind, attributes, subject, links)
         with self._current(span):
             yield

@@ -35,7 +35,7 @@ ERRORS_MAX: Final = 20
 """What is wrong with a request, beyond which no more is listed."""
 ALWAYS: Final = (400, 408, 421, 429, 431, 503)
 """The problems that any request may meet: it cannot be read, is not sent in time, is meant for
-somebody else, is one too many, is too long, or cannot be answered in time."""
+another host, is one too many, is too long, or cannot be answered in time."""
 CHANGING: Final = (403, 413)
 """Those that a request which changes something may meet besides."""
 WITH_BODY: Final = (*CHANGING, 415, 422)
@@ -76,7 +76,7 @@ def create_app(
 ) -> FastAPI:
     """An application with what every service serves; `serve_routes` adds a service's own.
 
-    `before_scrape` brings up to date what is measured only when somebody asks. Raises
+    `before_scrape` brings up to date what is measured only when metrics are read. Raises
     `SettingsError` where strangers would reach it, and that is not said on purpose.
     """
     app = FastAPI(
@@ -101,7 +101,7 @@ def create_app(
     @app.get("/readyz", tags=["operations"], response_model=None)
     async def readyz() -> dict[str, Any] | JSONResponse:
         """Broker, database and consumers were there when they were last looked at. `troubles` are
-        what somebody should look into nevertheless."""
+        what an operator should look into nevertheless."""
         age = round(readiness.age_seconds, 1)
         if missing := readiness.missing():
             detail = "; ".join(f"{thing}: {why}" for thing, why in missing.items())

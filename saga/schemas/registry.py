@@ -55,8 +55,8 @@ class SchemaProblem:
 
 
 def problems(folder: Path, choreography: Choreography) -> list[SchemaProblem]:
-    """Everything that would break a reader of the last release, or lets nobody read what it
-    published. Raises `RegistryError`."""
+    """Everything that would break a reader of the last release, or makes what it published
+    unreadable. Raises `RegistryError`."""
     released = _released(folder)
     messages = {message.type: message for message in travelling(choreography)}
     found = [

@@ -113,7 +113,7 @@ class Simulation:
         """Run a seed. Blocks, for some tens of milliseconds."""
         with silence(), _garbage_collected_at_the_end():
             troubles, run = self._play(seed)
-        # By now every error has been told that nobody had looked at.
+        # All errors that no task has looked at are reported by now.
         return replace(run, violations=tuple(troubles))
 
     def _play(self, seed: int) -> tuple[list[Violation], Run]:

@@ -1,8 +1,8 @@
 """A broker in memory: what the saga uses of RabbitMQ, and nothing else.
 
 Topic exchanges and the default exchange, exchanges that divide a queue by a hash, quorum queues,
-streams that only keep what they get. Each call is done when it returns; whoever wants latency and
-losses puts a network in front of it. What the calls mean is pinned by a contract suite that runs
+streams that only keep what they get. Each call is done when it returns; for latency and losses,
+put a network in front of it. What the calls mean is pinned by a contract suite that runs
 against the real broker too.
 """
 
@@ -157,7 +157,7 @@ class Broker:
         self._routes.clear()
 
     def empty(self) -> None:
-        """Forget all messages. Whoever is still connected has to do with queues of before."""
+        """Forget all messages. Connections from before still refer to the queues of before."""
         self._queues = {n: SimulatedQueue(n, queue.arguments) for n, queue in self._queues.items()}
         self._routes.clear()
 
@@ -305,7 +305,7 @@ class BrokerChannel:
         self._unsettled: dict[int, tuple[SimulatedQueue, _Copy, _Consumer | None]] = {}
 
     def consume(self, queue: str, deliver: OnDelivery, *, prefetch: int = 0) -> int:
-        """Have messages delivered, at most `prefetch` unsettled ones at a time; return what to
+        """Start delivery of messages, at most `prefetch` unsettled ones at a time; return what to
         `cancel` it by."""
         found = self._find(queue)
         consumer = _Consumer(self, found, prefetch, deliver)
@@ -316,7 +316,7 @@ class BrokerChannel:
         return number
 
     def cancel(self, consumer: int) -> None:
-        """Have no more delivered; what was delivered stays unsettled."""
+        """Stop delivery; what was delivered stays unsettled."""
         cancelled = self._consumers[consumer]
         cancelled.queue.consumers.remove(cancelled)
 

@@ -25,7 +25,7 @@ from saga.simulation.faults import fault
 from saga.simulation.loop import SimulatedLoop, settle
 from saga.simulation.statements import QuickConnection
 from saga.simulation.trace import SimulationTrace
-from saga.simulation.weather import Weather
+from saga.simulation.weather import FaultSchedule
 
 SLOW_SECONDS = 8.0
 """What a slow transaction may take."""
@@ -113,7 +113,7 @@ class SimulatedDatabase:
         store: SimulatedStore,
         name: str,
         loop: SimulatedLoop,
-        weather: Weather,
+        weather: FaultSchedule,
         trace: SimulationTrace,
         *,
         shared: bool,
@@ -185,7 +185,7 @@ class SimulatedDatabase:
                 self._store.run(work, keep=False)
             self._trace.note(self._name, "transaction failed")
             raise _away("simulated: rolled back")
-        # What the outbox writes by itself, its lease, has no versions, and data of nobody's.
+        # What the outbox writes by itself, its lease, has no versions, and no domain's data.
         decides = isinstance(work, partial) and not _is_of_a_lease(work)
         if decides and weather.strikes("conflict", self._name, sort):
             self._trace.note(self._name, "transaction met another replica's")

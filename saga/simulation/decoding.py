@@ -14,8 +14,8 @@ REMEMBERED_MAX: Final = 4_096
 
 
 class RememberingDecoder(Decoder):
-    """Gives the same envelope for the same body, as do all that remember in the same place. Nobody
-    may change it: reactions that do are found by `saga.purity`."""
+    """Gives the same envelope for the same body, as do all that remember in the same place. It
+    must not be changed: reactions that do are found by `saga.purity`."""
 
     def __init__(
         self, types: Iterable[type[Event | Command]], remembered: dict[bytes, Envelope[Any]]

@@ -1,8 +1,8 @@
 """What is left to people because an outside cannot be asked twice, and what explains each of it.
 
-A question to an outside that is not idempotent has one effect. Where nobody can know whether it had
-that, a person decides: rightly so only where something went wrong between the first message about a
-subject and the answer.
+A question to an outside that is not idempotent has one effect. Where it is unknown whether it had
+that, an operator decides: rightly so only where something went wrong between the first message
+about a subject and the answer.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class UnclearAnswers:
     # --- what is left, and how one decides -------------------------------------------------------
 
     def open(self) -> Iterator[tuple[str, str, list[Command]]]:
-        """Each subject that is left, with the participant where a person decides on it, and the
+        """Each subject that is left, with the participant where an operator decides on it, and the
         commands by which."""
         for choice in self._saga.choices:
             if choice.commands:

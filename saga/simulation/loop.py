@@ -145,7 +145,8 @@ class SimulatedLoop(asyncio.BaseEventLoop):
     def kill(self, process: SimulatedProcess) -> None:
         """End a process at once: none of its code runs any more, not even to clean up."""
         for task in process.tasks:
-            # Whoever was about to look at what came of it, or of what it waits for, is gone.
+            # The task that was about to look at its result, or at that of what it waits for, is
+            # gone.
             waited_for = task._fut_waiter  # type: ignore[attr-defined]  # asyncio's own
             for ended in (task, waited_for):
                 if ended is not None and ended.done() and not ended.cancelled():
@@ -267,7 +268,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
         error = context.get("exception")
-        # Whoever waited for what was cancelled may be killed before getting to know.
+        # The task that waited for what was cancelled may be killed before it learns of it.
         if not isinstance(error, asyncio.CancelledError):
             self.on_error(context["message"], error)
 
@@ -286,18 +287,18 @@ def _innermost(coroutine: Any) -> str:
 
 
 def settle(future: asyncio.Future[Any], result: Any) -> None:
-    """Have a future end with a result, or with an error, if somebody still waits for it."""
+    """End a future with a result or an error, if a task still waits for it."""
     if future.done():
         return
     if isinstance(result, BaseException):
         future.set_exception(result)
-        future.exception()  # Whoever waits may be killed before getting to know.
+        future.exception()  # The task that waits may be killed before it learns of it.
     else:
         future.set_result(result)
 
 
 def _close(task: asyncio.Task[Any]) -> None:
-    """Have a task's coroutine end where it is."""
+    """End a task's coroutine where it is."""
     coroutine = task.get_coro()
     for _ in range(CLOSE_MAX):
         try:

@@ -27,7 +27,7 @@ from saga.simulation.faults import fault, is_fault
 from saga.simulation.loop import SimulatedLoop, SimulatedProcess, current_process, settle
 from saga.simulation.trace import SimulationTrace
 from saga.simulation.unruly import UnrulyBroker, describe
-from saga.simulation.weather import Weather
+from saga.simulation.weather import FaultSchedule
 
 Taker = Callable[[Any, Delivery], None]
 """See `saga.runtime.messaging.wire.Taker`."""
@@ -76,7 +76,7 @@ class Network:
         self,
         loop: SimulatedLoop,
         broker: UnrulyBroker,
-        weather: Weather,
+        weather: FaultSchedule,
         trace: SimulationTrace,
         world: SimulatedProcess,
     ) -> None:
@@ -154,7 +154,7 @@ class Network:
         return self.loop.time() < max(self._away_until.get(who, 0.0) for who in (process, None))
 
     def calm(self) -> None:
-        """Let everybody reach the broker."""
+        """Let all processes reach the broker."""
         self._away_until.clear()
 
     def ended(self, process: SimulatedProcess) -> None:
@@ -329,7 +329,7 @@ class ClientChannel:
     # Consuming.
 
     async def consume(self, queue: str, taker: Taker, prefetch: int) -> None:
-        """Have a queue's messages handed over."""
+        """Start the delivery of a queue's messages."""
 
         def deliver(delivery: BrokerDelivery) -> None:
             self.connection.down.send(self._deliver, taker, queue, delivery)
@@ -439,7 +439,7 @@ class ClientChannel:
 
 
 async def read(network: Network, name: str, takers: Mapping[str, Taker], prefetch: int) -> None:
-    """Have queues read, for ever: what FastStream and aio-pika's robust connection do."""
+    """Read queues, for ever: what FastStream and aio-pika's robust connection do."""
     while True:
         try:
             connection = await network.connect("", name=name, patience_seconds=0)
@@ -454,7 +454,7 @@ async def read(network: Network, name: str, takers: Mapping[str, Taker], prefetc
 
 
 def delivered(message: PublishedMessage) -> Delivery:
-    """A message as whoever fetches it gets it."""
+    """A message as its reader gets it."""
     return Delivery(1, False, message.exchange, message.routing_key, message.raw, message.body)
 
 
@@ -474,5 +474,5 @@ def _error(answer: asyncio.Future[None]) -> Exception | None:
     if not answer.done():
         return TimeoutError("no confirm in time")
     error = answer.exception()
-    assert error is None or isinstance(error, Exception)  # noqa: S101 - nobody cancels it
+    assert error is None or isinstance(error, Exception)  # noqa: S101 - it is not cancelled
     return error

@@ -14,7 +14,7 @@ from saga.retry import TransientError
 from saga.runtime.telemetry import ABOUT
 from saga.simulation.loop import SimulatedLoop, SimulatedProcess, current_process, settle
 from saga.simulation.trace import SimulationTrace
-from saga.simulation.weather import Weather
+from saga.simulation.weather import FaultSchedule
 
 OUTAGE_SECONDS = 60.0
 """How long it may be away."""
@@ -33,7 +33,7 @@ class SimulatedOutside:
         self,
         outside: Outside[Any],
         loop: SimulatedLoop,
-        weather: Weather,
+        weather: FaultSchedule,
         trace: SimulationTrace,
         world: SimulatedProcess,
         chance: random.Random,

@@ -19,7 +19,7 @@ from saga.envelope import Envelope, source_of, wrap
 from saga.load.plan import Given, Plan
 from saga.message import Command, Event, Priority
 from saga.runtime.kernel.kernel import Kernel
-from saga.runtime.kernel.step import Firing, Wish
+from saga.runtime.kernel.step import Firing, ForwardRequest
 from saga.runtime.kernel.tables import Tables
 from saga.runtime.kernel.work import Done, Duplicate
 from saga.runtime.messaging import frames
@@ -42,7 +42,7 @@ most take much less time than a plan can aim at."""
 COURSE_MESSAGES = 5
 """Within so many messages."""
 MALFORMED_SHARE = 0.2
-"""Runs in which somebody publishes what nobody can read."""
+"""Runs in which unreadable messages are published."""
 OPERATOR_SECONDS = 4.0
 """How often the operator looks for dead letters."""
 DECIDE_SHARE = 0.03
@@ -73,20 +73,20 @@ class People:
         self._looked = False
         self._decisions = 0
         self._decided: dict[str, Command] = {}
-        """Keyed by subject: what a person decided on it after the storm."""
+        """Keyed by subject: what an operator decided on it after the storm."""
         self._in_vain: set[str] = set()
         self._moments: dict[str, list[tuple[int, asyncio.Event]]] = {}
-        """Keyed by subject: after how many messages somebody gives a command about it."""
+        """Keyed by subject: after how many messages a client gives a command about it."""
         self._messages: Counter[str] = Counter()
-        """By subject."""
+        """Keyed by subject."""
         self._sent: list[Given] = []
         """Commands that were sent over the broker."""
         self.told: dict[str, str] = {}
-        """By subject, the end that somebody was told of."""
+        """Keyed by subject: the end that a client was told of."""
 
     @property
     def busy(self) -> bool:
-        """Whether somebody still wants something."""
+        """Whether a client still wants something."""
         return self._callers > 0 or self._letters_left()
 
     async def prepare(self) -> None:
@@ -94,7 +94,7 @@ class People:
             await self._ask(given)
 
     def begin(self) -> None:
-        """Have all commands given, and whatever fails replayed."""
+        """Give all commands, and replay whatever fails."""
         begun: set[str] = set()
         for given in sorted(self._plan.given, key=lambda given: given.after_seconds):
             moment = None
@@ -130,11 +130,11 @@ class People:
         self._messages[subject] += 1
         for count, moment in self._moments.get(subject, ()):
             if self._messages[subject] >= count and not moment.is_set():
-                # In its process: whoever waits there goes on there.
+                # In its process: the task that waits there goes on there.
                 self._world.loop.call_soon(moment.set, context=self._world.process.context)
 
     async def _give(self, given: Given, moment: asyncio.Event | None) -> None:
-        """Somebody gives a command, at its time or at that moment if it comes before, and looks
+        """A client gives a command, at its time or at that moment if it comes before, and looks
         whether that was the end."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(given.after_seconds):
@@ -173,7 +173,7 @@ class People:
         self._world.broker.publish(exchange, key, body, properties)
 
     async def _ask(self, given: Given) -> Done | Duplicate:
-        """Have a command carried out over HTTP, asked again until there is an answer."""
+        """Send a command over HTTP, again until there is an answer."""
         participant = given.participant
         while True:
             servers = [s for s in self._world.replicas(participant) if s.kernel is not None]
@@ -211,7 +211,7 @@ class People:
         )
 
     async def _operate(self) -> None:
-        """Replay dead letters, over and over; leave those that nobody can read."""
+        """Replay dead letters, over and over; leave those that cannot be read."""
         while True:
             await asyncio.sleep(OPERATOR_SECONDS)
             for participant in self._world.choreography.participants:
@@ -272,7 +272,9 @@ class People:
         name, table, key = self._chance.choice(found)
         servers = [s for s in self._world.replicas(name) if s.kernel is not None]
         state = self._world.stores[name].read(lambda connection: table.find(connection, key))
-        firing = state and Firing.of(state, brought_forward=Wish("operator", "in a hurry"))
+        firing = state and Firing.of(
+            state, brought_forward=ForwardRequest("operator", "in a hurry")
+        )
         if not servers or not firing:
             return
         server = self._chance.choice(servers)

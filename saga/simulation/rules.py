@@ -28,15 +28,15 @@ RULES: Final[Mapping[str, str]] = {
     "never_at_rest": "After the storm, everything comes to rest.",
     "effect_twice": "A message has one effect outside, where that cannot be asked for again.",
     "left_unexplained": "What is left to people is left because something went wrong.",
-    "decided_in_vain": "What a person has decided is left to people no more.",
-    "saga_lost": "Each saga that somebody began is known.",
+    "decided_in_vain": "What an operator has decided is left to people no more.",
+    "saga_lost": "Each saga that a client began is known.",
     "wrong_ending": "Each saga ends as its plan allows, and as its caller was told.",
     "due_early": "What is due is not done before its time.",
     "due_late": "What is due is done soon after its time.",
     "due_in_vain": "What is done as due was due.",
     "due_lost": "Each row says when something is due about its state.",
 }
-"""By name. Each is shown by a broken kernel that it catches."""
+"""Keyed by name. Each is shown by a broken kernel that it catches."""
 
 
 def violation(rule: str, subject: str, detail: str) -> Violation:

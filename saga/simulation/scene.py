@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from saga.declaration import Saga, SagaError
 from saga.discovery import tables_in
 from saga.envelope import Envelope
-from saga.foreign import Answers, Elsewhere, foreign_in
+from saga.foreign import Answers, ForeignState, foreign_in
 from saga.graph.flow import Flow, Node
 from saga.load.plan import Load
 from saga.message import Ask, Command, Event, Intent, Message
@@ -56,7 +56,7 @@ class Scene:
             p.name: _elsewhere() if p.name in stand_ins else tables_in(p.package)
             for p in saga.participants
         }
-        """By participant."""
+        """Keyed by participant."""
         self.sample = Sample()
         """Whether reactions depend on their arguments alone, as seen in this run."""
         self._playing = [
@@ -70,9 +70,9 @@ class Scene:
             p.name: RememberingDecoder((*p.consumes, *p.intake), self._remembered)
             for p in self._playing
         }
-        """By participant: reads what it takes."""
+        """Keyed by participant: reads what it takes."""
         self.stores = {name: SimulatedStore(tables) for name, tables in self.tables.items()}
-        """By participant."""
+        """Keyed by participant."""
 
     def services(self, asks: Mapping[type[Intent], Ask]) -> list[Service]:
         """The services, which ask the outside in these ways."""
@@ -125,7 +125,7 @@ def _elsewhere() -> Tables:
         sa.Column("sequence", sa.Integer, nullable=False),
         sa.Column("published", _PublishedTypes, nullable=False),
     )
-    return Tables(metadata, StateTable(Elsewhere, table))
+    return Tables(metadata, StateTable(ForeignState, table))
 
 
 def _first_ends(flow: Flow, command: type[Command]) -> frozenset[str]:

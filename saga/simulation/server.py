@@ -85,7 +85,7 @@ class PartsUnderTest:
 
 
 class SimulatedReplica:
-    """A replica, from its start to its end; then `start` starts it anew."""
+    """A replica, from its start to its end; then `start` starts it again."""
 
     def __init__(
         self,
@@ -234,7 +234,7 @@ class SimulatedReplica:
     def _ended(self, process: SimulatedProcess, task: asyncio.Task[Any], *, starting: bool) -> None:
         if process.alive:
             if task.cancelled():
-                error: BaseException | None = RuntimeError("a task that nobody cancelled")
+                error: BaseException | None = RuntimeError("a task that was not cancelled")
             else:
                 error = task.exception()
             # One that has started has to survive whatever comes.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from saga.simulation.broker import Broker, PublishedMessage, SimulatedQueue
 from saga.simulation.loop import SimulatedLoop
 from saga.simulation.trace import SimulationTrace
-from saga.simulation.weather import Weather
+from saga.simulation.weather import FaultSchedule
 
 LATE_SECONDS = 15.0
 """How much later than the first a second copy may come, or than it was sent a message."""
@@ -21,7 +21,7 @@ class UnrulyBroker(Broker):
     published then, and confirmed, the history does not get.
     """
 
-    def __init__(self, loop: SimulatedLoop, weather: Weather, trace: SimulationTrace) -> None:
+    def __init__(self, loop: SimulatedLoop, weather: FaultSchedule, trace: SimulationTrace) -> None:
         super().__init__(loop)
         self._weather = weather
         self._trace = trace

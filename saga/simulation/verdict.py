@@ -89,8 +89,8 @@ def wrong_endings(
     """Sagas that are not known, or did not end as they had to.
 
     `ends` end a saga. Keyed by subject: `planned` are the outcomes it may have, none if it must not
-    end; `told` is the one that somebody heard of, and `brought_forward` are the types of the events
-    that may end it as well, since an operator had done early what was due about it.
+    end; `told` is the one that a client was told of, and `brought_forward` are the types of the
+    events that may end it as well, since an operator had done early what was due about it.
     """
     outcomes: defaultdict[str, set[str]] = defaultdict(set)
     early: defaultdict[str, set[str]] = defaultdict(set)
@@ -111,7 +111,7 @@ def wrong_endings(
         elif (heard := told.get(subject)) is not None and heard not in found:
             ended = " and ".join(sorted(found))
             yield violation(
-                "wrong_ending", subject, f"it is {ended}, and somebody was told that it is {heard}"
+                "wrong_ending", subject, f"it is {ended}, and a client was told that it is {heard}"
             )
 
 

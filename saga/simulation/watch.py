@@ -32,7 +32,7 @@ INFRASTRUCTURE_ERRORS: Final = (
     "ConnectionError",
     "TimeoutError",
 )
-"""What is nobody's fault and must not use up a message's tries."""
+"""Failures of infrastructure, which must not use up a message's tries."""
 
 UNCOUNTED_MAX: Final = 3
 """Events that an outbox may count too few: a sweep may find some before they are handed over."""
@@ -70,13 +70,13 @@ class Watch:
         trouble: Trouble,
     ) -> None:
         self._servers = servers
-        """By name of their process."""
+        """Keyed by name of their process."""
         self._stores = stores
         self._trouble = trouble
         self.on_message: Callable[[SimulatedProcess, str], None] = lambda _, __: None
         """Called with each process that gets a message, and its subject."""
         self._priorities: dict[str, Priority] = {}
-        """By id of a message."""
+        """Keyed by id of a message."""
         self._delivered: defaultdict[tuple[SimulatedProcess, bytes], Counter[int]]
         self._delivered = defaultdict(Counter)
         """How often a process has got a message that had failed so often before, by its body."""
@@ -88,7 +88,7 @@ class Watch:
         self._taking: defaultdict[SimulatedProcess, _Taking] = defaultdict(_Taking)
 
     def given(self, id: str, priority: Priority) -> None:
-        """Somebody gives a command under this id."""
+        """A client gives a command under this id."""
         self._priorities[id] = priority
 
     # --- on the way to a service -----------------------------------------------------------------

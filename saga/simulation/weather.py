@@ -78,7 +78,7 @@ class Rates:
     """The broker ends, from a frame on, and an empty one starts in its place."""
 
 
-class Weather:
+class FaultSchedule:
     """Says when a fault happens, as long as the storm lasts."""
 
     def __init__(self, chance: random.Random) -> None:

@@ -29,7 +29,7 @@ from saga.simulation.stuck import STUCK_SECONDS, EndlessStep, watched
 from saga.simulation.trace import SimulationTrace
 from saga.simulation.unruly import UnrulyBroker
 from saga.simulation.watch import Watch
-from saga.simulation.weather import Weather
+from saga.simulation.weather import FaultSchedule
 from saga.view import Violation
 
 SAGAS = (1, 4, 6)
@@ -56,7 +56,7 @@ LOSSES_MAX = 2
 KILLED_SHARE = 0.3
 """Recoveries that are killed, and begun again."""
 RECOVERY_MAX_SECONDS = 10.0
-"""How long an empty broker may be there before it is made again."""
+"""How long an empty broker may be there before it is rebuilt."""
 FAR_SECONDS = 300.0
 """So far ahead, the clock jumps to what is due if nothing else is left."""
 STEPS_MAX = 30_000
@@ -87,7 +87,7 @@ class World:
         chance = _stream(seed, "schedule")
         self.loop = SimulatedLoop(chance)
         self.trace = SimulationTrace(self.loop)
-        self.weather = Weather(_stream(seed, "weather"))
+        self.weather = FaultSchedule(_stream(seed, "weather"))
         self.process = SimulatedProcess("world")
         self.broker = UnrulyBroker(self.loop, self.weather, self.trace)
         partitions = _stream(seed, "partitions").choice(PARTITIONS)
@@ -242,7 +242,7 @@ class World:
             self.loop.freeze(process, seconds)
 
     def _doom(self, process: SimulatedProcess) -> None:
-        """Have a process killed before it does anything more."""
+        """Kill a process before it does anything more."""
         if self._servers[process.name].kernel is not None or self._chance.random() < STARTING_SHARE:
             self._doomed.add(process)
 
@@ -324,7 +324,7 @@ class World:
         self.loop.call_at(recovered_at, self._recover, context=self.process.context)
 
     def _recover(self) -> None:
-        """An operator has it made again, once it is there."""
+        """An operator rebuilds it, once it is there."""
         if not self.broker.has(HISTORY_STREAM):
             self.loop.call_later(REST_SECONDS, self._recover, context=self.process.context)
             return

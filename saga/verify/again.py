@@ -41,7 +41,7 @@ print("".join(str([*{a, b}].index(a)) for a, b in json.load(sys.stdin)))
 REASON: Final = "the order of a set (sort it), nor anything else that another process has otherwise"
 
 _Made = Mapping[str, Sequence[tuple[Call, CallOutcome]]]
-"""By participant, its calls, and what came of them here."""
+"""Keyed by participant: its calls, and what came of them here."""
 
 
 def differences(

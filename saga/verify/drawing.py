@@ -23,7 +23,7 @@ def _diagram(schedule: Schedule) -> Iterator[str]:
     yield ""
     yield f"broken: {schedule.violation.rule}: {schedule.subject}: {schedule.violation.detail}"
     for question in schedule.open:
-        yield f"open: {question}: whoever asked has died, or is slow to go on"
+        yield f"open: {question}: the participant that asked has died, or is slow to go on"
     for remark, meaning in REMARKS.items():
         if any(step.remark == remark for step in schedule.steps):
             yield f"{remark}: {meaning}"
@@ -41,7 +41,7 @@ def drawn(steps: Sequence[StepInWords]) -> Iterator[str]:
 
 
 def _lanes(steps: Sequence[StepInWords]) -> Sequence[str]:
-    """The world, then whoever takes part, in the order of their first step."""
+    """The world, then each participant, in the order of their first step."""
     return list(dict.fromkeys([WORLD, *(name for s in steps for name in (s.sender, s.receiver))]))
 
 

@@ -19,7 +19,7 @@ from saga.message import Answer, Intent
 from saga.runtime.kernel.step import Firing
 
 FIELD_BITS = 20
-"""The width of a field of a state, which holds the number of what somebody knows."""
+"""The width of a field of a state, which holds the number of what a participant knows."""
 FIELD = (1 << FIELD_BITS) - 1
 
 
@@ -91,7 +91,7 @@ class Action:
     keep: int = field(init=False)
     """Everything of a state but the field."""
     outcomes: dict[int, tuple[ActionOutcome, ...]] = field(init=False, default_factory=dict)
-    """By the field's value; kept, since they depend on nothing else."""
+    """Keyed by the field's value; kept, since they depend on nothing else."""
     quiet: dict[int, tuple[int, ...]] = field(init=False, default_factory=dict)
     """Of those, by the field's value: the facts that come without a change of the field."""
 

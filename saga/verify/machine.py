@@ -18,7 +18,7 @@ from typing import Any, Generic, TypeVar
 from saga.choreography import ChoreographyError, Participant, State
 from saga.declaration import Stimulus
 from saga.envelope import Envelope, derived_id, is_recorded, source_of, wrap
-from saga.foreign import Elsewhere, Foreign
+from saga.foreign import Foreign, ForeignState
 from saga.message import Answer, Command, Event, Intent, Message, Priority
 from saga.outside import Outside, OutsideError
 from saga.purity import Calls, Impure, repeated
@@ -55,7 +55,7 @@ something about it, or a model would never end."""
 
 class _Asks(State):
     """How often a participant has asked an outside that is not idempotent, because of one message:
-    nothing that anybody knows, but each time may have its effect."""
+    no participant knows it, but each time may have its effect."""
 
 
 class _InInbox(State):
@@ -86,16 +86,16 @@ class Machine:
         self.model = model
         self.participants = model.choreography.participants
         self._foreign = {n: p for n, p in enumerate(self.participants) if isinstance(p, Foreign)}
-        """By number, those in other languages."""
+        """Keyed by number: those in other languages."""
         self.calls = [Calls(each, checked=checked) for each in self.participants]
-        """By number, what each participant's reactions were called with."""
+        """Keyed by number: what each participant's reactions were called with."""
         self._broke: dict[tuple[Action, int], Broken] = {}
         """Steps that break a rule by themselves, by the field's value: what does not depend on its
         arguments alone might not break it again."""
         self._number_of = {p.name: number for number, p in enumerate(self.participants)}
         self._known: list[_Numbers[Knowledge]] = [_Numbers(p.name) for p in self.participants]
         self._books: list[_Numbers[Any]] = [_Numbers(each.name) for each in model.outside]
-        """By outside, what it may know; their fields come after those of the participants."""
+        """Keyed by outside: what it may know; their fields come after those of the participants."""
         self.names = [*(p.name for p in self.participants), *(o.name for o in model.outside)]
         """Of participants and outsides, by their fields."""
         self.base = (len(self.participants) + len(model.outside)) * FIELD_BITS
@@ -113,7 +113,7 @@ class Machine:
         """The outsides whose refusals were followed `ASKED_MAX` times only."""
         self.visible = (1 << self.base) - 1
         """The part of a state that rules look at: what is known, and what was sent."""
-        # By fact, whose number is its bit:
+        # Keyed by fact, whose number is its bit:
         self._facts: list[Fact] = []
         self._bits: dict[Fact, int] = {}
         self._actions: list[Sequence[Action]] = []
@@ -290,7 +290,7 @@ class Machine:
                     yield data.type, data.outcome
 
     def known(self, state: int) -> Mapping[str, Knowledge]:
-        """By participant, the states that it has then."""
+        """Keyed by participant: the states that it has then."""
         return {
             participant.name: self._known[number].values[state >> number * FIELD_BITS & FIELD]
             for number, participant in enumerate(self.participants)
@@ -351,7 +351,7 @@ class Machine:
         reaction = reaction_to(participant, cause.data)
         self.reacted.add((participant.name, reaction.name))
         elsewhere = find((reaction.own, cause.subject))
-        published = elsewhere.published if isinstance(elsewhere, Elsewhere) else ()
+        published = elsewhere.published if isinstance(elsewhere, ForeignState) else ()
         try:
             answers = participant.answers(cause.data, published)
         except ChoreographyError as error:
@@ -419,7 +419,7 @@ class Machine:
             raise Broken(violation)
         bits = after | self._publish(decision)
         if decision.intent is not None:
-            # Nobody takes that up again after a crash, but what becomes of the state.
+            # Only what is due about the state takes that up again after a crash.
             given = Sent(cause, (cause.id,), ())
             bits |= self._fact(self._asking(action, given, decision.intent, after))
         yield ActionOutcome(bits)
@@ -440,7 +440,7 @@ class Machine:
         if decision.intent is not None:
             raise VerifyError(
                 f"what is due about {firing.kind.__name__} leads to the intent "
-                f"{type(decision.intent).__name__}, which nobody would take up again after a "
+                f"{type(decision.intent).__name__}, which would not be taken up again after a "
                 f"crash; let an event lead to it"
             )
         yield ActionOutcome(after | self._publish(decision))
@@ -509,7 +509,8 @@ class Machine:
             books.number(_Heard(outside.blank), _Heard(outside.blank))
 
     def _begin(self, beginning: Beginning) -> int:
-        """The state that is given. What was published and is on its way to nobody stays a fact."""
+        """The state that is given. What was published and is on its way to no participant stays a
+        fact."""
         self._number_blanks()
         state = 0
         for number, participant in enumerate(self.participants):
@@ -616,9 +617,10 @@ class Machine:
         return self.model.outside[self._outside_of(intent) - len(self.participants)]
 
     def may_come_late(self, action: Action) -> bool:
-        """Whether it is how a question arrives that nobody asks again, or its answer: that may be
-        when all else is done. Nobody does where the outside is not idempotent, nor where a command
-        led to it that is given from outside, and goes to nobody as a message."""
+        """Whether it is how a question arrives that is not asked again, or its answer: that may
+        be when all else is done. It is not asked again where the outside is not idempotent, nor
+        where a command led to it that is given from outside, and goes to no participant as a
+        message."""
         about = action.about
         question = about.question if isinstance(about, Answered) else about
         return isinstance(question, Asked) and not (

@@ -34,11 +34,11 @@ class Beginning:
     """A state of a running system, for a model to begin with."""
 
     known: Mapping[str, Mapping[StateId, State]]
-    """By participant, its states."""
+    """Keyed by participant: its states."""
     told: Sequence[tuple[Envelope[Any], Collection[str]]]
     """What was published, each with the participants to which it is still on its way."""
     books: Mapping[str, Any]
-    """By outside, what it knows."""
+    """Keyed by outside: what it knows."""
 
 
 def _blank(participant: str, state_id: StateId) -> State:
@@ -63,7 +63,7 @@ class Model:
     names: Mapping[str, str] = field(default_factory=dict)
     timers_last: bool = False
     priorities: Mapping[str, Priority] = field(default_factory=dict)
-    """By subject, how what comes from outside about it travels."""
+    """Keyed by subject: how what comes from outside about it travels."""
     begun: Mapping[str, Beginning] = field(default_factory=dict)
     """How else it may begin, by name: in the middle of things."""
     unsaid: Callable[[str, StateId], State] = _blank
@@ -73,7 +73,7 @@ class Model:
 
 def model_of(saga: Saga, scenario: str, *, source: str = "") -> Model:
     """The model of a saga in the scenario of that name. Raises `SagaError`, and `VerifyError` where
-    nobody is said to answer a question.
+    no outside answers a question.
 
     `source` is the expression that makes it, if it is not the saga of this project.
     """
@@ -83,7 +83,7 @@ def model_of(saga: Saga, scenario: str, *, source: str = "") -> Model:
     outside = tuple(_deciding(one, each) for each in saga.outside if each.asked_by in names)
     if strange := sorted(one.decisions.keys() - {each.name for each in outside}):
         raise VerifyError(
-            f"{scenario}: `decisions` has {', '.join(strange)}, which nobody asks here; there are "
+            f"{scenario}: `decisions` has {', '.join(strange)}, which is not asked here; there are "
             f"{', '.join(each.name for each in outside) or 'no outsides'}"
         )
     for participant in choreography.participants:
@@ -141,8 +141,8 @@ def _taking_part(saga: Saga, scenario: Scenario) -> Choreography:
 
 
 def influential(participants: Sequence[Participant]) -> tuple[Participant, ...]:
-    """Without those whose messages nobody takes, and who take no commands of others: they cannot
-    change what becomes of others."""
+    """Without participants whose messages no other takes, and that take no commands of others: they
+    cannot change what becomes of others."""
     found = tuple(participants)
     while True:
         taken = {message for p in found for message in (*p.consumes, *p.intake)}

@@ -117,7 +117,7 @@ class Walk:
         self._names: dict[Fact, str] = {}
         self._used: defaultdict[str, int] = defaultdict(int)
         self._taken: defaultdict[int, list[Fact]] = defaultdict(list)
-        """By participant, what it has reacted to."""
+        """Keyed by participant: what it has reacted to."""
         self.state = 0
         self._move(machine.starts[start])
 
@@ -177,7 +177,7 @@ class Walk:
         )
 
     def open(self) -> Sequence[str]:
-        """The questions that were asked, and whose answer nobody has reacted to."""
+        """The questions that were asked, and whose answer no participant has reacted to."""
         met = {fact for taken in self._taken.values() for fact in taken}
         told = {fact.question for fact in met if isinstance(fact, Answered)}
         return [

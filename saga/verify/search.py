@@ -13,7 +13,7 @@ from saga.verify.facts import FIELD, Action
 from saga.verify.machine import Broken, Machine
 from saga.verify.model import VerifyError
 from saga.verify.reduction import Reduction, Settled, reduction_of
-from saga.verify.symmetry import ToldApart
+from saga.verify.symmetry import NotInterchangeable
 from saga.view import Violation
 
 STATES_MAX = 2_000_000
@@ -76,7 +76,7 @@ def explore(
     """
     try:
         return _explore(machine, reduce(machine), states_max, progress)
-    except ToldApart:
+    except NotInterchangeable:
         machine.on_outcomes = None
         return _explore(machine, Settled(machine), states_max, progress)
     finally:
@@ -142,7 +142,7 @@ def step_by_step(
 
 def moved(machine: Machine, action: Action, before: int, after: int) -> Violation | None:
     """The violation, if anything to be seen changed in a step from a state at rest. What is due is
-    done at rest as well, and so is what somebody may want then."""
+    done at rest as well, and so is what a client may want then."""
     if not machine.at_rest(before) or not (after ^ before) & machine.visible:
         return None
     about = action.about
@@ -218,7 +218,7 @@ class _Search:
         """Keyed by state: the number of the one that stands for it."""
         self._judged: tuple[set[int], set[int]] = set(), set()
         """What rules have seen, in motion and at rest."""
-        # By the number of a state, which is its place in the breadth-first order:
+        # Keyed by the number of a state: which is its place in the breadth-first order:
         self.states: list[int] = []
         self.at_rest = bytearray()
         self._parents = array("I")

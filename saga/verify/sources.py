@@ -23,8 +23,8 @@ MISSING: Final = ""
 
 
 def sources(saga: Saga) -> dict[str, str]:
-    """By module, the digest of its file: of the engine's modules and of the saga's own that are
-    loaded by now, whatever else is installed. Take it once the proof is made; blocks."""
+    """Keyed by module: the digest of its file; of the engine's modules and of the saga's own that
+    are loaded by now, whatever else is installed. Take it once the proof is made; blocks."""
     own = {name.partition(".")[0] for name in _declared(saga)}
     installed = [Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")]
     found: dict[str, str] = {}

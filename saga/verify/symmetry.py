@@ -4,7 +4,7 @@ Two sagas of the same things are interchangeable: whatever can happen to one can
 other. That is never assumed. Swapping them is learned from what the reactions do: for each step
 that is tried, the step with the subjects swapped is tried as well, and what comes of the two says
 what becomes of a field's value, and of a fact, when they are swapped. Where that is no one-to-one
-mapping, the subjects are told apart by somebody.
+mapping, a rule or a reaction tells the subjects apart.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _CHUNK_BITS = 16
 _CHUNK = (1 << _CHUNK_BITS) - 1
 
 
-class ToldApart(Exception):
+class NotInterchangeable(Exception):
     """Subjects about which the same was sent are not interchangeable."""
 
 
@@ -50,7 +50,7 @@ class Symmetry:
             one, *others = subjects
             alike = [one]
             for other in others:
-                with suppress(ToldApart):
+                with suppress(NotInterchangeable):
                     self._swaps.append(_Swap(machine, alike[-1], other))
                     alike.append(other)
             self.alike *= factorial(len(alike))
@@ -81,7 +81,7 @@ class _Swap:
         self._machine = machine
         self._names = {one: other, other: one}
         self._values: list[dict[int, int]] = [{0: 0} for _ in machine.names]
-        """By field, of each value the one with the subjects swapped."""
+        """Keyed by field: of each value the one with the subjects swapped."""
         self._shifts = [field * FIELD_BITS for field in range(len(machine.names))]
         self._facts: dict[int, int] = {}
         self._chunks: dict[tuple[int, int], int] = {}
@@ -133,16 +133,17 @@ class _Swap:
         return sum(1 << self._facts[place + bit] for bit in range(_CHUNK_BITS) if chunk >> bit & 1)
 
     def learn(self, action: Action, value: int, outcomes: Sequence[ActionOutcome]) -> None:
-        """Try the step with the subjects swapped, and note what that says. Raises `ToldApart`."""
+        """Try the step with the subjects swapped, and note what that says. Raises
+        `NotInterchangeable`."""
         machine = self._machine
         field = action.whose
         partner = self._action(action, value)
         try:
             swapped = machine.outcomes_of(partner, self._values[field][value])
         except Broken as broken:
-            raise ToldApart from broken
+            raise NotInterchangeable from broken
         if [each.reply for each in outcomes] != [each.reply for each in swapped]:
-            raise ToldApart
+            raise NotInterchangeable
         for one, other in zip(outcomes, swapped, strict=True):
             shift = action.shift
             self._pair_values(field, one.bits >> shift & FIELD, other.bits >> shift & FIELD)
@@ -186,7 +187,7 @@ class _Swap:
         if isinstance(about, Sent | Asked | Answered):
             bit = machine.bit_of(about)
             if bit is None or bit not in self._facts:
-                raise ToldApart
+                raise NotInterchangeable
             number = machine.actions_about(bit).index(action)
             return machine.actions_about(self._facts[bit])[number]
         if isinstance(about, Firing):
@@ -205,7 +206,7 @@ class _Swap:
                 action.now,
             ):
                 return partner
-        raise ToldApart
+        raise NotInterchangeable
 
     def _pair_values(self, field: int, one: int, other: int) -> None:
         if one not in self._values[field]:
@@ -214,7 +215,7 @@ class _Swap:
                 for value in (one, other)
             )
             if of_one != of_other:
-                raise ToldApart
+                raise NotInterchangeable
         _pair(self._values[field], one, other)
 
     def _dues(self, field: int, value: int) -> Iterator[Firing]:
@@ -229,7 +230,7 @@ class _Swap:
 
 def _pair(pairs: dict[int, int], one: int, other: int) -> None:
     if pairs.setdefault(one, other) != other or pairs.setdefault(other, one) != one:
-        raise ToldApart
+        raise NotInterchangeable
 
 
 def _named(message: Message) -> tuple[str, str]:
@@ -237,8 +238,8 @@ def _named(message: Message) -> tuple[str, str]:
 
 
 def _partners(swapped: Sequence[Hashable], all_: Sequence[Hashable]) -> list[int]:
-    """The place of each among all, where each is once. Raises `ToldApart`."""
+    """The place of each among all, where each is once. Raises `NotInterchangeable`."""
     places = {each: place for place, each in enumerate(all_)}
     if len(places) != len(all_) or {*swapped} != places.keys():
-        raise ToldApart
+        raise NotInterchangeable
     return [places[each] for each in swapped]

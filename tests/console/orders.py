@@ -1,5 +1,5 @@
 """What goes on in the order system while its console is watched: orders, a provider that is down,
-messages that nobody can take."""
+messages that cannot be read."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ async def _with_gateway(deployment: Deployment, work: Any) -> Any:
 
 
 async def provider(deployment: Deployment, mode: FaultMode) -> None:
-    """Have the provider fail in this way from now on, or not at all."""
+    """Make the provider fail in this way from now on, or not at all."""
     await _with_gateway(deployment, lambda gateway: gateway.set_fault(Fault(mode)))
 
 
@@ -100,7 +100,7 @@ async def books_are_right(deployment: Deployment) -> bool:
 async def bury(
     deployment: Deployment, count: int, *, said: str = "", mark: str = "buried", error: str = ""
 ) -> None:
-    """So many messages in payment's queue of dead letters that nobody can decode, with `said` in
+    """So many messages in payment's queue of dead letters that cannot be decoded, with `said` in
     every field that a publisher fills in, or an `error` that quotes what is in a header."""
     async with await connect(deployment.amqp_url_of("payment"), name="test") as connection:
         channel = await connection.channel()

@@ -1,6 +1,6 @@
 """A real OpenID Connect provider on loopback, and people who log in there by HTTP.
 
-What it says can be meddled with, as whoever stands between it and a console might.
+What it says can be meddled with, as an attacker between it and a console might.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from saga.deployment import FILE_NAME, Deployment, dead_letters_url_in
 CLIENT: Final = "console"
 ROLES: Final = ("reader", "operator", "admin")
 PEOPLE: Final = {f"{role}-1": role for role in ROLES} | {"nobody-1": "gardener"}
-"""By subject, their role; the last one's is none that a console knows."""
+"""Keyed by subject: their role; the last one's is none that a console knows."""
 
 
 @dataclass
@@ -58,7 +58,7 @@ class Provider:
 
 @contextmanager
 def running_provider(max_age: timedelta = timedelta(hours=1)) -> Iterator[Provider]:
-    """The provider, with everybody in `PEOPLE`."""
+    """The provider, with all users in `PEOPLE`."""
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     users = [
         User(sub=sub, claims={"roles": [role], "preferred_username": f"the {role}"})
@@ -125,7 +125,7 @@ async def guarded(settings: ConsoleSettings) -> AsyncIterator[str]:
 
 @asynccontextmanager
 async def stranger(url: str) -> AsyncIterator[httpx.AsyncClient]:
-    """A browser in which nobody is logged in yet."""
+    """A browser in which no user is logged in yet."""
     async with httpx.AsyncClient(base_url=url, timeout=60) as client:
         yield client
 
@@ -147,7 +147,7 @@ async def logged_in(
 
 @asynccontextmanager
 async def visitor(url: str, provider: Provider, person: str) -> AsyncIterator[httpx.AsyncClient]:
-    """The browser of somebody who has logged in."""
+    """The browser of a user who has logged in."""
     async with stranger(url) as client:
         answer = await logged_in(client, provider, person)
         assert answer.status_code == 303, answer.text

@@ -22,7 +22,7 @@ from order_service.domain import Order
 from saga.archive.store import Fact
 from saga.console import people
 from saga.console.live import Ticker
-from saga.console.lookout import Lookout
+from saga.console.lookout import SystemWatcher
 from saga.console.people import AskedOnce, asked_once, undecided_in
 from saga.console.serve import serving as console
 from saga.console.settings import ConsoleSettings
@@ -70,7 +70,7 @@ async def client(service: Served, tmp_path: Path) -> AsyncIterator[httpx.AsyncCl
 async def unknown(
     service: Served, count: int = 1, status: NotificationStatus = NotificationStatus.UNKNOWN
 ) -> list[str]:
-    """So many orders about whose mail nobody knows whether it was sent."""
+    """So many orders about whose mail it is unknown whether it was sent."""
     states = [Notification(str(uuid4()), status=status, detail="no answer") for _ in range(count)]
 
     def save(connection: Connection) -> None:
@@ -141,7 +141,9 @@ async def test_a_rule_over_more_than_one_kind_is_left_to_a_reconciliation(
 def test_only_a_saga_with_something_to_decide_has_that_in_its_navigation(tmp_path: Path) -> None:
     def navigation(saga: Saga) -> set[str]:
         watched = Watched(tmp_path, saga)
-        return {link.path for link in Site(watched, Ticker(), Lookout(watched), False).navigation}
+        return {
+            link.path for link in Site(watched, Ticker(), SystemWatcher(watched), False).navigation
+        }
 
     assert "/decide" in navigation(SAGA)
     assert "/decide" not in navigation(replace(SAGA, choices=()))

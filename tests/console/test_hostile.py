@@ -18,7 +18,7 @@ from playwright.async_api import Browser
 from order_saga import SAGA
 from saga.console.app import create
 from saga.console.live import Ticker
-from saga.console.lookout import Lookout
+from saga.console.lookout import SystemWatcher
 from saga.console.settings import ConsoleSettings
 from saga.console.site import Site
 from saga.console.watched import Watched
@@ -59,7 +59,7 @@ def paths(routes: Any, method: str) -> Iterator[str]:
 
 def app_of(system: System, *, write: bool) -> FastAPI:
     watched = Watched(system.folder, SAGA)
-    site = Site(watched, Ticker(), Lookout(watched, None), write=write)
+    site = Site(watched, Ticker(), SystemWatcher(watched, None), write=write)
     return create(site, ConsoleSettings(console_write=write))
 
 

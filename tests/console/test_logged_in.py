@@ -275,7 +275,7 @@ async def test_what_is_done_by_each_form_is_recorded_as_the_persons(
         unknown = "/decide?rule=mails_unknown&subject=00000000-0000-4000-8000-000000000000"
         await send(unknown, 409, way="dismiss", reason="nobody knows")
         assert (ADMIN, "nobody knows") in by("decide: dismiss")
-        # Nobody does what the console does by itself.
+        # No user does what the console does by itself.
         assert ADMIN not in {who for who, _ in by("collect")}
         await until(lambda: confirmed(deployment, [orders[0]]))
     await until(lambda: books_are_right(deployment))

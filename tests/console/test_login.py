@@ -71,7 +71,7 @@ async def is_logged_in(client: httpx.AsyncClient) -> bool:
 
 
 def kept_in(tokens: list[str]) -> Callable[[str], str]:
-    """Has the provider's id tokens noted there, and left as they are."""
+    """Note the provider's id tokens there, and leave them as they are."""
 
     def keep(token: str) -> str:
         tokens.append(token)
@@ -168,13 +168,13 @@ async def test_a_wrong_state_logs_nobody_in(client: httpx.AsyncClient, provider:
     state = query_of(back)["state"]
     for other in ("", "x", state[:-1], state.swapcase()):
         await refused(client, back.replace(state, other), "was not begun here")
-    assert not provider.asked  # The code was shown to nobody.
+    assert not provider.asked  # The code was not shown.
 
 
 async def test_a_login_that_another_browser_began_logs_nobody_in(
     url: str, client: httpx.AsyncClient, provider: Provider
 ) -> None:
-    """Else somebody could have others work under an account of theirs."""
+    """Otherwise an attacker could make others work under an account of theirs."""
     back = await provider.code(await began(client), "reader-1")
     async with stranger(url) as other:
         await refused(other, back, "begun in another browser")
@@ -203,7 +203,7 @@ async def test_a_token_for_another_login_logs_nobody_in(
 
 
 def signed(key: RSAKey | OctKey, algorithm: str, **changed: Any) -> Callable[[str], str]:
-    """Has an id token say something else, under another signature."""
+    """Make an id token say something else, under another signature."""
 
     def meddle(token: str) -> str:
         header = {"alg": algorithm, **({"kid": key.kid} if key.kid else {})}
@@ -455,7 +455,7 @@ async def test_a_key_is_taken_once_and_may_then_what_its_scopes_say(tmp_path: Pa
         assert shown.status_code == 200
         assert key not in shown.text
         assert 'href="/letters"' in shown.text
-        assert 'href="/sagas"' not in shown.text  # Nobody is led where they may not.
+        assert 'href="/sagas"' not in shown.text  # No user is led where they may not go.
         assert (await client.get("/sagas")).status_code == 403
         out = await client.post("/logout", data={"csrf": csrf_in(shown.text)})
         assert "refresh" not in out.headers

@@ -19,7 +19,7 @@ from saga.console.watched import Watched
 from saga.history.debts import Debt
 from saga.history.story import tell
 from saga.history.trace import Overdue, Stuck
-from saga.history.whereabouts import Whereabouts
+from saga.history.whereabouts import MessageLocations
 from saga.local.system import System
 from saga.reconcile.saved import SavedReport
 from saga.verify.proof import Proof, ProofCounterexample, ProofScenario
@@ -37,7 +37,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 
 async def until_it_says(page: Page, what: str) -> None:
-    """By loading the page again, as somebody without scripts does."""
+    """Load the page again, as a browser without scripts does."""
 
     async def says() -> bool:
         await page.reload()
@@ -367,7 +367,7 @@ async def test_a_group_of_what_is_stuck_keeps_its_address_while_others_come_and_
             story = tell(graph, f"move-of-{name}", [])
             since = now + timedelta(seconds=number)
             found.append(Stuck(story, [Debt(name, None, ("an.answer",), since, since)]))
-        return Overdue(found, [], Whereabouts(), 0)
+        return Overdue(found, [], MessageLocations(), 0)
 
     monkeypatch.setattr("saga.console.pages.stuck.stuck", overdue)
     monkeypatch.setattr("saga.console.pages.stuck.AGE_MIN_SECONDS", 0.0)

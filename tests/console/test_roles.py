@@ -1,5 +1,5 @@
 """Who may do what: each page and each form says it beside its route, and is held to that, made from
-the routes, so that a new one is tried without anybody thinking of it."""
+the routes, so that a new one is tried by itself."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from saga.console.access import (
 )
 from saga.console.app import create
 from saga.console.live import Ticker
-from saga.console.lookout import Lookout
+from saga.console.lookout import SystemWatcher
 from saga.console.sessions import Sessions
 from saga.console.settings import ConsoleSettings
 from saga.console.site import Site
@@ -93,7 +93,7 @@ class Guarded:
 
     @asynccontextmanager
     async def client(self, who: Caller | None) -> AsyncIterator[httpx.AsyncClient]:
-        """The browser of somebody, or of nobody who is logged in."""
+        """The browser of a user, or one in which no user is logged in."""
         transport = httpx.ASGITransport(self.app)
         url = "https://127.0.0.1"
         async with httpx.AsyncClient(transport=transport, base_url=url, timeout=60) as client:
@@ -118,7 +118,7 @@ def guarded(tmp_path: Path) -> Guarded:
     site = Site(
         watched,
         Ticker(),
-        Lookout(watched, None),
+        SystemWatcher(watched, None),
         write=True,
         bodies=True,
         access=access,
@@ -182,7 +182,7 @@ def test_a_console_with_a_route_that_does_not_say_it_does_not_start(
 
     monkeypatch.setattr(saga.console.app, "PAGES", (routes,))
     watched = Watched(tmp_path, SAGA)
-    site = Site(watched, Ticker(), Lookout(watched, None), write=True)
+    site = Site(watched, Ticker(), SystemWatcher(watched, None), write=True)
     with pytest.raises(RuntimeError, match="/new does not say who may"):
         create(site, ConsoleSettings())
 
@@ -225,7 +225,7 @@ async def test_nobody_gets_anywhere_without_logging_in(guarded: Guarded) -> None
                 assert answer.headers["location"].startswith("/login?page=")
             else:
                 assert answer.status_code == 401, path
-                assert "Nobody is logged in" in answer.text
+                assert "The user is not logged in" in answer.text
 
 
 async def test_each_route_lets_in_who_has_its_scope_and_nobody_else(guarded: Guarded) -> None:
@@ -346,7 +346,7 @@ def test_whatever_people_are_called_a_record_takes_it_and_shows_it_harmlessly() 
     for subject, name in (("\x1b" * 255, "\u202e" * 255), ("é" * 255, "名" * 255)):
         said = person(Caller(subject, How.LOGIN, frozenset(), name=name))
         assert BringForward.model_validate({"who": said, "reason": "x"}).who == said
-    assert person(caller(name="bob-2")) == "ada-1 (bob-2)"  # What nobody else is called, first.
+    assert person(caller(name="bob-2")) == "ada-1 (bob-2)"  # What is unique about a user, first.
 
 
 async def test_a_page_that_brings_itself_up_to_date_is_recorded_once(

@@ -17,7 +17,7 @@ from playwright.async_api import Browser
 from order_saga.archive.table import ORDERS
 from saga.archive import queries
 from saga.archive.subjects import Subject
-from saga.console.lookout import Lag, Lookout
+from saga.console.lookout import Lag, SystemWatcher
 from saga.deployment import Deployment
 from saga.history.archive import Archive
 from saga.local.system import System
@@ -255,10 +255,10 @@ async def test_what_a_view_says_is_masked_and_found_all_the_same(
 async def test_nothing_is_called_fine_by_a_history_that_may_be_behind(
     reading: str, orders: list[Subject], monkeypatch: pytest.MonkeyPatch, lag: Lag, said: str
 ) -> None:
-    async def known(_: Lookout) -> Lag:
+    async def known(_: SystemWatcher) -> Lag:
         return lag
 
-    monkeypatch.setattr(Lookout, "lag", known)
+    monkeypatch.setattr(SystemWatcher, "lag", known)
     caught_up = lag.behind == 0
     async with httpx.AsyncClient() as client:
         pages = {tab: await client.get(reading + address(orders[0].key, show=tab)) for tab in TABS}
@@ -337,7 +337,7 @@ async def test_a_saga_that_nobody_knows_is_said_to_be_unknown(
         answer = await client.get(reading + address(hostile))
         step = await client.get(reading + address(orders[0].key, show="upside-down"))
     assert answer.status_code == 404
-    assert "nobody knows" in answer.text
+    assert "no events about" in answer.text
     assert "<script>alert" not in answer.text
     assert "\u202e" not in answer.text
     assert step.status_code == 422

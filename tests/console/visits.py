@@ -34,7 +34,7 @@ PAGES = (
 async def opened(
     browser: Browser, url: str, *, scripts: bool = True, zone: str | None = None
 ) -> AsyncIterator[Page]:
-    """A page that was answered well, in a context of its own, for somebody in that time zone."""
+    """A page that was answered well, in a context of its own, for a user in that time zone."""
     context = await browser.new_context(java_script_enabled=scripts, timezone_id=zone)
     try:
         page = await context.new_page()

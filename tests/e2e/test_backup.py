@@ -80,7 +80,7 @@ class Copy:
 
     inboxes: dict[str, set[str]]
     counts: dict[str, dict[str, int]]
-    """By service and subject, how many events it has committed."""
+    """Keyed by service and subject: how many events it has committed."""
     history: set[str]
 
     def without_cause(self, everything: Mapping[str, Said]) -> list[Any]:
@@ -184,7 +184,7 @@ async def test_nothing_is_restored_where_a_system_runs(system: System, tmp_path:
 
 @dataclass(frozen=True)
 class Outside:
-    """What the provider and the customers have: nobody can take it back."""
+    """What the provider and the customers have: it cannot be taken back."""
 
     charges: dict[str, str]
     """Keyed by order: the provider's reference of a charge; empty where it was declined."""
@@ -256,7 +256,7 @@ async def test_a_machine_that_is_gone_is_restored_and_nothing_is_charged_or_mail
         again = await demo(system.deployment, choreography(), load, seed=SEED)
 
         async def all_are_told() -> bool:
-            """By a mail, or by a person who has to decide on it."""
+            """Each order has a mail, or one that an operator has to decide on."""
             unsure = await asyncio.to_thread(read_database, urls["notification"], undecided)
             mails = [mail.stem for mail in (folder / "mail").glob("*.eml")]
             return {*unsure, *(mail.rpartition(".")[2] for mail in mails)} == {
@@ -281,7 +281,7 @@ def known_orders(connection: Connection) -> set[str]:
 
 
 def undecided(connection: Connection) -> set[str]:
-    """The orders about which a person has to decide on a mail."""
+    """The orders about which an operator has to decide on a mail."""
     column = notifications.c
     query = sa.select(column.order_id).where(column.status == NotificationStatus.UNKNOWN)
     return {*connection.scalars(query)}

@@ -1,4 +1,4 @@
-"""The command `saga`, and the services' own processes, as somebody at a terminal meets them."""
+"""The command `saga`, and the services' own processes, as a user at a terminal meets them."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def assert_one_line(done: subprocess.CompletedProcess[str], *words: str) -> None
 
 @pytest.fixture
 def taken_port() -> Iterator[int]:
-    """A loopback port that somebody else listens on, without ever answering."""
+    """A loopback port on which another process listens, without ever answering."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
@@ -104,7 +104,7 @@ def taken_port() -> Iterator[int]:
 
 @pytest.fixture
 def no_folder(tmp_path: Path) -> Path:
-    """A folder that nobody can make, root neither."""
+    """A folder that no user can make, not even root."""
     (tmp_path / "file").touch()
     return tmp_path / "file" / "data"
 
@@ -591,7 +591,7 @@ def _usual_umask() -> Iterator[None]:
 
 
 def _use(folder: Path) -> None:
-    """Have everything written that a system and its operators write."""
+    """Write everything that a system and its operators write."""
     for arguments in (
         ("publish", "--orders", "5", "--malformed", "0.2"),
         ("dlq", "list"),

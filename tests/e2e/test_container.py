@@ -1,4 +1,4 @@
-"""The image, really built and run: as nobody in particular, with nothing to write on, against a
+"""The image, really built and run: as an arbitrary user, with nothing to write on, against a
 broker and a database that know each service by its own password.
 
 Takes root, some minutes and the system's packages (see `scripts/container-image`).
@@ -170,7 +170,7 @@ def healthy(name: str) -> bool:
 
 
 def confined(name: str) -> bool:
-    """Whether its process is nobody's in particular, has no rights and cannot write."""
+    """Whether its process runs as an arbitrary user, has no rights and cannot write."""
     status = podman("exec", name, "cat", "/proc/1/status").stdout
     user = re.findall(r"^Uid:\s+(\d+)", status, re.MULTILINE)
     rights = re.findall(r"^CapEff:\s+(\w+)", status, re.MULTILINE)

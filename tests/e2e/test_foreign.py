@@ -93,7 +93,7 @@ class Printer:
             self._process = None
 
     def switch(self, name: str, *, on: bool) -> None:
-        """Have a file beside its journal, or not."""
+        """Make a file beside its journal, or remove it."""
         file = self._beside(name)
         if on:
             file.touch()
@@ -125,7 +125,7 @@ async def put(queue: str, body: bytes, *, url: str) -> None:
 
 
 async def purge(queue: str, *, url: str) -> None:
-    """Have a queue lose all that it holds."""
+    """Purge a queue."""
     async with await aio_pika.connect(url) as connection:
         channel = await connection.channel()
         await (await channel.get_queue(queue)).purge()
@@ -146,7 +146,7 @@ class Town:
         return json.loads(self.saga(*arguments, "--json").stdout)
 
     def send(self, seed: int) -> str:
-        """Have one parcel sent; returns its name."""
+        """Send one parcel; returns its name."""
         done = self.saga("publish", "--sagas", "1", "--seed", str(seed))
         assert done.returncode == 0, done.stderr
         wait_until(lambda: bool(self.new_parcels()))
@@ -222,7 +222,7 @@ def test_it_takes_part_and_all_of_it_is_in_the_trace(town: Town) -> None:
     wait_until(lambda: town.stages()[parcel] == "sent")
     wait_until(lambda: town.traced(parcel) == SENT)
     shown = town.saga("trace", parcel).stdout
-    assert "nobody owes anything" in shown
+    assert "no participant owes anything" in shown
     assert "label.printed" in shown
     packed, printed, _ = town.events(parcel)
     assert printed["causation_id"] == packed["id"]

@@ -1,4 +1,4 @@
-"""Somebody is forgotten by a system at work: their name is nowhere, and all else is well."""
+"""A person is forgotten by a system at work: their name is nowhere, and all else is well."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ OTHER: Final = "Ada Bleibtreu"
 TEA: Final = {"sku": "tea", "unit_price_cents": 250}
 FEW_SECONDS: Final = "0.2"
 CLEAR_PLACES: Final = {"mail", "provider.db"}
-"""Where a name is in clear as long as somebody is known."""
+"""Where a name is in clear as long as a person is known."""
 
 
 @dataclass
@@ -283,7 +283,7 @@ async def test_done_again_it_changes_nothing_and_says_what_was_not_looked_for(
 
     status, done = await scene.saga("forget", person, "--reason", "asked again", "--yes")
 
-    assert status == 1  # Nobody knows the name any more, so nobody has looked for it.
+    assert status == 1  # The name is unknown by now, so it was not looked for.
     assert [line for line in done["left"] if "saga forget --verify" in line]
     assert done["looked"] == []
     assert done["taken_out"] == {"provider": 0, "mail server": 0}

@@ -211,7 +211,7 @@ def test_who_asks_is_rebuilt_in_the_middle_of_its_question(town: Town, tmp_path:
         assert rebuilt[move] == "asking", "nobody would give the van back"
         assert len(rebuilt) == len(town.rows("van.db", "SELECT move FROM vans"))
 
-        # Once the tries are over it is dead, and somebody owes it.
+        # Once the tries are over it is dead, and a participant owes it.
         wait_for("a dead letter", lambda: is_dead(town, move))
         wait_for("stuck to tell", lambda: town.saga("stuck").returncode == 1)
         assert move in town.saga("stuck").stdout

@@ -1,4 +1,4 @@
-"""A subscriber in a whole system: nobody waits for it, and it forgets nobody."""
+"""A subscriber in a whole system: no participant waits for it, and it forgets no customer."""
 
 from __future__ import annotations
 

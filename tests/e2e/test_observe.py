@@ -325,7 +325,7 @@ async def test_the_commands_of_a_runbook_work(page: Path, watched: System, tmp_p
     failed: list[str] = []
     for command in commands(page):
         done = await asyncio.to_thread(shell, command, environment)
-        # 1 is how `saga` says that it found what somebody has to look into.
+        # 1 is how `saga` says that it found what an operator has to look into.
         fine = done.returncode == 0 or (command.startswith("saga ") and done.returncode == 1)
         if not fine or "error:" in done.stderr:
             failed.append(f"{command}: {done.returncode} {done.stderr}")
@@ -352,8 +352,8 @@ def oldest_letter(environment: dict[str, str]) -> str:
 
 
 def on_call(system: System, folder: Path) -> dict[str, str]:
-    """The environment of somebody who has set up what docs/runbooks/README.md says; `rabbitmqctl`
-    is the system's node's."""
+    """The environment of an operator who has set up what docs/runbooks/README.md says;
+    `rabbitmqctl` is the system's node's."""
     assert system.node is not None
     node = json.loads((system.node.folder / "environment.json").read_text())
     settings = " ".join(shlex.quote(f"{name}={value}") for name, value in node.items())

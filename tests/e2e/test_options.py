@@ -123,7 +123,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _prepared(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What each run would find out anew is found out once."""
+    """What each run would find out again is found out once."""
     monkeypatch.setattr("typer.main.get_command", lambda _: SAGA)
     monkeypatch.setattr("saga.discovery.packages", PACKAGES.copy)
 

@@ -152,14 +152,14 @@ async def rests(deployment: Deployment, graph: Choreography) -> bool:
 
 
 async def waiting(system: System, load: OrderLoad, *more: OrderLoad) -> None:
-    """Have a load wait in the order service's intake queues, the service being down."""
+    """Leave a load in the order service's intake queues, the service being down."""
     system.kill("order")
     for part in (load, *more):
         await publish(system.deployment, part, direct=True)
 
 
 def ends(deployment: Deployment) -> dict[str, int]:
-    """By priority, how many orders have ended; also `urgent_first` once an urgent one has."""
+    """Keyed by priority: how many orders have ended; also `urgent_first` once an urgent one has."""
     path = deployment.database_urls["order"].removeprefix("sqlite:///")
     with closing(sqlite3.connect(path)) as connection:
         rows = connection.execute(

@@ -288,7 +288,7 @@ async def test_a_mail_that_was_owed_to_a_forgotten_person_is_settled(system: Sys
     await until(is_dismissed)
     assert status["letter"]["customer"].startswith("person ")
     assert await dead(system) == []
-    again = await place(system, FORGOTTEN)  # Somebody new, whoever that is.
+    again = await place(system, FORGOTTEN)  # A new person.
     assert await ended(system, again) == "confirmed"
 
 

@@ -84,7 +84,7 @@ def _meant(value: dict[str, Any]) -> Any:
 
 
 def declare(url: str, admin: httpx.Client, *kinds: str) -> None:
-    """Have the virtual host hold these kinds of what the release's broker held."""
+    """Put into the virtual host these kinds of what the release's broker held."""
     declared = json.loads((LEFT / "definitions.json").read_text())
     parts = {
         kind: [{name: it for name, it in one.items() if name != "vhost"} for one in declared[kind]]

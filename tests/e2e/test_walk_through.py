@@ -109,7 +109,7 @@ async def follow(each: Typed, before: Sequence[str], folder: Path) -> None:
         nonlocal said
         done = await asyncio.to_thread(run, script, folder)
         said = f"{each.command}\n{done.stdout}"
-        # 1 is how `saga` says that it found what somebody has to look into.
+        # 1 is how `saga` says that it found what an operator has to look into.
         assert done.returncode in {0, 1}, said
         return agrees(each.printed, done.stdout)
 

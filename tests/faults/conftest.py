@@ -54,7 +54,7 @@ async def stage(_stage: Stage) -> Stage:
     async def ready() -> bool:
         return await readiness(urls) == READY
 
-    # Nobody passed anything on while no test ran in this loop.
+    # Nothing was passed on while no test ran in this loop.
     await until(ready)
     return _stage
 

@@ -58,7 +58,7 @@ SEAMS: Final[Mapping[str, tuple[str, ...]]] = {
     "between-refund-and-commit": ("payment",),
     "between-setting-aside-and-ack": ("order", "inventory", "payment"),
 }
-"""By crash point, the services that come to it."""
+"""Keyed by crash point: the services that come to it."""
 
 
 # --- services ----------------------------------------------------------------------------------
@@ -130,7 +130,7 @@ async def memory_alarm(load: Load, dice: Random) -> None:
 
 
 def _some(ways: Mapping[str, Proxy], dice: Random) -> list[Proxy]:
-    """One service's way, or everybody's."""
+    """One service's way, or that of all."""
     return dice.choice([list(ways.values()), [ways[dice.choice(sorted(ways))]]])
 
 
@@ -148,7 +148,7 @@ async def network_cut(load: Load, dice: Random) -> None:
 
 
 async def network_silent(load: Load, dice: Random) -> None:
-    """Nothing arrives, nobody is told, and then it all does."""
+    """Nothing arrives, neither end is told, and then it all does."""
     await _for_a_while(_some(load.stage.brokers, dice), Proxy.silence)
 
 
@@ -209,7 +209,7 @@ async def deliveries_reordered(load: Load, dice: Random) -> None:
                 taken.append(message)
             again = taken + [message for message in taken if dice.random() < DOUBLED_SHARE]
             for message in dice.sample(again, len(again)):
-                # By the default exchange, as what waited to be tried again comes back.
+                # Through the default exchange, as what waited to be tried again comes back.
                 await channel.default_exchange.publish(_copy(message), name)
             for message in taken:
                 await message.ack()
@@ -291,8 +291,8 @@ async def database_half_open(load: Load, dice: Random) -> None:
 
 
 async def inbox_locked(load: Load, dice: Random) -> None:
-    """Somebody holds all of a service's inbox. (Holding two tables would now and then be a deadlock
-    with a service, and PostgreSQL might end either.)"""
+    """Another session locks all of a service's inbox. (Holding two tables would now and then be a
+    deadlock with a service, and PostgreSQL might end either.)"""
     participant = dice.choice(list(participants().values()))
     connection = await asyncpg.connect(load.stage.system.deployment.database_urls[participant.name])
     try:

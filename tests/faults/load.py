@@ -59,13 +59,13 @@ class Stage:
 
     system: System
     brokers: dict[str, Proxy] = field(default_factory=dict)
-    """By service, its way to the broker."""
+    """Keyed by service: its way to the broker."""
     databases: dict[str, Proxy] = field(default_factory=dict)
-    """By service, its way to the database, where that is on a server."""
+    """Keyed by service: its way to the database, where that is on a server."""
     gates: list[Proxy] = field(default_factory=list)
     """The customers' ways to the order service, which are silent while orders are held back."""
     _counted: dict[tuple[int, str], float] = field(default_factory=dict)
-    """By process and metric."""
+    """Keyed by process and metric."""
 
     @property
     def node(self) -> RabbitNode:

@@ -86,7 +86,7 @@ class Proxy:
             _reset(link.server)
 
     def silence(self) -> None:
-        """Let nothing through any more, and tell nobody. After `heal` it arrives after all."""
+        """Let nothing through any more, and tell neither end. After `heal` it arrives after all."""
         self._flowing.clear()
 
     def slow(self, delay_seconds: float) -> None:
@@ -153,7 +153,7 @@ class Proxy:
     async def _trickle(self, data: bytes, writer: asyncio.StreamWriter) -> None:
         for at in range(len(data)):
             writer.write(data[at : at + 1])
-            await asyncio.sleep(0)  # Whoever reads in this loop has its turn, and reads one byte.
+            await asyncio.sleep(0)  # Let the reader in this loop have its turn, and read one byte.
         await writer.drain()
 
 

@@ -1,6 +1,6 @@
 """What the rounds of a run did and found, as a Markdown page.
 
-`FAULTS_REPORT` names the file. It is written anew after every round, so that a run that is cut
+`FAULTS_REPORT` names the file. It is written again after every round, so that a run that is cut
 short leaves the report of the rounds it came to.
 """
 
@@ -25,11 +25,11 @@ class Tally:
     """The rounds on one kind of database, those that failed included."""
 
     rounds: list[int] = field(default_factory=list)
-    """By their seeds."""
+    """Keyed by seed."""
     brokers: Counter[str] = field(default_factory=Counter)
     """Rounds by version of RabbitMQ."""
     strikes: Counter[str] = field(default_factory=Counter)
-    """By kind of fault."""
+    """Keyed by kind of fault."""
     found: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
 

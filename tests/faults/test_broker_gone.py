@@ -1,4 +1,4 @@
-"""The broker is gone with all it held, under load, and is made again from the services' books.
+"""The broker is gone with all it held, under load, and is rebuilt from the services' books.
 
 `ROUNDS`, `SEED` and `DATABASE` in the environment are as for the other rounds.
 """
@@ -26,7 +26,7 @@ ORDERS: Final = 300
 PER_SECOND: Final = 60
 IN_FLIGHT: Final = 30
 """Orders that are on their way when the broker is lost, or more."""
-# What somebody else sent to the broker, and nobody has read, no book tells of.
+# What another program sent to the broker, and no service has read, is recorded nowhere.
 SHARES: Final = Shares(cancelled=0.05, malformed=0)
 
 log = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ async def lose_broker(stage: Stage) -> None:
 
 
 async def recover(stage: Stage, *, kill_after_seconds: float | None = None) -> None:
-    """Have an operator run the command, or begin to."""
+    """Run the command as an operator, or begin to."""
     command = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",

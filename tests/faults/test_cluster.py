@@ -38,7 +38,7 @@ PARTITIONS = 4
 STRIKES_AT = 100
 """Orders that have ended when the node goes."""
 NO_MALFORMED = Shares(malformed=0)
-"""Those are sent over a connection of the load's own, which has nobody to take it up again."""
+"""Those are sent over a connection of the load's own, which is not opened again."""
 
 pytestmark = pytest.mark.long
 

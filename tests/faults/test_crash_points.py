@@ -15,7 +15,7 @@ from tests.faults.load import Stage, chosen_databases, on_stage, package_of, und
 SEED = 90210
 ORDERS = 240
 ORDERS_OF_REPLICAS = 1_000
-"""While one of two starts anew, the other goes on, and must not be through before it is there."""
+"""While one of two restarts, the other goes on, and must not be through before it is there."""
 # More cancellations and malformed messages than usual, so that their seams are met often, also by
 # one replica of two on a busy machine, where most cancellations come before the charge.
 SHARES = Shares(cancelled=0.25, malformed=0.08)

@@ -37,7 +37,7 @@ T = TypeVar("T")
 
 
 async def until_somebody_waits(url: str) -> None:
-    """Wait until somebody waits for a lock in this database, on a PostgreSQL server."""
+    """Wait until a session waits for a lock in this database, on a PostgreSQL server."""
     # A connection of its own: within a transaction one sees who waited at its beginning.
     observer = await asyncpg.connect(url)
     waiting = (
@@ -75,7 +75,7 @@ class Through:
 
 
 class Slow(Through):
-    """Commits only once somebody else waits for what it has written."""
+    """Commits only once another transaction waits for what it has written."""
 
     def __init__(self, database: Database, url: str) -> None:
         super().__init__(database)

@@ -212,8 +212,8 @@ REFUSED: Final[dict[str, frozenset[str]]] = {
     "3": _BY_BOTH | {f"a delivery_mode of {value}" for value in (0, 3, 255)},
     "4": _BY_BOTH,
 }
-"""By RabbitMQ's version, what it does not take from a publisher: it closes the channel or the
-connection, and nobody gets it."""
+"""Keyed by RabbitMQ's version: what it does not take from a publisher: it closes the channel or the
+connection, and no consumer gets it."""
 
 LOST: Final[dict[str, frozenset[str]]] = {"3": frozenset({"x-death of numbers"}), "4": frozenset()}
 """What must not get into a wait queue: when it expires, RabbitMQ 3.10 fails to add its own note to

@@ -224,7 +224,7 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """What became of one order, in everybody's books."""
+    """What became of one order, in the books of all."""
 
     order: str
     reason: str | None
@@ -292,7 +292,7 @@ class Stage:
         self.clock.advance(TIME_LIMIT_SECONDS + 1)
 
     async def cancel(self, order_id: UUID, by: str) -> None:
-        """Have the customer cancel it, or its deadline pass; returns when it is cancelled."""
+        """Cancel it as the customer, or let its deadline pass; returns when it is cancelled."""
         if by == "deadline":
             self.pass_deadlines()
         else:
@@ -325,7 +325,7 @@ class Stage:
         return await self.messages(map(wait_queue, RUNGS_MS)) > 0
 
     async def rest(self) -> None:
-        """Wait until nothing moves; then everybody's books have to agree."""
+        """Wait until nothing moves; then all books have to agree."""
         queues = [q for participant in self.graph.participants for q in queues_of(participant)]
 
         async def at_rest() -> bool:

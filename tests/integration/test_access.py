@@ -197,7 +197,7 @@ def test_an_address_that_others_reach_takes_callers_that_can_be_known(
 ) -> None:
     alone: dict[str, Any] = {"http_host": host, "data_dir": tmp_path}
 
-    with pytest.raises(SettingsError, match="nobody could be known"):
+    with pytest.raises(SettingsError, match="no caller could be known"):
         access.access_of(HttpSettings(**alone))
     for reason in (None, "", " \t"):
         with pytest.raises(SettingsError, match="AUTH_OFF_REASON"):
@@ -212,7 +212,7 @@ def test_on_loopback_nobody_is_asked_who_they_are_unless_that_is_wanted(
     host: str, tmp_path: Path
 ) -> None:
     assert access.access_of(HttpSettings(http_host=host, data_dir=tmp_path)) is None
-    with pytest.raises(SettingsError, match="nobody could be known"):
+    with pytest.raises(SettingsError, match="no caller could be known"):
         access.access_of(HttpSettings(http_host=host, data_dir=tmp_path, auth=Auth.ON))
 
 
@@ -237,7 +237,7 @@ def test_a_service_does_not_start_open(package: str, tmp_path: Path) -> None:
 def test_the_exporter_does_not_start_open(tmp_path: Path) -> None:
     with (
         mock.patch.dict(os.environ, {"DATA_DIR": str(tmp_path)}),
-        pytest.raises(SettingsError, match="nobody could be known"),
+        pytest.raises(SettingsError, match="no caller could be known"),
         Exporter(NOWHERE, host="0.0.0.0", port=0),
     ):
         pass
@@ -503,7 +503,7 @@ CLIENT: Final = {"client_id": "saga-services", "client_secret": "none of its bus
 
 
 def token_of(provider: str, user: str) -> str:
-    """What a person gets who logs in at a provider of OpenID Connect."""
+    """What an operator gets who logs in at a provider of OpenID Connect."""
     back = "http://127.0.0.1:1/back"
     with httpx.Client(base_url=provider, trust_env=False) as browser:
         discovered = browser.get("/.well-known/openid-configuration").json()

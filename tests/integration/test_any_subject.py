@@ -18,7 +18,7 @@ from saga.envelope import Envelope, wrap
 from saga.history import trace as asked
 from saga.history.archive import Archive
 from saga.history.rebuild import rebuild_views
-from saga.history.whereabouts import Whereabouts
+from saga.history.whereabouts import MessageLocations
 from saga.limits import TEXT_MAX_BYTES
 from saga.message import Command, Decided, Event, EventTypes, Priority, Role
 from saga.runtime.kernel.fold import Fold
@@ -162,8 +162,8 @@ async def archive(folder: Path, events: Sequence[Envelope[Any]]) -> Deployment:
 
 @pytest.fixture
 def _no_broker(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def look(*_: object) -> Whereabouts:
-        return Whereabouts()
+    async def look(*_: object) -> MessageLocations:
+        return MessageLocations()
 
     async def behind(_: Archive) -> int:
         return 0

@@ -266,7 +266,7 @@ async def test_a_database_that_is_being_written_into_all_the_time_is_named_and_n
 
 @asynccontextmanager
 async def holding(pair: Pair, url: str) -> AsyncIterator[None]:
-    """Somebody is in the middle of writing."""
+    """A transaction is in the middle of writing."""
     if isinstance(pair, OnSqlite):
         with contextlib.closing(sqlite3.connect(pair.files[1], isolation_level=None)) as connection:
             connection.execute("BEGIN IMMEDIATE")

@@ -361,7 +361,7 @@ ROUTED = {
     "order.#.high": {"order.placed.high", "order.high"},
     "order.#.*": {"order.placed.high", "order.high"},
 }
-"""By a binding's pattern, the routing keys that it matches."""
+"""Keyed by a binding's pattern: the routing keys that it matches."""
 
 
 async def test_a_topic_exchange_routes_by_words(broker: Subject) -> None:
@@ -725,7 +725,7 @@ async def test_only_the_head_of_a_queue_expires(broker: Subject) -> None:
     assert await broker.publish("", "q", b"lasting")
     assert await broker.publish("", "q", b"short", expiration_ms=1)
     await asyncio.sleep(QUIET_SECONDS)
-    assert await broker.publish("", "q", b"last")  # Has the queue looked at once more.
+    assert await broker.publish("", "q", b"last")  # Makes the queue be looked at once more.
     assert await broker.ready("dead") == 0
     client = await broker.client()
     head = await client.get("q")

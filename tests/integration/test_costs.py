@@ -1,7 +1,7 @@
 """What an order costs, in things that can be counted: they do not depend on the machine.
 
 Publishes, acknowledgements and bytes are read from the wire between services and broker; statements
-from the databases' drivers. Whoever makes one of them dearer finds it here.
+from the databases' drivers. A change that makes one of them dearer fails here.
 """
 
 from __future__ import annotations
@@ -229,7 +229,7 @@ async def test_more_orders_take_no_more_statements_in_a_group(
 
 @pytest.fixture
 def no_collector() -> Iterator[None]:
-    """Nobody collects garbage but the test."""
+    """Only the test collects garbage."""
     gc.disable()
     yield
     gc.enable()

@@ -1,4 +1,5 @@
-"""What is wrong with the database is nobody's poison; what is wrong with the data is one message's.
+"""What is wrong with the database makes no message poison; what is wrong with the data is one
+message's.
 
 The faults are the databases' own: each is made to happen, and the test sees that it did.
 """

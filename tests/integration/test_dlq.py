@@ -131,14 +131,14 @@ class Bench:
         return open_desk(self.deployment, GRAPH)
 
     async def letters(self, count: int, who: str = "ill") -> None:
-        """Have so many dead letters in the toy's queue."""
+        """Put so many dead letters into the toy's queue."""
         before = await self.depth("toy.dlq")
         async with running(self):
             await self.publish(cancelled(n, who=who) for n in range(1, count + 1))
             await until(lambda: self.holds("toy.dlq", before + count))
 
     def record(self, number: int, ended_by: str | None = None) -> None:
-        """Have the archive know a thing."""
+        """Make a thing known to the archive."""
         engine = sqlite_engine(self.deployment.database_urls["history"])
         SUBJECTS.table.metadata.create_all(engine)
         state = Subject(
@@ -568,7 +568,7 @@ async def test_what_nobody_answers_is_said_to_be_unanswered(bench: Bench) -> Non
     heal()
     async with running(bench) as toy:
         await until(lambda: _done(toy, 1))
-    async with bench.desk() as desk:  # Whoever looks next finds out.
+    async with bench.desk() as desk:  # The next command finds out.
         assert states(desk).count(LetterState.DONE) == 1
 
 

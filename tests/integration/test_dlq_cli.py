@@ -1,4 +1,4 @@
-"""`saga dlq` as somebody at a terminal meets it, on the real services' topology."""
+"""`saga dlq` as a user at a terminal meets it, on the real services' topology."""
 
 from __future__ import annotations
 

@@ -121,7 +121,7 @@ class Door:
     path: str
     method: str
     known: Mapping[str, str]
-    """By path parameter, a value that exists."""
+    """Keyed by path parameter, a value that exists."""
 
     @property
     def operation(self) -> Mapping[str, Any]:
@@ -284,7 +284,7 @@ def wrong_with(door: Door, answer: Answer) -> str:
 
 @pytest.fixture
 def complaints(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
-    """What was logged that somebody would have to look into."""
+    """What was logged that an operator would have to look into."""
     caplog.set_level(logging.INFO)
 
     def found() -> list[str]:
@@ -316,7 +316,7 @@ async def test_whatever_is_sent_to_a_door_is_answered_as_it_says(
                 assert taken.status < 300 or nothing_due, (door.path, taken.body)
             for asked in (odd if kind == "sqlite" else odd_for_the_database)(door):
                 answer = await served.ask(door.method, **vars(asked))
-                # A path that the parameter has changed may be another one's, or nobody's.
+                # A path that the parameter has changed may be another route's, or none's.
                 if trouble := wrong_with(door, answer) if answer.status not in (404, 405) else "":
                     wrong.append(f"{door.method} {asked}: {trouble}"[:400])
     assert not wrong, "\n".join(wrong[:20])

@@ -16,7 +16,7 @@ from prometheus_client import REGISTRY
 
 from saga.runtime.kernel import timer
 from saga.runtime.kernel.rows import writing
-from saga.runtime.kernel.step import DueStays, Firing, Wish
+from saga.runtime.kernel.step import DueStays, Firing, ForwardRequest
 from saga.runtime.kernel.tables import StateTable
 from saga.runtime.kernel.timer import Timekeeper
 from saga.runtime.kernel.work import Done, Duplicate
@@ -253,7 +253,9 @@ async def test_what_is_brought_forward_is_done_before_its_time_and_once(database
     clock = Clock()
     async with service(database_url, clock) as alarms:
         await alarms.set("a")
-        firing = Firing.of(await alarms.alarm("a"), brought_forward=Wish("ada", "it is late"))
+        firing = Firing.of(
+            await alarms.alarm("a"), brought_forward=ForwardRequest("ada", "it is late")
+        )
         assert firing is not None
         outcome = await alarms.replica.kernel.fire(firing)
         again = await alarms.replica.kernel.fire(firing)
@@ -381,7 +383,7 @@ async def test_metrics_tell_what_is_due_how_late_it_is_and_what_was_done(
         assert gauge("saga_due_waiting", participant="alarm", state="Alarm") == 2
         assert gauge("saga_due_late_seconds", participant="alarm", state="Alarm") == 90
 
-        wish = Wish("ada", "why not")
+        wish = ForwardRequest("ada", "why not")
         forward = Firing.of(await alarms.alarm("b"), brought_forward=wish)
         assert forward is not None
         await alarms.replica.kernel.fire(await alarms.firing("a"))

@@ -1,4 +1,4 @@
-"""Databases made again of participants that send commands and keep private facts."""
+"""Databases rebuilt of participants that send commands and keep private facts."""
 
 from __future__ import annotations
 

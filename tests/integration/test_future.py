@@ -173,7 +173,7 @@ def test_a_subject_that_nobody_knows_is_refused(scene: Scene) -> None:
     done = scene.ask(unknown := str(uuid4()))
 
     assert (done.returncode, done.stdout) == (2, "")
-    assert f"nobody knows '{unknown}'" in done.stderr
+    assert f"no events about '{unknown}'" in done.stderr
 
 
 def test_what_was_not_looked_at_is_not_called_fine(scene: Scene) -> None:

@@ -64,7 +64,7 @@ T = TypeVar("T")
 
 @dataclass
 class Stream:
-    """The history stream on a broker, and whoever publishes to it."""
+    """The history stream on a broker, and a publisher to it."""
 
     url: str
     channel: AbstractChannel
@@ -519,7 +519,7 @@ async def test_what_is_not_taken_waits_at_the_broker_and_not_in_memory(
 
 @pytest.fixture
 def slow_broker(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the stream holds comes later than anybody looks for it."""
+    """What the stream holds comes later than it is looked for."""
     take_in = StreamReader._take_in
     coming: deque[tuple[StreamReader, Channel, Delivery]] = deque()
 
@@ -618,7 +618,7 @@ def archive_in(folder: Path, stream: Stream) -> Archive:
 
 
 async def waits_for_a_lock(history: History) -> bool:
-    """Whether somebody waits for another's transaction."""
+    """Whether a session waits for another's transaction."""
     query = (
         "SELECT count(*) FROM pg_stat_activity "
         "WHERE datname = current_database() AND wait_event_type = 'Lock'"

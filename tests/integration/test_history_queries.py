@@ -302,7 +302,7 @@ async def test_bad_questions_are_refused_with_a_reason(asked: Asked) -> None:
 async def test_amounts_of_orders_that_were_never_confirmed_do_not_add_up_to_an_error(
     asked: Asked, history: Database
 ) -> None:
-    """Anyone may order for any amount."""
+    """A customer may order for any amount."""
     huge = order_views.update().values(total_cents=2**62)
     cancelled = order_views.c.status == Status.CANCELLED
     await history.transaction(lambda c: c.execute(huge.where(cancelled)))
@@ -443,7 +443,7 @@ async def test_subjects_of_any_saga_are_found_the_latest_first(
 async def test_open_subjects_are_those_about_which_somebody_may_owe_something(
     asked: Asked, history: Database
 ) -> None:
-    """The play has nobody who mails customers."""
+    """The play has no participant that mails customers."""
     async with asking_about_any(history) as any_:
         page = await any_.get("/subjects", open=True)
         closed = await any_.get("/subjects", open=False)

@@ -169,7 +169,7 @@ LATE = 5
 
 async def late_history(tmp_path: Path, events: list[Envelope[Any]], number: int = 1) -> str:
     """A history that has followed this stream, the one of that number for it, when its head was
-    gone already; and lacks something else that nobody has."""
+    gone already; and lacks something else that no source has."""
     late = f"sqlite:///{tmp_path / 'late.db'}"
     play = Play()
     missing = [(0, LATE - 1), (100, 200)]

@@ -65,7 +65,7 @@ VirtualHost = Callable[[], contextlib.AbstractContextManager[str]]
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory, virtual_host: VirtualHost) -> Iterator[System]:
-    """The order service on its own: nobody reacts to its events, so orders stay pending."""
+    """The order service on its own: no participant reacts to its events, so orders stay pending."""
     with virtual_host() as url:
         system = System(tmp_path_factory.mktemp("alone"), amqp_url=url, spawn=spawn)
         with running(system, "order"):
@@ -92,7 +92,7 @@ def http(system: System, service: str) -> httpx.AsyncClient:
 
 
 def key() -> str:
-    """An idempotency key nobody has used."""
+    """An unused idempotency key."""
     return uuid4().hex
 
 
@@ -359,9 +359,9 @@ TAKEN: dict[str, Any] = {
         for state in ("Order", "Notification")
     },
 }
-"""By route that takes a body, one that is taken."""
+"""Keyed by route that takes a body, one that is taken."""
 OBEYED = ("\x9b", "\u202e", "\u2028", "\u200b")
-"""By what shows it: a terminal, an editor, a log."""
+"""Keyed by what shows it: a terminal, an editor, a log."""
 
 
 def spoiled(value: Any, char: str) -> Iterator[Any]:

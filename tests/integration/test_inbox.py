@@ -46,7 +46,7 @@ class Counting(Through):
 
 
 async def remember(toy: Replica, count: int, at: datetime) -> None:
-    """Have so many messages been done at that time."""
+    """Record so many messages as done at that time."""
     rows = [{"message_id": f"{at} {number}", "at": at} for number in range(count)]
     await toy.database.transaction(lambda c: c.execute(toy.tables.inbox.insert(), rows).close())
 

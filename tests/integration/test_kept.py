@@ -43,7 +43,7 @@ async def kept_by(toy: Replica) -> list[bytes]:
 
 
 async def keep(toy: Replica, count: int, at: datetime, length: int = 10) -> None:
-    """Have so many transactions of that time left something behind."""
+    """Write what so many transactions of that time leave behind."""
     first = int(at.timestamp() * 1_000_000)
     rows = [
         {"key": key_of(first + number, "gone"), "bodies": b"x" * length} for number in range(count)

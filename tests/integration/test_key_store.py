@@ -112,7 +112,7 @@ def test_a_forgotten_persons_values_cannot_be_opened_by_anybody(opened: Open) ->
             store.open(text)
         assert error.value.person_id == person
     assert one.forget(person, "again") == forgotten
-    assert one.seal("anna") != text  # Somebody new.
+    assert one.seal("anna") != text  # A new person.
     with pytest.raises(UnknownPerson):
         one.forget("nobody", "asked to")
 
@@ -165,7 +165,7 @@ def test_what_another_store_sealed_is_told_apart(opened: Open, tmp_path: Path) -
     text = elsewhere.seal("anna")
     elsewhere.close()
 
-    with pytest.raises(Unsealable, match="knows nobody by that id"):
+    with pytest.raises(Unsealable, match="knows no person of that id"):
         opened().open(text)
 
 

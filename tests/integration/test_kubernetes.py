@@ -337,7 +337,7 @@ def test_what_is_scraped_and_alerted_on_is_what_prometheus_has_elsewhere(
 
 
 def even(document: Any) -> Any:
-    """With single spaces: kustomize breaks folded lines anew, which PromQL does not care about."""
+    """With single spaces: kustomize breaks folded lines again, which PromQL does not care about."""
     match document:
         case str():
             return " ".join(document.split())
@@ -359,7 +359,7 @@ def test_the_secrets_that_are_named_are_those_that_can_be_made(
     make = ("-m", "saga.generate.kubernetes.secrets", str(folder))
     python(deployed.project, *make)
     for file in missing(folder):
-        file.write_text("made by a person")
+        file.write_text("made by an operator")
     python(deployed.project, *make)
     made = {d["metadata"]["name"]: {*d["data"]} for d in rendered(folder)}
     made["rabbitmq-default-user"] = {"connection_string", "username", "password"}
@@ -450,7 +450,7 @@ async def test_the_topologys_job_sets_up_a_broker(
 def test_the_policies_are_the_edges_of_the_map_and_no_others(deployed: Deployed) -> None:
     drawn = {
         message: (
-            f"{' and '.join(publishers)} -> {', '.join(takers) or 'nobody'}",
+            f"{' and '.join(publishers)} -> {', '.join(takers) or 'no participant'}",
             frozenset(called(name) for name in (*publishers, *takers)),
         )
         for message, publishers, takers in deployed.saga["edges"]

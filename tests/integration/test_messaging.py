@@ -187,7 +187,7 @@ async def test_a_malformed_message_is_dead_and_the_others_are_done(
 async def test_an_event_that_says_another_source_is_dead_and_the_real_one_is_done(
     broker: Broker, amqp_url: str, tmp_path: Path
 ) -> None:
-    """Whoever may publish anything at all cannot use up the id of another's coming event."""
+    """A user that may publish anything at all cannot use up the id of another's coming event."""
     real = cancelled(1)
     forged = real.model_copy(update={"source": "/services/asker"})
     async with running(amqp_url, tmp_path) as toy:
@@ -370,7 +370,8 @@ async def test_a_service_whose_node_is_lost_goes_on_with_another_one(
         for node in (one, other):
             await nodes.enter_async_context(node)
         cluster = f"127.0.0.1:{one.port},127.0.0.1:{other.port}"
-        url = yarl.URL(amqp_url).with_port(1).update_query(also=cluster)  # nobody is at the first
+        # No broker is at the first address.
+        url = yarl.URL(amqp_url).with_port(1).update_query(also=cluster)
         async with running(str(url), tmp_path) as toy:
             lost, left = sorted((one, other), key=lambda node: -node.connections)
             assert lost.connections

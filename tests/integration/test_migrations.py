@@ -206,8 +206,8 @@ ROWS = {
         timedelta(minutes=15, seconds=1),
     ),
 }
-"""By participant: the last script of before the due column, a row that a replica of then writes,
-its statuses in which something is due and in which nothing is, and when."""
+"""Keyed by participant: the last script of before the due column, a row that a replica of then
+writes, its statuses in which something is due and in which nothing is, and when."""
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -429,7 +429,7 @@ def test_a_folder_of_scripts_that_is_not_there_is_named(tmp_path: Path) -> None:
 async def test_a_history_of_before_knows_its_subjects_after_the_upgrade(
     recorded: str, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As if every event were folded anew."""
+    """As if every event were folded again."""
     monkeypatch.setattr(saga.archive.store, "CATCH_UP_AT_ONCE", 7)
     folder = tmp_path / "migrations"
     folder.mkdir()

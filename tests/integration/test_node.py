@@ -1,4 +1,4 @@
-"""The private RabbitMQ node: it starts, survives a kill, disturbs nobody and leaves nothing."""
+"""The private RabbitMQ node: it starts, survives a kill, disturbs no other and leaves nothing."""
 
 from __future__ import annotations
 

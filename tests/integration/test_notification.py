@@ -1,4 +1,4 @@
-"""Mails over SMTP: accepted, refused, lost on the way, cut short, and decided on by a person."""
+"""Mails over SMTP: accepted, refused, lost on the way, cut short, and decided on by an operator."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ async def test_with_sealing_no_word_of_a_mail_server_is_repeated(
 
 async def test_a_server_that_is_away_has_refused_the_mail() -> None:
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))  # Nobody listens there, and nobody else can.
+        taken.bind(("127.0.0.1", 0))  # No process listens there, and none can.
         away = SmtpMailer(f"smtp://127.0.0.1:{taken.getsockname()[1]}", TIMEOUT_SECONDS)
         with pytest.raises(MailRefused, match="took no mail"):
             await away.send(mail())
@@ -503,14 +503,15 @@ async def test_an_answer_counts_though_another_replica_gave_the_mail_up_meanwhil
         assert await status(notification) is NotificationStatus.SENT
 
 
-# --- a person -------------------------------------------------------------------------------------
+# --- an operator
+# -------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 async def undecided(
     database_url: str, server: Server
 ) -> AsyncIterator[tuple[Replica, httpx.AsyncClient]]:
-    """A service with one mail of which nobody knows whether it was sent."""
+    """A service with one mail that may or may not have been sent."""
     server.data = None
     async with service(database_url, mailer(server)) as notification:
         await deliver(notification, confirmed())

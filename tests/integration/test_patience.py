@@ -12,7 +12,7 @@ from saga.discovery import VARIABLE
 from saga.local import SystemFault
 from saga.local.node import NodeError, RabbitNode
 from saga.local.observe import ObserveError, Prometheus
-from saga.local.patience import Patience, start_seconds
+from saga.local.patience import StartDeadline, start_seconds
 from saga.local.postgres import PostgresCluster, PostgresError
 from saga.local.system import System
 from saga.runtime.settings import SettingsError
@@ -99,6 +99,6 @@ def test_a_time_that_is_none_is_refused_with_its_name(
 
 
 def test_a_time_that_is_given_counts_more() -> None:
-    assert Patience(7.0).seconds == 7.0
-    assert not Patience(7.0).is_over
-    assert Patience(-1.0).is_over
+    assert StartDeadline(7.0).seconds == 7.0
+    assert not StartDeadline(7.0).is_over
+    assert StartDeadline(-1.0).is_over

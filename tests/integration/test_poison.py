@@ -94,7 +94,7 @@ TABLES: Final = {
 
 @dataclass(frozen=True)
 class Poison:
-    """A message of this case, on its way to one place. `body` is nobody else's."""
+    """A message of this case, on its way to one place. `body` is this message's alone."""
 
     case: str
     route: str
@@ -123,7 +123,7 @@ ROUTES: Final = {
     "broken": (EVENTS_EXCHANGE, _KEY),
     "flaky": (EVENTS_EXCHANGE, _KEY),
 }
-"""The ways to everything that somebody reads; the last two carry events that are well formed."""
+"""The ways to every queue that has a consumer; the last two carry events that are well formed."""
 DEAD_ROUTES: Final = ("events", "queue", "waiting", "dead", "broken", "flaky")
 
 
@@ -375,7 +375,7 @@ def check_all_carried(
     problems = []
     for body, poison in expected.items():
         if poison.route == "dead":
-            continue  # Nobody of ours has touched it.
+            continue  # No code of ours has touched it.
         believed = poison.route in ("queue", "waiting")
         try:
             check_carried(messages[body].raw, poison, believed=believed, version=version)
@@ -395,7 +395,7 @@ def all_there(messages: Sequence[Message], expected: dict[bytes, Poison]) -> dic
 
 
 async def _suffer(place: Place, routes: Sequence[str]) -> tuple[Sent, str]:
-    """Have everything published while nobody reads, then read, then publish all of it again."""
+    """Publish everything while there is no consumer, then read, then publish all of it again."""
     async with RawClient(place.url) as client:
         version = client.version
     lost = LOST[version[0]]

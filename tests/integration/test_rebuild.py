@@ -1,4 +1,4 @@
-"""A service's database made again from its events, and compared with them."""
+"""A service's database rebuilt from its events, and compared with them."""
 
 from __future__ import annotations
 
@@ -225,7 +225,7 @@ async def test_charges_that_the_provider_knows_are_settled_before_the_service_st
 
     assert made.asked == 2
     assert await rows_of("payment", database_url) == await rows_of("payment", books.url("payment"))
-    assert gateway.ledger() == before  # nobody was asked
+    assert gateway.ledger() == before  # no outside was asked
     await gateway.close()
     database = await open_database(database_url, TABLES["payment"])
     payment = await database.read(lambda c: TABLES["payment"].states[Payment].find(c, order))

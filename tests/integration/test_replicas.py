@@ -129,7 +129,7 @@ async def pair(
 async def meet(
     pair: tuple[Replica, Replica], first: Envelope[Any], second: Envelope[Any]
 ) -> tuple[Outcome, Outcome]:
-    """Have the second message decided on by the other replica before the first one's commit."""
+    """Decide on the second message in the other replica before the first one's commit."""
     slow, other = pair
     before = conflicts()
     assert isinstance(slow.database, Slow)

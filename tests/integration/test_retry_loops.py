@@ -119,7 +119,7 @@ def is_stuck(service: httpx.AsyncClient, loop: str) -> Callable[[], Awaitable[bo
 
 
 async def stuck_loops(service: httpx.AsyncClient) -> dict[str, bool]:
-    """By loop, what the metrics say of it."""
+    """Keyed by loop: what the metrics say of it."""
     text = (await service.get("/metrics")).text
     found = re.findall(
         r'^saga_retry_loop_stuck\{loop="(\w+)",participant="toy"\} (\S+)$', text, re.MULTILINE

@@ -195,7 +195,7 @@ async def test_a_commit_that_sqlite_refuses_leaves_no_transaction_behind(tmp_pat
         await database.transaction(orphan, brief=True)
 
     other = sqlite_engine(url)
-    with other.begin():  # Nobody has the lock.
+    with other.begin():  # No session has the lock.
         pass
     other.dispose()
     await database.close()

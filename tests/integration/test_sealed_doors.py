@@ -395,7 +395,7 @@ def test_an_edit_writes_no_name_in_clear_over_a_sealed_one() -> None:
     letter = letter_of(copy_of(delivery, "inventory", NOW))
     text = text_of(letter.body)
 
-    with pytest.raises(InputError, match="names somebody in clear"):
+    with pytest.raises(InputError, match="names a person in clear"):
         corrected(choreography(), letter, with_values(text, [f"data.customer={NAME}"]))
     assert (
         corrected(choreography(), letter, with_values(text, ["data.priority=normal"])) is not None

@@ -1,4 +1,4 @@
-"""A client that takes its time takes nobody else's: what a connection may cost a server.
+"""A client that takes its time does not take that of others: what a connection may cost a server.
 
 What uvicorn's own protocol does is part of it, so that a new version of it shows here.
 """

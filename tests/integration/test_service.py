@@ -371,5 +371,5 @@ def test_a_service_that_does_not_say_whom_it_asks_ends_with_one_line(tmp_path: P
 
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
-    assert "toy.inquire may return Inquire, which inquirer puts to nobody" in line
+    assert "toy.inquire may return Inquire, which inquirer puts to no outside" in line
     assert [*tmp_path.iterdir()] == []

@@ -22,7 +22,7 @@ from saga.runtime.kernel.tables import Flag, Schema, StateTable, Tables
 
 @dataclass(frozen=True, slots=True)
 class Switch(State):
-    """Something that is on or off, or nobody knows."""
+    """Something that is on, off or unknown."""
 
     on: bool | None = None
 

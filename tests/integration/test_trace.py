@@ -57,7 +57,7 @@ class Scene:
     play: Play
 
     async def record(self) -> None:
-        """Have the history keep what was played; what is known already is not kept twice."""
+        """Keep in the history what was played; what is known already is not kept twice."""
         database = await open_database(self.deployment.database_urls["history"], HISTORY)
         facts = [store.Fact(event, event.to_bytes()) for event in self.play.events]
         await database.transaction(lambda c: store.append(c, facts, self.play.at, PROJECTION))
@@ -121,7 +121,7 @@ async def unpaid(scene: Scene) -> tuple[str, Delivery]:
     return order, scene.play.failed.pop()
 
 
-# --- where the event is that somebody owes an answer to ------------------------------------------
+# --- where the event is that a participant owes an answer to --------------------------------------
 
 
 async def test_an_event_that_waits_for_its_next_try_is_found(scene: Scene) -> None:
@@ -137,7 +137,7 @@ async def test_an_event_in_a_queue_that_nobody_reads_is_found(scene: Scene) -> N
 
     place, detail = await scene.where(order)
     assert place is Place.QUEUED
-    assert detail == "waiting in the queues of payment, which nobody reads"
+    assert detail == "waiting in the queues of payment, which has no consumer"
 
 
 async def test_an_event_whose_queues_are_read_is_in_hand(scene: Scene) -> None:
@@ -172,7 +172,7 @@ async def test_a_dead_event_is_found_in_its_queue_and_then_in_the_store(scene: S
         assert (place, detail) == (Place.DEAD, "dead letter 1: Away: no answer")
         desk.store.discard(Selection(numbers=(1,)), "the customer has called")
     place, detail = await scene.where(order)
-    assert (place, detail) == (Place.SETTLED, "dead letter 1, discarded by a person")
+    assert (place, detail) == (Place.SETTLED, "dead letter 1, discarded by an operator")
     rows = (await scene.trace(order)).diagram.rows
     assert [(row.kind, row.label) for row in rows[2:4]] == [
         (Kind.DEAD, "stock.reserved is dead letter 1 after 4 tries"),
@@ -324,7 +324,7 @@ async def test_bad_questions_are_refused_with_a_reason(scene: Scene) -> None:
     order = scene.play.place()
     await scene.record()
     unknown = str(uuid4())
-    with pytest.raises(InputError, match=f"nobody knows '{unknown}'$"):
+    with pytest.raises(InputError, match=f"no events about '{unknown}'"):
         await scene.trace(unknown)
     early = scene.play.events[0].time - timedelta(days=1)
     with pytest.raises(InputError, match="had no event by"):

@@ -54,7 +54,7 @@ CALLER = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 class Moody:
     """The sandbox, but the first question about a charge gets no answer, and the second is a
-    fault that trying again does not mend."""
+    fault that trying again does not fix."""
 
     def __init__(self, sandbox: SandboxGateway) -> None:
         self._sandbox = sandbox

@@ -55,7 +55,7 @@ class Recording:
 
     def cancel_unpaid(self) -> str:
         """An order ten minutes after ten, which is not charged since the provider is down, and is
-        cancelled ten minutes later; nobody has heard of that yet."""
+        cancelled ten minutes later; no other participant has heard of that yet."""
         play = self.play
         play.provider_down = True
         play.at = TEN + timedelta(minutes=10)
@@ -66,7 +66,7 @@ class Recording:
         return order
 
     async def record(self) -> None:
-        """Have the archive keep what was published since, each at its own time."""
+        """Keep in the archive what was published since, each at its own time."""
         for event in self.play.events[self.recorded :]:
             await self.keep(event)
         self.recorded = len(self.play.events)

@@ -81,7 +81,7 @@ WITH_SERVICES: Final = {"up", "restart", "demo", "publish", "exporter", "console
 
 @dataclass
 class Scene:
-    """A system without services, in which somebody has written every kind of text."""
+    """A system without services, in which every kind of text was written."""
 
     folder: Path
     url: str
@@ -144,7 +144,7 @@ class Scene:
         return calls[command]
 
     def _with_persons(self) -> list[str]:
-        """No arguments, once there is a key store in which somebody was forgotten."""
+        """No arguments, once there is a key store in which a person was forgotten."""
         made_key(self.folder)
         store = open_store(load(PersonalSettings, data_dir=self.folder))
         store.seal(NAMES[0])

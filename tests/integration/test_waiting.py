@@ -36,7 +36,7 @@ TEN = datetime(2030, 1, 1, 10, tzinfo=UTC)
 
 @dataclass
 class Books:
-    """Orders as they are played, in the archive and in everybody's inbox."""
+    """Orders as they are played, in the archive and in all inboxes."""
 
     deployment: Deployment
     history: Database
@@ -45,7 +45,7 @@ class Books:
     kept: dict[str, set[MessageKey]] = field(default_factory=dict)
 
     async def keep(self) -> None:
-        """Have the archive and the inboxes keep what was played; what is there stays."""
+        """Keep what was played in the archive and the inboxes; what is there stays."""
         facts = [store.Fact(event, event.to_bytes()) for event in self.play.events]
         await self.history.transaction(lambda c: store.append(c, facts, self.play.at, PROJECTION))
         for name, database in self.databases.items():

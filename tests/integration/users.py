@@ -11,7 +11,7 @@ from saga.local.node import RabbitNode
 from saga.runtime.messaging.permissions import name_on_broker, users_of
 
 Users = dict[str, str]
-"""By user, the URL to connect to as such."""
+"""Keyed by user: the URL to connect to as such."""
 
 
 async def make_users(amqp_url: str, node: RabbitNode, graph: Choreography) -> Users:

@@ -122,7 +122,7 @@ KINDS: Final = {
     "no-crew": frozenset({Why.NO_CREW.value}),
     "nothing, no-van no-crew": frozenset({Why.NO_VAN.value, Why.NO_CREW.value}),
 }
-"""By what the key of a move says, how it may end."""
+"""Keyed by what the key of a move says: how it may end."""
 
 
 def plan(chance: random.Random, moves: int) -> Plan:

@@ -1,4 +1,5 @@
-"""Whom movers ask: somebody who keeps things under a key, the rental vans and the agency crews."""
+"""The outsides that movers ask: they keep things under a key, the rental vans and the agency
+crews."""
 
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ from tests.moving.van.domain import BookVan, GivenBack, RentalAnswered, ReturnVa
 
 
 class Choice(StrEnum):
-    """What somebody decides on a new wish."""
+    """What an outside decides on a new wish."""
 
     KEEPS = "keeps one"
     HAS_NONE = "has none"
@@ -90,7 +91,7 @@ BK = TypeVar("BK", bound=Bookings)
 
 
 class Keeper(Protocol):
-    """Somebody who keeps things. A key is one booking, however often it is asked for."""
+    """An outside that keeps things. A key is one booking, however often it is asked for."""
 
     async def keep(self, key: str, size: Size) -> bool: ...
 
@@ -196,7 +197,7 @@ def read(kind: type[BK], url: str) -> BK:
 
 
 class _Memory(Generic[BK]):
-    """What somebody remembers; see `saga.outside.Memory`."""
+    """What an outside remembers; see `saga.outside.Memory`."""
 
     def __init__(self, books: BK) -> None:
         self._bookings = {booking.key: booking for booking in books}

@@ -55,7 +55,7 @@ class SendParcel(_ParcelCommand):
 
 
 class KeepParcel(_ParcelCommand):
-    """Nobody has said anything of a label for too long."""
+    """Nothing was said of a label for too long."""
 
     type: ClassVar[str] = "parcel.keep"
 

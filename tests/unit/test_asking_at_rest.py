@@ -1,4 +1,4 @@
-"""What the checker lets happen once all that was sent is done: what a person may want then."""
+"""What the checker lets happen once all that was sent is done: what an operator may want then."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Card(State):
         return replace(self, asking=asking, done=not asking)
 
     def due(self) -> Due[GiveUp] | None:
-        """After a crash nobody asks again."""
+        """After a crash it is not asked again."""
         return Due(NOW, GiveUp()) if self.asking else None
 
 

@@ -409,7 +409,7 @@ BROKEN = {
         [("trip", [*TRIP, apologize]), ("seat", SEAT)],
         "unpublished",
         apologize,
-        "reacts to trip.delayed, which nobody publishes",
+        "reacts to trip.delayed, which no participant publishes",
     ),
     "an event of no publisher": Broken(
         [("trip", [serve, hit])],
@@ -461,7 +461,7 @@ BROKEN = {
         [("trip", TRIP), ("seat", SEAT), ("cleaning", [clean])],
         "unconsumed",
         clean,
-        "publishes seat.cleaned, which nobody reacts to; mark it `final`",
+        "publishes seat.cleaned, which no participant reacts to; mark it `final`",
     ),
     "a participant that nothing reaches": Broken(
         [("trip", TRIP), ("seat", SEAT), ("fan", [praise])],
@@ -784,7 +784,7 @@ def test_saga_check_says_where_and_ends_with_1_when_something_is_found(
     status, text = said()
     assert status == 1
     line = next(line for line in text.splitlines() if "greet" in line and "unpublished" in line)
-    assert line.startswith(f"{SourceLine.of(greet)} greet: reacts to thing.begun, which nobody")
+    assert line.startswith(f"{SourceLine.of(greet)} greet: reacts to thing.begun, which no")
 
     status, text = said("--json")
     document = json.loads(text)

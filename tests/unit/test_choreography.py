@@ -344,7 +344,7 @@ def asking_again(event: Cancelled, parcel: Parcel) -> AskAgain:
         (
             [asking, answered],
             [],
-            r"test_choreography.asking may return Ask, which parcel puts to nobody; say in its",
+            r"test_choreography.asking may return Ask, which parcel puts to no outside; say in its",
         ),
         (
             [asking, answered],
@@ -560,7 +560,7 @@ def test_a_command_to_none_or_to_many_and_a_shared_private_fact_are_refused(
 
 @pytest.mark.parametrize("name", ["desk", "hall"])
 def test_nobody_reacts_to_a_private_fact_not_even_its_participant(name: str) -> None:
-    with pytest.raises(ChoreographyError, match="pry: ParcelSeen is private, so nobody reacts to"):
+    with pytest.raises(ChoreographyError, match="pry: ParcelSeen is private, so no participant"):
         Participant(name, see, pry)
 
 
@@ -594,7 +594,7 @@ class Promise(State):
 
 
 @dataclass(frozen=True, slots=True)
-class Wish(State):
+class ForwardRequest(State):
     def due(self) -> Due[Any] | None:
         raise NotImplementedError
 
@@ -644,7 +644,7 @@ def test_nothing_is_due_about_a_state_that_does_not_say_so() -> None:
     assert Participant("post", plain).dues == {}
 
 
-@pytest.mark.parametrize("kind", [Promise, Wish, Hope])
+@pytest.mark.parametrize("kind", [Promise, ForwardRequest, Hope])
 def test_an_annotation_that_names_no_command_is_refused(kind: type[State]) -> None:
     with pytest.raises(ChoreographyError, match=rf"{kind.__name__}.due: annotate"):
         due_commands(kind)

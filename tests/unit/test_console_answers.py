@@ -15,7 +15,7 @@ import saga.runtime.rates
 from order_saga import SAGA
 from saga.console.app import create
 from saga.console.live import Ticker
-from saga.console.lookout import Lookout
+from saga.console.lookout import SystemWatcher
 from saga.console.settings import ConsoleSettings
 from saga.console.site import Site, security_policy
 from saga.console.watched import Watched
@@ -32,7 +32,7 @@ EXPECTED: Final = SECURITY_HEADERS | {
 
 def console(folder: Path, **settings: Any) -> FastAPI:
     watched = Watched(folder, SAGA)
-    site = Site(watched, Ticker(), Lookout(watched, None), write=True)
+    site = Site(watched, Ticker(), SystemWatcher(watched, None), write=True)
     return create(site, ConsoleSettings(console_write=True, **settings))
 
 

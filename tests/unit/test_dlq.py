@@ -268,7 +268,7 @@ def test_settings_that_make_no_sense_are_refused(values: dict[str, Any]) -> None
         ReplaySettings(**values)
 
 
-# --- what nobody foresaw --------------------------------------------------------------------------
+# --- unexpected errors ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The engine speaks of sagas, participants and subjects, and of nobody's business."""
+"""The engine speaks of sagas, participants and subjects, and of no domain."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ORDER: Final = re.compile(
     r"order_id|order_service|order's|/orders|[\"'`]order[\"'`]|\border[.:-]\w|\border=(?!True)"
     r"|\b(?:an|each) order\b|\bOrder(?=[A-Z])|(?<=[a-z])Order\b|\[Order\]|_ORDER\b"
 )
-"""Where `order` is what somebody buys, and not a sequence."""
+"""Where `order` is what a customer buys, and not a sequence."""
 PARTS: Final = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+")
 TEMPLATE: Final = ROOT / "saga" / "template"
 
@@ -43,7 +43,7 @@ KEPT: Final[dict[Kept, str]] = {
     Kept("envelope.py", "order"): "`urn:order-saga:` is on the wire",
     Kept("history/transfer.py", "order"): "an exported history's kind, in files that exist",
 }
-"""By file and word, why it stays."""
+"""Keyed by file and word: why it stays."""
 
 
 def spoken(file: Path) -> Iterator[str]:

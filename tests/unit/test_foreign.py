@@ -19,7 +19,7 @@ from saga.deployment import Deployment
 from saga.discovery import services
 from saga.envelope import Attributes, Envelope, derived_id, source_of, wrap
 from saga.errors import InputError
-from saga.foreign import ANSWERS_MAX, DUTIES, PAGE, Elsewhere, Foreign
+from saga.foreign import ANSWERS_MAX, DUTIES, PAGE, Foreign, ForeignState
 from saga.generate.containers import CLUSTER, COMPOSE, container_files
 from saga.generate.files import generated
 from saga.graph.asyncapi import asyncapi
@@ -346,7 +346,7 @@ def test_a_missing_sample_is_told_where_it_is_missed() -> None:
 
 
 def test_its_state_is_none_that_an_invariant_has_to_read() -> None:
-    assert not [line for line in SAGA.unwatched() if Elsewhere.__name__ in line]
+    assert not [line for line in SAGA.unwatched() if ForeignState.__name__ in line]
     assert list(SAGA.elsewhere()) == [
         "label is in another language: its database cannot be read here"
     ]
@@ -424,7 +424,7 @@ class Own(Event):
     undoes: ClassVar[EventTypes] = ()
 
 
-def keeps_a_state(event: ParcelPacked, state: Elsewhere) -> LabelRefused: ...  # type: ignore[empty-body]
+def keeps_a_state(event: ParcelPacked, state: ForeignState) -> LabelRefused: ...  # type: ignore[empty-body]
 def asks(event: ParcelPacked) -> Asking: ...  # type: ignore[empty-body]
 def takes_an_answer(answer: Answered) -> LabelRefused: ...  # type: ignore[empty-body]
 def takes_one_from_within(command: Within) -> LabelRefused: ...  # type: ignore[empty-body]

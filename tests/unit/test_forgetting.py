@@ -1,4 +1,4 @@
-"""Requests that wait, and how somebody is named to be forgotten."""
+"""Requests that wait, and how a person to be forgotten is named."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ from saga.message import Answer
 from tests.order_play import BROKE, Play
 
 LOST = "lost"
-"""The customer of whose mails nobody knows whether they arrive."""
+"""The customer of whose mails it is unknown whether they arrive."""
 
 
 class Recorded(Play):

@@ -51,7 +51,7 @@ from saga.message import Command, Event, Message, Priority
 from saga.past.against import Against, compare
 from saga.past.exported import archive_of
 from saga.past.findings import DifferenceGroup, DifferenceKind, FoundDifference, PastFindings
-from saga.past.recorded import OnTheirWay
+from saga.past.recorded import PendingMessages
 from saga.runtime.messaging.dead_letters import ADDRESSEE
 from saga.runtime.messaging.trust import EDITOR_SOURCE
 from saga.testing import NOW
@@ -239,7 +239,7 @@ for seed, facts in simulated(saga, range(8)):
 @pytest.mark.long
 @pytest.mark.parametrize("name", ["trips", "taskflow", "orchestrated"])
 def test_of_an_example_only_late_messages_are_said(name: str, tmp_path: Path) -> None:
-    """In taskflow, the bank may have charged somebody without its answer being heard."""
+    """In taskflow, the bank may have charged a user without its answer being heard."""
     folder = EXAMPLES / name
     done = subprocess.run(
         [sys.executable, "-c", OF_AN_EXAMPLE, name, str(tmp_path), recorded_module.__file__],
@@ -605,7 +605,7 @@ def test_what_is_taken_for_granted_is_said(tmp_path: Path) -> None:
     assert run.onward is not None
     said = "\n".join(run.onward.remarks)
     assert "StockItem of inventory: as the databases have it now" in said
-    assert "all this is so as long as nobody else changes StockItem of inventory" in said
+    assert "all this is so as long as nothing else changes StockItem of inventory" in said
     assert not run.whole
 
 
@@ -651,7 +651,7 @@ def test_a_message_that_is_dead_is_on_its_way(recorded: RecordedOrders, tmp_path
     played.place()
     played.deliver()
     url = archive_with(tmp_path, facts_of(played.events))
-    waiting = OnTheirWay({("payment", dead.event.id)})
+    waiting = PendingMessages({("payment", dead.event.id)})
 
     lost = compare(SAGA, url, scenarios=False).findings
     known = compare(SAGA, url, way=waiting, scenarios=False).findings
@@ -763,7 +763,7 @@ class LampSeen(_AboutLamp, Event):
 
 
 def see(event: LampLit, watch: Watch, now: datetime) -> LampSeen | None:
-    """Whoever comes late sees nothing."""
+    """A participant that comes late sees nothing."""
     return LampSeen(lamp=event.lamp) if now < NOW + timedelta(seconds=1) else None
 
 

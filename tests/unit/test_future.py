@@ -19,7 +19,7 @@ from payment_service.domain import ChargeAnswered, Payment, PaymentStatus, Refun
 from saga.archive.store import Fact
 from saga.choreography import Participant
 from saga.console import one
-from saga.console.one import Foreseeing, Foreseen, Unforeseen
+from saga.console.one import Forecast, Forecaster, Unforeseen
 from saga.console.watched import Watched
 from saga.discovery import choreography, saga
 from saga.envelope import Envelope
@@ -27,11 +27,11 @@ from saga.errors import InputError
 from saga.future import moment
 from saga.future.ends import ReachableEnd, outlook
 from saga.future.moment import Moment
-from saga.future.present import Foresight, ModelledSubject, SharedStates, shared_keys
+from saga.future.present import ModelledSubject, SharedStates, SubjectModels, shared_keys
 from saga.future.whatif import PAIRS_MAX, AskedStep, course, offers_of
 from saga.history.debts import coming_of, debts_of
 from saga.history.story import Story, tell
-from saga.history.whereabouts import Place, Where, Whereabouts
+from saga.history.whereabouts import MessageLocation, MessageLocations, Place
 from saga.testing import NOW
 from saga.verify import VerifyError
 from saga.view import Broken, States
@@ -43,8 +43,8 @@ MINUTE_SECONDS = 60.0
 
 
 @pytest.fixture(scope="module")
-def foresight() -> Foresight:
-    return Foresight(saga())
+def foresight() -> SubjectModels:
+    return SubjectModels(saga())
 
 
 def stocked(**settings: Any) -> Play:
@@ -73,7 +73,7 @@ def shelf(played: Play, story: Story) -> SharedStates:
 
 
 def present(
-    foresight: Foresight, played: Play, order: str, *, influential_only: bool = True
+    foresight: SubjectModels, played: Play, order: str, *, influential_only: bool = True
 ) -> ModelledSubject:
     story = story_of(played.events, order)
     graph = choreography()
@@ -87,14 +87,14 @@ def present(
     )
 
 
-def ends(foresight: Foresight, found: ModelledSubject) -> dict[str, ReachableEnd]:
+def ends(foresight: SubjectModels, found: ModelledSubject) -> dict[str, ReachableEnd]:
     seen = outlook(found, foresight.judged(found), seconds_max=MINUTE_SECONDS)
     assert seen.whole
     assert not seen.broken
     return {" and ".join(outcome for _, outcome in end.name): end for end in seen.ends}
 
 
-def test_an_order_whose_payment_is_awaited_can_end_in_four_ways(foresight: Foresight) -> None:
+def test_an_order_whose_payment_is_awaited_can_end_in_four_ways(foresight: SubjectModels) -> None:
     played = stocked(down={"payment"})
     order = played.place()
     played.deliver()
@@ -118,7 +118,7 @@ def test_an_order_whose_payment_is_awaited_can_end_in_four_ways(foresight: Fores
 
 
 def test_an_order_that_is_charged_and_then_cancelled_is_always_refunded(
-    foresight: Foresight,
+    foresight: SubjectModels,
 ) -> None:
     played = stocked(down={"order"})
     order = played.place()
@@ -131,7 +131,7 @@ def test_an_order_that_is_charged_and_then_cancelled_is_always_refunded(
     assert "payment.refunded" in found["confirmed"].never
 
 
-def test_an_end_that_cannot_be_reached_any_more_is_named(foresight: Foresight) -> None:
+def test_an_end_that_cannot_be_reached_any_more_is_named(foresight: SubjectModels) -> None:
     played = stocked()
     order = confirmed(played)
 
@@ -145,7 +145,7 @@ def test_an_end_that_cannot_be_reached_any_more_is_named(foresight: Foresight) -
 
 @pytest.mark.parametrize("ordered", [confirmed, declined, out_of_stock])
 def test_what_came_about_was_possible_at_every_moment_before(
-    foresight: Foresight, ordered: Callable[[Play], str]
+    foresight: SubjectModels, ordered: Callable[[Play], str]
 ) -> None:
     played = stocked()
     order = ordered(played)
@@ -182,7 +182,7 @@ def before(played: Play, about: Sequence[Envelope[Any]], order: str) -> SharedSt
     return found if held else {key: full for key in found if key[1][1] == "tea"}
 
 
-def test_a_limit_of_states_is_told(foresight: Foresight) -> None:
+def test_a_limit_of_states_is_told(foresight: SubjectModels) -> None:
     played = stocked(down={"payment"})
     order = played.place()
     played.deliver()
@@ -194,7 +194,7 @@ def test_a_limit_of_states_is_told(foresight: Foresight) -> None:
     assert not seen.out_of_reach
 
 
-def test_a_state_that_is_not_known_is_not_made_up(foresight: Foresight) -> None:
+def test_a_state_that_is_not_known_is_not_made_up(foresight: SubjectModels) -> None:
     played = stocked(down={"inventory"})
     order = played.place()
     played.deliver()
@@ -207,7 +207,7 @@ def test_a_state_that_is_not_known_is_not_made_up(foresight: Foresight) -> None:
         outlook(found, foresight.judged(found))
 
 
-def test_a_story_with_a_hole_is_not_put_into_a_model(foresight: Foresight) -> None:
+def test_a_story_with_a_hole_is_not_put_into_a_model(foresight: SubjectModels) -> None:
     played = stocked()
     order = confirmed(played)
     events = [event for event in played.events if event.type != "stock.reserved"]
@@ -216,7 +216,7 @@ def test_a_story_with_a_hole_is_not_put_into_a_model(foresight: Foresight) -> No
         foresight.present(story_of(events, order), [], [], {}, played.at)
 
 
-def test_what_would_be_if_the_deadline_passed_now(foresight: Foresight) -> None:
+def test_what_would_be_if_the_deadline_passed_now(foresight: SubjectModels) -> None:
     played = stocked(down={"payment", "notification"})
     order = played.place()
     played.deliver()
@@ -234,7 +234,7 @@ def test_what_would_be_if_the_deadline_passed_now(foresight: Foresight) -> None:
     assert "publishes payment.refunded" in published
 
 
-def test_what_would_be_if_two_messages_came_the_other_way_round(foresight: Foresight) -> None:
+def test_what_would_be_if_two_messages_came_the_other_way_round(foresight: SubjectModels) -> None:
     played = stocked(down={"payment", "inventory", "notification"})
     order = played.place()
     played.give("order", cancelling(order))
@@ -265,7 +265,7 @@ def cancelling(order: str) -> Any:
     return CancelOrder(order_id=UUID(order))
 
 
-def test_a_step_that_is_not_possible_is_refused(foresight: Foresight) -> None:
+def test_a_step_that_is_not_possible_is_refused(foresight: SubjectModels) -> None:
     played = stocked()
     order = confirmed(played)
     found = present(foresight, played, order, influential_only=False)
@@ -275,7 +275,7 @@ def test_a_step_that_is_not_possible_is_refused(foresight: Foresight) -> None:
 
 
 @pytest.mark.parametrize("command", ["order.burn", "stock.reserved", "nothing"])
-def test_a_command_that_nobody_can_give_is_no_step(foresight: Foresight, command: str) -> None:
+def test_a_command_that_nobody_can_give_is_no_step(foresight: SubjectModels, command: str) -> None:
     played = stocked(down={"payment"})
     order = played.place()
     played.deliver()
@@ -285,7 +285,7 @@ def test_a_command_that_nobody_can_give_is_no_step(foresight: Foresight, command
         course(found, [AskedStep("order", command=command)])
 
 
-def test_a_message_is_named_by_its_type_where_there_is_one_of_it(foresight: Foresight) -> None:
+def test_a_message_is_named_by_its_type_where_there_is_one_of_it(foresight: SubjectModels) -> None:
     played = stocked(down={"payment"})
     order = played.place()
     played.deliver()
@@ -295,13 +295,13 @@ def test_a_message_is_named_by_its_type_where_there_is_one_of_it(foresight: Fore
     expired = AskedStep.read("order do order.expire")
 
     assert course(found, [payment]) == course(found, [AskedStep("payment", message=event.id)])
-    # What is not published yet has no id that anybody knows.
+    # What is not published yet has no known id.
     charged = AskedStep("order", message="payment.charged")
     assert course(found, [payment, charged]).end == (("order.confirmed", "confirmed"),)
     assert course(found, [payment, expired]).end == (("order.cancelled", "deadline_exceeded"),)
 
 
-def test_of_several_messages_of_a_type_each_is_named_by_its_id(foresight: Foresight) -> None:
+def test_of_several_messages_of_a_type_each_is_named_by_its_id(foresight: SubjectModels) -> None:
     played = stocked(down={"payment"})
     order = played.place()
     played.deliver()
@@ -328,7 +328,7 @@ def test_what_is_no_step_is_refused_with_how_one_is_written(written: str) -> Non
 
 
 def nothing_is_charged(payments: States[Payment]) -> Iterator[Broken]:
-    """Nobody ever pays."""
+    """No customer ever pays."""
     for key, payment in payments.items():
         if payment.status is PaymentStatus.CHARGED:
             yield key, "it is charged"
@@ -336,7 +336,7 @@ def nothing_is_charged(payments: States[Payment]) -> Iterator[Broken]:
 
 def test_a_rule_that_is_broken_on_the_way_is_told_though_the_end_mends_it() -> None:
     whole = saga()
-    strict = Foresight(replace(whole, always=(*whole.always, nothing_is_charged)))
+    strict = SubjectModels(replace(whole, always=(*whole.always, nothing_is_charged)))
     played = stocked(down={"payment"})
     order = played.place()
     played.deliver()
@@ -365,7 +365,7 @@ def stumble(
 def test_a_step_that_breaks_a_rule_by_itself_ends_the_way_to_it() -> None:
     own = next(p for p in saga().participants if p.name == "payment")
     others = [r.function for r in own.reactions if r.consumes is not ChargeAnswered]
-    broken = Foresight(saga().with_(Participant("payment", *others, stumble)))
+    broken = SubjectModels(saga().with_(Participant("payment", *others, stumble)))
     played = stocked(down={"payment"})
     order = played.place()
     played.deliver()
@@ -380,7 +380,7 @@ def test_a_step_that_breaks_a_rule_by_itself_ends_the_way_to_it() -> None:
 
 
 def test_an_end_that_others_may_still_bring_about_is_not_called_out_of_reach(
-    foresight: Foresight,
+    foresight: SubjectModels,
 ) -> None:
     played = stocked(down={"inventory"})
     order = played.place()
@@ -394,7 +394,9 @@ def test_an_end_that_others_may_still_bring_about_is_not_called_out_of_reach(
     assert any("what these do to it meanwhile is not looked at" in r for r in waiting.remarks)
 
 
-def test_what_is_shared_counts_only_where_somebody_still_looks_at_it(foresight: Foresight) -> None:
+def test_what_is_shared_counts_only_where_somebody_still_looks_at_it(
+    foresight: SubjectModels,
+) -> None:
     played = stocked()
     order = confirmed(played)
     found = present(foresight, played, order)
@@ -402,23 +404,23 @@ def test_what_is_shared_counts_only_where_somebody_still_looks_at_it(foresight: 
     assert outlook(found, foresight.judged(found), seconds_max=MINUTE_SECONDS).depends_on == []
 
 
-def test_the_replay_of_a_dead_letter_is_offered_by_its_name(foresight: Foresight) -> None:
+def test_the_replay_of_a_dead_letter_is_offered_by_its_name(foresight: SubjectModels) -> None:
     played = stocked(down={"payment", "notification"})
     order = played.place()
     played.deliver()
     found = present(foresight, played, order, influential_only=False)
     ((_, event),) = found.pending
-    dead = Whereabouts({("payment", event.id): Where(Place.DEAD, "a dead letter")})
+    dead = MessageLocations({("payment", event.id): MessageLocation(Place.DEAD, "a dead letter")})
 
     offers = {offer.words: offer.steps for offer in offers_of(found, dead)}
 
     steps = offers["the dead letter stock.reserved is replayed at payment now"]
     assert course(found, steps).end == (("order.confirmed", "confirmed"),)
     assert "its time comes now: order does order.expire" in offers
-    assert "somebody gives order.cancel to order" in offers
+    assert "a client gives order.cancel to order" in offers
 
 
-def test_pairs_are_offered_in_both_orders_however_many_there_are(foresight: Foresight) -> None:
+def test_pairs_are_offered_in_both_orders_however_many_there_are(foresight: SubjectModels) -> None:
     played = stocked(down={"payment"})
     order = played.place()
     played.deliver()
@@ -451,7 +453,7 @@ class Asked:
             now=played.at,
         )
         self.monkeypatch = monkeypatch
-        self.foreseeing = Foreseeing(Watched(Path(), saga()))
+        self.foreseeing = Forecaster(Watched(Path(), saga()))
         monkeypatch.setattr(Watched, "deployment", None)
         monkeypatch.setattr(moment, "read_shared", lambda *_: shelf(played, story))
         monkeypatch.setattr(one, "KEPT_SECONDS", MINUTE_SECONDS)
@@ -460,7 +462,7 @@ class Asked:
     def bounded(self, **limits: Any) -> None:
         self.monkeypatch.setattr(one, "outlook", partial(outlook, **limits))
 
-    async def outlook(self) -> Foreseen | Unforeseen:
+    async def outlook(self) -> Forecast | Unforeseen:
         return await self.foreseeing.outlook(self.moment, None)
 
 
@@ -478,7 +480,7 @@ async def test_neither_a_part_of_an_outlook_nor_a_refusal_is_kept(
     asked = Asked(monkeypatch)
     asked.bounded(states_max=70, seconds_max=MINUTE_SECONDS)
     part = await asked.outlook()
-    assert isinstance(part, Foreseen)
+    assert isinstance(part, Forecast)
     assert not part.outlook.whole
 
     def refuse(*_: Any) -> SharedStates:
@@ -489,7 +491,7 @@ async def test_neither_a_part_of_an_outlook_nor_a_refusal_is_kept(
         assert await asked.outlook() == Unforeseen("the shelf is away")
     asked.bounded(seconds_max=MINUTE_SECONDS)
     whole = await asked.outlook()
-    assert isinstance(whole, Foreseen)
+    assert isinstance(whole, Forecast)
     assert whole.outlook.whole
 
 
@@ -501,7 +503,7 @@ async def test_a_state_that_no_model_takes_is_a_reason_for_every_question(
     def unhashable(*_: Any, **__: Any) -> Any:
         raise TypeError("unhashable type: 'list'")
 
-    monkeypatch.setattr(Foresight, "present", unhashable)
+    monkeypatch.setattr(SubjectModels, "present", unhashable)
     foreseeing, moment = asked.foreseeing, asked.moment
     for found in (await asked.outlook(), await foreseeing.supposed(moment, None, ())):
         assert isinstance(found, Unforeseen)

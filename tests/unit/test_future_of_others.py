@@ -24,7 +24,7 @@ from saga.discovery import saga
 from saga.future import moment
 from saga.future.ends import Outlook, outlook
 from saga.future.moment import modelled, moment_after
-from saga.future.present import Foresight, ModelledSubject, shared_keys
+from saga.future.present import ModelledSubject, SubjectModels, shared_keys
 from saga.future.whatif import beside_courses
 from saga.history.debts import coming_of, debts_of
 from saga.history.sequence import sequence_of
@@ -98,7 +98,7 @@ class AskingPlay(Play):
         found = self.trace(subject)
         at = moment_after(self.graph, found, event)
         monkeypatch.setattr(moment, "read_shared", lambda *_: self.shared(at.story))
-        foresight = Foresight(self.saga)
+        foresight = SubjectModels(self.saga)
         debts = at.open_debts(None)
         present: Any = modelled(Any, foresight, at, debts, influential_only=True)  # type: ignore[arg-type]
         judged = foresight.judged(present)

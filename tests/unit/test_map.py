@@ -33,7 +33,7 @@ OURS = {"order", "inventory", "payment", "notification"}
 
 
 def node(name: str) -> Node:
-    """By its label; a command or an event before the reaction of the same name."""
+    """Keyed by label; a command or an event before the reaction of the same name."""
     return next(node for node in FLOW.nodes if label(node) == name)
 
 
@@ -281,7 +281,7 @@ def test_a_command_is_drawn_with_its_receiver_and_on_the_path_of_its_sender() ->
 
 
 class TakeBack(Command):
-    """Have nothing in the end."""
+    """End with nothing."""
 
     type: ClassVar[str] = "parcel.take_back"
     intake: ClassVar[bool] = True
@@ -373,6 +373,9 @@ def test_the_page_of_a_service_says_what_it_sends_and_who_sends_what_it_takes() 
     desk, rider = (canvas(ERRANDS, participant) for participant in (errands.DESK, errands.RIDER))
 
     assert "| `ride.start` v1 | Ride there. | `rider.ride` |" in desk
-    assert "| `errand.ridden` v1 | The rider is back, and the stamp is not. | step | nobody" in desk
+    assert (
+        "| `errand.ridden` v1 | The rider is back, and the stamp is not. "
+        "| step | none: it is private |"
+    ) in desk
     assert "| `ride.start`, a command of desk | `ride` |" in rider
     assert "| bound to | `ride.start.*` |" in rider

@@ -12,7 +12,7 @@ from saga.archive.traffic import Excerpt, Passing, Recorded, Traffic
 from saga.broker.drift import Deviation
 from saga.broker.setup import Drift
 from saga.choreography import Choreography
-from saga.console.lookout import Compared, Glance, Untaken
+from saga.console.lookout import Compared, SystemSnapshot, Untaken
 from saga.console.map_figures import MapFigures, briefly, rate_said
 from saga.graph.flow import Flow, Step, label
 from saga.graph.overlay import LANE_LINES
@@ -46,10 +46,10 @@ def busy(flow: Flow) -> Traffic:
     return Traffic(EXCERPT, dict.fromkeys(flow.nodes, passing), dict.fromkeys(flow.edges, passing))
 
 
-def at_work(graph: Choreography, **services: str) -> Glance:
+def at_work(graph: Choreography, **services: str) -> SystemSnapshot:
     names = [participant.name for participant in graph.participants]
     queues = {name: QueueStatus(7, 1) for p in graph.participants for name in queues_of(p)}
-    return Glance(
+    return SystemSnapshot(
         SystemStatus(
             services=dict.fromkeys(names, "ready") | services,
             queues=queues,
@@ -145,7 +145,7 @@ def test_what_is_down_is_red_and_what_only_has_a_trouble_is_not() -> None:
 
 def test_a_broker_that_cannot_be_asked_is_no_empty_one() -> None:
     flow = Flow(CIRCLE)
-    glance = Glance(SystemStatus(), "the broker is away")
+    glance = SystemSnapshot(SystemStatus(), "the broker is away")
 
     overlay = MapFigures(flow, url, busy(flow), {}, glance).overlay
 

@@ -93,8 +93,8 @@ def test_a_runbook_says_what_it_means_how_to_look_and_how_to_mend(alert: str) ->
     assert text.startswith(f"# {alert}\n")
     assert re.findall(r"^## (.+)$", text, re.MULTILINE) == [
         "What it means",
-        "How to look",
-        "How to mend",
+        "How to diagnose it",
+        "How to fix it",
     ]
     assert "```console" in text
 
@@ -136,7 +136,7 @@ def test_any_project_gets_what_is_the_same_for_all_and_its_own_targets(tmp_path:
     of_the_saga = [{"target_label": "saga", "replacement": "moves"}]
     labels = {job["job_name"]: job.get("relabel_configs") for job in jobs}
     assert labels == dict.fromkeys(("saga", "saga-exporter", "rabbitmq-queues"), of_the_saga) | {
-        "rabbitmq": None  # It is nobody's alone.
+        "rabbitmq": None  # It is not one process's alone.
     }
 
 

@@ -230,7 +230,7 @@ def test_decisions_of_an_outside_that_nobody_asks_are_an_error_that_names_it() -
     strange = replace(ONE_MOVE, decisions={"bank": ("pays",)})
 
     with pytest.raises(
-        VerifyError, match=r"bank, which nobody asks here; there are rental, agency"
+        VerifyError, match=r"bank, which is not asked here; there are rental, agency"
     ):
         model_of(replace(SAGA, scenarios=(strange,)), "one move")
 

@@ -278,7 +278,8 @@ def test_by_itself_it_sends_again_only_what_was_not_accepted(happenings: Sequenc
         assert status_of(world) is NotificationStatus.SENT
 
 
-# --- by a person ----------------------------------------------------------------------------------
+# --- by an operator
+# ----------------------------------------------------------------------------------
 
 
 def test_a_person_may_have_an_unknown_mail_sent_again() -> None:

@@ -23,7 +23,7 @@ from saga.message import Answer, Ask, Command, Event, Intent, Message, Priority,
 from saga.outside import Desk, Outside
 from saga.past.against import Against, compare
 from saga.past.findings import DifferenceKind
-from saga.past.recorded import OnTheirWay
+from saga.past.recorded import PendingMessages
 from saga.view import Broken, Events
 from tests.recorded import archive_with, facts_of
 
@@ -118,14 +118,14 @@ def watched(reaction: Callable[..., Any]) -> Saga:
 
 
 def unanswered(tmp_path: Path) -> str:
-    """Of one lamp a day ago and of one now, and nobody has said anything about either."""
+    """Of one lamp a day ago and of one now, and without an event about either."""
     old, new = LampSwitched(lamp="hall"), LampSwitched(lamp="yard")
     return archive_with(tmp_path, facts_of([event(old, 1), event(new, 2, after=timedelta(days=1))]))
 
 
-def looked(**ready: int) -> OnTheirWay:
+def looked(**ready: int) -> PendingMessages:
     """So much was in the queues when the newest event was a second old."""
-    return OnTheirWay(looked_at=START + timedelta(days=1, seconds=1), ready=ready)
+    return PendingMessages(looked_at=START + timedelta(days=1, seconds=1), ready=ready)
 
 
 def test_silence_of_one_who_never_answered_is_compared_where_its_queues_are_known(
@@ -218,7 +218,7 @@ def test_an_event_of_which_all_is_read_does_not_differ(tmp_path: Path) -> None:
     assert fitted(lambda data: None, tmp_path).ok
 
 
-# --- commands that nobody has recorded ------------------------------------------------------------
+# --- commands that were not recorded --------------------------------------------------------------
 
 
 class Rent(_AboutLamp, Command):

@@ -26,7 +26,7 @@ FILES = (
 
 
 class Registry(BaseHTTPRequestHandler):
-    """Gives anybody a token, and for a token the digest of any tag but `missing`."""
+    """Gives any client a token, and for a token the digest of any tag but `missing`."""
 
     def do_GET(self) -> None:
         self.send_response(200)

@@ -1,4 +1,4 @@
-"""Readiness is known before anybody asks, and being slow is not being gone."""
+"""Readiness is known before it is asked for, and being slow is not being gone."""
 
 from __future__ import annotations
 

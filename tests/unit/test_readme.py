@@ -47,7 +47,7 @@ def links(document: Path) -> Iterator[tuple[Path, str]]:
 
 
 def headings(document: Path) -> set[str]:
-    """By what a link names them, as GitHub does it."""
+    """Keyed by the anchor that links use, made as GitHub makes it."""
     titles = re.findall(r"^#+ (.*)$", document.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 

@@ -177,14 +177,14 @@ class Clean:
         )
 
     def retell(self, tell: Callable[[Event], Event | None]) -> None:
-        """Have history as `tell` makes it of each event; None leaves one out."""
+        """Give the history as `tell` makes it of each event; None leaves one out."""
         said, self.said, self.history = self.said, [], history_for(SAGA)
         for participant, sequence, event, id, at in said:
             if (told := tell(event)) is not None:
                 self.publish(participant, sequence, told, id=id, at=at)
 
     def correct(self, kind: type[Event], subject: str, **changes: Any) -> None:
-        """Have the event of that kind about a subject say something else."""
+        """Make the event of that kind about a subject say something else."""
         self.retell(
             lambda event: (
                 event.model_copy(update=changes)
@@ -194,7 +194,7 @@ class Clean:
         )
 
     def reverse(self) -> None:
-        """Have everything read in the reverse order."""
+        """Read everything in the reverse order."""
         for states in (
             self.orders,
             self.payments,
@@ -538,7 +538,7 @@ def left_refunding(world: Clean) -> None:
 
 
 def left_refused(world: Clean) -> None:
-    """A mail server took no mail, and nobody tries again."""
+    """A mail server took no mail, and it is not tried again."""
     world.notifications[CONFIRMED] = Notification("", 1, NotificationStatus.WAITING, LETTER, AT)
     world.sequences["notification"][CONFIRMED] = 1
 
@@ -578,7 +578,7 @@ def mailed_a_confirmation_that_never_was(world: Clean) -> None:
 
 
 def write(world: Clean, order_id: str, **changes: Any) -> None:
-    """Have the letter about an order say something else."""
+    """Make the letter about an order say something else."""
     notification = world.notifications[order_id]
     assert notification.letter is not None
     letter = notification.letter.model_copy(update=changes)
@@ -896,7 +896,7 @@ BROKEN: Mapping[Callable[[Clean], None], tuple[str, str, str]] = {
     left_sending: (
         "mail_unsettled",
         CONFIRMED,
-        "its mail may have been sent, and nobody goes on with it",
+        "its mail may have been sent, and no process goes on with it",
     ),
     mailed_otherwise: (
         "mail_untrue",
@@ -1188,7 +1188,7 @@ ALONE: Mapping[str, tuple[Callable[[Clean], None], str]] = {
     "held_not_confirmed": (cancelled_and_held, "it is cancelled, but its stock is held"),
     "payment_unsettled": (left_charging, "the payment is charging"),
     "mail_untrue": (mailed_another_total, "the mail tells total_cents 501, the order's is 500"),
-    "mail_unsettled": (left_sending, "its mail may have been sent, and nobody goes on with it"),
+    "mail_unsettled": (left_sending, "its mail may have been sent, and no process goes on with it"),
     "not_mailed": (sent_and_never_taken, "it counts as sent, and no mail was taken"),
     "outcome_changed": (
         cancelled_and_then_confirmed,
@@ -1221,7 +1221,7 @@ ALONE: Mapping[str, tuple[Callable[[Clean], None], str]] = {
         f"order.placed about {CONFIRMED} is neither done nor in a queue of payment",
     ),
 }
-"""By rule, a system with one thing wrong that this rule finds, and no other one; and what it says
+"""Keyed by rule, a system with one thing wrong that this rule finds, and no other; and what it says
 of it."""
 
 

@@ -557,7 +557,7 @@ class Question(State):
 
 @dataclass(frozen=True, slots=True)
 class Seen(State):
-    """Whether something was looked at; nobody is asked for that."""
+    """Whether something was looked at; no outside is asked."""
 
     looked: bool = False
 

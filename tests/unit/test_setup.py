@@ -175,7 +175,7 @@ PACKAGES = {
     "apk": ("rabbitmq-server", "postgresql", "prometheus", "chromium"),
     "brew": ("rabbitmq", "postgresql@17", "prometheus", "chromium"),
 }
-"""By package manager, what its system calls what is wanted."""
+"""Keyed by package manager: what its system calls what is wanted."""
 
 
 @pytest.mark.parametrize("manager", PACKAGES)

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from saga.console import one
-from saga.console.lookout import LAG_AGE_MAX_SECONDS, Lookout
+from saga.console.lookout import LAG_AGE_MAX_SECONDS, SystemWatcher
 from saga.console.one import LOOK_AGAIN_SECONDS, LOOK_AGE_SECONDS, BrokerSight
 from saga.console.watched import Watched
 from saga.discovery import saga
 from saga.errors import Explained
 from saga.history.debts import Debt
-from saga.history.whereabouts import Whereabouts
+from saga.history.whereabouts import MessageLocations
 from saga.runtime.kernel.tables import utc_now
 from saga.testing import NOW
 
@@ -37,13 +37,13 @@ class Looks:
     def later(self, seconds: float) -> None:
         self.now += timedelta(seconds=seconds)
 
-    async def look(self) -> Whereabouts:
+    async def look(self) -> MessageLocations:
         self.count += 1
         if self.held is not None:
             await self.held.wait()
         if self.fails:
             raise Explained("the broker is away")
-        return Whereabouts(ready={"payment": self.count})
+        return MessageLocations(ready={"payment": self.count})
 
     async def seen(self, *, live: bool = False, since: datetime = NOW) -> int | None:
         """The number of the look that is shown."""
@@ -114,7 +114,7 @@ async def test_what_was_known_of_the_historys_lag_is_not_said_for_ever(
             return 0
 
     monkeypatch.setattr(Watched, "archive", CaughtUp())
-    lookout = Lookout(Watched(tmp_path, saga()))
+    lookout = SystemWatcher(Watched(tmp_path, saga()))
     assert (await lookout.lag()).behind == 0
 
     later = utc_now() + timedelta(seconds=LAG_AGE_MAX_SECONDS + 1)

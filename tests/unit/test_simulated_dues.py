@@ -27,13 +27,13 @@ class _About(Message):
 
 
 class Wanted(_About, Event):
-    """Somebody wants it."""
+    """A customer wants it."""
 
     type: ClassVar[str] = "hold.wanted"
 
 
 class Bought(_About, Event):
-    """Somebody pays for it."""
+    """A customer pays for it."""
 
     type: ClassVar[str] = "hold.bought"
 

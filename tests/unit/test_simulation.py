@@ -428,7 +428,7 @@ class AcknowledgesTwice(Deliveries):
 
 
 class GivesUpWithTheDatabase(Outbox):
-    """Ends where the database is away, and leaves it to whoever starts it again."""
+    """Ends where the database is away, and leaves it to its supervisor to start it again."""
 
     async def _patiently(self, attempt: Any, loop: RetryLoop) -> Any:
         return await attempt()

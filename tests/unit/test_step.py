@@ -16,10 +16,10 @@ from saga.envelope import Envelope, wrap
 from saga.message import Decided, Priority
 from saga.runtime.kernel.step import (
     Firing,
+    ForwardRequest,
     NoReaction,
     OutsideSignature,
     StateId,
-    Wish,
     react,
 )
 from tests.words import Cancel, Cancelled, Completed, Released, Voided
@@ -156,7 +156,7 @@ class Waiting(State):
 def test_what_is_due_waits_for_its_time_unless_it_is_brought_forward() -> None:
     waiting = Waiting(str(THING), until=NOW)
     firing = Firing.of(waiting)
-    early = Firing.of(waiting, brought_forward=Wish("ada", "she asked for it"))
+    early = Firing.of(waiting, brought_forward=ForwardRequest("ada", "she asked for it"))
     assert firing is not None
     assert early is not None
     before = NOW - timedelta(microseconds=1)

@@ -1,4 +1,4 @@
-"""Standard output and standard error: all of what is written arrives, whoever reads, and how."""
+"""Standard output and standard error: all of what is written arrives, however it is read."""
 
 from __future__ import annotations
 

@@ -124,7 +124,8 @@ def test_a_type_that_no_signature_names_counts_and_says_nothing_else() -> None:
     assert (summary.sequence, summary.types, summary.kind) == (1, (), "")
 
 
-# --- a saga that nobody wrote a line for ---------------------------------------------------------
+# --- a saga without a line of its own
+# --------------------------------------------------------------
 
 
 class Create(Command):
@@ -275,7 +276,7 @@ def test_a_saga_that_goes_round_is_looked_at_after_the_first_round_too() -> None
     once = told(rules, [low, filled])
     assert not once.open
     assert once.after([low], rules).open
-    assert not told(rules, [filled, filled]).open  # Nobody reacts to that.
+    assert not told(rules, [filled, filled]).open  # No participant reacts to that.
 
 
 def test_a_saga_without_a_view_of_its_own_has_none() -> None:

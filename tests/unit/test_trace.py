@@ -25,7 +25,7 @@ from saga.history.drawing import as_mermaid, as_svg, as_text
 from saga.history.letters import Death, Life
 from saga.history.sequence import Diagram, Kind, Row, duration, owed_since, sequence_of
 from saga.history.story import Story, tell
-from saga.history.whereabouts import Place, Where, Whereabouts
+from saga.history.whereabouts import MessageLocation, MessageLocations, Place
 from saga.runtime.messaging.dead_letters import ADDRESSEE
 from saga.runtime.messaging.frames import NO_PROPERTIES
 from saga.runtime.messaging.trust import EDITOR_SOURCE
@@ -298,7 +298,9 @@ def test_a_debt_in_the_sequence_says_since_when_and_where_the_event_is() -> None
     played.deliver()
     story = story_of(played.events, order)
     reserved = played.about(order)[-1]
-    seen = Whereabouts({("payment", reserved.id): Where(Place.WAITING, "waiting for try 3")})
+    seen = MessageLocations(
+        {("payment", reserved.id): MessageLocation(Place.WAITING, "waiting for try 3")}
+    )
 
     def note(after_seconds: float) -> str:
         now = reserved.time + timedelta(seconds=after_seconds)
@@ -615,7 +617,7 @@ def test_what_cannot_be_read_and_what_a_person_corrected_is_in_the_sequence_too(
     assert ("inventory", "stock.reserved, which this version cannot read") in [
         (row.participant, row.label) for row in rows
     ]
-    assert ("payment", "stock.reserved again, corrected by a person") in [
+    assert ("payment", "stock.reserved again, corrected by an operator") in [
         (row.participant, row.label) for row in rows
     ]
     assert story.view is not None

@@ -144,7 +144,7 @@ def test_a_command_is_refused_that_says_another_source_than_its_senders(source: 
     command = told_to_ride("a", source=source)
 
     assert refused(EVENTS_EXCHANGE, "ride.start.normal", command, INTAKE)
-    assert not refused("", INTAKE, command, INTAKE)  # There operators write, and nobody else.
+    assert not refused("", INTAKE, command, INTAKE)  # Only operators write there.
 
 
 def test_a_command_that_no_participant_sends_is_refused_by_the_events_exchange() -> None:

@@ -194,7 +194,7 @@ def test_no_setting_shows_a_password(
             patch.setenv(name.upper(), URL)
             shown = outcome(lambda: load(kind), SettingsError)
         assert not isinstance(shown, SettingsError) or name.upper() in str(shown)
-        # A path has no double slash, and nobody writes a URL there.
+        # A path has no double slash, and a URL is not written there.
         assert SECRET not in re.sub(r"PosixPath\('[^']*'\)", "", f"{shown} {shown!r}")
 
 

@@ -204,7 +204,7 @@ def test_a_schedule_tells_what_came_again_and_what_was_never_answered() -> None:
     drawn = diagram(schedule_of(a_charge_is_forgotten_after_a_crash()))
 
     assert "stock.reserved A  (again)" in drawn
-    assert "open: Charge A: whoever asked has died, or is slow to go on" in drawn
+    assert "open: Charge A: the participant that asked has died, or is slow to go on" in drawn
 
 
 def test_a_pasted_test_fails_as_long_as_the_mistake_is_there(tmp_path: Path) -> None:
@@ -225,8 +225,8 @@ def test_a_pasted_test_fails_as_long_as_the_mistake_is_there(tmp_path: Path) -> 
 
 
 def test_a_pasted_test_passes_once_the_mistake_is_mended() -> None:
-    mended = one_order(source="tests.unit.twins:one_order()")
-    schedule = replace(schedule_of(a_refund_is_forgotten()), model=mended)
+    fixed = one_order(source="tests.unit.twins:one_order()")
+    schedule = replace(schedule_of(a_refund_is_forgotten()), model=fixed)
     names: dict[str, Callable[[], None]] = {}
     exec(as_test(schedule), names)  # noqa: S102 - our own text
 

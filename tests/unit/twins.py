@@ -325,7 +325,7 @@ def what_is_there_of_an_order_is_held() -> Participant:
 
 @twin("rejected_untrue", 4)
 def a_released_order_is_rejected_as_well() -> Participant:
-    """A late `order.placed` makes somebody speak up again, long after the end."""
+    """A late `order.placed` makes a participant speak up again, long after the end."""
 
     def reserve(
         event: OrderPlaced, state: Reservation, shelf: Mapping[str, StockItem]
@@ -374,7 +374,7 @@ def a_refund_is_forgotten() -> Participant:
 
 @twin("charged_not_confirmed", 10)
 def a_refund_is_forgotten_after_a_crash() -> Participant:
-    """The intent is there, so somebody else seems to be at it."""
+    """The intent is there, so another process seems to be at it."""
 
     def compensate(
         event: OrderCancelled, state: Payment
@@ -386,7 +386,7 @@ def a_refund_is_forgotten_after_a_crash() -> Participant:
 
 @twin("not_terminal", 4)
 def a_charge_is_forgotten_after_a_crash() -> Participant:
-    """The intent is there, so somebody else seems to be at it."""
+    """The intent is there, so another process seems to be at it."""
 
     def charge(event: StockReserved, state: Payment) -> Charge | None:
         return None if state.status is PaymentStatus.CHARGING else payment.charge(event, state)
@@ -496,7 +496,7 @@ def a_declined_charge_is_asked_for_until_it_is_paid() -> Participant:
 
 @dataclass(frozen=True, slots=True)
 class ForgetfulPayment(Payment):
-    """Begins to count anew with every event."""
+    """Begins to count again with every event."""
 
     def evolve(self, message: Decided, at: datetime) -> Self:
         return replace(Payment.evolve(self, message, at), sequence=0)

@@ -401,7 +401,7 @@ def no_mail_is_ever_known_to_be_sent() -> Participant:
 
 
 def _resending(*statuses: NotificationStatus) -> Participant:
-    """A person may have it sent again in these, too."""
+    """An operator may have it sent again in these, too."""
 
     def resend(command: ResendNotification, state: Notification) -> Resend | None:
         if state.status in statuses:

@@ -126,7 +126,7 @@ def reason_untrue(orders: States[Order], payments: States[Payment]) -> Iterator[
 def kept_in_vain(
     orders: States[Order], reservations: States[Reservation], ledger: Ledger
 ) -> Iterator[Broken]:
-    """Nothing is held, and nobody pays, for an order that is not confirmed."""
+    """Nothing is held, and nothing is paid, for an order that is not confirmed."""
     kept = {line.key: f"{line.kept_cents} cents are kept" for line in ledger if line.kept_cents}
     for key, reservation in reservations.items():
         if reservation.status is ReservationStatus.HELD:

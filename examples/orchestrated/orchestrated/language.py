@@ -166,7 +166,7 @@ class CancelPayment(_OrderCommand):
 
 
 class OrderPlaced(_OrderEvent):
-    """What the coordinator has to remember of an order; nobody else needs it."""
+    """What the coordinator has to remember of an order; no other participant needs it."""
 
     type: ClassVar[str] = "order.placed"
     publisher: ClassVar[str] = "coordinator"

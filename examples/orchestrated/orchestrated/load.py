@@ -37,7 +37,7 @@ ENDS: Final[dict[str, tuple[int, str]]] = {
     f"{SLOW}, out of time": (1, CancellationReason.DEADLINE_EXCEEDED),
     f"{SLOW}, cancels": (1, CancellationReason.CUSTOMER_REQUEST),
 }
-"""By what a customer is like: how many of twenty they are, and how their order ends."""
+"""Keyed by what a customer is like: how many of twenty they are, and how their order ends."""
 
 
 def plan(chance: random.Random, orders: int) -> Plan:

@@ -34,7 +34,7 @@ from orchestrated.payment import domain as payment
 from orchestrated.payment.domain import Payment, Refund, SettleCharge
 
 TWINS: Final[dict[str, tuple[Callable[[], Participant], str]]] = {}
-"""By name, what makes the participant, and the rule that is broken."""
+"""Keyed by name: what makes the participant, and the rule that is broken."""
 
 
 def twin(rule: str) -> Callable[[Callable[[], Participant]], Callable[[], Participant]]:

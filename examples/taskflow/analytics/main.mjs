@@ -80,7 +80,7 @@ const connection = await amqp.connect(process.env.AMQP_URL, {
 const channel = await connection.createChannel();
 for (const each of [connection, channel]) {
   each.on("error", (error) => console.error(error.message));
-  each.on("close", () => process.exit(1)); // Whoever started it starts it again.
+  each.on("close", () => process.exit(1)); // Its supervisor starts it again.
 }
 process.once("SIGTERM", () => process.exit(0)); // What is not acknowledged comes again.
 await channel.prefetch(100);

@@ -3,7 +3,7 @@
 import { execSync } from "node:child_process";
 import { existsSync } from "node:fs";
 
-// What npm writes last: an installation that was cut short is begun anew.
+// What npm writes last: an installation that was cut short is begun again.
 const installed = new URL("node_modules/.package-lock.json", import.meta.url);
 if (!existsSync(installed)) {
   execSync("npm install --no-package-lock --no-fund --no-audit", {

@@ -1,6 +1,6 @@
 """The task tracker as a whole: what no single participant may know.
 
-Two kinds of sagas run here. A user is registered, and whoever listens does their part: nothing ends
+Two kinds of sagas run here. A user is registered, and each subscriber does its part: nothing ends
 it. A task is created and indexed, announced and paid for; it is withdrawn if the bank refuses, and
 goes well otherwise, without an event that says so.
 """
@@ -89,7 +89,8 @@ POST: Final = Outside(
 )
 
 
-# --- who only listens: a program for Node, of which the signatures are here ------------------------
+# --- who only listens: a program for Node, of which the signatures are here
+# ------------------------
 
 
 def count_user(event: UserRegistered) -> None:

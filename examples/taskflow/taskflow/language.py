@@ -58,7 +58,7 @@ class _TaskEvent(Event):
 
 
 class RegisterUser(_UserCommand):
-    """Somebody wants to keep tasks."""
+    """A user registers, to keep tasks."""
 
     type: ClassVar[str] = "user.register"
 

@@ -29,7 +29,7 @@ from taskflow.mail.domain import (
 
 
 class Choice(StrEnum):
-    """What somebody decides on something new."""
+    """What the outside decides on something new."""
 
     YES = "does it"
     NO = "refuses"

@@ -1,4 +1,4 @@
-"""The task tracker as it was before anybody counted anything."""
+"""The task tracker as it was before anything was counted."""
 
 from __future__ import annotations
 

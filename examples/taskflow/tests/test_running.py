@@ -92,7 +92,7 @@ def happened(folder: Path) -> Counter[str]:
 
 
 def pid_of_analytics(folder: Path) -> int | None:
-    """Its process, once somebody watches over it."""
+    """Its process, once it is supervised."""
     supervised = Supervision.load(folder)
     return supervised.services["analytics"].pid if supervised else None
 

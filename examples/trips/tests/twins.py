@@ -125,7 +125,8 @@ def a_refusal_is_forgotten_while_the_other_is_asked() -> Participant:
     return _swapped(trip.PARTICIPANT, cancel_roomless)
 
 
-# --- compensations ----------------------------------------------------------------------------------
+# --- compensations
+# ----------------------------------------------------------------------------------
 
 
 @twin("kept_otherwise", 20)
@@ -190,12 +191,13 @@ def a_booked_trip_is_called_off() -> Participant:
     return _swapped(trip.PARTICIPANT, call_off)
 
 
-# --- the hold and the ticket ------------------------------------------------------------------------
+# --- the hold and the ticket
+# ------------------------------------------------------------------------
 
 
 @twin("booked_in_part", 13)
 def a_held_seat_is_taken_for_a_ticket() -> Participant:
-    """It is booked once it has all three, and nobody issues a ticket."""
+    """It is booked once it has all three, without a ticket."""
 
     def assemble(event: CarBooked, state: Trip) -> TripAssembled | TripBooked | None:
         return TripBooked(trip=event.trip) if state.stage is Stage.NEEDS_CAR else None
@@ -233,7 +235,8 @@ def the_hold_lapses_after_the_booking_was_confirmed() -> Participant:
     return Participant("flight", *map(taking, [*functions, lapse]))
 
 
-# --- prices -----------------------------------------------------------------------------------------
+# --- prices
+# -----------------------------------------------------------------------------------------
 
 
 @twin("overpaid", 17, ONE_TRIP)

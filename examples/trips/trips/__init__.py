@@ -182,7 +182,7 @@ KINDS: Final[dict[str, tuple[float, set[str]]]] = {
     "slow-car short-hold": (0.5, {"trip.booked", Why.HOLD_LAPSED}),
     "slow-hotel short-limit": (0.5, {"trip.booked", Why.TOO_LATE}),
 }
-"""By what the key of a trip says, how often that is drawn, and how it may end. A slow provider
+"""Keyed by what the key of a trip says: how often that is drawn, and how it may end. A slow provider
 answers after the short time; in a simulation it may be in time."""
 SHORT_SECONDS: Final = 1
 NEVER_SECONDS: Final = 10**6

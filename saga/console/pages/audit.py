@@ -39,7 +39,7 @@ class AuditListed(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class Deed:
+class AuditLine:
     """One line of a record: who did what, to what, why, and what came of it. `record` and `place`
     tell where the line is."""
 
@@ -60,13 +60,13 @@ def routes(site: Site) -> APIRouter:
     router = APIRouter()
     watched = site.watched
 
-    async def of_letters(bodies: bool, seen: tuple[str, str] | None) -> Sequence[Deed]:
+    async def of_letters(bodies: bool, seen: tuple[str, str] | None) -> Sequence[AuditLine]:
         desk = await site.letters.desk()
         before = None if seen is None else _number(seen[1])
         found = await asyncio.to_thread(desk.store.actions, PAGE + 1, before)
         return [_of_letters(entry, bodies=bodies) for entry in found]
 
-    async def of_dues(participant: str, seen: tuple[str, str] | None) -> Sequence[Deed]:
+    async def of_dues(participant: str, seen: tuple[str, str] | None) -> Sequence[AuditLine]:
         before = None if seen is None else (_moment(seen[0]), seen[1])
         found = await dues.audit(
             watched.deployment,
@@ -88,7 +88,7 @@ def routes(site: Site) -> APIRouter:
                 f"there is no record of {wanted.record!r}; there are {', '.join(readers)}"
             )
         records = [wanted.record] if wanted.record else list(readers)
-        found: list[Deed] = []
+        found: list[AuditLine] = []
         unread: dict[str, str] = {}
         for name in records:
             try:
@@ -113,8 +113,8 @@ def routes(site: Site) -> APIRouter:
     return router
 
 
-def _of_letters(entry: AuditEntry, *, bodies: bool) -> Deed:
-    return Deed(
+def _of_letters(entry: AuditEntry, *, bodies: bool) -> AuditLine:
+    return AuditLine(
         LETTERS,
         ("", f"{entry.number}"),
         entry.at,
@@ -138,8 +138,8 @@ def _address(entry: AuditEntry) -> str:
     return ""
 
 
-def _of_due(entry: Entry) -> Deed:
-    return Deed(
+def _of_due(entry: Entry) -> AuditLine:
+    return AuditLine(
         entry.participant,
         (entry.at.isoformat(), entry.id),
         entry.at,

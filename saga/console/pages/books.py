@@ -62,7 +62,7 @@ def routes(site: Site) -> APIRouter:
 
 
 class _Reconciliations:
-    """What was found last, by this console or by whoever has saved it. Belongs to one event
+    """What was found last, by this console or by the command that saved it. Belongs to one event
     loop."""
 
     def __init__(self, watched: Watched) -> None:
@@ -108,8 +108,8 @@ class _Reconciliations:
 def _by_rule(
     rules: list[RuleVerdict], report: SavedReport | None
 ) -> list[tuple[RuleVerdict, SavedVerdict]]:
-    """Each rule that there is, and what was found of it; those first that somebody should look
-    at."""
+    """Each rule that there is, and what was found of it; those first that an operator should
+    look at."""
     known = {} if report is None else {verdict.name: verdict for verdict in report.verdicts}
     unknown = RuleStanding.UNKNOWN
     found = [

@@ -49,7 +49,7 @@ def routes(site: Site) -> APIRouter:
     choices = {choice.rule: choice for choice in saga.choices}
     rules = {rule.name: rule for rule in saga.left_to_people}
     deeds: set[asyncio.Task[str]] = set()
-    """What is being decided, which goes on whoever waits for it."""
+    """What is being decided, which goes on even if no client waits for it."""
 
     def choice_of(asked: DecisionAsked) -> PersonsChoice | None:
         if asked.rule is not None and asked.rule not in choices:
@@ -60,7 +60,7 @@ def routes(site: Site) -> APIRouter:
         return None if asked.rule is None else choices[asked.rule]
 
     async def waiting(asked: DecisionAsked) -> dict[str, Undecided]:
-        """By rule, who waits; nobody where it is clear whom it is about."""
+        """Keyed by rule: what waits; empty where it is clear what it is about."""
         if asked.subject is not None:
             return {}
         after = None if asked.after is None else read_place(asked.after, str)[0]
@@ -68,7 +68,7 @@ def routes(site: Site) -> APIRouter:
         return {name: await undecided_in(site.watched, rules[name], PAGE, after) for name in names}
 
     async def done(choice: PersonsChoice, subject: str, made: DecisionMade) -> str:
-        """Have it decided; in the audit record before it is asked, and what came of it after.
+        """Decide it: written to the audit record before it is asked, and its result after.
         Returns why it was not, if so."""
         desk = await site.letters.desk()
         action, selection = f"decide: {made.way}", {"rule": choice.rule, "subject": subject}
@@ -91,7 +91,7 @@ def routes(site: Site) -> APIRouter:
         return site.page(
             request,
             "decide.html",
-            title="For a person to decide",
+            title="For an operator to decide",
             command="saga reconcile",
             asked=asked,
             choice=choice_of(asked),

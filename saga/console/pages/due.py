@@ -108,7 +108,8 @@ def routes(site: Site) -> APIRouter:
         item = await item_of(participant, kind, subject)
         if item is None:
             raise Problem(
-                409, f"nothing is due about {kind} {short(subject)!r} any more: somebody was faster"
+                409,
+                f"nothing is due about {kind} {short(subject)!r} any more: it was done meanwhile",
             )
         try:
             await dues.bring_forward(watched.deployment, item, who=who(), reason=form.reason)

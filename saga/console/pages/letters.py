@@ -27,7 +27,7 @@ from saga.dlq.examine import REPLAYS_MAX, counts_of
 from saga.dlq.letters import DeadLetter
 from saga.dlq.replay import FAILING_MAX, ReplaySettings, dry_run
 from saga.dlq.selection import FrozenSelection, Selection, age_seconds
-from saga.dlq.states import HERE, LetterState, Which
+from saga.dlq.states import HERE, LetterScope, LetterState
 from saga.errors import InputError
 from saga.limits import INTEGER_MAX
 from saga.runtime.kernel.tables import utc_now
@@ -102,7 +102,7 @@ class LettersListed(LetterFilters):
     """How letters are listed."""
 
     by: Literal["fingerprint", "type", "service", "letter"] = "fingerprint"
-    state: Which = Which.DEAD
+    state: LetterScope = LetterScope.DEAD
     after: After = None
 
 

@@ -36,7 +36,7 @@ KEY_MAX: Final = 200
 
 
 class LoginWanted(BaseModel):
-    """Which page to show once somebody is logged in."""
+    """Which page to show after the login."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -64,7 +64,7 @@ def local(page: str | None) -> str:
 
 
 def routes(site: Site) -> APIRouter:
-    """`/login` and `/logout`; there are none where nobody logs in."""
+    """`/login` and `/logout`; there are none where there is no login."""
     router = APIRouter()
     if (found := site.access) is None:
         return router
@@ -108,14 +108,14 @@ def routes(site: Site) -> APIRouter:
     async def begin(request: Request, wanted: Annotated[LoginWanted, Query()]) -> Response:
         page = local(wanted.page)
         if access.provider is None:
-            raise Problem(404, "nobody logs in at a provider here: AUTH_CLIENT_ID is not set")
+            raise Problem(404, "there is no login at a provider here: AUTH_CLIENT_ID is not set")
         if not asked_here(request) or is_readable_by_others(request):
             return RedirectResponse(site.url("/login", page=page), 303)
         browser = browser_id_of(request, access)
         try:
             address = await access.provider.begin(browser, f"{_own(request)}/login/done", page)
         except LoginError as error:
-            log.warning("nobody can log in: %s", error)
+            log.warning("no user can log in: %s", error)
             return login_page(request, page, str(error), 503)
         answer = RedirectResponse(address, 303)
         access.with_browser_id(request, answer, browser)
@@ -124,7 +124,7 @@ def routes(site: Site) -> APIRouter:
     @router.get("/login/done", dependencies=[EVERYONE])
     async def finish(request: Request) -> Response:
         if access.provider is None:
-            raise Problem(404, "nobody logs in at a provider here: AUTH_CLIENT_ID is not set")
+            raise Problem(404, "there is no login at a provider here: AUTH_CLIENT_ID is not set")
         answer = dict(request.query_params)
         try:
             caller, page = await access.provider.finish(access.browser_id(request), answer)
@@ -163,7 +163,7 @@ def routes(site: Site) -> APIRouter:
         elsewhere = None
         if session is not None and session.caller.how is How.LOGIN and access.provider is not None:
             elsewhere = await access.provider.logout_address(f"{_own(request)}/logout")
-        request.scope["state"].clear()  # The page is for nobody any more.
+        request.scope["state"].clear()  # The page is not needed any more.
         answer = site.page(request, "logout.html", title="You are logged out", elsewhere=elsewhere)
         if elsewhere is not None:
             # No redirect: that would be the form's, which may lead to this console only.
@@ -183,8 +183,8 @@ def routes(site: Site) -> APIRouter:
 
 
 def _check(caller: Caller) -> None:
-    """A console shows everybody's sagas, so it is not for who acts for one owner only. Raises
-    `LoginError`."""
+    """A console shows the sagas of all owners, so a user who acts for one owner only is refused.
+    Raises `LoginError`."""
     if caller.owner is not None:
         raise LoginError(
             f"{person(caller)} has no role that a console knows, and acts for one owner only: it "

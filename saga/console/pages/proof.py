@@ -201,7 +201,8 @@ class _Proofs:
 
 
 def _parts(lines: Sequence[PlayedLine], step: int) -> list[tuple[str, str, str]]:
-    """Of everybody who has done something by a step: what they did last before it, and by then."""
+    """Of each participant that has done something by a step: what they did last before it, and by
+    then."""
     before: dict[str, str] = {}
     for line in lines[: step - 1]:
         before[line.who] = line.what

@@ -29,9 +29,9 @@ from saga.console.masking import headline_of, masked_diagram
 from saga.console.one import (
     WHOLE_BODY_MAX_CHARACTERS,
     BrokerSight,
-    Foreseeing,
-    Supposed,
+    Forecaster,
     Unforeseen,
+    WhatIf,
     body_of,
     part_of,
     states_at,
@@ -47,7 +47,7 @@ from saga.history.debts import Debt
 from saga.history.drawing import as_svg
 from saga.history.sequence import either, owed_since
 from saga.history.trace import Trace, UnknownSubject, trace
-from saga.history.whereabouts import Whereabouts
+from saga.history.whereabouts import MessageLocations
 from saga.limits import TEXT_MAX_BYTES, moment_of
 from saga.runtime.problem import Problem
 
@@ -80,7 +80,7 @@ _ENDS: Final = ("", "open", "ended", "settled")
 def routes(site: Site) -> APIRouter:
     """`/sagas`."""
     router = APIRouter()
-    foreseeing = Foreseeing(site.watched)
+    foreseeing = Forecaster(site.watched)
     sight = BrokerSight.of(site.watched)
 
     @router.get("/sagas", dependencies=[needs("sagas:read", personal=True)])
@@ -162,7 +162,7 @@ def routes(site: Site) -> APIRouter:
     return router
 
 
-async def _unseen(_: Sequence[Debt]) -> Whereabouts | None:
+async def _unseen(_: Sequence[Debt]) -> MessageLocations | None:
     """For pages that say nothing of where messages are."""
     return None
 
@@ -235,7 +235,7 @@ def _standing(value: str) -> dict[str, bool]:
 
 
 def _time(name: str, text: str) -> datetime:
-    """A time as a form or a person writes it; without an offset, it is UTC."""
+    """A time as a form or an operator writes it; without an offset, it is UTC."""
     said = text.strip()
     moment = moment_of(said) or moment_of(said.replace(" ", "+"))  # A plus that was not encoded.
     if moment is None:
@@ -253,7 +253,7 @@ class _OnePage:
         site: Site,
         request: Request,
         found: Trace,
-        foreseeing: Foreseeing,
+        foreseeing: Forecaster,
         event: int | None,
         sight: BrokerSight,
         lag: Lag,
@@ -419,7 +419,7 @@ class _OnePage:
         steps = [AskedStep.read(text) for text in given]
         found = await self._foreseeing.supposed(self._moment, self._found.whereabouts, steps)
         if isinstance(found, Unforeseen):
-            found = Supposed((), found, None, ())
+            found = WhatIf((), found, None, ())
         asked, usual = found.asked, found.usual
         return self._page(
             "saga_what_if.html",
@@ -453,7 +453,7 @@ def _facts(view: State, *, bodies: bool) -> list[tuple[str, Any]]:
 
 
 def _words(state: State) -> list[tuple[str, Any]]:
-    """What a state says in words and times, which nobody has to mask."""
+    """What a state says in words and times, which need not be masked."""
     values = {field.name.replace("_", " "): getattr(state, field.name) for field in fields(state)}
     return [
         (name, value.value if isinstance(value, Enum) else value)

@@ -18,7 +18,7 @@ from saga.console.site import Site
 from saga.history.debts import Debt
 from saga.history.sequence import either
 from saga.history.trace import Overdue, Stuck, stuck
-from saga.history.whereabouts import Whereabouts
+from saga.history.whereabouts import MessageLocations
 
 AGE_MIN_SECONDS: Final = 2.0
 SHARE_MAX: Final = 0.05
@@ -123,7 +123,7 @@ def _to(debt: Debt) -> str:
 
 
 def _members(group: DebtGroup, found: Overdue | None, first: int) -> list[tuple[Stuck, Debt, str]]:
-    whereabouts = found.whereabouts if found is not None else Whereabouts()
+    whereabouts = found.whereabouts if found is not None else MessageLocations()
     return [
         (one, debt, whereabouts.of(debt.participant, debt.event.id).detail if debt.event else "")
         for one, debt in group.members[first : first + SHOWN_MAX]

@@ -28,7 +28,7 @@ from saga.archive.traffic import (
     traffic,
 )
 from saga.console.access import needs
-from saga.console.lookout import Glance
+from saga.console.lookout import SystemSnapshot
 from saga.console.map_figures import LetterCounts, MapFigures
 from saga.console.moments import Slider, read_moment
 from saga.console.site import Site
@@ -99,8 +99,8 @@ def routes(site: Site) -> APIRouter:
     return router
 
 
-def _observers_down(site: Site, glance: Glance) -> dict[str, str]:
-    """By observer that is down, what it lacks."""
+def _observers_down(site: Site, glance: SystemSnapshot) -> dict[str, str]:
+    """Keyed by observer that is down: what it lacks."""
     observers = {observer.name for observer in site.watched.graph.observers}
     return {name: said for name, said in glance.down.items() if name in observers}
 

@@ -13,7 +13,7 @@ function showTimes(root) {
   }
 }
 
-// A time that is typed is of the viewer's zone, and is sent as UTC. One that nobody has changed is
+// A time that is typed is of the viewer's zone, and is sent as UTC. One that the user has not changed is
 // sent as it came: it may have parts of a second, or be in the hour that clocks go through twice.
 function asField(moment) {
   const shifted = new Date(moment.getTime() - moment.getTimezoneOffset() * 60_000);
@@ -39,7 +39,7 @@ function takeLocalTimes(root) {
 // --- up to date -------------------------------------------------------------------------------
 
 // Of the page as it is now, what is marked `data-fresh` is put in the place of what is shown. What
-// somebody is typing into, or has opened, stays.
+// the user is typing into, or has opened, stays.
 async function refresh() {
   const answer = await fetch(location.href, { headers: { "X-Live": "1" } });
   if (!answer.ok) throw new Error(`${answer.status}`);
@@ -65,7 +65,7 @@ async function refresh() {
 }
 
 // A page listens while it is seen: browsers allow few connections to one host (six, over HTTP/1.1),
-// and pages that nobody sees would hold them all.
+// and hidden pages would hold them all.
 function keepFresh() {
   const state = document.getElementById("live");
   if (!document.querySelector("main [data-fresh]") || document.body.dataset.still) return;

@@ -1,7 +1,7 @@
 """The map's edges as network policies: who publishes a message and who takes it meet at the broker.
 
 A policy knows addresses and ports, and no messages. So what all of these add up to is who may
-connect to the broker: those who have an edge, and nobody else. Which of them publishes what, and
+connect to the broker: those who have an edge, and no others. Which of them publishes what, and
 takes what from which queue, the broker itself checks (`saga.runtime.messaging.permissions`).
 """
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from saga.choreography import Choreography
 from saga.generate.kubernetes.names import called, together
 
-NOBODY = "nobody"
+NO_TAKER = "no participant"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Edge:
     takers: tuple[str, ...]
 
     def __str__(self) -> str:
-        return f"{' and '.join(self.publishers)} -> {', '.join(self.takers) or NOBODY}"
+        return f"{' and '.join(self.publishers)} -> {', '.join(self.takers) or NO_TAKER}"
 
 
 def edges_of(graph: Choreography) -> tuple[Edge, ...]:

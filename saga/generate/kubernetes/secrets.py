@@ -3,9 +3,9 @@
     python -m saga.generate.kubernetes.secrets secrets
     kubectl apply -k secrets
 
-The folder is for nobody's repository. What is in it already stays, so this may run again once there
-is a service more. Where a store of secrets makes them instead, they are to have the same names and
-keys: see README.md in `deploy/kubernetes`.
+The folder must not be committed to any repository. What is in it already stays, so this may run
+again once there is a service more. Where a store of secrets makes them instead, they are to have
+the same names and keys: see README.md in `deploy/kubernetes`.
 """
 
 from __future__ import annotations

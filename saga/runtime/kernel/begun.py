@@ -57,7 +57,7 @@ class Begun:
         return Schema(metadata)
 
     def note(self, connection: Connection, writes: WriteSet, decisions: Iterable[Decision]) -> None:
-        """Have written which sagas begin and end by these decisions, of one transaction."""
+        """Record which sagas begin and end by these decisions, of one transaction."""
         if not self._course.whole:
             return
         begun: dict[str, datetime] = {}
@@ -72,7 +72,7 @@ class Begun:
             self._remember(self._rows.find(connection, sorted(unknown)))
         self._remember(begun.items())
         lasting = sorted(begun.keys() - ended)
-        # Whatever is there already: to measure is to be in nobody's way.
+        # Whatever is there already: measuring must not cause conflicts.
         writes.add(self._rows, [{"subject": key, "at": begun[key]} for key in lasting])
         writes.remove(self._rows, sorted(ended - begun.keys()))
 

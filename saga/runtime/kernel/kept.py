@@ -1,9 +1,9 @@
-"""Keeping what was published for a while, so that a broker that is gone can be made again.
+"""Keeping what was published for a while, so that a broker that is gone can be rebuilt.
 
 A confirm says that the broker has an event, and the outbox forgets it then. What the broker loses
-before everybody has taken it would be nowhere else. So each transaction also writes its events into
-one row of another table, and such rows are removed when they are old enough: one write and one
-removal for many events, in the order of their keys, which costs next to nothing.
+before all participants have taken it would be nowhere else. So each transaction also writes its
+events into one row of another table, and such rows are removed when they are old enough: one write
+and one removal for many events, in the order of their keys, which costs next to nothing.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ from saga.runtime.kernel.rows import WriteSet
 from saga.runtime.kernel.states import RestsOnBlank
 from saga.runtime.kernel.step import Decision, Firing, OutsideSignature, reaction_to
 from saga.runtime.kernel.tables import Clock, Tables, VersionConflict, utc_now
-from saga.runtime.kernel.transaction import GroupTransaction, Later, WorkResult
+from saga.runtime.kernel.transaction import Deferred, GroupTransaction, WorkResult
 from saga.runtime.kernel.work import Done, Duplicate, Failed, Outcome, Work
 from saga.runtime.metrics import KernelMetrics
 from saga.runtime.retry_loop import RetryLoop
@@ -245,7 +245,7 @@ class Kernel:
         return await self._done_locally(envelope)
 
     async def fire(self, firing: Firing) -> Done | Duplicate:
-        """Carry out what is due about a state, once, whoever else does so at the same time.
+        """Carry out what is due about a state, once, even if other replicas try at the same time.
 
         `Duplicate` if it is not due: its time has not come by the kernel's clock, or another
         replica or another message was faster. Then nothing is noted, so it may be fired later.
@@ -403,7 +403,7 @@ class Kernel:
         if tracing.active is not None and work.span is not None:
             error = result.error if isinstance(result, Failed) else None
             tracing.active.end(work.span, error)
-        if isinstance(result, Later):
+        if isinstance(result, Deferred):
             work.lanes.append(work, work.envelope.priority)
             self._wake.set()
             return
@@ -496,7 +496,7 @@ def _was_asked(work: Work) -> bool:
 
 
 def _is_wanted(work: Work) -> bool:
-    """Whether anybody waits for it, or it has to be brought to its end."""
+    """Whether a client waits for it, or it has to be brought to its end."""
     return work.then is not None or work.asked
 
 

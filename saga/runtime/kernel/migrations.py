@@ -1,7 +1,7 @@
 """Bringing a service's tables up to date: one line of scripts per service, run by Alembic.
 
 A service migrates its database when it starts, before it does anything else, in one transaction
-that whoever opens the database makes exclusive. A script may only add to what the version before
+that the opener of the database makes exclusive. A script may only add to what the version before
 it needs, as replicas of both versions run while a new one is rolled out.
 """
 
@@ -118,7 +118,7 @@ def known_revisions(schema: Schema) -> frozenset[str]:
 
 
 def widen_text(connection: Connection, table: str, column: str, characters: int) -> None:
-    """Let a column of texts hold longer ones. For scripts; no row is written anew.
+    """Let a column of texts hold longer ones. For scripts; no row is written again.
 
     SQLite heeds no length and has no statement for it, but says what a table was made with: so the
     text of that is changed, in the way its documentation of ALTER TABLE describes.

@@ -37,7 +37,7 @@ IDLE_IN_TRANSACTION_SECONDS: Final = 10.0
 RETRY_SECONDS: Final = 0.2
 """Between two attempts to reach a server, when opening."""
 
-# By their SQLSTATE (appendix A of PostgreSQL's manual), or the beginning of it.
+# Keyed by their SQLSTATE (appendix A of PostgreSQL's manual), or the beginning of it.
 _OF_THE_DATA: Final = (
     "22",  # data exception
     "23",  # integrity constraint violation
@@ -282,7 +282,7 @@ async def _prepare(target: _Target, schema: Schema, patience_seconds: float) -> 
     pooled: list[bool] = []
 
     def work(connection: Connection) -> None:
-        # Changing large tables takes its time, and so does waiting for whoever does it.
+        # Changing large tables takes its time, and so does waiting for the replica that does it.
         if not _as_asked_for(connection, target):
             pooled.append(True)
         connection.exec_driver_sql("SET LOCAL statement_timeout = 0")

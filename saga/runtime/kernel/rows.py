@@ -73,7 +73,7 @@ class Rows:
     ) -> list[list[Any]]:
         """The rows that have one of these keys, a text.
 
-        With `lock`, nobody else can write them until the transaction ends: they are locked in the
+        With `lock`, no other transaction can write them until this one ends: they are locked in the
         order of their keys, so that replicas cannot deadlock.
         """
         if on_postgresql(connection):
@@ -98,7 +98,7 @@ class Rows:
     def insert(self, connection: Connection, rows: Sequence[Row]) -> int:
         """Insert rows in their order, but none whose key there is already; return how many.
 
-        Whoever is about to commit such a key is waited for.
+        Waits for transactions that are about to commit such a key.
         """
         if on_postgresql(connection):
             text = self.postgresql.text("insert", 1)
@@ -167,7 +167,7 @@ class WriteSet:
         if not _driver(connection).in_transaction:
             raise RuntimeError("several writes to SQLite need a transaction around them")
         for write in self._writes:
-            # Whoever is in a transaction is the only one who writes. (Several replicas on SQLite
+            # The transaction that is open is the only writer. (Several replicas on SQLite
             # there are in the simulation.)
             if write.kind == "check":
                 continue

@@ -45,7 +45,7 @@ class DueStays(RuntimeError):
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class ForwardRequest:
     """Who wants what is due done now, and why; for the audit record."""
 
     who: str
@@ -64,10 +64,10 @@ class Firing:
     key: str
     sequence: int
     due: Due[Any]
-    brought_forward: Wish | None = None
+    brought_forward: ForwardRequest | None = None
 
     @classmethod
-    def of(cls, state: State, *, brought_forward: Wish | None = None) -> Firing | None:
+    def of(cls, state: State, *, brought_forward: ForwardRequest | None = None) -> Firing | None:
         """What is due about a state, now or later; None if nothing is."""
         due = state.due()
         if due is None:

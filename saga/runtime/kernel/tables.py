@@ -41,7 +41,7 @@ PAGE_STATES: Final = 500
 
 
 class VersionConflict(Exception):
-    """Somebody else wrote the state that was read; decide again on what it is now."""
+    """Another transaction wrote the state that was read; decide again on what it is now."""
 
 
 def microseconds_of(moment: datetime) -> int:
@@ -52,8 +52,8 @@ def microseconds_of(moment: datetime) -> int:
 class Utc(sa.types.TypeDecorator[datetime]):
     """An aware time, stored as integer microseconds since 1970, so that it sorts and indexes.
 
-    A number beyond what a `datetime` holds, whoever has stored it, is read as the first or the last
-    time there is.
+    A number beyond what a `datetime` holds, even if another program stored it, is read as the first
+    or the last time there is.
     """
 
     impl = sa.BigInteger
@@ -481,7 +481,7 @@ class Tables(Schema):
             "outbox_leases",
             metadata,
             sa.Column("owner", sa.String(32), primary_key=True),
-            # By the database's clock, which all replicas share.
+            # The database's clock is read, which all replicas share.
             sa.Column("until", Utc, nullable=False),
         )
         self.outbox_rows = Rows(self.outbox)

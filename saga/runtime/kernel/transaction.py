@@ -1,9 +1,9 @@
 """One group's transaction: what is read, decided on, and then written at once.
 
 Optimistic, it assumes that no message was done before, which its inbox row would tell when it is
-written, and that nobody else writes the same states, which their versions would tell. Pessimistic,
-it looks into the inbox first and locks the states. There is no `await` here: it runs on the event
-loop, in the database's thread or in its greenlet.
+written, and that no other transaction writes the same states, which their versions would tell.
+Pessimistic, it looks into the inbox first and locks the states. There is no `await` here: it runs
+on the event loop, in the database's thread or in its greenlet.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ from saga.runtime.kernel.work import Conflicting, Duplicate, Failed, Work
 from saga.runtime.metrics import KernelMetrics
 
 
-class Later:
+class Deferred:
     """Not decided on: the same message is waiting for an answer."""
 
 
-_LATER = Later()
-WorkResult = Decision | Duplicate | Failed | Later
+_LATER = Deferred()
+WorkResult = Decision | Duplicate | Failed | Deferred
 """What a transaction makes of one message."""
 
 

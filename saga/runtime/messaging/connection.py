@@ -1,4 +1,4 @@
-"""Connecting to the broker, with errors a person can act on."""
+"""Connecting to the broker, with errors an operator can act on."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def addresses_of(url: str) -> list[str]:
 
 
 class OutOfReach(BrokerError):
-    """Nobody answers there by now."""
+    """No server answers there by now."""
 
 
 async def connect(url: str, *, name: str, patience_seconds: float = 0.0) -> Connection:
@@ -163,19 +163,20 @@ def _tls_context(url: str) -> ssl.SSLContext | None:
 
 
 def _check_tls(url: str, error: BaseException) -> None:
-    """Raise `BrokerError` for what waiting does not mend: no TLS there, or nobody we trust."""
+    """Raise `BrokerError` for what waiting does not fix: no TLS there, or a certificate we do not
+    trust."""
     cause = error.__cause__
     said = " ".join(map(str, error.args))
     where = f"RabbitMQ at {printable(url)}"
     if isinstance(cause, ssl.SSLCertVerificationError):
-        mend = (
+        fix = (
             "write the host in AMQP_URL as the certificate has it"
             if cause.verify_code in _OTHER_NAME
             else "name the certificate of its authority in AMQP_CA_FILE"
         )
         raise BrokerError(
             f"{where} shows a certificate that is not trusted: "
-            f"{cause.verify_message.rstrip('.')}; {mend}"
+            f"{cause.verify_message.rstrip('.')}; {fix}"
         ) from error
     if _NO_CERTIFICATE in said:
         raise BrokerError(

@@ -134,13 +134,13 @@ class Consumer:
         return self._connection_loop, *loops
 
     async def unread(self) -> list[str]:
-        """The queues nobody reads, or that are gone. Raises what aio-pika raises.
+        """The queues that have no consumer, or are gone. Raises what aio-pika raises.
 
         Asks the broker: a consumer that it cancelled looks well from here.
         """
         queues = list(queues_of(self._participant))
         unread = [queue for queue in queues if not await self._publisher.consumers_of(queue)]
-        # Somebody else's consumers, another replica's for instance, are not ours.
+        # Consumers of other processes, another replica's for instance, are not ours.
         if not all(subscriber.running for subscriber in self._subscribers):
             unread = queues
         return unread + self.partitions.unread
@@ -225,9 +225,9 @@ class _Intake:
     def __init__(self, queue: str, channel: DeliveryChannel) -> None:
         self.queue = queue
         self.channel = channel
-        self.acknowledger = Acknowledger(channel)  # Tags start anew with each channel.
+        self.acknowledger = Acknowledger(channel)  # Tags restart with each channel.
         self.deciding: dict[int, Work] = {}
-        """By tag."""
+        """Keyed by tag."""
         self.tasks: set[asyncio.Task[None]] = set()
         """What sets messages aside."""
         self.leaving = False
@@ -243,7 +243,7 @@ def _conflicts(outcome: Outcome) -> bool:
 
 
 class Deliveries:
-    """What becomes of a participant's messages, whoever brings them: they are decided on, or set
+    """What becomes of a participant's messages, over any connection: they are decided on, or set
     aside, and then acknowledged."""
 
     def __init__(
@@ -267,7 +267,7 @@ class Deliveries:
         self._metrics = ConsumerMetrics(participant)
         self._decoder = decoder or Decoder((*participant.consumes, *participant.intake))
         self._intakes: dict[str, _Intake] = {}
-        """By queue: each has one consumer at a time."""
+        """Keyed by queue: each has one consumer at a time."""
         self._stopping = False
         self._blamed_alone = asyncio.Lock()
         self._copy_loop = RetryLoop("copies", "publish copies of failed messages")
@@ -332,7 +332,7 @@ class Deliveries:
         intake.acknowledger.resolve(delivery.tag)
 
     def _take(self, intake: _Intake, delivery: Delivery) -> None:
-        """Have the message decided on, or set aside."""
+        """Decide on the message, or set it aside."""
         ours = ours_in(delivery, intake.queue)
         attempts = attempts_in(ours)
         if REPLAYS in ours and attempts == 0:  # And not tried since.
@@ -361,7 +361,7 @@ class Deliveries:
         envelope: Envelope[Any],
         attempts: int,
     ) -> None:
-        """Have it decided on once it is sealed, however long the key store is away."""
+        """Decide on it once it is sealed, however long the key store is away."""
         try:
             known = await seal.once_sealed(envelope)
         except ValueError as error:
@@ -383,7 +383,7 @@ class Deliveries:
         attempts: int,
         sealed: SealedCommand | None = None,
     ) -> None:
-        """Have a message decided on, one that was `sealed` here for instance: that may have been
+        """Decide on a message, one that was `sealed` here for instance: that may have been
         done before anything was, so its digest in clear counts as well."""
         if tracing.active is not None:
             self._begin(

@@ -1,4 +1,4 @@
-"""Setting a message aside: to wait for its next try, or for a person as a dead letter.
+"""Setting a message aside: to wait for its next try, or for an operator as a dead letter.
 
 Either way it is a copy with everything needed to understand it and to try it again.
 """
@@ -69,7 +69,7 @@ BROKERS: Final = (b"x-death", b"x-first-death-", b"x-last-death-", b"x-delivery-
 counting from them."""
 _WAIT_QUEUES: Final = frozenset(map(wait_queue, RUNGS_MS))
 _ROUTING: Final = (b"CC", b"BCC")
-"""Headers that send a copy elsewhere, whoever may write there."""
+"""Headers that send a copy elsewhere, without a check of permissions there."""
 _BINDING: Final = ("expiration", "user_id")
 """Properties that make the broker drop a copy, or refuse it."""
 LEFT_OUT_MAX_BYTES: Final = 4 * ERROR_MAX_CHARACTERS + 100
@@ -107,10 +107,10 @@ def is_believed(delivery: Delivery, queue: str | None = None) -> bool:
     """Whether headers of ours on a message are ours: whether only we can have sent it that way.
 
     A work queue gets by the default exchange, under its own name, what has waited, what was
-    replayed, and what an operator sent; events come by their own exchange, from whoever may publish
-    them. A copy among those that wait or are dead is its service's own, unless the broker has moved
-    it there. From a wait queue the broker moves to work queues only: a note of that was on what its
-    service has copied, with all its headers.
+    replayed, and what an operator sent; events come by their own exchange, from the users that
+    may publish them. A copy among those that wait or are dead is its service's own, unless the
+    broker has moved it there. From a wait queue the broker moves to work queues only: a note of
+    that was on what its service has copied, with all its headers.
     """
     if not delivery.exchange:
         return queue in (None, delivery.routing_key)

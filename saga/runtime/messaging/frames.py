@@ -1,7 +1,7 @@
 """The frames of AMQP 0-9-1 that every message takes: read and written without a detour.
 
-Pure functions and a parser; no I/O. Properties and headers stay the bytes they are until somebody
-asks for one, and reading them never raises: what cannot be read is named instead. Whatever a broker
+Pure functions and a parser; no I/O. Properties and headers stay the bytes they are until one
+is asked for, and reading them never raises: what cannot be read is named instead. Whatever a broker
 delivers can so be copied byte for byte.
 
 https://www.rabbitmq.com/resources/specs/amqp0-9-1.pdf, sections 2.3.5 and 4.2
@@ -409,8 +409,8 @@ class Confirms(Protocol):
 
 
 class Receiver(Protocol):
-    """Whoever takes what a `Parser` reads, in the order in which it came. Where nobody does, and
-    for whatever is not hot, `cold` gets the frames as they are."""
+    """The receiver of what a `Parser` reads, in the order in which it came. Where there is none,
+    and for whatever is not hot, `cold` gets the frames as they are."""
 
     def taker(self, channel: int, consumer_tag: bytes) -> Callable[[Delivery], None] | None:
         """Who takes this consumer's deliveries."""
@@ -440,7 +440,7 @@ class Parser:
         self._have = 0
         self._need = 0
         self._open: dict[int, _Content] = {}
-        """By channel, the message whose content is arriving."""
+        """Keyed by channel: the message whose content is arriving."""
 
     def agree(self, frame_max: int) -> None:
         """Both sides have agreed on how long frames may be; 0 is no limit."""
@@ -448,7 +448,7 @@ class Parser:
         self._longest = (frame_max or UNLIMITED_MAX_BYTES) + NOTES_MAX_BYTES
 
     def forget(self, channel: int) -> None:
-        """The channel is being closed: what is arriving on it is read to its end, for nobody. (The
+        """The channel is being closed: what is arriving on it is read to its end, and dropped. (The
         client, which expects an answer to its `close`, must not get the rest of a message.)"""
         if (content := self._open.get(channel)) is not None:
             content.done = _ignore

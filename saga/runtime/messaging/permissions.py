@@ -7,7 +7,7 @@ wait exchanges. The default exchange reaches every queue, so no participant may 
 RabbitMQ takes a permission as a regular expression that may match anywhere: each one here is
 anchored and escaped. Routing keys are checked for topic exchanges only, and only where the user
 has a record for that exchange: without one everything is allowed. So a user has a record for every
-topic exchange that he may write. https://www.rabbitmq.com/docs/access-control
+topic exchange that it may write to. https://www.rabbitmq.com/docs/access-control
 """
 
 from __future__ import annotations

@@ -151,7 +151,7 @@ class BrokerPublisher:
 
     @property
     def retry_loops(self) -> tuple[RetryLoop, ...]:
-        """What whoever publishes tries again and again."""
+        """The errors after which a publisher tries again."""
         return (self._connection_loop,)
 
     async def open(self, patience_seconds: float = 0.0) -> PublishChannel:

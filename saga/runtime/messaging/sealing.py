@@ -31,7 +31,8 @@ _CUT: Final = "…"
 
 
 class SealedCommand(NamedTuple):
-    """A command that names nobody, with the one it was made of: kept in memory until it is done."""
+    """A command without clear names, with the one it was made of: kept in memory until it is
+    done."""
 
     envelope: Envelope[Any]
     in_clear: Envelope[Any]

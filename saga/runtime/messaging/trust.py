@@ -14,7 +14,7 @@ from saga.envelope import Envelope, Undecodable, believed_of
 from saga.message import Command
 
 EDITOR_SOURCE: Final = "/operators/dlq"
-"""The CloudEvents `source` of corrected copies: nobody's own words about what it did."""
+"""The CloudEvents `source` of corrected copies: no service's own statement of what it did."""
 DEFAULT_EXCHANGE: Final = ""
 
 MISROUTED: Final = "misrouted"
@@ -24,15 +24,15 @@ MISROUTED: Final = "misrouted"
 def check_sender(exchange: str, routing_key: str, envelope: Envelope[Any], queue: str) -> None:
     """Raise `Undecodable` for what the broker did not let in as what it says it is.
 
-    Whoever published a message had to have the right to its routing key. So an event has to be what
+    The publisher of a message had to have the right to its routing key. So an event has to be what
     that key says, or a service could pass another's event off under a key of its own; and what
     comes by the default exchange has to have this queue's name as its key. (Up to 3.x, RabbitMQ
-    also routes by the headers CC and BCC, and asks nobody's permission for that.)
+    also routes by the headers CC and BCC, and checks no permission for that.)
 
     An event's source has to be its type's publisher, or a service could use another's ids, and what
     comes as a command from a participant, one of its type's senders. Corrected copies have a source
     of their own; they come by the default exchange. So do commands from outside, which may come
-    from anyone who may write there.
+    from any user that may write there.
     """
     right = envelope.routing_key if exchange != DEFAULT_EXCHANGE else queue
     if routing_key != right:
@@ -54,5 +54,9 @@ def check_source(type_: str, believed: AbstractSet[str] | None, source: str) -> 
     The broker lets only them use the type's routing keys.
     """
     if believed is not None and source not in believed:
-        by = f"{' or '.join(sorted(believed))} publishes it" if believed else "nobody sends it"
+        by = (
+            f"{' or '.join(sorted(believed))} publishes it"
+            if believed
+            else "no participant sends it"
+        )
         raise Undecodable(MISROUTED, f"{type_} says it is from {source!r}, but {by}")

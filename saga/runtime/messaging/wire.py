@@ -76,7 +76,7 @@ class Channel:
         """Why it is no more, once it is closed."""
         self._code = 0
         self.on_lost: list[Callable[[], None]] = []
-        """Called once, when it is closed, whoever closes it."""
+        """Called once, when it is closed, by either side."""
         self.on_cancelled: list[Callable[[], None]] = []
         """Called when the broker has ended a consumer, because its queue is gone for instance."""
         self._wire = wire
@@ -101,7 +101,7 @@ class Channel:
         prefetch: int,
         arguments: Mapping[str, Any] | None = None,
     ) -> str:
-        """Have a queue's messages delivered, at most so many not acknowledged; returns what to
+        """Start delivery of a queue's messages, at most so many not acknowledged; returns what to
         `cancel` it by. Raises what aiormq raises."""
         client = self._client()
         consumer_tag = f"saga-{self.number}-{next(self._numbers)}"
@@ -113,7 +113,7 @@ class Channel:
         return consumer_tag
 
     async def cancel(self, consumer_tag: str) -> None:
-        """Have no more delivered. What came before the broker's answer has been taken by now."""
+        """Stop delivery. What came before the broker's answer has been taken by now."""
         await self._client().basic_cancel(consumer_tag)
 
     def take(self, consumer_tag: bytes, taker: Taker) -> None:
@@ -509,7 +509,7 @@ class Wire(asyncio.StreamReaderProtocol):
     def confirms(self, channel: int) -> frames.Confirms | None:
         found = self._channels.get(channel)
         if found is None:
-            return _NOBODY
+            return _NO_RECEIVER
         return found if found.publishes else None
 
     def cold(self, frame: bytes) -> None:
@@ -554,7 +554,7 @@ class WireFactory(TransportFactory):
     def __init__(
         self, takers: Mapping[str, Taker] | None = None, retry_loop: RetryLoop | None = None
     ) -> None:
-        """`takers` says by queue who takes the deliveries of whoever consumes from it.
+        """`takers` is keyed by queue: who takes the deliveries of its consumer.
         `retry_loop` is told why no connection could be opened."""
         self.takers = takers or {}
         self._retry_loop = retry_loop
@@ -589,7 +589,7 @@ class Connection(aio_pika.Connection):
 
     async def open_channel(self, *, confirms: bool = False) -> Channel:
         """Open a channel. Raises what aiormq raises, and `ConnectionError`."""
-        # Not one of aio-pika's: of those, some start to read anew after a reconnect.
+        # Not one of aio-pika's: of those, some start to read again after a reconnect.
         if self.transport is None or self._factory.wire is None:
             raise ConnectionError("not connected to the broker")
         client = await self.transport.connection.channel(publisher_confirms=confirms)
@@ -619,7 +619,7 @@ class ReconnectingConnection(RobustConnection):
         self._retry_loop.succeeded()
 
 
-class _Nobody:
+class _NoReceiver:
     """Takes the answers to what was published on a channel that is closed."""
 
     def confirmed(self, tag: int, multiple: bool, ack: bool) -> None: ...
@@ -627,11 +627,11 @@ class _Nobody:
     def returned(self, code: int, text: str, delivery: Delivery) -> None: ...
 
 
-_NOBODY: Final = _Nobody()
+_NO_RECEIVER: Final = _NoReceiver()
 
 
 def _discard(_: Delivery | None) -> None:
-    """Nobody takes it any more; what is not acknowledged goes back with its channel."""
+    """No consumer takes it any more; what is not acknowledged goes back with its channel."""
 
 
 async def _never(message: DeliveredMessage) -> None:

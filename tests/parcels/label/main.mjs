@@ -211,7 +211,7 @@ const channel = await connection.createConfirmChannel();
 channel.on("return", (message) => returned.add(message.properties.messageId));
 for (const each of [connection, channel]) {
   each.on("error", (error) => console.error(error.message));
-  each.on("close", () => process.exit(1)); // Whoever started it starts it again.
+  each.on("close", () => process.exit(1)); // Its supervisor starts it again.
 }
 const journal = new Journal(JOURNAL);
 await publishAll(channel, journal); // what the last run has committed and not published

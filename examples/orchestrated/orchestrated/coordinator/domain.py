@@ -135,7 +135,7 @@ def confirm(event: PaymentCharged, order: Order) -> OrderConfirmed | None:
 
 
 def give_up(event: StockRejected, order: Order) -> OrderCancelled | None:
-    """Nothing is held and nobody was asked for money: nothing has to be undone."""
+    """Nothing is held and no payment was asked for: nothing has to be undone."""
     if order.step is not Step.RESERVING:
         return None
     return _cancelled(order, CancellationReason(event.reason))
@@ -153,7 +153,7 @@ def give_up_unpaid(
 Undoing = (
     tuple[OrderCancelled, ReleaseStock] | tuple[OrderCancelled, ReleaseStock, CancelPayment] | None
 )
-"""An order is cancelled, and whoever was asked for something is told."""
+"""Cancel an order, and tell each participant that was asked for something."""
 
 
 def cancel(command: CancelOrder, order: Order) -> Undoing:

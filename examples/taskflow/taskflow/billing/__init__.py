@@ -1,1 +1,1 @@
-"""Has users pay for their tasks."""
+"""Charges users for their tasks."""

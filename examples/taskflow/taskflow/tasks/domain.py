@@ -1,4 +1,4 @@
-"""A task: open until somebody says that it is done; withdrawn if nobody pays for it.
+"""A task: open until it is marked done; withdrawn if it is not paid for.
 
 Who listens to it is not known here. A task that is paid for hears nothing of that, and no event
 says that all is well: it goes well unless it is withdrawn.
@@ -67,7 +67,7 @@ def complete(command: CompleteTask, task: Task) -> TaskCompleted | None:
 
 
 def withdraw(event: TaskUnbilled, task: Task) -> TaskWithdrawn | None:
-    """Also one that is done by now: nobody has paid for it."""
+    """Also one that is done by now: it was not paid for."""
     if task.stage not in (Stage.OPEN, Stage.DONE) or task.user is None:
         return None
     return TaskWithdrawn(task=event.task, user=task.user, why=event.why)

@@ -115,7 +115,7 @@ def record_booking(
 
 
 def _booked(answer: RentalAnswered, car: Car) -> CarBooked | CarRefused:
-    """What is kept at a price that nobody has agreed to is refused."""
+    """What is kept at a price that was not agreed to is refused."""
     if car.asking is not None and answer.cents > car.asking.cents:
         return CarRefused(trip=answer.trip, dearer=True)
     return CarBooked(trip=answer.trip)

@@ -161,7 +161,7 @@ def record_seat(
 
 
 def _held(answer: SeatAnswered, seat: Seat) -> FlightHeld | FlightRefused:
-    """What is held at a price that nobody has agreed to is refused."""
+    """What is held at a price that was not agreed to is refused."""
     if seat.asking is not None and answer.cents > seat.asking.cents:
         return FlightRefused(trip=answer.trip, dearer=True)
     return FlightHeld(trip=answer.trip, until=answer.until)

@@ -115,7 +115,7 @@ def record_booking(
 
 
 def _booked(answer: RoomAnswered, room: Room) -> HotelBooked | HotelRefused:
-    """What is kept at a price that nobody has agreed to is refused."""
+    """What is kept at a price that was not agreed to is refused."""
     if room.asking is not None and answer.cents > room.asking.cents:
         return HotelRefused(trip=answer.trip, dearer=True)
     return HotelBooked(trip=answer.trip)
