@@ -27,7 +27,7 @@ async def take_ready(channel: Channel, queue: str, most: int) -> list[Delivery]:
 
 async def take_alone(channel: Channel, queue: str, most: int) -> list[Delivery]:
     """The same of a queue that gives its messages to one consumer at a time, of which the broker
-    allows no `basic.get`. Where somebody else reads it, nothing."""
+    allows no `basic.get`. Where another consumer reads it, nothing."""
     ready = (await channel.look_at(queue)).message_count or 0
     return await _consume(channel, queue, most, [], FIRST_SECONDS if ready else QUIET_SECONDS)
 

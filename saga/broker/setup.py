@@ -126,7 +126,7 @@ async def apply_topology(
 
 async def _wait_for_readers(connection: Connection, topology: Topology) -> None:
     """Declare new partitions, and wait until services that run have found them, so that nothing is
-    put where nobody reads yet. Raises what `apply` raises."""
+    put into a queue without a consumer. Raises what `apply` raises."""
     divided = set(topology.hashes)
     queues = [queue for queue in topology.queues if undivided(queue.name) in divided]
     channel = await connection.channel()

@@ -414,7 +414,7 @@ async def partitions(broker: Subject, number: int) -> None:
 
 
 async def places(broker: Subject, number: int) -> dict[str, str]:
-    """By message, the partition that it was in."""
+    """Keyed by message: the partition that it was in."""
     found: dict[str, str] = {}
     for name in [f"q.{n}" for n in range(number)]:
         client = await broker.client()

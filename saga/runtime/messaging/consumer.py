@@ -312,7 +312,7 @@ class Deliveries:
 
     async def release(self, queue: str, seconds: float) -> None:
         """Take no more of this queue's channel, and wait for what was taken of it, at most so long.
-        Whoever calls this then closes the channel, and what was not taken goes back in order."""
+        The caller then closes the channel, and what was not taken goes back in order."""
         intake = self._intakes.get(queue)
         if intake is None:
             return

@@ -46,7 +46,7 @@ HASH_TYPE: Final = "x-consistent-hash"
 HASH_PLUGIN: Final = "rabbitmq_consistent_hash_exchange"
 """Comes with RabbitMQ, and has to be enabled for exchanges of `HASH_TYPE`."""
 HASH_ARGUMENTS: Final[Arguments] = {"hash-property": "correlation_id"}
-"""By the id of the saga, which every message has in this property."""
+"""The hash is of the saga's id, which every message has in this property."""
 HASH_WEIGHT: Final = "1"
 """The key of each partition's binding: all get the same share."""
 ONE_AT_A_TIME: Final = "x-single-active-consumer"
@@ -187,8 +187,8 @@ def divisible(choreography: Choreography, participant: Participant) -> dict[str,
 
 
 def telltale(participant: Participant) -> str:
-    """The queue of a participant whose partitions are made last: whoever sees those finds the
-    others too."""
+    """The queue of a participant whose partitions are made last: a service that sees those
+    finds the others too."""
     queue = work_queue if participant.consumes else intake_queue
     return queue(participant.name, Priority.NORMAL)
 
@@ -297,7 +297,7 @@ async def _divide(
     hashes: Mapping[str, AbstractExchange],
     undivided: Mapping[str, AbstractQueue],
 ) -> None:
-    """Have the partitions get what their queue has got until now."""
+    """Route to the partitions what has been routed to their queue until now."""
     hashed = [binding for binding in topology.bindings if binding.hashed]
     for binding in hashed:
         await hashes[binding.queue].bind(binding.exchange, binding.key)
