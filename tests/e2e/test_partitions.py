@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from order_saga.demo import demo
+from order_saga.demo import DemoResult, demo
 from order_saga.orders import Shares, plan
 from saga.broker.setup import apply_topology, drift
 from saga.discovery import choreography
@@ -17,7 +17,7 @@ from tests.forked import spawn
 from tests.ordering import overtaken
 from tests.polling import until
 
-ORDERS = 240
+ORDERS = 200
 ORDERS_PER_SECOND = 8
 SEED = 11
 
@@ -26,34 +26,40 @@ async def test_queues_that_are_divided_under_load_lose_nothing_and_keep_sagas_in
     tmp_path: Path,
 ) -> None:
     graph = choreography()
-    ended = 0
-
-    def count(orders: int) -> None:
-        nonlocal ended
-        ended += orders
-
     async with System(
         tmp_path, database="postgresql", replicas=2, disposable=True, spawn=spawn
     ) as system:
         url = system.deployment.amqp_url
-        load = asyncio.create_task(
-            demo(
-                system.deployment,
-                graph,
-                plan(ORDERS, SEED, Shares(malformed=0)),
-                seed=SEED,
-                rate=ORDERS_PER_SECOND,
-                ended=count,
+        ended: list[int] = []
+
+        def load(orders: int, seed: int) -> asyncio.Task[DemoResult]:
+            orders_of = plan(orders, seed, Shares(malformed=0))
+            return asyncio.create_task(
+                demo(
+                    system.deployment,
+                    graph,
+                    orders_of,
+                    seed=seed,
+                    rate=ORDERS_PER_SECOND,
+                    ended=ended.append,
+                )
             )
-        )
-        for share, partitions in ((0.1, 3), (0.4, 5)):
-            await until(lambda share=share: ended >= share * ORDERS or load.done(), seconds=60)  # type: ignore[misc]
+
+        growing = load(ORDERS, SEED)
+        await until(lambda: bool(ended), seconds=60)
+        assert not growing.done()
+        for partitions in (3, 5):
             await apply_topology(url, graph, partitions=partitions)
-            assert not load.done()
+        as_predicted(await growing)
+
+        ended.clear()
+        killing = load(ORDERS // 2, SEED + 1)
+        await until(lambda: bool(ended), seconds=60)
+        assert not killing.done()
         system.kill("payment-2")  # and stays away: what it read is read by the other
         system.kill("inventory")
         await system.start("inventory")
-        as_predicted(await load)
+        as_predicted(await killing)
 
         async def all_read() -> bool:
             queues = (await status(system.deployment, graph)).queues
